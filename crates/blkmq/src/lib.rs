@@ -1,0 +1,5 @@
+//! A multi-queue block layer in user space.
+#![forbid(unsafe_code)]
+
+pub mod op;
+pub mod units;

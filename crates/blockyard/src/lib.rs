@@ -1,0 +1,2 @@
+//! The library behind the `blockyard` command.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The `blockyard` command.
+#![forbid(unsafe_code)]
+fn main() {}

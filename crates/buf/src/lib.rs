@@ -1,0 +1,1 @@
+//! Memory for block I/O: aligned pages, pools, shared segments.

@@ -1,0 +1,2 @@
+//! A disk that completes everything and keeps nothing.
+#![forbid(unsafe_code)]

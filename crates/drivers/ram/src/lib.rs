@@ -1,0 +1,2 @@
+//! A sparse RAM disk.
+#![forbid(unsafe_code)]

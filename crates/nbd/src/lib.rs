@@ -1,0 +1,2 @@
+//! The NBD protocol, both roles, without I/O.
+#![forbid(unsafe_code)]

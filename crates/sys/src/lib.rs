@@ -1,0 +1,1 @@
+//! System calls that the rest of Blockyard needs, behind safe interfaces.
