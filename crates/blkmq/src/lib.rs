@@ -6,6 +6,7 @@ pub mod geometry;
 pub mod limits;
 pub mod major;
 pub mod op;
+pub mod sched;
 pub mod units;
 
 #[cfg(test)]
