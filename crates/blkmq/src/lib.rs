@@ -1,6 +1,13 @@
 //! A multi-queue block layer in user space.
 #![forbid(unsafe_code)]
 
+pub mod badblocks;
+pub mod geometry;
 pub mod limits;
+pub mod major;
 pub mod op;
+pub mod sched;
 pub mod units;
+
+#[cfg(test)]
+mod testing;
