@@ -23,7 +23,7 @@ use crate::op::{Flags, Op, Status};
 use crate::queue::QueueShared;
 use crate::queue_map::QueueType;
 use crate::request::{Request, Role, Rq};
-use crate::stats::Stats;
+use crate::stats::QueueStats;
 use crate::tags::{Tags, Waiter};
 use crate::units::Sector;
 
@@ -41,8 +41,6 @@ pub(crate) struct Hctx<D: Driver> {
     pub(crate) kind: QueueType,
     pub(crate) shared: Arc<QueueShared<D>>,
     tags: Arc<Tags>,
-    /// Whether other disks use the tags too.
-    tags_shared: bool,
     state: CachePadded<Mutex<State<D>>>,
     driver: CachePadded<Mutex<Option<D::Hctx>>>,
     rerun: AtomicBool,
@@ -54,6 +52,8 @@ pub(crate) struct State<D: Driver> {
     /// Requests in use, wherever they are.
     pub(crate) allocated: usize,
     tags_held: u32,
+    /// Whether it is counted among those who share the tags and hold some.
+    tags_active: bool,
     /// The software queues: requests that wait for the driver, by the CPU that they came from.
     ctxs: Vec<VecDeque<Box<Rq<D>>>>,
     next_ctx: usize,
@@ -73,7 +73,7 @@ pub(crate) struct State<D: Driver> {
     elevator: bool,
     /// When the driver is to be tried again.
     retry_at_ns: Option<u64>,
-    pub(crate) stats: Stats,
+    pub(crate) stats: QueueStats,
 }
 
 /// What is out under a tag.
@@ -106,7 +106,6 @@ impl<D: Driver> Hctx<D> {
         index: usize,
         kind: QueueType,
         tags: Arc<Tags>,
-        tags_shared: bool,
         ctxs: usize,
         limits: Limits,
     ) -> Arc<Self> {
@@ -115,6 +114,7 @@ impl<D: Driver> Hctx<D> {
             flush_rq: None,
             allocated: 0,
             tags_held: 0,
+            tags_active: false,
             ctxs: (0..ctxs).map(|_| VecDeque::new()).collect(),
             next_ctx: 0,
             staged: 0,
@@ -129,14 +129,13 @@ impl<D: Driver> Hctx<D> {
             dying: false,
             elevator: false,
             retry_at_ns: None,
-            stats: Stats::default(),
+            stats: QueueStats::default(),
         };
         Arc::new(Self {
             index,
             kind,
             shared,
             tags,
-            tags_shared,
             state: CachePadded::new(Mutex::new(state)),
             driver: CachePadded::default(),
             rerun: AtomicBool::new(false),
@@ -150,12 +149,14 @@ impl<D: Driver> Hctx<D> {
         self.resize_pool(self.tags.depth() as usize)?;
         let flush = self.make_request(u32::MAX)?;
         self.state.lock().flush_rq = Some(flush);
+        self.tags.attach();
         Ok(())
     }
 
     /// Makes the number of requests `count`. Only when none is in use.
     pub(crate) fn resize_pool(&self, count: usize) -> crate::error::Result<()> {
         let mut free = std::mem::take(&mut self.state.lock().free);
+        free.sort_unstable_by_key(|rq| rq.internal_tag);
         for mut rq in free.drain(count.min(free.len())..) {
             self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
         }
@@ -182,6 +183,7 @@ impl<D: Driver> Hctx<D> {
         for mut rq in free.into_iter().chain(flush) {
             self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
         }
+        self.tags.detach();
         self.shared.driver.exit_hctx(&self.shared.disk, part);
     }
 
@@ -332,21 +334,24 @@ impl<D: Driver> Hctx<D> {
     }
 
     fn try_tag(&self, st: &mut State<D>, reserved: bool) -> Option<u32> {
-        if self.tags_shared && !reserved && st.tags_held >= self.tags.share() {
+        let shared = self.tags.is_shared();
+        if shared && !st.tags_active {
+            st.tags_active = true;
+            self.tags.set_active(true);
+        }
+        if shared && !reserved && st.tags_held >= self.tags.share() {
             return None;
         }
         let tag = self.tags.get(reserved)?;
-        if self.tags_shared && st.tags_held == 0 {
-            self.tags.users.fetch_add(1, Ordering::Relaxed);
-        }
         st.tags_held += 1;
         Some(tag)
     }
 
     fn put_tag(&self, st: &mut State<D>, tag: u32) {
         st.tags_held -= 1;
-        if self.tags_shared && st.tags_held == 0 {
-            self.tags.users.fetch_sub(1, Ordering::Relaxed);
+        if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() {
+            st.tags_active = false;
+            self.tags.set_active(false);
         }
         self.tags.put(tag);
     }
@@ -457,7 +462,8 @@ impl<D: Driver> Hctx<D> {
                 if let Some(tag) = tag.filter(|_| !borrowed_tag) {
                     self.put_tag(&mut st, tag);
                 }
-                st.stats.flushed(now_ns.saturating_sub(rq.start_ns), now_ns);
+                st.stats.done(Op::Flush, now_ns.saturating_sub(rq.start_ns));
+                self.shared.busy.update(now_ns, || true);
                 st.flush_rq = Some(rq);
                 st.flush.flush_done(status, now_ns, &mut next);
             } else {
@@ -491,6 +497,7 @@ impl<D: Driver> Hctx<D> {
                     rq.begin(Op::Flush, Flags::empty(), Role::Flush { borrowed_tag: tag.is_some() }, now_ns);
                     rq.tag = tag;
                     rq.hctx = Some(Arc::clone(self));
+                    st.stats.start(Op::Flush);
                     st.dispatch.push_back(rq);
                 }
             }
@@ -508,10 +515,15 @@ impl<D: Driver> Hctx<D> {
         let now_ns = self.shared.clock.now_ns();
         let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
         if let Some(part) = part {
-            part.account(rq.op, rq.total_len, elapsed_ns, now_ns);
+            part.done(rq.op, rq.total_len, elapsed_ns, now_ns);
         }
+        self.shared.busy.update(now_ns, || true);
         let mut st = self.state.lock();
-        st.stats.done(rq.op, rq.total_len, elapsed_ns, now_ns);
+        // A flush is counted when it is sent, once for all who wait for it.
+        if rq.op != Op::Flush {
+            st.stats.transfer(rq.op, rq.total_len);
+            st.stats.done(rq.op, elapsed_ns);
+        }
         if let Some(tag) = rq.tag.take() {
             st.slots[tag as usize].what = None;
             self.put_tag(&mut st, tag);
@@ -620,7 +632,10 @@ impl<D: Driver> Hctx<D> {
     }
 
     pub(crate) fn unquiesce(self: &Arc<Self>) {
-        self.state.lock().quiesced -= 1;
+        {
+            let mut st = self.state.lock();
+            st.quiesced = st.quiesced.saturating_sub(1);
+        }
         self.run();
     }
 
@@ -629,11 +644,14 @@ impl<D: Driver> Hctx<D> {
         let waiting = {
             let mut st = self.state.lock();
             st.dying = true;
+            // What is held back must end too.
+            st.quiesced = 0;
             std::mem::take(&mut st.waiting)
         };
         for (_, bio) in waiting {
             bio.end(Status::Offline);
         }
+        self.run();
     }
 
     pub(crate) fn set_elevator(&self, on: bool) {

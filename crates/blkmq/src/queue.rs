@@ -15,7 +15,7 @@ use crate::hctx::Hctx;
 use crate::limits::Limits;
 use crate::queue_map::QueueType;
 use crate::sched::Kind;
-use crate::stats::Stats;
+use crate::stats::{BusyClock, QueueStats};
 use crate::tag_set::{TagSet, TagSetFlags};
 use crate::units::Sector;
 
@@ -26,6 +26,7 @@ pub(crate) struct QueueShared<D: Driver> {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) elevator: Elevator<D>,
     pub(crate) drained: Event,
+    pub(crate) busy: BusyClock,
     timeout_ns: AtomicU64,
     capacity: AtomicU64,
     read_only: AtomicBool,
@@ -79,7 +80,9 @@ pub(crate) trait Queue: Send + Sync {
     fn tune(&self, name: &str, value: Option<u64>) -> Result<u64>;
     fn requests(&self) -> usize;
     fn set_requests(&self, count: usize) -> Result<()>;
-    fn stats(&self) -> Stats;
+    fn stats(&self) -> QueueStats;
+    /// Milliseconds that the disk was busy.
+    fn busy_ms(&self) -> u64;
     fn in_flight(&self) -> Vec<(usize, InFlight)>;
     fn set_timeout(&self, timeout_ns: u64);
     fn tick(&self, now_ns: u64) -> Option<u64>;
@@ -108,6 +111,7 @@ impl<D: Driver> RequestQueue<D> {
             clock,
             elevator: Elevator::default(),
             drained: Event::new(),
+            busy: BusyClock::default(),
             timeout_ns: AtomicU64::new(u64::try_from(set.config.timeout.as_nanos()).unwrap_or(u64::MAX)),
             capacity: AtomicU64::new(0),
             read_only: AtomicBool::new(false),
@@ -115,9 +119,7 @@ impl<D: Driver> RequestQueue<D> {
         let mut hctxs = Vec::with_capacity(set.tags.len());
         for (index, tags) in set.tags.iter().enumerate() {
             let kind = set.maps.kind_of(index);
-            // Another queue of the same disk, or another disk, may hold the tags: whoever else has the Arc.
-            let shared_tags = set.config.flags.contains(TagSetFlags::TAG_HCTX_SHARED) || Arc::strong_count(set) > 1;
-            let hctx = Hctx::new(Arc::clone(&shared), index, kind, Arc::clone(tags), shared_tags, set.config.cpus, limits.clone());
+            let hctx = Hctx::new(Arc::clone(&shared), index, kind, Arc::clone(tags), set.config.cpus, limits.clone());
             if let Err(err) = hctx.attach() {
                 hctxs.iter().for_each(|hctx: &Arc<Hctx<D>>| hctx.detach());
                 return Err(err);
@@ -258,10 +260,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
             return Err(Error::new(ErrorKind::NotSupported, format!("disks of this driver take no scheduler, {kind} neither")));
         }
         self.while_frozen(|control| {
-            let scheduler = kind.build();
             // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the depth itself else.
-            let depth = self.set.config.depth as usize;
-            let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth };
+            let depth = self.set.config.depth;
+            let scheduler = kind.build(depth.min(128) * 2);
+            let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth } as usize;
             for hctx in &self.hctxs {
                 hctx.resize_pool(requests)?;
                 hctx.set_elevator(scheduler.is_some());
@@ -304,12 +306,18 @@ impl<D: Driver> Queue for RequestQueue<D> {
         })
     }
 
-    fn stats(&self) -> Stats {
-        let mut sum = Stats::default();
+    fn stats(&self) -> QueueStats {
+        let mut sum = QueueStats::default();
         for hctx in &self.hctxs {
             sum.add(&hctx.lock().stats);
         }
         sum
+    }
+
+    fn busy_ms(&self) -> u64 {
+        let busy = || self.hctxs.iter().any(|hctx| hctx.lock().allocated > 0);
+        self.shared.busy.update(self.shared.clock.now_ns(), busy);
+        self.shared.busy.busy_ms()
     }
 
     fn in_flight(&self) -> Vec<(usize, InFlight)> {

@@ -22,8 +22,10 @@ pub(crate) struct Tags {
     words: Box<[CachePadded<AtomicU64>]>,
     /// The word where the last free tag was found.
     hint: CachePadded<AtomicUsize>,
-    /// Disks that share the tags and use them now: each gets its share of the depth (kernel: `hctx_may_queue`).
-    pub(crate) users: AtomicU32,
+    /// Hardware queues that the tags are for: more than one where disks, or the queues of a disk, share them.
+    sharers: AtomicU32,
+    /// Those of them that hold tags now: each gets its share of the depth.
+    users: AtomicU32,
     waiting: AtomicUsize,
     waiters: Mutex<VecDeque<Arc<dyn Waiter>>>,
 }
@@ -44,6 +46,7 @@ impl Tags {
             reserved,
             words,
             hint: CachePadded::default(),
+            sharers: AtomicU32::new(0),
             users: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::default(),
@@ -95,6 +98,30 @@ impl Tags {
     pub(crate) fn put(&self, tag: u32) {
         let before = self.words[(tag / WORD_BITS) as usize].fetch_or(1 << (tag % WORD_BITS), Ordering::SeqCst);
         assert!(before & (1 << (tag % WORD_BITS)) == 0, "tag {tag} was freed twice");
+    }
+
+    /// A hardware queue begins to use the tags.
+    pub(crate) fn attach(&self) {
+        self.sharers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A hardware queue uses them no more.
+    pub(crate) fn detach(&self) {
+        self.sharers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether more than one hardware queue uses them.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.sharers.load(Ordering::Relaxed) > 1
+    }
+
+    /// A sharer begins (or ends) to hold tags.
+    pub(crate) fn set_active(&self, active: bool) {
+        if active {
+            self.users.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.users.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// How many ordinary tags one of the users may hold: all, or its fair share, at least four (kernel: `hctx_may_queue`).

@@ -150,7 +150,13 @@ impl<D: Driver> Hctx<D> {
         rq.ctx = ctx;
         rq.tag = tag;
         st.allocated += 1;
-        st.stats.started(rq.op, now_ns);
+        if rq.op != Op::Flush {
+            st.stats.start(rq.op);
+        }
+        self.shared.busy.update(now_ns, || st.allocated > 1);
+        if let Some(part) = rq.bios.front().and_then(|bio| bio.part.as_ref()) {
+            part.started(rq.op, now_ns);
+        }
         let steps = if rq.flags.intersects(Flags::FUA | Flags::PREFLUSH) || rq.op == Op::Flush {
             Steps::of(rq.op, rq.flags, st.limits.features.contains(Features::FUA))
         } else {
@@ -193,7 +199,7 @@ impl<D: Driver> Hctx<D> {
             ctxs[queue].iter_mut().rev().take(MERGE_LOOKBACK).any(tried)
         };
         if merged {
-            stats.merged(op);
+            stats.merge(op);
         }
         bio
     }
