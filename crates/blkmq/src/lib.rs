@@ -6,7 +6,9 @@ pub mod geometry;
 pub mod limits;
 pub mod major;
 pub mod op;
+pub mod proc_fmt;
 pub mod sched;
+pub mod stats;
 pub mod units;
 
 #[cfg(test)]
