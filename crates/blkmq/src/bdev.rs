@@ -72,7 +72,12 @@ pub enum IoctlReply {
 }
 
 impl Bdev {
-    pub(crate) fn new(disk: Arc<Disk>, part: Option<Arc<Partition>>, mode: OpenMode, registrant: u64) -> Self {
+    pub(crate) fn new(
+        disk: Arc<Disk>,
+        part: Option<Arc<Partition>>,
+        mode: OpenMode,
+        registrant: u64,
+    ) -> Self {
         Self { disk, part, mode, registrant: Registrant(registrant) }
     }
 
@@ -125,7 +130,10 @@ impl Bdev {
 
     /// Hands several operations over at once: they may be merged with each other, and the driver is told only after the last of them. `bios` is left empty.
     pub fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>) {
-        if self.part.is_some() || self.mode == OpenMode::ReadOnly || self.disk.reserved.load(Ordering::Acquire) {
+        if self.part.is_some()
+            || self.mode == OpenMode::ReadOnly
+            || self.disk.reserved.load(Ordering::Acquire)
+        {
             for bio in std::mem::take(bios) {
                 self.submit(cpu, bio);
             }
@@ -167,9 +175,18 @@ impl Bdev {
     ///
     /// # Errors
     /// How it ended, if not well.
-    pub fn rw_page(&self, cpu: usize, sector: Sector, page: Segment, write: bool) -> Result<(), Status> {
+    pub fn rw_page(
+        &self,
+        cpu: usize,
+        sector: Sector,
+        page: Segment,
+        write: bool,
+    ) -> Result<(), Status> {
         let op = if write { Op::Write } else { Op::Read };
-        match self.submit_and_wait(cpu, Bio::with_data(op, sector, [page].into_iter().collect())).status() {
+        match self
+            .submit_and_wait(cpu, Bio::with_data(op, sector, [page].into_iter().collect()))
+            .status()
+        {
             Status::Ok => Ok(()),
             status => Err(status),
         }
@@ -191,11 +208,17 @@ impl Bdev {
             Ioctl::Flush => {
                 let status = self.submit_and_wait(0, Bio::flush()).status();
                 if !status.is_ok() {
-                    return Err(Error::new(ErrorKind::Io, format!("{}: flush failed", self.name())).caused_by(status));
+                    return Err(Error::new(
+                        ErrorKind::Io,
+                        format!("{}: flush failed", self.name()),
+                    )
+                    .caused_by(status));
                 }
                 IoctlReply::Done
             }
-            Ioctl::Driver { command, argument } => IoctlReply::Driver(self.disk.ops.ioctl(&self.disk, *command, argument)?),
+            Ioctl::Driver { command, argument } => {
+                IoctlReply::Driver(self.disk.ops.ioctl(&self.disk, *command, argument)?)
+            }
         })
     }
 
@@ -203,7 +226,10 @@ impl Bdev {
     ///
     /// # Errors
     /// As the operation says.
-    pub fn reserve<R>(&self, f: impl FnOnce(&mut Reservations, Registrant) -> Result<R, PrError>) -> Result<R, PrError> {
+    pub fn reserve<R>(
+        &self,
+        f: impl FnOnce(&mut Reservations, Registrant) -> Result<R, PrError>,
+    ) -> Result<R, PrError> {
         let mut reservations = self.disk.reservations.lock();
         let result = f(&mut reservations, self.registrant);
         self.disk.reserved.store(reservations.is_reserved(), Ordering::Release);

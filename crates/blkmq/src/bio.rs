@@ -207,7 +207,9 @@ impl Bio {
     /// The sector after its last.
     #[must_use]
     pub fn end_sector(&self) -> Sector {
-        Sector(self.iter.sector.0.saturating_add(self.iter.size.div_ceil(crate::units::SECTOR_SIZE)))
+        Sector(
+            self.iter.sector.0.saturating_add(self.iter.size.div_ceil(crate::units::SECTOR_SIZE)),
+        )
     }
 
     /// How it ended.
@@ -239,7 +241,8 @@ impl Bio {
         let mut done = self.iter.done;
         self.data.get(self.iter.index..).unwrap_or(&[]).iter().map_while(move |segment| {
             let len = u64::try_from(segment.len() - done).map_or(left, |len| len.min(left));
-            let part = (left > 0).then(|| segment.slice(done, usize::try_from(len).unwrap_or(usize::MAX)));
+            let part =
+                (left > 0).then(|| segment.slice(done, usize::try_from(len).unwrap_or(usize::MAX)));
             left -= len;
             done = 0;
             part
@@ -249,7 +252,11 @@ impl Bio {
     /// How many segments are left.
     #[must_use]
     pub fn segment_count(&self) -> usize {
-        if self.wants_supply() { usize::from(self.iter.size > 0) } else { self.data.len() - self.iter.index.min(self.data.len()) }
+        if self.wants_supply() {
+            usize::from(self.iter.size > 0)
+        } else {
+            self.data.len() - self.iter.index.min(self.data.len())
+        }
     }
 
     /// Moves on by `bytes`.
@@ -279,7 +286,8 @@ impl Bio {
     #[must_use]
     pub fn clone_rest(&self) -> Box<Self> {
         let data = if self.wants_supply() { Segments::new() } else { self.segments().collect() };
-        let mut clone = Self::build(self.op, self.flags, BvecIter { index: 0, done: 0, ..self.iter }, data);
+        let mut clone =
+            Self::build(self.op, self.flags, BvecIter { index: 0, done: 0, ..self.iter }, data);
         clone.prio = self.prio;
         clone.hint = self.hint;
         clone.part.clone_from(&self.part);
@@ -302,6 +310,11 @@ impl Bio {
     /// Gives up all but the first `bytes` of the rest.
     pub fn truncate(&mut self, bytes: u64) {
         self.iter.size = self.iter.size.min(bytes);
+    }
+
+    /// Whether its end is one of several that make its parent's.
+    pub(crate) fn is_chained(&self) -> bool {
+        matches!(self.end, End::Chain(..))
     }
 
     /// Ends it: whoever submitted it gets it back.

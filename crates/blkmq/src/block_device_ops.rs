@@ -24,7 +24,10 @@ pub trait BlockDeviceOps: Send + Sync + 'static {
     /// # Errors
     /// [`ErrorKind::NotSupported`] (ENOTTY) for one that it does not know.
     fn ioctl(&self, disk: &Disk, command: u32, _argument: &[u8]) -> Result<Vec<u8>> {
-        Err(Error::new(ErrorKind::NotSupported, format!("{}: no such command: {command:#x}", disk.name())))
+        Err(Error::new(
+            ErrorKind::NotSupported,
+            format!("{}: no such command: {command:#x}", disk.name()),
+        ))
     }
 
     /// Heads, sectors and cylinders, if the disk insists on some.

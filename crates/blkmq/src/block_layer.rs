@@ -55,7 +55,10 @@ impl BlockLayer {
         if !disk.flags().contains(DiskFlags::HIDDEN) {
             let mut disks = self.disks.write();
             if disks.contains_key(disk.name()) {
-                return Err(Error::new(ErrorKind::Exists, format!("there is a disk {} already", disk.name())));
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("there is a disk {} already", disk.name()),
+                ));
             }
             disks.insert(disk.name().to_owned(), Arc::clone(disk));
         }
@@ -101,7 +104,9 @@ impl BlockLayer {
                 return disk.open(None, mode);
             }
             let parts = disk.partitions();
-            if let Some(part) = parts.iter().find(|part| disk.partition_name(part.info().number) == name) {
+            if let Some(part) =
+                parts.iter().find(|part| disk.partition_name(part.info().number) == name)
+            {
                 return disk.open(Some(part.info().number), mode);
             }
         }
@@ -114,10 +119,16 @@ impl BlockLayer {
     /// [`ErrorKind::NotSupported`] for a disk without partitions, [`ErrorKind::Busy`] while one of them is open, [`ErrorKind::Io`] if it cannot be read.
     pub fn rescan_partitions(&self, disk: &Arc<Disk>) -> Result<usize> {
         if disk.flags().intersects(DiskFlags::HIDDEN | DiskFlags::NO_PART_SCAN) {
-            return Err(Error::new(ErrorKind::NotSupported, format!("{} has no partitions", disk.name())));
+            return Err(Error::new(
+                ErrorKind::NotSupported,
+                format!("{} has no partitions", disk.name()),
+            ));
         }
         if disk.partitions().iter().any(|part| Arc::strong_count(part) > 2) {
-            return Err(Error::new(ErrorKind::Busy, format!("a partition of {} is open", disk.name())));
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("a partition of {} is open", disk.name()),
+            ));
         }
         let bdev = Bdev::new(Arc::clone(disk), None, OpenMode::Internal, 0);
         let mut read = |sector: Sector, bytes: &mut [u8]| {
@@ -131,14 +142,24 @@ impl BlockLayer {
             if bio.status() == Status::Ok { Ok(()) } else { Err(bio.status()) }
         };
         let table = partition::scan(&mut read, disk.limits().logical_block_size, disk.capacity())
-            .map_err(|err| Error::new(ErrorKind::Io, format!("the partition table of {} cannot be read", disk.name())).caused_by(err))?;
+            .map_err(|err| {
+            Error::new(
+                ErrorKind::Io,
+                format!("the partition table of {} cannot be read", disk.name()),
+            )
+            .caused_by(err)
+        })?;
         for warning in &table.warnings {
             tracing::warn!(disk = disk.name(), %warning, "partition table");
         }
-        let parts: Vec<_> = table.partitions.into_iter().filter_map(|info| {
-            let dev = self.partition_dev(disk, info.number)?;
-            Some(Arc::new(Partition::new(info, dev)))
-        }).collect();
+        let parts: Vec<_> = table
+            .partitions
+            .into_iter()
+            .filter_map(|info| {
+                let dev = self.partition_dev(disk, info.number)?;
+                Some(Arc::new(Partition::new(info, dev)))
+            })
+            .collect();
         let count = parts.len();
         self.give_minors_back(&disk.replace_partitions(parts));
         disk.notify(Event::Partitions);
@@ -164,7 +185,11 @@ impl BlockLayer {
         let rows: Vec<_> = devices
             .iter()
             .filter(|device| device.capacity() > Sector::ZERO)
-            .map(|device| PartitionsRow { dev: device.dev(), capacity: device.capacity(), name: &device.name })
+            .map(|device| PartitionsRow {
+                dev: device.dev(),
+                capacity: device.capacity(),
+                name: &device.name,
+            })
             .collect();
         partitions(&rows)
     }
@@ -177,7 +202,9 @@ impl BlockLayer {
         let rows: Vec<_> = devices
             .iter()
             .zip(&stats)
-            .map(|(device, (stats, busy_ms))| DiskstatsRow::new(device.dev(), &device.name, stats, *busy_ms))
+            .map(|(device, (stats, busy_ms))| {
+                DiskstatsRow::new(device.dev(), &device.name, stats, *busy_ms)
+            })
             .collect();
         diskstats(&rows)
     }
@@ -185,9 +212,17 @@ impl BlockLayer {
     fn devices(&self) -> Vec<Device> {
         let mut devices = Vec::new();
         for disk in self.disks() {
-            devices.push(Device { name: disk.name().to_owned(), disk: Arc::clone(&disk), part: None });
+            devices.push(Device {
+                name: disk.name().to_owned(),
+                disk: Arc::clone(&disk),
+                part: None,
+            });
             for part in disk.partitions() {
-                devices.push(Device { name: disk.partition_name(part.info().number), disk: Arc::clone(&disk), part: Some(part) });
+                devices.push(Device {
+                    name: disk.partition_name(part.info().number),
+                    disk: Arc::clone(&disk),
+                    part: Some(part),
+                });
             }
         }
         devices

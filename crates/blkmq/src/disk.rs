@@ -140,18 +140,30 @@ impl Disk {
     ) -> Result<Arc<Self>> {
         let bad_name = |c: char| c.is_whitespace() || c.is_control() || c == '/';
         if config.name.is_empty() || config.name.len() > 31 || config.name.contains(bad_name) {
-            let what = format!("{:?} is no disk name: 1 to 31 bytes with no blank and no slash", config.name);
+            let what = format!(
+                "{:?} is no disk name: 1 to 31 bytes with no blank and no slash",
+                config.name
+            );
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         if config.capacity > Sector::MAX {
-            return Err(Error::new(ErrorKind::Invalid, format!("{}: no disk is larger than 2^63 - 1 bytes", config.name)));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{}: no disk is larger than 2^63 - 1 bytes", config.name),
+            ));
         }
         if config.minors > DISK_MAX_PARTS {
-            tracing::warn!(disk = config.name, asked = config.minors, given = DISK_MAX_PARTS, "more minors than a disk can have");
+            tracing::warn!(
+                disk = config.name,
+                asked = config.minors,
+                given = DISK_MAX_PARTS,
+                "more minors than a disk can have"
+            );
             config.minors = DISK_MAX_PARTS;
         }
         let limits = config.limits.validate().map_err(|err| {
-            Error::new(ErrorKind::Invalid, format!("{}: impossible limits", config.name)).caused_by(err)
+            Error::new(ErrorKind::Invalid, format!("{}: impossible limits", config.name))
+                .caused_by(err)
         })?;
         let queue = RequestQueue::new(set, disk, limits, clock)?;
         queue.set_capacity(config.capacity);
@@ -222,7 +234,9 @@ impl Disk {
     /// # Errors
     /// [`ErrorKind::Invalid`] for limits that cannot be.
     pub fn set_limits(&self, limits: Limits) -> Result<()> {
-        let limits = limits.validate().map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
+        let limits = limits
+            .validate()
+            .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
         self.queue.set_limits(limits);
         Ok(())
     }
@@ -247,7 +261,10 @@ impl Disk {
     /// [`ErrorKind::Invalid`] past the largest size, [`ErrorKind::Offline`] once it is being removed.
     pub fn set_capacity(&self, capacity: Sector) -> Result<()> {
         if capacity > Sector::MAX {
-            return Err(Error::new(ErrorKind::Invalid, format!("{}: no disk is larger than 2^63 - 1 bytes", self.name)));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{}: no disk is larger than 2^63 - 1 bytes", self.name),
+            ));
         }
         if self.queue.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
@@ -275,8 +292,7 @@ impl Disk {
     /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel: `disk_name`).
     #[must_use]
     pub fn partition_name(&self, number: u32) -> String {
-        let separator = if self.name.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
-        format!("{}{separator}{number}", self.name)
+        crate::partition::device_name(&self.name, number)
     }
 
     /// Opens it, or a partition of it.
@@ -289,13 +305,22 @@ impl Disk {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
         }
         if mode == OpenMode::ReadWrite && self.is_read_only() {
-            return Err(Error::new(ErrorKind::NotPermitted, format!("{} is read-only; open it read-only", self.name)));
+            return Err(Error::new(
+                ErrorKind::NotPermitted,
+                format!("{} is read-only; open it read-only", self.name),
+            ));
         }
         let part = match partition {
             None => None,
             Some(number) => {
-                let found = self.partitions.read().iter().find(|part| part.info.number == number).cloned();
-                let missing = || Error::new(ErrorKind::NotFound, format!("{} has no partition {number}", self.name));
+                let found =
+                    self.partitions.read().iter().find(|part| part.info.number == number).cloned();
+                let missing = || {
+                    Error::new(
+                        ErrorKind::NotFound,
+                        format!("{} has no partition {number}", self.name),
+                    )
+                };
                 Some(found.ok_or_else(missing)?)
             }
         };
@@ -365,7 +390,8 @@ impl Disk {
     /// size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until all that is done. Gives the partitions back.
     pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
         let parts = self.replace_partitions(Vec::new());
-        if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE) {
+        if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
+        {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
             let status = bdev.submit_and_wait(0, Bio::flush()).status();
             if status != Status::Ok {
@@ -470,6 +496,10 @@ impl Disk {
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Disk").field("name", &self.name).field("dev", &self.dev).field("capacity", &self.capacity()).finish_non_exhaustive()
+        f.debug_struct("Disk")
+            .field("name", &self.name)
+            .field("dev", &self.dev)
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
     }
 }

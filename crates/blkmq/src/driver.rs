@@ -45,7 +45,12 @@ pub trait Driver: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`Busy`] hands the request back, to be tried again.
-    fn queue_rq(&self, hctx: &mut Self::Hctx, rq: Request<Self>, last: bool) -> Result<(), Busy<Self>>;
+    fn queue_rq(
+        &self,
+        hctx: &mut Self::Hctx,
+        rq: Request<Self>,
+        last: bool,
+    ) -> Result<(), Busy<Self>>;
 
     /// Sends what was gathered.
     fn commit_rqs(&self, _hctx: &mut Self::Hctx) {}

@@ -25,7 +25,10 @@ impl<D: Driver> Elevator<D> {
     /// Only while the queue is frozen, so that nothing is left in the old one.
     pub(crate) fn replace(&self, scheduler: Option<Boxed<D>>) {
         let old = std::mem::replace(&mut *self.0.lock(), scheduler);
-        assert!(old.is_none_or(|old| !old.has_work()), "a scheduler was replaced with requests in it");
+        assert!(
+            old.is_none_or(|old| !old.has_work()),
+            "a scheduler was replaced with requests in it"
+        );
     }
 
     /// Works on the scheduler, if there is one.
@@ -43,7 +46,11 @@ impl<D: Driver> Elevator<D> {
         self.with(|scheduler| scheduler.dispatch(now_ns)).flatten()
     }
 
-    pub(crate) fn try_merge(&self, bio: Candidate, merge: &mut dyn FnMut(&mut Box<Rq<D>>, MergeKind) -> bool) -> bool {
+    pub(crate) fn try_merge(
+        &self,
+        bio: Candidate,
+        merge: &mut dyn FnMut(&mut Box<Rq<D>>, MergeKind) -> bool,
+    ) -> bool {
         self.with(|scheduler| scheduler.try_merge(bio, merge)).unwrap_or(false)
     }
 

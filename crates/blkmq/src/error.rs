@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::major::MajorError;
+
 /// What kind of thing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -45,7 +47,10 @@ impl Error {
 
     /// With what caused it.
     #[must_use]
-    pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn caused_by(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         self.source = Some(source.into());
         self
     }
@@ -66,5 +71,15 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<MajorError> for Error {
+    fn from(err: MajorError) -> Self {
+        let kind = match err {
+            MajorError::Busy { .. } | MajorError::NoneFree => ErrorKind::Busy,
+            MajorError::TooLarge(_) | MajorError::NotRegistered { .. } => ErrorKind::Invalid,
+        };
+        Self::new(kind, err.to_string())
     }
 }

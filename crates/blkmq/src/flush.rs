@@ -69,7 +69,13 @@ pub(crate) struct FlushQueue<R> {
 
 impl<R> Default for FlushQueue<R> {
     fn default() -> Self {
-        Self { pending: VecDeque::new(), pending_since_ns: 0, running: VecDeque::new(), flush_out: false, data_out: 0 }
+        Self {
+            pending: VecDeque::new(),
+            pending_since_ns: 0,
+            running: VecDeque::new(),
+            flush_out: false,
+            data_out: 0,
+        }
     }
 }
 
@@ -81,7 +87,13 @@ impl<R: Sequenced> FlushQueue<R> {
     }
 
     /// The data of `rq` was written, or not.
-    pub(crate) fn data_done(&mut self, mut rq: R, status: Status, now_ns: u64, todo: &mut Vec<Next<R>>) {
+    pub(crate) fn data_done(
+        &mut self,
+        mut rq: R,
+        status: Status,
+        now_ns: u64,
+        todo: &mut Vec<Next<R>>,
+    ) {
         self.data_out -= 1;
         rq.steps_mut().remove(Steps::DATA);
         self.stepped(rq, status, now_ns, todo);
@@ -94,7 +106,8 @@ impl<R: Sequenced> FlushQueue<R> {
         self.flush_out = false;
         for mut rq in std::mem::take(&mut self.running) {
             let steps = rq.steps_mut();
-            let this = if steps.contains(Steps::PREFLUSH) { Steps::PREFLUSH } else { Steps::POSTFLUSH };
+            let this =
+                if steps.contains(Steps::PREFLUSH) { Steps::PREFLUSH } else { Steps::POSTFLUSH };
             steps.remove(this);
             self.stepped(rq, status, now_ns, todo);
         }
@@ -103,7 +116,8 @@ impl<R: Sequenced> FlushQueue<R> {
 
     /// When [`FlushQueue::kick`] should be called though nothing ended.
     pub(crate) fn deadline_ns(&self) -> Option<u64> {
-        (!self.pending.is_empty() && !self.flush_out).then(|| self.pending_since_ns.saturating_add(PENDING_TIMEOUT_NS))
+        (!self.pending.is_empty() && !self.flush_out)
+            .then(|| self.pending_since_ns.saturating_add(PENDING_TIMEOUT_NS))
     }
 
     /// Sends the next flush, if somebody waits for one, none is out, and either no data is out that might want to share it, or that took too long.

@@ -95,7 +95,12 @@ struct Todo<D: Driver> {
 
 impl<D: Driver> Default for Todo<D> {
     fn default() -> Self {
-        Self { issue: SmallVec::new(), ended_bios: SmallVec::new(), ended: SmallVec::new(), run: false }
+        Self {
+            issue: SmallVec::new(),
+            ended_bios: SmallVec::new(),
+            ended: SmallVec::new(),
+            run: false,
+        }
     }
 }
 
@@ -144,7 +149,8 @@ impl<D: Driver> Hctx<D> {
 
     /// Lets the driver set its part up, and makes the requests.
     pub(crate) fn attach(self: &Arc<Self>) -> crate::error::Result<()> {
-        let part = self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
+        let part =
+            self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
         *self.driver.lock() = Some(part);
         self.resize_pool(self.tags.depth() as usize)?;
         let flush = self.make_request(u32::MAX)?;
@@ -478,7 +484,13 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Does what the flush machine says.
-    fn follow(self: &Arc<Self>, st: &mut State<D>, next: Vec<Next<Box<Rq<D>>>>, now_ns: u64, todo: &mut Todo<D>) {
+    fn follow(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        next: Vec<Next<Box<Rq<D>>>>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
         for next in next {
             match next {
                 Next::Data(mut rq) => {
@@ -491,10 +503,17 @@ impl<D: Driver> Hctx<D> {
                 }
                 Next::End(rq, status) => todo.ended.push((rq, status)),
                 Next::Flush => {
-                    let Some(mut rq) = st.flush_rq.take() else { unreachable!("one flush is out at a time") };
+                    let Some(mut rq) = st.flush_rq.take() else {
+                        unreachable!("one flush is out at a time")
+                    };
                     // A tag of one of those that wait for it will do: they may hold all that there are.
                     let tag = st.flush.running().find_map(|waits| waits.tag);
-                    rq.begin(Op::Flush, Flags::empty(), Role::Flush { borrowed_tag: tag.is_some() }, now_ns);
+                    rq.begin(
+                        Op::Flush,
+                        Flags::empty(),
+                        Role::Flush { borrowed_tag: tag.is_some() },
+                        now_ns,
+                    );
                     rq.tag = tag;
                     rq.hctx = Some(Arc::clone(self));
                     st.stats.start(Op::Flush);
@@ -533,7 +552,10 @@ impl<D: Driver> Hctx<D> {
             self.shared.elevator.completed(&rq);
         }
         st.free.push(rq);
-        let run = st.elevator || st.staged > 0 || !st.dispatch.is_empty() || (st.frozen == 0 && !st.waiting.is_empty());
+        let run = st.elevator
+            || st.staged > 0
+            || !st.dispatch.is_empty()
+            || (st.frozen == 0 && !st.waiting.is_empty());
         let drained = st.allocated == 0 && st.frozen > 0;
         drop(st);
         self.tags.wake_one();
@@ -590,13 +612,15 @@ impl<D: Driver> Hctx<D> {
             let verdict = self.with_driver(|part| self.shared.driver.timeout(part, &rq));
             let mut st = self.state.lock();
             let slot = &mut st.slots[rq.tag as usize];
-            if verdict == Some(Timeout::ResetTimer) && u64::from(slot.generation) == rq.cookie >> 32 {
+            if verdict == Some(Timeout::ResetTimer) && u64::from(slot.generation) == rq.cookie >> 32
+            {
                 slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
             }
         }
         self.settle(todo);
         let st = self.state.lock();
-        let timers = st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
+        let timers =
+            st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
         timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
     }
 
@@ -606,7 +630,14 @@ impl<D: Driver> Hctx<D> {
         let out = (0..).zip(st.slots.iter()).filter_map(|(tag, slot)| {
             let (op, sector, len) = slot.what?;
             let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
-            Some(InFlight { tag, cookie, op, sector, len, age_ns: now_ns.saturating_sub(slot.since_ns) })
+            Some(InFlight {
+                tag,
+                cookie,
+                op,
+                sector,
+                len,
+                age_ns: now_ns.saturating_sub(slot.since_ns),
+            })
         });
         out.collect()
     }

@@ -19,8 +19,18 @@ pub(crate) fn allowed(bio: &Bio, limits: &Limits) -> bool {
 }
 
 /// Adds the bio to the request, at its end or its front, or gives it back.
-pub(crate) fn attempt<D: Driver>(rq: &mut Rq<D>, bio: Box<Bio>, limits: &Limits) -> Option<Box<Bio>> {
-    if rq.op != bio.op || rq.role != Role::Plain || rq.begun || rq.flags != bio.flags || rq.prio != bio.prio || rq.hint != bio.hint {
+pub(crate) fn attempt<D: Driver>(
+    rq: &mut Rq<D>,
+    bio: Box<Bio>,
+    limits: &Limits,
+) -> Option<Box<Bio>> {
+    if rq.op != bio.op
+        || rq.role != Role::Plain
+        || rq.begun
+        || rq.flags != bio.flags
+        || rq.prio != bio.prio
+        || rq.hint != bio.hint
+    {
         return Some(bio);
     }
     let back = rq.end_sector() == bio.sector();
@@ -31,7 +41,10 @@ pub(crate) fn attempt<D: Driver>(rq: &mut Rq<D>, bio: Box<Bio>, limits: &Limits)
     let start = if back { rq.sector } else { bio.sector() };
     let len = rq.len + bio.len();
     let segments = rq.segments + bio.segment_count();
-    if len > limits.max_bytes(rq.op, start) || segments > usize::from(limits.max_segments) || !same_part(rq, &bio) {
+    if len > limits.max_bytes(rq.op, start)
+        || segments > usize::from(limits.max_segments)
+        || !same_part(rq, &bio)
+    {
         return Some(bio);
     }
     if limits.virt_boundary_mask != 0 && gap(rq, &bio, back, limits) {

@@ -21,7 +21,13 @@ pub struct Partition {
 
 impl Partition {
     pub(crate) fn new(info: PartitionInfo, dev: DevNum) -> Self {
-        Self { info, dev, gone: AtomicBool::new(false), stats: Mutex::default(), busy: BusyClock::default() }
+        Self {
+            info,
+            dev,
+            gone: AtomicBool::new(false),
+            stats: Mutex::default(),
+            busy: BusyClock::default(),
+        }
     }
 
     /// What the partition table says of it.

@@ -1,7 +1,7 @@
 //! The request queue of a disk: its hardware queues taken together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use event_listener::{Event, Listener};
 use parking_lot::Mutex;
@@ -104,7 +104,12 @@ struct Control {
 }
 
 impl<D: Driver> RequestQueue<D> {
-    pub(crate) fn new(set: &Arc<TagSet<D>>, disk: D::Disk, limits: Limits, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        set: &Arc<TagSet<D>>,
+        disk: D::Disk,
+        limits: Limits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
         let shared = Arc::new(QueueShared {
             driver: Arc::clone(&set.driver),
             disk,
@@ -112,14 +117,23 @@ impl<D: Driver> RequestQueue<D> {
             elevator: Elevator::default(),
             drained: Event::new(),
             busy: BusyClock::default(),
-            timeout_ns: AtomicU64::new(u64::try_from(set.config.timeout.as_nanos()).unwrap_or(u64::MAX)),
+            timeout_ns: AtomicU64::new(
+                u64::try_from(set.config.timeout.as_nanos()).unwrap_or(u64::MAX),
+            ),
             capacity: AtomicU64::new(0),
             read_only: AtomicBool::new(false),
         });
         let mut hctxs = Vec::with_capacity(set.tags.len());
         for (index, tags) in set.tags.iter().enumerate() {
             let kind = set.maps.kind_of(index);
-            let hctx = Hctx::new(Arc::clone(&shared), index, kind, Arc::clone(tags), set.config.cpus, limits.clone());
+            let hctx = Hctx::new(
+                Arc::clone(&shared),
+                index,
+                kind,
+                Arc::clone(tags),
+                set.config.cpus,
+                limits.clone(),
+            );
             if let Err(err) = hctx.attach() {
                 hctxs.iter().for_each(|hctx: &Arc<Hctx<D>>| hctx.detach());
                 return Err(err);
@@ -257,7 +271,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn set_scheduler(&self, kind: Kind) -> Result<()> {
         if kind != Kind::None && self.set.config.flags.contains(TagSetFlags::NO_SCHED) {
-            return Err(Error::new(ErrorKind::NotSupported, format!("disks of this driver take no scheduler, {kind} neither")));
+            return Err(Error::new(
+                ErrorKind::NotSupported,
+                format!("disks of this driver take no scheduler, {kind} neither"),
+            ));
         }
         self.while_frozen(|control| {
             // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the depth itself else.
@@ -282,8 +299,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
             scheduler.get(name)
         });
         match tuned {
-            Some(result) => result.map_err(|err| Error::new(ErrorKind::Invalid, "the scheduler cannot be tuned so").caused_by(err)),
-            None => Err(Error::new(ErrorKind::NotSupported, "there is no scheduler to tune; set one first: mq-deadline")),
+            Some(result) => result.map_err(|err| {
+                Error::new(ErrorKind::Invalid, "the scheduler cannot be tuned so").caused_by(err)
+            }),
+            None => Err(Error::new(
+                ErrorKind::NotSupported,
+                "there is no scheduler to tune; set one first: mq-deadline",
+            )),
         }
     }
 
@@ -293,9 +315,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn set_requests(&self, count: usize) -> Result<()> {
         let depth = self.set.config.depth as usize;
-        let most = if self.scheduler() == Kind::None { depth } else { crate::tag_set::MAX_DEPTH as usize };
+        let most =
+            if self.scheduler() == Kind::None { depth } else { crate::tag_set::MAX_DEPTH as usize };
         if count == 0 || count > most {
-            return Err(Error::new(ErrorKind::Invalid, format!("nr_requests is from 1 to {most} here, not {count}")));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("nr_requests is from 1 to {most} here, not {count}"),
+            ));
         }
         self.while_frozen(|control| {
             for hctx in &self.hctxs {
@@ -322,7 +348,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn in_flight(&self) -> Vec<(usize, InFlight)> {
         let now_ns = self.shared.clock.now_ns();
-        self.hctxs.iter().flat_map(|hctx| hctx.in_flight(now_ns).into_iter().map(|rq| (hctx.index, rq))).collect()
+        self.hctxs
+            .iter()
+            .flat_map(|hctx| hctx.in_flight(now_ns).into_iter().map(|rq| (hctx.index, rq)))
+            .collect()
     }
 
     fn set_timeout(&self, timeout_ns: u64) {

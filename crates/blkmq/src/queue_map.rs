@@ -106,7 +106,10 @@ mod tests {
     fn types_without_queues_share_the_default_ones() {
         let mut maps = QueueMaps::new(4, [2, 0, 1]);
         maps.spread();
-        assert_eq!((0..4).map(|cpu| maps.hctx(QueueType::Read, cpu)).collect::<Vec<_>>(), [0, 1, 0, 1]);
+        assert_eq!(
+            (0..4).map(|cpu| maps.hctx(QueueType::Read, cpu)).collect::<Vec<_>>(),
+            [0, 1, 0, 1]
+        );
         assert_eq!((0..4).map(|cpu| maps.hctx(QueueType::Poll, cpu)).collect::<Vec<_>>(), [2; 4]);
         assert_eq!(maps.kind_of(2), QueueType::Poll);
         assert!(maps.is_valid());

@@ -395,6 +395,10 @@ impl<D: Driver> Drop for Request<D> {
 impl<D: Driver> fmt::Debug for Request<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rq = self.rq();
-        write!(f, "{:?} {:?} sector {} len {} tag {:?} internal {}", rq.op, rq.flags, rq.sector, rq.len, rq.tag, rq.internal_tag)
+        write!(
+            f,
+            "{:?} {:?} sector {} len {} tag {:?} internal {}",
+            rq.op, rq.flags, rq.sector, rq.len, rq.tag, rq.internal_tag
+        )
     }
 }

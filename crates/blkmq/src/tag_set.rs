@@ -77,19 +77,31 @@ impl<D: Driver> TagSet<D> {
             return invalid("a tag set needs a CPU and a default hardware queue at least".into());
         }
         if config.depth == 0 || config.depth < config.reserved.saturating_add(1) {
-            return invalid(format!("a queue depth of {} leaves none beside {} reserved tags", config.depth, config.reserved));
+            return invalid(format!(
+                "a queue depth of {} leaves none beside {} reserved tags",
+                config.depth, config.reserved
+            ));
         }
         if config.depth > MAX_DEPTH {
-            tracing::warn!(asked = config.depth, given = MAX_DEPTH, "queue depth reduced to the largest there is");
+            tracing::warn!(
+                asked = config.depth,
+                given = MAX_DEPTH,
+                "queue depth reduced to the largest there is"
+            );
             config.depth = MAX_DEPTH;
         }
         if let Some(&count) = config.hw_queues.iter().find(|&&count| count > config.cpus) {
-            return invalid(format!("{count} hardware queues of one type for {} CPUs", config.cpus));
+            return invalid(format!(
+                "{count} hardware queues of one type for {} CPUs",
+                config.cpus
+            ));
         }
         let mut maps = QueueMaps::new(config.cpus, config.hw_queues);
         driver.map_queues(&mut maps);
         if !maps.is_valid() {
-            return invalid("the driver mapped a CPU to a hardware queue that does not exist".into());
+            return invalid(
+                "the driver mapped a CPU to a hardware queue that does not exist".into(),
+            );
         }
         let total: usize = config.hw_queues.iter().sum();
         let new_tags = || Arc::new(Tags::new(config.depth, config.reserved));

@@ -38,7 +38,11 @@ impl Tags {
         let words = (0..depth.div_ceil(WORD_BITS))
             .map(|word| {
                 let bits = (depth - word * WORD_BITS).min(WORD_BITS);
-                CachePadded::new(AtomicU64::new(if bits == WORD_BITS { u64::MAX } else { (1 << bits) - 1 }))
+                CachePadded::new(AtomicU64::new(if bits == WORD_BITS {
+                    u64::MAX
+                } else {
+                    (1 << bits) - 1
+                }))
             })
             .collect();
         Self {
@@ -77,7 +81,8 @@ impl Tags {
     fn get_in(&self, word: usize, range: &Range<u32>) -> Option<u32> {
         #[expect(clippy::cast_possible_truncation, reason = "there are at most 160 words")]
         let base = word as u32 * WORD_BITS;
-        let (from, to) = (range.start.saturating_sub(base), range.end.saturating_sub(base).min(WORD_BITS));
+        let (from, to) =
+            (range.start.saturating_sub(base), range.end.saturating_sub(base).min(WORD_BITS));
         if from >= to {
             return None;
         }
@@ -96,7 +101,8 @@ impl Tags {
 
     /// Gives a tag back.
     pub(crate) fn put(&self, tag: u32) {
-        let before = self.words[(tag / WORD_BITS) as usize].fetch_or(1 << (tag % WORD_BITS), Ordering::SeqCst);
+        let before = self.words[(tag / WORD_BITS) as usize]
+            .fetch_or(1 << (tag % WORD_BITS), Ordering::SeqCst);
         assert!(before & (1 << (tag % WORD_BITS)) == 0, "tag {tag} was freed twice");
     }
 

@@ -45,7 +45,11 @@ impl Bdev {
     }
 
     /// Submits `bio` at once; the future is ready when it has ended.
-    pub fn submit_async(&self, cpu: usize, bio: Box<Bio>) -> impl Future<Output = Box<Bio>> + Send + use<> {
+    pub fn submit_async(
+        &self,
+        cpu: usize,
+        bio: Box<Bio>,
+    ) -> impl Future<Output = Box<Bio>> + Send + use<> {
         let slot = Slot::submit(self, cpu, bio);
         async move {
             loop {

@@ -31,7 +31,12 @@ impl Chain {
     /// Holds `parent` back until [`Chain::close`] was called and every child has ended.
     #[must_use]
     pub fn new(parent: Box<Bio>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { parent: Some(parent), pending: 1, next: 0, pieces: BTreeMap::new() })))
+        Arc::new(Self(Mutex::new(State {
+            parent: Some(parent),
+            pending: 1,
+            next: 0,
+            pieces: BTreeMap::new(),
+        })))
     }
 
     /// Makes `bio` the parent of a copy of itself, which can be cut into pieces.

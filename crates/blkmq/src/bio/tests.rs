@@ -93,7 +93,9 @@ fn an_ended_bio_is_used_again_with_the_same_owner() {
 #[test]
 fn equal_neighbours_are_one_extent() {
     let mut list = Vec::new();
-    for extent in [Extent::hole(1), Extent::hole(2), Extent::data(3), Extent::data(0), Extent::data(4)] {
+    for extent in
+        [Extent::hole(1), Extent::hole(2), Extent::data(3), Extent::data(0), Extent::data(4)]
+    {
         extent.push(&mut list);
     }
     assert_eq!(list, [Extent::hole(3), Extent::data(7)]);

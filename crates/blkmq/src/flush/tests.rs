@@ -21,7 +21,10 @@ fn the_steps_follow_what_the_disk_can_do() {
     let fua_write = |fua| Steps::of(Op::Write, Flags::FUA, fua);
     assert_eq!(fua_write(false), Steps::DATA | Steps::POSTFLUSH);
     assert!(fua_write(true).is_plain());
-    assert_eq!(Steps::of(Op::Write, Flags::PREFLUSH | Flags::FUA, true), Steps::PREFLUSH | Steps::DATA);
+    assert_eq!(
+        Steps::of(Op::Write, Flags::PREFLUSH | Flags::FUA, true),
+        Steps::PREFLUSH | Steps::DATA
+    );
     assert_eq!(Steps::of(Op::Flush, Flags::empty(), true), Steps::PREFLUSH);
 }
 
@@ -33,7 +36,10 @@ fn flushes_that_come_while_one_is_out_share_the_next() {
     }
     assert_eq!(std::mem::take(&mut todo), [Next::Flush]);
     queue.flush_done(Status::Ok, 0, &mut todo);
-    assert!(matches!(&todo[..], [Next::End(Rq { id: 0, .. }, Status::Ok), Next::Flush]), "{todo:?}");
+    assert!(
+        matches!(&todo[..], [Next::End(Rq { id: 0, .. }, Status::Ok), Next::Flush]),
+        "{todo:?}"
+    );
     todo.clear();
     queue.flush_done(Status::Ok, 0, &mut todo);
     assert_eq!(todo.len(), 3);

@@ -39,7 +39,14 @@ impl<D: Driver> Hctx<D> {
         self.settle(todo);
     }
 
-    fn enter(self: &Arc<Self>, st: &mut State<D>, ctx: usize, mut bio: Box<Bio>, now_ns: u64, todo: &mut Todo<D>) {
+    fn enter(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        mut bio: Box<Bio>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
         match self.check(st, &mut bio) {
             Err(status) => return todo.ended_bios.push((bio, status)),
             Ok(Verdict::Done) => return todo.ended_bios.push((bio, Status::Ok)),
@@ -77,9 +84,15 @@ impl<D: Driver> Hctx<D> {
             bio.flags -= Flags::FUA | Flags::PREFLUSH;
         }
         if bio.op == Op::Flush {
-            return Ok(if features.contains(Features::WRITE_CACHE) { Verdict::Go } else { Verdict::Done });
+            return Ok(if features.contains(Features::WRITE_CACHE) {
+                Verdict::Go
+            } else {
+                Verdict::Done
+            });
         }
-        let end = bio.sector().checked_add(crate::units::Sector(bio.len().div_ceil(crate::units::SECTOR_SIZE)));
+        let end = bio
+            .sector()
+            .checked_add(crate::units::Sector(bio.len().div_ceil(crate::units::SECTOR_SIZE)));
         if end.is_none_or(|end| end > self.shared.capacity()) {
             return Err(Status::OutOfRange);
         }
@@ -100,7 +113,12 @@ impl<D: Driver> Hctx<D> {
         match bio.op {
             Op::Discard if st.limits.max_discard_sectors == 0 => Err(Status::NotSupported),
             Op::SecureErase if st.limits.max_secure_erase_sectors == 0 => Err(Status::NotSupported),
-            Op::WriteZeroes if st.limits.max_write_zeroes_sectors == 0 && bio.flags.contains(Flags::NOFALLBACK) => Err(Status::NotSupported),
+            Op::WriteZeroes
+                if st.limits.max_write_zeroes_sectors == 0
+                    && bio.flags.contains(Flags::NOFALLBACK) =>
+            {
+                Err(Status::NotSupported)
+            }
             Op::BlockStatus if !features.contains(Features::BLOCK_STATUS) => {
                 bio.extents.push(Extent::data(bio.len()));
                 Ok(Verdict::Done)
@@ -113,7 +131,14 @@ impl<D: Driver> Hctx<D> {
 
     /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make of it, one after the other as
     /// they are to be had. Gives back what found none.
-    fn place(self: &Arc<Self>, st: &mut State<D>, ctx: usize, mut bio: Box<Bio>, now_ns: u64, todo: &mut Todo<D>) -> Option<Box<Bio>> {
+    fn place(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        mut bio: Box<Bio>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
         if merge::allowed(&bio, &st.limits) {
             bio = self.try_merge(st, ctx, bio, todo)?;
         }
@@ -134,7 +159,8 @@ impl<D: Driver> Hctx<D> {
             };
             bio = if bio.is_chained() { bio } else { Chain::wrap(bio) };
             let whole = cut >= bio.len();
-            let (mut piece, rest) = if whole { (bio, None) } else { (Chain::split(&mut bio, cut), Some(bio)) };
+            let (mut piece, rest) =
+                if whole { (bio, None) } else { (Chain::split(&mut bio, cut), Some(bio)) };
             if as_zeroes {
                 write_zeroes(&mut piece, st.limits.max_segment_size as usize);
             }
@@ -143,7 +169,15 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    fn begin(self: &Arc<Self>, st: &mut State<D>, ctx: usize, bio: Box<Bio>, tag: Option<u32>, now_ns: u64, todo: &mut Todo<D>) {
+    fn begin(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        bio: Box<Bio>,
+        tag: Option<u32>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
         let Some(mut rq) = st.free.pop() else { unreachable!("looked at by the caller") };
         rq.begin_bio(bio, now_ns);
         rq.hctx = Some(Arc::clone(self));
@@ -181,9 +215,16 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch, of the scheduler, of the software queue.
-    fn try_merge(&self, st: &mut State<D>, ctx: usize, bio: Box<Bio>, todo: &mut Todo<D>) -> Option<Box<Bio>> {
+    fn try_merge(
+        &self,
+        st: &mut State<D>,
+        ctx: usize,
+        bio: Box<Bio>,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
         let op = bio.op;
-        let candidate = Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
+        let candidate =
+            Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
         let State { limits, ctxs, elevator, stats, .. } = st;
         let mut bio = Some(bio);
         let mut tried = |rq: &mut Box<Rq<D>>| {
@@ -208,7 +249,8 @@ impl<D: Driver> Hctx<D> {
 /// Where a bio has to be cut to be a request, if it has to.
 fn split_len<D: Driver>(st: &State<D>, bio: &Bio) -> Option<u64> {
     if bio.op.has_data() && !bio.wants_supply() {
-        let spans: smallvec::SmallVec<[(usize, usize); 8]> = bio.segments().map(|s| (s.as_ptr().addr(), s.len())).collect();
+        let spans: smallvec::SmallVec<[(usize, usize); 8]> =
+            bio.segments().map(|s| (s.as_ptr().addr(), s.len())).collect();
         st.limits.split_at(bio.op, bio.sector(), bio.len(), spans)
     } else {
         st.limits.split_at(bio.op, bio.sector(), bio.len(), [])
