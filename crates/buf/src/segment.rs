@@ -27,7 +27,6 @@ pub struct Segment {
     ptr: NonNull<u8>,
     len: u32,
     writable: bool,
-    #[expect(dead_code, reason = "held for its drop")]
     owner: Option<Owner>,
 }
 
@@ -71,9 +70,16 @@ impl Segment {
             LazyLock::new(|| Mapping::new(ZERO_RUN).ok());
         assert!(len <= ZERO_RUN, "a run of {len} zeroes");
         match &*ZEROES {
+            // Ownerless, as the mapping is never dropped.
             Some(map) => Self { writable: false, owner: None, ..map.segment(0, len) },
             None => Self::from_vec(vec![0; len]),
         }
+    }
+
+    /// Whether it was made by [`Segment::zero_run`]: it is known to be zeroes without looking.
+    #[must_use]
+    pub fn is_zero_run(&self) -> bool {
+        self.owner.is_none() && !self.writable && self.len > 0
     }
 
     /// Appends `len` zeroes to `list`.
@@ -243,7 +249,8 @@ mod tests {
         let mut list = Segments::new();
         Segment::zeroes(&mut list, 2 * ZERO_RUN + 5);
         assert_eq!(list.iter().map(Segment::len).collect::<Vec<_>>(), [ZERO_RUN, ZERO_RUN, 5]);
-        assert!(list.iter().all(|s| !s.is_writable() && s.to_vec().iter().all(|&b| b == 0)));
+        assert!(list.iter().all(|s| s.is_zero_run() && s.to_vec().iter().all(|&b| b == 0)));
+        assert!(!Segment::from_vec(vec![0; 5]).is_zero_run());
     }
 
     #[test]
