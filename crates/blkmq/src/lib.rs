@@ -6,6 +6,7 @@ pub mod geometry;
 pub mod limits;
 pub mod major;
 pub mod op;
+pub mod partition;
 pub mod proc_fmt;
 pub mod sched;
 pub mod stats;
