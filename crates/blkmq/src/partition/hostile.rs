@@ -61,6 +61,25 @@ fn the_images_that_are_mutated_are_valid_and_stay_so_when_checksums_are_fixed() 
 }
 
 #[test]
+fn the_corpus_of_the_fuzzer_reaches_every_kind_of_table() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/partition_scan/");
+    let expected = [
+        ("fat", 0),
+        ("mbr-512", 5),
+        ("mbr-4096", 5),
+        ("gpt-512", 2),
+        ("gpt-512-backup", 2),
+        ("gpt-4096", 2),
+    ];
+    for (name, partitions) in expected {
+        let input = std::fs::read(format!("{dir}{name}")).unwrap();
+        let (choice, disk) = input.split_first().unwrap();
+        let logical = if choice % 2 == 0 { BlockSize::B512 } else { BlockSize::B4096 };
+        assert_eq!(scan_image(disk, logical).partitions.len(), partitions, "{name}");
+    }
+}
+
+#[test]
 fn a_chain_as_long_as_it_gets_ends() {
     let mut image = vec![0; 1024 * 512];
     for at in 0..1023 {
