@@ -8,6 +8,7 @@ pub mod major;
 pub mod op;
 pub mod partition;
 pub mod proc_fmt;
+pub mod reservation;
 pub mod sched;
 pub mod stats;
 pub mod units;
