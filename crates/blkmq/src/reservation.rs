@@ -136,7 +136,7 @@ impl Reservations {
 
     /// Whether a client may do that. `None` is one that cannot register.
     ///
-    /// As the table of SBC-3 section 4.17 "Reservations" has it (SPC-4, 5.7.1 for the types): without a reservation, or for a holder, everything; for registrants
+    /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a reservation, or for a holder, everything; for registrants
     /// everything under the types for registrants; for others reading under the write-exclusive types. Whatever does not change
     /// the disk counts as reading, except a flush: SYNCHRONIZE CACHE counts as writing.
     #[must_use]
