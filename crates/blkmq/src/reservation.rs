@@ -136,9 +136,10 @@ impl Reservations {
 
     /// Whether a client may do that. `None` is one that cannot register.
     ///
-    /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a reservation, or for a holder, everything; for registrants
-    /// everything under the types for registrants; for others reading under the write-exclusive types. Whatever does not change
-    /// the disk counts as reading, except a flush: SYNCHRONIZE CACHE counts as writing.
+    /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a reservation, or for
+    /// a holder, everything; for registrants everything under the types for registrants; for others reading under the
+    /// write-exclusive types. Whatever does not change the disk counts as reading, except a flush: SYNCHRONIZE CACHE counts as
+    /// writing.
     #[must_use]
     pub fn allows(&self, registrant: Option<Registrant>, op: Op) -> bool {
         let Some((holder, kind)) = self.held else { return true };
