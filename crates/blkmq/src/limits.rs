@@ -45,6 +45,10 @@ bitflags::bitflags! {
         const STABLE_WRITES = 1 << 5;
         /// Never merge, even where it were possible.
         const NOMERGES = 1 << 6;
+        /// The driver answers [`crate::Op::BlockStatus`]; else all of the disk counts as data.
+        const BLOCK_STATUS = 1 << 7;
+        /// The driver does something about [`crate::Op::Prefetch`]; else it is nothing to do.
+        const PREFETCH = 1 << 8;
     }
 }
 

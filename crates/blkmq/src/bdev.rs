@@ -1,0 +1,252 @@
+//! A disk or a partition that somebody has opened: what front-ends submit to (kernel: `struct block_device`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use blockyard_buf::Segment;
+
+use crate::bio::Bio;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::limits::Limits;
+use crate::op::{Op, Status};
+use crate::partition_device::Partition;
+use crate::reservation::{PrError, Registrant, Reservations};
+use crate::units::{SECTOR_SIZE, Sector};
+
+/// What it was opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reading only: what would change it fails.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+    /// By the block layer itself.
+    Internal,
+}
+
+/// An open disk or partition. Dropping it closes it.
+pub struct Bdev {
+    disk: Arc<Disk>,
+    part: Option<Arc<Partition>>,
+    mode: OpenMode,
+    registrant: Registrant,
+}
+
+/// A command that is no I/O (kernel: the `BLK*` and `HDIO_*` ioctls).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ioctl {
+    /// `BLKGETSIZE64`: its size.
+    GetSize,
+    /// `HDIO_GETGEO`: heads, sectors, cylinders.
+    GetGeometry,
+    /// `BLKROGET`.
+    GetReadOnly,
+    /// `BLKROSET`.
+    SetReadOnly(bool),
+    /// `BLKFLSBUF`: makes what was written durable.
+    Flush,
+    /// A command that its driver knows.
+    Driver {
+        /// Which.
+        command: u32,
+        /// What goes with it.
+        argument: Vec<u8>,
+    },
+}
+
+/// What a command answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IoctlReply {
+    /// Done.
+    Done,
+    /// A size in bytes.
+    Bytes(u64),
+    /// Heads, sectors, cylinders.
+    Geometry(Geometry),
+    /// Yes or no.
+    Flag(bool),
+    /// What the driver says.
+    Driver(Vec<u8>),
+}
+
+impl Bdev {
+    pub(crate) fn new(
+        disk: Arc<Disk>,
+        part: Option<Arc<Partition>>,
+        mode: OpenMode,
+        registrant: u64,
+    ) -> Self {
+        Self { disk, part, mode, registrant: Registrant(registrant) }
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// The partition, if it is one.
+    #[must_use]
+    pub fn partition(&self) -> Option<&Arc<Partition>> {
+        self.part.as_ref()
+    }
+
+    /// Its name: the disk's or the partition's.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.part {
+            Some(part) => self.disk.partition_name(part.info().number),
+            None => self.disk.name().to_owned(),
+        }
+    }
+
+    /// How large it is.
+    #[must_use]
+    pub fn capacity(&self) -> Sector {
+        self.part.as_ref().map_or_else(|| self.disk.capacity(), |part| part.capacity())
+    }
+
+    /// What can be asked of it in one request.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.disk.limits()
+    }
+
+    /// Whether it cannot be changed, by this opener at least.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.mode == OpenMode::ReadOnly || self.disk.is_read_only()
+    }
+
+    /// Hands an operation to the disk, from the CPU (the queue thread) numbered `cpu`. It ends through its [`crate::EndIo`], maybe before this returns.
+    pub fn submit(&self, cpu: usize, mut bio: Box<Bio>) {
+        match self.admit(&mut bio) {
+            Ok(()) => self.disk.queue.submit(cpu, bio),
+            Err(status) => bio.end(status),
+        }
+    }
+
+    /// Hands several operations over at once: they may be merged with each other, and the driver is told only after the last of them. `bios` is left empty.
+    pub fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>) {
+        if self.part.is_some()
+            || self.mode == OpenMode::ReadOnly
+            || self.disk.reserved.load(Ordering::Acquire)
+        {
+            for bio in std::mem::take(bios) {
+                self.submit(cpu, bio);
+            }
+        } else {
+            self.disk.queue.submit_all(cpu, bios);
+        }
+    }
+
+    /// Looks for completions of [`crate::Flags::POLLED`] operations; says how many there were.
+    pub fn poll(&self, cpu: usize) -> usize {
+        self.disk.queue.poll(cpu)
+    }
+
+    fn admit(&self, bio: &mut Bio) -> Result<(), Status> {
+        if self.mode == OpenMode::ReadOnly && bio.op.is_write() {
+            return Err(Status::NotPermitted);
+        }
+        if self.disk.reserved.load(Ordering::Acquire)
+            && !self.disk.reservations.lock().allows(Some(self.registrant), bio.op)
+        {
+            return Err(Status::ReservationConflict);
+        }
+        let Some(part) = &self.part else { return Ok(()) };
+        if part.is_gone() {
+            return Err(Status::Offline);
+        }
+        let end = bio.sector().checked_add(Sector(bio.len().div_ceil(SECTOR_SIZE)));
+        if end.is_none_or(|end| end > part.capacity()) {
+            return Err(Status::OutOfRange);
+        }
+        if bio.op != Op::Flush {
+            bio.iter.sector = bio.iter.sector + part.start();
+            bio.part = Some(Arc::clone(part));
+        }
+        Ok(())
+    }
+
+    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come by.
+    ///
+    /// # Errors
+    /// How it ended, if not well.
+    pub fn rw_page(
+        &self,
+        cpu: usize,
+        sector: Sector,
+        page: Segment,
+        write: bool,
+    ) -> Result<(), Status> {
+        let op = if write { Op::Write } else { Op::Read };
+        match self
+            .submit_and_wait(cpu, Bio::with_data(op, sector, [page].into_iter().collect()))
+            .status()
+        {
+            Status::Ok => Ok(()),
+            status => Err(status),
+        }
+    }
+
+    /// Carries a command out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] for one that the disk does not know, [`ErrorKind::Io`] if a flush fails.
+    pub fn ioctl(&self, command: &Ioctl) -> Result<IoctlReply> {
+        Ok(match command {
+            Ioctl::GetSize => IoctlReply::Bytes(self.capacity().bytes()),
+            Ioctl::GetGeometry => IoctlReply::Geometry(self.disk.geometry()),
+            Ioctl::GetReadOnly => IoctlReply::Flag(self.is_read_only()),
+            Ioctl::SetReadOnly(read_only) => {
+                self.disk.set_read_only(*read_only);
+                IoctlReply::Done
+            }
+            Ioctl::Flush => {
+                let status = self.submit_and_wait(0, Bio::flush()).status();
+                if !status.is_ok() {
+                    return Err(Error::new(
+                        ErrorKind::Io,
+                        format!("{}: flush failed", self.name()),
+                    )
+                    .caused_by(status));
+                }
+                IoctlReply::Done
+            }
+            Ioctl::Driver { command, argument } => {
+                IoctlReply::Driver(self.disk.ops.ioctl(&self.disk, *command, argument)?)
+            }
+        })
+    }
+
+    /// Works on the disk's persistent reservations, as this opener (kernel: `struct pr_ops`).
+    ///
+    /// # Errors
+    /// As the operation says.
+    pub fn reserve<R>(
+        &self,
+        f: impl FnOnce(&mut Reservations, Registrant) -> Result<R, PrError>,
+    ) -> Result<R, PrError> {
+        let mut reservations = self.disk.reservations.lock();
+        let result = f(&mut reservations, self.registrant);
+        self.disk.reserved.store(reservations.is_reserved(), Ordering::Release);
+        result
+    }
+
+    /// A swap device does not need the page at `sector` any more.
+    pub fn swap_slot_free_notify(&self, sector: Sector) {
+        let start = self.part.as_ref().map_or(Sector::ZERO, |part| part.start());
+        self.disk.ops.swap_slot_free_notify(&self.disk, start + sector);
+    }
+}
+
+impl Drop for Bdev {
+    fn drop(&mut self) {
+        if self.mode != OpenMode::Internal {
+            self.disk.release();
+        }
+    }
+}

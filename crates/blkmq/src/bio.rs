@@ -1,0 +1,353 @@
+//! A bio: what a front-end asks of a disk, with the memory it concerns.
+
+use std::fmt;
+use std::sync::Arc;
+
+use blockyard_buf::{Segment, Segments, total_len};
+
+use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
+use crate::partition_device::Partition;
+use crate::units::Sector;
+
+mod chain;
+
+pub use chain::Chain;
+
+/// Is told that a bio has ended, and gets it back, to use it again.
+///
+/// It is called by whichever thread ends the bio, maybe before the call that submitted it returns. It must not block; it may submit.
+pub trait EndIo: Send + Sync + 'static {
+    /// `bio.status()` says how it went.
+    fn end_io(&self, bio: Box<Bio>);
+}
+
+impl<F: Fn(Box<Bio>) + Send + Sync + 'static> EndIo for F {
+    fn end_io(&self, bio: Box<Bio>) {
+        self(bio);
+    }
+}
+
+/// Where a bio stands: what is left of it (kernel: `struct bvec_iter`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BvecIter {
+    /// Where on the disk the rest begins.
+    pub sector: Sector,
+    /// Bytes that are left. More than 4 GiB only where no data travels.
+    pub size: u64,
+    /// Which segment the rest begins in.
+    pub index: usize,
+    /// Bytes of that segment which are done.
+    pub done: usize,
+}
+
+/// A run of bytes with the same answer to a block status query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes.
+    pub len: u64,
+    /// Nothing is allocated for it.
+    pub hole: bool,
+    /// It reads as zeroes.
+    pub zero: bool,
+}
+
+impl Extent {
+    /// Allocated bytes of unknown content.
+    #[must_use]
+    pub const fn data(len: u64) -> Self {
+        Self { len, hole: false, zero: false }
+    }
+
+    /// Nothing allocated, which reads as zeroes.
+    #[must_use]
+    pub const fn hole(len: u64) -> Self {
+        Self { len, hole: true, zero: true }
+    }
+
+    /// Appends to `list`, as part of the last extent if that has the same answer.
+    pub fn push(self, list: &mut Vec<Self>) {
+        match list.last_mut() {
+            _ if self.len == 0 => {}
+            Some(last) if last.hole == self.hole && last.zero == self.zero => last.len += self.len,
+            _ => list.push(self),
+        }
+    }
+}
+
+pub(crate) enum End {
+    Nobody,
+    Owner(Arc<dyn EndIo>),
+    Chain(Arc<Chain>, usize),
+}
+
+/// An operation on a range of a disk.
+///
+/// The block layer owns it from its submission until its end, which is certain: it comes back through [`EndIo`] exactly once.
+pub struct Bio {
+    /// What is asked.
+    pub op: Op,
+    /// How.
+    pub flags: Flags,
+    /// How urgent it is.
+    pub prio: IoPrio,
+    /// How long the data may live.
+    pub hint: WriteHint,
+    /// The submitter's own mark, which comes back with it.
+    pub private: u64,
+    /// The answer to a [`Op::BlockStatus`].
+    pub extents: Vec<Extent>,
+    pub(crate) iter: BvecIter,
+    pub(crate) data: Segments,
+    pub(crate) status: Status,
+    pub(crate) end: End,
+    pub(crate) part: Option<Arc<Partition>>,
+}
+
+impl Bio {
+    /// An operation on `len` bytes from `sector` on, with no memory of its own: a discard, say, or a read whose memory the driver
+    /// supplies ([`Flags::SUPPLY`] is set for it).
+    #[must_use]
+    pub fn new(op: Op, sector: Sector, len: u64) -> Box<Self> {
+        let flags = if op == Op::Read { Flags::SUPPLY } else { Flags::empty() };
+        Self::build(op, flags, BvecIter { sector, size: len, index: 0, done: 0 }, Segments::new())
+    }
+
+    /// A read into, or a write from, `data`.
+    #[must_use]
+    pub fn with_data(op: Op, sector: Sector, data: Segments) -> Box<Self> {
+        let size = total_len(&data) as u64;
+        Self::build(op, Flags::empty(), BvecIter { sector, size, index: 0, done: 0 }, data)
+    }
+
+    /// Makes all earlier writes durable.
+    #[must_use]
+    pub fn flush() -> Box<Self> {
+        Self::new(Op::Flush, Sector::ZERO, 0)
+    }
+
+    fn build(op: Op, flags: Flags, iter: BvecIter, data: Segments) -> Box<Self> {
+        Box::new(Self {
+            op,
+            flags,
+            prio: IoPrio::None,
+            hint: WriteHint::NotSet,
+            private: 0,
+            extents: Vec::new(),
+            iter,
+            data,
+            status: Status::Ok,
+            end: End::Nobody,
+            part: None,
+        })
+    }
+
+    /// Makes an ended bio a new one, in the same memory. Its owner and its private mark stay.
+    pub fn reset(&mut self, op: Op, sector: Sector, len: u64) {
+        self.op = op;
+        self.flags = if op == Op::Read { Flags::SUPPLY } else { Flags::empty() };
+        self.prio = IoPrio::None;
+        self.hint = WriteHint::NotSet;
+        self.extents.clear();
+        self.iter = BvecIter { sector, size: len, index: 0, done: 0 };
+        self.data.clear();
+        self.status = Status::Ok;
+        self.part = None;
+    }
+
+    /// Who is told when it ends.
+    pub fn set_end(&mut self, owner: Arc<dyn EndIo>) {
+        self.end = End::Owner(owner);
+    }
+
+    /// As [`Bio::set_end`], for building one.
+    #[must_use]
+    pub fn on_end(mut self: Box<Self>, owner: Arc<dyn EndIo>) -> Box<Self> {
+        self.set_end(owner);
+        self
+    }
+
+    /// With more flags.
+    #[must_use]
+    pub fn with_flags(mut self: Box<Self>, flags: Flags) -> Box<Self> {
+        self.flags |= flags;
+        self
+    }
+
+    /// Adds a segment to its memory, and its length to the operation.
+    pub fn add_segment(&mut self, segment: Segment) {
+        self.flags -= Flags::SUPPLY;
+        self.iter.size += segment.len() as u64;
+        self.data.push(segment);
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn iter(&self) -> BvecIter {
+        self.iter
+    }
+
+    /// Where the rest of it begins.
+    #[must_use]
+    pub fn sector(&self) -> Sector {
+        self.iter.sector
+    }
+
+    /// Bytes that are left of it.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.iter.size
+    }
+
+    /// Whether nothing is left, or was ever asked, as of a flush.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.iter.size == 0
+    }
+
+    /// The sector after its last.
+    #[must_use]
+    pub fn end_sector(&self) -> Sector {
+        Sector(
+            self.iter.sector.0.saturating_add(self.iter.size.div_ceil(crate::units::SECTOR_SIZE)),
+        )
+    }
+
+    /// How it ended.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// All of its memory; after a supplied read, the driver's.
+    #[must_use]
+    pub fn data(&self) -> &[Segment] {
+        &self.data
+    }
+
+    /// Takes its memory away, as what answers a supplied read.
+    pub fn take_data(&mut self) -> Segments {
+        std::mem::take(&mut self.data)
+    }
+
+    /// Whether it wants the driver's memory.
+    #[must_use]
+    pub fn wants_supply(&self) -> bool {
+        self.flags.contains(Flags::SUPPLY)
+    }
+
+    /// What is left of its memory, cut to what is left of the operation.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        let mut left = self.iter.size;
+        let mut done = self.iter.done;
+        self.data.get(self.iter.index..).unwrap_or(&[]).iter().map_while(move |segment| {
+            let len = u64::try_from(segment.len() - done).map_or(left, |len| len.min(left));
+            let part =
+                (left > 0).then(|| segment.slice(done, usize::try_from(len).unwrap_or(usize::MAX)));
+            left -= len;
+            done = 0;
+            part
+        })
+    }
+
+    /// How many segments are left.
+    #[must_use]
+    pub fn segment_count(&self) -> usize {
+        if self.wants_supply() {
+            usize::from(self.iter.size > 0)
+        } else {
+            self.data.len() - self.iter.index.min(self.data.len())
+        }
+    }
+
+    /// Moves on by `bytes`.
+    ///
+    /// # Panics
+    /// If fewer are left.
+    pub fn advance(&mut self, bytes: u64) {
+        assert!(bytes <= self.iter.size, "advance past the end of a bio");
+        self.iter.size -= bytes;
+        self.iter.sector = self.iter.sector + Sector::from_bytes_floor(bytes);
+        let mut left = bytes;
+        while left > 0 && self.iter.index < self.data.len() {
+            let here = (self.data[self.iter.index].len() - self.iter.done) as u64;
+            if left < here {
+                #[expect(clippy::cast_possible_truncation, reason = "less than a segment's length")]
+                let left = left as usize;
+                self.iter.done += left;
+                return;
+            }
+            left -= here;
+            self.iter.index += 1;
+            self.iter.done = 0;
+        }
+    }
+
+    /// The same operation on the same memory, as far as it is left, with nobody told of its end.
+    #[must_use]
+    pub fn clone_rest(&self) -> Box<Self> {
+        let data = if self.wants_supply() { Segments::new() } else { self.segments().collect() };
+        let mut clone =
+            Self::build(self.op, self.flags, BvecIter { index: 0, done: 0, ..self.iter }, data);
+        clone.prio = self.prio;
+        clone.hint = self.hint;
+        clone.part.clone_from(&self.part);
+        clone
+    }
+
+    /// Cuts the first `bytes` off as a bio of its own; `self` goes on after them.
+    ///
+    /// # Panics
+    /// If there are not more than so many.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Box<Self> {
+        assert!(bytes < self.iter.size, "a split that leaves nothing");
+        let mut front = self.clone_rest();
+        front.truncate(bytes);
+        self.advance(bytes);
+        front
+    }
+
+    /// Gives up all but the first `bytes` of the rest.
+    pub fn truncate(&mut self, bytes: u64) {
+        self.iter.size = self.iter.size.min(bytes);
+    }
+
+    /// Whether its end is one of several that make its parent's.
+    pub(crate) fn is_chained(&self) -> bool {
+        matches!(self.end, End::Chain(..))
+    }
+
+    /// Ends it: whoever submitted it gets it back.
+    pub fn end(mut self: Box<Self>, status: Status) {
+        if self.status.is_ok() {
+            self.status = status;
+        }
+        // The owner stays set, so that a bio which is used again need not be told twice.
+        match &self.end {
+            End::Nobody => {}
+            End::Owner(owner) => {
+                let owner = Arc::clone(owner);
+                owner.end_io(self);
+            }
+            End::Chain(chain, index) => {
+                let (chain, index) = (Arc::clone(chain), *index);
+                chain.child_ended(self, index);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Bio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bio")
+            .field("op", &self.op)
+            .field("flags", &self.flags)
+            .field("sector", &self.iter.sector.0)
+            .field("len", &self.iter.size)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

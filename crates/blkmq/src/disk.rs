@@ -1,0 +1,505 @@
+//! A disk: a queue with a name, a size, partitions, and people who have it open (kernel: `struct gendisk`).
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::badblocks::BadBlocks;
+use crate::bdev::{Bdev, OpenMode};
+use crate::bio::Bio;
+use crate::block_device_ops::BlockDeviceOps;
+use crate::clock::Clock;
+use crate::driver::{Driver, InFlight};
+use crate::error::{Error, ErrorKind, Result};
+use crate::geometry::Geometry;
+use crate::limits::{Features, Limits};
+use crate::major::{DISK_MAX_PARTS, DevNum};
+use crate::op::Status;
+use crate::partition_device::Partition;
+use crate::queue::{Life, Queue, RequestQueue};
+use crate::reservation::Reservations;
+use crate::sched::Kind;
+use crate::stats::QueueStats;
+use crate::tag_set::TagSet;
+use crate::units::Sector;
+
+bitflags::bitflags! {
+    /// What kind of disk it is (kernel: `GENHD_FL_*`).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct DiskFlags: u32 {
+        /// Its medium can be taken out.
+        const REMOVABLE = 1 << 0;
+        /// It is in no list, and has no partitions.
+        const HIDDEN = 1 << 1;
+        /// Its partition table is not looked at.
+        const NO_PART_SCAN = 1 << 2;
+        /// Its medium is not changed unless somebody reports it: media-change events are not polled for.
+        const ASYNC_EVENTS = 1 << 3;
+    }
+}
+
+/// What a disk is made from.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// Its name, as `ram0`.
+    pub name: String,
+    /// The major of its driver, and its first minor.
+    pub dev: DevNum,
+    /// Minors that are its own: itself and its first partitions. At most 256.
+    pub minors: u32,
+    /// What kind of disk it is.
+    pub flags: DiskFlags,
+    /// How large it is.
+    pub capacity: Sector,
+    /// Whether it refuses to be changed.
+    pub read_only: bool,
+    /// What its driver can take.
+    pub limits: Limits,
+    /// The NUMA node that it is near to.
+    pub node: Option<u32>,
+}
+
+impl DiskConfig {
+    /// A disk of that name and size, with nothing special about it.
+    #[must_use]
+    pub fn new(name: impl Into<String>, capacity: Sector, limits: Limits) -> Self {
+        Self {
+            name: name.into(),
+            dev: DevNum { major: 0, minor: 0 },
+            minors: 1,
+            flags: DiskFlags::default(),
+            capacity,
+            read_only: false,
+            limits,
+            node: None,
+        }
+    }
+}
+
+/// Something that happened to a disk, of which its users want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It can be used now.
+    Added,
+    /// Its size has changed.
+    Resized {
+        /// From.
+        from: Sector,
+        /// To.
+        to: Sector,
+    },
+    /// It became read-only, or ceased to be.
+    ReadOnly(bool),
+    /// There is another medium in it, or none.
+    MediaChanged,
+    /// Its partitions were read anew.
+    Partitions,
+    /// It is gone: I/O to it fails.
+    Removed,
+}
+
+/// Is told what happens to a disk, on the thread that makes it happen. It must not block.
+pub trait DiskListener: Send + Sync {
+    /// Something happened to `disk`.
+    fn event(&self, disk: &Disk, event: Event);
+}
+
+/// A disk. Dropping the last reference without removing it from where it was added ends it as well.
+pub struct Disk {
+    name: String,
+    dev: DevNum,
+    minors: u32,
+    flags: DiskFlags,
+    node: Option<u32>,
+    pub(crate) ops: Arc<dyn BlockDeviceOps>,
+    pub(crate) queue: Arc<dyn Queue>,
+    read_only: AtomicBool,
+    partitions: RwLock<Vec<Arc<Partition>>>,
+    listeners: Mutex<Vec<Weak<dyn DiskListener>>>,
+    bad_blocks: Mutex<BadBlocks>,
+    pub(crate) reservations: Mutex<Reservations>,
+    /// Whether anybody holds a reservation, for those who only want to know that nobody does.
+    pub(crate) reserved: AtomicBool,
+    openers: AtomicU32,
+    next_registrant: AtomicU64,
+}
+
+impl Disk {
+    /// A disk of `set`'s driver; nobody sees it before it is added (kernel: `blk_mq_alloc_disk`).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues are set up.
+    pub fn alloc<D: Driver>(
+        set: &Arc<TagSet<D>>,
+        disk: D::Disk,
+        mut config: DiskConfig,
+        ops: Arc<dyn BlockDeviceOps>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
+        let bad_name = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+        if config.name.is_empty() || config.name.len() > 31 || config.name.contains(bad_name) {
+            let what = format!(
+                "{:?} is no disk name: 1 to 31 bytes with no blank and no slash",
+                config.name
+            );
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if config.capacity > Sector::MAX {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{}: no disk is larger than 2^63 - 1 bytes", config.name),
+            ));
+        }
+        if config.minors > DISK_MAX_PARTS {
+            tracing::warn!(
+                disk = config.name,
+                asked = config.minors,
+                given = DISK_MAX_PARTS,
+                "more minors than a disk can have"
+            );
+            config.minors = DISK_MAX_PARTS;
+        }
+        let limits = config.limits.validate().map_err(|err| {
+            Error::new(ErrorKind::Invalid, format!("{}: impossible limits", config.name))
+                .caused_by(err)
+        })?;
+        let queue = RequestQueue::new(set, disk, limits, clock)?;
+        queue.set_capacity(config.capacity);
+        queue.set_read_only(config.read_only);
+        Ok(Arc::new(Self {
+            name: config.name,
+            dev: config.dev,
+            minors: config.minors.max(1),
+            flags: config.flags,
+            node: config.node,
+            ops,
+            queue,
+            read_only: AtomicBool::new(config.read_only),
+            partitions: RwLock::default(),
+            listeners: Mutex::default(),
+            bad_blocks: Mutex::default(),
+            reservations: Mutex::default(),
+            reserved: AtomicBool::new(false),
+            openers: AtomicU32::new(0),
+            next_registrant: AtomicU64::new(1),
+        }))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its device number.
+    #[must_use]
+    pub fn dev(&self) -> DevNum {
+        self.dev
+    }
+
+    /// How many minors are its own.
+    #[must_use]
+    pub fn minors(&self) -> u32 {
+        self.minors
+    }
+
+    /// What kind of disk it is.
+    #[must_use]
+    pub fn flags(&self) -> DiskFlags {
+        self.flags
+    }
+
+    /// The NUMA node that it is near to.
+    #[must_use]
+    pub fn node(&self) -> Option<u32> {
+        self.node
+    }
+
+    /// How large it is, in sectors of 512 bytes whatever its logical block size.
+    #[must_use]
+    pub fn capacity(&self) -> Sector {
+        self.queue.capacity()
+    }
+
+    /// What can be asked of it in one request.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.queue.limits()
+    }
+
+    /// Changes its limits, while nothing is out. Blocks until what is out has ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for limits that cannot be.
+    pub fn set_limits(&self, limits: Limits) -> Result<()> {
+        let limits = limits
+            .validate()
+            .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
+        self.queue.set_limits(limits);
+        Ok(())
+    }
+
+    /// Whether it refuses to be changed.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Lets it be changed, or not.
+    pub fn set_read_only(&self, read_only: bool) {
+        if self.read_only.swap(read_only, Ordering::AcqRel) != read_only {
+            self.queue.set_read_only(read_only);
+            self.notify(Event::ReadOnly(read_only));
+        }
+    }
+
+    /// Makes it larger or smaller. Its users are told; what is past a new end fails from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] past the largest size, [`ErrorKind::Offline`] once it is being removed.
+    pub fn set_capacity(&self, capacity: Sector) -> Result<()> {
+        if capacity > Sector::MAX {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{}: no disk is larger than 2^63 - 1 bytes", self.name),
+            ));
+        }
+        if self.queue.life() != Life::Live {
+            return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
+        }
+        let from = self.capacity();
+        self.queue.set_capacity(capacity);
+        if from != capacity {
+            self.notify(Event::Resized { from, to: capacity });
+        }
+        Ok(())
+    }
+
+    /// Its heads, sectors and cylinders.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.ops.geometry(self).unwrap_or_else(|| Geometry::of_capacity(self.capacity()))
+    }
+
+    /// Its partitions, by number.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().clone()
+    }
+
+    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel: `disk_name`).
+    #[must_use]
+    pub fn partition_name(&self, number: u32) -> String {
+        crate::partition::device_name(&self.name, number)
+    }
+
+    /// Opens it, or a partition of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is not,
+    /// [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
+    pub fn open(self: &Arc<Self>, partition: Option<u32>, mode: OpenMode) -> Result<Bdev> {
+        if self.queue.life() != Life::Live {
+            return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
+        }
+        if mode == OpenMode::ReadWrite && self.is_read_only() {
+            return Err(Error::new(
+                ErrorKind::NotPermitted,
+                format!("{} is read-only; open it read-only", self.name),
+            ));
+        }
+        let part = match partition {
+            None => None,
+            Some(number) => {
+                let found =
+                    self.partitions.read().iter().find(|part| part.info.number == number).cloned();
+                let missing = || {
+                    Error::new(
+                        ErrorKind::NotFound,
+                        format!("{} has no partition {number}", self.name),
+                    )
+                };
+                Some(found.ok_or_else(missing)?)
+            }
+        };
+        let first = self.openers.fetch_add(1, Ordering::AcqRel) == 0;
+        if let Err(err) = self.ops.open(self, mode, first) {
+            self.openers.fetch_sub(1, Ordering::AcqRel);
+            return Err(err);
+        }
+        let registrant = self.next_registrant.fetch_add(1, Ordering::Relaxed);
+        Ok(Bdev::new(Arc::clone(self), part, mode, registrant))
+    }
+
+    pub(crate) fn release(&self) {
+        let last = self.openers.fetch_sub(1, Ordering::AcqRel) == 1;
+        self.ops.release(self, last);
+    }
+
+    /// How many have it open.
+    #[must_use]
+    pub fn openers(&self) -> u32 {
+        self.openers.load(Ordering::Acquire)
+    }
+
+    /// How far its end has come.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.queue.life()
+    }
+
+    /// Tells `listener` what happens from now on, as long as it lives.
+    pub fn subscribe(&self, listener: &Arc<dyn DiskListener>) {
+        let mut listeners = self.listeners.lock();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Arc::downgrade(listener));
+    }
+
+    pub(crate) fn notify(&self, event: Event) {
+        let listeners: Vec<_> = self.listeners.lock().iter().filter_map(Weak::upgrade).collect();
+        listeners.iter().for_each(|listener| listener.event(self, event));
+    }
+
+    /// Asks the driver whether the medium was changed; if so its size and partitions are found out anew, and users are told.
+    ///
+    /// # Errors
+    /// Whatever keeps the driver from telling the new size.
+    pub fn check_events(self: &Arc<Self>) -> Result<bool> {
+        if !self.ops.check_events(self) {
+            return Ok(false);
+        }
+        self.replace_partitions(Vec::new());
+        self.ops.revalidate(self)?;
+        self.notify(Event::MediaChanged);
+        Ok(true)
+    }
+
+    /// Takes the old partitions away, last first, and puts the new ones in their place.
+    pub(crate) fn replace_partitions(&self, new: Vec<Arc<Partition>>) -> Vec<Arc<Partition>> {
+        let old = {
+            let mut partitions = self.partitions.write();
+            std::mem::replace(&mut *partitions, new)
+        };
+        old.iter().rev().for_each(|part| part.remove());
+        old
+    }
+
+    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed; what is out ends; its
+    /// size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until all that is done. Gives the partitions back.
+    pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
+        let parts = self.replace_partitions(Vec::new());
+        if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
+        {
+            let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
+            let status = bdev.submit_and_wait(0, Bio::flush()).status();
+            if status != Status::Ok {
+                tracing::error!(disk = self.name, %status, "the last flush failed: what was written since the one before may be lost");
+            }
+        }
+        self.queue.shut_down();
+        self.queue.set_capacity(Sector::ZERO);
+        self.notify(Event::Removed);
+        parts
+    }
+
+    /// The list of blocks known to be bad, which its driver keeps.
+    pub fn bad_blocks(&self) -> parking_lot::MutexGuard<'_, BadBlocks> {
+        self.bad_blocks.lock()
+    }
+
+    /// The scheduler that orders its requests.
+    #[must_use]
+    pub fn scheduler(&self) -> Kind {
+        self.queue.scheduler()
+    }
+
+    /// Changes the scheduler, under load too. Blocks until what is out has ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] where the driver wants none.
+    pub fn set_scheduler(&self, kind: Kind) -> Result<()> {
+        self.queue.set_scheduler(kind)
+    }
+
+    /// Reads a tunable of its scheduler, having set it if `value` is given.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without a scheduler.
+    pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
+        self.queue.tune(name, value)
+    }
+
+    /// Requests that each of its hardware queues may hold, waiting ones included (sysfs: `nr_requests`).
+    #[must_use]
+    pub fn nr_requests(&self) -> usize {
+        self.queue.requests()
+    }
+
+    /// Changes that number. Blocks until what is out has ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for none, or more than there are tags where no scheduler sorts.
+    pub fn set_nr_requests(&self, count: usize) -> Result<()> {
+        self.queue.set_requests(count)
+    }
+
+    /// How long a request may be out before its driver is asked about it.
+    pub fn set_timeout(&self, timeout: std::time::Duration) {
+        self.queue.set_timeout(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Holds new I/O back, and waits until what is out has ended. Balance it with [`Disk::unfreeze`].
+    pub fn freeze(&self) {
+        self.queue.freeze();
+    }
+
+    /// Lets I/O go on.
+    pub fn unfreeze(&self) {
+        self.queue.unfreeze();
+    }
+
+    /// Sends nothing more to the driver; what it has may end. Balance it with [`Disk::unquiesce`].
+    pub fn quiesce(&self) {
+        self.queue.quiesce();
+    }
+
+    /// Sends to the driver again.
+    pub fn unquiesce(&self) {
+        self.queue.unquiesce();
+    }
+
+    /// What it has done so far, and for how many milliseconds it was busy.
+    #[must_use]
+    pub fn stats(&self) -> (QueueStats, u64) {
+        (self.queue.stats(), self.queue.busy_ms())
+    }
+
+    /// What is with the driver now: the hardware queue, and the request.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<(usize, InFlight)> {
+        self.queue.in_flight()
+    }
+
+    /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a second later is always early enough.
+    pub fn tick(&self) -> Option<u64> {
+        self.queue.tick(self.queue.clock().now_ns())
+    }
+
+    /// The number of CPUs that it knows, one software queue each.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.queue.cpus()
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("name", &self.name)
+            .field("dev", &self.dev)
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
+    }
+}

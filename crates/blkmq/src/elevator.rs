@@ -1,0 +1,60 @@
+//! The scheduler of a disk, where its queues reach it.
+
+use parking_lot::Mutex;
+
+use crate::driver::Driver;
+use crate::request::Rq;
+use crate::sched::{Candidate, Kind, MergeKind, Scheduler};
+
+type Boxed<D> = Box<dyn Scheduler<Box<Rq<D>>>>;
+
+/// None, or one that all hardware queues of the disk share. It is a leaf: nothing is called out of it.
+pub(crate) struct Elevator<D: Driver>(Mutex<Option<Boxed<D>>>);
+
+impl<D: Driver> Default for Elevator<D> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<D: Driver> Elevator<D> {
+    pub(crate) fn kind(&self) -> Kind {
+        self.0.lock().as_ref().map_or(Kind::None, |scheduler| scheduler.kind())
+    }
+
+    /// Only while the queue is frozen, so that nothing is left in the old one.
+    pub(crate) fn replace(&self, scheduler: Option<Boxed<D>>) {
+        let old = std::mem::replace(&mut *self.0.lock(), scheduler);
+        assert!(
+            old.is_none_or(|old| !old.has_work()),
+            "a scheduler was replaced with requests in it"
+        );
+    }
+
+    /// Works on the scheduler, if there is one.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut dyn Scheduler<Box<Rq<D>>>) -> R) -> Option<R> {
+        self.0.lock().as_deref_mut().map(|scheduler| f(scheduler))
+    }
+
+    pub(crate) fn insert(&self, rq: Box<Rq<D>>, now_ns: u64) {
+        if self.with(|scheduler| scheduler.insert(rq, false, now_ns)).is_none() {
+            unreachable!("it is switched while no request is in use");
+        }
+    }
+
+    pub(crate) fn dispatch(&self, now_ns: u64) -> Option<Box<Rq<D>>> {
+        self.with(|scheduler| scheduler.dispatch(now_ns)).flatten()
+    }
+
+    pub(crate) fn try_merge(
+        &self,
+        bio: Candidate,
+        merge: &mut dyn FnMut(&mut Box<Rq<D>>, MergeKind) -> bool,
+    ) -> bool {
+        self.with(|scheduler| scheduler.try_merge(bio, merge)).unwrap_or(false)
+    }
+
+    pub(crate) fn completed(&self, rq: &Rq<D>) {
+        self.with(|scheduler| scheduler.completed(rq.prio));
+    }
+}

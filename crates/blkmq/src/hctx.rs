@@ -1,0 +1,753 @@
+//! A hardware queue: the way of a request from a bio to the driver, and back.
+//!
+//! Two locks, never held by one thread at the same time but in this order, and never while a bio ends:
+//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on the way in: who fails leaves its
+//!   requests in the lists and sets `rerun`, which the holder looks at after it has let go. So a bio that ends within `queue_rq` may
+//!   submit the next one: that joins the list, and nobody waits for himself.
+//! - `state`: the lists, held for a few instructions.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Weak};
+
+use crossbeam_utils::CachePadded;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+
+use crate::bio::Bio;
+use crate::driver::{Busy, Driver, InFlight, Timeout};
+use crate::flush::{FlushQueue, Next};
+use crate::limits::Limits;
+use crate::op::{Flags, Op, Status};
+use crate::queue::QueueShared;
+use crate::queue_map::QueueType;
+use crate::request::{Request, Role, Rq};
+use crate::stats::QueueStats;
+use crate::tags::{Tags, Waiter};
+use crate::units::Sector;
+
+mod submit;
+
+/// Requests that are taken from the lists at a time.
+const BATCH: usize = 32;
+/// A driver that was short of something is tried again after this long (kernel: `BLK_MQ_RESOURCE_DELAY`, 3 ms).
+const RESOURCE_DELAY_NS: u64 = 3_000_000;
+
+type Requests<D> = SmallVec<[Box<Rq<D>>; BATCH]>;
+
+pub(crate) struct Hctx<D: Driver> {
+    pub(crate) index: usize,
+    pub(crate) kind: QueueType,
+    pub(crate) shared: Arc<QueueShared<D>>,
+    tags: Arc<Tags>,
+    state: CachePadded<Mutex<State<D>>>,
+    driver: CachePadded<Mutex<Option<D::Hctx>>>,
+    rerun: AtomicBool,
+}
+
+pub(crate) struct State<D: Driver> {
+    free: Vec<Box<Rq<D>>>,
+    flush_rq: Option<Box<Rq<D>>>,
+    /// Requests in use, wherever they are.
+    pub(crate) allocated: usize,
+    tags_held: u32,
+    /// Whether it is counted among those who share the tags and hold some.
+    tags_active: bool,
+    /// The software queues: requests that wait for the driver, by the CPU that they came from.
+    ctxs: Vec<VecDeque<Box<Rq<D>>>>,
+    next_ctx: usize,
+    staged: usize,
+    /// Go first: handed back by the driver, or between the steps of a flush.
+    dispatch: VecDeque<Box<Rq<D>>>,
+    /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
+    waiting: VecDeque<(usize, Box<Bio>)>,
+    waits_for_tag: bool,
+    flush: FlushQueue<Box<Rq<D>>>,
+    slots: Box<[Slot]>,
+    pub(crate) limits: Limits,
+    quiesced: u32,
+    frozen: u32,
+    dying: bool,
+    /// Whether a scheduler orders the requests.
+    elevator: bool,
+    /// When the driver is to be tried again.
+    retry_at_ns: Option<u64>,
+    pub(crate) stats: QueueStats,
+}
+
+/// What is out under a tag.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    what: Option<(Op, Sector, u64)>,
+    generation: u32,
+    since_ns: u64,
+    deadline_ns: u64,
+}
+
+/// What is to be done once the state is let go.
+struct Todo<D: Driver> {
+    issue: Requests<D>,
+    ended_bios: SmallVec<[(Box<Bio>, Status); 4]>,
+    ended: SmallVec<[(Box<Rq<D>>, Status); 4]>,
+    run: bool,
+}
+
+impl<D: Driver> Default for Todo<D> {
+    fn default() -> Self {
+        Self {
+            issue: SmallVec::new(),
+            ended_bios: SmallVec::new(),
+            ended: SmallVec::new(),
+            run: false,
+        }
+    }
+}
+
+impl<D: Driver> Hctx<D> {
+    /// A hardware queue with `requests` requests; the driver's part is set by [`Hctx::attach`].
+    pub(crate) fn new(
+        shared: Arc<QueueShared<D>>,
+        index: usize,
+        kind: QueueType,
+        tags: Arc<Tags>,
+        ctxs: usize,
+        limits: Limits,
+    ) -> Arc<Self> {
+        let state = State {
+            free: Vec::new(),
+            flush_rq: None,
+            allocated: 0,
+            tags_held: 0,
+            tags_active: false,
+            ctxs: (0..ctxs).map(|_| VecDeque::new()).collect(),
+            next_ctx: 0,
+            staged: 0,
+            dispatch: VecDeque::new(),
+            waiting: VecDeque::new(),
+            waits_for_tag: false,
+            flush: FlushQueue::default(),
+            slots: vec![Slot::default(); tags.depth() as usize].into(),
+            limits,
+            quiesced: 0,
+            frozen: 0,
+            dying: false,
+            elevator: false,
+            retry_at_ns: None,
+            stats: QueueStats::default(),
+        };
+        Arc::new(Self {
+            index,
+            kind,
+            shared,
+            tags,
+            state: CachePadded::new(Mutex::new(state)),
+            driver: CachePadded::default(),
+            rerun: AtomicBool::new(false),
+        })
+    }
+
+    /// Lets the driver set its part up, and makes the requests.
+    pub(crate) fn attach(self: &Arc<Self>) -> crate::error::Result<()> {
+        let part =
+            self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
+        *self.driver.lock() = Some(part);
+        self.resize_pool(self.tags.depth() as usize)?;
+        let flush = self.make_request(u32::MAX)?;
+        self.state.lock().flush_rq = Some(flush);
+        self.tags.attach();
+        Ok(())
+    }
+
+    /// Makes the number of requests `count`. Only when none is in use.
+    pub(crate) fn resize_pool(&self, count: usize) -> crate::error::Result<()> {
+        let mut free = std::mem::take(&mut self.state.lock().free);
+        free.sort_unstable_by_key(|rq| rq.internal_tag);
+        for mut rq in free.drain(count.min(free.len())..) {
+            self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
+        }
+        while free.len() < count {
+            free.push(self.make_request(u32::try_from(free.len()).unwrap_or(u32::MAX))?);
+        }
+        self.state.lock().free = free;
+        Ok(())
+    }
+
+    fn make_request(&self, internal_tag: u32) -> crate::error::Result<Box<Rq<D>>> {
+        let mut cmd = D::Cmd::default();
+        self.shared.driver.init_request(&self.shared.disk, &mut cmd, self.index)?;
+        Ok(Rq::new(cmd, internal_tag))
+    }
+
+    /// Takes the driver's part down. No request is in use any more.
+    pub(crate) fn detach(&self) {
+        let Some(part) = self.driver.lock().take() else { return };
+        let (free, flush) = {
+            let mut st = self.state.lock();
+            (std::mem::take(&mut st.free), st.flush_rq.take())
+        };
+        for mut rq in free.into_iter().chain(flush) {
+            self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
+        }
+        self.tags.detach();
+        self.shared.driver.exit_hctx(&self.shared.disk, part);
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State<D>> {
+        self.state.lock()
+    }
+
+    /// Sends what is in the lists to the driver; at once, or by whoever is with the driver now.
+    pub(crate) fn run(self: &Arc<Self>) {
+        self.rerun.store(true, Ordering::SeqCst);
+        self.run_pending();
+    }
+
+    /// Call after letting go of the driver.
+    fn run_pending(self: &Arc<Self>) {
+        loop {
+            // Pairs with the one of whoever set `rerun` and then failed to get the driver: either it gets the driver, or we see `rerun`.
+            fence(Ordering::SeqCst);
+            if !self.rerun.load(Ordering::Relaxed) {
+                return;
+            }
+            let Some(mut part) = self.driver.try_lock() else { return };
+            self.rerun.store(false, Ordering::SeqCst);
+            if let Some(part) = part.as_mut() {
+                self.dispatch(part);
+            }
+        }
+    }
+
+    /// Talks to the driver's part of this queue, waiting for whoever does so now.
+    pub(crate) fn with_driver<R>(self: &Arc<Self>, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
+        let result = self.driver.lock().as_mut().map(f);
+        self.run_pending();
+        result
+    }
+
+    fn dispatch(self: &Arc<Self>, part: &mut D::Hctx) {
+        loop {
+            let mut todo = Todo::default();
+            let more = {
+                let now_ns = self.shared.clock.now_ns();
+                let mut st = self.state.lock();
+                if st.quiesced > 0 {
+                    return;
+                }
+                self.let_in(&mut st, now_ns, &mut todo);
+                self.take_staged(&mut st, now_ns, &mut todo);
+                st.elevator
+            };
+            let mut list = std::mem::take(&mut todo.issue);
+            todo.run = false;
+            self.end_all(todo);
+            if list.is_empty() && more {
+                self.take_scheduled(&mut list);
+            }
+            if list.is_empty() || !self.issue(part, list) {
+                return;
+            }
+        }
+    }
+
+    /// Moves requests from the lists to `todo.issue`: those that go first, else some of each software queue.
+    fn take_staged(self: &Arc<Self>, st: &mut State<D>, now_ns: u64, todo: &mut Todo<D>) {
+        while todo.issue.len() < BATCH
+            && let Some(mut rq) = st.dispatch.pop_front()
+        {
+            if !self.tag_and_start(st, &mut rq, now_ns) {
+                st.dispatch.push_front(rq);
+                return;
+            }
+            todo.issue.push(rq);
+        }
+        let ctxs = st.ctxs.len();
+        let mut idle = 0;
+        while todo.issue.len() < BATCH && st.staged > 0 && idle < ctxs {
+            let ctx = st.next_ctx % ctxs;
+            st.next_ctx = st.next_ctx.wrapping_add(1);
+            let Some(mut rq) = st.ctxs[ctx].pop_front() else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            st.staged -= 1;
+            if !self.tag_and_start(st, &mut rq, now_ns) {
+                st.dispatch.push_front(rq);
+                return;
+            }
+            todo.issue.push(rq);
+        }
+    }
+
+    /// Asks the scheduler for requests. One that came in by another hardware queue is sent by that.
+    fn take_scheduled(self: &Arc<Self>, list: &mut Requests<D>) {
+        let mut others: SmallVec<[Arc<Self>; 4]> = SmallVec::new();
+        while list.len() < BATCH {
+            let now_ns = self.shared.clock.now_ns();
+            let Some(mut rq) = self.shared.elevator.dispatch(now_ns) else { break };
+            match &rq.hctx {
+                Some(other) if !Arc::ptr_eq(other, self) => {
+                    let other = Arc::clone(other);
+                    other.state.lock().dispatch.push_back(rq);
+                    others.push(other);
+                }
+                _ => {
+                    let mut st = self.state.lock();
+                    if !self.tag_and_start(&mut st, &mut rq, now_ns) {
+                        st.dispatch.push_front(rq);
+                        break;
+                    }
+                    list.push(rq);
+                }
+            }
+        }
+        for other in others {
+            other.run();
+        }
+    }
+
+    /// Gives a request a tag, if it has none, and starts its timer. If there is no tag, this queue will run again when there is.
+    fn tag_and_start(self: &Arc<Self>, st: &mut State<D>, rq: &mut Rq<D>, now_ns: u64) -> bool {
+        if rq.tag.is_none() {
+            rq.tag = self.get_tag(st, false);
+        }
+        self.start(st, rq, now_ns);
+        rq.tag.is_some()
+    }
+
+    fn start(&self, st: &mut State<D>, rq: &mut Rq<D>, now_ns: u64) {
+        let Some(slot) = rq.tag.and_then(|tag| st.slots.get_mut(tag as usize)) else { return };
+        slot.generation = slot.generation.wrapping_add(1);
+        rq.generation = slot.generation;
+        slot.what = Some((rq.op, rq.sector, rq.len));
+        slot.since_ns = now_ns;
+        slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
+    }
+
+    /// Takes a tag, or queues up for one.
+    fn get_tag(self: &Arc<Self>, st: &mut State<D>, reserved: bool) -> Option<u32> {
+        if let Some(tag) = self.try_tag(st, reserved) {
+            return Some(tag);
+        }
+        if !st.waits_for_tag {
+            st.waits_for_tag = true;
+            self.tags.wait(Arc::clone(self) as Arc<dyn Waiter>);
+        }
+        // One may have been freed before the queue for it was joined.
+        self.try_tag(st, reserved)
+    }
+
+    fn try_tag(&self, st: &mut State<D>, reserved: bool) -> Option<u32> {
+        let shared = self.tags.is_shared();
+        if shared && !st.tags_active {
+            st.tags_active = true;
+            self.tags.set_active(true);
+        }
+        if shared && !reserved && st.tags_held >= self.tags.share() {
+            return None;
+        }
+        let tag = self.tags.get(reserved)?;
+        st.tags_held += 1;
+        Some(tag)
+    }
+
+    fn put_tag(&self, st: &mut State<D>, tag: u32) {
+        st.tags_held -= 1;
+        if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() {
+            st.tags_active = false;
+            self.tags.set_active(false);
+        }
+        self.tags.put(tag);
+    }
+
+    /// Hands a list to the driver; says whether it took all.
+    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: Requests<D>) -> bool {
+        let driver = &self.shared.driver;
+        let count = list.len();
+        let mut gathered = false;
+        let mut rest = list.into_iter().enumerate();
+        while let Some((i, rq)) = rest.next() {
+            let last = i + 1 == count;
+            let budget = driver.budget();
+            let refused = if budget.is_some_and(|budget| !budget.get()) {
+                Some((rq, false))
+            } else {
+                match driver.queue_rq(part, Request::new(rq), last) {
+                    Ok(()) => None,
+                    Err(busy) => {
+                        if let Some(budget) = budget {
+                            budget.put();
+                        }
+                        Some(match busy {
+                            Busy::Resource(rq) => (rq.into_inner(), true),
+                            Busy::Device(rq) => (rq.into_inner(), false),
+                        })
+                    }
+                }
+            };
+            let Some((mut rq, retry)) = refused else {
+                gathered = !last;
+                continue;
+            };
+            rq.begun = true;
+            if gathered {
+                driver.commit_rqs(part);
+            }
+            let mut st = self.state.lock();
+            let back: Requests<D> = std::iter::once(rq).chain(rest.map(|(_, rq)| rq)).collect();
+            for rq in back.into_iter().rev() {
+                Self::stop(&mut st, &rq);
+                st.dispatch.push_front(rq);
+            }
+            if retry {
+                st.retry_at_ns = Some(self.shared.clock.now_ns().saturating_add(RESOURCE_DELAY_NS));
+            }
+            return false;
+        }
+        true
+    }
+
+    /// Stops the timer of a request that is not with the driver any more.
+    fn stop(st: &mut State<D>, rq: &Rq<D>) {
+        if let Some(slot) = rq.tag.and_then(|tag| st.slots.get_mut(tag as usize)) {
+            slot.what = None;
+        }
+    }
+
+    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
+    fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
+        if let Some(mut part) = self.driver.try_lock() {
+            if let Some(part) = part.as_mut() {
+                self.issue(part, list);
+            }
+            drop(part);
+            self.run_pending();
+        } else {
+            {
+                let mut st = self.state.lock();
+                for rq in list {
+                    Self::stop(&mut st, &rq);
+                    Self::stage(&mut st, rq);
+                }
+            }
+            self.run();
+        }
+    }
+
+    fn stage(st: &mut State<D>, rq: Box<Rq<D>>) {
+        let ctx = rq.ctx % st.ctxs.len();
+        st.ctxs[ctx].push_back(rq);
+        st.staged += 1;
+    }
+
+    pub(crate) fn requeue(self: &Arc<Self>, rq: Box<Rq<D>>) {
+        {
+            let mut st = self.state.lock();
+            Self::stop(&mut st, &rq);
+            st.dispatch.push_front(rq);
+        }
+        self.run();
+    }
+
+    /// A driver has ended a request: it goes on to its next step, or its bios end.
+    pub(crate) fn ended(self: Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
+        let status = if status.is_ok() { rq.status } else { status };
+        if rq.role == Role::Plain {
+            return self.finish(rq, status);
+        }
+        let mut todo = Todo::default();
+        {
+            let now_ns = self.shared.clock.now_ns();
+            let mut st = self.state.lock();
+            Self::stop(&mut st, &rq);
+            let mut next = Vec::new();
+            if let Role::Flush { borrowed_tag } = rq.role {
+                let tag = rq.tag.take();
+                if let Some(tag) = tag.filter(|_| !borrowed_tag) {
+                    self.put_tag(&mut st, tag);
+                }
+                st.stats.done(Op::Flush, now_ns.saturating_sub(rq.start_ns));
+                self.shared.busy.update(now_ns, || true);
+                st.flush_rq = Some(rq);
+                st.flush.flush_done(status, now_ns, &mut next);
+            } else {
+                rq.hctx = Some(Arc::clone(&self));
+                st.flush.data_done(rq, status, now_ns, &mut next);
+            }
+            self.follow(&mut st, next, now_ns, &mut todo);
+            todo.run |= !st.dispatch.is_empty() || st.staged > 0;
+        }
+        self.tags.wake_one();
+        self.settle(todo);
+    }
+
+    /// Does what the flush machine says.
+    fn follow(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        next: Vec<Next<Box<Rq<D>>>>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
+        for next in next {
+            match next {
+                Next::Data(mut rq) => {
+                    rq.role = Role::Sequenced;
+                    rq.flags -= Flags::PREFLUSH;
+                    if !st.limits.features.contains(crate::limits::Features::FUA) {
+                        rq.flags -= Flags::FUA;
+                    }
+                    st.dispatch.push_back(rq);
+                }
+                Next::End(rq, status) => todo.ended.push((rq, status)),
+                Next::Flush => {
+                    let Some(mut rq) = st.flush_rq.take() else {
+                        unreachable!("one flush is out at a time")
+                    };
+                    // A tag of one of those that wait for it will do: they may hold all that there are.
+                    let tag = st.flush.running().find_map(|waits| waits.tag);
+                    rq.begin(
+                        Op::Flush,
+                        Flags::empty(),
+                        Role::Flush { borrowed_tag: tag.is_some() },
+                        now_ns,
+                    );
+                    rq.tag = tag;
+                    rq.hctx = Some(Arc::clone(self));
+                    st.stats.start(Op::Flush);
+                    st.dispatch.push_back(rq);
+                }
+            }
+            todo.run = true;
+        }
+    }
+
+    /// Ends the bios of a request, and frees it.
+    fn finish(self: &Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
+        let part = rq.bios.front().and_then(|bio| bio.part.clone());
+        while let Some(bio) = rq.bios.pop_front() {
+            bio.end(status);
+        }
+        rq.hctx = None;
+        let now_ns = self.shared.clock.now_ns();
+        let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
+        if let Some(part) = part {
+            part.done(rq.op, rq.total_len, elapsed_ns, now_ns);
+        }
+        self.shared.busy.update(now_ns, || true);
+        let mut st = self.state.lock();
+        // A flush is counted when it is sent, once for all who wait for it.
+        if rq.op != Op::Flush {
+            st.stats.transfer(rq.op, rq.total_len);
+            st.stats.done(rq.op, elapsed_ns);
+        }
+        if let Some(tag) = rq.tag.take() {
+            st.slots[tag as usize].what = None;
+            self.put_tag(&mut st, tag);
+        }
+        st.allocated -= 1;
+        if st.elevator {
+            self.shared.elevator.completed(&rq);
+        }
+        st.free.push(rq);
+        let run = st.elevator
+            || st.staged > 0
+            || !st.dispatch.is_empty()
+            || (st.frozen == 0 && !st.waiting.is_empty());
+        let drained = st.allocated == 0 && st.frozen > 0;
+        drop(st);
+        self.tags.wake_one();
+        if drained {
+            self.shared.drained.notify(usize::MAX);
+        }
+        if run {
+            self.run();
+        }
+    }
+
+    fn settle(self: &Arc<Self>, mut todo: Todo<D>) {
+        let (list, run) = (std::mem::take(&mut todo.issue), todo.run);
+        self.end_all(todo);
+        if !list.is_empty() {
+            self.issue_direct(list);
+        }
+        if run {
+            self.run();
+        }
+    }
+
+    fn end_all(self: &Arc<Self>, todo: Todo<D>) {
+        for (bio, status) in todo.ended_bios {
+            bio.end(status);
+        }
+        for (rq, status) in todo.ended {
+            self.finish(rq, status);
+        }
+    }
+
+    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to come again.
+    pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
+        let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
+        let mut todo = Todo::default();
+        {
+            let mut st = self.state.lock();
+            for (tag, slot) in (0..).zip(st.slots.iter()) {
+                if let Some((op, sector, len)) = slot.what.filter(|_| slot.deadline_ns <= now_ns) {
+                    let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
+                    let age_ns = now_ns.saturating_sub(slot.since_ns);
+                    expired.push(InFlight { tag, cookie, op, sector, len, age_ns });
+                }
+            }
+            if st.retry_at_ns.is_some_and(|at| at <= now_ns) {
+                st.retry_at_ns = None;
+                todo.run = true;
+            }
+            let mut next = Vec::new();
+            st.flush.kick(now_ns, &mut next);
+            self.follow(&mut st, next, now_ns, &mut todo);
+        }
+        for rq in expired {
+            let verdict = self.with_driver(|part| self.shared.driver.timeout(part, &rq));
+            let mut st = self.state.lock();
+            let slot = &mut st.slots[rq.tag as usize];
+            if verdict == Some(Timeout::ResetTimer) && u64::from(slot.generation) == rq.cookie >> 32
+            {
+                slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
+            }
+        }
+        self.settle(todo);
+        let st = self.state.lock();
+        let timers =
+            st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
+        timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
+    }
+
+    /// What is out, for people.
+    pub(crate) fn in_flight(&self, now_ns: u64) -> Vec<InFlight> {
+        let st = self.state.lock();
+        let out = (0..).zip(st.slots.iter()).filter_map(|(tag, slot)| {
+            let (op, sector, len) = slot.what?;
+            let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
+            Some(InFlight {
+                tag,
+                cookie,
+                op,
+                sector,
+                len,
+                age_ns: now_ns.saturating_sub(slot.since_ns),
+            })
+        });
+        out.collect()
+    }
+
+    pub(crate) fn poll(self: &Arc<Self>) -> usize {
+        self.with_driver(|part| self.shared.driver.poll(part)).unwrap_or(0)
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.state.lock().frozen += 1;
+    }
+
+    pub(crate) fn unfreeze(self: &Arc<Self>) {
+        self.state.lock().frozen -= 1;
+        self.run();
+    }
+
+    /// No request goes to the driver from now on.
+    pub(crate) fn quiesce(&self) {
+        self.state.lock().quiesced += 1;
+        // Whoever is with the driver saw the old state: wait until it is through.
+        drop(self.driver.lock());
+    }
+
+    pub(crate) fn unquiesce(self: &Arc<Self>) {
+        {
+            let mut st = self.state.lock();
+            st.quiesced = st.quiesced.saturating_sub(1);
+        }
+        self.run();
+    }
+
+    /// Fails what waits, and all that comes.
+    pub(crate) fn die(self: &Arc<Self>) {
+        let waiting = {
+            let mut st = self.state.lock();
+            st.dying = true;
+            // What is held back must end too.
+            st.quiesced = 0;
+            std::mem::take(&mut st.waiting)
+        };
+        for (_, bio) in waiting {
+            bio.end(Status::Offline);
+        }
+        self.run();
+    }
+
+    pub(crate) fn set_elevator(&self, on: bool) {
+        self.state.lock().elevator = on;
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.state.lock().limits = limits;
+    }
+}
+
+impl<D: Driver> Waiter for Hctx<D> {
+    fn tag_freed(self: Arc<Self>) {
+        self.state.lock().waits_for_tag = false;
+        self.run();
+        // If this queue had no use for the tag, the next in line may have.
+        if self.tags.has_free() {
+            self.tags.wake_one();
+        }
+    }
+}
+
+/// A driver's way back to one of its hardware queues. It keeps nothing alive.
+pub struct HctxHandle<D: Driver>(Weak<Hctx<D>>);
+
+impl<D: Driver> Clone for HctxHandle<D> {
+    fn clone(&self) -> Self {
+        Self(Weak::clone(&self.0))
+    }
+}
+
+impl<D: Driver> HctxHandle<D> {
+    /// Which of the disk's hardware queues it is.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.0.upgrade().map_or(0, |hctx| hctx.index)
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn kind(&self) -> QueueType {
+        self.0.upgrade().map_or(QueueType::Default, |hctx| hctx.kind)
+    }
+
+    /// How many requests can be out.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        self.0.upgrade().map_or(0, |hctx| hctx.tags.depth())
+    }
+
+    /// Requests that were handed back can be taken now.
+    pub fn run(&self) {
+        if let Some(hctx) = self.0.upgrade() {
+            hctx.run();
+        }
+    }
+
+    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the driver's own methods. `None`: the queue is gone.
+    pub fn with<R>(&self, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
+        self.0.upgrade()?.with_driver(f)
+    }
+}
+
+impl<D: Driver> fmt::Debug for HctxHandle<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "hctx {}", self.index())
+    }
+}

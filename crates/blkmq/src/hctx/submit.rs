@@ -1,0 +1,278 @@
+//! The way in: a bio is checked, merged, or given a request (kernel: `submit_bio_noacct`, `blk_mq_submit_bio`).
+
+use std::sync::Arc;
+
+use blockyard_buf::{Segment, ZERO_RUN};
+
+use super::{Hctx, State, Todo};
+use crate::bio::{Bio, Chain, Extent};
+use crate::driver::Driver;
+use crate::flush::Steps;
+use crate::limits::Features;
+use crate::merge;
+use crate::op::{Flags, Op, Status};
+use crate::request::{Role, Rq};
+use crate::sched::Candidate;
+
+/// How many requests at the end of a software queue are looked at for a merge (kernel: `blk_bio_list_merge`, 8).
+const MERGE_LOOKBACK: usize = 8;
+
+/// What becomes of a bio that was checked.
+enum Verdict {
+    /// It goes to the driver.
+    Go,
+    /// There is nothing to do for it.
+    Done,
+}
+
+impl<D: Driver> Hctx<D> {
+    /// Takes bios of the CPU `ctx`, in order: they may be merged with each other, and are issued together.
+    pub(crate) fn submit(self: &Arc<Self>, ctx: usize, bios: impl Iterator<Item = Box<Bio>>) {
+        let now_ns = self.shared.clock.now_ns();
+        let mut todo = Todo::default();
+        {
+            let mut st = self.lock();
+            for bio in bios {
+                self.enter(&mut st, ctx, bio, now_ns, &mut todo);
+            }
+        }
+        self.settle(todo);
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        mut bio: Box<Bio>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
+        match self.check(st, &mut bio) {
+            Err(status) => return todo.ended_bios.push((bio, status)),
+            Ok(Verdict::Done) => return todo.ended_bios.push((bio, Status::Ok)),
+            Ok(Verdict::Go) => {}
+        }
+        let nowait = bio.flags.contains(Flags::NOWAIT);
+        let must_wait = st.frozen > 0 || !st.waiting.is_empty();
+        let left = if must_wait { Some(bio) } else { self.place(st, ctx, bio, now_ns, todo) };
+        match left {
+            Some(bio) if nowait => todo.ended_bios.push((bio, Status::Again)),
+            Some(bio) => st.waiting.push_back((ctx, bio)),
+            None => {}
+        }
+    }
+
+    /// Lets bios in that wait, in order, as far as there are requests and tags.
+    pub(super) fn let_in(self: &Arc<Self>, st: &mut State<D>, now_ns: u64, todo: &mut Todo<D>) {
+        while st.frozen == 0
+            && let Some((ctx, bio)) = st.waiting.pop_front()
+        {
+            if let Some(bio) = self.place(st, ctx, bio, now_ns, todo) {
+                st.waiting.push_front((ctx, bio));
+                return;
+            }
+        }
+    }
+
+    /// Whether the disk can do what the bio asks; what it need not do is taken off.
+    fn check(&self, st: &State<D>, bio: &mut Bio) -> Result<Verdict, Status> {
+        if st.dying {
+            return Err(Status::Offline);
+        }
+        let features = st.limits.features;
+        if !features.contains(Features::WRITE_CACHE) {
+            bio.flags -= Flags::FUA | Flags::PREFLUSH;
+        }
+        if bio.op == Op::Flush {
+            return Ok(if features.contains(Features::WRITE_CACHE) {
+                Verdict::Go
+            } else {
+                Verdict::Done
+            });
+        }
+        let end = bio
+            .sector()
+            .checked_add(crate::units::Sector(bio.len().div_ceil(crate::units::SECTOR_SIZE)));
+        if end.is_none_or(|end| end > self.shared.capacity()) {
+            return Err(Status::OutOfRange);
+        }
+        let block = st.limits.logical_block_size;
+        if !block.divides(bio.len()) || !bio.sector().0.is_multiple_of(block.sectors()) {
+            return Err(Status::Invalid);
+        }
+        if bio.op.is_write() && self.shared.is_read_only() {
+            return Err(Status::NotPermitted);
+        }
+        if bio.is_empty() {
+            if !bio.flags.contains(Flags::PREFLUSH) {
+                return Ok(Verdict::Done);
+            }
+            bio.op = Op::Flush;
+            return Ok(Verdict::Go);
+        }
+        match bio.op {
+            Op::Discard if st.limits.max_discard_sectors == 0 => Err(Status::NotSupported),
+            Op::SecureErase if st.limits.max_secure_erase_sectors == 0 => Err(Status::NotSupported),
+            Op::WriteZeroes
+                if st.limits.max_write_zeroes_sectors == 0
+                    && bio.flags.contains(Flags::NOFALLBACK) =>
+            {
+                Err(Status::NotSupported)
+            }
+            Op::BlockStatus if !features.contains(Features::BLOCK_STATUS) => {
+                bio.extents.push(Extent::data(bio.len()));
+                Ok(Verdict::Done)
+            }
+            Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
+            Op::Write if bio.data.is_empty() => Err(Status::Invalid),
+            _ => Ok(Verdict::Go),
+        }
+    }
+
+    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make of it, one after the other as
+    /// they are to be had. Gives back what found none.
+    fn place(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        mut bio: Box<Bio>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
+        if merge::allowed(&bio, &st.limits) {
+            bio = self.try_merge(st, ctx, bio, todo)?;
+        }
+        loop {
+            // Without a request there is no use in cutting.
+            if st.free.is_empty() {
+                return Some(bio);
+            }
+            let tag = if st.elevator { None } else { self.get_tag(st, false) };
+            if tag.is_none() && !st.elevator {
+                return Some(bio);
+            }
+            let as_zeroes = bio.op == Op::WriteZeroes && st.limits.max_write_zeroes_sectors == 0;
+            let cut = if as_zeroes { Some(zeroes_len(st, &bio)) } else { split_len(st, &bio) };
+            let Some(cut) = cut else {
+                self.begin(st, ctx, bio, tag, now_ns, todo);
+                return None;
+            };
+            bio = if bio.is_chained() { bio } else { Chain::wrap(bio) };
+            let whole = cut >= bio.len();
+            let (mut piece, rest) =
+                if whole { (bio, None) } else { (Chain::split(&mut bio, cut), Some(bio)) };
+            if as_zeroes {
+                write_zeroes(&mut piece, st.limits.max_segment_size as usize);
+            }
+            self.begin(st, ctx, piece, tag, now_ns, todo);
+            bio = rest?;
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        bio: Box<Bio>,
+        tag: Option<u32>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
+        let Some(mut rq) = st.free.pop() else { unreachable!("looked at by the caller") };
+        rq.begin_bio(bio, now_ns);
+        rq.hctx = Some(Arc::clone(self));
+        rq.ctx = ctx;
+        rq.tag = tag;
+        st.allocated += 1;
+        if rq.op != Op::Flush {
+            st.stats.start(rq.op);
+        }
+        self.shared.busy.update(now_ns, || st.allocated > 1);
+        if let Some(part) = rq.bios.front().and_then(|bio| bio.part.as_ref()) {
+            part.started(rq.op, now_ns);
+        }
+        let steps = if rq.flags.intersects(Flags::FUA | Flags::PREFLUSH) || rq.op == Op::Flush {
+            Steps::of(rq.op, rq.flags, st.limits.features.contains(Features::FUA))
+        } else {
+            Steps::DATA
+        };
+        if !steps.is_plain() {
+            rq.steps = steps;
+            rq.role = Role::Sequenced;
+            let mut next = Vec::new();
+            st.flush.start(rq, now_ns, &mut next);
+            self.follow(st, next, now_ns, todo);
+        } else if st.elevator {
+            self.shared.elevator.insert(rq, now_ns);
+            todo.run = true;
+        } else if st.quiesced == 0 && st.staged == 0 && st.dispatch.is_empty() && !todo.run {
+            self.start(st, &mut rq, now_ns);
+            todo.issue.push(rq);
+        } else {
+            Self::stage(st, rq);
+            todo.run = true;
+        }
+    }
+
+    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch, of the scheduler, of the software queue.
+    fn try_merge(
+        &self,
+        st: &mut State<D>,
+        ctx: usize,
+        bio: Box<Bio>,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
+        let op = bio.op;
+        let candidate =
+            Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
+        let State { limits, ctxs, elevator, stats, .. } = st;
+        let mut bio = Some(bio);
+        let mut tried = |rq: &mut Box<Rq<D>>| {
+            bio = bio.take().and_then(|bio| merge::attempt(rq, bio, limits));
+            bio.is_none()
+        };
+        let merged = if todo.issue.last_mut().is_some_and(&mut tried) {
+            true
+        } else if *elevator {
+            self.shared.elevator.try_merge(candidate, &mut |rq, _| tried(rq))
+        } else {
+            let queue = ctx % ctxs.len();
+            ctxs[queue].iter_mut().rev().take(MERGE_LOOKBACK).any(tried)
+        };
+        if merged {
+            stats.merge(op);
+        }
+        bio
+    }
+}
+
+/// Where a bio has to be cut to be a request, if it has to.
+fn split_len<D: Driver>(st: &State<D>, bio: &Bio) -> Option<u64> {
+    if bio.op.has_data() && !bio.wants_supply() {
+        let spans: smallvec::SmallVec<[(usize, usize); 8]> =
+            bio.segments().map(|s| (s.as_ptr().addr(), s.len())).collect();
+        st.limits.split_at(bio.op, bio.sector(), bio.len(), spans)
+    } else {
+        st.limits.split_at(bio.op, bio.sector(), bio.len(), [])
+    }
+}
+
+/// How much of a write-zeroes one write of zeroes does on a disk that has no such operation.
+fn zeroes_len<D: Driver>(st: &State<D>, bio: &Bio) -> u64 {
+    let run = ZERO_RUN.min(st.limits.max_segment_size as usize) as u64;
+    let most = run * u64::from(st.limits.max_segments);
+    let block = u64::from(st.limits.logical_block_size.bytes());
+    let len = st.limits.max_bytes(Op::Write, bio.sector()).min(most) / block * block;
+    len.clamp(block, bio.len().max(block))
+}
+
+fn write_zeroes(bio: &mut Bio, max_segment: usize) {
+    bio.op = Op::Write;
+    bio.flags -= Flags::NOUNMAP;
+    let mut left = usize::try_from(bio.len()).unwrap_or(usize::MAX);
+    while left > 0 {
+        let run = left.min(ZERO_RUN).min(max_segment);
+        bio.data.push(Segment::zero_run(run));
+        left -= run;
+    }
+}

@@ -1,0 +1,374 @@
+//! The request queue of a disk: its hardware queues taken together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use event_listener::{Event, Listener};
+use parking_lot::Mutex;
+
+use crate::bio::Bio;
+use crate::clock::Clock;
+use crate::driver::{Driver, InFlight};
+use crate::elevator::Elevator;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hctx::Hctx;
+use crate::limits::Limits;
+use crate::queue_map::QueueType;
+use crate::sched::Kind;
+use crate::stats::{BusyClock, QueueStats};
+use crate::tag_set::{TagSet, TagSetFlags};
+use crate::units::Sector;
+
+/// What all hardware queues of a disk share, and seldom change.
+pub(crate) struct QueueShared<D: Driver> {
+    pub(crate) driver: Arc<D>,
+    pub(crate) disk: D::Disk,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) elevator: Elevator<D>,
+    pub(crate) drained: Event,
+    pub(crate) busy: BusyClock,
+    timeout_ns: AtomicU64,
+    capacity: AtomicU64,
+    read_only: AtomicBool,
+}
+
+impl<D: Driver> QueueShared<D> {
+    pub(crate) fn timeout_ns(&self) -> u64 {
+        self.timeout_ns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn capacity(&self) -> Sector {
+        Sector(self.capacity.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+}
+
+/// How far the end of a queue has come (kernel: `QUEUE_FLAG_DYING`, `QUEUE_FLAG_DEAD`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Life {
+    /// It works.
+    Live,
+    /// What is out may end; what comes fails.
+    Dying,
+    /// Nothing is out, the driver's part is gone.
+    Dead,
+}
+
+/// A queue, whatever its driver: what a disk knows of it.
+pub(crate) trait Queue: Send + Sync {
+    fn submit(&self, cpu: usize, bio: Box<Bio>);
+    /// Drains `bios`.
+    fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>);
+    fn poll(&self, cpu: usize) -> usize;
+    fn cpus(&self) -> usize;
+    fn capacity(&self) -> Sector;
+    fn set_capacity(&self, capacity: Sector);
+    fn set_read_only(&self, read_only: bool);
+    fn limits(&self) -> Limits;
+    fn set_limits(&self, limits: Limits);
+    fn freeze(&self);
+    fn unfreeze(&self);
+    fn quiesce(&self);
+    fn unquiesce(&self);
+    fn life(&self) -> Life;
+    fn shut_down(&self);
+    fn scheduler(&self) -> Kind;
+    fn set_scheduler(&self, kind: Kind) -> Result<()>;
+    fn tune(&self, name: &str, value: Option<u64>) -> Result<u64>;
+    fn requests(&self) -> usize;
+    fn set_requests(&self, count: usize) -> Result<()>;
+    fn stats(&self) -> QueueStats;
+    /// Milliseconds that the disk was busy.
+    fn busy_ms(&self) -> u64;
+    fn in_flight(&self) -> Vec<(usize, InFlight)>;
+    fn set_timeout(&self, timeout_ns: u64);
+    fn tick(&self, now_ns: u64) -> Option<u64>;
+    fn clock(&self) -> &Arc<dyn Clock>;
+}
+
+pub(crate) struct RequestQueue<D: Driver> {
+    set: Arc<TagSet<D>>,
+    shared: Arc<QueueShared<D>>,
+    hctxs: Vec<Arc<Hctx<D>>>,
+    /// Freezing and what is done while frozen: one at a time.
+    control: Mutex<Control>,
+    life: AtomicU8,
+}
+
+struct Control {
+    limits: Limits,
+    requests: usize,
+}
+
+impl<D: Driver> RequestQueue<D> {
+    pub(crate) fn new(
+        set: &Arc<TagSet<D>>,
+        disk: D::Disk,
+        limits: Limits,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>> {
+        let shared = Arc::new(QueueShared {
+            driver: Arc::clone(&set.driver),
+            disk,
+            clock,
+            elevator: Elevator::default(),
+            drained: Event::new(),
+            busy: BusyClock::default(),
+            timeout_ns: AtomicU64::new(
+                u64::try_from(set.config.timeout.as_nanos()).unwrap_or(u64::MAX),
+            ),
+            capacity: AtomicU64::new(0),
+            read_only: AtomicBool::new(false),
+        });
+        let mut hctxs = Vec::with_capacity(set.tags.len());
+        for (index, tags) in set.tags.iter().enumerate() {
+            let kind = set.maps.kind_of(index);
+            let hctx = Hctx::new(
+                Arc::clone(&shared),
+                index,
+                kind,
+                Arc::clone(tags),
+                set.config.cpus,
+                limits.clone(),
+            );
+            if let Err(err) = hctx.attach() {
+                hctxs.iter().for_each(|hctx: &Arc<Hctx<D>>| hctx.detach());
+                return Err(err);
+            }
+            hctxs.push(hctx);
+        }
+        let control = Mutex::new(Control { limits, requests: set.config.depth as usize });
+        Ok(Arc::new(Self { set: Arc::clone(set), shared, hctxs, control, life: AtomicU8::new(0) }))
+    }
+
+    fn hctx(&self, cpu: usize, bio: &Bio) -> usize {
+        self.set.maps.hctx(QueueType::of(bio.op, bio.flags), cpu)
+    }
+
+    fn start_freeze(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.freeze());
+    }
+
+    /// Waits until no request is in use. Blocks: not for a thread that completions come by.
+    fn wait_drained(&self) {
+        let drained = || self.hctxs.iter().all(|hctx| hctx.lock().allocated == 0);
+        while !drained() {
+            let listener = self.shared.drained.listen();
+            if drained() {
+                return;
+            }
+            listener.wait();
+        }
+    }
+
+    fn end_freeze(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.unfreeze());
+    }
+
+    /// Does `f` while no request is in use, and none begins.
+    fn while_frozen<R>(&self, f: impl FnOnce(&mut Control) -> R) -> R {
+        let mut control = self.control.lock();
+        self.start_freeze();
+        self.wait_drained();
+        let result = f(&mut control);
+        self.end_freeze();
+        result
+    }
+}
+
+impl<D: Driver> Queue for RequestQueue<D> {
+    fn submit(&self, cpu: usize, bio: Box<Bio>) {
+        let hctx = self.hctx(cpu, &bio);
+        self.hctxs[hctx].submit(cpu, std::iter::once(bio));
+    }
+
+    fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>) {
+        let mut bios = bios.drain(..).peekable();
+        while let Some(first) = bios.peek() {
+            let hctx = self.hctx(cpu, first);
+            let same = std::iter::from_fn(|| bios.next_if(|bio| self.hctx(cpu, bio) == hctx));
+            self.hctxs[hctx].submit(cpu, same);
+        }
+    }
+
+    fn poll(&self, cpu: usize) -> usize {
+        self.hctxs[self.set.maps.hctx(QueueType::Poll, cpu)].poll()
+    }
+
+    fn cpus(&self) -> usize {
+        self.set.config.cpus
+    }
+
+    fn capacity(&self) -> Sector {
+        self.shared.capacity()
+    }
+
+    fn set_capacity(&self, capacity: Sector) {
+        self.shared.capacity.store(capacity.0, Ordering::Release);
+    }
+
+    fn set_read_only(&self, read_only: bool) {
+        self.shared.read_only.store(read_only, Ordering::Release);
+    }
+
+    fn limits(&self) -> Limits {
+        self.control.lock().limits.clone()
+    }
+
+    fn set_limits(&self, limits: Limits) {
+        self.while_frozen(|control| {
+            self.hctxs.iter().for_each(|hctx| hctx.set_limits(limits.clone()));
+            control.limits = limits;
+        });
+    }
+
+    fn freeze(&self) {
+        self.start_freeze();
+        self.wait_drained();
+    }
+
+    fn unfreeze(&self) {
+        self.end_freeze();
+    }
+
+    fn quiesce(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.quiesce());
+    }
+
+    fn unquiesce(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.unquiesce());
+    }
+
+    fn life(&self) -> Life {
+        match self.life.load(Ordering::Acquire) {
+            0 => Life::Live,
+            1 => Life::Dying,
+            _ => Life::Dead,
+        }
+    }
+
+    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel: `blk_mq_destroy_queue`).
+    fn shut_down(&self) {
+        let control = self.control.lock();
+        if self.life.fetch_max(1, Ordering::AcqRel) > 0 {
+            return;
+        }
+        self.hctxs.iter().for_each(|hctx| hctx.die());
+        self.start_freeze();
+        self.wait_drained();
+        self.shared.elevator.replace(None);
+        self.life.store(2, Ordering::Release);
+        self.hctxs.iter().for_each(|hctx| hctx.detach());
+        drop(control);
+    }
+
+    fn scheduler(&self) -> Kind {
+        self.shared.elevator.kind()
+    }
+
+    fn set_scheduler(&self, kind: Kind) -> Result<()> {
+        if kind != Kind::None && self.set.config.flags.contains(TagSetFlags::NO_SCHED) {
+            return Err(Error::new(
+                ErrorKind::NotSupported,
+                format!("disks of this driver take no scheduler, {kind} neither"),
+            ));
+        }
+        self.while_frozen(|control| {
+            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the depth itself else.
+            let depth = self.set.config.depth;
+            let scheduler = kind.build(depth.min(128) * 2);
+            let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth } as usize;
+            for hctx in &self.hctxs {
+                hctx.resize_pool(requests)?;
+                hctx.set_elevator(scheduler.is_some());
+            }
+            control.requests = requests;
+            self.shared.elevator.replace(scheduler);
+            Ok(())
+        })
+    }
+
+    fn tune(&self, name: &str, value: Option<u64>) -> Result<u64> {
+        let tuned = self.shared.elevator.with(|scheduler| {
+            if let Some(value) = value {
+                scheduler.set(name, value)?;
+            }
+            scheduler.get(name)
+        });
+        match tuned {
+            Some(result) => result.map_err(|err| {
+                Error::new(ErrorKind::Invalid, "the scheduler cannot be tuned so").caused_by(err)
+            }),
+            None => Err(Error::new(
+                ErrorKind::NotSupported,
+                "there is no scheduler to tune; set one first: mq-deadline",
+            )),
+        }
+    }
+
+    fn requests(&self) -> usize {
+        self.control.lock().requests
+    }
+
+    fn set_requests(&self, count: usize) -> Result<()> {
+        let depth = self.set.config.depth as usize;
+        let most =
+            if self.scheduler() == Kind::None { depth } else { crate::tag_set::MAX_DEPTH as usize };
+        if count == 0 || count > most {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("nr_requests is from 1 to {most} here, not {count}"),
+            ));
+        }
+        self.while_frozen(|control| {
+            for hctx in &self.hctxs {
+                hctx.resize_pool(count)?;
+            }
+            control.requests = count;
+            Ok(())
+        })
+    }
+
+    fn stats(&self) -> QueueStats {
+        let mut sum = QueueStats::default();
+        for hctx in &self.hctxs {
+            sum.add(&hctx.lock().stats);
+        }
+        sum
+    }
+
+    fn busy_ms(&self) -> u64 {
+        let busy = || self.hctxs.iter().any(|hctx| hctx.lock().allocated > 0);
+        self.shared.busy.update(self.shared.clock.now_ns(), busy);
+        self.shared.busy.busy_ms()
+    }
+
+    fn in_flight(&self) -> Vec<(usize, InFlight)> {
+        let now_ns = self.shared.clock.now_ns();
+        self.hctxs
+            .iter()
+            .flat_map(|hctx| hctx.in_flight(now_ns).into_iter().map(|rq| (hctx.index, rq)))
+            .collect()
+    }
+
+    fn set_timeout(&self, timeout_ns: u64) {
+        self.shared.timeout_ns.store(timeout_ns, Ordering::Relaxed);
+    }
+
+    fn tick(&self, now_ns: u64) -> Option<u64> {
+        self.hctxs.iter().filter_map(|hctx| hctx.tick(now_ns)).min()
+    }
+
+    fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+}
+
+impl<D: Driver> Drop for RequestQueue<D> {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}

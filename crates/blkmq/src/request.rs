@@ -1,0 +1,404 @@
+//! A request: what a driver is given. It is made of one bio, or of several that were merged.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use blockyard_buf::{Segment, copy_segments};
+
+use crate::bio::{Bio, Extent};
+use crate::driver::Driver;
+use crate::flush::{Sequenced, Steps};
+use crate::hctx::Hctx;
+use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
+use crate::sched::Item;
+use crate::units::Sector;
+
+/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them again.
+pub(crate) struct Rq<D: Driver> {
+    pub(crate) op: Op,
+    pub(crate) flags: Flags,
+    pub(crate) prio: IoPrio,
+    pub(crate) hint: WriteHint,
+    pub(crate) sector: Sector,
+    /// Bytes that are left.
+    pub(crate) len: u64,
+    /// Bytes that its bios had when they came, for the statistics.
+    pub(crate) total_len: u64,
+    pub(crate) segments: usize,
+    pub(crate) bios: VecDeque<Box<Bio>>,
+    /// The software queue that it came through.
+    pub(crate) ctx: usize,
+    /// The driver's tag, from its issue to its end.
+    pub(crate) tag: Option<u32>,
+    /// Which of its hardware queue's requests it is: the tag that a scheduler knows it by.
+    pub(crate) internal_tag: u32,
+    /// Counts its uses, so that a late answer to an earlier one can be told.
+    pub(crate) generation: u32,
+    pub(crate) start_ns: u64,
+    pub(crate) steps: Steps,
+    pub(crate) role: Role,
+    pub(crate) status: Status,
+    /// Bytes that [`Request::deliver`] has brought.
+    pub(crate) delivered: u64,
+    /// A driver has seen it, and handed it back.
+    pub(crate) begun: bool,
+    pub(crate) cmd: D::Cmd,
+    /// Set while it is in use.
+    pub(crate) hctx: Option<Arc<Hctx<D>>>,
+}
+
+/// What the end of a request means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Its bios end.
+    Plain,
+    /// It is between steps of the flush machine, which decides.
+    Sequenced,
+    /// It is the flush itself, on behalf of others; its tag is borrowed from one of them, or its own.
+    Flush { borrowed_tag: bool },
+}
+
+impl<D: Driver> Rq<D> {
+    pub(crate) fn new(cmd: D::Cmd, internal_tag: u32) -> Box<Self> {
+        Box::new(Self {
+            op: Op::Read,
+            flags: Flags::empty(),
+            prio: IoPrio::None,
+            hint: WriteHint::NotSet,
+            sector: Sector::ZERO,
+            len: 0,
+            total_len: 0,
+            segments: 0,
+            bios: VecDeque::new(),
+            ctx: 0,
+            tag: None,
+            internal_tag,
+            generation: 0,
+            start_ns: 0,
+            steps: Steps::empty(),
+            role: Role::Plain,
+            status: Status::Ok,
+            delivered: 0,
+            begun: false,
+            cmd,
+            hctx: None,
+        })
+    }
+
+    pub(crate) fn begin(&mut self, op: Op, flags: Flags, role: Role, now_ns: u64) {
+        self.op = op;
+        self.flags = flags;
+        self.role = role;
+        self.prio = IoPrio::None;
+        self.hint = WriteHint::NotSet;
+        self.sector = Sector::ZERO;
+        self.len = 0;
+        self.total_len = 0;
+        self.segments = 0;
+        self.steps = Steps::empty();
+        self.status = Status::Ok;
+        self.delivered = 0;
+        self.begun = false;
+        self.start_ns = now_ns;
+    }
+
+    pub(crate) fn begin_bio(&mut self, bio: Box<Bio>, now_ns: u64) {
+        self.begin(bio.op, bio.flags, Role::Plain, now_ns);
+        self.prio = bio.prio;
+        self.hint = bio.hint;
+        self.sector = bio.sector();
+        self.len = bio.len();
+        self.total_len = bio.len();
+        self.segments = bio.segment_count();
+        self.bios.push_back(bio);
+    }
+
+    pub(crate) fn end_sector(&self) -> Sector {
+        self.sector + Sector(self.len.div_ceil(crate::units::SECTOR_SIZE))
+    }
+}
+
+impl<D: Driver> Sequenced for Box<Rq<D>> {
+    fn steps_mut(&mut self) -> &mut Steps {
+        &mut self.steps
+    }
+}
+
+impl<D: Driver> Item for Box<Rq<D>> {
+    fn op(&self) -> Op {
+        self.op
+    }
+    fn sector(&self) -> Sector {
+        self.sector
+    }
+    fn end(&self) -> Sector {
+        self.end_sector()
+    }
+    fn prio(&self) -> IoPrio {
+        self.prio
+    }
+}
+
+/// A request in the hands of its driver.
+///
+/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it back. Dropped otherwise, it ends with
+/// an I/O error.
+pub struct Request<D: Driver>(Option<Box<Rq<D>>>);
+
+impl<D: Driver> Request<D> {
+    pub(crate) fn new(rq: Box<Rq<D>>) -> Self {
+        Self(Some(rq))
+    }
+
+    pub(crate) fn into_inner(mut self) -> Box<Rq<D>> {
+        match self.0.take() {
+            Some(rq) => rq,
+            None => unreachable!("a request is there until it is consumed"),
+        }
+    }
+
+    fn rq(&self) -> &Rq<D> {
+        match &self.0 {
+            Some(rq) => rq,
+            None => unreachable!("a request is there until it is consumed"),
+        }
+    }
+
+    fn rq_mut(&mut self) -> &mut Rq<D> {
+        match &mut self.0 {
+            Some(rq) => rq,
+            None => unreachable!("a request is there until it is consumed"),
+        }
+    }
+
+    /// What is asked.
+    #[must_use]
+    pub fn op(&self) -> Op {
+        self.rq().op
+    }
+
+    /// How.
+    #[must_use]
+    pub fn flags(&self) -> Flags {
+        self.rq().flags
+    }
+
+    /// How urgent it is.
+    #[must_use]
+    pub fn prio(&self) -> IoPrio {
+        self.rq().prio
+    }
+
+    /// How long the data may live.
+    #[must_use]
+    pub fn write_hint(&self) -> WriteHint {
+        self.rq().hint
+    }
+
+    /// Where it begins.
+    #[must_use]
+    pub fn sector(&self) -> Sector {
+        self.rq().sector
+    }
+
+    /// Where it begins, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.rq().sector.bytes()
+    }
+
+    /// Bytes that are left of it.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.rq().len
+    }
+
+    /// Whether it has no range, as a flush.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rq().len == 0
+    }
+
+    /// Its tag: no other request that is out on this hardware queue has it.
+    #[must_use]
+    pub fn tag(&self) -> u32 {
+        self.rq().tag.unwrap_or(u32::MAX)
+    }
+
+    /// The tag that a scheduler knows it by.
+    #[must_use]
+    pub fn internal_tag(&self) -> u32 {
+        self.rq().internal_tag
+    }
+
+    /// Its tag in the low 32 bits, and how often the request was used in the high ones: a late answer to an earlier use is told by it.
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        u64::from(self.rq().generation) << 32 | u64::from(self.tag())
+    }
+
+    /// The driver's own part.
+    #[must_use]
+    pub fn cmd(&self) -> &D::Cmd {
+        &self.rq().cmd
+    }
+
+    /// The driver's own part, to change.
+    pub fn cmd_mut(&mut self) -> &mut D::Cmd {
+        &mut self.rq_mut().cmd
+    }
+
+    /// The index of its hardware queue.
+    #[must_use]
+    pub fn hctx_index(&self) -> usize {
+        self.rq().hctx.as_ref().map_or(0, |hctx| hctx.index)
+    }
+
+    /// How many segments [`Request::segments`] has.
+    #[must_use]
+    pub fn segment_count(&self) -> usize {
+        self.rq().segments
+    }
+
+    /// Whether its memory is the driver's to supply, all of it, by [`Request::deliver`].
+    #[must_use]
+    pub fn wants_supply(&self) -> bool {
+        self.rq().bios.iter().all(|bio| bio.wants_supply())
+    }
+
+    /// The memory of its bios, in order: to write from, or to read into. Bios that want the driver's memory have none.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        self.rq().bios.iter().flat_map(|bio| bio.segments())
+    }
+
+    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one that has not gets the segment itself.
+    ///
+    /// # Panics
+    /// If it is more than was asked for.
+    pub fn deliver(&mut self, segment: Segment) {
+        let rq = self.rq_mut();
+        let mut at = rq.delivered;
+        rq.delivered += segment.len() as u64;
+        assert!(rq.op == Op::Read && rq.delivered <= rq.len, "delivered more than was asked for");
+        if let [only] = rq.bios.make_contiguous()
+            && only.wants_supply()
+        {
+            only.data.push(segment);
+            return;
+        }
+        let mut rest = Some(segment);
+        for bio in &mut rq.bios {
+            let Some(segment) = rest.take() else { return };
+            if at >= bio.len() {
+                at -= bio.len();
+                rest = Some(segment);
+                continue;
+            }
+            let here = usize::try_from(bio.len() - at).unwrap_or(usize::MAX).min(segment.len());
+            if here < segment.len() {
+                rest = Some(segment.slice(here, segment.len() - here));
+            }
+            let part = segment.into_slice(0, here);
+            if bio.wants_supply() {
+                bio.data.push(part);
+            } else {
+                let mut target = bio.clone_rest();
+                target.advance(at);
+                copy_segments(&target.segments().collect::<Vec<_>>(), &[part]);
+            }
+            at = 0;
+        }
+    }
+
+    /// The answer to a [`Op::BlockStatus`], to add to, from the start of the range.
+    pub fn push_extent(&mut self, extent: Extent) {
+        if let Some(bio) = self.rq_mut().bios.front_mut() {
+            extent.push(&mut bio.extents);
+        }
+    }
+
+    /// How it went so far, for [`Driver::complete`].
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.rq().status
+    }
+
+    /// The driver's hardware is through with it: [`Driver::complete`] is called for it.
+    pub fn complete(mut self, status: Status) {
+        self.rq_mut().status = status;
+        if let Some(hctx) = self.rq().hctx.clone() {
+            hctx.shared.driver.complete(self);
+        }
+    }
+
+    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is any.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn update(mut self, status: Status, bytes: u64) -> Option<Self> {
+        let rq = self.rq_mut();
+        assert!(bytes <= rq.len, "more was done than was asked for");
+        if bytes == rq.len {
+            self.end(status);
+            return None;
+        }
+        let mut left = bytes;
+        while let Some(bio) = rq.bios.front_mut() {
+            let here = left.min(bio.len());
+            if here < bio.len() {
+                bio.advance(here);
+                break;
+            }
+            left -= here;
+            if let Some(bio) = rq.bios.pop_front() {
+                bio.end(status);
+            }
+        }
+        rq.len -= bytes;
+        rq.delivered = rq.delivered.saturating_sub(bytes);
+        rq.sector = rq.sector + Sector::from_bytes_floor(bytes);
+        rq.segments = rq.bios.iter().map(|bio| bio.segment_count()).sum();
+        if !status.is_ok() && rq.status.is_ok() {
+            rq.status = status;
+        }
+        Some(self)
+    }
+
+    /// Ends it: what is left of its bios ends with `status`.
+    pub fn end(self, status: Status) {
+        let mut rq = self.into_inner();
+        if let Some(hctx) = rq.hctx.take() {
+            hctx.ended(rq, status);
+        }
+    }
+
+    /// Gives it back to be issued again, before what waits. The driver may do so with a request that it took long ago.
+    pub fn requeue(self) {
+        let mut rq = self.into_inner();
+        rq.begun = true;
+        if let Some(hctx) = rq.hctx.clone() {
+            hctx.requeue(rq);
+        }
+    }
+}
+
+impl<D: Driver> Drop for Request<D> {
+    fn drop(&mut self) {
+        if let Some(rq) = self.0.take() {
+            Self::new(rq).end(Status::Io);
+        }
+    }
+}
+
+impl<D: Driver> fmt::Debug for Request<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rq = self.rq();
+        write!(
+            f,
+            "{:?} {:?} sector {} len {} tag {:?} internal {}",
+            rq.op, rq.flags, rq.sector, rq.len, rq.tag, rq.internal_tag
+        )
+    }
+}
