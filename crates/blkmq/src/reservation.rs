@@ -134,6 +134,12 @@ impl Reservations {
         Self::default()
     }
 
+    /// Whether someone holds the disk. While nobody does, [`Reservations::allows`] need not be asked.
+    #[must_use]
+    pub const fn is_reserved(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Whether a client may do that. `None` is one that cannot register.
     ///
     /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a reservation, or for
