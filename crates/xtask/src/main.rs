@@ -1,2 +1,3 @@
-//! What a person or CI runs.
+//! The `cargo xtask` command.
+#![forbid(unsafe_code)]
 fn main() {}
