@@ -1,9 +1,12 @@
 //! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
 //!
+//! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's tools.
 //! - [`child`] starts servers, and ends those that it started, however its owner leaves.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
 
 pub mod child;
+pub mod cli;
 pub mod paths;
 pub mod run;
+pub mod setup;

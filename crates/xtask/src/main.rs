@@ -1,3 +1,13 @@
 //! The `cargo xtask` command.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use clap::Parser;
+use std::process::ExitCode;
+use xtask::cli::{Command, Xtask};
+use xtask::setup;
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Xtask::parse().command {
+        Command::Setup => setup::ensure().map(|_| ExitCode::SUCCESS),
+    }
+}
