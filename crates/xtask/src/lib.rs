@@ -1,6 +1,7 @@
 //! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
 //!
 //! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's tools.
+//! - [`test`] runs the parts of a full check in order, and sums them up.
 //! - [`child`] starts servers, and ends those that it started, however its owner leaves.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
@@ -10,3 +11,4 @@ pub mod cli;
 pub mod paths;
 pub mod run;
 pub mod setup;
+pub mod test;
