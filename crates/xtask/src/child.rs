@@ -1,6 +1,7 @@
 //! Child processes that never outlive their owner, and the directories and sockets that they share with it.
 //!
-//! A [`Server`] is ended by its process id when it is dropped, so also when a panic unwinds; no process is ever looked up by name.
+//! A [`Server`] is ended by its process id when it is dropped, so also when a panic unwinds; no process is ever looked up by
+//! name.
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
