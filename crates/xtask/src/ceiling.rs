@@ -1,8 +1,9 @@
 //! How fast a unix socket alone can be: `ceiling BLOCK_BYTES DEPTH SECONDS` prints `{"exchanges_per_s": N}`.
 //!
-//! Two threads exchange messages of the sizes that NBD reads have, and do nothing else: no protocol, no disk. The client keeps DEPTH
-//! requests of 28 bytes in flight and writes those of a batch at once; the server reads what has come into a large buffer and answers
-//! all of it, 16 bytes and a block each, with one vectored write. A server on the same socket cannot do better without sleeping less.
+//! Two threads exchange messages of the sizes that NBD reads have, and do nothing else: no protocol, no disk. The client
+//! keeps DEPTH requests of 28 bytes in flight and writes those of a batch at once; the server reads what has come into a
+//! large buffer and answers all of it, 16 bytes and a block each, with one vectored write. A server on the same socket
+//! cannot do better without sleeping less.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the figure is what this program is for")]
 

@@ -4,11 +4,19 @@
 use clap::Parser;
 use std::process::ExitCode;
 use xtask::cli::{Command, Xtask};
-use xtask::{setup, test};
+use xtask::{bench, setup, test};
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     match Xtask::parse().command {
         Command::Setup => setup::ensure().map(|_| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
     }
 }

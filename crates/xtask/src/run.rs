@@ -24,7 +24,7 @@ pub fn shown(command: &Command) -> String {
 /// # Errors
 /// It cannot be started, or it fails.
 pub fn run(command: &mut Command) -> Result<()> {
-    println!("$ {}", shown(command));
+    eprintln!("$ {}", shown(command));
     let status = command
         .stdin(Stdio::null())
         .status()

@@ -19,7 +19,7 @@ pub(super) fn install(names: &[&str]) -> Result<()> {
     }
     // A source of third parties may be out of reach without harm: whether ours is, the installation tells.
     if let Err(error) = run(Command::new("apt-get").args(["update", "-qq"])) {
-        println!("setup: {error:#}; going on with the lists at hand");
+        eprintln!("setup: {error:#}; going on with the lists at hand");
     }
     let mut command = Command::new("apt-get");
     command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(names);

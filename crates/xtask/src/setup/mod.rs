@@ -43,7 +43,7 @@ pub fn ensure() -> Result<Tools> {
     }
     cargo_tools::ensure()?;
     let qemu_modern = qemu::ensure()?;
-    println!(
+    eprintln!(
         "setup: all {} packages answer ({:.1} s)",
         PACKAGES.len(),
         start.elapsed().as_secs_f64()
@@ -65,9 +65,9 @@ fn answers(package: &Package) -> bool {
 }
 
 fn install(missing: &[&Package]) -> Result<()> {
-    println!("setup: missing on this machine:");
+    eprintln!("setup: missing on this machine:");
     for package in missing {
-        println!("  {:<16} {}", package.name, package.purpose);
+        eprintln!("  {:<16} {}", package.name, package.purpose);
     }
     let names: Vec<_> = missing.iter().map(|package| package.name).collect();
     if !rustix::process::geteuid().is_root() {
