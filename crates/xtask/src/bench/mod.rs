@@ -3,8 +3,8 @@
 //! Figures of a shared machine wander by tens of percents within minutes, so none is compared with one of another run: a
 //! case runs every contender once a round, in an order that turns with the round, and compares the medians of the rounds.
 //!
-//! To add a benchmark, write a file with a function that returns its cases ([`Case`]: contenders, each with a function that
-//! measures it once, and targets), and add a line to [`BENCHES`]. What is common is in [`servers`], [`fio`] and [`process`].
+//! To add a benchmark, write a file with a function that returns its cases (`Case`: contenders, each with a function that
+//! measures it once, and targets), and add a line to `BENCHES`. What is common is in `servers`, `fio` and `process`.
 
 mod blkmq;
 mod fio;

@@ -22,7 +22,9 @@ pub(super) fn install(names: &[&str]) -> Result<()> {
         eprintln!("setup: {error:#}; going on with the lists at hand");
     }
     let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(names);
+    command
+        .args(["install", "-y", "-qq", "-o", "Dpkg::Use-Pty=0", "--no-install-recommends"])
+        .args(names);
     run(command.env("DEBIAN_FRONTEND", "noninteractive"))
         .context("apt-get could not install what the tests need")
 }

@@ -9,7 +9,6 @@ use crate::run::{cargo, run};
 use crate::setup::Tools;
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
-use std::process::Command;
 
 /// The name of the part that prepares the machine for the others.
 pub(super) const SETUP: &str = "setup";
@@ -141,7 +140,7 @@ fn features(context: &Context) -> Result<()> {
             ["clippy", "-p", name, "--all-targets", "--all-features", "--", "-D", "warnings"];
         run(tools.apply(&mut cargo(lint)))?;
         let mut test = cargo(["test", "-p", name, "--all-features"]);
-        run(with_peers(tools, &mut test))?;
+        run(tools.apply(&mut test))?;
     }
     Ok(())
 }
@@ -156,17 +155,12 @@ fn e2e(context: &Context) -> Result<()> {
         bail!("crates/{COMMAND}/tests holds no test of the command");
     }
     let tools = context.tools()?;
-    run(with_peers(tools, &mut cargo(["test", "-p", COMMAND, "--release", "--test", "*"])))
+    run(tools.apply(&mut cargo(["test", "-p", COMMAND, "--release", "--test", "*"])))
 }
 
 fn has_integration_tests(metadata: &Metadata) -> bool {
     let command = metadata.packages.iter().filter(|package| package.name.as_str() == COMMAND);
     command.flat_map(|package| &package.targets).any(cargo_metadata::Target::is_test)
-}
-
-/// The environment of a test that runs the command against its peers.
-fn with_peers<'a>(tools: &Tools, command: &'a mut Command) -> &'a mut Command {
-    tools.apply(command).env("BLOCKYARD_BIN", paths::release_program(COMMAND))
 }
 
 #[cfg(test)]
