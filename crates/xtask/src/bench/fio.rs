@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 /// The part of the disk that is loaded: larger than any cache of the CPU, small enough to be filled quickly.
-const SPAN: &str = "256M";
+pub(super) const SPAN: &str = "256M";
 
 /// What fio is to do.
 #[derive(Clone, Copy, Debug)]
@@ -26,24 +26,24 @@ pub(super) struct Outcome {
     pub p99_us: f64,
 }
 
-/// Writes to all that a [`Job`] will touch, so that a read finds bytes and a write finds memory.
-pub(super) fn fill(context: &Context, uri: &str) -> Result<()> {
+/// Writes to the first bytes of the disk, as many as a load will touch, so that a read finds bytes and a write finds memory.
+pub(super) fn fill(context: &Context, uri: &str, span: &str) -> Result<()> {
     let fill = Job { rw: "write", block: "1M", depth: 4 };
-    capture(&mut command(context, uri, fill)).context("cannot fill the disk").map(drop)
+    capture(&mut command(context, uri, span, fill)).context("cannot fill the disk").map(drop)
 }
 
 /// Loads the disk for the context's time.
 pub(super) fn load(context: &Context, uri: &str, job: Job) -> Result<Outcome> {
-    let mut command = command(context, uri, job);
+    let mut command = command(context, uri, SPAN, job);
     command.args(["--time_based", "--norandommap"]).arg(format!("--runtime={}", context.seconds));
     let said = capture(&mut command)?;
     parse(&said).with_context(|| format!("cannot understand what fio says:\n{said}"))
 }
 
-fn command(context: &Context, uri: &str, job: Job) -> std::process::Command {
+fn command(context: &Context, uri: &str, span: &str, job: Job) -> std::process::Command {
     let mut command = context.command("fio");
     command.args(["--output-format=json", "--name=load", "--ioengine=nbd", "--randrepeat=1"]);
-    command.arg(format!("--uri={uri}")).arg(format!("--size={SPAN}"));
+    command.arg(format!("--uri={uri}")).arg(format!("--size={span}"));
     command.arg(format!("--rw={}", job.rw)).arg(format!("--bs={}", job.block));
     command.arg(format!("--iodepth={}", job.depth));
     command

@@ -44,7 +44,7 @@ fn case(context: &Context, job: Job, times: f64) -> Case {
 
 fn measure(context: &Context, start: Start, job: Job) -> Result<Sample> {
     let served = start(context)?;
-    fio::fill(context, &served.uri)?;
+    fio::fill(context, &served.uri, fio::SPAN)?;
     let before = cpu_time(served.pid())?;
     let outcome = fio::load(context, &served.uri, job)?;
     let spent = cpu_time(served.pid())? - before;

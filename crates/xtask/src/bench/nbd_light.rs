@@ -3,7 +3,7 @@
 use super::Context;
 use super::measure::{CLIENT_CPU, Case, Contender, Goal, IOPS, SERVER_CPU, Sample, Target, US};
 use super::process::cpu_time;
-use super::servers::{Start, blockyard, nbdkit};
+use super::servers::{DISK, DISK_BYTES, Start, blockyard, nbdkit};
 use super::{CEILING, fio};
 use crate::paths;
 use crate::run::capture;
@@ -12,6 +12,8 @@ use serde_json::Value;
 
 const NBDKIT: &str = "nbdkit";
 const SOCKET: &str = "bare socket";
+/// The socket, and memory of the size of the disk instead of one block in the cache.
+const SOCKET_AND_MEMORY: &str = "with memory";
 
 /// A load for the generator and for the bare socket alike.
 #[derive(Clone, Copy)]
@@ -39,7 +41,10 @@ fn case(load: Load, targets: Vec<Target>) -> Case {
         contenders: vec![
             contender(US, blockyard),
             contender(NBDKIT, nbdkit),
-            Contender::new(SOCKET, move |context| measure_socket(context, load)),
+            Contender::new(SOCKET, move |context| measure_socket(context, load, 0)),
+            Contender::new(SOCKET_AND_MEMORY, move |context| {
+                measure_socket(context, load, DISK_BYTES >> 20)
+            }),
         ],
         targets,
     }
@@ -47,7 +52,7 @@ fn case(load: Load, targets: Vec<Target>) -> Case {
 
 fn measure(context: &Context, start: Start, load: Load) -> Result<Sample> {
     let served = start(context)?;
-    fio::fill(context, &served.uri)?;
+    fio::fill(context, &served.uri, DISK)?;
     let before = cpu_time(served.pid())?;
     let mut command = context.blockyard();
     command.args([
@@ -72,13 +77,12 @@ fn measure(context: &Context, start: Start, load: Load) -> Result<Sample> {
     ])
 }
 
-fn measure_socket(context: &Context, load: Load) -> Result<Sample> {
+fn measure_socket(context: &Context, load: Load, span_mib: u64) -> Result<Sample> {
     let mut command = context.command(paths::release_program(CEILING.1));
-    command.args([
-        load.block_bytes.to_string(),
-        load.depth.to_string(),
-        context.seconds.to_string(),
-    ]);
+    command.args(
+        [u64::from(load.block_bytes), load.depth.into(), context.seconds, span_mib]
+            .map(|number| number.to_string()),
+    );
     Ok(vec![(IOPS, number(&capture(&mut command)?, "exchanges_per_s")?)])
 }
 

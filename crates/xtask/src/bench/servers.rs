@@ -9,9 +9,9 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// The size of the disks that are loaded, as people write it.
-const DISK: &str = "1G";
+pub(super) const DISK: &str = "1G";
 /// The same in bytes.
-const DISK_BYTES: u64 = 1 << 30;
+pub(super) const DISK_BYTES: u64 = 1 << 30;
 
 /// A server that accepts.
 pub(super) struct Served {
