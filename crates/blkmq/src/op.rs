@@ -39,7 +39,8 @@ impl Op {
         matches!(self, Self::Read | Self::Write)
     }
 
-    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor changes counts as a read.
+    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor
+    /// changes counts as a read.
     #[must_use]
     pub const fn group(self) -> StatGroup {
         match self {
@@ -91,9 +92,11 @@ bitflags::bitflags! {
         const POLLED = 1 << 6;
         /// A write-zeroes keeps the range allocated (kernel: `REQ_NOUNMAP`).
         const NOUNMAP = 1 << 7;
-        /// A write-zeroes fails with [`Status::NotSupported`] rather than be as slow as a write (kernel: `BLKDEV_ZERO_NOFALLBACK`).
+        /// A write-zeroes fails with [`Status::NotSupported`] rather than be as slow as a write (kernel:
+        /// `BLKDEV_ZERO_NOFALLBACK`).
         const NOFALLBACK = 1 << 8;
-        /// A read's memory may be the driver's own: the bio has no segments when it is submitted, and the driver's when it ends.
+        /// A read's memory may be the driver's own: the bio has no segments when it is submitted, and the
+        /// driver's when it ends.
         const SUPPLY = 1 << 9;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
@@ -141,7 +144,8 @@ impl Status {
         matches!(self, Self::Ok)
     }
 
-    /// The errno of the kernel's own table (`block/blk-core.c`, `blk_errors`), as a positive number; 0 for [`Status::Ok`].
+    /// The errno of the kernel's own table (`block/blk-core.c`, `blk_errors`), as a positive number; 0 for
+    /// [`Status::Ok`].
     #[must_use]
     pub const fn errno(self) -> i32 {
         match self {

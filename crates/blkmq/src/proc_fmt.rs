@@ -1,4 +1,5 @@
-//! Text as Linux 6 prints it in `/proc/diskstats` and `/proc/partitions`, so that the tools that read these read ours.
+//! Text as Linux 6 prints it in `/proc/diskstats` and `/proc/partitions`, so that the tools that read these
+//! read ours.
 
 use std::fmt;
 

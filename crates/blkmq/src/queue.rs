@@ -277,7 +277,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
             ));
         }
         self.while_frozen(|control| {
-            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the depth itself else.
+            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts;
+            // the depth itself else.
             let depth = self.set.config.depth;
             let scheduler = kind.build(depth.min(128) * 2);
             let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth } as usize;

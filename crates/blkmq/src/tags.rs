@@ -14,7 +14,8 @@ pub(crate) trait Waiter: Send + Sync {
     fn tag_freed(self: Arc<Self>);
 }
 
-/// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first `reserved` are for what must not wait
+/// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first
+/// `reserved` are for what must not wait
 /// behind ordinary I/O.
 pub(crate) struct Tags {
     depth: u32,
@@ -130,7 +131,8 @@ impl Tags {
         }
     }
 
-    /// How many ordinary tags one of the users may hold: all, or its fair share, at least four (kernel: `hctx_may_queue`).
+    /// How many ordinary tags one of the users may hold: all, or its fair share, at least four (kernel:
+    /// `hctx_may_queue`).
     pub(crate) fn share(&self) -> u32 {
         let (users, depth) = (self.users.load(Ordering::Relaxed), self.depth - self.reserved);
         if users <= 1 { depth } else { depth.div_ceil(users).max(4).min(depth) }

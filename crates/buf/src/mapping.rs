@@ -8,7 +8,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::Segment;
 
-/// Bytes in a page. Blockyard runs where pages are 4 KiB; a kernel with larger pages rounds what is given back inwards.
+/// Bytes in a page. Blockyard runs where pages are 4 KiB; a kernel with larger pages rounds what is given
+/// back inwards.
 pub const PAGE_SIZE: usize = 4096;
 
 /// Zeroed memory that costs nothing until it is written: address space is reserved, pages come on first touch.
@@ -78,7 +79,8 @@ impl Mapping {
     /// If the range is not inside the mapping.
     pub fn write_from(&self, offset: usize, src: &Segment) {
         let dst = self.at(offset, src.len());
-        // SAFETY: both ranges are valid for `src.len()` bytes; `memmove` allows them to overlap. See `Segment` on races.
+        // SAFETY: both ranges are valid for `src.len()` bytes; `memmove` allows them to overlap. See
+        // `Segment` on races.
         unsafe { libc::memmove(dst.as_ptr().cast(), src.as_ptr().cast(), src.len()) };
     }
 
@@ -123,7 +125,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is what `mmap` returned, and nothing refers to it: every segment of it holds an Arc of `self`.
+        // SAFETY: the range is what `mmap` returned, and nothing refers to it: every segment of it holds an
+        // Arc of `self`.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

@@ -46,7 +46,8 @@ impl Pool {
         Self(Arc::new(Shared { limits, free: Mutex::default() }))
     }
 
-    /// A buffer of at least `len` bytes, page aligned, its length a power of two. Its contents are whatever an earlier
+    /// A buffer of at least `len` bytes, page aligned, its length a power of two. Its contents are whatever
+    /// an earlier
     /// user left: fill all of what is passed on.
     #[must_use]
     pub fn get(&self, len: usize) -> Buffer {
@@ -187,7 +188,8 @@ impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         let (ptr, len) = self.block.raw();
-        // SAFETY: initialised from the start, and never written while it can be borrowed: `get_mut` needs `&mut self`, and
+        // SAFETY: initialised from the start, and never written while it can be borrowed: `get_mut` needs
+        // `&mut self`, and
         // writable segments need the buffer itself.
         unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len) }
     }

@@ -77,7 +77,10 @@ struct Model {
 
 proptest! {
     #[test]
-    fn what_ends_kept_its_promise(kinds in prop::collection::vec(0u8..5, 1..40), order in prop::collection::vec(any::<u16>(), 400)) {
+    fn what_ends_kept_its_promise(
+        kinds in prop::collection::vec(0u8..5, 1..40),
+        order in prop::collection::vec(any::<u16>(), 400),
+    ) {
         let (mut queue, mut model, mut todo) = (FlushQueue::default(), Model::default(), Vec::new());
         let (mut out_data, mut ended) = (Vec::new(), BTreeMap::new());
         let mut written_at = BTreeMap::new();

@@ -129,7 +129,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make of it, one after the other as
+    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make
+    /// of it, one after the other as
     /// they are to be had. Gives back what found none.
     fn place(
         self: &Arc<Self>,
@@ -214,7 +215,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch, of the scheduler, of the software queue.
+    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch,
+    /// of the scheduler, of the software queue.
     fn try_merge(
         &self,
         st: &mut State<D>,
