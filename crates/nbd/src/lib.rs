@@ -1,2 +1,9 @@
 //! The NBD protocol, both roles, without I/O.
 #![forbid(unsafe_code)]
+
+pub mod error;
+pub mod export;
+pub mod wire;
+
+pub use error::{Blame, Error, ErrorKind};
+pub use export::{BlockSizes, ExportInfo, MetaContext};
