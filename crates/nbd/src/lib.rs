@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod export;
+pub mod server;
 pub mod wire;
 
 pub use error::{Blame, Error, ErrorKind};
