@@ -67,12 +67,12 @@ pub enum ErrorKind {
         /// The server's words, empty if it sent none.
         message: String,
     },
-    /// A URI or a parameter is not what `doc/uri.md` describes.
+    /// A URI, a name or another parameter of the caller is not what the protocol allows.
     #[error("{problem}: {text:?}")]
-    BadUri {
+    BadParameter {
         /// What is wrong, and what would be right.
         problem: &'static str,
-        /// The part at fault.
+        /// The text at fault.
         text: String,
     },
 }
@@ -115,7 +115,7 @@ impl Error {
                 Blame::Peer
             }
             ErrorKind::Policy(_) | ErrorKind::Refused { .. } => Blame::Policy,
-            ErrorKind::BadUri { .. } => Blame::User,
+            ErrorKind::BadParameter { .. } => Blame::User,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The NBD protocol, both roles, without I/O.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod error;
 pub mod export;
 pub mod server;

@@ -45,6 +45,10 @@ impl<'a> Reader<'a> {
         self.bytes(len)
     }
 
+    pub(crate) fn take_rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
     pub(crate) const fn rest(&self) -> &'a [u8] {
         self.rest
     }
