@@ -5,6 +5,7 @@ pub mod client;
 pub mod error;
 pub mod export;
 pub mod server;
+pub mod uri;
 pub mod wire;
 
 pub use error::{Blame, Error, ErrorKind};

@@ -41,7 +41,6 @@ bitflags! {
         const FIXED_NEWSTYLE = 1 << 0;
         /// The zeroes behind the reply to `EXPORT_NAME` can be left out.
         const NO_ZEROES = 1 << 1;
-        const _ = !0;
     }
 
     /// What the client takes of [`HandshakeFlags`].
@@ -51,7 +50,6 @@ bitflags! {
         const FIXED_NEWSTYLE = 1 << 0;
         /// No zeroes, please.
         const NO_ZEROES = 1 << 1;
-        const _ = !0;
     }
 }
 

@@ -159,7 +159,6 @@ bitflags! {
         const FAST_ZERO = 1 << 4;
         /// The length is that of a payload behind the header (extended headers only).
         const PAYLOAD_LEN = 1 << 5;
-        const _ = !0;
     }
 
     /// What an export can do ("Transmission flags").
@@ -191,7 +190,6 @@ bitflags! {
         const SEND_FAST_ZERO = 1 << 11;
         /// BLOCK_STATUS takes a list of contexts as its payload (branch `extension-ext-header`).
         const BLOCK_STATUS_PAYLOAD = 1 << 12;
-        const _ = !0;
     }
 
     /// Modifiers of a reply chunk ("Structured reply flags").
@@ -199,7 +197,6 @@ bitflags! {
     pub struct ChunkFlags: u16 {
         /// The last chunk of this reply.
         const DONE = 1 << 0;
-        const _ = !0;
     }
 
     /// Status flags of [`BASE_ALLOCATION`] ("`base:allocation` metadata context").
@@ -209,7 +206,6 @@ bitflags! {
         const HOLE = 1 << 0;
         /// Reads as zeroes.
         const ZERO = 1 << 1;
-        const _ = !0;
     }
 }
 
