@@ -59,15 +59,16 @@ impl Request {
         Error::new("reading a request", ErrorKind::BadMagic { expected, got: u64::from(got) })
     }
 
-    /// Bytes that follow the header on the wire. Compact: the data of a WRITE. Extended: whatever
+    /// Bytes that follow the header on the wire: the data of a WRITE, and with extended headers whatever
     /// [`CommandFlags::PAYLOAD_LEN`] announces, with any command.
+    ///
+    /// An extended WRITE "MUST use" that flag, but the client of QEMU (10.0, measured) sends its data without.
     #[inline]
     #[must_use]
     pub const fn payload_len(&self, style: HeaderStyle) -> u64 {
-        let follows = match style {
-            HeaderStyle::Simple | HeaderStyle::Structured => matches!(self.command, Command::Write),
-            HeaderStyle::Extended => self.flags.contains(CommandFlags::PAYLOAD_LEN),
-        };
+        let announced = self.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let follows = matches!(self.command, Command::Write)
+            || announced && matches!(style, HeaderStyle::Extended);
         if follows { self.length } else { 0 }
     }
 
