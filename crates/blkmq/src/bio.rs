@@ -285,6 +285,21 @@ impl Bio {
         }
     }
 
+    /// Drops the memory that a driver has supplied for what is not done yet.
+    pub(crate) fn take_back_supply(&mut self) {
+        if self.wants_supply() {
+            let BvecIter { index, done, .. } = self.iter;
+            self.data.truncate(index + usize::from(done > 0));
+            if done > 0
+                && let Some(last) = self.data.last_mut()
+            {
+                *last = last.slice(0, done);
+                self.iter.index += 1;
+                self.iter.done = 0;
+            }
+        }
+    }
+
     /// The same operation on the same memory, as far as it is left, with nobody told of its end.
     #[must_use]
     pub fn clone_rest(&self) -> Box<Self> {

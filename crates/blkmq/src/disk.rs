@@ -487,6 +487,12 @@ impl Disk {
         self.queue.in_flight()
     }
 
+    /// The state of its queues in many words, for people who look for what is stuck.
+    #[must_use]
+    pub fn show(&self) -> String {
+        self.queue.show()
+    }
+
     /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a
     /// second later is always early enough.
     pub fn tick(&self) -> Option<u64> {

@@ -29,6 +29,7 @@ use crate::stats::QueueStats;
 use crate::tags::{Tags, Waiter};
 use crate::units::Sector;
 
+mod show;
 mod submit;
 
 /// Requests that are taken from the lists at a time.
@@ -395,7 +396,7 @@ impl<D: Driver> Hctx<D> {
                 gathered = !last;
                 continue;
             };
-            rq.begun = true;
+            rq.rewind();
             if gathered {
                 driver.commit_rqs(part);
             }

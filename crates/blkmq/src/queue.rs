@@ -84,6 +84,7 @@ pub(crate) trait Queue: Send + Sync {
     /// Milliseconds that the disk was busy.
     fn busy_ms(&self) -> u64;
     fn in_flight(&self) -> Vec<(usize, InFlight)>;
+    fn show(&self) -> String;
     fn set_timeout(&self, timeout_ns: u64);
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
@@ -353,6 +354,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
             .iter()
             .flat_map(|hctx| hctx.in_flight(now_ns).into_iter().map(|rq| (hctx.index, rq)))
             .collect()
+    }
+
+    fn show(&self) -> String {
+        self.hctxs.iter().map(ToString::to_string).collect()
     }
 
     fn set_timeout(&self, timeout_ns: u64) {

@@ -1,0 +1,15 @@
+//! Tests of the block layer from outside: a scripted driver below it, and models that say what must come of it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod model;
+mod parity_debug;
+mod regressions;
+mod rig;
+mod script;
+mod sim;
