@@ -238,8 +238,7 @@ impl Disk {
         let limits = limits
             .validate()
             .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
-        self.queue.set_limits(limits);
-        Ok(())
+        self.queue.set_limits(limits)
     }
 
     /// Whether it refuses to be changed.

@@ -47,6 +47,8 @@ pub(crate) struct Hctx<D: Driver> {
     state: CachePadded<Mutex<State<D>>>,
     driver: CachePadded<Mutex<Option<D::Hctx>>>,
     rerun: AtomicBool,
+    /// Whether it is quiesced, for whoever has got the driver and does not look at the state.
+    quiesced: AtomicBool,
 }
 
 pub(crate) struct State<D: Driver> {
@@ -147,6 +149,7 @@ impl<D: Driver> Hctx<D> {
             state: CachePadded::new(Mutex::new(state)),
             driver: CachePadded::default(),
             rerun: AtomicBool::new(false),
+            quiesced: AtomicBool::new(false),
         })
     }
 
@@ -155,25 +158,47 @@ impl<D: Driver> Hctx<D> {
         let part =
             self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
         *self.driver.lock() = Some(part);
-        self.resize_pool(self.tags.depth() as usize)?;
-        let flush = self.make_request(u32::MAX)?;
-        self.state.lock().flush_rq = Some(flush);
         self.tags.attach();
+        let made =
+            self.resize_pool(self.tags.depth() as usize).and_then(|()| self.make_request(u32::MAX));
+        match made {
+            Ok(flush) => self.state.lock().flush_rq = Some(flush),
+            Err(err) => {
+                self.detach();
+                return Err(err);
+            }
+        }
         Ok(())
     }
 
-    /// Makes the number of requests `count`. Only when none is in use.
+    /// Makes the number of requests `count`, or leaves it as it is. Only when none is in use.
     pub(crate) fn resize_pool(&self, count: usize) -> crate::error::Result<()> {
-        let mut free = std::mem::take(&mut self.state.lock().free);
-        free.sort_unstable_by_key(|rq| rq.internal_tag);
-        for mut rq in free.drain(count.min(free.len())..) {
+        let have = self.state.lock().free.len();
+        let mut made = Vec::new();
+        for tag in have..count {
+            match self.make_request(u32::try_from(tag).unwrap_or(u32::MAX)) {
+                Ok(rq) => made.push(rq),
+                Err(err) => {
+                    self.unmake(made);
+                    return Err(err);
+                }
+            }
+        }
+        let extra = {
+            let mut st = self.state.lock();
+            st.free.sort_unstable_by_key(|rq| rq.internal_tag);
+            let extra = st.free.split_off(count.min(have));
+            st.free.append(&mut made);
+            extra
+        };
+        self.unmake(extra);
+        Ok(())
+    }
+
+    fn unmake(&self, requests: impl IntoIterator<Item = Box<Rq<D>>>) {
+        for mut rq in requests {
             self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
         }
-        while free.len() < count {
-            free.push(self.make_request(u32::try_from(free.len()).unwrap_or(u32::MAX))?);
-        }
-        self.state.lock().free = free;
-        Ok(())
     }
 
     fn make_request(&self, internal_tag: u32) -> crate::error::Result<Box<Rq<D>>> {
@@ -187,12 +212,15 @@ impl<D: Driver> Hctx<D> {
         let Some(part) = self.driver.lock().take() else { return };
         let (free, flush) = {
             let mut st = self.state.lock();
+            if std::mem::take(&mut st.tags_active) {
+                self.tags.set_active(false);
+            }
             (std::mem::take(&mut st.free), st.flush_rq.take())
         };
-        for mut rq in free.into_iter().chain(flush) {
-            self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
-        }
+        self.unmake(free.into_iter().chain(flush));
         self.tags.detach();
+        // The shares of others have become larger.
+        self.tags.wake();
         self.shared.driver.exit_hctx(&self.shared.disk, part);
     }
 
@@ -241,7 +269,7 @@ impl<D: Driver> Hctx<D> {
                 }
                 self.let_in(&mut st, now_ns, &mut todo);
                 self.take_staged(&mut st, now_ns, &mut todo);
-                st.elevator
+                st.elevator && st.dispatch.is_empty()
             };
             let mut list = std::mem::take(&mut todo.issue);
             todo.run = false;
@@ -424,20 +452,26 @@ impl<D: Driver> Hctx<D> {
     /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
     fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
-            if let Some(part) = part.as_mut() {
+            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see it.
+            if let Some(part) = part.as_mut().filter(|_| !self.quiesced.load(Ordering::SeqCst)) {
                 self.issue(part, list);
+            } else {
+                self.hold_back(list);
             }
             drop(part);
             self.run_pending();
         } else {
-            {
-                let mut st = self.state.lock();
-                for rq in list {
-                    Self::stop(&mut st, &rq);
-                    Self::stage(&mut st, rq);
-                }
-            }
+            self.hold_back(list);
             self.run();
+        }
+    }
+
+    /// Puts requests that were about to be issued into the software queues.
+    fn hold_back(&self, list: Requests<D>) {
+        let mut st = self.state.lock();
+        for rq in list {
+            Self::stop(&mut st, &rq);
+            Self::stage(&mut st, rq);
         }
     }
 
@@ -484,7 +518,7 @@ impl<D: Driver> Hctx<D> {
             self.follow(&mut st, next, now_ns, &mut todo);
             todo.run |= !st.dispatch.is_empty() || st.staged > 0;
         }
-        self.tags.wake_one();
+        self.tags.wake();
         self.settle(todo);
     }
 
@@ -563,7 +597,7 @@ impl<D: Driver> Hctx<D> {
             || (st.frozen == 0 && !st.waiting.is_empty());
         let drained = st.allocated == 0 && st.frozen > 0;
         drop(st);
-        self.tags.wake_one();
+        self.tags.wake();
         if drained {
             self.shared.drained.notify(usize::MAX);
         }
@@ -662,16 +696,21 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// No request goes to the driver from now on.
-    pub(crate) fn quiesce(&self) {
-        self.state.lock().quiesced += 1;
+    pub(crate) fn quiesce(self: &Arc<Self>) {
+        {
+            let mut st = self.state.lock();
+            st.quiesced += 1;
+            self.quiesced.store(true, Ordering::SeqCst);
+        }
         // Whoever is with the driver saw the old state: wait until it is through.
-        drop(self.driver.lock());
+        self.with_driver(|_| ());
     }
 
     pub(crate) fn unquiesce(self: &Arc<Self>) {
         {
             let mut st = self.state.lock();
             st.quiesced = st.quiesced.saturating_sub(1);
+            self.quiesced.store(st.quiesced > 0, Ordering::SeqCst);
         }
         self.run();
     }
@@ -683,6 +722,7 @@ impl<D: Driver> Hctx<D> {
             st.dying = true;
             // What is held back must end too.
             st.quiesced = 0;
+            self.quiesced.store(false, Ordering::SeqCst);
             std::mem::take(&mut st.waiting)
         };
         for (_, bio) in waiting {
@@ -704,10 +744,6 @@ impl<D: Driver> Waiter for Hctx<D> {
     fn tag_freed(self: Arc<Self>) {
         self.state.lock().waits_for_tag = false;
         self.run();
-        // If this queue had no use for the tag, the next in line may have.
-        if self.tags.has_free() {
-            self.tags.wake_one();
-        }
     }
 }
 

@@ -1,8 +1,13 @@
 //! Cases that were found wrong once, the smallest that shows each.
 
-use blockyard_blkmq::{Bio, Op, Sector, Status, TagSetConfig};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::rig::Rig;
+use blockyard_blkmq::{
+    Bio, ErrorKind, Flags, Op, OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
+};
+
+use crate::rig::{Ends, Rig};
 use crate::script::{Chances, Config};
 
 fn rig(depth: u32, config: Config) -> Rig {
@@ -31,5 +36,103 @@ fn an_answer_that_was_begun_before_a_requeue_is_forgotten() {
         (ends[0].status(), ends[0].data().iter().map(|s| s.len()).sum::<usize>()),
         (Status::Ok, 4096)
     );
+    rig.tear_down();
+}
+
+fn read(sector: u64) -> Box<Bio> {
+    Bio::new(Op::Read, Sector(sector), 512).with_flags(Flags::NOMERGE)
+}
+
+#[test]
+fn who_has_had_his_share_of_the_tags_does_not_wake_himself_for_ever() {
+    let set = TagSetConfig {
+        cpus: 2,
+        hw_queues: [2, 0, 0],
+        depth: 8,
+        flags: TagSetFlags::TAG_HCTX_SHARED,
+        ..TagSetConfig::default()
+    };
+    let rig = Rig::new(1, set, Config { one_pool: true, ..Config::default() }, 64);
+    (0..3).for_each(|sector| rig.submit(1, read(sector)));
+    (10..17).for_each(|sector| rig.submit(0, read(sector)));
+    assert_eq!(rig.script.out(), 3 + 4, "each of two has half of the tags");
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 10]);
+    rig.tear_down();
+}
+
+#[test]
+fn a_disk_that_is_removed_while_it_waits_for_a_tag_leaves_its_share_to_others() {
+    let rig = rig(8, Config::default());
+    let (other, idle) = (rig.another(1).unwrap(), rig.another(2).unwrap());
+    let bdev = other.open(None, OpenMode::ReadWrite).unwrap();
+    (0..8).for_each(|sector| rig.submit(0, read(sector)));
+    bdev.submit(0, read(0).on_end(Arc::<Ends>::clone(&rig.ends)));
+    rig.layer.del_disk(&other);
+    assert_eq!(statuses(&rig), [Status::Offline]);
+    rig.script.finish_all();
+    (0..8).for_each(|sector| rig.submit(0, read(sector)));
+    assert_eq!(rig.script.out(), 8);
+    drop((bdev, other, idle));
+    rig.tear_down();
+}
+
+#[test]
+fn a_disk_that_cannot_be_set_up_leaves_nothing_behind() {
+    let rig = rig(8, Config::default());
+    let made = rig.script.counts.requests.load(Ordering::SeqCst);
+    for left in [0, 5, 8] {
+        rig.script.init_left.store(left, Ordering::SeqCst);
+        assert_eq!(rig.another(1).unwrap_err().kind(), ErrorKind::Resource);
+        assert_eq!(rig.script.counts.requests.load(Ordering::SeqCst), made);
+        assert_eq!(rig.script.counts.hctxs.load(Ordering::SeqCst), 1);
+    }
+    (0..8).for_each(|sector| rig.submit(0, read(sector)));
+    assert_eq!(rig.script.out(), 8, "nobody shares the tags");
+    rig.tear_down();
+}
+
+#[test]
+fn a_scheduler_that_finds_no_room_for_its_requests_changes_nothing() {
+    let set = TagSetConfig { cpus: 2, hw_queues: [2, 0, 0], depth: 4, ..TagSetConfig::default() };
+    let rig = Rig::new(1, set, Config::default(), 64);
+    // Enough for the first queue's eight requests, not for the second's.
+    rig.script.init_left.store(6, Ordering::SeqCst);
+    assert_eq!(
+        rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap_err().kind(),
+        ErrorKind::Resource
+    );
+    assert_eq!((rig.disk.scheduler(), rig.disk.nr_requests()), (sched::Kind::None, 4));
+    for cpu in 0..2 {
+        rig.submit(cpu, read(0));
+    }
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 2]);
+    rig.tear_down();
+}
+
+#[test]
+fn a_removed_disk_is_not_tuned_any_more() {
+    let rig = rig(4, Config::default());
+    rig.layer.del_disk(&rig.disk);
+    let kinds = [
+        rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap_err().kind(),
+        rig.disk.set_nr_requests(2).unwrap_err().kind(),
+        rig.disk.set_limits(rig.disk.limits()).unwrap_err().kind(),
+    ];
+    assert_eq!(kinds, [ErrorKind::Offline; 3]);
+    rig.tear_down();
+}
+
+#[test]
+fn requests_stay_with_the_scheduler_while_there_is_no_tag_for_them() {
+    let rig = rig(1, Config::default());
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    rig.disk.set_nr_requests(8).unwrap();
+    [0, 32, 16, 24, 8].into_iter().for_each(|sector| rig.submit(0, read(sector)));
+    rig.script.finish_all();
+    let order: Vec<u64> = rig.script.log.lock().iter().map(|&(_, _, sector)| sector).collect();
+    assert_eq!(order, [0, 32, 16, 24, 8], "one is taken from it ahead, the others in its order");
+    assert_eq!(rig.ends.count(), 5);
     rig.tear_down();
 }

@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use blockyard_blkmq::{
-    Bdev, Bio, BlockLayer, Clock, Disk, DiskConfig, DiskFlags, EndIo, NoOps, OpenMode, Sector,
-    TagSet, TagSetConfig,
+    Bdev, Bio, BlockLayer, Clock, Disk, DiskConfig, DiskFlags, EndIo, NoOps, OpenMode, Result,
+    Sector, TagSet, TagSetConfig,
 };
 use parking_lot::Mutex;
 
@@ -67,7 +67,7 @@ impl Rig {
         let script = Script::new(seed, config);
         let set = TagSet::new(Arc::clone(&script), set).unwrap();
         let clock = Arc::<ManualClock>::default();
-        let disk = alloc(&set, 0, sectors, &limits, Arc::<ManualClock>::clone(&clock));
+        let disk = alloc(&set, 0, sectors, &limits, Arc::<ManualClock>::clone(&clock)).unwrap();
         let layer = BlockLayer::new();
         layer.add_disk(&disk).unwrap();
         let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
@@ -75,7 +75,7 @@ impl Rig {
     }
 
     /// Another disk on the same tags.
-    pub fn another(&self, id: script::DiskId) -> Arc<Disk> {
+    pub fn another(&self, id: script::DiskId) -> Result<Arc<Disk>> {
         alloc(
             &self.set,
             id,
@@ -110,11 +110,11 @@ fn alloc(
     sectors: u64,
     limits: &blockyard_blkmq::Limits,
     clock: Arc<dyn Clock>,
-) -> Arc<Disk> {
+) -> Result<Arc<Disk>> {
     set.driver().add_image(id, sectors as usize);
     let mut config = DiskConfig::new(format!("script{id}"), Sector(sectors), limits.clone());
     config.flags = DiskFlags::NO_PART_SCAN;
-    Disk::alloc(set, id, config, Arc::new(NoOps), clock).unwrap()
+    Disk::alloc(set, id, config, Arc::new(NoOps), clock)
 }
 
 /// Ends the test with what `state` says, if it is not dropped in time.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use blockyard_blkmq::{
-    Budget, Busy, Driver, Extent, Features, Flags, HctxHandle, InFlight, Limits, Op, QueueMaps,
-    Request, Result, Status, Timeout,
+    Budget, Busy, Driver, Error, ErrorKind, Extent, Features, Flags, HctxHandle, InFlight, Limits,
+    Op, QueueMaps, Request, Result, Status, Timeout,
 };
 use blockyard_buf::Segment;
 use parking_lot::Mutex;
@@ -153,6 +153,10 @@ pub struct Script {
     /// Nothing is busy, partial or late any more: what comes is done.
     calm: AtomicBool,
     one_pool: bool,
+    /// Requests that can still be set up.
+    pub init_left: AtomicI64,
+    /// What was taken, in order: which hardware queue, what, where.
+    pub log: Mutex<Vec<(usize, Op, u64)>>,
 }
 
 /// What is left of the budget. A refusal is remembered, as whoever was refused is to be run.
@@ -194,6 +198,8 @@ impl Script {
                 .budget
                 .map(|left| Units { left: AtomicI64::new(left), refused: AtomicBool::new(false) }),
             one_pool: config.one_pool,
+            init_left: AtomicI64::new(i64::MAX),
+            log: Mutex::default(),
             config: Mutex::new(config),
             counts: Arc::default(),
             inner: Mutex::new(inner),
@@ -474,6 +480,9 @@ impl Driver for Script {
 
     fn init_request(&self, _disk: &DiskId, cmd: &mut Cmd, _hctx: usize) -> Result<()> {
         assert!(!cmd.ready, "set up twice");
+        if self.init_left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            return Err(Error::new(ErrorKind::Resource, "no more requests"));
+        }
         cmd.ready = true;
         cmd.counts = Some(Arc::clone(&self.counts));
         self.counts.requests.fetch_add(1, Ordering::SeqCst);
@@ -517,6 +526,7 @@ impl Driver for Script {
         let pool = if self.one_pool { 0 } else { part.index };
         let hctx = part.index;
         assert_eq!(rq.hctx_index(), hctx);
+        self.log.lock().push((hctx, rq.op(), rq.sector().0));
         assert!(self.inner.lock().tags.insert((pool, rq.tag())), "tag {} is out already", rq.tag());
         let mut taken = Taken { rq, disk: part.disk, hctx, seen: None };
         if roll < chances.device + chances.resource + chances.inline {
