@@ -8,7 +8,7 @@ use super::{Hctx, State, Todo};
 use crate::bio::{Bio, Chain, Extent};
 use crate::driver::Driver;
 use crate::flush::Steps;
-use crate::limits::Features;
+use crate::limits::{Features, Limits, NO_BOUNDARY, PAGE_SIZE};
 use crate::merge;
 use crate::op::{Flags, Op, Status};
 use crate::request::{Role, Rq};
@@ -153,7 +153,8 @@ impl<D: Driver> Hctx<D> {
                 return Some(bio);
             }
             let as_zeroes = bio.op == Op::WriteZeroes && st.limits.max_write_zeroes_sectors == 0;
-            let cut = if as_zeroes { Some(zeroes_len(st, &bio)) } else { split_len(st, &bio) };
+            let cut =
+                if as_zeroes { Some(zeroes_len(&st.limits, &bio)) } else { split_len(st, &bio) };
             let Some(cut) = cut else {
                 self.begin(st, ctx, bio, tag, now_ns, todo);
                 return None;
@@ -163,7 +164,7 @@ impl<D: Driver> Hctx<D> {
             let (mut piece, rest) =
                 if whole { (bio, None) } else { (Chain::split(&mut bio, cut), Some(bio)) };
             if as_zeroes {
-                write_zeroes(&mut piece, st.limits.max_segment_size as usize);
+                write_zeroes(&mut piece, zero_run(&st.limits));
             }
             self.begin(st, ctx, piece, tag, now_ns, todo);
             bio = rest?;
@@ -251,30 +252,36 @@ impl<D: Driver> Hctx<D> {
 /// Where a bio has to be cut to be a request, if it has to.
 fn split_len<D: Driver>(st: &State<D>, bio: &Bio) -> Option<u64> {
     if bio.op.has_data() && !bio.wants_supply() {
-        let spans: smallvec::SmallVec<[(usize, usize); 8]> =
-            bio.segments().map(|s| (s.as_ptr().addr(), s.len())).collect();
-        st.limits.split_at(bio.op, bio.sector(), bio.len(), spans)
+        st.limits.split_at(bio.op, bio.sector(), bio.len(), bio.spans())
     } else {
         st.limits.split_at(bio.op, bio.sector(), bio.len(), [])
     }
 }
 
+/// The longest run of zeroes that is one segment to the driver, wherever it may begin.
+fn zero_run(limits: &Limits) -> usize {
+    if limits.seg_boundary_mask == NO_BOUNDARY && limits.virt_boundary_mask == 0 {
+        ZERO_RUN.min(limits.max_segment_size as usize)
+    } else {
+        PAGE_SIZE as usize
+    }
+}
+
 /// How much of a write-zeroes one write of zeroes does on a disk that has no such operation.
-fn zeroes_len<D: Driver>(st: &State<D>, bio: &Bio) -> u64 {
-    let run = ZERO_RUN.min(st.limits.max_segment_size as usize) as u64;
-    let most = run * u64::from(st.limits.max_segments);
-    let block = u64::from(st.limits.logical_block_size.bytes());
-    let len = st.limits.max_bytes(Op::Write, bio.sector()).min(most) / block * block;
+fn zeroes_len(limits: &Limits, bio: &Bio) -> u64 {
+    let most = zero_run(limits) as u64 * u64::from(limits.max_segments);
+    let block = u64::from(limits.logical_block_size.bytes());
+    let len = limits.max_bytes(Op::Write, bio.sector()).min(most) / block * block;
     len.clamp(block, bio.len().max(block))
 }
 
-fn write_zeroes(bio: &mut Bio, max_segment: usize) {
+fn write_zeroes(bio: &mut Bio, run: usize) {
     bio.op = Op::Write;
-    bio.flags -= Flags::NOUNMAP;
+    bio.flags -= Flags::NOUNMAP | Flags::NOFALLBACK;
     let mut left = usize::try_from(bio.len()).unwrap_or(usize::MAX);
     while left > 0 {
-        let run = left.min(ZERO_RUN).min(max_segment);
-        bio.data.push(Segment::zero_run(run));
-        left -= run;
+        let now = left.min(run);
+        bio.data.push(Segment::zero_run(now));
+        left -= now;
     }
 }

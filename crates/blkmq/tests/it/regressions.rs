@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{
-    Bio, ErrorKind, Flags, Op, OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
+    Bio, ErrorKind, Flags, Limits, Op, OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
 };
+use blockyard_buf::Segment;
 
 use crate::rig::{Ends, Rig};
 use crate::script::{Chances, Config};
@@ -134,5 +135,34 @@ fn requests_stay_with_the_scheduler_while_there_is_no_tag_for_them() {
     let order: Vec<u64> = rig.script.log.lock().iter().map(|&(_, _, sector)| sector).collect();
     assert_eq!(order, [0, 32, 16, 24, 8], "one is taken from it ahead, the others in its order");
     assert_eq!(rig.ends.count(), 5);
+    rig.tear_down();
+}
+
+#[test]
+fn merged_bios_and_written_zeroes_make_no_more_segments_than_the_driver_takes() {
+    let limits = Limits {
+        max_segments: 4,
+        max_segment_size: 4096,
+        seg_boundary_mask: 4095,
+        ..Limits::default()
+    };
+    let set = TagSetConfig { depth: 8, ..TagSetConfig::default() };
+    // The driver asserts it.
+    let rig =
+        Rig::new(1, set, Config { limits: limits.validate().unwrap(), ..Config::default() }, 256);
+    let mut plug: Vec<_> = (0..4)
+        .map(|i| {
+            Bio::with_data(
+                Op::Write,
+                Sector(i * 16),
+                [Segment::from_vec(vec![7; 8192])].into_iter().collect(),
+            )
+            .on_end(Arc::<Ends>::clone(&rig.ends))
+        })
+        .collect();
+    rig.bdev.submit_all(0, &mut plug);
+    rig.submit(0, Bio::new(Op::WriteZeroes, Sector(64), 32768));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 5]);
     rig.tear_down();
 }
