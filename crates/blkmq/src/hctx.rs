@@ -513,6 +513,12 @@ impl<D: Driver> Hctx<D> {
                 st.flush.flush_done(status, now_ns, &mut next);
             } else {
                 rq.hctx = Some(Arc::clone(&self));
+                // Under a scheduler requests wait for tags with what they have to do: none is kept from them while this one waits for a flush.
+                if st.elevator
+                    && let Some(tag) = rq.tag.take()
+                {
+                    self.put_tag(&mut st, tag);
+                }
                 st.flush.data_done(rq, status, now_ns, &mut next);
             }
             self.follow(&mut st, next, now_ns, &mut todo);

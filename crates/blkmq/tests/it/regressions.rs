@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{
-    Bio, ErrorKind, Flags, Limits, Op, OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
+    Bio, ErrorKind, Features, Flags, Limits, Op, OpenMode, Sector, Status, TagSetConfig,
+    TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 
@@ -164,5 +165,23 @@ fn merged_bios_and_written_zeroes_make_no_more_segments_than_the_driver_takes() 
     rig.submit(0, Bio::new(Op::WriteZeroes, Sector(64), 32768));
     rig.script.finish_all();
     assert_eq!(statuses(&rig), [Status::Ok; 5]);
+    rig.tear_down();
+}
+
+#[test]
+fn under_a_scheduler_writes_that_wait_for_a_flush_keep_no_tags_from_it() {
+    let limits = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    let rig = rig(2, Config { limits, ..Config::default() });
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    rig.disk.set_nr_requests(8).unwrap();
+    for sector in 0..8 {
+        rig.submit(
+            0,
+            Bio::new(Op::WriteZeroes, Sector(sector * 8), 512)
+                .with_flags(Flags::FUA | Flags::NOMERGE),
+        );
+    }
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 8]);
     rig.tear_down();
 }

@@ -212,7 +212,7 @@ impl Script {
         self.inner.lock().images.insert(disk, Image::new(sectors));
     }
 
-    /// From now on it takes and ends everything.
+    /// From now on it takes everything and ends it at once.
     pub fn calm_down(&self) {
         self.calm.store(true, Ordering::SeqCst);
     }
@@ -292,7 +292,7 @@ impl Script {
 
     fn chances(&self) -> Chances {
         if self.calm.load(Ordering::SeqCst) {
-            Chances::default()
+            Chances { inline: 1000, ..Chances::default() }
         } else {
             self.config.lock().chances
         }

@@ -425,8 +425,16 @@ impl Sim {
 }
 
 fn simulate(seed: u64, steps: usize) {
+    println!("run BLOCKYARD_SEED={seed} BLOCKYARD_RUNS=1");
     // What fails is left as it is: taking it down would wait for what is stuck.
     let mut sim = ManuallyDrop::new(Sim::new(seed));
+    let disk = Arc::downgrade(&sim.rig.disk);
+    let _watchdog = Watchdog::new("a simulation", 20, move || {
+        format!(
+            "BLOCKYARD_SEED={seed}\n{}",
+            disk.upgrade().map_or_else(String::new, |disk| disk.show())
+        )
+    });
     sim.run(steps);
     sim.wind_up();
     ManuallyDrop::into_inner(sim).rig.tear_down();
@@ -437,9 +445,7 @@ fn whatever_the_limits_and_the_driver_a_disk_keeps_what_was_written() {
     let first = seed("whatever_the_limits_and_the_driver_a_disk_keeps_what_was_written");
     let runs = std::env::var("BLOCKYARD_RUNS")
         .map_or(40, |runs| runs.parse().expect("BLOCKYARD_RUNS is a number"));
-    for seed in (0..runs).map(|run| first.wrapping_add(run)) {
-        println!("run BLOCKYARD_SEED={seed} BLOCKYARD_RUNS=1");
-        let _watchdog = Watchdog::new("a simulation", 20, move || format!("BLOCKYARD_SEED={seed}"));
-        simulate(seed, 300);
+    for run in 0..runs {
+        simulate(first.wrapping_add(run), 300);
     }
 }
