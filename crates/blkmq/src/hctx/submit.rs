@@ -43,18 +43,16 @@ impl<D: Driver> Hctx<D> {
         self: &Arc<Self>,
         st: &mut State<D>,
         ctx: usize,
-        mut bio: Box<Bio>,
+        bio: Box<Bio>,
         now_ns: u64,
         todo: &mut Todo<D>,
     ) {
-        match self.check(st, &mut bio) {
-            Err(status) => return todo.ended_bios.push((bio, status)),
-            Ok(Verdict::Done) => return todo.ended_bios.push((bio, Status::Ok)),
-            Ok(Verdict::Go) => {}
+        if st.dying {
+            return todo.ended_bios.push((bio, Status::Offline));
         }
         let nowait = bio.flags.contains(Flags::NOWAIT);
         let must_wait = st.frozen > 0 || !st.waiting.is_empty();
-        let left = if must_wait { Some(bio) } else { self.place(st, ctx, bio, now_ns, todo) };
+        let left = if must_wait { Some(bio) } else { self.admit(st, ctx, bio, now_ns, todo) };
         match left {
             Some(bio) if nowait => todo.ended_bios.push((bio, Status::Again)),
             Some(bio) => st.waiting.push_back((ctx, bio)),
@@ -67,18 +65,32 @@ impl<D: Driver> Hctx<D> {
         while st.frozen == 0
             && let Some((ctx, bio)) = st.waiting.pop_front()
         {
-            if let Some(bio) = self.place(st, ctx, bio, now_ns, todo) {
+            if let Some(bio) = self.admit(st, ctx, bio, now_ns, todo) {
                 st.waiting.push_front((ctx, bio));
                 return;
             }
         }
     }
 
+    /// Checks a bio against the disk as it is now, and places it. Gives back what has to wait.
+    fn admit(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        mut bio: Box<Bio>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
+        match self.check(st, &mut bio) {
+            Ok(Verdict::Go) => return self.place(st, ctx, bio, now_ns, todo),
+            Ok(Verdict::Done) => todo.ended_bios.push((bio, Status::Ok)),
+            Err(status) => todo.ended_bios.push((bio, status)),
+        }
+        None
+    }
+
     /// Whether the disk can do what the bio asks; what it need not do is taken off.
     fn check(&self, st: &State<D>, bio: &mut Bio) -> Result<Verdict, Status> {
-        if st.dying {
-            return Err(Status::Offline);
-        }
         let features = st.limits.features;
         if !features.contains(Features::WRITE_CACHE) {
             bio.flags -= Flags::FUA | Flags::PREFLUSH;
@@ -125,6 +137,8 @@ impl<D: Driver> Hctx<D> {
             }
             Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
             Op::Write if bio.data.is_empty() => Err(Status::Invalid),
+            // Its memory is either its own or the driver's.
+            Op::Read if bio.data.is_empty() != bio.wants_supply() => Err(Status::Invalid),
             _ => Ok(Verdict::Go),
         }
     }

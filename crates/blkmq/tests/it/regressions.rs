@@ -185,3 +185,46 @@ fn under_a_scheduler_writes_that_wait_for_a_flush_keep_no_tags_from_it() {
     assert_eq!(statuses(&rig), [Status::Ok; 8]);
     rig.tear_down();
 }
+
+#[test]
+fn what_waited_while_the_disk_shrank_is_checked_against_its_new_end() {
+    let rig = rig(1, Config::default());
+    rig.submit(0, read(0));
+    rig.submit(0, read(60));
+    rig.disk.set_capacity(Sector(32)).unwrap();
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok, Status::OutOfRange]);
+    rig.disk.freeze();
+    rig.submit(0, read(20));
+    rig.disk.set_capacity(Sector(16)).unwrap();
+    rig.disk.unfreeze();
+    assert_eq!((rig.script.out(), statuses(&rig)), (0, vec![Status::OutOfRange]));
+    rig.tear_down();
+}
+
+#[test]
+fn a_write_that_waited_while_a_cache_was_switched_on_keeps_its_promise() {
+    let rig = rig(4, Config::default());
+    rig.disk.freeze();
+    rig.submit(0, Bio::new(Op::WriteZeroes, Sector(0), 512).with_flags(Flags::FUA));
+    let cached = Limits { features: Features::WRITE_CACHE, ..rig.disk.limits() };
+    rig.disk.set_limits(cached.clone()).unwrap();
+    rig.script.config.lock().limits = cached;
+    rig.disk.unfreeze();
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    assert_eq!(rig.script.counts.flushes.load(Ordering::SeqCst), 1);
+    rig.tear_down();
+}
+
+#[test]
+fn a_read_has_memory_of_its_own_or_wants_the_drivers_never_both() {
+    let rig = rig(4, Config::default());
+    let memory = || [Segment::from_vec(vec![0; 512])].into_iter().collect();
+    rig.submit(0, Bio::with_data(Op::Read, Sector(0), memory()).with_flags(Flags::SUPPLY));
+    let mut neither = Bio::new(Op::Read, Sector(0), 512);
+    neither.flags -= Flags::SUPPLY;
+    rig.submit(0, neither);
+    assert_eq!(statuses(&rig), [Status::Invalid; 2]);
+    rig.tear_down();
+}
