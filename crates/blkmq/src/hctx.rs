@@ -37,6 +37,9 @@ const BATCH: usize = 32;
 /// A driver that was short of something is tried again after this long (kernel: `BLK_MQ_RESOURCE_DELAY`, 3 ms).
 const RESOURCE_DELAY_NS: u64 = 3_000_000;
 
+/// The deadline of a request that has none.
+const NEVER: u64 = u64::MAX;
+
 type Requests<D> = SmallVec<[Box<Rq<D>>; BATCH]>;
 
 pub(crate) struct Hctx<D: Driver> {
@@ -340,6 +343,13 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
+    /// Keeps what is known of a request in step with it, after it has grown.
+    fn grown(st: &mut State<D>, rq: &Rq<D>) {
+        if let Some(slot) = rq.tag.and_then(|tag| st.slots.get_mut(tag as usize)) {
+            slot.what = Some((rq.op, rq.sector, rq.len));
+        }
+    }
+
     /// Gives a request a tag, if it has none, and starts its timer. If there is no tag, this queue will run
     /// again when there is.
     fn tag_and_start(self: &Arc<Self>, st: &mut State<D>, rq: &mut Rq<D>, now_ns: u64) -> bool {
@@ -388,11 +398,16 @@ impl<D: Driver> Hctx<D> {
 
     fn put_tag(&self, st: &mut State<D>, tag: u32) {
         st.tags_held -= 1;
+        self.leave_tags_if_idle(st);
+        self.tags.put(tag);
+    }
+
+    /// One that holds no tag and waits for none leaves its share to others.
+    fn leave_tags_if_idle(&self, st: &mut State<D>) {
         if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() {
             st.tags_active = false;
             self.tags.set_active(false);
         }
-        self.tags.put(tag);
     }
 
     /// Hands a list to the driver; says whether it took all.
@@ -655,18 +670,25 @@ impl<D: Driver> Hctx<D> {
             self.follow(&mut st, next, now_ns, &mut todo);
         }
         for rq in expired {
-            let verdict = self.with_driver(|part| self.shared.driver.timeout(part, &rq));
+            let Some(verdict) = self.with_driver(|part| self.shared.driver.timeout(part, &rq))
+            else {
+                continue;
+            };
             let mut st = self.state.lock();
             let slot = &mut st.slots[rq.tag as usize];
-            if verdict == Some(Timeout::ResetTimer) && u64::from(slot.generation) == rq.cookie >> 32
-            {
-                slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
+            if u64::from(slot.generation) == rq.cookie >> 32 {
+                slot.deadline_ns = match verdict {
+                    Timeout::ResetTimer => now_ns.saturating_add(self.shared.timeout_ns()),
+                    // The driver sees to it: it is not asked again.
+                    Timeout::Done => NEVER,
+                };
             }
         }
         self.settle(todo);
         let st = self.state.lock();
         let timers =
             st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
+        let timers = timers.filter(|&deadline_ns| deadline_ns != NEVER);
         timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
     }
 

@@ -54,7 +54,10 @@ impl<D: Driver> Hctx<D> {
         let must_wait = st.frozen > 0 || !st.waiting.is_empty();
         let left = if must_wait { Some(bio) } else { self.admit(st, ctx, bio, now_ns, todo) };
         match left {
-            Some(bio) if nowait => todo.ended_bios.push((bio, Status::Again)),
+            Some(bio) if nowait => {
+                todo.ended_bios.push((bio, Status::Again));
+                self.leave_tags_if_idle(st);
+            }
             Some(bio) => st.waiting.push_back((ctx, bio)),
             None => {}
         }
@@ -244,11 +247,13 @@ impl<D: Driver> Hctx<D> {
             Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
         let State { limits, ctxs, elevator, stats, .. } = st;
         let mut bio = Some(bio);
+        let mut grown = false;
         let mut tried = |rq: &mut Box<Rq<D>>| {
             bio = bio.take().and_then(|bio| merge::attempt(rq, bio, limits));
             bio.is_none()
         };
         let merged = if todo.issue.last_mut().is_some_and(&mut tried) {
+            grown = true;
             true
         } else if *elevator {
             self.shared.elevator.try_merge(candidate, &mut |rq, _| tried(rq))
@@ -258,6 +263,9 @@ impl<D: Driver> Hctx<D> {
         };
         if merged {
             stats.merge(op);
+        }
+        if grown && let Some(rq) = todo.issue.last() {
+            Self::grown(st, rq);
         }
         bio
     }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use blockyard_blkmq::{
     Bio, ErrorKind, Features, Flags, Limits, Op, OpenMode, Sector, Status, TagSetConfig,
-    TagSetFlags, sched,
+    TagSetFlags, Timeout, sched,
 };
 use blockyard_buf::Segment;
 
@@ -226,5 +227,51 @@ fn a_read_has_memory_of_its_own_or_wants_the_drivers_never_both() {
     neither.flags -= Flags::SUPPLY;
     rig.submit(0, neither);
     assert_eq!(statuses(&rig), [Status::Invalid; 2]);
+    rig.tear_down();
+}
+
+#[test]
+fn a_request_that_its_driver_sees_to_is_not_asked_about_again() {
+    let set = TagSetConfig { timeout: Duration::from_millis(100), ..TagSetConfig::default() };
+    let rig = Rig::new(1, set, Config { timeout: Some(Timeout::Done), ..Config::default() }, 64);
+    rig.script.see_to_timeouts_later();
+    rig.submit(0, read(0));
+    rig.clock.advance_ms(100);
+    assert_eq!(rig.disk.tick(), None, "nothing is left to wait for");
+    rig.clock.advance_ms(500);
+    rig.disk.tick();
+    assert_eq!(rig.script.counts.timeouts.load(Ordering::SeqCst), 1);
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}
+
+#[test]
+fn what_is_in_flight_is_shown_with_what_joined_it() {
+    let rig = rig(4, Config::default());
+    let mut plug: Vec<_> = [8, 9, 7]
+        .into_iter()
+        .map(|sector| Bio::new(Op::Read, Sector(sector), 512).on_end(Arc::<Ends>::clone(&rig.ends)))
+        .collect();
+    rig.bdev.submit_all(0, &mut plug);
+    let shown: Vec<_> = rig.disk.in_flight().iter().map(|(_, rq)| (rq.sector, rq.len)).collect();
+    assert_eq!(shown, [(Sector(7), 3 * 512)]);
+    rig.script.finish_all();
+    rig.tear_down();
+}
+
+#[test]
+fn one_that_would_have_waited_for_a_tag_takes_no_share_of_them() {
+    let rig = rig(8, Config::default());
+    let other = rig.another(1).unwrap();
+    let bdev = other.open(None, OpenMode::ReadWrite).unwrap();
+    (0..8).for_each(|sector| rig.submit(0, read(sector)));
+    bdev.submit(0, read(0).with_flags(Flags::NOWAIT).on_end(Arc::<Ends>::clone(&rig.ends)));
+    assert_eq!(statuses(&rig), [Status::Again]);
+    rig.script.finish_all();
+    (0..8).for_each(|sector| rig.submit(0, read(sector)));
+    assert_eq!(rig.script.out(), 8);
+    rig.script.finish_all();
+    drop((bdev, other));
     rig.tear_down();
 }

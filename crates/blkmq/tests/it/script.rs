@@ -153,6 +153,7 @@ pub struct Script {
     /// Nothing is busy, partial or late any more: what comes is done.
     calm: AtomicBool,
     one_pool: bool,
+    timeouts_later: AtomicBool,
     /// Requests that can still be set up.
     pub init_left: AtomicI64,
     /// What was taken, in order: which hardware queue, what, where.
@@ -198,6 +199,7 @@ impl Script {
                 .budget
                 .map(|left| Units { left: AtomicI64::new(left), refused: AtomicBool::new(false) }),
             one_pool: config.one_pool,
+            timeouts_later: AtomicBool::new(false),
             init_left: AtomicI64::new(i64::MAX),
             log: Mutex::default(),
             config: Mutex::new(config),
@@ -210,6 +212,11 @@ impl Script {
     /// Gives the driver the memory of a disk.
     pub fn add_image(&self, disk: DiskId, sectors: usize) {
         self.inner.lock().images.insert(disk, Image::new(sectors));
+    }
+
+    /// A timeout that it sees to does not end the request at once.
+    pub fn see_to_timeouts_later(&self) {
+        self.timeouts_later.store(true, Ordering::SeqCst);
     }
 
     /// From now on it takes everything and ends it at once.
@@ -556,7 +563,7 @@ impl Driver for Script {
     fn timeout(&self, _part: &mut Part, rq: &InFlight) -> Timeout {
         self.counts.timeouts.fetch_add(1, Ordering::SeqCst);
         let answer = self.config.lock().timeout.unwrap_or(Timeout::ResetTimer);
-        if answer == Timeout::Done {
+        if answer == Timeout::Done && !self.timeouts_later.load(Ordering::SeqCst) {
             let found = {
                 let mut inner = self.inner.lock();
                 let at = inner.out.iter().position(|taken| taken.rq.cookie() == rq.cookie);
