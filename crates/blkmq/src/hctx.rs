@@ -66,7 +66,8 @@ pub(crate) struct State<D: Driver> {
     ctxs: Vec<VecDeque<Box<Rq<D>>>>,
     next_ctx: usize,
     staged: usize,
-    /// Go first: handed back by the driver, or between the steps of a flush.
+    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before those that wait for one, which
+    /// may be theirs.
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
     waiting: VecDeque<(usize, Box<Bio>)>,
@@ -309,7 +310,7 @@ impl<D: Driver> Hctx<D> {
             idle = 0;
             st.staged -= 1;
             if !self.tag_and_start(st, &mut rq, now_ns) {
-                st.dispatch.push_front(rq);
+                st.dispatch.push_back(rq);
                 return;
             }
             todo.issue.push(rq);
@@ -331,7 +332,7 @@ impl<D: Driver> Hctx<D> {
                 _ => {
                     let mut st = self.state.lock();
                     if !self.tag_and_start(&mut st, &mut rq, now_ns) {
-                        st.dispatch.push_front(rq);
+                        st.dispatch.push_back(rq);
                         break;
                     }
                     list.push(rq);

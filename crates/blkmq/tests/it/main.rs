@@ -13,3 +13,4 @@ mod regressions;
 mod rig;
 mod script;
 mod sim;
+mod stress;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use blockyard_blkmq::{
@@ -118,13 +119,13 @@ fn alloc(
 }
 
 /// Ends the test with what `state` says, if it is not dropped in time.
-pub struct Watchdog(Option<mpsc::Sender<()>>);
+pub struct Watchdog(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
 
 impl Watchdog {
     pub fn new(what: &str, seconds: u64, state: impl Fn() -> String + Send + 'static) -> Self {
         let (alive, ended) = mpsc::channel();
         let what = what.to_owned();
-        std::thread::spawn(move || {
+        let watching = std::thread::spawn(move || {
             if ended.recv_timeout(Duration::from_secs(seconds))
                 == Err(mpsc::RecvTimeoutError::Timeout)
             {
@@ -132,13 +133,16 @@ impl Watchdog {
                 std::process::abort();
             }
         });
-        Self(Some(alive))
+        Self(Some((alive, watching)))
     }
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.0.take();
+        if let Some((alive, watching)) = self.0.take() {
+            drop(alive);
+            watching.join().expect("the watchdog only waits");
+        }
     }
 }
 
