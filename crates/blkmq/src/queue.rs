@@ -74,7 +74,8 @@ pub(crate) trait Queue: Send + Sync {
     fn quiesce(&self);
     fn unquiesce(&self);
     fn life(&self) -> Life;
-    fn shut_down(&self);
+    /// Says whether it was this call that ended it.
+    fn shut_down(&self) -> bool;
     fn scheduler(&self) -> Kind;
     fn set_scheduler(&self, kind: Kind) -> Result<()>;
     fn tune(&self, name: &str, value: Option<u64>) -> Result<u64>;
@@ -271,10 +272,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel: `blk_mq_destroy_queue`).
-    fn shut_down(&self) {
+    fn shut_down(&self) -> bool {
         let control = self.control.lock();
         if self.life.fetch_max(1, Ordering::AcqRel) > 0 {
-            return;
+            return false;
         }
         self.hctxs.iter().for_each(|hctx| hctx.die());
         self.start_freeze();
@@ -283,6 +284,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.life.store(2, Ordering::Release);
         self.hctxs.iter().for_each(|hctx| hctx.detach());
         drop(control);
+        true
     }
 
     fn scheduler(&self) -> Kind {

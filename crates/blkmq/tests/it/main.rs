@@ -8,7 +8,7 @@
 )]
 
 mod model;
-mod parity_debug;
+mod parity;
 mod regressions;
 mod rig;
 mod script;

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use blockyard_blkmq::{
-    Bdev, Bio, BlockLayer, Clock, Disk, DiskConfig, DiskFlags, EndIo, NoOps, OpenMode, Result,
-    Sector, TagSet, TagSetConfig,
+    Bdev, Bio, BlockDeviceOps, BlockLayer, Clock, Disk, DiskConfig, DiskFlags, EndIo, Limits,
+    NoOps, OpenMode, Result, Sector, TagSet, TagSetConfig,
 };
 use parking_lot::Mutex;
 
@@ -105,11 +105,31 @@ impl Rig {
     }
 }
 
+/// A set for a driver that ends everything at once, and knows no trouble.
+pub fn calm(seed: u64, set: TagSetConfig, limits: Limits) -> Arc<TagSet<Script>> {
+    let script = Script::new(seed, script::Config { limits, ..script::Config::default() });
+    script.calm_down();
+    TagSet::new(script, set).unwrap()
+}
+
+/// A disk of `config` on the bytes of `image`.
+pub fn disk_of(
+    set: &Arc<TagSet<Script>>,
+    id: script::DiskId,
+    image: &[u8],
+    config: DiskConfig,
+    ops: Arc<dyn BlockDeviceOps>,
+) -> Arc<Disk> {
+    set.driver().add_image(id, image.len() / script::SECTOR);
+    set.driver().load(id, image);
+    Disk::alloc(set, id, config, ops, Arc::<ManualClock>::default()).unwrap()
+}
+
 fn alloc(
     set: &Arc<TagSet<Script>>,
     id: script::DiskId,
     sectors: u64,
-    limits: &blockyard_blkmq::Limits,
+    limits: &Limits,
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<Disk>> {
     set.driver().add_image(id, sectors as usize);

@@ -214,6 +214,13 @@ impl Script {
         self.inner.lock().images.insert(disk, Image::new(sectors));
     }
 
+    /// Puts bytes on a disk.
+    pub fn load(&self, disk: DiskId, bytes: &[u8]) {
+        if let Some(image) = self.inner.lock().images.get_mut(&disk) {
+            image.write(0, bytes, true);
+        }
+    }
+
     /// A timeout that it sees to does not end the request at once.
     pub fn see_to_timeouts_later(&self) {
         self.timeouts_later.store(true, Ordering::SeqCst);

@@ -167,6 +167,13 @@ fn meddle(disk: &Disk, rng: &mut StdRng, done: &AtomicBool) -> usize {
     changes
 }
 
+/// The last one ends what goes on beside.
+fn one_less(left: &AtomicUsize, done: &AtomicBool) {
+    if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+        done.store(true, Ordering::SeqCst);
+    }
+}
+
 struct Plan {
     name: &'static str,
     seed: u64,
@@ -220,7 +227,10 @@ fn run(plan: &Plan) {
         let shown: Vec<String> = shown.iter().map(|disk| disk.show()).collect();
         format!("BLOCKYARD_SEED={seed}\n{}", shown.join("\n"))
     });
-    let (left, done) = (AtomicUsize::new(plan.disks * SUBMITTERS as usize), AtomicBool::new(false));
+    let (left, done) = (
+        AtomicUsize::new(plan.disks * SUBMITTERS as usize + usize::from(plan.remove)),
+        AtomicBool::new(false),
+    );
     let tallies = std::thread::scope(|scope| {
         let mut submitters = Vec::new();
         for disk in &disks {
@@ -238,9 +248,7 @@ fn run(plan: &Plan) {
                 let (left, done) = (&left, &done);
                 submitters.push(scope.spawn(move || {
                     let tally = submitter.run(plan.bios);
-                    if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                        done.store(true, Ordering::SeqCst);
-                    }
+                    one_less(left, done);
                     tally
                 }));
             }
@@ -258,6 +266,7 @@ fn run(plan: &Plan) {
             }
             rig.layer.del_disk(&rig.disk);
             assert_eq!(rig.script.out(), 0, "what was in flight has ended");
+            one_less(&left, &done);
         }
         submitters.into_iter().map(|submitter| submitter.join().unwrap()).collect::<Vec<_>>()
     });
