@@ -255,7 +255,10 @@ impl Bdev {
 
 impl fmt::Debug for Bdev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bdev").field("name", &self.name()).field("mode", &self.mode).finish_non_exhaustive()
+        f.debug_struct("Bdev")
+            .field("name", &self.name())
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 
