@@ -2,10 +2,9 @@
 //!
 //! Two locks, never held by one thread at the same time but in this order, and never while a bio ends:
 //! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on
-//!   the way in: who fails leaves its
-//! requests in the lists and sets `rerun`, which the holder looks at after it has let go. So a bio that ends
-//! within `queue_rq` may
-//!   submit the next one: that joins the list, and nobody waits for himself.
+//!   the way in: who fails leaves its requests in the lists and sets `rerun`, which the holder looks at after
+//!   it has let go. So a bio that ends within `queue_rq` may submit the next one: that joins the list, and
+//!   nobody waits for himself.
 //! - `state`: the lists, held for a few instructions.
 
 use std::collections::VecDeque;

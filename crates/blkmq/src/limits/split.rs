@@ -17,10 +17,9 @@ impl Limits {
     /// the caller has checked.
     ///
     /// - reads and writes: `max_sectors`, `chunk_sectors`, `max_segments`, `max_segment_size` and both
-    ///   boundaries; a cut falls
-    /// on a physical block if one fits (kernel: `bio_split_rw_at`, `get_max_io_size`). Where `max_segments`
-    /// segments hold not
-    ///   one block, one block is let through: less cannot be done.
+    ///   boundaries; a cut falls on a physical block if one fits (kernel: `bio_split_rw_at`,
+    ///   `get_max_io_size`). Where `max_segments` segments hold not one block, one block is let through: less
+    ///   cannot be done.
     /// - write-zeroes: `max_write_zeroes_sectors`, `chunk_sectors` (kernel: `bio_split_write_zeroes`);
     /// - discard, secure erase: their maximum in whole granules, cut where the rest starts at a granule
     ///   (kernel: `bio_split_discard`);
