@@ -232,7 +232,7 @@ impl Bdev {
     ) -> Result<R, PrError> {
         let mut reservations = self.disk.reservations.lock();
         let result = f(&mut reservations, self.registrant);
-        self.disk.reserved.store(reservations.is_reserved(), Ordering::Release);
+        self.disk.reserved.store(reservations.read_reservation().is_some(), Ordering::Release);
         result
     }
 

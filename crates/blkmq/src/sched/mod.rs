@@ -73,7 +73,8 @@ pub trait Scheduler<R: Item>: Send {
         merge: &mut dyn FnMut(&mut R, MergeKind) -> bool,
     ) -> bool;
 
-    /// A request of that priority that was dispatched has ended, or came back (kernel: `finish_request`).
+    /// A request of that priority that was dispatched has ended, or came back (kernel: `finish_request`). After a switch, those
+    /// that the scheduler before had dispatched may be reported too: it does no harm.
     fn completed(&mut self, prio: IoPrio);
 
     /// Whether something waits (kernel: `has_work`).
