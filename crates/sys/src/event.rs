@@ -2,8 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
 /// Something to wait on: each [`Event::signal`] is an edge for an edge-triggered epoll, whether or not it was read before.
 #[derive(Debug)]
@@ -34,5 +38,35 @@ impl AsFd for Event {
 impl AsRawFd for Event {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+/// Waits for an [`Event`] on a runtime.
+#[derive(Debug)]
+pub struct EventWatch(AsyncFd<Arc<Event>>);
+
+impl EventWatch {
+    /// Has the runtime watch `event`.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says: its watches are used up.
+    ///
+    /// # Panics
+    /// If the runtime has no I/O enabled.
+    pub fn new(event: Arc<Event>, runtime: &Handle) -> io::Result<Self> {
+        let _entered = runtime.enter();
+        // SAFETY: an Event owns its descriptor and never changes it, and the AsyncFd holds the Event.
+        let watched = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) };
+        Ok(Self(watched?))
+    }
+
+    /// Waits until it has happened since the last time, or ever. One that happens while nobody waits is not missed.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub async fn happened(&self) -> io::Result<()> {
+        // Edges count, not the value: it is never read. An edge that comes after this is seen by the next wait.
+        self.0.readable().await?.clear_ready();
+        Ok(())
     }
 }

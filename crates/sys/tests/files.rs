@@ -1,4 +1,5 @@
 //! Operations on real files, by either engine, and what is told of files.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::File;
 use std::io;
