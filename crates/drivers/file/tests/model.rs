@@ -1,5 +1,11 @@
 //! Random operations, many in flight, against bytes in memory.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 mod common;
 

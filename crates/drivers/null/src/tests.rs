@@ -40,7 +40,7 @@ fn disk(
     runtime: &Threads,
 ) -> (Arc<Null>, Bdev) {
     let config = NullConfig { capacity: Sector(1 << 31), latency };
-    let null = Null::new(config, &[runtime.queue.clone()]).unwrap();
+    let null = Null::new(config, std::slice::from_ref(&runtime.queue)).unwrap();
     let set = TagSet::new(Arc::clone(&null), TagSetConfig { hw_queues, ..TagSetConfig::default() })
         .unwrap();
     let config = DiskConfig::new("nullb0", null.capacity(), Null::limits());
