@@ -231,6 +231,8 @@ impl<T> Drop for Ring<T> {
                 _ => self.drain(&mut ended),
             }
         }
+        // The kernel takes a ring down after its descriptor is closed; the file is let go now, so that it can be unmounted or opened anew.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 

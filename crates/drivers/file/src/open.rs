@@ -40,7 +40,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         }
         Err(err) => return Err(refused(config, err)),
     };
-    let file = Arc::new(open_file(config)?);
+    let file = Arc::new(open_file(config, is_block_device)?);
     let lock = if config.lock { Some(take_lock(config, &file)?) } else { None };
     let size = size(config, file.as_fd(), is_block_device)?;
     let alignment =
@@ -109,10 +109,14 @@ fn create(config: &FileConfig) -> Result<(), Error> {
     })
 }
 
-fn open_file(config: &FileConfig) -> Result<OwnedFd, Error> {
+fn open_file(config: &FileConfig, is_block_device: bool) -> Result<OwnedFd, Error> {
     let mut flags = OFlags::CLOEXEC;
     if config.direct {
         flags |= OFlags::DIRECT;
+    }
+    // For a block device this means: not while it is mounted, or part of another device (open(2)).
+    if is_block_device && config.lock && !config.read_only {
+        flags |= OFlags::EXCL;
     }
     let opened = OpenOptions::new()
         .read(true)

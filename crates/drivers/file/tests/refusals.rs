@@ -61,7 +61,7 @@ fn sizes_that_are_no_disks() {
 }
 
 #[test]
-fn an_odd_size_for_direct_io_on_large_blocks() {
+fn a_mounted_device_and_an_odd_size_for_direct_io_on_large_blocks() {
     let place = Place::here();
     let backing = place.file("backing", 64 << 20);
     let device = Loop::on(&backing, "-b 4096");
@@ -72,6 +72,7 @@ fn an_odd_size_for_direct_io_on_large_blocks() {
         folder.path().display()
     ));
     let unmount = Unmount(folder.path());
+    refused(&FileConfig::new(&device.0), ErrorKind::Locked, &["in use, perhaps mounted", "lsblk"]);
     let odd = folder.file("odd", 4096 + 512);
     assert_eq!(open(&FileConfig::new(&odd)).unwrap().info.limits.logical_block_size.bytes(), 512);
     let direct = FileConfig { direct: true, ..FileConfig::new(&odd) };

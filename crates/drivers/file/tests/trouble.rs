@@ -1,5 +1,5 @@
 //! What goes wrong under a disk: full file systems, lost writes, files that shrink.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 mod common;
 
