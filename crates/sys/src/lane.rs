@@ -79,6 +79,8 @@ impl<T: Send + 'static> Lane<T> {
         let (file, done) = (Arc::clone(&self.file), Arc::clone(&self.done));
         self.pool.execute(Box::new(move || {
             let result = operation.run(file.as_fd());
+            // Whoever hears of the end may close the file, and expect it to be closed then.
+            drop(file);
             done.push(Completion { operation, token, result });
         }));
     }

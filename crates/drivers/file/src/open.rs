@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_buf::Pool;
 use blockyard_sys::Operation;
@@ -19,6 +20,9 @@ use crate::error::{Error, ErrorKind};
 
 /// The unit that a disk's size is counted in.
 const SECTOR: u64 = 512;
+/// How often, and after which time, a device that is busy is tried again: a fifth of a second in all.
+const BUSY_TRIES: u32 = 10;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// A file that can be a disk.
 pub(crate) struct Opened {
@@ -118,18 +122,26 @@ fn open_file(config: &FileConfig, is_block_device: bool) -> Result<OwnedFd, Erro
     if is_block_device && config.lock && !config.read_only {
         flags |= OFlags::EXCL;
     }
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(!config.read_only)
-        .custom_flags(flags.bits().cast_signed())
-        .open(&config.path);
-    match opened {
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.read_only).custom_flags(flags.bits().cast_signed());
+    match patiently(|| options.open(&config.path)) {
         Ok(file) => Ok(file.into()),
         Err(err) if config.direct && err.kind() == io::ErrorKind::InvalidInput => {
             Err(no_direct(&config.path))
         }
         Err(err) => Err(refused(config, err)),
     }
+}
+
+/// A device that was just closed may still be held by the kernel's own threads, which complete asynchronous I/O: it is given a moment.
+fn patiently(mut open: impl FnMut() -> io::Result<fs::File>) -> io::Result<fs::File> {
+    for _ in 0..BUSY_TRIES {
+        match open() {
+            Err(err) if err.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_WAIT),
+            opened => return opened,
+        }
+    }
+    open()
 }
 
 fn refused(config: &FileConfig, err: io::Error) -> Error {
