@@ -703,8 +703,9 @@ impl<D: Driver> Waiter for Hctx<D> {
     fn tag_freed(self: Arc<Self>) {
         self.state.lock().waits_for_tag = false;
         self.run();
-        // If this queue had no use for the tag, the next in line may have.
-        if self.tags.has_free() {
+        // If this queue had no use for the tag, the next in line may have. One that waits again has its share of
+        // the tags out, and will pass its turn on when one of them comes back.
+        if !self.state.lock().waits_for_tag && self.tags.has_free() {
             self.tags.wake_one();
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -143,6 +143,9 @@ impl Tags {
         let mut waiters = self.waiters.lock();
         waiters.push_back(waiter);
         self.waiting.store(waiters.len(), Ordering::SeqCst);
+        // Whoever frees a tag sets its bit, then looks at `waiting`: either it sees this, or the caller's next try sees
+        // the bit.
+        fence(Ordering::SeqCst);
     }
 
     /// Tells the first in the queue that a tag was freed. Call with no lock held.

@@ -30,10 +30,10 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// A disk of `capacity`, all of it a hole.
+    /// All of it a hole. Its size is the disk's to say, and to change.
     #[must_use]
-    pub fn new(capacity: Sector) -> Arc<Self> {
-        Arc::new(Self { tree: Tree::new(capacity.bytes()) })
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { tree: Tree::default() })
     }
 
     /// What it can take: everything in one request, with no cache to flush.
