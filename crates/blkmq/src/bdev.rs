@@ -173,7 +173,8 @@ impl Bdev {
         Ok(())
     }
 
-    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come by.
+    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come
+    /// by.
     ///
     /// # Errors
     /// How it ended, if not well.

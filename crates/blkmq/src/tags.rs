@@ -15,8 +15,7 @@ pub(crate) trait Waiter: Send + Sync {
 }
 
 /// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first
-/// `reserved` are for what must not wait
-/// behind ordinary I/O.
+/// `reserved` are for what must not wait behind ordinary I/O.
 pub(crate) struct Tags {
     depth: u32,
     reserved: u32,
@@ -143,8 +142,8 @@ impl Tags {
         let mut waiters = self.waiters.lock();
         waiters.push_back(waiter);
         self.waiting.store(waiters.len(), Ordering::SeqCst);
-        // Whoever frees a tag sets its bit, then looks at `waiting`: either it sees this, or the caller's next try sees
-        // the bit.
+        // Whoever frees a tag sets its bit, then looks at `waiting`: either it sees this, or the caller's next
+        // try sees the bit.
         fence(Ordering::SeqCst);
     }
 

@@ -7,8 +7,8 @@ use blockyard_buf::Segment;
 
 use crate::region::{REGION_SIZE, Region, Run};
 
-/// Levels of directories: five steps of 8 bits, as 2^63 bytes are 2^37 regions. The depth is the same for every disk, so
-/// that one can grow to any size.
+/// Levels of directories: five steps of 8 bits, as 2^63 bytes are 2^37 regions. The depth is the same for every
+/// disk, so that one can grow to any size.
 const DEPTH: u32 = 5;
 /// Children of a directory.
 const FANOUT: usize = 1 << STEP_BITS;
@@ -73,7 +73,8 @@ impl Tree {
         }
     }
 
-    /// Cuts a range where regions meet: calls `each` with the index of a region, the offset in it, and a length.
+    /// Cuts a range where regions meet: calls `each` with the index of a region, the offset in it, and a
+    /// length.
     fn pieces(
         mut at: u64,
         mut left: u64,
