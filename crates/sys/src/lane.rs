@@ -1,4 +1,5 @@
-//! Operations that threads carry out: the fallback where there is no io_uring, and the way for what io_uring has no operation for.
+//! Operations that threads carry out: the fallback where there is no io_uring, and the way for what io_uring
+//! has no operation for.
 
 use std::io;
 use std::mem;
@@ -33,7 +34,8 @@ impl<T> Done<T> {
             list.push(completion);
             list.len() == 1
         };
-        // Whoever drains the list takes all of it, so that one signal is enough for what gathered since the last time.
+        // Whoever drains the list takes all of it, so that one signal is enough for what gathered since the
+        // last time.
         if first {
             self.event.signal();
         }

@@ -35,8 +35,8 @@ pub struct File {
 }
 
 impl File {
-    /// Opens a file, and says what a disk in it is. `queue_threads` are the runtimes that completions come by; each must be driven, and have I/O
-    /// enabled.
+    /// Opens a file, and says what a disk in it is. `queue_threads` are the runtimes that completions come by;
+    /// each must be driven, and have I/O enabled.
     ///
     /// # Errors
     /// [`Error`] says what is wrong with the file, and what to do.
