@@ -6,6 +6,8 @@ use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::{OFlags, fcntl_getfl};
+
 use crate::event::Event;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
@@ -45,7 +47,9 @@ impl<T> Done<T> {
 impl<T: Send + 'static> Lane<T> {
     pub(crate) fn new(file: Arc<OwnedFd>, pool: Pool, event: Arc<Event>) -> Self {
         let done = Arc::new(Done { list: Mutex::default(), event });
-        Self { file, pool, done, pushed: Vec::new(), out: 0, read_now: true }
+        // Direct I/O always waits for the device, whatever it was told.
+        let read_now = fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT));
+        Self { file, pool, done, pushed: Vec::new(), out: 0, read_now }
     }
 
     pub(crate) fn push(&mut self, operation: Operation, token: T) {
