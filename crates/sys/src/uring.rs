@@ -54,7 +54,8 @@ impl fmt::Display for Unavailable {
                 "io_uring is forbidden by the sysctl kernel.io_uring_disabled = {value}; 0 allows it"
             ),
             Self::Policy => f.write_str(
-                "io_uring is forbidden here, by seccomp or a security module; a container needs a profile that allows io_uring_setup",
+                "io_uring is forbidden here, by seccomp or a security module; \
+                 a container needs a profile that allows io_uring_setup",
             ),
             Self::Operation(name) => write!(f, "this kernel's io_uring has no {name}"),
             Self::Failed(err) => write!(f, "io_uring cannot be set up: {err}"),

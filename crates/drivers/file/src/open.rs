@@ -210,7 +210,8 @@ fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Res
     match config.create_size {
         Some(wanted) if wanted != size => {
             let what = format!(
-                "{path} exists with {size} bytes, not {wanted}; drop the size to use it as it is, or change it with `truncate -s {wanted} {path}`"
+                "{path} exists with {size} bytes, not {wanted}; drop the size to use it as it is, \
+                 or change it with `truncate -s {wanted} {path}`"
             );
             Err(Error::new(ErrorKind::Size, what))
         }
