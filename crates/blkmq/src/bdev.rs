@@ -1,5 +1,6 @@
 //! A disk or a partition that somebody has opened: what front-ends submit to (kernel: `struct block_device`).
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -108,6 +109,13 @@ impl Bdev {
         self.part.as_ref().map_or_else(|| self.disk.capacity(), |part| part.capacity())
     }
 
+    /// Its heads, sectors and cylinders, and where it starts.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        let disk = self.disk.geometry();
+        self.part.as_ref().map_or(disk, |part| disk.of_partition(part.start()))
+    }
+
     /// What can be asked of it in one request.
     #[must_use]
     pub fn limits(&self) -> Limits {
@@ -202,7 +210,7 @@ impl Bdev {
     pub fn ioctl(&self, command: &Ioctl) -> Result<IoctlReply> {
         Ok(match command {
             Ioctl::GetSize => IoctlReply::Bytes(self.capacity().bytes()),
-            Ioctl::GetGeometry => IoctlReply::Geometry(self.disk.geometry()),
+            Ioctl::GetGeometry => IoctlReply::Geometry(self.geometry()),
             Ioctl::GetReadOnly => IoctlReply::Flag(self.is_read_only()),
             Ioctl::SetReadOnly(read_only) => {
                 self.disk.set_read_only(*read_only);
@@ -243,6 +251,12 @@ impl Bdev {
     pub fn swap_slot_free_notify(&self, sector: Sector) {
         let start = self.part.as_ref().map_or(Sector::ZERO, |part| part.start());
         self.disk.ops.swap_slot_free_notify(&self.disk, start + sector);
+    }
+}
+
+impl fmt::Debug for Bdev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bdev").field("name", &self.name()).field("mode", &self.mode).finish_non_exhaustive()
     }
 }
 
