@@ -144,12 +144,15 @@ impl Bdev {
             || self.mode == OpenMode::ReadOnly
             || self.disk.reserved.load(Ordering::Acquire)
         {
-            for bio in std::mem::take(bios) {
-                self.submit(cpu, bio);
+            let mut at = 0;
+            while let Some(bio) = bios.get_mut(at) {
+                match self.admit(bio) {
+                    Ok(()) => at += 1,
+                    Err(status) => bios.remove(at).end(status),
+                }
             }
-        } else {
-            self.disk.queue.submit_all(cpu, bios);
         }
+        self.disk.queue.submit_all(cpu, bios);
     }
 
     /// Looks for completions of [`crate::Flags::POLLED`] operations; says how many there were.
@@ -256,7 +259,10 @@ impl Bdev {
 
 impl fmt::Debug for Bdev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bdev").field("name", &self.name()).field("mode", &self.mode).finish_non_exhaustive()
+        f.debug_struct("Bdev")
+            .field("name", &self.name())
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 

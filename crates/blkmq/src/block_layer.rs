@@ -178,8 +178,8 @@ impl BlockLayer {
         Ok(count)
     }
 
-    /// Asks a disk's driver whether its medium was changed (kernel: `disk_check_media_change`). If so, its size and its partitions are found
-    /// out anew, and its users are told. Blocks.
+    /// Asks a disk's driver whether its medium was changed (kernel: `disk_check_media_change`). If so, its size
+    /// and its partitions are found out anew, and its users are told. Blocks.
     ///
     /// # Errors
     /// Whatever keeps the driver from telling the new size.

@@ -363,8 +363,8 @@ impl Disk {
         listeners.iter().for_each(|listener| listener.event(self, event));
     }
 
-    /// Asks the driver whether the medium was changed; if so it finds the new size out, and its users are told. Gives the partitions of
-    /// the old medium back.
+    /// Asks the driver whether the medium was changed; if so it finds the new size out, and its users are told.
+    /// Gives the partitions of the old medium back.
     pub(crate) fn check_events(self: &Arc<Self>) -> Result<Option<Vec<Arc<Partition>>>> {
         if !self.ops.check_events(self) {
             return Ok(None);

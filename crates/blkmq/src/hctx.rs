@@ -65,8 +65,8 @@ pub(crate) struct State<D: Driver> {
     ctxs: Vec<VecDeque<Box<Rq<D>>>>,
     next_ctx: usize,
     staged: usize,
-    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before those that wait for one, which
-    /// may be theirs.
+    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before
+    /// those that wait for one, which may be theirs.
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
     waiting: VecDeque<(usize, Box<Bio>)>,
@@ -468,7 +468,8 @@ impl<D: Driver> Hctx<D> {
     /// is.
     fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
-            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see it.
+            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see
+            // it.
             if let Some(part) = part.as_mut().filter(|_| !self.quiesced.load(Ordering::SeqCst)) {
                 self.issue(part, list);
             } else {
@@ -529,7 +530,8 @@ impl<D: Driver> Hctx<D> {
                 st.flush.flush_done(status, now_ns, &mut next);
             } else {
                 rq.hctx = Some(Arc::clone(&self));
-                // Under a scheduler requests wait for tags with what they have to do: none is kept from them while this one waits for a flush.
+                // Under a scheduler requests wait for tags with what they have to do: none is kept from them
+                // while this one waits for a flush.
                 if st.elevator
                     && let Some(tag) = rq.tag.take()
                 {

@@ -271,7 +271,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
         }
     }
 
-    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel: `blk_mq_destroy_queue`).
+    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel:
+    /// `blk_mq_destroy_queue`).
     fn shut_down(&self) -> bool {
         let control = self.control.lock();
         if self.life.fetch_max(1, Ordering::AcqRel) > 0 {

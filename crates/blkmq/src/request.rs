@@ -115,7 +115,8 @@ impl<D: Driver> Rq<D> {
         self.bios.push_back(bio);
     }
 
-    /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from there on.
+    /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from
+    /// there on.
     pub(crate) fn rewind(&mut self) {
         self.begun = true;
         if self.delivered > 0 {

@@ -1,4 +1,5 @@
-//! Many threads at once: submitters, completions, time, and people who freeze, quiesce, tune and remove disks meanwhile.
+//! Many threads at once: submitters, completions, time, and people who freeze, quiesce, tune and remove disks
+//! meanwhile.
 
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,6 +1,8 @@
-//! 4 KiB random reads from a cached file: through the block layer with io_uring and with threads, and by plain pread(2).
+//! 4 KiB random reads from a cached file: through the block layer with io_uring and with threads, and by plain
+//! pread(2).
 //!
-//! `randread FILE [uring|threads|pread|all] [depth] [seconds] [direct]`; see what the kernel sees with `strace -cf`.
+//! `randread FILE [uring|threads|pread|all] [depth] [seconds] [direct]`; see what the kernel sees with `strace
+//! -cf`.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -133,7 +133,8 @@ fn open_file(config: &FileConfig, is_block_device: bool) -> Result<OwnedFd, Erro
     }
 }
 
-/// A device that was just closed may still be held by the kernel's own threads, which complete asynchronous I/O: it is given a moment.
+/// A device that was just closed may still be held by the kernel's own threads, which complete asynchronous
+/// I/O: it is given a moment.
 fn patiently(mut open: impl FnMut() -> io::Result<fs::File>) -> io::Result<fs::File> {
     for _ in 0..BUSY_TRIES {
         match open() {

@@ -123,8 +123,8 @@ pub fn run(command: &str) {
     assert!(done.status.success(), "`{command}` (as root?) failed: {said}");
 }
 
-/// A folder, perhaps a file system of its own: one that is in no folder any more, and only lives as long as this process has it open. So nothing
-/// stays behind, however the test ends.
+/// A folder, perhaps a file system of its own: one that is in no folder any more, and only lives as long as
+/// this process has it open. So nothing stays behind, however the test ends.
 pub struct Place {
     pub name: &'static str,
     path: PathBuf,
