@@ -32,7 +32,7 @@ impl Health {
     pub(crate) fn flush_failed(&self, err: &std::io::Error) {
         if !self.flush_failed.swap(true, Ordering::AcqRel) {
             let file = self.path.display();
-            tracing::error!(%file, %err, "a flush failed: writes since the last may be lost; flushes fail until it is opened anew");
+            tracing::error!(%file, %err, "a flush failed: later writes may be lost; open it anew");
         }
     }
 
