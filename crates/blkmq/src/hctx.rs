@@ -274,11 +274,10 @@ impl<D: Driver> Hctx<D> {
                 self.take_staged(&mut st, now_ns, &mut todo);
                 st.elevator && st.dispatch.is_empty()
             };
-            let mut list = std::mem::take(&mut todo.issue);
-            todo.run = false;
-            self.end_all(todo);
+            self.end_all(&mut todo);
+            let list = &mut todo.issue;
             if list.is_empty() && more {
-                self.take_scheduled(&mut list);
+                self.take_scheduled(list);
             }
             if list.is_empty() || !self.issue(part, list) {
                 return;
@@ -411,11 +410,11 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Hands a list to the driver; says whether it took all.
-    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: Requests<D>) -> bool {
+    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: &mut Requests<D>) -> bool {
         let driver = &self.shared.driver;
         let count = list.len();
         let mut gathered = false;
-        let mut rest = list.into_iter().enumerate();
+        let mut rest = list.drain(..).enumerate();
         while let Some((i, rq)) = rest.next() {
             let last = i + 1 == count;
             let budget = driver.budget();
@@ -464,9 +463,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever
-    /// is.
-    fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
+    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
+    fn issue_direct(self: &Arc<Self>, list: &mut Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
             // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see
             // it.
@@ -484,9 +482,9 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Puts requests that were about to be issued into the software queues.
-    fn hold_back(&self, list: Requests<D>) {
+    fn hold_back(&self, list: &mut Requests<D>) {
         let mut st = self.state.lock();
-        for rq in list {
+        for rq in list.drain(..) {
             Self::stop(&mut st, &rq);
             Self::stage(&mut st, rq);
         }
@@ -543,7 +541,7 @@ impl<D: Driver> Hctx<D> {
             todo.run |= !st.dispatch.is_empty() || st.staged > 0;
         }
         self.tags.wake();
-        self.settle(todo);
+        self.settle(&mut todo);
     }
 
     /// Does what the flush machine says.
@@ -630,22 +628,21 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    fn settle(self: &Arc<Self>, mut todo: Todo<D>) {
-        let (list, run) = (std::mem::take(&mut todo.issue), todo.run);
+    fn settle(self: &Arc<Self>, todo: &mut Todo<D>) {
         self.end_all(todo);
-        if !list.is_empty() {
-            self.issue_direct(list);
+        if !todo.issue.is_empty() {
+            self.issue_direct(&mut todo.issue);
         }
-        if run {
+        if todo.run {
             self.run();
         }
     }
 
-    fn end_all(self: &Arc<Self>, todo: Todo<D>) {
-        for (bio, status) in todo.ended_bios {
+    fn end_all(self: &Arc<Self>, todo: &mut Todo<D>) {
+        for (bio, status) in todo.ended_bios.drain(..) {
             bio.end(status);
         }
-        for (rq, status) in todo.ended {
+        for (rq, status) in todo.ended.drain(..) {
             self.finish(rq, status);
         }
     }
@@ -687,7 +684,7 @@ impl<D: Driver> Hctx<D> {
                 };
             }
         }
-        self.settle(todo);
+        self.settle(&mut todo);
         let st = self.state.lock();
         let timers =
             st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);

@@ -37,7 +37,7 @@ impl<D: Driver> Hctx<D> {
                 self.enter(&mut st, ctx, bio, now_ns, &mut todo);
             }
         }
-        self.settle(todo);
+        self.settle(&mut todo);
     }
 
     fn enter(
