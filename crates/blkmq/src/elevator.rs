@@ -33,7 +33,9 @@ impl<D: Driver> Elevator<D> {
 
     /// Works on the scheduler, if there is one.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut dyn Scheduler<Box<Rq<D>>>) -> R) -> Option<R> {
-        self.0.lock().as_deref_mut().map(|scheduler| f(scheduler))
+        let mut scheduler = self.0.lock();
+        let scheduler: &mut dyn Scheduler<Box<Rq<D>>> = &mut **scheduler.as_mut()?;
+        Some(f(scheduler))
     }
 
     pub(crate) fn insert(&self, rq: Box<Rq<D>>, now_ns: u64) {

@@ -6,6 +6,8 @@
 //!
 //! Everything is driven by its callers: the crate has no threads, no runtime, and takes the time from a [`Clock`].
 #![forbid(unsafe_code)]
+#![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
+#![allow(clippy::boxed_local, reason = "a bio is owned by its box")]
 
 pub mod badblocks;
 mod bdev;

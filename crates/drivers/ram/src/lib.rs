@@ -1,2 +1,133 @@
-//! A sparse RAM disk.
+//! A RAM disk: sparse, of any size, which gives memory back when it is told to discard.
+//!
+//! The disk is a tree of regions of 64 MiB, made when they are first written. What was never written, or was discarded, is a hole: it is
+//! answered with the shared run of zeroes, and no page is touched for it. A read that leaves the memory to the driver gets the disk's own
+//! pages, uncopied.
 #![forbid(unsafe_code)]
+
+mod region;
+mod tree;
+
+use std::sync::Arc;
+
+use blockyard_blkmq::{
+    BlockDeviceOps, Busy, Disk, Driver, Extent, Features, Flags, HctxHandle, Limits, Op, Request,
+    Result, Sector, Status,
+};
+use blockyard_buf::{Segment, Segments};
+
+use crate::region::Run;
+use crate::tree::Tree;
+
+/// Extents in one answer to a block status query: what is past them has to be asked for again.
+pub const MAX_EXTENTS: usize = 16384;
+
+/// A RAM disk's bytes.
+pub struct Ram {
+    tree: Tree,
+}
+
+impl Ram {
+    /// A disk of `capacity`, all of it a hole.
+    #[must_use]
+    pub fn new(capacity: Sector) -> Arc<Self> {
+        Arc::new(Self { tree: Tree::new(capacity.bytes()) })
+    }
+
+    /// What it can take: everything in one request, with no cache to flush.
+    #[must_use]
+    pub fn limits() -> Limits {
+        Limits {
+            max_hw_sectors: u32::MAX,
+            max_user_sectors: Some(u32::MAX),
+            max_segments: u16::MAX,
+            max_segment_size: u32::MAX,
+            max_hw_discard_sectors: u32::MAX,
+            max_write_zeroes_sectors: u32::MAX,
+            discard_granularity: 4096,
+            features: Features::NOMERGES | Features::BLOCK_STATUS | Features::NOWAIT,
+            ..Limits::default()
+        }
+    }
+
+    /// Bytes of memory that hold data.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        self.tree.allocated_bytes()
+    }
+
+    fn read(&self, rq: &mut Request<Self>) {
+        let mut zeroes = Segments::new();
+        self.tree.runs(rq.offset(), rq.len(), |run, len| match run {
+            Run::Data(segment) => rq.deliver(segment),
+            Run::Hole => {
+                Segment::zeroes(&mut zeroes, len);
+                zeroes.drain(..).for_each(|segment| rq.deliver(segment));
+            }
+        });
+    }
+
+    fn write(&self, rq: &Request<Self>) -> Status {
+        let mut at = rq.offset();
+        for segment in rq.segments() {
+            if let Err(err) = self.tree.write(at, &segment) {
+                return err.raw_os_error().map_or(Status::Resource, Status::from_errno);
+            }
+            at += segment.len() as u64;
+        }
+        Status::Ok
+    }
+}
+
+impl Driver for Ram {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _disk: &(), _queue: HctxHandle<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(
+        &self,
+        _hctx: &mut (),
+        mut rq: Request<Self>,
+        _last: bool,
+    ) -> std::result::Result<(), Busy<Self>> {
+        let status = match rq.op() {
+            Op::Read => {
+                self.read(&mut rq);
+                Status::Ok
+            }
+            Op::Write => self.write(&rq),
+            Op::WriteZeroes if rq.flags().contains(Flags::NOUNMAP) => self
+                .tree
+                .zero_in_place(rq.offset(), rq.len())
+                .map_or(Status::Resource, |()| Status::Ok),
+            Op::WriteZeroes | Op::Discard => {
+                self.tree.discard(rq.offset(), rq.len());
+                Status::Ok
+            }
+            Op::BlockStatus => {
+                let most = if rq.flags().contains(Flags::FIRST_EXTENT) { 1 } else { MAX_EXTENTS };
+                for (data, len) in self.tree.extents(rq.offset(), rq.len(), most) {
+                    rq.push_extent(if data { Extent::data(len) } else { Extent::hole(len) });
+                }
+                Status::Ok
+            }
+            Op::Flush | Op::Prefetch => Status::Ok,
+            Op::SecureErase => Status::NotSupported,
+        };
+        rq.end(status);
+        Ok(())
+    }
+}
+
+impl BlockDeviceOps for Ram {
+    fn swap_slot_free_notify(&self, _disk: &Disk, sector: Sector) {
+        self.tree.discard(sector.bytes(), 4096);
+    }
+}
+
+#[cfg(test)]
+mod tests;
