@@ -274,7 +274,10 @@ fn servers_that_are_none_or_lie_are_found_out() {
     let structured = reply(8, 1, b"");
     for (says, what) in [
         (b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), "another protocol"),
-        ([b"NBDMAGIC", &0x0042_0281_8612_53_u64.to_be_bytes()[..], &[0; 136]].concat(), "oldstyle"),
+        (
+            [b"NBDMAGIC", &0x0000_4202_8186_1253_u64.to_be_bytes()[..], &[0; 136]].concat(),
+            "oldstyle",
+        ),
         ([GREETING, &structured, &reply(10, 1, b""), &ack].concat(), "no NBD_INFO_EXPORT"),
         ([GREETING, &reply(7, 1, b"")].concat(), "an answer to another option"),
         ([GREETING, &structured, &reply(10, 2, b"\0\0\0\0")].concat(), "an export for a context"),

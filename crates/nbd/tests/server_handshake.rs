@@ -3,7 +3,10 @@
 
 mod common;
 
-use blockyard_nbd::server::{Config, MAX_OPTION_LEN, MAX_OPTIONS, MAX_SKIPPED_LEN, TlsPolicy};
+use blockyard_nbd::server::{
+    Config, Event, Export, Exports, Handshake, MAX_OPTION_LEN, MAX_OPTIONS, MAX_SKIPPED_LEN,
+    Refusal, TlsPolicy,
+};
 use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
 use blockyard_nbd::{Blame, ErrorKind};
 use common::{Served, config, contexts, export, info, option, reply, serve};
@@ -158,17 +161,11 @@ fn long_options_are_refused_and_very_long_ones_close() {
 
 #[test]
 fn too_many_options_close() {
-    let list = option(LIST, b"");
-    let many = vec![list.clone(); MAX_OPTIONS as usize];
+    let mut many = vec![option(LIST, b""); MAX_OPTIONS as usize];
     assert_eq!(talk(config(TlsPolicy::Off), &many).result, Ok(()));
-    assert!(
-        talk(
-            config(TlsPolicy::Off),
-            &[many.concat(), list].concat().chunks(1000).map(<[u8]>::to_vec).collect::<Vec<_>>()
-        )
-        .result
-        .is_err()
-    );
+    many.push(option(LIST, b""));
+    let error = talk(config(TlsPolicy::Off), &many).result.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TooBig { limit: 1024, .. }));
 }
 
 #[test]
@@ -359,6 +356,72 @@ fn starttls_forgets_what_was_negotiated() {
     let negotiated = talk(config(TlsPolicy::Allow), &options).done.unwrap();
     assert_eq!((negotiated.style, negotiated.tls), (HeaderStyle::Simple, true));
     assert_eq!(negotiated.contexts, []);
+}
+
+/// A table that refuses everyone, for this reason.
+struct Refusing(Refusal);
+
+impl Exports for Refusing {
+    fn list(&self, _: bool, _: &mut dyn FnMut(&str, &str)) {}
+    fn find(&self, _: &str) -> Result<Export, Refusal> {
+        Err(self.0)
+    }
+}
+
+/// Feeds all of `bytes` to a server, starting TLS whenever it is agreed on.
+fn feed<E: Exports + ?Sized>(server: &mut Handshake, exports: &E, mut bytes: &[u8]) -> Vec<u8> {
+    let mut sent = Vec::new();
+    server.poll_transmit(&mut Vec::new());
+    while !bytes.is_empty() {
+        bytes = &bytes[server.receive(exports, bytes).unwrap()..];
+        server.poll_transmit(&mut sent);
+        if server.poll_event() == Some(Event::StartTls) {
+            server.tls_started();
+        }
+    }
+    sent
+}
+
+// "The server MUST NOT send NBD_REP_ERR_TLS_REQD in reply to any option if TLS has already been negotiated", nor in
+// NOTLS mode.
+#[test]
+fn refusals_have_their_reply() {
+    const SHUTDOWN: u32 = ERR + 7;
+    let refused = |tls, refusal, options: &[u8]| {
+        let bytes = [&FIXED[..], options, &go("disk")].concat();
+        kinds(&feed(&mut Handshake::new(config(tls)), &Refusing(refusal), &bytes))
+    };
+    let starttls = option(STARTTLS, b"");
+    assert_eq!(refused(TlsPolicy::Off, Refusal::Unknown, b""), [(GO, UNKNOWN)]);
+    assert_eq!(refused(TlsPolicy::Off, Refusal::Policy, b""), [(GO, POLICY)]);
+    assert_eq!(refused(TlsPolicy::Off, Refusal::Shutdown, b""), [(GO, SHUTDOWN)]);
+    assert_eq!(refused(TlsPolicy::Off, Refusal::TlsRequired, b""), [(GO, POLICY)]);
+    assert_eq!(refused(TlsPolicy::Allow, Refusal::TlsRequired, b""), [(GO, TLS_REQD)]);
+    let within_tls = refused(TlsPolicy::Allow, Refusal::TlsRequired, &starttls);
+    assert_eq!(within_tls, [(STARTTLS, ACK), (GO, POLICY)]);
+}
+
+// "FAST_ZERO: the server MUST set this transmission flag to 0 if NBD_FLAG_SEND_WRITE_ZEROES is not set."
+#[test]
+fn fast_zero_is_not_offered_without_write_zeroes() {
+    let mut exports = [export("disk")];
+    exports[0].info.flags = TransmissionFlags::SEND_FAST_ZERO;
+    let bytes = [&FIXED[..], &go("disk")].concat();
+    let sent = feed(&mut Handshake::new(Config::default()), &exports[..], &bytes);
+    let info = reply(GO, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x01");
+    assert_eq!(sent, [info, reply(GO, ACK, b"")].concat());
+}
+
+// "Termination of the session during option haggling".
+#[test]
+fn a_server_going_down_refuses_all_but_abort() {
+    let exports = [export("disk")];
+    let mut server = Handshake::new(Config::default());
+    server.shut_down();
+    let options = [option(LIST, b""), go("disk"), option(99, b""), option(ABORT, b"")].concat();
+    let sent = feed(&mut server, &exports[..], &[&FIXED[..], &options].concat());
+    let shutdown = ERR + 7;
+    assert_eq!(kinds(&sent), [(LIST, shutdown), (GO, shutdown), (99, shutdown), (ABORT, ACK)]);
 }
 
 /// Well-formed options of all kinds, and junk.

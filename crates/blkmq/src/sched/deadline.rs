@@ -1,12 +1,13 @@
 //! `mq-deadline` (kernel: `block/mq-deadline.c`, Documentation/block/deadline-iosched.rst).
 //!
-//! Requests go in the order of their sectors, in batches of one direction, reads preferred; but one that waits past its
-//! deadline starts the next batch, and writes are passed over a few times at most. Each priority class (real time, best effort,
-//! idle) has queues of its own; a class waits until those above have nothing left, neither here nor at the driver, unless a
-//! request of it has waited for `prio_aging_expire`.
+//! Requests go in the order of their sectors, in batches of one direction, reads preferred; but one that waits
+//! past its deadline starts the next batch, and writes are passed over a few times at most. Each priority class
+//! (real time, best effort, idle) has queues of its own; a class waits until those above have nothing left,
+//! neither here nor at the driver, unless a request of it has waited for `prio_aging_expire`.
 //!
-//! One difference: where the kernel looks at a lower class for an aged request and finds none, that look has already ended the
-//! running batch and counted as one more time that writes were passed over. Here a look changes nothing.
+//! One difference: where the kernel looks at a lower class for an aged request and finds none, that look has
+//! already ended the running batch and counted as one more time that writes were passed over. Here a look
+//! changes nothing.
 
 use std::collections::VecDeque;
 
@@ -58,8 +59,15 @@ struct Class<R> {
     lanes: [Lane<R>; 2],
     /// Where the request that was dispatched last starts, by direction.
     latest_pos: [Sector; 2],
-    /// Waiting or at the driver (kernel: `dd_queued`).
-    queued: usize,
+    /// Dispatched and not completed.
+    at_driver: usize,
+}
+
+impl<R: Item> Class<R> {
+    /// Whether requests wait or are at the driver (kernel: `dd_queued`).
+    fn is_busy(&self) -> bool {
+        self.at_driver > 0 || self.lanes.iter().any(|lane| !lane.is_empty())
+    }
 }
 
 /// What to dispatch, and what that makes of the batch.
@@ -101,7 +109,7 @@ impl<R: Item> Deadline<R> {
             classes: std::array::from_fn(|_| Class {
                 lanes: [Lane::new(), Lane::new()],
                 latest_pos: [Sector::ZERO; 2],
-                queued: 0,
+                at_driver: 0,
             }),
             heads: VecDeque::new(),
             inserted: 0,
@@ -145,10 +153,10 @@ impl<R: Item> Deadline<R> {
         class.lanes[dir as usize].at_or_after(class.latest_pos[dir as usize])
     }
 
-    /// A choice of a class below the first that waits since before the aging limit, where more than one class has requests
-    /// (kernel: `dd_dispatch_prio_aged_requests`).
+    /// A choice of a class below the first that waits since before the aging limit, where more than one class
+    /// has requests (kernel: `dd_dispatch_prio_aged_requests`).
     fn choose_aged(&self, now_ns: u64) -> Option<Choice> {
-        if self.classes.iter().filter(|class| class.queued > 0).count() < 2 {
+        if self.classes.iter().filter(|class| class.is_busy()).count() < 2 {
             return None;
         }
         let latest = now_ns.checked_sub(self.prio_aging_expire)?;
@@ -160,13 +168,14 @@ impl<R: Item> Deadline<R> {
 
     /// The choice of the first class that has requests here or at the driver.
     fn choose_by_class(&self, now_ns: u64) -> Option<Choice> {
-        let first = (0..CLASSES).find(|&class| self.classes[class].queued > 0)?;
+        let first = self.classes.iter().position(Class::is_busy)?;
         self.choose(first, now_ns)
     }
 
     fn commit(&mut self, choice: &Choice) -> Option<R> {
         let class = &mut self.classes[choice.class];
         let waiting = class.lanes[choice.dir as usize].remove(choice.slot)?;
+        class.at_driver += 1;
         class.latest_pos[choice.dir as usize] = waiting.rq.sector();
         self.last_dir = choice.dir;
         self.batching = choice.batching;
@@ -187,13 +196,12 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
     }
 
     fn insert(&mut self, rq: R, at_head: bool, now_ns: u64) {
-        let class = &mut self.classes[class_of(rq.prio())];
-        class.queued += 1;
-        self.inserted += 1;
         if at_head {
             self.heads.push_front(rq);
             return;
         }
+        self.inserted += 1;
+        let class = &mut self.classes[class_of(rq.prio())];
         let dir = Dir::of(rq.op()) as usize;
         let due = now_ns.saturating_add(self.expire[dir]);
         class.lanes[dir].push(rq, self.inserted, now_ns, due);
@@ -202,6 +210,7 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
     fn dispatch(&mut self, now_ns: u64) -> Option<R> {
         if let Some(rq) = self.heads.pop_front() {
             let class = &mut self.classes[class_of(rq.prio())];
+            class.at_driver += 1;
             class.latest_pos[Dir::of(rq.op()) as usize] = rq.sector();
             return Some(rq);
         }
@@ -228,8 +237,7 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
 
     fn completed(&mut self, prio: IoPrio) {
         let class = &mut self.classes[class_of(prio)];
-        debug_assert!(class.queued > 0, "completed without a dispatch");
-        class.queued = class.queued.saturating_sub(1);
+        class.at_driver = class.at_driver.saturating_sub(1);
     }
 
     fn has_work(&self) -> bool {
@@ -247,9 +255,6 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
         }
         waiting.sort_by_key(Waiting::seq);
         all.extend(waiting.into_iter().map(|waiting| waiting.rq));
-        for rq in &all {
-            self.classes[class_of(rq.prio())].queued -= 1;
-        }
         all
     }
 

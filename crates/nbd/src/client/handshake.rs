@@ -244,11 +244,13 @@ impl Handshake {
                     EXPORT_NAME_REPLY_LEN
                 }
                 State::ExportName(_) => EXPORT_NAME_REPLY_LEN + EXPORT_NAME_ZEROES,
-                State::Idle if rest.is_empty() => break,
-                State::Idle => {
-                    let got = rest.len().try_into().unwrap_or(u64::MAX);
-                    return Err(Error::violation(DOING, "the server sent bytes unasked", got));
-                }
+                State::Idle => match rest.first() {
+                    None => break,
+                    Some(&byte) => {
+                        let rule = "the server sent a byte unasked";
+                        return Err(Error::violation(DOING, rule, byte.into()));
+                    }
+                },
                 State::StartingTls | State::Finished => break,
             };
             let missing = want.saturating_sub(self.input.len()).min(rest.len());

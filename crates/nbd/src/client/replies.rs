@@ -491,6 +491,14 @@ mod tests {
         assert!(status_of(4, 2 * LENGTH, none).is_ok(), "the last extent may be longer");
         assert!(status_of(4, 2 * LENGTH, CommandFlags::REQ_ONE).is_err());
         assert!(status_of(6, LENGTH, none).is_err(), "not a context of ours");
+        // Two extents, of which the first covers all that was asked for.
+        let mut list = ExtentList::new(0x1001, false, u32::MAX);
+        list.push(LENGTH, 3);
+        list.push(1, 0);
+        let mut out = Vec::new();
+        encoder.block_status(&mut out, TO, 4, &list, false);
+        let mut asked = flight(Command::BlockStatus, none);
+        assert!(one(Structured, &out, &mut asked).is_err());
         for lie in [
             encoder.data(TO, 0x1000, 0x1001, true),
             encoder.data(TO, 0xfff, 0x1000, true),

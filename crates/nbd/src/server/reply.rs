@@ -36,6 +36,7 @@ pub struct ReplyHead {
 impl ReplyHead {
     const EMPTY: Self = Self { bytes: [0; MAX_REPLY_HEAD_LEN], len: 0 };
 
+    /// Appends a field whose place depends on the style.
     #[inline]
     fn put<const N: usize>(&mut self, field: [u8; N]) {
         self.bytes[self.len..self.len + N].copy_from_slice(&field);
@@ -204,9 +205,10 @@ impl ReplyEncoder {
     #[inline]
     fn simple(to: ReplyTo, error: u32) -> ReplyHead {
         let mut head = ReplyHead::EMPTY;
-        head.put(HeaderStyle::Simple.reply_magic().to_be_bytes());
-        head.put(error.to_be_bytes());
-        head.put(to.cookie.to_be_bytes());
+        head.bytes[..4].copy_from_slice(&HeaderStyle::Simple.reply_magic().to_be_bytes());
+        head.bytes[4..8].copy_from_slice(&error.to_be_bytes());
+        head.bytes[8..16].copy_from_slice(&to.cookie.to_be_bytes());
+        head.len = HeaderStyle::Simple.reply_len();
         head
     }
 
@@ -214,17 +216,19 @@ impl ReplyEncoder {
     fn chunk(self, to: ReplyTo, kind: ChunkType, done: bool, len: u64) -> ReplyHead {
         let flags = if done { ChunkFlags::DONE } else { ChunkFlags::empty() };
         let mut head = ReplyHead::EMPTY;
-        head.put(self.style.reply_magic().to_be_bytes());
-        head.put(flags.bits().to_be_bytes());
-        head.put(kind.0.to_be_bytes());
-        head.put(to.cookie.to_be_bytes());
+        head.bytes[..4].copy_from_slice(&self.style.reply_magic().to_be_bytes());
+        head.bytes[4..6].copy_from_slice(&flags.bits().to_be_bytes());
+        head.bytes[6..8].copy_from_slice(&kind.0.to_be_bytes());
+        head.bytes[8..16].copy_from_slice(&to.cookie.to_be_bytes());
         if self.style == HeaderStyle::Extended {
-            head.put(to.offset.to_be_bytes());
-            head.put(len.to_be_bytes());
+            head.bytes[16..24].copy_from_slice(&to.offset.to_be_bytes());
+            head.bytes[24..32].copy_from_slice(&len.to_be_bytes());
+            head.len = HeaderStyle::Extended.reply_len();
         } else {
             let short = u32::try_from(len);
             assert!(short.is_ok(), "a structured chunk is shorter than 4 GiB");
-            head.put(short.unwrap_or(0).to_be_bytes());
+            head.bytes[16..20].copy_from_slice(&short.unwrap_or(0).to_be_bytes());
+            head.len = HeaderStyle::Structured.reply_len();
         }
         head
     }

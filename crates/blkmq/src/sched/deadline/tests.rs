@@ -104,6 +104,15 @@ fn a_class_waits_for_those_above_even_while_they_are_at_the_driver() {
 }
 
 #[test]
+fn completions_of_requests_that_another_scheduler_dispatched_do_no_harm() {
+    let mut sched = Deadline::new(64);
+    sched.insert(rq(0, Op::Read, 0), false, 0);
+    sched.completed(IoPrio::None);
+    sched.completed(IoPrio::None);
+    assert_eq!(ids(&mut sched, 0), [0]);
+}
+
+#[test]
 fn an_aged_request_of_a_lower_class_goes_first() {
     let mut sched = Deadline::new(64);
     sched.insert(Rq { prio: IoPrio::Idle, ..rq(0, Op::Write, 0) }, false, 0);
@@ -338,8 +347,8 @@ fn nobody_waits_past_a_bound_under_a_flood() {
         sched.completed(rq.prio);
         let at = waiting.iter().position(|&(id, ..)| id == rq.id).unwrap();
         let (_, op, since) = waiting.remove(at);
-        // At most 63 are ahead in the queue of its direction when it expires. Each batch that starts there serves the oldest;
-        // of three batches two are of reads, and one at least is of writes.
+        // At most 63 are ahead in the queue of its direction when it expires. Each batch that starts there
+        // serves the oldest; of three batches two are of reads, and one at least is of writes.
         let (expire, batches) =
             if op == Op::Read { (500, 64 * 3 / 2 + 2) } else { (5000, 64 * 3 + 2) };
         let bound = expire * MS + batches * 16 * 5 * MS;
