@@ -1,6 +1,7 @@
 //! A disk that keeps its requests until it is told.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockyard_blkmq::{Busy, Disk, Driver, HctxHandle, Limits, Op, Request, Result, Status};
 use blockyard_buf::Segment;
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 use super::disk_of;
 
 #[derive(Default)]
-pub struct Held(Mutex<Vec<Request<Held>>>);
+pub struct Held(Mutex<Vec<Request<Held>>>, AtomicBool);
 
 impl Driver for Held {
     type Disk = ();
@@ -26,7 +27,11 @@ impl Driver for Held {
         rq: Request<Self>,
         _last: bool,
     ) -> std::result::Result<(), Busy<Self>> {
-        self.0.lock().push(rq);
+        if self.1.load(Ordering::SeqCst) {
+            rq.end(Status::Io);
+        } else {
+            self.0.lock().push(rq);
+        }
         Ok(())
     }
 }
@@ -58,5 +63,13 @@ impl HeldDisk {
             }
             rq.end(status);
         }
+    }
+}
+
+/// A test that fails does not hang.
+impl Drop for HeldDisk {
+    fn drop(&mut self) {
+        self.driver.1.store(true, Ordering::SeqCst);
+        self.release(Status::Io);
     }
 }

@@ -1,5 +1,5 @@
 //! A server on a disk in memory, and a client to try it with.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 #![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
 
@@ -21,8 +21,8 @@ use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Address, Config, Export, Server, bind};
 use tokio::runtime::{Builder, Handle};
 
-pub use client::{Client, Outcome, STYLES, request};
-pub use held::{Held, HeldDisk};
+pub use client::{Client, STYLES, negotiate, request};
+pub use held::HeldDisk;
 
 /// How long anything may take before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
