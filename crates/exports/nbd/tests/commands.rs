@@ -1,5 +1,6 @@
 //! Every command in every style of headers.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The end of a server, and of a disk, under load.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
 
 mod common;
 

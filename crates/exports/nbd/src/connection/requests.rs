@@ -7,7 +7,7 @@ use blockyard_buf::Segment;
 use blockyard_nbd::server::ReplyTo;
 use blockyard_nbd::wire::{Command, CommandFlags, Request};
 
-use super::completions::Completions;
+use super::completions::{Bios, Completions};
 use super::reply::Replies;
 use super::transmit::Transmit;
 use crate::client::Client;
@@ -30,11 +30,11 @@ pub(super) struct Requests {
     /// A slot for each bio, whose `private` is its place.
     slots: Vec<Slot>,
     /// Bios that carry nothing.
-    free: Vec<Box<Bio>>,
+    free: Bios,
     /// Those that wait to be submitted together.
-    batch: Vec<Box<Bio>>,
+    batch: Bios,
     /// Those that have ended: empty but for a moment.
-    ended: Vec<Box<Bio>>,
+    ended: Bios,
     /// Bytes of memory that are reserved.
     held: usize,
     max_in_flight: usize,
