@@ -5,8 +5,7 @@ use std::task::{Context, Waker};
 use blockyard_blkmq::{Bio, EndIo, Op};
 use parking_lot::Mutex;
 
-/// Bios on their way through a connection.
-#[expect(clippy::vec_box, reason = "the block layer takes and gives boxes")]
+/// Bios on their way through a connection: the block layer takes and gives boxes.
 pub(crate) type Bios = Vec<Box<Bio>>;
 
 /// The outbox of a connection: the disk puts ended bios in, from whatever thread, and wakes the connection if it sleeps.

@@ -13,6 +13,9 @@ use super::transmit::Transmit;
 use crate::client::Client;
 use crate::config::ServerLimits;
 
+/// More room for segments or extents than a bio keeps for its next use: what 256 KiB of scattered pages need.
+const KEPT_ENTRIES: usize = 64;
+
 /// What is remembered of a request until its reply was sent.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
@@ -157,7 +160,13 @@ impl Requests {
         for mut bio in bios {
             let slot = usize::try_from(bio.private).ok().and_then(|at| self.slots.get(at));
             self.held -= slot.map_or(0, |slot| slot.charge);
-            // Gives the disk's memory back, and keeps the list's.
+            if bio.data().len() > KEPT_ENTRIES {
+                drop(bio.take_data());
+            }
+            if bio.extents.len() > KEPT_ENTRIES {
+                bio.extents = Vec::new();
+            }
+            // Gives the disk's memory back, and keeps that of the lists.
             bio.reset(Op::Flush, Sector::ZERO, 0);
             self.free.push(bio);
         }

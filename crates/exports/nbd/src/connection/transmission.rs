@@ -27,7 +27,7 @@ use crate::spin::{Arrival, SpinPolicy};
 use crate::thread::Workspace;
 
 /// Turns after which others on the thread get theirs.
-const TURNS: u32 = 64;
+const TURNS: u32 = 16;
 
 /// Why a connection ends when a time has passed.
 type TimedOut = fn(Duration) -> Close;
