@@ -5,6 +5,7 @@
 //!   threads ([`Pool`]).
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
 //!   [`direct`], [`lock`].
+//! - Sockets: [`net`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
 //! queue that handed it over, from the submission to the completion: that is the invariant which nearly every
@@ -18,6 +19,7 @@ pub mod holes;
 mod io_queue;
 mod lane;
 pub mod lock;
+pub mod net;
 mod operation;
 mod pool;
 mod transfer;
