@@ -1,2 +1,13 @@
-//! The library behind the `blockyard` command.
+//! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and their control sockets, a
+//! small NBD client, and a load generator.
 #![forbid(unsafe_code)]
+
+pub mod error;
+pub mod housekeeping;
+pub mod nbd_client;
+pub mod queue_threads;
+pub mod size;
+pub mod suggest;
+pub mod uri;
+
+pub use error::{Error, ErrorKind, Result};
