@@ -30,8 +30,8 @@ fn in_flight() -> HashMap<u64, Expected> {
 
 fuzz_target!(|data: &[u8]| {
     let Some((&how, mut bytes)) = data.split_first() else { return };
-    let style = [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended]
-        [usize::from(how % 3)];
+    let style =
+        [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended][usize::from(how % 3)];
     let parser = ReplyParser::new(style);
     let mut in_flight = in_flight();
     // How often each byte of the read came.

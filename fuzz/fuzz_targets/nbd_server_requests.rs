@@ -35,13 +35,18 @@ fn negotiated(style: HeaderStyle, read_only: bool) -> Negotiated {
 
 fuzz_target!(|data: &[u8]| {
     let Some((&how, mut bytes)) = data.split_first() else { return };
-    let style = [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended]
-        [usize::from(how % 3)];
+    let style =
+        [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended][usize::from(how % 3)];
     let negotiated = negotiated(style, how >= 128);
     let rules = RequestRules::new(&negotiated);
     while let Ok(Some(request)) = Request::parse(style, bytes) {
         let header = request.encode(style).expect("what was parsed can be encoded");
-        assert_eq!(bytes[..header.len()], *header);
+        if request.command == Command::Write {
+            assert_eq!(bytes[..4], header[..4], "the flags may get PAYLOAD_LEN");
+            assert_eq!(bytes[6..header.len()], header[6..]);
+        } else {
+            assert_eq!(bytes[..header.len()], *header);
+        }
         bytes = &bytes[header.len()..];
         let payload = request.payload_len(style);
         let skip = match rules.check(&request) {
@@ -51,9 +56,7 @@ fuzz_target!(|data: &[u8]| {
                     && request.command == Command::BlockStatus;
                 if query {
                     let Some(payload) = bytes.get(..payload as usize) else { return };
-                    if let Ok(query) =
-                        rules.status_query(&request, payload, &negotiated.contexts)
-                    {
+                    if let Ok(query) = rules.status_query(&request, payload, &negotiated.contexts) {
                         assert!(request.offset + query.length <= SIZE);
                         assert!(query.contexts.len() <= 2);
                     }

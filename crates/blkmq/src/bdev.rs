@@ -120,7 +120,8 @@ impl Bdev {
         self.mode == OpenMode::ReadOnly || self.disk.is_read_only()
     }
 
-    /// Hands an operation to the disk, from the CPU (the queue thread) numbered `cpu`. It ends through its [`crate::EndIo`], maybe before this returns.
+    /// Hands an operation to the disk, from the CPU (the queue thread) numbered `cpu`. It ends through its
+    /// [`crate::EndIo`], maybe before this returns.
     pub fn submit(&self, cpu: usize, mut bio: Box<Bio>) {
         match self.admit(&mut bio) {
             Ok(()) => self.disk.queue.submit(cpu, bio),
@@ -128,7 +129,8 @@ impl Bdev {
         }
     }
 
-    /// Hands several operations over at once: they may be merged with each other, and the driver is told only after the last of them. `bios` is left empty.
+    /// Hands several operations over at once: they may be merged with each other, and the driver is told only
+    /// after the last of them. `bios` is left empty.
     pub fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>) {
         if self.part.is_some()
             || self.mode == OpenMode::ReadOnly
@@ -171,7 +173,8 @@ impl Bdev {
         Ok(())
     }
 
-    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come by.
+    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come
+    /// by.
     ///
     /// # Errors
     /// How it ended, if not well.

@@ -47,7 +47,8 @@ impl BlockLayer {
         Ok(self.majors.lock().unregister(major, name)?)
     }
 
-    /// Makes a disk visible, and looks for partitions (kernel: `add_disk`). Blocks while the partition table is read.
+    /// Makes a disk visible, and looks for partitions (kernel: `add_disk`). Blocks while the partition table is
+    /// read.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] if there is one of that name.
@@ -71,7 +72,8 @@ impl BlockLayer {
         Ok(())
     }
 
-    /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends, what comes fails. Blocks until then.
+    /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends, what
+    /// comes fails. Blocks until then.
     pub fn del_disk(&self, disk: &Arc<Disk>) {
         {
             let mut disks = self.disks.write();
@@ -116,7 +118,8 @@ impl BlockLayer {
     /// Reads the partition table anew; says how many partitions there are (kernel: `BLKRRPART`). Blocks.
     ///
     /// # Errors
-    /// [`ErrorKind::NotSupported`] for a disk without partitions, [`ErrorKind::Busy`] while one of them is open, [`ErrorKind::Io`] if it cannot be read.
+    /// [`ErrorKind::NotSupported`] for a disk without partitions, [`ErrorKind::Busy`] while one of them is
+    /// open, [`ErrorKind::Io`] if it cannot be read.
     pub fn rescan_partitions(&self, disk: &Arc<Disk>) -> Result<usize> {
         if disk.flags().intersects(DiskFlags::HIDDEN | DiskFlags::NO_PART_SCAN) {
             return Err(Error::new(

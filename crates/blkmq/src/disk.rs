@@ -130,7 +130,8 @@ impl Disk {
     /// A disk of `set`'s driver; nobody sees it before it is added (kernel: `blk_mq_alloc_disk`).
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues are set up.
+    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues are
+    /// set up.
     pub fn alloc<D: Driver>(
         set: &Arc<TagSet<D>>,
         disk: D::Disk,
@@ -289,7 +290,8 @@ impl Disk {
         self.partitions.read().clone()
     }
 
-    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel: `disk_name`).
+    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel:
+    /// `disk_name`).
     #[must_use]
     pub fn partition_name(&self, number: u32) -> String {
         crate::partition::device_name(&self.name, number)
@@ -298,8 +300,8 @@ impl Disk {
     /// Opens it, or a partition of it.
     ///
     /// # Errors
-    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is not,
-    /// [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
+    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is
+    /// not, [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
     pub fn open(self: &Arc<Self>, partition: Option<u32>, mode: OpenMode) -> Result<Bdev> {
         if self.queue.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
@@ -362,7 +364,8 @@ impl Disk {
         listeners.iter().for_each(|listener| listener.event(self, event));
     }
 
-    /// Asks the driver whether the medium was changed; if so its size and partitions are found out anew, and users are told.
+    /// Asks the driver whether the medium was changed; if so its size and partitions are found out anew, and
+    /// users are told.
     ///
     /// # Errors
     /// Whatever keeps the driver from telling the new size.
@@ -386,8 +389,9 @@ impl Disk {
         old
     }
 
-    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed; what is out ends; its
-    /// size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until all that is done. Gives the partitions back.
+    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed;
+    /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
+    /// all that is done. Gives the partitions back.
     pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
         let parts = self.replace_partitions(Vec::new());
         if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
@@ -395,7 +399,7 @@ impl Disk {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
             let status = bdev.submit_and_wait(0, Bio::flush()).status();
             if status != Status::Ok {
-                tracing::error!(disk = self.name, %status, "the last flush failed: what was written since the one before may be lost");
+                tracing::error!(disk = self.name, %status, "the last flush failed: later writes may be lost");
             }
         }
         self.queue.shut_down();
@@ -426,7 +430,8 @@ impl Disk {
     /// Reads a tunable of its scheduler, having set it if `value` is given.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without a scheduler.
+    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without
+    /// a scheduler.
     pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
         self.queue.tune(name, value)
     }
@@ -482,7 +487,8 @@ impl Disk {
         self.queue.in_flight()
     }
 
-    /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a second later is always early enough.
+    /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a
+    /// second later is always early enough.
     pub fn tick(&self) -> Option<u64> {
         self.queue.tick(self.queue.clock().now_ns())
     }

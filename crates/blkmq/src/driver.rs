@@ -11,8 +11,9 @@ use crate::units::Sector;
 
 /// A driver: it takes requests, and sees to it that each ends exactly once.
 ///
-/// All that concerns one hardware queue is in its [`Driver::Hctx`], which only one caller at a time holds. A driver completes a request at
-/// once, within [`Driver::queue_rq`]; or later, having kept it, through [`HctxHandle::with`] or from anywhere else: the request is its own.
+/// All that concerns one hardware queue is in its [`Driver::Hctx`], which only one caller at a time holds. A
+/// driver completes a request at once, within [`Driver::queue_rq`]; or later, having kept it, through
+/// [`HctxHandle::with`] or from anywhere else: the request is its own.
 pub trait Driver: Send + Sync + Sized + 'static {
     /// What a disk of this driver has for itself, where several share a tag set (kernel: `queuedata`).
     type Disk: Send + Sync + 'static;
@@ -41,7 +42,8 @@ pub trait Driver: Send + Sync + Sized + 'static {
     /// The reverse of [`Driver::init_request`].
     fn exit_request(&self, _disk: &Self::Disk, _cmd: &mut Self::Cmd, _hctx: usize) {}
 
-    /// Takes a request. `last`: none follows at once; before that, the driver may gather, and is told by [`Driver::commit_rqs`] if nothing follows after all.
+    /// Takes a request. `last`: none follows at once; before that, the driver may gather, and is told by
+    /// [`Driver::commit_rqs`] if nothing follows after all.
     ///
     /// # Errors
     /// [`Busy`] hands the request back, to be tried again.
@@ -55,7 +57,8 @@ pub trait Driver: Send + Sync + Sized + 'static {
     /// Sends what was gathered.
     fn commit_rqs(&self, _hctx: &mut Self::Hctx) {}
 
-    /// A budget that the driver gives to each request before it is taken from a queue: `get` and `put` come as a pair or not at all.
+    /// A budget that the driver gives to each request before it is taken from a queue: `get` and `put` come as
+    /// a pair or not at all.
     fn budget(&self) -> Option<&dyn Budget> {
         None
     }
@@ -76,10 +79,12 @@ pub trait Driver: Send + Sync + Sized + 'static {
         rq.end(status);
     }
 
-    /// The driver had begun with a request, handed it back, and it will not come again: free what it holds for it.
+    /// The driver had begun with a request, handed it back, and it will not come again: free what it holds for
+    /// it.
     fn cleanup_rq(&self, _cmd: &mut Self::Cmd) {}
 
-    /// Says which CPU submits to which hardware queue, for each type of queue; spread evenly unless the driver knows better.
+    /// Says which CPU submits to which hardware queue, for each type of queue; spread evenly unless the driver
+    /// knows better.
     fn map_queues(&self, maps: &mut QueueMaps) {
         maps.spread();
     }
@@ -92,9 +97,11 @@ pub trait Driver: Send + Sync + Sized + 'static {
 
 /// A request that a driver could not take, and why.
 pub enum Busy<D: Driver> {
-    /// Something that is not the queue's own is short: try again after a while, or when a request ends (kernel: `BLK_STS_RESOURCE`).
+    /// Something that is not the queue's own is short: try again after a while, or when a request ends (kernel:
+    /// `BLK_STS_RESOURCE`).
     Resource(Request<D>),
-    /// The driver is full, and will call [`HctxHandle::run`] as soon as it is not (kernel: `BLK_STS_DEV_RESOURCE`).
+    /// The driver is full, and will call [`HctxHandle::run`] as soon as it is not (kernel:
+    /// `BLK_STS_DEV_RESOURCE`).
     Device(Request<D>),
 }
 

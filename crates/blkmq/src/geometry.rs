@@ -1,4 +1,5 @@
-//! Heads, sectors, cylinders: what old partitioning tools ask for (kernel: `struct hd_geometry`, `include/uapi/linux/hdreg.h`).
+//! Heads, sectors, cylinders: what old partitioning tools ask for (kernel: `struct hd_geometry`,
+//! `include/uapi/linux/hdreg.h`).
 
 use crate::units::Sector;
 
@@ -16,8 +17,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry of a disk that has none: 64 heads of 32 sectors, so that a cylinder is a mebibyte (kernel: the `getgeo` of
-    /// virtio-blk, NVMe and sd).
+    /// The geometry of a disk that has none: 64 heads of 32 sectors, so that a cylinder is a mebibyte (kernel:
+    /// the `getgeo` of virtio-blk, NVMe and sd).
     #[must_use]
     pub fn of_capacity(capacity: Sector) -> Self {
         Self::with(64, 32, capacity)

@@ -1,9 +1,10 @@
 //! A hardware queue: the way of a request from a bio to the driver, and back.
 //!
 //! Two locks, never held by one thread at the same time but in this order, and never while a bio ends:
-//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on the way in: who fails leaves its
-//!   requests in the lists and sets `rerun`, which the holder looks at after it has let go. So a bio that ends within `queue_rq` may
-//!   submit the next one: that joins the list, and nobody waits for himself.
+//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on the
+//!   way in: who fails leaves its requests in the lists and sets `rerun`, which the holder looks at after it
+//!   has let go. So a bio that ends within `queue_rq` may submit the next one: that joins the list, and nobody
+//!   waits for himself.
 //! - `state`: the lists, held for a few instructions.
 
 use std::collections::VecDeque;
@@ -206,7 +207,8 @@ impl<D: Driver> Hctx<D> {
     /// Call after letting go of the driver.
     fn run_pending(self: &Arc<Self>) {
         loop {
-            // Pairs with the one of whoever set `rerun` and then failed to get the driver: either it gets the driver, or we see `rerun`.
+            // Pairs with the one of whoever set `rerun` and then failed to get the driver: either it gets the
+            // driver, or we see `rerun`.
             fence(Ordering::SeqCst);
             if !self.rerun.load(Ordering::Relaxed) {
                 return;
@@ -308,7 +310,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Gives a request a tag, if it has none, and starts its timer. If there is no tag, this queue will run again when there is.
+    /// Gives a request a tag, if it has none, and starts its timer. If there is no tag, this queue will run
+    /// again when there is.
     fn tag_and_start(self: &Arc<Self>, st: &mut State<D>, rq: &mut Rq<D>, now_ns: u64) -> bool {
         if rq.tag.is_none() {
             rq.tag = self.get_tag(st, false);
@@ -416,7 +419,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
+    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever
+    /// is.
     fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
             if let Some(part) = part.as_mut() {
@@ -587,7 +591,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to come again.
+    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to come
+    /// again.
     pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
         let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
         let mut todo = Todo::default();
@@ -698,8 +703,9 @@ impl<D: Driver> Waiter for Hctx<D> {
     fn tag_freed(self: Arc<Self>) {
         self.state.lock().waits_for_tag = false;
         self.run();
-        // If this queue had no use for the tag, the next in line may have.
-        if self.tags.has_free() {
+        // If this queue had no use for the tag, the next in line may have. One that waits again has its share
+        // of the tags out, and will pass its turn on when one of them comes back.
+        if !self.state.lock().waits_for_tag && self.tags.has_free() {
             self.tags.wake_one();
         }
     }
@@ -740,7 +746,8 @@ impl<D: Driver> HctxHandle<D> {
         }
     }
 
-    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the driver's own methods. `None`: the queue is gone.
+    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the driver's
+    /// own methods. `None`: the queue is gone.
     pub fn with<R>(&self, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
         self.0.upgrade()?.with_driver(f)
     }

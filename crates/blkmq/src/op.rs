@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// An operation, as `enum req_op` has it, with two that user space adds ([`Op::BlockStatus`] and [`Op::Prefetch`]).
+/// An operation, as `enum req_op` has it, with two that user space adds ([`Op::BlockStatus`] and
+/// [`Op::Prefetch`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Bytes from the disk.
@@ -39,7 +40,8 @@ impl Op {
         matches!(self, Self::Read | Self::Write)
     }
 
-    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor changes counts as a read.
+    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor changes
+    /// counts as a read.
     #[must_use]
     pub const fn group(self) -> StatGroup {
         match self {
@@ -51,7 +53,8 @@ impl Op {
     }
 }
 
-/// The groups that `/proc/diskstats` counts by (kernel: `enum stat_group`, Documentation/admin-guide/iostats.rst).
+/// The groups that `/proc/diskstats` counts by (kernel: `enum stat_group`,
+/// Documentation/admin-guide/iostats.rst).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StatGroup {
     /// Reads.
@@ -91,9 +94,11 @@ bitflags::bitflags! {
         const POLLED = 1 << 6;
         /// A write-zeroes keeps the range allocated (kernel: `REQ_NOUNMAP`).
         const NOUNMAP = 1 << 7;
-        /// A write-zeroes fails with [`Status::NotSupported`] rather than be as slow as a write (kernel: `BLKDEV_ZERO_NOFALLBACK`).
+        /// A write-zeroes fails with [`Status::NotSupported`] rather than be as slow as a write (kernel:
+        /// `BLKDEV_ZERO_NOFALLBACK`).
         const NOFALLBACK = 1 << 8;
-        /// A read's memory may be the driver's own: the bio has no segments when it is submitted, and the driver's when it ends.
+        /// A read's memory may be the driver's own: the bio has no segments when it is submitted, and the
+        /// driver's when it ends.
         const SUPPLY = 1 << 9;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
@@ -141,7 +146,8 @@ impl Status {
         matches!(self, Self::Ok)
     }
 
-    /// The errno of the kernel's own table (`block/blk-core.c`, `blk_errors`), as a positive number; 0 for [`Status::Ok`].
+    /// The errno of the kernel's own table (`block/blk-core.c`, `blk_errors`), as a positive number; 0 for
+    /// [`Status::Ok`].
     #[must_use]
     pub const fn errno(self) -> i32 {
         match self {

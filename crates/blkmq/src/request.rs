@@ -14,7 +14,8 @@ use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::sched::Item;
 use crate::units::Sector;
 
-/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them again.
+/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them
+/// again.
 pub(crate) struct Rq<D: Driver> {
     pub(crate) op: Op,
     pub(crate) flags: Flags,
@@ -142,8 +143,8 @@ impl<D: Driver> Item for Box<Rq<D>> {
 
 /// A request in the hands of its driver.
 ///
-/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it back. Dropped otherwise, it ends with
-/// an I/O error.
+/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it back.
+/// Dropped otherwise, it ends with an I/O error.
 pub struct Request<D: Driver>(Option<Box<Rq<D>>>);
 
 impl<D: Driver> Request<D> {
@@ -232,7 +233,8 @@ impl<D: Driver> Request<D> {
         self.rq().internal_tag
     }
 
-    /// Its tag in the low 32 bits, and how often the request was used in the high ones: a late answer to an earlier use is told by it.
+    /// Its tag in the low 32 bits, and how often the request was used in the high ones: a late answer to an
+    /// earlier use is told by it.
     #[must_use]
     pub fn cookie(&self) -> u64 {
         u64::from(self.rq().generation) << 32 | u64::from(self.tag())
@@ -267,12 +269,14 @@ impl<D: Driver> Request<D> {
         self.rq().bios.iter().all(|bio| bio.wants_supply())
     }
 
-    /// The memory of its bios, in order: to write from, or to read into. Bios that want the driver's memory have none.
+    /// The memory of its bios, in order: to write from, or to read into. Bios that want the driver's memory
+    /// have none.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         self.rq().bios.iter().flat_map(|bio| bio.segments())
     }
 
-    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one that has not gets the segment itself.
+    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one that
+    /// has not gets the segment itself.
     ///
     /// # Panics
     /// If it is more than was asked for.
@@ -332,7 +336,8 @@ impl<D: Driver> Request<D> {
         }
     }
 
-    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is any.
+    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is
+    /// any.
     ///
     /// # Panics
     /// If there are not so many.
@@ -374,7 +379,8 @@ impl<D: Driver> Request<D> {
         }
     }
 
-    /// Gives it back to be issued again, before what waits. The driver may do so with a request that it took long ago.
+    /// Gives it back to be issued again, before what waits. The driver may do so with a request that it took
+    /// long ago.
     pub fn requeue(self) {
         let mut rq = self.into_inner();
         rq.begun = true;

@@ -1,8 +1,9 @@
-//! Persistent reservations: clients agree on who may use a disk (kernel: `struct pr_ops`, `include/linux/pr.h`).
+//! Persistent reservations: clients agree on who may use a disk (kernel: `struct pr_ops`,
+//! `include/linux/pr.h`).
 //!
-//! A client registers a key; a registrant may reserve the disk, and then others are kept from writing or from all access. The
-//! rules are those of SCSI, which the kernel's operations stand for: sections are of SPC-4 as of revision 17, where 5.7 is
-//! "Reservations".
+//! A client registers a key; a registrant may reserve the disk, and then others are kept from writing or from
+//! all access. The rules are those of SCSI, which the kernel's operations stand for: sections are of SPC-4 as
+//! of revision 17, where 5.7 is "Reservations".
 
 use std::collections::BTreeMap;
 
@@ -87,7 +88,8 @@ pub enum PrError {
     /// The key is not the client's, or another holds the reservation (SCSI: RESERVATION CONFLICT).
     #[error("reservation conflict")]
     Conflict,
-    /// A holder releases a reservation of another type than it holds (SCSI: INVALID RELEASE OF PERSISTENT RESERVATION).
+    /// A holder releases a reservation of another type than it holds (SCSI: INVALID RELEASE OF PERSISTENT
+    /// RESERVATION).
     #[error("the reservation is held with another type")]
     WrongType,
     /// A key that means nothing here (SCSI: INVALID FIELD IN PARAMETER LIST).
@@ -134,12 +136,18 @@ impl Reservations {
         Self::default()
     }
 
+    /// Whether someone holds the disk. While nobody does, [`Reservations::allows`] need not be asked.
+    #[must_use]
+    pub const fn is_reserved(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Whether a client may do that. `None` is one that cannot register.
     ///
-    /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a reservation, or for
-    /// a holder, everything; for registrants everything under the types for registrants; for others reading under the
-    /// write-exclusive types. Whatever does not change the disk counts as reading, except a flush: SYNCHRONIZE CACHE counts as
-    /// writing.
+    /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a
+    /// reservation, or for a holder, everything; for registrants everything under the types for registrants;
+    /// for others reading under the write-exclusive types. Whatever does not change the disk counts as reading,
+    /// except a flush: SYNCHRONIZE CACHE counts as writing.
     #[must_use]
     pub fn allows(&self, registrant: Option<Registrant>, op: Op) -> bool {
         let Some((holder, kind)) = self.held else { return true };
@@ -161,10 +169,11 @@ impl Reservations {
         if self.allows(registrant, op) { Ok(()) } else { Err(Status::ReservationConflict) }
     }
 
-    /// Registers a key, or changes it, or takes it back with `new` 0 (kernel: `pr_register`; SPC-4, 5.7.7 and 5.7.11.3).
+    /// Registers a key, or changes it, or takes it back with `new` 0 (kernel: `pr_register`; SPC-4, 5.7.7 and
+    /// 5.7.11.3).
     ///
-    /// `old` is the key so far, 0 if there is none; with `ignore` (kernel: `PR_FL_IGNORE_KEY`) it does not matter. A holder that
-    /// takes its key back releases the reservation.
+    /// `old` is the key so far, 0 if there is none; with `ignore` (kernel: `PR_FL_IGNORE_KEY`) it does not
+    /// matter. A holder that takes its key back releases the reservation.
     ///
     /// # Errors
     ///
@@ -209,7 +218,8 @@ impl Reservations {
         }
     }
 
-    /// Releases the reservation (kernel: `pr_release`; SPC-4, 5.7.11.2). Who holds none is told that all is well.
+    /// Releases the reservation (kernel: `pr_release`; SPC-4, 5.7.11.2). Who holds none is told that all is
+    /// well.
     ///
     /// # Errors
     ///
@@ -224,12 +234,13 @@ impl Reservations {
         Ok(())
     }
 
-    /// Takes the registrations with the key `victim` away, and the reservation if one of them holds it: `who` then has it with
-    /// type `kind` (kernel: `pr_preempt`, whose `old_key` is `key` and whose `new_key` is `victim`; SPC-4, 5.7.11.4).
+    /// Takes the registrations with the key `victim` away, and the reservation if one of them holds it: `who`
+    /// then has it with type `kind` (kernel: `pr_preempt`, whose `old_key` is `key` and whose `new_key` is
+    /// `victim`; SPC-4, 5.7.11.4).
     ///
-    /// Where all registrants hold it, `victim` 0 takes everyone else's registration, and the reservation with it. `who` stays
-    /// registered, whatever `victim` is. Returns those who are not registered any more; `pr_preempt` with `abort` also aborts
-    /// what they have under way, which is for the caller to do.
+    /// Where all registrants hold it, `victim` 0 takes everyone else's registration, and the reservation with
+    /// it. `who` stays registered, whatever `victim` is. Returns those who are not registered any more;
+    /// `pr_preempt` with `abort` also aborts what they have under way, which is for the caller to do.
     ///
     /// # Errors
     ///

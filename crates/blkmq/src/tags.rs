@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -14,8 +14,8 @@ pub(crate) trait Waiter: Send + Sync {
     fn tag_freed(self: Arc<Self>);
 }
 
-/// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first `reserved` are for what must not wait
-/// behind ordinary I/O.
+/// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first
+/// `reserved` are for what must not wait behind ordinary I/O.
 pub(crate) struct Tags {
     depth: u32,
     reserved: u32,
@@ -130,7 +130,8 @@ impl Tags {
         }
     }
 
-    /// How many ordinary tags one of the users may hold: all, or its fair share, at least four (kernel: `hctx_may_queue`).
+    /// How many ordinary tags one of the users may hold: all, or its fair share, at least four (kernel:
+    /// `hctx_may_queue`).
     pub(crate) fn share(&self) -> u32 {
         let (users, depth) = (self.users.load(Ordering::Relaxed), self.depth - self.reserved);
         if users <= 1 { depth } else { depth.div_ceil(users).max(4).min(depth) }
@@ -141,6 +142,9 @@ impl Tags {
         let mut waiters = self.waiters.lock();
         waiters.push_back(waiter);
         self.waiting.store(waiters.len(), Ordering::SeqCst);
+        // Whoever frees a tag sets its bit, then looks at `waiting`: either it sees this, or the caller's next
+        // try sees the bit.
+        fence(Ordering::SeqCst);
     }
 
     /// Tells the first in the queue that a tag was freed. Call with no lock held.

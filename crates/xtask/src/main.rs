@@ -1,2 +1,22 @@
-//! What a person or CI runs.
-fn main() {}
+//! The `cargo xtask` command.
+#![forbid(unsafe_code)]
+
+use clap::Parser;
+use std::process::ExitCode;
+use xtask::cli::{Command, Xtask};
+use xtask::{bench, setup, test};
+
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    match Xtask::parse().command {
+        Command::Setup => setup::ensure().map(|_| ExitCode::SUCCESS),
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+    }
+}

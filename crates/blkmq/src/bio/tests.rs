@@ -25,7 +25,10 @@ fn bytes(bio: &Bio) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn advancing_leaves_exactly_the_rest(segments in prop::collection::vec(1usize..2000, 1..6), cuts in prop::collection::vec(0u64..1500, 0..8)) {
+    fn advancing_leaves_exactly_the_rest(
+        segments in prop::collection::vec(1usize..2000, 1..6),
+        cuts in prop::collection::vec(0u64..1500, 0..8),
+    ) {
         let (mut bio, all) = write(7, &segments);
         let mut done = 0;
         for cut in cuts {

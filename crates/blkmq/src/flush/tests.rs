@@ -66,7 +66,8 @@ fn data_in_flight_holds_a_flush_back_but_not_for_ever() {
     assert_eq!(todo.last(), Some(&Next::Flush));
 }
 
-/// The trivial reference: a disk with a cache that a flush empties. A write is in the cache when its data step ends.
+/// The trivial reference: a disk with a cache that a flush empties. A write is in the cache when its data step
+/// ends.
 #[derive(Default)]
 struct Model {
     next_write: u64,
@@ -77,7 +78,10 @@ struct Model {
 
 proptest! {
     #[test]
-    fn what_ends_kept_its_promise(kinds in prop::collection::vec(0u8..5, 1..40), order in prop::collection::vec(any::<u16>(), 400)) {
+    fn what_ends_kept_its_promise(
+        kinds in prop::collection::vec(0u8..5, 1..40),
+        order in prop::collection::vec(any::<u16>(), 400),
+    ) {
         let (mut queue, mut model, mut todo) = (FlushQueue::default(), Model::default(), Vec::new());
         let (mut out_data, mut ended) = (Vec::new(), BTreeMap::new());
         let mut written_at = BTreeMap::new();

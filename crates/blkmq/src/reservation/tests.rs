@@ -278,6 +278,7 @@ fn random_operations_keep_to_the_rules_over_a_list() {
         assert_eq!(pr.read_reservation().map(|held| held.kind), model.kind);
         reserved += u32::from(model.kind.is_some());
         let free = model.kind.is_none();
+        assert_eq!(pr.is_reserved(), !free);
         let regs = model.kind.is_some_and(PrType::lets_registrants_write);
         let writers = |who| {
             free || model.holds(who) || regs && model.members.iter().any(|member| member.0 == who)

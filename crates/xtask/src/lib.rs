@@ -1,0 +1,16 @@
+//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
+//!
+//! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's tools.
+//! - [`test`](mod@test) runs the parts of a full check in order, and sums them up.
+//! - [`bench`](mod@bench) measures us and our peers in turn, in one run, and compares.
+//! - [`child`] starts servers, and ends those that it started, however its owner leaves.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
+
+pub mod bench;
+pub mod child;
+pub mod cli;
+pub mod paths;
+pub mod run;
+pub mod setup;
+pub mod test;
