@@ -15,6 +15,7 @@ pub mod holes;
 mod io_queue;
 mod lane;
 pub mod lock;
+pub mod net;
 mod operation;
 mod pool;
 mod transfer;
