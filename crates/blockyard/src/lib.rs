@@ -2,9 +2,13 @@
 //! small NBD client, and a load generator.
 #![forbid(unsafe_code)]
 
+pub mod control;
+pub mod daemon;
+pub mod disks;
 pub mod error;
 pub mod housekeeping;
 pub mod nbd_client;
+pub mod plan;
 pub mod queue_threads;
 pub mod size;
 pub mod suggest;
