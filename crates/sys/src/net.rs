@@ -1,10 +1,46 @@
-//! Sending from many places at once: headers that somebody borrows, and [`Segment`]s, which nobody can.
+//! Sockets: waiting for them, and sending from many places at once: headers that somebody borrows, and [`Segment`]s, which nobody can.
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use blockyard_buf::Segment;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A file descriptor that the runtime watches. It can be looked at, but not exchanged for another.
+#[derive(Debug)]
+pub struct Watch(AsyncFd<OwnedFd>);
+
+impl Watch {
+    /// Lets the runtime of the calling task watch `fd`, which does not block.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says: no memory, or too many watches.
+    ///
+    /// # Panics
+    /// Outside of a runtime that does I/O.
+    pub fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` is open until it is dropped and always the same; nothing but a shared reference to the `AsyncFd` is
+        // given out, so that it stays in there until both are dropped.
+        let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
+        Ok(Self(watched?))
+    }
+}
+
+impl Deref for Watch {
+    type Target = AsyncFd<OwnedFd>;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
 
 /// The most parts that the kernel takes in one call (`UIO_MAXIOV` of `include/uapi/linux/uio.h`).
 pub const IOV_MAX: usize = 1024;

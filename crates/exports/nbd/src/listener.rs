@@ -48,7 +48,11 @@ impl Listener {
         let address = socket
             .local_addr()
             .map_err(|err| unusable("that was passed is no socket").caused_by(err))?;
-        if !(address.is_unix() || address.is_ipv4() || address.is_ipv6() || address.is_vsock()) {
+        if !(address.is_unix()
+            || address.is_ipv4()
+            || address.is_ipv6()
+            || address.as_vsock_address().is_some())
+        {
             return Err(unusable("that was passed is a socket of another family"));
         }
         let stream = socket.r#type().is_ok_and(|kind| kind == Type::STREAM);

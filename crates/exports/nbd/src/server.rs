@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use blockyard_sys::net::Watch;
 use parking_lot::Mutex;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -99,10 +99,10 @@ impl Server {
 
     async fn accept_all(self: Arc<Self>, socket: Socket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
-        let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        let socket = Watch::new(socket.into(), Interest::READABLE)?;
         loop {
             let mut ready = socket.readable().await?;
-            match ready.try_io(|socket| socket.get_ref().accept()) {
+            match ready.try_io(|socket| SockRef::from(socket.get_ref()).accept()) {
                 Ok(Ok((accepted, _))) => self.accepted(accepted),
                 Ok(Err(err)) if left_in_the_queue(&err) => {}
                 Ok(Err(err)) => {

@@ -88,10 +88,6 @@ impl Session {
         Ok(Self(Box::new(session)))
     }
 
-    pub(crate) fn is_handshaking(&self) -> bool {
-        self.0.is_handshaking()
-    }
-
     /// Whether there are records for the socket.
     pub(crate) fn wants_write(&self) -> bool {
         self.0.wants_write()

@@ -1,6 +1,5 @@
 //! Where ended bios wait for their connection.
 
-use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use blockyard_blkmq::{Bio, EndIo, Op};
@@ -82,6 +81,7 @@ impl EndIo for Completions {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 

@@ -168,10 +168,11 @@ impl Transmission<'_> {
             at = self.parse(ws, at, len)?;
             self.submit();
             self.answer(ws)?;
-            match self.input.blocked {
-                Some(charge) if self.has_room(charge) => self.input.blocked = None,
-                _ => break,
+            let blocked = self.input.blocked;
+            if !blocked.is_some_and(|charge| self.has_room(charge)) {
+                break;
             }
+            self.input.blocked = None;
         }
         if at < len && self.ending.is_none() {
             self.input.carry.extend_from_slice(&ws.buffer[at..len]);

@@ -5,10 +5,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use blockyard_sys::net::Gather;
-use socket2::Socket;
+use blockyard_sys::net::{Gather, Watch};
+use socket2::{SockRef, Socket};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::tls::Session;
 
@@ -17,7 +16,7 @@ const CALM: u8 = 64;
 
 pub(crate) struct Wire {
     /// Watched for input alone: a socket that is also watched for room wakes its thread each time the client takes a reply.
-    socket: AsyncFd<Socket>,
+    socket: Watch,
     /// Whether the runtime may believe that there is input.
     readable: bool,
     /// The same socket, watched for room: since something had to wait for it.
@@ -26,7 +25,7 @@ pub(crate) struct Wire {
 }
 
 struct Room {
-    socket: AsyncFd<Socket>,
+    socket: Watch,
     /// Whether the runtime may believe that there is room.
     writable: bool,
     calm: u8,
@@ -46,7 +45,7 @@ pub(crate) enum Received {
 impl Wire {
     /// To be called on the queue thread that the connection lives on.
     pub(crate) fn new(socket: Socket) -> io::Result<Self> {
-        let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
+        let socket = Watch::new(socket.into(), Interest::READABLE)?;
         Ok(Self { socket, readable: false, room: None, tls: None })
     }
 
@@ -63,7 +62,7 @@ impl Wire {
     pub(crate) fn poll_tls_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let Some(tls) = &mut self.tls else { return Poll::Ready(Ok(())) };
-            match tls.shake(self.socket.get_ref()) {
+            match tls.shake(&*SockRef::from(&self.socket)) {
                 Err(err) if err.kind() == ErrorKind::WouldBlock => {}
                 other => return Poll::Ready(other),
             }
@@ -81,8 +80,8 @@ impl Wire {
     /// Receives into `buf`, which is not empty.
     pub(crate) fn receive(&mut self, buf: &mut [u8]) -> io::Result<Received> {
         let result = match &mut self.tls {
-            Some(tls) => tls.read(self.socket.get_ref(), buf),
-            None => self.socket.get_ref().read(buf),
+            Some(tls) => tls.read(&*SockRef::from(&self.socket), buf),
+            None => (&*SockRef::from(&self.socket)).read(buf),
         };
         self.received(result, buf.len())
     }
@@ -95,7 +94,7 @@ impl Wire {
     ) -> io::Result<Received> {
         let room = first.len() + second.len();
         let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second)];
-        let result = self.socket.get_ref().read_vectored(&mut parts);
+        let result = (&*SockRef::from(&self.socket)).read_vectored(&mut parts);
         self.received(result, room)
     }
 
@@ -169,7 +168,7 @@ impl Wire {
     /// Hands what the TLS session has to the socket; says whether all of it went.
     pub(crate) fn flush_tls(&mut self) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else { return Ok(true) };
-        match tls.flush(self.socket.get_ref()) {
+        match tls.flush(&*SockRef::from(&self.socket)) {
             Ok(()) => Ok(true),
             Err(err) if err.kind() == ErrorKind::WouldBlock => {
                 self.no_room();
@@ -211,7 +210,7 @@ impl Wire {
             Some(room) => room,
             none => {
                 let socket = self.socket.get_ref().try_clone()?;
-                let socket = AsyncFd::with_interest(socket, Interest::WRITABLE)?;
+                let socket = Watch::new(socket.into(), Interest::WRITABLE)?;
                 none.insert(Room { socket, writable: false, calm: 0 })
             }
         };
@@ -223,10 +222,10 @@ impl Wire {
     /// Says goodbye: nothing is sent after this.
     pub(crate) fn finish(&mut self) {
         if let Some(tls) = &mut self.tls {
-            tls.close(self.socket.get_ref());
+            tls.close(&*SockRef::from(&self.socket));
         }
         // A peer that is gone needs no goodbye.
-        let _ = self.socket.get_ref().shutdown(std::net::Shutdown::Write);
+        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write);
     }
 
     /// Throws away what comes, until nothing will. Closing a socket while there is input to it makes some systems forget what was sent.
