@@ -3,8 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
@@ -38,6 +42,39 @@ impl AsFd for Event {
 impl AsRawFd for Event {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+/// An [`Event`] that time makes happen, to the resolution of the kernel's high resolution timers (timerfd_create(2)).
+#[derive(Debug)]
+pub struct Timer(Arc<Event>);
+
+impl Timer {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// What timerfd_create(2) says: descriptors are used up.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Self(Arc::new(Event(timerfd_create(TimerfdClockId::Monotonic, flags)?))))
+    }
+
+    /// Makes its event happen once, after a while; forgets what it was set to before.
+    pub fn set(&self, after: Duration) {
+        // A timer of zero is one that is off.
+        let after = after.max(Duration::from_nanos(1));
+        let it_value =
+            Timespec::try_from(after).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval, it_value };
+        // It fails only for a descriptor that is no timer, or a time that is none.
+        let _ = timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once);
+    }
+
+    /// What happens.
+    #[must_use]
+    pub fn event(&self) -> Arc<Event> {
+        Arc::clone(&self.0)
     }
 }
 

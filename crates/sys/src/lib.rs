@@ -21,7 +21,7 @@ mod pool;
 mod transfer;
 pub mod uring;
 
-pub use event::{Event, EventWatch};
+pub use event::{Event, EventWatch, Timer};
 pub use io_queue::{IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
 pub use pool::Pool;

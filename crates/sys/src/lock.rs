@@ -5,7 +5,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// How a file is to be shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,37 +58,54 @@ impl std::error::Error for LockError {
     }
 }
 
-/// Locks the whole file until its open file description is closed, without waiting.
-///
-/// # Errors
-/// [`LockError::Held`] if it conflicts with another's lock.
-pub fn lock(file: BorrowedFd<'_>, kind: LockKind) -> Result<(), LockError> {
-    let mut lock = whole_file(kind);
-    match fcntl(file, libc::F_OFD_SETLK, &mut lock) {
-        Ok(()) => Ok(()),
-        Err(err) if matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-            Err(holder(file, kind))
+/// A lock that is held. Dropping it gives it up at once; closing the file alone may not, as the kernel itself may hold the file for a while, for an
+/// io_uring that is being taken down.
+#[derive(Debug)]
+pub struct Lock(Arc<OwnedFd>);
+
+impl Lock {
+    /// Locks the whole file, without waiting.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] if it conflicts with another's lock.
+    pub fn take(file: &Arc<OwnedFd>, kind: LockKind) -> Result<Self, LockError> {
+        let mut lock = whole_file(l_type(kind));
+        match fcntl(file.as_fd(), libc::F_OFD_SETLK, &mut lock) {
+            Ok(()) => Ok(Self(Arc::clone(file))),
+            Err(err) if matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                Err(holder(file.as_fd(), kind))
+            }
+            Err(err) => Err(LockError::Failed(err)),
         }
-        Err(err) => Err(LockError::Failed(err)),
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // If it fails, the lock goes when the file is closed.
+        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut whole_file(libc::F_UNLCK));
+    }
+}
+
+fn l_type(kind: LockKind) -> libc::c_int {
+    match kind {
+        LockKind::Shared => libc::F_RDLCK,
+        LockKind::Exclusive => libc::F_WRLCK,
     }
 }
 
 /// Who is in the way; by now it may be nobody.
 fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
-    let mut lock = whole_file(wanted);
+    let mut lock = whole_file(l_type(wanted));
     let asked = fcntl(file, libc::F_OFD_GETLK, &mut lock);
-    let known = asked.is_ok() && lock.l_type != unlocked();
+    let known = asked.is_ok() && lock.l_type != short(libc::F_UNLCK);
     // A process id of -1 is an open file description lock; 0 a process outside of this namespace.
     let pid = u32::try_from(lock.l_pid).ok().filter(|&pid| known && pid > 0);
     let reads = known && lock.l_type == short(libc::F_RDLCK);
     LockError::Held { pid, kind: if reads { LockKind::Shared } else { LockKind::Exclusive } }
 }
 
-fn whole_file(kind: LockKind) -> libc::flock {
-    let l_type = match kind {
-        LockKind::Shared => libc::F_RDLCK,
-        LockKind::Exclusive => libc::F_WRLCK,
-    };
+fn whole_file(l_type: libc::c_int) -> libc::flock {
     libc::flock {
         l_type: short(l_type),
         l_whence: short(libc::SEEK_SET),
@@ -95,10 +113,6 @@ fn whole_file(kind: LockKind) -> libc::flock {
         l_len: 0,
         l_pid: 0,
     }
-}
-
-fn unlocked() -> libc::c_short {
-    short(libc::F_UNLCK)
 }
 
 /// The constants are ints, the fields shorts; all of them are below 4.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use blockyard_buf::{Segment, Segments};
 use blockyard_sys::fallocate::Allocate;
 use blockyard_sys::holes::{self, Run};
-use blockyard_sys::lock::{LockError, LockKind, lock};
+use blockyard_sys::lock::{Lock, LockError, LockKind};
 use blockyard_sys::{
     Completion, IoEngine, IoQueue, Operation, Pool, block_device, fallocate, uring,
 };
@@ -185,15 +185,16 @@ fn writers_exclude_all_and_readers_only_writers() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     std::fs::write(&path, b"x").unwrap();
-    let open = || File::options().read(true).write(true).open(&path).unwrap();
+    let open = || -> Arc<OwnedFd> {
+        Arc::new(File::options().read(true).write(true).open(&path).unwrap().into())
+    };
     let (one, two, three) = (open(), open(), open());
-    lock(one.as_fd(), LockKind::Shared).unwrap();
-    lock(two.as_fd(), LockKind::Shared).unwrap();
-    let held = lock(three.as_fd(), LockKind::Exclusive).unwrap_err();
+    let readers = [&one, &two].map(|file| Lock::take(file, LockKind::Shared).unwrap());
+    let held = Lock::take(&three, LockKind::Exclusive).unwrap_err();
     assert!(matches!(held, LockError::Held { pid: None, kind: LockKind::Shared }), "{held}");
-    drop((one, two));
-    lock(three.as_fd(), LockKind::Exclusive).unwrap();
-    let held = lock(open().as_fd(), LockKind::Shared).unwrap_err();
+    drop(readers);
+    let _writer = Lock::take(&three, LockKind::Exclusive).unwrap();
+    let held = Lock::take(&open(), LockKind::Shared).unwrap_err();
     assert!(matches!(held, LockError::Held { pid: None, kind: LockKind::Exclusive }), "{held}");
 }
 

@@ -9,6 +9,7 @@ use blockyard_blkmq::{
     Sector, Timeout,
 };
 use blockyard_buf::Pool as Buffers;
+use blockyard_sys::lock::Lock;
 use blockyard_sys::{IoEngine, Pool as Threads, uring};
 use tokio::runtime::Handle;
 
@@ -23,6 +24,8 @@ use crate::queue::Queue;
 /// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
 pub struct File {
     file: Arc<OwnedFd>,
+    /// Held as long as the driver lives.
+    _lock: Option<Lock>,
     engine: IoEngine,
     /// Whether threads will do where io_uring turns out not to.
     may_fall_back: bool,
@@ -65,7 +68,8 @@ impl File {
             no_punch_hole: AtomicBool::new(false),
         };
         let file = Self {
-            file: Arc::new(opened.file),
+            file: opened.file,
+            _lock: opened.lock,
             engine,
             may_fall_back: config.engine == Engine::Auto,
             threads: Threads::new(config.threads),

@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use blockyard_buf::Pool;
 use blockyard_sys::Operation;
 use blockyard_sys::block_device;
 use blockyard_sys::direct::{self, Alignment, Direct};
-use blockyard_sys::lock::{LockError, LockKind, lock};
+use blockyard_sys::lock::{Lock, LockError, LockKind};
 use rustix::fs::OFlags;
 
 use crate::config::FileConfig;
@@ -21,7 +22,8 @@ const SECTOR: u64 = 512;
 
 /// A file that can be a disk.
 pub(crate) struct Opened {
-    pub(crate) file: OwnedFd,
+    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) lock: Option<Lock>,
     pub(crate) is_block_device: bool,
     pub(crate) size: u64,
     /// What direct I/O asks for, if it was asked for.
@@ -38,10 +40,8 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         }
         Err(err) => return Err(refused(config, err)),
     };
-    let file = open_file(config)?;
-    if config.lock {
-        take_lock(config, file.as_fd())?;
-    }
+    let file = Arc::new(open_file(config)?);
+    let lock = if config.lock { Some(take_lock(config, &file)?) } else { None };
     let size = size(config, file.as_fd(), is_block_device)?;
     let alignment =
         if config.direct { Some(alignment(path, file.as_fd(), is_block_device)?) } else { None };
@@ -56,7 +56,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         );
         return Err(Error::new(ErrorKind::NotPermitted, what));
     }
-    Ok(Opened { file, is_block_device, size, alignment })
+    Ok(Opened { file, lock, is_block_device, size, alignment })
 }
 
 fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {
@@ -156,10 +156,10 @@ fn no_direct(path: &Path) -> Error {
     Error::new(ErrorKind::NotSupported, what)
 }
 
-fn take_lock(config: &FileConfig, file: BorrowedFd<'_>) -> Result<(), Error> {
+fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
     let path = config.path.display();
     let kind = if config.read_only { LockKind::Shared } else { LockKind::Exclusive };
-    lock(file, kind).map_err(|err| match err {
+    Lock::take(file, kind).map_err(|err| match err {
         LockError::Held { kind: LockKind::Shared, .. } => {
             let what = format!(
                 "{path} is in use by a reader (`fuser -v {path}` shows who); stop it, or open this read-only too"
