@@ -9,7 +9,7 @@ use blockyard_blkmq::{
     NoOps, QueueType, Sector, TagSet, TagSetConfig,
 };
 use blockyard_driver_file::{Engine as FileEngine, File, FileConfig};
-use blockyard_driver_null::Null;
+use blockyard_driver_null::{Null, NullConfig};
 use blockyard_driver_ram::Ram;
 use tokio::runtime::Handle;
 
@@ -54,13 +54,15 @@ impl<'a> DiskMaker<'a> {
         let disk = match &plan.driver {
             DriverPlan::Ram { size } => {
                 let capacity = Sector::from_bytes_floor(*size);
-                let ram = Ram::new(capacity);
+                let ram = Ram::new();
                 let ops = Arc::clone(&ram);
                 self.alloc(plan, name, ram, ops, capacity, Ram::limits())?
             }
             DriverPlan::Null { size, latency } => {
-                let null = Null::new(*latency, self.threads);
                 let capacity = Sector::from_bytes_floor(*size);
+                let latency = Some(*latency).filter(|latency| !latency.is_zero());
+                let null = Null::new(NullConfig { capacity, latency }, self.threads)
+                    .map_err(|err| Error::failed("cannot make the disk").caused_by(err))?;
                 self.alloc(plan, name, null, Arc::new(NoOps), capacity, Null::limits())?
             }
             DriverPlan::File(file) => {
@@ -86,9 +88,8 @@ impl<'a> DiskMaker<'a> {
         limits: Limits,
     ) -> Result<Arc<Disk>> {
         let options = &plan.options;
-        let refused = |err| {
-            Error::failed(format!("cannot make the disk {name}"))
-                .caused_by::<blockyard_blkmq::Error>(err)
+        let refused = |err: blockyard_blkmq::Error| {
+            Error::failed(format!("cannot make the disk {name}")).caused_by(err)
         };
         let mut hw_queues = [0; QueueType::COUNT];
         hw_queues[0] = options.queues.unwrap_or(usize::MAX).min(self.threads.len());

@@ -86,17 +86,37 @@ impl Daemon {
     /// # Errors
     /// The system has no room for what it needs.
     pub fn run(self, ready: impl FnOnce(&Self)) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(2)
-            .build()
-            .map_err(|err| Error::failed("cannot start the main loop").caused_by(err))?;
-        let result = runtime.block_on(self.serve(ready));
-        runtime.shutdown_background();
-        result
+        block_on(self.serve(ready, std::future::pending::<()>())).map(drop)
     }
 
-    async fn serve(self, ready: impl FnOnce(&Self)) -> Result<()> {
+    /// Serves until `job` has ended, or a signal says to stop. Returns what the job says; 1 if it has not ended.
+    ///
+    /// # Errors
+    /// Those of the job, and of [`Daemon::run`].
+    pub fn run_until(self, job: impl FnOnce() -> Result<u8> + Send + 'static) -> Result<u8> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let start = || {
+            std::thread::Builder::new().name("run".into()).spawn(move || {
+                // Nobody listens if a signal came first.
+                let _ = tell.send(job());
+            })
+        };
+        let mut failed = None;
+        let ready = |_: &Self| failed = start().err();
+        let ended = block_on(self.serve(ready, told))?;
+        match (failed, ended) {
+            (Some(err), _) => Err(Error::failed("cannot start a thread").caused_by(err)),
+            (None, Some(Ok(code))) => code,
+            (None, _) => Ok(1),
+        }
+    }
+
+    /// Serves until `enough` is ready, and returns what it gave, or nothing if a signal came first.
+    async fn serve<T>(
+        self,
+        ready: impl FnOnce(&Self),
+        enough: impl Future<Output = T>,
+    ) -> Result<Option<T>> {
         let mut signals = signals::Signals::new()?;
         let control = control::Server::bind(Arc::clone(&self.yard))?;
         let (disks, clock) = (self.yard.disks.clone(), Arc::clone(&self.clock));
@@ -104,10 +124,13 @@ impl Daemon {
         let control = tokio::spawn(control.serve());
         ready(&self);
         notify(&[NotifyState::Ready]);
-        signals.next().await;
+        let given = tokio::select! {
+            () = signals.next() => None,
+            given = enough => Some(given),
+        };
         notify(&[NotifyState::Stopping]);
         let stopped = tokio::select! {
-            () = self.stop() => Ok(()),
+            () = self.stop() => Ok(given),
             () = signals.next() => {
                 Err(Error::failed("stopped at once by a second signal")
                     .help("what clients had not flushed may be lost"))
@@ -131,6 +154,17 @@ impl Daemon {
         // A panic has been reported where it happened.
         let _ = ended.await;
     }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .map_err(|err| Error::failed("cannot start the main loop").caused_by(err))?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_background();
+    result
 }
 
 fn notify(state: &[NotifyState<'_>]) {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use blockyard_nbd::ExportInfo;
 use blockyard_nbd::client::{Config, Event, Handshake, ListedExport, Negotiated, TlsMode};
 use blockyard_nbd::uri::{TlsKind, Uri};
-use blockyard_nbd::wire::{BASE_ALLOCATION, HeaderStyle};
+use blockyard_nbd::wire::{BASE_ALLOCATION, Command, CommandFlags, HeaderStyle, Request};
 
 pub use socket::{Socket, Transport};
 
@@ -45,6 +45,23 @@ pub struct Connection {
     pub negotiated: Box<Negotiated>,
     /// What the server has sent already.
     pub input: Vec<u8>,
+}
+
+impl Connection {
+    /// Says goodbye, once nothing is in flight.
+    pub fn close(mut self) {
+        let request = Request {
+            command: Command::Disc,
+            flags: CommandFlags::empty(),
+            cookie: 0,
+            offset: 0,
+            length: 0,
+        };
+        if let Ok(head) = request.encode(self.negotiated.style) {
+            // There is no reply, and a server that has left needs no goodbye.
+            let _ = self.transport.write_all(&head).and_then(|()| self.transport.flush());
+        }
+    }
 }
 
 impl Client {
