@@ -1,7 +1,7 @@
 //! What the block layer itself costs: bios through a queue to a driver that ends them at once, and back.
 //!
 //! `cargo bench -p blockyard-blkmq --bench null_queue [-- --json]`
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::vec_box, reason = "a benchmark")]
 
 use std::cell::RefCell;
 use std::sync::{Arc, Barrier};

@@ -144,12 +144,15 @@ impl Bdev {
             || self.mode == OpenMode::ReadOnly
             || self.disk.reserved.load(Ordering::Acquire)
         {
-            for bio in std::mem::take(bios) {
-                self.submit(cpu, bio);
+            let mut at = 0;
+            while let Some(bio) = bios.get_mut(at) {
+                match self.admit(bio) {
+                    Ok(()) => at += 1,
+                    Err(status) => bios.remove(at).end(status),
+                }
             }
-        } else {
-            self.disk.queue.submit_all(cpu, bios);
         }
+        self.disk.queue.submit_all(cpu, bios);
     }
 
     /// Looks for completions of [`crate::Flags::POLLED`] operations; says how many there were.
@@ -181,7 +184,8 @@ impl Bdev {
         Ok(())
     }
 
-    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come by.
+    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come
+    /// by.
     ///
     /// # Errors
     /// How it ended, if not well.

@@ -15,8 +15,8 @@ pub use chain::Chain;
 
 /// Is told that a bio has ended, and gets it back, to use it again.
 ///
-/// It is called by whichever thread ends the bio, maybe before the call that submitted it returns. It must
-/// not block; it may submit.
+/// It is called by whichever thread ends the bio, maybe before the call that submitted it returns. It must not
+/// block; it may submit.
 pub trait EndIo: Send + Sync + 'static {
     /// `bio.status()` says how it went.
     fn end_io(&self, bio: Box<Bio>);
@@ -83,8 +83,8 @@ pub(crate) enum End {
 
 /// An operation on a range of a disk.
 ///
-/// The block layer owns it from its submission until its end, which is certain: it comes back through
-/// [`EndIo`] exactly once.
+/// The block layer owns it from its submission until its end, which is certain: it comes back through [`EndIo`]
+/// exactly once.
 pub struct Bio {
     /// What is asked.
     pub op: Op,
@@ -106,9 +106,8 @@ pub struct Bio {
 }
 
 impl Bio {
-    /// An operation on `len` bytes from `sector` on, with no memory of its own: a discard, say, or a read
-    /// whose memory the driver
-    /// supplies ([`Flags::SUPPLY`] is set for it).
+    /// An operation on `len` bytes from `sector` on, with no memory of its own: a discard, say, or a read whose
+    /// memory the driver supplies ([`Flags::SUPPLY`] is set for it).
     #[must_use]
     pub fn new(op: Op, sector: Sector, len: u64) -> Box<Self> {
         let flags = if op == Op::Read { Flags::SUPPLY } else { Flags::empty() };

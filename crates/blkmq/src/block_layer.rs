@@ -47,7 +47,8 @@ impl BlockLayer {
         Ok(self.majors.lock().unregister(major, name)?)
     }
 
-    /// Makes a disk visible, and looks for partitions (kernel: `add_disk`). Blocks while the partition table is read.
+    /// Makes a disk visible, and looks for partitions (kernel: `add_disk`). Blocks while the partition table is
+    /// read.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] if there is one of that name.
@@ -69,8 +70,8 @@ impl BlockLayer {
         Ok(())
     }
 
-    /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends,
-    /// what comes fails. Blocks until then.
+    /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends, what
+    /// comes fails. Blocks until then.
     pub fn del_disk(&self, disk: &Arc<Disk>) {
         {
             let mut disks = self.disks.write();
@@ -177,8 +178,8 @@ impl BlockLayer {
         Ok(count)
     }
 
-    /// Asks a disk's driver whether its medium was changed (kernel: `disk_check_media_change`). If so, its size and its partitions are found
-    /// out anew, and its users are told. Blocks.
+    /// Asks a disk's driver whether its medium was changed (kernel: `disk_check_media_change`). If so, its size
+    /// and its partitions are found out anew, and its users are told. Blocks.
     ///
     /// # Errors
     /// Whatever keeps the driver from telling the new size.

@@ -130,8 +130,8 @@ impl Disk {
     /// A disk of `set`'s driver; nobody sees it before it is added (kernel: `blk_mq_alloc_disk`).
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues
-    /// are set up.
+    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues are
+    /// set up.
     pub fn alloc<D: Driver>(
         set: &Arc<TagSet<D>>,
         disk: D::Disk,
@@ -289,7 +289,8 @@ impl Disk {
         self.partitions.read().clone()
     }
 
-    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel: `disk_name`).
+    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel:
+    /// `disk_name`).
     #[must_use]
     pub fn partition_name(&self, number: u32) -> String {
         crate::partition::device_name(&self.name, number)
@@ -298,8 +299,8 @@ impl Disk {
     /// Opens it, or a partition of it.
     ///
     /// # Errors
-    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is not,
-    /// [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
+    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is
+    /// not, [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
     pub fn open(self: &Arc<Self>, partition: Option<u32>, mode: OpenMode) -> Result<Bdev> {
         if self.queue.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
@@ -362,8 +363,8 @@ impl Disk {
         listeners.iter().for_each(|listener| listener.event(self, event));
     }
 
-    /// Asks the driver whether the medium was changed; if so it finds the new size out, and its users are told. Gives the partitions of
-    /// the old medium back.
+    /// Asks the driver whether the medium was changed; if so it finds the new size out, and its users are told.
+    /// Gives the partitions of the old medium back.
     pub(crate) fn check_events(self: &Arc<Self>) -> Result<Option<Vec<Arc<Partition>>>> {
         if !self.ops.check_events(self) {
             return Ok(None);
@@ -384,10 +385,9 @@ impl Disk {
         old
     }
 
-    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is
-    /// flushed; what is out ends; its
-    /// size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until all that is done.
-    /// Gives the partitions back.
+    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed;
+    /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
+    /// all that is done. Gives the partitions back.
     pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
         let parts = self.replace_partitions(Vec::new());
         if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
@@ -428,8 +428,8 @@ impl Disk {
     /// Reads a tunable of its scheduler, having set it if `value` is given.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`]
-    /// without a scheduler.
+    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without
+    /// a scheduler.
     pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
         self.queue.tune(name, value)
     }

@@ -1,12 +1,12 @@
 //! The flush state machine (kernel: block/blk-flush.c).
 //!
 //! A write that wants a flush before it, or to be durable when it ends, goes through up to three steps:
-//! PREFLUSH, DATA, POSTFLUSH. Flushes are
-//! shared: while one is with the driver, all that need a next one gather, and go with it. What a disk can do
-//! decides which steps are left:
-//! without a volatile cache none is, with FUA in the driver POSTFLUSH is not.
+//! PREFLUSH, DATA, POSTFLUSH. Flushes are shared: while one is with the driver, all that need a next one
+//! gather, and go with it. What a disk can do decides which steps are left: without a volatile cache none is,
+//! with FUA in the driver POSTFLUSH is not.
 //!
-//! This is a pure state machine over some kind of request `R`: it says what to do next, and is told what was done.
+//! This is a pure state machine over some kind of request `R`: it says what to do next, and is told what was
+//! done.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -134,8 +134,8 @@ impl<R: Sequenced> FlushQueue<R> {
             .then(|| self.pending_since_ns.saturating_add(PENDING_TIMEOUT_NS))
     }
 
-    /// Sends the next flush, if somebody waits for one, none is out, and either no data is out that might
-    /// want to share it, or that took too long.
+    /// Sends the next flush, if somebody waits for one, none is out, and either no data is out that might want
+    /// to share it, or that took too long.
     pub(crate) fn kick(&mut self, now_ns: u64, todo: &mut Vec<Next<R>>) {
         let overdue = now_ns >= self.pending_since_ns.saturating_add(PENDING_TIMEOUT_NS);
         if self.flush_out || self.pending.is_empty() || (self.data_out > 0 && !overdue) {

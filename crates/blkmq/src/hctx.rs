@@ -1,10 +1,10 @@
 //! A hardware queue: the way of a request from a bio to the driver, and back.
 //!
 //! Two locks, never held by one thread at the same time but in this order, and never while a bio ends:
-//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on
-//!   the way in: who fails leaves its requests in the lists and sets `rerun`, which the holder looks at after
-//!   it has let go. So a bio that ends within `queue_rq` may submit the next one: that joins the list, and
-//!   nobody waits for himself.
+//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on the
+//!   way in: who fails leaves its requests in the lists and sets `rerun`, which the holder looks at after it
+//!   has let go. So a bio that ends within `queue_rq` may submit the next one: that joins the list, and nobody
+//!   waits for himself.
 //! - `state`: the lists, held for a few instructions.
 
 use std::collections::VecDeque;
@@ -65,8 +65,8 @@ pub(crate) struct State<D: Driver> {
     ctxs: Vec<VecDeque<Box<Rq<D>>>>,
     next_ctx: usize,
     staged: usize,
-    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before those that wait for one, which
-    /// may be theirs.
+    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before
+    /// those that wait for one, which may be theirs.
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
     waiting: VecDeque<(usize, Box<Bio>)>,
@@ -466,7 +466,8 @@ impl<D: Driver> Hctx<D> {
     /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
     fn issue_direct(self: &Arc<Self>, list: &mut Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
-            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see it.
+            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see
+            // it.
             if let Some(part) = part.as_mut().filter(|_| !self.quiesced.load(Ordering::SeqCst)) {
                 self.issue(part, list);
             } else {
@@ -527,7 +528,8 @@ impl<D: Driver> Hctx<D> {
                 st.flush.flush_done(status, now_ns, &mut next);
             } else {
                 rq.hctx = Some(Arc::clone(&self));
-                // Under a scheduler requests wait for tags with what they have to do: none is kept from them while this one waits for a flush.
+                // Under a scheduler requests wait for tags with what they have to do: none is kept from them
+                // while this one waits for a flush.
                 if st.elevator
                     && let Some(tag) = rq.tag.take()
                 {
@@ -645,8 +647,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to
-    /// come again.
+    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to come
+    /// again.
     pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
         let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
         let mut todo = Todo::default();
@@ -808,8 +810,8 @@ impl<D: Driver> HctxHandle<D> {
         }
     }
 
-    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the
-    /// driver's own methods. `None`: the queue is gone.
+    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the driver's
+    /// own methods. `None`: the queue is gone.
     pub fn with<R>(&self, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
         self.0.upgrade()?.with_driver(f)
     }

@@ -271,7 +271,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
         }
     }
 
-    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel: `blk_mq_destroy_queue`).
+    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel:
+    /// `blk_mq_destroy_queue`).
     fn shut_down(&self) -> bool {
         let control = self.control.lock();
         if self.life.fetch_max(1, Ordering::AcqRel) > 0 {
@@ -299,8 +300,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
             ));
         }
         self.while_frozen(|control| {
-            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts;
-            // the depth itself else.
+            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the
+            // depth itself else.
             let depth = self.set.config.depth;
             let scheduler = kind.build(depth.min(128) * 2);
             let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth } as usize;

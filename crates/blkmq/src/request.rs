@@ -14,7 +14,8 @@ use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::sched::Item;
 use crate::units::Sector;
 
-/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them again.
+/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them
+/// again.
 pub(crate) struct Rq<D: Driver> {
     pub(crate) op: Op,
     pub(crate) flags: Flags,
@@ -114,7 +115,8 @@ impl<D: Driver> Rq<D> {
         self.bios.push_back(bio);
     }
 
-    /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from there on.
+    /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from
+    /// there on.
     pub(crate) fn rewind(&mut self) {
         self.begun = true;
         if self.delivered > 0 {
@@ -156,9 +158,8 @@ impl<D: Driver> Item for Box<Rq<D>> {
 
 /// A request in the hands of its driver.
 ///
-/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it
-/// back. Dropped otherwise, it ends with
-/// an I/O error.
+/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it back.
+/// Dropped otherwise, it ends with an I/O error.
 pub struct Request<D: Driver>(Option<Box<Rq<D>>>);
 
 impl<D: Driver> Request<D> {
@@ -289,8 +290,8 @@ impl<D: Driver> Request<D> {
         self.rq().bios.iter().flat_map(|bio| bio.segments())
     }
 
-    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one
-    /// that has not gets the segment itself.
+    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one that
+    /// has not gets the segment itself.
     ///
     /// # Panics
     /// If it is more than was asked for.
@@ -350,7 +351,8 @@ impl<D: Driver> Request<D> {
         }
     }
 
-    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is any.
+    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is
+    /// any.
     ///
     /// # Panics
     /// If there are not so many.

@@ -15,8 +15,7 @@ pub(crate) trait Waiter: Send + Sync {
 }
 
 /// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first
-/// `reserved` are for what must not wait
-/// behind ordinary I/O.
+/// `reserved` are for what must not wait behind ordinary I/O.
 pub(crate) struct Tags {
     depth: u32,
     reserved: u32,
@@ -144,12 +143,14 @@ impl Tags {
         waiters.push_back(waiter);
         self.waiting.store(waiters.len(), Ordering::SeqCst);
         drop(waiters);
-        // The caller's look at the bitmap comes after it: either it sees the tag that is freed, or who frees it sees the waiter.
+        // The caller's look at the bitmap comes after it: either it sees the tag that is freed, or who frees it
+        // sees the waiter.
         fence(Ordering::SeqCst);
     }
 
-    /// Tells those in the queue, first come first, that a tag was freed, until none is free. Each is told once: one that has had its
-    /// share queues up again, and must not keep the others from theirs. Call with no lock held.
+    /// Tells those in the queue, first come first, that a tag was freed, until none is free. Each is told once:
+    /// one that has had its share queues up again, and must not keep the others from theirs. Call with no lock
+    /// held.
     pub(crate) fn wake(&self) {
         let mut left = self.waiting.load(Ordering::SeqCst);
         while left > 0 && self.has_free() {

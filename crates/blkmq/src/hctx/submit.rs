@@ -14,7 +14,8 @@ use crate::op::{Flags, Op, Status};
 use crate::request::{Role, Rq};
 use crate::sched::Candidate;
 
-/// How many requests at the end of a software queue are looked at for a merge (kernel: `blk_bio_list_merge`, 8).
+/// How many requests at the end of a software queue are looked at for a merge (kernel: `blk_bio_list_merge`,
+/// 8).
 const MERGE_LOOKBACK: usize = 8;
 
 /// What becomes of a bio that was checked.
@@ -146,9 +147,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make
-    /// of it, one after the other as
-    /// they are to be had. Gives back what found none.
+    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make of
+    /// it, one after the other as they are to be had. Gives back what found none.
     fn place(
         self: &Arc<Self>,
         st: &mut State<D>,
@@ -233,8 +233,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch,
-    /// of the scheduler, of the software queue.
+    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch, of
+    /// the scheduler, of the software queue.
     fn try_merge(
         &self,
         st: &mut State<D>,

@@ -1,4 +1,5 @@
-//! The table of what the block layer does as the kernel's does, row by row: a test is named after what it shows.
+//! The table of what the block layer does as the kernel's does, row by row: a test is named after what it
+//! shows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -155,10 +156,7 @@ fn minors_bound_the_partitions_beyond_which_they_get_extended_ones() {
     );
     layer.add_disk(&again).unwrap();
     let devs: Vec<_> = again.partitions().iter().map(|part| part.dev()).collect();
-    assert!(
-        devs.iter().any(|dev| *dev == DevNum { major: EXT_MAJOR, minor: 0 }),
-        "given back: {devs:?}"
-    );
+    assert!(devs.contains(&DevNum { major: EXT_MAJOR, minor: 0 }), "given back: {devs:?}");
 }
 
 /// Remembers what it is told.
@@ -787,7 +785,8 @@ fn statistics_are_the_lines_of_proc_diskstats_and_proc_partitions() {
     assert_eq!(bdev.submit_and_wait(0, write(0, 4096)).status(), Status::Ok);
     assert_eq!(
         layer.proc_partitions(),
-        "major minor  #blocks  name\n\n 240        0        256 ram0\n 240        1         32 ram0p1\n 240        2         50 ram0p2\n 240        3        128 ram0p3\n"
+        "major minor  #blocks  name\n\n 240        0        256 ram0\n 240        1         32 ram0p1\n\
+         \x20240        2         50 ram0p2\n 240        3        128 ram0p3\n"
     );
     let text = layer.proc_diskstats();
     let line = text.lines().nth(1).unwrap();

@@ -1,6 +1,8 @@
-//! A driver whose behaviour a seeded script decides: a disk in memory with a volatile cache, which is busy, slow, or wrong as its chances have it.
+//! A driver whose behaviour a seeded script decides: a disk in memory with a volatile cache, which is busy,
+//! slow, or wrong as its chances have it.
 //!
-//! It also watches the block layer: limits, tags, budgets, the gathering of requests, and the balance of set-up and tear-down are asserted here.
+//! It also watches the block layer: limits, tags, budgets, the gathering of requests, and the balance of set-up
+//! and tear-down are asserted here.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -256,7 +258,8 @@ impl Script {
         left
     }
 
-    /// Moves something on: a request that is out, or a queue that was told "full". Says whether there was anything.
+    /// Moves something on: a request that is out, or a queue that was told "full". Says whether there was
+    /// anything.
     pub fn step(&self) -> bool {
         let (taken, fate) = {
             let mut inner = self.inner.lock();
@@ -388,7 +391,7 @@ impl Script {
                 image.write(at, &bytes, durable);
             }
             Op::WriteZeroes | Op::Discard | Op::SecureErase => {
-                image.write(at, &vec![0; len], durable)
+                image.write(at, &vec![0; len], durable);
             }
             Op::Flush => {
                 let seen = taken.seen.take().expect("a flush has seen the disk");

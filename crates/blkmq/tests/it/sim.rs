@@ -1,4 +1,5 @@
-//! Random operations on a random disk, one thread, every step under a seed: compared with the model at each end of a bio.
+//! Random operations on a random disk, one thread, every step under a seed: compared with the model at each end
+//! of a bio.
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
@@ -279,7 +280,7 @@ impl Sim {
                 }
             }
             Op::Write | Op::WriteZeroes | Op::Discard => {
-                self.model.write_acked(start, sectors, flags.contains(Flags::FUA))
+                self.model.write_acked(start, sectors, flags.contains(Flags::FUA));
             }
             _ => {}
         }

@@ -13,10 +13,9 @@ use blockyard_driver_ram::Ram;
 const CAN: Capabilities =
     Capabilities { discard_zeroes: true, holes: true, can_grow: true, ..STORES };
 
-/// A RAM disk that has room to be twice as large as it says.
+/// The smallest disk that will do.
 fn ram(set: TagSetConfig, limits: Limits) -> Subject {
-    let ram = Ram::new(Sector(2 * MIN_BYTES / 512));
-    let set = TagSet::new(ram, set).unwrap();
+    let set = TagSet::new(Ram::new(), set).unwrap();
     let config = DiskConfig::new("ram0", Sector(MIN_BYTES / 512), limits);
     let disk =
         Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();

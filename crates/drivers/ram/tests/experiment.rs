@@ -28,7 +28,7 @@ impl BlockDeviceOps for Heads {
 fn add(layer: &BlockLayer) -> Arc<Disk> {
     let major = layer.register_blkdev(0, "myblk").unwrap();
     let set = TagSetConfig { cpus: 2, hw_queues: [2, 0, 0], depth: 2, ..TagSetConfig::default() };
-    let set = TagSet::new(Ram::new(Sector(SECTORS)), set).unwrap();
+    let set = TagSet::new(Ram::new(), set).unwrap();
     let ram = Ram::limits();
     let limits = Limits { features: ram.features - Features::NOMERGES, ..ram };
     let mut config = DiskConfig::new("myblk", Sector(SECTORS), limits);

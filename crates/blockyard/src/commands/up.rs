@@ -1,0 +1,6 @@
+//! x
+use crate::cli::UpArgs;
+use crate::error::Result;
+pub(super) fn run(_: &UpArgs) -> Result<()> {
+    Ok(())
+}
