@@ -37,6 +37,8 @@ pub struct Chances {
     pub dropped: u32,
     /// Fails it.
     pub error: u32,
+    /// Says that it is done, having done nothing.
+    pub forgotten: u32,
 }
 
 /// How a scripted driver is made.
@@ -298,6 +300,7 @@ impl Script {
             (chances.requeue, Fate::Requeue),
             (chances.dropped, Fate::Drop),
             (chances.error, Fate::Fail),
+            (chances.forgotten, Fate::Forget),
         ] {
             if roll < chance {
                 return fate;
@@ -360,6 +363,11 @@ impl Script {
                 self.forget(&taken);
                 taken.rq.cmd_mut().begun = false;
                 taken.rq.end(Status::Medium);
+                self.gave_back();
+            }
+            Fate::Forget => {
+                self.forget(&taken);
+                taken.rq.complete(Status::Ok);
                 self.gave_back();
             }
             Fate::Done | Fate::Partial => {
@@ -473,6 +481,7 @@ enum Fate {
     Requeue,
     Drop,
     Fail,
+    Forget,
 }
 
 impl Driver for Script {
