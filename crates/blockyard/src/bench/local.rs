@@ -32,7 +32,7 @@ pub(super) fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
     let mut maker =
         DiskMaker::new(&layer, threads.handles(), clock).with_flags(DiskFlags::NO_PART_SCAN);
     let disk = maker.make(&plan)?;
-    let mode = if plan.options.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let mode = if load.mix.writes() { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
     let bdev = disk
         .open(None, mode)
         .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
