@@ -251,6 +251,22 @@ impl Bio {
         })
     }
 
+    /// Addresses and lengths of [`Bio::segments`].
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let mut left = self.iter.size;
+        let mut done = self.iter.done;
+        self.data.get(self.iter.index..).unwrap_or(&[]).iter().map_while(move |segment| {
+            let len = u64::try_from(segment.len() - done).map_or(left, |len| len.min(left));
+            let span = (left > 0).then(|| {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                (segment.as_ptr().addr() + done, len)
+            });
+            left -= len;
+            done = 0;
+            span
+        })
+    }
+
     /// How many segments are left.
     #[must_use]
     pub fn segment_count(&self) -> usize {
@@ -281,6 +297,21 @@ impl Bio {
             left -= here;
             self.iter.index += 1;
             self.iter.done = 0;
+        }
+    }
+
+    /// Drops the memory that a driver has supplied for what is not done yet.
+    pub(crate) fn take_back_supply(&mut self) {
+        if self.wants_supply() {
+            let BvecIter { index, done, .. } = self.iter;
+            self.data.truncate(index + usize::from(done > 0));
+            if done > 0
+                && let Some(last) = self.data.last_mut()
+            {
+                *last = last.slice(0, done);
+                self.iter.index += 1;
+                self.iter.done = 0;
+            }
         }
     }
 

@@ -238,8 +238,7 @@ impl Disk {
         let limits = limits
             .validate()
             .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
-        self.queue.set_limits(limits);
-        Ok(())
+        self.queue.set_limits(limits)
     }
 
     /// Whether it refuses to be changed.
@@ -364,19 +363,16 @@ impl Disk {
         listeners.iter().for_each(|listener| listener.event(self, event));
     }
 
-    /// Asks the driver whether the medium was changed; if so its size and partitions are found out anew, and
-    /// users are told.
-    ///
-    /// # Errors
-    /// Whatever keeps the driver from telling the new size.
-    pub fn check_events(self: &Arc<Self>) -> Result<bool> {
+    /// Asks the driver whether the medium was changed; if so it finds the new size out, and its users are told.
+    /// Gives the partitions of the old medium back.
+    pub(crate) fn check_events(self: &Arc<Self>) -> Result<Option<Vec<Arc<Partition>>>> {
         if !self.ops.check_events(self) {
-            return Ok(false);
+            return Ok(None);
         }
-        self.replace_partitions(Vec::new());
-        self.ops.revalidate(self)?;
+        let parts = self.replace_partitions(Vec::new());
+        let found = self.ops.revalidate(self);
         self.notify(Event::MediaChanged);
-        Ok(true)
+        found.map(|()| Some(parts))
     }
 
     /// Takes the old partitions away, last first, and puts the new ones in their place.
@@ -402,9 +398,11 @@ impl Disk {
                 tracing::error!(disk = self.name, %status, "the last flush failed: later writes may be lost");
             }
         }
-        self.queue.shut_down();
+        let ended = self.queue.shut_down();
         self.queue.set_capacity(Sector::ZERO);
-        self.notify(Event::Removed);
+        if ended {
+            self.notify(Event::Removed);
+        }
         parts
     }
 
@@ -485,6 +483,12 @@ impl Disk {
     #[must_use]
     pub fn in_flight(&self) -> Vec<(usize, InFlight)> {
         self.queue.in_flight()
+    }
+
+    /// The state of its queues in many words, for people who look for what is stuck.
+    #[must_use]
+    pub fn show(&self) -> String {
+        self.queue.show()
     }
 
     /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a

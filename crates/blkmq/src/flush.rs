@@ -9,6 +9,7 @@
 //! done.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::op::{Flags, Op, Status};
 
@@ -58,7 +59,6 @@ pub(crate) enum Next<R> {
 pub(crate) const PENDING_TIMEOUT_NS: u64 = 5_000_000_000;
 
 /// Requests between their steps.
-#[derive(Debug)]
 pub(crate) struct FlushQueue<R> {
     /// Wait for the next flush.
     pending: VecDeque<R>,
@@ -67,6 +67,18 @@ pub(crate) struct FlushQueue<R> {
     running: VecDeque<R>,
     flush_out: bool,
     data_out: u32,
+}
+
+impl<R> fmt::Debug for FlushQueue<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pending, running, flush_out, data_out, .. } = self;
+        write!(
+            f,
+            "flush: {} pending, {} running, out {flush_out}, {data_out} with their data",
+            pending.len(),
+            running.len()
+        )
+    }
 }
 
 impl<R> Default for FlushQueue<R> {

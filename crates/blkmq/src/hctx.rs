@@ -28,12 +28,16 @@ use crate::stats::QueueStats;
 use crate::tags::{Tags, Waiter};
 use crate::units::Sector;
 
+mod show;
 mod submit;
 
 /// Requests that are taken from the lists at a time.
 const BATCH: usize = 32;
 /// A driver that was short of something is tried again after this long (kernel: `BLK_MQ_RESOURCE_DELAY`, 3 ms).
 const RESOURCE_DELAY_NS: u64 = 3_000_000;
+
+/// The deadline of a request that has none.
+const NEVER: u64 = u64::MAX;
 
 type Requests<D> = SmallVec<[Box<Rq<D>>; BATCH]>;
 
@@ -45,6 +49,8 @@ pub(crate) struct Hctx<D: Driver> {
     state: CachePadded<Mutex<State<D>>>,
     driver: CachePadded<Mutex<Option<D::Hctx>>>,
     rerun: AtomicBool,
+    /// Whether it is quiesced, for whoever has got the driver and does not look at the state.
+    quiesced: AtomicBool,
 }
 
 pub(crate) struct State<D: Driver> {
@@ -59,7 +65,8 @@ pub(crate) struct State<D: Driver> {
     ctxs: Vec<VecDeque<Box<Rq<D>>>>,
     next_ctx: usize,
     staged: usize,
-    /// Go first: handed back by the driver, or between the steps of a flush.
+    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before
+    /// those that wait for one, which may be theirs.
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
     waiting: VecDeque<(usize, Box<Bio>)>,
@@ -145,6 +152,7 @@ impl<D: Driver> Hctx<D> {
             state: CachePadded::new(Mutex::new(state)),
             driver: CachePadded::default(),
             rerun: AtomicBool::new(false),
+            quiesced: AtomicBool::new(false),
         })
     }
 
@@ -153,25 +161,47 @@ impl<D: Driver> Hctx<D> {
         let part =
             self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
         *self.driver.lock() = Some(part);
-        self.resize_pool(self.tags.depth() as usize)?;
-        let flush = self.make_request(u32::MAX)?;
-        self.state.lock().flush_rq = Some(flush);
         self.tags.attach();
+        let made =
+            self.resize_pool(self.tags.depth() as usize).and_then(|()| self.make_request(u32::MAX));
+        match made {
+            Ok(flush) => self.state.lock().flush_rq = Some(flush),
+            Err(err) => {
+                self.detach();
+                return Err(err);
+            }
+        }
         Ok(())
     }
 
-    /// Makes the number of requests `count`. Only when none is in use.
+    /// Makes the number of requests `count`, or leaves it as it is. Only when none is in use.
     pub(crate) fn resize_pool(&self, count: usize) -> crate::error::Result<()> {
-        let mut free = std::mem::take(&mut self.state.lock().free);
-        free.sort_unstable_by_key(|rq| rq.internal_tag);
-        for mut rq in free.drain(count.min(free.len())..) {
+        let have = self.state.lock().free.len();
+        let mut made = Vec::new();
+        for tag in have..count {
+            match self.make_request(u32::try_from(tag).unwrap_or(u32::MAX)) {
+                Ok(rq) => made.push(rq),
+                Err(err) => {
+                    self.unmake(made);
+                    return Err(err);
+                }
+            }
+        }
+        let extra = {
+            let mut st = self.state.lock();
+            st.free.sort_unstable_by_key(|rq| rq.internal_tag);
+            let extra = st.free.split_off(count.min(have));
+            st.free.append(&mut made);
+            extra
+        };
+        self.unmake(extra);
+        Ok(())
+    }
+
+    fn unmake(&self, requests: impl IntoIterator<Item = Box<Rq<D>>>) {
+        for mut rq in requests {
             self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
         }
-        while free.len() < count {
-            free.push(self.make_request(u32::try_from(free.len()).unwrap_or(u32::MAX))?);
-        }
-        self.state.lock().free = free;
-        Ok(())
     }
 
     fn make_request(&self, internal_tag: u32) -> crate::error::Result<Box<Rq<D>>> {
@@ -185,12 +215,15 @@ impl<D: Driver> Hctx<D> {
         let Some(part) = self.driver.lock().take() else { return };
         let (free, flush) = {
             let mut st = self.state.lock();
+            if std::mem::take(&mut st.tags_active) {
+                self.tags.set_active(false);
+            }
             (std::mem::take(&mut st.free), st.flush_rq.take())
         };
-        for mut rq in free.into_iter().chain(flush) {
-            self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
-        }
+        self.unmake(free.into_iter().chain(flush));
         self.tags.detach();
+        // The shares of others have become larger.
+        self.tags.wake();
         self.shared.driver.exit_hctx(&self.shared.disk, part);
     }
 
@@ -239,13 +272,12 @@ impl<D: Driver> Hctx<D> {
                 }
                 self.let_in(&mut st, now_ns, &mut todo);
                 self.take_staged(&mut st, now_ns, &mut todo);
-                st.elevator
+                st.elevator && st.dispatch.is_empty()
             };
-            let mut list = std::mem::take(&mut todo.issue);
-            todo.run = false;
-            self.end_all(todo);
+            self.end_all(&mut todo);
+            let list = &mut todo.issue;
             if list.is_empty() && more {
-                self.take_scheduled(&mut list);
+                self.take_scheduled(list);
             }
             if list.is_empty() || !self.issue(part, list) {
                 return;
@@ -276,7 +308,7 @@ impl<D: Driver> Hctx<D> {
             idle = 0;
             st.staged -= 1;
             if !self.tag_and_start(st, &mut rq, now_ns) {
-                st.dispatch.push_front(rq);
+                st.dispatch.push_back(rq);
                 return;
             }
             todo.issue.push(rq);
@@ -298,7 +330,7 @@ impl<D: Driver> Hctx<D> {
                 _ => {
                     let mut st = self.state.lock();
                     if !self.tag_and_start(&mut st, &mut rq, now_ns) {
-                        st.dispatch.push_front(rq);
+                        st.dispatch.push_back(rq);
                         break;
                     }
                     list.push(rq);
@@ -307,6 +339,13 @@ impl<D: Driver> Hctx<D> {
         }
         for other in others {
             other.run();
+        }
+    }
+
+    /// Keeps what is known of a request in step with it, after it has grown.
+    fn grown(st: &mut State<D>, rq: &Rq<D>) {
+        if let Some(slot) = rq.tag.and_then(|tag| st.slots.get_mut(tag as usize)) {
+            slot.what = Some((rq.op, rq.sector, rq.len));
         }
     }
 
@@ -358,19 +397,24 @@ impl<D: Driver> Hctx<D> {
 
     fn put_tag(&self, st: &mut State<D>, tag: u32) {
         st.tags_held -= 1;
+        self.leave_tags_if_idle(st);
+        self.tags.put(tag);
+    }
+
+    /// One that holds no tag and waits for none leaves its share to others.
+    fn leave_tags_if_idle(&self, st: &mut State<D>) {
         if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() {
             st.tags_active = false;
             self.tags.set_active(false);
         }
-        self.tags.put(tag);
     }
 
     /// Hands a list to the driver; says whether it took all.
-    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: Requests<D>) -> bool {
+    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: &mut Requests<D>) -> bool {
         let driver = &self.shared.driver;
         let count = list.len();
         let mut gathered = false;
-        let mut rest = list.into_iter().enumerate();
+        let mut rest = list.drain(..).enumerate();
         while let Some((i, rq)) = rest.next() {
             let last = i + 1 == count;
             let budget = driver.budget();
@@ -394,7 +438,7 @@ impl<D: Driver> Hctx<D> {
                 gathered = !last;
                 continue;
             };
-            rq.begun = true;
+            rq.rewind();
             if gathered {
                 driver.commit_rqs(part);
             }
@@ -419,24 +463,30 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever
-    /// is.
-    fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
+    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
+    fn issue_direct(self: &Arc<Self>, list: &mut Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
-            if let Some(part) = part.as_mut() {
+            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see
+            // it.
+            if let Some(part) = part.as_mut().filter(|_| !self.quiesced.load(Ordering::SeqCst)) {
                 self.issue(part, list);
+            } else {
+                self.hold_back(list);
             }
             drop(part);
             self.run_pending();
         } else {
-            {
-                let mut st = self.state.lock();
-                for rq in list {
-                    Self::stop(&mut st, &rq);
-                    Self::stage(&mut st, rq);
-                }
-            }
+            self.hold_back(list);
             self.run();
+        }
+    }
+
+    /// Puts requests that were about to be issued into the software queues.
+    fn hold_back(&self, list: &mut Requests<D>) {
+        let mut st = self.state.lock();
+        for rq in list.drain(..) {
+            Self::stop(&mut st, &rq);
+            Self::stage(&mut st, rq);
         }
     }
 
@@ -478,13 +528,20 @@ impl<D: Driver> Hctx<D> {
                 st.flush.flush_done(status, now_ns, &mut next);
             } else {
                 rq.hctx = Some(Arc::clone(&self));
+                // Under a scheduler requests wait for tags with what they have to do: none is kept from them
+                // while this one waits for a flush.
+                if st.elevator
+                    && let Some(tag) = rq.tag.take()
+                {
+                    self.put_tag(&mut st, tag);
+                }
                 st.flush.data_done(rq, status, now_ns, &mut next);
             }
             self.follow(&mut st, next, now_ns, &mut todo);
             todo.run |= !st.dispatch.is_empty() || st.staged > 0;
         }
-        self.tags.wake_one();
-        self.settle(todo);
+        self.tags.wake();
+        self.settle(&mut todo);
     }
 
     /// Does what the flush machine says.
@@ -562,7 +619,7 @@ impl<D: Driver> Hctx<D> {
             || (st.frozen == 0 && !st.waiting.is_empty());
         let drained = st.allocated == 0 && st.frozen > 0;
         drop(st);
-        self.tags.wake_one();
+        self.tags.wake();
         if drained {
             self.shared.drained.notify(usize::MAX);
         }
@@ -571,22 +628,21 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    fn settle(self: &Arc<Self>, mut todo: Todo<D>) {
-        let (list, run) = (std::mem::take(&mut todo.issue), todo.run);
+    fn settle(self: &Arc<Self>, todo: &mut Todo<D>) {
         self.end_all(todo);
-        if !list.is_empty() {
-            self.issue_direct(list);
+        if !todo.issue.is_empty() {
+            self.issue_direct(&mut todo.issue);
         }
-        if run {
+        if todo.run {
             self.run();
         }
     }
 
-    fn end_all(self: &Arc<Self>, todo: Todo<D>) {
-        for (bio, status) in todo.ended_bios {
+    fn end_all(self: &Arc<Self>, todo: &mut Todo<D>) {
+        for (bio, status) in todo.ended_bios.drain(..) {
             bio.end(status);
         }
-        for (rq, status) in todo.ended {
+        for (rq, status) in todo.ended.drain(..) {
             self.finish(rq, status);
         }
     }
@@ -614,18 +670,25 @@ impl<D: Driver> Hctx<D> {
             self.follow(&mut st, next, now_ns, &mut todo);
         }
         for rq in expired {
-            let verdict = self.with_driver(|part| self.shared.driver.timeout(part, &rq));
+            let Some(verdict) = self.with_driver(|part| self.shared.driver.timeout(part, &rq))
+            else {
+                continue;
+            };
             let mut st = self.state.lock();
             let slot = &mut st.slots[rq.tag as usize];
-            if verdict == Some(Timeout::ResetTimer) && u64::from(slot.generation) == rq.cookie >> 32
-            {
-                slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
+            if u64::from(slot.generation) == rq.cookie >> 32 {
+                slot.deadline_ns = match verdict {
+                    Timeout::ResetTimer => now_ns.saturating_add(self.shared.timeout_ns()),
+                    // The driver sees to it: it is not asked again.
+                    Timeout::Done => NEVER,
+                };
             }
         }
-        self.settle(todo);
+        self.settle(&mut todo);
         let st = self.state.lock();
         let timers =
             st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
+        let timers = timers.filter(|&deadline_ns| deadline_ns != NEVER);
         timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
     }
 
@@ -661,16 +724,21 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// No request goes to the driver from now on.
-    pub(crate) fn quiesce(&self) {
-        self.state.lock().quiesced += 1;
+    pub(crate) fn quiesce(self: &Arc<Self>) {
+        {
+            let mut st = self.state.lock();
+            st.quiesced += 1;
+            self.quiesced.store(true, Ordering::SeqCst);
+        }
         // Whoever is with the driver saw the old state: wait until it is through.
-        drop(self.driver.lock());
+        self.with_driver(|_| ());
     }
 
     pub(crate) fn unquiesce(self: &Arc<Self>) {
         {
             let mut st = self.state.lock();
             st.quiesced = st.quiesced.saturating_sub(1);
+            self.quiesced.store(st.quiesced > 0, Ordering::SeqCst);
         }
         self.run();
     }
@@ -682,6 +750,7 @@ impl<D: Driver> Hctx<D> {
             st.dying = true;
             // What is held back must end too.
             st.quiesced = 0;
+            self.quiesced.store(false, Ordering::SeqCst);
             std::mem::take(&mut st.waiting)
         };
         for (_, bio) in waiting {
@@ -703,11 +772,6 @@ impl<D: Driver> Waiter for Hctx<D> {
     fn tag_freed(self: Arc<Self>) {
         self.state.lock().waits_for_tag = false;
         self.run();
-        // If this queue had no use for the tag, the next in line may have. One that waits again has its share
-        // of the tags out, and will pass its turn on when one of them comes back.
-        if !self.state.lock().waits_for_tag && self.tags.has_free() {
-            self.tags.wake_one();
-        }
     }
 }
 

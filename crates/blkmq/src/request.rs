@@ -115,6 +115,21 @@ impl<D: Driver> Rq<D> {
         self.bios.push_back(bio);
     }
 
+    /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from
+    /// there on.
+    pub(crate) fn rewind(&mut self) {
+        self.begun = true;
+        if self.delivered > 0 {
+            self.delivered = 0;
+            self.bios.iter_mut().for_each(|bio| bio.take_back_supply());
+        }
+        if self.op == Op::BlockStatus
+            && let Some(bio) = self.bios.front_mut()
+        {
+            bio.extents.clear();
+        }
+    }
+
     pub(crate) fn end_sector(&self) -> Sector {
         self.sector + Sector(self.len.div_ceil(crate::units::SECTOR_SIZE))
     }
@@ -383,7 +398,7 @@ impl<D: Driver> Request<D> {
     /// long ago.
     pub fn requeue(self) {
         let mut rq = self.into_inner();
-        rq.begun = true;
+        rq.rewind();
         if let Some(hctx) = rq.hctx.clone() {
             hctx.requeue(rq);
         }
@@ -398,13 +413,18 @@ impl<D: Driver> Drop for Request<D> {
     }
 }
 
-impl<D: Driver> fmt::Debug for Request<D> {
+impl<D: Driver> fmt::Display for Rq<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rq = self.rq();
         write!(
             f,
             "{:?} {:?} sector {} len {} tag {:?} internal {}",
-            rq.op, rq.flags, rq.sector, rq.len, rq.tag, rq.internal_tag
+            self.op, self.flags, self.sector, self.len, self.tag, self.internal_tag
         )
+    }
+}
+
+impl<D: Driver> fmt::Debug for Request<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.rq(), f)
     }
 }

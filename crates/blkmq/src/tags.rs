@@ -142,24 +142,27 @@ impl Tags {
         let mut waiters = self.waiters.lock();
         waiters.push_back(waiter);
         self.waiting.store(waiters.len(), Ordering::SeqCst);
-        // Whoever frees a tag sets its bit, then looks at `waiting`: either it sees this, or the caller's next
-        // try sees the bit.
+        drop(waiters);
+        // The caller's look at the bitmap comes after it: either it sees the tag that is freed, or who frees it
+        // sees the waiter.
         fence(Ordering::SeqCst);
     }
 
-    /// Tells the first in the queue that a tag was freed. Call with no lock held.
-    pub(crate) fn wake_one(&self) {
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let first = {
-            let mut waiters = self.waiters.lock();
-            let first = waiters.pop_front();
-            self.waiting.store(waiters.len(), Ordering::SeqCst);
-            first
-        };
-        if let Some(first) = first {
+    /// Tells those in the queue, first come first, that a tag was freed, until none is free. Each is told once:
+    /// one that has had its share queues up again, and must not keep the others from theirs. Call with no lock
+    /// held.
+    pub(crate) fn wake(&self) {
+        let mut left = self.waiting.load(Ordering::SeqCst);
+        while left > 0 && self.has_free() {
+            let first = {
+                let mut waiters = self.waiters.lock();
+                let first = waiters.pop_front();
+                self.waiting.store(waiters.len(), Ordering::SeqCst);
+                first
+            };
+            let Some(first) = first else { return };
             first.tag_freed();
+            left -= 1;
         }
     }
 

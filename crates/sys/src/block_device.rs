@@ -1,4 +1,5 @@
-//! What a block device is and can do (`linux/fs.h`, `BLK*`; sysfs' `queue` folder, Documentation/ABI/stable/sysfs-block).
+//! What a block device is and can do (`linux/fs.h`, `BLK*`; sysfs' `queue` folder,
+//! Documentation/ABI/stable/sysfs-block).
 
 use std::io;
 use std::ops::Range;
@@ -72,7 +73,8 @@ pub fn is_rotational(file: BorrowedFd<'_>) -> io::Result<bool> {
     get::<libc::c_ushort>(file, BLKROTATIONAL).map(|flag| flag != 0)
 }
 
-/// Whether discarded blocks are sure to read as zeroes. Linux says no for all devices since 4.12: ask for zeroes instead.
+/// Whether discarded blocks are sure to read as zeroes. Linux says no for all devices since 4.12: ask for
+/// zeroes instead.
 ///
 /// # Errors
 /// `ENOTTY` if it is no block device.
@@ -96,7 +98,8 @@ pub fn write_zeroes(file: BorrowedFd<'_>, range: &Range<u64>) -> io::Result<()> 
     set_range(file, BLKZEROOUT, range)
 }
 
-/// A number from sysfs' `queue` folder, of the whole disk if the device is a partition. `None`: there is no such, or sysfs is not there.
+/// A number from sysfs' `queue` folder, of the whole disk if the device is a partition. `None`: there is no
+/// such, or sysfs is not there.
 #[must_use]
 pub fn queue_attribute(file: BorrowedFd<'_>, name: &str) -> Option<u64> {
     let dev = fstat(file).ok()?.st_rdev;
@@ -115,7 +118,8 @@ impl Answer for libc::c_ushort {}
 /// The type that a command answers with is fixed by `linux/fs.h`; the functions above name it.
 fn get<T: Answer>(file: BorrowedFd<'_>, command: libc::Ioctl) -> io::Result<T> {
     let mut answer = T::default();
-    // SAFETY: the command writes one `T`, an integer of the type that `linux/fs.h` gives it, to memory that is valid for the call.
+    // SAFETY: the command writes one `T`, an integer of the type that `linux/fs.h` gives it, to memory that is
+    // valid for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), command, std::ptr::from_mut(&mut answer)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
 }

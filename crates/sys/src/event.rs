@@ -13,7 +13,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
-/// Something to wait on: each [`Event::signal`] is an edge for an edge-triggered epoll, whether or not it was read before.
+/// Something to wait on: each [`Event::signal`] is an edge for an edge-triggered epoll, whether or not it was
+/// read before.
 #[derive(Debug)]
 pub struct Event(OwnedFd);
 
@@ -45,7 +46,8 @@ impl AsRawFd for Event {
     }
 }
 
-/// An [`Event`] that time makes happen, to the resolution of the kernel's high resolution timers (timerfd_create(2)).
+/// An [`Event`] that time makes happen, to the resolution of the kernel's high resolution timers
+/// (timerfd_create(2)).
 #[derive(Debug)]
 pub struct Timer(Arc<Event>);
 
@@ -97,7 +99,8 @@ impl EventWatch {
         Ok(Self(watched?))
     }
 
-    /// Waits until it has happened since the last time, or ever. One that happens while nobody waits is not missed.
+    /// Waits until it has happened since the last time, or ever. One that happens while nobody waits is not
+    /// missed.
     ///
     /// # Errors
     /// The runtime is shutting down.

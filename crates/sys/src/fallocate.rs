@@ -9,7 +9,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 /// What a range is made to be. The file's size never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocate {
-    /// A hole, which reads as zeroes. On a block device: zeroes, its space given back, only if it can do that fast.
+    /// A hole, which reads as zeroes. On a block device: zeroes, its space given back, only if it can do that
+    /// fast.
     PunchHole,
     /// Zeroes, its space kept. On a block device the kernel writes them if it must.
     ZeroRange,
@@ -45,7 +46,8 @@ pub fn is_not_supported(err: &io::Error) -> bool {
     )
 }
 
-/// Whether holes can be punched into a file of `size` bytes. Its contents are not touched: the hole that is tried lies past its end.
+/// Whether holes can be punched into a file of `size` bytes. Its contents are not touched: the hole that is
+/// tried lies past its end.
 ///
 /// # Errors
 /// Anything but "not supported" that fallocate(2) says, such as `EPERM` for a sealed or immutable file.

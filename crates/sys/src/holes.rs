@@ -16,7 +16,8 @@ pub struct Run {
     pub hole: bool,
 }
 
-/// The first runs of `range`, at most `most` of them: they may end before the range does. What lies past the end of the file is a hole.
+/// The first runs of `range`, at most `most` of them: they may end before the range does. What lies past the
+/// end of the file is a hole.
 ///
 /// Others may change the file meanwhile; each run was right at some moment of the call.
 ///

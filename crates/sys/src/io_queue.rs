@@ -19,7 +19,8 @@ pub enum IoEngine {
     Threads,
 }
 
-/// Operations on a file: pushed, carried out while the caller does something else, and given back with a token of the caller's.
+/// Operations on a file: pushed, carried out while the caller does something else, and given back with a token
+/// of the caller's.
 ///
 /// One caller at a time uses it; which thread that is does not matter.
 pub struct IoQueue<T> {
@@ -49,7 +50,8 @@ impl<T: Send + 'static> IoQueue<T> {
         Ok(Self { ring, lane, depth: depth as usize, event })
     }
 
-    /// Becomes readable, edge by edge, when operations complete later than the [`IoQueue::turn`] that submitted them: time for another turn.
+    /// Becomes readable, edge by edge, when operations complete later than the [`IoQueue::turn`] that submitted
+    /// them: time for another turn.
     #[must_use]
     pub fn event(&self) -> Arc<Event> {
         Arc::clone(&self.event)

@@ -1,9 +1,12 @@
-//! Operations that threads carry out: the fallback where there is no io_uring, and the way for what io_uring has no operation for.
+//! Operations that threads carry out: the fallback where there is no io_uring, and the way for what io_uring
+//! has no operation for.
 
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::event::Event;
 use crate::operation::{Completion, Operation};
@@ -33,7 +36,8 @@ impl<T> Done<T> {
             list.push(completion);
             list.len() == 1
         };
-        // Whoever drains the list takes all of it, so that one signal is enough for what gathered since the last time.
+        // Whoever drains the list takes all of it, so that one signal is enough for what gathered since the
+        // last time.
         if first {
             self.event.signal();
         }
@@ -43,7 +47,9 @@ impl<T> Done<T> {
 impl<T: Send + 'static> Lane<T> {
     pub(crate) fn new(file: Arc<OwnedFd>, pool: Pool, event: Arc<Event>) -> Self {
         let done = Arc::new(Done { list: Mutex::default(), event });
-        Self { file, pool, done, pushed: Vec::new(), out: 0, read_now: true }
+        // Direct I/O always waits for the device, whatever it was told.
+        let read_now = fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT));
+        Self { file, pool, done, pushed: Vec::new(), out: 0, read_now }
     }
 
     pub(crate) fn push(&mut self, operation: Operation, token: T) {
@@ -79,6 +85,8 @@ impl<T: Send + 'static> Lane<T> {
         let (file, done) = (Arc::clone(&self.file), Arc::clone(&self.done));
         self.pool.execute(Box::new(move || {
             let result = operation.run(file.as_fd());
+            // Whoever hears of the end may close the file, and expect it to be closed then.
+            drop(file);
             done.push(Completion { operation, token, result });
         }));
     }

@@ -1,7 +1,8 @@
 //! Advisory locks on a whole file: open file description locks, `F_OFD_SETLK` of fcntl(2).
 //!
-//! They belong to the open file, not to the process: closing another descriptor of the same file does not lose them, and two opens within one
-//! process exclude each other. They conflict with the traditional record locks, and with the byte locks that QEMU takes.
+//! They belong to the open file, not to the process: closing another descriptor of the same file does not lose
+//! them, and two opens within one process exclude each other. They conflict with the traditional record locks,
+//! and with the byte locks that QEMU takes.
 
 use std::fmt;
 use std::io;
@@ -58,8 +59,8 @@ impl std::error::Error for LockError {
     }
 }
 
-/// A lock that is held. Dropping it gives it up at once; closing the file alone may not, as the kernel itself may hold the file for a while, for an
-/// io_uring that is being taken down.
+/// A lock that is held. Dropping it gives it up at once; closing the file alone may not, as the kernel itself
+/// may hold the file for a while, for an io_uring that is being taken down.
 #[derive(Debug)]
 pub struct Lock(Arc<OwnedFd>);
 
@@ -121,7 +122,8 @@ fn short(value: libc::c_int) -> libc::c_short {
 }
 
 fn fcntl(file: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
-    // SAFETY: both commands that are used take a pointer to a `struct flock`, valid for the call, and write to nothing else.
+    // SAFETY: both commands that are used take a pointer to a `struct flock`, valid for the call, and write to
+    // nothing else.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -15,7 +15,8 @@ use crate::{block_device, fallocate, transfer};
 /// An operation on a file. It owns the memory it concerns until it comes back in its [`Completion`].
 #[derive(Debug)]
 pub enum Operation {
-    /// Bytes from the file, from `offset` on, into `memory`: preadv2(2). Fewer than asked for is a success, none the end of the file.
+    /// Bytes from the file, from `offset` on, into `memory`: preadv2(2). Fewer than asked for is a success,
+    /// none the end of the file.
     Read {
         /// Where, in bytes.
         offset: u64,
@@ -74,7 +75,8 @@ impl Operation {
         }
     }
 
-    /// Does it at once, on the caller's thread, which may take as long as the storage takes. Says how many bytes were moved.
+    /// Does it at once, on the caller's thread, which may take as long as the storage takes. Says how many
+    /// bytes were moved.
     ///
     /// # Errors
     /// What the system call says; never `EINTR`.
@@ -107,7 +109,8 @@ impl Operation {
         }
     }
 
-    /// A bug of whoever made it would let the kernel write to memory that must not change, or be refused as a whole.
+    /// A bug of whoever made it would let the kernel write to memory that must not change, or be refused as a
+    /// whole.
     pub(crate) fn assert_valid(&self) {
         assert!(self.memory().len() <= Self::MAX_SEGMENTS, "more segments than one call takes");
         if let Self::Read { memory, .. } = self {

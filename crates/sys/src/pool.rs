@@ -12,7 +12,8 @@ pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
 /// A bounded pool of threads. Clones share it. Work that was accepted is done even if all of them are dropped.
 ///
-/// What waits for a thread is bounded by those who submit: an [`crate::IoQueue`] never has more out than its depth.
+/// What waits for a thread is bounded by those who submit: an [`crate::IoQueue`] never has more out than its
+/// depth.
 #[derive(Clone)]
 pub struct Pool(Arc<Handle>);
 
@@ -41,7 +42,8 @@ impl Pool {
         Self(Arc::new(Handle(Arc::new(shared))))
     }
 
-    /// Has `job` done by one of the threads. If there is none and none can be started, it is done here, so that nothing is ever stuck.
+    /// Has `job` done by one of the threads. If there is none and none can be started, it is done here, so that
+    /// nothing is ever stuck.
     pub(crate) fn execute(&self, job: Job) {
         let shared = &self.0.0;
         let mut state = shared.lock();

@@ -11,7 +11,8 @@ use smallvec::SmallVec;
 #[repr(transparent)]
 pub(crate) struct IoVec(libc::iovec);
 
-// SAFETY: an address and a length, which belong to no thread; only the kernel follows the address, and whoever lets it keeps the memory alive.
+// SAFETY: an address and a length, which belong to no thread; only the kernel follows the address, and whoever
+// lets it keeps the memory alive.
 unsafe impl Send for IoVec {}
 
 impl IoVec {
@@ -42,7 +43,8 @@ pub(crate) fn read(
     let vector: Vector = memory.iter().map(IoVec::of).collect();
     let (count, offset) = (arguments(&vector)?, position(offset)?);
     let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
-    // SAFETY: every element of the vector is a segment's memory, writable as asserted, and `memory` keeps it mapped during the call.
+    // SAFETY: every element of the vector is a segment's memory, writable as asserted, and `memory` keeps it
+    // mapped during the call.
     let moved = unsafe { libc::preadv2(file.as_raw_fd(), pointer(&vector), count, offset, flags) };
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
@@ -57,7 +59,8 @@ pub(crate) fn write(
     let vector: Vector = memory.iter().map(IoVec::of).collect();
     let (count, offset) = (arguments(&vector)?, position(offset)?);
     let flags = if durable { libc::RWF_DSYNC } else { 0 };
-    // SAFETY: every element of the vector is a segment's memory, which the kernel only reads, and `memory` keeps it mapped during the call.
+    // SAFETY: every element of the vector is a segment's memory, which the kernel only reads, and `memory`
+    // keeps it mapped during the call.
     let moved = unsafe { libc::pwritev2(file.as_raw_fd(), pointer(&vector), count, offset, flags) };
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }

@@ -15,7 +15,8 @@ use crate::event::Event;
 use crate::operation::{Completion, Operation};
 use crate::transfer::{self, IoVec};
 
-/// The most operations that wait in user space for one system call to submit them; more are submitted in between.
+/// The most operations that wait in user space for one system call to submit them; more are submitted in
+/// between.
 const BATCH: u32 = 256;
 /// What the queue needs; all of them are in Linux 5.6.
 const NEEDED: [(u8, &str); 6] = [
@@ -53,7 +54,8 @@ impl fmt::Display for Unavailable {
                 "io_uring is forbidden by the sysctl kernel.io_uring_disabled = {value}; 0 allows it"
             ),
             Self::Policy => f.write_str(
-                "io_uring is forbidden here, by seccomp or a security module; a container needs a profile that allows io_uring_setup",
+                "io_uring is forbidden here, by seccomp or a security module; \
+                 a container needs a profile that allows io_uring_setup",
             ),
             Self::Operation(name) => write!(f, "this kernel's io_uring has no {name}"),
             Self::Failed(err) => write!(f, "io_uring cannot be set up: {err}"),
@@ -89,7 +91,8 @@ impl From<io::Error> for Unavailable {
 pub(crate) struct Ring<T> {
     ring: IoUring,
     slots: Vec<Option<(Operation, T)>>,
-    /// The vector of the operation in the slot of the same number: the kernel may read it until the operation completes.
+    /// The vector of the operation in the slot of the same number: the kernel may read it until the operation
+    /// completes.
     vectors: Vec<Vec<IoVec>>,
     free: Vec<u32>,
     /// Slots that wait for room in the submission queue.
@@ -99,7 +102,8 @@ pub(crate) struct Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// A ring that holds `depth` operations on `file`, and signals `event` when one completes while nobody looks.
+    /// A ring that holds `depth` operations on `file`, and signals `event` when one completes while nobody
+    /// looks.
     pub(crate) fn new(
         file: Arc<OwnedFd>,
         event: Arc<Event>,
@@ -149,7 +153,8 @@ impl<T> Ring<T> {
         Ok(())
     }
 
-    /// Submits what was pushed, and takes what has completed: what completes during its submission costs nothing more, and no signal.
+    /// Submits what was pushed, and takes what has completed: what completes during its submission costs
+    /// nothing more, and no signal.
     pub(crate) fn turn(&mut self, completions: &mut Vec<Completion<T>>) -> io::Result<()> {
         if self.pushed.is_empty() && self.ring.submission().is_empty() {
             self.drain(completions);
@@ -188,9 +193,9 @@ impl<T> Ring<T> {
                 unreachable!("a slot is full from its push to its completion")
             };
             let entry = entry(operation, &vectors[index as usize]).user_data(index.into());
-            // SAFETY: the memory that the entry points to is a segment's, or the slot's vector; the slot keeps both in place until the
-            // completion with its number has come, and the ring is not dropped before (see `Drop`). Reads were checked to be to writable
-            // memory. File 0 is registered.
+            // SAFETY: the memory that the entry points to is a segment's, or the slot's vector; the slot keeps
+            // both in place until the completion with its number has come, and the ring is not dropped before
+            // (see `Drop`). Reads were checked to be to writable memory. File 0 is registered.
             if unsafe { queue.push(&entry) }.is_err() {
                 return;
             }
@@ -231,6 +236,9 @@ impl<T> Drop for Ring<T> {
                 _ => self.drain(&mut ended),
             }
         }
+        // The kernel takes a ring down after its descriptor is closed; the file is let go now, so that it can
+        // be unmounted or opened anew.
+        let _ = self.ring.submitter().unregister_files();
     }
 }
 
@@ -240,7 +248,8 @@ fn set_up(depth: u32) -> Result<IoUring, Unavailable> {
     // As many completions as operations: it never overflows.
     builder.dontfork().setup_clamp().setup_cqsize(depth.max(entries).next_power_of_two());
     let plain = builder.clone();
-    // Linux 5.19: the submitter is not interrupted for each completion; it sees them when it enters the kernel next.
+    // Linux 5.19: the submitter is not interrupted for each completion; it sees them when it enters the kernel
+    // next.
     builder.setup_coop_taskrun();
     match builder.build(entries) {
         Err(err) if err.raw_os_error() == Some(libc::EINVAL) => Ok(plain.build(entries)?),

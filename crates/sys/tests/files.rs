@@ -201,10 +201,50 @@ fn writers_exclude_all_and_readers_only_writers() {
 #[test]
 fn a_kernel_that_refuses_says_why() {
     uring::available().unwrap();
+    std::thread::spawn(|| {
+        forbid_io_uring();
+        let why = uring::available().unwrap_err();
+        assert!(matches!(why, uring::Unavailable::Policy), "{why}");
+        let queue = IoQueue::<()>::new(&file(PAGE), IoEngine::Uring, &Pool::new(1), 1);
+        assert!(matches!(queue.err(), Some(uring::Unavailable::Policy)));
+        let mut threads = queue_of_threads();
+        run(&mut threads, Operation::Sync).result.unwrap();
+    })
+    .join()
+    .unwrap();
     let missing = uring::Unavailable::from(io::Error::from_raw_os_error(libc::ENOSYS));
     assert!(matches!(missing, uring::Unavailable::Missing));
     let refused = uring::Unavailable::from(io::Error::from_raw_os_error(libc::EPERM));
     assert!(refused.to_string().contains("forbidden"), "{refused}");
     let failed = uring::Unavailable::from(io::Error::from_raw_os_error(libc::EMFILE));
     assert!(failed.to_string().contains("cannot be set up"), "{failed}");
+}
+
+fn queue_of_threads() -> IoQueue<u32> {
+    queue(&file(PAGE), IoEngine::Threads, 1)
+}
+
+/// As the profile of a container runtime does it, for this thread only: seccomp(2).
+fn forbid_io_uring() {
+    let step = |code: u32, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt: 0,
+        jf,
+        k,
+    };
+    let number = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let refuse = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap();
+    let mut filter = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, number),
+        step(libc::BPF_RET | libc::BPF_K, 0, refuse),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: the first takes numbers only; the second a program of four steps, valid for the call, which the kernel copies.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }

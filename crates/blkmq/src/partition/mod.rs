@@ -29,6 +29,21 @@ pub struct Table {
     pub warnings: Vec<Warning>,
 }
 
+impl Table {
+    /// Whether a partition is, in part at least, past the end of the disk.
+    pub(crate) fn reaches_past_end(&self) -> bool {
+        let past_end = |warning: &Warning| {
+            matches!(
+                warning,
+                Warning::BeyondEnd { .. }
+                    | Warning::Truncated { .. }
+                    | Warning::ExtendedBeyondEnd(_)
+            )
+        };
+        self.warnings.iter().any(past_end)
+    }
+}
+
 /// A kind of partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {

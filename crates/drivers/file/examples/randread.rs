@@ -1,6 +1,8 @@
-//! 4 KiB random reads from a cached file: through the block layer with io_uring and with threads, and by plain pread(2).
+//! 4 KiB random reads from a cached file: through the block layer with io_uring and with threads, and by plain
+//! pread(2).
 //!
-//! `randread FILE [uring|threads|pread|all] [depth] [seconds] [direct]`; see what the kernel sees with `strace -cf`.
+//! `randread FILE [uring|threads|pread|all] [depth] [seconds] [direct]`; see what the kernel sees with `strace
+//! -cf`.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -27,6 +29,7 @@ const BLOCK: u64 = 4096;
 /// Bios that have ended.
 #[derive(Default)]
 struct Ended {
+    #[expect(clippy::vec_box, reason = "bios come and go boxed")]
     bios: Mutex<Vec<Box<Bio>>>,
     some: Notify,
 }
@@ -92,11 +95,10 @@ fn through_the_block_layer(config: &FileConfig, depth: u64, time: Duration) -> u
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let (file, info) = File::open(config, &[runtime.handle().clone()]).unwrap();
     let set = TagSet::new(file, TagSetConfig::default()).unwrap();
-    let mut disk = DiskConfig::new("file0", info.capacity, info.limits);
-    disk.read_only = true;
+    let disk = DiskConfig::new("file0", info.capacity, info.limits);
     let clock = Arc::new(MonotonicClock::new());
     let disk = Disk::alloc(&set, (), disk, Arc::new(NoOps), clock).unwrap();
-    let bdev = disk.open(None, OpenMode::ReadOnly).unwrap();
+    let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
     runtime.block_on(load(&bdev, depth, time))
 }
 
@@ -129,8 +131,7 @@ fn main() {
         }
         let count = match engine {
             Some(engine) => {
-                let config =
-                    FileConfig { engine, direct, read_only: true, ..FileConfig::new(path) };
+                let config = FileConfig { engine, direct, ..FileConfig::new(path) };
                 through_the_block_layer(&config, depth, time)
             }
             None => plain(path, time),

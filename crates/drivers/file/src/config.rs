@@ -7,7 +7,8 @@ use std::path::PathBuf;
 pub struct FileConfig {
     /// A regular file or a block device.
     pub path: PathBuf,
-    /// Past the page cache (`O_DIRECT`): no second copy in memory, and errors come with the write that meets them.
+    /// Past the page cache (`O_DIRECT`): no second copy in memory, and errors come with the write that meets
+    /// them.
     pub direct: bool,
     /// The disk refuses writes; the file is opened for reading.
     pub read_only: bool,
@@ -15,7 +16,8 @@ pub struct FileConfig {
     pub create_size: Option<u64>,
     /// What carries the I/O out.
     pub engine: Engine,
-    /// Take an advisory lock: a writer excludes all others who lock, QEMU among them; readers exclude writers only.
+    /// Take an advisory lock: a writer excludes all others who lock, QEMU among them; readers exclude writers
+    /// only.
     pub lock: bool,
     /// The most threads for what blocks; all I/O of the thread engine does.
     pub threads: usize,

@@ -35,8 +35,8 @@ pub struct File {
 }
 
 impl File {
-    /// Opens a file, and says what a disk in it is. `queue_threads` are the runtimes that completions come by; each must be driven, and have I/O
-    /// enabled.
+    /// Opens a file, and says what a disk in it is. `queue_threads` are the runtimes that completions come by;
+    /// each must be driven, and have I/O enabled.
     ///
     /// # Errors
     /// [`Error`] says what is wrong with the file, and what to do.
@@ -46,7 +46,7 @@ impl File {
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let opened = open(config)?;
-        let engine = engine(config)?;
+        let engine = engine(config, uring::available)?;
         let info = Info {
             capacity: Sector::from_bytes_floor(opened.size),
             limits: limits(config, &opened)?,
@@ -90,11 +90,14 @@ impl File {
     }
 }
 
-fn engine(config: &FileConfig) -> Result<IoEngine, Error> {
+fn engine(
+    config: &FileConfig,
+    available: impl FnOnce() -> Result<(), uring::Unavailable>,
+) -> Result<IoEngine, Error> {
     if config.engine == Engine::Threads {
         return Ok(IoEngine::Threads);
     }
-    match uring::available() {
+    match available() {
         Ok(()) => Ok(IoEngine::Uring),
         Err(why) if config.engine == Engine::Auto => {
             tracing::info!(file = %config.path.display(), %why, "threads do the I/O");
@@ -149,5 +152,24 @@ impl Driver for File {
 
     fn poll(&self, queue: &mut Queue) -> usize {
         queue.turn()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_kernel_refuses_io_uring_threads_do_unless_it_was_asked_for() {
+        let refuse = || Err(uring::Unavailable::Sysctl("2".into()));
+        let config = |engine| FileConfig { engine, ..FileConfig::new("/disk") };
+        assert_eq!(engine(&config(Engine::Auto), refuse).unwrap(), IoEngine::Threads);
+        assert_eq!(engine(&config(Engine::Auto), || Ok(())).unwrap(), IoEngine::Uring);
+        assert_eq!(engine(&config(Engine::Threads), || Ok(())).unwrap(), IoEngine::Threads);
+        let err = engine(&config(Engine::Uring), refuse).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::NotSupported);
+        for said in ["/disk", "kernel.io_uring_disabled = 2", "engine=threads"] {
+            assert!(err.to_string().contains(said), "{err}");
+        }
     }
 }

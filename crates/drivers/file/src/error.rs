@@ -52,6 +52,7 @@ impl Error {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 ErrorKind::NotPermitted
             }
+            io::ErrorKind::ResourceBusy => ErrorKind::Locked,
             _ => ErrorKind::Io,
         };
         Self::new(kind, what).caused_by(source)

@@ -31,14 +31,16 @@ impl Health {
 
     pub(crate) fn flush_failed(&self, err: &std::io::Error) {
         if !self.flush_failed.swap(true, Ordering::AcqRel) {
-            tracing::error!(file = %self.path.display(), %err, "a flush failed: writes since the last one may be lost, and flushes fail until the disk is opened anew");
+            let file = self.path.display();
+            tracing::error!(%file, %err, "a flush failed: later writes may be lost; open it anew");
         }
     }
 
     /// A read or write that came to the end of the file before it was through.
     pub(crate) fn ended_early(&self, offset: u64) -> Status {
         if !self.shrunk.swap(true, Ordering::AcqRel) {
-            tracing::error!(file = %self.path.display(), offset, "the file is shorter than when it was opened: what lies past its end gives I/O errors");
+            let file = self.path.display();
+            tracing::error!(%file, offset, "the file has become shorter: what lies past its end gives I/O errors");
         }
         Status::Io
     }

@@ -147,8 +147,9 @@ impl Job {
             || (mask != 0 && self.rq.segments().any(|s| (s.as_ptr().addr() | s.len()) & mask != 0))
     }
 
-    /// The next way to make zeroes that the file may know. Keeping the space: zero range, or a hole that is allocated again. Not
-    /// keeping it: a hole, or zero range. Writing zeroes is left when all else fails, unless that was ruled out.
+    /// The next way to make zeroes that the file may know. Keeping the space: zero range, or a hole that is
+    /// allocated again. Not keeping it: a hole, or zero range. Writing zeroes is left when all else fails,
+    /// unless that was ruled out.
     fn zero(mut self, context: &Context) -> Next {
         let can_zero = !context.no_zero_range.load(Ordering::Relaxed);
         let can_punch = !context.no_punch_hole.load(Ordering::Relaxed);

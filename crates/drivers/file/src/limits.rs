@@ -82,7 +82,8 @@ fn file_limits(config: &FileConfig, opened: &Opened, limits: &mut Limits) -> Res
     Ok(())
 }
 
-/// What the kernel knows of a device; what it does not tell stays as it is for a disk of which nothing is known.
+/// What the kernel knows of a device; what it does not tell stays as it is for a disk of which nothing is
+/// known.
 fn device_limits(file: BorrowedFd<'_>, limits: &mut Limits) {
     limits.logical_block_size =
         block_device::logical_block_size(file).map_or(BlockSize::B512, block_size);
@@ -99,7 +100,8 @@ fn device_limits(file: BorrowedFd<'_>, limits: &mut Limits) {
         limits.discard_granularity =
             u32::try_from(attribute("discard_granularity")).unwrap_or(u32::MAX).max(512);
     }
-    // Without this the kernel would write zeroes itself: the block layer does that as well, and can tell that it is slow.
+    // Without this the kernel would write zeroes itself: the block layer does that as well, and can tell that
+    // it is slow.
     if attribute("write_zeroes_max_bytes") > 0 {
         limits.max_write_zeroes_sectors = u32::MAX;
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_buf::Pool;
 use blockyard_sys::Operation;
@@ -19,6 +20,9 @@ use crate::error::{Error, ErrorKind};
 
 /// The unit that a disk's size is counted in.
 const SECTOR: u64 = 512;
+/// How often, and after which time, a device that is busy is tried again: a fifth of a second in all.
+const BUSY_TRIES: u32 = 10;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// A file that can be a disk.
 pub(crate) struct Opened {
@@ -40,7 +44,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         }
         Err(err) => return Err(refused(config, err)),
     };
-    let file = Arc::new(open_file(config)?);
+    let file = Arc::new(open_file(config, is_block_device)?);
     let lock = if config.lock { Some(take_lock(config, &file)?) } else { None };
     let size = size(config, file.as_fd(), is_block_device)?;
     let alignment =
@@ -109,23 +113,36 @@ fn create(config: &FileConfig) -> Result<(), Error> {
     })
 }
 
-fn open_file(config: &FileConfig) -> Result<OwnedFd, Error> {
+fn open_file(config: &FileConfig, is_block_device: bool) -> Result<OwnedFd, Error> {
     let mut flags = OFlags::CLOEXEC;
     if config.direct {
         flags |= OFlags::DIRECT;
     }
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(!config.read_only)
-        .custom_flags(flags.bits().cast_signed())
-        .open(&config.path);
-    match opened {
+    // For a block device this means: not while it is mounted, or part of another device (open(2)).
+    if is_block_device && config.lock && !config.read_only {
+        flags |= OFlags::EXCL;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.read_only).custom_flags(flags.bits().cast_signed());
+    match patiently(|| options.open(&config.path)) {
         Ok(file) => Ok(file.into()),
         Err(err) if config.direct && err.kind() == io::ErrorKind::InvalidInput => {
             Err(no_direct(&config.path))
         }
         Err(err) => Err(refused(config, err)),
     }
+}
+
+/// A device that was just closed may still be held by the kernel's own threads, which complete asynchronous
+/// I/O: it is given a moment.
+fn patiently(mut open: impl FnMut() -> io::Result<fs::File>) -> io::Result<fs::File> {
+    for _ in 0..BUSY_TRIES {
+        match open() {
+            Err(err) if err.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_WAIT),
+            opened => return opened,
+        }
+    }
+    open()
 }
 
 fn refused(config: &FileConfig, err: io::Error) -> Error {
@@ -194,7 +211,8 @@ fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Res
     match config.create_size {
         Some(wanted) if wanted != size => {
             let what = format!(
-                "{path} exists with {size} bytes, not {wanted}; drop the size to use it as it is, or change it with `truncate -s {wanted} {path}`"
+                "{path} exists with {size} bytes, not {wanted}; drop the size to use it as it is, \
+                 or change it with `truncate -s {wanted} {path}`"
             );
             Err(Error::new(ErrorKind::Size, what))
         }

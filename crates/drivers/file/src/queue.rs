@@ -54,7 +54,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Sends what was taken and ends what is done, until neither has anything left to do; says how many operations completed.
+    /// Sends what was taken and ends what is done, until neither has anything left to do; says how many
+    /// operations completed.
     pub(crate) fn turn(&mut self) -> usize {
         let mut count = 0;
         loop {
@@ -85,11 +86,13 @@ impl Queue {
             Next::Wait(operation, job) => self.operations.push_blocking(operation, job),
             Next::Ended => return,
         };
-        // A job has one operation out at a time, and `take` counts them: there is room. If not, dropping the job ends its request.
+        // A job has one operation out at a time, and `take` counts them: there is room. If not, dropping the
+        // job ends its request.
         debug_assert!(pushed.is_ok(), "more operations than requests");
     }
 
-    /// Memory for the kernel's own part of an operation is short. What was pushed stays; whoever waits for the event tries again.
+    /// Memory for the kernel's own part of an operation is short. What was pushed stays; whoever waits for the
+    /// event tries again.
     fn not_taken(&mut self, err: &io::Error) {
         self.context.health.kernel_refused(err);
         self.operations.event().signal();

@@ -29,7 +29,8 @@ fn rng() -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Disjoint ranges of whole blocks, in no order: what is in flight at the same time must not overlap to have one outcome.
+/// Disjoint ranges of whole blocks, in no order: what is in flight at the same time must not overlap to have
+/// one outcome.
 fn ranges(rng: &mut StdRng, block: usize) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
     let mut at = 0;

@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::path::Path;
-
 use blockyard_blkmq::{Features, Flags, Op, Status};
 use blockyard_driver_file::{Engine, ErrorKind, FileConfig};
 use common::{Loop, Place, QueueThread, open, run};
@@ -61,30 +59,17 @@ fn sizes_that_are_no_disks() {
 }
 
 #[test]
-fn an_odd_size_for_direct_io_on_large_blocks() {
+fn a_mounted_device_and_an_odd_size_for_direct_io_on_large_blocks() {
     let place = Place::here();
     let backing = place.file("backing", 64 << 20);
     let device = Loop::on(&backing, "-b 4096");
-    let folder = Place::here();
-    run(&format!(
-        "mkfs.ext4 -q -F {0} && mount {0} {1}",
-        device.0.display(),
-        folder.path().display()
-    ));
-    let unmount = Unmount(folder.path());
+    run(&format!("mkfs.ext4 -q -F {}", device.0.display()));
+    let folder = Place::on_device(&device.0);
+    refused(&FileConfig::new(&device.0), ErrorKind::Locked, &["in use, perhaps mounted", "lsblk"]);
     let odd = folder.file("odd", 4096 + 512);
     assert_eq!(open(&FileConfig::new(&odd)).unwrap().info.limits.logical_block_size.bytes(), 512);
     let direct = FileConfig { direct: true, ..FileConfig::new(&odd) };
     refused(&direct, ErrorKind::Size, &["4608 bytes", "4096", "truncate -s 8192"]);
-    drop(unmount);
-}
-
-struct Unmount<'a>(&'a Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0).output();
-    }
 }
 
 #[test]
@@ -107,9 +92,8 @@ fn two_writers_or_a_writer_and_a_reader() {
 
 #[test]
 fn what_is_read_only() {
-    let place = Place::tmpfs("1m");
-    let config = FileConfig::new(place.file("disk", 65536));
-    run(&format!("mount -o remount,ro {}", place.path().display()));
+    let place = Place::read_only("disk", 65536);
+    let config = FileConfig::new(place.path().join("disk"));
     refused(&config, ErrorKind::NotPermitted, &["read-only file system"]);
     let disk = open(&FileConfig { read_only: true, ..config }).unwrap();
     assert_eq!(disk.read(0, 4096), vec![0; 4096]);

@@ -1,5 +1,5 @@
 //! What goes wrong under a disk: full file systems, lost writes, files that shrink.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 mod common;
 
@@ -82,5 +82,7 @@ fn a_file_that_shrinks_gives_errors_past_its_end_and_no_zeroes() {
         assert_eq!(read(0, MIB / 2), Status::Ok, "{config:?}");
         assert_eq!(read(MIB / 2, 4096), Status::Io, "{config:?}");
         assert_eq!(read(MIB / 4, MIB / 2), Status::Io, "{config:?}: over the end");
+        file.set_len(MIB / 4 + 100).unwrap();
+        assert_eq!(read(0, MIB / 2), Status::Io, "{config:?}: over an end within a block");
     }
 }

@@ -1,6 +1,8 @@
-//! A disk that keeps nothing: it reads as zeroes, and completes everything at once or after a given latency (kernel: `null_blk`).
+//! A disk that keeps nothing: it reads as zeroes, and completes everything at once or after a given latency
+//! (kernel: `null_blk`).
 //!
-//! It shows what the block layer and a front-end cost by themselves, and how they behave above storage that takes its time.
+//! It shows what the block layer and a front-end cost by themselves, and how they behave above storage that
+//! takes its time.
 #![forbid(unsafe_code)]
 
 mod delay;
@@ -36,8 +38,8 @@ pub struct Null {
 }
 
 impl Null {
-    /// A driver as `config` says. Requests that take time end on the queue threads `runtimes`, hardware queue `i` on `i` modulo their number; without
-    /// latency none is needed.
+    /// A driver as `config` says. Requests that take time end on the queue threads `runtimes`, hardware queue
+    /// `i` on `i` modulo their number; without latency none is needed.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] for latency without a queue thread.
@@ -76,7 +78,8 @@ impl Null {
         self.config.capacity
     }
 
-    /// Reads and writes that touch the bad blocks of `disk` fail from now on, with [`Status::Medium`]. Once for a driver.
+    /// Reads and writes that touch the bad blocks of `disk` fail from now on, with [`Status::Medium`]. Once for
+    /// a driver.
     pub fn fail_bad_blocks_of(&self, disk: &Arc<Disk>) {
         let _ = self.bad_blocks_of.set(Arc::downgrade(disk));
     }

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -122,26 +123,37 @@ pub fn run(command: &str) {
     assert!(done.status.success(), "`{command}` (as root?) failed: {said}");
 }
 
-/// A folder, perhaps a file system of its own.
+/// A folder, perhaps a file system of its own: one that is in no folder any more, and only lives as long as
+/// this process has it open. So nothing stays behind, however the test ends.
 pub struct Place {
     pub name: &'static str,
-    folder: TempDir,
-    image: Option<tempfile::NamedTempFile>,
-    mounted: bool,
+    path: PathBuf,
+    _keep: Keep,
+}
+
+enum Keep {
+    Folder(TempDir),
+    Detached(std::fs::File),
 }
 
 impl Place {
     /// The file system that temporary files are on.
     pub fn here() -> Self {
-        Self { name: "here", folder: tempfile::tempdir().unwrap(), image: None, mounted: false }
+        let folder = tempfile::tempdir().unwrap();
+        Self { name: "here", path: folder.path().to_owned(), _keep: Keep::Folder(folder) }
     }
 
     pub fn tmpfs(size: &str) -> Self {
-        let mut place = Self::here();
-        place.name = "tmpfs";
-        run(&format!("mount -t tmpfs -o size={size} tmpfs {}", place.path().display()));
-        place.mounted = true;
-        place
+        Self::mounted("tmpfs", |at| format!("mount -t tmpfs -o size={size} tmpfs {at}"))
+    }
+
+    /// A read-only file system with one file.
+    pub fn read_only(file: &str, size: u64) -> Self {
+        Self::mounted("read-only", |at| {
+            format!(
+                "mount -t tmpfs tmpfs {at}; truncate -s {size} {at}/{file}; mount -o remount,ro {at}"
+            )
+        })
     }
 
     /// A file system of that kind on a loop device.
@@ -149,13 +161,24 @@ impl Place {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(320 << 20).unwrap();
         let quiet = if name == "ext4" { "-F" } else { "-f" };
-        run(&format!("mkfs.{name} -q {quiet} {}", image.path().display()));
-        let mut place = Self::here();
-        place.name = name;
-        run(&format!("mount -o loop {} {}", image.path().display(), place.path().display()));
-        place.mounted = true;
-        place.image = Some(image);
-        place
+        let image = image.path().display();
+        run(&format!("mkfs.{name} -q {quiet} {image}"));
+        Self::mounted(name, |at| format!("mount -o loop {image} {at}"))
+    }
+
+    pub fn on_device(device: &Path) -> Self {
+        Self::mounted("device", |at| format!("mount {} {at}", device.display()))
+    }
+
+    fn mounted(name: &'static str, mount: impl FnOnce(String) -> String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display();
+        run(&mount(at.to_string()));
+        let root = std::fs::File::open(folder.path());
+        run(&format!("umount -l {at}"));
+        let root = root.unwrap();
+        let path = format!("/proc/{}/fd/{}", std::process::id(), root.as_raw_fd());
+        Self { name, path: path.into(), _keep: Keep::Detached(root) }
     }
 
     pub fn all() -> Vec<Self> {
@@ -163,7 +186,7 @@ impl Place {
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.path
     }
 
     pub fn file(&self, name: &str, size: u64) -> PathBuf {
@@ -173,31 +196,19 @@ impl Place {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.mounted {
-            let folder = self.path().display();
-            let command = format!("umount {folder} || umount -l {folder}");
-            let _ = Command::new("sh").args(["-c", &command]).output();
-        }
-    }
-}
-
-/// A loop device on a file.
-pub struct Loop(pub PathBuf);
+/// A loop device on a file, which goes when this process has it open no more.
+pub struct Loop(pub PathBuf, std::fs::File);
 
 impl Loop {
     pub fn on(file: &Path, options: &str) -> Self {
         let command = format!("losetup -f --show {options} {}", file.display());
         let made = Command::new("sh").args(["-ec", &command]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Self(String::from_utf8(made.stdout).unwrap().trim().into())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).output();
+        let device = PathBuf::from(String::from_utf8(made.stdout).unwrap().trim());
+        let open = std::fs::File::open(&device);
+        // While it is open this only marks it: see LO_FLAGS_AUTOCLEAR of losetup(8).
+        run(&format!("losetup -d {}", device.display()));
+        Self(device, open.unwrap())
     }
 }
 

@@ -54,10 +54,10 @@ impl Close {
     pub(crate) fn log(&self, peer: &str) {
         match self {
             Self::Left | Self::Shutdown => {
-                tracing::debug!(peer, reason = %self, "connection closed")
+                tracing::debug!(peer, reason = %self, "connection closed");
             }
             Self::Lost(_) | Self::Idle(_) => {
-                tracing::info!(peer, reason = %self, "connection closed")
+                tracing::info!(peer, reason = %self, "connection closed");
             }
             _ => tracing::warn!(peer, reason = %self, "connection closed"),
         }

@@ -5,13 +5,16 @@ use std::task::{Context, Waker};
 use blockyard_blkmq::{Bio, EndIo, Op};
 use parking_lot::Mutex;
 
+/// Bios on their way through a connection: the block layer takes and gives boxes.
+pub(crate) type Bios = Vec<Box<Bio>>;
+
 /// The outbox of a connection: the disk puts ended bios in, from whatever thread, and wakes the connection if it sleeps.
 #[derive(Default)]
 pub(crate) struct Completions(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    ended: Vec<Box<Bio>>,
+    ended: Bios,
     /// Set while the connection sleeps.
     sleeper: Option<Waker>,
     /// The connection is gone.
@@ -20,7 +23,7 @@ struct State {
 
 impl Completions {
     /// Moves what has ended to `into`, which is empty.
-    pub(crate) fn take(&self, into: &mut Vec<Box<Bio>>) {
+    pub(crate) fn take(&self, into: &mut Bios) {
         debug_assert!(into.is_empty(), "what was taken before is lost");
         std::mem::swap(&mut self.0.lock().ended, into);
     }

@@ -35,8 +35,8 @@ pub(crate) async fn run(registration: Registration, socket: Socket) {
     let (wire, close) = serve(&registration, socket).await;
     close.log(&registration.client.peer);
     let Some(mut wire) = wire else { return };
+    wire.finish();
     if !close.peer_has_left() && registration.server.stage() < Stage::Cut {
-        wire.finish();
         let discard = poll_fn(|cx| {
             let mut workspace = registration.thread().workspace.lock();
             match workspace.buffer.get_mut() {

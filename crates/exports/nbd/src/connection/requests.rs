@@ -7,11 +7,14 @@ use blockyard_buf::Segment;
 use blockyard_nbd::server::ReplyTo;
 use blockyard_nbd::wire::{Command, CommandFlags, Request};
 
-use super::completions::Completions;
+use super::completions::{Bios, Completions};
 use super::reply::Replies;
 use super::transmit::Transmit;
 use crate::client::Client;
 use crate::config::ServerLimits;
+
+/// More room for segments or extents than a bio keeps for its next use: what 256 KiB of scattered pages need.
+const KEPT_ENTRIES: usize = 64;
 
 /// What is remembered of a request until its reply was sent.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +33,11 @@ pub(super) struct Requests {
     /// A slot for each bio, whose `private` is its place.
     slots: Vec<Slot>,
     /// Bios that carry nothing.
-    free: Vec<Box<Bio>>,
+    free: Bios,
     /// Those that wait to be submitted together.
-    batch: Vec<Box<Bio>>,
+    batch: Bios,
     /// Those that have ended: empty but for a moment.
-    ended: Vec<Box<Bio>>,
+    ended: Bios,
     /// Bytes of memory that are reserved.
     held: usize,
     max_in_flight: usize,
@@ -157,7 +160,13 @@ impl Requests {
         for mut bio in bios {
             let slot = usize::try_from(bio.private).ok().and_then(|at| self.slots.get(at));
             self.held -= slot.map_or(0, |slot| slot.charge);
-            // Gives the disk's memory back, and keeps the list's.
+            if bio.data().len() > KEPT_ENTRIES {
+                drop(bio.take_data());
+            }
+            if bio.extents.len() > KEPT_ENTRIES {
+                bio.extents = Vec::new();
+            }
+            // Gives the disk's memory back, and keeps that of the lists.
             bio.reset(Op::Flush, Sector::ZERO, 0);
             self.free.push(bio);
         }

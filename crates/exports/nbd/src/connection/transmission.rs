@@ -27,7 +27,10 @@ use crate::spin::{Arrival, SpinPolicy};
 use crate::thread::Workspace;
 
 /// Turns after which others on the thread get theirs.
-const TURNS: u32 = 64;
+const TURNS: u32 = 16;
+
+/// Why a connection ends when a time has passed.
+type TimedOut = fn(Duration) -> Close;
 
 pub(super) struct Transmission<'a> {
     pub(super) registration: &'a Registration,
@@ -253,7 +256,7 @@ impl<'a> Transmission<'a> {
     }
 
     /// How long the client may leave the connection as it is, and what happens then. The disk may take its time.
-    fn patience(&mut self) -> Option<(Duration, fn(Duration) -> Close)> {
+    fn patience(&mut self) -> Option<(Duration, TimedOut)> {
         let limits = &self.registration.server.config.limits;
         let half_way = !self.out.is_empty() || (self.input.is_half_way() && self.may_receive());
         if half_way {

@@ -6,6 +6,7 @@ use blockyard_blkmq::Bio;
 use blockyard_buf::Segment;
 use blockyard_sys::net::IoVecs;
 
+use super::completions::Bios;
 use super::wire::Wire;
 
 /// More room for headers, in bytes, or for parts than an idle connection keeps.
@@ -20,7 +21,7 @@ pub(crate) struct Transmit {
     heads: Vec<u8>,
     parts: Vec<Part>,
     /// Whose memory it is.
-    bios: Vec<Box<Bio>>,
+    bios: Bios,
     /// The first part that is not all sent.
     next: usize,
     /// Bytes of it that are.

@@ -210,7 +210,7 @@ impl Wire {
             Some(room) => room,
             none => {
                 let socket = self.socket.get_ref().try_clone()?;
-                let socket = Watch::new(socket.into(), Interest::WRITABLE)?;
+                let socket = Watch::new(socket, Interest::WRITABLE)?;
                 none.insert(Room { socket, writable: false, calm: 0 })
             }
         };
