@@ -181,6 +181,7 @@ fn fio_finds_every_block_as_it_wrote_it() {
             &numjobs,
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--output-format=json",
         ];
         let said = peer("fio", &args);
@@ -205,6 +206,7 @@ fn fio_finds_every_block_as_it_wrote_it() {
             "--size=32M",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
         ],
     );
 }

@@ -114,7 +114,7 @@ A yard of two disks is open: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctr
   blockyard bench '{ram}' --rw randread --depth 32
   nbdinfo '{over_tcp}'
   # load that checks itself
-  fio --name=try --ioengine=nbd --uri='{ram}' --rw=randwrite --bs=4k --iodepth=32 --size=64M --verify=crc32c
+  fio --name=try --ioengine=nbd --uri='{ram}' --rw=randwrite --bs=4k --iodepth=32 --size=64M --verify=crc32c --verify_state_save=0
   # onto the disk in the file, out of it, and into it again
   nbdcopy '{ram}' '{disk}'
   nbdcopy '{disk}' /tmp/disk.img

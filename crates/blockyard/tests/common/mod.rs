@@ -246,15 +246,17 @@ impl Cleanup {
     /// Cleans up now, which must succeed.
     #[track_caller]
     pub(crate) fn now(mut self) {
-        let args = std::mem::take(&mut self.0);
-        peer(&args[0], &args[1..]);
+        peer(&self.0[0], &self.0[1..]);
+        self.0.clear();
     }
 }
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
         if let Some((program, args)) = self.0.split_first() {
-            let _ = Command::new(program).args(args).output();
+            // A daemon that was killed may hold its files a moment longer.
+            let lazy = (program == "umount").then_some("-l");
+            let _ = Command::new(program).args(lazy).args(args).output();
         }
     }
 }
