@@ -10,6 +10,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "random numbers of small ranges")]
 
 mod generate;
+mod made;
 mod random;
 mod tool;
 
