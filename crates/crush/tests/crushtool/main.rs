@@ -11,6 +11,7 @@
 
 mod generate;
 mod made;
+mod msr;
 mod random;
 mod tool;
 
