@@ -166,11 +166,7 @@ fn file_error(err: blockyard_driver_file::Error) -> Error {
             ErrorKind::Failed
         }
     };
-    let what = err.to_string();
-    match std::error::Error::source(&err).map(ToString::to_string) {
-        Some(source) => Error::new(kind, what).caused_by(source),
-        None => Error::new(kind, what),
-    }
+    Error::new(kind, "the file cannot be used").caused_by(err)
 }
 
 /// A file can be shown in part, but not be larger than it is.

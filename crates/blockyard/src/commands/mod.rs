@@ -21,7 +21,7 @@ pub const NO: u8 = 2;
 pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
-        Command::Serve(args) => serve::run(*args),
+        Command::Serve(args) => serve::run(&args),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),

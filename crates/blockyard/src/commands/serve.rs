@@ -14,10 +14,10 @@ use crate::runner::Runner;
 use crate::term;
 use crate::uri::{DiskPlan, DiskUri};
 
-pub(super) fn run(args: ServeArgs) -> Result<u8> {
+pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     let passed = Passed::take();
-    let runner = args.run.as_deref().map(|command| private_runner(command, &args)).transpose()?;
-    let plan = plan(&args, !passed.is_empty(), runner.as_ref())?;
+    let runner = args.run.as_deref().map(|command| private_runner(command, args)).transpose()?;
+    let plan = plan(args, !passed.is_empty(), runner.as_ref())?;
     let daemon = Daemon::start(plan, passed)?;
     match runner {
         None => daemon.run(ready).map(|()| 0),

@@ -50,17 +50,17 @@ pub struct Connection {
 impl Connection {
     /// Says goodbye, once nothing is in flight.
     pub fn close(mut self) {
-        let request = Request {
-            command: Command::Disc,
-            flags: CommandFlags::empty(),
-            cookie: 0,
-            offset: 0,
-            length: 0,
-        };
-        if let Ok(head) = request.encode(self.negotiated.style) {
-            // There is no reply, and a server that has left needs no goodbye.
-            let _ = self.transport.write_all(&head).and_then(|()| self.transport.flush());
-        }
+        say_goodbye(&mut self.transport, self.negotiated.style);
+    }
+}
+
+/// Says goodbye, once nothing is in flight.
+pub fn say_goodbye(transport: &mut Transport, style: HeaderStyle) {
+    let (command, flags) = (Command::Disc, CommandFlags::empty());
+    let request = Request { command, flags, cookie: 0, offset: 0, length: 0 };
+    if let Ok(head) = request.encode(style) {
+        // There is no reply, and a server that has left needs no goodbye.
+        let _ = transport.write_all(&head).and_then(|()| transport.flush());
     }
 }
 
