@@ -182,10 +182,9 @@ fn main() {
     let (single_ns, batch_ns) = (1e9 / one.wall, 1e9 / batch);
     let cpu_ratio = two.cpu / one.cpu;
     if std::env::args().any(|arg| arg == "--json") {
-        println!(
-            "{{\"ns_per_bio_1q\": {single_ns:.1}, \"bios_per_s_1q\": {:.0}, \"bios_per_s_2q\": {:.0}, \"ns_per_bio_batch32\": {batch_ns:.1}, \"cpu_ratio_2q\": {cpu_ratio:.2}}}",
-            one.wall, two.wall
-        );
+        print!("{{\"ns_per_bio_1q\": {single_ns:.1}, \"ns_per_bio_batch32\": {batch_ns:.1}, ");
+        print!("\"bios_per_s_1q\": {:.0}, \"bios_per_s_2q\": {:.0}, ", one.wall, two.wall);
+        println!("\"cpu_ratio_2q\": {cpu_ratio:.2}}}");
     } else {
         println!("one at a time   {single_ns:8.1} ns per bio   {:12.0} bios/s", one.wall);
         println!("batches of {BATCH}   {batch_ns:8.1} ns per bio   {batch:12.0} bios/s");

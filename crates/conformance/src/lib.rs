@@ -4,9 +4,9 @@
 //! blockyard_conformance::suite!(ram, || Subject::new(open_a_ram_disk(), guard).with(Capabilities { holes: true, ..STORES }));
 //! ```
 //!
-//! The closure makes a fresh disk of at least [`MIN_BYTES`], all zeroes, opened for reading and writing from the whole of it; the guard is
-//! whatever has to live as long (a directory, a runtime, a server), and is dropped after the disk. Each case is a test of its own:
-//! `ram::out_of_range`, and so on.
+//! The closure makes a fresh disk of at least [`MIN_BYTES`], all zeroes, opened for reading and writing; the guard
+//! is whatever has to live as long (a directory, a runtime, a server), and is dropped after the disk. Each case is a
+//! test of its own: `ram::out_of_range`, and so on.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
