@@ -20,6 +20,7 @@ fn rule(folder: &str) -> Option<May> {
     match folder {
         "buf" => see(&[]),
         "sys" | "blkmq" | "nbd" => see(&["buf"]),
+        "rados" => see(&["buf", "crush"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
         _ => match folder.split_once('/')? {
             ("drivers" | "exports", protocol) => see(&["buf", "sys", "blkmq", protocol]),
@@ -29,7 +30,7 @@ fn rule(folder: &str) -> Option<May> {
 }
 
 /// Protocols know nothing of sockets, files, clocks, threads and chance: time and bytes are arguments.
-const PROTOCOLS: &[&str] = &["crates/nbd/src"];
+const PROTOCOLS: &[&str] = &["crates/nbd/src", "crates/rados/src"];
 const OUTSIDE_WORLD: &[&str] = &[
     "std::net",
     "std::os::unix::net",
