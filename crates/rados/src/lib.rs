@@ -1,9 +1,12 @@
 //! The inside of a RADOS client: bytes and time in, bytes and events out. No Ceph library is linked.
 //!
-//! - [`encoding`]: Ceph's encoding of structures.
+//! - [`encoding`]: Ceph's encoding of structures;
+//! - [`msgr`]: messenger 2.1: frames, and a client's session.
 #![forbid(unsafe_code)]
 
 pub mod encoding;
 pub mod error;
+pub mod features;
+pub mod msgr;
 
 pub use error::{Blame, Error, ErrorKind, Result};
