@@ -1,9 +1,11 @@
 //! The inside of a RADOS client: bytes and time in, bytes and events out. No Ceph library is linked.
 //!
 //! - [`encoding`]: Ceph's encoding of structures;
-//! - [`msgr`]: messenger 2.1: frames, and a client's session.
+//! - [`msgr`]: messenger 2.1: frames, and a client's session;
+//! - [`auth`]: who is who: keys, tickets, authorizers.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod encoding;
 pub mod error;
 pub mod features;

@@ -108,6 +108,8 @@ pub struct Config {
     pub global_id: Option<u64>,
     /// The number of this connection of the client's, from 1 on.
     pub global_seq: u64,
+    /// Features of messages that the client supports, usually [`features::SUPPORTED`]: peers encode for them.
+    pub supported: u64,
     /// How long the handshake may take.
     pub handshake_timeout: Duration,
     /// How a peer that is gone is found out; none if the caller does that.
@@ -406,7 +408,7 @@ impl<A: Authenticator> Connection<A> {
             target: self.config.peer,
             global_id: self.config.global_id.map_or(-1, u64::cast_signed),
             global_seq: self.config.global_seq,
-            supported: features::SUPPORTED,
+            supported: self.config.supported,
             required: features::REQUIRED,
             flags: ClientIdent::LOSSY,
             cookie: 0,
@@ -419,7 +421,7 @@ impl<A: Authenticator> Connection<A> {
         let ident: ServerIdent = control::payload("opening a session", frame)?;
         let lacking = [
             (
-                ident.required & !features::SUPPORTED,
+                ident.required & !self.config.supported,
                 "the peer requires features that this side lacks",
             ),
             (
@@ -439,7 +441,7 @@ impl<A: Authenticator> Connection<A> {
             global_id: self.global_id,
             own: self.own,
             mode: self.mode,
-            features: ident.supported & features::SUPPORTED,
+            features: ident.supported & self.config.supported,
         }));
         Ok(())
     }

@@ -49,7 +49,8 @@ impl Message {
     }
 
     /// The message as a frame: the `seq`th of its session, when `ack` was the last one to come.
-    pub(super) fn into_frame(self, seq: u64, ack: u64) -> Frame {
+    #[must_use]
+    pub fn into_frame(self, seq: u64, ack: u64) -> Frame {
         let mut header = Writer::new();
         header.u64(seq);
         header.u64(self.tid);
@@ -67,7 +68,10 @@ impl Message {
     }
 
     /// The message in a frame, and its number in the session.
-    pub(super) fn from_frame(frame: Frame) -> Result<(Self, u64)> {
+    ///
+    /// # Errors
+    /// If the first segment is no header of a message.
+    pub fn from_frame(frame: Frame) -> Result<(Self, u64)> {
         let [header, front, middle, data] = frame.segments;
         let mut reader = Reader::new("reading a message's header", &header);
         if header.len() != MESSAGE_HEADER_LEN {
