@@ -2,10 +2,12 @@
 //!
 //! - [`encoding`]: Ceph's encoding of structures;
 //! - [`msgr`]: messenger 2.1: frames, and a client's session;
-//! - [`auth`]: who is who: keys, tickets, authorizers.
+//! - [`auth`]: who is who: keys, tickets, authorizers;
+//! - [`conf`]: keyrings' and monitors' places, out of `ceph.conf` and arguments.
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod conf;
 pub mod encoding;
 pub mod error;
 pub mod features;

@@ -13,6 +13,7 @@ mod cephx;
 mod cipher;
 mod identity;
 mod key;
+mod keyring;
 mod monitor;
 mod random;
 mod service;
@@ -22,6 +23,7 @@ mod ticket;
 
 pub use identity::Identity;
 pub use key::CryptoKey;
+pub use keyring::{Keyring, MAX_KEYRING};
 pub use monitor::{Credentials, MonitorAuth};
 pub use random::Random;
 pub use service::ServiceAuth;
