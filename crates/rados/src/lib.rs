@@ -3,7 +3,8 @@
 //! - [`encoding`]: Ceph's encoding of structures;
 //! - [`msgr`]: messenger 2.1: frames, and a client's session;
 //! - [`auth`]: who is who: keys, tickets, authorizers;
-//! - [`conf`]: keyrings' and monitors' places, out of `ceph.conf` and arguments.
+//! - [`conf`]: keyrings' and monitors' places, out of `ceph.conf` and arguments;
+//! - [`maps`]: the map of the OSDs, whole and by changes.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -11,6 +12,7 @@ pub mod conf;
 pub mod encoding;
 pub mod error;
 pub mod features;
+pub mod maps;
 pub mod msgr;
 
 pub use error::{Blame, Error, ErrorKind, Result};
