@@ -2,7 +2,7 @@
 
 use crate::encoding::AddrType;
 use crate::error::{Error, ErrorKind, Result};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The ports of monitors: of messenger 2 (IANA), and of messenger 1.
 const PORT_MSGR2: u16 = 3300;

@@ -3,7 +3,7 @@
 use super::{Decode, Encode, Reader, Writer};
 use crate::error::{Error, Result};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// Most addresses of one entity that are taken.
 pub const MAX_ADDRS: usize = 64;

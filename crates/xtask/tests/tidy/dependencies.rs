@@ -19,7 +19,7 @@ fn rule(folder: &str) -> Option<May> {
     };
     match folder {
         "buf" => see(&[]),
-        "sys" | "blkmq" | "nbd" => see(&["buf"]),
+        "sys" | "blkmq" | "nbd" | "crush" => see(&["buf"]),
         "rados" => see(&["buf", "crush"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
         _ => match folder.split_once('/')? {
@@ -30,7 +30,7 @@ fn rule(folder: &str) -> Option<May> {
 }
 
 /// Protocols know nothing of sockets, files, clocks, threads and chance: time and bytes are arguments.
-const PROTOCOLS: &[&str] = &["crates/nbd/src", "crates/rados/src"];
+const PROTOCOLS: &[&str] = &["crates/nbd/src", "crates/crush/src", "crates/rados/src"];
 const OUTSIDE_WORLD: &[&str] = &[
     "std::net",
     "std::os::unix::net",
