@@ -1,9 +1,9 @@
 //! The maps of a cluster of 7 OSDs, from its first epoch on.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which fail by panicking")]
 
-use blockyard_rados::encoding::{AddrType, EntityAddr, Reader};
+use blockyard_rados::encoding::{AddrType, EntityAddr, ObjectLocator, PgId, Reader};
 use blockyard_rados::error::ErrorKind;
-use blockyard_rados::maps::{Incremental, OsdMap, OsdState, PoolFlags, PoolKind};
+use blockyard_rados::maps::{Incremental, OsdMap, OsdState, Placed, Placer, PoolFlags, PoolKind};
 use std::collections::BTreeMap;
 
 const MAPS: &[u8] = include_bytes!("../testdata/maps/cluster.maps");
@@ -84,4 +84,72 @@ fn damage_is_told_from_age_and_from_a_gap() {
     let mut other = OsdMap::decode(whole[&1]).unwrap();
     let far = Incremental::decode(changes[&1]).unwrap();
     assert!(other.apply(&far).is_err());
+}
+
+/// What `osdmaptool` prints of OSDs: `[1,-,2]`.
+fn listed(osds: &[Option<i32>]) -> String {
+    let name = |osd: &Option<i32>| osd.map_or("-".to_owned(), |osd| osd.to_string());
+    format!("[{}]", osds.iter().map(name).collect::<Vec<_>>().join(","))
+}
+
+#[test]
+fn every_group_and_object_is_where_osdmaptool_says() {
+    let whole = maps().0;
+    let (mut map, mut placer) = (OsdMap::default(), None);
+    let (mut groups, mut objects) = (0, 0);
+    for line in include_str!("../testdata/maps/cluster.placed").lines() {
+        if let Some(epoch) = line.strip_prefix("epoch ") {
+            map = OsdMap::decode(whole[&epoch.parse().unwrap()]).unwrap();
+            let placer = placer.get_or_insert_with(|| Placer::new(&map).unwrap());
+            placer.update(&map).unwrap();
+            continue;
+        }
+        let placer = placer.as_mut().unwrap();
+        if let Some(rest) = line.strip_prefix("object '") {
+            let (name, rest) = rest.split_once("' -> ").unwrap();
+            let pool = rest.split('.').next().unwrap().parse().unwrap();
+            let (_, pg) = map.object_group(&ObjectLocator::new(pool, ""), name).unwrap();
+            let acting = listed(&placer.place(&map, pg).acting);
+            assert_eq!(format!("{pg} -> {acting}"), rest, "epoch {}", map.epoch());
+            objects += 1;
+        } else {
+            let (pg, rest) = line.split_once(" raw ").unwrap();
+            let (pool, seed) = pg.split_once('.').unwrap();
+            let pg =
+                PgId { pool: pool.parse().unwrap(), seed: u32::from_str_radix(seed, 16).unwrap() };
+            let placed = placer.place(&map, pg);
+            let part = |osds: &[_], primary: Option<i32>| {
+                format!("({}, p{})", listed(osds), primary.unwrap_or(-1))
+            };
+            let up = part(&placed.up, placed.up_primary);
+            let acting = part(&placed.acting, placed.primary);
+            let (_, expected) = rest.split_once("up ").unwrap();
+            assert_eq!(format!("{up} acting {acting}"), expected, "epoch {} {pg}", map.epoch());
+            groups += 1;
+        }
+    }
+    assert!(groups > 800 && objects > 200, "{groups} groups, {objects} objects");
+}
+
+#[test]
+fn a_namespace_and_a_key_are_hashed_too() {
+    let map = OsdMap::decode(maps().0[&56]).unwrap();
+    let group = |locator: &ObjectLocator, name| map.object_group(locator, name).unwrap();
+    // From `ceph osd map rbd a ns1` at this epoch.
+    let in_namespace = ObjectLocator::new(2, "ns1");
+    assert_eq!(group(&in_namespace, "a"), (0x8b6b_b4ad, PgId { pool: 2, seed: 0xd }));
+    let with_key = ObjectLocator { key: "a".into(), ..in_namespace.clone() };
+    assert_eq!(group(&with_key, "b"), group(&in_namespace, "a"));
+    let hashed = ObjectLocator { hash: 0x1f, ..ObjectLocator::new(2, "") };
+    assert_eq!(group(&hashed, "whatever"), (0x1f, PgId { pool: 2, seed: 0x1f }));
+    assert!(map.object_group(&ObjectLocator::new(9, ""), "a").is_err());
+}
+
+#[test]
+fn a_group_that_there_is_not_is_nowhere() {
+    let map = OsdMap::decode(maps().0[&LAST]).unwrap();
+    let mut placer = Placer::new(&map).unwrap();
+    for pg in [PgId { pool: 9, seed: 0 }, PgId { pool: 2, seed: 32 }] {
+        assert_eq!(placer.place(&map, pg), Placed::default());
+    }
 }

@@ -2,8 +2,8 @@
 
 use super::{Decode, Encode, Reader, Writer};
 use crate::error::{Error, Result};
-use std::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::fmt;
 
 /// Most addresses of one entity that are taken.
 pub const MAX_ADDRS: usize = 64;

@@ -7,11 +7,15 @@
 
 mod envelope;
 mod incremental;
+mod name_hash;
 mod osd_map;
 mod osds;
+mod placement;
 mod pool;
 
 pub use incremental::Incremental;
+pub use name_hash::name_hash;
 pub use osd_map::{MAX_OSDS, MapFlags, OsdMap};
 pub use osds::{DEFAULT_PRIMARY_AFFINITY, IN, OsdState};
+pub use placement::{Placed, Placer};
 pub use pool::{Pool, PoolFlags, PoolKind};

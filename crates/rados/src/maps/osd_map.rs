@@ -175,7 +175,7 @@ impl OsdMap {
         self.of(osd, &self.osds.addrs)
     }
 
-    fn of<'a, T>(&self, osd: i32, values: &'a [T]) -> Option<&'a T> {
+    pub(super) fn of<'a, T>(&self, osd: i32, values: &'a [T]) -> Option<&'a T> {
         values.get(usize::try_from(osd).ok()?)
     }
 
