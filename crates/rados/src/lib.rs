@@ -4,7 +4,8 @@
 //! - [`msgr`]: messenger 2.1: frames, and a client's session;
 //! - [`auth`]: who is who: keys, tickets, authorizers;
 //! - [`conf`]: keyrings' and monitors' places, out of `ceph.conf` and arguments;
-//! - [`maps`]: the map of the OSDs, whole and by changes.
+//! - [`mon`]: the monitors' client: hunting, subscriptions, commands;
+//! - [`maps`]: the map of the OSDs, whole and by changes, and where objects are.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -13,6 +14,7 @@ pub mod encoding;
 pub mod error;
 pub mod features;
 pub mod maps;
+pub mod mon;
 pub mod msgr;
 
 pub use error::{Blame, Error, ErrorKind, Result};

@@ -32,7 +32,7 @@ pub use ticket::{Ticket, Tickets};
 use crate::error::{Error, ErrorKind};
 
 /// A peer's refusal, with its error number, which is negative on the wire.
-fn refusal(doing: &'static str, reason: &str, result: i32) -> Error {
+pub(crate) fn refusal(doing: &'static str, reason: &str, result: i32) -> Error {
     let errno = result.saturating_abs();
     Error::new(doing, ErrorKind::Refused { reason: reason.to_owned(), errno })
 }

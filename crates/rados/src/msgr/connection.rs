@@ -209,6 +209,11 @@ impl<A: Authenticator> Connection<A> {
         &self.auth
     }
 
+    /// The way to authenticate, to renew what it has.
+    pub const fn auth_mut(&mut self) -> &mut A {
+        &mut self.auth
+    }
+
     /// Takes the way to authenticate out of a connection that is over.
     pub fn into_auth(self) -> A {
         self.auth
