@@ -106,7 +106,8 @@ pub trait DiskListener: Send + Sync {
     fn event(&self, disk: &Disk, event: Event);
 }
 
-/// A disk. Dropping the last reference without removing it from where it was added ends it as well.
+/// A disk. Dropping the last reference ends it as well: that waits for what is out, so that it is not for an
+/// [`EndIo`](crate::EndIo) to do.
 pub struct Disk {
     name: String,
     dev: DevNum,
@@ -390,6 +391,8 @@ impl Disk {
     /// all that is done. Gives the partitions back.
     pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
         let parts = self.replace_partitions(Vec::new());
+        // What was held back has to end, too.
+        self.queue.end_quiesce();
         if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
         {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);

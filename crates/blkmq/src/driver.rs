@@ -79,8 +79,8 @@ pub trait Driver: Send + Sync + Sized + 'static {
         rq.end(status);
     }
 
-    /// The driver had begun with a request, handed it back, and it will not come again: free what it holds for
-    /// it.
+    /// A request that the driver had begun with was handed back, by [`Busy`] or [`Request::requeue`]: it will
+    /// come again as if for the first time. Frees what is held for it.
     fn cleanup_rq(&self, _cmd: &mut Self::Cmd) {}
 
     /// Says which CPU submits to which hardware queue, for each type of queue; spread evenly unless the driver

@@ -20,7 +20,7 @@ use crate::bio::Bio;
 use crate::driver::{Busy, Driver, InFlight, Timeout};
 use crate::flush::FlushQueue;
 use crate::limits::Limits;
-use crate::op::{Op, Status};
+use crate::op::{Flags, Op, Status};
 use crate::queue::QueueShared;
 use crate::queue_map::QueueType;
 use crate::request::{Request, Rq};
@@ -354,7 +354,7 @@ impl<D: Driver> Hctx<D> {
     /// again when there is.
     fn tag_and_start(self: &Arc<Self>, st: &mut State<D>, rq: &mut Rq<D>, now_ns: u64) -> bool {
         if rq.tag.is_none() {
-            rq.tag = self.get_tag(st, false);
+            rq.tag = self.get_tag(st, rq.flags.contains(Flags::RESERVED));
         }
         self.start(st, rq, now_ns);
         rq.tag.is_some()
@@ -429,8 +429,8 @@ impl<D: Driver> Hctx<D> {
                             budget.put();
                         }
                         Some(match busy {
-                            Busy::Resource(rq) => (rq.into_inner(), true),
-                            Busy::Device(rq) => (rq.into_inner(), false),
+                            Busy::Resource(rq) => (self.cleaned(rq.into_inner()), true),
+                            Busy::Device(rq) => (self.cleaned(rq.into_inner()), false),
                         })
                     }
                 }
@@ -455,6 +455,12 @@ impl<D: Driver> Hctx<D> {
             return false;
         }
         true
+    }
+
+    /// The driver gave it back: what it holds for it is freed before it comes again.
+    fn cleaned(&self, mut rq: Box<Rq<D>>) -> Box<Rq<D>> {
+        self.shared.driver.cleanup_rq(&mut rq.cmd);
+        rq
     }
 
     /// Stops the timer of a request that is not with the driver any more.
@@ -498,6 +504,7 @@ impl<D: Driver> Hctx<D> {
     }
 
     pub(crate) fn requeue(self: &Arc<Self>, rq: Box<Rq<D>>) {
+        let rq = self.cleaned(rq);
         {
             let mut st = self.state.lock();
             Self::stop(&mut st, &rq);
@@ -612,14 +619,21 @@ impl<D: Driver> Hctx<D> {
         self.run();
     }
 
+    /// Sends to the driver again, however often it was quiesced.
+    pub(crate) fn end_quiesce(self: &Arc<Self>) {
+        {
+            let mut st = self.state.lock();
+            st.quiesced = 0;
+            self.quiesced.store(false, Ordering::SeqCst);
+        }
+        self.run();
+    }
+
     /// Fails what waits, and all that comes.
     pub(crate) fn die(self: &Arc<Self>) {
         let waiting = {
             let mut st = self.state.lock();
             st.dying = true;
-            // What is held back must end too.
-            st.quiesced = 0;
-            self.quiesced.store(false, Ordering::SeqCst);
             std::mem::take(&mut st.waiting)
         };
         for (_, bio) in waiting {

@@ -102,6 +102,9 @@ bitflags::bitflags! {
         const SUPPLY = 1 << 9;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
+        /// It may have one of the tags that are kept for what must not wait behind ordinary I/O (kernel:
+        /// `BLK_MQ_REQ_RESERVED`).
+        const RESERVED = 1 << 11;
     }
 }
 

@@ -73,6 +73,8 @@ pub(crate) trait Queue: Send + Sync {
     fn unfreeze(&self);
     fn quiesce(&self);
     fn unquiesce(&self);
+    /// Undoes every [`Queue::quiesce`].
+    fn end_quiesce(&self);
     fn life(&self) -> Life;
     /// Says whether it was this call that ended it.
     fn shut_down(&self) -> bool;
@@ -261,6 +263,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn unquiesce(&self) {
         self.hctxs.iter().for_each(|hctx| hctx.unquiesce());
+    }
+
+    fn end_quiesce(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.end_quiesce());
     }
 
     fn life(&self) -> Life {

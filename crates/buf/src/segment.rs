@@ -1,6 +1,7 @@
 //! Runs of bytes that others may change while we hold them.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
@@ -68,12 +69,14 @@ impl Segment {
     /// If `len` is over [`ZERO_RUN`]; [`Segment::zeroes`] makes a list of any length.
     #[must_use]
     pub fn zero_run(len: usize) -> Self {
-        static ZEROES: LazyLock<Option<Arc<Mapping>>> =
-            LazyLock::new(|| Mapping::new(ZERO_RUN).ok());
+        // Without an owner, as it is never dropped: handing it out counts no reference that all CPUs would write to.
+        static ZEROES: LazyLock<Option<Segment>> = LazyLock::new(|| {
+            let map = ManuallyDrop::new(Mapping::new(ZERO_RUN).ok()?);
+            Some(Segment { writable: false, owner: None, ..map.segment(0, ZERO_RUN) })
+        });
         assert!(len <= ZERO_RUN, "a run of {len} zeroes");
         match &*ZEROES {
-            // Ownerless, as the mapping is never dropped.
-            Some(map) => Self { writable: false, owner: None, ..map.segment(0, len) },
+            Some(zeroes) => zeroes.slice(0, len),
             None => Self::from_vec(vec![0; len]),
         }
     }

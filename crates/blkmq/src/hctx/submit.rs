@@ -52,7 +52,9 @@ impl<D: Driver> Hctx<D> {
             return todo.ended_bios.push((bio, Status::Offline));
         }
         let nowait = bio.flags.contains(Flags::NOWAIT);
-        let must_wait = st.frozen > 0 || !st.waiting.is_empty();
+        // A reserved tag is for what must not stand behind the others.
+        let queue_up = !st.waiting.is_empty() && !bio.flags.contains(Flags::RESERVED);
+        let must_wait = st.frozen > 0 || queue_up;
         let left = if must_wait { Some(bio) } else { self.admit(st, ctx, bio, now_ns, todo) };
         match left {
             Some(bio) if nowait => {
@@ -165,7 +167,8 @@ impl<D: Driver> Hctx<D> {
             if st.free.is_empty() {
                 return Some(bio);
             }
-            let tag = if st.elevator { None } else { self.get_tag(st, false) };
+            let reserved = bio.flags.contains(Flags::RESERVED);
+            let tag = if st.elevator { None } else { self.get_tag(st, reserved) };
             if tag.is_none() && !st.elevator {
                 return Some(bio);
             }
@@ -176,6 +179,13 @@ impl<D: Driver> Hctx<D> {
                 self.begin(st, ctx, bio, tag, now_ns, todo);
                 return None;
             };
+            if bio.flags.contains(Flags::NOWAIT) && cut < bio.len() {
+                // Its pieces might end differently.
+                if let Some(tag) = tag {
+                    self.put_tag(st, tag);
+                }
+                return Some(bio);
+            }
             bio = if bio.is_chained() { bio } else { Chain::wrap(bio) };
             let whole = cut >= bio.len();
             let (mut piece, rest) =

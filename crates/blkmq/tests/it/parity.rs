@@ -858,7 +858,7 @@ fn a_queue_shows_what_is_out_and_what_waits_with_the_words_of_the_driver() {
     }
     let shown = rig.disk.show();
     assert!(shown.contains("2 of 2 requests in use"), "{shown}");
-    assert!(shown.contains("begun=true"), "the driver handed it back: {shown}");
+    assert!(shown.contains("begun=false"), "the driver handed it back, and cleaned up: {shown}");
     assert!(shown.contains("waits: Bio"), "there is no third tag: {shown}");
     assert!(rig.script.counts.shown.load(Ordering::SeqCst) >= 2);
     rig.script.calm_down();

@@ -285,3 +285,45 @@ fn a_read_that_its_driver_did_not_answer_is_no_success() {
     assert_eq!(statuses(&rig), [Status::Io]);
     rig.tear_down();
 }
+
+#[test]
+fn a_reserved_tag_is_had_while_ordinary_bios_wait() {
+    let set = TagSetConfig { depth: 4, reserved: 1, ..TagSetConfig::default() };
+    let rig = Rig::new(1, set, Config::default(), 64);
+    (0..5).for_each(|sector| rig.submit(0, read(sector * 2)));
+    assert_eq!(rig.script.out(), 3, "two wait");
+    rig.submit(0, read(20).with_flags(Flags::RESERVED));
+    assert_eq!(rig.script.out(), 4);
+    rig.submit(0, read(22).with_flags(Flags::RESERVED));
+    assert_eq!(rig.script.out(), 4, "there is one only");
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 7]);
+    rig.tear_down();
+}
+
+#[test]
+fn one_that_may_not_wait_and_would_be_cut_is_not_begun() {
+    let limits = Limits { max_hw_sectors: 8, ..Limits::default() };
+    let rig = rig(4, Config { limits, ..Config::default() });
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 8192).with_flags(Flags::NOWAIT));
+    assert_eq!((statuses(&rig), rig.script.out()), (vec![Status::Again], 0));
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 4096).with_flags(Flags::NOWAIT));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}
+
+#[test]
+fn a_driver_cleans_up_once_for_each_request_that_it_gave_back() {
+    let chances = Chances { requeue: 1000, ..Chances::default() };
+    let rig = rig(4, Config { chances, ..Config::default() });
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
+    for _ in 0..3 {
+        assert!(rig.script.step());
+    }
+    assert_eq!(rig.script.counts.cleaned.load(Ordering::SeqCst), 3);
+    rig.script.calm_down();
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}
