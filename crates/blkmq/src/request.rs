@@ -115,6 +115,13 @@ impl<D: Driver> Rq<D> {
         self.bios.push_back(bio);
     }
 
+    /// Whether it wants the driver's memory, and has not got all of it.
+    fn is_short(&self) -> bool {
+        self.op == Op::Read
+            && self.delivered < self.len
+            && self.bios.front().is_some_and(|bio| bio.wants_supply())
+    }
+
     /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from
     /// there on.
     pub(crate) fn rewind(&mut self) {
@@ -386,9 +393,11 @@ impl<D: Driver> Request<D> {
         Some(self)
     }
 
-    /// Ends it: what is left of its bios ends with `status`.
+    /// Ends it: what is left of its bios ends with `status`. A read that was not supplied with all that it asked for ends with
+    /// [`Status::Io`] instead of [`Status::Ok`]: nobody is given less than he believes.
     pub fn end(self, status: Status) {
         let mut rq = self.into_inner();
+        let status = if status.is_ok() && rq.is_short() { Status::Io } else { status };
         if let Some(hctx) = rq.hctx.take() {
             hctx.ended(rq, status);
         }

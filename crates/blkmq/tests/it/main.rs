@@ -3,6 +3,8 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    clippy::vec_box,
     unreachable_pub,
     reason = "tests"
 )]

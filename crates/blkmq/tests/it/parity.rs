@@ -156,10 +156,7 @@ fn minors_bound_the_partitions_beyond_which_they_get_extended_ones() {
     );
     layer.add_disk(&again).unwrap();
     let devs: Vec<_> = again.partitions().iter().map(|part| part.dev()).collect();
-    assert!(
-        devs.iter().any(|dev| *dev == DevNum { major: EXT_MAJOR, minor: 0 }),
-        "given back: {devs:?}"
-    );
+    assert!(devs.contains(&DevNum { major: EXT_MAJOR, minor: 0 }), "given back: {devs:?}");
 }
 
 /// Remembers what it is told.

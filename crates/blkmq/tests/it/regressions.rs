@@ -275,3 +275,13 @@ fn one_that_would_have_waited_for_a_tag_takes_no_share_of_them() {
     drop((bdev, other));
     rig.tear_down();
 }
+
+#[test]
+fn a_read_that_its_driver_did_not_answer_is_no_success() {
+    let chances = Chances { forgotten: 1000, ..Chances::default() };
+    let rig = rig(4, Config { chances, ..Config::default() });
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Io]);
+    rig.tear_down();
+}

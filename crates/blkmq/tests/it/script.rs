@@ -37,6 +37,8 @@ pub struct Chances {
     pub dropped: u32,
     /// Fails it.
     pub error: u32,
+    /// Says that it is done, having done nothing.
+    pub forgotten: u32,
 }
 
 /// How a scripted driver is made.
@@ -298,6 +300,7 @@ impl Script {
             (chances.requeue, Fate::Requeue),
             (chances.dropped, Fate::Drop),
             (chances.error, Fate::Fail),
+            (chances.forgotten, Fate::Forget),
         ] {
             if roll < chance {
                 return fate;
@@ -362,6 +365,11 @@ impl Script {
                 taken.rq.end(Status::Medium);
                 self.gave_back();
             }
+            Fate::Forget => {
+                self.forget(&taken);
+                taken.rq.complete(Status::Ok);
+                self.gave_back();
+            }
             Fate::Done | Fate::Partial => {
                 let len = taken.rq.len();
                 let status = self.carry_out(&mut taken, len);
@@ -391,7 +399,7 @@ impl Script {
                 image.write(at, &bytes, durable);
             }
             Op::WriteZeroes | Op::Discard | Op::SecureErase => {
-                image.write(at, &vec![0; len], durable)
+                image.write(at, &vec![0; len], durable);
             }
             Op::Flush => {
                 let seen = taken.seen.take().expect("a flush has seen the disk");
@@ -473,6 +481,7 @@ enum Fate {
     Requeue,
     Drop,
     Fail,
+    Forget,
 }
 
 impl Driver for Script {

@@ -108,6 +108,7 @@ impl Sim {
             partial: some(&mut rng, 300),
             requeue: some(&mut rng, 200),
             dropped: if lossy { some(&mut rng, 100) } else { 0 },
+            forgotten: 0,
             error: if lossy { some(&mut rng, 100) } else { 0 },
         };
         let config = Config {
@@ -280,7 +281,7 @@ impl Sim {
                 }
             }
             Op::Write | Op::WriteZeroes | Op::Discard => {
-                self.model.write_acked(start, sectors, flags.contains(Flags::FUA))
+                self.model.write_acked(start, sectors, flags.contains(Flags::FUA));
             }
             _ => {}
         }

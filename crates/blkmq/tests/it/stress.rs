@@ -146,7 +146,7 @@ fn meddle(disk: &Disk, rng: &mut StdRng, done: &AtomicBool) -> usize {
             0 => {
                 drop(disk.set_scheduler(
                     *[sched::Kind::None, sched::Kind::MqDeadline].choose(rng).unwrap(),
-                ))
+                ));
             }
             1 => drop(disk.set_nr_requests(rng.random_range(1..8))),
             2 => {
