@@ -1,4 +1,5 @@
 //! How a daemon is started, found, secured and ended.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
