@@ -64,7 +64,8 @@ fn the_demo_takes_another_port_if_its_own_is_in_use() {
 fn a_yard_from_a_file() {
     let dir = TempDir::new().unwrap();
     let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:8M\"\n\n[[disk]]\nuri = \"file:data.img\"\ncreate = \"4M\"\n\n\
-                [[export]]\ndisk = \"data\"\nname = \"read\"\nread_only = true\n\n[[export]]\ndisk = \"a\"\ndescription = \"A\"\n\n\
+                [[export]]\ndisk = \"data\"\nname = \"read\"\nread_only = true\n\n\
+                [[export]]\ndisk = \"a\"\ndescription = \"A\"\n\n\
                 [nbd]\nlisten = [\"unix:s\", \"tcp:127.0.0.1:0\"]\ndefault_export = \"a\"\n\n[threads]\ncount = 1\n";
     std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
     let mut check = blockyard(&dir.path().join("run"));
@@ -82,7 +83,8 @@ fn a_yard_from_a_file() {
 #[test]
 fn mistakes_are_shown_and_nothing_starts() {
     let dir = TempDir::new().unwrap();
-    let yard = "[[disk]]\nuri = \"file:made.img?create=1M\"\n\n[[disk]]\nuri = \"ram:1GB\"\ndephth = 3\n\n[nbd]\nlisten = \"unix:s\"\n";
+    let yard = "[[disk]]\nuri = \"file:made.img?create=1M\"\n\n\
+                [[disk]]\nuri = \"ram:1GB\"\ndephth = 3\n\n[nbd]\nlisten = \"unix:s\"\n";
     std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
     let mut command = blockyard(&dir.path().join("run"));
     let mut child = common::Guard(
