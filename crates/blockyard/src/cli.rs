@@ -7,14 +7,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::nbd_client::TlsOptions;
 
+const AFTER_HELP: &str = "\
+Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
+nbd://host/export  nbd+unix:///export?socket=/s
+Exit codes: 0 done, 1 failed, 2 no (predicates), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+
 /// The Linux block I/O stack in user space: any disk, anywhere.
 #[derive(Debug, Parser)]
 #[command(name = "blockyard", version, max_term_width = 100, propagate_version = true)]
-#[command(
-    after_help = "Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  nbd://host/export  \
-                        nbd+unix:///export?socket=/s\n\
-                        Exit codes: 0 done, 1 failed, 2 no (predicates), 64 bad usage, 69 not available here, 75 in use, 77 not permitted."
-)]
+#[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -173,7 +174,8 @@ pub struct InfoArgs {
     /// Say nothing, but exit 0 if it is, 2 if it is not: read-only, rotational, tls.
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["json", "can"])]
     pub is: Option<String>,
-    /// Say nothing, but exit 0 if it can, 2 if it cannot: flush, fua, trim, zero, fast-zero, cache, df, multi-conn, block-status, write.
+    /// Say nothing, but exit 0 if it can, 2 if it cannot: flush, fua, trim, zero, fast-zero, cache, df, multi-conn,
+    /// block-status, write.
     #[arg(long, value_name = "WHAT", conflicts_with = "json")]
     pub can: Option<String>,
     /// TLS.

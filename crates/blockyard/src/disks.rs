@@ -14,7 +14,7 @@ use blockyard_driver_ram::Ram;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::uri::{DiskPlan, DriverPlan, Engine, FilePlan};
+use crate::uri::{DiskPlan, DriverPlan, Engine, FilePlan, Scheme};
 
 /// Makes disks whose hardware queues belong to queue threads.
 pub struct DiskMaker<'a> {
@@ -105,6 +105,10 @@ impl<'a> DiskMaker<'a> {
         config.minors = options.minors;
         config.read_only = options.read_only;
         config.flags = self.flags;
+        if plan.scheme() == Scheme::Null {
+            // There is nothing on it, and looking may take as long as its latency says.
+            config.flags |= DiskFlags::NO_PART_SCAN;
+        }
         let disk = Disk::alloc(&set, (), config, ops, Arc::clone(&self.clock)).map_err(refused)?;
         if disk.scheduler() != options.scheduler {
             disk.set_scheduler(options.scheduler).map_err(refused)?;

@@ -1,8 +1,8 @@
 //! Timeouts and retries: calls `Disk::tick` while something is in flight, and sleeps while nothing is.
 //!
-//! A queue thread that is about to sleep may have left something in flight; only then can there be a deadline. It rings the bell, once
-//! until the bell is armed again. The housekeeper then asks the disks when they want to be called, and goes on doing so until they
-//! want nothing. In an idle daemon no thread wakes up, so nothing rings.
+//! A queue thread that is about to sleep may have left something in flight; only then can there be a deadline. It rings the
+//! bell, once until the bell is armed again. The housekeeper then asks the disks when they want to be called, and goes on doing
+//! so until they want nothing. In an idle daemon no thread wakes up, so nothing rings.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
 //! The command line: what it prints, what it says when something is wrong, and its exit codes.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! 64-bit headers with a peer that has them: QEMU 8.2 or newer.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 

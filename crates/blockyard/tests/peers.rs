@@ -1,4 +1,5 @@
 //! Real clients on our server.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -229,7 +230,7 @@ fn qemu_img_converts_compares_and_maps() {
         let data: Vec<_> =
             map.as_array().unwrap().iter().filter(|extent| extent["data"] == true).collect();
         let starts: Vec<_> =
-            data.iter().map(|extent| extent["start"].as_u64().unwrap() as usize / MIB).collect();
+            data.iter().map(|extent| extent["start"].as_u64().unwrap() / MIB as u64).collect();
         assert_eq!(starts, [0, 40], "{map}");
         let back = daemon.path("back.qcow2");
         peer("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, back.to_str().unwrap()]);

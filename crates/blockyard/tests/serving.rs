@@ -1,4 +1,5 @@
 //! How a daemon is started, found, secured and ended.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -307,4 +308,49 @@ fn an_idle_daemon_is_small_and_sleeps() {
         .parse()
         .unwrap();
     assert!(kib < 16 << 10, "{kib} KiB resident");
+}
+
+/// A client that reads once, and what it is served by.
+fn reading(latency: &str) -> (Daemon, Guard, std::os::unix::net::UnixDatagram) {
+    let dir = TempDir::new().unwrap();
+    let notify = dir.path().join("notify");
+    let notified = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    let mut command = blockyard(&dir.path().join("run"));
+    command.env("NOTIFY_SOCKET", &notify);
+    command.args(["serve", &format!("null:1M?latency={latency}"), "--nbd", "unix:s"]);
+    let daemon = Daemon::start(command, dir, 1);
+    expect(&notified, "READY=1\n");
+    let mut client = system("nbdsh");
+    let script = "assert h.pread(4096, 0) == bytes(4096)";
+    client.args(["-u", &daemon.uri(""), "-c", script]);
+    let client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
+    while daemon.report()["disks"][0]["in_flight"] == 0 {
+        std::thread::yield_now();
+    }
+    (daemon, client, notified)
+}
+
+fn expect(notified: &std::os::unix::net::UnixDatagram, what: &str) {
+    let mut message = [0; 64];
+    let got = notified.recv(&mut message).unwrap();
+    assert_eq!(std::str::from_utf8(&message[..got]), Ok(what));
+}
+
+#[test]
+fn what_is_in_flight_is_answered_before_the_end() {
+    let (daemon, mut client, _notified) = reading("700ms");
+    daemon.stop();
+    assert!(client.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let (daemon, mut client, notified) = reading("60s");
+    daemon.signal(Signal::TERM);
+    expect(&notified, "STOPPING=1\n");
+    daemon.signal(Signal::INT);
+    let (status, log) = daemon.wait();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("second signal"), "{log}");
+    assert!(!client.0.wait().unwrap().success());
 }

@@ -114,7 +114,9 @@ impl Report {
     pub fn render(&self) -> String {
         let latency = &self.lat_ns;
         let mut text = format!(
-            "{:.0} IOPS, {}/s: {} requests in {:.2} s\nlatency: p50 {}, p99 {}, p99.9 {}, max {}, mean {}\nCPU of this process: {} a request",
+            "{:.0} IOPS, {}/s: {} requests in {:.2} s\n\
+             latency: p50 {}, p99 {}, p99.9 {}, max {}, mean {}\n\
+             CPU of this process: {} a request",
             self.iops,
             size::human(self.bytes_per_second as u64),
             self.ops,

@@ -117,7 +117,8 @@ fn a_pointer_marks_what_is_wrong() {
          --> yard.toml:2:12\n\
          2 | uri = \"ram:1GB\"\n  \
            |            ^^^\n  \
-           = help: size: \"1GB\" is no size: GB can mean 1000 or 1024; write G or GiB; write bytes or a unit of 1024, as 512, 4K, 1M, 1G, 1T\n\n\
+           = help: size: \"1GB\" is no size: GB can mean 1000 or 1024; write G or GiB; \
+         write bytes or a unit of 1024, as 512, 4K, 1M, 1G, 1T\n\n\
          yard.toml: 1 mistake; nothing was started"
     );
 }

@@ -129,9 +129,12 @@ impl Daemon {
             given = enough => Some(given),
         };
         notify(&[NotifyState::Stopping]);
+        let mut stop = Box::pin(self.stop());
         let stopped = tokio::select! {
-            () = self.stop() => Ok(given),
+            () = &mut stop => Ok(given),
             () = signals.next() => {
+                // Dropping it would wait for what is in flight. All of it ends with the process.
+                std::mem::forget(stop);
                 Err(Error::failed("stopped at once by a second signal")
                     .help("what clients had not flushed may be lost"))
             }

@@ -146,7 +146,7 @@ impl Transport {
         let failed = |err: Box<dyn std::error::Error + Send + Sync>| {
             Error::failed("the TLS handshake failed")
                 .caused_by(err)
-                .help("give the authority that has signed the server's certificate: --tls-ca FILE, or tls-certificates=DIR in the URI")
+                .help("name the authority of the server's certificate: --tls-ca FILE, or tls-certificates=DIR in the URI")
         };
         let mut tls = ClientConnection::new(config, name).map_err(|err| failed(err.into()))?;
         while tls.is_handshaking() {

@@ -87,7 +87,7 @@ pub(super) fn server_name(uri: &Uri) -> Result<ServerName<'static>> {
 
 fn unreadable(path: &Path) -> Error {
     Error::failed(format!("nothing in PEM can be read from {}", path.display()))
-        .help("name the files with --tls-ca, --tls-certificate and --tls-key, or their directory with tls-certificates=DIR in the URI")
+        .help("use --tls-ca, --tls-certificate and --tls-key, or name a directory: tls-certificates=DIR in the URI")
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {

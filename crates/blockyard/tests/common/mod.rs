@@ -1,5 +1,6 @@
 //! Daemons and peers for tests. Nothing is left behind, also when a test panics.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -32,8 +33,8 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: Output) -> Self {
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let code = output.status.code().unwrap_or(-1);
         Self { code, out: text(&output.stdout), err: text(&output.stderr) }
     }
@@ -66,7 +67,7 @@ impl Said {
 pub(crate) fn run<S: AsRef<OsStr>>(args: &[S]) -> Said {
     let dir = TempDir::new().unwrap();
     Said::of(
-        blockyard(&dir.path().join("run")).current_dir(dir.path()).args(args).output().unwrap(),
+        &blockyard(&dir.path().join("run")).current_dir(dir.path()).args(args).output().unwrap(),
     )
 }
 
@@ -91,7 +92,7 @@ pub(crate) fn peer<S: AsRef<OsStr>>(program: &str, args: &[S]) -> String {
 pub(crate) fn try_peer<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Said {
     let mut command = system("timeout");
     command.args(["--kill-after=5", PEER_LIMIT, program]).args(args);
-    let said = Said::of(command.stdin(Stdio::null()).output().expect("timeout(1) of coreutils"));
+    let said = Said::of(&command.stdin(Stdio::null()).output().expect("timeout(1) of coreutils"));
     assert_ne!(said.code, 127, "{program} is missing; run: cargo xtask setup");
     assert_ne!(said.code, 124, "{program} hangs:\n{}\n{}", said.out, said.err);
     said
@@ -182,7 +183,7 @@ impl Daemon {
 
     /// Runs `blockyard` with the same runtime directory.
     pub(crate) fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Said {
-        Said::of(blockyard(&self.path("run")).args(args).output().unwrap())
+        Said::of(&blockyard(&self.path("run")).args(args).output().unwrap())
     }
 
     /// What `list --json` says of it.
