@@ -84,8 +84,9 @@ impl Ready {
         let (mut ids, mut weights) = (ids, weights);
         if let Some(args) = draw.choose_args {
             let index = index_of(self.id).unwrap_or(usize::MAX);
-            ids = args.ids(index).unwrap_or(ids);
-            weights = args.weights(index, draw.position).unwrap_or(weights);
+            let (other_ids, other_weights) = args.of(index, draw.position);
+            ids = other_ids.unwrap_or(ids);
+            weights = other_weights.unwrap_or(weights);
         }
         straw2::choose(draw.logarithms, ids, weights, draw.x, draw.r)
     }

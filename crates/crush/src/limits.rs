@@ -13,3 +13,7 @@ pub const ATTEMPT: u32 = 8;
 /// The choose steps in one block of a multi-step retry rule. Each descends at least one level, and Ceph's trees
 /// have 10 (`CRUSH_MAX_DEPTH`), so that a longer block chooses nothing.
 pub const MSR_STEPS: usize = 64;
+
+/// The weights that all weight sets of a map together may lack. An old fault of Ceph made sets that are shorter
+/// than their bucket; what they lack is 0.
+pub const MISSING_WEIGHTS: usize = 1 << 20;
