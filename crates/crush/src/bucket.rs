@@ -2,7 +2,7 @@
 
 use crate::check::index_of;
 use crate::data::{Algorithm, Bucket};
-use crate::hash::{LANES, hash3_each, hash32_3, hash32_4};
+use crate::hash::{LANES, hash3_each, hash4_each, hash32_3, hash32_4};
 use crate::ln::Negated;
 use crate::overrides::ChooseArgs;
 use crate::straw2;
@@ -19,8 +19,11 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) enum Method {
     Uniform,
-    /// Weights, and sums of weights up to each.
-    List(Box<[(u32, u32)]>),
+    List {
+        ids: straw2::Ids,
+        /// Weights, and sums of weights up to each; 0 for what fills up the last lanes, so that it is never taken.
+        weights: Box<[[(u32, u32); LANES]]>,
+    },
     /// Weights below each node.
     Tree(Box<[u32]>),
     Straw {
@@ -50,11 +53,12 @@ impl Ready {
         let method = match &bucket.algorithm {
             Algorithm::Uniform { .. } => Method::Uniform,
             Algorithm::List { weights, sums } => {
-                Method::List(weights.iter().copied().zip(sums.iter().copied()).collect())
+                let pairs: Vec<_> = weights.iter().copied().zip(sums.iter().copied()).collect();
+                Method::List { ids: straw2::ids(&bucket.items), weights: in_lanes(&pairs) }
             }
             Algorithm::Tree { node_weights } => Method::Tree(node_weights.clone().into()),
             Algorithm::Straw { straws, .. } => {
-                Method::Straw { ids: straw2::ids(&bucket.items), straws: by_eights(straws) }
+                Method::Straw { ids: straw2::ids(&bucket.items), straws: in_lanes(straws) }
             }
             Algorithm::Straw2 { weights } => Method::Straw2 {
                 ids: straw2::ids(&bucket.items),
@@ -73,7 +77,7 @@ impl Ready {
             Method::Straw2 { ids, weights } => self.straw2(ids, weights, draw),
             Method::Straw { ids, straws } => straw(ids, straws, x, r),
             Method::Uniform => return self.permuted(x, r),
-            Method::List(weights) => self.list(weights, x, r),
+            Method::List { ids, weights } => self.list(ids, weights, x, r),
             Method::Tree(weights) => self.tree(weights, x, r),
         };
         self.items.get(index).copied()
@@ -84,20 +88,26 @@ impl Ready {
         let (mut ids, mut weights) = (ids, weights);
         if let Some(args) = draw.choose_args {
             let index = index_of(self.id).unwrap_or(usize::MAX);
-            ids = args.ids(index).unwrap_or(ids);
-            weights = args.weights(index, draw.position).unwrap_or(weights);
+            let (other_ids, other_weights) = args.of(index, draw.position);
+            ids = other_ids.unwrap_or(ids);
+            weights = other_weights.unwrap_or(weights);
         }
         straw2::choose(draw.logarithms, ids, weights, draw.x, draw.r)
     }
 
     /// From the newest item to the oldest: an item is taken with the probability of its weight among those left.
-    fn list(&self, weights: &[(u32, u32)], x: u32, r: u32) -> usize {
+    fn list(&self, ids: &[[u32; LANES]], weights: &[[(u32, u32); LANES]], x: u32, r: u32) -> usize {
         let id = self.id.cast_unsigned();
-        let taken = self.items.iter().zip(weights).rposition(|(item, &(weight, sum))| {
-            let hash = hash32_4(x, item.cast_unsigned(), r, id) & 0xffff;
-            (u64::from(hash) * u64::from(sum)) >> 16 < u64::from(weight)
-        });
-        taken.unwrap_or(0)
+        for (chunk, (ids, weights)) in ids.iter().zip(weights).enumerate().rev() {
+            let hashes = hash4_each(x, ids, r, id);
+            let taken = hashes.iter().zip(weights).rposition(|(hash, &(weight, sum))| {
+                (u64::from(hash & 0xffff) * u64::from(sum)) >> 16 < u64::from(weight)
+            });
+            if let Some(lane) = taken {
+                return chunk * LANES + lane;
+            }
+        }
+        0
     }
 
     /// From the root, which is the middle node, down to a leaf, which is odd: half of the way to the left or right.
@@ -137,7 +147,7 @@ impl Ready {
 fn straw(ids: &[[u32; LANES]], straws: &[[u32; LANES]], x: u32, r: u32) -> usize {
     let (mut winner, mut longest) = (0, 0);
     for (chunk, (ids, straws)) in ids.iter().zip(straws).enumerate() {
-        let hashes = hash3_each(x, *ids, r);
+        let hashes = hash3_each(x, ids, r);
         for lane in 0..LANES {
             let length = u64::from(hashes[lane] & 0xffff) * u64::from(straws[lane]);
             if length > longest {
@@ -149,11 +159,11 @@ fn straw(ids: &[[u32; LANES]], straws: &[[u32; LANES]], x: u32, r: u32) -> usize
     winner
 }
 
-fn by_eights(words: &[u32]) -> Box<[[u32; LANES]]> {
-    let chunk = |chunk: &[u32]| {
-        let mut lanes = [0; LANES];
+fn in_lanes<T: Copy + Default>(all: &[T]) -> Box<[[T; LANES]]> {
+    let chunk = |chunk: &[T]| {
+        let mut lanes = [T::default(); LANES];
         lanes[..chunk.len()].copy_from_slice(chunk);
         lanes
     };
-    words.chunks(LANES).map(chunk).collect()
+    all.chunks(LANES).map(chunk).collect()
 }

@@ -2,6 +2,7 @@
 
 use crate::data::{Algorithm, Bucket, MapData};
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// The most nodes of a tree bucket; more do not fit into the byte that counts them.
 const MAX_TREE_NODES: usize = 128;
@@ -22,20 +23,32 @@ impl MapData {
 
     /// Raises the number of devices as `CrushWrapper::finalize` does, and drops or fits overrides that do not match
     /// their bucket, as `CrushWrapper::update_choose_args` does.
-    pub(crate) fn finalize(&mut self) {
+    pub(crate) fn finalize(&mut self) -> Result<()> {
         let items = self.buckets.iter().flatten().flat_map(|bucket| &bucket.items);
         let highest = items.chain(self.names.keys()).copied().max().unwrap_or(-1);
         self.max_devices = highest.max(-1).saturating_add(1);
+        let mut missing = 0_usize;
         for args in self.choose_args.values_mut() {
             args.retain(|&index, arg| {
                 let bucket = self.buckets.get(index as usize).and_then(Option::as_ref);
                 let Some(Bucket { items, algorithm: Algorithm::Straw2 { .. }, .. }) = bucket else {
                     return false;
                 };
-                arg.weight_sets.iter_mut().for_each(|weights| weights.resize(items.len(), 0));
+                for weights in &mut arg.weight_sets {
+                    missing += items.len().saturating_sub(weights.len());
+                    if missing <= limits::MISSING_WEIGHTS {
+                        weights.resize(items.len(), 0);
+                    }
+                }
                 !arg.ids.is_empty() || !arg.weight_sets.is_empty()
             });
         }
+        if missing <= limits::MISSING_WEIGHTS {
+            return Ok(());
+        }
+        Err(Error::inconsistent(format!(
+            "weight sets lack {missing} weights of their buckets' items"
+        )))
     }
 
     /// Checks that ids, items and lists fit together and that no bucket is inside of itself.

@@ -1,72 +1,57 @@
 //! rjenkins1: Robert Jenkins' 32-bit mix (<https://burtleburtle.net/bob/hash/evahash.html>) over one to five numbers.
 //!
 //! It is the only hash that CRUSH knows (`crush_hash32*` of Ceph's `src/crush/hash.c`), and OSD maps use it too.
-//! Everything is written over [`Lanes`], so that one body of code hashes one input or several at once.
 
 /// Hashes are salted with this, and with the two words below when a mix has no third operand.
 const SEED: u32 = 1_315_423_911;
 const X: u32 = 231_232;
 const Y: u32 = 1_232;
 
-/// How many items of a bucket are hashed at once: two vectors of 128 bits, which every x86-64 and aarch64 has.
-pub(crate) const LANES: usize = 8;
-
-/// Independent 32-bit words that go through the same operations.
-#[derive(Clone, Copy)]
-struct Lanes<const N: usize>([u32; N]);
-
-impl<const N: usize> Lanes<N> {
-    #[inline(always)]
-    fn splat(word: u32) -> Self {
-        Self([word; N])
-    }
-
-    /// One line of the mix: `self - b - c`, then exclusive or with `c` shifted right.
-    #[inline(always)]
-    fn right<const BITS: u32>(&mut self, b: Self, c: Self) {
-        for lane in 0..N {
-            let less = self.0[lane].wrapping_sub(b.0[lane]).wrapping_sub(c.0[lane]);
-            self.0[lane] = less ^ (c.0[lane] >> BITS);
-        }
-    }
-
-    /// The same with `c` shifted left.
-    #[inline(always)]
-    fn left<const BITS: u32>(&mut self, b: Self, c: Self) {
-        for lane in 0..N {
-            let less = self.0[lane].wrapping_sub(b.0[lane]).wrapping_sub(c.0[lane]);
-            self.0[lane] = less ^ (c.0[lane] << BITS);
-        }
-    }
-
-    #[inline(always)]
-    fn xor(self, other: Self) -> Self {
-        let mut out = self;
-        for lane in 0..N {
-            out.0[lane] ^= other.0[lane];
-        }
-        out
-    }
-}
+/// How many items of a bucket are hashed at once: one vector of 128 bits, which every x86-64 and aarch64 has.
+pub(crate) const LANES: usize = 4;
 
 /// The nine lines of Jenkins' mix.
 #[inline(always)]
-fn mix<const N: usize>(a: &mut Lanes<N>, b: &mut Lanes<N>, c: &mut Lanes<N>) {
-    a.right::<13>(*b, *c);
-    b.left::<8>(*c, *a);
-    c.right::<13>(*a, *b);
-    a.right::<12>(*b, *c);
-    b.left::<16>(*c, *a);
-    c.right::<5>(*a, *b);
-    a.right::<3>(*b, *c);
-    b.left::<10>(*c, *a);
-    c.right::<15>(*a, *b);
+fn mix(a: &mut u32, b: &mut u32, c: &mut u32) {
+    *a = a.wrapping_sub(*b).wrapping_sub(*c) ^ (*c >> 13);
+    *b = b.wrapping_sub(*c).wrapping_sub(*a) ^ (*a << 8);
+    *c = c.wrapping_sub(*a).wrapping_sub(*b) ^ (*b >> 13);
+    *a = a.wrapping_sub(*b).wrapping_sub(*c) ^ (*c >> 12);
+    *b = b.wrapping_sub(*c).wrapping_sub(*a) ^ (*a << 16);
+    *c = c.wrapping_sub(*a).wrapping_sub(*b) ^ (*b >> 5);
+    *a = a.wrapping_sub(*b).wrapping_sub(*c) ^ (*c >> 3);
+    *b = b.wrapping_sub(*c).wrapping_sub(*a) ^ (*a << 10);
+    *c = c.wrapping_sub(*a).wrapping_sub(*b) ^ (*b >> 15);
 }
 
+/// The hash of one number.
+#[must_use]
+pub fn hash32(mut a: u32) -> u32 {
+    let mut hash = SEED ^ a;
+    let (mut b, mut x, mut y) = (a, X, Y);
+    mix(&mut b, &mut x, &mut hash);
+    mix(&mut y, &mut a, &mut hash);
+    hash
+}
+
+/// The hash of two numbers: of a placement group's seed and its pool, of an input and a device.
+#[must_use]
+#[inline]
+pub fn hash32_2(mut a: u32, mut b: u32) -> u32 {
+    let mut hash = SEED ^ a ^ b;
+    let (mut x, mut y) = (X, Y);
+    mix(&mut a, &mut b, &mut hash);
+    mix(&mut x, &mut a, &mut hash);
+    mix(&mut b, &mut y, &mut hash);
+    hash
+}
+
+/// The hash of three numbers.
+#[must_use]
 #[inline(always)]
-fn hash3_lanes<const N: usize>(mut a: Lanes<N>, mut b: Lanes<N>, mut c: Lanes<N>) -> Lanes<N> {
-    let mut hash = Lanes::splat(SEED).xor(a).xor(b).xor(c);
-    let (mut x, mut y) = (Lanes::splat(X), Lanes::splat(Y));
+pub fn hash32_3(mut a: u32, mut b: u32, mut c: u32) -> u32 {
+    let mut hash = SEED ^ a ^ b ^ c;
+    let (mut x, mut y) = (X, Y);
     mix(&mut a, &mut b, &mut hash);
     mix(&mut c, &mut x, &mut hash);
     mix(&mut y, &mut a, &mut hash);
@@ -75,11 +60,12 @@ fn hash3_lanes<const N: usize>(mut a: Lanes<N>, mut b: Lanes<N>, mut c: Lanes<N>
     hash
 }
 
+/// The hash of four numbers.
+#[must_use]
 #[inline(always)]
-fn hash4_lanes<const N: usize>(words: [Lanes<N>; 4]) -> Lanes<N> {
-    let [mut a, mut b, mut c, mut d] = words;
-    let mut hash = Lanes::splat(SEED).xor(a).xor(b).xor(c).xor(d);
-    let (mut x, mut y) = (Lanes::splat(X), Lanes::splat(Y));
+pub fn hash32_4(mut a: u32, mut b: u32, mut c: u32, mut d: u32) -> u32 {
+    let mut hash = SEED ^ a ^ b ^ c ^ d;
+    let (mut x, mut y) = (X, Y);
     mix(&mut a, &mut b, &mut hash);
     mix(&mut c, &mut d, &mut hash);
     mix(&mut a, &mut x, &mut hash);
@@ -89,50 +75,11 @@ fn hash4_lanes<const N: usize>(words: [Lanes<N>; 4]) -> Lanes<N> {
     hash
 }
 
-/// The hash of one number.
-#[must_use]
-pub fn hash32(a: u32) -> u32 {
-    let mut hash = Lanes([SEED ^ a]);
-    let (mut a, mut b) = (Lanes([a]), Lanes([a]));
-    let (mut x, mut y) = (Lanes([X]), Lanes([Y]));
-    mix(&mut b, &mut x, &mut hash);
-    mix(&mut y, &mut a, &mut hash);
-    hash.0[0]
-}
-
-/// The hash of two numbers: of a placement group's seed and its pool, of an input and a device.
-#[must_use]
-#[inline]
-pub fn hash32_2(a: u32, b: u32) -> u32 {
-    let mut hash = Lanes([SEED ^ a ^ b]);
-    let (mut a, mut b) = (Lanes([a]), Lanes([b]));
-    let (mut x, mut y) = (Lanes([X]), Lanes([Y]));
-    mix(&mut a, &mut b, &mut hash);
-    mix(&mut x, &mut a, &mut hash);
-    mix(&mut b, &mut y, &mut hash);
-    hash.0[0]
-}
-
-/// The hash of three numbers.
-#[must_use]
-#[inline]
-pub fn hash32_3(a: u32, b: u32, c: u32) -> u32 {
-    hash3_lanes(Lanes([a]), Lanes([b]), Lanes([c])).0[0]
-}
-
-/// The hash of four numbers.
-#[must_use]
-#[inline]
-pub fn hash32_4(a: u32, b: u32, c: u32, d: u32) -> u32 {
-    hash4_lanes([Lanes([a]), Lanes([b]), Lanes([c]), Lanes([d])]).0[0]
-}
-
 /// The hash of five numbers.
 #[must_use]
-pub fn hash32_5(a: u32, b: u32, c: u32, d: u32, e: u32) -> u32 {
-    let mut hash = Lanes([SEED ^ a ^ b ^ c ^ d ^ e]);
-    let [mut a, mut b, mut c, mut d, mut e] = [a, b, c, d, e].map(|word| Lanes([word]));
-    let (mut x, mut y) = (Lanes([X]), Lanes([Y]));
+pub fn hash32_5(mut a: u32, mut b: u32, mut c: u32, mut d: u32, mut e: u32) -> u32 {
+    let mut hash = SEED ^ a ^ b ^ c ^ d ^ e;
+    let (mut x, mut y) = (X, Y);
     mix(&mut a, &mut b, &mut hash);
     mix(&mut c, &mut d, &mut hash);
     mix(&mut e, &mut x, &mut hash);
@@ -141,13 +88,28 @@ pub fn hash32_5(a: u32, b: u32, c: u32, d: u32, e: u32) -> u32 {
     mix(&mut y, &mut c, &mut hash);
     mix(&mut d, &mut x, &mut hash);
     mix(&mut y, &mut e, &mut hash);
-    hash.0[0]
+    hash
 }
 
-/// [`hash32_3`] of (`a`, each of `b`, `c`).
-#[inline(always)]
-pub(crate) fn hash3_each(a: u32, b: [u32; LANES], c: u32) -> [u32; LANES] {
-    hash3_lanes(Lanes::splat(a), Lanes(b), Lanes::splat(c)).0
+/// [`hash32_3`] of (`a`, each of `b`, `c`). Compilers make vector instructions of this loop as long as nothing else
+/// is in it.
+#[inline(never)]
+pub(crate) fn hash3_each(a: u32, b: &[u32; LANES], c: u32) -> [u32; LANES] {
+    let mut hashes = [0; LANES];
+    for (hash, &b) in hashes.iter_mut().zip(b) {
+        *hash = hash32_3(a, b, c);
+    }
+    hashes
+}
+
+/// [`hash32_4`] of (`a`, each of `b`, `c`, `d`), the same way.
+#[inline(never)]
+pub(crate) fn hash4_each(a: u32, b: &[u32; LANES], c: u32, d: u32) -> [u32; LANES] {
+    let mut hashes = [0; LANES];
+    for (hash, &b) in hashes.iter_mut().zip(b) {
+        *hash = hash32_4(a, b, c, d);
+    }
+    hashes
 }
 
 #[cfg(test)]
@@ -156,10 +118,8 @@ mod tests {
 
     #[test]
     fn many_lanes_hash_as_one() {
-        let b = [0, 1, 2, 77, 0xffff_fffe, 0x8000_0000, 12_345, 99];
-        let hashes = hash3_each(1_000, b, 3);
-        for lane in 0..LANES {
-            assert_eq!(hashes[lane], hash32_3(1_000, b[lane], 3));
-        }
+        let b = [0, 77, 0xffff_fffe, 0x8000_0000];
+        assert_eq!(hash3_each(1_000, &b, 3), b.map(|b| hash32_3(1_000, b, 3)));
+        assert_eq!(hash4_each(1_000, &b, 3, 4), b.map(|b| hash32_4(1_000, b, 3, 4)));
     }
 }

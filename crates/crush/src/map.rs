@@ -34,10 +34,10 @@ impl CrushMap {
     /// [`ErrorKind::Inconsistent`](crate::ErrorKind::Inconsistent): an item that does not exist, a list that is not
     /// as long as its bucket, a bucket inside of itself. Ceph would crash or never return on such a map.
     pub fn new(mut data: MapData) -> Result<Self> {
-        data.finalize();
+        data.finalize()?;
         data.check()?;
         let ready = |slot: &Option<_>| slot.as_ref().map(Ready::new);
-        let prepare = |(&pool, args): (&i64, _)| (pool, ChooseArgs::new(args, data.buckets.len()));
+        let prepare = |(&pool, args): (&i64, _)| (pool, ChooseArgs::new(args));
         Ok(Self {
             buckets: data.buckets.iter().map(ready).collect(),
             choose_args: data.choose_args.iter().map(prepare).collect(),

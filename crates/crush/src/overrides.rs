@@ -8,7 +8,8 @@ use crate::straw2;
 /// The overrides of one pool, prepared; from [`CrushMap::choose_args`](crate::CrushMap::choose_args).
 #[derive(Debug)]
 pub struct ChooseArgs {
-    buckets: Vec<Option<Override>>,
+    /// By the bucket's index, in order.
+    buckets: Vec<(usize, Override)>,
 }
 
 #[derive(Debug)]
@@ -18,29 +19,29 @@ struct Override {
 }
 
 impl ChooseArgs {
-    pub(crate) fn new(args: &BTreeMap<u32, ChooseArg>, buckets: usize) -> Self {
-        let mut prepared: Vec<Option<Override>> = (0..buckets).map(|_| None).collect();
-        for (&index, arg) in args {
-            if let Some(slot) = prepared.get_mut(index as usize) {
-                *slot = Some(Override {
-                    ids: (!arg.ids.is_empty()).then(|| straw2::ids(&arg.ids)),
-                    weights: arg.weight_sets.iter().map(|set| straw2::weights(set)).collect(),
-                });
+    pub(crate) fn new(args: &BTreeMap<u32, ChooseArg>) -> Self {
+        let prepare = |(&index, arg): (&u32, &ChooseArg)| {
+            let ids = (!arg.ids.is_empty()).then(|| straw2::ids(&arg.ids));
+            let weights = arg.weight_sets.iter().map(|set| straw2::weights(set)).collect();
+            (index as usize, Override { ids, weights })
+        };
+        Self { buckets: args.iter().map(prepare).collect() }
+    }
+
+    /// The ids to hash in a bucket, and the weights to draw with at a position of the result, where they are
+    /// overridden.
+    #[inline]
+    pub(crate) fn of(
+        &self,
+        index: usize,
+        position: usize,
+    ) -> (Option<&straw2::Ids>, Option<&straw2::Weights>) {
+        match self.buckets.binary_search_by_key(&index, |&(index, _)| index) {
+            Ok(found) => {
+                let Override { ids, weights } = &self.buckets[found].1;
+                (ids.as_ref(), weights.get(position).or(weights.last()))
             }
+            Err(_) => (None, None),
         }
-        Self { buckets: prepared }
-    }
-
-    /// The ids to hash in a bucket, if they are overridden.
-    #[inline]
-    pub(crate) fn ids(&self, index: usize) -> Option<&straw2::Ids> {
-        self.buckets.get(index)?.as_ref()?.ids.as_ref()
-    }
-
-    /// The weights of a bucket at a position of the result, if they are overridden.
-    #[inline]
-    pub(crate) fn weights(&self, index: usize, position: usize) -> Option<&straw2::Weights> {
-        let sets = &self.buckets.get(index)?.as_ref()?.weights;
-        sets.get(position).or(sets.last())
     }
 }

@@ -13,9 +13,9 @@
 use crate::hash::{LANES, hash3_each};
 use crate::ln::Negated;
 
-/// Ids as they are hashed, by eights.
+/// Ids as they are hashed, in lanes.
 pub(crate) type Ids = Box<[[u32; LANES]]>;
-/// Reciprocals of weights, by eights; infinite for a weight of 0, and for what fills up the last eight.
+/// Reciprocals of weights, in lanes; infinite for a weight of 0, and for what fills up the last lanes.
 pub(crate) type Weights = Box<[[f64; LANES]]>;
 
 pub(crate) fn ids(ids: &[i32]) -> Ids {
@@ -51,7 +51,7 @@ pub(crate) fn choose(
     let mut winner = 0;
     let mut least = f64::INFINITY;
     for (chunk, (ids, weights)) in ids.iter().zip(weights).enumerate() {
-        let hashes = hash3_each(x, *ids, r);
+        let hashes = hash3_each(x, ids, r);
         for lane in 0..LANES {
             let draw = logarithms[(hashes[lane] & 0xffff) as usize] * weights[lane];
             if draw < least && truncate(draw) < truncate(least) {

@@ -169,6 +169,19 @@ fn overrides_that_do_not_match_are_fitted_or_refused() {
 }
 
 #[test]
+fn weight_sets_cannot_claim_memory_that_they_do_not_fill() {
+    let items: Vec<i32> = (0..20_000).collect();
+    let arg = ChooseArg { ids: vec![], weight_sets: vec![vec![]; 50_000] };
+    let map = MapData {
+        buckets: vec![straw2(-1, &items)],
+        choose_args: [(0, [(0, arg)].into())].into(),
+        ..MapData::default()
+    };
+    let error = CrushMap::new(map).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Inconsistent, "{error}");
+}
+
+#[test]
 fn any_single_byte_may_be_anything() {
     for offset in 0..MAP.len() {
         for byte in [0, 0x7f, 0xff] {
