@@ -54,7 +54,8 @@ impl EndIo for GiveBack {
 const BATCH: usize = 32;
 /// Bytes that each bio reads.
 const BYTES: usize = 4096;
-/// How long one measurement takes, and how often it is repeated: the best counts, as what else the machine does only adds.
+/// How long one measurement takes, and how often it is repeated: the best counts, as what else the machine does
+/// only adds.
 const TIME: Duration = Duration::from_millis(20);
 const REPEATS: usize = 60;
 
@@ -92,7 +93,8 @@ fn next_bio(sector: &mut u64) -> Box<Bio> {
 struct Rate {
     /// Of the clock on the wall.
     wall: f64,
-    /// Of the time that the machine has given to the thread: the same on an idle machine, unless a thread sleeps.
+    /// Of the time that the machine has given to the thread: the same on an idle machine, unless a thread
+    /// sleeps.
     cpu: f64,
 }
 

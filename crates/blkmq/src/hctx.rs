@@ -470,7 +470,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
+    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever
+    /// is.
     fn issue_direct(self: &Arc<Self>, list: &mut Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
             // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see

@@ -393,8 +393,8 @@ impl<D: Driver> Request<D> {
         Some(self)
     }
 
-    /// Ends it: what is left of its bios ends with `status`. A read that was not supplied with all that it asked for ends with
-    /// [`Status::Io`] instead of [`Status::Ok`]: nobody is given less than he believes.
+    /// Ends it: what is left of its bios ends with `status`. A read that was not supplied with all that it
+    /// asked for ends with [`Status::Io`] instead of [`Status::Ok`]: nobody is given less than he believes.
     pub fn end(self, status: Status) {
         let mut rq = self.into_inner();
         let status = if status.is_ok() && rq.is_short() { Status::Io } else { status };

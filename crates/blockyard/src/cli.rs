@@ -20,7 +20,8 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Log more: -v what happens, -vv details. BLOCKYARD_LOG=debug or =blockyard_export_nbd=trace chooses finely.
+    /// Log more: -v what happens, -vv details. BLOCKYARD_LOG=debug or =blockyard_export_nbd=trace chooses
+    /// finely.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -79,7 +80,8 @@ pub struct ServeArgs {
     /// The disks; each becomes an export, the first is the default one.
     #[arg(required = true, value_name = "URI")]
     pub uris: Vec<String>,
-    /// Listen there: unix:/path, tcp:host:port, vsock:cid:port, or systemd for the sockets that it passes. May be repeated.
+    /// Listen there: unix:/path, tcp:host:port, vsock:cid:port, or systemd for the sockets that it passes. May
+    /// be repeated.
     #[arg(long, value_name = "ADDR")]
     pub nbd: Vec<String>,
     /// The name of an export; the disk's own name without. Repeated: for the first disk, the second, ...
@@ -174,8 +176,8 @@ pub struct InfoArgs {
     /// Say nothing, but exit 0 if it is, 2 if it is not: read-only, rotational, tls.
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["json", "can"])]
     pub is: Option<String>,
-    /// Say nothing, but exit 0 if it can, 2 if it cannot: flush, fua, trim, zero, fast-zero, cache, df, multi-conn,
-    /// block-status, write.
+    /// Say nothing, but exit 0 if it can, 2 if it cannot: flush, fua, trim, zero, fast-zero, cache, df,
+    /// multi-conn, block-status, write.
     #[arg(long, value_name = "WHAT", conflicts_with = "json")]
     pub can: Option<String>,
     /// TLS.

@@ -70,7 +70,8 @@ impl Error {
         self
     }
 
-    /// With what caused it. The kind of an error of the system, or of the layers below, is taken over where it says more.
+    /// With what caused it. The kind of an error of the system, or of the layers below, is taken over where it
+    /// says more.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();

@@ -1,8 +1,9 @@
 //! Timeouts and retries: calls `Disk::tick` while something is in flight, and sleeps while nothing is.
 //!
-//! A queue thread that is about to sleep may have left something in flight; only then can there be a deadline. It rings the
-//! bell, once until the bell is armed again. The housekeeper then asks the disks when they want to be called, and goes on doing
-//! so until they want nothing. In an idle daemon no thread wakes up, so nothing rings.
+//! A queue thread that is about to sleep may have left something in flight; only then can there be a deadline.
+//! It rings the bell, once until the bell is armed again. The housekeeper then asks the disks when they want to
+//! be called, and goes on doing so until they want nothing. In an idle daemon no thread wakes up, so nothing
+//! rings.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,7 +44,8 @@ pub async fn keep(disks: Vec<Arc<Disk>>, clock: Arc<dyn Clock>, bell: Arc<Bell>)
                 tokio::time::sleep(wait.clamp(SHORTEST, LONGEST)).await;
                 continue;
             }
-            // A busy daemon has often nothing in flight at the moment: look again after a while, not at the next request.
+            // A busy daemon has often nothing in flight at the moment: look again after a while, not at the
+            // next request.
             tokio::time::sleep(LONGEST).await;
             bell.rung.store(false, Ordering::SeqCst);
             // What was submitted before that has not rung, what comes after does.

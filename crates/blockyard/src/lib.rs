@@ -1,5 +1,5 @@
-//! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and their control
-//! sockets, a small NBD client, and a load generator.
+//! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and
+//! their control sockets, a small NBD client, and a load generator.
 #![forbid(unsafe_code)]
 
 pub mod bench;

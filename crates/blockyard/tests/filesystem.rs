@@ -1,4 +1,5 @@
-//! A real file system on a served disk: nbdfuse makes it a file, a loop device makes that a disk, and the kernel does the rest.
+//! A real file system on a served disk: nbdfuse makes it a file, a loop device makes that a disk, and the
+//! kernel does the rest.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;

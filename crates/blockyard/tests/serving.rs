@@ -189,7 +189,8 @@ fn sockets_of_systemd_are_taken() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("s");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    // The shell makes the socket file descriptor 3, and becomes the daemon with its own process id, as systemd does.
+    // The shell makes the socket file descriptor 3, and becomes the daemon with its own process id, as systemd
+    // does.
     let fd = rustix::io::dup(&listener).unwrap();
     let script = format!(
         "exec 3<&{}; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" serve ram:8M",

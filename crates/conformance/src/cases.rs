@@ -103,7 +103,8 @@ pub fn removed_under_load(subject: &Subject) {
     assert_eq!(subject.status(Op::Read, 0, block), Status::Offline);
 }
 
-/// A disk that shrinks fails what is past its new end, and keeps what is before; one that grows serves what is new.
+/// A disk that shrinks fails what is past its new end, and keeps what is before; one that grows serves what is
+/// new.
 pub fn resized(subject: &Subject) {
     let (size, block) = (subject.size(), subject.block());
     let half = size / 2 / block * block;
@@ -242,7 +243,8 @@ pub fn write_zeroes(subject: &Subject) {
     }
 }
 
-/// A discard succeeds or is not supported, leaves its neighbours alone, and reads as zeroes where that is promised.
+/// A discard succeeds or is not supported, leaves its neighbours alone, and reads as zeroes where that is
+/// promised.
 pub fn discard(subject: &Subject) {
     let block = subject.block();
     subject.write(0, &marked(0, 64 * block, 1));

@@ -1,4 +1,5 @@
-//! Sockets: waiting for them, and sending from many places at once: headers that somebody borrows, and [`Segment`]s, which nobody can.
+//! Sockets: waiting for them, and sending from many places at once: headers that somebody borrows, and
+//! [`Segment`]s, which nobody can.
 
 use std::io;
 use std::marker::PhantomData;
@@ -22,8 +23,8 @@ impl Watch {
     /// # Panics
     /// Outside of a runtime that does I/O.
     pub fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
-        // SAFETY: an `OwnedFd` is open until it is dropped and always the same; nothing but a shared reference to the `AsyncFd` is
-        // given out, so that it stays in there until both are dropped.
+        // SAFETY: an `OwnedFd` is open until it is dropped and always the same; nothing but a shared reference
+        // to the `AsyncFd` is given out, so that it stays in there until both are dropped.
         let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
         Ok(Self(watched?))
     }
@@ -49,7 +50,8 @@ pub const IOV_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct IoVecs(Vec<libc::iovec>);
 
-// SAFETY: the pointers in it are used by a `Gather` only, which fills the list anew; in between they are mere numbers.
+// SAFETY: the pointers in it are used by a `Gather` only, which fills the list anew; in between they are mere
+// numbers.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
@@ -102,7 +104,8 @@ impl<'a> Gather<'a> {
         self.push_raw(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
-    /// Adds a segment without its first `skip` bytes. It is not copied: what is sent is what it holds when the kernel takes it.
+    /// Adds a segment without its first `skip` bytes. It is not copied: what is sent is what it holds when the
+    /// kernel takes it.
     ///
     /// # Panics
     /// If it has fewer bytes, or the message [is full](Self::is_full).
@@ -119,7 +122,8 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an error, not a signal.
+    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is
+    /// an error, not a signal.
     ///
     /// # Errors
     /// What `sendmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now.
@@ -131,9 +135,10 @@ impl<'a> Gather<'a> {
         message.msg_iovlen = self.list.len() as _;
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         loop {
-            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point to. Each
-            // part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a segment's
-            // memory by its owner (see `Segment::from_raw`), which may change but not go away.
+            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they
+            // point to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its
+            // borrow, a segment's memory by its owner (see `Segment::from_raw`), which may change but not go
+            // away.
             let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);

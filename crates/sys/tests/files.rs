@@ -241,7 +241,8 @@ fn forbid_io_uring() {
         step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: the first takes numbers only; the second a program of four steps, valid for the call, which the kernel copies.
+    // SAFETY: the first takes numbers only; the second a program of four steps, valid for the call, which the
+    // kernel copies.
     let done = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)

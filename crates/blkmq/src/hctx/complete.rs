@@ -1,5 +1,5 @@
-//! The way back: a request goes on to the next step of its flush, or its bios end and it is free again
-//! (kernel: `blk_mq_end_request`, `mq_flush_data_end_io`).
+//! The way back: a request goes on to the next step of its flush, or its bios end and it is free again (kernel:
+//! `blk_mq_end_request`, `mq_flush_data_end_io`).
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! Load on an NBD server: a connection for each queue, on a thread of its own.
 //!
-//! It costs as little as it can, since it is there to compare servers: requests are sent in batches with one call, replies are
-//! received into one large buffer and looked at where they are, and the clock is read once a batch.
+//! It costs as little as it can, since it is there to compare servers: requests are sent in batches with one
+//! call, replies are received into one large buffer and looked at where they are, and the clock is read once a
+//! batch.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsFd;

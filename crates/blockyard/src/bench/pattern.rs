@@ -36,7 +36,8 @@ pub(super) struct Step {
 }
 
 impl Pattern {
-    /// The requests of queue `queue` of `load`, in `blocks` blocks from byte `first` on. Sequential queues share the disk out.
+    /// The requests of queue `queue` of `load`, in `blocks` blocks from byte `first` on. Sequential queues
+    /// share the disk out.
     pub(super) fn new(load: &super::Load, queue: usize, (first, blocks): (u64, u64)) -> Self {
         let start = u64::try_from(u128::from(blocks) * queue as u128 / load.queues as u128);
         Self {

@@ -61,7 +61,8 @@ pub struct Report {
     pub bytes_per_second: f64,
     /// How long requests took.
     pub lat_ns: Latency,
-    /// What this process spent on each, in nanoseconds of CPU time: for a local disk all of it, for a server the client alone.
+    /// What this process spent on each, in nanoseconds of CPU time: for a local disk all of it, for a server
+    /// the client alone.
     pub client_cpu_ns_per_op: f64,
 }
 

@@ -102,7 +102,8 @@ struct Tagged<'a, T> {
     info: &'a T,
 }
 
-/// Opens a disk for as long as `f` takes. Looking does no harm, whoever uses it; but what is not there is not made by looking.
+/// Opens a disk for as long as `f` takes. Looking does no harm, whoever uses it; but what is not there is not
+/// made by looking.
 fn with_disk<T>(
     mut plan: DiskPlan,
     f: impl FnOnce(&DiskPlan, &Arc<Disk>) -> Result<T>,

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 /// How long a daemon may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks every daemon of this user, and removes the sockets of those that are dead. Answers come in the order of process ids.
+/// Asks every daemon of this user, and removes the sockets of those that are dead. Answers come in the order of
+/// process ids.
 ///
 /// # Errors
 /// The runtime directory cannot be read.

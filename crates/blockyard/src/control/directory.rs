@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The directory of the control sockets of this user: `$BLOCKYARD_RUNTIME_DIR`, else `/run/blockyard` for root, else
-/// `$XDG_RUNTIME_DIR/blockyard`, else a directory under `/tmp` that nobody else may use.
+/// The directory of the control sockets of this user: `$BLOCKYARD_RUNTIME_DIR`, else `/run/blockyard` for root,
+/// else `$XDG_RUNTIME_DIR/blockyard`, else a directory under `/tmp` that nobody else may use.
 ///
 /// # Errors
 /// The one under `/tmp` is another's.

@@ -12,7 +12,8 @@ const FAMILIES: [i32; 3] = [1, 2, 40];
 /// `SOCK_STREAM`.
 const STREAM: i32 = 1;
 
-/// What was passed to this process. Take it before there are threads: it takes the variables out of the environment.
+/// What was passed to this process. Take it before there are threads: it takes the variables out of the
+/// environment.
 pub struct Passed(ListenFd);
 
 impl Passed {

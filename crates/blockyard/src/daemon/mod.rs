@@ -89,7 +89,8 @@ impl Daemon {
         block_on(self.serve(ready, std::future::pending::<()>())).map(drop)
     }
 
-    /// Serves until `job` has ended, or a signal says to stop. Returns what the job says; 1 if it has not ended.
+    /// Serves until `job` has ended, or a signal says to stop. Returns what the job says; 1 if it has not
+    /// ended.
     ///
     /// # Errors
     /// Those of the job, and of [`Daemon::run`].
@@ -176,8 +177,8 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
-/// Thousands of clients need thousands of file descriptors. The default soft limit, 1024, is for the sake of select(2), which is
-/// not used here.
+/// Thousands of clients need thousands of file descriptors. The default soft limit, 1024, is for the sake of
+/// select(2), which is not used here.
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

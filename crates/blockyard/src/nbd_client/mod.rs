@@ -1,4 +1,5 @@
-//! A small NBD client: the protocol of [`blockyard_nbd::client`] over a blocking socket. It serves `info`, `list` and `bench`.
+//! A small NBD client: the protocol of [`blockyard_nbd::client`] over a blocking socket. It serves `info`,
+//! `list` and `bench`.
 
 mod socket;
 mod tls;

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 /// Whom Debian and most others trust.
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The files that are used, from the options first, then from the directory in the URI, then from libnbd's own places.
+/// The files that are used, from the options first, then from the directory in the URI, then from libnbd's own
+/// places.
 struct Files {
     ca: PathBuf,
     certificate: Option<(PathBuf, PathBuf)>,

@@ -71,7 +71,8 @@ pub(crate) fn run<S: AsRef<OsStr>>(args: &[S]) -> Said {
     )
 }
 
-/// A command of the system. nbdsh runs the first python3 on PATH, which has to be the one that its module was installed for.
+/// A command of the system. nbdsh runs the first python3 on PATH, which has to be the one that its module was
+/// installed for.
 pub(crate) fn system(program: &str) -> Command {
     let mut command = Command::new(program);
     let path = std::env::var("PATH").unwrap_or_default();

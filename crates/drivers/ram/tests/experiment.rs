@@ -1,5 +1,6 @@
-//! The experiment: a 2 MiB RAM disk with 3 minors, 2 hardware queues of depth 2, merging, and a geometry of 2 heads
-//! and 32 cylinders; with a partition table on it, in the list of partitions, and read and written by two threads.
+//! The experiment: a 2 MiB RAM disk with 3 minors, 2 hardware queues of depth 2, merging, and a geometry of 2
+//! heads and 32 cylinders; with a partition table on it, in the list of partitions, and read and written by two
+//! threads.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 use std::sync::Arc;

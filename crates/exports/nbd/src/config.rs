@@ -15,7 +15,8 @@ pub const DEFAULT_MAX_CLIENTS: usize = 1024;
 pub const DEFAULT_IN_FLIGHT_PER_CLIENT: usize = 128;
 /// Bytes that the requests and replies of a client may occupy.
 pub const DEFAULT_MEMORY_PER_CLIENT: usize = 64 << 20;
-/// Bytes of data in one request or reply: what a client that does not ask may assume (`doc/proto.md`, "Size constraints").
+/// Bytes of data in one request or reply: what a client that does not ask may assume (`doc/proto.md`, "Size
+/// constraints").
 pub const DEFAULT_MAX_PAYLOAD: u32 = 32 << 20;
 /// From connecting to the choice of an export, TLS included.
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,7 +120,8 @@ impl Default for ServerLimits {
 pub struct Config {
     /// What is on offer, each under a name of its own.
     pub exports: Vec<Export>,
-    /// The name of the export that clients get who name none. Without it, they get the only one if there is but one.
+    /// The name of the export that clients get who name none. Without it, they get the only one if there is but
+    /// one.
     pub default_export: Option<String>,
     /// When TLS is spoken.
     pub tls: TlsMode,

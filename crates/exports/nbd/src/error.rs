@@ -1,4 +1,5 @@
-//! The one error type of the crate: what keeps a server from being set up. What happens to a client later is logged.
+//! The one error type of the crate: what keeps a server from being set up. What happens to a client later is
+//! logged.
 
 use std::error::Error as StdError;
 use std::fmt;

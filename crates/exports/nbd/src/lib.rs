@@ -1,12 +1,14 @@
 //! An NBD server in front of block devices.
 //!
-//! A [`Server`] is made from a [`Config`] and the runtimes of the queue threads, and then [listens](Server::listen) at what [`bind`] makes
-//! from an [`Address`]. Each connection lives on one queue thread, and submits to the disk from there.
+//! A [`Server`] is made from a [`Config`] and the runtimes of the queue threads, and then
+//! [listens](Server::listen) at what [`bind`] makes from an [`Address`]. Each connection lives on one queue
+//! thread, and submits to the disk from there.
 //!
-//! What a client can cost is bounded by [`ServerLimits`]. A client that breaks the protocol gets the error that the specification names, or
-//! is hung up on with one line in the log; no other client notices.
+//! What a client can cost is bounded by [`ServerLimits`]. A client that breaks the protocol gets the error that
+//! the specification names, or is hung up on with one line in the log; no other client notices.
 //!
-//! The protocol is that of <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>, with the branch `extension-ext-header`.
+//! The protocol is that of <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>, with the
+//! branch `extension-ext-header`.
 #![forbid(unsafe_code)]
 
 mod address;

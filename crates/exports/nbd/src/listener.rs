@@ -15,7 +15,8 @@ use crate::error::{Error, ErrorKind};
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 4096;
 
-/// Where clients connect to. Dropping it, or the server that listens to it, closes it, and removes the socket file that [`bind`] made.
+/// Where clients connect to. Dropping it, or the server that listens to it, closes it, and removes the socket
+/// file that [`bind`] made.
 #[derive(Debug)]
 pub struct Listener {
     pub(crate) sockets: Vec<Socket>,
@@ -35,7 +36,8 @@ impl From<std::net::TcpListener> for Listener {
 }
 
 impl Listener {
-    /// A socket that another has made and listens already, as those of systemd (`sd_listen_fds(3)`). Its file, if it has one, is left alone.
+    /// A socket that another has made and listens already, as those of systemd (`sd_listen_fds(3)`). Its file,
+    /// if it has one, is left alone.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] if it is no listening stream socket of the families unix, IPv4, IPv6 or vsock.
@@ -84,7 +86,8 @@ fn local_address(socket: &Socket) -> io::Result<Address> {
 /// Listens at `address`. A socket file gets the permissions `mode`, if they are given.
 ///
 /// # Errors
-/// [`ErrorKind::InUse`] if somebody accepts there, [`ErrorKind::NotPermitted`], [`ErrorKind::Io`]: each says what to do.
+/// [`ErrorKind::InUse`] if somebody accepts there, [`ErrorKind::NotPermitted`], [`ErrorKind::Io`]: each says
+/// what to do.
 pub fn bind(address: &Address, mode: Option<u32>) -> Result<Listener, Error> {
     match address {
         Address::Unix(path) => bind_unix(path, mode),
@@ -138,7 +141,8 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
     Ok(Listener { sockets: vec![socket], file: Some(file) })
 }
 
-/// Removes the socket of a server that is gone. One that is alive stays, and so does a file of any other kind: binding fails then.
+/// Removes the socket of a server that is gone. One that is alive stays, and so does a file of any other kind:
+/// binding fails then.
 fn remove_stale(path: &Path) -> Result<(), Error> {
     let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
@@ -262,7 +266,8 @@ pub(crate) fn peer_name(socket: &Socket) -> String {
     }
 }
 
-/// Prepares a connection: nothing blocks, and on TCP nothing waits to be sent, and a peer that is gone is found out.
+/// Prepares a connection: nothing blocks, and on TCP nothing waits to be sent, and a peer that is gone is found
+/// out.
 pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     if socket.domain().is_ok_and(|domain| domain == Domain::IPV4 || domain == Domain::IPV6) {

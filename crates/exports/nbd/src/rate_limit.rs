@@ -18,7 +18,8 @@ struct State {
 }
 
 impl RateLimit {
-    /// Something happened at `now`: if it may be told, how often it did since it was last told, this time included.
+    /// Something happened at `now`: if it may be told, how often it did since it was last told, this time
+    /// included.
     pub(crate) fn occurred(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock();
         state.suppressed += 1;

@@ -53,8 +53,9 @@ pub(crate) enum Stage {
 }
 
 impl Server {
-    /// A server whose connections live on `queue_threads`. Each is the runtime of a thread of its own, with I/O and time enabled;
-    /// its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is given for it.
+    /// A server whose connections live on `queue_threads`. Each is the runtime of a thread of its own, with I/O
+    /// and time enabled; its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is given
+    /// for it.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for what cannot be, with what to change.
@@ -158,8 +159,8 @@ impl Server {
         }
     }
 
-    /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections are closed. What takes longer
-    /// than `grace` is cut off.
+    /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections
+    /// are closed. What takes longer than `grace` is cut off.
     pub async fn shutdown(&self, grace: Duration) {
         self.enter(Stage::Draining);
         let listeners = std::mem::take(&mut *self.listeners.lock());

@@ -1,8 +1,9 @@
 //! Whether it is worth while to look for the next request a little longer before going to sleep.
 //!
-//! A client that sends a request only after the reply to the one before waits for two wake-ups per request, its own and the server's. The
-//! server saves its own by looking at the socket for some microseconds. That costs CPU time where the client is not quick, so the
-//! connection has to earn it: each time it runs dry counts for or against, and only a good record buys a look.
+//! A client that sends a request only after the reply to the one before waits for two wake-ups per request, its
+//! own and the server's. The server saves its own by looking at the socket for some microseconds. That costs
+//! CPU time where the client is not quick, so the connection has to earn it: each time it runs dry counts for
+//! or against, and only a good record buys a look.
 //!
 //! The clock is the caller's.
 
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 /// The longest look.
 pub const MAX_SPIN: Duration = Duration::from_micros(50);
-/// A request that comes so soon after the last reply, to a server that slept, would have come within [`MAX_SPIN`] to one that did not: the
-/// rest is its wake-up.
+/// A request that comes so soon after the last reply, to a server that slept, would have come within
+/// [`MAX_SPIN`] to one that did not: the rest is its wake-up.
 const QUICK_ASLEEP: Duration = Duration::from_micros(150);
 /// The most requests at a time for which waking up is worth saving: with more, a little patience gathers more.
 const FEW: usize = 2;

@@ -7,8 +7,8 @@ use blockyard_nbd::wire::ErrorCode;
 pub(crate) const fn error_code(op: Op, status: Status) -> ErrorCode {
     match status {
         Status::NoSpace => ErrorCode::ENOSPC,
-        // "The server SHOULD return NBD_ENOSPC if it receives a write request including one or more sectors beyond
-        // the size of the device", EINVAL for other requests. A disk that has just shrunk gets here.
+        // "The server SHOULD return NBD_ENOSPC if it receives a write request including one or more sectors
+        // beyond the size of the device", EINVAL for other requests. A disk that has just shrunk gets here.
         Status::OutOfRange => {
             if matches!(op, Op::Write | Op::WriteZeroes) {
                 ErrorCode::ENOSPC

@@ -20,7 +20,8 @@ pub(crate) struct QueueThread {
     pub(crate) connections: AtomicUsize,
     /// The connection that had requests last.
     last_active: AtomicU64,
-    /// Taken for a turn of a connection, and never while one waits: all connections of the thread run on it, one at a time.
+    /// Taken for a turn of a connection, and never while one waits: all connections of the thread run on it,
+    /// one at a time.
     pub(crate) workspace: Mutex<Workspace>,
 }
 

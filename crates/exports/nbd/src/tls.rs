@@ -78,7 +78,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(chain)
 }
 
-/// A TLS session. It holds some tens of KiB: records that are not complete, and those that the socket had no room for.
+/// A TLS session. It holds some tens of KiB: records that are not complete, and those that the socket had no
+/// room for.
 pub(crate) struct Session(Box<ServerConnection>);
 
 impl Session {
@@ -118,7 +119,8 @@ impl Session {
         loop {
             match self.0.reader().read(buf) {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
-                // A client that leaves without saying goodbye in TLS: there is nothing that it could have cut short unseen.
+                // A client that leaves without saying goodbye in TLS: there is nothing that it could have cut
+                // short unseen.
                 Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }

@@ -19,7 +19,8 @@ fn what_is_written_is_read_back_in_every_style_and_size() {
     for (seed, style) in STYLES.into_iter().enumerate() {
         let mut client = yard.client_of(style);
         let seed = seed as u64 * 100;
-        // Around the sizes at which the server treats payloads differently: in the batch, in place, larger than its buffer.
+        // Around the sizes at which the server treats payloads differently: in the batch, in place, larger than
+        // its buffer.
         for (n, len) in [512, 4096, 15872, 16384, 16896, 65536, 262_144, 263_168, 4 << 20, 32 << 20]
             .into_iter()
             .enumerate()

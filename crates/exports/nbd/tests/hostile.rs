@@ -1,4 +1,5 @@
-//! Clients that mean no good, or are broken: none crashes the server, makes it hold more than its limits, or hurts another.
+//! Clients that mean no good, or are broken: none crashes the server, makes it hold more than its limits, or
+//! hurts another.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 #![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
 

@@ -18,7 +18,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// An authority, and a certificate of it for the server and for a client: `ca.pem`, `server.pem`, `server.key`, `client.pem`, `client.key`.
+/// An authority, and a certificate of it for the server and for a client: `ca.pem`, `server.pem`, `server.key`,
+/// `client.pem`, `client.key`.
 fn certificates(dir: &Path) {
     let mut params = CertificateParams::new([]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 /// Bios on their way through a connection: the block layer takes and gives boxes.
 pub(crate) type Bios = Vec<Box<Bio>>;
 
-/// The outbox of a connection: the disk puts ended bios in, from whatever thread, and wakes the connection if it sleeps.
+/// The outbox of a connection: the disk puts ended bios in, from whatever thread, and wakes the connection if
+/// it sleeps.
 #[derive(Default)]
 pub(crate) struct Completions(Mutex<State>);
 

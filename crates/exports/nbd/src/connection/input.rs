@@ -10,10 +10,11 @@ use crate::catalogue;
 use crate::thread::{RECEIVE_LEN, Workspace};
 use blockyard_nbd::server::{Rejection, Then};
 
-/// The shortest payload that gets memory of its own when it is not complete yet. A shorter one waits with its header: it is copied once
-/// more, which costs less than receiving it alone.
+/// The shortest payload that gets memory of its own when it is not complete yet. A shorter one waits with its
+/// header: it is copied once more, which costs less than receiving it alone.
 const IN_PLACE_MIN: usize = 16 << 10;
-/// Bytes of unsent headers from which on nothing more is received: only error replies and block status come to as much.
+/// Bytes of unsent headers from which on nothing more is received: only error replies and block status come to
+/// as much.
 const MAX_UNSENT_HEADS: usize = 64 << 10;
 /// What a block status query counts for: the extents of a long answer.
 const STATUS_CHARGE: usize = 1 << 20;
@@ -113,7 +114,8 @@ impl Transmission<'_> {
         }
     }
 
-    /// Receives more of a payload, and the header behind it, but no more: the payload of that belongs into its own place.
+    /// Receives more of a payload, and the header behind it, but no more: the payload of that belongs into its
+    /// own place.
     fn receive_payload(&mut self, ws: &mut Workspace, mut payload: Payload) -> Result<bool, Close> {
         let mut head = [0; HeaderStyle::Extended.request_len()];
         let head = &mut head[..self.style.request_len()];
@@ -159,8 +161,8 @@ impl Transmission<'_> {
         self.drain(ws, carried)
     }
 
-    /// Takes all requests out of the first `len` bytes of the buffer, has them carried out, and sends the replies of those that end at
-    /// once. What is left waits in the carry.
+    /// Takes all requests out of the first `len` bytes of the buffer, has them carried out, and sends the
+    /// replies of those that end at once. What is left waits in the carry.
     fn drain(&mut self, ws: &mut Workspace, len: usize) -> Result<(), Close> {
         self.rules.size = catalogue::size(&self.bdev, self.block);
         let mut at = 0;
@@ -186,7 +188,8 @@ impl Transmission<'_> {
         Ok(())
     }
 
-    /// Makes requests of the bytes from `at` to `len`, until more bytes or more room is needed. Says how far it came.
+    /// Makes requests of the bytes from `at` to `len`, until more bytes or more room is needed. Says how far it
+    /// came.
     fn parse(&mut self, ws: &Workspace, mut at: usize, len: usize) -> Result<usize, Close> {
         while at < len && self.ending.is_none() {
             if self.input.skip > 0 {

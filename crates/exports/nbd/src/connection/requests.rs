@@ -1,4 +1,5 @@
-//! The requests of a connection that are not answered yet, and the bios that carry them, which are used again and again.
+//! The requests of a connection that are not answered yet, and the bios that carry them, which are used again
+//! and again.
 
 use std::sync::Arc;
 
@@ -63,7 +64,8 @@ impl Requests {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether one more may begin that takes `charge` bytes, with `pinned` bytes taken by other means. One always may.
+    /// Whether one more may begin that takes `charge` bytes, with `pinned` bytes taken by other means. One
+    /// always may.
     pub(super) fn admits(&self, charge: usize, pinned: usize) -> bool {
         let held = self.held + pinned;
         self.outstanding() < self.max_in_flight && (held == 0 || held + charge <= self.max_memory)
@@ -179,7 +181,8 @@ impl Drop for Requests {
     }
 }
 
-/// What a request asks of a disk. Flags that mean nothing to the command were refused before, but for FUA, which goes with all.
+/// What a request asks of a disk. Flags that mean nothing to the command were refused before, but for FUA,
+/// which goes with all.
 fn operation(request: &Request) -> (Op, Flags) {
     let fua = if request.flags.contains(CommandFlags::FUA) { Flags::FUA } else { Flags::empty() };
     match request.command {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// How long ago something moved. The timer is set once and looks anew when it fires, rather than being set with each movement.
+/// How long ago something moved. The timer is set once and looks anew when it fires, rather than being set with
+/// each movement.
 pub(crate) struct Stall {
     moved: Instant,
     timer: Option<Pin<Box<Sleep>>>,

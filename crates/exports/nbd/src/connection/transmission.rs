@@ -1,8 +1,8 @@
 //! The transmission phase: requests in, replies out, until the end.
 //!
-//! A connection works in turns. A turn does all that can be done without waiting: it receives what there is, submits all requests in it
-//! together, and sends all replies there are in one message. Between turns the connection waits for input, for room in the socket, for
-//! the disk, or for the end of the server.
+//! A connection works in turns. A turn does all that can be done without waiting: it receives what there is,
+//! submits all requests in it together, and sends all replies there are in one message. Between turns the
+//! connection waits for input, for room in the socket, for the disk, or for the end of the server.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -189,7 +189,8 @@ impl<'a> Transmission<'a> {
         Ok(progress)
     }
 
-    /// Looks for the next request for some microseconds, where that has been worth while. Says whether one came.
+    /// Looks for the next request for some microseconds, where that has been worth while. Says whether one
+    /// came.
     fn look(&mut self) -> Result<bool, Close> {
         let idle = self.requests.outstanding() == 0 && self.out.is_empty() && !self.wire.has_tls();
         let Some(budget) = self.spin.budget().filter(|_| idle) else { return Ok(false) };
@@ -255,7 +256,8 @@ impl<'a> Transmission<'a> {
         self.stall.poll(cx, limit).map(|()| Err(close(limit)))
     }
 
-    /// How long the client may leave the connection as it is, and what happens then. The disk may take its time.
+    /// How long the client may leave the connection as it is, and what happens then. The disk may take its
+    /// time.
     fn patience(&mut self) -> Option<(Duration, TimedOut)> {
         let limits = &self.registration.server.config.limits;
         let half_way = !self.out.is_empty() || (self.input.is_half_way() && self.may_receive());

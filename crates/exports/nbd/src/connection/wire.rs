@@ -15,7 +15,8 @@ use crate::tls::Session;
 const CALM: u8 = 64;
 
 pub(crate) struct Wire {
-    /// Watched for input alone: a socket that is also watched for room wakes its thread each time the client takes a reply.
+    /// Watched for input alone: a socket that is also watched for room wakes its thread each time the client
+    /// takes a reply.
     socket: Watch,
     /// Whether the runtime may believe that there is input.
     readable: bool,
@@ -102,8 +103,8 @@ impl Wire {
         match result {
             Ok(0) => Ok(Received::End),
             Ok(len) => {
-                // As tokio's own streams have it: less than there was room for means that the socket is empty, and that the
-                // next input makes it ready again.
+                // As tokio's own streams have it: less than there was room for means that the socket is empty,
+                // and that the next input makes it ready again.
                 if len < room && self.tls.is_none() {
                     self.no_input();
                 }
@@ -118,7 +119,8 @@ impl Wire {
         }
     }
 
-    /// The socket was just found empty. The runtime, which looks at it on this thread alone, cannot have seen anything newer.
+    /// The socket was just found empty. The runtime, which looks at it on this thread alone, cannot have seen
+    /// anything newer.
     fn no_input(&mut self) {
         if std::mem::take(&mut self.readable)
             && let Poll::Ready(Ok(mut ready)) =
@@ -228,7 +230,8 @@ impl Wire {
         let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write);
     }
 
-    /// Throws away what comes, until nothing will. Closing a socket while there is input to it makes some systems forget what was sent.
+    /// Throws away what comes, until nothing will. Closing a socket while there is input to it makes some
+    /// systems forget what was sent.
     pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
         self.tls = None;
         loop {
