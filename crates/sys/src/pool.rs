@@ -112,25 +112,28 @@ impl Shared {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::mpsc;
+    use std::sync::{Barrier, mpsc};
 
     #[test]
     fn all_work_is_done_by_no_more_threads_than_allowed() {
         let pool = Pool::new(3);
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let together = Arc::new(Barrier::new(3));
         let (done, all) = mpsc::channel();
-        for _ in 0..50 {
+        for _ in 0..48 {
             let (running, most, done) = (Arc::clone(&running), Arc::clone(&most), done.clone());
+            let together = Arc::clone(&together);
             pool.execute(Box::new(move || {
                 let now = running.fetch_add(1, Ordering::SeqCst) + 1;
                 most.fetch_max(now, Ordering::SeqCst);
-                thread::sleep(Duration::from_millis(1));
+                // None goes on before three have come.
+                together.wait();
                 running.fetch_sub(1, Ordering::SeqCst);
                 done.send(()).unwrap();
             }));
         }
         drop((pool, done));
-        assert_eq!(all.iter().count(), 50, "work goes on after the last handle is dropped");
+        assert_eq!(all.iter().count(), 48, "work goes on after the last handle is dropped");
         assert_eq!(most.load(Ordering::SeqCst), 3);
     }
 }

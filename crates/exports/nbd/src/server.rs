@@ -108,7 +108,12 @@ impl Server {
                 Ok(Err(err)) if left_in_the_queue(&err) => {}
                 Ok(Err(err)) => {
                     if let Some(times) = self.accept_failed.occurred(Instant::now()) {
-                        tracing::warn!(error = %err, times, "cannot accept connections now; raise the limit of open files (ulimit -n) or lower that of clients");
+                        tracing::warn!(
+                            error = %err,
+                            times,
+                            "cannot accept connections now; raise the limit of open files (ulimit -n) \
+                             or lower that of clients"
+                        );
                     }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }

@@ -155,7 +155,6 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let start = Instant::now();
     while !happened() {
         assert!(start.elapsed() < DEADLINE, "{what} did not happen");
-        std::thread::yield_now();
         std::thread::sleep(Duration::from_millis(1));
     }
 }
