@@ -4,6 +4,8 @@
 //! CEPH_CONF=/etc/ceph/ceph.conf cargo run -p blockyard-rados --example put_get -- --pool rbd --mode secure
 //! rados -p rbd get blockyard-example -
 //! ```
+//!
+//! With `--stay 60` it stays for a minute first, and tells of maps and tickets as they come.
 #![allow(clippy::print_stdout, reason = "this is a program for a terminal")]
 
 use blockyard_rados::auth::{Credentials, Keyring, MonitorAuth, Random, ServiceAuth};
@@ -63,69 +65,92 @@ fn credentials(settings: &Settings) -> Result<Credentials> {
     Ok(Credentials { identity: settings.identity().clone(), key, methods })
 }
 
-/// What the monitors told.
+/// The monitors, and what they told.
 struct Cluster {
-    monitors: MonClient,
-    session: Session,
+    client: MonClient,
+    stream: Option<TcpStream>,
+    session: Option<Session>,
     map: OsdMap,
 }
 
-/// Carries bytes between the state machine and a monitor until the map and an answer are there.
-async fn meet(settings: &Settings, mode: ConnectionMode) -> Result<Cluster> {
-    let hosts = mon_hosts(&settings.get("mon host").unwrap_or_default())?;
-    let monitors = hosts.iter().filter_map(|host| host.socket()).collect();
-    let services = vec![EntityType::OSD];
-    let auth = MonitorAuth::new(credentials(settings)?, vec![mode], services, random());
-    let config = mon::Config { monitors, nonce: NONCE, supported: features::SUPPORTED };
-    let mut client = MonClient::new(config, auth, Instant::now())?;
-    client.subscribe("osdmap", 0, false);
-    let version =
+impl Cluster {
+    /// A cluster of which nothing is known yet but where its monitors are.
+    fn new(settings: &Settings, mode: ConnectionMode) -> Result<Self> {
+        let hosts = mon_hosts(&settings.get("mon host").unwrap_or_default())?;
+        let monitors = hosts.iter().filter_map(|host| host.socket()).collect();
+        let services = vec![EntityType::OSD];
+        let auth = MonitorAuth::new(credentials(settings)?, vec![mode], services, random());
+        let config = mon::Config { monitors, nonce: NONCE, supported: features::SUPPORTED };
+        let mut client = MonClient::new(config, auth, Instant::now())?;
+        client.subscribe("osdmap", 0, false);
         client.ask(Request::GetVersion("osdmap".into())).map_err(|_| "too much is asked")?;
-    let (mut stream, mut session, mut map) = (None, None, OsdMap::default());
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        while let Some(event) = client.poll_event() {
-            match event {
-                mon::Event::Connect(address) => match TcpStream::connect(address).await {
-                    Ok(open) => {
-                        stream = Some(open);
-                        client.connected(Instant::now());
-                    }
-                    Err(_) => client.failed(Instant::now()),
-                },
-                mon::Event::Open(open) => session = Some(open),
-                mon::Event::OsdMaps(maps) => take_maps(&mut map, &maps)?,
-                mon::Event::Failed(address, error) => println!("monitor {address}: {error}"),
-                mon::Event::Answer(tid, Answer::Version { newest, .. }) if tid == version => {
-                    println!("the newest map has epoch {newest}");
-                }
-                _ => {}
-            }
-        }
-        if let Some(session) = session.clone().filter(|_| map.epoch() > 0) {
-            return Ok(Cluster { monitors: client, session, map });
+        Ok(Self { client, stream: None, session: None, map: OsdMap::default() })
+    }
+
+    /// Does what the state machine says, and carries bytes between it and a monitor, once.
+    async fn step(&mut self, until: Instant) -> Result<()> {
+        while let Some(event) = self.client.poll_event() {
+            self.obey(event).await?;
         }
         let mut out = Vec::new();
-        if client.poll_transmit(&mut out)
-            && let Some(stream) = &mut stream
+        if self.client.poll_transmit(&mut out)
+            && let Some(stream) = &mut self.stream
         {
             stream.write_all(&out.concat()).await?;
         }
-        let deadline = client.deadline().ok_or("the monitors refuse")?;
-        match &mut stream {
-            Some(open) => {
-                match tokio::time::timeout_at(deadline.into(), open.read(&mut buffer)).await {
-                    Ok(Ok(0) | Err(_)) => {
-                        stream = None;
-                        client.failed(Instant::now());
-                    }
-                    Ok(Ok(read)) => client.receive(Instant::now(), &buffer[..read])?,
-                    Err(_) => client.expire(Instant::now())?,
-                }
+        let deadline = self.client.deadline().ok_or("the monitors refuse")?.min(until);
+        let mut buffer = vec![0; 1 << 16];
+        let read = match &mut self.stream {
+            Some(stream) => {
+                tokio::time::timeout_at(deadline.into(), stream.read(&mut buffer)).await.ok()
             }
             None => {
                 tokio::time::sleep_until(deadline.into()).await;
-                client.expire(Instant::now())?;
+                None
+            }
+        };
+        let now = Instant::now();
+        match read {
+            None => self.client.expire(now)?,
+            Some(Ok(0) | Err(_)) => {
+                self.stream = None;
+                self.client.failed(now);
+            }
+            Some(Ok(read)) => self.client.receive(now, &buffer[..read])?,
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, event: mon::Event) -> Result<()> {
+        match event {
+            mon::Event::Connect(address) => match TcpStream::connect(address).await {
+                Ok(open) => {
+                    self.stream = Some(open);
+                    self.client.connected(Instant::now());
+                }
+                Err(_) => self.client.failed(Instant::now()),
+            },
+            mon::Event::Open(open) => self.session = Some(open),
+            mon::Event::OsdMaps(maps) => {
+                take_maps(&mut self.map, &maps)?;
+                println!("map {} of {}", self.map.epoch(), self.map.fsid());
+            }
+            mon::Event::Failed(address, error) => println!("monitor {address}: {error}"),
+            mon::Event::Answer(_, Answer::Version { newest, .. }) => {
+                println!("the newest map has epoch {newest}");
+            }
+            mon::Event::Renewed => println!("the tickets are new"),
+            mon::Event::Answer(..) | mon::Event::MonMap(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Steps until a session is open and a map is there.
+    async fn meet(&mut self) -> Result<Session> {
+        loop {
+            self.step(Instant::now() + Duration::from_secs(1)).await?;
+            if let Some(session) = self.session.clone().filter(|_| self.map.epoch() > 0) {
+                return Ok(session);
             }
         }
     }
@@ -149,17 +174,22 @@ struct Osd {
 }
 
 impl Osd {
-    async fn open(cluster: &Cluster, osd: i32, mode: ConnectionMode) -> Result<Self> {
+    async fn open(
+        cluster: &Cluster,
+        session: &Session,
+        osd: i32,
+        mode: ConnectionMode,
+    ) -> Result<Self> {
         let peer = cluster.map.addrs(osd).and_then(|addrs| addrs.msgr2()).ok_or("no address")?;
-        let auth = cluster.monitors.auth().ok_or("the monitors refuse")?;
+        let auth = cluster.client.auth().ok_or("the monitors refuse")?;
         let now = Instant::now();
         let auth = ServiceAuth::new(auth, EntityType::OSD, vec![mode], random(), now)?;
         let config = Config {
             peer_kind: EntityType::OSD,
             peer,
-            own: Some(cluster.session.own),
+            own: Some(session.own),
             nonce: NONCE,
-            global_id: Some(cluster.session.global_id),
+            global_id: Some(session.global_id),
             global_seq: 2,
             supported: features::SUPPORTED,
             handshake_timeout: Duration::from_secs(10),
@@ -168,7 +198,7 @@ impl Osd {
         let stream = TcpStream::connect(peer.socket.ok_or("no address")?).await?;
         let mut osd = Self { stream, connection: Connection::new(config, auth, now), last_tid: 0 };
         match osd.next().await? {
-            msgr::Event::Open(session) => println!("osd.{osd_name}: {session:?}", osd_name = peer),
+            msgr::Event::Open(session) => println!("{peer}: mode {:?}", session.mode),
             msgr::Event::Message(message) => return Err(format!("message {}", message.kind).into()),
         }
         Ok(osd)
@@ -214,8 +244,14 @@ async fn main() -> Result<()> {
         Some("secure") => ConnectionMode::SECURE,
         _ => ConnectionMode::CRC,
     };
-    let cluster = meet(&settings, mode).await?;
-    println!("{:?}, map {} of {}", cluster.session, cluster.map.epoch(), cluster.map.fsid());
+    let mut cluster = Cluster::new(&settings, mode)?;
+    let session = cluster.meet().await?;
+    println!("client.{}, mode {:?}", session.global_id, session.mode);
+    let stay = settings.get("stay").unwrap_or_default().parse().unwrap_or(0);
+    let until = Instant::now() + Duration::from_secs(stay);
+    while Instant::now() < until {
+        cluster.step(until).await?;
+    }
     let pool_name = settings.get("pool").unwrap_or_else(|| "rbd".to_owned());
     let pool = cluster.map.pool_named(&pool_name).ok_or("there is no such pool")?;
     let locator = ObjectLocator::new(pool, &settings.get("namespace").unwrap_or_default());
@@ -225,7 +261,7 @@ async fn main() -> Result<()> {
     let shard = placed.shard(&cluster.map.pools()[&pool], primary);
     println!("{OBJECT} -> {pg} -> {:?}, primary {primary}", placed.acting);
 
-    let mut osd = Osd::open(&cluster, primary, mode).await?;
+    let mut osd = Osd::open(&cluster, &session, primary, mode).await?;
     let target = Target { pg: PgShard { pg, shard }, hash, epoch: cluster.map.epoch() };
     let data: Bytes = format!("written by process {}\n", std::process::id()).repeat(50_000).into();
     for (op, what) in
