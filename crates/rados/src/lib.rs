@@ -5,7 +5,8 @@
 //! - [`auth`]: who is who: keys, tickets, authorizers;
 //! - [`conf`]: keyrings' and monitors' places, out of `ceph.conf` and arguments;
 //! - [`mon`]: the monitors' client: hunting, subscriptions, commands;
-//! - [`maps`]: the map of the OSDs, whole and by changes, and where objects are.
+//! - [`maps`]: the map of the OSDs, whole and by changes, and where objects are;
+//! - [`osd`]: requests to OSDs, and their replies.
 #![forbid(unsafe_code)]
 
 pub mod auth;
@@ -16,5 +17,6 @@ pub mod features;
 pub mod maps;
 pub mod mon;
 pub mod msgr;
+pub mod osd;
 
 pub use error::{Blame, Error, ErrorKind, Result};

@@ -178,7 +178,12 @@ fn a_refusal_says_what_the_cluster_wants() {
     };
     let last = frame(Tag::AUTH_BAD_METHOD, &refusal);
     let kind = refused_after(handshake()[..1].into(), last);
-    let reason = "the cluster does not take none, but cephx".to_owned();
+    let ErrorKind::BadParameter { problem, text } = kind else { panic!("{kind:?}") };
+    assert!(problem.contains("no key"), "{problem}");
+    assert_eq!(text, "client.admin");
+    let other = AuthBadMethod { methods: vec![AuthMethod(4)], ..refusal };
+    let kind = refused_after(handshake()[..1].into(), frame(Tag::AUTH_BAD_METHOD, &other));
+    let reason = "the cluster does not take none, but method 4".to_owned();
     assert_eq!(kind, ErrorKind::Refused { reason, errno: 95 });
 }
 

@@ -113,6 +113,15 @@ impl CryptoKey {
         }
     }
 
+    /// The random numbers that encrypting took.
+    #[cfg(test)]
+    pub(super) fn confounder(&self, usage: Usage, cipher: &[u8]) -> Vec<u8> {
+        match &self.secret {
+            Secret::Aes(_) => Vec::new(),
+            Secret::Aes256k(key) => Aes256k::new(key, usage as u32).confounder(cipher).to_vec(),
+        }
+    }
+
     /// What proves to a monitor that this key is known, given the server's and the client's challenge: the words of
     /// their encryption behind its length, or of their hash where encryption is not deterministic, XORed (ceph:
     /// `cephx_calc_client_server_challenge`).

@@ -262,6 +262,10 @@ impl Authenticator for MonitorAuth {
             method != refused.method && refused.methods.contains(&method) && self.can(method)
         });
         let Some(other) = other else {
+            let takes_keys = refused.methods.contains(&AuthMethod::CEPHX);
+            if takes_keys && self.credentials.methods.contains(&AuthMethod::CEPHX) {
+                self.key()?;
+            }
             let reason = if refused.methods.contains(&refused.method) {
                 format!(
                     "the cluster does not know {}, or its key is another one",

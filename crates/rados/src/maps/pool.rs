@@ -29,6 +29,8 @@ bitflags! {
         const POOL_SNAPS = 1 << 14;
         /// Over its quota.
         const FULL_QUOTA = 1 << 10;
+        /// Erasure-coded, and only some shards may be primary (Ceph 20).
+        const EC_OPTIMIZATIONS = 1 << 19;
         /// There are others.
         const _ = !0;
     }

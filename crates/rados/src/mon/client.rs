@@ -17,8 +17,8 @@ pub const MAX_PENDING: usize = 1024;
 /// (ceph: options `mon_client_hunt_interval`, `mon_client_hunt_interval_max_multiple`).
 const HUNT: Duration = Duration::from_secs(3);
 const HUNT_MAX: Duration = Duration::from_secs(30);
-/// Between a monitor that failed and the next one.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between a monitor that failed and the next one, this part of the time that it would have had.
+const PAUSE_PART: u32 = 30;
 /// How a monitor that is gone is found out (ceph: options `mon_client_ping_interval`, `mon_client_ping_timeout`).
 const KEEPALIVE: Keepalive =
     Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
@@ -158,7 +158,7 @@ impl MonClient {
             self.hunt = (self.hunt * 2).min(HUNT_MAX);
         }
         self.renewing = false;
-        self.link = Link::Waiting(auth, now + PAUSE);
+        self.link = Link::Waiting(auth, now + self.hunt / PAUSE_PART);
     }
 
     /// Takes bytes of the stream. A monitor that fails is replaced by another one.

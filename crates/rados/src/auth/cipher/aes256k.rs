@@ -73,6 +73,14 @@ impl Aes256k {
         Some(bytes.split_off(CONFOUNDER))
     }
 
+    /// The random block of what was encrypted.
+    #[cfg(test)]
+    pub(in crate::auth) fn confounder(&self, cipher: &[u8]) -> [u8; CONFOUNDER] {
+        let mut bytes = cipher[..cipher.len() - MAC_LEN].to_vec();
+        self.decrypt_cts(&mut bytes);
+        bytes[..CONFOUNDER].try_into().unwrap()
+    }
+
     /// CBC from an initialization vector of zeroes; the last two blocks change places, and the one that is then last
     /// is cut to the length of the text ("CS3"). A single block is encrypted as it is.
     fn encrypt_cts(&self, bytes: &mut Vec<u8>) {

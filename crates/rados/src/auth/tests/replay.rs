@@ -89,9 +89,13 @@ impl<A: Authenticator> Authenticator for Spy<A> {
     }
 }
 
-/// Random numbers that were drawn before.
-fn drawn(number: u64) -> Random {
-    Random::new(move |bytes| bytes.copy_from_slice(&number.to_le_bytes()))
+/// Random numbers that were drawn before, and then the same again.
+fn drawn(numbers: &[u8]) -> Random {
+    let mut numbers = numbers.to_vec();
+    Random::new(move |bytes| {
+        bytes.copy_from_slice(&numbers[..bytes.len()]);
+        numbers.rotate_left(bytes.len());
+    })
 }
 
 fn credentials(key: Option<&str>) -> Credentials {
@@ -198,11 +202,12 @@ fn monitor(
     step: usize,
 ) -> Result<Replayed<MonitorAuth>> {
     let frames = capture.client_frames(None);
-    let challenge = frames.iter().find(|frame| frame.tag.0 == 5).map_or(0, |frame| {
-        // u32 length, u16 request, u8 version, u64 challenge
-        u64::from_le_bytes(frame.segments[0][7..15].try_into().unwrap())
-    });
-    let services = vec![EntityType::MON, EntityType::OSD, EntityType::MGR];
+    let answer = frames.iter().find(|frame| frame.tag.0 == 5).map(|frame| &frame.segments[0]);
+    // u32 length, u16 request, u8 version, u64 challenge; in the end the mask of services
+    let challenge = answer.map_or(&[0; 8][..], |answer| &answer[7..15]);
+    let wanted = answer.map_or(0, |answer| answer[answer.len() - 4]);
+    let kinds = [EntityType::MON, EntityType::OSD, EntityType::MGR];
+    let services: Vec<_> = kinds.into_iter().filter(|kind| kind.0 & wanted != 0).collect();
     let auth = || {
         let random = drawn(challenge);
         let mut credentials = credentials(key);
@@ -233,6 +238,14 @@ fn replay_handshake<A: Authenticator>(
     Ok(connection.into_auth().1.unwrap())
 }
 
+/// What of an authorizer is encrypted: behind a version, two numbers, and a ticket.
+fn sealed(authorizer: &[u8]) -> &[u8] {
+    let mut reader = Reader::new("testing", authorizer);
+    reader.raw(1 + 8 + 4 + 1 + 8).unwrap();
+    reader.bytes().unwrap();
+    reader.bytes().unwrap()
+}
+
 /// A stream with an OSD, after one with a monitor. The real client's nonce is in its authorizer.
 fn osd(
     capture: &Capture,
@@ -243,13 +256,19 @@ fn osd(
     let now = Instant::now();
     let frames = capture.client_frames(None);
     let request: AuthRequest = payload(&frames, Tag::AUTH_REQUEST);
-    let nonce = monitor.tickets().get(EntityType::OSD, now).map_or(0, |ticket| {
-        // Behind the count, CephXAuthorize starts as a challenge does: a version, a number.
-        let sealed = &request.payload[request.payload.len() - 32..];
-        ticket.session_key.open::<Challenge>(Usage::Authorize, sealed).unwrap().unwrap().0
-    });
+    let more = frames.iter().find(|frame| frame.tag.0 == 5).map(|frame| &frame.segments[0][4..]);
+    let mut random = vec![0; 8];
+    if let (Some(ticket), Some(more)) = (monitor.tickets().get(EntityType::OSD, now), more) {
+        let (first, second) = (sealed(&request.payload), sealed(more));
+        // CephXAuthorize starts as a challenge does: a version, a number.
+        let nonce = ticket.session_key.open::<Challenge>(Usage::Authorize, first).unwrap().unwrap();
+        random = nonce.0.to_le_bytes().to_vec();
+        for part in [first, second] {
+            random.extend(ticket.session_key.confounder(Usage::Authorize, part));
+        }
+    }
     let auth =
-        || ServiceAuth::new(monitor, EntityType::OSD, vec![mode], drawn(nonce), now).unwrap();
+        || ServiceAuth::new(monitor, EntityType::OSD, vec![mode], drawn(&random), now).unwrap();
     let config = same_config(EntityType::OSD, capture, None);
     let secrets = replay_handshake(capture, auth(), config)?;
     let config = same_config(EntityType::OSD, capture, Some(&secrets));
@@ -298,6 +317,20 @@ fn without_keys_the_bytes_are_those_of_a_real_client() {
     both_streams(&capture!("none-mon"), &capture!("none-osd"), None, ConnectionMode::CRC);
 }
 
+/// Between a cluster of Ceph 20.2.4, with keys of type 2, and this very client, which the cluster let in.
+#[test]
+fn with_aes256k_a_cluster_of_ceph_20_is_met() {
+    let key = "AgBW8QJrrnP6JyAAAtc4vHZNmSG+Bvc5vyCKQYe4ay33C8VN+Knx0Yl9ijQ=";
+    let (mon, osd_capture) = (capture!("aes256k-mon"), capture!("aes256k-osd"));
+    let with_monitor = monitor(&mon, Some(key), ConnectionMode::CRC, 17).unwrap();
+    assert!(with_monitor.sent == mon.sent_by(true));
+    let tickets = format!("{:?}", with_monitor.auth.tickets());
+    assert_eq!(tickets.matches("CryptoKey(aes256k)").count(), 2, "{tickets}");
+    let with_osd = osd(&osd_capture, &with_monitor.auth, ConnectionMode::CRC, 17).unwrap();
+    assert!(with_osd.sent == osd_capture.sent_by(true));
+    assert_eq!(with_osd.session.global_id, with_monitor.session.global_id);
+}
+
 #[test]
 fn a_wrong_key_is_named_with_its_entity() {
     let wrong = "AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUQ==";
@@ -315,7 +348,7 @@ fn an_answer_to_another_nonce_is_refused() {
         &monitor,
         EntityType::OSD,
         vec![ConnectionMode::CRC],
-        drawn(7),
+        drawn(&[7; 8]),
         Instant::now(),
     );
     let config = same_config(EntityType::OSD, &capture, None);
@@ -337,7 +370,7 @@ fn tickets_end_and_are_renewed_before() {
         0x0200_u16.to_le_bytes(),
         "tickets of services, shown that of the session"
     );
-    let new = |now| ServiceAuth::new(&auth, EntityType::OSD, vec![], drawn(1), now);
+    let new = |now| ServiceAuth::new(&auth, EntityType::OSD, vec![], drawn(&[1; 8]), now);
     assert!(new(renew).is_ok());
     let error = new(now + 2 * hour).unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::NoTicket("osd"));
