@@ -1,1 +1,3 @@
 //! System calls that the rest of Blockyard needs, behind safe interfaces.
+
+pub mod net;

@@ -1,0 +1,173 @@
+//! Sending from many places at once: headers that somebody borrows, and [`Segment`]s, which nobody can.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use blockyard_buf::Segment;
+
+/// The most parts that the kernel takes in one call (`UIO_MAXIOV` of `include/uapi/linux/uio.h`).
+pub const IOV_MAX: usize = 1024;
+
+/// Room for the list of parts of one call, to be used again for the next.
+#[derive(Debug, Default)]
+pub struct IoVecs(Vec<libc::iovec>);
+
+// SAFETY: the pointers in it are used by a `Gather` only, which fills the list anew; in between they are mere numbers.
+unsafe impl Send for IoVecs {}
+
+impl IoVecs {
+    /// Room for none yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Begins a message.
+    #[must_use]
+    pub fn gather(&mut self) -> Gather<'_> {
+        self.0.clear();
+        Gather { list: &mut self.0, len: 0, parts: PhantomData }
+    }
+}
+
+/// A message that is put together: parts go over the wire in the order in which they were added.
+#[derive(Debug)]
+pub struct Gather<'a> {
+    list: &'a mut Vec<libc::iovec>,
+    len: usize,
+    parts: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Gather<'a> {
+    /// Whether no further part fits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.list.len() >= IOV_MAX
+    }
+
+    /// Bytes in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Panics
+    /// If it [is full](Self::is_full).
+    pub fn push(&mut self, bytes: &'a [u8]) {
+        self.push_raw(bytes.as_ptr().cast_mut(), bytes.len());
+    }
+
+    /// Adds a segment without its first `skip` bytes. It is not copied: what is sent is what it holds when the kernel takes it.
+    ///
+    /// # Panics
+    /// If it has fewer bytes, or the message [is full](Self::is_full).
+    pub fn push_segment(&mut self, segment: &'a Segment, skip: usize) {
+        assert!(skip <= segment.len(), "{skip} bytes skipped of a segment of {}", segment.len());
+        self.push_raw(segment.as_ptr().wrapping_add(skip), segment.len() - skip);
+    }
+
+    fn push_raw(&mut self, ptr: *mut u8, len: usize) {
+        assert!(!self.is_full(), "a message of more than {IOV_MAX} parts");
+        if len > 0 {
+            self.list.push(libc::iovec { iov_base: ptr.cast(), iov_len: len });
+            self.len += len;
+        }
+    }
+
+    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an error, not a signal.
+    ///
+    /// # Errors
+    /// What `sendmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now.
+    pub fn send(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: all fields of `msghdr` may be zero: no address, no control data, no flags.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.list.as_mut_ptr();
+        // An array length: `size_t` with glibc, `int` with musl.
+        message.msg_iovlen = self.list.len() as _;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        loop {
+            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point to. Each
+            // part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a segment's
+            // memory by its owner (see `Segment::from_raw`), which may change but not go away.
+            let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+            if let Ok(sent) = usize::try_from(sent) {
+                return Ok(sent);
+            }
+            let err = io::Error::last_os_error();
+            if err.kind() != io::ErrorKind::Interrupted {
+                return Err(err);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn parts_arrive_in_order_and_whole() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let segment = Segment::from_vec(b"..world".to_vec());
+        let zeroes = Segment::zero_run(3);
+        let mut vecs = IoVecs::new();
+        for _ in 0..2 {
+            let mut message = vecs.gather();
+            assert!(message.is_empty());
+            message.push(b"hello ");
+            message.push(b"");
+            message.push_segment(&segment, 2);
+            message.push_segment(&zeroes, 0);
+            assert_eq!(message.len(), 14);
+            assert_eq!(message.send(near.as_fd()).unwrap(), 14);
+            let mut got = [1; 14];
+            far.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"hello world\0\0\0");
+        }
+    }
+
+    #[test]
+    fn takes_what_the_socket_has_room_for_and_never_waits() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let zeroes = Segment::zero_run(1 << 20);
+        let mut vecs = IoVecs::new();
+        let mut send = || {
+            let mut message = vecs.gather();
+            (0..8).for_each(|_| message.push_segment(&zeroes, 0));
+            message.send(near.as_fd())
+        };
+        let sent = send().unwrap();
+        assert!(sent > 0 && sent < 8 << 20);
+        let full = std::iter::repeat_with(&mut send).find_map(Result::err).unwrap();
+        assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        drop(far);
+        assert_eq!(send().unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_message_has_an_end() {
+        let mut vecs = IoVecs::new();
+        let mut message = vecs.gather();
+        (0..IOV_MAX).for_each(|_| message.push(b"x"));
+        assert!(message.is_full());
+    }
+
+    #[test]
+    #[should_panic(expected = "skipped of a segment")]
+    fn skipping_more_than_there_is_is_a_bug() {
+        IoVecs::new().gather().push_segment(&Segment::zero_run(4), 5);
+    }
+}
