@@ -27,8 +27,8 @@ pub struct NbdConfig {
     pub timeout: Duration,
     /// Requests wait so long for a connection before they fail.
     pub dead_conn_timeout: Duration,
-    /// A server that neither answers nor closes a connection is taken to be through with it after so long: until then,
-    /// what it may still write to is not written to by another connection (`docs/nbd-fencing.md`).
+    /// A server that neither answers nor closes a connection is taken to be through with it after so long: until
+    /// then, what it may still write to is not written to by another connection (`docs/nbd-fencing.md`).
     pub fence_timeout: Duration,
     /// When to try to connect again.
     pub backoff: Backoff,

@@ -60,7 +60,7 @@ impl Export {
         let changed = |what: String| Err(Error::new(ErrorKind::Changed, what));
         if other.capacity < self.capacity {
             return changed(format!(
-                "the export shrank from {} to {} bytes: make it as large as it was, or detach the disk and attach it again",
+                "the export shrank from {} to {} bytes: make it as large as it was, or attach it anew",
                 self.capacity.bytes(),
                 other.capacity.bytes()
             ));

@@ -1,5 +1,5 @@
-//! A hardware queue's part of the driver: its connections with their sockets. Whoever talks to the queue's driver part
-//! (the block layer, or the task of a connection) has it alone.
+//! A hardware queue's part of the driver: its connections with their sockets. Whoever talks to it (the block layer,
+//! or the task of a connection) has it alone.
 
 use std::io;
 use std::sync::Arc;
@@ -131,6 +131,9 @@ impl Hctx {
         }
         let todo = self.queue.read(id, now, &mut self.ended);
         self.act(id, todo);
+        if self.queue.take_released() {
+            self.inner.kick_all();
+        }
         self.end();
         Turn::More
     }
@@ -157,7 +160,8 @@ impl Hctx {
         if was_live {
             self.blocked = false;
             if loss != Loss::Replaced && !self.inner.common.is_closed() {
-                tracing::warn!(server = %self.inner.uri(), queue = self.index, in_flight, reason, "NBD connection lost");
+                let (server, queue) = (self.inner.uri(), self.index);
+                tracing::warn!(%server, queue, in_flight, reason, "NBD connection lost");
             }
         }
         self.act(id, todo);
@@ -168,8 +172,8 @@ impl Hctx {
         match todo {
             Todo::Nothing => return,
             Todo::Lied(err) => {
-                let server = self.inner.uri();
-                tracing::warn!(%server, queue = self.index, error = %err, "NBD connection dropped: the server broke the protocol");
+                let (server, queue) = (self.inner.uri(), self.index);
+                tracing::warn!(%server, queue, error = %err, "NBD connection dropped: the server broke the protocol");
                 self.half_close(id);
             }
             Todo::HalfClose => self.half_close(id),

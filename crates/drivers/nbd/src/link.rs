@@ -1,4 +1,5 @@
-//! A connection in its transmission phase, without the socket: requests in and bytes out, bytes in and ended requests out.
+//! A connection in its transmission phase, without the socket: requests in and bytes out, bytes in and ended
+//! requests out.
 
 use std::time::Duration;
 

@@ -86,13 +86,15 @@ pub(crate) struct Queue<J, S> {
     policy: Policy,
     pub(crate) conns: Vec<Conn<J, S>>,
     done: Vec<Done<J>>,
+    /// A range has left the fence, so that requests which wait may go.
+    released: bool,
     /// The most requests on one connection.
     depth: usize,
 }
 
 impl<J: Job, S> Queue<J, S> {
     pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, depth: usize) -> Self {
-        Self { common, policy, conns: Vec::new(), done: Vec::new(), depth }
+        Self { common, policy, conns: Vec::new(), done: Vec::new(), released: false, depth }
     }
 
     /// Puts a new connection in use. There must be none.
@@ -163,6 +165,7 @@ impl<J: Job, S> Queue<J, S> {
         for done in done.drain(..) {
             if done.changed.is_some() && (!live || done.job.is_none()) {
                 self.common.resolve(id, done.cookie);
+                self.released = true;
             }
             match done.job {
                 Some(job) if done.refused => self.common.wait(job, now),
@@ -179,6 +182,11 @@ impl<J: Job, S> Queue<J, S> {
             Ok(()) if live && leaving => self.lose(id, Loss::Replaced, now),
             Ok(()) => self.over(id),
         }
+    }
+
+    /// Whether a range has left the fence since this was asked last.
+    pub(crate) fn take_released(&mut self) -> bool {
+        std::mem::take(&mut self.released)
     }
 
     /// Whether a connection that is not used any more has nothing left to wait for.

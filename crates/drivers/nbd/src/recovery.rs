@@ -126,6 +126,11 @@ impl<J: Job> Common<J> {
         self.change_fence(|fence| fence.settle(link));
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
+    }
+
     fn change_fence(&self, change: impl FnOnce(&mut Fence)) {
         let mut recovery = self.recovery.lock();
         change(&mut recovery.fence);

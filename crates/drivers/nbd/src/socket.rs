@@ -33,8 +33,8 @@ pub(crate) fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a connection so that nothing more of it leaves this host (`SO_LINGER` with 0 seconds: a reset). The descriptor
-/// is closed by its owner, which this makes do it at once.
+/// Ends a connection so that nothing more of it leaves this host (`SO_LINGER` with 0 seconds: a reset). The
+/// descriptor is closed by its owner, which this makes do it at once.
 pub(crate) fn abort(fd: BorrowedFd<'_>) {
     let socket = SockRef::from(&fd);
     // Both fail only where there is no connection any more.

@@ -75,8 +75,10 @@ impl Keeper {
                 continue;
             };
             self.inner.drained.notify_waiters();
-            let retry_at =
-                if live || self.inner.common.is_closed() { None } else { self.connect() };
+            let common = &self.inner.common;
+            // After the disk was disconnected, only for what was there before.
+            let idle = live || common.is_closed() && common.waiting() == 0;
+            let retry_at = if idle { None } else { self.connect() };
             self.wait(deadline.into_iter().chain(retry_at).min()).await;
         }
     }
@@ -137,8 +139,8 @@ impl Keeper {
     fn failed(&mut self, err: &Error) {
         self.failures += 1;
         if self.failures == 1 || err.kind() == ErrorKind::Changed {
-            let server = self.inner.uri();
-            tracing::warn!(%server, queue = self.index, error = err.chain(), "NBD connection cannot be made again yet");
+            let (server, queue) = (self.inner.uri(), self.index);
+            tracing::warn!(%server, queue, error = err.chain(), "NBD connection cannot be made again yet");
         }
         self.retry_at = self.inner.now() + self.pause();
     }
@@ -197,6 +199,9 @@ impl Server {
             self.spin.slept(asleep.elapsed(), dry.in_flight);
             let Some(dry) = self.look_on(dry).await else { break };
             blocked = dry.blocked;
+            if self.inner.common.is_closed() {
+                self.inner.drained.notify_waiters();
+            }
             match woken {
                 Woken::Readable(mut ready) => ready.clear_ready(),
                 Woken::Writable(mut ready) if blocked => ready.clear_ready(),
