@@ -47,12 +47,26 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// Stops it where it stands, or lets it go on.
+    /// Stops it where it stands, all of its threads, or lets it go on.
     pub fn freeze(&self, frozen: bool) {
         let signal =
             if frozen { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+        let start = Instant::now();
+        while frozen && !self.is_stopped() {
+            assert!(start.elapsed() < PATIENCE, "{} does not stop", self.what);
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether all threads are in the state T (proc_pid_stat).
+    fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
     }
 
     fn has_ended(&mut self) -> bool {
