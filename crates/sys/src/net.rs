@@ -14,8 +14,8 @@ pub const IOV_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct IoVecs(Vec<libc::iovec>);
 
-// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the list anew; in between they are
-// mere numbers.
+// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the list anew; in between they
+// are mere numbers.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
@@ -89,9 +89,9 @@ impl<'a> Scatter<'a> {
         // An array length: `size_t` with glibc, `int` with musl.
         message.msg_iovlen = self.list.len() as _;
         loop {
-            // SAFETY: `message` and its list live until the call returns. The kernel writes to bytes that were borrowed
-            // mutably for the lifetime of `self`, and to segments that were checked to be writable, whose memory their
-            // owner keeps mapped (see `Segment::from_raw`).
+            // SAFETY: `message` and its list live until the call returns. The kernel writes to bytes that were
+            // borrowed mutably for the lifetime of `self`, and to segments that were checked to be writable, whose
+            // memory their owner keeps mapped (see `Segment::from_raw`).
             let got =
                 unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
             if let Ok(got) = usize::try_from(got) {
@@ -140,7 +140,8 @@ impl<'a> Gather<'a> {
         self.push_raw(bytes.as_ptr().cast_mut(), bytes.len());
     }
 
-    /// Adds a segment without its first `skip` bytes. It is not copied: what is sent is what it holds when the kernel takes it.
+    /// Adds a segment without its first `skip` bytes. It is not copied: what is sent is what it holds when the
+    /// kernel takes it.
     ///
     /// # Panics
     /// If it has fewer bytes, or the message [is full](Self::is_full).
@@ -157,7 +158,8 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an error, not a signal.
+    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an
+    /// error, not a signal.
     ///
     /// # Errors
     /// What `sendmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now.
@@ -169,9 +171,9 @@ impl<'a> Gather<'a> {
         message.msg_iovlen = self.list.len() as _;
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         loop {
-            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point to. Each
-            // part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a segment's
-            // memory by its owner (see `Segment::from_raw`), which may change but not go away.
+            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point
+            // to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a
+            // segment's memory by its owner (see `Segment::from_raw`), which may change but not go away.
             let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);

@@ -13,8 +13,8 @@ use tokio::io::unix::AsyncFd;
 /// # Panics
 /// Outside of a runtime with I/O enabled.
 pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` always gives the same descriptor, and keeps it open until it is dropped; `AsyncFd` owns it, and
-    // takes it off the runtime before it gives it back or drops it.
+    // SAFETY: an `OwnedFd` always gives the same descriptor, and keeps it open until it is dropped; `AsyncFd` owns
+    // it, and takes it off the runtime before it gives it back or drops it.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
