@@ -1,5 +1,5 @@
-//! Sockets: waiting for them, and sending from many places at once: headers that somebody borrows, and
-//! [`Segment`]s, which nobody can.
+//! Sockets: waiting for them, sending from many places at once, and receiving into many: bytes that somebody borrows, and [`Segment`]s, which
+//! nobody can.
 
 use std::io;
 use std::marker::PhantomData;
@@ -28,6 +28,12 @@ impl Watch {
         let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
         Ok(Self(watched?))
     }
+
+    /// Watched no more.
+    #[must_use]
+    pub fn into_inner(self) -> OwnedFd {
+        self.0.into_inner()
+    }
 }
 
 impl Deref for Watch {
@@ -50,8 +56,8 @@ pub const IOV_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct IoVecs(Vec<libc::iovec>);
 
-// SAFETY: the pointers in it are used by a `Gather` only, which fills the list anew; in between they are mere
-// numbers.
+// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the list anew; in between they
+// are mere numbers.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
@@ -66,6 +72,78 @@ impl IoVecs {
     pub fn gather(&mut self) -> Gather<'_> {
         self.0.clear();
         Gather { list: &mut self.0, len: 0, parts: PhantomData }
+    }
+
+    /// Begins a place to receive into.
+    #[must_use]
+    pub fn scatter(&mut self) -> Scatter<'_> {
+        self.0.clear();
+        Scatter { list: &mut self.0, parts: PhantomData }
+    }
+}
+
+/// Places to receive into: they are filled in the order in which they were added.
+#[derive(Debug)]
+pub struct Scatter<'a> {
+    list: &'a mut Vec<libc::iovec>,
+    parts: PhantomData<&'a mut [u8]>,
+}
+
+impl<'a> Scatter<'a> {
+    /// Whether no further part fits.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.list.len() >= IOV_MAX
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Panics
+    /// If it [is full](Self::is_full).
+    pub fn push(&mut self, bytes: &'a mut [u8]) {
+        self.push_raw(bytes.as_mut_ptr(), bytes.len());
+    }
+
+    /// Adds a segment.
+    ///
+    /// # Panics
+    /// If it cannot be written, or the list [is full](Self::is_full).
+    pub fn push_segment(&mut self, segment: &'a Segment) {
+        assert!(segment.is_writable(), "receiving into a segment that is read-only");
+        self.push_raw(segment.as_ptr(), segment.len());
+    }
+
+    fn push_raw(&mut self, ptr: *mut u8, len: usize) {
+        assert!(!self.is_full(), "more than {IOV_MAX} parts to receive into");
+        if len > 0 {
+            self.list.push(libc::iovec { iov_base: ptr.cast(), iov_len: len });
+        }
+    }
+
+    /// Receives what there is without waiting, and says how many bytes that were: 0 at the end.
+    ///
+    /// # Errors
+    /// What `recvmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing is there now.
+    pub fn receive(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: all fields of `msghdr` may be zero: no address, no control data, no flags.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.list.as_mut_ptr();
+        // An array length: `size_t` with glibc, `int` with musl.
+        message.msg_iovlen = self.list.len() as _;
+        loop {
+            // SAFETY: `message` and its list live until the call returns. The kernel writes to bytes that were
+            // borrowed mutably for the lifetime of `self`, and to segments that were checked to be writable, whose
+            // memory their owner keeps mapped (see `Segment::from_raw`).
+            let got =
+                unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+            if let Ok(got) = usize::try_from(got) {
+                return Ok(got);
+            }
+            let err = io::Error::last_os_error();
+            if err.kind() != io::ErrorKind::Interrupted {
+                return Err(err);
+            }
+        }
     }
 }
 
@@ -122,8 +200,8 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is
-    /// an error, not a signal.
+    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an
+    /// error, not a signal.
     ///
     /// # Errors
     /// What `sendmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now.
@@ -135,10 +213,9 @@ impl<'a> Gather<'a> {
         message.msg_iovlen = self.list.len() as _;
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         loop {
-            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they
-            // point to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its
-            // borrow, a segment's memory by its owner (see `Segment::from_raw`), which may change but not go
-            // away.
+            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point
+            // to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a
+            // segment's memory by its owner (see `Segment::from_raw`), which may change but not go away.
             let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);
@@ -153,7 +230,7 @@ impl<'a> Gather<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{ErrorKind, Read};
+    use std::io::{ErrorKind, Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
@@ -210,5 +287,37 @@ mod tests {
     #[should_panic(expected = "skipped of a segment")]
     fn skipping_more_than_there_is_is_a_bug() {
         IoVecs::new().gather().push_segment(&Segment::zero_run(4), 5);
+    }
+
+    #[test]
+    fn what_comes_fills_the_places_in_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"headpayload and the next").unwrap();
+        let payload = Segment::from_vec(vec![0; 10]);
+        let (mut head, mut rest) = ([0; 4], [0; 64]);
+        let mut vecs = IoVecs::new();
+        let mut places = vecs.scatter();
+        let part = payload.slice(1, 7);
+        places.push(&mut head);
+        places.push_segment(&part);
+        places.push(&mut rest);
+        assert_eq!(places.receive(near.as_fd()).unwrap(), 24);
+        assert_eq!(&head, b"head");
+        assert_eq!(payload.to_vec(), b"\0payload\0\0");
+        assert_eq!(&rest[..13], b" and the next");
+        let mut receive = || {
+            let mut places = vecs.scatter();
+            places.push(&mut head);
+            places.receive(near.as_fd())
+        };
+        assert_eq!(receive().unwrap_err().kind(), ErrorKind::WouldBlock);
+        drop(far);
+        assert_eq!(receive().unwrap(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "read-only")]
+    fn receiving_over_zeroes_is_a_bug() {
+        IoVecs::new().scatter().push_segment(&Segment::zero_run(4));
     }
 }

@@ -1,0 +1,78 @@
+//! What a disk is made from.
+
+use std::time::Duration;
+
+use blockyard_nbd::uri::Uri;
+use blockyard_nbd::wire::HeaderStyle;
+
+use crate::backoff::Backoff;
+use crate::error::{Error, ErrorKind};
+use crate::queue::Policy;
+
+/// The most connections to one server.
+pub const MAX_CONNECTIONS: usize = 64;
+/// Replies to other requests excuse a request for so many timeouts.
+const PATIENCE: u32 = 8;
+
+/// An NBD export, and how to treat the connections to it.
+#[derive(Clone, Debug)]
+pub struct NbdConfig {
+    /// Where it is. The parameters of TLS are part of it.
+    pub uri: Uri,
+    /// Connections, one hardware queue each: as many as queue threads unless told otherwise. More than one only where
+    /// the server says that its flushes cover all (`CAN_MULTI_CONN`).
+    pub connections: Option<usize>,
+    /// A connection on which nothing comes for so long, though something is waited for, is dead. Also the time that a
+    /// server has to answer a handshake.
+    pub timeout: Duration,
+    /// Requests wait so long for a connection before they fail.
+    pub dead_conn_timeout: Duration,
+    /// A server that neither answers nor closes a connection is taken to be through with it after so long: until
+    /// then, what it may still write to is not written to by another connection (`docs/nbd-fencing.md`).
+    pub fence_timeout: Duration,
+    /// When to try to connect again.
+    pub backoff: Backoff,
+    /// Never write, even where the server lets us.
+    pub read_only: bool,
+    /// The best headers to ask for.
+    pub best_style: HeaderStyle,
+}
+
+impl NbdConfig {
+    /// The export that `uri` names, with the usual patience.
+    #[must_use]
+    pub fn new(uri: Uri) -> Self {
+        Self {
+            uri,
+            connections: None,
+            timeout: Duration::from_secs(30),
+            dead_conn_timeout: Duration::from_secs(120),
+            fence_timeout: Duration::from_secs(60),
+            backoff: Backoff::default(),
+            read_only: false,
+            best_style: HeaderStyle::Extended,
+        }
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Config`]: a setting that cannot be.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let bad = |what: &str| Err(Error::new(ErrorKind::Config, what));
+        if self.connections.is_some_and(|count| count == 0 || count > MAX_CONNECTIONS) {
+            return bad("the number of connections to an NBD server is from 1 to 64");
+        }
+        if self.timeout.is_zero() || self.fence_timeout.is_zero() {
+            return bad("the timeouts of an NBD disk must not be 0; 30 s is usual");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            timeout: self.timeout,
+            patience: PATIENCE,
+            dead_conn_timeout: self.dead_conn_timeout,
+            fence_timeout: self.fence_timeout,
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The disk as its owner sees it: connect, reconfigure, disconnect.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{HctxHandle, Request, Status};
+use blockyard_buf::{Pool, PoolLimits};
+use blockyard_nbd::uri::Uri;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+
+use crate::backoff::Backoff;
+use crate::config::{MAX_CONNECTIONS, NbdConfig};
+use crate::connect::{Opened, Target};
+use crate::driver::Nbd;
+use crate::error::{Error, ErrorKind};
+use crate::export::Export;
+use crate::queue::Policy;
+use crate::recovery::Common;
+
+/// Bytes of free buffers that a hardware queue keeps.
+const KEPT_BYTES: usize = 8 << 20;
+
+/// What the queues, their tasks and the owner share.
+pub(crate) struct Inner {
+    pub(crate) common: Arc<Common<Request<Nbd>>>,
+    pub(crate) policy: Policy,
+    pub(crate) backoff: Backoff,
+    pub(crate) queues: Box<[QueueSlot]>,
+    read_only: bool,
+    target: Mutex<Arc<Target>>,
+    export: watch::Sender<Export>,
+    /// Told when requests end while the disk is being disconnected.
+    pub(crate) drained: Notify,
+    start: Instant,
+}
+
+/// What is known of a queue from outside.
+pub(crate) struct QueueSlot {
+    pub(crate) runtime: Handle,
+    /// Wakes the task that keeps it connected.
+    pub(crate) kick: Notify,
+    /// A connection that is ready for it.
+    pub(crate) opened: Mutex<Option<Opened>>,
+    /// The block layer has taken it down.
+    pub(crate) gone: AtomicBool,
+    handle: OnceLock<HctxHandle<Nbd>>,
+    pool: Pool,
+}
+
+impl Inner {
+    /// The time since the disk was made.
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub(crate) fn uri(&self) -> Uri {
+        self.target.lock().uri.clone()
+    }
+
+    pub(crate) fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.target.lock())
+    }
+
+    pub(crate) fn pool(&self, index: usize) -> &Pool {
+        &self.queues[index].pool
+    }
+
+    /// Lets the tasks of all queues look again.
+    pub(crate) fn kick_all(&self) {
+        self.queues.iter().for_each(|queue| queue.kick.notify_one());
+    }
+
+    /// A hardware queue is set up.
+    pub(crate) fn take_queue(
+        &self,
+        index: usize,
+        handle: HctxHandle<Nbd>,
+    ) -> blockyard_blkmq::Result<()> {
+        let slot = self.queues.get(index);
+        if slot.is_some_and(|slot| slot.handle.set(handle).is_ok()) {
+            return Ok(());
+        }
+        let what = format!("hardware queue {index} of {} is in use, or there is none", self.uri());
+        Err(blockyard_blkmq::Error::new(blockyard_blkmq::ErrorKind::Busy, what))
+    }
+
+    /// Checks that a connection that was made anew is to the same disk, and notes what is new.
+    pub(crate) fn check(&self, opened: &Opened) -> Result<(), Error> {
+        let found = Export::new(&opened.negotiated, self.read_only);
+        self.export.borrow().accepts(&found).map_err(|err| {
+            let what = format!("{} cannot stand for the disk that was attached", self.uri());
+            Error::new(err.kind(), what).caused_by(err)
+        })?;
+        self.export.send_if_modified(|known| {
+            let grown = found.capacity > known.capacity;
+            if grown {
+                known.capacity = found.capacity;
+            }
+            grown
+        });
+        Ok(())
+    }
+
+    fn handles(&self) -> impl Iterator<Item = &HctxHandle<Nbd>> {
+        self.queues.iter().filter_map(|queue| queue.handle.get())
+    }
+}
+
+impl Nbd {
+    /// Connects to an export. The connections live on `queue_threads` (hardware queue `i` on the one at `i` modulo
+    /// their number), which must have I/O and time enabled. The disk is made from what comes with it.
+    ///
+    /// # Errors
+    /// Whatever keeps the first connection from being made.
+    pub async fn connect(
+        config: NbdConfig,
+        queue_threads: &[Handle],
+    ) -> Result<(Arc<Self>, Export), Error> {
+        config.check()?;
+        if queue_threads.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "an NBD disk needs a queue thread"));
+        }
+        let target = Target::new(config.uri.clone(), config.best_style, config.timeout)?;
+        let first = target.open().await?;
+        let export = Export::new(&first.negotiated, config.read_only);
+        if let Err(err) = export.limits.clone().validate() {
+            let what = format!("{} has block sizes that no disk can have", config.uri);
+            return Err(Error::new(ErrorKind::Protocol, what).caused_by(err));
+        }
+        let wanted = config.connections.unwrap_or(queue_threads.len()).min(MAX_CONNECTIONS);
+        let mut opened = vec![first];
+        while export.multi_conn && opened.len() < wanted {
+            match target.open().await {
+                Ok(another) => opened.push(another),
+                Err(err) => {
+                    let (server, have) = (&config.uri, opened.len());
+                    tracing::warn!(%server, have, wanted, error = err.chain(), "fewer NBD connections than wanted");
+                    break;
+                }
+            }
+        }
+        let slot = |(index, opened): (usize, Opened)| QueueSlot {
+            runtime: queue_threads[index % queue_threads.len()].clone(),
+            kick: Notify::new(),
+            opened: Mutex::new(Some(opened)),
+            gone: AtomicBool::new(false),
+            handle: OnceLock::new(),
+            pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
+        };
+        let inner = Inner {
+            common: Arc::default(),
+            policy: config.policy(),
+            backoff: config.backoff,
+            queues: opened.into_iter().enumerate().map(slot).collect(),
+            read_only: config.read_only,
+            target: Mutex::new(Arc::new(target)),
+            export: watch::Sender::new(export.clone()),
+            drained: Notify::new(),
+            start: Instant::now(),
+        };
+        Ok((Arc::new(Self { inner: Arc::new(inner) }), export))
+    }
+
+    /// How many connections there are, one for each hardware queue.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.inner.queues.len()
+    }
+
+    /// How many of them are up now.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        let live = |handle: &HctxHandle<Self>| handle.with(|hctx| hctx.queue.live().is_some());
+        self.inner.handles().filter(|handle| live(handle) == Some(true)).count()
+    }
+
+    /// The export, and how it changes: whoever owns the disk sets its capacity when that has grown.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Export> {
+        self.inner.export.subscribe()
+    }
+
+    /// Moves the disk to another server, while it is used: new requests go there, what is out is finished where it
+    /// is. What overlaps a write that is out waits for that write.
+    ///
+    /// # Errors
+    /// Whatever keeps a connection from being made, or [`ErrorKind::Changed`] if the export there cannot stand for
+    /// this one. Nothing has changed then.
+    pub async fn reconfigure(&self, uri: Uri) -> Result<(), Error> {
+        if self.inner.common.is_closed() {
+            return Err(Error::new(ErrorKind::Closed, "the disk was disconnected"));
+        }
+        let old = self.inner.target();
+        let target = Target::new(uri, old.best_style, old.limit)?;
+        let opened = target.open().await?;
+        self.inner.check(&opened)?;
+        *self.inner.target.lock() = Arc::new(target);
+        if let Some(first) = self.inner.queues.first() {
+            *first.opened.lock() = Some(opened);
+        }
+        for handle in self.inner.handles() {
+            handle.with(super::hctx::Hctx::replace);
+        }
+        self.inner.kick_all();
+        Ok(())
+    }
+
+    /// Ends the disk: new requests fail, what is out is finished, within the timeout, and the server is told goodbye.
+    pub async fn disconnect(&self) {
+        self.inner.common.close();
+        let drain = async {
+            loop {
+                let drained = self.inner.drained.notified();
+                let out = |handle: &HctxHandle<Self>| handle.with(|hctx| hctx.queue.in_flight());
+                let out: usize = self.inner.handles().filter_map(out).sum();
+                if out + self.inner.common.waiting() == 0 {
+                    return;
+                }
+                drained.await;
+            }
+        };
+        if tokio::time::timeout(self.inner.policy.timeout, drain).await.is_err() {
+            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected with requests still out: they fail");
+        }
+        for handle in self.inner.handles() {
+            handle.with(|hctx| hctx.disconnect(Status::Offline));
+        }
+        self.inner.kick_all();
+    }
+
+    /// Fails all that is left, whether it waits or is out, as the kernel's `NBD_CLEAR_QUE`.
+    pub fn clear_queue(&self) {
+        for handle in self.inner.handles() {
+            handle.with(|hctx| hctx.clear(Status::Io));
+        }
+        self.inner.drained.notify_waiters();
+    }
+}

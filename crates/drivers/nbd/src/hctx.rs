@@ -1,0 +1,267 @@
+//! A hardware queue's part of the driver: its connections with their sockets. Whoever talks to it (the block layer,
+//! or the task of a connection) has it alone.
+
+use std::io;
+use std::sync::Arc;
+
+use blockyard_blkmq::{Request, Status};
+use blockyard_sys::net::IoVecs;
+
+use crate::commands::Dialect;
+use crate::disk::Inner;
+use crate::driver::Nbd;
+use crate::fence::LinkId;
+use crate::link::Link;
+use crate::queue::{Ended, Loss, Queue, Todo};
+use crate::socket::{Channel, abort, half_close};
+
+/// A hardware queue of an NBD disk.
+pub struct Hctx {
+    pub(crate) queue: Queue<Request<Nbd>, Channel>,
+    ended: Ended<Request<Nbd>>,
+    vecs: IoVecs,
+    /// The socket in use has no room: its task sends when it has.
+    pub(crate) blocked: bool,
+    index: usize,
+    inner: Arc<Inner>,
+}
+
+/// How a look at a connection went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Bytes came; there may be more.
+    More,
+    /// There is nothing left.
+    Dry(Dry),
+    /// The connection is over.
+    Over,
+}
+
+/// How things are on a connection from which nothing comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dry {
+    /// Requests that are out.
+    pub(crate) in_flight: usize,
+    /// There is something to send, as soon as there is room.
+    pub(crate) blocked: bool,
+}
+
+impl Hctx {
+    pub(crate) fn new(inner: Arc<Inner>, index: usize, depth: usize) -> Self {
+        let queue = Queue::new(Arc::clone(&inner.common), inner.policy, depth);
+        let (ended, vecs) = (Vec::new(), IoVecs::new());
+        Self { queue, ended, vecs, blocked: false, index, inner }
+    }
+
+    /// Puts a connection in use.
+    pub(crate) fn attach(&mut self, dialect: Dialect, channel: Channel) -> LinkId {
+        let pool = self.inner.pool(self.index).clone();
+        let link = Link::new(dialect, pool, channel.tls.is_none());
+        self.blocked = false;
+        let id = self.queue.attach(link, channel);
+        self.adopt();
+        self.inner.kick_all();
+        id
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn submit(&mut self, rq: Request<Nbd>) {
+        if self.queue.submit(rq, self.inner.now(), &mut self.ended) {
+            self.inner.kick_all();
+        }
+        self.end();
+    }
+
+    /// Sends what waits to be sent, as far as it goes.
+    pub(crate) fn send(&mut self) {
+        let Some(conn) = self.queue.live() else { return };
+        let Some(channel) = conn.io.as_mut() else { return };
+        if conn.link.outbox.is_empty() && !self.blocked {
+            return;
+        }
+        match channel.send(&mut self.vecs, &mut conn.link.outbox) {
+            Ok(()) => self.blocked = false,
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = true;
+                channel.socket.kick.notify_one();
+            }
+            // What the server sent before it left is still to be read; then the task sees its end.
+            Err(err) if is_peers(&err) => {
+                self.blocked = false;
+                channel.socket.kick.notify_one();
+                half_close(channel.fd());
+            }
+            Err(err) => {
+                let id = conn.id;
+                self.lost(id, Some(err));
+            }
+        }
+    }
+
+    /// Takes requests that wait for any connection.
+    pub(crate) fn adopt(&mut self) {
+        if self.queue.adopt(self.inner.now(), &mut self.ended) {
+            self.send();
+            self.end();
+        }
+    }
+
+    /// Receives from a connection, and ends the requests whose replies came.
+    pub(crate) fn turn(&mut self, id: LinkId) -> Turn {
+        if self.blocked {
+            self.send();
+        }
+        let Some(conn) = self.queue.conn(id) else { return Turn::Over };
+        let Some(channel) = conn.io.as_mut() else { return Turn::Over };
+        let received = channel.receive(&mut self.vecs, &mut conn.link.inbox);
+        let now = self.inner.now();
+        match received {
+            Ok(bytes) if bytes > 0 => conn.link.came(bytes, now),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                let in_flight = conn.link.slots.len();
+                return Turn::Dry(Dry { in_flight, blocked: self.blocked });
+            }
+            end => {
+                self.lost(id, end.err());
+                return Turn::Over;
+            }
+        }
+        let todo = self.queue.read(id, now, &mut self.ended);
+        self.act(id, todo);
+        if self.queue.take_released() {
+            self.inner.kick_all();
+        }
+        self.end();
+        Turn::More
+    }
+
+    fn lost(&mut self, id: LinkId, err: Option<io::Error>) {
+        let loss = match &err {
+            None => Loss::Closed,
+            Some(err) if is_peers(err) => Loss::Closed,
+            Some(err) if err.kind() == io::ErrorKind::InvalidData => Loss::Lied,
+            Some(_) => Loss::Broken,
+        };
+        let reason = err.map_or_else(|| "the server closed it".to_owned(), |err| err.to_string());
+        self.lose(id, loss, &reason);
+        if let Some(conn) = self.queue.conn(id) {
+            conn.io = None;
+        }
+    }
+
+    /// A connection is lost: says so once, and sees to what it had.
+    pub(crate) fn lose(&mut self, id: LinkId, loss: Loss, reason: &str) {
+        let was_live = self.queue.live().is_some_and(|conn| conn.id == id);
+        let in_flight = self.queue.conn(id).map_or(0, |conn| conn.link.slots.len());
+        let todo = self.queue.lose(id, loss, self.inner.now());
+        if was_live {
+            self.blocked = false;
+            if loss != Loss::Replaced && !self.inner.common.is_closed() {
+                let (server, queue) = (self.inner.uri(), self.index);
+                tracing::warn!(%server, queue, in_flight, reason, "NBD connection lost");
+            }
+        }
+        self.act(id, todo);
+        self.inner.kick_all();
+    }
+
+    fn act(&mut self, id: LinkId, todo: Todo) {
+        match todo {
+            Todo::Nothing => return,
+            Todo::Lied(err) => {
+                let (server, queue) = (self.inner.uri(), self.index);
+                tracing::warn!(%server, queue, error = %err, "NBD connection dropped: the server broke the protocol");
+                self.half_close(id);
+            }
+            Todo::HalfClose => self.half_close(id),
+            Todo::Listen => {}
+            Todo::Close => self.close(id),
+        }
+        self.inner.kick_all();
+    }
+
+    fn half_close(&mut self, id: LinkId) {
+        if let Some(channel) = self.queue.conn(id).and_then(|conn| conn.io.as_mut()) {
+            half_close(channel.fd());
+        }
+    }
+
+    /// Ends a connection that nothing is waited for on.
+    fn close(&mut self, id: LinkId) {
+        if let Some(conn) = self.queue.conn(id)
+            && let Some(channel) = conn.io.as_mut()
+        {
+            if conn.link.outbox.is_empty() {
+                conn.link.say_goodbye();
+                // It is as well if the server does not hear it: it sees the end.
+                let _ = channel.send(&mut self.vecs, &mut conn.link.outbox);
+            }
+            channel.close();
+            channel.socket.kick.notify_one();
+        }
+        self.queue.settle(id, self.inner.now());
+    }
+
+    /// Lets the connection in use finish what it has; another takes its place.
+    pub(crate) fn replace(&mut self) {
+        self.send();
+        if let Some(id) = self.queue.live().map(|conn| conn.id) {
+            self.lose(id, Loss::Replaced, "replaced");
+        }
+    }
+
+    /// Ends the connection in use, with nothing out on it.
+    pub(crate) fn disconnect(&mut self, status: Status) {
+        self.clear(status);
+        while let Some(id) = self.queue.conns.first().map(|conn| conn.id) {
+            self.close(id);
+        }
+    }
+
+    /// Fails what is left.
+    pub(crate) fn clear(&mut self, status: Status) {
+        self.queue.clear(status, &mut self.ended);
+        self.end();
+    }
+
+    /// Sees to what took too long.
+    pub(crate) fn expire(&mut self) {
+        let expired = self.queue.expire(self.inner.now(), &mut self.ended);
+        let server = self.inner.uri();
+        for id in expired.abort {
+            if let Some(channel) = self.queue.conn(id).and_then(|conn| conn.io.take()) {
+                abort(channel.fd());
+                channel.socket.kick.notify_one();
+            }
+        }
+        if expired.failed > 0 {
+            let failed = expired.failed;
+            tracing::error!(%server, failed, "requests failed: no NBD connection within dead_conn_timeout");
+        }
+        if expired.given_up > 0 {
+            tracing::warn!(
+                %server,
+                connections = expired.given_up,
+                "the server neither answered nor closed a lost connection within fence_timeout: taken for over"
+            );
+        }
+        if expired.failed + expired.given_up > 0 {
+            self.inner.kick_all();
+        }
+        self.end();
+    }
+
+    fn end(&mut self) {
+        for (rq, status) in self.ended.drain(..) {
+            rq.end(status);
+        }
+    }
+}
+
+/// Whether an error tells that the server has closed the connection; others tell of the network only.
+fn is_peers(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,262 @@
+//! The tasks of a hardware queue: one keeps it connected, one for each connection waits for its socket.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::HctxHandle;
+use blockyard_sys::net::Watch;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFdReadyGuard;
+use tokio::sync::Notify;
+
+use crate::commands::Dialect;
+use crate::connect::{Opened, Target};
+use crate::disk::Inner;
+use crate::driver::Nbd;
+use crate::error::{Error, ErrorKind};
+use crate::fence::LinkId;
+use crate::hctx::{Dry, Turn};
+use crate::socket::{Channel, Socket};
+use crate::spin::{MAX_SPIN, Spin};
+
+/// Looks at a socket that brings bytes each time, before other tasks of the thread have a turn.
+const TURNS: usize = 16;
+
+/// Starts the task that keeps a queue connected, on the queue's thread.
+pub(crate) fn start(inner: &Arc<Inner>, index: usize, handle: HctxHandle<Nbd>) {
+    let keeper = Keeper {
+        inner: Arc::clone(inner),
+        index,
+        handle,
+        target: inner.target(),
+        opening: None,
+        failures: 0,
+        retry_at: Duration::ZERO,
+        attached_at: None,
+    };
+    inner.queues[index].runtime.spawn(keeper.run());
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Opened, Error>> + Send>>;
+
+struct Keeper {
+    inner: Arc<Inner>,
+    index: usize,
+    handle: HctxHandle<Nbd>,
+    target: Arc<Target>,
+    /// A connection that is being made.
+    opening: Option<Opening>,
+    /// Attempts that failed in a row, and connections that were soon lost.
+    failures: u32,
+    /// When to try again.
+    retry_at: Duration,
+    /// When the connection in use was made.
+    attached_at: Option<Duration>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        loop {
+            let live = self.handle.with(|hctx| {
+                hctx.expire();
+                hctx.adopt();
+                (hctx.queue.live().is_some(), hctx.queue.deadline())
+            });
+            let Some((live, deadline)) = live else {
+                if self.inner.queues[self.index].gone.load(Ordering::Acquire) {
+                    return;
+                }
+                // The block layer is still setting the queue up.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            };
+            self.inner.drained.notify_waiters();
+            let common = &self.inner.common;
+            // After the disk was disconnected, only for what was there before.
+            let idle = live || common.is_closed() && common.waiting() == 0;
+            let retry_at = if idle { None } else { self.connect() };
+            self.wait(deadline.into_iter().chain(retry_at).min()).await;
+        }
+    }
+
+    /// Sees to it that a connection is being made. Or says when the next attempt is due.
+    fn connect(&mut self) -> Option<Duration> {
+        let now = self.inner.now();
+        if let Some(since) = self.attached_at.take() {
+            // One that lived long is made again at once.
+            let soon = now.saturating_sub(since) < self.inner.backoff.most;
+            self.failures = if soon { self.failures + 1 } else { 0 };
+            self.retry_at = if soon { now + self.pause() } else { now };
+        }
+        let target = self.inner.target();
+        if !Arc::ptr_eq(&target, &self.target) {
+            (self.target, self.opening, self.failures) = (target, None, 0);
+            self.retry_at = now;
+        }
+        if self.opening.is_none() && now >= self.retry_at {
+            self.opening = Some(self.open());
+        }
+        self.opening.is_none().then_some(self.retry_at)
+    }
+
+    fn pause(&self) -> Duration {
+        let chance = u64::from(self.inner.now().subsec_nanos()) ^ self.index as u64;
+        self.inner.backoff.after(self.failures, chance)
+    }
+
+    /// Waits for a connection that is being made, for somebody who wants a look, or until a time.
+    async fn wait(&mut self, until: Option<Duration>) {
+        let inner = Arc::clone(&self.inner);
+        let left = until.map(|until| until.saturating_sub(inner.now()));
+        let sleep = async {
+            match left {
+                Some(left) => tokio::time::sleep(left + Duration::from_millis(1)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let opening = async {
+            match &mut self.opening {
+                Some(opening) => opening.await,
+                None => std::future::pending().await,
+            }
+        };
+        let opened = tokio::select! {
+            opened = opening => opened,
+            () = inner.queues[self.index].kick.notified() => return,
+            () = sleep => return,
+        };
+        self.opening = None;
+        match opened.and_then(|opened| self.attach(opened)) {
+            Ok(()) => self.attached_at = Some(inner.now()),
+            Err(err) => self.failed(&err),
+        }
+    }
+
+    fn failed(&mut self, err: &Error) {
+        self.failures += 1;
+        if self.failures == 1 || err.kind() == ErrorKind::Changed {
+            let (server, queue) = (self.inner.uri(), self.index);
+            tracing::warn!(%server, queue, error = err.chain(), "NBD connection cannot be made again yet");
+        }
+        self.retry_at = self.inner.now() + self.pause();
+    }
+
+    fn open(&self) -> Opening {
+        if let Some(opened) = self.inner.queues[self.index].opened.lock().take() {
+            return Box::pin(std::future::ready(Ok(opened)));
+        }
+        let (target, inner) = (Arc::clone(&self.target), Arc::clone(&self.inner));
+        Box::pin(async move {
+            let opened = target.open().await?;
+            inner.check(&opened)?;
+            Ok(opened)
+        })
+    }
+
+    fn attach(&self, opened: Opened) -> Result<(), Error> {
+        let dialect = Dialect::from(&opened.negotiated);
+        let fd = Watch::new(opened.fd, Interest::READABLE | Interest::WRITABLE).map_err(|err| {
+            Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
+        })?;
+        let socket = Arc::new(Socket { fd, kick: Notify::new() });
+        let channel = Channel { socket: Arc::clone(&socket), tls: opened.tls };
+        if let Some(id) = self.handle.with(|hctx| hctx.attach(dialect, channel)) {
+            let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
+            tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the socket of a connection, and works on what comes.
+struct Server {
+    inner: Arc<Inner>,
+    handle: HctxHandle<Nbd>,
+    socket: Arc<Socket>,
+    id: LinkId,
+    spin: Spin,
+}
+
+/// What woke a connection's task up.
+enum Woken<'a> {
+    Readable(AsyncFdReadyGuard<'a, OwnedFd>),
+    Writable(AsyncFdReadyGuard<'a, OwnedFd>),
+    Kicked,
+}
+
+impl Server {
+    async fn run(mut self) {
+        let socket = Arc::clone(&self.socket);
+        let mut blocked = false;
+        loop {
+            let asleep = Instant::now();
+            let Ok(woken) = wake_up(&socket, blocked).await else { return };
+            let Some(dry) = self.drain().await else { break };
+            self.spin.slept(asleep.elapsed(), dry.in_flight);
+            let Some(dry) = self.look_on(dry).await else { break };
+            blocked = dry.blocked;
+            if self.inner.common.is_closed() {
+                self.inner.drained.notify_waiters();
+            }
+            match woken {
+                Woken::Readable(mut ready) => ready.clear_ready(),
+                Woken::Writable(mut ready) if blocked => ready.clear_ready(),
+                Woken::Writable(_) | Woken::Kicked => {}
+            }
+        }
+        self.inner.kick_all();
+    }
+
+    /// Works until nothing more comes. `None`: the connection is over.
+    async fn drain(&self) -> Option<Dry> {
+        let mut turns = 0;
+        loop {
+            match self.handle.with(|hctx| hctx.turn(self.id))? {
+                Turn::Over => return None,
+                Turn::Dry(dry) => return Some(dry),
+                Turn::More => {
+                    turns += 1;
+                    if turns % TURNS == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks for more a little longer, as long as that pays.
+    async fn look_on(&mut self, mut dry: Dry) -> Option<Dry> {
+        while self.spin.is_worth_while(dry.in_flight) {
+            let began = Instant::now();
+            let came = loop {
+                match self.handle.with(|hctx| hctx.turn(self.id))? {
+                    Turn::Over => return None,
+                    Turn::More => break true,
+                    Turn::Dry(_) if began.elapsed() < MAX_SPIN => std::hint::spin_loop(),
+                    Turn::Dry(_) => break false,
+                }
+            };
+            if !came {
+                self.spin.missed();
+                break;
+            }
+            self.spin.hit();
+            dry = self.drain().await?;
+        }
+        Some(dry)
+    }
+}
+
+async fn wake_up(socket: &Socket, blocked: bool) -> io::Result<Woken<'_>> {
+    tokio::select! {
+        biased;
+        ready = socket.fd.readable() => ready.map(Woken::Readable),
+        ready = socket.fd.writable(), if blocked => ready.map(Woken::Writable),
+        () = socket.kick.notified() => Ok(Woken::Kicked),
+    }
+}

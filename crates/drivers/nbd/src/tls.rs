@@ -1,0 +1,255 @@
+//! TLS: its files, and a session over a socket that does not block.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockyard_nbd::uri::{TlsKind, Transport, Uri};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+use crate::error::{Error, ErrorKind};
+use crate::outbox::Outbox;
+
+/// Where certificates are if the URI does not say: `tls-certificates` of `doc/uri.md`, libnbd's default for root.
+const DEFAULT_FOLDER: &str = "/etc/pki/libnbd";
+/// Bytes that are encrypted at a time.
+const RECORD_LEN: usize = 16 << 10;
+/// Bytes that wait for the socket within a session.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// How to speak TLS with a server.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsSetup {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl TlsSetup {
+    /// Reads the files that the URI names: `ca-cert.pem`, and `client-cert.pem` with `client-key.pem` if they are
+    /// there.
+    pub(crate) fn load(uri: &Uri) -> Result<Self, Error> {
+        let params = &uri.tls_params;
+        if matches!(params.kind, Some(TlsKind::Psk | TlsKind::Anonymous))
+            || params.psk_file.is_some()
+        {
+            let what = "TLS with pre-shared keys, or with no authentication, is not supported: use certificates \
+                        (tls-type=x509&tls-certificates=DIRECTORY)";
+            return Err(Error::new(ErrorKind::Tls, what));
+        }
+        let folder = PathBuf::from(params.certificates.as_deref().unwrap_or(DEFAULT_FOLDER));
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+        let builder = if params.verify_peer == Some(false) {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        } else {
+            builder.with_root_certificates(roots(&folder.join("ca-cert.pem"))?)
+        };
+        let (certificate, key) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));
+        let config = if certificate.exists() {
+            let chain = certificates(&certificate)?;
+            let secret = PrivateKeyDer::from_pem_file(&key)
+                .map_err(|err| bad_file("no private key can be read from", &key).caused_by(err))?;
+            builder.with_client_auth_cert(chain, secret).map_err(|err| {
+                bad_file("the key does not belong to the certificate in", &certificate)
+                    .caused_by(err)
+            })?
+        } else {
+            builder.with_no_client_auth()
+        };
+        Ok(Self { config: Arc::new(config), name: server_name(uri)? })
+    }
+
+    pub(crate) fn session(&self) -> Result<Session, Error> {
+        let session = ClientConnection::new(Arc::clone(&self.config), self.name.clone());
+        let mut session = session
+            .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+        session.set_buffer_limit(Some(SEND_BUFFER));
+        Ok(Session { tls: Box::new(session), record: vec![0; RECORD_LEN] })
+    }
+}
+
+/// The name that the server's certificate must have.
+fn server_name(uri: &Uri) -> Result<ServerName<'static>, Error> {
+    let name = match (&uri.tls_params.hostname, &uri.transport) {
+        (Some(name), _) => name.clone(),
+        (None, Transport::Tcp { host, .. }) => host.clone(),
+        (None, Transport::Unix { .. } | Transport::Vsock { .. }) => "localhost".to_owned(),
+    };
+    ServerName::try_from(name.clone()).map_err(|err| {
+        let what = format!("{name:?} is no name that a certificate can have; set tls-hostname");
+        Error::new(ErrorKind::Tls, what).caused_by(err)
+    })
+}
+
+fn bad_file(problem: &str, path: &Path) -> Error {
+    Error::new(ErrorKind::Tls, format!("{problem} {}", path.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let problem = "no certificate can be read from";
+    let chain = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|err| bad_file(problem, path).caused_by(err))?;
+    if chain.is_empty() { Err(bad_file(problem, path)) } else { Ok(chain) }
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|err| {
+            bad_file("there is a certificate that cannot be trusted in", path).caused_by(err)
+        })?;
+    }
+    Ok(roots)
+}
+
+/// `tls-verify-peer=0`: encrypts, and believes whoever answers.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A TLS session.
+pub(crate) struct Session {
+    tls: Box<ClientConnection>,
+    record: Vec<u8>,
+}
+
+impl Session {
+    /// Moves the handshake on, as far as it goes now.
+    pub(crate) fn shake(&mut self, mut socket: impl Read + Write) -> io::Result<()> {
+        while self.tls.is_handshaking() || self.tls.wants_write() {
+            if self.tls.wants_write() {
+                self.tls.write_tls(&mut socket)?;
+            } else {
+                self.take_records(&mut socket)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the handshake waits for room in the socket, rather than for the server.
+    pub(crate) fn wants_write(&self) -> bool {
+        self.tls.wants_write()
+    }
+
+    fn take_records(&mut self, mut socket: impl Read + Write) -> io::Result<()> {
+        if self.tls.read_tls(&mut socket)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Err(err) = self.tls.process_new_packets() {
+            // The alert that tells the server why. It may have left by now.
+            let _ = self.tls.write_tls(&mut socket);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, err));
+        }
+        Ok(())
+    }
+
+    /// Receives plain bytes; 0 at the end.
+    pub(crate) fn read(
+        &mut self,
+        mut socket: impl Read + Write,
+        buf: &mut [u8],
+    ) -> io::Result<usize> {
+        loop {
+            match self.tls.reader().read(buf) {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                // A server that leaves without a goodbye in TLS: every message says how long it is, so that none can
+                // be cut short unseen.
+                Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                other => return other,
+            }
+            match self.take_records(&mut socket) {
+                Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                other => other?,
+            }
+        }
+    }
+
+    /// Sends plain bytes; says how many were taken. What was taken is sent before any more is.
+    pub(crate) fn write(
+        &mut self,
+        mut socket: impl Read + Write,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut socket)?;
+        }
+        let taken = self.tls.writer().write(bytes)?;
+        while self.tls.wants_write() {
+            match self.tls.write_tls(&mut socket) {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => break,
+                other => other?,
+            };
+        }
+        Ok(taken)
+    }
+
+    /// Sends what is in the outbox, as far as it goes.
+    pub(crate) fn send(
+        &mut self,
+        mut socket: impl Read + Write,
+        outbox: &mut Outbox,
+    ) -> io::Result<()> {
+        loop {
+            while self.tls.wants_write() {
+                self.tls.write_tls(&mut socket)?;
+            }
+            let len = outbox.copy_to(&mut self.record);
+            if len == 0 {
+                return Ok(());
+            }
+            let taken = self.tls.writer().write(&self.record[..len])?;
+            outbox.advance(taken);
+        }
+    }
+
+    /// Says goodbye in TLS.
+    pub(crate) fn close(&mut self, mut socket: impl Read + Write) {
+        self.tls.send_close_notify();
+        while self.tls.wants_write() && self.tls.write_tls(&mut socket).is_ok() {}
+    }
+}

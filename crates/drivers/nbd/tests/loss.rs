@@ -1,0 +1,230 @@
+//! Real servers that die, hang, move and shrink.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{Bio, Op, Sector, Status};
+use blockyard_buf::Segment;
+use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
+use common::{Attached, PATIENCE, Place, attach, nbdkit, pattern, unix, write};
+
+const MIB: u64 = 1 << 20;
+
+fn patient(config: NbdConfig) -> NbdConfig {
+    NbdConfig {
+        timeout: Duration::from_millis(300),
+        dead_conn_timeout: PATIENCE,
+        backoff: Backoff { first: Duration::from_millis(5), most: Duration::from_millis(50) },
+        ..config
+    }
+}
+
+/// Waits until something is so.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Writes versions of blocks and reads them back, each block by one thread, until told to stop; says how many.
+fn verify_under_load(disk: &Attached, threads: usize, stop: &AtomicBool, done: &AtomicU64) {
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                let mut version = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    version += 1;
+                    let offsets = [0, 1, 2, 3].map(|i| (thread as u64 * 4 + i) * 65536);
+                    let ends = offsets
+                        .map(|at| disk.submit(thread, write(at, &pattern(at, version, 8192))));
+                    for end in ends {
+                        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+                    }
+                    let read = |at: u64| Bio::new(Op::Read, Sector(at / 512), 8192);
+                    let ends = offsets.map(|at| (at, disk.submit(thread, read(at))));
+                    for (at, end) in ends {
+                        let bio = end.recv_timeout(PATIENCE).unwrap();
+                        assert_eq!(bio.status(), Status::Ok);
+                        let got: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
+                        assert!(got == pattern(at, version, 8192), "version {version} at {at}");
+                    }
+                    done.fetch_add(8, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_server_that_is_killed_and_started_again_loses_nothing() {
+    let place = Place::new();
+    let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
+    let file = format!("file={}", file.display());
+    let start = || nbdkit(&socket, &["file", &file]);
+    let mut server = start();
+    let disk = attach(patient(NbdConfig { connections: Some(2), ..unix(&socket) }), 2);
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| verify_under_load(&disk, 4, &stop, &done));
+        for _ in 0..5 {
+            let before = done.load(Ordering::Relaxed);
+            until("the load goes on", || done.load(Ordering::Relaxed) > before + 100);
+            server.kill();
+            server = start();
+        }
+        let before = done.load(Ordering::Relaxed);
+        until("the load goes on", || done.load(Ordering::Relaxed) > before + 100);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn with_no_server_requests_wait_and_then_fail() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let mut server = nbdkit(&socket, &["memory", "16M"]);
+    let config =
+        NbdConfig { dead_conn_timeout: Duration::from_millis(300), ..patient(unix(&socket)) };
+    let disk = attach(config, 1);
+    assert_eq!(disk.write(0, &[1; 512]), Status::Ok);
+    server.kill();
+    assert_eq!(disk.read(0, 512).unwrap_err(), Status::Transport);
+    assert_eq!(disk.write(0, &[1; 512]), Status::Transport);
+    drop(server);
+    let _server = nbdkit(&socket, &["memory", "16M"]);
+    until("the disk works again", || disk.read(0, 512) == Ok(vec![0; 512]));
+}
+
+#[test]
+fn a_server_that_hangs_is_told_from_one_that_is_slow() {
+    let place = Place::new();
+    let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
+    let file = format!("file={}", file.display());
+    let slow = nbdkit(&socket, &["--filter=delay", "file", &file, "delay-read=2", "--threads=16"]);
+    let disk = attach(patient(unix(&socket)), 1);
+    // The write's reply shows that the server lives, so that the read is waited for.
+    let read = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+    let start = Instant::now();
+    while read
+        .try_recv()
+        .map_err(|err| assert_eq!(err, std::sync::mpsc::TryRecvError::Empty))
+        .is_err()
+    {
+        assert_eq!(disk.write(4096, &pattern(4096, 1, 4096)), Status::Ok);
+        assert!(start.elapsed() < PATIENCE);
+    }
+    // Nothing comes: the connection is given up, and what was out is done by the next server.
+    slow.freeze(true);
+    let read = disk.submit(0, Bio::new(Op::Read, Sector(8), 4096));
+    let _quick = nbdkit(&socket, &["file", &file]);
+    let bio = read.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(bio.status(), Status::Ok);
+    let got: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
+    assert!(got == pattern(4096, 1, 4096));
+}
+
+#[test]
+fn a_write_that_a_hung_server_has_is_not_overtaken() {
+    let place = Place::new();
+    let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
+    let file = format!("file={}", file.display());
+    let mut old = nbdkit(&socket, &["file", &file]);
+    let disk = attach(patient(unix(&socket)), 1);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+    old.freeze(true);
+    let first = disk.submit(0, write(0, &pattern(0, 1, 4096)));
+    let _new = nbdkit(&socket, &["file", &file]);
+    // The old connection is given up, and elsewhere the disk works by the new server.
+    assert_eq!(disk.read(MIB, 512).unwrap(), [0; 512]);
+    assert_eq!(disk.write(MIB, &pattern(MIB, 1, 4096)), Status::Ok);
+    let second = disk.submit(0, write(0, &pattern(0, 2, 4096)));
+    assert_eq!(disk.write(MIB, &pattern(MIB, 2, 4096)), Status::Ok);
+    assert!(
+        first.try_recv().is_err() && second.try_recv().is_err(),
+        "both wait for the old server"
+    );
+    // It goes on, writes, and answers: then both may end.
+    old.freeze(false);
+    assert_eq!(first.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert_eq!(second.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    // Whatever their order was, since neither had ended: what is written now stays.
+    assert_eq!(disk.write(0, &pattern(0, 3, 4096)), Status::Ok);
+    old.kill();
+    assert!(disk.read(0, 4096).unwrap() == pattern(0, 3, 4096));
+}
+
+#[test]
+fn a_disk_moves_to_another_server_under_load() {
+    let place = Place::new();
+    let file = format!("file={}", place.file("disk", 16 * MIB).display());
+    let sockets = [place.path("a"), place.path("b")];
+    let _servers = [nbdkit(&sockets[0], &["file", &file]), nbdkit(&sockets[1], &["file", &file])];
+    let disk = attach(patient(NbdConfig { connections: Some(2), ..unix(&sockets[0]) }), 2);
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| verify_under_load(&disk, 2, &stop, &done));
+        for i in 1..6 {
+            let before = done.load(Ordering::Relaxed);
+            until("the load goes on", || done.load(Ordering::Relaxed) > before + 100);
+            disk.block_on(disk.nbd.reconfigure(unix(&sockets[i % 2]).uri)).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let nowhere = disk.block_on(disk.nbd.reconfigure(unix(&place.path("none")).uri)).unwrap_err();
+    assert_eq!(nowhere.kind(), ErrorKind::Connect);
+    assert_eq!(disk.write(0, &[1; 512]), Status::Ok, "nothing has changed");
+}
+
+#[test]
+fn an_export_may_grow_but_not_shrink() {
+    let place = Place::new();
+    let sockets = [place.path("a"), place.path("b"), place.path("c")];
+    let _servers = [
+        nbdkit(&sockets[0], &["memory", "16M"]),
+        nbdkit(&sockets[1], &["memory", "8M"]),
+        nbdkit(&sockets[2], &["memory", "32M"]),
+    ];
+    let disk = attach(patient(unix(&sockets[0])), 1);
+    let watch = disk.nbd.watch();
+    let err = disk.block_on(disk.nbd.reconfigure(unix(&sockets[1]).uri)).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Changed);
+    assert!(err.chain().contains("shrank from 16777216 to 8388608 bytes"), "{}", err.chain());
+    assert_eq!(disk.write(0, &[1; 512]), Status::Ok);
+    disk.block_on(disk.nbd.reconfigure(unix(&sockets[2]).uri)).unwrap();
+    let capacity = watch.borrow().capacity;
+    assert_eq!(capacity, Sector(32 * MIB / 512));
+    disk.disk.set_capacity(capacity).unwrap();
+    assert_eq!(disk.write(31 * MIB, &[1; 512]), Status::Ok);
+}
+
+#[test]
+fn disconnect_drains_and_clear_queue_fails_what_is_left() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let _server = nbdkit(&socket, &["--filter=delay", "memory", "16M", "delay-write=300ms"]);
+    let disk = attach(NbdConfig { timeout: PATIENCE, ..unix(&socket) }, 1);
+    let ends: Vec<_> = (0..8).map(|i| disk.submit(0, write(i * 65536, &[1; 4096]))).collect();
+    until("all are with the driver", || disk.disk.in_flight().len() == ends.len());
+    disk.block_on(disk.nbd.disconnect());
+    for end in ends {
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok, "it was out");
+    }
+    assert_eq!(disk.read(0, 512).unwrap_err(), Status::Offline);
+
+    let server = nbdkit(&place.path("t"), &["memory", "16M"]);
+    let disk = attach(NbdConfig { timeout: PATIENCE, ..unix(&place.path("t")) }, 1);
+    server.freeze(true);
+    let ends: Vec<_> = (0..8).map(|i| disk.submit(0, write(i * 65536, &[1; 4096]))).collect();
+    until("all are with the driver", || disk.disk.in_flight().len() == ends.len());
+    disk.nbd.clear_queue();
+    for end in ends {
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Io);
+    }
+    server.freeze(false);
+    assert_eq!(disk.write(0, &[2; 4096]), Status::Ok, "after the late replies");
+}
