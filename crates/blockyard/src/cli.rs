@@ -105,6 +105,13 @@ pub struct ServeArgs {
     /// Only clients with a certificate of this authority, in PEM.
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
+    /// Instead of certificates: users and the keys that they share with the server, as psktool of GnuTLS writes them.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
+    )]
+    pub tls_psk: Option<PathBuf>,
     /// Clients at a time.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_clients: Option<u32>,

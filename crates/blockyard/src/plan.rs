@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use blockyard_export_nbd::{Address, ServerLimits, TlsFiles};
+use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
 
 use crate::error::{Error, Result};
 use crate::queue_threads::QueueThreads;
@@ -66,7 +66,7 @@ pub struct NbdPlan {
     /// The permissions of socket files.
     pub socket_mode: Option<u32>,
     /// When TLS is spoken, and the files for it.
-    pub tls: Option<(TlsUse, TlsFiles)>,
+    pub tls: Option<(TlsUse, TlsIdentity)>,
     /// What clients may cost.
     pub limits: ServerLimits,
     /// The export of clients that name none.

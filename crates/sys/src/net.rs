@@ -1,5 +1,5 @@
-//! Sockets: waiting for them, sending from many places at once, and receiving into many: bytes that somebody borrows, and [`Segment`]s, which
-//! nobody can.
+//! Sockets: waiting for them, sending from many places at once, and receiving into many: bytes that somebody
+//! borrows, and [`Segment`]s, which nobody can.
 
 use std::io;
 use std::marker::PhantomData;
@@ -56,8 +56,8 @@ pub const IOV_MAX: usize = 1024;
 #[derive(Debug, Default)]
 pub struct IoVecs(Vec<libc::iovec>);
 
-// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the list anew; in between they
-// are mere numbers.
+// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the list anew; in between
+// they are mere numbers.
 unsafe impl Send for IoVecs {}
 
 impl IoVecs {
@@ -132,8 +132,8 @@ impl<'a> Scatter<'a> {
         message.msg_iovlen = self.list.len() as _;
         loop {
             // SAFETY: `message` and its list live until the call returns. The kernel writes to bytes that were
-            // borrowed mutably for the lifetime of `self`, and to segments that were checked to be writable, whose
-            // memory their owner keeps mapped (see `Segment::from_raw`).
+            // borrowed mutably for the lifetime of `self`, and to segments that were checked to be writable,
+            // whose memory their owner keeps mapped (see `Segment::from_raw`).
             let got =
                 unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
             if let Ok(got) = usize::try_from(got) {
@@ -200,8 +200,8 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an
-    /// error, not a signal.
+    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is
+    /// an error, not a signal.
     ///
     /// # Errors
     /// What `sendmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now.
@@ -213,9 +213,10 @@ impl<'a> Gather<'a> {
         message.msg_iovlen = self.list.len() as _;
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         loop {
-            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point
-            // to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a
-            // segment's memory by its owner (see `Segment::from_raw`), which may change but not go away.
+            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they
+            // point to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its
+            // borrow, a segment's memory by its owner (see `Segment::from_raw`), which may change but not go
+            // away.
             let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use blockyard_export_nbd::{Address, TlsFiles};
+use blockyard_export_nbd::{Address, TlsFiles, TlsIdentity};
 
 use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
@@ -147,24 +147,28 @@ fn socket_mode(text: &str) -> Result<u32> {
     })
 }
 
-fn tls(args: &ServeArgs) -> Result<Option<(TlsUse, TlsFiles)>> {
-    let files = [&args.tls_certificate, &args.tls_key, &args.tls_client_ca];
+fn tls(args: &ServeArgs) -> Result<Option<(TlsUse, TlsIdentity)>> {
+    let files = [&args.tls_certificate, &args.tls_key, &args.tls_client_ca, &args.tls_psk];
     let usage = match args.tls {
         Tls::Off if files.iter().all(|file| file.is_none()) => return Ok(None),
         Tls::Off => {
-            return Err(Error::usage("certificates are given, but TLS is off")
+            return Err(Error::usage("certificates or keys are given, but TLS is off")
                 .help("add --tls require, or --tls allow"));
         }
         Tls::Allow => TlsUse::Allow,
         Tls::Require => TlsUse::Require,
     };
+    if let Some(keys) = &args.tls_psk {
+        return Ok(Some((usage, TlsIdentity::Psk(keys.clone()))));
+    }
     let needed = |file: &Option<PathBuf>, flag: &str| {
-        file.clone().ok_or_else(|| Error::usage(format!("TLS needs {flag} FILE")))
+        file.clone()
+            .ok_or_else(|| Error::usage(format!("TLS needs {flag} FILE, or --tls-psk FILE")))
     };
     let files = TlsFiles {
         certificate: needed(&args.tls_certificate, "--tls-certificate")?,
         key: needed(&args.tls_key, "--tls-key")?,
         client_ca: args.tls_client_ca.clone(),
     };
-    Ok(Some((usage, files)))
+    Ok(Some((usage, TlsIdentity::Certificate(files))))
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::plan::TlsUse;
 use crate::uri::DriverPlan;
+use blockyard_export_nbd::TlsIdentity;
 
 fn mistakes(text: &str) -> Mistakes {
     match parse("yard.toml", text, Path::new("/yard")) {
@@ -130,6 +131,18 @@ fn what_is_missing_is_said() {
     let tls = format!("[[disk]]\nuri = \"ram:1M\"\n{NBD}[nbd.tls]\nmode = \"allow\"\n");
     let shown = mistakes(&tls).render(false);
     assert!(shown.contains("without a certificate") && shown.contains("without a key"), "{shown}");
+}
+
+#[test]
+fn pre_shared_keys_stand_for_certificates() {
+    let yard =
+        |rest| format!("[[disk]]\nuri = \"ram:1M\"\n{NBD}[nbd.tls]\npsk = \"k.psk\"\n{rest}");
+    let tls = plan(&yard("")).nbd.tls;
+    assert!(
+        matches!(tls, Some((TlsUse::Require, TlsIdentity::Psk(path))) if path == Path::new("/yard/k.psk"))
+    );
+    let shown = mistakes(&yard("key = \"k.pem\"")).render(false);
+    assert!(shown.contains("yard.toml:6:7") && shown.contains("both certificates and"), "{shown}");
 }
 
 #[test]

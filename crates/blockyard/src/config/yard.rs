@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blockyard_export_nbd::{Address, ServerLimits, TlsFiles};
+use blockyard_export_nbd::{Address, ServerLimits, TlsFiles, TlsIdentity};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -312,11 +312,12 @@ fn tls(
     mut table: Taker<'_, '_>,
     base: &Path,
     found: &mut Vec<Mistake>,
-) -> Option<(TlsUse, TlsFiles)> {
+) -> Option<(TlsUse, TlsIdentity)> {
     let mode = table.text("mode", found);
     let certificate = table.text("certificate", found);
     let key = table.text("key", found);
     let client_ca = table.text("client_ca", found);
+    let psk = table.text("psk", found);
     let at = first_line(&table.at());
     table.finish(found);
     let mode = match mode.as_ref().map(|mode| mode.value.as_str()) {
@@ -331,6 +332,18 @@ fn tls(
         }
     };
     let path = |text: At<String>| base.join(text.value);
+    if let Some(psk) = psk {
+        if certificate.is_some() || key.is_some() || client_ca.is_some() {
+            let remedy = "keep psk, or certificate, key and client_ca";
+            found.push(Mistake::new(
+                psk.at,
+                "TLS with both certificates and pre-shared keys",
+                remedy,
+            ));
+            return None;
+        }
+        return Some((mode, TlsIdentity::Psk(path(psk))));
+    }
     let mut needed = |file: Option<At<String>>, key: &str| -> Option<PathBuf> {
         if file.is_none() {
             let remedy = format!("name a file in PEM: {key} = \"server-{key}.pem\"");
@@ -340,7 +353,7 @@ fn tls(
     };
     let (certificate, key) = (needed(certificate, "certificate"), needed(key, "key"));
     let files = TlsFiles { certificate: certificate?, key: key?, client_ca: client_ca.map(path) };
-    Some((mode, files))
+    Some((mode, TlsIdentity::Certificate(files)))
 }
 
 fn threads_table(

@@ -216,6 +216,7 @@ fn nbd_error(err: nbd::Error) -> Error {
         Kind::InUse => ErrorKind::Busy,
         Kind::NotPermitted => ErrorKind::NotPermitted,
         Kind::Address | Kind::Config => ErrorKind::Usage,
+        Kind::Unavailable => ErrorKind::Unavailable,
         Kind::Tls | Kind::Io => ErrorKind::Failed,
     };
     Error::new(kind, "cannot serve NBD").caused_by(err)

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long to wait between attempts to connect: twice as long after each, up to a bound, and less by a random part
-/// of a quarter, so that many disks do not come back to their server in step.
+/// How long to wait between attempts to connect: twice as long after each, up to a bound, and less by a random
+/// part of a quarter, so that many disks do not come back to their server in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// After the first failure.

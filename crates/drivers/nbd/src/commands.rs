@@ -31,8 +31,8 @@ impl From<&Negotiated> for Dialect {
 impl Dialect {
     /// The request that does what is asked, and what is expected in reply.
     ///
-    /// A block status or a prefetch may be for less than was asked, where the header has no room for it all: the
-    /// first answers for a part, which it may, and the second is advice.
+    /// A block status or a prefetch may be for less than was asked, where the header has no room for it all:
+    /// the first answers for a part, which it may, and the second is advice.
     pub(crate) fn request(&self, ask: &Ask, cookie: u64) -> Result<Expected, Status> {
         let (command, needed) = match ask.op {
             Op::Read => (Command::Read, TransmissionFlags::empty()),

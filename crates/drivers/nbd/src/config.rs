@@ -19,16 +19,16 @@ const PATIENCE: u32 = 8;
 pub struct NbdConfig {
     /// Where it is. The parameters of TLS are part of it.
     pub uri: Uri,
-    /// Connections, one hardware queue each: as many as queue threads unless told otherwise. More than one only where
-    /// the server says that its flushes cover all (`CAN_MULTI_CONN`).
+    /// Connections, one hardware queue each: as many as queue threads unless told otherwise. More than one only
+    /// where the server says that its flushes cover all (`CAN_MULTI_CONN`).
     pub connections: Option<usize>,
-    /// A connection on which nothing comes for so long, though something is waited for, is dead. Also the time that a
-    /// server has to answer a handshake.
+    /// A connection on which nothing comes for so long, though something is waited for, is dead. Also the time
+    /// that a server has to answer a handshake.
     pub timeout: Duration,
     /// Requests wait so long for a connection before they fail.
     pub dead_conn_timeout: Duration,
-    /// A server that neither answers nor closes a connection is taken to be through with it after so long: until
-    /// then, what it may still write to is not written to by another connection (`docs/nbd-fencing.md`).
+    /// A server that neither answers nor closes a connection is taken to be through with it after so long:
+    /// until then, what it may still write to is not written to by another connection (`docs/nbd-fencing.md`).
     pub fence_timeout: Duration,
     /// When to try to connect again.
     pub backoff: Backoff,

@@ -110,8 +110,8 @@ impl Inner {
 }
 
 impl Nbd {
-    /// Connects to an export. The connections live on `queue_threads` (hardware queue `i` on the one at `i` modulo
-    /// their number), which must have I/O and time enabled. The disk is made from what comes with it.
+    /// Connects to an export. The connections live on `queue_threads` (hardware queue `i` on the one at `i`
+    /// modulo their number), which must have I/O and time enabled. The disk is made from what comes with it.
     ///
     /// # Errors
     /// Whatever keeps the first connection from being made.
@@ -183,12 +183,12 @@ impl Nbd {
         self.inner.export.subscribe()
     }
 
-    /// Moves the disk to another server, while it is used: new requests go there, what is out is finished where it
-    /// is. What overlaps a write that is out waits for that write.
+    /// Moves the disk to another server, while it is used: new requests go there, what is out is finished where
+    /// it is. What overlaps a write that is out waits for that write.
     ///
     /// # Errors
-    /// Whatever keeps a connection from being made, or [`ErrorKind::Changed`] if the export there cannot stand for
-    /// this one. Nothing has changed then.
+    /// Whatever keeps a connection from being made, or [`ErrorKind::Changed`] if the export there cannot stand
+    /// for this one. Nothing has changed then.
     pub async fn reconfigure(&self, uri: Uri) -> Result<(), Error> {
         if self.inner.common.is_closed() {
             return Err(Error::new(ErrorKind::Closed, "the disk was disconnected"));
@@ -208,7 +208,8 @@ impl Nbd {
         Ok(())
     }
 
-    /// Ends the disk: new requests fail, what is out is finished, within the timeout, and the server is told goodbye.
+    /// Ends the disk: new requests fail, what is out is finished, within the timeout, and the server is told
+    /// goodbye.
     pub async fn disconnect(&self) {
         self.inner.common.close();
         let drain = async {

@@ -51,8 +51,8 @@ impl Export {
         }
     }
 
-    /// Whether an export that was found later can stand for this one: it is no smaller, and can do all that users
-    /// were told.
+    /// Whether an export that was found later can stand for this one: it is no smaller, and can do all that
+    /// users were told.
     ///
     /// # Errors
     /// [`ErrorKind::Changed`], with what is different.

@@ -1,8 +1,9 @@
 //! Which ranges of the disk a write of an old connection may still change.
 //!
-//! `docs/nbd-fencing.md` has the argument. In short: a write that was sent on a connection and not answered there
-//! may be carried out by the server at any time until the server has answered it, has closed that connection, or is
-//! given up. Until then its range is in here, and nothing that changes the range is sent on another connection.
+//! `docs/nbd-fencing.md` has the argument. In short: a write that was sent on a connection and not answered
+//! there may be carried out by the server at any time until the server has answered it, has closed that
+//! connection, or is given up. Until then its range is in here, and nothing that changes the range is sent on
+//! another connection.
 
 use crate::span::Span;
 

@@ -1,5 +1,5 @@
-//! A hardware queue's part of the driver: its connections with their sockets. Whoever talks to it (the block layer,
-//! or the task of a connection) has it alone.
+//! A hardware queue's part of the driver: its connections with their sockets. Whoever talks to it (the block
+//! layer, or the task of a connection) has it alone.
 
 use std::io;
 use std::sync::Arc;

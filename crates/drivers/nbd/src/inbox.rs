@@ -5,8 +5,8 @@ use blockyard_buf::{Buffer, Pool, Segment, Segments};
 /// Bytes that are received at a time.
 pub(crate) const RECEIVE_LEN: usize = 256 << 10;
 
-/// A large buffer, so that one system call brings many replies, and the rest of a payload that is on its way to its
-/// place past the buffer.
+/// A large buffer, so that one system call brings many replies, and the rest of a payload that is on its way to
+/// its place past the buffer.
 pub(crate) struct Inbox {
     pool: Pool,
     buffer: Buffer,

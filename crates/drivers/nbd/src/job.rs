@@ -8,8 +8,8 @@ use crate::span::Span;
 /// A request as the connections see it.
 pub(crate) trait Job {
     fn ask(&self) -> Ask;
-    /// The memory to write from or to read into, in order; less than the length of the request if some, or all, of it
-    /// is the driver's to supply.
+    /// The memory to write from or to read into, in order; less than the length of the request if some, or all,
+    /// of it is the driver's to supply.
     fn memory(&self) -> Segments;
     /// The next bytes of a read's answer, in order.
     fn deliver(&mut self, segment: Segment);

@@ -17,7 +17,8 @@ use crate::place::Place;
 use crate::slots::{Entry, Slots};
 use crate::span::Span;
 
-/// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used again.
+/// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used
+/// again.
 const SHARED_PAYLOAD_LEN: u64 = 16 << 10;
 
 /// A connection that was negotiated.

@@ -4,8 +4,8 @@ use blockyard_buf::{Pool, Segments};
 
 use crate::job::{Job, has_all_memory};
 
-/// Memory for all of a read: the request's own, or one that is delivered with its end. There is none until the first
-/// content comes, so that a whole payload or hole can be handed on as it is.
+/// Memory for all of a read: the request's own, or one that is delivered with its end. There is none until the
+/// first content comes, so that a whole payload or hole can be handed on as it is.
 #[derive(Default)]
 pub(crate) struct Place {
     memory: Segments,

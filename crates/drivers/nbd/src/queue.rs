@@ -1,5 +1,5 @@
-//! The connections of one hardware queue: the one that requests go to, and old ones that are waited for. Without
-//! sockets: whoever has them says what happened, and is told what to do.
+//! The connections of one hardware queue: the one that requests go to, and old ones that are waited for.
+//! Without sockets: whoever has them says what happened, and is told what to do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,8 @@ pub(crate) struct Policy {
     pub(crate) patience: u32,
     /// Requests wait so long for a connection.
     pub(crate) dead_conn_timeout: Duration,
-    /// What was sent on a connection that the server neither answers nor closes is taken for over after so long.
+    /// What was sent on a connection that the server neither answers nor closes is taken for over after so
+    /// long.
     pub(crate) fence_timeout: Duration,
 }
 
@@ -226,8 +227,8 @@ impl<J: Job, S> Queue<J, S> {
         }
     }
 
-    /// Nothing that was sent on a connection will be carried out any more: it goes, and what was not answered waits
-    /// for another.
+    /// Nothing that was sent on a connection will be carried out any more: it goes, and what was not answered
+    /// waits for another.
     pub(crate) fn settle(&mut self, id: LinkId, now: Duration) {
         let Some(at) = self.conns.iter().position(|conn| conn.id == id) else { return };
         let mut conn = self.conns.remove(at);
@@ -333,8 +334,8 @@ pub(crate) struct Expired {
 }
 
 impl<J: Job, S> Conn<J, S> {
-    /// Takes the connection out of use: what was not sent, or changes nothing, waits for another; what may change the
-    /// disk is fenced, and stays to be answered. Says whether a message was cut short.
+    /// Takes the connection out of use: what was not sent, or changes nothing, waits for another; what may
+    /// change the disk is fenced, and stays to be answered. Says whether a message was cut short.
     fn retire(&mut self, loss: Loss, was_live: bool, now: Duration, common: &Common<J>) -> bool {
         // All that a connection has which is replaced will be sent and answered.
         let sent = if loss == Loss::Replaced { u64::MAX } else { self.link.outbox.sent() };

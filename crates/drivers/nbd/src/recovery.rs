@@ -1,5 +1,5 @@
-//! What the queues of a disk share once something is wrong: ranges that are fenced, and requests that wait for a
-//! connection, or for a fence to fall.
+//! What the queues of a disk share once something is wrong: ranges that are fenced, and requests that wait for
+//! a connection, or for a fence to fall.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,9 +1,9 @@
 //! The connections under a network and a server that fail at every point, with a seed that replays it.
 //!
-//! Time, bytes and chance are all the world's own; the code under test is what runs on real sockets, from `queue`
-//! down. After a stretch of faults the world is left in peace, and then: every request has ended exactly once, every
-//! read has returned what it may (see `history`), and nothing is left behind: no request, no fence, no old
-//! connection.
+//! Time, bytes and chance are all the world's own; the code under test is what runs on real sockets, from
+//! `queue` down. After a stretch of faults the world is left in peace, and then: every request has ended
+//! exactly once, every read has returned what it may (see `history`), and nothing is left behind: no request,
+//! no fence, no old connection.
 
 mod dice;
 mod history;

@@ -1,8 +1,8 @@
 //! Whether it is worth while to look for the next reply a little longer before going to sleep.
 //!
-//! With one request at a time, the reply comes some tens of microseconds after the request, and the wake-up costs as
-//! much again. Looking at the socket instead costs CPU time where the server is not quick, so that a connection has
-//! to earn it.
+//! With one request at a time, the reply comes some tens of microseconds after the request, and the wake-up
+//! costs as much again. Looking at the socket instead costs CPU time where the server is not quick, so that a
+//! connection has to earn it.
 
 use std::time::Duration;
 

@@ -16,7 +16,8 @@ use rustls::{
 use crate::error::{Error, ErrorKind};
 use crate::outbox::Outbox;
 
-/// Where certificates are if the URI does not say: `tls-certificates` of `doc/uri.md`, libnbd's default for root.
+/// Where certificates are if the URI does not say: `tls-certificates` of `doc/uri.md`, libnbd's default for
+/// root.
 const DEFAULT_FOLDER: &str = "/etc/pki/libnbd";
 /// Bytes that are encrypted at a time.
 const RECORD_LEN: usize = 16 << 10;
@@ -31,8 +32,8 @@ pub(crate) struct TlsSetup {
 }
 
 impl TlsSetup {
-    /// Reads the files that the URI names: `ca-cert.pem`, and `client-cert.pem` with `client-key.pem` if they are
-    /// there.
+    /// Reads the files that the URI names: `ca-cert.pem`, and `client-cert.pem` with `client-key.pem` if they
+    /// are there.
     pub(crate) fn load(uri: &Uri) -> Result<Self, Error> {
         let params = &uri.tls_params;
         if matches!(params.kind, Some(TlsKind::Psk | TlsKind::Anonymous))
@@ -197,8 +198,8 @@ impl Session {
         loop {
             match self.tls.reader().read(buf) {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
-                // A server that leaves without a goodbye in TLS: every message says how long it is, so that none can
-                // be cut short unseen.
+                // A server that leaves without a goodbye in TLS: every message says how long it is, so that
+                // none can be cut short unseen.
                 Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }

@@ -8,6 +8,7 @@ use blockyard_buf::Segment;
 use blockyard_nbd::wire::HeaderStyle;
 
 use crate::error::{Error, ErrorKind};
+use crate::tls::TlsConfig;
 
 /// Clients at a time, those in their handshake included.
 pub const DEFAULT_MAX_CLIENTS: usize = 1024;
@@ -65,13 +66,13 @@ pub enum TlsMode {
     #[default]
     Off,
     /// If the client asks for it.
-    Allow(Arc<rustls::ServerConfig>),
+    Allow(TlsConfig),
     /// By all, before anything else.
-    Require(Arc<rustls::ServerConfig>),
+    Require(TlsConfig),
 }
 
 impl TlsMode {
-    pub(crate) const fn server_config(&self) -> Option<&Arc<rustls::ServerConfig>> {
+    pub(crate) const fn sessions(&self) -> Option<&TlsConfig> {
         match self {
             Self::Off => None,
             Self::Allow(config) | Self::Require(config) => Some(config),

@@ -17,6 +17,8 @@ pub enum ErrorKind {
     Config,
     /// A certificate or a key that cannot be used.
     Tls,
+    /// Something that this build is without.
+    Unavailable,
     /// Any other error of the system.
     Io,
 }

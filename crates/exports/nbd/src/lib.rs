@@ -37,4 +37,4 @@ pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};
 pub use server::Server;
 pub use spin::MAX_SPIN;
-pub use tls::TlsFiles;
+pub use tls::{TlsConfig, TlsFiles, TlsIdentity};

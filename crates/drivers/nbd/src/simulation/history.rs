@@ -1,8 +1,9 @@
 //! What a read may return, given all that was written.
 //!
-//! A block is a register. A write takes effect at some point between its submission and its end, and one that failed
-//! may have taken effect in that time or not at all: but never after its end. So a read may not return a value that
-//! another write, submitted after the end of the first, has replaced for certain before the read was submitted.
+//! A block is a register. A write takes effect at some point between its submission and its end, and one that
+//! failed may have taken effect in that time or not at all: but never after its end. So a read may not return a
+//! value that another write, submitted after the end of the first, has replaced for certain before the read was
+//! submitted.
 
 use std::time::Duration;
 

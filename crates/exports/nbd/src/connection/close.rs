@@ -66,7 +66,7 @@ impl Close {
 
 impl From<io::Error> for Close {
     fn from(err: io::Error) -> Self {
-        // What rustls says comes as invalid data; sockets never say that.
+        // What a TLS session says comes as invalid data; sockets never say that.
         if err.kind() == io::ErrorKind::InvalidData { Self::Tls(err) } else { Self::Lost(err) }
     }
 }

@@ -98,10 +98,10 @@ impl<'a> Opening<'a> {
         if !self.input.is_empty() {
             return Err(Close::NotTls);
         }
-        let Some(config) = self.registration.server.config.tls.server_config() else {
+        let Some(config) = self.registration.server.config.tls.sessions() else {
             unreachable!("the protocol was told that there is no TLS");
         };
-        self.wire.start_tls(config.clone())?;
+        self.wire.start_tls(config)?;
         poll_fn(|cx| self.wire.poll_tls_handshake(cx)).await.map_err(Close::Tls)?;
         self.protocol.tls_started();
         Ok(())

@@ -2,14 +2,13 @@
 
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use blockyard_sys::net::{Gather, Watch};
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 
-use crate::tls::Session;
+use crate::tls::{Session, TlsConfig};
 
 /// Messages that have to go out without a wait in between, before the interest in room is given up.
 const CALM: u8 = 64;
@@ -22,7 +21,7 @@ pub(crate) struct Wire {
     readable: bool,
     /// The same socket, watched for room: since something had to wait for it.
     room: Option<Room>,
-    tls: Option<Session>,
+    tls: Option<Box<dyn Session>>,
 }
 
 struct Room {
@@ -54,8 +53,8 @@ impl Wire {
         self.tls.is_some()
     }
 
-    pub(crate) fn start_tls(&mut self, config: Arc<rustls::ServerConfig>) -> io::Result<()> {
-        self.tls = Some(Session::new(config)?);
+    pub(crate) fn start_tls(&mut self, config: &TlsConfig) -> io::Result<()> {
+        self.tls = Some(config.session()?);
         Ok(())
     }
 
@@ -63,7 +62,7 @@ impl Wire {
     pub(crate) fn poll_tls_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let Some(tls) = &mut self.tls else { return Poll::Ready(Ok(())) };
-            match tls.shake(&*SockRef::from(&self.socket)) {
+            match tls.shake(&SockRef::from(&self.socket)) {
                 Err(err) if err.kind() == ErrorKind::WouldBlock => {}
                 other => return Poll::Ready(other),
             }
@@ -81,7 +80,7 @@ impl Wire {
     /// Receives into `buf`, which is not empty.
     pub(crate) fn receive(&mut self, buf: &mut [u8]) -> io::Result<Received> {
         let result = match &mut self.tls {
-            Some(tls) => tls.read(&*SockRef::from(&self.socket), buf),
+            Some(tls) => tls.read(&SockRef::from(&self.socket), buf),
             None => (&*SockRef::from(&self.socket)).read(buf),
         };
         self.received(result, buf.len())
@@ -170,7 +169,7 @@ impl Wire {
     /// Hands what the TLS session has to the socket; says whether all of it went.
     pub(crate) fn flush_tls(&mut self) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else { return Ok(true) };
-        match tls.flush(&*SockRef::from(&self.socket)) {
+        match tls.flush(&SockRef::from(&self.socket)) {
             Ok(()) => Ok(true),
             Err(err) if err.kind() == ErrorKind::WouldBlock => {
                 self.no_room();
@@ -182,7 +181,7 @@ impl Wire {
 
     /// Whether the TLS session has something to send of its own accord.
     pub(crate) fn wants_room(&self) -> bool {
-        self.tls.as_ref().is_some_and(Session::wants_write)
+        self.tls.as_ref().is_some_and(|tls| tls.wants_write())
     }
 
     fn no_room(&mut self) {
@@ -224,7 +223,7 @@ impl Wire {
     /// Says goodbye: nothing is sent after this.
     pub(crate) fn finish(&mut self) {
         if let Some(tls) = &mut self.tls {
-            tls.close(&*SockRef::from(&self.socket));
+            tls.close(&SockRef::from(&self.socket));
         }
         // A peer that is gone needs no goodbye.
         let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write);

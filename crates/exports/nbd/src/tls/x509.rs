@@ -1,4 +1,4 @@
-//! TLS: its files, and a session over a socket that does not block.
+//! TLS with certificates, by rustls.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use socket2::Socket;
 
+use super::{Engine, SEND_BUFFER, Session, TlsConfig};
 use crate::error::{Error, ErrorKind};
 
 /// The files of an X.509 identity, all in PEM.
@@ -27,7 +29,7 @@ impl TlsFiles {
     ///
     /// # Errors
     /// [`ErrorKind::Tls`], which names the file.
-    pub fn load(&self) -> Result<Arc<ServerConfig>, Error> {
+    pub fn load(&self) -> Result<TlsConfig, Error> {
         let chain = certificates(&self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key)
             .map_err(|err| bad_file("no private key can be read from", &self.key).caused_by(err))?;
@@ -59,7 +61,7 @@ impl TlsFiles {
             bad_file("the key does not belong to the certificate in", &self.certificate)
                 .caused_by(err)
         })?;
-        Ok(Arc::new(config))
+        Ok(TlsConfig(Arc::new(X509(Arc::new(config)))))
     }
 }
 
@@ -78,14 +80,19 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(chain)
 }
 
+<<<<<<< HEAD:crates/exports/nbd/src/tls.rs
 /// A TLS session. It holds some tens of KiB: records that are not complete, and those that the socket had no
 /// room for.
 pub(crate) struct Session(Box<ServerConnection>);
+=======
+struct X509(Arc<ServerConfig>);
+>>>>>>> export:crates/exports/nbd/src/tls/x509.rs
 
-impl Session {
-    pub(crate) fn new(config: Arc<ServerConfig>) -> io::Result<Self> {
-        let mut session = ServerConnection::new(config).map_err(io::Error::other)?;
+impl Engine for X509 {
+    fn session(&self) -> io::Result<Box<dyn Session>> {
+        let mut session = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
         session.set_buffer_limit(Some(SEND_BUFFER));
+<<<<<<< HEAD:crates/exports/nbd/src/tls.rs
         Ok(Self(Box::new(session)))
     }
 
@@ -152,8 +159,65 @@ impl Session {
         self.0.send_close_notify();
         // Whoever has left does not hear it.
         let _ = self.flush(socket);
+=======
+        Ok(Box::new(session))
+>>>>>>> export:crates/exports/nbd/src/tls/x509.rs
     }
 }
 
-/// Bytes that wait for the socket within the session.
-const SEND_BUFFER: usize = 64 << 10;
+impl Session for ServerConnection {
+    fn wants_write(&self) -> bool {
+        (**self).wants_write()
+    }
+
+    fn shake(&mut self, mut socket: &Socket) -> io::Result<()> {
+        while self.is_handshaking() || (**self).wants_write() {
+            if (**self).wants_write() {
+                self.write_tls(&mut socket)?;
+            } else if self.read_tls(&mut socket)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            } else if let Err(err) = self.process_new_packets() {
+                // The alert that tells the client why.
+                let _ = self.write_tls(&mut socket);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, err));
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, mut socket: &Socket, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.reader().read(buf) {
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+                // A client that leaves without saying goodbye in TLS: there is nothing that it could have cut
+                // short unseen.
+                Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                other => return other,
+            }
+            if self.read_tls(&mut socket)? == 0 {
+                return Ok(0);
+            }
+            if let Err(err) = self.process_new_packets() {
+                let _ = self.write_tls(&mut socket);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, err));
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer().write(bytes)
+    }
+
+    fn flush(&mut self, mut socket: &Socket) -> io::Result<()> {
+        while (**self).wants_write() {
+            self.write_tls(&mut socket)?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, socket: &Socket) {
+        self.send_close_notify();
+        // Whoever has left does not hear it.
+        let _ = Session::flush(self, socket);
+    }
+}

@@ -1,0 +1,81 @@
+//! `serve --tls-psk`, in builds with and without the feature `psk`.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// `blockyard serve` with the keys, for as long as `script` runs.
+fn serve(keys: &Path, script: &str) -> Output {
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_blockyard"));
+    serve.args(["serve", "ram:16M", "--tls", "require", "--run", script, "--tls-psk"]);
+    serve.arg(keys).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[cfg(feature = "psk")]
+#[test]
+fn users_of_the_file_get_in_and_nobody_else() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys.psk");
+    let other = dir.path().join("other.psk");
+    fs::write(&keys, format!("alice:{KEY}\n")).unwrap();
+    fs::set_permissions(&keys, PermissionsExt::from_mode(0o600)).unwrap();
+    fs::write(&other, format!("alice:{}\nmallory:{KEY}\n", KEY.replace('0', "1"))).unwrap();
+    let info = |user: &str, keys: &Path| {
+        let keys = keys.display();
+        format!("nbdinfo --size \"nbds+unix://{user}@/?${{uri#*\\?}}&tls-psk-file={keys}\"")
+    };
+    let good = serve(&keys, &info("alice", &keys));
+    assert!(good.status.success() && good.stdout == b"16777216\n", "{good:?}");
+    assert!(!said(&good).contains("chmod"), "{good:?}");
+
+    let wrong = serve(&keys, &info("alice", &other));
+    assert!(
+        !wrong.status.success() && said(&wrong).contains("user \"alice\" may have"),
+        "{wrong:?}"
+    );
+    let stranger = serve(&keys, &info("mallory", &other));
+    assert!(
+        !stranger.status.success() && said(&stranger).contains("no user \"mallory\""),
+        "{stranger:?}"
+    );
+    let open = serve(&other, "true");
+    assert!(open.status.success() && said(&open).contains("run: chmod 600"), "{open:?}");
+
+    fs::write(&other, "alice:00\n\nbob 00\n").unwrap();
+    let malformed = serve(&other, "true");
+    assert_eq!(malformed.status.code(), Some(1), "{malformed:?}");
+    assert!(said(&malformed).contains("other.psk: line 3: there is no colon"), "{malformed:?}");
+}
+
+#[cfg(not(feature = "psk"))]
+#[test]
+fn a_build_without_says_how_to_get_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys.psk");
+    fs::write(&keys, format!("alice:{KEY}\n")).unwrap();
+    let output = serve(&keys, "true");
+    assert_eq!(output.status.code(), Some(69), "{output:?}");
+    assert!(said(&output).contains("--features psk"), "{output:?}");
+}
+
+#[test]
+fn keys_or_certificates_and_not_in_vain() {
+    let run = |args: &[&str]| {
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_blockyard"));
+        serve.args(["serve", "ram:1M", "--run", "true", "--tls-psk", "keys.psk"]);
+        serve.args(args).output().unwrap()
+    };
+    let both = run(&["--tls", "require", "--tls-key", "key.pem"]);
+    assert!(!both.status.success() && said(&both).contains("cannot be used with"), "{both:?}");
+    let off = run(&[]);
+    assert!(!off.status.success() && said(&off).contains("TLS is off"), "{off:?}");
+}

@@ -1,0 +1,256 @@
+//! TLS with pre-shared keys, by OpenSSL: rustls has none.
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use openssl::bn::BigNum;
+use openssl::dh::Dh;
+use openssl::error::ErrorStack;
+use openssl::ex_data::Index;
+use openssl::ssl::{
+    self, ErrorCode, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode,
+    SslStream, SslVersion,
+};
+use socket2::Socket;
+
+use super::psk_file::{self, Keys};
+use super::{Engine, SEND_BUFFER, Session, TlsConfig};
+use crate::error::{Error, ErrorKind};
+
+/// Of TLS 1.3. Keys that are not from an earlier session go with SHA-256 alone.
+const SUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
+/// Of TLS 1.2, the best first: those with forward secrecy, as GnuTLS, too, has them; then those without.
+const OLD_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:\
+    DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305:\
+    ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:\
+    PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256:PSK-CHACHA20-POLY1305";
+/// Bytes that are received at a time: the longest TLS record and its header.
+const RECEIVE: usize = (16 << 10) + 512;
+
+/// Sessions with the users of a file.
+struct Psk {
+    context: SslContext,
+    /// Where a session keeps who it is with.
+    peer: Index<Ssl, Peer>,
+}
+
+/// Whom a client says that it is.
+struct Peer {
+    user: String,
+    known: bool,
+}
+
+pub(super) fn load(path: &Path) -> Result<TlsConfig, Error> {
+    let keys = psk_file::load(path)?;
+    let psk = Psk::new(keys)
+        .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+    Ok(TlsConfig(Arc::new(psk)))
+}
+
+impl Psk {
+    fn new(keys: Keys) -> Result<Self, ErrorStack> {
+        let peer = Ssl::new_ex_index()?;
+        let mut context = SslContext::builder(SslMethod::tls_server())?;
+        context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+        context.set_ciphersuites(SUITES)?;
+        context.set_cipher_list(OLD_SUITES)?;
+        let group = Dh::from_pqg(BigNum::get_rfc3526_prime_3072()?, None, BigNum::from_u32(2)?)?;
+        context.set_tmp_dh(&group)?;
+        context.set_options(
+            SslOptions::CIPHER_SERVER_PREFERENCE
+                | SslOptions::NO_RENEGOTIATION
+                | SslOptions::NO_TICKET,
+        );
+        context.set_mode(SslMode::RELEASE_BUFFERS);
+        // Whoever comes again shows its key again.
+        context.set_session_cache_mode(SslSessionCacheMode::OFF);
+        context.set_num_tickets(0)?;
+        context.set_psk_server_callback(move |session, user, room| {
+            Ok(find_key(&keys, session, peer, user.unwrap_or_default(), room))
+        });
+        Ok(Self { context: context.build(), peer })
+    }
+}
+
+/// Puts the key of a user into `room`; says how long it is, 0 if there is none.
+fn find_key(
+    keys: &Keys,
+    session: &mut SslRef,
+    peer: Index<Ssl, Peer>,
+    user: &[u8],
+    room: &mut [u8],
+) -> usize {
+    let key = keys.get(user).filter(|key| key.len() <= room.len());
+    let user = String::from_utf8_lossy(user).into_owned();
+    session.set_ex_data(peer, Peer { user, known: key.is_some() });
+    let Some(key) = key else { return 0 };
+    room[..key.len()].copy_from_slice(key);
+    key.len()
+}
+
+impl Engine for Psk {
+    fn session(&self) -> io::Result<Box<dyn Session>> {
+        let mut session = Ssl::new(&self.context)?;
+        session.set_accept_state();
+        let stream = SslStream::new(session, Records::new())?;
+        Ok(Box::new(PskSession { stream, peer: self.peer }))
+    }
+}
+
+struct PskSession {
+    stream: SslStream<Records>,
+    peer: Index<Ssl, Peer>,
+}
+
+impl PskSession {
+    /// Why it ends, after the alert that tells the client.
+    fn broken(&mut self, socket: &Socket, err: &ssl::Error) -> io::Error {
+        let _ = self.stream.get_mut().send(socket);
+        invalid(reason(err))
+    }
+
+    /// Receives records, after all others were taken. Says whether there may be more of them.
+    fn receive(&mut self, socket: &Socket) -> io::Result<bool> {
+        let records = self.stream.get_mut();
+        // Answers to what is no data, which this client makes the server give and does not take.
+        if records.unsent() > 2 * SEND_BUFFER {
+            return Err(invalid("the client does not take its own key updates".into()));
+        }
+        Ok(records.receive(socket)? > 0)
+    }
+}
+
+impl Session for PskSession {
+    fn wants_write(&self) -> bool {
+        self.stream.get_ref().unsent() > 0
+    }
+
+    fn shake(&mut self, socket: &Socket) -> io::Result<()> {
+        loop {
+            let shaken = self.stream.do_handshake();
+            let Err(err) = shaken else { return self.flush(socket) };
+            if err.code() != ErrorCode::WANT_READ {
+                let broken = self.broken(socket, &err);
+                return Err(match self.stream.ssl().ex_data(self.peer) {
+                    Some(Peer { user, known: false }) => {
+                        invalid(format!("there is no user {user:?}"))
+                    }
+                    Some(Peer { user, .. }) => {
+                        invalid(format!("user {user:?} may have another key: {broken}"))
+                    }
+                    None => broken,
+                });
+            }
+            self.flush(socket)?;
+            if !self.receive(socket)? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    fn read(&mut self, socket: &Socket, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.ssl_read(buf) {
+                Ok(len) => return Ok(len),
+                Err(err) if err.code() == ErrorCode::ZERO_RETURN => return Ok(0),
+                Err(err) if err.code() != ErrorCode::WANT_READ => {
+                    return Err(self.broken(socket, &err));
+                }
+                Err(_) => {}
+            }
+            // As with certificates: a client may leave without a goodbye.
+            if !self.receive(socket)? {
+                return Ok(0);
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() || self.stream.get_ref().unsent() >= SEND_BUFFER {
+            return Ok(0);
+        }
+        self.stream.ssl_write(bytes).map_err(|err| invalid(reason(&err)))
+    }
+
+    fn flush(&mut self, socket: &Socket) -> io::Result<()> {
+        self.stream.get_mut().send(socket)
+    }
+
+    fn close(&mut self, socket: &Socket) {
+        // Whoever has left does not hear it.
+        let _ = self.stream.shutdown();
+        let _ = self.flush(socket);
+    }
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// What OpenSSL says, without its places in its source.
+fn reason(err: &ssl::Error) -> String {
+    let first = err.ssl_error().and_then(|stack| stack.errors().first());
+    first.and_then(|error| error.reason()).map_or_else(|| err.to_string(), str::to_owned)
+}
+
+/// The socket as OpenSSL sees it: memory, which is filled and emptied when the socket can.
+struct Records {
+    input: Box<[u8]>,
+    /// What of it was received and not taken yet: from here,
+    taken: usize,
+    /// to here.
+    received: usize,
+    output: Vec<u8>,
+    /// Bytes of it that the socket has.
+    sent: usize,
+}
+
+impl Records {
+    fn new() -> Self {
+        let input = vec![0; RECEIVE].into_boxed_slice();
+        Self { input, taken: 0, received: 0, output: Vec::new(), sent: 0 }
+    }
+
+    fn unsent(&self) -> usize {
+        self.output.len() - self.sent
+    }
+
+    /// Receives once, after all was taken.
+    fn receive(&mut self, mut socket: &Socket) -> io::Result<usize> {
+        debug_assert_eq!(self.taken, self.received, "records that were not looked at");
+        let len = socket.read(&mut self.input)?;
+        (self.taken, self.received) = (0, len);
+        Ok(len)
+    }
+
+    fn send(&mut self, mut socket: &Socket) -> io::Result<()> {
+        while self.unsent() > 0 {
+            self.sent += socket.write(&self.output[self.sent..])?;
+        }
+        self.output.clear();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+impl Read for Records {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.taken == self.received {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let len = (&self.input[self.taken..self.received]).read(buf)?;
+        self.taken += len;
+        Ok(len)
+    }
+}
+
+impl Write for Records {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.output.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
