@@ -80,88 +80,13 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     Ok(chain)
 }
 
-<<<<<<< HEAD:crates/exports/nbd/src/tls.rs
-/// A TLS session. It holds some tens of KiB: records that are not complete, and those that the socket had no
-/// room for.
-pub(crate) struct Session(Box<ServerConnection>);
-=======
 struct X509(Arc<ServerConfig>);
->>>>>>> export:crates/exports/nbd/src/tls/x509.rs
 
 impl Engine for X509 {
     fn session(&self) -> io::Result<Box<dyn Session>> {
         let mut session = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
         session.set_buffer_limit(Some(SEND_BUFFER));
-<<<<<<< HEAD:crates/exports/nbd/src/tls.rs
-        Ok(Self(Box::new(session)))
-    }
-
-    /// Whether there are records for the socket.
-    pub(crate) fn wants_write(&self) -> bool {
-        self.0.wants_write()
-    }
-
-    /// Moves the TLS handshake on, as far as it goes now.
-    pub(crate) fn shake(&mut self, mut socket: impl Read + Write) -> io::Result<()> {
-        while self.0.is_handshaking() || self.0.wants_write() {
-            if self.0.wants_write() {
-                self.0.write_tls(&mut socket)?;
-            } else if self.0.read_tls(&mut socket)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            } else if let Err(err) = self.0.process_new_packets() {
-                // The alert that tells the client why.
-                let _ = self.0.write_tls(&mut socket);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, err));
-            }
-        }
-        Ok(())
-    }
-
-    /// Receives plain bytes; 0 at the end.
-    pub(crate) fn read(
-        &mut self,
-        mut socket: impl Read + Write,
-        buf: &mut [u8],
-    ) -> io::Result<usize> {
-        loop {
-            match self.0.reader().read(buf) {
-                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
-                // A client that leaves without saying goodbye in TLS: there is nothing that it could have cut
-                // short unseen.
-                Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                other => return other,
-            }
-            if self.0.read_tls(&mut socket)? == 0 {
-                return Ok(0);
-            }
-            if let Err(err) = self.0.process_new_packets() {
-                let _ = self.0.write_tls(&mut socket);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, err));
-            }
-        }
-    }
-
-    /// Takes plain bytes to send, as many as there is room for.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.writer().write(bytes)
-    }
-
-    /// Hands records to the socket until there are none.
-    pub(crate) fn flush(&mut self, mut socket: impl Read + Write) -> io::Result<()> {
-        while self.0.wants_write() {
-            self.0.write_tls(&mut socket)?;
-        }
-        Ok(())
-    }
-
-    /// Says goodbye.
-    pub(crate) fn close(&mut self, socket: impl Read + Write) {
-        self.0.send_close_notify();
-        // Whoever has left does not hear it.
-        let _ = self.flush(socket);
-=======
         Ok(Box::new(session))
->>>>>>> export:crates/exports/nbd/src/tls/x509.rs
     }
 }
 
