@@ -2,8 +2,8 @@
 
 use crate::units::Sector;
 
-/// Most ranges that a list holds (kernel: `MAX_BADBLOCKS`, a page of 8-byte entries). Unlike there, a range
-/// has any length.
+/// Most ranges that a list holds (kernel: `MAX_BADBLOCKS`, a page of 8-byte entries). Unlike there, a range has
+/// any length.
 pub const MAX_BAD_RANGES: usize = 512;
 
 /// Neighbouring sectors that are bad.
@@ -104,8 +104,7 @@ impl BadBlocks {
     }
 
     /// The ranges, lowest first; each is a line `start len` of sysfs' `badblocks`, and of
-    /// `unacknowledged_bad_blocks` where it is
-    /// not acknowledged.
+    /// `unacknowledged_bad_blocks` where it is not acknowledged.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &BadRange> {
         self.ranges.iter()
     }
@@ -116,7 +115,8 @@ impl BadBlocks {
         self.ranges.is_empty()
     }
 
-    /// Replaces what is known of each sector (`None` is good, else whether acknowledged) by what `to` makes of it.
+    /// Replaces what is known of each sector (`None` is good, else whether acknowledged) by what `to` makes of
+    /// it.
     fn change(
         &mut self,
         start: Sector,

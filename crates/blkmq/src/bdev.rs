@@ -1,5 +1,6 @@
 //! A disk or a partition that somebody has opened: what front-ends submit to (kernel: `struct block_device`).
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -108,6 +109,13 @@ impl Bdev {
         self.part.as_ref().map_or_else(|| self.disk.capacity(), |part| part.capacity())
     }
 
+    /// Its heads, sectors and cylinders, and where it starts.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        let disk = self.disk.geometry();
+        self.part.as_ref().map_or(disk, |part| disk.of_partition(part.start()))
+    }
+
     /// What can be asked of it in one request.
     #[must_use]
     pub fn limits(&self) -> Limits {
@@ -136,12 +144,15 @@ impl Bdev {
             || self.mode == OpenMode::ReadOnly
             || self.disk.reserved.load(Ordering::Acquire)
         {
-            for bio in std::mem::take(bios) {
-                self.submit(cpu, bio);
+            let mut at = 0;
+            while let Some(bio) = bios.get_mut(at) {
+                match self.admit(bio) {
+                    Ok(()) => at += 1,
+                    Err(status) => bios.remove(at).end(status),
+                }
             }
-        } else {
-            self.disk.queue.submit_all(cpu, bios);
         }
+        self.disk.queue.submit_all(cpu, bios);
     }
 
     /// Looks for completions of [`crate::Flags::POLLED`] operations; says how many there were.
@@ -173,7 +184,8 @@ impl Bdev {
         Ok(())
     }
 
-    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come by.
+    /// Reads a page, or writes it, and waits for it (kernel: `rw_page`). Not on a thread that completions come
+    /// by.
     ///
     /// # Errors
     /// How it ended, if not well.
@@ -201,7 +213,7 @@ impl Bdev {
     pub fn ioctl(&self, command: &Ioctl) -> Result<IoctlReply> {
         Ok(match command {
             Ioctl::GetSize => IoctlReply::Bytes(self.capacity().bytes()),
-            Ioctl::GetGeometry => IoctlReply::Geometry(self.disk.geometry()),
+            Ioctl::GetGeometry => IoctlReply::Geometry(self.geometry()),
             Ioctl::GetReadOnly => IoctlReply::Flag(self.is_read_only()),
             Ioctl::SetReadOnly(read_only) => {
                 self.disk.set_read_only(*read_only);
@@ -242,6 +254,15 @@ impl Bdev {
     pub fn swap_slot_free_notify(&self, sector: Sector) {
         let start = self.part.as_ref().map_or(Sector::ZERO, |part| part.start());
         self.disk.ops.swap_slot_free_notify(&self.disk, start + sector);
+    }
+}
+
+impl fmt::Debug for Bdev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bdev")
+            .field("name", &self.name())
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
     }
 }
 

@@ -15,8 +15,8 @@ pub use chain::Chain;
 
 /// Is told that a bio has ended, and gets it back, to use it again.
 ///
-/// It is called by whichever thread ends the bio, maybe before the call that submitted it returns. It must
-/// not block; it may submit.
+/// It is called by whichever thread ends the bio, maybe before the call that submitted it returns. It must not
+/// block; it may submit.
 pub trait EndIo: Send + Sync + 'static {
     /// `bio.status()` says how it went.
     fn end_io(&self, bio: Box<Bio>);
@@ -83,8 +83,8 @@ pub(crate) enum End {
 
 /// An operation on a range of a disk.
 ///
-/// The block layer owns it from its submission until its end, which is certain: it comes back through
-/// [`EndIo`] exactly once.
+/// The block layer owns it from its submission until its end, which is certain: it comes back through [`EndIo`]
+/// exactly once.
 pub struct Bio {
     /// What is asked.
     pub op: Op,
@@ -106,9 +106,8 @@ pub struct Bio {
 }
 
 impl Bio {
-    /// An operation on `len` bytes from `sector` on, with no memory of its own: a discard, say, or a read
-    /// whose memory the driver
-    /// supplies ([`Flags::SUPPLY`] is set for it).
+    /// An operation on `len` bytes from `sector` on, with no memory of its own: a discard, say, or a read whose
+    /// memory the driver supplies ([`Flags::SUPPLY`] is set for it).
     #[must_use]
     pub fn new(op: Op, sector: Sector, len: u64) -> Box<Self> {
         let flags = if op == Op::Read { Flags::SUPPLY } else { Flags::empty() };
@@ -252,6 +251,22 @@ impl Bio {
         })
     }
 
+    /// Addresses and lengths of [`Bio::segments`].
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let mut left = self.iter.size;
+        let mut done = self.iter.done;
+        self.data.get(self.iter.index..).unwrap_or(&[]).iter().map_while(move |segment| {
+            let len = u64::try_from(segment.len() - done).map_or(left, |len| len.min(left));
+            let span = (left > 0).then(|| {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                (segment.as_ptr().addr() + done, len)
+            });
+            left -= len;
+            done = 0;
+            span
+        })
+    }
+
     /// How many segments are left.
     #[must_use]
     pub fn segment_count(&self) -> usize {
@@ -282,6 +297,21 @@ impl Bio {
             left -= here;
             self.iter.index += 1;
             self.iter.done = 0;
+        }
+    }
+
+    /// Drops the memory that a driver has supplied for what is not done yet.
+    pub(crate) fn take_back_supply(&mut self) {
+        if self.wants_supply() {
+            let BvecIter { index, done, .. } = self.iter;
+            self.data.truncate(index + usize::from(done > 0));
+            if done > 0
+                && let Some(last) = self.data.last_mut()
+            {
+                *last = last.slice(0, done);
+                self.iter.index += 1;
+                self.iter.done = 0;
+            }
         }
     }
 

@@ -48,8 +48,8 @@ pub trait BlockDeviceOps: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Unlocks sectors that the disk hides, as a host protected area: called if partitions reach past its
-    /// end. Says the size after that.
+    /// Unlocks sectors that the disk hides, as a host protected area: called if partitions reach past its end.
+    /// Says the size after that.
     fn unlock_native_capacity(&self, disk: &Disk) -> Sector {
         disk.capacity()
     }

@@ -47,7 +47,8 @@ impl BlockLayer {
         Ok(self.majors.lock().unregister(major, name)?)
     }
 
-    /// Makes a disk visible, and looks for partitions (kernel: `add_disk`). Blocks while the partition table is read.
+    /// Makes a disk visible, and looks for partitions (kernel: `add_disk`). Blocks while the partition table is
+    /// read.
     ///
     /// # Errors
     /// [`ErrorKind::Exists`] if there is one of that name.
@@ -62,17 +63,15 @@ impl BlockLayer {
             }
             disks.insert(disk.name().to_owned(), Arc::clone(disk));
         }
-        if !disk.flags().intersects(DiskFlags::HIDDEN | DiskFlags::NO_PART_SCAN)
-            && let Err(err) = self.rescan_partitions(disk)
-        {
-            tracing::warn!(disk = disk.name(), error = %err, "the partition table could not be read");
+        if !disk.flags().intersects(DiskFlags::HIDDEN | DiskFlags::NO_PART_SCAN) {
+            self.scan_new(disk);
         }
         disk.notify(Event::Added);
         Ok(())
     }
 
-    /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends,
-    /// what comes fails. Blocks until then.
+    /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends, what
+    /// comes fails. Blocks until then.
     pub fn del_disk(&self, disk: &Arc<Disk>) {
         {
             let mut disks = self.disks.write();
@@ -143,14 +142,25 @@ impl BlockLayer {
             }
             if bio.status() == Status::Ok { Ok(()) } else { Err(bio.status()) }
         };
-        let table = partition::scan(&mut read, disk.limits().logical_block_size, disk.capacity())
-            .map_err(|err| {
-            Error::new(
-                ErrorKind::Io,
-                format!("the partition table of {} cannot be read", disk.name()),
+        let mut scan = || {
+            partition::scan(&mut read, disk.limits().logical_block_size, disk.capacity()).map_err(
+                |err| {
+                    Error::new(
+                        ErrorKind::Io,
+                        format!("the partition table of {} cannot be read", disk.name()),
+                    )
+                    .caused_by(err)
+                },
             )
-            .caused_by(err)
-        })?;
+        };
+        let mut table = scan()?;
+        if table.reaches_past_end() {
+            let native = disk.ops.unlock_native_capacity(disk);
+            if native > disk.capacity() {
+                disk.set_capacity(native)?;
+                table = scan()?;
+            }
+        }
         for warning in &table.warnings {
             tracing::warn!(disk = disk.name(), %warning, "partition table");
         }
@@ -166,6 +176,29 @@ impl BlockLayer {
         self.give_minors_back(&disk.replace_partitions(parts));
         disk.notify(Event::Partitions);
         Ok(count)
+    }
+
+    /// Asks a disk's driver whether its medium was changed (kernel: `disk_check_media_change`). If so, its size
+    /// and its partitions are found out anew, and its users are told. Blocks.
+    ///
+    /// # Errors
+    /// Whatever keeps the driver from telling the new size.
+    pub fn check_events(&self, disk: &Arc<Disk>) -> Result<bool> {
+        let Some(old) = disk.check_events()? else { return Ok(false) };
+        self.give_minors_back(&old);
+        if disk.capacity() > Sector::ZERO
+            && !disk.flags().intersects(DiskFlags::HIDDEN | DiskFlags::NO_PART_SCAN)
+        {
+            self.scan_new(disk);
+        }
+        Ok(true)
+    }
+
+    /// Looks for partitions where it does not matter if that fails.
+    fn scan_new(&self, disk: &Arc<Disk>) {
+        if let Err(err) = self.rescan_partitions(disk) {
+            tracing::warn!(disk = disk.name(), error = %err, "the partition table could not be read");
+        }
     }
 
     /// The disk's own minors first, then extended ones. A disk with one minor has no place for partitions.

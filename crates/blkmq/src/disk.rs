@@ -106,7 +106,8 @@ pub trait DiskListener: Send + Sync {
     fn event(&self, disk: &Disk, event: Event);
 }
 
-/// A disk. Dropping the last reference without removing it from where it was added ends it as well.
+/// A disk. Dropping the last reference ends it as well: that waits for what is out, so that it is not for an
+/// [`EndIo`](crate::EndIo) to do.
 pub struct Disk {
     name: String,
     dev: DevNum,
@@ -130,8 +131,8 @@ impl Disk {
     /// A disk of `set`'s driver; nobody sees it before it is added (kernel: `blk_mq_alloc_disk`).
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues
-    /// are set up.
+    /// [`ErrorKind::Invalid`] for a name or limits that cannot be; whatever the driver says when its queues are
+    /// set up.
     pub fn alloc<D: Driver>(
         set: &Arc<TagSet<D>>,
         disk: D::Disk,
@@ -238,8 +239,7 @@ impl Disk {
         let limits = limits
             .validate()
             .map_err(|err| Error::new(ErrorKind::Invalid, "impossible limits").caused_by(err))?;
-        self.queue.set_limits(limits);
-        Ok(())
+        self.queue.set_limits(limits)
     }
 
     /// Whether it refuses to be changed.
@@ -290,7 +290,8 @@ impl Disk {
         self.partitions.read().clone()
     }
 
-    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel: `disk_name`).
+    /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel:
+    /// `disk_name`).
     #[must_use]
     pub fn partition_name(&self, number: u32) -> String {
         crate::partition::device_name(&self.name, number)
@@ -299,8 +300,8 @@ impl Disk {
     /// Opens it, or a partition of it.
     ///
     /// # Errors
-    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is not,
-    /// [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
+    /// [`ErrorKind::Offline`] once it is being removed, [`ErrorKind::NotFound`] for a partition that there is
+    /// not, [`ErrorKind::NotPermitted`] for writing to a read-only disk, or whatever its driver says.
     pub fn open(self: &Arc<Self>, partition: Option<u32>, mode: OpenMode) -> Result<Bdev> {
         if self.queue.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
@@ -363,19 +364,16 @@ impl Disk {
         listeners.iter().for_each(|listener| listener.event(self, event));
     }
 
-    /// Asks the driver whether the medium was changed; if so its size and partitions are found out anew, and
-    /// users are told.
-    ///
-    /// # Errors
-    /// Whatever keeps the driver from telling the new size.
-    pub fn check_events(self: &Arc<Self>) -> Result<bool> {
+    /// Asks the driver whether the medium was changed; if so it finds the new size out, and its users are told.
+    /// Gives the partitions of the old medium back.
+    pub(crate) fn check_events(self: &Arc<Self>) -> Result<Option<Vec<Arc<Partition>>>> {
         if !self.ops.check_events(self) {
-            return Ok(false);
+            return Ok(None);
         }
-        self.replace_partitions(Vec::new());
-        self.ops.revalidate(self)?;
+        let parts = self.replace_partitions(Vec::new());
+        let found = self.ops.revalidate(self);
         self.notify(Event::MediaChanged);
-        Ok(true)
+        found.map(|()| Some(parts))
     }
 
     /// Takes the old partitions away, last first, and puts the new ones in their place.
@@ -388,12 +386,13 @@ impl Disk {
         old
     }
 
-    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is
-    /// flushed; what is out ends; its
-    /// size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until all that is done.
-    /// Gives the partitions back.
+    /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed;
+    /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
+    /// all that is done. Gives the partitions back.
     pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
         let parts = self.replace_partitions(Vec::new());
+        // What was held back has to end, too.
+        self.queue.end_quiesce();
         if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
         {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
@@ -402,9 +401,11 @@ impl Disk {
                 tracing::error!(disk = self.name, %status, "the last flush failed: later writes may be lost");
             }
         }
-        self.queue.shut_down();
+        let ended = self.queue.shut_down();
         self.queue.set_capacity(Sector::ZERO);
-        self.notify(Event::Removed);
+        if ended {
+            self.notify(Event::Removed);
+        }
         parts
     }
 
@@ -430,8 +431,8 @@ impl Disk {
     /// Reads a tunable of its scheduler, having set it if `value` is given.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`]
-    /// without a scheduler.
+    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without
+    /// a scheduler.
     pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
         self.queue.tune(name, value)
     }
@@ -485,6 +486,12 @@ impl Disk {
     #[must_use]
     pub fn in_flight(&self) -> Vec<(usize, InFlight)> {
         self.queue.in_flight()
+    }
+
+    /// The state of its queues in many words, for people who look for what is stuck.
+    #[must_use]
+    pub fn show(&self) -> String {
+        self.queue.show()
     }
 
     /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a

@@ -12,9 +12,8 @@ use crate::units::Sector;
 /// A driver: it takes requests, and sees to it that each ends exactly once.
 ///
 /// All that concerns one hardware queue is in its [`Driver::Hctx`], which only one caller at a time holds. A
-/// driver completes a request at
-/// once, within [`Driver::queue_rq`]; or later, having kept it, through [`HctxHandle::with`] or from anywhere
-/// else: the request is its own.
+/// driver completes a request at once, within [`Driver::queue_rq`]; or later, having kept it, through
+/// [`HctxHandle::with`] or from anywhere else: the request is its own.
 pub trait Driver: Send + Sync + Sized + 'static {
     /// What a disk of this driver has for itself, where several share a tag set (kernel: `queuedata`).
     type Disk: Send + Sync + 'static;
@@ -58,8 +57,8 @@ pub trait Driver: Send + Sync + Sized + 'static {
     /// Sends what was gathered.
     fn commit_rqs(&self, _hctx: &mut Self::Hctx) {}
 
-    /// A budget that the driver gives to each request before it is taken from a queue: `get` and `put` come
-    /// as a pair or not at all.
+    /// A budget that the driver gives to each request before it is taken from a queue: `get` and `put` come as
+    /// a pair or not at all.
     fn budget(&self) -> Option<&dyn Budget> {
         None
     }
@@ -80,11 +79,12 @@ pub trait Driver: Send + Sync + Sized + 'static {
         rq.end(status);
     }
 
-    /// The driver had begun with a request, handed it back, and it will not come again: free what it holds for it.
+    /// A request that the driver had begun with was handed back, by [`Busy`] or [`Request::requeue`]: it will
+    /// come again as if for the first time. Frees what is held for it.
     fn cleanup_rq(&self, _cmd: &mut Self::Cmd) {}
 
-    /// Says which CPU submits to which hardware queue, for each type of queue; spread evenly unless the
-    /// driver knows better.
+    /// Says which CPU submits to which hardware queue, for each type of queue; spread evenly unless the driver
+    /// knows better.
     fn map_queues(&self, maps: &mut QueueMaps) {
         maps.spread();
     }
@@ -97,10 +97,11 @@ pub trait Driver: Send + Sync + Sized + 'static {
 
 /// A request that a driver could not take, and why.
 pub enum Busy<D: Driver> {
-    /// Something that is not the queue's own is short: try again after a while, or when a request ends
-    /// (kernel: `BLK_STS_RESOURCE`).
+    /// Something that is not the queue's own is short: try again after a while, or when a request ends (kernel:
+    /// `BLK_STS_RESOURCE`).
     Resource(Request<D>),
-    /// The driver is full, and will call [`HctxHandle::run`] as soon as it is not (kernel: `BLK_STS_DEV_RESOURCE`).
+    /// The driver is full, and will call [`HctxHandle::run`] as soon as it is not (kernel:
+    /// `BLK_STS_DEV_RESOURCE`).
     Device(Request<D>),
 }
 

@@ -1,14 +1,15 @@
 //! The flush state machine (kernel: block/blk-flush.c).
 //!
 //! A write that wants a flush before it, or to be durable when it ends, goes through up to three steps:
-//! PREFLUSH, DATA, POSTFLUSH. Flushes are
-//! shared: while one is with the driver, all that need a next one gather, and go with it. What a disk can do
-//! decides which steps are left:
-//! without a volatile cache none is, with FUA in the driver POSTFLUSH is not.
+//! PREFLUSH, DATA, POSTFLUSH. Flushes are shared: while one is with the driver, all that need a next one
+//! gather, and go with it. What a disk can do decides which steps are left: without a volatile cache none is,
+//! with FUA in the driver POSTFLUSH is not.
 //!
-//! This is a pure state machine over some kind of request `R`: it says what to do next, and is told what was done.
+//! This is a pure state machine over some kind of request `R`: it says what to do next, and is told what was
+//! done.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::op::{Flags, Op, Status};
 
@@ -58,7 +59,6 @@ pub(crate) enum Next<R> {
 pub(crate) const PENDING_TIMEOUT_NS: u64 = 5_000_000_000;
 
 /// Requests between their steps.
-#[derive(Debug)]
 pub(crate) struct FlushQueue<R> {
     /// Wait for the next flush.
     pending: VecDeque<R>,
@@ -67,6 +67,18 @@ pub(crate) struct FlushQueue<R> {
     running: VecDeque<R>,
     flush_out: bool,
     data_out: u32,
+}
+
+impl<R> fmt::Debug for FlushQueue<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pending, running, flush_out, data_out, .. } = self;
+        write!(
+            f,
+            "flush: {} pending, {} running, out {flush_out}, {data_out} with their data",
+            pending.len(),
+            running.len()
+        )
+    }
 }
 
 impl<R> Default for FlushQueue<R> {
@@ -122,8 +134,8 @@ impl<R: Sequenced> FlushQueue<R> {
             .then(|| self.pending_since_ns.saturating_add(PENDING_TIMEOUT_NS))
     }
 
-    /// Sends the next flush, if somebody waits for one, none is out, and either no data is out that might
-    /// want to share it, or that took too long.
+    /// Sends the next flush, if somebody waits for one, none is out, and either no data is out that might want
+    /// to share it, or that took too long.
     pub(crate) fn kick(&mut self, now_ns: u64, todo: &mut Vec<Next<R>>) {
         let overdue = now_ns >= self.pending_since_ns.saturating_add(PENDING_TIMEOUT_NS);
         if self.flush_out || self.pending.is_empty() || (self.data_out > 0 && !overdue) {

@@ -17,9 +17,8 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry of a disk that has none: 64 heads of 32 sectors, so that a cylinder is a mebibyte
-    /// (kernel: the `getgeo` of
-    /// virtio-blk, NVMe and sd).
+    /// The geometry of a disk that has none: 64 heads of 32 sectors, so that a cylinder is a mebibyte (kernel:
+    /// the `getgeo` of virtio-blk, NVMe and sd).
     #[must_use]
     pub fn of_capacity(capacity: Sector) -> Self {
         Self::with(64, 32, capacity)

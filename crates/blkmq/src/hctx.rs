@@ -1,11 +1,10 @@
 //! A hardware queue: the way of a request from a bio to the driver, and back.
 //!
 //! Two locks, never held by one thread at the same time but in this order, and never while a bio ends:
-//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on
-//!   the way in: who fails leaves its
-//! requests in the lists and sets `rerun`, which the holder looks at after it has let go. So a bio that ends
-//! within `queue_rq` may
-//!   submit the next one: that joins the list, and nobody waits for himself.
+//! - `driver`: whoever holds it is the one who talks to the driver for this queue. It is only tried for on the
+//!   way in: who fails leaves its requests in the lists and sets `rerun`, which the holder looks at after it
+//!   has let go. So a bio that ends within `queue_rq` may submit the next one: that joins the list, and nobody
+//!   waits for himself.
 //! - `state`: the lists, held for a few instructions.
 
 use std::collections::VecDeque;
@@ -18,23 +17,29 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::bio::Bio;
-use crate::driver::{Busy, Driver, InFlight, Timeout};
-use crate::flush::{FlushQueue, Next};
+use crate::driver::{Busy, Driver};
+use crate::flush::FlushQueue;
 use crate::limits::Limits;
 use crate::op::{Flags, Op, Status};
 use crate::queue::QueueShared;
 use crate::queue_map::QueueType;
-use crate::request::{Request, Role, Rq};
+use crate::request::{Request, Rq};
 use crate::stats::QueueStats;
 use crate::tags::{Tags, Waiter};
 use crate::units::Sector;
 
+mod complete;
+mod show;
 mod submit;
+mod timer;
 
 /// Requests that are taken from the lists at a time.
 const BATCH: usize = 32;
 /// A driver that was short of something is tried again after this long (kernel: `BLK_MQ_RESOURCE_DELAY`, 3 ms).
 const RESOURCE_DELAY_NS: u64 = 3_000_000;
+
+/// The deadline of a request that has none.
+const NEVER: u64 = u64::MAX;
 
 type Requests<D> = SmallVec<[Box<Rq<D>>; BATCH]>;
 
@@ -46,6 +51,8 @@ pub(crate) struct Hctx<D: Driver> {
     state: CachePadded<Mutex<State<D>>>,
     driver: CachePadded<Mutex<Option<D::Hctx>>>,
     rerun: AtomicBool,
+    /// Whether it is quiesced, for whoever has got the driver and does not look at the state.
+    quiesced: AtomicBool,
 }
 
 pub(crate) struct State<D: Driver> {
@@ -60,7 +67,8 @@ pub(crate) struct State<D: Driver> {
     ctxs: Vec<VecDeque<Box<Rq<D>>>>,
     next_ctx: usize,
     staged: usize,
-    /// Go first: handed back by the driver, or between the steps of a flush.
+    /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before
+    /// those that wait for one, which may be theirs.
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
     waiting: VecDeque<(usize, Box<Bio>)>,
@@ -146,6 +154,7 @@ impl<D: Driver> Hctx<D> {
             state: CachePadded::new(Mutex::new(state)),
             driver: CachePadded::default(),
             rerun: AtomicBool::new(false),
+            quiesced: AtomicBool::new(false),
         })
     }
 
@@ -154,25 +163,47 @@ impl<D: Driver> Hctx<D> {
         let part =
             self.shared.driver.init_hctx(&self.shared.disk, HctxHandle(Arc::downgrade(self)))?;
         *self.driver.lock() = Some(part);
-        self.resize_pool(self.tags.depth() as usize)?;
-        let flush = self.make_request(u32::MAX)?;
-        self.state.lock().flush_rq = Some(flush);
         self.tags.attach();
+        let made =
+            self.resize_pool(self.tags.depth() as usize).and_then(|()| self.make_request(u32::MAX));
+        match made {
+            Ok(flush) => self.state.lock().flush_rq = Some(flush),
+            Err(err) => {
+                self.detach();
+                return Err(err);
+            }
+        }
         Ok(())
     }
 
-    /// Makes the number of requests `count`. Only when none is in use.
+    /// Makes the number of requests `count`, or leaves it as it is. Only when none is in use.
     pub(crate) fn resize_pool(&self, count: usize) -> crate::error::Result<()> {
-        let mut free = std::mem::take(&mut self.state.lock().free);
-        free.sort_unstable_by_key(|rq| rq.internal_tag);
-        for mut rq in free.drain(count.min(free.len())..) {
+        let have = self.state.lock().free.len();
+        let mut made = Vec::new();
+        for tag in have..count {
+            match self.make_request(u32::try_from(tag).unwrap_or(u32::MAX)) {
+                Ok(rq) => made.push(rq),
+                Err(err) => {
+                    self.unmake(made);
+                    return Err(err);
+                }
+            }
+        }
+        let extra = {
+            let mut st = self.state.lock();
+            st.free.sort_unstable_by_key(|rq| rq.internal_tag);
+            let extra = st.free.split_off(count.min(have));
+            st.free.append(&mut made);
+            extra
+        };
+        self.unmake(extra);
+        Ok(())
+    }
+
+    fn unmake(&self, requests: impl IntoIterator<Item = Box<Rq<D>>>) {
+        for mut rq in requests {
             self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
         }
-        while free.len() < count {
-            free.push(self.make_request(u32::try_from(free.len()).unwrap_or(u32::MAX))?);
-        }
-        self.state.lock().free = free;
-        Ok(())
     }
 
     fn make_request(&self, internal_tag: u32) -> crate::error::Result<Box<Rq<D>>> {
@@ -186,12 +217,15 @@ impl<D: Driver> Hctx<D> {
         let Some(part) = self.driver.lock().take() else { return };
         let (free, flush) = {
             let mut st = self.state.lock();
+            if std::mem::take(&mut st.tags_active) {
+                self.tags.set_active(false);
+            }
             (std::mem::take(&mut st.free), st.flush_rq.take())
         };
-        for mut rq in free.into_iter().chain(flush) {
-            self.shared.driver.exit_request(&self.shared.disk, &mut rq.cmd, self.index);
-        }
+        self.unmake(free.into_iter().chain(flush));
         self.tags.detach();
+        // The shares of others have become larger.
+        self.tags.wake();
         self.shared.driver.exit_hctx(&self.shared.disk, part);
     }
 
@@ -240,13 +274,12 @@ impl<D: Driver> Hctx<D> {
                 }
                 self.let_in(&mut st, now_ns, &mut todo);
                 self.take_staged(&mut st, now_ns, &mut todo);
-                st.elevator
+                st.elevator && st.dispatch.is_empty()
             };
-            let mut list = std::mem::take(&mut todo.issue);
-            todo.run = false;
-            self.end_all(todo);
+            self.end_all(&mut todo);
+            let list = &mut todo.issue;
             if list.is_empty() && more {
-                self.take_scheduled(&mut list);
+                self.take_scheduled(list);
             }
             if list.is_empty() || !self.issue(part, list) {
                 return;
@@ -277,7 +310,7 @@ impl<D: Driver> Hctx<D> {
             idle = 0;
             st.staged -= 1;
             if !self.tag_and_start(st, &mut rq, now_ns) {
-                st.dispatch.push_front(rq);
+                st.dispatch.push_back(rq);
                 return;
             }
             todo.issue.push(rq);
@@ -299,7 +332,7 @@ impl<D: Driver> Hctx<D> {
                 _ => {
                     let mut st = self.state.lock();
                     if !self.tag_and_start(&mut st, &mut rq, now_ns) {
-                        st.dispatch.push_front(rq);
+                        st.dispatch.push_back(rq);
                         break;
                     }
                     list.push(rq);
@@ -311,11 +344,18 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
+    /// Keeps what is known of a request in step with it, after it has grown.
+    fn grown(st: &mut State<D>, rq: &Rq<D>) {
+        if let Some(slot) = rq.tag.and_then(|tag| st.slots.get_mut(tag as usize)) {
+            slot.what = Some((rq.op, rq.sector, rq.len));
+        }
+    }
+
     /// Gives a request a tag, if it has none, and starts its timer. If there is no tag, this queue will run
     /// again when there is.
     fn tag_and_start(self: &Arc<Self>, st: &mut State<D>, rq: &mut Rq<D>, now_ns: u64) -> bool {
         if rq.tag.is_none() {
-            rq.tag = self.get_tag(st, false);
+            rq.tag = self.get_tag(st, rq.flags.contains(Flags::RESERVED));
         }
         self.start(st, rq, now_ns);
         rq.tag.is_some()
@@ -359,19 +399,24 @@ impl<D: Driver> Hctx<D> {
 
     fn put_tag(&self, st: &mut State<D>, tag: u32) {
         st.tags_held -= 1;
+        self.leave_tags_if_idle(st);
+        self.tags.put(tag);
+    }
+
+    /// One that holds no tag and waits for none leaves its share to others.
+    fn leave_tags_if_idle(&self, st: &mut State<D>) {
         if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() {
             st.tags_active = false;
             self.tags.set_active(false);
         }
-        self.tags.put(tag);
     }
 
     /// Hands a list to the driver; says whether it took all.
-    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: Requests<D>) -> bool {
+    fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: &mut Requests<D>) -> bool {
         let driver = &self.shared.driver;
         let count = list.len();
         let mut gathered = false;
-        let mut rest = list.into_iter().enumerate();
+        let mut rest = list.drain(..).enumerate();
         while let Some((i, rq)) = rest.next() {
             let last = i + 1 == count;
             let budget = driver.budget();
@@ -385,8 +430,8 @@ impl<D: Driver> Hctx<D> {
                             budget.put();
                         }
                         Some(match busy {
-                            Busy::Resource(rq) => (rq.into_inner(), true),
-                            Busy::Device(rq) => (rq.into_inner(), false),
+                            Busy::Resource(rq) => (self.cleaned(rq.into_inner()), true),
+                            Busy::Device(rq) => (self.cleaned(rq.into_inner()), false),
                         })
                     }
                 }
@@ -395,7 +440,7 @@ impl<D: Driver> Hctx<D> {
                 gathered = !last;
                 continue;
             };
-            rq.begun = true;
+            rq.rewind();
             if gathered {
                 driver.commit_rqs(part);
             }
@@ -413,6 +458,12 @@ impl<D: Driver> Hctx<D> {
         true
     }
 
+    /// The driver gave it back: what it holds for it is freed before it comes again.
+    fn cleaned(&self, mut rq: Box<Rq<D>>) -> Box<Rq<D>> {
+        self.shared.driver.cleanup_rq(&mut rq.cmd);
+        rq
+    }
+
     /// Stops the timer of a request that is not with the driver any more.
     fn stop(st: &mut State<D>, rq: &Rq<D>) {
         if let Some(slot) = rq.tag.and_then(|tag| st.slots.get_mut(tag as usize)) {
@@ -420,23 +471,31 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever is.
-    fn issue_direct(self: &Arc<Self>, list: Requests<D>) {
+    /// Issues a list from the submitter's own thread, if nobody is with the driver; else leaves it to whoever
+    /// is.
+    fn issue_direct(self: &Arc<Self>, list: &mut Requests<D>) {
         if let Some(mut part) = self.driver.try_lock() {
-            if let Some(part) = part.as_mut() {
+            // Whoever quiesces has waited for the driver after it said so: either it waits for us, or we see
+            // it.
+            if let Some(part) = part.as_mut().filter(|_| !self.quiesced.load(Ordering::SeqCst)) {
                 self.issue(part, list);
+            } else {
+                self.hold_back(list);
             }
             drop(part);
             self.run_pending();
         } else {
-            {
-                let mut st = self.state.lock();
-                for rq in list {
-                    Self::stop(&mut st, &rq);
-                    Self::stage(&mut st, rq);
-                }
-            }
+            self.hold_back(list);
             self.run();
+        }
+    }
+
+    /// Puts requests that were about to be issued into the software queues.
+    fn hold_back(&self, list: &mut Requests<D>) {
+        let mut st = self.state.lock();
+        for rq in list.drain(..) {
+            Self::stop(&mut st, &rq);
+            Self::stage(&mut st, rq);
         }
     }
 
@@ -447,6 +506,7 @@ impl<D: Driver> Hctx<D> {
     }
 
     pub(crate) fn requeue(self: &Arc<Self>, rq: Box<Rq<D>>) {
+        let rq = self.cleaned(rq);
         {
             let mut st = self.state.lock();
             Self::stop(&mut st, &rq);
@@ -455,196 +515,14 @@ impl<D: Driver> Hctx<D> {
         self.run();
     }
 
-    /// A driver has ended a request: it goes on to its next step, or its bios end.
-    pub(crate) fn ended(self: Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
-        let status = if status.is_ok() { rq.status } else { status };
-        if rq.role == Role::Plain {
-            return self.finish(rq, status);
-        }
-        let mut todo = Todo::default();
-        {
-            let now_ns = self.shared.clock.now_ns();
-            let mut st = self.state.lock();
-            Self::stop(&mut st, &rq);
-            let mut next = Vec::new();
-            if let Role::Flush { borrowed_tag } = rq.role {
-                let tag = rq.tag.take();
-                if let Some(tag) = tag.filter(|_| !borrowed_tag) {
-                    self.put_tag(&mut st, tag);
-                }
-                st.stats.done(Op::Flush, now_ns.saturating_sub(rq.start_ns));
-                self.shared.busy.update(now_ns, || true);
-                st.flush_rq = Some(rq);
-                st.flush.flush_done(status, now_ns, &mut next);
-            } else {
-                rq.hctx = Some(Arc::clone(&self));
-                st.flush.data_done(rq, status, now_ns, &mut next);
-            }
-            self.follow(&mut st, next, now_ns, &mut todo);
-            todo.run |= !st.dispatch.is_empty() || st.staged > 0;
-        }
-        self.tags.wake_one();
-        self.settle(todo);
-    }
-
-    /// Does what the flush machine says.
-    fn follow(
-        self: &Arc<Self>,
-        st: &mut State<D>,
-        next: Vec<Next<Box<Rq<D>>>>,
-        now_ns: u64,
-        todo: &mut Todo<D>,
-    ) {
-        for next in next {
-            match next {
-                Next::Data(mut rq) => {
-                    rq.role = Role::Sequenced;
-                    rq.flags -= Flags::PREFLUSH;
-                    if !st.limits.features.contains(crate::limits::Features::FUA) {
-                        rq.flags -= Flags::FUA;
-                    }
-                    st.dispatch.push_back(rq);
-                }
-                Next::End(rq, status) => todo.ended.push((rq, status)),
-                Next::Flush => {
-                    let Some(mut rq) = st.flush_rq.take() else {
-                        unreachable!("one flush is out at a time")
-                    };
-                    // A tag of one of those that wait for it will do: they may hold all that there are.
-                    let tag = st.flush.running().find_map(|waits| waits.tag);
-                    rq.begin(
-                        Op::Flush,
-                        Flags::empty(),
-                        Role::Flush { borrowed_tag: tag.is_some() },
-                        now_ns,
-                    );
-                    rq.tag = tag;
-                    rq.hctx = Some(Arc::clone(self));
-                    st.stats.start(Op::Flush);
-                    st.dispatch.push_back(rq);
-                }
-            }
-            todo.run = true;
-        }
-    }
-
-    /// Ends the bios of a request, and frees it.
-    fn finish(self: &Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
-        let part = rq.bios.front().and_then(|bio| bio.part.clone());
-        while let Some(bio) = rq.bios.pop_front() {
-            bio.end(status);
-        }
-        rq.hctx = None;
-        let now_ns = self.shared.clock.now_ns();
-        let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
-        if let Some(part) = part {
-            part.done(rq.op, rq.total_len, elapsed_ns, now_ns);
-        }
-        self.shared.busy.update(now_ns, || true);
-        let mut st = self.state.lock();
-        // A flush is counted when it is sent, once for all who wait for it.
-        if rq.op != Op::Flush {
-            st.stats.transfer(rq.op, rq.total_len);
-            st.stats.done(rq.op, elapsed_ns);
-        }
-        if let Some(tag) = rq.tag.take() {
-            st.slots[tag as usize].what = None;
-            self.put_tag(&mut st, tag);
-        }
-        st.allocated -= 1;
-        if st.elevator {
-            self.shared.elevator.completed(&rq);
-        }
-        st.free.push(rq);
-        let run = st.elevator
-            || st.staged > 0
-            || !st.dispatch.is_empty()
-            || (st.frozen == 0 && !st.waiting.is_empty());
-        let drained = st.allocated == 0 && st.frozen > 0;
-        drop(st);
-        self.tags.wake_one();
-        if drained {
-            self.shared.drained.notify(usize::MAX);
-        }
-        if run {
-            self.run();
-        }
-    }
-
-    fn settle(self: &Arc<Self>, mut todo: Todo<D>) {
-        let (list, run) = (std::mem::take(&mut todo.issue), todo.run);
+    fn settle(self: &Arc<Self>, todo: &mut Todo<D>) {
         self.end_all(todo);
-        if !list.is_empty() {
-            self.issue_direct(list);
+        if !todo.issue.is_empty() {
+            self.issue_direct(&mut todo.issue);
         }
-        if run {
+        if todo.run {
             self.run();
         }
-    }
-
-    fn end_all(self: &Arc<Self>, todo: Todo<D>) {
-        for (bio, status) in todo.ended_bios {
-            bio.end(status);
-        }
-        for (rq, status) in todo.ended {
-            self.finish(rq, status);
-        }
-    }
-
-    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to
-    /// come again.
-    pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
-        let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
-        let mut todo = Todo::default();
-        {
-            let mut st = self.state.lock();
-            for (tag, slot) in (0..).zip(st.slots.iter()) {
-                if let Some((op, sector, len)) = slot.what.filter(|_| slot.deadline_ns <= now_ns) {
-                    let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
-                    let age_ns = now_ns.saturating_sub(slot.since_ns);
-                    expired.push(InFlight { tag, cookie, op, sector, len, age_ns });
-                }
-            }
-            if st.retry_at_ns.is_some_and(|at| at <= now_ns) {
-                st.retry_at_ns = None;
-                todo.run = true;
-            }
-            let mut next = Vec::new();
-            st.flush.kick(now_ns, &mut next);
-            self.follow(&mut st, next, now_ns, &mut todo);
-        }
-        for rq in expired {
-            let verdict = self.with_driver(|part| self.shared.driver.timeout(part, &rq));
-            let mut st = self.state.lock();
-            let slot = &mut st.slots[rq.tag as usize];
-            if verdict == Some(Timeout::ResetTimer) && u64::from(slot.generation) == rq.cookie >> 32
-            {
-                slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
-            }
-        }
-        self.settle(todo);
-        let st = self.state.lock();
-        let timers =
-            st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
-        timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
-    }
-
-    /// What is out, for people.
-    pub(crate) fn in_flight(&self, now_ns: u64) -> Vec<InFlight> {
-        let st = self.state.lock();
-        let out = (0..).zip(st.slots.iter()).filter_map(|(tag, slot)| {
-            let (op, sector, len) = slot.what?;
-            let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
-            Some(InFlight {
-                tag,
-                cookie,
-                op,
-                sector,
-                len,
-                age_ns: now_ns.saturating_sub(slot.since_ns),
-            })
-        });
-        out.collect()
     }
 
     pub(crate) fn poll(self: &Arc<Self>) -> usize {
@@ -661,16 +539,31 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// No request goes to the driver from now on.
-    pub(crate) fn quiesce(&self) {
-        self.state.lock().quiesced += 1;
+    pub(crate) fn quiesce(self: &Arc<Self>) {
+        {
+            let mut st = self.state.lock();
+            st.quiesced += 1;
+            self.quiesced.store(true, Ordering::SeqCst);
+        }
         // Whoever is with the driver saw the old state: wait until it is through.
-        drop(self.driver.lock());
+        self.with_driver(|_| ());
     }
 
     pub(crate) fn unquiesce(self: &Arc<Self>) {
         {
             let mut st = self.state.lock();
             st.quiesced = st.quiesced.saturating_sub(1);
+            self.quiesced.store(st.quiesced > 0, Ordering::SeqCst);
+        }
+        self.run();
+    }
+
+    /// Sends to the driver again, however often it was quiesced.
+    pub(crate) fn end_quiesce(self: &Arc<Self>) {
+        {
+            let mut st = self.state.lock();
+            st.quiesced = 0;
+            self.quiesced.store(false, Ordering::SeqCst);
         }
         self.run();
     }
@@ -680,8 +573,6 @@ impl<D: Driver> Hctx<D> {
         let waiting = {
             let mut st = self.state.lock();
             st.dying = true;
-            // What is held back must end too.
-            st.quiesced = 0;
             std::mem::take(&mut st.waiting)
         };
         for (_, bio) in waiting {
@@ -703,10 +594,6 @@ impl<D: Driver> Waiter for Hctx<D> {
     fn tag_freed(self: Arc<Self>) {
         self.state.lock().waits_for_tag = false;
         self.run();
-        // If this queue had no use for the tag, the next in line may have.
-        if self.tags.has_free() {
-            self.tags.wake_one();
-        }
     }
 }
 
@@ -745,8 +632,8 @@ impl<D: Driver> HctxHandle<D> {
         }
     }
 
-    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the
-    /// driver's own methods. `None`: the queue is gone.
+    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the driver's
+    /// own methods. `None`: the queue is gone.
     pub fn with<R>(&self, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
         self.0.upgrade()?.with_driver(f)
     }

@@ -1,12 +1,12 @@
 //! A multi-queue block layer in user space, in the shape of the Linux kernel's blk-mq.
 //!
 //! A front-end opens a disk ([`BlockLayer::open`], [`Disk::open`]) and submits a [`Bio`]. The bio is checked,
-//! cut to the disk's limits, perhaps merged
-//! with a neighbour, and becomes a [`Request`] with a tag on one of the disk's hardware queues. The
-//! [`Driver`] owns the request until it ends
-//! it; then the bio goes back to the front-end through its [`EndIo`].
+//! cut to the disk's limits, perhaps merged with a neighbour, and becomes a [`Request`] with a tag on one of
+//! the disk's hardware queues. The [`Driver`] owns the request until it ends it; then the bio goes back to the
+//! front-end through its [`EndIo`].
 //!
-//! Everything is driven by its callers: the crate has no threads, no runtime, and takes the time from a [`Clock`].
+//! Everything is driven by its callers: the crate has no threads, no runtime, and takes the time from a
+//! [`Clock`].
 #![forbid(unsafe_code)]
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 #![allow(clippy::boxed_local, reason = "a bio is owned by its box")]

@@ -1,10 +1,9 @@
 //! What a disk can take: block sizes, the largest request of every kind, memory constraints, and features.
 //!
 //! The names and the rules are the kernel's `struct queue_limits` (`include/linux/blkdev.h`,
-//! `block/blk-settings.c`). A driver
-//! fills in what it knows over [`Limits::default`], [`Limits::validate`] completes and checks it,
-//! [`Limits::stack`] narrows a
-//! disk that stands on others, and [`Limits::split_at`] says where an operation that is too large has to be cut.
+//! `block/blk-settings.c`). A driver fills in what it knows over [`Limits::default`], [`Limits::validate`]
+//! completes and checks it, [`Limits::stack`] narrows a disk that stands on others, and [`Limits::split_at`]
+//! says where an operation that is too large has to be cut.
 
 mod split;
 mod stack;
@@ -20,8 +19,7 @@ pub const PAGE_SECTORS: u32 = PAGE_SIZE >> SECTOR_SHIFT;
 /// `max_hw_sectors` of a driver that says nothing (kernel: `BLK_SAFE_MAX_SECTORS`).
 pub const SAFE_MAX_SECTORS: u32 = 255;
 /// What `max_sectors` is capped at unless a user or the disk's geometry asks for more: 4 MiB (kernel:
-/// `BLK_DEF_MAX_SECTORS_CAP`
-/// as of Linux 6.16).
+/// `BLK_DEF_MAX_SECTORS_CAP` as of Linux 6.16).
 pub const MAX_SECTORS_CAP: u32 = (4 << 20) >> SECTOR_SHIFT;
 /// `max_segments` of a driver that says nothing (kernel: `BLK_MAX_SEGMENTS`).
 pub const MAX_SEGMENTS: u16 = 128;
@@ -64,8 +62,7 @@ impl Features {
 /// Limits of a disk's queue.
 ///
 /// Sectors are of 512 bytes, always; fields whose name does not say sectors are in bytes. Fields marked
-/// *computed* are
-/// overwritten by [`Limits::validate`].
+/// *computed* are overwritten by [`Limits::validate`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The smallest unit that can be addressed.
@@ -90,14 +87,14 @@ pub struct Limits {
     pub max_segments: u16,
     /// The longest segment; 0 for [`MAX_SEGMENT_SIZE`].
     pub max_segment_size: u32,
-    /// A segment may not cross an address that is a multiple of this plus 1; [`NO_BOUNDARY`] or 0 if there is none.
+    /// A segment may not cross an address that is a multiple of this plus 1; [`NO_BOUNDARY`] or 0 if there is
+    /// none.
     pub seg_boundary_mask: usize,
     /// All segments but the first start, and all but the last end, at multiples of this plus 1; 0 if there is
     /// no such rule.
     pub virt_boundary_mask: usize,
-    /// The address of memory has none of these bits set. 0, any address will do, is the default: unlike in
-    /// the kernel (511) a
-    /// driver's memory is user space's.
+    /// The address of memory has none of these bits set. 0, any address will do, is the default: unlike in the
+    /// kernel (511) a driver's memory is user space's.
     pub dma_alignment: u32,
     /// No read, write or write-zeroes crosses a multiple of this many sectors; 0 if there is no such rule.
     pub chunk_sectors: u32,
@@ -193,10 +190,8 @@ impl Limits {
     /// `blk_validate_limits`).
     ///
     /// Raised to what they cannot be below: `physical_block_size`, `io_min`, `discard_granularity`. Rounded
-    /// down to whole
-    /// blocks: `io_opt` and all maxima, so that a discard, a secure erase or a write-zeroes of less than a
-    /// block is not supported
-    /// at all. FUA goes where there is no write cache.
+    /// down to whole blocks: `io_opt` and all maxima, so that a discard, a secure erase or a write-zeroes of
+    /// less than a block is not supported at all. FUA goes where there is no write cache.
     ///
     /// # Errors
     ///

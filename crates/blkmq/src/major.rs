@@ -7,7 +7,8 @@ use std::fmt;
 
 /// Majors are below this (kernel: `BLKDEV_MAJOR_MAX`, `include/linux/major.h` and `block/genhd.c`).
 pub const MAJOR_MAX: u32 = 512;
-/// A free major is searched downwards from below this (kernel: `BLKDEV_MAJOR_HASH_SIZE`, the size of `major_names`).
+/// A free major is searched downwards from below this (kernel: `BLKDEV_MAJOR_HASH_SIZE`, the size of
+/// `major_names`).
 const HASH_SIZE: u32 = 255;
 /// Longest name of a major in bytes; what is longer is cut off (kernel: `struct blk_major_name`, 16 with the
 /// final 0).
@@ -37,8 +38,8 @@ impl fmt::Display for DevNum {
 /// Why a major was not to be had, or not to be given back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MajorError {
-    /// It is another's, or all are taken (EBUSY). Numbers a multiple of 255 apart share a place when a free
-    /// one is searched.
+    /// It is another's, or all are taken (EBUSY). Numbers a multiple of 255 apart share a place when a free one
+    /// is searched.
     #[error("major {major} is taken by {by:?}")]
     Busy {
         /// The number asked for.
@@ -89,9 +90,8 @@ impl Majors {
     /// Registers `name` for `major`, or for a free one if `major` is 0; returns the number (kernel:
     /// `register_blkdev`).
     ///
-    /// A free one is searched from 254 down to 1. As in the kernel, where the registry is a hash of 255
-    /// places, one whose place
-    /// is taken by a number 255 higher is not free.
+    /// A free one is searched from 254 down to 1. As in the kernel, where the registry is a hash of 255 places,
+    /// one whose place is taken by a number 255 higher is not free.
     ///
     /// # Errors
     ///
@@ -148,8 +148,7 @@ fn cut(name: &str) -> &str {
 }
 
 /// The device number of a partition, or of the disk itself as partition 0, if it is within the disk's own
-/// minors; from
-/// [`ExtMinors`] otherwise (kernel: `add_partition` in `block/partitions/core.c`).
+/// minors; from [`ExtMinors`] otherwise (kernel: `add_partition` in `block/partitions/core.c`).
 #[must_use]
 pub fn own_devnum(disk: DevNum, minors: u32, partition: u32) -> Option<DevNum> {
     let minor = disk.minor.checked_add(partition)?;

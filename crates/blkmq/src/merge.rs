@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::bio::Bio;
 use crate::driver::Driver;
-use crate::limits::{Features, Limits};
+use crate::limits::{Features, Limits, NO_BOUNDARY};
 use crate::op::{Flags, Op};
 use crate::request::{Role, Rq};
 
@@ -42,7 +42,7 @@ pub(crate) fn attempt<D: Driver>(
     let len = rq.len + bio.len();
     let segments = rq.segments + bio.segment_count();
     if len > limits.max_bytes(rq.op, start)
-        || segments > usize::from(limits.max_segments)
+        || too_many_segments(rq, &bio, len, segments, limits)
         || !same_part(rq, &bio)
     {
         return Some(bio);
@@ -60,6 +60,23 @@ pub(crate) fn attempt<D: Driver>(
         rq.bios.push_front(bio);
     }
     None
+}
+
+/// Whether the driver would have to make more segments of both than it can: some of them may be several to it.
+fn too_many_segments<D: Driver>(
+    rq: &Rq<D>,
+    bio: &Bio,
+    len: u64,
+    segments: usize,
+    limits: &Limits,
+) -> bool {
+    let most = usize::from(limits.max_segments);
+    let whole =
+        limits.seg_boundary_mask == NO_BOUNDARY && len <= u64::from(limits.max_segment_size);
+    segments > most
+        || !whole
+            && limits.count_segments(rq.bios.iter().flat_map(|bio| bio.spans()).chain(bio.spans()))
+                > most
 }
 
 fn same_part<D: Driver>(rq: &Rq<D>, bio: &Bio) -> bool {

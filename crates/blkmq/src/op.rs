@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// An operation, as `enum req_op` has it, with two that user space adds ([`Op::BlockStatus`] and [`Op::Prefetch`]).
+/// An operation, as `enum req_op` has it, with two that user space adds ([`Op::BlockStatus`] and
+/// [`Op::Prefetch`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Bytes from the disk.
@@ -39,8 +40,8 @@ impl Op {
         matches!(self, Self::Read | Self::Write)
     }
 
-    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor
-    /// changes counts as a read.
+    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor changes
+    /// counts as a read.
     #[must_use]
     pub const fn group(self) -> StatGroup {
         match self {
@@ -52,7 +53,8 @@ impl Op {
     }
 }
 
-/// The groups that `/proc/diskstats` counts by (kernel: `enum stat_group`, Documentation/admin-guide/iostats.rst).
+/// The groups that `/proc/diskstats` counts by (kernel: `enum stat_group`,
+/// Documentation/admin-guide/iostats.rst).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StatGroup {
     /// Reads.
@@ -100,6 +102,9 @@ bitflags::bitflags! {
         const SUPPLY = 1 << 9;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
+        /// It may have one of the tags that are kept for what must not wait behind ordinary I/O (kernel:
+        /// `BLK_MQ_REQ_RESERVED`).
+        const RESERVED = 1 << 11;
     }
 }
 

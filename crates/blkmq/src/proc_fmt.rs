@@ -8,7 +8,8 @@ use crate::op::StatGroup;
 use crate::stats::{Counters, QueueStats};
 use crate::units::Sector;
 
-/// A line of `/proc/diskstats` (kernel: `diskstats_show` in `block/genhd.c`, Documentation/admin-guide/iostats.rst).
+/// A line of `/proc/diskstats` (kernel: `diskstats_show` in `block/genhd.c`,
+/// Documentation/admin-guide/iostats.rst).
 ///
 /// Shown without the final newline. As in the kernel, times wrap at 2^32 milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +83,8 @@ impl fmt::Display for PartitionsRow<'_> {
     }
 }
 
-/// All of `/proc/partitions`: the header, an empty line, the rows. Without rows it is empty, as the kernel's is.
+/// All of `/proc/partitions`: the header, an empty line, the rows. Without rows it is empty, as the kernel's
+/// is.
 #[must_use]
 pub fn partitions(rows: &[PartitionsRow<'_>]) -> String {
     if rows.is_empty() {

@@ -68,13 +68,16 @@ pub(crate) trait Queue: Send + Sync {
     fn set_capacity(&self, capacity: Sector);
     fn set_read_only(&self, read_only: bool);
     fn limits(&self) -> Limits;
-    fn set_limits(&self, limits: Limits);
+    fn set_limits(&self, limits: Limits) -> Result<()>;
     fn freeze(&self);
     fn unfreeze(&self);
     fn quiesce(&self);
     fn unquiesce(&self);
+    /// Undoes every [`Queue::quiesce`].
+    fn end_quiesce(&self);
     fn life(&self) -> Life;
-    fn shut_down(&self);
+    /// Says whether it was this call that ended it.
+    fn shut_down(&self) -> bool;
     fn scheduler(&self) -> Kind;
     fn set_scheduler(&self, kind: Kind) -> Result<()>;
     fn tune(&self, name: &str, value: Option<u64>) -> Result<u64>;
@@ -84,6 +87,7 @@ pub(crate) trait Queue: Send + Sync {
     /// Milliseconds that the disk was busy.
     fn busy_ms(&self) -> u64;
     fn in_flight(&self) -> Vec<(usize, InFlight)>;
+    fn show(&self) -> String;
     fn set_timeout(&self, timeout_ns: u64);
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
@@ -169,13 +173,31 @@ impl<D: Driver> RequestQueue<D> {
     }
 
     /// Does `f` while no request is in use, and none begins.
-    fn while_frozen<R>(&self, f: impl FnOnce(&mut Control) -> R) -> R {
+    fn while_frozen<R>(&self, f: impl FnOnce(&mut Control) -> Result<R>) -> Result<R> {
         let mut control = self.control.lock();
+        if self.life() != Life::Live {
+            return Err(Error::new(ErrorKind::Offline, "the disk is being removed"));
+        }
         self.start_freeze();
         self.wait_drained();
         let result = f(&mut control);
         self.end_freeze();
         result
+    }
+
+    /// Gives every hardware queue `count` requests, or leaves all as they are.
+    fn resize_pools(&self, control: &mut Control, count: usize) -> Result<()> {
+        for (done, hctx) in self.hctxs.iter().enumerate() {
+            if let Err(err) = hctx.resize_pool(count) {
+                // Only making requests fails, so that these become fewer again, which does not.
+                for hctx in &self.hctxs[..done] {
+                    hctx.resize_pool(control.requests)?;
+                }
+                return Err(err);
+            }
+        }
+        control.requests = count;
+        Ok(())
     }
 }
 
@@ -218,11 +240,12 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.control.lock().limits.clone()
     }
 
-    fn set_limits(&self, limits: Limits) {
+    fn set_limits(&self, limits: Limits) -> Result<()> {
         self.while_frozen(|control| {
             self.hctxs.iter().for_each(|hctx| hctx.set_limits(limits.clone()));
             control.limits = limits;
-        });
+            Ok(())
+        })
     }
 
     fn freeze(&self) {
@@ -242,6 +265,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.hctxs.iter().for_each(|hctx| hctx.unquiesce());
     }
 
+    fn end_quiesce(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.end_quiesce());
+    }
+
     fn life(&self) -> Life {
         match self.life.load(Ordering::Acquire) {
             0 => Life::Live,
@@ -250,11 +277,12 @@ impl<D: Driver> Queue for RequestQueue<D> {
         }
     }
 
-    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel: `blk_mq_destroy_queue`).
-    fn shut_down(&self) {
+    /// DYING: what comes fails; what is out ends; DEAD: the driver's part goes (kernel:
+    /// `blk_mq_destroy_queue`).
+    fn shut_down(&self) -> bool {
         let control = self.control.lock();
         if self.life.fetch_max(1, Ordering::AcqRel) > 0 {
-            return;
+            return false;
         }
         self.hctxs.iter().for_each(|hctx| hctx.die());
         self.start_freeze();
@@ -263,6 +291,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.life.store(2, Ordering::Release);
         self.hctxs.iter().for_each(|hctx| hctx.detach());
         drop(control);
+        true
     }
 
     fn scheduler(&self) -> Kind {
@@ -277,16 +306,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
             ));
         }
         self.while_frozen(|control| {
-            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts;
-            // the depth itself else.
+            // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the
+            // depth itself else.
             let depth = self.set.config.depth;
             let scheduler = kind.build(depth.min(128) * 2);
             let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth } as usize;
-            for hctx in &self.hctxs {
-                hctx.resize_pool(requests)?;
-                hctx.set_elevator(scheduler.is_some());
-            }
-            control.requests = requests;
+            self.resize_pools(control, requests)?;
+            self.hctxs.iter().for_each(|hctx| hctx.set_elevator(scheduler.is_some()));
             self.shared.elevator.replace(scheduler);
             Ok(())
         })
@@ -324,13 +350,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
                 format!("nr_requests is from 1 to {most} here, not {count}"),
             ));
         }
-        self.while_frozen(|control| {
-            for hctx in &self.hctxs {
-                hctx.resize_pool(count)?;
-            }
-            control.requests = count;
-            Ok(())
-        })
+        self.while_frozen(|control| self.resize_pools(control, count))
     }
 
     fn stats(&self) -> QueueStats {
@@ -353,6 +373,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
             .iter()
             .flat_map(|hctx| hctx.in_flight(now_ns).into_iter().map(|rq| (hctx.index, rq)))
             .collect()
+    }
+
+    fn show(&self) -> String {
+        self.hctxs.iter().map(ToString::to_string).collect()
     }
 
     fn set_timeout(&self, timeout_ns: u64) {

@@ -64,7 +64,8 @@ impl QueueMaps {
         self.maps[kind as usize][cpu] = hctx;
     }
 
-    /// Spreads the CPUs evenly over the queues of each type; a type without queues of its own uses the default ones.
+    /// Spreads the CPUs evenly over the queues of each type; a type without queues of its own uses the default
+    /// ones.
     pub fn spread(&mut self) {
         for kind in [QueueType::Default, QueueType::Read, QueueType::Poll] {
             let (first, count) = match self.queues(kind) {

@@ -14,7 +14,8 @@ use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::sched::Item;
 use crate::units::Sector;
 
-/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them again.
+/// What a request is made of; the block layer keeps a fixed number of them per hardware queue, and uses them
+/// again.
 pub(crate) struct Rq<D: Driver> {
     pub(crate) op: Op,
     pub(crate) flags: Flags,
@@ -114,6 +115,28 @@ impl<D: Driver> Rq<D> {
         self.bios.push_back(bio);
     }
 
+    /// Whether it wants the driver's memory, and has not got all of it.
+    fn is_short(&self) -> bool {
+        self.op == Op::Read
+            && self.delivered < self.len
+            && self.bios.front().is_some_and(|bio| bio.wants_supply())
+    }
+
+    /// Forgets what its driver has answered without calling it done: it will be issued again, and answered from
+    /// there on.
+    pub(crate) fn rewind(&mut self) {
+        self.begun = true;
+        if self.delivered > 0 {
+            self.delivered = 0;
+            self.bios.iter_mut().for_each(|bio| bio.take_back_supply());
+        }
+        if self.op == Op::BlockStatus
+            && let Some(bio) = self.bios.front_mut()
+        {
+            bio.extents.clear();
+        }
+    }
+
     pub(crate) fn end_sector(&self) -> Sector {
         self.sector + Sector(self.len.div_ceil(crate::units::SECTOR_SIZE))
     }
@@ -142,9 +165,8 @@ impl<D: Driver> Item for Box<Rq<D>> {
 
 /// A request in the hands of its driver.
 ///
-/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it
-/// back. Dropped otherwise, it ends with
-/// an I/O error.
+/// Owning it is what makes the driver answer for it: [`Request::end`] consumes it, and so does handing it back.
+/// Dropped otherwise, it ends with an I/O error.
 pub struct Request<D: Driver>(Option<Box<Rq<D>>>);
 
 impl<D: Driver> Request<D> {
@@ -275,8 +297,8 @@ impl<D: Driver> Request<D> {
         self.rq().bios.iter().flat_map(|bio| bio.segments())
     }
 
-    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one
-    /// that has not gets the segment itself.
+    /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one that
+    /// has not gets the segment itself.
     ///
     /// # Panics
     /// If it is more than was asked for.
@@ -336,7 +358,8 @@ impl<D: Driver> Request<D> {
         }
     }
 
-    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is any.
+    /// The first `bytes` of it are done: bios that are done with them end. Gives the rest back, if there is
+    /// any.
     ///
     /// # Panics
     /// If there are not so many.
@@ -370,9 +393,11 @@ impl<D: Driver> Request<D> {
         Some(self)
     }
 
-    /// Ends it: what is left of its bios ends with `status`.
+    /// Ends it: what is left of its bios ends with `status`. A read that was not supplied with all that it
+    /// asked for ends with [`Status::Io`] instead of [`Status::Ok`]: nobody is given less than he believes.
     pub fn end(self, status: Status) {
         let mut rq = self.into_inner();
+        let status = if status.is_ok() && rq.is_short() { Status::Io } else { status };
         if let Some(hctx) = rq.hctx.take() {
             hctx.ended(rq, status);
         }
@@ -382,7 +407,7 @@ impl<D: Driver> Request<D> {
     /// long ago.
     pub fn requeue(self) {
         let mut rq = self.into_inner();
-        rq.begun = true;
+        rq.rewind();
         if let Some(hctx) = rq.hctx.clone() {
             hctx.requeue(rq);
         }
@@ -397,13 +422,18 @@ impl<D: Driver> Drop for Request<D> {
     }
 }
 
-impl<D: Driver> fmt::Debug for Request<D> {
+impl<D: Driver> fmt::Display for Rq<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rq = self.rq();
         write!(
             f,
             "{:?} {:?} sector {} len {} tag {:?} internal {}",
-            rq.op, rq.flags, rq.sector, rq.len, rq.tag, rq.internal_tag
+            self.op, self.flags, self.sector, self.len, self.tag, self.internal_tag
         )
+    }
+}
+
+impl<D: Driver> fmt::Debug for Request<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.rq(), f)
     }
 }

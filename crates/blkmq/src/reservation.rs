@@ -1,10 +1,9 @@
-//! Persistent reservations: clients agree on who may use a disk (kernel: `struct pr_ops`, `include/linux/pr.h`).
+//! Persistent reservations: clients agree on who may use a disk (kernel: `struct pr_ops`,
+//! `include/linux/pr.h`).
 //!
 //! A client registers a key; a registrant may reserve the disk, and then others are kept from writing or from
-//! all access. The
-//! rules are those of SCSI, which the kernel's operations stand for: sections are of SPC-4 as of revision 17,
-//! where 5.7 is
-//! "Reservations".
+//! all access. The rules are those of SCSI, which the kernel's operations stand for: sections are of SPC-4 as
+//! of revision 17, where 5.7 is "Reservations".
 
 use std::collections::BTreeMap;
 
@@ -146,11 +145,9 @@ impl Reservations {
     /// Whether a client may do that. `None` is one that cannot register.
     ///
     /// As SBC-3's table "commands that are allowed in the presence of various reservations" has it: without a
-    /// reservation, or for
-    /// a holder, everything; for registrants everything under the types for registrants; for others reading under the
-    /// write-exclusive types. Whatever does not change the disk counts as reading, except a flush:
-    /// SYNCHRONIZE CACHE counts as
-    /// writing.
+    /// reservation, or for a holder, everything; for registrants everything under the types for registrants;
+    /// for others reading under the write-exclusive types. Whatever does not change the disk counts as reading,
+    /// except a flush: SYNCHRONIZE CACHE counts as writing.
     #[must_use]
     pub fn allows(&self, registrant: Option<Registrant>, op: Op) -> bool {
         let Some((holder, kind)) = self.held else { return true };
@@ -176,8 +173,7 @@ impl Reservations {
     /// 5.7.11.3).
     ///
     /// `old` is the key so far, 0 if there is none; with `ignore` (kernel: `PR_FL_IGNORE_KEY`) it does not
-    /// matter. A holder that
-    /// takes its key back releases the reservation.
+    /// matter. A holder that takes its key back releases the reservation.
     ///
     /// # Errors
     ///
@@ -222,7 +218,8 @@ impl Reservations {
         }
     }
 
-    /// Releases the reservation (kernel: `pr_release`; SPC-4, 5.7.11.2). Who holds none is told that all is well.
+    /// Releases the reservation (kernel: `pr_release`; SPC-4, 5.7.11.2). Who holds none is told that all is
+    /// well.
     ///
     /// # Errors
     ///
@@ -238,14 +235,12 @@ impl Reservations {
     }
 
     /// Takes the registrations with the key `victim` away, and the reservation if one of them holds it: `who`
-    /// then has it with
-    /// type `kind` (kernel: `pr_preempt`, whose `old_key` is `key` and whose `new_key` is `victim`; SPC-4, 5.7.11.4).
+    /// then has it with type `kind` (kernel: `pr_preempt`, whose `old_key` is `key` and whose `new_key` is
+    /// `victim`; SPC-4, 5.7.11.4).
     ///
     /// Where all registrants hold it, `victim` 0 takes everyone else's registration, and the reservation with
-    /// it. `who` stays
-    /// registered, whatever `victim` is. Returns those who are not registered any more; `pr_preempt` with
-    /// `abort` also aborts
-    /// what they have under way, which is for the caller to do.
+    /// it. `who` stays registered, whatever `victim` is. Returns those who are not registered any more;
+    /// `pr_preempt` with `abort` also aborts what they have under way, which is for the caller to do.
     ///
     /// # Errors
     ///

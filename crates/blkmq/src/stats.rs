@@ -1,10 +1,8 @@
 //! What a disk has done, as `/proc/diskstats` counts it, and how long it took.
 //!
 //! Each hardware queue counts for itself in a [`QueueStats`], without sharing memory with another; whoever
-//! shows them sums them
-//! with [`QueueStats::add`]. Only how long the disk was busy cannot be told queue by queue, as two may be
-//! busy at a time: that
-//! is a [`BusyClock`], one for each disk and partition.
+//! shows them sums them with [`QueueStats::add`]. Only how long the disk was busy cannot be told queue by
+//! queue, as two may be busy at a time: that is a [`BusyClock`], one for each disk and partition.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,8 +43,7 @@ pub struct QueueStats {
     groups: [Counters; StatGroup::COUNT],
     latency: [LatencyHistogram; StatGroup::COUNT],
     /// Reads and writes under way. One that starts on one queue and ends on another leaves two numbers that
-    /// only as a sum make
-    /// sense.
+    /// only as a sum make sense.
     in_flight: [i64; 2],
 }
 
@@ -120,12 +117,9 @@ impl QueueStats {
 /// How long a disk was busy: had a request under way (kernel: `bd_stamp` and `io_ticks`, `update_io_ticks`).
 ///
 /// All queues of the disk share it. Only the first call in a millisecond writes to it, as the kernel's does
-/// only in the first of
-/// a jiffy, so that it costs a read of memory that rarely changes. Whether the disk was busy is asked then,
-/// and taken as the
-/// answer for all the time since the last call: whoever ends a request knows it was. The error is below a
-/// tick for each change
-/// between idle and busy.
+/// only in the first of a jiffy, so that it costs a read of memory that rarely changes. Whether the disk was
+/// busy is asked then, and taken as the answer for all the time since the last call: whoever ends a request
+/// knows it was. The error is below a tick for each change between idle and busy.
 #[derive(Debug, Default)]
 pub struct BusyClock {
     stamp: AtomicU64,
@@ -134,8 +128,7 @@ pub struct BusyClock {
 
 impl BusyClock {
     /// Call at each start of a request with whether others are under way (asked rarely), and at each end, and
-    /// before the value is
-    /// shown while something is under way, with `|| true`.
+    /// before the value is shown while something is under way, with `|| true`.
     pub fn update(&self, now_ns: u64, busy: impl FnOnce() -> bool) {
         let now = now_ns / TICK_NS;
         let stamp = self.stamp.load(Ordering::Relaxed);
@@ -190,7 +183,8 @@ impl LatencyHistogram {
         self.0.as_ref().map_or(0, |histogram| histogram.len())
     }
 
-    /// The time that a share `q` (0 to 1) of all took no longer than, in nanoseconds; `None` if nothing was counted.
+    /// The time that a share `q` (0 to 1) of all took no longer than, in nanoseconds; `None` if nothing was
+    /// counted.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<u64> {
         self.some().map(|histogram| histogram.value_at_quantile(q))

@@ -70,9 +70,8 @@ impl<D: Driver> TagSet<D> {
     /// A set for `driver` (kernel: `blk_mq_alloc_tag_set`).
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] where the kernel says EINVAL: no queue, no depth, a depth that the reserved
-    /// tags use up, more hardware queues of
-    /// a type than CPUs, a queue map that names a queue which is not there.
+    /// [`ErrorKind::Invalid`] where the kernel says EINVAL: no queue, no depth, a depth that the reserved tags
+    /// use up, more hardware queues of a type than CPUs, a queue map that names a queue which is not there.
     pub fn new(driver: Arc<D>, mut config: TagSetConfig) -> Result<Arc<Self>> {
         let invalid = |what: String| Err(Error::new(ErrorKind::Invalid, what));
         if config.cpus == 0 || config.hw_queues[0] == 0 {

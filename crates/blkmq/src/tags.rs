@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
@@ -15,8 +15,7 @@ pub(crate) trait Waiter: Send + Sync {
 }
 
 /// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first
-/// `reserved` are for what must not wait
-/// behind ordinary I/O.
+/// `reserved` are for what must not wait behind ordinary I/O.
 pub(crate) struct Tags {
     depth: u32,
     reserved: u32,
@@ -143,21 +142,27 @@ impl Tags {
         let mut waiters = self.waiters.lock();
         waiters.push_back(waiter);
         self.waiting.store(waiters.len(), Ordering::SeqCst);
+        drop(waiters);
+        // The caller's look at the bitmap comes after it: either it sees the tag that is freed, or who frees it
+        // sees the waiter.
+        fence(Ordering::SeqCst);
     }
 
-    /// Tells the first in the queue that a tag was freed. Call with no lock held.
-    pub(crate) fn wake_one(&self) {
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let first = {
-            let mut waiters = self.waiters.lock();
-            let first = waiters.pop_front();
-            self.waiting.store(waiters.len(), Ordering::SeqCst);
-            first
-        };
-        if let Some(first) = first {
+    /// Tells those in the queue, first come first, that a tag was freed, until none is free. Each is told once:
+    /// one that has had its share queues up again, and must not keep the others from theirs. Call with no lock
+    /// held.
+    pub(crate) fn wake(&self) {
+        let mut left = self.waiting.load(Ordering::SeqCst);
+        while left > 0 && self.has_free() {
+            let first = {
+                let mut waiters = self.waiters.lock();
+                let first = waiters.pop_front();
+                self.waiting.store(waiters.len(), Ordering::SeqCst);
+                first
+            };
+            let Some(first) = first else { return };
             first.tag_freed();
+            left -= 1;
         }
     }
 

@@ -1,2 +1,25 @@
-//! The library behind the `blockyard` command.
+//! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and
+//! their control sockets, a small NBD client, and a load generator.
 #![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod disks;
+pub mod error;
+pub mod housekeeping;
+pub mod inspect;
+pub mod logging;
+pub mod nbd_client;
+pub mod plan;
+pub mod queue_threads;
+pub mod runner;
+pub mod size;
+pub mod suggest;
+pub mod term;
+pub mod uri;
+
+pub use error::{Error, ErrorKind, Result};

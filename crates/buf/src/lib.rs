@@ -1,12 +1,10 @@
 //! Memory for block I/O: shared segments, pools of aligned buffers, anonymous mappings.
 //!
-//! The bytes of a disk, of a virtual machine, or of a kernel buffer belong to several parties at once: a
-//! reader may be
-//! handed memory that a later write changes under it, which is what a disk may do. Rust references cannot say
-//! that, so
-//! such memory is a [`Segment`]: a run of bytes that is copied in and out of, or handed to the kernel, and
-//! never borrowed as
-//! a slice. What has one owner is a [`Buffer`], which can be borrowed, and becomes segments when it is handed on.
+//! The bytes of a disk, of a virtual machine, or of a kernel buffer belong to several parties at once: a reader
+//! may be handed memory that a later write changes under it, which is what a disk may do. Rust references
+//! cannot say that, so such memory is a [`Segment`]: a run of bytes that is copied in and out of, or handed to
+//! the kernel, and never borrowed as a slice. What has one owner is a [`Buffer`], which can be borrowed, and
+//! becomes segments when it is handed on.
 //!
 //! This crate is one of the two that may hold `unsafe` code.
 

@@ -8,8 +8,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::Segment;
 
-/// Bytes in a page. Blockyard runs where pages are 4 KiB; a kernel with larger pages rounds what is given
-/// back inwards.
+/// Bytes in a page. Blockyard runs where pages are 4 KiB; a kernel with larger pages rounds what is given back
+/// inwards.
 pub const PAGE_SIZE: usize = 4096;
 
 /// Zeroed memory that costs nothing until it is written: address space is reserved, pages come on first touch.
@@ -19,14 +19,16 @@ pub struct Mapping {
     len: usize,
 }
 
-// SAFETY: the mapping is plain memory, reached through raw pointers only (see `Segment`); it belongs to no thread.
+// SAFETY: the mapping is plain memory, reached through raw pointers only (see `Segment`); it belongs to no
+// thread.
 unsafe impl Send for Mapping {}
-// SAFETY: as above; all access through `&Mapping` is by raw copies, whose races concern bytes and not references.
+// SAFETY: as above; all access through `&Mapping` is by raw copies, whose races concern bytes and not
+// references.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Reserves `len` bytes, rounded up to whole pages. Small pages are asked for: a huge page would make a sparse
-    /// write of 4 KiB cost 2 MiB.
+    /// Reserves `len` bytes, rounded up to whole pages. Small pages are asked for: a huge page would make a
+    /// sparse write of 4 KiB cost 2 MiB.
     ///
     /// # Errors
     /// What `mmap(2)` says, mostly `ENOMEM` when the address space or the number of mappings is used up.
@@ -44,8 +46,8 @@ impl Mapping {
         let base = NonNull::new(base.cast::<u8>())
             .ok_or_else(|| io::Error::other("mmap returned a null pointer"))?;
         let mapping = Self { base, len };
-        // SAFETY: the range is exactly the mapping made above; this advice does not change its contents.
-        // A kernel built without huge pages refuses the advice, and needs none.
+        // SAFETY: the range is exactly the mapping made above; this advice does not change its contents. A
+        // kernel built without huge pages refuses the advice, and needs none.
         let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxNoHugepage) };
         Ok(Arc::new(mapping))
     }
@@ -79,8 +81,8 @@ impl Mapping {
     /// If the range is not inside the mapping.
     pub fn write_from(&self, offset: usize, src: &Segment) {
         let dst = self.at(offset, src.len());
-        // SAFETY: both ranges are valid for `src.len()` bytes; `memmove` allows them to overlap. See
-        // `Segment` on races.
+        // SAFETY: both ranges are valid for `src.len()` bytes; `memmove` allows them to overlap. See `Segment`
+        // on races.
         unsafe { libc::memmove(dst.as_ptr().cast(), src.as_ptr().cast(), src.len()) };
     }
 
@@ -107,8 +109,8 @@ impl Mapping {
             return;
         }
         let at = self.at(offset, len);
-        // SAFETY: the range lies inside a private anonymous mapping of ours. No Rust reference points into it (see
-        // `Segment`), so that its contents may change to zeroes.
+        // SAFETY: the range lies inside a private anonymous mapping of ours. No Rust reference points into it
+        // (see `Segment`), so that its contents may change to zeroes.
         let given_back = unsafe { madvise(at.as_ptr().cast(), len, Advice::LinuxDontNeed) };
         if given_back.is_err() {
             self.zero(offset, len);
@@ -125,8 +127,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is what `mmap` returned, and nothing refers to it: every segment of it holds an
-        // Arc of `self`.
+        // SAFETY: the range is what `mmap` returned, and nothing refers to it: every segment of it holds an Arc
+        // of `self`.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

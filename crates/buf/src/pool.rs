@@ -46,9 +46,8 @@ impl Pool {
         Self(Arc::new(Shared { limits, free: Mutex::default() }))
     }
 
-    /// A buffer of at least `len` bytes, page aligned, its length a power of two. Its contents are whatever
-    /// an earlier
-    /// user left: fill all of what is passed on.
+    /// A buffer of at least `len` bytes, page aligned, its length a power of two. Its contents are whatever an
+    /// earlier user left: fill all of what is passed on.
     #[must_use]
     pub fn get(&self, len: usize) -> Buffer {
         let size = len.max(PAGE_SIZE).next_power_of_two();
@@ -145,7 +144,8 @@ impl Block {
     }
 }
 
-/// Memory from a [`Pool`]: borrowed as bytes, written while nobody else holds a part of it, handed on as segments.
+/// Memory from a [`Pool`]: borrowed as bytes, written while nobody else holds a part of it, handed on as
+/// segments.
 #[derive(Debug)]
 pub struct Buffer {
     block: Arc<Block>,
@@ -155,7 +155,8 @@ impl Buffer {
     /// The bytes to write to, unless a segment of the buffer is still held somewhere.
     pub fn get_mut(&mut self) -> Option<&mut [u8]> {
         let (ptr, len) = Arc::get_mut(&mut self.block)?.raw();
-        // SAFETY: `get_mut` has shown that no segment of the memory exists, and `&mut self` that no borrow does.
+        // SAFETY: `get_mut` has shown that no segment of the memory exists, and `&mut self` that no borrow
+        // does.
         Some(unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), len) })
     }
 
@@ -188,9 +189,8 @@ impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         let (ptr, len) = self.block.raw();
-        // SAFETY: initialised from the start, and never written while it can be borrowed: `get_mut` needs
-        // `&mut self`, and
-        // writable segments need the buffer itself.
+        // SAFETY: initialised from the start, and never written while it can be borrowed: `get_mut` needs `&mut
+        // self`, and writable segments need the buffer itself.
         unsafe { std::slice::from_raw_parts(ptr.as_ptr(), len) }
     }
 }

@@ -1,6 +1,7 @@
 //! Runs of bytes that others may change while we hold them.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
@@ -20,9 +21,8 @@ pub type Segments = SmallVec<[Segment; 1]>;
 /// A run of bytes, shared: cloning it shares the same bytes.
 ///
 /// Somebody else (another request, a guest, the kernel) may read or write them at any time, so they are never
-/// lent out as a
-/// slice: they are copied in or out, or their address is handed to the kernel. What a racing copy reads is some mix
-/// of old and new bytes, as on any disk.
+/// lent out as a slice: they are copied in or out, or their address is handed to the kernel. What a racing copy
+/// reads is some mix of old and new bytes, as on any disk.
 #[derive(Clone)]
 pub struct Segment {
     ptr: NonNull<u8>,
@@ -47,9 +47,9 @@ impl Segment {
     /// If `len` is over [`Segment::MAX_LEN`].
     ///
     /// # Safety
-    /// The memory must stay mapped, readable, and writable if `writable`, until `owner` is dropped (for ever
-    /// if there is
-    /// none), and no Rust reference that promises it unchanged (or, if `writable`, unshared) may be used meanwhile.
+    /// The memory must stay mapped, readable, and writable if `writable`, until `owner` is dropped (for ever if
+    /// there is none), and no Rust reference that promises it unchanged (or, if `writable`, unshared) may be
+    /// used meanwhile.
     #[must_use]
     pub unsafe fn from_raw(
         ptr: NonNull<u8>,
@@ -69,12 +69,14 @@ impl Segment {
     /// If `len` is over [`ZERO_RUN`]; [`Segment::zeroes`] makes a list of any length.
     #[must_use]
     pub fn zero_run(len: usize) -> Self {
-        static ZEROES: LazyLock<Option<Arc<Mapping>>> =
-            LazyLock::new(|| Mapping::new(ZERO_RUN).ok());
+        // Without an owner, as it is never dropped: handing it out counts no reference that all CPUs would write to.
+        static ZEROES: LazyLock<Option<Segment>> = LazyLock::new(|| {
+            let map = ManuallyDrop::new(Mapping::new(ZERO_RUN).ok()?);
+            Some(Segment { writable: false, owner: None, ..map.segment(0, ZERO_RUN) })
+        });
         assert!(len <= ZERO_RUN, "a run of {len} zeroes");
         match &*ZEROES {
-            // Ownerless, as the mapping is never dropped.
-            Some(map) => Self { writable: false, owner: None, ..map.segment(0, len) },
+            Some(zeroes) => zeroes.slice(0, len),
             None => Self::from_vec(vec![0; len]),
         }
     }
@@ -158,9 +160,8 @@ impl Segment {
     /// If there are fewer.
     pub fn copy_to(&self, dst: &mut [u8]) {
         assert!(dst.len() <= self.len(), "copy past the end of a segment");
-        // SAFETY: valid for that many bytes; `dst` is unshared, so that the ranges do not overlap. The copy
-        // is libc's, a
-        // call the compiler cannot look into, as the source may change meanwhile.
+        // SAFETY: valid for that many bytes; `dst` is unshared, so that the ranges do not overlap. The copy is
+        // libc's, a call the compiler cannot look into, as the source may change meanwhile.
         unsafe { libc::memcpy(dst.as_mut_ptr().cast(), self.ptr.as_ptr().cast(), dst.len()) };
     }
 

@@ -1,2 +1,47 @@
-//! One suite that every driver and front-end runs.
+//! One suite that every driver runs: whatever is below, a disk behaves the same at its edges.
+//!
+//! ```ignore
+//! blockyard_conformance::suite!(ram, || Subject::new(open_a_ram_disk(), guard).with(Capabilities { holes: true, ..STORES }));
+//! ```
+//!
+//! The closure makes a fresh disk of at least [`MIN_BYTES`], all zeroes, opened for reading and writing; the guard
+//! is whatever has to live as long (a directory, a runtime, a server), and is dropped after the disk. Each case is a
+//! test of its own: `ram::out_of_range`, and so on.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a suite of tests"
+)]
+#![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
+
+pub mod cases;
+mod subject;
+
+pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
+
+/// Makes a test of each case, in a module of that name, for the disks that the closure makes.
+#[macro_export]
+macro_rules! suite {
+    ($name:ident, $new:expr) => {
+        mod $name {
+            #[allow(unused_imports, reason = "what the closure names")]
+            use super::*;
+            $crate::suite!(@ $new;
+                out_of_range unaligned read_only removed removed_under_load resized zero_length
+                largest_sizes overlapping_writes flushes block_status write_zeroes discard
+                secure_erase supplied_and_own_memory vectored many_queues nowait prefetch
+                random_operations
+            );
+        }
+    };
+    (@ $new:expr; $($case:ident)+) => {
+        $(
+            #[test]
+            fn $case() {
+                $crate::cases::$case(&$new());
+            }
+        )+
+    };
+}

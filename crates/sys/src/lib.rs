@@ -1,4 +1,31 @@
 //! System calls that the rest of Blockyard needs, behind safe interfaces.
+//!
+//! - Reading and writing files without waiting: an [`IoQueue`] takes [`Operation`]s and gives them back as
+//!   [`Completion`]s. Below it is an io_uring ([`uring`]) or, where the kernel refuses that, a bounded pool of
+//!   threads ([`Pool`]).
+//! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
+//!   [`direct`], [`lock`].
+//! - Sockets: [`net`].
+//!
+//! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
+//! queue that handed it over, from the submission to the completion: that is the invariant which nearly every
+//! `SAFETY` line here names.
 
+pub mod block_device;
+pub mod direct;
+mod event;
+pub mod fallocate;
+pub mod holes;
+mod io_queue;
+mod lane;
+pub mod lock;
 pub mod net;
-pub mod reactor;
+mod operation;
+mod pool;
+mod transfer;
+pub mod uring;
+
+pub use event::{Event, EventWatch, Timer};
+pub use io_queue::{IoEngine, IoQueue};
+pub use operation::{Completion, Operation};
+pub use pool::Pool;

@@ -1,11 +1,54 @@
-//! Sending from many places at once, and receiving into many: bytes that somebody borrows, and [`Segment`]s, which
-//! nobody can.
+//! Sockets: waiting for them, sending from many places at once, and receiving into many: bytes that somebody
+//! borrows, and [`Segment`]s, which nobody can.
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use blockyard_buf::Segment;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A file descriptor that the runtime watches. It can be looked at, but not exchanged for another.
+#[derive(Debug)]
+pub struct Watch(AsyncFd<OwnedFd>);
+
+impl Watch {
+    /// Lets the runtime of the calling task watch `fd`, which does not block.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says: no memory, or too many watches.
+    ///
+    /// # Panics
+    /// Outside of a runtime that does I/O.
+    pub fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        // SAFETY: an `OwnedFd` is open until it is dropped and always the same; nothing but a shared reference
+        // to the `AsyncFd` is given out, so that it stays in there until both are dropped, or `into_inner` has
+        // taken it off the runtime.
+        let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
+        Ok(Self(watched?))
+    }
+
+    /// Gives the descriptor back, which is not watched any more: another runtime may.
+    #[must_use]
+    pub fn into_inner(self) -> OwnedFd {
+        self.0.into_inner()
+    }
+}
+
+impl Deref for Watch {
+    type Target = AsyncFd<OwnedFd>;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
 
 /// The most parts that the kernel takes in one call (`UIO_MAXIOV` of `include/uapi/linux/uio.h`).
 pub const IOV_MAX: usize = 1024;
@@ -158,8 +201,8 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is an
-    /// error, not a signal.
+    /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is
+    /// an error, not a signal.
     ///
     /// # Errors
     /// What `sendmsg(2)` says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now.
@@ -171,9 +214,10 @@ impl<'a> Gather<'a> {
         message.msg_iovlen = self.list.len() as _;
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         loop {
-            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they point
-            // to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its borrow, a
-            // segment's memory by its owner (see `Segment::from_raw`), which may change but not go away.
+            // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they
+            // point to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its
+            // borrow, a segment's memory by its owner (see `Segment::from_raw`), which may change but not go
+            // away.
             let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);
@@ -193,6 +237,25 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn a_descriptor_that_was_watched_is_given_back() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        far.write_all(b"x").unwrap();
+        let mut fd = OwnedFd::from(near);
+        for _ in 0..2 {
+            fd = runtime().block_on(async {
+                let watch = Watch::new(fd, Interest::READABLE).unwrap();
+                drop(watch.readable().await.unwrap());
+                watch.into_inner()
+            });
+        }
+        let mut byte = [0];
+        UnixStream::from(fd).read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
 
     #[test]
     fn parts_arrive_in_order_and_whole() {

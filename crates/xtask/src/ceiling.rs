@@ -1,12 +1,14 @@
-//! How fast a unix socket alone can be: `ceiling BLOCK_BYTES DEPTH SECONDS SPAN_MIB` prints `{"exchanges_per_s": N}`.
+//! How fast a unix socket alone can be: `ceiling BLOCK_BYTES DEPTH SECONDS SPAN_MIB` prints
+//! `{"exchanges_per_s": N}`.
 //!
-//! Two threads exchange messages of the sizes that NBD reads have, and do nothing else: no protocol, no disk. The client
-//! keeps DEPTH requests of 28 bytes in flight and writes those of a batch at once; the server reads what has come into a
-//! large buffer and answers all of it, 16 bytes and a block each, with one vectored write. A server on the same socket
-//! cannot do better without sleeping less.
+//! Two threads exchange messages of the sizes that NBD reads have, and do nothing else: no protocol, no disk.
+//! The client keeps DEPTH requests of 28 bytes in flight and writes those of a batch at once; the server reads
+//! what has come into a large buffer and answers all of it, 16 bytes and a block each, with one vectored write.
+//! A server on the same socket cannot do better without sleeping less.
 //!
-//! With a SPAN_MIB of 0 every reply carries the same block, which stays in the cache: what the socket costs. Otherwise the
-//! blocks come from random places of so much memory, as those of a disk do: what the socket and the memory cost together.
+//! With a SPAN_MIB of 0 every reply carries the same block, which stays in the cache: what the socket costs.
+//! Otherwise the blocks come from random places of so much memory, as those of a disk do: what the socket and
+//! the memory cost together.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "the figure is what this program is for")]
 
@@ -120,7 +122,8 @@ fn serve(mut socket: UnixStream, load: Load) -> Result<()> {
     }
 }
 
-/// Random places, the same in every run (Knuth's linear congruential generator, of which the high bits are random enough).
+/// Random places, the same in every run (Knuth's linear congruential generator, of which the high bits are
+/// random enough).
 struct Places(u64);
 
 impl Places {

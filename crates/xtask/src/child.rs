@@ -1,7 +1,7 @@
 //! Child processes that never outlive their owner, and the directories and sockets that they share with it.
 //!
-//! A [`Server`] is ended by its process id when it is dropped, so also when a panic unwinds; no process is ever looked up by
-//! name.
+//! A [`Server`] is ended by its process id when it is dropped, so also when a panic unwinds; no process is ever
+//! looked up by name.
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,7 +19,8 @@ pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// How often a bounded wait looks again.
 const POLL: Duration = Duration::from_millis(5);
 
-/// A fresh directory, removed with all that is in it when dropped. Its path is short enough for a unix socket inside.
+/// A fresh directory, removed with all that is in it when dropped. Its path is short enough for a unix socket
+/// inside.
 ///
 /// # Errors
 /// The temporary directory is not writable, or full.

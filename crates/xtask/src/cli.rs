@@ -14,7 +14,8 @@ pub struct Xtask {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Install what the tests and benchmarks need and check that it answers (as root; nothing to do takes under a second)
+    /// Install what the tests and benchmarks need and check that it answers (as root; nothing to do takes under
+    /// a second)
     Setup,
     /// Run every check that a change must pass, or one part of them
     Test(TestOptions),

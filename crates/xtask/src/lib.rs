@@ -1,6 +1,7 @@
 //! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
 //!
-//! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's tools.
+//! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's
+//!   tools.
 //! - [`test`](mod@test) runs the parts of a full check in order, and sums them up.
 //! - [`bench`](mod@bench) measures us and our peers in turn, in one run, and compares.
 //! - [`child`] starts servers, and ends those that it started, however its owner leaves.

@@ -11,7 +11,8 @@ use crate::op::Status;
 
 /// A parent that ends when all of its children have, with the first error among them (kernel: `bio_chain`).
 ///
-/// What the children were supplied with, or answered, becomes the parent's, in the order in which they were added.
+/// What the children were supplied with, or answered, becomes the parent's, in the order in which they were
+/// added.
 pub struct Chain(Mutex<State>);
 
 struct State {

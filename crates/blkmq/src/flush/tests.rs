@@ -66,7 +66,8 @@ fn data_in_flight_holds_a_flush_back_but_not_for_ever() {
     assert_eq!(todo.last(), Some(&Next::Flush));
 }
 
-/// The trivial reference: a disk with a cache that a flush empties. A write is in the cache when its data step ends.
+/// The trivial reference: a disk with a cache that a flush empties. A write is in the cache when its data step
+/// ends.
 #[derive(Default)]
 struct Model {
     next_write: u64,

@@ -8,13 +8,14 @@ use super::{Hctx, State, Todo};
 use crate::bio::{Bio, Chain, Extent};
 use crate::driver::Driver;
 use crate::flush::Steps;
-use crate::limits::Features;
+use crate::limits::{Features, Limits, NO_BOUNDARY, PAGE_SIZE};
 use crate::merge;
 use crate::op::{Flags, Op, Status};
 use crate::request::{Role, Rq};
 use crate::sched::Candidate;
 
-/// How many requests at the end of a software queue are looked at for a merge (kernel: `blk_bio_list_merge`, 8).
+/// How many requests at the end of a software queue are looked at for a merge (kernel: `blk_bio_list_merge`,
+/// 8).
 const MERGE_LOOKBACK: usize = 8;
 
 /// What becomes of a bio that was checked.
@@ -36,27 +37,30 @@ impl<D: Driver> Hctx<D> {
                 self.enter(&mut st, ctx, bio, now_ns, &mut todo);
             }
         }
-        self.settle(todo);
+        self.settle(&mut todo);
     }
 
     fn enter(
         self: &Arc<Self>,
         st: &mut State<D>,
         ctx: usize,
-        mut bio: Box<Bio>,
+        bio: Box<Bio>,
         now_ns: u64,
         todo: &mut Todo<D>,
     ) {
-        match self.check(st, &mut bio) {
-            Err(status) => return todo.ended_bios.push((bio, status)),
-            Ok(Verdict::Done) => return todo.ended_bios.push((bio, Status::Ok)),
-            Ok(Verdict::Go) => {}
+        if st.dying {
+            return todo.ended_bios.push((bio, Status::Offline));
         }
         let nowait = bio.flags.contains(Flags::NOWAIT);
-        let must_wait = st.frozen > 0 || !st.waiting.is_empty();
-        let left = if must_wait { Some(bio) } else { self.place(st, ctx, bio, now_ns, todo) };
+        // A reserved tag is for what must not stand behind the others.
+        let queue_up = !st.waiting.is_empty() && !bio.flags.contains(Flags::RESERVED);
+        let must_wait = st.frozen > 0 || queue_up;
+        let left = if must_wait { Some(bio) } else { self.admit(st, ctx, bio, now_ns, todo) };
         match left {
-            Some(bio) if nowait => todo.ended_bios.push((bio, Status::Again)),
+            Some(bio) if nowait => {
+                todo.ended_bios.push((bio, Status::Again));
+                self.leave_tags_if_idle(st);
+            }
             Some(bio) => st.waiting.push_back((ctx, bio)),
             None => {}
         }
@@ -67,18 +71,32 @@ impl<D: Driver> Hctx<D> {
         while st.frozen == 0
             && let Some((ctx, bio)) = st.waiting.pop_front()
         {
-            if let Some(bio) = self.place(st, ctx, bio, now_ns, todo) {
+            if let Some(bio) = self.admit(st, ctx, bio, now_ns, todo) {
                 st.waiting.push_front((ctx, bio));
                 return;
             }
         }
     }
 
+    /// Checks a bio against the disk as it is now, and places it. Gives back what has to wait.
+    fn admit(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        ctx: usize,
+        mut bio: Box<Bio>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
+        match self.check(st, &mut bio) {
+            Ok(Verdict::Go) => return self.place(st, ctx, bio, now_ns, todo),
+            Ok(Verdict::Done) => todo.ended_bios.push((bio, Status::Ok)),
+            Err(status) => todo.ended_bios.push((bio, status)),
+        }
+        None
+    }
+
     /// Whether the disk can do what the bio asks; what it need not do is taken off.
     fn check(&self, st: &State<D>, bio: &mut Bio) -> Result<Verdict, Status> {
-        if st.dying {
-            return Err(Status::Offline);
-        }
         let features = st.limits.features;
         if !features.contains(Features::WRITE_CACHE) {
             bio.flags -= Flags::FUA | Flags::PREFLUSH;
@@ -125,13 +143,14 @@ impl<D: Driver> Hctx<D> {
             }
             Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
             Op::Write if bio.data.is_empty() => Err(Status::Invalid),
+            // Its memory is either its own or the driver's.
+            Op::Read if bio.data.is_empty() != bio.wants_supply() => Err(Status::Invalid),
             _ => Ok(Verdict::Go),
         }
     }
 
-    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make
-    /// of it, one after the other as
-    /// they are to be had. Gives back what found none.
+    /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make of
+    /// it, one after the other as they are to be had. Gives back what found none.
     fn place(
         self: &Arc<Self>,
         st: &mut State<D>,
@@ -148,22 +167,31 @@ impl<D: Driver> Hctx<D> {
             if st.free.is_empty() {
                 return Some(bio);
             }
-            let tag = if st.elevator { None } else { self.get_tag(st, false) };
+            let reserved = bio.flags.contains(Flags::RESERVED);
+            let tag = if st.elevator { None } else { self.get_tag(st, reserved) };
             if tag.is_none() && !st.elevator {
                 return Some(bio);
             }
             let as_zeroes = bio.op == Op::WriteZeroes && st.limits.max_write_zeroes_sectors == 0;
-            let cut = if as_zeroes { Some(zeroes_len(st, &bio)) } else { split_len(st, &bio) };
+            let cut =
+                if as_zeroes { Some(zeroes_len(&st.limits, &bio)) } else { split_len(st, &bio) };
             let Some(cut) = cut else {
                 self.begin(st, ctx, bio, tag, now_ns, todo);
                 return None;
             };
+            if bio.flags.contains(Flags::NOWAIT) && cut < bio.len() {
+                // Its pieces might end differently.
+                if let Some(tag) = tag {
+                    self.put_tag(st, tag);
+                }
+                return Some(bio);
+            }
             bio = if bio.is_chained() { bio } else { Chain::wrap(bio) };
             let whole = cut >= bio.len();
             let (mut piece, rest) =
                 if whole { (bio, None) } else { (Chain::split(&mut bio, cut), Some(bio)) };
             if as_zeroes {
-                write_zeroes(&mut piece, st.limits.max_segment_size as usize);
+                write_zeroes(&mut piece, zero_run(&st.limits));
             }
             self.begin(st, ctx, piece, tag, now_ns, todo);
             bio = rest?;
@@ -215,8 +243,8 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch,
-    /// of the scheduler, of the software queue.
+    /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch, of
+    /// the scheduler, of the software queue.
     fn try_merge(
         &self,
         st: &mut State<D>,
@@ -229,11 +257,13 @@ impl<D: Driver> Hctx<D> {
             Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
         let State { limits, ctxs, elevator, stats, .. } = st;
         let mut bio = Some(bio);
+        let mut grown = false;
         let mut tried = |rq: &mut Box<Rq<D>>| {
             bio = bio.take().and_then(|bio| merge::attempt(rq, bio, limits));
             bio.is_none()
         };
         let merged = if todo.issue.last_mut().is_some_and(&mut tried) {
+            grown = true;
             true
         } else if *elevator {
             self.shared.elevator.try_merge(candidate, &mut |rq, _| tried(rq))
@@ -244,6 +274,9 @@ impl<D: Driver> Hctx<D> {
         if merged {
             stats.merge(op);
         }
+        if grown && let Some(rq) = todo.issue.last() {
+            Self::grown(st, rq);
+        }
         bio
     }
 }
@@ -251,30 +284,36 @@ impl<D: Driver> Hctx<D> {
 /// Where a bio has to be cut to be a request, if it has to.
 fn split_len<D: Driver>(st: &State<D>, bio: &Bio) -> Option<u64> {
     if bio.op.has_data() && !bio.wants_supply() {
-        let spans: smallvec::SmallVec<[(usize, usize); 8]> =
-            bio.segments().map(|s| (s.as_ptr().addr(), s.len())).collect();
-        st.limits.split_at(bio.op, bio.sector(), bio.len(), spans)
+        st.limits.split_at(bio.op, bio.sector(), bio.len(), bio.spans())
     } else {
         st.limits.split_at(bio.op, bio.sector(), bio.len(), [])
     }
 }
 
+/// The longest run of zeroes that is one segment to the driver, wherever it may begin.
+fn zero_run(limits: &Limits) -> usize {
+    if limits.seg_boundary_mask == NO_BOUNDARY && limits.virt_boundary_mask == 0 {
+        ZERO_RUN.min(limits.max_segment_size as usize)
+    } else {
+        PAGE_SIZE as usize
+    }
+}
+
 /// How much of a write-zeroes one write of zeroes does on a disk that has no such operation.
-fn zeroes_len<D: Driver>(st: &State<D>, bio: &Bio) -> u64 {
-    let run = ZERO_RUN.min(st.limits.max_segment_size as usize) as u64;
-    let most = run * u64::from(st.limits.max_segments);
-    let block = u64::from(st.limits.logical_block_size.bytes());
-    let len = st.limits.max_bytes(Op::Write, bio.sector()).min(most) / block * block;
+fn zeroes_len(limits: &Limits, bio: &Bio) -> u64 {
+    let most = zero_run(limits) as u64 * u64::from(limits.max_segments);
+    let block = u64::from(limits.logical_block_size.bytes());
+    let len = limits.max_bytes(Op::Write, bio.sector()).min(most) / block * block;
     len.clamp(block, bio.len().max(block))
 }
 
-fn write_zeroes(bio: &mut Bio, max_segment: usize) {
+fn write_zeroes(bio: &mut Bio, run: usize) {
     bio.op = Op::Write;
-    bio.flags -= Flags::NOUNMAP;
+    bio.flags -= Flags::NOUNMAP | Flags::NOFALLBACK;
     let mut left = usize::try_from(bio.len()).unwrap_or(usize::MAX);
     while left > 0 {
-        let run = left.min(ZERO_RUN).min(max_segment);
-        bio.data.push(Segment::zero_run(run));
-        left -= run;
+        let now = left.min(run);
+        bio.data.push(Segment::zero_run(now));
+        left -= now;
     }
 }

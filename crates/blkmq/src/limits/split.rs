@@ -5,22 +5,18 @@ use crate::op::Op;
 use crate::units::{SECTOR_SHIFT, Sector};
 
 impl Limits {
-    /// Where to cut an operation on `bytes` bytes from `sector` on whose memory is `segments`: the bytes of
-    /// the first part, or
-    /// `None` if it can be done as a whole.
+    /// Where to cut an operation on `bytes` bytes from `sector` on whose memory is `segments`: the bytes of the
+    /// first part, or `None` if it can be done as a whole.
     ///
     /// The first part is never empty, shorter than `bytes`, and a multiple of the logical block size.
-    /// `segments` (address and
-    /// length of each, in bytes) matters for reads and writes only, and may be empty where there is no memory
-    /// yet; an upper
-    /// bound in its size hint (every slice has it) saves walking it. Offsets and lengths are whole blocks:
-    /// the caller has checked.
+    /// `segments` (address and length of each, in bytes) matters for reads and writes only, and may be empty
+    /// where there is no memory yet; an upper bound in its size hint (every slice has it) saves walking it.
+    /// Offsets and lengths are whole blocks: the caller has checked.
     ///
     /// - reads and writes: `max_sectors`, `chunk_sectors`, `max_segments`, `max_segment_size` and both
-    ///   boundaries; a cut falls
-    /// on a physical block if one fits (kernel: `bio_split_rw_at`, `get_max_io_size`). Where `max_segments`
-    /// segments hold not
-    ///   one block, one block is let through: less cannot be done.
+    ///   boundaries; a cut falls on a physical block if one fits (kernel: `bio_split_rw_at`,
+    ///   `get_max_io_size`). Where `max_segments` segments hold not one block, one block is let through: less
+    ///   cannot be done.
     /// - write-zeroes: `max_write_zeroes_sectors`, `chunk_sectors` (kernel: `bio_split_write_zeroes`);
     /// - discard, secure erase: their maximum in whole granules, cut where the rest starts at a granule
     ///   (kernel: `bio_split_discard`);
@@ -51,9 +47,8 @@ impl Limits {
         }
     }
 
-    /// The most bytes that a request for `op` that starts at `sector` may grow to by merging, 0 for
-    /// operations that never merge
-    /// (kernel: `blk_rq_get_max_sectors`).
+    /// The most bytes that a request for `op` that starts at `sector` may grow to by merging, 0 for operations
+    /// that never merge (kernel: `blk_rq_get_max_sectors`).
     #[must_use]
     pub fn max_bytes(&self, op: Op, sector: Sector) -> u64 {
         let sectors = match op {
@@ -67,16 +62,14 @@ impl Limits {
     }
 
     /// Whether a segment at `start` may not follow one that ends at `prev_end` in one request, since the
-    /// virtual boundary leaves
-    /// no room for a gap between them (kernel: `bvec_gap_to_prev`).
+    /// virtual boundary leaves no room for a gap between them (kernel: `bvec_gap_to_prev`).
     #[must_use]
     pub fn gap_to_previous(&self, prev_end: usize, start: usize) -> bool {
         (prev_end | start) & self.virt_boundary_mask != 0
     }
 
     /// How many segments the memory makes for the driver: one that is too long, or crosses a boundary, counts
-    /// as several
-    /// (kernel: `blk_recalc_rq_segments`).
+    /// as several (kernel: `blk_recalc_rq_segments`).
     #[must_use]
     pub fn count_segments(&self, segments: impl IntoIterator<Item = (usize, usize)>) -> usize {
         let mut count = 0;
@@ -152,9 +145,8 @@ impl Limits {
         len.min(room.saturating_add(1))
     }
 
-    /// The longest operation at `sector`, in bytes: at most `max_sectors`, within a chunk, ending at a
-    /// physical block if it gets
-    /// that far, else at a logical block (kernel: `get_max_io_size`).
+    /// The longest operation at `sector`, in bytes: at most `max_sectors`, within a chunk, ending at a physical
+    /// block if it gets that far, else at a logical block (kernel: `get_max_io_size`).
     fn max_io_bytes(&self, max_sectors: u32, sector: Sector) -> u64 {
         let max = self.within_chunk(max_sectors, sector);
         let physical = self.physical_block_size.sectors();
@@ -183,10 +175,12 @@ impl Limits {
             return None;
         }
         let shift = u64::from(self.discard_alignment >> SECTOR_SHIFT) % granule;
-        // Past the last granule that starts within the first part. `granule` more, so that it cannot go below 0.
+        // Past the last granule that starts within the first part. `granule` more, so that it cannot go below
+        // 0.
         let tail = (sector.0 + max + granule - shift) % granule;
         let cut = if max > tail { max - tail } else { max };
-        // Granules need not be whole blocks, and then a cut between two of them would not be one between blocks.
+        // Granules need not be whole blocks, and then a cut between two of them would not be one between
+        // blocks.
         let block = self.logical_block_size.sectors();
         let cut = (cut - cut % block).max(block) << SECTOR_SHIFT;
         (cut < bytes).then_some(cut)

@@ -14,8 +14,8 @@ pub enum Stacked {
 }
 
 impl Limits {
-    /// No limits yet: what a disk starts with before [`Limits::stack`] is called for every disk below
-    /// (kernel: `blk_set_stacking_limits`).
+    /// No limits yet: what a disk starts with before [`Limits::stack`] is called for every disk below (kernel:
+    /// `blk_set_stacking_limits`).
     #[must_use]
     pub fn stacking() -> Self {
         Self {
@@ -31,12 +31,10 @@ impl Limits {
     /// Narrows the limits to what the disk `below` can take, of which sector `start` is the first that is used.
     ///
     /// The block sizes and `io_min` become the larger ones, `io_opt` and the alignments the least common
-    /// multiple, `chunk_sectors`
-    /// the greatest common divisor, the maxima the smaller ones. The features NOWAIT and POLL are kept only
-    /// where all disks below
-    /// have them; those of the data path (write cache, FUA, rotational, stable writes) are taken over. When
-    /// all disks are stacked,
-    /// [`Limits::validate`] rounds the rest to the blocks that came out.
+    /// multiple, `chunk_sectors` the greatest common divisor, the maxima the smaller ones. The features NOWAIT
+    /// and POLL are kept only where all disks below have them; those of the data path (write cache, FUA,
+    /// rotational, stable writes) are taken over. When all disks are stacked, [`Limits::validate`] rounds the
+    /// rest to the blocks that came out.
     pub fn stack(&mut self, below: &Self, start: Sector) -> Stacked {
         self.stack_features(below);
         let mut aligned = self.stack_alignment(below, start);
@@ -56,8 +54,8 @@ impl Limits {
     }
 
     /// How far sector `at` is from the next place that is aligned to the larger of the physical block and
-    /// `io_min`, in bytes: the
-    /// `alignment_offset` of a partition that starts there (kernel: `queue_limit_alignment_offset`).
+    /// `io_min`, in bytes: the `alignment_offset` of a partition that starts there (kernel:
+    /// `queue_limit_alignment_offset`).
     #[must_use]
     pub fn alignment_offset_at(&self, at: Sector) -> u32 {
         let unit = self.physical_block_size.bytes().max(self.io_min);
@@ -162,8 +160,8 @@ fn sectors_of(block: BlockSize) -> u32 {
     block.bytes() >> SECTOR_SHIFT
 }
 
-/// Bytes from `at` to the next multiple of `unit` that is shifted by `shift`, modulo `unit`. In sectors, as
-/// the kernel computes.
+/// Bytes from `at` to the next multiple of `unit` that is shifted by `shift`, modulo `unit`. In sectors, as the
+/// kernel computes.
 fn offset_in(unit: u32, shift: u32, at: Sector) -> u32 {
     let into = at.bytes() % u64::from(unit);
     let offset = (u64::from(unit) + u64::from(shift) - into) % u64::from(unit);

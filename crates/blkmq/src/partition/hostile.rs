@@ -1,4 +1,5 @@
-//! Tables made to do harm: whatever the bytes, a scan ends soon, reads within the disk, and finds what lies on it.
+//! Tables made to do harm: whatever the bytes, a scan ends soon, reads within the disk, and finds what lies on
+//! it.
 
 use super::tests::{gpt_image, mbr_image, scan_image};
 use super::*;

@@ -10,8 +10,7 @@ const ENTRIES: usize = 0x1be;
 /// Bytes of an entry.
 const ENTRY: usize = 16;
 /// Links of the chain that are followed. Each is good for a partition, of which no more have numbers. (The
-/// kernel has no such
-/// bound, but follows 100 links at most that have no partition.)
+/// kernel has no such bound, but follows 100 links at most that have no partition.)
 const MAX_LINKS: usize = MAX_PARTITIONS as usize;
 /// The type that protects a GPT (UEFI 2.10, section 5.2.3).
 const PROTECTIVE: u8 = 0xee;
@@ -73,8 +72,8 @@ impl BootSector {
     }
 
     /// Whether the entries are those of a partition table: code and text of a file system's boot sector have
-    /// other bytes where
-    /// boot indicators are. A FAT formatted on the whole disk may have zeroes there, and then no lengths either.
+    /// other bytes where boot indicators are. A FAT formatted on the whole disk may have zeroes there, and then
+    /// no lengths either.
     fn is_table(&self) -> bool {
         self.entries.iter().all(Entry::is_valid_boot)
     }
@@ -177,8 +176,7 @@ impl Chain<'_, '_, '_> {
     }
 
     /// Where the partition of an entry starts and how long it is, if it is one. The third and fourth entry
-    /// often hold garbage,
-    /// and are taken only if they lie within both the link and the extended partition.
+    /// often hold garbage, and are taken only if they lie within both the link and the extended partition.
     fn logical(&self, index: usize, entry: &Entry, at: u64, link_len: u64) -> Option<(u64, u64)> {
         if entry.len == 0 || entry.is_extended() {
             return None;

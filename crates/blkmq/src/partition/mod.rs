@@ -1,8 +1,7 @@
 //! Partition tables: MBR with logical partitions, and GPT (kernel: `block/partitions/`).
 //!
 //! [`scan`] reads blocks through a function and returns values. The disk is not trusted: whatever it holds,
-//! reads stay within its
-//! capacity, and their number and the memory for them have bounds.
+//! reads stay within its capacity, and their number and the memory for them have bounds.
 
 mod gpt;
 mod mbr;
@@ -20,14 +19,29 @@ pub const MAX_PARTITIONS: u32 = crate::major::DISK_MAX_PARTS;
 /// What was found on a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
-    /// The kind of table, `None` if there is none: an empty disk, a file system on the whole of it, or a
-    /// table that cannot be
-    /// trusted, which [`Table::warnings`] then says.
+    /// The kind of table, `None` if there is none: an empty disk, a file system on the whole of it, or a table
+    /// that cannot be trusted, which [`Table::warnings`] then says.
     pub kind: Option<TableKind>,
-    /// The partitions, by number. They lie within the disk; they may overlap each other, as the kernel lets them.
+    /// The partitions, by number. They lie within the disk; they may overlap each other, as the kernel lets
+    /// them.
     pub partitions: Vec<PartitionInfo>,
     /// What was not as it should be.
     pub warnings: Vec<Warning>,
+}
+
+impl Table {
+    /// Whether a partition is, in part at least, past the end of the disk.
+    pub(crate) fn reaches_past_end(&self) -> bool {
+        let past_end = |warning: &Warning| {
+            matches!(
+                warning,
+                Warning::BeyondEnd { .. }
+                    | Warning::Truncated { .. }
+                    | Warning::ExtendedBeyondEnd(_)
+            )
+        };
+        self.warnings.iter().any(past_end)
+    }
 }
 
 /// A kind of partition table.
@@ -73,9 +87,8 @@ pub enum PartitionKind {
     Gpt(Guid),
 }
 
-/// A GUID in the byte order of the disk: the first three fields little-endian (UEFI 2.10, appendix A). Shown
-/// in lower case, as
-/// the kernel does.
+/// A GUID in the byte order of the disk: the first three fields little-endian (UEFI 2.10, appendix A). Shown in
+/// lower case, as the kernel does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Guid(pub [u8; 16]);
 
@@ -159,15 +172,12 @@ pub type ReadBlocks<'a> = dyn FnMut(Sector, &mut [u8]) -> Result<(), Status> + '
 
 /// Reads the partition table of a disk of `capacity`.
 ///
-/// As the kernel: a GPT is used if there is a protective or hybrid MBR, an MBR if its boot indicators are
-/// what they should be and
-/// it is not the boot sector of a FAT file system. Unlike the kernel without its `gpt` parameter, the backup
-/// GPT is used if the
-/// primary one is damaged.
+/// As the kernel: a GPT is used if there is a protective or hybrid MBR, an MBR if its boot indicators are what
+/// they should be and it is not the boot sector of a FAT file system. Unlike the kernel without its `gpt`
+/// parameter, the backup GPT is used if the primary one is damaged.
 ///
 /// `read` is called with offsets and lengths of whole logical blocks within the capacity only, at most a few
-/// hundred times and
-/// for some MiB at most.
+/// hundred times and for some MiB at most.
 ///
 /// # Errors
 ///

@@ -1,16 +1,13 @@
 //! `mq-deadline` (kernel: `block/mq-deadline.c`, Documentation/block/deadline-iosched.rst).
 //!
-//! Requests go in the order of their sectors, in batches of one direction, reads preferred; but one that
-//! waits past its
-//! deadline starts the next batch, and writes are passed over a few times at most. Each priority class (real
-//! time, best effort,
-//! idle) has queues of its own; a class waits until those above have nothing left, neither here nor at the
-//! driver, unless a
-//! request of it has waited for `prio_aging_expire`.
+//! Requests go in the order of their sectors, in batches of one direction, reads preferred; but one that waits
+//! past its deadline starts the next batch, and writes are passed over a few times at most. Each priority class
+//! (real time, best effort, idle) has queues of its own; a class waits until those above have nothing left,
+//! neither here nor at the driver, unless a request of it has waited for `prio_aging_expire`.
 //!
 //! One difference: where the kernel looks at a lower class for an aged request and finds none, that look has
-//! already ended the
-//! running batch and counted as one more time that writes were passed over. Here a look changes nothing.
+//! already ended the running batch and counted as one more time that writes were passed over. Here a look
+//! changes nothing.
 
 use std::collections::VecDeque;
 
@@ -157,8 +154,7 @@ impl<R: Item> Deadline<R> {
     }
 
     /// A choice of a class below the first that waits since before the aging limit, where more than one class
-    /// has requests
-    /// (kernel: `dd_dispatch_prio_aged_requests`).
+    /// has requests (kernel: `dd_dispatch_prio_aged_requests`).
     fn choose_aged(&self, now_ns: u64) -> Option<Choice> {
         if self.classes.iter().filter(|class| class.is_busy()).count() < 2 {
             return None;

@@ -32,9 +32,8 @@ impl<R> Waiting<R> {
 
 /// Requests sorted by sector (kernel: `sort_list`) and by age (kernel: `fifo_list`).
 ///
-/// Invariants: an occupied slot is in `sorted` under its `key`, and on the list from `oldest` to `newest`,
-/// once each; a free
-/// slot is in `free`, once.
+/// Invariants: an occupied slot is in `sorted` under its `key`, and on the list from `oldest` to `newest`, once
+/// each; a free slot is in `free`, once.
 #[derive(Debug)]
 pub(super) struct Lane<R> {
     slots: Vec<Option<Waiting<R>>>,
@@ -131,8 +130,8 @@ impl<R: Item> Lane<R> {
             .filter(|&slot| self.get(slot).is_some_and(|waiting| waiting.rq.sector() == sector))
     }
 
-    /// One that ends at `sector`. Looks at the nearest that starts below only: requests that overlap each
-    /// other may hide one.
+    /// One that ends at `sector`. Looks at the nearest that starts below only: requests that overlap each other
+    /// may hide one.
     pub(super) fn ending_at(&self, sector: Sector) -> Option<Slot> {
         let (_, &slot) = self.sorted.range(..(sector, 0)).next_back()?;
         self.get(slot).filter(|waiting| waiting.rq.end() == sector).map(|_| slot)

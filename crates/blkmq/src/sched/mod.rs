@@ -1,12 +1,11 @@
 //! I/O schedulers: in which order requests go to the driver, and which ones grow by merging while they wait.
 //!
 //! [`Kind::None`] is the absence of one: requests then go straight from the software queues to the driver.
-//! kyber (latency
-//! targets per kind of request) and bfq-like fairness by client get their place in [`Kind`] and a file each beside
-//! [`deadline`]: a [`Scheduler`] is all that the queue knows of any of them.
+//! kyber (latency targets per kind of request) and bfq-like fairness by client get their place in [`Kind`] and
+//! a file each beside [`deadline`]: a [`Scheduler`] is all that the queue knows of any of them.
 //!
-//! A scheduler is a value without clock, lock or thread. It is generic over what it holds, so that it is tested with
-//! something trivial.
+//! A scheduler is a value without clock, lock or thread. It is generic over what it holds, so that it is tested
+//! with something trivial.
 
 pub mod deadline;
 mod lane;
@@ -54,9 +53,8 @@ pub struct Candidate {
 /// Decides on the order of requests that wait for the driver (kernel: `struct elevator_mq_ops`).
 ///
 /// The contract: what is inserted comes out of [`Scheduler::dispatch`] or [`Scheduler::drain`] exactly once,
-/// and every dispatch
-/// is answered by one [`Scheduler::completed`], when the request ended or was handed back (and may be
-/// inserted again).
+/// and every dispatch is answered by one [`Scheduler::completed`], when the request ended or was handed back
+/// (and may be inserted again).
 pub trait Scheduler<R: Item>: Send {
     /// Which one it is.
     fn kind(&self) -> Kind;
@@ -67,20 +65,17 @@ pub trait Scheduler<R: Item>: Send {
     /// The request to give to the driver next, if any (kernel: `dispatch_request`).
     fn dispatch(&mut self, now_ns: u64) -> Option<R>;
 
-    /// Offers `merge` the waiting requests of the same operation and priority class that `bio` is adjacent
-    /// to, until it takes
-    /// one: it then has added the bio to the request and returns true (kernel: `bio_merge`). The scheduler
-    /// sorts the request
-    /// in again by itself. Returns whether one was taken.
+    /// Offers `merge` the waiting requests of the same operation and priority class that `bio` is adjacent to,
+    /// until it takes one: it then has added the bio to the request and returns true (kernel: `bio_merge`). The
+    /// scheduler sorts the request in again by itself. Returns whether one was taken.
     fn try_merge(
         &mut self,
         bio: Candidate,
         merge: &mut dyn FnMut(&mut R, MergeKind) -> bool,
     ) -> bool;
 
-    /// A request of that priority that was dispatched has ended, or came back (kernel: `finish_request`).
-    /// After a switch, those
-    /// that the scheduler before had dispatched may be reported too: it does no harm.
+    /// A request of that priority that was dispatched has ended, or came back (kernel: `finish_request`). After
+    /// a switch, those that the scheduler before had dispatched may be reported too: it does no harm.
     fn completed(&mut self, prio: IoPrio);
 
     /// Whether something waits (kernel: `has_work`).

@@ -1,2 +1,36 @@
 //! A disk in a regular file or a block device.
+//!
+//! [`File::open`] checks the file and says what a disk in it can do; the [`File`] is then the driver of a tag
+//! set. Each hardware queue has an io_uring of its own, or a share of a pool of threads where the kernel
+//! refuses io_uring; completions come on the queue's thread.
+//!
+//! # What is durable
+//!
+//! The disk has a write cache, the kernel's page cache or the device's own: what was written is durable after a
+//! flush, which is fdatasync(2), or when it was written with FUA, which is `RWF_DSYNC`.
+//!
+//! A flush that fails is final. Linux reports a failed write-back once for each open file, then forgets it, and
+//! the pages that were not written count as clean (fsync(2); "PostgreSQL's fsync() surprise",
+//! lwn.net/Articles/752063). The next fdatasync would succeed, and promise what is lost. So after the first
+//! failure every flush and every FUA write fails, until the disk is opened anew. A FUA write that fails for
+//! lack of space is the exception: nothing but itself is lost.
+//!
+//! # What changes under it
+//!
+//! A file that becomes shorter while it is a disk gives I/O errors past its new end, and one line in the log.
+//! Advisory locks keep other careful openers away: see [`FileConfig::lock`].
 #![forbid(unsafe_code)]
+
+mod config;
+mod driver;
+mod error;
+mod health;
+mod job;
+mod limits;
+mod open;
+mod queue;
+
+pub use config::{Engine, FileConfig};
+pub use driver::File;
+pub use error::{Error, ErrorKind};
+pub use limits::Info;

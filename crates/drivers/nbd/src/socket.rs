@@ -2,13 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_sys::net::IoVecs;
+use blockyard_sys::net::{IoVecs, Watch};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use crate::inbox::Inbox;
@@ -50,7 +49,7 @@ pub(crate) fn half_close(fd: BorrowedFd<'_>) {
 
 /// A socket, and how the task that waits for it is woken.
 pub(crate) struct Socket {
-    pub(crate) fd: AsyncFd<OwnedFd>,
+    pub(crate) fd: Watch,
     /// There is something to send that the socket had no room for; or the connection was given up.
     pub(crate) kick: Notify,
 }
@@ -63,14 +62,14 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.fd.get_ref().as_fd()
+        self.socket.fd.as_fd()
     }
 
     /// Receives what there is; says how many bytes came, 0 at the end.
     pub(crate) fn receive(&mut self, vecs: &mut IoVecs, inbox: &mut Inbox) -> io::Result<usize> {
         inbox.make_room();
         let (places, bytes) = inbox.room();
-        let fd = self.socket.fd.get_ref().as_fd();
+        let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             return tls.read(Plain(fd), bytes);
         }
@@ -89,7 +88,7 @@ impl Channel {
 
     /// Sends what is in the outbox, as far as it goes without waiting.
     pub(crate) fn send(&mut self, vecs: &mut IoVecs, outbox: &mut Outbox) -> io::Result<()> {
-        let fd = self.socket.fd.get_ref().as_fd();
+        let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             return tls.send(Plain(fd), outbox);
         }
@@ -104,7 +103,7 @@ impl Channel {
 
     /// Ends a connection that both sides are through with.
     pub(crate) fn close(&mut self) {
-        let fd = self.socket.fd.get_ref().as_fd();
+        let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             tls.close(Plain(fd));
         }

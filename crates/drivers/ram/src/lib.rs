@@ -1,10 +1,8 @@
 //! A RAM disk: sparse, of any size, which gives memory back when it is told to discard.
 //!
 //! The disk is a tree of regions of 64 MiB, made when they are first written. What was never written, or was
-//! discarded, is a hole: it is
-//! answered with the shared run of zeroes, and no page is touched for it. A read that leaves the memory to
-//! the driver gets the disk's own
-//! pages, uncopied.
+//! discarded, is a hole: it is answered with the shared run of zeroes, and no page is touched for it. A read
+//! that leaves the memory to the driver gets the disk's own pages, uncopied.
 #![forbid(unsafe_code)]
 
 mod region;
@@ -30,10 +28,10 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// A disk of `capacity`, all of it a hole.
+    /// All of it a hole. Its size is the disk's to say, and to change.
     #[must_use]
-    pub fn new(capacity: Sector) -> Arc<Self> {
-        Arc::new(Self { tree: Tree::new(capacity.bytes()) })
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { tree: Tree::default() })
     }
 
     /// What it can take: everything in one request, with no cache to flush.

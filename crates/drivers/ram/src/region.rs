@@ -8,8 +8,7 @@ use blockyard_buf::{Mapping, PAGE_SIZE, Segment};
 use parking_lot::RwLock;
 
 /// Bytes of a region. Large enough that a disk as large as the machine's memory stays well below the kernel's
-/// limit of
-/// 65530 mappings (`vm.max_map_count`).
+/// limit of 65530 mappings (`vm.max_map_count`).
 pub(crate) const REGION_SIZE: u64 = (PAGES * PAGE_SIZE) as u64;
 const PAGES: usize = 16384;
 const WORD: usize = u64::BITS as usize;
@@ -24,9 +23,8 @@ pub(crate) enum Run {
 
 /// Memory of a region, and a bit for each page that holds data.
 ///
-/// Writers share the lock, as their copies may race like any two writes to a disk; a discard holds it alone,
-/// so that a page never
-/// keeps data whose bit is clear.
+/// Writers share the lock, as their copies may race like any two writes to a disk; a discard holds it alone, so
+/// that a page never keeps data whose bit is clear.
 pub(crate) struct Region {
     memory: Arc<Mapping>,
     written: Box<[AtomicU64]>,

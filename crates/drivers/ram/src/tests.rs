@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn open(capacity: Sector) -> (Arc<Ram>, Bdev) {
-    let ram = Ram::new(capacity);
+    let ram = Ram::new();
     let set = TagSet::new(Arc::clone(&ram), TagSetConfig::default()).unwrap();
     let config = DiskConfig::new("ram0", capacity, Ram::limits());
     let disk =

@@ -7,7 +7,10 @@ use blockyard_buf::Segment;
 
 use crate::region::{REGION_SIZE, Region, Run};
 
-/// Children of a node: a step of 8 bits, so that 16 GiB need one level, 4 TiB two, 2^63 bytes five.
+/// Levels of directories: five steps of 8 bits, as 2^63 bytes are 2^37 regions. The depth is the same for every
+/// disk, so that one can grow to any size.
+const DEPTH: u32 = 5;
+/// Children of a directory.
 const FANOUT: usize = 1 << STEP_BITS;
 const STEP_BITS: u32 = u8::BITS;
 
@@ -23,26 +26,19 @@ impl Node {
 }
 
 /// Regions by their place. One that was made stays; discarding empties it.
+#[derive(Default)]
 pub(crate) struct Tree {
     root: OnceLock<Node>,
-    /// Levels of directories.
-    depth: u32,
 }
 
 impl Tree {
-    pub(crate) fn new(capacity: u64) -> Self {
-        let regions = capacity.div_ceil(REGION_SIZE).max(1);
-        let bits = u64::BITS - (regions - 1).leading_zeros();
-        Self { root: OnceLock::new(), depth: bits.div_ceil(STEP_BITS) }
-    }
-
     fn slot(index: u64, level: u32) -> usize {
         usize::from((index >> (level * STEP_BITS)).to_le_bytes()[0])
     }
 
     fn find(&self, index: u64) -> Option<&Region> {
         let mut node = self.root.get()?;
-        let mut level = self.depth;
+        let mut level = DEPTH;
         loop {
             match node {
                 Node::Leaf(region) => return Some(region),
@@ -59,7 +55,7 @@ impl Tree {
             return Ok(region);
         }
         let mut place = &self.root;
-        let mut level = self.depth;
+        let mut level = DEPTH;
         loop {
             if place.get().is_none() {
                 let new = if level == 0 { Node::Leaf(Region::new()?) } else { Node::dir() };
@@ -77,7 +73,8 @@ impl Tree {
         }
     }
 
-    /// Cuts a range where regions meet: calls `each` with the index of a region, the offset in it, and a length.
+    /// Cuts a range where regions meet: calls `each` with the index of a region, the offset in it, and a
+    /// length.
     fn pieces(
         mut at: u64,
         mut left: u64,
@@ -129,7 +126,7 @@ impl Tree {
 
     /// The first region from `index` on that was made, without looking at each place where none was.
     fn next_made(&self, index: u64) -> Option<(u64, &Region)> {
-        next_made(self.root.get()?, self.depth, index)
+        next_made(self.root.get()?, DEPTH, index)
     }
 
     /// Forgets a range; only regions that were made are looked at.

@@ -26,7 +26,8 @@ pub(super) struct Outcome {
     pub p99_us: f64,
 }
 
-/// Writes to the first bytes of the disk, as many as a load will touch, so that a read finds bytes and a write finds memory.
+/// Writes to the first bytes of the disk, as many as a load will touch, so that a read finds bytes and a write
+/// finds memory.
 pub(super) fn fill(context: &Context, uri: &str, span: &str) -> Result<()> {
     let fill = Job { rw: "write", block: "1M", depth: 4 };
     capture(&mut command(context, uri, span, fill)).context("cannot fill the disk").map(drop)

@@ -1,10 +1,12 @@
 //! `cargo xtask bench`: us and our peers, measured in turn in the same run.
 //!
-//! Figures of a shared machine wander by tens of percents within minutes, so none is compared with one of another run: a
-//! case runs every contender once a round, in an order that turns with the round, and compares the medians of the rounds.
+//! Figures of a shared machine wander by tens of percents within minutes, so none is compared with one of
+//! another run: a case runs every contender once a round, in an order that turns with the round, and compares
+//! the medians of the rounds.
 //!
-//! To add a benchmark, write a file with a function that returns its cases (`Case`: contenders, each with a function that
-//! measures it once, and targets), and add a line to `BENCHES`. What is common is in `servers`, `fio` and `process`.
+//! To add a benchmark, write a file with a function that returns its cases (`Case`: contenders, each with a
+//! function that measures it once, and targets), and add a line to `BENCHES`. What is common is in `servers`,
+//! `fio` and `process`.
 
 mod blkmq;
 mod fio;
@@ -95,7 +97,8 @@ impl Context {
 /// A missed target is shown, but is no failure.
 ///
 /// # Errors
-/// A benchmark is named that does not exist, something cannot be built, started or measured, or a result cannot be written.
+/// A benchmark is named that does not exist, something cannot be built, started or measured, or a result cannot
+/// be written.
 pub fn run(options: &BenchOptions) -> Result<()> {
     if options.list {
         for bench in BENCHES {

@@ -88,7 +88,8 @@ fn install(missing: &[&Package]) -> Result<()> {
     Ok(())
 }
 
-/// `PATH` for probes, tests and benchmarks: the links of setup first, the system's administration programs last.
+/// `PATH` for probes, tests and benchmarks: the links of setup first, the system's administration programs
+/// last.
 fn search_path() -> OsString {
     let inherited = env::var_os("PATH").unwrap_or_default();
     let mut path = bin_dir().into_os_string();

@@ -55,6 +55,7 @@ pub(super) const PACKAGES: &[Package] = &[
         &["pkg-config --exists openssl"],
         "TLS with pre-shared keys, the feature `psk`",
     ),
+    package("ceph-base", &["crushtool --help"], "Ceph's crushtool, the judge of placement"),
     package("g++", &["g++ --version"], "builds the fuzzing engine"),
     package("valgrind", &["valgrind --version"], "counts instructions and heap for profiles"),
 ];

@@ -1,8 +1,8 @@
 //! A qemu that knows 64-bit NBD headers: the system's own, or one from the backports in a private root.
 //!
-//! The private root leaves the system as it is: apt works out with lists of its own which packages the newer qemu needs
-//! beyond what is installed, downloads them, and they are unpacked under the build directory. Small scripts run its
-//! programs with its libraries.
+//! The private root leaves the system as it is: apt works out with lists of its own which packages the newer
+//! qemu needs beyond what is installed, downloads them, and they are unpacked under the build directory. Small
+//! scripts run its programs with its libraries.
 
 use super::apt;
 use crate::paths;

@@ -1,7 +1,8 @@
 //! A short run of every fuzz target.
 //!
-//! `cargo fuzz` works with a stable compiler when no sanitizer is asked for: safe Rust panics where C would corrupt memory.
-//! A target starts from a copy of its corpus, because the engine adds to the folder that it is given.
+//! `cargo fuzz` works with a stable compiler when no sanitizer is asked for: safe Rust panics where C would
+//! corrupt memory. A target starts from a copy of its corpus, because the engine adds to the folder that it is
+//! given.
 
 use super::parts::Context;
 use crate::child::fresh_dir;

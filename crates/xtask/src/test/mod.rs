@@ -51,7 +51,8 @@ fn choose(names: &[String]) -> Result<Vec<&'static Part>> {
         .collect())
 }
 
-/// Setup runs first if it, or a part that cannot do without, was chosen. It counts as a part only if it was chosen or failed.
+/// Setup runs first if it, or a part that cannot do without, was chosen. It counts as a part only if it was
+/// chosen or failed.
 fn prepare(chosen: &[&'static Part], outcomes: &mut Vec<Outcome>) -> Option<Tools> {
     let is_chosen = chosen.iter().any(|part| part.name == parts::SETUP);
     if !is_chosen && chosen.iter().all(|part| !part.needs_setup) {

@@ -1,7 +1,7 @@
 //! The parts of a full check.
 //!
-//! The tests run by `cargo test`: it is there wherever cargo is, while a runner of tests would have to be built first on a
-//! fresh machine, which takes longer than it saves.
+//! The tests run by `cargo test`: it is there wherever cargo is, while a runner of tests would have to be built
+//! first on a fresh machine, which takes longer than it saves.
 
 use super::fuzz;
 use crate::paths;

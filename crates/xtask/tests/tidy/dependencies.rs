@@ -19,7 +19,8 @@ fn rule(folder: &str) -> Option<May> {
     };
     match folder {
         "buf" => see(&[]),
-        "sys" | "blkmq" | "nbd" => see(&["buf"]),
+        "sys" | "blkmq" | "nbd" | "crush" => see(&["buf"]),
+        "rados" => see(&["buf", "crush"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
         _ => match folder.split_once('/')? {
             ("drivers" | "exports", protocol) => see(&["buf", "sys", "blkmq", protocol]),
@@ -29,7 +30,7 @@ fn rule(folder: &str) -> Option<May> {
 }
 
 /// Protocols know nothing of sockets, files, clocks, threads and chance: time and bytes are arguments.
-const PROTOCOLS: &[&str] = &["crates/nbd/src"];
+const PROTOCOLS: &[&str] = &["crates/nbd/src", "crates/crush/src", "crates/rados/src"];
 const OUTSIDE_WORLD: &[&str] = &[
     "std::net",
     "std::os::unix::net",
@@ -76,7 +77,9 @@ fn crates_depend_only_on_what_lies_below_them() {
 #[test]
 fn protocols_do_no_input_or_output() {
     let mut broken = Vec::new();
-    for file in PROTOCOLS.iter().flat_map(|folder| rust_files(folder)) {
+    let files = PROTOCOLS.iter().flat_map(|folder| rust_files(folder));
+    // Modules of tests stand in folders of that name; they have to make a time to give.
+    for file in files.filter(|file| !file.iter().any(|part| part == "tests")) {
         let text = fs::read_to_string(&file).unwrap();
         for (number, line) in crate::sources::code_lines(&text) {
             let code = line.split("//").next().unwrap_or_default();

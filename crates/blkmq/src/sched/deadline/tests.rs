@@ -348,8 +348,7 @@ fn nobody_waits_past_a_bound_under_a_flood() {
         let at = waiting.iter().position(|&(id, ..)| id == rq.id).unwrap();
         let (_, op, since) = waiting.remove(at);
         // At most 63 are ahead in the queue of its direction when it expires. Each batch that starts there
-        // serves the oldest;
-        // of three batches two are of reads, and one at least is of writes.
+        // serves the oldest; of three batches two are of reads, and one at least is of writes.
         let (expire, batches) =
             if op == Op::Read { (500, 64 * 3 / 2 + 2) } else { (5000, 64 * 3 + 2) };
         let bound = expire * MS + batches * 16 * 5 * MS;

@@ -1,0 +1,145 @@
+//! The way back: a request goes on to the next step of its flush, or its bios end and it is free again (kernel:
+//! `blk_mq_end_request`, `mq_flush_data_end_io`).
+
+use std::sync::Arc;
+
+use super::{Hctx, State, Todo};
+use crate::driver::Driver;
+use crate::flush::Next;
+use crate::op::{Flags, Op, Status};
+use crate::request::{Role, Rq};
+
+impl<D: Driver> Hctx<D> {
+    /// A driver has ended a request: it goes on to its next step, or its bios end.
+    pub(crate) fn ended(self: Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
+        let status = if status.is_ok() { rq.status } else { status };
+        if rq.role == Role::Plain {
+            return self.finish(rq, status);
+        }
+        let mut todo = Todo::default();
+        {
+            let now_ns = self.shared.clock.now_ns();
+            let mut st = self.state.lock();
+            Self::stop(&mut st, &rq);
+            let mut next = Vec::new();
+            if let Role::Flush { borrowed_tag } = rq.role {
+                let tag = rq.tag.take();
+                if let Some(tag) = tag.filter(|_| !borrowed_tag) {
+                    self.put_tag(&mut st, tag);
+                }
+                st.stats.done(Op::Flush, now_ns.saturating_sub(rq.start_ns));
+                self.shared.busy.update(now_ns, || true);
+                st.flush_rq = Some(rq);
+                st.flush.flush_done(status, now_ns, &mut next);
+            } else {
+                rq.hctx = Some(Arc::clone(&self));
+                // Under a scheduler requests wait for tags with what they have to do: none is kept from them
+                // while this one waits for a flush.
+                if st.elevator
+                    && let Some(tag) = rq.tag.take()
+                {
+                    self.put_tag(&mut st, tag);
+                }
+                st.flush.data_done(rq, status, now_ns, &mut next);
+            }
+            self.follow(&mut st, next, now_ns, &mut todo);
+            todo.run |= !st.dispatch.is_empty() || st.staged > 0;
+        }
+        self.tags.wake();
+        self.settle(&mut todo);
+    }
+
+    /// Does what the flush machine says.
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        next: Vec<Next<Box<Rq<D>>>>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
+        for next in next {
+            match next {
+                Next::Data(mut rq) => {
+                    rq.role = Role::Sequenced;
+                    rq.flags -= Flags::PREFLUSH;
+                    if !st.limits.features.contains(crate::limits::Features::FUA) {
+                        rq.flags -= Flags::FUA;
+                    }
+                    st.dispatch.push_back(rq);
+                }
+                Next::End(rq, status) => todo.ended.push((rq, status)),
+                Next::Flush => {
+                    let Some(mut rq) = st.flush_rq.take() else {
+                        unreachable!("one flush is out at a time")
+                    };
+                    // A tag of one of those that wait for it will do: they may hold all that there are.
+                    let tag = st.flush.running().find_map(|waits| waits.tag);
+                    rq.begin(
+                        Op::Flush,
+                        Flags::empty(),
+                        Role::Flush { borrowed_tag: tag.is_some() },
+                        now_ns,
+                    );
+                    rq.tag = tag;
+                    rq.hctx = Some(Arc::clone(self));
+                    st.stats.start(Op::Flush);
+                    st.dispatch.push_back(rq);
+                }
+            }
+            todo.run = true;
+        }
+    }
+
+    /// Ends the bios of a request, and frees it.
+    fn finish(self: &Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
+        let part = rq.bios.front().and_then(|bio| bio.part.clone());
+        while let Some(bio) = rq.bios.pop_front() {
+            bio.end(status);
+        }
+        rq.hctx = None;
+        let now_ns = self.shared.clock.now_ns();
+        let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
+        if let Some(part) = part {
+            part.done(rq.op, rq.total_len, elapsed_ns, now_ns);
+        }
+        self.shared.busy.update(now_ns, || true);
+        let mut st = self.state.lock();
+        // A flush is counted when it is sent, once for all who wait for it.
+        if rq.op != Op::Flush {
+            st.stats.transfer(rq.op, rq.total_len);
+            st.stats.done(rq.op, elapsed_ns);
+        }
+        if let Some(tag) = rq.tag.take() {
+            st.slots[tag as usize].what = None;
+            self.put_tag(&mut st, tag);
+        }
+        st.allocated -= 1;
+        if st.elevator {
+            self.shared.elevator.completed(&rq);
+        }
+        st.free.push(rq);
+        let run = st.elevator
+            || st.staged > 0
+            || !st.dispatch.is_empty()
+            || (st.frozen == 0 && !st.waiting.is_empty());
+        let drained = st.allocated == 0 && st.frozen > 0;
+        drop(st);
+        self.tags.wake();
+        if drained {
+            self.shared.drained.notify(usize::MAX);
+        }
+        if run {
+            self.run();
+        }
+    }
+
+    /// Ends what is to be ended, with no lock held.
+    pub(super) fn end_all(self: &Arc<Self>, todo: &mut Todo<D>) {
+        for (bio, status) in todo.ended_bios.drain(..) {
+            bio.end(status);
+        }
+        for (rq, status) in todo.ended.drain(..) {
+            self.finish(rq, status);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Requests that are out for too long, and what is to be tried again (kernel: `blk_mq_timeout_work`).
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{Hctx, NEVER, Todo};
+use crate::driver::{Driver, InFlight, Timeout};
+
+impl<D: Driver> Hctx<D> {
+    /// Asks the driver about requests that are out for too long, and tries again what is due. Says when to come
+    /// again.
+    pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
+        let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
+        let mut todo = Todo::default();
+        {
+            let mut st = self.state.lock();
+            for (tag, slot) in (0..).zip(st.slots.iter()) {
+                if let Some((op, sector, len)) = slot.what.filter(|_| slot.deadline_ns <= now_ns) {
+                    let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
+                    let age_ns = now_ns.saturating_sub(slot.since_ns);
+                    expired.push(InFlight { tag, cookie, op, sector, len, age_ns });
+                }
+            }
+            if st.retry_at_ns.is_some_and(|at| at <= now_ns) {
+                st.retry_at_ns = None;
+                todo.run = true;
+            }
+            let mut next = Vec::new();
+            st.flush.kick(now_ns, &mut next);
+            self.follow(&mut st, next, now_ns, &mut todo);
+        }
+        for rq in expired {
+            let Some(verdict) = self.with_driver(|part| self.shared.driver.timeout(part, &rq))
+            else {
+                continue;
+            };
+            let mut st = self.state.lock();
+            let slot = &mut st.slots[rq.tag as usize];
+            if u64::from(slot.generation) == rq.cookie >> 32 {
+                slot.deadline_ns = match verdict {
+                    Timeout::ResetTimer => now_ns.saturating_add(self.shared.timeout_ns()),
+                    // The driver sees to it: it is not asked again.
+                    Timeout::Done => NEVER,
+                };
+            }
+        }
+        self.settle(&mut todo);
+        let st = self.state.lock();
+        let timers =
+            st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
+        let timers = timers.filter(|&deadline_ns| deadline_ns != NEVER);
+        timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
+    }
+
+    /// What is out, for people.
+    pub(crate) fn in_flight(&self, now_ns: u64) -> Vec<InFlight> {
+        let st = self.state.lock();
+        let out = (0..).zip(st.slots.iter()).filter_map(|(tag, slot)| {
+            let (op, sector, len) = slot.what?;
+            let cookie = u64::from(slot.generation) << 32 | u64::from(tag);
+            Some(InFlight {
+                tag,
+                cookie,
+                op,
+                sector,
+                len,
+                age_ns: now_ns.saturating_sub(slot.since_ns),
+            })
+        });
+        out.collect()
+    }
+}

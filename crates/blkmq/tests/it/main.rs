@@ -1,0 +1,18 @@
+//! Tests of the block layer from outside: a scripted driver below it, and models that say what must come of it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    clippy::vec_box,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod model;
+mod parity;
+mod regressions;
+mod rig;
+mod script;
+mod sim;
+mod stress;

@@ -1,0 +1,177 @@
+//! A disk on a scripted driver, with a clock that is set by hand, and a list of the bios that have ended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use blockyard_blkmq::{
+    Bdev, Bio, BlockDeviceOps, BlockLayer, Clock, Disk, DiskConfig, DiskFlags, EndIo, Limits,
+    NoOps, OpenMode, Result, Sector, TagSet, TagSetConfig,
+};
+use parking_lot::Mutex;
+
+use crate::script::{self, Script};
+
+/// A clock that goes on when it is told to.
+#[derive(Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    pub fn advance_ms(&self, ms: u64) {
+        self.0.fetch_add(ms * 1_000_000, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now_ns(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Collects bios that have ended.
+#[derive(Default)]
+pub struct Ends(Mutex<Vec<Box<Bio>>>);
+
+impl EndIo for Ends {
+    fn end_io(&self, bio: Box<Bio>) {
+        self.0.lock().push(bio);
+    }
+}
+
+impl Ends {
+    pub fn take(&self) -> Vec<Box<Bio>> {
+        std::mem::take(&mut *self.0.lock())
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+pub struct Rig {
+    pub layer: BlockLayer,
+    pub script: Arc<Script>,
+    pub clock: Arc<ManualClock>,
+    pub set: Arc<TagSet<Script>>,
+    pub disk: Arc<Disk>,
+    pub bdev: Bdev,
+    pub ends: Arc<Ends>,
+    sectors: u64,
+}
+
+impl Rig {
+    /// One disk of `sectors`, which nobody has looked for partitions on.
+    pub fn new(seed: u64, set: TagSetConfig, config: script::Config, sectors: u64) -> Self {
+        let limits = config.limits.clone();
+        let script = Script::new(seed, config);
+        let set = TagSet::new(Arc::clone(&script), set).unwrap();
+        let clock = Arc::<ManualClock>::default();
+        let disk = alloc(&set, 0, sectors, &limits, Arc::<ManualClock>::clone(&clock)).unwrap();
+        let layer = BlockLayer::new();
+        layer.add_disk(&disk).unwrap();
+        let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+        Self { layer, script, clock, set, disk, bdev, ends: Arc::default(), sectors }
+    }
+
+    /// Another disk on the same tags.
+    pub fn another(&self, id: script::DiskId) -> Result<Arc<Disk>> {
+        alloc(
+            &self.set,
+            id,
+            self.sectors,
+            &self.disk.limits(),
+            Arc::<ManualClock>::clone(&self.clock),
+        )
+    }
+
+    /// Submits, to be found among the ends.
+    pub fn submit(&self, cpu: usize, bio: Box<Bio>) {
+        self.bdev.submit(cpu, bio.on_end(Arc::<Ends>::clone(&self.ends)));
+    }
+
+    /// Takes everything down, and looks whether something is left.
+    pub fn tear_down(self) {
+        let Self { layer, script, set, disk, bdev, .. } = self;
+        script.calm_down();
+        script.finish_all();
+        layer.del_disk(&disk);
+        drop((bdev, disk, layer, set));
+        let counts = &script.counts;
+        assert_eq!(counts.hctxs.load(Ordering::SeqCst), 0, "hardware queues were not taken down");
+        assert_eq!(counts.requests.load(Ordering::SeqCst), 0, "requests were not taken down");
+        assert_eq!(Arc::strong_count(&script), 1, "something of the queue is left");
+    }
+}
+
+/// A set for a driver that ends everything at once, and knows no trouble.
+pub fn calm(seed: u64, set: TagSetConfig, limits: Limits) -> Arc<TagSet<Script>> {
+    let script = Script::new(seed, script::Config { limits, ..script::Config::default() });
+    script.calm_down();
+    TagSet::new(script, set).unwrap()
+}
+
+/// A disk of `config` on the bytes of `image`.
+pub fn disk_of(
+    set: &Arc<TagSet<Script>>,
+    id: script::DiskId,
+    image: &[u8],
+    config: DiskConfig,
+    ops: Arc<dyn BlockDeviceOps>,
+) -> Arc<Disk> {
+    set.driver().add_image(id, image.len() / script::SECTOR);
+    set.driver().load(id, image);
+    Disk::alloc(set, id, config, ops, Arc::<ManualClock>::default()).unwrap()
+}
+
+fn alloc(
+    set: &Arc<TagSet<Script>>,
+    id: script::DiskId,
+    sectors: u64,
+    limits: &Limits,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<Disk>> {
+    set.driver().add_image(id, sectors as usize);
+    let mut config = DiskConfig::new(format!("script{id}"), Sector(sectors), limits.clone());
+    config.flags = DiskFlags::NO_PART_SCAN;
+    Disk::alloc(set, id, config, Arc::new(NoOps), clock)
+}
+
+/// Ends the test with what `state` says, if it is not dropped in time.
+pub struct Watchdog(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
+
+impl Watchdog {
+    pub fn new(what: &str, seconds: u64, state: impl Fn() -> String + Send + 'static) -> Self {
+        let (alive, ended) = mpsc::channel();
+        let what = what.to_owned();
+        let watching = std::thread::spawn(move || {
+            if ended.recv_timeout(Duration::from_secs(seconds))
+                == Err(mpsc::RecvTimeoutError::Timeout)
+            {
+                eprintln!("{what} is stuck:\n{}", state());
+                std::process::abort();
+            }
+        });
+        Self(Some((alive, watching)))
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if let Some((alive, watching)) = self.0.take() {
+            drop(alive);
+            watching.join().expect("the watchdog only waits");
+        }
+    }
+}
+
+/// The seed of a run, printed so that the run can be repeated with `BLOCKYARD_SEED=<seed>`.
+pub fn seed(test: &str) -> u64 {
+    let seed = match std::env::var("BLOCKYARD_SEED") {
+        Ok(text) => text.parse().expect("BLOCKYARD_SEED is a number"),
+        Err(_) => rand::random(),
+    };
+    println!("{test}: BLOCKYARD_SEED={seed}");
+    seed
+}

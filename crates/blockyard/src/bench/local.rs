@@ -1,0 +1,199 @@
+//! Load on a disk of this process: bios from the queue threads, each used again when it comes back.
+#![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use blockyard_blkmq::{
+    Bdev, Bio, BlockLayer, DiskFlags, EndIo, MonotonicClock, Op, OpenMode, Sector,
+};
+use blockyard_buf::{Pool, Segment};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Load;
+use super::pattern::Pattern;
+use super::report::{Report, Tally, cpu_time};
+use crate::disks::DiskMaker;
+use crate::error::{Error, Result};
+use crate::queue_threads::QueueThreads;
+use crate::uri::DiskPlan;
+
+/// Requests between two turns of the thread's other work.
+const TURN: u64 = 4096;
+
+pub(super) fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
+    let mut plan = plan.clone();
+    plan.options.read_only |= !load.mix.writes();
+    let threads = QueueThreads::start(load.queues)?;
+    let layer = BlockLayer::new();
+    let clock = Arc::new(MonotonicClock::new());
+    let mut maker =
+        DiskMaker::new(&layer, threads.handles(), clock).with_flags(DiskFlags::NO_PART_SCAN);
+    let disk = maker.make(&plan)?;
+    let mode = if load.mix.writes() { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+    let bdev = disk
+        .open(None, mode)
+        .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
+    let result = load_disk(&threads, &Arc::new(bdev), load);
+    layer.del_disk(&disk);
+    threads.shutdown();
+    result
+}
+
+fn load_disk(threads: &QueueThreads, bdev: &Arc<Bdev>, load: &Load) -> Result<Report> {
+    load.check_alignment(bdev.limits().logical_block_size.bytes())?;
+    let range = load.range(bdev.capacity().bytes())?;
+    let (cpu, start) = (cpu_time(), Instant::now());
+    let (tell, told) = std::sync::mpsc::channel();
+    for (queue, handle) in threads.handles().iter().enumerate() {
+        let (count, until) = load.quota(queue, start);
+        let mut pattern = Pattern::new(load, queue, range);
+        let lane = Lane {
+            bdev: Arc::clone(bdev),
+            queue,
+            data: load.mix.writes().then(|| data(&mut pattern, load.block as usize)),
+            pattern,
+            block: load.block,
+            left: count,
+            until,
+            done: Arc::default(),
+            starts: vec![start; load.depth],
+            tally: Tally::new()?,
+        };
+        let (tell, depth) = (tell.clone(), load.depth);
+        handle.spawn(async move {
+            // Whoever waits has all the senders' answers, or is gone.
+            let _ = tell.send(lane.run(depth).await);
+        });
+    }
+    drop(tell);
+    let mut all = Tally::new()?;
+    told.iter().for_each(|tally| all.add(&tally));
+    Ok(Report::new(&all, load.block, start.elapsed(), cpu_time().saturating_sub(cpu)))
+}
+
+fn data(pattern: &mut Pattern, block: usize) -> Segment {
+    let mut bytes = vec![0; block];
+    pattern.fill(&mut bytes);
+    let segment = Pool::default().get(block).into_segment_mut(block);
+    segment.copy_from(&bytes);
+    segment
+}
+
+/// Bios that have come back.
+#[derive(Default)]
+struct Done {
+    bios: Mutex<Vec<Box<Bio>>>,
+    waiting: AtomicBool,
+    wake: Notify,
+}
+
+impl EndIo for Done {
+    fn end_io(&self, bio: Box<Bio>) {
+        self.bios.lock().push(bio);
+        if self.waiting.swap(false, Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
+    }
+}
+
+/// A closed loop on one queue.
+struct Lane {
+    bdev: Arc<Bdev>,
+    queue: usize,
+    pattern: Pattern,
+    data: Option<Segment>,
+    block: u32,
+    /// Requests to begin.
+    left: u64,
+    until: Option<Instant>,
+    done: Arc<Done>,
+    /// When each was submitted, by its private mark.
+    starts: Vec<Instant>,
+    tally: Tally,
+}
+
+impl Lane {
+    async fn run(mut self, depth: usize) -> Tally {
+        let mut batch = Vec::with_capacity(depth);
+        let mut back = Vec::with_capacity(depth);
+        let mut flying = 0;
+        for mark in (0..depth as u64).take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
+            let mut bio = Bio::new(Op::Read, Sector::ZERO, 0);
+            bio.set_end(Arc::<Done>::clone(&self.done));
+            bio.private = mark;
+            self.prepare(&mut bio, Instant::now());
+            batch.push(bio);
+            flying += 1;
+        }
+        let mut turn = 0;
+        while flying > 0 {
+            self.bdev.submit_all(self.queue, &mut batch);
+            self.take_back(&mut back).await;
+            let now = Instant::now();
+            if self.until.is_some_and(|until| now >= until) {
+                self.left = 0;
+            }
+            turn += back.len() as u64;
+            for mut bio in back.drain(..) {
+                self.ended(&bio, now);
+                if self.left == 0 {
+                    flying -= 1;
+                    continue;
+                }
+                self.prepare(&mut bio, now);
+                batch.push(bio);
+            }
+            if turn >= TURN {
+                turn = 0;
+                tokio::task::yield_now().await;
+            }
+        }
+        self.tally
+    }
+
+    /// Makes a bio the next request.
+    fn prepare(&mut self, bio: &mut Bio, now: Instant) {
+        self.left -= 1;
+        let step = self.pattern.step();
+        let sector = Sector::from_bytes_floor(step.offset);
+        match self.data.as_ref().filter(|_| step.write) {
+            Some(data) => {
+                bio.reset(Op::Write, sector, 0);
+                bio.add_segment(data.clone());
+            }
+            None => bio.reset(Op::Read, sector, self.block.into()),
+        }
+        if let Some(start) =
+            usize::try_from(bio.private).ok().and_then(|mark| self.starts.get_mut(mark))
+        {
+            *start = now;
+        }
+    }
+
+    fn ended(&mut self, bio: &Bio, now: Instant) {
+        let start = usize::try_from(bio.private).ok().and_then(|mark| self.starts.get(mark));
+        if bio.status().is_ok() {
+            self.tally.record(now - *start.unwrap_or(&now));
+        } else {
+            self.tally.fail(&bio.status());
+        }
+    }
+
+    /// Waits until a bio has come back, and takes all that have.
+    async fn take_back(&self, back: &mut Vec<Box<Bio>>) {
+        loop {
+            std::mem::swap(back, &mut *self.done.bios.lock());
+            if !back.is_empty() {
+                return;
+            }
+            self.done.waiting.store(true, Ordering::SeqCst);
+            if self.done.bios.lock().is_empty() {
+                self.done.wake.notified().await;
+            }
+            self.done.waiting.store(false, Ordering::SeqCst);
+        }
+    }
+}

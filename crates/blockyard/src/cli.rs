@@ -1,0 +1,247 @@
+//! The command line: each flag once, with its help; man pages and completions are made from it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::nbd_client::TlsOptions;
+
+const AFTER_HELP: &str = "\
+Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
+nbd://host/export  nbd+unix:///export?socket=/s
+Exit codes: 0 done, 1 failed, 2 no (predicates), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+
+/// The Linux block I/O stack in user space: any disk, anywhere.
+#[derive(Debug, Parser)]
+#[command(name = "blockyard", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = AFTER_HELP)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log more: -v what happens, -vv details. BLOCKYARD_LOG=debug or =blockyard_export_nbd=trace chooses
+    /// finely.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything that a yard.toml names, in the foreground; without one, a demo.
+    Up(UpArgs),
+    /// Serve disks over NBD.
+    Serve(Box<ServeArgs>),
+    /// List what runs on this machine, or the exports of an NBD server.
+    List(ListArgs),
+    /// Show what a disk is and what it can do.
+    Info(InfoArgs),
+    /// Put load on a disk and measure it.
+    Bench(BenchArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page, or write all man pages to a directory.
+    Man {
+        /// Where to write them.
+        directory: Option<PathBuf>,
+    },
+}
+
+/// `up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// The file; ./yard.toml if it exists, else a demo in ./yard.
+    #[arg(short, long, value_name = "YARD.TOML")]
+    pub file: Option<PathBuf>,
+    /// Check the file, and start nothing.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// When TLS is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Tls {
+    /// Never.
+    #[default]
+    Off,
+    /// If the client asks for it.
+    Allow,
+    /// By all.
+    Require,
+}
+
+/// `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The disks; each becomes an export, the first is the default one.
+    #[arg(required = true, value_name = "URI")]
+    pub uris: Vec<String>,
+    /// Listen there: unix:/path, tcp:host:port, vsock:cid:port, or systemd for the sockets that it passes. May
+    /// be repeated.
+    #[arg(long, value_name = "ADDR")]
+    pub nbd: Vec<String>,
+    /// The name of an export; the disk's own name without. Repeated: for the first disk, the second, ...
+    #[arg(long, value_name = "NAME")]
+    pub name: Vec<String>,
+    /// A text for people who list the exports. Repeated as --name.
+    #[arg(long, value_name = "TEXT")]
+    pub description: Vec<String>,
+    /// Let nobody change the disks.
+    #[arg(long)]
+    pub read_only: bool,
+    /// When TLS is spoken.
+    #[arg(long, value_enum, default_value_t)]
+    pub tls: Tls,
+    /// The server's certificate, in PEM, with those between it and what clients trust.
+    #[arg(long, value_name = "FILE")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The key of the certificate, in PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Only clients with a certificate of this authority, in PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Clients at a time.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_clients: Option<u32>,
+    /// Requests of a client that are worked on at a time.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_in_flight: Option<u32>,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// Permissions of unix sockets, in octal, as 660.
+    #[arg(long, value_name = "MODE")]
+    pub socket_mode: Option<String>,
+    /// Run this shell command with $uri set, then end with its exit code.
+    #[arg(long, value_name = "CMD")]
+    pub run: Option<OsString>,
+}
+
+/// TLS of a client.
+#[derive(Clone, Debug, Args)]
+pub struct ClientTlsArgs {
+    /// Trust the servers of this authority, in PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Our own certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The key of our certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl From<ClientTlsArgs> for TlsOptions {
+    fn from(args: ClientTlsArgs) -> Self {
+        Self { ca: args.tls_ca, certificate: args.tls_certificate, key: args.tls_key }
+    }
+}
+
+/// `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// An NBD server; without, what runs on this machine.
+    #[arg(value_name = "NBD-URI")]
+    pub uri: Option<String>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// The disks of the daemons as /proc/diskstats would show them.
+    #[arg(long, conflicts_with_all = ["json", "uri", "partitions"])]
+    pub diskstats: bool,
+    /// The disks of the daemons as /proc/partitions would show them.
+    #[arg(long, conflicts_with_all = ["json", "uri"])]
+    pub partitions: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// The disk.
+    pub uri: String,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Only print the size in bytes.
+    #[arg(long, conflicts_with_all = ["json", "is", "can"])]
+    pub size: bool,
+    /// Say nothing, but exit 0 if it is, 2 if it is not: read-only, rotational, tls.
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["json", "can"])]
+    pub is: Option<String>,
+    /// Say nothing, but exit 0 if it can, 2 if it cannot: flush, fua, trim, zero, fast-zero, cache, df,
+    /// multi-conn, block-status, write.
+    #[arg(long, value_name = "WHAT", conflicts_with = "json")]
+    pub can: Option<String>,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// What `bench` does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Rw {
+    /// Read one block after the other.
+    Read,
+    /// Write one block after the other.
+    Write,
+    /// Read anywhere.
+    #[default]
+    Randread,
+    /// Write anywhere.
+    Randwrite,
+    /// Read and write one block after the other.
+    Rw,
+    /// Read and write anywhere.
+    Randrw,
+}
+
+/// `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The disk.
+    pub uri: String,
+    /// What to do. Writing destroys what is there.
+    #[arg(long, value_enum, default_value_t)]
+    pub rw: Rw,
+    /// The percentage of reads in rw and randrw.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmixread: u8,
+    /// Bytes of one request.
+    #[arg(long, value_name = "SIZE", default_value = "4k")]
+    pub bs: String,
+    /// Requests at a time, in each queue.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10240))]
+    pub depth: u32,
+    /// Queue threads, or connections to an NBD server.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub queues: u32,
+    /// How long; 3s if there is no --count.
+    #[arg(long, value_name = "TIME", conflicts_with = "count")]
+    pub time: Option<String>,
+    /// So many requests in all.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Use this much of the disk.
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<String>,
+    /// From there on.
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub offset: String,
+    /// The same seed makes the same requests.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}

@@ -1,0 +1,29 @@
+//! Completions and man pages, made from the command line's own description.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+
+use crate::cli::Cli;
+use crate::error::{Error, Result};
+use crate::term;
+
+pub(super) fn completions(shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "blockyard", &mut script);
+    term::say(String::from_utf8_lossy(&script).trim_end())
+}
+
+pub(super) fn man(directory: Option<&Path>) -> Result<()> {
+    let Some(directory) = directory else {
+        let mut page = Vec::new();
+        let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+        rendered.map_err(|err| Error::failed("cannot make the man page").caused_by(err))?;
+        return term::say(String::from_utf8_lossy(&page).trim_end());
+    };
+    let written = std::fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+    written.map_err(|err| {
+        Error::failed(format!("cannot write man pages to {}", directory.display())).caused_by(err)
+    })
+}

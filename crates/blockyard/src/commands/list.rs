@@ -1,0 +1,152 @@
+//! `blockyard list`: what runs on this machine, or what an NBD server has on offer.
+
+use blockyard_nbd::uri::Uri;
+use blockyard_nbd::wire::HeaderStyle;
+use serde::Serialize;
+
+use super::disk_uri;
+use crate::cli::ListArgs;
+use crate::control::client::ask_all;
+use crate::control::report::{Daemon, Latency};
+use crate::control::{Answer, Question};
+use crate::error::{Error, Result};
+use crate::nbd_client::{Client, TlsOptions};
+use crate::uri::DiskUri;
+use crate::{size, term};
+
+pub(super) fn run(args: ListArgs) -> Result<()> {
+    if let Some(uri) = &args.uri {
+        return match disk_uri(uri)? {
+            DiskUri::Nbd(uri) => list_server(&uri, &args.tls.into(), args.json),
+            DiskUri::Local(_) => Err(Error::usage(format!("{uri} is a disk, not a server")).help(
+                format!("write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"),
+            )),
+        };
+    }
+    for (wanted, question) in
+        [(args.diskstats, Question::Diskstats), (args.partitions, Question::Partitions)]
+    {
+        if wanted {
+            return list_text(question);
+        }
+    }
+    let daemons = ask_all(Question::Report)?.into_iter().filter_map(|answer| match answer {
+        Answer::Report(daemon) => Some(*daemon),
+        _ => None,
+    });
+    let daemons: Vec<Daemon> = daemons.collect();
+    if args.json { term::say_json(&daemons) } else { show(&daemons) }
+}
+
+fn list_text(question: Question) -> Result<()> {
+    for answer in ask_all(question)? {
+        if let Answer::Text(text) = answer {
+            term::say(text.trim_end_matches('\n'))?;
+        }
+    }
+    Ok(())
+}
+
+fn show(daemons: &[Daemon]) -> Result<()> {
+    if daemons.is_empty() {
+        term::tell(
+            "nothing runs; start something: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
+        );
+        return Ok(());
+    }
+    let header = [
+        "PID",
+        "DISK",
+        "DRIVER",
+        "SIZE",
+        "EXPORTS",
+        "CLIENTS",
+        "IN FLIGHT",
+        "OPS",
+        "OPS/S",
+        "READ",
+        "WRITTEN",
+        "READ P50/P99",
+        "WRITE P50/P99",
+    ];
+    let mut table = term::table(&header);
+    for daemon in daemons {
+        for disk in &daemon.disks {
+            let opened = |client: &&crate::control::report::Client| {
+                client.export.as_ref().is_some_and(|export| disk.exports.contains(export))
+            };
+            table.add_row([
+                daemon.pid.to_string(),
+                format!("{}{}", disk.name, if disk.read_only { " (ro)" } else { "" }),
+                disk.driver.clone(),
+                size::human(disk.size),
+                disk.exports.join(","),
+                daemon.nbd.clients.iter().filter(opened).count().to_string(),
+                disk.in_flight.to_string(),
+                disk.ops.to_string(),
+                disk.iops.to_string(),
+                size::human(disk.bytes_read),
+                size::human(disk.bytes_written),
+                latency(disk.read_latency_ns),
+                latency(disk.write_latency_ns),
+            ]);
+        }
+    }
+    term::say(table.trim_fmt())?;
+    for daemon in daemons {
+        for address in &daemon.nbd.listen {
+            term::say(format_args!("{} listens at {address}", daemon.pid))?;
+        }
+    }
+    Ok(())
+}
+
+fn latency(latency: Option<Latency>) -> String {
+    latency.map_or_else(
+        || "-".into(),
+        |latency| format!("{} / {}", term::human_ns(latency.p50), term::human_ns(latency.p99)),
+    )
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    description: String,
+    size: Option<u64>,
+    read_only: Option<bool>,
+    uri: String,
+}
+
+fn list_server(uri: &Uri, tls: &TlsOptions, json: bool) -> Result<()> {
+    let mut client = Client::connect(uri, tls, HeaderStyle::Simple)?;
+    let mut exports = Vec::new();
+    for export in client.list()? {
+        // One that needs TLS, say, is on the list all the same.
+        let info = client.info(&export.name).ok();
+        let flags = info.as_ref().map(|info| info.flags);
+        let described = info.as_ref().map(|info| info.description.clone());
+        exports.push(Listed {
+            uri: Uri { export: export.name.clone(), ..uri.clone() }.to_string(),
+            name: export.name,
+            description: described.filter(|text| !text.is_empty()).unwrap_or(export.description),
+            size: info.as_ref().map(|info| info.size),
+            read_only: flags
+                .map(|flags| flags.contains(blockyard_nbd::wire::TransmissionFlags::READ_ONLY)),
+        });
+    }
+    client.close();
+    if json {
+        return term::say_json(&serde_json::json!({ "uri": uri.to_string(), "exports": exports }));
+    }
+    let mut table = term::table(&["EXPORT", "SIZE", "", "DESCRIPTION", "URI"]);
+    for export in exports {
+        table.add_row([
+            format!("{:?}", export.name),
+            export.size.map_or_else(|| "?".into(), size::human),
+            if export.read_only == Some(true) { "ro".into() } else { String::new() },
+            export.description,
+            export.uri,
+        ]);
+    }
+    term::say(table.trim_fmt())
+}

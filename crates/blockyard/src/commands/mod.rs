@@ -1,0 +1,41 @@
+//! The commands: from the command line to a plan, from the plan to what is done.
+
+mod bench;
+mod docs;
+mod info;
+mod list;
+mod serve;
+mod up;
+
+use crate::cli::{Cli, Command};
+use crate::error::{Error, Result};
+use crate::uri::DiskUri;
+
+/// The exit code of a predicate whose answer is no.
+pub const NO: u8 = 2;
+
+/// Does what the command line says, and returns the exit code.
+///
+/// # Errors
+/// Whatever keeps it from being done.
+pub fn run(cli: Cli) -> Result<u8> {
+    match cli.command {
+        Command::Up(args) => up::run(&args).map(|()| 0),
+        Command::Serve(args) => serve::run(&args),
+        Command::List(args) => list::run(args).map(|()| 0),
+        Command::Info(args) => info::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Completions { shell } => docs::completions(shell).map(|()| 0),
+        Command::Man { directory } => docs::man(directory.as_deref()).map(|()| 0),
+    }
+}
+
+/// A disk URI from the command line.
+fn disk_uri(text: &str) -> Result<DiskUri> {
+    text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+}
+
+/// A size from the command line.
+fn size(flag: &str, text: &str) -> Result<u64> {
+    crate::size::parse(text).map_err(|problem| Error::usage(format!("{flag}: {problem}")))
+}

@@ -1,0 +1,170 @@
+//! `blockyard serve`: disks from the command line, over NBD.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use blockyard_export_nbd::{Address, TlsFiles};
+
+use super::disk_uri;
+use crate::cli::{ServeArgs, Tls};
+use crate::daemon::{Daemon, Passed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::{ExportPlan, NbdPlan, TlsUse, YardPlan};
+use crate::runner::Runner;
+use crate::term;
+use crate::uri::{DiskPlan, DiskUri};
+
+pub(super) fn run(args: &ServeArgs) -> Result<u8> {
+    let passed = Passed::take();
+    let runner = args.run.as_deref().map(|command| private_runner(command, args)).transpose()?;
+    let plan = plan(args, !passed.is_empty(), runner.as_ref())?;
+    let daemon = Daemon::start(plan, passed)?;
+    match runner {
+        None => daemon.run(ready).map(|()| 0),
+        Some(runner) => {
+            let uri = uri_for(daemon.addresses(), "");
+            runner.run(daemon, &uri)
+        }
+    }
+}
+
+/// `--run` without an address listens where nobody else does.
+fn private_runner(command: &OsStr, args: &ServeArgs) -> Result<Runner> {
+    Runner::new(command, args.nbd.is_empty())
+}
+
+/// One line for each listener.
+pub(super) fn ready(daemon: &Daemon) {
+    for notice in daemon.notices() {
+        term::tell(format_args!("note: {notice}"));
+    }
+    let exports: Vec<_> =
+        daemon.plan().exports.iter().map(|export| format!("{:?}", export.name)).collect();
+    for address in daemon.addresses() {
+        let uri = uri_for(std::slice::from_ref(address), "");
+        term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
+    }
+}
+
+/// The URI by which a client on this machine reaches an export at the first of the addresses.
+pub(super) fn uri_for(addresses: &[Address], export: &str) -> String {
+    use blockyard_nbd::uri::{TlsParams, Transport, Uri};
+    let transport = match addresses.first() {
+        Some(Address::Unix(path)) => {
+            Transport::Unix { socket: path.to_string_lossy().into_owned() }
+        }
+        Some(Address::Tcp { host, port }) => {
+            let any = ["", "0.0.0.0", "::"].contains(&host.as_str());
+            Transport::Tcp {
+                host: if any { "localhost".into() } else { host.clone() },
+                port: *port,
+            }
+        }
+        Some(Address::Vsock { cid, port }) => {
+            let cid = if *cid == Address::VSOCK_ANY { 1 } else { *cid };
+            Transport::Vsock { cid, port: *port }
+        }
+        None => return String::new(),
+    };
+    let tls_params = TlsParams::default();
+    Uri { transport, tls: false, export: export.into(), user: None, tls_params }.to_string()
+}
+
+fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<YardPlan> {
+    let mut disks = args.uris.iter().map(|uri| local_disk(uri)).collect::<Result<Vec<_>>>()?;
+    for disk in &mut disks {
+        disk.options.read_only |= args.read_only;
+    }
+    let mut plan = YardPlan::new(disks)?;
+    for (flag, given) in [("--name", args.name.len()), ("--description", args.description.len())] {
+        if given > plan.disks.len() {
+            let what = format!("{flag} is given {given} times for {} disks", plan.disks.len());
+            return Err(Error::usage(what));
+        }
+    }
+    for index in 0..plan.disks.len() {
+        let name = args.name.get(index).cloned().unwrap_or_else(|| plan.disk_name(index).into());
+        let mut export = ExportPlan::new(index, name);
+        export.description = args.description.get(index).cloned().unwrap_or_default();
+        export.read_only = args.read_only;
+        plan.exports.push(export);
+    }
+    plan.nbd = nbd_plan(args, sockets_passed, runner)?;
+    plan.nbd.default_export = plan.exports.first().map(|export| export.name.clone());
+    plan.threads = args.threads.map_or(plan.threads, usize::from);
+    Ok(plan)
+}
+
+fn local_disk(uri: &str) -> Result<DiskPlan> {
+    match disk_uri(uri)? {
+        DiskUri::Local(plan) => Ok(*plan),
+        DiskUri::Nbd(uri) => {
+            let what = format!("{uri} cannot be served: there is no driver for NBD disks yet");
+            Err(Error::new(ErrorKind::Unavailable, what).help(
+                "info, list and bench work with it; copy it to a file (nbdcopy) and serve that",
+            ))
+        }
+    }
+}
+
+fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<NbdPlan> {
+    let mut nbd = NbdPlan::default();
+    for address in &args.nbd {
+        if address == "systemd" {
+            nbd.systemd = true;
+            continue;
+        }
+        let address: Address = address
+            .parse()
+            .map_err(|err: blockyard_export_nbd::Error| Error::usage("bad --nbd").caused_by(err))?;
+        nbd.listen.push(address.into());
+    }
+    if let Some(socket) = runner.and_then(Runner::socket) {
+        nbd.listen.push(Address::Unix(socket).into());
+    }
+    if nbd.listen.is_empty() && !nbd.systemd {
+        if !sockets_passed {
+            return Err(Error::usage("where should it be served?")
+                .help("add --nbd unix:/path/to.sock or --nbd tcp:127.0.0.1:10809"));
+        }
+        nbd.systemd = true;
+    }
+    nbd.tls = tls(args)?;
+    nbd.socket_mode = args.socket_mode.as_deref().map(socket_mode).transpose()?;
+    if let Some(clients) = args.max_clients {
+        nbd.limits.max_clients = clients as usize;
+    }
+    if let Some(requests) = args.max_in_flight {
+        nbd.limits.in_flight_per_client = requests as usize;
+    }
+    Ok(nbd)
+}
+
+fn socket_mode(text: &str) -> Result<u32> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| {
+        Error::usage(format!("--socket-mode: {text:?} is no octal mode up to 777; write 660, say"))
+    })
+}
+
+fn tls(args: &ServeArgs) -> Result<Option<(TlsUse, TlsFiles)>> {
+    let files = [&args.tls_certificate, &args.tls_key, &args.tls_client_ca];
+    let usage = match args.tls {
+        Tls::Off if files.iter().all(|file| file.is_none()) => return Ok(None),
+        Tls::Off => {
+            return Err(Error::usage("certificates are given, but TLS is off")
+                .help("add --tls require, or --tls allow"));
+        }
+        Tls::Allow => TlsUse::Allow,
+        Tls::Require => TlsUse::Require,
+    };
+    let needed = |file: &Option<PathBuf>, flag: &str| {
+        file.clone().ok_or_else(|| Error::usage(format!("TLS needs {flag} FILE")))
+    };
+    let files = TlsFiles {
+        certificate: needed(&args.tls_certificate, "--tls-certificate")?,
+        key: needed(&args.tls_key, "--tls-key")?,
+        client_ca: args.tls_client_ca.clone(),
+    };
+    Ok(Some((usage, files)))
+}

@@ -1,0 +1,124 @@
+//! `blockyard up`: a yard from a file, or a demo.
+
+use std::path::{Path, PathBuf};
+
+use blockyard_export_nbd::{Address, DEFAULT_PORT};
+
+use super::serve::{ready, uri_for};
+use crate::cli::UpArgs;
+use crate::config::{self, ConfigError};
+use crate::daemon::{Daemon, Passed};
+use crate::error::{Error, Result};
+use crate::plan::{ExportPlan, Listen, YardPlan};
+use crate::term;
+use crate::uri::{DiskPlan, PlanBuilder, Scheme};
+
+/// The file that is taken if none is named.
+const FILE: &str = "yard.toml";
+/// Where the demo keeps its files.
+const DEMO: &str = "yard";
+/// Bytes of each disk of the demo, as URIs have it.
+const DEMO_SIZE: &str = "1G";
+
+pub(super) fn run(args: &UpArgs) -> Result<()> {
+    let passed = Passed::take();
+    let usual = Path::new(FILE);
+    let file = args.file.as_deref().or_else(|| usual.exists().then_some(usual));
+    let Some(file) = file else { return demo(args.check, passed) };
+    let plan = config::load(file).map_err(|err| match err {
+        ConfigError::Unreadable(err) => err,
+        ConfigError::Mistakes(mistakes) => {
+            term::tell(mistakes.render(term::colored()));
+            Error::usage(format!("{} is not right", file.display()))
+        }
+    })?;
+    if args.check {
+        let (disks, exports) = (plan.disks.len(), plan.exports.len());
+        return term::say(format_args!(
+            "{} is right: {disks} disks, {exports} exports",
+            file.display()
+        ));
+    }
+    Daemon::start(plan, passed)?.run(ready)
+}
+
+fn demo(check: bool, passed: Passed) -> Result<()> {
+    let plan = demo_plan(Path::new(DEMO))?;
+    if check {
+        return term::say("there is no yard.toml; `blockyard up` starts a demo");
+    }
+    std::fs::create_dir_all(DEMO).map_err(|err| {
+        Error::failed("cannot make the directory ./yard of the demo").caused_by(err)
+    })?;
+    Daemon::start(plan, passed)?.run(|daemon| {
+        ready(daemon);
+        // A reader of the text who has left does not end the demo.
+        let _ = term::say(what_next(daemon));
+    })
+}
+
+/// A RAM disk and a file, on a socket and a port.
+fn demo_plan(directory: &Path) -> Result<YardPlan> {
+    let mut ram = PlanBuilder::new(Scheme::Ram);
+    set(&mut ram, &[("size", DEMO_SIZE), ("name", "ram")])?;
+    let path = directory.join("disk.img");
+    let mut file = PlanBuilder::new(Scheme::File);
+    let path_text = path.to_string_lossy().into_owned();
+    file.path(path_text).map_err(Error::usage)?;
+    let create: &[_] = if path.exists() { &[] } else { &[("create", DEMO_SIZE)] };
+    set(&mut file, create)?;
+    set(&mut file, &[("name", "disk")])?;
+    let uri = format!("file:{}", path.display());
+    let disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
+    let mut plan = YardPlan::new(disks)?;
+    let described = ["In memory, gone when the yard is closed", "In ./yard/disk.img, stays"];
+    for (index, description) in described.into_iter().enumerate() {
+        let mut export = ExportPlan::new(index, plan.disk_name(index));
+        export.description = description.into();
+        plan.exports.push(export);
+    }
+    plan.nbd.default_export = Some("ram".into());
+    let socket: PathBuf = std::path::absolute(directory.join("nbd.sock"))
+        .map_err(|err| Error::failed("where are we?").caused_by(err))?;
+    let tcp = Address::Tcp { host: "127.0.0.1".into(), port: DEFAULT_PORT };
+    plan.nbd.listen =
+        vec![Address::Unix(socket).into(), Listen { address: tcp, or_another_port: true }];
+    Ok(plan)
+}
+
+fn set(builder: &mut PlanBuilder, options: &[(&str, &str)]) -> Result<()> {
+    options.iter().try_for_each(|(key, value)| builder.set(key, value).map_err(Error::usage))
+}
+
+fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
+    builder.finish(uri).map_err(Error::usage)
+}
+
+/// What to do next, ready to paste.
+fn what_next(daemon: &Daemon) -> String {
+    let addresses = daemon.addresses();
+    let (ram, disk) = (uri_for(addresses, "ram"), uri_for(addresses, "disk"));
+    let tcp: Vec<_> = addresses
+        .iter()
+        .filter(|address| matches!(address, Address::Tcp { .. }))
+        .cloned()
+        .collect();
+    let over_tcp = uri_for(&tcp, "ram");
+    format!(
+        "
+A yard of two disks is open: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C closes it. In another terminal:
+
+  # what runs, and how fast
+  blockyard list
+  blockyard info '{ram}'
+  blockyard bench '{ram}' --rw randread --depth 32
+  nbdinfo '{over_tcp}'
+  # load that checks itself
+  fio --name=try --ioengine=nbd --uri='{ram}' --rw=randwrite --bs=4k --iodepth=32 --size=64M --verify=crc32c --verify_state_save=0
+  # onto the disk in the file, out of it, and into it again
+  nbdcopy '{ram}' '{disk}'
+  nbdcopy '{disk}' /tmp/disk.img
+  qemu-img convert -n -f raw -O raw /tmp/disk.img '{disk}'
+"
+    )
+}

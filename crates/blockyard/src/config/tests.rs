@@ -1,0 +1,139 @@
+use super::*;
+use crate::plan::TlsUse;
+use crate::uri::DriverPlan;
+
+fn mistakes(text: &str) -> Mistakes {
+    match parse("yard.toml", text, Path::new("/yard")) {
+        Err(ConfigError::Mistakes(mistakes)) => *mistakes,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn plan(text: &str) -> YardPlan {
+    match parse("yard.toml", text, Path::new("/yard")) {
+        Ok(plan) => plan,
+        Err(ConfigError::Mistakes(mistakes)) => panic!("{}", mistakes.render(false)),
+        Err(ConfigError::Unreadable(err)) => panic!("{err}"),
+    }
+}
+
+const NBD: &str = "[nbd]\nlisten = \"unix:nbd.sock\"\n";
+
+#[test]
+fn the_documented_example_is_right() {
+    let plan = plan(include_str!("../../../../docs/yard.toml"));
+    assert_eq!(plan.disks.len(), 3);
+    assert_eq!(plan.exports.len(), 3);
+    assert!(
+        matches!(&plan.disks[1].driver, DriverPlan::File(file) if file.path == Path::new("/yard/disk.img"))
+    );
+    assert_eq!(plan.nbd.listen.len(), 2);
+    assert!(plan.nbd.tls.as_ref().is_some_and(|(usage, _)| *usage == TlsUse::Allow));
+    assert_eq!(plan.threads, 2);
+}
+
+#[test]
+fn little_is_enough() {
+    let plan = plan(&format!("[[disk]]\nuri = \"ram:1M\"\n{NBD}"));
+    assert_eq!((plan.disk_name(0), plan.exports[0].name.as_str()), ("ram0", "ram0"));
+    assert_eq!(plan.nbd.default_export.as_deref(), Some("ram0"));
+}
+
+#[test]
+fn every_mistake_is_shown_with_its_place_and_a_remedy() {
+    let text = r#"[[disk]]
+name = "a"
+uri = "ram:1G?szie=4"
+
+[[disk]]
+name = "a"
+uri = "ram:1M"
+depth = "many"
+colour = "red"
+
+[[disk]]
+size = "1G"
+
+[[export]]
+disk = "b"
+naem = "x"
+
+[nbd]
+listen = ["tcp:localhost", 7]
+max_clients = 0
+idle_timeout = "5 minutes"
+
+[nbd.tls]
+mode = "requrie"
+
+[threads]
+count = "all"
+
+[web]
+"#;
+    let all = mistakes(text);
+    let shown = all.render(false);
+    for part in [
+        "yard.toml:3:15",
+        "did you mean \"size\"?",
+        "yard.toml:6:8",
+        "named \"a\" already",
+        "yard.toml:8:9",
+        "from 1 to 10240",
+        "yard.toml:9:1",
+        "no key \"colour\"",
+        "yard.toml:11:1",
+        "a disk without a uri",
+        "yard.toml:15:8",
+        "no disk named \"b\"",
+        "yard.toml:16:1",
+        "did you mean \"name\"?",
+        "yard.toml:19:11",
+        "the port is missing",
+        "yard.toml:19:28",
+        "listen has an integer",
+        "yard.toml:20:15",
+        "from 1 to 4294967295",
+        "yard.toml:21:16",
+        "write a whole number and ns, us, ms, s or m",
+        "yard.toml:24:8",
+        "did you mean \"require\"?",
+        "yard.toml:27:9",
+        "count is a string",
+        "yard.toml:29:2",
+        "no key \"web\"",
+        "14 mistakes; nothing was started",
+    ] {
+        assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn a_pointer_marks_what_is_wrong() {
+    let all = mistakes(&format!("[[disk]]\nuri = \"ram:1GB\"\n{NBD}"));
+    assert_eq!(
+        all.render(false),
+        "error: this is no disk URI\n \
+         --> yard.toml:2:12\n\
+         2 | uri = \"ram:1GB\"\n  \
+           |            ^^^\n  \
+           = help: size: \"1GB\" is no size: GB can mean 1000 or 1024; write G or GiB; \
+         write bytes or a unit of 1024, as 512, 4K, 1M, 1G, 1T\n\n\
+         yard.toml: 1 mistake; nothing was started"
+    );
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    assert!(mistakes(NBD).render(false).contains("there is no disk"));
+    assert!(mistakes("[[disk]]\nuri = \"ram:1M\"").render(false).contains("nothing listens"));
+    let tls = format!("[[disk]]\nuri = \"ram:1M\"\n{NBD}[nbd.tls]\nmode = \"allow\"\n");
+    let shown = mistakes(&tls).render(false);
+    assert!(shown.contains("without a certificate") && shown.contains("without a key"), "{shown}");
+}
+
+#[test]
+fn what_is_no_toml_is_said_with_its_place() {
+    let shown = mistakes("[[disk]\nuri = ram\n").render(false);
+    assert!(shown.contains("this is no TOML") && shown.contains("yard.toml:1:"), "{shown}");
+}

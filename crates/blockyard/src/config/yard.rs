@@ -1,0 +1,354 @@
+//! What a yard.toml means: its tables, key by key.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use blockyard_export_nbd::{Address, ServerLimits, TlsFiles};
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::mistakes::Mistake;
+use super::table::{At, Taker};
+use crate::plan::{ExportPlan, MAX_THREADS, NbdPlan, TlsUse, YardPlan, name_disks};
+use crate::suggest;
+use crate::uri::{DiskPlan, DiskUri, DriverPlan, PlanBuilder, parse_duration};
+
+/// Checks all of it. `None` only if there are mistakes.
+pub(super) fn check(
+    root: &Spanned<DeTable<'_>>,
+    base: &Path,
+    found: &mut Vec<Mistake>,
+) -> Option<YardPlan> {
+    let mut top = Taker::new("the file", root.get_ref(), 0..0);
+    let disks = disks(&mut top, base, found);
+    let mut exports = exports(&mut top, &disks, found);
+    let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, found));
+    let threads = top.table("threads", "[threads]", found);
+    let (threads, grace) = threads.map_or((None, None), |table| threads_table(table, found));
+    top.finish(found);
+    if disks.is_empty() && found.is_empty() {
+        let remedy = "add one:\n[[disk]]\nname = \"ram0\"\nuri = \"ram:1G\"";
+        found.push(Mistake::new(0..0, "there is no disk", remedy));
+    }
+    let mut nbd = nbd.unwrap_or_default();
+    if nbd.listen.is_empty() && !nbd.systemd && found.is_empty() {
+        let remedy = "say where clients connect to:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
+        found.push(Mistake::new(0..0, "nothing listens", remedy));
+    }
+    if !found.is_empty() {
+        return None;
+    }
+    let plans = disks.into_iter().map(|disk| disk.plan).collect();
+    let mut plan = match YardPlan::new(plans) {
+        Ok(plan) => plan,
+        Err(err) => {
+            found.push(Mistake::new(0..0, err.to_string(), err.remedy().unwrap_or_default()));
+            return None;
+        }
+    };
+    if exports.is_empty() {
+        let all = 0..plan.disks.len();
+        exports = all.map(|index| ExportPlan::new(index, plan.disk_name(index))).collect();
+    }
+    nbd.default_export =
+        nbd.default_export.or_else(|| exports.first().map(|export| export.name.clone()));
+    plan.exports = exports;
+    plan.nbd = nbd;
+    plan.threads = threads.unwrap_or(plan.threads);
+    plan.grace = grace.unwrap_or(plan.grace);
+    Some(plan)
+}
+
+/// A disk, and where it is in the file.
+struct Disk {
+    plan: DiskPlan,
+    name: String,
+}
+
+fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<Disk> {
+    let mut plans: Vec<DiskPlan> = Vec::new();
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
+    for mut table in top.tables("disk", "[[disk]]", found) {
+        let uri = table.text("uri", found);
+        let name = table.text("name", found);
+        if let Some(name) = &name
+            && names.insert(name.value.clone(), name.at.start).is_some()
+        {
+            let what = format!("there is a disk named {:?} already", name.value);
+            found.push(Mistake::new(name.at.clone(), what, "give it another name"));
+        }
+        let Some(uri) = uri else {
+            if table.any("uri").is_none() {
+                let remedy = "say what it is: uri = \"ram:1G\", or uri = \"file:disk.img\"";
+                found.push(Mistake::new(first_line(&table.at()), "a disk without a uri", remedy));
+            }
+            continue;
+        };
+        plans.extend(disk(&table, &uri, name, base, found));
+    }
+    // Names that are made up are different from all that were given.
+    if let Err(err) = name_disks(&mut plans)
+        && found.is_empty()
+    {
+        found.push(Mistake::new(0..0, err.to_string(), err.remedy().unwrap_or_default()));
+    }
+    let named = plans
+        .into_iter()
+        .map(|plan| Disk { name: plan.options.name.clone().unwrap_or_default(), plan });
+    named.collect()
+}
+
+/// A span that covers more than a line is shown by its start.
+fn first_line(at: &Range<usize>) -> Range<usize> {
+    at.start..at.start + 1
+}
+
+fn disk(
+    table: &Taker<'_, '_>,
+    uri: &At<String>,
+    name: Option<At<String>>,
+    base: &Path,
+    found: &mut Vec<Mistake>,
+) -> Option<DiskPlan> {
+    let plan = match uri.value.parse() {
+        Ok(DiskUri::Local(plan)) => *plan,
+        Ok(DiskUri::Nbd(_)) => {
+            let what = "there is no driver for NBD disks yet";
+            found.push(Mistake::new(
+                uri.at.clone(),
+                what,
+                "copy it to a file (nbdcopy) and name that",
+            ));
+            return None;
+        }
+        Err(err) => {
+            // Inside of the quotes, where the bytes are those of the URI.
+            let raw = uri.at.len() == uri.value.len() + 2;
+            let start = uri.at.start + 1 + err.at().start;
+            let at = if raw { start..start + err.at().len() } else { uri.at.clone() };
+            found.push(Mistake::new(at, "this is no disk URI", err.problem()));
+            return None;
+        }
+    };
+    let mut builder = PlanBuilder::from_plan(plan);
+    let given = name.map(|name| ("name".to_owned(), name.at.clone(), Some(name)));
+    let rest = table.rest().into_iter().map(|(key, value)| (key.value, key.at, value));
+    for (key, at, value) in given.into_iter().chain(rest) {
+        let known = builder.names();
+        let Some(value) = value else {
+            let what = format!("{key} is neither a text, a number nor a flag");
+            found.push(Mistake::new(
+                at,
+                what,
+                format!("a disk has uri, {}", suggest::list(&known)),
+            ));
+            continue;
+        };
+        let key_is_known = known.contains(&key.as_str());
+        let (place, what) = if key_is_known {
+            (value.at, format!("{key} cannot be {:?}", value.value))
+        } else {
+            (at, format!("[[disk]] has no key {key:?}"))
+        };
+        if let Err(problem) = builder.set(&key, &value.value) {
+            found.push(Mistake::new(place, what, problem));
+        }
+    }
+    match builder.finish(&uri.value) {
+        Ok(mut plan) => {
+            if let DriverPlan::File(file) = &mut plan.driver {
+                file.path = base.join(&file.path);
+            }
+            Some(plan)
+        }
+        Err(problem) => {
+            found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
+            None
+        }
+    }
+}
+
+fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) -> Vec<ExportPlan> {
+    let mut exports: Vec<ExportPlan> = Vec::new();
+    for mut table in top.tables("export", "[[export]]", found) {
+        let disk = table.text("disk", found);
+        let name = table.text("name", found);
+        let description = table.text("description", found);
+        let read_only = table.flag("read_only", found);
+        let tls_only = table.flag("tls_only", found);
+        let preferred = table.number("preferred_block_size", (512, 32 << 20), found);
+        let at = first_line(&table.at());
+        let has_disk = table.any("disk").is_some();
+        table.finish(found);
+        let Some(disk) = disk else {
+            if !has_disk {
+                let remedy = "name one of the disks: disk = \"...\"";
+                found.push(Mistake::new(at, "an export without a disk", remedy));
+            }
+            continue;
+        };
+        let Some(index) = disks.iter().position(|known| known.name == disk.value) else {
+            let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+            let what = format!("there is no disk named {:?}", disk.value);
+            found.push(Mistake::new(disk.at, what, suggest::hint(&disk.value, &names)));
+            continue;
+        };
+        if let Some(preferred) = preferred.as_ref().filter(|size| !size.value.is_power_of_two()) {
+            let what = "a preferred block size is a power of two";
+            found.push(Mistake::new(preferred.at.clone(), what, "write 4096, say"));
+        }
+        let place = name.as_ref().map_or(disk.at, |name| name.at.clone());
+        let name = name.map_or(disk.value, |name| name.value);
+        if exports.iter().any(|other| other.name == name) {
+            let what = format!("there is an export named {name:?} already");
+            found.push(Mistake::new(place, what, "give it another name: name = \"...\""));
+        }
+        let mut export = ExportPlan::new(index, name);
+        export.description = description.map(|text| text.value).unwrap_or_default();
+        export.read_only = read_only.is_some_and(|flag| flag.value);
+        export.tls_only = tls_only.is_some_and(|flag| flag.value);
+        export.preferred_block_size = preferred.and_then(|size| u32::try_from(size.value).ok());
+        exports.push(export);
+    }
+    exports
+}
+
+fn nbd(mut table: Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> NbdPlan {
+    let mut plan = NbdPlan::default();
+    for address in table.texts("listen", found) {
+        if address.value == "systemd" {
+            plan.systemd = true;
+            continue;
+        }
+        match address.value.parse() {
+            Ok(Address::Unix(path)) => plan.listen.push(Address::Unix(base.join(path)).into()),
+            Ok(parsed) => plan.listen.push(Address::into(parsed)),
+            Err(err) => {
+                let err: blockyard_export_nbd::Error = err;
+                let remedy = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                found.push(Mistake::new(address.at, err.to_string(), remedy));
+            }
+        }
+    }
+    if let Some(mode) = table.text("socket_mode", found) {
+        plan.socket_mode = u32::from_str_radix(&mode.value, 8).ok().filter(|mode| *mode <= 0o777);
+        if plan.socket_mode.is_none() {
+            found.push(Mistake::new(
+                mode.at,
+                "this is no octal mode",
+                "write socket_mode = \"660\", say",
+            ));
+        }
+    }
+    plan.default_export = table.text("default_export", found).map(|name| name.value);
+    plan.tls = table.table("tls", "[nbd.tls]", found).and_then(|table| tls(table, base, found));
+    plan.limits = limits(&mut table, found);
+    table.finish(found);
+    plan
+}
+
+/// What clients may cost.
+fn limits(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> ServerLimits {
+    let mut limits = ServerLimits::default();
+    let most = u64::from(u32::MAX);
+    let count = |at: At<u64>| usize::try_from(at.value).unwrap_or(usize::MAX);
+    if let Some(clients) = table.number("max_clients", (1, most), found) {
+        limits.max_clients = count(clients);
+    }
+    if let Some(requests) = table.number("max_in_flight", (1, most), found) {
+        limits.in_flight_per_client = count(requests);
+    }
+    if let Some(memory) = table.text("memory_per_client", found) {
+        match crate::size::parse(&memory.value) {
+            Ok(bytes) if bytes >= u64::from(limits.max_payload) => {
+                limits.memory_per_client = usize::try_from(bytes).unwrap_or(usize::MAX);
+            }
+            Ok(_) => found.push(Mistake::new(
+                memory.at,
+                "that is less than the longest request of a client",
+                format!("write \"{}\" or more", crate::size::human(limits.max_payload.into())),
+            )),
+            Err(problem) => found.push(Mistake::new(memory.at, "this is no size", problem)),
+        }
+    }
+    for (key, limit) in [
+        ("handshake_timeout", &mut limits.handshake_timeout),
+        ("stall_timeout", &mut limits.stall_timeout),
+    ] {
+        if let Some(time) = duration(table, key, found) {
+            *limit = time;
+        }
+    }
+    limits.idle_timeout = duration(table, "idle_timeout", found);
+    limits
+}
+
+fn duration(
+    table: &mut Taker<'_, '_>,
+    key: &'static str,
+    found: &mut Vec<Mistake>,
+) -> Option<Duration> {
+    let text = table.text(key, found)?;
+    match parse_duration(&text.value) {
+        Ok(time) if !time.is_zero() => Some(time),
+        Ok(_) => {
+            found.push(Mistake::new(
+                text.at,
+                format!("{key} is no time at all"),
+                "write \"10s\", say",
+            ));
+            None
+        }
+        Err(problem) => {
+            found.push(Mistake::new(text.at, format!("{key} is no time"), problem));
+            None
+        }
+    }
+}
+
+fn tls(
+    mut table: Taker<'_, '_>,
+    base: &Path,
+    found: &mut Vec<Mistake>,
+) -> Option<(TlsUse, TlsFiles)> {
+    let mode = table.text("mode", found);
+    let certificate = table.text("certificate", found);
+    let key = table.text("key", found);
+    let client_ca = table.text("client_ca", found);
+    let at = first_line(&table.at());
+    table.finish(found);
+    let mode = match mode.as_ref().map(|mode| mode.value.as_str()) {
+        Some("off") => return None,
+        Some("allow") => TlsUse::Allow,
+        None | Some("require") => TlsUse::Require,
+        Some(other) => {
+            let place = mode.as_ref().map_or(at, |mode| mode.at.clone());
+            let remedy = suggest::hint(other, &["off", "allow", "require"]);
+            found.push(Mistake::new(place, format!("TLS has no mode {other:?}"), remedy));
+            return None;
+        }
+    };
+    let path = |text: At<String>| base.join(text.value);
+    let mut needed = |file: Option<At<String>>, key: &str| -> Option<PathBuf> {
+        if file.is_none() {
+            let remedy = format!("name a file in PEM: {key} = \"server-{key}.pem\"");
+            found.push(Mistake::new(at.clone(), format!("TLS without a {key}"), remedy));
+        }
+        file.map(path)
+    };
+    let (certificate, key) = (needed(certificate, "certificate"), needed(key, "key"));
+    let files = TlsFiles { certificate: certificate?, key: key?, client_ca: client_ca.map(path) };
+    Some((mode, files))
+}
+
+fn threads_table(
+    mut table: Taker<'_, '_>,
+    found: &mut Vec<Mistake>,
+) -> (Option<usize>, Option<Duration>) {
+    let count = table.number("count", (1, MAX_THREADS as u64), found);
+    let grace = duration(&mut table, "shutdown_grace", found);
+    table.finish(found);
+    (count.and_then(|count| usize::try_from(count.value).ok()), grace)
+}

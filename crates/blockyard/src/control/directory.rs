@@ -1,0 +1,48 @@
+//! Where the control sockets are.
+
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The directory of the control sockets of this user: `$BLOCKYARD_RUNTIME_DIR`, else `/run/blockyard` for root,
+/// else `$XDG_RUNTIME_DIR/blockyard`, else a directory under `/tmp` that nobody else may use.
+///
+/// # Errors
+/// The one under `/tmp` is another's.
+pub fn runtime_dir() -> Result<PathBuf> {
+    let variable =
+        |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(directory) = variable("BLOCKYARD_RUNTIME_DIR") {
+        return Ok(directory);
+    }
+    let uid = rustix::process::getuid();
+    if uid.is_root() {
+        return Ok("/run/blockyard".into());
+    }
+    if let Some(directory) = variable("XDG_RUNTIME_DIR") {
+        return Ok(directory.join("blockyard"));
+    }
+    let directory = PathBuf::from(format!("/tmp/blockyard-{}", uid.as_raw()));
+    match std::fs::symlink_metadata(&directory) {
+        Ok(found) if !is_private(&found, uid.as_raw()) => {
+            let what = format!(
+                "{} belongs to somebody else, or others may write to it",
+                directory.display()
+            );
+            Err(Error::failed(what).help("set BLOCKYARD_RUNTIME_DIR to a directory of your own"))
+        }
+        _ => Ok(directory),
+    }
+}
+
+fn is_private(found: &Metadata, uid: u32) -> bool {
+    found.is_dir() && found.uid() == uid && found.mode() & 0o077 == 0
+}
+
+/// Makes the directory, for this user only.
+pub(super) fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}

@@ -1,0 +1,192 @@
+//! What a daemon tells of itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use blockyard_blkmq::stats::QueueStats;
+use blockyard_blkmq::{Disk, SECTOR_SIZE, StatGroup};
+use blockyard_export_nbd::{Address, ClientInfo, HeaderStyle, Server};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::YardPlan;
+
+/// A daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Daemon {
+    /// Its process id.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// How long it serves.
+    pub uptime_seconds: f64,
+    /// Its queue threads.
+    pub threads: usize,
+    /// Its disks.
+    pub disks: Vec<DiskReport>,
+    /// How it speaks NBD.
+    pub nbd: Nbd,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// Its name.
+    pub name: String,
+    /// As the user wrote it.
+    pub uri: String,
+    /// Its driver.
+    pub driver: String,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of a logical block.
+    pub block_size: u32,
+    /// Nobody may change it.
+    pub read_only: bool,
+    /// The names of its exports.
+    pub exports: Vec<String>,
+    /// The names of its partitions.
+    pub partitions: Vec<String>,
+    /// Requests with the driver.
+    pub in_flight: usize,
+    /// Requests of all kinds that have ended.
+    pub ops: u64,
+    /// The same for each second of the daemon's life.
+    pub iops: f64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// How long reads took.
+    pub read_latency_ns: Option<Latency>,
+    /// How long writes took.
+    pub write_latency_ns: Option<Latency>,
+}
+
+/// How long requests took, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half were faster.
+    pub p50: u64,
+    /// 99 of 100 were faster.
+    pub p99: u64,
+}
+
+/// An NBD server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nbd {
+    /// Where it listens.
+    pub listen: Vec<String>,
+    /// Who is connected.
+    pub clients: Vec<Client>,
+}
+
+/// A client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Client {
+    /// Its number.
+    pub id: u64,
+    /// Who it is.
+    pub peer: String,
+    /// What it has opened; none while it is in its handshake.
+    pub export: Option<String>,
+    /// The headers of its messages: `simple`, `structured` or `extended`.
+    pub style: Option<String>,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    /// Requests that are not answered yet.
+    pub in_flight: usize,
+    /// Requests so far.
+    pub requests: u64,
+    /// Bytes read so far.
+    pub bytes_read: u64,
+    /// Bytes written so far.
+    pub bytes_written: u64,
+}
+
+impl Daemon {
+    pub(crate) fn of(
+        plan: &YardPlan,
+        disks: &[Arc<Disk>],
+        server: &Server,
+        addresses: &[Address],
+        started: Instant,
+    ) -> Self {
+        let uptime_seconds = started.elapsed().as_secs_f64();
+        let report =
+            |(index, disk): (usize, &Arc<Disk>)| disk_report(plan, index, disk, uptime_seconds);
+        Self {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_seconds,
+            threads: plan.threads,
+            disks: disks.iter().enumerate().map(report).collect(),
+            nbd: Nbd {
+                listen: addresses.iter().map(ToString::to_string).collect(),
+                clients: server.clients().into_iter().map(Client::from).collect(),
+            },
+        }
+    }
+}
+
+fn disk_report(plan: &YardPlan, index: usize, disk: &Disk, uptime_seconds: f64) -> DiskReport {
+    let (stats, _) = disk.stats();
+    let ops = StatGroup::ALL.iter().map(|&group| stats.counters(group).ios).sum();
+    let disk_plan = plan.disks.get(index);
+    let bytes = |group| stats.counters(group).sectors * SECTOR_SIZE;
+    let exports = plan.exports.iter().filter(|export| export.disk == index);
+    let partitions = disk.partitions();
+    DiskReport {
+        name: disk.name().into(),
+        uri: disk_plan.map(|plan| plan.uri.clone()).unwrap_or_default(),
+        driver: disk_plan.map(|plan| plan.scheme().name().into()).unwrap_or_default(),
+        size: disk.capacity().bytes(),
+        block_size: disk.limits().logical_block_size.bytes(),
+        read_only: disk.is_read_only(),
+        exports: exports.map(|export| export.name.clone()).collect(),
+        partitions: partitions.iter().map(|part| disk.partition_name(part.info().number)).collect(),
+        in_flight: disk.in_flight().len(),
+        ops,
+        iops: per_second(ops, uptime_seconds),
+        bytes_read: bytes(StatGroup::Read),
+        bytes_written: bytes(StatGroup::Write),
+        read_latency_ns: latency(&stats, StatGroup::Read),
+        write_latency_ns: latency(&stats, StatGroup::Write),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { (count as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 }
+}
+
+fn latency(stats: &QueueStats, group: StatGroup) -> Option<Latency> {
+    let histogram = stats.latency(group);
+    Some(Latency { p50: histogram.quantile(0.5)?, p99: histogram.quantile(0.99)? })
+}
+
+/// The word for a header style.
+#[must_use]
+pub const fn style_name(style: HeaderStyle) -> &'static str {
+    match style {
+        HeaderStyle::Simple => "simple",
+        HeaderStyle::Structured => "structured",
+        HeaderStyle::Extended => "extended",
+    }
+}
+
+impl From<ClientInfo> for Client {
+    fn from(client: ClientInfo) -> Self {
+        let session = client.session;
+        Self {
+            id: client.id,
+            peer: client.peer,
+            style: session.as_ref().map(|session| style_name(session.style).into()),
+            tls: session.as_ref().is_some_and(|session| session.tls),
+            export: session.map(|session| session.export),
+            in_flight: client.in_flight,
+            requests: client.requests,
+            bytes_read: client.bytes_read,
+            bytes_written: client.bytes_written,
+        }
+    }
+}

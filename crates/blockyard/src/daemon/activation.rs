@@ -1,0 +1,66 @@
+//! Sockets that systemd made and passed (`sd_listen_fds(3)`).
+
+use std::os::fd::OwnedFd;
+
+use blockyard_export_nbd::Listener;
+use listenfd::ListenFd;
+
+use crate::error::{Error, Result};
+
+/// Families of sockets that can listen, as `sys/socket.h` numbers them: unix, inet (inet6 too), vsock.
+const FAMILIES: [i32; 3] = [1, 2, 40];
+/// `SOCK_STREAM`.
+const STREAM: i32 = 1;
+
+/// What was passed to this process. Take it before there are threads: it takes the variables out of the
+/// environment.
+pub struct Passed(ListenFd);
+
+impl Passed {
+    /// Takes what was passed.
+    #[must_use]
+    pub fn take() -> Self {
+        Self(ListenFd::from_env())
+    }
+
+    /// How many sockets there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.len() == 0
+    }
+
+    pub(super) fn listeners(mut self) -> Result<Vec<Listener>> {
+        if self.is_empty() {
+            let help = "start it from a .socket unit, or try: systemd-socket-activate -l 10809 blockyard serve ...";
+            return Err(Error::usage("systemd was to pass sockets, but there are none").help(help));
+        }
+        (0..self.0.len()).map(|index| self.listener(index)).collect()
+    }
+
+    fn listener(&mut self, index: usize) -> Result<Listener> {
+        let mut problem = None;
+        for family in FAMILIES {
+            match self.0.take_custom::<OwnedFd>(index, family, STREAM, "stream socket") {
+                Ok(Some(fd)) => {
+                    return Listener::from_fd(fd).map_err(|err| {
+                        Error::failed("a socket from systemd cannot be used").caused_by(err)
+                    });
+                }
+                Ok(None) => {}
+                Err(err) => problem = Some(err),
+            }
+        }
+        let error = Error::failed(format!("socket {index} from systemd is no stream socket"))
+            .help("use ListenStream= in the .socket unit");
+        Err(match problem {
+            Some(problem) => error.caused_by(problem),
+            None => error,
+        })
+    }
+}

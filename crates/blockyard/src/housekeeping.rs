@@ -1,0 +1,75 @@
+//! Timeouts and retries: calls `Disk::tick` while something is in flight, and sleeps while nothing is.
+//!
+//! A queue thread that is about to sleep may have left something in flight; only then can there be a deadline.
+//! It rings the bell, once until the bell is armed again. The housekeeper then asks the disks when they want to
+//! be called, and goes on doing so until they want nothing. In an idle daemon no thread wakes up, so nothing
+//! rings.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use blockyard_blkmq::{Clock, Disk};
+use tokio::sync::Notify;
+
+/// "A second later is always early enough" (`Disk::tick`), and no more often than that costs anything.
+const LONGEST: Duration = Duration::from_secs(1);
+/// How often at most.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// What queue threads ring.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: AtomicBool,
+    notify: Notify,
+}
+
+impl Bell {
+    /// Rings, unless it has been rung already. Cheap: a read of memory that rarely changes.
+    pub fn ring(&self) {
+        if !self.rung.load(Ordering::Relaxed) && !self.rung.swap(true, Ordering::SeqCst) {
+            self.notify.notify_one();
+        }
+    }
+}
+
+/// Sees to `disks` for ever, on a thread that is no queue thread.
+pub async fn keep(disks: Vec<Arc<Disk>>, clock: Arc<dyn Clock>, bell: Arc<Bell>) {
+    let tick = || disks.iter().filter_map(|disk| disk.tick()).min();
+    loop {
+        bell.notify.notified().await;
+        loop {
+            if let Some(deadline_ns) = tick() {
+                let wait = Duration::from_nanos(deadline_ns.saturating_sub(clock.now_ns()));
+                tokio::time::sleep(wait.clamp(SHORTEST, LONGEST)).await;
+                continue;
+            }
+            // A busy daemon has often nothing in flight at the moment: look again after a while, not at the
+            // next request.
+            tokio::time::sleep(LONGEST).await;
+            bell.rung.store(false, Ordering::SeqCst);
+            // What was submitted before that has not rung, what comes after does.
+            if tick().is_none() {
+                break;
+            }
+            bell.rung.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bell_wakes_once_until_it_is_armed_again() {
+        let bell = Arc::new(Bell::default());
+        (0..3).for_each(|_| bell.ring());
+        bell.notify.notified().await;
+        let again = tokio::time::timeout(Duration::from_millis(1), bell.notify.notified()).await;
+        assert!(again.is_err());
+        bell.rung.store(false, Ordering::SeqCst);
+        bell.ring();
+        bell.notify.notified().await;
+    }
+}

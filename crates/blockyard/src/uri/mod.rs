@@ -1,0 +1,181 @@
+//! Disk URIs: from text to a plan that can no longer be wrong.
+//!
+//! | URI | the disk |
+//! | --- | --- |
+//! | `ram:1G` | memory, taken as it is written |
+//! | `null:1T?latency=100us` | reads zeroes, forgets writes, each after a while |
+//! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
+//! | `/p`, `./p` | the same with nothing special, the path taken as it is |
+//! | `nbd://host/export` and its like | an export of an NBD server ([`blockyard_nbd::uri`]) |
+
+mod options;
+
+use std::fmt;
+use std::ops::Range;
+
+use percent_encoding::percent_decode_str;
+
+pub use options::{
+    DiskOptions, DiskPlan, DriverPlan, Engine, FilePlan, OPTIONS, PlanBuilder, Scheme,
+    parse_duration,
+};
+
+use crate::suggest;
+
+/// Where a disk is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DiskUri {
+    /// On this machine, behind a driver of ours.
+    Local(Box<DiskPlan>),
+    /// At an NBD server.
+    Nbd(Box<blockyard_nbd::uri::Uri>),
+}
+
+/// A mistake in a URI: what, where, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UriError {
+    uri: String,
+    at: Range<usize>,
+    problem: String,
+}
+
+impl UriError {
+    fn new(uri: &str, at: Range<usize>, problem: impl Into<String>) -> Self {
+        Self { uri: uri.into(), at, problem: problem.into() }
+    }
+
+    /// The bytes of the URI that are wrong.
+    #[must_use]
+    pub fn at(&self) -> Range<usize> {
+        self.at.clone()
+    }
+
+    /// What is wrong with them, and what would be right.
+    #[must_use]
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+}
+
+impl fmt::Display for UriError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let before = self.uri.get(..self.at.start).unwrap_or("");
+        let column = before.chars().count() + 1;
+        match self.uri.get(self.at.clone()) {
+            Some(part) if !part.is_empty() && part.len() < self.uri.len() => {
+                write!(f, "in {:?}, at {part:?} (column {column}): {}", self.uri, self.problem)
+            }
+            _ => write!(f, "{:?}, column {column}: {}", self.uri, self.problem),
+        }
+    }
+}
+
+impl std::error::Error for UriError {}
+
+const NBD_SCHEMES: [&str; 6] = ["nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"];
+
+impl std::str::FromStr for DiskUri {
+    type Err = UriError;
+
+    fn from_str(uri: &str) -> Result<Self, UriError> {
+        let all = 0..uri.len();
+        if ["/", "./", "../"].iter().any(|start| uri.starts_with(start)) {
+            let mut plan = PlanBuilder::new(Scheme::File);
+            plan.path(uri.into()).map_err(|problem| UriError::new(uri, all.clone(), problem))?;
+            return finish(plan, uri);
+        }
+        let Some((scheme, rest)) = uri.split_once(':') else {
+            let problem = if uri.is_empty() {
+                "nothing is no disk; write ram:1G, file:/path or nbd://host/export".into()
+            } else {
+                format!("it has no scheme; a file is written ./{uri} or file:{uri}, memory ram:1G")
+            };
+            return Err(UriError::new(uri, all, problem));
+        };
+        if NBD_SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()) {
+            return match uri.parse() {
+                Ok(uri) => Ok(Self::Nbd(Box::new(uri))),
+                Err(err) => Err(UriError::new(uri, all, nbd_problem(&err))),
+            };
+        }
+        let Some(kind) = Scheme::parse(scheme) else {
+            let known: Vec<&str> =
+                Scheme::ALL.iter().map(|kind| kind.name()).chain(NBD_SCHEMES).collect();
+            let problem =
+                format!("there are no disks {scheme:?}; {}", suggest::hint(scheme, &known));
+            return Err(UriError::new(uri, 0..scheme.len(), problem));
+        };
+        local(uri, kind, scheme.len() + 1, rest)
+    }
+}
+
+fn nbd_problem(error: &blockyard_nbd::Error) -> String {
+    match error.kind() {
+        blockyard_nbd::ErrorKind::BadParameter { problem, text } => format!("{problem}: {text:?}"),
+        other => other.to_string(),
+    }
+}
+
+/// A URI of a disk of ours, whose `rest` begins at `start`.
+fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<DiskUri, UriError> {
+    let (body, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let at = start..start + body.len();
+    let mut plan = PlanBuilder::new(scheme);
+    let set = |problem| UriError::new(uri, at.clone(), problem);
+    match scheme {
+        Scheme::File => plan.path(file_path(body).map_err(set)?).map_err(set)?,
+        Scheme::Ram | Scheme::Null if body.is_empty() => {}
+        Scheme::Ram | Scheme::Null => plan.set("size", body).map_err(set)?,
+    }
+    let mut at = start + body.len() + 1;
+    for parameter in query.split('&') {
+        let range = at..at + parameter.len();
+        at = range.end + 1;
+        if parameter.is_empty() {
+            continue;
+        }
+        let wrong = |problem| UriError::new(uri, range.clone(), problem);
+        let (key, value) = parameter.split_once('=').unwrap_or((parameter, "1"));
+        let value = decode(value).map_err(wrong)?;
+        plan.set(key, &value).map_err(wrong)?;
+    }
+    finish(plan, uri)
+}
+
+fn finish(plan: PlanBuilder, uri: &str) -> Result<DiskUri, UriError> {
+    match plan.finish(uri) {
+        Ok(plan) => Ok(DiskUri::Local(Box::new(plan))),
+        Err(problem) => Err(UriError::new(uri, 0..uri.len(), problem)),
+    }
+}
+
+/// RFC 8089: `file:/p`, `file:///p`, and, beyond it, a relative `file:p`.
+fn file_path(body: &str) -> Result<String, String> {
+    match body.strip_prefix("//") {
+        Some(rest) if rest.starts_with('/') => decode(rest),
+        Some(rest) => {
+            let host = rest.split('/').next().unwrap_or(rest);
+            Err(format!("files are on this machine, not on {host:?}; write file:/path"))
+        }
+        None => decode(body),
+    }
+}
+
+fn decode(text: &str) -> Result<String, String> {
+    let broken = text.split('%').skip(1).find(|escape| {
+        !escape
+            .as_bytes()
+            .first_chunk::<2>()
+            .is_some_and(|two| two.iter().all(u8::is_ascii_hexdigit))
+    });
+    if broken.is_some() {
+        return Err(
+            "a % is followed by two hexadecimal digits; write %25 for the sign itself".into()
+        );
+    }
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(String::from).map_err(|_| "the escaped bytes are not UTF-8".into())
+}
+
+#[cfg(test)]
+mod tests;

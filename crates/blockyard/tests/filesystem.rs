@@ -1,0 +1,75 @@
+//! A real file system on a served disk: nbdfuse makes it a file, a loop device makes that a disk, and the
+//! kernel does the rest.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Cleanup, Daemon, noise, peer};
+
+/// Mounts an export as a file, and gives the file.
+fn fuse(daemon: &Daemon, export: &str) -> (Cleanup, String) {
+    let mount = daemon.path("fuse");
+    std::fs::create_dir_all(&mount).unwrap();
+    let ready = daemon.path("fuse.pid");
+    let mount = mount.to_str().unwrap().to_owned();
+    let guard = Cleanup::with(&["fusermount3", "-u", "-z", &mount]);
+    let mut command = Command::new("nbdfuse");
+    command.arg("-P").arg(&ready).arg(&mount).arg(daemon.uri(export)).stdin(Stdio::null());
+    let mut child = command.spawn().expect("nbdfuse is missing; run: cargo xtask setup");
+    // The process id is written once the mount is usable.
+    while std::fs::read_to_string(&ready).unwrap_or_default().is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "nbdfuse ended");
+        std::thread::yield_now();
+    }
+    std::fs::remove_file(&ready).unwrap();
+    // It ends when it is unmounted, and is waited for then.
+    std::thread::spawn(move || child.wait());
+    (guard, format!("{mount}/nbd"))
+}
+
+fn tree(root: &Path) {
+    for (index, size) in [0, 1, 4095, 4096, 70_000, 3 << 20].into_iter().enumerate() {
+        let folder = root.join(format!("folder{}", index % 3));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(format!("file{index}")), noise(size, index as u64)).unwrap();
+    }
+}
+
+fn checksums(root: &str) -> String {
+    peer("sh", &["-c", &format!("cd {root} && find . -type f | sort | xargs sha256sum")])
+}
+
+#[test]
+fn ext4_on_a_file_disk_survives_unmounting_and_a_restart() {
+    let daemon = Daemon::serve(&["file:disk.img?create=64M", "ram:64M"]);
+    for export in ["disk", "ram0"] {
+        let (unmount_fuse, file) = fuse(&daemon, export);
+        let device =
+            peer("losetup", &["--find", "--show", "--direct-io=off", &file]).trim().to_owned();
+        let detach = Cleanup::with(&["losetup", "-d", &device]);
+        peer("mkfs.ext4", &["-q", &device]);
+        let mount = daemon.path("mnt");
+        std::fs::create_dir_all(&mount).unwrap();
+        let mount = mount.to_str().unwrap();
+        peer("mount", &[&device, mount]);
+        let unmount = Cleanup::with(&["umount", mount]);
+        tree(Path::new(mount));
+        let before = checksums(mount);
+        assert_eq!(before.lines().count(), 6);
+        unmount.now();
+        peer("mount", &[&device, mount]);
+        let unmount = Cleanup::with(&["umount", mount]);
+        assert_eq!(checksums(mount), before);
+        unmount.now();
+        peer("fsck.ext4", &["-f", "-n", &device]);
+        detach.now();
+        unmount_fuse.now();
+        if export == "disk" {
+            peer("fsck.ext4", &["-f", "-n", daemon.path("disk.img").to_str().unwrap()]);
+        }
+    }
+    daemon.stop();
+}

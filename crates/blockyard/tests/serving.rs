@@ -1,0 +1,357 @@
+//! How a daemon is started, found, secured and ended.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{Daemon, Guard, blockyard, nbdsh, peer, run, system, try_peer};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+#[test]
+fn several_exports_the_first_is_the_default() {
+    let args = [
+        "ram:8M",
+        "ram:16M",
+        "null:32M",
+        "--name",
+        "first",
+        "--name",
+        "second",
+        "--description",
+        "one",
+    ];
+    let daemon = Daemon::serve(&args);
+    for (export, size) in
+        [("", "8388608"), ("first", "8388608"), ("second", "16777216"), ("null0", "33554432")]
+    {
+        assert_eq!(peer("nbdinfo", &["--size", &daemon.uri(export)]).trim(), size, "{export:?}");
+    }
+    let list = peer("nbdinfo", &["--list", &daemon.uri("")]);
+    assert!(list.contains("description: one"), "{list}");
+    let missing = try_peer("nbdinfo", &[&daemon.uri("third")]);
+    assert_ne!(missing.code, 0);
+    let said = daemon.run(&["list", &daemon.uri("")]);
+    said.code(0).contains(&[
+        "\"first\"",
+        "\"second\"",
+        "16 MiB",
+        "one",
+        "nbd+unix:///null0?socket=",
+    ]);
+    let said = daemon.run(&["info", &daemon.uri("third")]);
+    said.code(1).contains(&["third", "blockyard list 'nbd+unix://"]);
+}
+
+#[test]
+fn read_only_is_read_only_for_everybody() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("precious");
+    std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let daemon =
+        Daemon::serve(&["ram:8M".into(), format!("file:{}", file.display()), "--read-only".into()]);
+    for export in ["ram0", "precious"] {
+        let uri = daemon.uri(export);
+        peer("nbdinfo", &["--is", "read-only", &uri]);
+        assert_eq!(daemon.run(&["info", &uri, "--is", "read-only"]).code, 0);
+        assert_eq!(daemon.run(&["info", &uri, "--can", "write"]).code, 2);
+        let script = "h.set_strict_mode(0)\ntry:\n  h.pwrite(bytes(512), 0)\n  raise SystemExit('written')\n\
+                      except nbd.Error as e:\n  assert e.errnum == 1, e.errnum";
+        nbdsh(&uri, script);
+    }
+    daemon.stop();
+    assert_eq!(std::fs::read(&file).unwrap(), vec![7; 1 << 20]);
+}
+
+#[test]
+fn tcp_and_unix_at_once() {
+    let daemon = Daemon::start(
+        {
+            let mut command = blockyard(Path::new("run"));
+            command.args([
+                "serve",
+                "ram:8M",
+                "--nbd",
+                "tcp:127.0.0.1:0",
+                "--nbd",
+                "unix:s",
+                "--socket-mode",
+                "600",
+            ]);
+            command
+        },
+        TempDir::new().unwrap(),
+        2,
+    );
+    assert!(daemon.uris[0].starts_with("nbd://127.0.0.1:"), "{:?}", daemon.uris);
+    for uri in [daemon.uris[0].clone(), daemon.uri("")] {
+        assert_eq!(peer("nbdinfo", &["--size", &uri]).trim(), "8388608");
+    }
+    // The port is in use by now.
+    let port = daemon.uris[0].rsplit(':').next().unwrap().trim_end_matches('/').to_owned();
+    let said = run(&["serve", "ram:1M", "--nbd", &format!("tcp:127.0.0.1:{port}")]);
+    said.code(75).contains(&["in use", "choose another"]);
+    let said = run(&["serve", "ram:1M", "--nbd", &format!("unix:{}", daemon.path("s").display())]);
+    said.code(75).contains(&["in use"]);
+}
+
+/// An authority, and certificates of a server and a client of it.
+fn certificates(dir: &Path) {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa,
+        KeyPair,
+    };
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Blockyard test authority");
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(dir.join("ca-cert.pem"), ca.pem()).unwrap();
+    for (name, usage) in [
+        ("server", ExtendedKeyUsagePurpose::ServerAuth),
+        ("client", ExtendedKeyUsagePurpose::ClientAuth),
+    ] {
+        let key = KeyPair::generate().unwrap();
+        let mut params =
+            CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages.push(usage);
+        let cert = params.signed_by(&key, &ca).unwrap();
+        std::fs::write(dir.join(format!("{name}-cert.pem")), cert.pem()).unwrap();
+        std::fs::write(dir.join(format!("{name}-key.pem")), key.serialize_pem()).unwrap();
+    }
+}
+
+fn tls_daemon(mode: &str, client_ca: bool) -> Daemon {
+    let dir = TempDir::new().unwrap();
+    certificates(dir.path());
+    let mut command = blockyard(&dir.path().join("run"));
+    command.args(["serve", "ram:8M", "--nbd", "tcp:localhost:0", "--nbd", "unix:s", "--tls", mode]);
+    command.args(["--tls-certificate", "server-cert.pem", "--tls-key", "server-key.pem"]);
+    if client_ca {
+        command.args(["--tls-client-ca", "ca-cert.pem"]);
+    }
+    // localhost may be two addresses.
+    Daemon::start(command, dir, 2)
+}
+
+#[test]
+fn tls_is_required_of_everybody() {
+    let daemon = tls_daemon("require", true);
+    let port = daemon.uris[0].rsplit(':').next().unwrap().trim_end_matches('/');
+    let certificates = daemon.dir().display();
+    let plain = format!("nbd://localhost:{port}");
+    let secure = format!("nbds://localhost:{port}/ram0?tls-certificates={certificates}");
+    let said = peer("nbdinfo", &[&secure]);
+    assert!(said.contains("with TLS"), "{said}");
+    assert_ne!(try_peer("nbdinfo", &[&plain]).code, 0, "nobody without TLS");
+    daemon.run(&["info", &secure]).code(0).contains(&["TLS", "yes", "8 MiB"]);
+    daemon.run(&["info", &secure, "--is", "tls"]).code(0);
+    assert_ne!(daemon.run(&["info", &plain]).code, 0);
+    // Without a certificate of its own, a client is sent away.
+    let anonymous = format!("nbds://localhost:{port}/ram0");
+    let ca = daemon.path("ca-cert.pem");
+    assert_ne!(daemon.run(&["info", &anonymous, "--tls-ca", ca.to_str().unwrap()]).code, 0);
+    // QEMU, with its own spelling.
+    let object = format!("tls-creds-x509,id=tls0,endpoint=client,dir={certificates}");
+    let image = format!("driver=nbd,host=localhost,port={port},export=ram0,tls-creds=tls0");
+    let said = peer("qemu-img", &["info", "--object", &object, "--image-opts", &image]);
+    assert!(said.contains("8 MiB"), "{said}");
+    let out = daemon.path("out");
+    peer("nbdcopy", &[&secure, out.to_str().unwrap()]);
+    assert_eq!(std::fs::metadata(out).unwrap().len(), 8 << 20);
+    daemon.run(&["bench", &secure, "--count", "500", "--rw", "randrw"]).code(0);
+}
+
+#[test]
+fn tls_is_allowed_to_those_who_want_it() {
+    let daemon = tls_daemon("allow", false);
+    let socket = daemon.path("s");
+    let secure = format!(
+        "nbds+unix:///ram0?socket={}&tls-certificates={}&tls-hostname=localhost",
+        socket.display(),
+        daemon.dir().display()
+    );
+    daemon.run(&["info", &secure, "--is", "tls"]).code(0);
+    daemon.run(&["info", &daemon.uri("ram0"), "--is", "tls"]).code(2);
+    // A server that another authority has signed is not believed.
+    let strange = TempDir::new().unwrap();
+    certificates(strange.path());
+    let ca = strange.path().join("ca-cert.pem");
+    let said = daemon.run(&["info", &secure, "--tls-ca", ca.to_str().unwrap()]);
+    said.code(1).contains(&["TLS handshake failed", "--tls-ca"]);
+}
+
+#[test]
+fn sockets_of_systemd_are_taken() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // The shell makes the socket file descriptor 3, and becomes the daemon with its own process id, as systemd
+    // does.
+    let fd = rustix::io::dup(&listener).unwrap();
+    let script = format!(
+        "exec 3<&{}; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" serve ram:8M",
+        fd.as_raw_fd()
+    );
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_blockyard"));
+    command.env("BLOCKYARD_RUNTIME_DIR", dir.path().join("run"));
+    // sh closes nothing that is passed on.
+    let notify = dir.path().join("notify");
+    let notified = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    command.env("NOTIFY_SOCKET", &notify);
+    let daemon = Daemon::start(command, dir, 1);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("")]).trim(), "8388608");
+    let mut message = [0; 64];
+    let got = notified.recv(&mut message).unwrap();
+    assert_eq!(&message[..got], b"READY=1\n");
+    daemon.signal(Signal::TERM);
+    let got = notified.recv(&mut message).unwrap();
+    assert_eq!(&message[..got], b"STOPPING=1\n");
+    let (status, log) = daemon.wait();
+    assert!(status.success(), "{status}\n{log}");
+    run(&["serve", "ram:1M", "--nbd", "systemd"]).code(64).contains(&["systemd-socket-activate"]);
+}
+
+#[test]
+fn the_end_is_orderly_and_leaves_nothing() {
+    let daemon = Daemon::serve(&["ram:8M", "file:disk.img?create=8M"]);
+    let (socket, run, image) = (daemon.path("s"), daemon.path("run"), daemon.path("disk.img"));
+    let mut client = system("nbdsh");
+    let script =
+        "h.pwrite(b'z' * 4096, 0)\nprint('written', flush=True)\nimport sys\nsys.stdin.read()";
+    client
+        .args(["-u", &daemon.uri("disk"), "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(client.0.stdout.take().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    assert_eq!(line, "written\n");
+    let keep = TempDir::new().unwrap();
+    daemon.signal(Signal::INT);
+    let kept = keep.path().join("disk.img");
+    std::fs::hard_link(&image, &kept).or_else(|_| std::fs::copy(&image, &kept).map(drop)).unwrap();
+    assert_eq!(std::fs::read_dir(&run).unwrap().count(), 1);
+    let log = {
+        let (status, log) = daemon.wait();
+        assert!(status.success(), "{status}\n{log}");
+        log
+    };
+    assert!(!log.contains("cut off"), "{log}");
+    assert_eq!(&std::fs::read(&kept).unwrap()[..4096], &[b'z'; 4096]);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn list_shows_daemons_and_forgets_dead_ones() {
+    let daemon = Daemon::serve(&["ram:8M?name=alpha", "null:1T?ro=1"]);
+    nbdsh(&daemon.uri("alpha"), "h.pwrite(bytes(65536), 0)\nh.pread(4096, 0)");
+    let report = daemon.report();
+    let alpha = &report["disks"][0];
+    assert_eq!((&alpha["name"], &alpha["driver"]), (&"alpha".into(), &"ram".into()));
+    assert_eq!(alpha["bytes_written"], 65536);
+    assert!(alpha["write_latency_ns"]["p50"].as_u64().unwrap() > 0);
+    assert_eq!(report["disks"][1]["read_only"], true);
+    assert_eq!(report["nbd"]["listen"][0], format!("unix:{}", daemon.path("s").display()));
+    let pid = daemon.pid().to_string();
+    daemon.run(&["list"]).code(0).contains(&[
+        &pid,
+        "alpha",
+        "8 MiB",
+        "1 TiB",
+        "listens at unix:",
+        "64 KiB",
+    ]);
+    daemon
+        .run(&["list", "--partitions"])
+        .code(0)
+        .contains(&["major minor  #blocks  name", "8192 alpha"]);
+    daemon.run(&["list", "--diskstats"]).code(0).contains(&[" alpha ", " null0 "]);
+    // A daemon that was killed leaves its socket, which the next list removes.
+    let stale = daemon.path("run").join(format!("{pid}.sock"));
+    daemon.signal(Signal::KILL);
+    let runtime = TempDir::new().unwrap();
+    while !stale.exists() || std::os::unix::net::UnixStream::connect(&stale).is_ok() {
+        std::thread::yield_now();
+    }
+    let left = runtime.path().join(format!("{pid}.sock"));
+    std::fs::rename(&stale, &left).unwrap();
+    let output = blockyard(runtime.path()).args(["list", "--json"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "[]");
+    assert!(!left.exists());
+}
+
+#[test]
+fn run_ends_with_its_command() {
+    let said = run(&["serve", "ram:8M", "--run", "nbdinfo --size \"$uri\"; exit 7"]);
+    said.code(7).contains(&["8388608"]);
+}
+
+#[test]
+fn an_idle_daemon_is_small_and_sleeps() {
+    let daemon = Daemon::serve(&["ram:1T"]);
+    nbdsh(&daemon.uri(""), "h.pread(4096, 0)");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let kib: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    assert!(kib < 16 << 10, "{kib} KiB resident");
+}
+
+/// A client that reads once, and what it is served by.
+fn reading(latency: &str) -> (Daemon, Guard, std::os::unix::net::UnixDatagram) {
+    let dir = TempDir::new().unwrap();
+    let notify = dir.path().join("notify");
+    let notified = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    let mut command = blockyard(&dir.path().join("run"));
+    command.env("NOTIFY_SOCKET", &notify);
+    command.args(["serve", &format!("null:1M?latency={latency}"), "--nbd", "unix:s"]);
+    let daemon = Daemon::start(command, dir, 1);
+    expect(&notified, "READY=1\n");
+    let mut client = system("nbdsh");
+    let script = "assert h.pread(4096, 0) == bytes(4096)";
+    client.args(["-u", &daemon.uri(""), "-c", script]);
+    let client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
+    while daemon.report()["disks"][0]["in_flight"] == 0 {
+        std::thread::yield_now();
+    }
+    (daemon, client, notified)
+}
+
+fn expect(notified: &std::os::unix::net::UnixDatagram, what: &str) {
+    let mut message = [0; 64];
+    let got = notified.recv(&mut message).unwrap();
+    assert_eq!(std::str::from_utf8(&message[..got]), Ok(what));
+}
+
+#[test]
+fn what_is_in_flight_is_answered_before_the_end() {
+    let (daemon, mut client, _notified) = reading("700ms");
+    daemon.stop();
+    assert!(client.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let (daemon, mut client, notified) = reading("60s");
+    daemon.signal(Signal::TERM);
+    expect(&notified, "STOPPING=1\n");
+    daemon.signal(Signal::INT);
+    let (status, log) = daemon.wait();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("second signal"), "{log}");
+    assert!(!client.0.wait().unwrap().success());
+}

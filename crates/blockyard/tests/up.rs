@@ -1,0 +1,108 @@
+//! `blockyard up`: the demo, and yards from a file.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use common::{Daemon, blockyard, peer};
+use tempfile::TempDir;
+
+#[test]
+fn the_demo_is_served_and_says_what_to_do() {
+    let dir = TempDir::new().unwrap();
+    let said = dir.path().join("said");
+    let mut command = blockyard(&dir.path().join("run"));
+    command.arg("up").stdout(std::fs::File::create(&said).unwrap());
+    let daemon = Daemon::start(command, dir, 2);
+    for uri in &daemon.uris {
+        assert_eq!(peer("nbdinfo", &["--size", uri]).trim(), "1073741824", "{uri}");
+    }
+    let disks = daemon.report()["disks"].clone();
+    assert_eq!((&disks[0]["name"], &disks[1]["name"]), (&"ram".into(), &"disk".into()));
+    assert!(daemon.path("yard/disk.img").exists());
+    // What it says works as it stands, except that the command may not be on PATH.
+    let text = std::fs::read_to_string(&said).unwrap();
+    let lines: Vec<_> =
+        text.lines().filter(|line| line.starts_with("  ") && !line.contains('#')).collect();
+    assert_eq!(lines.len(), 8, "{text}");
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_blockyard")).parent().unwrap().to_owned();
+    let out = daemon.path("out.img").display().to_string();
+    for line in lines {
+        let line = line.replace("/tmp/disk.img", &out);
+        let line = format!(
+            "cd {}; export PATH={}:$PATH BLOCKYARD_RUNTIME_DIR={}; {line}",
+            daemon.dir().display(),
+            bin.display(),
+            daemon.path("run").display()
+        );
+        peer("sh", &["-e", "-c", &line]);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn the_demo_takes_another_port_if_its_own_is_in_use() {
+    // Whoever has the port, one of the two demos gets another.
+    let demo = || {
+        let dir = TempDir::new().unwrap();
+        let mut command = blockyard(&dir.path().join("run"));
+        command.arg("up").stdout(Stdio::null());
+        Daemon::start(command, dir, 2)
+    };
+    let (first, second) = (demo(), demo());
+    assert_ne!(first.uris[1], second.uris[1]);
+    let moved =
+        [&first, &second].into_iter().find(|demo| demo.log().contains("port 10809 is in use"));
+    let moved = moved.unwrap_or_else(|| panic!("{}\n{}", first.log(), second.log()));
+    assert!(moved.log().contains("this demo takes tcp:127.0.0.1:"), "{}", moved.log());
+    assert_eq!(peer("nbdinfo", &["--size", &moved.uris[1]]).trim(), "1073741824");
+}
+
+#[test]
+fn a_yard_from_a_file() {
+    let dir = TempDir::new().unwrap();
+    let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:8M\"\n\n[[disk]]\nuri = \"file:data.img\"\ncreate = \"4M\"\n\n\
+                [[export]]\ndisk = \"data\"\nname = \"read\"\nread_only = true\n\n\
+                [[export]]\ndisk = \"a\"\ndescription = \"A\"\n\n\
+                [nbd]\nlisten = [\"unix:s\", \"tcp:127.0.0.1:0\"]\ndefault_export = \"a\"\n\n[threads]\ncount = 1\n";
+    std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
+    let mut check = blockyard(&dir.path().join("run"));
+    let output = check.args(["up", "--check"]).current_dir(dir.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "yard.toml is right: 2 disks, 2 exports\n");
+    let mut command = blockyard(&dir.path().join("run"));
+    command.args(["up", "-f", "yard.toml"]);
+    let daemon = Daemon::start(command, dir, 2);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("")]).trim(), "8388608");
+    peer("nbdinfo", &["--is", "read-only", &daemon.uri("read")]);
+    assert_eq!(daemon.report()["threads"], 1);
+    daemon.stop();
+}
+
+#[test]
+fn mistakes_are_shown_and_nothing_starts() {
+    let dir = TempDir::new().unwrap();
+    let yard = "[[disk]]\nuri = \"file:made.img?create=1M\"\n\n\
+                [[disk]]\nuri = \"ram:1GB\"\ndephth = 3\n\n[nbd]\nlisten = \"unix:s\"\n";
+    std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
+    let mut command = blockyard(&dir.path().join("run"));
+    let mut child = common::Guard(
+        command.arg("up").current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap(),
+    );
+    let lines: Vec<String> =
+        BufReader::new(child.0.stderr.take().unwrap()).lines().map(Result::unwrap).collect();
+    assert_eq!(child.0.wait().unwrap().code(), Some(64));
+    let expected = [
+        "error: this is no disk URI",
+        " --> yard.toml:5:12",
+        "5 | uri = \"ram:1GB\"",
+        "  |            ^^^",
+    ];
+    assert_eq!(&lines[..4], expected, "{lines:#?}");
+    assert!(lines[4].starts_with("  = help: size: \"1GB\" is no size"), "{}", lines[4]);
+    assert!(!dir.path().join("made.img").exists() && !dir.path().join("s").exists());
+    common::run(&["up", "-f", "nowhere.toml"])
+        .code(1)
+        .contains(&["cannot read nowhere.toml", "-f"]);
+}

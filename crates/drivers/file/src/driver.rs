@@ -1,0 +1,175 @@
+//! The driver: it opens a file and gives each hardware queue its share of it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use blockyard_blkmq::{
+    Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, HctxHandle, InFlight, Request,
+    Sector, Timeout,
+};
+use blockyard_buf::Pool as Buffers;
+use blockyard_sys::lock::Lock;
+use blockyard_sys::{IoEngine, Pool as Threads, uring};
+use tokio::runtime::Handle;
+
+use crate::config::{Engine, FileConfig};
+use crate::error::{Error, ErrorKind};
+use crate::health::Health;
+use crate::job::Context;
+use crate::limits::{Info, limits};
+use crate::open::open;
+use crate::queue::Queue;
+
+/// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
+pub struct File {
+    file: Arc<OwnedFd>,
+    /// Held as long as the driver lives.
+    _lock: Option<Lock>,
+    engine: IoEngine,
+    /// Whether threads will do where io_uring turns out not to.
+    may_fall_back: bool,
+    threads: Threads,
+    runtimes: Vec<Handle>,
+    context: Arc<Context>,
+}
+
+impl File {
+    /// Opens a file, and says what a disk in it is. `queue_threads` are the runtimes that completions come by;
+    /// each must be driven, and have I/O enabled.
+    ///
+    /// # Errors
+    /// [`Error`] says what is wrong with the file, and what to do.
+    pub fn open(config: &FileConfig, queue_threads: &[Handle]) -> Result<(Arc<Self>, Info), Error> {
+        if queue_threads.is_empty() {
+            let what = format!("{}: a disk needs a queue thread", config.path.display());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let opened = open(config)?;
+        let engine = engine(config, uring::available)?;
+        let info = Info {
+            capacity: Sector::from_bytes_floor(opened.size),
+            limits: limits(config, &opened)?,
+            read_only: config.read_only,
+            is_block_device: opened.is_block_device,
+            direct: config.direct,
+            engine,
+        };
+        let align = |pick: fn(&blockyard_sys::direct::Alignment) -> u32| {
+            opened.alignment.as_ref().map_or(1, pick) as usize
+        };
+        let context = Context {
+            is_block_device: opened.is_block_device,
+            memory_align: align(|alignment| alignment.memory),
+            offset_align: align(|alignment| alignment.offset),
+            pool: Buffers::default(),
+            health: Health::new(config.path.clone()),
+            no_zero_range: AtomicBool::new(false),
+            no_punch_hole: AtomicBool::new(false),
+        };
+        let file = Self {
+            file: opened.file,
+            _lock: opened.lock,
+            engine,
+            may_fall_back: config.engine == Engine::Auto,
+            threads: Threads::new(config.threads),
+            runtimes: queue_threads.to_vec(),
+            context: Arc::new(context),
+        };
+        Ok((Arc::new(file), info))
+    }
+
+    fn queue(
+        &self,
+        handle: HctxHandle<Self>,
+        engine: IoEngine,
+    ) -> Result<Queue, uring::Unavailable> {
+        let runtime = &self.runtimes[handle.index() % self.runtimes.len()];
+        let context = Arc::clone(&self.context);
+        Queue::new(handle, engine, &self.file, &self.threads, runtime, context)
+    }
+}
+
+fn engine(
+    config: &FileConfig,
+    available: impl FnOnce() -> Result<(), uring::Unavailable>,
+) -> Result<IoEngine, Error> {
+    if config.engine == Engine::Threads {
+        return Ok(IoEngine::Threads);
+    }
+    match available() {
+        Ok(()) => Ok(IoEngine::Uring),
+        Err(why) if config.engine == Engine::Auto => {
+            tracing::info!(file = %config.path.display(), %why, "threads do the I/O");
+            Ok(IoEngine::Threads)
+        }
+        Err(why) => {
+            let what = format!(
+                "{}: io_uring was asked for, but {why}; engine=threads works without",
+                config.path.display()
+            );
+            Err(Error::new(ErrorKind::NotSupported, what).caused_by(why))
+        }
+    }
+}
+
+impl Driver for File {
+    type Disk = ();
+    type Hctx = Queue;
+    type Cmd = ();
+
+    fn init_hctx(&self, _disk: &(), handle: HctxHandle<Self>) -> Result<Queue, BlkError> {
+        let made = match self.queue(handle.clone(), self.engine) {
+            Err(why) if self.engine == IoEngine::Uring && self.may_fall_back => {
+                tracing::warn!(queue = handle.index(), %why, "threads do the I/O of this queue");
+                self.queue(handle, IoEngine::Threads)
+            }
+            made => made,
+        };
+        made.map_err(|why| {
+            BlkError::new(BlkErrorKind::Resource, "a queue of a file cannot be set up")
+                .caused_by(why)
+        })
+    }
+
+    fn queue_rq(&self, queue: &mut Queue, rq: Request<Self>, last: bool) -> Result<(), Busy<Self>> {
+        queue.take(rq)?;
+        if last {
+            queue.turn();
+        }
+        Ok(())
+    }
+
+    fn commit_rqs(&self, queue: &mut Queue) {
+        queue.turn();
+    }
+
+    /// Storage is slow, not lost: the kernel answers each operation once. Looking again costs nothing.
+    fn timeout(&self, queue: &mut Queue, _rq: &InFlight) -> Timeout {
+        queue.turn();
+        Timeout::ResetTimer
+    }
+
+    fn poll(&self, queue: &mut Queue) -> usize {
+        queue.turn()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_kernel_refuses_io_uring_threads_do_unless_it_was_asked_for() {
+        let refuse = || Err(uring::Unavailable::Sysctl("2".into()));
+        let config = |engine| FileConfig { engine, ..FileConfig::new("/disk") };
+        assert_eq!(engine(&config(Engine::Auto), refuse).unwrap(), IoEngine::Threads);
+        assert_eq!(engine(&config(Engine::Auto), || Ok(())).unwrap(), IoEngine::Uring);
+        assert_eq!(engine(&config(Engine::Threads), || Ok(())).unwrap(), IoEngine::Threads);
+        let err = engine(&config(Engine::Uring), refuse).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::NotSupported);
+        for said in ["/disk", "kernel.io_uring_disabled = 2", "engine=threads"] {
+            assert!(err.to_string().contains(said), "{err}");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! A request on its way: which operations make it, one after the other.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blockyard_blkmq::{Extent, Flags, Op, Request, Status};
+use blockyard_buf::{Pool, Segment, Segments, copy_segments};
+use blockyard_sys::fallocate::{Allocate, is_not_supported};
+use blockyard_sys::{Completion, Operation};
+
+use crate::driver::File;
+use crate::health::Health;
+
+/// Runs in one answer to a block status query: what is past them has to be asked for again.
+const MAX_EXTENTS: usize = 1024;
+/// Zeroes that are written at once where the file knows no better way.
+const ZERO_CHUNK: u64 = 4 << 20;
+
+/// What all jobs of a file need to know of it.
+pub(crate) struct Context {
+    pub(crate) is_block_device: bool,
+    /// What memory and offsets are aligned to for direct I/O; 1 without.
+    pub(crate) memory_align: usize,
+    pub(crate) offset_align: usize,
+    pub(crate) pool: Pool,
+    pub(crate) health: Health,
+    /// Ways to make zeroes that the file was found not to know.
+    pub(crate) no_zero_range: AtomicBool,
+    pub(crate) no_punch_hole: AtomicBool,
+}
+
+/// A request, and how far it is.
+pub(crate) struct Job {
+    rq: Request<File>,
+    step: Step,
+    /// Bytes that are done.
+    done: u64,
+    /// Memory of ours that is read into, if it is not the request's own.
+    supplied: Option<Segment>,
+}
+
+/// What is being done for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Bytes move, from or to the request's memory, ours, or zeroes.
+    Transfer,
+    /// A range becomes zeroes, its space kept.
+    ZeroRange,
+    /// A range becomes a hole; it is then allocated again if its space is to be kept.
+    PunchHole,
+    /// Space is kept for what was punched.
+    Reserve,
+    /// Whatever it is, it is done in one operation.
+    Once,
+    /// All of it is done, and must be durable.
+    Sync,
+}
+
+/// How a job goes on.
+pub(crate) enum Next {
+    /// By another operation.
+    Do(Operation, Job),
+    /// By the same operation, on a thread that may wait.
+    Wait(Operation, Job),
+    /// It has ended.
+    Ended,
+}
+
+impl Job {
+    /// The first operation for a request, unless that ends at once.
+    pub(crate) fn start(rq: Request<File>, context: &Context) -> Next {
+        let mut job = Self { rq, step: Step::Once, done: 0, supplied: None };
+        let range = job.range();
+        let operation = match job.rq.op() {
+            Op::Read => job.read(context),
+            Op::Write if job.is_durable() && context.health.has_failed_flush() => {
+                return job.end(Status::Io);
+            }
+            Op::Write => job.write(context),
+            Op::Flush if context.health.has_failed_flush() => return job.end(Status::Io),
+            Op::Flush => Operation::Sync,
+            Op::Discard if context.is_block_device => Operation::Discard { range },
+            Op::Discard => Operation::Allocate { mode: Allocate::PunchHole, range },
+            Op::WriteZeroes => return job.zero(context),
+            Op::BlockStatus => {
+                let first = job.rq.flags().contains(Flags::FIRST_EXTENT);
+                let most = if first { 1 } else { MAX_EXTENTS };
+                Operation::Map { range, most, found: Vec::new() }
+            }
+            Op::Prefetch => Operation::WillNeed { range },
+            Op::SecureErase => return job.end(Status::NotSupported),
+        };
+        Next::Do(operation, job)
+    }
+
+    /// An operation has ended.
+    pub(crate) fn completed(completion: Completion<Self>, context: &Context) -> Next {
+        let Completion { operation, token: job, result } = completion;
+        match result {
+            Ok(moved) if job.step == Step::Transfer => job.moved(operation, moved, context),
+            Ok(_) => job.stepped(operation, context),
+            Err(err) => job.failed(operation, &err, context),
+        }
+    }
+
+    fn range(&self) -> Range<u64> {
+        self.rq.offset()..self.rq.offset() + self.rq.len()
+    }
+
+    fn is_durable(&self) -> bool {
+        self.rq.flags().contains(Flags::FUA)
+    }
+
+    fn read(&mut self, context: &Context) -> Operation {
+        self.step = Step::Transfer;
+        let memory = if self.rq.wants_supply() || self.needs_bounce(context) {
+            let supplied = self.buffer(context);
+            self.supplied = Some(supplied.clone());
+            std::iter::once(supplied).collect()
+        } else {
+            self.rq.segments().collect()
+        };
+        Operation::Read { offset: self.rq.offset(), memory }
+    }
+
+    fn write(&mut self, context: &Context) -> Operation {
+        self.step = Step::Transfer;
+        let mut memory: Segments = self.rq.segments().collect();
+        if self.needs_bounce(context) {
+            let buffer = [self.buffer(context)];
+            copy_segments(&buffer, &memory);
+            memory = buffer.into_iter().collect();
+        }
+        Operation::Write { offset: self.rq.offset(), memory, durable: self.is_durable() }
+    }
+
+    fn buffer(&self, context: &Context) -> Segment {
+        let len = usize::try_from(self.rq.len()).unwrap_or(usize::MAX);
+        context.pool.get(len).into_segment_mut(len)
+    }
+
+    /// Whether the kernel would refuse the request's own memory.
+    fn needs_bounce(&self, context: &Context) -> bool {
+        let mask = context.memory_align - 1;
+        self.rq.segment_count() > Operation::MAX_SEGMENTS
+            || (mask != 0 && self.rq.segments().any(|s| (s.as_ptr().addr() | s.len()) & mask != 0))
+    }
+
+    /// The next way to make zeroes that the file may know. Keeping the space: zero range, or a hole that is
+    /// allocated again. Not keeping it: a hole, or zero range. Writing zeroes is left when all else fails,
+    /// unless that was ruled out.
+    fn zero(mut self, context: &Context) -> Next {
+        let can_zero = !context.no_zero_range.load(Ordering::Relaxed);
+        let can_punch = !context.no_punch_hole.load(Ordering::Relaxed);
+        let keep = self.rq.flags().contains(Flags::NOUNMAP);
+        let mode = if can_zero && (keep || !can_punch) {
+            self.step = Step::ZeroRange;
+            Allocate::ZeroRange
+        } else if can_punch {
+            self.step = Step::PunchHole;
+            Allocate::PunchHole
+        } else if self.rq.flags().contains(Flags::NOFALLBACK) {
+            return self.end(Status::NotSupported);
+        } else {
+            self.step = Step::Transfer;
+            return Next::Do(self.zeroes(), self);
+        };
+        Next::Do(Operation::Allocate { mode, range: self.range() }, self)
+    }
+
+    /// Zeroes for the next part of what is left.
+    fn zeroes(&self) -> Operation {
+        let mut memory = Segments::new();
+        let chunk = (self.rq.len() - self.done).min(ZERO_CHUNK);
+        Segment::zeroes(&mut memory, usize::try_from(chunk).unwrap_or(usize::MAX));
+        Operation::Write { offset: self.rq.offset() + self.done, memory, durable: false }
+    }
+
+    /// Some bytes have moved: all of them, or the rest is still to be moved.
+    fn moved(mut self, operation: Operation, moved: usize, context: &Context) -> Next {
+        // Direct I/O goes on from an aligned offset only.
+        let moved = moved - moved % context.offset_align;
+        if moved == 0 {
+            let status = context.health.ended_early(self.rq.offset() + self.done);
+            return self.end(status);
+        }
+        self.done += moved as u64;
+        let offset = self.rq.offset() + self.done;
+        if self.done == self.rq.len() {
+            if let Some(supplied) = self.supplied.take() {
+                // Ours is dropped first, so that the reader has the only reference.
+                drop(operation);
+                self.rq.deliver(supplied);
+            }
+            return if self.rq.op() == Op::Write { self.end(Status::Ok) } else { self.finish() };
+        }
+        let next = match operation {
+            Operation::Read { memory, .. } => {
+                Operation::Read { offset, memory: after(memory, moved) }
+            }
+            Operation::Write { memory, durable, .. } => {
+                let rest = after(memory, moved);
+                if rest.is_empty() {
+                    self.zeroes()
+                } else {
+                    Operation::Write { offset, memory: rest, durable }
+                }
+            }
+            other => unreachable!("{other:?} moves no bytes"),
+        };
+        Next::Do(next, self)
+    }
+
+    /// A step that moves no bytes was done.
+    fn stepped(mut self, operation: Operation, context: &Context) -> Next {
+        match (self.step, operation) {
+            (Step::PunchHole, Operation::Allocate { range, .. })
+                if self.rq.flags().contains(Flags::NOUNMAP) && !context.is_block_device =>
+            {
+                self.step = Step::Reserve;
+                Next::Do(Operation::Allocate { mode: Allocate::Reserve, range }, self)
+            }
+            (_, Operation::Map { found, .. }) => {
+                for run in found {
+                    let extent =
+                        if run.hole { Extent::hole(run.len) } else { Extent::data(run.len) };
+                    self.rq.push_extent(extent);
+                }
+                self.end(Status::Ok)
+            }
+            (Step::Sync, _) => self.end(Status::Ok),
+            _ => self.finish(),
+        }
+    }
+
+    /// All is done; what has no durable form of its own is made durable by a sync.
+    fn finish(mut self) -> Next {
+        if self.rq.op().is_write() && self.is_durable() {
+            self.step = Step::Sync;
+            return Next::Do(Operation::Sync, self);
+        }
+        self.end(Status::Ok)
+    }
+
+    fn failed(self, operation: Operation, err: &io::Error, context: &Context) -> Next {
+        if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
+            return Next::Wait(operation, self);
+        }
+        let status = err.raw_os_error().map_or(Status::Io, Status::from_errno);
+        match self.step {
+            Step::ZeroRange if is_not_supported(err) => {
+                context.no_zero_range.store(true, Ordering::Relaxed);
+                return self.zero(context);
+            }
+            Step::PunchHole if is_not_supported(err) => {
+                context.no_punch_hole.store(true, Ordering::Relaxed);
+                return self.zero(context);
+            }
+            // The zeroes are there; that their space is not kept is no harm where it cannot be.
+            Step::Reserve if is_not_supported(err) => return self.finish(),
+            _ => {}
+        }
+        match operation {
+            Operation::Sync => context.health.flush_failed(err),
+            Operation::Write { durable: true, .. } if status != Status::NoSpace => {
+                context.health.flush_failed(err);
+            }
+            Operation::Discard { .. } | Operation::Allocate { .. }
+                if self.rq.op() == Op::Discard && is_not_supported(err) =>
+            {
+                return self.end(Status::NotSupported);
+            }
+            Operation::WillNeed { .. } => return self.end(Status::Ok),
+            _ => {}
+        }
+        self.end(status)
+    }
+
+    /// Bios of a merged request that were done before it failed end well.
+    fn end(self, status: Status) -> Next {
+        let own_memory = self.supplied.is_none() && self.step == Step::Transfer;
+        if !status.is_ok() && own_memory && self.done > 0 {
+            if let Some(rest) = self.rq.update(Status::Ok, self.done - self.done % 512) {
+                rest.end(status);
+            }
+        } else {
+            self.rq.end(status);
+        }
+        Next::Ended
+    }
+}
+
+/// What is left of some memory behind its first `done` bytes.
+fn after(memory: Segments, mut done: usize) -> Segments {
+    let mut rest = Segments::new();
+    for segment in memory {
+        let here = done.min(segment.len());
+        done -= here;
+        let left = segment.len() - here;
+        if left > 0 {
+            rest.push(segment.into_slice(here, left));
+        }
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_memory_begins_where_the_transfer_stopped() {
+        let parts = || [b"abc".to_vec(), b"defg".to_vec()].into_iter().map(Segment::from_vec);
+        let rest = |done| -> Vec<u8> {
+            after(parts().collect(), done).iter().flat_map(Segment::to_vec).collect()
+        };
+        assert_eq!(rest(0), b"abcdefg");
+        assert_eq!(rest(2), b"cdefg");
+        assert_eq!(rest(3), b"defg");
+        assert_eq!(rest(5), b"fg");
+        assert!(after(parts().collect(), 7).is_empty());
+    }
+}

@@ -1,0 +1,261 @@
+//! Opening a file as a disk: what can be wrong with it is found here, and said with what to do.
+
+use std::fs::{self, FileType, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockyard_buf::Pool;
+use blockyard_sys::Operation;
+use blockyard_sys::block_device;
+use blockyard_sys::direct::{self, Alignment, Direct};
+use blockyard_sys::lock::{Lock, LockError, LockKind};
+use rustix::fs::OFlags;
+
+use crate::config::FileConfig;
+use crate::error::{Error, ErrorKind};
+
+/// The unit that a disk's size is counted in.
+const SECTOR: u64 = 512;
+/// How often, and after which time, a device that is busy is tried again: a fifth of a second in all.
+const BUSY_TRIES: u32 = 10;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
+
+/// A file that can be a disk.
+pub(crate) struct Opened {
+    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) lock: Option<Lock>,
+    pub(crate) is_block_device: bool,
+    pub(crate) size: u64,
+    /// What direct I/O asks for, if it was asked for.
+    pub(crate) alignment: Option<Alignment>,
+}
+
+pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
+    let path = &config.path;
+    let is_block_device = match fs::metadata(path) {
+        Ok(found) => is_block_device(path, found.file_type())?,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            create(config)?;
+            false
+        }
+        Err(err) => return Err(refused(config, err)),
+    };
+    let file = Arc::new(open_file(config, is_block_device)?);
+    let lock = if config.lock { Some(take_lock(config, &file)?) } else { None };
+    let size = size(config, file.as_fd(), is_block_device)?;
+    let alignment =
+        if config.direct { Some(alignment(path, file.as_fd(), is_block_device)?) } else { None };
+    check_size(config, size, alignment.map_or(SECTOR, |to| u64::from(to.offset).max(SECTOR)))?;
+    if is_block_device
+        && !config.read_only
+        && block_device::is_read_only(file.as_fd()).unwrap_or(false)
+    {
+        let what = format!(
+            "{} is a read-only device; open it read-only, or `blockdev --setrw {0}`",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::NotPermitted, what));
+    }
+    Ok(Opened { file, lock, is_block_device, size, alignment })
+}
+
+fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {
+    let what = match kind {
+        kind if kind.is_file() => return Ok(false),
+        kind if kind.is_block_device() => return Ok(true),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a character device",
+    };
+    let what =
+        format!("{} is {what}; a disk needs a regular file or a block device", path.display());
+    Err(Error::new(ErrorKind::NotAFile, what))
+}
+
+/// Makes the file, and sees to it that it is still there after a power cut.
+fn create(config: &FileConfig) -> Result<(), Error> {
+    let path = &config.path;
+    let Some(size) = config.create_size else {
+        let what = format!(
+            "{} does not exist; make it with `truncate -s 1G {0}`, or say how large it is to be made",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::NotFound, what));
+    };
+    if config.read_only {
+        let what = format!(
+            "{} does not exist, and a read-only disk is not made anew: there would be nothing in it",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    check_size(config, size, SECTOR)?;
+    let made = || -> io::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.set_len(size)?;
+        file.sync_all()?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    made().map_err(|err| {
+        let what = match err.kind() {
+            io::ErrorKind::NotFound => {
+                format!("{} cannot be made: its folder does not exist", path.display())
+            }
+            _ => format!("{} cannot be made with {size} bytes", path.display()),
+        };
+        Error::io(what, err)
+    })
+}
+
+fn open_file(config: &FileConfig, is_block_device: bool) -> Result<OwnedFd, Error> {
+    let mut flags = OFlags::CLOEXEC;
+    if config.direct {
+        flags |= OFlags::DIRECT;
+    }
+    // For a block device this means: not while it is mounted, or part of another device (open(2)).
+    if is_block_device && config.lock && !config.read_only {
+        flags |= OFlags::EXCL;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.read_only).custom_flags(flags.bits().cast_signed());
+    match patiently(|| options.open(&config.path)) {
+        Ok(file) => Ok(file.into()),
+        Err(err) if config.direct && err.kind() == io::ErrorKind::InvalidInput => {
+            Err(no_direct(&config.path))
+        }
+        Err(err) => Err(refused(config, err)),
+    }
+}
+
+/// A device that was just closed may still be held by the kernel's own threads, which complete asynchronous
+/// I/O: it is given a moment.
+fn patiently(mut open: impl FnMut() -> io::Result<fs::File>) -> io::Result<fs::File> {
+    for _ in 0..BUSY_TRIES {
+        match open() {
+            Err(err) if err.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_WAIT),
+            opened => return opened,
+        }
+    }
+    open()
+}
+
+fn refused(config: &FileConfig, err: io::Error) -> Error {
+    let path = config.path.display();
+    let what = match err.kind() {
+        io::ErrorKind::PermissionDenied if config.read_only => {
+            format!("{path} may not be read by this user; see `ls -l {path}`")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "{path} may not be written by this user; see `ls -l {path}`, or open it read-only"
+            )
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!("{path} is on a read-only file system; open it read-only")
+        }
+        io::ErrorKind::ResourceBusy => {
+            format!("{path} is in use, perhaps mounted; see `lsblk {path}`")
+        }
+        _ => format!("{path} cannot be opened"),
+    };
+    Error::io(what, err)
+}
+
+fn no_direct(path: &Path) -> Error {
+    let what =
+        format!("the file system of {} does not take direct I/O; drop direct=1", path.display());
+    Error::new(ErrorKind::NotSupported, what)
+}
+
+fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
+    let path = config.path.display();
+    let kind = if config.read_only { LockKind::Shared } else { LockKind::Exclusive };
+    Lock::take(file, kind).map_err(|err| match err {
+        LockError::Held { kind: LockKind::Shared, .. } => {
+            let what = format!(
+                "{path} is in use by a reader (`fuser -v {path}` shows who); stop it, or open this read-only too"
+            );
+            Error::new(ErrorKind::Locked, what).caused_by(err)
+        }
+        LockError::Held { .. } => {
+            let what = format!(
+                "{path} is in use by a writer (`fuser -v {path}` shows who); stop it first: two would destroy the disk"
+            );
+            Error::new(ErrorKind::Locked, what).caused_by(err)
+        }
+        LockError::Failed(_) => {
+            let what = format!(
+                "{path} is where files cannot be locked; drop the lock (lock=0) if nobody else uses it"
+            );
+            Error::new(ErrorKind::NotSupported, what).caused_by(err)
+        }
+    })
+}
+
+fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Result<u64, Error> {
+    let path = config.path.display();
+    let size = if is_block_device {
+        block_device::size(file)
+    } else {
+        rustix::fs::fstat(file)
+            .map_err(io::Error::from)
+            .map(|stat| u64::try_from(stat.st_size).unwrap_or(0))
+    };
+    let size = size.map_err(|err| Error::io(format!("the size of {path} is not known"), err))?;
+    match config.create_size {
+        Some(wanted) if wanted != size => {
+            let what = format!(
+                "{path} exists with {size} bytes, not {wanted}; drop the size to use it as it is, \
+                 or change it with `truncate -s {wanted} {path}`"
+            );
+            Err(Error::new(ErrorKind::Size, what))
+        }
+        _ => Ok(size),
+    }
+}
+
+fn check_size(config: &FileConfig, size: u64, block: u64) -> Result<(), Error> {
+    let path = config.path.display();
+    let what = if size == 0 {
+        format!("{path} is empty: a disk needs a size; give it one with `truncate -s 1G {path}`")
+    } else if size > i64::MAX as u64 / SECTOR * SECTOR {
+        format!("{path} cannot have {size} bytes: no disk is larger than 2^63 - 512")
+    } else if !size.is_multiple_of(block) {
+        format!(
+            "{path} has {size} bytes, which is no multiple of its block size, {block}; make it one with `truncate -s {} {path}`",
+            size.next_multiple_of(block)
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::Size, what))
+}
+
+/// What the kernel says, else what the device says, else what a read finds out.
+fn alignment(path: &Path, file: BorrowedFd<'_>, is_block_device: bool) -> Result<Alignment, Error> {
+    let asked = direct::alignment(file)
+        .map_err(|err| Error::io(format!("{} does not tell its alignment", path.display()), err))?;
+    match asked {
+        Direct::Aligned(alignment) => return Ok(alignment),
+        Direct::Refused => return Err(no_direct(path)),
+        Direct::Unknown => {}
+    }
+    if is_block_device && let Ok(block) = block_device::logical_block_size(file) {
+        return Ok(Alignment { memory: block, offset: block });
+    }
+    let buffer = Pool::default().get(4096).into_segment_mut(4096);
+    for align in [512, 4096] {
+        let memory = std::iter::once(buffer.slice(0, align as usize)).collect();
+        let tried = Operation::Read { offset: 0, memory }.run(file);
+        if tried.is_ok() {
+            return Ok(Alignment { memory: align, offset: align });
+        }
+    }
+    Err(no_direct(path))
+}

@@ -1,0 +1,129 @@
+//! What cannot be a disk is refused with what, where, and what to do.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use blockyard_blkmq::{Features, Flags, Op, Status};
+use blockyard_driver_file::{Engine, ErrorKind, FileConfig};
+use common::{Loop, Place, QueueThread, open, run};
+
+fn refused(config: &FileConfig, kind: ErrorKind, said: &[&str]) {
+    let Err(err) = open(config) else { panic!("{config:?} was opened") };
+    let path = config.path.to_str().unwrap();
+    assert_eq!(err.kind(), kind, "{err}");
+    for said in said.iter().chain([&path]) {
+        assert!(err.to_string().contains(said), "{err:?} does not say {said:?}");
+    }
+}
+
+#[test]
+fn files_that_are_not_there_or_no_files() {
+    let place = Place::here();
+    let missing = FileConfig::new(place.path().join("missing"));
+    refused(&missing, ErrorKind::NotFound, &["does not exist", "truncate -s 1G"]);
+    refused(&FileConfig::new(place.path()), ErrorKind::NotAFile, &["a directory"]);
+    refused(&FileConfig::new("/dev/zero"), ErrorKind::NotAFile, &["a character device"]);
+    let pipe = place.path().join("pipe");
+    run(&format!("mkfifo {}", pipe.display()));
+    refused(&FileConfig::new(&pipe), ErrorKind::NotAFile, &["a pipe"]);
+    let no_folder =
+        FileConfig { create_size: Some(512), ..FileConfig::new(place.path().join("a/b")) };
+    refused(&no_folder, ErrorKind::NotFound, &["its folder does not exist"]);
+    let thread = QueueThread::start();
+    drop(thread);
+    let without = blockyard_driver_file::File::open(&missing, &[]);
+    assert_eq!(without.err().unwrap().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn sizes_that_are_no_disks() {
+    let place = Place::here();
+    refused(
+        &FileConfig::new(place.file("empty", 0)),
+        ErrorKind::Size,
+        &["is empty", "truncate -s"],
+    );
+    let odd = FileConfig::new(place.file("odd", 1000));
+    refused(&odd, ErrorKind::Size, &["1000 bytes", "512", "truncate -s 1024"]);
+    let made = place.path().join("made");
+    let config = FileConfig { create_size: Some(1000), ..FileConfig::new(&made) };
+    refused(&config, ErrorKind::Size, &["1000 bytes"]);
+    assert!(!made.exists());
+    let config = FileConfig { create_size: Some(8192), ..config };
+    assert_eq!(open(&config).unwrap().info.capacity.bytes(), 8192);
+    assert_eq!(open(&config).unwrap().info.capacity.bytes(), 8192, "it is there, with that size");
+    let other = FileConfig { create_size: Some(4096), ..config.clone() };
+    refused(&other, ErrorKind::Size, &["8192 bytes, not 4096", "truncate -s 4096"]);
+    let read_only = FileConfig { read_only: true, path: place.path().join("new"), ..config };
+    refused(&read_only, ErrorKind::Invalid, &["read-only"]);
+}
+
+#[test]
+fn a_mounted_device_and_an_odd_size_for_direct_io_on_large_blocks() {
+    let place = Place::here();
+    let backing = place.file("backing", 64 << 20);
+    let device = Loop::on(&backing, "-b 4096");
+    run(&format!("mkfs.ext4 -q -F {}", device.0.display()));
+    let folder = Place::on_device(&device.0);
+    refused(&FileConfig::new(&device.0), ErrorKind::Locked, &["in use, perhaps mounted", "lsblk"]);
+    let odd = folder.file("odd", 4096 + 512);
+    assert_eq!(open(&FileConfig::new(&odd)).unwrap().info.limits.logical_block_size.bytes(), 512);
+    let direct = FileConfig { direct: true, ..FileConfig::new(&odd) };
+    refused(&direct, ErrorKind::Size, &["4608 bytes", "4096", "truncate -s 8192"]);
+}
+
+#[test]
+fn two_writers_or_a_writer_and_a_reader() {
+    let place = Place::here();
+    let writer = FileConfig::new(place.file("disk", 4096));
+    let reader = FileConfig { read_only: true, ..writer.clone() };
+    let careless = FileConfig { lock: false, ..writer.clone() };
+    let first = open(&writer).unwrap();
+    refused(&writer, ErrorKind::Locked, &["by a writer", "fuser -v"]);
+    refused(&reader, ErrorKind::Locked, &["by a writer"]);
+    drop(open(&careless).unwrap());
+    refused(&writer, ErrorKind::Locked, &["by a writer"]);
+    drop(first);
+    let readers = [open(&reader).unwrap(), open(&reader).unwrap()];
+    refused(&writer, ErrorKind::Locked, &["by a reader", "read-only too"]);
+    drop(readers);
+    drop(open(&writer).unwrap());
+}
+
+#[test]
+fn what_is_read_only() {
+    let place = Place::read_only("disk", 65536);
+    let config = FileConfig::new(place.path().join("disk"));
+    refused(&config, ErrorKind::NotPermitted, &["read-only file system"]);
+    let disk = open(&FileConfig { read_only: true, ..config }).unwrap();
+    assert_eq!(disk.read(0, 4096), vec![0; 4096]);
+    assert_eq!(disk.write(0, vec![1; 512]), Status::NotPermitted);
+    assert!(!disk.info.limits.features.contains(Features::WRITE_CACHE));
+    assert_eq!(disk.range(Op::Discard, 0, 4096, Flags::empty()).status(), Status::NotPermitted);
+    drop(disk);
+
+    let here = Place::here();
+    let device = Loop::on(&here.file("backing", 1 << 20), "-r");
+    refused(&FileConfig::new(&device.0), ErrorKind::NotPermitted, &["read-only"]);
+    drop(open(&FileConfig { read_only: true, ..FileConfig::new(&device.0) }).unwrap());
+}
+
+#[test]
+fn direct_io_where_the_file_system_has_none() {
+    // Attributes of sysfs look like regular files of 4096 bytes.
+    let config = FileConfig {
+        direct: true,
+        read_only: true,
+        ..FileConfig::new("/sys/kernel/uevent_seqnum")
+    };
+    refused(&config, ErrorKind::NotSupported, &["direct I/O", "drop direct=1"]);
+}
+
+#[test]
+fn io_uring_where_it_is_there_is_what_auto_takes() {
+    let place = Place::here();
+    let config = FileConfig::new(place.file("disk", 4096));
+    let auto = open(&config).unwrap().info.engine;
+    let uring = FileConfig { engine: Engine::Uring, ..config };
+    assert_eq!(auto, open(&uring).unwrap().info.engine);
+}

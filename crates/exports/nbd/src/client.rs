@@ -1,0 +1,96 @@
+//! A client, as the rest of the server sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use blockyard_nbd::wire::HeaderStyle;
+use parking_lot::Mutex;
+
+use crate::connection::Completions;
+
+/// What is known of a client, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientInfo {
+    /// Its number; no other client of this server has had it.
+    pub id: u64,
+    /// Who it is.
+    pub peer: String,
+    /// The queue thread that serves it.
+    pub thread: usize,
+    /// What it has opened; `None` while it is in its handshake.
+    pub session: Option<SessionInfo>,
+    /// Requests that are not answered yet.
+    pub in_flight: usize,
+    /// Requests so far.
+    pub requests: u64,
+    /// Bytes read so far.
+    pub bytes_read: u64,
+    /// Bytes written so far.
+    pub bytes_written: u64,
+}
+
+/// What a client has agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// The name of the export.
+    pub export: String,
+    /// The headers of its messages.
+    pub style: HeaderStyle,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+}
+
+/// A client and its counters. Written by its connection, once a batch.
+pub(crate) struct Client {
+    pub(crate) id: u64,
+    pub(crate) peer: String,
+    pub(crate) thread: usize,
+    pub(crate) completions: Arc<Completions>,
+    session: Mutex<Option<SessionInfo>>,
+    pub(crate) in_flight: AtomicUsize,
+    pub(crate) requests: AtomicU64,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+impl Client {
+    pub(crate) fn new(id: u64, peer: String, thread: usize) -> Self {
+        Self {
+            id,
+            peer,
+            thread,
+            completions: Arc::default(),
+            session: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            requests: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn set_session(&self, session: SessionInfo) {
+        *self.session.lock() = Some(session);
+    }
+
+    /// Adds a batch. Called by one thread only, so that plain additions do.
+    pub(crate) fn count(&self, requests: u64, read: u64, written: u64) {
+        for (counter, more) in
+            [(&self.requests, requests), (&self.bytes_read, read), (&self.bytes_written, written)]
+        {
+            counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn info(&self) -> ClientInfo {
+        ClientInfo {
+            id: self.id,
+            peer: self.peer.clone(),
+            thread: self.thread,
+            session: self.session.lock().clone(),
+            in_flight: self.in_flight.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            bytes_written: self.bytes_written.load(Ordering::Relaxed),
+        }
+    }
+}

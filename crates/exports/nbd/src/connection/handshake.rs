@@ -1,0 +1,118 @@
+//! The handshake of a connection: the protocol's state machine, driven by the socket.
+
+use std::future::poll_fn;
+
+use blockyard_nbd::server::{self, Event, Handshake, Negotiated, TlsPolicy};
+
+use super::close::Close;
+use super::transmit::Transmit;
+use super::wire::{Received, Wire};
+use crate::config::TlsMode;
+use crate::server::Registration;
+
+/// Bytes that are received at a time: more than any usual handshake has.
+const STEP: usize = 4 << 10;
+
+/// A connection that has not chosen its export yet.
+pub(super) struct Opening<'a> {
+    registration: &'a Registration,
+    wire: Wire,
+    protocol: Handshake,
+    /// Received, but not taken by the protocol yet: [`STEP`] at most.
+    input: Vec<u8>,
+    output: Transmit,
+}
+
+impl<'a> Opening<'a> {
+    pub(super) fn new(registration: &'a Registration, wire: Wire) -> Self {
+        let config = &registration.server.config;
+        let tls = match config.tls {
+            TlsMode::Off => TlsPolicy::Off,
+            TlsMode::Allow(_) => TlsPolicy::Allow,
+            TlsMode::Require(_) => TlsPolicy::Require,
+        };
+        let best_style = config.limits.best_style;
+        let protocol = Handshake::new(server::Config { tls, best_style });
+        Self { registration, wire, protocol, input: Vec::new(), output: Transmit::default() }
+    }
+
+    /// Until the client has chosen.
+    pub(super) async fn run(&mut self) -> Result<Box<Negotiated>, Close> {
+        loop {
+            let took = self.advance().await?;
+            match self.protocol.poll_event() {
+                Some(Event::Done(negotiated)) => return Ok(negotiated),
+                Some(Event::Aborted) => return Err(Close::Left),
+                Some(Event::StartTls) => self.start_tls().await?,
+                None if took => {}
+                None => self.receive().await?,
+            }
+        }
+    }
+
+    /// Gives the protocol what was received, and the client what the protocol says. Whether there was any.
+    async fn advance(&mut self) -> Result<bool, Close> {
+        let exports = &self.registration.server.config;
+        let taken = self.protocol.receive(exports, &self.input);
+        if let Ok(len) = taken {
+            self.input.drain(..len);
+        }
+        let mut said = Vec::new();
+        self.protocol.poll_transmit(&mut said);
+        self.output.head(&said);
+        self.flush().await?;
+        Ok(taken? > 0 || !said.is_empty())
+    }
+
+    async fn flush(&mut self) -> Result<(), Close> {
+        while !self.send()? {
+            poll_fn(|cx| self.wire.poll_writable(cx)).await?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<bool, Close> {
+        let mut workspace = self.registration.thread().workspace.lock();
+        Ok(self.output.is_empty() || self.output.send(&mut self.wire, &mut workspace.vecs)?)
+    }
+
+    async fn receive(&mut self) -> Result<(), Close> {
+        loop {
+            let start = self.input.len();
+            self.input.resize(start + STEP, 0);
+            let received = self.wire.receive(&mut self.input[start..]);
+            let len = if let Ok(Received::Bytes(len)) = received { len } else { 0 };
+            self.input.truncate(start + len);
+            match received? {
+                Received::Bytes(_) => return Ok(()),
+                Received::End => return Err(Close::Left),
+                Received::Nothing => {
+                    self.input.shrink_to(0);
+                    poll_fn(|cx| self.wire.poll_readable(cx)).await?;
+                }
+            }
+        }
+    }
+
+    async fn start_tls(&mut self) -> Result<(), Close> {
+        if !self.input.is_empty() {
+            return Err(Close::NotTls);
+        }
+        let Some(config) = self.registration.server.config.tls.server_config() else {
+            unreachable!("the protocol was told that there is no TLS");
+        };
+        self.wire.start_tls(config.clone())?;
+        poll_fn(|cx| self.wire.poll_tls_handshake(cx)).await.map_err(Close::Tls)?;
+        self.protocol.tls_started();
+        Ok(())
+    }
+
+    /// The socket, and what came behind the handshake.
+    pub(super) fn into_parts(self) -> (Wire, Vec<u8>) {
+        (self.wire, self.input)
+    }
+
+    pub(super) fn into_wire(self) -> Wire {
+        self.wire
+    }
+}

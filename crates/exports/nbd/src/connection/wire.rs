@@ -1,0 +1,248 @@
+//! The socket of a connection, in the clear or under TLS. Nothing here waits; readiness is polled for.
+
+use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use blockyard_sys::net::{Gather, Watch};
+use socket2::{SockRef, Socket};
+use tokio::io::Interest;
+
+use crate::tls::Session;
+
+/// Messages that have to go out without a wait in between, before the interest in room is given up.
+const CALM: u8 = 64;
+
+pub(crate) struct Wire {
+    /// Watched for input alone: a socket that is also watched for room wakes its thread each time the client
+    /// takes a reply.
+    socket: Watch,
+    /// Whether the runtime may believe that there is input.
+    readable: bool,
+    /// The same socket, watched for room: since something had to wait for it.
+    room: Option<Room>,
+    tls: Option<Session>,
+}
+
+struct Room {
+    socket: Watch,
+    /// Whether the runtime may believe that there is room.
+    writable: bool,
+    calm: u8,
+}
+
+/// What came of receiving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing there now.
+    Nothing,
+    /// Nothing will come any more.
+    End,
+}
+
+impl Wire {
+    /// To be called on the queue thread that the connection lives on.
+    pub(crate) fn new(socket: Socket) -> io::Result<Self> {
+        let socket = Watch::new(socket.into(), Interest::READABLE)?;
+        Ok(Self { socket, readable: false, room: None, tls: None })
+    }
+
+    pub(crate) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    pub(crate) fn start_tls(&mut self, config: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        self.tls = Some(Session::new(config)?);
+        Ok(())
+    }
+
+    /// Moves the TLS handshake on. `Pending` says to poll for what is missing.
+    pub(crate) fn poll_tls_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let Some(tls) = &mut self.tls else { return Poll::Ready(Ok(())) };
+            match tls.shake(&*SockRef::from(&self.socket)) {
+                Err(err) if err.kind() == ErrorKind::WouldBlock => {}
+                other => return Poll::Ready(other),
+            }
+            let blocked_by_room = tls.wants_write();
+            if blocked_by_room {
+                self.no_room();
+                ready!(self.poll_writable(cx))?;
+            } else {
+                self.no_input();
+                ready!(self.poll_readable(cx))?;
+            }
+        }
+    }
+
+    /// Receives into `buf`, which is not empty.
+    pub(crate) fn receive(&mut self, buf: &mut [u8]) -> io::Result<Received> {
+        let result = match &mut self.tls {
+            Some(tls) => tls.read(&*SockRef::from(&self.socket), buf),
+            None => (&*SockRef::from(&self.socket)).read(buf),
+        };
+        self.received(result, buf.len())
+    }
+
+    /// Receives into `first`, and what comes behind it into `second`. Not under TLS.
+    pub(crate) fn receive_two(
+        &mut self,
+        first: &mut [u8],
+        second: &mut [u8],
+    ) -> io::Result<Received> {
+        let room = first.len() + second.len();
+        let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second)];
+        let result = (&*SockRef::from(&self.socket)).read_vectored(&mut parts);
+        self.received(result, room)
+    }
+
+    fn received(&mut self, result: io::Result<usize>, room: usize) -> io::Result<Received> {
+        match result {
+            Ok(0) => Ok(Received::End),
+            Ok(len) => {
+                // As tokio's own streams have it: less than there was room for means that the socket is empty,
+                // and that the next input makes it ready again.
+                if len < room && self.tls.is_none() {
+                    self.no_input();
+                }
+                Ok(Received::Bytes(len))
+            }
+            Err(err) if err.kind() == ErrorKind::WouldBlock => {
+                self.no_input();
+                Ok(Received::Nothing)
+            }
+            Err(err) if err.kind() == ErrorKind::Interrupted => Ok(Received::Nothing),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// The socket was just found empty. The runtime, which looks at it on this thread alone, cannot have seen
+    /// anything newer.
+    fn no_input(&mut self) {
+        if std::mem::take(&mut self.readable)
+            && let Poll::Ready(Ok(mut ready)) =
+                self.socket.poll_read_ready(&mut Context::from_waker(Waker::noop()))
+        {
+            ready.clear_ready();
+        }
+    }
+
+    /// Whether receiving may bring something.
+    pub(crate) fn maybe_readable(&self) -> bool {
+        self.readable
+    }
+
+    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.socket.poll_read_ready(cx))?.retain_ready();
+        self.readable = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends as much of a message as there is room for. Not under TLS.
+    pub(crate) fn send(&mut self, message: Gather<'_>) -> io::Result<usize> {
+        let len = message.len();
+        match message.send(self.socket.as_fd()) {
+            Ok(sent) => {
+                if sent < len {
+                    self.no_room();
+                }
+                Ok(sent)
+            }
+            Err(err) if err.kind() == ErrorKind::WouldBlock => {
+                self.no_room();
+                Ok(0)
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Sends bytes under TLS, as many as the session has room for.
+    pub(crate) fn send_tls(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else { return Ok(0) };
+        let taken = tls.write(bytes)?;
+        self.flush_tls()?;
+        Ok(taken)
+    }
+
+    /// Hands what the TLS session has to the socket; says whether all of it went.
+    pub(crate) fn flush_tls(&mut self) -> io::Result<bool> {
+        let Some(tls) = &mut self.tls else { return Ok(true) };
+        match tls.flush(&*SockRef::from(&self.socket)) {
+            Ok(()) => Ok(true),
+            Err(err) if err.kind() == ErrorKind::WouldBlock => {
+                self.no_room();
+                Ok(false)
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Whether the TLS session has something to send of its own accord.
+    pub(crate) fn wants_room(&self) -> bool {
+        self.tls.as_ref().is_some_and(Session::wants_write)
+    }
+
+    fn no_room(&mut self) {
+        if let Some(room) = &mut self.room {
+            room.calm = 0;
+            if std::mem::take(&mut room.writable)
+                && let Poll::Ready(Ok(mut ready)) =
+                    room.socket.poll_write_ready(&mut Context::from_waker(Waker::noop()))
+            {
+                ready.clear_ready();
+            }
+        }
+    }
+
+    /// All was sent. After a while of that, the socket is not watched for room any more.
+    pub(crate) fn all_sent(&mut self) {
+        if let Some(room) = &mut self.room {
+            room.calm += 1;
+            if room.calm >= CALM {
+                self.room = None;
+            }
+        }
+    }
+
+    pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let room = match &mut self.room {
+            Some(room) => room,
+            none => {
+                let socket = self.socket.get_ref().try_clone()?;
+                let socket = Watch::new(socket, Interest::WRITABLE)?;
+                none.insert(Room { socket, writable: false, calm: 0 })
+            }
+        };
+        ready!(room.socket.poll_write_ready(cx))?.retain_ready();
+        room.writable = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says goodbye: nothing is sent after this.
+    pub(crate) fn finish(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.close(&*SockRef::from(&self.socket));
+        }
+        // A peer that is gone needs no goodbye.
+        let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Throws away what comes, until nothing will. Closing a socket while there is input to it makes some
+    /// systems forget what was sent.
+    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
+        self.tls = None;
+        loop {
+            match self.receive(scratch) {
+                Ok(Received::Bytes(_)) => {}
+                Ok(Received::Nothing) => match ready!(self.poll_readable(cx)) {
+                    Ok(()) => {}
+                    Err(_) => return Poll::Ready(()),
+                },
+                Ok(Received::End) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+}

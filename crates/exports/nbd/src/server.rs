@@ -1,0 +1,235 @@
+//! The server: listeners, the list of clients, and the end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blockyard_sys::net::Watch;
+use parking_lot::Mutex;
+use socket2::{SockRef, Socket};
+use tokio::io::Interest;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::client::{Client, ClientInfo};
+use crate::config::Config;
+use crate::connection;
+use crate::error::{Error, ErrorKind};
+use crate::listener::{self, Listener};
+use crate::rate_limit::RateLimit;
+use crate::thread::QueueThread;
+
+/// How long nothing is accepted when the system is out of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long connections that were cut are waited for: they only have to be polled once.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// Serves exports to clients. It lives until [`Server::shutdown`].
+pub struct Server {
+    pub(crate) config: Config,
+    pub(crate) threads: Vec<QueueThread>,
+    clients: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// Told when the last client has left.
+    empty: Notify,
+    next_id: AtomicU64,
+    listeners: Mutex<Vec<JoinHandle<()>>>,
+    stage: AtomicU8,
+    refused: RateLimit,
+    accept_failed: RateLimit,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// It has not begun.
+    Serving,
+    /// No new requests; those that were taken are answered.
+    Draining,
+    /// Nothing is waited for any more.
+    Cut,
+}
+
+impl Server {
+    /// A server whose connections live on `queue_threads`. Each is the runtime of a thread of its own, with I/O
+    /// and time enabled; its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is given
+    /// for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for what cannot be, with what to change.
+    pub fn new(config: Config, queue_threads: Vec<Handle>) -> Result<Arc<Self>, Error> {
+        config.check()?;
+        let single = |handle: &Handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread;
+        if queue_threads.is_empty() || !queue_threads.iter().all(single) {
+            let what = "an NBD server needs queue threads, each a current-thread runtime";
+            return Err(Error::new(ErrorKind::Config, what));
+        }
+        let threads = queue_threads.into_iter().enumerate();
+        Ok(Arc::new(Self {
+            config,
+            threads: threads.map(|(cpu, handle)| QueueThread::new(handle, cpu)).collect(),
+            clients: Mutex::default(),
+            empty: Notify::new(),
+            next_id: AtomicU64::new(1),
+            listeners: Mutex::default(),
+            stage: AtomicU8::new(Stage::Serving as u8),
+            refused: RateLimit::default(),
+            accept_failed: RateLimit::default(),
+        }))
+    }
+
+    /// Accepts connections from now on. May be called for several listeners.
+    pub fn listen(self: &Arc<Self>, listener: Listener) {
+        let Listener { sockets, file } = listener;
+        // The file goes when the last of the sockets does.
+        let file = Arc::new(file);
+        let mut listeners = self.listeners.lock();
+        for socket in sockets {
+            let (server, file) = (Arc::clone(self), Arc::clone(&file));
+            let thread = &self.threads[listeners.len() % self.threads.len()];
+            listeners.push(thread.handle.spawn(async move {
+                if let Err(err) = server.accept_all(socket).await {
+                    tracing::error!(error = %err, "cannot accept connections any more");
+                }
+                drop(file);
+            }));
+        }
+    }
+
+    async fn accept_all(self: Arc<Self>, socket: Socket) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        let socket = Watch::new(socket.into(), Interest::READABLE)?;
+        loop {
+            let mut ready = socket.readable().await?;
+            match ready.try_io(|socket| SockRef::from(socket.get_ref()).accept()) {
+                Ok(Ok((accepted, _))) => self.accepted(accepted),
+                Ok(Err(err)) if left_in_the_queue(&err) => {}
+                Ok(Err(err)) => {
+                    if let Some(times) = self.accept_failed.occurred(Instant::now()) {
+                        tracing::warn!(
+                            error = %err,
+                            times,
+                            "cannot accept connections now; raise the limit of open files (ulimit -n) \
+                             or lower that of clients"
+                        );
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn accepted(self: &Arc<Self>, socket: Socket) {
+        let load = |thread: &&QueueThread| thread.connections.load(Ordering::Relaxed);
+        let Some(thread) = self.threads.iter().min_by_key(load) else { return };
+        let mut clients = self.clients.lock();
+        if clients.len() >= self.config.limits.max_clients {
+            drop(clients);
+            if let Some(times) = self.refused.occurred(Instant::now()) {
+                tracing::warn!(
+                    peer = listener::peer_name(&socket),
+                    limit = self.config.limits.max_clients,
+                    times,
+                    "connections refused: there are as many clients as the limit allows"
+                );
+            }
+            return;
+        }
+        if self.stage() > Stage::Serving {
+            return;
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let client = Arc::new(Client::new(id, listener::peer_name(&socket), thread.cpu));
+        clients.insert(id, Arc::clone(&client));
+        drop(clients);
+        thread.connections.fetch_add(1, Ordering::Relaxed);
+        let registration = Registration { server: Arc::clone(self), client };
+        thread.handle.spawn(connection::run(registration, socket));
+    }
+
+    /// Who is connected.
+    #[must_use]
+    pub fn clients(&self) -> Vec<ClientInfo> {
+        self.clients.lock().values().map(|client| client.info()).collect()
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::SeqCst) {
+            0 => Stage::Serving,
+            1 => Stage::Draining,
+            _ => Stage::Cut,
+        }
+    }
+
+    /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections
+    /// are closed. What takes longer than `grace` is cut off.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.enter(Stage::Draining);
+        let listeners = std::mem::take(&mut *self.listeners.lock());
+        for listener in listeners {
+            listener.abort();
+            // Cancelled, as was asked.
+            let _ = listener.await;
+        }
+        if tokio::time::timeout(grace, self.all_left()).await.is_err() {
+            let left = self.clients.lock().len();
+            tracing::warn!(
+                clients = left,
+                ?grace,
+                "clients were cut off: they or their disks took too long"
+            );
+            self.enter(Stage::Cut);
+            // A queue thread that has ended does not answer.
+            let _ = tokio::time::timeout(CUT_GRACE, self.all_left()).await;
+        }
+    }
+
+    fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::SeqCst);
+        for client in self.clients.lock().values() {
+            client.completions.kick();
+        }
+    }
+
+    async fn all_left(&self) {
+        loop {
+            let left = self.empty.notified();
+            if self.clients.lock().is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+/// Errors of a connection that was in the queue, not of the socket (`accept(2)`, "Error handling").
+fn left_in_the_queue(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+}
+
+/// A client is in the list as long as this lives.
+pub(crate) struct Registration {
+    pub(crate) server: Arc<Server>,
+    pub(crate) client: Arc<Client>,
+}
+
+impl Registration {
+    pub(crate) fn thread(&self) -> &QueueThread {
+        &self.server.threads[self.client.thread]
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.thread().connections.fetch_sub(1, Ordering::Relaxed);
+        let mut clients = self.server.clients.lock();
+        clients.remove(&self.client.id);
+        if clients.is_empty() {
+            // One who is about to wait sees the empty list, or is told.
+            self.server.empty.notify_waiters();
+        }
+    }
+}

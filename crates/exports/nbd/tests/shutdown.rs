@@ -1,0 +1,200 @@
+//! The end of a server, and of a disk, under load.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{Limits, OpenMode, Status};
+use blockyard_export_nbd::{
+    Address, Config, Error, ErrorKind, Export, HeaderStyle, Listener, Server, TlsMode, bind,
+};
+use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
+use common::{Client, HeldDisk, MIB, Yard, eventually, ram, request};
+
+const NONE: CommandFlags = CommandFlags::empty();
+
+#[test]
+fn a_shutdown_under_load_loses_no_acknowledged_write() {
+    let yard = Yard::new(64 * MIB);
+    let disk = yard.disk.clone();
+    let acknowledged: Vec<_> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..4_u64)
+            .map(|writer| {
+                let mut client = yard.client();
+                scope.spawn(move || {
+                    let mut acknowledged = Vec::new();
+                    let mut offsets = std::collections::HashMap::new();
+                    for n in 0.. {
+                        let offset = (writer * 4096 + n % 4096) * 4096;
+                        let write = request(Command::Write, NONE, offset, 4096);
+                        let (cookie, bytes) = client.encode(write, &[writer as u8 + 1; 4096]);
+                        offsets.insert(cookie, offset);
+                        if std::io::Write::write_all(&mut client.stream, &bytes).is_err() {
+                            break;
+                        }
+                        if n >= 16 {
+                            match client.next_reply() {
+                                Ok((cookie, outcome)) if outcome.error.is_none() => {
+                                    acknowledged.push(offsets[&cookie]);
+                                }
+                                _ => break,
+                            }
+                        }
+                    }
+                    // What was in flight is answered, too.
+                    while let Ok((cookie, outcome)) = client.next_reply() {
+                        assert_eq!(outcome.error, None);
+                        acknowledged.push(offsets[&cookie]);
+                    }
+                    (writer, acknowledged)
+                })
+            })
+            .collect();
+        eventually("load", || yard.server.clients().iter().all(|client| client.requests > 200));
+        let start = Instant::now();
+        yard.shutdown(Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(15), "nobody had to be cut off");
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    assert!(std::os::unix::net::UnixStream::connect(&yard.socket).is_err(), "nobody listens");
+    let bdev = disk.open(None, OpenMode::ReadOnly).unwrap();
+    for (writer, offsets) in acknowledged {
+        assert!(offsets.len() > 100);
+        for offset in offsets {
+            let sector = blockyard_blkmq::Sector::from_bytes_floor(offset);
+            let bio = blockyard_blkmq::Bio::new(blockyard_blkmq::Op::Read, sector, 4096);
+            let bio = bdev.submit_and_wait(0, bio);
+            let data: Vec<u8> = bio.data().iter().flat_map(|segment| segment.to_vec()).collect();
+            assert!(data == [writer as u8 + 1; 4096], "{writer} {offset}");
+        }
+    }
+}
+
+#[test]
+fn what_is_in_flight_is_finished_and_answered() {
+    let held = HeldDisk::new(MIB, Limits::default());
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    let mut client = yard.client();
+    let cookie = client.send(request(Command::Read, NONE, 0, 512), &[]);
+    eventually("the read", || held.held() == 1);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            yard.shutdown(Duration::from_secs(25));
+            done.store(true, Ordering::SeqCst);
+        });
+        eventually("the socket to go", || !yard.socket.exists());
+        assert!(!done.load(Ordering::SeqCst), "it waits for the disk");
+        held.release(Status::Ok);
+        let (got, outcome) = client.next_reply().unwrap();
+        assert_eq!((got, outcome.ok().data), (cookie, vec![7; 512]));
+        assert!(client.is_closed());
+        drop(client);
+    });
+}
+
+#[test]
+fn what_takes_longer_than_the_grace_is_cut_off() {
+    let held = HeldDisk::new(MIB, Limits::default());
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    let mut client = yard.client();
+    client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
+    eventually("the write", || held.held() == 1);
+    yard.shutdown(Duration::from_millis(100));
+    assert_eq!(yard.server.clients(), []);
+    assert!(client.is_closed());
+    // Its end finds nobody, and harms nobody.
+    held.release(Status::Ok);
+}
+
+#[test]
+fn clients_in_their_handshake_and_idle_ones_do_not_hold_it_up() {
+    let yard = Yard::new(MIB);
+    let (silent, mut idle) = (yard.connect(), yard.client());
+    eventually("both", || yard.server.clients().len() == 2);
+    let hang_up = std::thread::spawn(move || {
+        assert!(idle.is_closed());
+        drop(idle);
+    });
+    let start = Instant::now();
+    yard.shutdown(Duration::from_secs(20));
+    assert!(start.elapsed() < Duration::from_secs(10));
+    hang_up.join().unwrap();
+    drop(silent);
+}
+
+#[test]
+fn a_disk_that_is_removed_fails_its_requests_and_no_more() {
+    let layer = blockyard_blkmq::BlockLayer::new();
+    let disk = ram(MIB);
+    layer.add_disk(&disk).unwrap();
+    let yard = Yard::with(disk.clone(), |_, _| {});
+    let mut client = yard.client();
+    client.write(0, &[1; 512]);
+    layer.del_disk(&disk);
+    // Its size is 0 now.
+    let error = client.command(Command::Read, 0, 512).error;
+    assert!(matches!(error, Some(ErrorCode::EINVAL | ErrorCode::ESHUTDOWN)), "{error:?}");
+}
+
+#[test]
+fn it_listens_at_several_places_and_by_passed_sockets() {
+    let yard = Yard::new(MIB);
+    let tcp = bind(&"tcp:127.0.0.1:0".parse().unwrap(), None).unwrap();
+    let [Address::Tcp { host, port }] = &tcp.addresses()[..] else { panic!("one address") };
+    let address = (host.clone(), *port);
+    yard.server.listen(tcp);
+    let passed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = passed.local_addr().unwrap();
+    yard.server.listen(Listener::from_fd(passed.into()).unwrap());
+    let over = |stream: std::net::TcpStream| {
+        stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        Client::open(Box::new(stream), "disk", HeaderStyle::Extended).unwrap()
+    };
+    let mut one = over(std::net::TcpStream::connect(address).unwrap());
+    let mut two = over(std::net::TcpStream::connect(second).unwrap());
+    one.write(0, &[5; 512]);
+    assert_eq!(two.read(0, 512), [5; 512]);
+    assert!(yard.server.clients().iter().all(|client| client.peer.starts_with("tcp:127.0.0.1:")));
+    let threads: Vec<_> = yard.server.clients().iter().map(|client| client.thread).collect();
+    assert_eq!(threads, [0, 1], "spread over the queue threads");
+    one.disconnect();
+    two.disconnect();
+}
+
+#[test]
+fn a_configuration_that_cannot_be_says_why() {
+    let disk = ram(MIB);
+    let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+    let error = |change: &dyn Fn(&mut Config)| -> Error {
+        let mut config =
+            Config { exports: vec![Export::new("a", bdev.clone())], ..Config::default() };
+        change(&mut config);
+        Server::new(config, Vec::new()).err().unwrap()
+    };
+    for (problem, change) in [
+        (
+            "two exports",
+            &(|config: &mut Config| config.exports.push(config.exports[0].clone()))
+                as &dyn Fn(&mut Config),
+        ),
+        ("default export", &|config| config.default_export = Some("b".into())),
+        ("TLS is off", &|config| {
+            config.exports[0].tls_only = true;
+            config.tls = TlsMode::Off;
+        }),
+        ("preferred block size", &|config| config.exports[0].preferred_block_size = Some(1000)),
+        ("maximum payload", &|config| config.limits.max_payload = 4096),
+        ("memory for a client", &|config| config.limits.memory_per_client = 1 << 20),
+        ("longer than", &|config| config.exports[0].description = "x".repeat(5000)),
+        ("queue threads", &|_| {}),
+    ] {
+        let error = error(change);
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+}

@@ -1,0 +1,38 @@
+//! Authentication: "none", and cephx with both of its ciphers (ceph: `doc/dev/cephx_protocol.rst`).
+//!
+//! With cephx a client and the monitors share a key. The client proves that it knows the key, and gets a ticket for the
+//! authentication service, and with that tickets for others. A ticket holds a session key twice: for the client, and
+//! in a blob that only the service can read. [`MonitorAuth`] does the first part, and keeps the tickets;
+//! [`ServiceAuth`] shows one of them to a service. Both are [`Authenticator`](crate::msgr::Authenticator)s, which a
+//! [`Connection`](crate::msgr::Connection) carries.
+//!
+//! A ticket ends. Ask for new ones at [`MonitorAuth::renew_after`].
+
+mod base64;
+mod cephx;
+mod cipher;
+mod identity;
+mod key;
+mod keyring;
+mod monitor;
+mod random;
+mod service;
+#[cfg(test)]
+mod tests;
+mod ticket;
+
+pub use identity::Identity;
+pub use key::CryptoKey;
+pub use keyring::{Keyring, MAX_KEYRING};
+pub use monitor::{Credentials, MonitorAuth};
+pub use random::Random;
+pub use service::ServiceAuth;
+pub use ticket::{Ticket, Tickets};
+
+use crate::error::{Error, ErrorKind};
+
+/// A peer's refusal, with its error number, which is negative on the wire.
+pub(crate) fn refusal(doing: &'static str, reason: &str, result: i32) -> Error {
+    let errno = result.saturating_abs();
+    Error::new(doing, ErrorKind::Refused { reason: reason.to_owned(), errno })
+}

@@ -1,0 +1,279 @@
+//! How a client authenticates to a monitor.
+
+use super::cephx::{
+    Authenticate, Authorize, Blob, Challenge, GET_AUTH_SESSION_KEY, GET_PRINCIPAL_SESSION_KEY,
+    TicketBlob,
+};
+use super::identity::Identity;
+use super::key::{CryptoKey, Usage};
+use super::random::Random;
+use super::refusal;
+use super::ticket::Tickets;
+use crate::encoding::{EntityType, Reader, Writer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::msgr::{
+    AuthBadMethod, AuthDone, AuthMethod, Authenticator, ConnectionMode, ConnectionSecret, Opening,
+    Secrets, SessionKey,
+};
+use std::time::Instant;
+
+/// The first byte of what a monitor gets (ceph: `src/auth/Auth.h`, `AUTH_MODE_MON`).
+const MODE_MON: u8 = 10;
+const DOING: &str = "authenticating to a monitor";
+
+/// What a client brings along.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its key; without one only the method "none" is tried.
+    pub key: Option<CryptoKey>,
+    /// The methods to try, in order (`auth_client_required`).
+    pub methods: Vec<AuthMethod>,
+}
+
+/// A client's standing with the monitors: keep it over connections, since a monitor gives the number and the tickets of
+/// before only to who shows the old ticket.
+#[derive(Debug)]
+pub struct MonitorAuth {
+    credentials: Credentials,
+    modes: Vec<ConnectionMode>,
+    services: Vec<EntityType>,
+    random: Random,
+    method: AuthMethod,
+    server_challenge: Option<u64>,
+    global_id: u64,
+    tickets: Tickets,
+}
+
+impl MonitorAuth {
+    /// A client that was not there before. `modes` are the ways to protect connections to monitors, the preferred one
+    /// first; `services` those that tickets are wanted for.
+    #[must_use]
+    pub fn new(
+        credentials: Credentials,
+        modes: Vec<ConnectionMode>,
+        services: Vec<EntityType>,
+        random: Random,
+    ) -> Self {
+        let method = AuthMethod::CEPHX;
+        let tickets = Tickets::default();
+        let (server_challenge, global_id) = (None, 0);
+        Self { credentials, modes, services, random, method, server_challenge, global_id, tickets }
+    }
+
+    /// The number that the monitors gave; 0 before.
+    #[must_use]
+    pub const fn global_id(&self) -> u64 {
+        self.global_id
+    }
+
+    /// The method that the monitors took.
+    #[must_use]
+    pub const fn method(&self) -> AuthMethod {
+        self.method
+    }
+
+    /// Who the client is.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.credentials.identity
+    }
+
+    /// The tickets that there are.
+    #[must_use]
+    pub const fn tickets(&self) -> &Tickets {
+        &self.tickets
+    }
+
+    /// When to send [`renewal`](Self::renewal); none if nothing ends.
+    #[must_use]
+    pub fn renew_after(&self) -> Option<Instant> {
+        self.tickets.renew_after()
+    }
+
+    /// A request for new tickets, for the message MAuth on an open session; none if nothing is due.
+    pub fn renewal(&mut self, now: Instant) -> Option<Vec<u8>> {
+        if self.method != AuthMethod::CEPHX {
+            return None;
+        }
+        if !self.tickets.due(&[EntityType::AUTH], now).is_empty() {
+            return self.authenticate().ok();
+        }
+        let due = self.tickets.due(&self.services, now);
+        let ticket = self.tickets.get(EntityType::AUTH, now).filter(|_| !due.is_empty())?;
+        let authorize = Authorize { nonce: self.random.u64(), challenge_plus_one: None };
+        let mut writer = Writer::new();
+        writer.u16(GET_PRINCIPAL_SESSION_KEY);
+        writer.raw(&ticket.authorize(self.global_id, &authorize, &mut self.random));
+        writer.u8(1);
+        writer.u32(mask(&due));
+        Some(writer.into_bytes())
+    }
+
+    /// Takes the answer to [`renewal`](Self::renewal), out of MAuthReply.
+    ///
+    /// # Errors
+    /// A refusal, a malformed answer, a wrong key.
+    pub fn renewed(&mut self, now: Instant, payload: &[u8]) -> Result<()> {
+        self.take_reply(now, payload).map(|_| ())
+    }
+
+    fn opening(&self) -> Opening {
+        let mut writer = Writer::new();
+        writer.u8(MODE_MON);
+        writer.put(&self.credentials.identity);
+        writer.u64(self.global_id);
+        Opening { method: self.method, modes: self.modes.clone(), payload: writer.into_bytes() }
+    }
+
+    fn can(&self, method: AuthMethod) -> bool {
+        self.credentials.methods.contains(&method)
+            && (method != AuthMethod::CEPHX || self.credentials.key.is_some())
+    }
+
+    fn key(&self) -> Result<&CryptoKey> {
+        let missing = || {
+            let problem = "there is no key for this entity: name a keyring that has one";
+            let text = self.credentials.identity.to_string();
+            Error::new(DOING, ErrorKind::BadParameter { problem, text })
+        };
+        self.credentials.key.as_ref().ok_or_else(missing)
+    }
+
+    /// The answer to the monitor's challenge.
+    fn authenticate(&mut self) -> Result<Vec<u8>> {
+        let Some(server_challenge) = self.server_challenge else {
+            return Err(Error::violation(DOING, "a challenge comes first", 0));
+        };
+        let client_challenge = self.random.u64();
+        let proof = self.key()?.prove(server_challenge, client_challenge);
+        let old_ticket = self.tickets.by_service(EntityType::AUTH);
+        let old_ticket = old_ticket.map_or_else(TicketBlob::default, |ticket| ticket.blob.clone());
+        let services = mask(&[&[EntityType::AUTH], &self.services[..]].concat());
+        let answer = Authenticate { client_challenge, proof, old_ticket, services };
+        Ok(crate::encoding::encoded(&answer))
+    }
+
+    /// Takes a reply with tickets: the secret of the connection, if there is one.
+    fn take_reply(&mut self, now: Instant, payload: &[u8]) -> Result<Vec<u8>> {
+        let mut reader = Reader::new(DOING, payload);
+        let (request, status) = (reader.u16()?, reader.i32()?);
+        if status != 0 {
+            return Err(refusal(DOING, "the monitor gives no tickets", status));
+        }
+        match request {
+            GET_AUTH_SESSION_KEY => {
+                let key = self.key()?.clone();
+                let entity = self.credentials.identity.to_string();
+                self.tickets.take(&mut reader, &key, &entity, now)?;
+                if reader.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let session_key = self.session_key()?;
+                let secret = reader.bytes()?;
+                let secret = self.open_secret(&session_key, secret)?;
+                let extra = reader.bytes()?;
+                if !extra.is_empty() {
+                    let mut extra = Reader::new(DOING, extra);
+                    self.tickets.take(&mut extra, &session_key, "the session", now)?;
+                }
+                Ok(secret)
+            }
+            GET_PRINCIPAL_SESSION_KEY => {
+                let session_key = self.session_key()?;
+                self.tickets.take(&mut reader, &session_key, "the session", now)?;
+                Ok(Vec::new())
+            }
+            other => Err(reader.violation("a monitor answers what it was asked", other.into())),
+        }
+    }
+
+    fn session_key(&self) -> Result<CryptoKey> {
+        let ticket = self.tickets.by_service(EntityType::AUTH);
+        let missing = Error::new(DOING, ErrorKind::NoTicket(EntityType::AUTH.name()));
+        ticket.map(|ticket| ticket.session_key.clone()).ok_or(missing)
+    }
+
+    fn open_secret(&self, session_key: &CryptoKey, bytes: &[u8]) -> Result<Vec<u8>> {
+        if bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let cipher = Reader::new(DOING, bytes).bytes()?;
+        let secret = session_key.open::<Blob>(Usage::ConnectionSecret, cipher)?;
+        let wrong = || {
+            let entity = self.credentials.identity.to_string();
+            Error::new(DOING, ErrorKind::WrongKey { entity, what: "the connection's secret" })
+        };
+        Ok(secret.ok_or_else(wrong)?.0)
+    }
+}
+
+/// The services as a mask.
+fn mask(services: &[EntityType]) -> u32 {
+    services.iter().fold(0, |mask, service| mask | u32::from(service.0))
+}
+
+/// The secret of a connection, if one came.
+pub(super) fn connection_secret(bytes: &[u8]) -> Result<Option<ConnectionSecret>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    ConnectionSecret::parse(bytes).map(Some)
+}
+
+impl Authenticator for MonitorAuth {
+    fn start(&mut self, _now: Instant) -> Result<Opening> {
+        self.server_challenge = None;
+        let methods = self.credentials.methods.clone();
+        match methods.into_iter().find(|&method| self.can(method)) {
+            Some(method) => self.method = method,
+            None => {
+                self.key()?;
+                let problem = "no method to authenticate is left: cephx and none can be used";
+                let text = format!("{:?}", self.credentials.methods);
+                return Err(Error::new(DOING, ErrorKind::BadParameter { problem, text }));
+            }
+        }
+        Ok(self.opening())
+    }
+
+    fn more(&mut self, _now: Instant, payload: &[u8]) -> Result<Vec<u8>> {
+        let mut reader = Reader::new(DOING, payload);
+        if self.method != AuthMethod::CEPHX || self.server_challenge.is_some() {
+            return Err(reader.violation("a monitor challenges once, and for cephx", 0));
+        }
+        self.server_challenge = Some(reader.get::<Challenge>()?.0);
+        self.authenticate()
+    }
+
+    fn done(&mut self, now: Instant, done: &AuthDone) -> Result<Secrets> {
+        self.global_id = done.global_id;
+        if self.method == AuthMethod::NONE {
+            return Ok(Secrets::default());
+        }
+        let secret = self.take_reply(now, &done.payload)?;
+        let session_key = SessionKey::new(self.session_key()?.secret());
+        Ok(Secrets { session_key: Some(session_key), connection: connection_secret(&secret)? })
+    }
+
+    fn refused(&mut self, _now: Instant, refused: &AuthBadMethod) -> Result<Opening> {
+        let other = self.credentials.methods.iter().copied().find(|&method| {
+            method != refused.method && refused.methods.contains(&method) && self.can(method)
+        });
+        let Some(other) = other else {
+            let reason = if refused.methods.contains(&refused.method) {
+                format!(
+                    "the cluster does not know {}, or its key is another one",
+                    self.credentials.identity
+                )
+            } else {
+                let wanted = refused.methods.iter().map(ToString::to_string).collect::<Vec<_>>();
+                format!("the cluster does not take {}, but {}", refused.method, wanted.join(", "))
+            };
+            return Err(refusal(DOING, &reason, refused.result));
+        };
+        self.method = other;
+        Ok(self.opening())
+    }
+}

@@ -1,0 +1,187 @@
+//! The one error type of the crate.
+
+/// Why bytes, a peer, a file or an argument cannot be used.
+///
+/// Match on [`kind`](Self::kind), or ask for the [`blame`](Self::blame); print the whole: it names what was being done
+/// and the values at fault. A peer's mistake is always returned as one of these, never a panic. No key is ever in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{doing}: {kind}")]
+pub struct Error {
+    doing: &'static str,
+    kind: ErrorKind,
+}
+
+/// The result of this crate's operations.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Who has to change something for the operation to succeed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The peer sent what the protocol does not allow, or is no Ceph daemon at all.
+    Peer,
+    /// Both sides follow the protocol, but their versions or configurations do not fit together.
+    Policy,
+    /// Whoever wrote the configuration, the keyring, or chose the parameter.
+    User,
+    /// Nobody: the connection broke, or time ran out.
+    Network,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// An encoded structure ends before its last field.
+    #[error("{needed} bytes are needed and {left} are left")]
+    Truncated {
+        /// How many bytes the next field has.
+        needed: u64,
+        /// How many are there.
+        left: u64,
+    },
+    /// A value that the format does not allow.
+    #[error("{rule} (got {got:#x})")]
+    Violation {
+        /// The rule.
+        rule: &'static str,
+        /// The offending value.
+        got: u64,
+    },
+    /// A length or a count is over a bound that this side keeps.
+    #[error("{what} is {got}, the limit is {limit}")]
+    TooBig {
+        /// What was measured, with its unit.
+        what: &'static str,
+        /// How much came.
+        got: u64,
+        /// How much is taken.
+        limit: u64,
+    },
+    /// A checksum or an authentication code is wrong: the bytes were changed on their way.
+    #[error("the {what} does not match its checksum")]
+    Corrupted {
+        /// What was checked.
+        what: &'static str,
+    },
+    /// A structure was encoded in a way that only newer readers understand.
+    #[error("the encoding can be read from version {compat} on, this side knows {known}")]
+    TooNew {
+        /// The oldest version that can read it.
+        compat: u8,
+        /// The newest version known here.
+        known: u8,
+    },
+    /// The peer lacks something that this side needs, or the other way round.
+    #[error("{problem} ({features:#x})")]
+    Features {
+        /// Who lacks what.
+        problem: &'static str,
+        /// The bits that are missing.
+        features: u64,
+    },
+    /// The peer refused.
+    #[error("refused: {reason} (errno {errno})")]
+    Refused {
+        /// The peer's reason.
+        reason: String,
+        /// The peer's error number, positive.
+        errno: i32,
+    },
+    /// A secret is wrong: what was encrypted with it cannot be read with the one that is known here.
+    #[error("the key of {entity} is not the cluster's: {what} cannot be decrypted")]
+    WrongKey {
+        /// Whose key.
+        entity: String,
+        /// What was to be decrypted.
+        what: &'static str,
+    },
+    /// The peer cannot prove that it knows the secret.
+    #[error("the peer does not know the secret: {0}")]
+    Impostor(&'static str),
+    /// There is no ticket for a service, or it ended.
+    #[error("no ticket for {0}")]
+    NoTicket(&'static str),
+    /// A deadline passed.
+    #[error("no answer in time")]
+    TimedOut,
+    /// The peer ended the session.
+    #[error("the peer ended the session")]
+    Reset,
+    /// A file or a parameter of the caller cannot be used.
+    #[error("{problem}: {text:?}")]
+    BadParameter {
+        /// What is wrong, and what would be right.
+        problem: &'static str,
+        /// The text at fault.
+        text: String,
+    },
+}
+
+impl Error {
+    pub(crate) const fn new(doing: &'static str, kind: ErrorKind) -> Self {
+        Self { doing, kind }
+    }
+
+    pub(crate) const fn violation(doing: &'static str, rule: &'static str, got: u64) -> Self {
+        Self::new(doing, ErrorKind::Violation { rule, got })
+    }
+
+    pub(crate) const fn too_big(
+        doing: &'static str,
+        what: &'static str,
+        got: u64,
+        limit: u64,
+    ) -> Self {
+        Self::new(doing, ErrorKind::TooBig { what, got, limit })
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub const fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+
+    /// What was being done, such as "reading a frame".
+    #[must_use]
+    pub const fn doing(&self) -> &'static str {
+        self.doing
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub const fn blame(&self) -> Blame {
+        match self.kind {
+            ErrorKind::Truncated { .. }
+            | ErrorKind::Violation { .. }
+            | ErrorKind::TooBig { .. }
+            | ErrorKind::Impostor(_) => Blame::Peer,
+            ErrorKind::TooNew { .. } | ErrorKind::Features { .. } | ErrorKind::Refused { .. } => {
+                Blame::Policy
+            }
+            ErrorKind::WrongKey { .. } | ErrorKind::BadParameter { .. } => Blame::User,
+            ErrorKind::Corrupted { .. }
+            | ErrorKind::NoTicket(_)
+            | ErrorKind::TimedOut
+            | ErrorKind::Reset => Blame::Network,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_operation_and_the_values() {
+        let error = Error::violation("reading a frame", "a frame has 1 to 4 segments", 9);
+        assert_eq!(error.to_string(), "reading a frame: a frame has 1 to 4 segments (got 0x9)");
+        assert_eq!(error.blame(), Blame::Peer);
+        let kind = ErrorKind::WrongKey { entity: "client.admin".into(), what: "a ticket" };
+        let error = Error::new("authenticating", kind);
+        assert_eq!(
+            error.to_string(),
+            "authenticating: the key of client.admin is not the cluster's: a ticket cannot be decrypted"
+        );
+        assert_eq!(error.blame(), Blame::User);
+    }
+}

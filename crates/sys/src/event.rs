@@ -1,0 +1,112 @@
+//! A descriptor that becomes readable when something happened (eventfd(2)).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+
+/// Something to wait on: each [`Event::signal`] is an edge for an edge-triggered epoll, whether or not it was
+/// read before.
+#[derive(Debug)]
+pub struct Event(OwnedFd);
+
+impl Event {
+    /// An event that has not happened.
+    ///
+    /// # Errors
+    /// What eventfd(2) says: descriptors are used up.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Makes it happen.
+    pub fn signal(&self) {
+        // It fails only at 2^64 - 2 signals that nobody read, and is readable then in any case.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// An [`Event`] that time makes happen, to the resolution of the kernel's high resolution timers
+/// (timerfd_create(2)).
+#[derive(Debug)]
+pub struct Timer(Arc<Event>);
+
+impl Timer {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// What timerfd_create(2) says: descriptors are used up.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Self(Arc::new(Event(timerfd_create(TimerfdClockId::Monotonic, flags)?))))
+    }
+
+    /// Makes its event happen once, after a while; forgets what it was set to before.
+    pub fn set(&self, after: Duration) {
+        // A timer of zero is one that is off.
+        let after = after.max(Duration::from_nanos(1));
+        let it_value =
+            Timespec::try_from(after).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval, it_value };
+        // It fails only for a descriptor that is no timer, or a time that is none.
+        let _ = timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once);
+    }
+
+    /// What happens.
+    #[must_use]
+    pub fn event(&self) -> Arc<Event> {
+        Arc::clone(&self.0)
+    }
+}
+
+/// Waits for an [`Event`] on a runtime.
+#[derive(Debug)]
+pub struct EventWatch(AsyncFd<Arc<Event>>);
+
+impl EventWatch {
+    /// Has the runtime watch `event`.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says: its watches are used up.
+    ///
+    /// # Panics
+    /// If the runtime has no I/O enabled.
+    pub fn new(event: Arc<Event>, runtime: &Handle) -> io::Result<Self> {
+        let _entered = runtime.enter();
+        // SAFETY: an Event owns its descriptor and never changes it, and the AsyncFd holds the Event.
+        let watched = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) };
+        Ok(Self(watched?))
+    }
+
+    /// Waits until it has happened since the last time, or ever. One that happens while nobody waits is not
+    /// missed.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub async fn happened(&self) -> io::Result<()> {
+        // Edges count, not the value: it is never read. An edge that comes after this is seen by the next wait.
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+}

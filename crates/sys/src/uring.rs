@@ -1,0 +1,315 @@
+//! io_uring(7), for reading and writing one file.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use blockyard_buf::Segment;
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use crate::event::Event;
+use crate::operation::{Completion, Operation};
+use crate::transfer::{self, IoVec};
+
+/// The most operations that wait in user space for one system call to submit them; more are submitted in
+/// between.
+const BATCH: u32 = 256;
+/// What the queue needs; all of them are in Linux 5.6.
+const NEEDED: [(u8, &str); 6] = [
+    (opcode::Read::CODE, "read"),
+    (opcode::Write::CODE, "write"),
+    (opcode::Readv::CODE, "readv"),
+    (opcode::Writev::CODE, "writev"),
+    (opcode::Fsync::CODE, "fsync"),
+    (opcode::Fallocate::CODE, "fallocate"),
+];
+/// The sysctl that forbids io_uring (Linux 6.6; Documentation/admin-guide/sysctl/kernel.rst).
+const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
+
+/// Why there is no io_uring here.
+#[derive(Debug)]
+pub enum Unavailable {
+    /// The kernel has none: older than 5.1, or built without.
+    Missing,
+    /// `kernel.io_uring_disabled` forbids it.
+    Sysctl(String),
+    /// A security policy does: seccomp (as container runtimes have it), or a security module.
+    Policy,
+    /// It lacks an operation.
+    Operation(&'static str),
+    /// It could not be set up: memory or descriptors are used up, say.
+    Failed(io::Error),
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("this kernel has no io_uring"),
+            Self::Sysctl(value) => write!(
+                f,
+                "io_uring is forbidden by the sysctl kernel.io_uring_disabled = {value}; 0 allows it"
+            ),
+            Self::Policy => f.write_str(
+                "io_uring is forbidden here, by seccomp or a security module; \
+                 a container needs a profile that allows io_uring_setup",
+            ),
+            Self::Operation(name) => write!(f, "this kernel's io_uring has no {name}"),
+            Self::Failed(err) => write!(f, "io_uring cannot be set up: {err}"),
+        }
+    }
+}
+
+impl std::error::Error for Unavailable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Failed(err) => Some(err),
+            _ => None,
+        }
+    }
+}
+
+impl From<io::Error> for Unavailable {
+    fn from(err: io::Error) -> Self {
+        match err.raw_os_error() {
+            Some(libc::ENOSYS) => Self::Missing,
+            Some(libc::EPERM | libc::EACCES) => {
+                match std::fs::read_to_string(SYSCTL).unwrap_or_default().trim() {
+                    "" | "0" => Self::Policy,
+                    value => Self::Sysctl(value.to_owned()),
+                }
+            }
+            _ => Self::Failed(err),
+        }
+    }
+}
+
+/// A ring on one file. It owns each operation, with its memory, from the push to the completion.
+pub(crate) struct Ring<T> {
+    ring: IoUring,
+    slots: Vec<Option<(Operation, T)>>,
+    /// The vector of the operation in the slot of the same number: the kernel may read it until the operation
+    /// completes.
+    vectors: Vec<Vec<IoVec>>,
+    free: Vec<u32>,
+    /// Slots that wait for room in the submission queue.
+    pushed: VecDeque<u32>,
+    file: Arc<OwnedFd>,
+    event: Arc<Event>,
+}
+
+impl<T> Ring<T> {
+    /// A ring that holds `depth` operations on `file`, and signals `event` when one completes while nobody
+    /// looks.
+    pub(crate) fn new(
+        file: Arc<OwnedFd>,
+        event: Arc<Event>,
+        depth: u32,
+    ) -> Result<Self, Unavailable> {
+        let ring = set_up(depth)?;
+        probe(&ring)?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        Ok(Self {
+            ring,
+            slots: (0..depth).map(|_| None).collect(),
+            vectors: (0..depth).map(|_| Vec::new()).collect(),
+            free: (0..depth).rev().collect(),
+            pushed: VecDeque::new(),
+            file,
+            event,
+        })
+    }
+
+    /// Whether the ring has this operation.
+    pub(crate) fn takes(operation: &Operation) -> bool {
+        matches!(
+            operation,
+            Operation::Read { .. }
+                | Operation::Write { .. }
+                | Operation::Sync
+                | Operation::Allocate { .. }
+        )
+    }
+
+    /// Operations that have not come back.
+    pub(crate) fn out(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Queues an operation; [`Ring::turn`] submits it. Gives it back if `depth` are out.
+    pub(crate) fn push(&mut self, operation: Operation, token: T) -> Result<(), (Operation, T)> {
+        operation.assert_valid();
+        let Some(index) = self.free.pop() else { return Err((operation, token)) };
+        let slot = index as usize;
+        let vector = &mut self.vectors[slot];
+        vector.clear();
+        vector.extend(operation.memory().iter().map(IoVec::of));
+        self.slots[slot] = Some((operation, token));
+        self.pushed.push_back(index);
+        Ok(())
+    }
+
+    /// Submits what was pushed, and takes what has completed: what completes during its submission costs
+    /// nothing more, and no signal.
+    pub(crate) fn turn(&mut self, completions: &mut Vec<Completion<T>>) -> io::Result<()> {
+        if self.pushed.is_empty() && self.ring.submission().is_empty() {
+            self.drain(completions);
+            return Ok(());
+        }
+        self.ring.completion().disable_eventfd();
+        let submitted = self.submit();
+        self.drain(completions);
+        self.ring.completion().enable_eventfd();
+        // Either the kernel sees the flag after it has posted a completion, or we see the completion.
+        fence(Ordering::SeqCst);
+        self.drain(completions);
+        submitted
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        loop {
+            self.fill();
+            match self.ring.submit() {
+                Ok(_) => {}
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                Err(err) => return Err(err),
+            }
+            if self.pushed.is_empty() && self.ring.submission().is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Moves as many as fit to the submission queue.
+    fn fill(&mut self) {
+        let Self { ring, slots, vectors, pushed, .. } = self;
+        let mut queue = ring.submission();
+        while let Some(&index) = pushed.front() {
+            let Some((operation, _)) = &slots[index as usize] else {
+                unreachable!("a slot is full from its push to its completion")
+            };
+            let entry = entry(operation, &vectors[index as usize]).user_data(index.into());
+            // SAFETY: the memory that the entry points to is a segment's, or the slot's vector; the slot keeps
+            // both in place until the completion with its number has come, and the ring is not dropped before
+            // (see `Drop`). Reads were checked to be to writable memory. File 0 is registered.
+            if unsafe { queue.push(&entry) }.is_err() {
+                return;
+            }
+            pushed.pop_front();
+        }
+    }
+
+    fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
+        for entry in self.ring.completion() {
+            let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
+            let Some((operation, token)) =
+                self.slots.get_mut(index as usize).and_then(Option::take)
+            else {
+                unreachable!("the kernel completes what was submitted, once")
+            };
+            self.free.push(index);
+            let result = usize::try_from(entry.result())
+                .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+            completions.push(Completion { operation, token, result });
+        }
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    /// Waits for what is out: until then the kernel may use its memory.
+    fn drop(&mut self) {
+        let mut ended = Vec::new();
+        self.drain(&mut ended);
+        while self.out() > 0 {
+            self.fill();
+            match self.ring.submit_and_wait(1) {
+                Err(err) if err.kind() != io::ErrorKind::Interrupted => {
+                    // There is no knowing when the kernel is through: the memory is its for ever.
+                    mem::forget((mem::take(&mut self.slots), mem::take(&mut self.vectors)));
+                    mem::forget((Arc::clone(&self.file), Arc::clone(&self.event)));
+                    return;
+                }
+                _ => self.drain(&mut ended),
+            }
+        }
+        // The kernel takes a ring down after its descriptor is closed; the file is let go now, so that it can
+        // be unmounted or opened anew.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+fn set_up(depth: u32) -> Result<IoUring, Unavailable> {
+    let entries = depth.clamp(1, BATCH);
+    let mut builder = IoUring::builder();
+    // As many completions as operations: it never overflows.
+    builder.dontfork().setup_clamp().setup_cqsize(depth.max(entries).next_power_of_two());
+    let plain = builder.clone();
+    // Linux 5.19: the submitter is not interrupted for each completion; it sees them when it enters the kernel
+    // next.
+    builder.setup_coop_taskrun();
+    match builder.build(entries) {
+        Err(err) if err.raw_os_error() == Some(libc::EINVAL) => Ok(plain.build(entries)?),
+        built => Ok(built?),
+    }
+}
+
+fn probe(ring: &IoUring) -> Result<(), Unavailable> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    match NEEDED.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        Some((_, name)) => Err(Unavailable::Operation(name)),
+        None => Ok(()),
+    }
+}
+
+/// Whether this process may use io_uring now.
+///
+/// # Errors
+/// Why not.
+pub fn available() -> Result<(), Unavailable> {
+    probe(&set_up(1)?)
+}
+
+fn entry(operation: &Operation, vector: &[IoVec]) -> squeue::Entry {
+    const FILE: types::Fixed = types::Fixed(0);
+    match operation {
+        Operation::Read { offset, memory } => match memory.as_slice() {
+            [only] => opcode::Read::new(FILE, only.as_ptr(), length(only)).offset(*offset).build(),
+            _ => opcode::Readv::new(FILE, transfer::pointer(vector), transfer::count(vector))
+                .offset(*offset)
+                .build(),
+        },
+        Operation::Write { offset, memory, durable } => {
+            let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+            match memory.as_slice() {
+                [only] => opcode::Write::new(FILE, only.as_ptr(), length(only))
+                    .offset(*offset)
+                    .rw_flags(flags)
+                    .build(),
+                _ => opcode::Writev::new(FILE, transfer::pointer(vector), transfer::count(vector))
+                    .offset(*offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        Operation::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        Operation::Allocate { mode, range } => {
+            opcode::Fallocate::new(FILE, range.end.saturating_sub(range.start))
+                .offset(range.start)
+                .mode(mode.flags().bits().cast_signed())
+                .build()
+        }
+        Operation::Discard { .. } | Operation::Map { .. } | Operation::WillNeed { .. } => {
+            unreachable!("not an operation of the ring: see `takes`")
+        }
+    }
+}
+
+/// A segment is at most 2 GiB long.
+fn length(segment: &Segment) -> u32 {
+    u32::try_from(segment.len()).unwrap_or(u32::MAX)
+}
