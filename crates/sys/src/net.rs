@@ -24,12 +24,13 @@ impl Watch {
     /// Outside of a runtime that does I/O.
     pub fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
         // SAFETY: an `OwnedFd` is open until it is dropped and always the same; nothing but a shared reference
-        // to the `AsyncFd` is given out, so that it stays in there until both are dropped.
+        // to the `AsyncFd` is given out, so that it stays in there until both are dropped, or `into_inner` has
+        // taken it off the runtime.
         let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
         Ok(Self(watched?))
     }
 
-    /// Watched no more.
+    /// Gives the descriptor back, which is not watched any more: another runtime may.
     #[must_use]
     pub fn into_inner(self) -> OwnedFd {
         self.0.into_inner()
@@ -236,6 +237,25 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn a_descriptor_that_was_watched_is_given_back() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        far.write_all(b"x").unwrap();
+        let mut fd = OwnedFd::from(near);
+        for _ in 0..2 {
+            fd = runtime().block_on(async {
+                let watch = Watch::new(fd, Interest::READABLE).unwrap();
+                drop(watch.readable().await.unwrap());
+                watch.into_inner()
+            });
+        }
+        let mut byte = [0];
+        UnixStream::from(fd).read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"x");
+    }
 
     #[test]
     fn parts_arrive_in_order_and_whole() {

@@ -22,6 +22,9 @@ const RECEIVE_LEN: usize = 4096;
 /// `connect(2)` goes on by itself (`include/uapi/asm-generic/errno.h`).
 const EINPROGRESS: i32 = 115;
 
+/// What a socket is waited for.
+pub(crate) const BOTH_WAYS: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
 /// Where to connect to, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
@@ -63,10 +66,7 @@ impl Target {
         };
         let fd = connect(&self.uri.transport).await.map_err(cannot)?;
         prepare(fd.as_fd()).map_err(cannot)?;
-        let mut wire = Wire {
-            fd: Watch::new(fd, Interest::READABLE | Interest::WRITABLE).map_err(cannot)?,
-            tls: None,
-        };
+        let mut wire = Wire { fd: Watch::new(fd, BOTH_WAYS).map_err(cannot)?, tls: None };
         let negotiated = self.handshake(&mut wire).await?;
         Ok(Opened { fd: wire.fd.into_inner(), tls: wire.tls, negotiated })
     }
@@ -158,7 +158,7 @@ async fn connect_vsock(cid: u32, port: u32) -> io::Result<OwnedFd> {
         Err(err) if err.raw_os_error() != Some(EINPROGRESS) => return Err(err),
         _ => {}
     }
-    let fd = Watch::new(socket.into(), Interest::READABLE | Interest::WRITABLE)?;
+    let fd = Watch::new(socket.into(), BOTH_WAYS)?;
     drop(fd.writable().await?);
     match SockRef::from(fd.get_ref()).take_error()? {
         Some(err) => Err(err),

@@ -62,14 +62,14 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.fd.get_ref().as_fd()
+        self.socket.fd.as_fd()
     }
 
     /// Receives what there is; says how many bytes came, 0 at the end.
     pub(crate) fn receive(&mut self, vecs: &mut IoVecs, inbox: &mut Inbox) -> io::Result<usize> {
         inbox.make_room();
         let (places, bytes) = inbox.room();
-        let fd = self.socket.fd.get_ref().as_fd();
+        let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             return tls.read(Plain(fd), bytes);
         }
@@ -88,7 +88,7 @@ impl Channel {
 
     /// Sends what is in the outbox, as far as it goes without waiting.
     pub(crate) fn send(&mut self, vecs: &mut IoVecs, outbox: &mut Outbox) -> io::Result<()> {
-        let fd = self.socket.fd.get_ref().as_fd();
+        let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             return tls.send(Plain(fd), outbox);
         }
@@ -103,7 +103,7 @@ impl Channel {
 
     /// Ends a connection that both sides are through with.
     pub(crate) fn close(&mut self) {
-        let fd = self.socket.fd.get_ref().as_fd();
+        let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             tls.close(Plain(fd));
         }

@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 
 use blockyard_blkmq::HctxHandle;
 use blockyard_sys::net::Watch;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFdReadyGuard;
 use tokio::sync::Notify;
 
 use crate::commands::Dialect;
-use crate::connect::{Opened, Target};
+use crate::connect::{BOTH_WAYS, Opened, Target};
 use crate::disk::Inner;
 use crate::driver::Nbd;
 use crate::error::{Error, ErrorKind};
@@ -160,7 +159,7 @@ impl Keeper {
 
     fn attach(&self, opened: Opened) -> Result<(), Error> {
         let dialect = Dialect::from(&opened.negotiated);
-        let fd = Watch::new(opened.fd, Interest::READABLE | Interest::WRITABLE).map_err(|err| {
+        let fd = Watch::new(opened.fd, BOTH_WAYS).map_err(|err| {
             Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
         })?;
         let socket = Arc::new(Socket { fd, kick: Notify::new() });

@@ -219,7 +219,9 @@ fn nbdkit_over_tcp() {
 fn qemu_nbd_with_extended_headers() {
     let place = Place::new();
     let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
-    let mut command = Command::new("qemu-nbd");
+    // Debian 12's own is older than extended headers.
+    let modern = std::env::var_os("BLOCKYARD_QEMU_MODERN").map(std::path::PathBuf::from);
+    let mut command = Command::new(modern.unwrap_or_default().join("qemu-nbd"));
     command.args(["--persistent", "--shared=4", "--format=raw", "--discard=unmap", "--socket"]);
     command.arg(&socket).arg(&file);
     let server = Server::start("qemu-utils (8.2 or newer, from bookworm-backports)", &mut command);
