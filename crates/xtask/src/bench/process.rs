@@ -35,14 +35,26 @@ pub(super) fn activity(pid: u32) -> Result<Activity> {
         .with_context(|| format!("process {pid} is gone"))?;
     for task in tasks {
         let task = task?.path();
-        let schedstat = fs::read_to_string(task.join("schedstat"))?;
+        let (schedstat, status) = match (
+            fs::read_to_string(task.join("schedstat")),
+            fs::read_to_string(task.join("status")),
+        ) {
+            (Ok(schedstat), Ok(status)) => (schedstat, status),
+            // A thread that ended since it was listed.
+            (Err(err), _) | (_, Err(err)) if is_gone(&err) => continue,
+            (Err(err), _) | (_, Err(err)) => return Err(err.into()),
+        };
         let on_cpu = schedstat.split_whitespace().next().and_then(|word| word.parse().ok());
         total.on_cpu += Duration::from_nanos(on_cpu.context("cannot understand schedstat")?);
-        let status = fs::read_to_string(task.join("status"))?;
         total.sleeps += field(&status, "voluntary_ctxt_switches")
             .context("status has no voluntary_ctxt_switches")?;
     }
     Ok(total)
+}
+
+/// Whether what was to be read of a thread in /proc is no more: ENOENT before it is opened, ESRCH after.
+fn is_gone(err: &std::io::Error) -> bool {
+    err.kind() == std::io::ErrorKind::NotFound || err.raw_os_error() == Some(3)
 }
 
 /// Resident memory.
