@@ -4,7 +4,7 @@
 #![no_main]
 
 use blockyard_blkmq::partition::{MAX_PARTITIONS, scan};
-use blockyard_blkmq::units::{BlockSize, Sector};
+use blockyard_blkmq::{BlockSize, Sector};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
