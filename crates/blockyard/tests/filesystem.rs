@@ -73,3 +73,43 @@ fn ext4_on_a_file_disk_survives_unmounting_and_a_restart() {
     }
     daemon.stop();
 }
+
+/// The experiment: a 2 MiB RAM disk with 3 minors and 2 hardware queues of depth 2, with a partition table, a file
+/// system on the first partition, and files that are there after it was mounted again. The partitions are loop
+/// devices of their own, as not every kernel looks for them.
+#[test]
+fn the_two_mebibyte_disk_takes_partitions_and_a_file_system() {
+    let daemon = Daemon::serve(&["ram:2M?minors=3&queues=2&depth=2", "--threads", "2"]);
+    let (unmount_fuse, file) = fuse(&daemon, "ram0");
+    let mut sfdisk =
+        Command::new("sfdisk").arg("-q").arg(&file).stdin(Stdio::piped()).spawn().unwrap();
+    let table = "label: dos\nstart=64, size=3000\nstart=3064\n";
+    std::io::Write::write_all(&mut sfdisk.stdin.take().unwrap(), table.as_bytes()).unwrap();
+    assert!(sfdisk.wait().unwrap().success());
+    let dump = peer("sfdisk", &["--dump", &file]);
+    assert_eq!(dump.lines().filter(|line| line.contains("type=")).count(), 2, "{dump}");
+    let [offset, limit] = [64, 3000].map(|sectors: u32| (sectors * 512).to_string());
+    let part = ["--find", "--show", "--offset", &offset, "--sizelimit", &limit, &file];
+    let device = peer("losetup", &part).trim().to_owned();
+    let detach = Cleanup::with(&["losetup", "-d", &device]);
+    peer("mke2fs", &["-q", &device]);
+    let mount = daemon.path("mnt");
+    std::fs::create_dir_all(&mount).unwrap();
+    let mount = mount.to_str().unwrap();
+    peer("mount", &[&device, mount]);
+    let unmount = Cleanup::with(&["umount", mount]);
+    for index in 0..5 {
+        std::fs::write(format!("{mount}/file{index}"), noise(100_000, index)).unwrap();
+    }
+    let before = checksums(mount);
+    unmount.now();
+    peer("mount", &[&device, mount]);
+    let unmount = Cleanup::with(&["umount", mount]);
+    assert_eq!(checksums(mount), before);
+    unmount.now();
+    peer("e2fsck", &["-f", "-n", &device]);
+    detach.now();
+    assert_eq!(peer("sfdisk", &["--dump", &file]), dump, "the table is still there");
+    unmount_fuse.now();
+    daemon.stop();
+}
