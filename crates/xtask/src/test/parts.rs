@@ -109,18 +109,12 @@ fn tidy(_: &Context) -> Result<()> {
     run(&mut cargo(["test", "-p", "xtask", "--test", "tidy"]))
 }
 
-fn unit(_: &Context) -> Result<()> {
-    run(&mut cargo(["test", "-p", "xtask", "--lib", "--bins"]))?;
-    run(&mut cargo([
-        "test",
-        "--workspace",
-        "--exclude",
-        "xtask",
-        "--exclude",
-        COMMAND,
-        "--tests",
-    ]))?;
-    run(&mut cargo(["test", "-p", COMMAND, "--lib", "--bins"]))
+fn unit(context: &Context) -> Result<()> {
+    let tools = context.tools()?;
+    let others = ["test", "--workspace", "--exclude", "xtask", "--exclude", COMMAND, "--tests"];
+    run(tools.apply(&mut cargo(["test", "-p", "xtask", "--lib", "--bins"])))?;
+    run(tools.apply(&mut cargo(others)))?;
+    run(tools.apply(&mut cargo(["test", "-p", COMMAND, "--lib", "--bins"])))
 }
 
 fn doc(_: &Context) -> Result<()> {
