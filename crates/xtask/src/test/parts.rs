@@ -48,7 +48,7 @@ pub(super) const PARTS: &[Part] = &[
     part("clippy", "no lint has anything to say", true, clippy),
     part("build", "everything builds: tests for debugging, the command for release", true, build),
     part("tidy", "the rules of the house: dependencies, licences, sizes, words", false, tidy),
-    part("unit", "tests of the crates", false, unit),
+    part("unit", "tests of the crates", true, unit),
     part("doc", "examples in the documentation run, its links lead somewhere", false, doc),
     part(
         "features",
