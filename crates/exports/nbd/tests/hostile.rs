@@ -331,36 +331,6 @@ fn there_are_no_more_clients_than_the_limit_and_those_go_on() {
 }
 
 #[test]
-fn thousands_of_connections_at_a_time_cost_little_each() {
-    let most = usize::try_from(
-        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(4096),
-    )
-    .unwrap();
-    // Both ends are in this process.
-    let count = ((most - 200) / 2).min(10_000);
-    assert!(count >= 300, "raise the limit of open files (ulimit -n) to 1000 at least");
-    let yard = Yard::with(ram(MIB), |config, _| config.limits.max_clients = count + 1);
-    let mut bystander = Bystander::new(&yard);
-    let before = common::peak_memory();
-    let mut idle = Vec::new();
-    for n in 0..count {
-        let mut client = yard.client();
-        client.read(0, 4096);
-        idle.push(client);
-        if n % 500 == 0 {
-            bystander.is_well();
-        }
-    }
-    assert_eq!(yard.server.clients().len(), count + 1);
-    bystander.is_well();
-    let each = (common::peak_memory() - before) / count as u64;
-    assert!(each < 16 << 10, "{each} bytes for both ends of an idle connection");
-    drop(idle);
-    eventually("leaving", || yard.server.clients().len() == 1);
-    bystander.is_well();
-}
-
-#[test]
 fn a_client_that_only_shuts_its_side_still_gets_its_replies() {
     let held = HeldDisk::new(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
