@@ -54,7 +54,7 @@ pub struct TestDisk {
     pub bdev: Bdev,
     pub disk: Arc<Disk>,
     pub info: Info,
-    _threads: Vec<QueueThread>,
+    pub threads: Vec<QueueThread>,
 }
 
 pub fn open(config: &FileConfig) -> Result<TestDisk, Error> {
@@ -72,7 +72,7 @@ pub fn open_with(config: &FileConfig, tags: TagSetConfig) -> Result<TestDisk, Er
         Disk::alloc(&set, (), disk, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();
     let mode = if info.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let bdev = disk.open(None, mode).unwrap();
-    Ok(TestDisk { bdev, disk, info, _threads: threads })
+    Ok(TestDisk { bdev, disk, info, threads })
 }
 
 impl TestDisk {

@@ -200,6 +200,11 @@ pub fn attach(config: NbdConfig, threads: usize) -> Attached {
 }
 
 impl Attached {
+    /// The disk, opened once more.
+    pub fn reopen(&self) -> Bdev {
+        self.disk.open(None, OpenMode::ReadWrite).unwrap()
+    }
+
     /// Submits, and gives what comes back.
     pub fn run(&self, bio: Box<Bio>) -> Box<Bio> {
         self.submit(0, bio).recv_timeout(PATIENCE).expect("a request did not end")
