@@ -17,8 +17,10 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 pub mod cases;
+mod queue_thread;
 mod subject;
 
+pub use queue_thread::QueueThread;
 pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
 
 /// Makes a test of each case, in a module of that name, for the disks that the closure makes.

@@ -4,8 +4,9 @@
 mod common;
 
 use blockyard_blkmq::{Features, Flags, Op, Status};
+use blockyard_conformance::QueueThread;
 use blockyard_driver_file::{Engine, ErrorKind, FileConfig};
-use common::{Loop, Place, QueueThread, open, run};
+use common::{Loop, Place, open, run};
 
 fn refused(config: &FileConfig, kind: ErrorKind, said: &[&str]) {
     let Err(err) = open(config) else { panic!("{config:?} was opened") };

@@ -11,43 +11,15 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use blockyard_blkmq::{
     Bdev, Bio, Disk, DiskConfig, Extent, Flags, MonotonicClock, NoOps, Op, OpenMode, Sector,
     Status, TagSet, TagSetConfig,
 };
 use blockyard_buf::Segment;
+use blockyard_conformance::QueueThread;
 use blockyard_driver_file::{Engine, Error, File, FileConfig, Info};
 use tempfile::TempDir;
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
-
-/// A thread with a runtime, for completions.
-pub struct QueueThread {
-    pub handle: Handle,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl QueueThread {
-    pub fn start() -> Self {
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let _ = runtime.block_on(stopped);
-        });
-        Self { handle, stop: Some(stop), thread: Some(thread) }
-    }
-}
-
-impl Drop for QueueThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        let _ = self.thread.take().unwrap().join();
-    }
-}
 
 /// A disk in a file, open.
 pub struct TestDisk {
@@ -62,8 +34,7 @@ pub fn open(config: &FileConfig) -> Result<TestDisk, Error> {
 }
 
 pub fn open_with(config: &FileConfig, tags: TagSetConfig) -> Result<TestDisk, Error> {
-    let threads: Vec<_> = (0..tags.hw_queues[0]).map(|_| QueueThread::start()).collect();
-    let handles: Vec<_> = threads.iter().map(|thread| thread.handle.clone()).collect();
+    let (threads, handles) = QueueThread::start_many(tags.hw_queues[0]);
     let (file, info) = File::open(config, &handles)?;
     let set = TagSet::new(file, tags).unwrap();
     let mut disk = DiskConfig::new("file0", info.capacity, info.limits.clone());

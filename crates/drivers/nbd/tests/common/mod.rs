@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use blockyard_blkmq::{
     Bdev, Bio, Disk, DiskConfig, MonotonicClock, OpenMode, Sector, Status, TagSet,
 };
+use blockyard_conformance::QueueThread;
 use blockyard_driver_nbd::{Export, Nbd, NbdConfig};
 use tempfile::TempDir;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Builder;
 
 /// The longest that any test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,35 +127,6 @@ pub fn unix(socket: &Path) -> NbdConfig {
     NbdConfig::new(uri.parse().unwrap())
 }
 
-/// A queue thread.
-struct Thread {
-    handle: Handle,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Thread {
-    fn start() -> Self {
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (tell, told) = mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime: Runtime = Builder::new_current_thread().enable_all().build().unwrap();
-            tell.send(runtime.handle().clone()).unwrap();
-            let _ = runtime.block_on(stopped);
-        });
-        Self { handle: told.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
-    }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// A disk with its queue threads, and a clock that ticks.
 pub struct Attached {
     pub nbd: Arc<Nbd>,
@@ -163,7 +135,7 @@ pub struct Attached {
     pub bdev: Bdev,
     ticking: Arc<AtomicBool>,
     ticker: Option<JoinHandle<()>>,
-    threads: Vec<Thread>,
+    threads: Vec<QueueThread>,
 }
 
 /// Attaches a disk with so many queue threads.
@@ -171,8 +143,7 @@ pub fn try_attach(
     config: NbdConfig,
     threads: usize,
 ) -> Result<Attached, blockyard_driver_nbd::Error> {
-    let threads: Vec<Thread> = (0..threads).map(|_| Thread::start()).collect();
-    let handles: Vec<Handle> = threads.iter().map(|thread| thread.handle.clone()).collect();
+    let (threads, handles) = QueueThread::start_many(threads);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let (nbd, export) = runtime.block_on(Nbd::connect(config, &handles))?;
     let set = TagSet::new(Arc::clone(&nbd), nbd.tag_set_config(threads.len())).unwrap();

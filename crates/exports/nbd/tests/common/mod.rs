@@ -10,16 +10,15 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{
     Bdev, Disk, DiskConfig, Driver, Features, Limits, MonotonicClock, NoOps, OpenMode, Sector,
     TagSet, TagSetConfig,
 };
+use blockyard_conformance::QueueThread;
 use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Address, Config, Export, Server, bind};
-use tokio::runtime::{Builder, Handle};
 
 pub use client::{Client, STYLES, negotiate, request};
 pub use held::HeldDisk;
@@ -28,32 +27,6 @@ pub use held::HeldDisk;
 pub const DEADLINE: Duration = Duration::from_secs(30);
 pub const MIB: u64 = 1 << 20;
 const THREADS: usize = 2;
-
-/// A queue thread that ends with the test.
-struct QueueThread {
-    handle: Handle,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl QueueThread {
-    fn new() -> Self {
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let run = move || {
-            let _ = runtime.block_on(stopped);
-        };
-        Self { handle, stop: Some(stop), thread: Some(std::thread::spawn(run)) }
-    }
-}
-
-impl Drop for QueueThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        self.thread.take().unwrap().join().unwrap();
-    }
-}
 
 /// A running server.
 pub struct Yard {
@@ -96,8 +69,7 @@ impl Yard {
         export.description = "a disk to try".into();
         let mut config = Config { exports: vec![export], ..Config::default() };
         configure(&mut config, &bdev);
-        let threads: Vec<_> = (0..THREADS).map(|_| QueueThread::new()).collect();
-        let handles = threads.iter().map(|thread| thread.handle.clone()).collect();
+        let (threads, handles) = QueueThread::start_many(THREADS);
         let server = Server::new(config, handles).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd.sock");

@@ -1,7 +1,7 @@
 //! A closed loop of random reads through the block layer, as `fio --rw=randread` does it: requests per second,
 //! and the CPU time of this process for each.
 //!
-//! `cargo run --release -p blockyard-driver-nbd --example randread -- URI [DEPTH [SECONDS [BLOCK_BYTES]]]`
+//! `cargo run --release -p blockyard-driver-nbd --example nbd_randread -- URI [DEPTH [SECONDS [BLOCK_BYTES]]]`
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
