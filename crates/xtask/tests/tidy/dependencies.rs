@@ -18,7 +18,7 @@ fn rule(folder: &str) -> Option<May> {
         Some(May::See(folders.iter().map(|&folder| folder.to_owned()).collect()))
     };
     match folder {
-        "buf" => see(&[]),
+        "buf" | "lab" => see(&[]),
         "sys" | "blkmq" | "nbd" | "crush" => see(&["buf"]),
         "rados" => see(&["buf", "crush"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),

@@ -1,0 +1,1 @@
+//! A cluster of Ceph's own daemons on loopback.
