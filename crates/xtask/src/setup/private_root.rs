@@ -52,7 +52,7 @@ impl PrivateRoot {
     pub(super) fn fetch(&self, newer: &[&str], stable: &[&str]) -> Result<()> {
         let mut command = self.apt("apt-get");
         command.args(["install", "--download-only", "--reinstall", "--no-install-recommends"]);
-        command.args(["-y", "-qq"]).args(newer.iter().map(|name| self.from_backports(name)));
+        command.args(["-y", "-qq"]).args(newer.iter().map(|name| self.newer(name)));
         run(command.args(stable))?;
         self.unpack(&self.dir.join("cache/archives"))
     }
@@ -62,8 +62,7 @@ impl PrivateRoot {
     /// # Errors
     /// It stands for none, or that cannot be fetched.
     pub(super) fn fetch_behind(&self, name: &str) -> Result<()> {
-        let said =
-            capture(self.apt("apt-cache").args(["depends", "-i", &self.from_backports(name)]))?;
+        let said = capture(self.apt("apt-cache").args(["depends", "-i", &self.newer(name)]))?;
         let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         let Some(package) = depends.next() else { bail!("{name} depends on no package:\n{said}") };
         let archives = self.dir.join("cache/archives");
@@ -101,7 +100,7 @@ impl PrivateRoot {
         Ok(fs::remove_dir_all(self.dir.join("lists"))?)
     }
 
-    fn from_backports(&self, name: &str) -> String {
+    fn newer(&self, name: &str) -> String {
         format!("{name}/{}", self.backports)
     }
 
