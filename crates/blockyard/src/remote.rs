@@ -5,12 +5,13 @@ use std::io;
 use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
-use blockyard_blkmq::{Bio, Disk, OpenMode, Sector, Status};
+use blockyard_blkmq::{Bio, Disk, Features, OpenMode, Sector, Status};
 use blockyard_driver_nbd::{
     self as nbd, Description, ErrorKind as NbdErrorKind, Export, Nbd, NbdConfig, Offer, Server,
     TlsFiles,
 };
 use blockyard_nbd::uri::{Transport, Uri};
+use blockyard_nbd::wire::ReplyType;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -73,6 +74,10 @@ fn explained(err: nbd::Error, uri: &Uri) -> Error {
         NbdErrorKind::Timeout => {
             Some("is the server alive, and is it an NBD server? timeout= sets how long to wait".into())
         }
+        NbdErrorKind::Refused if wants_tls(&err) => {
+            let secure = Uri { tls: true, ..uri.clone() };
+            Some(format!("it wants TLS: use '{secure}'"))
+        }
         NbdErrorKind::Refused => {
             let list = Uri { export: String::new(), ..uri.clone() };
             Some(format!("see what is on offer: blockyard list '{list}'"))
@@ -88,6 +93,12 @@ fn explained(err: nbd::Error, uri: &Uri) -> Error {
         Some(help) => error.help(help),
         None => error,
     }
+}
+
+fn wants_tls(err: &nbd::Error) -> bool {
+    let cause = err.source().and_then(|cause| cause.downcast_ref::<blockyard_nbd::Error>());
+    let kind = cause.map(blockyard_nbd::Error::kind);
+    matches!(kind, Some(blockyard_nbd::ErrorKind::Refused { reply: ReplyType::ERR_TLS_REQD, .. }))
 }
 
 fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
@@ -150,6 +161,12 @@ impl Remote {
             self.nbd.clear_queue();
         }
         self.nbd.disconnect().await;
+        // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
+        let mut limits = self.disk.limits();
+        limits.features.remove(Features::WRITE_CACHE);
+        if let Err(err) = self.disk.set_limits(limits) {
+            tracing::warn!(disk = self.disk.name(), error = %err, "the disk keeps its cache to the end");
+        }
     }
 
     async fn flush(&self) {
