@@ -1,13 +1,12 @@
 //! Looking at many items of a bucket at once, in vector registers.
 //!
 //! Buckets keep what they draw with in plain lists, one per field, filled up to whole vectors. Compilers turn short
-//! loops over these into vector instructions: of 128 bits, which every x86-64 and aarch64 has, or of 256 bits where
-//! [`pulp`] finds AVX2 at run time. What is to be compiled twice for that has to be inlined into [`Draw`]'s call.
-//!
-//! [`Draw`]: crate::bucket::Draw
+//! loops over these into vector instructions: of 128 bits, which every x86-64 and aarch64 has, or of 256 or 512 bits
+//! where [`pulp`] finds AVX2 or AVX-512 at run time. Only what is inlined into `Choice::with_simd` of `bucket.rs` is
+//! compiled for each of these.
 
-/// Lists are filled up to a multiple of this: one vector of 256 bits.
-pub(crate) const LANES: usize = 8;
+/// Lists are filled up to a multiple of this: one vector of 512 bits.
+pub(crate) const LANES: usize = 16;
 
 /// How many items are looked at before anything is decided: as many as [`mask`] has bits.
 pub(crate) const BLOCK: usize = 32;

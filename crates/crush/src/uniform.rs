@@ -5,7 +5,9 @@
 //! asked for, so nothing is stored: what ends up there is traced back through the swaps.
 
 use crate::hash::{hash3_from, hash32_3};
-use crate::lanes::LANES;
+
+/// How many positions are hashed at once. Few attempts ask for a later one.
+const LANES: usize = 8;
 
 /// The index of the item that attempt `r` takes from the bucket with a number.
 #[inline(always)]
