@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockyard_blkmq::major::DevNum;
 use blockyard_blkmq::{
     BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, Features,
-    Limits, NoOps, QueueType, Sector, TagSet, TagSetConfig,
+    Limits, QueueType, Sector, TagSet, TagSetConfig,
 };
 use blockyard_driver_file::{Engine as FileEngine, File, FileConfig};
 use blockyard_driver_nbd::Nbd;
@@ -84,14 +84,16 @@ impl<'a> DiskMaker<'a> {
                 let latency = Some(*latency).filter(|latency| !latency.is_zero());
                 let null = Null::new(NullConfig { capacity, latency }, self.threads)
                     .map_err(|err| Error::failed("cannot make the disk").caused_by(err))?;
-                let parts = self.parts(plan, null, Arc::new(NoOps), capacity, Null::limits());
+                let ops = Arc::<Null>::clone(&null);
+                let parts = self.parts(plan, null, ops, capacity, Null::limits());
                 self.alloc(plan, name, parts)?
             }
             DriverPlan::File(file) => {
                 let (driver, info) =
                     File::open(&file_config(file, plan), self.threads).map_err(file_error)?;
                 let capacity = shown_capacity(plan, info.capacity.bytes(), BlockSize::B512)?;
-                let parts = self.parts(plan, driver, Arc::new(NoOps), capacity, info.limits);
+                let ops = Arc::<File>::clone(&driver);
+                let parts = self.parts(plan, driver, ops, capacity, info.limits);
                 self.alloc(plan, name, parts)?
             }
             DriverPlan::Nbd(nbd) => return self.make_remote(plan, nbd, name),
