@@ -121,7 +121,10 @@ pub fn resized(subject: &Subject) {
         subject.write(2 * size - block, &marked(0, block, 2));
         subject.holds(2 * size - block, &marked(0, block, 2));
         if block > SECTOR_SIZE {
-            assert!(subject.disk().resize(Sector(2 * size / SECTOR_SIZE + 1)).is_err(), "no whole block");
+            assert!(
+                subject.disk().resize(Sector(2 * size / SECTOR_SIZE + 1)).is_err(),
+                "no whole block"
+            );
         }
     }
 }

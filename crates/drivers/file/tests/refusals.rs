@@ -138,7 +138,11 @@ fn a_disk_grows_with_its_file_and_never_cuts_it() {
     disk.disk.resize(Sector((2 << 20) / 512)).unwrap();
     assert_eq!((len(), disk.disk.capacity().bytes()), (2 << 20, 2 << 20));
     disk.disk.resize(Sector((1 << 20) / 512)).unwrap();
-    assert_eq!((len(), disk.disk.capacity().bytes()), (2 << 20, 1 << 20), "what is past the end stays");
+    assert_eq!(
+        (len(), disk.disk.capacity().bytes()),
+        (2 << 20, 1 << 20),
+        "what is past the end stays"
+    );
     drop(disk);
     let disk = open(&FileConfig { read_only: true, ..FileConfig::new(&path) }).unwrap();
     let err = disk.disk.resize(Sector((4 << 20) / 512)).unwrap_err().to_string();

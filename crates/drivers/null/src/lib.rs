@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use blockyard_blkmq::badblocks::Check;
 use blockyard_blkmq::{
-    BlockDeviceOps, Busy, Disk, Driver, Error, ErrorKind, Extent, Features, HctxHandle, Limits, Op, QueueType,
-    Request, Sector, Status,
+    BlockDeviceOps, Busy, Disk, Driver, Error, ErrorKind, Extent, Features, HctxHandle, Limits, Op,
+    QueueType, Request, Sector, Status,
 };
 use blockyard_buf::{Segment, Segments, ZERO_RUN};
 use tokio::runtime::Handle;

@@ -18,8 +18,7 @@ fn ram(set: TagSetConfig, limits: Limits) -> Subject {
     let ram = Ram::new();
     let set = TagSet::new(Arc::clone(&ram), set).unwrap();
     let config = DiskConfig::new("ram0", Sector(MIN_BYTES / 512), limits);
-    let disk =
-        Disk::alloc(&set, (), config, ram, Arc::new(MonotonicClock::new())).unwrap();
+    let disk = Disk::alloc(&set, (), config, ram, Arc::new(MonotonicClock::new())).unwrap();
     Subject::new(disk.open(None, OpenMode::ReadWrite).unwrap(), ()).with(CAN)
 }
 
