@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 const AFTER_HELP: &str = "\
 Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
 nbd://host/export  nbd+unix:///export?socket=/s&connections=2
-Exit codes: 0 done, 1 failed, 2 no (predicates), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: unknown; check: errors), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
 
 /// The Linux block I/O stack in user space: any disk, anywhere.
 #[derive(Debug, Parser)]
@@ -38,6 +38,17 @@ pub enum Command {
     Info(InfoArgs),
     /// Put load on a disk and measure it.
     Bench(BenchArgs),
+    /// Copy a disk onto another; holes and zeroes are not read, and stay holes where they can.
+    Copy(CopyArgs),
+    /// Compare two disks: exit 0 if they are the same, 1 if they differ, 2 if that cannot be told.
+    Compare(CompareArgs),
+    /// Show how the bytes of a disk are allocated.
+    Map(MapArgs),
+    /// Read all that is stored on a disk, and look at its partition table: exit 0 if all is well, 1 if that cannot
+    /// be told, 2 if there are errors.
+    Check(CheckArgs),
+    /// Run a command with a disk: $uri leads to it for as long as the command runs. Exits as the command does.
+    Run(RunArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -250,4 +261,91 @@ pub struct BenchArgs {
     /// TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
+}
+
+/// `copy`.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// The disk to copy.
+    pub source: String,
+    /// The disk to overwrite. A file that does not exist is made.
+    pub target: String,
+    /// Look for zeroes in the data, too, and write them as holes.
+    #[arg(long)]
+    pub detect_zeroes: bool,
+    /// Write down in this file what is done; if it is there, go on from that.
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// A disk.
+    pub one: String,
+    /// Another.
+    pub two: String,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `map`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// The disk.
+    pub uri: String,
+    /// Only how much there is of each kind.
+    #[arg(long)]
+    pub totals: bool,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The disk.
+    pub uri: String,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The disk.
+    pub uri: String,
+    /// Let the command not change it.
+    #[arg(long)]
+    pub read_only: bool,
+    /// The command and its arguments, after --.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
 }
