@@ -6,6 +6,7 @@
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
 //!   [`direct`], [`lock`].
 //! - Sockets: [`net`].
+//! - Block devices of the kernel that a process serves: [`ublk`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
 //! queue that handed it over, from the submission to the completion: that is the invariant which nearly every
@@ -23,6 +24,7 @@ pub mod net;
 mod operation;
 mod pool;
 mod transfer;
+pub mod ublk;
 pub mod uring;
 
 pub use event::{Event, EventWatch, Timer};

@@ -1,5 +1,6 @@
 //! The commands: from the command line to a plan, from the plan to what is done.
 
+mod attach;
 mod bench;
 mod docs;
 mod info;
@@ -22,6 +23,9 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
+        Command::Attach(args) => attach::attach(*args, cli.verbose),
+        Command::Detach(args) => attach::detach(&args).map(|()| 0),
+        Command::Recover(args) => attach::recover(args, cli.verbose),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
@@ -31,7 +35,7 @@ pub fn run(cli: Cli) -> Result<u8> {
 }
 
 /// A disk URI from the command line.
-fn disk_uri(text: &str) -> Result<DiskUri> {
+pub(crate) fn disk_uri(text: &str) -> Result<DiskUri> {
     text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
 }
 
