@@ -51,18 +51,18 @@ impl Order {
 ///
 /// # Errors
 /// What keeps it from being attached, with what to do.
-pub fn run(order: &Order, log: Option<PathBuf>) -> Result<u8> {
-    if log.is_some() {
+pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
+    let background = log.is_some();
+    if background {
         launch::leave_the_starter();
     }
-    let server = Server::open(order)?;
-    let attached = server.attach(order)?;
-    let code = crate::daemon::block_on(attached.serve(log.is_some()))?;
-    if let (0, Some(log)) = (code, log) {
-        // Nothing in it is of interest any more.
-        let _ = std::fs::remove_file(log);
-    }
-    Ok(code)
+    crate::daemon::block_on(async move {
+        let attach = move || Server::open(&order)?.attach(&order, log);
+        let attached = tokio::task::spawn_blocking(attach)
+            .await
+            .map_err(|err| Error::failed("attaching failed").caused_by(err))??;
+        attached.serve(background).await
+    })
 }
 
 /// A disk of ours, and what serves it.
@@ -105,14 +105,19 @@ impl Server {
         Ok(Self { plan, layer, disk, threads, nbd, clock, bell })
     }
 
-    fn attach(self, order: &Order) -> Result<Attached> {
+    fn attach(self, order: &Order, log: Option<PathBuf>) -> Result<Attached> {
         let mode =
             if self.disk.is_read_only() { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let bdev = self
             .disk
             .open(None, mode)
             .map_err(|err| Error::failed("the disk cannot be opened").caused_by(err))?;
-        let below = Below { bdev: Arc::new(bdev), threads: self.threads.handles() };
+        let below = Below {
+            bdev: Arc::new(bdev),
+            threads: self.threads.handles(),
+            server: &self.nbd,
+            export: EXPORT,
+        };
         let size = self.disk.capacity().bytes();
         let failed = |err: Error| {
             Error::failed(format!("cannot attach {}", order.wish().uri)).caused_by(err)
@@ -140,6 +145,7 @@ impl Server {
         let wish = order.wish().clone();
         let mut record =
             Record::new(name, attachment.via(), attachment.number(), mark, wish, size);
+        record.log = log;
         if let Order::Recover(before) = order {
             record.directory.clone_from(&before.directory);
         }
@@ -147,6 +153,9 @@ impl Server {
         if let Err(err) = attached.record.save() {
             attached.give_up();
             return Err(err);
+        }
+        if let Order::Recover(before) = order {
+            before.forget_log();
         }
         Ok(attached)
     }

@@ -1,12 +1,13 @@
 //! What daemons that died have left behind.
 
+use blockyard_export_kernel_nbd as kernel_nbd;
 use blockyard_export_ublk as ublk;
 use serde::{Deserialize, Serialize};
 
 use super::record::{self, Record};
-use super::{Via, kernel, usage};
+use super::{Via, kernel, nbd, usage};
 use crate::control::client;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A disk of the kernel whose daemon is gone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,7 +56,11 @@ pub(super) fn is_there(record: &Record) -> bool {
                 && ublk::find(record.number)
                     .is_ok_and(|found| found.is_some_and(|found| found.mark == record.mark))
         }
-        Via::Nbd | Via::NbdIoctl => false,
+        Via::Nbd => {
+            kernel_nbd::backend(record.number).is_some_and(|found| found == nbd::identifier(record.mark))
+        }
+        // It ends with its daemon.
+        Via::NbdIoctl => false,
     }
 }
 
@@ -97,7 +102,11 @@ pub fn remove(left: &LeftBehind) -> Result<()> {
             drop(claim);
             ublk::remove(number).map_err(kernel::ublk_error)?;
         }
-        _ => return Err(Error::failed("nbd")),
+        (_, index) => {
+            let mut driver = kernel_nbd::Driver::open().map_err(nbd::nbd_error)?;
+            driver.disconnect(index).map_err(nbd::nbd_error)?;
+            drop(claim);
+        }
     }
     for record in record::all()?.iter().filter(|record| record.path() == left.path) {
         record.forget();

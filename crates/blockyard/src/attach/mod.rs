@@ -7,6 +7,7 @@ mod daemon;
 mod kernel;
 mod launch;
 mod leftover;
+mod nbd;
 pub mod record;
 mod usage;
 

@@ -38,6 +38,8 @@ pub struct Record {
     pub wish: Wish,
     /// Bytes of the disk.
     pub size: u64,
+    /// Where the output of a daemon in the background goes.
+    pub log: Option<PathBuf>,
 }
 
 impl Record {
@@ -47,7 +49,8 @@ impl Record {
         // Without a directory, relative paths start at the root.
         let directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
         let pid = std::process::id();
-        Self { version: VERSION, device, via, number, mark, pid, directory, wish, size }
+        let log = None;
+        Self { version: VERSION, device, via, number, mark, pid, directory, wish, size, log }
     }
 
     /// Where the kernel has it.
@@ -83,6 +86,17 @@ impl Record {
         if read(&path).is_ok_and(|found| found.mark == self.mark && found.pid == self.pid) {
             // Somebody may have been faster.
             let _ = fs::remove_file(&path);
+            self.forget_log();
+        }
+    }
+}
+
+impl Record {
+    /// What its daemon had to say is of no interest any more.
+    pub(super) fn forget_log(&self) {
+        if let Some(log) = &self.log {
+            // Somebody may have looked at it and removed it.
+            let _ = fs::remove_file(log);
         }
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         timeout_seconds: args.timeout,
         dead_timeout_seconds: args.dead_timeout,
     };
-    attach::run(&Order::Attach(wish), args.log)
+    attach::run(Order::Attach(wish), args.log)
 }
 
 pub(super) fn recover(args: RecoverArgs, verbose: u8) -> Result<u8> {
@@ -53,7 +53,7 @@ pub(super) fn recover(args: RecoverArgs, verbose: u8) -> Result<u8> {
             let what = format!("in the foreground one device is recovered, not {}", wanted.len());
             return Err(Error::usage(what).help("name one, as /dev/ublkb0"));
         };
-        return attach::run(&Order::Recover(Box::new(record.clone())), args.log);
+        return attach::run(Order::Recover(Box::new(record.clone())), args.log);
     }
     if wanted.is_empty() {
         term::tell("nothing to recover: no daemon has left an attached disk behind");

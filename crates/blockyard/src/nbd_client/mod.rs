@@ -87,6 +87,15 @@ impl Client {
         Ok(client)
     }
 
+    /// Speaks over a socket that is connected already, with simple headers, and no TLS. `uri` names the export,
+    /// and the server for messages.
+    #[must_use]
+    pub fn over(stream: std::os::unix::net::UnixStream, uri: Uri) -> Self {
+        let config = Config { tls: TlsMode::Off, best_style: HeaderStyle::Simple };
+        let transport = Transport::plain(Socket::from(stream));
+        Self { transport, handshake: Handshake::new(config), input: Vec::new(), uri }
+    }
+
     fn start_tls(&mut self, options: &TlsOptions) -> Result<()> {
         match self.event()? {
             Event::StartTls => {}

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,6 +109,12 @@ fn tcp(host: &str, port: u16) -> Result<socket2::Socket> {
     Err(Error::failed(format!("connecting to {host} port {port}")).caused_by(last).help(help))
 }
 
+impl From<std::os::unix::net::UnixStream> for Socket {
+    fn from(stream: std::os::unix::net::UnixStream) -> Self {
+        Self(stream.into())
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -130,6 +136,12 @@ impl Transport {
     #[must_use]
     pub fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// The socket, for another to speak on; none if there is TLS around it.
+    #[must_use]
+    pub fn into_socket(self) -> Option<OwnedFd> {
+        self.tls.is_none().then(|| self.socket.0.into())
     }
 
     /// Whether TLS has records that the socket had no room for.
