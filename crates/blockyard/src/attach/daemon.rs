@@ -20,8 +20,8 @@ use crate::error::{self, Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
+use crate::remote::Remote;
 use crate::term;
-use crate::uri::{DiskPlan, DiskUri};
 
 /// How long what a killed daemon has of its disk may take to be given up by the system.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -70,6 +70,7 @@ struct Server {
     plan: YardPlan,
     layer: Arc<BlockLayer>,
     disk: Arc<Disk>,
+    remotes: Vec<Remote>,
     threads: QueueThreads,
     nbd: Arc<nbd::Server>,
     clock: Arc<dyn Clock>,
@@ -79,7 +80,7 @@ struct Server {
 impl Server {
     fn open(order: &Order) -> Result<Self> {
         let wish = order.wish();
-        let mut disk = local_disk(&wish.uri)?;
+        let mut disk = crate::commands::disk_uri(&wish.uri)?;
         disk.options.read_only |= wish.read_only;
         let mut plan = YardPlan::new(vec![disk])?;
         plan.threads = wish.threads.map_or(plan.threads, usize::from);
@@ -99,10 +100,11 @@ impl Server {
             Order::Attach(_) => maker.make(&plan.disks[0])?,
             Order::Recover(_) => patiently(|| maker.make(&plan.disks[0]))?,
         };
+        let remotes = maker.into_remotes();
         let config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
         let nbd = nbd::Server::new(config, threads.handles().to_vec())
             .map_err(crate::daemon::nbd_error)?;
-        Ok(Self { plan, layer, disk, threads, nbd, clock, bell })
+        Ok(Self { plan, layer, disk, remotes, threads, nbd, clock, bell })
     }
 
     fn attach(self, order: &Order, log: Option<PathBuf>) -> Result<Attached> {
@@ -158,17 +160,6 @@ impl Server {
             before.forget_log();
         }
         Ok(attached)
-    }
-}
-
-/// The disk of an order, which has to be one of ours.
-fn local_disk(uri: &str) -> Result<DiskPlan> {
-    match crate::commands::disk_uri(uri)? {
-        DiskUri::Local(plan) => Ok(*plan),
-        DiskUri::Nbd(uri) => {
-            let what = format!("{uri} cannot be attached: there is no driver for NBD disks yet");
-            Err(Error::new(ErrorKind::Unavailable, what))
-        }
     }
 }
 
@@ -285,6 +276,11 @@ impl Attached {
     }
 
     async fn end(self) {
+        let grace = self.server.plan.grace;
+        self.server.nbd.shutdown(grace).await;
+        for remote in &self.server.remotes {
+            remote.leave(grace).await;
+        }
         let ended = tokio::task::spawn_blocking(move || {
             self.server.layer.del_disk(&self.server.disk);
             self.server.threads.shutdown();

@@ -1,23 +1,25 @@
 //! A disk of the kernel by its NBD client: our NBD server at one end of some pairs of sockets, the kernel at the
 //! other.
 
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::{Bdev, Disk, DiskListener, Event};
+use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent};
 use blockyard_export_kernel_nbd::{self as kernel, Driver, IoctlDevice, Links, Setup};
 use blockyard_export_nbd::Server;
-use blockyard_nbd::client::Negotiated;
-use blockyard_nbd::uri::{TlsParams, Transport, Uri};
+use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
+use blockyard_nbd::wire::HeaderStyle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Wish;
 use crate::error::{Error, ErrorKind, Result};
-use crate::nbd_client::Client;
 
+/// How long our own server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether what a dead connection had asked has ended.
 const POLL: Duration = Duration::from_millis(10);
 /// How long nothing is tried after the kernel has refused new connections.
@@ -46,21 +48,10 @@ impl Source {
         let (ours, theirs) = UnixStream::pair()
             .map_err(|err| Error::failed("cannot make a pair of sockets").caused_by(err))?;
         self.server.serve(ours.into());
-        // It is for messages only: nobody connects to it.
-        let uri = Uri {
-            transport: Transport::Unix { socket: "this-process".into() },
-            tls: false,
-            export: self.export.clone(),
-            user: None,
-            tls_params: TlsParams::default(),
-        };
-        let connection = Client::over(theirs, uri).open(false)?;
-        if !connection.input.is_empty() {
-            return Err(Error::failed("our own server speaks before it is asked"));
-        }
-        let socket = connection.transport.into_socket();
-        let socket = socket.ok_or_else(|| Error::failed("our own server speaks TLS"))?;
-        Ok((socket, *connection.negotiated))
+        let negotiated = shake_hands(&theirs, &self.export);
+        let negotiated = negotiated
+            .map_err(|err| Error::failed("our own server does not answer").caused_by(err))?;
+        Ok((theirs.into(), negotiated))
     }
 
     fn connections(&self, count: usize) -> Result<(Vec<OwnedFd>, Negotiated)> {
@@ -70,6 +61,41 @@ impl Source {
             sockets.push(self.connection()?.0);
         }
         Ok((sockets, negotiated))
+    }
+}
+
+/// Opens an export, as the kernel wants it: it speaks with simple headers only, and not before the handshake is
+/// over.
+fn shake_hands(mut stream: &UnixStream, export: &str) -> io::Result<Negotiated> {
+    let config = Config { tls: TlsMode::Off, best_style: HeaderStyle::Simple };
+    let mut handshake = Handshake::new(config);
+    handshake.go(export).map_err(io::Error::other)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut input = Vec::new();
+    loop {
+        match handshake.poll_event() {
+            // What follows is the kernel's to read.
+            Some(Event::Done(negotiated)) if input.is_empty() => {
+                stream.set_read_timeout(None)?;
+                return Ok(*negotiated);
+            }
+            Some(other) => return Err(io::Error::other(format!("it answered {other:?}"))),
+            None => {}
+        }
+        let mut output = Vec::new();
+        if handshake.poll_transmit(&mut output) {
+            stream.write_all(&output)?;
+        }
+        let taken = handshake.receive(&input).map_err(io::Error::other)?;
+        input.drain(..taken);
+        if taken == 0 {
+            let mut chunk = [0; 512];
+            let count = stream.read(&mut chunk)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            input.extend_from_slice(&chunk[..count]);
+        }
     }
 }
 
@@ -205,8 +231,8 @@ impl Drop for NbdDevice {
 struct Resized(watch::Sender<u64>);
 
 impl DiskListener for Resized {
-    fn event(&self, _disk: &Disk, event: Event) {
-        if let Event::Resized { to, .. } = event {
+    fn event(&self, _disk: &Disk, event: DiskEvent) {
+        if let DiskEvent::Resized { to, .. } = event {
             self.0.send_replace(to.bytes());
         }
     }
