@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use blockyard_driver_nbd::TlsFiles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::attach::Via;
+
 const AFTER_HELP: &str = "\
 Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
 nbd://host/export  nbd+unix:///export?socket=/s&connections=2
@@ -32,6 +34,12 @@ pub enum Command {
     Up(UpArgs),
     /// Serve disks over NBD.
     Serve(Box<ServeArgs>),
+    /// Give a disk to the Linux kernel, and print the path of its device.
+    Attach(Box<AttachArgs>),
+    /// Take a disk from the kernel again.
+    Detach(DetachArgs),
+    /// Go on with attached disks whose daemon has died.
+    Recover(RecoverArgs),
     /// List what runs on this machine, or the exports of an NBD server.
     List(ListArgs),
     /// Show what a disk is and what it can do.
@@ -137,6 +145,71 @@ pub struct ServeArgs {
     /// Run this shell command with $uri set, then end with its exit code.
     #[arg(long, value_name = "CMD")]
     pub run: Option<OsString>,
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// The disk.
+    pub uri: String,
+    /// By which driver of the kernel; the best there is without.
+    #[arg(long, value_enum)]
+    pub via: Option<Via>,
+    /// Stay in the foreground, as service managers want it.
+    #[arg(long)]
+    pub foreground: bool,
+    /// Let nobody change the disk.
+    #[arg(long)]
+    pub read_only: bool,
+    /// The number of the device, as 3 for /dev/ublkb3; a free one without.
+    #[arg(long, value_name = "N")]
+    pub number: Option<u32>,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// ublk: requests of each queue at a time.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub depth: u16,
+    /// nbd: connections, and with that queues of the kernel's.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub connections: u16,
+    /// nbd: after so many seconds without an answer the kernel asks again on another connection.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: u64,
+    /// nbd: so many seconds I/O waits for recover after the daemon has died.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub dead_timeout: u64,
+    /// In the background: where the daemon's output goes.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub log: Option<PathBuf>,
+}
+
+/// `detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Devices, as /dev/ublkb0, or the disks in them.
+    #[arg(value_name = "DEVICE|URI", required_unless_present = "all")]
+    pub devices: Vec<String>,
+    /// All.
+    #[arg(long, conflicts_with = "devices")]
+    pub all: bool,
+    /// Also one whose daemon has died: what the kernel has not written to it yet is lost.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `recover`.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// Devices, as /dev/ublkb0; all without.
+    #[arg(value_name = "DEVICE")]
+    pub devices: Vec<String>,
+    /// Stay in the foreground, as service managers want it.
+    #[arg(long)]
+    pub foreground: bool,
+    /// In the background: where the daemon's output goes.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub log: Option<PathBuf>,
 }
 
 /// TLS of a client.

@@ -2,6 +2,7 @@
 //! their control sockets, tools for whole disks, and a load generator.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod bench;
 pub mod cli;
 pub mod commands;

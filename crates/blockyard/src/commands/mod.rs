@@ -1,5 +1,6 @@
 //! The commands: from the command line to a plan, from the plan to what is done.
 
+mod attach;
 mod bench;
 mod check;
 mod compare;
@@ -29,6 +30,9 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
+        Command::Attach(args) => attach::attach(*args, cli.verbose),
+        Command::Detach(args) => attach::detach(&args).map(|()| 0),
+        Command::Recover(args) => attach::recover(args, cli.verbose),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
@@ -43,7 +47,7 @@ pub fn run(cli: Cli) -> Result<u8> {
 }
 
 /// A disk URI from the command line.
-fn disk_uri(text: &str) -> Result<DiskPlan> {
+pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
     text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
 }
 
