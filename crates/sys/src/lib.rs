@@ -5,7 +5,7 @@
 //!   threads ([`Pool`]).
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
 //!   [`direct`], [`lock`].
-//! - Sockets: [`net`].
+//! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
 //! queue that handed it over, from the submission to the completion: that is the invariant which nearly every
@@ -22,6 +22,8 @@ pub mod lock;
 pub mod net;
 mod operation;
 mod pool;
+mod socket_file;
+pub mod spin;
 mod transfer;
 pub mod uring;
 
@@ -29,3 +31,4 @@ pub use event::{Event, EventWatch, Timer};
 pub use io_queue::{IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
 pub use pool::Pool;
+pub use socket_file::SocketFile;
