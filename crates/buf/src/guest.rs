@@ -224,6 +224,7 @@ impl GuestMemory {
 /// A guest's memory as one queue sees it. What it hands out is counted by the queue alone, so that queues on several CPUs
 /// share nothing that they write.
 #[derive(Clone)]
+#[expect(clippy::redundant_allocation, reason = "the outer count is the queue's own")]
 pub struct GuestView(Arc<Arc<GuestMemory>>);
 
 impl GuestView {
@@ -237,6 +238,13 @@ impl GuestView {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.0
+    }
+
+    /// Whether all of the `len` bytes at the guest's address `addr` are there, in one region.
+    #[must_use]
+    #[inline]
+    pub fn contains(&self, addr: u64, len: usize) -> bool {
+        self.0.find(addr).is_some_and(|(_, _, left)| left >= len)
     }
 
     /// Hands the `len` bytes at the guest's address `addr` to `take`, piece by piece: there is more than one where they lie

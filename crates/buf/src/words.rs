@@ -75,7 +75,10 @@ impl SharedWords {
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let ptr = self.0.as_ptr().wrapping_add(offset);
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.0.len());
-        assert!(inside && ptr.addr().is_multiple_of(len), "a number that is outside, or not aligned");
+        assert!(
+            inside && ptr.addr().is_multiple_of(len),
+            "a number that is outside, or not aligned"
+        );
         ptr
     }
 }

@@ -60,6 +60,14 @@ impl Event {
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 
+    /// It has not happened, for those who poll(2) it.
+    pub fn clear(&self) {
+        // Nothing to read is what is wanted. One of ours does not block.
+        if !self.may_block {
+            let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+        }
+    }
+
     fn has_room(&self) -> bool {
         let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
@@ -140,6 +148,12 @@ impl EventWatch {
         // Edges count, not the value: it is never read. An edge that comes after this is seen by the next wait.
         self.0.readable().await?.clear_ready();
         Ok(())
+    }
+
+    /// Whether that is the event it watches.
+    #[must_use]
+    pub fn is_of(&self, event: &Arc<Event>) -> bool {
+        Arc::ptr_eq(self.0.get_ref(), event)
     }
 
     /// As [`EventWatch::happened`], for those who wait for several things. Wakes the task that called it last.

@@ -4,9 +4,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 /// A socket file that is removed in the end, unless another has taken its place.
 #[derive(Debug)]
@@ -36,7 +34,9 @@ impl SocketFile {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket"));
         }
         match try_connect(path) {
-            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)
+            }
             // Accepted, or nobody knows: binding says that it is in use.
             _ => Ok(()),
         }

@@ -55,7 +55,9 @@ fn a_run_across_regions_comes_in_pieces() {
 fn what_is_not_in_the_guest_is_not_found() {
     let (view, _file) = guest();
     let none = |addr, len| view.pieces(addr, len, Access::Read, drop).is_none();
-    assert!(none(16 * KIB, 1) && none(16 * KIB - 1, 2) && none(u64::MAX, 1) && none(u64::MAX - 1, 8));
+    assert!(
+        none(16 * KIB, 1) && none(16 * KIB - 1, 2) && none(u64::MAX, 1) && none(u64::MAX - 1, 8)
+    );
     assert!(view.read(16 * KIB - 1, &mut [0; 2]).is_none());
     assert!(view.write(u64::MAX, b"x").is_none());
     assert!(view.memory().user_range(0, 1).is_none());

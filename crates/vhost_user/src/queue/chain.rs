@@ -96,9 +96,7 @@ impl Chain {
         let malformed = QueueError::Table(head, place.len);
         let len = usize::try_from(place.len).unwrap_or(usize::MAX);
         let count = len / DESCRIPTOR_LEN;
-        if count == 0
-            || !len.is_multiple_of(DESCRIPTOR_LEN)
-            || count > usize::from(MAX_QUEUE_SIZE)
+        if count == 0 || !len.is_multiple_of(DESCRIPTOR_LEN) || count > usize::from(MAX_QUEUE_SIZE)
         {
             return Err(malformed);
         }

@@ -95,8 +95,10 @@ impl InflightRegion {
             head = self.words.load_u16(Self::desc(head) + NEXT, Ordering::Relaxed);
         }
         self.set_header(USED_IDX, used_index);
-        let is_open = |head: &u16| self.words.load_u8(Self::desc(*head) + INFLIGHT, Ordering::Relaxed) == 1;
-        let counter = |head: u16| self.words.load_u64(Self::desc(head) + COUNTER, Ordering::Relaxed);
+        let is_open =
+            |head: &u16| self.words.load_u8(Self::desc(*head) + INFLIGHT, Ordering::Relaxed) == 1;
+        let counter =
+            |head: u16| self.words.load_u64(Self::desc(head) + COUNTER, Ordering::Relaxed);
         let mut chains: Vec<u16> = (0..self.size).filter(is_open).collect();
         chains.sort_by_key(|head| counter(*head));
         self.counter = chains.last().map_or(0, |head| counter(*head).wrapping_add(1));

@@ -130,6 +130,12 @@ impl Ring {
         (self.next_available, self.seen_available) = (base, base);
     }
 
+    /// Where the next entry of the used ring goes.
+    #[must_use]
+    pub fn next_used(&self) -> u16 {
+        self.next_used
+    }
+
     /// The used index as the driver sees it.
     #[must_use]
     pub fn used_index(&self) -> u16 {
@@ -142,7 +148,7 @@ impl Ring {
     /// [`QueueError::AvailableIndex`], [`QueueError::Descriptor`].
     #[inline]
     pub fn pop(&mut self) -> Result<Option<u16>, QueueError> {
-        if self.next_available == self.seen_available && !self.has_available()? {
+        if self.next_available == self.seen_available && self.waiting()? == 0 {
             return Ok(None);
         }
         let at = usize::from(self.next_available & (self.size - 1));
@@ -152,18 +158,19 @@ impl Ring {
         Ok(Some(head))
     }
 
-    /// Looks whether the driver has made more available.
+    /// Looks how many chains the driver has made available.
     ///
     /// # Errors
     /// [`QueueError::AvailableIndex`].
     #[inline]
-    pub fn has_available(&mut self) -> Result<bool, QueueError> {
+    pub fn waiting(&mut self) -> Result<u16, QueueError> {
         let available = self.available.load_u16(2, Ordering::Acquire);
-        if available.wrapping_sub(self.next_available) > self.size {
+        let waiting = available.wrapping_sub(self.next_available);
+        if waiting > self.size {
             return Err(QueueError::AvailableIndex { available, next: self.next_available });
         }
         self.seen_available = available;
-        Ok(available != self.next_available)
+        Ok(waiting)
     }
 
     pub(super) fn check_descriptor(&self, index: u16) -> Result<(), QueueError> {
@@ -228,7 +235,7 @@ impl Ring {
     /// Asks the driver to notify, and says whether it has made more available meanwhile, about which it may not.
     ///
     /// # Errors
-    /// As [`Ring::has_available`].
+    /// As [`Ring::waiting`].
     #[inline]
     pub fn enable_notify(&mut self) -> Result<bool, QueueError> {
         if self.event_idx {
@@ -239,7 +246,7 @@ impl Ring {
         }
         // As in `wants_signal`.
         fence(Ordering::SeqCst);
-        self.has_available()
+        Ok(self.waiting()? > 0)
     }
 }
 

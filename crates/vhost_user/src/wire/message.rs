@@ -114,9 +114,7 @@ impl Message {
         let mut reader = Reader(payload);
         let known = Self::read(header.request, &mut reader);
         let known = known.ok_or(WireError::Unknown(header.request))?;
-        known
-            .filter(|_| reader.end().is_some())
-            .ok_or(WireError::Malformed(header.request))
+        known.filter(|_| reader.end().is_some()).ok_or(WireError::Malformed(header.request))
     }
 
     /// `None` for a request that is not known, `Some(None)` for one that is too short or says what cannot be.
@@ -308,9 +306,7 @@ impl Reply {
             Message::GetInflightFd(_) => Inflight::read(&mut reader).map(Self::Inflight),
             _ => reader.u64().map(Self::Number),
         };
-        reply
-            .filter(|_| reader.end().is_some())
-            .ok_or(WireError::Malformed(message.request()))
+        reply.filter(|_| reader.end().is_some()).ok_or(WireError::Malformed(message.request()))
     }
 }
 

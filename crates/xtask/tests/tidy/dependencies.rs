@@ -19,9 +19,11 @@ fn rule(folder: &str) -> Option<May> {
     };
     match folder {
         "buf" | "lab" => see(&[]),
-        "sys" | "blkmq" | "nbd" | "crush" => see(&["buf"]),
+        "sys" | "blkmq" | "nbd" | "crush" | "vhost_user" => see(&["buf"]),
         "rados" => see(&["buf", "crush"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
+        // The protocol that is named after a device of it.
+        "exports/vhost_user_blk" => see(&["buf", "sys", "blkmq", "vhost_user"]),
         _ => match folder.split_once('/')? {
             ("drivers" | "exports", protocol) => see(&["buf", "sys", "blkmq", protocol]),
             _ => None,
