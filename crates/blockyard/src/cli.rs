@@ -3,13 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use blockyard_driver_nbd::TlsFiles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::nbd_client::TlsOptions;
 
 const AFTER_HELP: &str = "\
 Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
-nbd://host/export  nbd+unix:///export?socket=/s
+nbd://host/export  nbd+unix:///export?socket=/s&connections=2
 Exit codes: 0 done, 1 failed, 2 no (predicates), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
 
 /// The Linux block I/O stack in user space: any disk, anywhere.
@@ -143,7 +142,7 @@ pub struct ClientTlsArgs {
     pub tls_key: Option<PathBuf>,
 }
 
-impl From<ClientTlsArgs> for TlsOptions {
+impl From<ClientTlsArgs> for TlsFiles {
     fn from(args: ClientTlsArgs) -> Self {
         Self { ca: args.tls_ca, certificate: args.tls_certificate, key: args.tls_key }
     }

@@ -1,5 +1,5 @@
 //! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and
-//! their control sockets, a small NBD client, and a load generator.
+//! their control sockets, and a load generator.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -13,10 +13,11 @@ pub mod error;
 pub mod housekeeping;
 pub mod inspect;
 pub mod logging;
-pub mod nbd_client;
 pub mod plan;
 pub mod queue_threads;
+pub mod remote;
 pub mod runner;
+pub mod session;
 pub mod size;
 pub mod suggest;
 pub mod term;

@@ -160,14 +160,9 @@ pub fn name_disks(disks: &mut [DiskPlan]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::uri::DiskUri;
 
     fn disks(uris: &[&str]) -> Vec<DiskPlan> {
-        let local = |uri: &&str| match uri.parse() {
-            Ok(DiskUri::Local(plan)) => *plan,
-            other => panic!("{other:?}"),
-        };
-        uris.iter().map(local).collect()
+        uris.iter().map(|uri| uri.parse().unwrap()).collect()
     }
 
     #[test]

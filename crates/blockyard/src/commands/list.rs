@@ -1,7 +1,7 @@
 //! `blockyard list`: what runs on this machine, or what an NBD server has on offer.
 
+use blockyard_driver_nbd::TlsFiles;
 use blockyard_nbd::uri::Uri;
-use blockyard_nbd::wire::HeaderStyle;
 use serde::Serialize;
 
 use super::disk_uri;
@@ -10,17 +10,17 @@ use crate::control::client::ask_all;
 use crate::control::report::{Daemon, Latency};
 use crate::control::{Answer, Question};
 use crate::error::{Error, Result};
-use crate::nbd_client::{Client, TlsOptions};
-use crate::uri::DiskUri;
+use crate::remote;
+use crate::uri::DriverPlan;
 use crate::{size, term};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
-        return match disk_uri(uri)? {
-            DiskUri::Nbd(uri) => list_server(&uri, &args.tls.into(), args.json),
-            DiskUri::Local(_) => Err(Error::usage(format!("{uri} is a disk, not a server")).help(
-                format!("write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"),
-            )),
+        return match &disk_uri(uri)?.driver {
+            DriverPlan::Nbd(nbd) => list_server(&nbd.uri, &args.tls.into(), args.json),
+            _ => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
+                "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"
+            ))),
         };
     }
     for (wanted, question) in
@@ -117,24 +117,21 @@ struct Listed {
     uri: String,
 }
 
-fn list_server(uri: &Uri, tls: &TlsOptions, json: bool) -> Result<()> {
-    let mut client = Client::connect(uri, tls, HeaderStyle::Simple)?;
+fn list_server(uri: &Uri, tls: &TlsFiles, json: bool) -> Result<()> {
     let mut exports = Vec::new();
-    for export in client.list()? {
+    for offer in remote::offers(uri, tls)? {
         // One that needs TLS, say, is on the list all the same.
-        let info = client.info(&export.name).ok();
+        let info = offer.info;
         let flags = info.as_ref().map(|info| info.flags);
-        let described = info.as_ref().map(|info| info.description.clone());
         exports.push(Listed {
-            uri: Uri { export: export.name.clone(), ..uri.clone() }.to_string(),
-            name: export.name,
-            description: described.filter(|text| !text.is_empty()).unwrap_or(export.description),
+            uri: Uri { export: offer.name.clone(), ..uri.clone() }.to_string(),
+            name: offer.name,
+            description: offer.description,
             size: info.as_ref().map(|info| info.size),
             read_only: flags
                 .map(|flags| flags.contains(blockyard_nbd::wire::TransmissionFlags::READ_ONLY)),
         });
     }
-    client.close();
     if json {
         return term::say_json(&serde_json::json!({ "uri": uri.to_string(), "exports": exports }));
     }

@@ -9,7 +9,7 @@ mod up;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
-use crate::uri::DiskUri;
+use crate::uri::DiskPlan;
 
 /// The exit code of a predicate whose answer is no.
 pub const NO: u8 = 2;
@@ -31,7 +31,7 @@ pub fn run(cli: Cli) -> Result<u8> {
 }
 
 /// A disk URI from the command line.
-fn disk_uri(text: &str) -> Result<DiskUri> {
+fn disk_uri(text: &str) -> Result<DiskPlan> {
     text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
 }
 

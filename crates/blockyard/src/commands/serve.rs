@@ -8,11 +8,10 @@ use blockyard_export_nbd::{Address, TlsFiles, TlsIdentity};
 use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
 use crate::daemon::{Daemon, Passed};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::plan::{ExportPlan, NbdPlan, TlsUse, YardPlan};
 use crate::runner::Runner;
 use crate::term;
-use crate::uri::{DiskPlan, DiskUri};
 
 pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     let passed = Passed::take();
@@ -71,7 +70,7 @@ pub(super) fn uri_for(addresses: &[Address], export: &str) -> String {
 }
 
 fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<YardPlan> {
-    let mut disks = args.uris.iter().map(|uri| local_disk(uri)).collect::<Result<Vec<_>>>()?;
+    let mut disks = args.uris.iter().map(|uri| disk_uri(uri)).collect::<Result<Vec<_>>>()?;
     for disk in &mut disks {
         disk.options.read_only |= args.read_only;
     }
@@ -93,18 +92,6 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
     plan.nbd.default_export = plan.exports.first().map(|export| export.name.clone());
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
-}
-
-fn local_disk(uri: &str) -> Result<DiskPlan> {
-    match disk_uri(uri)? {
-        DiskUri::Local(plan) => Ok(*plan),
-        DiskUri::Nbd(uri) => {
-            let what = format!("{uri} cannot be served: there is no driver for NBD disks yet");
-            Err(Error::new(ErrorKind::Unavailable, what).help(
-                "info, list and bench work with it; copy it to a file (nbdcopy) and serve that",
-            ))
-        }
-    }
 }
 
 fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<NbdPlan> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsFiles, TlsIdentity};
+use blockyard_nbd::uri::{Transport, Uri};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -13,7 +14,7 @@ use super::mistakes::Mistake;
 use super::table::{At, Taker};
 use crate::plan::{ExportPlan, MAX_THREADS, NbdPlan, TlsUse, YardPlan, name_disks};
 use crate::suggest;
-use crate::uri::{DiskPlan, DiskUri, DriverPlan, PlanBuilder, parse_duration};
+use crate::uri::{DiskPlan, DriverPlan, PlanBuilder, UriError, parse_duration};
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -112,18 +113,10 @@ fn disk(
     base: &Path,
     found: &mut Vec<Mistake>,
 ) -> Option<DiskPlan> {
-    let plan = match uri.value.parse() {
-        Ok(DiskUri::Local(plan)) => *plan,
-        Ok(DiskUri::Nbd(_)) => {
-            let what = "there is no driver for NBD disks yet";
-            found.push(Mistake::new(
-                uri.at.clone(),
-                what,
-                "copy it to a file (nbdcopy) and name that",
-            ));
-            return None;
-        }
+    let plan: DiskPlan = match uri.value.parse() {
+        Ok(plan) => plan,
         Err(err) => {
+            let err: UriError = err;
             // Inside of the quotes, where the bytes are those of the URI.
             let raw = uri.at.len() == uri.value.len() + 2;
             let start = uri.at.start + 1 + err.at().start;
@@ -158,8 +151,10 @@ fn disk(
     }
     match builder.finish(&uri.value) {
         Ok(mut plan) => {
-            if let DriverPlan::File(file) = &mut plan.driver {
-                file.path = base.join(&file.path);
+            match &mut plan.driver {
+                DriverPlan::File(file) => file.path = base.join(&file.path),
+                DriverPlan::Nbd(nbd) => beside_the_file(&mut nbd.uri, base),
+                DriverPlan::Ram { .. } | DriverPlan::Null { .. } => {}
             }
             Some(plan)
         }
@@ -167,6 +162,19 @@ fn disk(
             found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
             None
         }
+    }
+}
+
+/// Relative paths begin where the file is.
+fn beside_the_file(uri: &mut Uri, base: &Path) {
+    let place = |path: &mut String| *path = base.join(&*path).to_string_lossy().into_owned();
+    if let Transport::Unix { socket } = &mut uri.transport
+        && !socket.starts_with('\0')
+    {
+        place(socket);
+    }
+    if let Some(folder) = &mut uri.tls_params.certificates {
+        place(folder);
     }
 }
 

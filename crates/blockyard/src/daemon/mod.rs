@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, Listen, TlsUse, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
+use crate::remote::Remote;
 
 /// The part of a daemon that answers questions.
 pub struct Yard {
@@ -33,6 +34,7 @@ pub struct Yard {
 pub struct Daemon {
     yard: Arc<Yard>,
     threads: QueueThreads,
+    remotes: Vec<Remote>,
     clock: Arc<dyn Clock>,
     bell: Arc<Bell>,
     notices: Vec<String>,
@@ -55,12 +57,13 @@ impl Daemon {
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock));
         let disks = plan.disks.iter().map(|disk| maker.make(disk)).collect::<Result<Vec<_>>>()?;
+        let remotes = maker.into_remotes();
         let config = nbd_config(&plan, &disks)?;
         let server = Server::new(config, threads.handles().to_vec()).map_err(nbd_error)?;
         let addresses = listeners.iter().flat_map(Listener::addresses).collect();
         listeners.into_iter().for_each(|listener| server.listen(listener));
         let yard = Yard { plan, layer, disks, server, addresses, started: Instant::now() };
-        Ok(Self { yard: Arc::new(yard), threads, clock, bell, notices })
+        Ok(Self { yard: Arc::new(yard), threads, remotes, clock, bell, notices })
     }
 
     /// What the user should know of the start.
@@ -148,7 +151,11 @@ impl Daemon {
     }
 
     async fn stop(self) {
-        self.yard.server.shutdown(self.yard.plan.grace).await;
+        let grace = self.yard.plan.grace;
+        self.yard.server.shutdown(grace).await;
+        for remote in &self.remotes {
+            remote.leave(grace).await;
+        }
         let ended = tokio::task::spawn_blocking(move || {
             for disk in self.yard.disks.iter().rev() {
                 self.yard.layer.del_disk(disk);

@@ -263,6 +263,27 @@ impl Drop for Cleanup {
     }
 }
 
+/// Mounts an export as a file, and gives the file.
+pub(crate) fn fuse(daemon: &Daemon, export: &str) -> (Cleanup, String) {
+    let mount = daemon.path("fuse");
+    std::fs::create_dir_all(&mount).unwrap();
+    let ready = daemon.path("fuse.pid");
+    let mount = mount.to_str().unwrap().to_owned();
+    let guard = Cleanup::with(&["fusermount3", "-u", "-z", &mount]);
+    let mut command = Command::new("nbdfuse");
+    command.arg("-P").arg(&ready).arg(&mount).arg(daemon.uri(export)).stdin(Stdio::null());
+    let mut child = command.spawn().expect("nbdfuse is missing; run: cargo xtask setup");
+    // The process id is written once the mount is usable.
+    while std::fs::read_to_string(&ready).unwrap_or_default().is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "nbdfuse ended");
+        std::thread::yield_now();
+    }
+    std::fs::remove_file(&ready).unwrap();
+    // It ends when it is unmounted, and is waited for then.
+    std::thread::spawn(move || child.wait());
+    (guard, format!("{mount}/nbd"))
+}
+
 /// Bytes that look random, the same for the same seed.
 pub(crate) fn noise(len: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);

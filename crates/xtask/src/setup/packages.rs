@@ -56,6 +56,12 @@ pub(super) const PACKAGES: &[Package] = &[
         "TLS with pre-shared keys, the feature `psk`",
     ),
     package("ceph-base", &["crushtool --help"], "Ceph's crushtool, the judge of placement"),
+    package(
+        "kmod",
+        &["depmod --version", "modprobe --version"],
+        "the order in which a guest's kernel loads modules",
+    ),
+    package("xz-utils", &["xz --version"], "unpacks a guest's modules"),
     package("g++", &["g++ --version"], "builds the fuzzing engine"),
     package("valgrind", &["valgrind --version"], "counts instructions and heap for profiles"),
 ];
