@@ -97,6 +97,16 @@ fn show(daemons: &[Daemon]) -> Result<()> {
         for address in &daemon.nbd.listen {
             term::say(format_args!("{} listens at {address}", daemon.pid))?;
         }
+        for machine in &daemon.vhost_user {
+            let socket = machine.socket.as_deref().unwrap_or("a passed socket");
+            let used = if machine.connected {
+                format!("connected, {} queues, {} requests", machine.queues, machine.requests)
+            } else {
+                "nobody connected".into()
+            };
+            let (pid, disk) = (daemon.pid, &machine.disk);
+            term::say(format_args!("{pid} serves {disk} at vhost-user-blk:{socket} ({used})"))?;
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod info;
 mod list;
 mod serve;
 mod up;
+mod vhost_user_blk;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
+        Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),

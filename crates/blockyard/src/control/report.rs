@@ -25,6 +25,24 @@ pub struct Daemon {
     pub disks: Vec<DiskReport>,
     /// How it speaks NBD.
     pub nbd: Nbd,
+    /// Its disks of virtual machines.
+    #[serde(default)]
+    pub vhost_user: Vec<VhostUser>,
+}
+
+/// A disk of a virtual machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VhostUser {
+    /// The name of the disk.
+    pub disk: String,
+    /// Where its front-end connects to; none if that was passed to the daemon.
+    pub socket: Option<String>,
+    /// A front-end is connected.
+    pub connected: bool,
+    /// Queues that are served.
+    pub queues: u64,
+    /// Requests so far.
+    pub requests: u64,
 }
 
 /// A disk.
@@ -124,6 +142,7 @@ impl Daemon {
                 listen: addresses.iter().map(ToString::to_string).collect(),
                 clients: server.clients().into_iter().map(Client::from).collect(),
             },
+            vhost_user: Vec::new(),
         }
     }
 }

@@ -30,6 +30,18 @@ pub(crate) enum Source {
 }
 
 impl Listener {
+    /// A socket that was passed to this process under a number, as [`Listener::from_fd`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`].
+    pub fn from_passed(number: i32) -> Result<Self, Error> {
+        let fd = blockyard_sys::passed_fd(number).map_err(|err| {
+            let what = format!("no file descriptor {number} was passed to this process");
+            Error::new(ErrorKind::Config, what).caused_by(err)
+        })?;
+        Self::from_fd(fd)
+    }
+
     /// A socket that another has made: one that listens, or one that a front-end is connected to already.
     ///
     /// # Errors

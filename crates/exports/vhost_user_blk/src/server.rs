@@ -106,11 +106,16 @@ impl Server {
         self.ended.notify_one();
     }
 
+    /// Takes no request any more. [`Server::shutdown`] waits for those that were taken.
+    pub fn stop(&self) {
+        self.device.stop.store(true, Ordering::SeqCst);
+        self.device.wake.signal();
+    }
+
     /// Ends it: no request is taken any more, those that were are finished, and the front-end is hung up on. What takes
     /// longer than `grace` is left to the queue threads.
     pub async fn shutdown(&self, grace: std::time::Duration) {
-        self.device.stop.store(true, Ordering::SeqCst);
-        self.device.wake.signal();
+        self.stop();
         if tokio::time::timeout(grace, self.ended()).await.is_err() {
             tracing::warn!(
                 socket = self.device.name,

@@ -32,7 +32,8 @@ fn rule(folder: &str) -> Option<May> {
 }
 
 /// Protocols know nothing of sockets, files, clocks, threads and chance: time and bytes are arguments.
-const PROTOCOLS: &[&str] = &["crates/nbd/src", "crates/crush/src", "crates/rados/src"];
+const PROTOCOLS: &[&str] =
+    &["crates/nbd/src", "crates/vhost_user/src", "crates/crush/src", "crates/rados/src"];
 const OUTSIDE_WORLD: &[&str] = &[
     "std::net",
     "std::os::unix::net",
