@@ -98,8 +98,12 @@ impl OsdRequest {
         let writes = self.ops.iter().any(|op| op.code.is_write());
         let reads = self.ops.iter().any(|op| !op.code.is_write());
         let mut flags = self.flags;
-        flags.set(OpFlags::WRITE, writes);
-        flags.set(OpFlags::READ, reads);
+        if writes {
+            flags |= OpFlags::WRITE;
+        }
+        if reads {
+            flags |= OpFlags::READ;
+        }
         flags.set(OpFlags::RETRY, attempt > 0);
         flags
     }
