@@ -41,6 +41,24 @@ impl OpCode {
 
     const MODE_WRITE: u16 = 0x2000;
 
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::READ => "read",
+            Self::STAT => "stat",
+            Self::WRITE => "write",
+            Self::WRITE_FULL => "write-full",
+            Self::TRUNCATE => "truncate",
+            Self::ZERO => "zero",
+            Self::DELETE => "delete",
+            Self::WATCH => "watch",
+            Self::NOTIFY => "notify",
+            Self::NOTIFY_ACK => "notify-ack",
+            _ => "another operation",
+        }
+    }
+
     /// Whether it changes the object.
     #[must_use]
     pub const fn is_write(self) -> bool {
