@@ -7,10 +7,12 @@
 //! - [`mon`]: the monitors' client: hunting, subscriptions, commands;
 //! - [`maps`]: the map of the OSDs, whole and by changes, and where objects are;
 //! - [`osd`]: requests to OSDs, and their replies;
-//! - [`objecter`]: operations on objects, wherever these are.
+//! - [`objecter`]: operations on objects, wherever these are;
+//! - [`cluster`]: all of it together.
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod cluster;
 pub mod conf;
 pub mod encoding;
 pub mod error;

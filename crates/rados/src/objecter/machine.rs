@@ -224,6 +224,12 @@ impl Objecter {
         self.events.push_back(Event::Connect { connection, osd, addr });
     }
 
+    /// A number for a stream that is not to an OSD.
+    pub(crate) const fn new_connection(&mut self) -> ConnectionId {
+        self.last_connection += 1;
+        ConnectionId(self.last_connection)
+    }
+
     /// The stream is open. `session` is the one with the monitors, `auth` shows their ticket.
     pub fn connected(
         &mut self,
