@@ -6,10 +6,13 @@
 //! - [`conf`]: keyrings' and monitors' places, out of `ceph.conf` and arguments;
 //! - [`mon`]: the monitors' client: hunting, subscriptions, commands;
 //! - [`maps`]: the map of the OSDs, whole and by changes, and where objects are;
-//! - [`osd`]: requests to OSDs, and their replies.
+//! - [`osd`]: requests to OSDs, and their replies;
+//! - [`objecter`]: operations on objects, wherever these are;
+//! - [`cluster`]: all of it together.
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod cluster;
 pub mod conf;
 pub mod encoding;
 pub mod error;
@@ -17,6 +20,7 @@ pub mod features;
 pub mod maps;
 pub mod mon;
 pub mod msgr;
+pub mod objecter;
 pub mod osd;
 
-pub use error::{Blame, Error, ErrorKind, Result};
+pub use error::{Blame, Error, ErrorKind, Place, Result};

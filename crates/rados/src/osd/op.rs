@@ -9,7 +9,7 @@ pub const MAX_OPS: usize = u16::MAX as usize;
 /// Bytes of an operation without its data (`ceph_osd_op`).
 pub(super) const OP_LEN: usize = 2 + 4 + UNION + 4;
 /// Bytes of the arguments, which have other meanings for other operations.
-const UNION: usize = 28;
+pub(super) const UNION: usize = 28;
 const _: () = assert!(OP_LEN == 38);
 
 /// What is done (ceph: `src/include/rados.h`, `CEPH_OSD_OP_*`).
@@ -32,7 +32,32 @@ impl OpCode {
     /// Removes it.
     pub const DELETE: Self = Self(0x2205);
 
+    /// Watches it.
+    pub const WATCH: Self = Self(0x220f);
+    /// Tells its watchers.
+    pub const NOTIFY: Self = Self(0x1206);
+    /// Answers one who told.
+    pub const NOTIFY_ACK: Self = Self(0x1207);
+
     const MODE_WRITE: u16 = 0x2000;
+
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::READ => "read",
+            Self::STAT => "stat",
+            Self::WRITE => "write",
+            Self::WRITE_FULL => "write-full",
+            Self::TRUNCATE => "truncate",
+            Self::ZERO => "zero",
+            Self::DELETE => "delete",
+            Self::WATCH => "watch",
+            Self::NOTIFY => "notify",
+            Self::NOTIFY_ACK => "notify-ack",
+            _ => "another operation",
+        }
+    }
 
     /// Whether it changes the object.
     #[must_use]
@@ -41,22 +66,36 @@ impl OpCode {
     }
 }
 
-/// An operation on a range of an object.
+/// An operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
     /// What is done.
     pub code: OpCode,
-    /// From which byte on.
-    pub offset: u64,
-    /// To how many bytes.
-    pub length: u64,
-    /// What is written.
+    /// How it is to be treated (`CEPH_OSD_OP_FLAG_*`).
+    pub flags: u32,
+    /// Its arguments, whose meaning depends on the code (`ceph_osd_op`, the union).
+    pub args: [u8; UNION],
+    /// What is written, or further arguments.
     pub data: Bytes,
 }
 
 impl Op {
+    /// An operation with arguments of any form; what they do not fill is zero.
+    pub(crate) fn with_args(code: OpCode, args: &[u8], data: Bytes) -> Self {
+        let mut all = [0; UNION];
+        all[..args.len()].copy_from_slice(args);
+        Self { code, flags: 0, args: all, data }
+    }
+
+    /// An operation on a range.
+    fn extent(code: OpCode, offset: u64, length: u64, data: Bytes) -> Self {
+        let mut op = Self::with_args(code, &offset.to_le_bytes(), data);
+        op.args[8..16].copy_from_slice(&length.to_le_bytes());
+        op
+    }
+
     fn new(code: OpCode, offset: u64, length: u64) -> Self {
-        Self { code, offset, length, data: Bytes::new() }
+        Self::extent(code, offset, length, Bytes::new())
     }
 
     /// Reads a range; a length of 0 is up to the end.
@@ -74,7 +113,7 @@ impl Op {
     /// Writes a range.
     #[must_use]
     pub fn write(offset: u64, data: Bytes) -> Self {
-        Self { code: OpCode::WRITE, offset, length: data.len() as u64, data }
+        Self::extent(OpCode::WRITE, offset, data.len() as u64, data)
     }
 
     /// Replaces the whole object.
@@ -101,13 +140,21 @@ impl Op {
         Self::new(OpCode::DELETE, 0, 0)
     }
 
+    /// Most bytes that it sends or, if it is a read of a range, receives.
+    #[must_use]
+    pub fn budget(&self) -> u64 {
+        let [_, _, _, _, _, _, _, _, length @ ..] = self.args;
+        let read = match (self.code, length.first_chunk::<8>()) {
+            (OpCode::READ, Some(length)) => u64::from_le_bytes(*length),
+            _ => 0,
+        };
+        read + self.data.len() as u64
+    }
+
     pub(super) fn encode(&self, writer: &mut Writer) {
         writer.u16(self.code.0);
-        writer.u32(0);
-        writer.u64(self.offset);
-        writer.u64(self.length);
-        // A size and a number of a truncation, which only file systems use.
-        writer.raw(&[0; UNION - 16]);
+        writer.u32(self.flags);
+        writer.raw(&self.args);
         let len = u32::try_from(self.data.len());
         assert!(len.is_ok(), "an operation with {} bytes of data was built", self.data.len());
         writer.u32(len.unwrap_or(u32::MAX));

@@ -35,6 +35,14 @@ bitflags! {
         const KNOWN_REDIRECT = 0x40_0000;
         /// Fail where the cluster is full, and do not wait.
         const FULL_TRY = 0x80_0000;
+        /// The object is the one that a cache redirected to, which is asked as it is.
+        const IGNORE_CACHE = 0x8000;
+        /// The pool is the one to ask, and not the cache in front of it.
+        const IGNORE_OVERLAY = 0x2_0000;
+        /// A redirect was followed.
+        const REDIRECTED = 0x20_0000;
+        /// Write even if the cluster is full.
+        const FULL_FORCE = 0x100_0000;
         /// There are others.
         const _ = !0;
     }
@@ -94,12 +102,16 @@ impl OsdRequest {
         }
     }
 
-    fn all_flags(&self, attempt: u32) -> OpFlags {
+    pub(crate) fn all_flags(&self, attempt: u32) -> OpFlags {
         let writes = self.ops.iter().any(|op| op.code.is_write());
         let reads = self.ops.iter().any(|op| !op.code.is_write());
         let mut flags = self.flags;
-        flags.set(OpFlags::WRITE, writes);
-        flags.set(OpFlags::READ, reads);
+        if writes {
+            flags |= OpFlags::WRITE;
+        }
+        if reads {
+            flags |= OpFlags::READ;
+        }
         flags.set(OpFlags::RETRY, attempt > 0);
         flags
     }
@@ -122,7 +134,7 @@ impl OsdRequest {
         w.raw(&[0; TRACE]);
         w.u32(0);
         w.put(&self.mtime);
-        w.put(&self.locator);
+        self.locator.encode_in(target.pg.pg.pool, &mut w);
         w.string(&self.object);
         w.u16(u16::try_from(self.ops.len()).unwrap_or(u16::MAX));
         self.ops.iter().for_each(|op| op.encode(&mut w));
