@@ -1,5 +1,6 @@
 //! The command line, as it was typed.
 
+use crate::lab::Lab;
 use clap::{Args, Parser, Subcommand};
 
 /// Sets a machine up for Blockyard, tests all of it, and measures it against its peers.
@@ -21,6 +22,9 @@ pub enum Command {
     Test(TestOptions),
     /// Measure us and our peers side by side in one run
     Bench(BenchOptions),
+    /// Start what the tests run against, for trying things by hand
+    #[command(subcommand)]
+    Lab(Lab),
 }
 
 /// Options of `cargo xtask test`.

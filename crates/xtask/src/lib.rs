@@ -4,6 +4,7 @@
 //!   tools.
 //! - [`test`](mod@test) runs the parts of a full check in order, and sums them up.
 //! - [`bench`](mod@bench) measures us and our peers in turn, in one run, and compares.
+//! - [`lab`](mod@lab) starts what the tests run against, for trying things by hand.
 //! - [`child`] starts servers, and ends those that it started, however its owner leaves.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
@@ -11,6 +12,7 @@
 pub mod bench;
 pub mod child;
 pub mod cli;
+pub mod lab;
 pub mod paths;
 pub mod run;
 pub mod setup;
