@@ -1,6 +1,7 @@
 //! The command line, as it was typed.
 
 use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
 
 /// Sets a machine up for Blockyard, tests all of it, and measures it against its peers.
 #[derive(Debug, Parser)]
@@ -21,6 +22,42 @@ pub enum Command {
     Test(TestOptions),
     /// Measure us and our peers side by side in one run
     Bench(BenchOptions),
+    /// Try things by hand in a laboratory of the tests, or list the laboratories
+    Lab {
+        /// The laboratory
+        #[command(subcommand)]
+        lab: Option<Lab>,
+    },
+}
+
+/// A laboratory.
+#[derive(Debug, Subcommand)]
+pub enum Lab {
+    /// A Linux guest under software emulation that runs a script; exits as the script does
+    Vm(VmOptions),
+}
+
+/// Options of `cargo xtask lab vm`.
+#[derive(Args, Debug)]
+pub struct VmOptions {
+    /// Load a module of the kernel; may be given several times
+    #[arg(long = "mod", value_name = "NAME")]
+    pub module: Vec<String>,
+    /// Take a program along, by its path or its name; may be given several times
+    #[arg(long, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+    /// Build `blockyard` without shared libraries, and take it along
+    #[arg(long)]
+    pub blockyard: bool,
+    /// What busybox's shell runs in the guest, as root
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// How long the guest may run
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub limit: u64,
+    /// More arguments for QEMU
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub qemu: Vec<String>,
 }
 
 /// Options of `cargo xtask test`.
@@ -35,6 +72,9 @@ pub struct TestOptions {
     /// How long each fuzz target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub fuzz_seconds: u64,
+    /// Arguments for the tests of the parts e2e and lab, the name of a test for one
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<String>,
 }
 
 /// Options of `cargo xtask bench`.

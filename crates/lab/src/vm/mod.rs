@@ -46,6 +46,7 @@ const MODULES: &[&str] = &["virtio_net"];
 /// What a guest is to be: modules, programs, files, devices, a script.
 #[derive(Clone, Debug)]
 pub struct Vm {
+    laboratory: Option<PathBuf>,
     modules: Vec<String>,
     programs: Vec<String>,
     files: Vec<(String, PathBuf)>,
@@ -67,6 +68,7 @@ impl Vm {
     #[must_use]
     pub fn new() -> Self {
         Self {
+            laboratory: None,
             modules: MODULES.iter().map(|&name| name.to_owned()).collect(),
             programs: Vec::new(),
             files: Vec::new(),
@@ -76,6 +78,13 @@ impl Vm {
             limit: DEFAULT_LIMIT,
             shows_console: false,
         }
+    }
+
+    /// The directory of the kernel and the emulator, if it is not the one that `BLOCKYARD_LAB` names.
+    #[must_use]
+    pub fn laboratory(mut self, dir: &Path) -> Self {
+        self.laboratory = Some(dir.to_owned());
+        self
     }
 
     /// Loads a module of the kernel, and those that it needs, before the script runs.
@@ -149,7 +158,7 @@ impl Vm {
     /// # Errors
     /// The laboratory, a module, a program or a file is missing; the emulator does not start.
     pub fn boot(&self) -> Result<Guest, Error> {
-        let places = Places::find()?;
+        let places = Places::find(self.laboratory.as_deref())?;
         let mut initramfs = Initramfs::new(&places, &self.script)?;
         initramfs.add_modules(&self.modules)?;
         for program in &self.programs {
