@@ -19,7 +19,8 @@
 //! A guest boots in 5 to 8 seconds, has one CPU and 768 MiB: let one run do many checks. In it are `/proc`, `/sys`,
 //! `/dev`, a `/tmp` in memory, and `eth0`, by which the host's loopback is 10.0.2.2. A guest talks with its test by the shell
 //! function `host TEXT`: it tells the host, waits for the answer, and prints that; the test's part is [`Guest::expect`]
-//! and [`Guest::answer`]. Its output, and the kernel's messages, are the console.
+//! and [`Guest::answer`]. Its output, and the kernel's messages, are the console. `lab.sh` beside this file has more
+//! functions for scripts: `check_file_system DEVICE` for one makes a file system, fills it, mounts it again and compares.
 //!
 //! KVM is not used even where it is there, so that a run means the same on every machine.
 
@@ -42,6 +43,8 @@ use std::time::Duration;
 const DEFAULT_LIMIT: Duration = Duration::from_secs(180);
 /// The modules that every guest loads: its network.
 const MODULES: &[&str] = &["virtio_net"];
+/// What the shell function `check_file_system` runs; busybox has the rest.
+const FILE_SYSTEM_PROGRAMS: &[&str] = &["mkfs.ext4", "fsck.ext4", "blkdiscard", "fstrim"];
 
 /// What a guest is to be: modules, programs, files, devices, a script.
 #[derive(Clone, Debug)]
@@ -100,6 +103,12 @@ impl Vm {
     pub fn program(mut self, program: &str) -> Self {
         self.programs.push(program.to_owned());
         self
+    }
+
+    /// Takes along what the shell function `check_file_system` needs.
+    #[must_use]
+    pub fn file_systems(self) -> Self {
+        FILE_SYSTEM_PROGRAMS.iter().fold(self.module("ext4"), |vm, program| vm.program(program))
     }
 
     /// Takes a file of the host along as `guest_path`, with its permissions.
