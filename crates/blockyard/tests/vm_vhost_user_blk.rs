@@ -50,7 +50,7 @@ umount /mnt
 e2fsck -fn /dev/vda
 host trimmed
 dd if=/dev/vda of=/dev/null bs=4k count=8
-blkdiscard -z /dev/vda
+/bin/blkdiscard -z /dev/vda
 cmp -n 1048576 /dev/vda /dev/zero
 dd if=/dev/vdb of=/dev/null bs=4k count=8
 ! dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync
