@@ -29,7 +29,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
 
 /// `--run` without an address listens where nobody else does.
 fn private_runner(command: &OsStr, args: &ServeArgs) -> Result<Runner> {
-    Runner::new(command, args.nbd.is_empty() && args.vhost_user_blk.is_empty())
+    Runner::shell(command, args.nbd.is_empty() && args.vhost_user_blk.is_empty())
 }
 
 /// One line for each listener.
@@ -127,9 +127,7 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
             .map_err(|err: blockyard_export_nbd::Error| Error::usage("bad --nbd").caused_by(err))?;
         nbd.listen.push(address.into());
     }
-    if let Some(socket) = runner.and_then(Runner::socket) {
-        nbd.listen.push(Address::Unix(socket).into());
-    }
+    nbd.listen.extend(runner.and_then(Runner::listen));
     if nbd.listen.is_empty() && !nbd.systemd && args.vhost_user_blk.is_empty() {
         if !sockets_passed {
             return Err(Error::usage("where should it be served?")

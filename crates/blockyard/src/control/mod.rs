@@ -9,7 +9,7 @@ mod server;
 
 use serde::{Deserialize, Serialize};
 
-pub use directory::runtime_dir;
+pub use directory::{make as make_runtime_dir, runtime_dir};
 pub use server::{Answers, Server};
 
 /// The longest question.
@@ -25,6 +25,8 @@ pub enum Question {
     Diskstats,
     /// The text of /proc/partitions for its disks.
     Partitions,
+    /// Take the disk that it has attached from the kernel, and end.
+    Detach,
 }
 
 /// An answer.
@@ -35,6 +37,15 @@ pub enum Answer {
     Report(Box<report::Daemon>),
     /// A text for people and programs that read /proc.
     Text(String),
+    /// Done.
+    Done,
+    /// It cannot be done: exit code, and what is in the way.
+    Refused {
+        /// The exit code.
+        code: u8,
+        /// What is in the way, and what to do.
+        text: String,
+    },
     /// The question was not understood.
     Error(String),
 }

@@ -25,6 +25,10 @@ pub trait Answers: Send + Sync + 'static {
     fn diskstats(&self) -> String;
     /// The text of /proc/partitions for its disks.
     fn partitions(&self) -> String;
+    /// Takes its disk from the kernel.
+    fn detach(&self) -> impl Future<Output = Answer> + Send {
+        std::future::ready(Answer::Error("nothing is attached to the kernel here".into()))
+    }
 }
 
 /// A control socket. It is removed in the end.
@@ -95,7 +99,7 @@ async fn answer_all<A: Answers>(stream: UnixStream, answers: Arc<A>) {
             Ok(Ok(count)) if count > 0 => {}
             _ => return,
         }
-        let answer = answer(&line, &*answers);
+        let answer = answer(&line, &*answers).await;
         let Ok(mut text) = serde_json::to_string(&answer) else { return };
         text.push('\n');
         if output.write_all(text.as_bytes()).await.is_err() || !line.ends_with('\n') {
@@ -104,11 +108,12 @@ async fn answer_all<A: Answers>(stream: UnixStream, answers: Arc<A>) {
     }
 }
 
-fn answer(line: &str, answers: &impl Answers) -> Answer {
+async fn answer(line: &str, answers: &impl Answers) -> Answer {
     match serde_json::from_str(line) {
         Ok(Question::Report) => Answer::Report(Box::new(answers.report())),
         Ok(Question::Diskstats) => Answer::Text(answers.diskstats()),
         Ok(Question::Partitions) => Answer::Text(answers.partitions()),
+        Ok(Question::Detach) => answers.detach().await,
         Err(err) => Answer::Error(format!("not understood: {err}")),
     }
 }

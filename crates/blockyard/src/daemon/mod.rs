@@ -1,7 +1,7 @@
 //! A running daemon: disks, queue threads, the NBD server, disks of virtual machines, the control socket, and an orderly end.
 
 mod activation;
-mod signals;
+pub(crate) mod signals;
 mod vhost_user;
 
 use std::sync::Arc;
@@ -178,7 +178,7 @@ impl Daemon {
     }
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
@@ -189,7 +189,7 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     result
 }
 
-fn notify(state: &[NotifyState<'_>]) {
+pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(err) = sd_notify::notify(state) {
         tracing::warn!(error = %err, "the service manager cannot be told (NOTIFY_SOCKET)");
     }
@@ -228,7 +228,7 @@ fn bind(listen: &Listen, mode: Option<u32>, notices: &mut Vec<String>) -> Result
     }
 }
 
-fn nbd_error(err: nbd::Error) -> Error {
+pub(crate) fn nbd_error(err: nbd::Error) -> Error {
     use nbd::ErrorKind as Kind;
     let kind = match err.kind() {
         Kind::InUse => ErrorKind::Busy,
@@ -240,7 +240,7 @@ fn nbd_error(err: nbd::Error) -> Error {
     Error::new(kind, "cannot serve NBD").caused_by(err)
 }
 
-fn nbd_config(plan: &YardPlan, disks: &[Arc<Disk>]) -> Result<nbd::Config> {
+pub(crate) fn nbd_config(plan: &YardPlan, disks: &[Arc<Disk>]) -> Result<nbd::Config> {
     let tls = match &plan.nbd.tls {
         None | Some((TlsUse::Off, _)) => TlsMode::Off,
         Some((TlsUse::Allow, files)) => TlsMode::Allow(files.load().map_err(nbd_error)?),
