@@ -1,6 +1,6 @@
 //! A front-end and a driver that may break every rule: raw messages, and rings written by hand.
 
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 use blockyard_buf::{RegionSpec, Segment, SharedMapping, SharedWords};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use blockyard_vhost_user::wire::{
-    F_PROTOCOL_FEATURES, HEADER_LEN, Header, Message, ProtocolFeatures, Reply, VringAddr, VringFd,
-    VringState,
+    F_PROTOCOL_FEATURES, HEADER_LEN, Header, Inflight, Message, ProtocolFeatures, Reply, VringAddr,
+    VringFd, VringState,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 
 /// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -201,6 +204,28 @@ impl FrontEnd {
             index = index.wrapping_add(1);
         }
         available.store_u16(2, index, Ordering::Release);
+    }
+
+    pub(crate) fn set_used(&self, queue: u32, index: u16) {
+        self.words(queue, USED).store_u16(2, index, Ordering::Release);
+    }
+
+    /// The reply that brings an in-flight region.
+    pub(crate) fn receive_fd(&self, message: &Message) -> (OwnedFd, Inflight) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [0; HEADER_LEN + 24];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let got = recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::WAITALL).unwrap();
+        assert_eq!(got.bytes, bytes.len());
+        let fds = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let Ok(Reply::Inflight(shape)) = Reply::parse(message, &bytes[HEADER_LEN..]) else {
+            panic!("no in-flight region: {bytes:?}")
+        };
+        (fds.unwrap(), shape)
     }
 
     pub(crate) fn set_available(&self, queue: u32, index: u16) {
