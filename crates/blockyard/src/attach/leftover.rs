@@ -56,9 +56,8 @@ pub(super) fn is_there(record: &Record) -> bool {
                 && ublk::find(record.number)
                     .is_ok_and(|found| found.is_some_and(|found| found.mark == record.mark))
         }
-        Via::Nbd => {
-            kernel_nbd::backend(record.number).is_some_and(|found| found == nbd::identifier(record.mark))
-        }
+        Via::Nbd => kernel_nbd::backend(record.number)
+            .is_some_and(|found| found == nbd::identifier(record.mark)),
         // It ends with its daemon.
         Via::NbdIoctl => false,
     }
@@ -72,9 +71,7 @@ fn unrecorded(records: &[Record]) -> Vec<LeftBehind> {
     };
     let mut found = Vec::new();
     for number in entries.flatten().filter_map(number) {
-        let known = records
-            .iter()
-            .any(|record| record.via == Via::Ublk && record.number == number);
+        let known = records.iter().any(|record| record.via == Via::Ublk && record.number == number);
         let Ok(Some(device)) = ublk::find(number) else { continue };
         let starting = device.state == ublk::State::Dead;
         let served = device.server.is_some_and(|pid| client::is_alive(pid).unwrap_or(true));

@@ -78,7 +78,8 @@ fn mount_point(path: &str) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let of_disk = |source: &str| {
         source.strip_prefix(path).is_some_and(|rest| {
-            rest.is_empty() || rest.strip_prefix('p').is_some_and(|part| part.parse::<u32>().is_ok())
+            rest.is_empty()
+                || rest.strip_prefix('p').is_some_and(|part| part.parse::<u32>().is_ok())
         })
     };
     mounts.lines().find_map(|line| {
