@@ -32,7 +32,7 @@ pub struct Cli {
 pub enum Command {
     /// Run everything that a yard.toml names, in the foreground; without one, a demo.
     Up(UpArgs),
-    /// Serve disks over NBD.
+    /// Serve disks over NBD, or to virtual machines.
     Serve(Box<ServeArgs>),
     /// Give a disk to the Linux kernel, and print the path of its device.
     Attach(Box<AttachArgs>),
@@ -40,6 +40,8 @@ pub enum Command {
     Detach(DetachArgs),
     /// Go on with attached disks whose daemon has died.
     Recover(RecoverArgs),
+    /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
+    VhostUserBlk(VhostUserBlkArgs),
     /// List what runs on this machine, or the exports of an NBD server.
     List(ListArgs),
     /// Show what a disk is and what it can do.
@@ -102,6 +104,13 @@ pub struct ServeArgs {
     /// be repeated.
     #[arg(long, value_name = "ADDR")]
     pub nbd: Vec<String>,
+    /// Be the disk of a virtual machine: a vhost-user-blk back-end at this unix socket. Repeated: for the first disk, the
+    /// second, ...
+    #[arg(long, value_name = "SOCKET")]
+    pub vhost_user_blk: Vec<PathBuf>,
+    /// The serial number that a virtual machine sees; the disk's name without. Repeated as --vhost-user-blk.
+    #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
+    pub serial: Vec<String>,
     /// The name of an export; the disk's own name without. Repeated: for the first disk, the second, ...
     #[arg(long, value_name = "NAME")]
     pub name: Vec<String>,
@@ -210,6 +219,26 @@ pub struct RecoverArgs {
     /// In the background: where the daemon's output goes.
     #[arg(long, value_name = "FILE", hide = true)]
     pub log: Option<PathBuf>,
+}
+
+/// `vhost-user-blk`.
+#[derive(Debug, Args)]
+pub struct VhostUserBlkArgs {
+    /// Where the front-end connects to.
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    pub socket_path: Option<PathBuf>,
+    /// The socket of the front-end, which was passed to this process: one that listens, or is connected.
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<i32>,
+    /// The disk: a file, a block device, or the URI of any disk.
+    #[arg(long, value_name = "PATH")]
+    pub blk_file: Option<String>,
+    /// Do not let the virtual machine change it.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Say in JSON what this program can do, and end.
+    #[arg(long)]
+    pub print_capabilities: bool,
 }
 
 /// TLS of a client.

@@ -13,6 +13,7 @@ mod map;
 mod run;
 mod serve;
 mod up;
+mod vhost_user_blk;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Attach(args) => attach::attach(*args, cli.verbose),
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
         Command::Recover(args) => attach::recover(args, cli.verbose),
+        Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
