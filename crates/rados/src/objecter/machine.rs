@@ -83,6 +83,14 @@ impl Objecter {
         self.in_flight
     }
 
+    /// What each operation in flight waits for, by its number.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<(u64, Place, &'static str)> {
+        let of =
+            |(&tid, op): (&u64, &Box<Operation>)| (tid, self.place(&op.request), op.waits_for());
+        self.ops.iter().map(of).collect()
+    }
+
     /// How many sessions with OSDs there are.
     #[must_use]
     pub fn sessions(&self) -> usize {
