@@ -50,7 +50,10 @@ fn watchers_are_told_and_their_answers_come_back() {
         let watchers = mine.watchers("told").await.unwrap();
         assert_eq!(watchers.len(), 2);
         let own = watchers.iter().find(|watcher| watcher.cookie == one.cookie()).unwrap();
-        assert_eq!((own.timeout, own.addr.nonce), (TIMEOUT, mine.cluster().address().unwrap().nonce));
+        assert_eq!(
+            (own.timeout, own.addr.nonce),
+            (TIMEOUT, mine.cluster().address().unwrap().nonce)
+        );
         assert!(one.age().unwrap() < TIMEOUT);
 
         one.close().await.unwrap();
@@ -86,7 +89,9 @@ fn the_tool_tells_us() {
         let told = answer(&mut watch, b"heard").await;
         // The tool sends its text as an encoded string.
         assert_eq!(told, b"\x05\0\0\0hello");
-        let output = child.wait_with_output().unwrap();
+        // The answer is sent by this thread.
+        let output =
+            tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     });
