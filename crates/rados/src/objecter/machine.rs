@@ -86,9 +86,9 @@ impl Objecter {
     /// What each operation in flight waits for, by its number.
     #[must_use]
     pub fn waiting(&self) -> Vec<(u64, Place, &'static str)> {
-        let of =
-            |(&tid, op): (&u64, &Box<Operation>)| (tid, self.place(&op.request), op.waits_for());
-        self.ops.iter().map(of).collect()
+        let waits = |op: &Operation| (self.place(&op.request), op.waits_for());
+        let of = |(&tid, (place, what))| (tid, place, what);
+        self.ops.iter().map(|(tid, op)| of((tid, waits(op)))).collect()
     }
 
     /// How many sessions with OSDs there are.

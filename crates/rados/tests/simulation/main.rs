@@ -74,7 +74,12 @@ fn check_writes(world: &World) {
                 Fate::Refused => assert_eq!(done, 0, "write {id:x} to {object:?} was refused"),
                 Fate::Open => panic!("write {id:x} to {object:?} did not end"),
             }
-            let name = (object.0 % 1000, object.1.clone());
+            // One that does not wait for space may be refused, and done when it is sent again because the refusal was
+            // lost: after others that came later.
+            if object.0 >= 1000 {
+                continue;
+            }
+            let name = object.clone();
             let log = &world.store.objects.get(&name).map_or(&[][..], |stored| &stored.log);
             if let Some(at) = log.iter().position(|other| other == id) {
                 let before = last.insert(object.clone(), at);
