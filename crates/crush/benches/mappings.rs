@@ -3,7 +3,8 @@
 //!
 //! Both take turns, and medians of the rounds are compared; the spread of the rounds' ratios is shown. Time is that of the processor, ours by the kernel's
 //! account of this thread, theirs by that of the child, less what crushtool takes to map a single input. An
-//! argument names the cases to run: `cargo bench -p blockyard-crush --bench mappings -- 10,000`.
+//! argument names the cases to run: `cargo bench -p blockyard-crush --bench mappings -- 10,000`; the whole name of a
+//! case that one alone. `--json` prints an object per case.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -130,7 +131,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 /// Measures a case and prints its line.
-fn report(case: &Case, file: &Path, measure: bool) {
+fn report(case: &Case, file: &Path, measure: bool, json: bool) {
     // crushtool's time is counted in hundredths of a second, so small maps are given more inputs.
     let many = if case.devices < TABLE_DEVICES { 4 * POOL } else { POOL };
     let (rounds, inputs) = if measure { (5, many) } else { (1, 100) };
@@ -146,6 +147,11 @@ fn report(case: &Case, file: &Path, measure: bool) {
     ratios.sort_by(f64::total_cmp);
     let [us, them] = [us, them].map(|times| median(times) / f64::from(inputs));
     let (ratio, table) = (them / us, us * f64::from(POOL));
+    if json {
+        let table_ms = table * 1e3;
+        println!("{{\"case\": \"{}\", \"ratio\": {ratio}, \"table_ms\": {table_ms}}}", case.name);
+        return;
+    }
     let verdict = |reached: bool| if reached { "pass" } else { "MISS" };
     let spread = format!("{:.1} to {:.1}", ratios[0], ratios[ratios.len() - 1]);
     print!("{:<42} {:>10.0} {:>12.0} {ratio:>5.1}x", case.name, us.recip(), them.recip());
@@ -162,14 +168,21 @@ fn main() {
     let chosen = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
     let file: PathBuf =
         std::env::temp_dir().join(format!("blockyard-mappings-{}", std::process::id()));
-    println!(
-        "{:<42} {:>10} {:>12} {:>6} {:>12}  {:<5} {:>10}",
-        "", "ours/s", "crushtool/s", "ratio", "spread", "", "65,536 in"
-    );
-    for case in
-        CASES.iter().filter(|case| chosen.as_ref().is_none_or(|part| case.name.contains(part)))
-    {
-        report(case, &file, measure);
+    let json = std::env::args().any(|argument| argument == "--json");
+    if !json {
+        println!(
+            "{:<42} {:>10} {:>12} {:>6} {:>12}  {:<5} {:>10}",
+            "", "ours/s", "crushtool/s", "ratio", "spread", "", "65,536 in"
+        );
+    }
+    let names_one = |name: &String| CASES.iter().any(|case| case.name == *name);
+    let is_chosen = |case: &&Case| match &chosen {
+        Some(name) if names_one(name) => case.name == *name,
+        Some(part) => case.name.contains(part),
+        None => true,
+    };
+    for case in CASES.iter().filter(is_chosen) {
+        report(case, &file, measure, json);
     }
     fs::remove_file(&file).unwrap();
 }
