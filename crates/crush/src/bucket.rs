@@ -102,7 +102,7 @@ impl WithSimd for Choice<'_> {
         let (id, Draw { x, r, .. }) = (bucket.id.cast_unsigned(), draw);
         match &bucket.method {
             Method::Straw2 { ids, weights } => {
-                let (mut ids, mut weights) = (ids, weights);
+                let (mut ids, mut weights) = (&**ids, weights);
                 if let Some(args) = draw.choose_args {
                     let index = index_of(bucket.id).unwrap_or(usize::MAX);
                     let (other_ids, other_weights) = args.of(index, draw.position);

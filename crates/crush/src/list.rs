@@ -44,7 +44,7 @@ pub(crate) fn choose(ids: &[u32], list: &Weights, bucket: u32, x: u32, r: u32) -
 /// (`hash` * `sum`) >> 16 for a hash of 16 bits. In two halves, of which neither needs more than 32.
 #[inline(always)]
 fn part(hash: u32, sum: u32) -> u32 {
-    hash * (sum >> 16) + (hash * (sum & 0xffff) >> 16)
+    hash * (sum >> 16) + ((hash * (sum & 0xffff)) >> 16)
 }
 
 #[cfg(test)]

@@ -35,11 +35,11 @@ impl ChooseArgs {
         &self,
         index: usize,
         position: usize,
-    ) -> (Option<&Box<[u32]>>, Option<&straw2::Weights>) {
+    ) -> (Option<&[u32]>, Option<&straw2::Weights>) {
         match self.buckets.binary_search_by_key(&index, |&(index, _)| index) {
             Ok(found) => {
                 let Override { ids, weights } = &self.buckets[found].1;
-                (ids.as_ref(), weights.get(position).or(weights.last()))
+                (ids.as_deref(), weights.get(position).or(weights.last()))
             }
             Err(_) => (None, None),
         }

@@ -216,7 +216,7 @@ mod tests {
         let (mut winner, mut least) = (0, i64::MAX);
         for (item, (id, &weight)) in ids.iter().zip(weights).enumerate() {
             let hash = hash32_3(x, id.cast_unsigned(), r) & 0xffff;
-            let drawn = divided(logarithms(hash) as u64, weight);
+            let drawn = divided(truncate(logarithms(hash)).cast_unsigned(), weight);
             if drawn < least {
                 (winner, least) = (item, drawn);
             }

@@ -7,7 +7,7 @@
 use crate::hash::{hash3_from, hash32_3};
 
 /// How many positions are hashed at once. Few attempts ask for a later one.
-const LANES: usize = 8;
+const LANES: u32 = 8;
 
 /// The index of the item that attempt `r` takes from the bucket with a number.
 #[inline(always)]
@@ -20,8 +20,8 @@ pub(crate) fn choose(size: usize, bucket: u32, x: u32, r: u32) -> usize {
     let mut end = wanted + 1;
     let mut from = None;
     while end > 0 {
-        let start = (end - 1) / LANES as u32 * LANES as u32;
-        let mut hashes = [0; LANES];
+        let start = (end - 1) / LANES * LANES;
+        let mut hashes = [0; LANES as usize];
         hash3_from(x, bucket, start, &mut hashes);
         for (p, hash) in (start..end).zip(hashes).rev() {
             let swapped = p + hash % (size - p);
