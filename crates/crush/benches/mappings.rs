@@ -1,10 +1,11 @@
 //! Mappings per second of one core, ours and those of Ceph's `crushtool --test`, of the same map and rule, and whether
 //! they reach the targets.
 //!
-//! Both take turns, and medians of the rounds are compared; the spread of the rounds' ratios is shown. Time is that of the processor, ours by the kernel's
-//! account of this thread, theirs by that of the child, less what crushtool takes to map a single input. An
-//! argument names the cases to run: `cargo bench -p blockyard-crush --bench mappings -- 10,000`; the whole name of a
-//! case that one alone. `--json` prints an object per case.
+//! Both take turns, and medians of the rounds are compared; the spread of the rounds' ratios is shown. Time is that of
+//! the processor, ours by the kernel's account of this thread, theirs by that of the child, less what crushtool takes
+//! to map a single input. An argument names the cases to run:
+//! `cargo bench -p blockyard-crush --bench mappings -- 10,000`; the whole name of a case that one alone. `--json` prints
+//! an object per case.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -1,4 +1,4 @@
-//! Placement against Ceph's `crushtool`: the benchmark of the crate prints one JSON object per case, which is read here.
+//! Placement against Ceph's `crushtool`: the benchmark of the crate prints a JSON object per case, which is read here.
 
 use super::Context;
 use super::measure::{Case, Contender, Goal, Metric, Sample, Target, US};
