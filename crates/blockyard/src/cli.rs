@@ -1,9 +1,13 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod rados;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
 
 use crate::nbd_client::TlsOptions;
 
@@ -39,6 +43,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Put load on a disk and measure it.
     Bench(BenchArgs),
+    /// Read, write and list objects of a Ceph cluster.
+    Rados(Box<RadosArgs>),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

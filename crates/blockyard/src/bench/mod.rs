@@ -3,11 +3,13 @@
 mod local;
 mod nbd;
 mod pattern;
+mod rados;
 mod report;
 
 use std::time::{Duration, Instant};
 
 pub use pattern::Mix;
+pub use rados::{ObjectLoad, run_objects};
 pub use report::Report;
 
 use crate::error::{Error, Result};

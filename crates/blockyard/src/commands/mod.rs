@@ -4,6 +4,7 @@ mod bench;
 mod docs;
 mod info;
 mod list;
+mod rados;
 mod serve;
 mod up;
 
@@ -25,6 +26,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Rados(args) => rados::run(&args),
         Command::Completions { shell } => docs::completions(shell).map(|()| 0),
         Command::Man { directory } => docs::man(directory.as_deref()).map(|()| 0),
     }
