@@ -1,4 +1,4 @@
-//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`.
+//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask lab`.
 //!
 //! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's
 //!   tools.
@@ -16,4 +16,5 @@ pub mod lab;
 pub mod paths;
 pub mod run;
 pub mod setup;
+pub mod static_program;
 pub mod test;

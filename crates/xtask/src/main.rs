@@ -18,6 +18,6 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Setup => setup::ensure().map(|_| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
-        Command::Lab(what) => lab::run(&what),
+        Command::Lab { lab } => lab::run(lab.as_ref()),
     }
 }

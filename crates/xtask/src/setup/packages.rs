@@ -57,6 +57,12 @@ pub(super) const PACKAGES: &[Package] = &[
     ),
     package("ceph-base", &["crushtool --help"], "Ceph's crushtool, the judge of placement"),
     package(
+        "kmod",
+        &["depmod --version", "modprobe --version"],
+        "the order in which a guest's kernel loads modules",
+    ),
+    package("xz-utils", &["xz --version"], "unpacks a guest's modules"),
+    package(
         "ceph-mon",
         &["ceph-mon --version", "monmaptool --help"],
         "a peer: the monitor of a cluster on loopback",
