@@ -2,19 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::major::DevNum;
 use blockyard_blkmq::{
-    BlockDeviceOps, BlockLayer, Clock, Disk, DiskConfig, DiskFlags, Driver, Features, Limits,
-    NoOps, QueueType, Sector, TagSet, TagSetConfig,
+    BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, Features,
+    Limits, QueueType, Sector, TagSet, TagSetConfig,
 };
-use blockyard_driver_file::{Engine as FileEngine, File, FileConfig};
+use blockyard_driver_file::{
+    Engine as FileEngine, ErrorKind as FileErrorKind, File, FileConfig, Info as FileInfo,
+};
+use blockyard_driver_nbd::Nbd;
 use blockyard_driver_null::{Null, NullConfig};
 use blockyard_driver_ram::Ram;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::uri::{DiskPlan, DriverPlan, Engine, FilePlan, Scheme};
+use crate::remote::{self, Remote};
+use crate::uri::{DiskPlan, DriverPlan, Engine, FilePlan, NbdPlan, Scheme};
+
+/// How long the lock of a file is waited for.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
 
 /// Makes disks whose hardware queues belong to queue threads.
 pub struct DiskMaker<'a> {
@@ -24,13 +32,31 @@ pub struct DiskMaker<'a> {
     /// The major of each driver, and its next free minor.
     majors: BTreeMap<&'static str, DevNum>,
     flags: DiskFlags,
+    remotes: Vec<Remote>,
+}
+
+/// What a driver makes a disk of.
+struct Parts<D> {
+    driver: Arc<D>,
+    ops: Arc<dyn BlockDeviceOps>,
+    capacity: Sector,
+    limits: Limits,
+    read_only: bool,
+    tags: TagSetConfig,
 }
 
 impl<'a> DiskMaker<'a> {
     /// Disks go to `layer`, their queues to `threads`.
     #[must_use]
     pub fn new(layer: &'a BlockLayer, threads: &'a [Handle], clock: Arc<dyn Clock>) -> Self {
-        Self { layer, threads, clock, majors: BTreeMap::new(), flags: DiskFlags::empty() }
+        Self {
+            layer,
+            threads,
+            clock,
+            majors: BTreeMap::new(),
+            flags: DiskFlags::empty(),
+            remotes: Vec::new(),
+        }
     }
 
     /// The disks are all of that kind.
@@ -56,54 +82,103 @@ impl<'a> DiskMaker<'a> {
                 let capacity = Sector::from_bytes_floor(*size);
                 let ram = Ram::new();
                 let ops = Arc::clone(&ram);
-                self.alloc(plan, name, ram, ops, capacity, Ram::limits())?
+                self.alloc(plan, name, self.parts(plan, ram, ops, capacity, Ram::limits()))?
             }
             DriverPlan::Null { size, latency } => {
                 let capacity = Sector::from_bytes_floor(*size);
                 let latency = Some(*latency).filter(|latency| !latency.is_zero());
                 let null = Null::new(NullConfig { capacity, latency }, self.threads)
                     .map_err(|err| Error::failed("cannot make the disk").caused_by(err))?;
-                self.alloc(plan, name, null, Arc::new(NoOps), capacity, Null::limits())?
+                let ops = Arc::<Null>::clone(&null);
+                let parts = self.parts(plan, null, ops, capacity, Null::limits());
+                self.alloc(plan, name, parts)?
             }
             DriverPlan::File(file) => {
-                let (driver, info) =
-                    File::open(&file_config(file, plan), self.threads).map_err(file_error)?;
-                let capacity = file_capacity(plan, info.capacity)?;
-                self.alloc(plan, name, driver, Arc::new(NoOps), capacity, info.limits)?
+                let (driver, info) = open_file(&file_config(file, plan), self.threads)?;
+                let capacity = shown_capacity(plan, info.capacity.bytes(), BlockSize::B512)?;
+                let ops = Arc::<File>::clone(&driver);
+                let parts = self.parts(plan, driver, ops, capacity, info.limits);
+                self.alloc(plan, name, parts)?
             }
+            DriverPlan::Nbd(nbd) => return self.make_remote(plan, nbd, name),
         };
-        self.layer
-            .add_disk(&disk)
-            .map_err(|err| Error::failed("cannot add the disk").caused_by(err))?;
+        self.add(&disk)?;
         Ok(disk)
+    }
+
+    fn add(&self, disk: &Arc<Disk>) -> Result<()> {
+        let added = self.layer.add_disk(disk);
+        added.map_err(|err| Error::failed("cannot add the disk").caused_by(err))
+    }
+
+    /// A disk at an NBD server: a hardware queue for each connection.
+    fn make_remote(&mut self, plan: &DiskPlan, nbd: &NbdPlan, name: &str) -> Result<Arc<Disk>> {
+        let mut config = nbd.config(plan.options.read_only);
+        let threads = self.threads.len();
+        config.connections = Some(config.connections.unwrap_or(threads).min(threads));
+        let (driver, export) = remote::connect(config, self.threads)?;
+        let block = export.limits.logical_block_size;
+        let parts = Parts {
+            ops: Arc::<Nbd>::clone(&driver),
+            capacity: shown_capacity(plan, export.size, block)?,
+            limits: export.limits,
+            read_only: export.read_only,
+            tags: driver.tag_set_config(threads),
+            driver: Arc::clone(&driver),
+        };
+        let disk = self.alloc(plan, name, parts)?;
+        let remote = Remote::new(Arc::clone(&disk), driver);
+        if let Err(err) = self.add(&disk) {
+            remote.leave_and_wait(Duration::ZERO);
+            return Err(err);
+        }
+        if plan.options.size.is_none()
+            && let Some(thread) = self.threads.first()
+        {
+            remote.follow_size(thread);
+        }
+        self.remotes.push(remote);
+        Ok(disk)
+    }
+
+    /// The disks at servers that are to be told when they end.
+    #[must_use]
+    pub fn into_remotes(self) -> Vec<Remote> {
+        self.remotes
+    }
+
+    fn parts<D: Driver<Disk = ()>>(
+        &self,
+        plan: &DiskPlan,
+        driver: Arc<D>,
+        ops: Arc<dyn BlockDeviceOps>,
+        capacity: Sector,
+        limits: Limits,
+    ) -> Parts<D> {
+        let queues = plan.options.queues.unwrap_or(usize::MAX).min(self.threads.len());
+        let mut hw_queues = [0; QueueType::COUNT];
+        hw_queues[0] = queues;
+        let tags = TagSetConfig { cpus: self.threads.len(), hw_queues, ..TagSetConfig::default() };
+        Parts { driver, ops, capacity, limits, read_only: plan.options.read_only, tags }
     }
 
     fn alloc<D: Driver<Disk = ()>>(
         &mut self,
         plan: &DiskPlan,
         name: &str,
-        driver: Arc<D>,
-        ops: Arc<dyn BlockDeviceOps>,
-        capacity: Sector,
-        limits: Limits,
+        parts: Parts<D>,
     ) -> Result<Arc<Disk>> {
         let options = &plan.options;
         let refused = |err: blockyard_blkmq::Error| {
             Error::failed(format!("cannot make the disk {name}")).caused_by(err)
         };
-        let mut hw_queues = [0; QueueType::COUNT];
-        hw_queues[0] = options.queues.unwrap_or(usize::MAX).min(self.threads.len());
-        let set = TagSetConfig {
-            cpus: self.threads.len(),
-            hw_queues,
-            depth: options.depth,
-            ..TagSetConfig::default()
-        };
+        let Parts { driver, ops, capacity, limits, read_only, tags } = parts;
+        let set = TagSetConfig { depth: options.depth, ..tags };
         let set = TagSet::new(driver, set).map_err(refused)?;
         let mut config = DiskConfig::new(name, capacity, self.limits(plan, limits)?);
         config.dev = self.device(plan.scheme().name(), options.minors)?;
         config.minors = options.minors;
-        config.read_only = options.read_only;
+        config.read_only = read_only;
         config.flags = self.flags;
         if plan.scheme() == Scheme::Null {
             // There is nothing on it, and looking may take as long as its latency says.
@@ -160,6 +235,20 @@ fn file_config(file: &FilePlan, plan: &DiskPlan) -> FileConfig {
     }
 }
 
+/// Opens a file. The kernel closes the files of a process that was killed a moment after its end if it had an
+/// io_uring, so that a lock may be gone in a while.
+fn open_file(config: &FileConfig, threads: &[Handle]) -> Result<(Arc<File>, FileInfo)> {
+    let begun = Instant::now();
+    loop {
+        match File::open(config, threads) {
+            Err(err) if err.kind() == FileErrorKind::Locked && begun.elapsed() < LOCK_LIMIT => {
+                std::thread::sleep(LOCK_LIMIT / 20);
+            }
+            opened => return opened.map_err(file_error),
+        }
+    }
+}
+
 fn file_error(err: blockyard_driver_file::Error) -> Error {
     use blockyard_driver_file::ErrorKind as Kind;
     let kind = match err.kind() {
@@ -173,27 +262,23 @@ fn file_error(err: blockyard_driver_file::Error) -> Error {
     Error::new(kind, "the file cannot be used").caused_by(err)
 }
 
-/// A file can be shown in part, but not be larger than it is.
-fn file_capacity(plan: &DiskPlan, actual: Sector) -> Result<Sector> {
-    let wanted = plan.options.size.map_or(actual, Sector::from_bytes_floor);
-    let block = plan.options.block.map_or(512, |block| u64::from(block.bytes()));
+/// A disk can be shown in part, but not be larger than it is.
+fn shown_capacity(plan: &DiskPlan, actual: u64, block: BlockSize) -> Result<Sector> {
+    let wanted = plan.options.size.unwrap_or(actual);
+    let block = u64::from(plan.options.block.unwrap_or(block).bytes());
     if wanted > actual {
-        let (wanted, actual) = (wanted.bytes(), actual.bytes());
         let what = format!(
             "it has {actual} bytes, which is less than the size of {wanted} that was asked for"
         );
         return Err(Error::failed(what)
             .help(format!("make it larger (truncate -s {wanted} FILE), or leave size= out")));
     }
-    if !wanted.bytes().is_multiple_of(block) {
-        let what = format!(
-            "it has {} bytes, which is no multiple of the block size {block}",
-            wanted.bytes()
-        );
-        let size = wanted.bytes() / block * block;
+    if !wanted.is_multiple_of(block) {
+        let what = format!("it has {wanted} bytes, which is no multiple of the block size {block}");
+        let size = wanted / block * block;
         return Err(Error::failed(what).help(format!("show only whole blocks: size={size}")));
     }
-    Ok(wanted)
+    Ok(Sector::from_bytes_floor(wanted))
 }
 
 /// What a disk can do, as words for people and predicates.

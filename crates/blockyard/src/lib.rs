@@ -1,7 +1,8 @@
 //! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and
-//! their control sockets, a small NBD client, and a load generator.
+//! their control sockets, tools for whole disks, and a load generator.
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod bench;
 pub mod cli;
 pub mod commands;
@@ -13,13 +14,15 @@ pub mod error;
 pub mod housekeeping;
 pub mod inspect;
 pub mod logging;
-pub mod nbd_client;
 pub mod plan;
 pub mod queue_threads;
+pub mod remote;
 pub mod runner;
+pub mod session;
 pub mod size;
 pub mod suggest;
 pub mod term;
+pub mod tools;
 pub mod uri;
 
 pub use error::{Error, ErrorKind, Result};

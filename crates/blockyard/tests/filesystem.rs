@@ -7,28 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Cleanup, Daemon, noise, peer};
-
-/// Mounts an export as a file, and gives the file.
-fn fuse(daemon: &Daemon, export: &str) -> (Cleanup, String) {
-    let mount = daemon.path("fuse");
-    std::fs::create_dir_all(&mount).unwrap();
-    let ready = daemon.path("fuse.pid");
-    let mount = mount.to_str().unwrap().to_owned();
-    let guard = Cleanup::with(&["fusermount3", "-u", "-z", &mount]);
-    let mut command = Command::new("nbdfuse");
-    command.arg("-P").arg(&ready).arg(&mount).arg(daemon.uri(export)).stdin(Stdio::null());
-    let mut child = command.spawn().expect("nbdfuse is missing; run: cargo xtask setup");
-    // The process id is written once the mount is usable.
-    while std::fs::read_to_string(&ready).unwrap_or_default().is_empty() {
-        assert!(child.try_wait().unwrap().is_none(), "nbdfuse ended");
-        std::thread::yield_now();
-    }
-    std::fs::remove_file(&ready).unwrap();
-    // It ends when it is unmounted, and is waited for then.
-    std::thread::spawn(move || child.wait());
-    (guard, format!("{mount}/nbd"))
-}
+use common::{Cleanup, Daemon, fuse, noise, peer};
 
 fn tree(root: &Path) {
     for (index, size) in [0, 1, 4095, 4096, 70_000, 3 << 20].into_iter().enumerate() {

@@ -143,6 +143,12 @@ pub enum ErrorKind {
     /// A deadline passed.
     #[error("no answer in time")]
     TimedOut,
+    /// No monitor of the cluster lets the client in before time is over.
+    #[error("no monitor lets this client in, in the time given: {reason}")]
+    Unreachable {
+        /// What was wrong with the one that was tried last.
+        reason: String,
+    },
     /// The peer ended the session.
     #[error("the peer ended the session")]
     Reset,
@@ -234,6 +240,7 @@ impl Error {
             ErrorKind::Corrupted { .. }
             | ErrorKind::NoTicket(_)
             | ErrorKind::TimedOut
+            | ErrorKind::Unreachable { .. }
             | ErrorKind::WatchLost { .. }
             | ErrorKind::Reset => Blame::Network,
         }

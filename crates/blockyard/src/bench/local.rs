@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use blockyard_blkmq::{
-    Bdev, Bio, BlockLayer, DiskFlags, EndIo, MonotonicClock, Op, OpenMode, Sector,
-};
+use blockyard_blkmq::{Bdev, Bio, DiskFlags, EndIo, Op, OpenMode, Sector};
 use blockyard_buf::{Pool, Segment};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -15,31 +13,28 @@ use tokio::sync::Notify;
 use super::Load;
 use super::pattern::Pattern;
 use super::report::{Report, Tally, cpu_time};
-use crate::disks::DiskMaker;
 use crate::error::{Error, Result};
 use crate::queue_threads::QueueThreads;
+use crate::session::Session;
 use crate::uri::DiskPlan;
 
 /// Requests between two turns of the thread's other work.
 const TURN: u64 = 4096;
 
-pub(super) fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
+/// Puts the load on a disk.
+///
+/// # Errors
+/// The disk cannot be opened, or does not fit the load. Requests that fail are counted instead.
+pub fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
     let mut plan = plan.clone();
     plan.options.read_only |= !load.mix.writes();
-    let threads = QueueThreads::start(load.queues)?;
-    let layer = BlockLayer::new();
-    let clock = Arc::new(MonotonicClock::new());
-    let mut maker =
-        DiskMaker::new(&layer, threads.handles(), clock).with_flags(DiskFlags::NO_PART_SCAN);
-    let disk = maker.make(&plan)?;
+    let mut session = Session::start(load.queues)?;
+    let disk = session.open(&plan, DiskFlags::NO_PART_SCAN)?;
     let mode = if load.mix.writes() { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
     let bdev = disk
         .open(None, mode)
         .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
-    let result = load_disk(&threads, &Arc::new(bdev), load);
-    layer.del_disk(&disk);
-    threads.shutdown();
-    result
+    load_disk(session.threads(), &Arc::new(bdev), load)
 }
 
 fn load_disk(threads: &QueueThreads, bdev: &Arc<Bdev>, load: &Load) -> Result<Report> {

@@ -1,18 +1,16 @@
 //! A load generator: closed loops of requests on a disk, and what they cost.
 
 mod local;
-mod nbd;
 mod pattern;
 mod report;
 
 use std::time::{Duration, Instant};
 
+pub use local::run;
 pub use pattern::Mix;
 pub use report::Report;
 
 use crate::error::{Error, Result};
-use crate::nbd_client::TlsOptions;
-use crate::uri::DiskUri;
 
 /// The largest request.
 pub const MAX_BLOCK: u64 = 32 << 20;
@@ -89,16 +87,5 @@ impl Load {
                 (count / queues + u64::from((queue as u64) < count % queues), None)
             }
         }
-    }
-}
-
-/// Puts the load on a disk.
-///
-/// # Errors
-/// The disk cannot be opened, or does not fit the load. Requests that fail are counted instead.
-pub fn run(uri: &DiskUri, load: &Load, tls: &TlsOptions) -> Result<Report> {
-    match uri {
-        DiskUri::Local(plan) => local::run(plan, load),
-        DiskUri::Nbd(uri) => nbd::run(uri, load, tls),
     }
 }

@@ -17,10 +17,10 @@ const TIME: Duration = Duration::from_secs(3);
 const LONG: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: BenchArgs) -> Result<u8> {
-    let uri = disk_uri(&args.uri)?;
     let load = load(&args)?;
+    let plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
     let progress = progress(load.stop);
-    let report = run_load(&uri, &load, &args.tls.into());
+    let report = run_load(&plan, &load);
     progress.finish_and_clear();
     let report = report?;
     if args.json {

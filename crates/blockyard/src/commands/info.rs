@@ -1,21 +1,19 @@
 //! `blockyard info`: what a disk is, and what it can do.
 
-use blockyard_blkmq::{BlockLayer, Disk, MonotonicClock};
+use blockyard_blkmq::DiskFlags;
+use blockyard_driver_nbd::Description;
 use blockyard_nbd::ExportInfo;
-use blockyard_nbd::uri::Uri;
-use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
+use blockyard_nbd::wire::TransmissionFlags;
 use serde::Serialize;
-use std::sync::Arc;
 
 use super::{NO, disk_uri};
 use crate::cli::InfoArgs;
 use crate::control::report::style_name;
-use crate::disks::DiskMaker;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::inspect::{DiskInfo, MapSummary, PartitionInfo};
-use crate::nbd_client::{Client, TlsOptions};
-use crate::queue_threads::QueueThreads;
-use crate::uri::{DiskPlan, DiskUri, DriverPlan};
+use crate::remote;
+use crate::session::Session;
+use crate::uri::{DriverPlan, NbdPlan};
 use crate::{size, suggest, term};
 
 /// The predicates of `--is`.
@@ -42,9 +40,12 @@ enum Predicate {
 
 pub(super) fn run(args: InfoArgs) -> Result<u8> {
     let predicate = predicate(&args)?;
-    match disk_uri(&args.uri)? {
-        DiskUri::Local(plan) => with_disk(*plan, |plan, disk| {
-            let info = DiskInfo::of(disk, plan)?;
+    let mut plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    match &plan.driver {
+        DriverPlan::Ram { .. } | DriverPlan::Null { .. } | DriverPlan::File(_) => {
+            let mut session = Session::start(1)?;
+            let disk = session.look_at(&mut plan, DiskFlags::empty())?;
+            let info = DiskInfo::of(&disk, &plan)?;
             match predicate {
                 Some(predicate) => Ok(answer(match predicate {
                     Predicate::Is("read-only") => info.read_only,
@@ -58,9 +59,9 @@ pub(super) fn run(args: InfoArgs) -> Result<u8> {
                 }
                 None => show_disk(&info).map(|()| 0),
             }
-        }),
-        DiskUri::Nbd(uri) => {
-            let info = NbdInfo::ask(&uri, &args.tls.into())?;
+        }
+        DriverPlan::Nbd(nbd) => {
+            let info = NbdInfo::ask(nbd)?;
             match predicate {
                 Some(predicate) => Ok(answer(match predicate {
                     Predicate::Is("read-only") => info.read_only,
@@ -102,36 +103,6 @@ struct Tagged<'a, T> {
     info: &'a T,
 }
 
-/// Opens a disk for as long as `f` takes. Looking does no harm, whoever uses it; but what is not there is not
-/// made by looking.
-fn with_disk<T>(
-    mut plan: DiskPlan,
-    f: impl FnOnce(&DiskPlan, &Arc<Disk>) -> Result<T>,
-) -> Result<T> {
-    if let DriverPlan::File(file) = &mut plan.driver {
-        (file.lock, file.create) = (false, None);
-    }
-    let threads = QueueThreads::start(1)?;
-    let layer = BlockLayer::new();
-    let result = {
-        let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::new(MonotonicClock::new()));
-        let made = match maker.make(&plan) {
-            Err(err) if err.kind() == ErrorKind::NotPermitted => {
-                plan.options.read_only = true;
-                maker.make(&plan)
-            }
-            made => made,
-        };
-        made.and_then(|disk| {
-            let result = f(&plan, &disk);
-            layer.del_disk(&disk);
-            result
-        })
-    };
-    threads.shutdown();
-    result
-}
-
 /// What a server says of an export.
 #[derive(Serialize)]
 struct NbdInfo {
@@ -156,14 +127,11 @@ struct BlockSizes {
 }
 
 impl NbdInfo {
-    fn ask(uri: &Uri, tls: &TlsOptions) -> Result<Self> {
-        let mut client = Client::connect(uri, tls, HeaderStyle::Extended)?;
-        let contexts = client.contexts(&uri.export)?;
-        let connection = client.open(false)?;
-        let negotiated = &connection.negotiated;
+    fn ask(plan: &NbdPlan) -> Result<Self> {
+        let Description { negotiated, contexts } = remote::describe(&plan.uri, &plan.tls_files)?;
         let info = &negotiated.export;
-        let this = Self {
-            uri: uri.to_string(),
+        Ok(Self {
+            uri: plan.uri.to_string(),
             export: info.name.clone(),
             description: info.description.clone(),
             size: info.size,
@@ -178,9 +146,7 @@ impl NbdInfo {
             contexts,
             tls: negotiated.tls,
             style: style_name(negotiated.style),
-        };
-        connection.close();
-        Ok(this)
+        })
     }
 }
 

@@ -1,44 +1,54 @@
 //! `blockyard list`: what runs on this machine, or what an NBD server has on offer.
 
+use blockyard_driver_nbd::TlsFiles;
 use blockyard_nbd::uri::Uri;
-use blockyard_nbd::wire::HeaderStyle;
 use serde::Serialize;
 
 use super::disk_uri;
+use crate::attach::{LeftBehind, left_behind};
 use crate::cli::ListArgs;
 use crate::control::client::ask_all;
-use crate::control::report::{Daemon, Latency};
+use crate::control::report::{Daemon, DeviceReport, Latency};
 use crate::control::{Answer, Question};
 use crate::error::{Error, Result};
-use crate::nbd_client::{Client, TlsOptions};
-use crate::uri::DiskUri;
+use crate::remote;
+use crate::uri::DriverPlan;
 use crate::{size, term};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
-        return match disk_uri(uri)? {
-            DiskUri::Nbd(uri) => list_server(&uri, &args.tls.into(), args.json),
-            DiskUri::Local(_) => Err(Error::usage(format!("{uri} is a disk, not a server")).help(
-                format!("write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"),
-            )),
+        return match &disk_uri(uri)?.driver {
+            DriverPlan::Nbd(nbd) => list_server(&nbd.uri, &args.tls.into(), args.json),
+            _ => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
+                "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"
+            ))),
         };
     }
     for (wanted, question) in
         [(args.diskstats, Question::Diskstats), (args.partitions, Question::Partitions)]
     {
         if wanted {
-            return list_text(question);
+            return list_text(&question);
         }
     }
-    let daemons = ask_all(Question::Report)?.into_iter().filter_map(|answer| match answer {
+    let daemons = ask_all(&Question::Report)?.into_iter().filter_map(|answer| match answer {
         Answer::Report(daemon) => Some(*daemon),
         _ => None,
     });
     let daemons: Vec<Daemon> = daemons.collect();
-    if args.json { term::say_json(&daemons) } else { show(&daemons) }
+    let left = left_behind()?;
+    if !args.json {
+        return show(&daemons, &left);
+    }
+    let mut all = serde_json::to_value(&daemons)
+        .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
+    if let Some(all) = all.as_array_mut() {
+        all.extend(left.iter().map(|left| serde_json::json!({ "left_behind": left })));
+    }
+    term::say_json(&all)
 }
 
-fn list_text(question: Question) -> Result<()> {
+fn list_text(question: &Question) -> Result<()> {
     for answer in ask_all(question)? {
         if let Answer::Text(text) = answer {
             term::say(text.trim_end_matches('\n'))?;
@@ -47,13 +57,27 @@ fn list_text(question: Question) -> Result<()> {
     Ok(())
 }
 
-fn show(daemons: &[Daemon]) -> Result<()> {
-    if daemons.is_empty() {
+fn show(daemons: &[Daemon], left: &[LeftBehind]) -> Result<()> {
+    if !daemons.is_empty() {
+        show_daemons(daemons)?;
+    } else if left.is_empty() {
         term::tell(
             "nothing runs; start something: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
         );
-        return Ok(());
     }
+    for left in left {
+        let uri = left.uri.as_deref().unwrap_or("its disk is not on record");
+        let remedy = if left.recoverable { "recover" } else { "detach --force" };
+        term::say(format_args!(
+            "{0} ({1}, {uri}) was left behind by a daemon that died; run: blockyard {remedy} {0}",
+            left.path,
+            left.via.name(),
+        ))?;
+    }
+    Ok(())
+}
+
+fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     let header = [
         "PID",
         "DISK",
@@ -97,6 +121,20 @@ fn show(daemons: &[Daemon]) -> Result<()> {
         for address in &daemon.nbd.listen {
             term::say(format_args!("{} listens at {address}", daemon.pid))?;
         }
+        for device in &daemon.devices {
+            let DeviceReport { path, via, uri, .. } = device;
+            term::say(format_args!("{} serves {path} ({via}, {uri})", daemon.pid))?;
+        }
+        for machine in &daemon.vhost_user {
+            let socket = machine.socket.as_deref().unwrap_or("a passed socket");
+            let used = if machine.connected {
+                format!("connected, {} queues, {} requests", machine.queues, machine.requests)
+            } else {
+                "nobody connected".into()
+            };
+            let (pid, disk) = (daemon.pid, &machine.disk);
+            term::say(format_args!("{pid} serves {disk} at vhost-user-blk:{socket} ({used})"))?;
+        }
     }
     Ok(())
 }
@@ -117,24 +155,21 @@ struct Listed {
     uri: String,
 }
 
-fn list_server(uri: &Uri, tls: &TlsOptions, json: bool) -> Result<()> {
-    let mut client = Client::connect(uri, tls, HeaderStyle::Simple)?;
+fn list_server(uri: &Uri, tls: &TlsFiles, json: bool) -> Result<()> {
     let mut exports = Vec::new();
-    for export in client.list()? {
+    for offer in remote::offers(uri, tls)? {
         // One that needs TLS, say, is on the list all the same.
-        let info = client.info(&export.name).ok();
+        let info = offer.info;
         let flags = info.as_ref().map(|info| info.flags);
-        let described = info.as_ref().map(|info| info.description.clone());
         exports.push(Listed {
-            uri: Uri { export: export.name.clone(), ..uri.clone() }.to_string(),
-            name: export.name,
-            description: described.filter(|text| !text.is_empty()).unwrap_or(export.description),
+            uri: Uri { export: offer.name.clone(), ..uri.clone() }.to_string(),
+            name: offer.name,
+            description: offer.description,
             size: info.as_ref().map(|info| info.size),
             read_only: flags
                 .map(|flags| flags.contains(blockyard_nbd::wire::TransmissionFlags::READ_ONLY)),
         });
     }
-    client.close();
     if json {
         return term::say_json(&serde_json::json!({ "uri": uri.to_string(), "exports": exports }));
     }

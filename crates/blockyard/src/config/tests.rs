@@ -23,7 +23,8 @@ const NBD: &str = "[nbd]\nlisten = \"unix:nbd.sock\"\n";
 #[test]
 fn the_documented_example_is_right() {
     let plan = plan(include_str!("../../../../docs/yard.toml"));
-    assert_eq!(plan.disks.len(), 3);
+    assert_eq!(plan.disks.len(), 4);
+    assert!(matches!(&plan.disks[3].driver, DriverPlan::Nbd(nbd) if nbd.connections == Some(2)));
     assert_eq!(plan.exports.len(), 3);
     assert!(
         matches!(&plan.disks[1].driver, DriverPlan::File(file) if file.path == Path::new("/yard/disk.img"))

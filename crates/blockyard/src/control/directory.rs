@@ -43,6 +43,9 @@ fn is_private(found: &Metadata, uid: u32) -> bool {
 }
 
 /// Makes the directory, for this user only.
-pub(super) fn make(directory: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// The system refuses.
+pub fn make(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }

@@ -9,14 +9,16 @@ mod server;
 
 use serde::{Deserialize, Serialize};
 
-pub use directory::runtime_dir;
+use crate::error::{self, Error, ErrorKind, Result};
+
+pub use directory::{make as make_runtime_dir, runtime_dir};
 pub use server::{Answers, Server};
 
 /// The longest question.
 const MAX_QUESTION: u64 = 4096;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Question {
     /// What the daemon does: [`report::Daemon`].
@@ -25,6 +27,25 @@ pub enum Question {
     Diskstats,
     /// The text of /proc/partitions for its disks.
     Partitions,
+    /// Take the disk that it has attached from the kernel, and end.
+    Detach,
+    /// Change one of its disks, while it is used.
+    Set {
+        /// The disk's name.
+        disk: String,
+        /// What to change.
+        change: Change,
+    },
+}
+
+/// What can be changed of a disk that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Its size, in bytes.
+    Size(u64),
+    /// Whether nobody may change it.
+    ReadOnly(bool),
 }
 
 /// An answer.
@@ -35,6 +56,43 @@ pub enum Answer {
     Report(Box<report::Daemon>),
     /// A text for people and programs that read /proc.
     Text(String),
+    /// Done.
+    Done,
+    /// It cannot be done: exit code, and what is in the way.
+    Refused {
+        /// The exit code.
+        code: u8,
+        /// What is in the way, and what to do.
+        text: String,
+    },
     /// The question was not understood.
     Error(String),
+}
+
+impl From<Result<()>> for Answer {
+    fn from(result: Result<()>) -> Self {
+        match result {
+            Ok(()) => Self::Done,
+            Err(err) => {
+                let mut text = String::new();
+                // Writing to a string does not fail.
+                let _ = error::describe(&err, &mut text);
+                Self::Refused { code: err.kind().exit_code(), text }
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// The answer, unless it says why not.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn accepted(self) -> Result<Self> {
+        match self {
+            Self::Refused { code, text } => Err(Error::new(ErrorKind::of_exit_code(code), text)),
+            Self::Error(text) => Err(Error::failed(text)),
+            answer => Ok(answer),
+        }
+    }
 }

@@ -6,8 +6,9 @@
 //! | `null:1T?latency=100us` | reads zeroes, forgets writes, each after a while |
 //! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
 //! | `/p`, `./p` | the same with nothing special, the path taken as it is |
-//! | `nbd://host/export` and its like | an export of an NBD server ([`blockyard_nbd::uri`]) |
+//! | `nbd://host/export?connections=2` and its like | an export of an NBD server ([`blockyard_nbd::uri`], [`NbdPlan`]) |
 
+mod nbd;
 mod options;
 
 use std::fmt;
@@ -15,21 +16,14 @@ use std::ops::Range;
 
 use percent_encoding::percent_decode_str;
 
+pub use nbd::NbdPlan;
+pub(crate) use options::flag;
 pub use options::{
     DiskOptions, DiskPlan, DriverPlan, Engine, FilePlan, OPTIONS, PlanBuilder, Scheme,
     parse_duration,
 };
 
 use crate::suggest;
-
-/// Where a disk is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum DiskUri {
-    /// On this machine, behind a driver of ours.
-    Local(Box<DiskPlan>),
-    /// At an NBD server.
-    Nbd(Box<blockyard_nbd::uri::Uri>),
-}
 
 /// A mistake in a URI: what, where, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +68,7 @@ impl std::error::Error for UriError {}
 
 const NBD_SCHEMES: [&str; 6] = ["nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"];
 
-impl std::str::FromStr for DiskUri {
+impl std::str::FromStr for DiskPlan {
     type Err = UriError;
 
     fn from_str(uri: &str) -> Result<Self, UriError> {
@@ -93,14 +87,11 @@ impl std::str::FromStr for DiskUri {
             return Err(UriError::new(uri, all, problem));
         };
         if NBD_SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()) {
-            return match uri.parse() {
-                Ok(uri) => Ok(Self::Nbd(Box::new(uri))),
-                Err(err) => Err(UriError::new(uri, all, nbd_problem(&err))),
-            };
+            return nbd::parse(uri);
         }
         let Some(kind) = Scheme::parse(scheme) else {
-            let known: Vec<&str> =
-                Scheme::ALL.iter().map(|kind| kind.name()).chain(NBD_SCHEMES).collect();
+            let locals = Scheme::ALL.iter().map(|kind| kind.name()).filter(|name| *name != "nbd");
+            let known: Vec<&str> = locals.chain(NBD_SCHEMES).collect();
             let problem =
                 format!("there are no disks {scheme:?}; {}", suggest::hint(scheme, &known));
             return Err(UriError::new(uri, 0..scheme.len(), problem));
@@ -109,23 +100,16 @@ impl std::str::FromStr for DiskUri {
     }
 }
 
-fn nbd_problem(error: &blockyard_nbd::Error) -> String {
-    match error.kind() {
-        blockyard_nbd::ErrorKind::BadParameter { problem, text } => format!("{problem}: {text:?}"),
-        other => other.to_string(),
-    }
-}
-
 /// A URI of a disk of ours, whose `rest` begins at `start`.
-fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<DiskUri, UriError> {
+fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<DiskPlan, UriError> {
     let (body, query) = rest.split_once('?').unwrap_or((rest, ""));
     let at = start..start + body.len();
     let mut plan = PlanBuilder::new(scheme);
     let set = |problem| UriError::new(uri, at.clone(), problem);
     match scheme {
         Scheme::File => plan.path(file_path(body).map_err(set)?).map_err(set)?,
-        Scheme::Ram | Scheme::Null if body.is_empty() => {}
-        Scheme::Ram | Scheme::Null => plan.set("size", body).map_err(set)?,
+        _ if body.is_empty() => {}
+        _ => plan.set("size", body).map_err(set)?,
     }
     let mut at = start + body.len() + 1;
     for parameter in query.split('&') {
@@ -142,11 +126,8 @@ fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<DiskUri,
     finish(plan, uri)
 }
 
-fn finish(plan: PlanBuilder, uri: &str) -> Result<DiskUri, UriError> {
-    match plan.finish(uri) {
-        Ok(plan) => Ok(DiskUri::Local(Box::new(plan))),
-        Err(problem) => Err(UriError::new(uri, 0..uri.len(), problem)),
-    }
+fn finish(plan: PlanBuilder, uri: &str) -> Result<DiskPlan, UriError> {
+    plan.finish(uri).map_err(|problem| UriError::new(uri, 0..uri.len(), problem))
 }
 
 /// RFC 8089: `file:/p`, `file:///p`, and, beyond it, a relative `file:p`.

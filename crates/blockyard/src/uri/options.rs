@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockSize, MAX_DEPTH, Sector, sched};
+use blockyard_driver_nbd::TlsFiles;
 
+use super::nbd::NbdPlan;
 use crate::{size, suggest};
 
-/// The drivers that make disks on this machine.
+/// The drivers that make disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     /// Memory.
@@ -16,11 +18,13 @@ pub enum Scheme {
     Null,
     /// A file or a block device.
     File,
+    /// An export of an NBD server.
+    Nbd,
 }
 
 impl Scheme {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ram, Self::Null, Self::File];
+    pub const ALL: [Self; 4] = [Self::Ram, Self::Null, Self::File, Self::Nbd];
 
     /// As a URI begins.
     #[must_use]
@@ -29,6 +33,7 @@ impl Scheme {
             Self::Ram => "ram",
             Self::Null => "null",
             Self::File => "file",
+            Self::Nbd => "nbd",
         }
     }
 
@@ -44,11 +49,12 @@ impl Scheme {
             Self::Ram => &[],
             Self::Null => &["latency"],
             Self::File => &["direct", "create", "lock", "engine"],
+            Self::Nbd => &["connections", "timeout", "dead_conn_timeout", "fence_timeout"],
         }
     }
 }
 
-/// The options that every disk has.
+/// The options that every disk has; but the hardware queues of an NBD disk are its connections.
 pub const OPTIONS: [&str; 8] =
     ["size", "block", "ro", "name", "queues", "depth", "scheduler", "minors"];
 
@@ -139,6 +145,8 @@ pub enum DriverPlan {
     },
     /// A file or a block device.
     File(FilePlan),
+    /// An export of an NBD server.
+    Nbd(Box<NbdPlan>),
 }
 
 /// A disk that can be made.
@@ -160,7 +168,17 @@ impl DiskPlan {
             DriverPlan::Ram { .. } => Scheme::Ram,
             DriverPlan::Null { .. } => Scheme::Null,
             DriverPlan::File(_) => Scheme::File,
+            DriverPlan::Nbd(_) => Scheme::Nbd,
         }
+    }
+
+    /// With files of TLS in place of those that the URI names, if it is at an NBD server.
+    #[must_use]
+    pub fn with_tls_files(mut self, files: &TlsFiles) -> Self {
+        if let DriverPlan::Nbd(nbd) = &mut self.driver {
+            nbd.tls_files = files.clone();
+        }
+        self
     }
 
     /// What the disk is called if the user says nothing, and it is the `index`-th of its driver.
@@ -168,7 +186,8 @@ impl DiskPlan {
     pub fn default_name(&self, index: usize) -> String {
         let stem = match &self.driver {
             DriverPlan::File(file) => file.path.file_stem().and_then(|stem| stem.to_str()),
-            _ => None,
+            DriverPlan::Nbd(nbd) => nbd.uri.export.rsplit('/').next(),
+            DriverPlan::Ram { .. } | DriverPlan::Null { .. } => None,
         };
         let clean: String = stem
             .unwrap_or("")
@@ -192,6 +211,7 @@ pub struct PlanBuilder {
     create: Option<u64>,
     lock: bool,
     engine: Engine,
+    nbd: Option<Box<NbdPlan>>,
 }
 
 impl PlanBuilder {
@@ -208,6 +228,7 @@ impl PlanBuilder {
             create: None,
             lock: true,
             engine: Engine::Auto,
+            nbd: None,
         }
     }
 
@@ -226,6 +247,7 @@ impl PlanBuilder {
                 (builder.direct, builder.create) = (file.direct, file.create);
                 (builder.lock, builder.engine) = (file.lock, file.engine);
             }
+            DriverPlan::Nbd(nbd) => builder.nbd = Some(nbd),
         }
         builder
     }
@@ -245,10 +267,16 @@ impl PlanBuilder {
         Ok(())
     }
 
+    /// The export of an NBD server.
+    pub(super) fn export(&mut self, uri: blockyard_nbd::uri::Uri) {
+        self.nbd = Some(Box::new(NbdPlan::new(uri)));
+    }
+
     /// All options that can be set.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {
-        OPTIONS.iter().chain(self.scheme.own_options()).copied().collect()
+        let all = OPTIONS.iter().chain(self.scheme.own_options()).copied();
+        all.filter(|name| self.scheme != Scheme::Nbd || *name != "queues").collect()
     }
 
     /// Sets an option.
@@ -295,6 +323,10 @@ impl PlanBuilder {
             "direct" => self.direct = flag(value)?,
             "create" => self.create = Some(size::parse(value)?),
             "lock" => self.lock = flag(value)?,
+            "connections" | "timeout" | "dead_conn_timeout" | "fence_timeout" => {
+                let nbd = self.nbd.as_mut().ok_or("the server is missing; write nbd://host")?;
+                nbd.set(key, value)?;
+            }
             _ => self.engine = engine(value)?,
         }
         Ok(())
@@ -328,6 +360,12 @@ impl PlanBuilder {
                     lock: self.lock,
                     engine: self.engine,
                 })
+            }
+            Scheme::Nbd => {
+                if let Some(size) = self.options.size {
+                    self.whole_blocks(size)?;
+                }
+                DriverPlan::Nbd(self.nbd.ok_or("the server is missing; write nbd://host/export")?)
             }
         };
         Ok(DiskPlan { uri: uri.into(), driver, options: self.options })
@@ -373,7 +411,7 @@ fn block_size(value: &str) -> Result<BlockSize, String> {
     }
 }
 
-fn flag(value: &str) -> Result<bool, String> {
+pub(crate) fn flag(value: &str) -> Result<bool, String> {
     match value {
         "1" | "true" | "yes" | "on" => Ok(true),
         "0" | "false" | "no" | "off" => Ok(false),
@@ -381,7 +419,7 @@ fn flag(value: &str) -> Result<bool, String> {
     }
 }
 
-fn number(value: &str, least: u64, most: u64) -> Result<u64, String> {
+pub(super) fn number(value: &str, least: u64, most: u64) -> Result<u64, String> {
     let number = value.parse::<u64>().ok().filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| format!("{value:?} is no number from {least} to {most}"))
 }

@@ -6,14 +6,11 @@ use proptest::prelude::*;
 use super::*;
 
 fn plan(uri: &str) -> DiskPlan {
-    match uri.parse() {
-        Ok(DiskUri::Local(plan)) => *plan,
-        other => panic!("{uri}: {other:?}"),
-    }
+    uri.parse().unwrap_or_else(|err| panic!("{uri}: {err}"))
 }
 
 fn mistake(uri: &str) -> String {
-    uri.parse::<DiskUri>().expect_err(uri).to_string()
+    uri.parse::<DiskPlan>().expect_err(uri).to_string()
 }
 
 fn file(uri: &str) -> FilePlan {
@@ -44,7 +41,34 @@ fn every_driver_and_what_it_takes() {
     }
     assert_eq!(file("./a?b%41").path.to_str(), Some("./a?b%41"), "a bare path is taken as it is");
     assert_eq!(file("file:disk.img").path.to_str(), Some("disk.img"));
-    assert!(matches!("nbd://h/x".parse(), Ok(DiskUri::Nbd(_))));
+}
+
+fn nbd(uri: &str) -> NbdPlan {
+    match plan(uri).driver {
+        DriverPlan::Nbd(nbd) => *nbd,
+        other => panic!("{uri}: {other:?}"),
+    }
+}
+
+#[test]
+fn our_options_stand_beside_the_parameters_of_the_nbd_uri() {
+    let uri = "nbd+unix:///d/x?socket=/s&connections=3&timeout=5s&tls-hostname=h&dead_conn_timeout=0\
+               &fence_timeout=1m&ro&name=up&x-new=1";
+    let found = nbd(uri);
+    assert_eq!(found.uri.to_string(), "nbd+unix:///d/x?socket=/s&tls-hostname=h");
+    let seconds = Duration::from_secs;
+    assert_eq!(found.connections, Some(3));
+    assert_eq!(
+        (found.timeout, found.dead_conn_timeout, found.fence_timeout),
+        (seconds(5), seconds(0), seconds(60))
+    );
+    let options = plan(uri).options;
+    assert_eq!((options.read_only, options.name.as_deref()), (true, Some("up")));
+    let config = found.config(true);
+    assert!(config.read_only && config.connections == Some(3) && config.timeout == seconds(5));
+    assert_eq!(nbd("NBDS://h").connections, None);
+    assert_eq!(plan("nbd://h/d/x").default_name(0), "x");
+    assert_eq!(plan("nbd+vsock://1:99/").default_name(2), "nbd2");
 }
 
 #[test]
@@ -97,6 +121,13 @@ fn a_mistake_says_what_and_where_and_what_would_be_right() {
         ("file:/p?create=1000", &["no multiple"]),
         ("file:/p?create=1M&ro=1", &["leave one out"]),
         ("nbd:///x", &["needs a host"]),
+        ("nbd://h/x?sokcet=/s", &["at \"sokcet=/s\" (column 11)", "did you mean \"socket\"?"]),
+        ("nbd://h/x?connection=2", &["did you mean \"connections\"?"]),
+        ("nbd://h/x?connections=65", &["from 1 to 64"]),
+        ("nbd://h/x?timeout=0", &["no time at all"]),
+        ("nbd://h/x?timeout=5", &["no time", "100us"]),
+        ("nbd://h/x?queues=2", &["no option \"queues\""]),
+        ("ram:1G?connections=2", &["an option of nbd: disks"]),
     ] {
         let error = mistake(uri);
         for part in parts {
@@ -120,7 +151,7 @@ fn names_are_made_from_files_or_numbers() {
 proptest! {
     #[test]
     fn any_text_parses_or_says_why(text in "((ram|null|file|nbd):)?\\PC{0,40}") {
-        if let Err(error) = text.parse::<DiskUri>() {
+        if let Err(error) = text.parse::<DiskPlan>() {
             prop_assert!(!error.to_string().is_empty());
             prop_assert!(error.at().end <= text.len());
         }

@@ -1,5 +1,6 @@
 //! What a disk is made from.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blockyard_nbd::uri::Uri;
@@ -14,11 +15,24 @@ pub const MAX_CONNECTIONS: usize = 64;
 /// Replies to other requests excuse a request for so many timeouts.
 const PATIENCE: u32 = 8;
 
+/// Files of TLS in PEM, in place of those in the URI's directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Whom to trust.
+    pub ca: Option<PathBuf>,
+    /// Who we are; needs `key`.
+    pub certificate: Option<PathBuf>,
+    /// The key of that.
+    pub key: Option<PathBuf>,
+}
+
 /// An NBD export, and how to treat the connections to it.
 #[derive(Clone, Debug)]
 pub struct NbdConfig {
     /// Where it is. The parameters of TLS are part of it.
     pub uri: Uri,
+    /// Files of TLS in place of those of the URI.
+    pub tls_files: TlsFiles,
     /// Connections, one hardware queue each: as many as queue threads unless told otherwise. More than one only
     /// where the server says that its flushes cover all (`CAN_MULTI_CONN`).
     pub connections: Option<usize>,
@@ -44,6 +58,7 @@ impl NbdConfig {
     pub fn new(uri: Uri) -> Self {
         Self {
             uri,
+            tls_files: TlsFiles::default(),
             connections: None,
             timeout: Duration::from_secs(30),
             dead_conn_timeout: Duration::from_secs(120),

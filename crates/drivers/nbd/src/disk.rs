@@ -97,7 +97,7 @@ impl Inner {
         self.export.send_if_modified(|known| {
             let grown = found.capacity > known.capacity;
             if grown {
-                known.capacity = found.capacity;
+                (known.capacity, known.size) = (found.capacity, found.size);
             }
             grown
         });
@@ -123,7 +123,8 @@ impl Nbd {
         if queue_threads.is_empty() {
             return Err(Error::new(ErrorKind::Config, "an NBD disk needs a queue thread"));
         }
-        let target = Target::new(config.uri.clone(), config.best_style, config.timeout)?;
+        let (uri, files) = (config.uri.clone(), config.tls_files.clone());
+        let target = Target::new(uri, files, config.best_style, config.timeout)?;
         let first = target.open().await?;
         let export = Export::new(&first.negotiated, config.read_only);
         if let Err(err) = export.limits.clone().validate() {
@@ -194,7 +195,7 @@ impl Nbd {
             return Err(Error::new(ErrorKind::Closed, "the disk was disconnected"));
         }
         let old = self.inner.target();
-        let target = Target::new(uri, old.best_style, old.limit)?;
+        let target = Target::new(uri, old.tls_files.clone(), old.best_style, old.limit)?;
         let opened = target.open().await?;
         self.inner.check(&opened)?;
         *self.inner.target.lock() = Arc::new(target);

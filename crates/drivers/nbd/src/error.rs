@@ -9,6 +9,8 @@ pub enum ErrorKind {
     Config,
     /// A file of TLS cannot be used.
     Tls,
+    /// What is asked for is not in this build.
+    Unsupported,
     /// The server cannot be reached, or broke off.
     Connect,
     /// The server did not answer in time.
@@ -81,6 +83,7 @@ impl From<Error> for blockyard_blkmq::Error {
         use blockyard_blkmq::ErrorKind as Block;
         let kind = match err.kind {
             ErrorKind::Config | ErrorKind::Tls => Block::Invalid,
+            ErrorKind::Unsupported => Block::NotSupported,
             ErrorKind::Refused => Block::NotPermitted,
             ErrorKind::Closed => Block::Offline,
             _ => Block::Io,

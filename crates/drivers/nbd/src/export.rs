@@ -12,6 +12,8 @@ use crate::error::{Error, ErrorKind};
 pub struct Export {
     /// How large it is, in whole blocks: bytes past the last of them cannot be reached.
     pub capacity: Sector,
+    /// How large it is in bytes, as the server has it.
+    pub size: u64,
     /// What can be asked of it.
     pub limits: Limits,
     /// Whether it cannot be written to.
@@ -39,6 +41,7 @@ impl Export {
         let size = info.size.min(Sector::MAX.bytes()) / block * block;
         Self {
             capacity: Sector::from_bytes_floor(size),
+            size: info.size,
             limits,
             read_only: read_only || flags.contains(TransmissionFlags::READ_ONLY),
             multi_conn: flags.contains(TransmissionFlags::CAN_MULTI_CONN),

@@ -11,7 +11,8 @@
 //! | file | concept |
 //! | --- | --- |
 //! | `disk` | connect, reconfigure, disconnect |
-//! | `connect`, `tls`, `socket` | from a URI to bytes |
+//! | `connect`, `wire`, `tls`, `socket` | from a URI to bytes |
+//! | `server` | what a server tells of its exports |
 //! | `export`, `commands` | what the export is to the block layer, and its operations to NBD |
 //! | `driver`, `hctx`, `task` | the block layer's side, and the sockets' |
 //! | `queue` | the connections of a hardware queue: in use, retired, over |
@@ -39,6 +40,7 @@ mod outbox;
 mod place;
 mod queue;
 mod recovery;
+mod server;
 #[cfg(test)]
 mod simulation;
 mod slots;
@@ -47,10 +49,12 @@ mod span;
 mod spin;
 mod task;
 mod tls;
+mod wire;
 
 pub use backoff::Backoff;
-pub use config::{MAX_CONNECTIONS, NbdConfig};
+pub use config::{MAX_CONNECTIONS, NbdConfig, TlsFiles};
 pub use driver::Nbd;
 pub use error::{Error, ErrorKind};
 pub use export::Export;
 pub use hctx::Hctx;
+pub use server::{Description, Offer, Server};

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFdReadyGuard;
 use tokio::sync::Notify;
 
 use crate::commands::Dialect;
-use crate::connect::{BOTH_WAYS, Opened, Target};
+use crate::connect::{Opened, Target};
 use crate::disk::Inner;
 use crate::driver::Nbd;
 use crate::error::{Error, ErrorKind};
@@ -22,6 +22,7 @@ use crate::fence::LinkId;
 use crate::hctx::{Dry, Turn};
 use crate::socket::{Channel, Socket};
 use crate::spin::{MAX_SPIN, Spin};
+use crate::wire::BOTH_WAYS;
 
 /// Looks at a socket that brings bytes each time, before other tasks of the thread have a turn.
 const TURNS: usize = 16;

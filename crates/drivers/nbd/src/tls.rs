@@ -13,12 +13,14 @@ use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 
+use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::Outbox;
 
-/// Where certificates are if the URI does not say: `tls-certificates` of `doc/uri.md`, libnbd's default for
-/// root.
-const DEFAULT_FOLDER: &str = "/etc/pki/libnbd";
+/// Where certificates are if nobody says, libnbd's places: the first two below the home directory.
+const FOLDERS: [&str; 3] = [".pki/libnbd", ".config/pki/libnbd", "/etc/pki/libnbd"];
+/// Whom Debian and most others trust.
+const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Bytes that are encrypted at a time.
 const RECORD_LEN: usize = 16 << 10;
 /// Bytes that wait for the socket within a session.
@@ -32,18 +34,18 @@ pub(crate) struct TlsSetup {
 }
 
 impl TlsSetup {
-    /// Reads the files that the URI names: `ca-cert.pem`, and `client-cert.pem` with `client-key.pem` if they
-    /// are there.
-    pub(crate) fn load(uri: &Uri) -> Result<Self, Error> {
+    /// Reads the files that are named, or those in the directory that the URI names: `ca-cert.pem`, and
+    /// `client-cert.pem` with `client-key.pem` if they are there.
+    pub(crate) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
         let params = &uri.tls_params;
         if matches!(params.kind, Some(TlsKind::Psk | TlsKind::Anonymous))
             || params.psk_file.is_some()
         {
             let what = "TLS with pre-shared keys, or with no authentication, is not supported: use certificates \
                         (tls-type=x509&tls-certificates=DIRECTORY)";
-            return Err(Error::new(ErrorKind::Tls, what));
+            return Err(Error::new(ErrorKind::Unsupported, what));
         }
-        let folder = PathBuf::from(params.certificates.as_deref().unwrap_or(DEFAULT_FOLDER));
+        let files = find(uri, files);
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -51,19 +53,20 @@ impl TlsSetup {
         let builder = if params.verify_peer == Some(false) {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
         } else {
-            builder.with_root_certificates(roots(&folder.join("ca-cert.pem"))?)
+            builder.with_root_certificates(roots(&files.ca)?)
         };
-        let (certificate, key) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));
-        let config = if certificate.exists() {
-            let chain = certificates(&certificate)?;
-            let secret = PrivateKeyDer::from_pem_file(&key)
-                .map_err(|err| bad_file("no private key can be read from", &key).caused_by(err))?;
-            builder.with_client_auth_cert(chain, secret).map_err(|err| {
-                bad_file("the key does not belong to the certificate in", &certificate)
-                    .caused_by(err)
-            })?
-        } else {
-            builder.with_no_client_auth()
+        let config = match &files.certificate {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = certificates(certificate)?;
+                let secret = PrivateKeyDer::from_pem_file(key).map_err(|err| {
+                    bad_file("no private key can be read from", key).caused_by(err)
+                })?;
+                builder.with_client_auth_cert(chain, secret).map_err(|err| {
+                    bad_file("the key does not belong to the certificate in", certificate)
+                        .caused_by(err)
+                })?
+            }
         };
         Ok(Self { config: Arc::new(config), name: server_name(uri)? })
     }
@@ -74,6 +77,28 @@ impl TlsSetup {
             .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
         session.set_buffer_limit(Some(SEND_BUFFER));
         Ok(Session { tls: Box::new(session), record: vec![0; RECORD_LEN] })
+    }
+}
+
+/// The files that are used.
+struct Found {
+    ca: PathBuf,
+    /// Our certificate and its key.
+    certificate: Option<(PathBuf, PathBuf)>,
+}
+
+fn find(uri: &Uri, files: &TlsFiles) -> Found {
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let mut usual = FOLDERS.iter().map(|folder| home.join(folder));
+    let folder = match &uri.tls_params.certificates {
+        Some(folder) => Some(PathBuf::from(folder)),
+        None => usual.find(|folder| folder.join("ca-cert.pem").exists()),
+    };
+    let inside = |name: &str| folder.as_ref().map(|folder| folder.join(name));
+    let pair = inside("client-cert.pem").filter(|path| path.exists()).zip(inside("client-key.pem"));
+    Found {
+        ca: files.ca.clone().or_else(|| inside("ca-cert.pem")).unwrap_or_else(|| SYSTEM_CA.into()),
+        certificate: files.certificate.clone().zip(files.key.clone()).or(pair),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -96,6 +97,11 @@ impl Server {
                 drop(file);
             }));
         }
+    }
+
+    /// Serves a client that is connected already, by a stream socket: a pair of sockets, say.
+    pub fn serve(self: &Arc<Self>, connection: OwnedFd) {
+        self.accepted(connection.into());
     }
 
     async fn accept_all(self: Arc<Self>, socket: Socket) -> io::Result<()> {

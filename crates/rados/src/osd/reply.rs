@@ -1,6 +1,7 @@
 //! `MOSDOpReply`.
 
-use super::op::{MAX_OPS, OP_LEN, Op, OpCode};
+use super::code::OpCode;
+use super::op::{MAX_OPS, OP_LEN, Op};
 use crate::encoding::{Decode, Eversion, ObjectLocator, PgId, Reader};
 use crate::error::{Error, Result};
 use crate::msgr::Message;

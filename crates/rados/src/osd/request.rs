@@ -27,6 +27,10 @@ bitflags! {
         const READ = 0x10;
         /// It writes.
         const WRITE = 0x20;
+        /// Fail with an old snapshot context (errno 85).
+        const ORDER_SNAP = 0x40;
+        /// It is about a group, and not an object.
+        const PG_OP = 0x400;
         /// Any OSD of the group may answer.
         const BALANCE_READS = 0x100;
         /// A near OSD of the group may answer.

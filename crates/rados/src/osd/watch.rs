@@ -1,8 +1,9 @@
 //! Watching objects, and telling those who watch (ceph: `src/messages/MWatchNotify.h`, `src/include/rados.h`,
 //! `CEPH_OSD_WATCH_OP_*`, `CEPH_WATCH_EVENT_*`).
 
-use super::op::{Op, OpCode};
-use crate::encoding::Writer;
+use super::code::OpCode;
+use super::op::Op;
+use crate::encoding::{EntityAddr, EntityName, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::msgr::Message;
 use bytes::Bytes;
@@ -79,6 +80,65 @@ impl Op {
     }
 }
 
+impl Op {
+    /// Asks who watches the object: see [`watchers`].
+    #[must_use]
+    pub fn list_watchers() -> Self {
+        Self::with_args(OpCode::LIST_WATCHERS, &[], Bytes::new())
+    }
+}
+
+/// Somebody who watches an object (ceph: `src/osd/osd_types.h`, `watch_item_t`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watcher {
+    /// The client.
+    pub client: EntityName,
+    /// The client's number of the watch.
+    pub cookie: u64,
+    /// A watcher that is silent for this time is dropped.
+    pub timeout: Duration,
+    /// Where the client is. It is by this address that a client is put on the blocklist.
+    pub addr: EntityAddr,
+}
+
+/// What [`Op::list_watchers`] gives.
+///
+/// # Errors
+/// It is cut, or has addresses of a form that is not known.
+pub fn watchers(data: &[u8]) -> Result<Vec<Watcher>> {
+    let mut r = Reader::new("reading the watchers of an object", data).versioned(1)?.fields;
+    // A watcher has a header of 6 bytes and three numbers in front of its address.
+    r.vec(6 + 9 + 8 + 4, |r| {
+        let mut r = r.versioned(2)?.fields;
+        let (client, cookie, seconds) = (r.get()?, r.u64()?, r.u32()?);
+        let timeout = Duration::from_secs(seconds.into());
+        Ok(Watcher { client, cookie, timeout, addr: r.get()? })
+    })
+}
+
+/// What came of a notification (ceph: `src/osd/Watch.cc`, `Notify::maybe_complete_notify`). Watchers are named by the
+/// numbers of client and watch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotifyAnswers {
+    /// Those who answered, and what.
+    pub answered: Vec<((u64, u64), Bytes)>,
+    /// Those who did not.
+    pub silent: Vec<(u64, u64)>,
+}
+
+impl NotifyAnswers {
+    /// Reads the data of the operation's result.
+    ///
+    /// # Errors
+    /// It is cut.
+    pub fn parse(data: &Bytes) -> Result<Self> {
+        let mut r = Reader::new("reading the answers of watchers", data);
+        let who = |r: &mut Reader<'_>| Ok((r.u64()?, r.u64()?));
+        let answered = r.vec(16 + 4, |r| Ok((who(r)?, data.slice_ref(r.bytes()?))))?;
+        Ok(Self { answered, silent: r.vec(16, who)? })
+    }
+}
+
 /// What happened to a watched object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchEvent {
@@ -136,6 +196,9 @@ impl WatchNotify {
         } else {
             Bytes::new()
         };
+        // The answers of all are the message's data (ceph: `src/osd/Watch.cc`, `Notify::maybe_complete_notify`).
+        let payload =
+            if event == WatchEvent::NotifyComplete { message.data.clone() } else { payload };
         let result = if message.version >= 2 { r.i32()? } else { 0 };
         let notifier = if message.version >= 3 { r.u64()? } else { 0 };
         Ok(Self { event, cookie, notify_id, payload, result, notifier })
@@ -154,16 +217,34 @@ impl WatchNotify {
         w.u64(self.cookie);
         w.u64(0);
         w.u64(self.notify_id);
-        w.bytes(&self.payload);
+        let complete = self.event == WatchEvent::NotifyComplete;
+        let (payload, data) =
+            if complete { (&[][..], &*self.payload) } else { (&*self.payload, &[][..]) };
+        w.bytes(payload);
         w.i32(self.result);
         w.u64(self.notifier);
-        Message::new(WATCH_NOTIFY, VERSION, 1, w.into_bytes())
+        let data = Bytes::copy_from_slice(data);
+        Message { data, ..Message::new(WATCH_NOTIFY, VERSION, 1, w.into_bytes()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_answers_of_watchers_are_data_of_the_message() {
+        let told = WatchNotify {
+            event: WatchEvent::NotifyComplete,
+            cookie: 1,
+            notify_id: 9,
+            payload: b"answers"[..].into(),
+            result: -110,
+            notifier: 4107,
+        };
+        assert_eq!(told.message().data, b"answers"[..]);
+        assert_eq!(WatchNotify::parse(&told.message()).unwrap(), told);
+    }
 
     #[test]
     fn a_notification_comes_back() {

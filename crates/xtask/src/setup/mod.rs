@@ -2,7 +2,9 @@
 
 mod apt;
 mod cargo_tools;
+mod lab;
 mod packages;
+mod private_root;
 mod qemu;
 
 use crate::paths;
@@ -21,12 +23,23 @@ use std::time::Instant;
 pub struct Tools {
     /// The directory of a `qemu-img`, `qemu-io` and `qemu-nbd` that know 64-bit NBD headers.
     qemu_modern: PathBuf,
+    /// The directory of the kernel and the emulator.
+    lab: PathBuf,
 }
 
 impl Tools {
-    /// Gives a command the environment of the tests: `PATH` and `BLOCKYARD_QEMU_MODERN`.
+    /// Gives a command the environment of the tests: `PATH`, `BLOCKYARD_QEMU_MODERN`, `BLOCKYARD_LAB`.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("PATH", search_path()).env("BLOCKYARD_QEMU_MODERN", &self.qemu_modern)
+        command
+            .env("PATH", search_path())
+            .env("BLOCKYARD_QEMU_MODERN", &self.qemu_modern)
+            .env("BLOCKYARD_LAB", &self.lab)
+    }
+
+    /// The directory of the kernel and the emulator.
+    #[must_use]
+    pub fn lab(&self) -> &Path {
+        &self.lab
     }
 }
 
@@ -43,12 +56,13 @@ pub fn ensure() -> Result<Tools> {
     }
     cargo_tools::ensure()?;
     let qemu_modern = qemu::ensure()?;
+    let lab = lab::ensure()?;
     eprintln!(
         "setup: all {} packages answer ({:.1} s)",
         PACKAGES.len(),
         start.elapsed().as_secs_f64()
     );
-    Ok(Tools { qemu_modern })
+    Ok(Tools { qemu_modern, lab })
 }
 
 fn missing_packages() -> Vec<&'static Package> {

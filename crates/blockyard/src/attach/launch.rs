@@ -1,0 +1,83 @@
+//! A daemon in the background: started, and waited for until it is ready or has said what is wrong.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::control::{make_runtime_dir, runtime_dir};
+use crate::error::{Error, Result};
+use crate::term;
+
+/// Runs this program again with `args`, to stay when we are gone, in `directory`. Waits until it prints the path of
+/// its device, and prints that. If it ends before that, shows what it said.
+///
+/// Returns the exit code.
+///
+/// # Errors
+/// It cannot be started.
+pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
+    let log = log_path()?;
+    let failed = |what: &str, err: io::Error| {
+        Error::failed(format!("{what} {}", log.display())).caused_by(err)
+    };
+    let out = open_log(&log).map_err(|err| failed("cannot make the log", err))?;
+    let mut command = Command::new(
+        std::env::current_exe()
+            .map_err(|err| Error::failed("this program is not found").caused_by(err))?,
+    );
+    command.args(args).arg("--foreground").arg("--log").arg(&log);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(out);
+    if let Some(directory) = directory {
+        command.current_dir(directory);
+    }
+    let mut child =
+        command.spawn().map_err(|err| Error::failed("cannot start the daemon").caused_by(err))?;
+    let mut line = String::new();
+    if let Some(out) = child.stdout.take() {
+        // An end before a line is for the exit code to tell.
+        let _ = BufReader::new(out).read_line(&mut line);
+    }
+    if line.ends_with('\n') {
+        term::say(line.trim_end())?;
+        return Ok(0);
+    }
+    let status =
+        child.wait().map_err(|err| Error::failed("cannot wait for the daemon").caused_by(err))?;
+    let said = std::fs::read_to_string(&log).unwrap_or_default();
+    // It is shown now.
+    let _ = std::fs::remove_file(&log);
+    term::tell(said.trim_end());
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(0) | None => {
+            Err(Error::failed(format!("the daemon ended before it was ready: {status}")))
+        }
+        Some(code) => Ok(code),
+    }
+}
+
+fn log_path() -> Result<PathBuf> {
+    Ok(runtime_dir()?.join("attached").join(format!("{}.log", std::process::id())))
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        make_runtime_dir(directory)?;
+    }
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// What a daemon in the background does first: no terminal and no group of its starter's can reach it.
+pub(super) fn leave_the_starter() {
+    // It fails only for the leader of a group, who has nothing to leave.
+    let _ = rustix::process::setsid();
+}
+
+/// What a daemon in the background does once it is ready: nothing holds its starter's output, nor a directory.
+pub(super) fn let_go() -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    std::env::set_current_dir("/")
+}

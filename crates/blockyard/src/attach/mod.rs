@@ -1,0 +1,102 @@
+//! Disks of ours as disks of the Linux kernel: `attach`, `detach`, `recover`.
+//!
+//! A disk that is attached has a daemon of its own, which holds the kernel's end of it. What it takes to go on
+//! with it, should the daemon die, is on record ([`record`]).
+
+mod daemon;
+mod kernel;
+mod launch;
+mod leftover;
+mod nbd;
+pub mod record;
+mod usage;
+
+pub use daemon::{Order, run};
+pub use launch::launch;
+pub use leftover::{LeftBehind, left_behind, remove};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The kernel's driver that a disk is attached by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// ublk: /dev/ublkbN.
+    Ublk,
+    /// nbd: /dev/nbdN, set up by netlink.
+    Nbd,
+    /// nbd, set up by ioctls, as all kernels have them: one that cannot be recovered.
+    NbdIoctl,
+}
+
+impl Via {
+    /// Its word on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ublk => "ublk",
+            Self::Nbd => "nbd",
+            Self::NbdIoctl => "nbd-ioctl",
+        }
+    }
+}
+
+/// What a user wants attached, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Wish {
+    /// The disk.
+    pub uri: String,
+    /// By which driver; the best there is without.
+    pub via: Option<Via>,
+    /// The number of the kernel's disk.
+    pub number: Option<u32>,
+    /// Nobody may change it.
+    pub read_only: bool,
+    /// Queue threads.
+    pub threads: Option<u16>,
+    /// Requests that the kernel may have in each queue of a ublk device.
+    pub depth: u16,
+    /// Connections of an nbd device.
+    pub connections: u16,
+    /// After so many seconds the kernel gives a connection of an nbd device up, and asks on another.
+    pub timeout_seconds: u64,
+    /// So many seconds a nbd device waits for a new connection before its I/O fails.
+    pub dead_timeout_seconds: u64,
+}
+
+/// The name of a kernel's disk: `/dev/nbd0` and `nbd0` are the same.
+#[must_use]
+pub fn device_name(device: &str) -> &str {
+    device.strip_prefix("/dev/").unwrap_or(device)
+}
+
+/// The driver and the number in the name of a kernel's disk.
+///
+/// # Errors
+/// It is none of ublk or nbd.
+pub fn parse_device(device: &str) -> Result<(&'static str, u32)> {
+    let name = device_name(device);
+    for (stem, prefix) in [("ublkb", "ublkb"), ("nbd", "nbd")] {
+        if let Some(number) = name.strip_prefix(prefix).and_then(|rest| rest.parse().ok()) {
+            return Ok((stem, number));
+        }
+    }
+    Err(Error::usage(format!("{device:?} is no disk that is attached here"))
+        .help("write its path, as /dev/ublkb0 or /dev/nbd0, or its URI; blockyard list shows them"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_known_by_its_path_or_its_name() {
+        assert_eq!(parse_device("/dev/ublkb12").unwrap(), ("ublkb", 12));
+        assert_eq!(parse_device("nbd3").unwrap(), ("nbd", 3));
+        for wrong in ["/dev/sda", "nbd", "ublkbx", "/dev/nbd0p1", ""] {
+            assert_eq!(parse_device(wrong).unwrap_err().kind().exit_code(), 64, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! A disk of the kernel by its NBD client: our NBD server at one end of some pairs of sockets, the kernel at the
+//! other.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent};
+use blockyard_export_kernel_nbd::{self as kernel, Driver, IoctlDevice, Links, Setup};
+use blockyard_export_nbd::Server;
+use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
+use blockyard_nbd::wire::HeaderStyle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Wish;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long our own server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether what a dead connection had asked has ended.
+const POLL: Duration = Duration::from_millis(10);
+/// How long nothing is tried after the kernel has refused new connections.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Blocks of a page are the largest that the kernel takes.
+const MAX_BLOCK: u32 = 4096;
+
+/// A device of the kernel's NBD client that was set up by netlink.
+pub(super) struct NbdDevice {
+    index: u32,
+    identifier: String,
+    _resized: Arc<dyn DiskListener>,
+    keeper: JoinHandle<()>,
+}
+
+/// Where connections come from.
+#[derive(Clone)]
+struct Source {
+    server: Arc<Server>,
+    export: String,
+}
+
+impl Source {
+    /// A connection past its handshake, and what was agreed on.
+    fn connection(&self) -> Result<(OwnedFd, Negotiated)> {
+        let (ours, theirs) = UnixStream::pair()
+            .map_err(|err| Error::failed("cannot make a pair of sockets").caused_by(err))?;
+        self.server.serve(ours.into());
+        let negotiated = shake_hands(&theirs, &self.export);
+        let negotiated = negotiated
+            .map_err(|err| Error::failed("our own server does not answer").caused_by(err))?;
+        Ok((theirs.into(), negotiated))
+    }
+
+    fn connections(&self, count: usize) -> Result<(Vec<OwnedFd>, Negotiated)> {
+        let (first, negotiated) = self.connection()?;
+        let mut sockets = vec![first];
+        for _ in 1..count {
+            sockets.push(self.connection()?.0);
+        }
+        Ok((sockets, negotiated))
+    }
+}
+
+/// Opens an export, as the kernel wants it: it speaks with simple headers only, and not before the handshake is
+/// over.
+fn shake_hands(mut stream: &UnixStream, export: &str) -> io::Result<Negotiated> {
+    let config = Config { tls: TlsMode::Off, best_style: HeaderStyle::Simple };
+    let mut handshake = Handshake::new(config);
+    handshake.go(export).map_err(io::Error::other)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut input = Vec::new();
+    loop {
+        match handshake.poll_event() {
+            // What follows is the kernel's to read.
+            Some(Event::Done(negotiated)) if input.is_empty() => {
+                stream.set_read_timeout(None)?;
+                return Ok(*negotiated);
+            }
+            Some(other) => return Err(io::Error::other(format!("it answered {other:?}"))),
+            None => {}
+        }
+        let mut output = Vec::new();
+        if handshake.poll_transmit(&mut output) {
+            stream.write_all(&output)?;
+        }
+        let taken = handshake.receive(&input).map_err(io::Error::other)?;
+        input.drain(..taken);
+        if taken == 0 {
+            let mut chunk = [0; 512];
+            let count = stream.read(&mut chunk)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            input.extend_from_slice(&chunk[..count]);
+        }
+    }
+}
+
+fn borrow(sockets: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+    sockets.iter().map(AsFd::as_fd).collect()
+}
+
+/// The identifier of a device with that mark.
+pub(super) fn identifier(mark: u64) -> String {
+    format!("blockyard-{mark:016x}")
+}
+
+fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated) -> Result<Setup> {
+    let info = &negotiated.export;
+    let block_size = info.block_sizes.as_ref().map_or(512, |sizes| sizes.minimum()).max(512);
+    if block_size > MAX_BLOCK {
+        let what = format!("blocks of {block_size} bytes are more than the kernel takes");
+        return Err(Error::failed(what).help(format!("use block={MAX_BLOCK}")));
+    }
+    Ok(Setup {
+        index: wish.number,
+        size: info.size,
+        block_size,
+        server_flags: info.flags.bits(),
+        timeout: Duration::from_secs(wish.timeout_seconds),
+        dead_conn_timeout: Duration::from_secs(wish.dead_timeout_seconds),
+        identifier: identifier(mark),
+    })
+}
+
+/// Sets a device up by ioctls.
+pub(super) fn attach_by_ioctl(
+    wish: &Wish,
+    server: &Arc<Server>,
+    export: &str,
+) -> Result<IoctlDevice> {
+    let source = Source { server: Arc::clone(server), export: export.into() };
+    let (socket, negotiated) = source.connection()?;
+    let device = IoctlDevice::connect(&setup(wish, 0, &negotiated)?, socket).map_err(nbd_error)?;
+    scan(device.index());
+    Ok(device)
+}
+
+/// The kernel looks for partitions when its disk is opened next.
+fn scan(index: u32) {
+    // Whoever opens it next looks again, and says what is wrong.
+    let _ = std::fs::File::open(kernel::path(index));
+}
+
+impl NbdDevice {
+    /// Sets one up by netlink. Must be called within a runtime, which sees to dead connections.
+    pub(super) fn attach(
+        wish: &Wish,
+        mark: u64,
+        server: &Arc<Server>,
+        export: &str,
+        bdev: &Arc<Bdev>,
+    ) -> Result<Self> {
+        let mut driver = Driver::open().map_err(nbd_error)?;
+        let links = driver.links().map_err(nbd_error)?;
+        let source = Source { server: Arc::clone(server), export: export.into() };
+        let (sockets, negotiated) = source.connections(wish.connections.into())?;
+        let setup = setup(wish, mark, &negotiated)?;
+        let index = driver.connect(&setup, &borrow(&sockets)).map_err(nbd_error)?;
+        scan(index);
+        Ok(Self::running(driver, index, mark, links, source, wish, bdev))
+    }
+
+    /// Goes on with one whose connections have died with their server.
+    pub(super) fn take_over(
+        wish: &Wish,
+        index: u32,
+        mark: u64,
+        server: &Arc<Server>,
+        export: &str,
+        bdev: &Arc<Bdev>,
+    ) -> Result<Self> {
+        let mut driver = Driver::open().map_err(nbd_error)?;
+        let links = driver.links().map_err(nbd_error)?;
+        let source = Source { server: Arc::clone(server), export: export.into() };
+        let (sockets, _) = source.connections(wish.connections.into())?;
+        driver.reconnect(index, &identifier(mark), &borrow(&sockets)).map_err(nbd_error)?;
+        Ok(Self::running(driver, index, mark, links, source, wish, bdev))
+    }
+
+    fn running(
+        driver: Driver,
+        index: u32,
+        mark: u64,
+        links: Links,
+        source: Source,
+        wish: &Wish,
+        bdev: &Arc<Bdev>,
+    ) -> Self {
+        let (tell, told) = watch::channel(bdev.capacity().bytes());
+        let resized: Arc<dyn DiskListener> = Arc::new(Resized(tell));
+        bdev.disk().subscribe(&resized);
+        let keeper = Keeper {
+            driver,
+            index,
+            identifier: identifier(mark),
+            source,
+            connections: wish.connections.into(),
+            dead: 0,
+        };
+        let identifier = keeper.identifier.clone();
+        let keeper = tokio::spawn(keeper.keep(links, told));
+        Self { index, identifier, _resized: resized, keeper }
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Ends it, and waits until the kernel has let go of it.
+    pub(super) fn remove(self) -> Result<()> {
+        // Its connections die now, and are not to be replaced.
+        self.keeper.abort();
+        if kernel::backend(self.index).is_some_and(|backend| backend != self.identifier) {
+            return Err(Error::failed(format!("{} is another's now", kernel::path(self.index))));
+        }
+        Driver::open().and_then(|mut driver| driver.disconnect(self.index)).map_err(nbd_error)
+    }
+}
+
+impl Drop for NbdDevice {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+/// Told of a new size.
+struct Resized(watch::Sender<u64>);
+
+impl DiskListener for Resized {
+    fn event(&self, _disk: &Disk, event: DiskEvent) {
+        if let DiskEvent::Resized { to, .. } = event {
+            self.0.send_replace(to.bytes());
+        }
+    }
+}
+
+/// Sees to it that the kernel has as many connections as it should.
+struct Keeper {
+    driver: Driver,
+    index: u32,
+    identifier: String,
+    source: Source,
+    connections: usize,
+    /// Connections that the kernel has given up, and has no others for.
+    dead: usize,
+}
+
+impl Keeper {
+    async fn keep(mut self, links: Links, mut size: watch::Receiver<u64>) {
+        loop {
+            tokio::select! {
+                dead = links.dead() => match dead {
+                    Ok(Some(index)) if index != self.index => continue,
+                    // The kernel tells once of each connection.
+                    Ok(Some(_)) => self.dead += 1,
+                    Ok(None) => self.dead = self.connections.saturating_sub(self.alive()),
+                    Err(err) => {
+                        tracing::error!(%err, "dead connections are not heard of any more");
+                        return;
+                    }
+                },
+                changed = size.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let bytes = *size.borrow_and_update();
+                    if let Err(err) = self.driver.resize(self.index, &self.identifier, bytes) {
+                        tracing::warn!(err = said(&err), "the kernel does not know of the new size");
+                    }
+                }
+            }
+            while self.dead > 0 {
+                self.replace().await;
+            }
+        }
+    }
+
+    /// Connections that are served.
+    fn alive(&self) -> usize {
+        self.source.server.clients().len()
+    }
+
+    /// Gives the kernel new connections for dead ones, once all that those had asked has ended: what the kernel
+    /// asks again on a new one must not be overtaken by what it asked on the old one.
+    async fn replace(&mut self) {
+        let gone = self.connections.saturating_sub(self.alive()).min(self.dead);
+        if gone == 0 {
+            tokio::time::sleep(POLL).await;
+            return;
+        }
+        let source = self.source.clone();
+        let made = tokio::task::spawn_blocking(move || source.connections(gone)).await;
+        let replaced = match made {
+            Ok(Ok((sockets, _))) => self
+                .driver
+                .reconnect(self.index, &self.identifier, &borrow(&sockets))
+                .map_err(|err| said(&err)),
+            Ok(Err(err)) => Err(err.to_string()),
+            Err(err) => Err(err.to_string()),
+        };
+        let device = kernel::path(self.index);
+        match replaced {
+            Ok(()) => {
+                tracing::warn!(device, gone, "dead connections were replaced");
+                self.dead -= gone;
+            }
+            Err(err) => {
+                tracing::warn!(device, err, "the kernel takes no new connections");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn said(err: &kernel::Error) -> String {
+    let source = std::error::Error::source(err).map(|source| format!(": {source}"));
+    format!("{err}{}", source.unwrap_or_default())
+}
+
+pub(super) fn nbd_error(err: kernel::Error) -> Error {
+    use kernel::ErrorKind as Kind;
+    let kind = match err.kind() {
+        Kind::Unavailable => ErrorKind::Unavailable,
+        Kind::Busy => ErrorKind::Busy,
+        Kind::NotPermitted => ErrorKind::NotPermitted,
+        Kind::NotFound | Kind::Unsuitable | Kind::Io => ErrorKind::Failed,
+    };
+    Error::new(kind, "nbd").caused_by(err)
+}

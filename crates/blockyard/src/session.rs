@@ -1,0 +1,124 @@
+//! Disks for the length of a command: queue threads, disks on them, and a clock that ticks.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock};
+
+use crate::disks::DiskMaker;
+use crate::error::{Error, ErrorKind, Result};
+use crate::queue_threads::QueueThreads;
+use crate::remote::Remote;
+use crate::uri::{DiskPlan, DriverPlan};
+
+/// How often timeouts are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a server has to take the last flush.
+const LEAVE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Open disks. Dropping it closes them.
+pub struct Session {
+    threads: QueueThreads,
+    layer: BlockLayer,
+    clock: Arc<dyn Clock>,
+    disks: Arc<Mutex<Vec<Arc<Disk>>>>,
+    remotes: Vec<Remote>,
+    ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Session {
+    /// No disks yet, on so many queue threads.
+    ///
+    /// # Errors
+    /// The system has no room for a thread.
+    pub fn start(threads: usize) -> Result<Self> {
+        let disks: Arc<Mutex<Vec<Arc<Disk>>>> = Arc::default();
+        let (stop, stopped) = mpsc::channel();
+        let ticking = Arc::clone(&disks);
+        let ticker = std::thread::Builder::new().name("tick".into()).spawn(move || {
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                let disks = ticking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for disk in &disks {
+                    disk.tick();
+                }
+            }
+        });
+        let ticker = ticker.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
+        Ok(Self {
+            threads: QueueThreads::start(threads)?,
+            layer: BlockLayer::new(),
+            clock: Arc::new(MonotonicClock::new()),
+            disks,
+            remotes: Vec::new(),
+            ticker: Some((stop, ticker)),
+        })
+    }
+
+    /// The queue threads.
+    #[must_use]
+    pub fn threads(&self) -> &QueueThreads {
+        &self.threads
+    }
+
+    /// Opens a disk.
+    ///
+    /// # Errors
+    /// What keeps it from being made, with what to do.
+    pub fn open(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let plan = &self.named(plan);
+        let clock = Arc::clone(&self.clock);
+        let mut maker =
+            DiskMaker::new(&self.layer, self.threads.handles(), clock).with_flags(flags);
+        let disk = maker.make(plan)?;
+        self.remotes.extend(maker.into_remotes());
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&disk));
+        Ok(disk)
+    }
+
+    /// Disks of the same name may be used together, unless the user has named both.
+    fn named(&self, plan: &DiskPlan) -> DiskPlan {
+        let mut plan = plan.clone();
+        if plan.options.name.is_none() {
+            let name = plan.default_name(0);
+            let taken = self.layer.lookup(&name).is_some();
+            let count = self.layer.disks().len();
+            plan.options.name = Some(if taken { format!("{name}-{count}") } else { name });
+        }
+        plan
+    }
+
+    /// Opens a disk only to look at it: whoever else uses it, and whether we may write to it or not. What is not
+    /// there is not made by looking.
+    ///
+    /// # Errors
+    /// As those of [`Session::open`].
+    pub fn look_at(&mut self, plan: &mut DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        if let DriverPlan::File(file) = &mut plan.driver {
+            (file.lock, file.create) = (false, None);
+        }
+        match self.open(plan, flags) {
+            Err(err) if err.kind() == ErrorKind::NotPermitted => {
+                plan.options.read_only = true;
+                self.open(plan, flags)
+            }
+            made => made,
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        for remote in &self.remotes {
+            remote.leave_and_wait(LEAVE_LIMIT);
+        }
+        let disks = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
+        disks.iter().rev().for_each(|disk| self.layer.del_disk(disk));
+        if let Some((stop, ticker)) = self.ticker.take() {
+            drop(stop);
+            // A panic has been reported where it happened.
+            let _ = ticker.join();
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Disks at NBD servers: as a proxy, through a server that dies, over TLS, and with nobody there.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{Cleanup, Daemon, blockyard, nbdkit, noise, peer, run, system, try_peer, unix};
+use tempfile::TempDir;
+
+const MIB: usize = 1 << 20;
+
+/// Writes and verifies, with the foreign client.
+fn verified_load(uri: &str, size: &str) {
+    let args = [
+        "--name=verify",
+        "--ioengine=nbd",
+        &format!("--uri={uri}"),
+        "--rw=randwrite",
+        "--bssplit=512/20:4k/60:64k/20",
+        "--blockalign=512",
+        "--iodepth=16",
+        &format!("--size={size}"),
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--minimal",
+    ];
+    let dir = TempDir::new().unwrap();
+    let mut fio = system("timeout");
+    let output = fio.args(["120", "fio"]).args(args).current_dir(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_proxy_passes_everything_on() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("up");
+    let _nbdkit = nbdkit(&socket, &["memory", "32M"]);
+    let daemon = Daemon::serve(&[&format!("{}&name=proxy", unix("", &socket)), "--threads", "2"]);
+    verified_load(&daemon.uri("proxy"), "8M");
+    let image = dir.path().join("image");
+    let data = noise(32 * MIB, 5);
+    std::fs::write(&image, &data).unwrap();
+    peer("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("proxy")]);
+    let back = dir.path().join("back");
+    // Past the proxy: it is there.
+    peer("nbdcopy", &[&unix("", &socket), back.to_str().unwrap()]);
+    assert!(std::fs::read(&back).unwrap() == data);
+    // Trimming and the block map go all the way.
+    peer("nbdsh", &["-u", &daemon.uri("proxy"), "-c", "h.trim(16 << 20, 0)"]);
+    let map = peer("nbdinfo", &["--map", &daemon.uri("proxy")]);
+    assert_eq!(map, peer("nbdinfo", &["--map", &unix("", &socket)]));
+    assert!(map.contains("hole,zero"), "{map}");
+    let report = daemon.report();
+    assert_eq!(
+        (&report["disks"][0]["driver"], &report["disks"][0]["size"]),
+        (&"nbd".into(), &(32 << 20).into())
+    );
+    daemon.stop();
+}
+
+#[test]
+fn a_read_only_export_and_a_read_only_wish_make_a_read_only_disk() {
+    let dir = TempDir::new().unwrap();
+    let (socket, writable) = (dir.path().join("ro"), dir.path().join("rw"));
+    let _one = nbdkit(&socket, &["--readonly", "memory", "1M"]);
+    let _two = nbdkit(&writable, &["memory", "1M"]);
+    let wish = format!("{}&ro&name=b", unix("", &writable));
+    let daemon = Daemon::serve(&[&format!("{}&name=a", unix("", &socket)), &wish]);
+    for export in ["a", "b"] {
+        let said = try_peer("nbdinfo", &["--is", "read-only", &daemon.uri(export)]);
+        assert_eq!(said.code, 0, "{export}");
+    }
+    daemon.stop();
+}
+
+/// The upstream server of a proxy is killed and started again, twice, while fio verifies what it wrote.
+#[test]
+fn a_server_that_dies_is_not_noticed() {
+    let dir = TempDir::new().unwrap();
+    let (socket, file) = (dir.path().join("up"), dir.path().join("file"));
+    std::fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    let args = ["file", file.to_str().unwrap()];
+    let mut server = nbdkit(&socket, &args);
+    let daemon = Daemon::serve(&[&format!("{}&name=up", unix("", &socket)), "--threads", "2"]);
+    let uri = daemon.uri("up");
+    let load = std::thread::spawn(move || verified_load(&uri, "24M"));
+    for round in 1..=2 {
+        let before = daemon.report()["disks"][0]["ops"].as_u64().unwrap();
+        // In the midst of it: so many requests later, or when there are no more to come.
+        while daemon.report()["disks"][0]["ops"].as_u64().unwrap() < before + 500 * round
+            && !load.is_finished()
+        {
+            std::thread::yield_now();
+        }
+        server.0.kill().unwrap();
+        server.0.wait().unwrap();
+        server = nbdkit(&socket, &args);
+    }
+    load.join().unwrap();
+    let log = daemon.stop();
+    assert!(log.contains("NBD connection lost") && !log.contains("ERROR"), "{log}");
+}
+
+#[test]
+fn nobody_there_is_told_at_once_and_a_dead_server_within_its_time() {
+    let dir = TempDir::new().unwrap();
+    let gone = unix("", &dir.path().join("none"));
+    let serve = |uri: &str| {
+        let nbd = format!("unix:{}", dir.path().join("s").display());
+        run(&["serve", uri, "--nbd", &nbd])
+    };
+    serve(&gone).code(1).contains(&["cannot open nbd+unix", "is the server running?"]);
+    run(&["bench", &gone]).code(1).contains(&["is the server running?"]);
+    serve("nbd://127.0.0.1:1").code(1).contains(&["nobody listens there"]);
+    serve("nbd+vsock://1:4000000000/?timeout=5s").code(1).contains(&["vsock_loopback"]);
+    // It takes connections and says nothing.
+    let silent = dir.path().join("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent).unwrap();
+    let said = serve(&format!("{}&timeout=50ms", unix("", &silent)));
+    said.code(1).contains(&["does not answer within 50ms", "is the server alive"]);
+    // It dies later, and stays away: requests fail, and the proxy ends when it is asked to.
+    let socket = dir.path().join("up");
+    let mut server = nbdkit(&socket, &["memory", "1M"]);
+    let uri = format!("{}&name=up&dead_conn_timeout=100ms", unix("", &socket));
+    let daemon = Daemon::serve(&[&uri]);
+    server.0.kill().unwrap();
+    server.0.wait().unwrap();
+    let said = try_peer("nbdsh", &["-u", &daemon.uri("up"), "-c", "h.pread(512, 0)"]);
+    assert!(said.code != 0 && said.err.contains("Input/output error"), "{}", said.err);
+    let log = daemon.stop();
+    assert!(log.contains("no NBD connection within dead_conn_timeout"), "{log}");
+}
+
+#[test]
+fn an_export_that_has_grown_makes_the_disk_grow() {
+    let dir = TempDir::new().unwrap();
+    let (socket, file) = (dir.path().join("up"), dir.path().join("file"));
+    let resize = |len: u64| {
+        std::fs::File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&file)
+            .unwrap()
+            .set_len(len)
+            .unwrap();
+    };
+    resize(1 << 20);
+    let args = ["file", file.to_str().unwrap()];
+    let mut server = nbdkit(&socket, &args);
+    let daemon = Daemon::serve(&[format!("{}&name=up", unix("", &socket))]);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("up")]).trim(), "1048576");
+    server.0.kill().unwrap();
+    server.0.wait().unwrap();
+    resize(3 << 20);
+    let _server = nbdkit(&socket, &args);
+    // A read finds the connection gone, and waits for the next one.
+    peer("nbdsh", &["-u", &daemon.uri("up"), "-c", "h.pread(512, 0)"]);
+    while daemon.report()["disks"][0]["size"] != (3 << 20) {
+        std::thread::yield_now();
+    }
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("up")]).trim(), "3145728");
+    daemon.stop();
+}
+
+#[test]
+fn odd_sizes_are_refused_or_shown_in_part() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("up");
+    let _server = nbdkit(&socket, &["memory", "1000"]);
+    let uri = unix("", &socket);
+    run(&["bench", &uri, "--count", "1", "--bs", "512"]).code(1).contains(&[
+        "1000 bytes",
+        "no multiple of the block size 512",
+        "size=512",
+    ]);
+    run(&["bench", &format!("{uri}&size=512"), "--count", "1", "--bs", "512"]).code(0);
+    run(&["info", &uri, "--size"]).code(0).contains(&["1000"]);
+}
+
+#[test]
+fn a_yard_names_disks_at_servers() {
+    let dir = TempDir::new().unwrap();
+    let _server = nbdkit(&dir.path().join("up"), &["memory", "2M"]);
+    let yard = "[[disk]]\nuri = \"nbd+unix:///?socket=up\"\nname = \"remote\"\nconnections = 1\n\
+                timeout = \"5s\"\n[nbd]\nlisten = [\"unix:s\"]\n";
+    std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
+    let mut command = blockyard(&dir.path().join("run"));
+    // From elsewhere: paths in the file begin where it is.
+    command.args(["up", "-f"]).arg(dir.path().join("yard.toml"));
+    let elsewhere = TempDir::new().unwrap();
+    let daemon = Daemon::start(command, elsewhere, 1);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uris[0]]).trim(), "2097152");
+    daemon.stop();
+}
+
+/// Certificates of an authority of the test's own, as libnbd wants them: PEM files in a directory.
+fn certificates(dir: &Path) {
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&authority_key).unwrap();
+    let issuer = rcgen::Issuer::new(params, authority_key);
+    std::fs::write(dir.join("ca-cert.pem"), authority.pem()).unwrap();
+    for who in ["server", "client"] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        std::fs::write(dir.join(format!("{who}-cert.pem")), certificate.pem()).unwrap();
+        std::fs::write(dir.join(format!("{who}-key.pem")), key.serialize_pem()).unwrap();
+    }
+}
+
+#[test]
+fn tls_upstream_with_certificates_both_ways() {
+    let dir = TempDir::new().unwrap();
+    certificates(dir.path());
+    let socket = dir.path().join("up");
+    let folder = dir.path().to_str().unwrap();
+    let _server = nbdkit(
+        &socket,
+        &[
+            "--tls=require",
+            &format!("--tls-certificates={folder}"),
+            "--tls-verify-peer",
+            "memory",
+            "8M",
+        ],
+    );
+    let uri = format!("nbds+unix:///?socket={}&tls-certificates={folder}", socket.display());
+    let daemon = Daemon::serve(&[&format!("{uri}&name=up"), "--threads", "2"]);
+    verified_load(&daemon.uri("up"), "4M");
+    daemon.stop();
+    let info = run(&["info", &uri, "--json"]).code(0).json();
+    assert_eq!(info["tls"], true);
+    run(&["list", &uri]).code(0).contains(&["8 MiB"]);
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let bare = format!("nbds+unix:///?socket={}", socket.display());
+    let args = ["bench", &bare, "--count", "10", "--tls-ca", &file("ca-cert.pem")];
+    let with =
+        ["--tls-certificate", &file("client-cert.pem"), "--tls-key", &file("client-key.pem")];
+    run(&[&args[..], &with].concat()).code(0);
+    run(&["info", &format!("{bare}&tls-type=psk")]).code(69).contains(&["pre-shared keys"]);
+    run(&["info", &unix("", &socket)]).code(1).contains(&["it wants TLS", "nbds+unix://"]);
+}
+
+/// A chain on one machine: nbdkit, our driver, our server, nbdfuse, a loop device, ext4.
+#[test]
+fn a_file_system_at_the_end_of_a_chain() {
+    let dir = TempDir::new().unwrap();
+    let (socket, file) = (dir.path().join("up"), dir.path().join("file"));
+    std::fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    let _server = nbdkit(&socket, &["file", file.to_str().unwrap()]);
+    let daemon = Daemon::serve(&[format!("{}&name=up", unix("", &socket))]);
+    let (unmount_fuse, disk) = common::fuse(&daemon, "up");
+    let device = peer("losetup", &["--find", "--show", &disk]).trim().to_owned();
+    let detach = Cleanup::with(&["losetup", "-d", &device]);
+    peer("mkfs.ext4", &["-q", &device]);
+    let mount = daemon.path("mnt");
+    std::fs::create_dir_all(&mount).unwrap();
+    let mount = mount.to_str().unwrap();
+    let sums = || peer("sh", &["-c", &format!("cd {mount} && sha256sum file*")]);
+    peer("mount", &[&device, mount]);
+    let unmount = Cleanup::with(&["umount", mount]);
+    for (index, len) in (0..).zip([0, 1, 4097, 300_000, 5 << 20]) {
+        std::fs::write(format!("{mount}/file{index}"), noise(len, index)).unwrap();
+    }
+    let before = sums();
+    unmount.now();
+    peer("mount", &[&device, mount]);
+    let unmount = Cleanup::with(&["umount", mount]);
+    assert_eq!(sums(), before);
+    unmount.now();
+    peer("fsck.ext4", &["-f", "-n", &device]);
+    detach.now();
+    unmount_fuse.now();
+    daemon.stop();
+    // At the other end of the chain.
+    peer("fsck.ext4", &["-f", "-n", file.to_str().unwrap()]);
+}
+
+#[test]
+fn our_own_server_upstream_and_several_connections() {
+    let upstream = Daemon::serve(&["ram:32M", "--threads", "2"]);
+    let uri = format!("{}&connections=2&name=down", upstream.uri("ram0"));
+    let daemon = Daemon::serve(&[&uri, "--threads", "2"]);
+    verified_load(&daemon.uri("down"), "8M");
+    assert_eq!(upstream.report()["nbd"]["clients"].as_array().unwrap().len(), 2);
+    daemon.stop();
+    let mut list = Command::new(env!("CARGO_BIN_EXE_blockyard"));
+    list.args(["list", &upstream.uri("")]);
+    assert!(String::from_utf8_lossy(&list.output().unwrap().stdout).contains("32 MiB"));
+    upstream.stop();
+}

@@ -1,0 +1,81 @@
+# From attach to detach: a file system lives on the disk, and what is asked of the disk reaches it.
+disk /tmp/disk.img 64M
+attach /tmp/disk.img
+code 75 blockyard attach /tmp/disk.img $VIA
+said "in use by a writer"
+blockyard list | grep -qF "$D" || die "it is not on the list"
+
+mkfs.ext4 -q "$D"
+mount "$D" /mnt
+dd if=/dev/urandom of=/mnt/data bs=1M count=8 2>/dev/null
+sum=$(md5sum </mnt/data)
+code 75 blockyard detach "$D"
+said "mounted at /mnt"
+umount /mnt
+mount "$D" /mnt
+[ "$(md5sum </mnt/data)" = "$sum" ] || die "other data after a remount"
+rm /mnt/data
+sync
+before=$(du -k /tmp/disk.img | cut -f1)
+fstrim /mnt
+after=$(du -k /tmp/disk.img | cut -f1)
+[ "$after" -lt $((before - 4096)) ] || die "trimmed, but the file still has $after of $before KiB"
+umount /mnt
+
+dd if=/dev/urandom of="$D" bs=1M count=4 oflag=direct 2>/dev/null
+blkdiscard -o 1M -l 1M "$D"
+dd if="$D" bs=1M skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\0' | grep -q . && die "discarded data is back"
+
+# A process that has it open.
+sleep 1000 <"$D" &
+opener=$!
+until_true [ -e "/proc/$opener/fd/0" ]
+code 75 blockyard detach "$D"
+said "has it open"
+kill $opener
+wait $opener || true
+
+# What is cached when it is detached is written.
+echo "the last word" | dd of="$D" bs=512 seek=4096 conv=sync 2>/dev/null
+detach "$D"
+dd if=/tmp/disk.img bs=512 skip=4096 count=1 2>/dev/null | grep -q "the last word" || die "what was cached is lost"
+code 1 blockyard detach "$D"
+said "is not attached"
+
+# Nobody may change one that is read-only.
+attach /tmp/disk.img --read-only
+[ "$(cat "/sys/block/$N/ro")" = 1 ] || die "it is not read-only"
+dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct 2>/dev/null && die "a read-only disk was written to"
+dd if="$D" of=/dev/null bs=64k count=4 2>/dev/null || die "a read-only disk is not read"
+detach /tmp/disk.img
+
+# Errors of the disk reach the kernel, and the device works on.
+attach /tmp/disk.img
+truncate -s 1M /tmp/disk.img
+dd if="$D" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null && die "what is not there was read"
+dd if="$D" of=/dev/null bs=64k count=4 iflag=direct 2>/dev/null || die "an error stopped the device"
+truncate -s 64M /tmp/disk.img
+dd if="$D" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null || die "the disk is whole again, but not read"
+detach --all
+
+# The experiment: a small disk in memory with partitions, which the kernel finds.
+attach ram:2M
+printf '2048,1024\n3072,512\n' | sfdisk -q --force "$D" >/dev/null 2>&1 || true
+until_true sh -c "grep -q '${N}p1' /proc/partitions || { blockdev --rereadpt $D; false; }"
+grep -q "${N}p2" /proc/partitions || die "one partition only"
+mke2fs -q "${D}p1"
+mount "${D}p1" /mnt
+echo hello >/mnt/greeting
+code 75 blockyard detach "$D"
+umount /mnt
+mount "${D}p1" /mnt
+grep -q hello /mnt/greeting
+umount /mnt
+detach "$D"
+
+# What cannot be is told, and leaves nothing.
+code 64 blockyard attach ram:1GB $VIA
+code 1 blockyard attach /tmp/no-such-file $VIA
+said "does not exist"
+[ -z "$(ls /run/blockyard/attached)" ] || die "left on record: $(ls /run/blockyard/attached)"
+no_users || die "a failed attach left something behind"

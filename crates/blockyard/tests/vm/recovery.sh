@@ -1,0 +1,39 @@
+# The daemon is killed under load, and recovered: nothing is lost, and the file system never sees an error.
+disk /tmp/disk.img 64M
+attach /tmp/disk.img
+mkfs.ext4 -q "$D"
+mount "$D" /mnt
+touch /tmp/go
+load &
+loader=$!
+for round in 1 2 3; do
+    progress 5
+    code 75 blockyard recover "$D"
+    said "is alive"
+    kill -9 "$(daemon_of "$N")"
+    until_true sh -c "blockyard list | grep -q 'left behind'"
+    code 1 blockyard detach "$D"
+    said "blockyard recover"
+    recovered=$(blockyard recover)
+    [ "$recovered" = "$D" ] || die "recover printed \"$recovered\""
+done
+progress 5
+
+# One that stops for longer than the kernel waits goes on afterwards.
+kill -STOP "$(daemon_of "$N")"
+sleep 5
+kill -CONT "$(daemon_of "$N")"
+progress 5
+
+# A polite end while the disk is in use leaves it for the next daemon.
+kill -TERM "$(daemon_of "$N")"
+until_true sh -c "blockyard list | grep -q 'left behind'"
+[ "$(blockyard recover "$D")" = "$D" ] || die "not recovered after a polite end"
+progress 5
+
+rm /tmp/go
+wait $loader || die "the load saw an error"
+verify
+umount /mnt
+dmesg | grep -E 'I/O error|EXT4-fs.*error' && die "the kernel saw an error"
+detach "$D"

@@ -1,0 +1,81 @@
+//! Disks attached to a real kernel, by each of its drivers.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use blockyard_lab::vm::Vm;
+
+/// Software emulation on a busy machine: some minutes.
+const LIMIT: Duration = Duration::from_secs(420);
+const SHARED: &str = include_str!("vm/attach.sh");
+
+/// Runs a script in a guest that has both drivers, with those options of attach.
+fn run(options: &str, script: &str) -> String {
+    let mut vm = Vm::new().module("ublk_drv").module("nbd").module("ext4").limit(LIMIT);
+    for program in [
+        env!("CARGO_BIN_EXE_blockyard"),
+        "mkfs.ext4",
+        "mke2fs",
+        "e2fsck",
+        "fstrim",
+        "blkdiscard",
+        "blockdev",
+        "sfdisk",
+    ] {
+        vm = vm.program(program);
+    }
+    let script = format!("VIA='{options}'\n{SHARED}\n{script}");
+    let outcome = vm.script(&script).boot().unwrap().finish().unwrap();
+    assert_eq!(outcome.status, 0, "{}", outcome.console);
+    outcome.console
+}
+
+const LIFECYCLE: &str = include_str!("vm/lifecycle.sh");
+const RECOVERY: &str = include_str!("vm/recovery.sh");
+const HOSTILE: &str = include_str!("vm/hostile.sh");
+
+#[test]
+fn ublk_from_attach_to_detach() {
+    // The best there is.
+    run("", LIFECYCLE);
+}
+
+#[test]
+fn nbd_from_attach_to_detach() {
+    run("--via nbd", LIFECYCLE);
+}
+
+#[test]
+fn nbd_with_three_connections_from_attach_to_detach() {
+    run("--via nbd --connections 3", LIFECYCLE);
+}
+
+#[test]
+fn nbd_by_ioctl_from_attach_to_detach() {
+    run("--via nbd-ioctl", LIFECYCLE);
+}
+
+#[test]
+fn ublk_survives_its_daemon() {
+    run("--via ublk", RECOVERY);
+}
+
+#[test]
+fn nbd_survives_its_daemon() {
+    run("--via nbd --timeout 3", RECOVERY);
+}
+
+#[test]
+fn nbd_with_three_connections_survives_its_daemon() {
+    run("--via nbd --connections 3 --timeout 3", RECOVERY);
+}
+
+#[test]
+fn ublk_daemons_that_die_early_leave_nothing_for_good() {
+    run("--via ublk", HOSTILE);
+}
+
+#[test]
+fn nbd_daemons_that_die_early_leave_nothing_for_good() {
+    run("--via nbd --timeout 3", HOSTILE);
+}

@@ -1,0 +1,134 @@
+//! A device by ioctls: one connection, and a thread that the kernel keeps as long as that lasts.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use blockyard_sys::nbd;
+
+use crate::device;
+use crate::driver::Setup;
+use crate::error::{Error, ErrorKind};
+
+/// How long the kernel may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(5);
+
+/// A device of the kernel that lives as long as this does.
+#[derive(Debug)]
+pub struct IoctlDevice {
+    index: u32,
+    device: Arc<File>,
+    /// None once it was joined.
+    runner: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl IoctlDevice {
+    /// Makes a device of a connection that is past its handshake.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] where there is no driver, [`ErrorKind::Busy`] if the device, or all of them, are
+    /// in use.
+    pub fn connect(setup: &Setup, socket: OwnedFd) -> Result<Self, Error> {
+        let index = match setup.index {
+            Some(index) => index,
+            None if !device::any() => {
+                let what = "this kernel has no NBD driver loaded; run: modprobe nbd";
+                return Err(Error::new(ErrorKind::Unavailable, what));
+            }
+            None => device::first_free().ok_or_else(|| {
+                let what = "all devices of the NBD driver are in use; load it with more: modprobe nbd nbds_max=N";
+                Error::new(ErrorKind::Busy, what)
+            })?,
+        };
+        let path = device::path(index);
+        let failed = |err| Error::io(format!("{path} cannot be connected"), err);
+        let open = OpenOptions::new().read(true).write(true).open(&path);
+        let device = Arc::new(open.map_err(failed)?);
+        if device::server(index).is_some() {
+            return Err(Error::new(ErrorKind::Busy, format!("{path} is in use")));
+        }
+        let set_up = || {
+            let file = device.as_fd();
+            nbd::set_block_size(file, setup.block_size)?;
+            nbd::set_size_blocks(file, setup.size / u64::from(setup.block_size))?;
+            nbd::set_timeout(file, setup.timeout.as_secs().max(1))?;
+            nbd::set_flags(file, setup.server_flags.into())?;
+            nbd::set_socket(file, socket.as_fd())
+        };
+        if let Err(err) = set_up() {
+            // It was not ours yet, or has to be given back.
+            let _ = nbd::clear_socket(device.as_fd());
+            return Err(failed(err));
+        }
+        let runner = Arc::clone(&device);
+        let runner = std::thread::Builder::new().name(format!("nbd{index}")).spawn(move || {
+            let ended = nbd::do_it(runner.as_fd());
+            // What is still asked of it fails now, and not when the device file is closed.
+            let _ = nbd::clear_queue(runner.as_fd());
+            let _ = nbd::clear_socket(runner.as_fd());
+            drop(socket);
+            ended
+        });
+        let mut made = Self { index, device, runner: Some(runner.map_err(failed)?) };
+        made.wait_for_start()?;
+        Ok(made)
+    }
+
+    fn wait_for_start(&mut self) -> Result<(), Error> {
+        let end = Instant::now() + PATIENCE;
+        while device::server(self.index).is_none() {
+            if self.runner.as_ref().is_none_or(JoinHandle::is_finished) || Instant::now() > end {
+                let path = device::path(self.index);
+                let what = format!("{path} does not start");
+                // Whatever it waits for, it does not go on with.
+                let _ = nbd::clear_socket(self.device.as_fd());
+                return Err(match self.join() {
+                    Err(err) => Error::io(what, err),
+                    Ok(()) => Error::new(ErrorKind::Io, what),
+                });
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Ends it: says goodbye to the server, and waits until the kernel has let it go.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn disconnect(mut self) -> Result<(), Error> {
+        let index = self.index;
+        let failed =
+            |err| Error::io(format!("{} cannot be disconnected", device::path(index)), err);
+        nbd::disconnect(self.device.as_fd()).map_err(failed)?;
+        // The server hangs up on that, and so the kernel's part ends.
+        self.join().map_err(failed)
+    }
+
+    fn join(&mut self) -> io::Result<()> {
+        match self.runner.take().map(JoinHandle::join) {
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => Err(io::Error::other("its thread has panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for IoctlDevice {
+    fn drop(&mut self) {
+        if self.runner.is_some() {
+            // Its thread ends with that, whenever the server hangs up.
+            let _ = nbd::disconnect(self.device.as_fd());
+        }
+    }
+}

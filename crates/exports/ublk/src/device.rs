@@ -1,0 +1,238 @@
+//! A device: made or taken over, served, and removed.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::Bdev;
+use blockyard_sys::EventWatch;
+use blockyard_sys::ublk::{self, Control, DeviceInfo, Features, Queue, State};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, ErrorKind};
+use crate::found::open_control;
+use crate::params;
+use crate::queue::Worker;
+use crate::resize::Follow;
+
+/// Requests that the kernel may have in each queue, unless told otherwise.
+pub const DEFAULT_DEPTH: u16 = 128;
+/// Bytes of the longest request. Each request of each queue has so much memory of its own, which costs nothing
+/// before it is used.
+pub const MAX_IO_BYTES: u32 = 512 << 10;
+/// How long a device whose server was killed may take to come to rest.
+const REST: Duration = Duration::from_secs(30);
+const REST_POLL: Duration = Duration::from_millis(20);
+
+/// How a device is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Its number; the kernel chooses without.
+    pub id: Option<u32>,
+    /// Requests that the kernel may have in each queue, 1 to [`ublk::MAX_QUEUE_DEPTH`].
+    pub depth: u16,
+    /// It outlives its server, and waits for another.
+    pub recoverable: bool,
+    /// A mark by which its maker knows it again.
+    pub mark: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { id: None, depth: DEFAULT_DEPTH, recoverable: true, mark: 0 }
+    }
+}
+
+/// A disk of the kernel that is served. Dropping it leaves the kernel's part as if its server had died.
+pub struct Device {
+    id: u32,
+    features: Features,
+    control: Control,
+    workers: Vec<JoinHandle<()>>,
+    /// Our disk's changes of size reach the kernel.
+    _follow: Follow,
+}
+
+impl Device {
+    /// Makes a disk of the kernel that is `bdev`. Its queues are served on `queue_threads`, each the runtime of a
+    /// thread of its own, whose place in the list is the number that [`Bdev::submit`] is given for it. Returns
+    /// once the kernel has its disk; must not be called on one of them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] where there is no driver, [`ErrorKind::Busy`] if the number is taken, and what
+    /// else keeps it from being made. Nothing of it is left then.
+    pub fn add(config: Config, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
+        let (basic, discard) = params::params(bdev, MAX_IO_BYTES)?;
+        let mut control = open_control()?;
+        let features = features(&mut control, config.recoverable);
+        let queues = u16::try_from(queue_threads.len().max(1)).unwrap_or(u16::MAX);
+        let mut wanted = DeviceInfo::default().with_features(features);
+        wanted.nr_hw_queues = queues;
+        wanted.queue_depth = config.depth.clamp(1, ublk::MAX_QUEUE_DEPTH);
+        wanted.max_io_buf_bytes = MAX_IO_BYTES;
+        wanted.server_mark = config.mark;
+        let info = control.add(config.id, &wanted).map_err(|err| {
+            let name = config.id.map_or("a ublk device".into(), ublk::disk_path);
+            Error::io(format!("{name} cannot be made"), err)
+        })?;
+        let id = info.dev_id;
+        let made = control
+            .set_params(id, basic, discard)
+            .map_err(|err| Error::io("the kernel does not take the disk's limits", err))
+            .and_then(|()| serve(info, bdev, queue_threads))
+            .and_then(|workers| {
+                let started = control.start(id, std::process::id());
+                started.map_err(|err| Error::io("the kernel does not start its disk", err))?;
+                Ok(workers)
+            });
+        match made {
+            Ok(workers) => Ok(Self::running(control, info, bdev, queue_threads, workers)),
+            Err(err) => {
+                // Nothing of it stays. If that fails too, the first error says more.
+                let _ = control.stop(id).and_then(|()| control.delete(id));
+                Err(err)
+            }
+        }
+    }
+
+    /// Goes on with device `id`, whose server is gone: what that one had not answered is asked again. `bdev` must
+    /// be the same disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such device, [`ErrorKind::Busy`] while its server lives.
+    pub fn take_over(id: u32, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
+        let mut control = open_control()?;
+        let failed = |err| Error::io(format!("{} cannot be taken over", ublk::disk_path(id)), err);
+        let info = control.info(id).map_err(failed)?;
+        if !info.features().contains(Features::USER_RECOVERY) {
+            let what = format!("{} was made without recovery", ublk::disk_path(id));
+            return Err(Error::new(ErrorKind::Unsuitable, what));
+        }
+        at_rest(&mut control, id).map_err(failed)?;
+        control.start_recovery(id).map_err(failed)?;
+        let workers = serve(info, bdev, queue_threads)?;
+        control.end_recovery(id, std::process::id()).map_err(failed)?;
+        Ok(Self::running(control, info, bdev, queue_threads, workers))
+    }
+
+    fn running(
+        control: Control,
+        info: DeviceInfo,
+        bdev: &Arc<Bdev>,
+        queue_threads: &[Handle],
+        workers: Vec<JoinHandle<()>>,
+    ) -> Self {
+        let id = info.dev_id;
+        let sized = Arc::clone(bdev);
+        let size = move || params::size(&sized);
+        let follow = Follow::new(id, bdev.disk(), size, &queue_threads[0]);
+        Self { id, features: info.features(), control, workers, _follow: follow }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Where the kernel has it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        ublk::disk_path(self.id)
+    }
+
+    /// Whether another server could go on with it.
+    #[must_use]
+    pub fn is_recoverable(&self) -> bool {
+        self.features.contains(Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE)
+    }
+
+    /// Takes the disk away: what the kernel had asked is answered, what comes later fails. Whoever has written to
+    /// it must have flushed before (`fsync(2)`). Waits as long as our disk takes; must not be called on a queue
+    /// thread.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
+        self.control.stop(self.id).map_err(|err| self.failed("stopped", err))?;
+        for worker in self.workers.drain(..) {
+            // One that has panicked has said so.
+            let _ = runtime.block_on(worker);
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of it, after [`Device::stop`]. It is gone when nobody has it open any more.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn remove(mut self) -> Result<(), Error> {
+        self.control.delete(self.id).map_err(|err| self.failed("removed", err))
+    }
+
+    fn failed(&self, what: &str, err: io::Error) -> Error {
+        Error::io(format!("{} cannot be {what}", self.path()), err)
+    }
+}
+
+/// Asks for what the driver has.
+fn features(control: &mut Control, recoverable: bool) -> Features {
+    // A driver that cannot be asked (before Linux 6.5) ignores what it does not know, but for these it may not.
+    let there = control.features().unwrap_or(
+        Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE | Features::CMD_IOCTL_ENCODE,
+    );
+    let mut wanted = Features::CMD_IOCTL_ENCODE | Features::UPDATE_SIZE;
+    if recoverable {
+        wanted |= Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
+    }
+    wanted & there
+}
+
+/// Waits until the kernel has seen that the server is gone, and has got back what was with it.
+fn at_rest(control: &mut Control, id: u32) -> io::Result<()> {
+    let end = Instant::now() + REST;
+    loop {
+        let info = control.info(id)?;
+        // It is at rest before the dead server's descriptor is closed.
+        let closed = info.state() == State::Quiesced && ublk::Device::open(id).is_ok();
+        if closed {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        std::thread::sleep(REST_POLL);
+    }
+}
+
+/// Starts a worker for each queue, and waits until all have fetched.
+fn serve(
+    info: DeviceInfo,
+    bdev: &Arc<Bdev>,
+    queue_threads: &[Handle],
+) -> Result<Vec<JoinHandle<()>>, Error> {
+    let id = info.dev_id;
+    let failed =
+        |err| Error::io(format!("the queues of {} cannot be set up", ublk::disk_path(id)), err);
+    let device = ublk::Device::open(id).map_err(failed)?;
+    let mut workers = Vec::new();
+    let mut fetched = Vec::new();
+    for number in 0..info.nr_hw_queues {
+        let cpu = usize::from(number) % queue_threads.len();
+        let runtime = &queue_threads[cpu];
+        let queue =
+            Queue::new(&device, number, info.queue_depth, info.max_io_buf_bytes).map_err(failed)?;
+        let event = EventWatch::new(queue.event(), runtime).map_err(failed)?;
+        let worker = Worker::new(queue, Arc::clone(bdev), cpu, info.max_io_buf_bytes);
+        let (tell, told) = oneshot::channel();
+        workers.push(runtime.spawn(worker.run(event, tell)));
+        fetched.push(told);
+    }
+    for told in fetched {
+        let gone = |_| io::Error::other("a queue thread has ended");
+        told.blocking_recv().map_err(gone).and_then(|fetched| fetched).map_err(failed)?;
+    }
+    Ok(workers)
+}

@@ -1,0 +1,70 @@
+//! Devices of this machine, whoever made them.
+
+use std::io;
+use std::path::Path;
+
+use blockyard_sys::ublk::{Control, State};
+
+use crate::error::{Error, ErrorKind};
+
+/// A device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its number.
+    pub id: u32,
+    /// How it stands.
+    pub state: State,
+    /// The mark that its server gave it: see [`Config::mark`](crate::Config::mark).
+    pub mark: u64,
+    /// The process id of its server, dead or alive; none before it was started.
+    pub server: Option<u32>,
+}
+
+/// Looks at device `id`; none if there is no such device.
+///
+/// # Errors
+/// The driver is not there, or does not tell.
+pub fn find(id: u32) -> Result<Option<Found>, Error> {
+    match open_control()?.info(id) {
+        Ok(info) => Ok(Some(Found {
+            id,
+            state: info.state(),
+            mark: info.server_mark,
+            server: u32::try_from(info.server_pid).ok().filter(|pid| *pid > 0),
+        })),
+        Err(err) if is_no_device(&err) => Ok(None),
+        Err(err) => Err(Error::io(format!("ublk device {id} does not tell what it is"), err)),
+    }
+}
+
+/// Removes device `id`, whose server is gone. What the kernel still wanted of it fails.
+///
+/// # Errors
+/// There is no such device, or the driver refuses.
+pub fn remove(id: u32) -> Result<(), Error> {
+    let mut control = open_control()?;
+    let failed = |err| Error::io(format!("ublk device {id} cannot be removed"), err);
+    control.stop(id).map_err(failed)?;
+    control.delete(id).map_err(failed)
+}
+
+fn is_no_device(err: &io::Error) -> bool {
+    err.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+        || err.kind() == io::ErrorKind::NotFound
+}
+
+/// The way to the driver, or why there is none and what to do.
+pub(crate) fn open_control() -> Result<Control, Error> {
+    use blockyard_sys::ublk::CONTROL_PATH;
+    Control::open().map_err(|err| match err.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::Unsupported if !Path::new(CONTROL_PATH).exists() => {
+            let what = "this kernel has no ublk driver loaded; run: modprobe ublk_drv (Linux 6.0 or newer)";
+            Error::new(ErrorKind::Unavailable, what).caused_by(err)
+        }
+        io::ErrorKind::PermissionDenied => {
+            let what = format!("{CONTROL_PATH} may not be opened by this user; run as root");
+            Error::new(ErrorKind::NotPermitted, what).caused_by(err)
+        }
+        _ => Error::io(format!("{CONTROL_PATH} cannot be used"), err),
+    })
+}

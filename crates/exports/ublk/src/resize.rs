@@ -1,0 +1,63 @@
+//! The kernel's disk grows and shrinks with ours.
+
+use std::sync::Arc;
+
+use blockyard_blkmq::{Disk, DiskListener, Event};
+use blockyard_sys::ublk::Control;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Told of a new size; the kernel is told from another thread, as that may wait.
+struct Told(watch::Sender<()>);
+
+impl DiskListener for Told {
+    fn event(&self, _disk: &Disk, event: Event) {
+        if matches!(event, Event::Resized { .. }) {
+            self.0.send_replace(());
+        }
+    }
+}
+
+/// As long as it lives, device `id` follows the size of its disk.
+pub(crate) struct Follow {
+    _listener: Arc<dyn DiskListener>,
+    task: JoinHandle<()>,
+}
+
+impl Follow {
+    pub(crate) fn new(
+        id: u32,
+        disk: &Disk,
+        size: impl Fn() -> u64 + Send + Sync + 'static,
+        runtime: &Handle,
+    ) -> Self {
+        let (tell, mut told) = watch::channel(());
+        let listener: Arc<dyn DiskListener> = Arc::new(Told(tell));
+        disk.subscribe(&listener);
+        let size = Arc::new(size);
+        let task = runtime.spawn(async move {
+            while told.changed().await.is_ok() {
+                let size = Arc::clone(&size);
+                let update = move || Control::open()?.update_size(id, size());
+                match tokio::task::spawn_blocking(update).await {
+                    Ok(Err(err)) => tracing::warn!(
+                        id,
+                        %err,
+                        "the kernel cannot be told of the new size while it runs (Linux 6.16 can); \
+                         detach and attach it anew"
+                    ),
+                    Ok(Ok(())) => tracing::info!(id, "the kernel knows the new size"),
+                    Err(_ended) => return,
+                }
+            }
+        });
+        Self { _listener: listener, task }
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,1 +1,0 @@
-//! A Linux guest under software emulation.

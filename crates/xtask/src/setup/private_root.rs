@@ -1,0 +1,172 @@
+//! Debian packages in a root of their own under the build directory.
+//!
+//! The system stays as it is: apt works out with lists of its own which packages are needed beyond what is
+//! installed, downloads them, and they are unpacked. Small scripts run their programs with their libraries.
+
+use super::apt;
+use crate::run::{capture, run};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A private root: `root/` holds the packages, `bin/` the scripts that run their programs.
+#[derive(Debug)]
+pub(super) struct PrivateRoot {
+    dir: PathBuf,
+    /// The suite that newer packages come from, `bookworm-backports` for one.
+    backports: String,
+}
+
+impl PrivateRoot {
+    /// An empty root in `dir`, whatever was there, and with lists of packages that are up to date.
+    ///
+    /// # Errors
+    /// The release or its archive is not known, the archive is out of reach, the disk is full.
+    pub(super) fn create(dir: &Path) -> Result<Self> {
+        if dir.exists() {
+            fs::remove_dir_all(dir)?;
+        }
+        for part in ["lists/partial", "cache/archives/partial", "bin", "root"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        let release = release()?;
+        let backports = format!("{release}-backports");
+        let lines = source_lines(&apt::sources()?, &release, &backports)?;
+        fs::write(dir.join("sources.list"), lines)?;
+        let this = Self { dir: dir.to_owned(), backports };
+        run(this.apt("apt-get").args(["update", "-qq"]))?;
+        Ok(this)
+    }
+
+    /// Where the packages are unpacked.
+    pub(super) fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    /// Fetches packages, those of `newer` from the backports, and what they need that the system does not have.
+    ///
+    /// # Errors
+    /// A package does not exist, or cannot be fetched.
+    pub(super) fn fetch(&self, newer: &[&str], stable: &[&str]) -> Result<()> {
+        let mut command = self.apt("apt-get");
+        command.args(["install", "--download-only", "--reinstall", "--no-install-recommends"]);
+        command.args(["-y", "-qq"]).args(newer.iter().map(|name| self.newer(name)));
+        run(command.args(stable))?;
+        self.unpack(&self.dir.join("cache/archives"))
+    }
+
+    /// Fetches the one package that a package of the backports stands for, and nothing that it needs.
+    ///
+    /// # Errors
+    /// It stands for none, or that cannot be fetched.
+    pub(super) fn fetch_behind(&self, name: &str) -> Result<()> {
+        let said = capture(self.apt("apt-cache").args(["depends", "-i", &self.newer(name)]))?;
+        let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let Some(package) = depends.next() else { bail!("{name} depends on no package:\n{said}") };
+        let archives = self.dir.join("cache/archives");
+        run(self.apt("apt-get").args(["download", "-qq", package]).current_dir(&archives))?;
+        self.unpack(&archives)
+    }
+
+    /// A script in `bin/` that runs a program of the root with the root's libraries.
+    ///
+    /// # Errors
+    /// The script cannot be written.
+    pub(super) fn write_wrapper(&self, program: &str, args: &[String]) -> Result<()> {
+        let root = self.root();
+        let triplet = format!("{}-linux-gnu", std::env::consts::ARCH);
+        let libraries = [root.join("usr/lib").join(&triplet), root.join("lib").join(&triplet)];
+        let libraries: Vec<_> = libraries.iter().map(|path| path.display().to_string()).collect();
+        let args: String = args.iter().map(|arg| format!(" '{arg}'")).collect();
+        let script = format!(
+            "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}'{args} \"$@\"\n",
+            libraries.join(":"),
+            root.join("usr/bin").join(program).display()
+        );
+        let path = self.dir.join("bin").join(program);
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o755))
+            .with_context(|| format!("cannot set up {}", path.display()))
+    }
+
+    /// Removes what only fetching needs.
+    ///
+    /// # Errors
+    /// The files cannot be removed.
+    pub(super) fn finish(self) -> Result<()> {
+        fs::remove_dir_all(self.dir.join("cache"))?;
+        Ok(fs::remove_dir_all(self.dir.join("lists"))?)
+    }
+
+    fn newer(&self, name: &str) -> String {
+        format!("{name}/{}", self.backports)
+    }
+
+    /// Unpacks the packages of a folder into the root, and removes them.
+    fn unpack(&self, archives: &Path) -> Result<()> {
+        for entry in fs::read_dir(archives)? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|extension| extension == "deb") {
+                run(Command::new("dpkg").arg("-x").args([&file, &self.root()]))?;
+                fs::remove_file(&file)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A program of apt with sources, lists and cache of its own, but the system's list of what is installed.
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for (option, value) in [
+            ("Dir::Etc::sourcelist", self.dir.join("sources.list")),
+            ("Dir::Etc::sourceparts", PathBuf::from("/dev/null")),
+            ("Dir::State::Lists", self.dir.join("lists")),
+            ("Dir::Cache", self.dir.join("cache")),
+            ("Debug::NoLocking", PathBuf::from("true")),
+            ("APT::Sandbox::User", PathBuf::from("root")),
+        ] {
+            command.arg("-o").arg(format!("{option}={}", value.display()));
+        }
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    }
+}
+
+/// The code name of the running Debian release.
+fn release() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release names no VERSION_CODENAME")?.trim_matches('"').to_owned())
+}
+
+/// The archive of the running release, and of its backports.
+fn source_lines(sources: &[apt::Source], release: &str, backports: &str) -> Result<String> {
+    let source = sources.iter().find(|source| source.suites.iter().any(|suite| suite == release));
+    let source = source.with_context(|| format!("apt's sources name no archive of {release}"))?;
+    Ok(format!("{}\n{}\n", source.line(release), source.line(backports)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backports_come_from_the_archive_of_the_release() {
+        let source = |uri: &str, suite: &str| apt::Source {
+            uri: uri.to_owned(),
+            suites: vec![suite.to_owned()],
+            signed_by: None,
+        };
+        let sources = [
+            source("http://other.example", "nodistro"),
+            source("http://mirror.example", "bookworm"),
+        ];
+        assert_eq!(
+            source_lines(&sources, "bookworm", "bookworm-backports").unwrap(),
+            "deb http://mirror.example bookworm main\ndeb http://mirror.example bookworm-backports main\n"
+        );
+        assert!(source_lines(&sources, "trixie", "trixie-backports").is_err());
+    }
+}
