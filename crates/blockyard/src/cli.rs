@@ -1,10 +1,14 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod rados;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use blockyard_driver_nbd::TlsFiles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
 
 use crate::attach::Via;
 
@@ -50,6 +54,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Put load on a disk and measure it.
     Bench(BenchArgs),
+    /// Read, write and list objects of a Ceph cluster.
+    Rados(Box<RadosArgs>),
     /// Copy a disk onto another; holes and zeroes are not read, and stay holes where they can.
     Copy(CopyArgs),
     /// Compare two disks: exit 0 if they are the same, 1 if they differ, 2 if that cannot be told.

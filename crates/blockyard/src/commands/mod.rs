@@ -10,6 +10,7 @@ mod info;
 mod interrupt;
 mod list;
 mod map;
+mod rados;
 mod run;
 mod serve;
 mod set;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Set(args) => set::run(&args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Rados(args) => rados::run(&args),
         Command::Copy(args) => copy::run(args).map(|()| 0),
         Command::Compare(args) => compare::run(args),
         Command::Map(args) => map::run(args).map(|()| 0),
