@@ -40,6 +40,12 @@ pub enum Command {
     Detach(DetachArgs),
     /// Go on with attached disks whose daemon has died.
     Recover(RecoverArgs),
+    /// Open a device and close it: for daemons, which must not open their own.
+    #[command(hide = true)]
+    LookAt {
+        /// The device.
+        device: PathBuf,
+    },
     /// List what runs on this machine, or the exports of an NBD server.
     List(ListArgs),
     /// Show what a disk is and what it can do.

@@ -18,7 +18,7 @@ const GLANCE_POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] says by whom it is used.
-pub(super) fn claim(path: &str) -> Result<File> {
+pub(crate) fn claim(path: &str) -> Result<File> {
     let end = Instant::now() + GLANCE;
     loop {
         let mut options = OpenOptions::new();
@@ -88,7 +88,26 @@ fn mount_point(path: &str) -> Option<String> {
     })
 }
 
+/// Makes what the kernel has cached for a disk durable.
+///
+/// # Errors
+/// The disk fails.
+pub(crate) fn settle(path: &str, claim: &File) -> Result<()> {
+    claim.sync_all().map_err(|err| {
+        let what = format!("what was written to {path} cannot be made durable");
+        Error::failed(what).caused_by(err).help("see dmesg; add --force to give it up")
+    })
+}
+
+/// Whether a process has ended, or is about to: threads of it that the kernel cannot stop may be left.
+pub(super) fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // After the name, which may be anything in parentheses (proc_pid_stat(5)).
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, None | Some('Z' | 'X'))
+}
+
 /// Whether there is such a device.
-pub(super) fn exists(path: &str) -> bool {
+pub(crate) fn exists(path: &str) -> bool {
     Path::new(path).exists()
 }

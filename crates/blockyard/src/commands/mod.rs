@@ -26,6 +26,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Attach(args) => attach::attach(*args, cli.verbose),
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
         Command::Recover(args) => attach::recover(args, cli.verbose),
+        Command::LookAt { device } => attach::look_at(&device).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
