@@ -105,14 +105,16 @@ pub fn clear_stillborn() -> Result<()> {
     Ok(())
 }
 
-/// Removes one. What the kernel still wanted of it fails.
+/// Removes one. What the kernel still wanted of it fails, and so what is waiting for that can end.
 ///
 /// # Errors
 /// It is in use, or the driver refuses.
 pub fn remove(left: &LeftBehind) -> Result<()> {
-    // Nobody can mount it meanwhile. Nothing can be flushed: there is nobody to take it. One that never had a
-    // disk cannot be opened.
-    let claim = usage::exists(&left.path).then(|| usage::claim(&left.path)).transpose()?;
+    // It must not be opened: that may read from it, and there is nobody to answer. One that nobody was told of
+    // is used by nobody, but for those who look at all disks, and wait for it now.
+    if left.uri.is_some() {
+        usage::check_unused(&left.path)?;
+    }
     match super::parse_device(&left.path)? {
         ("ublkb", number) => ublk::remove(number).map_err(kernel::ublk_error)?,
         (_, index) => {
@@ -120,7 +122,6 @@ pub fn remove(left: &LeftBehind) -> Result<()> {
             driver.disconnect(index).map_err(nbd::nbd_error)?;
         }
     }
-    drop(claim);
     for record in record::all()?.iter().filter(|record| record.path() == left.path) {
         record.forget();
     }
