@@ -48,6 +48,15 @@ pub trait BlockDeviceOps: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Makes room for a new size, before the disk has it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] where the size is not this side's to choose, or whatever keeps it from being made.
+    fn resize(&self, disk: &Disk, _to: Sector) -> Result<()> {
+        let what = format!("the size of {} is not ours to choose", disk.name());
+        Err(Error::new(ErrorKind::NotSupported, what))
+    }
+
     /// Unlocks sectors that the disk hides, as a host protected area: called if partitions reach past its end.
     /// Says the size after that.
     fn unlock_native_capacity(&self, disk: &Disk) -> Sector {

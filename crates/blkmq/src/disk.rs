@@ -278,6 +278,26 @@ impl Disk {
         Ok(())
     }
 
+    /// Has the driver make room for a new size, then takes it as [`Disk::set_capacity`] does.
+    ///
+    /// # Errors
+    /// What the driver says, [`ErrorKind::Invalid`] for a size that is no multiple of the logical block, and the errors
+    /// of [`Disk::set_capacity`].
+    pub fn resize(&self, to: Sector) -> Result<()> {
+        let block = self.limits().logical_block_size;
+        if !to.bytes().is_multiple_of(u64::from(block.bytes())) {
+            let what = format!(
+                "{} is made of blocks of {} bytes, and {} is no multiple of that",
+                self.name,
+                block.bytes(),
+                to.bytes()
+            );
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        self.ops.resize(self, to)?;
+        self.set_capacity(to)
+    }
+
     /// Its heads, sectors and cylinders.
     #[must_use]
     pub fn geometry(&self) -> Geometry {

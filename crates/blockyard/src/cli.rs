@@ -11,7 +11,7 @@ use crate::attach::Via;
 const AFTER_HELP: &str = "\
 Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
 nbd://host/export  nbd+unix:///export?socket=/s&connections=2
-Exit codes: 0 done, 1 failed, 2 no (predicates), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: unknown; check: errors), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
 
 /// The Linux block I/O stack in user space: any disk, anywhere.
 #[derive(Debug, Parser)]
@@ -32,7 +32,7 @@ pub struct Cli {
 pub enum Command {
     /// Run everything that a yard.toml names, in the foreground; without one, a demo.
     Up(UpArgs),
-    /// Serve disks over NBD.
+    /// Serve disks over NBD, or to virtual machines.
     Serve(Box<ServeArgs>),
     /// Give a disk to the Linux kernel, and print the path of its device.
     Attach(Box<AttachArgs>),
@@ -46,12 +46,25 @@ pub enum Command {
         /// The device.
         device: PathBuf,
     },
+    /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
+    VhostUserBlk(VhostUserBlkArgs),
     /// List what runs on this machine, or the exports of an NBD server.
     List(ListArgs),
     /// Show what a disk is and what it can do.
     Info(InfoArgs),
     /// Put load on a disk and measure it.
     Bench(BenchArgs),
+    /// Copy a disk onto another; holes and zeroes are not read, and stay holes where they can.
+    Copy(CopyArgs),
+    /// Compare two disks: exit 0 if they are the same, 1 if they differ, 2 if that cannot be told.
+    Compare(CompareArgs),
+    /// Show how the bytes of a disk are allocated.
+    Map(MapArgs),
+    /// Read all that is stored on a disk, and look at its partition table: exit 0 if all is well, 1 if that cannot
+    /// be told, 2 if there are errors.
+    Check(CheckArgs),
+    /// Run a command with a disk: $uri leads to it for as long as the command runs. Exits as the command does.
+    Run(RunArgs),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -97,6 +110,13 @@ pub struct ServeArgs {
     /// be repeated.
     #[arg(long, value_name = "ADDR")]
     pub nbd: Vec<String>,
+    /// Be the disk of a virtual machine: a vhost-user-blk back-end at this unix socket. Repeated: for the first disk, the
+    /// second, ...
+    #[arg(long, value_name = "SOCKET")]
+    pub vhost_user_blk: Vec<PathBuf>,
+    /// The serial number that a virtual machine sees; the disk's name without. Repeated as --vhost-user-blk.
+    #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
+    pub serial: Vec<String>,
     /// The name of an export; the disk's own name without. Repeated: for the first disk, the second, ...
     #[arg(long, value_name = "NAME")]
     pub name: Vec<String>,
@@ -205,6 +225,26 @@ pub struct RecoverArgs {
     /// In the background: where the daemon's output goes.
     #[arg(long, value_name = "FILE", hide = true)]
     pub log: Option<PathBuf>,
+}
+
+/// `vhost-user-blk`.
+#[derive(Debug, Args)]
+pub struct VhostUserBlkArgs {
+    /// Where the front-end connects to.
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    pub socket_path: Option<PathBuf>,
+    /// The socket of the front-end, which was passed to this process: one that listens, or is connected.
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<i32>,
+    /// The disk: a file, a block device, or the URI of any disk.
+    #[arg(long, value_name = "PATH")]
+    pub blk_file: Option<String>,
+    /// Do not let the virtual machine change it.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Say in JSON what this program can do, and end.
+    #[arg(long)]
+    pub print_capabilities: bool,
 }
 
 /// TLS of a client.
@@ -329,4 +369,91 @@ pub struct BenchArgs {
     /// TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
+}
+
+/// `copy`.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// The disk to copy.
+    pub source: String,
+    /// The disk to overwrite. A file that does not exist is made.
+    pub target: String,
+    /// Look for zeroes in the data, too, and write them as holes.
+    #[arg(long)]
+    pub detect_zeroes: bool,
+    /// Write down in this file what is done; if it is there, go on from that.
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// A disk.
+    pub one: String,
+    /// Another.
+    pub two: String,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `map`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// The disk.
+    pub uri: String,
+    /// Only how much there is of each kind.
+    #[arg(long)]
+    pub totals: bool,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The disk.
+    pub uri: String,
+    /// Queue threads; as many as CPUs without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: ClientTlsArgs,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The disk.
+    pub uri: String,
+    /// Let the command not change it.
+    #[arg(long)]
+    pub read_only: bool,
+    /// The command and its arguments, after --.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
 }

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::major::DevNum;
 use blockyard_blkmq::{
     BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, Features,
-    Limits, NoOps, QueueType, Sector, TagSet, TagSetConfig,
+    Limits, QueueType, Sector, TagSet, TagSetConfig,
 };
-use blockyard_driver_file::{Engine as FileEngine, File, FileConfig};
+use blockyard_driver_file::{
+    Engine as FileEngine, ErrorKind as FileErrorKind, File, FileConfig, Info as FileInfo,
+};
 use blockyard_driver_nbd::Nbd;
 use blockyard_driver_null::{Null, NullConfig};
 use blockyard_driver_ram::Ram;
@@ -18,6 +20,9 @@ use tokio::runtime::Handle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::remote::{self, Remote};
 use crate::uri::{DiskPlan, DriverPlan, Engine, FilePlan, NbdPlan, Scheme};
+
+/// How long the lock of a file is waited for.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
 
 /// Makes disks whose hardware queues belong to queue threads.
 pub struct DiskMaker<'a> {
@@ -84,14 +89,15 @@ impl<'a> DiskMaker<'a> {
                 let latency = Some(*latency).filter(|latency| !latency.is_zero());
                 let null = Null::new(NullConfig { capacity, latency }, self.threads)
                     .map_err(|err| Error::failed("cannot make the disk").caused_by(err))?;
-                let parts = self.parts(plan, null, Arc::new(NoOps), capacity, Null::limits());
+                let ops = Arc::<Null>::clone(&null);
+                let parts = self.parts(plan, null, ops, capacity, Null::limits());
                 self.alloc(plan, name, parts)?
             }
             DriverPlan::File(file) => {
-                let (driver, info) =
-                    File::open(&file_config(file, plan), self.threads).map_err(file_error)?;
+                let (driver, info) = open_file(&file_config(file, plan), self.threads)?;
                 let capacity = shown_capacity(plan, info.capacity.bytes(), BlockSize::B512)?;
-                let parts = self.parts(plan, driver, Arc::new(NoOps), capacity, info.limits);
+                let ops = Arc::<File>::clone(&driver);
+                let parts = self.parts(plan, driver, ops, capacity, info.limits);
                 self.alloc(plan, name, parts)?
             }
             DriverPlan::Nbd(nbd) => return self.make_remote(plan, nbd, name),
@@ -226,6 +232,20 @@ fn file_config(file: &FilePlan, plan: &DiskPlan) -> FileConfig {
         },
         lock: file.lock,
         ..FileConfig::new(&file.path)
+    }
+}
+
+/// Opens a file. The kernel closes the files of a process that was killed a moment after its end if it had an
+/// io_uring, so that a lock may be gone in a while.
+fn open_file(config: &FileConfig, threads: &[Handle]) -> Result<(Arc<File>, FileInfo)> {
+    let begun = Instant::now();
+    loop {
+        match File::open(config, threads) {
+            Err(err) if err.kind() == FileErrorKind::Locked && begun.elapsed() < LOCK_LIMIT => {
+                std::thread::sleep(LOCK_LIMIT / 20);
+            }
+            opened => return opened.map_err(file_error),
+        }
     }
 }
 

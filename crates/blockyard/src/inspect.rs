@@ -1,11 +1,12 @@
 //! What there is to know of a disk on this machine.
 
 use blockyard_blkmq::partition::PartitionKind;
-use blockyard_blkmq::{Bdev, Bio, Disk, Extent, Features, Op, OpenMode, Sector, Status};
+use blockyard_blkmq::{Disk, Features, OpenMode, Status};
 use serde::Serialize;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::tools::extents::Extents;
 use crate::uri::DiskPlan;
 
 /// A disk.
@@ -118,33 +119,14 @@ fn map(disk: &Arc<Disk>) -> Result<Option<MapSummary>> {
         .open(None, OpenMode::ReadOnly)
         .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
     let mut summary = MapSummary::default();
-    let (mut at, mut last) = (Sector::ZERO, None);
-    while at < disk.capacity() {
-        let extents = extents_from(&bdev, at).map_err(failed)?;
-        let before = at;
-        for extent in extents {
-            match (extent.hole, extent.zero) {
-                (true, _) => summary.hole += extent.len,
-                (false, true) => summary.zero += extent.len,
-                (false, false) => summary.data += extent.len,
-            }
-            let kind = Some((extent.hole, extent.zero));
-            summary.extents += u64::from(last != kind);
-            last = kind;
-            at = at + Sector::from_bytes_floor(extent.len);
+    for run in Extents::of(&bdev) {
+        let run = run.map_err(failed)?;
+        match (run.hole, run.zero) {
+            (true, _) => summary.hole += run.len,
+            (false, true) => summary.zero += run.len,
+            (false, false) => summary.data += run.len,
         }
-        if at == before {
-            return Err(failed(Status::Io));
-        }
+        summary.extents += 1;
     }
     Ok(Some(summary))
-}
-
-fn extents_from(bdev: &Bdev, at: Sector) -> Result<Vec<Extent>, Status> {
-    let rest = (bdev.capacity() - at).bytes();
-    let mut bio = bdev.submit_and_wait(0, Bio::new(Op::BlockStatus, at, rest));
-    match bio.status() {
-        Status::Ok => Ok(std::mem::take(&mut bio.extents)),
-        status => Err(status),
-    }
 }

@@ -1,5 +1,5 @@
 //! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and
-//! their control sockets, and a load generator.
+//! their control sockets, tools for whole disks, and a load generator.
 #![forbid(unsafe_code)]
 
 pub mod attach;
@@ -22,6 +22,7 @@ pub mod session;
 pub mod size;
 pub mod suggest;
 pub mod term;
+pub mod tools;
 pub mod uri;
 
 pub use error::{Error, ErrorKind, Result};

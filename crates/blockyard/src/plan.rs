@@ -1,6 +1,7 @@
 //! What a daemon is to do, checked: names are given and unique, every export has its disk.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
@@ -88,6 +89,40 @@ impl From<Address> for Listen {
     }
 }
 
+/// Where the front-end of a virtual machine connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VhostUserListen {
+    /// A socket at a path.
+    Path(PathBuf),
+    /// One that was passed to this process, under that number.
+    Passed(i32),
+}
+
+/// A disk of a virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VhostUserPlan {
+    /// The place of its disk in the list.
+    pub disk: usize,
+    /// Where.
+    pub listen: VhostUserListen,
+    /// The permissions of the socket file.
+    pub socket_mode: Option<u32>,
+    /// The machine may not change it.
+    pub read_only: bool,
+    /// What the machine sees as its serial number, where that is not the disk's name.
+    pub serial: Option<String>,
+    /// How many queues the machine may use, where the user chose a number.
+    pub queues: Option<u16>,
+}
+
+impl VhostUserPlan {
+    /// A disk with nothing special about it.
+    #[must_use]
+    pub const fn new(disk: usize, listen: VhostUserListen) -> Self {
+        Self { disk, listen, socket_mode: None, read_only: false, serial: None, queues: None }
+    }
+}
+
 /// What a daemon is to do.
 #[derive(Clone, Debug)]
 pub struct YardPlan {
@@ -97,6 +132,8 @@ pub struct YardPlan {
     pub exports: Vec<ExportPlan>,
     /// Where and how NBD is spoken.
     pub nbd: NbdPlan,
+    /// Disks of virtual machines.
+    pub vhost_user: Vec<VhostUserPlan>,
     /// Queue threads.
     pub threads: usize,
     /// How long the end may take.
@@ -120,6 +157,7 @@ impl YardPlan {
             disks,
             exports: Vec::new(),
             nbd: NbdPlan::default(),
+            vhost_user: Vec::new(),
             threads: QueueThreads::default_count(),
             grace: Self::GRACE,
         })

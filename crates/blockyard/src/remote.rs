@@ -110,7 +110,9 @@ fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
         (Some(io::ErrorKind::ConnectionRefused), Transport::Unix { .. }) => {
             "nobody listens to the socket any more; start the server"
         }
-        (Some(io::ErrorKind::ConnectionRefused), _) => {
+        // vsock(7): a port where nobody listens resets the connection.
+        (Some(io::ErrorKind::ConnectionRefused), _)
+        | (Some(io::ErrorKind::ConnectionReset), Transport::Vsock { .. }) => {
             "nobody listens there; is the server running, on that port?"
         }
         (Some(io::ErrorKind::UnexpectedEof), _) => {

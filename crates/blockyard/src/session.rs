@@ -67,6 +67,7 @@ impl Session {
     /// # Errors
     /// What keeps it from being made, with what to do.
     pub fn open(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let plan = &self.named(plan);
         let clock = Arc::clone(&self.clock);
         let mut maker =
             DiskMaker::new(&self.layer, self.threads.handles(), clock).with_flags(flags);
@@ -74,6 +75,18 @@ impl Session {
         self.remotes.extend(maker.into_remotes());
         self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&disk));
         Ok(disk)
+    }
+
+    /// Disks of the same name may be used together, unless the user has named both.
+    fn named(&self, plan: &DiskPlan) -> DiskPlan {
+        let mut plan = plan.clone();
+        if plan.options.name.is_none() {
+            let name = plan.default_name(0);
+            let taken = self.layer.lookup(&name).is_some();
+            let count = self.layer.disks().len();
+            plan.options.name = Some(if taken { format!("{name}-{count}") } else { name });
+        }
+        plan
     }
 
     /// Opens a disk only to look at it: whoever else uses it, and whether we may write to it or not. What is not

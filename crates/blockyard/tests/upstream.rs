@@ -4,30 +4,12 @@
 mod common;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use common::{Cleanup, Daemon, Guard, blockyard, noise, peer, run, system, try_peer};
+use common::{Cleanup, Daemon, blockyard, nbdkit, noise, peer, run, system, try_peer, unix};
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
-
-/// nbdkit on a unix socket, once it takes connections.
-fn nbdkit(socket: &Path, args: &[&str]) -> Guard {
-    let _ = std::fs::remove_file(socket);
-    let mut command = system("nbdkit");
-    command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(socket).args(args);
-    let child = command.stdin(Stdio::null()).spawn();
-    let mut guard = Guard(child.expect("nbdkit is missing; run: cargo xtask setup"));
-    while std::os::unix::net::UnixStream::connect(socket).is_err() {
-        assert!(guard.0.try_wait().unwrap().is_none(), "nbdkit ended");
-        std::thread::yield_now();
-    }
-    guard
-}
-
-fn unix(export: &str, socket: &Path) -> String {
-    format!("nbd+unix:///{export}?socket={}", socket.display())
-}
 
 /// Writes and verifies, with the foreign client.
 fn verified_load(uri: &str, size: &str) {

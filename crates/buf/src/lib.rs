@@ -6,12 +6,18 @@
 //! the kernel, and never borrowed as a slice. What has one owner is a [`Buffer`], which can be borrowed, and
 //! becomes segments when it is handed on.
 //!
+//! The memory of a virtual machine is a [`GuestMemory`]: descriptors become segments of it, rings [`SharedWords`].
+//!
 //! This crate is one of the two that may hold `unsafe` code.
 
+mod guest;
 mod mapping;
 mod pool;
 mod segment;
+mod words;
 
+pub use guest::{Access, GuestMemory, GuestView, RegionSpec, SharedMapping};
 pub use mapping::{Mapping, PAGE_SIZE};
 pub use pool::{Buffer, Pool, PoolLimits};
 pub use segment::{Segment, Segments, ZERO_RUN, copy_segments, total_len};
+pub use words::SharedWords;

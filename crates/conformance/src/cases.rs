@@ -116,10 +116,16 @@ pub fn resized(subject: &Subject) {
     subject.disk().set_capacity(Sector(size / SECTOR_SIZE)).unwrap();
     assert_eq!(subject.status(Op::Read, half, block), Status::Ok);
     if subject.can.can_grow {
-        subject.disk().set_capacity(Sector(2 * size / SECTOR_SIZE)).unwrap();
+        subject.disk().resize(Sector(2 * size / SECTOR_SIZE)).unwrap();
         subject.holds(2 * size - block, &vec![0; block.try_into().unwrap()]);
         subject.write(2 * size - block, &marked(0, block, 2));
         subject.holds(2 * size - block, &marked(0, block, 2));
+        if block > SECTOR_SIZE {
+            assert!(
+                subject.disk().resize(Sector(2 * size / SECTOR_SIZE + 1)).is_err(),
+                "no whole block"
+            );
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The virtual machine itself: a guest boots, talks, ends, and leaves nothing behind.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use blockyard_lab::vm::Vm;
+use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 #[test]
@@ -59,6 +61,68 @@ fn what_is_missing_is_named() {
     let error =
         Vm::new().args(["-no-such-option"]).boot().unwrap().finish().unwrap_err().to_string();
     assert!(error.contains("no-such-option"), "{error}");
+}
+
+/// A function for scripts that does not notice what is wrong would let every test pass.
+#[test]
+fn the_functions_of_scripts_notice_what_is_wrong() {
+    let script = "set -e
+fails() {
+    if sh -c '. /lab.sh; set -e; \"$@\"; true' - \"$@\"; then echo \"not noticed: $*\"; exit 1; fi
+}
+truncate -s 32M /tmp/image
+losetup /dev/loop0 /tmp/image
+check_file_system /dev/loop0
+check_attribute loop0 size 65536
+fails check_attribute loop0 size 65537
+make_files /tmp/files /tmp/sums
+check_files /tmp/files /tmp/sums
+printf x >>/tmp/files/4095/file
+fails check_files /tmp/files /tmp/sums
+no_disk_errors
+echo 'I/O error, dev none, sector 0' >/dev/kmsg
+fails no_disk_errors
+fails check_file_system /dev/loop0
+fails check_file_system /dev/loop1
+";
+    let outcome = Vm::new().module("loop").file_systems().script(script).boot().unwrap().finish();
+    let outcome = outcome.unwrap();
+    assert_eq!(outcome.status, 0, "{}", outcome.console);
+}
+
+#[test]
+fn a_disk_of_another_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, socket) = (dir.path().join("image"), dir.path().join("socket"));
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let programs = std::env::var("BLOCKYARD_QEMU_MODERN").unwrap_or_default();
+    let mut backend = Command::new(Path::new(&programs).join("qemu-storage-daemon"));
+    backend
+        .arg("--blockdev")
+        .arg(format!("file,node-name=disk,filename={},discard=unmap", image.display()));
+    backend.arg("--export").arg(format!(
+        "vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path={}",
+        socket.display()
+    ));
+    let pid_file = dir.path().join("pid");
+    // It goes into the background once it listens.
+    backend.args(["--daemonize", "--pidfile"]).arg(&pid_file);
+    assert!(backend.status().expect("run: cargo xtask setup").success());
+    let _backend = Backend(std::fs::read_to_string(&pid_file).unwrap().trim().to_owned());
+    let vm = Vm::new().module("virtio_blk").file_systems().vhost_user_blk(&socket, "num-queues=1");
+    let vm = vm.script("set -e\ncheck_attribute vda size 131072\ncheck_file_system /dev/vda\n");
+    let outcome = vm.boot().unwrap().finish().unwrap();
+    assert_eq!(outcome.status, 0, "{}", outcome.console);
+}
+
+/// A process that is ended when it is dropped.
+struct Backend(String);
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = Command::new("kill").arg(&self.0).status();
+    }
 }
 
 fn is_running(pid: u32) -> bool {

@@ -1,14 +1,53 @@
 //! The one error type of the crate.
 
-/// Why bytes, a peer, a file or an argument cannot be used.
+use crate::encoding::Fsid;
+use std::fmt;
+
+/// Why bytes, a peer, a file or an argument cannot be used, or why an operation on an object failed.
 ///
 /// Match on [`kind`](Self::kind), or ask for the [`blame`](Self::blame); print the whole: it names what was being done
 /// and the values at fault. A peer's mistake is always returned as one of these, never a panic. No key is ever in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{doing}: {kind}")]
+#[error("{}{doing}: {kind}", Prefix(place.as_deref()))]
 pub struct Error {
     doing: &'static str,
     kind: ErrorKind,
+    place: Option<Box<Place>>,
+}
+
+/// Which operation on which object an error is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The cluster.
+    pub cluster: Fsid,
+    /// The pool's number.
+    pub pool: i64,
+    /// Its name, if it is known.
+    pub pool_name: Option<String>,
+    /// The object.
+    pub object: String,
+    /// The operations, such as "write" or "stat, read".
+    pub operations: String,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cluster {}: pool ", self.cluster)?;
+        match &self.pool_name {
+            Some(name) => f.write_str(name)?,
+            None => write!(f, "{}", self.pool)?,
+        }
+        write!(f, ": object {:?}: {}", self.object, self.operations)
+    }
+}
+
+/// A place in front of an error's text.
+struct Prefix<'a>(Option<&'a Place>);
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |place| write!(f, "{place}: "))
+    }
 }
 
 /// The result of this crate's operations.
@@ -104,9 +143,33 @@ pub enum ErrorKind {
     /// A deadline passed.
     #[error("no answer in time")]
     TimedOut,
+    /// No monitor of the cluster lets the client in before time is over.
+    #[error("no monitor lets this client in, in the time given: {reason}")]
+    Unreachable {
+        /// What was wrong with the one that was tried last.
+        reason: String,
+    },
     /// The peer ended the session.
     #[error("the peer ended the session")]
     Reset,
+    /// There is no such pool, or it was deleted.
+    #[error("there is no such pool, or it was deleted")]
+    NoPool,
+    /// The caller gave the operation up.
+    #[error("cancelled")]
+    Cancelled,
+    /// An OSD did not do what it was asked for.
+    #[error("the OSD answers errno {errno}")]
+    Osd {
+        /// The error number, positive.
+        errno: i32,
+    },
+    /// The watch is gone: changes may have been missed.
+    #[error("the watch is gone, changes may have been missed (errno {errno})")]
+    WatchLost {
+        /// The error number that the OSD gave, positive.
+        errno: i32,
+    },
     /// A file or a parameter of the caller cannot be used.
     #[error("{problem}: {text:?}")]
     BadParameter {
@@ -119,7 +182,18 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) const fn new(doing: &'static str, kind: ErrorKind) -> Self {
-        Self { doing, kind }
+        Self { doing, kind, place: None }
+    }
+
+    /// The error, of an operation on an object.
+    pub(crate) fn at(self, place: Place) -> Self {
+        Self { place: Some(Box::new(place)), ..self }
+    }
+
+    /// Which operation on which object it is of, if it is of one.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        self.place.as_deref()
     }
 
     pub(crate) const fn violation(doing: &'static str, rule: &'static str, got: u64) -> Self {
@@ -155,13 +229,19 @@ impl Error {
             | ErrorKind::Violation { .. }
             | ErrorKind::TooBig { .. }
             | ErrorKind::Impostor(_) => Blame::Peer,
-            ErrorKind::TooNew { .. } | ErrorKind::Features { .. } | ErrorKind::Refused { .. } => {
-                Blame::Policy
-            }
-            ErrorKind::WrongKey { .. } | ErrorKind::BadParameter { .. } => Blame::User,
+            ErrorKind::TooNew { .. }
+            | ErrorKind::Features { .. }
+            | ErrorKind::Refused { .. }
+            | ErrorKind::Osd { .. } => Blame::Policy,
+            ErrorKind::WrongKey { .. }
+            | ErrorKind::BadParameter { .. }
+            | ErrorKind::NoPool
+            | ErrorKind::Cancelled => Blame::User,
             ErrorKind::Corrupted { .. }
             | ErrorKind::NoTicket(_)
             | ErrorKind::TimedOut
+            | ErrorKind::Unreachable { .. }
+            | ErrorKind::WatchLost { .. }
             | ErrorKind::Reset => Blame::Network,
         }
     }
@@ -170,6 +250,23 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_an_operation_says_where() {
+        let place = Place {
+            cluster: Fsid([7; 16]),
+            pool: 3,
+            pool_name: Some("rbd".into()),
+            object: "rbd_header.1".into(),
+            operations: "write".into(),
+        };
+        let error = Error::new("waiting for the reply", ErrorKind::TimedOut).at(place);
+        assert_eq!(
+            error.to_string(),
+            "cluster 07070707-0707-0707-0707-070707070707: pool rbd: object \"rbd_header.1\": write: \
+             waiting for the reply: no answer in time"
+        );
+    }
 
     #[test]
     fn messages_name_the_operation_and_the_values() {

@@ -54,7 +54,7 @@ fn replies_are_read() {
     let reply = Reply::parse(&message(GET, true)).unwrap();
     assert_eq!(reply.ops[0].code, OpCode::READ);
     assert_eq!(reply.ops[0].data, message(PUT, false).data);
-    assert!(!reply.redirected);
+    assert_eq!(reply.redirect, None);
 }
 
 #[test]

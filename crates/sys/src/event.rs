@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::OFlags;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -16,7 +18,11 @@ use tokio::runtime::Handle;
 /// Something to wait on: each [`Event::signal`] is an edge for an edge-triggered epoll, whether or not it was
 /// read before.
 #[derive(Debug)]
-pub struct Event(OwnedFd);
+pub struct Event {
+    fd: OwnedFd,
+    /// Whoever shares it with us has not made it non-blocking.
+    may_block: bool,
+}
 
 impl Event {
     /// An event that has not happened.
@@ -24,25 +30,59 @@ impl Event {
     /// # Errors
     /// What eventfd(2) says: descriptors are used up.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self::owned(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    const fn owned(fd: OwnedFd) -> Self {
+        Self { fd, may_block: false }
+    }
+
+    /// One that another process has made and passed to us. Its flags, which that process shares, are left as they are.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for a descriptor that is no eventfd: writing to it might block, or mean anything.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let kind = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
+        if kind.to_bytes() != b"anon_inode:[eventfd]" {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no eventfd"));
+        }
+        let may_block = !rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK);
+        Ok(Self { fd, may_block })
     }
 
     /// Makes it happen.
     pub fn signal(&self) {
-        // It fails only at 2^64 - 2 signals that nobody read, and is readable then in any case.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        // It fails only at 2^64 - 2 signals that nobody read, and is readable then in any case. One that would block then
+        // is looked at first: others may have counted it up to there.
+        if self.may_block && !self.has_room() {
+            return;
+        }
+        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+    }
+
+    /// It has not happened, for those who poll(2) it.
+    pub fn clear(&self) {
+        // Nothing to read is what is wanted. One of ours does not block.
+        if !self.may_block {
+            let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 }
 
 impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl AsRawFd for Event {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 
@@ -58,7 +98,7 @@ impl Timer {
     /// What timerfd_create(2) says: descriptors are used up.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        Ok(Self(Arc::new(Event(timerfd_create(TimerfdClockId::Monotonic, flags)?))))
+        Ok(Self(Arc::new(Event::owned(timerfd_create(TimerfdClockId::Monotonic, flags)?))))
     }
 
     /// Makes its event happen once, after a while; forgets what it was set to before.
@@ -108,5 +148,46 @@ impl EventWatch {
         // Edges count, not the value: it is never read. An edge that comes after this is seen by the next wait.
         self.0.readable().await?.clear_ready();
         Ok(())
+    }
+
+    /// Whether that is the event it watches.
+    #[must_use]
+    pub fn is_of(&self, event: &Arc<Event>) -> bool {
+        Arc::ptr_eq(self.0.get_ref(), event)
+    }
+
+    /// As [`EventWatch::happened`], for those who wait for several things. Wakes the task that called it last.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub fn poll_happened(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.0.poll_read_ready(cx))?.clear_ready();
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_another_is_signalled_but_never_waited_for() {
+        for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
+            let theirs = eventfd(0, flags).unwrap();
+            let ours = Event::from_fd(theirs.try_clone().unwrap()).unwrap();
+            ours.signal();
+            let mut count = [0; 8];
+            rustix::io::read(&theirs, &mut count).unwrap();
+            assert_eq!(u64::from_ne_bytes(count), 1);
+            rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            ours.signal();
+        }
+    }
+
+    #[test]
+    fn what_is_no_eventfd_is_refused() {
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        let error = Event::from_fd(writer).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -5,7 +5,7 @@
 //!   threads ([`Pool`]).
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
 //!   [`direct`], [`lock`].
-//! - Sockets: [`net`].
+//! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
 //! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
@@ -24,7 +24,10 @@ pub mod nbd;
 pub mod net;
 pub mod netlink;
 mod operation;
+mod passed;
 mod pool;
+mod socket_file;
+pub mod spin;
 mod transfer;
 pub mod ublk;
 pub mod uring;
@@ -32,4 +35,6 @@ pub mod uring;
 pub use event::{Event, EventWatch, Timer};
 pub use io_queue::{IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
+pub use passed::passed_fd;
 pub use pool::Pool;
+pub use socket_file::SocketFile;

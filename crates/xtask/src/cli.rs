@@ -1,5 +1,6 @@
 //! The command line, as it was typed.
 
+use crate::lab::Lab;
 use clap::{Args, Parser, Subcommand};
 
 /// Sets a machine up for Blockyard, tests all of it, and measures it against its peers.
@@ -21,6 +22,12 @@ pub enum Command {
     Test(TestOptions),
     /// Measure us and our peers side by side in one run
     Bench(BenchOptions),
+    /// Try things by hand in a laboratory of the tests, or list the laboratories
+    Lab {
+        /// The laboratory
+        #[command(subcommand)]
+        lab: Option<Lab>,
+    },
 }
 
 /// Options of `cargo xtask test`.
@@ -35,6 +42,9 @@ pub struct TestOptions {
     /// How long each fuzz target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub fuzz_seconds: u64,
+    /// Arguments for the tests of the parts e2e and lab, the name of a test for one
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<String>,
 }
 
 /// Options of `cargo xtask bench`.

@@ -207,6 +207,9 @@ fn set_capacity_is_in_sectors_of_512_bytes_and_reaches_users_as_an_event() {
     );
     assert_eq!(*listener.0.lock(), [Event::Resized { from: Sector(64), to: Sector(32) }]);
     assert_eq!(bdev.ioctl(&Ioctl::GetSize).unwrap(), IoctlReply::Bytes(32 * 512));
+    let refused = disk.resize(Sector(64)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotSupported, "its driver makes no room");
+    assert_eq!(disk.capacity(), Sector(32));
 }
 
 #[test]

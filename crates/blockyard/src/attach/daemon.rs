@@ -108,8 +108,7 @@ impl Server {
     }
 
     fn attach(self, order: &Order, log: Option<PathBuf>) -> Result<Attached> {
-        let mode =
-            if self.disk.is_read_only() { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        let mode = if self.disk.is_read_only() { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let bdev = self
             .disk
             .open(None, mode)
@@ -145,8 +144,7 @@ impl Server {
         let path = attachment.path();
         let name = super::device_name(&path).to_owned();
         let wish = order.wish().clone();
-        let mut record =
-            Record::new(name, attachment.via(), attachment.number(), mark, wish, size);
+        let mut record = Record::new(name, attachment.via(), attachment.number(), mark, wish, size);
         record.log = log;
         if let Order::Recover(before) = order {
             record.directory.clone_from(&before.directory);
@@ -332,8 +330,7 @@ impl Yard {
 
 impl control::Answers for Yard {
     fn report(&self) -> report::Daemon {
-        let mut report =
-            report::Daemon::of(&self.plan, &self.disks, &self.nbd, &[], self.started);
+        let mut report = report::Daemon::of(&self.plan, &self.disks, &self.nbd, &[], self.started);
         report.devices.push(self.device.clone());
         report
     }

@@ -86,9 +86,8 @@ impl Attachment {
                     .map(|device| Self::Ublk(Box::new(device)))
                     .map_err(ublk_error)
             }
-            Via::Nbd => {
-                NbdDevice::attach(wish, mark, below.server, below.export, &below.bdev).map(Self::Nbd)
-            }
+            Via::Nbd => NbdDevice::attach(wish, mark, below.server, below.export, &below.bdev)
+                .map(Self::Nbd),
             Via::NbdIoctl => {
                 nbd::attach_by_ioctl(wish, below.server, below.export).map(Self::NbdIoctl)
             }

@@ -33,9 +33,8 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
     if let Some(directory) = directory {
         command.current_dir(directory);
     }
-    let mut child = command
-        .spawn()
-        .map_err(|err| Error::failed("cannot start the daemon").caused_by(err))?;
+    let mut child =
+        command.spawn().map_err(|err| Error::failed("cannot start the daemon").caused_by(err))?;
     let mut line = String::new();
     if let Some(out) = child.stdout.take() {
         // An end before a line is for the exit code to tell.
@@ -52,7 +51,9 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
     let _ = std::fs::remove_file(&log);
     term::tell(said.trim_end());
     match status.code().and_then(|code| u8::try_from(code).ok()) {
-        Some(0) | None => Err(Error::failed(format!("the daemon ended before it was ready: {status}"))),
+        Some(0) | None => {
+            Err(Error::failed(format!("the daemon ended before it was ready: {status}")))
+        }
         Some(code) => Ok(code),
     }
 }

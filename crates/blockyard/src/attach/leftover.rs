@@ -56,9 +56,8 @@ pub(super) fn is_there(record: &Record) -> bool {
                 && ublk::find(record.number)
                     .is_ok_and(|found| found.is_some_and(|found| found.mark == record.mark))
         }
-        Via::Nbd => {
-            kernel_nbd::backend(record.number).is_some_and(|found| found == nbd::identifier(record.mark))
-        }
+        Via::Nbd => kernel_nbd::backend(record.number)
+            .is_some_and(|found| found == nbd::identifier(record.mark)),
         // It ends with its daemon.
         Via::NbdIoctl => false,
     }
@@ -85,7 +84,8 @@ fn unrecorded(records: &[Record]) -> Vec<LeftBehind> {
 /// The numbers of the entries of a directory that are named so.
 fn numbers(directory: &str, stem: &str) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix(stem)?.parse().ok();
+    let number =
+        |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix(stem)?.parse().ok();
     entries.flatten().filter_map(number).collect()
 }
 
@@ -98,7 +98,9 @@ pub fn clear_stillborn() -> Result<()> {
     let records = record::all()?;
     for left in unrecorded(&records) {
         match remove(&left) {
-            Ok(()) => tracing::warn!(device = left.path, "removed: its daemon died before it was ready"),
+            Ok(()) => {
+                tracing::warn!(device = left.path, "removed: its daemon died before it was ready");
+            }
             Err(err) => tracing::warn!(device = left.path, %err, "cannot be removed"),
         }
     }

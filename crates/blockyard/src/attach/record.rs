@@ -74,9 +74,8 @@ impl Record {
             out.sync_all()?;
             fs::rename(&next, &path)
         };
-        write().map_err(|err| {
-            Error::failed(format!("cannot write {}", path.display())).caused_by(err)
-        })
+        write()
+            .map_err(|err| Error::failed(format!("cannot write {}", path.display())).caused_by(err))
     }
 
     /// Takes it off record, unless another has taken its place.

@@ -77,9 +77,7 @@ pub(super) fn recover(args: RecoverArgs, verbose: u8) -> Result<u8> {
 fn orphans() -> Result<Vec<Record>> {
     let left = attach::left_behind()?;
     let mut records = record::all()?;
-    records.retain(|record| {
-        left.iter().any(|left| left.recoverable && left.path == record.path())
-    });
+    records.retain(|record| left.iter().any(|left| left.recoverable && left.path == record.path()));
     Ok(records)
 }
 

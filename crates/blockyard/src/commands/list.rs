@@ -125,6 +125,16 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             let DeviceReport { path, via, uri, .. } = device;
             term::say(format_args!("{} serves {path} ({via}, {uri})", daemon.pid))?;
         }
+        for machine in &daemon.vhost_user {
+            let socket = machine.socket.as_deref().unwrap_or("a passed socket");
+            let used = if machine.connected {
+                format!("connected, {} queues, {} requests", machine.queues, machine.requests)
+            } else {
+                "nobody connected".into()
+            };
+            let (pid, disk) = (daemon.pid, &machine.disk);
+            term::say(format_args!("{pid} serves {disk} at vhost-user-blk:{socket} ({used})"))?;
+        }
     }
     Ok(())
 }

@@ -2,14 +2,22 @@
 
 mod attach;
 mod bench;
+mod check;
+mod compare;
+mod copy;
 mod docs;
 mod info;
+mod interrupt;
 mod list;
+mod map;
+mod run;
 mod serve;
 mod up;
+mod vhost_user_blk;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Error, Result};
+use crate::queue_threads::QueueThreads;
 use crate::uri::DiskPlan;
 
 /// The exit code of a predicate whose answer is no.
@@ -27,9 +35,15 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
         Command::Recover(args) => attach::recover(args, cli.verbose),
         Command::LookAt { device } => attach::look_at(&device).map(|()| 0),
+        Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Copy(args) => copy::run(args).map(|()| 0),
+        Command::Compare(args) => compare::run(args),
+        Command::Map(args) => map::run(args).map(|()| 0),
+        Command::Check(args) => check::run(args),
+        Command::Run(args) => run::run(&args),
         Command::Completions { shell } => docs::completions(shell).map(|()| 0),
         Command::Man { directory } => docs::man(directory.as_deref()).map(|()| 0),
     }
@@ -38,6 +52,11 @@ pub fn run(cli: Cli) -> Result<u8> {
 /// A disk URI from the command line.
 pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
     text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+}
+
+/// Queue threads: as many as there are CPUs, unless told otherwise.
+fn threads(wanted: Option<u16>) -> usize {
+    wanted.map_or_else(QueueThreads::default_count, usize::from)
 }
 
 /// A size from the command line.

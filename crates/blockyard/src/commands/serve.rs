@@ -1,4 +1,4 @@
-//! `blockyard serve`: disks from the command line, over NBD.
+//! `blockyard serve`: disks from the command line, over NBD and to virtual machines.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
 use crate::daemon::{Daemon, Passed};
 use crate::error::{Error, Result};
-use crate::plan::{ExportPlan, NbdPlan, TlsUse, YardPlan};
+use crate::plan::{ExportPlan, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan};
 use crate::runner::Runner;
 use crate::term;
 
@@ -29,7 +29,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
 
 /// `--run` without an address listens where nobody else does.
 fn private_runner(command: &OsStr, args: &ServeArgs) -> Result<Runner> {
-    Runner::new(command, args.nbd.is_empty())
+    Runner::shell(command, args.nbd.is_empty() && args.vhost_user_blk.is_empty())
 }
 
 /// One line for each listener.
@@ -42,6 +42,15 @@ pub(super) fn ready(daemon: &Daemon) {
     for address in daemon.addresses() {
         let uri = uri_for(std::slice::from_ref(address), "");
         term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
+    }
+    for plan in &daemon.plan().vhost_user {
+        let disk = daemon.plan().disk_name(plan.disk);
+        match &plan.listen {
+            VhostUserListen::Path(path) => {
+                term::tell(format_args!("serving {disk} at vhost-user-blk:{}", path.display()));
+            }
+            VhostUserListen::Passed(_) => {}
+        }
     }
 }
 
@@ -75,7 +84,12 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         disk.options.read_only |= args.read_only;
     }
     let mut plan = YardPlan::new(disks)?;
-    for (flag, given) in [("--name", args.name.len()), ("--description", args.description.len())] {
+    for (flag, given) in [
+        ("--name", args.name.len()),
+        ("--description", args.description.len()),
+        ("--vhost-user-blk", args.vhost_user_blk.len()),
+        ("--serial", args.serial.len()),
+    ] {
         if given > plan.disks.len() {
             let what = format!("{flag} is given {given} times for {} disks", plan.disks.len());
             return Err(Error::usage(what));
@@ -89,6 +103,13 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         plan.exports.push(export);
     }
     plan.nbd = nbd_plan(args, sockets_passed, runner)?;
+    for (disk, path) in args.vhost_user_blk.iter().enumerate() {
+        let mut back_end = VhostUserPlan::new(disk, VhostUserListen::Path(path.clone()));
+        back_end.socket_mode = plan.nbd.socket_mode;
+        back_end.read_only = args.read_only;
+        back_end.serial = args.serial.get(disk).cloned();
+        plan.vhost_user.push(back_end);
+    }
     plan.nbd.default_export = plan.exports.first().map(|export| export.name.clone());
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
@@ -106,13 +127,11 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
             .map_err(|err: blockyard_export_nbd::Error| Error::usage("bad --nbd").caused_by(err))?;
         nbd.listen.push(address.into());
     }
-    if let Some(socket) = runner.and_then(Runner::socket) {
-        nbd.listen.push(Address::Unix(socket).into());
-    }
-    if nbd.listen.is_empty() && !nbd.systemd {
+    nbd.listen.extend(runner.and_then(Runner::listen));
+    if nbd.listen.is_empty() && !nbd.systemd && args.vhost_user_blk.is_empty() {
         if !sockets_passed {
             return Err(Error::usage("where should it be served?")
-                .help("add --nbd unix:/path/to.sock or --nbd tcp:127.0.0.1:10809"));
+                .help("add --nbd unix:/path/to.sock, --nbd tcp:127.0.0.1:10809, or --vhost-user-blk /path/to.sock"));
         }
         nbd.systemd = true;
     }

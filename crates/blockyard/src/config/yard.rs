@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsFiles, TlsIdentity};
+use blockyard_export_vhost_user_blk::MAX_QUEUES;
 use blockyard_nbd::uri::{Transport, Uri};
 use toml::Spanned;
 use toml::de::DeTable;
 
 use super::mistakes::Mistake;
 use super::table::{At, Taker};
-use crate::plan::{ExportPlan, MAX_THREADS, NbdPlan, TlsUse, YardPlan, name_disks};
+use crate::plan::{
+    ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
+};
 use crate::suggest;
 use crate::uri::{DiskPlan, DriverPlan, PlanBuilder, UriError, parse_duration};
 
@@ -26,6 +29,7 @@ pub(super) fn check(
     let disks = disks(&mut top, base, found);
     let mut exports = exports(&mut top, &disks, found);
     let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, found));
+    let machines = machines(&mut top, &disks, base, found);
     let threads = top.table("threads", "[threads]", found);
     let (threads, grace) = threads.map_or((None, None), |table| threads_table(table, found));
     top.finish(found);
@@ -34,7 +38,7 @@ pub(super) fn check(
         found.push(Mistake::new(0..0, "there is no disk", remedy));
     }
     let mut nbd = nbd.unwrap_or_default();
-    if nbd.listen.is_empty() && !nbd.systemd && found.is_empty() {
+    if nbd.listen.is_empty() && !nbd.systemd && machines.is_empty() && found.is_empty() {
         let remedy = "say where clients connect to:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
         found.push(Mistake::new(0..0, "nothing listens", remedy));
     }
@@ -57,6 +61,7 @@ pub(super) fn check(
         nbd.default_export.or_else(|| exports.first().map(|export| export.name.clone()));
     plan.exports = exports;
     plan.nbd = nbd;
+    plan.vhost_user = machines;
     plan.threads = threads.unwrap_or(plan.threads);
     plan.grace = grace.unwrap_or(plan.grace);
     Some(plan)
@@ -178,6 +183,67 @@ fn beside_the_file(uri: &mut Uri, base: &Path) {
     }
 }
 
+/// The place of a disk that is named.
+fn disk_index(disks: &[Disk], name: &At<String>, found: &mut Vec<Mistake>) -> Option<usize> {
+    let index = disks.iter().position(|known| known.name == name.value);
+    if index.is_none() {
+        let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+        let what = format!("there is no disk named {:?}", name.value);
+        found.push(Mistake::new(name.at.clone(), what, suggest::hint(&name.value, &names)));
+    }
+    index
+}
+
+/// Disks of virtual machines.
+fn machines(
+    top: &mut Taker<'_, '_>,
+    disks: &[Disk],
+    base: &Path,
+    found: &mut Vec<Mistake>,
+) -> Vec<VhostUserPlan> {
+    let mut plans = Vec::new();
+    for mut table in top.tables("vhost_user_blk", "[[vhost_user_blk]]", found) {
+        let disk = table.text("disk", found);
+        let socket = table.text("socket", found);
+        let serial = table.text("serial", found);
+        let read_only = table.flag("read_only", found);
+        let queues = table.number("queues", (1, MAX_QUEUES.into()), found);
+        let mode = socket_mode(&mut table, found);
+        let at = first_line(&table.at());
+        table.finish(found);
+        let (Some(disk), Some(socket)) = (disk, socket) else {
+            let remedy = "name a disk and a socket: disk = \"...\", socket = \"vm.sock\"";
+            found.push(Mistake::new(
+                at,
+                "a disk of a virtual machine without disk or socket",
+                remedy,
+            ));
+            continue;
+        };
+        let Some(index) = disk_index(disks, &disk, found) else { continue };
+        let listen = VhostUserListen::Path(base.join(socket.value));
+        plans.push(VhostUserPlan {
+            socket_mode: mode,
+            read_only: read_only.is_some_and(|flag| flag.value),
+            serial: serial.map(|text| text.value),
+            queues: queues.and_then(|queues| u16::try_from(queues.value).ok()),
+            ..VhostUserPlan::new(index, listen)
+        });
+    }
+    plans
+}
+
+/// The permissions of a socket file.
+fn socket_mode(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> Option<u32> {
+    let mode = table.text("socket_mode", found)?;
+    let parsed = u32::from_str_radix(&mode.value, 8).ok().filter(|mode| *mode <= 0o777);
+    if parsed.is_none() {
+        let remedy = "write socket_mode = \"660\", say";
+        found.push(Mistake::new(mode.at, "this is no octal mode", remedy));
+    }
+    parsed
+}
+
 fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) -> Vec<ExportPlan> {
     let mut exports: Vec<ExportPlan> = Vec::new();
     for mut table in top.tables("export", "[[export]]", found) {
@@ -197,12 +263,7 @@ fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) ->
             }
             continue;
         };
-        let Some(index) = disks.iter().position(|known| known.name == disk.value) else {
-            let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
-            let what = format!("there is no disk named {:?}", disk.value);
-            found.push(Mistake::new(disk.at, what, suggest::hint(&disk.value, &names)));
-            continue;
-        };
+        let Some(index) = disk_index(disks, &disk, found) else { continue };
         if let Some(preferred) = preferred.as_ref().filter(|size| !size.value.is_power_of_two()) {
             let what = "a preferred block size is a power of two";
             found.push(Mistake::new(preferred.at.clone(), what, "write 4096, say"));
@@ -240,16 +301,7 @@ fn nbd(mut table: Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> NbdPl
             }
         }
     }
-    if let Some(mode) = table.text("socket_mode", found) {
-        plan.socket_mode = u32::from_str_radix(&mode.value, 8).ok().filter(|mode| *mode <= 0o777);
-        if plan.socket_mode.is_none() {
-            found.push(Mistake::new(
-                mode.at,
-                "this is no octal mode",
-                "write socket_mode = \"660\", say",
-            ));
-        }
-    }
+    plan.socket_mode = socket_mode(&mut table, found);
     plan.default_export = table.text("default_export", found).map(|name| name.value);
     plan.tls = table.table("tls", "[nbd.tls]", found).and_then(|table| tls(table, base, found));
     plan.limits = limits(&mut table, found);

@@ -28,6 +28,9 @@ pub struct Daemon {
     /// The disks of the kernel that it serves.
     #[serde(default)]
     pub devices: Vec<DeviceReport>,
+    /// Its disks of virtual machines.
+    #[serde(default)]
+    pub vhost_user: Vec<VhostUser>,
 }
 
 /// A disk of the kernel.
@@ -41,6 +44,21 @@ pub struct DeviceReport {
     pub uri: String,
     /// Whether it outlives its daemon.
     pub recoverable: bool,
+}
+
+/// A disk of a virtual machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VhostUser {
+    /// The name of the disk.
+    pub disk: String,
+    /// Where its front-end connects to; none if that was passed to the daemon.
+    pub socket: Option<String>,
+    /// A front-end is connected.
+    pub connected: bool,
+    /// Queues that are served.
+    pub queues: u64,
+    /// Requests so far.
+    pub requests: u64,
 }
 
 /// A disk.
@@ -141,6 +159,7 @@ impl Daemon {
                 clients: server.clients().into_iter().map(Client::from).collect(),
             },
             devices: Vec::new(),
+            vhost_user: Vec::new(),
         }
     }
 }

@@ -1,7 +1,8 @@
-//! A running daemon: disks, queue threads, the NBD server, the control socket, and an orderly end.
+//! A running daemon: disks, queue threads, the NBD server, disks of virtual machines, the control socket, and an orderly end.
 
 mod activation;
 pub(crate) mod signals;
+mod vhost_user;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use crate::control::{self, report};
 use crate::disks::DiskMaker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
-use crate::plan::{ExportPlan, Listen, TlsUse, YardPlan};
+use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
 use crate::remote::Remote;
 
@@ -26,6 +27,7 @@ pub struct Yard {
     layer: BlockLayer,
     disks: Vec<Arc<Disk>>,
     server: Arc<Server>,
+    back_ends: Vec<vhost_user::BackEnd>,
     addresses: Vec<Address>,
     started: Instant,
 }
@@ -49,6 +51,7 @@ impl Daemon {
         raise_file_limit();
         let mut notices = Vec::new();
         let listeners = listeners(&plan, passed, &mut notices)?;
+        let machines = vhost_user::listeners(&plan)?;
         let bell = Arc::new(Bell::default());
         let ring = Arc::clone(&bell);
         let on_park: OnPark = Arc::new(move || ring.ring());
@@ -62,7 +65,9 @@ impl Daemon {
         let server = Server::new(config, threads.handles().to_vec()).map_err(nbd_error)?;
         let addresses = listeners.iter().flat_map(Listener::addresses).collect();
         listeners.into_iter().for_each(|listener| server.listen(listener));
-        let yard = Yard { plan, layer, disks, server, addresses, started: Instant::now() };
+        let back_ends = vhost_user::start(&plan, machines, &disks, threads.handles())?;
+        let started = Instant::now();
+        let yard = Yard { plan, layer, disks, server, back_ends, addresses, started };
         Ok(Self { yard: Arc::new(yard), threads, remotes, clock, bell, notices })
     }
 
@@ -89,7 +94,8 @@ impl Daemon {
     /// # Errors
     /// The system has no room for what it needs.
     pub fn run(self, ready: impl FnOnce(&Self)) -> Result<()> {
-        block_on(self.serve(ready, std::future::pending::<()>())).map(drop)
+        let yard = Arc::clone(&self.yard);
+        block_on(self.serve(ready, async move { yard.deserted().await })).map(drop)
     }
 
     /// Serves until `job` has ended, or a signal says to stop. Returns what the job says; 1 if it has not
@@ -152,7 +158,12 @@ impl Daemon {
 
     async fn stop(self) {
         let grace = self.yard.plan.grace;
+        // Each of them takes no more than the grace, and they end together.
+        self.yard.back_ends.iter().for_each(|back_end| back_end.server.stop());
         self.yard.server.shutdown(grace).await;
+        for back_end in &self.yard.back_ends {
+            back_end.server.shutdown(grace).await;
+        }
         for remote in &self.remotes {
             remote.leave(grace).await;
         }
@@ -260,10 +271,28 @@ fn make_export(plan: &ExportPlan, disks: &[Arc<Disk>]) -> Result<Export> {
     Ok(export)
 }
 
+impl Yard {
+    /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
+    /// nothing listens.
+    async fn deserted(&self) {
+        let passed =
+            |plan: &crate::plan::VhostUserPlan| matches!(plan.listen, VhostUserListen::Passed(_));
+        let alone = self.addresses.is_empty() && self.plan.vhost_user.iter().all(passed);
+        match self.back_ends.as_slice() {
+            [only] if alone => only.server.ended().await,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
 impl control::Answers for Yard {
     fn report(&self) -> report::Daemon {
         let (server, addresses) = (&self.server, &self.addresses);
-        report::Daemon::of(&self.plan, &self.disks, server, addresses, self.started)
+        let mut daemon =
+            report::Daemon::of(&self.plan, &self.disks, server, addresses, self.started);
+        let machines = self.back_ends.iter().map(|back_end| back_end.report(&self.disks));
+        daemon.vhost_user = machines.collect();
+        daemon
     }
 
     fn diskstats(&self) -> String {

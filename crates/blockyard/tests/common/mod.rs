@@ -33,7 +33,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let code = output.status.code().unwrap_or(-1);
         Self { code, out: text(&output.stdout), err: text(&output.stderr) }
@@ -261,6 +261,25 @@ impl Drop for Cleanup {
             let _ = Command::new(program).args(lazy).args(args).output();
         }
     }
+}
+
+/// nbdkit on a unix socket, once it takes connections.
+pub(crate) fn nbdkit(socket: &Path, args: &[&str]) -> Guard {
+    let _ = std::fs::remove_file(socket);
+    let mut command = system("nbdkit");
+    command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(socket).args(args);
+    let child = command.stdin(Stdio::null()).spawn();
+    let mut guard = Guard(child.expect("nbdkit is missing; run: cargo xtask setup"));
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
+        assert!(guard.0.try_wait().unwrap().is_none(), "nbdkit ended");
+        std::thread::yield_now();
+    }
+    guard
+}
+
+/// The URI of an export on a unix socket.
+pub(crate) fn unix(export: &str, socket: &Path) -> String {
+    format!("nbd+unix:///{export}?socket={}", socket.display())
 }
 
 /// Mounts an export as a file, and gives the file.

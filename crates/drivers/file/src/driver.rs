@@ -23,7 +23,7 @@ use crate::queue::Queue;
 
 /// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
 pub struct File {
-    file: Arc<OwnedFd>,
+    pub(crate) file: Arc<OwnedFd>,
     /// Held as long as the driver lives.
     _lock: Option<Lock>,
     engine: IoEngine,
@@ -31,7 +31,7 @@ pub struct File {
     may_fall_back: bool,
     threads: Threads,
     runtimes: Vec<Handle>,
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
 }
 
 impl File {

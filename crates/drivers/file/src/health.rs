@@ -1,6 +1,6 @@
 //! What went wrong with the file for good, and is said once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockyard_blkmq::Status;
@@ -22,6 +22,10 @@ impl Health {
             shrunk: AtomicBool::new(false),
             refused: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether nothing can be promised to be durable any more.

@@ -17,6 +17,9 @@
 //!
 //! # What changes under it
 //!
+//! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too
+//! short. What others append to the file is not part of the disk before that.
+//!
 //! A file that becomes shorter while it is a disk gives I/O errors past its new end, and one line in the log.
 //! Advisory locks keep other careful openers away: see [`FileConfig::lock`].
 #![forbid(unsafe_code)]
@@ -29,6 +32,7 @@ mod job;
 mod limits;
 mod open;
 mod queue;
+mod resize;
 
 pub use config::{Engine, FileConfig};
 pub use driver::File;

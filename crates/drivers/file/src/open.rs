@@ -200,14 +200,8 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
 
 fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Result<u64, Error> {
     let path = config.path.display();
-    let size = if is_block_device {
-        block_device::size(file)
-    } else {
-        rustix::fs::fstat(file)
-            .map_err(io::Error::from)
-            .map(|stat| u64::try_from(stat.st_size).unwrap_or(0))
-    };
-    let size = size.map_err(|err| Error::io(format!("the size of {path} is not known"), err))?;
+    let size = size_now(file, is_block_device)
+        .map_err(|err| Error::io(format!("the size of {path} is not known"), err))?;
     match config.create_size {
         Some(wanted) if wanted != size => {
             let what = format!(
@@ -235,6 +229,14 @@ fn check_size(config: &FileConfig, size: u64, block: u64) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::Size, what))
+}
+
+/// Bytes in the file or on the device, now.
+pub(crate) fn size_now(file: BorrowedFd<'_>, is_block_device: bool) -> io::Result<u64> {
+    if is_block_device {
+        return block_device::size(file);
+    }
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
 }
 
 /// What the kernel says, else what the device says, else what a read finds out.

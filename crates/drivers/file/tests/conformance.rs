@@ -10,7 +10,8 @@ use blockyard_driver_file::{Engine, FileConfig};
 use common::{Loop, Place, TestDisk, open_with};
 
 const BYTES: u64 = 4 << 20;
-const ON_A_FILE: Capabilities = Capabilities { discard_zeroes: true, holes: true, ..STORES };
+const ON_A_FILE: Capabilities =
+    Capabilities { discard_zeroes: true, holes: true, can_grow: true, ..STORES };
 
 fn two_queues() -> TagSetConfig {
     TagSetConfig { cpus: 2, hw_queues: [2, 0, 0], depth: 8, ..TagSetConfig::default() }

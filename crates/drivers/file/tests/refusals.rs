@@ -3,7 +3,7 @@
 
 mod common;
 
-use blockyard_blkmq::{Features, Flags, Op, Status};
+use blockyard_blkmq::{Features, Flags, Op, Sector, Status};
 use blockyard_conformance::QueueThread;
 use blockyard_driver_file::{Engine, ErrorKind, FileConfig};
 use common::{Loop, Place, open, run};
@@ -127,4 +127,30 @@ fn io_uring_where_it_is_there_is_what_auto_takes() {
     let auto = open(&config).unwrap().info.engine;
     let uring = FileConfig { engine: Engine::Uring, ..config };
     assert_eq!(auto, open(&uring).unwrap().info.engine);
+}
+
+#[test]
+fn a_disk_grows_with_its_file_and_never_cuts_it() {
+    let place = Place::here();
+    let path = place.file("disk", 1 << 20);
+    let len = || std::fs::metadata(&path).unwrap().len();
+    let disk = open(&FileConfig::new(&path)).unwrap();
+    disk.disk.resize(Sector((2 << 20) / 512)).unwrap();
+    assert_eq!((len(), disk.disk.capacity().bytes()), (2 << 20, 2 << 20));
+    disk.disk.resize(Sector((1 << 20) / 512)).unwrap();
+    assert_eq!(
+        (len(), disk.disk.capacity().bytes()),
+        (2 << 20, 1 << 20),
+        "what is past the end stays"
+    );
+    drop(disk);
+    let disk = open(&FileConfig { read_only: true, ..FileConfig::new(&path) }).unwrap();
+    let err = disk.disk.resize(Sector((4 << 20) / 512)).unwrap_err().to_string();
+    assert!(err.contains("disk has 2097152 bytes, and the disk is read-only"), "{err}");
+    assert_eq!(len(), 2 << 20);
+    drop(disk);
+    let device = Loop::on(&path, "");
+    let disk = open(&FileConfig::new(&device.0)).unwrap();
+    let err = disk.disk.resize(Sector((4 << 20) / 512)).unwrap_err().to_string();
+    assert!(err.contains("a device is made larger by whatever made it"), "{err}");
 }

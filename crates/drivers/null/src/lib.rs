@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use blockyard_blkmq::badblocks::Check;
 use blockyard_blkmq::{
-    Busy, Disk, Driver, Error, ErrorKind, Extent, Features, HctxHandle, Limits, Op, QueueType,
-    Request, Sector, Status,
+    BlockDeviceOps, Busy, Disk, Driver, Error, ErrorKind, Extent, Features, HctxHandle, Limits, Op,
+    QueueType, Request, Sector, Status,
 };
 use blockyard_buf::{Segment, Segments, ZERO_RUN};
 use tokio::runtime::Handle;
@@ -103,6 +103,12 @@ impl Null {
             Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Prefetch => {}
         }
         rq.end(Status::Ok);
+    }
+}
+
+impl BlockDeviceOps for Null {
+    fn resize(&self, _disk: &Disk, _to: Sector) -> Result<(), Error> {
+        Ok(())
     }
 }
 

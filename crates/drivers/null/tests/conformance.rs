@@ -4,9 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::{
-    Disk, DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet, TagSetConfig,
-};
+use blockyard_blkmq::{Disk, DiskConfig, MonotonicClock, OpenMode, Sector, TagSet, TagSetConfig};
 use blockyard_conformance::{Capabilities, MIN_BYTES, QueueThread, Subject};
 use blockyard_driver_null::{Null, NullConfig};
 
@@ -17,10 +15,9 @@ fn null(latency: Option<Duration>, set: TagSetConfig) -> Subject {
     let thread = QueueThread::start();
     let config = NullConfig { capacity: Sector(MIN_BYTES / 512), latency };
     let null = Null::new(config, std::slice::from_ref(&thread.handle)).unwrap();
-    let set = TagSet::new(null, set).unwrap();
+    let set = TagSet::new(Arc::clone(&null), set).unwrap();
     let config = DiskConfig::new("null0", Sector(MIN_BYTES / 512), Null::limits());
-    let disk =
-        Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();
+    let disk = Disk::alloc(&set, (), config, null, Arc::new(MonotonicClock::new())).unwrap();
     Subject::new(disk.open(None, OpenMode::ReadWrite).unwrap(), thread).with(CAN)
 }
 

@@ -124,6 +124,10 @@ impl Driver for Ram {
 }
 
 impl BlockDeviceOps for Ram {
+    fn resize(&self, _disk: &Disk, _to: Sector) -> Result<()> {
+        Ok(())
+    }
+
     fn swap_slot_free_notify(&self, _disk: &Disk, sector: Sector) {
         self.tree.discard(sector.bytes(), 4096);
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use blockyard_blkmq::{
-    BlockSize, Disk, DiskConfig, Features, Limits, MonotonicClock, NoOps, OpenMode, Sector, TagSet,
+    BlockSize, Disk, DiskConfig, Features, Limits, MonotonicClock, OpenMode, Sector, TagSet,
     TagSetConfig, sched,
 };
 use blockyard_conformance::{Capabilities, MIN_BYTES, STORES, Subject};
@@ -15,10 +15,10 @@ const CAN: Capabilities =
 
 /// The smallest disk that will do.
 fn ram(set: TagSetConfig, limits: Limits) -> Subject {
-    let set = TagSet::new(Ram::new(), set).unwrap();
+    let ram = Ram::new();
+    let set = TagSet::new(Arc::clone(&ram), set).unwrap();
     let config = DiskConfig::new("ram0", Sector(MIN_BYTES / 512), limits);
-    let disk =
-        Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();
+    let disk = Disk::alloc(&set, (), config, ram, Arc::new(MonotonicClock::new())).unwrap();
     Subject::new(disk.open(None, OpenMode::ReadWrite).unwrap(), ()).with(CAN)
 }
 

@@ -145,9 +145,10 @@ impl Driver {
         let request = with_sockets(request, sockets);
         let failed = |err| Error::io("the kernel's NBD driver does not take the connections", err);
         let index = self.ask(request, |attributes| attributes.u32(attribute::INDEX));
-        index.map_err(failed)?.or(setup.index).ok_or_else(|| {
-            failed(io::Error::other("it does not say which device it made of them"))
-        })
+        index
+            .map_err(failed)?
+            .or(setup.index)
+            .ok_or_else(|| failed(io::Error::other("it does not say which device it made of them")))
     }
 
     /// Ends a device: what is asked of it fails. What it had asked and got no answer to does, too.
@@ -173,9 +174,8 @@ impl Driver {
         sockets: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
         let request = self.request(self.family, command::RECONFIGURE, VERSION);
-        let request = request
-            .u32(attribute::INDEX, index)
-            .text(attribute::BACKEND_IDENTIFIER, identifier);
+        let request =
+            request.u32(attribute::INDEX, index).text(attribute::BACKEND_IDENTIFIER, identifier);
         self.ask(with_sockets(request, sockets), |_| None::<()>)
             .map(drop)
             .map_err(|err| failed(index, "given new connections", err))

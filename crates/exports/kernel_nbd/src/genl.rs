@@ -205,7 +205,8 @@ mod tests {
             52, 0, 0, 0, 0x1b, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr
             1, 1, 0, 0, // genlmsghdr
             8, 0, 1, 0, 3, 0, 0, 0, // NBD_ATTR_INDEX
-            16, 0, 7, 0x80, 12, 0, 1, 0x80, 8, 0, 1, 0, 5, 0, 0, 0, // sockets, a socket, its descriptor
+            16, 0, 7, 0x80, 12, 0, 1, 0x80, 8, 0, 1, 0, 5, 0, 0,
+            0, // sockets, a socket, its descriptor
             7, 0, 10, 0, b'm', b'e', 0, 0, // a text, filled up
         ];
         assert_eq!(request, expected);

@@ -20,13 +20,13 @@ mod error;
 mod listener;
 mod rate_limit;
 mod server;
-mod spin;
 mod status;
 mod thread;
 mod tls;
 
 pub use address::{Address, DEFAULT_PORT};
 pub use blockyard_nbd::wire::HeaderStyle;
+pub use blockyard_sys::spin::MAX_SPIN;
 pub use client::{ClientInfo, SessionInfo};
 pub use config::{
     Config, DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_IN_FLIGHT_PER_CLIENT, DEFAULT_MAX_CLIENTS,
@@ -36,5 +36,4 @@ pub use config::{
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};
 pub use server::Server;
-pub use spin::MAX_SPIN;
 pub use tls::{TlsConfig, TlsFiles, TlsIdentity};

@@ -3,10 +3,11 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use blockyard_sys::SocketFile;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::address::Address;
@@ -144,28 +145,16 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
 /// Removes the socket of a server that is gone. One that is alive stays, and so does a file of any other kind:
 /// binding fails then.
 fn remove_stale(path: &Path) -> Result<(), Error> {
-    let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !found.file_type().is_socket() {
+    SocketFile::remove_stale(path).map_err(|err| {
+        if err.kind() != io::ErrorKind::AlreadyExists {
+            return failed(&Address::Unix(path.into()), err);
+        }
         let what = format!(
             "cannot listen at unix:{0}: {0} exists and is no socket; choose another path, or remove it",
             path.display()
         );
-        return Err(Error::new(ErrorKind::InUse, what));
-    }
-    match try_connect(path) {
-        Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|err| failed(&Address::Unix(path.into()), err))
-        }
-        // Accepted, or nobody knows: binding says that it is in use.
-        _ => Ok(()),
-    }
-}
-
-/// Never waits: a server that is alive but busy has a full queue.
-fn try_connect(path: &Path) -> io::Result<()> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SockAddr::unix(path)?)
+        Error::new(ErrorKind::InUse, what)
+    })
 }
 
 fn bind_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, Error> {
@@ -221,34 +210,6 @@ fn listen_tcp(address: SocketAddr) -> io::Result<Socket> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
-}
-
-/// A socket file that is removed in the end, unless another has taken its place.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        let path = std::path::absolute(path)?;
-        let identity = identity(&path)?;
-        Ok(Self { path, identity })
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // Whoever was faster has removed it.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
 }
 
 /// Who is at the other end, for people.

@@ -63,11 +63,7 @@ impl Device {
     /// # Errors
     /// [`ErrorKind::Unavailable`] where there is no driver, [`ErrorKind::Busy`] if the number is taken, and what
     /// else keeps it from being made. Nothing of it is left then.
-    pub fn add(
-        config: Config,
-        bdev: &Arc<Bdev>,
-        queue_threads: &[Handle],
-    ) -> Result<Self, Error> {
+    pub fn add(config: Config, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
         let (basic, discard) = params::params(bdev, MAX_IO_BYTES)?;
         let mut control = open_control()?;
         let features = features(&mut control, config.recoverable);
@@ -106,11 +102,7 @@ impl Device {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such device, [`ErrorKind::Busy`] while its server lives.
-    pub fn take_over(
-        id: u32,
-        bdev: &Arc<Bdev>,
-        queue_threads: &[Handle],
-    ) -> Result<Self, Error> {
+    pub fn take_over(id: u32, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
         let mut control = open_control()?;
         let failed = |err| Error::io(format!("{} cannot be taken over", ublk::disk_path(id)), err);
         let info = control.info(id).map_err(failed)?;
@@ -223,15 +215,16 @@ fn serve(
     queue_threads: &[Handle],
 ) -> Result<Vec<JoinHandle<()>>, Error> {
     let id = info.dev_id;
-    let failed = |err| Error::io(format!("the queues of {} cannot be set up", ublk::disk_path(id)), err);
+    let failed =
+        |err| Error::io(format!("the queues of {} cannot be set up", ublk::disk_path(id)), err);
     let device = ublk::Device::open(id).map_err(failed)?;
     let mut workers = Vec::new();
     let mut fetched = Vec::new();
     for number in 0..info.nr_hw_queues {
         let cpu = usize::from(number) % queue_threads.len();
         let runtime = &queue_threads[cpu];
-        let queue = Queue::new(&device, number, info.queue_depth, info.max_io_buf_bytes)
-            .map_err(failed)?;
+        let queue =
+            Queue::new(&device, number, info.queue_depth, info.max_io_buf_bytes).map_err(failed)?;
         let event = EventWatch::new(queue.event(), runtime).map_err(failed)?;
         let worker = Worker::new(queue, Arc::clone(bdev), cpu, info.max_io_buf_bytes);
         let (tell, told) = oneshot::channel();

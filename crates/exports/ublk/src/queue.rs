@@ -33,12 +33,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(
-        queue: ublk::Queue,
-        bdev: Arc<Bdev>,
-        cpu: usize,
-        max_io_bytes: u32,
-    ) -> Self {
+    pub(crate) fn new(queue: ublk::Queue, bdev: Arc<Bdev>, cpu: usize, max_io_bytes: u32) -> Self {
         let depth = usize::from(queue.depth());
         let outbox = Arc::new(Outbox::default());
         let bio = |tag| {

@@ -4,6 +4,7 @@ use super::Error;
 use super::initramfs::Initramfs;
 use super::places::{MACHINE, Places};
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -19,6 +20,8 @@ const MEMORY_MIB: u32 = 768;
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// How much of a console is kept.
 const MAX_CONSOLE_BYTES: u64 = 4 << 20;
+/// The shortest bound of a wait that the system takes.
+const MIN_WAIT: Duration = Duration::from_millis(1);
 /// How much longer than its limit a guest whose host is gone may run.
 const ORPHAN_GRACE: Duration = Duration::from_secs(30);
 
@@ -96,11 +99,9 @@ impl Guest {
     /// # Errors
     /// It says something else, ends, or its time is up.
     pub fn expect(&mut self, text: &str) -> Result<(), Error> {
-        let line = self.receive()?;
-        match line.as_deref().map(|line| line.split_once(' ').unwrap_or((line, ""))) {
-            Some(("ask", asked)) if asked == text => Ok(()),
-            Some((_, said)) => Err(self.failure(format!("says {said:?} instead of {text:?}"))),
-            None => Err(self.failure(format!("ended and never said {text:?}"))),
+        match self.receive()? {
+            Said::Ask(asked) if asked == text => Ok(()),
+            other => Err(self.failure(format!("{other} instead of saying {text:?}"))),
         }
     }
 
@@ -119,22 +120,14 @@ impl Guest {
     /// # Errors
     /// The guest wants an answer, ends before its script does, or its time is up.
     pub fn finish(mut self) -> Result<Outcome, Error> {
-        let line = self.receive()?;
-        let said = line.as_deref().map(|line| line.split_once(' ').unwrap_or((line, "")));
-        let status = match said {
-            Some(("exit", status)) => status.parse().ok(),
-            Some(("fail", reason)) => return Err(self.failure(format!("failed: {reason}"))),
-            Some((_, said)) => {
-                return Err(self.failure(format!("says {said:?} and waits for an answer")));
-            }
-            None => None,
-        };
-        let Some(status) = status else {
-            return Err(self.failure("ended before its script did"));
+        let status = match self.receive()? {
+            Said::Exit(status) => status,
+            other => return Err(self.failure(format!("{other} before the end of its script"))),
         };
         // The port is closed when the guest has powered off, so that the console is complete.
-        if self.receive()?.is_some() {
-            return Err(self.failure("went on after its script"));
+        match self.receive()? {
+            Said::Nothing => {}
+            other => return Err(self.failure(format!("{other} after its script"))),
         }
         self.child.wait().map_err(Error::host("cannot wait for the emulator"))?;
         Ok(Outcome { status, console: self.console() })
@@ -159,27 +152,64 @@ impl Guest {
         self.dir.path().to_owned()
     }
 
-    /// The next line from the guest, or `None` when it has ended.
-    fn receive(&mut self) -> Result<Option<String>, Error> {
+    /// The next line from the guest.
+    fn receive(&mut self) -> Result<Said, Error> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let limited =
-            self.port.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))));
+        let limited = self.port.get_ref().set_read_timeout(Some(left.max(MIN_WAIT)));
         limited.map_err(Error::host("cannot bound the wait for a guest"))?;
         let mut line = String::new();
         match (&mut self.port).take(MAX_LINE_BYTES).read_line(&mut line) {
-            Ok(0) => Ok(None),
-            Ok(_) if line.ends_with('\n') => Ok(Some(line.trim_end().to_owned())),
+            Ok(0) => Ok(Said::Nothing),
+            Ok(_) if line.ends_with('\n') => Said::parse(line.trim_end())
+                .ok_or_else(|| self.failure(format!("says {line:?}, which means nothing"))),
             Ok(_) => Err(self.failure("cut a line short, or said one that is too long")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(self.failure(format!("did not come to its end within {:?}", self.limit)))
             }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+            // The emulator ended and had not read everything.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Said::Nothing),
             Err(source) => Err(Error::Host { what: "cannot hear the guest".to_owned(), source }),
         }
     }
 
     fn failure(&self, what: impl Into<String>) -> Error {
         Error::Guest { what: what.into(), console: self.console() }
+    }
+}
+
+/// What a guest tells by its port, see `init.sh` and `lab.sh`.
+#[derive(Debug, PartialEq, Eq)]
+enum Said {
+    /// The script calls `host`.
+    Ask(String),
+    /// The script has ended with this status.
+    Exit(i32),
+    /// The guest cannot run the script.
+    Fail(String),
+    /// The guest has ended.
+    Nothing,
+}
+
+impl Said {
+    fn parse(line: &str) -> Option<Self> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "ask" => Some(Self::Ask(rest.to_owned())),
+            "exit" => Some(Self::Exit(rest.parse().ok()?)),
+            "fail" => Some(Self::Fail(rest.to_owned())),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ask(text) => write!(f, "says {text:?} and waits for an answer"),
+            Self::Exit(status) => write!(f, "ends its script with status {status}"),
+            Self::Fail(reason) => write!(f, "fails ({reason})"),
+            Self::Nothing => write!(f, "ended"),
+        }
     }
 }
 
@@ -191,5 +221,19 @@ impl Drop for Guest {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_guest() {
+        assert_eq!(Said::parse("ask two and two?"), Some(Said::Ask("two and two?".to_owned())));
+        assert_eq!(Said::parse("exit 3"), Some(Said::Exit(3)));
+        assert_eq!(Said::parse("fail"), Some(Said::Fail(String::new())));
+        assert_eq!(Said::parse("exit"), None);
+        assert_eq!(Said::parse("login:"), None);
     }
 }

@@ -19,7 +19,8 @@
 //! A guest boots in 5 to 8 seconds, has one CPU and 768 MiB: let one run do many checks. In it are `/proc`, `/sys`,
 //! `/dev`, a `/tmp` in memory, and `eth0`, by which the host's loopback is 10.0.2.2. A guest talks with its test by the shell
 //! function `host TEXT`: it tells the host, waits for the answer, and prints that; the test's part is [`Guest::expect`]
-//! and [`Guest::answer`]. Its output, and the kernel's messages, are the console.
+//! and [`Guest::answer`]. Its output, and the kernel's messages, are the console. `lab.sh` beside this file has more
+//! functions for scripts: `check_file_system DEVICE` for one makes a file system, fills it, mounts it again and compares.
 //!
 //! KVM is not used even where it is there, so that a run means the same on every machine.
 
@@ -42,10 +43,13 @@ use std::time::Duration;
 const DEFAULT_LIMIT: Duration = Duration::from_secs(180);
 /// The modules that every guest loads: its network.
 const MODULES: &[&str] = &["virtio_net"];
+/// What the shell function `check_file_system` runs; busybox has the rest.
+const FILE_SYSTEM_PROGRAMS: &[&str] = &["mkfs.ext4", "fsck.ext4", "blkdiscard", "fstrim"];
 
 /// What a guest is to be: modules, programs, files, devices, a script.
 #[derive(Clone, Debug)]
 pub struct Vm {
+    laboratory: Option<PathBuf>,
     modules: Vec<String>,
     programs: Vec<String>,
     files: Vec<(String, PathBuf)>,
@@ -67,6 +71,7 @@ impl Vm {
     #[must_use]
     pub fn new() -> Self {
         Self {
+            laboratory: None,
             modules: MODULES.iter().map(|&name| name.to_owned()).collect(),
             programs: Vec::new(),
             files: Vec::new(),
@@ -76,6 +81,13 @@ impl Vm {
             limit: DEFAULT_LIMIT,
             shows_console: false,
         }
+    }
+
+    /// The directory of the kernel and the emulator, if it is not the one that `BLOCKYARD_LAB` names.
+    #[must_use]
+    pub fn laboratory(mut self, dir: &Path) -> Self {
+        self.laboratory = Some(dir.to_owned());
+        self
     }
 
     /// Loads a module of the kernel, and those that it needs, before the script runs.
@@ -91,6 +103,12 @@ impl Vm {
     pub fn program(mut self, program: &str) -> Self {
         self.programs.push(program.to_owned());
         self
+    }
+
+    /// Takes along what the shell function `check_file_system` needs.
+    #[must_use]
+    pub fn file_systems(self) -> Self {
+        FILE_SYSTEM_PROGRAMS.iter().fold(self.module("ext4"), |vm, program| vm.program(program))
     }
 
     /// Takes a file of the host along as `guest_path`, with its permissions.
@@ -149,7 +167,7 @@ impl Vm {
     /// # Errors
     /// The laboratory, a module, a program or a file is missing; the emulator does not start.
     pub fn boot(&self) -> Result<Guest, Error> {
-        let places = Places::find()?;
+        let places = Places::find(self.laboratory.as_deref())?;
         let mut initramfs = Initramfs::new(&places, &self.script)?;
         initramfs.add_modules(&self.modules)?;
         for program in &self.programs {

@@ -49,15 +49,15 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Finds them by `BLOCKYARD_LAB`.
-    pub(super) fn find() -> Result<Self, Error> {
-        let Some(lab) = env::var_os(VARIABLE) else {
+    /// Finds them in a directory that was named, or by `BLOCKYARD_LAB`.
+    pub(super) fn find(named: Option<&Path>) -> Result<Self, Error> {
+        let lab = named.map(Path::to_owned).or_else(|| env::var_os(VARIABLE).map(PathBuf::from));
+        let Some(lab) = lab else {
             return Err(Error::Missing {
                 what: format!("{VARIABLE} is not set"),
                 remedy: "run the tests by cargo xtask test --part lab, or see CONTRIBUTING.md",
             });
         };
-        let lab = PathBuf::from(lab);
         let root = lab.join("root");
         let (kernel, version) = kernel(&root.join("boot"))?;
         let places =

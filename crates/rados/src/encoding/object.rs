@@ -2,6 +2,7 @@
 
 use super::{Decode, Encode, EntityName, Reader, Writer};
 use crate::error::Result;
+use std::cmp::Ordering;
 use std::fmt;
 
 /// The snapshot id of the head of an object: no snapshot (ceph: `src/include/rados.h`, `CEPH_NOSNAP`).
@@ -66,6 +67,12 @@ pub struct PgShard {
     pub shard: i8,
 }
 
+impl Default for PgShard {
+    fn default() -> Self {
+        Self { pg: PgId::default(), shard: Self::NO_SHARD }
+    }
+}
+
 impl PgShard {
     /// The shard of replicated pools.
     pub const NO_SHARD: i8 = -1;
@@ -111,16 +118,23 @@ impl ObjectLocator {
     }
 }
 
-impl Encode for ObjectLocator {
-    fn encode(&self, writer: &mut Writer) {
+impl ObjectLocator {
+    /// Appends it with another pool, such as that of a cache.
+    pub(crate) fn encode_in(&self, pool: i64, writer: &mut Writer) {
         let compat = if self.hash == Self::NO_HASH { 3 } else { 6 };
         writer.versioned(6, compat, |w| {
-            w.i64(self.pool);
+            w.i64(pool);
             w.i32(Self::NO_PREFERRED);
             w.string(&self.key);
             w.string(&self.namespace);
             w.i64(self.hash);
         });
+    }
+}
+
+impl Encode for ObjectLocator {
+    fn encode(&self, writer: &mut Writer) {
+        self.encode_in(self.pool, writer);
     }
 }
 
@@ -159,6 +173,36 @@ pub struct Hobject {
     pub namespace: String,
     /// The pool.
     pub pool: i64,
+}
+
+impl Hobject {
+    /// The names' part of the order: a key takes the place of the name, which then only breaks ties.
+    fn effective_key(&self) -> &str {
+        if self.key.is_empty() { &self.name } else { &self.key }
+    }
+}
+
+impl Ord for Hobject {
+    /// The order of objects in a placement group: by the hash with its bits reversed, so that a group that is split falls
+    /// into ranges.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let of = |it: &Self| (it.max, it.pool, it.hash.reverse_bits());
+        if self.max && other.max {
+            return Ordering::Equal;
+        }
+        of(self)
+            .cmp(&of(other))
+            .then_with(|| self.namespace.as_bytes().cmp(other.namespace.as_bytes()))
+            .then_with(|| self.effective_key().as_bytes().cmp(other.effective_key().as_bytes()))
+            .then_with(|| self.name.as_bytes().cmp(other.name.as_bytes()))
+            .then_with(|| self.snap.cmp(&other.snap))
+    }
+}
+
+impl PartialOrd for Hobject {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl Encode for Hobject {
@@ -280,6 +324,38 @@ mod tests {
         let bytes = encoded(&locator);
         assert_eq!(&bytes[..2], [6, 6]);
         assert_eq!(decoded::<ObjectLocator>(&bytes), locator);
+    }
+
+    #[test]
+    fn objects_are_in_order_of_their_reversed_hashes() {
+        let object = |hash, key: &str, name: &str, snap| Hobject {
+            key: key.into(),
+            name: name.into(),
+            snap,
+            hash,
+            max: false,
+            namespace: String::new(),
+            pool: 2,
+        };
+        let end = Hobject { max: true, ..object(0, "", "", 0) };
+        let first = Hobject { pool: i64::MIN, ..object(0, "", "", 0) };
+        let ordered = [
+            first,
+            object(0, "", "b", 1),
+            object(0, "", "b", NOSNAP),
+            object(0, "c", "a", 0),
+            object(0, "", "d", 0),
+            object(0x8000_0000, "", "a", 0),
+            object(2, "", "a", 0),
+            object(1, "", "a", 0),
+            object(3, "", "a", 0),
+            end,
+        ];
+        for (index, left) in ordered.iter().enumerate() {
+            for (other, right) in ordered.iter().enumerate() {
+                assert_eq!(left.cmp(right), index.cmp(&other), "{left:?} {right:?}");
+            }
+        }
     }
 
     #[test]

@@ -51,6 +51,20 @@ impl Pool {
         stable_mod(hash, self.pg_num)
     }
 
+    /// The hash of an object's name, or of the key in its place, with the namespace. None if the pool hashes in a way that
+    /// is not known.
+    pub(crate) fn hash_of(&self, locator: &ObjectLocator, name: &str) -> Option<u32> {
+        if let Ok(hash) = u32::try_from(locator.hash) {
+            return Some(hash);
+        }
+        let hashed = if locator.key.is_empty() { name } else { &locator.key };
+        if locator.namespace.is_empty() {
+            return name_hash(self.object_hash, hashed.as_bytes());
+        }
+        let bytes = [locator.namespace.as_bytes(), &[NAMESPACE_END], hashed.as_bytes()].concat();
+        name_hash(self.object_hash, &bytes)
+    }
+
     /// What CRUSH places for a group of pool number `pool`.
     #[must_use]
     fn placement_seed(&self, pg: PgId) -> u32 {
@@ -84,21 +98,10 @@ impl OsdMap {
                 ErrorKind::BadParameter { problem: "there is no pool with this number", text };
             return Err(Error::new(DOING, kind));
         };
-        let hash = match u32::try_from(locator.hash) {
-            Ok(hash) => hash,
-            Err(_) => {
-                let hashed = if locator.key.is_empty() { name } else { &locator.key };
-                let bytes = if locator.namespace.is_empty() {
-                    hashed.as_bytes().to_vec()
-                } else {
-                    [locator.namespace.as_bytes(), &[NAMESPACE_END], hashed.as_bytes()].concat()
-                };
-                name_hash(pool.object_hash, &bytes).ok_or_else(|| {
-                    let rule = "a pool hashes names by method 1 or 2";
-                    Error::violation(DOING, rule, pool.object_hash.into())
-                })?
-            }
-        };
+        let hash = pool.hash_of(locator, name).ok_or_else(|| {
+            let rule = "a pool hashes names by method 1 or 2";
+            Error::violation(DOING, rule, pool.object_hash.into())
+        })?;
         Ok((hash, PgId { pool: locator.pool, seed: pool.group(hash) }))
     }
 
@@ -194,6 +197,12 @@ impl Placer {
             self.encoded = map.crush.clone();
         }
         Ok(())
+    }
+
+    /// The CRUSH map.
+    #[must_use]
+    pub const fn crush(&self) -> &CrushMap {
+        &self.crush
     }
 
     /// Where CRUSH alone puts a group.

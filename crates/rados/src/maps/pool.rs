@@ -60,6 +60,8 @@ pub struct Pool {
     pub object_hash: u8,
     /// How many placement groups there are.
     pub pg_num: u32,
+    /// How many there will be if groups are being merged.
+    pub pg_num_pending: u32,
     /// How many of them are placed on their own; the others go where these do.
     pub pgp_num: u32,
     /// The epoch of the last change.
@@ -158,8 +160,10 @@ impl Decode for Pool {
             strings(r)?;
         }
         r.raw(8)?;
-        // Where the numbers of groups are going to.
-        r.raw(5 * 4)?;
+        // Where the numbers of groups are going to, how many there will be, when that is ready.
+        r.raw(2 * 4)?;
+        let pg_num_pending = r.u32()?;
+        r.raw(2 * 4)?;
         let last_force_resend = r.u32()?;
         if pg_num == 0 || pgp_num == 0 || pgp_num > pg_num {
             return Err(r.violation("a pool has 1 to pg_num groups to place", pgp_num.into()));
@@ -171,6 +175,7 @@ impl Decode for Pool {
             crush_rule: rule.into(),
             object_hash,
             pg_num,
+            pg_num_pending,
             pgp_num,
             last_change,
             snap_seq,

@@ -231,6 +231,9 @@ pub struct OsdMaps {
 }
 
 impl OsdMaps {
+    /// The message's kind (`CEPH_MSG_OSD_MAP`).
+    pub(crate) const KIND: u16 = OSD_MAP;
+
     /// Reads the message, from a monitor or an OSD.
     ///
     /// # Errors

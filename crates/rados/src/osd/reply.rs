@@ -1,13 +1,14 @@
 //! `MOSDOpReply`.
 
-use super::op::{MAX_OPS, OP_LEN, Op, OpCode};
-use crate::encoding::{Eversion, PgId};
+use super::code::OpCode;
+use super::op::{MAX_OPS, OP_LEN, Op};
+use crate::encoding::{Decode, Eversion, ObjectLocator, PgId, Reader};
 use crate::error::{Error, Result};
 use crate::msgr::Message;
 use bytes::Bytes;
 
 /// The message's kind, and the versions that are read: 8 since Ceph 12.
-const KIND: u16 = 43;
+pub(crate) const OP_REPLY: u16 = 43;
 const OLDEST: u16 = 8;
 const DOING: &str = "reading an OSD's reply";
 
@@ -41,8 +42,24 @@ pub struct Reply {
     pub version: Eversion,
     /// The version of the object as clients count it.
     pub user_version: u64,
-    /// Whether the object is elsewhere, and the request is to be sent there.
-    pub redirected: bool,
+    /// If the object is elsewhere: where the request is to be sent.
+    pub redirect: Option<Box<Redirect>>,
+}
+
+/// Where an object is, if not where the request went (ceph: `src/osd/osd_types.h`, `request_redirect_t`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// The pool, the key and the namespace.
+    pub locator: ObjectLocator,
+    /// The object's name; empty if that stays.
+    pub object: String,
+}
+
+impl Decode for Redirect {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self> {
+        let mut fields = reader.versioned(1)?.fields;
+        Ok(Self { locator: fields.get()?, object: fields.string()? })
+    }
 }
 
 impl Reply {
@@ -51,7 +68,7 @@ impl Reply {
     /// # Errors
     /// Another message, one that is cut, or one whose operations give more data than there is.
     pub fn parse(message: &Message) -> Result<Self> {
-        if message.kind != KIND {
+        if message.kind != OP_REPLY {
             return Err(Error::violation(DOING, "this is no reply", message.kind.into()));
         }
         let mut r = message.reader(DOING);
@@ -82,8 +99,8 @@ impl Reply {
             ops.push(OpResult { code, result, data: rest.split_to(len) });
         }
         let (version, user_version) = (r.get()?, r.u64()?);
-        let redirected = r.bool()?;
+        let redirect = if r.bool()? { Some(Box::new(r.get()?)) } else { None };
         let tid = message.tid;
-        Ok(Self { tid, object, result, epoch, attempt, ops, version, user_version, redirected })
+        Ok(Self { tid, object, result, epoch, attempt, ops, version, user_version, redirect })
     }
 }

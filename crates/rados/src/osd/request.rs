@@ -27,6 +27,10 @@ bitflags! {
         const READ = 0x10;
         /// It writes.
         const WRITE = 0x20;
+        /// Fail with an old snapshot context (errno 85).
+        const ORDER_SNAP = 0x40;
+        /// It is about a group, and not an object.
+        const PG_OP = 0x400;
         /// Any OSD of the group may answer.
         const BALANCE_READS = 0x100;
         /// A near OSD of the group may answer.
@@ -35,6 +39,14 @@ bitflags! {
         const KNOWN_REDIRECT = 0x40_0000;
         /// Fail where the cluster is full, and do not wait.
         const FULL_TRY = 0x80_0000;
+        /// The object is the one that a cache redirected to, which is asked as it is.
+        const IGNORE_CACHE = 0x8000;
+        /// The pool is the one to ask, and not the cache in front of it.
+        const IGNORE_OVERLAY = 0x2_0000;
+        /// A redirect was followed.
+        const REDIRECTED = 0x20_0000;
+        /// Write even if the cluster is full.
+        const FULL_FORCE = 0x100_0000;
         /// There are others.
         const _ = !0;
     }
@@ -94,12 +106,16 @@ impl OsdRequest {
         }
     }
 
-    fn all_flags(&self, attempt: u32) -> OpFlags {
+    pub(crate) fn all_flags(&self, attempt: u32) -> OpFlags {
         let writes = self.ops.iter().any(|op| op.code.is_write());
         let reads = self.ops.iter().any(|op| !op.code.is_write());
         let mut flags = self.flags;
-        flags.set(OpFlags::WRITE, writes);
-        flags.set(OpFlags::READ, reads);
+        if writes {
+            flags |= OpFlags::WRITE;
+        }
+        if reads {
+            flags |= OpFlags::READ;
+        }
         flags.set(OpFlags::RETRY, attempt > 0);
         flags
     }
@@ -122,7 +138,7 @@ impl OsdRequest {
         w.raw(&[0; TRACE]);
         w.u32(0);
         w.put(&self.mtime);
-        w.put(&self.locator);
+        self.locator.encode_in(target.pg.pg.pool, &mut w);
         w.string(&self.object);
         w.u16(u16::try_from(self.ops.len()).unwrap_or(u16::MAX));
         self.ops.iter().for_each(|op| op.encode(&mut w));

@@ -411,11 +411,10 @@ mod tests {
         assert_eq!(op(1 | 1 << 13).op(), Some(Op::Write));
         assert!(op(1 | 1 << 13).fua() && !op(1).fua());
         assert!(op(5 | 1 << 15).no_unmap() && op(1 << 11).meta());
-        assert_eq!([2, 3, 5].map(|number| op(number).op()), [
-            Some(Op::Flush),
-            Some(Op::Discard),
-            Some(Op::WriteZeroes)
-        ]);
+        assert_eq!(
+            [2, 3, 5].map(|number| op(number).op()),
+            [Some(Op::Flush), Some(Op::Discard), Some(Op::WriteZeroes)]
+        );
         assert_eq!(op(15).op(), None, "zones are not asked for");
         assert_eq!(State::from(2), State::Quiesced);
     }

@@ -114,9 +114,7 @@ impl Control {
             _ => {}
         }
         match self.ring.completion().next() {
-            Some(entry) if entry.result() < 0 => {
-                Err(io::Error::from_raw_os_error(-entry.result()))
-            }
+            Some(entry) if entry.result() < 0 => Err(io::Error::from_raw_os_error(-entry.result())),
             _ => Ok(()),
         }
     }

@@ -269,9 +269,8 @@ impl Descriptors {
     fn map(device: &Device, queue: u16, depth: u16) -> io::Result<Self> {
         // Whole pages of this kernel (`__ublk_queue_cmd_buf_size`).
         let page = rustix::param::page_size();
-        let room = |depth: u16| {
-            (usize::from(depth) * size_of::<Descriptor>()).next_multiple_of(page)
-        };
+        let room =
+            |depth: u16| (usize::from(depth) * size_of::<Descriptor>()).next_multiple_of(page);
         let bytes = room(depth);
         let offset = room(abi::MAX_QUEUE_DEPTH) as u64 * u64::from(queue) + abi::DESCRIPTORS_OFFSET;
         // SAFETY: a null hint with no MAP_FIXED cannot replace an existing mapping; nobody writes to it, and the

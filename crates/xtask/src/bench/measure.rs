@@ -22,6 +22,9 @@ pub(super) const RESIDENT: Metric = Metric("resident_mib");
 /// The most resident memory that the server had.
 pub(super) const PEAK: Metric = Metric("resident_peak_mib");
 
+/// Mebibytes of a disk that are through each second.
+pub(super) const RATE: Metric = Metric("mib_per_s");
+
 /// What one measurement found.
 pub(super) type Sample = Vec<(Metric, f64)>;
 

@@ -9,10 +9,12 @@
 //! `fio` and `process`.
 
 mod blkmq;
+mod copy;
 mod fio;
 mod idle;
 mod measure;
 mod nbd;
+mod nbd_client;
 mod nbd_light;
 mod process;
 mod report;
@@ -54,6 +56,18 @@ const BENCHES: &[Bench] = &[
         about: "NBD servers on memory, loaded by `blockyard bench`, and the bare socket",
         programs: &[BLOCKYARD, CEILING],
         cases: nbd_light::cases,
+    },
+    Bench {
+        name: "nbd-client",
+        about: "our NBD driver beside libnbd, and a proxy beside its upstream",
+        programs: &[BLOCKYARD],
+        cases: nbd_client::cases,
+    },
+    Bench {
+        name: "copy",
+        about: "copying between NBD servers, beside nbdcopy and qemu-img",
+        programs: &[BLOCKYARD],
+        cases: copy::cases,
     },
     Bench {
         name: "idle",

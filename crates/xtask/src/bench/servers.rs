@@ -44,12 +44,22 @@ pub(super) fn blockyard_command(context: &Context, disk: &str, socket: &Path) ->
     command
 }
 
+/// Our own server on a disk at another server.
+pub(super) fn proxy(context: &Context, upstream: &str) -> Result<Served> {
+    start(fresh_dir()?, |socket| blockyard_command(context, upstream, socket))
+}
+
 /// nbdkit with its memory plugin.
 pub(super) fn nbdkit(context: &Context) -> Result<Served> {
+    nbdkit_of(context, DISK)
+}
+
+/// The same, of a size.
+pub(super) fn nbdkit_of(context: &Context, size: &str) -> Result<Served> {
     start(fresh_dir()?, |socket| {
         let mut command = context.command("nbdkit");
         command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(socket);
-        command.args(["memory", DISK]);
+        command.args(["memory", size]);
         command
     })
 }

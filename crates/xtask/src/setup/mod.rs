@@ -35,6 +35,12 @@ impl Tools {
             .env("BLOCKYARD_QEMU_MODERN", &self.qemu_modern)
             .env("BLOCKYARD_LAB", &self.lab)
     }
+
+    /// The directory of the kernel and the emulator.
+    #[must_use]
+    pub fn lab(&self) -> &Path {
+        &self.lab
+    }
 }
 
 /// Installs what is missing, and checks that everything answers. Does nothing quickly when all is there.

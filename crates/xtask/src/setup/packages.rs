@@ -62,6 +62,20 @@ pub(super) const PACKAGES: &[Package] = &[
         "the order in which a guest's kernel loads modules",
     ),
     package("xz-utils", &["xz --version"], "unpacks a guest's modules"),
+    package(
+        "ceph-mon",
+        &["ceph-mon --version", "monmaptool --help"],
+        "a peer: the monitor of a cluster on loopback",
+    ),
+    package("ceph-osd", &["ceph-osd --version"], "a peer: its OSDs"),
+    package("ceph-mgr", &["ceph-mgr --version"], "a peer: its manager, which splits groups"),
+    package(
+        "ceph-common",
+        &["ceph --version", "rados --version", "ceph-authtool --gen-print-key"],
+        "a peer: Ceph's own clients",
+    ),
+    package("uuid-runtime", &["uuidgen --version"], "names of clusters and OSDs"),
+    package("util-linux", &["setpriv --version"], "daemons of a cluster end with their test"),
     package("g++", &["g++ --version"], "builds the fuzzing engine"),
     package("valgrind", &["valgrind --version"], "counts instructions and heap for profiles"),
 ];

@@ -31,7 +31,8 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     let chosen = choose(&options.part)?;
     let mut outcomes = Vec::new();
     let tools = prepare(&chosen, &mut outcomes);
-    let context = parts::Context { tools, fuzz_seconds: options.fuzz_seconds };
+    let context =
+        parts::Context { tools, fuzz_seconds: options.fuzz_seconds, args: options.args.clone() };
     for part in chosen.into_iter().filter(|part| part.name != parts::SETUP) {
         outcomes.push(timed(part, || (part.run)(&context)));
     }

@@ -7,8 +7,10 @@ use super::fuzz;
 use crate::paths;
 use crate::run::{cargo, run};
 use crate::setup::Tools;
+use crate::static_program;
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand, Package};
+use cargo_metadata::{MetadataCommand, Package};
+use std::process::Command;
 
 /// The name of the part that prepares the machine for the others.
 pub(super) const SETUP: &str = "setup";
@@ -19,6 +21,8 @@ pub(super) struct Context {
     pub tools: Option<Tools>,
     /// How long each fuzz target runs.
     pub fuzz_seconds: u64,
+    /// Arguments for the tests of the command.
+    pub args: Vec<String>,
 }
 
 impl Context {
@@ -46,7 +50,12 @@ pub(super) const PARTS: &[Part] = &[
     part(SETUP, "the peers and tools that the other parts need are installed", true, |_| Ok(())),
     part("fmt", "the sources are formatted", false, fmt),
     part("clippy", "no lint has anything to say", true, clippy),
-    part("build", "everything builds: tests for debugging, the command for release", true, build),
+    part(
+        "build",
+        "everything builds: tests for debugging, the command for release and for guests",
+        true,
+        build,
+    ),
     part("tidy", "the rules of the house: dependencies, licences, sizes, words", false, tidy),
     part("unit", "tests of the crates", true, unit),
     part("doc", "examples in the documentation run, its links lead somewhere", false, doc),
@@ -57,6 +66,7 @@ pub(super) const PARTS: &[Part] = &[
         features,
     ),
     part("e2e", "the command against its peers", true, e2e),
+    part("lab", "the command in guests with a kernel of their own", true, lab),
     part("fuzz", "a short run of every fuzz target from its corpus", true, fuzz::run_all),
 ];
 
@@ -70,6 +80,9 @@ const fn part(
 }
 
 const COMMAND: &str = "blockyard";
+/// Tests of the command that run in a laboratory: those in a file or folder of this name, or of a name that
+/// goes on with `_`.
+const LABS: &[&str] = &["vm", "ceph"];
 
 fn fmt(_: &Context) -> Result<()> {
     run(&mut cargo(["fmt", "--all", "--check"]))?;
@@ -102,7 +115,8 @@ fn build(context: &Context) -> Result<()> {
         "*",
         "--no-run",
         "--quiet",
-    ])))
+    ])))?;
+    static_program::build(tools).map(drop)
 }
 
 fn tidy(_: &Context) -> Result<()> {
@@ -133,7 +147,8 @@ fn features(context: &Context) -> Result<()> {
         let lint =
             ["clippy", "-p", name, "--all-targets", "--all-features", "--", "-D", "warnings"];
         run(tools.apply(&mut cargo(lint)))?;
-        let mut test = cargo(["test", "-p", name, "--all-features"]);
+        let mut test = cargo(["test", "-p", name, "--all-features", "--lib", "--bins"]);
+        test.args(chosen_tests(package, |name| !runs_in_a_lab(name)));
         run(tools.apply(&mut test))?;
     }
     Ok(())
@@ -144,17 +159,38 @@ fn has_optional_features(package: &Package) -> bool {
 }
 
 fn e2e(context: &Context) -> Result<()> {
-    let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec()?;
-    if !has_integration_tests(&metadata) {
-        bail!("crates/{COMMAND}/tests holds no test of the command");
-    }
-    let tools = context.tools()?;
-    run(tools.apply(&mut cargo(["test", "-p", COMMAND, "--release", "--test", "*"])))
+    run(&mut command_tests(context, |name| !runs_in_a_lab(name))?)
 }
 
-fn has_integration_tests(metadata: &Metadata) -> bool {
-    let command = metadata.packages.iter().filter(|package| package.name.as_str() == COMMAND);
-    command.flat_map(|package| &package.targets).any(cargo_metadata::Target::is_test)
+/// One guest at a time: each keeps a processor busy, and its server another.
+fn lab(context: &Context) -> Result<()> {
+    let program = static_program::build(context.tools()?)?;
+    let mut tests = command_tests(context, runs_in_a_lab)?;
+    run(tests.arg("--test-threads=1").env("BLOCKYARD_STATIC", program))
+}
+
+/// The integration tests of the command with these names, built for release.
+fn command_tests(context: &Context, is_chosen: fn(&str) -> bool) -> Result<Command> {
+    let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec()?;
+    let mut packages = metadata.packages.iter();
+    let package = packages.find(|package| package.name.as_str() == COMMAND);
+    let tests = chosen_tests(package.context("the command has no package")?, is_chosen);
+    if tests.is_empty() {
+        bail!("crates/{COMMAND}/tests holds no such test of the command");
+    }
+    let mut command = cargo(["test", "-p", COMMAND, "--release"]);
+    context.tools()?.apply(&mut command).args(tests).arg("--").args(&context.args);
+    Ok(command)
+}
+
+/// `--test NAME` for each integration test that is chosen.
+fn chosen_tests(package: &Package, is_chosen: fn(&str) -> bool) -> Vec<&str> {
+    let tests = package.targets.iter().filter(|target| target.is_test() && is_chosen(&target.name));
+    tests.flat_map(|target| ["--test", target.name.as_str()]).collect()
+}
+
+fn runs_in_a_lab(name: &str) -> bool {
+    LABS.contains(&name.split_once('_').map_or(name, |(lab, _)| lab))
 }
 
 #[cfg(test)]
@@ -166,5 +202,11 @@ mod tests {
     fn every_part_has_a_name_of_its_own() {
         let names: HashSet<_> = PARTS.iter().map(|part| part.name).collect();
         assert_eq!(names.len(), PARTS.len());
+    }
+
+    #[test]
+    fn tests_in_a_lab_are_told_by_their_names() {
+        assert!(["vm", "vm_attach", "ceph_images"].into_iter().all(runs_in_a_lab));
+        assert!(!["serving", "vms", "up"].into_iter().any(runs_in_a_lab));
     }
 }

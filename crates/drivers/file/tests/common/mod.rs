@@ -13,8 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use blockyard_blkmq::{
-    Bdev, Bio, Disk, DiskConfig, Extent, Flags, MonotonicClock, NoOps, Op, OpenMode, Sector,
-    Status, TagSet, TagSetConfig,
+    Bdev, Bio, Disk, DiskConfig, Extent, Flags, MonotonicClock, Op, OpenMode, Sector, Status,
+    TagSet, TagSetConfig,
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::QueueThread;
@@ -36,11 +36,10 @@ pub fn open(config: &FileConfig) -> Result<TestDisk, Error> {
 pub fn open_with(config: &FileConfig, tags: TagSetConfig) -> Result<TestDisk, Error> {
     let (threads, handles) = QueueThread::start_many(tags.hw_queues[0]);
     let (file, info) = File::open(config, &handles)?;
-    let set = TagSet::new(file, tags).unwrap();
+    let set = TagSet::new(Arc::clone(&file), tags).unwrap();
     let mut disk = DiskConfig::new("file0", info.capacity, info.limits.clone());
     disk.read_only = info.read_only;
-    let disk =
-        Disk::alloc(&set, (), disk, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();
+    let disk = Disk::alloc(&set, (), disk, file, Arc::new(MonotonicClock::new())).unwrap();
     let mode = if info.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let bdev = disk.open(None, mode).unwrap();
     Ok(TestDisk { bdev, disk, info, threads })

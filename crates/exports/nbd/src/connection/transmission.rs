@@ -14,6 +14,7 @@ use blockyard_blkmq::Bdev;
 use blockyard_nbd::MetaContext;
 use blockyard_nbd::server::{Negotiated, ReplyEncoder, RequestRules};
 use blockyard_nbd::wire::HeaderStyle;
+use blockyard_sys::spin::{Arrival, SpinPolicy};
 
 use super::close::Close;
 use super::input::Input;
@@ -23,7 +24,6 @@ use super::stall::Stall;
 use super::transmit::Transmit;
 use super::wire::Wire;
 use crate::server::{Registration, Stage};
-use crate::spin::{Arrival, SpinPolicy};
 use crate::thread::Workspace;
 
 /// Turns after which others on the thread get theirs.

@@ -23,9 +23,9 @@ const GOOD: u8 = 16;
 /// What a miss costs of the record: one in nine may miss, no more.
 const MISS: u8 = 8;
 
-/// The record of one connection.
+/// The record of one connection, or queue.
 #[derive(Debug, Default)]
-pub(crate) struct SpinPolicy {
+pub struct SpinPolicy {
     record: u8,
     /// How long it took the quick requests of late, in nanoseconds: a moving average.
     usual_ns: u64,
@@ -33,7 +33,7 @@ pub(crate) struct SpinPolicy {
 
 /// What came after the connection had run dry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arrival {
+pub enum Arrival {
     /// Requests, while looking.
     Spinning,
     /// Requests, after a sleep.
@@ -42,7 +42,8 @@ pub(crate) enum Arrival {
 
 impl SpinPolicy {
     /// How long to look; not at all for most.
-    pub(crate) fn budget(&self) -> Option<Duration> {
+    #[must_use]
+    pub fn budget(&self) -> Option<Duration> {
         if self.record < GOOD {
             return None;
         }
@@ -52,7 +53,7 @@ impl SpinPolicy {
     }
 
     /// So many `requests` came, `gap` after the last reply had been sent.
-    pub(crate) fn arrived(&mut self, how: Arrival, gap: Duration, requests: usize) {
+    pub fn arrived(&mut self, how: Arrival, gap: Duration, requests: usize) {
         let quick = match how {
             Arrival::Spinning => true,
             Arrival::Asleep => gap <= QUICK_ASLEEP,
@@ -66,12 +67,12 @@ impl SpinPolicy {
     }
 
     /// It looked, and nothing came.
-    pub(crate) fn missed(&mut self) {
+    pub fn missed(&mut self) {
         self.bad();
     }
 
     /// Others want the thread: start from nothing.
-    pub(crate) fn not_alone(&mut self) {
+    pub fn not_alone(&mut self) {
         self.record = 0;
     }
 

@@ -1,0 +1,43 @@
+//! `blockyard compare`: whether two disks hold the same.
+
+use super::{disk_uri, interrupt, threads};
+use crate::cli::CompareArgs;
+use crate::error::Result;
+use crate::term;
+use crate::tools::compare::compare;
+
+/// The exit code of disks that differ, as cmp(1) and qemu-img have it.
+const DIFFERS: u8 = 1;
+/// The exit code if that could not be found out.
+pub(super) const TROUBLE: u8 = 2;
+
+pub(super) fn run(args: CompareArgs) -> Result<u8> {
+    let tls = args.tls.into();
+    let plans =
+        [disk_uri(&args.one)?.with_tls_files(&tls), disk_uri(&args.two)?.with_tls_files(&tls)];
+    let compared = match compare(plans, threads(args.threads), &interrupt::flag()?) {
+        Ok(compared) => compared,
+        // Not to be taken for "they differ".
+        Err(err) if err.kind() == crate::error::ErrorKind::Failed => {
+            term::tell_error(&err);
+            return Ok(TROUBLE);
+        }
+        Err(err) => return Err(err),
+    };
+    if args.json {
+        term::say_json(&compared)?;
+    } else {
+        let [one, two] = &compared.disks;
+        match compared.first_difference {
+            None => term::say(format_args!("{one} and {two} are the same"))?,
+            Some(at) if compared.sizes[0] != compared.sizes[1] => {
+                let [a, b] = compared.sizes;
+                term::say(format_args!(
+                    "{one} ({a} bytes) and {two} ({b} bytes) differ from byte {at} on"
+                ))?;
+            }
+            Some(at) => term::say(format_args!("{one} and {two} differ, first at byte {at}"))?,
+        }
+    }
+    Ok(if compared.same { 0 } else { DIFFERS })
+}

@@ -1,0 +1,37 @@
+//! `blockyard copy`: a disk onto another.
+
+use super::{disk_uri, interrupt, threads};
+use crate::cli::CopyArgs;
+use crate::error::Result;
+use crate::tools::copy::{Copied, Copy};
+use crate::{size, term};
+
+pub(super) fn run(args: CopyArgs) -> Result<()> {
+    let tls = args.tls.into();
+    let copy = Copy {
+        source: disk_uri(&args.source)?.with_tls_files(&tls),
+        target: disk_uri(&args.target)?.with_tls_files(&tls),
+        detect_zeroes: args.detect_zeroes,
+        threads: threads(args.threads),
+        journal: args.resume,
+    };
+    let copied = copy.run(&interrupt::flag()?)?;
+    if args.json { term::say_json(&copied) } else { show(&copied) }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
+fn show(copied: &Copied) -> Result<()> {
+    let resumed = match copied.resumed {
+        0 => String::new(),
+        bytes => format!(", {} by an earlier run", size::human(bytes)),
+    };
+    term::say(format_args!(
+        "{} in {:.2} s ({}/s): {} copied, {} zeroed, {} were zeroes already{resumed}",
+        size::human(copied.size),
+        copied.seconds,
+        size::human(copied.bytes_per_second as u64),
+        size::human(copied.copied),
+        size::human(copied.zeroed),
+        size::human(copied.skipped),
+    ))
+}

@@ -1,0 +1,142 @@
+//! The block map of a disk, run by run.
+
+use std::collections::VecDeque;
+
+use blockyard_blkmq::{Bdev, Bio, Features, Op, Sector, Status};
+
+/// Bytes of the same kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Where it begins, in bytes.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Nothing is allocated for it.
+    pub hole: bool,
+    /// It reads as zeroes.
+    pub zero: bool,
+}
+
+impl Run {
+    /// The byte after its last one.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.start + self.len
+    }
+
+    const fn is_like(&self, other: &Self) -> bool {
+        self.hole == other.hole && self.zero == other.zero
+    }
+}
+
+/// The runs of a disk, from its start on, each as long as can be. A disk without a block map is one run of data.
+///
+/// It waits for the disk: never on a queue thread.
+pub struct Extents<'a> {
+    bdev: &'a Bdev,
+    size: u64,
+    /// Where the next question begins.
+    at: u64,
+    answers: VecDeque<Run>,
+    /// A run that may go on.
+    last: Option<Run>,
+}
+
+impl<'a> Extents<'a> {
+    /// The runs of a disk as large as it is now.
+    #[must_use]
+    pub fn of(bdev: &'a Bdev) -> Self {
+        let size = bdev.capacity().bytes();
+        Self { bdev, size, at: 0, answers: VecDeque::new(), last: None }
+    }
+
+    fn next_answer(&mut self) -> Result<Option<Run>, Status> {
+        if let Some(run) = self.answers.pop_front() {
+            return Ok(Some(run));
+        }
+        if self.at >= self.size {
+            return Ok(None);
+        }
+        let rest = self.size - self.at;
+        if !self.bdev.limits().features.contains(Features::BLOCK_STATUS) {
+            let run = Run { start: self.at, len: rest, hole: false, zero: false };
+            self.at = self.size;
+            return Ok(Some(run));
+        }
+        let question = Bio::new(Op::BlockStatus, Sector::from_bytes_floor(self.at), rest);
+        let answer = self.bdev.submit_and_wait(0, question);
+        if !answer.status().is_ok() {
+            return Err(answer.status());
+        }
+        let from = self.at;
+        for extent in &answer.extents {
+            let len = extent.len.min(self.size - self.at);
+            let run = Run { start: self.at, len, hole: extent.hole, zero: extent.zero };
+            self.at += len;
+            self.answers.push_back(run);
+        }
+        // An answer for nothing would be asked for again and again.
+        if self.at == from { Err(Status::Io) } else { self.next_answer() }
+    }
+
+    fn advance(&mut self) -> Result<Option<Run>, Status> {
+        while let Some(run) = self.next_answer()? {
+            match &mut self.last {
+                Some(last) if last.is_like(&run) => last.len += run.len,
+                last => {
+                    if let Some(whole) = last.replace(run) {
+                        return Ok(Some(whole));
+                    }
+                }
+            }
+        }
+        Ok(self.last.take())
+    }
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<Run, Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
+    }
+}
+
+/// Where a disk reads as zeroes, asked for with rising offsets.
+pub(super) struct Zeroes<'a> {
+    extents: Extents<'a>,
+    run: Option<Run>,
+}
+
+impl<'a> Zeroes<'a> {
+    pub(super) fn of(bdev: &'a Bdev) -> Self {
+        Self { extents: Extents::of(bdev), run: None }
+    }
+
+    /// The kind of what begins at `start`, and where that kind ends; `end` at most.
+    fn at(&mut self, start: u64, end: u64) -> Result<(bool, u64), Status> {
+        while self.run.is_none_or(|run| run.end() <= start) {
+            match self.extents.next().transpose()? {
+                Some(run) => self.run = Some(run),
+                // Past the end of what is known nothing is promised.
+                None => return Ok((false, end)),
+            }
+        }
+        Ok(self.run.map_or((false, end), |run| (run.zero, run.end().min(end))))
+    }
+
+    /// The same in whole blocks, from one border to another: a block that is zeroes in part counts as data.
+    pub(super) fn blocks_at(
+        &mut self,
+        start: u64,
+        end: u64,
+        block: u64,
+    ) -> Result<(bool, u64), Status> {
+        let (zero, until) = self.at(start, end)?;
+        let whole = if until == end { end } else { until / block * block };
+        if zero && whole > start {
+            return Ok((true, whole));
+        }
+        Ok((false, until.next_multiple_of(block).min(end)))
+    }
+}

@@ -1,0 +1,230 @@
+//! Requests of a queue on their way to the disk and back, and the bios that carry them, which are used again and again.
+
+use std::sync::Arc;
+
+use blockyard_blkmq::{Bdev, Bio, Flags, Op, Sector, Status};
+use blockyard_buf::{
+    Access, GuestView, Pool, PoolLimits, Segment, Segments, copy_segments, total_len,
+};
+use blockyard_vhost_user::queue::Buffer;
+
+use super::outbox::{Bios, Outbox};
+use super::request::{Answer, Range};
+use super::slot::{Bounce, Slot};
+use crate::device::SEG_MAX;
+
+/// More room for segments than a bio keeps for its next use.
+const KEPT_SEGMENTS: usize = 64;
+/// Bytes of free memory that a queue keeps for data that cannot stay where it is.
+const KEPT_BYTES: usize = 1 << 20;
+
+pub(super) struct Io {
+    pub(super) outbox: Arc<Outbox>,
+    /// One for each descriptor.
+    pub(super) slots: Vec<Slot>,
+    /// Bios that carry nothing.
+    free: Bios,
+    /// Those that wait to be submitted together.
+    batch: Bios,
+    /// Those that have ended: empty but for a moment.
+    ended: Bios,
+    /// Requests that the disk has.
+    pub(super) outstanding: usize,
+    /// Bits that the address and the length of a segment must not have.
+    dma_alignment: usize,
+    pool: Pool,
+}
+
+impl Io {
+    pub(super) fn new() -> Self {
+        Self {
+            outbox: Arc::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            batch: Vec::new(),
+            ended: Vec::new(),
+            outstanding: 0,
+            dma_alignment: 0,
+            pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
+        }
+    }
+
+    /// Makes ready for a ring of `size` descriptors.
+    pub(super) fn prepare(&mut self, size: u16, bdev: &Bdev) {
+        debug_assert_eq!(self.outstanding, 0, "a ring that starts with requests of another");
+        self.slots.clear();
+        self.slots.resize_with(size.into(), Slot::default);
+        self.dma_alignment = bdev.limits().dma_alignment as usize;
+    }
+
+    /// The place of the request with that first descriptor, which the ring has checked.
+    pub(super) fn slot(&mut self, head: u16) -> &mut Slot {
+        &mut self.slots[usize::from(head)]
+    }
+
+    fn bio(&mut self, head: u16, op: Op, sector: u64, len: u64, flags: Flags) -> Box<Bio> {
+        let mut bio = match self.free.pop() {
+            Some(bio) => bio,
+            None => Bio::flush().on_end(Arc::<Outbox>::clone(&self.outbox)),
+        };
+        bio.reset(op, Sector(sector), len);
+        bio.private = head.into();
+        bio.flags |= flags;
+        bio
+    }
+
+    /// The request takes its place, with so many bios.
+    fn join(&mut self, head: u16, bios: u32, status_addr: u64, read_len: u32) {
+        let slot = self.slot(head);
+        *slot = Slot { busy: true, pending: bios, status_addr, read_len, ..Slot::default() };
+        self.outstanding += 1;
+    }
+
+    /// A read or a write, into or from the guest's own memory.
+    ///
+    /// # Errors
+    /// What it is to be answered with at once.
+    #[inline]
+    pub(super) fn transfer(
+        &mut self,
+        head: u16,
+        write: Option<Flags>,
+        sector: u64,
+        data: &[Buffer],
+        guest: &GuestView,
+        status_addr: u64,
+    ) -> Result<(), Answer> {
+        if data.len() > SEG_MAX as usize {
+            return Err(Answer::IoErr);
+        }
+        let (op, access, flags) = match write {
+            Some(flags) => (Op::Write, Access::Read, flags),
+            None => (Op::Read, Access::Write, Flags::empty()),
+        };
+        let mut bio = self.bio(head, op, sector, 0, flags);
+        let mut misaligned = false;
+        let mask = self.dma_alignment;
+        for buffer in data {
+            let len = usize::try_from(buffer.len).unwrap_or(usize::MAX);
+            let there = guest.pieces(buffer.addr, len, access, |piece| {
+                misaligned |= (piece.as_ptr().addr() | piece.len()) & mask != 0;
+                bio.add_segment(piece);
+            });
+            if there.is_none() {
+                self.recycle(bio);
+                return Err(Answer::IoErr);
+            }
+        }
+        let Ok(len) = u32::try_from(bio.len()) else {
+            self.recycle(bio);
+            return Err(Answer::IoErr);
+        };
+        self.join(head, 1, status_addr, if write.is_some() { 0 } else { len });
+        if misaligned {
+            self.bounce(head, &mut bio);
+        }
+        self.batch.push(bio);
+        Ok(())
+    }
+
+    /// Has the data go through memory that the disk can use.
+    #[cold]
+    fn bounce(&mut self, head: u16, bio: &mut Bio) {
+        let theirs: Segments = bio.take_data();
+        let ours = self.pool.get(total_len(&theirs)).into_segment_mut(total_len(&theirs));
+        let (op, sector, flags) = (bio.op, bio.sector(), bio.flags);
+        if op == Op::Write {
+            copy_segments(std::slice::from_ref(&ours), &theirs);
+        }
+        bio.reset(op, sector, 0);
+        bio.flags = flags;
+        bio.add_segment(Segment::clone(&ours));
+        if op == Op::Read {
+            self.slot(head).bounce = Some(Box::new(Bounce { ours, theirs }));
+        }
+    }
+
+    pub(super) fn flush(&mut self, head: u16, status_addr: u64) {
+        let bio = self.bio(head, Op::Flush, 0, 0, Flags::empty());
+        self.join(head, 1, status_addr, 0);
+        self.batch.push(bio);
+    }
+
+    /// A discard or the like of those ranges, one at least.
+    pub(super) fn ranges(
+        &mut self,
+        head: u16,
+        op: Op,
+        list: &[Range],
+        flags: Flags,
+        status_addr: u64,
+    ) {
+        self.join(head, u32::try_from(list.len()).unwrap_or(u32::MAX), status_addr, 0);
+        for range in list {
+            let mut flags = flags;
+            flags.set(Flags::NOUNMAP, op == Op::WriteZeroes && !range.unmap);
+            let len = Sector(range.sectors.into()).bytes();
+            let bio = self.bio(head, op, range.sector, len, flags);
+            self.batch.push(bio);
+        }
+    }
+
+    /// Has the disk carry out what has been gathered. Some of it may have ended when this returns.
+    pub(super) fn submit(&mut self, bdev: &Bdev, cpu: usize) {
+        if !self.batch.is_empty() {
+            bdev.submit_all(cpu, &mut self.batch);
+        }
+    }
+
+    /// Calls `done` with the first descriptor of each request that has ended; says whether any has.
+    #[inline]
+    pub(super) fn collect(&mut self, mut done: impl FnMut(u16, &Slot)) -> bool {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.outbox.take(&mut ended);
+        let any = !ended.is_empty();
+        for bio in ended.drain(..) {
+            if let Some(head) = self.ended_one(bio) {
+                done(head, &self.slots[usize::from(head)]);
+            }
+        }
+        self.ended = ended;
+        any
+    }
+
+    /// A bio is back: the first descriptor of its request, if that has ended now.
+    #[inline]
+    fn ended_one(&mut self, bio: Box<Bio>) -> Option<u16> {
+        let head = u16::try_from(bio.private).ok()?;
+        let slot = &mut self.slots[usize::from(head)];
+        if slot.status == Status::Ok {
+            slot.status = bio.status();
+        }
+        if let Some(bounce) = slot.bounce.take() {
+            copy_segments(&bounce.theirs, std::slice::from_ref(&bounce.ours));
+        }
+        slot.pending -= 1;
+        let last = slot.pending == 0;
+        if last {
+            slot.busy = false;
+            self.outstanding -= 1;
+        }
+        self.recycle(bio);
+        last.then_some(head)
+    }
+
+    #[inline]
+    fn recycle(&mut self, mut bio: Box<Bio>) {
+        if bio.data().len() > KEPT_SEGMENTS {
+            drop(bio.take_data());
+        }
+        // Lets go of the guest's memory.
+        bio.reset(Op::Flush, Sector::ZERO, 0);
+        self.free.push(bio);
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        self.outbox.close();
+    }
+}

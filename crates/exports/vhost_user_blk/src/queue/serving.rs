@@ -1,0 +1,255 @@
+//! A ring that has started: chains are taken from it and become requests, and are given back answered.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use blockyard_blkmq::Flags;
+use blockyard_buf::GuestView;
+use blockyard_sys::{Event, EventWatch};
+use blockyard_vhost_user::queue::{
+    Buffer, Chain, InflightRegion, QueueError, Resume, Ring, RingPlace,
+};
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use super::io::Io;
+use super::request::{Answer, Broken, Kind, Ranges, Request};
+use super::{CommandError, Setup};
+use crate::device::Device;
+
+/// Chains that are taken before what they led to is looked at.
+const BATCH: usize = 128;
+
+/// What a driver did that its queue does not survive.
+#[derive(Debug, Error)]
+pub(super) enum Fault {
+    #[error("{0}")]
+    Queue(#[from] QueueError),
+    #[error("{0}")]
+    Request(#[from] Broken),
+}
+
+pub(super) struct Serving {
+    pub(super) ring: Ring,
+    place: RingPlace,
+    guest: GuestView,
+    pub(super) kick: EventWatch,
+    call: Option<Arc<Event>>,
+    err: Option<Arc<Event>>,
+    region: Option<InflightRegion>,
+    /// Chains that a back-end before us had begun, the last one first.
+    resume: Vec<u16>,
+    pub(super) enabled: bool,
+    indirect: bool,
+    cached: bool,
+    pub(super) broken: bool,
+    /// Something was put into the used ring that the driver does not see yet.
+    unpublished: bool,
+    chain: Chain,
+}
+
+impl Serving {
+    pub(super) fn new(setup: Setup, index: u32, runtime: &Handle) -> Result<Self, CommandError> {
+        let failed = |err| CommandError::Queue(index, err);
+        let mut ring = Ring::new(&setup.memory, &setup.place, setup.base).map_err(failed)?;
+        let (mut region, mut resume) = (None, Resume::default());
+        if let Some(segment) = setup.region {
+            let (attached, found) =
+                InflightRegion::attach(segment, ring.size(), ring.used_index()).map_err(failed)?;
+            (region, resume) = (Some(attached), found);
+        }
+        if let Some(base) = resume.next_available {
+            ring.set_next_available(base);
+        }
+        resume.chains.reverse();
+        let kick =
+            EventWatch::new(setup.kick, runtime).map_err(|err| CommandError::Event(index, err))?;
+        Ok(Self {
+            ring,
+            place: setup.place,
+            guest: GuestView::new(setup.memory),
+            kick,
+            call: setup.call,
+            err: setup.err,
+            region,
+            resume: resume.chains,
+            enabled: setup.enabled,
+            indirect: setup.indirect,
+            cached: setup.cached,
+            broken: false,
+            unpublished: false,
+            chain: Chain::default(),
+        })
+    }
+
+    /// Chains are taken from it.
+    pub(super) fn is_active(&self) -> bool {
+        self.enabled && !self.broken
+    }
+
+    pub(super) fn set_events(&mut self, call: Option<Arc<Event>>, err: Option<Arc<Event>>) {
+        (self.call, self.err) = (call, err);
+    }
+
+    pub(super) fn set_memory(
+        &mut self,
+        memory: Arc<blockyard_buf::GuestMemory>,
+    ) -> Result<(), QueueError> {
+        self.ring.remap(&memory, &self.place)?;
+        self.guest = GuestView::new(memory);
+        Ok(())
+    }
+
+    /// Chains to resume are work that no event tells of.
+    pub(super) fn has_resume(&self) -> bool {
+        !self.resume.is_empty()
+    }
+
+    /// Takes chains, and makes them requests; says how many.
+    ///
+    /// # Errors
+    /// [`Fault`]: no more may be taken.
+    #[inline]
+    pub(super) fn take(&mut self, io: &mut Io, device: &Device) -> Result<usize, Fault> {
+        for taken in 0..BATCH {
+            let head = match self.resume.pop() {
+                Some(head) => head,
+                None => {
+                    let Some(head) = self.ring.pop()? else { return Ok(taken) };
+                    if io.slot(head).busy {
+                        return Err(Fault::Queue(QueueError::Busy(head)));
+                    }
+                    if let Some(region) = &mut self.region {
+                        region.taken(head);
+                    }
+                    head
+                }
+            };
+            self.begin(head, io, device)?;
+        }
+        Ok(BATCH)
+    }
+
+    #[inline]
+    fn begin(&mut self, head: u16, io: &mut Io, device: &Device) -> Result<(), Fault> {
+        self.chain.read(&self.ring, &self.guest, self.indirect, head)?;
+        let request = Request::take(&mut self.chain, &self.guest)?;
+        let status_addr = request.status_addr;
+        let answer = match request.kind {
+            Kind::Read { sector } => {
+                let data = &self.chain.writable;
+                io.transfer(head, None, sector, data, &self.guest, status_addr)
+            }
+            Kind::Write { sector } => {
+                let data = self.chain.readable.get(request.first..).unwrap_or_default();
+                let flags = Some(self.durable(device));
+                io.transfer(head, flags, sector, data, &self.guest, status_addr)
+            }
+            Kind::Flush => {
+                io.flush(head, status_addr);
+                Ok(())
+            }
+            Kind::Id => return self.answer_id(head, status_addr, device),
+            Kind::Ranges(op) => {
+                let data = self.chain.readable.get(request.first..).unwrap_or_default();
+                Ranges::read(op, data, &self.guest).map(|ranges| {
+                    let flags = self.durable(device);
+                    io.ranges(head, op, ranges.as_slice(), flags, status_addr);
+                })
+            }
+            Kind::Unknown => Err(Answer::Unsupported),
+        };
+        match answer {
+            Ok(()) => Ok(()),
+            Err(answer) => self.give_back(head, status_addr, answer, 0),
+        }
+    }
+
+    /// What makes a write durable at once, where the guest cannot or does not want to flush (section 5.2.6.2).
+    fn durable(&self, device: &Device) -> Flags {
+        if self.cached && device.writeback.load(Ordering::Relaxed) {
+            Flags::empty()
+        } else {
+            Flags::FUA
+        }
+    }
+
+    fn answer_id(&mut self, head: u16, status_addr: u64, device: &Device) -> Result<(), Fault> {
+        let id = device.id();
+        let mut rest = id.as_slice();
+        let mut answer = Answer::Ok;
+        for Buffer { addr, len } in &self.chain.writable {
+            let len = usize::try_from(*len).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at(len);
+            if self.guest.write(*addr, now).is_none() {
+                answer = Answer::IoErr;
+            }
+            rest = later;
+        }
+        let written = u32::try_from(id.len() - rest.len()).unwrap_or(0);
+        self.give_back(head, status_addr, answer, written)
+    }
+
+    /// Answers a request; the driver sees it with the next [`Serving::publish`].
+    ///
+    /// # Errors
+    /// The place for the answer is gone.
+    #[inline]
+    fn give_back(
+        &mut self,
+        head: u16,
+        status_addr: u64,
+        answer: Answer,
+        written: u32,
+    ) -> Result<(), Fault> {
+        self.guest.write(status_addr, &[answer as u8]).ok_or(Broken::StatusNowhere)?;
+        if let Some(region) = &mut self.region {
+            region.used(head);
+        }
+        // "The device MUST write at least len bytes ... beginning at the first device-writable buffer" (section 2.7.8.2): the
+        // status is the last.
+        let len = if answer == Answer::Ok { written.saturating_add(1) } else { 0 };
+        self.ring.push(head, len);
+        self.unpublished = true;
+        Ok(())
+    }
+
+    /// Gives back what has ended; says whether there was any.
+    ///
+    /// # Errors
+    /// [`Fault`]: the driver has taken memory away that it had offered.
+    #[inline]
+    pub(super) fn collect(&mut self, io: &mut Io) -> Result<bool, Fault> {
+        let mut result = Ok(());
+        let any = io.collect(|head, slot| {
+            let given = self.give_back(head, slot.status_addr, slot.answer(), slot.read_len);
+            if given.is_err() {
+                result = given;
+            }
+        });
+        result.map(|()| any)
+    }
+
+    /// Shows the driver what was given back, and signals it if it wants that.
+    #[inline]
+    pub(super) fn publish(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        self.ring.publish();
+        if let Some(region) = &mut self.region {
+            region.published(self.ring.next_used());
+        }
+        if let Some(call) = &self.call
+            && self.ring.wants_signal()
+        {
+            call.signal();
+        }
+    }
+
+    /// Takes no more, and tells the front-end.
+    pub(super) fn break_down(&mut self) {
+        self.broken = true;
+        self.err.iter().for_each(|err| err.signal());
+    }
+}

@@ -1,0 +1,302 @@
+//! The task of a queue, on its queue thread.
+//!
+//! It works in turns. A turn does all that can be done without waiting: it takes what the driver has made available, submits
+//! all of it together, gives back what has ended, and signals the driver once. Between turns it waits for the driver, the
+//! disk, or the session.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use blockyard_sys::EventWatch;
+use blockyard_sys::spin::{Arrival, SpinPolicy};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use super::io::Io;
+use super::serving::{Fault, Serving};
+use super::{Answer, Command, CommandError, Envelope};
+use crate::device::Device;
+
+/// Turns after which others on the thread get theirs.
+const TURNS: u32 = 16;
+
+pub(super) struct Worker {
+    device: Arc<Device>,
+    cpu: usize,
+    index: u32,
+    runtime: Handle,
+    commands: mpsc::Receiver<Envelope>,
+    /// There will be no more of them.
+    abandoned: bool,
+    serving: Option<Serving>,
+    /// Nothing is taken any more; who asked for it waits until nothing is in flight.
+    stop: Option<SyncSender<Answer>>,
+    io: Io,
+    spin: SpinPolicy,
+    /// Since when it has been waiting for the driver and nothing else.
+    dry_since: Option<Instant>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        device: Arc<Device>,
+        cpu: usize,
+        index: u32,
+        runtime: Handle,
+        commands: mpsc::Receiver<Envelope>,
+    ) -> Self {
+        Self {
+            device,
+            cpu,
+            index,
+            runtime,
+            commands,
+            abandoned: false,
+            serving: None,
+            stop: None,
+            io: Io::new(),
+            spin: SpinPolicy::default(),
+            dry_since: None,
+        }
+    }
+
+    /// Serves until the session has no more use for it.
+    pub(super) async fn run(mut self) {
+        loop {
+            let mut turns = 0;
+            while self.turn() || self.look() {
+                turns += 1;
+                if turns == TURNS {
+                    turns = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+            if self.abandoned && self.io.outstanding == 0 {
+                return;
+            }
+            if self.may_sleep() {
+                self.wait().await;
+            }
+        }
+    }
+
+    /// Does what can be done now; says whether that was anything.
+    fn turn(&mut self) -> bool {
+        let mut progress = self.command();
+        progress |= self.take();
+        progress |= self.collect();
+        self.finish_stop();
+        progress
+    }
+
+    /// Does what the session wants, if it wants anything.
+    fn command(&mut self) -> bool {
+        match self.commands.try_recv() {
+            Ok(envelope) => {
+                self.obey(envelope);
+                true
+            }
+            Err(TryRecvError::Empty) => false,
+            Err(TryRecvError::Disconnected) => {
+                self.abandoned = true;
+                false
+            }
+        }
+    }
+
+    fn obey(&mut self, Envelope { command, reply }: Envelope) {
+        let done = match command {
+            Command::Stop => {
+                self.stop = Some(reply);
+                return;
+            }
+            Command::Start(setup) => self.start(*setup),
+            Command::Update { kick, call, err, enabled } => self.update(kick, call, err, enabled),
+            Command::Memory(memory) => match &mut self.serving {
+                Some(serving) => {
+                    serving.set_memory(memory).map_err(|err| CommandError::Queue(self.index, err))
+                }
+                None => Ok(()),
+            },
+        };
+        // The session waits for it, unless it has ended.
+        let _ = reply.send(done.map(|()| 0));
+    }
+
+    fn start(&mut self, setup: super::Setup) -> Result<(), CommandError> {
+        let serving = Serving::new(setup, self.index, &self.runtime)?;
+        self.io.prepare(serving.ring.size(), &self.device.export.bdev);
+        if serving.has_resume() {
+            tracing::info!(
+                socket = self.device.name,
+                queue = self.index,
+                "requests that were open are begun anew"
+            );
+        }
+        self.serving = Some(serving);
+        Ok(())
+    }
+
+    fn update(
+        &mut self,
+        kick: Arc<blockyard_sys::Event>,
+        call: Option<Arc<blockyard_sys::Event>>,
+        err: Option<Arc<blockyard_sys::Event>>,
+        enabled: bool,
+    ) -> Result<(), CommandError> {
+        let Some(serving) = &mut self.serving else { return Ok(()) };
+        if !serving.kick.is_of(&kick) {
+            serving.kick = EventWatch::new(kick, &self.runtime)
+                .map_err(|err| CommandError::Event(self.index, err))?;
+        }
+        serving.set_events(call, err);
+        serving.enabled = enabled;
+        Ok(())
+    }
+
+    /// The ring, if chains are to be taken from it.
+    fn active(&mut self) -> Option<&mut Serving> {
+        let wanted = self.stop.is_none() && !self.abandoned;
+        self.serving.as_mut().filter(|serving| wanted && serving.is_active())
+    }
+
+    fn take(&mut self) -> bool {
+        if self.stop.is_some() || self.abandoned {
+            return false;
+        }
+        let Some(serving) = self.serving.as_mut().filter(|serving| serving.is_active()) else {
+            return false;
+        };
+        serving.ring.disable_notify();
+        let taken = match serving.take(&mut self.io, &self.device) {
+            Ok(taken) => taken,
+            Err(fault) => {
+                self.broke(&fault);
+                // What came before the fault was good.
+                1
+            }
+        };
+        if taken == 0 {
+            return false;
+        }
+        self.device.requests.fetch_add(taken as u64, Ordering::Relaxed);
+        if !self.device.is_active(self.cpu, self.index) {
+            self.spin.not_alone();
+        }
+        if let Some(since) = self.dry_since.take() {
+            self.spin.arrived(Arrival::Asleep, since.elapsed(), taken);
+        }
+        self.io.submit(&self.device.export.bdev, self.cpu);
+        true
+    }
+
+    fn collect(&mut self) -> bool {
+        let Some(serving) = &mut self.serving else { return false };
+        let collected = serving.collect(&mut self.io);
+        serving.publish();
+        match collected {
+            Ok(any) => any,
+            Err(fault) => {
+                self.broke(&fault);
+                true
+            }
+        }
+    }
+
+    #[cold]
+    fn broke(&mut self, fault: &Fault) {
+        let Some(serving) = &mut self.serving else { return };
+        if !serving.broken {
+            tracing::warn!(
+                socket = self.device.name,
+                queue = self.index,
+                "the driver broke the rules, and its queue is not served any more: {fault}"
+            );
+        }
+        serving.break_down();
+    }
+
+    /// Tells who wants it stopped, once nothing is in flight.
+    fn finish_stop(&mut self) {
+        if self.io.outstanding > 0 {
+            return;
+        }
+        if let Some(reply) = self.stop.take() {
+            let base = self.serving.take().map_or(0, |serving| serving.ring.next_available());
+            // As in `obey`.
+            let _ = reply.send(Ok(base));
+        }
+    }
+
+    /// Looks for the next request for some microseconds, where that has been worth while. Says whether one came.
+    fn look(&mut self) -> bool {
+        let budget = self.spin.budget().filter(|_| self.io.outstanding == 0);
+        let Some(budget) = budget else { return false };
+        let Some(serving) = self.active() else { return false };
+        let start = Instant::now();
+        loop {
+            let waiting = match serving.ring.waiting() {
+                Ok(waiting) => waiting,
+                Err(fault) => {
+                    self.broke(&fault.into());
+                    return true;
+                }
+            };
+            if waiting > 0 {
+                self.dry_since = None;
+                self.spin.arrived(Arrival::Spinning, start.elapsed(), waiting.into());
+                return true;
+            }
+            if start.elapsed() > budget {
+                self.spin.missed();
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Asks the driver to tell when there is more; says whether there is none yet.
+    fn may_sleep(&mut self) -> bool {
+        let Some(serving) = self.active() else { return true };
+        match serving.ring.enable_notify() {
+            Ok(more) => !more,
+            Err(fault) => {
+                self.broke(&fault.into());
+                false
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        let dry = self.io.outstanding == 0;
+        self.dry_since = dry.then(Instant::now);
+        poll_fn(|cx| self.poll_wait(cx)).await;
+        self.io.outbox.awake();
+    }
+
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.io.outbox.sleep(cx) {
+            return Poll::Ready(());
+        }
+        if !self.abandoned
+            && let Poll::Ready(envelope) = self.commands.poll_recv(cx)
+        {
+            match envelope {
+                Some(envelope) => self.obey(envelope),
+                None => self.abandoned = true,
+            }
+            return Poll::Ready(());
+        }
+        let Some(serving) = self.active() else { return Poll::Pending };
+        // It fails only when the runtime ends, and all tasks with it.
+        match serving.kick.poll_happened(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(()),
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+        }
+    }
+}

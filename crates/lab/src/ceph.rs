@@ -1,1 +1,0 @@
-//! A cluster of Ceph's own daemons on loopback.

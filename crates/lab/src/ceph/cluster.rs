@@ -1,0 +1,332 @@
+//! The cluster.
+
+use super::config::Options;
+use super::daemon::Daemon;
+use super::wait::eventually;
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tempfile::TempDir;
+
+/// Where a monitor's port is looked for: below those that the kernel gives to connections, so that none of these has it
+/// when the monitor is restarted.
+const MONITOR_PORTS: std::ops::Range<u16> = 20_000..30_000;
+/// How often a port is tried before no port is found.
+const PORT_TRIES: u16 = 200;
+const MONITOR: &str = "mon.a";
+const MANAGER: &str = "mgr.x";
+/// How long a command of Ceph's looks for a monitor, in seconds.
+const CONNECT_SECONDS: &str = "60";
+/// How long a command may take before it is ended, in seconds.
+const COMMAND_SECONDS: &str = "120";
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    // Daemons end before their directory goes.
+    daemons: Mutex<BTreeMap<String, Daemon>>,
+    dir: TempDir,
+    osds: u32,
+    monitor: SocketAddr,
+}
+
+impl Cluster {
+    /// Starts a cluster, and returns when its OSDs are up.
+    ///
+    /// # Errors
+    /// A program of Ceph's is missing or fails; what it said is part of the error.
+    pub fn start(options: &Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("blockyard-ceph-").tempdir()?;
+        for name in ["mon", "mgr", "run", "log"] {
+            fs::create_dir(dir.path().join(name))?;
+        }
+        let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(dir.path())?));
+        let cluster = Self { daemons: Mutex::default(), dir, osds: options.osds, monitor };
+        let fsid = uuid()?;
+        fs::write(cluster.conf(), options.conf(cluster.dir(), &fsid, monitor.port()))?;
+        cluster.make_keyring()?;
+        cluster.make_monitor(&fsid)?;
+        cluster.start_daemon(MONITOR)?;
+        cluster.make_osds()?;
+        for id in 0..cluster.osds {
+            cluster.start_daemon(&format!("osd.{id}"))?;
+        }
+        cluster.start_daemon(MANAGER)?;
+        cluster.wait_osds_up(options.osds)?;
+        Ok(cluster)
+    }
+
+    /// Keys for everybody, in one file.
+    fn make_keyring(&self) -> Result<()> {
+        let mut entities = vec![
+            ("mon.".to_owned(), vec!["mon", "allow *"]),
+            ("client.admin".to_owned(), vec!["mon", "allow *", "osd", "allow *", "mgr", "allow *"]),
+            (MANAGER.to_owned(), vec!["mon", "allow profile mgr", "osd", "allow *"]),
+        ];
+        entities.extend((0..self.osds).map(|id| {
+            let caps =
+                vec!["mon", "allow profile osd", "osd", "allow *", "mgr", "allow profile osd"];
+            (format!("osd.{id}"), caps)
+        }));
+        for (at, (entity, caps)) in entities.iter().enumerate() {
+            let mut tool = self.tool("ceph-authtool");
+            tool.arg(self.keyring()).args(["--gen-key", "-n", entity]);
+            if at == 0 {
+                tool.arg("--create-keyring");
+            }
+            for cap in caps.chunks(2) {
+                tool.arg("--cap").args(cap);
+            }
+            self.run(&mut tool)?;
+        }
+        Ok(())
+    }
+
+    fn make_monitor(&self, fsid: &str) -> Result<()> {
+        let map = self.dir().join("monmap");
+        let address = format!("[v2:{}]", self.monitor);
+        let mut tool = self.tool("monmaptool");
+        tool.args(["--create", "--addv", "a", &address, "--fsid", fsid]).arg(&map);
+        self.run(&mut tool)?;
+        let mut make = self.tool("ceph-mon");
+        make.args(["--mkfs", "-i", "a", "--monmap"]).arg(&map).arg("--keyring").arg(self.keyring());
+        self.run(&mut make)?;
+        Ok(())
+    }
+
+    /// Enters the OSDs into the map with one interpreter, and makes their stores side by side.
+    fn make_osds(&self) -> Result<()> {
+        let uuids = (0..self.osds).map(|_| uuid()).collect::<Result<Vec<_>>>()?;
+        let mut making = Vec::new();
+        let mut commands = String::new();
+        for (id, uuid) in uuids.iter().enumerate() {
+            let id = id.to_string();
+            fs::create_dir(self.dir().join(format!("osd{id}")))?;
+            let mut make = self.tool("ceph-osd");
+            make.args(["-i", &id, "--mkfs", "--osd-uuid", uuid]);
+            making.push(make.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
+            commands += &format!("osd new {uuid} {id}\n");
+        }
+        let mut ceph =
+            self.ceph_command(&[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        ceph.stdin.take().context("a pipe to ceph")?.write_all(commands.as_bytes())?;
+        let entered = ceph.wait_with_output()?;
+        if !entered.status.success() {
+            bail!("`ceph osd new` failed: {}", said(&entered));
+        }
+        for child in making {
+            let made = child.wait_with_output()?;
+            if !made.status.success() {
+                bail!("`ceph-osd --mkfs` failed: {}", said(&made));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where everything of the cluster lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its `ceph.conf`.
+    #[must_use]
+    pub fn conf(&self) -> PathBuf {
+        self.dir().join("ceph.conf")
+    }
+
+    /// Its keyring, with the keys of the daemons and of `client.admin`.
+    #[must_use]
+    pub fn keyring(&self) -> PathBuf {
+        self.dir().join("keyring")
+    }
+
+    /// Where its monitor is.
+    #[must_use]
+    pub const fn monitor(&self) -> SocketAddr {
+        self.monitor
+    }
+
+    /// A program that takes the cluster from its environment, as all of Ceph's do.
+    #[must_use]
+    pub fn tool(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("CEPH_CONF", self.conf()).env_remove("CEPH_ARGS").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command, and returns what it wrote to stdout.
+    ///
+    /// # Errors
+    /// It cannot be started, fails, or takes more than two minutes; what it said is part of the error.
+    pub fn run(&self, command: &mut Command) -> Result<String> {
+        let mut bounded = Command::new("timeout");
+        bounded
+            .args(["--kill-after=5", COMMAND_SECONDS])
+            .arg(command.get_program())
+            .args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => bounded.env(name, value),
+                None => bounded.env_remove(name),
+            };
+        }
+        let command = bounded.stdin(Stdio::null());
+        let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+        if !output.status.success() {
+            bail!("{command:?} failed: {}\n{}", output.status, said(&output));
+        }
+        String::from_utf8(output.stdout).with_context(|| format!("{command:?} wrote no text"))
+    }
+
+    fn ceph_command(&self, args: &[&str]) -> Command {
+        let mut command = self.tool("ceph");
+        command.args(["--connect-timeout", CONNECT_SECONDS]).args(args);
+        command
+    }
+
+    /// Runs `ceph` with these arguments.
+    ///
+    /// # Errors
+    /// It fails, or there is no monitor within a minute.
+    pub fn ceph(&self, args: &[&str]) -> Result<String> {
+        self.run(&mut self.ceph_command(args))
+    }
+
+    /// Runs `ceph` with these arguments, and reads the JSON that it prints.
+    ///
+    /// # Errors
+    /// As [`ceph`](Self::ceph); or it printed something else.
+    pub fn ceph_json(&self, args: &[&str]) -> Result<Value> {
+        let text = self.run(self.ceph_command(args).args(["--format", "json"]))?;
+        serde_json::from_str(&text).with_context(|| format!("`ceph {args:?}` printed: {text}"))
+    }
+
+    /// Makes a replicated pool, and waits until all of its groups can be written to.
+    ///
+    /// # Errors
+    /// The monitor refuses it, or the groups do not come up.
+    pub fn create_pool(&self, name: &str, groups: u32) -> Result<()> {
+        let groups = groups.to_string();
+        self.ceph(&["osd", "pool", "create", name, &groups, &groups])?;
+        self.ceph(&["osd", "pool", "application", "enable", name, "test"])?;
+        // The manager may not count yet when the cluster is new; a write to every group needs all of them.
+        self.run(self.tool("rados").args(["-p", name, "ls"])).map(|_| ())
+    }
+
+    /// Starts a daemon (`mon.a`, `mgr.x`, `osd.0`...) that was killed or stopped.
+    ///
+    /// # Errors
+    /// Its program cannot be started.
+    pub fn start_daemon(&self, name: &str) -> Result<()> {
+        let daemon = Daemon::start(name, self.dir(), &self.conf())?;
+        self.daemons().insert(name.to_owned(), daemon);
+        Ok(())
+    }
+
+    /// Kills a daemon: it has no time to say goodbye.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&self, name: &str) -> Result<()> {
+        self.take(name)?.kill()
+    }
+
+    /// Asks a daemon to end, and waits until it has.
+    ///
+    /// # Errors
+    /// It does not run, or does not end.
+    pub fn stop(&self, name: &str) -> Result<()> {
+        self.take(name)?.stop()
+    }
+
+    /// Makes a daemon hang (SIGSTOP), or run on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pause(&self, name: &str, paused: bool) -> Result<()> {
+        self.daemons().get(name).with_context(|| format!("{name} does not run"))?.pause(paused)
+    }
+
+    fn take(&self, name: &str) -> Result<Daemon> {
+        self.daemons().remove(name).with_context(|| format!("{name} does not run"))
+    }
+
+    fn daemons(&self) -> MutexGuard<'_, BTreeMap<String, Daemon>> {
+        self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails if a daemon ended by itself; what it printed last is part of the error.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check(&self) -> Result<()> {
+        for (name, daemon) in self.daemons().iter_mut() {
+            daemon.check().with_context(|| {
+                let path = self.dir().join("log").join(format!("{name}.out"));
+                let text = fs::read_to_string(path).unwrap_or_default();
+                format!("{name} printed: {}", text.lines().last().unwrap_or_default())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Waits until so many OSDs are up.
+    ///
+    /// # Errors
+    /// A daemon ended, or the time is over.
+    pub fn wait_osds_up(&self, count: u32) -> Result<()> {
+        eventually(&format!("{count} OSDs that are up"), || {
+            self.check()?;
+            let stat = self.ceph_json(&["osd", "stat"])?;
+            Ok((stat["num_up_osds"].as_u64() == Some(count.into())).then_some(()))
+        })
+    }
+
+    /// Waits until all placement groups are active and clean.
+    ///
+    /// # Errors
+    /// A daemon ended, or the time is over.
+    pub fn wait_clean(&self) -> Result<()> {
+        eventually("placement groups that are all active and clean", || {
+            self.check()?;
+            let stat = self.ceph_json(&["pg", "stat"])?;
+            let states =
+                stat["pg_summary"]["num_pg_by_state"].as_array().cloned().unwrap_or_default();
+            let clean = states.iter().all(|state| state["name"] == "active+clean");
+            Ok((clean && !states.is_empty()).then_some(()))
+        })
+    }
+}
+
+/// What a command said, on both of its outputs.
+fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    format!("{}\n{}", text(&output.stdout), text(&output.stderr))
+}
+
+fn uuid() -> Result<String> {
+    let output = Command::new("uuidgen").output().context("cannot start uuidgen")?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// A port that nobody has now. The search starts where the directory's name, which is made by chance, says.
+fn free_port(dir: &Path) -> Result<u16> {
+    let name = dir.as_os_str().as_encoded_bytes();
+    let chance =
+        name.iter().fold(0_u32, |hash, &byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    let span = u32::from(MONITOR_PORTS.end - MONITOR_PORTS.start);
+    let start = u16::try_from(chance % span)?;
+    (0..PORT_TRIES)
+        .map(|step| {
+            MONITOR_PORTS.start + (start + step) % (MONITOR_PORTS.end - MONITOR_PORTS.start)
+        })
+        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+        .context("no port for a monitor is free")
+}

@@ -1,0 +1,386 @@
+//! The machine with its sockets: what everybody who has a part of a [`Cluster`](super::Cluster) shares.
+
+use super::stream::{self, Stream};
+use crate::cluster::{Client, Event, Peer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mon::{Answer, Request};
+use crate::objecter::{Completion, ConnectionId};
+use crate::osd::OsdRequest;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Sleep, sleep_until};
+
+use super::watch::Told;
+
+/// Bytes that one permit stands for: a semaphore counts no higher than 2^61, and requests in less than that.
+pub(super) const PERMIT_BYTES: u64 = 4096;
+/// How long the timer sleeps if nothing is due.
+const NOTHING_DUE: Duration = Duration::from_secs(3600);
+
+/// Where a watch's events go.
+pub(super) struct Watcher {
+    /// Told when the watch is set, or cannot be.
+    pub set: Option<oneshot::Sender<Result<()>>>,
+    pub events: mpsc::Sender<Told>,
+}
+
+/// What is behind the lock.
+pub(super) struct State {
+    pub client: Client,
+    ops: HashMap<u64, oneshot::Sender<Completion>>,
+    asked: HashMap<u64, oneshot::Sender<Answer>>,
+    pub watchers: HashMap<u64, Watcher>,
+    streams: HashMap<ConnectionId, (Option<Arc<Stream>>, AbortHandle)>,
+    /// The client may not in.
+    refused: Option<Error>,
+    /// What was wrong with a peer last, for errors of those who wait.
+    last_trouble: Option<(Peer, Error)>,
+    /// Wakes the task that sends and keeps time; whether there is work for it.
+    pump: Option<Waker>,
+    pump_due: bool,
+}
+
+/// The machine, shared.
+pub(super) struct Engine {
+    pub state: Mutex<State>,
+    pub ops_permits: Arc<Semaphore>,
+    pub byte_permits: Arc<Semaphore>,
+    pub max_byte_permits: u32,
+    /// The epoch of the map in use, 0 before there is one.
+    epoch: watch::Sender<u32>,
+}
+
+/// Waits for the end of an operation; gives it up when dropped.
+struct Waiting<'a> {
+    engine: &'a Engine,
+    tid: u64,
+    done: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            let mut state = self.engine.state.lock();
+            state.ops.remove(&self.tid);
+            state.client.objecter_mut().cancel(Instant::now(), self.tid);
+            state.wake_pump();
+        }
+    }
+}
+
+/// Waits for an answer of the monitors.
+struct Asking<'a> {
+    engine: &'a Engine,
+    tid: u64,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut state = self.engine.state.lock();
+        if state.asked.remove(&self.tid).is_some() {
+            state.client.cancel_ask(self.tid);
+        }
+    }
+}
+
+impl State {
+    /// There is something to send, or another time to wake at.
+    pub(super) fn wake_pump(&mut self) {
+        self.pump_due = true;
+        if let Some(waker) = self.pump.take() {
+            waker.wake();
+        }
+    }
+
+    /// The error of everybody when the client is refused.
+    fn check(&self) -> Result<()> {
+        self.refused.clone().map_or(Ok(()), Err)
+    }
+
+    fn refuse(&mut self, error: Error) {
+        self.refused = Some(error);
+        // Whoever waits finds its sender gone, and the reason here.
+        self.ops.clear();
+        self.asked.clear();
+        for watcher in self.watchers.values_mut() {
+            watcher.set = None;
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn new(client: Client, max_ops: usize, max_bytes: u64) -> Arc<Self> {
+        let state = State {
+            client,
+            ops: HashMap::new(),
+            asked: HashMap::new(),
+            watchers: HashMap::new(),
+            streams: HashMap::new(),
+            refused: None,
+            last_trouble: None,
+            pump: None,
+            pump_due: true,
+        };
+        let bytes = u32::try_from(max_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
+        Arc::new(Self {
+            state: Mutex::new(state),
+            ops_permits: Arc::new(Semaphore::new(max_ops.clamp(1, Semaphore::MAX_PERMITS))),
+            byte_permits: Arc::new(Semaphore::new(bytes as usize)),
+            max_byte_permits: bytes,
+            epoch: watch::Sender::new(0),
+        })
+    }
+
+    /// Sends and keeps time, until it is aborted.
+    pub(super) async fn pump(self: Arc<Self>) {
+        let sleep = sleep_until((Instant::now() + NOTHING_DUE).into());
+        tokio::pin!(sleep);
+        poll_fn(|context| self.poll_pump(context, sleep.as_mut())).await;
+    }
+
+    fn poll_pump(
+        self: &Arc<Self>,
+        context: &mut Context<'_>,
+        mut sleep: std::pin::Pin<&mut Sleep>,
+    ) -> Poll<()> {
+        let mut state = self.state.lock();
+        state.pump_due = false;
+        loop {
+            let now = Instant::now();
+            if state.client.deadline().is_some_and(|deadline| deadline <= now) {
+                state.client.expire(now);
+            }
+            self.obey(&mut state, now);
+            self.transmit(&mut state);
+            let due = state.client.deadline().unwrap_or(now + NOTHING_DUE);
+            // A timer that goes off early costs less than one that is set for each request.
+            if due < sleep.deadline().into_std() || sleep.is_elapsed() {
+                sleep.as_mut().reset(due.into());
+            }
+            if sleep.as_mut().poll(context).is_pending() {
+                break;
+            }
+        }
+        let same = state.pump.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
+        if !same {
+            state.pump = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Hands what is to be sent to the streams.
+    fn transmit(&self, state: &mut State) {
+        let mut out = Vec::new();
+        while let Some(connection) = state.client.poll_transmit(&mut out) {
+            match state.streams.get(&connection) {
+                Some((Some(stream), _)) => stream.send(&mut out),
+                _ => out.clear(),
+            }
+        }
+    }
+
+    /// Does what the machine says.
+    pub(super) fn obey(self: &Arc<Self>, state: &mut State, now: Instant) {
+        while let Some(event) = state.client.poll_event(now) {
+            match event {
+                Event::Connect { connection, addr, .. } => {
+                    let task = tokio::spawn(stream::run(Arc::clone(self), connection, addr));
+                    state.streams.insert(connection, (None, task.abort_handle()));
+                }
+                Event::Close(connection) => {
+                    if let Some((_, task)) = state.streams.remove(&connection) {
+                        task.abort();
+                    }
+                }
+                Event::Completed(completion) => {
+                    if let Some(waiting) = state.ops.remove(&completion.tid) {
+                        let _nobody_waits = waiting.send(*completion);
+                    }
+                }
+                Event::Answer(tid, answer) => {
+                    if let Some(waiting) = state.asked.remove(&tid) {
+                        let _nobody_waits = waiting.send(answer);
+                    }
+                }
+                Event::Map(epoch) => {
+                    self.epoch.send_replace(epoch);
+                }
+                Event::Refused(error) => {
+                    state.refuse(error);
+                    // Those who wait for a map look again.
+                    self.epoch.send_modify(|_| {});
+                }
+                Event::Lost(peer, error) => state.last_trouble = Some((peer, error)),
+                Event::Watching(watch) => state.watch_set(watch, Ok(())),
+                Event::WatchReconnected(watch) => state.tell(watch, Told::Reconnected),
+                Event::WatchLost(watch, error) => state.watch_lost(watch, error),
+                Event::Notified(told) => state.tell(told.watch, Told::Notified(told)),
+                Event::Open(_) | Event::MonMap(_) => {}
+            }
+        }
+    }
+
+    /// A stream is open.
+    pub(super) fn opened(self: &Arc<Self>, connection: ConnectionId, stream: Arc<Stream>) {
+        let mut state = self.state.lock();
+        if let Some((place, _)) = state.streams.get_mut(&connection) {
+            *place = Some(stream);
+            let now = Instant::now();
+            state.client.connected(now, connection);
+            self.obey(&mut state, now);
+            state.wake_pump();
+        }
+    }
+
+    /// Bytes came.
+    pub(super) fn received(self: &Arc<Self>, connection: ConnectionId, bytes: &[u8]) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.client.receive(now, connection, bytes);
+        self.obey(&mut state, now);
+        state.wake_pump();
+    }
+
+    /// A stream broke, or could not be opened.
+    pub(super) fn broke(self: &Arc<Self>, connection: ConnectionId) {
+        let mut state = self.state.lock();
+        if state.streams.remove(&connection).is_some() {
+            let now = Instant::now();
+            state.client.failed(now, connection);
+            self.obey(&mut state, now);
+            state.wake_pump();
+        }
+    }
+
+    /// Closes all streams: nobody has a part of the cluster any more.
+    pub(super) fn shut_down(&self) {
+        for (_, (_, task)) in self.state.lock().streams.drain() {
+            task.abort();
+        }
+    }
+
+    /// Waits for a map of at least this epoch.
+    pub(super) async fn wait_for_map(&self, epoch: u32) -> Result<()> {
+        let mut epochs = self.epoch.subscribe();
+        loop {
+            if *epochs.borrow_and_update() >= epoch {
+                return Ok(());
+            }
+            self.state.lock().check()?;
+            // The sender lives as long as this does.
+            let _ = epochs.changed().await;
+        }
+    }
+
+    /// What to say when no monitor answers.
+    pub(super) fn unreachable(&self) -> Error {
+        const DOING: &str = "connecting to the cluster";
+        let state = self.state.lock();
+        let reason = match &state.last_trouble {
+            Some((Peer::Monitor(addr), error)) => format!("monitor {addr}: {error}"),
+            Some((Peer::Osd(osd), error)) => format!("osd.{osd}: {error}"),
+            None => "no monitor answers".to_owned(),
+        };
+        Error::new(DOING, ErrorKind::Unreachable { reason })
+    }
+
+    /// Does an operation, whose turn it is.
+    pub(super) async fn perform(
+        &self,
+        submit: impl FnOnce(&mut Client, Instant) -> std::result::Result<u64, Box<OsdRequest>>,
+    ) -> Result<Completion> {
+        // Permits are what bounds operations: the machine takes whatever has one.
+        let gone = Error::new("submitting an operation", ErrorKind::Cancelled);
+        let done = self.perform_if(|client, now| submit(client, now).ok()).await?;
+        done.ok_or(gone)
+    }
+
+    /// Does an operation, if there is one to be done.
+    pub(super) async fn perform_if(
+        &self,
+        submit: impl FnOnce(&mut Client, Instant) -> Option<u64>,
+    ) -> Result<Option<Completion>> {
+        let (tid, receiver) = {
+            let mut state = self.state.lock();
+            state.check()?;
+            let Some(tid) = submit(&mut state.client, Instant::now()) else { return Ok(None) };
+            let (sender, receiver) = oneshot::channel();
+            state.ops.insert(tid, sender);
+            state.wake_pump();
+            (tid, receiver)
+        };
+        let mut waiting = Waiting { engine: self, tid, done: false };
+        let completion = receiver.await;
+        match completion {
+            Ok(completion) => {
+                waiting.done = true;
+                Ok(Some(completion))
+            }
+            Err(_) => {
+                drop(waiting);
+                self.state.lock().check()?;
+                Err(Error::new("waiting for an operation", ErrorKind::Cancelled))
+            }
+        }
+    }
+
+    /// Asks the monitors something.
+    pub(super) async fn ask(&self, request: Request) -> Result<Answer> {
+        const DOING: &str = "asking the monitors";
+        let (asking, receiver) = {
+            let mut state = self.state.lock();
+            state.check()?;
+            let tid = state.client.ask(request).map_err(|_| {
+                let limit = crate::mon::MAX_PENDING as u64;
+                Error::too_big(DOING, "questions to the monitors", limit + 1, limit)
+            })?;
+            let (sender, receiver) = oneshot::channel();
+            state.asked.insert(tid, sender);
+            state.wake_pump();
+            (Asking { engine: self, tid }, receiver)
+        };
+        let answer = receiver.await;
+        drop(asking);
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(_) => {
+                self.state.lock().check()?;
+                Err(Error::new(DOING, ErrorKind::Cancelled))
+            }
+        }
+    }
+}
+
+impl State {
+    fn watch_set(&mut self, watch: u64, result: Result<()>) {
+        let set = self.watchers.get_mut(&watch).and_then(|watcher| watcher.set.take());
+        if let Some(set) = set {
+            let _nobody_waits = set.send(result);
+        }
+    }
+
+    fn watch_lost(&mut self, watch: u64, error: Error) {
+        let Some(watcher) = self.watchers.remove(&watch) else { return };
+        match watcher.set {
+            Some(set) => {
+                let _nobody_waits = set.send(Err(error));
+            }
+            None => {
+                let _full = watcher.events.try_send(Told::Lost(error));
+            }
+        }
+    }
+
+    /// Passes something on to who watches. One who does not listen misses it: whoever told finds that out.
+    fn tell(&mut self, watch: u64, told: Told) {
+        if let Some(watcher) = self.watchers.get(&watch) {
+            let _full = watcher.events.try_send(told);
+        }
+    }
+}

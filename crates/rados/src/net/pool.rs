@@ -1,0 +1,204 @@
+//! A pool, and how its objects are to be read and written.
+
+use super::cluster::{Cluster, Placement};
+use super::engine::PERMIT_BYTES;
+use crate::encoding::{NOSNAP, ObjectLocator, SNAPDIR, Utime};
+use crate::error::{Error, ErrorKind, Result};
+use crate::osd::{Op, OpCode, OpFlags, OpResult, OsdRequest, Reply, SnapContext};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Who answers reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadPolicy {
+    /// The primary OSD.
+    #[default]
+    Primary,
+    /// Any OSD of the group: the load is spread.
+    Balanced,
+    /// An OSD near [`Config::location`](super::Config::location), if there is one.
+    Localized,
+}
+
+/// A pool with a namespace, a snapshot to read, the snapshots that writes keep, and the like: an "I/O context". Clones
+/// are cheap, and what `with_...` and the like give is another context.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    pub(super) cluster: Cluster,
+    pub(super) locator: ObjectLocator,
+    snap: u64,
+    context: SnapContext,
+    reads: ReadPolicy,
+    flags: OpFlags,
+    timeout: Option<Duration>,
+}
+
+impl Pool {
+    pub(super) fn new(cluster: Cluster, id: i64) -> Self {
+        Self {
+            timeout: cluster.op_timeout,
+            cluster,
+            locator: ObjectLocator::new(id, ""),
+            snap: NOSNAP,
+            context: SnapContext::default(),
+            reads: ReadPolicy::default(),
+            flags: OpFlags::empty(),
+        }
+    }
+
+    /// The pool's number.
+    #[must_use]
+    pub const fn id(&self) -> i64 {
+        self.locator.pool
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub const fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Objects of a namespace; "" is the default one.
+    #[must_use]
+    pub fn with_namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.locator.namespace);
+        self
+    }
+
+    /// Objects that are placed by a key instead of their names, so that all with the same key are in one group. They are
+    /// found only with it. "" for none.
+    #[must_use]
+    pub fn with_key(mut self, key: &str) -> Self {
+        key.clone_into(&mut self.locator.key);
+        self
+    }
+
+    /// Reads go to a snapshot.
+    #[must_use]
+    pub fn at_snapshot(mut self, snapshot: u64) -> Self {
+        self.snap = snapshot;
+        self
+    }
+
+    /// Reads go to objects as they are now.
+    #[must_use]
+    pub fn at_head(self) -> Self {
+        self.at_snapshot(NOSNAP)
+    }
+
+    /// Writes keep these snapshots.
+    #[must_use]
+    pub fn with_snapshots(mut self, context: SnapContext) -> Self {
+        self.context = context;
+        self
+    }
+
+    /// Who answers reads.
+    #[must_use]
+    pub fn with_reads(mut self, reads: ReadPolicy) -> Self {
+        self.reads = reads;
+        self
+    }
+
+    /// How long an operation may take; none for ever.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Further flags of each request, such as [`OpFlags::FULL_TRY`].
+    #[must_use]
+    pub fn with_flags(mut self, flags: OpFlags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// Where an object is, by the map in use.
+    ///
+    /// # Errors
+    /// The pool is gone.
+    pub fn locate(&self, object: &str) -> Result<Placement> {
+        self.cluster.locate(&self.locator, object)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
+    }
+
+    /// Does operations on an object together, of which at least one writes: all of them are done, or none.
+    ///
+    /// # Errors
+    /// One of them fails: the error is the OSD's. There is no such pool; or they are not done in time.
+    pub async fn operate(&self, object: &str, ops: Vec<Op>) -> Result<Reply> {
+        let mut request = OsdRequest::new(self.locator.clone(), object, ops);
+        request.flags |= self.flags | OpFlags::WRITE;
+        request.context = self.context.clone();
+        request.mtime =
+            SystemTime::now().duration_since(UNIX_EPOCH).map(Utime::from).unwrap_or_default();
+        self.submit(request).await
+    }
+
+    /// Does operations on an object together, none of which writes.
+    ///
+    /// # Errors
+    /// As [`operate`](Self::operate).
+    pub async fn query(&self, object: &str, ops: Vec<Op>) -> Result<Reply> {
+        let mut request = OsdRequest::new(self.locator.clone(), object, ops);
+        let clones = request.ops.iter().any(|op| op.code == OpCode::LIST_SNAPS);
+        request.snap = if clones { SNAPDIR } else { self.snap };
+        request.flags |= self.flags
+            | match self.reads {
+                ReadPolicy::Primary => OpFlags::empty(),
+                ReadPolicy::Balanced => OpFlags::BALANCE_READS,
+                ReadPolicy::Localized => OpFlags::LOCALIZE_READS,
+            };
+        self.submit(request).await
+    }
+
+    /// Submits a request when it is its turn.
+    pub(super) async fn submit(&self, request: OsdRequest) -> Result<Reply> {
+        let deadline = self.deadline();
+        let engine = &self.cluster.engine;
+        let bytes: u64 = request.ops.iter().map(Op::budget).sum();
+        let permits = self.permits(bytes);
+        let (_op, _bytes) = match deadline {
+            None => permits.await?,
+            Some(at) => tokio::time::timeout_at(at.into(), permits)
+                .await
+                .map_err(|_| Error::new("waiting for operations before", ErrorKind::TimedOut))??,
+        };
+        let done = engine
+            .perform(|client, now| client.objecter_mut().submit(now, request, deadline))
+            .await?;
+        let reply = done.result?;
+        if reply.result < 0 {
+            let state = engine.state.lock();
+            return Err(state.client.objecter().refusal(&done.request, reply.result));
+        }
+        Ok(reply)
+    }
+
+    /// Waits for a place among the operations in flight, in order.
+    pub(super) async fn permits(
+        &self,
+        bytes: u64,
+    ) -> Result<(tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit)> {
+        let engine = &self.cluster.engine;
+        let closed = |_| Error::new("waiting for operations before", ErrorKind::Cancelled);
+        let op = engine.ops_permits.clone().acquire_owned().await.map_err(closed)?;
+        // One alone may have more than there are permits for.
+        let permits = (bytes / PERMIT_BYTES).min(engine.max_byte_permits.into());
+        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+        let bytes =
+            engine.byte_permits.clone().acquire_many_owned(permits).await.map_err(closed)?;
+        Ok((op, bytes))
+    }
+}
+
+/// The result of the first operation.
+pub(super) fn first(reply: Reply) -> Result<OpResult> {
+    let first = reply.ops.into_iter().next();
+    first.ok_or_else(|| {
+        Error::violation("reading an OSD's reply", "a reply has an answer to each operation", 0)
+    })
+}

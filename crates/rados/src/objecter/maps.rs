@@ -1,0 +1,148 @@
+//! New maps, and what follows from them.
+
+use super::event::Event;
+use super::machine::Objecter;
+use super::operation::Operation;
+use super::routes::Sensitivity;
+use crate::error::{Error, ErrorKind, Result};
+use crate::maps::{Incremental, OsdMap};
+use crate::mon::OsdMaps;
+use std::time::Instant;
+
+/// Up to so many changes in one message, operations are looked at after each; beyond, all are sent again once.
+const MAX_STEPS: usize = 16;
+
+impl Objecter {
+    /// Takes maps, of the monitors or an OSD. Those that are older than what is known, or of another cluster, are passed
+    /// over; if some are missing in between, [`Event::WantMap`] asks for them.
+    ///
+    /// # Errors
+    /// A map that cannot be used. A whole one is asked for.
+    pub fn take_maps(&mut self, now: Instant, maps: &OsdMaps) -> Result<()> {
+        let known = self.routes.map.epoch();
+        if known > 0 && maps.fsid != self.routes.map.fsid()
+            || maps.last() <= known && !self.map_broken
+        {
+            return Ok(());
+        }
+        let result = self.take_newer(now, maps);
+        if result.is_err() {
+            self.map_broken = true;
+            self.want_maps(0);
+        }
+        result
+    }
+
+    fn take_newer(&mut self, now: Instant, maps: &OsdMaps) -> Result<()> {
+        let start = self.routes.map.epoch();
+        let many = maps.changes.range(start.saturating_add(1)..).count() > MAX_STEPS;
+        loop {
+            let epoch = self.routes.map.epoch();
+            let next = epoch.saturating_add(1);
+            let change = maps.changes.get(&next).filter(|_| epoch > 0 && !self.map_broken);
+            if let Some(change) = change {
+                self.routes.map.apply(&Incremental::decode(change)?)?;
+                if !many {
+                    self.renewed(now, false)?;
+                }
+                continue;
+            }
+            let from = if self.map_broken { 0 } else { next };
+            let Some((_, whole)) = maps.whole.range(from..).next_back() else { break };
+            let map = OsdMap::decode(whole)?;
+            if map.epoch() < from {
+                return Err(Error::violation(
+                    "reading OSD maps",
+                    "a map has the epoch that was said",
+                    map.epoch().into(),
+                ));
+            }
+            // With what came between unknown, an OSD may have forgotten any operation.
+            self.routes.map = map;
+            self.map_broken = false;
+            self.renewed(now, epoch > 0)?;
+        }
+        let epoch = self.routes.map.epoch();
+        if many && epoch > start {
+            self.renewed(now, true)?;
+        }
+        if maps.last() > epoch || epoch == 0 {
+            self.want_maps(if epoch == 0 { 0 } else { epoch + 1 });
+        }
+        Ok(())
+    }
+
+    fn want_maps(&mut self, from: u32) {
+        if self.maps_wanted.replace(from) != Some(from) {
+            self.events.push_back(Event::WantMap(from));
+        }
+    }
+
+    /// The map is another one: sessions and operations follow.
+    fn renewed(&mut self, now: Instant, again: bool) -> Result<()> {
+        self.maps_wanted = None;
+        self.routes.renew()?;
+        self.events.push_back(Event::Map(self.routes.map.epoch()));
+        for (osd, addr) in self.session_addrs() {
+            let map = &self.routes.map;
+            let now_at = map.addrs(osd).and_then(|addrs| addrs.msgr2());
+            if !map.is_up(osd) || now_at != Some(addr) {
+                self.end_session(now, osd);
+            }
+        }
+        let tids: Vec<_> = self.ops.keys().copied().collect();
+        for tid in tids {
+            self.route(now, tid, Sensitivity::Primary, again);
+        }
+        self.aim_watches(now, again);
+        Ok(())
+    }
+
+    /// Nothing is sent until the map has this epoch, such as one in which another client is shut out.
+    pub fn set_barrier(&mut self, epoch: u32) {
+        self.routes.barrier = self.routes.barrier.max(epoch);
+        let known = self.routes.map.epoch();
+        if known > 0 && known < epoch {
+            self.want_maps(known + 1);
+        }
+    }
+
+    /// The map lacks an operation's pool. It is new, and this map old, or it never was, or it was deleted.
+    pub(super) fn pool_missing(&mut self, now: Instant, tid: u64) {
+        let Some(op) = self.ops.get_mut(&tid) else { return };
+        if op.pool_seen {
+            op.pool_missing_until = Some(0);
+        }
+        match op.pool_missing_until {
+            Some(until) if until <= self.routes.map.epoch() => {
+                self.fail(now, tid, Error::new("finding the object", ErrorKind::NoPool));
+            }
+            Some(_) => {}
+            None => {
+                if !std::mem::replace(&mut self.newest_wanted, true) {
+                    self.events.push_back(Event::WantNewest);
+                }
+            }
+        }
+    }
+
+    /// The newest map has this epoch, say the monitors to [`Event::WantNewest`].
+    pub fn newest(&mut self, now: Instant, epoch: u32) {
+        self.newest_wanted = false;
+        let known = self.routes.map.epoch();
+        let waiting = |op: &Operation| {
+            known > 0 && op.aim.placed.is_none() && op.pool_missing_until.is_none()
+        };
+        let tids: Vec<_> =
+            self.ops.iter().filter(|(_, op)| waiting(op)).map(|(&tid, _)| tid).collect();
+        for &tid in &tids {
+            if let Some(op) = self.ops.get_mut(&tid) {
+                op.pool_missing_until = Some(epoch);
+            }
+            self.pool_missing(now, tid);
+        }
+        if !tids.is_empty() && epoch > known {
+            self.want_maps(known + 1);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Operations on objects, wherever these are: the machine that sends each request to the OSD that the map names, and
+//! again whenever that may have been in vain (ceph: `src/osdc/Objecter.cc`; Linux: `net/ceph/osd_client.c`).
+//!
+//! An [`Objecter`] does no I/O. Its owner
+//! - gives it maps ([`Objecter::take_maps`]) and operations ([`Objecter::submit`]);
+//! - opens and closes streams as [`Event::Connect`] and [`Event::Close`] say, and carries bytes between them and
+//!   [`Objecter::receive`] and [`Objecter::poll_transmit`];
+//! - looks at [`Objecter::poll_event`] after each call, and calls [`Objecter::expire`] at [`Objecter::deadline`].
+//!
+//! What it promises:
+//! - Every operation that was taken ends once: in [`Event::Completed`], or in [`Objecter::cancel`]'s hands.
+//! - A write that was acknowledged was done once. One that ended in an error after it was sent was done once or not at
+//!   all: OSDs know requests that come again by the client's number and the operation's.
+//! - Writes to one object are done in the order in which they were submitted; an operation that has
+//!   [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) does not wait behind others for space. Reads are in order with
+//!   writes unless they go to replicas, or the cluster is paused for one kind only.
+//! - No more operations and bytes are in flight than [`Config`] says; what is too much is given back.
+
+mod config;
+mod event;
+mod machine;
+mod maps;
+mod operation;
+mod replies;
+mod routes;
+mod session;
+mod watches;
+
+pub use config::Config;
+pub use event::{Completion, ConnectionId, Event, Notification};
+pub use machine::Objecter;
+pub use session::MAX_BACKOFFS;
