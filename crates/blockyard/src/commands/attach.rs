@@ -19,7 +19,7 @@ use crate::term;
 const LAST_BREATH: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 
-pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
+pub(super) fn attach(args: AttachArgs) -> Result<u8> {
     // A mistake is told here, not by a daemon.
     super::disk_uri(&args.uri)?;
     if args.log.is_none() {
@@ -27,9 +27,8 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
     }
     if !args.foreground {
         let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
-        // An argument that starts with a dash was after this one.
+        // Options are added at the end.
         again.retain(|arg| arg != "--");
-        let _ = verbose;
         return attach::launch(&again, None);
     }
     let wish = Wish {
