@@ -45,6 +45,12 @@ pub enum Command {
     Detach(DetachArgs),
     /// Go on with attached disks whose daemon has died.
     Recover(RecoverArgs),
+    /// Open a device and close it: for daemons, which must not open their own.
+    #[command(hide = true)]
+    LookAt {
+        /// The device.
+        device: PathBuf,
+    },
     /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
     VhostUserBlk(VhostUserBlkArgs),
     /// List what runs on this machine, or the exports of an NBD server.
