@@ -45,6 +45,8 @@ pub enum Command {
     VhostUserBlk(VhostUserBlkArgs),
     /// List what runs on this machine, or the exports of an NBD server.
     List(ListArgs),
+    /// Change a disk while it is used: make it larger, or read-only.
+    Set(SetArgs),
     /// Show what a disk is and what it can do.
     Info(InfoArgs),
     /// Put load on a disk and measure it.
@@ -280,6 +282,20 @@ pub struct ListArgs {
     /// TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
+}
+
+/// `set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The disk's name, as list shows it; PID:NAME where several daemons have one of that name.
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+    /// What to change: size=2G, read-only=1.
+    #[arg(required = true, value_name = "SETTING")]
+    pub settings: Vec<String>,
+    /// Also make it smaller: what is past the new end is out of reach for those who use it.
+    #[arg(long)]
+    pub shrink: bool,
 }
 
 /// `info`.

@@ -30,6 +30,13 @@ impl ErrorKind {
             Self::NotPermitted => 77,
         }
     }
+
+    /// What ends with an exit code: [`ErrorKind::Failed`] for those that are none of ours.
+    #[must_use]
+    pub fn of_exit_code(code: u8) -> Self {
+        let kinds = [Self::Usage, Self::Unavailable, Self::Busy, Self::NotPermitted];
+        kinds.into_iter().find(|kind| kind.exit_code() == code).unwrap_or(Self::Failed)
+    }
 }
 
 /// What was being done, what to do about it, and why it failed.

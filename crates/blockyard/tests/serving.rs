@@ -355,3 +355,28 @@ fn a_second_signal_ends_it_at_once() {
     assert!(log.contains("second signal"), "{log}");
     assert!(!client.0.wait().unwrap().success());
 }
+
+#[test]
+fn a_disk_is_changed_while_it_is_served() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("disk");
+    std::fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let daemon = Daemon::serve(&["ram:8M".into(), format!("file:{}", file.display())]);
+    daemon.run(&["set", "disk", "size=3M"]).code(0);
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 3 << 20);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("disk")]).trim(), "3145728");
+    nbdsh(&daemon.uri("disk"), "h.pwrite(b'x' * 512, (3 << 20) - 512)");
+    daemon.run(&["set", "ram0", "size=16M", "read-only=1"]).code(0);
+    peer("nbdinfo", &["--is", "read-only", &daemon.uri("ram0")]);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("ram0")]).trim(), "16777216");
+
+    daemon.run(&["set", "disk", "size=1M"]).code(64).contains(&["3145728", "--shrink"]);
+    daemon.run(&["set", "disk", "size=1M", "--shrink"]).code(0);
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 3 << 20, "nothing is cut off");
+    daemon
+        .run(&["set", "ram0", "size=20000001"])
+        .code(1)
+        .contains(&["cannot set ram0", "no multiple of 512"]);
+    daemon.run(&["set", "nodisk", "size=2M"]).code(1).contains(&["nodisk", "blockyard list"]);
+    daemon.run(&["set", "ram0", "colour=red"]).code(64).contains(&["colour", "size"]);
+}

@@ -223,6 +223,21 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
 }
 
 #[test]
+fn what_takes_long_shows_progress_on_a_terminal_only() {
+    let place = Place::new();
+    fs::write(place.path("source"), noise(32 << 20, 6)).unwrap();
+    let _server = slow(&place.path("slow"), &place.text("source"), 32 * MIB);
+    let uri = format!("{}&connections=1", unix("", &place.path("slow")));
+    let binary = env!("CARGO_BIN_EXE_blockyard");
+    let command = format!("{binary} copy '{uri}' {} --threads 1", place.text("target"));
+    // A terminal of its own.
+    let shown = peer("script", &["-qec", &command, "/dev/null"]);
+    assert!(shown.contains("copying [") && shown.contains("32 MiB in"), "{shown}");
+    let said = place.run(&["copy", &uri, "./target", "--threads", "1"]);
+    assert_eq!(said.code(0).err, "");
+}
+
+#[test]
 fn a_server_that_dies_while_it_is_copied_from_is_waited_for() {
     let place = Place::new();
     fs::write(place.path("source"), noise(64 << 20, 8)).unwrap();

@@ -89,7 +89,9 @@ fn the_tool_tells_us() {
         let told = answer(&mut watch, b"heard").await;
         // The tool sends its text as an encoded string.
         assert_eq!(told, b"\x05\0\0\0hello");
-        let output = child.wait_with_output().unwrap();
+        // The answer is sent by this thread.
+        let output =
+            tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     });

@@ -16,7 +16,7 @@ use crate::control::report::DeviceReport;
 use crate::control::{self, Answer, report};
 use crate::daemon::signals::Signals;
 use crate::disks::DiskMaker;
-use crate::error::{self, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
@@ -347,19 +347,17 @@ impl control::Answers for Yard {
         self.layer.proc_partitions()
     }
 
+    fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
+    }
+
     async fn detach(&self) -> Answer {
         let (tell, told) = oneshot::channel();
         if self.ask.send(tell).await.is_err() {
             return Answer::Done;
         }
         match told.await {
-            Ok(Ok(())) => Answer::Done,
-            Ok(Err(err)) => {
-                let mut text = String::new();
-                // Writing to a string does not fail.
-                let _ = error::describe(&err, &mut text);
-                Answer::Refused { code: err.kind().exit_code(), text }
-            }
+            Ok(result) => result.into(),
             Err(_) => Answer::Error("the daemon is ending".into()),
         }
     }

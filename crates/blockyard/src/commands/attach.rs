@@ -9,8 +9,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::attach::record::{self, Record};
 use crate::attach::{self, LeftBehind, Order, Wish};
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
+use crate::control::Question;
 use crate::control::client::{ask_one, is_alive};
-use crate::control::{Answer, Question};
 use crate::error::{Error, ErrorKind, Result};
 use crate::term;
 
@@ -164,20 +164,10 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     // Before it is asked: it may be gone before its answer is read.
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    match ask_one(record.pid, Question::Detach) {
-        Ok(Some(Answer::Refused { code, text })) => {
-            let kind = match code {
-                75 => ErrorKind::Busy,
-                77 => ErrorKind::NotPermitted,
-                _ => ErrorKind::Failed,
-            };
-            return Err(Error::new(kind, format!("cannot detach {path}: {text}")));
-        }
-        Ok(Some(Answer::Error(text))) => {
-            return Err(Error::failed(format!("cannot detach {path}: {text}")));
-        }
-        // It may end before its answer is through.
-        Ok(_) | Err(_) => {}
+    // It may end before its answer is through.
+    if let Ok(Some(answer)) = ask_one(record.pid, &Question::Detach) {
+        let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
+        answer.accepted().map_err(failed)?;
     }
     if let Some(daemon) = daemon {
         let limit = Timespec::try_from(LAST_BREATH).ok();

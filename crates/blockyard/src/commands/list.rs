@@ -28,10 +28,10 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
         [(args.diskstats, Question::Diskstats), (args.partitions, Question::Partitions)]
     {
         if wanted {
-            return list_text(question);
+            return list_text(&question);
         }
     }
-    let daemons = ask_all(Question::Report)?.into_iter().filter_map(|answer| match answer {
+    let daemons = ask_all(&Question::Report)?.into_iter().filter_map(|answer| match answer {
         Answer::Report(daemon) => Some(*daemon),
         _ => None,
     });
@@ -48,7 +48,7 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
     term::say_json(&all)
 }
 
-fn list_text(question: Question) -> Result<()> {
+fn list_text(question: &Question) -> Result<()> {
     for answer in ask_all(question)? {
         if let Answer::Text(text) = answer {
             term::say(text.trim_end_matches('\n'))?;

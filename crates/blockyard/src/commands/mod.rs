@@ -12,6 +12,7 @@ mod list;
 mod map;
 mod run;
 mod serve;
+mod set;
 mod up;
 mod vhost_user_blk;
 
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Recover(args) => attach::recover(args, cli.verbose),
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
+        Command::Set(args) => set::run(&args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Copy(args) => copy::run(args).map(|()| 0),

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The runtime directory cannot be read.
-pub fn ask_all(question: Question) -> Result<Vec<Answer>> {
+pub fn ask_all(question: &Question) -> Result<Vec<Answer>> {
     let directory = directory::runtime_dir()?;
     let failed = |err: io::Error| {
         Error::failed(format!("cannot look for daemons in {}", directory.display())).caused_by(err)
@@ -49,7 +49,7 @@ pub fn ask_all(question: Question) -> Result<Vec<Answer>> {
 ///
 /// # Errors
 /// It does not answer.
-pub fn ask_one(pid: u32, question: Question) -> Result<Option<Answer>> {
+pub fn ask_one(pid: u32, question: &Question) -> Result<Option<Answer>> {
     let path = directory::runtime_dir()?.join(format!("{pid}.sock"));
     let failed =
         |err: io::Error| Error::failed(format!("the daemon {pid} does not answer")).caused_by(err);
@@ -81,12 +81,12 @@ fn socket(path: &Path) -> Option<(u32, PathBuf)> {
 
 fn ask(
     mut stream: UnixStream,
-    question: Question,
+    question: &Question,
     patience: Option<Duration>,
 ) -> io::Result<Answer> {
     stream.set_read_timeout(patience)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut line = serde_json::to_string(&question)?;
+    let mut line = serde_json::to_string(question)?;
     line.push('\n');
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();

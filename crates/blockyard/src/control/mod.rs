@@ -9,6 +9,8 @@ mod server;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{self, Error, ErrorKind, Result};
+
 pub use directory::{make as make_runtime_dir, runtime_dir};
 pub use server::{Answers, Server};
 
@@ -16,7 +18,7 @@ pub use server::{Answers, Server};
 const MAX_QUESTION: u64 = 4096;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Question {
     /// What the daemon does: [`report::Daemon`].
@@ -27,6 +29,23 @@ pub enum Question {
     Partitions,
     /// Take the disk that it has attached from the kernel, and end.
     Detach,
+    /// Change one of its disks, while it is used.
+    Set {
+        /// The disk's name.
+        disk: String,
+        /// What to change.
+        change: Change,
+    },
+}
+
+/// What can be changed of a disk that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Its size, in bytes.
+    Size(u64),
+    /// Whether nobody may change it.
+    ReadOnly(bool),
 }
 
 /// An answer.
@@ -48,4 +67,32 @@ pub enum Answer {
     },
     /// The question was not understood.
     Error(String),
+}
+
+impl From<Result<()>> for Answer {
+    fn from(result: Result<()>) -> Self {
+        match result {
+            Ok(()) => Self::Done,
+            Err(err) => {
+                let mut text = String::new();
+                // Writing to a string does not fail.
+                let _ = error::describe(&err, &mut text);
+                Self::Refused { code: err.kind().exit_code(), text }
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// The answer, unless it says why not.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn accepted(self) -> Result<Self> {
+        match self {
+            Self::Refused { code, text } => Err(Error::new(ErrorKind::of_exit_code(code), text)),
+            Self::Error(text) => Err(Error::failed(text)),
+            answer => Ok(answer),
+        }
+    }
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockyard_blkmq::{Disk, SECTOR_SIZE, Sector};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Answer, MAX_QUESTION, Question, directory, report};
+use super::{Answer, Change, MAX_QUESTION, Question, directory, report};
 use crate::error::{Error, Result};
 
 /// How long a connection may ask nothing.
@@ -25,6 +26,8 @@ pub trait Answers: Send + Sync + 'static {
     fn diskstats(&self) -> String;
     /// The text of /proc/partitions for its disks.
     fn partitions(&self) -> String;
+    /// Its disks.
+    fn disks(&self) -> &[Arc<Disk>];
     /// Takes its disk from the kernel.
     fn detach(&self) -> impl Future<Output = Answer> + Send {
         std::future::ready(Answer::Error("nothing is attached to the kernel here".into()))
@@ -114,6 +117,33 @@ async fn answer(line: &str, answers: &impl Answers) -> Answer {
         Ok(Question::Diskstats) => Answer::Text(answers.diskstats()),
         Ok(Question::Partitions) => Answer::Text(answers.partitions()),
         Ok(Question::Detach) => answers.detach().await,
+        Ok(Question::Set { disk, change }) => {
+            match answers.disks().iter().find(|it| it.name() == disk) {
+                Some(disk) => set(Arc::clone(disk), change).await,
+                None => Answer::Error(format!("there is no disk {disk:?} here")),
+            }
+        }
         Err(err) => Answer::Error(format!("not understood: {err}")),
+    }
+}
+
+/// Changes a disk. It may take a while, as files are made longer for certain.
+async fn set(disk: Arc<Disk>, change: Change) -> Answer {
+    let change = move || match change {
+        Change::Size(bytes) if !bytes.is_multiple_of(SECTOR_SIZE) => {
+            let what = format!("{bytes} is no multiple of {SECTOR_SIZE}");
+            Err(blockyard_blkmq::Error::new(blockyard_blkmq::ErrorKind::Invalid, what))
+        }
+        Change::Size(bytes) => disk.resize(Sector(bytes / SECTOR_SIZE)),
+        Change::ReadOnly(read_only) => {
+            disk.set_read_only(read_only);
+            Ok(())
+        }
+    };
+    match tokio::task::spawn_blocking(change).await {
+        Ok(changed) => {
+            changed.map_err(|err| Error::failed("cannot change the disk").caused_by(err)).into()
+        }
+        Err(_) => Answer::Error("the daemon failed at it; its log says why".into()),
     }
 }

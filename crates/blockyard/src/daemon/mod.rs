@@ -295,6 +295,10 @@ impl control::Answers for Yard {
         daemon
     }
 
+    fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
+    }
+
     fn diskstats(&self) -> String {
         self.layer.proc_diskstats()
     }

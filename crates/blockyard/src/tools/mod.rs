@@ -20,9 +20,9 @@ use blockyard_blkmq::{Bdev, Bio, Disk, Op, OpenMode, Sector, Status};
 use crate::error::{Error, Result};
 
 /// Bytes of a piece with data: what is read and written at a time.
-pub const PIECE: u64 = 512 << 10;
+pub const PIECE: u64 = 1 << 20;
 /// Pieces that are worked on at a time, on each queue thread.
-pub const DEPTH: usize = 16;
+pub const DEPTH: usize = 8;
 
 /// Opens a disk as a whole.
 fn open(disk: &Arc<Disk>, mode: OpenMode) -> Result<Arc<Bdev>> {

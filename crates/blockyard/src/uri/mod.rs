@@ -17,6 +17,7 @@ use std::ops::Range;
 use percent_encoding::percent_decode_str;
 
 pub use nbd::NbdPlan;
+pub(crate) use options::flag;
 pub use options::{
     DiskOptions, DiskPlan, DriverPlan, Engine, FilePlan, OPTIONS, PlanBuilder, Scheme,
     parse_duration,

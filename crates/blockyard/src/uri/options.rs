@@ -411,7 +411,7 @@ fn block_size(value: &str) -> Result<BlockSize, String> {
     }
 }
 
-fn flag(value: &str) -> Result<bool, String> {
+pub(crate) fn flag(value: &str) -> Result<bool, String> {
     match value {
         "1" | "true" | "yes" | "on" => Ok(true),
         "0" | "false" | "no" | "off" => Ok(false),

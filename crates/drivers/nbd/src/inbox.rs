@@ -5,6 +5,11 @@ use blockyard_buf::{Buffer, Pool, Segment, Segments};
 /// Bytes that are received at a time.
 pub(crate) const RECEIVE_LEN: usize = 256 << 10;
 
+/// A payload that is longer is worth a system call of its own, so that it need not be copied.
+const LARGE_PAYLOAD_LEN: u64 = 64 << 10;
+/// Bytes that are received past a large payload: the header of the next one.
+const HEADER_ROOM: usize = 4 << 10;
+
 /// A large buffer, so that one system call brings many replies, and the rest of a payload that is on its way to
 /// its place past the buffer.
 pub(crate) struct Inbox {
@@ -18,6 +23,8 @@ pub(crate) struct Inbox {
     payload: Option<Payload>,
     /// Whether a payload is received into its place, rather than into the buffer and copied.
     direct: bool,
+    /// Whether the last payload was large. The next one will be, too, most likely.
+    large: bool,
 }
 
 /// A payload that comes.
@@ -30,7 +37,7 @@ struct Payload {
 impl Inbox {
     pub(crate) fn new(pool: Pool, direct: bool) -> Self {
         let buffer = pool.get(RECEIVE_LEN);
-        Self { pool, buffer, start: 0, end: 0, message_len: 1, payload: None, direct }
+        Self { pool, buffer, start: 0, end: 0, message_len: 1, payload: None, direct, large: false }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -69,6 +76,7 @@ impl Inbox {
 
     /// The next `len` bytes are a payload, which goes to `places`, or nowhere if there are none.
     pub(crate) fn expect(&mut self, places: Segments, len: u64) {
+        self.large = len >= LARGE_PAYLOAD_LEN;
         self.payload = (len > 0).then_some(Payload { places, left: len });
     }
 
@@ -117,8 +125,15 @@ impl Inbox {
             Some(payload) if self.direct && self.start == self.end => &payload.places[..],
             _ => &[],
         };
+        // As much as comes, or, if that is better received into its place, only what says where that is.
+        let most = if self.direct && self.large && self.message_len <= HEADER_ROOM {
+            HEADER_ROOM
+        } else {
+            usize::MAX
+        };
         let bytes = self.buffer.get_mut().map_or(&mut [][..], |bytes| &mut bytes[self.end..]);
-        (places, bytes)
+        let most = most.min(bytes.len());
+        (places, &mut bytes[..most])
     }
 
     /// So many bytes came into [`Inbox::room`].
@@ -189,6 +204,27 @@ mod tests {
         }
         room[..bytes.len()].copy_from_slice(bytes);
         inbox.came(count + bytes.len());
+    }
+
+    #[test]
+    fn past_a_large_payload_there_is_room_for_a_header_only() {
+        let mut inbox = Inbox::new(Pool::default(), true);
+        let large = usize::try_from(LARGE_PAYLOAD_LEN).unwrap();
+        inbox.make_room();
+        assert_eq!(inbox.room().1.len(), RECEIVE_LEN);
+        for (len, room) in [(large, HEADER_ROOM), (4096, RECEIVE_LEN)] {
+            inbox.expect([Segment::from_vec(vec![0; len])].into_iter().collect(), len as u64);
+            receive(&mut inbox, &vec![1; len]);
+            assert!(inbox.place());
+            inbox.make_room();
+            assert_eq!(inbox.room().1.len(), room, "after {len} bytes");
+        }
+        // A message that is longer than that is received.
+        inbox.expect([Segment::from_vec(vec![0; large])].into_iter().collect(), large as u64);
+        receive(&mut inbox, &vec![1; large]);
+        inbox.need(HEADER_ROOM + 1);
+        inbox.make_room();
+        assert!(inbox.room().1.len() > HEADER_ROOM);
     }
 
     #[test]

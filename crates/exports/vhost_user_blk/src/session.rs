@@ -92,7 +92,8 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let Incoming { message, need_reply, fds } = self.channel.receive()?;
-        let wants_ack = need_reply && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
+        let acks = need_reply && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
+        let wants_ack = acks && !message.has_reply();
         let request = message.request();
         let (reply, fd) = match self.handle(message, fds) {
             Ok(Answer::Reply(reply, fd)) => (reply, fd),

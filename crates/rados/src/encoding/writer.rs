@@ -25,6 +25,12 @@ impl Writer {
         Self { bytes: Vec::new() }
     }
 
+    /// A writer that has nothing yet, and room for so many bytes.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes) }
+    }
+
     /// What was written.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
@@ -70,9 +76,12 @@ impl Writer {
     pub fn versioned(&mut self, version: u8, compat: u8, fields: impl FnOnce(&mut Self)) {
         self.u8(version);
         self.u8(compat);
-        let mut inner = Self::new();
-        fields(&mut inner);
-        self.bytes(&inner.bytes);
+        let length_at = self.bytes.len();
+        self.u32(0);
+        let start = self.bytes.len();
+        fields(self);
+        let length = count(self.bytes.len() - start);
+        self.bytes[length_at..start].copy_from_slice(&length.to_le_bytes());
     }
 
     /// Appends a structure.

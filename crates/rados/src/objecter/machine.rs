@@ -83,6 +83,14 @@ impl Objecter {
         self.in_flight
     }
 
+    /// What each operation in flight waits for, by its number.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<(u64, Place, &'static str)> {
+        let waits = |op: &Operation| (self.place(&op.request), op.waits_for());
+        let of = |(&tid, (place, what))| (tid, place, what);
+        self.ops.iter().map(|(tid, op)| of((tid, waits(op)))).collect()
+    }
+
     /// How many sessions with OSDs there are.
     #[must_use]
     pub fn sessions(&self) -> usize {

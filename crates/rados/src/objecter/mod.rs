@@ -11,9 +11,9 @@
 //! - Every operation that was taken ends once: in [`Event::Completed`], or in [`Objecter::cancel`]'s hands.
 //! - A write that was acknowledged was done once. One that ended in an error after it was sent was done once or not at
 //!   all: OSDs know requests that come again by the client's number and the operation's.
-//! - Writes to one object are done in the order in which they were submitted; an operation that has
-//!   [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) does not wait behind others for space. Reads are in order with
-//!   writes unless they go to replicas, or the cluster is paused for one kind only.
+//! - Writes to one object are done in the order in which they were submitted. One with
+//!   [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) does not wait for space, and thus for no others. Reads are in
+//!   order with writes unless they go to replicas, or the cluster is paused for one kind only.
 //! - No more operations and bytes are in flight than [`Config`] says; what is too much is given back.
 
 mod config;

@@ -165,7 +165,9 @@ impl Routes {
             Some(before) => {
                 let interval = sensitivity == Sensitivity::Interval;
                 let same = Arc::ptr_eq(before, &placed);
-                op.aim.pg.pg != pg
+                // A primary that was chosen by hand may have been down, and be up in this map.
+                op.aim.osd.is_none()
+                    || op.aim.pg.pg != pg
                     || op.aim.pg_num.0 != pg_num.0
                     || before.primary != placed.primary
                     || !same && (interval || op.aim.replica) && before.acting != placed.acting

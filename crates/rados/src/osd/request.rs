@@ -1,6 +1,6 @@
 //! `MOSDOp`, in the form that every OSD since Ceph 12 reads.
 
-use super::op::{MAX_OPS, Op};
+use super::op::{MAX_OPS, OP_LEN, Op};
 use crate::encoding::{
     Encode, EntityName, EntityType, NOSNAP, ObjectLocator, PgShard, RequestId, Utime, Writer,
 };
@@ -127,7 +127,7 @@ impl OsdRequest {
     #[must_use]
     pub fn message(&self, tid: u64, target: Target, attempt: u32, features: u64) -> Message {
         assert!(self.ops.len() <= MAX_OPS, "a request of {} operations was built", self.ops.len());
-        let mut w = Writer::new();
+        let mut w = Writer::with_capacity(self.front_len());
         w.put(&target.pg);
         w.u32(target.hash);
         w.u32(target.epoch);
@@ -148,6 +148,13 @@ impl OsdRequest {
         w.u32(attempt);
         w.u64(features);
         Message { tid, data: self.data(), ..Message::new(KIND, VERSION, COMPAT, w.into_bytes()) }
+    }
+
+    /// Bytes of the fields, at most.
+    fn front_len(&self) -> usize {
+        const FIXED: usize = 256;
+        let names = self.object.len() + self.locator.key.len() + self.locator.namespace.len();
+        FIXED + names + self.ops.len() * OP_LEN + self.context.snaps.len() * size_of::<u64>()
     }
 
     /// The data of all operations; that of a single one is not copied.

@@ -196,6 +196,9 @@ impl WatchNotify {
         } else {
             Bytes::new()
         };
+        // The answers of all are the message's data (ceph: `src/osd/Watch.cc`, `Notify::maybe_complete_notify`).
+        let payload =
+            if event == WatchEvent::NotifyComplete { message.data.clone() } else { payload };
         let result = if message.version >= 2 { r.i32()? } else { 0 };
         let notifier = if message.version >= 3 { r.u64()? } else { 0 };
         Ok(Self { event, cookie, notify_id, payload, result, notifier })
@@ -214,16 +217,34 @@ impl WatchNotify {
         w.u64(self.cookie);
         w.u64(0);
         w.u64(self.notify_id);
-        w.bytes(&self.payload);
+        let complete = self.event == WatchEvent::NotifyComplete;
+        let (payload, data) =
+            if complete { (&[][..], &*self.payload) } else { (&*self.payload, &[][..]) };
+        w.bytes(payload);
         w.i32(self.result);
         w.u64(self.notifier);
-        Message::new(WATCH_NOTIFY, VERSION, 1, w.into_bytes())
+        let data = Bytes::copy_from_slice(data);
+        Message { data, ..Message::new(WATCH_NOTIFY, VERSION, 1, w.into_bytes()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_answers_of_watchers_are_data_of_the_message() {
+        let told = WatchNotify {
+            event: WatchEvent::NotifyComplete,
+            cookie: 1,
+            notify_id: 9,
+            payload: b"answers"[..].into(),
+            result: -110,
+            notifier: 4107,
+        };
+        assert_eq!(told.message().data, b"answers"[..]);
+        assert_eq!(WatchNotify::parse(&told.message()).unwrap(), told);
+    }
 
     #[test]
     fn a_notification_comes_back() {

@@ -53,9 +53,14 @@ pub(crate) async fn pool(lab: &Lab) -> Pool {
 
 /// Runs a test on a runtime of one thread, within [`LIMIT`].
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+    run_within(LIMIT, test)
+}
+
+/// Runs a test on a runtime of one thread, within a time.
+pub(crate) fn run_within<T>(limit: Duration, test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let bounded = async { tokio::time::timeout(LIMIT, test).await };
-    runtime.block_on(bounded).unwrap_or_else(|_| panic!("no end after {LIMIT:?}"))
+    let bounded = async { tokio::time::timeout(limit, test).await };
+    runtime.block_on(bounded).unwrap_or_else(|_| panic!("no end after {limit:?}"))
 }
 
 /// The error number that an OSD answered with.

@@ -181,6 +181,21 @@ impl Message {
         }
     }
 
+    /// Whether its answer says more than "done" or "failed". Asking for that as well changes nothing ("VHOST_USER_PROTOCOL_F_REPLY_ACK").
+    #[must_use]
+    pub const fn has_reply(&self) -> bool {
+        matches!(
+            self,
+            Self::GetFeatures
+                | Self::GetProtocolFeatures
+                | Self::GetQueueNum
+                | Self::GetVringBase(_)
+                | Self::GetConfig(_)
+                | Self::GetInflightFd(_)
+                | Self::GetMaxMemSlots
+        )
+    }
+
     /// How many file descriptors go with it, at least and at most.
     #[must_use]
     pub fn fds(&self) -> (usize, usize) {

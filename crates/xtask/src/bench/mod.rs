@@ -19,6 +19,7 @@ mod nbd_light;
 mod process;
 mod report;
 mod servers;
+mod vhost_user_blk;
 
 use crate::cli::BenchOptions;
 use crate::paths;
@@ -43,6 +44,8 @@ struct Bench {
 
 const BLOCKYARD: (&str, &str) = ("blockyard", "blockyard");
 const CEILING: (&str, &str) = ("xtask", "ceiling");
+const VHOST_USER_LOAD: (&str, &str) =
+    ("blockyard-export-vhost-user-blk", "examples/vhost_user_load");
 
 const BENCHES: &[Bench] = &[
     Bench {
@@ -68,6 +71,12 @@ const BENCHES: &[Bench] = &[
         about: "copying between NBD servers, beside nbdcopy and qemu-img",
         programs: &[BLOCKYARD],
         cases: copy::cases,
+    },
+    Bench {
+        name: "vhost-user-blk",
+        about: "disks of virtual machines, beside qemu-storage-daemon",
+        programs: &[BLOCKYARD, VHOST_USER_LOAD],
+        cases: vhost_user_blk::cases,
     },
     Bench {
         name: "idle",
@@ -162,10 +171,11 @@ fn choose(names: &[String]) -> Result<Vec<&'static Bench>> {
         .collect())
 }
 
-/// Builds a program for release; what cargo says goes to stderr, so that stdout holds results only.
+/// Builds a program, or an example, for release; what cargo says goes to stderr, so that stdout holds results only.
 fn build(package: &str, program: &str) -> Result<()> {
-    let status =
-        cargo(["build", "--release", "--quiet", "-p", package, "--bin", program]).status()?;
+    let (kind, name) =
+        program.strip_prefix("examples/").map_or(("--bin", program), |name| ("--example", name));
+    let status = cargo(["build", "--release", "--quiet", "-p", package, kind, name]).status()?;
     if !status.success() {
         bail!("{program} of {package} does not build");
     }

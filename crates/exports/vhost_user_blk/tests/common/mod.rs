@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub(crate) mod foreign;
+pub(crate) mod frontend;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

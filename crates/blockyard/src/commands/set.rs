@@ -1,0 +1,79 @@
+//! `blockyard set`: a disk is changed while it is used.
+
+use crate::cli::SetArgs;
+use crate::control::client::{ask_all, ask_one};
+use crate::control::report::{Daemon, DiskReport};
+use crate::control::{Answer, Change, Question};
+use crate::error::{Error, Result};
+use crate::suggest;
+use crate::uri::flag;
+
+/// What can be changed.
+const SETTINGS: [&str; 2] = ["size", "read-only"];
+
+pub(super) fn run(args: &SetArgs) -> Result<()> {
+    let changes = args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?;
+    let (pid, disk) = find(&args.disk)?;
+    for change in changes {
+        if let Change::Size(bytes) = change
+            && bytes < disk.size
+            && !args.shrink
+        {
+            let (name, size) = (&disk.name, disk.size);
+            let what = format!("{name} has {size} bytes, and {bytes} would be less");
+            return Err(
+                Error::usage(what).help("add --shrink if nothing past the new end is needed")
+            );
+        }
+        let question = Question::Set { disk: disk.name.clone(), change };
+        let answer = ask_one(pid, &question)?
+            .ok_or_else(|| Error::failed(format!("the daemon {pid} has ended")))?;
+        answer
+            .accepted()
+            .map_err(|err| Error::failed(format!("cannot set {}", disk.name)).caused_by(err))?;
+    }
+    Ok(())
+}
+
+/// A setting as it was typed.
+fn change(text: &str) -> Result<Change> {
+    let (key, value) = text.split_once('=').ok_or_else(|| {
+        Error::usage(format!("{text:?} sets nothing")).help("write size=2G or read-only=1")
+    })?;
+    let wrong = |problem: String| Error::usage(format!("{key}: {problem}"));
+    match key {
+        "size" => crate::size::parse(value).map(Change::Size).map_err(wrong),
+        "read-only" => flag(value).map(Change::ReadOnly).map_err(wrong),
+        _ => {
+            let hint = suggest::hint(key, &SETTINGS);
+            Err(Error::usage(format!("a disk has no setting {key:?}; {hint}")))
+        }
+    }
+}
+
+/// The daemon of a disk, and what it says of it.
+fn find(wanted: &str) -> Result<(u32, DiskReport)> {
+    let (pid, name) = match wanted.split_once(':') {
+        Some((pid, name)) => (pid.parse::<u32>().ok(), name),
+        None => (None, wanted),
+    };
+    let mut found = Vec::new();
+    for answer in ask_all(&Question::Report)? {
+        let Answer::Report(daemon) = answer else { continue };
+        let Daemon { pid: its, disks, .. } = *daemon;
+        if pid.is_none_or(|pid| pid == its) {
+            found
+                .extend(disks.into_iter().filter(|disk| disk.name == name).map(|disk| (its, disk)));
+        }
+    }
+    let several = found.len() > 1;
+    match found.pop() {
+        None => Err(Error::failed(format!("no daemon has a disk {wanted:?}"))
+            .help("see what runs: blockyard list")),
+        Some((pid, disk)) if several => {
+            let what = format!("several daemons have a disk {:?}", disk.name);
+            Err(Error::usage(what).help(format!("say which, as in {pid}:{}", disk.name)))
+        }
+        Some(found) => Ok(found),
+    }
+}

@@ -1,0 +1,375 @@
+//! The clients, what they do, and what they expect.
+
+use crate::chaos::Chaos;
+use crate::osds::ELSEWHERE;
+use crate::rng::Rng;
+use crate::store::ObjectName;
+use crate::world::{Event, MILLI, MONITORS, World, monitor_addr};
+use blockyard_rados::auth::{Credentials, Identity, MonitorAuth, Random};
+use blockyard_rados::cluster::{self, Client};
+use blockyard_rados::encoding::{EntityAddr, EntityType, ObjectLocator};
+use blockyard_rados::error::ErrorKind;
+use blockyard_rados::features;
+use blockyard_rados::mon;
+use blockyard_rados::msgr::{AuthMethod, ConnectionMode};
+use blockyard_rados::objecter::{self, Completion, ConnectionId};
+use blockyard_rados::osd::{Op, OpFlags, OsdRequest};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Most operations in flight.
+pub(crate) const MAX_OPS: usize = 24;
+pub(crate) const OBJECTS: u64 = 6;
+/// A pool that never was.
+const NO_POOL: i64 = 77;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Pending {
+    Write {
+        id: u64,
+    },
+    /// The last write that was acknowledged before the read.
+    Read {
+        object: ObjectName,
+        floor: usize,
+    },
+    Notify,
+    Unwatch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Open,
+    Acknowledged,
+    /// It ended in an error after which nothing is known.
+    Unknown,
+    /// The OSD refused.
+    Refused,
+}
+
+pub(crate) struct ClientSim {
+    pub(crate) machine: Client,
+    /// Streams, and the connection once there is one.
+    pub(crate) streams: BTreeMap<ConnectionId, Option<u64>>,
+    pub(crate) timer: Option<Duration>,
+    pub(crate) pending: BTreeMap<u64, Pending>,
+    pub(crate) watches: BTreeMap<u64, (ObjectName, bool)>,
+    /// Writes in the order in which they were submitted.
+    pub(crate) writes: Vec<(ObjectName, u64, Fate)>,
+    pub(crate) work_left: u32,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+}
+
+impl ClientSim {
+    pub(crate) fn new(index: usize, base: Instant, rng: &mut Rng) -> Self {
+        let identity = Identity::default();
+        let credentials = Credentials { identity, key: None, methods: vec![AuthMethod::NONE] };
+        let fill = |bytes: &mut [u8]| bytes.fill(1);
+        let modes = vec![ConnectionMode::CRC];
+        let auth =
+            MonitorAuth::new(credentials, modes.clone(), vec![EntityType::OSD], Random::new(fill));
+        let monitors = (0..MONITORS).map(|m| monitor_addr(m).socket.unwrap()).collect();
+        let nonce = 100 + u32::try_from(index).unwrap();
+        let config = cluster::Config {
+            mon: mon::Config { monitors, nonce, supported: features::SUPPORTED },
+            objecter: objecter::Config {
+                max_ops: MAX_OPS,
+                max_bytes: 1 << 20,
+                seed: rng.next(),
+                ..objecter::Config::default()
+            },
+            osd_modes: modes,
+            random: fill,
+        };
+        Self {
+            machine: Client::new(config, auth, base).unwrap(),
+            streams: BTreeMap::new(),
+            timer: None,
+            pending: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            writes: Vec::new(),
+            work_left: 250,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+}
+
+impl World {
+    /// Carries out what a client wants.
+    pub(crate) fn pump(&mut self, client: usize) {
+        let now = self.instant();
+        loop {
+            if let Some(event) = self.clients[client].machine.poll_event(now) {
+                self.client_event(client, event);
+                continue;
+            }
+            let mut out = Vec::new();
+            let Some(id) = self.clients[client].machine.poll_transmit(&mut out) else { break };
+            if let Some(&Some(conn)) = self.clients[client].streams.get(&id) {
+                self.transfer(conn, &out.concat(), true);
+            }
+        }
+        let sim = &mut self.clients[client];
+        if let Some(deadline) = sim.machine.deadline() {
+            let at = deadline.saturating_duration_since(now) + self.now;
+            if sim.timer.is_none_or(|timer| at < timer) {
+                sim.timer = Some(at);
+                self.at(at, Event::Timer(client));
+            }
+        }
+    }
+
+    fn client_event(&mut self, client: usize, event: cluster::Event) {
+        match event {
+            cluster::Event::Connect { connection: id, peer, addr } => {
+                self.clients[client].streams.insert(id, None);
+                let delay = Duration::from_micros(100) + self.rng.micros(5 * MILLI);
+                let addr = EntityAddr::msgr2(addr, 0);
+                self.after(delay, Event::Open { client, id, peer, addr });
+            }
+            cluster::Event::Close(id) => self.closed_by_client(client, id),
+            cluster::Event::Completed(completion) => self.completed(client, *completion),
+            cluster::Event::Watching(watch) => {
+                self.clients[client].watches.get_mut(&watch).unwrap().1 = true;
+                self.clients[client].count("watches");
+            }
+            cluster::Event::WatchReconnected(_) => self.clients[client].count("reconnects"),
+            cluster::Event::WatchLost(watch, error) => {
+                let (object, set) = self.clients[client].watches.remove(&watch).unwrap();
+                let expected = matches!(
+                    error.kind(),
+                    ErrorKind::WatchLost { .. } | ErrorKind::NoPool | ErrorKind::TimedOut
+                );
+                assert!(expected, "{error} {set}");
+                let place = error.place().unwrap();
+                assert_eq!((place.pool, &place.object), (object.0, &object.1));
+                self.clients[client].count("watches lost");
+            }
+            cluster::Event::Notified(told) => {
+                assert_eq!(&told.payload[..], b"news");
+                let now = self.instant();
+                self.clients[client].machine.objecter_mut().acknowledge(now, &told, b"");
+                self.clients[client].count("notified");
+            }
+            cluster::Event::Lost(..) => self.clients[client].count("sessions lost"),
+            cluster::Event::Open(_) | cluster::Event::Map(_) | cluster::Event::MonMap(_) => {}
+            cluster::Event::Refused(error) => panic!("refused: {error}"),
+            cluster::Event::Answer(..) => panic!("nothing was asked"),
+        }
+    }
+
+    fn completed(&mut self, client: usize, completion: Completion) {
+        let Completion { tid, request, result } = completion;
+        let pending = self.clients[client].pending.remove(&tid).expect("it ends once");
+        let result = match result {
+            Ok(reply) => {
+                assert_eq!(reply.tid, tid);
+                Ok((reply.result, reply.ops[0].data.clone()))
+            }
+            Err(error) => {
+                let place = error.place().unwrap();
+                assert_eq!((place.pool, &place.object), (request.locator.pool, &request.object));
+                let known = self.clients[client].machine.objecter().map();
+                assert!(place.cluster == crate::maps::FSID || known.epoch() == 0);
+                match error.kind() {
+                    ErrorKind::TimedOut => self.clients[client].count("timed out"),
+                    ErrorKind::NoPool => {
+                        assert!(!self.model.pools.contains_key(&request.locator.pool));
+                        self.clients[client].count("no pool");
+                    }
+                    other => panic!("{other}"),
+                }
+                Err(error)
+            }
+        };
+        match pending {
+            Pending::Write { id } => {
+                let fate = match result {
+                    Ok((0, _)) => Fate::Acknowledged,
+                    Ok((-28, _)) => Fate::Refused,
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => Fate::Unknown,
+                };
+                let writes = &mut self.clients[client].writes;
+                let write = writes.iter_mut().rev().find(|(_, other, _)| *other == id).unwrap();
+                assert_eq!(write.2, Fate::Open);
+                write.2 = fate;
+                self.clients[client].count(if fate == Fate::Refused { "full" } else { "writes" });
+            }
+            Pending::Read { object, floor } => {
+                let Ok((result, data)) = result else { return };
+                assert_eq!(result, 0);
+                let id = u64::from_le_bytes(*data.first_chunk().unwrap());
+                let log = &self.store.object(&object).log;
+                let seen = log.iter().position(|&other| other == id).map_or(0, |at| at + 1);
+                assert!(
+                    seen >= floor,
+                    "a read of {object:?} gave write {seen}, and {floor} was acknowledged"
+                );
+                self.clients[client].count("reads");
+            }
+            Pending::Notify => self.clients[client].count("notifies"),
+            Pending::Unwatch => self.clients[client].count("unwatches"),
+        }
+    }
+
+    pub(crate) fn work(&mut self, client: usize) {
+        if self.clients[client].work_left == 0 {
+            return;
+        }
+        self.clients[client].work_left -= 1;
+        let number = self.rng.below(OBJECTS);
+        let pool = match self.rng.below(20) {
+            0 => 2,
+            1 if self.rng.one_in(4) => NO_POOL,
+            _ => 1,
+        };
+        let object =
+            if number == 0 { format!("{ELSEWHERE}{number}") } else { format!("object{number}") };
+        match self.rng.below(24) {
+            0..=10 => self.submit_write(client, pool, &object),
+            11..=18 => self.submit_read(client, pool, &object),
+            19 => self.give_up(client),
+            20 | 21 if number > 0 => self.submit_watch(client, pool, &object),
+            22 if number > 0 => self.submit_notify(client, pool, &object),
+            _ => self.end_a_watch(client),
+        }
+        self.pump(client);
+        let pause = self.rng.micros(2 * self.chaos.pause_micros / 3);
+        let pause = if self.rng.one_in(3) { pause } else { Duration::from_micros(20) };
+        self.after(pause, Event::Work(client));
+    }
+
+    fn deadline(&mut self) -> Option<Instant> {
+        let seconds = 1 + self.rng.below(20);
+        self.rng.one_in(4).then(|| self.instant() + Duration::from_secs(seconds))
+    }
+
+    fn submit(&mut self, client: usize, request: OsdRequest, pending: Pending) -> bool {
+        let (now, deadline) = (self.instant(), self.deadline());
+        let sim = &mut self.clients[client];
+        let before = sim.machine.objecter().in_flight().0;
+        match sim.machine.objecter_mut().submit(now, request, deadline) {
+            Ok(tid) => {
+                assert!(sim.pending.insert(tid, pending).is_none());
+                true
+            }
+            Err(_) => {
+                assert_eq!(before, MAX_OPS);
+                sim.count("busy");
+                false
+            }
+        }
+    }
+
+    fn submit_write(&mut self, client: usize, pool: i64, object: &str) {
+        let id = self.rng.next() | 1;
+        let locator = ObjectLocator::new(pool, "");
+        let name = Self::stored_name(&locator, object);
+        let mut data = id.to_le_bytes().to_vec();
+        data.resize(8 + self.rng.index(6000), 7);
+        let mut request = OsdRequest::new(locator, object, vec![Op::write(0, Bytes::from(data))]);
+        let tries = self.rng.one_in(8);
+        request.flags.set(OpFlags::FULL_TRY, tries);
+        let pending = Pending::Write { id };
+        // What does not wait for space is not in order with what does.
+        if self.submit(client, request, pending) {
+            self.clients[client].writes.push((name, id, Fate::Open));
+            if tries {
+                self.clients[client].writes.last_mut().unwrap().0.0 += 1000;
+            }
+        }
+    }
+
+    /// How many writes of an object were done when the last one that was acknowledged was.
+    fn floor(&self, object: &ObjectName) -> usize {
+        let Some(stored) = self.store.objects.get(object) else { return 0 };
+        let acknowledged = |id: &u64| {
+            let mut all = self.clients.iter().flat_map(|client| &client.writes);
+            all.any(|(_, other, fate)| other == id && *fate == Fate::Acknowledged)
+        };
+        stored.log.iter().rposition(acknowledged).map_or(0, |at| at + 1)
+    }
+
+    fn submit_read(&mut self, client: usize, pool: i64, object: &str) {
+        let locator = ObjectLocator::new(pool, "");
+        let name = Self::stored_name(&locator, object);
+        let floor = self.floor(&name);
+        let mut request = OsdRequest::new(locator, object, vec![Op::read(0, 8)]);
+        match self.rng.below(4) {
+            0 => request.flags |= OpFlags::BALANCE_READS,
+            1 => request.flags |= OpFlags::LOCALIZE_READS,
+            _ => {}
+        }
+        self.submit(client, request, Pending::Read { object: name, floor });
+    }
+
+    fn give_up(&mut self, client: usize) {
+        let now = self.instant();
+        let sim = &mut self.clients[client];
+        let Some((&tid, pending)) = sim.pending.iter().next() else { return };
+        let pending = pending.clone();
+        if matches!(pending, Pending::Unwatch) {
+            return;
+        }
+        assert!(sim.machine.objecter_mut().cancel(now, tid).is_some());
+        assert!(sim.machine.objecter_mut().cancel(now, tid).is_none());
+        sim.pending.remove(&tid);
+        sim.count("cancelled");
+        if let Pending::Write { id } = pending {
+            let write = sim.writes.iter_mut().find(|(_, other, _)| *other == id).unwrap();
+            write.2 = Fate::Unknown;
+        }
+    }
+
+    fn submit_watch(&mut self, client: usize, pool: i64, object: &str) {
+        let (now, deadline) = (self.instant(), self.deadline());
+        let locator = ObjectLocator::new(pool, "");
+        let machine = self.clients[client].machine.objecter_mut();
+        let watch = machine.watch(now, &locator, object, None, deadline).unwrap();
+        let name = (pool, object.to_owned());
+        self.clients[client].watches.insert(watch, (name, false));
+    }
+
+    pub(crate) fn submit_notify(&mut self, client: usize, pool: i64, object: &str) {
+        let (now, deadline) = (self.instant(), self.deadline());
+        let locator = ObjectLocator::new(pool, "");
+        let machine = self.clients[client].machine.objecter_mut();
+        let timeout = Duration::from_secs(5);
+        if let Ok(tid) = machine.notify(now, &locator, object, b"news", timeout, deadline) {
+            self.clients[client].pending.insert(tid, Pending::Notify);
+        }
+    }
+
+    pub(crate) fn end_a_watch(&mut self, client: usize) {
+        let now = self.instant();
+        let sim = &mut self.clients[client];
+        let Some((&watch, _)) = sim.watches.iter().next() else { return };
+        let tid = sim.machine.objecter_mut().unwatch(now, watch, None).unwrap();
+        assert!(sim.machine.objecter_mut().unwatch(now, watch, None).is_none());
+        sim.watches.remove(&watch);
+        sim.pending.insert(tid, Pending::Unwatch);
+    }
+}
+
+/// A chaos that a seed makes up.
+pub(crate) fn chaos(seed: u64) -> Chaos {
+    let mut rng = Rng::new(seed ^ 0x5eed);
+    Chaos {
+        active: true,
+        until: Duration::from_secs(20),
+        reset_one_in: [40, 150, 1000][rng.index(3)],
+        delay_micros: [200, 5 * MILLI, 200 * MILLI][rng.index(3)],
+        publish_micros: [MILLI, 100 * MILLI, 2000 * MILLI][rng.index(3)],
+        work_micros: [500, 50 * MILLI, 1000 * MILLI][rng.index(3)],
+        backoff_one_in: [10, 50, 1000][rng.index(3)],
+        kept_changes: [2, 5, 1000][rng.index(3)],
+        pause_micros: [50 * MILLI, 200 * MILLI, 1000 * MILLI][rng.index(3)],
+        deletes_a_pool: rng.one_in(2),
+    }
+}
