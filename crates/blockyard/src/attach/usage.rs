@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 const GLANCE: Duration = Duration::from_secs(2);
 const GLANCE_POLL: Duration = Duration::from_millis(50);
 
-/// Opens a disk that nobody but us and its daemon uses, so that nobody can mount it meanwhile. Its daemon has to live: opening may
+/// Opens a disk that nobody but us and its daemon uses, so that nobody can mount it meanwhile. Its daemon has
+/// to live: opening may
 /// read from it.
 ///
 /// # Errors
