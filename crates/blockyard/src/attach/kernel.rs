@@ -175,6 +175,6 @@ mod tests {
     fn a_mark_says_who_made_it() {
         assert_eq!(maker(new_mark()), Some(std::process::id()));
         assert_eq!(maker(0), None);
-        assert_eq!(maker(MARK | 4_194_304_u64 << RANDOM_BITS), Some(4_194_304));
+        assert_eq!(maker(MARK | 4_194_303_u64 << RANDOM_BITS), Some(4_194_303));
     }
 }

@@ -114,8 +114,9 @@ pub fn clear_stillborn() -> Result<()> {
 pub fn remove(left: &LeftBehind) -> Result<()> {
     // It must not be opened: that may read from it, and there is nobody to answer. One that nobody was told of
     // is used by nobody, but for those who look at all disks, and wait for it now.
-    if left.uri.is_some() {
-        usage::check_unused(&left.path)?;
+    let records = record::all()?;
+    if let Some(record) = records.iter().find(|record| record.path() == left.path) {
+        usage::check_unused(&left.path, record.pid)?;
     }
     match super::parse_device(&left.path)? {
         ("ublkb", number) => ublk::remove(number).map_err(kernel::ublk_error)?,
@@ -124,7 +125,7 @@ pub fn remove(left: &LeftBehind) -> Result<()> {
             driver.disconnect(index).map_err(nbd::nbd_error)?;
         }
     }
-    for record in record::all()?.iter().filter(|record| record.path() == left.path) {
+    for record in records.iter().filter(|record| record.path() == left.path) {
         record.forget();
     }
     Ok(())

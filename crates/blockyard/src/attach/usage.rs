@@ -14,20 +14,23 @@ use crate::error::{Error, ErrorKind, Result};
 const GLANCE: Duration = Duration::from_secs(2);
 const GLANCE_POLL: Duration = Duration::from_millis(50);
 
-/// Opens a disk that nobody else uses, so that nobody can mount it meanwhile. Its daemon has to live: opening may
+/// Opens a disk that nobody but us and its daemon uses, so that nobody can mount it meanwhile. Its daemon has
+/// to live: opening may
 /// read from it.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] says by whom it is used.
-pub(crate) fn claim(path: &str) -> Result<File> {
+pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
     let end = Instant::now() + GLANCE;
     loop {
         let mut options = OpenOptions::new();
         options.read(true).custom_flags((OFlags::EXCL | OFlags::CLOEXEC).bits().cast_signed());
         let claimed = match options.open(path) {
-            Ok(file) => check_unused(path).map(|()| file),
+            Ok(file) => check_unused(path, daemon).map(|()| file),
             Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
-                Err(check_unused(path).err().unwrap_or_else(|| busy(path, "somebody claims it")))
+                Err(check_unused(path, daemon)
+                    .err()
+                    .unwrap_or_else(|| busy(path, "somebody claims it")))
             }
             Err(err) => {
                 return Err(Error::failed(format!("{path} cannot be opened")).caused_by(err));
@@ -40,16 +43,16 @@ pub(crate) fn claim(path: &str) -> Result<File> {
     }
 }
 
-/// Looks whether anybody but us uses a disk, without opening it.
+/// Looks whether anybody but us and its daemon uses a disk, without opening it.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] says by whom it is used.
-pub(crate) fn check_unused(path: &str) -> Result<()> {
+pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
     let mounted =
         || mount_point(path).map(|point| format!("it is mounted at {point}; run: umount {point}"));
     let swap = || is_swap(path).then(|| format!("it is swap space; run: swapoff {path}"));
     let held = || holder(path).map(|name| format!("it is part of {name}"));
-    match mounted().or_else(swap).or_else(held).or_else(|| opener(path)) {
+    match mounted().or_else(swap).or_else(held).or_else(|| opener(path, daemon)) {
         Some(who) => Err(busy(path, &who)),
         None => Ok(()),
     }
@@ -78,21 +81,21 @@ fn is_of_disk(disk: &str, path: &str) -> bool {
     })
 }
 
-/// A process that has the disk open besides us.
-fn opener(path: &str) -> Option<String> {
+/// A process that has the disk open besides us and its daemon, which sets an nbd device up by keeping it open.
+fn opener(path: &str, daemon: u32) -> Option<String> {
     let device = fs::metadata(path).ok()?.rdev();
-    let ours = std::process::id().to_string();
+    let known = [std::process::id(), daemon];
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        else {
-            continue;
-        };
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // A process that has ended, or is another's.
         let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
         for file in files.flatten() {
             let Ok(found) = fs::metadata(file.path()) else { continue };
-            if pid != ours && found.file_type().is_block_device() && found.rdev() == device {
+            if !known.contains(&pid)
+                && found.file_type().is_block_device()
+                && found.rdev() == device
+            {
                 let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
                 return Some(format!("process {pid} ({}) has it open", command.trim_end()));
             }

@@ -166,7 +166,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
         return Err(Error::failed(format!("{path} is not attached")));
     };
     // From here on nobody can mount it.
-    let claim = usage::claim(path)?;
+    let claim = usage::claim(path, record.pid)?;
     match usage::settle(path, &claim) {
         Err(err) if force => term::tell_error(&err),
         settled => settled?,
