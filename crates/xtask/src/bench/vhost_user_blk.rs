@@ -78,7 +78,7 @@ fn blockyard(context: &Context, disk: Disk, image: &Path, socket: &Path) -> Comm
 
 fn qemu(context: &Context, disk: Disk, image: &Path, socket: &Path) -> Command {
     let node = match disk {
-        Disk::Null => format!("driver=null-co,node-name=disk,size={DISK},read-zeroes=off"),
+        Disk::Null => format!("driver=null-co,node-name=disk,size={DISK_BYTES},read-zeroes=off"),
         Disk::File | Disk::Ram => {
             let name = image.display();
             format!("driver=file,node-name=disk,filename={name},aio=io_uring,cache.direct=off")
