@@ -1,17 +1,22 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod rados;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use blockyard_driver_nbd::TlsFiles;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
+
 use crate::attach::Via;
 
 const AFTER_HELP: &str = "\
 Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
 nbd://host/export  nbd+unix:///export?socket=/s&connections=2
-Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: unknown; check: errors), 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: unknown; check: errors), \
+64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
 
 /// The Linux block I/O stack in user space: any disk, anywhere.
 #[derive(Debug, Parser)]
@@ -40,6 +45,12 @@ pub enum Command {
     Detach(DetachArgs),
     /// Go on with attached disks whose daemon has died.
     Recover(RecoverArgs),
+    /// Open a device and close it: for daemons, which must not open their own.
+    #[command(hide = true)]
+    LookAt {
+        /// The device.
+        device: PathBuf,
+    },
     /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
     VhostUserBlk(VhostUserBlkArgs),
     /// List what runs on this machine, or the exports of an NBD server.
@@ -50,6 +61,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Put load on a disk and measure it.
     Bench(BenchArgs),
+    /// Read, write and list objects of a Ceph cluster.
+    Rados(Box<RadosArgs>),
     /// Copy a disk onto another; holes and zeroes are not read, and stay holes where they can.
     Copy(CopyArgs),
     /// Compare two disks: exit 0 if they are the same, 1 if they differ, 2 if that cannot be told.

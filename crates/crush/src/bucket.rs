@@ -1,11 +1,12 @@
 //! Drawing an item from a bucket: `bucket_*_choose` of Ceph's `src/crush/mapper.c`.
 
+use pulp::{Arch, Simd, WithSimd};
+
 use crate::check::index_of;
 use crate::data::{Algorithm, Bucket};
-use crate::hash::{LANES, hash3_each, hash4_each, hash32_3, hash32_4};
 use crate::ln::Negated;
 use crate::overrides::ChooseArgs;
-use crate::straw2;
+use crate::{lanes, list, straw, straw2, tree, uniform};
 
 /// A bucket with what its draws need, laid out for them.
 #[derive(Debug)]
@@ -16,22 +17,22 @@ pub(crate) struct Ready {
     pub(crate) method: Method,
 }
 
+/// How a bucket draws; ids are as they are hashed.
 #[derive(Debug)]
 pub(crate) enum Method {
     Uniform,
     List {
-        ids: straw2::Ids,
-        /// Weights, and sums of weights up to each; 0 for what fills up the last lanes, so that it is never taken.
-        weights: Box<[[(u32, u32); LANES]]>,
+        ids: Box<[u32]>,
+        weights: list::Weights,
     },
     /// Weights below each node.
     Tree(Box<[u32]>),
     Straw {
-        ids: straw2::Ids,
-        straws: Box<[[u32; LANES]]>,
+        ids: Box<[u32]>,
+        straws: straw::Straws,
     },
     Straw2 {
-        ids: straw2::Ids,
+        ids: Box<[u32]>,
         weights: straw2::Weights,
     },
 }
@@ -46,24 +47,24 @@ pub(crate) struct Draw<'a> {
     pub(crate) position: usize,
     pub(crate) choose_args: Option<&'a ChooseArgs>,
     pub(crate) logarithms: &'a Negated,
+    pub(crate) arch: Arch,
 }
 
 impl Ready {
     pub(crate) fn new(bucket: &Bucket) -> Self {
+        let ids = || lanes::ids(&bucket.items);
         let method = match &bucket.algorithm {
             Algorithm::Uniform { .. } => Method::Uniform,
             Algorithm::List { weights, sums } => {
-                let pairs: Vec<_> = weights.iter().copied().zip(sums.iter().copied()).collect();
-                Method::List { ids: straw2::ids(&bucket.items), weights: in_lanes(&pairs) }
+                Method::List { ids: ids(), weights: list::Weights::new(weights, sums) }
             }
             Algorithm::Tree { node_weights } => Method::Tree(node_weights.clone().into()),
             Algorithm::Straw { straws, .. } => {
-                Method::Straw { ids: straw2::ids(&bucket.items), straws: in_lanes(straws) }
+                Method::Straw { ids: ids(), straws: straw::Straws::new(straws) }
             }
-            Algorithm::Straw2 { weights } => Method::Straw2 {
-                ids: straw2::ids(&bucket.items),
-                weights: straw2::weights(weights),
-            },
+            Algorithm::Straw2 { weights } => {
+                Method::Straw2 { ids: ids(), weights: straw2::Weights::new(weights) }
+            }
         };
         let items = bucket.items.clone().into();
         Self { id: bucket.id, kind: i32::from(bucket.kind), items, method }
@@ -72,98 +73,48 @@ impl Ready {
     /// An item; `None` if there is none to draw.
     #[inline]
     pub(crate) fn choose(&self, draw: Draw<'_>) -> Option<i32> {
-        let Draw { x, r, .. } = draw;
-        let index = match &self.method {
-            Method::Straw2 { ids, weights } => self.straw2(ids, weights, draw),
-            Method::Straw { ids, straws } => straw(ids, straws, x, r),
-            Method::Uniform => return self.permuted(x, r),
-            Method::List { ids, weights } => self.list(ids, weights, x, r),
-            Method::Tree(weights) => self.tree(weights, x, r),
-        };
+        if let [only] = *self.items {
+            return Some(only);
+        }
+        let index = draw.arch.dispatch(Choice { bucket: self, draw });
         self.items.get(index).copied()
     }
 
-    #[inline]
-    fn straw2(&self, ids: &straw2::Ids, weights: &straw2::Weights, draw: Draw<'_>) -> usize {
-        let (mut ids, mut weights) = (ids, weights);
-        if let Some(args) = draw.choose_args {
-            let index = index_of(self.id).unwrap_or(usize::MAX);
-            let (other_ids, other_weights) = args.of(index, draw.position);
-            ids = other_ids.unwrap_or(ids);
-            weights = other_weights.unwrap_or(weights);
-        }
-        straw2::choose(draw.logarithms, ids, weights, draw.x, draw.r)
-    }
-
-    /// From the newest item to the oldest: an item is taken with the probability of its weight among those left.
-    fn list(&self, ids: &[[u32; LANES]], weights: &[[(u32, u32); LANES]], x: u32, r: u32) -> usize {
-        let id = self.id.cast_unsigned();
-        for (chunk, (ids, weights)) in ids.iter().zip(weights).enumerate().rev() {
-            let hashes = hash4_each(x, ids, r, id);
-            let taken = hashes.iter().zip(weights).rposition(|(hash, &(weight, sum))| {
-                (u64::from(hash & 0xffff) * u64::from(sum)) >> 16 < u64::from(weight)
-            });
-            if let Some(lane) = taken {
-                return chunk * LANES + lane;
-            }
-        }
-        0
-    }
-
-    /// From the root, which is the middle node, down to a leaf, which is odd: half of the way to the left or right.
-    fn tree(&self, weights: &[u32], x: u32, r: u32) -> usize {
-        let weight = |node: usize| u64::from(weights.get(node).copied().unwrap_or(0));
-        let mut node = weights.len() >> 1;
-        while node & 1 == 0 && node != 0 {
-            let half = 1 << (node.trailing_zeros() - 1);
-            // At most MAX_TREE_NODES.
-            #[allow(clippy::cast_possible_truncation)]
-            let hash = hash32_4(x, node as u32, r, self.id.cast_unsigned());
-            let point = (u64::from(hash) * weight(node)) >> 32;
-            node = if point < weight(node - half) { node - half } else { node + half };
-        }
-        node >> 1
-    }
-
-    /// Item number `r` of a random permutation of the bucket.
-    ///
-    /// The permutation swaps each position p in turn with a later one, p + hash(p) % (size - p). Only one position is
-    /// asked for, so nothing is stored: what ends up there is traced back through the swaps.
+    /// Item number `r` of a random permutation of the bucket, whatever its algorithm is.
     pub(crate) fn permuted(&self, x: u32, r: u32) -> Option<i32> {
-        let size = u32::try_from(self.items.len()).ok()?;
-        let wanted = r.checked_rem(size)?;
-        let swapped_with = |p: u32| p + hash32_3(x, self.id.cast_unsigned(), p) % (size - p);
-        let mut from = swapped_with(wanted);
-        for p in (0..wanted).rev() {
-            if swapped_with(p) == from {
-                from = p;
-            }
-        }
-        self.items.get(from as usize).copied()
+        let index = uniform::choose(self.items.len(), self.id.cast_unsigned(), x, r);
+        self.items.get(index).copied()
     }
 }
 
-/// The first of the longest straws.
-fn straw(ids: &[[u32; LANES]], straws: &[[u32; LANES]], x: u32, r: u32) -> usize {
-    let (mut winner, mut longest) = (0, 0);
-    for (chunk, (ids, straws)) in ids.iter().zip(straws).enumerate() {
-        let hashes = hash3_each(x, ids, r);
-        for lane in 0..LANES {
-            let length = u64::from(hashes[lane] & 0xffff) * u64::from(straws[lane]);
-            if length > longest {
-                longest = length;
-                winner = chunk * LANES + lane;
-            }
-        }
-    }
-    winner
+/// The index of the item that is drawn, to be computed with the best instructions that there are.
+struct Choice<'a> {
+    bucket: &'a Ready,
+    draw: Draw<'a>,
 }
 
-fn in_lanes<T: Copy + Default>(all: &[T]) -> Box<[[T; LANES]]> {
-    let chunk = |chunk: &[T]| {
-        let mut lanes = [T::default(); LANES];
-        lanes[..chunk.len()].copy_from_slice(chunk);
-        lanes
-    };
-    all.chunks(LANES).map(chunk).collect()
+impl WithSimd for Choice<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        let Self { bucket, draw } = self;
+        let (id, Draw { x, r, .. }) = (bucket.id.cast_unsigned(), draw);
+        match &bucket.method {
+            Method::Straw2 { ids, weights } => {
+                let (mut ids, mut weights) = (&**ids, weights);
+                if let Some(args) = draw.choose_args {
+                    let index = index_of(bucket.id).unwrap_or(usize::MAX);
+                    let (other_ids, other_weights) = args.of(index, draw.position);
+                    ids = other_ids.unwrap_or(ids);
+                    weights = other_weights.unwrap_or(weights);
+                }
+                straw2::choose(draw.logarithms, ids, weights, x, r)
+            }
+            Method::Straw { ids, straws } => straw::choose(ids, straws, x, r),
+            Method::Uniform => uniform::choose(bucket.items.len(), id, x, r),
+            Method::List { ids, weights } => list::choose(ids, weights, id, x, r),
+            Method::Tree(weights) => tree::choose(weights, id, x, r),
+        }
+    }
 }

@@ -2,10 +2,7 @@
 
 use crate::data::{Algorithm, Bucket, MapData};
 use crate::error::{Error, Result};
-use crate::limits;
-
-/// The most nodes of a tree bucket; more do not fit into the byte that counts them.
-const MAX_TREE_NODES: usize = 128;
+use crate::{limits, tree};
 
 /// The index of a bucket's id: -1 - id. `None` for a device.
 #[inline]
@@ -94,7 +91,7 @@ impl MapData {
             Algorithm::Tree { node_weights } => {
                 let nodes = node_weights.len();
                 let is_tree = nodes.is_power_of_two() && nodes >= 2 * items.len();
-                items.is_empty() || (is_tree && nodes <= MAX_TREE_NODES)
+                items.is_empty() || (is_tree && nodes <= tree::MAX_NODES)
             }
         };
         if fits {

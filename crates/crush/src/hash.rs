@@ -7,9 +7,6 @@ const SEED: u32 = 1_315_423_911;
 const X: u32 = 231_232;
 const Y: u32 = 1_232;
 
-/// How many items of a bucket are hashed at once: one vector of 128 bits, which every x86-64 and aarch64 has.
-pub(crate) const LANES: usize = 4;
-
 /// The nine lines of Jenkins' mix.
 #[inline(always)]
 fn mix(a: &mut u32, b: &mut u32, c: &mut u32) {
@@ -93,23 +90,27 @@ pub fn hash32_5(mut a: u32, mut b: u32, mut c: u32, mut d: u32, mut e: u32) -> u
 
 /// [`hash32_3`] of (`a`, each of `b`, `c`). Compilers make vector instructions of this loop as long as nothing else
 /// is in it.
-#[inline(never)]
-pub(crate) fn hash3_each(a: u32, b: &[u32; LANES], c: u32) -> [u32; LANES] {
-    let mut hashes = [0; LANES];
+#[inline(always)]
+pub(crate) fn hash3_each(a: u32, b: &[u32], c: u32, hashes: &mut [u32]) {
     for (hash, &b) in hashes.iter_mut().zip(b) {
         *hash = hash32_3(a, b, c);
     }
-    hashes
+}
+
+/// [`hash32_3`] of (`a`, `b`, each number from `c` on), the same way.
+#[inline(always)]
+pub(crate) fn hash3_from(a: u32, b: u32, c: u32, hashes: &mut [u32]) {
+    for (hash, c) in hashes.iter_mut().zip(c..) {
+        *hash = hash32_3(a, b, c);
+    }
 }
 
 /// [`hash32_4`] of (`a`, each of `b`, `c`, `d`), the same way.
-#[inline(never)]
-pub(crate) fn hash4_each(a: u32, b: &[u32; LANES], c: u32, d: u32) -> [u32; LANES] {
-    let mut hashes = [0; LANES];
+#[inline(always)]
+pub(crate) fn hash4_each(a: u32, b: &[u32], c: u32, d: u32, hashes: &mut [u32]) {
     for (hash, &b) in hashes.iter_mut().zip(b) {
         *hash = hash32_4(a, b, c, d);
     }
-    hashes
 }
 
 #[cfg(test)]
@@ -119,7 +120,12 @@ mod tests {
     #[test]
     fn many_lanes_hash_as_one() {
         let b = [0, 77, 0xffff_fffe, 0x8000_0000];
-        assert_eq!(hash3_each(1_000, &b, 3), b.map(|b| hash32_3(1_000, b, 3)));
-        assert_eq!(hash4_each(1_000, &b, 3, 4), b.map(|b| hash32_4(1_000, b, 3, 4)));
+        let mut hashes = [0; 4];
+        hash3_each(1_000, &b, 3, &mut hashes);
+        assert_eq!(hashes, b.map(|b| hash32_3(1_000, b, 3)));
+        hash4_each(1_000, &b, 3, 4, &mut hashes);
+        assert_eq!(hashes, b.map(|b| hash32_4(1_000, b, 3, 4)));
+        hash3_from(1_000, 3, 7, &mut hashes);
+        assert_eq!(hashes, [7, 8, 9, 10].map(|c| hash32_3(1_000, 3, c)));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pulp::Arch;
+
 use crate::bucket::Ready;
 use crate::check::index_of;
 use crate::data::MapData;
@@ -23,6 +25,8 @@ pub struct CrushMap {
     pub(crate) parents: Parents,
     pub(crate) names: Names,
     pub(crate) logarithms: &'static Negated,
+    /// The vector instructions to draw with.
+    pub(crate) arch: Arch,
     choose_args: BTreeMap<i64, ChooseArgs>,
 }
 
@@ -44,6 +48,7 @@ impl CrushMap {
             parents: Parents::new(&data),
             names: Names::new(&data),
             logarithms: ln::negated(),
+            arch: Arch::new(),
             data,
         })
     }

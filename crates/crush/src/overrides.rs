@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::data::ChooseArg;
-use crate::straw2;
+use crate::{lanes, straw2};
 
 /// The overrides of one pool, prepared; from [`CrushMap::choose_args`](crate::CrushMap::choose_args).
 #[derive(Debug)]
@@ -14,15 +14,15 @@ pub struct ChooseArgs {
 
 #[derive(Debug)]
 struct Override {
-    ids: Option<straw2::Ids>,
+    ids: Option<Box<[u32]>>,
     weights: Vec<straw2::Weights>,
 }
 
 impl ChooseArgs {
     pub(crate) fn new(args: &BTreeMap<u32, ChooseArg>) -> Self {
         let prepare = |(&index, arg): (&u32, &ChooseArg)| {
-            let ids = (!arg.ids.is_empty()).then(|| straw2::ids(&arg.ids));
-            let weights = arg.weight_sets.iter().map(|set| straw2::weights(set)).collect();
+            let ids = (!arg.ids.is_empty()).then(|| lanes::ids(&arg.ids));
+            let weights = arg.weight_sets.iter().map(|set| straw2::Weights::new(set)).collect();
             (index as usize, Override { ids, weights })
         };
         Self { buckets: args.iter().map(prepare).collect() }
@@ -35,11 +35,11 @@ impl ChooseArgs {
         &self,
         index: usize,
         position: usize,
-    ) -> (Option<&straw2::Ids>, Option<&straw2::Weights>) {
+    ) -> (Option<&[u32]>, Option<&straw2::Weights>) {
         match self.buckets.binary_search_by_key(&index, |&(index, _)| index) {
             Ok(found) => {
                 let Override { ids, weights } = &self.buckets[found].1;
-                (ids.as_ref(), weights.get(position).or(weights.last()))
+                (ids.as_deref(), weights.get(position).or(weights.last()))
             }
             Err(_) => (None, None),
         }

@@ -154,7 +154,7 @@ fn a_cluster_that_is_paused_or_full_makes_operations_wait() {
         assert!(matches!(error.kind(), ErrorKind::TimedOut), "{error}");
         assert_eq!(pool.read("object", 0, 0).await.unwrap(), b"1"[..], "reads go on");
         let trying = pool.clone().with_flags(OpFlags::FULL_TRY);
-        let error = trying.write_full("object", b"2".as_slice()).await.unwrap_err();
+        let error = trying.write_full("third", b"2".as_slice()).await.unwrap_err();
         assert_eq!(errno(&error), 122, "EDQUOT: {error}");
         let waiting = tokio::spawn({
             let pool = pool.clone();

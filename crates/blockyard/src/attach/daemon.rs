@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
-use super::{Wish, launch, usage};
+use super::{Wish, launch};
 use crate::control::report::DeviceReport;
 use crate::control::{self, Answer, report};
 use crate::daemon::signals::Signals;
@@ -187,7 +187,7 @@ impl Attached {
     fn give_up(mut self) {
         let runtime = self.server.threads.handles()[0].clone();
         if let Some(attachment) = self.attachment.take()
-            && let Err(err) = attachment.remove(None, &runtime)
+            && let Err(err) = attachment.remove(&runtime)
         {
             tracing::error!(%err, "it stays attached");
         }
@@ -215,17 +215,10 @@ impl Attached {
                 .map_err(|err| Error::failed("cannot leave the starter").caused_by(err))?;
         }
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
+        let (tell, mut told) = mpsc::channel(1);
         let gone = loop {
             tokio::select! {
-                () = signals.next() => match self.detach().await {
-                    Ok(()) => break true,
-                    Err(err) if self.attachment.as_ref().is_some_and(Attachment::is_recoverable) => {
-                        term::tell_error(&err);
-                        term::tell(format_args!("it waits for: blockyard recover {}", self.record.path()));
-                        break false;
-                    }
-                    Err(err) => term::tell_error(&err),
-                },
+                () = signals.next() => ask_to_detach(self.record.path(), tell.clone()),
                 Some(answer) = asked.recv() => {
                     let result = self.detach().await;
                     let detached = result.is_ok();
@@ -233,6 +226,12 @@ impl Attached {
                     let _ = answer.send(result);
                     if detached {
                         break true;
+                    }
+                }
+                Some(()) = told.recv() => {
+                    if self.attachment.as_ref().is_some_and(Attachment::is_recoverable) {
+                        term::tell(format_args!("it waits for: blockyard recover {}", self.record.path()));
+                        break false;
                     }
                 }
             }
@@ -251,26 +250,16 @@ impl Attached {
         Ok(0)
     }
 
-    /// Takes the disk from the kernel, if nobody uses it.
+    /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
+    /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
         let Some(attachment) = self.attachment.take() else { return Ok(()) };
-        let path = self.record.path();
         let runtime = self.server.threads.handles()[0].clone();
-        let work = move || {
-            let claim = match usage::claim(&path).and_then(|claim| settle(&path, claim)) {
-                Ok(claim) => claim,
-                Err(err) => return (Some(attachment), Err(err)),
-            };
-            (None, attachment.remove(Some(claim), &runtime))
-        };
-        let (attachment, result) = tokio::task::spawn_blocking(work)
+        tokio::task::spawn_blocking(move || attachment.remove(&runtime))
             .await
-            .map_err(|err| Error::failed("detaching failed").caused_by(err))?;
-        self.attachment = attachment;
-        if result.is_ok() {
-            self.record.forget();
-        }
-        result
+            .map_err(|err| Error::failed("detaching failed").caused_by(err))??;
+        self.record.forget();
+        Ok(())
     }
 
     async fn end(self) {
@@ -288,15 +277,22 @@ impl Attached {
     }
 }
 
-/// Makes what the kernel has cached for the disk durable.
-fn settle(path: &str, claim: std::fs::File) -> Result<std::fs::File> {
-    match claim.sync_all() {
-        Ok(()) => Ok(claim),
-        Err(err) => {
-            let what = format!("what was written to {path} cannot be made durable");
-            Err(Error::failed(what).caused_by(err))
+/// Has another process ask us to detach, as a user would: it sees to it that nobody uses the disk, flushes it, and
+/// asks. If it cannot, that is told.
+fn ask_to_detach(path: String, told: mpsc::Sender<()>) {
+    tokio::task::spawn_blocking(move || {
+        let asked = std::env::current_exe().and_then(|program| {
+            std::process::Command::new(program).arg("detach").arg(path).status()
+        });
+        match asked {
+            Ok(status) if status.success() => return,
+            // It has said why not.
+            Ok(_) => {}
+            Err(err) => tracing::error!(%err, "cannot ask for the end"),
         }
-    }
+        // Nobody listens once the end has come.
+        let _ = told.blocking_send(());
+    });
 }
 
 type Reply = oneshot::Sender<Result<()>>;

@@ -1,6 +1,5 @@
 //! The kernel's end of a disk, whichever driver it is.
 
-use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
@@ -17,6 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The upper half of the mark of a device of ours: "BYRD".
 const MARK: u64 = 0x4259_5244 << 32;
+/// Bits of a mark that are random; above them is the process id of the maker, which has 22 bits at most
+/// (`PID_MAX_LIMIT`).
+const RANDOM_BITS: u32 = 10;
 
 /// What the kernel's requests go to.
 pub(super) struct Below<'a> {
@@ -37,13 +39,14 @@ pub(super) enum Attachment {
 /// A mark that no other device has.
 pub(super) fn new_mark() -> u64 {
     // The keys of a hasher are random.
-    let random = RandomState::new().build_hasher().finish();
-    MARK | (random & 0xffff_ffff)
+    let random = RandomState::new().build_hasher().finish() & ((1 << RANDOM_BITS) - 1);
+    MARK | u64::from(std::process::id()) << RANDOM_BITS | random
 }
 
-/// Whether a device with that mark was made by us.
-pub(super) fn is_ours(mark: u64) -> bool {
-    mark & !0xffff_ffff == MARK
+/// The process that made a device with that mark, if it was one of ours.
+pub(super) fn maker(mark: u64) -> Option<u32> {
+    let ours = mark & !0xffff_ffff == MARK;
+    ours.then(|| u32::try_from((mark & 0xffff_ffff) >> RANDOM_BITS).unwrap_or(0))
 }
 
 impl Attachment {
@@ -140,13 +143,11 @@ impl Attachment {
         }
     }
 
-    /// Takes it away. `claim` keeps others off until it is.
-    pub(super) fn remove(self, claim: Option<File>, runtime: &Handle) -> Result<()> {
+    /// Takes it away. What was written to it has to be flushed by whoever wants that.
+    pub(super) fn remove(self, runtime: &Handle) -> Result<()> {
         match self {
             Self::Ublk(mut device) => {
                 device.stop(runtime).map_err(ublk_error)?;
-                // It is gone when the last who has it open has closed it.
-                drop(claim);
                 device.remove().map_err(ublk_error)
             }
             Self::Nbd(device) => device.remove(),
@@ -164,4 +165,16 @@ pub(super) fn ublk_error(err: ublk::Error) -> Error {
         Kind::NotFound | Kind::Unsuitable | Kind::Io => ErrorKind::Failed,
     };
     Error::new(kind, "ublk").caused_by(err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_says_who_made_it() {
+        assert_eq!(maker(new_mark()), Some(std::process::id()));
+        assert_eq!(maker(0), None);
+        assert_eq!(maker(MARK | 4_194_303_u64 << RANDOM_BITS), Some(4_194_303));
+    }
 }

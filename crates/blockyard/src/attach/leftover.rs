@@ -63,49 +63,69 @@ pub(super) fn is_there(record: &Record) -> bool {
     }
 }
 
-/// Devices with our mark that died before they were on record.
+/// Devices of ours that are not on record: their daemons died before they were ready.
 fn unrecorded(records: &[Record]) -> Vec<LeftBehind> {
-    let Ok(entries) = std::fs::read_dir("/sys/class/ublk-char") else { return Vec::new() };
-    let number = |entry: std::fs::DirEntry| {
-        entry.file_name().to_str()?.strip_prefix("ublkc")?.parse::<u32>().ok()
-    };
-    let mut found = Vec::new();
-    for number in entries.flatten().filter_map(number) {
-        let known = records.iter().any(|record| record.via == Via::Ublk && record.number == number);
-        let Ok(Some(device)) = ublk::find(number) else { continue };
-        let starting = device.state == ublk::State::Dead;
-        let served = device.server.is_some_and(|pid| client::is_alive(pid).unwrap_or(true));
-        if !known && !starting && !served && kernel::is_ours(device.mark) {
-            found.push(LeftBehind {
-                path: ublk::disk_path(number),
-                via: Via::Ublk,
-                uri: None,
-                recoverable: false,
-            });
-        }
-    }
-    found
+    let recorded = |mark: u64| records.iter().any(|record| record.mark == mark);
+    let dead = |pid| usage::has_ended(pid) && !client::is_alive(pid).unwrap_or(true);
+    let ublk = numbers("/sys/class/ublk-char", "ublkc").into_iter().filter_map(|number| {
+        let mark = ublk::find(number).ok()??.mark;
+        Some((Via::Ublk, ublk::disk_path(number), mark))
+    });
+    let nbd = numbers("/sys/block", "nbd").into_iter().filter_map(|number| {
+        let mark = nbd::mark(&kernel_nbd::backend(number)?)?;
+        Some((Via::Nbd, kernel_nbd::path(number), mark))
+    });
+    ublk.chain(nbd)
+        .filter(|(_, _, mark)| !recorded(*mark) && kernel::maker(*mark).is_some_and(dead))
+        .map(|(via, path, _)| LeftBehind { path, via, uri: None, recoverable: false })
+        .collect()
 }
 
-/// Removes one. What the kernel still wanted of it fails.
+/// The numbers of the entries of a directory that are named so.
+fn numbers(directory: &str, stem: &str) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let number =
+        |entry: std::fs::DirEntry| entry.file_name().to_str()?.strip_prefix(stem)?.parse().ok();
+    entries.flatten().filter_map(number).collect()
+}
+
+/// Removes what daemons have left that died before anybody was told of their device, so that nobody uses it. A
+/// process that the kernel cannot end before that is waited for.
+///
+/// # Errors
+/// The runtime directory cannot be read.
+pub fn clear_stillborn() -> Result<()> {
+    let records = record::all()?;
+    for left in unrecorded(&records) {
+        match remove(&left) {
+            Ok(()) => {
+                tracing::warn!(device = left.path, "removed: its daemon died before it was ready");
+            }
+            Err(err) => tracing::warn!(device = left.path, %err, "cannot be removed"),
+        }
+    }
+    Ok(())
+}
+
+/// Removes one. What the kernel still wanted of it fails, and so what is waiting for that can end.
 ///
 /// # Errors
 /// It is in use, or the driver refuses.
 pub fn remove(left: &LeftBehind) -> Result<()> {
-    // Nobody can mount it meanwhile. Nothing can be flushed: there is nobody to take it.
-    let claim = usage::claim(&left.path)?;
+    // It must not be opened: that may read from it, and there is nobody to answer. One that nobody was told of
+    // is used by nobody, but for those who look at all disks, and wait for it now.
+    let records = record::all()?;
+    if let Some(record) = records.iter().find(|record| record.path() == left.path) {
+        usage::check_unused(&left.path, record.pid)?;
+    }
     match super::parse_device(&left.path)? {
-        ("ublkb", number) => {
-            drop(claim);
-            ublk::remove(number).map_err(kernel::ublk_error)?;
-        }
+        ("ublkb", number) => ublk::remove(number).map_err(kernel::ublk_error)?,
         (_, index) => {
             let mut driver = kernel_nbd::Driver::open().map_err(nbd::nbd_error)?;
             driver.disconnect(index).map_err(nbd::nbd_error)?;
-            drop(claim);
         }
     }
-    for record in record::all()?.iter().filter(|record| record.path() == left.path) {
+    for record in records.iter().filter(|record| record.path() == left.path) {
         record.forget();
     }
     Ok(())

@@ -9,11 +9,11 @@ mod launch;
 mod leftover;
 mod nbd;
 pub mod record;
-mod usage;
+pub(crate) mod usage;
 
 pub use daemon::{Order, run};
 pub use launch::launch;
-pub use leftover::{LeftBehind, left_behind, remove};
+pub use leftover::{LeftBehind, clear_stillborn, left_behind, remove};
 
 use serde::{Deserialize, Serialize};
 

@@ -90,7 +90,10 @@ fn shake_hands(mut stream: &UnixStream, export: &str) -> io::Result<Negotiated> 
         input.drain(..taken);
         if taken == 0 {
             let mut chunk = [0; 512];
-            let count = stream.read(&mut chunk)?;
+            let count = match stream.read(&mut chunk) {
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -106,6 +109,11 @@ fn borrow(sockets: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
 /// The identifier of a device with that mark.
 pub(super) fn identifier(mark: u64) -> String {
     format!("blockyard-{mark:016x}")
+}
+
+/// The mark in the identifier of a device of ours.
+pub(super) fn mark(identifier: &str) -> Option<u64> {
+    u64::from_str_radix(identifier.strip_prefix("blockyard-")?, 16).ok()
 }
 
 fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated) -> Result<Setup> {
@@ -139,10 +147,15 @@ pub(super) fn attach_by_ioctl(
     Ok(device)
 }
 
-/// The kernel looks for partitions when its disk is opened next.
+/// The kernel looks for partitions when its disk is opened next. That is for another process to do: until they
+/// are read, one that opens it cannot end, and if it were us, nobody could take over from us.
 fn scan(index: u32) {
-    // Whoever opens it next looks again, and says what is wrong.
-    let _ = std::fs::File::open(kernel::path(index));
+    let looked = std::env::current_exe().and_then(|program| {
+        std::process::Command::new(program).arg("look-at").arg(kernel::path(index)).status()
+    });
+    if let Err(err) = looked {
+        tracing::warn!(%err, "partitions are found when the disk is opened next");
+    }
 }
 
 impl NbdDevice {

@@ -2,13 +2,10 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use blockyard_blkmq::{Bdev, Bio, DiskFlags, EndIo, Op, OpenMode, Sector};
+use blockyard_blkmq::{Bdev, Bio, DiskFlags, Op, OpenMode, Outbox, Sector};
 use blockyard_buf::{Pool, Segment};
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
 use super::Load;
 use super::pattern::Pattern;
@@ -77,23 +74,6 @@ fn data(pattern: &mut Pattern, block: usize) -> Segment {
     segment
 }
 
-/// Bios that have come back.
-#[derive(Default)]
-struct Done {
-    bios: Mutex<Vec<Box<Bio>>>,
-    waiting: AtomicBool,
-    wake: Notify,
-}
-
-impl EndIo for Done {
-    fn end_io(&self, bio: Box<Bio>) {
-        self.bios.lock().push(bio);
-        if self.waiting.swap(false, Ordering::SeqCst) {
-            self.wake.notify_one();
-        }
-    }
-}
-
 /// A closed loop on one queue.
 struct Lane {
     bdev: Arc<Bdev>,
@@ -104,7 +84,7 @@ struct Lane {
     /// Requests to begin.
     left: u64,
     until: Option<Instant>,
-    done: Arc<Done>,
+    done: Arc<Outbox>,
     /// When each was submitted, by its private mark.
     starts: Vec<Instant>,
     tally: Tally,
@@ -117,7 +97,7 @@ impl Lane {
         let mut flying = 0;
         for mark in (0..depth as u64).take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
             let mut bio = Bio::new(Op::Read, Sector::ZERO, 0);
-            bio.set_end(Arc::<Done>::clone(&self.done));
+            bio.set_end(Arc::<Outbox>::clone(&self.done));
             bio.private = mark;
             self.prepare(&mut bio, Instant::now());
             batch.push(bio);
@@ -179,16 +159,7 @@ impl Lane {
 
     /// Waits until a bio has come back, and takes all that have.
     async fn take_back(&self, back: &mut Vec<Box<Bio>>) {
-        loop {
-            std::mem::swap(back, &mut *self.done.bios.lock());
-            if !back.is_empty() {
-                return;
-            }
-            self.done.waiting.store(true, Ordering::SeqCst);
-            if self.done.bios.lock().is_empty() {
-                self.done.wake.notified().await;
-            }
-            self.done.waiting.store(false, Ordering::SeqCst);
-        }
+        self.done.filled().await;
+        self.done.take(back);
     }
 }

@@ -2,12 +2,14 @@
 
 mod local;
 mod pattern;
+mod rados;
 mod report;
 
 use std::time::{Duration, Instant};
 
 pub use local::run;
 pub use pattern::Mix;
+pub use rados::{ObjectLoad, run_objects};
 pub use report::Report;
 
 use crate::error::{Error, Result};

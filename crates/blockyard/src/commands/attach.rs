@@ -1,13 +1,14 @@
 //! `blockyard attach`, `detach` and `recover`: disks of ours as disks of the Linux kernel.
 
 use std::ffi::OsString;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::attach::record::{self, Record};
-use crate::attach::{self, LeftBehind, Order, Wish};
+use crate::attach::{self, LeftBehind, Order, Via, Wish, usage};
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
 use crate::control::Question;
 use crate::control::client::{ask_one, is_alive};
@@ -16,15 +17,18 @@ use crate::term;
 
 /// How long a daemon that has detached its disk may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(10);
 
-pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
+pub(super) fn attach(args: AttachArgs) -> Result<u8> {
     // A mistake is told here, not by a daemon.
     super::disk_uri(&args.uri)?;
+    if args.log.is_none() {
+        attach::clear_stillborn()?;
+    }
     if !args.foreground {
         let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
-        // An argument that starts with a dash was after this one.
+        // Options are added at the end.
         again.retain(|arg| arg != "--");
-        let _ = verbose;
         return attach::launch(&again, None);
     }
     let wish = Wish {
@@ -161,6 +165,12 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     let Some(record) = records.iter().find(|record| record.path() == path) else {
         return Err(Error::failed(format!("{path} is not attached")));
     };
+    // From here on nobody can mount it.
+    let claim = usage::claim(path, record.pid)?;
+    match usage::settle(path, &claim) {
+        Err(err) if force => term::tell_error(&err),
+        settled => settled?,
+    }
     // Before it is asked: it may be gone before its answer is read.
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -169,6 +179,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
         let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
         answer.accepted().map_err(failed)?;
     }
+    drop(claim);
     if let Some(daemon) = daemon {
         let limit = Timespec::try_from(LAST_BREATH).ok();
         let ended = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], limit.as_ref());
@@ -177,10 +188,34 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
             return Err(Error::failed(what));
         }
     }
+    wait_until_gone(path, record.via)?;
     // A daemon that ended well has taken it off record.
     if record::all()?.iter().any(|left| left.path() == path && left.mark == record.mark) {
         return Err(Error::failed(format!("{path} is still attached: its daemon died"))
             .help(format!("blockyard recover {path}")));
     }
     Ok(())
+}
+
+/// The driver removes a device some time after it was told to, when all who had it open have closed it.
+fn wait_until_gone(path: &str, via: Via) -> Result<()> {
+    if via != Via::Ublk {
+        return Ok(());
+    }
+    let end = Instant::now() + LAST_BREATH;
+    while usage::exists(path) || usage::exists(&path.replace("ublkb", "ublkc")) {
+        if Instant::now() > end {
+            return Err(Error::failed(format!("{path} does not go away: somebody has it open")));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Opens a device and closes it again: the kernel looks for partitions then.
+pub(super) fn look_at(device: &Path) -> Result<()> {
+    let opened = std::fs::File::open(device);
+    opened.map(drop).map_err(|err| {
+        Error::failed(format!("{} cannot be opened", device.display())).caused_by(err)
+    })
 }

@@ -10,6 +10,7 @@ mod info;
 mod interrupt;
 mod list;
 mod map;
+mod rados;
 mod run;
 mod serve;
 mod set;
@@ -32,14 +33,16 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
-        Command::Attach(args) => attach::attach(*args, cli.verbose),
+        Command::Attach(args) => attach::attach(*args),
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
         Command::Recover(args) => attach::recover(args, cli.verbose),
+        Command::LookAt { device } => attach::look_at(&device).map(|()| 0),
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Set(args) => set::run(&args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Rados(args) => rados::run(&args),
         Command::Copy(args) => copy::run(args).map(|()| 0),
         Command::Compare(args) => compare::run(args),
         Command::Map(args) => map::run(args).map(|()| 0),

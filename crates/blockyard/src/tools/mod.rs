@@ -1,7 +1,7 @@
 //! What works on whole disks: copying, comparing, checking, and the block map that they go by.
 //!
 //! Each has a *planner*, which walks the block map and cuts the disk into pieces, and *lanes*: tasks on the queue
-//! threads that take the pieces, one after the other, and do what is to be done with them ([`lanes`]).
+//! threads that take the pieces, one after the other, and do what is to be done with them (`lanes`).
 
 pub mod check;
 pub mod compare;

@@ -58,6 +58,27 @@ truncate -s 64M /tmp/disk.img
 dd if="$D" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null || die "the disk is whole again, but not read"
 detach --all
 
+# It grows while it is used, where the kernel's driver can be told.
+attach /tmp/disk.img
+mkfs.ext4 -q "$D"
+mount "$D" /mnt
+truncate -s 96M /tmp/disk.img
+blockyard set disk size=96M
+case "$VIA" in
+'' | --via\ ublk) until_true grep -q 'new size' /run/blockyard/attached/*.log ;;
+--via\ nbd-ioctl) ;;
+*)
+    until_true grep -qx 196608 "/sys/block/$N/size"
+    dd if="$D" of=/dev/null bs=64k skip=1400 count=1 iflag=direct 2>/dev/null || die "its new end is not read"
+    ;;
+esac
+echo still here >/mnt/file
+sync
+grep -q still /mnt/file
+umount /mnt
+detach "$D"
+truncate -s 64M /tmp/disk.img
+
 # The experiment: a small disk in memory with partitions, which the kernel finds.
 attach ram:2M
 printf '2048,1024\n3072,512\n' | sfdisk -q --force "$D" >/dev/null 2>&1 || true

@@ -195,8 +195,8 @@ impl<'a> Mapper<'a> {
             return Drawn::Nothing;
         }
         let (x, choose_args) = (self.x, self.choose_args);
-        let logarithms = self.map.logarithms;
-        let item = bucket.choose(Draw { x, r, position, choose_args, logarithms });
+        let CrushMap { logarithms, arch, .. } = *self.map;
+        let item = bucket.choose(Draw { x, r, position, choose_args, logarithms, arch });
         self.look_up(item)
     }
 

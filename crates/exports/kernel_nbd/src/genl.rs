@@ -17,7 +17,7 @@ const NESTED: u16 = 1 << 15;
 const TYPE_MASK: u16 = 0x3fff;
 
 /// A request under construction.
-pub(crate) struct Request {
+pub struct Request {
     bytes: Vec<u8>,
     /// Where attributes begin that are not closed yet.
     open: Vec<usize>,
@@ -25,7 +25,8 @@ pub(crate) struct Request {
 
 impl Request {
     /// A request to a family of messages. `sequence` comes back with its answers.
-    pub(crate) fn new(family: u16, command: u8, version: u8, sequence: u32) -> Self {
+    #[must_use]
+    pub fn new(family: u16, command: u8, version: u8, sequence: u32) -> Self {
         let mut bytes = Vec::with_capacity(256);
         bytes.extend(0_u32.to_ne_bytes());
         bytes.extend(family.to_ne_bytes());
@@ -36,16 +37,21 @@ impl Request {
         Self { bytes, open: Vec::new() }
     }
 
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
+    /// Adds a number.
+    #[must_use]
+    pub fn u32(self, kind: u16, value: u32) -> Self {
         self.attribute(kind, &value.to_ne_bytes())
     }
 
-    pub(crate) fn u64(self, kind: u16, value: u64) -> Self {
+    /// Adds a number.
+    #[must_use]
+    pub fn u64(self, kind: u16, value: u64) -> Self {
         self.attribute(kind, &value.to_ne_bytes())
     }
 
     /// A text, with the zero at its end.
-    pub(crate) fn text(self, kind: u16, text: &str) -> Self {
+    #[must_use]
+    pub fn text(self, kind: u16, text: &str) -> Self {
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(0);
         self.attribute(kind, &bytes)
@@ -59,13 +65,16 @@ impl Request {
     }
 
     /// Begins an attribute whose payload is the attributes up to [`Request::close`].
-    pub(crate) fn open(mut self, kind: u16) -> Self {
+    #[must_use]
+    pub fn open(mut self, kind: u16) -> Self {
         let start = self.start(kind | NESTED);
         self.open.push(start);
         self
     }
 
-    pub(crate) fn close(mut self) -> Self {
+    /// Ends the attribute that was begun last.
+    #[must_use]
+    pub fn close(mut self) -> Self {
         if let Some(start) = self.open.pop() {
             self.finish(start);
         }
@@ -87,7 +96,8 @@ impl Request {
     }
 
     /// The message.
-    pub(crate) fn build(mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn build(mut self) -> Vec<u8> {
         debug_assert!(self.open.is_empty(), "an attribute is not closed");
         let len = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes[0..4].copy_from_slice(&len.to_ne_bytes());
@@ -97,15 +107,29 @@ impl Request {
 
 /// A message that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Message<'a> {
+pub enum Message<'a> {
     /// How a request ended: an errno, 0 if well.
-    Ended { sequence: u32, errno: i32 },
+    Ended {
+        /// Which request.
+        sequence: u32,
+        /// How.
+        errno: i32,
+    },
     /// A message of a family.
-    Family { family: u16, sequence: u32, command: u8, attributes: Attributes<'a> },
+    Family {
+        /// Which family.
+        family: u16,
+        /// The request that it answers.
+        sequence: u32,
+        /// What it is.
+        command: u8,
+        /// What it says.
+        attributes: Attributes<'a>,
+    },
 }
 
 /// The messages in a datagram. What is not whole ends them.
-pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         loop {
             let len = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
@@ -134,40 +158,50 @@ fn parse(message: &[u8]) -> Option<Message<'_>> {
 
 /// Attributes, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attributes<'a>(&'a [u8]);
+pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
     /// Those of one kind; what is not whole ends them.
-    pub(crate) fn all(self, wanted: u16) -> impl Iterator<Item = &'a [u8]> {
+    pub fn all(self, wanted: u16) -> impl Iterator<Item = &'a [u8]> {
         self.filter(move |(kind, _)| *kind == wanted).map(|(_, payload)| payload)
     }
 
-    pub(crate) fn u8(mut self, wanted: u16) -> Option<u8> {
+    /// A number of the first of a kind; none if there is no such, or it is too short.
+    #[must_use]
+    pub fn u8(mut self, wanted: u16) -> Option<u8> {
         self.find(|(kind, _)| *kind == wanted)?.1.first().copied()
     }
 
-    pub(crate) fn u16(mut self, wanted: u16) -> Option<u16> {
+    /// As [`Attributes::u8`].
+    #[must_use]
+    pub fn u16(mut self, wanted: u16) -> Option<u16> {
         let payload = self.find(|(kind, _)| *kind == wanted)?.1;
         payload.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
     }
 
-    pub(crate) fn u32(mut self, wanted: u16) -> Option<u32> {
+    /// As [`Attributes::u8`].
+    #[must_use]
+    pub fn u32(mut self, wanted: u16) -> Option<u32> {
         let payload = self.find(|(kind, _)| *kind == wanted)?.1;
         payload.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
     }
 
-    pub(crate) fn text(mut self, wanted: u16) -> Option<&'a str> {
+    /// A text up to its zero; none if it is not UTF-8.
+    #[must_use]
+    pub fn text(mut self, wanted: u16) -> Option<&'a str> {
         let payload = self.find(|(kind, _)| *kind == wanted)?.1;
         std::str::from_utf8(payload.split(|byte| *byte == 0).next()?).ok()
     }
 
     /// The attributes within an attribute.
-    pub(crate) fn nested(mut self, wanted: u16) -> Option<Self> {
+    #[must_use]
+    pub fn nested(mut self, wanted: u16) -> Option<Self> {
         self.find(|(kind, _)| *kind == wanted).map(|(_, payload)| Self(payload))
     }
 
     /// The attributes in a payload.
-    pub(crate) const fn within(payload: &'a [u8]) -> Self {
+    #[must_use]
+    pub const fn within(payload: &'a [u8]) -> Self {
         Self(payload)
     }
 }

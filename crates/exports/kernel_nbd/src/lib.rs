@@ -9,7 +9,7 @@
 mod device;
 mod driver;
 mod error;
-mod genl;
+pub mod genl;
 mod ioctl;
 
 pub use device::{backend, path, server};

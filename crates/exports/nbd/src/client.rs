@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use blockyard_blkmq::Outbox;
 use blockyard_nbd::wire::HeaderStyle;
 use parking_lot::Mutex;
-
-use crate::connection::Completions;
 
 /// What is known of a client, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +44,7 @@ pub(crate) struct Client {
     pub(crate) id: u64,
     pub(crate) peer: String,
     pub(crate) thread: usize,
-    pub(crate) completions: Arc<Completions>,
+    pub(crate) outbox: Arc<Outbox>,
     session: Mutex<Option<SessionInfo>>,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
@@ -59,7 +58,7 @@ impl Client {
             id,
             peer,
             thread,
-            completions: Arc::default(),
+            outbox: Arc::default(),
             session: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),

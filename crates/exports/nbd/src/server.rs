@@ -196,7 +196,7 @@ impl Server {
     fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::SeqCst);
         for client in self.clients.lock().values() {
-            client.completions.kick();
+            client.outbox.kick();
         }
     }
 

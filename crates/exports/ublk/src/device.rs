@@ -156,7 +156,7 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
-        self.control.stop(self.id).map_err(|err| self.failed("stopped", err))?;
+        self.control.stop(self.id).map_err(|err| failed(self.id, "stopped", err))?;
         for worker in self.workers.drain(..) {
             // One that has panicked has said so.
             let _ = runtime.block_on(worker);
@@ -168,13 +168,14 @@ impl Device {
     ///
     /// # Errors
     /// What the driver says.
-    pub fn remove(mut self) -> Result<(), Error> {
-        self.control.delete(self.id).map_err(|err| self.failed("removed", err))
+    pub fn remove(self) -> Result<(), Error> {
+        let Self { id, control, .. } = self;
+        control.delete(id).map_err(|err| failed(id, "removed", err))
     }
+}
 
-    fn failed(&self, what: &str, err: io::Error) -> Error {
-        Error::io(format!("{} cannot be {what}", self.path()), err)
-    }
+fn failed(id: u32, what: &str, err: io::Error) -> Error {
+    Error::io(format!("{} cannot be {what}", ublk::disk_path(id)), err)
 }
 
 /// Asks for what the driver has.

@@ -2,10 +2,15 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use blockyard_sys::ublk::{Control, State};
 
 use crate::error::{Error, ErrorKind};
+
+/// How long a device whose server is gone may take to come to rest.
+const REST: Duration = Duration::from_secs(5);
+const REST_POLL: Duration = Duration::from_millis(20);
 
 /// A device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +45,24 @@ pub fn find(id: u32) -> Result<Option<Found>, Error> {
 /// Removes device `id`, whose server is gone. What the kernel still wanted of it fails.
 ///
 /// # Errors
-/// There is no such device, or the driver refuses.
+/// There is no such device, or the driver refuses. [`ErrorKind::Busy`] if it has not come to rest: the kernel
+/// (6.12, say) looks for partitions while it holds the lock of a device that starts, and waits for its server
+/// with that; if the server was killed then, whoever asks for the device waits for ever too, so it is not asked.
 pub fn remove(id: u32) -> Result<(), Error> {
     let mut control = open_control()?;
     let failed = |err| Error::io(format!("ublk device {id} cannot be removed"), err);
+    let end = Instant::now() + REST;
+    while control.info(id).map_err(failed)?.state() == State::Live {
+        if Instant::now() > end {
+            let what = format!(
+                "{} was left while the kernel was looking for its partitions, and the kernel still waits; \
+                 only a restart of the machine frees it",
+                blockyard_sys::ublk::disk_path(id)
+            );
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        std::thread::sleep(REST_POLL);
+    }
     control.stop(id).map_err(failed)?;
     control.delete(id).map_err(failed)
 }

@@ -11,7 +11,6 @@
 
 mod device;
 mod error;
-mod outbox;
 mod params;
 mod queue;
 mod resize;

@@ -3,12 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, Flags, Op, SECTOR_SIZE, Sector, Status};
+use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, SECTOR_SIZE, Sector, Status};
 use blockyard_sys::EventWatch;
 use blockyard_sys::ublk::{self, Descriptor, Ended};
 use tokio::sync::oneshot;
-
-use crate::outbox::Outbox;
 
 /// Rounds of work after which others on the thread get their turn.
 const ROUNDS: usize = 8;

@@ -118,6 +118,7 @@ impl Cluster {
         ceph.stdin.take().context("a pipe to ceph")?.write_all(commands.as_bytes())?;
         let entered = ceph.wait_with_output()?;
         if !entered.status.success() {
+            self.check()?;
             bail!("`ceph osd new` failed: {}", said(&entered));
         }
         for child in making {

@@ -69,6 +69,8 @@ impl Options {
              mon data = {dir}/mon\nmgr data = {dir}/mgr\nosd data = {dir}/osd$id\n",
             self.replicas
         );
+        // A monitor ends if the file system that it is on is nearly full, however little it needs itself.
+        text.push_str("mon data avail crit = 0\nmon data avail warn = 0\n");
         // An OSD that is asked to end takes its time, and writes its memory to a file, where the next one finds it.
         text.push_str("osd fast shutdown = false\n");
         // A dead OSD is told of by the others within a second or two, where a cluster of many machines waits longer.

@@ -51,7 +51,7 @@ impl Message {
     /// The message as a frame: the `seq`th of its session, when `ack` was the last one to come.
     #[must_use]
     pub fn into_frame(self, seq: u64, ack: u64) -> Frame {
-        let mut header = Writer::new();
+        let mut header = Writer::with_capacity(MESSAGE_HEADER_LEN);
         header.u64(seq);
         header.u64(self.tid);
         header.u16(self.kind);

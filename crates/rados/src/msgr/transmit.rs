@@ -23,6 +23,9 @@ impl Transmit {
 
     /// Appends a copy of bytes.
     pub fn copy(&mut self, bytes: &[u8]) {
+        if self.tail.is_empty() {
+            self.tail.reserve(SEPARATE);
+        }
         self.tail.extend_from_slice(bytes);
     }
 

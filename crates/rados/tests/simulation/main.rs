@@ -32,7 +32,7 @@ fn first_seed() -> u64 {
 fn seeds() -> u64 {
     let many = std::env::var("BLOCKYARD_SEEDS").ok().map(|text| text.parse().unwrap());
     let one = std::env::var_os("BLOCKYARD_SEED").map(|_| 1);
-    many.or(one).unwrap_or(200)
+    many.or(one).unwrap_or(100)
 }
 
 /// Runs until `done`, at most for some time.

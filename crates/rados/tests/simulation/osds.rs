@@ -59,10 +59,10 @@ impl World {
         if request.epoch < since {
             return;
         }
-        let (no_reads, no_writes, full) = self.flags(pool);
-        let (reads, writes) = (flags.contains(OpFlags::READ), flags.contains(OpFlags::WRITE));
-        let full = full && writes;
-        if reads && no_reads || writes && no_writes || full && !flags.contains(OpFlags::FULL_TRY) {
+        // That the cluster is paused is the clients' affair; what was sent before it became full is dropped (ceph:
+        // `PrimaryLogPG::do_op`, `last_epoch_marked_full`).
+        let marked = self.marked_full.get(&pool).is_some_and(|&full| request.epoch < full);
+        if flags.contains(OpFlags::WRITE) && marked && !flags.contains(OpFlags::FULL_TRY) {
             return;
         }
         if primary == Some(this) && self.backs_off(osd, conn, &request) {
@@ -174,7 +174,7 @@ impl World {
             OpCode::WRITE => {
                 let flags = OpFlags::from_bits_retain(request.flags);
                 let known = self.store.done.contains_key(&(*client, request.tid));
-                if self.flags(name.0).2 && flags.contains(OpFlags::FULL_TRY) && !known {
+                if self.is_full(name.0) && flags.contains(OpFlags::FULL_TRY) && !known {
                     (ENOSPC, Vec::new())
                 } else {
                     let id = u64::from_le_bytes(*op.data.first_chunk().unwrap());

@@ -2,7 +2,7 @@
 
 use crate::chaos::{Action, Chaos};
 use crate::clients::ClientSim;
-use crate::maps::{FSID, FULL, MapModel, OsdModel, PAUSERD, PAUSEWR, PoolModel, crush};
+use crate::maps::{FSID, FULL, MapModel, OsdModel, PoolModel, crush};
 use crate::rng::Rng;
 use crate::store::Store;
 use crate::wire::{Server, WireRequest, maps_message, version_reply, wanted_osdmaps};
@@ -120,6 +120,8 @@ pub(crate) struct World {
     pub(crate) intervals: BTreeMap<PgId, (Option<i32>, u32)>,
     /// Per pool: the last epoch in which groups were split, or everything had to be sent again.
     pub(crate) forced: BTreeMap<i64, u32>,
+    /// Per pool: the last epoch in which it became full.
+    pub(crate) marked_full: BTreeMap<i64, u32>,
     pub(crate) osds: Vec<OsdProcess>,
     pub(crate) clients: Vec<ClientSim>,
     pub(crate) store: Store,
@@ -175,6 +177,7 @@ impl World {
             changes: BTreeMap::new(),
             intervals: BTreeMap::new(),
             forced: BTreeMap::new(),
+            marked_full: BTreeMap::new(),
             osds: (0..OSDS).map(process).collect(),
             clients,
             store: Store::default(),
@@ -474,6 +477,10 @@ impl World {
                 }
                 self.forced.insert(*id, epoch);
             }
+            let full = |flags: u32, pool: &PoolModel| flags & FULL != 0 || pool.flags & 2 != 0;
+            if full(self.model.flags, pool) && !then.is_some_and(|then| full(before.flags, then)) {
+                self.marked_full.insert(*id, epoch);
+            }
             if then.is_some_and(|then| then != pool) {
                 pool.last_change = epoch;
             }
@@ -540,10 +547,9 @@ impl World {
         self.store.disconnect(self.now, |name, _| moved(name));
     }
 
-    pub(crate) fn flags(&self, pool: i64) -> (bool, bool, bool) {
-        let flags = self.model.flags;
+    pub(crate) fn is_full(&self, pool: i64) -> bool {
         let pool_full = self.model.pools.get(&pool).is_some_and(|pool| pool.flags & 2 != 0);
-        (flags & PAUSERD != 0, flags & PAUSEWR != 0, flags & FULL != 0 || pool_full)
+        self.model.flags & FULL != 0 || pool_full
     }
 
     /// Starts an OSD again.

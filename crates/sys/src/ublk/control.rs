@@ -4,10 +4,14 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::abi::{self, BasicParams, ControlCommand, DeviceInfo, DiscardParams, Features, Params};
+
+/// How long it takes at most to remove a device that nobody uses.
+const DELETED: Duration = Duration::from_secs(1);
 
 /// The way to the driver. A command waits until the driver has answered; that may take as long as a disk takes.
 pub struct Control {
@@ -84,13 +88,34 @@ impl Control {
     ///
     /// # Errors
     /// `ENODEV` if there is no such device.
-    pub fn delete(&mut self, id: u32) -> io::Result<()> {
+    pub fn delete(mut self, id: u32) -> io::Result<()> {
         match self.command::<u64>(abi::DEL_DEV_ASYNC, id, 0, None) {
-            // Before Linux 6.9 there is only the one that waits.
-            Err(err) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                self.command::<u64>(abi::DEL_DEV, id, 0, None)
-            }
+            Err(err) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => self.delete_and_wait(id),
             deleted => deleted,
+        }
+    }
+
+    /// Before Linux 6.9 there is only the command that waits until the device is gone. What it does before it
+    /// waits is enough.
+    fn delete_and_wait(&mut self, id: u32) -> io::Result<()> {
+        let mut command = ControlCommand::default();
+        command.dev_id = id;
+        command.queue_id = abi::NO_QUEUE;
+        let entry = opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), abi::DEL_DEV)
+            .cmd(command.bytes())
+            .build();
+        // SAFETY: the command has no memory of ours.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))?;
+        let enough = types::Timespec::from(DELETED);
+        let args = types::SubmitArgs::new().timespec(&enough);
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Err(err) if err.raw_os_error() != Some(libc::ETIME) => return Err(err),
+            _ => {}
+        }
+        match self.ring.completion().next() {
+            Some(entry) if entry.result() < 0 => Err(io::Error::from_raw_os_error(-entry.result())),
+            _ => Ok(()),
         }
     }
 

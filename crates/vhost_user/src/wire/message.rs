@@ -181,7 +181,8 @@ impl Message {
         }
     }
 
-    /// Whether its answer says more than "done" or "failed". Asking for that as well changes nothing ("VHOST_USER_PROTOCOL_F_REPLY_ACK").
+    /// Whether its answer says more than "done" or "failed". Asking for that as well changes nothing
+    /// ("VHOST_USER_PROTOCOL_F_REPLY_ACK").
     #[must_use]
     pub const fn has_reply(&self) -> bool {
         matches!(

@@ -10,6 +10,7 @@
 
 mod blkmq;
 mod copy;
+mod crush;
 mod fio;
 mod idle;
 mod measure;
@@ -89,6 +90,12 @@ const BENCHES: &[Bench] = &[
         about: "the block layer on its own",
         programs: &[],
         cases: blkmq::cases,
+    },
+    Bench {
+        name: "crush",
+        about: "CRUSH placement, and Ceph's crushtool in turn",
+        programs: &[],
+        cases: crush::cases,
     },
 ];
 

@@ -1,7 +1,6 @@
 //! One connection, from its acceptance to its end.
 
 mod close;
-mod completions;
 mod handshake;
 mod input;
 mod reply;
@@ -16,16 +15,19 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use blockyard_blkmq::Bio;
 use socket2::Socket;
 
 use crate::client::SessionInfo;
 use crate::listener;
 use crate::server::{Registration, Stage};
 pub(crate) use close::Close;
-pub(crate) use completions::Completions;
 use handshake::Opening;
 use transmission::Transmission;
 use wire::Wire;
+
+/// Bios on their way through a connection: the block layer takes and gives boxes.
+type Bios = Vec<Box<Bio>>;
 
 /// How long a client that is told goodbye is given to hang up itself.
 const LINGER: Duration = Duration::from_secs(1);
@@ -71,7 +73,7 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         Ok(negotiated) => negotiated,
         Err(close) => return (Some(opening.into_wire()), close),
     };
-    registration.client.completions.awake();
+    registration.client.outbox.awake();
     registration.client.set_session(SessionInfo {
         export: negotiated.export.info.name.clone(),
         style: negotiated.style,
@@ -85,9 +87,9 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
 
 /// Waits until the server's end has come that far.
 async fn stopped(registration: &Registration, stage: Stage) {
-    let completions = Arc::clone(&registration.client.completions);
+    let outbox = Arc::clone(&registration.client.outbox);
     poll_fn(|cx| {
-        completions.sleep(cx);
+        outbox.sleep(cx);
         // In this order: whoever changes the stage does so before waking.
         if registration.server.stage() >= stage { Poll::Ready(()) } else { Poll::Pending }
     })

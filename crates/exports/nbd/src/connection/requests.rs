@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, Flags, Op, Sector};
+use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, Sector};
 use blockyard_buf::Segment;
 use blockyard_nbd::server::ReplyTo;
 use blockyard_nbd::wire::{Command, CommandFlags, Request};
 
-use super::completions::{Bios, Completions};
+use super::Bios;
 use super::reply::Replies;
 use super::transmit::Transmit;
 use crate::client::Client;
@@ -30,7 +30,7 @@ pub(super) struct Slot {
 }
 
 pub(super) struct Requests {
-    completions: Arc<Completions>,
+    outbox: Arc<Outbox>,
     /// A slot for each bio, whose `private` is its place.
     slots: Vec<Slot>,
     /// Bios that carry nothing.
@@ -46,9 +46,9 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(completions: Arc<Completions>, limits: &ServerLimits) -> Self {
+    pub(super) fn new(outbox: Arc<Outbox>, limits: &ServerLimits) -> Self {
         Self {
-            completions,
+            outbox,
             slots: Vec::new(),
             free: Vec::new(),
             batch: Vec::new(),
@@ -115,7 +115,7 @@ impl Requests {
 
     #[cold]
     fn new_bio(&mut self, slot: Slot) -> Box<Bio> {
-        let mut bio = Bio::flush().on_end(Arc::<Completions>::clone(&self.completions));
+        let mut bio = Bio::flush().on_end(Arc::<Outbox>::clone(&self.outbox));
         bio.private = self.slots.len() as u64;
         self.slots.push(slot);
         bio
@@ -147,7 +147,7 @@ impl Requests {
 
     /// Appends the replies of those that have ended; says whether there were any.
     pub(super) fn collect(&mut self, replies: &Replies, out: &mut Transmit) -> bool {
-        self.completions.take(&mut self.ended);
+        self.outbox.take(&mut self.ended);
         let any = !self.ended.is_empty();
         for bio in self.ended.drain(..) {
             let slot = usize::try_from(bio.private).ok().and_then(|at| self.slots.get(at));
@@ -177,7 +177,7 @@ impl Requests {
 
 impl Drop for Requests {
     fn drop(&mut self) {
-        self.completions.close();
+        self.outbox.close();
     }
 }
 

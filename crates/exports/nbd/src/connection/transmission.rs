@@ -81,7 +81,7 @@ impl<'a> Transmission<'a> {
             block: limits.logical_block_size.bytes(),
             dma_alignment: limits.dma_alignment as usize,
             bdev,
-            requests: Requests::new(Arc::clone(&registration.client.completions), &config.limits),
+            requests: Requests::new(Arc::clone(&registration.client.outbox), &config.limits),
             input: Input::new(carry),
             out: Transmit::default(),
             ending: None,
@@ -225,12 +225,12 @@ impl<'a> Transmission<'a> {
         let dry = self.requests.outstanding() == 0 && self.out.is_empty();
         self.dry_since = dry.then_some(now);
         let result = poll_fn(|cx| self.poll_wait(cx)).await;
-        self.registration.client.completions.awake();
+        self.registration.client.outbox.awake();
         result
     }
 
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
-        let ended = self.registration.client.completions.sleep(cx);
+        let ended = self.registration.client.outbox.sleep(cx);
         if ended && self.out.is_empty() {
             return Poll::Ready(Ok(()));
         }

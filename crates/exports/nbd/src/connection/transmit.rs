@@ -6,7 +6,7 @@ use blockyard_blkmq::Bio;
 use blockyard_buf::Segment;
 use blockyard_sys::net::IoVecs;
 
-use super::completions::Bios;
+use super::Bios;
 use super::wire::Wire;
 
 /// More room for headers, in bytes, or for parts than an idle connection keeps.

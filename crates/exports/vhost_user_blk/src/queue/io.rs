@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, Flags, Op, Sector, Status};
+use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, Sector, Status};
 use blockyard_buf::{
     Access, GuestView, Pool, PoolLimits, Segment, Segments, copy_segments, total_len,
 };
 use blockyard_vhost_user::queue::Buffer;
 
-use super::outbox::{Bios, Outbox};
+use super::Bios;
 use super::request::{Answer, Range};
 use super::slot::{Bounce, Slot};
 use crate::device::SEG_MAX;

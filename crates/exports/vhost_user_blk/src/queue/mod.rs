@@ -1,7 +1,6 @@
 //! A virtqueue and the task on its queue thread that serves it; the session tells it what to do, and waits until that is done.
 
 mod io;
-mod outbox;
 mod request;
 mod serving;
 mod slot;
@@ -10,6 +9,7 @@ mod worker;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use blockyard_blkmq::Bio;
 use blockyard_buf::{GuestMemory, Segment};
 use blockyard_sys::Event;
 use blockyard_vhost_user::queue::{QueueError, RingPlace};
@@ -19,6 +19,9 @@ use tokio::sync::mpsc;
 
 use crate::device::Device;
 use worker::Worker;
+
+/// Bios on their way through a queue: the block layer takes and gives boxes.
+type Bios = Vec<Box<Bio>>;
 
 /// Commands that wait: the session sends one at a time.
 const COMMANDS: usize = 2;

@@ -1,48 +1,54 @@
-//! Where ended bios wait for their connection.
+//! Where ended bios wait for the task that submitted them.
 
-use std::task::{Context, Waker};
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
 
-use blockyard_blkmq::{Bio, EndIo, Op};
 use parking_lot::Mutex;
 
-/// Bios on their way through a connection: the block layer takes and gives boxes.
-pub(crate) type Bios = Vec<Box<Bio>>;
+use crate::bio::{Bio, EndIo};
+use crate::op::Op;
 
-/// The outbox of a connection: the disk puts ended bios in, from whatever thread, and wakes the connection if
-/// it sleeps.
+/// The outbox of a front-end's queue or connection: the disk puts ended bios in, from whatever thread, and wakes the
+/// task that submits them if it sleeps.
 #[derive(Default)]
-pub(crate) struct Completions(Mutex<State>);
+pub struct Outbox(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    ended: Bios,
-    /// Set while the connection sleeps.
+    ended: Vec<Box<Bio>>,
+    /// Set while the task sleeps.
     sleeper: Option<Waker>,
-    /// The connection is gone.
+    /// The task is gone.
     closed: bool,
 }
 
-impl Completions {
+impl Outbox {
     /// Moves what has ended to `into`, which is empty.
-    pub(crate) fn take(&self, into: &mut Bios) {
+    pub fn take(&self, into: &mut Vec<Box<Bio>>) {
         debug_assert!(into.is_empty(), "what was taken before is lost");
         std::mem::swap(&mut self.0.lock().ended, into);
     }
 
     /// Asks to be woken. Says whether something has ended already.
-    pub(crate) fn sleep(&self, cx: &Context<'_>) -> bool {
+    pub fn sleep(&self, cx: &Context<'_>) -> bool {
         let mut state = self.0.lock();
         state.sleeper = Some(cx.waker().clone());
         !state.ended.is_empty()
     }
 
     /// Asks not to be woken any more.
-    pub(crate) fn awake(&self) {
+    pub fn awake(&self) {
         self.0.lock().sleeper = None;
     }
 
-    /// Wakes the connection, if it sleeps, to look at the state of the server.
-    pub(crate) fn kick(&self) {
+    /// Waits until something has ended.
+    pub async fn filled(&self) {
+        poll_fn(|cx| if self.sleep(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+        self.awake();
+    }
+
+    /// Wakes the task, if it sleeps in [`Outbox::sleep`], though nothing has ended: there is other news.
+    pub fn kick(&self) {
         let sleeper = self.0.lock().sleeper.take();
         if let Some(sleeper) = sleeper {
             sleeper.wake();
@@ -50,7 +56,7 @@ impl Completions {
     }
 
     /// From now on, nobody is interested.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         let ended = {
             let mut state = self.0.lock();
             state.closed = true;
@@ -62,7 +68,7 @@ impl Completions {
     }
 }
 
-impl EndIo for Completions {
+impl EndIo for Outbox {
     fn end_io(&self, mut bio: Box<Bio>) {
         if bio.op != Op::Read {
             // The memory of a write is not needed any more.
@@ -85,6 +91,7 @@ impl EndIo for Completions {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
@@ -102,32 +109,43 @@ mod tests {
 
     #[test]
     fn wakes_a_sleeper_once_and_nobody_else() {
-        let (completions, count) = (Arc::new(Completions::default()), Arc::<Count>::default());
+        let (outbox, count) = (Arc::new(Outbox::default()), Arc::<Count>::default());
         let waker = Waker::from(Arc::clone(&count));
-        let end =
-            || Bio::flush().on_end(Arc::<Completions>::clone(&completions)).end(Default::default());
+        let end = || Bio::flush().on_end(Arc::<Outbox>::clone(&outbox)).end(Default::default());
         end();
-        assert!(completions.sleep(&Context::from_waker(&waker)), "one has ended before");
+        assert!(outbox.sleep(&Context::from_waker(&waker)), "one has ended before");
         end();
         end();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         let mut ended = Vec::new();
-        completions.take(&mut ended);
+        outbox.take(&mut ended);
         assert_eq!(ended.len(), 3);
-        assert!(!completions.sleep(&Context::from_waker(&waker)));
-        completions.awake();
+        assert!(!outbox.sleep(&Context::from_waker(&waker)));
+        outbox.awake();
         end();
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]
-    fn what_ends_after_the_connection_is_freed() {
-        let completions = Arc::new(Completions::default());
-        let bio = Bio::flush().on_end(Arc::<Completions>::clone(&completions));
-        let early = Bio::flush().on_end(Arc::<Completions>::clone(&completions));
+    fn what_ends_after_its_task_is_freed() {
+        let outbox = Arc::new(Outbox::default());
+        let bio = Bio::flush().on_end(Arc::<Outbox>::clone(&outbox));
+        let early = Bio::flush().on_end(Arc::<Outbox>::clone(&outbox));
         early.end(Default::default());
-        completions.close();
+        outbox.close();
         bio.end(Default::default());
-        assert_eq!(Arc::strong_count(&completions), 1);
+        assert_eq!(Arc::strong_count(&outbox), 1);
+    }
+
+    #[test]
+    fn a_task_waits_until_something_has_ended() {
+        let (outbox, count) = (Arc::new(Outbox::default()), Arc::<Count>::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let mut filled = pin!(outbox.filled());
+        assert!(filled.as_mut().poll(&mut cx).is_pending());
+        Bio::flush().on_end(Arc::<Outbox>::clone(&outbox)).end(Default::default());
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(filled.as_mut().poll(&mut cx).is_ready());
     }
 }

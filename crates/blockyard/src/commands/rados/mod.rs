@@ -1,0 +1,205 @@
+//! `blockyard rados`: objects of a Ceph cluster, for trying it.
+
+mod transfer;
+
+use std::time::Duration;
+
+use blockyard_rados::net::{Cluster, Config, Pool};
+use blockyard_rados::osd::ALL_NAMESPACES;
+use blockyard_rados::{Blame, Error as RadosError, ErrorKind as RadosKind};
+use serde::Serialize;
+
+use super::size;
+use crate::bench::{MAX_BLOCK, ObjectLoad, run_objects};
+use crate::cli::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
+use crate::error::{Error, ErrorKind, Result};
+use crate::uri::parse_duration;
+use crate::{size as sizes, term};
+
+const ENOENT: i32 = 2;
+const EPERM: i32 = 1;
+const EACCES: i32 = 13;
+
+pub(super) fn run(args: &RadosArgs) -> Result<u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|err| Error::failed("cannot start a runtime").caused_by(err))?;
+    runtime.block_on(perform(args))
+}
+
+async fn perform(args: &RadosArgs) -> Result<u8> {
+    let name = args.place.pool.as_deref().ok_or_else(|| {
+        Error::usage("no pool is named").help("write --pool NAME; `ceph osd pool ls` has them")
+    })?;
+    let pool = open(&args.place, name).await?;
+    let json = args.place.json;
+    match &args.command {
+        RadosCommand::Get { object, file } => transfer::get(&pool, object, file).await?,
+        RadosCommand::Put { object, file } => transfer::put(&pool, object, file).await?,
+        RadosCommand::Ls { all } => list(pool, *all, json).await?,
+        RadosCommand::Stat { objects } => stat(&pool, objects, json).await?,
+        RadosCommand::Rm { objects } => remove(&pool, objects).await?,
+        RadosCommand::Map { objects } => map(&pool, objects, json)?,
+        RadosCommand::Bench(bench) => return self::bench(&pool, bench, json).await,
+    }
+    Ok(0)
+}
+
+/// Connects with what Ceph's own programs take.
+async fn open(place: &PlaceArgs, name: &str) -> Result<Pool> {
+    let timeout = parse_duration(&place.timeout)
+        .map_err(|problem| Error::usage(format!("--timeout: {problem}")))?;
+    let flags = [
+        ("--conf", &place.conf),
+        ("--id", &place.id),
+        ("--keyring", &place.keyring),
+        ("--mon-host", &place.mon_host),
+    ];
+    let words = flags.iter().filter_map(|(flag, value)| Some([*flag, value.as_deref()?]));
+    let words: Vec<&str> = words.flatten().collect();
+    let mut config =
+        Config::from_arguments(&words).map_err(|err| cannot("use the cluster", err))?;
+    config.connect_timeout = timeout;
+    config.monitor_timeout = Some(timeout);
+    config.op_timeout = Some(timeout);
+    let cluster =
+        Cluster::connect(config).await.map_err(|err| cannot("connect to the cluster", err))?;
+    let pool = cluster.pool(name).await.map_err(|err| cannot(&format!("open pool {name}"), err))?;
+    Ok(pool.with_namespace(&place.namespace))
+}
+
+/// What could not be done, and what a person can do about it.
+fn cannot(what: &str, err: RadosError) -> Error {
+    let kind = match err.kind() {
+        RadosKind::BadParameter { .. } => ErrorKind::Usage,
+        RadosKind::Osd { errno: EPERM | EACCES }
+        | RadosKind::Refused { errno: EPERM | EACCES, .. }
+        | RadosKind::WrongKey { .. } => ErrorKind::NotPermitted,
+        _ => ErrorKind::Failed,
+    };
+    let help = match (err.kind(), err.blame()) {
+        (RadosKind::Osd { errno: ENOENT }, _) => Some("there is no such object"),
+        (RadosKind::Unreachable { .. }, _) => Some("see `mon host` of ceph.conf, or --mon-host"),
+        (_, Blame::Network) => Some("a longer --timeout waits for a cluster that is busy"),
+        _ => None,
+    };
+    let error = Error::new(kind, format!("cannot {what}")).caused_by(err);
+    match help {
+        Some(help) => error.help(help),
+        None => error,
+    }
+}
+
+#[derive(Serialize)]
+struct ListedObject {
+    namespace: String,
+    name: String,
+    key: String,
+}
+
+async fn list(pool: Pool, all: bool, json: bool) -> Result<()> {
+    let pool = if all { pool.with_namespace(ALL_NAMESPACES) } else { pool };
+    let mut list = pool.list();
+    let mut objects = Vec::new();
+    while let Some(object) = list.next().await.map_err(|err| cannot("list the objects", err))? {
+        let object =
+            ListedObject { namespace: object.namespace, name: object.name, key: object.key };
+        match (json, all) {
+            (true, _) => objects.push(object),
+            (false, true) => term::say(format_args!("{}\t{}", object.namespace, object.name))?,
+            (false, false) => term::say(object.name)?,
+        }
+    }
+    if json { term::say_json(&objects) } else { Ok(()) }
+}
+
+#[derive(Serialize)]
+struct ObjectStat {
+    name: String,
+    size: u64,
+    modified_seconds: u32,
+}
+
+async fn stat(pool: &Pool, objects: &[String], json: bool) -> Result<()> {
+    let mut all = Vec::new();
+    for name in objects {
+        let stat = pool.stat(name).await.map_err(|err| cannot(&format!("stat {name}"), err))?;
+        let modified_seconds = stat.modified.seconds;
+        all.push(ObjectStat { name: name.clone(), size: stat.size, modified_seconds });
+    }
+    if json {
+        return term::say_json(&all);
+    }
+    let mut table = term::table(&["OBJECT", "SIZE", "BYTES", "MODIFIED (UNIX TIME)"]);
+    for object in all {
+        let (bytes, time) = (object.size.to_string(), object.modified_seconds.to_string());
+        table.add_row([object.name, sizes::human(object.size), bytes, time]);
+    }
+    term::say(table.trim_fmt())
+}
+
+async fn remove(pool: &Pool, objects: &[String]) -> Result<()> {
+    for name in objects {
+        pool.remove(name).await.map_err(|err| cannot(&format!("remove {name}"), err))?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct ObjectPlace {
+    name: String,
+    epoch: u32,
+    pool: i64,
+    pg: String,
+    up: Vec<Option<i32>>,
+    acting: Vec<Option<i32>>,
+    primary: Option<i32>,
+}
+
+fn map(pool: &Pool, objects: &[String], json: bool) -> Result<()> {
+    let mut all = Vec::new();
+    for name in objects {
+        let place = pool.locate(name).map_err(|err| cannot(&format!("place {name}"), err))?;
+        let (epoch, pg) = (place.epoch, place.pg.to_string());
+        let (up, acting) = (place.placed.up, place.placed.acting);
+        let (name, pool, primary) = (name.clone(), pool.id(), place.placed.primary);
+        all.push(ObjectPlace { name, epoch, pool, pg, up, acting, primary });
+    }
+    if json {
+        return term::say_json(&all);
+    }
+    let osds = |osds: &[Option<i32>]| {
+        let names =
+            osds.iter().map(|osd| osd.map_or_else(|| "-".to_owned(), |osd| osd.to_string()));
+        names.collect::<Vec<_>>().join(",")
+    };
+    let mut table = term::table(&["OBJECT", "EPOCH", "PG", "UP", "ACTING", "PRIMARY"]);
+    for place in all {
+        let primary = place.primary.map_or_else(|| "-".to_owned(), |osd| osd.to_string());
+        let (up, acting) = (osds(&place.up), osds(&place.acting));
+        table.add_row([place.name, place.epoch.to_string(), place.pg, up, acting, primary]);
+    }
+    term::say(table.trim_fmt())
+}
+
+async fn bench(pool: &Pool, args: &RadosBenchArgs, json: bool) -> Result<u8> {
+    let block = size("--bs", &args.bs)?;
+    let block =
+        u32::try_from(block).ok().filter(|&block| block > 0 && u64::from(block) <= MAX_BLOCK);
+    let block = block.ok_or_else(|| {
+        let most = sizes::human(MAX_BLOCK);
+        Error::usage(format!("--bs: {} is not from 1 byte to {most}", args.bs))
+    })?;
+    let time: Duration =
+        parse_duration(&args.time).map_err(|problem| Error::usage(format!("--time: {problem}")))?;
+    let (write, depth) = (args.rw == RadosRw::Write, args.depth as usize);
+    let load = ObjectLoad { write, block, depth, time, objects: args.objects };
+    let report = run_objects(pool, &load).await?;
+    if json {
+        term::say_json(&report)?;
+    } else {
+        term::say(report.render())?;
+    }
+    Ok(if report.errors > 0 { ErrorKind::Failed.exit_code() } else { 0 })
+}

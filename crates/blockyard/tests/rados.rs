@@ -1,0 +1,97 @@
+//! `blockyard rados` on a real cluster, beside Ceph's own tool.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use blockyard_lab::ceph::{Cluster, Options};
+use common::{Said, run};
+
+struct Yard {
+    lab: Cluster,
+}
+
+impl Yard {
+    fn rados(&self, args: &[&str]) -> Said {
+        let conf = self.lab.conf();
+        run(&[&["rados", "-c", conf.to_str().unwrap(), "-p", "yard"], args].concat())
+    }
+
+    fn tool(&self, args: &[&str]) -> String {
+        self.lab.run(self.lab.tool("rados").args(["-p", "yard"]).args(args)).unwrap()
+    }
+}
+
+#[test]
+fn objects_of_a_cluster() {
+    let lab = Cluster::start(&Options::default()).unwrap();
+    lab.create_pool("yard", 8).unwrap();
+    let yard = Yard { lab };
+    files_come_and_go(&yard);
+    lists_and_places(&yard);
+    load(&yard);
+    what_goes_wrong_says_why(&yard);
+}
+
+fn files_come_and_go(yard: &Yard) {
+    let path = |name: &str| yard.lab.dir().join(name).to_str().unwrap().to_owned();
+    let data: Vec<u8> = (0..2_500_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(path("in"), &data).unwrap();
+    yard.rados(&["put", "big", &path("in")]).code(0);
+    yard.tool(&["get", "big", &path("theirs")]);
+    assert!(std::fs::read(path("theirs")).unwrap() == data, "three pieces, in order");
+    yard.rados(&["get", "big", &path("ours")]).code(0);
+    assert!(std::fs::read(path("ours")).unwrap() == data);
+    std::fs::write(path("small"), "text").unwrap();
+    yard.rados(&["put", "big", &path("small")]).code(0);
+    assert_eq!(yard.rados(&["get", "big"]).code(0).out, "text", "it replaces what was there");
+    yard.rados(&["-N", "space", "put", "small", &path("small")]).code(0);
+    assert_eq!(yard.tool(&["-N", "space", "get", "small", "-"]), "text");
+    yard.rados(&["stat", "big"]).code(0).contains(&["big", "4 B"]);
+    assert_eq!(yard.rados(&["--json", "stat", "big"]).code(0).json()[0]["size"], 4);
+    yard.rados(&["rm", "big"]).code(0);
+    yard.rados(&["stat", "big"]).code(1).contains(&["no such object", "\"big\"", "stat"]);
+}
+
+fn lists_and_places(yard: &Yard) {
+    for name in ["a", "b", "c"] {
+        yard.tool(&["create", name]);
+    }
+    let mut lines: Vec<_> = yard.rados(&["ls"]).code(0).out.lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, ["a", "b", "c"]);
+    assert_eq!(yard.rados(&["ls", "--all", "--json"]).code(0).json().as_array().unwrap().len(), 4);
+    let theirs = yard.lab.ceph_json(&["osd", "map", "yard", "a"]).unwrap();
+    let ours = yard.rados(&["map", "a", "--json"]).code(0).json();
+    assert_eq!((&ours[0]["pg"], &ours[0]["acting"]), (&theirs["pgid"], &theirs["acting"]));
+    yard.rados(&["map", "a"]).code(0).contains(&["PRIMARY", theirs["pgid"].as_str().unwrap()]);
+}
+
+fn load(yard: &Yard) {
+    for rw in ["read", "write"] {
+        let args = ["--json", "bench", rw, "--bs", "4k", "--depth", "8", "--time", "200ms"];
+        let report = yard.rados(&args).code(0).json();
+        assert!(report["ops"].as_u64().unwrap() > 0 && report["errors"] == 0, "{report}");
+    }
+    yard.rados(&["bench", "write", "--time", "100ms"]).code(0).contains(&["IOPS", "p99"]);
+    assert!(!yard.tool(&["ls"]).contains("bench"), "nothing is left");
+}
+
+fn what_goes_wrong_says_why(yard: &Yard) {
+    let conf = yard.lab.conf();
+    let conf = conf.to_str().unwrap();
+    run(&["rados", "-c", conf, "ls"]).code(64).contains(&["--pool"]);
+    run(&["rados", "-c", conf, "-p", "none", "ls"]).code(64).contains(&["no pool", "none"]);
+    run(&["rados", "-c", "/nowhere", "-p", "yard", "ls"]).code(64).contains(&["/nowhere"]);
+    yard.rados(&["put", "x", "/no/such/file"]).code(1).contains(&["/no/such/file"]);
+    yard.rados(&["bench", "read", "--bs", "1T"]).code(64).contains(&["--bs"]);
+    yard.rados(&["--timeout", "soon", "ls"]).code(64).contains(&["--timeout"]);
+    let strange = yard.lab.dir().join("strange");
+    let text = "[client.admin]\nkey = AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUA==\n";
+    std::fs::write(&strange, text).unwrap();
+    yard.rados(&["-k", strange.to_str().unwrap(), "ls"])
+        .code(77)
+        .contains(&["client.admin", "key"]);
+    yard.rados(&["--timeout", "2s", "-m", "127.0.0.1:1", "ls"])
+        .code(1)
+        .contains(&["127.0.0.1:1", "mon host"]);
+}
