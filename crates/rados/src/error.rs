@@ -171,13 +171,18 @@ pub enum ErrorKind {
         errno: i32,
     },
     /// A file or a parameter of the caller cannot be used.
-    #[error("{problem}: {text:?}")]
+    #[error("{problem}{}", quoted(text))]
     BadParameter {
         /// What is wrong, and what would be right.
         problem: &'static str,
-        /// The text at fault.
+        /// The text at fault; empty where something is missing.
         text: String,
     },
+}
+
+/// A text at fault, behind what is wrong with it.
+fn quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text:?}") }
 }
 
 impl Error {
@@ -273,6 +278,12 @@ mod tests {
         let error = Error::violation("reading a frame", "a frame has 1 to 4 segments", 9);
         assert_eq!(error.to_string(), "reading a frame: a frame has 1 to 4 segments (got 0x9)");
         assert_eq!(error.blame(), Blame::Peer);
+        let bad = |text: &str| {
+            let kind = ErrorKind::BadParameter { problem: "set mon host", text: text.into() };
+            Error::new("connecting", kind).to_string()
+        };
+        assert_eq!(bad("x y"), "connecting: set mon host: \"x y\"");
+        assert_eq!(bad(""), "connecting: set mon host");
         let kind = ErrorKind::WrongKey { entity: "client.admin".into(), what: "a ticket" };
         let error = Error::new("authenticating", kind);
         assert_eq!(
