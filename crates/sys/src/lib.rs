@@ -26,6 +26,7 @@ pub mod netlink;
 mod operation;
 mod passed;
 mod pool;
+mod ring;
 mod socket_file;
 pub mod spin;
 mod transfer;

@@ -6,13 +6,13 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use blockyard_buf::Segment;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use crate::event::Event;
 use crate::operation::{Completion, Operation};
+use crate::ring::{self, Turn};
 use crate::transfer::{self, IoVec};
 
 /// The most operations that wait in user space for one system call to submit them; more are submitted in
@@ -156,35 +156,34 @@ impl<T> Ring<T> {
     /// Submits what was pushed, and takes what has completed: what completes during its submission costs
     /// nothing more, and no signal.
     pub(crate) fn turn(&mut self, completions: &mut Vec<Completion<T>>) -> io::Result<()> {
-        if self.pushed.is_empty() && self.ring.submission().is_empty() {
-            self.drain(completions);
-            return Ok(());
-        }
-        self.ring.completion().disable_eventfd();
-        let submitted = self.submit();
-        self.drain(completions);
-        self.ring.completion().enable_eventfd();
-        // Either the kernel sees the flag after it has posted a completion, or we see the completion.
-        fence(Ordering::SeqCst);
-        self.drain(completions);
-        submitted
+        self.take_turn(|ring| ring.drain(completions))
     }
 
-    fn submit(&mut self) -> io::Result<()> {
-        loop {
-            self.fill();
-            match self.ring.submit() {
-                Ok(_) => {}
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
-                Err(err) => return Err(err),
-            }
-            if self.pushed.is_empty() && self.ring.submission().is_empty() {
-                return Ok(());
-            }
+    fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
+        for entry in self.ring.completion() {
+            let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
+            let Some((operation, token)) =
+                self.slots.get_mut(index as usize).and_then(Option::take)
+            else {
+                unreachable!("the kernel completes what was submitted, once")
+            };
+            self.free.push(index);
+            let result = usize::try_from(entry.result())
+                .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+            completions.push(Completion { operation, token, result });
         }
     }
+}
 
-    /// Moves as many as fit to the submission queue.
+impl<T> Turn for Ring<T> {
+    fn ring(&mut self) -> &mut IoUring {
+        &mut self.ring
+    }
+
+    fn has_pushed(&self) -> bool {
+        !self.pushed.is_empty()
+    }
+
     fn fill(&mut self) {
         let Self { ring, slots, vectors, pushed, .. } = self;
         let mut queue = ring.submission();
@@ -200,21 +199,6 @@ impl<T> Ring<T> {
                 return;
             }
             pushed.pop_front();
-        }
-    }
-
-    fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
-        for entry in self.ring.completion() {
-            let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
-            let Some((operation, token)) =
-                self.slots.get_mut(index as usize).and_then(Option::take)
-            else {
-                unreachable!("the kernel completes what was submitted, once")
-            };
-            self.free.push(index);
-            let result = usize::try_from(entry.result())
-                .map_err(|_| io::Error::from_raw_os_error(-entry.result()));
-            completions.push(Completion { operation, token, result });
         }
     }
 }
@@ -246,15 +230,8 @@ fn set_up(depth: u32) -> Result<IoUring, Unavailable> {
     let entries = depth.clamp(1, BATCH);
     let mut builder = IoUring::builder();
     // As many completions as operations: it never overflows.
-    builder.dontfork().setup_clamp().setup_cqsize(depth.max(entries).next_power_of_two());
-    let plain = builder.clone();
-    // Linux 5.19: the submitter is not interrupted for each completion; it sees them when it enters the kernel
-    // next.
-    builder.setup_coop_taskrun();
-    match builder.build(entries) {
-        Err(err) if err.raw_os_error() == Some(libc::EINVAL) => Ok(plain.build(entries)?),
-        built => Ok(built?),
-    }
+    builder.setup_cqsize(depth.max(entries).next_power_of_two());
+    Ok(ring::set_up(builder, entries)?)
 }
 
 fn probe(ring: &IoUring) -> Result<(), Unavailable> {

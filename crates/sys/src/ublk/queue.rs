@@ -6,7 +6,6 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use blockyard_buf::{Mapping, Segment};
 use io_uring::{IoUring, opcode, types};
@@ -15,6 +14,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use super::abi::{self, Descriptor, IoCommand};
 use super::control::Device;
 use crate::event::Event;
+use crate::ring::{self, Turn};
 
 /// `UBLK_IO_RES_ABORT`: the device has been stopped.
 const ABORTED: i32 = -libc::ENODEV;
@@ -67,7 +67,7 @@ impl Queue {
     pub fn new(device: &Device, id: u16, depth: u16, max_io_bytes: u32) -> io::Result<Self> {
         let depth = depth.clamp(1, abi::MAX_QUEUE_DEPTH);
         let event = Arc::new(Event::new()?);
-        let ring = set_up(depth.into())?;
+        let ring = ring::set_up(IoUring::builder(), depth.into())?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         let max_io_bytes = max_io_bytes as usize;
         Ok(Self {
@@ -150,54 +150,7 @@ impl Queue {
         requests: &mut Vec<(u16, Descriptor)>,
         ended: &mut Vec<Ended>,
     ) -> io::Result<()> {
-        if self.pushed.is_empty() && self.ring.submission().is_empty() {
-            self.drain(requests, ended);
-            return Ok(());
-        }
-        self.ring.completion().disable_eventfd();
-        let submitted = self.submit();
-        self.drain(requests, ended);
-        self.ring.completion().enable_eventfd();
-        // Either the kernel sees the flag after it has posted a completion, or we see the completion.
-        fence(Ordering::SeqCst);
-        self.drain(requests, ended);
-        submitted
-    }
-
-    fn submit(&mut self) -> io::Result<()> {
-        loop {
-            self.fill();
-            match self.ring.submit() {
-                Ok(_) => {}
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
-                Err(err) => return Err(err),
-            }
-            if self.pushed.is_empty() && self.ring.submission().is_empty() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Moves as many as fit to the submission queue.
-    fn fill(&mut self) {
-        let file = types::Fd(self.device.0.as_raw_fd());
-        let mut queue = self.ring.submission();
-        let mut taken = 0;
-        for (op, command) in &self.pushed {
-            let entry = opcode::UringCmd16::new(file, *op)
-                .cmd(command.bytes())
-                .build()
-                .user_data(command.tag.into());
-            // SAFETY: the driver copies to and from the memory of this tag, which is part of `memory`, for as
-            // long as it has the command: until the completion has come. The mapping is not dropped before (see
-            // `Drop`), and is only reached by raw copies (see `Segment`). So is the device's descriptor open.
-            if unsafe { queue.push(&entry) }.is_err() {
-                break;
-            }
-            taken += 1;
-        }
-        drop(queue);
-        self.pushed.drain(..taken);
+        self.take_turn(|queue| queue.drain(requests, ended))
     }
 
     fn drain(&mut self, requests: &mut Vec<(u16, Descriptor)>, ended: &mut Vec<Ended>) {
@@ -222,6 +175,37 @@ impl Queue {
     }
 }
 
+impl Turn for Queue {
+    fn ring(&mut self) -> &mut IoUring {
+        &mut self.ring
+    }
+
+    fn has_pushed(&self) -> bool {
+        !self.pushed.is_empty()
+    }
+
+    fn fill(&mut self) {
+        let file = types::Fd(self.device.0.as_raw_fd());
+        let mut queue = self.ring.submission();
+        let mut taken = 0;
+        for (op, command) in &self.pushed {
+            let entry = opcode::UringCmd16::new(file, *op)
+                .cmd(command.bytes())
+                .build()
+                .user_data(command.tag.into());
+            // SAFETY: the driver copies to and from the memory of this tag, which is part of `memory`, for as
+            // long as it has the command: until the completion has come. The mapping is not dropped before (see
+            // `Drop`), and is only reached by raw copies (see `Segment`). So is the device's descriptor open.
+            if unsafe { queue.push(&entry) }.is_err() {
+                break;
+            }
+            taken += 1;
+        }
+        drop(queue);
+        self.pushed.drain(..taken);
+    }
+}
+
 impl Drop for Queue {
     /// Commands that the kernel still has are cancelled by it, some time after the ring is closed: until then
     /// their memory is the kernel's.
@@ -239,18 +223,6 @@ impl fmt::Debug for Queue {
             .field("out", &self.out)
             .field("alive", &self.alive)
             .finish_non_exhaustive()
-    }
-}
-
-fn set_up(depth: u32) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder.dontfork().setup_clamp();
-    let plain = builder.clone();
-    // Linux 5.19: the server is not interrupted for each request; it sees them when it enters the kernel next.
-    builder.setup_coop_taskrun();
-    match builder.build(depth) {
-        Err(err) if err.raw_os_error() == Some(libc::EINVAL) => plain.build(depth),
-        built => built,
     }
 }
 
