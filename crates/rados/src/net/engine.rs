@@ -41,9 +41,8 @@ pub(super) struct State {
     refused: Option<Error>,
     /// What was wrong with a peer last, for errors of those who wait.
     last_trouble: Option<(Peer, Error)>,
-    /// Wakes the task that sends and keeps time; whether there is work for it.
+    /// Wakes the task that sends and keeps time, which looks at all of this under the lock.
     pump: Option<Waker>,
-    pump_due: bool,
 }
 
 /// The machine, shared.
@@ -92,7 +91,6 @@ impl Drop for Asking<'_> {
 impl State {
     /// There is something to send, or another time to wake at.
     pub(super) fn wake_pump(&mut self) {
-        self.pump_due = true;
         if let Some(waker) = self.pump.take() {
             waker.wake();
         }
@@ -125,7 +123,6 @@ impl Engine {
             refused: None,
             last_trouble: None,
             pump: None,
-            pump_due: true,
         };
         let bytes = u32::try_from(max_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
         Arc::new(Self {
@@ -150,7 +147,6 @@ impl Engine {
         mut sleep: std::pin::Pin<&mut Sleep>,
     ) -> Poll<()> {
         let mut state = self.state.lock();
-        state.pump_due = false;
         loop {
             let now = Instant::now();
             if state.client.deadline().is_some_and(|deadline| deadline <= now) {
