@@ -2,7 +2,11 @@
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+
+/// How many lines of what failed tests said go into the error of a run.
+const FAILURE_LINES_MAX: usize = 120;
 
 /// `cargo` with these arguments, in the root of the repository.
 pub fn cargo<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Command {
@@ -33,6 +37,62 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("`{}` failed: {status}", shown(command));
     }
     Ok(())
+}
+
+/// Runs tests with their output shown, all of them even if some fail. What the failed ones said is part of the
+/// error, so that it stands at the end of a long run too.
+///
+/// # Errors
+/// Cargo cannot be started, or a test fails.
+pub fn run_tests(command: &mut Command) -> Result<()> {
+    eprintln!("$ {}", shown(command));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", shown(command)))?;
+    let mut failures = Failures::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            failures.see(&line);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{}` failed: {status}{}", shown(command), failures.shown());
+    }
+    Ok(())
+}
+
+/// The parts of libtest's output that tell of failed tests: from `failures:` to the result of the binary.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    is_inside: bool,
+    left_out: usize,
+}
+
+impl Failures {
+    fn see(&mut self, line: &str) {
+        self.is_inside |= line == "failures:";
+        if self.is_inside && self.lines.len() < FAILURE_LINES_MAX {
+            self.lines.push(line.to_owned());
+        } else if self.is_inside {
+            self.left_out += 1;
+        }
+        self.is_inside &= !line.starts_with("test result:");
+    }
+
+    fn shown(&self) -> String {
+        let mut text = self.lines.iter().fold(String::new(), |text, line| text + "\n" + line);
+        if self.left_out > 0 {
+            text += &format!("\n({} more lines above)", self.left_out);
+        }
+        text
+    }
 }
 
 /// Runs the command without input and returns what it wrote to stdout.
@@ -67,6 +127,26 @@ mod tests {
             capture(Command::new("sh").args(["-c", "echo no such disk >&2; exit 3"])).unwrap_err();
         assert!(error.to_string().contains("no such disk"), "{error}");
         assert!(error.to_string().contains('3'), "{error}");
+    }
+
+    #[test]
+    fn the_error_of_tests_tells_which_failed_and_what_they_said() {
+        let said = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\nlost a write\n\n\
+                    failures:\n    b\n\ntest result: FAILED. 1 passed\nanother binary";
+        let script = format!("echo '{said}'; exit 101");
+        let error = run_tests(Command::new("sh").args(["-c", &script])).unwrap_err().to_string();
+        let error = error.split_once("101\n").unwrap().1;
+        assert!(error.starts_with("failures:") && error.ends_with("1 passed"), "{error}");
+        assert!(error.contains("lost a write"), "{error}");
+        run_tests(Command::new("sh").args(["-c", "echo test a ... ok"])).unwrap();
+    }
+
+    #[test]
+    fn endless_failures_are_cut() {
+        let mut failures = Failures::default();
+        failures.see("failures:");
+        (0..FAILURE_LINES_MAX).for_each(|_| failures.see("panicked"));
+        assert!(failures.shown().ends_with("(1 more lines above)"), "{}", failures.shown());
     }
 
     #[test]

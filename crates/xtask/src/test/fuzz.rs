@@ -39,6 +39,7 @@ pub(super) fn run_all(context: &Context) -> Result<()> {
             "--",
             &limit,
             "-rss_limit_mb=2048",
+            "-verbosity=0",
         ]);
         if let Some(seed) = std::env::var_os("BLOCKYARD_SEED") {
             command.arg(format!("-seed={}", seed.display()));

@@ -5,7 +5,7 @@
 
 use super::fuzz;
 use crate::paths;
-use crate::run::{cargo, run};
+use crate::run::{cargo, run, run_tests};
 use crate::setup::Tools;
 use crate::static_program;
 use anyhow::{Context as _, Result, bail};
@@ -120,19 +120,22 @@ fn build(context: &Context) -> Result<()> {
 }
 
 fn tidy(_: &Context) -> Result<()> {
-    run(&mut cargo(["test", "-p", "xtask", "--test", "tidy"]))
+    run_tests(&mut cargo(["test", "-p", "xtask", "--test", "tidy"]))
 }
 
 fn unit(context: &Context) -> Result<()> {
     let tools = context.tools()?;
-    let others = ["test", "--workspace", "--exclude", "xtask", "--exclude", COMMAND, "--tests"];
-    run(tools.apply(&mut cargo(["test", "-p", "xtask", "--lib", "--bins"])))?;
-    run(tools.apply(&mut cargo(others)))?;
-    run(tools.apply(&mut cargo(["test", "-p", COMMAND, "--lib", "--bins"])))
+    let mut of_xtask = cargo(["test", "-p", "xtask", "--lib", "--bins"]);
+    let mut of_crates = cargo(["test", "--workspace", "--exclude", "xtask", "--exclude", COMMAND]);
+    of_crates.args(["--tests", "--no-fail-fast"]);
+    let mut of_command = cargo(["test", "-p", COMMAND, "--lib", "--bins"]);
+    run_tests(tools.apply(&mut of_xtask))?;
+    run_tests(tools.apply(&mut of_crates))?;
+    run_tests(tools.apply(&mut of_command))
 }
 
 fn doc(_: &Context) -> Result<()> {
-    run(&mut cargo(["test", "--workspace", "--doc"]))?;
+    run_tests(&mut cargo(["test", "--workspace", "--doc"]))?;
     run(cargo(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
@@ -149,7 +152,7 @@ fn features(context: &Context) -> Result<()> {
         run(tools.apply(&mut cargo(lint)))?;
         let mut test = cargo(["test", "-p", name, "--all-features", "--lib", "--bins"]);
         test.args(chosen_tests(package, |name| !runs_in_a_lab(name)));
-        run(tools.apply(&mut test))?;
+        run_tests(tools.apply(&mut test))?;
     }
     Ok(())
 }
@@ -159,14 +162,14 @@ fn has_optional_features(package: &Package) -> bool {
 }
 
 fn e2e(context: &Context) -> Result<()> {
-    run(&mut command_tests(context, |name| !runs_in_a_lab(name))?)
+    run_tests(&mut command_tests(context, |name| !runs_in_a_lab(name))?)
 }
 
 /// One guest at a time: each keeps a processor busy, and its server another.
 fn lab(context: &Context) -> Result<()> {
     let program = static_program::build(context.tools()?)?;
     let mut tests = command_tests(context, runs_in_a_lab)?;
-    run(tests.arg("--test-threads=1").env("BLOCKYARD_STATIC", program))
+    run_tests(tests.arg("--test-threads=1").env("BLOCKYARD_STATIC", program))
 }
 
 /// The integration tests of the command with these names, built for release.
@@ -178,7 +181,7 @@ fn command_tests(context: &Context, is_chosen: fn(&str) -> bool) -> Result<Comma
     if tests.is_empty() {
         bail!("crates/{COMMAND}/tests holds no such test of the command");
     }
-    let mut command = cargo(["test", "-p", COMMAND, "--release"]);
+    let mut command = cargo(["test", "-p", COMMAND, "--release", "--no-fail-fast"]);
     context.tools()?.apply(&mut command).args(tests).arg("--").args(&context.args);
     Ok(command)
 }
