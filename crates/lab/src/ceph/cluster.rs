@@ -21,10 +21,14 @@ const MONITOR_PORTS: std::ops::Range<u16> = 20_000..30_000;
 const PORT_TRIES: u16 = 200;
 const MONITOR: &str = "mon.a";
 const MANAGER: &str = "mgr.x";
+/// The state of a placement group that has all of its copies.
+const CLEAN: &str = "active+clean";
 /// How long a command of Ceph's looks for a monitor, in seconds.
 const CONNECT_SECONDS: &str = "60";
 /// How long a command may take before it is ended, in seconds.
 const COMMAND_SECONDS: &str = "120";
+/// The same of a command that is tried again: one whose daemon went while it waited for an answer may never get one.
+const LOOK_SECONDS: &str = "20";
 
 /// A running cluster.
 #[derive(Debug)]
@@ -167,9 +171,13 @@ impl Cluster {
     /// # Errors
     /// It cannot be started, fails, or takes more than two minutes; what it said is part of the error.
     pub fn run(&self, command: &mut Command) -> Result<String> {
+        Self::run_within(COMMAND_SECONDS, command)
+    }
+
+    fn run_within(seconds: &str, command: &Command) -> Result<String> {
         let mut bounded = Command::new("timeout");
         bounded
-            .args(["--kill-after=5", COMMAND_SECONDS])
+            .args(["--kill-after=5", seconds])
             .arg(command.get_program())
             .args(command.get_args());
         for (name, value) in command.get_envs() {
@@ -205,7 +213,11 @@ impl Cluster {
     /// # Errors
     /// As [`ceph`](Self::ceph); or it printed something else.
     pub fn ceph_json(&self, args: &[&str]) -> Result<Value> {
-        let text = self.run(self.ceph_command(args).args(["--format", "json"]))?;
+        self.ceph_json_within(COMMAND_SECONDS, args)
+    }
+
+    fn ceph_json_within(&self, seconds: &str, args: &[&str]) -> Result<Value> {
+        let text = Self::run_within(seconds, self.ceph_command(args).args(["--format", "json"]))?;
         serde_json::from_str(&text).with_context(|| format!("`ceph {args:?}` printed: {text}"))
     }
 
@@ -281,28 +293,42 @@ impl Cluster {
     /// Waits until so many OSDs are up.
     ///
     /// # Errors
-    /// A daemon ended, or the time is over.
+    /// The time is over; it says so if a daemon ended.
     pub fn wait_osds_up(&self, count: u32) -> Result<()> {
         eventually(&format!("{count} OSDs that are up"), || {
             self.check()?;
-            let stat = self.ceph_json(&["osd", "stat"])?;
+            let stat = self.ceph_json_within(LOOK_SECONDS, &["osd", "stat"])?;
             Ok((stat["num_up_osds"].as_u64() == Some(count.into())).then_some(()))
         })
     }
 
-    /// Waits until all placement groups are active and clean.
+    /// Waits until all placement groups are active and clean in the map of now, or a later one.
     ///
     /// # Errors
-    /// A daemon ended, or the time is over.
+    /// The time is over; it says so if a daemon ended.
     pub fn wait_clean(&self) -> Result<()> {
+        let epoch = self.ceph_json(&["osd", "stat"])?["epoch"].as_u64().context("an epoch")?;
         eventually("placement groups that are all active and clean", || {
             self.check()?;
-            let stat = self.ceph_json(&["pg", "stat"])?;
-            let states =
-                stat["pg_summary"]["num_pg_by_state"].as_array().cloned().unwrap_or_default();
-            let clean = states.iter().all(|state| state["name"] == "active+clean");
-            Ok((clean && !states.is_empty()).then_some(()))
+            self.is_clean(epoch).map(|clean| clean.then_some(()))
         })
+    }
+
+    /// What the manager knows may be seconds old, from before an OSD went, so each group's primary is asked too.
+    fn is_clean(&self, epoch: u64) -> Result<bool> {
+        let stats = self.ceph_json_within(LOOK_SECONDS, &["pg", "dump", "pgs_brief"])?;
+        let groups = stats["pg_stats"].as_array().cloned().unwrap_or_default();
+        if groups.is_empty() || groups.iter().any(|group| group["state"] != CLEAN) {
+            return Ok(false);
+        }
+        for group in &groups {
+            let id = group["pgid"].as_str().context("a group has an id")?;
+            let told = self.ceph_json_within(LOOK_SECONDS, &["pg", id, "query"])?;
+            if told["state"] != CLEAN || told["epoch"].as_u64().is_none_or(|its| its < epoch) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
