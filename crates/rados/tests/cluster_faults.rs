@@ -129,9 +129,9 @@ fn shake(lab: &Lab, load: &Load) {
     osd(&["in", "2"]);
     progress(load);
 
-    osd(&["pool", "set", POOL, "pg_num", "16"]);
-    osd(&["pool", "set", POOL, "pgp_num", "16"]);
+    lab.split_groups(POOL, 16).unwrap();
     progress(load);
+    // Groups that are not clean need the monitor to become so.
     lab.wait_clean().unwrap();
 
     lab.kill("mon.a").unwrap();

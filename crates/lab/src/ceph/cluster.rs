@@ -233,6 +233,23 @@ impl Cluster {
         self.run(self.tool("rados").args(["-p", name, "ls"])).map(|_| ())
     }
 
+    /// Splits a pool's placement groups until there are so many, and places each on its own.
+    ///
+    /// # Errors
+    /// The monitor refuses it, or the groups are not split in time.
+    pub fn split_groups(&self, pool: &str, groups: u32) -> Result<()> {
+        // The manager does it step by step after the command has ended, each step a new map.
+        for count in ["pg_num", "pgp_num"] {
+            self.ceph(&["osd", "pool", "set", pool, count, &groups.to_string()])?;
+            eventually(&format!("{count} {groups} of {pool}"), || {
+                let told =
+                    self.ceph_json_within(LOOK_SECONDS, &["osd", "pool", "get", pool, count])?;
+                Ok((told[count].as_u64() == Some(groups.into())).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Starts a daemon (`mon.a`, `mgr.x`, `osd.0`...) that was killed or stopped.
     ///
     /// # Errors
