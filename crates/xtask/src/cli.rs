@@ -22,6 +22,8 @@ pub enum Command {
     Test(TestOptions),
     /// Measure us and our peers side by side in one run
     Bench(BenchOptions),
+    /// Look for rare failures: simulations, models, fuzzing and a shaken cluster, round after round
+    Soak(SoakOptions),
     /// Try things by hand in a laboratory of the tests, or list the laboratories
     Lab {
         /// The laboratory
@@ -71,6 +73,20 @@ pub struct BenchOptions {
     /// Print one JSON object a case instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `cargo xtask soak`.
+#[derive(Args, Debug)]
+pub struct SoakOptions {
+    /// What to run; all of it if nothing is named
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Say what there is, and run nothing
+    #[arg(long)]
+    pub list: bool,
+    /// After how long no new round begins
+    #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+    pub minutes: u64,
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
-//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask lab`.
+//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask soak`,
+//! `cargo xtask lab`.
 //!
 //! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's
 //!   tools.
 //! - [`test`](mod@test) runs the parts of a full check in order, and sums them up.
 //! - [`bench`](mod@bench) measures us and our peers in turn, in one run, and compares.
+//! - [`soak`](mod@soak) runs what finds more the longer it runs.
 //! - [`lab`](mod@lab) starts what the tests run against, for trying things by hand.
 //! - [`child`] starts servers, and ends those that it started, however its owner leaves.
 #![forbid(unsafe_code)]
@@ -16,5 +18,6 @@ pub mod lab;
 pub mod paths;
 pub mod run;
 pub mod setup;
+pub mod soak;
 pub mod static_program;
 pub mod test;

@@ -4,10 +4,10 @@
 //! corrupt memory. A target starts from a copy of its corpus, because the engine adds to the folder that it is
 //! given.
 
-use super::parts::Context;
 use crate::child::fresh_dir;
 use crate::paths;
 use crate::run::{cargo, run};
+use crate::setup::Tools;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,7 @@ pub(super) fn dir() -> PathBuf {
 }
 
 /// Builds all targets, then runs one after another; a target that fails does not keep the others from running.
-pub(super) fn run_all(context: &Context) -> Result<()> {
-    let tools = context.tools()?;
+pub(crate) fn run_all(tools: &Tools, seconds: u64) -> Result<()> {
     let targets = targets(&dir())?;
     run(tools.apply(&mut cargo(["fuzz", "build", "--sanitizer", "none"])))?;
     let mut failed = Vec::new();
@@ -28,7 +27,7 @@ pub(super) fn run_all(context: &Context) -> Result<()> {
         let seeds = copy_corpus(&dir().join("corpus").join(target), scratch.path())?;
         println!("fuzz: {target} from {seeds} seeds");
         let corpus = scratch.path().display().to_string();
-        let limit = format!("-max_total_time={}", context.fuzz_seconds);
+        let limit = format!("-max_total_time={}", seconds);
         let mut command = cargo([
             "fuzz",
             "run",

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check that a change must pass, one part after another, and what came of each.
 
-mod fuzz;
+pub(crate) mod fuzz;
 mod parts;
 
 use crate::cli::TestOptions;

@@ -67,7 +67,7 @@ pub(super) const PARTS: &[Part] = &[
     ),
     part("e2e", "the command against its peers", true, e2e),
     part("lab", "the command in guests with a kernel of their own", true, lab),
-    part("fuzz", "a short run of every fuzz target from its corpus", true, fuzz::run_all),
+    part("fuzz", "a short run of every fuzz target from its corpus", true, fuzz),
 ];
 
 const fn part(
@@ -117,6 +117,10 @@ fn build(context: &Context) -> Result<()> {
         "--quiet",
     ])))?;
     static_program::build(tools).map(drop)
+}
+
+fn fuzz(context: &Context) -> Result<()> {
+    fuzz::run_all(context.tools()?, context.fuzz_seconds)
 }
 
 fn tidy(_: &Context) -> Result<()> {
