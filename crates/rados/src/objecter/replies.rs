@@ -57,10 +57,13 @@ impl Objecter {
             self.follow(now, tid, *redirect);
             return Ok(());
         }
-        if reply.result == EAGAIN && op.aim.replica {
+        // Not only of an OSD that is a replica in the map of here: it may have become one in a newer map.
+        let anywhere = OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS;
+        let may_be_replica = op.flags.intersects(anywhere) && !op.flags.contains(OpFlags::WRITE);
+        if reply.result == EAGAIN && may_be_replica {
             op.primary_only = true;
-            op.flags -= OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS;
-            op.request.flags -= OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS;
+            op.flags -= anywhere;
+            op.request.flags -= anywhere;
             op.aim.placed = None;
             self.route(now, tid, Sensitivity::Primary, true);
             return Ok(());

@@ -15,7 +15,7 @@ use blockyard_rados::msgr::{AuthMethod, ConnectionMode};
 use blockyard_rados::objecter::{self, Completion, ConnectionId};
 use blockyard_rados::osd::{Op, OpFlags, OsdRequest};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Most operations in flight.
@@ -55,6 +55,8 @@ pub(crate) struct ClientSim {
     pub(crate) timer: Option<Duration>,
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) watches: BTreeMap<u64, (ObjectName, bool)>,
+    /// Watches that ended without being asked.
+    pub(crate) lost: BTreeSet<u64>,
     /// Writes in the order in which they were submitted.
     pub(crate) writes: Vec<(ObjectName, u64, Fate)>,
     pub(crate) work_left: u32,
@@ -88,6 +90,7 @@ impl ClientSim {
             timer: None,
             pending: BTreeMap::new(),
             watches: BTreeMap::new(),
+            lost: BTreeSet::new(),
             writes: Vec::new(),
             work_left: 250,
             counts: BTreeMap::new(),
@@ -148,6 +151,7 @@ impl World {
                 assert!(expected, "{error} {set}");
                 let place = error.place().unwrap();
                 assert_eq!((place.pool, &place.object), (object.0, &object.1));
+                self.clients[client].lost.insert(watch);
                 self.clients[client].count("watches lost");
             }
             cluster::Event::Notified(told) => {
