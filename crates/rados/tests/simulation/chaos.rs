@@ -15,6 +15,8 @@ pub(crate) struct Chaos {
     pub(crate) publish_micros: u64,
     pub(crate) work_micros: u64,
     pub(crate) backoff_one_in: u64,
+    /// How often an OSD talks nonsense before it answers.
+    pub(crate) nonsense_one_in: u64,
     /// How many changes of the map monitors keep.
     pub(crate) kept_changes: usize,
     /// Between two troubles.

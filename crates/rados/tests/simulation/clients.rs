@@ -372,6 +372,7 @@ pub(crate) fn chaos(seed: u64) -> Chaos {
         publish_micros: [MILLI, 100 * MILLI, 2000 * MILLI][rng.index(3)],
         work_micros: [500, 50 * MILLI, 1000 * MILLI][rng.index(3)],
         backoff_one_in: [10, 50, 1000][rng.index(3)],
+        nonsense_one_in: [20, 200, 5000][rng.index(3)],
         kept_changes: [2, 5, 1000][rng.index(3)],
         pause_micros: [50 * MILLI, 200 * MILLI, 1000 * MILLI][rng.index(3)],
         deletes_a_pool: rng.one_in(2),

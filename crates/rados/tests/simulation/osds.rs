@@ -9,6 +9,8 @@ use blockyard_rados::osd::{Backoff, BackoffOp, OpCode, OpFlags, WatchEvent, Watc
 use std::time::Duration;
 
 const EAGAIN: i32 = -11;
+/// Reads that a replica may answer.
+const ANYWHERE: OpFlags = OpFlags::BALANCE_READS.union(OpFlags::LOCALIZE_READS);
 const ENOSPC: i32 = -28;
 const ENOTCONN: i32 = -107;
 const ETIMEDOUT: i32 = -110;
@@ -50,8 +52,7 @@ impl World {
         }
         let (primary, acting) = self.primary(pg);
         let this = i32::try_from(osd).unwrap();
-        let replica = flags.intersects(OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS)
-            && !flags.contains(OpFlags::WRITE);
+        let replica = flags.intersects(ANYWHERE) && !flags.contains(OpFlags::WRITE);
         if primary != Some(this) && !(replica && acting.contains(&this)) {
             return;
         }
@@ -154,10 +155,29 @@ impl World {
         let (result, data, redirect) = self.perform(&queued, on_primary);
         let redirect = redirect.then(|| queued.request.object[ELSEWHERE.len()..].to_owned());
         let reply = queued.request.reply(self.model.epoch, result, &data, redirect.as_deref());
+        let nonsense = self.chaos.active && self.rng.one_in(self.chaos.nonsense_one_in);
+        let nonsense = nonsense.then(|| self.nonsense(&reply));
         if let Some(connection) = self.conns.get_mut(&queued.conn) {
+            nonsense.into_iter().for_each(|message| connection.server.send(message));
             connection.server.send(reply);
             self.flush(queued.conn);
         }
+    }
+
+    /// What a broken OSD sends before an answer: one to a request that nobody made, one cut short, one that promises more
+    /// than it brings, a message of no kind.
+    fn nonsense(&mut self, reply: &Message) -> Message {
+        let mut message = reply.clone();
+        match self.rng.below(4) {
+            0 => message.tid += 1_000_000,
+            1 => {
+                let len = self.rng.index(message.front.len());
+                message.front.truncate(len);
+            }
+            2 => message.data.clear(),
+            _ => message.kind = 999,
+        }
+        message
     }
 
     fn perform(&mut self, queued: &Queued, on_primary: bool) -> (i32, Vec<u8>, bool) {
@@ -166,13 +186,14 @@ impl World {
         if request.object.starts_with(ELSEWHERE) {
             return (0, Vec::new(), true);
         }
-        if !on_primary && self.rng.one_in(3) {
+        // Also a primary may have become a replica in a map that only it has.
+        let flags = OpFlags::from_bits_retain(request.flags);
+        if flags.intersects(ANYWHERE) && self.rng.one_in(if on_primary { 16 } else { 3 }) {
             return (EAGAIN, Vec::new(), false);
         }
         let op = &request.ops[0];
         let done = match op.code {
             OpCode::WRITE => {
-                let flags = OpFlags::from_bits_retain(request.flags);
                 let known = self.store.done.contains_key(&(*client, request.tid));
                 if self.is_full(name.0) && flags.contains(OpFlags::FULL_TRY) && !known {
                     (ENOSPC, Vec::new())
