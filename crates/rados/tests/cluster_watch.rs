@@ -7,7 +7,7 @@ use blockyard_rados::ErrorKind;
 use blockyard_rados::net::{Told, Watch};
 use common::{ENOENT, POOL, connect, errno, pool, rados, run, shared};
 use std::io::{BufRead as _, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -102,8 +102,10 @@ fn the_tool_tells_us() {
 fn we_tell_the_tool() {
     let lab = shared();
     rados(&lab, &["create", "to the tool"]);
-    let mut tool = lab.tool("stdbuf");
-    tool.args(["-oL", "rados", "-p", POOL, "watch", "to the tool"]);
+    let rados = lab.tool("rados");
+    let mut tool = Command::new("stdbuf");
+    tool.arg("-oL").arg(rados.get_program()).args(["-p", POOL, "watch", "to the tool"]);
+    tool.env("CEPH_CONF", lab.conf());
     let mut child = tool.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     // It says "press enter to exit..." without an end of the line.

@@ -38,6 +38,7 @@ pub struct Cluster {
     dir: TempDir,
     osds: u32,
     monitor: SocketAddr,
+    programs: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -51,7 +52,8 @@ impl Cluster {
             fs::create_dir(dir.path().join(name))?;
         }
         let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port(dir.path())?));
-        let cluster = Self { daemons: Mutex::default(), dir, osds: options.osds, monitor };
+        let (osds, programs) = (options.osds, options.programs.clone());
+        let cluster = Self { daemons: Mutex::default(), dir, osds, monitor, programs };
         let fsid = uuid()?;
         fs::write(cluster.conf(), options.conf(cluster.dir(), &fsid, monitor.port()))?;
         cluster.make_keyring()?;
@@ -161,9 +163,13 @@ impl Cluster {
     /// A program that takes the cluster from its environment, as all of Ceph's do.
     #[must_use]
     pub fn tool(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = Command::new(self.program(program));
         command.env("CEPH_CONF", self.conf()).env_remove("CEPH_ARGS").stdin(Stdio::null());
         command
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs.as_ref().map_or_else(|| PathBuf::from(name), |programs| programs.join(name))
     }
 
     /// Runs a command, and returns what it wrote to stdout.
@@ -255,7 +261,9 @@ impl Cluster {
     /// # Errors
     /// Its program cannot be started.
     pub fn start_daemon(&self, name: &str) -> Result<()> {
-        let daemon = Daemon::start(name, self.dir(), &self.conf())?;
+        let kind = name.split('.').next().unwrap_or(name);
+        let program = self.program(&format!("ceph-{kind}"));
+        let daemon = Daemon::start(name, &program, self.dir(), &self.conf())?;
         self.daemons().insert(name.to_owned(), daemon);
         Ok(())
     }

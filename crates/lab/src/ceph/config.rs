@@ -1,7 +1,10 @@
 //! What a cluster is to be, and its configuration file.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The environment variable that names a directory of Ceph's programs, in the place of those on `PATH`.
+pub const PROGRAMS_VARIABLE: &str = "BLOCKYARD_CEPH";
 
 /// How everybody in the cluster proves who they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct Options {
     pub auth: Auth,
     /// How connections are protected.
     pub mode: Mode,
+    /// The directory of Ceph's programs, if it is not `PATH` that finds them; by default what `BLOCKYARD_CEPH` says.
+    pub programs: Option<PathBuf>,
     /// Lines for `[global]`, for what only one test wants.
     pub extra: Vec<String>,
 }
@@ -43,7 +48,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let (auth, mode) = (Auth::default(), Mode::default());
-        Self { osds: 3, replicas: 2, auth, mode, extra: Vec::new() }
+        let programs = std::env::var_os(PROGRAMS_VARIABLE).map(PathBuf::from);
+        Self { osds: 3, replicas: 2, auth, mode, programs, extra: Vec::new() }
     }
 }
 

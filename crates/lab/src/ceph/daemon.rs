@@ -15,17 +15,16 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon of a name such as `osd.0` in the foreground; what it prints goes to a file.
-    pub(super) fn start(name: &str, dir: &Path, conf: &Path) -> Result<Self> {
-        let (kind, id) = name.split_once('.').context("a daemon's name is kind.id")?;
+    /// Starts the daemon of a name such as `osd.0` in the foreground; what it prints goes to a file. `program` is that of
+    /// its kind.
+    pub(super) fn start(name: &str, program: &Path, dir: &Path, conf: &Path) -> Result<Self> {
+        let (_, id) = name.split_once('.').context("a daemon's name is kind.id")?;
         let out = File::options()
             .create(true)
             .append(true)
             .open(dir.join("log").join(format!("{name}.out")))?;
         let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", &format!("ceph-{kind}"), "-f", "-i", id, "-c"])
-            .arg(conf);
+        command.args(["--pdeathsig", "KILL"]).arg(program).args(["-f", "-i", id, "-c"]).arg(conf);
         command.env_remove("CEPH_ARGS").stdin(Stdio::null()).stderr(out.try_clone()?).stdout(out);
         Ok(Self { name: name.to_owned(), child: keeper::spawn(command)? })
     }

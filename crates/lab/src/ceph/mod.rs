@@ -23,5 +23,5 @@ mod keeper;
 mod wait;
 
 pub use cluster::Cluster;
-pub use config::{Auth, Mode, Options};
+pub use config::{Auth, Mode, Options, PROGRAMS_VARIABLE};
 pub use wait::{POLL_LIMIT, eventually};

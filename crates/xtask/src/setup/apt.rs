@@ -68,6 +68,29 @@ pub(super) fn sources() -> Result<Vec<Source>> {
     Ok(sources)
 }
 
+/// The archive of the running release, and the release's code name.
+///
+/// # Errors
+/// The release is not known, or no source of apt has it.
+pub(super) fn archive() -> Result<(Source, String)> {
+    let release = release()?;
+    let source = archive_of(sources()?, &release)?;
+    Ok((source, release))
+}
+
+fn archive_of(sources: Vec<Source>, release: &str) -> Result<Source> {
+    let has_it = |source: &Source| source.suites.iter().any(|suite| suite == release);
+    let found = sources.into_iter().find(has_it);
+    found.with_context(|| format!("apt's sources name no archive of {release}"))
+}
+
+/// The code name of the running Debian release.
+fn release() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release names no VERSION_CODENAME")?.trim_matches('"').to_owned())
+}
+
 fn parse_file(file: &PathBuf) -> Result<Vec<Source>> {
     let text =
         || fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()));
@@ -179,5 +202,20 @@ mod tests {
                 expected("mirror+file:/etc/apt/mirrors", &["bookworm"], None),
             ]
         );
+    }
+
+    #[test]
+    fn the_archive_is_the_one_that_has_the_release() {
+        let source = |uri: &str, suite: &str| Source {
+            uri: uri.to_owned(),
+            suites: vec![suite.to_owned()],
+            signed_by: None,
+        };
+        let sources = vec![
+            source("http://other.example", "nodistro"),
+            source("http://mirror.example", "bookworm"),
+        ];
+        assert_eq!(archive_of(sources.clone(), "bookworm").unwrap().uri, "http://mirror.example");
+        assert!(archive_of(sources, "trixie").is_err());
     }
 }

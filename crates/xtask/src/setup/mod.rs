@@ -2,6 +2,7 @@
 
 mod apt;
 mod cargo_tools;
+pub(crate) mod ceph;
 mod lab;
 mod packages;
 mod private_root;

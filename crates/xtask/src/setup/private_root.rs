@@ -31,9 +31,9 @@ impl PrivateRoot {
         for part in ["lists/partial", "cache/archives/partial", "bin", "root"] {
             fs::create_dir_all(dir.join(part))?;
         }
-        let release = release()?;
+        let (source, release) = apt::archive()?;
         let backports = format!("{release}-backports");
-        let lines = source_lines(&apt::sources()?, &release, &backports)?;
+        let lines = format!("{}\n{}\n", source.line(&release), source.line(&backports));
         fs::write(dir.join("sources.list"), lines)?;
         let this = Self { dir: dir.to_owned(), backports };
         run(this.apt("apt-get").args(["update", "-qq"]))?;
@@ -131,42 +131,5 @@ impl PrivateRoot {
         }
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
-    }
-}
-
-/// The code name of the running Debian release.
-fn release() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release names no VERSION_CODENAME")?.trim_matches('"').to_owned())
-}
-
-/// The archive of the running release, and of its backports.
-fn source_lines(sources: &[apt::Source], release: &str, backports: &str) -> Result<String> {
-    let source = sources.iter().find(|source| source.suites.iter().any(|suite| suite == release));
-    let source = source.with_context(|| format!("apt's sources name no archive of {release}"))?;
-    Ok(format!("{}\n{}\n", source.line(release), source.line(backports)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_backports_come_from_the_archive_of_the_release() {
-        let source = |uri: &str, suite: &str| apt::Source {
-            uri: uri.to_owned(),
-            suites: vec![suite.to_owned()],
-            signed_by: None,
-        };
-        let sources = [
-            source("http://other.example", "nodistro"),
-            source("http://mirror.example", "bookworm"),
-        ];
-        assert_eq!(
-            source_lines(&sources, "bookworm", "bookworm-backports").unwrap(),
-            "deb http://mirror.example bookworm main\ndeb http://mirror.example bookworm-backports main\n"
-        );
-        assert!(source_lines(&sources, "trixie", "trixie-backports").is_err());
     }
 }
