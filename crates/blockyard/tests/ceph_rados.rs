@@ -4,7 +4,7 @@
 mod common;
 
 use blockyard_lab::ceph::{Cluster, Options};
-use common::{Said, run};
+use common::{Said, run, system};
 
 struct Yard {
     lab: Cluster,
@@ -30,6 +30,19 @@ fn objects_of_a_cluster() {
     lists_and_places(&yard);
     load(&yard);
     what_goes_wrong_says_why(&yard);
+    a_clock_may_be_off_by_an_hour(&yard);
+}
+
+/// Tickets last as long as they are said to, by whatever clock.
+fn a_clock_may_be_off_by_an_hour(yard: &Yard) {
+    for clock in ["+1h", "-1h"] {
+        let conf = yard.lab.conf();
+        let mut command = system("faketime");
+        command.args(["-f", clock, env!("CARGO_BIN_EXE_blockyard"), "rados", "-c"]).arg(conf);
+        Said::of(&command.args(["-p", "yard", "stat", "big"]).output().unwrap())
+            .code(0)
+            .contains(&["big"]);
+    }
 }
 
 fn files_come_and_go(yard: &Yard) {

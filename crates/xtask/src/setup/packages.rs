@@ -74,6 +74,7 @@ pub(super) const PACKAGES: &[Package] = &[
         &["ceph --version", "rados --version", "ceph-authtool --gen-print-key"],
         "a peer: Ceph's own clients",
     ),
+    package("faketime", &["faketime -f +1h true"], "a client whose clock is off by an hour"),
     package("uuid-runtime", &["uuidgen --version"], "names of clusters and OSDs"),
     package("util-linux", &["setpriv --version"], "daemons of a cluster end with their test"),
     package("g++", &["g++ --version"], "builds the fuzzing engine"),
