@@ -50,6 +50,9 @@ bitflags::bitflags! {
         const BLOCK_STATUS = 1 << 7;
         /// The driver does something about [`crate::Op::Prefetch`]; else it is nothing to do.
         const PREFETCH = 1 << 8;
+        /// A read that leaves the memory to the driver is answered with memory that the disk has anyway: nothing is
+        /// copied for it.
+        const OWN_MEMORY = 1 << 9;
     }
 }
 

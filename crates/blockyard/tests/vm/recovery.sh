@@ -1,39 +1,58 @@
 # The daemon is killed under load, and recovered: nothing is lost, and the file system never sees an error.
-disk /tmp/disk.img 64M
-attach /tmp/disk.img
-mkfs.ext4 -q "$D"
-mount "$D" /mnt
-touch /tmp/go
-load &
-loader=$!
-for round in 1 2 3; do
+# survive URI: that disk does.
+survive() {
+    attach "$1"
+    mkfs.ext4 -q "$D"
+    mount "$D" /mnt
+    touch /tmp/go
+    load &
+    loader=$!
+    for round in 1 2 3; do
+        progress 5
+        code 75 blockyard recover "$D"
+        said "is alive"
+        kill -9 "$(daemon_of "$N")"
+        until_true sh -c "blockyard list | grep -q 'left behind'"
+        code 1 blockyard detach "$D"
+        said "blockyard recover"
+        recovered=$(blockyard recover)
+        [ "$recovered" = "$D" ] || die "recover printed \"$recovered\""
+    done
     progress 5
-    code 75 blockyard recover "$D"
-    said "is alive"
-    kill -9 "$(daemon_of "$N")"
+
+    # One that stops for longer than the kernel waits goes on afterwards.
+    kill -STOP "$(daemon_of "$N")"
+    sleep 5
+    kill -CONT "$(daemon_of "$N")"
+    progress 5
+
+    # A polite end while the disk is in use leaves it for the next daemon.
+    kill -TERM "$(daemon_of "$N")"
     until_true sh -c "blockyard list | grep -q 'left behind'"
-    code 1 blockyard detach "$D"
-    said "blockyard recover"
-    recovered=$(blockyard recover)
-    [ "$recovered" = "$D" ] || die "recover printed \"$recovered\""
-done
-progress 5
+    [ "$(blockyard recover "$D")" = "$D" ] || die "not recovered after a polite end"
+    progress 5
 
-# One that stops for longer than the kernel waits goes on afterwards.
-kill -STOP "$(daemon_of "$N")"
-sleep 5
-kill -CONT "$(daemon_of "$N")"
-progress 5
+    rm /tmp/go
+    wait $loader || die "the load saw an error"
+    verify
+    umount /mnt
+    if dmesg | grep -E 'I/O error|EXT4-fs.*error'; then die "the kernel saw an error"; fi
+}
 
-# A polite end while the disk is in use leaves it for the next daemon.
-kill -TERM "$(daemon_of "$N")"
-until_true sh -c "blockyard list | grep -q 'left behind'"
-[ "$(blockyard recover "$D")" = "$D" ] || die "not recovered after a polite end"
-progress 5
-
-rm /tmp/go
-wait $loader || die "the load saw an error"
-verify
-umount /mnt
-dmesg | grep -E 'I/O error|EXT4-fs.*error' && die "the kernel saw an error"
+disk /tmp/disk.img 64M
+survive /tmp/disk.img
 detach "$D"
+
+# Data that a daemon of ublk has in memory of its own is copied by itself: so it is behind an NBD server.
+case "$VIA" in
+*ublk*)
+    disk /tmp/disk.img 64M
+    blockyard serve /tmp/disk.img --nbd unix:/tmp/server 2>/tmp/serving &
+    server=$!
+    until_true [ -S /tmp/server ]
+    survive "nbd+unix:///disk?socket=/tmp/server"
+    detach "$D"
+    kill $server
+    wait $server
+    ;;
+esac

@@ -109,7 +109,8 @@ fn limits(negotiated: &Negotiated) -> Limits {
         u32::MAX / 65536 * (65536 >> 9)
     };
     let longest = |flag| if can(flag) { most } else { 0 };
-    let mut features = Features::NOWAIT;
+    // Payloads are handed on as they were received.
+    let mut features = Features::NOWAIT | Features::OWN_MEMORY;
     features.set(Features::WRITE_CACHE, can(TransmissionFlags::SEND_FLUSH));
     features.set(Features::FUA, can(TransmissionFlags::SEND_FUA));
     features.set(Features::ROTATIONAL, can(TransmissionFlags::ROTATIONAL));
@@ -165,6 +166,7 @@ mod tests {
             | Features::FUA
             | Features::ROTATIONAL
             | Features::NOWAIT
+            | Features::OWN_MEMORY
             | Features::BLOCK_STATUS
             | Features::PREFETCH;
         assert_eq!(limits.features, features);
@@ -178,7 +180,7 @@ mod tests {
         assert_eq!(limits.logical_block_size, BlockSize::B512);
         assert_eq!(limits.max_hw_sectors, (32 << 20) >> 9);
         assert_eq!((limits.max_discard_sectors, limits.max_write_zeroes_sectors), (0, 0));
-        assert_eq!(limits.features, Features::NOWAIT);
+        assert_eq!(limits.features, Features::NOWAIT | Features::OWN_MEMORY);
     }
 
     #[test]

@@ -67,7 +67,8 @@ impl Null {
                 | Features::NOWAIT
                 | Features::POLL
                 | Features::BLOCK_STATUS
-                | Features::PREFETCH,
+                | Features::PREFETCH
+                | Features::OWN_MEMORY,
             ..Limits::default()
         }
     }

@@ -45,7 +45,10 @@ impl Ram {
             max_hw_discard_sectors: u32::MAX,
             max_write_zeroes_sectors: u32::MAX,
             discard_granularity: 4096,
-            features: Features::NOMERGES | Features::BLOCK_STATUS | Features::NOWAIT,
+            features: Features::NOMERGES
+                | Features::BLOCK_STATUS
+                | Features::NOWAIT
+                | Features::OWN_MEMORY,
             ..Limits::default()
         }
     }

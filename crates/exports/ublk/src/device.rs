@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::Bdev;
+use blockyard_blkmq::{Bdev, Features as DiskFeatures};
 use blockyard_sys::EventWatch;
 use blockyard_sys::ublk::{self, Control, DeviceInfo, Features, Queue, State};
 use tokio::runtime::Handle;
@@ -66,7 +66,7 @@ impl Device {
     pub fn add(config: Config, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
         let (basic, discard) = params::params(bdev, MAX_IO_BYTES)?;
         let mut control = open_control()?;
-        let features = features(&mut control, config.recoverable);
+        let features = features(&mut control, config.recoverable, bdev);
         let queues = u16::try_from(queue_threads.len().max(1)).unwrap_or(u16::MAX);
         let mut wanted = DeviceInfo::default().with_features(features);
         wanted.nr_hw_queues = queues;
@@ -179,12 +179,16 @@ fn failed(id: u32, what: &str, err: io::Error) -> Error {
 }
 
 /// Asks for what the driver has.
-fn features(control: &mut Control, recoverable: bool) -> Features {
+fn features(control: &mut Control, recoverable: bool, bdev: &Bdev) -> Features {
     // A driver that cannot be asked (before Linux 6.5) ignores what it does not know, but for these it may not.
     let there = control.features().unwrap_or(
         Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE | Features::CMD_IOCTL_ENCODE,
     );
     let mut wanted = Features::CMD_IOCTL_ENCODE | Features::UPDATE_SIZE;
+    // Where data has to be moved to memory of ours in any case, the kernel may as well do that by itself.
+    if bdev.limits().features.contains(DiskFeatures::OWN_MEMORY) {
+        wanted |= Features::USER_COPY;
+    }
     if recoverable {
         wanted |= Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
     }
@@ -223,8 +227,7 @@ fn serve(
     for number in 0..info.nr_hw_queues {
         let cpu = usize::from(number) % queue_threads.len();
         let runtime = &queue_threads[cpu];
-        let queue =
-            Queue::new(&device, number, info.queue_depth, info.max_io_buf_bytes).map_err(failed)?;
+        let queue = Queue::new(&device, number, &info).map_err(failed)?;
         let event = EventWatch::new(queue.event(), runtime).map_err(failed)?;
         let worker = Worker::new(queue, Arc::clone(bdev), cpu, info.max_io_buf_bytes);
         let (tell, told) = oneshot::channel();

@@ -157,9 +157,16 @@ impl Worker {
         let sector = Sector(asked.start_sector);
         match op {
             Op::Flush => bio.reset(op, Sector::ZERO, 0),
-            Op::Read | Op::Write => {
+            Op::Read => match self.queue.place(tag, length as usize) {
+                Some(place) => {
+                    bio.reset(op, sector, 0);
+                    bio.add_segment(place);
+                }
+                None => bio.reset(op, sector, bytes),
+            },
+            Op::Write => {
                 bio.reset(op, sector, 0);
-                bio.add_segment(self.queue.memory(tag, length as usize));
+                bio.add_segment(self.queue.written(tag, length as usize));
             }
             _ => bio.reset(op, sector, bytes),
         }
@@ -175,12 +182,15 @@ impl Worker {
         #[expect(clippy::cast_possible_truncation, reason = "a tag, as it was made")]
         let tag = bio.private as u16;
         let slot = usize::from(tag);
-        let result = match bio.status() {
-            Status::Ok => i32::try_from(self.lengths[slot]).unwrap_or(i32::MAX),
-            status => -status.errno(),
-        };
-        drop(bio.take_data());
+        let (status, data) = (bio.status(), bio.take_data());
+        let supplied = bio.op == Op::Read && bio.wants_supply();
         self.idle[slot] = Some(bio);
-        self.queue.commit(tag, result);
+        match status {
+            Status::Ok if supplied => self.queue.commit_data(tag, data),
+            Status::Ok => {
+                self.queue.commit(tag, i32::try_from(self.lengths[slot]).unwrap_or(i32::MAX));
+            }
+            status => self.queue.commit(tag, -status.errno()),
+        }
     }
 }

@@ -12,6 +12,16 @@ pub(super) const ANY_DEVICE: u32 = u32::MAX;
 pub(super) const NO_QUEUE: u16 = u16::MAX;
 /// Where the descriptors of the first queue are mapped from (`UBLKSRV_CMD_BUF_OFFSET`).
 pub(super) const DESCRIPTORS_OFFSET: u64 = 0;
+/// Where the data of requests is read and written from (`UBLKSRV_IO_BUF_OFFSET`): a stretch of
+/// `1 << UBLK_TAG_OFF` bytes for each tag, and of `1 << UBLK_QID_OFF` for each queue.
+const DATA_OFFSET: u64 = 0x8000_0000;
+const TAG_SHIFT: u32 = 25;
+const QUEUE_SHIFT: u32 = TAG_SHIFT + 16;
+
+/// Where the data of a request is in the character device.
+pub(super) const fn data_offset(queue: u16, tag: u16) -> u64 {
+    DATA_OFFSET + ((queue as u64) << QUEUE_SHIFT | (tag as u64) << TAG_SHIFT)
+}
 
 bitflags::bitflags! {
     /// What a device, or the driver, can do (`UBLK_F_*`).
@@ -23,6 +33,8 @@ bitflags::bitflags! {
         const USER_RECOVERY_REISSUE = 1 << 4;
         /// Commands have the numbers of ioctls.
         const CMD_IOCTL_ENCODE = 1 << 6;
+        /// The server moves the data of requests itself, by reading and writing the character device (Linux 6.5).
+        const USER_COPY = 1 << 7;
         /// The size of a running device can be changed (Linux 6.16).
         const UPDATE_SIZE = 1 << 10;
         const _ = !0;
@@ -403,6 +415,14 @@ mod tests {
                 [1, 2, 3, 4, 0xfb, 0xff, 0xff, 0xff, 9, 10, 11, 12, 13, 14, 15, 16]
             );
         }
+    }
+
+    #[test]
+    fn the_data_of_each_request_is_where_the_header_has_it() {
+        assert_eq!(data_offset(0, 0), 0x8000_0000);
+        assert_eq!(data_offset(0, 3), 0x8000_0000 + (3 << 25));
+        assert_eq!(data_offset(1, 0), 0x8000_0000 + (1 << 41));
+        assert_eq!(data_offset(5, 4095), 0x8000_0000 + (5 << 41) + (4095 << 25));
     }
 
     #[test]

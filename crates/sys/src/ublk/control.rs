@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,7 +250,10 @@ impl Device {
     /// # Errors
     /// `EBUSY` while another has it open.
     pub fn open(id: u32) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(super::device_path(id))?;
+        let mut options = OpenOptions::new();
+        // A copy never waits: without that flag, io_uring would not know, and have a thread do it.
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(super::device_path(id))?;
         Ok(Self(Arc::new(file.into())))
     }
 }

@@ -5,11 +5,14 @@
 //! to come from one thread: the one that [fetched](Queue::fetch) (the driver's rule, in all kernels before
 //! 6.16).
 //!
-//! Requests are copied by the kernel between the pages that they concern and a buffer of ours per request ("server
-//! buffer" mode), which all kernels with ublk have.
+//! The data of requests travels in one of two ways. With [`Features::USER_COPY`] we read it from the character device
+//! and write it there, to and from whatever memory we have it in; the ring of the commands does that, so that it costs no
+//! further system calls. Without, the kernel copies it between the pages that it concerns and a buffer of ours per
+//! request ("server buffer" mode), which all kernels with ublk have.
 
 mod abi;
 mod control;
+mod copy;
 mod queue;
 
 pub use abi::{
