@@ -4,12 +4,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 use blockyard_blkmq::Bdev;
-use blockyard_export_kernel_nbd::{self as kernel_nbd, IoctlDevice};
+use blockyard_export_kernel_nbd as kernel_nbd;
 use blockyard_export_nbd::Server;
 use blockyard_export_ublk as ublk;
 use tokio::runtime::Handle;
 
-use super::nbd::{self, NbdDevice};
+use super::nbd::{NbdDevice, NbdIoctlDevice};
 use super::record::Record;
 use super::{Via, Wish};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,7 +33,7 @@ pub(super) struct Below<'a> {
 pub(super) enum Attachment {
     Ublk(Box<ublk::Device>),
     Nbd(NbdDevice),
-    NbdIoctl(IoctlDevice),
+    NbdIoctl(NbdIoctlDevice),
 }
 
 /// A mark that no other device has.
@@ -88,9 +88,8 @@ impl Attachment {
             }
             Via::Nbd => NbdDevice::attach(wish, mark, below.server, below.export, &below.bdev)
                 .map(Self::Nbd),
-            Via::NbdIoctl => {
-                nbd::attach_by_ioctl(wish, below.server, below.export).map(Self::NbdIoctl)
-            }
+            Via::NbdIoctl => NbdIoctlDevice::attach(wish, below.server, below.export, &below.bdev)
+                .map(Self::NbdIoctl),
         }
     }
 
@@ -151,7 +150,7 @@ impl Attachment {
                 device.remove().map_err(ublk_error)
             }
             Self::Nbd(device) => device.remove(),
-            Self::NbdIoctl(device) => device.disconnect().map_err(nbd::nbd_error),
+            Self::NbdIoctl(device) => device.remove(),
         }
     }
 }

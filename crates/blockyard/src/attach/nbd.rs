@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent};
-use blockyard_export_kernel_nbd::{self as kernel, Driver, IoctlDevice, Links, Setup};
+use blockyard_export_kernel_nbd::{self as kernel, Driver, IoctlDevice, Links, Setup, Sizer};
 use blockyard_export_nbd::Server;
 use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::wire::HeaderStyle;
@@ -134,17 +134,57 @@ fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated) -> Result<Setup> {
     })
 }
 
-/// Sets a device up by ioctls.
-pub(super) fn attach_by_ioctl(
-    wish: &Wish,
-    server: &Arc<Server>,
-    export: &str,
-) -> Result<IoctlDevice> {
-    let source = Source { server: Arc::clone(server), export: export.into() };
-    let (socket, negotiated) = source.connection()?;
-    let device = IoctlDevice::connect(&setup(wish, 0, &negotiated)?, socket).map_err(nbd_error)?;
-    scan(device.index());
-    Ok(device)
+/// A device of the kernel's NBD client that was set up by ioctls.
+pub(super) struct NbdIoctlDevice {
+    device: IoctlDevice,
+    _resized: Arc<dyn DiskListener>,
+    follower: JoinHandle<()>,
+}
+
+impl NbdIoctlDevice {
+    /// Sets one up. Must be called within a runtime, which sees to its size.
+    pub(super) fn attach(
+        wish: &Wish,
+        server: &Arc<Server>,
+        export: &str,
+        bdev: &Arc<Bdev>,
+    ) -> Result<Self> {
+        let source = Source { server: Arc::clone(server), export: export.into() };
+        let (socket, negotiated) = source.connection()?;
+        let setup = setup(wish, 0, &negotiated)?;
+        let device = IoctlDevice::connect(&setup, socket).map_err(nbd_error)?;
+        scan(device.index());
+        let (resized, size) = Resized::subscribe(bdev);
+        let follower = tokio::spawn(follow(device.sizer(), size));
+        Ok(Self { device, _resized: resized, follower })
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.device.index()
+    }
+
+    /// Ends it, and waits until the kernel has let go of it.
+    pub(super) fn remove(self) -> Result<()> {
+        self.follower.abort();
+        self.device.disconnect().map_err(nbd_error)
+    }
+}
+
+/// Tells the kernel of each new size.
+async fn follow(sizer: Sizer, mut size: watch::Receiver<u64>) {
+    while size.changed().await.is_ok() {
+        let bytes = *size.borrow_and_update();
+        let sizer = sizer.clone();
+        match tokio::task::spawn_blocking(move || sizer.resize(bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => warn_of_size(&err),
+            Err(_ended) => return,
+        }
+    }
+}
+
+fn warn_of_size(err: &kernel::Error) {
+    tracing::warn!(err = said(err), "the kernel does not know of the new size");
 }
 
 /// The kernel looks for partitions when its disk is opened next. That is for another process to do: until they
@@ -189,8 +229,13 @@ impl NbdDevice {
         let mut driver = Driver::open().map_err(nbd_error)?;
         let links = driver.links().map_err(nbd_error)?;
         let source = Source { server: Arc::clone(server), export: export.into() };
-        let (sockets, _) = source.connections(wish.connections.into())?;
+        let (sockets, negotiated) = source.connections(wish.connections.into())?;
         driver.reconnect(index, &identifier(mark), &borrow(&sockets)).map_err(nbd_error)?;
+        // It may have grown meanwhile. Not with the sockets: the kernel may wait for what it has asked, which needs
+        // them.
+        if let Err(err) = driver.resize(index, &identifier(mark), negotiated.export.size) {
+            warn_of_size(&err);
+        }
         Ok(Self::running(driver, index, mark, links, source, wish, bdev))
     }
 
@@ -203,9 +248,7 @@ impl NbdDevice {
         wish: &Wish,
         bdev: &Arc<Bdev>,
     ) -> Self {
-        let (tell, told) = watch::channel(bdev.capacity().bytes());
-        let resized: Arc<dyn DiskListener> = Arc::new(Resized(tell));
-        bdev.disk().subscribe(&resized);
+        let (resized, size) = Resized::subscribe(bdev);
         let keeper = Keeper {
             driver,
             index,
@@ -215,7 +258,7 @@ impl NbdDevice {
             dead: 0,
         };
         let identifier = keeper.identifier.clone();
-        let keeper = tokio::spawn(keeper.keep(links, told));
+        let keeper = tokio::spawn(keeper.keep(links, size));
         Self { index, identifier, _resized: resized, keeper }
     }
 
@@ -242,6 +285,16 @@ impl Drop for NbdDevice {
 
 /// Told of a new size.
 struct Resized(watch::Sender<u64>);
+
+impl Resized {
+    /// Listens as long as the first of these lives; the other has what is heard, in bytes.
+    fn subscribe(bdev: &Bdev) -> (Arc<dyn DiskListener>, watch::Receiver<u64>) {
+        let (tell, told) = watch::channel(bdev.capacity().bytes());
+        let listener: Arc<dyn DiskListener> = Arc::new(Self(tell));
+        bdev.disk().subscribe(&listener);
+        (listener, told)
+    }
+}
 
 impl DiskListener for Resized {
     fn event(&self, _disk: &Disk, event: DiskEvent) {
@@ -282,7 +335,7 @@ impl Keeper {
                     }
                     let bytes = *size.borrow_and_update();
                     if let Err(err) = self.driver.resize(self.index, &self.identifier, bytes) {
-                        tracing::warn!(err = said(&err), "the kernel does not know of the new size");
+                        warn_of_size(&err);
                     }
                 }
             }

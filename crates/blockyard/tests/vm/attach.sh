@@ -46,6 +46,13 @@ attach() {
     [ -b "$D" ] || die "attach printed \"$D\""
 }
 
+# can_grow: the kernel takes a new size of a device that runs: ublk since Linux 6.16, nbd always.
+can_grow() {
+    case $N in
+    ublkb*) [ "$(uname -r | awk -F. '{ print $1 * 1000 + $2 }')" -ge 6016 ] ;;
+    esac
+}
+
 daemon_of() {
     sed -n 's/.*"pid": \([0-9]*\).*/\1/p' "/run/blockyard/attached/$1.json"
 }

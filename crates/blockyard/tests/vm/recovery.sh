@@ -41,6 +41,16 @@ survive() {
 
 disk /tmp/disk.img 64M
 survive /tmp/disk.img
+
+# What the disk has become while nobody served it, the kernel learns when somebody does again.
+kill -9 "$(daemon_of "$N")"
+until_true sh -c "blockyard list | grep -q 'left behind'"
+truncate -s 96M /tmp/disk.img
+[ "$(blockyard recover "$D")" = "$D" ] || die "not recovered after it has grown"
+if can_grow; then
+    until_true grep -qx 196608 "/sys/block/$N/size"
+    dd if="$D" of=/dev/null bs=64k skip=1400 count=1 iflag=direct 2>/dev/null || die "its new end is not read"
+fi
 detach "$D"
 
 # Data that a daemon of ublk has in memory of its own is copied by itself: so it is behind an NBD server.

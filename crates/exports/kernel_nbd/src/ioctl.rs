@@ -17,11 +17,33 @@ use crate::error::{Error, ErrorKind};
 const PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 
+/// Tells the kernel of the size of a device that runs.
+#[derive(Clone, Debug)]
+pub struct Sizer {
+    index: u32,
+    device: Arc<File>,
+    block_size: u32,
+}
+
+impl Sizer {
+    /// Changes the size of the device, to whole blocks. May wait for what is asked of it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn resize(&self, bytes: u64) -> Result<(), Error> {
+        let blocks = bytes / u64::from(self.block_size);
+        nbd::set_size_blocks(self.device.as_fd(), blocks).map_err(|err| {
+            Error::io(format!("{} cannot be resized", device::path(self.index)), err)
+        })
+    }
+}
+
 /// A device of the kernel that lives as long as this does.
 #[derive(Debug)]
 pub struct IoctlDevice {
     index: u32,
     device: Arc<File>,
+    block_size: u32,
     /// None once it was joined.
     runner: Option<JoinHandle<io::Result<()>>>,
 }
@@ -73,7 +95,8 @@ impl IoctlDevice {
             drop(socket);
             ended
         });
-        let mut made = Self { index, device, runner: Some(runner.map_err(failed)?) };
+        let runner = Some(runner.map_err(failed)?);
+        let mut made = Self { index, device, block_size: setup.block_size, runner };
         made.wait_for_start()?;
         Ok(made)
     }
@@ -100,6 +123,13 @@ impl IoctlDevice {
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// By which its size is changed, as long as it runs.
+    #[must_use]
+    pub fn sizer(&self) -> Sizer {
+        let (index, block_size) = (self.index, self.block_size);
+        Sizer { index, device: Arc::clone(&self.device), block_size }
     }
 
     /// Ends it: says goodbye to the server, and waits until the kernel has let it go.

@@ -15,4 +15,4 @@ mod ioctl;
 pub use device::{backend, path, server};
 pub use driver::{Driver, Links, Setup};
 pub use error::{Error, ErrorKind};
-pub use ioctl::IoctlDevice;
+pub use ioctl::{IoctlDevice, Sizer};

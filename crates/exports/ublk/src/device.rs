@@ -114,6 +114,12 @@ impl Device {
         control.start_recovery(id).map_err(failed)?;
         let workers = serve(info, bdev, queue_threads)?;
         control.end_recovery(id, std::process::id()).map_err(failed)?;
+        // It may have grown meanwhile.
+        if info.features().contains(Features::UPDATE_SIZE)
+            && let Err(err) = control.update_size(id, params::size(bdev))
+        {
+            tracing::warn!(id, %err, "the kernel does not know of the size");
+        }
         Ok(Self::running(control, info, bdev, queue_threads, workers))
     }
 
