@@ -21,6 +21,7 @@ fn run(options: &str, script: &str) -> String {
         "blkdiscard",
         "blockdev",
         "sfdisk",
+        "setpriv",
     ] {
         vm = vm.program(program);
     }

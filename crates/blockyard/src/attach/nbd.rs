@@ -395,5 +395,6 @@ pub(super) fn nbd_error(err: kernel::Error) -> Error {
         Kind::NotPermitted => ErrorKind::NotPermitted,
         Kind::NotFound | Kind::Unsuitable | Kind::Io => ErrorKind::Failed,
     };
-    Error::new(kind, "nbd").caused_by(err)
+    let error = Error::new(kind, "nbd").caused_by(err);
+    if kind == ErrorKind::NotPermitted { error.help("run as root") } else { error }
 }

@@ -92,6 +92,10 @@ grep -q hello /mnt/greeting
 umount /mnt
 detach "$D"
 
+# Who may not do that is told, and by whom it can be done.
+code 77 /bin/setpriv --reuid 65534 --regid 65534 --clear-groups blockyard attach ram:1M $VIA
+said "run as root"
+
 # What cannot be is told, and leaves nothing.
 code 64 blockyard attach ram:1GB $VIA
 code 1 blockyard attach /tmp/no-such-file $VIA

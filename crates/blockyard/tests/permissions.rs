@@ -1,0 +1,92 @@
+//! What a user may not do: it ends with exit code 77, and says what that is. Devices of the kernel, in a guest:
+//! `vm_attach.rs`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::Said;
+use tempfile::TempDir;
+
+/// Whoever owns nothing.
+const NOBODY: u32 = 65534;
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// A place where a user finds the program, and little else that is for him.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        set_mode(dir.path(), 0o755);
+        // Where it was built, not everybody may go.
+        let program = dir.path().join("blockyard");
+        fs::copy(env!("CARGO_BIN_EXE_blockyard"), &program).unwrap();
+        set_mode(&program, 0o755);
+        for (name, mode) in [("secret.img", 0o000), ("fixed.img", 0o444), ("open.img", 0o666)] {
+            let path = dir.path().join(name);
+            fs::write(&path, [0; 4096]).unwrap();
+            set_mode(&path, mode);
+        }
+        for (name, mode) in [("closed", 0o555), ("open", 0o777)] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            set_mode(&dir.path().join(name), mode);
+        }
+        Self(dir)
+    }
+
+    /// Runs it as somebody who owns none of that; root may do anything.
+    fn run(&self, runtime: &str, args: &[&str]) -> Said {
+        let mut command = Command::new(self.0.path().join("blockyard"));
+        command.args(args).current_dir(self.0.path());
+        command.env("BLOCKYARD_RUNTIME_DIR", self.0.path().join(runtime));
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Said::of(&command.output().unwrap())
+    }
+}
+
+#[test]
+fn files_that_a_user_may_not_open() {
+    let place = Place::new();
+    let run = |args: &[&str]| place.run("open/run", args);
+    for args in [
+        &["info", "./secret.img"][..],
+        &["map", "./secret.img"],
+        &["bench", "./secret.img", "--count", "1"],
+        &["serve", "./secret.img", "--nbd", "unix:open/s"],
+        &["copy", "./secret.img", "./open/copy.img"],
+        &["attach", "./secret.img"],
+    ] {
+        run(args).code(77).contains(&["secret.img", "ermission denied"]);
+    }
+    run(&["copy", "./open.img", "./fixed.img"]).code(77).contains(&["fixed.img"]);
+    run(&["bench", "./fixed.img", "--rw", "write", "--count", "1"]).code(77);
+    run(&["info", "./fixed.img"]).code(0);
+}
+
+#[test]
+fn directories_that_a_user_may_not_write_to() {
+    let place = Place::new();
+    place
+        .run("open/run", &["serve", "ram:1M", "--nbd", "unix:closed/s", "--run", "true"])
+        .code(77)
+        .contains(&["closed/s", "ermission denied"]);
+    place
+        .run("closed/run", &["serve", "ram:1M", "--nbd", "unix:open/s", "--run", "true"])
+        .code(77)
+        .contains(&["closed/run", "ermission denied"]);
+    place
+        .run("closed/run", &["attach", "ram:1M"])
+        .code(77)
+        .contains(&["closed/run", "ermission denied"]);
+}
