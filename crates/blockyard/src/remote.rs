@@ -82,6 +82,9 @@ fn explained(err: nbd::Error, uri: &Uri) -> Error {
             let list = Uri { export: String::new(), ..uri.clone() };
             Some(format!("see what is on offer: blockyard list '{list}'"))
         }
+        NbdErrorKind::Tls if uri.tls_params.psk_file.is_some() => Some(
+            "the server must know the user, the part of the URI before @, by the same key".into(),
+        ),
         NbdErrorKind::Tls => Some(
             "name the authority of the server's certificate: --tls-ca FILE, or tls-certificates=DIR in the URI"
                 .into(),

@@ -1,4 +1,4 @@
-//! `serve --tls-psk`, in builds with and without the feature `psk`.
+//! `serve --tls-psk`, and URIs with `tls-psk-file`, in builds with and without the feature `psk`.
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fs;
@@ -47,6 +47,29 @@ fn users_of_the_file_get_in_and_nobody_else() {
         !stranger.status.success() && said(&stranger).contains("no user \"mallory\""),
         "{stranger:?}"
     );
+    // Our own client, and another of our servers that hands the disk on.
+    let ours = |command: &str, user: &str, keys: &Path| {
+        let (program, keys) = (env!("CARGO_BIN_EXE_blockyard"), keys.display());
+        let uri = format!("\"nbds+unix://{user}@/?${{uri#*\\?}}&tls-psk-file={keys}\"");
+        command.replace("blockyard", program).replace("URI", &uri)
+    };
+    let info = serve(&keys, &ours("blockyard info URI && blockyard list URI", "alice", &keys));
+    let shown = String::from_utf8_lossy(&info.stdout);
+    assert!(
+        info.status.success() && shown.contains("16777216") && shown.contains("ram0"),
+        "{info:?}"
+    );
+    let copy =
+        "blockyard bench URI --rw randrw --count 500 --queues 2 && blockyard compare URI URI";
+    let copy = serve(&keys, &ours(copy, "alice", &keys));
+    assert!(copy.status.success(), "{copy:?}");
+    for user in ["alice", "mallory"] {
+        let wrong = serve(&keys, &ours("blockyard info URI", user, &other));
+        assert!(
+            !wrong.status.success() && said(&wrong).contains("the server must know the user"),
+            "{wrong:?}"
+        );
+    }
     let open = serve(&other, "true");
     assert!(open.status.success() && said(&open).contains("run: chmod 600"), "{open:?}");
 
@@ -65,6 +88,13 @@ fn a_build_without_says_how_to_get_one() {
     let output = serve(&keys, "true");
     assert_eq!(output.status.code(), Some(69), "{output:?}");
     assert!(said(&output).contains("--features psk"), "{output:?}");
+    let uri = format!("nbds+unix://alice@/?socket=s&tls-psk-file={}", keys.display());
+    for command in ["info", "list", "bench"] {
+        let mut client = Command::new(env!("CARGO_BIN_EXE_blockyard"));
+        let output = client.args([command, &uri]).output().unwrap();
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+        assert!(said(&output).contains("--features psk"), "{output:?}");
+    }
 }
 
 #[test]

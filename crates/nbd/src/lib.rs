@@ -181,6 +181,7 @@
 pub mod client;
 pub mod error;
 pub mod export;
+pub mod psk;
 pub mod server;
 pub mod uri;
 pub mod wire;

@@ -30,7 +30,7 @@ pub(crate) struct Target {
 /// A connection that was negotiated.
 pub(crate) struct Opened {
     pub(crate) fd: OwnedFd,
-    pub(crate) tls: Option<Session>,
+    pub(crate) tls: Option<Box<dyn Session>>,
     pub(crate) negotiated: Negotiated,
 }
 

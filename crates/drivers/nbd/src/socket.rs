@@ -57,7 +57,7 @@ pub(crate) struct Socket {
 /// The data path of a socket.
 pub(crate) struct Channel {
     pub(crate) socket: Arc<Socket>,
-    pub(crate) tls: Option<Session>,
+    pub(crate) tls: Option<Box<dyn Session>>,
 }
 
 impl Channel {

@@ -53,7 +53,7 @@ async fn connect_vsock(cid: u32, port: u32) -> io::Result<OwnedFd> {
 /// A socket before its transmission phase.
 pub(super) struct Wire {
     pub(super) fd: Watch,
-    pub(super) tls: Option<Session>,
+    pub(super) tls: Option<Box<dyn Session>>,
 }
 
 impl Wire {
@@ -98,7 +98,7 @@ impl Wire {
         }
     }
 
-    pub(super) async fn shake(&mut self, mut session: Session) -> io::Result<()> {
+    pub(super) async fn shake(&mut self, mut session: Box<dyn Session>) -> io::Result<()> {
         loop {
             let mut ready = if session.wants_write() {
                 self.fd.writable().await?

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use blockyard_nbd::psk::Keys;
 use openssl::bn::BigNum;
 use openssl::dh::Dh;
 use openssl::error::ErrorStack;
@@ -14,7 +15,7 @@ use openssl::ssl::{
 };
 use socket2::Socket;
 
-use super::psk_file::{self, Keys};
+use super::psk_file;
 use super::{Engine, SEND_BUFFER, Session, TlsConfig};
 use crate::error::{Error, ErrorKind};
 

@@ -1,23 +1,16 @@
-//! A file of pre-shared keys: what `psktool` of GnuTLS writes, and what nbdkit, QEMU and libnbd read.
+//! The file of pre-shared keys.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use blockyard_nbd::psk::{self, Keys, MAX_FILE};
+
 use crate::error::{Error, ErrorKind};
 
-/// The longest name and key that every version of OpenSSL takes, in bytes.
-const MAX_USER: usize = 128;
-const MAX_KEY: usize = 256;
-/// Bytes of a file: some thousand users.
-const MAX_FILE: u64 = 1 << 20;
 /// Permissions of anybody but the owner.
 const OTHERS: u32 = 0o077;
-
-/// Keys by user.
-pub(super) type Keys = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Reads and checks the file.
 pub(super) fn load(path: &Path) -> Result<Keys, Error> {
@@ -28,9 +21,6 @@ pub(super) fn load(path: &Path) -> Result<Keys, Error> {
         )
     };
     let (text, mode) = read(path).map_err(|err| bad("it cannot be read".into()).caused_by(err))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(bad(format!("it is longer than {MAX_FILE} bytes")));
-    }
     if mode & OTHERS != 0 {
         let mode = format!("{:o}", mode & 0o777);
         let path = path.display();
@@ -39,11 +29,7 @@ pub(super) fn load(path: &Path) -> Result<Keys, Error> {
             "others than its owner may use the file of pre-shared keys {path}; run: chmod 600 {path}"
         );
     }
-    let keys = parse(&text).map_err(|(line, problem)| bad(format!("line {line}: {problem}")))?;
-    if keys.is_empty() {
-        return Err(bad("it is empty; make a key: psktool -u USER -p FILE".into()));
-    }
-    Ok(keys)
+    psk::parse(&text).map_err(|mistake| bad(mistake.to_string()))
 }
 
 fn read(path: &Path) -> std::io::Result<(Vec<u8>, u32)> {
@@ -52,85 +38,4 @@ fn read(path: &Path) -> std::io::Result<(Vec<u8>, u32)> {
     let mut text = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut text)?;
     Ok((text, mode))
-}
-
-/// Lines of `user:key`; a user with a `#` in front is in hexadecimal, too. What is wrong comes with its line,
-/// and without any key.
-fn parse(text: &[u8]) -> Result<Keys, (usize, String)> {
-    let mut keys = Keys::new();
-    for (line, number) in text.split(|&byte| byte == b'\n').zip(1..) {
-        let line = line.trim_ascii();
-        if line.is_empty() {
-            continue;
-        }
-        let (user, key) = entry(line).map_err(|problem| (number, problem.into()))?;
-        let name = String::from_utf8_lossy(&user).into_owned();
-        if keys.insert(user, key).is_some() {
-            return Err((number, format!("user {name:?} has a key in a line above already")));
-        }
-    }
-    Ok(keys)
-}
-
-fn entry(line: &[u8]) -> Result<(Vec<u8>, Vec<u8>), &'static str> {
-    let colon = line.iter().position(|&byte| byte == b':');
-    let (user, key) = line.split_at(colon.ok_or("there is no colon; write user:key")?);
-    let user = match user.strip_prefix(b"#") {
-        Some(hex) => from_hex(hex).ok_or("a user behind # is in hexadecimal")?,
-        None => user.to_vec(),
-    };
-    if user.is_empty() || user.len() > MAX_USER || user.contains(&0) {
-        return Err("a user is of 1 to 128 bytes, none of them zero");
-    }
-    let key = from_hex(&key[1..]).ok_or("the key is not in hexadecimal")?;
-    if key.is_empty() || key.len() > MAX_KEY {
-        return Err("a key is of 1 to 256 bytes");
-    }
-    Ok((user, key))
-}
-
-fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let (pairs, rest) = text.as_chunks::<2>();
-    let byte = |pair: &[u8; 2]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
-    rest.is_empty().then(|| pairs.iter().map(byte).collect())?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn users_and_keys() {
-        let text = b"alice:00ff7A\n\r\n  \nb b:01\r\n#c3a9:02\n#00ff:03";
-        assert_eq!(parse(text), Err((6, "a user is of 1 to 128 bytes, none of them zero".into())));
-        let keys = parse(&text[..text.len() - 9]).unwrap_or_default();
-        assert_eq!(keys.len(), 3);
-        assert_eq!(keys[&b"alice"[..]], [0, 0xff, 0x7a]);
-        assert_eq!(keys[&b"b b"[..]], [1]);
-        assert_eq!(keys["é".as_bytes()], [2]);
-    }
-
-    #[test]
-    fn what_is_wrong_and_where() {
-        let long = format!("{}:00", "u".repeat(129));
-        let longer = format!("u:{}", "00".repeat(257));
-        for (text, at, problem) in [
-            ("a:00\nb", 2, "no colon"),
-            ("a:0", 1, "hexadecimal"),
-            ("\n\na:0g", 3, "hexadecimal"),
-            ("a:+f", 1, "hexadecimal"),
-            ("a:", 1, "a key is of 1"),
-            (":00", 1, "a user is of 1"),
-            ("#zz:00", 1, "behind #"),
-            ("# a comment", 1, "no colon"),
-            ("a:00\nb:11\na:22", 3, "\"a\" has a key in a line above"),
-            (&long, 1, "a user is of"),
-            (&longer, 1, "a key is of"),
-        ] {
-            let (line, said) =
-                parse(text.as_bytes()).map(|_| (0, String::new())).unwrap_or_else(|err| err);
-            assert!(line == at && said.contains(problem), "{text}: {line} {said}");
-        }
-    }
 }

@@ -1,10 +1,10 @@
-//! TLS: its files, and a session over a socket that does not block.
+//! TLS with certificates, by rustls.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockyard_nbd::uri::{TlsKind, Transport, Uri};
+use blockyard_nbd::uri::{Transport, Uri};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -13,38 +13,28 @@ use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 
+use super::{RECORD_LEN, SEND_BUFFER, Session};
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::Outbox;
+use crate::socket::Plain;
 
 /// Where certificates are if nobody says, libnbd's places: the first two below the home directory.
 const FOLDERS: [&str; 3] = [".pki/libnbd", ".config/pki/libnbd", "/etc/pki/libnbd"];
 /// Whom Debian and most others trust.
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
-/// Bytes that are encrypted at a time.
-const RECORD_LEN: usize = 16 << 10;
-/// Bytes that wait for the socket within a session.
-const SEND_BUFFER: usize = 256 << 10;
-
-/// How to speak TLS with a server.
+/// What sessions with a server are made from.
 #[derive(Clone, Debug)]
-pub(crate) struct TlsSetup {
+pub(crate) struct Setup {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
 }
 
-impl TlsSetup {
+impl Setup {
     /// Reads the files that are named, or those in the directory that the URI names: `ca-cert.pem`, and
     /// `client-cert.pem` with `client-key.pem` if they are there.
-    pub(crate) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
+    pub(super) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
         let params = &uri.tls_params;
-        if matches!(params.kind, Some(TlsKind::Psk | TlsKind::Anonymous))
-            || params.psk_file.is_some()
-        {
-            let what = "TLS with pre-shared keys, or with no authentication, is not supported: use certificates \
-                        (tls-type=x509&tls-certificates=DIRECTORY)";
-            return Err(Error::new(ErrorKind::Unsupported, what));
-        }
         let files = find(uri, files);
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -71,12 +61,12 @@ impl TlsSetup {
         Ok(Self { config: Arc::new(config), name: server_name(uri)? })
     }
 
-    pub(crate) fn session(&self) -> Result<Session, Error> {
+    pub(super) fn session(&self) -> Result<Box<dyn Session>, Error> {
         let session = ClientConnection::new(Arc::clone(&self.config), self.name.clone());
         let mut session = session
             .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
         session.set_buffer_limit(Some(SEND_BUFFER));
-        Ok(Session { tls: Box::new(session), record: vec![0; RECORD_LEN] })
+        Ok(Box::new(Certified { tls: session, record: vec![0; RECORD_LEN] }))
     }
 }
 
@@ -178,15 +168,27 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
-/// A TLS session.
-pub(crate) struct Session {
-    tls: Box<ClientConnection>,
+struct Certified {
+    tls: ClientConnection,
     record: Vec<u8>,
 }
 
-impl Session {
-    /// Moves the handshake on, as far as it goes now.
-    pub(crate) fn shake(&mut self, mut socket: impl Read + Write) -> io::Result<()> {
+impl Certified {
+    fn take_records(&mut self, socket: &mut Plain<'_>) -> io::Result<()> {
+        if self.tls.read_tls(socket)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Err(err) = self.tls.process_new_packets() {
+            // The alert that tells the server why. It may have left by now.
+            let _ = self.tls.write_tls(socket);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, err));
+        }
+        Ok(())
+    }
+}
+
+impl Session for Certified {
+    fn shake(&mut self, mut socket: Plain<'_>) -> io::Result<()> {
         while self.tls.is_handshaking() || self.tls.wants_write() {
             if self.tls.wants_write() {
                 self.tls.write_tls(&mut socket)?;
@@ -197,29 +199,11 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the handshake waits for room in the socket, rather than for the server.
-    pub(crate) fn wants_write(&self) -> bool {
+    fn wants_write(&self) -> bool {
         self.tls.wants_write()
     }
 
-    fn take_records(&mut self, mut socket: impl Read + Write) -> io::Result<()> {
-        if self.tls.read_tls(&mut socket)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if let Err(err) = self.tls.process_new_packets() {
-            // The alert that tells the server why. It may have left by now.
-            let _ = self.tls.write_tls(&mut socket);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, err));
-        }
-        Ok(())
-    }
-
-    /// Receives plain bytes; 0 at the end.
-    pub(crate) fn read(
-        &mut self,
-        mut socket: impl Read + Write,
-        buf: &mut [u8],
-    ) -> io::Result<usize> {
+    fn read(&mut self, mut socket: Plain<'_>, buf: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.tls.reader().read(buf) {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
@@ -235,12 +219,7 @@ impl Session {
         }
     }
 
-    /// Sends plain bytes; says how many were taken. What was taken is sent before any more is.
-    pub(crate) fn write(
-        &mut self,
-        mut socket: impl Read + Write,
-        bytes: &[u8],
-    ) -> io::Result<usize> {
+    fn write(&mut self, mut socket: Plain<'_>, bytes: &[u8]) -> io::Result<usize> {
         while self.tls.wants_write() {
             self.tls.write_tls(&mut socket)?;
         }
@@ -254,12 +233,7 @@ impl Session {
         Ok(taken)
     }
 
-    /// Sends what is in the outbox, as far as it goes.
-    pub(crate) fn send(
-        &mut self,
-        mut socket: impl Read + Write,
-        outbox: &mut Outbox,
-    ) -> io::Result<()> {
+    fn send(&mut self, mut socket: Plain<'_>, outbox: &mut Outbox) -> io::Result<()> {
         loop {
             while self.tls.wants_write() {
                 self.tls.write_tls(&mut socket)?;
@@ -273,8 +247,7 @@ impl Session {
         }
     }
 
-    /// Says goodbye in TLS.
-    pub(crate) fn close(&mut self, mut socket: impl Read + Write) {
+    fn close(&mut self, mut socket: Plain<'_>) {
         self.tls.send_close_notify();
         while self.tls.wants_write() && self.tls.write_tls(&mut socket).is_ok() {}
     }
