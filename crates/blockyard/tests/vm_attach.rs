@@ -6,12 +6,16 @@ use std::time::Duration;
 use blockyard_lab::vm::Vm;
 
 /// Software emulation on a busy machine: some minutes.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(360);
 const SHARED: &str = include_str!("vm/attach.sh");
 
 /// Runs a script in a guest that has both drivers, with those options of attach.
-fn run(options: &str, script: &str) -> String {
-    let mut vm = Vm::new().module("ublk_drv").module("nbd").module("ext4").limit(LIMIT);
+fn run(options: &str, script: &str) {
+    run_in(Vm::new(), options, script);
+}
+
+fn run_in(vm: Vm, options: &str, script: &str) {
+    let mut vm = vm.module("ublk_drv").module("nbd").module("ext4").limit(LIMIT);
     for program in [
         env!("CARGO_BIN_EXE_blockyard"),
         "mkfs.ext4",
@@ -28,7 +32,6 @@ fn run(options: &str, script: &str) -> String {
     let script = format!("VIA='{options}'\n{SHARED}\n{script}");
     let outcome = vm.script(&script).boot().unwrap().finish().unwrap();
     assert_eq!(outcome.status, 0, "{}", outcome.console);
-    outcome.console
 }
 
 const LIFECYCLE: &str = include_str!("vm/lifecycle.sh");
@@ -59,6 +62,13 @@ fn nbd_by_ioctl_from_attach_to_detach() {
 #[test]
 fn ublk_survives_its_daemon() {
     run("--via ublk", RECOVERY);
+}
+
+/// It takes a new size while it runs.
+#[test]
+fn ublk_of_the_newest_kernel() {
+    let script = format!("{LIFECYCLE}\ndmesg -c >/tmp/expected-errors\n{RECOVERY}");
+    run_in(Vm::new().newest_kernel(), "--via ublk", &script);
 }
 
 #[test]

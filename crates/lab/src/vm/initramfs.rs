@@ -85,7 +85,7 @@ impl<'a> Initramfs<'a> {
     /// What modprobe would load for a module; nothing if it is built in.
     fn load_order(&self, name: &str) -> Result<Vec<PathBuf>, Error> {
         let mut modprobe = Command::new("modprobe");
-        modprobe.env("PATH", search_path()).arg("-d").arg(&self.places.root);
+        modprobe.env("PATH", search_path()).arg("-d").arg(&self.places.kernel_root);
         let said = output(modprobe.args(["-S", &self.places.version, "--show-depends", name]))?;
         if !said.status.success() {
             let reason = String::from_utf8_lossy(&said.stderr).trim().to_owned();

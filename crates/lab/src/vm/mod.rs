@@ -1,4 +1,4 @@
-//! A Linux guest under software emulation: Debian's kernel of the backports, a root of busybox and what a test
+//! A Linux guest under software emulation: Debian's kernel of the backports or its newest, a root of busybox and what a test
 //! takes along, and a script that runs in it as root.
 //!
 //! ```no_run
@@ -50,6 +50,7 @@ const FILE_SYSTEM_PROGRAMS: &[&str] = &["mkfs.ext4", "fsck.ext4", "blkdiscard", 
 #[derive(Clone, Debug)]
 pub struct Vm {
     laboratory: Option<PathBuf>,
+    newest_kernel: bool,
     modules: Vec<String>,
     programs: Vec<String>,
     files: Vec<(String, PathBuf)>,
@@ -72,6 +73,7 @@ impl Vm {
     pub fn new() -> Self {
         Self {
             laboratory: None,
+            newest_kernel: false,
             modules: MODULES.iter().map(|&name| name.to_owned()).collect(),
             programs: Vec::new(),
             files: Vec::new(),
@@ -87,6 +89,13 @@ impl Vm {
     #[must_use]
     pub fn laboratory(mut self, dir: &Path) -> Self {
         self.laboratory = Some(dir.to_owned());
+        self
+    }
+
+    /// With the newest kernel that Debian has, from the backports of the next release.
+    #[must_use]
+    pub fn newest_kernel(mut self) -> Self {
+        self.newest_kernel = true;
         self
     }
 
@@ -167,7 +176,7 @@ impl Vm {
     /// # Errors
     /// The laboratory, a module, a program or a file is missing; the emulator does not start.
     pub fn boot(&self) -> Result<Guest, Error> {
-        let places = Places::find(self.laboratory.as_deref())?;
+        let places = Places::find(self.laboratory.as_deref(), self.newest_kernel)?;
         let mut initramfs = Initramfs::new(&places, &self.script)?;
         initramfs.add_modules(&self.modules)?;
         for program in &self.programs {

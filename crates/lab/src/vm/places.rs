@@ -45,12 +45,14 @@ pub(super) struct Places {
     /// The kernel's version, which names the directory of its modules.
     pub(super) version: String,
     /// The unpacked packages.
-    pub(super) root: PathBuf,
+    root: PathBuf,
+    /// Those of the kernel.
+    pub(super) kernel_root: PathBuf,
 }
 
 impl Places {
-    /// Finds them in a directory that was named, or by `BLOCKYARD_LAB`.
-    pub(super) fn find(named: Option<&Path>) -> Result<Self, Error> {
+    /// Finds them in a directory that was named, or by `BLOCKYARD_LAB`: with the usual kernel, or the newest.
+    pub(super) fn find(named: Option<&Path>, newest: bool) -> Result<Self, Error> {
         let lab = named.map(Path::to_owned).or_else(|| env::var_os(VARIABLE).map(PathBuf::from));
         let Some(lab) = lab else {
             return Err(Error::Missing {
@@ -59,9 +61,10 @@ impl Places {
             });
         };
         let root = lab.join("root");
-        let (kernel, version) = kernel(&root.join("boot"))?;
-        let places =
-            Self { emulator: lab.join("bin").join(MACHINE.program), kernel, version, root };
+        let kernel_root = if newest { lab.join("newest/root") } else { root.clone() };
+        let (kernel, version) = kernel(&kernel_root.join("boot"))?;
+        let emulator = lab.join("bin").join(MACHINE.program);
+        let places = Self { emulator, kernel, version, root, kernel_root };
         for part in [places.emulator.clone(), places.busybox()] {
             if !part.is_file() {
                 return Err(Error::no_lab(format!("{} is missing", part.display())));

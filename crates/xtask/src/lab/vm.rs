@@ -25,6 +25,9 @@ pub struct Options {
     /// Build `blockyard` without shared libraries, and take it along
     #[arg(long)]
     pub blockyard: bool,
+    /// Boot the newest kernel that Debian has
+    #[arg(long)]
+    pub newest: bool,
     /// What busybox's shell runs in the guest, as root
     #[arg(long, value_name = "FILE")]
     pub script: Option<PathBuf>,
@@ -50,6 +53,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     let mut vm = Vm::new().laboratory(tools.lab()).script(&script).show_console();
     vm = vm.limit(Duration::from_secs(options.limit)).args(&options.qemu);
+    if options.newest {
+        vm = vm.newest_kernel();
+    }
     if options.blockyard {
         vm = vm.program(&static_program::build(&tools)?.display().to_string());
     }

@@ -1,4 +1,4 @@
-//! What the laboratory needs: a kernel, the emulator that runs it, and a static shell.
+//! What the laboratory needs: two kernels, the emulator that runs them, and a static shell.
 //!
 //! `blockyard-lab` reads this directory, which tests know as `BLOCKYARD_LAB`.
 
@@ -9,6 +9,9 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// The release whose backports have the newest kernel.
+const NEXT_RELEASE: &str = "trixie";
 
 /// What differs between the architectures.
 struct Machine {
@@ -33,7 +36,7 @@ const fn machine() -> Machine {
 pub(super) fn ensure() -> Result<PathBuf> {
     let dir = paths::tools().join("lab");
     if !is_complete(&dir) {
-        eprintln!("setup: fetching a kernel, an emulator and busybox for the laboratory");
+        eprintln!("setup: fetching kernels, an emulator and busybox for the laboratory");
         fetch(&dir).context("cannot fetch what the laboratory needs")?;
         if !is_complete(&dir) {
             bail!("{} is not complete; remove it and try again", dir.display());
@@ -42,9 +45,12 @@ pub(super) fn ensure() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The emulator starts, and the index of the modules, which is made last, is there.
+/// The emulator starts, and the indices of the modules, which are made last, are there.
 fn is_complete(dir: &Path) -> bool {
-    modules(dir).is_ok_and(|modules| modules.join("modules.dep.bin").is_file())
+    let has_kernel =
+        |dir: &Path| modules(dir).is_ok_and(|modules| modules.join("modules.dep.bin").is_file());
+    has_kernel(dir)
+        && has_kernel(&newest(dir))
         && dir.join("root/bin/busybox").is_file()
         && succeeds(Command::new(dir.join("bin").join(machine().emulator.1)).arg("--version"))
 }
@@ -59,16 +65,28 @@ fn fetch(dir: &Path) -> Result<()> {
         &[package, "qemu-system-common", "qemu-system-data", "seabios"],
         &["busybox-static", "ipxe-qemu"],
     )?;
-    private.fetch_behind(machine.kernel)?;
+    private.fetch_kernel(machine.kernel)?;
     let share = private.root().join("usr/share");
     let data = ["qemu", "seabios"].map(|name| share.join(name).display().to_string());
     let args: Vec<_> = data.into_iter().flat_map(|dir| ["-L".to_owned(), dir]).collect();
     private.write_wrapper(program, &args)?;
-    let root = private.root();
     private.finish()?;
+    index_modules(dir)?;
+    let private = PrivateRoot::create_of(&newest(dir), NEXT_RELEASE)?;
+    private.fetch_kernel(machine.kernel)?;
+    private.finish()?;
+    index_modules(&newest(dir))
+}
+
+/// Where the newest kernel is.
+fn newest(dir: &Path) -> PathBuf {
+    dir.join("newest")
+}
+
+fn index_modules(dir: &Path) -> Result<()> {
     let modules = modules(dir)?;
     let version = modules.file_name().context("a kernel has a version")?;
-    run(Command::new("depmod").arg("-b").arg(&root).arg(version))
+    run(Command::new("depmod").arg("-b").arg(dir.join("root")).arg(version))
 }
 
 /// The directory of the kernel's modules, which carries its version.

@@ -20,21 +20,37 @@ pub(super) struct PrivateRoot {
 }
 
 impl PrivateRoot {
-    /// An empty root in `dir`, whatever was there, and with lists of packages that are up to date.
+    /// An empty root in `dir`, whatever was there, and with lists of packages that are up to date: those of the running
+    /// release and its backports.
     ///
     /// # Errors
     /// The release or its archive is not known, the archive is out of reach, the disk is full.
     pub(super) fn create(dir: &Path) -> Result<Self> {
+        let (source, release) = apt::archive()?;
+        let backports = format!("{release}-backports");
+        Self::with_suites(dir, &source, &[&release, &backports])
+    }
+
+    /// As [`PrivateRoot::create`], with the backports of another release alone, from the same archive.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn create_of(dir: &Path, release: &str) -> Result<Self> {
+        let (source, _) = apt::archive()?;
+        Self::with_suites(dir, &source, &[&format!("{release}-backports")])
+    }
+
+    /// The last of the suites is where newer packages come from.
+    fn with_suites(dir: &Path, source: &apt::Source, suites: &[&str]) -> Result<Self> {
         if dir.exists() {
             fs::remove_dir_all(dir)?;
         }
         for part in ["lists/partial", "cache/archives/partial", "bin", "root"] {
             fs::create_dir_all(dir.join(part))?;
         }
-        let (source, release) = apt::archive()?;
-        let backports = format!("{release}-backports");
-        let lines = format!("{}\n{}\n", source.line(&release), source.line(&backports));
+        let lines: String = suites.iter().map(|suite| source.line(suite) + "\n").collect();
         fs::write(dir.join("sources.list"), lines)?;
+        let backports = suites.last().map(|&suite| suite.to_owned()).unwrap_or_default();
         let this = Self { dir: dir.to_owned(), backports };
         run(this.apt("apt-get").args(["update", "-qq"]))?;
         Ok(this)
@@ -57,17 +73,50 @@ impl PrivateRoot {
         self.unpack(&self.dir.join("cache/archives"))
     }
 
-    /// Fetches the one package that a package of the backports stands for, and nothing that it needs.
+    /// Fetches the kernel that a package of the backports stands for, and nothing that it needs.
     ///
     /// # Errors
     /// It stands for none, or that cannot be fetched.
-    pub(super) fn fetch_behind(&self, name: &str) -> Result<()> {
-        let said = capture(self.apt("apt-cache").args(["depends", "-i", &self.newer(name)]))?;
-        let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let Some(package) = depends.next() else { bail!("{name} depends on no package:\n{said}") };
+    pub(super) fn fetch_kernel(&self, name: &str) -> Result<()> {
+        const IMAGE: &str = "linux-image-";
+        let behind = self.depends(&self.newer(name))?;
+        let Some(image) = behind.iter().find(|package| package.starts_with(IMAGE)) else {
+            bail!("{name} stands for no kernel, but for {}", behind.join(", "));
+        };
+        let version = &image[IMAGE.len()..];
+        // Of newer ones, the image and the modules are packages of their own.
+        let mut packages = self.depends(image)?;
+        packages.retain(|package| package.starts_with("linux-") && package.ends_with(version));
+        packages.push(image.clone());
         let archives = self.dir.join("cache/archives");
-        run(self.apt("apt-get").args(["download", "-qq", package]).current_dir(&archives))?;
-        self.unpack(&archives)
+        let mut download = self.apt("apt-get");
+        run(download.args(["download", "-qq"]).args(&packages).current_dir(&archives))?;
+        self.unpack(&archives)?;
+        self.place_kernel(version)
+    }
+
+    /// Newer ones have all below `usr/lib/modules/VERSION`.
+    fn place_kernel(&self, version: &str) -> Result<()> {
+        let root = self.root();
+        let (boot, modules) = (root.join("boot"), root.join("lib/modules"));
+        let newer = root.join("usr/lib/modules");
+        if !modules.exists() {
+            fs::create_dir_all(root.join("lib"))?;
+            fs::rename(newer, &modules).context("there are no modules of the kernel")?;
+        }
+        let image = boot.join(format!("vmlinuz-{version}"));
+        if !image.exists() {
+            fs::create_dir_all(boot)?;
+            fs::rename(modules.join(version).join("vmlinuz"), image)
+                .context("there is no image of the kernel")?;
+        }
+        Ok(())
+    }
+
+    fn depends(&self, package: &str) -> Result<Vec<String>> {
+        let said = capture(self.apt("apt-cache").args(["depends", "-i", package]))?;
+        let names = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(names.map(str::to_owned).collect())
     }
 
     /// A script in `bin/` that runs a program of the root with the root's libraries.
