@@ -72,7 +72,11 @@ impl<T: Send + 'static> IoQueue<T> {
     /// If it has more than [`Operation::MAX_SEGMENTS`], or reads into read-only memory.
     pub fn push(&mut self, operation: Operation, token: T) -> Result<(), (Operation, T)> {
         match &mut self.ring {
-            Some(ring) if Ring::<T>::takes(&operation) => ring.push(operation, token),
+            Some(ring)
+                if Ring::<T>::takes(&operation) && !self.lane.is_done_at_once(&operation) =>
+            {
+                ring.push(operation, token)
+            }
             _ => self.push_blocking(operation, token),
         }
     }

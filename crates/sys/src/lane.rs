@@ -1,17 +1,22 @@
 //! Operations that threads carry out: the fallback where there is no io_uring, and the way for what io_uring
-//! has no operation for.
+//! has no operation for. What takes no time is done by the caller itself.
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 
 use crate::event::Event;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
 use crate::transfer;
+
+/// The most bytes that are moved at once, on the caller's thread.
+const MOST_AT_ONCE: usize = 256 << 10;
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 /// One queue's way to the threads and back.
 pub(crate) struct Lane<T> {
@@ -20,8 +25,17 @@ pub(crate) struct Lane<T> {
     done: Arc<Done<T>>,
     pushed: Vec<(Operation, T)>,
     out: usize,
-    /// Whether reads are first tried without waiting.
-    read_now: bool,
+    now: Now,
+}
+
+/// What is done at once, on the caller's thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Now {
+    Nothing,
+    /// Reads, as far as the page cache has what they want.
+    CachedReads,
+    /// Reads and writes: the file is in memory, and nowhere else.
+    Transfers,
 }
 
 struct Done<T> {
@@ -47,9 +61,23 @@ impl<T> Done<T> {
 impl<T: Send + 'static> Lane<T> {
     pub(crate) fn new(file: Arc<OwnedFd>, pool: Pool, event: Arc<Event>) -> Self {
         let done = Arc::new(Done { list: Mutex::default(), event });
-        // Direct I/O always waits for the device, whatever it was told.
-        let read_now = fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT));
-        Self { file, pool, done, pushed: Vec::new(), out: 0, read_now }
+        let now = if is_in_memory(file.as_fd()) {
+            Now::Transfers
+        } else if fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)) {
+            Now::CachedReads
+        } else {
+            // Direct I/O always waits for the device, whatever it was told.
+            Now::Nothing
+        };
+        Self { file, pool, done, pushed: Vec::new(), out: 0, now }
+    }
+
+    /// Whether this takes no longer here than it takes to hand it to another: the kernel would have threads of its own do what
+    /// is asked of a file in memory by io_uring.
+    pub(crate) fn is_done_at_once(&self, operation: &Operation) -> bool {
+        self.now == Now::Transfers
+            && matches!(operation, Operation::Read { .. } | Operation::Write { .. })
+            && operation.len() <= MOST_AT_ONCE
     }
 
     pub(crate) fn push(&mut self, operation: Operation, token: T) {
@@ -65,8 +93,11 @@ impl<T: Send + 'static> Lane<T> {
     /// Sends what was pushed, and takes what is done.
     pub(crate) fn turn(&mut self, completions: &mut Vec<Completion<T>>) {
         let mut pushed = mem::take(&mut self.pushed);
-        for (operation, token) in pushed.drain(..) {
-            if let Some(result) = self.try_now(&operation) {
+        for (mut operation, token) in pushed.drain(..) {
+            if self.is_done_at_once(&operation) {
+                let result = operation.run(self.file.as_fd());
+                completions.push(Completion { operation, token, result });
+            } else if let Some(result) = self.try_now(&operation) {
                 completions.push(Completion { operation, token, result: Ok(result) });
             } else {
                 self.send(operation, token);
@@ -94,17 +125,26 @@ impl<T: Send + 'static> Lane<T> {
     /// A read from the page cache takes less time than it takes to wake a thread.
     fn try_now(&mut self, operation: &Operation) -> Option<usize> {
         let Operation::Read { offset, memory } = operation else { return None };
-        if !self.read_now {
+        if self.now != Now::CachedReads {
             return None;
         }
         match transfer::read(self.file.as_fd(), *offset, memory, true) {
             // None at all may be the end of the file, or not: let the thread find out.
             Ok(0) => None,
             Ok(moved) => Some(moved),
-            Err(err) => {
-                self.read_now = err.kind() == io::ErrorKind::WouldBlock;
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => None,
+            Err(_) => {
+                self.now = Now::Nothing;
                 None
             }
         }
     }
+}
+
+/// Whether a file is in memory and nowhere else (tmpfs(5)), so that nothing it is asked waits for storage.
+fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+    // The nodes of devices are on such a file system, too.
+    let is_regular = fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+    is_regular
+        && fstatfs(file).is_ok_and(|fs| [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&fs.f_type))
 }

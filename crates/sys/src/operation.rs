@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use blockyard_buf::Segments;
+use blockyard_buf::{Segments, total_len};
 use rustix::fs::{Advice, fadvise, fdatasync};
 
 use crate::fallocate::Allocate;
@@ -73,6 +73,11 @@ impl Operation {
             Self::Read { memory, .. } | Self::Write { memory, .. } => memory,
             _ => &[],
         }
+    }
+
+    /// Bytes that it moves.
+    pub(crate) fn len(&self) -> usize {
+        total_len(self.memory())
     }
 
     /// Does it at once, on the caller's thread, which may take as long as the storage takes. Says how many

@@ -1,5 +1,5 @@
 //! The suite that every driver runs, on files: with io_uring and with threads, through the page cache and past
-//! it, and on a block device.
+//! it, in memory, and on a block device.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -33,6 +33,11 @@ blockyard_conformance::suite!(uring, || file(Engine::Uring, false));
 blockyard_conformance::suite!(uring_direct, || file(Engine::Uring, true));
 blockyard_conformance::suite!(threads, || file(Engine::Threads, false));
 blockyard_conformance::suite!(threads_direct, || file(Engine::Threads, true));
+
+blockyard_conformance::suite!(in_memory, || {
+    let place = Place::tmpfs("16m");
+    subject(&FileConfig::new(place.file("disk", BYTES)), place).with(ON_A_FILE)
+});
 
 blockyard_conformance::suite!(block_device, || {
     let place = Place::here();
