@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use tokio::runtime::Handle;
 pub struct Event {
     fd: OwnedFd,
     /// Whoever shares it with us has not made it non-blocking.
-    may_block: bool,
+    may_block: AtomicBool,
 }
 
 impl Event {
@@ -34,7 +35,7 @@ impl Event {
     }
 
     const fn owned(fd: OwnedFd) -> Self {
-        Self { fd, may_block: false }
+        Self { fd, may_block: AtomicBool::new(false) }
     }
 
     /// One that another process has made and passed to us. Its flags, which that process shares, are left as they are.
@@ -46,7 +47,7 @@ impl Event {
         if kind.to_bytes() != b"anon_inode:[eventfd]" {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no eventfd"));
         }
-        let may_block = !rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK);
+        let may_block = AtomicBool::new(!rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK));
         Ok(Self { fd, may_block })
     }
 
@@ -54,7 +55,7 @@ impl Event {
     pub fn signal(&self) {
         // It fails only at 2^64 - 2 signals that nobody read, and is readable then in any case. One that would block then
         // is looked at first: others may have counted it up to there.
-        if self.may_block && !self.has_room() {
+        if self.may_block() && !self.has_room() {
             return;
         }
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
@@ -63,9 +64,21 @@ impl Event {
     /// It has not happened, for those who poll(2) it.
     pub fn clear(&self) {
         // Nothing to read is what is wanted. One of ours does not block.
-        if !self.may_block {
+        if !self.may_block() {
             let _ = rustix::io::read(&self.fd, &mut [0; 8]);
         }
+    }
+
+    /// Whether writing or reading it may block. The flags are shared, and many a program makes its end non-blocking only after
+    /// it has passed the other on.
+    fn may_block(&self) -> bool {
+        if !self.may_block.load(Ordering::Relaxed) {
+            return false;
+        }
+        let flags = rustix::fs::fcntl_getfl(&self.fd);
+        let may_block = !flags.is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
+        self.may_block.store(may_block, Ordering::Relaxed);
+        may_block
     }
 
     fn has_room(&self) -> bool {
@@ -182,6 +195,20 @@ mod tests {
             rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
             ours.signal();
         }
+    }
+
+    #[test]
+    fn one_that_is_made_non_blocking_after_it_was_passed_is_not_looked_at_any_more() {
+        let theirs = eventfd(0, EventfdFlags::empty()).unwrap();
+        let ours = Event::from_fd(theirs.try_clone().unwrap()).unwrap();
+        ours.signal();
+        assert!(ours.may_block());
+        rustix::fs::fcntl_setfl(&theirs, OFlags::NONBLOCK).unwrap();
+        ours.signal();
+        assert!(!ours.may_block());
+        let mut count = [0; 8];
+        rustix::io::read(&theirs, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 2);
     }
 
     #[test]
