@@ -17,8 +17,13 @@ use super::request::{Answer, Broken, Kind, Ranges, Request};
 use super::{CommandError, Setup};
 use crate::device::Device;
 
-/// Chains that are taken before what they led to is looked at.
-const BATCH: usize = 128;
+/// The most chains that are taken before what they led to is looked at.
+pub(super) const BATCH: usize = 128;
+/// As many, where all that came before has ended already: the disk may well answer these at once, too, and the driver then goes
+/// on with them while the next are worked on.
+pub(super) const SMALL_BATCH: usize = 8;
+/// Chains that are given back before a driver that sleeps is woken, if there are more to be worked on.
+const SIGNAL_AFTER: usize = 16;
 
 /// What a driver did that its queue does not survive.
 #[derive(Debug, Error)]
@@ -43,8 +48,10 @@ pub(super) struct Serving {
     indirect: bool,
     cached: bool,
     pub(super) broken: bool,
-    /// Something was put into the used ring that the driver does not see yet.
-    unpublished: bool,
+    /// Chains in the used ring that the driver does not see yet.
+    given_back: usize,
+    /// Chains that it sees, but was not signalled about.
+    unsignalled: usize,
     chain: Chain,
 }
 
@@ -77,7 +84,8 @@ impl Serving {
             indirect: setup.indirect,
             cached: setup.cached,
             broken: false,
-            unpublished: false,
+            given_back: 0,
+            unsignalled: 0,
             chain: Chain::default(),
         })
     }
@@ -105,13 +113,18 @@ impl Serving {
         !self.resume.is_empty()
     }
 
-    /// Takes chains, and makes them requests; says how many.
+    /// Takes up to `limit` chains, and makes them requests; says how many.
     ///
     /// # Errors
     /// [`Fault`]: no more may be taken.
     #[inline]
-    pub(super) fn take(&mut self, io: &mut Io, device: &Device) -> Result<usize, Fault> {
-        for taken in 0..BATCH {
+    pub(super) fn take(
+        &mut self,
+        limit: usize,
+        io: &mut Io,
+        device: &Device,
+    ) -> Result<usize, Fault> {
+        for taken in 0..limit {
             let head = match self.resume.pop() {
                 Some(head) => head,
                 None => {
@@ -127,7 +140,7 @@ impl Serving {
             };
             self.begin(head, io, device)?;
         }
-        Ok(BATCH)
+        Ok(limit)
     }
 
     #[inline]
@@ -210,7 +223,7 @@ impl Serving {
         // status is the last.
         let len = if answer == Answer::Ok { written.saturating_add(1) } else { 0 };
         self.ring.push(head, len);
-        self.unpublished = true;
+        self.given_back += 1;
         Ok(())
     }
 
@@ -230,20 +243,24 @@ impl Serving {
         result.map(|()| any)
     }
 
-    /// Shows the driver what was given back, and signals it if it wants that.
+    /// Shows the driver what was given back. It is signalled if it wants that, but not yet if there is `more` to do first: a
+    /// driver that sleeps is woken for several requests at a time, one that looks at the ring by itself sees each.
     #[inline]
-    pub(super) fn publish(&mut self) {
-        if !std::mem::take(&mut self.unpublished) {
-            return;
+    pub(super) fn publish(&mut self, more: bool) {
+        if self.given_back > 0 {
+            self.ring.publish();
+            if let Some(region) = &mut self.region {
+                region.published(self.ring.next_used());
+            }
+            self.unsignalled += std::mem::take(&mut self.given_back);
         }
-        self.ring.publish();
-        if let Some(region) = &mut self.region {
-            region.published(self.ring.next_used());
-        }
-        if let Some(call) = &self.call
-            && self.ring.wants_signal()
-        {
-            call.signal();
+        if self.unsignalled > 0 && (!more || self.unsignalled >= SIGNAL_AFTER) {
+            self.unsignalled = 0;
+            if let Some(call) = &self.call
+                && self.ring.wants_signal()
+            {
+                call.signal();
+            }
         }
     }
 

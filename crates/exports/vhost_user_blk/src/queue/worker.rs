@@ -18,12 +18,16 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::io::Io;
-use super::serving::{Fault, Serving};
+use super::serving::{BATCH, Fault, SMALL_BATCH, Serving};
 use super::{Answer, Command, CommandError, Envelope};
 use crate::device::Device;
 
+/// Pauses between two looks at a ring: each look takes the cache line that the driver is about to write.
+const LOOK_PAUSES: u32 = 4;
 /// Turns after which others on the thread get theirs.
-const TURNS: u32 = 16;
+const TURNS: u32 = 32;
+/// To look at a ring costs no system call, so that it is worth while however many requests come at a time.
+const ONE: usize = 1;
 
 pub(super) struct Worker {
     device: Arc<Device>,
@@ -88,8 +92,10 @@ impl Worker {
     /// Does what can be done now; says whether that was anything.
     fn turn(&mut self) -> bool {
         let mut progress = self.command();
-        progress |= self.take();
-        progress |= self.collect();
+        let limit = if self.io.outstanding == 0 { SMALL_BATCH } else { BATCH };
+        let taken = self.take(limit);
+        progress |= taken > 0;
+        progress |= self.collect(taken == limit);
         self.finish_stop();
         progress
     }
@@ -165,15 +171,16 @@ impl Worker {
         self.serving.as_mut().filter(|serving| wanted && serving.is_active())
     }
 
-    fn take(&mut self) -> bool {
+    /// Takes up to `limit` chains that the driver has made available; says how many.
+    fn take(&mut self, limit: usize) -> usize {
         if self.stop.is_some() || self.abandoned {
-            return false;
+            return 0;
         }
         let Some(serving) = self.serving.as_mut().filter(|serving| serving.is_active()) else {
-            return false;
+            return 0;
         };
         serving.ring.disable_notify();
-        let taken = match serving.take(&mut self.io, &self.device) {
+        let taken = match serving.take(limit, &mut self.io, &self.device) {
             Ok(taken) => taken,
             Err(fault) => {
                 self.broke(&fault);
@@ -182,23 +189,24 @@ impl Worker {
             }
         };
         if taken == 0 {
-            return false;
+            return 0;
         }
         self.device.requests.fetch_add(taken as u64, Ordering::Relaxed);
         if !self.device.is_active(self.cpu, self.index) {
             self.spin.not_alone();
         }
         if let Some(since) = self.dry_since.take() {
-            self.spin.arrived(Arrival::Asleep, since.elapsed(), taken);
+            self.spin.arrived(Arrival::Asleep, since.elapsed(), ONE);
         }
         self.io.submit(&self.device.export.bdev, self.cpu);
-        true
+        taken
     }
 
-    fn collect(&mut self) -> bool {
+    /// Gives back what has ended, before `more` is taken; says whether that was anything.
+    fn collect(&mut self, more: bool) -> bool {
         let Some(serving) = &mut self.serving else { return false };
         let collected = serving.collect(&mut self.io);
-        serving.publish();
+        serving.publish(more);
         match collected {
             Ok(any) => any,
             Err(fault) => {
@@ -249,14 +257,14 @@ impl Worker {
             };
             if waiting > 0 {
                 self.dry_since = None;
-                self.spin.arrived(Arrival::Spinning, start.elapsed(), waiting.into());
+                self.spin.arrived(Arrival::Spinning, start.elapsed(), ONE);
                 return true;
             }
             if start.elapsed() > budget {
                 self.spin.missed();
                 return false;
             }
-            std::hint::spin_loop();
+            (0..LOOK_PAUSES).for_each(|_| std::hint::spin_loop());
         }
     }
 
