@@ -87,6 +87,24 @@ fn load(yard: &Yard) {
     }
     yard.rados(&["bench", "write", "--time", "100ms"]).code(0).contains(&["IOPS", "p99"]);
     assert!(!yard.tool(&["ls"]).contains("bench"), "nothing is left");
+    objects_are_left_to_a_later_run(yard);
+}
+
+fn objects_are_left_to_a_later_run(yard: &Yard) {
+    let bench = |rw, flags: &[&str]| {
+        let args = ["--json", "bench", rw, "--bs", "4k", "--objects", "3", "--time", "100ms"];
+        yard.rados(&[&args[..], &["--run-name", "left"], flags].concat())
+    };
+    let left = || yard.tool(&["ls"]).lines().filter(|name| name.starts_with("left.")).count();
+    let missing = bench("read", &["--no-prepare", "--no-cleanup"]).code(1).json();
+    assert!(missing["ops"] == 0 && missing["first_error"].as_str().unwrap().contains("left."));
+    bench("write", &["--no-cleanup"]).code(0);
+    assert_eq!(left(), 3);
+    bench("read", &["--no-prepare", "--no-cleanup"]).code(0);
+    assert_eq!(left(), 3);
+    bench("read", &["--no-prepare"]).code(0);
+    assert_eq!(left(), 0);
+    yard.rados(&["bench", "read", "--no-cleanup"]).code(64).contains(&["--run-name"]);
 }
 
 fn what_goes_wrong_says_why(yard: &Yard) {

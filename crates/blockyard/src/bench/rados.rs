@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 use blockyard_rados::Error as RadosError;
 use blockyard_rados::net::Pool;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use super::report::{Report, Tally, cpu_time};
 use crate::error::{Error, Result};
 
 /// What to do.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ObjectLoad {
-    /// Write, or read what is written first.
+    /// Write, or read.
     pub write: bool,
     /// Bytes of a request, and of an object.
     pub block: u32,
@@ -25,6 +26,12 @@ pub struct ObjectLoad {
     pub time: Duration,
     /// How many objects.
     pub objects: u32,
+    /// What their names begin with; without, what no other run has.
+    pub run_name: Option<String>,
+    /// Write the objects first.
+    pub prepare: bool,
+    /// Remove the objects in the end.
+    pub clean_up: bool,
 }
 
 /// What is done to an object.
@@ -39,72 +46,73 @@ enum Action {
 /// What the tasks share.
 struct Run {
     pool: Pool,
+    names: Vec<String>,
     data: Bytes,
-    load: ObjectLoad,
+    block: u32,
+    depth: usize,
     next: AtomicU32,
+    tally: Mutex<Tally>,
 }
 
-/// Loads a pool, and removes the objects.
+/// Loads a pool.
 ///
 /// # Errors
 /// Objects cannot be made or removed. What fails under load is counted.
 pub async fn run_objects(pool: &Pool, load: &ObjectLoad) -> Result<Report> {
-    let data = Bytes::from(vec![0x5a; load.block as usize]);
-    let (pool, next) = (pool.clone(), AtomicU32::new(0));
-    let run = Arc::new(Run { pool, data, load: *load, next });
+    let run = Arc::new(Run::new(pool, load)?);
     let failed = |what: &str, err: RadosError| Error::failed(what).caused_by(err);
-    each_once(&run, Action::Make)
-        .await
-        .map_err(|err| failed("cannot write the objects of the benchmark", err))?;
+    if load.prepare {
+        each_once(&run, Action::Make)
+            .await
+            .map_err(|err| failed("cannot write the objects of the benchmark", err))?;
+    }
 
     run.next.store(0, Ordering::Relaxed);
+    let action = if load.write { Action::Write } else { Action::Read };
     let (begin, cpu) = (Instant::now(), cpu_time());
     let mut tasks = JoinSet::new();
     for _ in 0..load.depth {
-        tasks.spawn(until_time_is_up(Arc::clone(&run), begin));
+        tasks.spawn(until(begin + load.time, Arc::clone(&run), action));
     }
-    let mut tally = Tally::new()?;
-    while let Some(part) = tasks.join_next().await {
-        let part = part.map_err(|err| Error::failed("a task ended early").caused_by(err))?;
-        tally.add(&part?);
-    }
+    tasks.join_all().await;
     let (wall, cpu) = (begin.elapsed(), cpu_time().saturating_sub(cpu));
+    let report = Report::new(&run.tally.lock(), load.block, wall, cpu);
 
-    each_once(&run, Action::Remove)
-        .await
-        .map_err(|err| failed("cannot remove the objects of the benchmark", err))?;
-    Ok(Report::new(&tally, load.block, wall, cpu))
+    if load.clean_up {
+        each_once(&run, Action::Remove)
+            .await
+            .map_err(|err| failed("cannot remove the objects of the benchmark", err))?;
+    }
+    Ok(report)
 }
 
 /// Loads objects in turn.
-async fn until_time_is_up(run: Arc<Run>, begin: Instant) -> Result<Tally> {
-    let mut tally = Tally::new()?;
-    let action = if run.load.write { Action::Write } else { Action::Read };
-    while begin.elapsed() < run.load.time {
-        let number = run.next.fetch_add(1, Ordering::Relaxed) % run.load.objects;
-        let start = Instant::now();
-        match run.act(number, action).await {
-            Ok(()) => tally.record(start.elapsed()),
-            Err(err) => tally.fail(&err),
+async fn until(end: Instant, run: Arc<Run>, action: Action) {
+    let mut start = Instant::now();
+    while start < end {
+        let number = run.next.fetch_add(1, Ordering::Relaxed) as usize % run.names.len();
+        let result = run.act(&run.names[number], action).await;
+        let now = Instant::now();
+        match result {
+            Ok(()) => run.tally.lock().record(now - start),
+            Err(err) => run.tally.lock().fail(&err),
         }
+        start = now;
     }
-    Ok(tally)
 }
 
 /// Does something to each object once, several at a time.
 async fn each_once(run: &Arc<Run>, action: Action) -> Result<(), RadosError> {
     run.next.store(0, Ordering::Relaxed);
     let mut tasks = JoinSet::new();
-    for _ in 0..run.load.depth {
+    for _ in 0..run.depth {
         let run = Arc::clone(run);
         tasks.spawn(async move {
-            loop {
-                let number = run.next.fetch_add(1, Ordering::Relaxed);
-                if number >= run.load.objects {
-                    return Ok(());
-                }
-                run.act(number, action).await?;
+            while let Some(name) = run.names.get(run.next.fetch_add(1, Ordering::Relaxed) as usize)
+            {
+                run.act(name, action).await?;
             }
+            Ok(())
         });
     }
     // A task that panicked has said why.
@@ -112,14 +120,26 @@ async fn each_once(run: &Arc<Run>, action: Action) -> Result<(), RadosError> {
 }
 
 impl Run {
-    async fn act(&self, number: u32, action: Action) -> Result<(), RadosError> {
-        // No other run has these.
-        let name = format!("blockyard_bench.{}.{number}", std::process::id());
+    fn new(pool: &Pool, load: &ObjectLoad) -> Result<Self> {
+        let own = || format!("blockyard_bench.{}", std::process::id());
+        let run_name = load.run_name.clone().unwrap_or_else(own);
+        Ok(Self {
+            pool: pool.clone(),
+            names: (0..load.objects).map(|number| format!("{run_name}.{number}")).collect(),
+            data: Bytes::from(vec![0x5a; load.block as usize]),
+            block: load.block,
+            depth: load.depth,
+            next: AtomicU32::new(0),
+            tally: Mutex::new(Tally::new()?),
+        })
+    }
+
+    async fn act(&self, name: &str, action: Action) -> Result<(), RadosError> {
         match action {
-            Action::Make => self.pool.write_full(&name, self.data.clone()).await,
-            Action::Write => self.pool.write(&name, 0, self.data.clone()).await,
-            Action::Read => self.pool.read(&name, 0, self.load.block.into()).await.map(|_| ()),
-            Action::Remove => self.pool.remove(&name).await,
+            Action::Make => self.pool.write_full(name, self.data.clone()).await,
+            Action::Write => self.pool.write(name, 0, self.data.clone()).await,
+            Action::Read => self.pool.read(name, 0, self.block.into()).await.map(|_| ()),
+            Action::Remove => self.pool.remove(name).await,
         }
     }
 }

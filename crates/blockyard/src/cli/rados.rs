@@ -87,7 +87,7 @@ pub enum RadosCommand {
         #[arg(required = true)]
         objects: Vec<String>,
     },
-    /// Put load on a pool and measure it. The objects that it makes are removed in the end.
+    /// Put load on a pool and measure it. The objects are written first, and removed in the end.
     Bench(RadosBenchArgs),
 }
 
@@ -118,4 +118,13 @@ pub struct RadosBenchArgs {
     /// How many objects to use, each of one request's size.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub objects: u32,
+    /// Name the objects NAME.0, NAME.1 and so on; without, no other run has their names.
+    #[arg(long, value_name = "NAME")]
+    pub run_name: Option<String>,
+    /// Leave the objects to a later run of this name.
+    #[arg(long, requires = "run_name")]
+    pub no_cleanup: bool,
+    /// Take the objects that an earlier run of this name left, and do not write them first.
+    #[arg(long, requires = "run_name")]
+    pub no_prepare: bool,
 }

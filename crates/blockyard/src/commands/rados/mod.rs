@@ -194,7 +194,16 @@ async fn bench(pool: &Pool, args: &RadosBenchArgs, json: bool) -> Result<u8> {
     let time: Duration =
         parse_duration(&args.time).map_err(|problem| Error::usage(format!("--time: {problem}")))?;
     let (write, depth) = (args.rw == RadosRw::Write, args.depth as usize);
-    let load = ObjectLoad { write, block, depth, time, objects: args.objects };
+    let load = ObjectLoad {
+        write,
+        block,
+        depth,
+        time,
+        objects: args.objects,
+        run_name: args.run_name.clone(),
+        prepare: !args.no_prepare,
+        clean_up: !args.no_cleanup,
+    };
     let report = run_objects(pool, &load).await?;
     if json {
         term::say_json(&report)?;
