@@ -1,9 +1,10 @@
-//! Load by fio's NBD engine.
+//! Load by fio: what all engines have in common, and the NBD engine.
 
 use super::Context;
 use crate::run::capture;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use std::process::Command;
 
 /// The part of the disk that is loaded: larger than any cache of the CPU, small enough to be filled quickly.
 pub(super) const SPAN: &str = "256M";
@@ -30,24 +31,36 @@ pub(super) struct Outcome {
 /// finds memory.
 pub(super) fn fill(context: &Context, uri: &str, span: &str) -> Result<()> {
     let fill = Job { rw: "write", block: "1M", depth: 4 };
-    capture(&mut command(context, uri, span, fill)).context("cannot fill the disk").map(drop)
+    capture(&mut nbd(context, uri, span, fill)).context("cannot fill the disk").map(drop)
 }
 
 /// Loads the disk for the context's time.
 pub(super) fn load(context: &Context, uri: &str, job: Job) -> Result<Outcome> {
-    let mut command = command(context, uri, SPAN, job);
-    command.args(["--time_based", "--norandommap"]).arg(format!("--runtime={}", context.seconds));
-    let said = capture(&mut command)?;
-    parse(&said).with_context(|| format!("cannot understand what fio says:\n{said}"))
+    understand(&capture(timed(&mut nbd(context, uri, SPAN, job), context))?)
 }
 
-fn command(context: &Context, uri: &str, span: &str, job: Job) -> std::process::Command {
+fn nbd(context: &Context, uri: &str, span: &str, job: Job) -> Command {
     let mut command = context.command("fio");
-    command.args(["--output-format=json", "--name=load", "--ioengine=nbd", "--randrepeat=1"]);
+    drive(&mut command, "nbd", job);
     command.arg(format!("--uri={uri}")).arg(format!("--size={span}"));
-    command.arg(format!("--rw={}", job.rw)).arg(format!("--bs={}", job.block));
-    command.arg(format!("--iodepth={}", job.depth));
     command
+}
+
+/// Tells a fio what to do with which engine. What the engine does it to, the caller adds.
+pub(super) fn drive(fio: &mut Command, engine: &str, job: Job) {
+    fio.args(["--output-format=json", "--name=load", "--randrepeat=1"]);
+    fio.arg(format!("--ioengine={engine}")).arg(format!("--rw={}", job.rw));
+    fio.arg(format!("--bs={}", job.block)).arg(format!("--iodepth={}", job.depth));
+}
+
+/// Makes a fio go on for the context's time.
+pub(super) fn timed<'a>(fio: &'a mut Command, context: &Context) -> &'a mut Command {
+    fio.args(["--time_based", "--norandommap"]).arg(format!("--runtime={}", context.seconds))
+}
+
+/// What fio found, from what it says.
+pub(super) fn understand(said: &str) -> Result<Outcome> {
+    parse(said).with_context(|| format!("cannot understand what fio says:\n{said}"))
 }
 
 /// fio may say something before its JSON.

@@ -18,6 +18,7 @@ mod nbd;
 mod nbd_client;
 mod nbd_light;
 mod process;
+mod rados;
 mod report;
 mod servers;
 mod vhost_user_blk;
@@ -96,6 +97,12 @@ const BENCHES: &[Bench] = &[
         about: "CRUSH placement, and Ceph's crushtool in turn",
         programs: &[],
         cases: crush::cases,
+    },
+    Bench {
+        name: "rados",
+        about: "our RADOS client beside librados, on a Ceph cluster on loopback",
+        programs: &[BLOCKYARD],
+        cases: rados::cases,
     },
 ];
 
