@@ -9,6 +9,7 @@ use blockyard_rados::msgr::{
     AuthBadMethod, AuthDone, AuthMethod, Banner, Config, Connection, ConnectionMode, Encoder,
     Event, Frame, Hello, Keepalive, Message, ServerIdent, Tag, Transmit,
 };
+use bytes::BufMut as _;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -226,4 +227,30 @@ fn a_peer_that_asks_is_answered() {
     let mut sent = Vec::new();
     connection.poll_transmit(&mut sent);
     assert_eq!(sent.concat(), bytes(&[Frame::control(Tag::KEEPALIVE2_ACK, stamp)]));
+}
+
+#[test]
+fn a_large_message_is_received_where_it_stays() {
+    let now = Instant::now();
+    let (mut connection, _) = after(&handshake(), now);
+    connection.poll_event();
+    assert!(connection.lend().is_none(), "nothing comes");
+    let data: Vec<u8> = (0..=250).cycle().take(200_000).collect();
+    let message = Message { data: data.clone().into(), ..Message::new(43, 8, 8, vec![1; 20]) };
+    let bytes = bytes(&[message.into_frame(1, 0)]);
+    let (begin, mut input) = bytes.split_at(1000);
+    connection.receive(now, begin).unwrap();
+    let mut seconds = 0;
+    while let Some(mut rest) = connection.lend() {
+        let (piece, others) = input.split_at(rest.room().remaining_mut().min(90_000));
+        rest.room().put_slice(piece);
+        input = others;
+        seconds += 5;
+        connection.give_back(now + seconds * SECOND, rest).unwrap();
+        let silent_at = now + (seconds + 10) * SECOND;
+        assert_eq!(connection.deadline(), Some(silent_at), "what comes is a sign of life");
+    }
+    connection.receive(now, input).unwrap();
+    let Some(Event::Message(got)) = connection.poll_event() else { panic!("no message") };
+    assert!(got.data == data && seconds == 15);
 }

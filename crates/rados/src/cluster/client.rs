@@ -4,7 +4,7 @@ use crate::auth::{MonitorAuth, Random, ServiceAuth};
 use crate::encoding::EntityType;
 use crate::error::{Error, Result};
 use crate::mon::{self, Answer, MonClient, MonMap, Request};
-use crate::msgr::{ConnectionMode, Session};
+use crate::msgr::{ConnectionMode, Rest, Session};
 use crate::objecter::{self, Completion, ConnectionId, Notification, Objecter};
 use bytes::Bytes;
 use core::net::SocketAddr;
@@ -185,6 +185,17 @@ impl Client {
         }
     }
 
+    /// Lends the body of a large message that comes on a stream, so that it is received where it will stay. It is to be
+    /// [given back](Self::give_back) before anything else of that stream is.
+    pub fn lend(&mut self, connection: ConnectionId) -> Option<Rest> {
+        self.objecter.lend(connection)
+    }
+
+    /// Takes a body back, with what came of it.
+    pub fn give_back(&mut self, now: Instant, connection: ConnectionId, rest: Rest) {
+        self.objecter.give_back(now, connection, rest);
+    }
+
     fn is_monitor(&self, connection: ConnectionId) -> bool {
         self.monitor.is_some_and(|(monitor, _)| monitor == connection)
     }
@@ -200,6 +211,12 @@ impl Client {
         if let Some((connection, _)) = self.monitor.take() {
             self.events.push_back(Event::Close(connection));
         }
+    }
+
+    /// Whether there may be bytes to be sent.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        self.mon.has_output() || self.objecter.has_output()
     }
 
     /// Moves the bytes that are to be sent on one of the streams to the end of `out`: which one.

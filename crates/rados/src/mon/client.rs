@@ -319,6 +319,12 @@ impl MonClient {
         }
     }
 
+    /// Whether there are bytes to be sent.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        matches!(&self.link, Link::Up(connection) if connection.has_output())
+    }
+
     /// Moves the bytes that are to be sent to the end of `out`; whether there were any.
     pub fn poll_transmit(&mut self, out: &mut Vec<Bytes>) -> bool {
         match &mut self.link {

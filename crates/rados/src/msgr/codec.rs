@@ -7,12 +7,14 @@
 //! of the rest of the first segment, the other segments, and with more than one segment an epilogue of 16 bytes. Each
 //! piece is filled up with zeroes to 16 bytes, and each of the two blocks is followed by its code.
 
+use super::body::{Rest, Spares};
 use super::crc::{DATA_SEED, ceph_crc32c};
 use super::frame::{Frame, MAX_SEGMENTS, PREAMBLE_LEN, Preamble, Segments};
 use super::secure::{BLOCK, CODE_LEN, ConnectionSecret, Gcm};
 use super::transmit::Transmit;
 use crate::error::{Error, ErrorKind, Result};
 use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 
 /// Bytes of the first segment that are encrypted together with the preamble.
 const INLINE: usize = 48;
@@ -25,8 +27,6 @@ const CRC_EPILOGUE: usize = 1 + (MAX_SEGMENTS - 1) * CRC_LEN;
 const LATE_COMPLETE: u8 = 0x0e;
 const LATE_ABORTED: u8 = 0x01;
 const LATE_MASK: u8 = 0x0f;
-/// So much is reserved on the word of a preamble; beyond it, memory grows with what really comes.
-const EAGER: usize = 8 << 20;
 
 const DOING: &str = "reading a frame";
 
@@ -149,6 +149,9 @@ pub struct Decoder {
     preamble: Option<Preamble>,
     body: BytesMut,
     body_len: usize,
+    /// Whether the body is with whoever receives.
+    lent: bool,
+    spares: Arc<Spares>,
 }
 
 impl Decoder {
@@ -163,6 +166,8 @@ impl Decoder {
             preamble: None,
             body: BytesMut::new(),
             body_len: 0,
+            lent: false,
+            spares: Arc::default(),
         }
     }
 
@@ -187,12 +192,46 @@ impl Decoder {
         self.head_len == 0
     }
 
+    /// Lends the body of a large frame of which much is missing, so that it is received where it will stay. It is to be
+    /// [given back](Self::give_back) before anything else is done.
+    pub fn lend(&mut self) -> Option<Rest> {
+        self.preamble?;
+        let missing = self.body_len - self.body.len();
+        let rest = Rest::of(&mut self.body, missing)?;
+        self.lent = true;
+        Some(rest)
+    }
+
+    /// Takes a body back, with what came of it. If it is whole, [`decode`](Self::decode) gives its frame.
+    ///
+    /// # Panics
+    /// If none was lent.
+    pub fn give_back(&mut self, rest: Rest) {
+        assert!(self.lent, "no body was lent");
+        self.lent = false;
+        self.body = rest.body;
+    }
+
+    /// Takes memory of large bodies from those of other decoders too.
+    pub(crate) fn share(&mut self, spares: Arc<Spares>) {
+        self.spares = spares;
+    }
+
+    /// Gives back memory that is only kept to be used again.
+    pub fn forget_spares(&self) {
+        self.spares.clear();
+    }
+
     /// Takes bytes off the front of `input` up to the end of a frame, and gives that; nothing if more is needed, and
     /// then all of `input` was taken. A frame that its sender gave up is skipped.
     ///
     /// # Errors
     /// A frame that is broken, or too big. The stream cannot be used any more.
+    ///
+    /// # Panics
+    /// If a body is lent.
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Frame>> {
+        assert!(!self.lent, "bytes came while a body is lent");
         loop {
             let preamble = if let Some(preamble) = self.preamble {
                 preamble
@@ -210,10 +249,15 @@ impl Decoder {
             }
             self.preamble = None;
             self.head_len = 0;
-            let body = std::mem::take(&mut self.body);
-            let segments = match &mut self.cipher {
-                None => split_crc(&preamble, body.freeze())?,
-                Some(cipher) => split_secure(cipher, &preamble, &self.head, body)?,
+            let mut body = std::mem::take(&mut self.body);
+            if let Some(cipher) = &mut self.cipher {
+                open_body(cipher, &mut body)?;
+            }
+            let body = body.freeze();
+            self.spares.keep(&body);
+            let segments = match &self.cipher {
+                None => split_crc(&preamble, body)?,
+                Some(_) => split_secure(&preamble, &self.head, body)?,
             };
             if let Some(segments) = segments {
                 return Ok(Some(Frame { tag: preamble.tag, segments }));
@@ -244,7 +288,7 @@ impl Decoder {
         let preamble = Preamble::decode(&bytes, self.max)?;
         let secure = self.cipher.is_some();
         self.body_len = if secure { secure_body(&preamble) } else { crc_body(&preamble) };
-        self.body.reserve(self.body_len.min(EAGER));
+        self.body = self.spares.room(self.body_len);
         self.preamble = Some(preamble);
         Ok(preamble)
     }
@@ -286,18 +330,22 @@ fn split_crc(preamble: &Preamble, mut body: Bytes) -> Result<Option<Segments>> {
     Ok(Some(segments))
 }
 
-fn split_secure(
-    cipher: &mut Gcm,
-    preamble: &Preamble,
-    head: &[u8; SECURE_HEAD],
-    mut body: BytesMut,
-) -> Result<Option<Segments>> {
+/// Decrypts the second block of a frame.
+fn open_body(cipher: &mut Gcm, body: &mut BytesMut) -> Result<()> {
     if let Some(at) = body.len().checked_sub(CODE_LEN) {
         let mut code = [0; CODE_LEN];
-        code.copy_from_slice(&body.split_off(at));
-        cipher.open(&mut body, &code)?;
+        code.copy_from_slice(&body[at..]);
+        body.truncate(at);
+        cipher.open(body, &code)?;
     }
-    let mut body = body.freeze();
+    Ok(())
+}
+
+fn split_secure(
+    preamble: &Preamble,
+    head: &[u8; SECURE_HEAD],
+    mut body: Bytes,
+) -> Result<Option<Segments>> {
     let mut piece = |length: usize| {
         let mut piece = body.split_to(padded(length));
         piece.truncate(length);
@@ -322,6 +370,7 @@ mod tests {
     use super::*;
     use crate::msgr::CONNECTION_SECRET_LEN;
     use crate::msgr::frame::Tag;
+    use bytes::BufMut as _;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -401,6 +450,33 @@ mod tests {
             if let Ok(frames) = all(&mut decoder, &bytes) {
                 prop_assert!(passes && (frames.is_empty() || frames == [frame]));
             }
+        }
+    }
+
+    #[test]
+    fn large_data_is_received_where_it_stays() {
+        for secure in [false, true] {
+            let (mut encoder, mut decoder) = pair(secure);
+            let data: Vec<u8> = (0..=250).cycle().take(300_000).collect();
+            let mut frame = Frame::control(Tag::MESSAGE, vec![1; 41]);
+            frame.segments[3] = data.into();
+            let bytes = bytes_of(&mut encoder, &[frame.clone(), frame.clone()]);
+            let (mut input, mut got, mut lent) = (&bytes[..], Vec::new(), 0);
+            while !input.is_empty() {
+                let (piece, rest) = input.split_at(input.len().min(5000));
+                input = rest;
+                got.extend(all(&mut decoder, piece).unwrap());
+                while let Some(mut rest) = decoder.lend() {
+                    let (piece, others) = input.split_at(rest.room().remaining_mut().min(70_000));
+                    rest.room().put_slice(piece);
+                    input = others;
+                    lent += piece.len();
+                    decoder.give_back(rest);
+                    got.extend(decoder.decode(&mut &[][..]).unwrap());
+                }
+            }
+            assert_eq!(got, [frame.clone(), frame]);
+            assert!(lent > 500_000 && decoder.is_idle(), "{lent} bytes were received in place");
         }
     }
 

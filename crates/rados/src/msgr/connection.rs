@@ -1,6 +1,7 @@
 //! A client's session, from the first byte to its end.
 
 use super::banner::{BANNER_LEN, Banner};
+use super::body::{Rest, Spares};
 use super::codec::{Decoder, Encoder};
 use super::control::{
     self, AuthBadMethod, AuthDone, AuthRequest, ClientIdent, ConnectionMode, Hello, ServerIdent,
@@ -16,6 +17,7 @@ use bytes::Bytes;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Most bytes of a frame before the session is open.
@@ -204,6 +206,11 @@ impl<A: Authenticator> Connection<A> {
         connection
     }
 
+    /// Takes memory of large messages from those of other connections too.
+    pub(crate) fn share(&mut self, spares: Arc<Spares>) {
+        self.decoder.share(spares);
+    }
+
     /// The way to authenticate, with what it learnt.
     pub const fn auth(&self) -> &A {
         &self.auth
@@ -234,10 +241,33 @@ impl<A: Authenticator> Connection<A> {
         result
     }
 
+    /// Lends the body of a large message that comes, so that it is received where it will stay. It is to be
+    /// [given back](Self::give_back) before anything else is received.
+    pub fn lend(&mut self) -> Option<Rest> {
+        if self.state == State::Open { self.decoder.lend() } else { None }
+    }
+
+    /// Takes a body back, with what came of it.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    ///
+    /// # Panics
+    /// If none was lent.
+    pub fn give_back(&mut self, now: Instant, rest: Rest) -> Result<()> {
+        self.decoder.give_back(rest);
+        self.heard(now);
+        self.receive(now, &[])
+    }
+
+    const fn heard(&mut self, now: Instant) {
+        self.last_receive = now;
+        self.asked = None;
+    }
+
     fn take(&mut self, now: Instant, mut input: &[u8]) -> Result<()> {
         if !input.is_empty() {
-            self.last_receive = now;
-            self.asked = None;
+            self.heard(now);
         }
         if self.state == State::Banner && !self.take_banner(&mut input)? {
             return Ok(());
@@ -480,6 +510,11 @@ impl<A: Authenticator> Connection<A> {
         self.state == State::Open
     }
 
+    /// Whether there are bytes to be sent.
+    pub fn has_output(&self) -> bool {
+        !self.transmit.is_empty()
+    }
+
     /// Moves the bytes that are to be sent to the end of `out`, in order; whether there were any.
     pub fn poll_transmit(&mut self, out: &mut Vec<Bytes>) -> bool {
         self.transmit.drain(out)
@@ -513,6 +548,7 @@ impl<A: Authenticator> Connection<A> {
         }
         if self.state == State::Open && self.asked.is_none() {
             self.asked = Some(now);
+            self.decoder.forget_spares();
             let stamp = Utime::from(now.saturating_duration_since(self.started));
             self.send_frame(&control::keepalive(Tag::KEEPALIVE2, stamp));
             return Ok(());

@@ -132,7 +132,7 @@ impl Preamble {
     /// The preamble as bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
-        let mut writer = Writer::new();
+        let mut writer = Writer::with_capacity(PREAMBLE_LEN);
         writer.u8(self.tag.0);
         writer.raw(&[self.count.to_le_bytes()[0]]);
         for (index, &length) in self.lengths.iter().enumerate() {

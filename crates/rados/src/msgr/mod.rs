@@ -6,6 +6,7 @@
 //! stream breaks, the session is over, and its owner opens a new one and sends again what was not answered.
 
 mod banner;
+mod body;
 mod codec;
 mod connection;
 mod control;
@@ -16,6 +17,8 @@ mod secure;
 mod transmit;
 
 pub use banner::{BANNER_LEN, Banner, FEATURE_COMPRESSION, FEATURE_REVISION_1};
+pub use body::Rest;
+pub(crate) use body::Spares;
 pub use codec::{Decoder, Encoder};
 pub use connection::{
     Authenticator, Config, Connection, Event, Keepalive, MAX_HANDSHAKE_FRAME, MAX_MESSAGE, Opening,

@@ -4,6 +4,7 @@ use super::stream::{self, Stream};
 use crate::cluster::{Client, Event, Peer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mon::{Answer, Request};
+use crate::msgr::Rest;
 use crate::objecter::{Completion, ConnectionId};
 use crate::osd::OsdRequest;
 use parking_lot::Mutex;
@@ -33,7 +34,7 @@ pub(super) struct Watcher {
 /// What is behind the lock.
 pub(super) struct State {
     pub client: Client,
-    ops: HashMap<u64, oneshot::Sender<Completion>>,
+    ops: HashMap<u64, oneshot::Sender<Box<Completion>>>,
     asked: HashMap<u64, oneshot::Sender<Answer>>,
     pub watchers: HashMap<u64, Watcher>,
     streams: HashMap<ConnectionId, (Option<Arc<Stream>>, AbortHandle)>,
@@ -43,13 +44,22 @@ pub(super) struct State {
     last_trouble: Option<(Peer, Error)>,
     /// Wakes the task that sends and keeps time, which looks at all of this under the lock.
     pump: Option<Waker>,
+    /// When that task wakes by itself.
+    due: Instant,
+}
+
+/// What came on a stream.
+pub(super) enum Came<'a> {
+    Bytes(&'a [u8]),
+    /// A body that was lent, with what came of it.
+    Rest(Rest),
 }
 
 /// The machine, shared.
 pub(super) struct Engine {
     pub state: Mutex<State>,
-    pub ops_permits: Arc<Semaphore>,
-    pub byte_permits: Arc<Semaphore>,
+    pub ops_permits: Semaphore,
+    pub byte_permits: Semaphore,
     pub max_byte_permits: u32,
     /// The epoch of the map in use, 0 before there is one.
     epoch: watch::Sender<u32>,
@@ -123,12 +133,13 @@ impl Engine {
             refused: None,
             last_trouble: None,
             pump: None,
+            due: Instant::now() + NOTHING_DUE,
         };
         let bytes = u32::try_from(max_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
         Arc::new(Self {
             state: Mutex::new(state),
-            ops_permits: Arc::new(Semaphore::new(max_ops.clamp(1, Semaphore::MAX_PERMITS))),
-            byte_permits: Arc::new(Semaphore::new(bytes as usize)),
+            ops_permits: Semaphore::new(max_ops.clamp(1, Semaphore::MAX_PERMITS)),
+            byte_permits: Semaphore::new(bytes as usize),
             max_byte_permits: bytes,
             epoch: watch::Sender::new(0),
         })
@@ -136,7 +147,7 @@ impl Engine {
 
     /// Sends and keeps time, until it is aborted.
     pub(super) async fn pump(self: Arc<Self>) {
-        let sleep = sleep_until((Instant::now() + NOTHING_DUE).into());
+        let sleep = sleep_until(self.state.lock().due.into());
         tokio::pin!(sleep);
         poll_fn(|context| self.poll_pump(context, sleep.as_mut())).await;
     }
@@ -156,7 +167,8 @@ impl Engine {
             self.transmit(&mut state);
             let due = state.client.deadline().unwrap_or(now + NOTHING_DUE);
             // A timer that goes off early costs less than one that is set for each request.
-            if due < sleep.deadline().into_std() || sleep.is_elapsed() {
+            if due < state.due || sleep.is_elapsed() {
+                state.due = due;
                 sleep.as_mut().reset(due.into());
             }
             if sleep.as_mut().poll(context).is_pending() {
@@ -196,7 +208,7 @@ impl Engine {
                 }
                 Event::Completed(completion) => {
                     if let Some(waiting) = state.ops.remove(&completion.tid) {
-                        let _nobody_waits = waiting.send(*completion);
+                        let _nobody_waits = waiting.send(completion);
                     }
                 }
                 Event::Answer(tid, answer) => {
@@ -234,13 +246,23 @@ impl Engine {
         }
     }
 
-    /// Bytes came.
-    pub(super) fn received(self: &Arc<Self>, connection: ConnectionId, bytes: &[u8]) {
+    /// Something came. Where the next bytes belong is given, if they are many of one message.
+    pub(super) fn received(
+        self: &Arc<Self>,
+        connection: ConnectionId,
+        came: Came<'_>,
+    ) -> Option<Rest> {
         let now = Instant::now();
         let mut state = self.state.lock();
-        state.client.receive(now, connection, bytes);
+        match came {
+            Came::Bytes(bytes) => state.client.receive(now, connection, bytes),
+            Came::Rest(rest) => state.client.give_back(now, connection, rest),
+        }
         self.obey(&mut state, now);
-        state.wake_pump();
+        if state.client.has_output() || state.client.deadline().is_some_and(|due| due < state.due) {
+            state.wake_pump();
+        }
+        state.client.lend(connection)
     }
 
     /// A stream broke, or could not be opened.
@@ -290,7 +312,7 @@ impl Engine {
     pub(super) async fn perform(
         &self,
         submit: impl FnOnce(&mut Client, Instant) -> std::result::Result<u64, Box<OsdRequest>>,
-    ) -> Result<Completion> {
+    ) -> Result<Box<Completion>> {
         // Permits are what bounds operations: the machine takes whatever has one.
         let gone = Error::new("submitting an operation", ErrorKind::Cancelled);
         let done = self.perform_if(|client, now| submit(client, now).ok()).await?;
@@ -301,7 +323,7 @@ impl Engine {
     pub(super) async fn perform_if(
         &self,
         submit: impl FnOnce(&mut Client, Instant) -> Option<u64>,
-    ) -> Result<Option<Completion>> {
+    ) -> Result<Option<Box<Completion>>> {
         let (tid, receiver) = {
             let mut state = self.state.lock();
             state.check()?;

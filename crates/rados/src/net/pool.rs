@@ -6,6 +6,7 @@ use crate::encoding::{NOSNAP, ObjectLocator, SNAPDIR, Utime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::osd::{Op, OpCode, OpFlags, OpResult, OsdRequest, Reply, SnapContext};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::SemaphorePermit;
 
 /// Who answers reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -182,15 +183,14 @@ impl Pool {
     pub(super) async fn permits(
         &self,
         bytes: u64,
-    ) -> Result<(tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit)> {
+    ) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
         let engine = &self.cluster.engine;
         let closed = |_| Error::new("waiting for operations before", ErrorKind::Cancelled);
-        let op = engine.ops_permits.clone().acquire_owned().await.map_err(closed)?;
+        let op = engine.ops_permits.acquire().await.map_err(closed)?;
         // One alone may have more than there are permits for.
         let permits = (bytes / PERMIT_BYTES).min(engine.max_byte_permits.into());
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-        let bytes =
-            engine.byte_permits.clone().acquire_many_owned(permits).await.map_err(closed)?;
+        let bytes = engine.byte_permits.acquire_many(permits).await.map_err(closed)?;
         Ok((op, bytes))
     }
 }

@@ -1,6 +1,7 @@
 //! One TCP connection.
 
-use super::engine::Engine;
+use super::engine::{Came, Engine};
+use crate::msgr::Rest;
 use crate::objecter::ConnectionId;
 use bytes::{Buf as _, Bytes};
 use core::net::SocketAddr;
@@ -8,17 +9,20 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 
 /// What is taken from a socket at a time.
-const RECEIVE_BYTES: usize = 256 << 10;
+const RECEIVE_BYTES: usize = 64 << 10;
 /// Most pieces of one write (Linux: `UIO_FASTIOV` and beyond; IOV_MAX is 1024).
 const MAX_PIECES: usize = 64;
 
 /// A socket, and what waits until it has room.
 pub(super) struct Stream {
-    socket: TcpStream,
+    socket: OwnedWriteHalf,
     waiting: Mutex<VecDeque<Bytes>>,
     /// There is something that waits.
     full: Notify,
@@ -47,7 +51,10 @@ impl Stream {
             for (slice, piece) in slices.iter_mut().zip(waiting.iter()) {
                 *slice = IoSlice::new(piece);
             }
-            let sent = self.socket.try_write_vectored(&slices[..count])?;
+            let sent = match &slices[..count] {
+                [one] => self.socket.try_write(one)?,
+                several => self.socket.try_write_vectored(several)?,
+            };
             advance(waiting, sent);
         }
         Ok(())
@@ -67,18 +74,32 @@ impl Stream {
             }
         }
     }
+}
 
-    /// Receives until the end.
-    async fn receive(&self, engine: &Arc<Engine>, connection: ConnectionId) -> io::Result<()> {
-        let mut buffer = vec![0; RECEIVE_BYTES];
-        loop {
-            self.socket.readable().await?;
-            match self.socket.try_read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(received) => engine.received(connection, &buffer[..received]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+/// Receives until the end.
+async fn receive(
+    mut socket: OwnedReadHalf,
+    engine: &Arc<Engine>,
+    connection: ConnectionId,
+) -> io::Result<()> {
+    let mut buffer = vec![0; RECEIVE_BYTES];
+    let mut rest: Option<Rest> = None;
+    loop {
+        let came = match rest.take() {
+            Some(mut rest) => match socket.read_buf(&mut rest.room()).await? {
+                0 => return Ok(()),
+                _ => Came::Rest(rest),
+            },
+            None => match socket.read(&mut buffer).await? {
+                0 => return Ok(()),
+                count => Came::Bytes(&buffer[..count]),
+            },
+        };
+        let was_large = matches!(came, Came::Rest(_));
+        rest = engine.received(connection, came);
+        if was_large && rest.is_none() {
+            // Whoever waited for it may be done with its memory before the next one comes.
+            yield_now().await;
         }
     }
 }
@@ -105,11 +126,13 @@ pub(super) async fn run(engine: Arc<Engine>, connection: ConnectionId, addr: Soc
 async fn carry(engine: &Arc<Engine>, connection: ConnectionId, addr: SocketAddr) -> io::Result<()> {
     let socket = TcpStream::connect(addr).await?;
     socket.set_nodelay(true)?;
+    // Each half waits for its own readiness; a read that leaves room says that nothing is left to read.
+    let (reader, socket) = socket.into_split();
     let stream = Stream { socket, waiting: Mutex::default(), full: Notify::new() };
     let stream = Arc::new(stream);
     engine.opened(connection, Arc::clone(&stream));
     tokio::select! {
-        result = stream.receive(engine, connection) => result,
+        result = receive(reader, engine, connection) => result,
         result = stream.drain() => result,
     }
 }

@@ -8,12 +8,13 @@ use super::session::{CONNECT_TIMEOUT, IDLE, KEEPALIVE, Link, Session};
 use super::watches::Watch;
 use crate::auth::ServiceAuth;
 use crate::encoding::{EntityAddr, EntityType};
-use crate::error::{Error, ErrorKind, Place};
+use crate::error::{Error, ErrorKind, Place, Result};
 use crate::maps::OsdMap;
-use crate::msgr;
+use crate::msgr::{self, Rest, Spares};
 use crate::osd::{OsdRequest, Target};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Sends operations to OSDs. See the [module](super).
@@ -37,6 +38,8 @@ pub struct Objecter {
     pub(super) watches: BTreeMap<u64, Watch>,
     pub(super) events: VecDeque<Event>,
     dirty: VecDeque<i32>,
+    /// Memory of large replies, of all sessions.
+    spares: Arc<Spares>,
     /// Nothing is due before this time.
     wake: Option<Instant>,
     /// No operation's time is up before this time.
@@ -66,6 +69,7 @@ impl Objecter {
             watches: BTreeMap::new(),
             events: VecDeque::new(),
             dirty: VecDeque::new(),
+            spares: Arc::default(),
             wake: None,
             ops_wake: None,
         }
@@ -262,7 +266,8 @@ impl Objecter {
             handshake_timeout: CONNECT_TIMEOUT,
             keepalive: Some(KEEPALIVE),
         };
-        let up = Box::new(msgr::Connection::new(config, auth, now));
+        let mut up = Box::new(msgr::Connection::new(config, auth, now));
+        up.share(Arc::clone(&self.spares));
         if let Some(deadline) = up.deadline() {
             earlier(&mut self.wake, deadline);
         }
@@ -441,13 +446,35 @@ impl Objecter {
 
     /// Takes bytes of a stream. Whatever is wrong with them breaks that session only.
     pub fn receive(&mut self, now: Instant, connection: ConnectionId, bytes: &[u8]) {
+        self.take_in(now, connection, |up| up.receive(now, bytes));
+    }
+
+    /// Lends the body of a large message that comes on a stream: see [`msgr::Connection::lend`].
+    pub fn lend(&mut self, connection: ConnectionId) -> Option<Rest> {
+        let osd = *self.connections.get(&connection)?;
+        self.sessions.get_mut(&osd)?.connection(connection)?.lend()
+    }
+
+    /// Takes a body back, with what came of it.
+    pub fn give_back(&mut self, now: Instant, connection: ConnectionId, rest: Rest) {
+        self.take_in(now, connection, |up| up.give_back(now, rest));
+    }
+
+    fn take_in(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        receive: impl FnOnce(&mut msgr::Connection<ServiceAuth>) -> Result<()>,
+    ) {
         let Some(&osd) = self.connections.get(&connection) else { return };
         let Some(up) = self.sessions.get_mut(&osd).and_then(|it| it.connection(connection)) else {
             return;
         };
-        let mut result = up.receive(now, bytes);
+        let mut result = receive(up);
         // Keepalives are answered without an event.
-        self.mark(osd);
+        if up.has_output() {
+            self.mark(osd);
+        }
         while let Some(event) = self.next_of(osd, connection) {
             let taken = match event {
                 msgr::Event::Open(_) => {
@@ -477,6 +504,12 @@ impl Objecter {
             }
         }
         self.send_all(osd, |_| true);
+    }
+
+    /// Whether there may be bytes to be sent.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.dirty.is_empty()
     }
 
     /// Moves the bytes that are to be sent on one of the streams to the end of `out`: which one.
