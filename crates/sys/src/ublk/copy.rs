@@ -84,3 +84,55 @@ impl Copies {
 fn length(segment: &Segment) -> u32 {
     u32::try_from(segment.len()).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use io_uring::IoUring;
+
+    use super::*;
+
+    fn run(ring: &mut IoUring, entry: &squeue::Entry) -> i32 {
+        // SAFETY: the memory is that of a slot of the test's, which is there until this has waited for the copy.
+        unsafe { ring.submission().push(entry) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    }
+
+    fn segments<const N: usize>(texts: [&str; N]) -> Segments {
+        texts.map(|text| Segment::from_vec(text.into())).into_iter().collect()
+    }
+
+    /// A sparse file stands for the device: it has a place for each request, too.
+    #[test]
+    fn data_goes_to_the_place_of_its_request_and_comes_from_there() {
+        let file: File = tempfile::tempfile().unwrap();
+        let device = Device(Arc::new(file.try_clone().unwrap().into()));
+        let mut copies = Copies::new(&device, 1, 4);
+        let mut ring = IoUring::new(4).unwrap();
+        for (tag, data) in [(0, segments(["whole"])), (3, segments(["in ", "two parts"]))] {
+            let bytes: Vec<u8> = data.iter().flat_map(Segment::to_vec).collect();
+            copies.start(tag, data);
+            let given = run(&mut ring, &copies.give(tag));
+            assert_eq!(copies.end(tag, given), Ok(()));
+            let mut found = vec![0; bytes.len()];
+            file.read_exact_at(&mut found, abi::data_offset(1, tag)).unwrap();
+            assert_eq!(found, bytes);
+
+            let memory = segments(["....", &".".repeat(bytes.len() - 4)]);
+            copies.start(tag, memory.clone());
+            let taken = run(&mut ring, &copies.take(tag));
+            assert_eq!(copies.end(tag, taken), Ok(()));
+            assert_eq!(memory.iter().flat_map(Segment::to_vec).collect::<Vec<_>>(), bytes);
+        }
+        // The file ends there.
+        copies.start(3, segments(["longer than what is there"]));
+        let taken = run(&mut ring, &copies.take(3));
+        assert_eq!((taken, copies.end(3, taken)), (12, Err(libc::EIO)));
+        copies.start(1, segments(["x"]));
+        assert_eq!(copies.end(1, -libc::EFAULT), Err(libc::EFAULT));
+    }
+}
