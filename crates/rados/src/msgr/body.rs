@@ -12,8 +12,6 @@ const LARGE: usize = 64 << 10;
 const EAGER: usize = 8 << 20;
 /// Memory is allocated in multiples of this.
 const ROUND: usize = 4096;
-/// With less than this missing, a body is not lent: other frames may come in the same breath.
-const MIN_REST: usize = 16 << 10;
 /// How many large bodies that were given out are looked after, and how many bytes they may have together.
 const MAX_SPARES: usize = 16;
 const MAX_SPARE_BYTES: usize = 32 << 20;
@@ -27,12 +25,13 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// Borrows a body of which so many bytes are missing, if it is worth while.
-    pub(super) fn of(body: &mut BytesMut, missing: usize) -> Option<Self> {
-        if missing < MIN_REST {
+    /// Borrows a body that is to have so many bytes, and has not all of them yet, if it is large.
+    pub(super) fn of(body: &mut BytesMut, whole: usize) -> Option<Self> {
+        if whole < LARGE {
             return None;
         }
         let mut body = std::mem::take(body);
+        let missing = whole - body.len();
         if body.capacity() == body.len() {
             body.reserve(missing.min(body.len().max(LARGE)));
         }
@@ -148,9 +147,9 @@ mod tests {
     fn a_rest_takes_what_is_missing_and_no_more() {
         let mut body = BytesMut::with_capacity(1 << 20);
         body.extend_from_slice(&[1; 100]);
-        assert!(Rest::of(&mut body, MIN_REST - 1).is_none());
-        let mut rest = Rest::of(&mut body, 1 << 17).unwrap();
-        assert!(body.is_empty() && rest.room().remaining_mut() == 1 << 17);
+        assert!(Rest::of(&mut body, LARGE - 1).is_none());
+        let mut rest = Rest::of(&mut body, LARGE).unwrap();
+        assert!(body.is_empty() && rest.room().remaining_mut() == LARGE - 100);
         rest.room().put_slice(&[2; 1000]);
         assert_eq!((rest.body.len(), rest.body[99], rest.body[100]), (1100, 1, 2));
     }

@@ -192,12 +192,11 @@ impl Decoder {
         self.head_len == 0
     }
 
-    /// Lends the body of a large frame of which much is missing, so that it is received where it will stay. It is to be
+    /// Lends the body of a large frame that is not whole, so that it is received where it will stay. It is to be
     /// [given back](Self::give_back) before anything else is done.
     pub fn lend(&mut self) -> Option<Rest> {
         self.preamble?;
-        let missing = self.body_len - self.body.len();
-        let rest = Rest::of(&mut self.body, missing)?;
+        let rest = Rest::of(&mut self.body, self.body_len)?;
         self.lent = true;
         Some(rest)
     }
