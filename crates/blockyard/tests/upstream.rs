@@ -243,7 +243,7 @@ fn tls_upstream_with_certificates_both_ways() {
     let with =
         ["--tls-certificate", &file("client-cert.pem"), "--tls-key", &file("client-key.pem")];
     run(&[&args[..], &with].concat()).code(0);
-    run(&["info", &format!("{bare}&tls-type=psk")]).code(69).contains(&["pre-shared keys"]);
+    run(&["info", &format!("{bare}&tls-type=psk")]).code(64).contains(&["tls-psk-file"]);
     run(&["info", &unix("", &socket)]).code(1).contains(&["it wants TLS", "nbds+unix://"]);
 }
 
