@@ -1,12 +1,44 @@
-//! Frames of a hostile peer. First byte: bit 0 whether they are encrypted; what comes out is encoded and read again.
+//! Frames of a hostile peer. First byte: bit 0 whether they are encrypted, the others how much comes at a time, all if they
+//! are 0; bodies that are lent are filled. What comes out is encoded and read again.
 #![no_main]
 
 use blockyard_rados::msgr::{
-    CONNECTION_SECRET_LEN, ConnectionSecret, Decoder, Encoder, Message, Transmit,
+    CONNECTION_SECRET_LEN, ConnectionSecret, Decoder, Encoder, Frame, Message, Transmit,
 };
+use bytes::BufMut as _;
 use libfuzzer_sys::fuzz_target;
 
-const MAX: u64 = 1 << 16;
+/// Bodies of more than 64 KiB are lent.
+const MAX: u64 = 1 << 18;
+
+/// The next frame of what comes `step` bytes at a time.
+fn next(decoder: &mut Decoder, input: &mut &[u8], step: usize) -> Option<Frame> {
+    loop {
+        let (piece, later) = input.split_at(input.len().min(step));
+        let mut left = piece;
+        let frame = decoder.decode(&mut left).ok()?;
+        *input = &input[piece.len() - left.len()..];
+        if frame.is_some() {
+            return frame;
+        }
+        assert!(left.is_empty() && *input == later);
+        if let Some(mut body) = decoder.lend() {
+            let room = body.room().remaining_mut();
+            assert!(room > 0);
+            let (piece, later) = input.split_at(input.len().min(room).min(step));
+            body.room().put_slice(piece);
+            *input = later;
+            decoder.give_back(body);
+            let frame = decoder.decode(&mut &[][..]).ok()?;
+            if frame.is_some() {
+                return frame;
+            }
+        }
+        if input.is_empty() {
+            return None;
+        }
+    }
+}
 
 fuzz_target!(|data: &[u8]| {
     let Some((&how, mut input)) = data.split_first() else { return };
@@ -18,7 +50,11 @@ fuzz_target!(|data: &[u8]| {
         encoder.secure(&secret);
         again.secure_server(&secret);
     }
-    while let Ok(Some(frame)) = decoder.decode(&mut input) {
+    let step = match usize::from(how >> 1) {
+        0 => usize::MAX,
+        step => step * 8,
+    };
+    while let Some(frame) = next(&mut decoder, &mut input, step) {
         assert!(frame.segments.iter().map(|segment| segment.len() as u64).sum::<u64>() <= MAX);
         let mut transmit = Transmit::default();
         encoder.encode(&frame, &mut transmit);
