@@ -1,10 +1,10 @@
 //! TLS with pre-shared keys, by OpenSSL: rustls has none.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
-use blockyard_nbd::psk::{self, MAX_FILE};
+use blockyard_nbd::psk::{self, MAX_FILE, Records, SUITES};
 use blockyard_nbd::uri::Uri;
 use openssl::error::ErrorStack;
 use openssl::ssl::{
@@ -17,14 +17,10 @@ use crate::error::{Error, ErrorKind};
 use crate::outbox::Outbox;
 use crate::socket::Plain;
 
-/// Of TLS 1.3. Keys that are not from an earlier session go with SHA-256 alone.
-const SUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
 /// Of TLS 1.2: with forward secrecy.
 const OLD_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:\
     DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305:\
     ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256";
-/// Bytes that are received at a time: the longest TLS record and its header.
-const RECEIVE: usize = (16 << 10) + 512;
 
 /// What sessions with a server are made from: the user and the key.
 #[derive(Clone, Debug)]
@@ -55,7 +51,7 @@ impl Setup {
     pub(super) fn session(&self) -> Result<Box<dyn Session>, Error> {
         let made = Ssl::new(&self.0).and_then(|mut session| {
             session.set_connect_state();
-            SslStream::new(session, Records::new())
+            SslStream::new(session, Records::default())
         });
         let stream =
             made.map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
@@ -192,66 +188,5 @@ impl Session for Keyed {
         // Whoever has left does not hear it.
         let _ = self.stream.shutdown();
         let _ = self.stream.get_mut().send(&mut socket);
-    }
-}
-
-/// The socket as OpenSSL sees it: memory, which is filled and emptied when the socket can.
-struct Records {
-    input: Box<[u8]>,
-    /// What of it was received and not taken yet: from here,
-    taken: usize,
-    /// to here.
-    received: usize,
-    output: Vec<u8>,
-    /// Bytes of it that the socket has.
-    sent: usize,
-}
-
-impl Records {
-    fn new() -> Self {
-        let input = vec![0; RECEIVE].into_boxed_slice();
-        Self { input, taken: 0, received: 0, output: Vec::new(), sent: 0 }
-    }
-
-    fn unsent(&self) -> usize {
-        self.output.len() - self.sent
-    }
-
-    /// Receives once, after all was taken.
-    fn receive(&mut self, socket: &mut Plain<'_>) -> io::Result<usize> {
-        debug_assert_eq!(self.taken, self.received, "records that were not looked at");
-        let len = socket.read(&mut self.input)?;
-        (self.taken, self.received) = (0, len);
-        Ok(len)
-    }
-
-    fn send(&mut self, socket: &mut Plain<'_>) -> io::Result<()> {
-        while self.unsent() > 0 {
-            self.sent += socket.write(&self.output[self.sent..])?;
-        }
-        self.output.clear();
-        self.sent = 0;
-        Ok(())
-    }
-}
-
-impl Read for Records {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.received {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let len = (&self.input[self.taken..self.received]).read(buf)?;
-        self.taken += len;
-        Ok(len)
-    }
-}
-
-impl Write for Records {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.output.write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! TLS with pre-shared keys, by OpenSSL: rustls has none.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use blockyard_nbd::psk::Keys;
+use blockyard_nbd::psk::{Keys, Records, SUITES};
 use openssl::bn::BigNum;
 use openssl::dh::Dh;
 use openssl::error::ErrorStack;
@@ -19,15 +19,11 @@ use super::psk_file;
 use super::{Engine, SEND_BUFFER, Session, TlsConfig};
 use crate::error::{Error, ErrorKind};
 
-/// Of TLS 1.3. Keys that are not from an earlier session go with SHA-256 alone.
-const SUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
 /// Of TLS 1.2, the best first: those with forward secrecy, as GnuTLS, too, has them; then those without.
 const OLD_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:\
     DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305:\
     ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:\
     PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256:PSK-CHACHA20-POLY1305";
-/// Bytes that are received at a time: the longest TLS record and its header.
-const RECEIVE: usize = (16 << 10) + 512;
 
 /// Sessions with the users of a file.
 struct Psk {
@@ -94,7 +90,7 @@ impl Engine for Psk {
     fn session(&self) -> io::Result<Box<dyn Session>> {
         let mut session = Ssl::new(&self.context)?;
         session.set_accept_state();
-        let stream = SslStream::new(session, Records::new())?;
+        let stream = SslStream::new(session, Records::default())?;
         Ok(Box::new(PskSession { stream, peer: self.peer }))
     }
 }
@@ -193,65 +189,4 @@ fn invalid(what: String) -> io::Error {
 fn reason(err: &ssl::Error) -> String {
     let first = err.ssl_error().and_then(|stack| stack.errors().first());
     first.and_then(|error| error.reason()).map_or_else(|| err.to_string(), str::to_owned)
-}
-
-/// The socket as OpenSSL sees it: memory, which is filled and emptied when the socket can.
-struct Records {
-    input: Box<[u8]>,
-    /// What of it was received and not taken yet: from here,
-    taken: usize,
-    /// to here.
-    received: usize,
-    output: Vec<u8>,
-    /// Bytes of it that the socket has.
-    sent: usize,
-}
-
-impl Records {
-    fn new() -> Self {
-        let input = vec![0; RECEIVE].into_boxed_slice();
-        Self { input, taken: 0, received: 0, output: Vec::new(), sent: 0 }
-    }
-
-    fn unsent(&self) -> usize {
-        self.output.len() - self.sent
-    }
-
-    /// Receives once, after all was taken.
-    fn receive(&mut self, mut socket: &Socket) -> io::Result<usize> {
-        debug_assert_eq!(self.taken, self.received, "records that were not looked at");
-        let len = socket.read(&mut self.input)?;
-        (self.taken, self.received) = (0, len);
-        Ok(len)
-    }
-
-    fn send(&mut self, mut socket: &Socket) -> io::Result<()> {
-        while self.unsent() > 0 {
-            self.sent += socket.write(&self.output[self.sent..])?;
-        }
-        self.output.clear();
-        self.sent = 0;
-        Ok(())
-    }
-}
-
-impl Read for Records {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.taken == self.received {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let len = (&self.input[self.taken..self.received]).read(buf)?;
-        self.taken += len;
-        Ok(len)
-    }
-}
-
-impl Write for Records {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.output.write(buf)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,4 +1,9 @@
-//! Files of pre-shared keys: what `psktool` of GnuTLS writes, and what nbdkit, QEMU and libnbd read.
+//! Pre-shared keys, for both sides: files of them, as `psktool` of GnuTLS writes them, and nbdkit, QEMU and libnbd read them;
+//! and the records of a session.
+
+mod records;
+
+pub use records::Records;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,6 +13,9 @@ const MAX_USER: usize = 128;
 const MAX_KEY: usize = 256;
 /// Bytes of a file: some thousand users.
 pub const MAX_FILE: u64 = 1 << 20;
+
+/// Cipher suites of TLS 1.3, as OpenSSL names them. Keys that are not from an earlier session go with SHA-256 alone.
+pub const SUITES: &str = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
 
 /// Keys by user.
 pub type Keys = HashMap<Vec<u8>, Vec<u8>>;
