@@ -69,14 +69,15 @@ pub fn run_tests(command: &mut Command) -> Result<()> {
 
 /// The parts of libtest's output that tell of failed tests: from `failures:` to the result of the binary.
 #[derive(Default)]
-struct Failures {
+pub(crate) struct Failures {
     lines: Vec<String>,
     is_inside: bool,
     left_out: usize,
 }
 
 impl Failures {
-    fn see(&mut self, line: &str) {
+    /// Takes the next line.
+    pub(crate) fn see(&mut self, line: &str) {
         self.is_inside |= line == "failures:";
         if self.is_inside && self.lines.len() < FAILURE_LINES_MAX {
             self.lines.push(line.to_owned());
@@ -86,7 +87,8 @@ impl Failures {
         self.is_inside &= !line.starts_with("test result:");
     }
 
-    fn shown(&self) -> String {
+    /// What it has seen, to stand behind an error.
+    pub(crate) fn shown(&self) -> String {
         let mut text = self.lines.iter().fold(String::new(), |text, line| text + "\n" + line);
         if self.left_out > 0 {
             text += &format!("\n({} more lines above)", self.left_out);

@@ -27,7 +27,10 @@ pub fn build(tools: &Tools) -> Result<PathBuf> {
 }
 
 /// The target that the compiler builds for by itself.
-fn host_target() -> Result<String> {
+///
+/// # Errors
+/// It cannot be asked, or does not say.
+pub fn host_target() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let said = capture(Command::new(rustc).arg("-vV"))?;
     let target = said.lines().find_map(|line| line.strip_prefix("host: "));

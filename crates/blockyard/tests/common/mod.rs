@@ -17,7 +17,12 @@ const PEER_LIMIT: &str = "120";
 
 /// The command, with a runtime directory of its own.
 pub(crate) fn blockyard(runtime: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_blockyard"));
+    blockyard_at(Path::new(env!("CARGO_BIN_EXE_blockyard")), runtime)
+}
+
+/// As [`blockyard`], by another build of it.
+fn blockyard_at(program: &Path, runtime: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .env("BLOCKYARD_RUNTIME_DIR", runtime)
         .env_remove("LISTEN_FDS")
@@ -118,8 +123,13 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// `blockyard serve ARGS --nbd unix:...`.
     pub(crate) fn serve<S: AsRef<OsStr>>(args: &[S]) -> Self {
+        Self::serve_by(Path::new(env!("CARGO_BIN_EXE_blockyard")), args)
+    }
+
+    /// As [`Daemon::serve`], by another build of the command.
+    pub(crate) fn serve_by<S: AsRef<OsStr>>(program: &Path, args: &[S]) -> Self {
         let dir = TempDir::new().unwrap();
-        let mut command = blockyard(&dir.path().join("run"));
+        let mut command = blockyard_at(program, &dir.path().join("run"));
         command
             .arg("serve")
             .args(args)

@@ -8,49 +8,49 @@ use crate::child::fresh_dir;
 use crate::paths;
 use crate::run::{cargo, run};
 use crate::setup::Tools;
+use crate::side_by_side::{self, Job, processors};
+use crate::static_program::host_target;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long the input may take that a fuzz target has begun when its time ends.
+const LAST_INPUT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The crate of the fuzz targets, which is no member of the workspace.
 pub(super) fn dir() -> PathBuf {
     paths::root().join("fuzz")
 }
 
-/// Builds all targets, then runs one after another; a target that fails does not keep the others from running.
+/// Builds all targets, then runs them, as many at a time as there are processors; a target that fails does not keep
+/// the others from running.
 pub(crate) fn run_all(tools: &Tools, seconds: u64) -> Result<()> {
     let targets = targets(&dir())?;
     run(tools.apply(&mut cargo(["fuzz", "build", "--sanitizer", "none"])))?;
-    let mut failed = Vec::new();
-    for target in &targets {
-        let scratch = fresh_dir()?;
-        let seeds = copy_corpus(&dir().join("corpus").join(target), scratch.path())?;
-        println!("fuzz: {target} from {seeds} seeds");
-        let corpus = scratch.path().display().to_string();
-        let limit = format!("-max_total_time={}", seconds);
-        let mut command = cargo([
-            "fuzz",
-            "run",
-            "--sanitizer",
-            "none",
-            target,
-            &corpus,
-            "--",
-            &limit,
-            "-rss_limit_mb=2048",
-            "-verbosity=0",
-        ]);
+    let built = dir().join("target").join(host_target()?).join("release");
+    let mut scratch = Vec::new();
+    let mut jobs = Vec::new();
+    for target in targets {
+        let corpus = fresh_dir()?;
+        let seeds = copy_corpus(&dir().join("corpus").join(&target), corpus.path())?;
+        let artifacts = dir().join("artifacts").join(&target);
+        fs::create_dir_all(&artifacts)?;
+        let mut command = Command::new(built.join(&target));
+        command.arg(corpus.path()).arg(format!("-artifact_prefix={}/", artifacts.display()));
+        command.arg(format!("-max_total_time={seconds}"));
+        command.args(["-rss_limit_mb=2048", "-verbosity=0"]);
         if let Some(seed) = std::env::var_os("BLOCKYARD_SEED") {
             command.arg(format!("-seed={}", seed.display()));
         }
-        if run(tools.apply(&mut command)).is_err() {
-            failed.push(target.as_str());
-        }
+        jobs.push(Job { name: format!("fuzz {target}, from {seeds} seeds"), command });
+        scratch.push(corpus);
     }
-    if !failed.is_empty() {
-        bail!("fuzz targets failed: {}; the inputs are in fuzz/artifacts/", failed.join(", "));
-    }
-    Ok(())
+    // The engine ends by itself; what it is given beside its time is for the last input.
+    let limit = Duration::from_secs(seconds) + LAST_INPUT_LIMIT;
+    side_by_side::run(jobs, processors(), limit)
+        .context("the inputs that made fuzz targets fail are in fuzz/artifacts/")
 }
 
 /// The names of the targets: one file each in `fuzz_targets`.

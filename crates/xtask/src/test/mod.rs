@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check that a change must pass, one part after another, and what came of each.
 
+mod binaries;
 pub(crate) mod fuzz;
 mod parts;
 
@@ -31,8 +32,7 @@ pub fn run(options: &TestOptions) -> Result<ExitCode> {
     let chosen = choose(&options.part)?;
     let mut outcomes = Vec::new();
     let tools = prepare(&chosen, &mut outcomes);
-    let context =
-        parts::Context { tools, fuzz_seconds: options.fuzz_seconds, args: options.args.clone() };
+    let context = parts::Context::new(tools, options)?;
     for part in chosen.into_iter().filter(|part| part.name != parts::SETUP) {
         outcomes.push(timed(part, || (part.run)(&context)));
     }
@@ -86,6 +86,8 @@ fn summarize(outcomes: &[Outcome]) -> ExitCode {
         let result = if outcome.error.is_some() { "FAILED" } else { "passed" };
         println!("{:<10} {result:<6} {:>8.1}", outcome.part.name, outcome.took.as_secs_f64());
     }
+    let took: Duration = outcomes.iter().map(|outcome| outcome.took).sum();
+    println!("{:<10} {:<6} {:>8.1}", "all", "", took.as_secs_f64());
     for outcome in outcomes {
         if let Some(error) = &outcome.error {
             println!(

@@ -1,34 +1,87 @@
 //! The parts of a full check.
 //!
-//! The tests run by `cargo test`: it is there wherever cargo is, while a runner of tests would have to be built
-//! first on a fresh machine, which takes longer than it saves.
+//! All tests are built by one call of cargo, in one profile, and run from there. What people run, a program built
+//! for release, is built once, without shared libraries: guests take it along, and one test measures it.
 
+use super::binaries::{self, TestBinary};
 use super::fuzz;
+use crate::cli::TestOptions;
 use crate::paths;
 use crate::run::{cargo, run, run_tests};
 use crate::setup::Tools;
+use crate::side_by_side::{self, Job, processors};
 use crate::static_program;
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{MetadataCommand, Package};
-use std::process::Command;
+use std::cell::OnceCell;
+use std::time::Duration;
 
 /// The name of the part that prepares the machine for the others.
 pub(super) const SETUP: &str = "setup";
+/// How long the tests of one binary may take.
+const BINARY_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Binaries that run beside one for each processor, as most tests wait for something.
+const WAITING: usize = 1;
+/// Guests at a time: each keeps a processor busy while it boots, and waits for its host after that.
+const GUESTS: usize = 2;
 
 /// What the parts are given.
 pub(super) struct Context {
     /// What setup found; `None` if it did not run or failed.
-    pub tools: Option<Tools>,
+    tools: Option<Tools>,
     /// How long each fuzz target runs.
-    pub fuzz_seconds: u64,
+    fuzz_seconds: u64,
     /// Arguments for the tests of the command.
-    pub args: Vec<String>,
+    args: Vec<String>,
+    packages: Vec<Package>,
+    /// All test binaries, once they were built.
+    binaries: OnceCell<Vec<TestBinary>>,
 }
 
 impl Context {
+    /// # Errors
+    /// Cargo cannot say what is in the workspace.
+    pub(super) fn new(tools: Option<Tools>, options: &TestOptions) -> Result<Self> {
+        let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec()?;
+        Ok(Self {
+            tools,
+            fuzz_seconds: options.fuzz_seconds,
+            args: options.args.clone(),
+            packages: metadata.packages,
+            binaries: OnceCell::new(),
+        })
+    }
+
     /// The tools, for a part that cannot do without.
-    pub(super) fn tools(&self) -> Result<&Tools> {
+    fn tools(&self) -> Result<&Tools> {
         self.tools.as_ref().context("setup failed, and this part needs what it installs")
+    }
+
+    /// All test binaries of the workspace.
+    fn binaries(&self) -> Result<&[TestBinary]> {
+        if let Some(binaries) = self.binaries.get() {
+            return Ok(binaries);
+        }
+        let mut command = cargo(["test", "--workspace", "--tests"]);
+        let built = binaries::build(self.tools()?.apply(&mut command), &self.packages)?;
+        Ok(self.binaries.get_or_init(|| built))
+    }
+
+    /// What runs the chosen binaries with these arguments.
+    fn jobs(&self, args: &[String], is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<Job>> {
+        let mut chosen: Vec<_> =
+            self.binaries()?.iter().filter(|binary| is_chosen(binary)).collect();
+        chosen.sort_by_key(|binary| {
+            SLOW.iter().position(|&slow| slow == binary.target).unwrap_or(SLOW.len())
+        });
+        let mut jobs: Vec<_> = chosen.into_iter().map(|binary| binary.job(args)).collect();
+        if jobs.is_empty() {
+            bail!("there are no such tests");
+        }
+        for job in &mut jobs {
+            self.tools()?.apply(&mut job.command);
+        }
+        Ok(jobs)
     }
 }
 
@@ -45,28 +98,24 @@ pub(super) struct Part {
     pub run: fn(&Context) -> Result<()>,
 }
 
-/// All parts, in the order in which they run: what fails quickest comes first.
+/// All parts, in the order in which they run: what fails quickest comes first. `features` builds another command in
+/// place of the one that the tests before it run.
 pub(super) const PARTS: &[Part] = &[
     part(SETUP, "the peers and tools that the other parts need are installed", true, |_| Ok(())),
     part("fmt", "the sources are formatted", false, fmt),
     part("clippy", "no lint has anything to say", true, clippy),
-    part(
-        "build",
-        "everything builds: tests for debugging, the command for release and for guests",
-        true,
-        build,
-    ),
+    part("build", "everything builds: the tests, and the command as people run it", true, build),
     part("tidy", "the rules of the house: dependencies, licences, sizes, words", false, tidy),
     part("unit", "tests of the crates", true, unit),
     part("doc", "examples in the documentation run, its links lead somewhere", false, doc),
+    part("e2e", "the command against its peers", true, e2e),
+    part("lab", "the command in guests with a kernel of their own", true, lab),
     part(
         "features",
         "crates with optional features: lints and tests with all of them",
         true,
         features,
     ),
-    part("e2e", "the command against its peers", true, e2e),
-    part("lab", "the command in guests with a kernel of their own", true, lab),
     part("fuzz", "a short run of every fuzz target from its corpus", true, fuzz),
 ];
 
@@ -80,6 +129,10 @@ const fn part(
 }
 
 const COMMAND: &str = "blockyard";
+/// Binaries whose tests take longest: they are begun first, so that nothing has to wait for one of them alone.
+const SLOW: &[&str] = &["cluster_faults", "model", "cluster_access", "simulation", "vm_attach"];
+/// The tests that have a part of their own.
+const TIDY: &str = "tidy";
 /// Tests of the command that run in a laboratory: those in a file or folder of this name, or of a name that
 /// goes on with `_`.
 const LABS: &[&str] = &["vm", "ceph"];
@@ -95,28 +148,8 @@ fn clippy(context: &Context) -> Result<()> {
 }
 
 fn build(context: &Context) -> Result<()> {
-    let tools = context.tools()?;
-    run(tools.apply(&mut cargo([
-        "test",
-        "--workspace",
-        "--exclude",
-        COMMAND,
-        "--tests",
-        "--no-run",
-        "--quiet",
-    ])))?;
-    run(tools.apply(&mut cargo(["test", "-p", COMMAND, "--lib", "--bins", "--no-run", "--quiet"])))?;
-    run(tools.apply(&mut cargo([
-        "test",
-        "-p",
-        COMMAND,
-        "--release",
-        "--test",
-        "*",
-        "--no-run",
-        "--quiet",
-    ])))?;
-    static_program::build(tools).map(drop)
+    println!("{} test binaries", context.binaries()?.len());
+    static_program::build(context.tools()?).map(drop)
 }
 
 fn fuzz(context: &Context) -> Result<()> {
@@ -128,14 +161,10 @@ fn tidy(_: &Context) -> Result<()> {
 }
 
 fn unit(context: &Context) -> Result<()> {
-    let tools = context.tools()?;
-    let mut of_xtask = cargo(["test", "-p", "xtask", "--lib", "--bins"]);
-    let mut of_crates = cargo(["test", "--workspace", "--exclude", "xtask", "--exclude", COMMAND]);
-    of_crates.args(["--tests", "--no-fail-fast"]);
-    let mut of_command = cargo(["test", "-p", COMMAND, "--lib", "--bins"]);
-    run_tests(tools.apply(&mut of_xtask))?;
-    run_tests(tools.apply(&mut of_crates))?;
-    run_tests(tools.apply(&mut of_command))
+    let is_unit = |binary: &TestBinary| {
+        !(binary.is_integration && (binary.package == COMMAND || binary.target == TIDY))
+    };
+    side_by_side::run(context.jobs(&[], is_unit)?, processors() + WAITING, BINARY_LIMIT)
 }
 
 fn doc(_: &Context) -> Result<()> {
@@ -143,57 +172,54 @@ fn doc(_: &Context) -> Result<()> {
     run(cargo(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
+/// Lints all of the crates that have optional features, and runs the tests that are about those: the others were
+/// run without.
 fn features(context: &Context) -> Result<()> {
     let tools = context.tools()?;
-    let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec()?;
-    let packages: Vec<_> =
-        metadata.packages.iter().filter(|package| has_optional_features(package)).collect();
-    println!("{} crates have optional features", packages.len());
-    for package in packages {
-        let name = package.name.as_str();
-        let lint =
-            ["clippy", "-p", name, "--all-targets", "--all-features", "--", "-D", "warnings"];
-        run(tools.apply(&mut cargo(lint)))?;
-        let mut test = cargo(["test", "-p", name, "--all-features", "--lib", "--bins"]);
-        test.args(chosen_tests(package, |name| !runs_in_a_lab(name)));
-        run_tests(tools.apply(&mut test))?;
+    let packages: Vec<_> = context.packages.iter().filter(|it| has_optional_features(it)).collect();
+    let chosen = || packages.iter().flat_map(|package| ["-p", package.name.as_str()]);
+    let mut lint = cargo(["clippy", "--all-targets", "--all-features"]);
+    run(tools.apply(lint.args(chosen()).args(["--", "-D", "warnings"])))?;
+    let mut test = cargo(["test", "--all-features", "--no-fail-fast", "--lib"]);
+    test.args(chosen());
+    for feature in packages.iter().flat_map(|package| about_features(package)) {
+        test.args(["--test", feature]);
     }
-    Ok(())
+    run_tests(tools.apply(&mut test))
 }
 
 fn has_optional_features(package: &Package) -> bool {
     package.features.keys().any(|feature| feature != "default")
 }
 
+/// The integration tests that are named as a feature is.
+fn about_features(package: &Package) -> impl Iterator<Item = &str> {
+    let tests = package.targets.iter().filter(|target| target.is_test());
+    tests.map(|target| target.name.as_str()).filter(|name| package.features.contains_key(*name))
+}
+
 fn e2e(context: &Context) -> Result<()> {
-    run_tests(&mut command_tests(context, |name| !runs_in_a_lab(name))?)
+    let is_chosen = |binary: &TestBinary| is_of_command(binary) && !runs_in_a_lab(&binary.target);
+    side_by_side::run(command_jobs(context, is_chosen)?, processors() + WAITING, BINARY_LIMIT)
 }
 
-/// One guest at a time: each keeps a processor busy, and its server another.
 fn lab(context: &Context) -> Result<()> {
+    let is_chosen = |binary: &TestBinary| is_of_command(binary) && runs_in_a_lab(&binary.target);
+    let mut jobs = command_jobs(context, is_chosen)?;
+    jobs.iter_mut().for_each(|job| _ = job.command.arg("--test-threads=1"));
+    side_by_side::run(jobs, GUESTS, BINARY_LIMIT)
+}
+
+fn is_of_command(binary: &TestBinary) -> bool {
+    binary.is_integration && binary.package == COMMAND
+}
+
+/// Integration tests of the command, which are told where the one is that people run.
+fn command_jobs(context: &Context, is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<Job>> {
     let program = static_program::build(context.tools()?)?;
-    let mut tests = command_tests(context, runs_in_a_lab)?;
-    run_tests(tests.arg("--test-threads=1").env("BLOCKYARD_STATIC", program))
-}
-
-/// The integration tests of the command with these names, built for release.
-fn command_tests(context: &Context, is_chosen: fn(&str) -> bool) -> Result<Command> {
-    let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec()?;
-    let mut packages = metadata.packages.iter();
-    let package = packages.find(|package| package.name.as_str() == COMMAND);
-    let tests = chosen_tests(package.context("the command has no package")?, is_chosen);
-    if tests.is_empty() {
-        bail!("crates/{COMMAND}/tests holds no such test of the command");
-    }
-    let mut command = cargo(["test", "-p", COMMAND, "--release", "--no-fail-fast"]);
-    context.tools()?.apply(&mut command).args(tests).arg("--").args(&context.args);
-    Ok(command)
-}
-
-/// `--test NAME` for each integration test that is chosen.
-fn chosen_tests(package: &Package, is_chosen: fn(&str) -> bool) -> Vec<&str> {
-    let tests = package.targets.iter().filter(|target| target.is_test() && is_chosen(&target.name));
-    tests.flat_map(|target| ["--test", target.name.as_str()]).collect()
+    let mut jobs = context.jobs(&context.args, is_chosen)?;
+    jobs.iter_mut().for_each(|job| _ = job.command.env("BLOCKYARD_STATIC", &program));
+    Ok(jobs)
 }
 
 fn runs_in_a_lab(name: &str) -> bool {

@@ -1,0 +1,101 @@
+//! The test binaries of the workspace, built by one call of cargo.
+
+use crate::run::shown;
+use crate::side_by_side::Job;
+use anyhow::{Context as _, Result, bail};
+use cargo_metadata::{Artifact, Message, Package};
+use std::io::BufReader;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// A binary of tests: those of a library, of a program, or of a file in `tests`.
+#[derive(Clone, Debug)]
+pub(super) struct TestBinary {
+    /// Its package.
+    pub package: String,
+    /// The name of its target.
+    pub target: String,
+    /// Whether it is a file or folder of `tests`.
+    pub is_integration: bool,
+    executable: PathBuf,
+    directory: PathBuf,
+}
+
+impl TestBinary {
+    /// Runs it as cargo does: in the directory of its package.
+    pub(super) fn job(&self, args: &[String]) -> Job {
+        let mut command = Command::new(&self.executable);
+        command.args(args).current_dir(&self.directory);
+        command.env("CARGO_MANIFEST_DIR", &self.directory);
+        Job { name: format!("{} {}", self.package, self.target), command }
+    }
+
+    fn of(artifact: &Artifact, packages: &[Package]) -> Option<Self> {
+        let executable = artifact.executable.as_ref().filter(|_| artifact.profile.test)?;
+        let package = packages.iter().find(|package| package.id == artifact.package_id)?;
+        Some(Self {
+            package: package.name.to_string(),
+            target: artifact.target.name.clone(),
+            is_integration: artifact.target.is_test(),
+            executable: executable.into(),
+            directory: package.manifest_path.parent()?.into(),
+        })
+    }
+}
+
+/// Has `cargo test --no-run` build, and says what came of it.
+///
+/// # Errors
+/// The build fails, or there are no tests.
+pub(super) fn build(command: &mut Command, packages: &[Package]) -> Result<Vec<TestBinary>> {
+    command.args(["--no-run", "--message-format=json-render-diagnostics"]);
+    eprintln!("$ {}", shown(command));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", shown(command)))?;
+    let mut binaries = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        for message in Message::parse_stream(BufReader::new(stdout)) {
+            if let Message::CompilerArtifact(artifact) = message? {
+                binaries.extend(TestBinary::of(&artifact, packages));
+            }
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", shown(command));
+    }
+    if binaries.is_empty() {
+        bail!("`{}` built no tests", shown(command));
+    }
+    Ok(binaries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_runs_in_the_directory_of_its_package() {
+        let directory = tempfile::tempdir().unwrap();
+        let binary = TestBinary {
+            package: "blockyard-ram".to_owned(),
+            target: "suite".to_owned(),
+            is_integration: true,
+            executable: "/bin/pwd".into(),
+            directory: directory.path().into(),
+        };
+        let mut job = binary.job(&[]);
+        assert_eq!(job.name, "blockyard-ram suite");
+        let said = String::from_utf8(job.command.output().unwrap().stdout).unwrap();
+        assert_eq!(said.trim_end(), directory.path().to_str().unwrap());
+    }
+
+    #[test]
+    fn a_build_without_tests_is_an_error() {
+        let error = build(&mut Command::new("true"), &[]).unwrap_err().to_string();
+        assert!(error.contains("built no tests"), "{error}");
+    }
+}
