@@ -19,7 +19,7 @@ fn rule(folder: &str) -> Option<May> {
     };
     match folder {
         "buf" | "lab" => see(&[]),
-        "sys" | "blkmq" | "nbd" | "crush" | "vhost_user" => see(&["buf"]),
+        "sys" | "blkmq" | "nbd" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
         "rados" => see(&["buf", "crush"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
         // The protocol that is named after a device of it.
@@ -32,8 +32,13 @@ fn rule(folder: &str) -> Option<May> {
 }
 
 /// Protocols know nothing of sockets, files, clocks, threads and chance: time and bytes are arguments.
-const PROTOCOLS: &[&str] =
-    &["crates/nbd/src", "crates/vhost_user/src", "crates/crush/src", "crates/rados/src"];
+const PROTOCOLS: &[&str] = &[
+    "crates/nbd/src",
+    "crates/fuse/src",
+    "crates/vhost_user/src",
+    "crates/crush/src",
+    "crates/rados/src",
+];
 /// The one folder of a protocol's crate that drives the rest with sockets and time.
 const SHELLS: &[&str] = &["crates/rados/src/net/"];
 const OUTSIDE_WORLD: &[&str] = &[

@@ -1,0 +1,409 @@
+//! How a session begins: versions, flags and limits.
+//!
+//! The client names its version and what it can do; the server answers with the version that both know and what it
+//! wants of that. A client of a newer major version sends a second INIT when it is answered with ours.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::{InitFlags, Opcode, Reader, Wire};
+use crate::{MAJOR, MINOR, MINOR_MIN};
+
+/// Bytes of the arguments without [`InitFlags::INIT_EXT`].
+const SHORT_IN_LEN: usize = 16;
+/// Bytes of the arguments with it (`fuse_init_in`).
+const LONG_IN_LEN: usize = 64;
+/// Bytes of the answer, in all versions that are spoken (`fuse_init_out`).
+const OUT_LEN: usize = 64;
+/// The largest request in pages (`FUSE_MAX_MAX_PAGES` before 6.13, and what virtiofs allows).
+pub const MAX_PAGES: u16 = 256;
+/// Where the version that a flag needs is above the oldest that is spoken.
+const NEEDS: &[(u32, InitFlags)] = &[
+    (28, InitFlags::MAX_PAGES.union(InitFlags::CACHE_SYMLINKS)),
+    (29, InitFlags::NO_OPENDIR_SUPPORT),
+    (30, InitFlags::EXPLICIT_INVAL_DATA),
+    (31, InitFlags::MAP_ALIGNMENT),
+    (32, InitFlags::SUBMOUNTS),
+    (33, InitFlags::HANDLE_KILLPRIV_V2.union(InitFlags::SETXATTR_EXT)),
+    (36, InitFlags::INIT_EXT.union(InitFlags::SECURITY_CTX).union(InitFlags::HAS_INODE_DAX)),
+    (38, InitFlags::CREATE_SUPP_GROUP.union(InitFlags::HAS_EXPIRE_ONLY)),
+    (39, InitFlags::DIRECT_IO_ALLOW_MMAP),
+    (40, InitFlags::PASSTHROUGH.union(InitFlags::NO_EXPORT_SUPPORT).union(InitFlags::HAS_RESEND)),
+    (41, InitFlags::ALLOW_IDMAP),
+    (42, InitFlags::OVER_IO_URING),
+    (43, InitFlags::REQUEST_TIMEOUT),
+];
+
+/// What a client says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InitIn {
+    /// Its major version.
+    pub major: u32,
+    /// Its minor version.
+    pub minor: u32,
+    /// How far it reads ahead, in bytes.
+    pub max_readahead: u32,
+    /// What it can do.
+    pub flags: InitFlags,
+}
+
+impl InitIn {
+    /// A client of this version.
+    #[must_use]
+    pub const fn new(max_readahead: u32, flags: InitFlags) -> Self {
+        Self { major: MAJOR, minor: MINOR, max_readahead, flags }
+    }
+
+    /// Parses the arguments. Of another major version nothing but the version is looked at, as its arguments may
+    /// mean anything; bytes that a newer minor version may add are left alone.
+    ///
+    /// # Errors
+    /// They are cut short.
+    pub fn parse(args: &[u8]) -> Result<Self> {
+        let short = || Error::of(Opcode::Init, ErrorKind::Truncated("arguments"));
+        let mut r = Reader::new(args);
+        let mut next = || u32::read(&mut r).ok_or_else(short);
+        let (major, minor) = (next()?, next()?);
+        if major != MAJOR {
+            return Ok(Self { major, minor, max_readahead: 0, flags: InitFlags::empty() });
+        }
+        let (max_readahead, low) = (next()?, next()?);
+        let is_long = InitFlags::from_bits_retain(low.into()).contains(InitFlags::INIT_EXT);
+        let high = if is_long { next()? } else { 0 };
+        let flags = InitFlags::from_bits_retain(u64::from(high) << 32 | u64::from(low));
+        Ok(Self { major, minor, max_readahead, flags })
+    }
+
+    /// Appends the arguments, in the form that the version has.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let is_long = self.flags.contains(InitFlags::INIT_EXT);
+        let end = out.len() + if is_long { LONG_IN_LEN } else { SHORT_IN_LEN };
+        self.major.write(out);
+        self.minor.write(out);
+        self.max_readahead.write(out);
+        let (low, high) = halves(self.flags);
+        low.write(out);
+        if is_long {
+            high.write(out);
+        }
+        out.resize(end, 0);
+    }
+}
+
+/// What a server answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InitOut {
+    /// Its major version.
+    pub major: u32,
+    /// Its minor version.
+    pub minor: u32,
+    /// How far it lets the client read ahead, in bytes.
+    pub max_readahead: u32,
+    /// What is used.
+    pub flags: InitFlags,
+    /// Requests in the background at a time; 0 leaves it to the client.
+    pub max_background: u16,
+    /// From how many the client counts as congested; 0 leaves it to the client.
+    pub congestion_threshold: u16,
+    /// Bytes of data in a WRITE, at most.
+    pub max_write: u32,
+    /// Nanoseconds that times are a multiple of: a power of ten, 1 to 10^9.
+    pub time_gran: u32,
+    /// Pages of a request, with [`InitFlags::MAX_PAGES`].
+    pub max_pages: u16,
+    /// Logarithm of what DAX mappings are aligned to, with [`InitFlags::MAP_ALIGNMENT`].
+    pub map_alignment: u16,
+    /// How deep file systems may stand on each other below [`InitFlags::PASSTHROUGH`] (7.40).
+    pub max_stack_depth: u32,
+    /// Seconds after which an unanswered request ends the session, with [`InitFlags::REQUEST_TIMEOUT`] (7.43).
+    pub request_timeout: u16,
+}
+
+impl InitOut {
+    /// Parses the answer to an INIT.
+    ///
+    /// # Errors
+    /// It is cut short, or of a version that is not spoken.
+    pub fn parse(body: &[u8]) -> Result<Self> {
+        Self::read(&mut Reader::new(body))
+            .ok_or_else(|| Error::of(Opcode::Init, ErrorKind::Truncated("answer")))
+    }
+
+    fn read(r: &mut Reader<'_>) -> Option<Self> {
+        let mut out = Self { major: u32::read(r)?, minor: u32::read(r)?, ..Self::default() };
+        if out.major != MAJOR {
+            return Some(out);
+        }
+        out.max_readahead = u32::read(r)?;
+        let low = u32::read(r)?;
+        out.max_background = u16::read(r)?;
+        out.congestion_threshold = u16::read(r)?;
+        out.max_write = u32::read(r)?;
+        out.time_gran = u32::read(r)?;
+        out.max_pages = u16::read(r)?;
+        out.map_alignment = u16::read(r)?;
+        let is_long = InitFlags::from_bits_retain(low.into()).contains(InitFlags::INIT_EXT);
+        let high = Some(u32::read(r)?).filter(|_| is_long).unwrap_or(0);
+        out.flags = InitFlags::from_bits_retain(u64::from(high) << 32 | u64::from(low));
+        out.max_stack_depth = u32::read(r)?;
+        out.request_timeout = u16::read(r)?;
+        Some(out)
+    }
+
+    /// Appends the answer.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let end = out.len() + OUT_LEN;
+        self.major.write(out);
+        self.minor.write(out);
+        self.max_readahead.write(out);
+        let (low, high) = halves(self.flags);
+        low.write(out);
+        self.max_background.write(out);
+        self.congestion_threshold.write(out);
+        self.max_write.write(out);
+        self.time_gran.write(out);
+        self.max_pages.write(out);
+        self.map_alignment.write(out);
+        high.write(out);
+        self.max_stack_depth.write(out);
+        self.request_timeout.write(out);
+        out.resize(end, 0);
+    }
+}
+
+/// What a session has agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocol {
+    /// The minor version: the smaller of both.
+    pub minor: u32,
+    /// What is used.
+    pub flags: InitFlags,
+    /// Bytes of data in a WRITE, at most.
+    pub max_write: u32,
+}
+
+impl Protocol {
+    /// Before the INIT: all that is known to both is the form of the headers.
+    pub const NONE: Self = Self { minor: MINOR_MIN, flags: InitFlags::empty(), max_write: 0 };
+}
+
+/// What a server wants of its clients.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerConfig {
+    /// What is used where the client can.
+    pub flags: InitFlags,
+    /// How far clients may read ahead, in bytes.
+    pub max_readahead: u32,
+    /// Requests in the background at a time; 0 leaves it to the client.
+    pub max_background: u16,
+    /// From how many the client counts as congested; 0 leaves it to the client.
+    pub congestion_threshold: u16,
+    /// Bytes of data in a WRITE, at most; at least a page. More than 128 KiB need [`InitFlags::MAX_PAGES`].
+    pub max_write: u32,
+    /// Logarithm of what DAX mappings are aligned to.
+    pub map_alignment: u16,
+    /// How deep file systems may stand on each other below a passthrough.
+    pub max_stack_depth: u32,
+    /// Seconds after which an unanswered request ends the session; 0 for never.
+    pub request_timeout: u16,
+}
+
+/// What comes of an INIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The session has begun.
+    Agreed(InitOut, Protocol),
+    /// The client is of a newer major version, and is to send another INIT.
+    Again(InitOut),
+}
+
+/// The pages of a request that max_pages counts.
+const PAGE: u32 = 4096;
+/// Pages of a request without [`InitFlags::MAX_PAGES`] (`FUSE_DEFAULT_MAX_PAGES_PER_REQ`).
+const DEFAULT_PAGES: u32 = 32;
+
+impl ServerConfig {
+    /// Answers a client.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Version`]: it is too old.
+    pub fn answer(&self, client: &InitIn) -> Result<Answer> {
+        if client.major > MAJOR {
+            let out = InitOut { major: MAJOR, minor: MINOR, ..InitOut::default() };
+            return Ok(Answer::Again(out));
+        }
+        if client.major < MAJOR || client.minor < MINOR_MIN {
+            let (major, minor) = (client.major, client.minor);
+            return Err(Error::of(Opcode::Init, ErrorKind::Version { major, minor }));
+        }
+        let minor = client.minor.min(MINOR);
+        let mut flags = self.flags.union(InitFlags::BIG_WRITES) & client.flags;
+        // Without the long form, the upper half does not travel.
+        flags |= client.flags & InitFlags::INIT_EXT;
+        flags &= known_to(minor);
+        if !flags.contains(InitFlags::INIT_EXT) {
+            flags &= InitFlags::from_bits_retain(u32::MAX.into());
+        }
+        let pages_limit =
+            if flags.contains(InitFlags::MAX_PAGES) { MAX_PAGES.into() } else { DEFAULT_PAGES };
+        let max_write = self.max_write.clamp(PAGE, pages_limit * PAGE);
+        let max_pages = u16::try_from(max_write.div_ceil(PAGE)).unwrap_or(MAX_PAGES);
+        let with = |flag, value| if flags.contains(flag) { value } else { 0 };
+        let out = InitOut {
+            major: MAJOR,
+            minor,
+            max_readahead: self.max_readahead.min(client.max_readahead),
+            flags,
+            max_background: self.max_background,
+            congestion_threshold: self.congestion_threshold,
+            max_write,
+            time_gran: 1,
+            max_pages: with(InitFlags::MAX_PAGES, max_pages),
+            map_alignment: with(InitFlags::MAP_ALIGNMENT, self.map_alignment),
+            max_stack_depth: if flags.contains(InitFlags::PASSTHROUGH) {
+                self.max_stack_depth
+            } else {
+                0
+            },
+            request_timeout: with(InitFlags::REQUEST_TIMEOUT, self.request_timeout),
+        };
+        Ok(Answer::Agreed(out, Protocol { minor, flags, max_write }))
+    }
+}
+
+/// What a client that has said `client` makes of a server's answer.
+///
+/// # Errors
+/// [`ErrorKind::Version`]: of another major version, or too old; [`ErrorKind::Violation`]: it uses what was not offered,
+/// or limits that cannot be.
+pub fn accept(client: &InitIn, server: &InitOut) -> Result<Protocol> {
+    if server.major != MAJOR || server.minor < MINOR_MIN {
+        let (major, minor) = (server.major, server.minor);
+        return Err(Error::of(Opcode::Init, ErrorKind::Version { major, minor }));
+    }
+    let violation = |rule, got| Error::of(Opcode::Init, ErrorKind::Violation { rule, got });
+    let unasked = server.flags - client.flags;
+    if !unasked.is_empty() {
+        return Err(violation("a server uses only what its client offers", unasked.bits()));
+    }
+    if server.max_write < PAGE {
+        return Err(violation("max_write is at least a page", server.max_write.into()));
+    }
+    let has_pages = server.flags.contains(InitFlags::MAX_PAGES);
+    let pages =
+        if has_pages { u32::from(server.max_pages.clamp(1, MAX_PAGES)) } else { DEFAULT_PAGES };
+    let minor = client.minor.min(server.minor);
+    Ok(Protocol { minor, flags: server.flags, max_write: server.max_write.min(pages * PAGE) })
+}
+
+/// The flags that a version knows.
+fn known_to(minor: u32) -> InitFlags {
+    let newer = NEEDS.iter().filter(|(needed, _)| minor < *needed);
+    newer.fold(InitFlags::all(), |known, (_, flags)| known - *flags)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+fn halves(flags: InitFlags) -> (u32, u32) {
+    (flags.bits() as u32, (flags.bits() >> 32) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> ServerConfig {
+        ServerConfig {
+            flags: InitFlags::ASYNC_READ
+                | InitFlags::MAX_PAGES
+                | InitFlags::SUBMOUNTS
+                | InitFlags::HAS_RESEND
+                | InitFlags::REQUEST_TIMEOUT,
+            max_readahead: 128 << 10,
+            max_background: 64,
+            congestion_threshold: 48,
+            max_write: 1 << 20,
+            map_alignment: 12,
+            max_stack_depth: 1,
+            request_timeout: 30,
+        }
+    }
+
+    fn agreed(client: &InitIn) -> (InitOut, Protocol) {
+        match config().answer(client).unwrap() {
+            Answer::Agreed(out, protocol) => (out, protocol),
+            Answer::Again(out) => panic!("{out:?}"),
+        }
+    }
+
+    #[test]
+    fn a_client_of_today_gets_all_that_is_wanted() {
+        let all = InitFlags::from_bits_retain(0x7ff_ffff_ffff);
+        let (out, protocol) = agreed(&InitIn::new(1 << 20, all));
+        assert_eq!((out.minor, out.max_readahead, out.max_write), (45, 128 << 10, 1 << 20));
+        assert_eq!(out.flags, config().flags | InitFlags::BIG_WRITES | InitFlags::INIT_EXT);
+        assert_eq!((out.max_pages, out.request_timeout, out.map_alignment), (256, 30, 0));
+        assert_eq!(accept(&InitIn::new(1 << 20, all), &out).unwrap(), protocol);
+    }
+
+    #[test]
+    fn an_old_client_is_offered_nothing_that_came_later() {
+        let everything = InitFlags::all();
+        let (out, protocol) = agreed(&InitIn { minor: 27, ..InitIn::new(0, everything) });
+        assert_eq!(out.minor, 27);
+        assert_eq!(protocol.flags, InitFlags::ASYNC_READ | InitFlags::BIG_WRITES);
+        assert_eq!((out.max_write, out.max_pages, out.request_timeout), (128 << 10, 0, 0));
+    }
+
+    #[test]
+    fn a_newer_client_is_met_at_this_version_and_a_newer_major_is_asked_again() {
+        let client = InitIn { minor: 99, ..InitIn::new(0, InitFlags::ASYNC_READ) };
+        assert_eq!(agreed(&client).0.minor, MINOR);
+        let client = InitIn { major: 8, ..client };
+        let Answer::Again(out) = config().answer(&client).unwrap() else { panic!("agreed") };
+        assert_eq!((out.major, out.minor), (7, MINOR));
+        for (major, minor) in [(7, 26), (6, 45)] {
+            let error = config().answer(&InitIn { major, minor, ..client }).unwrap_err();
+            assert_eq!(*error.kind(), ErrorKind::Version { major, minor });
+            assert_eq!(error.errno(), 71);
+        }
+    }
+
+    #[test]
+    fn a_server_that_uses_what_was_not_offered_is_refused() {
+        let client = InitIn::new(0, InitFlags::ASYNC_READ);
+        let (out, _) = agreed(&client);
+        let bad = InitOut { flags: InitFlags::WRITEBACK_CACHE, ..out };
+        assert!(accept(&client, &bad).unwrap_err().to_string().contains("offers"));
+        assert!(accept(&client, &InitOut { max_write: 0, ..out }).is_err());
+        assert!(accept(&client, &InitOut { major: 8, ..out }).is_err());
+    }
+
+    #[test]
+    fn the_forms_are_those_of_the_header() {
+        // struct fuse_init_in before 7.36, and with FUSE_INIT_EXT.
+        let mut short = Vec::new();
+        InitIn { minor: 31, ..InitIn::new(0x20000, InitFlags::ASYNC_READ) }.write(&mut short);
+        assert_eq!(short, [7, 0, 0, 0, 31, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0]);
+        let mut long = Vec::new();
+        let flags = InitFlags::ASYNC_READ | InitFlags::INIT_EXT | InitFlags::OVER_IO_URING;
+        InitIn::new(0x20000, flags).write(&mut long);
+        assert_eq!(long.len(), 64);
+        assert_eq!(long[..20], [7, 0, 0, 0, 45, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0x40, 0, 2, 0, 0]);
+        assert_eq!(InitIn::parse(&long).unwrap().flags, flags);
+        assert!(InitIn::parse(&long[..19]).is_err());
+        // struct fuse_init_out: max_stack_depth at 36, request_timeout at 40.
+        let mut bytes = Vec::new();
+        let out = InitOut {
+            major: 7,
+            minor: 45,
+            max_stack_depth: 2,
+            request_timeout: 0x1234,
+            max_pages: 256,
+            flags,
+            ..InitOut::default()
+        };
+        out.write(&mut bytes);
+        assert_eq!(bytes.len(), 64);
+        assert_eq!(bytes[28..42], [0, 1, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, 0x34, 0x12]);
+        assert_eq!(InitOut::parse(&bytes).unwrap(), out);
+        assert!(InitOut::parse(&bytes[..41]).is_err());
+    }
+}

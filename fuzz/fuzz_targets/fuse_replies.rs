@@ -1,0 +1,28 @@
+//! Replies and notifications of a hostile server: the first bytes say which request was sent.
+#![no_main]
+
+use blockyard_fuse::{Expected, Notification, Operation, Protocol, Reply, Request, dirent};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&len, rest)) = data.split_first() else { return };
+    let Some((request, reply)) = rest.split_at_checked(len.into()) else { return };
+    if let Ok(notification) = Notification::parse(reply, 0) {
+        let mut bytes = Vec::new();
+        notification.encode(&mut bytes);
+        assert_eq!(Notification::parse(&bytes, 0).unwrap(), notification);
+    }
+    let Ok(request) = Request::parse(request, 0, &Protocol::NONE) else { return };
+    let Some(expected) = Expected::of(&request.operation) else { return };
+    let Ok(parsed) = Reply::parse(expected, reply, 0) else { return };
+    let mut bytes = Vec::new();
+    parsed.encode(1, &mut bytes);
+    assert_eq!(Reply::parse(expected, &bytes, 0).unwrap(), parsed);
+    if let Reply::Data(payload) = parsed {
+        let entries = match request.operation {
+            Operation::Readdirplus(_) => dirent::parse_plus(payload.here),
+            _ => dirent::parse(payload.here),
+        };
+        assert!(entries.count() <= payload.here.len() / 24 + 1);
+    }
+});
