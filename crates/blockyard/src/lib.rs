@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod disks;
 pub mod error;
 pub mod housekeeping;
+pub mod identity;
 pub mod inspect;
 pub mod logging;
 pub mod plan;

@@ -117,6 +117,12 @@ fn disks_that_do_not_go_together_are_refused_before_anything_is_written() {
     place.run(&["copy", "file:source?size=1M", "./small"]).code(0);
     peer("cmp", &["-n", "1048576", &source, &place.text("small")]);
     place.run(&["copy", &source, "file:source"]).code(64).contains(&["are the same disk"]);
+    let device = peer("losetup", &["--find", "--show", &source]).trim().to_owned();
+    let detach = Cleanup::with(&["losetup", "--detach", &device]);
+    for [one, two] in [[&source, &device], [&device, &source]] {
+        place.run(&["copy", one, two]).code(64).contains(&["bytes in common"]);
+    }
+    detach.now();
     place.run(&["copy", &source, "./source?ro"]).code(0);
     place.run(&["copy", &source, "file:small?ro"]).code(77).contains(&["read-only"]);
     place.run(&["copy", "./none", "./new"]).code(1).contains(&["does not exist"]);

@@ -282,7 +282,8 @@ impl Attached {
 fn ask_to_detach(path: String, told: mpsc::Sender<()>) {
     tokio::task::spawn_blocking(move || {
         let asked = std::env::current_exe().and_then(|program| {
-            std::process::Command::new(program).arg("detach").arg(path).status()
+            let mut detach = std::process::Command::new(program);
+            control::pass_runtime_dir(&mut detach).arg("detach").arg(path).status()
         });
         match asked {
             Ok(status) if status.success() => return,

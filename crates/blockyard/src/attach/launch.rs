@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::control::{make_runtime_dir, runtime_dir};
+use crate::control::{make_runtime_dir, pass_runtime_dir, runtime_dir};
 use crate::error::{Error, Result};
 use crate::term;
 
@@ -28,7 +28,7 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
         std::env::current_exe()
             .map_err(|err| Error::failed("this program is not found").caused_by(err))?,
     );
-    command.args(args).arg("--foreground").arg("--log").arg(&log);
+    pass_runtime_dir(&mut command).args(args).arg("--foreground").arg("--log").arg(&log);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(out);
     if let Some(directory) = directory {
         command.current_dir(directory);

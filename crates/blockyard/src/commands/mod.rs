@@ -30,6 +30,8 @@ pub const NO: u8 = 2;
 /// # Errors
 /// Whatever keeps it from being done.
 pub fn run(cli: Cli) -> Result<u8> {
+    // Before anybody leaves the working directory. Whoever needs it says why there is none.
+    let _ = crate::control::runtime_dir();
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),

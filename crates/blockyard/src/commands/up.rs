@@ -1,6 +1,6 @@
 //! `blockyard up`: a yard from a file, or a demo.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use blockyard_export_nbd::{Address, DEFAULT_PORT};
 
@@ -43,7 +43,9 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
 }
 
 fn demo(check: bool, passed: Passed) -> Result<()> {
-    let plan = demo_plan(Path::new(DEMO))?;
+    let folder = std::path::absolute(DEMO)
+        .map_err(|err| Error::failed("the working directory cannot be told").caused_by(err))?;
+    let plan = demo_plan(&folder)?;
     if check {
         return term::say("there is no yard.toml; `blockyard up` starts a demo");
     }
@@ -63,8 +65,7 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
     set(&mut ram, &[("size", DEMO_SIZE), ("name", "ram")])?;
     let path = directory.join("disk.img");
     let mut file = PlanBuilder::new(Scheme::File);
-    let path_text = path.to_string_lossy().into_owned();
-    file.path(path_text).map_err(Error::usage)?;
+    file.path(&path).map_err(Error::usage)?;
     let create: &[_] = if path.exists() { &[] } else { &[("create", DEMO_SIZE)] };
     set(&mut file, create)?;
     set(&mut file, &[("name", "disk")])?;
@@ -78,8 +79,7 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
         plan.exports.push(export);
     }
     plan.nbd.default_export = Some("ram".into());
-    let socket: PathBuf = std::path::absolute(directory.join("nbd.sock"))
-        .map_err(|err| Error::failed("where are we?").caused_by(err))?;
+    let socket = directory.join("nbd.sock");
     let tcp = Address::Tcp { host: "127.0.0.1".into(), port: DEFAULT_PORT };
     plan.nbd.listen =
         vec![Address::Unix(socket).into(), Listen { address: tcp, or_another_port: true }];

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsFiles, TlsIdentity};
 use blockyard_export_vhost_user_blk::MAX_QUEUES;
-use blockyard_nbd::uri::{Transport, Uri};
 use toml::Spanned;
 use toml::de::DeTable;
 
@@ -17,7 +16,7 @@ use crate::plan::{
     ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
 };
 use crate::suggest;
-use crate::uri::{DiskPlan, DriverPlan, PlanBuilder, UriError, parse_duration};
+use crate::uri::{DiskPlan, PlanBuilder, parse_duration};
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -118,10 +117,9 @@ fn disk(
     base: &Path,
     found: &mut Vec<Mistake>,
 ) -> Option<DiskPlan> {
-    let plan: DiskPlan = match uri.value.parse() {
+    let plan = match DiskPlan::parse_in(&uri.value, base) {
         Ok(plan) => plan,
         Err(err) => {
-            let err: UriError = err;
             // Inside of the quotes, where the bytes are those of the URI.
             let raw = uri.at.len() == uri.value.len() + 2;
             let start = uri.at.start + 1 + err.at().start;
@@ -155,31 +153,11 @@ fn disk(
         }
     }
     match builder.finish(&uri.value) {
-        Ok(mut plan) => {
-            match &mut plan.driver {
-                DriverPlan::File(file) => file.path = base.join(&file.path),
-                DriverPlan::Nbd(nbd) => beside_the_file(&mut nbd.uri, base),
-                DriverPlan::Ram { .. } | DriverPlan::Null { .. } => {}
-            }
-            Some(plan)
-        }
+        Ok(plan) => Some(plan),
         Err(problem) => {
             found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
             None
         }
-    }
-}
-
-/// Relative paths begin where the file is.
-fn beside_the_file(uri: &mut Uri, base: &Path) {
-    let place = |path: &mut String| *path = base.join(&*path).to_string_lossy().into_owned();
-    if let Transport::Unix { socket } = &mut uri.transport
-        && !socket.starts_with('\0')
-    {
-        place(socket);
-    }
-    if let Some(folder) = &mut uri.tls_params.certificates {
-        place(folder);
     }
 }
 

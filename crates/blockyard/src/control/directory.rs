@@ -4,18 +4,46 @@ use std::fs::{DirBuilder, Metadata};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
+
+/// Names the directory.
+const VARIABLE: &str = "BLOCKYARD_RUNTIME_DIR";
 
 /// The directory of the control sockets of this user: `$BLOCKYARD_RUNTIME_DIR`, else `/run/blockyard` for root,
 /// else `$XDG_RUNTIME_DIR/blockyard`, else a directory under `/tmp` that nobody else may use.
 ///
+/// It stays what it was when it was first asked for, wherever this process goes.
+///
 /// # Errors
-/// The one under `/tmp` is another's.
+/// The one under `/tmp` is another's, or the working directory cannot be told.
 pub fn runtime_dir() -> Result<PathBuf> {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found.clone());
+    }
+    let directory = std::path::absolute(find()?).map_err(|err| {
+        Error::failed("BLOCKYARD_RUNTIME_DIR starts at the working directory, which cannot be told")
+            .caused_by(err)
+    })?;
+    Ok(FOUND.get_or_init(|| directory).clone())
+}
+
+/// Sees to it that a process which this one starts, wherever it does, uses the same directory.
+pub fn pass_runtime_dir(command: &mut Command) -> &mut Command {
+    match runtime_dir() {
+        Ok(directory) => command.env(VARIABLE, directory),
+        // It will have the same trouble, and say so.
+        Err(_) => command,
+    }
+}
+
+fn find() -> Result<PathBuf> {
     let variable =
         |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(directory) = variable("BLOCKYARD_RUNTIME_DIR") {
+    if let Some(directory) = variable(VARIABLE) {
         return Ok(directory);
     }
     let uid = rustix::process::getuid();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{self, Error, ErrorKind, Result};
 
-pub use directory::{make as make_runtime_dir, runtime_dir};
+pub use directory::{make as make_runtime_dir, pass_runtime_dir, runtime_dir};
 pub use server::{Answers, Server};
 
 /// The longest question.

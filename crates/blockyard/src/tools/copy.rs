@@ -18,6 +18,7 @@ use super::progress::Progress;
 use super::ranges::Ranges;
 use super::{DEPTH, io_error, read};
 use crate::error::{Error, Result};
+use crate::identity::DiskIdentity;
 use crate::session::Session;
 use crate::uri::{DiskPlan, DriverPlan};
 
@@ -196,23 +197,21 @@ impl Copy {
     }
 
     fn refuse_itself(&self) -> Result<()> {
-        let same = match (&self.source.driver, &self.target.driver) {
-            (DriverPlan::File(one), DriverPlan::File(two)) => {
-                use std::os::unix::fs::MetadataExt;
-                let identity =
-                    |path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-                identity(&one.path).is_some_and(|one| Some(one) == identity(&two.path))
-            }
-            (DriverPlan::Nbd(one), DriverPlan::Nbd(two)) => {
-                one.uri.transport == two.uri.transport && one.uri.export == two.uri.export
-            }
-            _ => false,
+        let (Ok(source), Ok(target)) =
+            (DiskIdentity::of(&self.source), DiskIdentity::of(&self.target))
+        else {
+            // Opening it says what is wrong.
+            return Ok(());
         };
-        if same {
-            let what = format!("{} and {} are the same disk", self.source.uri, self.target.uri);
-            return Err(Error::usage(what).help("name another target"));
-        }
-        Ok(())
+        let (from, to) = (&self.source.uri, &self.target.uri);
+        let what = if source.same_disk(&target) {
+            format!("{from} and {to} are the same disk")
+        } else if source.overlaps(&target) {
+            format!("{from} and {to} have bytes in common: writing to one changes the other")
+        } else {
+            return Ok(());
+        };
+        Err(Error::usage(what).help("name another target"))
     }
 
     /// A file that is not there is made, as large as the source.

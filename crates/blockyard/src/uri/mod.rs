@@ -7,12 +7,17 @@
 //! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
 //! | `/p`, `./p` | the same with nothing special, the path taken as it is |
 //! | `nbd://host/export?connections=2` and its like | an export of an NBD server ([`blockyard_nbd::uri`], [`NbdPlan`]) |
+//!
+//! A plan has no relative paths: they start at the folder where the URI was written, and mean the same file from then on.
 
 mod nbd;
 mod options;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::ops::Range;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use percent_encoding::percent_decode_str;
 
@@ -71,33 +76,58 @@ const NBD_SCHEMES: [&str; 6] = ["nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vso
 impl std::str::FromStr for DiskPlan {
     type Err = UriError;
 
+    /// Relative paths start at the working directory.
     fn from_str(uri: &str) -> Result<Self, UriError> {
-        let all = 0..uri.len();
-        if ["/", "./", "../"].iter().any(|start| uri.starts_with(start)) {
-            let mut plan = PlanBuilder::new(Scheme::File);
-            plan.path(uri.into()).map_err(|problem| UriError::new(uri, all.clone(), problem))?;
-            return finish(plan, uri);
-        }
-        let Some((scheme, rest)) = uri.split_once(':') else {
-            let problem = if uri.is_empty() {
-                "nothing is no disk; write ram:1G, file:/path or nbd://host/export".into()
-            } else {
-                format!("it has no scheme; a file is written ./{uri} or file:{uri}, memory ram:1G")
-            };
-            return Err(UriError::new(uri, all, problem));
-        };
-        if NBD_SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()) {
-            return nbd::parse(uri);
-        }
-        let Some(kind) = Scheme::parse(scheme) else {
-            let locals = Scheme::ALL.iter().map(|kind| kind.name()).filter(|name| *name != "nbd");
-            let known: Vec<&str> = locals.chain(NBD_SCHEMES).collect();
-            let problem =
-                format!("there are no disks {scheme:?}; {}", suggest::hint(scheme, &known));
-            return Err(UriError::new(uri, 0..scheme.len(), problem));
-        };
-        local(uri, kind, scheme.len() + 1, rest)
+        Self::parse_in(uri, Path::new(""))
     }
+}
+
+impl DiskPlan {
+    /// The plan of a URI whose relative paths start at `folder`.
+    ///
+    /// # Errors
+    /// A mistake in the URI.
+    pub fn parse_in(uri: &str, folder: &Path) -> Result<Self, UriError> {
+        let wrong = |problem| UriError::new(uri, 0..uri.len(), problem);
+        parse(uri)?.with_absolute_paths(folder).map_err(wrong)
+    }
+}
+
+/// A path that means the same file wherever this process, or one that it starts, goes to; a relative one starts at `folder`.
+///
+/// # Errors
+/// A sentence for people: the working directory cannot be told.
+pub fn absolute(folder: &Path, path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(folder.join(path)).map_err(|err| {
+        format!("{} starts at the working directory, which cannot be told: {err}", path.display())
+    })
+}
+
+fn parse(uri: &str) -> Result<DiskPlan, UriError> {
+    let all = 0..uri.len();
+    if ["/", "./", "../"].iter().any(|start| uri.starts_with(start)) {
+        let mut plan = PlanBuilder::new(Scheme::File);
+        plan.path(uri).map_err(|problem| UriError::new(uri, all.clone(), problem))?;
+        return finish(plan, uri);
+    }
+    let Some((scheme, rest)) = uri.split_once(':') else {
+        let problem = if uri.is_empty() {
+            "nothing is no disk; write ram:1G, file:/path or nbd://host/export".into()
+        } else {
+            format!("it has no scheme; a file is written ./{uri} or file:{uri}, memory ram:1G")
+        };
+        return Err(UriError::new(uri, all, problem));
+    };
+    if NBD_SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()) {
+        return nbd::parse(uri);
+    }
+    let Some(kind) = Scheme::parse(scheme) else {
+        let locals = Scheme::ALL.iter().map(|kind| kind.name()).filter(|name| *name != "nbd");
+        let known: Vec<&str> = locals.chain(NBD_SCHEMES).collect();
+        let problem = format!("there are no disks {scheme:?}; {}", suggest::hint(scheme, &known));
+        return Err(UriError::new(uri, 0..scheme.len(), problem));
+    };
+    local(uri, kind, scheme.len() + 1, rest)
 }
 
 /// A URI of a disk of ours, whose `rest` begins at `start`.
@@ -131,18 +161,28 @@ fn finish(plan: PlanBuilder, uri: &str) -> Result<DiskPlan, UriError> {
 }
 
 /// RFC 8089: `file:/p`, `file:///p`, and, beyond it, a relative `file:p`.
-fn file_path(body: &str) -> Result<String, String> {
+fn file_path(body: &str) -> Result<PathBuf, String> {
     match body.strip_prefix("//") {
-        Some(rest) if rest.starts_with('/') => decode(rest),
+        Some(rest) if rest.starts_with('/') => decode_path(rest),
         Some(rest) => {
             let host = rest.split('/').next().unwrap_or(rest);
             Err(format!("files are on this machine, not on {host:?}; write file:/path"))
         }
-        None => decode(body),
+        None => decode_path(body),
     }
 }
 
+/// A path is bytes.
+fn decode_path(text: &str) -> Result<PathBuf, String> {
+    Ok(OsString::from_vec(decode_bytes(text)?).into())
+}
+
 fn decode(text: &str) -> Result<String, String> {
+    let decoded = String::from_utf8(decode_bytes(text)?);
+    decoded.map_err(|_| "the escaped bytes are not UTF-8".into())
+}
+
+fn decode_bytes(text: &str) -> Result<Vec<u8>, String> {
     let broken = text.split('%').skip(1).find(|escape| {
         !escape
             .as_bytes()
@@ -154,8 +194,7 @@ fn decode(text: &str) -> Result<String, String> {
             "a % is followed by two hexadecimal digits; write %25 for the sign itself".into()
         );
     }
-    let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(String::from).map_err(|_| "the escaped bytes are not UTF-8".into())
+    Ok(percent_decode_str(text).collect())
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Disks at NBD servers. The parameters of the NBD URI itself are its own (`doc/uri.md`: `socket`, and all that begin
 //! with `tls-`); what we add are options in plain words, as those of every disk, and none of them begins that way.
 
+use std::path::Path;
 use std::time::Duration;
 
 use blockyard_driver_nbd::{MAX_CONNECTIONS, NbdConfig, TlsFiles};
-use blockyard_nbd::uri::Uri;
+use blockyard_nbd::uri::{Transport, Uri};
 
 use super::options::{DiskPlan, PlanBuilder, Scheme, number, parse_duration};
-use super::{UriError, decode};
+use super::{UriError, absolute, decode};
 use crate::suggest;
 
 /// The parameters of the NBD URI itself.
@@ -56,6 +57,24 @@ impl NbdPlan {
             read_only,
             ..NbdConfig::new(self.uri.clone())
         }
+    }
+
+    /// An abstract socket has no path, and a path is UTF-8 in a URI.
+    pub(super) fn make_paths_absolute(&mut self, folder: &Path) -> Result<(), String> {
+        let place = |path: &mut String| {
+            let absolute = absolute(folder, Path::new(path.as_str()))?.into_os_string();
+            *path = absolute
+                .into_string()
+                .map_err(|path| format!("{} is not UTF-8", path.display()))?;
+            Ok::<_, String>(())
+        };
+        if let Transport::Unix { socket } = &mut self.uri.transport
+            && !socket.starts_with('\0')
+        {
+            place(socket)?;
+        }
+        let tls = &mut self.uri.tls_params;
+        tls.certificates.iter_mut().chain(&mut tls.psk_file).try_for_each(place)
     }
 
     pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {

@@ -1,11 +1,13 @@
 //! What can be said of a disk, in a URI or in `yard.toml`, and the plan that comes of it.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockSize, MAX_DEPTH, Sector, sched};
 use blockyard_driver_nbd::TlsFiles;
 
+use super::absolute;
 use super::nbd::NbdPlan;
 use crate::{size, suggest};
 
@@ -172,6 +174,16 @@ impl DiskPlan {
         }
     }
 
+    /// With paths that mean the same from everywhere; relative ones start at `folder`.
+    pub(super) fn with_absolute_paths(mut self, folder: &Path) -> Result<Self, String> {
+        match &mut self.driver {
+            DriverPlan::File(file) => file.path = absolute(folder, &file.path)?,
+            DriverPlan::Nbd(nbd) => nbd.make_paths_absolute(folder)?,
+            DriverPlan::Ram { .. } | DriverPlan::Null { .. } => {}
+        }
+        Ok(self)
+    }
+
     /// With files of TLS in place of those that the URI names, if it is at an NBD server.
     #[must_use]
     pub fn with_tls_files(mut self, files: &TlsFiles) -> Self {
@@ -256,14 +268,15 @@ impl PlanBuilder {
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn path(&mut self, path: String) -> Result<(), String> {
-        if path.is_empty() {
+    pub fn path(&mut self, path: impl Into<PathBuf>) -> Result<(), String> {
+        let path = path.into();
+        if path.as_os_str().is_empty() {
             return Err("the path is missing; write file:/path".into());
         }
-        if path.contains('\0') {
+        if path.as_os_str().as_bytes().contains(&0) {
             return Err("a path has no zero byte".into());
         }
-        self.path = Some(PathBuf::from(path));
+        self.path = Some(path);
         Ok(())
     }
 

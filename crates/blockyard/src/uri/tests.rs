@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockSize, sched};
+use blockyard_nbd::uri::Transport;
 use proptest::prelude::*;
 
 use super::*;
@@ -39,8 +40,31 @@ fn every_driver_and_what_it_takes() {
     for uri in ["/p", "file:/p", "file:///p", "file:/%70"] {
         assert_eq!(file(uri), plain, "{uri}");
     }
-    assert_eq!(file("./a?b%41").path.to_str(), Some("./a?b%41"), "a bare path is taken as it is");
-    assert_eq!(file("file:disk.img").path.to_str(), Some("disk.img"));
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(file("./a?b%41").path, here.join("a?b%41"), "a bare path is taken as it is");
+    assert_eq!(file("file:disk.img").path, here.join("disk.img"));
+    assert_eq!(file("file:/%ff").path.as_os_str().as_encoded_bytes(), b"/\xff");
+}
+
+#[test]
+fn paths_start_at_the_folder_where_they_were_written() {
+    let parse = |uri: &str| DiskPlan::parse_in(uri, Path::new("/yard")).unwrap().driver;
+    for (uri, path) in
+        [("./a", "/yard/a"), ("../a", "/yard/../a"), ("file:b/c", "/yard/b/c"), ("/d", "/d")]
+    {
+        assert!(
+            matches!(parse(uri), DriverPlan::File(file) if file.path == Path::new(path)),
+            "{uri}"
+        );
+    }
+    let uri = "nbds+unix:///x?socket=./s&tls-certificates=pki&tls-psk-file=../keys.psk";
+    let DriverPlan::Nbd(nbd) = parse(uri) else { panic!("{uri}") };
+    assert_eq!(
+        nbd.uri.to_string(),
+        "nbds+unix:///x?socket=/yard/s&tls-certificates=/yard/pki&tls-psk-file=/yard/../keys.psk"
+    );
+    let DriverPlan::Nbd(nbd) = parse("nbd+unix:///?socket=%00name") else { panic!() };
+    assert!(matches!(&nbd.uri.transport, Transport::Unix { socket } if socket == "\0name"));
 }
 
 fn nbd(uri: &str) -> NbdPlan {

@@ -1,0 +1,152 @@
+//! Identities as text: words with slashes between them, in which all but letters, digits and `-._` is escaped as in a URI.
+//!
+//! | text | the disk |
+//! | --- | --- |
+//! | `volatile` | memory |
+//! | `file/8:1/131/1700000000123456789` | device of the file system, inode, nanoseconds of its birth or `-` |
+//! | `absent/8:1/2/disk.img` | device and inode of the folder, name |
+//! | `device/8:16/23/naa.5000c500a1b2c3d4` | number, `diskseq` or `-`, what its maker says or `-` |
+//! | `nbd/tcp/far/10809/disk`, `nbd/unix/%2Fs/disk`, `nbd/vsock/2/10809/disk` | a server and an export |
+
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::str::FromStr;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+
+use super::{DiskIdentity, Kind, Number, Server, os_string};
+
+/// What is escaped.
+const WORD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
+/// What is not known.
+const UNKNOWN: &str = "-";
+
+/// A text that is no identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadIdentity;
+
+impl fmt::Display for BadIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this is no identity of a disk")
+    }
+}
+
+impl std::error::Error for BadIdentity {}
+
+fn word(bytes: &[u8]) -> impl fmt::Display {
+    percent_encode(bytes, WORD).to_string()
+}
+
+impl fmt::Display for DiskIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Kind::Volatile => f.write_str("volatile"),
+            Kind::File { device: (major, minor), inode, born } => {
+                write!(f, "file/{major}:{minor}/{inode}/{}", known(born.as_ref()))
+            }
+            Kind::Absent { device: (major, minor), inode, name } => {
+                write!(f, "absent/{major}:{minor}/{inode}/{}", word(name.as_bytes()))
+            }
+            Kind::Device { number: (major, minor), sequence, serial } => {
+                let sequence = known(sequence.as_ref());
+                write!(f, "device/{major}:{minor}/{sequence}/")?;
+                match serial {
+                    // One that is a dash is not taken for none.
+                    Some(serial) if serial == UNKNOWN => f.write_str("%2D"),
+                    Some(serial) => write!(f, "{}", word(serial.as_bytes())),
+                    None => f.write_str(UNKNOWN),
+                }
+            }
+            Kind::Export { server, name } => {
+                match server {
+                    Server::Tcp { host, port } => {
+                        write!(f, "nbd/tcp/{}/{port}", word(host.as_bytes()))?
+                    }
+                    Server::Unix { socket } => {
+                        write!(f, "nbd/unix/{}", word(socket.as_os_str().as_bytes()))?;
+                    }
+                    Server::Vsock { cid, port } => write!(f, "nbd/vsock/{cid}/{port}")?,
+                }
+                write!(f, "/{}", word(name))
+            }
+        }
+    }
+}
+
+fn known(value: Option<&impl fmt::Display>) -> String {
+    value.map_or_else(|| UNKNOWN.into(), ToString::to_string)
+}
+
+impl From<DiskIdentity> for String {
+    fn from(identity: DiskIdentity) -> Self {
+        identity.to_string()
+    }
+}
+
+impl TryFrom<String> for DiskIdentity {
+    type Error = BadIdentity;
+
+    fn try_from(text: String) -> Result<Self, BadIdentity> {
+        text.parse()
+    }
+}
+
+impl FromStr for DiskIdentity {
+    type Err = BadIdentity;
+
+    fn from_str(text: &str) -> Result<Self, BadIdentity> {
+        let words: Vec<&str> = text.split('/').collect();
+        parse(&words).map(Self).ok_or(BadIdentity)
+    }
+}
+
+fn parse(words: &[&str]) -> Option<Kind> {
+    Some(match *words {
+        ["volatile"] => Kind::Volatile,
+        ["file", device, inode, born] => {
+            Kind::File { device: number(device)?, inode: inode.parse().ok()?, born: maybe(born)? }
+        }
+        ["absent", device, inode, name] => Kind::Absent {
+            device: number(device)?,
+            inode: inode.parse().ok()?,
+            name: os_string(bytes(name)),
+        },
+        ["device", device, sequence, serial] => Kind::Device {
+            number: number(device)?,
+            sequence: maybe(sequence)?,
+            serial: match serial {
+                UNKNOWN => None,
+                serial => Some(String::from_utf8(bytes(serial)).ok()?),
+            },
+        },
+        ["nbd", "tcp", host, port, name] => {
+            let host = String::from_utf8(bytes(host)).ok()?;
+            export(Server::Tcp { host, port: port.parse().ok()? }, name)
+        }
+        ["nbd", "unix", socket, name] => {
+            export(Server::Unix { socket: os_string(bytes(socket)).into() }, name)
+        }
+        ["nbd", "vsock", cid, port, name] => {
+            export(Server::Vsock { cid: cid.parse().ok()?, port: port.parse().ok()? }, name)
+        }
+        _ => return None,
+    })
+}
+
+fn export(server: Server, name: &str) -> Kind {
+    Kind::Export { server, name: bytes(name) }
+}
+
+fn bytes(word: &str) -> Vec<u8> {
+    percent_decode_str(word).collect()
+}
+
+fn number(word: &str) -> Option<Number> {
+    let (major, minor) = word.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// A number that may be unknown.
+fn maybe<T: FromStr>(word: &str) -> Option<Option<T>> {
+    if word == UNKNOWN { Some(None) } else { word.parse().ok().map(Some) }
+}
