@@ -27,15 +27,17 @@ mod operation;
 mod passed;
 mod pool;
 mod ring;
+mod signaller;
 mod socket_file;
 pub mod spin;
 mod transfer;
 pub mod ublk;
 pub mod uring;
 
-pub use event::{Event, EventWatch, Timer};
+pub use event::{Event, EventWatch, PeerEvent, Timer, Waitable};
 pub use io_queue::{IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
 pub use passed::passed_fd;
 pub use pool::Pool;
+pub use signaller::Signaller;
 pub use socket_file::SocketFile;
