@@ -8,11 +8,25 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{SealFlags, fcntl_add_seals, fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::segment::Owner;
+use crate::sigbus::Entry;
 use crate::{PAGE_SIZE, Segment};
+
+/// The most bytes that all such mappings of a process have together: half of the addresses that x86-64 and most of aarch64 give to
+/// a process. Whoever shares memory says how long it is, and need not have any of it.
+const MAX_SHARED_BYTES: u64 = 64 << 40;
+static SHARED_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// File systems (include/uapi/linux/magic.h) whose pages another process or another machine brings, or never does: FUSE, NFS, SMB
+/// (three), 9P, Ceph, AFS. Whoever touches such memory waits for that.
+const REMOTE_FILE_SYSTEMS: [u32; 8] =
+    [0x6573_5546, 0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
+const HUGETLBFS: u32 = 0x9584_58f6;
 
 /// Where a region is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +45,14 @@ pub struct RegionSpec {
 #[derive(Debug)]
 pub struct SharedMapping {
     base: NonNull<u8>,
-    len: usize,
+    /// Bytes from `base` on, whole pages.
+    mapped: usize,
     /// Bytes from `base` to what was asked for.
     lead: usize,
+    /// Bytes that were asked for.
+    len: usize,
+    /// What the handler of SIGBUS knows of it.
+    watched: &'static Entry,
 }
 
 // SAFETY: the mapping is plain memory, reached through raw pointers only (see `Segment`); it belongs to no thread.
@@ -42,28 +61,33 @@ unsafe impl Send for SharedMapping {}
 unsafe impl Sync for SharedMapping {}
 
 impl SharedMapping {
-    /// Maps `len` bytes of `file` from `offset` on, for reading and writing. They have to be in the file: what is past its
-    /// end could not be touched.
+    /// Maps `len` bytes of `file` from `offset` on, for reading and writing. They have to be in the file. If it becomes shorter
+    /// later, which it is sealed against where that can be, the mapping [is lost](Self::is_lost).
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for a range that is empty, too long, or not in the file; what mmap(2) says.
+    /// [`io::ErrorKind::InvalidInput`] for a range that is empty, too long, or not in the file, and for a file of FUSE or another
+    /// machine; [`io::ErrorKind::OutOfMemory`] if all mappings would be too long; what mmap(2) says.
     pub fn new(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<Arc<Self>> {
-        let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
         let end = offset.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
         let end = end.filter(|_| len > 0).ok_or_else(|| invalid("no range of a file"))?;
-        let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
+        let page = page_size(file)?;
+        // Only files that were made to be sealed can be.
+        let _ = fcntl_add_seals(file, SealFlags::SHRINK);
+        let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
         if end > size {
             return Err(invalid("a range past the end of its file"));
         }
-        let start = offset - offset % PAGE_SIZE as u64;
-        let too_long = |_| invalid("a range that is longer than the address space");
-        let lead = usize::try_from(offset - start).map_err(too_long)?;
-        let len = usize::try_from(end - start).map_err(too_long)?;
+        let start = offset - offset % page;
+        let too_long = || invalid("a range that is longer than the address space");
+        let bytes = (end - start).checked_next_multiple_of(page).ok_or_else(too_long)?;
+        let [lead, len, mapped] = [offset - start, len, bytes].map(usize::try_from);
+        let (Ok(lead), Ok(len), Ok(mapped)) = (lead, len, mapped) else { return Err(too_long()) };
+        let counted = Counted::new(mapped)?;
         // SAFETY: a null hint with no MAP_FIXED cannot replace an existing mapping.
         let base = unsafe {
             mmap(
                 std::ptr::null_mut(),
-                len,
+                mapped,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED | MapFlags::NORESERVE,
                 file,
@@ -72,13 +96,29 @@ impl SharedMapping {
         }?;
         let base = NonNull::new(base.cast::<u8>())
             .ok_or_else(|| io::Error::other("mmap returned a null pointer"))?;
-        Ok(Arc::new(Self { base, len, lead }))
+        match Entry::watch(base, mapped) {
+            Ok(watched) => {
+                std::mem::forget(counted);
+                Ok(Arc::new(Self { base, mapped, lead, len, watched }))
+            }
+            Err(err) => {
+                // SAFETY: the range is what `mmap` returned, and nobody knows of it.
+                let _ = unsafe { munmap(base.as_ptr().cast(), mapped) };
+                Err(err)
+            }
+        }
+    }
+
+    /// Its file became shorter, which somebody noticed by touching what was gone: all of it is memory of nobody's now.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.watched.is_lost()
     }
 
     /// Bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len - self.lead
+        self.len
     }
 
     /// Never: what is empty cannot be mapped.
@@ -120,9 +160,55 @@ impl SharedMapping {
 
 impl Drop for SharedMapping {
     fn drop(&mut self) {
+        self.watched.forget();
+        drop(Counted(self.mapped as u64));
         // SAFETY: the range is what `mmap` returned, and nothing refers to it: every segment of it holds its owner.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.mapped) };
     }
+}
+
+/// Bytes of [`SHARED_BYTES`], which are given back.
+struct Counted(u64);
+
+impl Counted {
+    fn new(len: usize) -> io::Result<Self> {
+        let len = len as u64;
+        let add = |all: u64| all.checked_add(len).filter(|all| *all <= MAX_SHARED_BYTES);
+        match SHARED_BYTES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
+            Ok(_) => Ok(Self(len)),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "all guests of this process would have more than 64 TiB",
+            )),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        SHARED_BYTES.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+/// What mappings of a file are made of.
+fn page_size(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let system = fstatfs(file)?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "magic numbers have 32 bits, whatever the type that has them"
+    )]
+    let kind = system.f_type as u32;
+    if REMOTE_FILE_SYSTEMS.contains(&kind) {
+        return Err(invalid("a file of FUSE or of another machine, which may keep us waiting"));
+    }
+    let page = PAGE_SIZE as u64;
+    let huge = if kind == HUGETLBFS { u64::try_from(system.f_bsize).unwrap_or(page) } else { page };
+    Ok(huge.max(page))
 }
 
 /// Which way the bytes of a descriptor go.
@@ -154,7 +240,6 @@ impl GuestMemory {
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] for one that overlaps another or cannot be; what mmap(2) says.
     pub fn add(&mut self, spec: RegionSpec, file: BorrowedFd<'_>) -> io::Result<()> {
-        let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
         if spec.guest_addr.checked_add(spec.size).is_none()
             || spec.user_addr.checked_add(spec.size).is_none()
         {
@@ -185,6 +270,12 @@ impl GuestMemory {
                 != (spec.guest_addr, spec.user_addr, spec.size)
         });
         self.regions.len() < before
+    }
+
+    /// Some of it [is lost](SharedMapping::is_lost).
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(|region| region.mapping.is_lost())
     }
 
     /// How many regions there are.

@@ -14,10 +14,12 @@ mod guest;
 mod mapping;
 mod pool;
 mod segment;
+mod sigbus;
 mod words;
 
 pub use guest::{Access, GuestMemory, GuestView, RegionSpec, SharedMapping};
 pub use mapping::{Mapping, PAGE_SIZE};
 pub use pool::{Buffer, Pool, PoolLimits};
 pub use segment::{Segment, Segments, ZERO_RUN, copy_segments, total_len};
+pub use sigbus::losses;
 pub use words::SharedWords;

@@ -197,6 +197,15 @@ impl Segment {
         unsafe { libc::memset(self.ptr.as_ptr().cast(), 0, self.len()) };
     }
 
+    /// Touches its last byte: if its file became shorter, its [mapping](crate::SharedMapping) is lost from now on. For those whom
+    /// the kernel has told that something is wrong with memory, or with whatever.
+    pub fn touch(&self) {
+        if let Some(last) = self.len().checked_sub(1) {
+            // SAFETY: the byte is inside. The access is volatile, as its only purpose is that it happens.
+            let _ = unsafe { self.ptr.as_ptr().add(last).read_volatile() };
+        }
+    }
+
     /// A copy of its bytes.
     #[must_use]
     pub fn to_vec(&self) -> Vec<u8> {

@@ -3,12 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::OFlags;
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
 };
@@ -19,11 +17,7 @@ use tokio::runtime::Handle;
 /// Something to wait on: each [`Event::signal`] is an edge for an edge-triggered epoll, whether or not it was
 /// read before.
 #[derive(Debug)]
-pub struct Event {
-    fd: OwnedFd,
-    /// Whoever shares it with us has not made it non-blocking.
-    may_block: AtomicBool,
-}
+pub struct Event(OwnedFd);
 
 impl Event {
     /// An event that has not happened.
@@ -31,71 +25,62 @@ impl Event {
     /// # Errors
     /// What eventfd(2) says: descriptors are used up.
     pub fn new() -> io::Result<Self> {
-        Ok(Self::owned(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
-    const fn owned(fd: OwnedFd) -> Self {
-        Self { fd, may_block: AtomicBool::new(false) }
+    /// Makes it happen.
+    pub fn signal(&self) {
+        // It fails only at 2^64 - 2 signals that nobody read, and is readable then in any case.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// One that another process has made and passed to us. Its flags, which that process shares, are left as they are.
+    /// It has not happened, for those who poll(2) it.
+    pub fn clear(&self) {
+        // Nothing to read is what is wanted.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+}
+
+/// An event that another process has made and passed to us. It can be waited for, and signalled by a [`Signaller`] only: whether
+/// writing to it blocks is up to that process, at any moment, since it shares the flags and the count.
+#[derive(Debug)]
+pub struct PeerEvent(OwnedFd);
+
+impl PeerEvent {
+    /// An event that was passed. Its flags are left as they are.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for a descriptor that is no eventfd: writing to it might block, or mean anything.
+    /// [`io::ErrorKind::InvalidInput`] for a descriptor that is no eventfd: signalling it might mean anything.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let kind = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
         if kind.to_bytes() != b"anon_inode:[eventfd]" {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no eventfd"));
         }
-        let may_block = AtomicBool::new(!rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK));
-        Ok(Self { fd, may_block })
+        Ok(Self(fd))
     }
+}
 
-    /// Makes it happen.
-    pub fn signal(&self) {
-        // It fails only at 2^64 - 2 signals that nobody read, and is readable then in any case. One that would block then
-        // is looked at first: others may have counted it up to there.
-        if self.may_block() && !self.has_room() {
-            return;
-        }
-        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+impl AsFd for PeerEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
+}
 
-    /// It has not happened, for those who poll(2) it.
-    pub fn clear(&self) {
-        // Nothing to read is what is wanted. One of ours does not block.
-        if !self.may_block() {
-            let _ = rustix::io::read(&self.fd, &mut [0; 8]);
-        }
-    }
-
-    /// Whether writing or reading it may block. The flags are shared, and many a program makes its end non-blocking only after
-    /// it has passed the other on.
-    fn may_block(&self) -> bool {
-        if !self.may_block.load(Ordering::Relaxed) {
-            return false;
-        }
-        let flags = rustix::fs::fcntl_getfl(&self.fd);
-        let may_block = !flags.is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
-        self.may_block.store(may_block, Ordering::Relaxed);
-        may_block
-    }
-
-    fn has_room(&self) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
-        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+impl AsRawFd for PeerEvent {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 
 impl AsFd for Event {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.0.as_fd()
     }
 }
 
 impl AsRawFd for Event {
     fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.0.as_raw_fd()
     }
 }
 
@@ -111,7 +96,7 @@ impl Timer {
     /// What timerfd_create(2) says: descriptors are used up.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        Ok(Self(Arc::new(Event::owned(timerfd_create(TimerfdClockId::Monotonic, flags)?))))
+        Ok(Self(Arc::new(Event(timerfd_create(TimerfdClockId::Monotonic, flags)?))))
     }
 
     /// Makes its event happen once, after a while; forgets what it was set to before.
@@ -133,11 +118,23 @@ impl Timer {
     }
 }
 
-/// Waits for an [`Event`] on a runtime.
-#[derive(Debug)]
-pub struct EventWatch(AsyncFd<Arc<Event>>);
+/// What an [`EventWatch`] can wait for: it has one descriptor for as long as it lives.
+pub trait Waitable: AsRawFd + sealed::Sealed {}
 
-impl EventWatch {
+impl Waitable for Event {}
+impl Waitable for PeerEvent {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Event {}
+    impl Sealed for super::PeerEvent {}
+}
+
+/// Waits for an event on a runtime.
+#[derive(Debug)]
+pub struct EventWatch<E: Waitable = Event>(AsyncFd<Arc<E>>);
+
+impl<E: Waitable> EventWatch<E> {
     /// Has the runtime watch `event`.
     ///
     /// # Errors
@@ -145,9 +142,9 @@ impl EventWatch {
     ///
     /// # Panics
     /// If the runtime has no I/O enabled.
-    pub fn new(event: Arc<Event>, runtime: &Handle) -> io::Result<Self> {
+    pub fn new(event: Arc<E>, runtime: &Handle) -> io::Result<Self> {
         let _entered = runtime.enter();
-        // SAFETY: an Event owns its descriptor and never changes it, and the AsyncFd holds the Event.
+        // SAFETY: both kinds of event own their descriptor and never change it, and the AsyncFd holds the event.
         let watched = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) };
         Ok(Self(watched?))
     }
@@ -165,7 +162,7 @@ impl EventWatch {
 
     /// Whether that is the event it watches.
     #[must_use]
-    pub fn is_of(&self, event: &Arc<Event>) -> bool {
+    pub fn is_of(&self, event: &Arc<E>) -> bool {
         Arc::ptr_eq(self.0.get_ref(), event)
     }
 
@@ -184,37 +181,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_of_another_is_signalled_but_never_waited_for() {
-        for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
-            let theirs = eventfd(0, flags).unwrap();
-            let ours = Event::from_fd(theirs.try_clone().unwrap()).unwrap();
-            ours.signal();
-            let mut count = [0; 8];
-            rustix::io::read(&theirs, &mut count).unwrap();
-            assert_eq!(u64::from_ne_bytes(count), 1);
-            rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-            ours.signal();
-        }
-    }
-
-    #[test]
-    fn one_that_is_made_non_blocking_after_it_was_passed_is_not_looked_at_any_more() {
-        let theirs = eventfd(0, EventfdFlags::empty()).unwrap();
-        let ours = Event::from_fd(theirs.try_clone().unwrap()).unwrap();
-        ours.signal();
-        assert!(ours.may_block());
-        rustix::fs::fcntl_setfl(&theirs, OFlags::NONBLOCK).unwrap();
-        ours.signal();
-        assert!(!ours.may_block());
-        let mut count = [0; 8];
-        rustix::io::read(&theirs, &mut count).unwrap();
-        assert_eq!(u64::from_ne_bytes(count), 2);
-    }
-
-    #[test]
     fn what_is_no_eventfd_is_refused() {
         let (_reader, writer) = rustix::pipe::pipe().unwrap();
-        let error = Event::from_fd(writer).unwrap_err();
+        let error = PeerEvent::from_fd(writer).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

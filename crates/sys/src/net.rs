@@ -141,11 +141,26 @@ impl<'a> Scatter<'a> {
                 return Ok(got);
             }
             let err = io::Error::last_os_error();
-            if err.kind() != io::ErrorKind::Interrupted {
+            if err.kind() != io::ErrorKind::Interrupted && !is_of_lost_memory(&err, self.list) {
                 return Err(err);
             }
         }
     }
+}
+
+/// Whether a call has failed because the file of shared memory became shorter; it can be made again then, and goes through: what
+/// was there is nobody's memory now (see [`blockyard_buf::losses`]). The socket is as good as it was.
+#[cold]
+fn is_of_lost_memory(err: &io::Error, list: &[libc::iovec]) -> bool {
+    if err.raw_os_error() != Some(libc::EFAULT) {
+        return false;
+    }
+    let before = blockyard_buf::losses();
+    for part in list {
+        // SAFETY: as for the call: each part is mapped, and has at least one byte. The access is volatile, as it is only to happen.
+        let _ = unsafe { part.iov_base.cast::<u8>().add(part.iov_len - 1).read_volatile() };
+    }
+    blockyard_buf::losses() != before
 }
 
 /// A message that is put together: parts go over the wire in the order in which they were added.
@@ -223,7 +238,7 @@ impl<'a> Gather<'a> {
                 return Ok(sent);
             }
             let err = io::Error::last_os_error();
-            if err.kind() != io::ErrorKind::Interrupted {
+            if err.kind() != io::ErrorKind::Interrupted && !is_of_lost_memory(&err, self.list) {
                 return Err(err);
             }
         }
@@ -294,6 +309,45 @@ mod tests {
         assert_eq!(full.kind(), ErrorKind::WouldBlock);
         drop(far);
         assert_eq!(send().unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+
+    /// The kernel finds the hole first. To send again what stays gone would go on for ever.
+    #[test]
+    fn memory_that_is_gone_is_no_fault_of_the_socket() {
+        use blockyard_buf::SharedMapping;
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let shared = || {
+            let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+            ftruncate(&file, 8192).unwrap();
+            let mapping = SharedMapping::new(file.as_fd(), 0, 8192).unwrap();
+            mapping.segment(0, 8192).copy_from(&[7; 8192]);
+            ftruncate(&file, 4096).unwrap();
+            mapping
+        };
+        let mut vecs = IoVecs::new();
+        let gone = shared();
+        let segment = gone.segment(0, 8192);
+        let mut message = vecs.gather();
+        message.push(b"head");
+        message.push_segment(&segment, 0);
+        let sent = message.send(near.as_fd()).unwrap();
+        assert!(sent > 4);
+        far.read_exact(&mut vec![0; sent]).unwrap();
+        let gone = shared();
+        let segment = gone.segment(4096, 4096);
+        let mut message = vecs.gather();
+        message.push_segment(&segment, 0);
+        assert_eq!(message.send(near.as_fd()).unwrap(), 4096);
+        assert!(gone.is_lost());
+        far.read_exact(&mut [0; 4096]).unwrap();
+        let gone = shared();
+        let segment = gone.segment(4096, 4096);
+        far.write_all(&[5; 4096]).unwrap();
+        let mut places = vecs.scatter();
+        places.push_segment(&segment);
+        assert_eq!(places.receive(near.as_fd()).unwrap(), 4096);
+        assert!(gone.is_lost());
     }
 
     #[test]

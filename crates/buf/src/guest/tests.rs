@@ -118,3 +118,81 @@ fn a_region_may_start_anywhere_in_its_file() {
     assert_eq!((&found, map.len()), (b"data", 1000));
     assert!(SharedMapping::new(file.as_fd(), 3 * KIB, 1).is_err());
 }
+
+#[test]
+fn a_file_that_becomes_shorter_costs_its_own_guest_only() {
+    let (lost, cut) = guest();
+    let (other, _file) = guest();
+    lost.write(0x10, b"low").unwrap();
+    other.write(0x10, b"low").unwrap();
+    let before = crate::losses();
+    ftruncate(&cut, 0).unwrap();
+    assert!(!lost.memory().is_lost(), "nobody has touched it");
+    let mut found = [1; 3];
+    lost.read(0x10, &mut found).unwrap();
+    assert_eq!(found, [0; 3]);
+    assert!(lost.memory().is_lost() && !other.memory().is_lost());
+    assert!(crate::losses() > before);
+    // It can be used as before, whatever for.
+    lost.write(0x20, b"more").unwrap();
+    let words = lost.memory().user_range(0x7000_0000, 64).and_then(crate::SharedWords::new);
+    words.unwrap().store_u16(0, 7, Ordering::Relaxed);
+    ftruncate(&cut, 64 * KIB).unwrap();
+    assert_eq!(rustix::io::pread(&cut, &mut found, 40 * KIB + 0x20).unwrap(), 3);
+    assert_eq!(found, [0; 3], "the file does not see it");
+    other.read(0x10, &mut found).unwrap();
+    assert_eq!(&found, b"low");
+}
+
+#[test]
+fn a_touch_finds_that_a_file_became_shorter() {
+    let (view, cut) = guest();
+    let mut pieces = Vec::new();
+    view.pieces(0, 8192, Access::Read, |piece| pieces.push(piece)).unwrap();
+    pieces[0].touch();
+    pieces[0].slice(0, 0).touch();
+    assert!(!view.memory().is_lost());
+    ftruncate(&cut, 44 * KIB).unwrap();
+    pieces[0].slice(0, 4096).touch();
+    assert!(!view.memory().is_lost());
+    pieces[0].touch();
+    assert!(view.memory().is_lost());
+}
+
+#[test]
+fn a_file_that_can_be_sealed_does_not_become_shorter() {
+    let file = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&file, 8 * KIB).unwrap();
+    let _map = SharedMapping::new(file.as_fd(), 0, 8 * KIB).unwrap();
+    assert_eq!(ftruncate(&file, 4 * KIB), Err(rustix::io::Errno::PERM));
+}
+
+#[test]
+fn nobody_takes_all_addresses() {
+    let file = file(1 << 60);
+    let error = SharedMapping::new(file.as_fd(), 0, MAX_SHARED_BYTES + 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+}
+
+/// What is none of ours ends the process, as it did.
+#[test]
+fn other_memory_that_is_gone_is_still_a_fault() {
+    use std::os::unix::process::ExitStatusExt;
+    const CHILD: &str = "BLOCKYARD_TEST_SIGBUS";
+    if std::env::var_os(CHILD).is_some() {
+        let (view, _file) = guest();
+        view.write(0, b"x").unwrap();
+        let file = file(4 * KIB);
+        let (read, shared) = (ProtFlags::READ, MapFlags::SHARED);
+        // SAFETY: no mapping is replaced, and nobody borrows this one.
+        let base = unsafe { mmap(std::ptr::null_mut(), 4096, read, shared, &file, 0) }.unwrap();
+        ftruncate(&file, 0).unwrap();
+        // SAFETY: this is the fault that is wanted.
+        let byte = unsafe { base.cast::<u8>().read_volatile() };
+        panic!("{byte}");
+    }
+    let name = "guest::tests::other_memory_that_is_gone_is_still_a_fault";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let child = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    assert_eq!(child.status.signal(), Some(libc::SIGBUS), "{child:?}");
+}

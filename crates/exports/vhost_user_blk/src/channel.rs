@@ -34,6 +34,12 @@ pub(crate) enum Close {
     /// A message that cannot be now, or not with what was set up before.
     #[error("{0}")]
     Refused(String),
+    /// Memory that it shares with us became shorter, and was needed.
+    #[error(
+        "the file of its memory became shorter, and what was there is gone; memory that is sealed (QEMU: \
+         memory-backend-memfd,seal=on) cannot"
+    )]
+    MemoryLost,
 }
 
 /// A message, and what came with it.
@@ -47,11 +53,23 @@ pub(crate) struct Incoming {
 pub(crate) struct Channel<'a> {
     socket: UnixStream,
     device: &'a Device,
+    partial: Partial,
+}
+
+/// A message that has come in part.
+#[derive(Default)]
+struct Partial {
+    /// Header and payload, as long as they are known to be.
+    bytes: Vec<u8>,
+    /// What of it is there.
+    filled: usize,
+    header: Option<Header>,
+    fds: Vec<OwnedFd>,
 }
 
 impl<'a> Channel<'a> {
     pub(crate) fn new(socket: UnixStream, device: &'a Device) -> Self {
-        Self { socket, device }
+        Self { socket, device, partial: Partial::default() }
     }
 
     /// Waits for the socket, or to be woken. Says whether the socket is ready.
@@ -65,7 +83,7 @@ impl<'a> Channel<'a> {
             Ok(_) | Err(Errno::INTR) => {}
             Err(err) => return Err(Close::Io(err.into())),
         }
-        // Why it was signalled, flags say.
+        // Why it was signalled, flags say; the session looks at them before it waits again.
         self.device.wake.clear();
         if self.device.is_stopping() {
             return Err(Close::Stopped);
@@ -73,66 +91,69 @@ impl<'a> Channel<'a> {
         Ok(!fds[0].revents().is_empty())
     }
 
-    /// Receives the message that has begun to arrive.
+    /// Receives what there is; a message once it is whole. It never waits, so that half a message keeps nothing else up.
     ///
     /// # Errors
     /// [`Close`].
-    pub(crate) fn receive(&self) -> Result<Incoming, Close> {
-        let mut fds = Vec::new();
-        let mut header = [0; HEADER_LEN];
-        self.receive_all(&mut header, &mut fds)?;
-        let header = Header::parse(&header)?;
-        let mut payload = vec![0; header.size as usize];
-        self.receive_all(&mut payload, &mut fds).map_err(|close| match close {
-            Close::Left => Close::Io(io::ErrorKind::UnexpectedEof.into()),
-            close => close,
-        })?;
-        let message = Message::parse(&header, &payload)?;
-        let (least, most) = message.fds();
-        if !(least..=most).contains(&fds.len()) {
-            let (request, count) = (message.request(), fds.len());
-            let what = format!("request {request} came with {count} file descriptors");
-            return Err(Close::Refused(what));
+    pub(crate) fn receive(&mut self) -> Result<Option<Incoming>, Close> {
+        loop {
+            let header = self.partial.header;
+            let wanted = HEADER_LEN + header.map_or(0, |header| header.size as usize);
+            self.partial.bytes.resize(wanted, 0);
+            if self.partial.filled < wanted {
+                if !self.receive_some()? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            let Some(header) = header else {
+                let bytes = self.partial.bytes.first_chunk().copied().unwrap_or_default();
+                self.partial.header = Some(Header::parse(&bytes)?);
+                continue;
+            };
+            let Partial { bytes, fds, .. } = std::mem::take(&mut self.partial);
+            let message = Message::parse(&header, bytes.get(HEADER_LEN..).unwrap_or_default())?;
+            let (least, most) = message.fds();
+            if !(least..=most).contains(&fds.len()) {
+                let (request, count) = (message.request(), fds.len());
+                let what = format!("request {request} came with {count} file descriptors");
+                return Err(Close::Refused(what));
+            }
+            return Ok(Some(Incoming { message, need_reply: header.need_reply, fds }));
         }
-        Ok(Incoming { message, need_reply: header.need_reply, fds })
     }
 
-    fn receive_all(&self, mut into: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<(), Close> {
-        let mut begun = false;
-        while !into.is_empty() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-            let got = recvmsg(&self.socket, &mut [IoSliceMut::new(into)], &mut control, flags);
-            let got = match got {
-                Ok(got) => got,
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => {
-                    // What is to be done for the one who woke us is done between messages.
-                    self.wait(PollFlags::IN)?;
-                    continue;
-                }
-                Err(err) => return Err(Close::Io(err.into())),
-            };
-            for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(passed) = message {
-                    fds.extend(passed);
-                }
+    /// Receives more of the message; says whether anything was there.
+    fn receive_some(&mut self) -> Result<bool, Close> {
+        let Partial { bytes, filled, fds, .. } = &mut self.partial;
+        let into = bytes.get_mut(*filled..).unwrap_or_default();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let got = recvmsg(&self.socket, &mut [IoSliceMut::new(into)], &mut control, flags);
+        let got = match got {
+            Ok(got) => got,
+            Err(Errno::INTR) => return Ok(true),
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(err) => return Err(Close::Io(err.into())),
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(passed) = message {
+                fds.extend(passed);
             }
-            if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
-                return Err(Close::Refused("a message with too many file descriptors".into()));
-            }
-            if got.bytes == 0 {
-                return Err(if begun {
-                    Close::Io(io::ErrorKind::UnexpectedEof.into())
-                } else {
-                    Close::Left
-                });
-            }
-            begun = true;
-            into = &mut into[got.bytes..];
         }
-        Ok(())
+        if got.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+            return Err(Close::Refused("a message with too many file descriptors".into()));
+        }
+        if got.bytes == 0 {
+            return Err(if *filled > 0 {
+                Close::Io(io::ErrorKind::UnexpectedEof.into())
+            } else {
+                Close::Left
+            });
+        }
+        *filled += got.bytes;
+        Ok(true)
     }
 
     /// Sends a message, and a file descriptor with it.

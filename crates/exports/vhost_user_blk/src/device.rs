@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent, SECTOR_SIZE};
-use blockyard_sys::Event;
+use blockyard_sys::{Event, PeerEvent, Signaller};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use blockyard_vhost_user::wire::{F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
 
@@ -69,8 +69,13 @@ pub(crate) struct Device {
     pub(crate) stop: AtomicBool,
     /// The guest has to look at the configuration space again.
     config_changed: AtomicBool,
-    /// The guest wants its writes to be cached until it flushes.
+    /// The memory of a guest is not what it was: its session has to look.
+    memory_lost: AtomicBool,
+    /// The guest wants its writes to be cached until it flushes. A front-end that comes back, or resets the device, does not say
+    /// it again, and its guest goes by what it said: this stays as it is for whoever comes, who is told (section 5.2.5).
     pub(crate) writeback: AtomicBool,
+    /// Guests know what `writeback` is, or have said it.
+    pub(crate) writeback_is_known: AtomicBool,
     /// A front-end is connected.
     pub(crate) connected: AtomicBool,
     /// Queues that are served.
@@ -79,6 +84,8 @@ pub(crate) struct Device {
     pub(crate) requests: AtomicU64,
     /// For each queue thread, the queue that had requests last.
     last_active: Box<[AtomicU32]>,
+    /// One for each queue thread, and one for the server's.
+    signallers: Box<[Signaller]>,
 }
 
 impl Device {
@@ -89,13 +96,16 @@ impl Device {
             wake: Event::new()?,
             stop: AtomicBool::new(false),
             config_changed: AtomicBool::new(false),
+            memory_lost: AtomicBool::new(false),
             writeback: AtomicBool::new(true),
+            writeback_is_known: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             queues: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             last_active: std::iter::repeat_with(|| AtomicU32::new(u32::MAX))
                 .take(threads)
                 .collect(),
+            signallers: (0..=threads).map(|_| Signaller::new()).collect::<std::io::Result<_>>()?,
         });
         let listener: Arc<dyn DiskListener> = Arc::<Self>::clone(&device);
         device.export.bdev.disk().subscribe(&listener);
@@ -120,6 +130,27 @@ impl Device {
     /// Whether the configuration space has changed since it was last asked for by this.
     pub(crate) fn take_config_changed(&self) -> bool {
         self.config_changed.swap(false, Ordering::SeqCst)
+    }
+
+    /// Signals a front-end or its guest, on the queue thread `cpu`.
+    pub(crate) fn signal(&self, cpu: usize, event: &PeerEvent) {
+        self.signallers[cpu].signal(event);
+    }
+
+    /// Signals a front-end or its guest, on the server's thread.
+    pub(crate) fn signal_from_session(&self, event: &PeerEvent) {
+        self.signal(self.signallers.len() - 1, event);
+    }
+
+    /// Has the session look whether the memory of its guest is lost.
+    pub(crate) fn tell_memory_lost(&self) {
+        self.memory_lost.store(true, Ordering::SeqCst);
+        self.wake.signal();
+    }
+
+    /// Whether somebody has told so since this was last asked.
+    pub(crate) fn take_memory_lost(&self) -> bool {
+        self.memory_lost.swap(false, Ordering::SeqCst)
     }
 
     /// What it can do, as virtio and vhost-user have it.

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `listener`, `server` | waits for front-ends; one thread, which does control only |
 //! | `channel`, `session` | the control socket: messages, and what they mean |
-//! | `device` | features and configuration space of the disk |
+//! | `device`, `write_cache` | features and configuration space of the disk |
 //! | `queue` | a virtqueue on its queue thread: chains become bios whose segments are the guest's own memory |
 //!
 //! A driver that breaks the rules of virtio has its queue stopped with one line in the log, and its front-end is told by the
@@ -22,6 +22,7 @@ mod queue;
 mod server;
 mod session;
 mod vring;
+mod write_cache;
 
 pub use device::{DEFAULT_QUEUES, Export, MAX_QUEUES};
 pub use error::{Error, ErrorKind};

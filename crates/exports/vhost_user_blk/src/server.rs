@@ -149,7 +149,7 @@ fn serve(device: &Arc<Device>, threads: &[Handle], mut listener: Listener) {
         match close {
             Close::Left | Close::Stopped => tracing::info!(socket = device.name, "{close}"),
             Close::Io(_) => tracing::warn!(socket = device.name, "{close}"),
-            Close::Wire(_) | Close::Refused(_) => {
+            Close::Wire(_) | Close::Refused(_) | Close::MemoryLost => {
                 tracing::warn!(socket = device.name, "a front-end was hung up on: {close}");
             }
         }

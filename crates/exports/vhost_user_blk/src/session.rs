@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_buf::{GuestMemory, RegionSpec, SharedMapping};
-use blockyard_sys::Event;
-use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, RingPlace, region_len};
+use blockyard_sys::PeerEvent;
+use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, RingPlace, is_in_use, region_len};
 use blockyard_vhost_user::wire::{
     ConfigSpan, F_PROTOCOL_FEATURES, Inflight, Message, ProtocolFeatures, Reply, VringFd,
     VringState, config_change,
@@ -18,11 +18,14 @@ use tokio::runtime::Handle;
 
 use crate::channel::{Channel, Close, Incoming, send_some};
 use crate::device::{Device, WRITEBACK_AT, feature};
-use crate::queue::{QueueHandle, Setup};
+use crate::queue::{QueueHandle, RegionPart, Setup};
 use crate::vring::Vring;
+use crate::write_cache::{TAIL_LEN, Tail};
 
 /// Regions of a guest's memory. Each takes a mapping.
 const MAX_REGIONS: usize = 509;
+/// Messages that are answered with an error before the front-end is hung up on: each is a line in the log.
+const MAX_REFUSALS: u32 = 32;
 
 /// What is answered: nothing but "done", or more, maybe with a file descriptor.
 enum Answer {
@@ -40,6 +43,7 @@ impl Answer {
 struct InflightFile {
     mapping: Arc<SharedMapping>,
     shape: Inflight,
+    tail: Option<Tail>,
 }
 
 /// A front-end that is served.
@@ -53,12 +57,13 @@ pub(crate) struct Session<'a> {
     vrings: Vec<Vring>,
     inflight: Option<InflightFile>,
     backend: Option<OwnedFd>,
+    /// Messages that were answered with an error.
+    refusals: u32,
 }
 
 impl<'a> Session<'a> {
     pub(crate) fn new(device: &'a Arc<Device>, threads: &'a [Handle], socket: UnixStream) -> Self {
         let queues = usize::from(device.export.queues);
-        device.writeback.store(true, Ordering::Relaxed);
         Self {
             device,
             threads,
@@ -69,6 +74,7 @@ impl<'a> Session<'a> {
             vrings: std::iter::repeat_with(Vring::default).take(queues).collect(),
             inflight: None,
             backend: None,
+            refusals: 0,
         }
     }
 
@@ -84,14 +90,19 @@ impl<'a> Session<'a> {
     }
 
     fn turn(&mut self) -> Result<(), Close> {
-        let ready = self.channel.wait(PollFlags::IN)?;
+        // Before it waits: a message that was answered last may have taken the signal.
         if self.device.take_config_changed() {
             self.tell_config_change();
         }
-        if !ready {
+        if self.device.take_memory_lost() && self.has_lost_memory() {
+            return Err(Close::MemoryLost);
+        }
+        if !self.channel.wait(PollFlags::IN)? {
             return Ok(());
         }
-        let Incoming { message, need_reply, fds } = self.channel.receive()?;
+        let Some(Incoming { message, need_reply, fds }) = self.channel.receive()? else {
+            return Ok(());
+        };
         let acks = need_reply && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
         let wants_ack = acks && !message.has_reply();
         let request = message.request();
@@ -99,7 +110,8 @@ impl<'a> Session<'a> {
             Ok(Answer::Reply(reply, fd)) => (reply, fd),
             Ok(Answer::Done) if wants_ack => (Reply::Number(0), None),
             Ok(Answer::Done) => return Ok(()),
-            Err(Close::Refused(what)) if wants_ack => {
+            Err(Close::Refused(what)) if wants_ack && self.refusals < MAX_REFUSALS => {
+                self.refusals += 1;
                 tracing::warn!(
                     socket = self.device.name,
                     "a front-end asks for what cannot be: {what}"
@@ -151,7 +163,7 @@ impl<'a> Session<'a> {
             Message::SetVringCall(ring) => {
                 let call = event(fds.next())?;
                 // Whoever could not be signalled before is now, as something may have been used meanwhile.
-                call.iter().for_each(|call| call.signal());
+                call.iter().for_each(|call| self.device.signal_from_session(call));
                 self.vring(ring.index)?.call = call;
                 self.update(ring.index)?;
             }
@@ -172,7 +184,6 @@ impl<'a> Session<'a> {
                 self.stop_all();
                 self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
                 self.features = 0;
-                self.device.writeback.store(true, Ordering::Relaxed);
             }
         }
         Ok(Answer::Done)
@@ -232,15 +243,29 @@ impl<'a> Session<'a> {
         self.set_memory(memory)
     }
 
-    /// Lets all queues know. What they have in flight keeps the memory that it is in.
+    /// Lets all queues know. What they have in flight keeps the memory that it is in. If the ring of one is not in the new memory,
+    /// all keep the old.
     fn set_memory(&mut self, memory: GuestMemory) -> Result<(), Close> {
-        self.memory = Arc::new(memory);
-        for vring in self.vrings.iter().filter(|vring| vring.running) {
-            if let Some(queue) = &vring.queue {
-                queue.set_memory(Arc::clone(&self.memory)).map_err(refused)?;
-            }
+        let memory = Arc::new(memory);
+        let tell = |queues: &[&QueueHandle], memory: &Arc<GuestMemory>| {
+            let failed = |queue: &&QueueHandle| queue.set_memory(Arc::clone(memory)).err();
+            queues.iter().enumerate().find_map(|(at, queue)| Some((at, failed(queue)?)))
+        };
+        let running = self.vrings.iter().filter(|vring| vring.running);
+        let queues: Vec<_> = running.filter_map(|vring| vring.queue.as_ref()).collect();
+        if let Some((done, err)) = tell(&queues, &memory) {
+            // They were in the old memory, and are.
+            let _ = tell(&queues[..done], &self.memory);
+            return Err(refused(err));
         }
+        // The old memory goes here, not on a queue thread: to unmap much of it takes long.
+        self.memory = memory;
         Ok(())
+    }
+
+    fn has_lost_memory(&self) -> bool {
+        let inflight = self.inflight.as_ref().is_some_and(|inflight| inflight.mapping.is_lost());
+        inflight || self.memory.is_lost()
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Close> {
@@ -274,6 +299,7 @@ impl<'a> Session<'a> {
 
     fn start_vring(&mut self, index: u32) -> Result<(), Close> {
         let region = self.inflight_of(index)?;
+        self.settle_writeback(index, region.as_ref())?;
         let memory = Arc::clone(&self.memory);
         let (indirect, event_idx) =
             (self.features & F_INDIRECT_DESC != 0, self.features & F_EVENT_IDX != 0);
@@ -335,7 +361,34 @@ impl<'a> Session<'a> {
         Ok(vring.base)
     }
 
+    /// A guest that goes on here may have chosen write-through, and then it does not flush; if nobody can know, every write is made
+    /// durable. It stays so until its front-end says otherwise.
+    fn settle_writeback(&mut self, index: u32, region: Option<&RegionPart>) -> Result<(), Close> {
+        let goes_on = region.is_some_and(|region| is_in_use(&region.part));
+        let goes_on = goes_on || self.vring(index)?.base != 0;
+        if goes_on && !self.device.writeback_is_known.swap(true, Ordering::SeqCst) {
+            self.device.writeback.store(false, Ordering::SeqCst);
+            tracing::info!(
+                socket = self.device.name,
+                "the guest goes on from another back-end, and may not flush: each of its writes is made durable"
+            );
+        }
+        Ok(())
+    }
+
+    fn set_writeback(&mut self, writeback: bool) {
+        self.device.writeback_is_known.store(true, Ordering::SeqCst);
+        self.device.writeback.store(writeback, Ordering::SeqCst);
+        if let Some(tail) = self.inflight.as_ref().and_then(|inflight| inflight.tail.as_ref()) {
+            tail.set_writeback(writeback);
+        }
+    }
+
     fn stop_all(&mut self) {
+        // Its guest began here, or it was found out above how it goes on.
+        if self.vrings.iter().any(|vring| vring.running) {
+            self.device.writeback_is_known.store(true, Ordering::SeqCst);
+        }
         // All at a time, so that they end together.
         let running = self.vrings.iter_mut().filter(|vring| vring.running);
         let stopping: Vec<_> = running
@@ -372,7 +425,7 @@ impl<'a> Session<'a> {
                         "the write cache was not offered for change".into(),
                     ));
                 }
-                self.device.writeback.store(*writeback != 0, Ordering::SeqCst);
+                self.set_writeback(*writeback != 0);
                 Ok(())
             }
             _ => Err(Close::Refused(format!(
@@ -389,6 +442,7 @@ impl<'a> Session<'a> {
             return Err(Close::Refused(format!("{} queues in flight", asked.num_queues)));
         }
         let len = region_len(asked.queue_size) as u64 * u64::from(asked.num_queues);
+        let len = len + TAIL_LEN as u64;
         let make = || {
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = memfd_create("blockyard-inflight", flags)?;
@@ -398,7 +452,11 @@ impl<'a> Session<'a> {
         };
         let file = make().map_err(|err| Close::Io(err.into()))?;
         let shape = Inflight { mmap_size: len, mmap_offset: 0, ..asked };
-        self.map_inflight(shape, &file)?;
+        let mapping = map_inflight(shape, &file)?;
+        let tail = Tail::make(&mapping);
+        tail.iter()
+            .for_each(|tail| tail.set_writeback(self.device.writeback.load(Ordering::SeqCst)));
+        self.inflight = Some(InflightFile { mapping, shape, tail });
         Ok(Answer::Reply(Reply::Inflight(shape), Some(file)))
     }
 
@@ -410,27 +468,23 @@ impl<'a> Session<'a> {
             let what = format!("an in-flight region of {} bytes, not {needed}", shape.mmap_size);
             return Err(Close::Refused(what));
         }
-        self.map_inflight(shape, &file)
-    }
-
-    fn map_inflight(&mut self, shape: Inflight, file: &OwnedFd) -> Result<(), Close> {
-        let mapping = SharedMapping::new(file.as_fd(), shape.mmap_offset, shape.mmap_size)
-            .map_err(|err| {
-                Close::Refused(format!("the in-flight region cannot be mapped: {err}"))
-            })?;
-        self.inflight = Some(InflightFile { mapping, shape });
+        let mapping = map_inflight(shape, &file)?;
+        let tail = Tail::find(&mapping, usize::try_from(needed).unwrap_or(usize::MAX));
+        let said = tail.as_ref().map(Tail::writeback);
+        self.inflight = Some(InflightFile { mapping, shape, tail });
+        said.into_iter().for_each(|writeback| self.set_writeback(writeback));
         Ok(())
     }
 
     /// The in-flight region of one queue.
-    fn inflight_of(&self, index: u32) -> Result<Option<blockyard_buf::Segment>, Close> {
-        let Some(InflightFile { mapping, shape }) = &self.inflight else { return Ok(None) };
+    fn inflight_of(&self, index: u32) -> Result<Option<RegionPart>, Close> {
+        let Some(InflightFile { mapping, shape, .. }) = &self.inflight else { return Ok(None) };
         if index >= shape.num_queues.into() {
             return Err(Close::Refused(format!("queue {index} is not in the in-flight region")));
         }
         let len = region_len(shape.queue_size);
         let at = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(len);
-        Ok(Some(mapping.segment(at, len)))
+        Ok(Some(RegionPart { mapping: Arc::clone(mapping), part: mapping.segment(at, len) }))
     }
 
     fn tell_config_change(&self) {
@@ -453,6 +507,11 @@ const fn number(number: u64) -> Answer {
     Answer::reply(Reply::Number(number))
 }
 
+fn map_inflight(shape: Inflight, file: &OwnedFd) -> Result<Arc<SharedMapping>, Close> {
+    SharedMapping::new(file.as_fd(), shape.mmap_offset, shape.mmap_size)
+        .map_err(|err| Close::Refused(format!("the in-flight region cannot be mapped: {err}")))
+}
+
 fn refused(err: impl std::fmt::Display) -> Close {
     Close::Refused(err.to_string())
 }
@@ -463,8 +522,8 @@ fn bad_region(region: &RegionSpec, err: &std::io::Error) -> Close {
 }
 
 /// The event that came with a message.
-fn event(fd: Option<OwnedFd>) -> Result<Option<Arc<Event>>, Close> {
-    let event = fd.map(Event::from_fd).transpose();
+fn event(fd: Option<OwnedFd>) -> Result<Option<Arc<PeerEvent>>, Close> {
+    let event = fd.map(PeerEvent::from_fd).transpose();
     let event = event.map_err(|err| Close::Refused(format!("an event that is none: {err}")))?;
     Ok(event.map(Arc::new))
 }

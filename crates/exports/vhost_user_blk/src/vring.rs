@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockyard_sys::Event;
+use blockyard_sys::PeerEvent;
 use blockyard_vhost_user::queue::RingPlace;
 use blockyard_vhost_user::wire::VringAddr;
 
@@ -18,11 +18,11 @@ pub(crate) struct Vring {
     /// Where in the available ring to begin.
     pub(crate) base: u16,
     /// What the driver signals it by.
-    pub(crate) kick: Option<Arc<Event>>,
+    pub(crate) kick: Option<Arc<PeerEvent>>,
     /// What the driver is signalled by.
-    pub(crate) call: Option<Arc<Event>>,
+    pub(crate) call: Option<Arc<PeerEvent>>,
     /// What the front-end is signalled by if it breaks.
-    pub(crate) err: Option<Arc<Event>>,
+    pub(crate) err: Option<Arc<PeerEvent>>,
     /// It is to be served once it has started.
     pub(crate) enabled: bool,
     /// It has started.

@@ -5,13 +5,15 @@ mod common;
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use blockyard_blkmq::Limits;
 use blockyard_buf::RegionSpec;
+use blockyard_driver_ram::Ram;
 use blockyard_vhost_user::queue::F_INDIRECT_DESC;
 use blockyard_vhost_user::wire::{
     ConfigSpan, Inflight, Message, Reply, VringAddr, VringFd, VringState,
 };
 use common::frontend::*;
-use common::{DISK_BYTES, Served};
+use common::{DISK_BYTES, Served, ram};
 use rustix::event::{EventfdFlags, eventfd};
 
 const READ: u32 = 0;
@@ -387,4 +389,166 @@ fn a_ring_that_is_served_is_not_changed() {
     assert_ne!(driver.result(&Message::SetVringAddr(elsewhere), &[]), 0);
     driver.done(&Message::SetVringAddr(place(0)), &[]);
     assert_eq!(driver.request(READ, 0, 512), OK);
+}
+
+/// Memory that goes away under a guest costs its session, and nobody else notices: neither the next front-end, nor that of another
+/// server in the same process.
+#[test]
+fn memory_that_becomes_shorter_ends_its_session_only() {
+    type Act = fn(&FrontEnd);
+    let cases: [(&str, Act); 6] = [
+        ("the ring", |driver| {
+            driver.shrink(0);
+            driver.kick(0);
+        }),
+        ("the data of a write", |driver| write_of_what_is_gone(driver, 0)),
+        ("the data of a read", |driver| {
+            driver.header(DATA - 32, READ, 0);
+            driver.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
+            driver.descriptor(0, 1, MEMORY - 4096, 4096, NEXT | WRITE, 2);
+            driver.descriptor(0, 2, DATA - 8, 1, WRITE, 0);
+            go_without_half(driver);
+        }),
+        // The disk says no more than that it failed.
+        ("the data of a request that fails", |driver| write_of_what_is_gone(driver, 1 << 40)),
+        ("the header", |driver| {
+            driver.descriptor(0, 0, MEMORY - 4096, 16, NEXT, 2);
+            driver.descriptor(0, 2, DATA - 8, 1, WRITE, 0);
+            go_without_half(driver);
+        }),
+        ("the status", |driver| {
+            driver.header(DATA - 32, READ, 0);
+            driver.descriptor(0, 0, DATA - 32, 16, NEXT, 2);
+            driver.descriptor(0, 2, MEMORY - 4096, 1, WRITE, 0);
+            go_without_half(driver);
+        }),
+    ];
+    let bystander = Served::new();
+    let other = FrontEnd::started(&bystander.socket(), ALL);
+    let served = Served::new();
+    for (name, act) in cases {
+        let driver = FrontEnd::started(&served.socket(), ALL);
+        assert_eq!(driver.request(READ, 0, 512), OK, "{name}: before");
+        act(&driver);
+        assert!(driver.is_hung_up_on(), "{name}");
+        assert_ne!(driver.used_index(0), 2, "{name}: nothing of it is shown");
+        assert_eq!(other.request(OUT, 0, 512), OK, "{name}: the neighbour");
+    }
+    let next = FrontEnd::started(&served.socket(), ALL);
+    assert_eq!(next.request(READ, 0, 512), OK);
+}
+
+/// Offers chain 0 of a guest whose upper half of memory goes away.
+fn go_without_half(driver: &FrontEnd) {
+    driver.shrink(MEMORY / 2);
+    driver.offer(0, 0);
+    driver.kick(0);
+}
+
+fn write_of_what_is_gone(driver: &FrontEnd, sector: u64) {
+    driver.header(DATA - 32, OUT, sector);
+    driver.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
+    driver.descriptor(0, 1, MEMORY - 4096, 4096, NEXT, 2);
+    driver.descriptor(0, 2, DATA - 8, 1, WRITE, 0);
+    go_without_half(driver);
+}
+
+#[test]
+fn an_in_flight_region_that_becomes_shorter_ends_its_session_only() {
+    let served = Served::new();
+    let mut driver = FrontEnd::negotiated(&served.socket(), ALL);
+    let file = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 4096).unwrap();
+    let shape = Inflight { mmap_size: 4096, mmap_offset: 0, num_queues: 1, queue_size: SIZE };
+    driver.done(&Message::SetInflightFd(shape), &[file.as_fd()]);
+    driver.start_queue(0, 0);
+    assert_eq!(driver.request(READ, 0, 512), OK);
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    driver.header(DATA - 32, READ, 0);
+    driver.offer(0, 0);
+    driver.kick(0);
+    assert!(driver.is_hung_up_on());
+    let next = FrontEnd::started(&served.socket(), ALL);
+    assert_eq!(next.request(READ, 0, 512), OK);
+}
+
+/// An event that is full, and made to block after it was passed, keeps no queue thread: others on the same thread are served.
+#[test]
+fn an_event_that_blocks_keeps_nobody() {
+    let served = Served::new();
+    let mut driver =
+        FrontEnd::negotiated(&served.socket(), ALL & !blockyard_vhost_user::queue::F_EVENT_IDX);
+    driver.start_queue(0, 0);
+    assert_eq!(driver.request(READ, 0, 512), OK);
+    for event in [&driver.calls[0], &driver.errs[0]] {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(event, &mut count);
+        rustix::io::write(event, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(event, rustix::fs::OFlags::empty()).unwrap();
+    }
+    for _ in 0..200 {
+        assert_eq!(driver.request(READ, 0, 512), OK);
+    }
+    let call = Message::SetVringCall(VringFd { index: 0, has_fd: true });
+    driver.done(&call, &[driver.calls[0].as_fd()]);
+    driver.offer(0, SIZE);
+    driver.kick(0);
+    assert!(driver.is_broken(0));
+    assert!(driver.is_served());
+}
+
+/// The ring of a queue that is served has to be in the memory that the front-end goes on with; if it is not, all stays as it was.
+#[test]
+fn memory_without_a_ring_is_refused_whole() {
+    let served = Served::new();
+    let mut driver = FrontEnd::started(&served.socket(), ALL);
+    driver.start_queue(1, 0);
+    let file = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&file, 8192).unwrap();
+    // With the ring of the first queue, without that of the second.
+    let short = RegionSpec { size: 4096, ..region() };
+    assert_ne!(driver.result(&Message::SetMemTable(vec![short]), &[file.as_fd()]), 0);
+    assert_ne!(driver.result(&Message::SetMemTable(Vec::new()), &[]), 0);
+    assert_ne!(driver.result(&Message::RemMemReg(region()), &[]), 0);
+    for _ in 0..3 {
+        assert_eq!(driver.request(READ, 0, 512), OK);
+    }
+}
+
+/// Data that the disk cannot use where it is goes through memory of ours, of which a guest gets some.
+#[test]
+fn what_a_guest_makes_us_allocate_has_a_bound() {
+    let limits = Limits { dma_alignment: 511, ..Ram::limits() };
+    let served = Served::with(ram(limits), |export| export);
+    let driver = FrontEnd::started(&served.socket(), ALL);
+    // 14 times the same 2 MiB, at an odd address.
+    let len = 2 << 20;
+    driver.header(DATA - 32, READ, 0);
+    driver.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
+    (1..15).for_each(|index| driver.descriptor(0, index, DATA + 1, len, NEXT | WRITE, index + 1));
+    driver.descriptor(0, 15, DATA - 8, 1, WRITE, 0);
+    assert_eq!(driver.finish(0), IO_ERR);
+    // What fits is carried out, also if all of it comes at once.
+    driver.descriptor(0, 4, DATA + 1, len, NEXT | WRITE, 15);
+    assert_eq!(driver.finish(0), OK);
+    let before = driver.used_index(0);
+    for head in [5_u16, 8, 11] {
+        driver.descriptor(0, head, DATA - 32, 16, NEXT, head + 1);
+        driver.descriptor(0, head + 1, DATA + 1, len, NEXT | WRITE, head + 2);
+        driver.descriptor(0, head + 2, DATA - 8, 1, WRITE, 0);
+    }
+    driver.offer_together(0, &[5, 8, 11]);
+    driver.kick(0);
+    driver.wait_used(0, before + 3);
+}
+
+/// Each refusal is a line in the log.
+#[test]
+fn a_front_end_that_is_refused_again_and_again_is_hung_up_on() {
+    let served = Served::new();
+    let front_end = FrontEnd::negotiated(&served.socket(), ALL);
+    let bad = Message::SetVringNum(VringState { index: 0, num: 3 });
+    (0..32).for_each(|_| assert_ne!(front_end.result(&bad, &[]), 0));
+    front_end.send(&bad.encode(true), &[]);
+    assert!(front_end.is_hung_up_on());
 }

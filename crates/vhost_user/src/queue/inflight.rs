@@ -29,6 +29,13 @@ pub const fn region_len(queue_size: u16) -> usize {
     (HEADER_LEN + DESC_LEN * queue_size as usize).next_multiple_of(ALIGNMENT)
 }
 
+/// Whether a queue was served with this region: it is not new, and says what a guest has been doing.
+#[must_use]
+pub fn is_in_use(region: &Segment) -> bool {
+    let words = SharedWords::new(region.clone()).filter(|words| words.len() >= HEADER_LEN);
+    words.is_some_and(|words| words.load_u16(VERSION, Ordering::Relaxed) != 0)
+}
+
 /// The region of one queue.
 ///
 /// Another process of ours may have to read it after this one was killed at any instruction, so that each step is a store

@@ -7,7 +7,7 @@ mod ring;
 use thiserror::Error;
 
 pub use chain::{Buffer, Chain};
-pub use inflight::{InflightRegion, Resume, region_len};
+pub use inflight::{InflightRegion, Resume, is_in_use, region_len};
 pub use ring::{Ring, RingPlace};
 
 /// The most descriptors of a ring: what QEMU allows (`VIRTQUEUE_MAX_SIZE`).

@@ -15,6 +15,11 @@ use crate::device::SEG_MAX;
 
 /// More room for segments than a bio keeps for its next use.
 const KEPT_SEGMENTS: usize = 64;
+/// The longest read or write whose data goes through memory of ours. Guests ask for a tenth of it, and align what they ask for.
+const MAX_BOUNCE: usize = 16 << 20;
+/// Bytes of such memory in use with which a queue takes no further request: a guest names how much is needed, by descriptors of
+/// memory that may be the same again and again.
+const BOUNCED_BYTES: usize = 4 << 20;
 /// Bytes of free memory that a queue keeps for data that cannot stay where it is.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -30,6 +35,8 @@ pub(super) struct Io {
     ended: Bios,
     /// Requests that the disk has.
     pub(super) outstanding: usize,
+    /// Bytes of ours that data goes through.
+    bounced: usize,
     /// Bits that the address and the length of a segment must not have.
     dma_alignment: usize,
     pool: Pool,
@@ -44,6 +51,7 @@ impl Io {
             batch: Vec::new(),
             ended: Vec::new(),
             outstanding: 0,
+            bounced: 0,
             dma_alignment: 0,
             pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
         }
@@ -55,6 +63,12 @@ impl Io {
         self.slots.clear();
         self.slots.resize_with(size.into(), Slot::default);
         self.dma_alignment = bdev.limits().dma_alignment as usize;
+    }
+
+    /// No further request is taken before one ends.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.bounced > BOUNCED_BYTES
     }
 
     /// The place of the request with that first descriptor, which the ring has checked.
@@ -115,7 +129,8 @@ impl Io {
                 return Err(Answer::IoErr);
             }
         }
-        let Ok(len) = u32::try_from(bio.len()) else {
+        let len = u32::try_from(bio.len()).ok();
+        let Some(len) = len.filter(|len| !misaligned || *len as usize <= MAX_BOUNCE) else {
             self.recycle(bio);
             return Err(Answer::IoErr);
         };
@@ -131,7 +146,10 @@ impl Io {
     #[cold]
     fn bounce(&mut self, head: u16, bio: &mut Bio) {
         let theirs: Segments = bio.take_data();
-        let ours = self.pool.get(total_len(&theirs)).into_segment_mut(total_len(&theirs));
+        let len = total_len(&theirs);
+        let ours = self.pool.get(len).into_segment_mut(len);
+        self.bounced += len;
+        self.slot(head).bounced = len;
         let (op, sector, flags) = (bio.op, bio.sector(), bio.flags);
         if op == Op::Write {
             copy_segments(std::slice::from_ref(&ours), &theirs);
@@ -202,6 +220,7 @@ impl Io {
         if let Some(bounce) = slot.bounce.take() {
             copy_segments(&bounce.theirs, std::slice::from_ref(&bounce.ours));
         }
+        self.bounced -= std::mem::take(&mut slot.bounced);
         slot.pending -= 1;
         let last = slot.pending == 0;
         if last {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use blockyard_blkmq::Bio;
-use blockyard_buf::{GuestMemory, Segment};
-use blockyard_sys::Event;
+use blockyard_buf::{GuestMemory, Segment, SharedMapping};
+use blockyard_sys::PeerEvent;
 use blockyard_vhost_user::queue::{QueueError, RingPlace};
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -46,24 +46,32 @@ pub(crate) struct Setup {
     pub(crate) place: RingPlace,
     /// Where in the available ring to begin, unless the in-flight region knows better.
     pub(crate) base: u16,
-    pub(crate) kick: Arc<Event>,
-    pub(crate) call: Option<Arc<Event>>,
-    pub(crate) err: Option<Arc<Event>>,
+    pub(crate) kick: Arc<PeerEvent>,
+    pub(crate) call: Option<Arc<PeerEvent>>,
+    pub(crate) err: Option<Arc<PeerEvent>>,
     pub(crate) enabled: bool,
     /// Indirect descriptors were agreed upon.
     pub(crate) indirect: bool,
     /// The driver can flush.
     pub(crate) cached: bool,
     /// Its part of the in-flight region.
-    pub(crate) region: Option<Segment>,
+    pub(crate) region: Option<RegionPart>,
+}
+
+/// A queue's part of the in-flight region.
+pub(crate) struct RegionPart {
+    /// Of which mapping.
+    pub(crate) mapping: Arc<SharedMapping>,
+    /// Where in it.
+    pub(crate) part: Segment,
 }
 
 enum Command {
     Start(Box<Setup>),
     Update {
-        kick: Arc<Event>,
-        call: Option<Arc<Event>>,
-        err: Option<Arc<Event>>,
+        kick: Arc<PeerEvent>,
+        call: Option<Arc<PeerEvent>>,
+        err: Option<Arc<PeerEvent>>,
         enabled: bool,
     },
     Memory(Arc<GuestMemory>),
@@ -123,9 +131,9 @@ impl QueueHandle {
 
     pub(crate) fn update(
         &self,
-        kick: Arc<Event>,
-        call: Option<Arc<Event>>,
-        err: Option<Arc<Event>>,
+        kick: Arc<PeerEvent>,
+        call: Option<Arc<PeerEvent>>,
+        err: Option<Arc<PeerEvent>>,
         enabled: bool,
     ) -> Result<(), CommandError> {
         self.begin(Command::Update { kick, call, err, enabled }).wait().map(drop)

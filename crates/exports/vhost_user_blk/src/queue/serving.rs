@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::Flags;
-use blockyard_buf::GuestView;
-use blockyard_sys::{Event, EventWatch};
+use blockyard_buf::{Access, GuestView, SharedMapping, losses};
+use blockyard_sys::{EventWatch, PeerEvent};
 use blockyard_vhost_user::queue::{
     Buffer, Chain, InflightRegion, QueueError, Resume, Ring, RingPlace,
 };
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use super::io::Io;
 use super::request::{Answer, Broken, Kind, Ranges, Request};
-use super::{CommandError, Setup};
+use super::{CommandError, RegionPart, Setup};
 use crate::device::Device;
 
 /// The most chains that are taken before what they led to is looked at.
@@ -32,22 +32,30 @@ pub(super) enum Fault {
     Queue(#[from] QueueError),
     #[error("{0}")]
     Request(#[from] Broken),
+    #[error("the guest's memory is gone")]
+    MemoryLost,
 }
 
 pub(super) struct Serving {
     pub(super) ring: Ring,
     place: RingPlace,
     guest: GuestView,
-    pub(super) kick: EventWatch,
-    call: Option<Arc<Event>>,
-    err: Option<Arc<Event>>,
+    pub(super) kick: EventWatch<PeerEvent>,
+    call: Option<Arc<PeerEvent>>,
+    err: Option<Arc<PeerEvent>>,
     region: Option<InflightRegion>,
+    /// What the region is in.
+    region_mapping: Option<Arc<SharedMapping>>,
+    /// What [`losses`] was when the guest's memory was last looked at.
+    losses: Option<u64>,
     /// Chains that a back-end before us had begun, the last one first.
     resume: Vec<u16>,
     pub(super) enabled: bool,
     indirect: bool,
     cached: bool,
     pub(super) broken: bool,
+    /// Nothing is published any more.
+    pub(super) memory_lost: bool,
     /// Chains in the used ring that the driver does not see yet.
     given_back: usize,
     /// Chains that it sees, but was not signalled about.
@@ -60,10 +68,12 @@ impl Serving {
         let failed = |err| CommandError::Queue(index, err);
         let mut ring = Ring::new(&setup.memory, &setup.place, setup.base).map_err(failed)?;
         let (mut region, mut resume) = (None, Resume::default());
-        if let Some(segment) = setup.region {
+        let mut region_mapping = None;
+        if let Some(RegionPart { mapping, part }) = setup.region {
             let (attached, found) =
-                InflightRegion::attach(segment, ring.size(), ring.used_index()).map_err(failed)?;
+                InflightRegion::attach(part, ring.size(), ring.used_index()).map_err(failed)?;
             (region, resume) = (Some(attached), found);
+            region_mapping = Some(mapping);
         }
         if let Some(base) = resume.next_available {
             ring.set_next_available(base);
@@ -79,11 +89,14 @@ impl Serving {
             call: setup.call,
             err: setup.err,
             region,
+            region_mapping,
+            losses: None,
             resume: resume.chains,
             enabled: setup.enabled,
             indirect: setup.indirect,
             cached: setup.cached,
             broken: false,
+            memory_lost: false,
             given_back: 0,
             unsignalled: 0,
             chain: Chain::default(),
@@ -95,7 +108,7 @@ impl Serving {
         self.enabled && !self.broken
     }
 
-    pub(super) fn set_events(&mut self, call: Option<Arc<Event>>, err: Option<Arc<Event>>) {
+    pub(super) fn set_events(&mut self, call: Option<Arc<PeerEvent>>, err: Option<Arc<PeerEvent>>) {
         (self.call, self.err) = (call, err);
     }
 
@@ -105,7 +118,20 @@ impl Serving {
     ) -> Result<(), QueueError> {
         self.ring.remap(&memory, &self.place)?;
         self.guest = GuestView::new(memory);
+        self.losses = None;
         Ok(())
+    }
+
+    /// Whether its memory was lost since this was last asked: what was read from it was not the guest's, and what is written to it
+    /// nobody sees. Costs nothing while no mapping of the process is.
+    #[inline]
+    pub(super) fn has_lost_memory(&mut self) -> bool {
+        let now = losses();
+        if self.losses.replace(now) == Some(now) {
+            return false;
+        }
+        let region = self.region_mapping.as_ref().is_some_and(|region| region.is_lost());
+        region || self.guest.memory().is_lost()
     }
 
     /// Chains to resume are work that no event tells of.
@@ -125,6 +151,9 @@ impl Serving {
         device: &Device,
     ) -> Result<usize, Fault> {
         for taken in 0..limit {
+            if io.is_full() {
+                return Ok(taken);
+            }
             let head = match self.resume.pop() {
                 Some(head) => head,
                 None => {
@@ -227,6 +256,19 @@ impl Serving {
         Ok(())
     }
 
+    /// Looks whether the memory of a request that failed is there: the kernel may have found that it is not (EFAULT), which the
+    /// disk calls an error like any other.
+    #[cold]
+    fn touch(&mut self, head: u16) {
+        // A driver that has changed the chain meanwhile is told of an error, and no more.
+        if self.chain.read(&self.ring, &self.guest, self.indirect, head).is_ok() {
+            for Buffer { addr, len } in self.chain.readable.iter().chain(&self.chain.writable) {
+                let len = usize::try_from(*len).unwrap_or(usize::MAX);
+                let _ = self.guest.pieces(*addr, len, Access::Read, |piece| piece.touch());
+            }
+        }
+    }
+
     /// Gives back what has ended; says whether there was any.
     ///
     /// # Errors
@@ -235,6 +277,9 @@ impl Serving {
     pub(super) fn collect(&mut self, io: &mut Io) -> Result<bool, Fault> {
         let mut result = Ok(());
         let any = io.collect(|head, slot| {
+            if slot.answer() != Answer::Ok {
+                self.touch(head);
+            }
             let given = self.give_back(head, slot.status_addr, slot.answer(), slot.read_len);
             if given.is_err() {
                 result = given;
@@ -246,7 +291,7 @@ impl Serving {
     /// Shows the driver what was given back. It is signalled if it wants that, but not yet if there is `more` to do first: a
     /// driver that sleeps is woken for several requests at a time, one that looks at the ring by itself sees each.
     #[inline]
-    pub(super) fn publish(&mut self, more: bool) {
+    pub(super) fn publish(&mut self, more: bool, device: &Device, cpu: usize) {
         if self.given_back > 0 {
             self.ring.publish();
             if let Some(region) = &mut self.region {
@@ -259,14 +304,14 @@ impl Serving {
             if let Some(call) = &self.call
                 && self.ring.wants_signal()
             {
-                call.signal();
+                device.signal(cpu, call);
             }
         }
     }
 
     /// Takes no more, and tells the front-end.
-    pub(super) fn break_down(&mut self) {
+    pub(super) fn break_down(&mut self, device: &Device, cpu: usize) {
         self.broken = true;
-        self.err.iter().for_each(|err| err.signal());
+        self.err.iter().for_each(|err| device.signal(cpu, err));
     }
 }

@@ -11,8 +11,8 @@ use std::sync::mpsc::SyncSender;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use blockyard_sys::EventWatch;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
+use blockyard_sys::{EventWatch, PeerEvent};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -150,9 +150,9 @@ impl Worker {
 
     fn update(
         &mut self,
-        kick: Arc<blockyard_sys::Event>,
-        call: Option<Arc<blockyard_sys::Event>>,
-        err: Option<Arc<blockyard_sys::Event>>,
+        kick: Arc<PeerEvent>,
+        call: Option<Arc<PeerEvent>>,
+        err: Option<Arc<PeerEvent>>,
         enabled: bool,
     ) -> Result<(), CommandError> {
         let Some(serving) = &mut self.serving else { return Ok(()) };
@@ -205,8 +205,13 @@ impl Worker {
     /// Gives back what has ended, before `more` is taken; says whether that was anything.
     fn collect(&mut self, more: bool) -> bool {
         let Some(serving) = &mut self.serving else { return false };
-        let collected = serving.collect(&mut self.io);
-        serving.publish(more);
+        let mut collected = serving.collect(&mut self.io);
+        if serving.has_lost_memory() {
+            // Nothing that came out of it is shown to the driver, not now and not later.
+            collected = Err(Fault::MemoryLost);
+        } else if !serving.memory_lost {
+            serving.publish(more, &self.device, self.cpu);
+        }
         match collected {
             Ok(any) => any,
             Err(fault) => {
@@ -219,14 +224,18 @@ impl Worker {
     #[cold]
     fn broke(&mut self, fault: &Fault) {
         let Some(serving) = &mut self.serving else { return };
-        if !serving.broken {
+        // Rings and requests that cannot be may be what is left of lost memory.
+        if matches!(fault, Fault::MemoryLost) || serving.has_lost_memory() {
+            serving.memory_lost = true;
+            self.device.tell_memory_lost();
+        } else if !serving.broken {
             tracing::warn!(
                 socket = self.device.name,
                 queue = self.index,
                 "the driver broke the rules, and its queue is not served any more: {fault}"
             );
         }
-        serving.break_down();
+        serving.break_down(&self.device, self.cpu);
     }
 
     /// Tells who wants it stopped, once nothing is in flight.
@@ -270,6 +279,9 @@ impl Worker {
 
     /// Asks the driver to tell when there is more; says whether there is none yet.
     fn may_sleep(&mut self) -> bool {
+        if self.io.is_full() {
+            return true;
+        }
         let Some(serving) = self.active() else { return true };
         match serving.ring.enable_notify() {
             Ok(more) => !more,

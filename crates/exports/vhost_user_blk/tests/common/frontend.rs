@@ -50,6 +50,11 @@ pub(crate) struct FrontEnd {
 }
 
 impl FrontEnd {
+    /// Its memory becomes shorter.
+    pub(crate) fn shrink(&self, len: u64) {
+        ftruncate(&self.file, len).unwrap();
+    }
+
     /// Connected; nothing is agreed upon.
     pub(crate) fn raw(socket: &Path) -> Self {
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();

@@ -1,0 +1,158 @@
+//! Signals events of other processes without ever waiting for them.
+//!
+//! A write to an eventfd(2) waits while its count is full, unless its description is non-blocking. Count and flags are shared
+//! with whoever passed it to us, who may fill it and clear the flag between any two instructions of ours; no check helps, and there is
+//! no write that says for itself that it must not wait (RWF_NOWAIT is refused). The kernel's own way to signal an eventfd
+//! neither waits nor looks at flags; it is taken when an asynchronous operation with `IOCB_FLAG_RESFD` ends (io_submit(2)). So
+//! nothing is read here, and the event is signalled about that.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::PeerEvent;
+
+/// Operations that have ended, before they are taken off the context.
+const CONTEXT_EVENTS: usize = 64;
+
+/// `struct iocb` (include/uapi/linux/aio_abi.h). Which of the first two words is the key depends on the byte order.
+#[repr(C)]
+#[derive(Default)]
+struct Iocb {
+    data: u64,
+    key_and_flags: [u32; 2],
+    opcode: u16,
+    priority: i16,
+    file: u32,
+    buffer: u64,
+    bytes: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    event: u32,
+}
+const _: () = assert!(size_of::<Iocb>() == 64);
+
+const IOCB_CMD_PREAD: u16 = 0;
+const IOCB_FLAG_RESFD: u32 = 1;
+
+/// `struct io_event`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct IoEvent([u64; 4]);
+const _: () = assert!(size_of::<IoEvent>() == 32);
+
+/// See the module. One may be used by several threads, which then share a cache line.
+#[derive(Debug)]
+pub struct Signaller {
+    context: libc::c_ulong,
+    /// An empty file, to read nothing from.
+    file: OwnedFd,
+}
+
+impl Signaller {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// What io_setup(2) says: `EAGAIN` if all contexts of the system are used up (`fs.aio-max-nr`), `ENOSYS` for a kernel
+    /// without.
+    pub fn new() -> io::Result<Self> {
+        let file = memfd_create("blockyard-signaller", MemfdFlags::CLOEXEC)?;
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: the kernel writes a number to `context`, which lives until the call returns.
+        let done = unsafe { libc::syscall(libc::SYS_io_setup, CONTEXT_EVENTS, &raw mut context) };
+        if done == 0 { Ok(Self { context, file }) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Makes an event happen. It never waits.
+    pub fn signal(&self, event: &PeerEvent) {
+        if !self.submit(event) {
+            // The context is full of what has ended.
+            self.reap();
+            self.submit(event);
+        }
+    }
+
+    fn submit(&self, event: &PeerEvent) -> bool {
+        let number = |fd: &dyn AsRawFd| u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX);
+        let mut operation = Iocb {
+            opcode: IOCB_CMD_PREAD,
+            file: number(&self.file),
+            flags: IOCB_FLAG_RESFD,
+            event: number(event),
+            ..Iocb::default()
+        };
+        let mut list = [&raw mut operation];
+        // SAFETY: the list and the operation live until the call returns, and the kernel needs neither later: it reads no bytes into
+        // no buffer. The context is one of io_setup(2).
+        let taken =
+            unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, list.as_mut_ptr()) };
+        taken == 1
+    }
+
+    fn reap(&self) {
+        let mut ended = [IoEvent::default(); CONTEXT_EVENTS];
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes that many entries at most, and both live until the call returns.
+        unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                self.context,
+                0,
+                CONTEXT_EVENTS,
+                ended.as_mut_ptr(),
+                &raw mut now,
+            )
+        };
+    }
+}
+
+impl Drop for Signaller {
+    fn drop(&mut self) {
+        // SAFETY: the context is one of io_setup(2), and is used no more.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+    use super::*;
+
+    fn count(fd: &OwnedFd) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(fd, &mut count).unwrap();
+        u64::from_ne_bytes(count)
+    }
+
+    #[test]
+    fn every_signal_counts() {
+        let signaller = Signaller::new().unwrap();
+        let theirs = eventfd(0, EventfdFlags::empty()).unwrap();
+        let ours = PeerEvent::from_fd(theirs.try_clone().unwrap()).unwrap();
+        let many = 100 * CONTEXT_EVENTS;
+        (0..many).for_each(|_| signaller.signal(&ours));
+        assert_eq!(count(&theirs), many as u64);
+    }
+
+    /// Its maker has filled it, and made it block: a write would never return.
+    #[test]
+    fn one_that_is_full_and_blocks_keeps_nobody() {
+        let signaller = Signaller::new().unwrap();
+        let theirs = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let ours = PeerEvent::from_fd(theirs.try_clone().unwrap()).unwrap();
+        signaller.signal(&ours);
+        rustix::fs::fcntl_setfl(&theirs, rustix::fs::OFlags::empty()).unwrap();
+        rustix::io::write(&theirs, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+        (0..3).for_each(|_| signaller.signal(&ours));
+        let mut fds = [PollFd::new(&theirs, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&Timespec::default())).unwrap(), 1);
+        assert!(count(&theirs) >= u64::MAX - 1);
+        signaller.signal(&ours);
+        assert_eq!(count(&theirs), 1, "it is usable afterwards");
+    }
+}
