@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
@@ -133,11 +134,20 @@ fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
 pub struct Remote {
     disk: Arc<Disk>,
     nbd: Arc<Nbd>,
+    /// Nobody waits for the server any more.
+    abandoned: AtomicBool,
 }
 
 impl Remote {
     pub(crate) fn new(disk: Arc<Disk>, nbd: Arc<Nbd>) -> Self {
-        Self { disk, nbd }
+        Self { disk, nbd, abandoned: AtomicBool::new(false) }
+    }
+
+    /// Fails all that waits for the server, or is out; [`Remote::leave`] does not flush any more. What is asked for after
+    /// that may wait again.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+        self.nbd.clear_queue();
     }
 
     /// Makes the disk larger when the export is found to have grown.
@@ -156,7 +166,9 @@ impl Remote {
     /// Flushes, ends what is out and says goodbye. What is not done within `limit` fails: a server that is gone
     /// keeps nobody from ending.
     pub async fn leave(&self, limit: Duration) {
-        if tokio::time::timeout(limit, self.flush()).await.is_err() {
+        if !self.abandoned.load(Ordering::Acquire)
+            && tokio::time::timeout(limit, self.flush()).await.is_err()
+        {
             let disk = self.disk.name();
             tracing::error!(
                 disk,
