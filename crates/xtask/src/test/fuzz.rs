@@ -10,47 +10,76 @@ use crate::run::{cargo, run};
 use crate::setup::Tools;
 use anyhow::{Context as _, Result, bail};
 use std::fs;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The crate of the fuzz targets, which is no member of the workspace.
 pub(super) fn dir() -> PathBuf {
     paths::root().join("fuzz")
 }
 
-/// Builds all targets, then runs one after another; a target that fails does not keep the others from running.
+/// How many run at a time: each keeps a processor busy.
+const AT_ONCE: usize = 2;
+
+/// Builds all targets, then runs them, [`AT_ONCE`] at a time; a target that fails does not keep the others from running.
 pub(crate) fn run_all(tools: &Tools, seconds: u64) -> Result<()> {
     let targets = targets(&dir())?;
     run(tools.apply(&mut cargo(["fuzz", "build", "--sanitizer", "none"])))?;
-    let mut failed = Vec::new();
-    for target in &targets {
-        let scratch = fresh_dir()?;
-        let seeds = copy_corpus(&dir().join("corpus").join(target), scratch.path())?;
-        println!("fuzz: {target} from {seeds} seeds");
-        let corpus = scratch.path().display().to_string();
-        let limit = format!("-max_total_time={}", seconds);
-        let mut command = cargo([
-            "fuzz",
-            "run",
-            "--sanitizer",
-            "none",
-            target,
-            &corpus,
-            "--",
-            &limit,
-            "-rss_limit_mb=2048",
-            "-verbosity=0",
-        ]);
-        if let Some(seed) = std::env::var_os("BLOCKYARD_SEED") {
-            command.arg(format!("-seed={}", seed.display()));
-        }
-        if run(tools.apply(&mut command)).is_err() {
-            failed.push(target.as_str());
-        }
-    }
+    let failed = failures(&targets, |target| run_one(tools, target, seconds));
     if !failed.is_empty() {
         bail!("fuzz targets failed: {}; the inputs are in fuzz/artifacts/", failed.join(", "));
     }
     Ok(())
+}
+
+/// Those of the targets for which `run` fails, in their order.
+fn failures(targets: &[String], run: impl Fn(&str) -> Result<()> + Sync) -> Vec<&str> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut failed = Vec::new();
+        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = run(target) {
+                println!("fuzz: {target} failed: {error:#}");
+                failed.push(target.as_str());
+            }
+        }
+        failed
+    };
+    let mut failed: Vec<&str> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(work)).collect();
+        // A panic is ours, and goes on here.
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
+    });
+    failed.sort_unstable();
+    failed
+}
+
+fn run_one(tools: &Tools, target: &str, seconds: u64) -> Result<()> {
+    let scratch = fresh_dir()?;
+    let seeds = copy_corpus(&dir().join("corpus").join(target), scratch.path())?;
+    println!("fuzz: {target} from {seeds} seeds");
+    let corpus = scratch.path().display().to_string();
+    let limit = format!("-max_total_time={seconds}");
+    let mut command = cargo([
+        "fuzz",
+        "run",
+        "--sanitizer",
+        "none",
+        target,
+        &corpus,
+        "--",
+        &limit,
+        "-rss_limit_mb=2048",
+        "-verbosity=0",
+    ]);
+    if let Some(seed) = std::env::var_os("BLOCKYARD_SEED") {
+        command.arg(format!("-seed={}", seed.display()));
+    }
+    run(tools.apply(&mut command))
 }
 
 /// The names of the targets: one file each in `fuzz_targets`.
@@ -101,6 +130,23 @@ mod tests {
             fs::write(folder.join(name), "").unwrap();
         }
         assert_eq!(targets(dir.path()).unwrap(), ["options", "request"]);
+    }
+
+    #[test]
+    fn all_run_and_those_that_fail_are_named() {
+        let targets: Vec<String> = (0..7).map(|index| format!("target{index}")).collect();
+        let ran = std::sync::Mutex::new(Vec::new());
+        let failed = failures(&targets, |target| {
+            ran.lock().unwrap().push(target.to_owned());
+            if ["target1", "target4"].contains(&target) {
+                bail!("it crashed")
+            }
+            Ok(())
+        });
+        assert_eq!(failed, ["target1", "target4"]);
+        let mut ran = ran.into_inner().unwrap();
+        ran.sort();
+        assert_eq!(ran, targets);
     }
 
     #[test]

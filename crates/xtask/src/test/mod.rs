@@ -86,6 +86,8 @@ fn summarize(outcomes: &[Outcome]) -> ExitCode {
         let result = if outcome.error.is_some() { "FAILED" } else { "passed" };
         println!("{:<10} {result:<6} {:>8.1}", outcome.part.name, outcome.took.as_secs_f64());
     }
+    let total: Duration = outcomes.iter().map(|outcome| outcome.took).sum();
+    println!("{:<10} {:<6} {:>8.1}", "total", "", total.as_secs_f64());
     for outcome in outcomes {
         if let Some(error) = &outcome.error {
             println!(
