@@ -1,17 +1,21 @@
 //! `run URI -- CMD` and `serve --run CMD`: a command that uses the disk, and whose end is the daemon's.
 
 use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::Command;
 
 use blockyard_export_nbd::Address;
 
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::error::{Error, Result};
 use crate::plan::Listen;
 
-/// The exit code of a command that was killed, as shells have it: 128 and the signal.
-const KILLED: i32 = 128;
+/// How many names are tried for a directory.
+const ATTEMPTS: usize = 64;
 
 /// A command to run, and a place for a socket that only it is told of.
 #[derive(Debug)]
@@ -38,15 +42,7 @@ impl Runner {
     pub fn new(command: Command, private: bool) -> Result<Self> {
         let mut runner = Self { command, directory: None };
         if private {
-            let directory =
-                std::env::temp_dir().join(format!("blockyard-run-{}", std::process::id()));
-            let made =
-                std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-                    .create(&directory);
-            made.map_err(|err| {
-                Error::failed(format!("cannot make {}", directory.display())).caused_by(err)
-            })?;
-            runner.directory = Some(directory);
+            runner.directory = Some(private_directory()?);
         }
         Ok(runner)
     }
@@ -58,23 +54,38 @@ impl Runner {
         Some(Address::Unix(directory.join("nbd.sock")).into())
     }
 
-    /// Runs the command beside `daemon`, and ends the daemon with it. Returns the command's exit code.
+    /// Runs the command beside `daemon`, and ends the daemon with it. Signals go to the command, which is waited for.
+    /// Returns the command's exit code.
     ///
     /// # Errors
     /// The command cannot be started, or the daemon fails.
     pub fn run(mut self, daemon: Daemon, uri: &str) -> Result<u8> {
         self.command.env("uri", uri).env("nbd", uri);
-        let mut command = std::mem::replace(&mut self.command, Command::new("true"));
-        daemon.run_until(move || {
-            let status = command.status().map_err(|err| {
-                let program = command.get_program().to_string_lossy();
-                Error::failed(format!("cannot run {program}")).caused_by(err)
-            })?;
-            let signal = std::os::unix::process::ExitStatusExt::signal(&status);
-            let code = status.code().or(signal.map(|signal| KILLED + signal));
-            Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
-        })
+        daemon.run_beside(|| daemon::Command::start(&mut self.command))
     }
+}
+
+/// A directory for this user only, whose name nobody can know before.
+fn private_directory() -> Result<PathBuf> {
+    let parent = std::env::temp_dir();
+    let random = RandomState::new();
+    let make = || -> io::Result<PathBuf> {
+        for attempt in 0..ATTEMPTS {
+            let mut hasher = random.build_hasher();
+            hasher.write_usize(attempt);
+            let directory = parent.join(format!("blockyard-run-{:016x}", hasher.finish()));
+            match DirBuilder::new().mode(0o700).create(&directory) {
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+                made => return made.map(|()| directory),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    };
+    make().map_err(|err| {
+        Error::failed(format!("cannot make a directory in {}", parent.display()))
+            .caused_by(err)
+            .help("set TMPDIR to a directory that this user may write to")
+    })
 }
 
 impl Drop for Runner {
