@@ -71,15 +71,18 @@ impl BlockLayer {
     }
 
     /// Removes a disk, under load too (kernel: `del_gendisk`): nobody finds it any more; what is out ends, what
-    /// comes fails. Blocks until then.
-    pub fn del_disk(&self, disk: &Arc<Disk>) {
+    /// comes fails. Blocks until then. Says how the last flush has ended: unless that is [`Status::Ok`], what was written
+    /// since the last good one may be lost.
+    pub fn del_disk(&self, disk: &Arc<Disk>) -> Status {
         {
             let mut disks = self.disks.write();
             if disks.get(disk.name()).is_some_and(|found| Arc::ptr_eq(found, disk)) {
                 disks.remove(disk.name());
             }
         }
-        self.give_minors_back(&disk.shut_down());
+        let (partitions, flushed) = disk.shut_down();
+        self.give_minors_back(&partitions);
+        flushed
     }
 
     /// Finds a disk by name.

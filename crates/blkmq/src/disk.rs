@@ -408,17 +408,22 @@ impl Disk {
 
     /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed;
     /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
-    /// all that is done. Gives the partitions back.
-    pub(crate) fn shut_down(self: &Arc<Self>) -> Vec<Arc<Partition>> {
+    /// all that is done. Gives the partitions back, and says how the last flush has ended.
+    pub(crate) fn shut_down(self: &Arc<Self>) -> (Vec<Arc<Partition>>, Status) {
         let parts = self.replace_partitions(Vec::new());
         // What was held back has to end, too.
         self.queue.end_quiesce();
+        let mut flushed = Status::Ok;
         if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
         {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
-            let status = bdev.submit_and_wait(0, Bio::flush()).status();
-            if status != Status::Ok {
-                tracing::error!(disk = self.name, %status, "the last flush failed: later writes may be lost");
+            flushed = bdev.submit_and_wait(0, Bio::flush()).status();
+            if !flushed.is_ok() {
+                tracing::error!(
+                    disk = self.name,
+                    status = %flushed,
+                    "the last flush failed: what was written since the last good one may be lost"
+                );
             }
         }
         let ended = self.queue.shut_down();
@@ -426,7 +431,7 @@ impl Disk {
         if ended {
             self.notify(Event::Removed);
         }
-        parts
+        (parts, flushed)
     }
 
     /// The list of blocks known to be bad, which its driver keeps.

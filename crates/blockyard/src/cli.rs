@@ -26,8 +26,8 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Log more: -v what happens, -vv details. BLOCKYARD_LOG=debug or =blockyard_export_nbd=trace chooses
-    /// finely.
+    /// Log more: -v what happens, -vv details. The variable BLOCKYARD_LOG chooses by part, e.g.
+    /// BLOCKYARD_LOG=warn,blockyard_export_nbd=trace.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -54,6 +54,9 @@ pub enum Command {
     /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
     VhostUserBlk(VhostUserBlkArgs),
     /// List what runs on this machine, or the exports of an NBD server.
+    ///
+    /// Columns: IN FLIGHT are requests that the disk works on now; OPS, READ and WRITTEN count since the daemon was started,
+    /// and AVG OPS/S is OPS by its uptime; P50 and P99 are the latencies that half and 99 of 100 requests stayed below.
     List(ListArgs),
     /// Change a disk while it is used: make it larger, or read-only.
     Set(SetArgs),
@@ -81,9 +84,24 @@ pub enum Command {
     },
     /// Print the man page, or write all man pages to a directory.
     Man {
-        /// Where to write them.
+        /// Where to write them; it is made if its parent directory exists.
         directory: Option<PathBuf>,
     },
+}
+
+impl Command {
+    /// Whether it stays and serves, so that its log is read later.
+    #[must_use]
+    pub fn is_daemon(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_)
+                | Self::Serve(_)
+                | Self::Attach(_)
+                | Self::Recover(_)
+                | Self::VhostUserBlk(_)
+        )
+    }
 }
 
 /// `up`.

@@ -18,7 +18,8 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let result = logging::start(cli.verbose).and_then(|()| commands::run(cli));
+    let result =
+        logging::start(cli.verbose, cli.command.is_daemon()).and_then(|()| commands::run(cli));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(err) => {

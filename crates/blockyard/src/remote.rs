@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
-use blockyard_blkmq::{Bio, Disk, Features, OpenMode, Sector, Status};
+use blockyard_blkmq::{Bio, Disk, Features, OpenMode, Sector, StatGroup, Status};
 use blockyard_driver_nbd::{
     self as nbd, Description, ErrorKind as NbdErrorKind, Export, Nbd, NbdConfig, Offer, Server,
     TlsFiles,
@@ -15,6 +15,7 @@ use blockyard_nbd::uri::{Transport, Uri};
 use blockyard_nbd::wire::ReplyType;
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use crate::daemon::FlushFailed;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a server may take to answer a question.
@@ -165,18 +166,19 @@ impl Remote {
 
     /// Flushes, ends what is out and says goodbye. What is not done within `limit` fails: a server that is gone
     /// keeps nobody from ending.
-    pub async fn leave(&self, limit: Duration) {
-        if !self.abandoned.load(Ordering::Acquire)
-            && tokio::time::timeout(limit, self.flush()).await.is_err()
-        {
-            let disk = self.disk.name();
-            tracing::error!(
-                disk,
-                ?limit,
-                "the NBD server does not answer: later writes may be lost"
-            );
-            self.nbd.clear_queue();
-        }
+    ///
+    /// # Errors
+    /// The flush failed: what was written since the last good one may be lost.
+    pub(crate) async fn leave(&self, limit: Duration) -> Result<(), FlushFailed> {
+        let flushed = match tokio::time::timeout(limit, self.flush()).await {
+            Ok(status) if status.is_ok() => Ok(()),
+            Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
+            Err(_) => {
+                self.nbd.clear_queue();
+                let why = format!("its NBD server does not answer for {limit:?}");
+                Err(FlushFailed::new(self.disk.name(), &why))
+            }
+        };
         self.nbd.disconnect().await;
         // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
         let mut limits = self.disk.limits();
@@ -184,32 +186,41 @@ impl Remote {
         if let Err(err) = self.disk.set_limits(limits) {
             tracing::warn!(disk = self.disk.name(), error = %err, "the disk keeps its cache to the end");
         }
+        flushed
     }
 
-    async fn flush(&self) {
-        if self.disk.is_read_only() {
-            return;
+    async fn flush(&self) -> Status {
+        if !self.has_been_written() {
+            return Status::Ok;
         }
-        let Ok(bdev) = self.disk.open(None, OpenMode::ReadOnly) else { return };
+        if self.abandoned.load(Ordering::Acquire) {
+            return Status::Io;
+        }
+        let Ok(bdev) = self.disk.open(None, OpenMode::ReadOnly) else { return Status::Offline };
         let (tell, mut told) = tokio::sync::mpsc::channel(1);
         let ended = move |bio: Box<Bio>| {
             // Nobody waits any more after the limit.
             let _ = tell.try_send(bio.status());
         };
         bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
-        match told.recv().await {
-            Some(Status::Ok) => {}
-            status => {
-                let disk = self.disk.name();
-                tracing::error!(disk, ?status, "the last flush failed: later writes may be lost");
-            }
-        }
+        // A bio always ends.
+        told.recv().await.unwrap_or(Status::Io)
+    }
+
+    /// Whether anything has ever been written to it: if not, nothing can be lost.
+    fn has_been_written(&self) -> bool {
+        let (stats, _) = self.disk.stats();
+        [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
     }
 
     /// As [`Remote::leave`], where there is no runtime.
     pub(crate) fn leave_and_wait(&self, limit: Duration) {
         match runtime() {
-            Ok(runtime) => runtime.block_on(self.leave(limit)),
+            Ok(runtime) => {
+                if let Err(lost) = runtime.block_on(self.leave(limit)) {
+                    tracing::error!("{lost}");
+                }
+            }
             Err(err) => tracing::error!(error = %err, "the NBD server is not told goodbye"),
         }
     }

@@ -3,23 +3,14 @@
 use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::Command;
 
 use blockyard_export_nbd::Address;
-use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::daemon::Daemon;
-use crate::daemon::signals::Signals;
+use crate::daemon::{self, Daemon};
 use crate::error::{Error, Result};
 use crate::plan::Listen;
-
-/// The exit code of a command that was killed, as shells have it: 128 and the signal.
-const KILLED: i32 = 128;
 
 /// A command to run, and a place for a socket that only it is told of.
 #[derive(Debug)]
@@ -39,20 +30,12 @@ impl Runner {
         Self::new(command, private)
     }
 
-    /// A command; `private`: make a directory for a socket, which nobody else can have made.
+    /// A command; `private`: make a directory for a socket.
     ///
     /// # Errors
     /// The directory cannot be made.
     pub fn new(command: Command, private: bool) -> Result<Self> {
-        let make = || {
-            let mut builder = tempfile::Builder::new();
-            builder.prefix("blockyard-run-").permissions(Permissions::from_mode(0o700)).tempdir()
-        };
-        let directory = private.then(make).transpose().map_err(|err| {
-            let place = std::env::temp_dir();
-            let what = format!("cannot make a directory in {}", place.display());
-            Error::failed(what).caused_by(err).help("TMPDIR names another place")
-        })?;
+        let directory = private.then(private_directory).transpose()?;
         Ok(Self { command, directory })
     }
 
@@ -63,82 +46,26 @@ impl Runner {
         Some(Address::Unix(directory.path().join("nbd.sock")).into())
     }
 
-    /// Runs the command beside `daemon`, and ends the daemon with it. Signals are the command's, and the disk is there for as
-    /// long as it is. Returns the command's exit code.
+    /// Runs the command beside `daemon`, and ends the daemon with it. Signals go to the command, which is waited for.
+    /// Returns the command's exit code.
     ///
     /// # Errors
     /// The command cannot be started, or the daemon fails.
     pub fn run(mut self, daemon: Daemon, uri: &str) -> Result<u8> {
         self.command.env("uri", uri).env("nbd", uri);
-        daemon.run_beside(&mut self.command)
+        daemon.run_beside(|| daemon::Command::start(&mut self.command))
     }
 }
 
-/// A command that runs.
-pub(crate) struct Running {
-    child: Child,
-    process: AsyncFd<rustix::fd::OwnedFd>,
-}
-
-impl Running {
-    /// Starts it.
-    pub(crate) fn start(command: &mut Command) -> Result<Self> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        let failed =
-            |err: std::io::Error| Error::failed(format!("cannot run {program}")).caused_by(err);
-        let child = command.spawn().map_err(failed)?;
-        let watched = pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK)
-            .map_err(std::io::Error::from)
-            .and_then(|process| Ok(AsyncFd::register_with_interest(process, Interest::READABLE)?));
-        match watched {
-            Ok(process) => Ok(Self { child, process }),
-            Err(err) => {
-                let mut child = child;
-                // It would be left alone with a disk that goes away.
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(failed(err))
-            }
-        }
-    }
-
-    /// Waits for its end, and passes on the signals that come meanwhile. Returns its exit code.
-    pub(crate) async fn wait(mut self, signals: &mut Signals) -> Result<u8> {
-        let mut hangup = signal(SignalKind::hangup())
-            .map_err(|err| Error::failed("cannot catch signals").caused_by(err))?;
-        let mut asked = false;
-        loop {
-            let signal = tokio::select! {
-                _ = self.process.readable() => break,
-                _ = hangup.recv() => Signal::HUP,
-                kind = signals.next_kind() => {
-                    if kind == SignalKind::interrupt() { Signal::INT } else { Signal::TERM }
-                }
-            };
-            if signal == Signal::INT && is_in_the_foreground() {
-                // The terminal has sent it to the command, too.
-                continue;
-            }
-            // One that does not want to end is ended by the second word.
-            let signal = if asked && signal == Signal::TERM { Signal::KILL } else { signal };
-            asked |= signal == Signal::TERM;
-            // It may have ended this very moment.
-            let _ = pidfd_send_signal(self.process.get_ref(), signal);
-        }
-        let ended = self.child.wait();
-        ended
-            .map(exit_code)
-            .map_err(|err| Error::failed("cannot wait for the command").caused_by(err))
-    }
-}
-
-fn exit_code(status: ExitStatus) -> u8 {
-    let code = status.code().or(status.signal().map(|signal| KILLED + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
-}
-
-/// Whether what is typed at the terminal reaches this process, and with it the commands that it has started.
-fn is_in_the_foreground() -> bool {
-    let Ok(terminal) = std::fs::File::open("/dev/tty") else { return false };
-    rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
+/// A directory for this user only, whose name nobody can know before.
+fn private_directory() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    let made =
+        builder.prefix("blockyard-run-").permissions(Permissions::from_mode(0o700)).tempdir();
+    made.map_err(|err| {
+        let parent = std::env::temp_dir();
+        Error::failed(format!("cannot make a directory in {}", parent.display()))
+            .caused_by(err)
+            .help("set TMPDIR to a directory that this user may write to")
+    })
 }

@@ -120,7 +120,9 @@ impl Drop for Session {
             remote.leave_and_wait(LEAVE_LIMIT);
         }
         let disks = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
-        disks.iter().rev().for_each(|disk| self.layer.del_disk(disk));
+        disks.iter().rev().for_each(|disk| {
+            self.layer.del_disk(disk);
+        });
         if let Some((stop, ticker)) = self.ticker.take() {
             drop(stop);
             // A panic has been reported where it happened.

@@ -353,8 +353,10 @@ fn what_is_in_flight_is_answered_before_the_end() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let (daemon, mut client, notified) = reading("60s");
+    // A signal that comes twice at once is one.
     daemon.signal(Signal::TERM);
     expect(&notified, "STOPPING=1\n");
+    daemon.signal(Signal::TERM);
     daemon.signal(Signal::INT);
     let (status, log) = daemon.wait();
     assert_eq!(status.code(), Some(1), "{log}");

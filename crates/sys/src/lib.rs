@@ -42,4 +42,4 @@ pub use operation::{Completion, Operation};
 pub use passed::passed_fd;
 pub use pool::Pool;
 pub use signaller::Signaller;
-pub use socket_file::SocketFile;
+pub use socket_file::{MAX_SOCKET_PATH, ShortPath, SocketFile, connect_unix};

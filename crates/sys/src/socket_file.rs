@@ -1,92 +1,409 @@
-//! Files of unix sockets: what a server that was killed has left goes, and what was made is removed in the end.
+//! Files of unix sockets. A socket appears under its name when it listens and not before, it never takes the place of
+//! one that is alive, and its file is removed in the end.
+//!
+//! A socket is bound to a temporary name in the same directory, listens, and is renamed. Renaming never replaces a file.
+//! Only the socket of a dead server is replaced, and only by who holds a lock on the directory (flock(2)): whoever
+//! removes a socket file takes that lock first and then looks at what there is. So of any number of servers that are
+//! started at once exactly one gets the name, and a connection that is refused means a dead server, never one that has
+//! not come to listen(2) yet.
 
+use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, chmodat, flock, fstat,
+    openat, renameat_with, statat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+/// How long the lock of a directory is waited for: others hold it for some microseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+/// How often it is tried.
+const LOCK_POLL: Duration = Duration::from_millis(1);
+/// How many temporary names are tried, and how often the name is when others come and go.
+const ATTEMPTS: usize = 64;
+/// The longest path that fits into the address of a unix socket, which ends with a zero (unix(7)).
+pub const MAX_SOCKET_PATH: usize = 107;
 
 /// A socket file that is removed in the end, unless another has taken its place.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    /// The file itself: as long as it is open, no other has its number.
+    file: OwnedFd,
 }
 
 impl SocketFile {
-    /// The file of a socket that was just bound to `path`.
+    /// A stream socket that listens at `path`, with the permissions `mode` if they are given. The socket of a server
+    /// that is gone is replaced. A path may be longer than [`MAX_SOCKET_PATH`].
     ///
     /// # Errors
-    /// It is not there any more.
-    pub fn new(path: &Path) -> io::Result<Self> {
+    /// [`io::ErrorKind::AddrInUse`] if somebody listens there, [`io::ErrorKind::AlreadyExists`] for a file of any other
+    /// kind, and what the system says. Nothing is left behind then.
+    pub fn bind(path: &Path, mode: Option<u32>, backlog: i32) -> io::Result<(OwnedFd, Self)> {
         let path = std::path::absolute(path)?;
-        let identity = identity(&path)?;
-        Ok(Self { path, identity })
+        let place = Place::of(&path)?;
+        let (socket, temporary) = Temporary::bind(&place)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&place.directory, &temporary.name, flags, Mode::empty())?;
+        if let Some(mode) = mode {
+            let mode = Mode::from_raw_mode(mode);
+            chmodat(&place.directory, &temporary.name, mode, AtFlags::empty())?;
+        }
+        listen(&socket, backlog)?;
+        temporary.publish()?;
+        Ok((socket, Self { path, file }))
     }
 
-    /// Removes the socket of a server that is gone. One that is alive stays, so that binding to it fails.
+    /// Where it is: an absolute path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the socket of a server that is gone; what is alive, or no socket, stays.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`] for a file of any other kind, which stays; what removing it says.
+    /// What the system says.
     pub fn remove_stale(path: &Path) -> io::Result<()> {
-        let Ok(found) = std::fs::symlink_metadata(path) else { return Ok(()) };
-        if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket"));
-        }
-        match try_connect(path) {
-            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)
-            }
-            // Accepted, or nobody knows: binding says that it is in use.
-            _ => Ok(()),
+        let place = Place::of(&std::path::absolute(path)?)?;
+        let _lock = place.lock()?;
+        match place.look()? {
+            Found::Stale => place.remove(),
+            Found::Nothing | Found::Alive | Found::NoSocket => Ok(()),
         }
     }
-}
-
-/// Never waits: a server that is alive but busy has a full queue.
-fn try_connect(path: &Path) -> io::Result<()> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|found| found == self.identity) {
-            // Whoever was faster has removed it.
-            let _ = std::fs::remove_file(&self.path);
+        let Ok(place) = Place::of(&self.path) else { return };
+        // Where there are no locks, nobody replaces anything.
+        let locked = place.lock();
+        if locked.is_err_and(|err| err.kind() == io::ErrorKind::WouldBlock) {
+            return;
+        }
+        let same = |found: &Stat| {
+            fstat(&self.file)
+                .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino))
+        };
+        if place.stat().is_ok_and(|found| same(&found)) {
+            // Who is not let is not told: there is nobody to do something about it.
+            let _ = place.remove();
         }
     }
 }
 
+/// A directory, and a name in it.
+struct Place {
+    directory: OwnedFd,
+    path: PathBuf,
+    name: OsString,
+}
+
+/// What there is under a name.
+enum Found {
+    Nothing,
+    /// The socket of a server that is gone.
+    Stale,
+    Alive,
+    NoSocket,
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            let what = format!("{} is a directory", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        };
+        let open = |flags: OFlags| {
+            openat(CWD, parent, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        };
+        // Without leave to read it, it cannot be locked; that is needed only to replace a socket.
+        let directory = open(OFlags::RDONLY).or_else(|_| open(OFlags::PATH))?;
+        Ok(Self { directory, path: path.to_owned(), name: name.to_owned() })
+    }
+
+    /// Whoever removes or replaces a socket file of this directory holds this.
+    fn lock(&self) -> io::Result<OwnedFd> {
+        let dot = OsStr::new(".");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // An open file of its own: the lock ends when it is closed.
+        let lock = openat(&self.directory, dot, flags, Mode::empty())?;
+        let begun = Instant::now();
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_LIMIT => {
+                    std::thread::sleep(LOCK_POLL);
+                }
+                Err(Errno::INTR) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
+    }
+
+    fn stat(&self) -> io::Result<Stat> {
+        Ok(statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn look(&self) -> io::Result<Found> {
+        match self.stat() {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(err) => return Err(err),
+            Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::Socket => {
+                return Ok(Found::NoSocket);
+            }
+            Ok(_) => {}
+        }
+        // Never waits: a server that is alive but busy has a full queue.
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let asked = ShortPath::of(&self.path)
+            .and_then(|short| Ok(connect(&socket, &SocketAddrUnix::new(short.as_ref())?)?));
+        Ok(match asked {
+            Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => Found::Stale,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Found::Nothing,
+            // Accepted, or nobody knows.
+            _ => Found::Alive,
+        })
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        Ok(unlinkat(&self.directory, &self.name, AtFlags::empty())?)
+    }
+}
+
+/// A socket under a name that nobody knows. It is removed, unless it is published.
+struct Temporary<'a> {
+    place: &'a Place,
+    name: OsString,
+    published: bool,
+}
+
+impl<'a> Temporary<'a> {
+    /// Binds a socket to a name that is free.
+    fn bind(place: &'a Place) -> io::Result<(OwnedFd, Self)> {
+        let socket =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let random = RandomState::new();
+        for attempt in 0..ATTEMPTS {
+            let mut hasher = random.build_hasher();
+            hasher.write_usize(attempt);
+            let suffix = hasher.finish() & 0xffff_ffff;
+            // Tools that list sockets show this name, so that it begins like the one that was asked for.
+            let mut name = place.name.clone();
+            name.push(format!(".{suffix:08x}"));
+            let mut path = place.path.with_file_name(&name);
+            if path.as_os_str().len() > MAX_SOCKET_PATH {
+                name = format!(".socket.{suffix:08x}").into();
+                path = in_directory(&place.directory, &name);
+            }
+            match bind(&socket, &SocketAddrUnix::new(path.as_path())?) {
+                Ok(()) => return Ok((socket, Self { place, name, published: false })),
+                Err(Errno::ADDRINUSE) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
+        Err(io::Error::other("no temporary name is free in its directory"))
+    }
+
+    /// Gives it its name.
+    fn publish(mut self) -> io::Result<()> {
+        for _ in 0..ATTEMPTS {
+            match self.rename(RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                renamed => return Ok(renamed?),
+            }
+            match self.place.look()? {
+                Found::Stale => {}
+                Found::NoSocket => {
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not a socket"));
+                }
+                Found::Alive => return Err(io::ErrorKind::AddrInUse.into()),
+                // It has just gone.
+                Found::Nothing => continue,
+            }
+            // Nobody takes it away, or its place, while this is held.
+            let _lock = self.place.lock().map_err(|err| {
+                let what = "the socket of a dead server is there, and to replace it needs a lock on its directory";
+                io::Error::new(err.kind(), format!("{what}: {err}"))
+            })?;
+            if matches!(self.place.look()?, Found::Stale) {
+                return Ok(self.rename(RenameFlags::empty())?);
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+
+    fn rename(&mut self, flags: RenameFlags) -> rustix::io::Result<()> {
+        let directory = &self.place.directory;
+        renameat_with(directory, &self.name, directory, &self.place.name, flags)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if !self.published {
+            // It is ours alone; what cannot be removed is said by what failed before.
+            let _ = unlinkat(&self.place.directory, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+/// The path of a socket for bind(2) and connect(2), which take [`MAX_SOCKET_PATH`] bytes at most: a longer one is reached
+/// by way of `/proc/self/fd`, as long as this lives.
+#[derive(Debug)]
+pub struct ShortPath {
+    path: PathBuf,
+    _file: Option<OwnedFd>,
+}
+
+impl ShortPath {
+    /// A short path to a socket that exists.
+    ///
+    /// # Errors
+    /// What opening a long one says.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        if path.as_os_str().len() <= MAX_SOCKET_PATH {
+            return Ok(Self { path: path.to_owned(), _file: None });
+        }
+        let file = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok(Self { path, _file: Some(file) })
+    }
+}
+
+impl AsRef<Path> for ShortPath {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn in_directory(directory: &OwnedFd, name: &OsStr) -> PathBuf {
+    let mut path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    path.push(OsStr::from_bytes(name.as_bytes()));
+    path
+}
+
+/// Connects to a stream socket, whose path may be longer than [`MAX_SOCKET_PATH`].
+///
+/// # Errors
+/// What open(2) and connect(2) say.
+pub fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(ShortPath::of(path)?)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
+    use std::sync::Barrier;
 
     use super::*;
 
+    const BACKLOG: i32 = 16;
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    }
+
     #[test]
-    fn a_socket_goes_with_its_server_or_after_it_but_no_other_file_does() {
+    fn a_socket_listens_when_it_appears_and_its_file_goes_with_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let listener = UnixListener::bind(&path).unwrap();
+        let (socket, file) = SocketFile::bind(&path, Some(0o600), BACKLOG).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!((file.path(), names(dir.path())), (path.as_path(), vec!["s".into()]));
+        connect_unix(&path).unwrap();
+        let second = SocketFile::bind(&path, None, BACKLOG).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         SocketFile::remove_stale(&path).unwrap();
-        assert!(path.exists(), "somebody listens");
-        drop(listener);
+        connect_unix(&path).unwrap();
+        drop((file, socket));
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn only_the_socket_of_the_dead_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let (socket, file) = SocketFile::bind(&path, None, BACKLOG).unwrap();
+        connect_unix(&path).unwrap();
+        // Another takes its place; its file is not ours to remove.
+        drop(socket);
+        let successor = SocketFile::bind(&path, None, BACKLOG).unwrap();
+        drop(file);
+        connect_unix(&path).unwrap();
+        drop(successor);
+        drop(UnixListener::bind(&path).unwrap());
         SocketFile::remove_stale(&path).unwrap();
-        assert!(!path.exists());
-        let listener = UnixListener::bind(&path).unwrap();
-        let file = SocketFile::new(&path).unwrap();
-        let other = dir.path().join("other");
-        std::fs::write(&other, b"data").unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        drop((file, listener));
-        let error = SocketFile::remove_stale(&path).unwrap_err();
+        std::fs::write(&path, b"data").unwrap();
+        SocketFile::remove_stale(&path).unwrap();
+        let error = SocketFile::bind(&path, None, BACKLOG).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(std::fs::read(&path).unwrap(), b"data", "it is another");
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+        assert_eq!(names(dir.path()), ["s"]);
+        let error = SocketFile::bind(&dir.path().join("no/s"), None, BACKLOG).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_on_a_stale_socket_one_listens() {
+        const STARTERS: usize = 8;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for round in 0..40 {
+            if round % 2 == 0 {
+                drop(UnixListener::bind(&path).unwrap());
+            }
+            let barrier = Barrier::new(STARTERS);
+            let start = || {
+                barrier.wait();
+                SocketFile::bind(&path, None, BACKLOG)
+            };
+            let all: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..STARTERS).map(|_| scope.spawn(start)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            let (bound, failed): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+            assert_eq!(bound.len(), 1, "round {round}");
+            let in_use = |lost: &io::Result<_>| {
+                lost.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::AddrInUse)
+            };
+            assert!(failed.iter().all(in_use), "round {round}: {failed:?}");
+            connect_unix(&path).unwrap();
+            assert_eq!(names(dir.path()), ["s"], "round {round}");
+            drop(bound);
+            assert!(names(dir.path()).is_empty(), "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_path_may_be_longer_than_an_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).unwrap();
+        for name in ["s".to_owned(), "n".repeat(250)] {
+            let path = deep.join(name);
+            let bound = SocketFile::bind(&path, None, BACKLOG).unwrap();
+            connect_unix(&path).unwrap();
+            let second = SocketFile::bind(&path, None, BACKLOG).unwrap_err();
+            assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
+            drop(bound);
+            assert!(names(&deep).is_empty());
+        }
     }
 }

@@ -327,3 +327,23 @@ fn a_driver_cleans_up_once_for_each_request_that_it_gave_back() {
     assert_eq!(statuses(&rig), [Status::Ok]);
     rig.tear_down();
 }
+
+#[test]
+fn removing_a_disk_says_how_its_last_flush_has_ended() {
+    let limits = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    let failing = Chances { error: 1000, ..Chances::default() };
+    for (chances, fails) in [(failing, true), (Chances::default(), false)] {
+        let rig = rig(4, Config { limits: limits.clone(), chances, ..Config::default() });
+        let flushed = std::thread::scope(|scope| {
+            let removal = scope.spawn(|| rig.layer.del_disk(&rig.disk));
+            while !removal.is_finished() {
+                rig.script.step();
+                std::thread::yield_now();
+            }
+            removal.join().unwrap()
+        });
+        assert_eq!(flushed != Status::Ok, fails, "{flushed}");
+        assert_eq!(rig.layer.del_disk(&rig.disk), Status::Ok, "there is nothing more to flush");
+        rig.tear_down();
+    }
+}

@@ -14,6 +14,7 @@ use super::record::Record;
 use super::{Wish, launch};
 use crate::control::report::DeviceReport;
 use crate::control::{self, Answer, report};
+use crate::daemon::Losses;
 use crate::daemon::signals::Signals;
 use crate::disks::DiskMaker;
 use crate::error::{Error, ErrorKind, Result};
@@ -238,16 +239,17 @@ impl Attached {
         };
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
-        if gone {
-            self.end().await;
+        let ended = if gone {
+            self.end().await
         } else {
             // Taking it down in order would wait for the kernel's requests. All of them are asked again.
             std::mem::forget(self);
-        }
+            Ok(())
+        };
         control.abort();
         // Cancelled: that removes its socket.
         let _ = control.await;
-        Ok(0)
+        ended.map(|()| 0)
     }
 
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
@@ -262,18 +264,21 @@ impl Attached {
         Ok(())
     }
 
-    async fn end(self) {
+    async fn end(self) -> Result<()> {
         let grace = self.server.plan.grace;
         self.server.nbd.shutdown(grace).await;
+        let mut losses = Losses::default();
         for remote in &self.server.remotes {
-            remote.leave(grace).await;
+            losses.note(remote.leave(grace).await);
         }
         let ended = tokio::task::spawn_blocking(move || {
-            self.server.layer.del_disk(&self.server.disk);
+            losses.note_status(&self.server.disk, self.server.layer.del_disk(&self.server.disk));
             self.server.threads.shutdown();
+            losses
         });
-        // A panic has been reported where it happened.
-        let _ = ended.await;
+        let losses =
+            ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
+        losses.into_result()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Completions and man pages, made from the command line's own description.
 
+use std::io;
 use std::path::Path;
 
 use clap::CommandFactory;
@@ -21,9 +22,16 @@ pub(super) fn man(directory: Option<&Path>) -> Result<()> {
         rendered.map_err(|err| Error::failed("cannot make the man page").caused_by(err))?;
         return term::say(String::from_utf8_lossy(&page).trim_end());
     };
-    let written = std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
-    written.map_err(|err| {
+    let failed = |err: io::Error| {
         Error::failed(format!("cannot write man pages to {}", directory.display())).caused_by(err)
-    })
+    };
+    match std::fs::create_dir(directory) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            return Err(failed(err)
+                .help("its parent directory does not exist; correct the path, or make it"));
+        }
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(failed(err)),
+        _ => {}
+    }
+    clap_mangen::generate_to(Cli::command(), directory).map_err(failed)
 }

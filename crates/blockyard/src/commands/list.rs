@@ -1,5 +1,7 @@
 //! `blockyard list`: what runs on this machine, or what an NBD server has on offer.
 
+use std::path::Path;
+
 use blockyard_driver_nbd::TlsFiles;
 use blockyard_nbd::uri::Uri;
 use serde::Serialize;
@@ -9,7 +11,7 @@ use crate::attach::{LeftBehind, left_behind};
 use crate::cli::ListArgs;
 use crate::control::client::ask_all;
 use crate::control::report::{Daemon, DeviceReport, Latency};
-use crate::control::{Answer, Question};
+use crate::control::{Answer, Question, runtime_dir};
 use crate::error::{Error, Result};
 use crate::remote;
 use crate::uri::DriverPlan;
@@ -61,9 +63,7 @@ fn show(daemons: &[Daemon], left: &[LeftBehind]) -> Result<()> {
     if !daemons.is_empty() {
         show_daemons(daemons)?;
     } else if left.is_empty() {
-        term::tell(
-            "nothing runs; start something: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
-        );
+        term::tell(nothing_runs(&runtime_dir()?, rustix::process::geteuid().is_root()));
     }
     for left in left {
         let uri = left.uri.as_deref().unwrap_or("its disk is not on record");
@@ -77,6 +77,20 @@ fn show(daemons: &[Daemon], left: &[LeftBehind]) -> Result<()> {
     Ok(())
 }
 
+/// Daemons of other users are not to be seen, as only they may use their runtime directories.
+fn nothing_runs(directory: &Path, root: bool) -> String {
+    let others = if root {
+        "those of other users: ask as them (sudo -u USER blockyard list)"
+    } else {
+        "those of other users are not shown; root's: sudo blockyard list"
+    };
+    format!(
+        "no daemon of this user runs in {}; {others}\n\
+         start one: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
+        directory.display()
+    )
+}
+
 fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     let header = [
         "PID",
@@ -87,7 +101,7 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
         "CLIENTS",
         "IN FLIGHT",
         "OPS",
-        "OPS/S",
+        "AVG OPS/S",
         "READ",
         "WRITTEN",
         "READ P50/P99",
@@ -118,6 +132,9 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     }
     term::say(table.trim_fmt())?;
     for daemon in daemons {
+        if let Some(log) = &daemon.log {
+            term::say(format_args!("{} logs to {log}", daemon.pid))?;
+        }
         for address in &daemon.nbd.listen {
             term::say(format_args!("{} listens at {address}", daemon.pid))?;
         }

@@ -21,7 +21,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     match runner {
         None => daemon.run(ready).map(|()| 0),
         Some(runner) => {
-            let uri = uri_for(daemon.addresses(), "");
+            let uri = uri_for(daemon.addresses(), "", needs_tls(daemon.plan()));
             runner.run(daemon, &uri)
         }
     }
@@ -40,7 +40,7 @@ pub(super) fn ready(daemon: &Daemon) {
     let exports: Vec<_> =
         daemon.plan().exports.iter().map(|export| format!("{:?}", export.name)).collect();
     for address in daemon.addresses() {
-        let uri = uri_for(std::slice::from_ref(address), "");
+        let uri = uri_for(std::slice::from_ref(address), "", needs_tls(daemon.plan()));
         term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
     }
     for plan in &daemon.plan().vhost_user {
@@ -54,8 +54,13 @@ pub(super) fn ready(daemon: &Daemon) {
     }
 }
 
-/// The URI by which a client on this machine reaches an export at the first of the addresses.
-pub(super) fn uri_for(addresses: &[Address], export: &str) -> String {
+/// Whether clients have to speak TLS.
+pub(super) fn needs_tls(plan: &YardPlan) -> bool {
+    matches!(plan.nbd.tls, Some((TlsUse::Require, _)))
+}
+
+/// The URI by which a client on this machine reaches an export at the first of the addresses, with TLS or without.
+pub(super) fn uri_for(addresses: &[Address], export: &str, tls: bool) -> String {
     use blockyard_nbd::uri::{TlsParams, Transport, Uri};
     let transport = match addresses.first() {
         Some(Address::Unix(path)) => {
@@ -75,7 +80,7 @@ pub(super) fn uri_for(addresses: &[Address], export: &str) -> String {
         None => return String::new(),
     };
     let tls_params = TlsParams::default();
-    Uri { transport, tls: false, export: export.into(), user: None, tls_params }.to_string()
+    Uri { transport, tls, export: export.into(), user: None, tls_params }.to_string()
 }
 
 fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<YardPlan> {

@@ -1,7 +1,9 @@
 //! `blockyard set`: a disk is changed while it is used.
 
+use std::path::PathBuf;
+
 use crate::cli::SetArgs;
-use crate::control::client::{ask_all, ask_one};
+use crate::control::client::{ask_at, ask_each};
 use crate::control::report::{Daemon, DiskReport};
 use crate::control::{Answer, Change, Question};
 use crate::error::{Error, Result};
@@ -13,7 +15,7 @@ const SETTINGS: [&str; 2] = ["size", "read-only"];
 
 pub(super) fn run(args: &SetArgs) -> Result<()> {
     let changes = args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?;
-    let (pid, disk) = find(&args.disk)?;
+    let Found { socket, pid, mut disk } = find(&args.disk)?;
     for change in changes {
         if let Change::Size(bytes) = change
             && bytes < disk.size
@@ -26,11 +28,15 @@ pub(super) fn run(args: &SetArgs) -> Result<()> {
             );
         }
         let question = Question::Set { disk: disk.name.clone(), change };
-        let answer = ask_one(pid, &question)?
+        let answer = ask_at(&socket, &question)?
             .ok_or_else(|| Error::failed(format!("the daemon {pid} has ended")))?;
         answer
             .accepted()
             .map_err(|err| Error::failed(format!("cannot set {}", disk.name)).caused_by(err))?;
+        if let Change::Size(bytes) = change {
+            // What comes next is compared with what it has become.
+            disk.size = bytes;
+        }
     }
     Ok(())
 }
@@ -51,26 +57,32 @@ fn change(text: &str) -> Result<Change> {
     }
 }
 
-/// The daemon of a disk, and what it says of it.
-fn find(wanted: &str) -> Result<(u32, DiskReport)> {
+/// A disk, and the daemon that has it.
+struct Found {
+    socket: PathBuf,
+    pid: u32,
+    disk: DiskReport,
+}
+
+fn find(wanted: &str) -> Result<Found> {
     let (pid, name) = match wanted.split_once(':') {
         Some((pid, name)) => (pid.parse::<u32>().ok(), name),
         None => (None, wanted),
     };
     let mut found = Vec::new();
-    for answer in ask_all(&Question::Report)? {
+    for (socket, answer) in ask_each(&Question::Report)? {
         let Answer::Report(daemon) = answer else { continue };
         let Daemon { pid: its, disks, .. } = *daemon;
         if pid.is_none_or(|pid| pid == its) {
-            found
-                .extend(disks.into_iter().filter(|disk| disk.name == name).map(|disk| (its, disk)));
+            let named = disks.into_iter().filter(|disk| disk.name == name);
+            found.extend(named.map(|disk| Found { socket: socket.clone(), pid: its, disk }));
         }
     }
     let several = found.len() > 1;
     match found.pop() {
         None => Err(Error::failed(format!("no daemon has a disk {wanted:?}"))
             .help("see what runs: blockyard list")),
-        Some((pid, disk)) if several => {
+        Some(Found { pid, disk, .. }) if several => {
             let what = format!("several daemons have a disk {:?}", disk.name);
             Err(Error::usage(what).help(format!("say which, as in {pid}:{}", disk.name)))
         }

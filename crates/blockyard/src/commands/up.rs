@@ -7,7 +7,7 @@ use blockyard_export_nbd::{Address, DEFAULT_PORT};
 use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
 use crate::config::{self, ConfigError};
-use crate::daemon::{Daemon, Passed};
+use crate::daemon::{self, Daemon, Passed};
 use crate::error::{Error, Result};
 use crate::plan::{ExportPlan, Listen, YardPlan};
 use crate::term;
@@ -33,6 +33,7 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
         }
     })?;
     if args.check {
+        daemon::check(&plan)?;
         let (disks, exports) = (plan.disks.len(), plan.exports.len());
         return term::say(format_args!(
             "{} is right: {disks} disks, {exports} exports",
@@ -97,13 +98,13 @@ fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
 /// What to do next, ready to paste.
 fn what_next(daemon: &Daemon) -> String {
     let addresses = daemon.addresses();
-    let (ram, disk) = (uri_for(addresses, "ram"), uri_for(addresses, "disk"));
+    let (ram, disk) = (uri_for(addresses, "ram", false), uri_for(addresses, "disk", false));
     let tcp: Vec<_> = addresses
         .iter()
         .filter(|address| matches!(address, Address::Tcp { .. }))
         .cloned()
         .collect();
-    let over_tcp = uri_for(&tcp, "ram");
+    let over_tcp = uri_for(&tcp, "ram", false);
     format!(
         "
 A yard of two disks is open: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C closes it. In another terminal:

@@ -82,10 +82,18 @@ impl<'a, 'i> Taker<'a, 'i> {
         found: &mut Vec<Mistake>,
     ) -> Option<At<u64>> {
         let range = format!("a whole number from {least} to {most}");
-        self.typed(key, &range, found, |value| {
-            let number = integer(value)?;
-            (least..=most).contains(&number).then_some(number)
-        })
+        let number = self.typed(key, &range, found, |value| {
+            value.as_integer().map(|written| (integer(value), written.as_str().to_owned()))
+        })?;
+        let (value, written) = number.value;
+        match value.filter(|value| (least..=most).contains(value)) {
+            Some(value) => Some(At { value, at: number.at }),
+            None => {
+                let problem = format!("{key} = {written} is out of range");
+                found.push(Mistake::new(number.at, problem, format!("write {range}")));
+                None
+            }
+        }
     }
 
     /// A list of texts, or one text.

@@ -111,6 +111,66 @@ count = "all"
 }
 
 #[test]
+fn a_wrong_uri_hides_no_other_mistake() {
+    let text = r#"[[disk]]
+name = "a"
+uri = "ram:1G?szie=4"
+nam = "b"
+queues = "two"
+
+[[disk]]
+name = "c"
+uri = "rom:1G"
+
+[[export]]
+disk = "a"
+
+[[export]]
+disk = "c"
+
+[nbd]
+listen = "unix:s"
+
+[threads]
+count = 0
+"#;
+    let shown = mistakes(text).render(false);
+    for part in [
+        "yard.toml:3:15",
+        "no key \"nam\"",
+        "queues cannot be \"two\"",
+        "there are no disks \"rom\"",
+        "count = 0 is out of range",
+        "write a whole number from 1 to 256",
+        "5 mistakes",
+    ] {
+        assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn what_would_fail_at_the_start_is_a_mistake() {
+    let yard = |rest: &str| format!("[[disk]]\nuri = \"ram:1M\"\n{rest}");
+    for (rest, part) in [
+        ("[nbd]\nlisten = \"unix:s\"\ndefault_export = \"ram1\"", "did you mean \"ram0\"?"),
+        ("[[export]]\ndisk = \"ram0\"\ntls_only = true\n[nbd]\nlisten = \"unix:s\"", "TLS is off"),
+        ("[nbd]\nlisten = [\"unix:s\", \"tcp::1\", \"unix:./s\"]", "yard.toml:4:31"),
+        ("[nbd]\nlisten = [\"tcp::1\", \"tcp::1\"]", "tcp::1 is listened at already"),
+        (
+            "[nbd]\nlisten = \"unix:s\"\n[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"/yard/s\"",
+            "yard.toml:7:10",
+        ),
+    ] {
+        let shown = mistakes(&yard(rest)).render(false);
+        assert!(
+            shown.contains(part) && shown.contains("1 mistake;"),
+            "{part:?} is not in\n{shown}"
+        );
+    }
+    plan(&yard("[nbd]\nlisten = [\"tcp:127.0.0.1:0\", \"tcp:127.0.0.1:0\"]"));
+}
+
+#[test]
 fn a_pointer_marks_what_is_wrong() {
     let all = mistakes(&format!("[[disk]]\nuri = \"ram:1GB\"\n{NBD}"));
     assert_eq!(

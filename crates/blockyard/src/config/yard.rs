@@ -16,7 +16,7 @@ use crate::plan::{
     ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
 };
 use crate::suggest;
-use crate::uri::{DiskPlan, PlanBuilder, parse_duration};
+use crate::uri::{DiskPlan, PlanBuilder, Scheme, absolute, parse_duration};
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -26,9 +26,10 @@ pub(super) fn check(
 ) -> Option<YardPlan> {
     let mut top = Taker::new("the file", root.get_ref(), 0..0);
     let disks = disks(&mut top, base, found);
-    let mut exports = exports(&mut top, &disks, found);
-    let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, found));
-    let machines = machines(&mut top, &disks, base, found);
+    let exports = exports(&mut top, &disks, found);
+    let mut taken = Taken::default();
+    let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, &mut taken, found));
+    let machines = machines(&mut top, &disks, base, &mut taken, found);
     let threads = top.table("threads", "[threads]", found);
     let (threads, grace) = threads.map_or((None, None), |table| threads_table(table, found));
     top.finish(found);
@@ -36,7 +37,10 @@ pub(super) fn check(
         let remedy = "add one:\n[[disk]]\nname = \"ram0\"\nuri = \"ram:1G\"";
         found.push(Mistake::new(0..0, "there is no disk", remedy));
     }
-    let mut nbd = nbd.unwrap_or_default();
+    let (mut nbd, default_export) = nbd.unwrap_or_default();
+    if nbd.tls.is_none() {
+        no_tls(&exports, found);
+    }
     if nbd.listen.is_empty() && !nbd.systemd && machines.is_empty() && found.is_empty() {
         let remedy = "say where clients connect to:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
         found.push(Mistake::new(0..0, "nothing listens", remedy));
@@ -44,7 +48,7 @@ pub(super) fn check(
     if !found.is_empty() {
         return None;
     }
-    let plans = disks.into_iter().map(|disk| disk.plan).collect();
+    let plans = disks.into_iter().filter_map(|disk| disk.plan).collect();
     let mut plan = match YardPlan::new(plans) {
         Ok(plan) => plan,
         Err(err) => {
@@ -52,9 +56,19 @@ pub(super) fn check(
             return None;
         }
     };
+    let mut exports: Vec<ExportPlan> = exports.into_iter().map(|export| export.value).collect();
     if exports.is_empty() {
         let all = 0..plan.disks.len();
         exports = all.map(|index| ExportPlan::new(index, plan.disk_name(index))).collect();
+    }
+    if let Some(wanted) = default_export {
+        let names: Vec<&str> = exports.iter().map(|export| export.name.as_str()).collect();
+        if !names.contains(&wanted.value.as_str()) {
+            let what = format!("there is no export named {:?}", wanted.value);
+            found.push(Mistake::new(wanted.at, what, suggest::hint(&wanted.value, &names)));
+            return None;
+        }
+        nbd.default_export = Some(wanted.value);
     }
     nbd.default_export =
         nbd.default_export.or_else(|| exports.first().map(|export| export.name.clone()));
@@ -68,12 +82,14 @@ pub(super) fn check(
 
 /// A disk, and where it is in the file.
 struct Disk {
-    plan: DiskPlan,
+    /// None for one with mistakes, which others may name all the same.
+    plan: Option<DiskPlan>,
     name: String,
 }
 
 fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<Disk> {
     let mut plans: Vec<DiskPlan> = Vec::new();
+    let mut wrong: Vec<Disk> = Vec::new();
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     for mut table in top.tables("disk", "[[disk]]", found) {
         let uri = table.text("uri", found);
@@ -89,9 +105,13 @@ fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<
                 let remedy = "say what it is: uri = \"ram:1G\", or uri = \"file:disk.img\"";
                 found.push(Mistake::new(first_line(&table.at()), "a disk without a uri", remedy));
             }
+            wrong.extend(name.map(|name| Disk { plan: None, name: name.value }));
             continue;
         };
-        plans.extend(disk(&table, &uri, name, base, found));
+        match disk(&table, &uri, name.as_ref(), base, found) {
+            Some(plan) => plans.push(plan),
+            None => wrong.extend(name.map(|name| Disk { plan: None, name: name.value })),
+        }
     }
     // Names that are made up are different from all that were given.
     if let Err(err) = name_disks(&mut plans)
@@ -101,8 +121,8 @@ fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<
     }
     let named = plans
         .into_iter()
-        .map(|plan| Disk { name: plan.options.name.clone().unwrap_or_default(), plan });
-    named.collect()
+        .map(|plan| Disk { name: plan.options.name.clone().unwrap_or_default(), plan: Some(plan) });
+    named.chain(wrong).collect()
 }
 
 /// A span that covers more than a line is shown by its start.
@@ -113,44 +133,30 @@ fn first_line(at: &Range<usize>) -> Range<usize> {
 fn disk(
     table: &Taker<'_, '_>,
     uri: &At<String>,
-    name: Option<At<String>>,
+    name: Option<&At<String>>,
     base: &Path,
     found: &mut Vec<Mistake>,
 ) -> Option<DiskPlan> {
-    let plan = match DiskPlan::parse_in(&uri.value, base) {
-        Ok(plan) => plan,
+    let mut builder = match DiskPlan::parse_in(&uri.value, base) {
+        Ok(plan) => PlanBuilder::from_plan(plan),
         Err(err) => {
             // Inside of the quotes, where the bytes are those of the URI.
             let raw = uri.at.len() == uri.value.len() + 2;
             let start = uri.at.start + 1 + err.at().start;
             let at = if raw { start..start + err.at().len() } else { uri.at.clone() };
             found.push(Mistake::new(at, "this is no disk URI", err.problem()));
-            return None;
+            // The other keys are looked at all the same, if it is known what they are to be for.
+            PlanBuilder::new(scheme_of(&uri.value)?)
         }
     };
-    let mut builder = PlanBuilder::from_plan(plan);
-    let given = name.map(|name| ("name".to_owned(), name.at.clone(), Some(name)));
+    let uri_is_right = found.iter().all(|mistake| !uri.at.contains(&mistake.at.start));
+    let given = name.map(|name| ("name".to_owned(), name.at.clone(), Some(name.clone())));
     let rest = table.rest().into_iter().map(|(key, value)| (key.value, key.at, value));
     for (key, at, value) in given.into_iter().chain(rest) {
-        let known = builder.names();
-        let Some(value) = value else {
-            let what = format!("{key} is neither a text, a number nor a flag");
-            found.push(Mistake::new(
-                at,
-                what,
-                format!("a disk has uri, {}", suggest::list(&known)),
-            ));
-            continue;
-        };
-        let key_is_known = known.contains(&key.as_str());
-        let (place, what) = if key_is_known {
-            (value.at, format!("{key} cannot be {:?}", value.value))
-        } else {
-            (at, format!("[[disk]] has no key {key:?}"))
-        };
-        if let Err(problem) = builder.set(&key, &value.value) {
-            found.push(Mistake::new(place, what, problem));
-        }
+        set_option(&mut builder, &key, at, value, found);
+    }
+    if !uri_is_right {
+        return None;
     }
     match builder.finish(&uri.value) {
         Ok(plan) => Some(plan),
@@ -158,6 +164,40 @@ fn disk(
             found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
             None
         }
+    }
+}
+
+/// What a URI is of, as far as that can be told of one that is wrong.
+fn scheme_of(uri: &str) -> Option<Scheme> {
+    if uri.starts_with(['/', '.']) {
+        return Some(Scheme::File);
+    }
+    let (scheme, _) = uri.split_once(':')?;
+    let scheme = scheme.to_ascii_lowercase();
+    Scheme::parse(&scheme).or_else(|| scheme.starts_with("nbd").then_some(Scheme::Nbd))
+}
+
+/// A key of a disk, which is an option of its URI as well.
+fn set_option(
+    builder: &mut PlanBuilder,
+    key: &str,
+    at: Range<usize>,
+    value: Option<At<String>>,
+    found: &mut Vec<Mistake>,
+) {
+    let known = builder.names();
+    let Some(value) = value else {
+        let what = format!("{key} is neither a text, a number nor a flag");
+        found.push(Mistake::new(at, what, format!("a disk has uri, {}", suggest::list(&known))));
+        return;
+    };
+    let (place, what) = if known.contains(&key) {
+        (value.at, format!("{key} cannot be {:?}", value.value))
+    } else {
+        (at, format!("[[disk]] has no key {key:?}"))
+    };
+    if let Err(problem) = builder.set(key, &value.value) {
+        found.push(Mistake::new(place, what, problem));
     }
 }
 
@@ -177,6 +217,7 @@ fn machines(
     top: &mut Taker<'_, '_>,
     disks: &[Disk],
     base: &Path,
+    taken: &mut Taken,
     found: &mut Vec<Mistake>,
 ) -> Vec<VhostUserPlan> {
     let mut plans = Vec::new();
@@ -199,7 +240,15 @@ fn machines(
             continue;
         };
         let Some(index) = disk_index(disks, &disk, found) else { continue };
-        let listen = VhostUserListen::Path(base.join(socket.value));
+        let path = match absolute(base, Path::new(&socket.value)) {
+            Ok(path) => path,
+            Err(problem) => {
+                found.push(Mistake::new(socket.at, "this path cannot be used", problem));
+                continue;
+            }
+        };
+        taken.take(&Address::Unix(path.clone()), socket.at, found);
+        let listen = VhostUserListen::Path(path);
         plans.push(VhostUserPlan {
             socket_mode: mode,
             read_only: read_only.is_some_and(|flag| flag.value),
@@ -222,8 +271,22 @@ fn socket_mode(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> Option<u3
     parsed
 }
 
-fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) -> Vec<ExportPlan> {
-    let mut exports: Vec<ExportPlan> = Vec::new();
+/// An export that only clients with TLS may use needs a server that speaks it.
+fn no_tls(exports: &[At<ExportPlan>], found: &mut Vec<Mistake>) {
+    for export in exports.iter().filter(|export| export.value.tls_only) {
+        let what = format!("export {:?} is tls_only, but TLS is off", export.value.name);
+        let remedy = "add [nbd.tls] with certificate and key, or leave tls_only out";
+        found.push(Mistake::new(export.at.clone(), what, remedy));
+    }
+}
+
+/// The exports, each with the place of its `tls_only`, or of its table.
+fn exports(
+    top: &mut Taker<'_, '_>,
+    disks: &[Disk],
+    found: &mut Vec<Mistake>,
+) -> Vec<At<ExportPlan>> {
+    let mut exports: Vec<At<ExportPlan>> = Vec::new();
     for mut table in top.tables("export", "[[export]]", found) {
         let disk = table.text("disk", found);
         let name = table.text("name", found);
@@ -232,6 +295,7 @@ fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) ->
         let tls_only = table.flag("tls_only", found);
         let preferred = table.number("preferred_block_size", (512, 32 << 20), found);
         let at = first_line(&table.at());
+        let tls_at = tls_only.as_ref().map_or(at.clone(), |flag| flag.at.clone());
         let has_disk = table.any("disk").is_some();
         table.finish(found);
         let Some(disk) = disk else {
@@ -248,7 +312,7 @@ fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) ->
         }
         let place = name.as_ref().map_or(disk.at, |name| name.at.clone());
         let name = name.map_or(disk.value, |name| name.value);
-        if exports.iter().any(|other| other.name == name) {
+        if exports.iter().any(|other| other.value.name == name) {
             let what = format!("there is an export named {name:?} already");
             found.push(Mistake::new(place, what, "give it another name: name = \"...\""));
         }
@@ -257,34 +321,64 @@ fn exports(top: &mut Taker<'_, '_>, disks: &[Disk], found: &mut Vec<Mistake>) ->
         export.read_only = read_only.is_some_and(|flag| flag.value);
         export.tls_only = tls_only.is_some_and(|flag| flag.value);
         export.preferred_block_size = preferred.and_then(|size| u32::try_from(size.value).ok());
-        exports.push(export);
+        exports.push(At { value: export, at: tls_at });
     }
     exports
 }
 
-fn nbd(mut table: Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> NbdPlan {
+fn nbd(
+    mut table: Taker<'_, '_>,
+    base: &Path,
+    taken: &mut Taken,
+    found: &mut Vec<Mistake>,
+) -> (NbdPlan, Option<At<String>>) {
     let mut plan = NbdPlan::default();
     for address in table.texts("listen", found) {
         if address.value == "systemd" {
             plan.systemd = true;
             continue;
         }
-        match address.value.parse() {
-            Ok(Address::Unix(path)) => plan.listen.push(Address::Unix(base.join(path)).into()),
-            Ok(parsed) => plan.listen.push(Address::into(parsed)),
+        let parsed = match address.value.parse() {
+            Ok(Address::Unix(path)) => match absolute(base, &path) {
+                Ok(path) => Address::Unix(path),
+                Err(problem) => {
+                    found.push(Mistake::new(address.at, "this path cannot be used", problem));
+                    continue;
+                }
+            },
+            Ok(parsed) => parsed,
             Err(err) => {
                 let err: blockyard_export_nbd::Error = err;
                 let remedy = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
                 found.push(Mistake::new(address.at, err.to_string(), remedy));
+                continue;
             }
-        }
+        };
+        taken.take(&parsed, address.at, found);
+        plan.listen.push(parsed.into());
     }
     plan.socket_mode = socket_mode(&mut table, found);
-    plan.default_export = table.text("default_export", found).map(|name| name.value);
+    let default_export = table.text("default_export", found);
     plan.tls = table.table("tls", "[nbd.tls]", found).and_then(|table| tls(table, base, found));
     plan.limits = limits(&mut table, found);
     table.finish(found);
-    plan
+    (plan, default_export)
+}
+
+/// Addresses that something listens at already.
+#[derive(Default)]
+struct Taken(Vec<Address>);
+
+impl Taken {
+    fn take(&mut self, address: &Address, at: Range<usize>, found: &mut Vec<Mistake>) {
+        // Port 0 is another one each time.
+        let chosen_later = matches!(address, Address::Tcp { port: 0, .. });
+        if self.0.contains(address) && !chosen_later {
+            let what = format!("{address} is listened at already");
+            found.push(Mistake::new(at, what, "give each its own address, or remove one"));
+        }
+        self.0.push(address.clone());
+    }
 }
 
 /// What clients may cost.
@@ -369,7 +463,10 @@ fn tls(
             return None;
         }
     };
-    let path = |text: At<String>| base.join(text.value);
+    // The daemon may go elsewhere before it reads them.
+    let path = |text: At<String>| {
+        absolute(base, Path::new(&text.value)).unwrap_or_else(|_| base.join(text.value))
+    };
     if let Some(psk) = psk {
         if certificate.is_some() || key.is_some() || client_ca.is_some() {
             let remedy = "keep psk, or certificate, key and client_ca";

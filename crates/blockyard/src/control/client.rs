@@ -1,11 +1,13 @@
 //! Asking daemons.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Answer, Question, directory};
+use blockyard_sys::{SocketFile, connect_unix};
+
+use super::{Answer, MAX_ANSWER, Question, directory, pid_of_socket};
 use crate::error::{Error, Result};
 
 /// How long a daemon may take.
@@ -17,32 +19,56 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// The runtime directory cannot be read.
 pub fn ask_all(question: &Question) -> Result<Vec<Answer>> {
+    Ok(ask_each(question)?.into_iter().map(|(_, answer)| answer).collect())
+}
+
+/// As [`ask_all`], with the socket of each that has answered.
+///
+/// # Errors
+/// As those of [`ask_all`].
+pub fn ask_each(question: &Question) -> Result<Vec<(PathBuf, Answer)>> {
     let directory = directory::runtime_dir()?;
-    let failed = |err: io::Error| {
-        Error::failed(format!("cannot look for daemons in {}", directory.display())).caused_by(err)
-    };
-    let mut sockets = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries.filter_map(|entry| socket(&entry.ok()?.path())).collect::<Vec<_>>(),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(err) => return Err(failed(err)),
-    };
-    sockets.sort();
     let mut answers = Vec::new();
-    for (pid, path) in sockets {
-        match UnixStream::connect(&path) {
+    for (pid, path) in sockets(&directory)? {
+        match connect_unix(&path) {
             Ok(stream) => match ask(stream, question, Some(PATIENCE)) {
-                Ok(answer) => answers.push(answer),
+                Ok(answer) => answers.push((path, answer)),
                 Err(err) => tracing::warn!(pid, error = %err, "a daemon does not answer"),
             },
             Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
-                // Another may have been faster.
-                let _ = std::fs::remove_file(&path);
+                // It may stay: it is in nobody's way.
+                let _ = SocketFile::remove_stale(&path);
             }
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => return Err(failed(err)),
+            Err(err) => return Err(failed(&directory, err)),
         }
     }
     Ok(answers)
+}
+
+fn failed(directory: &Path, err: io::Error) -> Error {
+    Error::failed(format!("cannot look for daemons in {}", directory.display())).caused_by(err)
+}
+
+/// The control sockets in a directory, by the number of their processes.
+fn sockets(directory: &Path) -> Result<Vec<(u32, PathBuf)>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(err) => return Err(failed(directory, err)),
+    };
+    let named = |entry: std::fs::DirEntry| {
+        Some((pid_of_socket(entry.file_name().to_str()?)?, entry.path()))
+    };
+    let mut sockets: Vec<_> = entries.flatten().filter_map(named).collect();
+    sockets.sort();
+    Ok(sockets)
+}
+
+/// The control sockets of a process, or of several that have the same number in PID namespaces of their own.
+fn sockets_of(pid: u32) -> Result<Vec<PathBuf>> {
+    let sockets = sockets(&directory::runtime_dir()?)?;
+    Ok(sockets.into_iter().filter(|(its, _)| *its == pid).map(|(_, path)| path).collect())
 }
 
 /// Asks one daemon; none if it is not there any more. It may take as long as it likes.
@@ -50,10 +76,26 @@ pub fn ask_all(question: &Question) -> Result<Vec<Answer>> {
 /// # Errors
 /// It does not answer.
 pub fn ask_one(pid: u32, question: &Question) -> Result<Option<Answer>> {
-    let path = directory::runtime_dir()?.join(format!("{pid}.sock"));
-    let failed =
-        |err: io::Error| Error::failed(format!("the daemon {pid} does not answer")).caused_by(err);
-    match UnixStream::connect(&path) {
+    let mut last = None;
+    for path in sockets_of(pid)? {
+        last = ask_at(&path, question)?.or(last);
+        // Another of that number may be the one that is meant.
+        if !matches!(last, None | Some(Answer::Error(_))) {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+/// Asks the daemon at a socket; none if it is not there any more. It may take as long as it likes.
+///
+/// # Errors
+/// It does not answer.
+pub fn ask_at(path: &Path, question: &Question) -> Result<Option<Answer>> {
+    let failed = |err: io::Error| {
+        Error::failed(format!("the daemon at {} does not answer", path.display())).caused_by(err)
+    };
+    match connect_unix(path) {
         Ok(stream) => ask(stream, question, None).map(Some).map_err(failed),
         Err(err) if is_gone(&err) => Ok(None),
         Err(err) => Err(failed(err)),
@@ -69,14 +111,7 @@ fn is_gone(err: &io::Error) -> bool {
 /// # Errors
 /// The runtime directory is not to be used.
 pub fn is_alive(pid: u32) -> Result<bool> {
-    let path = directory::runtime_dir()?.join(format!("{pid}.sock"));
-    Ok(UnixStream::connect(path).is_ok())
-}
-
-/// The process id in the name of a control socket.
-fn socket(path: &Path) -> Option<(u32, PathBuf)> {
-    let pid = path.file_name()?.to_str()?.strip_suffix(".sock")?.parse().ok()?;
-    Some((pid, path.to_owned()))
+    Ok(sockets_of(pid)?.iter().any(|path| connect_unix(path).is_ok()))
 }
 
 fn ask(
@@ -90,6 +125,6 @@ fn ask(
     line.push('\n');
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
+    BufReader::new(stream).take(MAX_ANSWER).read_line(&mut answer)?;
     Ok(serde_json::from_str(&answer)?)
 }

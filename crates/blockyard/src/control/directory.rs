@@ -46,23 +46,38 @@ fn find() -> Result<PathBuf> {
     if let Some(directory) = variable(VARIABLE) {
         return Ok(directory);
     }
-    let uid = rustix::process::getuid();
-    if uid.is_root() {
+    if rustix::process::geteuid().is_root() {
         return Ok("/run/blockyard".into());
     }
     if let Some(directory) = variable("XDG_RUNTIME_DIR") {
         return Ok(directory.join("blockyard"));
     }
-    let directory = PathBuf::from(format!("/tmp/blockyard-{}", uid.as_raw()));
-    match std::fs::symlink_metadata(&directory) {
-        Ok(found) if !is_private(&found, uid.as_raw()) => {
-            let what = format!(
-                "{} belongs to somebody else, or others may write to it",
-                directory.display()
-            );
-            Err(Error::failed(what).help("set BLOCKYARD_RUNTIME_DIR to a directory of your own"))
+    let directory = in_tmp();
+    check(&directory).map_err(|err| {
+        Error::failed(format!("{} cannot be used", directory.display()))
+            .caused_by(err)
+            .help("set BLOCKYARD_RUNTIME_DIR to a directory of your own")
+    })?;
+    Ok(directory)
+}
+
+/// The directory of a user who has none. Anybody can guess its name, and make one of that name first.
+fn in_tmp() -> PathBuf {
+    PathBuf::from(format!("/tmp/blockyard-{}", rustix::process::geteuid().as_raw()))
+}
+
+/// One that exists has to be this user's alone: then nobody else can replace what is in it, nor itself, in a directory like
+/// /tmp.
+fn check(directory: &Path) -> io::Result<()> {
+    let private = |found: &Metadata| is_private(found, rustix::process::geteuid().as_raw());
+    match std::fs::symlink_metadata(directory) {
+        Ok(found) if private(&found) => Ok(()),
+        Ok(_) => {
+            let what = "it belongs to another user, or others may use it";
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
         }
-        _ => Ok(directory),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(err) => Err(err),
     }
 }
 
@@ -73,7 +88,30 @@ fn is_private(found: &Metadata, uid: u32) -> bool {
 /// Makes the directory, for this user only.
 ///
 /// # Errors
-/// The system refuses.
+/// The system refuses, or somebody else has made it meanwhile.
 pub fn make(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let guessable = in_tmp();
+    if directory.starts_with(&guessable) { check(&guessable) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_another_could_change_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d");
+        check(&path).unwrap();
+        DirBuilder::new().mode(0o700).create(&path).unwrap();
+        check(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert_eq!(check(&path).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let link = dir.path().join("l");
+        symlink(dir.path(), &link).unwrap();
+        assert_eq!(check(&link).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
 }

@@ -17,6 +17,24 @@ pub use server::{Answers, Server};
 /// The longest question.
 const MAX_QUESTION: u64 = 4096;
 
+/// The longest answer.
+const MAX_ANSWER: u64 = 64 << 20;
+/// Daemons of the same number, in PID namespaces of their own, that can share a runtime directory.
+const MAX_SAME_PID: u32 = 64;
+
+/// The name of the control socket of a process; the first is `PID.sock`, others are for processes of other namespaces that
+/// have the same number.
+fn socket_name(pid: u32, index: u32) -> String {
+    if index == 0 { format!("{pid}.sock") } else { format!("{pid}-{index}.sock") }
+}
+
+/// The process in the name of a control socket.
+fn pid_of_socket(name: &str) -> Option<u32> {
+    let stem = name.strip_suffix(".sock")?;
+    let pid = stem.split_once('-').map_or(stem, |(pid, _)| pid);
+    pid.parse().ok()
+}
+
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
@@ -93,6 +111,22 @@ impl Answer {
             Self::Refused { code, text } => Err(Error::new(ErrorKind::of_exit_code(code), text)),
             Self::Error(text) => Err(Error::failed(text)),
             answer => Ok(answer),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_named_for_its_process() {
+        assert_eq!(socket_name(7, 0), "7.sock");
+        for index in [0, 1, MAX_SAME_PID] {
+            assert_eq!(pid_of_socket(&socket_name(7, index)), Some(7));
+        }
+        for other in ["7.sock.0a1b2c3d", "x.sock", "7", ".sock", "attached"] {
+            assert_eq!(pid_of_socket(other), None, "{other}");
         }
     }
 }

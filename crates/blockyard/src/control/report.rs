@@ -19,6 +19,9 @@ pub struct Daemon {
     pub version: String,
     /// How long it serves.
     pub uptime_seconds: f64,
+    /// The file that its log goes to, if it is one.
+    #[serde(default)]
+    pub log: Option<String>,
     /// Its queue threads.
     pub threads: usize,
     /// Its disks.
@@ -84,7 +87,7 @@ pub struct DiskReport {
     pub in_flight: usize,
     /// Requests of all kinds that have ended.
     pub ops: u64,
-    /// The same for each second of the daemon's life.
+    /// The average of each second since the daemon was started.
     pub iops: f64,
     /// Bytes read.
     pub bytes_read: u64,
@@ -152,6 +155,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds,
+            log: log_file(),
             threads: plan.threads,
             disks: disks.iter().enumerate().map(report).collect(),
             nbd: Nbd {
@@ -162,6 +166,13 @@ impl Daemon {
             vhost_user: Vec::new(),
         }
     }
+}
+
+/// Where standard error goes, if that is a file.
+fn log_file() -> Option<String> {
+    const STDERR: &str = "/proc/self/fd/2";
+    let path = std::fs::read_link(STDERR).ok()?;
+    std::fs::metadata(STDERR).ok()?.is_file().then(|| path.display().to_string())
 }
 
 fn disk_report(plan: &YardPlan, index: usize, disk: &Disk, uptime_seconds: f64) -> DiskReport {

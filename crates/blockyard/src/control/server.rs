@@ -1,20 +1,22 @@
 //! The daemon's end of a control socket.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::{Disk, SECTOR_SIZE, Sector};
+use blockyard_sys::SocketFile;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Answer, Change, MAX_QUESTION, Question, directory, report};
+use super::{Answer, Change, MAX_QUESTION, MAX_SAME_PID, Question, directory, report, socket_name};
 use crate::error::{Error, Result};
 
 /// How long a connection may ask nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// How long nothing is accepted when the system is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -37,7 +39,7 @@ pub trait Answers: Send + Sync + 'static {
 /// A control socket. It is removed in the end.
 pub struct Server<A> {
     listener: UnixListener,
-    path: PathBuf,
+    _file: SocketFile,
     answers: Arc<A>,
 }
 
@@ -48,25 +50,13 @@ impl<A: Answers> Server<A> {
     /// The directory cannot be made or written to.
     pub fn bind(answers: Arc<A>) -> Result<Self> {
         let directory = directory::runtime_dir()?;
-        let path = directory.join(format!("{}.sock", std::process::id()));
-        let made = directory::make(&directory).and_then(|()| Self::listen(&path));
-        let listener = made.map_err(|err| {
-            Error::failed(format!("cannot make the control socket {}", path.display()))
+        let made = directory::make(&directory).and_then(|()| listen(&directory));
+        let (listener, file) = made.map_err(|err| {
+            Error::failed(format!("cannot make a control socket in {}", directory.display()))
                 .caused_by(err)
                 .help("set BLOCKYARD_RUNTIME_DIR to a directory that this user may write to")
         })?;
-        Ok(Self { listener, path, answers })
-    }
-
-    fn listen(path: &Path) -> io::Result<UnixListener> {
-        // Nobody else has our process id: what is there was left by the dead.
-        match std::fs::remove_file(path) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
+        Ok(Self { listener, _file: file, answers })
     }
 
     /// Answers for ever.
@@ -85,11 +75,23 @@ impl<A: Answers> Server<A> {
     }
 }
 
-impl<A> Drop for Server<A> {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.path);
+/// A process of another PID namespace that uses the same directory may have our number: then our socket has another name.
+fn listen(directory: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    let pid = std::process::id();
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for index in 0..MAX_SAME_PID {
+        let path = directory.join(socket_name(pid, index));
+        match SocketFile::bind(&path, Some(0o600), BACKLOG) {
+            Ok((socket, file)) => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                return Ok((UnixListener::from_std(listener)?, file));
+            }
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse => last = err,
+            Err(err) => return Err(err),
+        }
     }
+    Err(last)
 }
 
 async fn answer_all<A: Answers>(stream: UnixStream, answers: Arc<A>) {

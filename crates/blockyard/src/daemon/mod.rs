@@ -1,11 +1,12 @@
 //! A running daemon: disks, queue threads, the NBD server, disks of virtual machines, the control socket, and an orderly end.
 
 mod activation;
+mod command;
+mod ending;
 pub(crate) mod signals;
 mod vhost_user;
 
-use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use blockyard_blkmq::{BlockLayer, Clock, Disk, MonotonicClock, OpenMode};
@@ -13,6 +14,9 @@ use blockyard_export_nbd::{self as nbd, Address, Export, Listener, Server, TlsMo
 use sd_notify::NotifyState;
 
 pub use activation::Passed;
+pub use command::Command;
+pub(crate) use ending::{FlushFailed, Losses};
+use signals::Signals;
 
 use crate::control::{self, report};
 use crate::disks::DiskMaker;
@@ -21,7 +25,6 @@ use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
 use crate::remote::Remote;
-use crate::runner::Running;
 
 /// The part of a daemon that answers questions.
 pub struct Yard {
@@ -29,31 +32,37 @@ pub struct Yard {
     layer: BlockLayer,
     disks: Vec<Arc<Disk>>,
     server: Arc<Server>,
-    back_ends: Vec<vhost_user::BackEnd>,
+    /// Set when they start to serve.
+    back_ends: OnceLock<Vec<vhost_user::BackEnd>>,
     addresses: Vec<Address>,
     started: Instant,
 }
 
-/// A daemon that accepts connections.
+/// A daemon whose disks are open and whose addresses are taken. Nobody is served before it runs.
 pub struct Daemon {
     yard: Arc<Yard>,
+    listeners: Vec<Listener>,
+    machines: Vec<blockyard_export_vhost_user_blk::Listener>,
     threads: QueueThreads,
     remotes: Vec<Remote>,
     clock: Arc<dyn Clock>,
     bell: Arc<Bell>,
     notices: Vec<String>,
+    signals: Signals,
 }
 
-impl Daemon {
-    /// Opens the disks and listens. Whatever fails, fails before anybody is served.
-    ///
-    /// # Errors
-    /// What keeps it from starting, with what to do.
-    pub fn start(plan: YardPlan, passed: Passed) -> Result<Self> {
-        raise_file_limit();
-        let mut notices = Vec::new();
-        let listeners = listeners(&plan, passed, &mut notices)?;
-        let machines = vhost_user::listeners(&plan)?;
+/// Open disks, and what they live on.
+struct Opened {
+    layer: BlockLayer,
+    disks: Vec<Arc<Disk>>,
+    remotes: Vec<Remote>,
+    threads: QueueThreads,
+    clock: Arc<dyn Clock>,
+    bell: Arc<Bell>,
+}
+
+impl Opened {
+    fn open(plan: &YardPlan) -> Result<Self> {
         let bell = Arc::new(Bell::default());
         let ring = Arc::clone(&bell);
         let on_park: OnPark = Arc::new(move || ring.ring());
@@ -63,14 +72,37 @@ impl Daemon {
         let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock));
         let disks = plan.disks.iter().map(|disk| maker.make(disk)).collect::<Result<Vec<_>>>()?;
         let remotes = maker.into_remotes();
-        let config = nbd_config(&plan, &disks)?;
+        Ok(Self { layer, disks, remotes, threads, clock, bell })
+    }
+}
+
+impl Daemon {
+    /// Takes the addresses and opens the disks. Whatever fails, fails before anybody is served; so does a signal.
+    ///
+    /// # Errors
+    /// What keeps it from starting, with what to do.
+    pub fn start(plan: YardPlan, passed: Passed) -> Result<Self> {
+        raise_file_limit();
+        let mut signals = Signals::with_a_last_word()?;
+        let tls = tls_mode(&plan)?;
+        let mut notices = Vec::new();
+        let listeners = listeners(&plan, passed, &mut notices)?;
+        let machines = vhost_user::listeners(&plan)?;
+        let wanted = plan.clone();
+        let Opened { layer, disks, remotes, threads, clock, bell } = block_on(async {
+            // A server that does not answer, say, keeps nobody from ending this.
+            let open = tokio::task::spawn_blocking(move || Opened::open(&wanted));
+            tokio::select! {
+                opened = open => opened.map_err(|err| Error::failed("cannot open the disks").caused_by(err))?,
+                () = signals.next() => Err(Error::failed("stopped by a signal before anything was served")),
+            }
+        })?;
+        let config = nbd_config_with(&plan, &disks, tls)?;
         let server = Server::new(config, threads.handles().to_vec()).map_err(nbd_error)?;
         let addresses = listeners.iter().flat_map(Listener::addresses).collect();
-        listeners.into_iter().for_each(|listener| server.listen(listener));
-        let back_ends = vhost_user::start(&plan, machines, &disks, threads.handles())?;
-        let started = Instant::now();
-        let yard = Yard { plan, layer, disks, server, back_ends, addresses, started };
-        Ok(Self { yard: Arc::new(yard), threads, remotes, clock, bell, notices })
+        let (back_ends, started) = (OnceLock::new(), Instant::now());
+        let yard = Arc::new(Yard { plan, layer, disks, server, back_ends, addresses, started });
+        Ok(Self { yard, listeners, machines, threads, remotes, clock, bell, notices, signals })
     }
 
     /// What the user should know of the start.
@@ -94,82 +126,87 @@ impl Daemon {
     /// Serves until a signal says to stop; a second one ends it at once. `ready` is called when all is set up.
     ///
     /// # Errors
-    /// The system has no room for what it needs.
+    /// The system has no room for what it needs, or something is lost in the end.
     pub fn run(self, ready: impl FnOnce(&Self)) -> Result<()> {
-        let yard = Arc::clone(&self.yard);
-        let enough = async move |signals: &mut signals::Signals| {
+        block_on(self.serve(ready, async |yard: &Yard, signals: &mut Signals| {
             tokio::select! {
-                () = signals.next() => {}
                 () = yard.deserted() => {}
+                () = signals.next() => {}
             }
-            Ok(())
-        };
-        block_on(self.serve(ready, enough))
+        }))
     }
 
-    /// Serves until `command` has ended, which gets the signals that come. Returns its exit code.
+    /// Serves until a command has ended, which is told of signals. Returns its exit code.
     ///
     /// # Errors
-    /// It cannot be started; those of [`Daemon::run`].
-    pub fn run_beside(self, command: &mut Command) -> Result<u8> {
-        let enough = async move |signals: &mut signals::Signals| {
-            Running::start(command)?.wait(signals).await
+    /// The command cannot be started, and those of [`Daemon::run`].
+    pub fn run_beside(self, start: impl FnOnce() -> Result<Command>) -> Result<u8> {
+        let ended = async |yard: &Yard, signals: &mut Signals| -> Result<u8> {
+            start()?.supervise(signals, yard.plan.grace).await
         };
-        block_on(self.serve(|_| {}, enough))
+        block_on(self.serve(|_| {}, ended)).flatten()
     }
 
-    /// Serves until `enough` is ready, and returns what it gave. It is told of signals.
+    /// Starts to serve, and stops when `until` has ended.
     async fn serve<T>(
-        self,
+        mut self,
         ready: impl FnOnce(&Self),
-        enough: impl AsyncFnOnce(&mut signals::Signals) -> Result<T>,
+        until: impl AsyncFnOnce(&Yard, &mut Signals) -> T,
     ) -> Result<T> {
-        let mut signals = signals::Signals::new()?;
         let control = control::Server::bind(Arc::clone(&self.yard))?;
+        self.open_the_gates()?;
         let (disks, clock) = (self.yard.disks.clone(), Arc::clone(&self.clock));
         let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, Arc::clone(&self.bell)));
         let control = tokio::spawn(control.serve());
         ready(&self);
         notify(&[NotifyState::Ready]);
-        let given = enough(&mut signals).await;
+        let given = until(&self.yard, &mut self.signals).await;
         notify(&[NotifyState::Stopping]);
-        let mut stop = Box::pin(self.stop());
-        let stopped = tokio::select! {
-            () = &mut stop => given,
-            () = signals.next() => {
-                // Dropping it would wait for what is in flight. All of it ends with the process.
-                std::mem::forget(stop);
-                Err(Error::failed("stopped at once by a second signal")
-                    .help("what clients had not flushed may be lost"))
-            }
-        };
+        let stopped = self.stop().await;
         housekeeper.abort();
         control.abort();
         // Cancelled: that removes its socket.
         let _ = control.await;
-        stopped
+        stopped.map(|()| given)
     }
 
-    async fn stop(self) {
-        let grace = self.yard.plan.grace;
-        // Each of them takes no more than the grace, and they end together.
-        self.yard.back_ends.iter().for_each(|back_end| back_end.server.stop());
-        self.yard.server.shutdown(grace).await;
-        for back_end in &self.yard.back_ends {
-            back_end.server.shutdown(grace).await;
-        }
-        for remote in &self.remotes {
-            remote.leave(grace).await;
-        }
-        let ended = tokio::task::spawn_blocking(move || {
-            for disk in self.yard.disks.iter().rev() {
-                self.yard.layer.del_disk(disk);
-            }
-            self.threads.shutdown();
-        });
-        // A panic has been reported where it happened.
-        let _ = ended.await;
+    /// All is set up: from now on clients are served.
+    fn open_the_gates(&mut self) -> Result<()> {
+        let yard = &self.yard;
+        let machines = std::mem::take(&mut self.machines);
+        let back_ends =
+            vhost_user::start(&yard.plan, machines, &yard.disks, self.threads.handles())?;
+        // It is done once.
+        let _ = yard.back_ends.set(back_ends);
+        self.listeners.drain(..).for_each(|listener| yard.server.listen(listener));
+        Ok(())
     }
+
+    /// Ends it in order, or at once if there is a second signal.
+    async fn stop(self) -> Result<()> {
+        let Self { yard, threads, remotes, mut signals, .. } = self;
+        if signals.count() > 1 {
+            std::mem::forget((yard, threads, remotes));
+            return Err(signals::ended_at_once());
+        }
+        let mut ending = Box::pin(ending::end(yard, threads, remotes));
+        tokio::select! {
+            lost = &mut ending => lost,
+            () = signals.next() => {
+                // Dropping it would wait for what is in flight. All of it ends with the process.
+                std::mem::forget(ending);
+                Err(signals::ended_at_once())
+            }
+        }
+    }
+}
+
+/// What can be told to be wrong with a plan before anything is opened.
+///
+/// # Errors
+/// Files of TLS that cannot be used.
+pub fn check(plan: &YardPlan) -> Result<()> {
+    tls_mode(plan).map(drop)
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
@@ -235,17 +272,24 @@ pub(crate) fn nbd_error(err: nbd::Error) -> Error {
 }
 
 pub(crate) fn nbd_config(plan: &YardPlan, disks: &[Arc<Disk>]) -> Result<nbd::Config> {
-    let tls = match &plan.nbd.tls {
-        None | Some((TlsUse::Off, _)) => TlsMode::Off,
-        Some((TlsUse::Allow, files)) => TlsMode::Allow(files.load().map_err(nbd_error)?),
-        Some((TlsUse::Require, files)) => TlsMode::Require(files.load().map_err(nbd_error)?),
-    };
+    nbd_config_with(plan, disks, tls_mode(plan)?)
+}
+
+fn nbd_config_with(plan: &YardPlan, disks: &[Arc<Disk>], tls: TlsMode) -> Result<nbd::Config> {
     let exports = plan.exports.iter().map(|export| make_export(export, disks));
     Ok(nbd::Config {
         exports: exports.collect::<Result<_>>()?,
         default_export: plan.nbd.default_export.clone(),
         tls,
         limits: plan.nbd.limits.clone(),
+    })
+}
+
+fn tls_mode(plan: &YardPlan) -> Result<TlsMode> {
+    Ok(match &plan.nbd.tls {
+        None | Some((TlsUse::Off, _)) => TlsMode::Off,
+        Some((TlsUse::Allow, files)) => TlsMode::Allow(files.load().map_err(nbd_error)?),
+        Some((TlsUse::Require, files)) => TlsMode::Require(files.load().map_err(nbd_error)?),
     })
 }
 
@@ -266,13 +310,17 @@ fn make_export(plan: &ExportPlan, disks: &[Arc<Disk>]) -> Result<Export> {
 }
 
 impl Yard {
+    fn back_ends(&self) -> &[vhost_user::BackEnd] {
+        self.back_ends.get().map_or(&[], Vec::as_slice)
+    }
+
     /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
     /// nothing listens.
     async fn deserted(&self) {
         let passed =
             |plan: &crate::plan::VhostUserPlan| matches!(plan.listen, VhostUserListen::Passed(_));
         let alone = self.addresses.is_empty() && self.plan.vhost_user.iter().all(passed);
-        match self.back_ends.as_slice() {
+        match self.back_ends() {
             [only] if alone => only.server.ended().await,
             _ => std::future::pending().await,
         }
@@ -284,7 +332,7 @@ impl control::Answers for Yard {
         let (server, addresses) = (&self.server, &self.addresses);
         let mut daemon =
             report::Daemon::of(&self.plan, &self.disks, server, addresses, self.started);
-        let machines = self.back_ends.iter().map(|back_end| back_end.report(&self.disks));
+        let machines = self.back_ends().iter().map(|back_end| back_end.report(&self.disks));
         daemon.vhost_user = machines.collect();
         daemon
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use blockyard_nbd::uri::Transport;
 use blockyard_sys::net::Watch;
@@ -28,7 +29,9 @@ pub(super) async fn connect(transport: &Transport) -> io::Result<OwnedFd> {
             Ok(stream.into_std()?.into())
         }
         Transport::Unix { socket } => {
-            let stream = tokio::net::UnixStream::connect(socket).await?;
+            // Which may be longer than an address can be.
+            let path = blockyard_sys::ShortPath::of(Path::new(socket))?;
+            let stream = tokio::net::UnixStream::connect(&path).await?;
             Ok(stream.into_std()?.into())
         }
         Transport::Vsock { cid, port } => connect_vsock(*cid, *port).await,

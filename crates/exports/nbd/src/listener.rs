@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -68,6 +67,10 @@ impl Listener {
     /// Where it listens, with the port that the system has chosen.
     #[must_use]
     pub fn addresses(&self) -> Vec<Address> {
+        if let Some(file) = &self.file {
+            // The socket itself knows the name only that it was bound to, which was a temporary one.
+            return vec![Address::Unix(file.path().to_owned())];
+        }
         self.sockets.iter().filter_map(|socket| local_address(socket).ok()).collect()
     }
 }
@@ -125,36 +128,18 @@ fn failed(address: &Address, err: io::Error) -> Error {
 }
 
 fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
-    let address = Address::Unix(path.into());
-    remove_stale(path)?;
-    let listen = || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(path)?)?;
-        let file = SocketFile::new(path)?;
-        // Before anybody can connect.
-        if let Some(mode) = mode {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        }
-        socket.listen(BACKLOG)?;
-        Ok((socket, file))
-    };
-    let (socket, file) = listen().map_err(|err| failed(&address, err))?;
-    Ok(Listener { sockets: vec![socket], file: Some(file) })
-}
-
-/// Removes the socket of a server that is gone. One that is alive stays, and so does a file of any other kind:
-/// binding fails then.
-fn remove_stale(path: &Path) -> Result<(), Error> {
-    SocketFile::remove_stale(path).map_err(|err| {
+    let bound = SocketFile::bind(path, mode, BACKLOG).map_err(|err| {
         if err.kind() != io::ErrorKind::AlreadyExists {
             return failed(&Address::Unix(path.into()), err);
         }
         let what = format!(
-            "cannot listen at unix:{0}: {0} exists and is no socket; choose another path, or remove it",
+            "cannot listen at unix:{0}: {0} exists and is not a socket; choose another path, or remove it",
             path.display()
         );
         Error::new(ErrorKind::InUse, what)
-    })
+    })?;
+    let (socket, file) = bound;
+    Ok(Listener { sockets: vec![socket.into()], file: Some(file) })
 }
 
 fn bind_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, Error> {
@@ -241,6 +226,7 @@ pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -293,7 +279,7 @@ mod tests {
         let path = dir.path().join("precious");
         std::fs::write(&path, "data").unwrap();
         let error = bind(&Address::Unix(path.clone()), None).unwrap_err();
-        assert!(error.to_string().contains("is no socket"), "{error}");
+        assert!(error.to_string().contains("is not a socket"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
         let error = bind(&Address::Unix(dir.path().join("no/such/s")), None).unwrap_err();
         assert!(error.to_string().contains("directory does not exist"), "{error}");

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,9 @@ use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
 use crate::error::{Error, ErrorKind};
+
+/// Connections that wait to be accepted: one is served at a time.
+const BACKLOG: i32 = 128;
 
 /// A socket for front-ends. Dropping it, or the server that has it, removes the file that [`bind`] made.
 #[derive(Debug)]
@@ -70,9 +72,10 @@ impl Listener {
 pub fn bind(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
     let failed = |err: io::Error| {
         let (kind, remedy) = match err.kind() {
-            io::ErrorKind::AlreadyExists => {
-                (ErrorKind::InUse, "it exists and is no socket; choose another path, or remove it")
-            }
+            io::ErrorKind::AlreadyExists => (
+                ErrorKind::InUse,
+                "it exists and is not a socket; choose another path, or remove it",
+            ),
             io::ErrorKind::AddrInUse => {
                 (ErrorKind::InUse, "it is in use; choose another, or stop who listens there")
             }
@@ -84,18 +87,9 @@ pub fn bind(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
         };
         Error::new(kind, format!("cannot listen at {}: {remedy}", path.display())).caused_by(err)
     };
-    SocketFile::remove_stale(path).map_err(failed)?;
-    let listen = || {
-        let socket = UnixListener::bind(path)?;
-        let file = SocketFile::new(path)?;
-        if let Some(mode) = mode {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-        }
-        Ok((socket, file))
-    };
-    let (socket, file) = listen().map_err(failed)?;
+    let (socket, file) = SocketFile::bind(path, mode, BACKLOG).map_err(failed)?;
     Ok(Listener {
-        source: Source::Listening(socket),
+        source: Source::Listening(socket.into()),
         path: Some(path.to_owned()),
         _file: Some(file),
     })

@@ -12,6 +12,10 @@ pub(crate) enum Close {
     /// The client hung up within a message.
     #[error("the client hung up in the middle of a message")]
     Truncated,
+    /// The client was gone when something was sent to it, or left without reading all: what clients that have what they came
+    /// for often do.
+    #[error("the client hung up")]
+    HungUp,
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Lost(#[source] io::Error),
@@ -46,17 +50,19 @@ impl Close {
     pub(crate) fn peer_has_left(&self) -> bool {
         matches!(
             self,
-            Self::Left | Self::Truncated | Self::Lost(_) | Self::Tls(_) | Self::Stalled(_)
+            Self::Left
+                | Self::HungUp
+                | Self::Truncated
+                | Self::Lost(_)
+                | Self::Tls(_)
+                | Self::Stalled(_)
         )
     }
 
     /// One line, loud where the client is to blame.
     pub(crate) fn log(&self, peer: &str) {
         match self {
-            Self::Left | Self::Shutdown => {
-                tracing::debug!(peer, reason = %self, "connection closed");
-            }
-            Self::Lost(_) | Self::Idle(_) => {
+            Self::Left | Self::HungUp | Self::Shutdown | Self::Lost(_) | Self::Idle(_) => {
                 tracing::info!(peer, reason = %self, "connection closed");
             }
             _ => tracing::warn!(peer, reason = %self, "connection closed"),
@@ -66,7 +72,11 @@ impl Close {
 
 impl From<io::Error> for Close {
     fn from(err: io::Error) -> Self {
-        // What a TLS session says comes as invalid data; sockets never say that.
-        if err.kind() == io::ErrorKind::InvalidData { Self::Tls(err) } else { Self::Lost(err) }
+        match err.kind() {
+            // What a TLS session says comes as invalid data; sockets never say that.
+            io::ErrorKind::InvalidData => Self::Tls(err),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::HungUp,
+            _ => Self::Lost(err),
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::future::poll_fn;
 
-use blockyard_nbd::server::{self, Event, Handshake, Negotiated, TlsPolicy};
+use blockyard_nbd::server::{
+    self, Event, Export, Exports, Handshake, Negotiated, Refusal, TlsPolicy,
+};
 
 use super::close::Close;
 use super::transmit::Transmit;
 use super::wire::{Received, Wire};
-use crate::config::TlsMode;
+use crate::config::{Config, TlsMode};
 use crate::server::Registration;
 
 /// Bytes that are received at a time: more than any usual handshake has.
@@ -21,6 +23,34 @@ pub(super) struct Opening<'a> {
     /// Received, but not taken by the protocol yet: [`STEP`] at most.
     input: Vec<u8>,
     output: Transmit,
+    tls: bool,
+}
+
+/// The exports as one client asks for them: what it is refused is logged.
+struct Asked<'a> {
+    config: &'a Config,
+    peer: &'a str,
+    tls: bool,
+}
+
+impl Exports for Asked<'_> {
+    fn list(&self, tls: bool, visit: &mut dyn FnMut(&str, &str)) {
+        self.config.list(tls, visit);
+    }
+
+    fn find(&self, name: &str) -> Result<Export, Refusal> {
+        let found = self.config.find(name);
+        let reason = match &found {
+            Err(Refusal::Unknown) => Some("there is none of that name"),
+            Err(_) => Some("the client may not have it"),
+            Ok(export) if export.tls_only && !self.tls => Some("only with TLS"),
+            Ok(_) => None,
+        };
+        if let Some(reason) = reason {
+            tracing::info!(peer = self.peer, export = name, reason, "export refused");
+        }
+        found
+    }
 }
 
 impl<'a> Opening<'a> {
@@ -33,7 +63,8 @@ impl<'a> Opening<'a> {
         };
         let best_style = config.limits.best_style;
         let protocol = Handshake::new(server::Config { tls, best_style });
-        Self { registration, wire, protocol, input: Vec::new(), output: Transmit::default() }
+        let (input, output) = (Vec::new(), Transmit::default());
+        Self { registration, wire, protocol, input, output, tls: false }
     }
 
     /// Until the client has chosen.
@@ -52,8 +83,9 @@ impl<'a> Opening<'a> {
 
     /// Gives the protocol what was received, and the client what the protocol says. Whether there was any.
     async fn advance(&mut self) -> Result<bool, Close> {
-        let exports = &self.registration.server.config;
-        let taken = self.protocol.receive(exports, &self.input);
+        let Registration { server, client } = self.registration;
+        let asked = Asked { config: &server.config, peer: &client.peer, tls: self.tls };
+        let taken = self.protocol.receive(&asked, &self.input);
         if let Ok(len) = taken {
             self.input.drain(..len);
         }
@@ -104,6 +136,7 @@ impl<'a> Opening<'a> {
         self.wire.start_tls(config)?;
         poll_fn(|cx| self.wire.poll_tls_handshake(cx)).await.map_err(Close::Tls)?;
         self.protocol.tls_started();
+        self.tls = true;
         Ok(())
     }
 

@@ -74,6 +74,12 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         Err(close) => return (Some(opening.into_wire()), close),
     };
     registration.client.outbox.awake();
+    tracing::info!(
+        peer = registration.client.peer,
+        export = negotiated.export.info.name,
+        tls = negotiated.tls,
+        "client connected"
+    );
     registration.client.set_session(SessionInfo {
         export: negotiated.export.info.name.clone(),
         style: negotiated.style,
