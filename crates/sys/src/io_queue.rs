@@ -19,6 +19,31 @@ pub enum IoEngine {
     Threads,
 }
 
+/// A file as a queue has it open: once for its operations, and once more for [`Operation::Sync`].
+///
+/// A write-back that failed is told once to each open file description (Linux, `Documentation/core-api/errseq.rst`), by
+/// whatever call comes first: a sync, a write that is to be durable, on NFS any write that finds no space. With a
+/// description that nothing but syncs uses, no other call takes an error from them.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// What is read and written.
+    pub data: Arc<OwnedFd>,
+    /// What is synced; another description of the same file, or the same one where nothing is ever synced.
+    pub sync: Arc<OwnedFd>,
+}
+
+impl Files {
+    /// One open file for both.
+    #[must_use]
+    pub fn one(file: &Arc<OwnedFd>) -> Self {
+        Self { data: Arc::clone(file), sync: Arc::clone(file) }
+    }
+
+    pub(crate) fn of(&self, operation: &Operation) -> &Arc<OwnedFd> {
+        if matches!(operation, Operation::Sync) { &self.sync } else { &self.data }
+    }
+}
+
 /// Operations on a file: pushed, carried out while the caller does something else, and given back with a token
 /// of the caller's.
 ///
@@ -31,22 +56,22 @@ pub struct IoQueue<T> {
 }
 
 impl<T: Send + 'static> IoQueue<T> {
-    /// A queue that holds `depth` operations on `file`.
+    /// A queue that holds `depth` operations on a file.
     ///
     /// # Errors
     /// Why there is no io_uring, if it was asked for; [`Unavailable::Failed`] where descriptors are used up.
     pub fn new(
-        file: &Arc<OwnedFd>,
+        files: &Files,
         engine: IoEngine,
         pool: &Pool,
         depth: u32,
     ) -> Result<Self, Unavailable> {
         let event = Arc::new(Event::new().map_err(Unavailable::Failed)?);
         let ring = match engine {
-            IoEngine::Uring => Some(Ring::new(Arc::clone(file), Arc::clone(&event), depth)?),
+            IoEngine::Uring => Some(Ring::new(files, Arc::clone(&event), depth)?),
             IoEngine::Threads => None,
         };
-        let lane = Lane::new(Arc::clone(file), pool.clone(), Arc::clone(&event));
+        let lane = Lane::new(files, pool.clone(), Arc::clone(&event));
         Ok(Self { ring, lane, depth: depth as usize, event })
     }
 

@@ -34,7 +34,7 @@ pub mod ublk;
 pub mod uring;
 
 pub use event::{Event, EventWatch, Timer};
-pub use io_queue::{IoEngine, IoQueue};
+pub use io_queue::{Files, IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
 pub use passed::passed_fd;
 pub use pool::Pool;
