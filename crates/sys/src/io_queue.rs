@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use crate::event::Event;
 use crate::lane::Lane;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
+use crate::ring::Turn as _;
 use crate::uring::{Ring, Unavailable};
 
 /// What carries operations out.
@@ -47,12 +49,18 @@ impl Files {
 /// Operations on a file: pushed, carried out while the caller does something else, and given back with a token
 /// of the caller's.
 ///
-/// One caller at a time uses it; which thread that is does not matter.
+/// One caller at a time uses it, from any thread; but a ring's operations are submitted by one thread only, see
+/// [`IoQueue::submit_here`].
 pub struct IoQueue<T> {
     ring: Option<Ring<T>>,
     lane: Lane<T>,
     depth: usize,
     event: Arc<Event>,
+    submitter: Option<ThreadId>,
+}
+
+thread_local! {
+    static HERE: ThreadId = thread::current().id();
 }
 
 impl<T: Send + 'static> IoQueue<T> {
@@ -72,7 +80,17 @@ impl<T: Send + 'static> IoQueue<T> {
             IoEngine::Threads => None,
         };
         let lane = Lane::new(files, pool.clone(), Arc::clone(&event));
-        Ok(Self { ring, lane, depth: depth as usize, event })
+        Ok(Self { ring, lane, depth: depth as usize, event, submitter: None })
+    }
+
+    /// From now on the calling thread submits to the ring, and must not end before the queue does. What others push, and
+    /// what was pushed before the first call, waits for its next [`IoQueue::turn`]; the event calls for that.
+    ///
+    /// To the kernel a request belongs to the thread that submitted it: if that ends, the request fails with `ECANCELED`
+    /// or `EFAULT`, and may have been done in part (io_uring/io_uring.c, `io_uring_try_cancel_requests` and
+    /// `io_fallback_tw`).
+    pub fn submit_here(&mut self) {
+        self.submitter = Some(HERE.with(|here| *here));
     }
 
     /// Becomes readable, edge by edge, when operations complete later than the [`IoQueue::turn`] that submitted
@@ -121,7 +139,7 @@ impl<T: Send + 'static> IoQueue<T> {
         Ok(())
     }
 
-    /// Submits all that was pushed, and appends what has completed to `completions`.
+    /// Submits all that was pushed, or calls the thread that does, and appends what has completed to `completions`.
     ///
     /// # Errors
     /// The kernel could not take all of it now; it stays in the queue for the next turn.
@@ -129,6 +147,14 @@ impl<T: Send + 'static> IoQueue<T> {
         if self.lane.out() > 0 {
             self.lane.turn(completions);
         }
-        self.ring.as_mut().map_or(Ok(()), |ring| ring.turn(completions))
+        let Some(ring) = &mut self.ring else { return Ok(()) };
+        if self.submitter == Some(HERE.with(|here| *here)) {
+            return ring.turn(completions);
+        }
+        if ring.has_pushed() {
+            self.event.signal();
+        }
+        ring.drain(completions);
+        Ok(())
     }
 }

@@ -25,7 +25,9 @@ fn file(size: u64) -> Arc<OwnedFd> {
 }
 
 fn queue(file: &Arc<OwnedFd>, engine: IoEngine, depth: u32) -> IoQueue<u32> {
-    IoQueue::new(&Files::one(file), engine, &Pool::new(2), depth).unwrap()
+    let mut queue = IoQueue::new(&Files::one(file), engine, &Pool::new(2), depth).unwrap();
+    queue.submit_here();
+    queue
 }
 
 fn bytes(byte: u8, len: usize) -> Segments {

@@ -148,9 +148,14 @@ impl Drop for Queue {
     }
 }
 
-/// Waits for completions that came after their submission, as long as the hardware queue lives.
+/// Waits for completions that came after their submission, and for what others have pushed, as long as the hardware queue
+/// lives. The thread that runs this outlives the queue, others may not.
 async fn reap(event: EventWatch, handle: HctxHandle<File>) {
-    while event.happened().await.is_ok() && handle.with(Queue::turn).is_some() {}
+    let turn = |queue: &mut Queue| {
+        queue.operations.submit_here();
+        queue.turn();
+    };
+    while event.happened().await.is_ok() && handle.with(turn).is_some() {}
 }
 
 /// The kernel would have had to wait, or was interrupted.

@@ -138,3 +138,23 @@ fn a_flush_that_comes_while_another_is_out_covers_what_was_written_meanwhile() {
         drop(device);
     }
 }
+
+#[test]
+fn a_read_outlives_the_thread_that_submitted_it() {
+    for engine in ENGINES {
+        let fs = Faulty::new(4 * MIB);
+        let device = Loop::on(&fs.file(), "");
+        let disk = disk(&device.0, engine);
+        let held = fs.hold(Call::Read);
+        let before = fs.seen(Call::Read);
+        let read = std::thread::scope(|scope| {
+            let submit = || disk.bdev.submit_async(0, Bio::new(Op::Read, Sector(4096), 65536));
+            scope.spawn(submit).join().unwrap()
+        });
+        fs.wait_for(Call::Read, before + 1);
+        drop(held);
+        assert_eq!(status(read), Status::Ok, "{engine:?}");
+        drop(disk);
+        drop(device);
+    }
+}
