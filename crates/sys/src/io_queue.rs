@@ -3,11 +3,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use crate::event::Event;
 use crate::lane::Lane;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
+use crate::ring::Turn as _;
 use crate::uring::{Ring, Unavailable};
 
 /// What carries operations out.
@@ -19,35 +21,76 @@ pub enum IoEngine {
     Threads,
 }
 
+/// A file as a queue has it open: once for its operations, and once more for [`Operation::Sync`].
+///
+/// A write-back that failed is told once to each open file description (Linux, `Documentation/core-api/errseq.rst`), by
+/// whatever call comes first: a sync, a write that is to be durable, on NFS any write that finds no space. With a
+/// description that nothing but syncs uses, no other call takes an error from them.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// What is read and written.
+    pub data: Arc<OwnedFd>,
+    /// What is synced; another description of the same file, or the same one where nothing is ever synced.
+    pub sync: Arc<OwnedFd>,
+}
+
+impl Files {
+    /// One open file for both.
+    #[must_use]
+    pub fn one(file: &Arc<OwnedFd>) -> Self {
+        Self { data: Arc::clone(file), sync: Arc::clone(file) }
+    }
+
+    pub(crate) fn of(&self, operation: &Operation) -> &Arc<OwnedFd> {
+        if matches!(operation, Operation::Sync) { &self.sync } else { &self.data }
+    }
+}
+
 /// Operations on a file: pushed, carried out while the caller does something else, and given back with a token
 /// of the caller's.
 ///
-/// One caller at a time uses it; which thread that is does not matter.
+/// One caller at a time uses it, from any thread; but a ring's operations are submitted by one thread only, see
+/// [`IoQueue::submit_here`].
 pub struct IoQueue<T> {
     ring: Option<Ring<T>>,
     lane: Lane<T>,
     depth: usize,
     event: Arc<Event>,
+    submitter: Option<ThreadId>,
+}
+
+thread_local! {
+    static HERE: ThreadId = thread::current().id();
 }
 
 impl<T: Send + 'static> IoQueue<T> {
-    /// A queue that holds `depth` operations on `file`.
+    /// A queue that holds `depth` operations on a file.
     ///
     /// # Errors
     /// Why there is no io_uring, if it was asked for; [`Unavailable::Failed`] where descriptors are used up.
     pub fn new(
-        file: &Arc<OwnedFd>,
+        files: &Files,
         engine: IoEngine,
         pool: &Pool,
         depth: u32,
     ) -> Result<Self, Unavailable> {
         let event = Arc::new(Event::new().map_err(Unavailable::Failed)?);
         let ring = match engine {
-            IoEngine::Uring => Some(Ring::new(Arc::clone(file), Arc::clone(&event), depth)?),
+            IoEngine::Uring => Some(Ring::new(files, Arc::clone(&event), depth)?),
             IoEngine::Threads => None,
         };
-        let lane = Lane::new(Arc::clone(file), pool.clone(), Arc::clone(&event));
-        Ok(Self { ring, lane, depth: depth as usize, event })
+        let lane = Lane::new(files, pool.clone(), Arc::clone(&event));
+        Ok(Self { ring, lane, depth: depth as usize, event, submitter: None })
+    }
+
+    /// From now on the calling thread submits to the ring, and must not end before the queue does. What others push, and
+    /// what was pushed before the first call, waits for its next [`IoQueue::turn`]; the event calls for that.
+    ///
+    /// To the kernel a request belongs to the thread that submitted it: if that ends, the request fails with `ECANCELED`
+    /// or `EFAULT`, and may have been done in part (io_uring/io_uring.c, `io_uring_try_cancel_requests` and
+    /// `io_fallback_tw`).
+    pub fn submit_here(&mut self) {
+        self.submitter = Some(HERE.with(|here| *here));
     }
 
     /// Becomes readable, edge by edge, when operations complete later than the [`IoQueue::turn`] that submitted
@@ -96,7 +139,7 @@ impl<T: Send + 'static> IoQueue<T> {
         Ok(())
     }
 
-    /// Submits all that was pushed, and appends what has completed to `completions`.
+    /// Submits all that was pushed, or calls the thread that does, and appends what has completed to `completions`.
     ///
     /// # Errors
     /// The kernel could not take all of it now; it stays in the queue for the next turn.
@@ -104,6 +147,14 @@ impl<T: Send + 'static> IoQueue<T> {
         if self.lane.out() > 0 {
             self.lane.turn(completions);
         }
-        self.ring.as_mut().map_or(Ok(()), |ring| ring.turn(completions))
+        let Some(ring) = &mut self.ring else { return Ok(()) };
+        if self.submitter == Some(HERE.with(|here| *here)) {
+            return ring.turn(completions);
+        }
+        if ring.has_pushed() {
+            self.event.signal();
+        }
+        ring.drain(completions);
+        Ok(())
     }
 }

@@ -3,12 +3,13 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 
 use crate::event::Event;
+use crate::io_queue::Files;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
 use crate::transfer;
@@ -20,7 +21,7 @@ const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 /// One queue's way to the threads and back.
 pub(crate) struct Lane<T> {
-    file: Arc<OwnedFd>,
+    files: Files,
     pool: Pool,
     done: Arc<Done<T>>,
     pushed: Vec<(Operation, T)>,
@@ -34,7 +35,7 @@ enum Now {
     Nothing,
     /// Reads, as far as the page cache has what they want.
     CachedReads,
-    /// Reads and writes: the file is in memory, and nowhere else.
+    /// Reads, writes and syncs: the file is in memory, and nowhere else.
     Transfers,
 }
 
@@ -59,25 +60,29 @@ impl<T> Done<T> {
 }
 
 impl<T: Send + 'static> Lane<T> {
-    pub(crate) fn new(file: Arc<OwnedFd>, pool: Pool, event: Arc<Event>) -> Self {
+    pub(crate) fn new(files: &Files, pool: Pool, event: Arc<Event>) -> Self {
+        let file = &files.data;
         let done = Arc::new(Done { list: Mutex::default(), event });
         let now = if is_in_memory(file.as_fd()) {
             Now::Transfers
-        } else if fcntl_getfl(&file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)) {
+        } else if fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)) {
             Now::CachedReads
         } else {
             // Direct I/O always waits for the device, whatever it was told.
             Now::Nothing
         };
-        Self { file, pool, done, pushed: Vec::new(), out: 0, now }
+        Self { files: files.clone(), pool, done, pushed: Vec::new(), out: 0, now }
     }
 
     /// Whether this takes no longer here than it takes to hand it to another: the kernel would have threads of its own do what
     /// is asked of a file in memory by io_uring.
     pub(crate) fn is_done_at_once(&self, operation: &Operation) -> bool {
         self.now == Now::Transfers
-            && matches!(operation, Operation::Read { .. } | Operation::Write { .. })
-            && operation.len() <= MOST_AT_ONCE
+            && match operation {
+                Operation::Read { .. } | Operation::Write { .. } => operation.len() <= MOST_AT_ONCE,
+                Operation::Sync => true,
+                _ => false,
+            }
     }
 
     pub(crate) fn push(&mut self, operation: Operation, token: T) {
@@ -95,7 +100,7 @@ impl<T: Send + 'static> Lane<T> {
         let mut pushed = mem::take(&mut self.pushed);
         for (mut operation, token) in pushed.drain(..) {
             if self.is_done_at_once(&operation) {
-                let result = operation.run(self.file.as_fd());
+                let result = operation.run(self.files.of(&operation).as_fd());
                 completions.push(Completion { operation, token, result });
             } else if let Some(result) = self.try_now(&operation) {
                 completions.push(Completion { operation, token, result: Ok(result) });
@@ -113,7 +118,7 @@ impl<T: Send + 'static> Lane<T> {
 
     fn send(&mut self, mut operation: Operation, token: T) {
         self.out += 1;
-        let (file, done) = (Arc::clone(&self.file), Arc::clone(&self.done));
+        let (file, done) = (Arc::clone(self.files.of(&operation)), Arc::clone(&self.done));
         self.pool.execute(Box::new(move || {
             let result = operation.run(file.as_fd());
             // Whoever hears of the end may close the file, and expect it to be closed then.
@@ -128,7 +133,7 @@ impl<T: Send + 'static> Lane<T> {
         if self.now != Now::CachedReads {
             return None;
         }
-        match transfer::read(self.file.as_fd(), *offset, memory, true) {
+        match transfer::read(self.files.data.as_fd(), *offset, memory, true) {
             // None at all may be the end of the file, or not: let the thread find out.
             Ok(0) => None,
             Ok(moved) => Some(moved),

@@ -37,7 +37,7 @@ pub mod uring;
 pub mod write_back;
 
 pub use event::{Event, EventWatch, PeerEvent, Timer, Waitable};
-pub use io_queue::{IoEngine, IoQueue};
+pub use io_queue::{Files, IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
 pub use passed::passed_fd;
 pub use pool::Pool;

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use blockyard_buf::Segment;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use crate::event::Event;
+use crate::io_queue::Files;
 use crate::operation::{Completion, Operation};
 use crate::ring::{self, Turn};
 use crate::transfer::{self, IoVec};
@@ -97,29 +98,25 @@ pub(crate) struct Ring<T> {
     free: Vec<u32>,
     /// Slots that wait for room in the submission queue.
     pushed: VecDeque<u32>,
-    file: Arc<OwnedFd>,
+    files: Files,
     event: Arc<Event>,
 }
 
 impl<T> Ring<T> {
-    /// A ring that holds `depth` operations on `file`, and signals `event` when one completes while nobody
+    /// A ring that holds `depth` operations on a file, and signals `event` when one completes while nobody
     /// looks.
-    pub(crate) fn new(
-        file: Arc<OwnedFd>,
-        event: Arc<Event>,
-        depth: u32,
-    ) -> Result<Self, Unavailable> {
+    pub(crate) fn new(files: &Files, event: Arc<Event>, depth: u32) -> Result<Self, Unavailable> {
         let ring = set_up(depth)?;
         probe(&ring)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        ring.submitter().register_files(&[files.data.as_raw_fd(), files.sync.as_raw_fd()])?;
         Ok(Self {
             ring,
             slots: (0..depth).map(|_| None).collect(),
             vectors: (0..depth).map(|_| Vec::new()).collect(),
             free: (0..depth).rev().collect(),
             pushed: VecDeque::new(),
-            file,
+            files: files.clone(),
             event,
         })
     }
@@ -159,7 +156,7 @@ impl<T> Ring<T> {
         self.take_turn(|ring| ring.drain(completions))
     }
 
-    fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
+    pub(crate) fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
         for entry in self.ring.completion() {
             let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
             let Some((operation, token)) =
@@ -194,7 +191,7 @@ impl<T> Turn for Ring<T> {
             let entry = entry(operation, &vectors[index as usize]).user_data(index.into());
             // SAFETY: the memory that the entry points to is a segment's, or the slot's vector; the slot keeps
             // both in place until the completion with its number has come, and the ring is not dropped before
-            // (see `Drop`). Reads were checked to be to writable memory. File 0 is registered.
+            // (see `Drop`). Reads were checked to be to writable memory. Both files are registered.
             if unsafe { queue.push(&entry) }.is_err() {
                 return;
             }
@@ -214,7 +211,7 @@ impl<T> Drop for Ring<T> {
                 Err(err) if err.kind() != io::ErrorKind::Interrupted => {
                     // There is no knowing when the kernel is through: the memory is its for ever.
                     mem::forget((mem::take(&mut self.slots), mem::take(&mut self.vectors)));
-                    mem::forget((Arc::clone(&self.file), Arc::clone(&self.event)));
+                    mem::forget((self.files.clone(), Arc::clone(&self.event)));
                     return;
                 }
                 _ => self.drain(&mut ended),
@@ -252,7 +249,9 @@ pub fn available() -> Result<(), Unavailable> {
 }
 
 fn entry(operation: &Operation, vector: &[IoVec]) -> squeue::Entry {
+    // As they are registered.
     const FILE: types::Fixed = types::Fixed(0);
+    const SYNC: types::Fixed = types::Fixed(1);
     match operation {
         Operation::Read { offset, memory } => match memory.as_slice() {
             [only] => opcode::Read::new(FILE, only.as_ptr(), length(only)).offset(*offset).build(),
@@ -273,7 +272,7 @@ fn entry(operation: &Operation, vector: &[IoVec]) -> squeue::Entry {
                     .build(),
             }
         }
-        Operation::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        Operation::Sync => opcode::Fsync::new(SYNC).flags(types::FsyncFlags::DATASYNC).build(),
         Operation::Allocate { mode, range } => {
             opcode::Fallocate::new(FILE, range.end.saturating_sub(range.start))
                 .offset(range.start)

@@ -12,7 +12,7 @@ use blockyard_sys::fallocate::Allocate;
 use blockyard_sys::holes::{self, Run};
 use blockyard_sys::lock::{Lock, LockError, LockKind};
 use blockyard_sys::{
-    Completion, IoEngine, IoQueue, Operation, Pool, block_device, fallocate, uring,
+    Completion, Files, IoEngine, IoQueue, Operation, Pool, block_device, fallocate, uring,
 };
 
 const ENGINES: [IoEngine; 2] = [IoEngine::Uring, IoEngine::Threads];
@@ -25,7 +25,9 @@ fn file(size: u64) -> Arc<OwnedFd> {
 }
 
 fn queue(file: &Arc<OwnedFd>, engine: IoEngine, depth: u32) -> IoQueue<u32> {
-    IoQueue::new(file, engine, &Pool::new(2), depth).unwrap()
+    let mut queue = IoQueue::new(&Files::one(file), engine, &Pool::new(2), depth).unwrap();
+    queue.submit_here();
+    queue
 }
 
 fn bytes(byte: u8, len: usize) -> Segments {
@@ -205,7 +207,7 @@ fn a_kernel_that_refuses_says_why() {
         forbid_io_uring();
         let why = uring::available().unwrap_err();
         assert!(matches!(why, uring::Unavailable::Policy), "{why}");
-        let queue = IoQueue::<()>::new(&file(PAGE), IoEngine::Uring, &Pool::new(1), 1);
+        let queue = IoQueue::<()>::new(&Files::one(&file(PAGE)), IoEngine::Uring, &Pool::new(1), 1);
         assert!(matches!(queue.err(), Some(uring::Unavailable::Policy)));
         let mut threads = queue_of_threads();
         run(&mut threads, Operation::Sync).result.unwrap();

@@ -1,6 +1,5 @@
 //! The driver: it opens a file and gives each hardware queue its share of it.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,7 +9,7 @@ use blockyard_blkmq::{
 };
 use blockyard_buf::Pool as Buffers;
 use blockyard_sys::lock::Lock;
-use blockyard_sys::{IoEngine, Pool as Threads, uring};
+use blockyard_sys::{Files, IoEngine, Pool as Threads, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
@@ -20,10 +19,11 @@ use crate::job::Context;
 use crate::limits::{Info, limits};
 use crate::open::open;
 use crate::queue::Queue;
+use crate::sync::Syncs;
 
 /// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
 pub struct File {
-    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) files: Files,
     /// Held as long as the driver lives.
     _lock: Option<Lock>,
     engine: IoEngine,
@@ -64,11 +64,12 @@ impl File {
             offset_align: align(|alignment| alignment.offset),
             pool: Buffers::default(),
             health: Health::new(config.path.clone()),
+            syncs: Syncs::default(),
             no_zero_range: AtomicBool::new(false),
             no_punch_hole: AtomicBool::new(false),
         };
         let file = Self {
-            file: opened.file,
+            files: opened.files,
             _lock: opened.lock,
             engine,
             may_fall_back: config.engine == Engine::Auto,
@@ -86,7 +87,7 @@ impl File {
     ) -> Result<Queue, uring::Unavailable> {
         let runtime = &self.runtimes[handle.index() % self.runtimes.len()];
         let context = Arc::clone(&self.context);
-        Queue::new(handle, engine, &self.file, &self.threads, runtime, context)
+        Queue::new(handle, engine, &self.files, &self.threads, runtime, context)
     }
 }
 

@@ -36,7 +36,7 @@ impl Health {
     pub(crate) fn flush_failed(&self, err: &std::io::Error) {
         if !self.flush_failed.swap(true, Ordering::AcqRel) {
             let file = self.path.display();
-            tracing::error!(%file, %err, "a flush failed: later writes may be lost; open it anew");
+            tracing::error!(%file, %err, "a flush failed: what was written since the last one that succeeded may be lost, and flushes fail until the disk is opened anew");
         }
     }
 

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockyard_blkmq::{Extent, Flags, Op, Request, Status};
 use blockyard_buf::{Pool, Segment, Segments, copy_segments};
+use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
-use blockyard_sys::{Completion, Operation};
 
 use crate::driver::File;
 use crate::health::Health;
+use crate::queue::is_to_be_tried_again;
+use crate::sync::Syncs;
 
 /// Runs in one answer to a block status query: what is past them has to be asked for again.
 const MAX_EXTENTS: usize = 1024;
@@ -25,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) offset_align: usize,
     pub(crate) pool: Pool,
     pub(crate) health: Health,
+    pub(crate) syncs: Syncs,
     /// Ways to make zeroes that the file was found not to know.
     pub(crate) no_zero_range: AtomicBool,
     pub(crate) no_punch_hole: AtomicBool,
@@ -53,8 +56,6 @@ enum Step {
     Reserve,
     /// Whatever it is, it is done in one operation.
     Once,
-    /// All of it is done, and must be durable.
-    Sync,
 }
 
 /// How a job goes on.
@@ -63,6 +64,8 @@ pub(crate) enum Next {
     Do(Operation, Job),
     /// By the same operation, on a thread that may wait.
     Wait(Operation, Job),
+    /// All of it is done; it ends well once that is durable.
+    Sync(Job),
     /// It has ended.
     Ended,
 }
@@ -78,8 +81,7 @@ impl Job {
                 return job.end(Status::Io);
             }
             Op::Write => job.write(context),
-            Op::Flush if context.health.has_failed_flush() => return job.end(Status::Io),
-            Op::Flush => Operation::Sync,
+            Op::Flush => return job.sync(context),
             Op::Discard if context.is_block_device => Operation::Discard { range },
             Op::Discard => Operation::Allocate { mode: Allocate::PunchHole, range },
             Op::WriteZeroes => return job.zero(context),
@@ -95,8 +97,12 @@ impl Job {
     }
 
     /// An operation has ended.
-    pub(crate) fn completed(completion: Completion<Self>, context: &Context) -> Next {
-        let Completion { operation, token: job, result } = completion;
+    pub(crate) fn completed(
+        operation: Operation,
+        job: Self,
+        result: io::Result<usize>,
+        context: &Context,
+    ) -> Next {
         match result {
             Ok(moved) if job.step == Step::Transfer => job.moved(operation, moved, context),
             Ok(_) => job.stepped(operation, context),
@@ -193,7 +199,11 @@ impl Job {
                 drop(operation);
                 self.rq.deliver(supplied);
             }
-            return if self.rq.op() == Op::Write { self.end(Status::Ok) } else { self.finish() };
+            return if self.rq.op() == Op::Write {
+                self.end(Status::Ok)
+            } else {
+                self.finish(context)
+            };
         }
         let next = match operation {
             Operation::Read { memory, .. } => {
@@ -229,22 +239,27 @@ impl Job {
                 }
                 self.end(Status::Ok)
             }
-            (Step::Sync, _) => self.end(Status::Ok),
-            _ => self.finish(),
+            _ => self.finish(context),
         }
     }
 
     /// All is done; what has no durable form of its own is made durable by a sync.
-    fn finish(mut self) -> Next {
+    fn finish(self, context: &Context) -> Next {
         if self.rq.op().is_write() && self.is_durable() {
-            self.step = Step::Sync;
-            return Next::Do(Operation::Sync, self);
+            return self.sync(context);
         }
         self.end(Status::Ok)
     }
 
+    fn sync(self, context: &Context) -> Next {
+        if context.health.has_failed_flush() {
+            return self.end(Status::Io);
+        }
+        Next::Sync(self)
+    }
+
     fn failed(self, operation: Operation, err: &io::Error, context: &Context) -> Next {
-        if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
+        if is_to_be_tried_again(err) {
             return Next::Wait(operation, self);
         }
         let status = err.raw_os_error().map_or(Status::Io, Status::from_errno);
@@ -258,14 +273,12 @@ impl Job {
                 return self.zero(context);
             }
             // The zeroes are there; that their space is not kept is no harm where it cannot be.
-            Step::Reserve if is_not_supported(err) => return self.finish(),
+            Step::Reserve if is_not_supported(err) => return self.finish(context),
             _ => {}
         }
         match operation {
-            Operation::Sync => context.health.flush_failed(err),
-            Operation::Write { durable: true, .. } if status != Status::NoSpace => {
-                context.health.flush_failed(err);
-            }
+            // Its own bytes were not written, or its flush of the device's cache failed, which held others' too.
+            Operation::Write { durable: true, .. } => context.health.flush_failed(err),
             Operation::Discard { .. } | Operation::Allocate { .. }
                 if self.rq.op() == Op::Discard && is_not_supported(err) =>
             {
@@ -278,7 +291,7 @@ impl Job {
     }
 
     /// Bios of a merged request that were done before it failed end well.
-    fn end(self, status: Status) -> Next {
+    pub(crate) fn end(self, status: Status) -> Next {
         let own_memory = self.supplied.is_none() && self.step == Step::Transfer;
         if !status.is_ok() && own_memory && self.done > 0 {
             if let Some(rest) = self.rq.update(Status::Ok, self.done - self.done % 512) {

@@ -8,13 +8,17 @@
 //! # What is durable
 //!
 //! The disk has a write cache, the kernel's page cache or the device's own: what was written is durable after a
-//! flush, which is fdatasync(2), or when it was written with FUA, which is `RWF_DSYNC`.
+//! flush, which is fdatasync(2). A FUA write is a write and a flush, but for a block device past the page cache: there it
+//! is `RWF_DSYNC`.
 //!
-//! A flush that fails is final. Linux reports a failed write-back once for each open file, then forgets it, and
+//! A flush that fails is final. Linux reports a failed write-back once for each open file description, then forgets it, and
 //! the pages that were not written count as clean (fsync(2); "PostgreSQL's fsync() surprise",
 //! lwn.net/Articles/752063). The next fdatasync would succeed, and promise what is lost. So after the first
-//! failure every flush and every FUA write fails, until the disk is opened anew. A FUA write that fails for
-//! lack of space is the exception: nothing but itself is lost.
+//! failure every flush and every FUA write fails, until the disk is opened anew.
+//!
+//! Nor may somebody else take the error from the flush. Syncs have an open file description of their own, which nothing
+//! else uses, and one owner for all queues: one sync is out at a time, and those who ask meanwhile share the next. Writes
+//! to a file through the page cache never are `RWF_DSYNC`: of two at once, one would hear of the other's failure.
 //!
 //! # What changes under it
 //!
@@ -34,6 +38,7 @@ mod limits;
 mod open;
 mod queue;
 mod resize;
+mod sync;
 
 pub use config::{Engine, FileConfig};
 pub use driver::File;

@@ -30,7 +30,7 @@ pub struct Info {
 }
 
 pub(crate) fn limits(config: &FileConfig, opened: &Opened) -> Result<Limits, Error> {
-    let file = opened.file.as_fd();
+    let file = opened.files.data.as_fd();
     let mut limits = Limits {
         max_hw_sectors: MAX_SECTORS,
         #[expect(clippy::cast_possible_truncation, reason = "1024")]
@@ -52,14 +52,15 @@ pub(crate) fn limits(config: &FileConfig, opened: &Opened) -> Result<Limits, Err
         limits.max_hw_discard_sectors = 0;
         limits.max_write_zeroes_sectors = 0;
     } else {
-        // RWF_DSYNC is in every kernel since 4.7.
-        limits.features |= Features::WRITE_CACHE | Features::FUA;
+        limits.features |= Features::WRITE_CACHE;
+        // RWF_DSYNC is in every kernel since 4.7. See the crate's documentation for why files do without.
+        limits.features.set(Features::FUA, opened.is_block_device && config.direct);
     }
     Ok(limits)
 }
 
 fn file_limits(config: &FileConfig, opened: &Opened, limits: &mut Limits) -> Result<(), Error> {
-    let file = opened.file.as_fd();
+    let file = opened.files.data.as_fd();
     // Less than a page is read before it is written: by the page cache, or by the file system.
     limits.physical_block_size = BlockSize::B4096;
     if holes::is_known(file) {

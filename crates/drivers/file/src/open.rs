@@ -2,17 +2,17 @@
 
 use std::fs::{self, FileType, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_buf::Pool;
-use blockyard_sys::Operation;
 use blockyard_sys::block_device;
 use blockyard_sys::direct::{self, Alignment, Direct};
 use blockyard_sys::lock::{Lock, LockError, LockKind};
+use blockyard_sys::{Files, Operation};
 use rustix::fs::OFlags;
 
 use crate::config::FileConfig;
@@ -26,7 +26,7 @@ const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// A file that can be a disk.
 pub(crate) struct Opened {
-    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) files: Files,
     pub(crate) lock: Option<Lock>,
     pub(crate) is_block_device: bool,
     pub(crate) size: u64,
@@ -60,7 +60,23 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         );
         return Err(Error::new(ErrorKind::NotPermitted, what));
     }
-    Ok(Opened { file, lock, is_block_device, size, alignment })
+    // Nothing was written yet, so that it hears of all that is.
+    let sync = if config.read_only { Arc::clone(&file) } else { Arc::new(for_syncs(path, &file)?) };
+    let files = Files { data: file, sync };
+    Ok(Opened { files, lock, is_block_device, size, alignment })
+}
+
+fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
+    open_again(file).map_err(|err| {
+        let what = format!("{} cannot be opened a second time, to be flushed", path.display());
+        Error::io(what, err)
+    })
+}
+
+/// The same file with an open file description of its own, for writing; by proc(5), as its path may be another's by now.
+pub(crate) fn open_again(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(OpenOptions::new().read(true).write(true).open(path)?.into())
 }
 
 fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {

@@ -4,40 +4,49 @@ use std::io;
 use std::mem;
 use std::sync::Arc;
 
-use blockyard_blkmq::{Busy, HctxHandle, Request};
-use blockyard_sys::{Completion, EventWatch, IoEngine, IoQueue, Pool, uring};
+use blockyard_blkmq::{Busy, HctxHandle, Request, Status};
+use blockyard_sys::{Completion, EventWatch, Files, IoEngine, IoQueue, Operation, Pool, uring};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::driver::File;
 use crate::job::{Context, Job, Next};
+use crate::sync::{Batch, Syncs};
 
 /// The most operations that a hardware queue has out, whatever its depth. Beyond, the block layer keeps them.
 pub(crate) const MAX_OUT: u32 = 1024;
 
+/// Whose an operation is.
+enum Owner {
+    Job(Job),
+    /// A sync: this queue's and others'.
+    Syncs(Batch),
+}
+
 /// A hardware queue of a disk in a file.
 pub struct Queue {
-    operations: IoQueue<Job>,
+    operations: IoQueue<Owner>,
     context: Arc<Context>,
     handle: HctxHandle<File>,
-    completed: Vec<Completion<Job>>,
+    completed: Vec<Completion<Owner>>,
     /// A request was handed back.
     refused: bool,
     reaper: JoinHandle<()>,
 }
 
 impl Queue {
-    /// A queue on `file`, whose completions come by `runtime`.
+    /// A queue on a file, whose completions come by `runtime`.
     pub(crate) fn new(
         handle: HctxHandle<File>,
         engine: IoEngine,
-        file: &Arc<std::os::fd::OwnedFd>,
+        files: &Files,
         threads: &Pool,
         runtime: &Handle,
         context: Arc<Context>,
     ) -> Result<Self, uring::Unavailable> {
-        let depth = handle.depth().clamp(1, MAX_OUT);
-        let operations = IoQueue::new(file, engine, threads, depth)?;
+        // One more for a sync, which may be for other queues' jobs only.
+        let depth = handle.depth().clamp(1, MAX_OUT) + 1;
+        let operations = IoQueue::new(files, engine, threads, depth)?;
         let event = EventWatch::new(operations.event(), runtime)?;
         let reaper = runtime.spawn(reap(event, handle.clone()));
         Ok(Self { operations, context, handle, completed: Vec::new(), refused: false, reaper })
@@ -66,8 +75,7 @@ impl Queue {
             count += completed.len();
             let before = self.operations.out();
             for completion in completed.drain(..) {
-                let next = Job::completed(completion, &self.context);
-                self.go_on(next);
+                self.completed(completion);
             }
             self.completed = completed;
             if self.operations.out() == before {
@@ -80,10 +88,45 @@ impl Queue {
         count
     }
 
+    fn completed(&mut self, completion: Completion<Owner>) {
+        let Completion { operation, token, result } = completion;
+        match token {
+            Owner::Job(job) => {
+                let next = Job::completed(operation, job, result, &self.context);
+                self.go_on(next);
+            }
+            Owner::Syncs(batch) => self.synced(batch, result),
+        }
+    }
+
+    fn synced(&mut self, batch: Batch, result: io::Result<usize>) {
+        let next = match result {
+            Ok(_) => batch.ended(Status::Ok),
+            Err(err) if is_to_be_tried_again(&err) => {
+                let pushed = self.operations.push_blocking(Operation::Sync, Owner::Syncs(batch));
+                debug_assert!(pushed.is_ok(), "its room was just freed");
+                return;
+            }
+            Err(err) => {
+                self.context.health.flush_failed(&err);
+                batch.ended(err.raw_os_error().map_or(Status::Io, Status::from_errno))
+            }
+        };
+        self.sync(next);
+    }
+
+    fn sync(&mut self, batch: Option<Batch>) {
+        if let Some(batch) = batch {
+            let pushed = self.operations.push(Operation::Sync, Owner::Syncs(batch));
+            debug_assert!(pushed.is_ok(), "one sync is out at a time, and has room of its own");
+        }
+    }
+
     fn go_on(&mut self, next: Next) {
         let pushed = match next {
-            Next::Do(operation, job) => self.operations.push(operation, job),
-            Next::Wait(operation, job) => self.operations.push_blocking(operation, job),
+            Next::Do(operation, job) => self.operations.push(operation, Owner::Job(job)),
+            Next::Wait(operation, job) => self.operations.push_blocking(operation, Owner::Job(job)),
+            Next::Sync(job) => return self.sync(Syncs::join(job, &self.context)),
             Next::Ended => return,
         };
         // A job has one operation out at a time, and `take` counts them: there is room. If not, dropping the
@@ -105,7 +148,17 @@ impl Drop for Queue {
     }
 }
 
-/// Waits for completions that came after their submission, as long as the hardware queue lives.
+/// Waits for completions that came after their submission, and for what others have pushed, as long as the hardware queue
+/// lives. The thread that runs this outlives the queue, others may not.
 async fn reap(event: EventWatch, handle: HctxHandle<File>) {
-    while event.happened().await.is_ok() && handle.with(Queue::turn).is_some() {}
+    let turn = |queue: &mut Queue| {
+        queue.operations.submit_here();
+        queue.turn();
+    };
+    while event.happened().await.is_ok() && handle.with(turn).is_some() {}
+}
+
+/// The kernel would have had to wait, or was interrupted.
+pub(crate) fn is_to_be_tried_again(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

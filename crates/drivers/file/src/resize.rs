@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use blockyard_blkmq::{BlockDeviceOps, Disk, Error, ErrorKind, Result, Sector};
 
 use crate::driver::File;
-use crate::open::size_now;
+use crate::open::{open_again, size_now};
 
 impl BlockDeviceOps for File {
     /// A file that is too short is extended, with a hole, and that outlives a power cut. It is never cut: what is past
@@ -17,7 +17,8 @@ impl BlockDeviceOps for File {
             let what = format!("{path} cannot be made {} bytes long", to.bytes());
             Error::new(ErrorKind::Io, what).caused_by(err)
         };
-        let size = size_now(self.file.as_fd(), self.context.is_block_device).map_err(failed)?;
+        let size =
+            size_now(self.files.data.as_fd(), self.context.is_block_device).map_err(failed)?;
         if to.bytes() <= size {
             return Ok(());
         }
@@ -31,7 +32,13 @@ impl BlockDeviceOps for File {
         if disk.is_read_only() {
             return refused(ErrorKind::NotPermitted, "the disk is read-only");
         }
-        rustix::fs::ftruncate(&self.file, to.bytes()).map_err(|err| failed(err.into()))?;
-        rustix::fs::fsync(&self.file).map_err(|err| failed(err.into()))
+        rustix::fs::ftruncate(&self.files.data, to.bytes()).map_err(|err| failed(err.into()))?;
+        // By a description of its own, so that it takes no error from the flushes; and what it hears is theirs too.
+        let synced =
+            open_again(&self.files.data).and_then(|file| std::fs::File::from(file).sync_all());
+        synced.map_err(|err| {
+            self.context.health.flush_failed(&err);
+            failed(err)
+        })
     }
 }

@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+pub mod faulty;
+
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -141,11 +143,14 @@ impl Place {
     }
 
     fn mounted(name: &'static str, mount: impl FnOnce(String) -> String) -> Self {
+        Self::mounted_by(name, |at| run(&mount(at.display().to_string())))
+    }
+
+    fn mounted_by(name: &'static str, mount: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().display();
-        run(&mount(at.to_string()));
+        mount(folder.path());
         let root = std::fs::File::open(folder.path());
-        run(&format!("umount -l {at}"));
+        run(&format!("umount -l {}", folder.path().display()));
         let root = root.unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), root.as_raw_fd());
         Self { name, path: path.into(), _keep: Keep::Detached(root) }

@@ -1,0 +1,160 @@
+//! What was acknowledged as durable is, on a file system and a device that record what was synced and fail on demand.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
+
+mod common;
+
+use std::path::Path;
+
+use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
+use blockyard_buf::Segment;
+use blockyard_driver_file::{Engine, FileConfig};
+use common::faulty::{Call, Errno, Faulty};
+use common::{Loop, TestDisk, open};
+
+const MIB: usize = 1 << 20;
+const ENGINES: [Engine; 2] = [Engine::Uring, Engine::Threads];
+
+fn disk(path: &Path, engine: Engine) -> TestDisk {
+    open(&FileConfig { engine, ..FileConfig::new(path) }).unwrap()
+}
+
+fn write(offset: usize, byte: u8, len: usize, flags: Flags) -> Box<Bio> {
+    let data = [Segment::from_vec(vec![byte; len])].into_iter().collect();
+    Bio::with_data(Op::Write, Sector(offset as u64 / 512), data).with_flags(flags)
+}
+
+fn status(submitted: impl Future<Output = Box<Bio>>) -> Status {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(submitted).status()
+}
+
+/// The kernel could not write something back, and has told it to another who has the file open.
+fn lose_a_write(fs: &Faulty, disk: &TestDisk, errno: Errno) {
+    // Whoever writes back meets it, the kernel on its own too.
+    fs.fail(Call::Write, errno, 1);
+    assert_eq!(disk.write(0, vec![1; 4096]), Status::Ok);
+    let other = std::fs::File::options().write(true).open(fs.file()).unwrap();
+    assert!(other.sync_all().is_err(), "the write-back failed");
+}
+
+#[test]
+fn a_durable_write_does_not_take_the_error_of_an_earlier_one_from_the_flush() {
+    for engine in ENGINES {
+        for errno in [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG, Errno::EIO] {
+            let fs = Faulty::new(MIB);
+            let disk = disk(&fs.file(), engine);
+            lose_a_write(&fs, &disk, errno);
+            let fua = disk.submit(write(MIB / 2, 2, 4096, Flags::FUA)).status();
+            assert_ne!(fua, Status::Ok, "{engine:?} {errno:?}: its flush covers more than itself");
+            assert_ne!(disk.flush(), Status::Ok, "{engine:?} {errno:?}");
+            assert_eq!(disk.flush(), Status::Io, "{engine:?} {errno:?}");
+            drop(disk);
+            assert_eq!(open(&FileConfig::new(fs.file())).unwrap().flush(), Status::Ok);
+        }
+    }
+}
+
+#[test]
+fn of_two_flushes_at_once_none_succeeds_where_one_has_failed() {
+    for engine in ENGINES {
+        let fs = Faulty::new(MIB);
+        let disk = disk(&fs.file(), engine);
+        let held = fs.hold(Call::Write);
+        fs.fail(Call::Write, Errno::EIO, 1);
+        assert_eq!(disk.write(0, vec![1; 4096]), Status::Ok);
+        let first = disk.bdev.submit_async(0, Bio::flush());
+        fs.wait_for(Call::Write, 1);
+        let second = disk.bdev.submit_async(1, Bio::flush());
+        drop(held);
+        assert_ne!(status(first), Status::Ok, "{engine:?}");
+        assert_ne!(
+            status(second),
+            Status::Ok,
+            "{engine:?}: the write that was lost is of before it"
+        );
+        assert_eq!(disk.flush(), Status::Io, "{engine:?}");
+    }
+}
+
+#[test]
+fn growing_a_file_does_not_take_the_error_from_the_flush() {
+    for engine in ENGINES {
+        let fs = Faulty::new(MIB);
+        let disk = disk(&fs.file(), engine);
+        lose_a_write(&fs, &disk, Errno::ENOSPC);
+        // Whether it fails is its own affair: the flush must.
+        let _ = disk.disk.resize(Sector(2 * MIB as u64 / 512));
+        assert_ne!(disk.flush(), Status::Ok, "{engine:?}");
+    }
+}
+
+#[test]
+fn a_failed_sync_of_a_grown_file_is_final() {
+    let fs = Faulty::new(MIB);
+    let disk = disk(&fs.file(), Engine::Auto);
+    fs.fail(Call::Sync, Errno::EIO, 1);
+    assert!(disk.disk.resize(Sector(2 * MIB as u64 / 512)).is_err());
+    assert_eq!(disk.flush(), Status::Io);
+}
+
+#[test]
+fn a_sync_that_fails_is_final() {
+    for engine in ENGINES {
+        let fs = Faulty::new(MIB);
+        let disk = disk(&fs.file(), engine);
+        fs.fail(Call::Sync, Errno::EIO, 1);
+        for _ in 0..3 {
+            assert_eq!(disk.flush(), Status::Io, "{engine:?}");
+        }
+        assert_eq!(disk.submit(write(0, 1, 512, Flags::FUA)).status(), Status::Io, "{engine:?}");
+        assert_eq!(
+            disk.write(0, vec![1; 512]),
+            Status::Ok,
+            "{engine:?}: what promises nothing goes on"
+        );
+    }
+}
+
+#[test]
+fn a_flush_that_comes_while_another_is_out_covers_what_was_written_meanwhile() {
+    for engine in ENGINES {
+        let fs = Faulty::new(4 * MIB);
+        let device = Loop::on(&fs.file(), "");
+        let disk = disk(&device.0, engine);
+        assert_eq!(disk.write(0, vec![1; 4096]), Status::Ok);
+        let held = fs.hold(Call::Sync);
+        let first = disk.bdev.submit_async(0, Bio::flush());
+        fs.wait_for(Call::Sync, 1);
+        assert_eq!(disk.write(8192, vec![2; 4096]), Status::Ok);
+        let flushes = [0, 1, 1, 0].map(|queue| disk.bdev.submit_async(queue, Bio::flush()));
+        drop(held);
+        assert_eq!(status(first), Status::Ok, "{engine:?}");
+        assert_eq!(fs.durable()[..4096], [1; 4096], "{engine:?}");
+        for flush in flushes {
+            assert_eq!(status(flush), Status::Ok, "{engine:?}");
+            assert_eq!(fs.durable()[8192..12288], [2; 4096], "{engine:?}");
+        }
+        drop(disk);
+        drop(device);
+    }
+}
+
+#[test]
+fn a_read_outlives_the_thread_that_submitted_it() {
+    for engine in ENGINES {
+        let fs = Faulty::new(4 * MIB);
+        let device = Loop::on(&fs.file(), "");
+        let disk = disk(&device.0, engine);
+        let held = fs.hold(Call::Read);
+        let before = fs.seen(Call::Read);
+        let read = std::thread::scope(|scope| {
+            let submit = || disk.bdev.submit_async(0, Bio::new(Op::Read, Sector(4096), 65536));
+            scope.spawn(submit).join().unwrap()
+        });
+        fs.wait_for(Call::Read, before + 1);
+        drop(held);
+        assert_eq!(status(read), Status::Ok, "{engine:?}");
+        drop(disk);
+        drop(device);
+    }
+}
