@@ -162,11 +162,11 @@ impl Remote {
     pub(crate) async fn leave(&self, limit: Duration) -> Result<(), FlushFailed> {
         let flushed = match tokio::time::timeout(limit, self.flush()).await {
             Ok(status) if status.is_ok() => Ok(()),
-            Ok(status) => Err(FlushFailed::new(self.disk.name(), status)),
+            Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
                 self.nbd.clear_queue();
                 let why = format!("its NBD server does not answer for {limit:?}");
-                Err(FlushFailed::new(self.disk.name(), why))
+                Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
         self.nbd.disconnect().await;

@@ -181,10 +181,17 @@ fn completions_and_man_pages_are_made() {
     for page in ["blockyard.1", "blockyard-serve.1", "blockyard-bench.1"] {
         assert!(dir.path().join("pages").join(page).exists(), "{page}");
     }
+    let deeper = dir.path().join("no/pages");
+    run(&["man", deeper.to_str().unwrap()]).code(1).contains(&["parent directory"]);
+    assert!(!dir.path().join("no").exists());
 }
 
 #[test]
 fn list_of_nothing_says_what_to_do() {
-    run(&["list"]).code(0).contains(&["nothing runs", "blockyard serve"]);
+    run(&["list"]).code(0).contains(&[
+        "no daemon of this user runs in",
+        "those of other users",
+        "blockyard serve",
+    ]);
     run(&["list", "ram:1G"]).code(64).contains(&["not a server"]);
 }

@@ -224,16 +224,22 @@ impl<'a> Temporary<'a> {
                 Err(Errno::EXIST) => {}
                 renamed => return Ok(renamed?),
             }
-            // Nobody takes it away, or its place, while this is held.
-            let _lock = self.place.lock()?;
             match self.place.look()? {
-                Found::Stale => return Ok(self.rename(RenameFlags::empty())?),
+                Found::Stale => {}
                 Found::NoSocket => {
                     return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not a socket"));
                 }
                 Found::Alive => return Err(io::ErrorKind::AddrInUse.into()),
                 // It has just gone.
-                Found::Nothing => {}
+                Found::Nothing => continue,
+            }
+            // Nobody takes it away, or its place, while this is held.
+            let _lock = self.place.lock().map_err(|err| {
+                let what = "the socket of a dead server is there, and to replace it needs a lock on its directory";
+                io::Error::new(err.kind(), format!("{what}: {err}"))
+            })?;
+            if matches!(self.place.look()?, Found::Stale) {
+                return Ok(self.rename(RenameFlags::empty())?);
             }
         }
         Err(io::ErrorKind::AddrInUse.into())

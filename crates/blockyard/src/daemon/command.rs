@@ -5,7 +5,9 @@ use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use blockyard_sys::net::Watch;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpgrp, kill_process_group, pidfd_open, pidfd_send_signal,
+};
 use tokio::io::Interest;
 
 use super::signals::Signals;
@@ -68,14 +70,14 @@ impl Command {
                     let status = self.child.wait().map_err(lost)?;
                     return Ok(exit_code(status));
                 }
-                signal = signals.take() => {
-                    if told {
-                        self.tell(Signal::KILL);
-                    } else {
+                signal = signals.next_of_all() => match signal {
+                    Signal::HUP => self.tell(signal),
+                    _ if told => self.tell(Signal::KILL),
+                    _ => {
                         self.tell(signal);
                         patience.set(Some(tokio::time::sleep(grace)));
                     }
-                }
+                },
                 () = async { match patience.as_mut().as_pin_mut() {
                     Some(patience) => patience.await,
                     None => std::future::pending().await,
@@ -123,29 +125,8 @@ impl Drop for Orphan {
     }
 }
 
-/// Whether our group is the one in the foreground of our terminal: the eighth field of /proc/self/stat is the fifth
-/// (proc(5)).
+/// Whether what is typed at the terminal reaches this process, and with it the commands that it has started.
 fn in_the_foreground() -> bool {
-    std::fs::read_to_string("/proc/self/stat").is_ok_and(|stat| is_foreground(&stat))
-}
-
-fn is_foreground(stat: &str) -> bool {
-    // The name of the program, in brackets, may have blanks and brackets in it.
-    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
-    // state ppid pgrp session tty_nr tpgid
-    let fields: Vec<&str> = rest.split(' ').take(6).collect();
-    matches!(fields.as_slice(), [_, _, group, _, _, foreground] if group == foreground)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_foreground_is_known_by_the_groups() {
-        assert!(is_foreground("12 (block) yard)) R 7 12 5 34816 12 4194304 1"));
-        assert!(!is_foreground("12 (blockyard) R 7 12 5 34816 5 4194304 1"));
-        assert!(!is_foreground("12 (blockyard) R 7 12 12 0 -1 4194304 1"));
-        assert!(!is_foreground("12 (blockyard) R"));
-    }
+    let Ok(terminal) = std::fs::File::open("/dev/tty") else { return false };
+    rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp())
 }

@@ -60,7 +60,7 @@ pub(crate) struct FlushFailed {
 }
 
 impl FlushFailed {
-    pub(crate) fn new(disk: &str, why: impl ToString) -> Self {
+    pub(crate) fn new(disk: &str, why: &impl ToString) -> Self {
         Self { disk: disk.to_owned(), why: why.to_string() }
     }
 }
@@ -88,7 +88,7 @@ impl Losses {
     /// How the last flush of a disk has ended.
     pub(crate) fn note_status(&mut self, disk: &Disk, flushed: Status) {
         if !flushed.is_ok() {
-            self.0.push(FlushFailed::new(disk.name(), flushed));
+            self.0.push(FlushFailed::new(disk.name(), &flushed));
         }
     }
 
@@ -113,9 +113,9 @@ mod tests {
     fn what_is_lost_is_named_and_fails_the_whole() {
         Losses::default().into_result().unwrap();
         let mut losses = Losses::default();
-        losses.note(Err(FlushFailed::new("vol1", Status::Io)));
+        losses.note(Err(FlushFailed::new("vol1", &Status::Io)));
         losses.note(Ok(()));
-        losses.note(Err(FlushFailed::new("vol2", Status::Timeout)));
+        losses.note(Err(FlushFailed::new("vol2", &Status::Timeout)));
         let error = losses.into_result().unwrap_err();
         assert_eq!(error.kind().exit_code(), 1);
         assert_eq!(error.to_string(), "the last flush failed: vol1 (I/O error), vol2 (timed out)");

@@ -1,12 +1,13 @@
 //! Signals: SIGINT and SIGTERM ask for an end, SIGHUP for nothing. A thread of its own hears them, so that they are
 //! heard whatever the other threads are waiting for.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{self, SignalKind};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::term;
@@ -21,6 +22,7 @@ const UNTAKEN: usize = 8;
 /// The signals that ask for an end.
 pub(crate) struct Signals {
     heard: mpsc::Receiver<Signal>,
+    hung_up: Arc<Notify>,
     count: usize,
 }
 
@@ -44,29 +46,33 @@ impl Signals {
             Caught::new().map_err(failed)?
         };
         let (tell, heard) = mpsc::channel(UNTAKEN);
+        let hung_up = Arc::clone(&caught.hung_up);
         let thread = std::thread::Builder::new().name("signals".into());
         thread.spawn(move || runtime.block_on(hear(caught, tell, second_ends))).map_err(failed)?;
-        Ok(Self { heard, count: 0 })
+        Ok(Self { heard, hung_up, count: 0 })
     }
 
     /// The next one.
     pub(crate) async fn next(&mut self) {
-        self.take().await;
-    }
-
-    /// The next one, and which it was.
-    pub(crate) async fn take(&mut self) -> Signal {
         match self.heard.recv().await {
-            Some(signal) => {
-                self.count += 1;
-                signal
-            }
+            Some(_) => self.count += 1,
             // The thread lives as long as this does.
             None => std::future::pending().await,
         }
     }
 
-    /// How many were taken.
+    /// The next one, or SIGHUP, and which it was: for those who pass it on.
+    pub(crate) async fn next_of_all(&mut self) -> Signal {
+        tokio::select! {
+            Some(signal) = self.heard.recv() => {
+                self.count += 1;
+                signal
+            }
+            () = self.hung_up.notified() => Signal::HUP,
+        }
+    }
+
+    /// How many were taken, SIGHUP aside.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
@@ -82,6 +88,7 @@ struct Caught {
     interrupt: unix::Signal,
     terminate: unix::Signal,
     hang_up: unix::Signal,
+    hung_up: Arc<Notify>,
 }
 
 impl Caught {
@@ -90,6 +97,7 @@ impl Caught {
             interrupt: unix::signal(SignalKind::interrupt())?,
             terminate: unix::signal(SignalKind::terminate())?,
             hang_up: unix::signal(SignalKind::hangup())?,
+            hung_up: Arc::default(),
         })
     }
 
@@ -99,7 +107,10 @@ impl Caught {
             tokio::select! {
                 _ = self.interrupt.recv() => return Signal::INT,
                 _ = self.terminate.recv() => return Signal::TERM,
-                _ = self.hang_up.recv() => tracing::info!("SIGHUP received: nothing to reload"),
+                _ = self.hang_up.recv() => {
+                    tracing::info!("SIGHUP received: nothing to reload");
+                    self.hung_up.notify_one();
+                }
             }
         }
     }
