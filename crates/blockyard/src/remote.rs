@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
@@ -134,11 +135,20 @@ fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
 pub struct Remote {
     disk: Arc<Disk>,
     nbd: Arc<Nbd>,
+    /// Nobody waits for the server any more.
+    abandoned: AtomicBool,
 }
 
 impl Remote {
     pub(crate) fn new(disk: Arc<Disk>, nbd: Arc<Nbd>) -> Self {
-        Self { disk, nbd }
+        Self { disk, nbd, abandoned: AtomicBool::new(false) }
+    }
+
+    /// Fails all that waits for the server, or is out; [`Remote::leave`] does not flush any more. What is asked for after
+    /// that may wait again.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+        self.nbd.clear_queue();
     }
 
     /// Makes the disk larger when the export is found to have grown.
@@ -180,7 +190,7 @@ impl Remote {
     }
 
     async fn flush(&self) -> Status {
-        if !self.has_been_written() {
+        if self.abandoned.load(Ordering::Acquire) || !self.has_been_written() {
             return Status::Ok;
         }
         let Ok(bdev) = self.disk.open(None, OpenMode::ReadOnly) else { return Status::Offline };

@@ -89,6 +89,12 @@ impl Session {
         plan
     }
 
+    /// Fails all that disks at servers still wait for: a server that is lost keeps nobody from ending. Whoever calls it
+    /// starts nothing any more.
+    pub fn abandon(&self) {
+        self.remotes.iter().for_each(Remote::abandon);
+    }
+
     /// Opens a disk only to look at it: whoever else uses it, and whether we may write to it or not. What is not
     /// there is not made by looking.
     ///

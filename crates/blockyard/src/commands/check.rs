@@ -12,7 +12,8 @@ const CORRUPT: u8 = 2;
 
 pub(super) fn run(args: CheckArgs) -> Result<u8> {
     let plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
-    let checked = check(plan, threads(args.threads), &interrupt::flag()?)?;
+    let interrupt = interrupt::signals()?;
+    let checked = check(plan, threads(args.threads), &interrupt)?;
     if args.json {
         term::say_json(&checked)?;
     } else {

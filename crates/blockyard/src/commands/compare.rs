@@ -15,7 +15,8 @@ pub(super) fn run(args: CompareArgs) -> Result<u8> {
     let tls = args.tls.into();
     let plans =
         [disk_uri(&args.one)?.with_tls_files(&tls), disk_uri(&args.two)?.with_tls_files(&tls)];
-    let compared = match compare(plans, threads(args.threads), &interrupt::flag()?) {
+    let interrupt = interrupt::signals()?;
+    let compared = match compare(plans, threads(args.threads), &interrupt) {
         Ok(compared) => compared,
         // Not to be taken for "they differ".
         Err(err) if err.kind() == crate::error::ErrorKind::Failed => {

@@ -1,9 +1,12 @@
 //! `blockyard copy`: a disk onto another.
 
+use std::path::Path;
+
 use super::{disk_uri, interrupt, threads};
 use crate::cli::CopyArgs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tools::copy::{Copied, Copy};
+use crate::uri::absolute;
 use crate::{size, term};
 
 pub(super) fn run(args: CopyArgs) -> Result<()> {
@@ -13,9 +16,14 @@ pub(super) fn run(args: CopyArgs) -> Result<()> {
         target: disk_uri(&args.target)?.with_tls_files(&tls),
         detect_zeroes: args.detect_zeroes,
         threads: threads(args.threads),
-        journal: args.resume,
+        journal: args
+            .resume
+            .map(|path| absolute(Path::new(""), &path))
+            .transpose()
+            .map_err(Error::usage)?,
     };
-    let copied = copy.run(&interrupt::flag()?)?;
+    let interrupt = interrupt::signals()?;
+    let copied = copy.run(&interrupt)?;
     if args.json { term::say_json(&copied) } else { show(&copied) }
 }
 

@@ -1,19 +1,21 @@
-//! Ctrl-C for commands that finish what they have begun: the first one asks them to, a second one ends them.
+//! Ctrl-C for commands that finish what they have begun: the first signal asks them to, a second one ends them. While they have
+//! begun nothing, the first one does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Error, Result};
+use crate::tools::interrupt::Interrupt;
 
-/// The exit code of a command that SIGINT has ended, as shells have it.
-const INTERRUPTED: i32 = 130;
+/// The exit code of a command that a signal has ended, as shells have it: this and the signal's number.
+const KILLED: i32 = 128;
 
-/// A flag that SIGINT or SIGTERM sets.
-pub(super) fn flag() -> Result<Arc<AtomicBool>> {
-    use tokio::signal::unix::{SignalKind, signal};
+/// SIGINT and SIGTERM, as wishes for an end.
+pub(super) fn signals() -> Result<Arc<Interrupt>> {
     let failed = |err: std::io::Error| Error::failed("cannot catch signals").caused_by(err);
-    let flag = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&flag);
+    let told = Arc::new(Interrupt::default());
+    let tell = Arc::clone(&told);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let (mut interrupt, mut terminate) = {
@@ -24,16 +26,16 @@ pub(super) fn flag() -> Result<Arc<AtomicBool>> {
     // It ends with the process.
     let watch = async move {
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if told.swap(true, Ordering::AcqRel) {
-                std::process::exit(INTERRUPTED);
+            let kind = tokio::select! {
+                _ = interrupt.recv() => SignalKind::interrupt(),
+                _ = terminate.recv() => SignalKind::terminate(),
+            };
+            if !tell.raise() {
+                std::process::exit(KILLED + kind.as_raw_value());
             }
         }
     };
     let started =
         std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(watch));
-    started.map(|_| flag).map_err(failed)
+    started.map(|_| told).map_err(failed)
 }

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockyard_blkmq::partition::{self, PartitionInfo, PartitionKind};
 use blockyard_blkmq::{Bdev, DiskFlags, OpenMode, Sector, Status};
@@ -11,10 +10,11 @@ use serde::Serialize;
 
 use super::cut::{parts, pieces};
 use super::extents::Extents;
-use super::lanes::{self, Pieces, Work};
+use super::interrupt::Interrupt;
+use super::lanes::{self, Ended, Pieces, Work};
 use super::progress::Progress;
 use super::ranges::Ranges;
-use super::{DEPTH, io_error, open, read};
+use super::{io_error, open, read};
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::uri::DiskPlan;
@@ -70,11 +70,11 @@ struct Found {
     unreadable: Ranges,
 }
 
-/// Checks, on so many queue threads. `interrupted` ends it early, with an error.
+/// Checks, on so many queue threads. `interrupt` ends it early, with an error.
 ///
 /// # Errors
 /// The disk cannot be opened, or the way to it is broken: nothing is known of it then.
-pub fn check(mut plan: DiskPlan, threads: usize, interrupted: &Arc<AtomicBool>) -> Result<Checked> {
+pub fn check(mut plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Checked> {
     let mut session = Session::start(threads)?;
     let disk = session.look_at(&mut plan, DiskFlags::NO_PART_SCAN)?;
     let bdev = open(&disk, OpenMode::ReadOnly)?;
@@ -82,7 +82,6 @@ pub fn check(mut plan: DiskPlan, threads: usize, interrupted: &Arc<AtomicBool>) 
     let block = u64::from(bdev.limits().logical_block_size.bytes());
     let partition_table = partition_table(&bdev);
     let shared = Arc::new(Shared { bdev, uri: plan.uri.clone(), block, found: Mutex::default() });
-    let stop = Arc::new(AtomicBool::new(false));
     let lanes = Arc::clone(&shared);
     let work: Arc<Work<(u64, u64)>> = Arc::new(move |cpu, (start, len)| {
         let lane = Arc::clone(&lanes);
@@ -92,13 +91,13 @@ pub fn check(mut plan: DiskPlan, threads: usize, interrupted: &Arc<AtomicBool>) 
     let look = || {
         let found = shared.found.lock();
         progress.set(found.read + found.zero);
-        if interrupted.load(Ordering::Acquire) {
-            return Err(Error::failed("interrupted before all was read"));
-        }
         Ok(())
     };
     let plan_pieces = |to: &Pieces<(u64, u64)>| shared.plan(size, to);
-    lanes::run(session.threads(), DEPTH, &stop, &work, plan_pieces, look)?;
+    let _heeding = interrupt.heed();
+    if lanes::run(&session, interrupt, &work, plan_pieces, look)? == Ended::Early {
+        return Err(Error::failed("interrupted before all was read"));
+    }
     let found = shared.found.lock();
     let unreadable = found.unreadable.iter();
     let unreadable =

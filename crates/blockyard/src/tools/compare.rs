@@ -1,7 +1,7 @@
 //! Comparing two disks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockyard_blkmq::{Bdev, Bio, DiskFlags, OpenMode, Status};
 use serde::Serialize;
@@ -9,9 +9,10 @@ use serde::Serialize;
 use super::copy::is_zero;
 use super::cut::{parts, pieces};
 use super::extents::{Extents, Zeroes};
-use super::lanes::{self, Pieces, Work};
+use super::interrupt::Interrupt;
+use super::lanes::{self, Ended, Pieces, Work};
 use super::progress::Progress;
-use super::{DEPTH, io_error, open, read};
+use super::{io_error, open, read};
 use crate::error::{Error, Result};
 use crate::session::Session;
 use crate::uri::DiskPlan;
@@ -46,15 +47,11 @@ struct Shared {
     done: AtomicU64,
 }
 
-/// Compares, on so many queue threads. `interrupted` ends it early, with an error.
+/// Compares, on so many queue threads. `interrupt` ends it early, with an error.
 ///
 /// # Errors
 /// A disk cannot be opened or read.
-pub fn compare(
-    plans: [DiskPlan; 2],
-    threads: usize,
-    interrupted: &Arc<AtomicBool>,
-) -> Result<Compared> {
+pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> Result<Compared> {
     let mut session = Session::start(threads)?;
     let uris = [plans[0].uri.clone(), plans[1].uri.clone()];
     let [mut one, mut two] = plans;
@@ -73,7 +70,6 @@ pub fn compare(
         first: AtomicU64::new(u64::MAX),
         done: AtomicU64::new(0),
     });
-    let stop = Arc::new(AtomicBool::new(false));
     let lanes = Arc::clone(&shared);
     let work: Arc<Work<Piece>> = Arc::new(move |cpu, piece| {
         let lane = Arc::clone(&lanes);
@@ -82,13 +78,13 @@ pub fn compare(
     let mut progress = Progress::new("comparing", common);
     let look = || {
         progress.set(shared.done.load(Ordering::Relaxed));
-        if interrupted.load(Ordering::Acquire) {
-            return Err(Error::failed("interrupted before all was compared"));
-        }
         Ok(())
     };
     let plan = |pieces: &Pieces<Piece>| shared.plan(common, block, pieces);
-    lanes::run(session.threads(), DEPTH, &stop, &work, plan, look)?;
+    let _heeding = interrupt.heed();
+    if lanes::run(&session, interrupt, &work, plan, look)? == Ended::Early {
+        return Err(Error::failed("interrupted before all was compared"));
+    }
     let first = Some(shared.first.load(Ordering::Acquire)).filter(|&first| first < u64::MAX);
     let first = first.or_else(|| (sizes[0] != sizes[1]).then_some(common));
     Ok(Compared { disks: uris, sizes, same: first.is_none(), first_difference: first })

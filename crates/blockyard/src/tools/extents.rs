@@ -57,26 +57,42 @@ impl<'a> Extents<'a> {
         if self.at >= self.size {
             return Ok(None);
         }
-        let rest = self.size - self.at;
-        if !self.bdev.limits().features.contains(Features::BLOCK_STATUS) {
+        let limits = self.bdev.limits();
+        if !limits.features.contains(Features::BLOCK_STATUS) {
+            let rest = self.size - self.at;
             let run = Run { start: self.at, len: rest, hole: false, zero: false };
             self.at = self.size;
             return Ok(Some(run));
         }
-        let question = Bio::new(Op::BlockStatus, Sector::from_bytes_floor(self.at), rest);
+        let block = u64::from(limits.logical_block_size.bytes());
+        // What a server tells may end inside a block; a question begins with one.
+        let asked = self.at / block * block;
+        let question =
+            Bio::new(Op::BlockStatus, Sector::from_bytes_floor(asked), self.size - asked);
         let answer = self.bdev.submit_and_wait(0, question);
         if !answer.status().is_ok() {
             return Err(answer.status());
         }
-        let from = self.at;
+        let mut end = asked;
         for extent in &answer.extents {
-            let len = extent.len.min(self.size - self.at);
-            let run = Run { start: self.at, len, hole: extent.hole, zero: extent.zero };
-            self.at += len;
-            self.answers.push_back(run);
+            end = end.saturating_add(extent.len).min(self.size);
+            self.push(end, extent.hole, extent.zero);
         }
-        // An answer for nothing would be asked for again and again.
-        if self.at == from { Err(Status::Io) } else { self.next_answer() }
+        if end <= asked {
+            // An answer for nothing would be asked for again and again.
+            return Err(Status::Io);
+        }
+        // One that never gets to the end of a block would, too: the rest of it may be anything.
+        self.push((asked + block).min(self.size), false, false);
+        self.next_answer()
+    }
+
+    /// It is like that up to there, from what is known on.
+    fn push(&mut self, end: u64, hole: bool, zero: bool) {
+        if end > self.at {
+            self.answers.push_back(Run { start: self.at, len: end - self.at, hole, zero });
+            self.at = end;
+        }
     }
 
     fn advance(&mut self) -> Result<Option<Run>, Status> {

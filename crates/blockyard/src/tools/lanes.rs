@@ -1,91 +1,192 @@
 //! Lanes: tasks on the queue threads that take pieces from a planner and work on them.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc as sync};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
+use super::DEPTH;
+use super::interrupt::Interrupt;
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
+use crate::session::Session;
 
 /// Pieces that a planner is ahead of the lanes.
 const AHEAD: usize = 64;
 /// How often whoever waits has a look.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
+/// How long what has begun may take once an end is wanted. A server that is lost would take minutes.
+pub(super) const GRACE: Duration = Duration::from_millis(400);
 
 /// What is done with a piece, on the queue thread with that number.
 pub(super) type Work<P> =
     dyn Fn(usize, P) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
 
+/// How it ended, if nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// All pieces are done.
+    Whole,
+    /// Some are not: an end was wanted.
+    Early,
+}
+
+/// What the planner, the lanes and whoever waits share.
+#[derive(Default)]
+struct State {
+    stop: AtomicBool,
+    failure: Mutex<Option<Error>>,
+    /// Pieces that were handed out, and those that are done. A lane that panics leaves a difference.
+    handed: AtomicU64,
+    done: AtomicU64,
+    /// A piece was not taken any more.
+    short: AtomicBool,
+}
+
+impl State {
+    fn fail(&self, err: Error) {
+        self.failure.lock().get_or_insert(err);
+        self.stop.store(true, Ordering::Release);
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn is_whole(&self) -> bool {
+        let count = |of: &AtomicU64| of.load(Ordering::Acquire);
+        !self.short.load(Ordering::Acquire) && count(&self.handed) == count(&self.done)
+    }
+}
+
 /// Where a planner puts its pieces.
 pub(super) struct Pieces<P> {
     sender: mpsc::Sender<P>,
-    stop: Arc<AtomicBool>,
+    state: Arc<State>,
 }
 
 impl<P> Pieces<P> {
     /// Waits for a lane that takes the piece. False: nobody does any more.
     pub(super) fn put(&self, piece: P) -> bool {
-        !self.stop.load(Ordering::Acquire) && self.sender.blocking_send(piece).is_ok()
+        let taken = !self.state.stopped() && self.sender.blocking_send(piece).is_ok();
+        if taken {
+            self.state.handed.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.state.short.store(true, Ordering::Release);
+        }
+        taken
     }
 }
 
-/// Runs a planner and lanes until all pieces are done, something fails, or `stop` is set; what is being worked on
-/// is finished then. `look` is called every now and then.
+/// Runs a planner and lanes until all pieces are done, something fails, or an end is wanted. `look` is called every
+/// now and then, and must not wait. What has begun is finished, but within [`GRACE`] if an end is wanted: then the disks of
+/// the session give up.
 pub(super) fn run<P: Send + 'static>(
-    threads: &QueueThreads,
-    depth: usize,
-    stop: &Arc<AtomicBool>,
+    session: &Session,
+    interrupt: &Interrupt,
     work: &Arc<Work<P>>,
     plan: impl FnOnce(&Pieces<P>) -> Result<()> + Send,
     mut look: impl FnMut() -> Result<()>,
-) -> Result<()> {
+) -> Result<Ended> {
+    let state = Arc::<State>::default();
     let (sender, receiver) = mpsc::channel(AHEAD);
     let receiver = Arc::new(AsyncMutex::new(receiver));
-    let failure: Arc<Mutex<Option<Error>>> = Arc::default();
-    let fail = |failure: &Mutex<Option<Error>>, stop: &AtomicBool, err: Error| {
-        failure.lock().get_or_insert(err);
-        stop.store(true, Ordering::Release);
-    };
     let (alive, ended) = sync::channel::<()>();
-    for (cpu, thread) in threads.handles().iter().enumerate() {
-        for _ in 0..depth {
+    for (cpu, thread) in session.threads().handles().iter().enumerate() {
+        for _ in 0..DEPTH {
             let (receiver, work, alive) = (Arc::clone(&receiver), Arc::clone(work), alive.clone());
-            let (failure, stop) = (Arc::clone(&failure), Arc::clone(stop));
+            let state = Arc::clone(&state);
             thread.spawn(async move {
-                while !stop.load(Ordering::Acquire) {
+                while !state.stopped() {
                     let piece = receiver.lock().await.recv().await;
                     let Some(piece) = piece else { break };
-                    if let Err(err) = work(cpu, piece).await {
-                        fail(&failure, &stop, err);
+                    match work(cpu, piece).await {
+                        Ok(()) => _ = state.done.fetch_add(1, Ordering::AcqRel),
+                        Err(err) => state.fail(err),
                     }
                 }
                 drop(alive);
             });
         }
     }
-    drop((alive, receiver));
-    let pieces = Pieces { sender, stop: Arc::clone(stop) };
-    std::thread::scope(|scope| {
-        let planner = scope.spawn(|| {
-            // With it goes the sender, so that the lanes end.
-            let pieces = pieces;
+    drop(receiver);
+    let pieces = Pieces { sender, state: Arc::clone(&state) };
+    let planned = std::thread::scope(|scope| {
+        let planner = scope.spawn(move || {
+            // With them goes the sender, so that the lanes end.
+            let (pieces, _alive) = (pieces, alive);
             plan(&pieces)
         });
+        let mut wanted: Option<Instant> = None;
         while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if let Err(err) = look() {
-                fail(&failure, stop, err);
+                state.fail(err);
+            }
+            if interrupt.is_wanted() {
+                state.stop.store(true, Ordering::Release);
+                if wanted.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+                    session.abandon();
+                }
             }
         }
-        let planned = planner.join();
-        let planned = planned.unwrap_or_else(|_| Err(Error::failed("the planner panicked")));
-        match failure.lock().take() {
-            Some(err) => Err(err),
-            None => planned,
+        planner.join().unwrap_or_else(|_| Err(Error::failed("the planner panicked")))
+    });
+    let failure = state.failure.lock().take();
+    match failure.map_or(planned, Err) {
+        // What is given up fails.
+        _ if interrupt.is_wanted() && !state.is_whole() => Ok(Ended::Early),
+        Err(err) => Err(err),
+        Ok(()) if state.is_whole() => Ok(Ended::Whole),
+        Ok(()) => Err(Error::failed("a part was left out: a task of this program panicked")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_with(work: &Arc<Work<u64>>, interrupt: &Interrupt) -> Result<Ended> {
+        let session = Session::start(2).unwrap();
+        let plan = |pieces: &Pieces<u64>| {
+            let _ = (0..1000).all(|piece| pieces.put(piece));
+            Ok(())
+        };
+        run(&session, interrupt, work, plan, || Ok(()))
+    }
+
+    #[test]
+    fn a_piece_that_is_lost_with_its_lane_is_missed() {
+        let ends: Arc<Work<u64>> = Arc::new(|_, _| Box::pin(async { Ok(()) }));
+        assert_eq!(run_with(&ends, &Interrupt::default()).unwrap(), Ended::Whole);
+        for last in [0, 999] {
+            let panics: Arc<Work<u64>> = Arc::new(move |_, piece| {
+                Box::pin(async move {
+                    assert!(piece != last, "a lane that is meant to panic");
+                    Ok(())
+                })
+            });
+            let missed = run_with(&panics, &Interrupt::default()).unwrap_err();
+            assert!(missed.to_string().contains("left out"), "{missed}");
         }
-    })
+        let all_panic: Arc<Work<u64>> = Arc::new(|_, _| panic!("lanes that are meant to panic"));
+        assert!(run_with(&all_panic, &Interrupt::default()).is_err());
+    }
+
+    #[test]
+    fn an_end_that_is_wanted_is_no_failure() {
+        let interrupt = Arc::new(Interrupt::default());
+        let raise = Arc::clone(&interrupt);
+        // So slow that the wish is heard long before the last piece.
+        let slow: Arc<Work<u64>> = Arc::new(move |_, _| {
+            raise.raise();
+            Box::pin(async {
+                tokio::time::sleep(2 * LOOK).await;
+                Ok(())
+            })
+        });
+        assert_eq!(run_with(&slow, &interrupt).unwrap(), Ended::Early);
+    }
 }

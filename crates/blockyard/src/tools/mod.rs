@@ -8,6 +8,7 @@ pub mod compare;
 pub mod copy;
 mod cut;
 pub mod extents;
+pub mod interrupt;
 pub mod journal;
 mod lanes;
 mod progress;

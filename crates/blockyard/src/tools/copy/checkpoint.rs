@@ -1,0 +1,117 @@
+//! Making what is copied durable, and writing that down, while the rest is copied.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{Bio, Status};
+
+use super::work::Shared;
+use crate::error::{Error, Result};
+use crate::session::Session;
+use crate::tools::interrupt::Interrupt;
+use crate::tools::journal::Journal;
+use crate::tools::lanes::{GRACE, LOOK};
+use crate::tools::ranges::Ranges;
+
+/// How often what is done is made durable and written down, if there is a journal.
+const CHECKPOINT: Duration = Duration::from_secs(1);
+
+/// What the target was asked to make durable.
+struct Flush {
+    covered: Ranges,
+    ended: Receiver<Status>,
+}
+
+/// Flushes of the target, one after the other. After one that failed there are no more: what it should have covered may be
+/// lost, and the next one would not say so (a server reports an error once).
+pub(super) struct Checkpoints<'a> {
+    shared: &'a Arc<Shared>,
+    journal: Option<&'a mut Journal>,
+    flush: Option<Flush>,
+    last: Instant,
+    failed: bool,
+}
+
+impl<'a> Checkpoints<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, journal: Option<&'a mut Journal>) -> Self {
+        Self { shared, journal, flush: None, last: Instant::now(), failed: false }
+    }
+
+    /// Sees to it every now and then. It does not wait.
+    pub(super) fn look(&mut self) -> Result<()> {
+        let Some(flush) = &self.flush else {
+            if self.journal.is_some() && !self.failed && self.last.elapsed() >= CHECKPOINT {
+                self.begin();
+            }
+            return Ok(());
+        };
+        match flush.ended.try_recv() {
+            Err(TryRecvError::Empty) => Ok(()),
+            ended => self.ended(ended.unwrap_or(Status::Io)),
+        }
+    }
+
+    /// Makes all that is done durable. If an end is wanted, that takes no longer than a while.
+    pub(super) fn finish(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {
+        if self.flush.is_some() {
+            self.wait(session, interrupt)?;
+        }
+        if self.failed {
+            // That is told already.
+            return Ok(());
+        }
+        self.begin();
+        self.wait(session, interrupt)
+    }
+
+    fn begin(&mut self) {
+        // What ends after this is not known to be covered.
+        let covered = self.shared.done.lock().ranges.clone();
+        let (tell, ended) = mpsc::sync_channel(1);
+        let told = move |bio: Box<Bio>| {
+            // Nobody listens once an end is wanted.
+            let _ = tell.try_send(bio.status());
+        };
+        self.shared.target.submit(0, Bio::flush().on_end(Arc::new(told)));
+        self.flush = Some(Flush { covered, ended });
+    }
+
+    fn ended(&mut self, status: Status) -> Result<()> {
+        let Some(Flush { covered, .. }) = self.flush.take() else { return Ok(()) };
+        if !status.is_ok() {
+            self.failed = true;
+            let target = &self.shared.uris.1;
+            let what = format!("cannot flush {target}: what was written last may not be there");
+            let help = match self.journal {
+                Some(_) => "run the same command again: that is done again then",
+                None => "copy it again",
+            };
+            return Err(Error::failed(what).caused_by(status).help(help));
+        }
+        self.last = Instant::now();
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.write(&covered))
+    }
+
+    fn wait(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {
+        let mut wanted: Option<Instant> = None;
+        while let Some(flush) = &self.flush {
+            match flush.ended.recv_timeout(LOOK) {
+                Err(RecvTimeoutError::Timeout) if interrupt.is_wanted() => {
+                    let since = wanted.get_or_insert_with(Instant::now).elapsed();
+                    if since >= 2 * GRACE {
+                        // A file cannot be told to give up.
+                        self.failed = true;
+                        return Ok(());
+                    }
+                    if since >= GRACE {
+                        session.abandon();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                ended => return self.ended(ended.unwrap_or(Status::Io)),
+            }
+        }
+        Ok(())
+    }
+}

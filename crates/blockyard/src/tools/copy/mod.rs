@@ -1,0 +1,260 @@
+//! Copying a disk onto another.
+
+mod checkpoint;
+mod work;
+mod zeroes;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
+use parking_lot::Mutex;
+use serde::Serialize;
+
+pub(super) use zeroes::is_zero;
+
+use self::checkpoint::Checkpoints;
+use self::work::{Done, Piece, Shared};
+use super::interrupt::Interrupt;
+use super::journal::{Job, Journal, Place};
+use super::lanes::{self, Ended, Pieces, Work};
+use super::progress::Progress;
+use super::ranges::Ranges;
+use crate::error::{Error, Result};
+use crate::identity::DiskIdentity;
+use crate::session::Session;
+use crate::uri::{DiskPlan, DriverPlan};
+
+/// A copy, checked as far as it does not depend on the disks.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// From there.
+    pub source: DiskPlan,
+    /// To there.
+    pub target: DiskPlan,
+    /// Look for zeroes in the data, and write them as holes.
+    pub detect_zeroes: bool,
+    /// Queue threads.
+    pub threads: usize,
+    /// Where to write down what is done.
+    pub journal: Option<PathBuf>,
+}
+
+/// What a copy did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Copied {
+    /// The source's URI.
+    pub source: String,
+    /// The target's URI.
+    pub target: String,
+    /// Bytes of the source.
+    pub size: u64,
+    /// Bytes that were read and written.
+    pub copied: u64,
+    /// Bytes that were made zeroes without being read, or were found to be zeroes.
+    pub zeroed: u64,
+    /// Bytes that were zeroes on both sides already.
+    pub skipped: u64,
+    /// Bytes that an earlier run had done.
+    pub resumed: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Bytes of the source a second.
+    pub bytes_per_second: f64,
+}
+
+impl Copy {
+    /// Copies. `interrupt` ends it early, with an error that says how to go on.
+    ///
+    /// # Errors
+    /// The disks do not go together, or cannot be read or written; the error says where.
+    pub fn run(mut self, interrupt: &Interrupt) -> Result<Copied> {
+        let begun = Instant::now();
+        self.refuse_itself()?;
+        let place = self.journal.take().map(|path| self.place(&path)).transpose()?;
+        let mut session = Session::start(self.threads)?;
+        self.source.options.read_only = true;
+        if let DriverPlan::File(file) = &mut self.source.driver {
+            file.create = None;
+        }
+        let source = session.open(&self.source, DiskFlags::NO_PART_SCAN)?;
+        let size = source.capacity().bytes();
+        let earlier = match &place {
+            Some(place) => place.done(&self.job(size)?)?,
+            None => Ranges::default(),
+        };
+        self.make_target(size);
+        let target = session.open(&self.target, DiskFlags::NO_PART_SCAN)?;
+        let block = self.check_fit(&source, &target)?;
+        let open = |disk: &Arc<Disk>, mode, uri: &str| {
+            let failed = |err| Error::failed(format!("cannot open {uri}")).caused_by(err);
+            disk.open(None, mode).map_err(failed)
+        };
+        let shared = Arc::new(Shared {
+            source: open(&source, OpenMode::ReadOnly, &self.source.uri)?,
+            target: open(&target, OpenMode::ReadWrite, &self.target.uri)?,
+            uris: (self.source.uri.clone(), self.target.uri.clone()),
+            detect_zeroes: self.detect_zeroes,
+            done: Mutex::new(Done { ranges: earlier.clone(), ..Done::default() }),
+        });
+        let mut journal = match place {
+            Some(place) => Some(self.begin_journal(place, size, &earlier)?),
+            None => None,
+        };
+        {
+            let _heeding = interrupt.heed();
+            let mut checkpoints = Checkpoints::new(&shared, journal.as_mut());
+            let range = (size, block);
+            let moved = move_bytes(&session, &shared, range, &earlier, &mut checkpoints, interrupt);
+            // What was done is kept, however the rest ended.
+            let flushed = checkpoints.finish(&session, interrupt);
+            if moved? == Ended::Early || interrupt.is_wanted() && flushed.is_err() {
+                return Err(interrupted(&shared, size, journal.is_some()));
+            }
+            flushed?;
+        }
+        if let Some(journal) = journal {
+            journal.remove()?;
+        }
+        let done = shared.done.lock();
+        let seconds = begun.elapsed().as_secs_f64().max(1e-9);
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let bytes_per_second = size as f64 / seconds;
+        Ok(Copied {
+            source: self.source.uri,
+            target: self.target.uri,
+            size,
+            copied: done.copied,
+            zeroed: done.zeroed,
+            skipped: done.skipped,
+            resumed: earlier.bytes(),
+            seconds,
+            bytes_per_second,
+        })
+    }
+
+    /// Where the journal is to be.
+    fn place(&self, path: &Path) -> Result<Place> {
+        let disks = [&self.source, &self.target].map(|plan| (&plan.uri, DiskIdentity::of(plan)));
+        let [(from, source), (to, target)] = disks;
+        let (source, target) = (source?, target?);
+        if source.is_volatile() || target.is_volatile() {
+            let what = "what is in memory is gone when this command ends, so that it cannot be gone on with";
+            return Err(Error::usage(what).help("leave --resume out"));
+        }
+        Place::of(path, [(from, &source), (to, &target)])
+    }
+
+    /// Which copy it is, of the disks that are there now.
+    fn job(&self, size: u64) -> Result<Job> {
+        let disk = |plan: &DiskPlan| Ok((plan.uri.clone(), DiskIdentity::of(plan)?));
+        Ok(Job { source: disk(&self.source)?, target: disk(&self.target)?, size })
+    }
+
+    /// The target is there now. That the journal cannot be written is found out before anything is copied.
+    fn begin_journal(&self, place: Place, size: u64, earlier: &Ranges) -> Result<Journal> {
+        let mut journal = place.begin(self.job(size)?);
+        journal.write(earlier)?;
+        Ok(journal)
+    }
+
+    fn refuse_itself(&self) -> Result<()> {
+        let (Ok(source), Ok(target)) =
+            (DiskIdentity::of(&self.source), DiskIdentity::of(&self.target))
+        else {
+            // Opening it says what is wrong.
+            return Ok(());
+        };
+        let (from, to) = (&self.source.uri, &self.target.uri);
+        let what = if source.same_disk(&target) {
+            format!("{from} and {to} are the same disk")
+        } else if source.overlaps(&target) {
+            format!("{from} and {to} have bytes in common: writing to one changes the other")
+        } else {
+            return Ok(());
+        };
+        Err(Error::usage(what).help("name another target"))
+    }
+
+    /// A file that is not there is made, as large as the source.
+    fn make_target(&mut self, size: u64) {
+        if let DriverPlan::File(file) = &mut self.target.driver
+            && !file.path.exists()
+        {
+            file.create.get_or_insert(size);
+        }
+    }
+
+    /// The blocks in which both can be used.
+    fn check_fit(&self, source: &Disk, target: &Disk) -> Result<u64> {
+        let (size, room) = (source.capacity().bytes(), target.capacity().bytes());
+        let (from, to) = (&self.source.uri, &self.target.uri);
+        if target.is_read_only() {
+            let what = format!("cannot copy to {to}: it is read-only");
+            return Err(
+                Error::new(crate::error::ErrorKind::NotPermitted, what).help("name another target")
+            );
+        }
+        if room < size {
+            let missing = size - room;
+            let what = format!(
+                "cannot copy {from} ({size} bytes) to {to} ({room} bytes): {missing} bytes of it have no room"
+            );
+            let help = match &self.target.driver {
+                DriverPlan::File(file) => format!(
+                    "make the target larger: truncate -s {size} {}; or copy a part: size={room} in the source's URI",
+                    file.path.display()
+                ),
+                _ => format!(
+                    "make the target larger, or copy a part: size={room} in the source's URI"
+                ),
+            };
+            return Err(Error::failed(what).help(help));
+        }
+        let block = |disk: &Disk| u64::from(disk.limits().logical_block_size.bytes());
+        let block = block(source).max(block(target));
+        if !size.is_multiple_of(block) {
+            let what = format!(
+                "cannot copy {from} to {to}: {size} bytes are no multiple of the target's block size {block}"
+            );
+            let whole = size / block * block;
+            return Err(Error::failed(what)
+                .help(format!("copy whole blocks: size={whole} in the source's URI")));
+        }
+        Ok(block)
+    }
+}
+
+/// Hands out pieces and works on them, until all is done or an end is wanted.
+fn move_bytes(
+    session: &Session,
+    shared: &Arc<Shared>,
+    (size, block): (u64, u64),
+    earlier: &Ranges,
+    checkpoints: &mut Checkpoints<'_>,
+    interrupt: &Interrupt,
+) -> Result<Ended> {
+    let mut progress = Progress::new("copying", size);
+    let lanes = Arc::clone(shared);
+    let work: Arc<Work<Piece>> = Arc::new(move |cpu, piece| {
+        let lane = Arc::clone(&lanes);
+        Box::pin(async move { lane.work(cpu, piece).await })
+    });
+    let look = || {
+        progress.set(shared.done.lock().ranges.bytes());
+        checkpoints.look()
+    };
+    let plan = |pieces: &Pieces<Piece>| shared.plan((size, block), earlier, pieces);
+    lanes::run(session, interrupt, &work, plan, look)
+}
+
+fn interrupted(shared: &Shared, size: u64, can_go_on: bool) -> Error {
+    let done = shared.done.lock().ranges.bytes();
+    let error = Error::failed(format!("interrupted after {done} of {size} bytes"));
+    error.help(if can_go_on {
+        "run the same command again to go on"
+    } else {
+        "with --resume FILE it could be gone on with"
+    })
+}

@@ -1,0 +1,144 @@
+//! The work of a copy: what the lanes do with a piece, and which pieces there are.
+
+use blockyard_blkmq::{Bdev, Bio, Op, Sector, Status};
+use blockyard_buf::{Segment, Segments};
+use parking_lot::Mutex;
+
+use super::zeroes::by_zeroes;
+use crate::error::{Error, Result};
+use crate::tools::cut::{cut, parts, pieces};
+use crate::tools::extents::{Extents, Zeroes};
+use crate::tools::lanes::Pieces;
+use crate::tools::ranges::Ranges;
+use crate::tools::{io_error, read};
+
+/// Bytes that are zeroed with one request: it can be told how far it is.
+const ZERO_PIECE: u64 = 128 << 20;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    start: u64,
+    len: u64,
+    zero: bool,
+}
+
+/// What is done.
+#[derive(Default)]
+pub(super) struct Done {
+    pub(super) ranges: Ranges,
+    pub(super) copied: u64,
+    pub(super) zeroed: u64,
+    pub(super) skipped: u64,
+}
+
+/// What the lanes share.
+pub(super) struct Shared {
+    pub(super) source: Bdev,
+    pub(super) target: Bdev,
+    pub(super) uris: (String, String),
+    pub(super) detect_zeroes: bool,
+    pub(super) done: Mutex<Done>,
+}
+
+impl Shared {
+    /// Hands out what is to be done: not what was done earlier, and not zeroes where there are zeroes.
+    pub(super) fn plan(
+        &self,
+        (size, block): (u64, u64),
+        earlier: &Ranges,
+        pieces_to: &Pieces<Piece>,
+    ) -> Result<()> {
+        let unknown = |status: Status| {
+            Error::failed("cannot read the block map of the disks").caused_by(status)
+        };
+        let mut zeroes = Zeroes::of(&self.target);
+        let skip = |start: u64, len: u64| {
+            let mut done = self.done.lock();
+            done.ranges.insert(start..start + len);
+            done.skipped += len;
+        };
+        let put = |start, len, zero| pieces_to.put(Piece { start, len, zero });
+        parts(Extents::of(&self.source), block, size, |part| {
+            let mut at = part.start;
+            while at < part.end {
+                let start = at;
+                let (is_done, end) = earlier.at(at, part.end);
+                at = end;
+                if is_done {
+                    continue;
+                }
+                if !part.zero {
+                    if !pieces(start, end).all(|(start, len)| put(start, len, false)) {
+                        return Ok(false);
+                    }
+                    continue;
+                }
+                let (is_zero, end) = zeroes.blocks_at(start, end, block)?;
+                at = end;
+                if is_zero {
+                    skip(start, end - start);
+                } else if !cut(start, end, ZERO_PIECE).all(|(start, len)| put(start, len, true)) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .map_err(unknown)
+    }
+
+    pub(super) async fn work(&self, cpu: usize, piece: Piece) -> Result<()> {
+        let Piece { start, len, zero } = piece;
+        let mut zeroed = 0;
+        if zero {
+            self.zero(cpu, start, len).await?;
+            zeroed = len;
+        } else {
+            let read = read(&self.source, cpu, start, len).await;
+            let mut bio =
+                read.map_err(|status| io_error("read", &self.uris.0, start, len, status))?;
+            let data = bio.take_data();
+            if self.detect_zeroes {
+                zeroed = self.write_without_zeroes(cpu, start, &data).await?;
+            } else {
+                self.write(cpu, start, data).await?;
+            }
+        }
+        let mut done = self.done.lock();
+        done.ranges.insert(start..start + len);
+        done.zeroed += zeroed;
+        done.copied += len - zeroed;
+        Ok(())
+    }
+
+    async fn write(&self, cpu: usize, start: u64, data: Segments) -> Result<()> {
+        let bio = Bio::with_data(Op::Write, Sector::from_bytes_floor(start), data);
+        let len = bio.len();
+        self.ended("write", start, len, self.target.submit_async(cpu, bio).await.status())
+    }
+
+    async fn zero(&self, cpu: usize, start: u64, len: u64) -> Result<()> {
+        let bio = Bio::new(Op::WriteZeroes, Sector::from_bytes_floor(start), len);
+        self.ended("zero", start, len, self.target.submit_async(cpu, bio).await.status())
+    }
+
+    fn ended(&self, doing: &str, start: u64, len: u64, status: Status) -> Result<()> {
+        if status.is_ok() { Ok(()) } else { Err(io_error(doing, &self.uris.1, start, len, status)) }
+    }
+
+    /// Writes data, and zeroes as zeroes. Says how many bytes those were.
+    async fn write_without_zeroes(&self, cpu: usize, start: u64, data: &[Segment]) -> Result<u64> {
+        let mut zeroed = 0;
+        let mut at = start;
+        for (list, zero) in by_zeroes(data) {
+            let len = blockyard_buf::total_len(&list) as u64;
+            if zero {
+                self.zero(cpu, at, len).await?;
+                zeroed += len;
+            } else {
+                self.write(cpu, at, list).await?;
+            }
+            at += len;
+        }
+        Ok(zeroed)
+    }
+}

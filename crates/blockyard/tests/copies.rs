@@ -1,0 +1,247 @@
+//! Copies that meet what they must not overwrite, what loses what was written, and what does not answer any more.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Guard, Said, blockyard, nbdkit, noise, peer, unix};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const MIB: usize = 1 << 20;
+/// How long a signal may take, on a machine that is busy with something else.
+const SOON: Duration = Duration::from_secs(10);
+
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        self.run_in(".", args)
+    }
+
+    fn run_in(&self, folder: &str, args: &[&str]) -> Said {
+        let mut command = blockyard(&self.path("run"));
+        Said::of(&command.current_dir(self.path(folder)).args(args).output().unwrap())
+    }
+
+    fn start(&self, args: &[&str]) -> Guard {
+        let mut command = blockyard(&self.path("run"));
+        command.current_dir(self.0.path()).args(args).stdout(Stdio::null());
+        Guard(command.stderr(Stdio::piped()).spawn().unwrap())
+    }
+}
+
+#[test]
+fn a_journal_overwrites_nothing_but_a_journal() {
+    let place = Place::new();
+    let (a, b) = (noise(MIB, 1), noise(MIB, 2));
+    place.write("a", &a);
+    place.write("b", &b);
+    place.write("s.new", &a);
+    place.write("k.new", b"mine");
+    place.write("k2", b"mine");
+    std::os::unix::fs::symlink("b", place.path("link")).unwrap();
+    fs::hard_link(place.path("a"), place.path("hard")).unwrap();
+    peer("mkfifo", &[place.path("pipe")]);
+    let copy = |source: &str, target: &str, journal: &str| {
+        place.run(&["copy", source, target, "--resume", journal])
+    };
+    for (source, target, journal) in [
+        ("./a", "./b", "./b"),
+        ("./a", "./b", "a"),
+        ("./a", "./b", "link"),
+        ("./a", "./b", "hard"),
+        ("./a", "./c", "c"),
+        ("./s.new", "./c", "./s"),
+        ("./a", "./s.new", "./s"),
+    ] {
+        copy(source, target, journal).code(64).contains(&["would be overwritten"]);
+    }
+    copy("./a", "./c", "k").code(1).contains(&["k.new", "in the way"]);
+    copy("./a", "./c", "k2").code(1).contains(&["is not the journal of a copy"]);
+    for journal in ["/dev/zero", "pipe", "."] {
+        copy("./a", "./c", journal).code(1).contains(&["no regular file"]);
+    }
+    copy("./a", "./c", "none/j").code(1).contains(&["cannot be the journal"]);
+    copy("ram:1M", "./c", "j").code(64).contains(&["in memory"]);
+    for (name, bytes) in [("a", &a), ("hard", &a), ("s.new", &a), ("b", &b), ("link", &b)] {
+        assert!(&place.read(name) == bytes, "{name} has changed");
+    }
+    assert_eq!((&place.read("k.new")[..], &place.read("k2")[..]), (&b"mine"[..], &b"mine"[..]));
+    assert!(!place.path("c").exists() && !place.path("s").exists());
+    // What a run that was killed has left of its journal is taken away.
+    place.write("j.new", b"blockyard copy journal 2\nsource fi");
+    copy("./a", "./c", "j").code(0);
+    assert!(place.read("c") == a && !place.path("j").exists() && !place.path("j.new").exists());
+}
+
+/// A server that reads so slowly that a copy from it can be stopped midway: half a second for each request.
+fn slow(socket: &Path, source: &Path, len: usize) -> Guard {
+    let size = format!("get_size=echo {len}");
+    let dd = "iflag=skip_bytes,count_bytes bs=1M status=none";
+    let began = source.with_file_name("began");
+    let read = format!(
+        "pread=touch {}; sleep 0.5; dd if={} skip=$4 count=$3 {dd}",
+        began.display(),
+        source.display()
+    );
+    nbdkit(socket, &["eval", "thread_model=echo parallel", &size, &read])
+}
+
+/// Waits until the journal says that something is done; the copy ends in the middle then.
+fn kill_midway(place: &Place, mut copy: Guard) {
+    let journal = place.path("journal");
+    while !fs::read_to_string(&journal).is_ok_and(|text| text.contains("\ndone ")) {
+        assert!(copy.0.try_wait().unwrap().is_none(), "it ended before anything was written down");
+        std::thread::yield_now();
+    }
+    copy.0.kill().unwrap();
+    copy.0.wait().unwrap();
+}
+
+#[test]
+fn a_copy_goes_on_with_its_own_disks_only() {
+    let place = Place::new();
+    let bytes = noise(64 * MIB, 3);
+    place.write("source", &bytes);
+    let _server = slow(&place.path("slow"), &place.path("source"), bytes.len());
+    fs::create_dir(place.path("other")).unwrap();
+    let args = ["copy", "nbd+unix:///?socket=slow&connections=1", "./target", "--threads", "1"];
+    let args = [&args[..], &["--resume", "journal"]].concat();
+    kill_midway(&place, place.start(&args));
+    // The same words from another folder mean other disks.
+    place.write("other/target", &vec![0; bytes.len()]);
+    let moved = [&args[..5], &["--resume", "../journal"]].concat();
+    let _other = slow(&place.path("other/slow"), &place.path("source"), bytes.len());
+    place.run_in("other", &moved).code(1).contains(&["journal of another copy", "replaced"]);
+    // So does another file in the place of the target, even with the same bytes in it.
+    fs::rename(place.path("target"), place.path("mine")).unwrap();
+    fs::copy(place.path("mine"), place.path("target")).unwrap();
+    let said = place.run(&args);
+    said.code(1).contains(&["./target is not the target that it was then", "remove it"]);
+    // Other words for the same disks go on.
+    fs::rename(place.path("mine"), place.path("other/mine")).unwrap();
+    let source = format!("{}&connections=1", unix("", &place.path("slow")));
+    let renamed = ["copy", &source, "file:mine", "--resume", "../journal", "--json"];
+    let copied = place.run_in("other", &renamed).code(0).json();
+    assert!(copied["resumed"].as_u64().unwrap() > 0, "{copied}");
+    assert!(place.read("other/mine") == bytes);
+}
+
+/// A server of memory in a file whose first flush fails. What it was given before that is lost with it.
+fn forgetful(socket: &Path, place: &Path, len: usize) -> Guard {
+    let (kept, failed) = (place.join("kept"), place.join("failed"));
+    fs::File::create(&kept).unwrap().set_len(len as u64).unwrap();
+    let (kept, failed) = (kept.display(), failed.display());
+    let write = format!("pwrite=dd of={kept} seek=$4 oflag=seek_bytes conv=notrunc status=none");
+    let read =
+        format!("pread=dd if={kept} skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none");
+    let flush = format!(
+        "flush=if [ ! -e {failed} ]; then touch {failed}; truncate -s 0 {kept}; truncate -s {len} {kept}; \
+         echo EIO >&2; exit 1; fi"
+    );
+    let size = format!("get_size=echo {len}");
+    let can = ["can_write=exit 0", "can_flush=exit 0", "can_multi_conn=exit 0"];
+    let model = "thread_model=echo parallel";
+    nbdkit(socket, &[&["eval", model, &size, &write, &read, &flush], &can[..]].concat())
+}
+
+#[test]
+fn what_a_failed_flush_did_not_cover_is_copied_again() {
+    let place = Place::new();
+    let bytes = noise(48 * MIB, 4);
+    place.write("source", &bytes);
+    let _source = slow(&place.path("slow"), &place.path("source"), bytes.len());
+    let _target = forgetful(&place.path("t"), place.0.path(), bytes.len());
+    let source = format!("{}&connections=1", unix("", &place.path("slow")));
+    let target = unix("", &place.path("t"));
+    let args = ["copy", &source, &target, "--threads", "1", "--resume", "journal"];
+    place.run(&args).code(1).contains(&["cannot flush", "run the same command again"]);
+    let journal = String::from_utf8(place.read("journal")).unwrap();
+    assert!(!journal.contains("\ndone "), "what may be lost is written down as done:\n{journal}");
+    place.run(&args).code(0);
+    assert!(place.read("kept") == bytes, "the copy differs, and was called done");
+}
+
+/// Sends a signal once a command is at work, and gives what it said and its exit code.
+fn end_by(signal: Signal, mut child: Guard) -> (Option<i32>, String) {
+    kill_process(Pid::from_child(&child.0), signal).unwrap();
+    let begun = Instant::now();
+    let mut said = String::new();
+    child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let code = child.0.wait().unwrap().code();
+    assert!(begun.elapsed() < SOON, "{signal:?} was not heard for {:?}", begun.elapsed());
+    (code, said)
+}
+
+#[test]
+fn signals_are_heard_while_a_server_is_lost() {
+    let place = Place::new();
+    let bytes = noise(64 * MIB, 5);
+    place.write("source", &bytes);
+    place.write("local", &bytes);
+    for signal in [Signal::INT, Signal::TERM] {
+        for args in [
+            &["copy", "SLOW", "./target", "--resume", "journal"][..],
+            &["copy", "./source", "TARGET", "--resume", "journal"],
+            &["compare", "SLOW", "./local"],
+            &["check", "SLOW"],
+        ] {
+            let (lost, began) = (place.path("lost"), place.path("began"));
+            let mut server = if args.contains(&"TARGET") {
+                // So slow that it is not through when it is lost.
+                let write = format!("pwrite=touch {}; sleep 0.5; cat > /dev/null", began.display());
+                let can = ["can_write=exit 0", "can_flush=exit 0", "pread=head -c $3 /dev/zero"];
+                let all = ["eval", "thread_model=echo parallel", "get_size=echo 64M", &write];
+                nbdkit(&lost, &[&all, &can[..]].concat())
+            } else {
+                slow(&lost, &place.path("source"), bytes.len())
+            };
+            let uri = format!("{}&connections=1", unix("", &lost));
+            let server_of = |&arg: &&'static str| match arg {
+                "SLOW" | "TARGET" => uri.clone(),
+                arg => arg.to_owned(),
+            };
+            let args: Vec<String> = args.iter().map(server_of).collect();
+            let args: Vec<&str> =
+                args.iter().map(String::as_str).chain(["--threads", "1"]).collect();
+            let mut child = place.start(&args);
+            while !began.exists() {
+                assert!(child.0.try_wait().unwrap().is_none(), "{args:?} ended early");
+                std::thread::yield_now();
+            }
+            server.0.kill().unwrap();
+            server.0.wait().unwrap();
+            let (code, said) = end_by(signal, child);
+            // Nothing keeps `check` from ending at once while it looks for partitions.
+            let ended = if args[0] == "compare" { 2 } else { 1 };
+            let ended = code == Some(ended) && said.contains("interrupted");
+            let at_once = args[0] == "check" && code == Some(128 + signal.as_raw());
+            assert!(ended || at_once, "{signal:?} {args:?} {code:?}\n{said}");
+            for name in ["target", "journal", "began"] {
+                let _ = fs::remove_file(place.path(name));
+            }
+        }
+    }
+}
