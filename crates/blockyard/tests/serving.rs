@@ -378,8 +378,10 @@ fn a_disk_is_changed_while_it_is_served() {
     daemon.run(&["set", "disk", "size=1M"]).code(64).contains(&["3145728", "--shrink"]);
     daemon.run(&["set", "disk", "size=1M", "--shrink"]).code(0);
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 3 << 20, "nothing is cut off");
+    // Each is compared with what the one before it has made.
+    daemon.run(&["set", "ram0", "size=32M", "size=16M"]).code(64).contains(&["33554432"]);
     daemon
-        .run(&["set", "ram0", "size=20000001"])
+        .run(&["set", "ram0", "size=40000001"])
         .code(1)
         .contains(&["cannot set ram0", "no multiple of 512"]);
     daemon.run(&["set", "nodisk", "size=2M"]).code(1).contains(&["nodisk", "blockyard list"]);
