@@ -52,7 +52,7 @@ pub(super) const PARTS: &[Part] = &[
     part("clippy", "no lint has anything to say", true, clippy),
     part(
         "build",
-        "everything builds: tests for debugging, the command for release and for guests",
+        "everything builds: tests for debugging, the command optimised and for guests",
         true,
         build,
     ),
@@ -80,6 +80,8 @@ const fn part(
 }
 
 const COMMAND: &str = "blockyard";
+/// The profile that the command is tested in: optimised, and linked without optimising anew.
+const QUICK: &str = "quick";
 /// Tests of the command that run in a laboratory: those in a file or folder of this name, or of a name that
 /// goes on with `_`.
 const LABS: &[&str] = &["vm", "ceph"];
@@ -110,7 +112,8 @@ fn build(context: &Context) -> Result<()> {
         "test",
         "-p",
         COMMAND,
-        "--release",
+        "--profile",
+        QUICK,
         "--test",
         "*",
         "--no-run",
@@ -155,10 +158,18 @@ fn features(context: &Context) -> Result<()> {
             ["clippy", "-p", name, "--all-targets", "--all-features", "--", "-D", "warnings"];
         run(tools.apply(&mut cargo(lint)))?;
         let mut test = cargo(["test", "-p", name, "--all-features", "--lib", "--bins"]);
-        test.args(chosen_tests(package, |name| !runs_in_a_lab(name)));
+        // What the command does without them is tested end to end already.
+        let is_chosen: fn(&str) -> bool =
+            if name == COMMAND { sees_features } else { |name| !runs_in_a_lab(name) };
+        test.args(chosen_tests(package, is_chosen));
         run_tests(tools.apply(&mut test))?;
     }
     Ok(())
+}
+
+/// Tests of the command that see its features.
+fn sees_features(name: &str) -> bool {
+    name == "psk"
 }
 
 fn has_optional_features(package: &Package) -> bool {
@@ -176,7 +187,7 @@ fn lab(context: &Context) -> Result<()> {
     run_tests(tests.arg("--test-threads=1").env("BLOCKYARD_STATIC", program))
 }
 
-/// The integration tests of the command with these names, built for release.
+/// The integration tests of the command with these names, optimised.
 fn command_tests(context: &Context, is_chosen: fn(&str) -> bool) -> Result<Command> {
     let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec()?;
     let mut packages = metadata.packages.iter();
@@ -185,7 +196,7 @@ fn command_tests(context: &Context, is_chosen: fn(&str) -> bool) -> Result<Comma
     if tests.is_empty() {
         bail!("crates/{COMMAND}/tests holds no such test of the command");
     }
-    let mut command = cargo(["test", "-p", COMMAND, "--release", "--no-fail-fast"]);
+    let mut command = cargo(["test", "-p", COMMAND, "--profile", QUICK, "--no-fail-fast"]);
     context.tools()?.apply(&mut command).args(tests).arg("--").args(&context.args);
     Ok(command)
 }
