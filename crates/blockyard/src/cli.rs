@@ -178,6 +178,9 @@ pub struct ServeArgs {
     /// Requests of a client that are worked on at a time.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: Option<u32>,
+    /// Memory for the requests and replies of all NBD clients together, as 512M; 256M without. Who finds none waits.
+    #[arg(long, value_name = "SIZE")]
+    pub max_memory: Option<String>,
     /// Queue threads; as many as CPUs without.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,

@@ -153,7 +153,23 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
     if let Some(requests) = args.max_in_flight {
         nbd.limits.in_flight_per_client = requests as usize;
     }
+    if let Some(memory) = &args.max_memory {
+        nbd.limits.max_memory = max_memory(memory, nbd.limits.least_memory())?;
+    }
     Ok(nbd)
+}
+
+fn max_memory(text: &str, least: usize) -> Result<usize> {
+    let bytes = crate::size::parse(text)
+        .map_err(|problem| Error::usage(format!("--max-memory: {problem}")))?;
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    if bytes < least {
+        let least = crate::size::human(least as u64);
+        let what =
+            format!("--max-memory: {text} is too little for the longest request of a client");
+        return Err(Error::usage(what).help(format!("give {least} or more")));
+    }
+    Ok(bytes)
 }
 
 fn socket_mode(text: &str) -> Result<u32> {

@@ -211,3 +211,15 @@ fn what_is_no_toml_is_said_with_its_place() {
     let shown = mistakes("[[disk]\nuri = ram\n").render(false);
     assert!(shown.contains("this is no TOML") && shown.contains("yard.toml:1:"), "{shown}");
 }
+
+#[test]
+fn memory_for_clients_is_enough_for_one_request() {
+    let disk = "[[disk]]\nuri = \"ram:1M\"\n";
+    for (key, least) in [("memory_per_client", "32M"), ("max_memory", "64M")] {
+        let yard = format!("{disk}{NBD}{key} = \"{least}\"\n");
+        plan(&yard);
+        let shown = mistakes(&format!("{disk}{NBD}{key} = \"1M\"\n")).render(false);
+        assert!(shown.contains("less than the longest request"), "{shown}");
+        assert!(shown.contains(&format!("write \"{least}\" or more")), "{shown}");
+    }
+}

@@ -381,6 +381,28 @@ impl Taken {
     }
 }
 
+/// Memory for requests, of which the longest needs `least` bytes.
+fn memory(
+    table: &mut Taker<'_, '_>,
+    key: &'static str,
+    least: usize,
+    found: &mut Vec<Mistake>,
+) -> Option<usize> {
+    let memory = table.text(key, found)?;
+    match crate::size::parse(&memory.value) {
+        Ok(bytes) if bytes >= least as u64 => {
+            return Some(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        Ok(_) => found.push(Mistake::new(
+            memory.at,
+            "that is less than the longest request of a client needs",
+            format!("write \"{}M\" or more", least.div_ceil(1 << 20)),
+        )),
+        Err(problem) => found.push(Mistake::new(memory.at, "this is no size", problem)),
+    }
+    None
+}
+
 /// What clients may cost.
 fn limits(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> ServerLimits {
     let mut limits = ServerLimits::default();
@@ -392,17 +414,13 @@ fn limits(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> ServerLimits {
     if let Some(requests) = table.number("max_in_flight", (1, most), found) {
         limits.in_flight_per_client = count(requests);
     }
-    if let Some(memory) = table.text("memory_per_client", found) {
-        match crate::size::parse(&memory.value) {
-            Ok(bytes) if bytes >= u64::from(limits.max_payload) => {
-                limits.memory_per_client = usize::try_from(bytes).unwrap_or(usize::MAX);
-            }
-            Ok(_) => found.push(Mistake::new(
-                memory.at,
-                "that is less than the longest request of a client",
-                format!("write \"{}\" or more", crate::size::human(limits.max_payload.into())),
-            )),
-            Err(problem) => found.push(Mistake::new(memory.at, "this is no size", problem)),
+    let least = (limits.max_payload as usize, limits.least_memory());
+    for (key, limit, least) in [
+        ("memory_per_client", &mut limits.memory_per_client, least.0),
+        ("max_memory", &mut limits.max_memory, least.1),
+    ] {
+        if let Some(bytes) = memory(table, key, least, found) {
+            *limit = bytes;
         }
     }
     for (key, limit) in [

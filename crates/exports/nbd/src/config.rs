@@ -16,6 +16,8 @@ pub const DEFAULT_MAX_CLIENTS: usize = 1024;
 pub const DEFAULT_IN_FLIGHT_PER_CLIENT: usize = 128;
 /// Bytes that the requests and replies of a client may occupy.
 pub const DEFAULT_MEMORY_PER_CLIENT: usize = 64 << 20;
+/// Bytes that the requests and replies of all clients together may occupy.
+pub const DEFAULT_MAX_MEMORY: usize = 256 << 20;
 /// Bytes of data in one request or reply: what a client that does not ask may assume (`doc/proto.md`, "Size
 /// constraints").
 pub const DEFAULT_MAX_PAYLOAD: u32 = 32 << 20;
@@ -23,9 +25,6 @@ pub const DEFAULT_MAX_PAYLOAD: u32 = 32 << 20;
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a message may be half-way, in either direction, without a byte moving.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The only metadata context there is: `base:allocation`, under this id.
-pub(crate) const ALLOCATION_CONTEXT: u32 = 0;
 
 /// A disk on offer.
 #[derive(Clone)]
@@ -89,6 +88,8 @@ pub struct ServerLimits {
     pub in_flight_per_client: usize,
     /// [`DEFAULT_MEMORY_PER_CLIENT`]. A client that needs more is not read from until some is free.
     pub memory_per_client: usize,
+    /// [`DEFAULT_MAX_MEMORY`]. Who needs more than there is left waits for its turn; small requests always pass.
+    pub max_memory: usize,
     /// [`DEFAULT_MAX_PAYLOAD`].
     pub max_payload: u32,
     /// [`DEFAULT_HANDSHAKE_TIMEOUT`].
@@ -107,6 +108,7 @@ impl Default for ServerLimits {
             max_clients: DEFAULT_MAX_CLIENTS,
             in_flight_per_client: DEFAULT_IN_FLIGHT_PER_CLIENT,
             memory_per_client: DEFAULT_MEMORY_PER_CLIENT,
+            max_memory: DEFAULT_MAX_MEMORY,
             max_payload: DEFAULT_MAX_PAYLOAD,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             stall_timeout: DEFAULT_STALL_TIMEOUT,
@@ -174,6 +176,13 @@ const MAX_NAME: usize = 4096;
 const MIN_MAX_PAYLOAD: u32 = 64 << 10;
 
 impl ServerLimits {
+    /// The least [`ServerLimits::max_memory`]: the largest request has room in what is not set apart for small
+    /// ones.
+    #[must_use]
+    pub fn least_memory(&self) -> usize {
+        self.max_payload as usize * 2
+    }
+
     fn check(&self) -> Result<(), Error> {
         let invalid = |what: &str| Err(Error::new(ErrorKind::Config, what));
         if self.max_clients == 0 || self.in_flight_per_client == 0 {
@@ -187,6 +196,12 @@ impl ServerLimits {
         if self.memory_per_client < self.max_payload as usize {
             return invalid(
                 "the memory for a client is less than the maximum payload of a request",
+            );
+        }
+        if self.max_memory < self.least_memory() {
+            return invalid(
+                "the memory for all clients is too little for one request of the maximum payload: it is twice that \
+                 at least",
             );
         }
         if self.handshake_timeout.is_zero() || self.stall_timeout.is_zero() {

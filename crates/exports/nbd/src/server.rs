@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use blockyard_nbd::server::MemoryBudget;
 use blockyard_sys::net::Watch;
 use parking_lot::Mutex;
 use socket2::{SockRef, Socket};
@@ -32,6 +33,7 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     pub(crate) config: Config,
     pub(crate) threads: Vec<QueueThread>,
+    pub(crate) memory: MemoryBudget,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
     /// Told when the last client has left.
     empty: Notify,
@@ -68,8 +70,10 @@ impl Server {
             return Err(Error::new(ErrorKind::Config, what));
         }
         let threads = queue_threads.into_iter().enumerate();
+        let memory = MemoryBudget::new(config.limits.max_memory, config.limits.max_clients);
         Ok(Arc::new(Self {
             config,
+            memory,
             threads: threads.map(|(cpu, handle)| QueueThread::new(handle, cpu)).collect(),
             clients: Mutex::default(),
             empty: Notify::new(),
@@ -160,6 +164,12 @@ impl Server {
     #[must_use]
     pub fn clients(&self) -> Vec<ClientInfo> {
         self.clients.lock().values().map(|client| client.info()).collect()
+    }
+
+    /// Bytes of the memory for all clients that are in use, but for what each client has for itself.
+    #[must_use]
+    pub fn memory_in_use(&self) -> usize {
+        self.memory.taken()
     }
 
     pub(crate) fn stage(&self) -> Stage {

@@ -28,8 +28,34 @@ pub(crate) struct QueueThread {
 /// What a connection needs only while it is at work.
 pub(crate) struct Workspace {
     pub(crate) pool: Pool,
-    pub(crate) buffer: Buffer,
+    /// What is received: writes may use parts of it.
+    buffer: Buffer,
     pub(crate) vecs: IoVecs,
+}
+
+impl Workspace {
+    /// Room to receive into, which nobody else uses: whatever became of the connection that had it before.
+    pub(crate) fn buffer(&mut self) -> &mut [u8] {
+        self.exchange();
+        let Some(bytes) = self.buffer.get_mut() else {
+            unreachable!("a buffer that was just made")
+        };
+        bytes
+    }
+
+    /// What was received.
+    pub(crate) fn received(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// If writes use the buffer, there is another one now: gives the one that they use.
+    pub(crate) fn exchange(&mut self) -> Option<Buffer> {
+        if self.buffer.get_mut().is_some() {
+            return None;
+        }
+        let fresh = self.pool.get(RECEIVE_LEN);
+        Some(std::mem::replace(&mut self.buffer, fresh))
+    }
 }
 
 impl QueueThread {

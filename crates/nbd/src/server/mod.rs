@@ -1,6 +1,7 @@
-//! The server's role: [`Handshake`], then [`Request::parse`](crate::wire::Request::parse),
-//! [`RequestRules`] and [`ReplyEncoder`].
+//! The server's role: [`Handshake`], then [`Connection`], which is made of
+//! [`Request::parse`](crate::wire::Request::parse), [`RequestRules`] and [`ReplyEncoder`].
 
+mod connection;
 mod exports;
 mod extents;
 mod handshake;
@@ -8,6 +9,10 @@ mod options;
 mod reply;
 mod rules;
 
+pub use connection::{
+    Chunk, Connection, ConnectionLimits, Data, Ending, Expired, Lease, Memory, MemoryBudget,
+    PRESSED_TIMEOUT, Piece, Place, Submission, Work,
+};
 pub use exports::{Export, Exports, Refusal};
 pub use extents::{Extent, ExtentList, MAX_EXTENTS};
 pub use handshake::{

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use blockyard_nbd::server::Expired;
+
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Close {
@@ -25,21 +27,15 @@ pub(crate) enum Close {
     /// The client broke a rule of the protocol that no reply can repair, or this server's policy.
     #[error("{0}")]
     Protocol(#[from] blockyard_nbd::Error),
-    /// A request that cannot be skipped.
-    #[error("a request was refused and its payload is too long to skip: {0}")]
-    Refused(&'static str),
     /// Plain bytes behind the request for TLS: somebody may have put them there.
     #[error("the client did not wait for TLS before it went on")]
     NotTls,
     /// The client took too long to choose an export.
     #[error("the handshake was not complete after {0:?}")]
     HandshakeTimeout(Duration),
-    /// A message stood still.
-    #[error("a message was half-way, in one direction or the other, and nothing moved for {0:?}")]
-    Stalled(Duration),
-    /// The client asked for nothing.
-    #[error("the client asked for nothing for {0:?}")]
-    Idle(Duration),
+    /// The client took too long for something else.
+    #[error("{}", what_expired(.0))]
+    Expired(Expired),
     /// The server ends.
     #[error("the server is shutting down")]
     Shutdown,
@@ -55,18 +51,35 @@ impl Close {
                 | Self::Truncated
                 | Self::Lost(_)
                 | Self::Tls(_)
-                | Self::Stalled(_)
+                | Self::Expired(Expired::Stalled(_) | Expired::Pressed(_))
         )
     }
 
     /// One line, loud where the client is to blame.
     pub(crate) fn log(&self, peer: &str) {
         match self {
-            Self::Left | Self::HungUp | Self::Shutdown | Self::Lost(_) | Self::Idle(_) => {
+            Self::Left
+            | Self::HungUp
+            | Self::Shutdown
+            | Self::Lost(_)
+            | Self::Expired(Expired::Idle(_)) => {
                 tracing::info!(peer, reason = %self, "connection closed");
             }
             _ => tracing::warn!(peer, reason = %self, "connection closed"),
         }
+    }
+}
+
+fn what_expired(expired: &Expired) -> String {
+    match expired {
+        Expired::Stalled(limit) => format!(
+            "a message was half-way, in one direction or the other, and nothing moved for {limit:?}"
+        ),
+        Expired::Pressed(limit) => format!(
+            "the client took nothing of its replies for {limit:?}, while others waited for their memory; \
+             raise the limit for all clients if it is right (max_memory)"
+        ),
+        Expired::Idle(limit) => format!("the client asked for nothing for {limit:?}"),
     }
 }
 

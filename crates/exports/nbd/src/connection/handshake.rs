@@ -7,7 +7,6 @@ use blockyard_nbd::server::{
 };
 
 use super::close::Close;
-use super::transmit::Transmit;
 use super::wire::{Received, Wire};
 use crate::config::{Config, TlsMode};
 use crate::server::Registration;
@@ -22,7 +21,8 @@ pub(super) struct Opening<'a> {
     protocol: Handshake,
     /// Received, but not taken by the protocol yet: [`STEP`] at most.
     input: Vec<u8>,
-    output: Transmit,
+    /// Not sent yet: the replies to an option.
+    output: Vec<u8>,
     tls: bool,
 }
 
@@ -63,7 +63,7 @@ impl<'a> Opening<'a> {
         };
         let best_style = config.limits.best_style;
         let protocol = Handshake::new(server::Config { tls, best_style });
-        let (input, output) = (Vec::new(), Transmit::default());
+        let (input, output) = (Vec::new(), Vec::new());
         Self { registration, wire, protocol, input, output, tls: false }
     }
 
@@ -89,23 +89,20 @@ impl<'a> Opening<'a> {
         if let Ok(len) = taken {
             self.input.drain(..len);
         }
-        let mut said = Vec::new();
-        self.protocol.poll_transmit(&mut said);
-        self.output.head(&said);
+        let said = self.protocol.poll_transmit(&mut self.output);
         self.flush().await?;
-        Ok(taken? > 0 || !said.is_empty())
+        Ok(taken? > 0 || said)
     }
 
     async fn flush(&mut self) -> Result<(), Close> {
-        while !self.send()? {
-            poll_fn(|cx| self.wire.poll_writable(cx)).await?;
+        while !self.output.is_empty() {
+            let sent = self.wire.send_bytes(&self.output)?;
+            self.output.drain(..sent);
+            if sent == 0 {
+                poll_fn(|cx| self.wire.poll_writable(cx)).await?;
+            }
         }
         Ok(())
-    }
-
-    fn send(&mut self) -> Result<bool, Close> {
-        let mut workspace = self.registration.thread().workspace.lock();
-        Ok(self.output.is_empty() || self.output.send(&mut self.wire, &mut workspace.vecs)?)
     }
 
     async fn receive(&mut self) -> Result<(), Close> {

@@ -1,16 +1,16 @@
 //! One connection, from its acceptance to its end.
 
+mod alarm;
+mod bios;
 mod close;
 mod handshake;
-mod input;
-mod reply;
-mod requests;
-mod stall;
+mod send;
 mod transmission;
-mod transmit;
 mod wire;
 
+use std::any::Any;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -32,21 +32,40 @@ type Bios = Vec<Box<Bio>>;
 /// How long a client that is told goodbye is given to hang up itself.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Serves a client until it leaves, or has to.
+/// Bytes that such a client may send meanwhile.
+const LINGER_BYTES: usize = 64 << 20;
+
+/// Serves a client until it leaves, or has to. A panic, which is a bug of ours, costs this connection only.
 pub(crate) async fn run(registration: Registration, socket: Socket) {
+    let peer = registration.client.peer.clone();
+    let mut connection = Box::pin(run_to_its_end(registration, socket));
+    let panicked =
+        poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| connection.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(|()| None),
+            Err(panic) => Poll::Ready(Some(panic)),
+        })
+        .await;
+    if let Some(panic) = panicked {
+        let what = message_of(&*panic);
+        tracing::error!(peer, what, "a bug: the connection was ended by a panic; please report it");
+        // Nothing of it is used any more: a second panic has nothing new to say.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+async fn run_to_its_end(registration: Registration, socket: Socket) {
     let (wire, close) = serve(&registration, socket).await;
     close.log(&registration.client.peer);
     let Some(mut wire) = wire else { return };
     wire.finish();
     if !close.peer_has_left() && registration.server.stage() < Stage::Cut {
-        let discard = poll_fn(|cx| {
-            let mut workspace = registration.thread().workspace.lock();
-            match workspace.buffer.get_mut() {
-                Some(scratch) => wire.poll_discard(cx, scratch),
-                // Writes that are under way hold it. Then the client is hung up on.
-                None => Poll::Ready(()),
-            }
-        });
+        let mut left = LINGER_BYTES;
+        let discard = poll_fn(|cx| wire.poll_discard(cx, &mut left));
         let cut = stopped(&registration, Stage::Cut);
         tokio::select! {
             () = discard => {}
@@ -85,8 +104,8 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         style: negotiated.style,
         tls: negotiated.tls,
     });
-    let (wire, carry) = opening.into_parts();
-    let mut transmission = Transmission::new(registration, wire, carry, &negotiated);
+    let (wire, received) = opening.into_parts();
+    let mut transmission = Transmission::new(registration, wire, &received, &negotiated);
     let close = transmission.run().await;
     (Some(transmission.into_wire()), close)
 }

@@ -1,92 +1,102 @@
 //! The transmission phase: requests in, replies out, until the end.
 //!
-//! A connection works in turns. A turn does all that can be done without waiting: it receives what there is,
-//! submits all requests in it together, and sends all replies there are in one message. Between turns the
-//! connection waits for input, for room in the socket, for the disk, or for the end of the server.
+//! What a message is, and what may begin when, is the protocol's business
+//! ([`Connection`]); here are the socket, the disk and the thread's buffers. A connection works in turns. A turn
+//! does all that can be done without waiting: it receives what there is, submits all requests in it together, and
+//! sends all replies there are in one message. Between turns the connection waits for input, for room in the socket,
+//! for the disk, for memory, or for the end of the server.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Wake, Waker};
 
 use blockyard_blkmq::Bdev;
-use blockyard_nbd::MetaContext;
-use blockyard_nbd::server::{Negotiated, ReplyEncoder, RequestRules};
+use blockyard_buf::Buffer;
+use blockyard_nbd::server::{Connection, ConnectionLimits, Ending, Negotiated};
 use blockyard_nbd::wire::HeaderStyle;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
+use tokio::time::Instant;
 
+use super::alarm::Alarm;
+use super::bios::{Carrier, Carriers, Room};
 use super::close::Close;
-use super::input::Input;
-use super::reply::Replies;
-use super::requests::Requests;
-use super::stall::Stall;
-use super::transmit::Transmit;
-use super::wire::Wire;
+use super::send::send;
+use super::wire::{Received, Wire};
+use crate::catalogue;
+use crate::client::Client;
 use crate::server::{Registration, Stage};
-use crate::thread::Workspace;
+use crate::thread::{RECEIVE_LEN, Workspace};
 
 /// Turns after which others on the thread get theirs.
 const TURNS: u32 = 16;
-
-/// Why a connection ends when a time has passed.
-type TimedOut = fn(Duration) -> Close;
+/// Bytes that are still received when the server ends, to be told so.
+const FAREWELL: usize = 1 << 20;
 
 pub(super) struct Transmission<'a> {
-    pub(super) registration: &'a Registration,
-    pub(super) wire: Wire,
-    pub(super) bdev: Arc<Bdev>,
-    pub(super) style: HeaderStyle,
-    pub(super) rules: RequestRules,
-    pub(super) contexts: Vec<MetaContext>,
-    pub(super) replies: Replies,
+    registration: &'a Registration,
+    wire: Wire,
+    bdev: Arc<Bdev>,
     /// The logical block size.
-    pub(super) block: u32,
-    /// Bits that the address of a write's memory must not have.
-    pub(super) dma_alignment: usize,
-    pub(super) requests: Requests,
-    pub(super) input: Input,
-    pub(super) out: Transmit,
-    /// No more requests are taken; once all is answered, the connection ends for this reason.
-    pub(super) ending: Option<Close>,
-    /// Bytes have moved since the last wait.
-    moved: bool,
-    stall: Stall,
+    block: u32,
+    /// Bytes of a request's header.
+    header: usize,
+    connection: Connection<Carrier, Room>,
+    bios: Carriers,
+    /// Receive buffers that writes are still using.
+    pinned: Vec<Buffer>,
+    /// Bytes that may still be received when the server ends.
+    farewell: usize,
+    alarm: Alarm,
     spin: SpinPolicy,
     /// Since when the connection has been waiting for the client and nothing else.
     dry_since: Option<Instant>,
+}
+
+/// Wakes a connection that waits for memory.
+struct Kick(Arc<Client>);
+
+impl Wake for Kick {
+    fn wake(self: Arc<Self>) {
+        self.0.outbox.kick();
+    }
 }
 
 impl<'a> Transmission<'a> {
     pub(super) fn new(
         registration: &'a Registration,
         wire: Wire,
-        carry: Vec<u8>,
+        received: &[u8],
         negotiated: &Negotiated,
     ) -> Self {
         let config = &registration.server.config;
         let at = usize::try_from(negotiated.export.id).unwrap_or(usize::MAX);
         let bdev = Arc::clone(&config.exports[at].bdev);
-        let limits = bdev.limits();
+        let disk = bdev.limits();
+        let limits = ConnectionLimits {
+            in_flight: config.limits.in_flight_per_client,
+            memory: config.limits.memory_per_client,
+            window: RECEIVE_LEN,
+            alignment: disk.dma_alignment as usize,
+            stall_timeout: config.limits.stall_timeout,
+            idle_timeout: config.limits.idle_timeout,
+        };
+        let waker = Waker::from(Arc::new(Kick(Arc::clone(&registration.client))));
+        let lease = registration.server.memory.lease(waker);
+        let now = Instant::now().into_std();
+        let mut connection = Connection::new(negotiated, limits, lease, now);
+        connection.stash(received);
         Self {
             registration,
             wire,
-            style: negotiated.style,
-            rules: RequestRules::new(negotiated),
-            contexts: negotiated.contexts.clone(),
-            replies: Replies {
-                encoder: ReplyEncoder::new(negotiated.style),
-                max_payload: config.limits.max_payload,
-            },
-            block: limits.logical_block_size.bytes(),
-            dma_alignment: limits.dma_alignment as usize,
+            block: disk.logical_block_size.bytes(),
             bdev,
-            requests: Requests::new(Arc::clone(&registration.client.outbox), &config.limits),
-            input: Input::new(carry),
-            out: Transmit::default(),
-            ending: None,
-            moved: true,
-            stall: Stall::new(tokio::time::Instant::now()),
+            header: negotiated.style.request_len(),
+            connection,
+            bios: Carriers::new(Arc::clone(&registration.client.outbox)),
+            pinned: Vec::new(),
+            farewell: FAREWELL,
+            alarm: Alarm::default(),
             spin: SpinPolicy::default(),
             dry_since: None,
         }
@@ -95,14 +105,15 @@ impl<'a> Transmission<'a> {
     /// Serves until the end, and says why it came.
     pub(super) async fn run(&mut self) -> Close {
         loop {
-            match self.work().await {
-                Err(close) => return close,
-                Ok(()) if self.requests.outstanding() == 0 && self.out.is_empty() => {
-                    if let Some(close) = self.ending.take() {
-                        return close;
-                    }
+            if let Err(close) = self.work().await {
+                return close;
+            }
+            if self.connection.is_quiet() {
+                match self.connection.ending() {
+                    Some(Ending::Left) => return Close::Left,
+                    Some(Ending::Shutdown) => return Close::Shutdown,
+                    None => {}
                 }
-                Ok(()) => {}
             }
             if let Err(close) = self.wait().await {
                 return close;
@@ -131,23 +142,105 @@ impl<'a> Transmission<'a> {
         let registration = self.registration;
         match registration.server.stage() {
             Stage::Serving => {}
-            Stage::Draining => _ = self.ending.get_or_insert(Close::Shutdown),
+            Stage::Draining => self.connection.shut_down(),
             Stage::Cut => return Err(Close::Shutdown),
         }
         let ws = &mut *registration.thread().workspace.lock();
-        let mut progress = self.answer(ws)?;
-        progress |= self.resume(ws)?;
-        if self.wire.maybe_readable() && self.may_receive() {
-            progress |= self.receive(ws)?;
+        let progress = self.answer(ws)?;
+        self.unpin();
+        if self.connection.has_backlog() {
+            if !self.connection.may_receive() {
+                return Ok(progress);
+            }
+            let len = self.connection.take_backlog(ws.buffer());
+            self.take(ws, len)?;
+            return Ok(true);
+        }
+        // Whoever is about to be hung up on is asked once more, whether the runtime knows of input or not.
+        let readable = self.wire.maybe_readable() || self.connection.is_shutting_down();
+        if readable && self.may_receive() {
+            return Ok(self.receive(ws)? || progress);
         }
         Ok(progress)
     }
 
-    /// Has the batch carried out. Some of it may have ended when this returns.
-    pub(super) fn submit(&mut self) {
-        let requests = self.requests.batch_len();
+    fn may_receive(&mut self) -> bool {
+        self.farewell > 0 && self.connection.may_receive()
+    }
+
+    /// Receives once, and does what can be done with it. Says whether anything came.
+    fn receive(&mut self, ws: &mut Workspace) -> Result<bool, Close> {
+        let pool = &ws.pool;
+        let mut head = [0; HeaderStyle::Extended.request_len()];
+        if let Some(place) = self.connection.place(&mut |len| Room(pool.get(len))) {
+            let missing = place.bytes.len();
+            // Behind a payload comes a header, and what comes behind that may belong into a place of its own.
+            let received = if place.is_last && !self.wire.has_tls() {
+                self.wire.receive_two(place.bytes, &mut head[..self.header])?
+            } else {
+                self.wire.receive(place.bytes)?
+            };
+            let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
+            self.connection.placed(len.min(missing));
+            let head = &head[..len.saturating_sub(missing)];
+            self.connection.receive(head, &mut |len| Room(pool.get(len)))?;
+            self.begin(ws, 0);
+            self.answer(ws)?;
+            return Ok(true);
+        }
+        let received = self.wire.receive(ws.buffer())?;
+        let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
+        self.take(ws, len)?;
+        Ok(true)
+    }
+
+    /// How many bytes came, if any did.
+    fn received(&mut self, received: Received) -> Result<Option<usize>, Close> {
+        match received {
+            Received::Nothing => Ok(None),
+            Received::End if self.connection.end_of_input() => Ok(None),
+            Received::End => Err(Close::Truncated),
+            Received::Bytes(len) => {
+                if self.connection.is_shutting_down() {
+                    self.farewell = self.farewell.saturating_sub(len);
+                }
+                Ok(Some(len))
+            }
+        }
+    }
+
+    /// Takes all requests out of the first `len` bytes of the thread's buffer, has them carried out, and sends
+    /// the replies of those that end at once. What finds no room waits.
+    fn take(&mut self, ws: &mut Workspace, len: usize) -> Result<(), Close> {
+        self.connection.set_size(catalogue::size(&self.bdev, self.block));
+        let mut at = 0;
+        loop {
+            let pool = &ws.pool;
+            let bytes = &ws.received()[at..len];
+            let taken = self.connection.receive(bytes, &mut |len| Room(pool.get(len)))?;
+            let began = self.begin(ws, at);
+            at += taken;
+            self.answer(ws)?;
+            if (taken == 0 && !began) || at == len || !self.connection.may_receive() {
+                break;
+            }
+        }
+        self.connection.stash(&ws.received()[at..len]);
+        if let Some(buffer) = ws.exchange() {
+            self.pinned.push(buffer);
+        }
+        Ok(())
+    }
+
+    /// Has the disk do what was asked for. Some of it may have ended when this returns. Payloads that were left
+    /// in the thread's buffer count from `base`. Says whether there was anything.
+    fn begin(&mut self, ws: &Workspace, base: usize) -> bool {
+        while let Some(request) = self.connection.poll_request() {
+            self.bios.add(request, ws.received(), base);
+        }
+        let requests = self.bios.batch_len();
         if requests == 0 {
-            return;
+            return false;
         }
         let client = &self.registration.client;
         let thread = self.registration.thread();
@@ -157,44 +250,65 @@ impl<'a> Transmission<'a> {
         if let Some(since) = self.dry_since.take() {
             self.spin.arrived(Arrival::Asleep, since.elapsed(), requests);
         }
-        self.requests.count(client);
-        self.requests.submit(&self.bdev, thread.cpu);
-        self.moved = true;
+        self.bios.count(client);
+        self.bios.submit(&self.bdev, thread.cpu);
+        true
+    }
+
+    /// Counts the buffers that writes keep.
+    fn unpin(&mut self) {
+        if !self.pinned.is_empty() {
+            self.pinned.retain_mut(|buffer| buffer.get_mut().is_none());
+        }
+        self.connection.set_pinned(self.pinned.len() * RECEIVE_LEN);
     }
 
     /// Sends the replies of what has ended; says whether anything was sent.
-    pub(super) fn answer(&mut self, ws: &mut Workspace) -> Result<bool, Close> {
+    fn answer(&mut self, ws: &mut Workspace) -> Result<bool, Close> {
         let mut progress = false;
-        if self.wire.has_tls() && self.out.is_empty() {
+        if self.wire.has_tls() && !self.connection.wants_transmit() {
             self.wire.flush_tls()?;
         }
         loop {
-            if !self.out.is_empty() {
-                let before = self.out.position();
-                let all = self.out.send(&mut self.wire, &mut ws.vecs)?;
-                let sent = all || self.out.position() != before;
-                progress |= sent;
-                self.moved |= sent;
+            if self.connection.wants_transmit() {
+                let before = self.wire.bytes_sent();
+                let all = send(&mut self.connection, &mut self.wire, &mut ws.vecs)?;
+                progress |= self.wire.bytes_sent() != before;
                 if !all {
                     break;
                 }
-                self.requests.sent(self.out.take_bios());
             }
-            if !self.requests.collect(&self.replies, &mut self.out) {
+            while let Some(Carrier(bio)) = self.connection.poll_free() {
+                self.bios.give_back(bio);
+            }
+            if !self.collect() {
                 break;
             }
         }
-        let in_flight = self.requests.outstanding();
+        let in_flight = self.connection.outstanding();
         self.registration.client.in_flight.store(in_flight, Ordering::Relaxed);
         Ok(progress)
+    }
+
+    /// Makes replies of what has ended; says whether anything has.
+    fn collect(&mut self) -> bool {
+        let mut ended = self.bios.take_ended();
+        let any = !ended.is_empty();
+        for bio in ended.drain(..) {
+            if let Some(Carrier(bio)) = self.connection.complete(Carrier(bio)) {
+                self.bios.give_back(bio);
+            }
+        }
+        self.bios.keep_list(ended);
+        any
     }
 
     /// Looks for the next request for some microseconds, where that has been worth while. Says whether one
     /// came.
     fn look(&mut self) -> Result<bool, Close> {
-        let idle = self.requests.outstanding() == 0 && self.out.is_empty() && !self.wire.has_tls();
+        let idle = self.connection.is_between_requests() && !self.wire.has_tls();
         let Some(budget) = self.spin.budget().filter(|_| idle) else { return Ok(false) };
-        if !self.may_receive() || self.input.is_half_way() {
+        if !self.may_receive() {
             return Ok(false);
         }
         let registration = self.registration;
@@ -219,53 +333,51 @@ impl<'a> Transmission<'a> {
 
     async fn wait(&mut self) -> Result<(), Close> {
         let now = Instant::now();
-        if std::mem::take(&mut self.moved) {
-            self.stall.moved(now.into());
+        if self.wire.took_bytes() {
+            self.connection.moved();
         }
-        let dry = self.requests.outstanding() == 0 && self.out.is_empty();
-        self.dry_since = dry.then_some(now);
-        let result = poll_fn(|cx| self.poll_wait(cx)).await;
+        let deadline = self.connection.deadline(now.into_std()).map(Instant::from_std);
+        self.dry_since = self.connection.is_quiet().then_some(now);
+        let result = poll_fn(|cx| self.poll_wait(cx, deadline)).await;
         self.registration.client.outbox.awake();
         result
     }
 
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
+    fn poll_wait(
+        &mut self,
+        cx: &mut Context<'_>,
+        deadline: Option<Instant>,
+    ) -> Poll<Result<(), Close>> {
         let ended = self.registration.client.outbox.sleep(cx);
-        if ended && self.out.is_empty() {
+        if ended && !self.connection.wants_transmit() {
             return Poll::Ready(Ok(()));
         }
-        // After `sleep`: whoever changes the stage does so before waking.
+        // After `sleep`: whoever changes the stage, or gives memory, does so before waking.
         let stage = self.registration.server.stage();
-        if stage == Stage::Cut || (stage == Stage::Draining && self.ending.is_none()) {
+        let is_told = self.connection.is_shutting_down();
+        if stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
             return Poll::Ready(Ok(()));
         }
-        if self.may_receive()
-            && let Poll::Ready(ready) = self.wire.poll_readable(cx)
-        {
-            return Poll::Ready(ready.map_err(Close::from));
+        if self.may_receive() {
+            if self.connection.has_backlog() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(ready) = self.wire.poll_readable(cx) {
+                return Poll::Ready(ready.map_err(Close::from));
+            }
         }
-        if (!self.out.is_empty() || self.wire.wants_room())
+        if (self.connection.wants_transmit() || self.wire.wants_room())
             && let Poll::Ready(ready) = self.wire.poll_writable(cx)
         {
             return Poll::Ready(ready.map_err(Close::from));
         }
-        let Some((limit, close)) = self.patience() else {
-            self.stall.rest();
+        if self.alarm.poll(cx, deadline).is_pending() {
             return Poll::Pending;
-        };
-        self.stall.poll(cx, limit).map(|()| Err(close(limit)))
-    }
-
-    /// How long the client may leave the connection as it is, and what happens then. The disk may take its
-    /// time.
-    fn patience(&mut self) -> Option<(Duration, TimedOut)> {
-        let limits = &self.registration.server.config.limits;
-        let half_way = !self.out.is_empty() || (self.input.is_half_way() && self.may_receive());
-        if half_way {
-            return Some((limits.stall_timeout, Close::Stalled));
         }
-        let idle = limits.idle_timeout.filter(|_| self.requests.outstanding() == 0)?;
-        Some((idle, Close::Idle))
+        match self.connection.expired(Instant::now().into_std()) {
+            Some(expired) => Poll::Ready(Err(Close::Expired(expired))),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
     pub(super) fn into_wire(self) -> Wire {

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll, Waker, ready};
 
-use blockyard_sys::net::{Gather, Watch};
+use blockyard_sys::net::{Gather, IoVecs, Watch};
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 
@@ -12,6 +12,10 @@ use crate::tls::{Session, TlsConfig};
 
 /// Messages that have to go out without a wait in between, before the interest in room is given up.
 const CALM: u8 = 64;
+
+/// Bytes that are thrown away at a time, and how often in a row.
+const SCRATCH: usize = 16 << 10;
+const DISCARD_TURNS: usize = 16;
 
 pub(crate) struct Wire {
     /// Watched for input alone: a socket that is also watched for room wakes its thread each time the client
@@ -22,6 +26,10 @@ pub(crate) struct Wire {
     /// The same socket, watched for room: since something had to wait for it.
     room: Option<Room>,
     tls: Option<Box<dyn Session>>,
+    /// Bytes that the TLS session has taken, and of which the socket has not taken all.
+    encrypted: usize,
+    /// Bytes sent so far.
+    sent: u64,
 }
 
 struct Room {
@@ -46,7 +54,7 @@ impl Wire {
     /// To be called on the queue thread that the connection lives on.
     pub(crate) fn new(socket: Socket) -> io::Result<Self> {
         let socket = Watch::new(socket.into(), Interest::READABLE)?;
-        Ok(Self { socket, readable: false, room: None, tls: None })
+        Ok(Self { socket, readable: false, room: None, tls: None, encrypted: 0, sent: 0 })
     }
 
     pub(crate) fn has_tls(&self) -> bool {
@@ -145,6 +153,7 @@ impl Wire {
         let len = message.len();
         match message.send(self.socket.as_fd()) {
             Ok(sent) => {
+                self.sent += sent as u64;
                 if sent < len {
                     self.no_room();
                 }
@@ -158,25 +167,57 @@ impl Wire {
         }
     }
 
-    /// Sends bytes under TLS, as many as the session has room for.
-    pub(crate) fn send_tls(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return Ok(0) };
-        let taken = tls.write(bytes)?;
-        self.flush_tls()?;
-        Ok(taken)
+    /// Sends bytes, in the clear or under TLS, as many as there is room for.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.has_tls() {
+            if let Some(sent) = self.flush_tls()?.filter(|&sent| sent > 0) {
+                return Ok(sent);
+            }
+            if self.encrypted == 0 {
+                self.encrypt(bytes)?;
+            }
+            return Ok(self.flush_tls()?.unwrap_or(0));
+        }
+        let mut vecs = IoVecs::new();
+        let mut message = vecs.gather();
+        message.push(bytes);
+        self.send(message)
     }
 
-    /// Hands what the TLS session has to the socket; says whether all of it went.
-    pub(crate) fn flush_tls(&mut self) -> io::Result<bool> {
-        let Some(tls) = &mut self.tls else { return Ok(true) };
+    /// Gives bytes to the TLS session, which has room as long as [`Wire::flush_tls`] says that all was sent.
+    pub(crate) fn encrypt(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            self.encrypted += tls.write(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Hands what the TLS session has to the socket. If all of it went, says how many bytes had been given to
+    /// [`Wire::encrypt`] for it.
+    pub(crate) fn flush_tls(&mut self) -> io::Result<Option<usize>> {
+        let Some(tls) = &mut self.tls else { return Ok(Some(0)) };
         match tls.flush(&SockRef::from(&self.socket)) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.sent += self.encrypted as u64;
+                Ok(Some(std::mem::take(&mut self.encrypted)))
+            }
             Err(err) if err.kind() == ErrorKind::WouldBlock => {
                 self.no_room();
-                Ok(false)
+                Ok(None)
             }
             Err(err) => Err(err),
         }
+    }
+
+    /// Bytes sent so far.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Whether bytes of TLS records have moved since the last time: what is not a whole record is seen nowhere
+    /// else.
+    pub(crate) fn took_bytes(&mut self) -> bool {
+        self.tls.as_mut().is_some_and(|tls| tls.take_moved())
     }
 
     /// Whether the TLS session has something to send of its own accord.
@@ -229,19 +270,23 @@ impl Wire {
         let _ = SockRef::from(&self.socket).shutdown(std::net::Shutdown::Write);
     }
 
-    /// Throws away what comes, until nothing will. Closing a socket while there is input to it makes some
-    /// systems forget what was sent.
-    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<()> {
+    /// Throws away what comes, until nothing will, or as much has come as anybody may need to say goodbye. Closing
+    /// a socket while there is input to it makes some systems forget what was sent.
+    pub(crate) fn poll_discard(&mut self, cx: &mut Context<'_>, left: &mut usize) -> Poll<()> {
         self.tls = None;
-        loop {
-            match self.receive(scratch) {
-                Ok(Received::Bytes(_)) => {}
+        let mut scratch = [0; SCRATCH];
+        for _ in 0..DISCARD_TURNS {
+            match self.receive(&mut scratch) {
+                Ok(Received::Bytes(len)) if len < *left => *left -= len,
                 Ok(Received::Nothing) => match ready!(self.poll_readable(cx)) {
                     Ok(()) => {}
                     Err(_) => return Poll::Ready(()),
                 },
-                Ok(Received::End) | Err(_) => return Poll::Ready(()),
+                Ok(Received::Bytes(_) | Received::End) | Err(_) => return Poll::Ready(()),
             }
         }
+        // Others on the thread have their turns.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

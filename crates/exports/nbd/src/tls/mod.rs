@@ -91,6 +91,9 @@ pub(crate) trait Session: Send {
     /// Hands records to the socket until there are none.
     fn flush(&mut self, socket: &Socket) -> io::Result<()>;
 
+    /// Whether bytes of records have moved, in either direction, since the last time.
+    fn take_moved(&mut self) -> bool;
+
     /// Says goodbye.
     fn close(&mut self, socket: &Socket);
 }

@@ -91,13 +91,14 @@ impl Engine for Psk {
         let mut session = Ssl::new(&self.context)?;
         session.set_accept_state();
         let stream = SslStream::new(session, Records::default())?;
-        Ok(Box::new(PskSession { stream, peer: self.peer }))
+        Ok(Box::new(PskSession { stream, peer: self.peer, moved: false }))
     }
 }
 
 struct PskSession {
     stream: SslStream<Records>,
     peer: Index<Ssl, Peer>,
+    moved: bool,
 }
 
 impl PskSession {
@@ -114,7 +115,17 @@ impl PskSession {
         if records.unsent() > 2 * SEND_BUFFER {
             return Err(invalid("the client does not take its own key updates".into()));
         }
-        Ok(records.receive(socket)? > 0)
+        let received = records.receive(socket)?;
+        self.moved |= received > 0;
+        Ok(received > 0)
+    }
+
+    fn send(&mut self, socket: &Socket) -> io::Result<()> {
+        let records = self.stream.get_mut();
+        let before = records.unsent();
+        let sent = records.send(socket);
+        self.moved |= records.unsent() < before;
+        sent
     }
 }
 
@@ -171,7 +182,11 @@ impl Session for PskSession {
     }
 
     fn flush(&mut self, socket: &Socket) -> io::Result<()> {
-        self.stream.get_mut().send(socket)
+        self.send(socket)
+    }
+
+    fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     fn close(&mut self, socket: &Socket) {

@@ -84,65 +84,87 @@ struct X509(Arc<ServerConfig>);
 
 impl Engine for X509 {
     fn session(&self) -> io::Result<Box<dyn Session>> {
-        let mut session = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
-        session.set_buffer_limit(Some(SEND_BUFFER));
-        Ok(Box::new(session))
+        let mut tls = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
+        tls.set_buffer_limit(Some(SEND_BUFFER));
+        Ok(Box::new(X509Session { tls, moved: false }))
     }
 }
 
-impl Session for ServerConnection {
-    fn wants_write(&self) -> bool {
-        (**self).wants_write()
+struct X509Session {
+    tls: ServerConnection,
+    moved: bool,
+}
+
+impl X509Session {
+    /// Receives records, and says whether there may be more.
+    fn receive(&mut self, mut socket: &Socket) -> io::Result<bool> {
+        if self.tls.read_tls(&mut socket)? == 0 {
+            return Ok(false);
+        }
+        self.moved = true;
+        if let Err(err) = self.tls.process_new_packets() {
+            // The alert that tells the client why.
+            let _ = self.tls.write_tls(&mut socket);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, err));
+        }
+        Ok(true)
     }
 
-    fn shake(&mut self, mut socket: &Socket) -> io::Result<()> {
-        while self.is_handshaking() || (**self).wants_write() {
-            if (**self).wants_write() {
-                self.write_tls(&mut socket)?;
-            } else if self.read_tls(&mut socket)? == 0 {
+    fn send(&mut self, mut socket: &Socket) -> io::Result<()> {
+        self.moved |= self.tls.write_tls(&mut socket)? > 0;
+        Ok(())
+    }
+}
+
+impl Session for X509Session {
+    fn wants_write(&self) -> bool {
+        self.tls.wants_write()
+    }
+
+    fn shake(&mut self, socket: &Socket) -> io::Result<()> {
+        while self.tls.is_handshaking() || self.tls.wants_write() {
+            if self.tls.wants_write() {
+                self.send(socket)?;
+            } else if !self.receive(socket)? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
-            } else if let Err(err) = self.process_new_packets() {
-                // The alert that tells the client why.
-                let _ = self.write_tls(&mut socket);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, err));
             }
         }
         Ok(())
     }
 
-    fn read(&mut self, mut socket: &Socket, buf: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, socket: &Socket, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.reader().read(buf) {
+            match self.tls.reader().read(buf) {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
                 // A client that leaves without saying goodbye in TLS: there is nothing that it could have cut
                 // short unseen.
                 Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }
-            if self.read_tls(&mut socket)? == 0 {
+            if !self.receive(socket)? {
                 return Ok(0);
-            }
-            if let Err(err) = self.process_new_packets() {
-                let _ = self.write_tls(&mut socket);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, err));
             }
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer().write(bytes)
+        self.tls.writer().write(bytes)
     }
 
-    fn flush(&mut self, mut socket: &Socket) -> io::Result<()> {
-        while (**self).wants_write() {
-            self.write_tls(&mut socket)?;
+    fn flush(&mut self, socket: &Socket) -> io::Result<()> {
+        while self.tls.wants_write() {
+            self.send(socket)?;
         }
         Ok(())
     }
 
+    fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
     fn close(&mut self, socket: &Socket) {
-        self.send_close_notify();
+        self.tls.send_close_notify();
         // Whoever has left does not hear it.
-        let _ = Session::flush(self, socket);
+        let _ = self.flush(socket);
     }
 }

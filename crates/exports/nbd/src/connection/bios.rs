@@ -1,0 +1,185 @@
+//! Requests become bios, and what bios bring becomes answers. Bios are used again and again.
+
+use std::sync::Arc;
+
+use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, Sector, Status};
+use blockyard_buf::Buffer;
+use blockyard_nbd::server::{Chunk, Data, Memory, Submission, Work};
+use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode};
+
+use super::Bios;
+use crate::client::Client;
+use crate::status::error_code;
+
+/// More room for segments or extents than a bio keeps for its next use: what 256 KiB of scattered pages need.
+const KEPT_ENTRIES: usize = 64;
+
+/// A bio, as the protocol sees it.
+#[derive(Debug)]
+pub(super) struct Carrier(pub(super) Box<Bio>);
+
+impl Work for Carrier {
+    fn token(&self) -> usize {
+        usize::try_from(self.0.private).unwrap_or(usize::MAX)
+    }
+
+    fn error(&self) -> Option<ErrorCode> {
+        match self.0.status() {
+            Status::Ok => None,
+            status => Some(error_code(self.0.op, status)),
+        }
+    }
+
+    fn segments(&self) -> usize {
+        self.0.data().len()
+    }
+
+    fn segment_len(&self, segment: usize) -> usize {
+        self.0.data()[segment].len()
+    }
+
+    fn is_zero(&self, segment: usize) -> bool {
+        self.0.data()[segment].is_zero_run()
+    }
+
+    fn extents(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.extents.iter().map(|extent| {
+            let mut flags = AllocationFlags::empty();
+            flags.set(AllocationFlags::HOLE, extent.hole);
+            flags.set(AllocationFlags::ZERO, extent.zero);
+            (extent.len, flags.bits().into())
+        })
+    }
+}
+
+/// A buffer for a payload.
+#[derive(Debug)]
+pub(super) struct Room(pub(super) Buffer);
+
+impl Memory for Room {
+    fn bytes(&mut self) -> &mut [u8] {
+        let Some(bytes) = self.0.get_mut() else { unreachable!("nobody has it before it is full") };
+        bytes
+    }
+}
+
+/// The bios of a connection.
+pub(super) struct Carriers {
+    outbox: Arc<Outbox>,
+    /// Those that carry nothing.
+    free: Bios,
+    /// Those that wait to be submitted together.
+    batch: Bios,
+    /// Those that have ended: empty but for a moment.
+    ended: Bios,
+}
+
+impl Carriers {
+    pub(super) fn new(outbox: Arc<Outbox>) -> Self {
+        Self { outbox, free: Vec::new(), batch: Vec::new(), ended: Vec::new() }
+    }
+
+    /// A request joins the batch. A payload that was left where it was received is in `received`.
+    pub(super) fn add(&mut self, request: Submission<Room>, received: &Buffer, base: usize) {
+        let mut bio = match self.free.pop() {
+            Some(bio) => bio,
+            None => Bio::flush().on_end(Arc::<Outbox>::clone(&self.outbox)),
+        };
+        bio.private = request.token as u64;
+        let (op, flags) = operation(request.command, request.flags);
+        let start = Sector::from_bytes_floor(request.offset);
+        match request.data {
+            Data::None if op == Op::Flush => bio.reset(op, Sector::ZERO, 0),
+            Data::None => bio.reset(op, start, request.length),
+            Data::Here(range) => {
+                bio.reset(op, start, 0);
+                bio.add_segment(received.segment(base + range.start, range.len()));
+            }
+            Data::Chunks(chunks) => {
+                bio.reset(op, start, 0);
+                for Chunk { memory, len, .. } in chunks {
+                    bio.add_segment(memory.0.segment(0, len));
+                }
+            }
+        }
+        bio.flags |= flags;
+        self.batch.push(bio);
+    }
+
+    /// How many wait to be submitted.
+    pub(super) fn batch_len(&self) -> usize {
+        self.batch.len()
+    }
+
+    /// Counts the batch.
+    pub(super) fn count(&self, client: &Client) {
+        let (mut read, mut written) = (0, 0);
+        for bio in &self.batch {
+            match bio.op {
+                Op::Read => read += bio.len(),
+                Op::Write => written += bio.len(),
+                _ => {}
+            }
+        }
+        client.count(self.batch.len() as u64, read, written);
+    }
+
+    pub(super) fn submit(&mut self, bdev: &Bdev, cpu: usize) {
+        bdev.submit_all(cpu, &mut self.batch);
+    }
+
+    /// Those that have ended, in a list that is to be [kept](Self::keep_list).
+    pub(super) fn take_ended(&mut self) -> Bios {
+        self.outbox.take(&mut self.ended);
+        std::mem::take(&mut self.ended)
+    }
+
+    pub(super) fn keep_list(&mut self, list: Bios) {
+        debug_assert!(list.is_empty(), "bios that nobody has seen");
+        self.ended = list;
+    }
+
+    /// It carries nothing any more.
+    pub(super) fn give_back(&mut self, mut bio: Box<Bio>) {
+        if bio.data().len() > KEPT_ENTRIES {
+            drop(bio.take_data());
+        }
+        if bio.extents.len() > KEPT_ENTRIES {
+            bio.extents = Vec::new();
+        }
+        // Gives the disk's memory back, and keeps that of the lists.
+        bio.reset(Op::Flush, Sector::ZERO, 0);
+        self.free.push(bio);
+    }
+}
+
+impl Drop for Carriers {
+    fn drop(&mut self) {
+        self.outbox.close();
+    }
+}
+
+/// What a request asks of a disk. Flags that mean nothing to the command were refused before, but for FUA,
+/// which goes with all.
+fn operation(command: Command, flags: CommandFlags) -> (Op, Flags) {
+    let fua = if flags.contains(CommandFlags::FUA) { Flags::FUA } else { Flags::empty() };
+    match command {
+        Command::Read => (Op::Read, Flags::empty()),
+        Command::Write => (Op::Write, fua),
+        Command::Trim => (Op::Discard, fua),
+        Command::WriteZeroes => {
+            let mut how = fua;
+            how.set(Flags::NOUNMAP, flags.contains(CommandFlags::NO_HOLE));
+            how.set(Flags::NOFALLBACK, flags.contains(CommandFlags::FAST_ZERO));
+            (Op::WriteZeroes, how)
+        }
+        Command::Cache => (Op::Prefetch, Flags::empty()),
+        Command::BlockStatus => {
+            let one = flags.contains(CommandFlags::REQ_ONE);
+            (Op::BlockStatus, if one { Flags::FIRST_EXTENT } else { Flags::empty() })
+        }
+        Command::Flush | Command::Disc | Command::Resize | Command::Unknown(_) => {
+            (Op::Flush, Flags::empty())
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The server's side of the transmission phase, without I/O.
+//!
+//! The owner of a [`Connection`] receives bytes and gives them to [`receive`](Connection::receive), or receives
+//! straight into [`place`](Connection::place); has the disk do what [`poll_request`](Connection::poll_request)
+//! says; returns what has ended by [`complete`](Connection::complete); sends what
+//! [`poll_transmit`](Connection::poll_transmit) gives, from wherever that lies, and says by
+//! [`sent`](Connection::sent) how much of it went. Before it waits, it asks for the
+//! [`deadline`](Connection::deadline): time comes in there, so that no clock is read for each message.
+
+mod budget;
+mod input;
+mod output;
+mod patience;
+mod reply;
+mod slots;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Instant;
+
+use super::handshake::Negotiated;
+use super::reply::ReplyEncoder;
+use super::rules::RequestRules;
+use crate::export::MetaContext;
+use crate::wire::{Command, CommandFlags, ErrorCode, HeaderStyle};
+pub use budget::{Lease, MemoryBudget};
+pub use input::Place;
+use input::{Input, Payload};
+use output::Output;
+pub use output::Piece;
+pub use patience::{Expired, PRESSED_TIMEOUT};
+use slots::Slots;
+
+/// Bytes of unsent headers from which on nothing more is received: only error replies and block status come to
+/// as much.
+const MAX_UNSENT_HEADS: usize = 64 << 10;
+/// More room for bytes that wait than a connection keeps.
+const KEPT_BACKLOG: usize = 32 << 10;
+
+/// What a connection may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Requests that were begun and whose replies are not sent.
+    pub in_flight: usize,
+    /// Bytes that these may occupy. One request always may begin.
+    pub memory: usize,
+    /// The longest slice that is given to [`Connection::receive`]: what a payload keeps that is left in there.
+    pub window: usize,
+    /// Bits that the address of a payload must not have for it to be left where it was received.
+    pub alignment: usize,
+    /// How long a message may be half-way, in either direction, without a byte moving.
+    pub stall_timeout: std::time::Duration,
+    /// How long a client may ask for nothing.
+    pub idle_timeout: Option<std::time::Duration>,
+}
+
+/// Memory for a payload.
+pub trait Memory {
+    /// The bytes, at least as many as were asked for.
+    fn bytes(&mut self) -> &mut [u8];
+}
+
+/// What carries a request to the disk, and the answer back.
+pub trait Work {
+    /// The token of its [`Submission`].
+    fn token(&self) -> usize;
+    /// How it failed, if it did.
+    fn error(&self) -> Option<ErrorCode>;
+    /// Segments of the data that a READ has brought.
+    fn segments(&self) -> usize;
+    /// Bytes of one of them.
+    fn segment_len(&self, segment: usize) -> usize;
+    /// Whether one of them is known to be zeroes.
+    fn is_zero(&self, segment: usize) -> bool;
+    /// What a BLOCK_STATUS has found: lengths, and flags of `base:allocation`.
+    fn extents(&self) -> impl Iterator<Item = (u64, u64)>;
+}
+
+/// A request for the disk.
+#[derive(Debug)]
+pub struct Submission<M> {
+    /// To be told by [`Work::token`].
+    pub token: usize,
+    /// What to do: never DISC or anything unknown.
+    pub command: Command,
+    /// Those that are valid for the command.
+    pub flags: CommandFlags,
+    /// Where in the export, in bytes.
+    pub offset: u64,
+    /// How much of it, in bytes.
+    pub length: u64,
+    /// What a WRITE writes.
+    pub data: Data<M>,
+}
+
+/// Where the payload of a WRITE is.
+#[derive(Debug)]
+pub enum Data<M> {
+    /// There is none.
+    None,
+    /// A range of what was given to the call of [`Connection::receive`] before.
+    Here(Range<usize>),
+    /// In memory of its own.
+    Chunks(Vec<Chunk<M>>),
+}
+
+/// Memory that is filled with a payload.
+#[derive(Debug)]
+pub struct Chunk<M> {
+    /// The memory.
+    pub memory: M,
+    /// Bytes of it that belong to the payload.
+    pub len: usize,
+    got: usize,
+}
+
+/// Why no more requests are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The client has said goodbye, or nothing more will come from it.
+    Left,
+    /// The server ends.
+    Shutdown,
+}
+
+/// One connection in its transmission phase.
+///
+/// `W` carries requests to the disk and answers back, `M` is memory for payloads: the connection looks at both,
+/// and never copies data but into an `M`.
+#[derive(Debug)]
+pub struct Connection<W, M> {
+    style: HeaderStyle,
+    rules: RequestRules,
+    contexts: Vec<MetaContext>,
+    encoder: ReplyEncoder,
+    /// Extents are told in multiples of it, in bytes.
+    block: u64,
+    max_payload: u32,
+    limits: ConnectionLimits,
+    input: Input<M>,
+    /// Received, and not to be taken before there is room.
+    backlog: Vec<u8>,
+    slots: Slots,
+    ready: VecDeque<Submission<M>>,
+    out: Output<W>,
+    lease: Lease,
+    /// Bytes of memory that requests hold.
+    held: usize,
+    /// Bytes of receive buffers that writes keep from others.
+    pinned: usize,
+    left: bool,
+    shutting_down: bool,
+    /// Bytes have moved, or something became due, since `since`.
+    moved: bool,
+    since: Instant,
+}
+
+impl<W: Work, M: Memory> Connection<W, M> {
+    /// After its handshake. `lease` is its part of the memory of all connections.
+    #[must_use]
+    pub fn new(
+        negotiated: &Negotiated,
+        mut limits: ConnectionLimits,
+        lease: Lease,
+        now: Instant,
+    ) -> Self {
+        let sizes = negotiated.export.block_sizes();
+        // More is never to be had.
+        limits.memory = limits.memory.min(lease.most());
+        Self {
+            style: negotiated.style,
+            rules: RequestRules::new(negotiated),
+            contexts: negotiated.contexts.clone(),
+            encoder: ReplyEncoder::new(negotiated.style),
+            block: sizes.minimum().into(),
+            max_payload: sizes.max_payload(),
+            limits,
+            input: Input::default(),
+            backlog: Vec::new(),
+            slots: Slots::default(),
+            ready: VecDeque::new(),
+            out: Output::default(),
+            lease,
+            held: 0,
+            pinned: 0,
+            left: false,
+            shutting_down: false,
+            moved: false,
+            since: now,
+        }
+    }
+
+    /// The size of the export is this many bytes now.
+    pub fn set_size(&mut self, size: u64) {
+        self.rules.size = size;
+    }
+
+    /// Writes keep this many bytes of receive buffers from others.
+    pub fn set_pinned(&mut self, bytes: usize) {
+        self.pinned = bytes;
+    }
+
+    /// From now on every request is answered with ESHUTDOWN; those at the disk are answered as they end.
+    pub fn shut_down(&mut self) {
+        self.moved |= !self.shutting_down;
+        self.shutting_down = true;
+    }
+
+    /// Whether [`shut_down`](Self::shut_down) was called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down
+    }
+
+    /// Bytes have moved that are of no use yet: those of a record of TLS, say.
+    pub fn moved(&mut self) {
+        self.moved = true;
+    }
+
+    /// What the disk has to do next.
+    pub fn poll_request(&mut self) -> Option<Submission<M>> {
+        self.ready.pop_front()
+    }
+
+    /// What is to be sent, in this order.
+    pub fn poll_transmit(&self) -> impl Iterator<Item = Piece<'_, W>> {
+        self.out.pieces()
+    }
+
+    /// Whether anything is to be sent.
+    #[must_use]
+    pub fn wants_transmit(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// `bytes` of what [`poll_transmit`](Self::poll_transmit) gives were sent.
+    ///
+    /// # Panics
+    ///
+    /// If it gave fewer.
+    pub fn sent(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.moved = true;
+            self.out.advance(bytes);
+        }
+    }
+
+    /// One that carries nothing any more, as its reply was sent.
+    pub fn poll_free(&mut self) -> Option<W> {
+        let work = self.out.pop_sent()?;
+        let slot = self.slots.remove(work.token());
+        self.held -= slot.charge;
+        Some(work)
+    }
+
+    /// Requests that were begun and whose replies are not sent.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether nothing is at the disk or to be sent.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        // A write of which pieces are done and others are the client's to send.
+        let half = match &self.input {
+            Input::Payload(Payload { whole: Some(whole), .. }) => {
+                usize::from(self.slots.is_waiting_for_more(*whole))
+            }
+            _ => 0,
+        };
+        self.slots.len() == half && self.out.is_empty()
+    }
+
+    /// Whether nothing is under way in any direction: the client's next request is all that there is to wait for.
+    #[must_use]
+    pub fn is_between_requests(&self) -> bool {
+        self.is_quiet() && !self.is_half_way() && !self.has_backlog()
+    }
+
+    /// Why the connection ends once it [is quiet](Self::is_quiet), if it does.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        match (self.left, self.shutting_down) {
+            (true, _) => Some(Ending::Left),
+            (false, true) => Some(Ending::Shutdown),
+            (false, false) => None,
+        }
+    }
+}
