@@ -190,7 +190,8 @@ impl Remote {
     }
 
     async fn flush(&self) -> Status {
-        if self.abandoned.load(Ordering::Acquire) || !self.has_been_written() {
+        let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
+        if self.abandoned.load(Ordering::Acquire) || !can_flush || !self.has_been_written() {
             return Status::Ok;
         }
         let Ok(bdev) = self.disk.open(None, OpenMode::ReadOnly) else { return Status::Offline };
