@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{fstat, major, minor};
 
+const BLKROSET: libc::Ioctl = 0x125d;
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
 const BLKDISCARD: libc::Ioctl = 0x1277;
@@ -31,6 +32,17 @@ pub fn size(file: BorrowedFd<'_>) -> io::Result<u64> {
 /// `ENOTTY` if it is no block device.
 pub fn is_read_only(file: BorrowedFd<'_>) -> io::Result<bool> {
     get::<libc::c_int>(file, BLKROGET).map(|flag| flag != 0)
+}
+
+/// Makes it refuse writes, or take them again; one that its driver has made read-only stays so.
+///
+/// # Errors
+/// `EACCES` for whom may not do that, `ENOTTY` if it is no block device.
+pub fn set_read_only(file: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let flag = libc::c_int::from(read_only);
+    // SAFETY: the command reads one integer of that type from memory that is valid for the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), BLKROSET, std::ptr::from_ref(&flag)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The unit of its addresses, in bytes.

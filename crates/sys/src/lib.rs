@@ -6,7 +6,8 @@
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
 //!   [`direct`], [`lock`].
 //! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
-//! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`].
+//! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`]; what such a
+//!   process must not wait for: [`write_back`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
 //! queue that handed it over, from the submission to the completion: that is the invariant which nearly every
@@ -32,6 +33,7 @@ pub mod spin;
 mod transfer;
 pub mod ublk;
 pub mod uring;
+pub mod write_back;
 
 pub use event::{Event, EventWatch, Timer};
 pub use io_queue::{IoEngine, IoQueue};

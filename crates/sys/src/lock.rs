@@ -81,6 +81,16 @@ impl Lock {
     }
 }
 
+/// Whether another open file has a lock on this file. Asking takes none, so that it disturbs nobody.
+///
+/// # Errors
+/// The file system has no locks.
+pub fn is_held(file: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut lock = whole_file(libc::F_WRLCK);
+    fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(lock.l_type != short(libc::F_UNLCK))
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // If it fails, the lock goes when the file is closed.

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -36,6 +36,63 @@ impl Sizer {
             Error::io(format!("{} cannot be resized", device::path(self.index)), err)
         })
     }
+}
+
+/// What is done to a device before it runs.
+trait Commands {
+    fn set_socket(&self) -> io::Result<()>;
+    fn set_block_size(&self, bytes: u32) -> io::Result<()>;
+    fn set_size_blocks(&self, blocks: u64) -> io::Result<()>;
+    fn set_timeout(&self, seconds: u64) -> io::Result<()>;
+    fn set_flags(&self, flags: u64) -> io::Result<()>;
+    fn clear_socket(&self) -> io::Result<()>;
+}
+
+/// A device, and the connection for it.
+struct OfKernel<'a>(BorrowedFd<'a>, BorrowedFd<'a>);
+
+impl Commands for OfKernel<'_> {
+    fn set_socket(&self) -> io::Result<()> {
+        nbd::set_socket(self.0, self.1)
+    }
+
+    fn set_block_size(&self, bytes: u32) -> io::Result<()> {
+        nbd::set_block_size(self.0, bytes)
+    }
+
+    fn set_size_blocks(&self, blocks: u64) -> io::Result<()> {
+        nbd::set_size_blocks(self.0, blocks)
+    }
+
+    fn set_timeout(&self, seconds: u64) -> io::Result<()> {
+        nbd::set_timeout(self.0, seconds)
+    }
+
+    fn set_flags(&self, flags: u64) -> io::Result<()> {
+        nbd::set_flags(self.0, flags)
+    }
+
+    fn clear_socket(&self) -> io::Result<()> {
+        nbd::clear_socket(self.0)
+    }
+}
+
+/// Gives a device its connection first: the driver takes one from one process only (`nbd_add_socket`), so that whoever has
+/// got that far owns it. Nobody else changes anything of it.
+fn set_up(device: &impl Commands, setup: &Setup) -> io::Result<()> {
+    device.set_socket()?;
+    let the_rest = || {
+        device.set_block_size(setup.block_size)?;
+        device.set_size_blocks(setup.size / u64::from(setup.block_size))?;
+        device.set_timeout(setup.timeout.as_secs().max(1))?;
+        device.set_flags(setup.server_flags.into())
+    };
+    let done = the_rest();
+    if done.is_err() {
+        // The first error says more.
+        let _ = device.clear_socket();
+    }
+    done
 }
 
 /// A device of the kernel that lives as long as this does.
@@ -73,19 +130,7 @@ impl IoctlDevice {
         if device::server(index).is_some() {
             return Err(Error::new(ErrorKind::Busy, format!("{path} is in use")));
         }
-        let set_up = || {
-            let file = device.as_fd();
-            nbd::set_block_size(file, setup.block_size)?;
-            nbd::set_size_blocks(file, setup.size / u64::from(setup.block_size))?;
-            nbd::set_timeout(file, setup.timeout.as_secs().max(1))?;
-            nbd::set_flags(file, setup.server_flags.into())?;
-            nbd::set_socket(file, socket.as_fd())
-        };
-        if let Err(err) = set_up() {
-            // It was not ours yet, or has to be given back.
-            let _ = nbd::clear_socket(device.as_fd());
-            return Err(failed(err));
-        }
+        set_up(&OfKernel(device.as_fd(), socket.as_fd()), setup).map_err(failed)?;
         let runner = Arc::clone(&device);
         let runner = std::thread::Builder::new().name(format!("nbd{index}")).spawn(move || {
             let ended = nbd::do_it(runner.as_fd());
@@ -160,5 +205,72 @@ impl Drop for IoctlDevice {
             // Its thread ends with that, whenever the server hangs up.
             let _ = nbd::disconnect(self.device.as_fd());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Notes what is done to it, and fails at one of it.
+    #[derive(Default)]
+    struct Fake {
+        done: RefCell<Vec<&'static str>>,
+        fails: &'static str,
+    }
+
+    impl Fake {
+        fn does(&self, what: &'static str) -> io::Result<()> {
+            self.done.borrow_mut().push(what);
+            if what == self.fails { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) }
+        }
+    }
+
+    impl Commands for Fake {
+        fn set_socket(&self) -> io::Result<()> {
+            self.does("socket")
+        }
+
+        fn set_block_size(&self, _: u32) -> io::Result<()> {
+            self.does("block size")
+        }
+
+        fn set_size_blocks(&self, _: u64) -> io::Result<()> {
+            self.does("size")
+        }
+
+        fn set_timeout(&self, _: u64) -> io::Result<()> {
+            self.does("timeout")
+        }
+
+        fn set_flags(&self, _: u64) -> io::Result<()> {
+            self.does("flags")
+        }
+
+        fn clear_socket(&self) -> io::Result<()> {
+            self.does("clear")
+        }
+    }
+
+    #[test]
+    fn a_device_that_another_process_sets_up_is_left_alone() {
+        let setup = Setup {
+            index: Some(0),
+            size: 1 << 20,
+            block_size: 512,
+            server_flags: 1,
+            timeout: Duration::from_secs(1),
+            dead_conn_timeout: Duration::ZERO,
+            identifier: String::new(),
+        };
+        let done = |fails| {
+            let fake = Fake { fails, ..Fake::default() };
+            (set_up(&fake, &setup).is_ok(), fake.done.into_inner())
+        };
+        assert_eq!(done("socket"), (false, vec!["socket"]));
+        assert_eq!(done("size"), (false, vec!["socket", "block size", "size", "clear"]));
+        assert_eq!(done(""), (true, vec!["socket", "block size", "size", "timeout", "flags"]));
     }
 }

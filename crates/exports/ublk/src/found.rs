@@ -4,7 +4,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use blockyard_sys::ublk::{Control, State};
+use blockyard_sys::ublk::{CONTROL_PATH, Control, OpenError, State};
+use blockyard_sys::uring::Unavailable;
 
 use crate::error::{Error, ErrorKind};
 
@@ -74,16 +75,49 @@ fn is_no_device(err: &io::Error) -> bool {
 
 /// The way to the driver, or why there is none and what to do.
 pub(crate) fn open_control() -> Result<Control, Error> {
-    use blockyard_sys::ublk::CONTROL_PATH;
-    Control::open().map_err(|err| match err.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::Unsupported if !Path::new(CONTROL_PATH).exists() => {
-            let what = "this kernel has no ublk driver loaded; run: modprobe ublk_drv (Linux 6.0 or newer)";
-            Error::new(ErrorKind::Unavailable, what).caused_by(err)
+    Control::open().map_err(|err| no_control(err, Path::new(CONTROL_PATH).exists()))
+}
+
+fn no_control(err: OpenError, exists: bool) -> Error {
+    match err {
+        OpenError::Driver(err) => match err.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::Unsupported if !exists => {
+                let what = "this kernel has no ublk driver loaded; run: modprobe ublk_drv (Linux 6.0 or newer)";
+                Error::new(ErrorKind::Unavailable, what).caused_by(err)
+            }
+            io::ErrorKind::PermissionDenied => {
+                let what = format!("{CONTROL_PATH} may not be opened by this user; run as root");
+                Error::new(ErrorKind::NotPermitted, what).caused_by(err)
+            }
+            _ => Error::io(format!("{CONTROL_PATH} cannot be used"), err),
+        },
+        // Where it is forbidden, whoever runs as root may not either.
+        OpenError::Ring(err @ Unavailable::Failed(_)) => {
+            Error::new(ErrorKind::Io, "ublk needs an io_uring").caused_by(err)
         }
-        io::ErrorKind::PermissionDenied => {
-            let what = format!("{CONTROL_PATH} may not be opened by this user; run as root");
-            Error::new(ErrorKind::NotPermitted, what).caused_by(err)
+        OpenError::Ring(err) => {
+            Error::new(ErrorKind::Unavailable, "ublk needs io_uring").caused_by(err)
         }
-        _ => Error::io(format!("{CONTROL_PATH} cannot be used"), err),
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_us_from_the_driver_is_told_apart() {
+        let kind = |err, exists| no_control(err, exists).kind();
+        let driver = |kind| OpenError::Driver(io::Error::from(kind));
+        assert_eq!(kind(driver(io::ErrorKind::NotFound), false), ErrorKind::Unavailable);
+        assert_eq!(kind(driver(io::ErrorKind::PermissionDenied), true), ErrorKind::NotPermitted);
+        assert_eq!(kind(driver(io::ErrorKind::Other), true), ErrorKind::Io);
+        for forbidden in
+            [Unavailable::Sysctl("2".into()), Unavailable::Policy, Unavailable::Missing]
+        {
+            assert_eq!(kind(OpenError::Ring(forbidden), true), ErrorKind::Unavailable);
+        }
+        let no_memory = io::Error::from(io::ErrorKind::OutOfMemory);
+        assert_eq!(kind(OpenError::Ring(Unavailable::Failed(no_memory)), true), ErrorKind::Io);
+    }
 }

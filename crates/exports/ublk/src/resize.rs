@@ -1,12 +1,14 @@
 //! The kernel's disk grows and shrinks with ours.
 
+use std::io;
 use std::sync::Arc;
 
 use blockyard_blkmq::{Disk, DiskListener, Event};
-use blockyard_sys::ublk::Control;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+use crate::found::open_control;
 
 /// Told of a new size; the kernel is told from another thread, as that may wait.
 struct Told(watch::Sender<()>);
@@ -39,7 +41,8 @@ impl Follow {
         let task = runtime.spawn(async move {
             while told.changed().await.is_ok() {
                 let size = Arc::clone(&size);
-                let update = move || Control::open()?.update_size(id, size());
+                let update =
+                    move || open_control().map_err(io::Error::other)?.update_size(id, size());
                 match tokio::task::spawn_blocking(update).await {
                     Ok(Err(err)) => tracing::warn!(
                         id,

@@ -10,9 +10,19 @@ use std::time::Duration;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::abi::{self, BasicParams, ControlCommand, DeviceInfo, DiscardParams, Features, Params};
+use crate::uring::Unavailable;
 
 /// How long it takes at most to remove a device that nobody uses.
 const DELETED: Duration = Duration::from_secs(1);
+
+/// Why there is no way to the driver.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Its file cannot be opened: `ENOENT` where the driver is not there, `EACCES` for whom may not use it.
+    Driver(io::Error),
+    /// Commands go by an io_uring, and there is none.
+    Ring(Unavailable),
+}
 
 /// The way to the driver. A command waits until the driver has answered; that may take as long as a disk takes.
 pub struct Control {
@@ -24,10 +34,12 @@ impl Control {
     /// Opens `/dev/ublk-control`.
     ///
     /// # Errors
-    /// `ENOENT` where the driver is not there, `EACCES` for whom may not use it; or why there is no io_uring.
-    pub fn open() -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(abi::CONTROL_PATH)?.into();
-        let ring = IoUring::builder().dontfork().build(1)?;
+    /// [`OpenError`] says which half of it is not to be had.
+    pub fn open() -> Result<Self, OpenError> {
+        let file = OpenOptions::new().read(true).write(true).open(abi::CONTROL_PATH);
+        let file = file.map_err(OpenError::Driver)?.into();
+        let ring = IoUring::builder().dontfork().build(1);
+        let ring = ring.map_err(|err| OpenError::Ring(err.into()))?;
         Ok(Self { file, ring })
     }
 
@@ -44,8 +56,11 @@ impl Control {
     /// Makes a device with no disk yet, numbered `id`, or as the driver likes. Says how it came out.
     ///
     /// # Errors
-    /// `EEXIST` if the number is taken.
+    /// `EEXIST` if the number is taken, `EINVAL` if there is none such: all of its bits set ask for any.
     pub fn add(&mut self, id: Option<u32>, info: &DeviceInfo) -> io::Result<DeviceInfo> {
+        if id == Some(abi::ANY_DEVICE) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         let id = id.unwrap_or(abi::ANY_DEVICE);
         let mut info = Box::new(*info);
         info.dev_id = id;

@@ -19,7 +19,7 @@ pub use abi::{
     Attributes, BasicParams, CONTROL_PATH, Descriptor, DeviceInfo, DiscardParams, Features,
     MAX_QUEUE_DEPTH, Op, State,
 };
-pub use control::{Control, Device};
+pub use control::{Control, Device, OpenError};
 pub use queue::{Ended, Queue};
 
 /// Where the character device of a device is.

@@ -98,7 +98,7 @@ impl Queue {
     pub fn new(device: &Device, id: u16, info: &DeviceInfo) -> io::Result<Self> {
         let depth = info.queue_depth.clamp(1, abi::MAX_QUEUE_DEPTH);
         let event = Arc::new(Event::new()?);
-        let ring = ring::set_up(IoUring::builder(), depth.into())?;
+        let ring = ring::set_up(IoUring::builder(), entries(depth))?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         let max_io_bytes = info.max_io_buf_bytes as usize;
         let user_copy = info.features().contains(Features::USER_COPY);
@@ -398,6 +398,14 @@ impl fmt::Debug for Queue {
     }
 }
 
+/// Entries that are submitted together: a copy, and the commit that is linked to it.
+const LINKED: u32 = 2;
+
+/// Entries of the ring of a queue with so many requests: what is linked has to fit, or it would wait for room for ever.
+fn entries(depth: u16) -> u32 {
+    u32::from(depth).max(LINKED)
+}
+
 /// The driver's descriptions of the requests of a queue, by tag. Only the driver writes them.
 struct Descriptors {
     base: NonNull<Descriptor>,
@@ -446,5 +454,42 @@ impl Drop for Descriptors {
     fn drop(&mut self) {
         // SAFETY: the range is what `mmap` returned, and nothing refers to it.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A bound for what would never come to its end.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A sparse file stands for the device: it takes the data of requests, and refuses commands.
+    #[test]
+    fn a_queue_of_one_request_gives_it_its_data_and_commits_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let device = Device(Arc::new(file.into()));
+        let mut info = DeviceInfo::default().with_features(Features::USER_COPY);
+        (info.queue_depth, info.max_io_buf_bytes) = (1, 4096);
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut queue = Queue::new(&device, 0, &info).unwrap();
+            // As if a read had come.
+            queue.places[0] = Place::Ours;
+            queue.commit_data(0, std::iter::once(Segment::from_vec(b"data".to_vec())).collect());
+            let (mut requests, mut ended) = (Vec::new(), Vec::new());
+            queue.turn(&mut requests, &mut ended).unwrap();
+            while !queue.is_over() {
+                queue.turn(&mut requests, &mut ended).unwrap();
+            }
+            tell.send((requests.len(), ended)).unwrap();
+        });
+        let (requests, ended) = told.recv_timeout(LIMIT).expect("the copy and the commit fit");
+        assert_eq!(requests, 0);
+        assert!(matches!(ended[..], [Ended::Refused(_)]), "a file takes no commands: {ended:?}");
     }
 }
