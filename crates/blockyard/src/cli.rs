@@ -12,6 +12,9 @@ pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
 
 use crate::attach::Via;
 
+/// The highest number of a device: minors have 20 bits.
+const MAX_NUMBER: i64 = (1 << 20) - 1;
+
 const AFTER_HELP: &str = "\
 Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
 nbd://host/export  nbd+unix:///export?socket=/s&connections=2
@@ -50,6 +53,9 @@ pub enum Command {
     LookAt {
         /// The device.
         device: PathBuf,
+        /// Make it refuse writes meanwhile, or take them again.
+        #[arg(long, value_name = "YES")]
+        read_only: Option<bool>,
     },
     /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
     VhostUserBlk(VhostUserBlkArgs),
@@ -207,7 +213,7 @@ pub struct AttachArgs {
     #[arg(long)]
     pub read_only: bool,
     /// The number of the device, as 3 for /dev/ublkb3; a free one without.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=MAX_NUMBER))]
     pub number: Option<u32>,
     /// Queue threads; as many as CPUs without.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -218,12 +224,15 @@ pub struct AttachArgs {
     /// nbd: connections, and with that queues of the kernel's.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: u16,
-    /// nbd: after so many seconds without an answer the kernel asks again on another connection.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86400))]
-    pub timeout: u64,
+    /// nbd, one connection: after so many seconds without an answer the kernel wants another; 30 without.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub timeout: Option<u64>,
     /// nbd: so many seconds I/O waits for recover after the daemon has died.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub dead_timeout: u64,
+    /// Told to end while the device is in use, leave it to the next `recover`, instead of staying until nobody uses it.
+    #[arg(long)]
+    pub hand_over: bool,
     /// In the background: where the daemon's output goes.
     #[arg(long, value_name = "FILE", hide = true)]
     pub log: Option<PathBuf>,

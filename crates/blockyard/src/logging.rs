@@ -28,8 +28,10 @@ pub fn start(verbose: u8, daemon: bool) -> Result<()> {
     let targets = match std::env::var("BLOCKYARD_LOG").ok().filter(|text| !text.is_empty()) {
         None => Targets::new().with_default(level),
         Some(text) => targets(&text, level).map_err(|problem| {
-            Error::usage(format!("BLOCKYARD_LOG={text:?} is not valid: {problem}"))
-                .help("write a level (off, error, warn, info, debug, trace), TARGET=LEVEL, or several of them: warn,blockyard_export_nbd=trace")
+            Error::usage(format!("BLOCKYARD_LOG={text:?} is not valid: {problem}")).help(
+                "write a level (off, error, warn, info, debug, trace), TARGET=LEVEL, or several of them, \
+                 e.g. warn,blockyard_export_nbd=trace",
+            )
         })?,
     };
     let ansi = term::colored();

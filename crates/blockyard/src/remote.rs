@@ -190,7 +190,8 @@ impl Remote {
     }
 
     async fn flush(&self) -> Status {
-        if !self.has_been_written() {
+        let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
+        if self.abandoned.load(Ordering::Acquire) || !can_flush || !self.has_been_written() {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {

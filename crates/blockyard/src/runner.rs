@@ -8,7 +8,7 @@ use std::process::Command;
 use blockyard_export_nbd::Address;
 use tempfile::TempDir;
 
-use crate::daemon::{self, Daemon};
+use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 use crate::plan::Listen;
 
@@ -30,12 +30,20 @@ impl Runner {
         Self::new(command, private)
     }
 
-    /// A command; `private`: make a directory for a socket.
+    /// A command; `private`: make a directory for a socket, which nobody else can have made.
     ///
     /// # Errors
     /// The directory cannot be made.
     pub fn new(command: Command, private: bool) -> Result<Self> {
-        let directory = private.then(private_directory).transpose()?;
+        let make = || {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix("blockyard-run-").permissions(Permissions::from_mode(0o700)).tempdir()
+        };
+        let directory = private.then(make).transpose().map_err(|err| {
+            let place = std::env::temp_dir();
+            let what = format!("cannot make a directory in {}", place.display());
+            Error::failed(what).caused_by(err).help("TMPDIR names another place")
+        })?;
         Ok(Self { command, directory })
     }
 
@@ -46,26 +54,13 @@ impl Runner {
         Some(Address::Unix(directory.path().join("nbd.sock")).into())
     }
 
-    /// Runs the command beside `daemon`, and ends the daemon with it. Signals go to the command, which is waited for.
-    /// Returns the command's exit code.
+    /// Runs the command beside `daemon`, and ends the daemon with it. Signals are the command's, and the disk is there for as
+    /// long as it is. Returns the command's exit code.
     ///
     /// # Errors
     /// The command cannot be started, or the daemon fails.
     pub fn run(mut self, daemon: Daemon, uri: &str) -> Result<u8> {
         self.command.env("uri", uri).env("nbd", uri);
-        daemon.run_beside(|| daemon::Command::start(&mut self.command))
+        daemon.run_beside(&mut self.command)
     }
-}
-
-/// A directory for this user only, whose name nobody can know before.
-fn private_directory() -> Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    let made =
-        builder.prefix("blockyard-run-").permissions(Permissions::from_mode(0o700)).tempdir();
-    made.map_err(|err| {
-        let parent = std::env::temp_dir();
-        Error::failed(format!("cannot make a directory in {}", parent.display()))
-            .caused_by(err)
-            .help("set TMPDIR to a directory that this user may write to")
-    })
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Daemon, blockyard, run};
+use common::{Daemon, Said, blockyard, run};
 use tempfile::TempDir;
 
 #[test]
@@ -31,6 +31,12 @@ fn a_bad_uri_says_what_where_and_what_to_do() {
     }
     run(&["serve", "ram:1M", "--nbd", "s"]).code(64).contains(&["unix:/path", "tcp:host:port"]);
     run(&["serve", "ram:1M"]).code(64).contains(&["--nbd unix:"]);
+    run(&["serve", "ram:1M", "--nbd", "unix:s", "--nbd", "unix:s"])
+        .code(64)
+        .contains(&["--nbd unix:s is given twice"]);
+    let dir = TempDir::new().unwrap();
+    let output = blockyard(dir.path()).env("BLOCKYARD_LOG", "verbose").arg("list").output();
+    Said::of(&output.unwrap()).code(64).contains(&["BLOCKYARD_LOG", "\"verbose\"", "TARGET=LEVEL"]);
     run(&["serve", "ram:1M?name=a", "ram:1M?name=a", "--nbd", "unix:s"])
         .code(64)
         .contains(&["two disks are named"]);

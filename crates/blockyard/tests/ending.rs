@@ -130,11 +130,18 @@ fn a_signal_is_heard_while_a_server_does_not_answer() {
     let mut command = blockyard(&dir.path().join("run"));
     command.current_dir(dir.path());
     command.args(["serve", "nbd+unix:///?socket=silent", "--nbd", "unix:s"]);
-    let child = spawn(&mut command);
-    let (_held, _) = silent.accept().unwrap();
+    let mut child = spawn(&mut command);
+    silent.set_nonblocking(true).unwrap();
+    let _held = loop {
+        match silent.accept() {
+            Ok(held) => break held,
+            Err(err) => assert_eq!(err.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        assert!(child.0.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    };
     let begun = Instant::now();
     signal(&child.0, Signal::TERM);
-    let mut child = child;
     let lines = child.0.stderr.take().unwrap();
     let (code, text) = rest(child, lines);
     assert_eq!(code, Some(1), "{text}");
@@ -239,6 +246,9 @@ fn a_server_that_dies_keeps_nobody_from_ending() {
     assert!(begun.elapsed() < Duration::from_secs(30), "it would wait 120 s for the server");
 }
 
+/// What a shell does to wait for signals; whatever goes wrong, it is not there for ever.
+const WAIT: &str = "for i in $(seq 600); do sleep 0.1; done";
+
 /// A command that runs beside a daemon.
 fn run_beside(args: &[&str]) -> (TempDir, Guard) {
     let dir = TempDir::new().unwrap();
@@ -250,9 +260,9 @@ fn run_beside(args: &[&str]) -> (TempDir, Guard) {
 #[test]
 fn a_command_is_told_of_signals_and_waited_for() {
     for (script, code) in [
-        ("trap 'echo told; exit 7' TERM; echo ready; while :; do sleep 0.05; done", 7),
+        (&format!("trap 'echo told; exit 7' TERM; echo ready; {WAIT}"), 7),
         // The shell is told, and what it has started: nothing is left behind.
-        ("echo ready; sleep 1000", 128 + 15),
+        (&"echo ready; sleep 60; echo slept".to_owned(), 128 + 15),
     ] {
         let serve: &[&str] = &["serve", "ram:1M", "--run", script];
         let run: &[&str] = &["run", "ram:1M", "--", "sh", "-c", script];
@@ -277,8 +287,8 @@ fn a_command_is_told_of_signals_and_waited_for() {
 
 #[test]
 fn a_command_that_does_not_end_is_killed_by_a_second_signal() {
-    let script = "trap '' TERM INT; echo ready; while :; do sleep 0.05; done";
-    let (_dir, mut child) = run_beside(&["serve", "ram:1M", "--run", script]);
+    let script = format!("trap '' TERM INT; echo ready; {WAIT}");
+    let (_dir, mut child) = run_beside(&["serve", "ram:1M", "--run", &script]);
     let mut out = BufReader::new(child.0.stdout.take().unwrap());
     let mut line = String::new();
     out.read_line(&mut line).unwrap();

@@ -369,7 +369,8 @@ fn a_disk_is_changed_while_it_is_served() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("disk");
     std::fs::write(&file, vec![7; 1 << 20]).unwrap();
-    let daemon = Daemon::serve(&["ram:8M".into(), format!("file:{}", file.display())]);
+    let big = "ram:8M?block=4096&name=big".into();
+    let daemon = Daemon::serve(&["ram:8M".into(), format!("file:{}", file.display()), big]);
     daemon.run(&["set", "disk", "size=3M"]).code(0);
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 3 << 20);
     assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("disk")]).trim(), "3145728");
@@ -381,10 +382,15 @@ fn a_disk_is_changed_while_it_is_served() {
     daemon.run(&["set", "disk", "size=1M"]).code(64).contains(&["3145728", "--shrink"]);
     daemon.run(&["set", "disk", "size=1M", "--shrink"]).code(0);
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 3 << 20, "nothing is cut off");
-    daemon
-        .run(&["set", "ram0", "size=20000001"])
-        .code(1)
-        .contains(&["cannot set ram0", "no multiple of 512"]);
+    // Each is compared with what the one before it has made.
+    daemon.run(&["set", "ram0", "size=32M", "size=16M"]).code(64).contains(&["33554432"]);
+    for (disk, size, parts) in [
+        ("ram0", "size=40000001", ["cannot set ram0", "not a multiple of 512", "size=40000512"]),
+        ("big", "size=8389120", ["cannot set big", "not a multiple of 4096", "size=8392704"]),
+    ] {
+        daemon.run(&["set", disk, size]).code(64).contains(&parts);
+    }
+    daemon.run(&["set", "big", "size=8392704"]).code(0);
     daemon.run(&["set", "nodisk", "size=2M"]).code(1).contains(&["nodisk", "blockyard list"]);
     daemon.run(&["set", "ram0", "colour=red"]).code(64).contains(&["colour", "size"]);
 }

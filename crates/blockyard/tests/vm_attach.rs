@@ -37,6 +37,7 @@ fn run_in(vm: Vm, options: &str, script: &str) {
 const LIFECYCLE: &str = include_str!("vm/lifecycle.sh");
 const RECOVERY: &str = include_str!("vm/recovery.sh");
 const HOSTILE: &str = include_str!("vm/hostile.sh");
+const OWNERSHIP: &str = include_str!("vm/ownership.sh");
 
 #[test]
 fn ublk_from_attach_to_detach() {
@@ -78,7 +79,12 @@ fn nbd_survives_its_daemon() {
 
 #[test]
 fn nbd_with_three_connections_survives_its_daemon() {
-    run("--via nbd --connections 3 --timeout 3", RECOVERY);
+    run("--via nbd --connections 3", RECOVERY);
+}
+
+#[test]
+fn devices_belong_to_those_who_made_them() {
+    run("", OWNERSHIP);
 }
 
 #[test]

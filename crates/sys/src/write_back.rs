@@ -6,6 +6,9 @@
 
 use std::io;
 
+use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
+
 /// `linux/prctl.h`, Linux 5.6.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
@@ -23,8 +26,12 @@ pub fn set_io_flusher() -> io::Result<()> {
 /// Keeps all pages of the process in memory: those that it has, and others from their first use on.
 ///
 /// # Errors
-/// `EPERM` or `ENOMEM` without `CAP_IPC_LOCK` and with a limit (`RLIMIT_MEMLOCK`).
+/// `EPERM` without `CAP_IPC_LOCK` where there is a limit (`RLIMIT_MEMLOCK`): what is mapped later would fail at that.
 pub fn lock_memory() -> io::Result<()> {
+    let may = capabilities(None)?.effective.contains(CapabilitySet::IPC_LOCK);
+    if !may && getrlimit(Resource::Memlock).current.is_some() {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
     let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: no memory is read or written, and nothing that is mapped changes.
     let locked = unsafe { libc::mlockall(flags) };

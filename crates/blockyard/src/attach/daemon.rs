@@ -3,30 +3,43 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock, OpenMode};
 use blockyard_export_nbd as nbd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
+use super::answers::{Reply, Yard};
+use super::follow::{ReadOnly, set_read_only};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
-use super::{Wish, launch};
+use super::store::{Begun, Held, Store, forget_log};
+use super::{Wish, helper, launch, usage};
+use crate::control;
 use crate::control::report::DeviceReport;
-use crate::control::{self, Answer, report};
 use crate::daemon::Losses;
 use crate::daemon::signals::Signals;
 use crate::disks::DiskMaker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
+use crate::identity::DiskIdentity;
 use crate::plan::{ExportPlan, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
 use crate::remote::Remote;
 use crate::term;
+use crate::uri::{DiskPlan, DriverPlan};
 
 /// How long what a killed daemon has of its disk may take to be given up by the system.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
+/// How long the kernel may leave a message half-way: it hangs up by itself, and what it has asked may not be given up before
+/// that, or it asks again on another connection while the first is still with the disk.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// How often a daemon that is to end looks whether its device is still in use, at first and in the end.
+const LOOK: Duration = Duration::from_secs(1);
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
 /// The name that the disk goes by.
 const EXPORT: &str = "attached";
 
@@ -57,13 +70,35 @@ pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
     if background {
         launch::leave_the_starter();
     }
+    // Before there are other threads: they inherit it.
+    enter_write_back_path();
     crate::daemon::block_on(async move {
-        let attach = move || Server::open(&order)?.attach(&order, log);
-        let attached = tokio::task::spawn_blocking(attach)
-            .await
-            .map_err(|err| Error::failed("attaching failed").caused_by(err))??;
-        attached.serve(background).await
+        let (server, order) = blocking(move || Ok((Server::open(&order)?, order))).await?;
+        // From here on there is a device that an end by a signal would leave behind.
+        let signals = Signals::new()?;
+        let hang_up = signal(SignalKind::hangup())
+            .map_err(|err| Error::failed("cannot catch signals").caused_by(err))?;
+        let attached = blocking(move || server.attach(order, log)).await?;
+        attached.serve(signals, hang_up, background).await
     })
+}
+
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.map_err(|err| Error::failed("attaching failed").caused_by(err))?
+}
+
+/// The kernel may write to our disk to get memory, and wait for us.
+fn enter_write_back_path() {
+    use blockyard_sys::write_back::{lock_memory, set_io_flusher};
+    let done = [("set the io flusher state", set_io_flusher()), ("lock memory", lock_memory())];
+    for (what, result) in done {
+        if let Err(err) = result {
+            tracing::info!(%err, "cannot {what}: where memory is short, write-back may wait for itself");
+        }
+    }
 }
 
 /// A disk of ours, and what serves it.
@@ -71,20 +106,31 @@ struct Server {
     plan: YardPlan,
     layer: Arc<BlockLayer>,
     disk: Arc<Disk>,
+    identity: DiskIdentity,
     remotes: Vec<Remote>,
     threads: QueueThreads,
     nbd: Arc<nbd::Server>,
     clock: Arc<dyn Clock>,
     bell: Arc<Bell>,
+    /// The record of a device that is recovered: nobody else does.
+    held: Option<Held>,
 }
 
 impl Server {
     fn open(order: &Order) -> Result<Self> {
         let wish = order.wish();
-        let mut disk = crate::commands::disk_uri(&wish.uri)?;
+        let (disk, held) = match order {
+            Order::Attach(_) => (crate::commands::disk_uri(&wish.uri)?, None),
+            Order::Recover(record) => {
+                let held = Store::open()?.claim(record)?;
+                (to_recover(record)?, Some(held))
+            }
+        };
+        let mut disk = disk;
         disk.options.read_only |= wish.read_only;
         let mut plan = YardPlan::new(vec![disk])?;
         plan.threads = wish.threads.map_or(plan.threads, usize::from);
+        plan.nbd.limits.stall_timeout = NEVER;
         let mut export = ExportPlan::new(0, EXPORT);
         export.read_only = wish.read_only;
         plan.exports.push(export);
@@ -101,14 +147,20 @@ impl Server {
             Order::Attach(_) => maker.make(&plan.disks[0])?,
             Order::Recover(_) => patiently(|| maker.make(&plan.disks[0]))?,
         };
+        // It is there now: a file may have been made, or have come in the place of the one that was looked at before.
+        let identity = DiskIdentity::of(&plan.disks[0])?;
+        if let Order::Recover(record) = order {
+            check_identity(record, &identity)?;
+        }
         let remotes = maker.into_remotes();
         let config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
         let nbd = nbd::Server::new(config, threads.handles().to_vec())
             .map_err(crate::daemon::nbd_error)?;
-        Ok(Self { plan, layer, disk, remotes, threads, nbd, clock, bell })
+        Ok(Self { plan, layer, disk, identity, remotes, threads, nbd, clock, bell, held })
     }
 
-    fn attach(self, order: &Order, log: Option<PathBuf>) -> Result<Attached> {
+    fn attach(self, order: Order, log: Option<PathBuf>) -> Result<Attached> {
+        let store = Store::open()?;
         let mode = if self.disk.is_read_only() { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
         let bdev = self
             .disk
@@ -119,47 +171,84 @@ impl Server {
             threads: self.threads.handles(),
             server: &self.nbd,
             export: EXPORT,
+            outlives_us: !self.identity.is_volatile(),
         };
         let size = self.disk.capacity().bytes();
-        let failed = |err: Error| {
-            Error::failed(format!("cannot attach {}", order.wish().uri)).caused_by(err)
-        };
-        let (attachment, mark) = match order {
+        let failed =
+            |uri: &str, err: Error| Error::failed(format!("cannot attach {uri}")).caused_by(err);
+        let identity = self.identity.clone();
+        let (attachment, mut record, begun) = match &order {
             Order::Attach(wish) => {
                 let mark = new_mark();
-                (Attachment::attach(wish, mark, &below).map_err(failed)?, mark)
+                let begun = store.begin(mark)?;
+                let attachment =
+                    Attachment::attach(wish, mark, &below).map_err(|err| failed(&wish.uri, err))?;
+                let (via, number) = (attachment.via(), attachment.number());
+                let record = Record::new(via, number, mark, wish.clone(), identity);
+                (attachment, record, Some(begun))
             }
-            Order::Recover(record) => {
-                if size < record.size {
+            Order::Recover(before) => {
+                if size < before.size {
                     let what = format!(
                         "{} has {size} bytes; {} has {}: it is not the disk that was attached",
-                        record.wish.uri,
-                        record.path(),
-                        record.size
+                        before.wish.uri,
+                        before.path(),
+                        before.size
                     );
                     return Err(Error::failed(what));
                 }
-                (Attachment::take_over(record, &below).map_err(failed)?, record.mark)
+                let attachment = Attachment::take_over(before, &below)
+                    .map_err(|err| failed(&before.wish.uri, err))?;
+                let mut record = Record::clone(before);
+                (record.pid, record.identity) = (std::process::id(), identity);
+                (attachment, record, None)
             }
         };
-        let path = attachment.path();
-        let name = super::device_name(&path).to_owned();
-        let wish = order.wish().clone();
-        let mut record = Record::new(name, attachment.via(), attachment.number(), mark, wish, size);
-        record.log = log;
-        if let Order::Recover(before) = order {
-            record.directory.clone_from(&before.directory);
-        }
-        let attached = Attached { server: self, attachment: Some(attachment), record };
-        if let Err(err) = attached.record.save() {
-            attached.give_up();
-            return Err(err);
-        }
-        if let Order::Recover(before) = order {
-            before.forget_log();
-        }
-        Ok(attached)
+        (record.size, record.log) = (size, log);
+        let recovered = match order {
+            Order::Attach(_) => None,
+            Order::Recover(before) => Some(*before),
+        };
+        Ok(Attached { server: self, attachment: Some(attachment), record, store, begun, recovered })
     }
+}
+
+/// What is opened to go on with a device. It is never made anew, and has to be the disk that it was.
+fn to_recover(record: &Record) -> Result<DiskPlan> {
+    let (path, uri) = (record.path(), &record.wish.uri);
+    if record.identity.is_volatile() {
+        let what =
+            format!("what was in {uri} was in the memory of its daemon, and has gone with it");
+        return Err(Error::failed(format!("cannot recover {path}"))
+            .caused_by(Error::failed(what).help(format!("run: blockyard detach --force {path}"))));
+    }
+    // Paths that are not absolute start where they did. If that is no more, absolute ones are found all the same.
+    if let Err(err) = std::env::set_current_dir(&record.directory) {
+        tracing::warn!(directory = %record.directory.display(), %err, "cannot go there");
+    }
+    let mut plan = crate::commands::disk_uri(uri)?;
+    if let DriverPlan::File(file) = &mut plan.driver {
+        file.create = None;
+    }
+    check_identity(record, &DiskIdentity::of(&plan)?)?;
+    Ok(plan)
+}
+
+fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
+    if record.identity.same_disk(found) {
+        return Ok(());
+    }
+    let (path, uri) = (record.path(), &record.wish.uri);
+    let what = if found.is_absent() {
+        format!("{uri} is not there now")
+    } else {
+        format!("{uri} is another disk now: {found}, where {} was attached", record.identity)
+    };
+    Err(Error::failed(format!("cannot recover {path}")).caused_by(
+        Error::failed(what).help(
+            "bring the disk back to its place (is its file system mounted?), and recover again",
+        ),
+    ))
 }
 
 /// Tries again while somebody else has it.
@@ -181,28 +270,70 @@ struct Attached {
     /// None once it is detached.
     attachment: Option<Attachment>,
     record: Record,
+    store: Store,
+    /// Until it is on record.
+    begun: Option<Begun>,
+    /// What was on record before.
+    recovered: Option<Record>,
+}
+
+/// How a daemon comes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The kernel has nothing of it any more.
+    Detached,
+    /// The kernel waits for the next daemon.
+    HandedOver,
 }
 
 impl Attached {
-    /// Takes it back at once: nobody knows of it yet.
-    fn give_up(mut self) {
-        let runtime = self.server.threads.handles()[0].clone();
-        if let Some(attachment) = self.attachment.take()
-            && let Err(err) = attachment.remove(&runtime)
-        {
-            tracing::error!(%err, "it stays attached");
+    /// Listens to who asks, and puts it on record: in this order, as who finds it on record asks.
+    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<control::Server<Yard>> {
+        let control = control::Server::bind(Arc::new(self.yard(ask)))?;
+        self.save().await?;
+        self.begun = None;
+        if let Some(before) = self.recovered.take() {
+            forget_log(&before);
+        }
+        Ok(control)
+    }
+
+    async fn save(&mut self) -> Result<()> {
+        let (store, record) = (self.store.clone(), self.record.clone());
+        let held = blocking(move || store.save(&record)).await?;
+        self.server.held = Some(held);
+        Ok(())
+    }
+
+    fn yard(&self, ask: mpsc::Sender<Reply>) -> Yard {
+        let (server, record) = (&self.server, &self.record);
+        Yard {
+            plan: server.plan.clone(),
+            layer: Arc::clone(&server.layer),
+            disks: vec![Arc::clone(&server.disk)],
+            nbd: Arc::clone(&server.nbd),
+            device: DeviceReport {
+                path: record.path(),
+                via: record.via.name().into(),
+                uri: record.wish.uri.clone(),
+                recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
+            },
+            started: Instant::now(),
+            ask,
         }
     }
 
-    async fn serve(mut self, background: bool) -> Result<u8> {
-        let mut signals = Signals::new()?;
-        let (ask, mut asked) = mpsc::channel(1);
-        let yard = Arc::new(Yard::new(&self, ask));
-        let control = match control::Server::bind(yard) {
+    async fn serve(mut self, signals: Signals, hang_up: Signal, background: bool) -> Result<u8> {
+        let (ask, asked) = mpsc::channel(1);
+        let control = match self.announce(ask).await {
             Ok(control) => control,
             Err(err) => {
-                // Nobody could ever detach it.
-                let _ = self.detach().await;
+                // Nobody could ever detach it; what was recovered stays for the next one.
+                if self.recovered.is_none() {
+                    let _ = self.detach().await;
+                } else {
+                    std::mem::forget(self);
+                }
                 return Err(err);
             }
         };
@@ -216,40 +347,75 @@ impl Attached {
                 .map_err(|err| Error::failed("cannot leave the starter").caused_by(err))?;
         }
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let (tell, mut told) = mpsc::channel(1);
-        let gone = loop {
+        let end = self.until_the_end(signals, hang_up, asked).await;
+        crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
+        housekeeper.abort();
+        let ended = match end {
+            End::Detached => self.end().await,
+            // Taking it down in order would wait for the kernel's requests. All of them are asked again.
+            End::HandedOver => {
+                std::mem::forget(self);
+                Ok(())
+            }
+        };
+        control.abort();
+        // Cancelled: that removes its socket.
+        let _ = control.await;
+        ended.map(|()| 0)
+    }
+
+    async fn until_the_end(
+        &mut self,
+        mut signals: Signals,
+        mut hang_up: Signal,
+        mut asked: mpsc::Receiver<Reply>,
+    ) -> End {
+        let mut read_only = ReadOnly::of(&self.server.disk);
+        let (tell, mut refused) = mpsc::channel(1);
+        let mut leaving = false;
+        let mut telling: Option<JoinHandle<()>> = None;
+        loop {
             tokio::select! {
-                () = signals.next() => ask_to_detach(self.record.path(), tell.clone()),
+                () = signals.next() => {
+                    if !std::mem::replace(&mut leaving, true) {
+                        leave(self.record.path(), tell.clone());
+                    } else if let Err(err) = usage::check_unused(&self.record.path(), self.record.pid) {
+                        tell_that_it_stays(&err);
+                    }
+                }
+                // Whoever has started us is gone; who uses the disk is not.
+                _ = hang_up.recv() => tracing::info!("a hang-up ends nothing here"),
                 Some(answer) = asked.recv() => {
                     let result = self.detach().await;
                     let detached = result.is_ok();
                     // Who asked may have left.
                     let _ = answer.send(result);
                     if detached {
-                        break true;
+                        return End::Detached;
                     }
                 }
-                Some(()) = told.recv() => {
-                    if self.attachment.as_ref().is_some_and(Attachment::is_recoverable) {
+                Some(()) = refused.recv() => {
+                    let recoverable = self.attachment.as_ref().is_some_and(Attachment::is_recoverable);
+                    if recoverable && self.record.wish.hand_over {
                         term::tell(format_args!("it waits for: blockyard recover {}", self.record.path()));
-                        break false;
+                        return End::HandedOver;
                     }
+                    term::tell("it is served until nobody uses it any more");
+                }
+                read_only = read_only.changed() => {
+                    self.record.read_only = read_only;
+                    if let Err(err) = self.save().await {
+                        tracing::warn!(%err, "the next daemon will not know whether it is read-only");
+                    }
+                    let (path, before) = (self.record.path(), telling.take());
+                    telling = Some(std::thread::spawn(move || {
+                        // One after the other. One that has panicked has said so.
+                        let _ = before.map(JoinHandle::join);
+                        set_read_only(&path, read_only);
+                    }));
                 }
             }
-        };
-        crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
-        housekeeper.abort();
-        let ended = if gone {
-            self.end().await
-        } else {
-            // Taking it down in order would wait for the kernel's requests. All of them are asked again.
-            std::mem::forget(self);
-            Ok(())
-        };
-        control.abort();
-        // Cancelled: that removes its socket.
-        let _ = control.await;
-        ended.map(|()| 0)
+        }
     }
 
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
@@ -260,7 +426,11 @@ impl Attached {
         tokio::task::spawn_blocking(move || attachment.remove(&runtime))
             .await
             .map_err(|err| Error::failed("detaching failed").caused_by(err))??;
-        self.record.forget();
+        self.begun = None;
+        if let Some(held) = self.server.held.take() {
+            let (store, record) = (self.store.clone(), self.record.clone());
+            blocking(move || store.forget(&record, &held)).await?;
+        }
         Ok(())
     }
 
@@ -282,85 +452,31 @@ impl Attached {
     }
 }
 
-/// Has another process ask us to detach, as a user would: it sees to it that nobody uses the disk, flushes it, and
-/// asks. If it cannot, that is told.
-fn ask_to_detach(path: String, told: mpsc::Sender<()>) {
-    tokio::task::spawn_blocking(move || {
-        let asked = std::env::current_exe().and_then(|program| {
-            let mut detach = std::process::Command::new(program);
-            control::pass_runtime_dir(&mut detach).arg("detach").arg(path).status()
-        });
-        match asked {
-            Ok(status) if status.success() => return,
-            // It has said why not.
-            Ok(_) => {}
-            Err(err) => tracing::error!(%err, "cannot ask for the end"),
+/// Has the device detached, as a user would: now, or as soon as nobody uses it. What keeps it is told each time, and `refused`
+/// hears of it.
+fn leave(path: String, refused: mpsc::Sender<()>) {
+    let own = std::process::id();
+    std::thread::spawn(move || {
+        let mut pause = LOOK;
+        loop {
+            match helper::detach(&path) {
+                Ok(status) if status.success() => return,
+                // It has said why not.
+                Ok(_) => {}
+                Err(err) => tracing::error!(%err, "cannot ask for the end"),
+            }
+            if refused.blocking_send(()).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+            while usage::check_unused(&path, own).is_err() {
+                std::thread::sleep(LOOK);
+            }
+            pause = (pause * 2).min(LONGEST_LOOK);
         }
-        // Nobody listens once the end has come.
-        let _ = told.blocking_send(());
     });
 }
 
-type Reply = oneshot::Sender<Result<()>>;
-
-/// The part of the daemon that answers questions.
-struct Yard {
-    plan: YardPlan,
-    layer: Arc<BlockLayer>,
-    disks: Vec<Arc<Disk>>,
-    nbd: Arc<nbd::Server>,
-    device: DeviceReport,
-    started: Instant,
-    ask: mpsc::Sender<Reply>,
-}
-
-impl Yard {
-    fn new(attached: &Attached, ask: mpsc::Sender<Reply>) -> Self {
-        let (server, record) = (&attached.server, &attached.record);
-        Self {
-            plan: server.plan.clone(),
-            layer: Arc::clone(&server.layer),
-            disks: vec![Arc::clone(&server.disk)],
-            nbd: Arc::clone(&server.nbd),
-            device: DeviceReport {
-                path: record.path(),
-                via: record.via.name().into(),
-                uri: record.wish.uri.clone(),
-                recoverable: attached.attachment.as_ref().is_some_and(Attachment::is_recoverable),
-            },
-            started: Instant::now(),
-            ask,
-        }
-    }
-}
-
-impl control::Answers for Yard {
-    fn report(&self) -> report::Daemon {
-        let mut report = report::Daemon::of(&self.plan, &self.disks, &self.nbd, &[], self.started);
-        report.devices.push(self.device.clone());
-        report
-    }
-
-    fn diskstats(&self) -> String {
-        self.layer.proc_diskstats()
-    }
-
-    fn partitions(&self) -> String {
-        self.layer.proc_partitions()
-    }
-
-    fn disks(&self) -> &[Arc<Disk>] {
-        &self.disks
-    }
-
-    async fn detach(&self) -> Answer {
-        let (tell, told) = oneshot::channel();
-        if self.ask.send(tell).await.is_err() {
-            return Answer::Done;
-        }
-        match told.await {
-            Ok(result) => result.into(),
-            Err(_) => Answer::Error("the daemon is ending".into()),
-        }
-    }
+fn tell_that_it_stays(err: &Error) {
+    term::tell(format_args!("{err}; it is served until nobody uses it any more"));
 }

@@ -4,7 +4,6 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 
 use blockyard_blkmq::Bdev;
-use blockyard_export_kernel_nbd as kernel_nbd;
 use blockyard_export_nbd::Server;
 use blockyard_export_ublk as ublk;
 use tokio::runtime::Handle;
@@ -16,9 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The upper half of the mark of a device of ours: "BYRD".
 const MARK: u64 = 0x4259_5244 << 32;
-/// Bits of a mark that are random; above them is the process id of the maker, which has 22 bits at most
-/// (`PID_MAX_LIMIT`).
-const RANDOM_BITS: u32 = 10;
+const UPPER_HALF: u64 = 0xffff_ffff << 32;
 
 /// What the kernel's requests go to.
 pub(super) struct Below<'a> {
@@ -27,6 +24,17 @@ pub(super) struct Below<'a> {
     /// Serves the disk over NBD, under the name `export`.
     pub(super) server: &'a Arc<Server>,
     pub(super) export: &'a str,
+    /// Another daemon could go on with it: its bytes are not in the memory of this one.
+    pub(super) outlives_us: bool,
+}
+
+impl Below<'_> {
+    /// As it was when the daemon before died. Whoever has opened it before that may write when it becomes writable again.
+    pub(super) fn make_read_only_again(&self, record: &Record) {
+        if record.read_only {
+            self.bdev.disk().set_read_only(true);
+        }
+    }
 }
 
 /// A disk of the kernel that this process serves.
@@ -39,14 +47,12 @@ pub(super) enum Attachment {
 /// A mark that no other device has.
 pub(super) fn new_mark() -> u64 {
     // The keys of a hasher are random.
-    let random = RandomState::new().build_hasher().finish() & ((1 << RANDOM_BITS) - 1);
-    MARK | u64::from(std::process::id()) << RANDOM_BITS | random
+    MARK | RandomState::new().build_hasher().finish() & !UPPER_HALF
 }
 
-/// The process that made a device with that mark, if it was one of ours.
-pub(super) fn maker(mark: u64) -> Option<u32> {
-    let ours = mark & !0xffff_ffff == MARK;
-    ours.then(|| u32::try_from((mark & 0xffff_ffff) >> RANDOM_BITS).unwrap_or(0))
+/// Whether a device with that mark was made by this program, though maybe not here.
+pub(super) fn is_ours(mark: u64) -> bool {
+    mark & UPPER_HALF == MARK
 }
 
 impl Attachment {
@@ -79,30 +85,28 @@ impl Attachment {
                 let config = ublk::Config {
                     id: wish.number,
                     depth: wish.depth,
+                    recoverable: below.outlives_us,
                     mark,
-                    ..ublk::Config::default()
                 };
                 ublk::Device::add(config, &below.bdev, below.threads)
                     .map(|device| Self::Ublk(Box::new(device)))
                     .map_err(ublk_error)
             }
-            Via::Nbd => NbdDevice::attach(wish, mark, below.server, below.export, &below.bdev)
-                .map(Self::Nbd),
-            Via::NbdIoctl => NbdIoctlDevice::attach(wish, below.server, below.export, &below.bdev)
-                .map(Self::NbdIoctl),
+            Via::Nbd => NbdDevice::attach(wish, mark, below).map(Self::Nbd),
+            Via::NbdIoctl => NbdIoctlDevice::attach(wish, below).map(Self::NbdIoctl),
         }
     }
 
     /// Goes on with what another process had attached. As [`Attachment::attach`].
     pub(super) fn take_over(record: &Record, below: &Below<'_>) -> Result<Self> {
-        let Below { bdev, server, export, .. } = below;
-        let (number, mark) = (record.number, record.mark);
+        let number = record.number;
         match record.via {
-            Via::Ublk => ublk::Device::take_over(number, bdev, below.threads)
-                .map(|device| Self::Ublk(Box::new(device)))
-                .map_err(ublk_error),
-            Via::Nbd => NbdDevice::take_over(&record.wish, number, mark, server, export, bdev)
-                .map(Self::Nbd),
+            Via::Ublk => {
+                below.make_read_only_again(record);
+                let device = ublk::Device::take_over(number, &below.bdev, below.threads);
+                device.map(|device| Self::Ublk(Box::new(device))).map_err(ublk_error)
+            }
+            Via::Nbd => NbdDevice::take_over(record, below).map(Self::Nbd),
             Via::NbdIoctl => {
                 let what = format!("{} ended with its daemon", record.path());
                 Err(Error::failed(what).help("attach it anew"))
@@ -126,18 +130,11 @@ impl Attachment {
         }
     }
 
-    pub(super) fn path(&self) -> String {
-        match self {
-            Self::Ublk(device) => device.path(),
-            Self::Nbd(_) | Self::NbdIoctl(_) => kernel_nbd::path(self.number()),
-        }
-    }
-
     /// Whether another process could go on with it.
     pub(super) fn is_recoverable(&self) -> bool {
         match self {
             Self::Ublk(device) => device.is_recoverable(),
-            Self::Nbd(_) => true,
+            Self::Nbd(device) => device.is_recoverable(),
             Self::NbdIoctl(_) => false,
         }
     }
@@ -171,9 +168,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_says_who_made_it() {
-        assert_eq!(maker(new_mark()), Some(std::process::id()));
-        assert_eq!(maker(0), None);
-        assert_eq!(maker(MARK | 4_194_303_u64 << RANDOM_BITS), Some(4_194_303));
+    fn a_mark_is_ours_and_no_other_devices() {
+        let (one, other) = (new_mark(), new_mark());
+        assert!(is_ours(one) && is_ours(other) && one != other);
+        assert!(!is_ours(0) && !is_ours(one >> 32));
     }
 }

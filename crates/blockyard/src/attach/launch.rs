@@ -1,13 +1,13 @@
 //! A daemon in the background: started, and waited for until it is ready or has said what is wrong.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
-use crate::control::{make_runtime_dir, pass_runtime_dir, runtime_dir};
+use super::helper;
+use super::store::Store;
 use crate::error::{Error, Result};
 use crate::term;
 
@@ -19,16 +19,9 @@ use crate::term;
 /// # Errors
 /// It cannot be started.
 pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
-    let log = log_path()?;
-    let failed = |what: &str, err: io::Error| {
-        Error::failed(format!("{what} {}", log.display())).caused_by(err)
-    };
-    let out = open_log(&log).map_err(|err| failed("cannot make the log", err))?;
-    let mut command = Command::new(
-        std::env::current_exe()
-            .map_err(|err| Error::failed("this program is not found").caused_by(err))?,
-    );
-    pass_runtime_dir(&mut command).args(args).arg("--foreground").arg("--log").arg(&log);
+    let (log, out) = Store::open()?.new_log()?;
+    let mut command = helper::this_program();
+    command.args(args).arg("--foreground").arg("--log").arg(&log);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(out);
     if let Some(directory) = directory {
         command.current_dir(directory);
@@ -56,17 +49,6 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
         }
         Some(code) => Ok(code),
     }
-}
-
-fn log_path() -> Result<PathBuf> {
-    Ok(runtime_dir()?.join("attached").join(format!("{}.log", std::process::id())))
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    if let Some(directory) = path.parent() {
-        make_runtime_dir(directory)?;
-    }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// What a daemon in the background does first: no terminal and no group of its starter's can reach it.

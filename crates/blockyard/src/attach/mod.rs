@@ -3,17 +3,23 @@
 //! A disk that is attached has a daemon of its own, which holds the kernel's end of it. What it takes to go on
 //! with it, should the daemon die, is on record ([`record`]).
 
+mod answers;
 mod daemon;
+mod follow;
+mod helper;
 mod kernel;
 mod launch;
 mod leftover;
 mod nbd;
 pub mod record;
+pub(crate) mod store;
 pub(crate) mod usage;
 
 pub use daemon::{Order, run};
 pub use launch::launch;
-pub use leftover::{LeftBehind, clear_stillborn, left_behind, remove};
+pub use leftover::{
+    Fate, LeftBehind, Survey, UnreadableRecord, clear_unused, orphan_of, orphans, remove, survey,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,10 +47,18 @@ impl Via {
             Self::NbdIoctl => "nbd-ioctl",
         }
     }
+
+    /// How the names of its devices begin.
+    pub(crate) const fn stem(self) -> &'static str {
+        match self {
+            Self::Ublk => "ublkb",
+            Self::Nbd | Self::NbdIoctl => "nbd",
+        }
+    }
 }
 
 /// What a user wants attached, and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Wish {
     /// The disk.
     pub uri: String,
@@ -60,10 +74,12 @@ pub struct Wish {
     pub depth: u16,
     /// Connections of an nbd device.
     pub connections: u16,
-    /// After so many seconds the kernel gives a connection of an nbd device up, and asks on another.
-    pub timeout_seconds: u64,
+    /// After so many seconds the kernel gives the one connection of an nbd device up, and wants another.
+    pub timeout_seconds: Option<u64>,
     /// So many seconds a nbd device waits for a new connection before its I/O fails.
     pub dead_timeout_seconds: u64,
+    /// Its daemon may leave a device that is in use to the next one.
+    pub hand_over: bool,
 }
 
 /// The name of a kernel's disk: `/dev/nbd0` and `nbd0` are the same.
@@ -76,11 +92,11 @@ pub fn device_name(device: &str) -> &str {
 ///
 /// # Errors
 /// It is none of ublk or nbd.
-pub fn parse_device(device: &str) -> Result<(&'static str, u32)> {
+pub fn parse_device(device: &str) -> Result<(Via, u32)> {
     let name = device_name(device);
-    for (stem, prefix) in [("ublkb", "ublkb"), ("nbd", "nbd")] {
-        if let Some(number) = name.strip_prefix(prefix).and_then(|rest| rest.parse().ok()) {
-            return Ok((stem, number));
+    for via in [Via::Ublk, Via::Nbd] {
+        if let Some(number) = name.strip_prefix(via.stem()).and_then(|rest| rest.parse().ok()) {
+            return Ok((via, number));
         }
     }
     Err(Error::usage(format!("{device:?} is no disk that is attached here"))
@@ -93,8 +109,8 @@ mod tests {
 
     #[test]
     fn a_device_is_known_by_its_path_or_its_name() {
-        assert_eq!(parse_device("/dev/ublkb12").unwrap(), ("ublkb", 12));
-        assert_eq!(parse_device("nbd3").unwrap(), ("nbd", 3));
+        assert_eq!(parse_device("/dev/ublkb12").unwrap(), (Via::Ublk, 12));
+        assert_eq!(parse_device("nbd3").unwrap(), (Via::Nbd, 3));
         for wrong in ["/dev/sda", "nbd", "ublkbx", "/dev/nbd0p1", ""] {
             assert_eq!(parse_device(wrong).unwrap_err().kind().exit_code(), 64, "{wrong}");
         }

@@ -15,7 +15,9 @@ use blockyard_nbd::wire::HeaderStyle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Wish;
+use super::kernel::Below;
+use super::record::Record;
+use super::{Wish, helper};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long our own server may take to answer.
@@ -26,11 +28,18 @@ const POLL: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Blocks of a page are the largest that the kernel takes.
 const MAX_BLOCK: u32 = 4096;
+/// After how long the kernel gives the one connection up, unless told otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// With several connections the kernel never gives one up: it would ask the same on another at once, while what it had asked
+/// first is still with the disk, and may come to its end after something newer. Zero is not never to the driver
+/// (`nbd_xmit_timeout`); this is the longest that its counter of ticks can hold, at 1000 a second.
+const NEVER: Duration = Duration::from_secs(49 * 24 * 60 * 60);
 
 /// A device of the kernel's NBD client that was set up by netlink.
 pub(super) struct NbdDevice {
     index: u32,
     identifier: String,
+    is_recoverable: bool,
     _resized: Arc<dyn DiskListener>,
     keeper: JoinHandle<()>,
 }
@@ -43,6 +52,10 @@ struct Source {
 }
 
 impl Source {
+    fn of(below: &Below<'_>) -> Self {
+        Self { server: Arc::clone(below.server), export: below.export.into() }
+    }
+
     /// A connection past its handshake, and what was agreed on.
     fn connection(&self) -> Result<(OwnedFd, Negotiated)> {
         let (ours, theirs) = UnixStream::pair()
@@ -116,7 +129,7 @@ pub(super) fn mark(identifier: &str) -> Option<u64> {
     u64::from_str_radix(identifier.strip_prefix("blockyard-")?, 16).ok()
 }
 
-fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated) -> Result<Setup> {
+fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated, outlives_us: bool) -> Result<Setup> {
     let info = &negotiated.export;
     let block_size = info.block_sizes.as_ref().map_or(512, |sizes| sizes.minimum()).max(512);
     if block_size > MAX_BLOCK {
@@ -128,10 +141,24 @@ fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated) -> Result<Setup> {
         size: info.size,
         block_size,
         server_flags: info.flags.bits(),
-        timeout: Duration::from_secs(wish.timeout_seconds),
-        dead_conn_timeout: Duration::from_secs(wish.dead_timeout_seconds),
+        timeout: timeout(wish),
+        // Nobody else could go on with it.
+        dead_conn_timeout: Duration::from_secs(if outlives_us {
+            wish.dead_timeout_seconds
+        } else {
+            0
+        }),
         identifier: identifier(mark),
     })
+}
+
+/// How long the kernel waits for an answer.
+fn timeout(wish: &Wish) -> Duration {
+    match wish.timeout_seconds {
+        _ if wish.connections > 1 => NEVER,
+        Some(seconds) => Duration::from_secs(seconds),
+        None => TIMEOUT,
+    }
 }
 
 /// A device of the kernel's NBD client that was set up by ioctls.
@@ -143,18 +170,14 @@ pub(super) struct NbdIoctlDevice {
 
 impl NbdIoctlDevice {
     /// Sets one up. Must be called within a runtime, which sees to its size.
-    pub(super) fn attach(
-        wish: &Wish,
-        server: &Arc<Server>,
-        export: &str,
-        bdev: &Arc<Bdev>,
-    ) -> Result<Self> {
-        let source = Source { server: Arc::clone(server), export: export.into() };
-        let (socket, negotiated) = source.connection()?;
-        let setup = setup(wish, 0, &negotiated)?;
+    pub(super) fn attach(wish: &Wish, below: &Below<'_>) -> Result<Self> {
+        let (socket, negotiated) = Source::of(below).connection()?;
+        let mut setup = setup(wish, 0, &negotiated, false)?;
+        // It has one, and cannot be given another.
+        setup.timeout = NEVER;
         let device = IoctlDevice::connect(&setup, socket).map_err(nbd_error)?;
         scan(device.index());
-        let (resized, size) = Resized::subscribe(bdev);
+        let (resized, size) = Resized::subscribe(&below.bdev);
         let follower = tokio::spawn(follow(device.sizer(), size));
         Ok(Self { device, _resized: resized, follower })
     }
@@ -190,53 +213,39 @@ fn warn_of_size(err: &kernel::Error) {
 /// The kernel looks for partitions when its disk is opened next. That is for another process to do: until they
 /// are read, one that opens it cannot end, and if it were us, nobody could take over from us.
 fn scan(index: u32) {
-    let looked = std::env::current_exe().and_then(|program| {
-        std::process::Command::new(program).arg("look-at").arg(kernel::path(index)).status()
-    });
-    if let Err(err) = looked {
+    if let Err(err) = helper::look_at(&kernel::path(index), None) {
         tracing::warn!(%err, "partitions are found when the disk is opened next");
     }
 }
 
 impl NbdDevice {
     /// Sets one up by netlink. Must be called within a runtime, which sees to dead connections.
-    pub(super) fn attach(
-        wish: &Wish,
-        mark: u64,
-        server: &Arc<Server>,
-        export: &str,
-        bdev: &Arc<Bdev>,
-    ) -> Result<Self> {
+    pub(super) fn attach(wish: &Wish, mark: u64, below: &Below<'_>) -> Result<Self> {
         let mut driver = Driver::open().map_err(nbd_error)?;
         let links = driver.links().map_err(nbd_error)?;
-        let source = Source { server: Arc::clone(server), export: export.into() };
-        let (sockets, negotiated) = source.connections(wish.connections.into())?;
-        let setup = setup(wish, mark, &negotiated)?;
+        let (sockets, negotiated) = Source::of(below).connections(wish.connections.into())?;
+        let setup = setup(wish, mark, &negotiated, below.outlives_us)?;
         let index = driver.connect(&setup, &borrow(&sockets)).map_err(nbd_error)?;
         scan(index);
-        Ok(Self::running(driver, index, mark, links, source, wish, bdev))
+        Ok(Self::running(driver, index, mark, links, wish, below))
     }
 
     /// Goes on with one whose connections have died with their server.
-    pub(super) fn take_over(
-        wish: &Wish,
-        index: u32,
-        mark: u64,
-        server: &Arc<Server>,
-        export: &str,
-        bdev: &Arc<Bdev>,
-    ) -> Result<Self> {
+    pub(super) fn take_over(record: &Record, below: &Below<'_>) -> Result<Self> {
+        let Record { wish, number: index, mark, .. } = record;
+        let (index, mark) = (*index, *mark);
         let mut driver = Driver::open().map_err(nbd_error)?;
         let links = driver.links().map_err(nbd_error)?;
-        let source = Source { server: Arc::clone(server), export: export.into() };
-        let (sockets, negotiated) = source.connections(wish.connections.into())?;
+        let (sockets, negotiated) = Source::of(below).connections(wish.connections.into())?;
+        // A connection that was made before that writes again as soon as the disk is writable.
+        below.make_read_only_again(record);
         driver.reconnect(index, &identifier(mark), &borrow(&sockets)).map_err(nbd_error)?;
         // It may have grown meanwhile. Not with the sockets: the kernel may wait for what it has asked, which needs
         // them.
         if let Err(err) = driver.resize(index, &identifier(mark), negotiated.export.size) {
             warn_of_size(&err);
         }
-        Ok(Self::running(driver, index, mark, links, source, wish, bdev))
+        Ok(Self::running(driver, index, mark, links, wish, below))
     }
 
     fn running(
@@ -244,26 +253,32 @@ impl NbdDevice {
         index: u32,
         mark: u64,
         links: Links,
-        source: Source,
         wish: &Wish,
-        bdev: &Arc<Bdev>,
+        below: &Below<'_>,
     ) -> Self {
-        let (resized, size) = Resized::subscribe(bdev);
+        let (resized, size) = Resized::subscribe(&below.bdev);
         let keeper = Keeper {
             driver,
             index,
             identifier: identifier(mark),
-            source,
+            source: Source::of(below),
+            bdev: Arc::clone(&below.bdev),
             connections: wish.connections.into(),
             dead: 0,
         };
         let identifier = keeper.identifier.clone();
         let keeper = tokio::spawn(keeper.keep(links, size));
-        Self { index, identifier, _resized: resized, keeper }
+        let is_recoverable = below.outlives_us;
+        Self { index, identifier, is_recoverable, _resized: resized, keeper }
     }
 
     pub(super) fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Whether the kernel waits for another daemon.
+    pub(super) fn is_recoverable(&self) -> bool {
+        self.is_recoverable
     }
 
     /// Ends it, and waits until the kernel has let go of it.
@@ -310,6 +325,7 @@ struct Keeper {
     index: u32,
     identifier: String,
     source: Source,
+    bdev: Arc<Bdev>,
     connections: usize,
     /// Connections that the kernel has given up, and has no others for.
     dead: usize,
@@ -358,8 +374,12 @@ impl Keeper {
             tokio::time::sleep(POLL).await;
             return;
         }
-        let source = self.source.clone();
-        let made = tokio::task::spawn_blocking(move || source.connections(gone)).await;
+        let (source, bdev) = (self.source.clone(), Arc::clone(&self.bdev));
+        let made = tokio::task::spawn_blocking(move || {
+            until_all_has_ended(bdev.disk());
+            source.connections(gone)
+        });
+        let made = made.await;
         let replaced = match made {
             Ok(Ok((sockets, _))) => self
                 .driver
@@ -382,6 +402,12 @@ impl Keeper {
     }
 }
 
+/// Waits for all that the disk was asked so far. A connection may be gone while what it had asked is still with the disk.
+fn until_all_has_ended(disk: &Disk) {
+    disk.freeze();
+    disk.unfreeze();
+}
+
 fn said(err: &kernel::Error) -> String {
     let source = std::error::Error::source(err).map(|source| format!(": {source}"));
     format!("{err}{}", source.unwrap_or_default())
@@ -397,4 +423,28 @@ pub(super) fn nbd_error(err: kernel::Error) -> Error {
     };
     let error = Error::new(kind, "nbd").caused_by(err);
     if kind == ErrorKind::NotPermitted { error.help("run as root") } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_gives_up_a_connection_only_if_it_has_no_other_to_ask_on_at_once() {
+        let wish =
+            |connections, timeout_seconds| Wish { connections, timeout_seconds, ..Wish::default() };
+        assert_eq!(timeout(&wish(1, None)), TIMEOUT);
+        assert_eq!(timeout(&wish(1, Some(3))), Duration::from_secs(3));
+        assert_eq!(timeout(&wish(2, None)), NEVER);
+        assert_eq!(timeout(&wish(2, Some(3))), NEVER);
+        // It counts ticks in 32 bits (`nbd_set_cmd_timeout`), a thousand a second at most.
+        assert!(NEVER.as_millis() < u128::from(u32::MAX));
+    }
+
+    #[test]
+    fn an_identifier_has_the_mark_in_it() {
+        assert_eq!(mark(&identifier(0x4259_5244_0000_0007)), Some(0x4259_5244_0000_0007));
+        assert_eq!(mark("blockyard-"), None);
+        assert_eq!(mark("somebody-elses"), None);
+    }
 }

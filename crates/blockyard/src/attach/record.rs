@@ -1,22 +1,16 @@
 //! What is on record of a disk that is attached: enough to go on with it when its daemon has died.
-//!
-//! One file for each in the runtime directory, `attached/ublkb0.json`, written whole or not at all. It is gone
-//! with the machine's next start, as is the kernel's disk.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Via, Wish};
-use crate::control::{make_runtime_dir, runtime_dir};
-use crate::error::{Error, Result};
+use crate::identity::DiskIdentity;
 
 /// The form of the files.
-const VERSION: u32 = 1;
-/// The largest file that is read.
-const MAX_BYTES: u64 = 64 << 10;
+const VERSION: u32 = 2;
 
 /// A disk that is attached, or was when its daemon died.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,8 +30,12 @@ pub struct Record {
     pub directory: PathBuf,
     /// What was asked for.
     pub wish: Wish,
+    /// Which disk it is, whatever it is called.
+    pub identity: DiskIdentity,
     /// Bytes of the disk.
     pub size: u64,
+    /// It was made read-only since.
+    pub read_only: bool,
     /// Where the output of a daemon in the background goes.
     pub log: Option<PathBuf>,
 }
@@ -45,12 +43,22 @@ pub struct Record {
 impl Record {
     /// A record of what this process has attached.
     #[must_use]
-    pub fn new(device: String, via: Via, number: u32, mark: u64, wish: Wish, size: u64) -> Self {
-        // Without a directory, relative paths start at the root.
-        let directory = std::env::current_dir().unwrap_or_else(|_| "/".into());
-        let pid = std::process::id();
-        let log = None;
-        Self { version: VERSION, device, via, number, mark, pid, directory, wish, size, log }
+    pub fn new(via: Via, number: u32, mark: u64, wish: Wish, identity: DiskIdentity) -> Self {
+        Self {
+            version: VERSION,
+            device: format!("{}{number}", via.stem()),
+            via,
+            number,
+            mark,
+            pid: std::process::id(),
+            // Without a directory, relative paths start at the root.
+            directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+            wish,
+            identity,
+            size: 0,
+            read_only: false,
+            log: None,
+        }
     }
 
     /// Where the kernel has it.
@@ -59,94 +67,69 @@ impl Record {
         format!("/dev/{}", self.device)
     }
 
-    /// Puts it on record.
+    /// Whether another daemon can go on with it: the kernel waits for one, and the bytes are still there.
+    #[must_use]
+    pub fn is_recoverable(&self) -> bool {
+        self.via != Via::NbdIoctl && !self.identity.is_volatile()
+    }
+
+    /// Reads the record of a device.
     ///
     /// # Errors
-    /// The runtime directory cannot be written to.
-    pub fn save(&self) -> Result<()> {
-        let directory = directory()?;
-        let path = file(&directory, &self.device);
-        let write = || -> io::Result<()> {
-            make_runtime_dir(&directory)?;
-            let next = directory.join(format!("{}.{}", self.device, std::process::id()));
-            let mut out = fs::File::create(&next)?;
-            out.write_all(serde_json::to_string_pretty(self)?.as_bytes())?;
-            out.sync_all()?;
-            fs::rename(&next, &path)
-        };
-        write()
-            .map_err(|err| Error::failed(format!("cannot write {}", path.display())).caused_by(err))
-    }
-
-    /// Takes it off record, unless another has taken its place.
-    pub fn forget(&self) {
-        let Ok(directory) = directory() else { return };
-        let path = file(&directory, &self.device);
-        if read(&path).is_ok_and(|found| found.mark == self.mark && found.pid == self.pid) {
-            // Somebody may have been faster.
-            let _ = fs::remove_file(&path);
-            self.forget_log();
-        }
-    }
-}
-
-impl Record {
-    /// What its daemon had to say is of no interest any more.
-    pub(super) fn forget_log(&self) {
-        if let Some(log) = &self.log {
-            // Somebody may have looked at it and removed it.
-            let _ = fs::remove_file(log);
-        }
-    }
-}
-
-/// All that is on record, by the names of the devices. What cannot be read is told and left out.
-///
-/// # Errors
-/// The runtime directory cannot be read.
-pub fn all() -> Result<Vec<Record>> {
-    let directory = directory()?;
-    let mut records = Vec::new();
-    match fs::read_dir(&directory) {
-        Ok(entries) => {
-            for path in entries.flatten().map(|entry| entry.path()) {
-                if path.extension().is_some_and(|extension| extension == "json") {
-                    match read(&path) {
-                        Ok(record) => records.push(record),
-                        Err(err) => {
-                            tracing::warn!(path = %path.display(), %err, "not a record of ours");
-                        }
-                    }
-                }
+    /// Why it says nothing to this program: it is of another version, say.
+    pub(super) fn parse(device: &str, text: &[u8]) -> io::Result<Self> {
+        let value: Value = serde_json::from_slice(text)?;
+        match value.get("version").and_then(Value::as_u64) {
+            Some(version) if version == u64::from(VERSION) => {}
+            Some(version) => {
+                let what = format!("it is of version {version}, and this program knows {VERSION}");
+                return Err(io::Error::other(what));
             }
+            None => return Err(io::Error::other("it has no version")),
         }
-        Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-        Err(err) => {
-            let what = format!("cannot read {}", directory.display());
-            return Err(Error::failed(what).caused_by(err));
+        let record: Self = serde_json::from_value(value)?;
+        if record.device != device
+            || record.device != format!("{}{}", record.via.stem(), record.number)
+        {
+            return Err(io::Error::other("it is of another device than its name says"));
         }
+        Ok(record)
     }
-    records.sort_by(|a, b| (&a.device[..3], a.number).cmp(&(&b.device[..3], b.number)));
-    Ok(records)
 }
 
-fn read(path: &Path) -> io::Result<Record> {
-    use std::io::Read;
-    let mut text = String::new();
-    fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
-    let record: Record = serde_json::from_str(&text)?;
-    let (stem, number) = super::parse_device(&record.device).map_err(io::Error::other)?;
-    if record.version != VERSION || record.device != format!("{stem}{}", record.number) {
-        return Err(io::Error::other("another version, or not what its name says"));
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The record of a disk in a file that is attached as /dev/nbdN.
+    pub(in crate::attach) fn record(number: u32, mark: u64, uri: &str) -> Record {
+        let wish = Wish { uri: uri.into(), ..Wish::default() };
+        let identity = DiskIdentity::of(&uri.parse().unwrap()).unwrap();
+        Record::new(Via::Nbd, number, mark, wish, identity)
     }
-    debug_assert_eq!(number, record.number);
-    Ok(record)
-}
 
-fn directory() -> Result<PathBuf> {
-    Ok(runtime_dir()?.join("attached"))
-}
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_one_of_another_version_says_so() {
+        let record = record(3, 7, "ram:1M");
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(Record::parse("nbd3", text.as_bytes()).unwrap(), record);
+        let failed =
+            |device, text: &str| Record::parse(device, text.as_bytes()).unwrap_err().to_string();
+        assert!(failed("nbd4", &text).contains("another device"));
+        let newer = text.replace(&format!("\"version\":{VERSION}"), "\"version\":99");
+        assert!(failed("nbd3", &newer).contains("version 99"), "{newer}");
+        assert!(failed("nbd3", "{}").contains("no version"));
+        assert!(!failed("nbd3", "{\"version\":").is_empty());
+    }
 
-fn file(directory: &Path, device: &str) -> PathBuf {
-    directory.join(format!("{device}.json"))
+    #[test]
+    fn what_was_in_the_daemons_memory_cannot_be_recovered() {
+        assert!(!record(0, 1, "ram:1M").is_recoverable());
+        assert!(!record(0, 1, "null:1M").is_recoverable());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut stored = record(0, 1, file.path().to_str().unwrap());
+        assert!(stored.is_recoverable());
+        stored.via = Via::NbdIoctl;
+        assert!(!stored.is_recoverable(), "the kernel does not wait for another");
+    }
 }

@@ -3,13 +3,15 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Where the kernel tells of its devices.
+const SYSFS: &str = "/sys";
 /// Programs that look at every new disk for a moment (udev, say) are waited for so long.
 const GLANCE: Duration = Duration::from_secs(2);
 const GLANCE_POLL: Duration = Duration::from_millis(50);
@@ -43,16 +45,26 @@ pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
     }
 }
 
-/// Looks whether anybody but us and its daemon uses a disk, without opening it.
+/// Looks whether anybody but us and its daemon uses a disk or a partition of it, without opening it.
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] says by whom it is used.
 pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
-    let mounted =
-        || mount_point(path).map(|point| format!("it is mounted at {point}; run: umount {point}"));
-    let swap = || is_swap(path).then(|| format!("it is swap space; run: swapoff {path}"));
-    let held = || holder(path).map(|name| format!("it is part of {name}"));
-    match mounted().or_else(swap).or_else(held).or_else(|| opener(path, daemon)) {
+    let parts = parts(path, Path::new(SYSFS));
+    let mounted = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let point = mount_point(&mounts, &parts)?;
+        Some(format!("it is mounted at {point}; run: umount {point}"))
+    };
+    let swap = || {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        swap(&swaps, &parts).map(|part| format!("it is swap space; run: swapoff {part}"))
+    };
+    let held = || holder(&parts).map(|name| format!("it is part of {name}"));
+    let looped =
+        || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("it is the file of {name}"));
+    let users = mounted().or_else(swap).or_else(held).or_else(looped);
+    match users.or_else(|| opener(&parts, daemon)) {
         Some(who) => Err(busy(path, &who)),
         None => Ok(()),
     }
@@ -62,55 +74,94 @@ fn busy(path: &str, who: &str) -> Error {
     Error::new(ErrorKind::Busy, format!("{path} is in use: {who}"))
 }
 
+/// A disk, or a partition of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    /// Where it is: `/dev/nbd0p1`.
+    path: String,
+    /// Its number, as `43:1`.
+    number: String,
+    /// Where the kernel tells of it.
+    sysfs: PathBuf,
+}
+
+impl Part {
+    fn is_of(&self, device: u64) -> bool {
+        self.number == format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+    }
+}
+
+/// The disk, and then its partitions, which are folders in its own (Documentation/ABI/testing/sysfs-block).
+fn parts(path: &str, sysfs: &Path) -> Vec<Part> {
+    let disk = sysfs.join("block").join(super::device_name(path));
+    let part = |path: String, sysfs: PathBuf| {
+        let number = fs::read_to_string(sysfs.join("dev")).ok()?;
+        Some(Part { path, number: number.trim().into(), sysfs })
+    };
+    let mut parts: Vec<Part> = part(path.into(), disk.clone()).into_iter().collect();
+    let folders = fs::read_dir(&disk).into_iter().flatten().flatten();
+    parts.extend(folders.filter(|folder| folder.path().join("partition").exists()).filter_map(
+        |folder| part(format!("/dev/{}", folder.file_name().to_string_lossy()), folder.path()),
+    ));
+    parts
+}
+
 /// A device that is made of the disk: RAID, a mapping.
-fn holder(path: &str) -> Option<String> {
-    let holders = Path::new("/sys/class/block").join(super::device_name(path)).join("holders");
-    let holder = fs::read_dir(holders).ok()?.flatten().next()?;
-    Some(holder.file_name().to_string_lossy().into_owned())
+fn holder(parts: &[Part]) -> Option<String> {
+    let held = |part: &Part| fs::read_dir(part.sysfs.join("holders")).ok()?.flatten().next();
+    parts.iter().find_map(held).map(|holder| holder.file_name().to_string_lossy().into_owned())
 }
 
-fn is_swap(path: &str) -> bool {
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    swaps.lines().any(|line| is_of_disk(path, line.split_whitespace().next().unwrap_or("")))
-}
-
-/// Whether a path is that of the disk or of a partition of it.
-fn is_of_disk(disk: &str, path: &str) -> bool {
-    path.strip_prefix(disk).is_some_and(|rest| {
-        rest.is_empty() || rest.strip_prefix('p').is_some_and(|part| part.parse::<u32>().is_ok())
+/// A loop device that has it for its file: the kernel keeps that open itself.
+fn loop_device(parts: &[Part], sysfs: &Path) -> Option<String> {
+    let mut devices = fs::read_dir(sysfs.join("block")).ok()?.flatten();
+    devices.find_map(|device| {
+        let file = fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+        let name = device.file_name().to_string_lossy().into_owned();
+        parts.iter().any(|part| part.path == file.trim_end()).then_some(name)
     })
 }
 
-/// A process that has the disk open besides us and its daemon, which sets an nbd device up by keeping it open.
-fn opener(path: &str, daemon: u32) -> Option<String> {
-    let device = fs::metadata(path).ok()?.rdev();
+fn swap<'a>(swaps: &str, parts: &'a [Part]) -> Option<&'a str> {
+    let mut names = swaps.lines().filter_map(|line| line.split_whitespace().next());
+    names.find_map(|name| parts.iter().find(|part| part.path == name)).map(|part| &*part.path)
+}
+
+/// A process that has it open besides us and its daemon, which sets an nbd device up by keeping it open.
+fn opener(parts: &[Part], daemon: u32) -> Option<String> {
     let known = [std::process::id(), daemon];
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let name = process.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if known.contains(&pid) {
+            continue;
+        }
         // A process that has ended, or is another's.
         let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
         for file in files.flatten() {
             let Ok(found) = fs::metadata(file.path()) else { continue };
-            if !known.contains(&pid)
-                && found.file_type().is_block_device()
-                && found.rdev() == device
-            {
+            if !found.file_type().is_block_device() {
+                continue;
+            }
+            if let Some(part) = parts.iter().find(|part| part.is_of(found.rdev())) {
                 let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-                return Some(format!("process {pid} ({}) has it open", command.trim_end()));
+                let (command, path) = (command.trim_end(), &part.path);
+                return Some(format!("process {pid} ({command}) has {path} open"));
             }
         }
     }
     None
 }
 
-/// Where the disk, or a partition of it, is mounted.
-fn mount_point(path: &str) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (source, point) = (fields.next()?, fields.next()?);
-        is_of_disk(path, source).then(|| point.replace("\\040", " "))
+/// Where the disk, or a partition of it, is mounted (proc_pid_mountinfo(5)): by its number, or, where a file system has one of its
+/// own, by its name.
+fn mount_point(mountinfo: &str, parts: &[Part]) -> Option<String> {
+    mountinfo.lines().find_map(|line| {
+        let (fields, after) = line.split_once(" - ")?;
+        let (number, point) = (fields.split(' ').nth(2)?, fields.split(' ').nth(4)?);
+        let source = after.split(' ').nth(1)?;
+        let is_it = parts.iter().any(|part| part.number == number || part.path == source);
+        is_it.then(|| point.replace("\\040", " "))
     })
 }
 
@@ -125,14 +176,6 @@ pub(crate) fn settle(path: &str, claim: &File) -> Result<()> {
     })
 }
 
-/// Whether a process has ended, or is about to: threads of it that the kernel cannot stop may be left.
-pub(super) fn has_ended(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // After the name, which may be anything in parentheses (proc_pid_stat(5)).
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, None | Some('Z' | 'X'))
-}
-
 /// Whether there is such a device.
 pub(crate) fn exists(path: &str) -> bool {
     Path::new(path).exists()
@@ -142,19 +185,59 @@ pub(crate) fn exists(path: &str) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn partitions_belong_to_their_disk_and_other_disks_do_not() {
-        for path in ["/dev/nbd1", "/dev/nbd1p2", "/dev/nbd1p10"] {
-            assert!(is_of_disk("/dev/nbd1", path), "{path}");
-        }
-        for path in ["/dev/nbd10", "/dev/nbd1px", "/dev/nbd1p", "/dev/nbd2p1", "tmpfs"] {
-            assert!(!is_of_disk("/dev/nbd1", path), "{path}");
-        }
+    /// A disk with two partitions, of which one is part of a RAID, and its neighbour of nearly the same name.
+    fn sysfs() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = dir.path().join("block").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        put("nbd1/dev", "43:32\n");
+        put("nbd1/nbd1p1/dev", "43:33\n");
+        put("nbd1/nbd1p1/partition", "1\n");
+        put("nbd1/nbd1p2/dev", "259:0\n");
+        put("nbd1/nbd1p2/partition", "2\n");
+        put("nbd1/queue/dev", "is none\n");
+        put("nbd10/dev", "43:320\n");
+        dir
     }
 
     #[test]
-    fn a_process_that_is_there_has_not_ended() {
-        assert!(!has_ended(std::process::id()));
-        assert!(has_ended(u32::MAX));
+    fn partitions_are_looked_at_with_their_disk_and_no_others() {
+        let sysfs = sysfs();
+        let mut parts = parts("/dev/nbd1", sysfs.path());
+        parts.sort_by(|one, two| one.path.cmp(&two.path));
+        let names: Vec<_> = parts.iter().map(|part| (&*part.path, &*part.number)).collect();
+        assert_eq!(
+            names,
+            [("/dev/nbd1", "43:32"), ("/dev/nbd1p1", "43:33"), ("/dev/nbd1p2", "259:0")]
+        );
+        assert!(parts[2].is_of(rustix::fs::makedev(259, 0)));
+        assert_eq!(holder(&parts), None);
+        fs::create_dir_all(sysfs.path().join("block/nbd1/nbd1p2/holders/md0")).unwrap();
+        assert_eq!(holder(&parts).unwrap(), "md0");
+
+        assert_eq!(loop_device(&parts, sysfs.path()), None);
+        fs::create_dir_all(sysfs.path().join("block/loop3/loop")).unwrap();
+        fs::write(sysfs.path().join("block/loop3/loop/backing_file"), "/dev/nbd1p1\n").unwrap();
+        assert_eq!(loop_device(&parts, sysfs.path()).unwrap(), "loop3");
+
+        let swaps = "Filename Type Size Used Priority\n/dev/nbd10 partition 1 0 -2\n";
+        assert_eq!(swap(swaps, &parts), None);
+        let swaps = format!("{swaps}/dev/nbd1p2 partition 1 0 -2\n");
+        assert_eq!(swap(&swaps, &parts), Some("/dev/nbd1p2"));
+    }
+
+    #[test]
+    fn a_mount_is_found_by_its_number_or_by_its_name() {
+        let sysfs = sysfs();
+        let parts = parts("/dev/nbd1", sysfs.path());
+        let other = "22 1 43:320 / /other rw shared:1 - ext4 /dev/nbd10 rw\n";
+        assert_eq!(mount_point(other, &parts), None);
+        let by_number = format!("{other}23 1 259:0 / /a\\040b rw - ext4 /dev/disk/by-label/x rw\n");
+        assert_eq!(mount_point(&by_number, &parts).unwrap(), "/a b");
+        let by_name = format!("{other}24 1 0:44 / /pool rw - btrfs /dev/nbd1p1 rw\n");
+        assert_eq!(mount_point(&by_name, &parts).unwrap(), "/pool");
     }
 }

@@ -1,29 +1,47 @@
 //! `blockyard attach`, `detach` and `recover`: disks of ours as disks of the Linux kernel.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use blockyard_sys::block_device;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::attach::record::{self, Record};
-use crate::attach::{self, LeftBehind, Order, Via, Wish, usage};
+use crate::attach::record::Record;
+use crate::attach::store::{Store, Stored, Unreadable};
+use crate::attach::{self, Fate, LeftBehind, Order, Survey, Via, Wish, usage};
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
 use crate::control::Question;
-use crate::control::client::{ask_one, is_alive};
+use crate::control::client::ask_one;
 use crate::error::{Error, ErrorKind, Result};
+use crate::identity::DiskIdentity;
 use crate::term;
 
 /// How long a daemon that has detached its disk may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
 
-pub(super) fn attach(args: AttachArgs) -> Result<u8> {
+pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
     // A mistake is told here, not by a daemon.
-    super::disk_uri(&args.uri)?;
+    let plan = super::disk_uri(&args.uri)?;
+    if args.timeout.is_some() && args.connections > 1 {
+        let what = "with several connections the kernel gives none up, as it would ask twice at the same time";
+        return Err(Error::usage(what).help("leave out --timeout, or --connections"));
+    }
     if args.log.is_none() {
-        attach::clear_stillborn()?;
+        attach::clear_unused()?;
+    }
+    // One that cannot be looked at is none that was attached; opening it says why.
+    let identity = DiskIdentity::of(&plan).ok();
+    if let Some(orphan) = identity.as_ref().map(attach::orphan_of).transpose()?.flatten() {
+        agree(&args, &orphan)?;
+        let (path, uri) = (orphan.path(), &orphan.wish.uri);
+        term::tell(format_args!(
+            "{uri} was attached as {path} by a daemon that died: recovering it"
+        ));
+        return recover_one(orphan, args.foreground, args.log, verbose);
     }
     if !args.foreground {
         let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -41,43 +59,64 @@ pub(super) fn attach(args: AttachArgs) -> Result<u8> {
         connections: args.connections,
         timeout_seconds: args.timeout,
         dead_timeout_seconds: args.dead_timeout,
+        hand_over: args.hand_over,
     };
     attach::run(Order::Attach(wish), args.log)
 }
 
-pub(super) fn recover(args: RecoverArgs, verbose: u8) -> Result<u8> {
-    let orphans = orphans()?;
-    let wanted: Vec<&Record> = if args.devices.is_empty() {
-        orphans.iter().collect()
+/// What was left behind is what is wanted.
+fn agree(args: &AttachArgs, orphan: &Record) -> Result<()> {
+    let differs = if args.number.is_some_and(|number| number != orphan.number) {
+        Some("--number")
+    } else if args.via.is_some_and(|via| via != orphan.via) {
+        Some("--via")
+    } else if args.read_only != orphan.wish.read_only {
+        Some("--read-only")
     } else {
-        args.devices.iter().map(|device| find_orphan(&orphans, device)).collect::<Result<_>>()?
+        None
     };
-    if args.foreground {
-        let [record] = wanted[..] else {
-            let what = format!("in the foreground one device is recovered, not {}", wanted.len());
-            return Err(Error::usage(what).help("name one, as /dev/ublkb0"));
-        };
-        return attach::run(Order::Recover(Box::new(record.clone())), args.log);
+    let Some(option) = differs else { return Ok(()) };
+    let path = orphan.path();
+    let what = format!(
+        "{} was left behind as {path} by a daemon that died, and {option} asks for another device",
+        args.uri
+    );
+    Err(Error::failed(what).help(format!(
+        "run: blockyard recover {path}, and leave it or detach it; only detach --force loses what was not written yet"
+    )))
+}
+
+pub(super) fn recover(args: &RecoverArgs, verbose: u8) -> Result<u8> {
+    let mut orphans = attach::orphans()?;
+    if !args.devices.is_empty() {
+        let found = args.devices.iter().map(|device| find_orphan(&orphans, device).cloned());
+        orphans = found.collect::<Result<_>>()?;
     }
-    if wanted.is_empty() {
+    if args.foreground {
+        if orphans.len() != 1 {
+            let what = format!("in the foreground one device is recovered, not {}", orphans.len());
+            return Err(Error::usage(what).help("name one, as /dev/ublkb0"));
+        }
+    } else if orphans.is_empty() {
         term::tell("nothing to recover: no daemon has left an attached disk behind");
     }
     let mut worst = 0;
-    for record in wanted {
-        let mut again: Vec<OsString> = vec!["recover".into(), record.path().into()];
-        again.extend((0..verbose).map(|_| "-v".into()));
-        let code = attach::launch(&again, Some(&record.directory))?;
-        worst = worst.max(code);
+    for orphan in orphans {
+        worst = worst.max(recover_one(orphan, args.foreground, args.log.clone(), verbose)?);
     }
     Ok(worst)
 }
 
-/// What is on record of daemons that died.
-fn orphans() -> Result<Vec<Record>> {
-    let left = attach::left_behind()?;
-    let mut records = record::all()?;
-    records.retain(|record| left.iter().any(|left| left.recoverable && left.path == record.path()));
-    Ok(records)
+fn recover_one(orphan: Record, foreground: bool, log: Option<PathBuf>, verbose: u8) -> Result<u8> {
+    if foreground {
+        return attach::run(Order::Recover(Box::new(orphan)), log);
+    }
+    let mut again: Vec<OsString> = vec!["recover".into(), orphan.path().into()];
+    again.extend((0..verbose).map(|_| "-v".into()));
+    attach::launch(
+        &again,
+        Some(&orphan.directory).filter(|directory| directory.is_dir()).map(PathBuf::as_path),
+    )
 }
 
 fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
@@ -86,36 +125,51 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
         return Ok(record);
     }
     attach::parse_device(device)?;
-    let alive = record::all()?
-        .into_iter()
-        .find(|record| record.device == name)
-        .filter(|record| is_alive(record.pid).unwrap_or(false));
-    Err(match alive {
-        Some(record) => {
-            let what = format!("the daemon {} of {} is alive", record.pid, record.path());
-            Error::new(ErrorKind::Busy, what)
-        }
-        None => Error::failed(format!("there is nothing on record of {device}"))
-            .help("blockyard list shows what can be recovered"),
-    })
+    let contents = Store::open()?.read()?;
+    if let Some(Stored { record, is_served }) =
+        contents.records.into_iter().find(|stored| stored.record.device == name)
+    {
+        let path = record.path();
+        return Err(if is_served {
+            Error::new(ErrorKind::Busy, format!("the daemon {} of {path} is alive", record.pid))
+        } else {
+            let what =
+                format!("what was in {} has gone with the daemon of {path}", record.wish.uri);
+            Error::failed(what).help(format!("run: blockyard detach --force {path}"))
+        });
+    }
+    check_readable(name, &contents.unreadable)?;
+    Err(Error::failed(format!("there is nothing on record of {device}"))
+        .help("blockyard list shows what can be recovered"))
+}
+
+/// A device whose record is not understood is somebody's.
+fn check_readable(name: &str, unreadable: &[Unreadable]) -> Result<()> {
+    let Some(found) = unreadable.iter().find(|unreadable| unreadable.device == name) else {
+        return Ok(());
+    };
+    let what = format!("the record {} is not understood: {}", found.path.display(), found.why);
+    Err(Error::failed(what).help("use the blockyard that has attached it"))
 }
 
 pub(super) fn detach(args: &DetachArgs) -> Result<()> {
-    let left = attach::left_behind()?;
-    let records = record::all()?;
+    let left = attach::survey()?;
+    let contents = Store::open()?.read()?;
+    let records: Vec<Record> = contents.records.into_iter().map(|stored| stored.record).collect();
     let mut wanted: Vec<String> = Vec::new();
     if args.all {
         wanted.extend(records.iter().map(Record::path));
-        wanted.extend(left.iter().map(|left| left.path.clone()));
+        wanted.extend(left.left.iter().map(|left| left.path.clone()));
         wanted.sort();
         wanted.dedup();
     }
     for device in &args.devices {
+        check_readable(attach::device_name(device), &contents.unreadable)?;
         wanted.push(device_of(device, &records, &left)?);
     }
     let mut first = Ok(());
     for path in &wanted {
-        let detached = detach_one(path, &records, &left, args.force);
+        let detached = detach_one(path, &records, &left.left, args.force);
         match (&first, detached) {
             (Ok(()), Err(err)) => first = Err(err),
             (Err(_), Err(err)) => term::tell_error(&err),
@@ -126,18 +180,23 @@ pub(super) fn detach(args: &DetachArgs) -> Result<()> {
 }
 
 /// The path of a device that is named so, or has that disk in it.
-fn device_of(device: &str, records: &[Record], left: &[LeftBehind]) -> Result<String> {
+fn device_of(device: &str, records: &[Record], survey: &Survey) -> Result<String> {
     let name = attach::device_name(device);
     let by_name = records.iter().find(|record| record.device == name).map(Record::path);
     let by_left = || {
         let named = |left: &&LeftBehind| attach::device_name(&left.path) == name;
-        left.iter().find(named).map(|left| left.path.clone())
+        survey.left.iter().find(named).map(|left| left.path.clone())
     };
     if let Some(path) = by_name.or_else(by_left) {
         return Ok(path);
     }
-    let with_uri: Vec<_> = records.iter().filter(|record| record.wish.uri == device).collect();
-    match with_uri[..] {
+    if survey.elsewhere.iter().any(|path| attach::device_name(path) == name) {
+        let what = format!("{device} is not on record here: it may be served");
+        return Err(Error::failed(what)
+            .help("use the runtime directory that it was attached with (BLOCKYARD_RUNTIME_DIR), or its container"));
+    }
+    let with_disk = having(device, records);
+    match with_disk[..] {
         [record] => Ok(record.path()),
         [] => {
             attach::parse_device(device)?;
@@ -145,22 +204,35 @@ fn device_of(device: &str, records: &[Record], left: &[LeftBehind]) -> Result<St
                 .help("blockyard list shows what is"))
         }
         _ => {
-            let paths: Vec<_> = with_uri.iter().map(|record| record.path()).collect();
+            let paths: Vec<_> = with_disk.iter().map(|record| record.path()).collect();
             let what = format!("{device} is attached more than once: {}", paths.join(", "));
             Err(Error::usage(what).help("name the device"))
         }
     }
 }
 
+/// The records of that disk, however it is called; those of memory are told apart by their URI alone.
+fn having<'a>(uri: &str, records: &'a [Record]) -> Vec<&'a Record> {
+    let identity = super::disk_uri(uri).and_then(|plan| DiskIdentity::of(&plan)).ok();
+    let is_it = |record: &&Record| match &identity {
+        Some(identity) if !identity.is_volatile() => record.identity.same_disk(identity),
+        _ => record.wish.uri == uri,
+    };
+    records.iter().filter(is_it).collect()
+}
+
 fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) -> Result<()> {
     if let Some(left) = left.iter().find(|left| left.path == path) {
-        if !force {
-            let what = format!("the daemon of {path} has died");
-            return Err(Error::failed(what).help(format!(
-                "run: blockyard recover {path}, then detach it; or add --force, and lose what was not written yet"
-            )));
+        if force || left.fate == Fate::Unused {
+            return attach::remove(left);
         }
-        return attach::remove(left);
+        let what = format!("the daemon of {path} has died");
+        return Err(Error::failed(what).help(match left.fate {
+            Fate::Recoverable => format!(
+                "run: blockyard recover {path}, then detach it; or add --force, and lose what was not written yet"
+            ),
+            _ => "add --force: what was in it has gone with its daemon".into(),
+        }));
     }
     let Some(record) = records.iter().find(|record| record.path() == path) else {
         return Err(Error::failed(format!("{path} is not attached")));
@@ -190,7 +262,8 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     }
     wait_until_gone(path, record.via)?;
     // A daemon that ended well has taken it off record.
-    if record::all()?.iter().any(|left| left.path() == path && left.mark == record.mark) {
+    let contents = Store::open()?.read()?;
+    if contents.records.iter().any(|stored| stored.record.mark == record.mark) {
         return Err(Error::failed(format!("{path} is still attached: its daemon died"))
             .help(format!("blockyard recover {path}")));
     }
@@ -212,10 +285,69 @@ fn wait_until_gone(path: &str, via: Via) -> Result<()> {
     Ok(())
 }
 
-/// Opens a device and closes it again: the kernel looks for partitions then.
-pub(super) fn look_at(device: &Path) -> Result<()> {
-    let opened = std::fs::File::open(device);
-    opened.map(drop).map_err(|err| {
+/// Opens a device and closes it again: the kernel looks for partitions then. It may be told meanwhile to refuse writes.
+pub(super) fn look_at(device: &Path, read_only: Option<bool>) -> Result<()> {
+    let look = || {
+        let file = std::fs::File::open(device)?;
+        read_only.map_or(Ok(()), |read_only| block_device::set_read_only(file.as_fd(), read_only))
+    };
+    look().map_err(|err| {
         Error::failed(format!("{} cannot be opened", device.display())).caused_by(err)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn record(via: Via, number: u32, uri: &str) -> Record {
+        let wish = Wish { uri: uri.into(), ..Wish::default() };
+        let identity = DiskIdentity::of(&uri.parse().unwrap()).unwrap();
+        Record::new(via, number, u64::from(number), wish, identity)
+    }
+
+    fn args(options: &[&str]) -> AttachArgs {
+        let words = ["blockyard", "attach", "./disk.img"].iter().chain(options);
+        let Command::Attach(args) = Cli::try_parse_from(words).unwrap().command else { panic!() };
+        *args
+    }
+
+    #[test]
+    fn the_same_command_again_agrees_with_what_it_left_behind() {
+        let orphan = record(Via::Ublk, 3, "/dev/zero");
+        for options in [&[][..], &["--number", "3"], &["--via", "ublk", "--threads", "2"]] {
+            agree(&args(options), &orphan).unwrap();
+        }
+        for options in [&["--number", "0"][..], &["--via", "nbd"], &["--read-only"]] {
+            let error = agree(&args(options), &orphan).unwrap_err();
+            assert!(error.to_string().contains(options[0]), "{error}");
+            assert!(error.remedy().unwrap().contains("recover /dev/ublkb3"));
+        }
+    }
+
+    #[test]
+    fn a_disk_is_found_by_what_it_is_and_not_by_what_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two, link) =
+            (dir.path().join("one"), dir.path().join("two"), dir.path().join("link"));
+        std::fs::write(&one, [0; 512]).unwrap();
+        std::fs::write(&two, [0; 512]).unwrap();
+        std::os::unix::fs::symlink(&one, &link).unwrap();
+        let (one, two, link) =
+            (one.to_str().unwrap(), two.to_str().unwrap(), link.to_str().unwrap());
+        let records =
+            [record(Via::Nbd, 0, one), record(Via::Nbd, 1, two), record(Via::Nbd, 2, "ram:1M")];
+        let found = |uri: &str| {
+            having(uri, &records).iter().map(|record| record.number).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&format!("file:{link}?direct=1")), [0]);
+        assert_eq!(found(two), [1]);
+        // Another file in the place of the one that was attached is not that.
+        std::fs::rename(two, one).unwrap();
+        assert_eq!(found(one), [1]);
+        assert_eq!(found("ram:1M"), [2]);
+        assert_eq!(found("ram:2M"), [0_u32; 0]);
+    }
 }

@@ -7,7 +7,7 @@ use blockyard_nbd::uri::Uri;
 use serde::Serialize;
 
 use super::disk_uri;
-use crate::attach::{LeftBehind, left_behind};
+use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
 use crate::control::client::ask_all;
 use crate::control::report::{Daemon, DeviceReport, Latency};
@@ -38,14 +38,17 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
         _ => None,
     });
     let daemons: Vec<Daemon> = daemons.collect();
-    let left = left_behind()?;
+    let survey = survey()?;
     if !args.json {
-        return show(&daemons, &left);
+        return show(&daemons, &survey);
     }
     let mut all = serde_json::to_value(&daemons)
         .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
     if let Some(all) = all.as_array_mut() {
+        let Survey { left, unreadable, elsewhere } = &survey;
         all.extend(left.iter().map(|left| serde_json::json!({ "left_behind": left })));
+        all.extend(unreadable.iter().map(|it| serde_json::json!({ "not_understood": it })));
+        all.extend(elsewhere.iter().map(|path| serde_json::json!({ "elsewhere": path })));
     }
     term::say_json(&all)
 }
@@ -59,19 +62,23 @@ fn list_text(question: &Question) -> Result<()> {
     Ok(())
 }
 
-fn show(daemons: &[Daemon], left: &[LeftBehind]) -> Result<()> {
+fn show(daemons: &[Daemon], survey: &Survey) -> Result<()> {
+    let Survey { left, unreadable, elsewhere } = survey;
     if !daemons.is_empty() {
         show_daemons(daemons)?;
-    } else if left.is_empty() {
+    } else if left.is_empty() && unreadable.is_empty() && elsewhere.is_empty() {
         term::tell(nothing_runs(&runtime_dir()?, rustix::process::geteuid().is_root()));
     }
-    for left in left {
-        let uri = left.uri.as_deref().unwrap_or("its disk is not on record");
-        let remedy = if left.recoverable { "recover" } else { "detach --force" };
+    left.iter().try_for_each(|left| term::say(left_behind(left)))?;
+    for UnreadableRecord { device, path, why } in unreadable {
+        let path = path.display();
         term::say(format_args!(
-            "{0} ({1}, {uri}) was left behind by a daemon that died; run: blockyard {remedy} {0}",
-            left.path,
-            left.via.name(),
+            "{device} is somebody's; its record {path} is not understood: {why}"
+        ))?;
+    }
+    for path in elsewhere {
+        term::say(format_args!(
+            "{path} is attached, but not on record here: by another runtime directory, or in a container"
         ))?;
     }
     Ok(())
@@ -89,6 +96,20 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
          start one: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
         directory.display()
     )
+}
+
+fn left_behind(left: &LeftBehind) -> String {
+    let LeftBehind { path, via, uri, fate, log, .. } = left;
+    let (via, uri) = (via.name(), uri.as_deref().unwrap_or("it was not ready"));
+    let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
+    let remedy = match fate {
+        Fate::Recoverable => format!("run: blockyard recover {path}"),
+        Fate::Lost => format!(
+            "what was in it was in the daemon's memory; run: blockyard detach --force {path}"
+        ),
+        Fate::Unused => format!("nobody uses it; run: blockyard detach {path}"),
+    };
+    format!("{path} ({via}, {uri}) was left behind by a daemon that died; {remedy}{log}")
 }
 
 fn show_daemons(daemons: &[Daemon]) -> Result<()> {

@@ -35,10 +35,10 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
-        Command::Attach(args) => attach::attach(*args),
+        Command::Attach(args) => attach::attach(*args, cli.verbose),
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
-        Command::Recover(args) => attach::recover(args, cli.verbose),
-        Command::LookAt { device } => attach::look_at(&device).map(|()| 0),
+        Command::Recover(args) => attach::recover(&args, cli.verbose),
+        Command::LookAt { device, read_only } => attach::look_at(&device, read_only).map(|()| 0),
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Set(args) => set::run(&args).map(|()| 0),

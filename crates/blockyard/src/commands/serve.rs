@@ -9,7 +9,7 @@ use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
 use crate::daemon::{Daemon, Passed};
 use crate::error::{Error, Result};
-use crate::plan::{ExportPlan, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan};
+use crate::plan::{ExportPlan, Listen, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan};
 use crate::runner::Runner;
 use crate::term;
 
@@ -130,7 +130,12 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
         let address: Address = address
             .parse()
             .map_err(|err: blockyard_export_nbd::Error| Error::usage("bad --nbd").caused_by(err))?;
-        nbd.listen.push(address.into());
+        let another_each_time = matches!(address, Address::Tcp { port: 0, .. });
+        let listen = Listen::from(address);
+        if nbd.listen.contains(&listen) && !another_each_time {
+            return Err(Error::usage(format!("--nbd {} is given twice", listen.address)));
+        }
+        nbd.listen.push(listen);
     }
     nbd.listen.extend(runner.and_then(Runner::listen));
     if nbd.listen.is_empty() && !nbd.systemd && args.vhost_user_blk.is_empty() {

@@ -131,21 +131,29 @@ async fn answer(line: &str, answers: &impl Answers) -> Answer {
 
 /// Changes a disk. It may take a while, as files are made longer for certain.
 async fn set(disk: Arc<Disk>, change: Change) -> Answer {
-    let change = move || match change {
-        Change::Size(bytes) if !bytes.is_multiple_of(SECTOR_SIZE) => {
-            let what = format!("{bytes} is no multiple of {SECTOR_SIZE}");
-            Err(blockyard_blkmq::Error::new(blockyard_blkmq::ErrorKind::Invalid, what))
-        }
-        Change::Size(bytes) => disk.resize(Sector(bytes / SECTOR_SIZE)),
-        Change::ReadOnly(read_only) => {
-            disk.set_read_only(read_only);
-            Ok(())
+    let failed = |err| Error::failed("cannot change the disk").caused_by(err);
+    let change = move || -> Result<()> {
+        match change {
+            Change::Size(bytes) => disk.resize(whole_blocks(&disk, bytes)?).map_err(failed),
+            Change::ReadOnly(read_only) => {
+                disk.set_read_only(read_only);
+                Ok(())
+            }
         }
     };
     match tokio::task::spawn_blocking(change).await {
-        Ok(changed) => {
-            changed.map_err(|err| Error::failed("cannot change the disk").caused_by(err)).into()
-        }
+        Ok(changed) => changed.into(),
         Err(_) => Answer::Error("the daemon failed at it; its log says why".into()),
     }
+}
+
+/// A size that the disk can have: a multiple of its blocks.
+fn whole_blocks(disk: &Disk, bytes: u64) -> Result<Sector> {
+    let block = u64::from(disk.limits().logical_block_size.bytes());
+    if bytes.is_multiple_of(block) {
+        return Ok(Sector(bytes / SECTOR_SIZE));
+    }
+    let what = format!("{bytes} is not a multiple of {block}, the block size of {}", disk.name());
+    let next = bytes.checked_next_multiple_of(block).unwrap_or(bytes - bytes % block);
+    Err(Error::usage(what).help(format!("write size={next}")))
 }

@@ -2,7 +2,6 @@
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus};
-use std::time::Duration;
 
 use blockyard_sys::net::Watch;
 use rustix::process::{
@@ -17,7 +16,7 @@ use crate::error::{Error, Result};
 const KILLED: i32 = 128;
 
 /// A command that runs.
-pub struct Command {
+pub(super) struct Command {
     child: Child,
     watch: Watch,
     reach: Reach,
@@ -37,7 +36,7 @@ impl Command {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(command: &mut std::process::Command) -> Result<Self> {
+    pub(super) fn start(command: &mut std::process::Command) -> Result<Self> {
         let reach = if in_the_foreground() { Reach::Child } else { Reach::Group };
         if reach == Reach::Group {
             command.process_group(0);
@@ -57,34 +56,18 @@ impl Command {
         }
     }
 
-    /// Waits for its end, and returns its exit code. It is told of the signals that come meanwhile. From the first one on it
-    /// has `grace` to end; then, or with a second signal, it is killed.
-    pub(super) async fn supervise(mut self, signals: &mut Signals, grace: Duration) -> Result<u8> {
-        let before = signals.count();
-        let mut patience = std::pin::pin!(None);
+    /// Waits for its end, and returns its exit code. It is told of the signals that come meanwhile, and has the disk until it
+    /// has ended, however long that takes; a second one kills it.
+    pub(super) async fn supervise(mut self, signals: &mut Signals) -> Result<u8> {
         loop {
-            let told = signals.count() > before;
             tokio::select! {
                 ended = self.watch.readable() => {
                     ended.map_err(lost)?.retain_ready();
                     let status = self.child.wait().map_err(lost)?;
                     return Ok(exit_code(status));
                 }
-                signal = signals.next_of_all() => match signal {
-                    Signal::HUP => self.tell(signal),
-                    _ if told => self.tell(Signal::KILL),
-                    _ => {
-                        self.tell(signal);
-                        patience.set(Some(tokio::time::sleep(grace)));
-                    }
-                },
-                () = async { match patience.as_mut().as_pin_mut() {
-                    Some(patience) => patience.await,
-                    None => std::future::pending().await,
-                } } => {
-                    patience.set(None);
-                    tracing::warn!(?grace, "the command does not end: killed");
-                    self.tell(Signal::KILL);
+                signal = signals.next_of_all() => {
+                    self.tell(if signals.count() > 1 { Signal::KILL } else { signal });
                 }
             }
         }

@@ -14,7 +14,7 @@ use blockyard_export_nbd::{self as nbd, Address, Export, Listener, Server, TlsMo
 use sd_notify::NotifyState;
 
 pub use activation::Passed;
-pub use command::Command;
+use command::Command;
 pub(crate) use ending::{FlushFailed, Losses};
 use signals::Signals;
 
@@ -140,9 +140,9 @@ impl Daemon {
     ///
     /// # Errors
     /// The command cannot be started, and those of [`Daemon::run`].
-    pub fn run_beside(self, start: impl FnOnce() -> Result<Command>) -> Result<u8> {
-        let ended = async |yard: &Yard, signals: &mut Signals| -> Result<u8> {
-            start()?.supervise(signals, yard.plan.grace).await
+    pub fn run_beside(self, command: &mut std::process::Command) -> Result<u8> {
+        let ended = async |_: &Yard, signals: &mut Signals| -> Result<u8> {
+            Command::start(command)?.supervise(signals).await
         };
         block_on(self.serve(|_| {}, ended)).flatten()
     }

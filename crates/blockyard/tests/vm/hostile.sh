@@ -19,6 +19,7 @@ dd if="$D" of=/dev/null bs=1M iflag=direct 2>/dev/null || die "it does not work"
 # Killed as soon as it is ready.
 for round in 1 2 3; do
     kill -9 "$(daemon_of "$N")"
+    until_true sh -c "blockyard list | grep -q 'left behind'"
     [ "$(blockyard recover "$D")" = "$D" ] || die "not recovered"
     dd if="$D" of=/dev/null bs=1M iflag=direct 2>/dev/null || die "it does not work"
 done

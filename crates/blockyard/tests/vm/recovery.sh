@@ -26,10 +26,16 @@ survive() {
     kill -CONT "$(daemon_of "$N")"
     progress 5
 
-    # A polite end while the disk is in use leaves it for the next daemon.
+    # Told to end while the disk is in use, it serves on; when its terminal is gone, too.
     kill -TERM "$(daemon_of "$N")"
+    kill -HUP "$(daemon_of "$N")"
+    progress 5
+    code 75 blockyard recover "$D"
+    said "is alive"
+    # The next one was not told.
+    kill -9 "$(daemon_of "$N")"
     until_true sh -c "blockyard list | grep -q 'left behind'"
-    [ "$(blockyard recover "$D")" = "$D" ] || die "not recovered after a polite end"
+    [ "$(blockyard recover "$D")" = "$D" ] || die "not recovered"
     progress 5
 
     rm /tmp/go

@@ -1,7 +1,7 @@
 //! The parts of a full check.
 //!
-//! All tests are built by one call of cargo, in one profile, and run from there. What people run, a program built
-//! for release, is built once, without shared libraries: guests take it along, and one test measures it.
+//! All tests are built by one call of cargo, in one profile, and run from there. An optimised program is built once, without
+//! shared libraries: guests take it along, and one test measures it.
 
 use super::binaries::{self, TestBinary};
 use super::fuzz;
@@ -104,7 +104,7 @@ pub(super) const PARTS: &[Part] = &[
     part(SETUP, "the peers and tools that the other parts need are installed", true, |_| Ok(())),
     part("fmt", "the sources are formatted", false, fmt),
     part("clippy", "no lint has anything to say", true, clippy),
-    part("build", "everything builds: the tests, and the command as people run it", true, build),
+    part("build", "everything builds: the tests, and the optimised command", true, build),
     part("tidy", "the rules of the house: dependencies, licences, sizes, words", false, tidy),
     part("unit", "tests of the crates", true, unit),
     part("doc", "examples in the documentation run, its links lead somewhere", false, doc),
@@ -214,7 +214,7 @@ fn is_of_command(binary: &TestBinary) -> bool {
     binary.is_integration && binary.package == COMMAND
 }
 
-/// Integration tests of the command, which are told where the one is that people run.
+/// Integration tests of the command, which are told where the optimised one is.
 fn command_jobs(context: &Context, is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<Job>> {
     let program = static_program::build(context.tools()?)?;
     let mut jobs = context.jobs(&context.args, is_chosen)?;

@@ -1,0 +1,62 @@
+//! Other processes of this program, for what a daemon must not do itself: nothing in it opens its own device.
+
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::{fs, io};
+
+use crate::control::pass_runtime_dir;
+
+/// The program that runs, whatever has become of the file that it was started from.
+const RUNNING: &str = "/proc/self/exe";
+
+/// This very program, also after its file was removed, or replaced by another version, with the same runtime directory.
+pub(super) fn this_program() -> Command {
+    let program = program(std::env::current_exe().ok());
+    let mut command = Command::new(&program);
+    if program == Path::new(RUNNING) {
+        command.arg0(std::env::args_os().next().unwrap_or_else(|| OsString::from("blockyard")));
+    }
+    pass_runtime_dir(&mut command);
+    command
+}
+
+fn program(named: Option<PathBuf>) -> PathBuf {
+    let file = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let is_running =
+        |path: &PathBuf| file(path).is_some() && file(path) == file(Path::new(RUNNING));
+    named.filter(is_running).unwrap_or_else(|| RUNNING.into())
+}
+
+/// Opens a device and closes it again, and sets meanwhile whether it refuses writes.
+pub(super) fn look_at(device: &str, read_only: Option<bool>) -> io::Result<ExitStatus> {
+    let mut command = this_program();
+    command.arg("look-at").arg(device);
+    if let Some(read_only) = read_only {
+        command.arg("--read-only").arg(read_only.to_string());
+    }
+    command.status()
+}
+
+/// Sees to it that nobody uses the device, flushes it, and asks its daemon to end; says why not.
+pub(super) fn detach(device: &str) -> io::Result<ExitStatus> {
+    this_program().arg("detach").arg(device).status()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_runs_itself_and_not_what_is_in_its_place() {
+        let here = std::env::current_exe().unwrap();
+        assert_eq!(program(Some(here.clone())), here);
+        // As the kernel says it.
+        assert_eq!(program(Some("/bin/blockyard (deleted)".into())), Path::new(RUNNING));
+        let other = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(program(Some(other.path().to_owned())), Path::new(RUNNING));
+        assert_eq!(program(None), Path::new(RUNNING));
+    }
+}

@@ -1,0 +1,468 @@
+//! The files about attached disks, in the directory `attached` of the runtime directory. They are gone with the machine's
+//! next start, as are the kernel's disks.
+//!
+//! | name | what | locked by |
+//! | --- | --- | --- |
+//! | `nbd0.json` | the [`Record`] of a device, written whole or not at all | its daemon, or who recovers it |
+//! | `MARK.begun` | a device with that mark is being made, and is not on record yet | its maker |
+//! | `*.log` | what a daemon in the background says | all who write to it |
+//! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
+//!
+//! The kernel lets go of locks when their owner has died, in whatever PID namespace that was: what is not locked has nobody
+//! who answers for it. What cannot be read is somebody's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockyard_sys::lock::{self, Lock, LockError, LockKind};
+use rustix::fs::{FlockOperation, flock};
+
+use super::record::Record;
+use crate::control::{make_runtime_dir, runtime_dir};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The largest record that is read.
+const MAX_BYTES: u64 = 64 << 10;
+/// How long another may take to change something.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(5);
+const LOCK: &str = ".lock";
+const NEXT: &str = ".next";
+const RECORD: &str = "json";
+const BEGUN: &str = "begun";
+const LOG: &str = "log";
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    directory: PathBuf,
+}
+
+/// What is in it.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    /// In the order of the devices.
+    pub(crate) records: Vec<Stored>,
+    pub(crate) unreadable: Vec<Unreadable>,
+    pub(crate) begun: Vec<BegunMark>,
+}
+
+/// A record.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Stored {
+    pub(crate) record: Record,
+    /// Its daemon lives, or another is about to go on with it.
+    pub(crate) is_served: bool,
+}
+
+/// A record that this program does not understand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unreadable {
+    pub(crate) path: PathBuf,
+    /// The device that it is of, by its name.
+    pub(crate) device: String,
+    pub(crate) why: String,
+}
+
+/// A device is being made, or its maker has died at that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BegunMark {
+    pub(crate) mark: u64,
+    pub(crate) is_served: bool,
+}
+
+/// A record is ours as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Held {
+    file: Arc<OwnedFd>,
+    _lock: Lock,
+}
+
+/// A device is being made. Dropped, it is on record, or there is none.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        // Somebody may have removed the directory.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Nobody else changes anything as long as this lives.
+struct Changing {
+    _lock: Lock,
+}
+
+impl Store {
+    /// That of this user.
+    ///
+    /// # Errors
+    /// The runtime directory is not to be used.
+    pub(crate) fn open() -> Result<Self> {
+        Ok(Self { directory: runtime_dir()?.join("attached") })
+    }
+
+    fn path(&self, name: &str, extension: &str) -> PathBuf {
+        self.directory.join(format!("{name}.{extension}"))
+    }
+
+    fn failed(&self, err: io::Error) -> Error {
+        let what = format!("cannot use {}", self.directory.display());
+        Error::failed(what).caused_by(err)
+    }
+
+    fn change(&self) -> Result<Changing> {
+        let open = || -> io::Result<Arc<OwnedFd>> {
+            make_runtime_dir(&self.directory)?;
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(false).read(true).write(true).mode(0o600);
+            Ok(Arc::new(options.open(self.directory.join(LOCK))?.into()))
+        };
+        let file = open().map_err(|err| self.failed(err))?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match Lock::take(&file, LockKind::Exclusive) {
+                Ok(lock) => return Ok(Changing { _lock: lock }),
+                Err(LockError::Held { .. }) if Instant::now() < end => std::thread::sleep(POLL),
+                Err(LockError::Held { pid, .. }) => {
+                    let who = pid.map_or("another process".into(), |pid| format!("process {pid}"));
+                    let what = format!("{who} does not let go of {}", self.directory.display());
+                    return Err(Error::new(ErrorKind::Busy, what));
+                }
+                Err(LockError::Failed(err)) => return Err(self.failed(err)),
+            }
+        }
+    }
+
+    /// What is there.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(crate) fn read(&self) -> Result<Contents> {
+        if !self.directory.exists() {
+            return Ok(Contents::default());
+        }
+        // Or a record and its lock might be of two daemons.
+        let _changing = self.change()?;
+        self.list().map_err(|err| self.failed(err))
+    }
+
+    fn list(&self) -> io::Result<Contents> {
+        let mut contents = Contents::default();
+        for path in fs::read_dir(&self.directory)?.flatten().map(|entry| entry.path()) {
+            let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else {
+                continue;
+            };
+            let name = stem.to_string_lossy().into_owned();
+            match extension.to_str() {
+                Some(RECORD) => match read(&name, &path) {
+                    Ok(stored) => contents.records.push(stored),
+                    Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                    Err(err) => {
+                        let why = err.to_string();
+                        contents.unreadable.push(Unreadable { path, device: name, why });
+                    }
+                },
+                Some(BEGUN) => {
+                    let Ok(mark) = u64::from_str_radix(&name, 16) else { continue };
+                    let is_served = match File::open(&path) {
+                        Ok(file) => lock::is_held(file.as_fd()).unwrap_or(true),
+                        Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+                        Err(_) => true,
+                    };
+                    contents.begun.push(BegunMark { mark, is_served });
+                }
+                _ => {}
+            }
+        }
+        contents.records.sort_by_key(|stored| (stored.record.via.stem(), stored.record.number));
+        Ok(contents)
+    }
+
+    /// Puts a device on record, in the place of what was there.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub(crate) fn save(&self, record: &Record) -> Result<Held> {
+        let _changing = self.change()?;
+        let write = || -> io::Result<Held> {
+            let next = self.directory.join(NEXT);
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(true).read(true).write(true).mode(0o600);
+            let mut file = options.open(&next)?;
+            file.write_all(serde_json::to_string_pretty(record)?.as_bytes())?;
+            file.sync_all()?;
+            let (file, lock) = hold(file)?;
+            fs::rename(&next, self.path(&record.device, RECORD))?;
+            Ok(Held { file, _lock: lock })
+        };
+        write().map_err(|err| self.failed(err))
+    }
+
+    /// Takes over a record that nobody has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] if somebody has it; it is not there any more.
+    pub(crate) fn claim(&self, record: &Record) -> Result<Held> {
+        let _changing = self.change()?;
+        let path = self.path(&record.device, RECORD);
+        let gone = || Error::failed(format!("{} is not on record any more", record.path()));
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(gone()),
+            Err(err) => return Err(self.failed(err)),
+        };
+        let found = content(&record.device, &file).map_err(|err| self.failed(err))?;
+        if (found.mark, found.pid) != (record.mark, record.pid) {
+            return Err(gone());
+        }
+        hold(file).map(|(file, lock)| Held { file, _lock: lock }).map_err(|err| match err.kind() {
+            io::ErrorKind::ResourceBusy => {
+                let what = format!("somebody serves or recovers {} already", record.path());
+                Error::new(ErrorKind::Busy, what)
+            }
+            _ => self.failed(err),
+        })
+    }
+
+    /// Takes a device off record that is no more, with what its daemon had to say.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub(crate) fn forget(&self, record: &Record, held: &Held) -> Result<()> {
+        let _changing = self.change()?;
+        let path = self.path(&record.device, RECORD);
+        let found = fs::symlink_metadata(&path).map(|found| (found.dev(), found.ino()));
+        let ours = rustix::fs::fstat(&held.file).map(|ours| (ours.st_dev, ours.st_ino));
+        if found.ok() != ours.ok() {
+            return Ok(());
+        }
+        forget_log(record);
+        fs::remove_file(&path).map_err(|err| self.failed(err))
+    }
+
+    /// Notes that a device with that mark is about to be made.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub(crate) fn begin(&self, mark: u64) -> Result<Begun> {
+        let _changing = self.change()?;
+        let path = self.path(&format!("{mark:016x}"), BEGUN);
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).read(true).write(true).mode(0o600);
+        let (_, lock) = options.open(&path).and_then(hold).map_err(|err| self.failed(err))?;
+        Ok(Begun { path, _lock: lock })
+    }
+
+    /// Takes note that there is no device with that mark, whose maker has died.
+    pub(crate) fn end(&self, mark: u64) {
+        let Ok(_changing) = self.change() else { return };
+        let path = self.path(&format!("{mark:016x}"), BEGUN);
+        if File::open(&path).is_ok_and(|file| lock::is_held(file.as_fd()).is_ok_and(|held| !held)) {
+            // Somebody may have been faster.
+            let _ = fs::remove_file(&path);
+        }
+    }
+
+    /// A file for what a daemon has to say.
+    ///
+    /// # Errors
+    /// The directory cannot be written to.
+    pub(crate) fn new_log(&self) -> Result<(PathBuf, File)> {
+        let _changing = self.change()?;
+        let make = || -> io::Result<(PathBuf, File)> {
+            let (file, path) = new_log_file(&self.directory)?;
+            // All who inherit it have that lock, and the last one who closes it gives it up.
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok((path, file))
+        };
+        make().map_err(|err| self.failed(err))
+    }
+
+    /// Removes what those left who died at a change, and logs that nobody writes to and no record names.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        let _changing = self.change()?;
+        let contents = self.list().map_err(|err| self.failed(err))?;
+        // Somebody may have been faster, with each of these.
+        let _ = fs::remove_file(self.directory.join(NEXT));
+        if !contents.unreadable.is_empty() {
+            return Ok(());
+        }
+        let named = |path: &Path| {
+            contents.records.iter().any(|stored| stored.record.log.as_deref() == Some(path))
+        };
+        let entries = fs::read_dir(&self.directory).map_err(|err| self.failed(err))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.extension().is_some_and(|extension| extension == LOG)
+                && !named(&path)
+                && File::open(&path).is_ok_and(|file| {
+                    flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                })
+            {
+                let _ = fs::remove_file(&path);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What its daemon had to say is of no interest any more.
+pub(crate) fn forget_log(record: &Record) {
+    if let Some(log) = &record.log {
+        // Somebody may have looked at it and removed it.
+        let _ = fs::remove_file(log);
+    }
+}
+
+/// A new file whose name nobody has.
+fn new_log_file(directory: &Path) -> io::Result<(File, PathBuf)> {
+    for number in 0..u32::MAX {
+        let path = directory.join(format!("{}-{number}.{LOG}", std::process::id()));
+        match OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path) {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made.map(|file| (file, path)),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Locks a file; [`io::ErrorKind::ResourceBusy`] if another has.
+fn hold(file: File) -> io::Result<(Arc<OwnedFd>, Lock)> {
+    let file: Arc<OwnedFd> = Arc::new(file.into());
+    match Lock::take(&file, LockKind::Exclusive) {
+        Ok(lock) => Ok((file, lock)),
+        Err(LockError::Held { .. }) => Err(io::ErrorKind::ResourceBusy.into()),
+        Err(LockError::Failed(err)) => Err(err),
+    }
+}
+
+fn read(device: &str, path: &Path) -> io::Result<Stored> {
+    let file = File::open(path)?;
+    let record = content(device, &file)?;
+    // Where there are no locks, nobody knows: it may be served.
+    let is_served = lock::is_held(file.as_fd()).unwrap_or(true);
+    Ok(Stored { record, is_served })
+}
+
+fn content(device: &str, file: &File) -> io::Result<Record> {
+    let mut text = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(io::Error::other(format!("it is longer than {MAX_BYTES} bytes")));
+    }
+    Record::parse(device, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::record;
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = dir.path().join("attached");
+        (dir, Store { directory })
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        let entries = fs::read_dir(&store.directory).unwrap();
+        let name =
+            |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = entries.map(name).filter(|name| name != LOCK).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_record_is_served_as_long_as_its_owner_lives() {
+        let (_dir, store) = store();
+        assert!(store.read().unwrap().records.is_empty());
+        let record = record(0, 7, "ram:1M");
+        let held = store.save(&record).unwrap();
+        let is_served = || {
+            let records = store.read().unwrap().records;
+            assert_eq!(records[0].record, record);
+            records[0].is_served
+        };
+        assert!(is_served());
+        assert_eq!(store.claim(&record).unwrap_err().kind(), ErrorKind::Busy);
+        drop(held);
+        assert!(!is_served());
+        // Whoever recovers it, recovers it alone.
+        let claimed = store.claim(&record).unwrap();
+        assert!(is_served());
+        assert_eq!(store.claim(&record).unwrap_err().kind(), ErrorKind::Busy);
+        store.forget(&record, &claimed).unwrap();
+        assert!(names(&store).is_empty());
+        assert_eq!(store.claim(&record).unwrap_err().kind(), ErrorKind::Failed);
+    }
+
+    #[test]
+    fn a_record_is_forgotten_by_its_owner_only() {
+        let (_dir, store) = store();
+        let (old, new) = (record(0, 7, "ram:1M"), record(0, 8, "ram:1M"));
+        let first = store.save(&old).unwrap();
+        let second = store.save(&new).unwrap();
+        store.forget(&old, &first).unwrap();
+        assert_eq!(store.read().unwrap().records[0].record, new);
+        drop(second);
+        assert!(store.claim(&old).is_err(), "it is another device's");
+    }
+
+    #[test]
+    fn what_a_newer_version_has_on_record_is_told_and_stays() {
+        let (_dir, store) = store();
+        drop(store.save(&record(0, 7, "ram:1M")).unwrap());
+        let path = store.path("nbd5", RECORD);
+        fs::write(&path, "{\"version\": 3, \"device\": \"nbd5\"}").unwrap();
+        fs::write(store.path("of-a-newer-one", LOG), "text").unwrap();
+        store.sweep().unwrap();
+        let contents = store.read().unwrap();
+        assert_eq!(contents.records.len(), 1);
+        let [unreadable] = &contents.unreadable[..] else { panic!("{contents:?}") };
+        assert_eq!((&*unreadable.device, &unreadable.path), ("nbd5", &path));
+        assert!(unreadable.why.contains("version 3"), "{unreadable:?}");
+        assert_eq!(names(&store), ["nbd0.json", "nbd5.json", "of-a-newer-one.log"]);
+    }
+
+    /// A daemon may be killed at any point.
+    #[test]
+    fn what_is_left_of_an_owner_that_died_is_swept() {
+        let (_dir, store) = store();
+        let begun = store.begin(0x42).unwrap();
+        let (log, writer) = store.new_log().unwrap();
+        let (other, _) = store.new_log().unwrap();
+        assert_ne!(log, other);
+        fs::write(store.directory.join(NEXT), "{\"ver").unwrap();
+        store.sweep().unwrap();
+        assert!(log.exists() && !other.exists(), "one is written to");
+        let alive = BegunMark { mark: 0x42, is_served: true };
+        assert_eq!(store.read().unwrap().begun, [alive]);
+        store.end(0x42);
+        assert_eq!(store.read().unwrap().begun, [alive]);
+        // As a death leaves it.
+        let path = begun.path.clone();
+        drop(begun);
+        fs::write(&path, "").unwrap();
+        assert_eq!(store.read().unwrap().begun, [BegunMark { is_served: false, ..alive }]);
+        store.end(0x42);
+        drop(writer);
+        store.sweep().unwrap();
+        assert!(names(&store).is_empty(), "{:?}", names(&store));
+    }
+}
