@@ -122,7 +122,26 @@ fn what_goes_wrong_says_why(yard: &Yard) {
     yard.rados(&["-k", strange.to_str().unwrap(), "ls"])
         .code(77)
         .contains(&["client.admin", "key"]);
-    yard.rados(&["--timeout", "2s", "-m", "127.0.0.1:1", "ls"])
-        .code(1)
-        .contains(&["127.0.0.1:1", "mon host"]);
+    let closed = "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3";
+    yard.rados(&["--timeout", "2s", "-m", closed, "ls"]).code(1).contains(&[
+        "127.0.0.1:1",
+        "127.0.0.1:2",
+        "127.0.0.1:3",
+        "refused",
+        "mon host",
+    ]);
+    keyrings_that_do_not_suit(yard);
+}
+
+fn keyrings_that_do_not_suit(yard: &Yard) {
+    let path = |name: &str| yard.lab.dir().join(name).to_str().unwrap().to_owned();
+    yard.rados(&["-k", &path("absent"), "ls"]).code(64).contains(&["no keyring", "absent"]);
+    yard.rados(&["-k", &path(""), "ls"]).code(64).contains(&["is a directory"]);
+    let other = "[client.other]\nkey = AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUA==\n";
+    std::fs::write(path("other"), other).unwrap();
+    yard.rados(&["-k", &path("other"), "ls"]).code(64).contains(&[
+        "client.admin",
+        "client.other",
+        "--id",
+    ]);
 }

@@ -17,8 +17,8 @@ use crate::segment::Owner;
 use crate::sigbus::Entry;
 use crate::{PAGE_SIZE, Segment};
 
-/// The most bytes that all such mappings of a process have together: half of the addresses that x86-64 and most of aarch64 give to
-/// a process. Whoever shares memory says how long it is, and need not have any of it.
+/// The most bytes that all such mappings of a process have together: half of the addresses that x86-64 and most of aarch64 give
+/// to a process. Whoever shares memory says how long it is, and need not have any of it.
 const MAX_SHARED_BYTES: u64 = 64 << 40;
 static SHARED_BYTES: AtomicU64 = AtomicU64::new(0);
 

@@ -153,7 +153,7 @@ fn replace(address: usize) -> bool {
     LOSSES.fetch_add(1, Ordering::SeqCst);
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
     let place = std::ptr::with_exposed_provenance_mut(base);
-    // SAFETY: the range is a mapping of a `SharedMapping`, which the thread that was interrupted keeps alive as it touches it, and
+    // SAFETY: the range is a mapping of a `SharedMapping`, which the interrupted thread keeps alive as it touches it, and
     // whose memory nobody borrows as a reference: its contents may change at any time. The new memory is as long, and as
     // writable.
     unsafe { mmap_anonymous(place, len, ProtFlags::READ | ProtFlags::WRITE, flags) }.is_ok()

@@ -32,7 +32,7 @@ const OSDS: usize = 3;
 
 fn client(now: Instant) -> Client {
     let identity = Identity::default();
-    let credentials = Credentials { identity, key: None, methods: vec![AuthMethod::NONE] };
+    let credentials = Credentials { identity, key: Err(None), methods: vec![AuthMethod::NONE] };
     let modes = vec![ConnectionMode::CRC];
     let random = |bytes: &mut [u8]| bytes.fill(1);
     let auth =

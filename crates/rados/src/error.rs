@@ -119,7 +119,7 @@ pub enum ErrorKind {
         features: u64,
     },
     /// The peer refused.
-    #[error("refused: {reason} (errno {errno})")]
+    #[error("refused: {reason} ({})", Errno(*errno))]
     Refused {
         /// The peer's reason.
         reason: String,
@@ -146,12 +146,26 @@ pub enum ErrorKind {
     /// No monitor of the cluster lets the client in before time is over.
     #[error("no monitor lets this client in, in the time given: {reason}")]
     Unreachable {
-        /// What was wrong with the one that was tried last.
+        /// What was wrong with each that was tried.
         reason: String,
     },
     /// The peer ended the session.
     #[error("the peer ended the session")]
     Reset,
+    /// There is no connection, or it broke.
+    #[error("{reason}")]
+    Broken {
+        /// What the system says.
+        reason: String,
+    },
+    /// A file that is there, but not for this user.
+    #[error("{problem}: {text:?}")]
+    NotPermitted {
+        /// What is not permitted, and what to do about it.
+        problem: &'static str,
+        /// The file.
+        text: String,
+    },
     /// There is no such pool, or it was deleted.
     #[error("there is no such pool, or it was deleted")]
     NoPool,
@@ -159,13 +173,13 @@ pub enum ErrorKind {
     #[error("cancelled")]
     Cancelled,
     /// An OSD did not do what it was asked for.
-    #[error("the OSD answers errno {errno}")]
+    #[error("the OSD answers {}", Errno(*errno))]
     Osd {
         /// The error number, positive.
         errno: i32,
     },
     /// The watch is gone: changes may have been missed.
-    #[error("the watch is gone, changes may have been missed (errno {errno})")]
+    #[error("the watch is gone, changes may have been missed ({})", Errno(*errno))]
     WatchLost {
         /// The error number that the OSD gave, positive.
         errno: i32,
@@ -178,6 +192,58 @@ pub enum ErrorKind {
         /// The text at fault; empty where something is missing.
         text: String,
     },
+}
+
+/// An error number of a peer's, which are Linux', with its name.
+struct Errno(i32);
+
+/// Those that OSDs and monitors answer with (include/uapi/asm-generic/errno-base.h, errno.h). 108 is Ceph's EBLOCKLISTED.
+const ERRNO_NAMES: [(i32, &str); 36] = [
+    (1, "EPERM"),
+    (2, "ENOENT"),
+    (4, "EINTR"),
+    (5, "EIO"),
+    (6, "ENXIO"),
+    (7, "E2BIG"),
+    (11, "EAGAIN"),
+    (12, "ENOMEM"),
+    (13, "EACCES"),
+    (14, "EFAULT"),
+    (16, "EBUSY"),
+    (17, "EEXIST"),
+    (18, "EXDEV"),
+    (19, "ENODEV"),
+    (20, "ENOTDIR"),
+    (21, "EISDIR"),
+    (22, "EINVAL"),
+    (27, "EFBIG"),
+    (28, "ENOSPC"),
+    (30, "EROFS"),
+    (31, "EMLINK"),
+    (33, "EDOM"),
+    (34, "ERANGE"),
+    (35, "EDEADLK"),
+    (36, "ENAMETOOLONG"),
+    (38, "ENOSYS"),
+    (39, "ENOTEMPTY"),
+    (40, "ELOOP"),
+    (61, "ENODATA"),
+    (75, "EOVERFLOW"),
+    (95, "EOPNOTSUPP"),
+    (107, "ENOTCONN"),
+    (108, "EBLOCKLISTED"),
+    (110, "ETIMEDOUT"),
+    (122, "EDQUOT"),
+    (125, "ECANCELED"),
+];
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match ERRNO_NAMES.iter().find(|(number, _)| *number == self.0) {
+            Some((number, name)) => write!(f, "{name}, errno {number}"),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
 }
 
 /// A text at fault, behind what is wrong with it.
@@ -240,12 +306,14 @@ impl Error {
             | ErrorKind::Osd { .. } => Blame::Policy,
             ErrorKind::WrongKey { .. }
             | ErrorKind::BadParameter { .. }
+            | ErrorKind::NotPermitted { .. }
             | ErrorKind::NoPool
             | ErrorKind::Cancelled => Blame::User,
             ErrorKind::Corrupted { .. }
             | ErrorKind::NoTicket(_)
             | ErrorKind::TimedOut
             | ErrorKind::Unreachable { .. }
+            | ErrorKind::Broken { .. }
             | ErrorKind::WatchLost { .. }
             | ErrorKind::Reset => Blame::Network,
         }
@@ -271,6 +339,16 @@ mod tests {
             "cluster 07070707-0707-0707-0707-070707070707: pool rbd: object \"rbd_header.1\": write: \
              waiting for the reply: no answer in time"
         );
+    }
+
+    #[test]
+    fn error_numbers_have_names() {
+        let osd = |errno| Error::new("x", ErrorKind::Osd { errno }).to_string();
+        assert_eq!(osd(2), "x: the OSD answers ENOENT, errno 2");
+        assert_eq!(osd(85), "x: the OSD answers errno 85");
+        let refused = ErrorKind::Refused { reason: "no".into(), errno: 13 };
+        assert_eq!(Error::new("x", refused).to_string(), "x: refused: no (EACCES, errno 13)");
+        assert!(ERRNO_NAMES.is_sorted());
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn peer() -> EntityAddr {
 fn connection(now: Instant) -> Connection<MonitorAuth> {
     let credentials = Credentials {
         identity: Identity::default(),
-        key: None,
+        key: Err(None),
         methods: vec![AuthMethod::CEPHX, AuthMethod::NONE],
     };
     let random = Random::new(|bytes| bytes.fill(1));
@@ -186,6 +186,21 @@ fn a_refusal_says_what_the_cluster_wants() {
     let kind = refused_after(handshake()[..1].into(), frame(Tag::AUTH_BAD_METHOD, &other));
     let reason = "the cluster does not take none, but method 4".to_owned();
     assert_eq!(kind, ErrorKind::Refused { reason, errno: 95 });
+}
+
+/// It is no key that is wrong.
+#[test]
+fn a_refusal_of_all_modes_says_so() {
+    let refusal = AuthBadMethod {
+        method: AuthMethod::NONE,
+        result: -95,
+        methods: vec![AuthMethod::NONE, AuthMethod::CEPHX],
+        modes: vec![ConnectionMode(4)],
+    };
+    let kind = refused_after(handshake()[..1].into(), frame(Tag::AUTH_BAD_METHOD, &refusal));
+    let reason =
+        "it protects connections by mode 4, and only secure, crc is wanted (ms_mon_client_mode)";
+    assert_eq!(kind, ErrorKind::Refused { reason: reason.to_owned(), errno: 95 });
 }
 
 #[test]

@@ -43,8 +43,11 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame> {
 
 fn client(now: Instant) -> MonClient {
     let monitors = [1, 2, 3].map(|host| SocketAddr::from(([10, 0, 0, host], 3300))).to_vec();
-    let credentials =
-        Credentials { identity: Identity::default(), key: None, methods: vec![AuthMethod::NONE] };
+    let credentials = Credentials {
+        identity: Identity::default(),
+        key: Err(None),
+        methods: vec![AuthMethod::NONE],
+    };
     let random = Random::new(|bytes| bytes.fill(1));
     let auth =
         MonitorAuth::new(credentials, vec![ConnectionMode::CRC], vec![EntityType::OSD], random);
@@ -141,7 +144,7 @@ fn the_maps_of_a_real_monitor_are_read() {
     let map = OsdMap::decode(&maps.whole[&16]).unwrap();
     assert_eq!((map.epoch(), map.fsid()), (16, monitors[0].fsid));
     // After a break it asks for what follows.
-    client.failed(now);
+    client.failed(now, None);
     let Some(Event::Failed(..)) = client.poll_event() else { panic!("not told") };
     client.expire(client.deadline().unwrap()).unwrap();
     assert_eq!(connect(&mut client).to_string(), "127.0.0.1:3300", "the monitors of the map");
@@ -195,7 +198,7 @@ fn what_was_asked_is_asked_again_and_answered_once() {
             [15, 19, 50, 49]
         );
         assert_eq!(messages[2].data, [1, 2][..]);
-        client.failed(now);
+        client.failed(now, None);
         client.poll_event();
         client.expire(now + Duration::from_secs(1)).unwrap();
     }

@@ -157,7 +157,8 @@ fn is_of_lost_memory(err: &io::Error, list: &[libc::iovec]) -> bool {
     }
     let before = blockyard_buf::losses();
     for part in list {
-        // SAFETY: as for the call: each part is mapped, and has at least one byte. The access is volatile, as it is only to happen.
+        // SAFETY: as for the call: each part is mapped, and has at least one byte. The access is volatile, as it is only to
+        // happen.
         let _ = unsafe { part.iov_base.cast::<u8>().add(part.iov_len - 1).read_volatile() };
     }
     blockyard_buf::losses() != before

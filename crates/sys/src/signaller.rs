@@ -1,8 +1,8 @@
 //! Signals events of other processes without ever waiting for them.
 //!
 //! A write to an eventfd(2) waits while its count is full, unless its description is non-blocking. Count and flags are shared
-//! with whoever passed it to us, who may fill it and clear the flag between any two instructions of ours; no check helps, and there is
-//! no write that says for itself that it must not wait (RWF_NOWAIT is refused). The kernel's own way to signal an eventfd
+//! with whoever passed it to us, who may fill it and clear the flag between any two instructions of ours; no check helps, and
+//! there is no write that says for itself that it must not wait (RWF_NOWAIT is refused). The kernel's own way to signal an eventfd
 //! neither waits nor looks at flags; it is taken when an asynchronous operation with `IOCB_FLAG_RESFD` ends (io_submit(2)). So
 //! nothing is read here, and the event is signalled about that.
 
@@ -84,8 +84,8 @@ impl Signaller {
             ..Iocb::default()
         };
         let mut list = [&raw mut operation];
-        // SAFETY: the list and the operation live until the call returns, and the kernel needs neither later: it reads no bytes into
-        // no buffer. The context is one of io_setup(2).
+        // SAFETY: the list and the operation live until the call returns, and the kernel needs neither later: it reads no bytes
+        // into no buffer. The context is one of io_setup(2).
         let taken =
             unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, list.as_mut_ptr()) };
         taken == 1

@@ -36,9 +36,10 @@ pub struct PlaceArgs {
     /// Where the monitors are.
     #[arg(short, long, global = true, value_name = "ADDR")]
     pub mon_host: Option<String>,
-    /// Give up what takes longer, as 30s.
-    #[arg(long, global = true, value_name = "TIME", default_value = "60s")]
-    pub timeout: String,
+    /// Give up what takes longer, as 30s; without it, what ceph.conf says (client_mount_timeout, rados_mon_op_timeout,
+    /// rados_osd_op_timeout), or 60s.
+    #[arg(long, global = true, value_name = "TIME")]
+    pub timeout: Option<String>,
     /// JSON.
     #[arg(long, global = true)]
     pub json: bool,

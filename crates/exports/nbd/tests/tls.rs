@@ -12,11 +12,10 @@ use std::sync::Arc;
 use blockyard_export_nbd::{Error, Export, HeaderStyle, TlsFiles, TlsMode};
 use blockyard_nbd::client::{Config, Event, Handshake, TlsMode as Wanted};
 use blockyard_nbd::wire::{Command, CommandFlags};
+use common::tls::tls_client;
 use common::{Client, MIB, Yard, negotiate, pattern, ram, request};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::ClientConfig;
 
 /// An authority, and a certificate of it for the server and for a client: `ca.pem`, `server.pem`, `server.key`,
 /// `client.pem`, `client.key`.
@@ -43,40 +42,7 @@ fn files(dir: &Path, client_ca: bool) -> TlsFiles {
 }
 
 fn client_config(dir: &Path, certificate: bool) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(dir.join("ca.pem")).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
-    let config = if certificate {
-        let chain = vec![CertificateDer::from_pem_file(dir.join("client.pem")).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(dir.join("client.key")).unwrap();
-        builder.with_client_auth_cert(chain, key).unwrap()
-    } else {
-        builder.with_no_client_auth()
-    };
-    Arc::new(config)
-}
-
-/// A client that starts TLS before anything else.
-fn tls_client(yard: &Yard, config: &Arc<ClientConfig>, export: &str) -> io::Result<Client> {
-    let mut plain = yard.connect();
-    let style = HeaderStyle::Extended;
-    let mut handshake = Handshake::new(Config { tls: Wanted::Require, best_style: style });
-    let mut input = Vec::new();
-    match negotiate(&mut plain, &mut handshake, &mut input)? {
-        Event::StartTls => {}
-        other => return Err(io::Error::other(format!("{other:?}"))),
-    }
-    assert!(input.is_empty());
-    let name = "localhost".try_into().unwrap();
-    let session = ClientConnection::new(Arc::clone(config), name).unwrap();
-    let mut stream = StreamOwned::new(session, plain);
-    stream.flush()?;
-    handshake.tls_started();
-    Client::go(Box::new(stream), handshake, export, style)
+    common::tls::client_config(dir, certificate.then_some("client"))
 }
 
 fn works(client: &mut Client) {

@@ -243,8 +243,8 @@ impl<'a> Session<'a> {
         self.set_memory(memory)
     }
 
-    /// Lets all queues know. What they have in flight keeps the memory that it is in. If the ring of one is not in the new memory,
-    /// all keep the old.
+    /// Lets all queues know. What they have in flight keeps the memory that it is in. If the ring of one is not in the new
+    /// memory, all keep the old.
     fn set_memory(&mut self, memory: GuestMemory) -> Result<(), Close> {
         let memory = Arc::new(memory);
         let tell = |queues: &[&QueueHandle], memory: &Arc<GuestMemory>| {
@@ -361,8 +361,8 @@ impl<'a> Session<'a> {
         Ok(vring.base)
     }
 
-    /// A guest that goes on here may have chosen write-through, and then it does not flush; if nobody can know, every write is made
-    /// durable. It stays so until its front-end says otherwise.
+    /// A guest that goes on here may have chosen write-through, and then it does not flush; if nobody can know, every write is
+    /// made durable. It stays so until its front-end says otherwise.
     fn settle_writeback(&mut self, index: u32, region: Option<&RegionPart>) -> Result<(), Close> {
         let goes_on = region.is_some_and(|region| is_in_use(&region.part));
         let goes_on = goes_on || self.vring(index)?.base != 0;

@@ -391,8 +391,8 @@ fn a_ring_that_is_served_is_not_changed() {
     assert_eq!(driver.request(READ, 0, 512), OK);
 }
 
-/// Memory that goes away under a guest costs its session, and nobody else notices: neither the next front-end, nor that of another
-/// server in the same process.
+/// Memory that goes away under a guest costs its session, and nobody else notices: neither the next front-end, nor that of
+/// another server in the same process.
 #[test]
 fn memory_that_becomes_shorter_ends_its_session_only() {
     type Act = fn(&FrontEnd);

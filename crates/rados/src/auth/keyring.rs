@@ -58,6 +58,11 @@ impl Keyring {
         Ok(Self { keys })
     }
 
+    /// Whose keys are in it.
+    pub fn entities(&self) -> impl Iterator<Item = &Identity> {
+        self.keys.keys()
+    }
+
     /// The key of an entity.
     #[must_use]
     pub fn get(&self, identity: &Identity) -> Option<&CryptoKey> {

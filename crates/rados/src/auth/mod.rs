@@ -30,6 +30,31 @@ pub use service::ServiceAuth;
 pub use ticket::{Ticket, Tickets};
 
 use crate::error::{Error, ErrorKind};
+use crate::msgr::{AuthBadMethod, ConnectionMode};
+
+/// What a peer answers when no way to protect the connection suits both (ceph: `src/msg/async/ProtocolV2.cc`,
+/// `_handle_auth_request`).
+const EOPNOTSUPP: i32 = 95;
+
+/// Whether a refusal is about the ways to protect a connection: then it says nothing about keys.
+pub(crate) fn check_modes(
+    doing: &'static str,
+    option: &str,
+    wanted: &[ConnectionMode],
+    refused: &AuthBadMethod,
+) -> Result<(), Error> {
+    let suits_both = wanted.iter().any(|mode| refused.modes.contains(mode));
+    if refused.modes.is_empty() || suits_both || !refused.methods.contains(&refused.method) {
+        return Ok(());
+    }
+    let names = |modes: &[ConnectionMode]| {
+        modes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let (theirs, ours) = (names(&refused.modes), names(wanted));
+    let reason =
+        format!("it protects connections by {theirs}, and only {ours} is wanted ({option})");
+    Err(refusal(doing, &reason, if refused.result == 0 { EOPNOTSUPP } else { refused.result }))
+}
 
 /// A peer's refusal, with its error number, which is negative on the wire.
 pub(crate) fn refusal(doing: &'static str, reason: &str, result: i32) -> Error {

@@ -26,8 +26,8 @@ const DOING: &str = "authenticating to a monitor";
 pub struct Credentials {
     /// Who it is.
     pub identity: Identity,
-    /// Its key; without one only the method "none" is tried.
-    pub key: Option<CryptoKey>,
+    /// Its key, or why there is none: an error for a cluster that wants one. Without a key only the method "none" is tried.
+    pub key: std::result::Result<CryptoKey, Option<Error>>,
     /// The methods to try, in order (`auth_client_required`).
     pub methods: Vec<AuthMethod>,
 }
@@ -129,16 +129,17 @@ impl MonitorAuth {
 
     fn can(&self, method: AuthMethod) -> bool {
         self.credentials.methods.contains(&method)
-            && (method != AuthMethod::CEPHX || self.credentials.key.is_some())
+            && (method != AuthMethod::CEPHX || self.credentials.key.is_ok())
     }
 
     fn key(&self) -> Result<&CryptoKey> {
-        let missing = || {
-            let problem = "there is no key for this entity: name a keyring that has one";
-            let text = self.credentials.identity.to_string();
-            Error::new(DOING, ErrorKind::BadParameter { problem, text })
-        };
-        self.credentials.key.as_ref().ok_or_else(missing)
+        self.credentials.key.as_ref().map_err(|why| {
+            why.clone().unwrap_or_else(|| {
+                let problem = "there is no key for this entity: name a keyring that has one";
+                let text = self.credentials.identity.to_string();
+                Error::new(DOING, ErrorKind::BadParameter { problem, text })
+            })
+        })
     }
 
     /// The answer to the monitor's challenge.
@@ -262,6 +263,7 @@ impl Authenticator for MonitorAuth {
             method != refused.method && refused.methods.contains(&method) && self.can(method)
         });
         let Some(other) = other else {
+            super::check_modes(DOING, "ms_mon_client_mode", &self.modes, refused)?;
             let takes_keys = refused.methods.contains(&AuthMethod::CEPHX);
             if takes_keys && self.credentials.methods.contains(&AuthMethod::CEPHX) {
                 self.key()?;

@@ -116,6 +116,7 @@ impl Authenticator for ServiceAuth {
     }
 
     fn refused(&mut self, _now: Instant, refused: &AuthBadMethod) -> Result<Opening> {
+        super::check_modes(DOING, "ms_client_mode", &self.modes, refused)?;
         let reason = format!("the service does not take the ticket of {}", self.identity);
         Err(refusal(DOING, &reason, refused.result))
     }

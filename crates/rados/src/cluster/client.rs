@@ -164,11 +164,11 @@ impl Client {
         }
     }
 
-    /// The stream could not be opened, or broke.
-    pub fn failed(&mut self, now: Instant, connection: ConnectionId) {
+    /// The stream could not be opened, or broke: why, if the system says.
+    pub fn failed(&mut self, now: Instant, connection: ConnectionId, why: Option<String>) {
         if self.is_monitor(connection) {
             self.monitor = None;
-            self.mon.failed(now);
+            self.mon.failed(now, why);
         } else {
             self.objecter.failed(now, connection);
         }

@@ -59,6 +59,11 @@ impl ConfFile {
         Ok(Self { sections })
     }
 
+    /// The names of all sections.
+    pub fn sections(&self) -> impl Iterator<Item = &str> {
+        self.sections.keys().map(String::as_str)
+    }
+
     /// The value of an option in a section, as written.
     #[must_use]
     pub fn get(&self, section: &str, option: &str) -> Option<&str> {

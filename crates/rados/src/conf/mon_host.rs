@@ -45,6 +45,9 @@ impl MonHost {
 /// # Errors
 /// A part that is no address, or a list in which no monitor can be reached by messenger 2.
 pub fn mon_hosts(text: &str) -> Result<Vec<MonHost>> {
+    if text.matches('[').count() != text.matches(']').count() {
+        return Err(bad("a bracket is not closed, or not opened", text));
+    }
     let mut hosts: Vec<MonHost> = Vec::new();
     for entry in split(text) {
         let host = one(entry).ok_or_else(|| bad("an address is [v2:]host[:port]", entry))?;
@@ -172,6 +175,8 @@ mod tests {
     fn what_cannot_be_reached_is_refused() {
         for bad in
             ["", "v1:10.0.0.1:6789", "10.0.0.1:port", "v2:", "[fd00::1]x", "a/b", "10.0.0.1:70000"]
+                .into_iter()
+                .chain(["[v2:10.0.0.1:3300", "[v2:10.0.0.1:3300,v1:10.0.0.1:6789", "10.0.0.1]"])
         {
             assert!(mon_hosts(bad).is_err(), "{bad}");
         }

@@ -75,6 +75,16 @@ impl Settings {
         self.raw(&option_name(option)).map(|value| self.expand(value))
     }
 
+    /// What the sections of single monitors say of their addresses, `[mon.a]` with `mon addr`, as one list (ceph:
+    /// `src/mon/MonMap.cc`, `init_with_config_file`).
+    #[must_use]
+    pub fn mon_addrs(&self) -> Option<String> {
+        let monitors = self.file.sections().filter(|section| section.starts_with("mon."));
+        let addrs = monitors.filter_map(|section| self.file.get(section, "mon_addr"));
+        let addrs: Vec<_> = addrs.map(|addr| self.expand(addr)).collect();
+        (!addrs.is_empty()).then(|| addrs.join(" "))
+    }
+
     /// The keyrings to try, in order.
     #[must_use]
     pub fn keyrings(&self) -> Vec<String> {

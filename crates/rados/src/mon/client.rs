@@ -140,9 +140,10 @@ impl MonClient {
         self.link = Link::Up(Box::new(Connection::new(config, auth, now)));
     }
 
-    /// The stream could not be opened, or broke.
-    pub fn failed(&mut self, now: Instant) {
-        self.next_monitor(now, Error::new(Self::DOING, ErrorKind::Reset));
+    /// The stream could not be opened, or broke: why, if the system says.
+    pub fn failed(&mut self, now: Instant, why: Option<String>) {
+        let kind = why.map_or(ErrorKind::Reset, |reason| ErrorKind::Broken { reason });
+        self.next_monitor(now, Error::new(Self::DOING, kind));
     }
 
     /// Turns to the next monitor.

@@ -28,6 +28,16 @@ impl fmt::Display for AuthMethod {
     }
 }
 
+impl fmt::Display for ConnectionMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::CRC => f.write_str("crc"),
+            Self::SECURE => f.write_str("secure"),
+            Self(other) => write!(f, "mode {other}"),
+        }
+    }
+}
+
 /// How frames are protected (`CEPH_CON_MODE_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnectionMode(pub u32);

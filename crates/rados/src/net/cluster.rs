@@ -1,6 +1,6 @@
 //! The connection to a cluster.
 
-use super::config::Config;
+use super::config::{CONNECT_TIMEOUT, Config};
 use super::engine::Engine;
 use super::pool::Pool;
 use crate::auth::{MonitorAuth, Random};
@@ -105,7 +105,8 @@ impl Cluster {
             monitor_timeout: config.monitor_timeout,
             _tasks: Arc::new(tasks),
         };
-        match timeout(config.connect_timeout, cluster.engine.wait_for_map(1)).await {
+        let limit = config.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        match timeout(limit, cluster.engine.wait_for_map(1)).await {
             Ok(found) => found?,
             Err(_) => return Err(cluster.engine.unreachable()),
         }

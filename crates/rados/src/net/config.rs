@@ -1,6 +1,6 @@
 //! What a client needs to know, and where it finds that.
 
-use crate::auth::{Credentials, CryptoKey, Keyring};
+use crate::auth::{Credentials, CryptoKey, Identity, Keyring};
 use crate::conf::{Arguments, ConfFile, Host, MonHost, Settings, Surroundings, mon_hosts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::msgr::{AuthMethod, ConnectionMode};
@@ -8,11 +8,11 @@ use crate::objecter;
 use core::net::SocketAddr;
 use std::net::ToSocketAddrs as _;
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fmt, fs, io};
 
 const DOING: &str = "reading the configuration of the cluster";
 /// How long the first session may take to come (ceph: option `client_mount_timeout`).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What a client is to be. [`from_env`](Self::from_env) makes one as all of Ceph's programs would.
 #[derive(Clone, Debug)]
@@ -25,8 +25,9 @@ pub struct Config {
     pub monitor_modes: Vec<ConnectionMode>,
     /// How connections to OSDs may be protected, the preferred way first (option `ms_client_mode`).
     pub osd_modes: Vec<ConnectionMode>,
-    /// How long [`Cluster::connect`](super::Cluster::connect) may take.
-    pub connect_timeout: Duration,
+    /// How long [`Cluster::connect`](super::Cluster::connect) may take; 300 s if nobody says (option
+    /// `client_mount_timeout`).
+    pub connect_timeout: Option<Duration>,
     /// How long an operation may take; without, it waits for as long as the cluster is not able to do it (option
     /// `rados_osd_op_timeout`).
     pub op_timeout: Option<Duration>,
@@ -54,7 +55,7 @@ impl Config {
             monitors,
             monitor_modes: vec![ConnectionMode::SECURE, ConnectionMode::CRC],
             osd_modes: vec![ConnectionMode::CRC, ConnectionMode::SECURE],
-            connect_timeout: CONNECT_TIMEOUT,
+            connect_timeout: None,
             op_timeout: None,
             monitor_timeout: None,
             max_ops: objecter.max_ops,
@@ -97,6 +98,7 @@ impl Config {
     /// As [`from_env`](Self::from_env).
     pub fn from_settings(settings: &Settings) -> Result<Self> {
         let hosts = settings.get("mon_host").filter(|hosts| !hosts.trim().is_empty());
+        let hosts = hosts.or_else(|| settings.mon_addrs());
         let hosts = hosts.ok_or_else(|| {
             bad("no monitors are named: set mon host in ceph.conf, or CEPH_CONF", String::new())
         })?;
@@ -110,9 +112,7 @@ impl Config {
         }
         config.op_timeout = seconds(settings, "rados_osd_op_timeout")?;
         config.monitor_timeout = seconds(settings, "rados_mon_op_timeout")?;
-        if let Some(timeout) = seconds(settings, "client_mount_timeout")? {
-            config.connect_timeout = timeout;
-        }
+        config.connect_timeout = seconds(settings, "client_mount_timeout")?;
         if let Some(location) = settings.get("crush_location") {
             config.location = crush_location(&location)?;
         }
@@ -125,9 +125,12 @@ fn with_file(settings: Settings, arguments: &Arguments, named: Option<&str>) -> 
     let is_named = arguments.conf.is_some() || named.is_some_and(|named| !named.is_empty());
     let mut missing = Vec::new();
     for path in settings.files(arguments, named) {
-        match fs::read_to_string(&path) {
+        match read(&path) {
             Ok(text) => return Ok(settings.with_file(ConfFile::parse(&text)?)),
-            Err(error) => missing.push(format!("{path}: {error}")),
+            Err(Unread::Denied) => {
+                return Err(denied("the configuration file may not be read by this user", path));
+            }
+            Err(unread) => missing.push(format!("{path}: {unread}")),
         }
     }
     if is_named {
@@ -136,37 +139,97 @@ fn with_file(settings: Settings, arguments: &Arguments, named: Option<&str>) -> 
     Ok(settings)
 }
 
+/// Why a file was not read.
+enum Unread {
+    Absent,
+    Directory,
+    Denied,
+    Other(io::Error),
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("it does not exist"),
+            Self::Directory => f.write_str("it is a directory"),
+            Self::Denied => f.write_str("not permitted"),
+            Self::Other(err) => write!(f, "{err}"),
+        }
+    }
+}
+
+fn read(path: &str) -> std::result::Result<String, Unread> {
+    fs::read_to_string(path).map_err(|err| match err.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Unread::Absent,
+        io::ErrorKind::IsADirectory => Unread::Directory,
+        io::ErrorKind::PermissionDenied => Unread::Denied,
+        _ => Unread::Other(err),
+    })
+}
+
+fn denied(problem: &'static str, text: String) -> Error {
+    Error::new(DOING, ErrorKind::NotPermitted { problem, text })
+}
+
 /// The key from the option `key`, from the file of `keyfile`, or from the first keyring that has it.
 fn credentials(settings: &Settings) -> Result<Credentials> {
     let identity = settings.identity().clone();
     let methods = auth_methods(&settings.get("auth_client_required").unwrap_or_default())?;
-    let mut key = None;
-    if let Some(text) = settings.get("key") {
-        key = Some(CryptoKey::from_base64(text.trim())?);
+    let key = if let Some(text) = settings.get("key") {
+        Ok(CryptoKey::from_base64(text.trim())?)
     } else if let Some(path) = settings.get("keyfile") {
-        let text = fs::read_to_string(&path)
-            .map_err(|error| bad("the key's file cannot be read", format!("{path}: {error}")))?;
-        key = Some(CryptoKey::from_base64(text.trim())?);
+        let text = read(&path).map_err(|unread| match unread {
+            Unread::Denied => denied("the key's file may not be read by this user", path.clone()),
+            unread => bad("the key's file cannot be read", format!("{path}: {unread}")),
+        })?;
+        Ok(CryptoKey::from_base64(text.trim())?)
     } else {
-        let mut tried = Vec::new();
-        for path in settings.keyrings() {
-            match fs::read_to_string(&path) {
-                Ok(text) => key = Keyring::parse(&text)?.get(&identity).cloned(),
-                Err(error) => tried.push(format!("{path}: {error}")),
+        key_of_keyrings(&identity, &settings.keyrings())?
+    };
+    match key {
+        Err(why) if !methods.contains(&AuthMethod::NONE) => Err(why),
+        key => Ok(Credentials { identity, key: key.map_err(Some), methods }),
+    }
+}
+
+/// The key in the first keyring that has it, or why there is none: of several reasons the one that most likely is meant.
+fn key_of_keyrings(
+    identity: &Identity,
+    paths: &[String],
+) -> Result<std::result::Result<CryptoKey, Error>> {
+    let (mut absent, mut unusable, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    let mut not_permitted = None;
+    for path in paths {
+        match read(path) {
+            Ok(text) => {
+                let keyring = Keyring::parse(&text)?;
+                if let Some(key) = keyring.get(identity) {
+                    return Ok(Ok(key.clone()));
+                }
+                let names: Vec<_> = keyring.entities().map(ToString::to_string).collect();
+                others.push(match names.as_slice() {
+                    [] => format!("{path} has none"),
+                    names => format!("{path} has {}", names.join(", ")),
+                });
             }
-            if key.is_some() {
-                break;
+            Err(Unread::Absent) => absent.push(path.as_str()),
+            Err(Unread::Denied) => {
+                not_permitted.get_or_insert_with(|| path.clone());
             }
-            tried.push(format!("{path}: no key of {identity}"));
-        }
-        if key.is_none() && !methods.contains(&AuthMethod::NONE) {
-            return Err(bad(
-                "no keyring has the client's key: set keyring in ceph.conf, or --keyring, or --id",
-                tried.join("; "),
-            ));
+            Err(unread) => unusable.push(format!("{path}: {unread}")),
         }
     }
-    Ok(Credentials { identity, key, methods })
+    Ok(Err(if let Some(path) = not_permitted {
+        denied("the keyring may not be read by this user", path)
+    } else if !unusable.is_empty() {
+        bad("the keyring cannot be read", unusable.join("; "))
+    } else if !others.is_empty() {
+        let problem = "the keyring has keys of others only: see --id, or --keyring";
+        bad(problem, format!("no key of {identity}: {}", others.join("; ")))
+    } else {
+        let problem = "there is no keyring: set keyring in ceph.conf, or --keyring";
+        bad(problem, absent.join("; "))
+    }))
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
@@ -277,5 +340,54 @@ mod tests {
         let settings = Settings::new(&Arguments::default(), Surroundings::default());
         let error = Config::from_settings(&settings).unwrap_err().to_string();
         assert!(error.contains("mon host"), "{error}");
+    }
+
+    /// The reason is that of the cluster's refusal, too, where no keys may be needed.
+    #[test]
+    fn a_keyring_that_has_no_key_says_why() {
+        let place = std::env::temp_dir().join(format!("blockyard-keyrings-{}", std::process::id()));
+        fs::create_dir_all(place.join("directory")).unwrap();
+        let other = place.join("other");
+        let key = "AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUA==";
+        fs::write(&other, format!("[client.other]\nkey = {key}\n[client.more]\nkey = {key}\n"))
+            .unwrap();
+        let why = |names: &[&str], required: &str| {
+            let paths: Vec<_> =
+                names.iter().map(|name| place.join(name).display().to_string()).collect();
+            let paths = paths.join(",");
+            let words = ["--mon-host", "127.0.0.1", "--keyring", &paths];
+            let arguments =
+                Arguments::parse(words.into_iter().chain(["--auth-client-required", required]))
+                    .unwrap();
+            let config = Config::from_settings(&Settings::new(&arguments, Surroundings::default()));
+            config.map_or_else(Some, |config| config.credentials.key.err().flatten())
+        };
+        for required in ["cephx", "cephx,none"] {
+            let said = |names: &[&str]| why(names, required).unwrap().to_string();
+            let absent = said(&["absent", "gone"]);
+            assert!(absent.contains("no keyring") && absent.contains("absent"), "{absent}");
+            let directory = said(&["absent", "directory"]);
+            assert!(directory.contains("is a directory"), "{directory}");
+            let another = said(&["absent", "other"]);
+            for part in ["client.admin", "client.more, client.other", "--id"] {
+                assert!(another.contains(part), "{another}");
+            }
+        }
+        fs::remove_dir_all(&place).unwrap();
+    }
+
+    #[test]
+    fn monitors_may_have_sections_of_their_own() {
+        let text = "[global]\nx = 1\n[mon.b]\nmon addr = 10.0.0.2:6789\n[mon.a]\nmon_addr = [v2:10.0.0.1:3301,v1:10.0.0.1:6789]\n\
+                    [mon]\nmon addr = 9.9.9.9\n[osd.1]\nmon addr = 8.8.8.8\n[client.admin]\n\
+                    key = AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUA==\n";
+        let settings = Settings::new(&Arguments::default(), Surroundings::default());
+        let settings = settings.with_file(ConfFile::parse(text).unwrap());
+        let config = Config::from_settings(&settings).unwrap();
+        let found: Vec<_> = config.monitors.iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["10.0.0.1:3301", "10.0.0.2:3300"]);
+        let text = format!("{text}[global]\nmon host = 10.0.0.9\n");
+        let settings = settings.with_file(ConfFile::parse(&text).unwrap());
+        assert_eq!(Config::from_settings(&settings).unwrap().monitors.len(), 1, "mon host counts");
     }
 }

@@ -7,8 +7,9 @@ use crate::mon::{Answer, Request};
 use crate::msgr::Rest;
 use crate::objecter::{Completion, ConnectionId};
 use crate::osd::OsdRequest;
+use core::net::SocketAddr;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -21,6 +22,8 @@ use super::watch::Told;
 
 /// Bytes that one permit stands for: a semaphore counts no higher than 2^61, and requests in less than that.
 pub(super) const PERMIT_BYTES: u64 = 4096;
+/// Monitors whose trouble is kept.
+const MAX_TROUBLES: usize = 64;
 /// How long the timer sleeps if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
@@ -40,8 +43,10 @@ pub(super) struct State {
     streams: HashMap<ConnectionId, (Option<Arc<Stream>>, AbortHandle)>,
     /// The client may not in.
     refused: Option<Error>,
-    /// What was wrong with a peer last, for errors of those who wait.
-    last_trouble: Option<(Peer, Error)>,
+    /// What was wrong with each monitor that was tried, for errors of those who wait; an OSD's trouble is its own.
+    monitor_trouble: BTreeMap<SocketAddr, Error>,
+    /// There was a map.
+    connected: bool,
     /// Wakes the task that sends and keeps time, which looks at all of this under the lock.
     pump: Option<Waker>,
     /// When that task wakes by itself.
@@ -131,7 +136,8 @@ impl Engine {
             watchers: HashMap::new(),
             streams: HashMap::new(),
             refused: None,
-            last_trouble: None,
+            monitor_trouble: BTreeMap::new(),
+            connected: false,
             pump: None,
             due: Instant::now() + NOTHING_DUE,
         };
@@ -217,6 +223,7 @@ impl Engine {
                     }
                 }
                 Event::Map(epoch) => {
+                    state.connected = true;
                     self.epoch.send_replace(epoch);
                 }
                 Event::Refused(error) => {
@@ -224,7 +231,8 @@ impl Engine {
                     // Those who wait for a map look again.
                     self.epoch.send_modify(|_| {});
                 }
-                Event::Lost(peer, error) => state.last_trouble = Some((peer, error)),
+                Event::Lost(Peer::Monitor(addr), error) => state.lost_monitor(addr, error),
+                Event::Lost(Peer::Osd(_), _) => {}
                 Event::Watching(watch) => state.watch_set(watch, Ok(())),
                 Event::WatchReconnected(watch) => state.tell(watch, Told::Reconnected),
                 Event::WatchLost(watch, error) => state.watch_lost(watch, error),
@@ -266,11 +274,11 @@ impl Engine {
     }
 
     /// A stream broke, or could not be opened.
-    pub(super) fn broke(self: &Arc<Self>, connection: ConnectionId) {
+    pub(super) fn broke(self: &Arc<Self>, connection: ConnectionId, why: Option<String>) {
         let mut state = self.state.lock();
         if state.streams.remove(&connection).is_some() {
             let now = Instant::now();
-            state.client.failed(now, connection);
+            state.client.failed(now, connection, why);
             self.obey(&mut state, now);
             state.wake_pump();
         }
@@ -300,11 +308,11 @@ impl Engine {
     pub(super) fn unreachable(&self) -> Error {
         const DOING: &str = "connecting to the cluster";
         let state = self.state.lock();
-        let reason = match &state.last_trouble {
-            Some((Peer::Monitor(addr), error)) => format!("monitor {addr}: {error}"),
-            Some((Peer::Osd(osd), error)) => format!("osd.{osd}: {error}"),
-            None => "no monitor answers".to_owned(),
-        };
+        let troubles = state.monitor_trouble.iter();
+        let troubles: Vec<_> =
+            troubles.map(|(addr, error)| format!("monitor {addr}: {}", error.kind())).collect();
+        let reason =
+            if troubles.is_empty() { "no monitor answers".to_owned() } else { troubles.join("; ") };
         Error::new(DOING, ErrorKind::Unreachable { reason })
     }
 
@@ -376,6 +384,18 @@ impl Engine {
 }
 
 impl State {
+    /// Of each monitor that cannot be used while there is no map yet, somebody hears once: the search goes on for long.
+    fn lost_monitor(&mut self, addr: SocketAddr, error: Error) {
+        let is_new = !self.monitor_trouble.contains_key(&addr);
+        if is_new && self.monitor_trouble.len() >= MAX_TROUBLES {
+            return;
+        }
+        if is_new && !self.connected {
+            tracing::warn!(monitor = %addr, "{}; trying on", error.kind());
+        }
+        self.monitor_trouble.insert(addr, error);
+    }
+
     fn watch_set(&mut self, watch: u64, result: Result<()>) {
         let set = self.watchers.get_mut(&watch).and_then(|watcher| watcher.set.take());
         if let Some(set) = set {

@@ -119,8 +119,8 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut sent: usize) {
 /// Opens a connection, and carries bytes until it breaks.
 pub(super) async fn run(engine: Arc<Engine>, connection: ConnectionId, addr: SocketAddr) {
     // Whatever goes wrong, the machine tries again, and says so when it gives up.
-    let _ = carry(&engine, connection, addr).await;
-    engine.broke(connection);
+    let why = carry(&engine, connection, addr).await.err();
+    engine.broke(connection, why.map(|err| err.to_string()));
 }
 
 async fn carry(engine: &Arc<Engine>, connection: ConnectionId, addr: SocketAddr) -> io::Result<()> {

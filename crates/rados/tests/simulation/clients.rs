@@ -66,7 +66,7 @@ pub(crate) struct ClientSim {
 impl ClientSim {
     pub(crate) fn new(index: usize, base: Instant, rng: &mut Rng) -> Self {
         let identity = Identity::default();
-        let credentials = Credentials { identity, key: None, methods: vec![AuthMethod::NONE] };
+        let credentials = Credentials { identity, key: Err(None), methods: vec![AuthMethod::NONE] };
         let fill = |bytes: &mut [u8]| bytes.fill(1);
         let modes = vec![ConnectionMode::CRC];
         let auth =

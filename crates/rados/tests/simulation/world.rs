@@ -231,7 +231,7 @@ impl World {
             Event::Broken(client, id) => {
                 let now = self.instant();
                 self.clients[client].streams.remove(&id);
-                self.clients[client].machine.failed(now, id);
+                self.clients[client].machine.failed(now, id, None);
                 self.pump(client);
             }
             Event::Timer(client) => {

@@ -16,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::uri::parse_duration;
 use crate::{size as sizes, term};
 
+/// How long anything may take, if neither arguments nor ceph.conf say.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const ENOENT: i32 = 2;
 const EPERM: i32 = 1;
 const EACCES: i32 = 13;
@@ -48,8 +50,8 @@ async fn perform(args: &RadosArgs) -> Result<u8> {
 
 /// Connects with what Ceph's own programs take.
 async fn open(place: &PlaceArgs, name: &str) -> Result<Pool> {
-    let timeout = parse_duration(&place.timeout)
-        .map_err(|problem| Error::usage(format!("--timeout: {problem}")))?;
+    let timeout = place.timeout.as_deref().map(parse_duration).transpose();
+    let timeout = timeout.map_err(|problem| Error::usage(format!("--timeout: {problem}")))?;
     let flags = [
         ("--conf", &place.conf),
         ("--id", &place.id),
@@ -60,9 +62,10 @@ async fn open(place: &PlaceArgs, name: &str) -> Result<Pool> {
     let words: Vec<&str> = words.flatten().collect();
     let mut config =
         Config::from_arguments(&words).map_err(|err| cannot("use the cluster", err))?;
-    config.connect_timeout = timeout;
-    config.monitor_timeout = Some(timeout);
-    config.op_timeout = Some(timeout);
+    let limits = [&mut config.connect_timeout, &mut config.monitor_timeout, &mut config.op_timeout];
+    for limit in limits {
+        *limit = timeout.or(*limit).or(Some(TIMEOUT));
+    }
     let cluster =
         Cluster::connect(config).await.map_err(|err| cannot("connect to the cluster", err))?;
     let pool = cluster.pool(name).await.map_err(|err| cannot(&format!("open pool {name}"), err))?;
@@ -75,11 +78,13 @@ fn cannot(what: &str, err: RadosError) -> Error {
         RadosKind::BadParameter { .. } => ErrorKind::Usage,
         RadosKind::Osd { errno: EPERM | EACCES }
         | RadosKind::Refused { errno: EPERM | EACCES, .. }
+        | RadosKind::NotPermitted { .. }
         | RadosKind::WrongKey { .. } => ErrorKind::NotPermitted,
         _ => ErrorKind::Failed,
     };
     let help = match (err.kind(), err.blame()) {
         (RadosKind::Osd { errno: ENOENT }, _) => Some("there is no such object"),
+        (RadosKind::NotPermitted { .. }, _) => Some("become a user who may, or name another file"),
         (RadosKind::Unreachable { .. }, _) => Some("see `mon host` of ceph.conf, or --mon-host"),
         (_, Blame::Network) => Some("a longer --timeout waits for a cluster that is busy"),
         _ => None,

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use blockyard_nbd::uri::{Transport, Uri};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, OtherError,
+    SignatureScheme,
 };
 
-use super::{RECORD_LEN, SEND_BUFFER, Session};
+use super::{RECORD_LEN, SEND_BUFFER, Session, files};
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::Outbox;
@@ -32,30 +34,28 @@ pub(crate) struct Setup {
 
 impl Setup {
     /// Reads the files that are named, or those in the directory that the URI names: `ca-cert.pem`, and
-    /// `client-cert.pem` with `client-key.pem` if they are there.
+    /// `client-cert.pem` with `client-key.pem` if they are there. Beside the authority's, `ca-crl.pem` names what it has revoked.
     pub(super) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
         let params = &uri.tls_params;
-        let files = find(uri, files);
-        let provider = Arc::new(ring::default_provider());
+        let found = find(uri, files);
+        let provider = files::provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
-        let builder = if params.verify_peer == Some(false) {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        let verifier: Arc<dyn ServerCertVerifier> = if params.verify_peer == Some(false) {
+            Arc::new(AnyServer(Arc::clone(&provider)))
         } else {
-            builder.with_root_certificates(roots(&files.ca)?)
+            Arc::new(KnownServer::load(&found.ca, Arc::clone(&provider))?)
         };
-        let config = match &files.certificate {
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+        let config = match &found.certificate {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain = certificates(certificate)?;
-                let secret = PrivateKeyDer::from_pem_file(key).map_err(|err| {
-                    bad_file("no private key can be read from", key).caused_by(err)
-                })?;
-                builder.with_client_auth_cert(chain, secret).map_err(|err| {
-                    bad_file("the key does not belong to the certificate in", certificate)
-                        .caused_by(err)
-                })?
+                let chain = files::certificates(certificate)?;
+                let secret = files::private_key(key, &provider)?;
+                builder
+                    .with_client_auth_cert(chain, secret)
+                    .map_err(|err| files::bad_pair(err, certificate))?
             }
         };
         Ok(Self { config: Arc::new(config), name: server_name(uri)? })
@@ -105,26 +105,89 @@ fn server_name(uri: &Uri) -> Result<ServerName<'static>, Error> {
     })
 }
 
-fn bad_file(problem: &str, path: &Path) -> Error {
-    Error::new(ErrorKind::Tls, format!("{problem} {}", path.display()))
+/// Believes a server whose certificate is of an authority that is trusted, and not revoked. A list of revoked certificates that
+/// is out of date lets nobody in, as with GnuTLS.
+#[derive(Debug)]
+struct KnownServer {
+    webpki: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let problem = "no certificate can be read from";
-    let chain = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|err| bad_file(problem, path).caused_by(err))?;
-    if chain.is_empty() { Err(bad_file(problem, path)) } else { Ok(chain) }
-}
-
-fn roots(path: &Path) -> Result<RootCertStore, Error> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|err| {
-            bad_file("there is a certificate that cannot be trusted in", path).caused_by(err)
+impl KnownServer {
+    fn load(ca: &Path, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
+        let trusted = files::certificates(ca)?;
+        let roots = files::roots(&trusted, ca)?;
+        let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
+        let mut blamed = ca.to_owned();
+        if let Some((path, lists)) = files::revocations(ca)? {
+            builder = builder.with_crls(lists).allow_unknown_revocation_status();
+            builder = builder.enforce_revocation_expiration();
+            blamed = path;
+        }
+        let webpki = builder.build().map_err(|err| {
+            files::bad_file("servers cannot be verified by what is in", &blamed).caused_by(err)
         })?;
+        Ok(Self { webpki, trusted })
     }
-    Ok(roots)
+
+    /// Whether the one reason against the certificate is that it is an authority's, which webpki tells after it has looked at its
+    /// dates; and it is one that is trusted, as it is. Whoever makes one certificate for one server makes such a one.
+    fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, err: &rustls::Error) -> bool {
+        let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(err))) = err
+        else {
+            return false;
+        };
+        let is_authority = matches!(err.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity));
+        is_authority && self.trusted.iter().any(|trusted| trusted == certificate)
+    }
+}
+
+impl ServerCertVerifier for KnownServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match verified {
+            Err(err) if self.is_trusted_itself(end_entity, &err) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
 }
 
 /// `tls-verify-peer=0`: encrypts, and believes whoever answers.

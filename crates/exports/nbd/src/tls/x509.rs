@@ -4,13 +4,13 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ServerConfig, ServerConnection};
 use socket2::Socket;
 
-use super::{Engine, SEND_BUFFER, Session, TlsConfig};
+use super::{Engine, SEND_BUFFER, Session, TlsConfig, files};
 use crate::error::{Error, ErrorKind};
 
 /// The files of an X.509 identity, all in PEM.
@@ -20,7 +20,8 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// The key of the certificate: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
-    /// Whose certificates clients must have; none are asked for without it.
+    /// Whose certificates clients must have; none are asked for without it. A file `ca-crl.pem` beside it names those that are
+    /// revoked.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -30,54 +31,39 @@ impl TlsFiles {
     /// # Errors
     /// [`ErrorKind::Tls`], which names the file.
     pub fn load(&self) -> Result<TlsConfig, Error> {
-        let chain = certificates(&self.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .map_err(|err| bad_file("no private key can be read from", &self.key).caused_by(err))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = files::provider();
+        let chain = files::certificates(&self.certificate)?;
+        let key = files::private_key(&self.key, &provider)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
-            Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates(path)? {
-                    roots.add(certificate).map_err(|err| {
-                        bad_file("there is a certificate that cannot be trusted in", path)
-                            .caused_by(err)
-                    })?;
-                }
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                        .build()
-                        .map_err(|err| {
-                            bad_file("no certificate authority can be made from", path)
-                                .caused_by(err)
-                        })?;
-                builder.with_client_cert_verifier(verifier)
-            }
+            Some(path) => builder.with_client_cert_verifier(client_verifier(path, provider)?),
         };
-        let config = builder.with_single_cert(chain, key).map_err(|err| {
-            bad_file("the key does not belong to the certificate in", &self.certificate)
-                .caused_by(err)
-        })?;
+        let config = builder
+            .with_single_cert(chain, key)
+            .map_err(|err| files::bad_pair(err, &self.certificate))?;
         Ok(TlsConfig(Arc::new(X509(Arc::new(config)))))
     }
 }
 
-fn bad_file(problem: &str, path: &Path) -> Error {
-    Error::new(ErrorKind::Tls, format!("{problem} {}", path.display()))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let problem = "no certificate can be read from";
-    let chain = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|err| bad_file(problem, path).caused_by(err))?;
-    if chain.is_empty() {
-        return Err(bad_file(problem, path));
+/// Lets in whom an authority knows and has not revoked. A list that is out of date lets nobody in, as with GnuTLS.
+fn client_verifier(
+    ca: &Path,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let roots = files::roots(&files::certificates(ca)?, ca)?;
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+    let mut blamed = ca.to_owned();
+    if let Some((path, lists)) = files::revocations(ca)? {
+        builder = builder.with_crls(lists).allow_unknown_revocation_status();
+        builder = builder.enforce_revocation_expiration();
+        blamed = path;
     }
-    Ok(chain)
+    builder.build().map_err(|err| {
+        files::bad_file("clients cannot be verified by what is in", &blamed).caused_by(err)
+    })
 }
 
 struct X509(Arc<ServerConfig>);

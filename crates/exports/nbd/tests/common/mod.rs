@@ -5,6 +5,7 @@
 
 mod client;
 mod held;
+pub mod tls;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

@@ -122,8 +122,8 @@ impl Serving {
         Ok(())
     }
 
-    /// Whether its memory was lost since this was last asked: what was read from it was not the guest's, and what is written to it
-    /// nobody sees. Costs nothing while no mapping of the process is.
+    /// Whether its memory was lost since this was last asked: what was read from it was not the guest's, and nobody sees
+    /// what is written to it. Costs nothing while no mapping of the process is.
     #[inline]
     pub(super) fn has_lost_memory(&mut self) -> bool {
         let now = losses();

@@ -101,7 +101,7 @@ fn drawn(numbers: &[u8]) -> Random {
 fn credentials(key: Option<&str>) -> Credentials {
     Credentials {
         identity: Identity::client("admin"),
-        key: key.map(|key| CryptoKey::from_base64(key).unwrap()),
+        key: key.map(|key| CryptoKey::from_base64(key).unwrap()).ok_or(None),
         methods: vec![AuthMethod::CEPHX, AuthMethod::NONE],
     }
 }
