@@ -109,6 +109,16 @@ impl Bdev {
         self.part.as_ref().map_or_else(|| self.disk.capacity(), |part| part.capacity())
     }
 
+    /// How large it is in bytes: what [`Bdev::capacity`] says, less what the disk's last block has of padding, if that
+    /// is within it.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        let disk = self.disk.size_bytes();
+        self.part.as_ref().map_or(disk, |part| {
+            disk.saturating_sub(part.start().bytes()).min(part.capacity().bytes())
+        })
+    }
+
     /// Its heads, sectors and cylinders, and where it starts.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
@@ -173,7 +183,8 @@ impl Bdev {
         if part.is_gone() {
             return Err(Status::Offline);
         }
-        let end = bio.sector().checked_add(Sector(bio.len().div_ceil(SECTOR_SIZE)));
+        let bytes = bio.len().checked_add(bio.skew.into());
+        let end = bytes.and_then(|len| bio.sector().checked_add(Sector(len.div_ceil(SECTOR_SIZE))));
         if end.is_none_or(|end| end > part.capacity()) {
             return Err(Status::OutOfRange);
         }

@@ -7,7 +7,7 @@ use blockyard_buf::{Segment, Segments, total_len};
 
 use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::partition_device::Partition;
-use crate::units::Sector;
+use crate::units::{SECTOR_SIZE, Sector};
 
 mod chain;
 
@@ -103,6 +103,12 @@ pub struct Bio {
     pub(crate) status: Status,
     pub(crate) end: End,
     pub(crate) part: Option<Arc<Partition>>,
+    /// Bytes of its first sector that are before it.
+    pub(crate) skew: u16,
+    /// It is on bytes, which need not be whole blocks.
+    pub(crate) by_bytes: bool,
+    /// It is a step of something that was let in before: neither a freeze nor a lock on blocks holds it back.
+    pub(crate) inside: bool,
 }
 
 impl Bio {
@@ -119,6 +125,20 @@ impl Bio {
     pub fn with_data(op: Op, sector: Sector, data: Segments) -> Box<Self> {
         let size = total_len(&data) as u64;
         Self::build(op, Flags::empty(), BvecIter { sector, size, index: 0, done: 0 }, data)
+    }
+
+    /// An operation on any `len` bytes of a disk from byte `offset` on, whatever its block size, with no memory of its
+    /// own as [`Bio::new`] makes it. [`Bio::add_segment`] adds memory.
+    ///
+    /// On whole blocks it is what it would be without this. Else reads are fetched in whole blocks; a write or a
+    /// write-zeroes reads the blocks that it has a part of, and writes them back, which no other write to them comes
+    /// between; a discard is of the whole blocks within it. What is past [`crate::Bdev::size_bytes`] is
+    /// [`Status::OutOfRange`].
+    #[must_use]
+    pub fn at_bytes(op: Op, offset: u64, len: u64) -> Box<Self> {
+        let mut bio = Self::new(op, Sector::ZERO, 0);
+        bio.reset_bytes(op, offset, len);
+        bio
     }
 
     /// Makes all earlier writes durable.
@@ -140,6 +160,9 @@ impl Bio {
             status: Status::Ok,
             end: End::Nobody,
             part: None,
+            skew: 0,
+            by_bytes: false,
+            inside: false,
         })
     }
 
@@ -154,6 +177,14 @@ impl Bio {
         self.data.clear();
         self.status = Status::Ok;
         self.part = None;
+        (self.skew, self.by_bytes, self.inside) = (0, false, false);
+    }
+
+    /// As [`Bio::reset`], to an operation on bytes as [`Bio::at_bytes`] makes it.
+    pub fn reset_bytes(&mut self, op: Op, offset: u64, len: u64) {
+        self.reset(op, Sector::from_bytes_floor(offset), len);
+        let skew = (offset % SECTOR_SIZE) as u16;
+        (self.skew, self.by_bytes) = (skew, true);
     }
 
     /// Who is told when it ends.
@@ -194,6 +225,12 @@ impl Bio {
         self.iter.sector
     }
 
+    /// The byte of the disk that the rest of it begins with.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.iter.sector.bytes().saturating_add(self.skew.into())
+    }
+
     /// Bytes that are left of it.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -210,7 +247,9 @@ impl Bio {
     #[must_use]
     pub fn end_sector(&self) -> Sector {
         Sector(
-            self.iter.sector.0.saturating_add(self.iter.size.div_ceil(crate::units::SECTOR_SIZE)),
+            self.iter.sector.0.saturating_add(
+                self.iter.size.saturating_add(self.skew.into()).div_ceil(SECTOR_SIZE),
+            ),
         )
     }
 
@@ -324,6 +363,7 @@ impl Bio {
         clone.prio = self.prio;
         clone.hint = self.hint;
         clone.part.clone_from(&self.part);
+        (clone.skew, clone.by_bytes, clone.inside) = (self.skew, self.by_bytes, self.inside);
         clone
     }
 

@@ -18,7 +18,7 @@ use crate::limits::{Features, Limits};
 use crate::major::{DISK_MAX_PARTS, DevNum};
 use crate::op::Status;
 use crate::partition_device::Partition;
-use crate::queue::{Life, Queue, RequestQueue};
+use crate::queue::{Life, Queue, RequestQueue, Size};
 use crate::reservation::Reservations;
 use crate::sched::Kind;
 use crate::stats::QueueStats;
@@ -53,6 +53,9 @@ pub struct DiskConfig {
     pub flags: DiskFlags,
     /// How large it is.
     pub capacity: Sector,
+    /// Bytes at the end of that which are not there, less than a logical block: where the bytes below end within one.
+    /// The driver reads them as zeroes, and drops what is written to them.
+    pub tail_padding: u32,
     /// Whether it refuses to be changed.
     pub read_only: bool,
     /// What its driver can take.
@@ -71,6 +74,7 @@ impl DiskConfig {
             minors: 1,
             flags: DiskFlags::default(),
             capacity,
+            tail_padding: 0,
             read_only: false,
             limits,
             node: None,
@@ -83,7 +87,7 @@ impl DiskConfig {
 pub enum Event {
     /// It can be used now.
     Added,
-    /// Its size has changed.
+    /// Its size has changed, if only by what its last block has of padding.
     Resized {
         /// From.
         from: Sector,
@@ -148,12 +152,6 @@ impl Disk {
             );
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        if config.capacity > Sector::MAX {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("{}: no disk is larger than 2^63 - 1 bytes", config.name),
-            ));
-        }
         if config.minors > DISK_MAX_PARTS {
             tracing::warn!(
                 disk = config.name,
@@ -167,8 +165,9 @@ impl Disk {
             Error::new(ErrorKind::Invalid, format!("{}: impossible limits", config.name))
                 .caused_by(err)
         })?;
+        let size = Size::new(&config.name, config.capacity, config.tail_padding, &limits)?;
         let queue = RequestQueue::new(set, disk, limits, clock)?;
-        queue.set_capacity(config.capacity);
+        queue.set_size(size);
         queue.set_read_only(config.read_only);
         Ok(Arc::new(Self {
             name: config.name,
@@ -225,7 +224,13 @@ impl Disk {
         self.queue.capacity()
     }
 
-    /// What can be asked of it in one request.
+    /// How large it is in bytes: [`Disk::capacity`], less what its last block has of padding.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.queue.size_bytes()
+    }
+
+    /// What can be asked of it in one request. It never waits, not while the disk drains either.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.queue.limits()
@@ -256,23 +261,27 @@ impl Disk {
         }
     }
 
-    /// Makes it larger or smaller. Its users are told; what is past a new end fails from now on.
+    /// Makes it larger or smaller, with no padding. Its users are told; what is past a new end fails from now on.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] past the largest size, [`ErrorKind::Offline`] once it is being removed.
+    /// As [`Disk::set_size`].
     pub fn set_capacity(&self, capacity: Sector) -> Result<()> {
-        if capacity > Sector::MAX {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("{}: no disk is larger than 2^63 - 1 bytes", self.name),
-            ));
-        }
+        self.set_size(capacity, 0)
+    }
+
+    /// As [`Disk::set_capacity`], with [`DiskConfig::tail_padding`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] past the largest size, or for more padding than a block has; [`ErrorKind::Offline`] once
+    /// it is being removed.
+    pub fn set_size(&self, capacity: Sector, tail_padding: u32) -> Result<()> {
+        let size = Size::new(&self.name, capacity, tail_padding, &self.limits())?;
         if self.queue.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
         }
-        let from = self.capacity();
-        self.queue.set_capacity(capacity);
-        if from != capacity {
+        let (from, bytes) = (self.capacity(), self.size_bytes());
+        self.queue.set_size(size);
+        if (from, bytes) != (size.capacity, size.bytes) {
             self.notify(Event::Resized { from, to: capacity });
         }
         Ok(())
@@ -413,8 +422,10 @@ impl Disk {
         let parts = self.replace_partitions(Vec::new());
         // What was held back has to end, too.
         self.queue.end_quiesce();
-        if self.queue.life() == Life::Live && self.limits().features.contains(Features::WRITE_CACHE)
-        {
+        let features = self.limits().features;
+        let flush =
+            features.contains(Features::WRITE_CACHE) && !features.contains(Features::NO_FLUSH);
+        if self.queue.life() == Life::Live && flush {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
             let status = bdev.submit_and_wait(0, Bio::flush()).status();
             if status != Status::Ok {
@@ -422,7 +433,7 @@ impl Disk {
             }
         }
         let ended = self.queue.shut_down();
-        self.queue.set_capacity(Sector::ZERO);
+        self.queue.set_size(Size::default());
         if ended {
             self.notify(Event::Removed);
         }

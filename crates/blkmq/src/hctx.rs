@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::bio::Bio;
+use crate::bytes::{Unaligned, WritesOut};
 use crate::driver::{Busy, Driver};
 use crate::flush::FlushQueue;
 use crate::limits::Limits;
@@ -72,6 +73,10 @@ pub(crate) struct State<D: Driver> {
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
     waiting: VecDeque<(usize, Box<Bio>)>,
+    /// As `waiting`, for steps of what was let in before: they go first, into a frozen queue too.
+    inside: VecDeque<(usize, Box<Bio>)>,
+    /// The writes that are out, once there are locks which they may have to be kept from.
+    pub(crate) writes: Option<Box<WritesOut>>,
     waits_for_tag: bool,
     flush: FlushQueue<Box<Rq<D>>>,
     slots: Box<[Slot]>,
@@ -100,6 +105,7 @@ struct Todo<D: Driver> {
     issue: Requests<D>,
     ended_bios: SmallVec<[(Box<Bio>, Status); 4]>,
     ended: SmallVec<[(Box<Rq<D>>, Status); 4]>,
+    unaligned: Vec<Unaligned>,
     run: bool,
 }
 
@@ -109,6 +115,7 @@ impl<D: Driver> Default for Todo<D> {
             issue: SmallVec::new(),
             ended_bios: SmallVec::new(),
             ended: SmallVec::new(),
+            unaligned: Vec::new(),
             run: false,
         }
     }
@@ -135,6 +142,8 @@ impl<D: Driver> Hctx<D> {
             staged: 0,
             dispatch: VecDeque::new(),
             waiting: VecDeque::new(),
+            inside: VecDeque::new(),
+            writes: None,
             waits_for_tag: false,
             flush: FlushQueue::default(),
             slots: vec![Slot::default(); tags.depth() as usize].into(),
@@ -405,7 +414,7 @@ impl<D: Driver> Hctx<D> {
 
     /// One that holds no tag and waits for none leaves its share to others.
     fn leave_tags_if_idle(&self, st: &mut State<D>) {
-        if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() {
+        if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() && st.inside.is_empty() {
             st.tags_active = false;
             self.tags.set_active(false);
         }
@@ -573,9 +582,9 @@ impl<D: Driver> Hctx<D> {
         let waiting = {
             let mut st = self.state.lock();
             st.dying = true;
-            std::mem::take(&mut st.waiting)
+            [std::mem::take(&mut st.inside), std::mem::take(&mut st.waiting)]
         };
-        for (_, bio) in waiting {
+        for (_, bio) in waiting.into_iter().flatten() {
             bio.end(Status::Offline);
         }
         self.run();

@@ -16,6 +16,7 @@ mod bdev;
 mod bio;
 mod block_device_ops;
 mod block_layer;
+mod bytes;
 mod clock;
 mod disk;
 mod driver;

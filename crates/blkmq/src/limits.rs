@@ -34,7 +34,8 @@ bitflags::bitflags! {
     pub struct Features: u32 {
         /// A completed write may be lost until a flush.
         const WRITE_CACHE = 1 << 0;
-        /// Writes can be durable one by one, with no flush. Means nothing without [`Features::WRITE_CACHE`].
+        /// Writes can be durable one by one, with no flush. Means nothing without [`Features::WRITE_CACHE`] or
+        /// [`Features::NO_FLUSH`].
         const FUA = 1 << 1;
         /// Seeking costs time.
         const ROTATIONAL = 1 << 2;
@@ -53,13 +54,19 @@ bitflags::bitflags! {
         /// A read that leaves the memory to the driver is answered with memory that the disk has anyway: nothing is
         /// copied for it.
         const OWN_MEMORY = 1 << 9;
+        /// Nothing can be made durable: what is below has no flush, or does not tell of it. A flush fails, and so does a
+        /// write that is to be durable when it ends, unless the driver has [`Features::FUA`].
+        const NO_FLUSH = 1 << 10;
     }
 }
 
 impl Features {
     /// What a stacked disk has as soon as one of the disks below has it (kernel: `BLK_FEAT_INHERIT_MASK`).
-    const INHERITED: Self =
-        Self::WRITE_CACHE.union(Self::FUA).union(Self::ROTATIONAL).union(Self::STABLE_WRITES);
+    const INHERITED: Self = Self::WRITE_CACHE
+        .union(Self::FUA)
+        .union(Self::ROTATIONAL)
+        .union(Self::STABLE_WRITES)
+        .union(Self::NO_FLUSH);
 }
 
 /// Limits of a disk's queue.
@@ -194,7 +201,7 @@ impl Limits {
     ///
     /// Raised to what they cannot be below: `physical_block_size`, `io_min`, `discard_granularity`. Rounded
     /// down to whole blocks: `io_opt` and all maxima, so that a discard, a secure erase or a write-zeroes of
-    /// less than a block is not supported at all. FUA goes where there is no write cache.
+    /// less than a block is not supported at all. FUA goes where nothing needs it.
     ///
     /// # Errors
     ///
@@ -221,7 +228,7 @@ impl Limits {
             self.alignment_offset &= physical - 1;
             self.misaligned = false;
         }
-        if !self.features.contains(Features::WRITE_CACHE) {
+        if !self.features.intersects(Features::WRITE_CACHE | Features::NO_FLUSH) {
             self.features.remove(Features::FUA);
         }
         Ok(self)

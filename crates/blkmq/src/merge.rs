@@ -12,22 +12,23 @@ use crate::request::{Role, Rq};
 const ALONE: Flags = Flags::NOMERGE.union(Flags::FUA).union(Flags::PREFLUSH);
 
 /// Whether it is worth looking for a request that the bio may join.
-pub(crate) fn allowed(bio: &Bio, limits: &Limits) -> bool {
+pub(crate) fn allowed(bio: &Bio, flags: Flags, limits: &Limits) -> bool {
     matches!(bio.op, Op::Read | Op::Write | Op::Discard)
-        && !bio.flags.intersects(ALONE)
+        && !flags.intersects(ALONE)
         && !limits.features.contains(Features::NOMERGES)
 }
 
-/// Adds the bio to the request, at its end or its front, or gives it back.
+/// Adds the bio, done with `flags`, to the request, at its end or its front, or gives it back.
 pub(crate) fn attempt<D: Driver>(
     rq: &mut Rq<D>,
     bio: Box<Bio>,
+    flags: Flags,
     limits: &Limits,
 ) -> Option<Box<Bio>> {
     if rq.op != bio.op
         || rq.role != Role::Plain
         || rq.begun
-        || rq.flags != bio.flags
+        || rq.flags != flags
         || rq.prio != bio.prio
         || rq.hint != bio.hint
     {

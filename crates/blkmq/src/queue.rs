@@ -1,12 +1,13 @@
 //! The request queue of a disk: its hardware queues taken together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use event_listener::{Event, Listener};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::bio::Bio;
+use crate::bytes::BlockLocks;
 use crate::clock::Clock;
 use crate::driver::{Driver, InFlight};
 use crate::elevator::Elevator;
@@ -29,10 +30,16 @@ pub(crate) struct QueueShared<D: Driver> {
     pub(crate) busy: BusyClock,
     timeout_ns: AtomicU64,
     capacity: AtomicU64,
+    size_bytes: AtomicU64,
     read_only: AtomicBool,
+    pub(crate) locks: BlockLocks<D>,
 }
 
 impl<D: Driver> QueueShared<D> {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
     pub(crate) fn timeout_ns(&self) -> u64 {
         self.timeout_ns.load(Ordering::Relaxed)
     }
@@ -43,6 +50,38 @@ impl<D: Driver> QueueShared<D> {
 
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
+    }
+}
+
+/// How large a disk is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Size {
+    pub(crate) capacity: Sector,
+    /// That in bytes, less the padding.
+    pub(crate) bytes: u64,
+}
+
+impl Size {
+    pub(crate) fn new(
+        disk: &str,
+        capacity: Sector,
+        tail_padding: u32,
+        limits: &Limits,
+    ) -> Result<Self> {
+        if capacity > Sector::MAX {
+            let what = format!("{disk}: no disk is larger than 2^63 - 1 bytes");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let block = limits.logical_block_size.bytes();
+        match capacity.bytes().checked_sub(tail_padding.into()) {
+            Some(bytes) if tail_padding < block => Ok(Self { capacity, bytes }),
+            _ => {
+                let what = format!(
+                    "{disk}: {tail_padding} bytes of padding are not within its last block of {block}"
+                );
+                Err(Error::new(ErrorKind::Invalid, what))
+            }
+        }
     }
 }
 
@@ -65,7 +104,8 @@ pub(crate) trait Queue: Send + Sync {
     fn poll(&self, cpu: usize) -> usize;
     fn cpus(&self) -> usize;
     fn capacity(&self) -> Sector;
-    fn set_capacity(&self, capacity: Sector);
+    fn size_bytes(&self) -> u64;
+    fn set_size(&self, size: Size);
     fn set_read_only(&self, read_only: bool);
     fn limits(&self) -> Limits;
     fn set_limits(&self, limits: Limits) -> Result<()>;
@@ -97,14 +137,14 @@ pub(crate) struct RequestQueue<D: Driver> {
     set: Arc<TagSet<D>>,
     shared: Arc<QueueShared<D>>,
     hctxs: Vec<Arc<Hctx<D>>>,
-    /// Freezing and what is done while frozen: one at a time.
-    control: Mutex<Control>,
+    /// Freezing and what is done while frozen: one at a time. It is held for as long as a drain takes, so that nobody
+    /// takes it who only wants to know something.
+    control: Mutex<()>,
+    /// What the hardware queues go by, for those who ask.
+    limits: RwLock<Limits>,
+    /// Requests of each hardware queue.
+    requests: AtomicUsize,
     life: AtomicU8,
-}
-
-struct Control {
-    limits: Limits,
-    requests: usize,
 }
 
 impl<D: Driver> RequestQueue<D> {
@@ -125,6 +165,8 @@ impl<D: Driver> RequestQueue<D> {
                 u64::try_from(set.config.timeout.as_nanos()).unwrap_or(u64::MAX),
             ),
             capacity: AtomicU64::new(0),
+            size_bytes: AtomicU64::new(0),
+            locks: BlockLocks::default(),
             read_only: AtomicBool::new(false),
         });
         let mut hctxs = Vec::with_capacity(set.tags.len());
@@ -144,8 +186,16 @@ impl<D: Driver> RequestQueue<D> {
             }
             hctxs.push(hctx);
         }
-        let control = Mutex::new(Control { limits, requests: set.config.depth as usize });
-        Ok(Arc::new(Self { set: Arc::clone(set), shared, hctxs, control, life: AtomicU8::new(0) }))
+        shared.locks.set_queues(&hctxs);
+        Ok(Arc::new(Self {
+            set: Arc::clone(set),
+            shared,
+            hctxs,
+            control: Mutex::new(()),
+            limits: RwLock::new(limits),
+            requests: AtomicUsize::new(set.config.depth as usize),
+            life: AtomicU8::new(0),
+        }))
     }
 
     fn hctx(&self, cpu: usize, bio: &Bio) -> usize {
@@ -156,9 +206,11 @@ impl<D: Driver> RequestQueue<D> {
         self.hctxs.iter().for_each(|hctx| hctx.freeze());
     }
 
-    /// Waits until no request is in use. Blocks: not for a thread that completions come by.
+    /// Waits until no request is in use, and nothing is between two of its own. Blocks: not for a thread that completions come by.
     fn wait_drained(&self) {
-        let drained = || self.hctxs.iter().all(|hctx| hctx.lock().allocated == 0);
+        let drained = || {
+            self.hctxs.iter().all(|hctx| hctx.lock().allocated == 0) && self.shared.locks.is_idle()
+        };
         while !drained() {
             let listener = self.shared.drained.listen();
             if drained() {
@@ -173,30 +225,30 @@ impl<D: Driver> RequestQueue<D> {
     }
 
     /// Does `f` while no request is in use, and none begins.
-    fn while_frozen<R>(&self, f: impl FnOnce(&mut Control) -> Result<R>) -> Result<R> {
-        let mut control = self.control.lock();
+    fn while_frozen<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let _alone = self.control.lock();
         if self.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, "the disk is being removed"));
         }
         self.start_freeze();
         self.wait_drained();
-        let result = f(&mut control);
+        let result = f();
         self.end_freeze();
         result
     }
 
     /// Gives every hardware queue `count` requests, or leaves all as they are.
-    fn resize_pools(&self, control: &mut Control, count: usize) -> Result<()> {
+    fn resize_pools(&self, count: usize) -> Result<()> {
         for (done, hctx) in self.hctxs.iter().enumerate() {
             if let Err(err) = hctx.resize_pool(count) {
                 // Only making requests fails, so that these become fewer again, which does not.
                 for hctx in &self.hctxs[..done] {
-                    hctx.resize_pool(control.requests)?;
+                    hctx.resize_pool(self.requests())?;
                 }
                 return Err(err);
             }
         }
-        control.requests = count;
+        self.requests.store(count, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -228,8 +280,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.shared.capacity()
     }
 
-    fn set_capacity(&self, capacity: Sector) {
-        self.shared.capacity.store(capacity.0, Ordering::Release);
+    fn size_bytes(&self) -> u64 {
+        self.shared.size_bytes()
+    }
+
+    fn set_size(&self, size: Size) {
+        self.shared.size_bytes.store(size.bytes, Ordering::Release);
+        self.shared.capacity.store(size.capacity.0, Ordering::Release);
     }
 
     fn set_read_only(&self, read_only: bool) {
@@ -237,13 +294,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     fn limits(&self) -> Limits {
-        self.control.lock().limits.clone()
+        self.limits.read().clone()
     }
 
     fn set_limits(&self, limits: Limits) -> Result<()> {
-        self.while_frozen(|control| {
+        self.while_frozen(|| {
             self.hctxs.iter().for_each(|hctx| hctx.set_limits(limits.clone()));
-            control.limits = limits;
+            *self.limits.write() = limits;
             Ok(())
         })
     }
@@ -305,13 +362,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
                 format!("disks of this driver take no scheduler, {kind} neither"),
             ));
         }
-        self.while_frozen(|control| {
+        self.while_frozen(|| {
             // As the kernel: twice the depth, of at most 128 (BLKDEV_DEFAULT_RQ), where a scheduler sorts; the
             // depth itself else.
             let depth = self.set.config.depth;
             let scheduler = kind.build(depth.min(128) * 2);
             let requests = if scheduler.is_some() { depth.min(128) * 2 } else { depth } as usize;
-            self.resize_pools(control, requests)?;
+            self.resize_pools(requests)?;
             self.hctxs.iter().for_each(|hctx| hctx.set_elevator(scheduler.is_some()));
             self.shared.elevator.replace(scheduler);
             Ok(())
@@ -337,7 +394,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     fn requests(&self) -> usize {
-        self.control.lock().requests
+        self.requests.load(Ordering::Relaxed)
     }
 
     fn set_requests(&self, count: usize) -> Result<()> {
@@ -350,7 +407,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
                 format!("nr_requests is from 1 to {most} here, not {count}"),
             ));
         }
-        self.while_frozen(|control| self.resize_pools(control, count))
+        self.while_frozen(|| self.resize_pools(count))
     }
 
     fn stats(&self) -> QueueStats {
@@ -376,7 +433,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     fn show(&self) -> String {
-        self.hctxs.iter().map(ToString::to_string).collect()
+        let queues: String = self.hctxs.iter().map(ToString::to_string).collect();
+        format!("{queues}{}", self.shared.locks)
     }
 
     fn set_timeout(&self, timeout_ns: u64) {

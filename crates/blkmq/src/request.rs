@@ -104,8 +104,10 @@ impl<D: Driver> Rq<D> {
         self.start_ns = now_ns;
     }
 
-    pub(crate) fn begin_bio(&mut self, bio: Box<Bio>, now_ns: u64) {
-        self.begin(bio.op, bio.flags, Role::Plain, now_ns);
+    pub(crate) fn begin_bio(&mut self, bio: Box<Bio>, flags: Flags, now_ns: u64) {
+        // A write of nothing with a flush before it is that flush.
+        let op = if bio.is_empty() { Op::Flush } else { bio.op };
+        self.begin(op, flags, Role::Plain, now_ns);
         self.prio = bio.prio;
         self.hint = bio.hint;
         self.sector = bio.sector();

@@ -114,6 +114,7 @@ impl<D: Driver> Hctx<D> {
             self.put_tag(&mut st, tag);
         }
         st.allocated -= 1;
+        let waiters = st.writes.as_mut().map(|writes| writes.end(rq.internal_tag));
         if st.elevator {
             self.shared.elevator.completed(&rq);
         }
@@ -121,10 +122,14 @@ impl<D: Driver> Hctx<D> {
         let run = st.elevator
             || st.staged > 0
             || !st.dispatch.is_empty()
+            || !st.inside.is_empty()
             || (st.frozen == 0 && !st.waiting.is_empty());
         let drained = st.allocated == 0 && st.frozen > 0;
         drop(st);
         self.tags.wake();
+        if let Some(waiters) = waiters {
+            self.shared.locks.write_ended(waiters);
+        }
         if drained {
             self.shared.drained.notify(usize::MAX);
         }
@@ -140,6 +145,9 @@ impl<D: Driver> Hctx<D> {
         }
         for (rq, status) in todo.ended.drain(..) {
             self.finish(rq, status);
+        }
+        for unaligned in std::mem::take(&mut todo.unaligned) {
+            self.carry_out_bytes(unaligned);
         }
     }
 }

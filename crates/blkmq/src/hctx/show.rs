@@ -27,7 +27,7 @@ impl<D: Driver> fmt::Display for Hctx<D> {
             st.quiesced, st.frozen, st.dying, st.waits_for_tag
         )?;
         writeln!(f, "  {:?}", st.flush)?;
-        for (_, bio) in &st.waiting {
+        for (_, bio) in st.inside.iter().chain(&st.waiting) {
             writeln!(f, "  waits: {bio:?}")?;
         }
         for rq in st.dispatch.iter().chain(st.ctxs.iter().flatten()) {

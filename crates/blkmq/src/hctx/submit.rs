@@ -6,6 +6,7 @@ use blockyard_buf::{Segment, ZERO_RUN};
 
 use super::{Hctx, State, Todo};
 use crate::bio::{Bio, Chain, Extent};
+use crate::bytes::{Held, Unaligned};
 use crate::driver::Driver;
 use crate::flush::Steps;
 use crate::limits::{Features, Limits, NO_BOUNDARY, PAGE_SIZE};
@@ -24,6 +25,8 @@ enum Verdict {
     Go,
     /// There is nothing to do for it.
     Done,
+    /// It is on bytes that are no whole blocks.
+    Unaligned,
 }
 
 impl<D: Driver> Hctx<D> {
@@ -51,16 +54,17 @@ impl<D: Driver> Hctx<D> {
         if st.dying {
             return todo.ended_bios.push((bio, Status::Offline));
         }
-        let nowait = bio.flags.contains(Flags::NOWAIT);
+        let (nowait, inside) = (bio.flags.contains(Flags::NOWAIT), bio.inside);
         // A reserved tag is for what must not stand behind the others.
         let queue_up = !st.waiting.is_empty() && !bio.flags.contains(Flags::RESERVED);
-        let must_wait = st.frozen > 0 || queue_up;
+        let must_wait = if inside { !st.inside.is_empty() } else { st.frozen > 0 || queue_up };
         let left = if must_wait { Some(bio) } else { self.admit(st, ctx, bio, now_ns, todo) };
         match left {
             Some(bio) if nowait => {
                 todo.ended_bios.push((bio, Status::Again));
                 self.leave_tags_if_idle(st);
             }
+            Some(bio) if inside => st.inside.push_back((ctx, bio)),
             Some(bio) => st.waiting.push_back((ctx, bio)),
             None => {}
         }
@@ -68,6 +72,12 @@ impl<D: Driver> Hctx<D> {
 
     /// Lets bios in that wait, in order, as far as there are requests and tags.
     pub(super) fn let_in(self: &Arc<Self>, st: &mut State<D>, now_ns: u64, todo: &mut Todo<D>) {
+        while let Some((ctx, bio)) = st.inside.pop_front() {
+            if let Some(bio) = self.admit(st, ctx, bio, now_ns, todo) {
+                st.inside.push_front((ctx, bio));
+                return;
+            }
+        }
         while st.frozen == 0
             && let Some((ctx, bio)) = st.waiting.pop_front()
         {
@@ -87,26 +97,59 @@ impl<D: Driver> Hctx<D> {
         now_ns: u64,
         todo: &mut Todo<D>,
     ) -> Option<Box<Bio>> {
-        match self.check(st, &mut bio) {
-            Ok(Verdict::Go) => return self.place(st, ctx, bio, now_ns, todo),
-            Ok(Verdict::Done) => todo.ended_bios.push((bio, Status::Ok)),
+        match self.check(st, &bio) {
+            Ok(Verdict::Go) => {
+                let bio = self.keep_from_locks(st, ctx, bio, todo)?;
+                return self.place(st, ctx, bio, now_ns, todo);
+            }
+            Ok(Verdict::Done) => {
+                if bio.op == Op::BlockStatus && !bio.is_empty() {
+                    bio.extents.push(Extent::data(bio.len()));
+                }
+                todo.ended_bios.push((bio, Status::Ok));
+            }
+            Ok(Verdict::Unaligned) => {
+                self.shared.locks.begin();
+                let block = st.limits.logical_block_size;
+                todo.unaligned.push(Unaligned { ctx, bio, block });
+            }
             Err(status) => todo.ended_bios.push((bio, status)),
         }
         None
     }
 
-    /// Whether the disk can do what the bio asks; what it need not do is taken off.
-    fn check(&self, st: &State<D>, bio: &mut Bio) -> Result<Verdict, Status> {
-        let features = st.limits.features;
-        if !features.contains(Features::WRITE_CACHE) {
-            bio.flags -= Flags::FUA | Flags::PREFLUSH;
+    /// Keeps a write back while blocks that it changes are locked.
+    fn keep_from_locks(
+        self: &Arc<Self>,
+        st: &State<D>,
+        ctx: usize,
+        bio: Box<Bio>,
+        todo: &mut Todo<D>,
+    ) -> Option<Box<Bio>> {
+        if st.writes.is_none() || bio.inside || !bio.op.is_write() || self.shared.locks.is_empty() {
+            return Some(bio);
         }
-        if bio.op == Op::Flush {
-            return Ok(if features.contains(Features::WRITE_CACHE) {
-                Verdict::Go
-            } else {
-                Verdict::Done
-            });
+        let (start, end) = (bio.sector(), bio.end_sector());
+        if bio.flags.contains(Flags::NOWAIT) {
+            if self.shared.locks.is_locked(start, end) {
+                todo.ended_bios.push((bio, Status::Again));
+                return None;
+            }
+            return Some(bio);
+        }
+        let held = Held { hctx: Arc::clone(self), ctx, bio };
+        self.shared.locks.hold(start, end, held).err().map(|held| held.bio)
+    }
+
+    /// Whether the disk can do what the bio asks, as it is now. Asked again whenever the bio had to wait.
+    fn check(&self, st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
+        let features = st.limits.features;
+        if bio.op == Op::Flush || bio.flags.intersects(Flags::FUA | Flags::PREFLUSH) {
+            can_be_durable(bio, features)?;
+            if bio.op == Op::Flush {
+                let cached = features.contains(Features::WRITE_CACHE);
+                return Ok(if cached { Verdict::Go } else { Verdict::Done });
+            }
         }
         let end = bio
             .sector()
@@ -115,37 +158,46 @@ impl<D: Driver> Hctx<D> {
             return Err(Status::OutOfRange);
         }
         let block = st.limits.logical_block_size;
-        if !block.divides(bio.len()) || !bio.sector().0.is_multiple_of(block.sectors()) {
-            return Err(Status::Invalid);
+        if !block.divides(bio.len() | u64::from(bio.skew))
+            || !bio.sector().0.is_multiple_of(block.sectors())
+        {
+            return self.check_bytes(st, bio);
         }
         if bio.op.is_write() && self.shared.is_read_only() {
             return Err(Status::NotPermitted);
         }
         if bio.is_empty() {
-            if !bio.flags.contains(Flags::PREFLUSH) {
-                return Ok(Verdict::Done);
-            }
-            bio.op = Op::Flush;
-            return Ok(Verdict::Go);
+            let flushes =
+                bio.flags.contains(Flags::PREFLUSH) && features.contains(Features::WRITE_CACHE);
+            return Ok(if flushes { Verdict::Go } else { Verdict::Done });
+        }
+        can_do(st, bio)
+    }
+
+    /// As [`Hctx::check`], for a bio that is unaligned.
+    #[cold]
+    fn check_bytes(&self, st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
+        if !bio.by_bytes {
+            return Err(Status::Invalid);
+        }
+        if bio.offset().checked_add(bio.len()).is_none_or(|end| end > self.shared.size_bytes()) {
+            return Err(Status::OutOfRange);
+        }
+        if bio.op.is_write() && self.shared.is_read_only() {
+            return Err(Status::NotPermitted);
+        }
+        if bio.is_empty() {
+            return Ok(Verdict::Done);
         }
         match bio.op {
-            Op::Discard if st.limits.max_discard_sectors == 0 => Err(Status::NotSupported),
-            Op::SecureErase if st.limits.max_secure_erase_sectors == 0 => Err(Status::NotSupported),
-            Op::WriteZeroes
-                if st.limits.max_write_zeroes_sectors == 0
-                    && bio.flags.contains(Flags::NOFALLBACK) =>
-            {
-                Err(Status::NotSupported)
-            }
-            Op::BlockStatus if !features.contains(Features::BLOCK_STATUS) => {
-                bio.extents.push(Extent::data(bio.len()));
-                Ok(Verdict::Done)
-            }
-            Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
-            Op::Write if bio.data.is_empty() => Err(Status::Invalid),
-            // Its memory is either its own or the driver's.
-            Op::Read if bio.data.is_empty() != bio.wants_supply() => Err(Status::Invalid),
-            _ => Ok(Verdict::Go),
+            // Less than all of it would be left.
+            Op::SecureErase => Err(Status::Invalid),
+            // It waits for a read, and its parts might end differently.
+            Op::Write | Op::WriteZeroes if bio.flags.contains(Flags::NOWAIT) => Err(Status::Again),
+            _ => match can_do(st, bio)? {
+                Verdict::Go => Ok(Verdict::Unaligned),
+                done => Ok(done),
+            },
         }
     }
 
@@ -159,8 +211,9 @@ impl<D: Driver> Hctx<D> {
         now_ns: u64,
         todo: &mut Todo<D>,
     ) -> Option<Box<Bio>> {
-        if merge::allowed(&bio, &st.limits) {
-            bio = self.try_merge(st, ctx, bio, todo)?;
+        let flags = flags_of(&bio, st.limits.features);
+        if merge::allowed(&bio, flags, &st.limits) {
+            bio = self.try_merge(st, ctx, bio, flags, todo)?;
         }
         loop {
             // Without a request there is no use in cutting.
@@ -208,11 +261,16 @@ impl<D: Driver> Hctx<D> {
         todo: &mut Todo<D>,
     ) {
         let Some(mut rq) = st.free.pop() else { unreachable!("looked at by the caller") };
-        rq.begin_bio(bio, now_ns);
+        let flags = flags_of(&bio, st.limits.features);
+        rq.begin_bio(bio, flags, now_ns);
         rq.hctx = Some(Arc::clone(self));
         rq.ctx = ctx;
         rq.tag = tag;
         st.allocated += 1;
+        if let Some(writes) = &mut st.writes {
+            let end = if rq.op.is_write() { rq.end_sector() } else { rq.sector };
+            writes.begin(rq.internal_tag, rq.sector, end);
+        }
         if rq.op != Op::Flush {
             st.stats.start(rq.op);
         }
@@ -250,16 +308,22 @@ impl<D: Driver> Hctx<D> {
         st: &mut State<D>,
         ctx: usize,
         bio: Box<Bio>,
+        flags: Flags,
         todo: &mut Todo<D>,
     ) -> Option<Box<Bio>> {
         let op = bio.op;
         let candidate =
             Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
-        let State { limits, ctxs, elevator, stats, .. } = st;
+        let State { limits, ctxs, elevator, stats, writes, .. } = st;
         let mut bio = Some(bio);
         let mut grown = false;
         let mut tried = |rq: &mut Box<Rq<D>>| {
-            bio = bio.take().and_then(|bio| merge::attempt(rq, bio, limits));
+            bio = bio.take().and_then(|bio| merge::attempt(rq, bio, flags, limits));
+            if bio.is_none()
+                && let Some(writes) = writes
+            {
+                writes.grow(rq.internal_tag, rq.sector, rq.end_sector());
+            }
             bio.is_none()
         };
         let merged = if todo.issue.last_mut().is_some_and(&mut tried) {
@@ -278,6 +342,43 @@ impl<D: Driver> Hctx<D> {
             Self::grown(st, rq);
         }
         bio
+    }
+}
+
+/// Whether the disk can make durable what is to be.
+fn can_be_durable(bio: &Bio, features: Features) -> Result<(), Status> {
+    let flushes = bio.op == Op::Flush || bio.flags.contains(Flags::PREFLUSH);
+    let fua = bio.flags.contains(Flags::FUA) && !features.contains(Features::FUA);
+    let cannot = features.contains(Features::NO_FLUSH) && (flushes || fua);
+    if cannot { Err(Status::NotSupported) } else { Ok(()) }
+}
+
+/// Whether the disk has the operation, on a range that is not empty.
+fn can_do<D: Driver>(st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
+    let features = st.limits.features;
+    match bio.op {
+        Op::Discard if st.limits.max_discard_sectors == 0 => Err(Status::NotSupported),
+        Op::SecureErase if st.limits.max_secure_erase_sectors == 0 => Err(Status::NotSupported),
+        Op::WriteZeroes
+            if st.limits.max_write_zeroes_sectors == 0 && bio.flags.contains(Flags::NOFALLBACK) =>
+        {
+            Err(Status::NotSupported)
+        }
+        Op::BlockStatus if !features.contains(Features::BLOCK_STATUS) => Ok(Verdict::Done),
+        Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
+        Op::Write if bio.data.is_empty() => Err(Status::Invalid),
+        // Its memory is either its own or the driver's.
+        Op::Read if bio.data.is_empty() != bio.wants_supply() => Err(Status::Invalid),
+        _ => Ok(Verdict::Go),
+    }
+}
+
+/// The flags that mean something on the disk: where nothing is lost, nothing has to be flushed.
+fn flags_of(bio: &Bio, features: Features) -> Flags {
+    if features.intersects(Features::WRITE_CACHE | Features::NO_FLUSH) {
+        bio.flags
+    } else {
+        bio.flags - (Flags::FUA | Flags::PREFLUSH)
     }
 }
 

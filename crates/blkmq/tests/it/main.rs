@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod bytes;
 mod model;
 mod parity;
 mod regressions;

@@ -1,7 +1,7 @@
 //! Cases that were found wrong once, the smallest that shows each.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use blockyard_blkmq::{
@@ -325,5 +325,53 @@ fn a_driver_cleans_up_once_for_each_request_that_it_gave_back() {
     rig.script.calm_down();
     rig.script.finish_all();
     assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}
+
+#[test]
+fn limits_are_told_while_a_queue_drains() {
+    let rig = rig(4, Config::default());
+    rig.submit(0, read(0));
+    let (tell, told) = mpsc::channel();
+    let limits = rig.disk.limits();
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| rig.disk.set_limits(limits));
+        while !rig.disk.show().contains("frozen 1") {
+            std::thread::yield_now();
+        }
+        let (disk, tell) = (Arc::clone(&rig.disk), tell.clone());
+        std::thread::spawn(move || tell.send((disk.limits(), disk.nr_requests())));
+        let answer = told.recv_timeout(Duration::from_secs(10));
+        rig.script.finish_all();
+        changing.join().unwrap().unwrap();
+        assert_eq!(answer.expect("an answer while it drains").1, 4);
+    });
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    // The asker lets go of the disk after it has told.
+    while Arc::strong_count(&rig.disk) > 3 {
+        std::thread::yield_now();
+    }
+    rig.tear_down();
+}
+
+#[test]
+fn a_disk_that_can_make_nothing_durable_says_so() {
+    let limits = Limits { features: Features::NO_FLUSH, ..Limits::default() };
+    let rig = rig(4, Config { limits, ..Config::default() });
+    let durable = |flags| Bio::new(Op::WriteZeroes, Sector(0), 512).with_flags(flags);
+    rig.submit(0, Bio::flush());
+    rig.submit(0, durable(Flags::FUA));
+    rig.submit(0, durable(Flags::PREFLUSH));
+    assert_eq!((statuses(&rig), rig.script.out()), (vec![Status::NotSupported; 3], 0));
+    rig.submit(0, durable(Flags::empty()));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    let fua = Limits { features: Features::NO_FLUSH | Features::FUA, ..rig.disk.limits() };
+    rig.disk.set_limits(fua).unwrap();
+    rig.script.config.lock().limits = rig.disk.limits();
+    rig.submit(0, durable(Flags::FUA));
+    rig.submit(0, Bio::flush());
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::NotSupported, Status::Ok]);
     rig.tear_down();
 }

@@ -50,7 +50,21 @@ impl Ends {
     }
 }
 
+/// Lets a test that has failed end: its requests end, so that its disk can be taken down.
+pub struct EndsAll(Arc<Script>);
+
+impl Drop for EndsAll {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.calm_down();
+            self.0.finish_all();
+        }
+    }
+}
+
 pub struct Rig {
+    /// Dropped first.
+    ends_all: EndsAll,
     pub layer: BlockLayer,
     pub script: Arc<Script>,
     pub clock: Arc<ManualClock>,
@@ -72,7 +86,8 @@ impl Rig {
         let layer = BlockLayer::new();
         layer.add_disk(&disk).unwrap();
         let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
-        Self { layer, script, clock, set, disk, bdev, ends: Arc::default(), sectors }
+        let ends_all = EndsAll(Arc::clone(&script));
+        Self { ends_all, layer, script, clock, set, disk, bdev, ends: Arc::default(), sectors }
     }
 
     /// Another disk on the same tags.
@@ -93,11 +108,11 @@ impl Rig {
 
     /// Takes everything down, and looks whether something is left.
     pub fn tear_down(self) {
-        let Self { layer, script, set, disk, bdev, .. } = self;
+        let Self { ends_all, layer, script, set, disk, bdev, .. } = self;
         script.calm_down();
         script.finish_all();
         layer.del_disk(&disk);
-        drop((bdev, disk, layer, set));
+        drop((bdev, disk, layer, set, ends_all));
         let counts = &script.counts;
         assert_eq!(counts.hctxs.load(Ordering::SeqCst), 0, "hardware queues were not taken down");
         assert_eq!(counts.requests.load(Ordering::SeqCst), 0, "requests were not taken down");
