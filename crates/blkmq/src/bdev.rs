@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use blockyard_buf::Segment;
 
@@ -13,7 +12,7 @@ use crate::geometry::Geometry;
 use crate::limits::Limits;
 use crate::op::{Op, Status};
 use crate::partition_device::Partition;
-use crate::reservation::{PrError, Registrant, Reservations};
+use crate::reservation::{PrError, PrType, Registrant, Reservations};
 use crate::units::{SECTOR_SIZE, Sector};
 
 /// What it was opened for.
@@ -142,7 +141,7 @@ impl Bdev {
     /// [`crate::EndIo`], maybe before this returns.
     pub fn submit(&self, cpu: usize, mut bio: Box<Bio>) {
         match self.admit(&mut bio) {
-            Ok(()) => self.disk.queue.submit(cpu, bio),
+            Ok(()) => self.disk.queue.submit(cpu, self.registrant, bio),
             Err(status) => bio.end(status),
         }
     }
@@ -150,10 +149,7 @@ impl Bdev {
     /// Hands several operations over at once: they may be merged with each other, and the driver is told only
     /// after the last of them. `bios` is left empty.
     pub fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>) {
-        if self.part.is_some()
-            || self.mode == OpenMode::ReadOnly
-            || self.disk.reserved.load(Ordering::Acquire)
-        {
+        if self.part.is_some() || self.mode == OpenMode::ReadOnly {
             let mut at = 0;
             while let Some(bio) = bios.get_mut(at) {
                 match self.admit(bio) {
@@ -162,7 +158,7 @@ impl Bdev {
                 }
             }
         }
-        self.disk.queue.submit_all(cpu, bios);
+        self.disk.queue.submit_all(cpu, self.registrant, bios);
     }
 
     /// Looks for completions of [`crate::Flags::POLLED`] operations; says how many there were.
@@ -170,14 +166,10 @@ impl Bdev {
         self.disk.queue.poll(cpu)
     }
 
+    /// What this opener may do, and where its partition is. The rest is looked at when the bio is let in.
     fn admit(&self, bio: &mut Bio) -> Result<(), Status> {
         if self.mode == OpenMode::ReadOnly && bio.op.is_write() {
             return Err(Status::NotPermitted);
-        }
-        if self.disk.reserved.load(Ordering::Acquire)
-            && !self.disk.reservations.lock().allows(Some(self.registrant), bio.op)
-        {
-            return Err(Status::ReservationConflict);
         }
         let Some(part) = &self.part else { return Ok(()) };
         if part.is_gone() {
@@ -249,16 +241,35 @@ impl Bdev {
 
     /// Works on the disk's persistent reservations, as this opener (kernel: `struct pr_ops`).
     ///
+    /// What waits is looked at again when it is let in. What is out may still end: see [`Bdev::preempt_and_abort`].
+    ///
     /// # Errors
-    /// As the operation says.
+    /// As the operation says; [`PrError::NotWhole`] for a partition.
     pub fn reserve<R>(
         &self,
         f: impl FnOnce(&mut Reservations, Registrant) -> Result<R, PrError>,
     ) -> Result<R, PrError> {
-        let mut reservations = self.disk.reservations.lock();
-        let result = f(&mut reservations, self.registrant);
-        self.disk.reserved.store(reservations.read_reservation().is_some(), Ordering::Release);
-        result
+        if self.part.is_some() {
+            return Err(PrError::NotWhole);
+        }
+        self.disk.queue.fence().with(|reservations| f(reservations, self.registrant))
+    }
+
+    /// As [`Reservations::preempt`], after which nothing of those who were preempted is under way any more (kernel:
+    /// `pr_preempt` with `abort`): blocks until what is out has ended.
+    ///
+    /// # Errors
+    /// As those of [`Reservations::preempt`].
+    pub fn preempt_and_abort(
+        &self,
+        key: u64,
+        victim: u64,
+        kind: PrType,
+    ) -> Result<Vec<Registrant>, PrError> {
+        let victims = self.reserve(|pr, me| pr.preempt(me, key, victim, kind))?;
+        self.disk.freeze();
+        self.disk.unfreeze();
+        Ok(victims)
     }
 
     /// A swap device does not need the page at `sector` any more.
@@ -280,6 +291,8 @@ impl fmt::Debug for Bdev {
 impl Drop for Bdev {
     fn drop(&mut self) {
         if self.mode != OpenMode::Internal {
+            // Nobody can come back as this opener.
+            self.disk.queue.fence().with(|reservations| reservations.forget(self.registrant));
             self.disk.release();
         }
     }

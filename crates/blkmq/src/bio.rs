@@ -20,6 +20,11 @@ pub use chain::Chain;
 pub trait EndIo: Send + Sync + 'static {
     /// `bio.status()` says how it went.
     fn end_io(&self, bio: Box<Bio>);
+
+    /// Whether nobody is interested any more: what is left of a bio that is done in pieces need not be done.
+    fn is_gone(&self) -> bool {
+        false
+    }
 }
 
 impl<F: Fn(Box<Bio>) + Send + Sync + 'static> EndIo for F {
@@ -79,6 +84,8 @@ pub(crate) enum End {
     Nobody,
     Owner(Arc<dyn EndIo>),
     Chain(Arc<Chain>, usize),
+    /// A piece of a bio that is cut, and how many bytes of it are counted as under way.
+    Piece(Arc<Chain>, usize, Option<u64>),
 }
 
 /// An operation on a range of a disk.
@@ -367,15 +374,16 @@ impl Bio {
         clone
     }
 
-    /// Cuts the first `bytes` off as a bio of its own; `self` goes on after them.
+    /// Cuts the first `bytes` off as a bio of its own, with the memory of these; `self` goes on after them.
     ///
     /// # Panics
     /// If there are not more than so many.
     #[must_use]
     pub fn split(&mut self, bytes: u64) -> Box<Self> {
         assert!(bytes < self.iter.size, "a split that leaves nothing");
-        let mut front = self.clone_rest();
-        front.truncate(bytes);
+        let all = std::mem::replace(&mut self.iter.size, bytes);
+        let front = self.clone_rest();
+        self.iter.size = all;
         self.advance(bytes);
         front
     }
@@ -385,9 +393,34 @@ impl Bio {
         self.iter.size = self.iter.size.min(bytes);
     }
 
-    /// Whether its end is one of several that make its parent's.
-    pub(crate) fn is_chained(&self) -> bool {
-        matches!(self.end, End::Chain(..))
+    /// Whether it is a piece of a bio that is cut.
+    pub(crate) fn is_piece(&self) -> bool {
+        matches!(self.end, End::Piece(..))
+    }
+
+    /// Whether one more piece of what it is left of may be under way.
+    pub(crate) fn has_room(&self) -> bool {
+        match &self.end {
+            End::Piece(chain, ..) => chain.has_room(),
+            _ => true,
+        }
+    }
+
+    /// It is under way from now on, if it is a piece.
+    pub(crate) fn count_piece(&mut self) {
+        if let End::Piece(chain, _, counted) = &mut self.end {
+            *counted = Some(self.iter.size);
+            chain.piece_begins(self.iter.size);
+        }
+    }
+
+    /// Whether nobody is interested in it any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match &self.end {
+            End::Nobody => false,
+            End::Owner(owner) => owner.is_gone(),
+            End::Chain(chain, _) | End::Piece(chain, ..) => chain.is_abandoned(),
+        }
     }
 
     /// Ends it: whoever submitted it gets it back.
@@ -404,6 +437,13 @@ impl Bio {
             }
             End::Chain(chain, index) => {
                 let (chain, index) = (Arc::clone(chain), *index);
+                chain.child_ended(self, index);
+            }
+            End::Piece(chain, index, counted) => {
+                let (chain, index) = (Arc::clone(chain), *index);
+                if let Some(bytes) = *counted {
+                    chain.piece_ends(bytes);
+                }
                 chain.child_ended(self, index);
             }
         }

@@ -51,7 +51,7 @@ impl BlockLayer {
     /// read.
     ///
     /// # Errors
-    /// [`ErrorKind::Exists`] if there is one of that name.
+    /// [`ErrorKind::Exists`] if there is one of that name, or with one of its device numbers.
     pub fn add_disk(&self, disk: &Arc<Disk>) -> Result<()> {
         if !disk.flags().contains(DiskFlags::HIDDEN) {
             let mut disks = self.disks.write();
@@ -59,6 +59,13 @@ impl BlockLayer {
                 return Err(Error::new(
                     ErrorKind::Exists,
                     format!("there is a disk {} already", disk.name()),
+                ));
+            }
+            if let Some(other) = disks.values().find(|other| same_device(other, disk)) {
+                let (DevNum { major, minor }, other) = (disk.dev(), other.name());
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("{} has the device number {major}:{minor} of {other}", disk.name()),
                 ));
             }
             disks.insert(disk.name().to_owned(), Arc::clone(disk));
@@ -172,11 +179,18 @@ impl BlockLayer {
             .into_iter()
             .filter_map(|info| {
                 let dev = self.partition_dev(disk, info.number)?;
-                Some(Arc::new(Partition::new(info, dev)))
+                Some(Arc::new(Partition::new(info, dev, disk.hw_queues())))
             })
             .collect();
         let count = parts.len();
-        self.give_minors_back(&disk.replace_partitions(parts));
+        match disk.replace_partitions(parts) {
+            Ok(old) => self.give_minors_back(&old),
+            Err(new) => {
+                self.give_minors_back(&new);
+                let what = format!("{} is being removed", disk.name());
+                return Err(Error::new(ErrorKind::Offline, what));
+            }
+        }
         disk.notify(Event::Partitions);
         Ok(count)
     }
@@ -265,6 +279,15 @@ impl BlockLayer {
         }
         devices
     }
+}
+
+/// Whether two disks claim the same device number. Major 0 is none.
+fn same_device(a: &Disk, b: &Disk) -> bool {
+    let (first, second) = (a.dev(), b.dev());
+    first.major != 0
+        && first.major == second.major
+        && first.minor < second.minor.saturating_add(b.minors())
+        && second.minor < first.minor.saturating_add(a.minors())
 }
 
 /// A disk or a partition, for the lists.

@@ -20,17 +20,9 @@ pub(crate) use writes::WritesOut;
 
 use crate::bio::{Bio, Chain, EndIo, Extent};
 use crate::driver::Driver;
-use crate::hctx::Hctx;
+use crate::hctx::{Arrival, Hctx};
 use crate::op::{Flags, Op, Status};
 use crate::units::{BlockSize, Sector};
-
-/// A bio that is unaligned on its disk, as it was let in.
-pub(crate) struct Unaligned {
-    pub(crate) ctx: usize,
-    pub(crate) bio: Box<Bio>,
-    /// The disk's, which is not changed before it is through.
-    pub(crate) block: BlockSize,
-}
 
 /// The whole blocks that bytes are in, or that are in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,20 +55,23 @@ impl Blocks {
 }
 
 impl<D: Driver> Hctx<D> {
-    /// Carries an unaligned bio out. It was counted with [`BlockLocks::begin`].
-    pub(crate) fn carry_out_bytes(self: &Arc<Self>, unaligned: Unaligned) {
-        let Unaligned { ctx, bio, block } = unaligned;
-        match bio.op {
+    /// Carries a bio out that is unaligned on blocks of that size, which are not others before it is through. It was
+    /// counted with [`BlockLocks::begin`].
+    pub(crate) fn carry_out_bytes(self: &Arc<Self>, arrival: Arrival, block: BlockSize) {
+        let block = block.bytes().into();
+        match arrival.bio.op {
             Op::Read | Op::BlockStatus | Op::Prefetch => {
-                self.submit(ctx, std::iter::once(around(bio, block.bytes().into())));
+                let Arrival { ctx, from, bio } = arrival;
+                self.submit(ctx, from, std::iter::once(around(bio, block)));
             }
-            Op::Discard => self.discard_within(ctx, bio, block.bytes().into()),
-            _ => self.write_bytes(ctx, bio, block.bytes().into()),
+            Op::Discard => self.discard_within(arrival, block),
+            _ => self.write_bytes(arrival, block),
         }
         self.shared.locks.end(&self.shared.drained);
     }
 
-    fn discard_within(self: &Arc<Self>, ctx: usize, bio: Box<Bio>, block: u64) {
+    fn discard_within(self: &Arc<Self>, arrival: Arrival, block: u64) {
+        let Arrival { ctx, from, bio } = arrival;
         let blocks = Blocks::within(&bio, block);
         if blocks.len() == 0 {
             return bio.end(Status::Ok);
@@ -84,11 +79,12 @@ impl<D: Driver> Hctx<D> {
         let mut child = Bio::new(Op::Discard, blocks.sector(), blocks.len());
         inherit(&mut child, &bio);
         child.set_end(Arc::new(Whole::of(bio, 0)));
-        self.submit(ctx, std::iter::once(child));
+        self.submit(ctx, from, std::iter::once(child));
     }
 
     /// A write or a write-zeroes: its edges, and what is between them.
-    fn write_bytes(self: &Arc<Self>, ctx: usize, bio: Box<Bio>, block: u64) {
+    fn write_bytes(self: &Arc<Self>, arrival: Arrival, block: u64) {
+        let Arrival { ctx, from, bio } = arrival;
         let (start, end) = (bio.offset(), bio.offset() + bio.len());
         let whole = Blocks::within(&bio, block);
         let cuts = [start, whole.start.clamp(start, end), whole.end.clamp(start, end), end];
@@ -110,13 +106,13 @@ impl<D: Driver> Hctx<D> {
         chain.close();
         let [head, middle, tail] = &mut pieces;
         for (edge, offset) in [(head, cuts[0]), (tail, cuts[2])] {
-            if let Some(edge) = edge.take() {
+            if let Some(bio) = edge.take() {
                 self.shared.locks.begin();
-                Edge::start(self, ctx, edge, offset, block);
+                Edge::start(self, Arrival { ctx, from, bio }, offset, block);
             }
         }
         if let Some(middle) = middle.take() {
-            self.submit(ctx, std::iter::once(middle));
+            self.submit(ctx, from, std::iter::once(middle));
         }
     }
 }
@@ -152,6 +148,10 @@ impl Whole {
 }
 
 impl EndIo for Whole {
+    fn is_gone(&self) -> bool {
+        self.parent.lock().as_ref().is_some_and(|parent| parent.is_abandoned())
+    }
+
     fn end_io(&self, mut child: Box<Bio>) {
         let Some(mut parent) = self.parent.lock().take() else { return };
         if child.status().is_ok() {

@@ -1,7 +1,7 @@
 //! A disk: a queue with a name, a size, partitions, and people who have it open (kernel: `struct gendisk`).
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -19,7 +19,6 @@ use crate::major::{DISK_MAX_PARTS, DevNum};
 use crate::op::Status;
 use crate::partition_device::Partition;
 use crate::queue::{Life, Queue, RequestQueue, Size};
-use crate::reservation::Reservations;
 use crate::sched::Kind;
 use crate::stats::QueueStats;
 use crate::tag_set::TagSet;
@@ -110,6 +109,13 @@ pub trait DiskListener: Send + Sync {
     fn event(&self, disk: &Disk, event: Event);
 }
 
+#[derive(Default)]
+struct Partitions {
+    list: Vec<Arc<Partition>>,
+    /// The disk is being removed: there will be none any more.
+    closed: bool,
+}
+
 /// A disk. Dropping the last reference ends it as well: that waits for what is out, so that it is not for an
 /// [`EndIo`](crate::EndIo) to do.
 pub struct Disk {
@@ -120,13 +126,9 @@ pub struct Disk {
     node: Option<u32>,
     pub(crate) ops: Arc<dyn BlockDeviceOps>,
     pub(crate) queue: Arc<dyn Queue>,
-    read_only: AtomicBool,
-    partitions: RwLock<Vec<Arc<Partition>>>,
+    partitions: RwLock<Partitions>,
     listeners: Mutex<Vec<Weak<dyn DiskListener>>>,
     bad_blocks: Mutex<BadBlocks>,
-    pub(crate) reservations: Mutex<Reservations>,
-    /// Whether anybody holds a reservation, for those who only want to know that nobody does.
-    pub(crate) reserved: AtomicBool,
     openers: AtomicU32,
     next_registrant: AtomicU64,
 }
@@ -177,12 +179,9 @@ impl Disk {
             node: config.node,
             ops,
             queue,
-            read_only: AtomicBool::new(config.read_only),
             partitions: RwLock::default(),
             listeners: Mutex::default(),
             bad_blocks: Mutex::default(),
-            reservations: Mutex::default(),
-            reserved: AtomicBool::new(false),
             openers: AtomicU32::new(0),
             next_registrant: AtomicU64::new(1),
         }))
@@ -250,13 +249,12 @@ impl Disk {
     /// Whether it refuses to be changed.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire)
+        self.queue.is_read_only()
     }
 
     /// Lets it be changed, or not.
     pub fn set_read_only(&self, read_only: bool) {
-        if self.read_only.swap(read_only, Ordering::AcqRel) != read_only {
-            self.queue.set_read_only(read_only);
+        if self.queue.set_read_only(read_only) != read_only {
             self.notify(Event::ReadOnly(read_only));
         }
     }
@@ -316,7 +314,7 @@ impl Disk {
     /// Its partitions, by number.
     #[must_use]
     pub fn partitions(&self) -> Vec<Arc<Partition>> {
-        self.partitions.read().clone()
+        self.partitions.read().list.clone()
     }
 
     /// The name of one of its partitions: with a `p` where the disk's own name ends in a digit (kernel:
@@ -344,8 +342,13 @@ impl Disk {
         let part = match partition {
             None => None,
             Some(number) => {
-                let found =
-                    self.partitions.read().iter().find(|part| part.info.number == number).cloned();
+                let found = self
+                    .partitions
+                    .read()
+                    .list
+                    .iter()
+                    .find(|part| part.info.number == number)
+                    .cloned();
                 let missing = || {
                     Error::new(
                         ErrorKind::NotFound,
@@ -399,17 +402,34 @@ impl Disk {
         if !self.ops.check_events(self) {
             return Ok(None);
         }
-        let parts = self.replace_partitions(Vec::new());
+        let parts = self.replace_partitions(Vec::new()).unwrap_or_default();
         let found = self.ops.revalidate(self);
         self.notify(Event::MediaChanged);
         found.map(|()| Some(parts))
     }
 
-    /// Takes the old partitions away, last first, and puts the new ones in their place.
-    pub(crate) fn replace_partitions(&self, new: Vec<Arc<Partition>>) -> Vec<Arc<Partition>> {
+    /// Takes the old partitions away, last first, and puts the new ones in their place: of a disk that is being removed
+    /// there are none any more, so that they are what it gives back.
+    pub(crate) fn replace_partitions(
+        &self,
+        new: Vec<Arc<Partition>>,
+    ) -> std::result::Result<Vec<Arc<Partition>>, Vec<Arc<Partition>>> {
+        let mut partitions = self.partitions.write();
+        if partitions.closed {
+            return Err(new);
+        }
+        let old = std::mem::replace(&mut partitions.list, new);
+        drop(partitions);
+        old.iter().rev().for_each(|part| part.remove());
+        Ok(old)
+    }
+
+    /// Takes all partitions away, last first, for good.
+    fn close_partitions(&self) -> Vec<Arc<Partition>> {
         let old = {
             let mut partitions = self.partitions.write();
-            std::mem::replace(&mut *partitions, new)
+            partitions.closed = true;
+            std::mem::take(&mut partitions.list)
         };
         old.iter().rev().for_each(|part| part.remove());
         old
@@ -419,7 +439,7 @@ impl Disk {
     /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
     /// all that is done. Gives the partitions back, and says how the last flush has ended.
     pub(crate) fn shut_down(self: &Arc<Self>) -> (Vec<Arc<Partition>>, Status) {
-        let parts = self.replace_partitions(Vec::new());
+        let parts = self.close_partitions();
         // What was held back has to end, too.
         self.queue.end_quiesce();
         let mut flushed = Status::Ok;
@@ -428,7 +448,10 @@ impl Disk {
             features.contains(Features::WRITE_CACHE) && !features.contains(Features::NO_FLUSH);
         if self.queue.life() == Life::Live && flush {
             let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
-            flushed = bdev.submit_and_wait(0, Bio::flush()).status();
+            let mut bio = Bio::flush();
+            // Somebody may hold it frozen, and wait for its end.
+            bio.inside = true;
+            flushed = bdev.submit_and_wait(0, bio).status();
             if !flushed.is_ok() {
                 tracing::error!(
                     disk = self.name,
@@ -502,9 +525,17 @@ impl Disk {
         self.queue.unfreeze();
     }
 
-    /// Sends nothing more to the driver; what it has may end. Balance it with [`Disk::unquiesce`].
+    /// Sends nothing more to the driver; what it has may end. Balance it with [`Disk::unquiesce`]. Waits for whoever is
+    /// with the driver now, so that it is not for an [`EndIo`](crate::EndIo), which may be called by that one: see
+    /// [`Disk::quiesce_nowait`].
     pub fn quiesce(&self) {
         self.queue.quiesce();
+    }
+
+    /// As [`Disk::quiesce`], from anywhere: what is on its way to the driver may still get there (kernel:
+    /// `blk_mq_quiesce_queue_nowait`).
+    pub fn quiesce_nowait(&self) {
+        self.queue.quiesce_nowait();
     }
 
     /// Sends to the driver again.
@@ -534,6 +565,18 @@ impl Disk {
     /// second later is always early enough.
     pub fn tick(&self) -> Option<u64> {
         self.queue.tick(self.queue.clock().now_ns())
+    }
+
+    /// Has `alarm` called, from whatever thread, when [`Disk::tick`] has something to do sooner than it said last. Who
+    /// sets it ticks the disk, on a thread that may take its time: drivers leave the rest of long work to it.
+    pub fn set_alarm(&self, alarm: Arc<dyn Fn() + Send + Sync>) {
+        self.queue.set_alarm(alarm);
+    }
+
+    /// How many hardware queues it has.
+    #[must_use]
+    pub(crate) fn hw_queues(&self) -> usize {
+        self.queue.hw_queues()
     }
 
     /// The number of CPUs that it knows, one software queue each.

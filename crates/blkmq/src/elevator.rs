@@ -3,6 +3,7 @@
 use parking_lot::Mutex;
 
 use crate::driver::Driver;
+use crate::op::Op;
 use crate::request::Rq;
 use crate::sched::{Candidate, Kind, MergeKind, Scheduler};
 
@@ -44,8 +45,20 @@ impl<D: Driver> Elevator<D> {
         }
     }
 
-    pub(crate) fn dispatch(&self, now_ns: u64) -> Option<Box<Rq<D>>> {
-        self.with(|scheduler| scheduler.dispatch(now_ns)).flatten()
+    /// The next request of a hardware queue.
+    pub(crate) fn dispatch(&self, queue: usize, now_ns: u64) -> Option<Box<Rq<D>>> {
+        self.with(|scheduler| scheduler.dispatch(now_ns, &|rq| queue_of(rq) == queue)).flatten()
+    }
+
+    /// The hardware queue of the next request.
+    pub(crate) fn next_queue(&self, now_ns: u64) -> Option<usize> {
+        self.with(|scheduler| scheduler.peek(now_ns).map(|rq| queue_of(rq))).flatten()
+    }
+
+    /// How many requests may be in use before operations that the scheduler limits have to wait.
+    pub(crate) fn async_depth(&self) -> usize {
+        let limit = self.with(|scheduler| scheduler.depth_limit(Op::Write)).flatten();
+        limit.map_or(usize::MAX, |limit| limit as usize)
     }
 
     pub(crate) fn try_merge(
@@ -59,4 +72,8 @@ impl<D: Driver> Elevator<D> {
     pub(crate) fn completed(&self, rq: &Rq<D>) {
         self.with(|scheduler| scheduler.completed(rq.prio));
     }
+}
+
+fn queue_of<D: Driver>(rq: &Rq<D>) -> usize {
+    rq.hctx.as_ref().map_or(0, |hctx| hctx.index)
 }

@@ -17,7 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use crate::bio::Bio;
-use crate::bytes::{Unaligned, WritesOut};
+use crate::bytes::WritesOut;
 use crate::driver::{Busy, Driver};
 use crate::flush::FlushQueue;
 use crate::limits::Limits;
@@ -27,12 +27,17 @@ use crate::queue_map::QueueType;
 use crate::request::{Request, Rq};
 use crate::stats::QueueStats;
 use crate::tags::{Tags, Waiter};
-use crate::units::Sector;
+use crate::units::{BlockSize, Sector};
 
+mod check;
 mod complete;
 mod show;
 mod submit;
 mod timer;
+mod waiting;
+
+pub(crate) use waiting::Arrival;
+use waiting::Waiting;
 
 /// Requests that are taken from the lists at a time.
 const BATCH: usize = 32;
@@ -71,13 +76,14 @@ pub(crate) struct State<D: Driver> {
     /// Go first: handed back by the driver, or between the steps of a flush. Those that have a tag are before
     /// those that wait for one, which may be theirs.
     dispatch: VecDeque<Box<Rq<D>>>,
-    /// Bios that found no free request or tag, or a frozen queue, in the order in which they came.
-    waiting: VecDeque<(usize, Box<Bio>)>,
-    /// As `waiting`, for steps of what was let in before: they go first, into a frozen queue too.
-    inside: VecDeque<(usize, Box<Bio>)>,
+    /// Bios that found no free request or tag, or a frozen queue.
+    waiting: Waiting,
     /// The writes that are out, once there are locks which they may have to be kept from.
     pub(crate) writes: Option<Box<WritesOut>>,
-    waits_for_tag: bool,
+    /// Whether it is in the queues for ordinary and for reserved tags.
+    waits_for_tag: [bool; 2],
+    /// Begun, and given back until the next tick.
+    later: VecDeque<Box<Rq<D>>>,
     flush: FlushQueue<Box<Rq<D>>>,
     slots: Box<[Slot]>,
     pub(crate) limits: Limits,
@@ -86,6 +92,8 @@ pub(crate) struct State<D: Driver> {
     dying: bool,
     /// Whether a scheduler orders the requests.
     elevator: bool,
+    /// Requests that may be in use before operations wait which a scheduler limits.
+    async_depth: usize,
     /// When the driver is to be tried again.
     retry_at_ns: Option<u64>,
     pub(crate) stats: QueueStats,
@@ -105,8 +113,10 @@ struct Todo<D: Driver> {
     issue: Requests<D>,
     ended_bios: SmallVec<[(Box<Bio>, Status); 4]>,
     ended: SmallVec<[(Box<Rq<D>>, Status); 4]>,
-    unaligned: Vec<Unaligned>,
+    unaligned: Vec<(Arrival, BlockSize)>,
     run: bool,
+    /// Others may have tags now.
+    wake: bool,
 }
 
 impl<D: Driver> Default for Todo<D> {
@@ -117,6 +127,16 @@ impl<D: Driver> Default for Todo<D> {
             ended: SmallVec::new(),
             unaligned: Vec::new(),
             run: false,
+            wake: false,
+        }
+    }
+}
+
+impl<D: Driver> State<D> {
+    /// What was to be resumed later goes first now: it has tags, which others may wait for.
+    fn end_pause(&mut self) {
+        while let Some(rq) = self.later.pop_back() {
+            self.dispatch.push_front(rq);
         }
     }
 }
@@ -141,10 +161,10 @@ impl<D: Driver> Hctx<D> {
             next_ctx: 0,
             staged: 0,
             dispatch: VecDeque::new(),
-            waiting: VecDeque::new(),
-            inside: VecDeque::new(),
+            waiting: Waiting::default(),
             writes: None,
-            waits_for_tag: false,
+            waits_for_tag: [false; 2],
+            later: VecDeque::new(),
             flush: FlushQueue::default(),
             slots: vec![Slot::default(); tags.depth() as usize].into(),
             limits,
@@ -152,6 +172,7 @@ impl<D: Driver> Hctx<D> {
             frozen: 0,
             dying: false,
             elevator: false,
+            async_depth: usize::MAX,
             retry_at_ns: None,
             stats: QueueStats::default(),
         };
@@ -281,7 +302,7 @@ impl<D: Driver> Hctx<D> {
                 if st.quiesced > 0 {
                     return;
                 }
-                self.let_in(&mut st, now_ns, &mut todo);
+                self.admit_waiting(&mut st, now_ns, &mut todo);
                 self.take_staged(&mut st, now_ns, &mut todo);
                 st.elevator && st.dispatch.is_empty()
             };
@@ -326,29 +347,30 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Asks the scheduler for requests. One that came in by another hardware queue is sent by that.
+    /// Asks the scheduler for requests of this hardware queue, each with a tag that it can have at once: what has none
+    /// stays where it is sorted. If the next is of another queue, that is run.
     fn take_scheduled(self: &Arc<Self>, list: &mut Requests<D>) {
-        let mut others: SmallVec<[Arc<Self>; 4]> = SmallVec::new();
-        while list.len() < BATCH {
-            let now_ns = self.shared.clock.now_ns();
-            let Some(mut rq) = self.shared.elevator.dispatch(now_ns) else { break };
-            match &rq.hctx {
-                Some(other) if !Arc::ptr_eq(other, self) => {
-                    let other = Arc::clone(other);
-                    other.state.lock().dispatch.push_back(rq);
-                    others.push(other);
-                }
-                _ => {
-                    let mut st = self.state.lock();
-                    if !self.tag_and_start(&mut st, &mut rq, now_ns) {
-                        st.dispatch.push_back(rq);
-                        break;
-                    }
+        let now_ns = self.shared.clock.now_ns();
+        let mut unused = false;
+        {
+            let mut st = self.state.lock();
+            while list.len() < BATCH && !unused {
+                let Some(tag) = self.get_tag(&mut st, false) else { break };
+                if let Some(mut rq) = self.shared.elevator.dispatch(self.index, now_ns) {
+                    (rq.tag, rq.scheduled) = (Some(tag), true);
+                    self.start(&mut st, &mut rq, now_ns);
                     list.push(rq);
+                } else {
+                    self.put_tag(&mut st, tag);
+                    unused = true;
                 }
             }
         }
-        for other in others {
+        if unused {
+            self.tags.wake();
+        }
+        let next = self.shared.elevator.next_queue(now_ns).filter(|&next| next != self.index);
+        if let Some(other) = next.and_then(|next| self.shared.queues().nth(next)) {
             other.run();
         }
     }
@@ -384,9 +406,8 @@ impl<D: Driver> Hctx<D> {
         if let Some(tag) = self.try_tag(st, reserved) {
             return Some(tag);
         }
-        if !st.waits_for_tag {
-            st.waits_for_tag = true;
-            self.tags.wait(Arc::clone(self) as Arc<dyn Waiter>);
+        if !std::mem::replace(&mut st.waits_for_tag[usize::from(reserved)], true) {
+            self.tags.wait(Arc::clone(self) as Arc<dyn Waiter>, reserved);
         }
         // One may have been freed before the queue for it was joined.
         self.try_tag(st, reserved)
@@ -406,18 +427,22 @@ impl<D: Driver> Hctx<D> {
         Some(tag)
     }
 
+    /// The caller wakes those who wait for one, once it has let go of the state.
     fn put_tag(&self, st: &mut State<D>, tag: u32) {
         st.tags_held -= 1;
-        self.leave_tags_if_idle(st);
+        let _woken_anyway = self.leave_tags_if_idle(st);
         self.tags.put(tag);
     }
 
-    /// One that holds no tag and waits for none leaves its share to others.
-    fn leave_tags_if_idle(&self, st: &mut State<D>) {
-        if st.tags_active && st.tags_held == 0 && st.waiting.is_empty() && st.inside.is_empty() {
+    /// One that holds no tag and waits for none leaves its share to others; says whether they have more now.
+    #[must_use]
+    fn leave_tags_if_idle(&self, st: &mut State<D>) -> bool {
+        let leaves = st.tags_active && st.tags_held == 0 && st.waiting.is_empty();
+        if leaves {
             st.tags_active = false;
             self.tags.set_active(false);
         }
+        leaves
     }
 
     /// Hands a list to the driver; says whether it took all.
@@ -461,6 +486,10 @@ impl<D: Driver> Hctx<D> {
             }
             if retry {
                 st.retry_at_ns = Some(self.shared.clock.now_ns().saturating_add(RESOURCE_DELAY_NS));
+            }
+            drop(st);
+            if retry {
+                self.shared.ring_alarm();
             }
             return false;
         }
@@ -524,6 +553,25 @@ impl<D: Driver> Hctx<D> {
         self.run();
     }
 
+    /// The rest of a request whose driver gives others their turn.
+    pub(crate) fn resume_later(self: &Arc<Self>, rq: Box<Rq<D>>) {
+        let rq = self.cleaned(rq);
+        let someone_ticks = self.shared.has_alarm();
+        {
+            let mut st = self.state.lock();
+            Self::stop(&mut st, &rq);
+            if someone_ticks && !st.dying {
+                st.later.push_back(rq);
+                st.retry_at_ns = Some(self.shared.clock.now_ns());
+            } else {
+                // It has a tag, which those behind it may wait for. More than it is taken from the lists at a time.
+                st.dispatch.push_front(rq);
+            }
+        }
+        self.run();
+        self.shared.ring_alarm();
+    }
+
     fn settle(self: &Arc<Self>, todo: &mut Todo<D>) {
         self.end_all(todo);
         if !todo.issue.is_empty() {
@@ -549,13 +597,16 @@ impl<D: Driver> Hctx<D> {
 
     /// No request goes to the driver from now on.
     pub(crate) fn quiesce(self: &Arc<Self>) {
-        {
-            let mut st = self.state.lock();
-            st.quiesced += 1;
-            self.quiesced.store(true, Ordering::SeqCst);
-        }
+        self.quiesce_nowait();
         // Whoever is with the driver saw the old state: wait until it is through.
         self.with_driver(|_| ());
+    }
+
+    /// The same, without waiting for whoever is with the driver.
+    pub(crate) fn quiesce_nowait(&self) {
+        let mut st = self.state.lock();
+        st.quiesced += 1;
+        self.quiesced.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn unquiesce(self: &Arc<Self>) {
@@ -582,16 +633,34 @@ impl<D: Driver> Hctx<D> {
         let waiting = {
             let mut st = self.state.lock();
             st.dying = true;
-            [std::mem::take(&mut st.inside), std::mem::take(&mut st.waiting)]
+            st.end_pause();
+            let waiting = st.waiting.take_all();
+            let _woken_below = self.leave_tags_if_idle(&mut st);
+            waiting
         };
-        for (_, bio) in waiting.into_iter().flatten() {
-            bio.end(Status::Offline);
+        for arrival in waiting {
+            arrival.bio.end(Status::Offline);
         }
+        self.tags.wake();
         self.run();
     }
 
     pub(crate) fn set_elevator(&self, on: bool) {
         self.state.lock().elevator = on;
+    }
+
+    /// How many requests may be in use before what the scheduler limits has to wait.
+    pub(crate) fn set_async_depth(self: &Arc<Self>, depth: usize) {
+        self.state.lock().async_depth = depth;
+        self.run();
+    }
+
+    /// Whether another hardware queue of the disk has requests in use, as far as that can be told without waiting.
+    fn others_are_busy(&self) -> bool {
+        self.shared
+            .queues()
+            .filter(|other| other.index != self.index)
+            .any(|other| other.state.try_lock().is_none_or(|st| st.allocated > 0))
     }
 
     pub(crate) fn set_limits(&self, limits: Limits) {
@@ -600,8 +669,8 @@ impl<D: Driver> Hctx<D> {
 }
 
 impl<D: Driver> Waiter for Hctx<D> {
-    fn tag_freed(self: Arc<Self>) {
-        self.state.lock().waits_for_tag = false;
+    fn tag_freed(self: Arc<Self>, reserved: bool) {
+        self.state.lock().waits_for_tag[usize::from(reserved)] = false;
         self.run();
     }
 }

@@ -40,15 +40,16 @@ impl Op {
         matches!(self, Self::Read | Self::Write)
     }
 
-    /// Which of the statistics' groups it is counted in. Flushes have their own; what neither reads nor changes
-    /// counts as a read.
+    /// Which of the statistics' groups it is counted in. Flushes have their own; what moves no bytes and changes none
+    /// is counted in none.
     #[must_use]
-    pub const fn group(self) -> StatGroup {
+    pub const fn group(self) -> Option<StatGroup> {
         match self {
-            Self::Read | Self::BlockStatus | Self::Prefetch => StatGroup::Read,
-            Self::Write | Self::WriteZeroes => StatGroup::Write,
-            Self::Discard | Self::SecureErase => StatGroup::Discard,
-            Self::Flush => StatGroup::Flush,
+            Self::Read => Some(StatGroup::Read),
+            Self::Write | Self::WriteZeroes => Some(StatGroup::Write),
+            Self::Discard | Self::SecureErase => Some(StatGroup::Discard),
+            Self::Flush => Some(StatGroup::Flush),
+            Self::BlockStatus | Self::Prefetch => None,
         }
     }
 }

@@ -87,6 +87,10 @@ impl EndIo for Outbox {
             sleeper.wake();
         }
     }
+
+    fn is_gone(&self) -> bool {
+        self.0.lock().closed
+    }
 }
 
 #[cfg(test)]

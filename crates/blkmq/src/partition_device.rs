@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use crossbeam_utils::CachePadded;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::major::DevNum;
 use crate::op::Op;
@@ -15,17 +16,18 @@ pub struct Partition {
     pub(crate) info: PartitionInfo,
     pub(crate) dev: DevNum,
     gone: AtomicBool,
-    stats: Mutex<QueueStats>,
+    /// Of each hardware queue, so that they share nothing.
+    stats: Box<[CachePadded<Mutex<QueueStats>>]>,
     busy: BusyClock,
 }
 
 impl Partition {
-    pub(crate) fn new(info: PartitionInfo, dev: DevNum) -> Self {
+    pub(crate) fn new(info: PartitionInfo, dev: DevNum, queues: usize) -> Self {
         Self {
             info,
             dev,
             gone: AtomicBool::new(false),
-            stats: Mutex::default(),
+            stats: (0..queues.max(1)).map(|_| CachePadded::default()).collect(),
             busy: BusyClock::default(),
         }
     }
@@ -64,22 +66,36 @@ impl Partition {
         self.gone.store(true, Ordering::Release);
     }
 
-    pub(crate) fn started(&self, op: Op, now_ns: u64) {
-        let mut stats = self.stats.lock();
-        self.busy.update(now_ns, || stats.in_flight() != [0, 0]);
-        stats.start(op);
+    fn of_queue(&self, queue: usize) -> MutexGuard<'_, QueueStats> {
+        self.stats[queue % self.stats.len()].lock()
     }
 
-    pub(crate) fn done(&self, op: Op, len: u64, elapsed_ns: u64, now_ns: u64) {
+    pub(crate) fn started(&self, queue: usize, op: Op, now_ns: u64) {
+        self.busy
+            .update(now_ns, || self.stats.iter().any(|stats| stats.lock().in_flight() != [0, 0]));
+        self.of_queue(queue).start(op);
+    }
+
+    pub(crate) fn merged(&self, queue: usize, op: Op) {
+        self.of_queue(queue).merge(op);
+    }
+
+    pub(crate) fn done(&self, queue: usize, op: Op, len: u64, elapsed_ns: u64, now_ns: u64) {
         self.busy.update(now_ns, || true);
-        let mut stats = self.stats.lock();
+        let mut stats = self.of_queue(queue);
         stats.transfer(op, len);
         stats.done(op, elapsed_ns);
+    }
+
+    fn sum(&self) -> QueueStats {
+        let mut sum = QueueStats::default();
+        self.stats.iter().for_each(|stats| sum.add(&stats.lock()));
+        sum
     }
 
     /// A copy of its statistics, and the milliseconds that it was busy.
     #[must_use]
     pub fn stats(&self) -> (QueueStats, u64) {
-        (self.stats.lock().clone(), self.busy.busy_ms())
+        (self.sum(), self.busy.busy_ms())
     }
 }

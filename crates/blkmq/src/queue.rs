@@ -1,7 +1,7 @@
 //! The request queue of a disk: its hardware queues taken together.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use event_listener::{Event, Listener};
 use parking_lot::{Mutex, RwLock};
@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hctx::Hctx;
 use crate::limits::Limits;
 use crate::queue_map::QueueType;
+use crate::reservation::{Fence, Registrant};
 use crate::sched::Kind;
 use crate::stats::{BusyClock, QueueStats};
 use crate::tag_set::{TagSet, TagSetFlags};
@@ -32,10 +33,30 @@ pub(crate) struct QueueShared<D: Driver> {
     capacity: AtomicU64,
     size_bytes: AtomicU64,
     read_only: AtomicBool,
+    pub(crate) fence: Arc<Fence>,
+    queues: OnceLock<Vec<Weak<Hctx<D>>>>,
+    alarm: RwLock<Option<Alarm>>,
     pub(crate) locks: BlockLocks<D>,
 }
 
 impl<D: Driver> QueueShared<D> {
+    /// Whether somebody is told when there is a tick to come that was not known before.
+    pub(crate) fn has_alarm(&self) -> bool {
+        self.alarm.read().is_some()
+    }
+
+    pub(crate) fn ring_alarm(&self) {
+        let alarm = self.alarm.read().clone();
+        if let Some(alarm) = alarm {
+            alarm();
+        }
+    }
+
+    /// All hardware queues, by their indices.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = Arc<Hctx<D>>> + '_ {
+        self.queues.get().into_iter().flatten().filter_map(Weak::upgrade)
+    }
+
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
     }
@@ -52,6 +73,9 @@ impl<D: Driver> QueueShared<D> {
         self.read_only.load(Ordering::Acquire)
     }
 }
+
+/// Tells whoever ticks a disk to do so now.
+pub(crate) type Alarm = Arc<dyn Fn() + Send + Sync>;
 
 /// How large a disk is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,20 +122,27 @@ pub enum Life {
 
 /// A queue, whatever its driver: what a disk knows of it.
 pub(crate) trait Queue: Send + Sync {
-    fn submit(&self, cpu: usize, bio: Box<Bio>);
+    fn submit(&self, cpu: usize, from: Registrant, bio: Box<Bio>);
     /// Drains `bios`.
-    fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>);
+    fn submit_all(&self, cpu: usize, from: Registrant, bios: &mut Vec<Box<Bio>>);
+    fn fence(&self) -> &Arc<Fence>;
+    fn hw_queues(&self) -> usize;
+    fn set_alarm(&self, alarm: Alarm);
     fn poll(&self, cpu: usize) -> usize;
     fn cpus(&self) -> usize;
     fn capacity(&self) -> Sector;
     fn size_bytes(&self) -> u64;
     fn set_size(&self, size: Size);
-    fn set_read_only(&self, read_only: bool);
+    fn is_read_only(&self) -> bool;
+    /// Says what it was.
+    fn set_read_only(&self, read_only: bool) -> bool;
     fn limits(&self) -> Limits;
     fn set_limits(&self, limits: Limits) -> Result<()>;
     fn freeze(&self);
     fn unfreeze(&self);
     fn quiesce(&self);
+    /// As [`Queue::quiesce`], not waiting for whoever is with the driver.
+    fn quiesce_nowait(&self);
     fn unquiesce(&self);
     /// Undoes every [`Queue::quiesce`].
     fn end_quiesce(&self);
@@ -167,6 +198,9 @@ impl<D: Driver> RequestQueue<D> {
             capacity: AtomicU64::new(0),
             size_bytes: AtomicU64::new(0),
             locks: BlockLocks::default(),
+            fence: Arc::default(),
+            queues: OnceLock::new(),
+            alarm: RwLock::new(None),
             read_only: AtomicBool::new(false),
         });
         let mut hctxs = Vec::with_capacity(set.tags.len());
@@ -186,7 +220,7 @@ impl<D: Driver> RequestQueue<D> {
             }
             hctxs.push(hctx);
         }
-        shared.locks.set_queues(&hctxs);
+        let _only_once = shared.queues.set(hctxs.iter().map(Arc::downgrade).collect());
         Ok(Arc::new(Self {
             set: Arc::clone(set),
             shared,
@@ -237,6 +271,12 @@ impl<D: Driver> RequestQueue<D> {
         result
     }
 
+    /// Tells the hardware queues what the scheduler says of it.
+    fn set_async_depth(&self) {
+        let depth = self.shared.elevator.async_depth();
+        self.hctxs.iter().for_each(|hctx| hctx.set_async_depth(depth));
+    }
+
     /// Gives every hardware queue `count` requests, or leaves all as they are.
     fn resize_pools(&self, count: usize) -> Result<()> {
         for (done, hctx) in self.hctxs.iter().enumerate() {
@@ -254,17 +294,29 @@ impl<D: Driver> RequestQueue<D> {
 }
 
 impl<D: Driver> Queue for RequestQueue<D> {
-    fn submit(&self, cpu: usize, bio: Box<Bio>) {
+    fn submit(&self, cpu: usize, from: Registrant, bio: Box<Bio>) {
         let hctx = self.hctx(cpu, &bio);
-        self.hctxs[hctx].submit(cpu, std::iter::once(bio));
+        self.hctxs[hctx].submit(cpu, from, std::iter::once(bio));
     }
 
-    fn submit_all(&self, cpu: usize, bios: &mut Vec<Box<Bio>>) {
+    fn fence(&self) -> &Arc<Fence> {
+        &self.shared.fence
+    }
+
+    fn hw_queues(&self) -> usize {
+        self.hctxs.len()
+    }
+
+    fn set_alarm(&self, alarm: Alarm) {
+        *self.shared.alarm.write() = Some(alarm);
+    }
+
+    fn submit_all(&self, cpu: usize, from: Registrant, bios: &mut Vec<Box<Bio>>) {
         let mut bios = bios.drain(..).peekable();
         while let Some(first) = bios.peek() {
             let hctx = self.hctx(cpu, first);
             let same = std::iter::from_fn(|| bios.next_if(|bio| self.hctx(cpu, bio) == hctx));
-            self.hctxs[hctx].submit(cpu, same);
+            self.hctxs[hctx].submit(cpu, from, same);
         }
     }
 
@@ -289,8 +341,12 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.shared.capacity.store(size.capacity.0, Ordering::Release);
     }
 
-    fn set_read_only(&self, read_only: bool) {
-        self.shared.read_only.store(read_only, Ordering::Release);
+    fn is_read_only(&self) -> bool {
+        self.shared.is_read_only()
+    }
+
+    fn set_read_only(&self, read_only: bool) -> bool {
+        self.shared.read_only.swap(read_only, Ordering::AcqRel)
     }
 
     fn limits(&self) -> Limits {
@@ -316,6 +372,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn quiesce(&self) {
         self.hctxs.iter().for_each(|hctx| hctx.quiesce());
+    }
+
+    fn quiesce_nowait(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.quiesce_nowait());
     }
 
     fn unquiesce(&self) {
@@ -371,6 +431,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
             self.resize_pools(requests)?;
             self.hctxs.iter().for_each(|hctx| hctx.set_elevator(scheduler.is_some()));
             self.shared.elevator.replace(scheduler);
+            self.set_async_depth();
             Ok(())
         })
     }
@@ -382,6 +443,9 @@ impl<D: Driver> Queue for RequestQueue<D> {
             }
             scheduler.get(name)
         });
+        if value.is_some() {
+            self.set_async_depth();
+        }
         match tuned {
             Some(result) => result.map_err(|err| {
                 Error::new(ErrorKind::Invalid, "the scheduler cannot be tuned so").caused_by(err)
@@ -407,7 +471,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
                 format!("nr_requests is from 1 to {most} here, not {count}"),
             ));
         }
-        self.while_frozen(|| self.resize_pools(count))
+        self.while_frozen(|| {
+            self.resize_pools(count)?;
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            self.shared.elevator.with(|scheduler| scheduler.depth_updated(count));
+            self.set_async_depth();
+            Ok(())
+        })
     }
 
     fn stats(&self) -> QueueStats {

@@ -44,6 +44,8 @@ pub(crate) struct Rq<D: Driver> {
     pub(crate) delivered: u64,
     /// A driver has seen it, and handed it back.
     pub(crate) begun: bool,
+    /// A scheduler gave it out, and is to be told of its end.
+    pub(crate) scheduled: bool,
     pub(crate) cmd: D::Cmd,
     /// Set while it is in use.
     pub(crate) hctx: Option<Arc<Hctx<D>>>,
@@ -82,6 +84,7 @@ impl<D: Driver> Rq<D> {
             status: Status::Ok,
             delivered: 0,
             begun: false,
+            scheduled: false,
             cmd,
             hctx: None,
         })
@@ -101,6 +104,7 @@ impl<D: Driver> Rq<D> {
         self.status = Status::Ok;
         self.delivered = 0;
         self.begun = false;
+        self.scheduled = false;
         self.start_ns = now_ns;
     }
 
@@ -128,6 +132,7 @@ impl<D: Driver> Rq<D> {
     /// there on.
     pub(crate) fn rewind(&mut self) {
         self.begun = true;
+        self.status = Status::Ok;
         if self.delivered > 0 {
             self.delivered = 0;
             self.bios.iter_mut().for_each(|bio| bio.take_back_supply());
@@ -377,6 +382,10 @@ impl<D: Driver> Request<D> {
         while let Some(bio) = rq.bios.front_mut() {
             let here = left.min(bio.len());
             if here < bio.len() {
+                if here > 0 && bio.status.is_ok() {
+                    // However the rest of it ends; the bios after it are not concerned.
+                    bio.status = status;
+                }
                 bio.advance(here);
                 break;
             }
@@ -389,9 +398,6 @@ impl<D: Driver> Request<D> {
         rq.delivered = rq.delivered.saturating_sub(bytes);
         rq.sector = rq.sector + Sector::from_bytes_floor(bytes);
         rq.segments = rq.bios.iter().map(|bio| bio.segment_count()).sum();
-        if !status.is_ok() && rq.status.is_ok() {
-            rq.status = status;
-        }
         Some(self)
     }
 
@@ -412,6 +418,18 @@ impl<D: Driver> Request<D> {
         rq.rewind();
         if let Some(hctx) = rq.hctx.clone() {
             hctx.requeue(rq);
+        }
+    }
+}
+
+impl<D: Driver> Request<D> {
+    /// Gives the rest of a long request back, to be issued again when others have had their turn: by whoever ticks
+    /// the disk, if there is somebody ([`crate::Disk::set_alarm`]), so that the thread which it came from goes on.
+    pub fn resume_later(self) {
+        let mut rq = self.into_inner();
+        rq.rewind();
+        if let Some(hctx) = rq.hctx.clone() {
+            hctx.resume_later(rq);
         }
     }
 }

@@ -6,6 +6,9 @@
 //! of revision 17, where 5.7 is "Reservations".
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::op::{Op, Status};
 
@@ -15,6 +18,11 @@ pub const MAX_REGISTRANTS: usize = 1024;
 /// A client of a front-end: who registers, and whose operations are let through (SCSI: I_T nexus).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Registrant(pub u64);
+
+impl Registrant {
+    /// The block layer itself, which no reservation keeps from a disk: its last flush, and a look at its partitions.
+    pub const INTERNAL: Self = Self(0);
+}
 
 /// What a reservation keeps others from (kernel: `enum pr_type`, with its numbers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,6 +103,9 @@ pub enum PrError {
     /// A key that means nothing here (SCSI: INVALID FIELD IN PARAMETER LIST).
     #[error("key 0 cannot be preempted")]
     InvalidKey,
+    /// A reservation is of a disk, not of one of its partitions (kernel: `blkdev_pr_allowed`).
+    #[error("a partition cannot be reserved, only its disk")]
+    NotWhole,
     /// There are [`MAX_REGISTRANTS`] already (SCSI: INSUFFICIENT REGISTRATION RESOURCES).
     #[error("too many registrants")]
     TooMany,
@@ -107,6 +118,7 @@ impl PrError {
         match self {
             Self::Conflict => Status::ReservationConflict,
             Self::WrongType | Self::InvalidKey => Status::Invalid,
+            Self::NotWhole => Status::NotPermitted,
             Self::TooMany => Status::Resource,
         }
     }
@@ -121,7 +133,7 @@ enum Holder {
 
 /// The registrations and the reservation of a disk.
 ///
-/// They outlive a client's connection: who comes back under the same number finds its registration.
+/// They last until [`Reservations::forget`]: who comes back under the same number finds its registration.
 #[derive(Clone, Debug, Default)]
 pub struct Reservations {
     keys: BTreeMap<Registrant, u64>,
@@ -292,6 +304,14 @@ impl Reservations {
         Ok(())
     }
 
+    /// A client is gone, and will not come back: its registration goes, and its reservation with it.
+    pub fn forget(&mut self, who: Registrant) {
+        if self.keys.contains_key(&who) {
+            self.unregister(who);
+            self.generation = self.generation.wrapping_add(1);
+        }
+    }
+
     /// Who is registered (kernel: `pr_read_keys`).
     #[must_use]
     pub fn read_keys(&self) -> Keys {
@@ -336,6 +356,30 @@ impl Reservations {
         if released {
             self.held = None;
         }
+    }
+}
+
+/// The reservations of a disk, and whether there is any, for those who let operations in.
+#[derive(Debug, Default)]
+pub(crate) struct Fence {
+    reserved: AtomicBool,
+    reservations: Mutex<Reservations>,
+}
+
+impl Fence {
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.reserved.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn allows(&self, from: Registrant, op: Op) -> bool {
+        from == Registrant::INTERNAL || self.reservations.lock().allows(Some(from), op)
+    }
+
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Reservations) -> R) -> R {
+        let mut reservations = self.reservations.lock();
+        let result = f(&mut reservations);
+        self.reserved.store(reservations.is_reserved(), Ordering::Release);
+        result
     }
 }
 

@@ -61,18 +61,22 @@ impl QueueStats {
 
     /// A bio has joined a request (kernel: `blk_account_io_merge_bio`).
     pub const fn merge(&mut self, op: Op) {
-        self.groups[op.group() as usize].merges += 1;
+        if let Some(group) = op.group() {
+            self.groups[group as usize].merges += 1;
+        }
     }
 
     /// Bytes of a request are done, maybe not all of them (kernel: `blk_account_io_completion`).
     pub const fn transfer(&mut self, op: Op, bytes: u64) {
-        self.groups[op.group() as usize].sectors += bytes >> SECTOR_SHIFT;
+        if let Some(group) = op.group() {
+            self.groups[group as usize].sectors += bytes >> SECTOR_SHIFT;
+        }
     }
 
     /// A request has ended, `nsecs` after its start (kernel: `blk_account_io_done`).
     pub fn done(&mut self, op: Op, nsecs: u64) {
         self.in_flight[usize::from(op.is_write())] -= 1;
-        let group = op.group() as usize;
+        let Some(group) = op.group().map(|group| group as usize) else { return };
         self.groups[group].ios += 1;
         self.groups[group].nsecs += nsecs;
         self.latency[group].record(nsecs);

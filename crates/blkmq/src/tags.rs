@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 /// Somebody who waits for a tag.
 pub(crate) trait Waiter: Send + Sync {
-    /// A tag was freed: try again.
-    fn tag_freed(self: Arc<Self>);
+    /// A tag of that kind was freed: try again.
+    fn tag_freed(self: Arc<Self>, reserved: bool);
 }
 
 /// A bitmap of free numbers, taken and given back without a lock (kernel: `sbitmap_queue`). The first
@@ -27,7 +27,8 @@ pub(crate) struct Tags {
     /// Those of them that hold tags now: each gets its share of the depth.
     users: AtomicU32,
     waiting: AtomicUsize,
-    waiters: Mutex<VecDeque<Arc<dyn Waiter>>>,
+    /// Those who wait for ordinary tags, and for reserved ones.
+    waiters: Mutex<[VecDeque<Arc<dyn Waiter>>; 2]>,
 }
 
 /// Tags in a word. Few, so that neighbours on other CPUs seldom meet in one.
@@ -138,41 +139,47 @@ impl Tags {
     }
 
     /// Queues up for a tag. The caller must try once more after this, as one may have been freed meanwhile.
-    pub(crate) fn wait(&self, waiter: Arc<dyn Waiter>) {
+    pub(crate) fn wait(&self, waiter: Arc<dyn Waiter>, reserved: bool) {
         let mut waiters = self.waiters.lock();
-        waiters.push_back(waiter);
-        self.waiting.store(waiters.len(), Ordering::SeqCst);
+        waiters[usize::from(reserved)].push_back(waiter);
+        self.waiting.store(waiters.iter().map(VecDeque::len).sum(), Ordering::SeqCst);
         drop(waiters);
         // The caller's look at the bitmap comes after it: either it sees the tag that is freed, or who frees it
         // sees the waiter.
         fence(Ordering::SeqCst);
     }
 
-    /// Tells those in the queue, first come first, that a tag was freed, until none is free. Each is told once:
+    /// Tells those in the queues, first come first, that a tag was freed, until none is free. Each is told once:
     /// one that has had its share queues up again, and must not keep the others from theirs. Call with no lock
     /// held.
     pub(crate) fn wake(&self) {
-        let mut left = self.waiting.load(Ordering::SeqCst);
-        while left > 0 && self.has_free() {
-            let first = {
-                let mut waiters = self.waiters.lock();
-                let first = waiters.pop_front();
-                self.waiting.store(waiters.len(), Ordering::SeqCst);
-                first
-            };
-            let Some(first) = first else { return };
-            first.tag_freed();
-            left -= 1;
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for reserved in [true, false] {
+            let mut left = self.waiters.lock()[usize::from(reserved)].len();
+            while left > 0 && self.has_free(reserved) {
+                let first = {
+                    let mut waiters = self.waiters.lock();
+                    let first = waiters[usize::from(reserved)].pop_front();
+                    self.waiting.store(waiters.iter().map(VecDeque::len).sum(), Ordering::SeqCst);
+                    first
+                };
+                let Some(first) = first else { break };
+                first.tag_freed(reserved);
+                left -= 1;
+            }
         }
     }
 
-    /// Whether an ordinary tag is free now.
-    pub(crate) fn has_free(&self) -> bool {
+    /// Whether a tag of that kind is free now.
+    fn has_free(&self, reserved: bool) -> bool {
         (0..).zip(&self.words).any(|(word, bits)| {
             let base: u32 = word * WORD_BITS;
-            let reserved = self.reserved.saturating_sub(base).min(WORD_BITS);
-            let ordinary = if reserved == WORD_BITS { 0 } else { u64::MAX << reserved };
-            bits.load(Ordering::SeqCst) & ordinary != 0
+            let kept = self.reserved.saturating_sub(base).min(WORD_BITS);
+            let ordinary = if kept == WORD_BITS { 0 } else { u64::MAX << kept };
+            let kind = if reserved { !ordinary } else { ordinary };
+            bits.load(Ordering::SeqCst) & kind != 0
         })
     }
 

@@ -224,7 +224,7 @@ pub struct AttachArgs {
     /// nbd: connections, and with that queues of the kernel's.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: u16,
-    /// nbd, one connection: after so many seconds without an answer the kernel wants another; 30 without.
+    /// nbd: after so many seconds without an answer the kernel asks again on another connection; 30 without.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub timeout: Option<u64>,
     /// nbd: so many seconds I/O waits for recover after the daemon has died.
@@ -250,6 +250,9 @@ pub struct DetachArgs {
     /// Also one whose daemon has died: what the kernel has not written to it yet is lost.
     #[arg(long)]
     pub force: bool,
+    /// For the daemon of that process id, and only as long as it lives.
+    #[arg(long, value_name = "PID", hide = true)]
+    pub for_daemon: Option<u32>,
 }
 
 /// `recover`.

@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::run;
+use common::{Said, blockyard, run};
+use tempfile::TempDir;
 
 /// Whether this machine's kernel could attach; the tests do not attach anything to it.
 fn has(path: &str) -> bool {
@@ -42,4 +43,23 @@ fn mistakes_are_told_before_anything_is_started() {
     run(&["detach"]).code(64).contains(&["DEVICE|URI"]);
     run(&["detach", "/dev/sda"]).code(64).contains(&["/dev/ublkb0", "blockyard list"]);
     run(&["recover", "/dev/nbd0p1"]).code(64).contains(&["/dev/nbd0"]);
+    run(&["attach", "ram:1M", "--number", "4294967295"]).code(64).contains(&["1048575"]);
+}
+
+#[test]
+fn a_record_of_another_version_is_told_and_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let records = dir.path().join("attached");
+    std::fs::create_dir(&records).unwrap();
+    let record = records.join("nbd5.json");
+    std::fs::write(&record, "{\"version\": 99}").unwrap();
+    let run = |args: &[&str]| Said::of(&blockyard(dir.path()).args(args).output().unwrap());
+    run(&["list"]).code(0).contains(&["/dev/nbd5 is somebody's", "is of version 99"]);
+    let listed = run(&["list", "--json"]).code(0).json();
+    assert_eq!(listed[0]["not_understood"]["device"], "/dev/nbd5");
+    run(&["detach", "/dev/nbd5", "--force"]).code(1).contains(&["is of version 99"]);
+    run(&["recover", "/dev/nbd5"]).code(1).contains(&["is of version 99"]);
+    run(&["detach", "--all", "--force"]).code(0);
+    run(&["recover"]).code(0).contains(&["nothing to recover"]);
+    assert!(record.exists());
 }

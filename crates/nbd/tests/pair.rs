@@ -161,7 +161,7 @@ fn list_info_contexts_and_goodbye() {
     client.set_contexts("", &["base:allocation", "x-no:such"]).unwrap();
     client.abort();
     let outcome = converse(client, common::config(TlsPolicy::Allow), usize::MAX);
-    assert_eq!(outcome.refusals(), [ReplyType::ERR_UNKNOWN, ReplyType::ERR_TLS_REQD]);
+    assert_eq!(outcome.refusals(), [ReplyType::ERR_TLS_REQD, ReplyType::ERR_TLS_REQD]);
     assert!(outcome.closed);
     let [exports, strict, .., contexts, set, aborted] = outcome.events.as_slice() else {
         panic!("{outcome:?}")

@@ -111,9 +111,12 @@ fn golden_go() {
     ];
     assert_eq!(served.sent, expected.concat());
     assert!(served.done.unwrap().block_sizes_agreed);
-    assert_eq!(replies(&[go("")]), [(GO, 3), (GO, ACK)], "the default export");
+    assert_eq!(replies(&[go("")]), [(GO, 3), (GO, 3), (GO, ACK)], "the default export");
     let info_only = option(INFO, &info("disk", &[]));
-    assert_eq!(replies(&[info_only, go("disk")]), [(INFO, 3), (INFO, ACK), (GO, 3), (GO, ACK)]);
+    assert_eq!(
+        replies(&[info_only, go("disk")]),
+        [(INFO, 3), (INFO, 3), (INFO, ACK), (GO, 3), (GO, 3), (GO, ACK)]
+    );
 }
 
 #[test]
@@ -141,7 +144,7 @@ fn abort_is_acknowledged_whatever_its_data() {
 fn unknown_options_are_unsupported_and_their_data_is_skipped() {
     let unknown = [option(4, b"peek"), option(99, b"data"), option(u32::MAX, &[0; 100_000])];
     let mut expected = vec![(4, UNSUP), (99, UNSUP), (u32::MAX, UNSUP)];
-    expected.extend([(GO, 3), (GO, ACK)]);
+    expected.extend([(GO, 3), (GO, 3), (GO, ACK)]);
     assert_eq!(replies(&[unknown.concat(), go("disk")]), expected);
 }
 
@@ -149,7 +152,10 @@ fn unknown_options_are_unsupported_and_their_data_is_skipped() {
 fn long_options_are_refused_and_very_long_ones_close() {
     let mut data = info("disk", &[]);
     data.resize(MAX_OPTION_LEN as usize + 1, 0);
-    assert_eq!(replies(&[option(INFO, &data), go("disk")]), [(INFO, TOO_BIG), (GO, 3), (GO, ACK)]);
+    assert_eq!(
+        replies(&[option(INFO, &data), go("disk")]),
+        [(INFO, TOO_BIG), (GO, 3), (GO, 3), (GO, ACK)]
+    );
     for len in [MAX_SKIPPED_LEN + 1, u32::MAX] {
         let header = [&b"IHAVEOPT"[..], &INFO.to_be_bytes(), &len.to_be_bytes()].concat();
         let error = talk(config(TlsPolicy::Off), &[header]).result.unwrap_err();
@@ -208,7 +214,7 @@ fn headers_are_agreed_on_once_and_the_best_one_wins() {
         let config = Config { tls: TlsPolicy::Off, best_style };
         let served = talk(config, &[options.concat(), go("disk")]);
         let mut kinds = kinds(&served.sent);
-        kinds.truncate(kinds.len() - 2);
+        kinds.truncate(kinds.len() - 3);
         (served.done.unwrap().style, kinds)
     };
     use HeaderStyle as Style;
@@ -322,7 +328,7 @@ fn required_tls_comes_before_all_else() {
     options.extend([option(STARTTLS, b"x"), option(STARTTLS, b""), option(STARTTLS, b"")]);
     expected.extend([(STARTTLS, INVALID), (STARTTLS, ACK), (STARTTLS, INVALID)]);
     options.push(go("secret"));
-    expected.extend([(GO, 3), (GO, ACK)]);
+    expected.extend([(GO, 3), (GO, 3), (GO, ACK)]);
     let served = talk(config(TlsPolicy::Require), &options);
     assert_eq!(kinds(&served.sent), expected);
     assert!(served.done.unwrap().tls);
@@ -343,6 +349,30 @@ fn exports_for_tls_only_stay_hidden_without_it() {
     let name = option(EXPORT_NAME, b"secret");
     assert!(talk(config(TlsPolicy::Allow), &[name]).result.is_err());
     assert_eq!(replies(&[tls, go("secret")]), [(STARTTLS, POLICY), (GO, POLICY)]);
+}
+
+// "MAY reply with NBD_REP_ERR_TLS_REQD if that export is non-existent", and MUST NOT in reply to options other than INFO, GO
+// and EXPORT_NAME.
+#[test]
+fn a_hidden_name_is_not_told_from_one_that_there_is_not() {
+    for number in [INFO, GO, LIST_META, SET_META] {
+        let ask = |name| {
+            let data = match number {
+                INFO | GO => info(name, &[]),
+                _ => contexts(name, &["base:allocation"]),
+            };
+            let options = [option(STRUCTURED, b""), option(number, &data)];
+            talk(config(TlsPolicy::Allow), &options).sent
+        };
+        let hidden = ask("secret");
+        assert_eq!(hidden, ask("no such name"), "{number}");
+        let error = if matches!(number, INFO | GO) { TLS_REQD } else { UNKNOWN };
+        assert_eq!(kinds(&hidden), [(STRUCTURED, ACK), (number, error)]);
+    }
+    // Where nothing is hidden, a name that is wrong is called wrong.
+    let mut server = Handshake::new(config(TlsPolicy::Allow));
+    let bytes = [&FIXED[..], &go("none")].concat();
+    assert_eq!(kinds(&feed(&mut server, &[export("disk")][..], &bytes)), [(GO, UNKNOWN)]);
 }
 
 #[test]
@@ -409,7 +439,9 @@ fn fast_zero_is_not_offered_without_write_zeroes() {
     let bytes = [&FIXED[..], &go("disk")].concat();
     let sent = feed(&mut Handshake::new(Config::default()), &exports[..], &bytes);
     let info = reply(GO, 3, b"\0\0\0\0\0\0\0\x10\0\0\0\x01");
-    assert_eq!(sent, [info, reply(GO, ACK, b"")].concat());
+    // Block sizes are told unasked: what is enforced must be known.
+    let sizes = reply(GO, 3, b"\0\x03\0\0\x02\0\0\0\x10\0\x02\0\0\0");
+    assert_eq!(sent, [info, sizes, reply(GO, ACK, b"")].concat());
 }
 
 // "Termination of the session during option haggling".

@@ -41,6 +41,12 @@ const SOAKS: &[Soak] = &[
         amount: &[],
     },
     Soak {
+        name: "nbd-server",
+        about: "the NBD server with clients that are slow, die, break the protocol and want too much",
+        tests: &["-p", "blockyard-export-nbd", "--test", "simulation"],
+        amount: &[("BLOCKYARD_RUNS", "1000")],
+    },
+    Soak {
         name: "crush",
         about: "placement by random maps, against crushtool",
         tests: &["-p", "blockyard-crush", "--test", "crushtool"],

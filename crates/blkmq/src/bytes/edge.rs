@@ -8,14 +8,16 @@ use parking_lot::Mutex;
 use super::write_flags;
 use crate::bio::{Bio, EndIo};
 use crate::driver::Driver;
-use crate::hctx::Hctx;
+use crate::hctx::{Arrival, Hctx};
 use crate::op::{Flags, Op, Status};
+use crate::reservation::Registrant;
 use crate::units::Sector;
 
 /// A write to a part of a block, with what it needs to be carried out.
 pub(crate) struct Edge<D: Driver> {
     hctx: Arc<Hctx<D>>,
     ctx: usize,
+    from: Registrant,
     /// What it does: a write, or a write of zeroes.
     piece: Box<Bio>,
     block: u64,
@@ -28,13 +30,14 @@ pub(crate) struct Edge<D: Driver> {
 }
 
 impl<D: Driver> Edge<D> {
-    /// Carries out `piece`, which begins with the byte `offset` of the disk and ends within the same block. It was
+    /// Carries out a write which begins with the byte `offset` of the disk and ends within the same block. It was
     /// counted with [`super::BlockLocks::begin`].
-    pub(super) fn start(hctx: &Arc<Hctx<D>>, ctx: usize, piece: Box<Bio>, offset: u64, block: u64) {
+    pub(super) fn start(hctx: &Arc<Hctx<D>>, arrival: Arrival, offset: u64, block: u64) {
+        let Arrival { ctx, from, bio: piece } = arrival;
         let at = usize::try_from(offset % block).unwrap_or(usize::MAX);
         let start = offset - offset % block;
-        let edge = Self { hctx: Arc::clone(hctx), ctx, piece, block, start, at, lock: 0 };
-        hctx.shared.locks.lock_block(edge);
+        let edge = Self { hctx: Arc::clone(hctx), ctx, from, piece, block, start, at, lock: 0 };
+        hctx.shared.locks.lock_block(&hctx.shared, edge);
     }
 
     pub(super) fn range(&self) -> (Sector, Sector) {
@@ -45,14 +48,14 @@ impl<D: Driver> Edge<D> {
     /// It has the block for itself.
     pub(super) fn go(mut self, lock: u64) {
         self.lock = lock;
-        let (hctx, ctx) = (Arc::clone(&self.hctx), self.ctx);
+        let (hctx, ctx, from) = (Arc::clone(&self.hctx), self.ctx, self.from);
         let mut read = Bio::new(Op::Read, self.range().0, self.block);
         read.prio = self.piece.prio;
         read.flags |=
             Flags::NOMERGE | self.piece.flags & (Flags::SYNC | Flags::META | Flags::RESERVED);
         read.inside = true;
         read.set_end(Arc::new(Step(Mutex::new(Some(self)))));
-        hctx.submit(ctx, std::iter::once(read));
+        hctx.submit(ctx, from, std::iter::once(read));
     }
 
     /// The block as it is to be.
@@ -76,7 +79,7 @@ impl<D: Driver> Edge<D> {
     fn end(self, status: Status) {
         let Self { hctx, piece, lock, .. } = self;
         // Whoever waits for the block goes on before its owner may ask for it again.
-        hctx.shared.locks.unlock(lock);
+        hctx.shared.locks.unlock(&hctx.shared, lock);
         piece.end(status);
         hctx.shared.locks.end(&hctx.shared.drained);
     }
@@ -92,7 +95,7 @@ impl<D: Driver> EndIo for Step<D> {
             return edge.end(bio.status());
         }
         let block = edge.changed(&bio.take_data());
-        let (hctx, ctx) = (Arc::clone(&edge.hctx), edge.ctx);
+        let (hctx, ctx, from) = (Arc::clone(&edge.hctx), edge.ctx, edge.from);
         bio.reset(Op::Write, edge.range().0, 0);
         bio.add_segment(block);
         bio.flags |= write_flags(edge.piece.flags);
@@ -101,6 +104,6 @@ impl<D: Driver> EndIo for Step<D> {
         bio.part.clone_from(&edge.piece.part);
         bio.inside = true;
         *self.0.lock() = Some(edge);
-        hctx.submit(ctx, std::iter::once(bio));
+        hctx.submit(ctx, from, std::iter::once(bio));
     }
 }

@@ -10,8 +10,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
 
 use event_listener::Event;
 use parking_lot::Mutex;
@@ -20,7 +20,8 @@ use smallvec::SmallVec;
 use super::{Edge, WritesOut};
 use crate::bio::{Bio, EndIo};
 use crate::driver::Driver;
-use crate::hctx::Hctx;
+use crate::hctx::{Arrival, Hctx};
+use crate::queue::QueueShared;
 use crate::units::Sector;
 
 /// Edges that have a lock, or a place in the order of locks. More wait in a queue of their own, so that the list of
@@ -29,7 +30,6 @@ const MAX_EDGES: usize = 64;
 
 /// The locks of a disk.
 pub(crate) struct BlockLocks<D: Driver> {
-    queues: OnceLock<Vec<Weak<Hctx<D>>>>,
     /// Whether every hardware queue has a list of its writes.
     watched: Mutex<bool>,
     /// What was let in, and has steps that are still to come.
@@ -69,8 +69,7 @@ enum Holder<D: Driver> {
 /// A write that has to wait for locks.
 pub(crate) struct Held<D: Driver> {
     pub(crate) hctx: Arc<Hctx<D>>,
-    pub(crate) ctx: usize,
-    pub(crate) bio: Box<Bio>,
+    pub(crate) arrival: Arrival,
 }
 
 /// Holders whose turn it is.
@@ -85,7 +84,6 @@ enum Turn<D: Driver> {
 impl<D: Driver> Default for BlockLocks<D> {
     fn default() -> Self {
         Self {
-            queues: OnceLock::new(),
             watched: Mutex::new(false),
             under_way: AtomicUsize::new(0),
             count: AtomicUsize::new(0),
@@ -100,12 +98,6 @@ impl<D: Driver> Default for BlockLocks<D> {
 }
 
 impl<D: Driver> BlockLocks<D> {
-    /// The hardware queues whose writes are to be kept from locked blocks.
-    pub(crate) fn set_queues(&self, queues: &[Arc<Hctx<D>>]) {
-        let set = self.queues.set(queues.iter().map(Arc::downgrade).collect());
-        debug_assert!(set.is_ok(), "the queues of a disk are set once");
-    }
-
     /// Something was let in that has several steps. It is counted until [`BlockLocks::end`]; a freeze waits for it.
     pub(crate) fn begin(&self) {
         self.under_way.fetch_add(1, Ordering::SeqCst);
@@ -123,8 +115,8 @@ impl<D: Driver> BlockLocks<D> {
     }
 
     /// Locks the block of `edge`, and takes it on once that is done.
-    pub(super) fn lock_block(&self, edge: Edge<D>) {
-        self.watch();
+    pub(super) fn lock_block(&self, shared: &QueueShared<D>, edge: Edge<D>) {
+        self.watch(shared);
         let mut turns = Turns::new();
         {
             let mut table = self.table.lock();
@@ -135,7 +127,7 @@ impl<D: Driver> BlockLocks<D> {
             }
             self.count.store(table.locks.len(), Ordering::SeqCst);
         }
-        self.take_turns(turns);
+        self.take_turns(shared, turns);
     }
 
     /// Whether there is no lock at all. Called as [`BlockLocks::hold`] is.
@@ -162,14 +154,14 @@ impl<D: Driver> BlockLocks<D> {
     }
 
     /// Gives a lock back.
-    pub(super) fn unlock(&self, id: u64) {
+    pub(super) fn unlock(&self, shared: &QueueShared<D>, id: u64) {
         let mut turns = Turns::new();
         {
             let mut table = self.table.lock();
             table.release(id, &mut turns);
             self.count.store(table.locks.len(), Ordering::SeqCst);
         }
-        self.take_turns(turns);
+        self.take_turns(shared, turns);
     }
 
     /// A write that some have waited for has ended.
@@ -187,25 +179,21 @@ impl<D: Driver> BlockLocks<D> {
     }
 
     /// Has every hardware queue keep a list of its writes from now on.
-    fn watch(&self) {
+    fn watch(&self, shared: &QueueShared<D>) {
         let mut watched = self.watched.lock();
         if !std::mem::replace(&mut *watched, true) {
-            for hctx in self.queues() {
+            for hctx in shared.queues() {
                 let mut st = hctx.lock();
                 st.writes = Some(Box::new(WritesOut::new(st.allocated)));
             }
         }
     }
 
-    fn queues(&self) -> impl Iterator<Item = Arc<Hctx<D>>> + '_ {
-        self.queues.get().into_iter().flatten().filter_map(Weak::upgrade)
-    }
-
-    fn take_turns(&self, turns: Turns<D>) {
+    fn take_turns(&self, shared: &QueueShared<D>, turns: Turns<D>) {
         for turn in turns {
             match turn {
                 Turn::Watch(id, start, end) => {
-                    for hctx in self.queues() {
+                    for hctx in shared.queues() {
                         let mut st = hctx.lock();
                         let count =
                             st.writes.as_mut().map_or(0, |writes| writes.wait(start, end, id));
@@ -214,7 +202,7 @@ impl<D: Driver> BlockLocks<D> {
                     }
                     self.one_less(id);
                 }
-                Turn::Held(id, held) => go_on(id, held),
+                Turn::Held(id, held) => resume(id, held),
             }
         }
     }
@@ -318,13 +306,13 @@ impl<D: Driver> fmt::Display for BlockLocks<D> {
 }
 
 /// It is the turn of a write that had to wait.
-fn go_on<D: Driver>(lock: u64, held: Held<D>) {
-    let Held { hctx, ctx, bio } = held;
+fn resume<D: Driver>(lock: u64, held: Held<D>) {
+    let Held { hctx, arrival: Arrival { ctx, from, bio } } = held;
     let mut child = bio.clone_rest();
     child.inside = true;
     let end = HeldEnd { hctx: Arc::clone(&hctx), lock, parent: Mutex::new(Some(bio)) };
     child.set_end(Arc::new(end));
-    hctx.submit(ctx, std::iter::once(child));
+    hctx.submit(ctx, from, std::iter::once(child));
 }
 
 struct HeldEnd<D: Driver> {
@@ -334,9 +322,13 @@ struct HeldEnd<D: Driver> {
 }
 
 impl<D: Driver> EndIo for HeldEnd<D> {
+    fn is_gone(&self) -> bool {
+        self.parent.lock().as_ref().is_some_and(|parent| parent.is_abandoned())
+    }
+
     fn end_io(&self, bio: Box<Bio>) {
         let Some(parent) = self.parent.lock().take() else { return };
-        self.hctx.shared.locks.unlock(self.lock);
+        self.hctx.shared.locks.unlock(&self.hctx.shared, self.lock);
         parent.end(bio.status());
         self.hctx.shared.locks.end(&self.hctx.shared.drained);
     }

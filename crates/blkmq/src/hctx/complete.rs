@@ -12,10 +12,12 @@ use crate::request::{Role, Rq};
 impl<D: Driver> Hctx<D> {
     /// A driver has ended a request: it goes on to its next step, or its bios end.
     pub(crate) fn ended(self: Arc<Self>, mut rq: Box<Rq<D>>, status: Status) {
-        let status = if status.is_ok() { rq.status } else { status };
         if rq.role == Role::Plain {
             return self.finish(rq, status);
         }
+        // What went wrong with a part of it, its bio knows.
+        let part = rq.bios.front().map_or(Status::Ok, |bio| bio.status);
+        let status = if status.is_ok() { part } else { status };
         let mut todo = Todo::default();
         {
             let now_ns = self.shared.clock.now_ns();
@@ -100,7 +102,7 @@ impl<D: Driver> Hctx<D> {
         let now_ns = self.shared.clock.now_ns();
         let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
         if let Some(part) = part {
-            part.done(rq.op, rq.total_len, elapsed_ns, now_ns);
+            part.done(self.index, rq.op, rq.total_len, elapsed_ns, now_ns);
         }
         self.shared.busy.update(now_ns, || true);
         let mut st = self.state.lock();
@@ -115,14 +117,14 @@ impl<D: Driver> Hctx<D> {
         }
         st.allocated -= 1;
         let waiters = st.writes.as_mut().map(|writes| writes.end(rq.internal_tag));
-        if st.elevator {
+        if std::mem::take(&mut rq.scheduled) {
             self.shared.elevator.completed(&rq);
         }
         st.free.push(rq);
         let run = st.elevator
             || st.staged > 0
             || !st.dispatch.is_empty()
-            || !st.inside.is_empty()
+            || st.waiting.has_inside()
             || (st.frozen == 0 && !st.waiting.is_empty());
         let drained = st.allocated == 0 && st.frozen > 0;
         drop(st);
@@ -146,8 +148,11 @@ impl<D: Driver> Hctx<D> {
         for (rq, status) in todo.ended.drain(..) {
             self.finish(rq, status);
         }
-        for unaligned in std::mem::take(&mut todo.unaligned) {
-            self.carry_out_bytes(unaligned);
+        for (arrival, block) in std::mem::take(&mut todo.unaligned) {
+            self.carry_out_bytes(arrival, block);
+        }
+        if std::mem::take(&mut todo.wake) {
+            self.tags.wake();
         }
     }
 }

@@ -23,14 +23,14 @@ impl<D: Driver> fmt::Display for Hctx<D> {
         let rerun = self.rerun.load(Ordering::Relaxed);
         writeln!(
             f,
-            "  quiesced {} frozen {} dying {} waits for a tag {} rerun {rerun}, {with_driver} is with the driver",
+            "  quiesced {} frozen {} dying {} waits for tags {:?} rerun {rerun}, {with_driver} is with the driver",
             st.quiesced, st.frozen, st.dying, st.waits_for_tag
         )?;
         writeln!(f, "  {:?}", st.flush)?;
-        for (_, bio) in st.inside.iter().chain(&st.waiting) {
-            writeln!(f, "  waits: {bio:?}")?;
+        for arrival in st.waiting.iter() {
+            writeln!(f, "  waits: {:?}", arrival.bio)?;
         }
-        for rq in st.dispatch.iter().chain(st.ctxs.iter().flatten()) {
+        for rq in st.dispatch.iter().chain(&st.later).chain(st.ctxs.iter().flatten()) {
             writeln!(f, "  {rq}{}", Shown(&*self.shared.driver, rq))?;
         }
         let out = (0..).zip(st.slots.iter()).filter_map(|(tag, slot)| Some((tag, slot.what?)));

@@ -4,105 +4,59 @@ use std::sync::Arc;
 
 use blockyard_buf::{Segment, ZERO_RUN};
 
+use super::check::{Verdict, flags_of};
+use super::waiting::Arrival;
 use super::{Hctx, State, Todo};
 use crate::bio::{Bio, Chain, Extent};
-use crate::bytes::{Held, Unaligned};
+use crate::bytes::Held;
 use crate::driver::Driver;
 use crate::flush::Steps;
 use crate::limits::{Features, Limits, NO_BOUNDARY, PAGE_SIZE};
 use crate::merge;
 use crate::op::{Flags, Op, Status};
 use crate::request::{Role, Rq};
+use crate::reservation::Registrant;
 use crate::sched::Candidate;
 
 /// How many requests at the end of a software queue are looked at for a merge (kernel: `blk_bio_list_merge`,
 /// 8).
 const MERGE_LOOKBACK: usize = 8;
 
-/// What becomes of a bio that was checked.
-enum Verdict {
-    /// It goes to the driver.
-    Go,
-    /// There is nothing to do for it.
-    Done,
-    /// It is on bytes that are no whole blocks.
-    Unaligned,
-}
-
 impl<D: Driver> Hctx<D> {
     /// Takes bios of the CPU `ctx`, in order: they may be merged with each other, and are issued together.
-    pub(crate) fn submit(self: &Arc<Self>, ctx: usize, bios: impl Iterator<Item = Box<Bio>>) {
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        ctx: usize,
+        from: Registrant,
+        bios: impl Iterator<Item = Box<Bio>>,
+    ) {
         let now_ns = self.shared.clock.now_ns();
         let mut todo = Todo::default();
         {
             let mut st = self.lock();
             for bio in bios {
-                self.enter(&mut st, ctx, bio, now_ns, &mut todo);
+                self.enter(&mut st, Arrival { ctx, from, bio }, now_ns, &mut todo);
             }
         }
         self.settle(&mut todo);
     }
 
-    fn enter(
-        self: &Arc<Self>,
-        st: &mut State<D>,
-        ctx: usize,
-        bio: Box<Bio>,
-        now_ns: u64,
-        todo: &mut Todo<D>,
-    ) {
-        if st.dying {
-            return todo.ended_bios.push((bio, Status::Offline));
-        }
-        let (nowait, inside) = (bio.flags.contains(Flags::NOWAIT), bio.inside);
-        // A reserved tag is for what must not stand behind the others.
-        let queue_up = !st.waiting.is_empty() && !bio.flags.contains(Flags::RESERVED);
-        let must_wait = if inside { !st.inside.is_empty() } else { st.frozen > 0 || queue_up };
-        let left = if must_wait { Some(bio) } else { self.admit(st, ctx, bio, now_ns, todo) };
-        match left {
-            Some(bio) if nowait => {
-                todo.ended_bios.push((bio, Status::Again));
-                self.leave_tags_if_idle(st);
-            }
-            Some(bio) if inside => st.inside.push_back((ctx, bio)),
-            Some(bio) => st.waiting.push_back((ctx, bio)),
-            None => {}
-        }
-    }
-
-    /// Lets bios in that wait, in order, as far as there are requests and tags.
-    pub(super) fn let_in(self: &Arc<Self>, st: &mut State<D>, now_ns: u64, todo: &mut Todo<D>) {
-        while let Some((ctx, bio)) = st.inside.pop_front() {
-            if let Some(bio) = self.admit(st, ctx, bio, now_ns, todo) {
-                st.inside.push_front((ctx, bio));
-                return;
-            }
-        }
-        while st.frozen == 0
-            && let Some((ctx, bio)) = st.waiting.pop_front()
-        {
-            if let Some(bio) = self.admit(st, ctx, bio, now_ns, todo) {
-                st.waiting.push_front((ctx, bio));
-                return;
-            }
-        }
-    }
-
     /// Checks a bio against the disk as it is now, and places it. Gives back what has to wait.
-    fn admit(
+    pub(super) fn admit(
         self: &Arc<Self>,
         st: &mut State<D>,
-        ctx: usize,
-        mut bio: Box<Bio>,
+        arrival: Arrival,
         now_ns: u64,
         todo: &mut Todo<D>,
-    ) -> Option<Box<Bio>> {
-        match self.check(st, &bio) {
+    ) -> Option<Arrival> {
+        match self.check(st, arrival.from, &arrival.bio) {
             Ok(Verdict::Go) => {
-                let bio = self.keep_from_locks(st, ctx, bio, todo)?;
-                return self.place(st, ctx, bio, now_ns, todo);
+                let Arrival { ctx, from, bio } = self.keep_from_locks(st, arrival, todo)?;
+                let bio = self.place(st, ctx, bio, now_ns, todo)?;
+                return Some(Arrival { ctx, from, bio });
             }
             Ok(Verdict::Done) => {
+                let mut bio = arrival.bio;
                 if bio.op == Op::BlockStatus && !bio.is_empty() {
                     bio.extents.push(Extent::data(bio.len()));
                 }
@@ -110,10 +64,9 @@ impl<D: Driver> Hctx<D> {
             }
             Ok(Verdict::Unaligned) => {
                 self.shared.locks.begin();
-                let block = st.limits.logical_block_size;
-                todo.unaligned.push(Unaligned { ctx, bio, block });
+                todo.unaligned.push((arrival, st.limits.logical_block_size));
             }
-            Err(status) => todo.ended_bios.push((bio, status)),
+            Err(status) => todo.ended_bios.push((arrival.bio, status)),
         }
         None
     }
@@ -122,83 +75,23 @@ impl<D: Driver> Hctx<D> {
     fn keep_from_locks(
         self: &Arc<Self>,
         st: &State<D>,
-        ctx: usize,
-        bio: Box<Bio>,
+        arrival: Arrival,
         todo: &mut Todo<D>,
-    ) -> Option<Box<Bio>> {
+    ) -> Option<Arrival> {
+        let bio = &arrival.bio;
         if st.writes.is_none() || bio.inside || !bio.op.is_write() || self.shared.locks.is_empty() {
-            return Some(bio);
+            return Some(arrival);
         }
         let (start, end) = (bio.sector(), bio.end_sector());
         if bio.flags.contains(Flags::NOWAIT) {
             if self.shared.locks.is_locked(start, end) {
-                todo.ended_bios.push((bio, Status::Again));
+                todo.ended_bios.push((arrival.bio, Status::Again));
                 return None;
             }
-            return Some(bio);
+            return Some(arrival);
         }
-        let held = Held { hctx: Arc::clone(self), ctx, bio };
-        self.shared.locks.hold(start, end, held).err().map(|held| held.bio)
-    }
-
-    /// Whether the disk can do what the bio asks, as it is now. Asked again whenever the bio had to wait.
-    fn check(&self, st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
-        let features = st.limits.features;
-        if bio.op == Op::Flush || bio.flags.intersects(Flags::FUA | Flags::PREFLUSH) {
-            can_be_durable(bio, features)?;
-            if bio.op == Op::Flush {
-                let cached = features.contains(Features::WRITE_CACHE);
-                return Ok(if cached { Verdict::Go } else { Verdict::Done });
-            }
-        }
-        let end = bio
-            .sector()
-            .checked_add(crate::units::Sector(bio.len().div_ceil(crate::units::SECTOR_SIZE)));
-        if end.is_none_or(|end| end > self.shared.capacity()) {
-            return Err(Status::OutOfRange);
-        }
-        let block = st.limits.logical_block_size;
-        if !block.divides(bio.len() | u64::from(bio.skew))
-            || !bio.sector().0.is_multiple_of(block.sectors())
-        {
-            return self.check_bytes(st, bio);
-        }
-        if bio.op.is_write() && self.shared.is_read_only() {
-            return Err(Status::NotPermitted);
-        }
-        if bio.is_empty() {
-            let flushes =
-                bio.flags.contains(Flags::PREFLUSH) && features.contains(Features::WRITE_CACHE);
-            return Ok(if flushes { Verdict::Go } else { Verdict::Done });
-        }
-        can_do(st, bio)
-    }
-
-    /// As [`Hctx::check`], for a bio that is unaligned.
-    #[cold]
-    fn check_bytes(&self, st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
-        if !bio.by_bytes {
-            return Err(Status::Invalid);
-        }
-        if bio.offset().checked_add(bio.len()).is_none_or(|end| end > self.shared.size_bytes()) {
-            return Err(Status::OutOfRange);
-        }
-        if bio.op.is_write() && self.shared.is_read_only() {
-            return Err(Status::NotPermitted);
-        }
-        if bio.is_empty() {
-            return Ok(Verdict::Done);
-        }
-        match bio.op {
-            // Less than all of it would be left.
-            Op::SecureErase => Err(Status::Invalid),
-            // It waits for a read, and its parts might end differently.
-            Op::Write | Op::WriteZeroes if bio.flags.contains(Flags::NOWAIT) => Err(Status::Again),
-            _ => match can_do(st, bio)? {
-                Verdict::Go => Ok(Verdict::Unaligned),
-                done => Ok(done),
-            },
-        }
+        let held = Held { hctx: Arc::clone(self), arrival };
+        self.shared.locks.hold(start, end, held).err().map(|held| held.arrival)
     }
 
     /// Merges the bio with a request that waits, or gives it requests of its own: as many as the limits make of
@@ -215,37 +108,48 @@ impl<D: Driver> Hctx<D> {
         if merge::allowed(&bio, flags, &st.limits) {
             bio = self.try_merge(st, ctx, bio, flags, todo)?;
         }
+        let mut pieces = 0;
         loop {
             // Without a request there is no use in cutting.
-            if st.free.is_empty() {
-                return Some(bio);
-            }
-            let reserved = bio.flags.contains(Flags::RESERVED);
-            let tag = if st.elevator { None } else { self.get_tag(st, reserved) };
-            if tag.is_none() && !st.elevator {
+            if st.free.is_empty() || (st.is_limited(&bio) && st.allocated >= st.async_depth) {
                 return Some(bio);
             }
             let as_zeroes = bio.op == Op::WriteZeroes && st.limits.max_write_zeroes_sectors == 0;
             let cut =
                 if as_zeroes { Some(zeroes_len(&st.limits, &bio)) } else { split_len(st, &bio) };
+            if cut.is_some() || bio.is_piece() {
+                if bio.is_piece() && bio.is_abandoned() {
+                    // Nobody hears how it ends.
+                    todo.ended_bios.push((bio, Status::Offline));
+                    return None;
+                }
+                // The pieces of one that may not wait might end differently.
+                let nowait =
+                    bio.flags.contains(Flags::NOWAIT) && cut.is_some_and(|cut| cut < bio.len());
+                if nowait || !bio.has_room() || (pieces > 0 && !st.waiting.is_empty()) {
+                    return Some(bio);
+                }
+            }
+            let reserved = bio.flags.contains(Flags::RESERVED);
+            let scheduled = st.elevator && !reserved;
+            let tag = if scheduled { None } else { self.get_tag(st, reserved) };
+            if tag.is_none() && !scheduled {
+                return Some(bio);
+            }
             let Some(cut) = cut else {
+                bio.count_piece();
                 self.begin(st, ctx, bio, tag, now_ns, todo);
                 return None;
             };
-            if bio.flags.contains(Flags::NOWAIT) && cut < bio.len() {
-                // Its pieces might end differently.
-                if let Some(tag) = tag {
-                    self.put_tag(st, tag);
-                }
-                return Some(bio);
-            }
-            bio = if bio.is_chained() { bio } else { Chain::wrap(bio) };
+            bio = if bio.is_piece() { bio } else { Chain::wrap(bio) };
             let whole = cut >= bio.len();
             let (mut piece, rest) =
                 if whole { (bio, None) } else { (Chain::split(&mut bio, cut), Some(bio)) };
             if as_zeroes {
                 write_zeroes(&mut piece, zero_run(&st.limits));
             }
+            piece.count_piece();
+            pieces += 1;
             self.begin(st, ctx, piece, tag, now_ns, todo);
             bio = rest?;
         }
@@ -274,9 +178,9 @@ impl<D: Driver> Hctx<D> {
         if rq.op != Op::Flush {
             st.stats.start(rq.op);
         }
-        self.shared.busy.update(now_ns, || st.allocated > 1);
+        self.shared.busy.update(now_ns, || st.allocated > 1 || self.others_are_busy());
         if let Some(part) = rq.bios.front().and_then(|bio| bio.part.as_ref()) {
-            part.started(rq.op, now_ns);
+            part.started(self.index, rq.op, now_ns);
         }
         let steps = if rq.flags.intersects(Flags::FUA | Flags::PREFLUSH) || rq.op == Op::Flush {
             Steps::of(rq.op, rq.flags, st.limits.features.contains(Features::FUA))
@@ -289,7 +193,7 @@ impl<D: Driver> Hctx<D> {
             let mut next = Vec::new();
             st.flush.start(rq, now_ns, &mut next);
             self.follow(st, next, now_ns, todo);
-        } else if st.elevator {
+        } else if rq.tag.is_none() {
             self.shared.elevator.insert(rq, now_ns);
             todo.run = true;
         } else if st.quiesced == 0 && st.staged == 0 && st.dispatch.is_empty() && !todo.run {
@@ -311,7 +215,7 @@ impl<D: Driver> Hctx<D> {
         flags: Flags,
         todo: &mut Todo<D>,
     ) -> Option<Box<Bio>> {
-        let op = bio.op;
+        let (op, part) = (bio.op, bio.part.clone());
         let candidate =
             Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
         let State { limits, ctxs, elevator, stats, writes, .. } = st;
@@ -337,48 +241,14 @@ impl<D: Driver> Hctx<D> {
         };
         if merged {
             stats.merge(op);
+            if let Some(part) = part {
+                part.merged(self.index, op);
+            }
         }
         if grown && let Some(rq) = todo.issue.last() {
             Self::grown(st, rq);
         }
         bio
-    }
-}
-
-/// Whether the disk can make durable what is to be.
-fn can_be_durable(bio: &Bio, features: Features) -> Result<(), Status> {
-    let flushes = bio.op == Op::Flush || bio.flags.contains(Flags::PREFLUSH);
-    let fua = bio.flags.contains(Flags::FUA) && !features.contains(Features::FUA);
-    let cannot = features.contains(Features::NO_FLUSH) && (flushes || fua);
-    if cannot { Err(Status::NotSupported) } else { Ok(()) }
-}
-
-/// Whether the disk has the operation, on a range that is not empty.
-fn can_do<D: Driver>(st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
-    let features = st.limits.features;
-    match bio.op {
-        Op::Discard if st.limits.max_discard_sectors == 0 => Err(Status::NotSupported),
-        Op::SecureErase if st.limits.max_secure_erase_sectors == 0 => Err(Status::NotSupported),
-        Op::WriteZeroes
-            if st.limits.max_write_zeroes_sectors == 0 && bio.flags.contains(Flags::NOFALLBACK) =>
-        {
-            Err(Status::NotSupported)
-        }
-        Op::BlockStatus if !features.contains(Features::BLOCK_STATUS) => Ok(Verdict::Done),
-        Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
-        Op::Write if bio.data.is_empty() => Err(Status::Invalid),
-        // Its memory is either its own or the driver's.
-        Op::Read if bio.data.is_empty() != bio.wants_supply() => Err(Status::Invalid),
-        _ => Ok(Verdict::Go),
-    }
-}
-
-/// The flags that mean something on the disk: where nothing is lost, nothing has to be flushed.
-fn flags_of(bio: &Bio, features: Features) -> Flags {
-    if features.intersects(Features::WRITE_CACHE | Features::NO_FLUSH) {
-        bio.flags
-    } else {
-        bio.flags - (Flags::FUA | Flags::PREFLUSH)
     }
 }
 

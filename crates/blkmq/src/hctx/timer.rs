@@ -24,6 +24,7 @@ impl<D: Driver> Hctx<D> {
             }
             if st.retry_at_ns.is_some_and(|at| at <= now_ns) {
                 st.retry_at_ns = None;
+                st.end_pause();
                 todo.run = true;
             }
             let mut next = Vec::new();

@@ -70,6 +70,9 @@ impl<R: Item> Class<R> {
     }
 }
 
+/// Which of the requests are asked for.
+type Want<'a, R> = &'a dyn Fn(&R) -> bool;
+
 /// What to dispatch, and what that makes of the batch.
 struct Choice {
     class: usize,
@@ -126,15 +129,15 @@ impl<R: Item> Deadline<R> {
     }
 
     /// The next of a class, if it has any (kernel: `__dd_dispatch_request`).
-    fn choose(&self, class: usize, now_ns: u64) -> Option<Choice> {
+    fn choose(&self, class: usize, now_ns: u64, want: Want<'_, R>) -> Option<Choice> {
         let lanes = &self.classes[class].lanes;
-        if let Some(slot) = self.next_in_order(class, self.last_dir)
+        if let Some(slot) = self.next_in_order(class, self.last_dir, want)
             && self.batching < self.fifo_batch
         {
             let (batching, starved) = (self.batching + 1, self.starved);
             return Some(Choice { class, dir: self.last_dir, slot, batching, starved });
         }
-        let [reads, writes] = lanes.each_ref().map(|lane| !lane.is_empty());
+        let [reads, writes] = lanes.each_ref().map(|lane| lane.oldest(want).is_some());
         let (dir, starved) = match (reads, writes) {
             (false, false) => return None,
             (true, false) => (Dir::Read, self.starved),
@@ -142,34 +145,38 @@ impl<R: Item> Deadline<R> {
             (_, true) => (Dir::Write, 0),
         };
         let lane = &lanes[dir as usize];
-        let oldest = lane.oldest()?;
+        let oldest = lane.oldest(want)?;
         let expired = lane.get(oldest)?.due <= now_ns;
-        let slot = self.next_in_order(class, dir).filter(|_| !expired).unwrap_or(oldest);
+        let slot = self.next_in_order(class, dir, want).filter(|_| !expired).unwrap_or(oldest);
         Some(Choice { class, dir, slot, batching: 1, starved })
     }
 
-    fn next_in_order(&self, class: usize, dir: Dir) -> Option<Slot> {
+    fn next_in_order(&self, class: usize, dir: Dir, want: Want<'_, R>) -> Option<Slot> {
         let class = &self.classes[class];
-        class.lanes[dir as usize].at_or_after(class.latest_pos[dir as usize])
+        class.lanes[dir as usize].at_or_after(class.latest_pos[dir as usize], want)
     }
 
     /// A choice of a class below the first that waits since before the aging limit, where more than one class
     /// has requests (kernel: `dd_dispatch_prio_aged_requests`).
-    fn choose_aged(&self, now_ns: u64) -> Option<Choice> {
+    fn choose_aged(&self, now_ns: u64, want: Want<'_, R>) -> Option<Choice> {
         if self.classes.iter().filter(|class| class.is_busy()).count() < 2 {
             return None;
         }
         let latest = now_ns.checked_sub(self.prio_aging_expire)?;
-        (1..CLASSES).filter_map(|class| self.choose(class, now_ns)).find(|choice| {
+        (1..CLASSES).filter_map(|class| self.choose(class, now_ns, want)).find(|choice| {
             let lane = &self.classes[choice.class].lanes[choice.dir as usize];
             lane.get(choice.slot).is_some_and(|waiting| waiting.since <= latest)
         })
     }
 
     /// The choice of the first class that has requests here or at the driver.
-    fn choose_by_class(&self, now_ns: u64) -> Option<Choice> {
+    fn choose_by_class(&self, now_ns: u64, want: Want<'_, R>) -> Option<Choice> {
         let first = self.classes.iter().position(Class::is_busy)?;
-        self.choose(first, now_ns)
+        self.choose(first, now_ns, want)
+    }
+
+    fn choose_any(&self, now_ns: u64, want: Want<'_, R>) -> Option<Choice> {
+        self.choose_aged(now_ns, want).or_else(|| self.choose_by_class(now_ns, want))
     }
 
     fn commit(&mut self, choice: &Choice) -> Option<R> {
@@ -207,15 +214,24 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
         class.lanes[dir].push(rq, self.inserted, now_ns, due);
     }
 
-    fn dispatch(&mut self, now_ns: u64) -> Option<R> {
-        if let Some(rq) = self.heads.pop_front() {
+    fn dispatch(&mut self, now_ns: u64, want: Want<'_, R>) -> Option<R> {
+        let head = self.heads.iter().position(want);
+        if let Some(rq) = head.and_then(|at| self.heads.remove(at)) {
             let class = &mut self.classes[class_of(rq.prio())];
             class.at_driver += 1;
             class.latest_pos[Dir::of(rq.op()) as usize] = rq.sector();
             return Some(rq);
         }
-        let choice = self.choose_aged(now_ns).or_else(|| self.choose_by_class(now_ns))?;
+        let choice = self.choose_any(now_ns, want)?;
         self.commit(&choice)
+    }
+
+    fn peek(&self, now_ns: u64) -> Option<&R> {
+        if let Some(head) = self.heads.front() {
+            return Some(head);
+        }
+        let Choice { class, dir, slot, .. } = self.choose_any(now_ns, &|_| true)?;
+        self.classes[class].lanes[dir as usize].get(slot).map(|waiting| &waiting.rq)
     }
 
     fn try_merge(
@@ -249,13 +265,17 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
         let mut all: Vec<R> = self.heads.drain(..).collect();
         let mut waiting = Vec::new();
         for lane in self.classes.iter_mut().flat_map(|class| &mut class.lanes) {
-            while let Some(oldest) = lane.oldest().and_then(|slot| lane.remove(slot)) {
+            while let Some(oldest) = lane.oldest(&|_| true).and_then(|slot| lane.remove(slot)) {
                 waiting.push(oldest);
             }
         }
         waiting.sort_by_key(Waiting::seq);
         all.extend(waiting.into_iter().map(|waiting| waiting.rq));
         all
+    }
+
+    fn depth_updated(&mut self, nr_requests: u32) {
+        self.async_depth = nr_requests.max(1);
     }
 
     fn depth_limit(&self, op: Op) -> Option<u32> {

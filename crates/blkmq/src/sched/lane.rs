@@ -114,19 +114,28 @@ impl<R: Item> Lane<R> {
         changed
     }
 
-    /// The one that waits for longest.
-    pub(super) const fn oldest(&self) -> Option<Slot> {
-        self.oldest
+    /// The one that waits for longest of those that are wanted.
+    pub(super) fn oldest(&self, want: &dyn Fn(&R) -> bool) -> Option<Slot> {
+        let mut next = self.oldest;
+        while let Some(slot) = next {
+            let waiting = self.get(slot)?;
+            if want(&waiting.rq) {
+                break;
+            }
+            next = waiting.newer;
+        }
+        next
     }
 
-    /// The one with the lowest sector that is not below `from`; of several, the oldest.
-    pub(super) fn at_or_after(&self, from: Sector) -> Option<Slot> {
-        self.sorted.range((from, 0)..).next().map(|(_, &slot)| slot)
+    /// The one with the lowest sector that is not below `from`, of those that are wanted; of several, the oldest.
+    pub(super) fn at_or_after(&self, from: Sector, want: &dyn Fn(&R) -> bool) -> Option<Slot> {
+        let wanted = |slot: &Slot| self.get(*slot).is_some_and(|waiting| want(&waiting.rq));
+        self.sorted.range((from, 0)..).map(|(_, &slot)| slot).find(wanted)
     }
 
     /// One that starts at `sector`; of several, the oldest.
     pub(super) fn starting_at(&self, sector: Sector) -> Option<Slot> {
-        self.at_or_after(sector)
+        self.at_or_after(sector, &|_| true)
             .filter(|&slot| self.get(slot).is_some_and(|waiting| waiting.rq.sector() == sector))
     }
 

@@ -62,8 +62,11 @@ pub trait Scheduler<R: Item>: Send {
     /// Takes a request; one at the head goes before all others (kernel: `insert_requests`).
     fn insert(&mut self, rq: R, at_head: bool, now_ns: u64);
 
-    /// The request to give to the driver next, if any (kernel: `dispatch_request`).
-    fn dispatch(&mut self, now_ns: u64) -> Option<R>;
+    /// The request to give to the driver next, of those that `want` wants, if any (kernel: `dispatch_request`).
+    fn dispatch(&mut self, now_ns: u64, want: &dyn Fn(&R) -> bool) -> Option<R>;
+
+    /// The request that would be next if all were wanted.
+    fn peek(&self, now_ns: u64) -> Option<&R>;
 
     /// Offers `merge` the waiting requests of the same operation and priority class that `bio` is adjacent to,
     /// until it takes one: it then has added the bio to the request and returns true (kernel: `bio_merge`). The
@@ -83,6 +86,9 @@ pub trait Scheduler<R: Item>: Send {
 
     /// Everything that waits, in the order of its insertion, heads first: for switching to another scheduler.
     fn drain(&mut self) -> Vec<R>;
+
+    /// The queue has another number of requests (kernel: `depth_updated`).
+    fn depth_updated(&mut self, nr_requests: u32);
 
     /// How many of the queue's requests may be in use by operations of this kind, if not all of them (kernel:
     /// `limit_depth`).

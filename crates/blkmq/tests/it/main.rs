@@ -17,3 +17,4 @@ mod rig;
 mod script;
 mod sim;
 mod stress;
+mod turns;

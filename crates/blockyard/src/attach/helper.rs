@@ -40,9 +40,11 @@ pub(super) fn look_at(device: &str, read_only: Option<bool>) -> io::Result<ExitS
     command.status()
 }
 
-/// Sees to it that nobody uses the device, flushes it, and asks its daemon to end; says why not.
+/// Sees to it that nobody uses the device, flushes it, and asks this daemon to end; says why not. It ends with the thread
+/// that calls this.
 pub(super) fn detach(device: &str) -> io::Result<ExitStatus> {
-    this_program().arg("detach").arg(device).status()
+    let own = std::process::id().to_string();
+    this_program().args(["detach", device, "--for-daemon", &own]).status()
 }
 
 #[cfg(test)]

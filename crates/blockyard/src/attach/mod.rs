@@ -74,7 +74,7 @@ pub struct Wish {
     pub depth: u16,
     /// Connections of an nbd device.
     pub connections: u16,
-    /// After so many seconds the kernel gives the one connection of an nbd device up, and wants another.
+    /// After so many seconds the kernel gives a connection of an nbd device up, and asks on another.
     pub timeout_seconds: Option<u64>,
     /// So many seconds a nbd device waits for a new connection before its I/O fails.
     pub dead_timeout_seconds: u64,

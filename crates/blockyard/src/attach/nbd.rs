@@ -14,6 +14,7 @@ use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::wire::HeaderStyle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Interval;
 
 use super::kernel::Below;
 use super::record::Record;
@@ -28,12 +29,14 @@ const POLL: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Blocks of a page are the largest that the kernel takes.
 const MAX_BLOCK: u32 = 4096;
-/// After how long the kernel gives the one connection up, unless told otherwise.
+/// After how long the kernel gives a connection up, unless told otherwise. What was asked on one that has died is asked
+/// again after that, too.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// With several connections the kernel never gives one up: it would ask the same on another at once, while what it had asked
-/// first is still with the disk, and may come to its end after something newer. Zero is not never to the driver
-/// (`nbd_xmit_timeout`); this is the longest that its counter of ticks can hold, at 1000 a second.
+/// A device that is set up by ioctls has one connection, ends with it, and gives it up for nothing else. Zero is not never to
+/// the driver (`nbd_xmit_timeout`); this is about the longest that its counter of ticks can hold, at 1000 a second.
 const NEVER: Duration = Duration::from_secs(49 * 24 * 60 * 60);
+/// So often in the time after which the kernel gives a connection up, all that the disk was asked has ended.
+const BARRIERS: u32 = 4;
 
 /// A device of the kernel's NBD client that was set up by netlink.
 pub(super) struct NbdDevice {
@@ -154,11 +157,14 @@ fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated, outlives_us: bool) -> 
 
 /// How long the kernel waits for an answer.
 fn timeout(wish: &Wish) -> Duration {
-    match wish.timeout_seconds {
-        _ if wish.connections > 1 => NEVER,
-        Some(seconds) => Duration::from_secs(seconds),
-        None => TIMEOUT,
-    }
+    wish.timeout_seconds.map_or(TIMEOUT, Duration::from_secs)
+}
+
+/// The kernel that waits too long asks the same on another connection at once, while what it had asked first may still be with the
+/// disk, and end after something newer. With several connections nothing is let in, every so often, before all that came
+/// earlier has ended: what is asked again finds the first one ended.
+fn barrier_interval(wish: &Wish) -> Option<Duration> {
+    (wish.connections > 1).then(|| timeout(wish) / BARRIERS)
 }
 
 /// A device of the kernel's NBD client that was set up by ioctls.
@@ -173,7 +179,6 @@ impl NbdIoctlDevice {
     pub(super) fn attach(wish: &Wish, below: &Below<'_>) -> Result<Self> {
         let (socket, negotiated) = Source::of(below).connection()?;
         let mut setup = setup(wish, 0, &negotiated, false)?;
-        // It has one, and cannot be given another.
         setup.timeout = NEVER;
         let device = IoctlDevice::connect(&setup, socket).map_err(nbd_error)?;
         scan(device.index());
@@ -265,6 +270,7 @@ impl NbdDevice {
             bdev: Arc::clone(&below.bdev),
             connections: wish.connections.into(),
             dead: 0,
+            barriers: barrier_interval(wish).map(tokio::time::interval),
         };
         let identifier = keeper.identifier.clone();
         let keeper = tokio::spawn(keeper.keep(links, size));
@@ -329,6 +335,8 @@ struct Keeper {
     connections: usize,
     /// Connections that the kernel has given up, and has no others for.
     dead: usize,
+    /// When newer requests wait for older ones.
+    barriers: Option<Interval>,
 }
 
 impl Keeper {
@@ -345,6 +353,14 @@ impl Keeper {
                         return;
                     }
                 },
+                () = next(self.barriers.as_mut()) => {
+                    let bdev = Arc::clone(&self.bdev);
+                    if !bdev.disk().in_flight().is_empty() {
+                        let ended = move || until_all_has_ended(bdev.disk());
+                        // It does not panic, nor is it cancelled.
+                        let _ = tokio::task::spawn_blocking(ended).await;
+                    }
+                }
                 changed = size.changed() => {
                     if changed.is_err() {
                         return;
@@ -402,7 +418,15 @@ impl Keeper {
     }
 }
 
-/// Waits for all that the disk was asked so far. A connection may be gone while what it had asked is still with the disk.
+/// The next tick; never without.
+async fn next(interval: Option<&mut Interval>) {
+    match interval {
+        Some(interval) => _ = interval.tick().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had asked is still with the disk.
 fn until_all_has_ended(disk: &Disk) {
     disk.freeze();
     disk.unfreeze();
@@ -427,18 +451,54 @@ pub(super) fn nbd_error(err: kernel::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
+
     use super::*;
+    use crate::disks::DiskMaker;
+    use crate::queue_threads::QueueThreads;
 
     #[test]
-    fn the_kernel_gives_up_a_connection_only_if_it_has_no_other_to_ask_on_at_once() {
+    fn what_is_asked_again_on_another_connection_comes_after_a_barrier() {
         let wish =
             |connections, timeout_seconds| Wish { connections, timeout_seconds, ..Wish::default() };
         assert_eq!(timeout(&wish(1, None)), TIMEOUT);
         assert_eq!(timeout(&wish(1, Some(3))), Duration::from_secs(3));
-        assert_eq!(timeout(&wish(2, None)), NEVER);
-        assert_eq!(timeout(&wish(2, Some(3))), NEVER);
-        // It counts ticks in 32 bits (`nbd_set_cmd_timeout`), a thousand a second at most.
+        assert_eq!(barrier_interval(&wish(1, None)), None, "it has no other to ask on");
+        for seconds in [1, 3, 86400] {
+            let interval = barrier_interval(&wish(2, Some(seconds))).unwrap();
+            assert!(!interval.is_zero() && interval * 2 < Duration::from_secs(seconds));
+        }
+        // The kernel counts ticks in 32 bits (`nbd_set_cmd_timeout`), a thousand a second at most.
         assert!(NEVER.as_millis() < u128::from(u32::MAX));
+    }
+
+    /// A disk that takes its time.
+    #[test]
+    fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = BlockLayer::new();
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let plan = "null:1M?latency=200ms".parse().unwrap();
+        let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let (tell, told) = std::sync::mpsc::channel();
+        let write = |name: &'static str| {
+            let (bdev, tell) = (Arc::clone(&bdev), tell.clone());
+            let ended = move |bio: Box<Bio>| tell.send((name, bio.status())).unwrap();
+            let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
+            threads.handles()[0].spawn(async move { bdev.submit(0, bio) });
+        };
+        write("first");
+        while disk.in_flight().is_empty() {
+            std::thread::yield_now();
+        }
+        until_all_has_ended(&disk);
+        // It has ended by now, and nothing waits.
+        assert_eq!(told.try_recv().unwrap(), ("first", Status::Ok));
+        write("again");
+        assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
+        layer.del_disk(&disk);
+        threads.shutdown();
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use blockyard_sys::block_device;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal,
+};
 
 use crate::attach::record::Record;
 use crate::attach::store::{Store, Stored, Unreadable};
@@ -26,10 +28,6 @@ const POLL: Duration = Duration::from_millis(10);
 pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
     // A mistake is told here, not by a daemon.
     let plan = super::disk_uri(&args.uri)?;
-    if args.timeout.is_some() && args.connections > 1 {
-        let what = "with several connections the kernel gives none up, as it would ask twice at the same time";
-        return Err(Error::usage(what).help("leave out --timeout, or --connections"));
-    }
     if args.log.is_none() {
         attach::clear_unused()?;
     }
@@ -153,6 +151,9 @@ fn check_readable(name: &str, unreadable: &[Unreadable]) -> Result<()> {
 }
 
 pub(super) fn detach(args: &DetachArgs) -> Result<()> {
+    if let Some(daemon) = args.for_daemon {
+        end_with(daemon)?;
+    }
     let left = attach::survey()?;
     let contents = Store::open()?.read()?;
     let records: Vec<Record> = contents.records.into_iter().map(|stored| stored.record).collect();
@@ -177,6 +178,14 @@ pub(super) fn detach(args: &DetachArgs) -> Result<()> {
         }
     }
     first
+}
+
+/// What a daemon has begun ends with it: another may serve the device then.
+fn end_with(daemon: u32) -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|err| Error::failed("cannot end with the daemon").caused_by(err))?;
+    let parent = getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
+    if parent == Some(daemon) { Ok(()) } else { Err(Error::failed("the daemon has ended")) }
 }
 
 /// The path of a device that is named so, or has that disk in it.

@@ -106,14 +106,6 @@ fn is_gone(err: &io::Error) -> bool {
     matches!(err.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
-/// Whether a daemon lives.
-///
-/// # Errors
-/// The runtime directory is not to be used.
-pub fn is_alive(pid: u32) -> Result<bool> {
-    Ok(sockets_of(pid)?.iter().any(|path| connect_unix(path).is_ok()))
-}
-
 fn ask(
     mut stream: UnixStream,
     question: &Question,

@@ -32,7 +32,7 @@ until_true sh -c "blockyard list | grep -q 'left behind'"
 until_true sh -c "ls -l /proc/$waiting/fd | grep -q $D"
 code 1 blockyard detach "$D"
 code 75 blockyard detach "$D" --force
-said "has it open"
+said "has $D open"
 [ "$(blockyard recover "$D")" = "$D" ] || die "not recovered"
 wait $waiting || die "what waited for the next daemon failed"
 kill -9 "$(daemon_of "$N")"

@@ -31,7 +31,7 @@ sleep 1000 <"$D" &
 opener=$!
 until_true [ -e "/proc/$opener/fd/0" ]
 code 75 blockyard detach "$D"
-said "has it open"
+said "has $D open"
 kill $opener
 wait $opener || true
 

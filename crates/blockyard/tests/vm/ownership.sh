@@ -168,7 +168,6 @@ detach "$D"
 
 # Numbers are what they are, and the device of another process is not touched.
 code 64 blockyard attach ram:1M --number 4294967295
-code 64 blockyard attach ram:1M --via nbd --connections 2 --timeout 3
 VIA="--via nbd-ioctl"
 attach ram:1M
 code 75 blockyard attach ram:1M --via nbd-ioctl --number "${N#nbd}"

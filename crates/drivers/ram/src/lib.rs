@@ -22,6 +22,11 @@ use crate::tree::Tree;
 /// Extents in one answer to a block status query: what is past them has to be asked for again.
 pub const MAX_EXTENTS: usize = 16384;
 
+/// Bytes that are zeroed in one turn: whoever zeroes gigabytes takes many, and others have theirs between.
+const ZEROED_A_TURN: u64 = 4 << 20;
+/// Bytes of memory that are given back in one turn, the last region of it not counted.
+const GIVEN_BACK_A_TURN: u64 = 32 << 20;
+
 /// A RAM disk's bytes.
 pub struct Ram {
     tree: Tree,
@@ -103,13 +108,18 @@ impl Driver for Ram {
                 Status::Ok
             }
             Op::Write => self.write(&rq),
-            Op::WriteZeroes if rq.flags().contains(Flags::NOUNMAP) => self
-                .tree
-                .zero_in_place(rq.offset(), rq.len())
-                .map_or(Status::Resource, |()| Status::Ok),
+            Op::WriteZeroes if rq.flags().contains(Flags::NOUNMAP) => {
+                let now = rq.len().min(ZEROED_A_TURN);
+                if self.tree.zero_in_place(rq.offset(), now).is_ok() {
+                    done(rq, now);
+                    return Ok(());
+                }
+                Status::Resource
+            }
             Op::WriteZeroes | Op::Discard => {
-                self.tree.discard(rq.offset(), rq.len());
-                Status::Ok
+                let now = self.tree.discard(rq.offset(), rq.len(), GIVEN_BACK_A_TURN);
+                done(rq, now);
+                return Ok(());
             }
             Op::BlockStatus => {
                 let most = if rq.flags().contains(Flags::FIRST_EXTENT) { 1 } else { MAX_EXTENTS };
@@ -126,13 +136,25 @@ impl Driver for Ram {
     }
 }
 
+/// The first `bytes` of a request are done. The rest has its turn later.
+fn done(rq: Request<Ram>, bytes: u64) {
+    if let Some(rest) = rq.update(Status::Ok, bytes) {
+        rest.resume_later();
+    }
+}
+
 impl BlockDeviceOps for Ram {
-    fn resize(&self, _disk: &Disk, _to: Sector) -> Result<()> {
+    /// Nothing of what is past the end, before or after, comes back: not even what a write has left there that was
+    /// under way while the disk shrank.
+    fn resize(&self, disk: &Disk, to: Sector) -> Result<()> {
+        let from = disk.capacity();
+        let (first, last) = (from.min(to).bytes(), from.max(to).bytes());
+        self.tree.discard(first, last - first, u64::MAX);
         Ok(())
     }
 
     fn swap_slot_free_notify(&self, _disk: &Disk, sector: Sector) {
-        self.tree.discard(sector.bytes(), 4096);
+        self.tree.discard(sector.bytes(), 4096, u64::MAX);
     }
 }
 

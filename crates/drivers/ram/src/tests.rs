@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use blockyard_blkmq::{
-    Bdev, Bio, DiskConfig, MonotonicClock, NoOps, OpenMode, TagSet, TagSetConfig,
-};
+use blockyard_blkmq::{Bdev, Bio, DiskConfig, MonotonicClock, OpenMode, TagSet, TagSetConfig};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,7 +12,8 @@ fn open(capacity: Sector) -> (Arc<Ram>, Bdev) {
     let set = TagSet::new(Arc::clone(&ram), TagSetConfig::default()).unwrap();
     let config = DiskConfig::new("ram0", capacity, Ram::limits());
     let disk =
-        Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();
+        Disk::alloc(&set, (), config, Arc::<Ram>::clone(&ram), Arc::new(MonotonicClock::new()))
+            .unwrap();
     let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
     (ram, bdev)
 }
@@ -79,6 +78,56 @@ fn discard_gives_the_memory_back_and_write_zeroes_may_keep_it() {
     assert_eq!((read(&bdev, 0, 4096), ram.allocated_bytes()), (vec![0; 4096], 1 << 20));
     assert_eq!(range(&bdev, Op::WriteZeroes, 0, 1 << 19).status(), Status::Ok);
     assert_eq!(ram.allocated_bytes(), 1 << 19);
+}
+
+#[test]
+fn a_disk_that_shrank_and_grew_has_nothing_of_before() {
+    let (ram, bdev) = open(Sector(1 << 20));
+    write(&bdev, 100 << 20, vec![1; 4096]);
+    write(&bdev, 0, vec![2; 4096]);
+    bdev.disk().resize(Sector::from_bytes_floor(2048)).unwrap();
+    assert_eq!(ram.allocated_bytes(), 4096);
+    bdev.disk().resize(Sector(1 << 20)).unwrap();
+    assert_eq!(read(&bdev, 100 << 20, 4096), vec![0; 4096]);
+    assert_eq!(read(&bdev, 0, 4096), [vec![2; 2048], vec![0; 2048]].concat());
+}
+
+#[test]
+fn long_work_is_done_in_turns_with_others_between() {
+    let (ram, bdev) = open(Sector(1 << 30));
+    let (tell, told) = std::sync::mpsc::channel();
+    let (rings, asked) = (Arc::new(std::sync::atomic::AtomicUsize::new(0)), 40u64 << 20);
+    let rung = Arc::clone(&rings);
+    bdev.disk()
+        .set_alarm(Arc::new(move || _ = rung.fetch_add(1, std::sync::atomic::Ordering::SeqCst)));
+    let long = [
+        Bio::new(Op::WriteZeroes, Sector(0), asked).with_flags(Flags::NOUNMAP),
+        Bio::new(Op::Discard, Sector(0), 1 << 39),
+    ];
+    // Several regions, so that giving them back takes turns too.
+    for region in 1..4 {
+        let bytes = vec![1; 33 << 20];
+        assert_eq!(write(&bdev, region * region::REGION_SIZE, bytes), Status::Ok);
+    }
+    for bio in long {
+        let tell = tell.clone();
+        bdev.submit(0, bio.on_end(Arc::new(move |bio: Box<Bio>| tell.send(bio.status()).unwrap())));
+        assert!(told.try_recv().is_err(), "no more than a turn was done by the one who asked");
+        assert!(rings.load(std::sync::atomic::Ordering::SeqCst) > 0, "somebody is told to tick");
+        assert_eq!(read(&bdev, 60 << 20, 4096), vec![0; 4096], "others have their turn");
+        let mut turns = 0;
+        let status = loop {
+            match told.try_recv() {
+                Ok(status) => break status,
+                Err(_) => bdev.disk().tick(),
+            };
+            turns += 1;
+            assert!(turns < 100, "it comes to an end");
+        };
+        assert_eq!(status, Status::Ok);
+        assert!(turns > 1, "{turns} turns");
+    }
+    assert_eq!(ram.allocated_bytes(), 0);
 }
 
 #[derive(Clone, Debug)]

@@ -129,17 +129,24 @@ impl Tree {
         next_made(self.root.get()?, DEPTH, index)
     }
 
-    /// Forgets a range; only regions that were made are looked at.
-    pub(crate) fn discard(&self, at: u64, len: u64) {
+    /// Forgets a range, until `most` bytes of memory were given back or more; says how much of the range it came
+    /// through. Only regions that were made are looked at.
+    pub(crate) fn discard(&self, at: u64, len: u64, most: u64) -> u64 {
         let end = at + len;
-        let mut from = at / REGION_SIZE;
+        let (mut from, mut given_back) = (at / REGION_SIZE, 0);
         while let Some((index, region)) =
             self.next_made(from).filter(|(index, _)| index * REGION_SIZE < end)
         {
+            if given_back >= most {
+                return (index * REGION_SIZE).max(at) - at;
+            }
             let (first, last) = within(index, at, end);
+            let before = region.allocated_bytes();
             region.discard(first, last - first);
+            given_back += before.saturating_sub(region.allocated_bytes());
             from = index + 1;
         }
+        len
     }
 
     /// The stretches of a range, in order, at most so many: whether each holds data, and its length.

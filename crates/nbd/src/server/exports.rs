@@ -47,7 +47,10 @@ impl Refusal {
         match self {
             Self::Unknown => (ReplyType::ERR_UNKNOWN, "there is no export of this name"),
             Self::Policy => (ReplyType::ERR_POLICY, "this export is not for this client"),
-            Self::TlsRequired => (ReplyType::ERR_TLS_REQD, "this export needs TLS"),
+            // Said of exports that there are not, too.
+            Self::TlsRequired => {
+                (ReplyType::ERR_TLS_REQD, "before TLS there is no export of this name")
+            }
             Self::Shutdown => (ReplyType::ERR_SHUTDOWN, "the server is shutting down"),
         }
     }

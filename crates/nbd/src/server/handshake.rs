@@ -409,7 +409,7 @@ impl Handshake {
         data: &[u8],
     ) -> Result<(), Answer> {
         let request = ContextRequest::parse(data)?;
-        let export = self.find(exports, request.export)?;
+        let export = self.find(exports, Opt::LIST_META_CONTEXT, request.export)?;
         let mut replies = Replies::new(&mut self.output, Opt::LIST_META_CONTEXT);
         for at in request.listed(&export.contexts) {
             // "The metadata context ID in these replies is reserved and SHOULD be set to zero."
@@ -431,7 +431,8 @@ impl Handshake {
             let message = "metadata contexts need structured replies or extended headers first";
             return Err((ReplyType::ERR_INVALID, message));
         }
-        let Export { info, mut contexts, .. } = self.find(exports, request.export)?;
+        let Export { info, mut contexts, .. } =
+            self.find(exports, Opt::SET_META_CONTEXT, request.export)?;
         let mut replies = Replies::new(&mut self.output, Opt::SET_META_CONTEXT);
         let mut chosen = Vec::new();
         for at in request.selected(&contexts) {
@@ -452,7 +453,7 @@ impl Handshake {
         data: &[u8],
     ) -> Result<(), Answer> {
         let wanted = InfoRequest::parse(data)?;
-        let export = self.find(exports, wanted.name)?;
+        let export = self.find(exports, option, wanted.name)?;
         let negotiated = self.negotiated(export, wanted.wants_block_size);
         let export = &negotiated.export;
         let mut replies = Replies::new(&mut self.output, option);
@@ -468,9 +469,8 @@ impl Handshake {
         if wanted.wants_description && !export.info.description.is_empty() {
             replies.info_text(InfoType::DESCRIPTION, &export.info.description);
         }
-        if wanted.wants_block_size {
-            replies.info_block_size(export.block_sizes());
-        }
+        // Also unasked: what is enforced MUST be told ("Size constraints").
+        replies.info_block_size(export.block_sizes());
         replies.ack();
         if option == Opt::GO {
             self.finish(negotiated);
@@ -489,7 +489,9 @@ impl Handshake {
             let rule = "EXPORT_NAME is forbidden after extended headers";
             return Err(Error::violation(DOING, rule, Opt::EXPORT_NAME.0.into()));
         }
-        let export = export_name(data).and_then(|name| self.find(exports, name)).map_err(close)?;
+        let export = export_name(data)
+            .and_then(|name| self.find(exports, Opt::EXPORT_NAME, name))
+            .map_err(close)?;
         if export.block_sizes_required {
             return Err(close((ReplyType::ERR_BLOCK_SIZE_REQD, "the export needs NBD_OPT_GO")));
         }
@@ -503,19 +505,37 @@ impl Handshake {
         Ok(())
     }
 
-    fn find<E: Exports + ?Sized>(&self, exports: &E, name: &str) -> Result<Export, Answer> {
-        let refused = |refusal: Refusal| match (refusal, self.config.tls) {
-            // "The server MUST NOT respond to any option request with NBD_REP_ERR_TLS_REQD" without TLS to offer,
-            // nor once it is spoken.
-            (Refusal::TlsRequired, TlsPolicy::Off) => Refusal::Policy.reply(),
-            (Refusal::TlsRequired, _) if self.tls => Refusal::Policy.reply(),
-            (other, _) => other.reply(),
+    /// The export that an option names. Before TLS, a name that is hidden until then looks like one that there is not:
+    /// both need TLS where that may be said ("SELECTIVETLS mode": in reply to INFO, GO and EXPORT_NAME), and are
+    /// unknown elsewhere.
+    fn find<E: Exports + ?Sized>(
+        &self,
+        exports: &E,
+        option: Opt,
+        name: &str,
+    ) -> Result<Export, Answer> {
+        let found = match exports.find(name) {
+            Ok(export) if export.tls_only && !self.tls => Err(Refusal::TlsRequired),
+            other => other,
         };
-        let export = exports.find(name).map_err(refused)?;
-        if export.tls_only && !self.tls {
-            return Err(refused(Refusal::TlsRequired));
-        }
-        Ok(export)
+        // "The server MUST NOT respond to any option request with NBD_REP_ERR_TLS_REQD" without TLS to offer, nor once it is
+        // spoken.
+        let before_tls = self.config.tls != TlsPolicy::Off && !self.tls;
+        let may_say = matches!(option, Opt::INFO | Opt::GO | Opt::EXPORT_NAME);
+        found.map_err(|refusal| {
+            let hidden = match refusal {
+                Refusal::TlsRequired => true,
+                Refusal::Unknown => before_tls && hides_exports(exports),
+                Refusal::Policy | Refusal::Shutdown => false,
+            };
+            match (hidden, before_tls) {
+                (false, _) => refusal,
+                (true, false) => Refusal::Policy,
+                (true, true) if may_say => Refusal::TlsRequired,
+                (true, true) => Refusal::Unknown,
+            }
+            .reply()
+        })
     }
 
     fn negotiated(&self, export: Export, block_sizes_agreed: bool) -> Negotiated {
@@ -542,4 +562,14 @@ impl Handshake {
         self.state = State::Finished;
         self.event = Some(Event::Done(Box::new(negotiated)));
     }
+}
+
+/// Whether there are exports that are listed only once TLS is spoken.
+fn hides_exports<E: Exports + ?Sized>(exports: &E) -> bool {
+    let count = |tls| {
+        let mut count = 0;
+        exports.list(tls, &mut |_, _| count += 1);
+        count
+    };
+    count(true) != count(false)
 }

@@ -35,7 +35,7 @@ fn rq(id: u64, op: Op, start: u64) -> Rq {
 }
 
 fn ids(sched: &mut Deadline<Rq>, now_ns: u64) -> Vec<u64> {
-    std::iter::from_fn(|| sched.dispatch(now_ns)).map(|rq| rq.id).collect()
+    std::iter::from_fn(|| sched.dispatch(now_ns, &|_| true)).map(|rq| rq.id).collect()
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_class_waits_for_those_above_even_while_they_are_at_the_driver() {
     sched.insert(idle, false, 0);
     sched.insert(real_time, false, 0);
     assert_eq!(ids(&mut sched, 0), [1]);
-    assert!(sched.has_work() && sched.dispatch(9_999 * MS).is_none());
+    assert!(sched.has_work() && sched.dispatch(9_999 * MS, &|_| true).is_none());
     sched.completed(IoPrio::RealTime(0));
     assert_eq!(ids(&mut sched, 1), [0]);
 }
@@ -119,8 +119,8 @@ fn an_aged_request_of_a_lower_class_goes_first() {
     for id in 1..3 {
         sched.insert(Rq { prio: IoPrio::RealTime(3), ..rq(id, Op::Read, 8) }, false, 9_000 * MS);
     }
-    assert_eq!(sched.dispatch(9_999 * MS).unwrap().id, 1);
-    assert_eq!(sched.dispatch(10_000 * MS).unwrap().id, 0);
+    assert_eq!(sched.dispatch(9_999 * MS, &|_| true).unwrap().id, 1);
+    assert_eq!(sched.dispatch(10_000 * MS, &|_| true).unwrap().id, 0);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_bio_joins_behind_or_before_a_request_of_its_kind_and_is_sorted_in_again() {
         let touches_other = start == 50 + 8;
         assert!(sched.try_merge(bio(Op::Write, start), &mut join) || touches_other);
     }
-    let first = sched.dispatch(0).unwrap();
+    let first = sched.dispatch(0, &|_| true).unwrap();
     assert_eq!((first.id, first.start, first.end), (0, 20, 124), "it moved before the other one");
     sched.set("front_merges", 0).unwrap();
     assert!(!sched.try_merge(bio(Op::Write, 42), &mut join));
@@ -306,7 +306,7 @@ fn it_dispatches_what_the_algorithm_over_a_plain_list_does_and_loses_nothing() {
                 }
             }
             5..8 if driver.len() < 32 => {
-                let (got, expected) = (sched.dispatch(now), model.dispatch(now));
+                let (got, expected) = (sched.dispatch(now, &|_| true), model.dispatch(now));
                 assert_eq!(got, expected, "at step {id}");
                 assert!(busy || got.is_none());
                 driver.extend(got);
@@ -343,7 +343,7 @@ fn nobody_waits_past_a_bound_under_a_flood() {
             sched.insert(rq(id, op, start), false, now);
             waiting.push((id, op, now));
         }
-        let rq = sched.dispatch(now).expect("64 wait");
+        let rq = sched.dispatch(now, &|_| true).expect("64 wait");
         sched.completed(rq.prio);
         let at = waiting.iter().position(|&(id, ..)| id == rq.id).unwrap();
         let (_, op, since) = waiting.remove(at);

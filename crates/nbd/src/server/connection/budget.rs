@@ -155,11 +155,9 @@ impl Lease {
     /// nobody waits.
     pub(super) fn covers(&mut self, bytes: usize) -> bool {
         let leased = bytes.saturating_sub(self.shared.own);
-        if leased <= self.bytes {
-            return true;
-        }
         self.collect();
         if leased <= self.bytes {
+            // What it waited for is not needed any more.
             self.leave_queue();
             return true;
         }
@@ -177,21 +175,28 @@ impl Lease {
         if self.covers(bytes) {
             return true;
         }
-        if self.is_waiting {
-            return false;
-        }
         let leased = bytes - self.shared.own;
         assert!(leased <= self.shared.total, "{bytes} bytes are never to be had");
-        let bytes = self.step_to(leased);
-        let mut queue = self.shared.lock();
-        queue.push_back(Waiter { bytes, seat: Arc::clone(&self.seat) });
-        self.shared.waiting.fetch_add(1, Ordering::SeqCst);
+        let more = self.step_to(leased);
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.lock();
+        if let Some(waiter) = self.waiter(&mut queue) {
+            // It may have become less meanwhile.
+            waiter.bytes = more;
+        } else if !self.is_waiting {
+            queue.push_back(Waiter { bytes: more, seat: Arc::clone(&self.seat) });
+            shared.waiting.fetch_add(1, Ordering::SeqCst);
+            self.is_waiting = true;
+        }
         // What was given back meanwhile was given before this one was counted.
-        self.shared.serve(&mut queue);
+        shared.serve(&mut queue);
         drop(queue);
-        self.is_waiting = true;
         self.collect();
-        !self.is_waiting
+        leased <= self.bytes
+    }
+
+    fn waiter<'a>(&self, queue: &'a mut VecDeque<Waiter>) -> Option<&'a mut Waiter> {
+        queue.iter_mut().find(|waiter| Arc::ptr_eq(&waiter.seat, &self.seat))
     }
 
     /// How much more it takes to lease `bytes`, in whole steps as far as the budget has them.
@@ -200,17 +205,23 @@ impl Lease {
         stepped - self.bytes
     }
 
-    /// Gives back what `bytes`, the connection's own included, do not need.
+    /// Gives back what `bytes`, the connection's own included, do not need. Who waits for more keeps its place, and
+    /// nothing but what it uses: else those who wait would wait for each other.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
-        if self.is_waiting {
-            // What it is granted has its use already.
-            return;
-        }
         let leased = bytes.saturating_sub(self.shared.own).next_multiple_of(STEP);
-        if leased < self.bytes {
-            self.shared.give_back(self.bytes - leased);
-            self.bytes = leased;
+        let Some(spare) = self.bytes.checked_sub(leased).filter(|&spare| spare > 0) else { return };
+        let shared = Arc::clone(&self.shared);
+        if self.is_waiting {
+            let mut queue = shared.lock();
+            // What was granted has its use.
+            let Some(waiter) = self.waiter(&mut queue) else { return };
+            waiter.bytes += spare;
+            shared.taken.fetch_sub(spare, Ordering::SeqCst);
+            shared.serve(&mut queue);
+        } else {
+            shared.give_back(spare);
         }
+        self.bytes = leased;
     }
 
     /// Whether it is of any bytes, or waits for some.
@@ -304,6 +315,26 @@ mod tests {
         assert!(!budget.is_pressed());
         drop((first, large, small));
         assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn those_who_wait_do_not_wait_for_each_other() {
+        let budget = budget();
+        let own = budget.own();
+        let mut leases: Vec<_> = (0..3).map(|_| budget.lease(Waker::noop().clone())).collect();
+        for lease in &mut leases {
+            assert!(lease.covers(own + 18 * MIB));
+            assert!(!lease.covers_soon(own + 24 * MIB));
+        }
+        // None of them uses what it has, nor gives up what it waits for.
+        for lease in &mut leases {
+            lease.shrink_to(0);
+        }
+        assert!(leases[0].covers_soon(own + 24 * MIB) && leases[1].covers_soon(own + 24 * MIB));
+        assert!(!leases[2].covers_soon(own + 24 * MIB));
+        // Nor does one wait for what it does not need any more.
+        assert!(leases[2].covers_soon(own + 8 * MIB));
+        assert!(!budget.is_pressed());
     }
 
     #[test]

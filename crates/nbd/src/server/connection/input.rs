@@ -343,7 +343,8 @@ impl<W: Work, M: Memory> Connection<W, M> {
         }
         let granule = usize::try_from(self.block).unwrap_or(usize::MAX).max(MIN_CHUNK);
         let own = self.lease.own().max(granule);
-        let spare = own.saturating_sub(held);
+        // Without the backlog, which is what the memory is for: who has nothing at the disk always has this.
+        let spare = own.saturating_sub(self.held + self.pinned);
         if spare < granule {
             return None;
         }

@@ -1,0 +1,429 @@
+//! Whose turn it is: pieces of large bios, tags, schedulers, reservations, and what is said of how things went.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use blockyard_blkmq::reservation::{PrError, PrType};
+use blockyard_blkmq::{
+    Bdev, Bio, Busy, Chain, Disk, DiskConfig, Driver, EndIo, ErrorKind, Features, Flags,
+    HctxHandle, IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox, Request, Result,
+    Sector, StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
+};
+use blockyard_buf::Segment;
+use parking_lot::Mutex;
+
+use crate::rig::{Ends, Rig};
+use crate::script::{Config, SECTOR};
+
+fn limits() -> Limits {
+    Limits { features: Features::NOMERGES, ..Limits::default() }
+}
+
+fn set(queues: usize, depth: u32) -> TagSetConfig {
+    TagSetConfig { cpus: queues, hw_queues: [queues, 0, 0], depth, ..TagSetConfig::default() }
+}
+
+fn rig(set: TagSetConfig, limits: Limits, sectors: u64) -> Rig {
+    Rig::new(1, set, Config { limits: limits.validate().unwrap(), ..Config::default() }, sectors)
+}
+
+fn read(sector: u64) -> Box<Bio> {
+    Bio::new(Op::Read, Sector(sector), 512)
+}
+
+fn write(sector: u64) -> Box<Bio> {
+    let data = Segment::from_vec(vec![7; SECTOR]);
+    Bio::with_data(Op::Write, Sector(sector), [data].into_iter().collect())
+}
+
+fn statuses(rig: &Rig) -> Vec<Status> {
+    rig.ends.take().iter().map(|bio| bio.status()).collect()
+}
+
+fn told(rig: &Rig, bio: Box<Bio>) -> Box<Bio> {
+    bio.on_end(Arc::<Ends>::clone(&rig.ends))
+}
+
+/// What was asked of a hardware queue, in order.
+fn asked(rig: &Rig, queue: usize) -> Vec<(Op, u64)> {
+    let log = rig.script.log.lock();
+    log.iter().filter(|entry| entry.0 == queue).map(|&(_, op, sector)| (op, sector)).collect()
+}
+
+#[test]
+fn pieces_of_a_large_bio_take_turns_with_others() {
+    let limits = Limits { max_hw_sectors: 8, ..limits() };
+    let rig = rig(set(1, 2), limits, 1024);
+    rig.submit(0, Bio::new(Op::WriteZeroes, Sector(0), 1024 * 512));
+    rig.submit(0, read(7));
+    rig.submit(0, read(8));
+    rig.script.finish_all();
+    let log = asked(&rig, 0);
+    let at = |sector| log.iter().position(|entry| *entry == (Op::Read, sector)).unwrap();
+    assert!(at(7) <= 4 && at(8) <= 6, "{:?}", &log[..10]);
+    assert_eq!(statuses(&rig), [Status::Ok; 3]);
+    rig.tear_down();
+}
+
+#[test]
+fn a_large_bio_has_a_few_pieces_under_way_and_leaves_the_other_tags() {
+    let limits = Limits { max_hw_sectors: 2048, max_user_sectors: Some(2048), ..limits() };
+    let rig = rig(set(1, 64), limits, 24_576);
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 12 << 20));
+    let out = rig.script.out();
+    assert!((4..=5).contains(&out), "{out} pieces of a MiB");
+    rig.submit(0, read(7));
+    assert_eq!(rig.script.out(), out + 1);
+    rig.script.finish_all();
+    let ends = rig.ends.take();
+    let bytes = |bio: &Bio| bio.data().iter().map(Segment::len).sum::<usize>();
+    assert_eq!(ends.iter().map(|bio| bytes(bio)).sum::<usize>(), (12 << 20) + 512);
+    rig.tear_down();
+}
+
+#[test]
+fn the_rest_of_what_nobody_waits_for_any_more_is_not_done() {
+    let limits = Limits { max_hw_sectors: 8, ..limits() };
+    let rig = rig(set(1, 2), limits, 1024);
+    let outbox = Arc::new(Outbox::default());
+    let zeroes = Bio::new(Op::WriteZeroes, Sector(0), 1024 * 512);
+    rig.bdev.submit(0, zeroes.on_end(Arc::<Outbox>::clone(&outbox)));
+    outbox.close();
+    rig.submit(0, read(7));
+    rig.script.finish_all();
+    assert_eq!(asked(&rig, 0).len(), 3, "two pieces that were out, and the read");
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    assert_eq!(Arc::strong_count(&outbox), 1, "it has ended");
+    rig.tear_down();
+}
+
+#[test]
+fn a_child_that_is_cut_keeps_its_place_in_its_chain() {
+    let limits = Limits { max_hw_sectors: 8, ..limits() };
+    let rig = rig(set(1, 8), limits, 64);
+    let image: Vec<u8> = (0..64 * SECTOR).map(|i| (i / SECTOR) as u8).collect();
+    rig.script.load(0, &image);
+    let parent = told(&rig, Bio::new(Op::Read, Sector(0), 32 * 512));
+    let mut second = parent.clone_rest();
+    let chain = Chain::new(parent);
+    let mut first = second.split(16 * 512);
+    chain.add(&mut first);
+    chain.add(&mut second);
+    chain.close();
+    rig.bdev.submit(0, first);
+    rig.bdev.submit(0, second);
+    rig.script.finish_all();
+    let bio = rig.ends.take().pop().unwrap();
+    let bytes: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
+    assert!(bytes == image[..32 * SECTOR], "the data is in order");
+    rig.tear_down();
+}
+
+#[test]
+fn a_cut_takes_along_the_memory_of_its_part_only() {
+    let data = (0..2000).map(|i| Segment::from_vec(vec![(i % 251) as u8; 512])).collect();
+    let mut bio = Bio::with_data(Op::Write, Sector(0), data);
+    let front = bio.split(3 * 512 + 100);
+    assert_eq!((front.data().len(), front.len()), (4, 3 * 512 + 100));
+    assert_eq!(bio.segments().next().unwrap().len(), 412);
+}
+
+#[test]
+fn a_scheduler_over_several_queues_keeps_what_has_no_tag_sorted() {
+    let rig = rig(set(2, 1), limits(), 128);
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    rig.disk.set_nr_requests(8).unwrap();
+    rig.submit(1, read(0));
+    [40, 30, 20].into_iter().for_each(|sector| rig.submit(1, write(sector)));
+    rig.submit(0, read(60));
+    rig.submit(0, read(61));
+    rig.submit(1, read(50));
+    rig.script.finish_all();
+    let want = [(Op::Read, 0), (Op::Read, 50), (Op::Write, 20), (Op::Write, 30), (Op::Write, 40)];
+    assert_eq!(asked(&rig, 1), want, "reads first, then by sector");
+    assert_eq!(asked(&rig, 0), [(Op::Read, 60), (Op::Read, 61)]);
+    assert_eq!(rig.ends.count(), 7);
+    rig.tear_down();
+}
+
+#[test]
+fn a_lower_class_goes_on_by_another_queue_once_the_higher_is_through() {
+    let rig = rig(set(2, 2), limits(), 128);
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    let prio = |mut bio: Box<Bio>, prio| {
+        bio.prio = prio;
+        bio
+    };
+    rig.submit(0, prio(read(0), IoPrio::RealTime(0)));
+    rig.submit(1, prio(read(10), IoPrio::BestEffort(4)));
+    assert_eq!(asked(&rig, 1), [], "the class above has one at the driver");
+    assert!(rig.script.step());
+    assert_eq!(asked(&rig, 1), [(Op::Read, 10)]);
+    rig.script.finish_all();
+    assert_eq!(rig.ends.count(), 2);
+    rig.tear_down();
+}
+
+#[test]
+fn a_scheduler_hears_of_nothing_that_it_did_not_send() {
+    let mut shown = 0;
+    for seed in 0..20 {
+        let limits = Limits { features: Features::NOMERGES | Features::WRITE_CACHE, ..limits() };
+        let config = Config { limits: limits.validate().unwrap(), ..Config::default() };
+        let rig = Rig::new(seed, set(1, 8), config, 64);
+        rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+        for mut bio in [read(0), Bio::flush(), write(8).with_flags(Flags::FUA)] {
+            bio.prio = IoPrio::RealTime(0);
+            rig.submit(0, bio);
+        }
+        rig.submit(0, read(20));
+        while rig.ends.count() == 0 {
+            rig.script.step();
+        }
+        let first = rig.ends.take();
+        if first.iter().all(|bio| bio.op != Op::Read) {
+            shown += 1;
+            assert!(!asked(&rig, 0).contains(&(Op::Read, 20)), "the class above is at the driver");
+        }
+        rig.script.finish_all();
+        rig.tear_down();
+    }
+    assert!(shown > 0, "some seed ends another first");
+}
+
+#[test]
+fn async_depth_leaves_requests_to_reads() {
+    let rig = rig(set(1, 8), limits(), 64);
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    rig.disk.tune_scheduler("async_depth", Some(2)).unwrap();
+    (0..4).for_each(|i| rig.submit(0, write(i * 8)));
+    assert_eq!(rig.script.out(), 2);
+    rig.submit(0, read(50));
+    assert_eq!(rig.script.out(), 3, "a read does not stand behind the writes that wait");
+    rig.disk.tune_scheduler("async_depth", Some(3)).unwrap();
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 5]);
+    rig.tear_down();
+}
+
+#[test]
+fn who_waits_for_a_reserved_tag_is_told_of_one() {
+    let mut shown = 0;
+    for seed in 0..20 {
+        let set = TagSetConfig { reserved: 1, flags: TagSetFlags::TAG_HCTX_SHARED, ..set(2, 2) };
+        let config = Config { limits: limits(), one_pool: true, ..Config::default() };
+        let rig = Rig::new(seed, set, config, 64);
+        rig.submit(0, read(0));
+        rig.submit(0, read(10).with_flags(Flags::RESERVED));
+        rig.submit(1, read(20).with_flags(Flags::RESERVED));
+        assert_eq!(rig.script.out(), 2);
+        assert!(rig.script.step());
+        if rig.ends.take()[0].sector() != Sector(0) {
+            shown += 1;
+            assert_eq!(asked(&rig, 1), [(Op::Read, 20)]);
+        }
+        rig.script.finish_all();
+        rig.tear_down();
+    }
+    assert!(shown > 0, "some seed ends the reserved one first");
+}
+
+#[test]
+fn a_disk_that_somebody_holds_frozen_is_removed() {
+    let limits = Limits { features: Features::WRITE_CACHE, ..limits() };
+    let rig = rig(set(1, 2), limits, 64);
+    rig.script.calm_down();
+    rig.disk.freeze();
+    let (tell, gone) = mpsc::channel();
+    let disk = Arc::clone(&rig.disk);
+    let removing = std::thread::spawn(move || {
+        blockyard_blkmq::BlockLayer::new().del_disk(&disk);
+        drop(disk);
+        tell.send(()).unwrap();
+    });
+    gone.recv_timeout(Duration::from_secs(10)).expect("it is removed");
+    removing.join().unwrap();
+    rig.disk.unfreeze();
+    assert_eq!(rig.script.counts.flushes.load(Ordering::SeqCst), 1);
+    rig.tear_down();
+}
+
+#[test]
+fn a_completion_may_quiesce_its_disk() {
+    let rig = rig(set(1, 1), limits(), 64);
+    rig.script.calm_down();
+    let disk = Arc::downgrade(&rig.disk);
+    let bio = read(0).on_end(Arc::new(move |_: Box<Bio>| {
+        if let Some(disk) = disk.upgrade() {
+            disk.quiesce_nowait();
+        }
+    }));
+    rig.bdev.submit(0, bio);
+    rig.submit(0, read(1));
+    assert_eq!(rig.ends.count(), 0);
+    rig.disk.unquiesce();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}
+
+#[test]
+fn what_waits_is_let_in_by_the_reservation_that_there_is_then() {
+    let rig = rig(set(1, 1), limits(), 64);
+    let other = rig.disk.open(None, OpenMode::ReadWrite).unwrap();
+    rig.bdev.reserve(|pr, me| pr.register(me, 0, 1, false)).unwrap();
+    rig.bdev.reserve(|pr, me| pr.reserve(me, 1, PrType::WriteExclusive)).unwrap();
+    rig.submit(0, read(0));
+    rig.submit(0, write(8));
+    other.reserve(|pr, me| pr.register(me, 0, 2, false)).unwrap();
+    std::thread::scope(|scope| {
+        let preempting = scope.spawn(|| other.preempt_and_abort(2, 1, PrType::WriteExclusive));
+        while !rig.disk.show().contains("frozen 1") {
+            std::thread::yield_now();
+        }
+        while !preempting.is_finished() {
+            rig.script.step();
+            std::thread::yield_now();
+        }
+        assert_eq!(preempting.join().unwrap().unwrap().len(), 1);
+    });
+    rig.script.finish_all();
+    let mut ends = statuses(&rig);
+    ends.sort_by_key(|status| status.errno());
+    assert_eq!(ends, [Status::Ok, Status::ReservationConflict]);
+    drop(other);
+    rig.submit(0, write(8));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok], "who is gone holds nothing");
+    rig.tear_down();
+}
+
+#[test]
+fn a_reservation_does_not_keep_the_last_flush_from_a_disk() {
+    let limits = Limits { features: Features::WRITE_CACHE, ..limits() };
+    let rig = rig(set(1, 1), limits, 64);
+    rig.script.calm_down();
+    rig.bdev.reserve(|pr, me| pr.register(me, 0, 1, false)).unwrap();
+    rig.bdev.reserve(|pr, me| pr.reserve(me, 1, PrType::ExclusiveAccess)).unwrap();
+    rig.layer.del_disk(&rig.disk);
+    assert_eq!(rig.script.counts.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(PrError::NotWhole.status(), Status::NotPermitted);
+    rig.tear_down();
+}
+
+#[test]
+fn questions_are_no_reads_in_the_statistics_and_every_queue_makes_a_disk_busy() {
+    let limits = Limits { features: Features::NOMERGES | Features::BLOCK_STATUS, ..limits() };
+    let rig = rig(set(2, 4), limits, 64);
+    rig.submit(0, Bio::new(Op::BlockStatus, Sector(0), 64 * 512));
+    rig.script.finish_all();
+    let (stats, before) = rig.disk.stats();
+    let reads = *stats.counters(StatGroup::Read);
+    assert_eq!((reads.ios, reads.sectors, stats.in_flight()), (0, 0, [0, 0]));
+    rig.submit(0, read(0));
+    rig.clock.advance_ms(50);
+    rig.submit(1, read(8));
+    rig.clock.advance_ms(50);
+    rig.submit(1, read(16));
+    assert_eq!(rig.disk.stats().1 - before, 100);
+    rig.script.finish_all();
+    rig.tear_down();
+}
+
+/// Keeps requests for the test to end.
+#[derive(Default)]
+struct Keep(Mutex<Vec<Request<Self>>>);
+
+impl Driver for Keep {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _disk: &(), _queue: HctxHandle<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(
+        &self,
+        _hctx: &mut (),
+        rq: Request<Self>,
+        _last: bool,
+    ) -> std::result::Result<(), Busy<Self>> {
+        self.0.lock().push(rq);
+        Ok(())
+    }
+}
+
+fn keep() -> (Arc<Keep>, Bdev) {
+    let keep = Arc::<Keep>::default();
+    let set = TagSet::new(Arc::clone(&keep), TagSetConfig::default()).unwrap();
+    let config = DiskConfig::new("keep", Sector(64), Limits::default());
+    let clock = Arc::new(MonotonicClock::new());
+    let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
+    (keep, disk.open(None, OpenMode::ReadWrite).unwrap())
+}
+
+#[test]
+fn an_error_of_a_part_is_of_the_bios_in_it_and_of_no_others() {
+    let (keep, bdev) = keep();
+    let ends = Arc::<Ends>::default();
+    let mut plug: Vec<_> =
+        [0, 1, 2].into_iter().map(|s| write(s).on_end(Arc::<Ends>::clone(&ends))).collect();
+    bdev.submit_all(0, &mut plug);
+    let rq = keep.0.lock().pop().unwrap();
+    assert_eq!(rq.len(), 3 * 512, "merged");
+    let rq = rq.update(Status::Medium, 512).unwrap();
+    rq.complete(Status::Ok);
+    let statuses: Vec<_> = ends.take().iter().map(|bio| bio.status()).collect();
+    assert_eq!(statuses, [Status::Medium, Status::Ok, Status::Ok]);
+    bdev.submit(0, Bio::new(Op::WriteZeroes, Sector(0), 512).on_end(Arc::<Ends>::clone(&ends)));
+    keep.0.lock().pop().unwrap().complete(Status::Ok);
+    let large = Segment::from_vec(vec![1; 4096]);
+    let large = Bio::with_data(Op::Write, Sector(0), [large].into_iter().collect());
+    ends.take();
+    bdev.submit(0, large.on_end(Arc::<Ends>::clone(&ends)));
+    let rq = keep.0.lock().pop().unwrap().update(Status::Medium, 512).unwrap();
+    rq.requeue();
+    let rq = keep.0.lock().pop().unwrap();
+    assert_eq!(rq.status(), Status::Ok, "what is issued again has not failed yet");
+    rq.complete(Status::Ok);
+    assert_eq!(ends.take()[0].status(), Status::Medium, "a part of it has");
+}
+
+#[test]
+fn two_disks_do_not_have_one_device_number() {
+    let rig = rig(set(1, 1), limits(), 64);
+    let numbered = |name: &str, id, minor| {
+        rig.set.driver().add_image(id, 64);
+        let mut config = DiskConfig::new(name, Sector(64), limits());
+        config.dev = blockyard_blkmq::major::DevNum { major: 240, minor };
+        config.minors = 16;
+        let clock = Arc::new(MonotonicClock::new());
+        Disk::alloc(&rig.set, id, config, Arc::new(NoOps), clock).unwrap()
+    };
+    rig.script.calm_down();
+    let (first, second, third) = (numbered("a", 1, 0), numbered("b", 2, 15), numbered("c", 3, 31));
+    rig.layer.add_disk(&first).unwrap();
+    assert_eq!(rig.layer.add_disk(&second).unwrap_err().kind(), ErrorKind::Exists);
+    rig.layer.add_disk(&third).unwrap();
+    rig.layer.del_disk(&first);
+    rig.layer.add_disk(&second).unwrap();
+    assert_eq!(rig.layer.rescan_partitions(&first).unwrap_err().kind(), ErrorKind::Offline);
+    for disk in [second, third] {
+        rig.layer.del_disk(&disk);
+    }
+    drop(first);
+    rig.tear_down();
+}
+
+/// Whoever ends a bio is asked whether anybody is interested.
+struct Nobody;
+
+impl EndIo for Nobody {
+    fn end_io(&self, _bio: Box<Bio>) {}
+}
+
+#[test]
+fn an_owner_is_interested_unless_it_says_otherwise() {
+    assert!(!Nobody.is_gone());
+}

@@ -1,0 +1,158 @@
+//! Many clients on one queue thread, in virtual time and under a seed: the server as it is, on real sockets, over a
+//! RAM disk and one that answers late. Messages come cut anywhere, with silences of minutes in between; peers die with
+//! replies due, take their replies slowly or not at all, break the protocol, and want more memory than there is. A
+//! model says what each must be answered.
+//!
+//! `BLOCKYARD_SEED` is the first seed, `BLOCKYARD_RUNS` how many there are.
+#![allow(unreachable_pub, reason = "its modules are its own")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
+
+#[path = "simulation/client.rs"]
+mod client;
+#[path = "simulation/late.rs"]
+mod late;
+#[path = "simulation/rng.rs"]
+mod rng;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use blockyard_blkmq::{
+    Disk, DiskConfig, Driver, Features, Limits, MonotonicClock, NoOps, OpenMode, Sector, TagSet,
+    TagSetConfig,
+};
+use blockyard_driver_ram::Ram;
+use blockyard_export_nbd::{Config, Export, Server};
+use client::{Client, Fate};
+use late::Late;
+use rng::Rng;
+use tokio::time::Instant;
+
+const MIB: u64 = 1 << 20;
+/// What a client may use of each disk: clients do not meet.
+const REGION: u64 = 4 * MIB;
+const CLIENTS: u64 = 12;
+/// Seeds of a run without `BLOCKYARD_RUNS`.
+const SEEDS: u64 = 200;
+/// Turns in which nothing moved, after which nothing will.
+const QUIET: u32 = 4;
+/// The longest step of the clock.
+const STEP: Duration = Duration::from_secs(5);
+/// A run that has not ended by then hangs.
+const END: Duration = Duration::from_secs(24 * 3600);
+
+fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
+    let tags = TagSetConfig { cpus: 1, hw_queues: [1, 0, 0], depth: 64, ..TagSetConfig::default() };
+    let set = TagSet::new(driver, tags).unwrap();
+    let size = Sector::from_bytes_floor(CLIENTS * REGION);
+    let config = DiskConfig::new("disk0", size, limits);
+    Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap()
+}
+
+fn export(name: &str, disk: &Arc<Disk>) -> Export {
+    Export::new(name, Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap()))
+}
+
+#[test]
+fn every_client_gets_what_it_must_whatever_the_others_do() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let (first, seeds) = (number("BLOCKYARD_SEED"), number("BLOCKYARD_RUNS").unwrap_or(SEEDS));
+    let first: u64 = first.unwrap_or_else(|| u64::from(std::process::id()) << 20);
+    println!("BLOCKYARD_SEED={first} BLOCKYARD_RUNS={seeds}");
+    for seed in first..first + seeds {
+        println!("to see it again: BLOCKYARD_SEED={seed} BLOCKYARD_RUNS=1");
+        run(seed);
+    }
+}
+
+fn run(seed: u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        // Sockets are looked at with every turn, so that quiet is quiet.
+        .event_interval(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        // As long as something blocks, the clock does not move by itself.
+        let (still, stop) = mpsc::channel::<()>();
+        let blocker = tokio::task::spawn_blocking(move || _ = stop.recv());
+        simulate(seed).await;
+        drop(still);
+        blocker.await.unwrap();
+    });
+}
+
+async fn simulate(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let late = Late::new(rng.next());
+    let mut limits = Ram::limits();
+    limits.features |= Features::WRITE_CACHE | Features::NOMERGES;
+    let disks = [disk(Ram::new(), limits.clone()), disk(Arc::clone(&late), limits)];
+    let exports = ["ram", "late"].iter().zip(&disks).map(|(name, disk)| export(name, disk));
+    let mut config = Config { exports: exports.collect(), ..Config::default() };
+    config.limits.max_payload = 1 << 20;
+    config.limits.memory_per_client = 2 << 20;
+    config.limits.in_flight_per_client = 1 + rng.below(24) as usize;
+    // Sometimes plenty, sometimes what one client could use alone.
+    config.limits.max_memory = (2 + rng.below(16) as usize) << 20;
+    config.limits.max_clients = 64;
+    config.limits.idle_timeout = rng.one_in(4).then_some(Duration::from_secs(7200));
+    let server = Server::new(config, vec![tokio::runtime::Handle::current()]).unwrap();
+    let mut clients: Vec<Client> = (0..CLIENTS)
+        .map(|n| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            server.serve(theirs.into());
+            let on_late = rng.one_in(2);
+            Client::new(ours, n * REGION, REGION, on_late, Rng::new(rng.next()))
+        })
+        .collect();
+    let start = Instant::now();
+    let (mut quiet, mut last) = (0, 0);
+    while clients.iter().any(|client| !client.is_done()) {
+        let now = Instant::now();
+        assert!(
+            now - start < END,
+            "seed {seed} hangs: {:?}, {} bytes of memory in use, {:?}",
+            clients.iter().filter(|client| !client.is_done()).collect::<Vec<_>>(),
+            server.memory_in_use(),
+            server.clients(),
+        );
+        let mut moved = late.work(now.into_std());
+        for at in rng.shuffled(clients.len()) {
+            moved |= clients[at].step(now.into_std());
+        }
+        tokio::task::yield_now().await;
+        let requests = server.clients().iter().map(|info| info.requests + info.bytes_written).sum();
+        quiet = if moved || requests != last { 0 } else { quiet + 1 };
+        last = requests;
+        if quiet > QUIET {
+            quiet = 0;
+            let wakes = clients.iter().filter_map(Client::wakes).chain(late.wakes());
+            let next = wakes.filter(|&at| at > now.into_std()).min();
+            let next = next.map_or(STEP, |at| at.saturating_duration_since(now.into_std()));
+            tokio::time::advance(next.clamp(Duration::from_millis(1), STEP)).await;
+        }
+    }
+    for client in &clients {
+        client.verify(seed);
+    }
+    // What nobody waits for any more ends, and nothing is left of anybody.
+    let shutdown = tokio::spawn({
+        let server = Arc::clone(&server);
+        async move { server.shutdown(Duration::from_secs(60)).await }
+    });
+    let deaf = clients.iter().filter(|client| client.fate() == Fate::Deaf).count();
+    drop(clients);
+    while !shutdown.is_finished() {
+        late.work(Instant::now().into_std() + END);
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
+    shutdown.await.unwrap();
+    assert_eq!(server.clients(), [], "seed {seed}, {deaf} deaf");
+    assert_eq!(server.memory_in_use(), 0, "seed {seed}");
+}
