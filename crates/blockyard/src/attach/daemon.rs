@@ -153,7 +153,11 @@ impl Server {
             check_identity(record, &identity)?;
         }
         let remotes = maker.into_remotes();
-        let config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
+        let mut config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
+        for export in &mut config.exports {
+            // The kernel knows blocks only.
+            export.minimum_block_size = Some(export.bdev.limits().logical_block_size.bytes());
+        }
         let nbd = nbd::Server::new(config, threads.handles().to_vec())
             .map_err(crate::daemon::nbd_error)?;
         Ok(Self { plan, layer, disk, identity, remotes, threads, nbd, clock, bell, held })

@@ -276,7 +276,12 @@ pub(crate) fn nbd_config(plan: &YardPlan, disks: &[Arc<Disk>]) -> Result<nbd::Co
 }
 
 fn nbd_config_with(plan: &YardPlan, disks: &[Arc<Disk>], tls: TlsMode) -> Result<nbd::Config> {
-    let exports = plan.exports.iter().map(|export| make_export(export, disks));
+    let exports = plan.exports.iter().map(|export| {
+        let block = plan.disks.get(export.disk).and_then(|disk| disk.options.block);
+        let made = make_export(export, disks)?;
+        // A block size that somebody has chosen is enforced; without, clients may ask for any bytes.
+        Ok(Export { minimum_block_size: block.map(|block| block.bytes()), ..made })
+    });
     Ok(nbd::Config {
         exports: exports.collect::<Result<_>>()?,
         default_export: plan.nbd.default_export.clone(),

@@ -41,6 +41,8 @@ pub struct Export {
     pub tls_only: bool,
     /// The preferred block size in bytes, a power of two of at least 512; `None` for what the disk prefers.
     pub preferred_block_size: Option<u32>,
+    /// The block size in bytes that clients have to keep to; `None` lets them ask for any bytes.
+    pub minimum_block_size: Option<u32>,
 }
 
 impl Export {
@@ -54,6 +56,7 @@ impl Export {
             read_only: false,
             tls_only: false,
             preferred_block_size: None,
+            minimum_block_size: None,
         }
     }
 }
@@ -151,6 +154,14 @@ impl Config {
             {
                 return invalid(format!(
                     "export {:?}: a preferred block size of {size} bytes is no power of two from 512 to the maximum payload",
+                    export.name
+                ));
+            }
+            if let Some(size) = export.minimum_block_size
+                && (!size.is_power_of_two() || size > MIN_MAX_PAYLOAD)
+            {
+                return invalid(format!(
+                    "export {:?}: a minimum block size of {size} bytes is no power of two up to 64 KiB",
                     export.name
                 ));
             }

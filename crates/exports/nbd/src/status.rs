@@ -18,7 +18,14 @@ pub(crate) const fn error_code(op: Op, status: Status) -> ErrorCode {
         }
         Status::NotPermitted | Status::ReservationConflict => ErrorCode::EPERM,
         Status::Resource => ErrorCode::ENOMEM,
-        Status::NotSupported => ErrorCode::ENOTSUP,
+        // "The server SHOULD NOT return NBD_ENOTSUP except as documented in response to NBD_CMD_WRITE_ZEROES".
+        Status::NotSupported => {
+            if matches!(op, Op::WriteZeroes) {
+                ErrorCode::ENOTSUP
+            } else {
+                ErrorCode::EINVAL
+            }
+        }
         Status::Invalid => ErrorCode::EINVAL,
         Status::Offline => ErrorCode::ESHUTDOWN,
         Status::Ok
@@ -38,7 +45,8 @@ mod tests {
     fn past_the_end_depends_on_the_command() {
         assert_eq!(error_code(Op::Write, Status::OutOfRange), ErrorCode::ENOSPC);
         assert_eq!(error_code(Op::Read, Status::OutOfRange), ErrorCode::EINVAL);
-        assert_eq!(error_code(Op::Discard, Status::NotSupported), ErrorCode::ENOTSUP);
+        assert_eq!(error_code(Op::Discard, Status::NotSupported), ErrorCode::EINVAL);
+        assert_eq!(error_code(Op::WriteZeroes, Status::NotSupported), ErrorCode::ENOTSUP);
         assert_eq!(error_code(Op::Read, Status::Timeout), ErrorCode::EIO);
     }
 }

@@ -87,16 +87,16 @@ impl Carriers {
         };
         bio.private = request.token as u64;
         let (op, flags) = operation(request.command, request.flags);
-        let start = Sector::from_bytes_floor(request.offset);
+        let start = request.offset;
         match request.data {
             Data::None if op == Op::Flush => bio.reset(op, Sector::ZERO, 0),
-            Data::None => bio.reset(op, start, request.length),
+            Data::None => bio.reset_bytes(op, start, request.length),
             Data::Here(range) => {
-                bio.reset(op, start, 0);
+                bio.reset_bytes(op, start, 0);
                 bio.add_segment(received.segment(base + range.start, range.len()));
             }
             Data::Chunks(chunks) => {
-                bio.reset(op, start, 0);
+                bio.reset_bytes(op, start, 0);
                 for Chunk { memory, len, .. } in chunks {
                     bio.add_segment(memory.0.segment(0, len));
                 }

@@ -37,7 +37,7 @@ pub(super) struct Transmission<'a> {
     registration: &'a Registration,
     wire: Wire,
     bdev: Arc<Bdev>,
-    /// The logical block size.
+    /// The block size that the client keeps to.
     block: u32,
     /// Bytes of a request's header.
     header: usize,
@@ -89,7 +89,7 @@ impl<'a> Transmission<'a> {
         Self {
             registration,
             wire,
-            block: disk.logical_block_size.bytes(),
+            block: negotiated.export.block_sizes().minimum(),
             bdev,
             header: negotiated.style.request_len(),
             connection,
@@ -212,7 +212,7 @@ impl<'a> Transmission<'a> {
     /// Takes all requests out of the first `len` bytes of the thread's buffer, has them carried out, and sends
     /// the replies of those that end at once. What finds no room waits.
     fn take(&mut self, ws: &mut Workspace, len: usize) -> Result<(), Close> {
-        self.connection.set_size(catalogue::size(&self.bdev, self.block));
+        self.connection.set_size(catalogue::size(&self.bdev, self.block, &self.bdev.limits()));
         let mut at = 0;
         loop {
             let pool = &ws.pool;
@@ -374,9 +374,19 @@ impl<'a> Transmission<'a> {
         if self.alarm.poll(cx, deadline).is_pending() {
             return Poll::Pending;
         }
+        Poll::Ready(self.out_of_time())
+    }
+
+    /// The deadline has passed.
+    fn out_of_time(&mut self) -> Result<(), Close> {
+        // A unix socket tells of room when it has plenty: who takes a little at a time has made some nevertheless.
+        self.answer(&mut self.registration.thread().workspace.lock())?;
+        if self.wire.took_bytes() {
+            self.connection.moved();
+        }
         match self.connection.expired(Instant::now().into_std()) {
-            Some(expired) => Poll::Ready(Err(Close::Expired(expired))),
-            None => Poll::Ready(Ok(())),
+            Some(expired) => Err(Close::Expired(expired)),
+            None => Ok(()),
         }
     }
 

@@ -11,7 +11,7 @@ use blockyard_nbd::client::{
 };
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
 
-use super::late::BAD;
+use super::late::{self, BAD};
 use super::rng::Rng;
 use super::{CLIENTS, REGION};
 
@@ -373,17 +373,21 @@ impl Client {
         let after = self.halted.map(|since| now - since);
         let outcome = match (self.fate, after) {
             (Fate::Deaf | Fate::Babbles, Some(_)) => Ok(()),
-            (Fate::Halts, Some(after)) if after >= STALL && after <= STALL + LATE => Ok(()),
+            (Fate::Halts, Some(after)) if after >= STALL && after <= self.patience() => Ok(()),
             (_, after) => Err(format!("{how} after {after:?}")),
         };
         self.end(outcome)
     }
 
+    /// How long one that halts may live: a piece of its message may be at the disk meanwhile.
+    fn patience(&self) -> Duration {
+        STALL + LATE + if self.is_late { late::LONGEST } else { Duration::ZERO }
+    }
+
     /// A good client leaves when it has all; one that halts has to be hung up on.
     fn check_end(&mut self, now: Instant) -> bool {
         if let Some(since) = self.halted {
-            let patience = if self.fate == Fate::Deaf { 20 * STALL } else { 2 * STALL };
-            return now - since > patience && self.end(Err("nobody hangs up".into()));
+            return now - since > 20 * STALL && self.end(Err("nobody hangs up".into()));
         }
         let all = self.left == 0 && self.asked.is_empty() && self.output.is_empty();
         if !all || self.handshake.is_some() {

@@ -13,6 +13,9 @@ use super::{CLIENTS, REGION};
 /// Requests whose range begins in the last part of a region fail, whatever they are.
 pub const BAD: u64 = REGION - (64 << 10);
 
+/// How late it may be.
+pub const LONGEST: Duration = Duration::from_secs(600);
+
 pub struct Late(Mutex<State>);
 
 struct State {
@@ -40,7 +43,7 @@ impl Late {
             let state = &mut *self.0.lock();
             for rq in std::mem::take(&mut state.new) {
                 let delay = match state.rng.below(40) {
-                    0 => Duration::from_secs(600),
+                    0 => LONGEST,
                     1..10 => Duration::from_millis(state.rng.below(2000)),
                     _ => Duration::ZERO,
                 };

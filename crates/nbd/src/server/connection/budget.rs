@@ -322,10 +322,8 @@ mod tests {
         let budget = budget();
         let own = budget.own();
         let mut leases: Vec<_> = (0..3).map(|_| budget.lease(Waker::noop().clone())).collect();
-        for lease in &mut leases {
-            assert!(lease.covers(own + 18 * MIB));
-            assert!(!lease.covers_soon(own + 24 * MIB));
-        }
+        assert!(leases.iter_mut().all(|lease| lease.covers(own + 18 * MIB)));
+        assert!(leases.iter_mut().all(|lease| !lease.covers_soon(own + 24 * MIB)));
         // None of them uses what it has, nor gives up what it waits for.
         for lease in &mut leases {
             lease.shrink_to(0);
