@@ -27,6 +27,7 @@ fn objects_of_a_cluster() {
     lab.create_pool("yard", 8).unwrap();
     let yard = Yard { lab };
     files_come_and_go(&yard);
+    names_are_bytes(&yard);
     lists_and_places(&yard);
     load(&yard);
     what_goes_wrong_says_why(&yard);
@@ -63,6 +64,29 @@ fn files_come_and_go(yard: &Yard) {
     assert_eq!(yard.rados(&["--json", "stat", "big"]).code(0).json()[0]["size"], 4);
     yard.rados(&["rm", "big"]).code(0);
     yard.rados(&["stat", "big"]).code(1).contains(&["no such object", "\"big\"", "stat"]);
+}
+
+/// Names are bytes: those that are no text are listed escaped, and taken as they are.
+fn names_are_bytes(yard: &Yard) {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let odd = OsStr::from_bytes(b"odd\xff\x1b[31m");
+    let file = yard.lab.dir().join("odd");
+    std::fs::write(&file, "odd").unwrap();
+    let mut tool = yard.lab.tool("rados");
+    yard.lab.run(tool.args(["-p", "yard", "put"]).arg(odd).arg(&file)).unwrap();
+    let listed = yard.rados(&["ls"]).code(0).out.clone();
+    assert!(listed.contains(r"odd\xff\x1b[31m"), "{listed}");
+    let with = |command: &str| {
+        let mut ours = system(env!("CARGO_BIN_EXE_blockyard"));
+        ours.args(["rados", "-c"]).arg(yard.lab.conf()).args(["-p", "yard", command]).arg(odd);
+        Said::of(&ours.output().unwrap())
+    };
+    assert_eq!(with("get").code(0).out, "odd");
+    with("stat").code(0).contains(&[r"odd\xff", "3 B"]);
+    with("map").code(0).contains(&[r"odd\xff"]);
+    with("rm").code(0);
+    with("rm").code(1).contains(&[r"odd\xff", "no such object"]);
 }
 
 fn lists_and_places(yard: &Yard) {

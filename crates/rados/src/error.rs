@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-use crate::encoding::Fsid;
+use crate::encoding::{Fsid, ObjectName};
 use std::fmt;
 
 /// Why bytes, a peer, a file or an argument cannot be used, or why an operation on an object failed.
@@ -25,7 +25,7 @@ pub struct Place {
     /// Its name, if it is known.
     pub pool_name: Option<String>,
     /// The object.
-    pub object: String,
+    pub object: ObjectName,
     /// The operations, such as "write" or "stat, read".
     pub operations: String,
 }

@@ -279,6 +279,7 @@ fn lists_are_those_of_the_tool() {
             while let Some(object) = list.next().await.unwrap() {
                 let fields = [object.namespace, object.name, object.key];
                 let all = arguments[0] == "--all";
+                let fields = fields.map(|field| field.to_string());
                 let line = if all { &fields[..] } else { &fields[1..] }.join("\t");
                 assert!(ours.insert(line.trim_end().to_owned()), "{line} came twice");
             }

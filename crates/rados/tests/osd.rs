@@ -48,7 +48,7 @@ fn a_put_is_the_message_of_a_real_client() {
 #[test]
 fn replies_are_read() {
     let reply = Reply::parse(&message(PUT, true)).unwrap();
-    assert_eq!((reply.tid, &*reply.object, reply.result, reply.attempt), (1, "obj1", 0, 0));
+    assert_eq!((reply.tid, &*reply.object, reply.result, reply.attempt), (1, &b"obj1"[..], 0, 0));
     assert_eq!((reply.epoch, reply.user_version, reply.version.version), (16, 1, 1));
     assert_eq!((reply.ops.len(), reply.ops[0].code), (1, OpCode::WRITE_FULL));
     let reply = Reply::parse(&message(GET, true)).unwrap();

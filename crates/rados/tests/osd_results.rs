@@ -64,7 +64,7 @@ fn clones_and_lists() {
     assert_eq!((old.id, &old.snapshots[..], &old.overlap[..]), (2, &[2][..], &[(6, 4095)][..]));
     assert_eq!((head.id, head.size), (NOSNAP, 4101));
     let page = Page::parse(LIST).unwrap();
-    assert_eq!((page.objects[0].name.as_str(), page.objects.len(), page.next.max), ("o", 1, true));
+    assert_eq!((&*page.objects[0].name, page.objects.len(), page.next.max), (&b"o"[..], 1, true));
 }
 
 #[test]

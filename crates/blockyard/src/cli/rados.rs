@@ -1,5 +1,6 @@
 //! `blockyard rados` on the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -23,7 +24,7 @@ pub struct PlaceArgs {
     pub pool: Option<String>,
     /// The namespace in the pool.
     #[arg(short = 'N', long, global = true, value_name = "NAME", default_value = "")]
-    pub namespace: String,
+    pub namespace: OsString,
     /// The cluster's ceph.conf; CEPH_CONF, or the usual places without.
     #[arg(short, long, global = true, value_name = "FILE")]
     pub conf: Option<String>,
@@ -51,7 +52,7 @@ pub enum RadosCommand {
     /// Write an object to a file, or to standard output.
     Get {
         /// The object.
-        object: String,
+        object: OsString,
         /// The file; - for standard output.
         #[arg(default_value = "-")]
         file: PathBuf,
@@ -59,7 +60,7 @@ pub enum RadosCommand {
     /// Write a file, or standard input, to an object.
     Put {
         /// The object.
-        object: String,
+        object: OsString,
         /// The file; - for standard input.
         #[arg(default_value = "-")]
         file: PathBuf,
@@ -74,19 +75,19 @@ pub enum RadosCommand {
     Stat {
         /// The objects.
         #[arg(required = true)]
-        objects: Vec<String>,
+        objects: Vec<OsString>,
     },
     /// Remove objects.
     Rm {
         /// The objects.
         #[arg(required = true)]
-        objects: Vec<String>,
+        objects: Vec<OsString>,
     },
     /// Show where objects are.
     Map {
         /// The objects.
         #[arg(required = true)]
-        objects: Vec<String>,
+        objects: Vec<OsString>,
     },
     /// Put load on a pool and measure it. The objects are written first, and removed in the end.
     Bench(RadosBenchArgs),

@@ -5,12 +5,14 @@
 //! the fields that it does.
 
 mod addr;
+mod name;
 mod object;
 mod reader;
 mod scalar;
 mod writer;
 
 pub use addr::{AddrType, EntityAddr, EntityAddrs, MAX_ADDRS};
+pub use name::ObjectName;
 pub use object::{
     Eversion, Hobject, NO_POOL, NOSNAP, ObjectLocator, PgId, PgShard, RequestId, SNAPDIR,
 };

@@ -133,6 +133,7 @@ mod tests {
             assert_eq!(format!("{name:?}"), format!("\"{shown}\""));
             assert_eq!(&*name, bytes);
         }
-        assert!(ObjectName::from("a") == "a" && ObjectName::new().is_empty());
+        let name = ObjectName::from("a");
+        assert!(name == "a" && name != "b" && ObjectName::new().is_empty());
     }
 }

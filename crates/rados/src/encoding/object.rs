@@ -1,6 +1,6 @@
 //! Names of objects and placement groups.
 
-use super::{Decode, Encode, EntityName, Reader, Writer};
+use super::{Decode, Encode, EntityName, ObjectName, Reader, Writer};
 use crate::error::Result;
 use std::cmp::Ordering;
 use std::fmt;
@@ -100,9 +100,9 @@ pub struct ObjectLocator {
     /// The pool.
     pub pool: i64,
     /// If not empty, hashed instead of the object's name.
-    pub key: String,
+    pub key: ObjectName,
     /// The namespace in the pool; empty for the default one.
-    pub namespace: String,
+    pub namespace: ObjectName,
     /// If not -1, the hash itself, as in listings. Never together with a key.
     pub hash: i64,
 }
@@ -113,8 +113,8 @@ impl ObjectLocator {
 
     /// The locator of an object in a namespace of a pool.
     #[must_use]
-    pub fn new(pool: i64, namespace: &str) -> Self {
-        Self { pool, key: String::new(), namespace: namespace.to_owned(), hash: Self::NO_HASH }
+    pub fn new(pool: i64, namespace: impl Into<ObjectName>) -> Self {
+        Self { pool, key: ObjectName::new(), namespace: namespace.into(), hash: Self::NO_HASH }
     }
 }
 
@@ -125,8 +125,8 @@ impl ObjectLocator {
         writer.versioned(6, compat, |w| {
             w.i64(pool);
             w.i32(Self::NO_PREFERRED);
-            w.string(&self.key);
-            w.string(&self.namespace);
+            w.bytes(&self.key);
+            w.bytes(&self.namespace);
             w.i64(self.hash);
         });
     }
@@ -149,8 +149,8 @@ impl Decode for ObjectLocator {
         }
         let pool = fields.i64()?;
         fields.i32()?;
-        let key = fields.string()?;
-        let namespace = if version >= 5 { fields.string()? } else { String::new() };
+        let key = fields.name()?;
+        let namespace = if version >= 5 { fields.name()? } else { ObjectName::new() };
         let hash = if version >= 6 { fields.i64()? } else { Self::NO_HASH };
         Ok(Self { pool, key, namespace, hash })
     }
@@ -160,9 +160,9 @@ impl Decode for ObjectLocator {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hobject {
     /// The locator's key; empty if the name is what was hashed.
-    pub key: String,
+    pub key: ObjectName,
     /// The object's name.
-    pub name: String,
+    pub name: ObjectName,
     /// The snapshot, or [`NOSNAP`].
     pub snap: u64,
     /// The hash of key or name.
@@ -170,14 +170,14 @@ pub struct Hobject {
     /// Whether this stands behind all objects. All other fields then mean nothing.
     pub max: bool,
     /// The namespace.
-    pub namespace: String,
+    pub namespace: ObjectName,
     /// The pool.
     pub pool: i64,
 }
 
 impl Hobject {
     /// The names' part of the order: a key takes the place of the name, which then only breaks ties.
-    fn effective_key(&self) -> &str {
+    fn effective_key(&self) -> &[u8] {
         if self.key.is_empty() { &self.name } else { &self.key }
     }
 }
@@ -192,9 +192,9 @@ impl Ord for Hobject {
         }
         of(self)
             .cmp(&of(other))
-            .then_with(|| self.namespace.as_bytes().cmp(other.namespace.as_bytes()))
-            .then_with(|| self.effective_key().as_bytes().cmp(other.effective_key().as_bytes()))
-            .then_with(|| self.name.as_bytes().cmp(other.name.as_bytes()))
+            .then_with(|| self.namespace.cmp(&other.namespace))
+            .then_with(|| self.effective_key().cmp(other.effective_key()))
+            .then_with(|| self.name.cmp(&other.name))
             .then_with(|| self.snap.cmp(&other.snap))
     }
 }
@@ -208,12 +208,12 @@ impl PartialOrd for Hobject {
 impl Encode for Hobject {
     fn encode(&self, writer: &mut Writer) {
         writer.versioned(4, 3, |w| {
-            w.string(&self.key);
-            w.string(&self.name);
+            w.bytes(&self.key);
+            w.bytes(&self.name);
             w.u64(self.snap);
             w.u32(self.hash);
             w.bool(self.max);
-            w.string(&self.namespace);
+            w.bytes(&self.namespace);
             w.i64(self.pool);
         });
     }
@@ -227,12 +227,12 @@ impl Decode for Hobject {
             return Err(fields.violation("an object's position has version 4", version.into()));
         }
         Ok(Self {
-            key: fields.string()?,
-            name: fields.string()?,
+            key: fields.name()?,
+            name: fields.name()?,
             snap: fields.u64()?,
             hash: fields.u32()?,
             max: fields.bool()?,
-            namespace: fields.string()?,
+            namespace: fields.name()?,
             pool: fields.i64()?,
         })
     }
@@ -334,7 +334,7 @@ mod tests {
             snap,
             hash,
             max: false,
-            namespace: String::new(),
+            namespace: ObjectName::new(),
             pool: 2,
         };
         let end = Hobject { max: true, ..object(0, "", "", 0) };
@@ -369,8 +369,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn positions_come_back(name in ".{0,9}", key in ".{0,3}", snap: u64, hash: u32, max: bool, pool: i64) {
-            let position = Hobject { key, name, snap, hash, max, namespace: "n".into(), pool };
+        fn positions_come_back(name: Vec<u8>, key: Vec<u8>, snap: u64, hash: u32, max: bool, pool: i64) {
+            let position = Hobject { key: key.into(), name: name.into(), snap, hash, max, namespace: "n".into(), pool };
             prop_assert_eq!(decoded::<Hobject>(&encoded(&position)), position);
         }
 

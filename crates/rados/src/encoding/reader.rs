@@ -1,5 +1,6 @@
 //! A bounds-checked reader of untrusted bytes.
 
+use super::ObjectName;
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 
@@ -104,6 +105,14 @@ impl<'a> Reader<'a> {
             Ok(text) => Ok(text.to_owned()),
             Err(error) => Err(self.violation("a name is UTF-8", error.valid_up_to() as u64)),
         }
+    }
+
+    /// Takes a u32 length and as many bytes, which are a name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Truncated`].
+    pub fn name(&mut self) -> Result<ObjectName> {
+        self.bytes().map(ObjectName::from)
     }
 
     /// Takes a bool, which is a byte that is 0 or not.

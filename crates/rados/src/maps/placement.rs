@@ -53,15 +53,15 @@ impl Pool {
 
     /// The hash of an object's name, or of the key in its place, with the namespace. None if the pool hashes in a way that
     /// is not known.
-    pub(crate) fn hash_of(&self, locator: &ObjectLocator, name: &str) -> Option<u32> {
+    pub(crate) fn hash_of(&self, locator: &ObjectLocator, name: &[u8]) -> Option<u32> {
         if let Ok(hash) = u32::try_from(locator.hash) {
             return Some(hash);
         }
-        let hashed = if locator.key.is_empty() { name } else { &locator.key };
+        let hashed = if locator.key.is_empty() { name } else { &*locator.key };
         if locator.namespace.is_empty() {
-            return name_hash(self.object_hash, hashed.as_bytes());
+            return name_hash(self.object_hash, hashed);
         }
-        let bytes = [locator.namespace.as_bytes(), &[NAMESPACE_END], hashed.as_bytes()].concat();
+        let bytes = [&*locator.namespace, &[NAMESPACE_END], hashed].concat();
         name_hash(self.object_hash, &bytes)
     }
 
@@ -90,7 +90,11 @@ impl OsdMap {
     ///
     /// # Errors
     /// If there is no such pool, or it hashes in a way that is not known.
-    pub fn object_group(&self, locator: &ObjectLocator, name: &str) -> Result<(u32, PgId)> {
+    pub fn object_group(
+        &self,
+        locator: &ObjectLocator,
+        name: &(impl AsRef<[u8]> + ?Sized),
+    ) -> Result<(u32, PgId)> {
         const DOING: &str = "placing an object";
         let Some(pool) = self.pools.get(&locator.pool) else {
             let text = locator.pool.to_string();
@@ -98,7 +102,7 @@ impl OsdMap {
                 ErrorKind::BadParameter { problem: "there is no pool with this number", text };
             return Err(Error::new(DOING, kind));
         };
-        let hash = pool.hash_of(locator, name).ok_or_else(|| {
+        let hash = pool.hash_of(locator, name.as_ref()).ok_or_else(|| {
             let rule = "a pool hashes names by method 1 or 2";
             Error::violation(DOING, rule, pool.object_hash.into())
         })?;

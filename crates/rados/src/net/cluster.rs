@@ -179,7 +179,11 @@ impl Cluster {
     ///
     /// # Errors
     /// There is no such pool, or its map cannot be used.
-    pub fn locate(&self, locator: &ObjectLocator, object: &str) -> Result<Placement> {
+    pub fn locate(
+        &self,
+        locator: &ObjectLocator,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+    ) -> Result<Placement> {
         self.map(|map| {
             let (hash, pg) = map.object_group(locator, object)?;
             let placed = Placer::new(map)?.place(map, pg);

@@ -1,7 +1,7 @@
 //! Listing the objects of a pool.
 
 use super::pool::{Pool, first};
-use crate::encoding::Hobject;
+use crate::encoding::{Hobject, ObjectName};
 use crate::error::{Error, Result};
 use crate::osd::{Listed, Op, OpFlags, OsdRequest, Page, begin_of_pool};
 use std::collections::VecDeque;
@@ -47,7 +47,7 @@ impl Listing {
 
     async fn page(&self) -> Result<Page> {
         let mut locator = self.pool.locator.clone();
-        locator.key = String::new();
+        locator.key = ObjectName::new();
         locator.hash = self.next.hash.into();
         let mut request = OsdRequest::new(locator, "", vec![Op::list(PAGE, &self.next)]);
         request.flags |= OpFlags::PG_OP;

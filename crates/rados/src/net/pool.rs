@@ -2,7 +2,7 @@
 
 use super::cluster::{Cluster, Placement};
 use super::engine::PERMIT_BYTES;
-use crate::encoding::{NOSNAP, ObjectLocator, SNAPDIR, Utime};
+use crate::encoding::{NOSNAP, ObjectLocator, ObjectName, SNAPDIR, Utime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::osd::{Op, OpCode, OpFlags, OpResult, OsdRequest, Reply, SnapContext};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -60,16 +60,16 @@ impl Pool {
 
     /// Objects of a namespace; "" is the default one.
     #[must_use]
-    pub fn with_namespace(mut self, namespace: &str) -> Self {
-        namespace.clone_into(&mut self.locator.namespace);
+    pub fn with_namespace(mut self, namespace: impl Into<ObjectName>) -> Self {
+        self.locator.namespace = namespace.into();
         self
     }
 
     /// Objects that are placed by a key instead of their names, so that all with the same key are in one group. They are
     /// found only with it. "" for none.
     #[must_use]
-    pub fn with_key(mut self, key: &str) -> Self {
-        key.clone_into(&mut self.locator.key);
+    pub fn with_key(mut self, key: impl Into<ObjectName>) -> Self {
+        self.locator.key = key.into();
         self
     }
 
@@ -118,7 +118,7 @@ impl Pool {
     ///
     /// # Errors
     /// The pool is gone.
-    pub fn locate(&self, object: &str) -> Result<Placement> {
+    pub fn locate(&self, object: &(impl AsRef<[u8]> + Sync + ?Sized)) -> Result<Placement> {
         self.cluster.locate(&self.locator, object)
     }
 
@@ -130,7 +130,11 @@ impl Pool {
     ///
     /// # Errors
     /// One of them fails: the error is the OSD's. There is no such pool; or they are not done in time.
-    pub async fn operate(&self, object: &str, ops: Vec<Op>) -> Result<Reply> {
+    pub async fn operate(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        ops: Vec<Op>,
+    ) -> Result<Reply> {
         let mut request = OsdRequest::new(self.locator.clone(), object, ops);
         request.flags |= self.flags | OpFlags::WRITE;
         request.context = self.context.clone();
@@ -143,7 +147,11 @@ impl Pool {
     ///
     /// # Errors
     /// As [`operate`](Self::operate).
-    pub async fn query(&self, object: &str, ops: Vec<Op>) -> Result<Reply> {
+    pub async fn query(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        ops: Vec<Op>,
+    ) -> Result<Reply> {
         let mut request = OsdRequest::new(self.locator.clone(), object, ops);
         let clones = request.ops.iter().any(|op| op.code == OpCode::LIST_SNAPS);
         request.snap = if clones { SNAPDIR } else { self.snap };

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 
 impl Pool {
-    async fn get(&self, object: &str, op: Op) -> Result<Bytes> {
+    async fn get(&self, object: &(impl AsRef<[u8]> + Sync + ?Sized), op: Op) -> Result<Bytes> {
         Ok(first(self.query(object, vec![op]).await?)?.data)
     }
 
-    async fn put(&self, object: &str, op: Op) -> Result<()> {
+    async fn put(&self, object: &(impl AsRef<[u8]> + Sync + ?Sized), op: Op) -> Result<()> {
         self.operate(object, vec![op]).await.map(|_| ())
     }
 
@@ -21,7 +21,12 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations: ENOENT if there is no such object.
-    pub async fn read(&self, object: &str, offset: u64, length: u64) -> Result<Bytes> {
+    pub async fn read(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes> {
         self.get(object, Op::read(offset, length)).await
     }
 
@@ -29,7 +34,12 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn sparse_read(&self, object: &str, offset: u64, length: u64) -> Result<Extents> {
+    pub async fn sparse_read(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        offset: u64,
+        length: u64,
+    ) -> Result<Extents> {
         Extents::parse(&self.get(object, Op::sparse_read(offset, length)).await?)
     }
 
@@ -37,7 +47,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn stat(&self, object: &str) -> Result<Stat> {
+    pub async fn stat(&self, object: &(impl AsRef<[u8]> + Sync + ?Sized)) -> Result<Stat> {
         Stat::parse(&self.get(object, Op::stat()).await?)
     }
 
@@ -45,7 +55,12 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn write(&self, object: &str, offset: u64, data: impl Into<Bytes>) -> Result<()> {
+    pub async fn write(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        offset: u64,
+        data: impl Into<Bytes>,
+    ) -> Result<()> {
         self.put(object, Op::write(offset, data.into())).await
     }
 
@@ -53,7 +68,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn write_full(&self, object: &str, data: impl Into<Bytes>) -> Result<()> {
+    pub async fn write_full(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        data: impl Into<Bytes>,
+    ) -> Result<()> {
         self.put(object, Op::write_full(data.into())).await
     }
 
@@ -61,7 +80,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn append(&self, object: &str, data: impl Into<Bytes>) -> Result<()> {
+    pub async fn append(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        data: impl Into<Bytes>,
+    ) -> Result<()> {
         self.put(object, Op::append(data.into())).await
     }
 
@@ -69,7 +92,12 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn zero(&self, object: &str, offset: u64, length: u64) -> Result<()> {
+    pub async fn zero(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        offset: u64,
+        length: u64,
+    ) -> Result<()> {
         self.put(object, Op::zero(offset, length)).await
     }
 
@@ -77,7 +105,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn truncate(&self, object: &str, size: u64) -> Result<()> {
+    pub async fn truncate(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        size: u64,
+    ) -> Result<()> {
         self.put(object, Op::truncate(size)).await
     }
 
@@ -85,7 +117,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn create(&self, object: &str, exclusive: bool) -> Result<()> {
+    pub async fn create(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        exclusive: bool,
+    ) -> Result<()> {
         self.put(object, Op::create(exclusive)).await
     }
 
@@ -93,7 +129,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn remove(&self, object: &str) -> Result<()> {
+    pub async fn remove(&self, object: &(impl AsRef<[u8]> + Sync + ?Sized)) -> Result<()> {
         self.put(object, Op::delete()).await
     }
 
@@ -101,7 +137,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn rollback(&self, object: &str, snapshot: u64) -> Result<()> {
+    pub async fn rollback(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        snapshot: u64,
+    ) -> Result<()> {
         self.put(object, Op::rollback(snapshot)).await
     }
 
@@ -109,7 +149,10 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn snapshots(&self, object: &str) -> Result<Snapshots> {
+    pub async fn snapshots(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+    ) -> Result<Snapshots> {
         Snapshots::parse(&self.get(object, Op::list_snapshots()).await?)
     }
 
@@ -117,7 +160,11 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn xattr(&self, object: &str, name: &str) -> Result<Bytes> {
+    pub async fn xattr(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        name: &str,
+    ) -> Result<Bytes> {
         self.get(object, Op::get_xattr(name)).await
     }
 
@@ -125,7 +172,10 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn xattrs(&self, object: &str) -> Result<BTreeMap<Bytes, Bytes>> {
+    pub async fn xattrs(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+    ) -> Result<BTreeMap<Bytes, Bytes>> {
         xattrs(&self.get(object, Op::get_xattrs()).await?)
     }
 
@@ -133,7 +183,12 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn set_xattr(&self, object: &str, name: &str, value: &[u8]) -> Result<()> {
+    pub async fn set_xattr(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        name: &str,
+        value: &[u8],
+    ) -> Result<()> {
         self.put(object, Op::set_xattr(name, value)).await
     }
 
@@ -141,7 +196,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn remove_xattr(&self, object: &str, name: &str) -> Result<()> {
+    pub async fn remove_xattr(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        name: &str,
+    ) -> Result<()> {
         self.put(object, Op::remove_xattr(name)).await
     }
 
@@ -149,7 +208,12 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn omap_keys(&self, object: &str, after: &[u8], max: u64) -> Result<KeyPage> {
+    pub async fn omap_keys(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        after: &[u8],
+        max: u64,
+    ) -> Result<KeyPage> {
         KeyPage::parse(&self.get(object, Op::omap_get_keys(after, max)).await?)
     }
 
@@ -159,7 +223,7 @@ impl Pool {
     /// As [`read`](Self::read).
     pub async fn omap_values(
         &self,
-        object: &str,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
         after: &[u8],
         max: u64,
         prefix: &[u8],
@@ -173,7 +237,7 @@ impl Pool {
     /// As [`read`](Self::read).
     pub async fn omap_get<K: AsRef<[u8]>>(
         &self,
-        object: &str,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
         keys: &[K],
     ) -> Result<BTreeMap<Bytes, Bytes>> {
         values(&self.get(object, Op::omap_get_vals_by_keys(keys)).await?)
@@ -183,7 +247,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn omap_header(&self, object: &str) -> Result<Bytes> {
+    pub async fn omap_header(&self, object: &(impl AsRef<[u8]> + Sync + ?Sized)) -> Result<Bytes> {
         self.get(object, Op::omap_get_header()).await
     }
 
@@ -193,7 +257,7 @@ impl Pool {
     /// As all operations.
     pub async fn omap_set<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
-        object: &str,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
         pairs: &BTreeMap<K, V>,
     ) -> Result<()> {
         self.put(object, Op::omap_set(pairs)).await
@@ -203,7 +267,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn omap_remove<K: AsRef<[u8]>>(&self, object: &str, keys: &[K]) -> Result<()> {
+    pub async fn omap_remove<K: AsRef<[u8]>>(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        keys: &[K],
+    ) -> Result<()> {
         self.put(object, Op::omap_remove(keys)).await
     }
 
@@ -213,7 +281,7 @@ impl Pool {
     /// As all operations: EOPNOTSUPP if the OSD has no such class or method.
     pub async fn call(
         &self,
-        object: &str,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
         class: &str,
         method: &str,
         input: &[u8],
@@ -227,7 +295,7 @@ impl Pool {
     /// As [`call`](Self::call).
     pub async fn call_writing(
         &self,
-        object: &str,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
         class: &str,
         method: &str,
         input: &[u8],
@@ -240,7 +308,10 @@ impl Pool {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub async fn watchers(&self, object: &str) -> Result<Vec<Watcher>> {
+    pub async fn watchers(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+    ) -> Result<Vec<Watcher>> {
         watchers(&self.get(object, Op::list_watchers()).await?)
     }
 }

@@ -38,7 +38,11 @@ impl Pool {
     ///
     /// # Errors
     /// As all operations.
-    pub async fn watch(&self, object: &str, timeout: Option<Duration>) -> Result<Watch> {
+    pub async fn watch(
+        &self,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
+        timeout: Option<Duration>,
+    ) -> Result<Watch> {
         let (sender, events) = mpsc::channel(MAX_EVENTS);
         let (set, is_set) = oneshot::channel();
         let deadline = self.deadline();
@@ -64,7 +68,7 @@ impl Pool {
     /// As all operations.
     pub async fn notify(
         &self,
-        object: &str,
+        object: &(impl AsRef<[u8]> + Sync + ?Sized),
         payload: &[u8],
         timeout: Duration,
     ) -> Result<NotifyAnswers> {

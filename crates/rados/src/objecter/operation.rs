@@ -2,7 +2,7 @@
 
 use super::event::ConnectionId;
 use super::routes::Aim;
-use crate::encoding::{Hobject, NOSNAP, ObjectLocator};
+use crate::encoding::{Hobject, NOSNAP, ObjectLocator, ObjectName};
 use crate::osd::{OpFlags, OsdRequest};
 use std::time::Instant;
 
@@ -66,7 +66,7 @@ pub(super) struct Operation {
     /// A replica could not answer: only the primary may.
     pub primary_only: bool,
     /// The object that the caller named, if the OSD said that it is another one.
-    pub redirected_from: Option<Box<(ObjectLocator, String)>>,
+    pub redirected_from: Option<Box<(ObjectLocator, ObjectName)>>,
     /// The pool was seen in a map: if it is not there now, it was deleted.
     pub pool_seen: bool,
     /// A map at least this new has to lack the pool before it is said to be missing.
@@ -103,9 +103,9 @@ impl Operation {
     /// The object's place in its group.
     pub(super) fn position(&self) -> Hobject {
         let locator = &self.request.locator;
-        let key = if locator.key == self.request.object { "" } else { &locator.key };
+        let key = if locator.key == self.request.object { &[][..] } else { &locator.key };
         Hobject {
-            key: key.to_owned(),
+            key: key.into(),
             name: self.request.object.clone(),
             snap: NOSNAP,
             hash: self.aim.hash,

@@ -54,7 +54,7 @@ impl Watch {
     }
 }
 
-fn request(locator: &ObjectLocator, object: &str, op: Op) -> OsdRequest {
+fn request(locator: &ObjectLocator, object: &[u8], op: Op) -> OsdRequest {
     OsdRequest::new(locator.clone(), object, vec![op])
 }
 
@@ -68,7 +68,7 @@ impl Objecter {
         &mut self,
         now: Instant,
         locator: &ObjectLocator,
-        object: &str,
+        object: &(impl AsRef<[u8]> + ?Sized),
         timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> Result<u64> {
@@ -78,7 +78,8 @@ impl Objecter {
         }
         let cookie = self.next_tid();
         let asked = timeout.unwrap_or(Duration::ZERO);
-        let request = request(locator, object, Op::watch(cookie, WatchOp::Watch, 0, asked));
+        let request =
+            request(locator, object.as_ref(), Op::watch(cookie, WatchOp::Watch, 0, asked));
         let watch = Watch {
             aimed: Operation::new(request.clone(), Purpose::Watch(cookie), None),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
@@ -127,13 +128,13 @@ impl Objecter {
         &mut self,
         now: Instant,
         locator: &ObjectLocator,
-        object: &str,
+        object: &(impl AsRef<[u8]> + ?Sized),
         payload: &[u8],
         timeout: Duration,
         deadline: Option<Instant>,
     ) -> std::result::Result<u64, Box<OsdRequest>> {
         let op = Op::notify(self.next_tid(), payload, timeout);
-        let request = request(locator, object, op);
+        let request = request(locator, object.as_ref(), op);
         self.submit_as(now, request, deadline, Purpose::Notify(None))
     }
 

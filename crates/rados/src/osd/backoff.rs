@@ -93,7 +93,7 @@ mod tests {
     use crate::encoding::{NOSNAP, PgId};
 
     fn object(hash: u32) -> Hobject {
-        let (key, namespace) = (String::new(), String::new());
+        let (key, namespace) = Default::default();
         Hobject { key, name: "o".into(), snap: NOSNAP, hash, max: false, namespace, pool: 2 }
     }
 

@@ -6,7 +6,7 @@
 
 use super::code::OpCode;
 use super::op::Op;
-use crate::encoding::{Encode, Hobject, Reader, Writer};
+use crate::encoding::{Encode, Hobject, ObjectName, Reader, Writer};
 use crate::error::Result;
 
 /// The namespace that stands for all of them (ceph: `src/include/rados/librados.hpp`, `all_nspaces`).
@@ -16,12 +16,12 @@ pub const ALL_NAMESPACES: &str = "\u{1}";
 #[must_use]
 pub fn begin_of_pool() -> Hobject {
     Hobject {
-        key: String::new(),
-        name: String::new(),
+        key: ObjectName::new(),
+        name: ObjectName::new(),
         snap: 0,
         hash: 0,
         max: false,
-        namespace: String::new(),
+        namespace: ObjectName::new(),
         pool: i64::MIN,
     }
 }
@@ -45,11 +45,11 @@ impl Op {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listed {
     /// Its namespace; empty for the default one.
-    pub namespace: String,
+    pub namespace: ObjectName,
     /// Its name.
-    pub name: String,
+    pub name: ObjectName,
     /// Its locator's key; empty if it has none.
-    pub key: String,
+    pub key: ObjectName,
 }
 
 /// What [`Op::list`] gives.
@@ -70,9 +70,8 @@ impl Page {
         let outer = &mut Reader::new("reading a list of objects", data);
         let mut r = outer.versioned(1)?.fields;
         let next = r.get()?;
-        let objects = r.vec(3 * 4, |r| {
-            Ok(Listed { namespace: r.string()?, name: r.string()?, key: r.string()? })
-        })?;
+        let objects =
+            r.vec(3 * 4, |r| Ok(Listed { namespace: r.name()?, name: r.name()?, key: r.name()? }))?;
         Ok(Self { objects, next })
     }
 }

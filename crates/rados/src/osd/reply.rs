@@ -2,7 +2,7 @@
 
 use super::code::OpCode;
 use super::op::{MAX_OPS, OP_LEN, Op};
-use crate::encoding::{Decode, Eversion, ObjectLocator, PgId, Reader};
+use crate::encoding::{Decode, Eversion, ObjectLocator, ObjectName, PgId, Reader};
 use crate::error::{Error, Result};
 use crate::msgr::Message;
 use bytes::Bytes;
@@ -29,7 +29,7 @@ pub struct Reply {
     /// The request's number.
     pub tid: u64,
     /// The object's name.
-    pub object: String,
+    pub object: ObjectName,
     /// 0 or more, or a negative error number of the request as a whole.
     pub result: i32,
     /// The epoch of the map that the OSD has.
@@ -52,13 +52,13 @@ pub struct Redirect {
     /// The pool, the key and the namespace.
     pub locator: ObjectLocator,
     /// The object's name; empty if that stays.
-    pub object: String,
+    pub object: ObjectName,
 }
 
 impl Decode for Redirect {
     fn decode(reader: &mut Reader<'_>) -> Result<Self> {
         let mut fields = reader.versioned(1)?.fields;
-        Ok(Self { locator: fields.get()?, object: fields.string()? })
+        Ok(Self { locator: fields.get()?, object: fields.name()? })
     }
 }
 
@@ -75,7 +75,7 @@ impl Reply {
         if message.version < OLDEST {
             return Err(r.violation("a reply is of Ceph 12 or newer", message.version.into()));
         }
-        let object = r.string()?;
+        let object = r.name()?;
         r.get::<PgId>()?;
         r.u64()?;
         let result = r.i32()?;

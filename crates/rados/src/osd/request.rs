@@ -2,7 +2,8 @@
 
 use super::op::{MAX_OPS, OP_LEN, Op};
 use crate::encoding::{
-    Encode, EntityName, EntityType, NOSNAP, ObjectLocator, PgShard, RequestId, Utime, Writer,
+    Encode, EntityName, EntityType, NOSNAP, ObjectLocator, ObjectName, PgShard, RequestId, Utime,
+    Writer,
 };
 use crate::msgr::Message;
 use bitflags::bitflags;
@@ -76,7 +77,7 @@ pub struct Target {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OsdRequest {
     /// The object's name.
-    pub object: String,
+    pub object: ObjectName,
     /// Where it is.
     pub locator: ObjectLocator,
     /// What to do, in order; at most [`MAX_OPS`].
@@ -94,9 +95,9 @@ pub struct OsdRequest {
 impl OsdRequest {
     /// Operations on the head of an object.
     #[must_use]
-    pub fn new(locator: ObjectLocator, object: &str, ops: Vec<Op>) -> Self {
+    pub fn new(locator: ObjectLocator, object: &(impl AsRef<[u8]> + ?Sized), ops: Vec<Op>) -> Self {
         Self {
-            object: object.to_owned(),
+            object: object.as_ref().into(),
             locator,
             ops,
             snap: NOSNAP,
@@ -139,7 +140,7 @@ impl OsdRequest {
         w.u32(0);
         w.put(&self.mtime);
         self.locator.encode_in(target.pg.pg.pool, &mut w);
-        w.string(&self.object);
+        w.bytes(&self.object);
         w.u16(u16::try_from(self.ops.len()).unwrap_or(u16::MAX));
         self.ops.iter().for_each(|op| op.encode(&mut w));
         w.u64(self.snap);

@@ -150,7 +150,7 @@ impl World {
                 );
                 assert!(expected, "{error} {set}");
                 let place = error.place().unwrap();
-                assert_eq!((place.pool, &place.object), (object.0, &object.1));
+                assert_eq!((place.pool, place.object.to_string()), (object.0, object.1.clone()));
                 self.clients[client].lost.insert(watch);
                 self.clients[client].count("watches lost");
             }

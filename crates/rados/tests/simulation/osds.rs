@@ -80,12 +80,12 @@ impl World {
     /// Whether a request is dropped because its range is held back.
     fn backs_off(&mut self, osd: usize, conn: u64, request: &WireRequest) -> bool {
         let name = |name: &str, hash, max| Hobject {
-            key: String::new(),
-            name: name.to_owned(),
+            key: Default::default(),
+            name: name.into(),
             snap: NOSNAP,
             hash,
             max,
-            namespace: String::new(),
+            namespace: Default::default(),
             pool: request.pg.pg.pool,
         };
         let object = name(&request.object, request.hash, false);

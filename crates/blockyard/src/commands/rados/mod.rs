@@ -2,8 +2,11 @@
 
 mod transfer;
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use blockyard_rados::encoding::ObjectName;
 use blockyard_rados::net::{Cluster, Config, Pool};
 use blockyard_rados::osd::ALL_NAMESPACES;
 use blockyard_rados::{Blame, Error as RadosError, ErrorKind as RadosKind};
@@ -69,7 +72,7 @@ async fn open(place: &PlaceArgs, name: &str) -> Result<Pool> {
     let cluster =
         Cluster::connect(config).await.map_err(|err| cannot("connect to the cluster", err))?;
     let pool = cluster.pool(name).await.map_err(|err| cannot(&format!("open pool {name}"), err))?;
-    Ok(pool.with_namespace(&place.namespace))
+    Ok(pool.with_namespace(place.namespace.as_bytes()))
 }
 
 /// What could not be done, and what a person can do about it.
@@ -96,6 +99,11 @@ fn cannot(what: &str, err: RadosError) -> Error {
     }
 }
 
+/// A name as it is shown: names are any bytes, which are taken as they come.
+fn shown(object: &OsStr) -> String {
+    ObjectName::from(object.as_bytes()).to_string()
+}
+
 #[derive(Serialize)]
 struct ListedObject {
     namespace: String,
@@ -108,8 +116,9 @@ async fn list(pool: Pool, all: bool, json: bool) -> Result<()> {
     let mut list = pool.list();
     let mut objects = Vec::new();
     while let Some(object) = list.next().await.map_err(|err| cannot("list the objects", err))? {
-        let object =
-            ListedObject { namespace: object.namespace, name: object.name, key: object.key };
+        let [namespace, name, key] =
+            [object.namespace, object.name, object.key].map(|name| name.to_string());
+        let object = ListedObject { namespace, name, key };
         match (json, all) {
             (true, _) => objects.push(object),
             (false, true) => term::say(format_args!("{}\t{}", object.namespace, object.name))?,
@@ -126,12 +135,14 @@ struct ObjectStat {
     modified_seconds: u32,
 }
 
-async fn stat(pool: &Pool, objects: &[String], json: bool) -> Result<()> {
+async fn stat(pool: &Pool, objects: &[OsString], json: bool) -> Result<()> {
     let mut all = Vec::new();
-    for name in objects {
-        let stat = pool.stat(name).await.map_err(|err| cannot(&format!("stat {name}"), err))?;
+    for object in objects {
+        let name = shown(object);
+        let stat = pool.stat(object.as_bytes()).await;
+        let stat = stat.map_err(|err| cannot(&format!("stat {name}"), err))?;
         let modified_seconds = stat.modified.seconds;
-        all.push(ObjectStat { name: name.clone(), size: stat.size, modified_seconds });
+        all.push(ObjectStat { name, size: stat.size, modified_seconds });
     }
     if json {
         return term::say_json(&all);
@@ -144,9 +155,10 @@ async fn stat(pool: &Pool, objects: &[String], json: bool) -> Result<()> {
     term::say(table.trim_fmt())
 }
 
-async fn remove(pool: &Pool, objects: &[String]) -> Result<()> {
-    for name in objects {
-        pool.remove(name).await.map_err(|err| cannot(&format!("remove {name}"), err))?;
+async fn remove(pool: &Pool, objects: &[OsString]) -> Result<()> {
+    for object in objects {
+        let removed = pool.remove(object.as_bytes()).await;
+        removed.map_err(|err| cannot(&format!("remove {}", shown(object)), err))?;
     }
     Ok(())
 }
@@ -162,13 +174,15 @@ struct ObjectPlace {
     primary: Option<i32>,
 }
 
-fn map(pool: &Pool, objects: &[String], json: bool) -> Result<()> {
+fn map(pool: &Pool, objects: &[OsString], json: bool) -> Result<()> {
     let mut all = Vec::new();
-    for name in objects {
-        let place = pool.locate(name).map_err(|err| cannot(&format!("place {name}"), err))?;
+    for object in objects {
+        let name = shown(object);
+        let place = pool.locate(object.as_bytes());
+        let place = place.map_err(|err| cannot(&format!("place {name}"), err))?;
         let (epoch, pg) = (place.epoch, place.pg.to_string());
         let (up, acting) = (place.placed.up, place.placed.acting);
-        let (name, pool, primary) = (name.clone(), pool.id(), place.placed.primary);
+        let (pool, primary) = (pool.id(), place.placed.primary);
         all.push(ObjectPlace { name, epoch, pool, pg, up, acting, primary });
     }
     if json {

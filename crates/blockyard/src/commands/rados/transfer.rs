@@ -1,14 +1,16 @@
 //! Objects to files, and files to objects, in pieces.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use blockyard_rados::net::Pool;
 use blockyard_rados::osd::{Op, Stat};
 use bytes::Bytes;
 
-use super::cannot;
+use super::{cannot, shown};
 use crate::error::{Error, Result};
 
 /// Bytes of a piece.
@@ -24,7 +26,8 @@ fn piece(input: &mut dyn Read) -> io::Result<Bytes> {
 }
 
 /// Writes a file to an object: the first piece replaces what is there, the others follow.
-pub(super) async fn put(pool: &Pool, object: &str, file: &Path) -> Result<()> {
+pub(super) async fn put(pool: &Pool, object: &OsStr, file: &Path) -> Result<()> {
+    let (object, name) = (object.as_bytes(), shown(object));
     let reading = || format!("cannot read {}", file.display());
     let mut input: Box<dyn Read> = if file.as_os_str() == STANDARD {
         Box::new(io::stdin().lock())
@@ -40,7 +43,7 @@ pub(super) async fn put(pool: &Pool, object: &str, file: &Path) -> Result<()> {
             (_, 0) => Ok(()),
             _ => pool.write(object, offset, data).await,
         };
-        written.map_err(|err| cannot(&format!("write {object}"), err))?;
+        written.map_err(|err| cannot(&format!("write {name}"), err))?;
         if len < PIECE {
             return Ok(());
         }
@@ -49,8 +52,9 @@ pub(super) async fn put(pool: &Pool, object: &str, file: &Path) -> Result<()> {
 }
 
 /// Writes an object to a file. All of it is of one version, or it fails.
-pub(super) async fn get(pool: &Pool, object: &str, file: &Path) -> Result<()> {
-    let failed = |err| cannot(&format!("read {object}"), err);
+pub(super) async fn get(pool: &Pool, object: &OsStr, file: &Path) -> Result<()> {
+    let (object, name) = (object.as_bytes(), shown(object));
+    let failed = |err| cannot(&format!("read {name}"), err);
     let reply = pool.query(object, vec![Op::stat()]).await.map_err(failed)?;
     let version = reply.user_version;
     let stat = reply.ops.first().map_or(&[][..], |op| &op.data);
@@ -67,7 +71,7 @@ pub(super) async fn get(pool: &Pool, object: &str, file: &Path) -> Result<()> {
         let reply = pool.query(object, ops).await.map_err(failed)?;
         let data = reply.ops.get(1).map(|op| op.data.clone()).unwrap_or_default();
         if data.is_empty() {
-            return Err(Error::failed(format!("{object} ends at {offset} of {size} bytes")));
+            return Err(Error::failed(format!("{name} ends at {offset} of {size} bytes")));
         }
         offset += data.len() as u64;
         match output.write_all(&data) {
