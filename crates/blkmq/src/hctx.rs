@@ -8,9 +8,8 @@
 //! - `state`: the lists, held for a few instructions.
 
 use std::collections::VecDeque;
-use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Weak};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::{Mutex, MutexGuard};
@@ -26,16 +25,19 @@ use crate::queue::QueueShared;
 use crate::queue_map::QueueType;
 use crate::request::{Request, Rq};
 use crate::stats::QueueStats;
-use crate::tags::{Tags, Waiter};
+use crate::tags::Tags;
 use crate::units::{BlockSize, Sector};
 
 mod check;
 mod complete;
+mod handle;
 mod show;
 mod submit;
+mod tagging;
 mod timer;
 mod waiting;
 
+pub use handle::HctxHandle;
 pub(crate) use waiting::Arrival;
 use waiting::Waiting;
 
@@ -401,50 +403,6 @@ impl<D: Driver> Hctx<D> {
         slot.deadline_ns = now_ns.saturating_add(self.shared.timeout_ns());
     }
 
-    /// Takes a tag, or queues up for one.
-    fn get_tag(self: &Arc<Self>, st: &mut State<D>, reserved: bool) -> Option<u32> {
-        if let Some(tag) = self.try_tag(st, reserved) {
-            return Some(tag);
-        }
-        if !std::mem::replace(&mut st.waits_for_tag[usize::from(reserved)], true) {
-            self.tags.wait(Arc::clone(self) as Arc<dyn Waiter>, reserved);
-        }
-        // One may have been freed before the queue for it was joined.
-        self.try_tag(st, reserved)
-    }
-
-    fn try_tag(&self, st: &mut State<D>, reserved: bool) -> Option<u32> {
-        let shared = self.tags.is_shared();
-        if shared && !st.tags_active {
-            st.tags_active = true;
-            self.tags.set_active(true);
-        }
-        if shared && !reserved && st.tags_held >= self.tags.share() {
-            return None;
-        }
-        let tag = self.tags.get(reserved)?;
-        st.tags_held += 1;
-        Some(tag)
-    }
-
-    /// The caller wakes those who wait for one, once it has let go of the state.
-    fn put_tag(&self, st: &mut State<D>, tag: u32) {
-        st.tags_held -= 1;
-        let _woken_anyway = self.leave_tags_if_idle(st);
-        self.tags.put(tag);
-    }
-
-    /// One that holds no tag and waits for none leaves its share to others; says whether they have more now.
-    #[must_use]
-    fn leave_tags_if_idle(&self, st: &mut State<D>) -> bool {
-        let leaves = st.tags_active && st.tags_held == 0 && st.waiting.is_empty();
-        if leaves {
-            st.tags_active = false;
-            self.tags.set_active(false);
-        }
-        leaves
-    }
-
     /// Hands a list to the driver; says whether it took all.
     fn issue(self: &Arc<Self>, part: &mut D::Hctx, list: &mut Requests<D>) -> bool {
         let driver = &self.shared.driver;
@@ -665,60 +623,5 @@ impl<D: Driver> Hctx<D> {
 
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.state.lock().limits = limits;
-    }
-}
-
-impl<D: Driver> Waiter for Hctx<D> {
-    fn tag_freed(self: Arc<Self>, reserved: bool) {
-        self.state.lock().waits_for_tag[usize::from(reserved)] = false;
-        self.run();
-    }
-}
-
-/// A driver's way back to one of its hardware queues. It keeps nothing alive.
-pub struct HctxHandle<D: Driver>(Weak<Hctx<D>>);
-
-impl<D: Driver> Clone for HctxHandle<D> {
-    fn clone(&self) -> Self {
-        Self(Weak::clone(&self.0))
-    }
-}
-
-impl<D: Driver> HctxHandle<D> {
-    /// Which of the disk's hardware queues it is.
-    #[must_use]
-    pub fn index(&self) -> usize {
-        self.0.upgrade().map_or(0, |hctx| hctx.index)
-    }
-
-    /// What it is for.
-    #[must_use]
-    pub fn kind(&self) -> QueueType {
-        self.0.upgrade().map_or(QueueType::Default, |hctx| hctx.kind)
-    }
-
-    /// How many requests can be out.
-    #[must_use]
-    pub fn depth(&self) -> u32 {
-        self.0.upgrade().map_or(0, |hctx| hctx.tags.depth())
-    }
-
-    /// Requests that were handed back can be taken now.
-    pub fn run(&self) {
-        if let Some(hctx) = self.0.upgrade() {
-            hctx.run();
-        }
-    }
-
-    /// Works on the driver's part of the queue, as a completion does. Not to be called from within the driver's
-    /// own methods. `None`: the queue is gone.
-    pub fn with<R>(&self, f: impl FnOnce(&mut D::Hctx) -> R) -> Option<R> {
-        self.0.upgrade()?.with_driver(f)
-    }
-}
-
-impl<D: Driver> fmt::Debug for HctxHandle<D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hctx {}", self.index())
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct QueueShared<D: Driver> {
     capacity: AtomicU64,
     size_bytes: AtomicU64,
     read_only: AtomicBool,
-    pub(crate) fence: Arc<Fence>,
+    pub(crate) fence: Fence,
     queues: OnceLock<Vec<Weak<Hctx<D>>>>,
     alarm: RwLock<Option<Alarm>>,
     pub(crate) locks: BlockLocks<D>,
@@ -125,7 +125,7 @@ pub(crate) trait Queue: Send + Sync {
     fn submit(&self, cpu: usize, from: Registrant, bio: Box<Bio>);
     /// Drains `bios`.
     fn submit_all(&self, cpu: usize, from: Registrant, bios: &mut Vec<Box<Bio>>);
-    fn fence(&self) -> &Arc<Fence>;
+    fn fence(&self) -> &Fence;
     fn hw_queues(&self) -> usize;
     fn set_alarm(&self, alarm: Alarm);
     fn poll(&self, cpu: usize) -> usize;
@@ -198,7 +198,7 @@ impl<D: Driver> RequestQueue<D> {
             capacity: AtomicU64::new(0),
             size_bytes: AtomicU64::new(0),
             locks: BlockLocks::default(),
-            fence: Arc::default(),
+            fence: Fence::default(),
             queues: OnceLock::new(),
             alarm: RwLock::new(None),
             read_only: AtomicBool::new(false),
@@ -240,7 +240,8 @@ impl<D: Driver> RequestQueue<D> {
         self.hctxs.iter().for_each(|hctx| hctx.freeze());
     }
 
-    /// Waits until no request is in use, and nothing is between two of its own. Blocks: not for a thread that completions come by.
+    /// Waits until no request is in use, and nothing is between two of its own. Blocks: not for a thread that
+    /// completions come by.
     fn wait_drained(&self) {
         let drained = || {
             self.hctxs.iter().all(|hctx| hctx.lock().allocated == 0) && self.shared.locks.is_idle()
@@ -299,7 +300,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.hctxs[hctx].submit(cpu, from, std::iter::once(bio));
     }
 
-    fn fence(&self) -> &Arc<Fence> {
+    fn fence(&self) -> &Fence {
         &self.shared.fence
     }
 

@@ -22,9 +22,22 @@ const SHORTEST: Duration = Duration::from_millis(1);
 pub struct Bell {
     rung: AtomicBool,
     notify: Notify,
+    /// A disk wants to be called sooner than it said.
+    sooner: Notify,
 }
 
 impl Bell {
+    /// Rings, also through a sleep that has begun: a disk has something to do now.
+    fn alarm(&self) {
+        self.sooner.notify_one();
+        self.ring();
+    }
+
+    /// Sleeps so long, or until a disk has something to do.
+    async fn sleep(&self, time: Duration) {
+        let _either_is_fine = tokio::time::timeout(time, self.sooner.notified()).await;
+    }
+
     /// Rings, unless it has been rung already. Cheap: a read of memory that rarely changes.
     pub fn ring(&self) {
         if !self.rung.load(Ordering::Relaxed) && !self.rung.swap(true, Ordering::SeqCst) {
@@ -35,18 +48,22 @@ impl Bell {
 
 /// Sees to `disks` for ever, on a thread that is no queue thread.
 pub async fn keep(disks: Vec<Arc<Disk>>, clock: Arc<dyn Clock>, bell: Arc<Bell>) {
+    for disk in &disks {
+        let bell = Arc::clone(&bell);
+        disk.set_alarm(Arc::new(move || bell.alarm()));
+    }
     let tick = || disks.iter().filter_map(|disk| disk.tick()).min();
     loop {
         bell.notify.notified().await;
         loop {
             if let Some(deadline_ns) = tick() {
                 let wait = Duration::from_nanos(deadline_ns.saturating_sub(clock.now_ns()));
-                tokio::time::sleep(wait.clamp(SHORTEST, LONGEST)).await;
+                bell.sleep(wait.clamp(SHORTEST, LONGEST)).await;
                 continue;
             }
             // A busy daemon has often nothing in flight at the moment: look again after a while, not at the
             // next request.
-            tokio::time::sleep(LONGEST).await;
+            bell.sleep(LONGEST).await;
             bell.rung.store(false, Ordering::SeqCst);
             // What was submitted before that has not rung, what comes after does.
             if tick().is_none() {
@@ -70,6 +87,15 @@ mod tests {
         assert!(again.is_err());
         bell.rung.store(false, Ordering::SeqCst);
         bell.ring();
+        bell.notify.notified().await;
+    }
+
+    #[tokio::test]
+    async fn an_alarm_ends_a_sleep_also_one_that_begins_later() {
+        let bell = Bell::default();
+        bell.alarm();
+        let slept = tokio::time::timeout(LONGEST, bell.sleep(Duration::from_secs(600))).await;
+        assert!(slept.is_ok());
         bell.notify.notified().await;
     }
 }

@@ -178,9 +178,25 @@ pub fn overlapping_writes(subject: &Subject) {
     assert_eq!(found, subject.read(0, len), "once they have ended nothing changes");
 }
 
-/// Flushes and writes that are durable at once succeed, with and without a cache, before and after others.
+/// Flushes and writes that are durable at once succeed, with and without a cache, before and after others; where it is
+/// known what a power cut would leave, that is there, and what was not made durable is not.
 pub fn flushes(subject: &Subject) {
     let block = subject.block();
+    let lost = |at: u64, bytes: &[u8]| assert_ne!(subject.survives(at, bytes), Some(true), "{at}");
+    let kept = |at: u64, bytes: &[u8]| assert_ne!(subject.survives(at, bytes), Some(false), "{at}");
+    let bytes = |i: u64| marked(i * block, block, 9);
+    let at = |i: u64| (40 + i) * block;
+    subject.write(at(0), &bytes(0));
+    lost(at(0), &bytes(0));
+    assert_eq!(subject.write_flagged(at(1), &bytes(1), Flags::FUA), Status::Ok);
+    kept(at(1), &bytes(1));
+    assert_eq!(subject.status(Op::Flush, 0, 0), Status::Ok);
+    kept(at(0), &bytes(0));
+    subject.write(at(2), &bytes(2));
+    assert_eq!(subject.write_flagged(at(3), &bytes(3), Flags::PREFLUSH), Status::Ok);
+    kept(at(2), &bytes(2));
+    assert_eq!(subject.run(Op::WriteZeroes, at(1), block, Flags::FUA).status(), Status::Ok);
+    kept(at(1), &vec![0; block.try_into().unwrap()]);
     assert_eq!(subject.status(Op::Flush, 0, 0), Status::Ok);
     for (i, flags) in
         (0..).zip([Flags::FUA, Flags::PREFLUSH, Flags::FUA | Flags::PREFLUSH, Flags::SYNC])

@@ -19,9 +19,11 @@
 pub mod cases;
 mod queue_thread;
 mod subject;
+mod volatile;
 
 pub use queue_thread::QueueThread;
 pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
+pub use volatile::Volatile;
 
 /// Makes a test of each case, in a module of that name, for the disks that the closure makes.
 #[macro_export]

@@ -26,12 +26,17 @@ pub struct Capabilities {
 pub const STORES: Capabilities =
     Capabilities { stores: true, discard_zeroes: false, holes: false, can_grow: false };
 
+/// What is left of a range of so many bytes from an offset on.
+type Survivors = Box<dyn Fn(u64, u64) -> Vec<u8> + Send + Sync>;
+
 /// A disk under test.
 pub struct Subject {
     /// It, open for reading and writing.
     pub bdev: Bdev,
     /// What it promises.
     pub can: Capabilities,
+    /// Says what a power cut would leave of a range, where that is known.
+    survivors: Option<Survivors>,
     /// Dropped last.
     _guard: Box<dyn Any + Send + Sync>,
 }
@@ -44,7 +49,7 @@ impl Subject {
     #[must_use]
     pub fn new(bdev: Bdev, guard: impl Any + Send + Sync) -> Self {
         assert!(bdev.capacity().bytes() >= MIN_BYTES, "the disk is too small for the suite");
-        Self { bdev, can: STORES, _guard: Box::new(guard) }
+        Self { bdev, can: STORES, survivors: None, _guard: Box::new(guard) }
     }
 
     /// With other promises.
@@ -52,6 +57,21 @@ impl Subject {
     pub fn with(mut self, can: Capabilities) -> Self {
         self.can = can;
         self
+    }
+
+    /// Over something that forgets what was not made durable: `survivors` says what it would not.
+    #[must_use]
+    pub fn surviving(
+        mut self,
+        survivors: impl Fn(u64, u64) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
+        self.survivors = Some(Box::new(survivors));
+        self
+    }
+
+    /// Whether the bytes would outlive a power cut, where that is known.
+    pub(crate) fn survives(&self, at: u64, bytes: &[u8]) -> Option<bool> {
+        self.survivors.as_ref().map(|survivors| survivors(at, bytes.len() as u64) == bytes)
     }
 
     pub(crate) fn disk(&self) -> &Arc<Disk> {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -86,8 +86,9 @@ proptest! {
         let (mut out_data, mut ended) = (Vec::new(), BTreeMap::new());
         let mut written_at = BTreeMap::new();
         let mut waits_for = BTreeMap::new();
-        let mut started = 0;
+        let (mut started, mut flush_failures, mut data_failed) = (0, 0, BTreeSet::new());
         for turn in order {
+            let status = if turn >> 8 & 7 == 0 { Status::Medium } else { Status::Ok };
             let flush_out = model.flush_covers.is_some();
             match turn % 3 {
                 0 if started < kinds.len() => {
@@ -100,18 +101,27 @@ proptest! {
                         _ => Steps::all(),
                     };
                     // What a preflush promises: all that was in the cache when it began.
-                    waits_for.insert(id, (steps, model.next_write));
+                    waits_for.insert(id, (steps, model.next_write, flush_failures));
                     queue.start(Rq { id, steps }, 0, &mut todo);
                 }
                 1 if flush_out => {
-                    model.durable = model.flush_covers.take().unwrap().max(model.durable);
-                    queue.flush_done(Status::Ok, 0, &mut todo);
+                    let covered = model.flush_covers.take().unwrap();
+                    if status.is_ok() {
+                        model.durable = covered.max(model.durable);
+                    } else {
+                        flush_failures += 1;
+                    }
+                    queue.flush_done(status, 0, &mut todo);
                 }
                 _ if !out_data.is_empty() => {
                     let rq: Rq = out_data.swap_remove(turn as usize % out_data.len());
-                    model.next_write += 1;
-                    written_at.insert(rq.id, model.next_write);
-                    queue.data_done(rq, Status::Ok, 0, &mut todo);
+                    if status.is_ok() {
+                        model.next_write += 1;
+                        written_at.insert(rq.id, model.next_write);
+                    } else {
+                        data_failed.insert(rq.id);
+                    }
+                    queue.data_done(rq, status, 0, &mut todo);
                 }
                 _ => {}
             }
@@ -122,16 +132,23 @@ proptest! {
                         model.flush_covers = Some(model.next_write);
                     }
                     Next::Data(rq) => {
-                        let (steps, before) = waits_for[&rq.id];
+                        let (steps, before, _) = waits_for[&rq.id];
                         prop_assert!(!steps.contains(Steps::PREFLUSH) || model.durable >= before, "data before its preflush");
                         out_data.push(rq);
                     }
-                    Next::End(rq, _) => {
-                        let (steps, before) = waits_for[&rq.id];
+                    Next::End(rq, Status::Ok) => {
+                        let (steps, before, _) = waits_for[&rq.id];
+                        prop_assert!(!data_failed.contains(&rq.id), "its data was not written");
                         prop_assert!(!steps.contains(Steps::PREFLUSH) || model.durable >= before);
                         if steps.contains(Steps::POSTFLUSH) {
                             prop_assert!(model.durable >= written_at[&rq.id], "ended before its data was durable");
                         }
+                        prop_assert!(ended.insert(rq.id, ()).is_none(), "ended twice");
+                    }
+                    Next::End(rq, _) => {
+                        let (_, _, failures) = waits_for[&rq.id];
+                        let failed = data_failed.contains(&rq.id) || flush_failures > failures;
+                        prop_assert!(failed, "nothing of it has failed");
                         prop_assert!(ended.insert(rq.id, ()).is_none(), "ended twice");
                     }
                 }

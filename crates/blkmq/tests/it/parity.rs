@@ -55,7 +55,7 @@ fn cached(fua: bool) -> Limits {
 }
 
 /// An image of 256 KiB with an MBR of three primary partitions.
-fn mbr() -> Vec<u8> {
+pub fn mbr() -> Vec<u8> {
     let mut image = std::io::Cursor::new(vec![0; 512 * SECTOR]);
     let mut mbr = MBR::new_from(&mut image, SECTOR as u32, [1, 2, 3, 4]).unwrap();
     for (number, (start, sectors)) in [(1, (64, 64)), (2, (128, 100)), (3, (256, 256))] {

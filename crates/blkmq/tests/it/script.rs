@@ -162,6 +162,8 @@ pub struct Script {
     pub init_left: AtomicI64,
     /// What was taken, in order: which hardware queue, what, where.
     pub log: Mutex<Vec<(usize, Op, u64)>>,
+    /// What was failed, in order: what, from which sector to which.
+    pub failures: Mutex<Vec<(Op, u64, u64)>>,
 }
 
 /// What is left of the budget. A refusal is remembered, as whoever was refused is to be run.
@@ -206,6 +208,7 @@ impl Script {
             timeouts_later: AtomicBool::new(false),
             init_left: AtomicI64::new(i64::MAX),
             log: Mutex::default(),
+            failures: Mutex::default(),
             config: Mutex::new(config),
             counts: Arc::default(),
             inner: Mutex::new(inner),
@@ -319,6 +322,10 @@ impl Script {
     }
 
     fn meet(&self, mut taken: Taken, fate: Fate) {
+        if matches!(fate, Fate::Drop | Fate::Fail) {
+            let (rq, start) = (&taken.rq, taken.rq.sector().0);
+            self.failures.lock().push((rq.op(), start, start + rq.len() / SECTOR as u64));
+        }
         let block = self.config.lock().limits.logical_block_size.bytes().into();
         match fate {
             Fate::Partial

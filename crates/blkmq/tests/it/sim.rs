@@ -31,6 +31,8 @@ struct Pending {
     since: u64,
     /// The disk was smaller than its end at some time since.
     cut_off: bool,
+    /// What the driver had failed before.
+    failures: usize,
     /// A read into the submitter's own memory.
     own: Option<Segments>,
 }
@@ -198,7 +200,9 @@ impl Sim {
             self.model.write_begins(start, sectors, if op == Op::Write { id } else { 0 });
         }
         let cut_off = start + sectors > self.capacity;
-        self.pending.insert(id, Pending { op, start, sectors, flags, since, cut_off, own });
+        let failures = self.rig.script.failures.lock().len();
+        let pending = Pending { op, start, sectors, flags, since, cut_off, failures, own };
+        self.pending.insert(id, pending);
         Some(bio.on_end(Arc::<Ends>::clone(&self.rig.ends)))
     }
 
@@ -250,12 +254,27 @@ impl Sim {
                 ),
                 _ => panic!("{pending:?}"),
             },
-            Status::Medium | Status::Io => assert!(self.lossy, "{pending:?} failed"),
+            Status::Medium | Status::Io => {
+                assert!(self.lossy && self.has_failed(pending), "{pending:?} failed");
+            }
             status => panic!("{pending:?} ended with {status:?}"),
         }
     }
 
+    /// Whether the driver has failed something of a bio since it was submitted.
+    fn has_failed(&self, pending: &Pending) -> bool {
+        let &Pending { op, start, sectors, flags, failures, .. } = pending;
+        let durable = op == Op::Flush || flags.intersects(Flags::FUA | Flags::PREFLUSH);
+        self.rig.script.failures.lock()[failures..].iter().any(|&(failed, from, to)| {
+            let same = failed == op || (failed.is_write() && op.is_write());
+            (failed == Op::Flush && durable) || (same && from < start + sectors && start < to)
+        })
+    }
+
     fn went_well(&mut self, bio: &Bio, pending: &Pending) {
+        // No two writes to a place are under way at a time.
+        let failed = pending.op.is_write() && pending.flags.is_empty() && self.has_failed(pending);
+        assert!(!failed, "{pending:?} went well, though a part of it has failed");
         let &Pending { op, start, sectors, flags, since, .. } = pending;
         let features = self.rig.disk.limits().features;
         if flags.contains(Flags::PREFLUSH) || op == Op::Flush {

@@ -4,10 +4,12 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
+use blockyard_blkmq::reservation::PrType;
 use blockyard_blkmq::{
-    Bdev, Bio, Disk, Features, Flags, Limits, Op, OpenMode, Sector, Status, TagSetConfig,
-    TagSetFlags, sched,
+    Bdev, Bio, Chain, Disk, DiskConfig, Features, Flags, IoPrio, Limits, NoOps, Op, OpenMode,
+    Sector, Status, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 use rand::rngs::StdRng;
@@ -30,11 +32,13 @@ struct Submitter {
     cpu: usize,
     first: u64,
     bdev: Bdev,
-    /// What each lane holds, and what it is about to.
-    stamps: [u64; LANES as usize],
-    out: [Option<u64>; LANES as usize],
+    /// What each lane holds, if that is known, and what it is about to.
+    stamps: [Option<u64>; LANES as usize],
+    out: [Option<Option<u64>>; LANES as usize],
     next: u64,
     may_go_offline: bool,
+    /// The disk may be read-only or reserved by another meanwhile.
+    may_be_refused: bool,
 }
 
 /// How many bios of each outcome there were.
@@ -42,6 +46,7 @@ struct Submitter {
 struct Tally {
     ok: usize,
     offline: usize,
+    refused: usize,
 }
 
 impl Submitter {
@@ -54,6 +59,10 @@ impl Submitter {
                     (0..self.rng.random_range(1..6)).filter_map(|_| self.bio(&tell)).collect();
                 submitted += plug.len();
                 out += plug.len();
+                let whole = |bio: &mut Box<Bio>| bio.op == Op::Read && bio.flags == Flags::SUPPLY;
+                if self.may_be_refused {
+                    plug.extract_if(.., whole).for_each(|bio| in_two(&self.bdev, self.cpu, bio));
+                }
                 self.bdev.submit_all(self.cpu, &mut plug);
             } else if out > 0 {
                 let bio: Box<Bio> = told.recv().expect("a bio that was submitted ends");
@@ -82,14 +91,14 @@ impl Submitter {
         let mut stamp = self.stamps[lane as usize];
         let mut bio = match op {
             Op::Write => {
-                stamp = self.next << 8 | lane | 1 << 60;
-                let bytes = (start..start + LANE_SECTORS)
-                    .flat_map(|sector| pattern(stamp, sector))
-                    .collect();
+                let new = self.next << 8 | lane | 1 << 60;
+                stamp = Some(new);
+                let bytes =
+                    (start..start + LANE_SECTORS).flat_map(|sector| pattern(new, sector)).collect();
                 Bio::with_data(op, Sector(start), [Segment::from_vec(bytes)].into_iter().collect())
             }
             Op::WriteZeroes => {
-                stamp = 0;
+                stamp = Some(0);
                 Bio::new(op, Sector(start), LANE_SECTORS * SECTOR as u64)
             }
             Op::Flush => Bio::flush(),
@@ -98,6 +107,9 @@ impl Submitter {
         .with_flags(flags);
         self.out[lane as usize] = Some(stamp);
         bio.private = lane;
+        bio.prio = *[IoPrio::None, IoPrio::RealTime(1), IoPrio::BestEffort(7), IoPrio::Idle]
+            .choose(&mut self.rng)
+            .unwrap();
         let tell = tell.clone();
         Some(bio.on_end(Arc::new(move |bio| tell.send(bio).unwrap())))
     }
@@ -109,7 +121,9 @@ impl Submitter {
             Status::Ok => {
                 tally.ok += 1;
                 self.stamps[lane] = stamp;
-                if bio.op == Op::Read {
+                if bio.op == Op::Read
+                    && let Some(stamp) = stamp
+                {
                     let bytes: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
                     let start = self.first + lane as u64 * LANE_SECTORS;
                     let want: Vec<u8> = (start..start + LANE_SECTORS)
@@ -119,6 +133,13 @@ impl Submitter {
                 }
             }
             Status::Offline if self.may_go_offline => tally.offline += 1,
+            Status::NotPermitted | Status::ReservationConflict if self.may_be_refused => {
+                tally.refused += 1;
+                if bio.op.is_write() {
+                    // Some of it may be there.
+                    self.stamps[lane] = None;
+                }
+            }
             status => panic!("{bio:?} ended with {status:?}"),
         }
     }
@@ -241,10 +262,11 @@ fn run(plan: &Plan) {
                     cpu: cpu as usize,
                     first: cpu * LANES * LANE_SECTORS,
                     bdev: disk.open(None, OpenMode::ReadWrite).unwrap(),
-                    stamps: [0; LANES as usize],
+                    stamps: [Some(0); LANES as usize],
                     out: [None; LANES as usize],
                     next: 0,
                     may_go_offline: plan.remove,
+                    may_be_refused: false,
                 };
                 let (left, done) = (&left, &done);
                 submitters.push(scope.spawn(move || {
@@ -328,4 +350,107 @@ fn a_disk_is_removed_under_load() {
         meddle: seed % 2 == 0,
         remove: true,
     });
+}
+
+/// Cuts what is submitted in two, as children of a chain of the submitter's.
+fn in_two(bdev: &Bdev, cpu: usize, parent: Box<Bio>) {
+    let mut rest = parent.clone_rest();
+    let chain = Chain::new(parent);
+    let mut front = rest.split(rest.len() / 2);
+    chain.add(&mut front);
+    chain.add(&mut rest);
+    chain.close();
+    let mut plug = vec![front, rest];
+    bdev.submit_all(cpu, &mut plug);
+}
+
+/// Somebody who makes the disk read-only, reserves it, and looks for what is out for too long.
+fn refuse(disk: &Arc<Disk>, rng: &mut StdRng, done: &AtomicBool) {
+    while !done.load(Ordering::SeqCst) {
+        match rng.random_range(0..4) {
+            0 => disk.set_read_only(rng.random_bool(0.3)),
+            1 => disk.set_timeout(Duration::from_micros(rng.random_range(100..3000))),
+            _ => {
+                let bdev = disk.open(None, OpenMode::ReadOnly).unwrap();
+                let kind = *PrType::ALL.choose(rng).unwrap();
+                bdev.reserve(|pr, me| pr.register(me, 0, 5, false)).unwrap();
+                bdev.reserve(|pr, me| pr.reserve(me, 5, kind)).unwrap();
+                std::thread::yield_now();
+                // Closing it gives the reservation back.
+            }
+        }
+        (0..rng.random_range(0..50)).for_each(|_| std::thread::yield_now());
+    }
+    disk.set_read_only(false);
+}
+
+#[test]
+fn partitions_are_written_while_their_disk_is_reserved_read_only_and_late() {
+    let name = "partitions_are_written_while_their_disk_is_reserved_read_only_and_late";
+    let first = seed(name);
+    for seed in (0..3).map(|run| first.wrapping_add(run)) {
+        println!("run BLOCKYARD_SEED={seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let limits = Limits { max_hw_sectors: 8, ..Limits::default() }.validate().unwrap();
+        let chances = Chances { inline: 300, requeue: 50, resource: 30, ..Chances::default() };
+        let config = Config { limits: limits.clone(), chances, ..Config::default() };
+        let set = TagSetConfig { cpus: 2, hw_queues: [2, 0, 0], depth: 4, ..Default::default() };
+        let rig = ManuallyDrop::new(Rig::new(seed, set, config, 64));
+        let image = crate::parity::mbr();
+        let config = DiskConfig::new("parted", Sector((image.len() / SECTOR) as u64), limits);
+        rig.set.driver().add_image(7, image.len() / SECTOR);
+        rig.set.driver().load(7, &image);
+        let clock = Arc::clone(&rig.clock);
+        let disk = Disk::alloc(&rig.set, 7, config, Arc::new(NoOps), clock).unwrap();
+        let (shown, seen) = (Arc::clone(&disk), seed);
+        let watchdog =
+            Watchdog::new(name, 30, move || format!("BLOCKYARD_SEED={seen}\n{}", shown.show()));
+        let (left, done) = (AtomicUsize::new(2), AtomicBool::new(false));
+        let disks = [Arc::clone(&disk)];
+        let tallies: Vec<Tally> = std::thread::scope(|scope| {
+            (0..2).for_each(|_| drop(scope.spawn(|| meanwhile(&rig, &disks, &done))));
+            rig.layer.add_disk(&disk).unwrap();
+            if seed % 2 == 0 {
+                disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+            }
+            // Partitions 1 and 3, which are 64 and 256 sectors.
+            let submitters: Vec<_> = [1, 3]
+                .into_iter()
+                .enumerate()
+                .map(|(cpu, number)| {
+                    let submitter = Submitter {
+                        rng: StdRng::seed_from_u64(rng.random()),
+                        cpu,
+                        first: 0,
+                        bdev: disk.open(Some(number), OpenMode::ReadWrite).unwrap(),
+                        stamps: [Some(0); LANES as usize],
+                        out: [None; LANES as usize],
+                        next: 0,
+                        may_go_offline: false,
+                        may_be_refused: true,
+                    };
+                    let (left, done) = (&left, &done);
+                    scope.spawn(move || {
+                        let tally = submitter.run(500);
+                        one_less(left, done);
+                        tally
+                    })
+                })
+                .collect();
+            let mut rng = StdRng::seed_from_u64(rng.random());
+            let (disk, done) = (&disk, &done);
+            scope.spawn(move || refuse(disk, &mut rng, done));
+            submitters.into_iter().map(|submitter| submitter.join().unwrap()).collect()
+        });
+        println!("{tallies:?}");
+        assert!(tallies.iter().all(|tally| tally.ok > 0));
+        assert_eq!(disk.stats().0.in_flight(), [0, 0]);
+        for part in disk.partitions() {
+            assert_eq!(part.stats().0.in_flight(), [0, 0]);
+        }
+        rig.script.calm_down();
+        rig.layer.del_disk(&disk);
+        drop((watchdog, disks, disk));
+        ManuallyDrop::into_inner(rig).tear_down();
+    }
 }
