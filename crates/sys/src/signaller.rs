@@ -1,10 +1,10 @@
 //! Signals events of other processes without ever waiting for them.
 //!
 //! A write to an eventfd(2) waits while its count is full, unless its description is non-blocking. Count and flags are shared
-//! with whoever passed it to us, who may fill it and clear the flag between any two instructions of ours; no check helps, and
-//! there is no write that says for itself that it must not wait (RWF_NOWAIT is refused). The kernel's own way to signal an eventfd
-//! neither waits nor looks at flags; it is taken when an asynchronous operation with `IOCB_FLAG_RESFD` ends (io_submit(2)). So
-//! nothing is read here, and the event is signalled about that.
+//! with whoever passed it to us, who may fill it and clear the flag between any two instructions of ours: no check helps, and
+//! no write can be told not to wait (RWF_NOWAIT is refused). The kernel's own way to signal an eventfd neither waits nor looks
+//! at flags; it is taken when an asynchronous operation with `IOCB_FLAG_RESFD` ends (io_submit(2)). So nothing is read here, and
+//! the event is signalled about that.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -348,6 +348,10 @@ impl Objecter {
             self.send_anew(tid, cookie);
             return;
         }
+        if let Purpose::Notify(id) = &mut op.purpose {
+            // What an OSD said of it before is not of the one that is sent now.
+            *id = None;
+        }
         let target = Target { pg: op.aim.pg, hash: op.aim.hash, epoch: self.routes.map.epoch() };
         let message = op.request.message(tid, target, op.attempts, self.config.supported);
         if open.send(message).is_ok() {

@@ -73,14 +73,13 @@ impl Objecter {
             self.fail(now, tid, Error::violation("reading an OSD's reply", rule, got));
             return Ok(());
         }
-        if let Purpose::Notify(id @ None) = &mut op.purpose
+        // An OSD's reply is its number of the notification, whichever attempt it answers; what watchers say comes later.
+        if let Purpose::Notify(id) = &mut op.purpose
             && reply.result >= 0
+            && let Some(number) = reply.ops.first().and_then(|op| op.data.first_chunk::<8>())
         {
-            let first = reply.ops.first().and_then(|op| op.data.first_chunk::<8>());
-            *id = first.map(|id| u64::from_le_bytes(*id));
-            if id.is_some() {
-                return Ok(());
-            }
+            *id = Some(u64::from_le_bytes(*number));
+            return Ok(());
         }
         self.complete(now, tid, reply);
         Ok(())

@@ -1,7 +1,7 @@
 //! Where operations go, by the map.
 
 use super::config::Config;
-use super::operation::Operation;
+use super::operation::{Operation, Purpose};
 use crate::encoding::{ObjectLocator, PgId, PgShard};
 use crate::error::Result;
 use crate::maps::{MapFlags, OsdMap, Placed, Placer, Pool, PoolFlags, PoolKind};
@@ -25,6 +25,8 @@ pub(super) struct Aim {
     pub replica: bool,
     /// The cluster takes no such operations now.
     pub paused: bool,
+    /// It takes no writes now, or what else the operation formally is.
+    held: bool,
     pub placed: Option<Arc<Placed>>,
     pg_num: (u32, u32),
     sizes: (u8, u8),
@@ -124,7 +126,7 @@ impl Routes {
         Some(target)
     }
 
-    /// Whether an operation has to wait.
+    /// Whether operations with these flags have to wait.
     fn pauses(&self, pool: &Pool, flags: OpFlags) -> bool {
         let map = self.map.flags();
         let full = map.contains(MapFlags::FULL) || pool.flags.contains(PoolFlags::FULL);
@@ -139,6 +141,10 @@ impl Routes {
         let Some(base) = self.map.pools().get(&op.request.locator.pool) else {
             return Verdict::NoPool;
         };
+        // What an OSD knows of watchers and of who was told ends with the interval, also where it stays the primary.
+        let lingers =
+            matches!(op.purpose, Purpose::Notify(_) | Purpose::Watch(_) | Purpose::Reconnect(_));
+        let sensitivity = if lingers { Sensitivity::Interval } else { sensitivity };
         let forced = base.last_force_resend;
         let force = forced == self.map.epoch() && op.aim.forced < forced;
         let redirected = op.redirected_from.is_some();
@@ -156,9 +162,14 @@ impl Routes {
         let pg = PgId { pool: pool_id, seed: pool.group(op.aim.hash) };
         let (pg_num, sizes) = ((pool.pg_num, pool.pg_num_pending), (pool.size, pool.min_size));
         let kind = pool.kind;
-        let paused = self.pauses(pool, op.flags);
-        let unpaused = op.aim.paused && !paused;
-        op.aim.paused = paused;
+        let held = self.pauses(pool, op.flags);
+        // A ping keeps a watch, and is only formally a write: an OSD takes it where nothing may be written, and drops a watcher
+        // that it does not hear of (ceph: `Objecter::_send_linger_ping`). One that was sent just before is discarded as others.
+        let pings = matches!(op.purpose, Purpose::Ping(..));
+        let paused = if pings { self.pauses(pool, OpFlags::READ) } else { held };
+        let turned = pings && op.aim.held != held;
+        let unpaused = op.aim.paused && !paused || turned;
+        (op.aim.paused, op.aim.held) = (paused, held);
         let placed = self.place(pg);
         let changed = match &op.aim.placed {
             None => true,
@@ -187,7 +198,7 @@ impl Routes {
             let pg = PgShard { pg, shard };
             let forced = if force { forced } else { op.aim.forced };
             let placed = Some(placed);
-            op.aim = Aim { hash, pg, osd, replica, paused, placed, pg_num, sizes, forced };
+            op.aim = Aim { hash, pg, osd, replica, paused, held, placed, pg_num, sizes, forced };
         }
         if changed || force || unpaused { Verdict::Send } else { Verdict::Keep }
     }

@@ -217,7 +217,13 @@ impl World {
                 );
                 self.clients[client].count("reads");
             }
-            Pending::Notify => self.clients[client].count("notifies"),
+            Pending::Notify => {
+                // Of the one that was sent last: that of an earlier one is the OSD's number of it, and no answer.
+                if let Ok((_, data)) = &result {
+                    assert!(data.is_empty(), "a notification ends with the answers: {data:?}");
+                }
+                self.clients[client].count("notifies");
+            }
             Pending::Unwatch => self.clients[client].count("unwatches"),
         }
     }
@@ -331,7 +337,7 @@ impl World {
         }
     }
 
-    fn submit_watch(&mut self, client: usize, pool: i64, object: &str) {
+    pub(crate) fn submit_watch(&mut self, client: usize, pool: i64, object: &str) {
         let (now, deadline) = (self.instant(), self.deadline());
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();

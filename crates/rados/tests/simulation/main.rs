@@ -135,6 +135,77 @@ fn simulate(seed: u64) -> BTreeMap<&'static str, u64> {
     counts
 }
 
+/// A world in which all is well, and client 0 watches one object.
+fn with_a_watch(seed: u64) -> World {
+    let mut world = World::new(seed, clients::chaos(seed));
+    run(&mut world, QUIET, |world| {
+        let idle = |it: &clients::ClientSim| it.work_left == 0 && it.pending.is_empty();
+        !world.chaos.active && world.clients.iter().all(idle)
+    });
+    while !world.clients[0].watches.is_empty() {
+        world.end_a_watch(0);
+    }
+    // What chaos has left to do is done.
+    let quiet = world.now + Duration::from_secs(10);
+    while world.step(quiet) {}
+    world.submit_watch(0, 1, "watched");
+    world.pump(0);
+    let later = world.now + Duration::from_secs(60);
+    run(&mut world, QUIET, |world| is_set(world) || world.now > later);
+    assert!(is_set(&world), "BLOCKYARD_SEED={seed}");
+    world
+}
+
+/// The watch of [`with_a_watch`] is there, as far as its client knows.
+fn is_set(world: &World) -> bool {
+    world.clients[0].watches.values().any(|(_, set)| *set)
+}
+
+/// An OSD that stays the primary forgets in a new interval who watches, and who was told; nobody else tells the clients.
+#[test]
+fn notifications_end_also_where_the_primary_stays() {
+    let seed = first_seed();
+    let mut world = with_a_watch(seed);
+    for round in 0..6 {
+        world.submit_notify(0, 1, "watched");
+        world.pump(0);
+        let ended = |world: &World| world.clients[0].pending.is_empty();
+        run(&mut world, QUIET, |world| !world.store.notifies.is_empty() || ended(world));
+        let size = if round % 2 == 0 { 2 } else { 3 };
+        world.change_map(|model| model.pools.get_mut(&1).unwrap().size = size);
+        run(&mut world, QUIET, ended);
+        let later = world.now + Duration::from_secs(10);
+        while world.step(later) {}
+        let watchers = &world.store.objects[&(1, "watched".to_owned())].watchers;
+        assert!(
+            watchers.values().any(|watcher| watcher.conn.is_some()),
+            "the watch is not carried over, BLOCKYARD_SEED={seed}"
+        );
+    }
+}
+
+/// Formally a ping writes; it must go on where nothing may be written, or the OSD drops the watch.
+#[test]
+fn a_watch_lives_while_nothing_may_be_written() {
+    type Change = fn(&mut maps::MapModel);
+    let changes: [(&str, Change); 3] = [
+        ("a full cluster", |model| model.flags |= maps::FULL),
+        ("a cluster that takes no writes", |model| model.flags |= maps::PAUSEWR),
+        ("a full pool", |model| model.pools.get_mut(&1).unwrap().flags = 2),
+    ];
+    for (name, change) in changes {
+        let seed = first_seed();
+        let mut world = with_a_watch(seed);
+        world.change_map(change);
+        let end = world.now + 4 * store::WATCH_TIMEOUT;
+        while world.step(end) {}
+        world.store.expire_watchers(world.now);
+        let kept = world.store.objects[&(1, "watched".to_owned())].watchers.len();
+        assert_eq!(kept, 1, "{name}: the OSD has dropped it, BLOCKYARD_SEED={seed}");
+        assert!(is_set(&world), "{name}: BLOCKYARD_SEED={seed}");
+    }
+}
+
 #[test]
 fn operations_are_done_once_and_in_order_whatever_happens() {
     let (first, count) = (first_seed(), seeds());

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 pub(crate) const FSID: Fsid = Fsid([0xb1; 16]);
 pub(crate) const FULL: u32 = 1 << 1;
+pub(crate) const PAUSEWR: u32 = 1 << 3;
 const UP: u32 = 1 << 1;
 const EXISTS_UP: u32 = 3;
 

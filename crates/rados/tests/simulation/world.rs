@@ -468,8 +468,12 @@ impl World {
         }
         self.model.epoch += 1;
         let epoch = self.model.epoch;
+        let mut resized = Vec::new();
         for (id, pool) in &mut self.model.pools {
             let then = before.pools.get(id);
+            if then.is_some_and(|then| then.size != pool.size) {
+                resized.push(*id);
+            }
             let split = then.is_some_and(|then| then.pg_num != pool.pg_num);
             if split || pool.last_force_resend == u32::MAX {
                 if pool.last_force_resend == u32::MAX {
@@ -494,6 +498,9 @@ impl World {
             self.changes.pop_first();
         }
         self.follow_intervals();
+        // An interval in which the primary stays: it keeps requests, and forgets who watches and who was told (ceph:
+        // `PrimaryLogPG::on_change`).
+        self.store.disconnect(self.now, |name, _| resized.contains(&name.0));
         for monitor in 0..MONITORS {
             let delay = self.rng.micros(self.chaos.publish_micros);
             self.after(delay, Event::Publish(monitor));
