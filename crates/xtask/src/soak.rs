@@ -38,7 +38,7 @@ const SOAKS: &[Soak] = &[
         name: "nbd",
         about: "the NBD driver on a network and a server that fail at every point",
         tests: &["-p", "blockyard-driver-nbd", "--lib", "simulation"],
-        amount: &[],
+        amount: &[("BLOCKYARD_RUNS", "1000")],
     },
     Soak {
         name: "nbd-server",

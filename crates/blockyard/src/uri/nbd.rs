@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockyard_driver_nbd::{MAX_CONNECTIONS, NbdConfig, TlsFiles};
 use blockyard_nbd::uri::{Transport, Uri};
 
-use super::options::{DiskPlan, PlanBuilder, Scheme, number, parse_duration};
+use super::options::{DiskPlan, PlanBuilder, Scheme, flag, number, parse_duration};
 use super::{UriError, absolute, decode};
 use crate::suggest;
 
@@ -28,6 +28,8 @@ pub struct NbdPlan {
     pub dead_conn_timeout: Duration,
     /// A server that neither answers nor closes is taken to be through with a connection after so long.
     pub fence_timeout: Duration,
+    /// A restart of the server loses nothing that it has acknowledged.
+    pub trust_server: bool,
     /// Files of TLS in place of those that the URI names.
     pub tls_files: TlsFiles,
 }
@@ -41,6 +43,7 @@ impl NbdPlan {
             timeout: usual.timeout,
             dead_conn_timeout: usual.dead_conn_timeout,
             fence_timeout: usual.fence_timeout,
+            trust_server: usual.trust_server,
             tls_files: usual.tls_files,
         }
     }
@@ -54,6 +57,7 @@ impl NbdPlan {
             timeout: self.timeout,
             dead_conn_timeout: self.dead_conn_timeout,
             fence_timeout: self.fence_timeout,
+            trust_server: self.trust_server,
             read_only,
             ..NbdConfig::new(self.uri.clone())
         }
@@ -84,6 +88,10 @@ impl NbdPlan {
                 self.connections = usize::try_from(count).ok();
                 return Ok(());
             }
+            "trust_server" => {
+                self.trust_server = flag(value)?;
+                return Ok(());
+            }
             "timeout" => &mut self.timeout,
             "dead_conn_timeout" => &mut self.dead_conn_timeout,
             _ => &mut self.fence_timeout,
@@ -99,16 +107,20 @@ impl NbdPlan {
 /// A URI with one of the schemes of NBD: its own parameters go one way, our options the other.
 pub(super) fn parse(text: &str) -> Result<DiskPlan, UriError> {
     let (base, query) = text.split_once('?').unwrap_or((text, ""));
+    let mut plan = PlanBuilder::new(Scheme::Nbd);
+    let names = plan.names();
     let own = |parameter: &str| {
         let key = parameter.split('=').next().unwrap_or(parameter);
-        key == "socket" || key.starts_with("tls-") || key.starts_with("x-")
+        // "Clients SHOULD prefix experimental query parameters using x-": our options may be written so, in a URI
+        // that others are to read as well.
+        let ours = key.strip_prefix("x-").is_some_and(|key| names.contains(&key));
+        key == "socket" || key.starts_with("tls-") || key.starts_with("x-") && !ours
     };
     let theirs: Vec<_> = query.split('&').filter(|parameter| own(parameter)).collect();
     let mark = if theirs.is_empty() { "" } else { "?" };
     let uri = format!("{base}{mark}{}", theirs.join("&"))
         .parse()
         .map_err(|err| UriError::new(text, 0..text.len(), problem(&err)))?;
-    let mut plan = PlanBuilder::new(Scheme::Nbd);
     plan.export(uri);
     let mut at = base.len() + 1;
     for parameter in query.split('&') {
@@ -119,7 +131,8 @@ pub(super) fn parse(text: &str) -> Result<DiskPlan, UriError> {
         }
         let wrong = |problem| UriError::new(text, range.clone(), problem);
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, "1"));
-        let mut names = plan.names();
+        let key = key.strip_prefix("x-").unwrap_or(key);
+        let mut names = names.clone();
         if !names.contains(&key) {
             names.extend(PARAMETERS);
             let hint = suggest::hint(key, &names);

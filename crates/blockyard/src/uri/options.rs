@@ -51,7 +51,9 @@ impl Scheme {
             Self::Ram => &[],
             Self::Null => &["latency"],
             Self::File => &["direct", "create", "lock", "engine"],
-            Self::Nbd => &["connections", "timeout", "dead_conn_timeout", "fence_timeout"],
+            Self::Nbd => {
+                &["connections", "timeout", "dead_conn_timeout", "fence_timeout", "trust_server"]
+            }
         }
     }
 }
@@ -336,7 +338,7 @@ impl PlanBuilder {
             "direct" => self.direct = flag(value)?,
             "create" => self.create = Some(size::parse(value)?),
             "lock" => self.lock = flag(value)?,
-            "connections" | "timeout" | "dead_conn_timeout" | "fence_timeout" => {
+            "connections" | "timeout" | "dead_conn_timeout" | "fence_timeout" | "trust_server" => {
                 let nbd = self.nbd.as_mut().ok_or("the server is missing; write nbd://host")?;
                 nbd.set(key, value)?;
             }

@@ -90,6 +90,10 @@ fn our_options_stand_beside_the_parameters_of_the_nbd_uri() {
     assert_eq!((options.read_only, options.name.as_deref()), (true, Some("up")));
     let config = found.config(true);
     assert!(config.read_only && config.connections == Some(3) && config.timeout == seconds(5));
+    assert!(!found.trust_server && nbd("nbd://h/?trust_server=1").config(false).trust_server);
+    // As a URI that others read as well has them.
+    let shared = nbd("nbd://h/?x-connections=2&x-timeout=9s&x-other=1");
+    assert_eq!((shared.connections, shared.timeout), (Some(2), seconds(9)));
     assert_eq!(nbd("NBDS://h").connections, None);
     assert_eq!(plan("nbd://h/d/x").default_name(0), "x");
     assert_eq!(plan("nbd+vsock://1:99/").default_name(2), "nbd2");

@@ -15,6 +15,10 @@ pub(crate) struct Dialect {
     pub(crate) flags: TransmissionFlags,
     /// The id of `base:allocation`, if it was selected.
     pub(crate) allocation: Option<u32>,
+    /// Bytes of the export.
+    pub(crate) size: u64,
+    /// The smallest unit that the disk is asked in.
+    pub(crate) block: u64,
 }
 
 impl From<&Negotiated> for Dialect {
@@ -24,6 +28,8 @@ impl From<&Negotiated> for Dialect {
             style: negotiated.style,
             flags: negotiated.export.flags,
             allocation: allocation.map(|context| context.id),
+            size: negotiated.export.size,
+            block: crate::export::block_size(negotiated).bytes().into(),
         }
     }
 }
@@ -87,6 +93,20 @@ impl Dialect {
     }
 }
 
+/// What a command does to the block layer.
+pub(crate) fn op(command: Command) -> Op {
+    match command {
+        Command::Write => Op::Write,
+        Command::Flush => Op::Flush,
+        Command::Trim => Op::Discard,
+        Command::WriteZeroes => Op::WriteZeroes,
+        Command::Cache => Op::Prefetch,
+        Command::BlockStatus => Op::BlockStatus,
+        // The last ones are never sent, or have no reply.
+        Command::Read | Command::Disc | Command::Resize | Command::Unknown(_) => Op::Read,
+    }
+}
+
 /// What the server's error means to the block layer.
 pub(crate) fn status(error: ErrorCode) -> Status {
     match error {
@@ -103,6 +123,8 @@ mod tests {
         style: HeaderStyle::Extended,
         flags: TransmissionFlags::all(),
         allocation: Some(3),
+        size: 1 << 40,
+        block: 512,
     };
 
     fn ask(op: Op, flags: Flags, len: u64) -> Ask {
@@ -134,6 +156,7 @@ mod tests {
             style: HeaderStyle::Simple,
             flags: TransmissionFlags::HAS_FLAGS,
             allocation: None,
+            ..ALL
         };
         for op in [Op::Flush, Op::Discard, Op::WriteZeroes, Op::BlockStatus, Op::Prefetch] {
             let refused = plain.request(&ask(op, Flags::empty(), 512), 1).unwrap_err();

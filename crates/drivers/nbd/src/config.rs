@@ -44,6 +44,9 @@ pub struct NbdConfig {
     /// A server that neither answers nor closes a connection is taken to be through with it after so long:
     /// until then, what it may still write to is not written to by another connection (`docs/nbd-fencing.md`).
     pub fence_timeout: Duration,
+    /// A restart of the server loses nothing that it has acknowledged: without that, a lost connection on which
+    /// something was written and not flushed makes flushes fail until the disk is opened anew.
+    pub trust_server: bool,
     /// When to try to connect again.
     pub backoff: Backoff,
     /// Never write, even where the server lets us.
@@ -63,6 +66,7 @@ impl NbdConfig {
             timeout: Duration::from_secs(30),
             dead_conn_timeout: Duration::from_secs(120),
             fence_timeout: Duration::from_secs(60),
+            trust_server: false,
             backoff: Backoff::default(),
             read_only: false,
             best_style: HeaderStyle::Extended,

@@ -1,13 +1,16 @@
 //! From a URI to a connection in its transmission phase, or to answers about the server.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_nbd::ErrorKind as NbdErrorKind;
 use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
-use blockyard_nbd::uri::Uri;
-use blockyard_nbd::wire::{BASE_ALLOCATION, Command, CommandFlags, HeaderStyle, Opt, Request};
+use blockyard_nbd::uri::{Transport, Uri};
+use blockyard_nbd::wire::{BASE_ALLOCATION, HeaderStyle, Opt};
 use blockyard_sys::net::Watch;
 
 use crate::config::TlsFiles;
@@ -16,9 +19,32 @@ use crate::socket::prepare;
 use crate::tls::{Session, TlsSetup};
 use crate::wire::{BOTH_WAYS, Wire, connect};
 
+/// Makes sockets that lead to servers: the kernel's, or a simulation's.
+pub(crate) trait Dialer: Send + Sync + fmt::Debug {
+    fn dial<'a>(&'a self, transport: &'a Transport) -> Dialing<'a>;
+}
+
+/// A socket that is being connected.
+pub(crate) type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + 'a>>;
+
+/// The kernel's sockets.
+#[derive(Debug)]
+pub(crate) struct Sockets;
+
+impl Dialer for Sockets {
+    fn dial<'a>(&'a self, transport: &'a Transport) -> Dialing<'a> {
+        Box::pin(async move {
+            let fd = connect(transport).await?;
+            prepare(fd.as_fd())?;
+            Ok(fd)
+        })
+    }
+}
+
 /// Where to connect to, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
+    dialer: Arc<dyn Dialer>,
     pub(crate) uri: Uri,
     pub(crate) tls_files: TlsFiles,
     tls: Option<TlsSetup>,
@@ -37,13 +63,20 @@ pub(crate) struct Opened {
 impl Target {
     /// Reads the files of TLS, if the URI wants it.
     pub(crate) fn new(
+        dialer: Arc<dyn Dialer>,
         uri: Uri,
         tls_files: TlsFiles,
         best_style: HeaderStyle,
         limit: Duration,
     ) -> Result<Self, Error> {
         let tls = if uri.tls { Some(TlsSetup::load(&uri, &tls_files)?) } else { None };
-        Ok(Self { uri, tls_files, tls, best_style, limit })
+        Ok(Self { dialer, uri, tls_files, tls, best_style, limit })
+    }
+
+    /// The same way to another export.
+    pub(crate) fn to(&self, uri: Uri) -> Result<Self, Error> {
+        let dialer = Arc::clone(&self.dialer);
+        Self::new(dialer, uri, self.tls_files.clone(), self.best_style, self.limit)
     }
 
     /// Connects and negotiates.
@@ -70,8 +103,7 @@ impl Target {
         let cannot = |err: io::Error| {
             Error::new(ErrorKind::Connect, format!("cannot connect to {}", self.uri)).caused_by(err)
         };
-        let fd = connect(&self.uri.transport).await.map_err(cannot)?;
-        prepare(fd.as_fd()).map_err(cannot)?;
+        let fd = self.dialer.dial(&self.uri.transport).await.map_err(cannot)?;
         let wire = Wire { fd: Watch::new(fd, BOTH_WAYS).map_err(cannot)?, tls: None };
         let tls = if self.uri.tls { TlsMode::Require } else { TlsMode::Off };
         let shake = Handshake::new(Config { tls, best_style: self.best_style });
@@ -102,6 +134,14 @@ impl Target {
             _ => ErrorKind::Protocol,
         };
         Error::new(kind, format!("cannot open {}", self.uri)).caused_by(err)
+    }
+}
+
+impl Opened {
+    /// Says goodbye in the transmission phase, in which nothing was asked.
+    pub(crate) async fn leave(self) {
+        let Ok(fd) = Watch::new(self.fd, BOTH_WAYS) else { return };
+        Wire { fd, tls: self.tls }.leave(self.negotiated.style).await;
     }
 }
 
@@ -179,13 +219,8 @@ impl Dialog<'_> {
     }
 
     /// Says goodbye in the transmission phase, in which nothing was asked.
-    pub(crate) async fn leave(mut self, style: HeaderStyle) {
-        let (command, flags) = (Command::Disc, CommandFlags::empty());
-        let request = Request { command, flags, cookie: 0, offset: 0, length: 0 };
-        if let Ok(head) = request.encode(style) {
-            // There is no reply, and a server that has left needs no goodbye.
-            let _ = self.wire.send(&head).await;
-        }
+    pub(crate) async fn leave(self, style: HeaderStyle) {
+        self.wire.leave(style).await;
     }
 
     /// Says goodbye. A server need not answer.

@@ -1,24 +1,26 @@
 //! The disk as its owner sees it: connect, reconfigure, disconnect.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use blockyard_blkmq::{HctxHandle, Request, Status};
+use blockyard_blkmq::{Features, HctxHandle, Request, Status};
 use blockyard_buf::{Pool, PoolLimits};
 use blockyard_nbd::uri::Uri;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 use crate::config::{MAX_CONNECTIONS, NbdConfig};
-use crate::connect::{Opened, Target};
+use crate::connect::{Dialer, Opened, Sockets, Target};
 use crate::driver::Nbd;
 use crate::error::{Error, ErrorKind};
 use crate::export::Export;
 use crate::queue::Policy;
 use crate::recovery::Common;
+use crate::unflushed::Unflushed;
 
 /// Bytes of free buffers that a hardware queue keeps.
 const KEPT_BYTES: usize = 8 << 20;
@@ -30,6 +32,10 @@ pub(crate) struct Inner {
     pub(crate) backoff: Backoff,
     pub(crate) queues: Box<[QueueSlot]>,
     read_only: bool,
+    /// The server does not say that its flushes cover several connections: only the first queue has one.
+    single: AtomicBool,
+    /// Bytes of the largest export that any connection was made to.
+    largest: AtomicU64,
     target: Mutex<Arc<Target>>,
     export: watch::Sender<Export>,
     /// Told when requests end while the disk is being disconnected.
@@ -42,8 +48,10 @@ pub(crate) struct QueueSlot {
     pub(crate) runtime: Handle,
     /// Wakes the task that keeps it connected.
     pub(crate) kick: Notify,
-    /// A connection that is ready for it.
-    pub(crate) opened: Mutex<Option<Opened>>,
+    /// A connection that is ready for it, and to what.
+    pub(crate) opened: Mutex<Option<(Arc<Target>, Opened)>>,
+    /// For which size its connection was last made anew.
+    renewed_for: AtomicU64,
     /// The block layer has taken it down.
     pub(crate) gone: AtomicBool,
     handle: OnceLock<HctxHandle<Nbd>>,
@@ -94,18 +102,79 @@ impl Inner {
             let what = format!("{} cannot stand for the disk that was attached", self.uri());
             Error::new(err.kind(), what).caused_by(err)
         })?;
-        self.export.send_if_modified(|known| {
-            let grown = found.capacity > known.capacity;
-            if grown {
-                (known.capacity, known.size) = (found.capacity, found.size);
-            }
-            grown
-        });
+        self.largest.fetch_max(found.size, Ordering::AcqRel);
+        if !found.multi_conn && self.queues.len() > 1 && !self.single.swap(true, Ordering::AcqRel) {
+            tracing::warn!(
+                server = %self.uri(),
+                "the server says no more that its flushes cover several connections: one is used from now on"
+            );
+            self.kick_all();
+        }
         Ok(())
     }
 
-    fn handles(&self) -> impl Iterator<Item = &HctxHandle<Nbd>> {
+    /// Whether a queue may have a connection of its own.
+    pub(crate) fn may_connect(&self, index: usize) -> bool {
+        index == 0 || !self.single.load(Ordering::Acquire)
+    }
+
+    /// Tells that the export has grown, as soon as every connection knows of it: those that were made to a smaller
+    /// one are made anew, once.
+    pub(crate) fn follow_growth(&self) {
+        let largest = self.largest.load(Ordering::Acquire);
+        if largest == self.export.borrow().size {
+            return;
+        }
+        let mut smallest = largest;
+        for (slot, index) in self.queues.iter().zip(0..) {
+            if !self.may_connect(index) {
+                continue;
+            }
+            let Some(handle) = slot.handle.get() else { return };
+            let size = handle.with(|hctx| {
+                let size = hctx.queue.live().map_or(0, |conn| conn.link.size());
+                let renew = size > 0
+                    && size < largest
+                    && slot.renewed_for.swap(largest, Ordering::AcqRel) != largest;
+                if renew {
+                    hctx.replace();
+                }
+                if renew { 0 } else { size }
+            });
+            smallest = smallest.min(size.unwrap_or(0));
+        }
+        self.export.send_if_modified(|known| {
+            let grown = known.of_size(smallest);
+            let has_grown = grown.capacity > known.capacity;
+            if has_grown {
+                *known = grown;
+            }
+            has_grown
+        });
+    }
+
+    pub(crate) fn handles(&self) -> impl Iterator<Item = &HctxHandle<Nbd>> {
         self.queues.iter().filter_map(|queue| queue.handle.get())
+    }
+}
+
+/// Another connection to the disk that the first one is to.
+async fn another(target: &Target, first: &Export, read_only: bool) -> Result<Opened, Error> {
+    let opened = target.open().await?;
+    let other = Export::new(&opened.negotiated, read_only);
+    let same = first.accepts(&other).and_then(|()| {
+        if other.multi_conn && other.size == first.size {
+            return Ok(());
+        }
+        let what = "another connection is to an export of another size, or its flushes cover no other connection";
+        Err(Error::new(ErrorKind::Changed, what))
+    });
+    match same {
+        Ok(()) => Ok(opened),
+        Err(err) => {
+            opened.leave().await;
+            Err(err)
+        }
     }
 }
 
@@ -119,22 +188,37 @@ impl Nbd {
         config: NbdConfig,
         queue_threads: &[Handle],
     ) -> Result<(Arc<Self>, Export), Error> {
+        Self::connect_by(Arc::new(Sockets), config, queue_threads).await
+    }
+
+    pub(crate) async fn connect_by(
+        dialer: Arc<dyn Dialer>,
+        config: NbdConfig,
+        queue_threads: &[Handle],
+    ) -> Result<(Arc<Self>, Export), Error> {
         config.check()?;
         if queue_threads.is_empty() {
             return Err(Error::new(ErrorKind::Config, "an NBD disk needs a queue thread"));
         }
         let (uri, files) = (config.uri.clone(), config.tls_files.clone());
-        let target = Target::new(uri, files, config.best_style, config.timeout)?;
+        let target = Target::new(dialer, uri, files, config.best_style, config.timeout)?;
         let first = target.open().await?;
         let export = Export::new(&first.negotiated, config.read_only);
+        let target = Arc::new(target);
         if let Err(err) = export.limits.clone().validate() {
             let what = format!("{} has block sizes that no disk can have", config.uri);
             return Err(Error::new(ErrorKind::Protocol, what).caused_by(err));
         }
         let wanted = config.connections.unwrap_or(queue_threads.len()).min(MAX_CONNECTIONS);
+        if config.connections.is_some_and(|count| count > 1) && !export.multi_conn {
+            tracing::warn!(
+                server = %config.uri,
+                "the server does not say that its flushes cover several connections: one is used"
+            );
+        }
         let mut opened = vec![first];
         while export.multi_conn && opened.len() < wanted {
-            match target.open().await {
+            match another(&target, &export, config.read_only).await {
                 Ok(another) => opened.push(another),
                 Err(err) => {
                     let (server, have) = (&config.uri, opened.len());
@@ -146,18 +230,25 @@ impl Nbd {
         let slot = |(index, opened): (usize, Opened)| QueueSlot {
             runtime: queue_threads[index % queue_threads.len()].clone(),
             kick: Notify::new(),
-            opened: Mutex::new(Some(opened)),
+            opened: Mutex::new(Some((Arc::clone(&target), opened))),
+            renewed_for: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             handle: OnceLock::new(),
             pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
         };
+        let has_cache = export.limits.features.contains(Features::WRITE_CACHE);
+        let tracks = has_cache && !export.read_only && !config.trust_server;
+        let unflushed = tracks.then(|| Unflushed::new(export.size, opened.len()));
+        let largest = AtomicU64::new(export.size);
         let inner = Inner {
-            common: Arc::default(),
+            common: Arc::new(Common::new(unflushed)),
             policy: config.policy(),
             backoff: config.backoff,
             queues: opened.into_iter().enumerate().map(slot).collect(),
             read_only: config.read_only,
-            target: Mutex::new(Arc::new(target)),
+            single: AtomicBool::new(false),
+            largest,
+            target: Mutex::new(Arc::clone(&target)),
             export: watch::Sender::new(export.clone()),
             drained: Notify::new(),
             start: Instant::now(),
@@ -194,16 +285,18 @@ impl Nbd {
         if self.inner.common.is_closed() {
             return Err(Error::new(ErrorKind::Closed, "the disk was disconnected"));
         }
-        let old = self.inner.target();
-        let target = Target::new(uri, old.tls_files.clone(), old.best_style, old.limit)?;
+        let target = Arc::new(self.inner.target().to(uri)?);
         let opened = target.open().await?;
-        self.inner.check(&opened)?;
-        *self.inner.target.lock() = Arc::new(target);
+        if let Err(err) = self.inner.check(&opened) {
+            opened.leave().await;
+            return Err(err);
+        }
+        *self.inner.target.lock() = Arc::clone(&target);
         if let Some(first) = self.inner.queues.first() {
-            *first.opened.lock() = Some(opened);
+            *first.opened.lock() = Some((target, opened));
         }
         for handle in self.inner.handles() {
-            handle.with(super::hctx::Hctx::replace);
+            handle.with(crate::hctx::Hctx::replace);
         }
         self.inner.kick_all();
         Ok(())

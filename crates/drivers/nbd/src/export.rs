@@ -54,6 +54,13 @@ impl Export {
         }
     }
 
+    /// The same with another size.
+    pub(crate) fn of_size(&self, size: u64) -> Self {
+        let block = u64::from(self.limits.logical_block_size.bytes());
+        let whole = size.min(Sector::MAX.bytes()) / block * block;
+        Self { capacity: Sector::from_bytes_floor(whole), size, ..self.clone() }
+    }
+
     /// Whether an export that was found later can stand for this one: it is no smaller, and can do all that
     /// users were told.
     ///
@@ -75,12 +82,13 @@ impl Export {
         if block(other) > block(self) || other.limits.max_hw_sectors < self.limits.max_sectors {
             return changed("the export's block sizes do not fit any more".to_owned());
         }
-        // What is advice, or only tells the cost of things, may go.
-        let advice = TransmissionFlags::ROTATIONAL
-            | TransmissionFlags::CAN_MULTI_CONN
-            | TransmissionFlags::SEND_DF
-            | TransmissionFlags::READ_ONLY;
-        let lost = self.flags - other.flags - advice;
+        // Others are advice, tell the cost of things, or are not used.
+        let used = TransmissionFlags::SEND_FLUSH
+            | TransmissionFlags::SEND_FUA
+            | TransmissionFlags::SEND_TRIM
+            | TransmissionFlags::SEND_WRITE_ZEROES
+            | TransmissionFlags::SEND_FAST_ZERO;
+        let lost = (self.flags & used) - other.flags;
         if !lost.is_empty() || self.block_status && !other.block_status {
             return changed(format!("the export cannot do what it could before: {lost:?}"));
         }
@@ -95,11 +103,17 @@ fn has_block_status(negotiated: &Negotiated) -> bool {
     negotiated.contexts.iter().any(|context| context.name == BASE_ALLOCATION)
 }
 
+/// The smallest unit that the disk is asked in.
+pub(crate) fn block_size(negotiated: &Negotiated) -> BlockSize {
+    let sizes = negotiated.export.block_sizes.unwrap_or(BlockSizes::DEFAULT);
+    BlockSize::new(sizes.minimum().max(512)).unwrap_or(BlockSize::MAX)
+}
+
 fn limits(negotiated: &Negotiated) -> Limits {
     let info = &negotiated.export;
     let can = |flag| info.flags.contains(flag);
     let sizes = info.block_sizes.unwrap_or(BlockSizes::DEFAULT);
-    let block = BlockSize::new(sizes.minimum().max(512)).unwrap_or(BlockSize::MAX);
+    let block = block_size(negotiated);
     let physical = BlockSize::new(sizes.preferred().clamp(block.bytes(), BlockSize::MAX.bytes()));
     let page_sectors = 8_u32.max(block.bytes() >> 9);
     // Compact headers have 32 bits for a length in bytes, and so have holes in all replies.
@@ -209,6 +223,11 @@ mod tests {
         let smaller = after(1 << 19, can, style).unwrap_err();
         assert!(smaller.to_string().contains("from 1048576 to 524288 bytes"), "{smaller}");
         assert!(after(1 << 20, TransmissionFlags::SEND_FLUSH, style).is_err());
+        let unknown = TransmissionFlags::from_bits_retain(1 << 15);
+        let unused = unknown | TransmissionFlags::SEND_RESIZE | TransmissionFlags::SEND_CACHE;
+        let before = Export::new(&negotiated(1 << 20, can | unused, style), false);
+        let same = Export::new(&negotiated(1 << 20, can, style), false);
+        assert!(before.accepts(&same).is_ok(), "nobody relies on these");
         assert!(after(1 << 20, can | TransmissionFlags::READ_ONLY, style).is_err());
     }
 }

@@ -13,15 +13,13 @@ use crate::driver::Nbd;
 use crate::fence::LinkId;
 use crate::link::Link;
 use crate::queue::{Ended, Loss, Queue, Todo};
-use crate::socket::{Channel, abort, half_close};
+use crate::socket::{Channel, abort};
 
 /// A hardware queue of an NBD disk.
 pub struct Hctx {
     pub(crate) queue: Queue<Request<Nbd>, Channel>,
     ended: Ended<Request<Nbd>>,
     vecs: IoVecs,
-    /// The socket in use has no room: its task sends when it has.
-    pub(crate) blocked: bool,
     index: usize,
     inner: Arc<Inner>,
 }
@@ -48,16 +46,15 @@ pub(crate) struct Dry {
 
 impl Hctx {
     pub(crate) fn new(inner: Arc<Inner>, index: usize, depth: usize) -> Self {
-        let queue = Queue::new(Arc::clone(&inner.common), inner.policy, depth);
+        let queue = Queue::new(Arc::clone(&inner.common), inner.policy, index, depth);
         let (ended, vecs) = (Vec::new(), IoVecs::new());
-        Self { queue, ended, vecs, blocked: false, index, inner }
+        Self { queue, ended, vecs, index, inner }
     }
 
     /// Puts a connection in use.
     pub(crate) fn attach(&mut self, dialect: Dialect, channel: Channel) -> LinkId {
         let pool = self.inner.pool(self.index).clone();
         let link = Link::new(dialect, pool, channel.tls.is_none());
-        self.blocked = false;
         let id = self.queue.attach(link, channel);
         self.adopt();
         self.inner.kick_all();
@@ -75,29 +72,33 @@ impl Hctx {
         self.end();
     }
 
-    /// Sends what waits to be sent, as far as it goes.
+    /// Sends what waits to be sent on the connection in use, as far as it goes.
     pub(crate) fn send(&mut self) {
-        let Some(conn) = self.queue.live() else { return };
+        if let Some(id) = self.queue.live().map(|conn| conn.id) {
+            self.send_on(id);
+        }
+    }
+
+    /// Sends what waits to be sent on a connection, which may have been left, as far as it goes.
+    fn send_on(&mut self, id: LinkId) {
+        let Some(conn) = self.queue.conn(id) else { return };
         let Some(channel) = conn.io.as_mut() else { return };
-        if conn.link.outbox.is_empty() && !self.blocked {
+        if !conn.link.has_unsent() && !conn.blocked {
             return;
         }
-        match channel.send(&mut self.vecs, &mut conn.link.outbox) {
-            Ok(()) => self.blocked = false,
+        let was_blocked = std::mem::take(&mut conn.blocked);
+        match channel.send(&mut self.vecs, &mut conn.link) {
+            Ok(()) => {}
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                self.blocked = true;
-                channel.socket.kick.notify_one();
+                conn.blocked = true;
+                // Its task waits for room from then on; to be told again would keep it from sleeping.
+                if !was_blocked {
+                    channel.socket.kick.notify_one();
+                }
             }
             // What the server sent before it left is still to be read; then the task sees its end.
-            Err(err) if is_peers(&err) => {
-                self.blocked = false;
-                channel.socket.kick.notify_one();
-                half_close(channel.fd());
-            }
-            Err(err) => {
-                let id = conn.id;
-                self.lost(id, Some(err));
-            }
+            Err(err) if is_peers(&err) => channel.socket.kick.notify_one(),
+            Err(err) => self.lost(id, Some(err)),
         }
     }
 
@@ -111,18 +112,18 @@ impl Hctx {
 
     /// Receives from a connection, and ends the requests whose replies came.
     pub(crate) fn turn(&mut self, id: LinkId) -> Turn {
-        if self.blocked {
-            self.send();
+        if self.queue.conn(id).is_some_and(|conn| conn.blocked) {
+            self.send_on(id);
         }
         let Some(conn) = self.queue.conn(id) else { return Turn::Over };
         let Some(channel) = conn.io.as_mut() else { return Turn::Over };
-        let received = channel.receive(&mut self.vecs, &mut conn.link.inbox);
+        let received = channel.receive(&mut self.vecs, &mut conn.link);
         let now = self.inner.now();
         match received {
             Ok(bytes) if bytes > 0 => conn.link.came(bytes, now),
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 let in_flight = conn.link.slots.len();
-                return Turn::Dry(Dry { in_flight, blocked: self.blocked });
+                return Turn::Dry(Dry { in_flight, blocked: conn.blocked });
             }
             end => {
                 self.lost(id, end.err());
@@ -138,7 +139,7 @@ impl Hctx {
         Turn::More
     }
 
-    fn lost(&mut self, id: LinkId, err: Option<io::Error>) {
+    pub(crate) fn lost(&mut self, id: LinkId, err: Option<io::Error>) {
         let loss = match &err {
             None => Loss::Closed,
             Some(err) if is_peers(err) => Loss::Closed,
@@ -147,8 +148,9 @@ impl Hctx {
         };
         let reason = err.map_or_else(|| "the server closed it".to_owned(), |err| err.to_string());
         self.lose(id, loss, &reason);
-        if let Some(conn) = self.queue.conn(id) {
-            conn.io = None;
+        if loss == Loss::Lied {
+            // Nothing can be read from a broken TLS session.
+            self.lose(id, Loss::Broken, &reason);
         }
     }
 
@@ -158,7 +160,6 @@ impl Hctx {
         let in_flight = self.queue.conn(id).map_or(0, |conn| conn.link.slots.len());
         let todo = self.queue.lose(id, loss, self.inner.now());
         if was_live {
-            self.blocked = false;
             if loss != Loss::Replaced && !self.inner.common.is_closed() {
                 let (server, queue) = (self.inner.uri(), self.index);
                 tracing::warn!(%server, queue, in_flight, reason, "NBD connection lost");
@@ -174,18 +175,29 @@ impl Hctx {
             Todo::Lied(err) => {
                 let (server, queue) = (self.inner.uri(), self.index);
                 tracing::warn!(%server, queue, error = %err, "NBD connection dropped: the server broke the protocol");
-                self.half_close(id);
             }
-            Todo::HalfClose => self.half_close(id),
-            Todo::Listen => {}
+            Todo::Send => self.send_on(id),
             Todo::Close => self.close(id),
+            Todo::Abort => self.abort(id),
+        }
+        if let Some(parts) = self.queue.take_lost() {
+            let (server, queue) = (self.inner.uri(), self.index);
+            tracing::error!(
+                %server,
+                queue,
+                bytes = %parts,
+                "the server may have lost what was written and not flushed: flushes fail until the disk is opened \
+                 anew (trust_server=1 if a restart of this server loses nothing)"
+            );
         }
         self.inner.kick_all();
     }
 
-    fn half_close(&mut self, id: LinkId) {
-        if let Some(channel) = self.queue.conn(id).and_then(|conn| conn.io.as_mut()) {
-            half_close(channel.fd());
+    /// Ends a connection so that nothing more of it leaves this host.
+    fn abort(&mut self, id: LinkId) {
+        if let Some(channel) = self.queue.conn(id).and_then(|conn| conn.io.take()) {
+            abort(channel.fd());
+            channel.socket.kick.notify_one();
         }
     }
 
@@ -194,10 +206,10 @@ impl Hctx {
         if let Some(conn) = self.queue.conn(id)
             && let Some(channel) = conn.io.as_mut()
         {
-            if conn.link.outbox.is_empty() {
+            if !conn.link.has_unsent() {
                 conn.link.say_goodbye();
                 // It is as well if the server does not hear it: it sees the end.
-                let _ = channel.send(&mut self.vecs, &mut conn.link.outbox);
+                let _ = channel.send(&mut self.vecs, &mut conn.link);
             }
             channel.close();
             channel.socket.kick.notify_one();
@@ -207,7 +219,6 @@ impl Hctx {
 
     /// Lets the connection in use finish what it has; another takes its place.
     pub(crate) fn replace(&mut self) {
-        self.send();
         if let Some(id) = self.queue.live().map(|conn| conn.id) {
             self.lose(id, Loss::Replaced, "replaced");
         }
@@ -229,17 +240,24 @@ impl Hctx {
 
     /// Sees to what took too long.
     pub(crate) fn expire(&mut self) {
-        let expired = self.queue.expire(self.inner.now(), &mut self.ended);
+        let now = self.inner.now();
+        if self.queue.is_dead(now)
+            && let Some(id) = self.queue.live().map(|conn| conn.id)
+        {
+            self.lose(id, Loss::Silent, "no reply within the timeout");
+        }
+        let expired = self.queue.expire(now, &mut self.ended);
         let server = self.inner.uri();
-        for id in expired.abort {
-            if let Some(channel) = self.queue.conn(id).and_then(|conn| conn.io.take()) {
-                abort(channel.fd());
-                channel.socket.kick.notify_one();
-            }
+        for id in &expired.abort {
+            self.act(*id, Todo::Abort);
         }
         if expired.failed > 0 {
             let failed = expired.failed;
-            tracing::error!(%server, failed, "requests failed: no NBD connection within dead_conn_timeout");
+            tracing::error!(
+                %server,
+                failed,
+                "requests failed: no NBD connection within dead_conn_timeout, or each was lost with them"
+            );
         }
         if expired.given_up > 0 {
             tracing::warn!(

@@ -1,6 +1,8 @@
 //! What came from the server and is not understood yet, and where more of it goes.
 
-use blockyard_buf::{Buffer, Pool, Segment, Segments};
+use blockyard_buf::{Buffer, Pool, Segment};
+
+use crate::place::Filling;
 
 /// Bytes that are received at a time.
 pub(crate) const RECEIVE_LEN: usize = 256 << 10;
@@ -10,8 +12,9 @@ const LARGE_PAYLOAD_LEN: u64 = 64 << 10;
 /// Bytes that are received past a large payload: the header of the next one.
 const HEADER_ROOM: usize = 4 << 10;
 
-/// A large buffer, so that one system call brings many replies, and the rest of a payload that is on its way to
-/// its place past the buffer.
+/// A large buffer, so that one system call brings many replies. A payload goes past it to the memory of its request,
+/// which is the request's: whoever has that brings it along, or nothing if the request was taken back, and then the
+/// payload goes nowhere.
 pub(crate) struct Inbox {
     pool: Pool,
     buffer: Buffer,
@@ -20,24 +23,27 @@ pub(crate) struct Inbox {
     end: usize,
     /// How long the message at the front is known to be.
     message_len: usize,
-    payload: Option<Payload>,
+    /// Bytes of a payload that are still to come, before the next message.
+    payload_left: u64,
     /// Whether a payload is received into its place, rather than into the buffer and copied.
     direct: bool,
     /// Whether the last payload was large. The next one will be, too, most likely.
     large: bool,
 }
 
-/// A payload that comes.
-struct Payload {
-    /// Places for its rest, in order; none if it goes nowhere.
-    places: Segments,
-    left: u64,
-}
-
 impl Inbox {
     pub(crate) fn new(pool: Pool, direct: bool) -> Self {
         let buffer = pool.get(RECEIVE_LEN);
-        Self { pool, buffer, start: 0, end: 0, message_len: 1, payload: None, direct, large: false }
+        Self {
+            pool,
+            buffer,
+            start: 0,
+            end: 0,
+            message_len: 1,
+            payload_left: 0,
+            direct,
+            large: false,
+        }
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -58,7 +64,7 @@ impl Inbox {
 
     /// Takes all off.
     pub(crate) fn discard(&mut self) {
-        self.payload = None;
+        self.payload_left = 0;
         self.take(self.end - self.start);
     }
 
@@ -74,20 +80,24 @@ impl Inbox {
         segment
     }
 
-    /// The next `len` bytes are a payload, which goes to `places`, or nowhere if there are none.
-    pub(crate) fn expect(&mut self, places: Segments, len: u64) {
+    /// The next `len` bytes are a payload.
+    pub(crate) fn expect(&mut self, len: u64) {
         self.large = len >= LARGE_PAYLOAD_LEN;
-        self.payload = (len > 0).then_some(Payload { places, left: len });
+        self.payload_left = len;
     }
 
-    /// Moves what came of the payload to its place; says whether that is all of it.
-    pub(crate) fn place(&mut self) -> bool {
-        let Some(mut payload) = self.payload.take() else { return true };
-        let here = usize::try_from(payload.left).unwrap_or(usize::MAX).min(self.end - self.start);
-        payload.fill(&self.buffer[self.start..self.start + here]);
-        self.take(here);
-        self.payload = (payload.left > 0).then_some(payload);
-        self.payload.is_none()
+    /// Moves what came of the payload to its place, if it has one; says whether that is all of it.
+    pub(crate) fn place(&mut self, place: Option<&mut Filling>) -> bool {
+        let here =
+            usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(self.end - self.start);
+        if here > 0 {
+            if let Some(place) = place {
+                place.fill(&self.buffer[self.start..self.start + here]);
+            }
+            self.take(here);
+            self.payload_left -= here as u64;
+        }
+        self.payload_left == 0
     }
 
     /// Makes room for the message at the front, and for some more.
@@ -118,11 +128,22 @@ impl Inbox {
         (self.start, self.end) = (0, kept);
     }
 
+    /// Whether the rest of a payload is received into `place`, past the buffer.
+    fn is_direct(&self, place: Option<&Filling>) -> bool {
+        // What is in the buffer goes first, and a payload that goes nowhere passes through it.
+        self.direct
+            && self.start == self.end
+            && self.payload_left > 0
+            && place.is_some_and(|place| !place.places().is_empty())
+    }
+
     /// Where received bytes go: the rest of the payload, then the buffer. Call [`Inbox::make_room`] before.
-    pub(crate) fn room(&mut self) -> (&[Segment], &mut [u8]) {
-        let places = match &self.payload {
-            // What is in the buffer goes first, and a payload that goes nowhere passes through it.
-            Some(payload) if self.direct && self.start == self.end => &payload.places[..],
+    pub(crate) fn room<'a>(
+        &'a mut self,
+        place: Option<&'a Filling>,
+    ) -> (&'a [Segment], &'a mut [u8]) {
+        let places = match place {
+            Some(filling) if self.is_direct(place) => filling.places(),
             _ => &[],
         };
         // As much as comes, or, if that is better received into its place, only what says where that is.
@@ -136,74 +157,44 @@ impl Inbox {
         (places, &mut bytes[..most])
     }
 
-    /// So many bytes came into [`Inbox::room`].
-    pub(crate) fn came(&mut self, bytes: usize) {
+    /// So many bytes came into [`Inbox::room`] of the same place.
+    pub(crate) fn came(&mut self, bytes: usize, place: Option<&mut Filling>) {
         let mut rest = bytes;
-        if self.direct
-            && self.start == self.end
-            && let Some(payload) = &mut self.payload
-            && !payload.places.is_empty()
+        if self.is_direct(place.as_deref())
+            && let Some(place) = place
         {
-            let here = usize::try_from(payload.left).unwrap_or(usize::MAX).min(rest);
-            payload.advance(here);
+            let here = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(rest);
+            place.advance(here);
+            self.payload_left -= here as u64;
             rest -= here;
-            if payload.left == 0 {
-                self.payload = None;
-            }
         }
         self.end += rest;
         assert!(self.end <= self.buffer.len(), "more came than there was room for");
     }
 }
 
-impl Payload {
-    fn fill(&mut self, mut bytes: &[u8]) {
-        if self.places.is_empty() {
-            self.left -= bytes.len() as u64;
-            return;
-        }
-        while !bytes.is_empty() {
-            let Some(place) = self.places.first() else {
-                unreachable!("places are as long as the payload")
-            };
-            let here = place.len().min(bytes.len());
-            place.copy_from(&bytes[..here]);
-            bytes = &bytes[here..];
-            self.advance(here);
-        }
-    }
-
-    fn advance(&mut self, mut bytes: usize) {
-        self.left -= bytes as u64;
-        let whole = self.places.iter().take_while(|place| {
-            let covered = place.len() <= bytes;
-            bytes -= if covered { place.len() } else { 0 };
-            covered
-        });
-        let whole = whole.count();
-        self.places.drain(..whole);
-        if let Some(place) = self.places.first_mut().filter(|_| bytes > 0) {
-            *place = place.slice(bytes, place.len() - bytes);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use blockyard_buf::Segments;
+
     use super::*;
 
-    fn receive(inbox: &mut Inbox, mut bytes: &[u8]) {
+    fn receive(inbox: &mut Inbox, mut bytes: &[u8], mut place: Option<&mut Filling>) {
         inbox.make_room();
-        let (places, room) = inbox.room();
+        let (places, room) = inbox.room(place.as_deref());
         let mut count = 0;
         for place in places {
             let here = place.len().min(bytes.len());
-            place.copy_from(&bytes[..here]);
+            place.slice(0, here).copy_from(&bytes[..here]);
             bytes = &bytes[here..];
             count += here;
         }
         room[..bytes.len()].copy_from_slice(bytes);
-        inbox.came(count + bytes.len());
+        inbox.came(count + bytes.len(), place.as_deref_mut());
+    }
+
+    fn filling(parts: &[Segment]) -> Filling {
+        parts.iter().cloned().collect::<Segments>().into()
     }
 
     #[test]
@@ -211,20 +202,22 @@ mod tests {
         let mut inbox = Inbox::new(Pool::default(), true);
         let large = usize::try_from(LARGE_PAYLOAD_LEN).unwrap();
         inbox.make_room();
-        assert_eq!(inbox.room().1.len(), RECEIVE_LEN);
+        assert_eq!(inbox.room(None).1.len(), RECEIVE_LEN);
         for (len, room) in [(large, HEADER_ROOM), (4096, RECEIVE_LEN)] {
-            inbox.expect([Segment::from_vec(vec![0; len])].into_iter().collect(), len as u64);
-            receive(&mut inbox, &vec![1; len]);
-            assert!(inbox.place());
+            let mut place = filling(&[Segment::from_vec(vec![0; len])]);
+            inbox.expect(len as u64);
+            receive(&mut inbox, &vec![1; len], Some(&mut place));
+            assert!(inbox.place(Some(&mut place)));
             inbox.make_room();
-            assert_eq!(inbox.room().1.len(), room, "after {len} bytes");
+            assert_eq!(inbox.room(None).1.len(), room, "after {len} bytes");
         }
         // A message that is longer than that is received.
-        inbox.expect([Segment::from_vec(vec![0; large])].into_iter().collect(), large as u64);
-        receive(&mut inbox, &vec![1; large]);
+        let mut place = filling(&[Segment::from_vec(vec![0; large])]);
+        inbox.expect(large as u64);
+        receive(&mut inbox, &vec![1; large], Some(&mut place));
         inbox.need(HEADER_ROOM + 1);
         inbox.make_room();
-        assert!(inbox.room().1.len() > HEADER_ROOM);
+        assert!(inbox.room(None).1.len() > HEADER_ROOM);
     }
 
     #[test]
@@ -235,28 +228,50 @@ mod tests {
             let places = [3, 50, 1, 26].map(|len| Segment::from_vec(vec![0; len]));
             let mut pieces = message.chunks(piece);
             while inbox.bytes().len() < 10 {
-                receive(&mut inbox, pieces.next().unwrap());
+                receive(&mut inbox, pieces.next().unwrap(), None);
             }
             inbox.take(10);
-            inbox.expect(places.iter().cloned().collect(), 80);
-            while !inbox.place() {
-                receive(&mut inbox, pieces.next().unwrap());
+            let mut place = filling(&places);
+            inbox.expect(80);
+            while !inbox.place(Some(&mut place)) {
+                receive(&mut inbox, pieces.next().unwrap(), Some(&mut place));
             }
             let got: Vec<u8> = places.iter().flat_map(Segment::to_vec).collect();
             assert_eq!(got, message[10..90]);
-            pieces.for_each(|piece| receive(&mut inbox, piece));
+            pieces.for_each(|piece| receive(&mut inbox, piece, None));
             assert_eq!(inbox.bytes(), &message[90..]);
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_taken_back_is_left_alone_and_the_rest_passes_by() {
+        for back_at in 0..100 {
+            let mut inbox = Inbox::new(Pool::default(), true);
+            let memory = Segment::from_vec(vec![0; 100]);
+            let mut place = Some(filling(std::slice::from_ref(&memory)));
+            inbox.expect(100);
+            for at in 0..100 {
+                if at == back_at {
+                    place = None;
+                    memory.fill_zero();
+                }
+                receive(&mut inbox, &[7], place.as_mut());
+                assert_eq!(inbox.place(place.as_mut()), at == 99);
+            }
+            assert_eq!(memory.to_vec(), [0; 100]);
+            receive(&mut inbox, b"next", None);
+            assert_eq!(inbox.bytes(), b"next");
         }
     }
 
     #[test]
     fn a_payload_that_nobody_wants_passes_by() {
         let mut inbox = Inbox::new(Pool::default(), true);
-        inbox.expect(Segments::new(), 1 << 20);
+        inbox.expect(1 << 20);
         let piece = vec![7; 1000];
         let mut count = 0;
-        while !inbox.place() {
-            receive(&mut inbox, &piece);
+        while !inbox.place(None) {
+            receive(&mut inbox, &piece, None);
             count += 1;
         }
         assert_eq!(count, (1 << 20) / 1000 + 1);
@@ -266,9 +281,9 @@ mod tests {
     #[test]
     fn what_was_shared_is_not_written_over() {
         let mut inbox = Inbox::new(Pool::default(), true);
-        receive(&mut inbox, b"abcdef");
+        receive(&mut inbox, b"abcdef", None);
         let shared = inbox.take_shared(4);
-        receive(&mut inbox, b"ghi");
+        receive(&mut inbox, b"ghi", None);
         assert_eq!(inbox.bytes(), b"efghi");
         assert_eq!(shared.to_vec(), b"abcd");
     }
@@ -276,15 +291,15 @@ mod tests {
     #[test]
     fn a_long_message_gets_a_larger_buffer_for_a_while() {
         let mut inbox = Inbox::new(Pool::default(), true);
-        receive(&mut inbox, b"head");
+        receive(&mut inbox, b"head", None);
         inbox.need(3 * RECEIVE_LEN);
         inbox.make_room();
         assert_eq!(inbox.bytes(), b"head");
-        assert!(inbox.room().1.len() >= 3 * RECEIVE_LEN - 4);
+        assert!(inbox.room(None).1.len() >= 3 * RECEIVE_LEN - 4);
         inbox.make_room();
-        assert!(inbox.room().1.len() >= 3 * RECEIVE_LEN - 4, "still");
+        assert!(inbox.room(None).1.len() >= 3 * RECEIVE_LEN - 4, "still");
         inbox.take(4);
         inbox.make_room();
-        assert_eq!(inbox.room().1.len(), RECEIVE_LEN);
+        assert_eq!(inbox.room(None).1.len(), RECEIVE_LEN);
     }
 }

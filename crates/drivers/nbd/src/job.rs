@@ -27,6 +27,8 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    pub(crate) const FLUSH: Self = Self { op: Op::Flush, flags: Flags::empty(), offset: 0, len: 0 };
+
     /// The range that is changed, if any is.
     pub(crate) fn changes(&self) -> Option<Span> {
         self.op.is_write().then(|| Span::new(self.offset, self.len))

@@ -16,11 +16,14 @@
 //! | `export`, `commands` | what the export is to the block layer, and its operations to NBD |
 //! | `driver`, `hctx`, `task` | the block layer's side, and the sockets' |
 //! | `queue` | the connections of a hardware queue: in use, retired, over |
-//! | `link`, `slots`, `place`, `inbox`, `outbox` | one connection, without its socket |
-//! | `recovery`, `fence` | what the queues share once something is wrong |
+//! | `link`, `slots`, `inbox`, `outbox` | one connection, without its socket |
+//! | `held`, `place` | a request that is out, and its memory |
+//! | `extents` | the server's block map as blocks |
+//! | `recovery`, `fence`, `unflushed` | what the queues share once something is wrong |
 //! | `backoff`, `spin` | how long to wait |
 //!
-//! Everything from `queue` down is free of sockets and clocks, so that it is simulated (`simulation`).
+//! Everything from `queue` down is free of sockets and clocks. `simulation` runs all of it, the tasks included, on
+//! socket pairs and a clock of its own.
 #![forbid(unsafe_code)]
 
 mod backoff;
@@ -31,8 +34,10 @@ mod disk;
 mod driver;
 mod error;
 mod export;
+mod extents;
 mod fence;
 mod hctx;
+mod held;
 mod inbox;
 mod job;
 mod link;
@@ -49,6 +54,7 @@ mod span;
 mod spin;
 mod task;
 mod tls;
+mod unflushed;
 mod wire;
 
 pub use backoff::Backoff;

@@ -3,19 +3,23 @@
 
 use std::time::Duration;
 
-use blockyard_blkmq::{Extent, Op, Status};
-use blockyard_buf::{Pool, Segment, Segments};
+use blockyard_blkmq::{Op, Status};
+use blockyard_buf::{Pool, Segment, Segments, total_len};
 use blockyard_nbd::Error;
-use blockyard_nbd::client::{Chunk, Parsed, ReplyParser};
-use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode, Request};
+use blockyard_nbd::client::{Chunk, Expected, Parsed, ReplyParser};
+use blockyard_nbd::wire::{
+    AllocationFlags, Command, CommandFlags, ErrorCode, Request, RequestHead,
+};
 
 use crate::commands::{self, Dialect};
+use crate::extents::Extents;
+use crate::held::{Held, Past};
 use crate::inbox::Inbox;
-use crate::job::Job;
-use crate::outbox::Outbox;
-use crate::place::Place;
+use crate::job::{Ask, Job};
+use crate::outbox::{Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
 use crate::span::Span;
+use crate::unflushed::Window;
 
 /// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used
 /// again.
@@ -26,8 +30,8 @@ pub(crate) struct Link<J> {
     dialect: Dialect,
     parser: ReplyParser,
     pub(crate) slots: Slots<J>,
-    pub(crate) outbox: Outbox,
-    pub(crate) inbox: Inbox,
+    outbox: Outbox,
+    inbox: Inbox,
     /// The request whose payload comes, and whether nothing follows that.
     payload_of: Option<(u64, bool)>,
     /// When bytes came last, or were first waited for.
@@ -40,12 +44,29 @@ pub(crate) struct Link<J> {
 pub(crate) struct Done<J> {
     /// `None` if it was given up before.
     pub(crate) job: Option<J>,
+    pub(crate) past: Past,
     pub(crate) cookie: u64,
-    pub(crate) status: Status,
-    /// It was not carried out, and may be sent to another server.
-    pub(crate) refused: bool,
+    pub(crate) op: Op,
+    pub(crate) result: Result<(), ErrorCode>,
     pub(crate) changed: Option<Span>,
+    /// What it changed outlives a loss of the server's cache.
+    pub(crate) durable: bool,
+    pub(crate) window: Option<Window>,
 }
+
+impl<J> Done<J> {
+    /// It was not carried out, and may be sent to another server.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.result == Err(ErrorCode::ESHUTDOWN)
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.result.map_or_else(commands::status, |()| Status::Ok)
+    }
+}
+
+/// A request that is not sent.
+pub(crate) type Refused<J> = (J, Status);
 
 impl<J: Job> Link<J> {
     pub(crate) fn new(dialect: Dialect, pool: Pool, direct: bool) -> Self {
@@ -61,26 +82,107 @@ impl<J: Job> Link<J> {
         }
     }
 
+    /// Bytes of the disk that the server knows of on this connection.
+    pub(crate) fn size(&self) -> u64 {
+        self.dialect.size
+    }
+
     /// Puts a request in line to be sent.
-    pub(crate) fn submit(&mut self, job: J, now: Duration) -> Result<(), (J, Status)> {
-        let ask = job.ask();
+    pub(crate) fn submit(
+        &mut self,
+        job: J,
+        ask: &Ask,
+        past: Past,
+        window: Option<Window>,
+        now: Duration,
+    ) -> Result<(), Refused<J>> {
         let cookie = self.slots.next_cookie();
-        let expected = match self.dialect.request(&ask, cookie) {
-            Ok(expected) => expected,
+        let (expected, head) = match self.message(ask, cookie) {
+            Ok(message) => message,
             Err(status) => return Err((job, status)),
-        };
-        let Ok(head) = expected.request().encode(self.dialect.style) else {
-            return Err((job, Status::Invalid));
         };
         if self.slots.is_empty() {
             self.heard = now;
         }
-        let payload = if ask.op == Op::Write { job.memory() } else { Segments::new() };
-        let sent_at = self.outbox.push(head, payload);
-        let changes = ask.changes();
-        let place = Place::default();
-        self.slots.insert(Entry { expected, job: Some(job), place, changes, sent_at, since: now });
+        let held = Held::new(job, ask, past);
+        self.outbox.push(cookie, head, total_len(held.payload()));
+        let (held, changes) = (Some(held), ask.changes());
+        self.slots.insert(Entry { expected, held, changes, window, since: now });
         Ok(())
+    }
+
+    /// Puts a flush in line that nobody has asked for. Says under which cookie it is answered.
+    pub(crate) fn flush(&mut self, now: Duration) -> Option<u64> {
+        let cookie = self.slots.next_cookie();
+        let (expected, head) = self.message(&Ask::FLUSH, cookie).ok()?;
+        self.heard = if self.slots.is_empty() { now } else { self.heard };
+        self.outbox.push(cookie, head, 0);
+        let (held, changes, window) = (None, None, None);
+        self.slots.insert(Entry { expected, held, changes, window, since: now });
+        Some(cookie)
+    }
+
+    fn message(&self, ask: &Ask, cookie: u64) -> Result<(Expected, RequestHead), Status> {
+        let expected = self.dialect.request(ask, cookie)?;
+        let head = expected.request().encode(self.dialect.style);
+        head.map(|head| (expected, head)).map_err(|_| Status::Invalid)
+    }
+
+    /// Takes a request back, and its memory with it. Says whether the server may have got any of it.
+    pub(crate) fn take_back(&mut self, cookie: u64) -> Option<(J, Past, Sent)> {
+        let sent = self.outbox.take_back(cookie, self.slots.payload(cookie));
+        let entry = self.slots.get(cookie)?;
+        let past = entry.past();
+        let job = entry.take_back();
+        if sent == Sent::Nothing {
+            self.slots.remove(cookie);
+        }
+        job.map(|job| (job, past, sent))
+    }
+
+    /// The requests of which nothing was sent.
+    pub(crate) fn withdraw_unsent(&mut self, mut to: impl FnMut(u64, Option<J>, Past)) {
+        for cookie in self.outbox.withdraw_all() {
+            if let Some(mut entry) = self.slots.remove(cookie) {
+                let past = entry.past();
+                to(cookie, entry.take_back(), past);
+            }
+        }
+    }
+
+    /// Sends nothing more.
+    pub(crate) fn fall_silent(&mut self) {
+        self.outbox.abandon();
+    }
+
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    pub(crate) fn outbox(&mut self) -> (&Outbox, &Slots<J>) {
+        (&self.outbox, &self.slots)
+    }
+
+    /// So many bytes were sent.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.outbox.advance(bytes);
+    }
+
+    pub(crate) fn messages(&mut self) -> Messages<'_, J> {
+        Messages { outbox: &mut self.outbox, slots: &self.slots }
+    }
+
+    /// Where what comes is received to: the memory of a request, then a buffer.
+    pub(crate) fn room(&mut self) -> (&[Segment], &mut [u8]) {
+        self.inbox.make_room();
+        let place = filling(&mut self.slots, self.payload_of);
+        self.inbox.room(place.map(|place| &*place))
+    }
+
+    /// What comes is not looked at any more.
+    pub(crate) fn discard(&mut self) {
+        self.payload_of = None;
+        self.inbox.discard();
     }
 
     /// Says goodbye, which nothing may follow. Only between messages, where this always is.
@@ -88,25 +190,26 @@ impl<J: Job> Link<J> {
         let flags = CommandFlags::empty();
         let request = Request { command: Command::Disc, flags, cookie: 0, offset: 0, length: 0 };
         if let Ok(head) = request.encode(self.dialect.style) {
-            self.outbox.push(head, Segments::new());
+            self.outbox.push(request.cookie, head, 0);
         }
     }
 
-    /// How long nothing has come that was waited for.
-    pub(crate) fn silence(&self, now: Duration) -> Duration {
-        if self.slots.is_empty() { Duration::ZERO } else { now.saturating_sub(self.heard) }
+    /// When the connection is dead if nothing comes: silent for `timeout`, or for `patience` without an answer to
+    /// one request. `None`: nothing is waited for.
+    pub(crate) fn dead_at(&mut self, timeout: Duration, patience: Duration) -> Option<Duration> {
+        let oldest = self.slots.entries().map(|(_, entry)| entry.since).min()?;
+        Some((self.heard + timeout).min(oldest.saturating_add(patience)))
     }
 
-    /// How long the request is out that was sent first.
-    pub(crate) fn oldest(&mut self, now: Duration) -> Duration {
-        let since = self.slots.entries().map(|(_, entry)| entry.since).min();
-        since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    /// Whether nothing of what was sent is still to be answered, as far as anybody cares.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.slots.entries().all(|(_, entry)| entry.held.is_none() && entry.changes.is_none())
     }
 
     /// Notes bytes that came into the inbox.
     pub(crate) fn came(&mut self, bytes: usize, now: Duration) {
         self.heard = now;
-        self.inbox.came(bytes);
+        self.inbox.came(bytes, filling(&mut self.slots, self.payload_of));
     }
 
     /// Understands what came, as far as it goes.
@@ -115,7 +218,7 @@ impl<J: Job> Link<J> {
     /// The server broke the protocol: the stream cannot be followed any further.
     pub(crate) fn read(&mut self, done: &mut Vec<Done<J>>) -> Result<(), Error> {
         loop {
-            if !self.inbox.place() {
+            if !self.inbox.place(filling(&mut self.slots, self.payload_of)) {
                 return Ok(());
             }
             if let Some((cookie, last)) = self.payload_of.take() {
@@ -155,7 +258,7 @@ impl<J: Job> Link<J> {
             match reply.chunk {
                 Chunk::Data { offset, length } => data = Some((offset, length)),
                 Chunk::Hole { offset, length } => hole(entry, self.inbox.pool(), offset, length),
-                Chunk::Status { extents, .. } => status(entry, extents),
+                Chunk::Status { extents, .. } => status(entry, self.dialect.block, extents),
                 Chunk::Error { .. } | Chunk::None => {}
             }
         }
@@ -165,67 +268,77 @@ impl<J: Job> Link<J> {
 
     /// Finds the place for data that begins now: `length` bytes from `offset` of the disk on.
     fn start_payload(&mut self, cookie: u64, offset: u64, length: u64) {
-        let Some(Entry { expected, job: Some(job), place, .. }) = self.slots.get(cookie) else {
-            return self.inbox.expect(Segments::new(), length);
+        let Some(Entry { expected, held: Some(held), .. }) = self.slots.get(cookie) else {
+            return self.inbox.expect(length);
         };
         let request = *expected.request();
         let here = self.inbox.bytes().len() as u64;
         if length == request.length
             && length <= SHARED_PAYLOAD_LEN.min(here)
-            && place.take_whole(job, || {
+            && held.take_whole(|| {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
                 [self.inbox.take_shared(length)].into_iter().collect()
             })
         {
-            return self.inbox.expect(Segments::new(), 0);
+            return self.inbox.expect(0);
         }
-        let places = place.part(job, self.inbox.pool(), offset - request.offset, length);
-        self.inbox.expect(places, length);
+        held.expect(self.inbox.pool(), offset - request.offset, length);
+        self.inbox.expect(length);
     }
 
     fn finish(&mut self, cookie: u64, done: &mut Vec<Done<J>>) {
-        let Some(mut entry) = self.slots.remove(cookie) else { return };
-        let result = entry.expected.result();
-        if let (Ok(()), Some(job)) = (result, &mut entry.job) {
-            entry.place.deliver(job);
-        }
-        let refused = result == Err(ErrorCode::ESHUTDOWN);
-        self.shutting_down |= refused;
-        done.push(Done {
-            job: entry.job,
+        let Some(Entry { expected, held, changes, window, .. }) = self.slots.remove(cookie) else {
+            return;
+        };
+        let result = expected.result();
+        let past = held.as_ref().map(Held::past).unwrap_or_default();
+        let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
+        let request = expected.request();
+        let done_one = Done {
+            job,
+            past,
             cookie,
-            status: result.map_or_else(commands::status, |()| Status::Ok),
-            refused,
-            changed: entry.changes,
-        });
+            op: commands::op(request.command),
+            result,
+            changed: changes,
+            durable: request.flags.contains(CommandFlags::FUA),
+            window,
+        };
+        self.shutting_down |= done_one.is_refused();
+        done.push(done_one);
     }
+}
+
+/// The memory that a payload is received into: of a request that is still out.
+fn filling<J: Job>(
+    slots: &mut Slots<J>,
+    payload_of: Option<(u64, bool)>,
+) -> Option<&mut crate::place::Filling> {
+    let (cookie, _) = payload_of?;
+    Some(slots.get(cookie)?.held.as_mut()?.filling())
 }
 
 fn hole<J: Job>(entry: &mut Entry<J>, pool: &Pool, offset: u64, length: u64) {
     let request = *entry.expected.request();
-    let Some(job) = &entry.job else { return };
+    let Some(held) = &mut entry.held else { return };
     let zeroes = || {
         let mut list = Segments::new();
         Segment::zeroes(&mut list, usize::try_from(length).unwrap_or(usize::MAX));
         list
     };
-    if length != request.length || !entry.place.take_whole(job, zeroes) {
-        let places = entry.place.part(job, pool, offset - request.offset, length);
-        places.iter().for_each(Segment::fill_zero);
+    if length != request.length || !held.take_whole(zeroes) {
+        held.fill_zero(pool, offset - request.offset, length);
     }
 }
 
-fn status<J: Job>(entry: &mut Entry<J>, extents: impl Iterator<Item = (u64, u64)>) {
-    let Some(job) = &mut entry.job else { return };
-    let mut left = job.ask().len;
+fn status<J: Job>(entry: &mut Entry<J>, block: u64, extents: impl Iterator<Item = (u64, u64)>) {
+    let Some(held) = &mut entry.held else { return };
+    let mut whole = Extents::new(block, entry.expected.request().length);
     for (len, flags) in extents {
         let flags = AllocationFlags::from_bits_retain(u32::try_from(flags).unwrap_or(0));
-        let len = len.min(left);
-        left -= len;
-        job.extent(Extent {
-            len,
-            hole: flags.contains(AllocationFlags::HOLE),
-            zero: flags.contains(AllocationFlags::ZERO),
-        });
+        let (hole, zero) =
+            (flags.contains(AllocationFlags::HOLE), flags.contains(AllocationFlags::ZERO));
+        whole.push(len, hole, zero, |extent| held.job_mut().extent(extent));
     }
+    whole.finish(|extent| held.job_mut().extent(extent));
 }

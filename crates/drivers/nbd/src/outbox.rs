@@ -2,99 +2,125 @@
 
 use std::collections::VecDeque;
 
-use blockyard_buf::{Segment, Segments};
+use blockyard_buf::{Segment, total_len};
 use blockyard_nbd::wire::RequestHead;
 use blockyard_sys::net::Gather;
 
-enum Part {
-    Head(RequestHead),
-    Payload(Segment),
+use crate::job::Job;
+use crate::slots::Slots;
+
+/// A request's message. Its payload stays with the request, in the slots, unless that was taken back.
+struct Message {
+    cookie: u64,
+    head: RequestHead,
+    payload_len: usize,
 }
 
-impl Part {
+impl Message {
     fn len(&self) -> usize {
-        match self {
-            Self::Head(head) => head.len(),
-            Self::Payload(segment) => segment.len(),
-        }
+        self.head.len() + self.payload_len
     }
 }
 
-/// Parts of messages that are still to be sent.
+/// Messages that are still to be sent.
 #[derive(Default)]
 pub(crate) struct Outbox {
-    parts: VecDeque<Part>,
-    /// Bytes of the first part that were sent.
+    messages: VecDeque<Message>,
+    /// Bytes of the first message that were sent.
     skip: usize,
-    /// Bytes that were put in so far, and that were sent so far.
-    queued: u64,
-    sent: u64,
+    /// What is left of the first one, if its request was taken back when a part of it had been sent.
+    rest: Option<Segment>,
+}
+
+/// How far a message has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// Nothing was sent, and nothing will be.
+    Nothing,
+    /// A part or all of it.
+    Something,
 }
 
 impl Outbox {
-    /// Puts a message in; says where in the stream it begins.
-    pub(crate) fn push(&mut self, head: RequestHead, payload: Segments) -> u64 {
-        let at = self.queued;
-        self.put(Part::Head(head));
-        payload.into_iter().for_each(|segment| self.put(Part::Payload(segment)));
-        at
-    }
-
-    fn put(&mut self, part: Part) {
-        if part.len() > 0 {
-            self.queued += part.len() as u64;
-            self.parts.push_back(part);
-        }
+    /// Puts a message in.
+    pub(crate) fn push(&mut self, cookie: u64, head: RequestHead, payload_len: usize) {
+        self.messages.push_back(Message { cookie, head, payload_len });
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.parts.is_empty()
+        self.messages.is_empty()
     }
 
-    /// Gives up what was not sent; says whether a message was cut short by that.
-    pub(crate) fn cut(&mut self, boundary: u64) -> bool {
-        self.parts.clear();
-        self.skip = 0;
-        self.queued = self.sent;
-        self.sent < boundary
+    /// Gives up the messages of which nothing was sent.
+    pub(crate) fn withdraw_all(&mut self) -> impl Iterator<Item = u64> + '_ {
+        let begun = usize::from(self.skip > 0);
+        self.messages.drain(begun..).map(|message| message.cookie)
     }
 
-    /// Bytes of the stream that were put in.
-    pub(crate) fn queued(&self) -> u64 {
-        self.queued
+    /// Sends nothing more.
+    pub(crate) fn abandon(&mut self) {
+        self.messages.clear();
+        (self.skip, self.rest) = (0, None);
     }
 
-    /// Bytes of the stream that were sent.
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent
+    /// A request is taken back, whose payload this is. Its message is not sent, unless a part of it was: then the
+    /// rest is copied, so that the stream stays whole.
+    pub(crate) fn take_back(&mut self, cookie: u64, payload: &[Segment]) -> Sent {
+        let Some(at) = self.messages.iter().position(|message| message.cookie == cookie) else {
+            return Sent::Something;
+        };
+        if at > 0 || self.skip == 0 {
+            self.messages.remove(at);
+            return Sent::Nothing;
+        }
+        if let Some(message) = self.messages.front()
+            && message.payload_len > 0
+            && self.rest.is_none()
+        {
+            let done = self.skip.saturating_sub(message.head.len());
+            let mut rest = vec![0; total_len(payload) - done];
+            copy(payload, done, &mut rest);
+            self.rest = Some(Segment::from_vec(rest));
+        }
+        Sent::Something
     }
 
     /// Adds as many parts to a message as it takes.
-    pub(crate) fn fill<'a>(&'a self, gather: &mut Gather<'a>) {
+    pub(crate) fn fill<'a, J: Job>(&'a self, slots: &'a Slots<J>, gather: &mut Gather<'a>) {
         let mut skip = self.skip;
-        for part in &self.parts {
+        for message in &self.messages {
             if gather.is_full() {
                 return;
             }
-            match part {
-                Part::Head(head) => gather.push(&head[skip..]),
-                Part::Payload(segment) => gather.push_segment(segment, skip),
+            if skip < message.head.len() {
+                gather.push(&message.head[skip..]);
+            }
+            let (payload, mut skip_payload) = self.payload(message, skip, slots);
+            for segment in payload {
+                if gather.is_full() {
+                    return;
+                }
+                let here = skip_payload.min(segment.len());
+                if here < segment.len() {
+                    gather.push_segment(segment, here);
+                }
+                skip_payload -= here;
             }
             skip = 0;
         }
     }
 
     /// Copies bytes to `out`, as many as it takes; says how many those were.
-    pub(crate) fn copy_to(&self, out: &mut [u8]) -> usize {
+    pub(crate) fn copy_to<J: Job>(&self, slots: &Slots<J>, out: &mut [u8]) -> usize {
         let (mut skip, mut at) = (self.skip, 0);
-        for part in &self.parts {
-            let len = (part.len() - skip).min(out.len() - at);
-            let to = &mut out[at..at + len];
-            match part {
-                Part::Head(head) => to.copy_from_slice(&head[skip..skip + len]),
-                Part::Payload(segment) => segment.slice(skip, len).copy_to(to),
+        for message in &self.messages {
+            if let Some(head) = message.head.get(skip..) {
+                let len = head.len().min(out.len() - at);
+                out[at..at + len].copy_from_slice(&head[..len]);
+                at += len;
             }
-            at += len;
+            let (payload, done) = self.payload(message, skip, slots);
+            at += copy(payload, done, &mut out[at..]);
             skip = 0;
             if at == out.len() {
                 break;
@@ -103,58 +129,175 @@ impl Outbox {
         at
     }
 
+    /// The payload of a message of which `skip` bytes were sent, and how many of those were of the payload.
+    fn payload<'a, J: Job>(
+        &'a self,
+        message: &Message,
+        skip: usize,
+        slots: &'a Slots<J>,
+    ) -> (&'a [Segment], usize) {
+        let sent = skip.saturating_sub(message.head.len());
+        if message.payload_len == 0 {
+            return (&[], 0);
+        }
+        match &self.rest {
+            // It is of the first message, the only one that was begun.
+            Some(rest) if skip > 0 => {
+                (std::slice::from_ref(rest), rest.len() + sent - message.payload_len)
+            }
+            _ => (slots.payload(message.cookie), sent),
+        }
+    }
+
     /// So many bytes were sent.
     ///
     /// # Panics
     /// If there were fewer.
     pub(crate) fn advance(&mut self, bytes: usize) {
-        self.sent += bytes as u64;
-        assert!(self.sent <= self.queued, "sent more than there was");
         let mut left = self.skip + bytes;
-        while let Some(part) = self.parts.front()
-            && left >= part.len()
+        while let Some(message) = self.messages.front()
+            && left >= message.len()
         {
-            left -= part.len();
-            self.parts.pop_front();
+            left -= message.len();
+            self.messages.pop_front();
+            self.rest = None;
         }
+        assert!(left == 0 || !self.messages.is_empty(), "sent more than there was");
         self.skip = left;
+    }
+}
+
+/// Copies what `out` has room for, without the first `skip` bytes; says how much that was.
+fn copy(segments: &[Segment], mut skip: usize, out: &mut [u8]) -> usize {
+    let mut at = 0;
+    for segment in segments {
+        let here = skip.min(segment.len());
+        skip -= here;
+        let len = (segment.len() - here).min(out.len() - at);
+        segment.slice(here, len).copy_to(&mut out[at..at + len]);
+        at += len;
+    }
+    at
+}
+
+/// What a TLS session sends from: the bytes that wait on a connection.
+pub(crate) trait Unsent {
+    /// Copies bytes to `out`, as many as it takes; says how many those were.
+    fn copy_to(&self, out: &mut [u8]) -> usize;
+    /// So many bytes were sent.
+    fn advance(&mut self, bytes: usize);
+}
+
+/// The messages of an outbox, with the memory of the requests that they are of.
+pub(crate) struct Messages<'a, J> {
+    pub(crate) outbox: &'a mut Outbox,
+    pub(crate) slots: &'a Slots<J>,
+}
+
+impl<J: Job> Unsent for Messages<'_, J> {
+    fn copy_to(&self, out: &mut [u8]) -> usize {
+        self.outbox.copy_to(self.slots, out)
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.outbox.advance(bytes);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use blockyard_blkmq::{Extent, Flags, Op};
+    use blockyard_buf::Segments;
+    use blockyard_nbd::client::Expected;
     use blockyard_nbd::wire::{Command, CommandFlags, HeaderStyle, Request};
 
     use super::*;
+    use crate::held::{Held, Past};
+    use crate::job::Ask;
+    use crate::slots::Entry;
+
+    const ASK: Ask = Ask { op: Op::Write, flags: Flags::empty(), offset: 0, len: 10 };
+
+    struct Write(Segments);
+
+    impl Job for Write {
+        fn ask(&self) -> Ask {
+            ASK
+        }
+        fn memory(&self) -> Segments {
+            self.0.clone()
+        }
+        fn deliver(&mut self, _segment: Segment) {}
+        fn extent(&mut self, _extent: Extent) {}
+    }
+
+    /// Three writes of ten bytes each, and their memory.
+    fn writes(slots: &mut Slots<Write>, outbox: &mut Outbox) -> (Vec<(u64, Segments)>, Vec<u8>) {
+        let (mut list, mut all) = (Vec::new(), Vec::new());
+        for _ in 0..3 {
+            let cookie = slots.next_cookie();
+            let flags = CommandFlags::empty();
+            let request = Request { command: Command::Write, flags, cookie, offset: 0, length: 10 };
+            let head = request.encode(HeaderStyle::Simple).unwrap();
+            all.extend_from_slice(&head);
+            all.extend_from_slice(b"0123456789");
+            let parts = [b"0123".to_vec(), Vec::new(), b"456789".to_vec()];
+            let memory: Segments = parts.map(Segment::from_vec).into_iter().collect();
+            outbox.push(cookie, head, 10);
+            slots.insert(Entry {
+                expected: Expected::new(request),
+                held: Some(Held::new(Write(memory.clone()), &ASK, Past::default())),
+                changes: None,
+                window: None,
+                since: Duration::ZERO,
+            });
+            list.push((cookie, memory));
+        }
+        (list, all)
+    }
 
     #[test]
     fn messages_go_out_whole_and_in_order_in_pieces_of_any_size() {
-        let head = |cookie| {
-            let flags = CommandFlags::empty();
-            let request = Request { command: Command::Write, flags, cookie, offset: 0, length: 10 };
-            request.encode(HeaderStyle::Simple).unwrap()
-        };
-        let payload = || {
-            let parts = [b"0123".to_vec(), Vec::new(), b"456789".to_vec()];
-            parts.map(Segment::from_vec).into_iter().collect::<Segments>()
-        };
-        let mut all = Vec::new();
-        for cookie in 0..3 {
-            all.extend_from_slice(&head(cookie));
-            all.extend_from_slice(b"0123456789");
-        }
-        for piece in 1..all.len() {
-            let mut outbox = Outbox::default();
-            let starts = [0, 1, 2].map(|cookie| outbox.push(head(cookie), payload()));
-            assert_eq!(starts, [0, 38, 76]);
+        for piece in 1..115 {
+            let (mut slots, mut outbox) = (Slots::default(), Outbox::default());
+            let (_, all) = writes(&mut slots, &mut outbox);
             let (mut got, mut buf) = (Vec::new(), vec![0; piece]);
             while !outbox.is_empty() {
-                let len = outbox.copy_to(&mut buf);
+                let len = outbox.copy_to(&slots, &mut buf);
                 got.extend_from_slice(&buf[..len]);
                 outbox.advance(len);
             }
             assert!(got == all, "pieces of {piece}");
-            assert_eq!(outbox.sent(), all.len() as u64);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_taken_back_is_not_sent_from_and_messages_stay_whole() {
+        let message = 38;
+        for sent in 0..3 * message {
+            for taken in 0..3 {
+                let (mut slots, mut outbox) = (Slots::default(), Outbox::default());
+                let (list, all) = writes(&mut slots, &mut outbox);
+                let mut got = vec![0; sent];
+                assert_eq!(outbox.copy_to(&slots, &mut got), sent);
+                outbox.advance(sent);
+                let (cookie, memory) = &list[taken];
+                let fate = outbox.take_back(*cookie, slots.payload(*cookie));
+                slots.remove(*cookie);
+                memory.iter().for_each(Segment::fill_zero);
+                let begun = sent > taken * message;
+                assert_eq!(fate, if begun { Sent::Something } else { Sent::Nothing });
+                let mut rest = vec![0; 200];
+                rest.truncate(outbox.copy_to(&slots, &mut rest.clone()));
+                outbox.copy_to(&slots, &mut rest);
+                got.extend(rest);
+                let gone = if begun { 0..0 } else { taken * message..(taken + 1) * message };
+                let kept = all.iter().zip(0..).filter(|(_, at)| !gone.contains(at));
+                let kept: Vec<u8> = kept.map(|(byte, _)| *byte).collect();
+                assert!(got == kept, "{taken} taken back after {sent} bytes");
+            }
         }
     }
 }

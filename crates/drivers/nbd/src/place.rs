@@ -1,6 +1,6 @@
 //! Where the content of a read goes.
 
-use blockyard_buf::{Pool, Segments};
+use blockyard_buf::{Pool, Segment, Segments};
 
 use crate::job::{Job, has_all_memory};
 
@@ -11,6 +11,7 @@ pub(crate) struct Place {
     memory: Segments,
     /// Whether it is to be delivered.
     ours: bool,
+    filling: Filling,
 }
 
 impl Place {
@@ -28,8 +29,21 @@ impl Place {
         true
     }
 
+    /// The next `len` bytes that are filled in go `at` bytes behind the start of the request.
+    pub(crate) fn expect<J: Job>(&mut self, job: &J, pool: &Pool, at: u64, len: u64) {
+        self.filling = self.part(job, pool, at, len).into();
+    }
+
+    pub(crate) fn filling(&mut self) -> &mut Filling {
+        &mut self.filling
+    }
+
+    pub(crate) fn fill_zero<J: Job>(&mut self, job: &J, pool: &Pool, at: u64, len: u64) {
+        self.part(job, pool, at, len).iter().for_each(Segment::fill_zero);
+    }
+
     /// Memory for `len` bytes from `at` on, both relative to the start of the request.
-    pub(crate) fn part<J: Job>(&mut self, job: &J, pool: &Pool, at: u64, len: u64) -> Segments {
+    fn part<J: Job>(&mut self, job: &J, pool: &Pool, at: u64, len: u64) -> Segments {
         if self.memory.is_empty() {
             let ask = job.ask();
             self.memory = job.memory();
@@ -44,9 +58,52 @@ impl Place {
     }
 
     /// The read has succeeded: its content is all there.
-    pub(crate) fn deliver<J: Job>(&mut self, job: &mut J) {
+    pub(crate) fn deliver<J: Job>(self, job: &mut J) {
         if self.ours {
-            self.memory.drain(..).for_each(|segment| job.deliver(segment));
+            self.memory.into_iter().for_each(|segment| job.deliver(segment));
+        }
+    }
+}
+
+/// Memory that a payload is being received into: as much of it as is still to come.
+#[derive(Default)]
+pub(crate) struct Filling(Segments);
+
+impl From<Segments> for Filling {
+    fn from(places: Segments) -> Self {
+        Self(places)
+    }
+}
+
+impl Filling {
+    pub(crate) fn places(&self) -> &[Segment] {
+        &self.0
+    }
+
+    /// Copies bytes in.
+    pub(crate) fn fill(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let Some(place) = self.0.first() else {
+                unreachable!("places are as long as the payload")
+            };
+            let here = place.len().min(bytes.len());
+            place.copy_from(&bytes[..here]);
+            bytes = &bytes[here..];
+            self.advance(here);
+        }
+    }
+
+    /// So many bytes were received into it.
+    pub(crate) fn advance(&mut self, mut bytes: usize) {
+        let whole = self.0.iter().take_while(|place| {
+            let covered = place.len() <= bytes;
+            bytes -= if covered { place.len() } else { 0 };
+            covered
+        });
+        let whole = whole.count();
+        self.0.drain(..whole);
+        if let Some(place) = self.0.first_mut().filter(|_| bytes > 0) {
+            *place = place.slice(bytes, place.len() - bytes);
         }
     }
 }
@@ -76,8 +133,6 @@ fn slice(memory: &Segments, at: u64, len: u64) -> Segments {
 
 #[cfg(test)]
 mod tests {
-    use blockyard_buf::Segment;
-
     use super::*;
 
     #[test]

@@ -4,13 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::Status;
+use blockyard_blkmq::{Op, Status};
 use blockyard_nbd::Error;
+use blockyard_nbd::wire::ErrorCode;
 
 use crate::fence::LinkId;
 use crate::job::Job;
 use crate::link::{Done, Link};
+use crate::outbox::Sent;
 use crate::recovery::Common;
+use crate::unflushed::Parts;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +49,13 @@ pub(crate) enum Loss {
 pub(crate) enum Todo {
     /// Nothing.
     Nothing,
-    /// It is not sent to any more, but still listened to.
-    Listen,
-    /// It is not sent to any more, and the server is to be told; it is still listened to.
-    HalfClose,
+    /// There may be something to send.
+    Send,
     /// It is over; say goodbye if there is a way.
     Close,
-    /// The server broke the protocol; then as [`Todo::HalfClose`].
+    /// It is given up: nothing more of it may leave this host.
+    Abort,
+    /// The server broke the protocol. Its end is waited for.
     Lied(Error),
 }
 
@@ -65,8 +68,8 @@ enum Phase {
     Answering,
     /// What comes is not understood; its end is waited for.
     Draining,
-    /// There is no socket any more.
-    Gone,
+    /// The socket was aborted, at that time.
+    Gone(Duration),
 }
 
 pub(crate) struct Conn<J, S> {
@@ -74,9 +77,17 @@ pub(crate) struct Conn<J, S> {
     pub(crate) link: Link<J>,
     /// The socket. `None` once it was given up.
     pub(crate) io: Option<S>,
+    /// The socket has no room: its task sends when it has.
+    pub(crate) blocked: bool,
     phase: Phase,
     /// When it ceased to be used.
     since: Duration,
+    /// A request has it for itself, or will as soon as nothing else is out.
+    alone: bool,
+    /// What was written on it and not flushed when it was left.
+    unflushed: Option<Parts>,
+    /// The flush that comes before the goodbye.
+    last_flush: Option<u64>,
 }
 
 /// Requests that ended, with how they did.
@@ -85,24 +96,38 @@ pub(crate) type Ended<J> = Vec<(J, Status)>;
 pub(crate) struct Queue<J, S> {
     common: Arc<Common<J>>,
     policy: Policy,
+    index: usize,
     pub(crate) conns: Vec<Conn<J, S>>,
     done: Vec<Done<J>>,
-    /// A range has left the fence, so that requests which wait may go.
+    /// Requests that wait may go now.
     released: bool,
+    /// What may be lost, to be told.
+    lost: Option<Parts>,
     /// The most requests on one connection.
     depth: usize,
 }
 
 impl<J: Job, S> Queue<J, S> {
-    pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, depth: usize) -> Self {
-        Self { common, policy, conns: Vec::new(), done: Vec::new(), released: false, depth }
+    pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, index: usize, depth: usize) -> Self {
+        let (conns, done, released, lost) = (Vec::new(), Vec::new(), false, None);
+        Self { common, policy, index, conns, done, released, lost, depth }
     }
 
     /// Puts a new connection in use. There must be none.
     pub(crate) fn attach(&mut self, link: Link<J>, io: S) -> LinkId {
         assert!(self.live().is_none(), "two connections in use by one queue");
         let id = self.common.new_link();
-        let conn = Conn { id, link, io: Some(io), phase: Phase::Live, since: Duration::ZERO };
+        let conn = Conn {
+            id,
+            link,
+            io: Some(io),
+            blocked: false,
+            phase: Phase::Live,
+            since: Duration::ZERO,
+            alone: false,
+            unflushed: None,
+            last_flush: None,
+        };
         // In front, where it is found first.
         self.conns.insert(0, conn);
         id
@@ -123,29 +148,50 @@ impl<J: Job, S> Queue<J, S> {
             ended.push((job, Status::Offline));
             return false;
         }
-        let Some(conn) = self.conns.first_mut().filter(|conn| conn.phase == Phase::Live) else {
-            self.common.wait(job, now);
+        let ask = job.ask();
+        if ask.op == Op::Flush && self.common.has_flush_failed() {
+            ended.push((job, Status::Io));
+            return false;
+        }
+        let live = self.conns.first_mut().filter(|conn| conn.phase == Phase::Live && !conn.alone);
+        let Some(conn) = live else {
+            self.common.wait(job, <_>::default(), now);
             return true;
         };
-        if let Some(job) = self.common.hold(job, now)
-            && let Err(refused) = conn.link.submit(job, now)
-        {
-            ended.push(refused);
+        if let Some(job) = self.common.hold(job, now) {
+            let window = if ask.op == Op::Flush { self.common.flushing() } else { None };
+            if let Err(refused) = conn.link.submit(job, &ask, <_>::default(), window, now) {
+                ended.push(refused);
+            }
         }
         false
     }
 
-    /// Takes requests that wait, as many as there is room for; says whether it took any.
+    /// Takes requests that wait, as many as there is room for; says whether it took any. One that may be what ended
+    /// its connections is sent with nothing beside it.
     pub(crate) fn adopt(&mut self, now: Duration, ended: &mut Ended<J>) -> bool {
-        let depth = self.depth;
+        let (depth, failed) = (self.depth, self.common.has_flush_failed());
         let common = Arc::clone(&self.common);
         let Some(conn) = self.live() else { return false };
+        conn.alone = conn.alone && !conn.link.slots.is_empty() || common.has_suspect();
         let mut any = false;
-        while conn.link.slots.len() < depth
-            && let Some(job) = common.next_ready()
-        {
+        while conn.link.slots.len() < depth && (!conn.alone || conn.link.slots.is_empty()) {
+            let alone = conn.alone;
+            let Some(waits) = common.next_ready(|waits| waits.past.is_suspect() == alone) else {
+                if !alone {
+                    break;
+                }
+                conn.alone = false;
+                continue;
+            };
             any = true;
-            if let Err(refused) = conn.link.submit(job, now) {
+            let ask = waits.job.ask();
+            if ask.op == Op::Flush && failed {
+                ended.push((waits.job, Status::Io));
+                continue;
+            }
+            let window = if ask.op == Op::Flush { common.flushing() } else { None };
+            if let Err(refused) = conn.link.submit(waits.job, &ask, waits.past, window, now) {
                 ended.push(refused);
             }
         }
@@ -157,116 +203,191 @@ impl<J: Job, S> Queue<J, S> {
         let mut done = std::mem::take(&mut self.done);
         let Some(conn) = self.conn(id) else { return Todo::Nothing };
         if conn.phase == Phase::Draining {
-            conn.link.inbox.discard();
+            conn.link.discard();
             self.done = done;
             return Todo::Nothing;
         }
         let result = conn.link.read(&mut done);
         let (live, leaving) = (conn.phase == Phase::Live, conn.link.shutting_down);
+        // Whoever was alone is through: others may go.
+        self.released |= conn.alone && conn.link.slots.is_empty();
         for done in done.drain(..) {
-            if done.changed.is_some() && (!live || done.job.is_none()) {
-                self.common.resolve(id, done.cookie);
-                self.released = true;
-            }
-            match done.job {
-                Some(job) if done.refused => self.common.wait(job, now),
-                Some(job) => ended.push((job, done.status)),
-                None => {}
-            }
+            self.finish(id, live, done, now, ended);
         }
         self.done = done;
         match result {
             Err(error) => match self.lose(id, Loss::Lied, now) {
                 Todo::Nothing => Todo::Nothing,
+                Todo::Close => Todo::Close,
                 _ => Todo::Lied(error),
             },
             Ok(()) if live && leaving => self.lose(id, Loss::Replaced, now),
-            Ok(()) => self.over(id),
+            Ok(()) if !live => self.see_off(id, now),
+            Ok(()) => Todo::Nothing,
         }
     }
 
-    /// Whether a range has left the fence since this was asked last.
+    /// A request was answered on a connection, which may have been left by now.
+    fn finish(
+        &mut self,
+        id: LinkId,
+        live: bool,
+        done: Done<J>,
+        now: Duration,
+        ended: &mut Ended<J>,
+    ) {
+        if done.changed.is_some() && (!live || done.job.is_none()) {
+            self.common.resolve(id, done.cookie);
+            self.released = true;
+        }
+        if let (Some(span), Ok(()), false) = (done.changed, done.result, done.durable) {
+            self.common.written(self.index, span);
+        }
+        let is_last = self.conn(id).is_some_and(|conn| conn.last_flush == Some(done.cookie));
+        if is_last && done.result.is_ok() {
+            self.paid(id);
+        }
+        let (refused, past) = (done.is_refused(), done.past.lost());
+        let mut status = done.status();
+        match done.result {
+            Err(error) if spoils_flushes(&done, error) => self.common.fail_flushes(),
+            // What was written before it is not all there any more.
+            Ok(()) if done.op == Op::Flush && self.common.has_flush_failed() => status = Status::Io,
+            Ok(()) => done.window.into_iter().for_each(crate::unflushed::Window::succeeded),
+            Err(_) => {}
+        }
+        match done.job {
+            Some(job) if refused && !past.is_hopeless() => self.common.wait(job, past, now),
+            Some(job) => ended.push((job, status)),
+            None => {}
+        }
+    }
+
+    /// A connection has shown that what was written on it is not lost.
+    fn paid(&mut self, id: LinkId) {
+        if let Some(conn) = self.conn(id)
+            && conn.unflushed.take().is_some()
+        {
+            self.common.paid(id);
+            self.released = true;
+        }
+    }
+
+    /// Whether requests that wait may go, since this was asked last.
     pub(crate) fn take_released(&mut self) -> bool {
         std::mem::take(&mut self.released)
     }
 
-    /// Whether a connection that is not used any more has nothing left to wait for.
-    fn over(&mut self, id: LinkId) -> Todo {
-        let over = self.conn(id).is_some_and(|conn| {
-            conn.phase == Phase::Answering
-                && conn.link.slots.entries().all(|(_, e)| e.job.is_none() && e.changes.is_none())
-        });
-        if over { Todo::Close } else { Todo::Nothing }
+    /// What may be lost, since this was asked last.
+    pub(crate) fn take_lost(&mut self) -> Option<Parts> {
+        self.lost.take()
+    }
+
+    /// Sees to a connection that is left: once all is answered it is flushed, and then there is nothing to wait for.
+    fn see_off(&mut self, id: LinkId, now: Duration) -> Todo {
+        let Some(conn) = self.conn(id).filter(|conn| conn.phase != Phase::Live) else {
+            return Todo::Nothing;
+        };
+        if !conn.link.is_over() {
+            return Todo::Send;
+        }
+        if conn.unflushed.is_none() || conn.phase != Phase::Answering {
+            return Todo::Close;
+        }
+        if conn.last_flush.is_none() {
+            conn.last_flush = conn.link.flush(now);
+        }
+        let waits = conn.last_flush.is_some_and(|cookie| conn.link.slots.get(cookie).is_some());
+        if waits { Todo::Send } else { Todo::Close }
     }
 
     /// A connection is lost. Whatever may be sent again at once waits for another.
     pub(crate) fn lose(&mut self, id: LinkId, loss: Loss, now: Duration) -> Todo {
-        let common = Arc::clone(&self.common);
+        let (common, index) = (Arc::clone(&self.common), self.index);
         let Some(conn) = self.conn(id) else { return Todo::Nothing };
-        if loss == Loss::Closed {
-            self.settle(id, now);
-            return Todo::Nothing;
-        }
-        let was_live = conn.phase == Phase::Live;
-        let phase = match loss {
-            Loss::Lied => Phase::Draining,
-            Loss::Broken => Phase::Gone,
-            Loss::Closed | Loss::Silent | Loss::Replaced => Phase::Answering,
-        };
-        if was_live {
+        if conn.phase == Phase::Live {
             conn.since = now;
+            conn.unflushed = common.take_unflushed(index);
+            conn.retire(loss, true, now, &common);
+            if conn.unflushed.is_some() {
+                common.owe(id);
+            }
+        } else if loss != Loss::Silent && loss != Loss::Replaced {
+            conn.retire(loss, false, now, &common);
         }
-        conn.phase = phase;
-        let cut_short = conn.retire(loss, was_live, now, &common);
-        let over = conn.link.slots.entries().all(|(_, e)| e.job.is_none() && e.changes.is_none());
+        match (loss, conn.phase) {
+            (Loss::Closed, _) => {
+                self.settle(id, now);
+                return Todo::Close;
+            }
+            (_, Phase::Gone(_)) => return Todo::Abort,
+            (Loss::Broken, _) => conn.phase = Phase::Gone(now),
+            (Loss::Lied, _) => conn.phase = Phase::Draining,
+            (Loss::Silent | Loss::Replaced, Phase::Live) => conn.phase = Phase::Answering,
+            (Loss::Silent | Loss::Replaced, _) => {}
+        }
+        if conn.phase != Phase::Answering {
+            // It shows nothing any more.
+            conn.link.fall_silent();
+            self.default_on(id);
+        }
         match loss {
-            _ if over => Todo::Close,
-            Loss::Lied => Todo::HalfClose,
-            Loss::Silent if cut_short => Todo::HalfClose,
-            _ => Todo::Listen,
+            Loss::Broken => Todo::Abort,
+            _ => self.see_off(id, now),
         }
+    }
+
+    /// What was written on a connection, and not flushed, may be lost.
+    fn default_on(&mut self, id: LinkId) {
+        let Some(parts) = self.conn(id).and_then(|conn| conn.unflushed.take()) else { return };
+        self.common.paid(id);
+        self.common.fail_flushes();
+        self.released = true;
+        self.lost = Some(parts);
     }
 
     /// Nothing that was sent on a connection will be carried out any more: it goes, and what was not answered
     /// waits for another.
     pub(crate) fn settle(&mut self, id: LinkId, now: Duration) {
+        self.default_on(id);
         let Some(at) = self.conns.iter().position(|conn| conn.id == id) else { return };
         let mut conn = self.conns.remove(at);
-        for entry in conn.link.slots.drain() {
-            if let Some(job) = entry.job {
-                self.common.wait(job, now);
+        for mut entry in conn.link.slots.drain() {
+            let past = entry.past().lost();
+            if let Some(job) = entry.take_back() {
+                self.common.wait(job, past, now);
             }
         }
         self.common.settle(id);
+        self.released = true;
     }
 
     /// Sees to connections and requests whose time is over. Says which connections are to be aborted.
     pub(crate) fn expire(&mut self, now: Duration, ended: &mut Ended<J>) -> Expired {
         let mut expired = Expired::default();
-        for job in self.common.expire(now, self.policy.dead_conn_timeout) {
+        let policy = self.policy;
+        for job in self.common.expire(now, policy.dead_conn_timeout) {
             expired.failed += 1;
             ended.push((job, Status::Transport));
         }
-        let policy = self.policy;
         let mut given_up = Vec::new();
         for conn in self.conns.iter_mut().filter(|conn| conn.phase != Phase::Live) {
-            let age = now.saturating_sub(conn.since);
-            if age >= policy.fence_timeout {
-                given_up.push(conn.id);
-            } else if age >= policy.fence_timeout / 2 && conn.phase != Phase::Gone {
-                conn.phase = Phase::Gone;
-                conn.retire(Loss::Broken, false, now, &self.common);
-                expired.abort.push(conn.id);
+            match conn.fate(policy) {
+                Fate::Abort(at) if now >= at => expired.abort.push(conn.id),
+                Fate::Fall(at) if now >= at => given_up.push(conn.id),
+                _ => {}
             }
-            if age >= policy.dead_conn_timeout {
-                for (_, entry) in conn.link.slots.entries() {
-                    // The fence stays.
-                    if let Some(job) = entry.job.take() {
-                        expired.failed += 1;
-                        ended.push((job, Status::Transport));
-                    }
+            let late: Vec<u64> = conn.late(now, policy).map(|(cookie, _)| cookie).collect();
+            for cookie in late {
+                // The fence stays.
+                if let Some((job, ..)) = conn.link.take_back(cookie) {
+                    expired.failed += 1;
+                    ended.push((job, Status::Transport));
                 }
             }
+        }
+        for id in &expired.abort {
+            self.lose(*id, Loss::Broken, now);
         }
         for id in given_up {
             expired.given_up += 1;
@@ -275,25 +396,26 @@ impl<J: Job, S> Queue<J, S> {
         expired
     }
 
-    /// When [`Queue::expire`] has something to do next.
-    pub(crate) fn deadline(&self) -> Option<Duration> {
-        let Policy { dead_conn_timeout, fence_timeout, .. } = self.policy;
-        let waits = self.common.waits_since().map(|since| since + dead_conn_timeout);
-        let retired = self.conns.iter().filter(|conn| conn.phase != Phase::Live);
-        let retired = retired.map(|conn| match conn.phase {
-            Phase::Gone => conn.since + fence_timeout,
-            _ => conn.since + (fence_timeout / 2).min(dead_conn_timeout),
+    /// When [`Queue::expire`] or [`Queue::is_dead`] has something to say next.
+    pub(crate) fn deadline(&mut self) -> Option<Duration> {
+        let policy = self.policy;
+        let waits = self.common.waits_since().map(|since| since + policy.dead_conn_timeout);
+        let conns = self.conns.iter_mut().flat_map(|conn| {
+            if conn.phase == Phase::Live {
+                return [conn.link.dead_at(policy.timeout, policy.most_patient()), None];
+            }
+            let (Fate::Abort(at) | Fate::Fall(at)) = conn.fate(policy);
+            [Some(at), conn.late(Duration::MAX, policy).map(|(_, at)| at).min()]
         });
-        retired.chain(waits).min()
+        conns.flatten().chain(waits).min()
     }
 
-    /// A request is out for too long: whether its connection is dead rather than slow.
+    /// Whether the connection in use is dead rather than slow.
     pub(crate) fn is_dead(&mut self, now: Duration) -> bool {
-        let Policy { timeout, patience, .. } = self.policy;
-        self.live().is_some_and(|conn| {
-            conn.link.silence(now) >= timeout
-                || conn.link.oldest(now) >= timeout.saturating_mul(patience)
-        })
+        let policy = self.policy;
+        let live = self.live();
+        live.and_then(|conn| conn.link.dead_at(policy.timeout, policy.most_patient()))
+            .is_some_and(|at| now >= at)
     }
 
     /// Fails whatever is left. What may still change the disk stays fenced.
@@ -303,10 +425,12 @@ impl<J: Job, S> Queue<J, S> {
         }
         for conn in &mut self.conns {
             let live = conn.phase == Phase::Live;
-            for (cookie, entry) in conn.link.slots.entries() {
-                let Some(job) = entry.job.take() else { continue };
+            let out = conn.link.slots.entries().filter(|(_, entry)| entry.held.is_some());
+            let out: Vec<_> = out.map(|(cookie, entry)| (cookie, entry.changes)).collect();
+            for (cookie, changes) in out {
+                let Some((job, _, sent)) = conn.link.take_back(cookie) else { continue };
                 ended.push((job, status));
-                if let Some(span) = entry.changes.filter(|_| live) {
+                if let Some(span) = changes.filter(|_| live && sent == Sent::Something) {
                     self.common.fence(conn.id, cookie, span);
                 }
             }
@@ -316,10 +440,39 @@ impl<J: Job, S> Queue<J, S> {
     /// Requests that are out on any connection.
     pub(crate) fn in_flight(&mut self) -> usize {
         let jobs = |conn: &mut Conn<J, S>| {
-            conn.link.slots.entries().filter(|(_, entry)| entry.job.is_some()).count()
+            conn.link.slots.entries().filter(|(_, entry)| entry.held.is_some()).count()
         };
         self.conns.iter_mut().map(jobs).sum()
     }
+}
+
+/// Whether an error tells that something may be lost which was acknowledged before: a server that syncs for this
+/// request is told only once of what went wrong in between.
+fn spoils_flushes<J>(done: &Done<J>, error: ErrorCode) -> bool {
+    let harmless = [
+        ErrorCode::EPERM,
+        ErrorCode::ENOMEM,
+        ErrorCode::EINVAL,
+        ErrorCode::EOVERFLOW,
+        ErrorCode::ENOTSUP,
+        ErrorCode::ESHUTDOWN,
+    ];
+    let syncs = done.op == Op::Flush && error != ErrorCode::ESHUTDOWN || done.durable;
+    syncs && (done.op == Op::Flush || !harmless.contains(&error))
+}
+
+impl Policy {
+    fn most_patient(&self) -> Duration {
+        self.timeout.saturating_mul(self.patience)
+    }
+}
+
+/// What comes next for a connection that is left.
+enum Fate {
+    /// Its socket is aborted at that time.
+    Abort(Duration),
+    /// It is taken for over.
+    Fall(Duration),
 }
 
 /// What [`Queue::expire`] has done.
@@ -334,38 +487,54 @@ pub(crate) struct Expired {
 }
 
 impl<J: Job, S> Conn<J, S> {
+    /// The fence falls after its abort only, and as long after it as what was on its way may take, however late
+    /// anybody looked.
+    fn fate(&self, policy: Policy) -> Fate {
+        let half = policy.fence_timeout / 2;
+        match self.phase {
+            Phase::Gone(at) => Fate::Fall((self.since + policy.fence_timeout).max(at + half)),
+            _ => Fate::Abort(self.since + half),
+        }
+    }
+
+    /// Requests that nobody waits for any more at `now`, with the time since when.
+    fn late(
+        &mut self,
+        now: Duration,
+        policy: Policy,
+    ) -> impl Iterator<Item = (u64, Duration)> + '_ {
+        let since = self.since;
+        self.link.slots.entries().filter_map(move |(cookie, entry)| {
+            let since = entry.held.as_ref()?.past().since.unwrap_or(since);
+            let at = since.saturating_add(policy.dead_conn_timeout);
+            (at <= now).then_some((cookie, at))
+        })
+    }
+
     /// Takes the connection out of use: what was not sent, or changes nothing, waits for another; what may
-    /// change the disk is fenced, and stays to be answered. Says whether a message was cut short.
-    fn retire(&mut self, loss: Loss, was_live: bool, now: Duration, common: &Common<J>) -> bool {
-        // All that a connection has which is replaced will be sent and answered.
-        let sent = if loss == Loss::Replaced { u64::MAX } else { self.link.outbox.sent() };
-        let mut unsent = Vec::new();
-        let mut boundary = self.link.outbox.queued();
-        for (cookie, entry) in self.link.slots.entries() {
-            if entry.sent_at >= sent {
-                boundary = boundary.min(entry.sent_at);
-                unsent.push(cookie);
-                continue;
+    /// change the disk is fenced, and stays to be answered.
+    fn retire(&mut self, loss: Loss, was_live: bool, now: Duration, common: &Common<J>) {
+        self.link.withdraw_unsent(|cookie, job, past| {
+            common.resolve(self.id, cookie);
+            if let Some(job) = job {
+                common.wait(job, past, now);
             }
+        });
+        let mut again = Vec::new();
+        for (cookie, entry) in self.link.slots.entries() {
             match entry.changes {
                 // One that was given up, or is of a connection that was retired before, is fenced already.
-                Some(span) if was_live && entry.job.is_some() => {
+                Some(span) if was_live && entry.held.is_some() => {
                     common.fence(self.id, cookie, span);
                 }
-                None if loss != Loss::Replaced => {
-                    entry.job.take().into_iter().for_each(|job| common.wait(job, now));
-                }
+                None if loss != Loss::Replaced => again.push(cookie),
                 _ => {}
             }
         }
-        for cookie in unsent {
-            if let Some(entry) = self.link.slots.remove(cookie) {
-                common.resolve(self.id, cookie);
-                if let Some(job) = entry.job {
-                    common.wait(job, now);
-                }
+        for cookie in again {
+            if let Some((job, past, _)) = self.link.take_back(cookie) {
+                common.wait(job, past.lost(), now);
             }
         }
-        loss != Loss::Replaced && self.link.outbox.cut(boundary)
     }
 }

@@ -1,5 +1,6 @@
 //! What a server tells of itself and its exports, without a disk being made.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_nbd::ExportInfo;
@@ -8,7 +9,7 @@ use blockyard_nbd::uri::Uri;
 use blockyard_nbd::wire::HeaderStyle;
 
 use crate::config::TlsFiles;
-use crate::connect::Target;
+use crate::connect::{Sockets, Target};
 use crate::error::{Error, ErrorKind};
 
 /// An NBD server that answers questions. Each question takes a connection, and time and I/O of a runtime.
@@ -43,7 +44,9 @@ impl Server {
     /// # Errors
     /// A file of TLS cannot be used.
     pub fn new(uri: Uri, tls_files: TlsFiles, limit: Duration) -> Result<Self, Error> {
-        Ok(Self { target: Target::new(uri, tls_files, HeaderStyle::Extended, limit)? })
+        Ok(Self {
+            target: Target::new(Arc::new(Sockets), uri, tls_files, HeaderStyle::Extended, limit)?,
+        })
     }
 
     /// What is on offer.

@@ -4,23 +4,37 @@ use std::time::Duration;
 
 use blockyard_nbd::client::{Expected, InFlight};
 
-use crate::place::Place;
+use blockyard_buf::Segment;
+
+use crate::held::{Held, Past};
+use crate::job::Job;
 use crate::span::Span;
+use crate::unflushed::Window;
 
 /// A request that is out.
 pub(crate) struct Entry<J> {
     /// What the server may say.
     pub(crate) expected: Expected,
-    /// `None` once nobody waits for the reply: it is still understood, and goes nowhere.
-    pub(crate) job: Option<J>,
-    /// Where the content of a read goes.
-    pub(crate) place: Place,
+    /// The request and its memory. `None` once it was taken back: the reply is still understood, and goes nowhere.
+    pub(crate) held: Option<Held<J>>,
     /// What it changes.
     pub(crate) changes: Option<Span>,
-    /// Where in the stream to the server its message begins.
-    pub(crate) sent_at: u64,
+    /// Of a flush: what it makes durable.
+    pub(crate) window: Option<Window>,
     /// When it was put in line.
     pub(crate) since: Duration,
+}
+
+impl<J: Job> Entry<J> {
+    pub(crate) fn past(&self) -> Past {
+        self.held.as_ref().map(Held::past).unwrap_or_default()
+    }
+
+    /// Takes the request back, with its memory.
+    pub(crate) fn take_back(&mut self) -> Option<J> {
+        self.window = None;
+        self.held.take().map(Held::into_job)
+    }
 }
 
 struct Slot<J> {
@@ -76,6 +90,17 @@ impl<J> Slots<J> {
         slot.entry.as_mut().filter(|_| slot.generation == generation)
     }
 
+    /// The memory of a write that is out.
+    pub(crate) fn payload(&self, cookie: u64) -> &[Segment]
+    where
+        J: Job,
+    {
+        let (generation, at) = split(cookie);
+        let slot = self.slots.get(at as usize).filter(|slot| slot.generation == generation);
+        let held = slot.and_then(|slot| slot.entry.as_ref()?.held.as_ref());
+        held.map_or(&[], Held::payload)
+    }
+
     pub(crate) fn remove(&mut self, cookie: u64) -> Option<Entry<J>> {
         let (generation, at) = split(cookie);
         let slot = self.slots.get_mut(at as usize)?;
@@ -128,10 +153,9 @@ mod tests {
         let request = Request { command: Command::Flush, flags, cookie, offset: 0, length: 0 };
         slots.insert(Entry {
             expected: Expected::new(request),
-            job: Some(()),
-            place: Place::default(),
+            held: None,
             changes: None,
-            sent_at: 0,
+            window: None,
             since: Duration::ZERO,
         });
         cookie

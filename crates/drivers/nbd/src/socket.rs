@@ -10,8 +10,8 @@ use blockyard_sys::net::{IoVecs, Watch};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::Notify;
 
-use crate::inbox::Inbox;
-use crate::outbox::Outbox;
+use crate::job::Job;
+use crate::link::Link;
 use crate::tls::Session;
 
 /// What the kernel buffers for a socket, each way, if it lets us.
@@ -42,7 +42,7 @@ pub(crate) fn abort(fd: BorrowedFd<'_>) {
 }
 
 /// Sends nothing more, and tells the peer.
-pub(crate) fn half_close(fd: BorrowedFd<'_>) {
+fn half_close(fd: BorrowedFd<'_>) {
     // Fails only where there is no connection any more.
     let _ = SockRef::from(&fd).shutdown(Shutdown::Write);
 }
@@ -66,9 +66,12 @@ impl Channel {
     }
 
     /// Receives what there is; says how many bytes came, 0 at the end.
-    pub(crate) fn receive(&mut self, vecs: &mut IoVecs, inbox: &mut Inbox) -> io::Result<usize> {
-        inbox.make_room();
-        let (places, bytes) = inbox.room();
+    pub(crate) fn receive<J: Job>(
+        &mut self,
+        vecs: &mut IoVecs,
+        link: &mut Link<J>,
+    ) -> io::Result<usize> {
+        let (places, bytes) = link.room();
         let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
             return tls.read(Plain(fd), bytes);
@@ -86,17 +89,18 @@ impl Channel {
         scatter.receive(fd)
     }
 
-    /// Sends what is in the outbox, as far as it goes without waiting.
-    pub(crate) fn send(&mut self, vecs: &mut IoVecs, outbox: &mut Outbox) -> io::Result<()> {
+    /// Sends what waits on the connection, as far as it goes without waiting.
+    pub(crate) fn send<J: Job>(&mut self, vecs: &mut IoVecs, link: &mut Link<J>) -> io::Result<()> {
         let fd = self.socket.fd.as_fd();
         if let Some(tls) = &mut self.tls {
-            return tls.send(Plain(fd), outbox);
+            return tls.send(Plain(fd), &mut link.messages());
         }
-        while !outbox.is_empty() {
+        while link.has_unsent() {
             let mut gather = vecs.gather();
-            outbox.fill(&mut gather);
+            let (outbox, slots) = link.outbox();
+            outbox.fill(slots, &mut gather);
             let sent = gather.send(fd)?;
-            outbox.advance(sent);
+            link.sent(sent);
         }
         Ok(())
     }

@@ -62,6 +62,7 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self) {
         loop {
+            self.inner.follow_growth();
             let live = self.handle.with(|hctx| {
                 hctx.expire();
                 hctx.adopt();
@@ -78,7 +79,9 @@ impl Keeper {
             self.inner.drained.notify_waiters();
             let common = &self.inner.common;
             // After the disk was disconnected, only for what was there before.
-            let idle = live || common.is_closed() && common.waiting() == 0;
+            let idle = live
+                || common.is_closed() && common.waiting() == 0
+                || !self.inner.may_connect(self.index);
             let retry_at = if idle { None } else { self.connect() };
             self.wait(deadline.into_iter().chain(retry_at).min()).await;
         }
@@ -126,12 +129,17 @@ impl Keeper {
             }
         };
         let opened = tokio::select! {
+            biased;
             opened = opening => opened,
             () = inner.queues[self.index].kick.notified() => return,
             () = sleep => return,
         };
         self.opening = None;
-        match opened.and_then(|opened| self.attach(opened)) {
+        let attached = match opened {
+            Ok(opened) => self.attach(opened).await,
+            Err(err) => Err(err),
+        };
+        match attached {
             Ok(()) => self.attached_at = Some(inner.now()),
             Err(err) => self.failed(&err),
         }
@@ -147,29 +155,50 @@ impl Keeper {
     }
 
     fn open(&self) -> Opening {
-        if let Some(opened) = self.inner.queues[self.index].opened.lock().take() {
+        let ready = self.inner.queues[self.index].opened.lock().take();
+        if let Some((target, opened)) = ready
+            && Arc::ptr_eq(&target, &self.target)
+        {
             return Box::pin(std::future::ready(Ok(opened)));
         }
         let (target, inner) = (Arc::clone(&self.target), Arc::clone(&self.inner));
         Box::pin(async move {
             let opened = target.open().await?;
-            inner.check(&opened)?;
-            Ok(opened)
+            match inner.check(&opened) {
+                Ok(()) => Ok(opened),
+                Err(err) => {
+                    opened.leave().await;
+                    Err(err)
+                }
+            }
         })
     }
 
-    fn attach(&self, opened: Opened) -> Result<(), Error> {
+    async fn attach(&mut self, opened: Opened) -> Result<(), Error> {
         let dialect = Dialect::from(&opened.negotiated);
+        if !self.is_wanted() {
+            opened.leave().await;
+            return Ok(());
+        }
         let fd = Watch::new(opened.fd, BOTH_WAYS).map_err(|err| {
             Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
         })?;
         let socket = Arc::new(Socket { fd, kick: Notify::new() });
         let channel = Channel { socket: Arc::clone(&socket), tls: opened.tls };
-        if let Some(id) = self.handle.with(|hctx| hctx.attach(dialect, channel)) {
+        // Whoever moves the disk sets the new target, and then asks each queue to leave its connection: so that
+        // either this sees the new one, or that sees this connection.
+        let attached =
+            self.handle.with(|hctx| self.is_wanted().then(|| hctx.attach(dialect, channel)));
+        if let Some(Some(id)) = attached {
             let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
             tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
         }
         Ok(())
+    }
+
+    /// Whether a connection to the target that was opened is still to be used.
+    fn is_wanted(&self) -> bool {
+        Arc::ptr_eq(&self.inner.target(), &self.target) && self.inner.may_connect(self.index)
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use blockyard_nbd::uri::Transport;
+use blockyard_nbd::wire::{Command, CommandFlags, HeaderStyle, Request};
 use blockyard_sys::net::Watch;
 use socket2::{Domain, SockAddr, SockRef, Type};
 use tokio::io::Interest;
@@ -98,6 +99,24 @@ impl Wire {
                 }
                 Err(_would_block) => {}
             }
+        }
+    }
+
+    /// Says goodbye in the transmission phase, in which nothing was asked.
+    pub(super) async fn leave(mut self, style: HeaderStyle) {
+        let (command, flags) = (Command::Disc, CommandFlags::empty());
+        let request = Request { command, flags, cookie: 0, offset: 0, length: 0 };
+        if let Ok(head) = request.encode(style) {
+            // There is no reply, and a server that has left needs no goodbye.
+            let _ = self.send(&head).await;
+        }
+        self.close();
+    }
+
+    /// Says goodbye in TLS.
+    pub(super) fn close(mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.close(Plain(self.fd.as_fd()));
         }
     }
 

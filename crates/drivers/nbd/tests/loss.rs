@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Bio, Op, Sector, Status};
+use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
 use blockyard_buf::Segment;
 use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
 use common::{Attached, PATIENCE, Place, attach, nbdkit, pattern, unix, write};
@@ -196,8 +196,8 @@ fn an_export_may_grow_but_not_shrink() {
     assert!(err.chain().contains("shrank from 16777216 to 8388608 bytes"), "{}", err.chain());
     assert_eq!(disk.write(0, &[1; 512]), Status::Ok);
     disk.block_on(disk.nbd.reconfigure(unix(&sockets[2]).uri)).unwrap();
-    let capacity = watch.borrow().capacity;
-    assert_eq!(capacity, Sector(32 * MIB / 512));
+    let capacity = Sector(32 * MIB / 512);
+    until("all connections know of the new size", || watch.borrow().capacity == capacity);
     disk.disk.set_capacity(capacity).unwrap();
     assert_eq!(disk.write(31 * MIB, &[1; 512]), Status::Ok);
 }
@@ -227,4 +227,80 @@ fn disconnect_drains_and_clear_queue_fails_what_is_left() {
     }
     server.freeze(false);
     assert_eq!(disk.write(0, &[2; 4096]), Status::Ok, "after the late replies");
+}
+
+#[test]
+fn a_flush_after_a_restart_tells_of_writes_that_may_be_lost() {
+    let place = Place::new();
+    let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
+    let file = format!("file={}", file.display());
+    for (trust_server, after) in [(false, Status::Io), (true, Status::Ok)] {
+        let mut server = nbdkit(&socket, &["file", &file]);
+        let disk = attach(NbdConfig { trust_server, ..patient(unix(&socket)) }, 1);
+        let flush = || disk.run(Bio::flush()).status();
+        // What was flushed, or is durable by itself, is safe.
+        assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+        assert_eq!(flush(), Status::Ok);
+        let durable = write(MIB, &[1; 4096]).with_flags(Flags::FUA);
+        assert_eq!(disk.run(durable).status(), Status::Ok);
+        server.kill();
+        server = nbdkit(&socket, &["file", &file]);
+        assert_eq!(flush(), Status::Ok, "trusted: {trust_server}");
+        // What was only written is not.
+        assert_eq!(disk.write(0, &[2; 4096]), Status::Ok);
+        server.kill();
+        server = nbdkit(&socket, &["file", &file]);
+        assert_eq!(disk.read(0, 512).unwrap(), [2; 512]);
+        for _ in 0..2 {
+            assert_eq!(flush(), after, "trusted: {trust_server}; once and for all");
+        }
+        assert_eq!(disk.write(0, &[3; 4096]), Status::Ok);
+        drop(server);
+    }
+}
+
+#[test]
+fn a_flush_that_failed_is_not_made_good_by_the_next_one() {
+    let place = Place::new();
+    let (socket, trigger) = (place.path("s"), place.path("fail"));
+    // It fails flushes while a file is there.
+    let script = format!("if [ -e {} ]; then echo EIO broken >&2; exit 1; fi", trigger.display());
+    let flush = format!("flush={script}");
+    let _server = nbdkit(
+        &socket,
+        &[
+            "eval",
+            "get_size=echo 1048576",
+            "pread=head -c $3 /dev/zero",
+            "pwrite=cat >/dev/null",
+            "can_write=exit 0",
+            "can_flush=exit 0",
+            &flush,
+        ],
+    );
+    let disk = attach(patient(unix(&socket)), 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    std::fs::write(&trigger, "").unwrap();
+    assert_ne!(disk.run(Bio::flush()).status(), Status::Ok);
+    std::fs::remove_file(&trigger).unwrap();
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Io, "what was lost before is lost");
+    assert_eq!(disk.write(0, &[2; 4096]), Status::Ok);
+}
+
+#[test]
+fn extents_that_end_inside_a_sector_are_told_in_whole_ones() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let _server = nbdkit(&socket, &["null", "9G"]);
+    let disk = attach(patient(unix(&socket)), 1);
+    let (mut at, mut queries) = (0, 0);
+    while at < 9 << 30 {
+        let bio = disk.run(Bio::new(Op::BlockStatus, Sector(at / 512), (9 << 30) - at));
+        assert_eq!(bio.status(), Status::Ok);
+        assert!(!bio.extents.is_empty() && bio.extents.iter().all(|extent| extent.len % 512 == 0));
+        at += bio.extents.iter().map(|extent| extent.len).sum::<u64>();
+        queries += 1;
+        assert!(queries < 10, "{at}");
+    }
+    assert_eq!(at, 9 << 30);
 }

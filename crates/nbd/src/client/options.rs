@@ -156,7 +156,8 @@ impl Collected {
             }
             InfoType::BLOCK_SIZE => {
                 let mut size = || r.u32().ok_or_else(bad);
-                self.info.block_sizes = Some(BlockSizes::new(size()?, size()?, size()?)?);
+                // Sizes that break the rules are taken as none, as libnbd does: the server serves others with them.
+                self.info.block_sizes = BlockSizes::new(size()?, size()?, size()?).ok();
             }
             _ => return Ok(()),
         }
@@ -213,10 +214,12 @@ mod tests {
             b"\0\0\0\0\0\0\0\x10\0\0\0\x05x",
             b"\0\x01\xff",
             b"\0\x03\0\0\x02\0\0\0\x10\0\x02\0\0",
-            b"\0\x03\0\0\x02\x01\0\0\x10\0\x02\0\0\0",
         ] {
             assert!(collected.add(bad).is_err(), "{bad:?}");
         }
+        // A minimum of 513 bytes.
+        collected.add(b"\0\x03\0\0\x02\x01\0\0\x10\0\x02\0\0\0").unwrap();
+        assert_eq!(collected.info.block_sizes, None, "as if the server had said nothing");
     }
 
     // NBD_REP_SERVER, NBD_REP_META_CONTEXT.

@@ -180,8 +180,9 @@ impl ReplyParser {
         };
         let expected = find(in_flight, cookie)?;
         let request = expected.request;
-        // "If structured replies are negotiated, the server MUST NOT use a simple reply for NBD_CMD_READ."
-        if style.has_chunks() && request.command == Command::Read {
+        // "If structured replies are negotiated, the server MUST NOT use a simple reply for NBD_CMD_READ." An error is
+        // taken nevertheless, as libnbd does: it says all that there is to say, and asking again would not help.
+        if style.has_chunks() && request.command == Command::Read && error == 0 {
             return Err(violation("a simple reply to a READ with structured replies", cookie));
         }
         let chunk = if error != 0 {
@@ -234,7 +235,7 @@ impl ReplyParser {
             {
                 len > 8 && (len - 8).is_multiple_of(16) && (len - 8) / 16 <= most_extents(expected)
             }
-            (kind, _) if kind.is_error() => (6..=MAX_ERROR_LEN).contains(&len),
+            (kind, _) if kind.is_error() => (4..=MAX_ERROR_LEN).contains(&len),
             (kind, _) => {
                 let rule = "a chunk of a type that does not answer the request";
                 return Err(violation(rule, kind.0.into()));
@@ -287,13 +288,14 @@ impl ReplyParser {
             }
             kind => {
                 let error = ErrorCode(r.u32().ok_or_else(short)?);
-                let len = r.u16().ok_or_else(short)?;
-                let message = r.bytes(usize::from(len)).ok_or_else(short)?;
-                let offset = if kind == ChunkType::ERROR_OFFSET {
-                    Some(r.u64().ok_or_else(short)?)
+                // nbd-server counts its messages wrongly. The error is what matters.
+                let message = r.u16().and_then(|len| r.bytes(usize::from(len)));
+                let offset = if kind == ChunkType::ERROR_OFFSET && message.is_some() {
+                    r.u64()
                 } else {
                     None
                 };
+                let message = message.unwrap_or_default();
                 if error.0 == 0 {
                     return Err(violation("an error chunk without an error", header.cookie));
                 }
@@ -540,9 +542,30 @@ mod tests {
         assert_eq!(flight[&9].result(), Err(ErrorCode::EIO));
         head[6] = 0;
         assert!(one(Structured, &head, &mut read()).is_err());
-        let mut message_too_long = ReplyEncoder::new(Structured).error(TO, ErrorCode::EIO).to_vec();
-        message_too_long[25] = 1;
-        assert!(one(Structured, &message_too_long, &mut read()).is_err());
+    }
+
+    // A server that sends the request's error in a form that it must not have: the request has failed, and would
+    // fail again on another connection.
+    #[test]
+    fn an_error_counts_whatever_its_message_is_like() {
+        for style in [Structured, Extended] {
+            let good = ReplyEncoder::new(style).error(TO, ErrorCode::ENOSPC).to_vec();
+            let mut too_long = good.clone();
+            *too_long.last_mut().unwrap() = 1;
+            let at = ReplyEncoder::new(style).error_at(TO, ErrorCode::ENOSPC, OFFSET, true);
+            let mut without_offset = at.to_vec();
+            let len = without_offset.len();
+            without_offset[len - 9] = 200;
+            for reply in [good, too_long, without_offset] {
+                let mut flight = read();
+                assert!(one(style, &reply, &mut flight).is_ok(), "{reply:?}");
+                assert_eq!(flight[&9].result(), Err(ErrorCode::ENOSPC));
+            }
+        }
+        let simple = ReplyEncoder::new(Simple).error(TO, ErrorCode::EIO);
+        let mut flight = read();
+        assert!(one(Structured, &simple, &mut flight).is_ok());
+        assert_eq!(flight[&9].result(), Err(ErrorCode::EIO));
     }
 
     #[test]

@@ -25,10 +25,12 @@ pub(super) struct History {
     flushes: Vec<(Duration, Duration)>,
     /// When the server lost what it had not made durable.
     power_cuts: Vec<Duration>,
+    /// Flushes are believed to cover what such a loss was before (`trust_server`).
+    trusting: bool,
 }
 
 impl History {
-    pub(super) fn new(blocks: usize) -> Self {
+    pub(super) fn new(blocks: usize, trusting: bool) -> Self {
         let zero = Written {
             value: 0,
             start: Duration::ZERO,
@@ -36,7 +38,7 @@ impl History {
             acked: true,
             durable: true,
         };
-        Self { blocks: vec![vec![zero]; blocks], ..Self::default() }
+        Self { blocks: vec![vec![zero]; blocks], trusting, ..Self::default() }
     }
 
     pub(super) fn started(&mut self, block: usize, value: u64, now: Duration) {
@@ -73,7 +75,11 @@ impl History {
     fn is_certain(&self, write: &Written, now: Duration) -> bool {
         let Some(end) = write.end else { return false };
         let survives = |cut: &Duration| {
-            write.durable || self.flushes.iter().any(|(start, done)| *start >= end && done <= cut)
+            // A flush that ends well after a loss has told that nothing was lost, unless told not to look.
+            let covers = |&(start, done): &(Duration, Duration)| {
+                start >= end && (done <= *cut || !self.trusting)
+            };
+            write.durable || self.flushes.iter().any(covers)
         };
         let mut cuts = self.power_cuts.iter().filter(|cut| **cut >= write.start && **cut <= now);
         write.acked && cuts.all(survives)

@@ -1,102 +1,36 @@
-//! A model server with a volatile cache, and the wires to it.
+//! Model servers of one disk with a volatile cache.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use blockyard_nbd::server::{ReplyEncoder, ReplyTo};
-use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
+use blockyard_nbd::ExportInfo;
+use blockyard_nbd::server::{Config, Event, Export, Handshake, ReplyEncoder, ReplyTo};
+use blockyard_nbd::wire::{
+    BASE_ALLOCATION, Command, CommandFlags, ErrorCode, HeaderStyle, Request, TransmissionFlags,
+};
 
 use super::dice::Dice;
+use super::net::Wire;
 
 pub(super) const BLOCK: u64 = 512;
 pub(super) const BLOCKS: usize = 12;
+/// A value with this bit is what the owner of memory put there after he had it back.
+pub(super) const REUSED: u64 = 1 << 62;
 
-/// What arrives at an end of a wire.
-pub(super) enum Arrival {
-    Bytes(Vec<u8>),
-    End,
-}
-
-/// One direction: what is on its way, in order.
-#[derive(Default)]
-pub(super) struct Way {
-    queue: VecDeque<(Duration, Arrival)>,
-    /// Nothing more is put on it.
-    closed: bool,
-}
-
-impl Way {
-    pub(super) fn send(&mut self, at: Duration, what: Arrival) {
-        if self.closed {
-            return;
-        }
-        self.closed = matches!(what, Arrival::End);
-        let at = self.queue.back().map_or(at, |(last, _)| at.max(*last));
-        self.queue.push_back((at, what));
-    }
-
-    pub(super) fn receive(&mut self, now: Duration) -> Option<Arrival> {
-        let due = self.queue.front().is_some_and(|(at, _)| *at <= now);
-        self.queue.pop_front().filter(|_| due).map(|(_, what)| what)
-    }
-
-    pub(super) fn is_due(&self, now: Duration) -> bool {
-        self.queue.front().is_some_and(|(at, _)| *at <= now)
-    }
-
-    /// Loses what is on the way, and all that would come.
-    pub(super) fn cut(&mut self) {
-        self.queue.clear();
-        self.closed = true;
-    }
-
-    /// Ends it at once, whatever is on the way.
-    pub(super) fn reset(&mut self, at: Duration) {
-        self.queue.clear();
-        self.closed = false;
-        self.send(at, Arrival::End);
-    }
-}
-
-/// A connection, with the server's end of it.
-#[derive(Default)]
-pub(super) struct Wire {
-    pub(super) to_server: Way,
-    pub(super) to_client: Way,
-    input: Vec<u8>,
-    /// Requests that are carried out later, each with its payload.
-    pending: Vec<(Duration, Request, Vec<u8>)>,
-    /// The client sends nothing more.
-    ended: bool,
-    pub(super) open: bool,
-}
-
-impl Wire {
-    pub(super) fn new() -> Self {
-        Self { open: true, ..Self::default() }
-    }
-
-    /// The server closes it: what was not carried out will not be.
-    pub(super) fn close(&mut self, at: Duration) {
-        self.open = false;
-        self.pending.clear();
-        self.to_client.send(at, Arrival::End);
-    }
-}
-
-pub(super) struct Server {
-    pub(super) style: HeaderStyle,
+/// The disk that the servers share.
+pub(super) struct Storage {
     /// The values of the blocks, as they are read, and as they survive a power cut.
     blocks: [u64; BLOCKS],
     durable: [u64; BLOCKS],
     volatile: bool,
     /// Writes that were carried out for connections that their client had given up.
     pub(super) late: u64,
+    pub(super) problem: Option<String>,
 }
 
-impl Server {
-    pub(super) fn new(style: HeaderStyle, volatile: bool) -> Self {
-        Self { style, blocks: [0; BLOCKS], durable: [0; BLOCKS], volatile, late: 0 }
+impl Storage {
+    pub(super) fn new(volatile: bool) -> Self {
+        let blocks = [0; BLOCKS];
+        Self { blocks, durable: blocks, volatile, late: 0, problem: None }
     }
 
     /// Power fails, or the process is killed: says whether anything may be lost.
@@ -107,79 +41,228 @@ impl Server {
         self.volatile
     }
 
-    /// Takes what has arrived, and carries out what is due.
-    pub(super) fn turn(
-        &mut self,
-        wire: &mut Wire,
-        now: Duration,
-        slowest: usize,
-        gone: bool,
-        dice: &mut Dice,
-    ) {
-        while wire.to_server.is_due(now) {
-            match wire.to_server.receive(now) {
-                Some(Arrival::Bytes(bytes)) => wire.input.extend(bytes),
-                Some(Arrival::End) => wire.ended = true,
-                None => {}
+    fn write(&mut self, first: usize, payload: &[u8]) {
+        for (block, bytes) in (first..).zip(payload.chunks(usize::try_from(BLOCK).unwrap())) {
+            let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            if value & REUSED != 0 || bytes.chunks(8).any(|word| word != value.to_le_bytes()) {
+                let what = format!("block {block} is written from memory that its owner has back");
+                self.problem.get_or_insert(what);
             }
+            self.blocks[block] = value;
         }
-        if !wire.open {
-            return;
-        }
-        while let Ok(Some(request)) = Request::parse(self.style, &wire.input) {
-            let payload = usize::try_from(request.payload_len(self.style)).unwrap();
-            let len = self.style.request_len() + payload;
-            if wire.input.len() < len {
-                break;
-            }
-            let message: Vec<u8> = wire.input.drain(..len).collect();
-            if request.command == Command::Disc {
-                wire.ended = true;
-                break;
-            }
-            let delay = if dice.one_in(20) { dice.below(slowest) } else { dice.below(30) };
-            let at = now + Duration::from_millis(delay as u64);
-            wire.pending.push((at, request, message[self.style.request_len()..].to_vec()));
-        }
-        let mut at = 0;
-        while at < wire.pending.len() {
-            if wire.pending[at].0 > now {
-                at += 1;
-                continue;
-            }
-            let (_, request, payload) = wire.pending.swap_remove(at);
-            self.late += u64::from(gone && request.command == Command::Write);
-            let reply = self.carry_out(&request, &payload, dice);
-            let arrival = now + Duration::from_millis(dice.below(40) as u64);
-            wire.to_client.send(arrival, Arrival::Bytes(reply));
-        }
-        if wire.ended && wire.pending.is_empty() {
-            wire.close(now + Duration::from_millis(dice.below(20) as u64));
+    }
+}
+
+/// A server process.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) style: HeaderStyle,
+    pub(super) flags: TransmissionFlags,
+    pub(super) size: u64,
+    /// It closes a connection as soon as the client sends no more, and goes on with what it has (QEMU).
+    pub(super) hasty: bool,
+    /// It does nothing until then.
+    pub(super) frozen_until: Duration,
+    /// Some of its requests fail.
+    pub(super) fails: bool,
+    /// It hangs up on who writes this value.
+    pub(super) poison: Option<u64>,
+}
+
+/// A server's side of a connection.
+pub(super) struct Session {
+    pub(super) wire: Wire,
+    pub(super) server: usize,
+    shake: Option<Box<Handshake>>,
+    style: HeaderStyle,
+    input: Vec<u8>,
+    /// Requests that are carried out later, each with its payload.
+    pending: Vec<(Duration, Request, Vec<u8>)>,
+    /// The client sends nothing more.
+    ended: bool,
+    pub(super) open: bool,
+}
+
+/// How quick things are.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    /// Most requests take up to so long.
+    pub(super) usual_ms: usize,
+    /// Some take up to so long.
+    pub(super) slowest_ms: usize,
+    /// A packet takes up to so long.
+    pub(super) packet_ms: usize,
+}
+
+impl Session {
+    pub(super) fn new(wire: Wire, server: usize, style: HeaderStyle) -> Self {
+        let config = Config { best_style: style, ..Config::default() };
+        let shake = Some(Box::new(Handshake::new(config)));
+        let (input, pending) = (Vec::new(), Vec::new());
+        Self { wire, server, shake, style, input, pending, ended: false, open: true }
+    }
+
+    /// The server closes it: what was not carried out will not be.
+    pub(super) fn close(&mut self, at: Duration) {
+        self.open = false;
+        self.pending.clear();
+        self.wire.close(at);
+    }
+
+    /// The server sends what is no reply.
+    pub(super) fn babble(&mut self, now: Duration, dice: &mut Dice) {
+        if self.shake.is_none() {
+            let bytes = (0..1 + dice.below(60)).map(|_| dice.next().to_le_bytes()[0]);
+            let bytes: Vec<u8> = bytes.collect();
+            self.wire.reply(now, &bytes, 20, dice);
         }
     }
 
-    fn carry_out(&mut self, request: &Request, payload: &[u8], dice: &mut Dice) -> Vec<u8> {
+    /// Takes what has arrived, and carries out what is due.
+    pub(super) fn turn(
+        &mut self,
+        server: &Server,
+        storage: &mut Storage,
+        now: Duration,
+        pace: Pace,
+        dice: &mut Dice,
+    ) {
+        let packet_ms = if self.shake.is_some() { 1 } else { pace.packet_ms };
+        self.wire.collect(now, packet_ms, dice);
+        if now >= server.frozen_until {
+            if self.wire.hung_up {
+                // Threads go on with what they have.
+                self.open = false;
+            }
+            while self.open
+                && let Some(arrived) = self.wire.arrive(now)
+            {
+                match arrived {
+                    Some(bytes) => self.input.extend(bytes),
+                    None => self.ended = true,
+                }
+            }
+            if self.open {
+                self.shake(server, now, dice);
+                self.take_requests(server, now, pace, dice);
+            }
+            self.work(server, storage, now, pace, dice);
+            if self.open && self.ended && (server.hasty || self.pending.is_empty()) {
+                self.open = false;
+                self.wire.close(now);
+            }
+        }
+        self.wire.deliver(now);
+    }
+
+    fn shake(&mut self, server: &Server, now: Duration, dice: &mut Dice) {
+        let info = ExportInfo {
+            name: "x".into(),
+            description: String::new(),
+            size: server.size,
+            flags: server.flags,
+            block_sizes: None,
+        };
+        let contexts = vec![BASE_ALLOCATION.to_owned()];
+        let (tls_only, block_sizes_required) = (false, false);
+        let exports = [Export { id: 0, info, contexts, tls_only, block_sizes_required }];
+        let mut output = Vec::new();
+        while let Some(shake) = &mut self.shake {
+            let mut moved = shake.poll_transmit(&mut output);
+            match shake.receive(&exports[..], &self.input) {
+                Ok(taken) => {
+                    moved |= taken > 0;
+                    self.input.drain(..taken);
+                }
+                Err(_) => return self.close(now),
+            }
+            moved |= shake.poll_transmit(&mut output);
+            match shake.poll_event() {
+                Some(Event::Done(negotiated)) => {
+                    self.style = negotiated.style;
+                    self.shake = None;
+                }
+                Some(_) => return self.close(now),
+                None if moved => {}
+                None => break,
+            }
+        }
+        self.wire.reply(now, &output, 1, dice);
+    }
+
+    fn take_requests(&mut self, server: &Server, now: Duration, pace: Pace, dice: &mut Dice) {
+        while self.shake.is_none()
+            && let Ok(Some(request)) = Request::parse(self.style, &self.input)
+        {
+            let payload = usize::try_from(request.payload_len(self.style)).unwrap();
+            let len = self.style.request_len() + payload;
+            if self.input.len() < len {
+                break;
+            }
+            let message: Vec<u8> = self.input.drain(..len).collect();
+            if request.command == Command::Disc {
+                self.ended = true;
+                break;
+            }
+            let payload = message[self.style.request_len()..].to_vec();
+            if server.poison.is_some_and(|value| payload.starts_with(&value.to_le_bytes())) {
+                return self.close(now);
+            }
+            let longest = if dice.one_in(12) { pace.slowest_ms } else { pace.usual_ms };
+            let at = now + Duration::from_millis(dice.below(longest) as u64);
+            self.pending.push((at, request, payload));
+        }
+    }
+
+    fn work(
+        &mut self,
+        server: &Server,
+        storage: &mut Storage,
+        now: Duration,
+        pace: Pace,
+        dice: &mut Dice,
+    ) {
+        let mut at = 0;
+        while at < self.pending.len() {
+            if self.pending[at].0 > now {
+                at += 1;
+                continue;
+            }
+            let (_, request, payload) = self.pending.swap_remove(at);
+            storage.late += u64::from(!self.open && request.command == Command::Write);
+            let reply = self.carry_out(server.fails, storage, &request, &payload, dice);
+            self.wire.reply(now, &reply, pace.packet_ms, dice);
+        }
+    }
+
+    fn carry_out(
+        &self,
+        fails: bool,
+        storage: &mut Storage,
+        request: &Request,
+        payload: &[u8],
+        dice: &mut Dice,
+    ) -> Vec<u8> {
         let to = ReplyTo { cookie: request.cookie, offset: request.offset };
         let encoder = ReplyEncoder::new(self.style);
-        if dice.one_in(60) {
+        // One that syncs and fails makes all flushes fail from then on.
+        let syncs = request.command == Command::Flush || request.flags.contains(CommandFlags::FUA);
+        if fails && dice.one_in(if syncs { 2000 } else { 60 }) {
             return encoder.error(to, ErrorCode::EIO).to_vec();
         }
         let first = usize::try_from(request.offset / BLOCK).unwrap();
         let count = usize::try_from(request.length / BLOCK).unwrap();
         match request.command {
-            Command::Read => return self.read_reply(encoder, to, first, count, dice),
-            Command::Write => {
-                for (block, bytes) in (first..).zip(payload.chunks(usize::try_from(BLOCK).unwrap()))
-                {
-                    self.blocks[block] = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-                }
-            }
-            Command::WriteZeroes | Command::Trim => self.blocks[first..first + count].fill(0),
-            Command::Flush => self.durable = self.blocks,
+            Command::Read => return self.read_reply(storage, to, first, count, dice),
+            Command::Write => storage.write(first, payload),
+            Command::WriteZeroes | Command::Trim => storage.blocks[first..first + count].fill(0),
+            Command::Flush => storage.durable = storage.blocks,
             _ => {}
         }
         if request.flags.contains(CommandFlags::FUA) {
-            self.durable[first..first + count].copy_from_slice(&self.blocks[first..first + count]);
+            let blocks = &storage.blocks[first..first + count];
+            storage.durable[first..first + count].copy_from_slice(blocks);
         }
         encoder.ok(to).to_vec()
     }
@@ -187,25 +270,19 @@ impl Server {
     /// In chunks of a block each, in any order, where the style has chunks.
     fn read_reply(
         &self,
-        encoder: ReplyEncoder,
+        storage: &Storage,
         to: ReplyTo,
         first: usize,
         count: usize,
         dice: &mut Dice,
     ) -> Vec<u8> {
-        let bytes = |block: usize| {
-            let mut bytes = vec![0; usize::try_from(BLOCK).unwrap()];
-            bytes[..8].copy_from_slice(&self.blocks[block].to_le_bytes());
-            bytes
-        };
+        let encoder = ReplyEncoder::new(self.style);
+        let words = usize::try_from(BLOCK / 8).unwrap();
+        let bytes = |block: usize| storage.blocks[block].to_le_bytes().repeat(words);
         let mut reply = Vec::new();
         if !self.style.has_chunks() || dice.one_in(2) {
-            reply.extend_from_slice(&encoder.data(
-                to,
-                to.offset,
-                u32::try_from(count as u64 * BLOCK).unwrap(),
-                true,
-            ));
+            let length = u32::try_from(count as u64 * BLOCK).unwrap();
+            reply.extend_from_slice(&encoder.data(to, to.offset, length, true));
             (first..first + count).for_each(|block| reply.extend(bytes(block)));
             return reply;
         }
@@ -215,7 +292,7 @@ impl Server {
         }
         for block in order {
             let offset = block as u64 * BLOCK;
-            if self.blocks[block] == 0 {
+            if storage.blocks[block] == 0 {
                 reply.extend_from_slice(&encoder.hole(to, offset, 512, false));
             } else {
                 reply.extend_from_slice(&encoder.data(to, offset, 512, false));

@@ -1,35 +1,42 @@
-//! Clients, wires and the server, and what happens to them.
+//! The driver on a disk of the block layer, its network and its servers, and what happens to them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::{Extent, Flags, Op, Status};
-use blockyard_buf::{Pool, Segment, Segments};
+use blockyard_blkmq::{
+    Bdev, Bio, Clock, Disk, DiskConfig, Flags, Op, OpenMode, Sector, Status, TagSet,
+};
+use blockyard_buf::{Segment, Segments};
 use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, Handle};
+use tokio::time::{Instant, advance, sleep};
 
 use super::dice::Dice;
 use super::history::History;
-use super::server::{Arrival, BLOCK, BLOCKS, Server, Wire};
-use crate::commands::Dialect;
-use crate::fence::LinkId;
-use crate::job::{Ask, Job};
-use crate::link::Link;
-use crate::queue::{Ended, Loss, Policy, Queue, Todo};
-use crate::recovery::Common;
+use super::net::{Exchange, Wire};
+use super::server::{BLOCK, BLOCKS, Pace, REUSED, Server, Session, Storage};
+use crate::backoff::Backoff;
+use crate::config::NbdConfig;
+use crate::driver::Nbd;
 
 /// Steps with faults.
-const STEPS: usize = 600;
+const STEPS: usize = 2000;
 /// Steps in peace, after which everything must be over.
-const PEACE: usize = 6000;
+const PEACE: usize = 900;
 /// Requests that are out at a time.
-const MOST_OUT: usize = 12;
+const MOST_OUT: usize = 32;
+/// Memory that was given back is looked at for so many requests.
+const MOST_KEPT: usize = 60;
 
 #[derive(Clone, Copy)]
 pub(super) struct Setup {
     pub(super) queues: usize,
     pub(super) fence_timeout: Duration,
     pub(super) volatile: bool,
+    pub(super) trusting: bool,
 }
 
 /// What has happened, to see that something did.
@@ -37,302 +44,342 @@ pub(super) struct Setup {
 pub(super) struct Outcome {
     pub(super) done: u64,
     pub(super) failed: u64,
-    pub(super) lost: u64,
-    pub(super) replayed: u64,
+    pub(super) connections: u64,
     pub(super) late: u64,
+    pub(super) moves: u64,
+    pub(super) pauses: u64,
 }
 
 impl Outcome {
     pub(super) fn add(&mut self, other: &Self) {
         self.done += other.done;
         self.failed += other.failed;
-        self.lost += other.lost;
-        self.replayed += other.replayed;
+        self.connections += other.connections;
         self.late += other.late;
+        self.moves += other.moves;
+        self.pauses += other.pauses;
     }
 }
 
-/// A request.
-struct SimJob {
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+struct Ask {
+    op: Op,
+    fua: bool,
+    first: usize,
+    count: usize,
+    start: Duration,
+}
+
+/// A request that has ended, and its memory, which its owner has used for something else at once.
+struct Ended {
     id: u64,
-    ask: Ask,
-    memory: Segments,
-    delivered: Vec<u8>,
+    status: Status,
+    at: Duration,
+    read: Vec<u8>,
+    kept: Vec<(Segment, Vec<u8>)>,
 }
 
-impl Job for SimJob {
-    fn ask(&self) -> Ask {
-        self.ask
+/// The runtime's clock, which stands still while anybody works.
+struct VirtualClock(Instant);
+
+impl Clock for VirtualClock {
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap()
     }
-    fn memory(&self) -> Segments {
-        self.memory.clone()
-    }
-    fn deliver(&mut self, segment: Segment) {
-        self.delivered.extend(segment.to_vec());
-    }
-    fn extent(&mut self, _extent: Extent) {}
 }
 
 pub(super) struct World {
     dice: Dice,
-    now: Duration,
-    common: Arc<Common<SimJob>>,
-    queues: Vec<Queue<SimJob, usize>>,
-    wires: Vec<Wire>,
-    server: Server,
+    start: Instant,
+    exchange: Arc<Exchange>,
+    servers: Vec<Server>,
+    sessions: Vec<Session>,
+    storage: Storage,
+    nbd: Arc<Nbd>,
+    disk: Arc<Disk>,
+    bdev: Bdev,
+    queues: usize,
     history: History,
-    /// Requests that are out: when they were submitted.
-    out: HashMap<u64, (Duration, Ask)>,
+    ended: Arc<Mutex<Vec<Ended>>>,
+    /// Requests that are out.
+    out: BTreeMap<u64, Ask>,
+    /// Memory of requests that have ended, and what must be in it.
+    kept: Vec<(u64, Segment, Vec<u8>)>,
     next_id: u64,
+    /// Nobody listens until then.
+    refusing_until: Duration,
+    /// Timers of the block layer are late until then.
+    late_until: Duration,
     outcome: Outcome,
+    /// Requests that failed.
+    failed: Vec<u64>,
     problem: Option<String>,
 }
 
-fn policy(fence_timeout: Duration) -> Policy {
-    Policy {
+fn config(setup: Setup) -> NbdConfig {
+    NbdConfig {
+        connections: Some(setup.queues),
         timeout: Duration::from_millis(500),
-        patience: 6,
         dead_conn_timeout: Duration::from_secs(4),
-        fence_timeout,
+        fence_timeout: setup.fence_timeout,
+        trust_server: setup.trusting,
+        backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(200) },
+        ..NbdConfig::new("nbd+unix:///x?socket=0".parse().unwrap())
     }
 }
 
+/// Runs a world from its beginning to its end.
+pub(super) fn run(setup: Setup, dice: Dice) -> Result<Outcome, String> {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async { World::new(setup, dice).await?.live().await })
+}
+
+/// Runs a world in which nothing is wrong but that a server hangs up on one write. Gives that, and what failed.
+pub(super) fn run_with_poison(setup: Setup, dice: Dice) -> Result<(u64, Vec<u64>), String> {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(setup, dice).await?;
+        world.servers.iter_mut().for_each(|server| server.fails = false);
+        world.suffer_poison().await
+    })
+}
+
 impl World {
-    pub(super) fn new(setup: Setup, mut dice: Dice) -> Self {
-        let style =
-            [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended][dice.below(3)];
-        let common = Arc::default();
-        let policy = policy(setup.fence_timeout);
-        let queue = |_| Queue::new(Arc::clone(&common), policy, 16);
-        Self {
-            now: Duration::from_secs(1),
-            queues: (0..setup.queues).map(queue).collect(),
-            common,
-            wires: Vec::new(),
-            server: Server::new(style, setup.volatile),
-            history: History::new(BLOCKS),
-            out: HashMap::new(),
-            next_id: 1,
-            outcome: Outcome::default(),
-            problem: None,
-            dice,
+    async fn new(setup: Setup, mut dice: Dice) -> Result<Self, String> {
+        let styles = [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended];
+        let server = Server {
+            name: "0".into(),
+            style: styles[dice.below(3)],
+            flags: TransmissionFlags::all()
+                - TransmissionFlags::READ_ONLY
+                - TransmissionFlags::ROTATIONAL,
+            size: BLOCKS as u64 * BLOCK,
+            hasty: dice.one_in(2),
+            frozen_until: Duration::ZERO,
+            fails: true,
+            poison: None,
+        };
+        let servers = vec![server.clone(), Server { name: "1".into(), ..server }];
+        let exchange = Arc::new(Exchange::default());
+        let threads = [Handle::current()];
+        let dialer = Arc::clone(&exchange);
+        let connecting =
+            tokio::spawn(async move { Nbd::connect_by(dialer, config(setup), &threads).await });
+        let (start, mut sessions, mut storage) =
+            (Instant::now(), Vec::new(), Storage::new(setup.volatile));
+        while !connecting.is_finished() {
+            sleep(Duration::from_millis(1)).await;
+            pump(
+                start.elapsed(),
+                PEACEFUL,
+                &exchange,
+                &servers,
+                &mut sessions,
+                &mut storage,
+                &mut dice,
+            );
         }
+        let (nbd, export) =
+            connecting.await.map_err(|err| err.to_string())?.map_err(|err| err.chain())?;
+        let queues = nbd.connections();
+        let set = TagSet::new(Arc::clone(&nbd), nbd.tag_set_config(queues)).unwrap();
+        let of_disk = DiskConfig::new("nbd0", export.capacity, export.limits);
+        let clock = Arc::new(VirtualClock(start));
+        let ops = Arc::clone(&nbd);
+        let disk = Disk::alloc(&set, (), of_disk, ops, clock).unwrap();
+        let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+        Ok(Self {
+            dice,
+            start,
+            exchange,
+            servers,
+            sessions,
+            storage,
+            nbd,
+            disk,
+            bdev,
+            queues,
+            history: History::new(BLOCKS, setup.trusting),
+            ended: Arc::default(),
+            out: BTreeMap::new(),
+            kept: Vec::new(),
+            next_id: 1,
+            refusing_until: Duration::ZERO,
+            late_until: Duration::ZERO,
+            outcome: Outcome::default(),
+            failed: Vec::new(),
+            problem: None,
+        })
     }
 
-    pub(super) fn run(mut self) -> Result<Outcome, String> {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    async fn live(mut self) -> Result<Outcome, String> {
         for _ in 0..STEPS {
             if self.out.len() < MOST_OUT && self.dice.one_in(2) {
                 self.submit();
             }
-            if self.dice.one_in(25) {
-                self.fault();
+            if self.dice.one_in(80) {
+                self.fault().await;
             }
-            self.step(true);
+            self.step(FAULTY).await?;
         }
+        self.exchange.listen(true);
+        self.servers.iter_mut().for_each(|server| server.poison = None);
         for step in 0..PEACE {
             // While old connections are still waited for.
-            if step < PEACE / 2 && self.out.len() < MOST_OUT && self.dice.one_in(20) {
+            if step < PEACE / 3 && self.out.len() < MOST_OUT && self.dice.one_in(20) {
                 self.submit();
             }
-            self.step(false);
+            self.step(PEACEFUL).await?;
         }
         self.check_end()?;
-        self.outcome.late = self.server.late;
+        self.outcome.late = self.storage.late;
+        self.outcome.connections = self.sessions.len() as u64;
         Ok(self.outcome)
     }
 
-    fn check_end(&mut self) -> Result<(), String> {
-        if let Some(problem) = self.problem.take() {
-            return Err(problem);
+    /// A server that hangs up on one request: says which requests have failed.
+    async fn suffer_poison(mut self) -> Result<(u64, Vec<u64>), String> {
+        let mut poison = 0;
+        for step in 0..STEPS {
+            if step == 50 {
+                poison = self.next_id;
+                self.servers.iter_mut().for_each(|server| server.poison = Some(poison));
+                self.submit_one(Op::Write);
+            } else if step < STEPS / 2 && self.out.len() < MOST_OUT && self.dice.one_in(2) {
+                self.submit();
+            }
+            self.step(PEACEFUL).await?;
         }
+        self.check_end()?;
+        Ok((poison, self.failed))
+    }
+
+    fn check_end(&mut self) -> Result<(), String> {
         if !self.out.is_empty() {
             return Err(format!("requests never ended: {:?}", self.out));
         }
-        let left: usize = self.queues.iter().map(|queue| queue.conns.len()).sum();
-        let slots: usize =
-            self.queues.iter().flat_map(|q| &q.conns).map(|conn| conn.link.slots.len()).sum();
-        if left > self.queues.len()
+        let (mut conns, mut slots) = (0, 0);
+        for handle in self.nbd.inner.handles() {
+            handle.with(|hctx| {
+                conns += hctx.queue.conns.len();
+                slots += hctx.queue.conns.iter().map(|conn| conn.link.slots.len()).sum::<usize>();
+            });
+        }
+        let held = self.sessions.iter().filter(|session| session.wire.is_held()).count();
+        let common = &self.nbd.inner.common;
+        if conns > self.queues
+            || held > self.queues
             || slots > 0
-            || self.common.waiting() > 0
-            || self.common.is_fenced()
+            || common.waiting() > 0
+            || common.is_fenced()
         {
-            return Err(format!("left behind: {left} connections, {slots} slots"));
+            return Err(format!(
+                "left behind: {conns} connections, {held} sockets, {slots} slots, {} that wait, fenced: {}",
+                common.waiting(),
+                common.is_fenced()
+            ));
         }
         Ok(())
     }
 
-    fn delay(&mut self) -> Duration {
-        self.now + Duration::from_millis(self.dice.below(40) as u64)
-    }
-
-    fn step(&mut self, faults: bool) {
-        self.now += Duration::from_millis(1 + self.dice.below(8) as u64);
-        // A server that was given up may still work on what it has, for less than the fence lasts.
-        let slowest = if faults { 1500 } else { 30 };
-        for at in 0..self.wires.len() {
-            let gone = !self
-                .queues
-                .iter_mut()
-                .any(|queue| queue.live().is_some_and(|conn| conn.io == Some(at)));
-            self.server.turn(&mut self.wires[at], self.now, slowest, gone, &mut self.dice);
+    async fn step(&mut self, pace: Pace) -> Result<(), String> {
+        let most = if pace.slowest_ms > 100 { 16 } else { 40 };
+        sleep(Duration::from_millis(1 + self.dice.below(most) as u64)).await;
+        self.pump(self.now(), pace);
+        if self.now() >= self.late_until && self.dice.one_in(4) {
+            self.disk.tick();
         }
-        for queue in 0..self.queues.len() {
-            self.client(queue);
+        self.take_ended();
+        if self.dice.one_in(8) {
+            self.check_kept();
+        }
+        match self.problem.take().or_else(|| self.storage.problem.take()) {
+            Some(problem) => Err(problem),
+            None => Ok(()),
         }
     }
 
-    /// What the tasks of a queue do.
-    fn client(&mut self, at: usize) {
-        let mut ended = Ended::new();
-        let now = self.now;
-        let queue = &mut self.queues[at];
-        if queue.live().is_none() && self.dice.one_in(10) {
-            self.connect(at);
-        }
-        let queue = &mut self.queues[at];
-        if queue.is_dead(now)
-            && let Some(id) = queue.live().map(|conn| conn.id)
-        {
-            let todo = queue.lose(id, Loss::Silent, now);
-            self.act(at, id, &todo);
-        }
-        let queue = &mut self.queues[at];
-        let expired = queue.expire(now, &mut ended);
-        for id in expired.abort {
-            if let Some(wire) = queue.conn(id).and_then(|conn| conn.io.take()) {
-                // What is on the way stays on it.
-                self.wires[wire].to_client.cut();
-            }
-        }
-        if self.queues[at].adopt(now, &mut ended) {
-            self.outcome.replayed += 1;
-        }
-        self.send(at);
-        let ids: Vec<LinkId> = self.queues[at].conns.iter().map(|conn| conn.id).collect();
-        for id in ids {
-            self.receive(at, id, &mut ended);
-        }
-        self.end(ended);
-    }
-
-    fn connect(&mut self, at: usize) {
-        self.wires.push(Wire::new());
-        let dialect =
-            Dialect { style: self.server.style, flags: TransmissionFlags::all(), allocation: None };
-        let direct = self.dice.one_in(2);
-        let link = Link::new(dialect, Pool::default(), direct);
-        self.queues[at].attach(link, self.wires.len() - 1);
-    }
-
-    /// Sends a part of what waits, or all.
-    fn send(&mut self, at: usize) {
-        let arrival = self.delay();
-        for conn in &mut self.queues[at].conns {
-            let Some(wire) = conn.io else { continue };
-            let mut bytes = vec![0; 1 + self.dice.below(4000)];
-            let len = conn.link.outbox.copy_to(&mut bytes);
-            bytes.truncate(len);
-            if len > 0 {
-                conn.link.outbox.advance(len);
-                self.wires[wire].to_server.send(arrival, Arrival::Bytes(bytes));
-            }
-        }
-    }
-
-    fn receive(&mut self, at: usize, id: LinkId, ended: &mut Ended<SimJob>) {
-        loop {
-            let Some(conn) = self.queues[at].conn(id) else { return };
-            let Some(wire) = conn.io.filter(|wire| self.wires[*wire].to_client.is_due(self.now))
-            else {
-                return;
-            };
-            match self.wires[wire].to_client.receive(self.now) {
-                Some(Arrival::Bytes(bytes)) => {
-                    for piece in bytes.chunks(1 + self.dice.below(700)) {
-                        let Some(conn) = self.queues[at].conn(id) else { return };
-                        put(&mut conn.link, piece, self.now);
-                        let todo = self.queues[at].read(id, self.now, ended);
-                        self.act(at, id, &todo);
-                    }
-                }
-                Some(Arrival::End) | None => {
-                    self.outcome.lost += 1;
-                    self.queues[at].lose(id, Loss::Closed, self.now);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn act(&mut self, at: usize, id: LinkId, todo: &Todo) {
-        let arrival = self.delay();
-        let Some(wire) = self.queues[at].conn(id).and_then(|conn| conn.io) else { return };
-        match todo {
-            Todo::Nothing | Todo::Listen => {}
-            Todo::HalfClose | Todo::Lied(_) => {
-                self.wires[wire].to_server.send(arrival, Arrival::End);
-            }
-            Todo::Close => {
-                self.wires[wire].to_server.send(arrival, Arrival::End);
-                self.queues[at].settle(id, self.now);
-            }
-        }
+    fn pump(&mut self, now: Duration, pace: Pace) {
+        self.exchange.listen(now >= self.refusing_until);
+        let Self { exchange, servers, sessions, storage, dice, .. } = self;
+        pump(now, pace, exchange, servers, sessions, storage, dice);
     }
 
     fn submit(&mut self) {
+        let ops = [Op::Read, Op::Read, Op::Write, Op::Write, Op::Write, Op::WriteZeroes, Op::Flush];
+        let op = ops[self.dice.below(ops.len())];
+        self.submit_one(op);
+    }
+
+    fn submit_one(&mut self, op: Op) {
         let id = self.next_id;
         self.next_id += 1;
         let first = self.dice.below(BLOCKS);
-        let count = 1 + self.dice.below((BLOCKS - first).min(4));
-        let op = [Op::Read, Op::Read, Op::Write, Op::Write, Op::Write, Op::WriteZeroes, Op::Flush]
-            [self.dice.below(7)];
-        let mut ask = Ask {
-            op,
-            flags: Flags::empty(),
-            offset: first as u64 * BLOCK,
-            len: count as u64 * BLOCK,
+        let count = 1 + self.dice.below((BLOCKS - first).min(6));
+        let fua = op.is_write() && self.dice.one_in(4);
+        let ask = Ask { op, fua, first, count, start: self.now() };
+        let sector = Sector(first as u64);
+        let mut bio = match op {
+            Op::Flush => Bio::flush(),
+            Op::Read if self.dice.one_in(2) => Bio::new(op, sector, count as u64 * BLOCK),
+            Op::Read | Op::Write => Bio::with_data(op, sector, self.memory(id, count)),
+            _ => Bio::new(op, sector, count as u64 * BLOCK),
         };
-        if op == Op::Flush {
-            (ask.offset, ask.len) = (0, 0);
+        if fua {
+            bio = bio.with_flags(Flags::FUA);
         }
-        if op.is_write() && self.dice.one_in(4) {
-            ask.flags |= Flags::FUA;
-        }
-        let mut memory = Segments::new();
-        if op == Op::Write || op == Op::Read && self.dice.one_in(2) {
-            for _ in 0..count {
-                let mut bytes = vec![0; 512];
-                bytes[..8].copy_from_slice(&id.to_le_bytes());
-                memory.push(Segment::from_vec(bytes));
+        if op.is_write() {
+            for block in ask.blocks() {
+                self.history.started(block, ask.leaves(id), ask.start);
             }
         }
-        for block in blocks(&ask).filter(|_| op.is_write()) {
-            self.history.started(block, written(&ask, id), self.now);
-        }
-        self.out.insert(id, (self.now, ask));
-        let queue = self.dice.below(self.queues.len());
-        let mut ended = Ended::new();
-        let job = SimJob { id, ask, memory, delivered: Vec::new() };
-        self.queues[queue].submit(job, self.now, &mut ended);
-        self.end(ended);
+        self.out.insert(id, ask);
+        bio.private = id;
+        let (ended, start) = (Arc::clone(&self.ended), self.start);
+        let bio = bio.on_end(Arc::new(move |bio: Box<Bio>| {
+            ended.lock().push(reuse(&bio, start.elapsed()));
+        }));
+        let cpu = self.dice.below(self.queues);
+        self.bdev.submit(cpu, bio);
+    }
+
+    /// Memory of a request, in pieces.
+    fn memory(&mut self, id: u64, count: usize) -> Segments {
+        let words = usize::try_from(BLOCK / 8).unwrap() * count;
+        let whole = Segment::from_vec(id.to_le_bytes().repeat(words));
+        let cut = 8 * self.dice.below(words);
+        let parts = [whole.slice(0, cut), whole.slice(cut, whole.len() - cut)];
+        parts.into_iter().filter(|part| !part.is_empty()).collect()
     }
 
     /// Requests have ended: they were out, and have what they may.
-    fn end(&mut self, ended: Ended<SimJob>) {
-        for (job, status) in ended {
-            let Some((start, ask)) = self.out.remove(&job.id) else {
-                self.problem = Some(format!("request {} ended twice", job.id));
+    fn take_ended(&mut self) {
+        let ended = std::mem::take(&mut *self.ended.lock());
+        for Ended { id, status, at, read, kept } in ended {
+            let Some(ask) = self.out.remove(&id) else {
+                self.problem = Some(format!("request {id} ended twice"));
                 return;
             };
-            *(if status.is_ok() { &mut self.outcome.done } else { &mut self.outcome.failed }) += 1;
+            if status.is_ok() {
+                self.outcome.done += 1;
+            } else {
+                self.outcome.failed += 1;
+                self.failed.push(id);
+            }
+            self.kept.extend(kept.into_iter().map(|(segment, bytes)| (id, segment, bytes)));
             match ask.op {
-                Op::Read if status.is_ok() => self.check_read(&job, start),
-                Op::Flush if status.is_ok() => self.history.flushed(start, self.now),
+                Op::Read if status.is_ok() => self.check_read(ask, &read, at),
+                Op::Flush if status.is_ok() => self.history.flushed(ask.start, at),
                 op if op.is_write() => {
-                    let durable = ask.flags.contains(Flags::FUA);
-                    for block in blocks(&ask) {
-                        let value = written(&ask, job.id);
-                        self.history.ended(block, value, start, self.now, status.is_ok(), durable);
+                    for block in ask.blocks() {
+                        let value = ask.leaves(id);
+                        let ok = status.is_ok();
+                        self.history.ended(block, value, ask.start, at, ok, ask.fua);
                     }
                 }
                 _ => assert!(status != Status::Invalid, "{ask:?}"),
@@ -340,99 +387,157 @@ impl World {
         }
     }
 
-    fn check_read(&mut self, job: &SimJob, start: Duration) {
-        let bytes = if job.memory.is_empty() {
-            job.delivered.clone()
-        } else {
-            job.memory.iter().flat_map(Segment::to_vec).collect()
-        };
-        if bytes.len() as u64 != job.ask.len {
-            self.problem = Some(format!("a read of {} bytes has {}", job.ask.len, bytes.len()));
+    fn check_read(&mut self, ask: Ask, bytes: &[u8], at: Duration) {
+        if bytes.len() as u64 != ask.count as u64 * BLOCK {
+            self.problem =
+                Some(format!("a read of {} blocks has {} bytes", ask.count, bytes.len()));
             return;
         }
-        for (block, bytes) in blocks(&job.ask).zip(bytes.chunks(512)) {
+        for (block, bytes) in ask.blocks().zip(bytes.chunks(512)) {
             let value = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default());
-            if let Err(problem) = self.history.check(block, value, start, self.now) {
+            if bytes.chunks(8).any(|word| word != value.to_le_bytes()) {
+                self.problem.get_or_insert(format!("block {block} was read in parts"));
+            }
+            if let Err(problem) = self.history.check(block, value, ask.start, at) {
                 self.problem.get_or_insert(problem);
             }
         }
     }
 
-    fn fault(&mut self) {
-        let (now, arrival) = (self.now, self.delay());
-        let open: Vec<usize> = (0..self.wires.len()).filter(|at| self.wires[*at].open).collect();
-        if open.is_empty() {
-            return;
+    /// Whoever has memory back has it alone.
+    fn check_kept(&mut self) {
+        let changed = self.kept.iter().find(|(_, segment, bytes)| segment.to_vec() != *bytes);
+        if let Some((id, ..)) = changed {
+            self.problem
+                .get_or_insert(format!("memory of request {id} was written to after its end"));
         }
-        let at = open[self.dice.below(open.len())];
-        let wire = &mut self.wires[at];
-        match self.dice.below(8) {
+        let over = self.kept.len().saturating_sub(MOST_KEPT);
+        self.kept.drain(..over);
+    }
+
+    async fn fault(&mut self) {
+        let now = self.now();
+        let at = now + Duration::from_millis(self.dice.below(40) as u64);
+        let later = |dice: &mut Dice, most_ms: usize| {
+            now + Duration::from_millis(dice.below(most_ms) as u64)
+        };
+        let server = self.dice.below(self.servers.len());
+        let open: Vec<usize> =
+            (0..self.sessions.len()).filter(|at| self.sessions[*at].open).collect();
+        let Some(&one) = open.get(self.dice.below(open.len())) else { return };
+        let until = later(&mut self.dice, 3000);
+        match self.dice.below(20) {
             // Replies are lost, and the client hears nothing any more; what it sent still gets there.
-            0 | 1 => wire.to_client.cut(),
-            // Nothing gets through any more, either way.
-            2 => {
-                wire.to_client.cut();
-                wire.to_server.cut();
-            }
-            // The server closes one connection, at once or after its replies.
-            3 => wire.close(arrival),
-            4 => {
-                wire.close(arrival);
-                wire.to_client.reset(arrival);
-            }
-            // It is killed and started again.
-            5 => {
-                for wire in &mut self.wires {
-                    wire.close(arrival);
-                }
-                if self.server.restart() {
-                    self.history.power_cut(now);
-                }
-            }
-            // It sends what is no reply.
-            6 => {
-                let bytes = (0..1 + self.dice.below(60)).map(|_| self.dice.next().to_le_bytes()[0]);
-                let bytes = bytes.collect();
-                self.wires[at].to_client.send(arrival, Arrival::Bytes(bytes));
-            }
-            // Another connection takes the place of the one in use.
-            _ => {
-                let queue = self.dice.below(self.queues.len());
-                if let Some(id) = self.queues[queue].live().map(|conn| conn.id) {
-                    let todo = self.queues[queue].lose(id, Loss::Replaced, now);
-                    self.act(queue, id, &todo);
-                }
-            }
+            0 | 1 | 15..18 => self.sessions[one].wire.deafen(),
+            // Nothing gets through, either way, for a while.
+            2 | 3 => self.sessions[one].wire.parted_until = later(&mut self.dice, 9000),
+            4 => self.sessions[one].wire.stalled_until = until,
+            5 => self.sessions[one].close(at),
+            6 => self.sessions[one].babble(now, &mut self.dice),
+            7 => self.restart(server, at),
+            8 => self.servers[server].frozen_until = until,
+            9 => self.refusing_until = until,
+            10 => self.late_until = until,
+            11 | 12 => self.move_to(server),
+            13 | 18 | 19 => self.break_one(),
+            _ => self.pause().await,
         }
+    }
+
+    /// A server is killed and started again.
+    fn restart(&mut self, server: usize, at: Duration) {
+        for session in self.sessions.iter_mut().filter(|session| session.server == server) {
+            session.close(at);
+        }
+        if self.storage.restart() {
+            self.history.power_cut(self.now());
+            // They have one cache.
+            self.sessions.iter_mut().for_each(|session| session.close(at));
+        }
+    }
+
+    fn move_to(&mut self, server: usize) {
+        self.outcome.moves += 1;
+        let uri = format!("nbd+unix:///x?socket={}", self.servers[server].name);
+        let nbd = Arc::clone(&self.nbd);
+        tokio::spawn(async move {
+            // Where that does not work, all stays as it was.
+            let _ = nbd.reconfigure(uri.parse().unwrap()).await;
+        });
+    }
+
+    /// The network gives a connection up.
+    fn break_one(&mut self) {
+        let at = self.dice.below(self.queues);
+        if let Some(handle) = self.nbd.inner.handles().nth(at) {
+            handle.with(|hctx| {
+                if let Some(id) = hctx.queue.live().map(|conn| conn.id) {
+                    hctx.lost(id, Some(io::ErrorKind::TimedOut.into()));
+                }
+            });
+        }
+    }
+
+    /// The process is stopped, or its machine is; the rest of the world goes on.
+    async fn pause(&mut self) {
+        self.outcome.pauses += 1;
+        let longest = [1_000, 10_000, 300_000][self.dice.below(3)];
+        let pause = Duration::from_millis(self.dice.below(longest) as u64);
+        let (before, mut gone) = (self.now(), Duration::ZERO);
+        while gone < pause {
+            gone += if gone < Duration::from_secs(12) {
+                Duration::from_millis(50)
+            } else {
+                Duration::from_secs(5)
+            };
+            self.pump(before + gone.min(pause), FAULTY);
+        }
+        advance(pause).await;
     }
 }
 
-/// The value that a write leaves in its blocks.
-fn written(ask: &Ask, id: u64) -> u64 {
-    if ask.op == Op::Write { id } else { 0 }
-}
+const FAULTY: Pace = Pace { usual_ms: 30, slowest_ms: 3000, packet_ms: 40 };
+const PEACEFUL: Pace = Pace { usual_ms: 30, slowest_ms: 30, packet_ms: 40 };
 
-fn blocks(ask: &Ask) -> impl Iterator<Item = usize> + use<> {
-    let first = usize::try_from(ask.offset / BLOCK).unwrap_or(0);
-    let count = usize::try_from(ask.len / BLOCK).unwrap_or(0);
-    first..first + count
-}
-
-/// As a socket does: into the places first, then into the buffer.
-fn put<J: Job>(link: &mut Link<J>, mut bytes: &[u8], now: Duration) {
-    while !bytes.is_empty() {
-        link.inbox.make_room();
-        let (places, room) = link.inbox.room();
-        let mut count = 0;
-        for place in places {
-            let here = place.len().min(bytes.len());
-            place.slice(0, here).copy_from(&bytes[..here]);
-            bytes = &bytes[here..];
-            count += here;
-        }
-        let here = room.len().min(bytes.len());
-        room[..here].copy_from_slice(&bytes[..here]);
-        bytes = &bytes[here..];
-        link.came(count + here, now);
+fn pump(
+    now: Duration,
+    pace: Pace,
+    exchange: &Exchange,
+    servers: &[Server],
+    sessions: &mut Vec<Session>,
+    storage: &mut Storage,
+    dice: &mut Dice,
+) {
+    for (name, far) in exchange.accept() {
+        let server = servers.iter().position(|server| server.name == name).unwrap();
+        sessions.push(Session::new(Wire::new(far), server, servers[server].style));
     }
+    for session in sessions {
+        session.turn(&servers[session.server], storage, now, pace, dice);
+    }
+}
+
+impl Ask {
+    fn blocks(self) -> std::ops::Range<usize> {
+        self.first..self.first + self.count
+    }
+
+    /// The value that a write leaves in its blocks.
+    fn leaves(self, id: u64) -> u64 {
+        if self.op == Op::Write { id } else { 0 }
+    }
+}
+
+/// What the owner of memory does as soon as it has it back.
+fn reuse(bio: &Bio, at: Duration) -> Ended {
+    let read: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
+    let mut kept = Vec::new();
+    for segment in bio.data() {
+        if !bio.wants_supply() {
+            let word = (REUSED | bio.private).to_le_bytes();
+            segment.copy_from(&word.repeat(segment.len() / 8));
+        }
+        kept.push((segment.clone(), segment.to_vec()));
+    }
+    Ended { id: bio.private, status: bio.status(), at, read, kept }
 }

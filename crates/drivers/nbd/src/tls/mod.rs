@@ -11,7 +11,7 @@ use blockyard_nbd::uri::{TlsKind, Uri};
 
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
-use crate::outbox::Outbox;
+use crate::outbox::Unsent;
 use crate::socket::Plain;
 
 /// Bytes that are encrypted at a time.
@@ -82,8 +82,8 @@ pub(crate) trait Session: Send {
     /// Sends plain bytes; says how many were taken. What was taken is sent before any more is.
     fn write(&mut self, socket: Plain<'_>, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Sends what is in the outbox, as far as it goes.
-    fn send(&mut self, socket: Plain<'_>, outbox: &mut Outbox) -> io::Result<()>;
+    /// Sends what waits to be sent, as far as it goes.
+    fn send(&mut self, socket: Plain<'_>, unsent: &mut dyn Unsent) -> io::Result<()>;
 
     /// Says goodbye in TLS.
     fn close(&mut self, socket: Plain<'_>);

@@ -14,7 +14,7 @@ use openssl::ssl::{
 
 use super::{RECORD_LEN, SEND_BUFFER, Session};
 use crate::error::{Error, ErrorKind};
-use crate::outbox::Outbox;
+use crate::outbox::Unsent;
 use crate::socket::Plain;
 
 /// Of TLS 1.2: with forward secrecy.
@@ -172,15 +172,15 @@ impl Session for Keyed {
         }
     }
 
-    fn send(&mut self, mut socket: Plain<'_>, outbox: &mut Outbox) -> io::Result<()> {
+    fn send(&mut self, mut socket: Plain<'_>, unsent: &mut dyn Unsent) -> io::Result<()> {
         loop {
             self.stream.get_mut().send(&mut socket)?;
-            let len = outbox.copy_to(&mut self.record);
+            let len = unsent.copy_to(&mut self.record);
             if len == 0 {
                 return Ok(());
             }
             let taken = self.encrypt(&mut socket, len)?;
-            outbox.advance(taken);
+            unsent.advance(taken);
         }
     }
 

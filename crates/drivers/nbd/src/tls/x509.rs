@@ -18,7 +18,7 @@ use rustls::{
 use super::{RECORD_LEN, SEND_BUFFER, Session, files};
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
-use crate::outbox::Outbox;
+use crate::outbox::Unsent;
 use crate::socket::Plain;
 
 /// Where certificates are if nobody says, libnbd's places: the first two below the home directory.
@@ -296,17 +296,17 @@ impl Session for Certified {
         Ok(taken)
     }
 
-    fn send(&mut self, mut socket: Plain<'_>, outbox: &mut Outbox) -> io::Result<()> {
+    fn send(&mut self, mut socket: Plain<'_>, unsent: &mut dyn Unsent) -> io::Result<()> {
         loop {
             while self.tls.wants_write() {
                 self.tls.write_tls(&mut socket)?;
             }
-            let len = outbox.copy_to(&mut self.record);
+            let len = unsent.copy_to(&mut self.record);
             if len == 0 {
                 return Ok(());
             }
             let taken = self.tls.writer().write(&self.record[..len])?;
-            outbox.advance(taken);
+            unsent.advance(taken);
         }
     }
 
