@@ -200,14 +200,14 @@ fn writers_exclude_all_and_readers_only_writers() {
     let readers = [&one, &two].map(|file| Lock::take(file, LockKind::Shared).unwrap());
     let held = Lock::take(&three, LockKind::Exclusive).unwrap_err();
     assert!(
-        matches!(held, LockError::Held { pid: None, kind: LockKind::Shared }),
+        matches!(held, LockError::Held { pid: None, kind: LockKind::Shared, qemu: false }),
         "{held}"
     );
     drop(readers);
     let _writer = Lock::take(&three, LockKind::Exclusive).unwrap();
     let held = Lock::take(&open(), LockKind::Shared).unwrap_err();
     assert!(
-        matches!(held, LockError::Held { pid: None, kind: LockKind::Exclusive }),
+        matches!(held, LockError::Held { pid: None, kind: LockKind::Exclusive, qemu: false }),
         "{held}"
     );
 }
