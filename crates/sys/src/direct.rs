@@ -8,9 +8,9 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 /// Alignment in bytes, powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alignment {
-    /// Of memory: addresses and, except for the last, lengths.
+    /// Of addresses in memory.
     pub memory: u32,
-    /// Of offsets and lengths in the file.
+    /// Of offsets in the file, and of lengths: of each segment too.
     pub offset: u32,
 }
 

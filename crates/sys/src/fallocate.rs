@@ -47,18 +47,25 @@ pub fn is_not_supported(err: &io::Error) -> bool {
 }
 
 /// Whether holes can be punched into a file of `size` bytes. Its contents are not touched: the hole that is
-/// tried lies past its end.
+/// tried lies past its end. A file that refuses that one, for whatever reason, has none to punch: a server of FUSE files may
+/// say `ENOSPC`, `EINVAL` or `EIO` there.
 ///
 /// # Errors
-/// Anything but "not supported" that fallocate(2) says, such as `EPERM` for a sealed or immutable file.
+/// `EPERM` or `ETXTBSY`, if nothing of the file may be changed: it is sealed, immutable, or swapped to.
 pub fn can_punch_holes(file: BorrowedFd<'_>, size: u64) -> io::Result<bool> {
     const STEP: u64 = 1 << 16;
-    let start = size.next_multiple_of(STEP);
+    const LAST: u64 = i64::MAX as u64;
+    // A file as large as files can be has nothing past its end; the first operation will tell.
+    let Some(start) = size.checked_next_multiple_of(STEP).filter(|&start| start <= LAST - STEP)
+    else {
+        return Ok(true);
+    };
     match allocate(file, Allocate::PunchHole, &(start..start + STEP)) {
         Ok(()) => Ok(true),
-        Err(err) if is_not_supported(&err) => Ok(false),
-        // A file as large as files can be has nothing past its end; the first operation will tell.
-        Err(err) if err.raw_os_error() == Some(libc::EFBIG) => Ok(true),
-        Err(err) => Err(err),
+        Err(err) => match err.raw_os_error() {
+            Some(libc::EFBIG) => Ok(true),
+            Some(libc::EPERM | libc::ETXTBSY) => Err(err),
+            _ => Ok(false),
+        },
     }
 }

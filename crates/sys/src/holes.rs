@@ -17,7 +17,7 @@ pub struct Run {
 }
 
 /// The first runs of `range`, at most `most` of them: they may end before the range does. What lies past the
-/// end of the file is a hole.
+/// end of the file is data: reading it fails, and nobody may take it for zeroes.
 ///
 /// Others may change the file meanwhile; each run was right at some moment of the call.
 ///
@@ -27,27 +27,31 @@ pub fn map(file: BorrowedFd<'_>, range: Range<u64>, most: usize) -> io::Result<V
     let mut runs = Vec::new();
     let mut at = range.start;
     while at < range.end && runs.len() < most {
-        let data = next(file, SeekFrom::Data(at), &range)?;
-        if data > at {
-            runs.push(Run { len: data - at, hole: true });
+        let data = match next(file, SeekFrom::Data(at))? {
+            Some(data) => data,
+            // No data up to the end, or nothing at all.
+            None => seek(file, SeekFrom::End(0))?,
+        };
+        let (end, hole) = if data > at {
+            (data.min(range.end), true)
         } else {
-            let hole = next(file, SeekFrom::Hole(at), &range)?;
-            // At least a byte: a hole that was just punched here must not make this loop for ever.
-            let end = hole.max(at + 1);
-            runs.push(Run { len: end - at, hole: false });
-            at = end;
-            continue;
-        }
-        at = data;
+            let hole = next(file, SeekFrom::Hole(at))?.unwrap_or(range.end);
+            // At least a byte: a hole that was just punched here, or an end that has moved, must not make this loop for
+            // ever. A hole at the end is what every file has: lseek(2).
+            let hole = if hole > at { hole } else { range.end };
+            (hole.min(range.end), false)
+        };
+        runs.push(Run { len: end - at, hole });
+        at = end;
     }
     Ok(runs)
 }
 
-/// `ENXIO`: there is none from here on.
-fn next(file: BorrowedFd<'_>, from: SeekFrom, range: &Range<u64>) -> io::Result<u64> {
+/// `None` (`ENXIO`): there is none from here to the end of the file, or the end comes before.
+fn next(file: BorrowedFd<'_>, from: SeekFrom) -> io::Result<Option<u64>> {
     match seek(file, from) {
-        Ok(at) => Ok(at.clamp(range.start, range.end)),
-        Err(Errno::NXIO) => Ok(range.end),
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
         Err(err) => Err(err.into()),
     }
 }

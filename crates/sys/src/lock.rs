@@ -1,8 +1,12 @@
 //! Advisory locks on a whole file: open file description locks, `F_OFD_SETLK` of fcntl(2).
 //!
 //! They belong to the open file, not to the process: closing another descriptor of the same file does not lose
-//! them, and two opens within one process exclude each other. They conflict with the traditional record locks,
-//! and with the byte locks that QEMU takes.
+//! them, and two opens within one process exclude each other. They conflict with the traditional record locks.
+//!
+//! QEMU never locks for writing. It holds read locks on a byte for each permission that it has, from 100 on, and for each
+//! that it does not let others have, from 200 on, and looks with `F_OFD_GETLK` who holds those that it minds
+//! (block/file-posix.c, `raw_check_lock_bytes`). So do readers here: they hold QEMU's bytes of a reader, and look for its
+//! writers. A writer's lock covers all of them.
 
 use std::fmt;
 use std::io;
@@ -27,6 +31,8 @@ pub enum LockError {
         pid: Option<u32>,
         /// How they hold it.
         kind: LockKind,
+        /// By the bytes that QEMU locks.
+        qemu: bool,
     },
     /// It went wrong otherwise: the file system has no locks, say.
     Failed(io::Error),
@@ -35,7 +41,14 @@ pub enum LockError {
 impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Held { pid, kind } => {
+            Self::Held { kind, qemu: true, .. } => {
+                let how = match kind {
+                    LockKind::Shared => "reads",
+                    LockKind::Exclusive => "writes to",
+                };
+                write!(f, "QEMU {how} it")
+            }
+            Self::Held { pid, kind, qemu: false } => {
                 let how = match kind {
                     LockKind::Shared => "reading",
                     LockKind::Exclusive => "writing",
@@ -65,19 +78,31 @@ impl std::error::Error for LockError {
 pub struct Lock(Arc<OwnedFd>);
 
 impl Lock {
-    /// Locks the whole file, without waiting.
+    /// Locks the file, without waiting.
     ///
     /// # Errors
     /// [`LockError::Held`] if it conflicts with another's lock.
     pub fn take(file: &Arc<OwnedFd>, kind: LockKind) -> Result<Self, LockError> {
-        let mut lock = whole_file(l_type(kind));
-        match fcntl(file.as_fd(), libc::F_OFD_SETLK, &mut lock) {
-            Ok(()) => Ok(Self(Arc::clone(file))),
-            Err(err) if matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                Err(holder(file.as_fd(), kind))
+        // Given up again if one of the steps fails.
+        let taken = Self(Arc::clone(file));
+        let ranges: &[_] = match kind {
+            LockKind::Shared => &AS_A_READER,
+            LockKind::Exclusive => &[WHOLE_FILE],
+        };
+        for &range in ranges {
+            match fcntl(file.as_fd(), libc::F_OFD_SETLK, &mut lock_on(range, l_type(kind))) {
+                Ok(()) => {}
+                Err(err) if matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+                    return Err(holder(file.as_fd(), kind));
+                }
+                Err(err) => return Err(LockError::Failed(err)),
             }
-            Err(err) => Err(LockError::Failed(err)),
         }
+        // As QEMU does: first locked, then looked, so that of two at once not both miss the other.
+        if kind == LockKind::Shared && is_minded_by_readers(file.as_fd()) {
+            return Err(LockError::Held { pid: None, kind: LockKind::Exclusive, qemu: true });
+        }
+        Ok(taken)
     }
 }
 
@@ -86,15 +111,43 @@ impl Lock {
 /// # Errors
 /// The file system has no locks.
 pub fn is_held(file: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut lock = whole_file(libc::F_WRLCK);
+    let mut lock = lock_on(WHOLE_FILE, libc::F_WRLCK);
     fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
     Ok(lock.l_type != short(libc::F_UNLCK))
+}
+
+/// Start and length; a length of 0 reaches to the end, wherever that is.
+type Bytes = (i64, i64);
+
+const WHOLE_FILE: Bytes = (0, 0);
+/// QEMU's bytes: `RAW_LOCK_PERM_BASE` and `RAW_LOCK_SHARED_BASE`, and the numbers of `BLK_PERM_CONSISTENT_READ`,
+/// `BLK_PERM_WRITE` and `BLK_PERM_RESIZE` (include/block/block-common.h).
+const HAS: i64 = 100;
+const WITHHOLDS: i64 = 200;
+const QEMU_END: i64 = 300;
+const READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+/// What a reader locks: that it reads, and lets nobody write or resize. The first range is also what a writer of ours
+/// meets.
+const AS_A_READER: [Bytes; 3] =
+    [(0, HAS + READ + 1), (WITHHOLDS + WRITE, 1), (WITHHOLDS + RESIZE, 1)];
+
+/// Whether QEMU writes to the file, or lets nobody read it. The bytes are no reader's of ours.
+fn is_minded_by_readers(file: BorrowedFd<'_>) -> bool {
+    [HAS + WRITE, HAS + RESIZE, WITHHOLDS + READ].into_iter().any(|byte| is_byte_held(file, byte))
+}
+
+/// Whether another holds a lock on a byte, of either kind.
+fn is_byte_held(file: BorrowedFd<'_>, byte: i64) -> bool {
+    let mut lock = lock_on((byte, 1), libc::F_WRLCK);
+    fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != short(libc::F_UNLCK)
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // If it fails, the lock goes when the file is closed.
-        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut whole_file(libc::F_UNLCK));
+        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut lock_on(WHOLE_FILE, libc::F_UNLCK));
     }
 }
 
@@ -107,23 +160,25 @@ fn l_type(kind: LockKind) -> libc::c_int {
 
 /// Who is in the way; by now it may be nobody.
 fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
-    let mut lock = whole_file(l_type(wanted));
+    let mut lock = lock_on(WHOLE_FILE, l_type(wanted));
     let asked = fcntl(file, libc::F_OFD_GETLK, &mut lock);
     let known = asked.is_ok() && lock.l_type != short(libc::F_UNLCK);
     // A process id of -1 is an open file description lock; 0 a process outside of this namespace.
     let pid = u32::try_from(lock.l_pid).ok().filter(|&pid| known && pid > 0);
-    let reads = known && lock.l_type == short(libc::F_RDLCK);
-    LockError::Held { pid, kind: if reads { LockKind::Shared } else { LockKind::Exclusive } }
+    let qemu = known
+        && lock.l_start >= HAS
+        && lock.l_len > 0
+        && lock.l_start.saturating_add(lock.l_len) <= QEMU_END;
+    let reads = if qemu {
+        !is_byte_held(file, HAS + WRITE) && !is_byte_held(file, HAS + RESIZE)
+    } else {
+        known && lock.l_type == short(libc::F_RDLCK)
+    };
+    LockError::Held { pid, kind: if reads { LockKind::Shared } else { LockKind::Exclusive }, qemu }
 }
 
-fn whole_file(l_type: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: short(l_type),
-        l_whence: short(libc::SEEK_SET),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
+fn lock_on((l_start, l_len): Bytes, l_type: libc::c_int) -> libc::flock {
+    libc::flock { l_type: short(l_type), l_whence: short(libc::SEEK_SET), l_start, l_len, l_pid: 0 }
 }
 
 /// The constants are ints, the fields shorts; all of them are below 4.

@@ -150,7 +150,13 @@ fn holes_are_punched_and_told_and_space_is_kept_on_demand() {
         let blocks = rustix::fs::fstat(&file).unwrap().st_blocks;
         assert!(blocks >= 64 * 8, "{engine:?}: {blocks} sectors are allocated");
     }
+    let past = holes::map(file(4 * PAGE).as_fd(), 0..16 * PAGE, 9).unwrap();
+    let run_of = |len, hole| Run { len, hole };
+    assert_eq!(past, [run_of(4 * PAGE, true), run_of(12 * PAGE, false)], "reads fail past the end");
+    let past = holes::map(file(100).as_fd(), PAGE..2 * PAGE, 9).unwrap();
+    assert_eq!(past, [run_of(PAGE, false)]);
     let file = file(PAGE);
+    assert!(fallocate::can_punch_holes(file.as_fd(), i64::MAX as u64).unwrap());
     assert!(fallocate::can_punch_holes(file.as_fd(), PAGE).unwrap());
     assert!(holes::is_known(file.as_fd()));
 }
@@ -193,11 +199,17 @@ fn writers_exclude_all_and_readers_only_writers() {
     let (one, two, three) = (open(), open(), open());
     let readers = [&one, &two].map(|file| Lock::take(file, LockKind::Shared).unwrap());
     let held = Lock::take(&three, LockKind::Exclusive).unwrap_err();
-    assert!(matches!(held, LockError::Held { pid: None, kind: LockKind::Shared }), "{held}");
+    assert!(
+        matches!(held, LockError::Held { pid: None, kind: LockKind::Shared, qemu: false }),
+        "{held}"
+    );
     drop(readers);
     let _writer = Lock::take(&three, LockKind::Exclusive).unwrap();
     let held = Lock::take(&open(), LockKind::Shared).unwrap_err();
-    assert!(matches!(held, LockError::Held { pid: None, kind: LockKind::Exclusive }), "{held}");
+    assert!(
+        matches!(held, LockError::Held { pid: None, kind: LockKind::Exclusive, qemu: false }),
+        "{held}"
+    );
 }
 
 #[test]

@@ -1,25 +1,21 @@
 //! The driver: it opens a file and gives each hardware queue its share of it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use blockyard_blkmq::{
     Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, HctxHandle, InFlight, Request,
     Sector, Timeout,
 };
-use blockyard_buf::Pool as Buffers;
 use blockyard_sys::lock::Lock;
 use blockyard_sys::{Files, IoEngine, Pool as Threads, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
 use crate::error::{Error, ErrorKind};
-use crate::health::Health;
 use crate::job::Context;
 use crate::limits::{Info, limits};
 use crate::open::open;
 use crate::queue::Queue;
-use crate::sync::Syncs;
 
 /// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
 pub struct File {
@@ -62,11 +58,7 @@ impl File {
             is_block_device: opened.is_block_device,
             memory_align: align(|alignment| alignment.memory),
             offset_align: align(|alignment| alignment.offset),
-            pool: Buffers::default(),
-            health: Health::new(config.path.clone()),
-            syncs: Syncs::default(),
-            no_zero_range: AtomicBool::new(false),
-            no_punch_hole: AtomicBool::new(false),
+            ..Context::of(config.path.clone())
         };
         let file = Self {
             files: opened.files,

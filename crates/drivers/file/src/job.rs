@@ -2,14 +2,16 @@
 
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockyard_blkmq::{Extent, Flags, Op, Request, Status};
+use blockyard_blkmq::{Flags, Op, Request, SECTOR_SIZE, Status};
 use blockyard_buf::{Pool, Segment, Segments, copy_segments};
 use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
 
 use crate::driver::File;
+use crate::extents::in_blocks;
 use crate::health::Health;
 use crate::queue::is_to_be_tried_again;
 use crate::sync::Syncs;
@@ -31,6 +33,22 @@ pub(crate) struct Context {
     /// Ways to make zeroes that the file was found not to know.
     pub(crate) no_zero_range: AtomicBool,
     pub(crate) no_punch_hole: AtomicBool,
+}
+
+impl Context {
+    /// A regular file, through the page cache.
+    pub(crate) fn of(path: PathBuf) -> Self {
+        Self {
+            is_block_device: false,
+            memory_align: 1,
+            offset_align: 1,
+            pool: Pool::default(),
+            health: Health::new(path),
+            syncs: Syncs::default(),
+            no_zero_range: AtomicBool::new(false),
+            no_punch_hole: AtomicBool::new(false),
+        }
+    }
 }
 
 /// A request, and how far it is.
@@ -148,9 +166,12 @@ impl Job {
 
     /// Whether the kernel would refuse the request's own memory.
     fn needs_bounce(&self, context: &Context) -> bool {
-        let mask = context.memory_align - 1;
         self.rq.segment_count() > Operation::MAX_SEGMENTS
-            || (mask != 0 && self.rq.segments().any(|s| (s.as_ptr().addr() | s.len()) & mask != 0))
+            || ((context.memory_align > 1 || context.offset_align > 1)
+                && self
+                    .rq
+                    .segments()
+                    .any(|segment| !is_aligned(segment.as_ptr().addr(), segment.len(), context)))
     }
 
     /// The next way to make zeroes that the file may know. Keeping the space: zero range, or a hole that is
@@ -232,11 +253,8 @@ impl Job {
                 Next::Do(Operation::Allocate { mode: Allocate::Reserve, range }, self)
             }
             (_, Operation::Map { found, .. }) => {
-                for run in found {
-                    let extent =
-                        if run.hole { Extent::hole(run.len) } else { Extent::data(run.len) };
-                    self.rq.push_extent(extent);
-                }
+                let block = (context.offset_align as u64).max(SECTOR_SIZE);
+                in_blocks(&found, block, |extent| self.rq.push_extent(extent));
                 self.end(Status::Ok)
             }
             _ => self.finish(context),
@@ -264,11 +282,11 @@ impl Job {
         }
         let status = err.raw_os_error().map_or(Status::Io, Status::from_errno);
         match self.step {
-            Step::ZeroRange if is_not_supported(err) => {
+            Step::ZeroRange if is_refused(err) => {
                 context.no_zero_range.store(true, Ordering::Relaxed);
                 return self.zero(context);
             }
-            Step::PunchHole if is_not_supported(err) => {
+            Step::PunchHole if is_refused(err) => {
                 context.no_punch_hole.store(true, Ordering::Relaxed);
                 return self.zero(context);
             }
@@ -304,6 +322,18 @@ impl Job {
     }
 }
 
+/// Whether a file will not make zeroes in a certain way. Some servers of FUSE files answer `EINVAL` to a mode that they do
+/// not know; the range is right.
+fn is_refused(err: &io::Error) -> bool {
+    is_not_supported(err) || err.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+}
+
+/// Whether direct I/O takes a segment: its address is a matter of the memory's alignment, its length of the file's
+/// (statx(2), `stx_dio_offset_align`; kernels before 6.18 refuse others).
+fn is_aligned(address: usize, len: usize, context: &Context) -> bool {
+    address.is_multiple_of(context.memory_align) && len.is_multiple_of(context.offset_align)
+}
+
 /// What is left of some memory behind its first `done` bytes.
 fn after(memory: Segments, mut done: usize) -> Segments {
     let mut rest = Segments::new();
@@ -321,6 +351,15 @@ fn after(memory: Segments, mut done: usize) -> Segments {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_aligned_as_memory_and_lengths_as_the_file() {
+        let context =
+            Context { memory_align: 512, offset_align: 4096, ..Context::of("/disk".into()) };
+        assert!(is_aligned(512, 8192, &context));
+        assert!(!is_aligned(0, 3584, &context) && !is_aligned(0, 512, &context));
+        assert!(!is_aligned(100, 4096, &context));
+    }
 
     #[test]
     fn what_is_left_of_memory_begins_where_the_transfer_stopped() {

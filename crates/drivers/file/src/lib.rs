@@ -25,13 +25,15 @@
 //! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too
 //! short. What others append to the file is not part of the disk before that.
 //!
-//! A file that becomes shorter while it is a disk gives I/O errors past its new end, and one line in the log.
+//! A file that becomes shorter while it is a disk gives I/O errors past its new end, where its map says data, and one
+//! line in the log.
 //! Advisory locks keep other careful openers away: see [`FileConfig::lock`].
 #![forbid(unsafe_code)]
 
 mod config;
 mod driver;
 mod error;
+mod extents;
 mod health;
 mod job;
 mod limits;

@@ -193,15 +193,24 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
     let path = config.path.display();
     let kind = if config.read_only { LockKind::Shared } else { LockKind::Exclusive };
     Lock::take(file, kind).map_err(|err| match err {
-        LockError::Held { kind: LockKind::Shared, .. } => {
+        LockError::Held { kind: LockKind::Exclusive, qemu: true, .. } if config.read_only => {
             let what = format!(
-                "{path} is in use by a reader (`fuser -v {path}` shows who); stop it, or open this read-only too"
+                "{path} is in use by QEMU, which writes to it (`fuser -v {path}` shows who); what is read now may be torn: \
+                 stop it first, or read it all the same with lock=0"
             );
             Error::new(ErrorKind::Locked, what).caused_by(err)
         }
-        LockError::Held { .. } => {
+        LockError::Held { kind: LockKind::Shared, qemu, .. } => {
+            let who = if qemu { "QEMU, as a reader" } else { "a reader" };
             let what = format!(
-                "{path} is in use by a writer (`fuser -v {path}` shows who); stop it first: two would destroy the disk"
+                "{path} is in use by {who} (`fuser -v {path}` shows who); stop it, or open this read-only too"
+            );
+            Error::new(ErrorKind::Locked, what).caused_by(err)
+        }
+        LockError::Held { qemu, .. } => {
+            let who = if qemu { "QEMU, as a writer" } else { "a writer" };
+            let what = format!(
+                "{path} is in use by {who} (`fuser -v {path}` shows who); stop it first: two would destroy the disk"
             );
             Error::new(ErrorKind::Locked, what).caused_by(err)
         }

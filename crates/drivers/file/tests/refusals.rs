@@ -91,6 +91,55 @@ fn two_writers_or_a_writer_and_a_reader() {
     drop(open(&writer).unwrap());
 }
 
+/// qemu-nbd that has a file open, until it is dropped.
+struct Qemu(std::process::Child);
+
+impl Qemu {
+    fn on(place: &Place, file: &std::path::Path, options: &[&str]) -> Self {
+        let socket = place.path().join(format!("socket{}", options.len()));
+        let mut command = std::process::Command::new("qemu-nbd");
+        command.args(["--persistent", "-f", "raw", "--socket"]).arg(&socket).args(options);
+        let mut qemu = Self(command.arg(file).spawn().unwrap());
+        let begun = std::time::Instant::now();
+        // It listens once it has the file open.
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            assert!(qemu.0.try_wait().unwrap().is_none(), "qemu-nbd has ended");
+            assert!(begun.elapsed().as_secs() < 30, "qemu-nbd does not listen");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        qemu
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_qemu_writes_is_not_read_and_what_it_reads_is_not_written() {
+    let place = Place::here();
+    let writer = FileConfig::new(place.file("disk", 1 << 20));
+    let reader = FileConfig { read_only: true, ..writer.clone() };
+    let qemu = Qemu::on(&place, &writer.path, &[]);
+    refused(&reader, ErrorKind::Locked, &["by QEMU, which writes", "torn", "lock=0"]);
+    refused(&writer, ErrorKind::Locked, &["by QEMU, as a writer"]);
+    drop(open(&FileConfig { lock: false, ..reader.clone() }).unwrap());
+    drop(qemu);
+    let qemu = Qemu::on(&place, &writer.path, &["--read-only"]);
+    refused(&writer, ErrorKind::Locked, &["by QEMU, as a reader", "read-only too"]);
+    let first = open(&reader).unwrap();
+    drop(qemu);
+    let path = writer.path.display();
+    run(&format!("qemu-io -r -f raw -c 'read 0 4096' {path}"));
+    run(&format!("! qemu-io -f raw -c 'read 0 4096' {path} 2>/dev/null"));
+    drop(first);
+    let _ours = open(&writer).unwrap();
+    run(&format!("! qemu-io -r -f raw -c 'read 0 4096' {path} 2>/dev/null"));
+}
+
 #[test]
 fn what_is_read_only() {
     let place = Place::read_only("disk", 65536);

@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::fs::MetadataExt;
 
 use blockyard_blkmq::{Bio, Extent, Features, Flags, Op, Sector, Status, TagSetConfig};
-use blockyard_buf::{Segment, Segments};
+use blockyard_buf::{Pool, Segment, Segments};
 use blockyard_driver_file::{Engine, FileConfig};
 use common::{Loop, Place, TestDisk, bytes, open, open_with, ways};
 
@@ -156,6 +156,14 @@ fn more_requests_than_a_queue_has_room_for_all_end() {
     }
 }
 
+/// Memory that is aligned, in segments that are shorter than a block of 4096 bytes.
+fn in_short_segments(op: Op, byte: u8) -> Box<Bio> {
+    let page = Pool::default().get(4096).into_segment_mut(4096);
+    page.copy_from(&[byte; 4096]);
+    let memory = [page.slice(0, 3584), page.slice(3584, 512)].into_iter().collect();
+    Bio::with_data(op, Sector(0), memory)
+}
+
 #[test]
 fn a_block_device_is_a_disk_with_its_own_limits() {
     let place = Place::here();
@@ -174,6 +182,10 @@ fn a_block_device_is_a_disk_with_its_own_limits() {
             assert_eq!(disk.write(MIB, data.clone()), Status::Ok, "{name}");
             assert_eq!(disk.flush(), Status::Ok, "{name}");
             assert!(disk.read(MIB, 2 * MIB) == data, "{name}");
+            assert_eq!(disk.submit(in_short_segments(Op::Write, 5)).status(), Status::Ok, "{name}");
+            let read = disk.submit(in_short_segments(Op::Read, 0));
+            assert_eq!(read.status(), Status::Ok, "{name}");
+            assert_eq!(bytes(&read), [5; 4096], "{name}");
             for (op, flags) in [
                 (Op::WriteZeroes, Flags::empty()),
                 (Op::WriteZeroes, Flags::NOUNMAP),

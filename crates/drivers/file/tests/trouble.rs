@@ -3,9 +3,10 @@
 
 mod common;
 
-use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
+use blockyard_blkmq::{Bio, Extent, Flags, Op, Sector, Status};
 use blockyard_buf::Segment;
 use blockyard_driver_file::{Engine, FileConfig};
+use common::faulty::{Call, Errno, Faulty};
 use common::{Loop, Place, TestDisk, open, ways};
 
 const MIB: u64 = 1 << 20;
@@ -82,7 +83,49 @@ fn a_file_that_shrinks_gives_errors_past_its_end_and_no_zeroes() {
         assert_eq!(read(0, MIB / 2), Status::Ok, "{config:?}");
         assert_eq!(read(MIB / 2, 4096), Status::Io, "{config:?}");
         assert_eq!(read(MIB / 4, MIB / 2), Status::Io, "{config:?}: over the end");
+        assert_eq!(disk.map(0, MIB), [Extent::data(MIB)], "{config:?}: no hole past the end");
         file.set_len(MIB / 4 + 100).unwrap();
         assert_eq!(read(0, MIB / 2), Status::Io, "{config:?}: over an end within a block");
+        file.set_len(0).unwrap();
+        file.set_len(MIB / 4 + 100).unwrap();
+        let map = [Extent::hole(MIB / 4), Extent::data(MIB - MIB / 4)];
+        assert_eq!(disk.map(0, MIB), map, "{config:?}: in whole blocks");
     }
+}
+
+#[test]
+fn a_file_that_refuses_to_have_a_hole_punched_has_none() {
+    for errno in [Errno::ENOSPC, Errno::EINVAL, Errno::EIO, Errno::ENOSYS] {
+        let fs = Faulty::new(MIB as usize);
+        fs.fail(Call::Allocate, errno, 1);
+        let disk = open(&FileConfig::new(fs.file())).unwrap();
+        assert_eq!(disk.info.limits.max_hw_discard_sectors, 0, "{errno:?}");
+        assert_eq!(disk.write(0, vec![1; 8192]), Status::Ok);
+        let zeroed = disk.range(Op::WriteZeroes, 0, 4096, Flags::empty());
+        assert_eq!(zeroed.status(), Status::Ok, "{errno:?}");
+        assert_eq!(disk.read(0, 8192), [vec![0; 4096], vec![1; 4096]].concat(), "{errno:?}");
+    }
+}
+
+#[test]
+fn a_file_that_refuses_to_have_zeroes_made_has_them_written() {
+    let fs = Faulty::new(MIB as usize);
+    fs.accept_allocations(1);
+    fs.fail(Call::Allocate, Errno::EINVAL, 2);
+    let disk = open(&FileConfig::new(fs.file())).unwrap();
+    assert_ne!(disk.info.limits.max_hw_discard_sectors, 0);
+    assert_eq!(disk.write(0, vec![1; 8192]), Status::Ok);
+    let zeroed = disk.range(Op::WriteZeroes, 0, 4096, Flags::empty());
+    assert_eq!(zeroed.status(), Status::Ok);
+    assert_eq!(disk.read(0, 8192), [vec![0; 4096], vec![1; 4096]].concat());
+}
+
+#[test]
+fn the_largest_file_has_holes_to_punch() {
+    let place = Place::tmpfs("64m");
+    let size = (1 << 63) - 4096;
+    let disk = open(&FileConfig::new(place.file("disk", size))).unwrap();
+    assert_eq!(disk.write(0, vec![1; 8192]), Status::Ok);
+    assert_eq!(disk.range(Op::Discard, 0, 4096, Flags::empty()).status(), Status::Ok);
+    assert_eq!(disk.read(0, 8192), [vec![0; 4096], vec![1; 4096]].concat());
 }

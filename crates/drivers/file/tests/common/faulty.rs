@@ -43,6 +43,8 @@ struct State {
     durable: Vec<u8>,
     seen: BTreeMap<Call, usize>,
     held: BTreeSet<Call>,
+    /// Allocations to succeed, before those that fail.
+    allocations: usize,
     errors: BTreeMap<Call, VecDeque<Errno>>,
 }
 
@@ -123,6 +125,11 @@ impl Faulty {
     /// The next `count` calls of that kind fail.
     pub fn fail(&self, call: Call, errno: Errno, count: usize) {
         self.server.lock().errors.entry(call).or_default().extend(vec![errno; count]);
+    }
+
+    /// The next `count` allocations succeed, and change nothing.
+    pub fn accept_allocations(&self, count: usize) {
+        self.server.lock().allocations = count;
     }
 
     /// Calls of that kind wait until the guard is dropped.
@@ -270,6 +277,12 @@ impl Filesystem for Kernel {
         _: i32,
         reply: ReplyEmpty,
     ) {
+        // What it makes of the range does not matter to whoever asks past the end.
+        let left = self.0.lock().allocations;
+        if left > 0 {
+            self.0.lock().allocations = left - 1;
+            return reply.ok();
+        }
         reply.error(self.0.arrive(Call::Allocate).err().unwrap_or(Errno::ENOSYS));
     }
 
