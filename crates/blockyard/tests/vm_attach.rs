@@ -1,12 +1,17 @@
 //! Disks attached to a real kernel, by each of its drivers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::time::Duration;
 
 use blockyard_lab::vm::Vm;
+use tempfile::TempDir;
 
 /// Software emulation on a busy machine: some minutes.
 const LIMIT: Duration = Duration::from_secs(360);
+/// Little: the kernel, the root with its programs, and some to spare.
+const MEMORY_MIB: u32 = 384;
 const SHARED: &str = include_str!("vm/attach.sh");
 
 /// Runs a script in a guest that has both drivers, with those options of attach.
@@ -79,12 +84,30 @@ fn nbd_survives_its_daemon() {
 
 #[test]
 fn nbd_with_three_connections_survives_its_daemon() {
-    run("--via nbd --connections 3", RECOVERY);
+    run("--via nbd --connections 3 --timeout 3", RECOVERY);
+}
+
+#[test]
+fn queues_of_four_processors_survive_their_daemon() {
+    run_in(Vm::new().cpus(4), "", include_str!("vm/queues.sh"));
 }
 
 #[test]
 fn devices_belong_to_those_who_made_them() {
     run("", OWNERSHIP);
+}
+
+/// The disk is elsewhere, and larger than the memory: what is written has to go by the daemon before more can be.
+#[test]
+fn write_back_through_our_own_daemons_comes_to_an_end_where_memory_is_short() {
+    let dir = TempDir::new().unwrap();
+    let mut command = common::blockyard(&dir.path().join("run"));
+    command.args(["serve", "ram:512M", "--nbd", "tcp:127.0.0.1:0"]);
+    let daemon = common::Daemon::start(command, dir, 1);
+    let port = daemon.uris[0].rsplit_once(':').unwrap().1.trim_end_matches('/').to_owned();
+    let script = format!("PORT={port}\n{}", include_str!("vm/pressure.sh"));
+    run_in(Vm::new().memory_mib(MEMORY_MIB), "", &script);
+    daemon.stop();
 }
 
 #[test]

@@ -165,6 +165,16 @@ fn slow_disk(socket: &Path) -> Guard {
 
 #[test]
 fn a_guest_never_sees_its_back_end_die() {
+    back_end_dies(1);
+}
+
+#[test]
+fn four_queues_of_a_guest_never_see_their_back_end_die() {
+    back_end_dies(4);
+}
+
+/// As many processors in the guest, each with a queue of its own.
+fn back_end_dies(queues: u32) {
     let dir = TempDir::new().unwrap();
     let (socket, slow) = (dir.path().join("vm.sock"), dir.path().join("slow.sock"));
     let _nbdkit = slow_disk(&slow);
@@ -172,11 +182,12 @@ fn a_guest_never_sees_its_back_end_die() {
         Daemon::serve(&[
             format!("nbd+unix:///?socket={}", slow.display()),
             format!("--vhost-user-blk={}", socket.display()),
+            format!("--threads={queues}"),
             "-v".into(),
         ])
     };
     let mut daemon = serve();
-    let vm = vm().vhost_user_blk(&socket, "num-queues=1");
+    let vm = vm().cpus(queues).vhost_user_blk(&socket, &format!("num-queues={queues}"));
     let mut guest = vm.script(LOAD).boot().unwrap();
     let mut begun_anew = 0;
     for kill in 1..=KILLS {
@@ -186,6 +197,7 @@ fn a_guest_never_sees_its_back_end_die() {
         while served() < 200 {
             std::thread::yield_now();
         }
+        assert_eq!(daemon.report()["vhost_user"][0]["queues"], queues);
         daemon.signal(rustix::process::Signal::KILL);
         let (status, log) = daemon.wait();
         assert!(!status.success());

@@ -1,9 +1,8 @@
 //! A guest that runs.
 
-use super::Error;
 use super::initramfs::Initramfs;
 use super::places::{MACHINE, Places};
-use std::ffi::OsString;
+use super::{Error, Vm};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -14,8 +13,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// The guest's memory.
-const MEMORY_MIB: u32 = 768;
 /// The longest line that a guest may tell the host.
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// How much of a console is kept.
@@ -46,13 +43,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub(super) fn start(
-        places: &Places,
-        initramfs: Initramfs<'_>,
-        devices: &[OsString],
-        limit: Duration,
-        shows_console: bool,
-    ) -> Result<Self, Error> {
+    pub(super) fn start(places: &Places, initramfs: Initramfs<'_>, vm: &Vm) -> Result<Self, Error> {
+        let (limit, shows_console) = (vm.limit, vm.shows_console);
         let making = || Error::host("cannot make the files of a guest");
         let dir = tempfile::Builder::new().prefix("blockyard-vm-").tempdir().map_err(making())?;
         let root = dir.path().join("initramfs");
@@ -62,9 +54,10 @@ impl Guest {
         let (ours, theirs) = UnixStream::pair().map_err(making())?;
 
         let mut command = Command::new(&places.emulator);
-        command.args(["-accel", "tcg,thread=single", "-smp", "1"]).args(MACHINE.args);
-        let memory = format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on");
-        command.args(["-m", &MEMORY_MIB.to_string(), "-object", &memory]);
+        command.args(["-accel", "tcg,thread=single", "-smp", &vm.cpus.to_string()]);
+        let memory = vm.memory_mib.to_string();
+        let backend = format!("memory-backend-memfd,id=memory,size={memory}M,share=on");
+        command.args(MACHINE.args).args(["-m", &memory, "-object", &backend]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
         // Standard input is the socket of the port.
@@ -75,7 +68,7 @@ impl Guest {
         let orphan_seconds = (limit + ORPHAN_GRACE).as_secs();
         let tty = MACHINE.console;
         let line = format!("console={tty} quiet panic=-1 LAB_LIMIT={orphan_seconds}");
-        command.args(["-append", &line]).args(devices);
+        command.args(["-append", &line]).args(&vm.devices);
         if shows_console {
             command.stderr(Stdio::inherit());
         } else {

@@ -16,7 +16,7 @@
 //! # Ok::<(), blockyard_lab::vm::Error>(())
 //! ```
 //!
-//! A guest boots in 5 to 8 seconds, has one CPU and 768 MiB: let one run do many checks. In it are `/proc`, `/sys`,
+//! A guest boots in 5 to 8 seconds, has one CPU and 768 MiB unless told otherwise: let one run do many checks. In it are `/proc`, `/sys`,
 //! `/dev`, a `/tmp` in memory, and `eth0`, by which the host's loopback is 10.0.2.2. A guest talks with its test by the shell
 //! function `host TEXT`: it tells the host, waits for the answer, and prints that; the test's part is [`Guest::expect`]
 //! and [`Guest::answer`]. Its output, and the kernel's messages, are the console. `lab.sh` beside this file has more
@@ -41,6 +41,8 @@ use std::time::Duration;
 
 /// How long a guest may run unless told otherwise: a bound for one that hangs, on a machine that is busy.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
+/// A guest's memory, unless told otherwise.
+const MEMORY_MIB: u32 = 768;
 /// The modules that every guest loads: its network.
 const MODULES: &[&str] = &["virtio_net"];
 /// What the shell function `check_file_system` runs; busybox has the rest.
@@ -59,6 +61,8 @@ pub struct Vm {
     backends: usize,
     limit: Duration,
     shows_console: bool,
+    cpus: u32,
+    memory_mib: u32,
 }
 
 impl Default for Vm {
@@ -82,6 +86,8 @@ impl Vm {
             backends: 0,
             limit: DEFAULT_LIMIT,
             shows_console: false,
+            cpus: 1,
+            memory_mib: MEMORY_MIB,
         }
     }
 
@@ -157,6 +163,20 @@ impl Vm {
         self
     }
 
+    /// With so many processors, which take turns on one of the host: the kernel has as many queues.
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// With so much memory, of which its root takes a part.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
     /// How long the guest may run, from its start to its end.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
@@ -185,6 +205,6 @@ impl Vm {
         for (guest_path, host_path) in &self.files {
             initramfs.add_file(guest_path, host_path)?;
         }
-        Guest::start(&places, initramfs, &self.devices, self.limit, self.shows_console)
+        Guest::start(&places, initramfs, self)
     }
 }

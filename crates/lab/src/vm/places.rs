@@ -13,8 +13,8 @@ const VARIABLE: &str = "BLOCKYARD_LAB";
 pub(super) struct Machine {
     /// The emulator.
     pub(super) program: &'static str,
-    /// The machine and its processor. More than one processor, or one with all features, is not steady under
-    /// software emulation.
+    /// The machine and its processor. Processors on threads of their own, or one with all features, are not steady
+    /// under software emulation.
     pub(super) args: &'static [&'static str],
     /// The kernel's name of the serial console.
     pub(super) console: &'static str,
