@@ -416,3 +416,74 @@ fn run_gives_a_command_the_disk_and_takes_its_exit_code() {
         .contains(&["2097152"]);
     run(&["run", "ram:1M", "--", "sh", "-c", "kill -9 $$"]).code(137);
 }
+
+#[test]
+fn the_command_gets_the_signals_and_has_its_disk_until_it_ends() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let place = Place::new();
+    let temporary = place.path("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let script = "trap 'nbdinfo --size \"$uri\" > size; exit 3' TERM INT HUP; touch ready; while :; do sleep 0.05; done";
+    let run: &[&str] = &["run", "ram:1M", "--", "sh", "-c", script];
+    let serve: &[&str] = &["serve", "ram:1M", "--run", script];
+    for args in [run, serve] {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            let mut command = blockyard(&place.path("run"));
+            command.current_dir(place.0.path()).env("TMPDIR", &temporary).args(args);
+            // No terminal that would send the signal to the command as well.
+            let mut child = Guard(command.stdin(Stdio::null()).spawn().unwrap());
+            while !place.path("ready").exists() {
+                assert!(child.0.try_wait().unwrap().is_none());
+                std::thread::yield_now();
+            }
+            let private: Vec<_> = fs::read_dir(&temporary).unwrap().flatten().collect();
+            let mode = std::os::unix::fs::MetadataExt::mode(&private[0].metadata().unwrap());
+            assert_eq!((private.len(), mode & 0o777), (1, 0o700));
+            let guessed = format!("blockyard-run-{}", child.0.id());
+            assert_ne!(private[0].file_name().to_str(), Some(guessed.as_str()));
+            kill_process(Pid::from_child(&child.0), signal).unwrap();
+            assert_eq!(child.0.wait().unwrap().code(), Some(3), "{args:?} {signal:?}");
+            assert_eq!(fs::read_to_string(place.path("size")).unwrap().trim(), "1048576");
+            assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "something is left behind");
+            fs::remove_file(place.path("size")).unwrap();
+            fs::remove_file(place.path("ready")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn extents_may_end_anywhere() {
+    let place = Place::new();
+    let socket = place.path("s");
+    // 2^32 - 1 bytes at a time, as its file plugin caps them.
+    let server = nbdkit(&socket, &["null", "8G"]);
+    let uri = unix("", &socket);
+    let said = place.run(&["map", &uri]);
+    said.code(0);
+    assert_eq!(said.out.split_whitespace().collect::<Vec<_>>(), ["0", "8589934592", "hole,zero"]);
+    place.run(&["check", &uri]).code(0);
+    place.run(&["copy", &uri, "./copy"]).code(0);
+    place.run(&["compare", &uri, "./copy"]).code(0);
+    drop(server);
+    // Odd ends, and one that never gets to the end of a block.
+    let bytes = noise(1 << 20, 1);
+    fs::write(
+        place.path("bytes"),
+        &[&bytes[..5001], &vec![0; 100_000 - 5001], &bytes[100_000..]].concat(),
+    )
+    .unwrap();
+    let dd = format!(
+        "dd if={} skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none",
+        place.text("bytes")
+    );
+    let extents = "extents=if [ $4 -lt 5001 ]; then echo 0 5001; echo 5001 94999 hole,zero; \
+                   elif [ $4 -lt 100000 ]; then echo 5001 94999 hole,zero; else echo $4 100; fi";
+    let pread = format!("pread={dd}");
+    let all = ["eval", "get_size=echo 200K", "can_extents=exit 0", extents, &pread];
+    let _server = nbdkit(&socket, &all);
+    place.run(&["map", &uri]).code(0).contains(&["5001", "hole,zero"]);
+    place.run(&["check", &uri]).code(0);
+    place.run(&["copy", &uri, "./odd"]).code(0);
+    peer("cmp", &[place.text("bytes"), place.text("odd")]);
+    place.run(&["compare", &uri, "./bytes"]).code(0);
+}

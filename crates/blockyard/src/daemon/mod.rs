@@ -4,6 +4,7 @@ mod activation;
 pub(crate) mod signals;
 mod vhost_user;
 
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +21,7 @@ use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
 use crate::remote::Remote;
+use crate::runner::Running;
 
 /// The part of a daemon that answers questions.
 pub struct Yard {
@@ -95,38 +97,33 @@ impl Daemon {
     /// The system has no room for what it needs.
     pub fn run(self, ready: impl FnOnce(&Self)) -> Result<()> {
         let yard = Arc::clone(&self.yard);
-        block_on(self.serve(ready, async move { yard.deserted().await })).map(drop)
+        let enough = async move |signals: &mut signals::Signals| {
+            tokio::select! {
+                () = signals.next() => {}
+                () = yard.deserted() => {}
+            }
+            Ok(())
+        };
+        block_on(self.serve(ready, enough))
     }
 
-    /// Serves until `job` has ended, or a signal says to stop. Returns what the job says; 1 if it has not
-    /// ended.
+    /// Serves until `command` has ended, which gets the signals that come. Returns its exit code.
     ///
     /// # Errors
-    /// Those of the job, and of [`Daemon::run`].
-    pub fn run_until(self, job: impl FnOnce() -> Result<u8> + Send + 'static) -> Result<u8> {
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let start = || {
-            std::thread::Builder::new().name("run".into()).spawn(move || {
-                // Nobody listens if a signal came first.
-                let _ = tell.send(job());
-            })
+    /// It cannot be started; those of [`Daemon::run`].
+    pub fn run_beside(self, command: &mut Command) -> Result<u8> {
+        let enough = async move |signals: &mut signals::Signals| {
+            Running::start(command)?.wait(signals).await
         };
-        let mut failed = None;
-        let ready = |_: &Self| failed = start().err();
-        let ended = block_on(self.serve(ready, told))?;
-        match (failed, ended) {
-            (Some(err), _) => Err(Error::failed("cannot start a thread").caused_by(err)),
-            (None, Some(Ok(code))) => code,
-            (None, _) => Ok(1),
-        }
+        block_on(self.serve(|_| {}, enough))
     }
 
-    /// Serves until `enough` is ready, and returns what it gave, or nothing if a signal came first.
+    /// Serves until `enough` is ready, and returns what it gave. It is told of signals.
     async fn serve<T>(
         self,
         ready: impl FnOnce(&Self),
-        enough: impl Future<Output = T>,
-    ) -> Result<Option<T>> {
+        enough: impl AsyncFnOnce(&mut signals::Signals) -> Result<T>,
+    ) -> Result<T> {
         let mut signals = signals::Signals::new()?;
         let control = control::Server::bind(Arc::clone(&self.yard))?;
         let (disks, clock) = (self.yard.disks.clone(), Arc::clone(&self.clock));
@@ -134,14 +131,11 @@ impl Daemon {
         let control = tokio::spawn(control.serve());
         ready(&self);
         notify(&[NotifyState::Ready]);
-        let given = tokio::select! {
-            () = signals.next() => None,
-            given = enough => Some(given),
-        };
+        let given = enough(&mut signals).await;
         notify(&[NotifyState::Stopping]);
         let mut stop = Box::pin(self.stop());
         let stopped = tokio::select! {
-            () = &mut stop => Ok(given),
+            () = &mut stop => given,
             () = signals.next() => {
                 // Dropping it would wait for what is in flight. All of it ends with the process.
                 std::mem::forget(stop);

@@ -23,9 +23,14 @@ impl Signals {
 
     /// The next one.
     pub(crate) async fn next(&mut self) {
+        self.next_kind().await;
+    }
+
+    /// The next one, and which it is.
+    pub(crate) async fn next_kind(&mut self) -> SignalKind {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
         }
     }
 }
