@@ -40,7 +40,7 @@ pub(super) fn attach(args: AttachArgs) -> Result<u8> {
         depth: args.depth,
         connections: args.connections,
         timeout_seconds: args.timeout,
-        dead_timeout_seconds: args.dead_timeout,
+        dead_timeout_seconds: args.dead_conn_timeout,
     };
     attach::run(Order::Attach(wish), args.log)
 }

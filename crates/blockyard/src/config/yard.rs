@@ -16,7 +16,7 @@ use crate::plan::{
     ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
 };
 use crate::suggest;
-use crate::uri::{DiskPlan, PlanBuilder, parse_duration};
+use crate::uri::{DiskPlan, PlanBuilder, canonical_key, parse_duration};
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -117,8 +117,8 @@ fn disk(
     base: &Path,
     found: &mut Vec<Mistake>,
 ) -> Option<DiskPlan> {
-    let plan = match DiskPlan::parse_in(&uri.value, base) {
-        Ok(plan) => plan,
+    let mut builder = match PlanBuilder::of_uri(&uri.value) {
+        Ok(builder) => builder,
         Err(err) => {
             // Inside of the quotes, where the bytes are those of the URI.
             let raw = uri.at.len() == uri.value.len() + 2;
@@ -128,7 +128,6 @@ fn disk(
             return None;
         }
     };
-    let mut builder = PlanBuilder::from_plan(plan);
     let given = name.map(|name| ("name".to_owned(), name.at.clone(), Some(name)));
     let rest = table.rest().into_iter().map(|(key, value)| (key.value, key.at, value));
     for (key, at, value) in given.into_iter().chain(rest) {
@@ -142,7 +141,7 @@ fn disk(
             ));
             continue;
         };
-        let key_is_known = known.contains(&key.as_str());
+        let key_is_known = known.contains(&canonical_key(&key).as_ref());
         let (place, what) = if key_is_known {
             (value.at, format!("{key} cannot be {:?}", value.value))
         } else {
@@ -152,7 +151,7 @@ fn disk(
             found.push(Mistake::new(place, what, problem));
         }
     }
-    match builder.finish(&uri.value) {
+    match builder.finish(&uri.value, base) {
         Ok(plan) => Some(plan),
         Err(problem) => {
             found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
