@@ -214,7 +214,7 @@ fn seconds(text: &str) -> Result<u64, String> {
         Ok(seconds) => Some(seconds),
         Err(_) => {
             let time = crate::uri::parse_duration(text)?;
-            (time.subsec_nanos() == 0).then(|| time.as_secs())
+            (time.subsec_nanos() == 0).then_some(time.as_secs())
         }
     };
     seconds
