@@ -2,7 +2,9 @@
 
 use std::io;
 
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -30,7 +32,20 @@ pub fn start(verbose: u8) -> Result<()> {
                 .help("write a level (error, warn, info, debug, trace) or target=level,...")
         })?,
     };
-    let lines = fmt::layer().with_writer(io::stderr).with_ansi(term::colored()).without_time();
+    // What peers say is in fields: it stays on its line, and does nothing to a terminal.
+    let fields = debug_fn(|out, field, value| {
+        let value = format!("{value:?}");
+        let value = term::plain(&value);
+        match field.name() {
+            "message" => write!(out, "{value}"),
+            name => write!(out, "{name}={value}"),
+        }
+    });
+    let lines = fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(term::colored())
+        .without_time()
+        .fmt_fields(fields.delimited(" "));
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
     Ok(())
 }

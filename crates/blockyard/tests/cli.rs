@@ -315,3 +315,47 @@ fn list_of_nothing_says_what_to_do() {
     run(&["list"]).code(0).contains(&["nothing runs", "blockyard serve"]);
     run(&["list", "ram:1G"]).code(64).contains(&["not a server"]);
 }
+
+#[test]
+fn text_of_others_does_nothing_to_a_terminal() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("s");
+    let describe = "export_description=printf 'red\\033[31m\\nnext\\302\\23331m'";
+    let list = "list_exports=echo NAMES+DESCRIPTIONS; printf 'na\\033[1mme\\ntext\\033[2J\\n'";
+    let script = ["eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", describe, list];
+    let _server = common::nbdkit(&socket, &script);
+    let uri = common::unix("", &socket);
+    let disk = dir.path().join("disk");
+    std::fs::File::create(&disk).unwrap().set_len(8 << 20).unwrap();
+    let sfdisk =
+        format!("printf 'label: gpt\\nsize=4096, name=boot\\n' | sfdisk -q {}", disk.display());
+    common::peer("sh", &["-c", &sfdisk]);
+    let missing = "./\x1b[31mmissing\nfile";
+    let odd = dir.path().join("odd\x1b[2J\n");
+    std::fs::copy(&disk, &odd).unwrap();
+    let odd = odd.to_str().unwrap();
+    let all: [&[&str]; 12] = [
+        &["info", &uri],
+        &["info", &uri, "--json"],
+        &["list", &uri],
+        &["list", &uri, "--json"],
+        &["check", odd],
+        &["info", odd],
+        &["compare", odd, odd],
+        &["map", odd],
+        &["info", missing],
+        &["copy", odd, missing, "--resume", odd],
+        &["-vvv", "check", odd],
+        &["serve", missing, "--nbd", "unix:\x1bs"],
+    ];
+    for args in all {
+        let said = run(args);
+        for text in [&said.out, &said.err] {
+            let acts = |c: char| c.is_control() && c != '\n';
+            assert!(!text.contains(acts), "{args:?}: {text:?}");
+            assert!(!text.contains("\nnext") && !text.contains("\nfile"), "{args:?}: {text:?}");
+        }
+    }
+    run(&["info", &uri]).code(0).contains(&["red\\u{1b}[31m\\nnext\\u{9b}31m"]);
+    run(&["info", missing]).code(1).contains(&["\\u{1b}[31mmissing\\nfile does not exist"]);
+}

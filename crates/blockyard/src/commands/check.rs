@@ -27,7 +27,7 @@ fn show(checked: &Checked) -> Result<()> {
         term::say(format_args!("unreadable: {} bytes at {}", range.length, range.offset))?;
     }
     for problem in &checked.partition_table {
-        term::say(format_args!("partition table: {problem}"))?;
+        term::say(format_args!("partition table: {}", term::plain(problem)))?;
     }
     let verdict = if checked.is_sound() { "no errors" } else { "errors" };
     let (read, zero) = (size::human(checked.read), size::human(checked.zero));

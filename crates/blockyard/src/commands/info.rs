@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::inspect::{DiskInfo, MapSummary, PartitionInfo};
 use crate::remote;
 use crate::session::Session;
+use crate::term::plain;
 use crate::uri::{DriverPlan, NbdPlan};
 use crate::{size, suggest, term};
 
@@ -180,7 +181,8 @@ fn abilities(info: &ExportInfo, contexts: &[String]) -> Vec<&'static str> {
 /// Lines of a name and a value.
 fn lines(rows: &[(&str, String)]) -> Result<()> {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    rows.iter().try_for_each(|(name, value)| term::say(format_args!("{name:width$}  {value}")))
+    rows.iter()
+        .try_for_each(|(name, value)| term::say(format_args!("{name:width$}  {}", plain(value))))
 }
 
 const fn yes_no(yes: bool) -> &'static str {
@@ -238,7 +240,7 @@ fn show_partitions(partitions: &[PartitionInfo]) -> Result<()> {
             part.start.to_string(),
             size::human(part.size),
             part.r#type.clone(),
-            part.name.clone().unwrap_or_default(),
+            plain(part.name.as_deref().unwrap_or_default()).into_owned(),
             part.uuid.clone().unwrap_or_default(),
         ]);
     }

@@ -183,7 +183,7 @@ fn list_server(uri: &Uri, tls: &TlsFiles, json: bool) -> Result<()> {
             format!("{:?}", export.name),
             export.size.map_or_else(|| "?".into(), size::human),
             if export.read_only == Some(true) { "ro".into() } else { String::new() },
-            export.description,
+            term::plain(&export.description).into_owned(),
             export.uri,
         ]);
     }

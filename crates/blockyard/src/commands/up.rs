@@ -28,7 +28,7 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
     let plan = config::load(file).map_err(|err| match err {
         ConfigError::Unreadable(err) => err,
         ConfigError::Mistakes(mistakes) => {
-            term::tell(mistakes.render(term::colored()));
+            term::tell_painted(mistakes.render(term::colored()));
             Error::usage(format!("{} is not right", file.display()))
         }
     })?;
