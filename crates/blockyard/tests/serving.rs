@@ -166,6 +166,21 @@ fn tls_is_required_of_everybody() {
 }
 
 #[test]
+fn a_command_beside_a_server_that_requires_tls_is_told_how_to_get_in() {
+    let dir = TempDir::new().unwrap();
+    certificates(dir.path());
+    let files = ["--tls-certificate", "server-cert.pem", "--tls-key", "server-key.pem"];
+    for (mode, scheme) in [("require", "nbds+unix://"), ("allow", "nbd+unix://")] {
+        let script = "echo \"$uri\"; nbdinfo --size \"$uri\"";
+        let mut command = blockyard(&dir.path().join("run"));
+        command.current_dir(dir.path()).args(["serve", "ram:8M", "--tls", mode, "--run", script]);
+        let said = common::Said::of(&command.args(files).output().unwrap());
+        said.code(0).contains(&["8388608"]);
+        assert!(said.out.starts_with(scheme), "{}", said.out);
+    }
+}
+
+#[test]
 fn tls_is_allowed_to_those_who_want_it() {
     let daemon = tls_daemon("allow", false);
     let socket = daemon.path("s");

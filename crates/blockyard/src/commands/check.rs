@@ -1,7 +1,7 @@
 //! `blockyard check`: whether all of a disk can be read, and its partition table makes sense. Exit codes as those of
 //! `qemu-img check`.
 
-use super::{disk_uri, interrupt, threads};
+use super::{disk_uri, interrupt, one_with_tls, threads};
 use crate::cli::CheckArgs;
 use crate::error::Result;
 use crate::tools::check::{Checked, check};
@@ -11,7 +11,7 @@ use crate::{size, term};
 const CORRUPT: u8 = 2;
 
 pub(super) fn run(args: CheckArgs) -> Result<u8> {
-    let plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
     let interrupt = interrupt::signals()?;
     let checked = check(plan, threads(args.threads), &interrupt)?;
     if args.json {
@@ -27,7 +27,7 @@ fn show(checked: &Checked) -> Result<()> {
         term::say(format_args!("unreadable: {} bytes at {}", range.length, range.offset))?;
     }
     for problem in &checked.partition_table {
-        term::say(format_args!("partition table: {problem}"))?;
+        term::say(format_args!("partition table: {}", term::plain(problem)))?;
     }
     let verdict = if checked.is_sound() { "no errors" } else { "errors" };
     let (read, zero) = (size::human(checked.read), size::human(checked.zero));

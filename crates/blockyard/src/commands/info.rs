@@ -6,13 +6,14 @@ use blockyard_nbd::ExportInfo;
 use blockyard_nbd::wire::TransmissionFlags;
 use serde::Serialize;
 
-use super::{NO, disk_uri};
+use super::{NO, disk_uri, one_with_tls};
 use crate::cli::InfoArgs;
 use crate::control::report::style_name;
 use crate::error::{Error, Result};
 use crate::inspect::{DiskInfo, MapSummary, PartitionInfo};
 use crate::remote;
 use crate::session::Session;
+use crate::term::plain;
 use crate::uri::{DriverPlan, NbdPlan};
 use crate::{size, suggest, term};
 
@@ -40,11 +41,11 @@ enum Predicate {
 
 pub(super) fn run(args: InfoArgs) -> Result<u8> {
     let predicate = predicate(&args)?;
-    let mut plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
     match &plan.driver {
         DriverPlan::Ram { .. } | DriverPlan::Null { .. } | DriverPlan::File(_) => {
             let mut session = Session::start(1)?;
-            let disk = session.look_at(&mut plan, DiskFlags::empty())?;
+            let disk = session.look_into(&plan, DiskFlags::empty())?;
             let info = DiskInfo::of(&disk, &plan)?;
             match predicate {
                 Some(predicate) => Ok(answer(match predicate {
@@ -180,7 +181,8 @@ fn abilities(info: &ExportInfo, contexts: &[String]) -> Vec<&'static str> {
 /// Lines of a name and a value.
 fn lines(rows: &[(&str, String)]) -> Result<()> {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    rows.iter().try_for_each(|(name, value)| term::say(format_args!("{name:width$}  {value}")))
+    rows.iter()
+        .try_for_each(|(name, value)| term::say(format_args!("{name:width$}  {}", plain(value))))
 }
 
 const fn yes_no(yes: bool) -> &'static str {
@@ -238,7 +240,7 @@ fn show_partitions(partitions: &[PartitionInfo]) -> Result<()> {
             part.start.to_string(),
             size::human(part.size),
             part.r#type.clone(),
-            part.name.clone().unwrap_or_default(),
+            plain(part.name.as_deref().unwrap_or_default()).into_owned(),
             part.uuid.clone().unwrap_or_default(),
         ]);
     }

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan};
 
+use crate::term::plain;
+
 /// A mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
@@ -95,7 +97,7 @@ impl Mistakes {
         let marked = rest.get(..mistake.at.len()).unwrap_or(rest).chars().count().max(1);
         let margin = " ".repeat(line.to_string().len());
         let place = format!("{}:{line}:{}", self.name, column + 1);
-        writeln!(out, "{} {}", paint.red("error:"), mistake.what)?;
+        writeln!(out, "{} {}", paint.red("error:"), plain(&mistake.what))?;
         writeln!(out, "{margin}{} {place}", paint.blue("-->"))?;
         writeln!(out, "{} {} {line_text}", paint.blue(&line.to_string()), paint.blue("|"))?;
         let pointer = format!("{}{}", " ".repeat(column), paint.red(&"^".repeat(marked)));

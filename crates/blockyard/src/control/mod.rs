@@ -108,7 +108,9 @@ impl Answer {
     /// What is in the way.
     pub fn accepted(self) -> Result<Self> {
         match self {
-            Self::Refused { code, text } => Err(Error::new(ErrorKind::of_exit_code(code), text)),
+            Self::Refused { code, text } => {
+                Err(error::described(ErrorKind::of_exit_code(code), &text))
+            }
             Self::Error(text) => Err(Error::failed(text)),
             answer => Ok(answer),
         }

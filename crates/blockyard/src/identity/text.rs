@@ -60,7 +60,7 @@ impl fmt::Display for DiskIdentity {
             Kind::Export { server, name } => {
                 match server {
                     Server::Tcp { host, port } => {
-                        write!(f, "nbd/tcp/{}/{port}", word(host.as_bytes()))?
+                        write!(f, "nbd/tcp/{}/{port}", word(host.as_bytes()))?;
                     }
                     Server::Unix { socket } => {
                         write!(f, "nbd/unix/{}", word(socket.as_os_str().as_bytes()))?;

@@ -397,7 +397,7 @@ mod tests {
     fn it_is_that_of_one_copy_whatever_its_disks_are_called() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        let done: Ranges = [0..10].into_iter().collect();
+        let done: Ranges = [0..10, 20..30].into_iter().collect();
         place(&path).unwrap().begin(job()).write(&done).unwrap();
         let place = place(&path).unwrap();
         let with = |change: fn(&mut Job)| {
