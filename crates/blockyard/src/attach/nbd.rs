@@ -160,9 +160,9 @@ fn timeout(wish: &Wish) -> Duration {
     wish.timeout_seconds.map_or(TIMEOUT, Duration::from_secs)
 }
 
-/// The kernel that waits too long asks the same on another connection at once, while what it had asked first may still be with the
-/// disk, and end after something newer. With several connections nothing is let in, every so often, before all that came
-/// earlier has ended: what is asked again finds the first one ended.
+/// The kernel that waits too long asks the same on another connection at once, while what it had asked first may still be
+/// with the disk, and end after something newer. With several connections nothing is let in, every so often, before all
+/// that came earlier has ended: what is asked again finds the first one ended.
 fn barrier_interval(wish: &Wish) -> Option<Duration> {
     (wish.connections > 1).then(|| timeout(wish) / BARRIERS)
 }
@@ -426,7 +426,8 @@ async fn next(interval: Option<&mut Interval>) {
     }
 }
 
-/// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had asked is still with the disk.
+/// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had
+/// asked is still with the disk.
 fn until_all_has_ended(disk: &Disk) {
     disk.freeze();
     disk.unfreeze();

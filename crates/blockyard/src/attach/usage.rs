@@ -153,8 +153,8 @@ fn opener(parts: &[Part], daemon: u32) -> Option<String> {
     None
 }
 
-/// Where the disk, or a partition of it, is mounted (proc_pid_mountinfo(5)): by its number, or, where a file system has one of its
-/// own, by its name.
+/// Where the disk, or a partition of it, is mounted (proc_pid_mountinfo(5)): by its number, or, where a file system has one
+/// of its own, by its name.
 fn mount_point(mountinfo: &str, parts: &[Part]) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let (fields, after) = line.split_once(" - ")?;

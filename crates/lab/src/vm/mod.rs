@@ -16,11 +16,12 @@
 //! # Ok::<(), blockyard_lab::vm::Error>(())
 //! ```
 //!
-//! A guest boots in 5 to 8 seconds, has one CPU and 768 MiB unless told otherwise: let one run do many checks. In it are `/proc`, `/sys`,
-//! `/dev`, a `/tmp` in memory, and `eth0`, by which the host's loopback is 10.0.2.2. A guest talks with its test by the shell
-//! function `host TEXT`: it tells the host, waits for the answer, and prints that; the test's part is [`Guest::expect`]
-//! and [`Guest::answer`]. Its output, and the kernel's messages, are the console. `lab.sh` beside this file has more
-//! functions for scripts: `check_file_system DEVICE` for one makes a file system, fills it, mounts it again and compares.
+//! A guest boots in 5 to 8 seconds, has one CPU and 768 MiB unless told otherwise: let one run do many checks. In it
+//! are `/proc`, `/sys`, `/dev`, a `/tmp` in memory, and `eth0`, by which the host's loopback is 10.0.2.2. A guest talks
+//! with its test by the shell function `host TEXT`: it tells the host, waits for the answer, and prints that; the
+//! test's part is [`Guest::expect`] and [`Guest::answer`]. Its output, and the kernel's messages, are the console.
+//! `lab.sh` beside this file has more functions for scripts: `check_file_system DEVICE` for one makes a file system,
+//! fills it, mounts it again and compares.
 //!
 //! KVM is not used even where it is there, so that a run means the same on every machine.
 
