@@ -349,23 +349,29 @@ impl<D: Driver> Hctx<D> {
         }
     }
 
-    /// Asks the scheduler for requests of this hardware queue, each with a tag that it can have at once: what has none
-    /// stays where it is sorted. If the next is of another queue, that is run.
+    /// Asks the scheduler for requests of this hardware queue, each with a tag and a budget in hand: what has none stays
+    /// where it is sorted. If the next is of another queue, that is run.
     fn take_scheduled(self: &Arc<Self>, list: &mut Requests<D>) {
         let now_ns = self.shared.clock.now_ns();
         let mut unused = false;
         {
             let mut st = self.state.lock();
+            let budget = self.shared.driver.budget();
             while list.len() < BATCH && !unused {
                 let Some(tag) = self.get_tag(&mut st, false) else { break };
-                if let Some(mut rq) = self.shared.elevator.dispatch(self.index, now_ns) {
-                    (rq.tag, rq.scheduled) = (Some(tag), true);
+                let may = budget.is_none_or(|budget| budget.get());
+                let rq = may.then(|| self.shared.elevator.dispatch(self.index, now_ns)).flatten();
+                if let Some(mut rq) = rq {
+                    (rq.tag, rq.scheduled, rq.budgeted) = (Some(tag), true, budget.is_some());
                     self.start(&mut st, &mut rq, now_ns);
                     list.push(rq);
-                } else {
-                    self.put_tag(&mut st, tag);
-                    unused = true;
+                    continue;
                 }
+                if let Some(budget) = budget.filter(|_| may) {
+                    budget.put();
+                }
+                self.put_tag(&mut st, tag);
+                unused = true;
             }
         }
         if unused {
@@ -409,10 +415,11 @@ impl<D: Driver> Hctx<D> {
         let count = list.len();
         let mut gathered = false;
         let mut rest = list.drain(..).enumerate();
-        while let Some((i, rq)) = rest.next() {
+        while let Some((i, mut rq)) = rest.next() {
             let last = i + 1 == count;
             let budget = driver.budget();
-            let refused = if budget.is_some_and(|budget| !budget.get()) {
+            let budgeted = std::mem::take(&mut rq.budgeted);
+            let refused = if !budgeted && budget.is_some_and(|budget| !budget.get()) {
                 Some((rq, false))
             } else {
                 match driver.queue_rq(part, Request::new(rq), last) {
@@ -438,7 +445,12 @@ impl<D: Driver> Hctx<D> {
             }
             let mut st = self.state.lock();
             let back: Requests<D> = std::iter::once(rq).chain(rest.map(|(_, rq)| rq)).collect();
-            for rq in back.into_iter().rev() {
+            for mut rq in back.into_iter().rev() {
+                if std::mem::take(&mut rq.budgeted)
+                    && let Some(budget) = budget
+                {
+                    budget.put();
+                }
                 Self::stop(&mut st, &rq);
                 st.dispatch.push_front(rq);
             }

@@ -46,6 +46,8 @@ pub(crate) struct Rq<D: Driver> {
     pub(crate) begun: bool,
     /// A scheduler gave it out, and is to be told of its end.
     pub(crate) scheduled: bool,
+    /// The driver's budget was asked for it already.
+    pub(crate) budgeted: bool,
     pub(crate) cmd: D::Cmd,
     /// Set while it is in use.
     pub(crate) hctx: Option<Arc<Hctx<D>>>,
@@ -85,6 +87,7 @@ impl<D: Driver> Rq<D> {
             delivered: 0,
             begun: false,
             scheduled: false,
+            budgeted: false,
             cmd,
             hctx: None,
         })

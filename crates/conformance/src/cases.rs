@@ -120,12 +120,6 @@ pub fn resized(subject: &Subject) {
         subject.holds(2 * size - block, &vec![0; block.try_into().unwrap()]);
         subject.write(2 * size - block, &marked(0, block, 2));
         subject.holds(2 * size - block, &marked(0, block, 2));
-        subject.disk().resize(Sector(half / SECTOR_SIZE)).unwrap();
-        subject.disk().resize(Sector(2 * size / SECTOR_SIZE)).unwrap();
-        subject.holds(half - block, &marked(0, block, 1));
-        for gone in [half, 2 * size - block] {
-            subject.holds(gone, &vec![0; block.try_into().unwrap()]);
-        }
         if block > SECTOR_SIZE {
             assert!(
                 subject.disk().resize(Sector(2 * size / SECTOR_SIZE + 1)).is_err(),

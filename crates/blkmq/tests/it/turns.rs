@@ -148,6 +148,19 @@ fn a_scheduler_over_several_queues_keeps_what_has_no_tag_sorted() {
 }
 
 #[test]
+fn what_has_no_budget_stays_with_the_scheduler() {
+    let config = Config { limits: limits(), budget: Some(1), ..Config::default() };
+    let rig = Rig::new(1, set(1, 8), config, 128);
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    [0, 40, 30, 20].into_iter().for_each(|sector| rig.submit(0, read(sector)));
+    rig.script.finish_all();
+    let order: Vec<u64> = asked(&rig, 0).into_iter().map(|(_, sector)| sector).collect();
+    assert_eq!(order, [0, 20, 30, 40]);
+    assert_eq!(rig.ends.count(), 4);
+    rig.tear_down();
+}
+
+#[test]
 fn a_lower_class_goes_on_by_another_queue_once_the_higher_is_through() {
     let rig = rig(set(2, 2), limits(), 128);
     rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
