@@ -106,6 +106,13 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // If it fails, the lock goes when the file is closed.
+        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut whole_file(libc::F_UNLCK));
+    }
+}
+
 /// Start and length; a length of 0 reaches to the end, wherever that is.
 type Bytes = (i64, i64);
 
@@ -125,20 +132,13 @@ const AS_A_READER: [Bytes; 3] =
 
 /// Whether QEMU writes to the file, or lets nobody read it. The bytes are no reader's of ours.
 fn is_minded_by_readers(file: BorrowedFd<'_>) -> bool {
-    [HAS + WRITE, HAS + RESIZE, WITHHOLDS + READ].into_iter().any(|byte| is_held(file, byte))
+    [HAS + WRITE, HAS + RESIZE, WITHHOLDS + READ].into_iter().any(|byte| is_byte_held(file, byte))
 }
 
 /// Whether another holds a lock on a byte, of either kind.
-fn is_held(file: BorrowedFd<'_>, byte: i64) -> bool {
+fn is_byte_held(file: BorrowedFd<'_>, byte: i64) -> bool {
     let mut lock = lock_on((byte, 1), libc::F_WRLCK);
     fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != short(libc::F_UNLCK)
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // If it fails, the lock goes when the file is closed.
-        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut lock_on(WHOLE_FILE, libc::F_UNLCK));
-    }
 }
 
 fn l_type(kind: LockKind) -> libc::c_int {
@@ -150,7 +150,7 @@ fn l_type(kind: LockKind) -> libc::c_int {
 
 /// Who is in the way; by now it may be nobody.
 fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
-    let mut lock = lock_on(WHOLE_FILE, l_type(wanted));
+    let mut lock = whole_file(l_type(wanted));
     let asked = fcntl(file, libc::F_OFD_GETLK, &mut lock);
     let known = asked.is_ok() && lock.l_type != short(libc::F_UNLCK);
     // A process id of -1 is an open file description lock; 0 a process outside of this namespace.
@@ -160,11 +160,15 @@ fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
         && lock.l_len > 0
         && lock.l_start.saturating_add(lock.l_len) <= QEMU_END;
     let reads = if qemu {
-        !is_held(file, HAS + WRITE) && !is_held(file, HAS + RESIZE)
+        !is_byte_held(file, HAS + WRITE) && !is_byte_held(file, HAS + RESIZE)
     } else {
         known && lock.l_type == short(libc::F_RDLCK)
     };
     LockError::Held { pid, kind: if reads { LockKind::Shared } else { LockKind::Exclusive }, qemu }
+}
+
+fn whole_file(l_type: libc::c_int) -> libc::flock {
+    lock_on(WHOLE_FILE, l_type)
 }
 
 fn lock_on((l_start, l_len): Bytes, l_type: libc::c_int) -> libc::flock {
