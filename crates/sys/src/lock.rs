@@ -106,12 +106,19 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // If it fails, the lock goes when the file is closed.
+        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut whole_file(libc::F_UNLCK));
+    }
+}
+
 /// Whether another open file has a lock on this file. Asking takes none, so that it disturbs nobody.
 ///
 /// # Errors
 /// The file system has no locks.
 pub fn is_held(file: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut lock = lock_on(WHOLE_FILE, libc::F_WRLCK);
+    let mut lock = whole_file(libc::F_WRLCK);
     fcntl(file, libc::F_OFD_GETLK, &mut lock)?;
     Ok(lock.l_type != short(libc::F_UNLCK))
 }
@@ -144,13 +151,6 @@ fn is_byte_held(file: BorrowedFd<'_>, byte: i64) -> bool {
     fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != short(libc::F_UNLCK)
 }
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // If it fails, the lock goes when the file is closed.
-        let _ = fcntl(self.0.as_fd(), libc::F_OFD_SETLK, &mut lock_on(WHOLE_FILE, libc::F_UNLCK));
-    }
-}
-
 fn l_type(kind: LockKind) -> libc::c_int {
     match kind {
         LockKind::Shared => libc::F_RDLCK,
@@ -160,7 +160,7 @@ fn l_type(kind: LockKind) -> libc::c_int {
 
 /// Who is in the way; by now it may be nobody.
 fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
-    let mut lock = lock_on(WHOLE_FILE, l_type(wanted));
+    let mut lock = whole_file(l_type(wanted));
     let asked = fcntl(file, libc::F_OFD_GETLK, &mut lock);
     let known = asked.is_ok() && lock.l_type != short(libc::F_UNLCK);
     // A process id of -1 is an open file description lock; 0 a process outside of this namespace.
@@ -175,6 +175,10 @@ fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
         known && lock.l_type == short(libc::F_RDLCK)
     };
     LockError::Held { pid, kind: if reads { LockKind::Shared } else { LockKind::Exclusive }, qemu }
+}
+
+fn whole_file(l_type: libc::c_int) -> libc::flock {
+    lock_on(WHOLE_FILE, l_type)
 }
 
 fn lock_on((l_start, l_len): Bytes, l_type: libc::c_int) -> libc::flock {

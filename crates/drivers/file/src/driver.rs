@@ -69,6 +69,9 @@ impl File {
             runtimes: queue_threads.to_vec(),
             context: Arc::new(context),
         };
+        if let Some(made) = opened.made {
+            made.keep();
+        }
         Ok((Arc::new(file), info))
     }
 

@@ -3,8 +3,8 @@
 use std::fs::{self, FileType, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,14 +32,52 @@ pub(crate) struct Opened {
     pub(crate) size: u64,
     /// What direct I/O asks for, if it was asked for.
     pub(crate) alignment: Option<Alignment>,
+    /// It was not there before.
+    pub(crate) made: Option<Made>,
+}
+
+/// A file that was made just now. Unless it is kept, it goes again: what failed leaves nothing behind.
+pub(crate) struct Made {
+    path: PathBuf,
+    /// Open, so that no other file gets its inode's number.
+    file: fs::File,
+    keep: bool,
+}
+
+impl Made {
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        Ok(Self { path: path.to_owned(), file, keep: false })
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.keep = true;
+    }
+
+    /// Whether its path still leads to it.
+    fn is_there(&self) -> bool {
+        let id = |stat: fs::Metadata| (stat.dev(), stat.ino());
+        let found = fs::symlink_metadata(&self.path).map(id);
+        matches!((found, self.file.metadata().map(id)), (Ok(found), Ok(own)) if found == own)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.keep && self.is_there() {
+            // The error that is returned is of more interest than that of this.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
     let path = &config.path;
+    let mut made = None;
     let is_block_device = match fs::metadata(path) {
         Ok(found) => is_block_device(path, found.file_type())?,
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            create(config)?;
+            made = Some(create(config)?);
             false
         }
         Err(err) => return Err(refused(config, err)),
@@ -63,7 +101,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
     // Nothing was written yet, so that it hears of all that is.
     let sync = if config.read_only { Arc::clone(&file) } else { Arc::new(for_syncs(path, &file)?) };
     let files = Files { data: file, sync };
-    Ok(Opened { files, lock, is_block_device, size, alignment })
+    Ok(Opened { files, lock, is_block_device, size, alignment, made })
 }
 
 fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
@@ -94,7 +132,7 @@ fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {
 }
 
 /// Makes the file, and sees to it that it is still there after a power cut.
-fn create(config: &FileConfig) -> Result<(), Error> {
+fn create(config: &FileConfig) -> Result<Made, Error> {
     let path = &config.path;
     let Some(size) = config.create_size else {
         let path = path.display();
@@ -115,14 +153,13 @@ fn create(config: &FileConfig) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::Invalid, what));
     }
     check_size(config, size, SECTOR)?;
-    let made = || -> io::Result<()> {
-        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.set_len(size).and_then(|()| file.sync_all()).inspect_err(|_| {
-            // It was made here a moment ago, and is no disk. What went wrong is told.
-            let _ = fs::remove_file(path);
-        })?;
+    let made = || -> io::Result<Made> {
+        let made = Made::new(path)?;
+        made.file.set_len(size)?;
+        made.file.sync_all()?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(made)
     };
     made().map_err(|err| {
         let what = match err.kind() {

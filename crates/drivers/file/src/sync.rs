@@ -74,3 +74,16 @@ impl Batch {
         }
     }
 }
+
+impl Drop for Batch {
+    /// The queue that synced is gone, with what it had out: nobody waits for a sync that will not end.
+    fn drop(&mut self) {
+        if !self.jobs.is_empty() {
+            let mut state = self.context.syncs.lock();
+            state.is_out = false;
+            let waiting = mem::take(&mut state.waiting);
+            drop(state);
+            drop(waiting);
+        }
+    }
+}

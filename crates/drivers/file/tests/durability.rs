@@ -10,6 +10,7 @@ use blockyard_buf::Segment;
 use blockyard_driver_file::{Engine, FileConfig};
 use common::faulty::{Call, Errno, Faulty};
 use common::{Loop, TestDisk, open};
+use rand::{RngExt, SeedableRng};
 
 const MIB: usize = 1 << 20;
 const ENGINES: [Engine; 2] = [Engine::Uring, Engine::Threads];
@@ -112,6 +113,55 @@ fn a_sync_that_fails_is_final() {
             Status::Ok,
             "{engine:?}: what promises nothing goes on"
         );
+    }
+}
+
+/// Each round some writes at once, a few of them FUA, then flushes on both queues.
+#[test]
+fn whatever_was_acknowledged_as_durable_survives_a_power_cut() {
+    const SLOTS: usize = 32;
+    let seed = match std::env::var("BLOCKYARD_SEED") {
+        Ok(text) => text.parse().expect("BLOCKYARD_SEED is a number"),
+        Err(_) => rand::random(),
+    };
+    println!("BLOCKYARD_SEED={seed}");
+    let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    for engine in ENGINES {
+        for direct in [false, true] {
+            let fs = Faulty::new(SLOTS * 4096);
+            let config = FileConfig { engine, direct, ..FileConfig::new(fs.file()) };
+            let disk = open(&config).unwrap();
+            let mut acknowledged = [0; SLOTS];
+            for round in 1..=40 {
+                let mut writes = Vec::new();
+                for slot in 0..SLOTS {
+                    if rng.random_bool(0.7) {
+                        continue;
+                    }
+                    let durable = rng.random_bool(0.3);
+                    let flags = if durable { Flags::FUA } else { Flags::empty() };
+                    let bio = write(slot * 4096, round, 4096, flags);
+                    let end = disk.bdev.submit_async(rng.random_range(0..2), bio);
+                    writes.push((slot, durable, end));
+                }
+                for (slot, durable, end) in writes {
+                    assert_eq!(status(end), Status::Ok);
+                    acknowledged[slot] = round;
+                    if durable {
+                        let there = fs.durable()[slot * 4096..][..4096] == [round; 4096];
+                        assert!(there, "{config:?}, round {round}: FUA of slot {slot}");
+                    }
+                }
+                let flushes = [0, 1].map(|queue| disk.bdev.submit_async(queue, Bio::flush()));
+                for flush in flushes {
+                    assert_eq!(status(flush), Status::Ok);
+                    for (slot, &byte) in acknowledged.iter().enumerate() {
+                        let there = fs.durable()[slot * 4096..][..4096] == [byte; 4096];
+                        assert!(there, "{config:?}, round {round}: slot {slot} after a flush");
+                    }
+                }
+            }
+        }
     }
 }
 

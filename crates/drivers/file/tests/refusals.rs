@@ -97,6 +97,23 @@ fn two_writers_or_a_writer_and_a_reader() {
     drop(open(&writer).unwrap());
 }
 
+#[test]
+fn a_file_that_cannot_be_made_leaves_nothing_behind() {
+    let place = Place::on_loop("ext4");
+    let path = place.path().join("disk");
+    // ext4's files are smaller than this.
+    let config = FileConfig { create_size: Some(1 << 50), ..FileConfig::new(&path) };
+    refused(&config, ErrorKind::Io, &["cannot be made"]);
+    assert!(!path.exists(), "what could not be made");
+    let fs = Place::tmpfs("1m");
+    let path = fs.path().join("disk");
+    let config = FileConfig { create_size: Some(1 << 20), ..FileConfig::new(&path) };
+    assert!(blockyard_driver_file::File::open(&config, &[]).is_err());
+    assert!(!path.exists(), "what could not be opened");
+    drop(open(&config).unwrap());
+    assert!(path.exists());
+}
+
 /// qemu-nbd that has a file open, until it is dropped.
 struct Qemu(std::process::Child);
 
