@@ -224,18 +224,32 @@ pub struct AttachArgs {
     /// nbd: connections, and with that queues of the kernel's.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: u16,
-    /// nbd: after so many seconds without an answer the kernel asks again on another connection; 30 without.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
+    /// nbd: after so long without an answer, in seconds or as 1m, the kernel asks again on another connection; 30 without.
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<u64>,
-    /// nbd: so many seconds I/O waits for recover after the daemon has died.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86400))]
-    pub dead_timeout: u64,
+    /// nbd: so long I/O waits for recover after the daemon has died, in seconds or as 5m.
+    #[arg(long, alias = "dead-timeout", value_name = "TIME", default_value = "300", value_parser = seconds)]
+    pub dead_conn_timeout: u64,
     /// Told to end while the device is in use, leave it to the next `recover`, instead of staying until nobody uses it.
     #[arg(long)]
     pub hand_over: bool,
     /// In the background: where the daemon's output goes.
     #[arg(long, value_name = "FILE", hide = true)]
     pub log: Option<PathBuf>,
+}
+
+/// A whole number of seconds, up to a day: alone, or as a time in a URI is written.
+fn seconds(text: &str) -> Result<u64, String> {
+    let seconds = match text.parse::<u64>() {
+        Ok(seconds) => Some(seconds),
+        Err(_) => {
+            let time = crate::uri::parse_duration(text)?;
+            (time.subsec_nanos() == 0).then(|| time.as_secs())
+        }
+    };
+    seconds
+        .filter(|seconds| (1..=86_400).contains(seconds))
+        .ok_or_else(|| format!("{text:?} is not from 1 second to a day; write 30, 30s or 5m"))
 }
 
 /// `detach`.
@@ -335,7 +349,7 @@ pub struct SetArgs {
     /// The disk's name, as list shows it; PID:NAME where several daemons have one of that name.
     #[arg(value_name = "DISK")]
     pub disk: String,
-    /// What to change: size=2G, read-only=1.
+    /// What to change: size=2G, read_only=1.
     #[arg(required = true, value_name = "SETTING")]
     pub settings: Vec<String>,
     /// Also make it smaller: what is past the new end is out of reach for those who use it.

@@ -270,8 +270,14 @@ fn shown_capacity(plan: &DiskPlan, actual: u64, block: BlockSize) -> Result<Sect
         let what = format!(
             "it has {actual} bytes, which is less than the size of {wanted} that was asked for"
         );
-        return Err(Error::failed(what)
-            .help(format!("make it larger (truncate -s {wanted} FILE), or leave size= out")));
+        let help = match &plan.driver {
+            DriverPlan::File(file) if file.path.is_file() => {
+                let path = file.path.display();
+                format!("make it larger (truncate -s {wanted} {path}), or leave size= out")
+            }
+            _ => "leave size= out".into(),
+        };
+        return Err(Error::failed(what).help(help));
     }
     if !wanted.is_multiple_of(block) {
         let what = format!("it has {wanted} bytes, which is no multiple of the block size {block}");
@@ -281,23 +287,43 @@ fn shown_capacity(plan: &DiskPlan, actual: u64, block: BlockSize) -> Result<Sect
     Ok(Sector::from_bytes_floor(wanted))
 }
 
+/// What may be asked for, beyond what all disks can.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// It may be changed.
+    pub writable: bool,
+    /// It can forget.
+    pub trim: bool,
+    /// It can make zeroes without being sent them.
+    pub fast_zero: bool,
+    /// It can tell what is allocated.
+    pub block_status: bool,
+}
+
 /// What a disk can do, as words for people and predicates.
 #[must_use]
 pub fn abilities(disk: &Disk) -> Vec<&'static str> {
     let limits = disk.limits();
+    ability_names(Abilities {
+        writable: !disk.is_read_only(),
+        trim: limits.max_discard_sectors > 0,
+        fast_zero: limits.max_write_zeroes_sectors > 0,
+        block_status: limits.features.contains(Features::BLOCK_STATUS),
+    })
+}
+
+/// The words for them.
+#[must_use]
+pub fn ability_names(abilities: Abilities) -> Vec<&'static str> {
+    let Abilities { writable, trim, fast_zero, block_status } = abilities;
     let mut can = vec!["flush", "fua", "multi-conn", "df", "cache"];
-    let writable = !disk.is_read_only();
-    if writable {
-        can.extend(["write", "zero"]);
-    }
-    if writable && limits.max_discard_sectors > 0 {
-        can.push("trim");
-    }
-    if writable && limits.max_write_zeroes_sectors > 0 {
-        can.push("fast-zero");
-    }
-    if limits.features.contains(Features::BLOCK_STATUS) {
-        can.push("block-status");
-    }
+    let more = [
+        ("write", writable),
+        ("zero", writable),
+        ("trim", writable && trim),
+        ("fast-zero", writable && fast_zero),
+        ("block-status", block_status),
+    ];
+    can.extend(more.into_iter().filter(|(_, can)| *can).map(|(name, _)| name));
     can
 }

@@ -2,12 +2,17 @@
 
 use blockyard_blkmq::partition::PartitionKind;
 use blockyard_blkmq::{Disk, Features, OpenMode, Status};
+use blockyard_sys::block_device;
+use rustix::fs::Access;
 use serde::Serialize;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
+use crate::disks::{Abilities, abilities, ability_names};
 use crate::error::{Error, Result};
 use crate::tools::extents::Extents;
-use crate::uri::DiskPlan;
+use crate::uri::{DiskPlan, DriverPlan};
 
 /// A disk.
 #[derive(Clone, Debug, Serialize)]
@@ -75,6 +80,14 @@ impl DiskInfo {
     /// The disk cannot be read.
     pub fn of(disk: &Arc<Disk>, plan: &DiskPlan) -> Result<Self> {
         let limits = disk.limits();
+        let (read_only, can) = match Device::of(plan) {
+            Some(device) => {
+                let read_only = plan.options.read_only || device.read_only;
+                let block_status = limits.features.contains(Features::BLOCK_STATUS);
+                (read_only, device.abilities(read_only, block_status))
+            }
+            None => (disk.is_read_only(), abilities(disk)),
+        };
         Ok(Self {
             uri: plan.uri.clone(),
             driver: plan.scheme().name(),
@@ -82,12 +95,39 @@ impl DiskInfo {
             block_size: limits.logical_block_size.bytes(),
             physical_block_size: limits.physical_block_size.bytes(),
             optimal_io_size: limits.io_opt,
-            read_only: disk.is_read_only(),
+            read_only,
             rotational: limits.features.contains(Features::ROTATIONAL),
-            can: crate::disks::abilities(disk),
+            can,
             map: map(disk)?,
             partitions: partitions(disk),
         })
+    }
+}
+
+/// A block device, of which more is known than what somebody can do who may only read.
+struct Device {
+    read_only: bool,
+    trim: bool,
+    fast_zero: bool,
+}
+
+impl Device {
+    fn of(plan: &DiskPlan) -> Option<Self> {
+        let DriverPlan::File(file) = &plan.driver else { return None };
+        let device = std::fs::File::open(&file.path).ok()?;
+        device.metadata().ok()?.file_type().is_block_device().then_some(())?;
+        let attribute = |name| block_device::queue_attribute(device.as_fd(), name).unwrap_or(0) > 0;
+        Some(Self {
+            read_only: block_device::is_read_only(device.as_fd()).unwrap_or(false)
+                || rustix::fs::access(&file.path, Access::WRITE_OK).is_err(),
+            trim: attribute("discard_max_bytes"),
+            fast_zero: attribute("write_zeroes_max_bytes"),
+        })
+    }
+
+    fn abilities(&self, read_only: bool, block_status: bool) -> Vec<&'static str> {
+        let &Self { trim, fast_zero, .. } = self;
+        ability_names(Abilities { writable: !read_only, trim, fast_zero, block_status })
     }
 }
 

@@ -95,20 +95,34 @@ impl Session {
         self.remotes.iter().for_each(Remote::abandon);
     }
 
-    /// Opens a disk only to look at it: whoever else uses it, and whether we may write to it or not. What is not
-    /// there is not made by looking.
+    /// Opens a disk only to look at it: whoever else uses it, and without writing. What is not there is not made by
+    /// looking, and nobody who waits for the end of writing (udev) is woken.
     ///
     /// # Errors
     /// As those of [`Session::open`].
-    pub fn look_at(&mut self, plan: &mut DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+    pub fn look_at(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let mut plan = plan.clone();
+        plan.options.read_only = true;
         if let DriverPlan::File(file) = &mut plan.driver {
             (file.lock, file.create) = (false, None);
         }
-        match self.open(plan, flags) {
-            Err(err) if err.kind() == ErrorKind::NotPermitted => {
-                plan.options.read_only = true;
-                self.open(plan, flags)
+        self.open(&plan, flags)
+    }
+
+    /// The same, to find out what could be done with it: that of a file is known only to those who may write.
+    ///
+    /// # Errors
+    /// As those of [`Session::open`].
+    pub fn look_into(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let mut open = plan.clone();
+        if let DriverPlan::File(file) = &mut open.driver {
+            if !file.path.is_file() {
+                return self.look_at(plan, flags);
             }
+            (file.lock, file.create) = (false, None);
+        }
+        match self.open(&open, flags) {
+            Err(err) if err.kind() == ErrorKind::NotPermitted => self.look_at(plan, flags),
             made => made,
         }
     }

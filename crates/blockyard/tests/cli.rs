@@ -46,6 +46,129 @@ fn a_bad_uri_says_what_where_and_what_to_do() {
 }
 
 #[test]
+fn an_option_has_one_spelling_and_is_given_once() {
+    let dir = TempDir::new().unwrap();
+    let up = |disk: &str, rest: &str| {
+        let yard = format!("[[disk]]\n{disk}\n[nbd]\nlisten = \"unix:s\"\n{rest}");
+        std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
+        let mut command = blockyard(&dir.path().join("run"));
+        common::Said::of(&command.current_dir(dir.path()).args(["up", "--check"]).output().unwrap())
+    };
+    let beside = [
+        ("ro=1", "ro = false"),
+        ("read_only", "read-only = 0"),
+        ("block=512", "block = 4096"),
+        ("name=a", "name = \"b\""),
+        ("depth=7", "depth = 8"),
+        ("queues=1", "queues = 2"),
+    ];
+    for (in_uri, beside) in beside {
+        let key = beside.split(' ').next().unwrap();
+        up(&format!("uri = \"ram:1M?{in_uri}\"\n{beside}"), "").code(64).contains(&["given twice"]);
+        up(&format!("uri = \"ram:1M\"\n{beside}\nname2 = 1"), "").code(64).contains(&["name2"]);
+        for one in [format!("uri = \"ram:1M?{in_uri}\""), format!("uri = \"ram:1M\"\n{beside}")] {
+            up(&one, "").code(0);
+        }
+        assert!(!key.is_empty());
+    }
+    up("uri = \"ram:1M\"\nsize = \"2M\"", "").code(64).contains(&["given twice"]);
+    up("uri = \"ram:\"\nsize = \"2M\"", "").code(0);
+    let twice = "[[export]]\ndisk = \"ram0\"\nread_only = true\nro = false\n";
+    up("uri = \"ram:1M\"", twice).code(64).contains(&["given twice"]);
+    for spelling in ["ro", "read_only", "read-only"] {
+        run(&["info", &format!("ram:1M?{spelling}=1"), "--is", "read-only"]).code(0);
+        run(&["info", &format!("ram:1M?{spelling}=0"), "--is", "read-only"]).code(2);
+        run(&["info", &format!("ram:1M?ro&{spelling}=0")]).code(64).contains(&["given twice"]);
+        up(&format!("uri = \"ram:1M\"\n{spelling} = true"), "").code(0);
+    }
+    for (flag, value, code) in [
+        ("--dead-timeout", "0", 64),
+        ("--dead-conn-timeout", "1ms", 64),
+        ("--timeout", "2000m", 64),
+    ] {
+        run(&["attach", "ram:1M", flag, value]).code(code).contains(&["write 30, 30s or 5m"]);
+    }
+}
+
+#[test]
+fn a_path_with_options_is_a_uri() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("there?ro=1"), vec![0; 4096]).unwrap();
+    std::fs::write(dir.path().join("source"), vec![0; 4096]).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = blockyard(&dir.path().join("run"));
+        common::Said::of(&command.current_dir(dir.path()).args(args).output().unwrap())
+    };
+    run(&["info", "./there?ro=1"]).code(0);
+    for args in [
+        &["info", "./source?ro=1"][..],
+        &["copy", "./source", "./new?create=1M"],
+        &["copy", "./source", "./new?direct"],
+    ] {
+        run(args).code(64).contains(&["write file:./"]);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "something was made");
+    run(&["copy", "./source", "./new?"]).code(0);
+}
+
+#[test]
+fn files_for_tls_are_not_for_nothing() {
+    let ca = ["--tls-ca", "ca.pem"];
+    for (args, help) in [
+        (&["copy", "nbd://h/x", "ram:1M"][..], "nbds://h/x"),
+        (&["compare", "ram:1M", "ram:1M"], "NBD servers"),
+        (&["info", "nbd+unix:///x?socket=/s"], "nbds+unix:///x?socket=/s"),
+        (&["map", "./file"], "NBD servers"),
+        (&["check", "nbd://h"], "nbds://h"),
+        (&["bench", "nbd://h"], "nbds://h"),
+        (&["list", "nbd://h"], "nbds://h"),
+        (&["list"], "NBD-URI"),
+    ] {
+        run(&[args, &ca].concat()).code(64).contains(&[help]);
+    }
+    let keys = "nbds://u@h/x?tls-psk-file=/k";
+    run(&["info", keys, "--tls-ca", "ca.pem"]).code(64).contains(&["pre-shared keys"]);
+    for (uri, secure) in [
+        ("nbd://h/x?tls-hostname=h", "nbds://"),
+        ("NBD+UNIX:///x?socket=/s&tls-certificates=/c", "nbds+unix://"),
+    ] {
+        run(&["info", uri]).code(64).contains(&["no TLS", secure]);
+    }
+}
+
+#[test]
+fn looking_does_not_write() {
+    // What waits for the end of writing (udev) is not woken.
+    let script = "import ctypes, os, subprocess, sys\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        fd = libc.inotify_init1(os.O_NONBLOCK)\n\
+        assert fd >= 0 and libc.inotify_add_watch(fd, sys.argv[1].encode(), 8) >= 0\n\
+        subprocess.run(sys.argv[2:], check=True, stdout=subprocess.DEVNULL)\n\
+        try:\n  os.read(fd, 4096)\n  sys.exit('closed after writing')\n\
+        except BlockingIOError: pass\n";
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("file").to_str().unwrap().to_owned();
+    std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+    let device = common::peer("losetup", &["--find", "--show", &file]).trim().to_owned();
+    let detach = common::Cleanup::with(&["losetup", "--detach", &device]);
+    let binary = env!("CARGO_BIN_EXE_blockyard");
+    for disk in [&file, &device] {
+        for args in
+            [&["map", disk][..], &["check", disk], &["compare", disk, disk], &["info", &device]]
+        {
+            common::peer("python3", &[&["-c", script, disk, binary], args].concat());
+        }
+    }
+    run(&["info", &device, "--can", "write"]).code(0);
+    run(&["info", &device, "--can", "trim"]).code(0);
+    run(&["info", &file, "--can", "trim"]).code(0);
+    common::peer("blockdev", &["--setro", &device]);
+    run(&["info", &device, "--is", "read-only"]).code(0);
+    common::peer("blockdev", &["--setrw", &device]);
+    detach.now();
+}
+
+#[test]
 fn a_file_that_cannot_be_a_disk_says_why() {
     let dir = TempDir::new().unwrap();
     let file = |name: &str, len: u64| {
@@ -54,7 +177,11 @@ fn a_file_that_cannot_be_a_disk_says_why() {
         path.to_str().unwrap().to_owned()
     };
     let missing = dir.path().join("missing").to_str().unwrap().to_owned();
-    run(&["info", &missing]).code(1).contains(&["does not exist", "truncate"]);
+    run(&["info", &missing])
+        .code(1)
+        .contains(&["truncate -s 1G", &format!("file:{missing}?create=1G")]);
+    let said = run(&["info", "/dev/no-such-device"]);
+    assert!(!said.code(1).err.contains("truncate") && said.err.contains("lsblk"), "{}", said.err);
     let odd = file("odd", 1000);
     run(&["info", &odd]).code(1).contains(&["1000 bytes", "truncate -s 1024"]);
     let empty = file("empty", 0);

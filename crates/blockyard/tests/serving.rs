@@ -140,7 +140,7 @@ fn tls_daemon(mode: &str, client_ca: bool) -> Daemon {
 #[test]
 fn tls_is_required_of_everybody() {
     let daemon = tls_daemon("require", true);
-    let port = daemon.uris[0].rsplit(':').next().unwrap().trim_end_matches('/');
+    let port = daemon.uris[0].rsplit(':').next().unwrap().split(['/', '?']).next().unwrap();
     let certificates = daemon.dir().display();
     let plain = format!("nbd://localhost:{port}");
     let secure = format!("nbds://localhost:{port}/ram0?tls-certificates={certificates}");
@@ -163,6 +163,21 @@ fn tls_is_required_of_everybody() {
     peer("nbdcopy", &[&secure, out.to_str().unwrap()]);
     assert_eq!(std::fs::metadata(out).unwrap().len(), 8 << 20);
     daemon.run(&["bench", &secure, "--count", "500", "--rw", "randrw"]).code(0);
+}
+
+#[test]
+fn a_command_beside_a_server_that_requires_tls_is_told_how_to_get_in() {
+    let dir = TempDir::new().unwrap();
+    certificates(dir.path());
+    let files = ["--tls-certificate", "server-cert.pem", "--tls-key", "server-key.pem"];
+    for (mode, scheme) in [("require", "nbds+unix://"), ("allow", "nbd+unix://")] {
+        let script = "echo \"$uri\"; nbdinfo --size \"$uri\"";
+        let mut command = blockyard(&dir.path().join("run"));
+        command.current_dir(dir.path()).args(["serve", "ram:8M", "--tls", mode, "--run", script]);
+        let said = common::Said::of(&command.args(files).output().unwrap());
+        said.code(0).contains(&["8388608"]);
+        assert!(said.out.starts_with(scheme), "{}", said.out);
+    }
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         depth: args.depth,
         connections: args.connections,
         timeout_seconds: args.timeout,
-        dead_timeout_seconds: args.dead_timeout,
+        dead_timeout_seconds: args.dead_conn_timeout,
         hand_over: args.hand_over,
     };
     attach::run(Order::Attach(wish), args.log)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{disk_uri, size};
+use super::{disk_uri, one_with_tls, size};
 use crate::bench::{Load, MAX_BLOCK, Mix, Stop, run as run_load};
 use crate::cli::{BenchArgs, Rw};
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: BenchArgs) -> Result<u8> {
     let load = load(&args)?;
-    let plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
     let progress = progress(load.stop);
     let report = run_load(&plan, &load);
     progress.finish_and_clear();

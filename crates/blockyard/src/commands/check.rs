@@ -1,7 +1,7 @@
 //! `blockyard check`: whether all of a disk can be read, and its partition table makes sense. Exit codes as those of
 //! `qemu-img check`.
 
-use super::{disk_uri, interrupt, threads};
+use super::{disk_uri, interrupt, one_with_tls, threads};
 use crate::cli::CheckArgs;
 use crate::error::Result;
 use crate::tools::check::{Checked, check};
@@ -11,7 +11,7 @@ use crate::{size, term};
 const CORRUPT: u8 = 2;
 
 pub(super) fn run(args: CheckArgs) -> Result<u8> {
-    let plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
     let interrupt = interrupt::signals()?;
     let checked = check(plan, threads(args.threads), &interrupt)?;
     if args.json {

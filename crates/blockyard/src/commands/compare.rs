@@ -1,6 +1,6 @@
 //! `blockyard compare`: whether two disks hold the same.
 
-use super::{disk_uri, interrupt, threads};
+use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CompareArgs;
 use crate::error::Result;
 use crate::term;
@@ -12,9 +12,7 @@ const DIFFERS: u8 = 1;
 pub(super) const TROUBLE: u8 = 2;
 
 pub(super) fn run(args: CompareArgs) -> Result<u8> {
-    let tls = args.tls.into();
-    let plans =
-        [disk_uri(&args.one)?.with_tls_files(&tls), disk_uri(&args.two)?.with_tls_files(&tls)];
+    let plans = with_tls([disk_uri(&args.one)?, disk_uri(&args.two)?], args.tls)?;
     let interrupt = interrupt::signals()?;
     let compared = match compare(plans, threads(args.threads), &interrupt) {
         Ok(compared) => compared,

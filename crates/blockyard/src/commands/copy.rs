@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{disk_uri, interrupt, threads};
+use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CopyArgs;
 use crate::error::{Error, Result};
 use crate::tools::copy::{Copied, Copy};
@@ -10,10 +10,10 @@ use crate::uri::absolute;
 use crate::{size, term};
 
 pub(super) fn run(args: CopyArgs) -> Result<()> {
-    let tls = args.tls.into();
+    let [source, target] = with_tls([disk_uri(&args.source)?, disk_uri(&args.target)?], args.tls)?;
     let copy = Copy {
-        source: disk_uri(&args.source)?.with_tls_files(&tls),
-        target: disk_uri(&args.target)?.with_tls_files(&tls),
+        source,
+        target,
         detect_zeroes: args.detect_zeroes,
         threads: threads(args.threads),
         journal: args

@@ -6,7 +6,7 @@ use blockyard_nbd::ExportInfo;
 use blockyard_nbd::wire::TransmissionFlags;
 use serde::Serialize;
 
-use super::{NO, disk_uri};
+use super::{NO, disk_uri, one_with_tls};
 use crate::cli::InfoArgs;
 use crate::control::report::style_name;
 use crate::error::{Error, Result};
@@ -40,11 +40,11 @@ enum Predicate {
 
 pub(super) fn run(args: InfoArgs) -> Result<u8> {
     let predicate = predicate(&args)?;
-    let mut plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
     match &plan.driver {
         DriverPlan::Ram { .. } | DriverPlan::Null { .. } | DriverPlan::File(_) => {
             let mut session = Session::start(1)?;
-            let disk = session.look_at(&mut plan, DiskFlags::empty())?;
+            let disk = session.look_into(&plan, DiskFlags::empty())?;
             let info = DiskInfo::of(&disk, &plan)?;
             match predicate {
                 Some(predicate) => Ok(answer(match predicate {

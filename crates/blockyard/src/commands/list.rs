@@ -6,7 +6,7 @@ use blockyard_driver_nbd::TlsFiles;
 use blockyard_nbd::uri::Uri;
 use serde::Serialize;
 
-use super::disk_uri;
+use super::{disk_uri, one_with_tls};
 use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
 use crate::control::client::ask_all;
@@ -19,12 +19,16 @@ use crate::{size, term};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
-        return match &disk_uri(uri)?.driver {
-            DriverPlan::Nbd(nbd) => list_server(&nbd.uri, &args.tls.into(), args.json),
+        return match &one_with_tls(disk_uri(uri)?, args.tls)?.driver {
+            DriverPlan::Nbd(nbd) => list_server(&nbd.uri, &nbd.tls_files, args.json),
             _ => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
                 "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"
             ))),
         };
+    }
+    if TlsFiles::from(args.tls) != TlsFiles::default() {
+        let what = "files for TLS are given, but no NBD-URI of a server";
+        return Err(Error::usage(what).help("write nbds://host"));
     }
     for (wanted, question) in
         [(args.diskstats, Question::Diskstats), (args.partitions, Question::Partitions)]

@@ -3,7 +3,7 @@
 use blockyard_blkmq::{DiskFlags, OpenMode, Status};
 use serde::Serialize;
 
-use super::disk_uri;
+use super::{disk_uri, one_with_tls};
 use crate::cli::MapArgs;
 use crate::error::{Error, Result};
 use crate::session::Session;
@@ -40,9 +40,9 @@ const fn kind(run: &Run) -> usize {
 }
 
 pub(super) fn run(args: MapArgs) -> Result<()> {
-    let mut plan = disk_uri(&args.uri)?.with_tls_files(&args.tls.into());
+    let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
     let mut session = Session::start(1)?;
-    let disk = session.look_at(&mut plan, DiskFlags::NO_PART_SCAN)?;
+    let disk = session.look_at(&plan, DiskFlags::NO_PART_SCAN)?;
     let bdev = disk
         .open(None, OpenMode::ReadOnly)
         .map_err(|err| Error::failed(format!("cannot open {}", plan.uri)).caused_by(err))?;

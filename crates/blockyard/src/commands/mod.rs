@@ -17,10 +17,13 @@ mod set;
 mod up;
 mod vhost_user_blk;
 
-use crate::cli::{Cli, Command};
+use blockyard_driver_nbd::TlsFiles;
+use blockyard_nbd::uri::Uri;
+
+use crate::cli::{Cli, ClientTlsArgs, Command};
 use crate::error::{Error, Result};
 use crate::queue_threads::QueueThreads;
-use crate::uri::DiskPlan;
+use crate::uri::{DiskPlan, DriverPlan};
 
 /// The exit code of a predicate whose answer is no.
 pub const NO: u8 = 2;
@@ -58,6 +61,48 @@ pub fn run(cli: Cli) -> Result<u8> {
 /// A disk URI from the command line.
 pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
     text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+}
+
+/// The disks of a command, with the files of TLS that it was given. Those are not for nothing: one of the disks speaks TLS.
+fn with_tls<const N: usize>(
+    mut plans: [DiskPlan; N],
+    args: ClientTlsArgs,
+) -> Result<[DiskPlan; N]> {
+    let files = TlsFiles::from(args);
+    if files == TlsFiles::default() {
+        return Ok(plans);
+    }
+    let mut taken = false;
+    for plan in &mut plans {
+        let uri = plan.uri.clone();
+        let DriverPlan::Nbd(nbd) = &mut plan.driver else { continue };
+        if !nbd.uri.tls {
+            continue;
+        }
+        if nbd.uri.tls_params.psk_file.is_some() {
+            let what = format!("{uri} has pre-shared keys, and certificates are given, too");
+            return Err(Error::usage(what).help("leave out tls-psk-file, or --tls-ca and its like"));
+        }
+        nbd.tls_files = files.clone();
+        taken = true;
+    }
+    if taken {
+        return Ok(plans);
+    }
+    let what = "files for TLS are given, but there would be no TLS";
+    let secure = plans.iter().find_map(|plan| match &plan.driver {
+        DriverPlan::Nbd(nbd) => Some(Uri { tls: true, ..nbd.uri.clone() }),
+        _ => None,
+    });
+    Err(Error::usage(what).help(match secure {
+        Some(uri) => format!("with TLS it is '{uri}'"),
+        None => "leave them out: they are for NBD servers".into(),
+    }))
+}
+
+/// The same of one disk.
+fn one_with_tls(plan: DiskPlan, args: ClientTlsArgs) -> Result<DiskPlan> {
+    with_tls([plan], args).map(|[plan]| plan)
 }
 
 /// Queue threads: as many as there are CPUs, unless told otherwise.

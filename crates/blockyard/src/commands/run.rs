@@ -23,6 +23,6 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let runner = Runner::new(command, true)?;
     plan.nbd.listen.extend(runner.listen());
     let daemon = Daemon::start(plan, Passed::take())?;
-    let uri = uri_for(daemon.addresses(), "", false);
+    let uri = uri_for(&daemon, daemon.addresses(), "");
     runner.run(daemon, &uri)
 }

@@ -1,9 +1,10 @@
 //! `blockyard serve`: disks from the command line, over NBD and to virtual machines.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blockyard_export_nbd::{Address, TlsFiles, TlsIdentity};
+use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 
 use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
@@ -21,7 +22,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     match runner {
         None => daemon.run(ready).map(|()| 0),
         Some(runner) => {
-            let uri = uri_for(daemon.addresses(), "", needs_tls(daemon.plan()));
+            let uri = uri_for(&daemon, daemon.addresses(), "");
             runner.run(daemon, &uri)
         }
     }
@@ -40,7 +41,7 @@ pub(super) fn ready(daemon: &Daemon) {
     let exports: Vec<_> =
         daemon.plan().exports.iter().map(|export| format!("{:?}", export.name)).collect();
     for address in daemon.addresses() {
-        let uri = uri_for(std::slice::from_ref(address), "", needs_tls(daemon.plan()));
+        let uri = uri_for(daemon, std::slice::from_ref(address), "");
         term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
     }
     for plan in &daemon.plan().vhost_user {
@@ -54,14 +55,8 @@ pub(super) fn ready(daemon: &Daemon) {
     }
 }
 
-/// Whether clients have to speak TLS.
-pub(super) fn needs_tls(plan: &YardPlan) -> bool {
-    matches!(plan.nbd.tls, Some((TlsUse::Require, _)))
-}
-
-/// The URI by which a client on this machine reaches an export at the first of the addresses, with TLS or without.
-pub(super) fn uri_for(addresses: &[Address], export: &str, tls: bool) -> String {
-    use blockyard_nbd::uri::{TlsParams, Transport, Uri};
+/// The URI by which a client on this machine reaches an export at the first of the addresses.
+pub(super) fn uri_for(daemon: &Daemon, addresses: &[Address], export: &str) -> String {
     let transport = match addresses.first() {
         Some(Address::Unix(path)) => {
             Transport::Unix { socket: path.to_string_lossy().into_owned() }
@@ -79,8 +74,45 @@ pub(super) fn uri_for(addresses: &[Address], export: &str, tls: bool) -> String 
         }
         None => return String::new(),
     };
-    let tls_params = TlsParams::default();
-    Uri { transport, tls, export: export.into(), user: None, tls_params }.to_string()
+    let mut uri = Uri {
+        transport,
+        tls: false,
+        export: export.into(),
+        user: None,
+        tls_params: TlsParams::default(),
+    };
+    if let Some((TlsUse::Require, identity)) = &daemon.plan().nbd.tls {
+        add_tls(&mut uri, identity);
+    }
+    uri.to_string()
+}
+
+/// How a client gets in that has the files of the server: with its authority, if that is beside its certificate, or as the
+/// first of its users.
+fn add_tls(uri: &mut Uri, identity: &TlsIdentity) {
+    let text = |path: &Path| {
+        std::path::absolute(path).ok().and_then(|path| path.into_os_string().into_string().ok())
+    };
+    uri.tls = true;
+    match identity {
+        TlsIdentity::Certificate(files) => {
+            if matches!(uri.transport, Transport::Unix { .. }) {
+                // A socket has no name that a certificate could be for.
+                uri.tls_params.hostname = Some("localhost".into());
+            }
+            let folder = files.certificate.parent().unwrap_or(Path::new(""));
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            if folder.join("ca-cert.pem").exists() {
+                uri.tls_params.certificates = text(folder);
+            }
+        }
+        TlsIdentity::Psk(file) => {
+            let keys = std::fs::read_to_string(file).unwrap_or_default();
+            let first = keys.lines().find_map(|line| line.split_once(':'));
+            uri.user = first.map(|(user, _)| user.to_owned());
+            uri.tls_params.psk_file = text(file);
+        }
+    }
 }
 
 fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<YardPlan> {

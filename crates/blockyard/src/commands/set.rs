@@ -8,10 +8,10 @@ use crate::control::report::{Daemon, DiskReport};
 use crate::control::{Answer, Change, Question};
 use crate::error::{Error, Result};
 use crate::suggest;
-use crate::uri::flag;
+use crate::uri::{canonical_key, flag};
 
 /// What can be changed.
-const SETTINGS: [&str; 2] = ["size", "read-only"];
+const SETTINGS: [&str; 2] = ["size", "read_only"];
 
 pub(super) fn run(args: &SetArgs) -> Result<()> {
     let changes = args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?;
@@ -44,12 +44,12 @@ pub(super) fn run(args: &SetArgs) -> Result<()> {
 /// A setting as it was typed.
 fn change(text: &str) -> Result<Change> {
     let (key, value) = text.split_once('=').ok_or_else(|| {
-        Error::usage(format!("{text:?} sets nothing")).help("write size=2G or read-only=1")
+        Error::usage(format!("{text:?} sets nothing")).help("write size=2G or read_only=1")
     })?;
     let wrong = |problem: String| Error::usage(format!("{key}: {problem}"));
-    match key {
+    match canonical_key(key).as_ref() {
         "size" => crate::size::parse(value).map(Change::Size).map_err(wrong),
-        "read-only" => flag(value).map(Change::ReadOnly).map_err(wrong),
+        "read_only" => flag(value).map(Change::ReadOnly).map_err(wrong),
         _ => {
             let hint = suggest::hint(key, &SETTINGS);
             Err(Error::usage(format!("a disk has no setting {key:?}; {hint}")))

@@ -92,19 +92,19 @@ fn set(builder: &mut PlanBuilder, options: &[(&str, &str)]) -> Result<()> {
 }
 
 fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
-    builder.finish(uri).map_err(Error::usage)
+    builder.finish(uri, Path::new("")).map_err(Error::usage)
 }
 
 /// What to do next, ready to paste.
 fn what_next(daemon: &Daemon) -> String {
     let addresses = daemon.addresses();
-    let (ram, disk) = (uri_for(addresses, "ram", false), uri_for(addresses, "disk", false));
+    let (ram, disk) = (uri_for(daemon, addresses, "ram"), uri_for(daemon, addresses, "disk"));
     let tcp: Vec<_> = addresses
         .iter()
         .filter(|address| matches!(address, Address::Tcp { .. }))
         .cloned()
         .collect();
-    let over_tcp = uri_for(&tcp, "ram", false);
+    let over_tcp = uri_for(daemon, &tcp, "ram");
     format!(
         "
 A yard of two disks is open: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C closes it. In another terminal:

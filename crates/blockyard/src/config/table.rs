@@ -7,6 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::mistakes::Mistake;
 use crate::suggest;
+use crate::uri::canonical_key;
 
 /// A value and its place.
 #[derive(Clone, Debug)]
@@ -37,7 +38,8 @@ impl<'a, 'i> Taker<'a, 'i> {
     /// A value of any kind.
     pub(super) fn any(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
         self.known.push(key);
-        self.table.get(key)
+        let mut all = self.table.iter();
+        all.find(|(name, _)| canonical_key(name.get_ref()) == key).map(|(_, value)| value)
     }
 
     /// A value that `read` understands; what it is not is said as "expected `what`".
@@ -158,8 +160,16 @@ impl<'a, 'i> Taker<'a, 'i> {
 
     /// The keys that were not taken, with their values as text where they are simple.
     pub(super) fn rest(&self) -> Vec<(At<String>, Option<At<String>>)> {
-        let left =
-            self.table.iter().filter(|(key, _)| !self.known.contains(&key.get_ref().as_ref()));
+        let mut taken: Vec<&str> = Vec::new();
+        let left = self.table.iter().filter(|(key, _)| {
+            let key = canonical_key(key.get_ref());
+            let known = self.known.iter().find(|known| **known == key);
+            // The same once more, by another spelling, is left.
+            let Some(known) = known else { return true };
+            let twice = taken.contains(known);
+            taken.push(known);
+            twice
+        });
         left.map(|(key, value)| {
             let text = scalar(value.get_ref()).map(|text| At { value: text, at: value.span() });
             (At { value: key.get_ref().to_string(), at: key.span() }, text)
@@ -170,6 +180,11 @@ impl<'a, 'i> Taker<'a, 'i> {
     /// Nothing else belongs here.
     pub(super) fn finish(self, found: &mut Vec<Mistake>) {
         for (key, _) in self.rest() {
+            if self.known.contains(&canonical_key(&key.value).as_ref()) {
+                let what = format!("{:?} is given twice, by two spellings", key.value);
+                found.push(Mistake::new(key.at, what, "leave one out"));
+                continue;
+            }
             let what = format!("{} has no key {:?}", self.title, key.value);
             found.push(Mistake::new(key.at, what, suggest::hint(&key.value, &self.known)));
         }

@@ -16,7 +16,7 @@ use crate::plan::{
     ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
 };
 use crate::suggest;
-use crate::uri::{DiskPlan, PlanBuilder, Scheme, absolute, parse_duration};
+use crate::uri::{DiskPlan, PlanBuilder, Scheme, absolute, canonical_key, parse_duration};
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -137,8 +137,8 @@ fn disk(
     base: &Path,
     found: &mut Vec<Mistake>,
 ) -> Option<DiskPlan> {
-    let mut builder = match DiskPlan::parse_in(&uri.value, base) {
-        Ok(plan) => PlanBuilder::from_plan(plan),
+    let mut builder = match PlanBuilder::of_uri(&uri.value) {
+        Ok(builder) => builder,
         Err(err) => {
             // Inside of the quotes, where the bytes are those of the URI.
             let raw = uri.at.len() == uri.value.len() + 2;
@@ -158,7 +158,7 @@ fn disk(
     if !uri_is_right {
         return None;
     }
-    match builder.finish(&uri.value) {
+    match builder.finish(&uri.value, base) {
         Ok(plan) => Some(plan),
         Err(problem) => {
             found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
@@ -191,7 +191,7 @@ fn set_option(
         found.push(Mistake::new(at, what, format!("a disk has uri, {}", suggest::list(&known))));
         return;
     };
-    let (place, what) = if known.contains(&key) {
+    let (place, what) = if known.contains(&canonical_key(key).as_ref()) {
         (value.at, format!("{key} cannot be {:?}", value.value))
     } else {
         (at, format!("[[disk]] has no key {key:?}"))

@@ -74,9 +74,9 @@ struct Found {
 ///
 /// # Errors
 /// The disk cannot be opened, or the way to it is broken: nothing is known of it then.
-pub fn check(mut plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Checked> {
+pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Checked> {
     let mut session = Session::start(threads)?;
-    let disk = session.look_at(&mut plan, DiskFlags::NO_PART_SCAN)?;
+    let disk = session.look_at(&plan, DiskFlags::NO_PART_SCAN)?;
     let bdev = open(&disk, OpenMode::ReadOnly)?;
     let size = bdev.capacity().bytes();
     let block = u64::from(bdev.limits().logical_block_size.bytes());

@@ -54,10 +54,10 @@ struct Shared {
 pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> Result<Compared> {
     let mut session = Session::start(threads)?;
     let uris = [plans[0].uri.clone(), plans[1].uri.clone()];
-    let [mut one, mut two] = plans;
+    let [one, two] = plans;
     let disks = [
-        open(&session.look_at(&mut one, DiskFlags::NO_PART_SCAN)?, OpenMode::ReadOnly)?,
-        open(&session.look_at(&mut two, DiskFlags::NO_PART_SCAN)?, OpenMode::ReadOnly)?,
+        open(&session.look_at(&one, DiskFlags::NO_PART_SCAN)?, OpenMode::ReadOnly)?,
+        open(&session.look_at(&two, DiskFlags::NO_PART_SCAN)?, OpenMode::ReadOnly)?,
     ];
     let sizes = [disks[0].capacity().bytes(), disks[1].capacity().bytes()];
     let block = |disk: &Bdev| u64::from(disk.limits().logical_block_size.bytes());

@@ -25,7 +25,7 @@ pub use nbd::NbdPlan;
 pub(crate) use options::flag;
 pub use options::{
     DiskOptions, DiskPlan, DriverPlan, Engine, FilePlan, OPTIONS, PlanBuilder, Scheme,
-    parse_duration,
+    canonical_key, parse_duration,
 };
 
 use crate::suggest;
@@ -89,7 +89,17 @@ impl DiskPlan {
     /// A mistake in the URI.
     pub fn parse_in(uri: &str, folder: &Path) -> Result<Self, UriError> {
         let wrong = |problem| UriError::new(uri, 0..uri.len(), problem);
-        parse(uri)?.with_absolute_paths(folder).map_err(wrong)
+        PlanBuilder::of_uri(uri)?.finish(uri, folder).map_err(wrong)
+    }
+}
+
+impl PlanBuilder {
+    /// What a URI says, so that more can be said of the disk, but nothing twice.
+    ///
+    /// # Errors
+    /// A mistake in the URI.
+    pub fn of_uri(uri: &str) -> Result<Self, UriError> {
+        parse(uri)
     }
 }
 
@@ -103,12 +113,17 @@ pub fn absolute(folder: &Path, path: &Path) -> Result<PathBuf, String> {
     })
 }
 
-fn parse(uri: &str) -> Result<DiskPlan, UriError> {
+/// Whether it is no URI, but a path.
+fn is_path(text: &str) -> bool {
+    ["/", "./", "../"].iter().any(|start| text.starts_with(start))
+}
+
+fn parse(uri: &str) -> Result<PlanBuilder, UriError> {
     let all = 0..uri.len();
-    if ["/", "./", "../"].iter().any(|start| uri.starts_with(start)) {
+    if is_path(uri) {
         let mut plan = PlanBuilder::new(Scheme::File);
         plan.path(uri).map_err(|problem| UriError::new(uri, all.clone(), problem))?;
-        return finish(plan, uri);
+        return Ok(plan);
     }
     let Some((scheme, rest)) = uri.split_once(':') else {
         let problem = if uri.is_empty() {
@@ -131,7 +146,7 @@ fn parse(uri: &str) -> Result<DiskPlan, UriError> {
 }
 
 /// A URI of a disk of ours, whose `rest` begins at `start`.
-fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<DiskPlan, UriError> {
+fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<PlanBuilder, UriError> {
     let (body, query) = rest.split_once('?').unwrap_or((rest, ""));
     let at = start..start + body.len();
     let mut plan = PlanBuilder::new(scheme);
@@ -153,11 +168,7 @@ fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<DiskPlan
         let value = decode(value).map_err(wrong)?;
         plan.set(key, &value).map_err(wrong)?;
     }
-    finish(plan, uri)
-}
-
-fn finish(plan: PlanBuilder, uri: &str) -> Result<DiskPlan, UriError> {
-    plan.finish(uri).map_err(|problem| UriError::new(uri, 0..uri.len(), problem))
+    Ok(plan)
 }
 
 /// RFC 8089: `file:/p`, `file:///p`, and, beyond it, a relative `file:p`.

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use blockyard_driver_nbd::{MAX_CONNECTIONS, NbdConfig, TlsFiles};
-use blockyard_nbd::uri::{Transport, Uri};
+use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 
-use super::options::{DiskPlan, PlanBuilder, Scheme, number, parse_duration};
+use super::options::{PlanBuilder, Scheme, canonical_key, number, parse_duration};
 use super::{UriError, absolute, decode};
 use crate::suggest;
 
@@ -97,7 +97,7 @@ impl NbdPlan {
 }
 
 /// A URI with one of the schemes of NBD: its own parameters go one way, our options the other.
-pub(super) fn parse(text: &str) -> Result<DiskPlan, UriError> {
+pub(super) fn parse(text: &str) -> Result<PlanBuilder, UriError> {
     let (base, query) = text.split_once('?').unwrap_or((text, ""));
     let own = |parameter: &str| {
         let key = parameter.split('=').next().unwrap_or(parameter);
@@ -105,9 +105,17 @@ pub(super) fn parse(text: &str) -> Result<DiskPlan, UriError> {
     };
     let theirs: Vec<_> = query.split('&').filter(|parameter| own(parameter)).collect();
     let mark = if theirs.is_empty() { "" } else { "?" };
-    let uri = format!("{base}{mark}{}", theirs.join("&"))
+    let uri: Uri = format!("{base}{mark}{}", theirs.join("&"))
         .parse()
         .map_err(|err| UriError::new(text, 0..text.len(), problem(&err)))?;
+    if !uri.tls && uri.tls_params != TlsParams::default() {
+        let (scheme, _) = base.split_once("//").unwrap_or((base, ""));
+        let scheme = scheme.trim_end_matches(':');
+        let secure = scheme.to_ascii_lowercase().replacen("nbd", "nbds", 1);
+        let what =
+            format!("there is no TLS with {scheme}://, and tls- says how; write {secure}://");
+        return Err(UriError::new(text, 0..scheme.len(), what));
+    }
     let mut plan = PlanBuilder::new(Scheme::Nbd);
     plan.export(uri);
     let mut at = base.len() + 1;
@@ -120,7 +128,7 @@ pub(super) fn parse(text: &str) -> Result<DiskPlan, UriError> {
         let wrong = |problem| UriError::new(text, range.clone(), problem);
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, "1"));
         let mut names = plan.names();
-        if !names.contains(&key) {
+        if !names.contains(&canonical_key(key).as_ref()) {
             names.extend(PARAMETERS);
             let hint = suggest::hint(key, &names);
             return Err(wrong(format!("an NBD disk has no option {key:?}; {hint}")));
@@ -128,7 +136,7 @@ pub(super) fn parse(text: &str) -> Result<DiskPlan, UriError> {
         let value = decode(value).map_err(wrong)?;
         plan.set(key, &value).map_err(wrong)?;
     }
-    super::finish(plan, text)
+    Ok(plan)
 }
 
 fn problem(error: &blockyard_nbd::Error) -> String {

@@ -1,11 +1,11 @@
 //! What can be said of a disk, in a URI or in `yard.toml`, and the plan that comes of it.
 
+use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockSize, MAX_DEPTH, Sector, sched};
-use blockyard_driver_nbd::TlsFiles;
 
 use super::absolute;
 use super::nbd::NbdPlan;
@@ -58,7 +58,18 @@ impl Scheme {
 
 /// The options that every disk has; but the hardware queues of an NBD disk are its connections.
 pub const OPTIONS: [&str; 8] =
-    ["size", "block", "ro", "name", "queues", "depth", "scheduler", "minors"];
+    ["size", "block", "read_only", "name", "queues", "depth", "scheduler", "minors"];
+
+/// The one spelling of a key, in URIs, in `yard.toml` and of settings: `ro` is short for `read_only`, and who writes `-` for `_`,
+/// as flags have it, is understood.
+#[must_use]
+pub fn canonical_key(key: &str) -> Cow<'_, str> {
+    match key {
+        "ro" => Cow::Borrowed("read_only"),
+        _ if key.contains('-') => Cow::Owned(key.replace('-', "_")),
+        _ => Cow::Borrowed(key),
+    }
+}
 
 /// The longest latency of a `null:` disk.
 const MAX_LATENCY: Duration = Duration::from_secs(60);
@@ -175,22 +186,13 @@ impl DiskPlan {
     }
 
     /// With paths that mean the same from everywhere; relative ones start at `folder`.
-    pub(super) fn with_absolute_paths(mut self, folder: &Path) -> Result<Self, String> {
+    fn with_absolute_paths(mut self, folder: &Path) -> Result<Self, String> {
         match &mut self.driver {
             DriverPlan::File(file) => file.path = absolute(folder, &file.path)?,
             DriverPlan::Nbd(nbd) => nbd.make_paths_absolute(folder)?,
             DriverPlan::Ram { .. } | DriverPlan::Null { .. } => {}
         }
         Ok(self)
-    }
-
-    /// With files of TLS in place of those that the URI names, if it is at an NBD server.
-    #[must_use]
-    pub fn with_tls_files(mut self, files: &TlsFiles) -> Self {
-        if let DriverPlan::Nbd(nbd) = &mut self.driver {
-            nbd.tls_files = files.clone();
-        }
-        self
     }
 
     /// What the disk is called if the user says nothing, and it is the `index`-th of its driver.
@@ -244,26 +246,6 @@ impl PlanBuilder {
         }
     }
 
-    /// Starts from a plan, so that more can be said of it.
-    #[must_use]
-    pub fn from_plan(plan: DiskPlan) -> Self {
-        let mut builder = Self::new(plan.scheme());
-        builder.options = plan.options;
-        match plan.driver {
-            DriverPlan::Ram { size } => builder.options.size = Some(size),
-            DriverPlan::Null { size, latency } => {
-                (builder.options.size, builder.latency) = (Some(size), latency);
-            }
-            DriverPlan::File(file) => {
-                builder.path = Some(file.path);
-                (builder.direct, builder.create) = (file.direct, file.create);
-                (builder.lock, builder.engine) = (file.lock, file.engine);
-            }
-            DriverPlan::Nbd(nbd) => builder.nbd = Some(nbd),
-        }
-        builder
-    }
-
     /// The path of a file.
     ///
     /// # Errors
@@ -297,6 +279,8 @@ impl PlanBuilder {
     /// # Errors
     /// A sentence for people: what is wrong and what would be right.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let key = canonical_key(key);
+        let key = key.as_ref();
         let names = self.names();
         if !names.contains(&key) {
             let others = Scheme::ALL.into_iter().find(|other| other.own_options().contains(&key));
@@ -313,7 +297,7 @@ impl PlanBuilder {
             });
         }
         if self.given.iter().any(|given| given == key) {
-            return Err(format!("{key:?} is given twice"));
+            return Err(format!("{key:?} is given twice: leave one out"));
         }
         self.given.push(key.into());
         self.set_known(key, value).map_err(|problem| format!("{key}: {problem}"))
@@ -323,7 +307,7 @@ impl PlanBuilder {
         match key {
             "size" => self.options.size = Some(size::parse(value)?),
             "block" => self.options.block = Some(block_size(value)?),
-            "ro" => self.options.read_only = flag(value)?,
+            "read_only" => self.options.read_only = flag(value)?,
             "name" => self.options.name = Some(disk_name(value)?),
             "queues" => {
                 let count = number(value, 1, MAX_QUEUES)?;
@@ -345,11 +329,11 @@ impl PlanBuilder {
         Ok(())
     }
 
-    /// Checks what the options say together.
+    /// Checks what the options say together. Relative paths start at `folder`.
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn finish(self, uri: &str) -> Result<DiskPlan, String> {
+    pub fn finish(self, uri: &str, folder: &Path) -> Result<DiskPlan, String> {
         let driver = match self.scheme {
             Scheme::Ram => DriverPlan::Ram { size: self.needed_size()? },
             Scheme::Null => DriverPlan::Null { size: self.needed_size()?, latency: self.latency },
@@ -363,7 +347,8 @@ impl PlanBuilder {
                 }
                 if self.options.read_only && self.create.is_some() {
                     return Err(
-                        "create makes an empty file, and ro keeps it empty; leave one out".into()
+                        "create makes an empty file, and read_only keeps it empty; leave one out"
+                            .into(),
                     );
                 }
                 DriverPlan::File(FilePlan {
@@ -381,7 +366,13 @@ impl PlanBuilder {
                 DriverPlan::Nbd(self.nbd.ok_or("the server is missing; write nbd://host/export")?)
             }
         };
-        Ok(DiskPlan { uri: uri.into(), driver, options: self.options })
+        let plan = DiskPlan { uri: uri.into(), driver, options: self.options };
+        let plan = plan.with_absolute_paths(folder)?;
+        match &plan.driver {
+            DriverPlan::File(file) if super::is_path(uri) => not_options(uri, &file.path)?,
+            _ => {}
+        }
+        Ok(plan)
     }
 
     fn needed_size(&self) -> Result<u64, String> {
@@ -414,6 +405,17 @@ impl PlanBuilder {
         }
         Ok(())
     }
+}
+
+/// A path is taken as it is, but what looks like options and is no file was meant as options.
+fn not_options(text: &str, path: &Path) -> Result<(), String> {
+    let Some((_, query)) = text.split_once('?') else { return Ok(()) };
+    let key = query.split(['=', '&']).next().unwrap_or(query);
+    let is_key = |c: char| c.is_ascii_lowercase() || "-_".contains(c);
+    if key.is_empty() || !key.chars().all(is_key) || path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    Err(format!("there is no such file, and a path has no options; write file:{text}"))
 }
 
 fn block_size(value: &str) -> Result<BlockSize, String> {

@@ -76,10 +76,10 @@ fn nbd(uri: &str) -> NbdPlan {
 
 #[test]
 fn our_options_stand_beside_the_parameters_of_the_nbd_uri() {
-    let uri = "nbd+unix:///d/x?socket=/s&connections=3&timeout=5s&tls-hostname=h&dead_conn_timeout=0\
+    let uri = "nbds+unix:///d/x?socket=/s&connections=3&timeout=5s&tls-hostname=h&dead_conn_timeout=0\
                &fence_timeout=1m&ro&name=up&x-new=1";
     let found = nbd(uri);
-    assert_eq!(found.uri.to_string(), "nbd+unix:///d/x?socket=/s&tls-hostname=h");
+    assert_eq!(found.uri.to_string(), "nbds+unix:///d/x?socket=/s&tls-hostname=h");
     let seconds = Duration::from_secs;
     assert_eq!(found.connections, Some(3));
     assert_eq!(

@@ -12,7 +12,7 @@ pub struct FileConfig {
     pub direct: bool,
     /// The disk refuses writes; the file is opened for reading.
     pub read_only: bool,
-    /// Make the file, sparse and of so many bytes, if it does not exist. If it does, it must have that size.
+    /// Make the file, sparse and of so many bytes, if it does not exist. If it does, it has the size that it has.
     pub create_size: Option<u64>,
     /// What carries the I/O out.
     pub engine: Engine,

@@ -81,10 +81,14 @@ fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {
 fn create(config: &FileConfig) -> Result<(), Error> {
     let path = &config.path;
     let Some(size) = config.create_size else {
-        let what = format!(
-            "{} does not exist; make it with `truncate -s 1G {0}`, or say how large it is to be made",
-            path.display()
-        );
+        let path = path.display();
+        let what = if config.path.starts_with("/dev") {
+            format!("{path} does not exist; `lsblk -p` shows the devices that do")
+        } else {
+            format!(
+                "{path} does not exist; make it with `truncate -s 1G {path}`, or name it `file:{path}?create=1G`"
+            )
+        };
         return Err(Error::new(ErrorKind::NotFound, what));
     };
     if config.read_only {
@@ -97,8 +101,10 @@ fn create(config: &FileConfig) -> Result<(), Error> {
     check_size(config, size, SECTOR)?;
     let made = || -> io::Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.set_len(size)?;
-        file.sync_all()?;
+        file.set_len(size).and_then(|()| file.sync_all()).inspect_err(|_| {
+            // It was made here a moment ago, and is no disk. What went wrong is told.
+            let _ = fs::remove_file(path);
+        })?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     };
@@ -200,23 +206,15 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
 
 fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Result<u64, Error> {
     let path = config.path.display();
-    let size = size_now(file, is_block_device)
-        .map_err(|err| Error::io(format!("the size of {path} is not known"), err))?;
-    match config.create_size {
-        Some(wanted) if wanted != size => {
-            let what = format!(
-                "{path} exists with {size} bytes, not {wanted}; drop the size to use it as it is, \
-                 or change it with `truncate -s {wanted} {path}`"
-            );
-            Err(Error::new(ErrorKind::Size, what))
-        }
-        _ => Ok(size),
-    }
+    size_now(file, is_block_device)
+        .map_err(|err| Error::io(format!("the size of {path} is not known"), err))
 }
 
 fn check_size(config: &FileConfig, size: u64, block: u64) -> Result<(), Error> {
     let path = config.path.display();
-    let what = if size == 0 {
+    let what = if size == 0 && config.path.starts_with("/dev") {
+        format!("{path} has no bytes: there is no medium in it, or nothing behind it")
+    } else if size == 0 {
         format!("{path} is empty: a disk needs a size; give it one with `truncate -s 1G {path}`")
     } else if size > i64::MAX as u64 / SECTOR * SECTOR {
         format!("{path} cannot have {size} bytes: no disk is larger than 2^63 - 512")
