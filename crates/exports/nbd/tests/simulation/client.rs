@@ -321,6 +321,9 @@ impl Client {
         match self.stream.write(&self.output[..len]) {
             Ok(len) => {
                 self.output.drain(..len);
+                if self.fate == Fate::Halts && self.halted.is_some() {
+                    self.halted = Some(now);
+                }
                 self.pace(now);
                 true
             }
