@@ -159,11 +159,9 @@ impl Hctx {
         let was_live = self.queue.live().is_some_and(|conn| conn.id == id);
         let in_flight = self.queue.conn(id).map_or(0, |conn| conn.link.slots.len());
         let todo = self.queue.lose(id, loss, self.inner.now());
-        if was_live {
-            if loss != Loss::Replaced && !self.inner.common.is_closed() {
-                let (server, queue) = (self.inner.uri(), self.index);
-                tracing::warn!(%server, queue, in_flight, reason, "NBD connection lost");
-            }
+        if was_live && loss != Loss::Replaced && !self.inner.common.is_closed() {
+            let (server, queue) = (self.inner.uri(), self.index);
+            tracing::warn!(%server, queue, in_flight, reason, "NBD connection lost");
         }
         self.act(id, todo);
         self.inner.kick_all();
