@@ -479,7 +479,7 @@ fn extents_may_end_anywhere() {
     let bytes = noise(200 << 10, 1);
     fs::write(
         place.path("bytes"),
-        &[&bytes[..5001], &vec![0; 100_000 - 5001], &bytes[100_000..]].concat(),
+        [&bytes[..5001], &vec![0; 100_000 - 5001], &bytes[100_000..]].concat(),
     )
     .unwrap();
     let dd = format!(
