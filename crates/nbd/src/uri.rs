@@ -171,6 +171,8 @@ impl<'a> Parts<'a> {
                 return Err(bad("an IPv6 address ends with ]", address));
             };
             (host, after)
+        } else if address.matches(':').count() > 1 {
+            return Err(bad("an IPv6 address stands in brackets, as nbd://[::1]/", address));
         } else {
             address.split_at(address.find(':').unwrap_or(address.len()))
         };
@@ -458,6 +460,8 @@ mod tests {
             ("nbd://h:70000/", "up to 65535"),
             ("nbd://h:-1/", "up to 65535"),
             ("nbd://[::1/", "ends with ]"),
+            ("nbd://::1", "in brackets"),
+            ("nbd://fe80::1:10809/x", "in brackets"),
             ("nbd://[::1]x/", "followed by :PORT"),
             ("nbd://h/?socket=/s", "only nbd+unix"),
             ("nbd+unix:///x", "needs ?socket=PATH"),
