@@ -197,10 +197,10 @@ fn a_peer_that_is_slow_and_steady_lives_and_one_that_stands_still_does_not() {
         assert_eq!(pair.send(&write[at..=at]), 1);
         assert_eq!(pair.pass(Duration::from_secs(50)), None, "byte {at}");
     }
-    for at in 40..60 {
+    for (at, &byte) in write.iter().enumerate().take(60).skip(40) {
         let place = pair.connection.place(&mut memory).unwrap();
         assert!(place.is_last);
-        place.bytes[0] = write[at];
+        place.bytes[0] = byte;
         pair.connection.placed(1);
         assert_eq!(pair.pass(Duration::from_secs(50)), None, "byte {at}");
     }
