@@ -1,5 +1,6 @@
 //! QEMU, with a file open.
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -22,12 +23,17 @@ impl Qemu {
         command.args(["--persistent", "-f", "raw", "--socket"]).arg(&socket).args(options);
         let mut qemu = Self(command.arg(file).spawn().unwrap());
         let begun = Instant::now();
-        // It listens once it has the file open.
-        while UnixStream::connect(&socket).is_err() {
+        // It listens before it has the file open, and greets once it has.
+        let mut stream = loop {
+            if let Ok(stream) = UnixStream::connect(&socket) {
+                break stream;
+            }
             assert!(qemu.0.try_wait().unwrap().is_none(), "qemu-nbd has ended");
             assert!(begun.elapsed() < LIMIT, "qemu-nbd does not listen");
             thread::sleep(LOOK);
-        }
+        };
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap();
         qemu
     }
 }
