@@ -519,7 +519,7 @@ fn no_update_of_a_block_is_lost_whoever_writes_to_it_meanwhile() {
         // What fails is left as it is: taking it down would wait for what is stuck.
         let mut sim = ManuallyDrop::new(Sim::new(seed));
         let disk = Arc::downgrade(&sim.rig.disk);
-        let _watchdog = Watchdog::new("a simulation of bytes", 20, move || {
+        let _watchdog = Watchdog::new("a simulation of bytes", 120, move || {
             let shown = disk.upgrade().map_or_else(String::new, |disk| disk.show());
             format!("BLOCKYARD_SEED={seed}\n{shown}")
         });
@@ -548,7 +548,7 @@ fn no_update_is_lost_between_threads() {
         let set = queues(WRITERS, *[1, 2, 8].choose(&mut rng).unwrap());
         let rig = ManuallyDrop::new(Rig::new(seed, set, config, (BYTES / SECTOR) as u64));
         let disk = Arc::clone(&rig.disk);
-        let watchdog = Watchdog::new("writers of bytes", 30, move || {
+        let watchdog = Watchdog::new("writers of bytes", 120, move || {
             format!("BLOCKYARD_SEED={seed}\n{}", disk.show())
         });
         let done = AtomicBool::new(false);
