@@ -232,6 +232,29 @@ fn an_edge_waits_for_writes_that_are_out_on_any_queue_and_later_ones_wait_for_it
 }
 
 #[test]
+fn a_write_is_not_merged_into_another_queues_request_where_no_edge_would_see_it() {
+    for seed in 0..16 {
+        let limits = Limits { features: Features::empty(), ..limits() };
+        let config = Config { limits, ..Config::default() };
+        let rig = Rig::new(seed, queues(2, 1), config, 64);
+        rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+        // The first makes the disk keep a list of its writes.
+        rig.submit(0, write(20_000, vec![1]));
+        rig.script.finish_all();
+        rig.submit(1, aligned(40, 9, 1));
+        rig.submit(1, aligned(10, 2, 1));
+        rig.submit(0, aligned(11, 3, 1));
+        rig.submit(0, write(11 * 512 + 100, vec![4; 10]));
+        rig.script.finish_all();
+        let mut model = vec![3; 512];
+        model[100..110].fill(4);
+        assert!(rig.script.bytes(0)[11 * 512..12 * 512] == model, "seed {seed}");
+        assert_eq!(statuses(&rig), [Status::Ok; 5]);
+        rig.tear_down();
+    }
+}
+
+#[test]
 fn what_was_out_before_anybody_kept_a_list_is_waited_for() {
     let rig = rig(2, 8);
     rig.submit(1, aligned(1, 2, 1));
@@ -360,8 +383,11 @@ const BYTES: usize = 24 * 512;
 impl Sim {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let cpus = rng.random_range(1..=3);
-        let mut set = queues(cpus, *[1, 2, 3, 16].choose(&mut rng).unwrap());
+        // All that may keep a write from the list that it belongs to: a scheduler, merges and several queues.
+        let all_at_once = rng.random_bool(0.3);
+        let cpus = rng.random_range(if all_at_once { 2 } else { 1 }..=3);
+        let depths: &[u32] = if all_at_once { &[1, 2] } else { &[1, 2, 3, 16] };
+        let mut set = queues(cpus, *depths.choose(&mut rng).unwrap());
         set.flags.set(TagSetFlags::TAG_HCTX_SHARED, rng.random_bool(0.3));
         let block = *[BlockSize::B512, BlockSize::new(1024).unwrap(), BlockSize::B4096]
             .choose(&mut rng)
@@ -369,7 +395,7 @@ impl Sim {
         let mut features = Features::BLOCK_STATUS;
         features.set(Features::WRITE_CACHE, rng.random_bool(0.5));
         features.set(Features::FUA, rng.random_bool(0.5));
-        features.set(Features::NOMERGES, rng.random_bool(0.5));
+        features.set(Features::NOMERGES, !all_at_once && rng.random_bool(0.5));
         let limits = Limits {
             logical_block_size: block,
             max_hw_sectors: *[8, 16, 0].choose(&mut rng).unwrap(),
@@ -397,7 +423,7 @@ impl Sim {
         println!("{set:?} {chances:?} block {} {:?}", block.bytes(), limits.features);
         let config = Config { limits, chances, one_pool, ..Config::default() };
         let rig = Rig::new(rng.random(), set, config, (BYTES / SECTOR) as u64);
-        if rng.random_bool(0.3) {
+        if all_at_once || rng.random_bool(0.3) {
             rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
         }
         let block = block.bytes() as usize;
