@@ -355,6 +355,72 @@ fn a_disk_is_removed_with_edges_under_way() {
     }
 }
 
+/// What may happen to a disk with many writes in line for its blocks.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Shrunk,
+    ReadOnly,
+    Removed,
+}
+
+/// Half as much as the thread of a queue has.
+const SMALL_STACK: usize = 256 << 10;
+
+#[test]
+fn however_many_are_in_line_for_blocks_they_fail_one_after_the_other() {
+    const COUNT: usize = 20_000;
+    for blow in [Blow::Shrunk, Blow::ReadOnly, Blow::Removed] {
+        let rig = rig(1, 8);
+        let (rig_in, done) = (&rig, &AtomicBool::new(false));
+        let _watchdog = Watchdog::new("a line for blocks", 60, move || format!("{blow:?}"));
+        std::thread::scope(|scope| {
+            let work = move || {
+                rig_in.submit(0, write(3, vec![1; 5]));
+                for i in 1..COUNT as u64 {
+                    match i % 4 {
+                        0 => rig_in.submit(0, aligned(0, 2, 1)),
+                        1 => rig_in.submit(0, write(i / 4 % 32 * 512 + 7, vec![3; 600])),
+                        _ => rig_in.submit(0, write(7, vec![4; 100])),
+                    }
+                }
+                match blow {
+                    Blow::Shrunk => rig_in.disk.set_capacity(Sector(0)).unwrap(),
+                    Blow::ReadOnly => _ = rig_in.disk.set_read_only(true),
+                    Blow::Removed => _ = rig_in.layer.del_disk(&rig_in.disk),
+                }
+                rig_in.script.finish_all();
+                done.store(true, Ordering::SeqCst);
+            };
+            let small = std::thread::Builder::new().stack_size(SMALL_STACK);
+            small.spawn_scoped(scope, work).unwrap();
+            // Whoever removes a disk waits for what is out.
+            while matches!(blow, Blow::Removed) && !done.load(Ordering::SeqCst) {
+                if rig_in.disk.show().contains("dying true") {
+                    rig_in.script.step();
+                }
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(rig.ends.count(), COUNT, "{blow:?}");
+        rig.tear_down();
+    }
+}
+
+#[test]
+fn many_edges_of_one_block_keep_none_of_another_waiting() {
+    let rig = rig(1, 8);
+    for i in 0..200 {
+        rig.submit(0, write(i, vec![1]));
+    }
+    rig.submit(0, write(7 * 512 + 3, vec![2]));
+    assert_eq!(asked(&rig), [(Op::Read, 0), (Op::Read, 7)]);
+    rig.script.finish_all();
+    let bytes = rig.script.bytes(0);
+    assert!(bytes[..200].iter().all(|&byte| byte == 1) && bytes[7 * 512 + 3] == 2);
+    assert_eq!(statuses(&rig), [Status::Ok; 201]);
+    rig.tear_down();
+}
+
 /// A bio of bytes that has not ended yet.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
