@@ -69,8 +69,8 @@ impl<D: Driver> Elevator<D> {
         bio: Candidate,
         merge: &mut dyn FnMut(&mut Box<Rq<D>>, MergeKind) -> bool,
     ) -> bool {
-        let own = |rq: &Box<Rq<D>>| queue_of(rq) == queue;
-        self.with(|scheduler| scheduler.try_merge(bio, &own, merge)).unwrap_or(false)
+        self.with(|scheduler| scheduler.try_merge(bio, &|rq| queue_of(rq) == queue, merge))
+            .unwrap_or(false)
     }
 
     pub(crate) fn completed(&self, rq: &Rq<D>) {

@@ -385,7 +385,7 @@ fn however_many_are_in_line_for_blocks_they_fail_one_after_the_other() {
                 }
                 match blow {
                     Blow::Shrunk => rig_in.disk.set_capacity(Sector(0)).unwrap(),
-                    Blow::ReadOnly => _ = rig_in.disk.set_read_only(true),
+                    Blow::ReadOnly => rig_in.disk.set_read_only(true),
                     Blow::Removed => _ = rig_in.layer.del_disk(&rig_in.disk),
                 }
                 rig_in.script.finish_all();
