@@ -163,7 +163,7 @@ fn many_long_zeroes_leave_tags_to_others() {
     let (tell, told) = std::sync::mpsc::channel();
     let submit = |bio: Box<Bio>| {
         let tell = tell.clone();
-        bdev.submit(0, bio.on_end(Arc::new(move |bio: Box<Bio>| tell.send(bio.op).unwrap())));
+        bdev.submit(0, bio.on_end(Arc::new(move |bio: Box<Bio>| _ = tell.send(bio.op))));
     };
     for _ in 0..ZEROES {
         submit(Bio::new(Op::WriteZeroes, Sector(0), 64 << 20).with_flags(Flags::NOUNMAP));
