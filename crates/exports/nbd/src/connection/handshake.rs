@@ -131,7 +131,8 @@ impl<'a> Opening<'a> {
             unreachable!("the protocol was told that there is no TLS");
         };
         self.wire.start_tls(config)?;
-        poll_fn(|cx| self.wire.poll_tls_handshake(cx)).await.map_err(Close::Tls)?;
+        let workers = &self.registration.server.tls_workers;
+        self.wire.shake_tls(workers).await.map_err(Close::Tls)?;
         self.protocol.tls_started();
         self.tls = true;
         Ok(())

@@ -87,12 +87,16 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
             opened.unwrap_or(Err(Close::HandshakeTimeout(limits.handshake_timeout)))
         }
         () = stopped(registration, Stage::Draining) => Err(Close::Shutdown),
+        () = evicted(registration) => Err(Close::Crowded),
     };
     let negotiated = match opened {
         Ok(negotiated) => negotiated,
         Err(close) => return (Some(opening.into_wire()), close),
     };
     registration.client.outbox.awake();
+    if !registration.admit() {
+        return (Some(opening.into_wire()), Close::Full);
+    }
     tracing::info!(
         peer = registration.client.peer,
         export = negotiated.export.info.name,
@@ -108,6 +112,15 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
     let mut transmission = Transmission::new(registration, wire, &received, &negotiated);
     let close = transmission.run().await;
     (Some(transmission.into_wire()), close)
+}
+
+/// Waits until the connection has to make room for younger ones.
+async fn evicted(registration: &Registration) {
+    poll_fn(|cx| {
+        registration.client.outbox.sleep(cx);
+        if registration.client.is_evicted() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Waits until the server's end has come that far.
