@@ -130,6 +130,38 @@ fn clients_in_their_handshake_and_idle_ones_do_not_hold_it_up() {
 }
 
 #[test]
+fn a_connection_ends_after_its_requests_whoever_ends_it() {
+    let held = HeldDisk::new(MIB, Limits::default());
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    // On one thread, so that what is done for the one was done after what the other sent before.
+    let mut client = yard.client();
+    let elsewhere = yard.connect();
+    eventually("the other thread", || yard.server.clients().len() == 2);
+    let mut witness = yard.client();
+    let threads: Vec<_> = yard.server.clients().iter().map(|client| client.thread).collect();
+    assert_eq!(threads, [0, 1, 0]);
+    client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
+    eventually("the write", || held.held() == 1);
+    client.stream.write_all(&[0x5a; 40]).unwrap();
+    for _ in 0..3 {
+        assert!(witness.command(Command::Read, MIB, 512).error.is_some());
+    }
+    assert_eq!(yard.server.clients()[0].in_flight, 1, "its write may still be carried out");
+    // The other way: the client is gone.
+    let second = yard.server.clients()[2].id;
+    witness.send(request(Command::Write, NONE, 0, 512), &[2; 512]);
+    eventually("the write", || held.held() == 2);
+    witness.stream.write_all(&[0x25, 0x60]).unwrap();
+    drop(witness);
+    // Neither is forgotten before the disk has done with it.
+    assert!(yard.server.clients().iter().any(|client| client.id == second));
+    held.release(Status::Ok);
+    assert!(client.is_closed());
+    drop((client, elsewhere));
+    eventually("the end", || yard.server.clients().is_empty());
+}
+
+#[test]
 fn a_disk_that_is_removed_fails_its_requests_and_no_more() {
     let layer = blockyard_blkmq::BlockLayer::new();
     let disk = ram(MIB);
