@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -127,6 +129,57 @@ fn clients_in_their_handshake_and_idle_ones_do_not_hold_it_up() {
     assert!(start.elapsed() < Duration::from_secs(10));
     hang_up.join().unwrap();
     drop(silent);
+}
+
+#[test]
+fn a_client_that_chooses_while_the_server_ends_is_told_so() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let disk = ram(MIB);
+    let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+    let config = Config { exports: vec![Export::new("disk", bdev)], ..Config::default() };
+    let server = Server::new(config, vec![runtime.handle().clone()]).unwrap();
+    let (client, theirs) = UnixStream::pair().unwrap();
+    client.set_nonblocking(true).unwrap();
+    server.serve(theirs.into());
+    // The flags that it agrees to, and half of `NBD_OPT_GO`.
+    let message = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 7], &[0, 0, 0, 6], &[0; 6]].concat();
+    (&client).write_all(&message[..9]).unwrap();
+    let mut said = Vec::new();
+    runtime.block_on(async {
+        // As long as something blocks, the clock does not move by itself.
+        let (still, stop) = std::sync::mpsc::channel::<()>();
+        let blocker = tokio::task::spawn_blocking(move || _ = stop.recv());
+        let mut hear = async |len: usize| {
+            let mut bytes = vec![0; 4096];
+            while said.len() < len {
+                match (&client).read(&mut bytes) {
+                    Ok(len) => said.extend_from_slice(&bytes[..len]),
+                    Err(err) => assert_eq!(err.kind(), std::io::ErrorKind::WouldBlock),
+                }
+                tokio::task::yield_now().await;
+            }
+            said.split_off(0)
+        };
+        hear(18).await;
+        let end = tokio::spawn({
+            let server = Arc::clone(&server);
+            async move { server.shutdown(Duration::from_secs(60)).await }
+        });
+        tokio::task::yield_now().await;
+        (&client).write_all(&message[9..]).unwrap();
+        let reply = hear(20).await;
+        assert_eq!(reply[8..16], [0, 0, 0, 7, 0x80, 0, 0, 7], "NBD_REP_ERR_SHUTDOWN to GO");
+        assert!(!end.is_finished());
+        drop(still);
+        blocker.await.unwrap();
+        // It says nothing more, and is left behind.
+        end.await.unwrap();
+    });
+    assert_eq!(server.clients(), []);
 }
 
 #[test]
