@@ -184,6 +184,10 @@ impl Objecter {
             self.assign(now, tid, target);
         }
         if moved || again || verdict == Verdict::Send {
+            // An OSD that stays the primary has forgotten the watch that it says it has set, also if this one has to wait.
+            if let Some(op) = self.ops.get_mut(&tid).filter(|op| op.purpose.connects().is_some()) {
+                op.sent = None;
+            }
             self.send(tid);
         }
     }

@@ -61,7 +61,8 @@ impl Objecter {
         let anywhere = OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS;
         let may_be_replica = op.flags.intersects(anywhere) && !op.flags.contains(OpFlags::WRITE);
         if reply.result == EAGAIN && may_be_replica {
-            op.primary_only = true;
+            // It is answered: an answer that comes again is for nobody.
+            (op.primary_only, op.sent) = (true, None);
             op.flags -= anywhere;
             op.request.flags -= anywhere;
             op.aim.placed = None;
@@ -112,7 +113,7 @@ impl Objecter {
         let said = OpFlags::REDIRECTED | OpFlags::IGNORE_CACHE | OpFlags::IGNORE_OVERLAY;
         op.request.flags |= said;
         op.flags |= said;
-        op.pool_seen = false;
+        (op.pool_seen, op.sent) = (false, None);
         op.aim.placed = None;
         self.route(now, tid, Sensitivity::Primary, true);
     }

@@ -174,6 +174,7 @@ impl World {
                 let len = self.rng.index(message.front.len());
                 message.front.truncate(len);
             }
+            // Which leaves an answer without data what it is: one that comes twice.
             2 => message.data.clear(),
             _ => message.kind = 999,
         }
@@ -277,6 +278,7 @@ impl World {
         let payload = op.data[12..].to_vec();
         self.store.last_notify += 1;
         let id = self.store.last_notify;
+        self.store.told.entry(name.clone()).or_default().push(id);
         let watchers = &self.store.object(name).watchers;
         let waiting = watchers.keys().copied().collect();
         let there: Vec<_> =
