@@ -242,7 +242,7 @@ fn info_tells_what_a_disk_is() {
     let info = daemon.run(&["info", &daemon.uri(""), "--json"]).code(0).json();
     assert_eq!((&info["kind"], &info["export"]), (&"nbd".into(), &"ram0".into()));
     assert_eq!((&info["description"], &info["style"]), (&"four".into(), &"extended".into()));
-    assert_eq!(info["block_size"]["minimum"], 512);
+    assert_eq!(info["block_size"]["minimum"], 1);
     assert_eq!(info["contexts"][0], "base:allocation");
     let gone = format!("nbd+unix:///?socket={}/none", daemon.dir().display());
     run(&["info", &gone]).code(1).contains(&["is the server running?"]);

@@ -242,7 +242,7 @@ fn a_server_that_dies_keeps_nobody_from_ending() {
     daemon.signal(Signal::TERM);
     let (status, log) = daemon.wait();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("the last flush failed: far (its NBD server does not answer"), "{log}");
+    assert!(log.contains("the last flush failed: far ("), "{log}");
     assert!(begun.elapsed() < Duration::from_secs(30), "it would wait 120 s for the server");
 }
 
