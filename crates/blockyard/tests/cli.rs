@@ -372,3 +372,19 @@ fn text_of_others_does_nothing_to_a_terminal() {
     run(&["info", &uri]).code(0).contains(&["red\\u{1b}[31m\\nnext\\u{9b}31m"]);
     run(&["info", missing]).code(1).contains(&["\\u{1b}[31mmissing\\nfile does not exist"]);
 }
+
+#[test]
+fn set_changes_no_disk_but_the_one_that_is_named() {
+    let daemon = Daemon::serve(&["ram:1M?name=root", "ram:1M?name=vm:root"]);
+    let sizes = || {
+        let disks = daemon.report()["disks"].clone();
+        [0, 1].map(|index| disks[index]["size"].as_u64().unwrap() >> 20)
+    };
+    daemon.run(&["set", "vm:root", "size=2M"]).code(0);
+    assert_eq!(sizes(), [1, 2]);
+    daemon.run(&["set", "other:root", "size=3M"]).code(1).contains(&["no daemon has a disk"]);
+    daemon.run(&["set", &format!("{}:root", daemon.pid()), "size=4M"]).code(0);
+    daemon.run(&["set", &format!("{}:vm:root", daemon.pid()), "size=5M"]).code(0);
+    assert_eq!(sizes(), [4, 5]);
+    daemon.stop();
+}
