@@ -388,3 +388,14 @@ fn set_changes_no_disk_but_the_one_that_is_named() {
     assert_eq!(sizes(), [4, 5]);
     daemon.stop();
 }
+
+#[test]
+fn a_comparison_that_cannot_be_told_is_no_difference() {
+    let dir = TempDir::new().unwrap();
+    for json in [&[][..], &["--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = blockyard(&dir.path().join("run"));
+        command.args(["compare", "ram:1M", "ram:1M"]).args(json).stdout(full);
+        Said::of(&command.output().unwrap()).code(2).contains(&["cannot write to standard output"]);
+    }
+}
