@@ -412,3 +412,43 @@ fn a_frozen_server_to_which_nothing_was_written_keeps_nobody_from_ending() {
     assert!(status.success(), "{log}");
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}\n{log}", begun.elapsed());
 }
+
+/// Runs a command in the foreground of a terminal, and types Ctrl-C whenever it says "again". Ends as the command does.
+const TERMINAL: &str = r#"
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+said = b""
+typed = 0
+while True:
+    try:
+        more = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not more:
+        break
+    said += more
+    while said.count(b"again") > typed:
+        typed += 1
+        os.write(terminal, b"\x03")
+sys.stdout.buffer.write(said)
+sys.stdout.flush()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256)
+"#;
+
+#[test]
+fn ctrl_c_at_its_terminal_is_an_interactive_commands_own() {
+    let dir = TempDir::new().unwrap();
+    // Longer apart than one that was sent twice.
+    let script = "n=0; trap 'n=$((n+1)); sleep 0.7; [ $n -ge 3 ] || echo again' INT; echo again; \
+                  for i in $(seq 600); do [ $n -ge 3 ] && exit 7; sleep 0.1; done";
+    let mut command = system("timeout");
+    command.args(["--kill-after=5", "60", "python3", "-c", TERMINAL]);
+    command.arg(env!("CARGO_BIN_EXE_blockyard"));
+    command.args(["run", "ram:1M", "--", "sh", "-c", script]);
+    command.env("BLOCKYARD_RUNTIME_DIR", dir.path().join("run")).env("TMPDIR", dir.path());
+    let said = Said::of(&command.stdin(Stdio::null()).output().unwrap());
+    said.code(7);
+    assert!(!said.out.contains("error"), "{}", said.out);
+}

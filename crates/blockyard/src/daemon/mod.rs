@@ -192,7 +192,7 @@ impl Daemon {
         let mut ending = Box::pin(ending::end(yard, threads, remotes));
         tokio::select! {
             lost = &mut ending => lost,
-            () = signals.next() => {
+            () = signals.second() => {
                 // Dropping it would wait for what is in flight. All of it ends with the process.
                 std::mem::forget(ending);
                 Err(signals::ended_at_once())
