@@ -23,8 +23,17 @@ struct Flush {
     ended: Receiver<Status>,
 }
 
-/// Flushes of the target, one after the other. After one that failed there are no more: what it should have covered may be
-/// lost, and the next one would not say so (a server reports an error once).
+/// What is known of all that was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// It is durable.
+    Durable,
+    /// Nothing: a flush has failed, or nobody waits for it any more.
+    Unknown,
+}
+
+/// Flushes of the target, one after the other. After one that failed, or was given up, there are no more: what it should
+/// have covered may be lost, and the next one would not say so (a server reports an error once).
 pub(super) struct Checkpoints<'a> {
     shared: &'a Arc<Shared>,
     journal: Option<&'a mut Journal>,
@@ -53,16 +62,14 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Makes all that is done durable. If an end is wanted, that takes no longer than a while.
-    pub(super) fn finish(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {
-        if self.flush.is_some() {
+    pub(super) fn finish(&mut self, session: &Session, interrupt: &Interrupt) -> Result<Flushed> {
+        self.wait(session, interrupt)?;
+        if !self.failed {
+            self.begin();
             self.wait(session, interrupt)?;
         }
-        if self.failed {
-            // That is told already.
-            return Ok(());
-        }
-        self.begin();
-        self.wait(session, interrupt)
+        // A failure is told already.
+        Ok(if self.failed { Flushed::Unknown } else { Flushed::Durable })
     }
 
     fn begin(&mut self) {
@@ -95,6 +102,7 @@ impl<'a> Checkpoints<'a> {
 
     fn wait(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {
         let mut wanted: Option<Instant> = None;
+        let mut given_up = false;
         while let Some(flush) = &self.flush {
             match flush.ended.recv_timeout(LOOK) {
                 Err(RecvTimeoutError::Timeout) if interrupt.is_wanted() => {
@@ -105,10 +113,16 @@ impl<'a> Checkpoints<'a> {
                         return Ok(());
                     }
                     if since >= GRACE {
+                        given_up = true;
                         session.abandon();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
+                // That is the end of waiting, not what the target has said.
+                Ok(status) if given_up && !status.is_ok() => {
+                    self.failed = true;
+                    return Ok(());
+                }
                 ended => return self.ended(ended.unwrap_or(Status::Io)),
             }
         }
