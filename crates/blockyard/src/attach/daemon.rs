@@ -322,6 +322,7 @@ impl Attached {
                 uri: record.wish.uri.clone(),
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
             },
+            mark: record.mark,
             started: Instant::now(),
             ask,
         }

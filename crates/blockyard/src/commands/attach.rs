@@ -256,7 +256,8 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     // It may end before its answer is through.
-    if let Ok(Some(answer)) = ask_one(record.pid, &Question::Detach) {
+    let question = Question::Detach { device: record.device.clone(), mark: record.mark };
+    if let Ok(Some(answer)) = ask_one(record.pid, &question) {
         let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
         answer.accepted().map_err(failed)?;
     }
