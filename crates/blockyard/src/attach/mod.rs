@@ -18,7 +18,8 @@ pub(crate) mod usage;
 pub use daemon::{Order, run};
 pub use launch::launch;
 pub use leftover::{
-    Fate, LeftBehind, Survey, UnreadableRecord, clear_unused, orphan_of, orphans, remove, survey,
+    Fate, LeftBehind, Survey, UnreadableRecord, clear_unused, has_ublk_device, orphan_of, orphans,
+    remove, survey,
 };
 
 use serde::{Deserialize, Serialize};

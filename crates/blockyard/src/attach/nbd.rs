@@ -291,7 +291,11 @@ impl NbdDevice {
     pub(super) fn remove(self) -> Result<()> {
         // Its connections die now, and are not to be replaced.
         self.keeper.abort();
-        if kernel::backend(self.index).is_some_and(|backend| backend != self.identifier) {
+        if kernel::backend(self.index)
+            .ok()
+            .flatten()
+            .is_some_and(|backend| backend != self.identifier)
+        {
             return Err(Error::failed(format!("{} is another's now", kernel::path(self.index))));
         }
         Driver::open().and_then(|mut driver| driver.disconnect(self.index)).map_err(nbd_error)

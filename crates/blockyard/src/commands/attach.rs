@@ -123,6 +123,13 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
         return Ok(record);
     }
     attach::parse_device(device)?;
+    let left = attach::survey()?.left;
+    if let Some(unknown) = left
+        .iter()
+        .find(|left| left.fate == Fate::Unknown && attach::device_name(&left.path) == name)
+    {
+        return Err(cannot_tell(unknown));
+    }
     let contents = Store::open()?.read()?;
     if let Some(Stored { record, is_served }) =
         contents.records.into_iter().find(|stored| stored.record.device == name)
@@ -139,6 +146,12 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
     check_readable(name, &contents.unreadable)?;
     Err(Error::failed(format!("there is nothing on record of {device}"))
         .help("blockyard list shows what can be recovered"))
+}
+
+/// Nothing is done to what the kernel does not tell of.
+fn cannot_tell(left: &LeftBehind) -> Error {
+    let what = format!("it cannot be told what has become of {}", left.path);
+    Error::failed(what).caused_by(Error::failed(left.why.clone().unwrap_or_default()))
 }
 
 /// A device whose record is not understood is somebody's.
@@ -232,6 +245,9 @@ fn having<'a>(uri: &str, records: &'a [Record]) -> Vec<&'a Record> {
 
 fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) -> Result<()> {
     if let Some(left) = left.iter().find(|left| left.path == path) {
+        if left.fate == Fate::Unknown {
+            return Err(cannot_tell(left));
+        }
         if force || left.fate == Fate::Unused {
             return attach::remove(left);
         }
@@ -270,7 +286,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
             return Err(Error::failed(what));
         }
     }
-    wait_until_gone(path, record.via)?;
+    wait_until_gone(record)?;
     // A daemon that ended well has taken it off record.
     let contents = Store::open()?.read()?;
     if contents.records.iter().any(|stored| stored.record.mark == record.mark) {
@@ -281,12 +297,17 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
 }
 
 /// The driver removes a device some time after it was told to, when all who had it open have closed it.
-fn wait_until_gone(path: &str, via: Via) -> Result<()> {
-    if via != Via::Ublk {
+fn wait_until_gone(record: &Record) -> Result<()> {
+    let (path, number) = (&*record.path(), record.number);
+    if record.via != Via::Ublk {
         return Ok(());
     }
     let end = Instant::now() + LAST_BREATH;
-    while usage::exists(path) || usage::exists(&path.replace("ublkb", "ublkc")) {
+    let failed = |err| Error::failed(format!("cannot look whether {path} is gone")).caused_by(err);
+    while usage::has_disk(path)
+        .and_then(|has_disk| Ok(has_disk || attach::has_ublk_device(number)?))
+        .map_err(failed)?
+    {
         if Instant::now() > end {
             return Err(Error::failed(format!("{path} does not go away: somebody has it open")));
         }

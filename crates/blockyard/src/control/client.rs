@@ -74,7 +74,11 @@ pub fn ask_one(pid: u32, question: &Question) -> Result<Option<Answer>> {
     ask_one_in(&directory::runtime_dir()?, pid, question)
 }
 
-pub(super) fn ask_one_in(directory: &Path, pid: u32, question: &Question) -> Result<Option<Answer>> {
+pub(super) fn ask_one_in(
+    directory: &Path,
+    pid: u32,
+    question: &Question,
+) -> Result<Option<Answer>> {
     let mut last = Ok(None);
     for (_, path) in sockets(directory)?.into_iter().filter(|(its, _)| *its == pid) {
         match ask_at(&path, question) {
