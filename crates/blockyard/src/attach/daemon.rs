@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::answers::{Reply, Yard};
-use super::follow::{ReadOnly, set_read_only};
+use super::follow::{Follow, State, set_read_only};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
 use super::store::{Begun, Held, Store, forget_log};
@@ -231,8 +231,15 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
         tracing::warn!(directory = %record.directory.display(), %err, "cannot go there");
     }
     let mut plan = crate::commands::disk_uri(uri)?;
-    if let DriverPlan::File(file) = &mut plan.driver {
+    let is_file = if let DriverPlan::File(file) = &mut plan.driver {
         file.create = None;
+        true
+    } else {
+        false
+    };
+    // What was set while it ran holds, and not what it was attached with. A server says by itself how large an export is.
+    if plan.options.size.is_some() || (is_file && record.resized) {
+        plan.options.size = Some(record.size);
     }
     check_identity(record, &DiskIdentity::of(&plan)?)?;
     Ok(plan)
@@ -330,6 +337,10 @@ impl Attached {
 
     async fn serve(mut self, signals: Signals, hang_up: Signal, background: bool) -> Result<u8> {
         let (ask, asked) = mpsc::channel(1);
+        // Before anybody can ask for a change.
+        let mut follow = Follow::of(&self.server.disk);
+        let state = follow.now();
+        self.record.size = state.size;
         let control = match self.announce(ask).await {
             Ok(control) => control,
             Err(err) => {
@@ -352,7 +363,7 @@ impl Attached {
                 .map_err(|err| Error::failed("cannot leave the starter").caused_by(err))?;
         }
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let end = self.until_the_end(signals, hang_up, asked).await;
+        let end = self.until_the_end(signals, hang_up, asked, follow, state).await;
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let ended = match end {
@@ -374,8 +385,9 @@ impl Attached {
         mut signals: Signals,
         mut hang_up: Signal,
         mut asked: mpsc::Receiver<Reply>,
+        mut follow: Follow,
+        mut state: State,
     ) -> End {
-        let mut read_only = ReadOnly::of(&self.server.disk);
         let (tell, mut refused) = mpsc::channel(1);
         let mut leaving = false;
         let mut telling: Option<JoinHandle<()>> = None;
@@ -407,10 +419,15 @@ impl Attached {
                     }
                     term::tell("it is served until nobody uses it any more");
                 }
-                read_only = read_only.changed() => {
-                    self.record.read_only = read_only;
+                now = follow.changed() => {
+                    let before = std::mem::replace(&mut state, now);
+                    self.record.note(before, now);
                     if let Err(err) = self.save().await {
-                        tracing::warn!(%err, "the next daemon will not know whether it is read-only");
+                        tracing::warn!(%err, "the next daemon will not know its size, and whether it is read-only");
+                    }
+                    let read_only = now.read_only;
+                    if before.read_only == read_only {
+                        continue;
                     }
                     let (path, before) = (self.record.path(), telling.take());
                     telling = Some(std::thread::spawn(move || {
@@ -484,4 +501,32 @@ fn leave(path: String, refused: mpsc::Sender<()>) {
 
 fn tell_that_it_stays(err: &Error) {
     term::tell(format_args!("{err}; it is served until nobody uses it any more"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::record;
+    use super::*;
+
+    #[test]
+    fn what_is_recovered_has_the_size_that_was_set_while_it_ran() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 << 20).unwrap();
+        let path = file.path().display();
+        let state = |size| State { read_only: false, size };
+        let recovered = |record: &Record| to_recover(record).unwrap().options.size;
+
+        let mut part = record(0, 7, &format!("file:{path}?size=1M"));
+        part.size = 1 << 20;
+        assert_eq!(recovered(&part), Some(1 << 20));
+        part.note(state(1 << 20), state(2 << 20));
+        assert_eq!(recovered(&part), Some(2 << 20));
+
+        let mut whole = record(0, 7, &path.to_string());
+        whole.size = 4 << 20;
+        assert_eq!(recovered(&whole), None, "it may have grown meanwhile");
+        whole.note(state(4 << 20), State { read_only: true, size: 3 << 20 });
+        assert_eq!(recovered(&whole), Some(3 << 20));
+        assert!(whole.read_only);
+    }
 }
