@@ -443,15 +443,15 @@ impl Attached {
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
     /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
-        let Some(attachment) = self.attachment.take() else { return Ok(()) };
         let runtime = self.server.threads.handles()[0].clone();
-        tokio::task::spawn_blocking(move || attachment.remove(&runtime))
-            .await
-            .map_err(|err| Error::failed("detaching failed").caused_by(err))??;
+        take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
             let (store, record) = (self.store.clone(), self.record.clone());
-            blocking(move || store.forget(&record, &held)).await?;
+            if let Err(err) = blocking(move || store.forget(&record, &held)).await {
+                // The device is gone: whoever looks next takes it off.
+                tracing::warn!(%err, "it stays on record");
+            }
         }
         Ok(())
     }
@@ -472,6 +472,21 @@ impl Attached {
             ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
         losses.into_result()
     }
+}
+
+/// Removes what there is; it stays where it is if that fails.
+async fn take_away<T: Send + 'static>(
+    kept: &mut Option<T>,
+    remove: impl FnOnce(&mut T) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let Some(mut taken) = kept.take() else { return Ok(()) };
+    let (left, removed) = blocking(move || {
+        let removed = remove(&mut taken);
+        Ok((removed.is_err().then_some(taken), removed))
+    })
+    .await?;
+    *kept = left;
+    removed
 }
 
 /// Has the device detached, as a user would: now, or as soon as nobody uses it. What keeps it is told each time, and `refused`
@@ -507,6 +522,22 @@ fn tell_that_it_stays(err: &Error) {
 mod tests {
     use super::super::record::tests::record;
     use super::*;
+
+    #[tokio::test]
+    async fn what_cannot_be_removed_is_there_for_the_next_try() {
+        let mut kept = Some(0);
+        let refuse = |tries: &mut i32| {
+            *tries += 1;
+            Err(Error::failed("the driver cannot be opened"))
+        };
+        for tries in 1..=2 {
+            take_away(&mut kept, refuse).await.unwrap_err();
+            assert_eq!(kept, Some(tries));
+        }
+        take_away(&mut kept, |_| Ok(())).await.unwrap();
+        assert_eq!(kept, None);
+        take_away(&mut kept, refuse).await.unwrap();
+    }
 
     #[test]
     fn what_is_recovered_has_the_size_that_was_set_while_it_ran() {

@@ -42,6 +42,8 @@ const BARRIERS: u32 = 4;
 pub(super) struct NbdDevice {
     index: u32,
     identifier: String,
+    /// The kernel shows that: older ones do not.
+    is_marked: bool,
     is_recoverable: bool,
     _resized: Arc<dyn DiskListener>,
     keeper: JoinHandle<()>,
@@ -192,9 +194,10 @@ impl NbdIoctlDevice {
     }
 
     /// Ends it, and waits until the kernel has let go of it.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(super) fn remove(&mut self) -> Result<()> {
+        self.device.disconnect().map_err(nbd_error)?;
         self.follower.abort();
-        self.device.disconnect().map_err(nbd_error)
+        Ok(())
     }
 }
 
@@ -275,7 +278,8 @@ impl NbdDevice {
         let identifier = keeper.identifier.clone();
         let keeper = tokio::spawn(keeper.keep(links, size));
         let is_recoverable = below.outlives_us;
-        Self { index, identifier, is_recoverable, _resized: resized, keeper }
+        let is_marked = !matches!(kernel::backend(index), Ok(None));
+        Self { index, identifier, is_marked, is_recoverable, _resized: resized, keeper }
     }
 
     pub(super) fn index(&self) -> u32 {
@@ -288,17 +292,33 @@ impl NbdDevice {
     }
 
     /// Ends it, and waits until the kernel has let go of it.
-    pub(super) fn remove(self) -> Result<()> {
-        // Its connections die now, and are not to be replaced.
-        self.keeper.abort();
-        if kernel::backend(self.index)
-            .ok()
-            .flatten()
-            .is_some_and(|backend| backend != self.identifier)
-        {
-            return Err(Error::failed(format!("{} is another's now", kernel::path(self.index))));
+    pub(super) fn remove(&mut self) -> Result<()> {
+        let disconnect = |index| {
+            Driver::open().and_then(|mut driver| driver.disconnect(index)).map_err(nbd_error)
+        };
+        self.remove_by(kernel::backend(self.index), disconnect)
+    }
+
+    /// Its connections are kept until the kernel has given it up, and by itself it asks for no others after that.
+    fn remove_by(
+        &mut self,
+        backend: io::Result<Option<String>>,
+        disconnect: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<()> {
+        let path = kernel::path(self.index);
+        match backend {
+            Ok(Some(backend)) if backend == self.identifier => disconnect(self.index)?,
+            Ok(Some(_)) => return Err(Error::failed(format!("{path} is another's now"))),
+            Ok(None) if !self.is_marked => disconnect(self.index)?,
+            // Somebody was faster.
+            Ok(None) => {}
+            Err(err) => {
+                let what = format!("cannot look whose {path} is");
+                return Err(Error::failed(what).caused_by(err));
+            }
         }
-        Driver::open().and_then(|mut driver| driver.disconnect(self.index)).map_err(nbd_error)
+        self.keeper.abort();
+        Ok(())
     }
 }
 
@@ -504,6 +524,44 @@ mod tests {
         assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
         layer.del_disk(&disk);
         threads.shutdown();
+    }
+
+    #[tokio::test]
+    async fn a_device_is_kept_until_the_kernel_has_given_it_up() {
+        let device = || NbdDevice {
+            index: 5,
+            identifier: identifier(7),
+            is_marked: true,
+            is_recoverable: true,
+            _resized: Arc::new(Resized(watch::channel(0).0)),
+            keeper: tokio::spawn(std::future::pending()),
+        };
+        let refused = |_| Err(Error::failed("no memory"));
+        let (ours, another) = (Ok(Some(identifier(7))), Ok(Some(identifier(8))));
+        let unknown = Err(io::ErrorKind::PermissionDenied.into());
+        let mut kept = device();
+        for (backend, says) in [(ours, "no memory"), (another, "another's"), (unknown, "whose")] {
+            let err = kept.remove_by(backend, refused).unwrap_err();
+            assert!(err.to_string().contains(says), "{err}");
+            tokio::task::yield_now().await;
+            assert!(!kept.keeper.is_finished(), "{says}");
+        }
+        let mut asked = None;
+        let disconnect = |index| {
+            asked = Some(index);
+            Ok(())
+        };
+        kept.remove_by(Ok(Some(identifier(7))), disconnect).unwrap();
+        assert_eq!(asked, Some(5));
+        assert!((&mut kept.keeper).await.unwrap_err().is_cancelled());
+        // Where no device shows an identifier, none is missing.
+        let mut unmarked = device();
+        unmarked.is_marked = false;
+        unmarked.remove_by(Ok(None), refused).unwrap_err();
+        // Without an identifier it is nobody's, and there is nothing to end.
+        let mut gone = device();
+        gone.remove_by(Ok(None), |_| panic!("it may be another's by then")).unwrap();
+        assert!((&mut gone.keeper).await.unwrap_err().is_cancelled());
     }
 
     #[test]
