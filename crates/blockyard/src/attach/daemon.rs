@@ -245,7 +245,11 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
     Ok(plan)
 }
 
-fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
+/// Whether what is found in the place of a disk is still that one.
+///
+/// # Errors
+/// What is there instead.
+pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
     if record.identity.same_disk(found) {
         return Ok(());
     }

@@ -14,7 +14,6 @@ use super::record::Record;
 use super::store::{Contents, Store, Stored, Unreadable};
 use super::{Via, kernel, nbd, usage};
 use crate::error::{self, Error, Result};
-use crate::identity::DiskIdentity;
 
 /// Where the kernel lists the devices of the ublk driver, and its disks.
 const UBLK_DEVICES: &str = "/sys/class/ublk-char";
@@ -339,13 +338,29 @@ pub fn clear_unused() -> Result<()> {
     Store::open()?.sweep()
 }
 
-/// What was left behind of a disk, and can be recovered.
+/// How what is on record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Its daemon lives.
+    Served,
+    /// It has died.
+    Left(Fate),
+}
+
+/// What is on record, and has not gone.
 ///
 /// # Errors
 /// The runtime directory cannot be read.
-pub fn orphan_of(identity: &DiskIdentity) -> Result<Option<Record>> {
-    let orphans = orphans()?;
-    Ok(orphans.into_iter().find(|record| record.identity.same_disk(identity)))
+pub fn on_record() -> Result<Vec<(Record, Standing)>> {
+    let left = survey()?.left;
+    let standing = |Stored { record, is_served }| {
+        if is_served {
+            return Some((record, Standing::Served));
+        }
+        let fate = left.iter().find(|left| left.mark == record.mark)?.fate;
+        Some((record, Standing::Left(fate)))
+    };
+    Ok(Store::open()?.read()?.records.into_iter().filter_map(standing).collect())
 }
 
 /// What can be recovered.
@@ -353,12 +368,10 @@ pub fn orphan_of(identity: &DiskIdentity) -> Result<Option<Record>> {
 /// # Errors
 /// The runtime directory cannot be read.
 pub fn orphans() -> Result<Vec<Record>> {
-    let left = survey()?.left;
-    let is_orphan = |record: &Record| {
-        left.iter().any(|left| left.fate == Fate::Recoverable && left.mark == record.mark)
+    let can_be = |(record, standing): (Record, Standing)| {
+        (standing == Standing::Left(Fate::Recoverable)).then_some(record)
     };
-    let records = Store::open()?.read()?.records.into_iter().map(|stored| stored.record);
-    Ok(records.filter(is_orphan).collect())
+    Ok(on_record()?.into_iter().filter_map(can_be).collect())
 }
 
 /// Removes one. What the kernel still wanted of it fails, and so what is waiting for that can end.
