@@ -1,6 +1,7 @@
 //! The daemon of a disk that is attached: it opens the disk, gives it to the kernel, and serves it until it is told
 //! to end.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -361,11 +362,10 @@ impl Attached {
         let bell = Arc::clone(&self.server.bell);
         let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, bell));
         let control = tokio::spawn(control.serve());
-        term::say(self.record.path())?;
-        if background {
-            launch::let_go()
-                .map_err(|err| Error::failed("cannot leave the starter").caused_by(err))?;
-        }
+        tell_ready(
+            || term::say(self.record.path()),
+            || if background { launch::let_go() } else { Ok(()) },
+        );
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
         let end = self.until_the_end(signals, hang_up, asked, follow, state).await;
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
@@ -478,6 +478,17 @@ impl Attached {
     }
 }
 
+/// Tells whoever has started us, and lets go of it. The kernel has its disk by now, and it is on record: what fails here is no
+/// reason to leave that alone.
+fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Result<()>) {
+    if let Err(err) = say() {
+        tracing::warn!(%err, "it is not heard that the disk is attached");
+    }
+    if let Err(err) = let_go() {
+        tracing::warn!(%err, "cannot leave the starter");
+    }
+}
+
 /// Removes what there is; it stays where it is if that fails.
 async fn take_away<T: Send + 'static>(
     kept: &mut Option<T>,
@@ -526,6 +537,18 @@ fn tell_that_it_stays(err: &Error) {
 mod tests {
     use super::super::record::tests::record;
     use super::*;
+
+    /// Its output may be a full disk.
+    #[test]
+    fn a_daemon_that_cannot_say_that_it_is_ready_lets_go_and_serves_on() {
+        let mut has_let_go = false;
+        let let_go = || {
+            has_let_go = true;
+            Err(io::ErrorKind::NotFound.into())
+        };
+        tell_ready(|| Err(Error::failed("no space left on device")), let_go);
+        assert!(has_let_go);
+    }
 
     #[tokio::test]
     async fn what_cannot_be_removed_is_there_for_the_next_try() {
