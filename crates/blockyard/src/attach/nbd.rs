@@ -14,7 +14,7 @@ use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::wire::HeaderStyle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Interval;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::kernel::Below;
 use super::record::Record;
@@ -169,6 +169,19 @@ fn barrier_interval(wish: &Wish) -> Option<Duration> {
     (wish.connections > 1).then(|| timeout(wish) / BARRIERS)
 }
 
+/// One that comes late puts off the next: several at once would only keep requests out.
+fn barriers(wish: &Wish) -> Option<Interval> {
+    let mut interval = tokio::time::interval(barrier_interval(wish)?);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    Some(interval)
+}
+
+/// Whether something is with the disk that the kernel may ask again before the next but one barrier.
+fn is_barrier_due(disk: &Disk, timeout: Duration) -> bool {
+    let half = timeout / 2;
+    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= half)
+}
+
 /// A device of the kernel's NBD client that was set up by ioctls.
 pub(super) struct NbdIoctlDevice {
     device: IoctlDevice,
@@ -273,7 +286,8 @@ impl NbdDevice {
             bdev: Arc::clone(&below.bdev),
             connections: wish.connections.into(),
             dead: 0,
-            barriers: barrier_interval(wish).map(tokio::time::interval),
+            barriers: barriers(wish),
+            timeout: timeout(wish),
         };
         let identifier = keeper.identifier.clone();
         let keeper = tokio::spawn(keeper.keep(links, size));
@@ -359,8 +373,10 @@ struct Keeper {
     connections: usize,
     /// Connections that the kernel has given up, and has no others for.
     dead: usize,
-    /// When newer requests wait for older ones.
+    /// When newer requests may have to wait for older ones.
     barriers: Option<Interval>,
+    /// How long the kernel waits for an answer.
+    timeout: Duration,
 }
 
 impl Keeper {
@@ -379,7 +395,7 @@ impl Keeper {
                 },
                 () = next(self.barriers.as_mut()) => {
                     let bdev = Arc::clone(&self.bdev);
-                    if !bdev.disk().in_flight().is_empty() {
+                    if is_barrier_due(bdev.disk(), self.timeout) {
                         let ended = move || until_all_has_ended(bdev.disk());
                         // It does not panic, nor is it cancelled.
                         let _ = tokio::task::spawn_blocking(ended).await;
@@ -497,6 +513,16 @@ mod tests {
         assert!(NEVER.as_millis() < u128::from(u32::MAX));
     }
 
+    #[tokio::test]
+    async fn a_barrier_that_comes_late_is_not_made_up_for() {
+        let wish = |connections| Wish { connections, ..Wish::default() };
+        assert!(barriers(&wish(1)).is_none());
+        let barriers = barriers(&wish(2)).unwrap();
+        assert_eq!(barriers.missed_tick_behavior(), MissedTickBehavior::Delay);
+        // What has its first barrier behind it has another before it is asked again.
+        assert!(barriers.period() * 2 <= TIMEOUT / 2);
+    }
+
     /// A disk that takes its time.
     #[test]
     fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
@@ -517,7 +543,10 @@ mod tests {
         while disk.in_flight().is_empty() {
             std::thread::yield_now();
         }
+        assert!(!is_barrier_due(&disk, Duration::from_secs(3600)), "it is young");
+        assert!(is_barrier_due(&disk, Duration::ZERO));
         until_all_has_ended(&disk);
+        assert!(!is_barrier_due(&disk, Duration::ZERO), "nothing is with the disk");
         // It has ended by now, and nothing waits.
         assert_eq!(told.try_recv().unwrap(), ("first", Status::Ok));
         write("again");
