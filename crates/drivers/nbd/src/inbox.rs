@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    fn receive(inbox: &mut Inbox, mut bytes: &[u8], mut place: Option<&mut Filling>) {
+    fn receive(inbox: &mut Inbox, mut bytes: &[u8], place: Option<&mut Filling>) {
         inbox.make_room();
         let (places, room) = inbox.room(place.as_deref());
         let mut count = 0;
@@ -190,7 +190,7 @@ mod tests {
             count += here;
         }
         room[..bytes.len()].copy_from_slice(bytes);
-        inbox.came(count + bytes.len(), place.as_deref_mut());
+        inbox.came(count + bytes.len(), place);
     }
 
     fn filling(parts: &[Segment]) -> Filling {
