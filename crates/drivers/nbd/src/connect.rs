@@ -28,14 +28,17 @@ pub(crate) trait Dialer: Send + Sync + fmt::Debug {
 pub(crate) type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + 'a>>;
 
 /// The kernel's sockets.
-#[derive(Debug)]
-pub(crate) struct Sockets;
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    /// The kernel stops to send again what arrives nowhere after so long, also when our process has died.
+    pub(crate) given_up_after: Option<Duration>,
+}
 
 impl Dialer for Sockets {
     fn dial<'a>(&'a self, transport: &'a Transport) -> Dialing<'a> {
         Box::pin(async move {
             let fd = connect(transport).await?;
-            prepare(fd.as_fd())?;
+            prepare(fd.as_fd(), self.given_up_after)?;
             Ok(fd)
         })
     }

@@ -45,7 +45,13 @@ impl Server {
     /// A file of TLS cannot be used.
     pub fn new(uri: Uri, tls_files: TlsFiles, limit: Duration) -> Result<Self, Error> {
         Ok(Self {
-            target: Target::new(Arc::new(Sockets), uri, tls_files, HeaderStyle::Extended, limit)?,
+            target: Target::new(
+                Arc::new(Sockets::default()),
+                uri,
+                tls_files,
+                HeaderStyle::Extended,
+                limit,
+            )?,
         })
     }
 
