@@ -207,6 +207,7 @@ impl Nbd {
         let export = Export::new(&first.negotiated, config.read_only);
         let target = Arc::new(target);
         if let Err(err) = export.limits.clone().validate() {
+            first.leave().await;
             let what = format!("{} has block sizes that no disk can have", config.uri);
             return Err(Error::new(ErrorKind::Protocol, what).caused_by(err));
         }
