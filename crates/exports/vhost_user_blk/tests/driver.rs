@@ -154,6 +154,21 @@ fn without_a_flush_writes_are_durable_at_once() {
     assert!(flushes(ALL & !(1 << 9) & !(1 << 11), None) > 0, "the guest cannot flush");
 }
 
+#[test]
+fn a_disk_that_makes_nothing_durable_offers_no_flush_and_takes_writes() {
+    for more in [Features::empty(), Features::FUA] {
+        let features = Ram::limits().features | Features::NO_FLUSH | more;
+        let served = Served::with(ram(Limits { features, ..Ram::limits() }), |export| export);
+        let Reply::Number(offered) = FrontEnd::raw(&served.socket()).ask(&Message::GetFeatures)
+        else {
+            panic!("no features");
+        };
+        assert_eq!(offered & (1 << 9 | 1 << 11), 0, "neither a flush nor a cache to switch");
+        let driver = FrontEnd::started(&served.socket(), ALL & !(1 << 9) & !(1 << 11));
+        assert_eq!(driver.request(OUT, 0, 512), OK, "{more:?}");
+    }
+}
+
 /// QEMU does not say again what its guest has chosen.
 #[test]
 fn write_through_is_not_forgotten() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Bio, Status};
+use blockyard_blkmq::{Bio, Features, Status};
 
 use super::work::Shared;
 use crate::error::{Error, Result};
@@ -30,18 +30,26 @@ pub(super) struct Checkpoints<'a> {
     journal: Option<&'a mut Journal>,
     flush: Option<Flush>,
     last: Instant,
-    failed: bool,
+    /// Nothing is flushed any more: one flush has failed, or the target has none. Both are told.
+    over: bool,
 }
 
 impl<'a> Checkpoints<'a> {
     pub(super) fn new(shared: &'a Arc<Shared>, journal: Option<&'a mut Journal>) -> Self {
-        Self { shared, journal, flush: None, last: Instant::now(), failed: false }
+        let over = shared.target.limits().features.contains(Features::NO_FLUSH);
+        if over {
+            tracing::warn!(
+                disk = shared.uris.1,
+                "it cannot be flushed: when all is copied, some of it may still be in its server's cache only"
+            );
+        }
+        Self { shared, journal, flush: None, last: Instant::now(), over }
     }
 
     /// Sees to it every now and then. It does not wait.
     pub(super) fn look(&mut self) -> Result<()> {
         let Some(flush) = &self.flush else {
-            if self.journal.is_some() && !self.failed && self.last.elapsed() >= CHECKPOINT {
+            if self.journal.is_some() && !self.over && self.last.elapsed() >= CHECKPOINT {
                 self.begin();
             }
             return Ok(());
@@ -57,7 +65,7 @@ impl<'a> Checkpoints<'a> {
         if self.flush.is_some() {
             self.wait(session, interrupt)?;
         }
-        if self.failed {
+        if self.over {
             // That is told already.
             return Ok(());
         }
@@ -80,7 +88,7 @@ impl<'a> Checkpoints<'a> {
     fn ended(&mut self, status: Status) -> Result<()> {
         let Some(Flush { covered, .. }) = self.flush.take() else { return Ok(()) };
         if !status.is_ok() {
-            self.failed = true;
+            self.over = true;
             let target = &self.shared.uris.1;
             let what = format!("cannot flush {target}: what was written last may not be there");
             let help = match self.journal {
@@ -101,7 +109,7 @@ impl<'a> Checkpoints<'a> {
                     let since = wanted.get_or_insert_with(Instant::now).elapsed();
                     if since >= 2 * GRACE {
                         // A file cannot be told to give up.
-                        self.failed = true;
+                        self.over = true;
                         return Ok(());
                     }
                     if since >= GRACE {
