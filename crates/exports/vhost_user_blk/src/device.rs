@@ -48,13 +48,19 @@ pub struct Export {
     pub serial: String,
     /// Queues that a front-end may use, up to [`MAX_QUEUES`].
     pub queues: u16,
+    /// Told before requests are begun anew that another back-end had begun, which has died: what is below the disk may still
+    /// carry them out for that one, too.
+    pub on_resume: Option<OnResume>,
 }
+
+/// See [`Export::on_resume`].
+pub type OnResume = Arc<dyn Fn() + Send + Sync>;
 
 impl Export {
     /// That disk, its name as its serial number.
     #[must_use]
     pub fn new(bdev: Arc<Bdev>) -> Self {
-        Self { serial: bdev.name(), bdev, queues: DEFAULT_QUEUES }
+        Self { serial: bdev.name(), bdev, queues: DEFAULT_QUEUES, on_resume: None }
     }
 }
 
