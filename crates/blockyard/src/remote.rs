@@ -152,6 +152,22 @@ impl Remote {
         self.nbd.clear_queue();
     }
 
+    /// What another process has sent before it died may still be carried out: nothing is written until that is over.
+    pub(crate) fn hold_writes(&self) {
+        self.nbd.hold_writes();
+    }
+
+    /// What does that, for whoever learns later that there was another process.
+    pub(crate) fn holder(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let nbd = Arc::clone(&self.nbd);
+        Arc::new(move || nbd.hold_writes())
+    }
+
+    /// Whether this is what is behind a disk.
+    pub(crate) fn is_of(&self, disk: &Arc<Disk>) -> bool {
+        Arc::ptr_eq(&self.disk, disk)
+    }
+
     /// Makes the disk larger when the export is found to have grown.
     pub(crate) fn follow_size(&self, thread: &Handle) {
         let (mut export, disk) = (self.nbd.watch(), Arc::downgrade(&self.disk));

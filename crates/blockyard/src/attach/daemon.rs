@@ -154,6 +154,9 @@ impl Server {
             check_identity(record, &identity)?;
         }
         let remotes = maker.into_remotes();
+        if matches!(order, Order::Recover(_)) {
+            remotes.iter().for_each(Remote::hold_writes);
+        }
         let mut config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
         for export in &mut config.exports {
             // The kernel knows blocks only.

@@ -174,8 +174,8 @@ impl Daemon {
     fn open_the_gates(&mut self) -> Result<()> {
         let yard = &self.yard;
         let machines = std::mem::take(&mut self.machines);
-        let back_ends =
-            vhost_user::start(&yard.plan, machines, &yard.disks, self.threads.handles())?;
+        let (disks, threads) = (&yard.disks, self.threads.handles());
+        let back_ends = vhost_user::start(&yard.plan, machines, disks, &self.remotes, threads)?;
         // It is done once.
         let _ = yard.back_ends.set(back_ends);
         self.listeners.drain(..).for_each(|listener| yard.server.listen(listener));

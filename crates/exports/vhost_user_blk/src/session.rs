@@ -306,6 +306,7 @@ impl<'a> Session<'a> {
         // Without these, a driver has no way to flush a cache, so that there must be none (section 5.2.6.2).
         let cached = self.features & (feature::FLUSH | feature::CONFIG_WCE) != 0;
         let (device, threads) = (Arc::clone(self.device), self.threads);
+        let has_durability = device.has_durability();
         let vring = self.vring(index)?;
         let place = vring.place(event_idx).ok_or_else(|| {
             Close::Refused(format!("queue {index} starts before its size and place are known"))
@@ -327,6 +328,7 @@ impl<'a> Session<'a> {
                 enabled: vring.enabled,
                 indirect,
                 cached,
+                has_durability,
                 region,
             })
             .map_err(refused)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Bio, Status};
+use blockyard_blkmq::{Bio, Features, Status};
 
 use super::work::Shared;
 use crate::error::{Error, Result};
@@ -30,6 +30,18 @@ pub(super) enum Flushed {
     Durable,
     /// Nothing: a flush has failed, or nobody waits for it any more.
     Unknown,
+    /// It is where the target cannot make it durable, as was said before.
+    Never,
+}
+
+/// Whether the target is flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Flushes,
+    /// Not any more: a flush has failed, or was given up.
+    Failed,
+    /// It cannot be.
+    HasNoFlush,
 }
 
 /// Flushes of the target, one after the other. After one that failed, or was given up, there are no more: what it should
@@ -39,18 +51,28 @@ pub(super) struct Checkpoints<'a> {
     journal: Option<&'a mut Journal>,
     flush: Option<Flush>,
     last: Instant,
-    failed: bool,
+    target: Target,
 }
 
 impl<'a> Checkpoints<'a> {
     pub(super) fn new(shared: &'a Arc<Shared>, journal: Option<&'a mut Journal>) -> Self {
-        Self { shared, journal, flush: None, last: Instant::now(), failed: false }
+        let features = shared.target.limits().features;
+        let has_none = features.contains(Features::NO_FLUSH);
+        let target = if has_none { Target::HasNoFlush } else { Target::Flushes };
+        if has_none {
+            tracing::warn!(
+                disk = shared.uris.1,
+                "it cannot be flushed: when all is copied, some of it may still be in its server's cache only"
+            );
+        }
+        Self { shared, journal, flush: None, last: Instant::now(), target }
     }
 
     /// Sees to it every now and then. It does not wait.
     pub(super) fn look(&mut self) -> Result<()> {
         let Some(flush) = &self.flush else {
-            if self.journal.is_some() && !self.failed && self.last.elapsed() >= CHECKPOINT {
+            let flushes = self.target == Target::Flushes;
+            if self.journal.is_some() && flushes && self.last.elapsed() >= CHECKPOINT {
                 self.begin();
             }
             return Ok(());
@@ -64,12 +86,16 @@ impl<'a> Checkpoints<'a> {
     /// Makes all that is done durable. If an end is wanted, that takes no longer than a while.
     pub(super) fn finish(&mut self, session: &Session, interrupt: &Interrupt) -> Result<Flushed> {
         self.wait(session, interrupt)?;
-        if !self.failed {
+        if self.target == Target::Flushes {
             self.begin();
             self.wait(session, interrupt)?;
         }
-        // A failure is told already.
-        Ok(if self.failed { Flushed::Unknown } else { Flushed::Durable })
+        // What is not flushed any more has been told already.
+        Ok(match self.target {
+            Target::Flushes => Flushed::Durable,
+            Target::Failed => Flushed::Unknown,
+            Target::HasNoFlush => Flushed::Never,
+        })
     }
 
     fn begin(&mut self) {
@@ -87,7 +113,7 @@ impl<'a> Checkpoints<'a> {
     fn ended(&mut self, status: Status) -> Result<()> {
         let Some(Flush { covered, .. }) = self.flush.take() else { return Ok(()) };
         if !status.is_ok() {
-            self.failed = true;
+            self.target = Target::Failed;
             let target = &self.shared.uris.1;
             let what = format!("cannot flush {target}: what was written last may not be there");
             let help = match self.journal {
@@ -109,7 +135,7 @@ impl<'a> Checkpoints<'a> {
                     let since = wanted.get_or_insert_with(Instant::now).elapsed();
                     if since >= 2 * GRACE {
                         // A file cannot be told to give up.
-                        self.failed = true;
+                        self.target = Target::Failed;
                         return Ok(());
                     }
                     if since >= GRACE {
@@ -120,7 +146,7 @@ impl<'a> Checkpoints<'a> {
                 Err(RecvTimeoutError::Timeout) => {}
                 // That is the end of waiting, not what the target has said.
                 Ok(status) if given_up && !status.is_ok() => {
-                    self.failed = true;
+                    self.target = Target::Failed;
                     return Ok(());
                 }
                 ended => return self.ended(ended.unwrap_or(Status::Io)),

@@ -116,7 +116,7 @@ impl Copy {
                 (Ended::Whole, Err(err)) if interrupt.is_wanted() => return interrupted(Some(err)),
                 (Ended::Whole, Err(err)) => return Err(err),
                 (Ended::Whole, Ok(Flushed::Unknown)) => return Err(unknown(&self.target.uri)),
-                (Ended::Whole, Ok(Flushed::Durable)) => {}
+                (Ended::Whole, Ok(Flushed::Durable | Flushed::Never)) => {}
             }
         }
         session.close()?;
