@@ -162,10 +162,10 @@ impl<'a> Session<'a> {
             Message::SetVringKick(ring) => self.set_kick(ring, fds.next())?,
             Message::SetVringCall(ring) => {
                 let call = event(fds.next())?;
-                // Whoever could not be signalled before is now, as something may have been used meanwhile.
-                call.iter().for_each(|call| self.device.signal_from_session(call));
-                self.vring(ring.index)?.call = call;
+                self.vring(ring.index)?.call.clone_from(&call);
                 self.update(ring.index)?;
+                // The queue has it now. What was used before may have been signalled by the one that it had, or by none.
+                call.iter().for_each(|call| self.device.signal_from_session(call));
             }
             Message::SetVringErr(ring) => {
                 self.vring(ring.index)?.err = event(fds.next())?;
