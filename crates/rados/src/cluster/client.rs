@@ -49,7 +49,7 @@ pub enum Event {
     Close(ConnectionId),
     /// A monitor knows this client.
     Open(Session),
-    /// The client may not in, and trying again would not help.
+    /// The client may not in, and was never in; trying again would not help.
     Refused(Error),
     /// A session broke, and why; it is opened again if it is needed. Or a map cannot be used, and is asked for again.
     Lost(Peer, Error),

@@ -32,7 +32,12 @@ impl Objecter {
                 self.take_notification(now, osd, told);
                 Ok(())
             }
-            OsdMaps::KIND => self.take_maps(now, &OsdMaps::parse(message)?),
+            OsdMaps::KIND => {
+                let maps = OsdMaps::parse(message)?;
+                // It is the cluster's map, and not this OSD's fault: the monitors are asked for a whole one.
+                let _asked_for = self.take_maps(now, &maps);
+                Ok(())
+            }
             // What is new to this side is no answer to anything.
             _ => Ok(()),
         }

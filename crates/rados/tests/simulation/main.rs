@@ -216,7 +216,7 @@ fn an_interval_that_begins_while_a_watch_is_being_set_is_no_loss() {
             pool.flags = if full { 2 } else { 0 };
         });
         assert!(!has_watcher(&world));
-        let later = world.now + Duration::from_secs(5);
+        let later = world.now + Duration::from_secs(15);
         while world.step(later) {}
         let told = times_missed(&world) > before;
         assert!(
@@ -224,7 +224,7 @@ fn an_interval_that_begins_while_a_watch_is_being_set_is_no_loss() {
             "it is called set, and lost without a word: {what}"
         );
         world.change_map(|model| model.pools.get_mut(&1).unwrap().flags = 0);
-        let later = world.now + Duration::from_secs(5);
+        let later = world.now + Duration::from_secs(15);
         while world.step(later) {}
         assert!(is_set(&world), "{what}");
         assert!(has_watcher(&world), "it is called set, and the OSD knows of none: {what}");
@@ -258,6 +258,41 @@ fn a_watch_says_that_it_may_have_missed_something_when_its_session_is_lost_and_w
     while world.step(later) {}
     assert_eq!(times_missed(&world), before + 2, "it is back, BLOCKYARD_SEED={seed}");
     assert!(has_watcher(&world));
+}
+
+/// What a daemon sends again and again, and this side cannot use, costs little; and when it can be used, all goes on.
+#[test]
+fn maps_and_answers_that_cannot_be_used_make_no_hot_loop() {
+    type Spoil = fn(&mut World, bool);
+    let spoils: [(&str, Spoil); 2] = [
+        ("maps", |world, spoils| world.spoils_maps = spoils),
+        ("answers", |world, spoils| world.spoils_replies = spoils),
+    ];
+    for (what, spoil) in spoils {
+        let seed = first_seed();
+        let mut world = with_a_watch(seed);
+        spoil(&mut world, true);
+        world.change_map(|model| model.pools.get_mut(&1).unwrap().last_force_resend = u32::MAX);
+        world.submit_notify(0, 1, "watched");
+        world.submit_notify(0, 1, "elsewhere");
+        world.pump(0);
+        let (sessions, steps) = (world.last_conn, world.last_event);
+        let minute = world.now + Duration::from_secs(60);
+        while world.step(minute) {}
+        let (sessions, steps) = (world.last_conn - sessions, world.last_event - steps);
+        assert!(
+            sessions < 100 && steps < 10_000,
+            "{what}: {sessions} sessions and {steps} events in a minute, BLOCKYARD_SEED={seed}"
+        );
+        spoil(&mut world, false);
+        let minute = world.now + Duration::from_secs(60);
+        while world.step(minute) {}
+        let objecter = world.clients[0].machine.objecter();
+        assert_eq!(objecter.map().epoch(), world.model.epoch, "{what}, BLOCKYARD_SEED={seed}");
+        assert!(world.clients[0].pending.is_empty(), "{what}, BLOCKYARD_SEED={seed}");
+        // Its OSD may have dropped it meanwhile, and it was told so.
+        assert!(has_watcher(&world) || !is_set(&world), "{what}, BLOCKYARD_SEED={seed}");
+    }
 }
 
 /// Formally a ping writes; it must go on where nothing may be written, or the OSD drops the watch.

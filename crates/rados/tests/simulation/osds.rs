@@ -155,6 +155,11 @@ impl World {
         let (result, data, redirect) = self.perform(&queued, on_primary);
         let redirect = redirect.then(|| queued.request.object[ELSEWHERE.len()..].to_owned());
         let reply = queued.request.reply(self.model.epoch, result, &data, redirect.as_deref());
+        let reply = if self.spoils_replies {
+            Message { front: reply.front.slice(..reply.front.len() / 2), ..reply }
+        } else {
+            reply
+        };
         let nonsense = self.chaos.active && self.rng.one_in(self.chaos.nonsense_one_in);
         let nonsense = nonsense.then(|| self.nonsense(&reply));
         if let Some(connection) = self.conns.get_mut(&queued.conn) {
