@@ -61,12 +61,16 @@ impl<D: Driver> Elevator<D> {
         limit.map_or(usize::MAX, |limit| limit as usize)
     }
 
+    /// Offers `merge` the requests of a hardware queue, whose lock the caller has: what is known of a request is kept
+    /// in step with it under that lock.
     pub(crate) fn try_merge(
         &self,
+        queue: usize,
         bio: Candidate,
         merge: &mut dyn FnMut(&mut Box<Rq<D>>, MergeKind) -> bool,
     ) -> bool {
-        self.with(|scheduler| scheduler.try_merge(bio, merge)).unwrap_or(false)
+        self.with(|scheduler| scheduler.try_merge(bio, &|rq| queue_of(rq) == queue, merge))
+            .unwrap_or(false)
     }
 
     pub(crate) fn completed(&self, rq: &Rq<D>) {

@@ -18,6 +18,8 @@ struct State {
     ended: Vec<Box<Bio>>,
     /// Set while the task sleeps.
     sleeper: Option<Waker>,
+    /// Nobody wants to know how anything ends, but that it has.
+    abandoned: bool,
     /// The task is gone.
     closed: bool,
 }
@@ -55,6 +57,11 @@ impl Outbox {
         }
     }
 
+    /// From now on, what has not begun need not; the rest is waited for nevertheless.
+    pub fn abandon(&self) {
+        self.0.lock().abandoned = true;
+    }
+
     /// From now on, nobody is interested.
     pub fn close(&self) {
         let ended = {
@@ -89,7 +96,8 @@ impl EndIo for Outbox {
     }
 
     fn is_gone(&self) -> bool {
-        self.0.lock().closed
+        let state = self.0.lock();
+        state.closed || state.abandoned
     }
 }
 
@@ -139,6 +147,19 @@ mod tests {
         outbox.close();
         bio.end(Default::default());
         assert_eq!(Arc::strong_count(&outbox), 1);
+    }
+
+    #[test]
+    fn what_was_abandoned_is_waited_for() {
+        let outbox = Arc::new(Outbox::default());
+        let bio = Bio::flush().on_end(Arc::<Outbox>::clone(&outbox));
+        assert!(!outbox.is_gone());
+        outbox.abandon();
+        assert!(outbox.is_gone());
+        bio.end(Default::default());
+        let mut ended = Vec::new();
+        outbox.take(&mut ended);
+        assert_eq!(ended.len(), 1);
     }
 
     #[test]

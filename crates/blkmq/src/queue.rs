@@ -243,8 +243,9 @@ impl<D: Driver> RequestQueue<D> {
     /// Waits until no request is in use, and nothing is between two of its own. Blocks: not for a thread that
     /// completions come by.
     fn wait_drained(&self) {
+        // In this order: what is under way brings requests into use, and is through before the last of them is free.
         let drained = || {
-            self.hctxs.iter().all(|hctx| hctx.lock().allocated == 0) && self.shared.locks.is_idle()
+            self.shared.locks.is_idle() && self.hctxs.iter().all(|hctx| hctx.lock().allocated == 0)
         };
         while !drained() {
             let listener = self.shared.drained.listen();

@@ -178,7 +178,7 @@ pub struct ServeArgs {
         conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
     )]
     pub tls_psk: Option<PathBuf>,
-    /// Clients at a time.
+    /// Clients at a time. As many again may be in their handshake.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_clients: Option<u32>,
     /// Requests of a client that are worked on at a time.

@@ -129,7 +129,8 @@ impl<'a> DiskMaker<'a> {
         let disk = self.alloc(plan, name, parts)?;
         let remote = Remote::new(Arc::clone(&disk), driver);
         if let Err(err) = self.add(&disk) {
-            remote.leave_and_wait(Duration::ZERO);
+            // Nothing was written to it.
+            let _ = remote.leave_and_wait(Duration::ZERO);
             return Err(err);
         }
         if plan.options.size.is_none()

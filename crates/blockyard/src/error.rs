@@ -91,6 +91,15 @@ impl Error {
         self
     }
 
+    /// The same, if anything is known to have caused it.
+    #[must_use]
+    pub(crate) fn perhaps_caused_by(self, source: Option<Self>) -> Self {
+        match source {
+            Some(source) => self.caused_by(source),
+            None => self,
+        }
+    }
+
     /// The kind, to match on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -14,6 +14,7 @@ use blockyard_driver_nbd::{
 use blockyard_nbd::uri::{Transport, Uri};
 use blockyard_nbd::wire::ReplyType;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::{Instant, timeout_at};
 
 use crate::daemon::FlushFailed;
 use crate::error::{Error, ErrorKind, Result};
@@ -144,11 +145,27 @@ impl Remote {
         Self { disk, nbd, abandoned: AtomicBool::new(false) }
     }
 
-    /// Fails all that waits for the server, or is out; [`Remote::leave`] does not flush any more. What is asked for after
+    /// Fails all that waits for the server, or is out, and with that the last flush. What is asked for after
     /// that may wait again.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
         self.nbd.clear_queue();
+    }
+
+    /// What another process has sent before it died may still be carried out: nothing is written until that is over.
+    pub(crate) fn hold_writes(&self) {
+        self.nbd.hold_writes();
+    }
+
+    /// What does that, for whoever learns later that there was another process.
+    pub(crate) fn holder(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let nbd = Arc::clone(&self.nbd);
+        Arc::new(move || nbd.hold_writes())
+    }
+
+    /// Whether this is what is behind a disk.
+    pub(crate) fn is_of(&self, disk: &Arc<Disk>) -> bool {
+        Arc::ptr_eq(&self.disk, disk)
     }
 
     /// Makes the disk larger when the export is found to have grown.
@@ -167,13 +184,14 @@ impl Remote {
         });
     }
 
-    /// Flushes, ends what is out and says goodbye. What is not done within `limit` fails: a server that is gone
+    /// Flushes, ends what is out and says goodbye. What of all that is not done within `limit` fails: a server that is gone
     /// keeps nobody from ending.
     ///
     /// # Errors
     /// The flush failed: what was written since the last good one may be lost.
     pub(crate) async fn leave(&self, limit: Duration) -> Result<(), FlushFailed> {
-        let flushed = match tokio::time::timeout(limit, self.flush()).await {
+        let end = Instant::now() + limit;
+        let flushed = match timeout_at(end, self.flush()).await {
             Ok(status) if status.is_ok() => Ok(()),
             Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
@@ -182,7 +200,11 @@ impl Remote {
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
-        self.nbd.disconnect().await;
+        if timeout_at(end, self.nbd.disconnect()).await.is_err() {
+            // It waits for what is out, as long as a request may take; with that gone it is through.
+            self.nbd.clear_queue();
+            self.nbd.disconnect().await;
+        }
         // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
         let mut limits = self.disk.limits();
         limits.features.remove(Features::WRITE_CACHE);
@@ -194,7 +216,7 @@ impl Remote {
 
     async fn flush(&self) -> Status {
         let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
-        if self.abandoned.load(Ordering::Acquire) || !can_flush || !self.has_been_written() {
+        if !can_flush || !self.has_been_written() {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {
@@ -218,14 +240,10 @@ impl Remote {
     }
 
     /// As [`Remote::leave`], where there is no runtime.
-    pub(crate) fn leave_and_wait(&self, limit: Duration) {
+    pub(crate) fn leave_and_wait(&self, limit: Duration) -> Result<(), FlushFailed> {
         match runtime() {
-            Ok(runtime) => {
-                if let Err(lost) = runtime.block_on(self.leave(limit)) {
-                    tracing::error!("{lost}");
-                }
-            }
-            Err(err) => tracing::error!(error = %err, "the NBD server is not told goodbye"),
+            Ok(runtime) => runtime.block_on(self.leave(limit)),
+            Err(err) => Err(FlushFailed::new(self.disk.name(), &err)),
         }
     }
 }

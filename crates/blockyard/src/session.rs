@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock};
 
+use crate::daemon::Losses;
 use crate::disks::DiskMaker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue_threads::QueueThreads;
@@ -18,7 +19,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a server has to take the last flush.
 const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Open disks. Dropping it closes them.
+/// Open disks. Dropping it closes them; who has written to them calls [`Session::close`].
 pub struct Session {
     threads: QueueThreads,
     layer: BlockLayer,
@@ -126,17 +127,33 @@ impl Session {
             made => made,
         }
     }
+
+    /// Closes all disks.
+    ///
+    /// # Errors
+    /// A last flush failed: what was written may be lost.
+    pub fn close(mut self) -> Result<()> {
+        self.end().into_result()
+    }
+
+    fn end(&mut self) -> Losses {
+        let mut losses = Losses::default();
+        for remote in self.remotes.drain(..) {
+            losses.note(remote.leave_and_wait(LEAVE_LIMIT));
+        }
+        let disks = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
+        for disk in disks.iter().rev() {
+            losses.note_status(disk, self.layer.del_disk(disk));
+        }
+        losses
+    }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        for remote in &self.remotes {
-            remote.leave_and_wait(LEAVE_LIMIT);
+        if let Err(err) = self.end().into_result() {
+            tracing::error!("{err}: what was written since the last good flush may be lost");
         }
-        let disks = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
-        disks.iter().rev().for_each(|disk| {
-            self.layer.del_disk(disk);
-        });
         if let Some((stop, ticker)) = self.ticker.take() {
             drop(stop);
             // A panic has been reported where it happened.

@@ -242,7 +242,7 @@ fn info_tells_what_a_disk_is() {
     let info = daemon.run(&["info", &daemon.uri(""), "--json"]).code(0).json();
     assert_eq!((&info["kind"], &info["export"]), (&"nbd".into(), &"ram0".into()));
     assert_eq!((&info["description"], &info["style"]), (&"four".into(), &"extended".into()));
-    assert_eq!(info["block_size"]["minimum"], 512);
+    assert_eq!(info["block_size"]["minimum"], 1);
     assert_eq!(info["contexts"][0], "base:allocation");
     let gone = format!("nbd+unix:///?socket={}/none", daemon.dir().display());
     run(&["info", &gone]).code(1).contains(&["is the server running?"]);
@@ -371,4 +371,64 @@ fn text_of_others_does_nothing_to_a_terminal() {
     }
     run(&["info", &uri]).code(0).contains(&["red\\u{1b}[31m\\nnext\\u{9b}31m"]);
     run(&["info", missing]).code(1).contains(&["\\u{1b}[31mmissing\\nfile does not exist"]);
+}
+
+#[test]
+fn options_that_would_have_no_effect_are_refused() {
+    let machine = ["serve", "ram:1M", "ram:1M", "--vhost-user-blk", "s"];
+    for (args, parts) in [
+        (&["--serial", "a", "--serial", "b"][..], &["--serial", "2 times", "1 times"][..]),
+        (&["--name", "a"], &["--name is about NBD", "add --nbd"]),
+        (&["--description", "a"], &["--description is about NBD"]),
+        (&["--max-clients", "1"], &["--max-clients is about NBD"]),
+        (&["--max-in-flight", "1"], &["--max-in-flight is about NBD"]),
+        (&["--max-memory", "1G"], &["--max-memory is about NBD"]),
+        (&["--tls", "require", "--tls-psk", "keys"], &["--tls is about NBD"]),
+        (&["--run", "true"], &["--run is about NBD"]),
+    ] {
+        run(&[&machine[..], args].concat()).code(64).contains(parts);
+    }
+}
+
+#[test]
+fn sockets_that_are_passed_are_served_or_refused() {
+    for args in
+        ["serve ram:1M --nbd unix:s", "serve ram:1M --vhost-user-blk s", "run ram:1M -- true"]
+    {
+        let dir = TempDir::new().unwrap();
+        let script =
+            format!("exec 3</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$0\" {args}");
+        let mut command = std::process::Command::new("timeout");
+        command.args(["60", "bash", "-c", &script, env!("CARGO_BIN_EXE_blockyard")]);
+        command.env("BLOCKYARD_RUNTIME_DIR", dir.path().join("run")).current_dir(dir.path());
+        let said = Said::of(&command.output().unwrap());
+        said.code(64).contains(&["systemd passes sockets (1)", "--nbd systemd"]);
+    }
+}
+
+#[test]
+fn set_changes_no_disk_but_the_one_that_is_named() {
+    let daemon = Daemon::serve(&["ram:1M?name=root", "ram:1M?name=vm:root"]);
+    let sizes = || {
+        let disks = daemon.report()["disks"].clone();
+        [0, 1].map(|index| disks[index]["size"].as_u64().unwrap() >> 20)
+    };
+    daemon.run(&["set", "vm:root", "size=2M"]).code(0);
+    assert_eq!(sizes(), [1, 2]);
+    daemon.run(&["set", "other:root", "size=3M"]).code(1).contains(&["no daemon has a disk"]);
+    daemon.run(&["set", &format!("{}:root", daemon.pid()), "size=4M"]).code(0);
+    daemon.run(&["set", &format!("{}:vm:root", daemon.pid()), "size=5M"]).code(0);
+    assert_eq!(sizes(), [4, 5]);
+    daemon.stop();
+}
+
+#[test]
+fn a_comparison_that_cannot_be_told_is_no_difference() {
+    let dir = TempDir::new().unwrap();
+    for json in [&[][..], &["--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = blockyard(&dir.path().join("run"));
+        command.args(["compare", "ram:1M", "ram:1M"]).args(json).stdout(full);
+        Said::of(&command.output().unwrap()).code(2).contains(&["cannot write to standard output"]);
+    }
 }

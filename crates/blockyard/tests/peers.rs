@@ -37,7 +37,7 @@ fn nbdinfo_sees_what_an_export_is() {
         assert_eq!(export["contexts"][0], "base:allocation");
         assert_eq!(
             export["block_minimum"].as_u64().or(export["block_size_minimum"].as_u64()),
-            Some(512)
+            Some(1)
         );
         peer("nbdinfo", &["--can", "fua", &uri]);
         assert_eq!(try_peer("nbdinfo", &["--is", "read-only", &uri]).code, 2);
@@ -115,8 +115,11 @@ def fails(what, call):
 fails(errno.EINVAL, lambda: h.pread(4096, size))
 fails(errno.EINVAL, lambda: h.pread(1, size))
 fails(errno.ENOSPC, lambda: h.pwrite(buf, size))
-fails(errno.EINVAL, lambda: h.pread(511, 0))
-fails(errno.EINVAL, lambda: h.pwrite(b"x" * 512, 1))
+# Any bytes are served.
+before = h.pread(1536, 1024)
+h.pwrite(b"x" * 512, 1025)
+assert h.pread(511, 1025) == b"x" * 511
+assert h.pread(1536, 1024) == before[:1] + b"x" * 512 + before[513:]
 fails(errno.EINVAL, lambda: h.pread(512, 0, 1 << 14))
 fails(errno.EINVAL, lambda: h.trim(4096, size))
 fails(errno.ENOSPC, lambda: h.zero(4096, size))

@@ -76,6 +76,35 @@ fn a_read_only_export_and_a_read_only_wish_make_a_read_only_disk() {
     daemon.stop();
 }
 
+/// nbd-server without `flush = true`, say: what it has acknowledged may be in a cache that nobody can flush.
+#[test]
+fn what_an_upstream_cannot_make_durable_is_not_promised() {
+    let dir = TempDir::new().unwrap();
+    let (socket, file) = (dir.path().join("up"), dir.path().join("file"));
+    std::fs::write(&file, noise(MIB, 3)).unwrap();
+    let script = [
+        "eval",
+        "get_size=echo 1048576",
+        "pread=head -c $3 /dev/zero",
+        "pwrite=cat >/dev/null",
+        "can_write=exit 0",
+        "can_flush=exit 3",
+    ];
+    let _nbdkit = nbdkit(&socket, &script);
+    let upstream = unix("", &socket);
+    let can = |uri: &str| run(&["info", "--json", uri]).code(0).json()["can"].to_string();
+    assert!(can(&upstream).contains("write") && !can(&upstream).contains("flush"));
+    let daemon = Daemon::serve(&[&format!("{upstream}&name=proxy")]);
+    let proxy = daemon.uri("proxy");
+    for what in ["flush", "fua", "multi-conn"] {
+        assert_eq!(try_peer("nbdinfo", &["--can", what, &proxy]).code, 2, "{what}");
+    }
+    peer("nbdcopy", &[file.to_str().unwrap(), &proxy]);
+    let copied = run(&["copy", file.to_str().unwrap(), &upstream]);
+    copied.code(0).contains(&["cannot be flushed", "cache"]);
+    daemon.stop();
+}
+
 /// The upstream server of a proxy is killed and started again, twice, while fio verifies what it wrote.
 #[test]
 fn a_server_that_dies_is_not_noticed() {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{SealFlags, fcntl_add_seals, fstat, fstatfs};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::segment::Owner;
 use crate::sigbus::Entry;
@@ -96,6 +96,9 @@ impl SharedMapping {
         }?;
         let base = NonNull::new(base.cast::<u8>())
             .ok_or_else(|| io::Error::other("mmap returned a null pointer"))?;
+        // A core dump of this process has no business with the memory of guests. It is no less usable without.
+        // SAFETY: the advice changes nothing of the memory itself.
+        let _ = unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxDontDump) };
         match Entry::watch(base, mapped) {
             Ok(watched) => {
                 std::mem::forget(counted);

@@ -27,7 +27,10 @@ fn serve(socket: &Path, limits: Limits) -> (Arc<Server>, Vec<QueueThread>) {
         Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap();
     let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
     let (threads, handles) = QueueThread::start_many(THREADS);
-    let config = Config { exports: vec![Export::new("disk", bdev)], ..Config::default() };
+    // As a block size that somebody has chosen: the client's disk has the same one.
+    let block = bdev.limits().logical_block_size.bytes();
+    let export = Export { minimum_block_size: Some(block), ..Export::new("disk", bdev) };
+    let config = Config { exports: vec![export], ..Config::default() };
     let server = Server::new(config, handles).unwrap();
     server.listen(bind(&Address::Unix(socket.to_owned()), None).unwrap());
     (server, threads)

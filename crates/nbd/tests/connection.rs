@@ -197,10 +197,10 @@ fn a_peer_that_is_slow_and_steady_lives_and_one_that_stands_still_does_not() {
         assert_eq!(pair.send(&write[at..=at]), 1);
         assert_eq!(pair.pass(Duration::from_secs(50)), None, "byte {at}");
     }
-    for at in 40..60 {
+    for (at, &byte) in write.iter().enumerate().take(60).skip(40) {
         let place = pair.connection.place(&mut memory).unwrap();
         assert!(place.is_last);
-        place.bytes[0] = write[at];
+        place.bytes[0] = byte;
         pair.connection.placed(1);
         assert_eq!(pair.pass(Duration::from_secs(50)), None, "byte {at}");
     }
@@ -392,4 +392,52 @@ fn extents_are_told_in_whole_blocks() {
         })
         .collect();
     assert_eq!(descriptors, [(8192, 3), (8192, 0), (4096, 3), (4096, 2), (8192, 0)]);
+}
+
+#[test]
+fn what_is_at_the_disk_counts_until_it_ends_after_the_connection_has() {
+    let budget = budget();
+    let mut pair = Pair::new(&budget);
+    pair.send(&head(Command::Read, 0, 8 << 20));
+    pair.send(&head(Command::Read, 4096, 1 << 20));
+    let first = pair.asked().unwrap().token;
+    // One has ended and is not sent, one is not asked for yet, one has come in part, and one waits.
+    pair.end(Answer { token: first, data: vec![vec![1; 8 << 20]], ..Answer::default() });
+    pair.send(&head(Command::Read, 8192, 1 << 20));
+    let second = pair.asked().unwrap().token;
+    pair.send(&[head(Command::Write, 0, 1 << 20), vec![1; 65_536]].concat());
+    pair.connection.stash(&[0; 100]);
+    assert!(pair.connection.outstanding() == 3 && budget.taken() > 10 * MIB);
+    pair.connection.hang_up();
+    assert_eq!(pair.connection.outstanding(), 1);
+    assert!((MIB..MIB + (128 << 10)).contains(&(budget.taken() + budget.own())));
+    assert!(!pair.connection.may_receive() && pair.asked().is_none());
+    pair.end(Answer { token: second, data: vec![vec![1; MIB]], ..Answer::default() });
+    pair.connection.hang_up();
+    assert_eq!((pair.connection.outstanding(), budget.taken()), (0, 0));
+    assert!(pair.replies().is_empty() && pair.connection.is_quiet());
+}
+
+#[test]
+fn a_write_in_pieces_ends_with_its_connection() {
+    for was_asked in [true, false] {
+        let budget = budget();
+        let mut crowd: Vec<_> = (0..8).map(|_| Pair::new(&budget)).collect();
+        for client in &mut crowd {
+            client.send(&head(Command::Read, 0, 32 << 20));
+            client.send(&head(Command::Read, 0, 32 << 20));
+        }
+        let before = budget.taken();
+        let mut pair = Pair::new(&budget);
+        pair.send(&[head(Command::Write, 0, 1 << 20), vec![1; 200_000]].concat());
+        let piece = if was_asked { pair.asked() } else { None };
+        pair.connection.hang_up();
+        if let Some(piece) = piece {
+            assert_eq!(pair.connection.outstanding(), 2, "the piece, and the whole");
+            pair.end(Answer { token: piece.token, ..Answer::default() });
+            pair.connection.hang_up();
+        }
+        assert_eq!((pair.connection.outstanding(), budget.taken()), (0, before));
+        assert!(pair.replies().is_empty());
+    }
 }

@@ -20,7 +20,7 @@ async fn answer(watch: &mut Watch, with: &[u8]) -> Vec<u8> {
                 watch.acknowledge(&told, with);
                 return told.payload.to_vec();
             }
-            Told::Reconnected => {}
+            Told::Missed => {}
             Told::Lost(error) => panic!("{error}"),
         }
     }
@@ -156,7 +156,7 @@ fn a_watcher_whose_object_is_removed_or_who_is_kept_out_is_told() {
         loop {
             match watch.next().await.unwrap() {
                 Told::Lost(_) => break,
-                Told::Notified(_) | Told::Reconnected => {}
+                Told::Notified(_) | Told::Missed => {}
             }
         }
     });

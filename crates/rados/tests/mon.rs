@@ -261,3 +261,94 @@ fn a_refusal_is_final_and_garbage_is_not() {
     assert!(matches!(error.kind(), ErrorKind::Refused { errno: 13, .. }), "{error}");
     assert_eq!(client.deadline(), None);
 }
+
+/// A monitor that refuses, and how.
+fn refuse(client: &mut MonClient, now: Instant, errno: i32) -> Result<(), blockyard_rados::Error> {
+    connect(client);
+    client.connected(now);
+    let refusal = AuthBadMethod {
+        method: AuthMethod::NONE,
+        result: -errno,
+        methods: vec![AuthMethod::NONE],
+        modes: vec![ConnectionMode::CRC],
+    };
+    let frames = bytes(&[greeting(), frame(Tag::AUTH_BAD_METHOD, &refusal)]);
+    client.receive(now, &[Banner::OURS.encode(), frames].concat())
+}
+
+/// Waits until the next monitor is due: for how long.
+fn pause(client: &mut MonClient, now: &mut Instant) -> Duration {
+    let due = client.deadline().unwrap();
+    let pause = due - std::mem::replace(now, due);
+    client.expire(due).unwrap();
+    pause
+}
+
+#[test]
+fn a_monitor_without_a_quorum_says_nothing_of_keys() {
+    const EBUSY: i32 = 16;
+    let mut now = Instant::now();
+    let mut client = client(now);
+    refuse(&mut client, now, EBUSY).unwrap();
+    let Some(Event::Failed(_, error)) = client.poll_event() else { panic!("not told") };
+    assert!(error.to_string().contains("EBUSY") && !error.to_string().contains("key"), "{error}");
+    pause(&mut client, &mut now);
+    connect(&mut client);
+    open(&mut client, now);
+}
+
+/// Keys are changed and changed back, and clocks set: whoever was in once keeps trying.
+#[test]
+fn no_refusal_is_final_for_one_who_was_in() {
+    const EACCES: i32 = 13;
+    let mut now = Instant::now();
+    let mut client = client(now);
+    let question = client.ask(Request::GetVersion("osdmap".into())).unwrap();
+    for _ in 0..2 {
+        connect(&mut client);
+        open(&mut client, now);
+        sent(&mut client, BANNER_LEN);
+        // No new tickets.
+        let mut reply = Writer::new();
+        reply.u32(2);
+        reply.i32(-EACCES);
+        reply.u64(4711);
+        reply.u32(0);
+        reply.u32(0);
+        let reply = Message::new(18, 1, 1, reply.into_bytes()).into_frame(1, 0);
+        client.receive(now, &bytes(&[reply])).unwrap();
+        assert!(matches!(client.poll_event(), Some(Event::Failed(..))));
+        pause(&mut client, &mut now);
+        refuse(&mut client, now, EACCES).unwrap();
+        assert!(matches!(client.poll_event(), Some(Event::Failed(..))));
+        pause(&mut client, &mut now);
+    }
+    connect(&mut client);
+    open(&mut client, now);
+    let asked = sent(&mut client, BANNER_LEN);
+    assert_eq!((asked[1].kind, question), (19, 1), "what was asked waits");
+}
+
+#[test]
+fn monitors_whose_sessions_break_at_once_are_not_tried_in_a_hot_loop() {
+    let mut now = Instant::now();
+    let mut client = client(now);
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        connect(&mut client);
+        open(&mut client, now);
+        // Maps that are cut.
+        let maps = Message::new(41, 4, 3, vec![1, 2, 3]).into_frame(1, 0);
+        client.receive(now, &bytes(&[maps])).unwrap();
+        assert!(matches!(client.poll_event(), Some(Event::Failed(..))));
+        pauses.push(pause(&mut client, &mut now));
+    }
+    assert!(pauses.is_sorted() && pauses[0] < Duration::from_secs(1), "{pauses:?}");
+    assert!(pauses[11] >= Duration::from_secs(3), "{pauses:?}");
+    connect(&mut client);
+    open(&mut client, now);
+    now += Duration::from_secs(60);
+    client.failed(now, None);
+    client.poll_event();
+    assert_eq!(pause(&mut client, &mut now), pauses[0], "one that lasted");
+}

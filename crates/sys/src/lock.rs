@@ -140,15 +140,24 @@ const RESIZE: i64 = 3;
 const AS_A_READER: [Bytes; 3] =
     [(0, HAS + READ + 1), (WITHHOLDS + WRITE, 1), (WITHHOLDS + RESIZE, 1)];
 
-/// Whether QEMU writes to the file, or lets nobody read it. The bytes are no reader's of ours.
+/// Whether QEMU writes to the file, or lets nobody read it. Whoever has locked the whole file for reading, as others do, is a
+/// reader.
 fn is_minded_by_readers(file: BorrowedFd<'_>) -> bool {
-    [HAS + WRITE, HAS + RESIZE, WITHHOLDS + READ].into_iter().any(|byte| is_byte_held(file, byte))
+    let bytes = [HAS + WRITE, HAS + RESIZE, WITHHOLDS + READ];
+    bytes.into_iter().any(|byte| lock_held_on(file, byte).is_some_and(|lock| is_qemus(&lock)))
 }
 
-/// Whether another holds a lock on a byte, of either kind.
-fn is_byte_held(file: BorrowedFd<'_>, byte: i64) -> bool {
+/// Whether a lock covers bytes of QEMU's and no others.
+fn is_qemus(lock: &libc::flock) -> bool {
+    let end = lock.l_start.saturating_add(lock.l_len);
+    lock.l_start >= HAS && lock.l_len > 0 && end <= QEMU_END
+}
+
+/// The lock of another on a byte, of either kind.
+fn lock_held_on(file: BorrowedFd<'_>, byte: i64) -> Option<libc::flock> {
     let mut lock = lock_on((byte, 1), libc::F_WRLCK);
-    fcntl(file, libc::F_OFD_GETLK, &mut lock).is_ok() && lock.l_type != short(libc::F_UNLCK)
+    fcntl(file, libc::F_OFD_GETLK, &mut lock).ok()?;
+    (lock.l_type != short(libc::F_UNLCK)).then_some(lock)
 }
 
 fn l_type(kind: LockKind) -> libc::c_int {
@@ -165,12 +174,9 @@ fn holder(file: BorrowedFd<'_>, wanted: LockKind) -> LockError {
     let known = asked.is_ok() && lock.l_type != short(libc::F_UNLCK);
     // A process id of -1 is an open file description lock; 0 a process outside of this namespace.
     let pid = u32::try_from(lock.l_pid).ok().filter(|&pid| known && pid > 0);
-    let qemu = known
-        && lock.l_start >= HAS
-        && lock.l_len > 0
-        && lock.l_start.saturating_add(lock.l_len) <= QEMU_END;
+    let qemu = known && is_qemus(&lock);
     let reads = if qemu {
-        !is_byte_held(file, HAS + WRITE) && !is_byte_held(file, HAS + RESIZE)
+        [HAS + WRITE, HAS + RESIZE].into_iter().all(|byte| lock_held_on(file, byte).is_none())
     } else {
         known && lock.l_type == short(libc::F_RDLCK)
     };
@@ -195,4 +201,24 @@ fn fcntl(file: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock) -> 
     // nothing else.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_on_the_whole_file_for_reading_is_no_writer_of_qemus() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || Arc::new(OwnedFd::from(std::fs::File::open(file.path()).unwrap()));
+        let other = open();
+        let mut whole = whole_file(libc::F_RDLCK);
+        fcntl(other.as_fd(), libc::F_OFD_SETLK, &mut whole).unwrap();
+        Lock::take(&open(), LockKind::Shared).unwrap();
+        let writes = lock_on((HAS + WRITE, 1), libc::F_RDLCK);
+        fcntl(other.as_fd(), libc::F_OFD_SETLK, &mut whole_file(libc::F_UNLCK)).unwrap();
+        fcntl(other.as_fd(), libc::F_OFD_SETLK, &mut { writes }).unwrap();
+        let refused = Lock::take(&open(), LockKind::Shared).unwrap_err();
+        assert_eq!(refused.to_string(), "QEMU writes to it");
+    }
 }

@@ -76,9 +76,9 @@ impl SocketFile {
     /// What the system says.
     pub fn remove_stale(path: &Path) -> io::Result<()> {
         let place = Place::of(&std::path::absolute(path)?)?;
-        let _lock = place.lock()?;
+        let held = Held::Locked(place.lock()?);
         match place.look()? {
-            Found::Stale => place.remove(),
+            Found::Stale => place.remove(&held),
             Found::Nothing | Found::Alive | Found::NoSocket => Ok(()),
         }
     }
@@ -87,20 +87,29 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let Ok(place) = Place::of(&self.path) else { return };
-        // Where there are no locks, nobody replaces anything.
-        let locked = place.lock();
-        if locked.is_err_and(|err| err.kind() == io::ErrorKind::WouldBlock) {
-            return;
-        }
+        let held = match place.lock() {
+            Ok(lock) => Held::Locked(lock),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+            // Where there are no locks, nobody replaces anything.
+            Err(_) => Held::NoLocksHere,
+        };
         let same = |found: &Stat| {
             fstat(&self.file)
                 .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino))
         };
         if place.stat().is_ok_and(|found| same(&found)) {
             // Who is not let is not told: there is nobody to do something about it.
-            let _ = place.remove();
+            let _ = place.remove(&held);
         }
     }
+}
+
+/// What whoever removes a socket file, or replaces it, has for as long as that takes.
+#[must_use]
+enum Held {
+    Locked(#[expect(dead_code, reason = "the lock ends when it is closed")] OwnedFd),
+    /// The file system has none, or this process may not take one.
+    NoLocksHere,
 }
 
 /// A directory, and a name in it.
@@ -133,7 +142,7 @@ impl Place {
         Ok(Self { directory, path: path.to_owned(), name: name.to_owned() })
     }
 
-    /// Whoever removes or replaces a socket file of this directory holds this.
+    /// The lock of the directory, for [`Held`].
     fn lock(&self) -> io::Result<OwnedFd> {
         let dot = OsStr::new(".");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -178,7 +187,7 @@ impl Place {
         })
     }
 
-    fn remove(&self) -> io::Result<()> {
+    fn remove(&self, _: &Held) -> io::Result<()> {
         Ok(unlinkat(&self.directory, &self.name, AtFlags::empty())?)
     }
 }
@@ -358,6 +367,32 @@ mod tests {
         assert_eq!(names(dir.path()), ["s"]);
         let error = SocketFile::bind(&dir.path().join("no/s"), None, BACKLOG).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn who_leaves_does_not_take_the_socket_of_who_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (mut socket, mut file) = SocketFile::bind(&path, None, BACKLOG).unwrap();
+        for round in 0..300 {
+            let barrier = Barrier::new(2);
+            let bound = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    drop(socket);
+                    drop(file);
+                });
+                barrier.wait();
+                loop {
+                    match SocketFile::bind(&path, None, BACKLOG) {
+                        Err(err) if err.kind() == io::ErrorKind::AddrInUse => {}
+                        bound => break bound.unwrap(),
+                    }
+                }
+            });
+            connect_unix(&path).unwrap_or_else(|err| panic!("round {round}: {err}"));
+            (socket, file) = bound;
+        }
     }
 
     #[test]

@@ -7,6 +7,10 @@
 //! There are two kinds of holders. An [`Edge`] wants the block for itself: it waits until all writes to it that are out
 //! have ended ([`WritesOut`]), and later ones wait for it. A [`Held`] write is one that came while the block was locked:
 //! once it has its turn it is a write like others.
+//!
+//! Who gives a lock back does not take the next one on by himself: that one may end at once, and give its own back. It
+//! becomes ready, and whoever is at taking on what is ready takes it on as well, one after the other, on a stack that
+//! does not grow.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,7 +19,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_listener::Event;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
 use super::{Edge, WritesOut};
 use crate::bio::{Bio, EndIo};
@@ -24,9 +27,9 @@ use crate::hctx::{Arrival, Hctx};
 use crate::queue::QueueShared;
 use crate::units::Sector;
 
-/// Edges that have a lock, or a place in the order of locks. More wait in a queue of their own, so that the list of
-/// locks which writes are compared with stays short.
-const MAX_EDGES: usize = 64;
+/// Ranges that edges have locked, or have a place for in the order of locks. Edges of more ranges wait in a queue of
+/// their own, so that the list of locks which writes are compared with stays short.
+const MAX_EDGE_RANGES: usize = 64;
 
 /// The locks of a disk.
 pub(crate) struct BlockLocks<D: Driver> {
@@ -43,9 +46,14 @@ struct Table<D: Driver> {
     /// In the order in which they were asked for.
     locks: Vec<Lock<D>>,
     next: u64,
-    edges: usize,
-    /// Edges that are too many.
+    /// Ranges that edges have locked, or wait for.
+    edge_ranges: usize,
+    /// Edges of ranges that are too many, and those behind them.
     queue: VecDeque<Edge<D>>,
+    /// Whose turn it is.
+    ready: VecDeque<Turn<D>>,
+    /// Somebody is at taking on what is ready.
+    taking_on: bool,
 }
 
 struct Lock<D: Driver> {
@@ -58,7 +66,11 @@ struct Lock<D: Driver> {
     pending: usize,
     /// Who waits for it; taken away when it is had.
     holder: Option<Holder<D>>,
+    /// Who wants the same range next, with nobody between who overlaps it.
+    behind: VecDeque<Holder<D>>,
     is_edge: bool,
+    /// How many of the holder and of those behind it are edges.
+    edges: usize,
 }
 
 enum Holder<D: Driver> {
@@ -72,12 +84,12 @@ pub(crate) struct Held<D: Driver> {
     pub(crate) arrival: Arrival,
 }
 
-/// Holders whose turn it is.
-type Turns<D> = SmallVec<[Turn<D>; 4]>;
-
+/// A holder whose turn it is.
 enum Turn<D: Driver> {
     /// An edge, which waits now for the writes to a range that are out.
     Watch(u64, Sector, Sector),
+    /// An edge, for which these have ended.
+    Edge(u64, Edge<D>),
     Held(u64, Held<D>),
 }
 
@@ -89,9 +101,11 @@ impl<D: Driver> Default for BlockLocks<D> {
             count: AtomicUsize::new(0),
             table: Mutex::new(Table {
                 locks: Vec::new(),
-                next: 1,
-                edges: 0,
+                next: 0,
+                edge_ranges: 0,
                 queue: VecDeque::new(),
+                ready: VecDeque::new(),
+                taking_on: false,
             }),
         }
     }
@@ -117,17 +131,13 @@ impl<D: Driver> BlockLocks<D> {
     /// Locks the block of `edge`, and takes it on once that is done.
     pub(super) fn lock_block(&self, shared: &QueueShared<D>, edge: Edge<D>) {
         self.watch(shared);
-        let mut turns = Turns::new();
         {
             let mut table = self.table.lock();
-            if table.edges < MAX_EDGES {
-                table.ask_edge(edge, &mut turns);
-            } else {
-                table.queue.push_back(edge);
-            }
+            table.queue.push_back(edge);
+            table.admit_edges();
             self.count.store(table.locks.len(), Ordering::SeqCst);
         }
-        self.take_turns(shared, turns);
+        self.take_on(shared);
     }
 
     /// Whether there is no lock at all. Called as [`BlockLocks::hold`] is.
@@ -155,27 +165,24 @@ impl<D: Driver> BlockLocks<D> {
 
     /// Gives a lock back.
     pub(super) fn unlock(&self, shared: &QueueShared<D>, id: u64) {
-        let mut turns = Turns::new();
         {
             let mut table = self.table.lock();
-            table.release(id, &mut turns);
+            table.release(id);
             self.count.store(table.locks.len(), Ordering::SeqCst);
         }
-        self.take_turns(shared, turns);
+        self.take_on(shared);
     }
 
     /// A write that some have waited for has ended.
-    pub(crate) fn write_ended(&self, waiters: impl IntoIterator<Item = u64>) {
-        for id in waiters {
-            self.one_less(id);
+    pub(crate) fn write_ended(&self, shared: &QueueShared<D>, waiters: &[u64]) {
+        if waiters.is_empty() {
+            return;
         }
-    }
-
-    fn one_less(&self, id: u64) {
-        let edge = self.table.lock().one_less(id);
-        if let Some(edge) = edge {
-            edge.go(id);
+        {
+            let mut table = self.table.lock();
+            waiters.iter().for_each(|&id| table.one_less(id));
         }
+        self.take_on(shared);
     }
 
     /// Has every hardware queue keep a list of its writes from now on.
@@ -189,22 +196,36 @@ impl<D: Driver> BlockLocks<D> {
         }
     }
 
-    fn take_turns(&self, shared: &QueueShared<D>, turns: Turns<D>) {
-        for turn in turns {
+    /// Takes on what is ready, unless somebody is at it, who then takes it on: another thread, or a caller of this one.
+    fn take_on(&self, shared: &QueueShared<D>) {
+        if std::mem::replace(&mut self.table.lock().taking_on, true) {
+            return;
+        }
+        loop {
+            let turn = {
+                let mut table = self.table.lock();
+                let turn = table.ready.pop_front();
+                table.taking_on = turn.is_some();
+                turn
+            };
             match turn {
-                Turn::Watch(id, start, end) => {
-                    for hctx in shared.queues() {
-                        let mut st = hctx.lock();
-                        let count =
-                            st.writes.as_mut().map_or(0, |writes| writes.wait(start, end, id));
-                        // With the queue's lock held: what it waits for has not ended yet.
-                        self.table.lock().more(id, count);
-                    }
-                    self.one_less(id);
-                }
-                Turn::Held(id, held) => resume(id, held),
+                None => return,
+                Some(Turn::Watch(id, start, end)) => self.wait_for_writes(shared, id, start, end),
+                Some(Turn::Edge(id, edge)) => edge.go(id),
+                Some(Turn::Held(id, held)) => resume(id, held),
             }
         }
+    }
+
+    /// Has a lock wait for the writes to its range that are out.
+    fn wait_for_writes(&self, shared: &QueueShared<D>, id: u64, start: Sector, end: Sector) {
+        for hctx in shared.queues() {
+            let mut st = hctx.lock();
+            let count = st.writes.as_mut().map_or(0, |writes| writes.wait(start, end, id));
+            // With the queue's lock held: what it waits for has not ended yet.
+            self.table.lock().more(id, count);
+        }
+        self.table.lock().one_less(id);
     }
 }
 
@@ -212,26 +233,75 @@ impl<D: Driver> Lock<D> {
     fn overlaps(&self, start: Sector, end: Sector) -> bool {
         self.start < end && start < self.end
     }
+
+    fn is_of(&self, start: Sector, end: Sector) -> bool {
+        (self.start, self.end) == (start, end)
+    }
+
+    /// Nobody is before it any more.
+    fn turn(&mut self) -> Turn<D> {
+        self.first = true;
+        match self.holder.take() {
+            Some(Holder::Held(held)) => Turn::Held(self.id, held),
+            edge => {
+                self.holder = edge;
+                Turn::Watch(self.id, self.start, self.end)
+            }
+        }
+    }
 }
 
 impl<D: Driver> Table<D> {
-    /// Adds a lock to the list; says whether no other is before it.
-    fn ask(&mut self, start: Sector, end: Sector, holder: Holder<D>) -> (u64, bool) {
-        let id = self.next;
+    fn new_id(&mut self) -> u64 {
         self.next += 1;
-        let first = !self.locks.iter().any(|lock| lock.overlaps(start, end));
-        let is_edge = matches!(holder, Holder::Edge(_));
-        // The one is whoever looks for writes that are out.
-        let lock = Lock { id, start, end, first, pending: 1, holder: Some(holder), is_edge };
-        self.locks.push(lock);
-        (id, first)
+        self.next
     }
 
-    fn ask_edge(&mut self, edge: Edge<D>, turns: &mut Turns<D>) {
-        let (start, end) = edge.range();
-        self.edges += 1;
-        if let (id, true) = self.ask(start, end, Holder::Edge(edge)) {
-            turns.push(Turn::Watch(id, start, end));
+    /// Asks for a range.
+    fn ask(&mut self, start: Sector, end: Sector, holder: Holder<D>) {
+        let is_edge = matches!(holder, Holder::Edge(_));
+        if is_edge && !self.has_edges(start, end) {
+            self.edge_ranges += 1;
+        }
+        let before = self.locks.iter_mut().rfind(|lock| lock.overlaps(start, end));
+        let first = before.is_none();
+        if let Some(same) = before.filter(|lock| lock.is_of(start, end)) {
+            same.edges += usize::from(is_edge);
+            same.behind.push_back(holder);
+            return;
+        }
+        let mut lock = Lock {
+            id: self.new_id(),
+            start,
+            end,
+            first,
+            // The one is whoever looks for writes that are out.
+            pending: 1,
+            holder: Some(holder),
+            behind: VecDeque::new(),
+            is_edge,
+            edges: usize::from(is_edge),
+        };
+        if first {
+            self.ready.push_back(lock.turn());
+        }
+        self.locks.push(lock);
+    }
+
+    fn has_edges(&self, start: Sector, end: Sector) -> bool {
+        self.locks.iter().any(|lock| lock.edges > 0 && lock.is_of(start, end))
+    }
+
+    /// Lets edges of the queue ask for their locks, in order, as far as their ranges are not too many.
+    fn admit_edges(&mut self) {
+        while let Some(edge) = self.queue.front() {
+            let (start, end) = edge.range();
+            if self.edge_ranges >= MAX_EDGE_RANGES && !self.has_edges(start, end) {
+                return;
+            }
+            if let Some(edge) = self.queue.pop_front() {
+                self.ask(start, end, Holder::Edge(edge));
+            }
         }
     }
 
@@ -245,42 +315,47 @@ impl<D: Driver> Table<D> {
         }
     }
 
-    /// One less to wait for. The edge, if that was the last.
-    fn one_less(&mut self, id: u64) -> Option<Edge<D>> {
-        let lock = self.find(id)?;
+    /// One less to wait for. If that was the last, the edge is ready.
+    fn one_less(&mut self, id: u64) {
+        let Some(lock) = self.find(id) else { return };
         lock.pending -= 1;
         let ready = lock.pending == 0;
-        match lock.holder.take_if(|holder| ready && matches!(holder, Holder::Edge(_)))? {
-            Holder::Edge(edge) => Some(edge),
-            Holder::Held(_) => None,
+        let edge = lock.holder.take_if(|holder| ready && matches!(holder, Holder::Edge(_)));
+        if let Some(Holder::Edge(edge)) = edge {
+            self.ready.push_back(Turn::Edge(id, edge));
         }
     }
 
-    fn release(&mut self, id: u64, turns: &mut Turns<D>) {
+    fn release(&mut self, id: u64) {
         let Some(at) = self.locks.iter().position(|lock| lock.id == id) else { return };
-        let released = self.locks.remove(at);
+        let new_id = self.new_id();
+        let Some(lock) = self.locks.get_mut(at) else { return };
+        let (start, end, was_edge) = (lock.start, lock.end, lock.is_edge);
+        lock.edges -= usize::from(was_edge);
+        if let Some(next) = lock.behind.pop_front() {
+            lock.is_edge = matches!(next, Holder::Edge(_));
+            (lock.id, lock.pending, lock.holder) = (new_id, 1, Some(next));
+            self.ready.push_back(lock.turn());
+        } else {
+            self.locks.remove(at);
+            self.let_others_have(at, start, end);
+        }
+        if was_edge && !self.has_edges(start, end) {
+            self.edge_ranges -= 1;
+            self.admit_edges();
+        }
+    }
+
+    /// A lock of that range is gone from the place `at`: those after it that have waited for nobody else are had now.
+    fn let_others_have(&mut self, at: usize, start: Sector, end: Sector) {
         for at in at..self.locks.len() {
             let (before, rest) = self.locks.split_at_mut(at);
             let Some(lock) = rest.first_mut() else { break };
-            if lock.first
-                || !lock.overlaps(released.start, released.end)
-                || before.iter().any(|other| other.overlaps(lock.start, lock.end))
+            if !lock.first
+                && lock.overlaps(start, end)
+                && !before.iter().any(|other| other.overlaps(lock.start, lock.end))
             {
-                continue;
-            }
-            lock.first = true;
-            match lock.holder.take() {
-                Some(Holder::Held(held)) => turns.push(Turn::Held(lock.id, held)),
-                edge => {
-                    lock.holder = edge;
-                    turns.push(Turn::Watch(lock.id, lock.start, lock.end));
-                }
-            }
-        }
-        if released.is_edge {
-            self.edges -= 1;
-            if let Some(next) = self.queue.pop_front() {
-                self.ask_edge(next, turns);
+                self.ready.push_back(lock.turn());
             }
         }
     }
@@ -291,14 +366,15 @@ impl<D: Driver> fmt::Display for BlockLocks<D> {
         let table = self.table.lock();
         let under_way = self.under_way.load(Ordering::Relaxed);
         if under_way > 0 {
-            writeln!(f, "{under_way} with blocks of their own, {} more wait", table.queue.len())?;
+            let (queued, ready) = (table.queue.len(), table.ready.len());
+            writeln!(f, "{under_way} with blocks of their own, {queued} more wait, {ready} ready")?;
         }
         for lock in &table.locks {
             let Lock { id, start, end, first, pending, .. } = lock;
-            let had = lock.holder.is_none();
+            let (had, behind) = (lock.holder.is_none(), lock.behind.len());
             writeln!(
                 f,
-                "  lock {id}: sectors {start} to {end}, had {had} first {first} pending {pending}"
+                "  lock {id}: sectors {start} to {end}, had {had} first {first} pending {pending} behind {behind}"
             )?;
         }
         Ok(())

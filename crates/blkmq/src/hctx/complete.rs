@@ -130,7 +130,7 @@ impl<D: Driver> Hctx<D> {
         drop(st);
         self.tags.wake();
         if let Some(waiters) = waiters {
-            self.shared.locks.write_ended(waiters);
+            self.shared.locks.write_ended(&self.shared, &waiters);
         }
         if drained {
             self.shared.drained.notify(usize::MAX);

@@ -206,7 +206,7 @@ impl<D: Driver> Hctx<D> {
     }
 
     /// Looks for a request that the bio continues, among those that were not issued yet: of the same batch, of
-    /// the scheduler, of the software queue.
+    /// the scheduler, of the software queue; but never one of another hardware queue.
     fn try_merge(
         &self,
         st: &mut State<D>,
@@ -226,6 +226,7 @@ impl<D: Driver> Hctx<D> {
             if bio.is_none()
                 && let Some(writes) = writes
             {
+                debug_assert!(rq.hctx.as_ref().is_some_and(|hctx| hctx.index == self.index));
                 writes.grow(rq.internal_tag, rq.sector, rq.end_sector());
             }
             bio.is_none()
@@ -234,7 +235,7 @@ impl<D: Driver> Hctx<D> {
             grown = true;
             true
         } else if *elevator {
-            self.shared.elevator.try_merge(candidate, &mut |rq, _| tried(rq))
+            self.shared.elevator.try_merge(self.index, candidate, &mut |rq, _| tried(rq))
         } else {
             let queue = ctx % ctxs.len();
             ctxs[queue].iter_mut().rev().take(MERGE_LOOKBACK).any(tried)

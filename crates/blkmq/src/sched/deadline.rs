@@ -237,17 +237,18 @@ impl<R: Item + Send> Scheduler<R> for Deadline<R> {
     fn try_merge(
         &mut self,
         bio: Candidate,
+        want: Want<'_, R>,
         merge: &mut dyn FnMut(&mut R, MergeKind) -> bool,
     ) -> bool {
         let lane = &mut self.classes[class_of(bio.prio)].lanes[Dir::of(bio.op) as usize];
         let mut offer = |lane: &mut Lane<R>, slot: Option<Slot>, kind| {
             slot.is_some_and(|slot| lane.update(slot, |rq| rq.op() == bio.op && merge(rq, kind)))
         };
-        let back = lane.ending_at(bio.start);
+        let back = lane.ending_at(bio.start, want);
         if offer(lane, back, MergeKind::Back) {
             return true;
         }
-        let front = lane.starting_at(bio.end);
+        let front = lane.starting_at(bio.end, want);
         self.front_merges && offer(lane, front, MergeKind::Front)
     }
 

@@ -133,17 +133,19 @@ impl<R: Item> Lane<R> {
         self.sorted.range((from, 0)..).map(|(_, &slot)| slot).find(wanted)
     }
 
-    /// One that starts at `sector`; of several, the oldest.
-    pub(super) fn starting_at(&self, sector: Sector) -> Option<Slot> {
-        self.at_or_after(sector, &|_| true)
-            .filter(|&slot| self.get(slot).is_some_and(|waiting| waiting.rq.sector() == sector))
+    /// One that starts at `sector`, of those that are wanted; of several, the oldest.
+    pub(super) fn starting_at(&self, sector: Sector, want: &dyn Fn(&R) -> bool) -> Option<Slot> {
+        let mut there = self.sorted.range((sector, 0)..=(sector, u64::MAX)).map(|(_, &slot)| slot);
+        there.find(|&slot| self.get(slot).is_some_and(|waiting| want(&waiting.rq)))
     }
 
-    /// One that ends at `sector`. Looks at the nearest that starts below only: requests that overlap each other
-    /// may hide one.
-    pub(super) fn ending_at(&self, sector: Sector) -> Option<Slot> {
-        let (_, &slot) = self.sorted.range(..(sector, 0)).next_back()?;
-        self.get(slot).filter(|waiting| waiting.rq.end() == sector).map(|_| slot)
+    /// One that ends at `sector`, of those that are wanted. Looks at the nearest of them that starts below only:
+    /// requests that overlap each other may hide one.
+    pub(super) fn ending_at(&self, sector: Sector, want: &dyn Fn(&R) -> bool) -> Option<Slot> {
+        let mut below = self.sorted.range(..(sector, 0)).rev().map(|(_, &slot)| slot);
+        let nearest =
+            below.find(|&slot| self.get(slot).is_some_and(|waiting| want(&waiting.rq)))?;
+        self.get(nearest).filter(|waiting| waiting.rq.end() == sector).map(|_| nearest)
     }
 
     fn get_mut(&mut self, slot: Slot) -> Option<&mut Waiting<R>> {

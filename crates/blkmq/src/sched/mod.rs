@@ -68,12 +68,13 @@ pub trait Scheduler<R: Item>: Send {
     /// The request that would be next if all were wanted.
     fn peek(&self, now_ns: u64) -> Option<&R>;
 
-    /// Offers `merge` the waiting requests of the same operation and priority class that `bio` is adjacent to,
-    /// until it takes one: it then has added the bio to the request and returns true (kernel: `bio_merge`). The
-    /// scheduler sorts the request in again by itself. Returns whether one was taken.
+    /// Offers `merge` the waiting requests of the same operation and priority class that `bio` is adjacent to, of
+    /// those that `want` wants, until it takes one: it then has added the bio to the request and returns true
+    /// (kernel: `bio_merge`). The scheduler sorts the request in again by itself. Returns whether one was taken.
     fn try_merge(
         &mut self,
         bio: Candidate,
+        want: &dyn Fn(&R) -> bool,
         merge: &mut dyn FnMut(&mut R, MergeKind) -> bool,
     ) -> bool;
 

@@ -232,6 +232,29 @@ fn an_edge_waits_for_writes_that_are_out_on_any_queue_and_later_ones_wait_for_it
 }
 
 #[test]
+fn a_write_is_not_merged_into_another_queues_request_where_no_edge_would_see_it() {
+    for seed in 0..16 {
+        let limits = Limits { features: Features::empty(), ..limits() };
+        let config = Config { limits, ..Config::default() };
+        let rig = Rig::new(seed, queues(2, 1), config, 64);
+        rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+        // The first makes the disk keep a list of its writes.
+        rig.submit(0, write(20_000, vec![1]));
+        rig.script.finish_all();
+        rig.submit(1, aligned(40, 9, 1));
+        rig.submit(1, aligned(10, 2, 1));
+        rig.submit(0, aligned(11, 3, 1));
+        rig.submit(0, write(11 * 512 + 100, vec![4; 10]));
+        rig.script.finish_all();
+        let mut model = vec![3; 512];
+        model[100..110].fill(4);
+        assert!(rig.script.bytes(0)[11 * 512..12 * 512] == model, "seed {seed}");
+        assert_eq!(statuses(&rig), [Status::Ok; 5]);
+        rig.tear_down();
+    }
+}
+
+#[test]
 fn what_was_out_before_anybody_kept_a_list_is_waited_for() {
     let rig = rig(2, 8);
     rig.submit(1, aligned(1, 2, 1));
@@ -332,6 +355,72 @@ fn a_disk_is_removed_with_edges_under_way() {
     }
 }
 
+/// What may happen to a disk with many writes in line for its blocks.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    Shrunk,
+    ReadOnly,
+    Removed,
+}
+
+/// Half as much as the thread of a queue has.
+const SMALL_STACK: usize = 256 << 10;
+
+#[test]
+fn however_many_are_in_line_for_blocks_they_fail_one_after_the_other() {
+    const COUNT: usize = 20_000;
+    for blow in [Blow::Shrunk, Blow::ReadOnly, Blow::Removed] {
+        let rig = rig(1, 8);
+        let (rig_in, done) = (&rig, &AtomicBool::new(false));
+        let _watchdog = Watchdog::new("a line for blocks", 60, move || format!("{blow:?}"));
+        std::thread::scope(|scope| {
+            let work = move || {
+                rig_in.submit(0, write(3, vec![1; 5]));
+                for i in 1..COUNT as u64 {
+                    match i % 4 {
+                        0 => rig_in.submit(0, aligned(0, 2, 1)),
+                        1 => rig_in.submit(0, write(i / 4 % 32 * 512 + 7, vec![3; 600])),
+                        _ => rig_in.submit(0, write(7, vec![4; 100])),
+                    }
+                }
+                match blow {
+                    Blow::Shrunk => rig_in.disk.set_capacity(Sector(0)).unwrap(),
+                    Blow::ReadOnly => rig_in.disk.set_read_only(true),
+                    Blow::Removed => _ = rig_in.layer.del_disk(&rig_in.disk),
+                }
+                rig_in.script.finish_all();
+                done.store(true, Ordering::SeqCst);
+            };
+            let small = std::thread::Builder::new().stack_size(SMALL_STACK);
+            small.spawn_scoped(scope, work).unwrap();
+            // Whoever removes a disk waits for what is out.
+            while matches!(blow, Blow::Removed) && !done.load(Ordering::SeqCst) {
+                if rig_in.disk.show().contains("dying true") {
+                    rig_in.script.step();
+                }
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(rig.ends.count(), COUNT, "{blow:?}");
+        rig.tear_down();
+    }
+}
+
+#[test]
+fn many_edges_of_one_block_keep_none_of_another_waiting() {
+    let rig = rig(1, 8);
+    for i in 0..200 {
+        rig.submit(0, write(i, vec![1]));
+    }
+    rig.submit(0, write(7 * 512 + 3, vec![2]));
+    assert_eq!(asked(&rig), [(Op::Read, 0), (Op::Read, 7)]);
+    rig.script.finish_all();
+    let bytes = rig.script.bytes(0);
+    assert!(bytes[..200].iter().all(|&byte| byte == 1) && bytes[7 * 512 + 3] == 2);
+    assert_eq!(statuses(&rig), [Status::Ok; 201]);
+    rig.tear_down();
+}
+
 /// A bio of bytes that has not ended yet.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
@@ -360,8 +449,11 @@ const BYTES: usize = 24 * 512;
 impl Sim {
     fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let cpus = rng.random_range(1..=3);
-        let mut set = queues(cpus, *[1, 2, 3, 16].choose(&mut rng).unwrap());
+        // All that may keep a write from the list that it belongs to: a scheduler, merges and several queues.
+        let all_at_once = rng.random_bool(0.3);
+        let cpus = rng.random_range(if all_at_once { 2 } else { 1 }..=3);
+        let depths: &[u32] = if all_at_once { &[1, 2] } else { &[1, 2, 3, 16] };
+        let mut set = queues(cpus, *depths.choose(&mut rng).unwrap());
         set.flags.set(TagSetFlags::TAG_HCTX_SHARED, rng.random_bool(0.3));
         let block = *[BlockSize::B512, BlockSize::new(1024).unwrap(), BlockSize::B4096]
             .choose(&mut rng)
@@ -369,7 +461,7 @@ impl Sim {
         let mut features = Features::BLOCK_STATUS;
         features.set(Features::WRITE_CACHE, rng.random_bool(0.5));
         features.set(Features::FUA, rng.random_bool(0.5));
-        features.set(Features::NOMERGES, rng.random_bool(0.5));
+        features.set(Features::NOMERGES, !all_at_once && rng.random_bool(0.5));
         let limits = Limits {
             logical_block_size: block,
             max_hw_sectors: *[8, 16, 0].choose(&mut rng).unwrap(),
@@ -397,7 +489,7 @@ impl Sim {
         println!("{set:?} {chances:?} block {} {:?}", block.bytes(), limits.features);
         let config = Config { limits, chances, one_pool, ..Config::default() };
         let rig = Rig::new(rng.random(), set, config, (BYTES / SECTOR) as u64);
-        if rng.random_bool(0.3) {
+        if all_at_once || rng.random_bool(0.3) {
             rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
         }
         let block = block.bytes() as usize;
@@ -519,7 +611,7 @@ fn no_update_of_a_block_is_lost_whoever_writes_to_it_meanwhile() {
         // What fails is left as it is: taking it down would wait for what is stuck.
         let mut sim = ManuallyDrop::new(Sim::new(seed));
         let disk = Arc::downgrade(&sim.rig.disk);
-        let _watchdog = Watchdog::new("a simulation of bytes", 20, move || {
+        let _watchdog = Watchdog::new("a simulation of bytes", 120, move || {
             let shown = disk.upgrade().map_or_else(String::new, |disk| disk.show());
             format!("BLOCKYARD_SEED={seed}\n{shown}")
         });
@@ -548,7 +640,7 @@ fn no_update_is_lost_between_threads() {
         let set = queues(WRITERS, *[1, 2, 8].choose(&mut rng).unwrap());
         let rig = ManuallyDrop::new(Rig::new(seed, set, config, (BYTES / SECTOR) as u64));
         let disk = Arc::clone(&rig.disk);
-        let watchdog = Watchdog::new("writers of bytes", 30, move || {
+        let watchdog = Watchdog::new("writers of bytes", 120, move || {
             format!("BLOCKYARD_SEED={seed}\n{}", disk.show())
         });
         let done = AtomicBool::new(false);

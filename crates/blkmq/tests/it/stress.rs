@@ -245,7 +245,7 @@ fn run(plan: &Plan) {
     disks.extend((1..plan.disks).map(|id| rig.another(id).unwrap()));
     let shown = disks.clone();
     let seed = plan.seed;
-    let watchdog = Watchdog::new(plan.name, 30, move || {
+    let watchdog = Watchdog::new(plan.name, 120, move || {
         let shown: Vec<String> = shown.iter().map(|disk| disk.show()).collect();
         format!("BLOCKYARD_SEED={seed}\n{}", shown.join("\n"))
     });
@@ -404,7 +404,7 @@ fn partitions_are_written_while_their_disk_is_reserved_read_only_and_late() {
         let disk = Disk::alloc(&rig.set, 7, config, Arc::new(NoOps), clock).unwrap();
         let (shown, seen) = (Arc::clone(&disk), seed);
         let watchdog =
-            Watchdog::new(name, 30, move || format!("BLOCKYARD_SEED={seen}\n{}", shown.show()));
+            Watchdog::new(name, 120, move || format!("BLOCKYARD_SEED={seen}\n{}", shown.show()));
         let (left, done) = (AtomicUsize::new(2), AtomicBool::new(false));
         let disks = [Arc::clone(&disk)];
         let tallies: Vec<Tally> = std::thread::scope(|scope| {

@@ -22,6 +22,8 @@ pub(super) struct Yard {
     pub(super) disks: Vec<Arc<Disk>>,
     pub(super) nbd: Arc<nbd::Server>,
     pub(super) device: DeviceReport,
+    /// What tells that from a later one of the same name.
+    pub(super) mark: u64,
     pub(super) started: Instant,
     pub(super) ask: mpsc::Sender<Reply>,
 }
@@ -43,6 +45,10 @@ impl control::Answers for Yard {
 
     fn disks(&self) -> &[Arc<Disk>] {
         &self.disks
+    }
+
+    fn attached(&self) -> Option<(&str, u64)> {
+        Some((super::device_name(&self.device.path), self.mark))
     }
 
     async fn detach(&self) -> Answer {

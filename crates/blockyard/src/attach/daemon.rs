@@ -1,6 +1,7 @@
 //! The daemon of a disk that is attached: it opens the disk, gives it to the kernel, and serves it until it is told
 //! to end.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -12,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::answers::{Reply, Yard};
-use super::follow::{ReadOnly, set_read_only};
+use super::follow::{Follow, State, set_read_only};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
 use super::store::{Begun, Held, Store, forget_log};
@@ -153,6 +154,9 @@ impl Server {
             check_identity(record, &identity)?;
         }
         let remotes = maker.into_remotes();
+        if matches!(order, Order::Recover(_)) {
+            remotes.iter().for_each(Remote::hold_writes);
+        }
         let mut config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
         for export in &mut config.exports {
             // The kernel knows blocks only.
@@ -231,14 +235,25 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
         tracing::warn!(directory = %record.directory.display(), %err, "cannot go there");
     }
     let mut plan = crate::commands::disk_uri(uri)?;
-    if let DriverPlan::File(file) = &mut plan.driver {
+    let is_file = if let DriverPlan::File(file) = &mut plan.driver {
         file.create = None;
+        true
+    } else {
+        false
+    };
+    // What was set while it ran holds, and not what it was attached with. A server says by itself how large an export is.
+    if plan.options.size.is_some() || (is_file && record.resized) {
+        plan.options.size = Some(record.size);
     }
     check_identity(record, &DiskIdentity::of(&plan)?)?;
     Ok(plan)
 }
 
-fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
+/// Whether what is found in the place of a disk is still that one.
+///
+/// # Errors
+/// What is there instead.
+pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
     if record.identity.same_disk(found) {
         return Ok(());
     }
@@ -322,6 +337,7 @@ impl Attached {
                 uri: record.wish.uri.clone(),
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
             },
+            mark: record.mark,
             started: Instant::now(),
             ask,
         }
@@ -329,6 +345,10 @@ impl Attached {
 
     async fn serve(mut self, signals: Signals, hang_up: Signal, background: bool) -> Result<u8> {
         let (ask, asked) = mpsc::channel(1);
+        // Before anybody can ask for a change.
+        let mut follow = Follow::of(&self.server.disk);
+        let state = follow.now();
+        self.record.size = state.size;
         let control = match self.announce(ask).await {
             Ok(control) => control,
             Err(err) => {
@@ -345,13 +365,12 @@ impl Attached {
         let bell = Arc::clone(&self.server.bell);
         let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, bell));
         let control = tokio::spawn(control.serve());
-        term::say(self.record.path())?;
-        if background {
-            launch::let_go()
-                .map_err(|err| Error::failed("cannot leave the starter").caused_by(err))?;
-        }
+        tell_ready(
+            || term::say(self.record.path()),
+            || if background { launch::let_go() } else { Ok(()) },
+        );
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let end = self.until_the_end(signals, hang_up, asked).await;
+        let end = self.until_the_end(signals, hang_up, asked, follow, state).await;
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let ended = match end {
@@ -373,8 +392,9 @@ impl Attached {
         mut signals: Signals,
         mut hang_up: Signal,
         mut asked: mpsc::Receiver<Reply>,
+        mut follow: Follow,
+        mut state: State,
     ) -> End {
-        let mut read_only = ReadOnly::of(&self.server.disk);
         let (tell, mut refused) = mpsc::channel(1);
         let mut leaving = false;
         let mut telling: Option<JoinHandle<()>> = None;
@@ -406,10 +426,15 @@ impl Attached {
                     }
                     term::tell("it is served until nobody uses it any more");
                 }
-                read_only = read_only.changed() => {
-                    self.record.read_only = read_only;
+                now = follow.changed() => {
+                    let before = std::mem::replace(&mut state, now);
+                    self.record.note(before, now);
                     if let Err(err) = self.save().await {
-                        tracing::warn!(%err, "the next daemon will not know whether it is read-only");
+                        tracing::warn!(%err, "the next daemon will not know its size, and whether it is read-only");
+                    }
+                    let read_only = now.read_only;
+                    if before.read_only == read_only {
+                        continue;
                     }
                     let (path, before) = (self.record.path(), telling.take());
                     telling = Some(std::thread::spawn(move || {
@@ -425,15 +450,15 @@ impl Attached {
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
     /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
-        let Some(attachment) = self.attachment.take() else { return Ok(()) };
         let runtime = self.server.threads.handles()[0].clone();
-        tokio::task::spawn_blocking(move || attachment.remove(&runtime))
-            .await
-            .map_err(|err| Error::failed("detaching failed").caused_by(err))??;
+        take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
             let (store, record) = (self.store.clone(), self.record.clone());
-            blocking(move || store.forget(&record, &held)).await?;
+            if let Err(err) = blocking(move || store.forget(&record, &held)).await {
+                // The device is gone: whoever looks next takes it off.
+                tracing::warn!(%err, "it stays on record");
+            }
         }
         Ok(())
     }
@@ -454,6 +479,32 @@ impl Attached {
             ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
         losses.into_result()
     }
+}
+
+/// Tells whoever has started us, and lets go of it. The kernel has its disk by now, and it is on record: what fails here is no
+/// reason to leave that alone.
+fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Result<()>) {
+    if let Err(err) = say() {
+        tracing::warn!(%err, "it is not heard that the disk is attached");
+    }
+    if let Err(err) = let_go() {
+        tracing::warn!(%err, "cannot leave the starter");
+    }
+}
+
+/// Removes what there is; it stays where it is if that fails.
+async fn take_away<T: Send + 'static>(
+    kept: &mut Option<T>,
+    remove: impl FnOnce(&mut T) -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let Some(mut taken) = kept.take() else { return Ok(()) };
+    let (left, removed) = blocking(move || {
+        let removed = remove(&mut taken);
+        Ok((removed.is_err().then_some(taken), removed))
+    })
+    .await?;
+    *kept = left;
+    removed
 }
 
 /// Has the device detached, as a user would: now, or as soon as nobody uses it. What keeps it is told each time, and `refused`
@@ -483,4 +534,60 @@ fn leave(path: String, refused: mpsc::Sender<()>) {
 
 fn tell_that_it_stays(err: &Error) {
     term::tell(format_args!("{err}; it is served until nobody uses it any more"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::tests::record;
+    use super::*;
+
+    /// Its output may be a full disk.
+    #[test]
+    fn a_daemon_that_cannot_say_that_it_is_ready_lets_go_and_serves_on() {
+        let mut has_let_go = false;
+        let let_go = || {
+            has_let_go = true;
+            Err(io::ErrorKind::NotFound.into())
+        };
+        tell_ready(|| Err(Error::failed("no space left on device")), let_go);
+        assert!(has_let_go);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_removed_is_there_for_the_next_try() {
+        let mut kept = Some(0);
+        let refuse = |tries: &mut i32| {
+            *tries += 1;
+            Err(Error::failed("the driver cannot be opened"))
+        };
+        for tries in 1..=2 {
+            take_away(&mut kept, refuse).await.unwrap_err();
+            assert_eq!(kept, Some(tries));
+        }
+        take_away(&mut kept, |_| Ok(())).await.unwrap();
+        assert_eq!(kept, None);
+        take_away(&mut kept, refuse).await.unwrap();
+    }
+
+    #[test]
+    fn what_is_recovered_has_the_size_that_was_set_while_it_ran() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 << 20).unwrap();
+        let path = file.path().display();
+        let state = |size| State { read_only: false, size };
+        let recovered = |record: &Record| to_recover(record).unwrap().options.size;
+
+        let mut part = record(0, 7, &format!("file:{path}?size=1M"));
+        part.size = 1 << 20;
+        assert_eq!(recovered(&part), Some(1 << 20));
+        part.note(state(1 << 20), state(2 << 20));
+        assert_eq!(recovered(&part), Some(2 << 20));
+
+        let mut whole = record(0, 7, &path.to_string());
+        whole.size = 4 << 20;
+        assert_eq!(recovered(&whole), None, "it may have grown meanwhile");
+        whole.note(state(4 << 20), State { read_only: true, size: 3 << 20 });
+        assert_eq!(recovered(&whole), Some(3 << 20));
+        assert!(whole.read_only);
+    }
 }

@@ -1,4 +1,4 @@
-//! The kernel's disk becomes read-only, and writable again, with ours.
+//! The kernel's disk becomes read-only, and writable again, with ours, and what becomes of ours is on record.
 
 use std::sync::Arc;
 
@@ -7,38 +7,62 @@ use tokio::sync::watch;
 
 use super::helper;
 
-/// Told whether the disk is read-only.
-struct Told(watch::Sender<bool>);
+/// What can be changed of a disk that is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) read_only: bool,
+    /// Bytes.
+    pub(super) size: u64,
+}
+
+impl State {
+    fn of(disk: &Disk) -> Self {
+        Self { read_only: disk.is_read_only(), size: disk.capacity().bytes() }
+    }
+}
+
+/// Told what the disk becomes.
+struct Told(watch::Sender<State>);
 
 impl DiskListener for Told {
     fn event(&self, _disk: &Disk, event: Event) {
-        if let Event::ReadOnly(read_only) = event {
-            self.0.send_replace(read_only);
+        match event {
+            Event::ReadOnly(read_only) => self.0.send_modify(|state| state.read_only = read_only),
+            Event::Resized { to, .. } => self.0.send_modify(|state| state.size = to.bytes()),
+            _ => {}
         }
     }
 }
 
 /// Listens as long as it lives.
-pub(super) struct ReadOnly {
-    told: watch::Receiver<bool>,
+pub(super) struct Follow {
+    told: watch::Receiver<State>,
     _listener: Arc<dyn DiskListener>,
 }
 
-impl ReadOnly {
+impl Follow {
     pub(super) fn of(disk: &Disk) -> Self {
-        let (tell, told) = watch::channel(disk.is_read_only());
-        let listener: Arc<dyn DiskListener> = Arc::new(Told(tell));
-        disk.subscribe(&listener);
+        let (tell, told) = watch::channel(State::of(disk));
+        let listener = Arc::new(Told(tell));
+        let also: Arc<dyn DiskListener> = Arc::clone(&listener) as _;
+        disk.subscribe(&also);
+        // What has come before it was told of.
+        listener.0.send_modify(|state| *state = State::of(disk));
         Self { told, _listener: listener }
     }
 
-    /// Waits until that changes; says what it is now.
-    pub(super) async fn changed(&mut self) -> bool {
+    /// What it is now. Changes until now are known with that.
+    pub(super) fn now(&mut self) -> State {
+        *self.told.borrow_and_update()
+    }
+
+    /// Waits until that changes; says what it is then.
+    pub(super) async fn changed(&mut self) -> State {
         if self.told.changed().await.is_err() {
             // Nobody is left who could change it.
             std::future::pending::<()>().await;
         }
-        *self.told.borrow_and_update()
+        self.now()
     }
 }
 
@@ -49,5 +73,35 @@ pub(super) fn set_read_only(device: &str, read_only: bool) {
         // It has said why.
         Ok(_) => tracing::warn!(device, read_only, "the kernel's disk stays as it is"),
         Err(err) => tracing::warn!(device, read_only, %err, "the kernel cannot be told"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, Sector};
+
+    use super::*;
+    use crate::disks::DiskMaker;
+    use crate::queue_threads::QueueThreads;
+
+    #[tokio::test]
+    async fn a_size_and_read_only_are_followed_while_it_runs() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = BlockLayer::new();
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+        let disk = maker.make(&"null:1M".parse().unwrap()).unwrap();
+        let mut follow = Follow::of(&disk);
+        let mut state = State { read_only: false, size: 1 << 20 };
+        assert_eq!(follow.now(), state);
+        disk.resize(Sector::from_bytes_floor(3 << 20)).unwrap();
+        state.size = 3 << 20;
+        assert_eq!(follow.changed().await, state);
+        disk.set_read_only(true);
+        disk.resize(Sector::from_bytes_floor(2 << 20)).unwrap();
+        let state = State { read_only: true, size: 2 << 20 };
+        assert_eq!(follow.changed().await, state);
+        layer.del_disk(&disk);
+        threads.shutdown();
     }
 }

@@ -139,13 +139,15 @@ impl Attachment {
         }
     }
 
-    /// Takes it away. What was written to it has to be flushed by whoever wants that.
-    pub(super) fn remove(self, runtime: &Handle) -> Result<()> {
+    /// Takes it away. What was written to it has to be flushed by whoever wants that. Where it fails, it is served on as far
+    /// as the kernel wants that, and can be tried again.
+    pub(super) fn remove(&mut self, runtime: &Handle) -> Result<()> {
         match self {
-            Self::Ublk(mut device) => {
-                device.stop(runtime).map_err(ublk_error)?;
-                device.remove().map_err(ublk_error)
-            }
+            Self::Ublk(device) => match device.stop(runtime).and_then(|()| device.remove()) {
+                // Somebody was faster.
+                Err(err) if err.kind() == ublk::ErrorKind::NotFound => Ok(()),
+                removed => removed.map_err(ublk_error),
+            },
             Self::Nbd(device) => device.remove(),
             Self::NbdIoctl(device) => device.remove(),
         }

@@ -15,10 +15,11 @@ pub mod record;
 pub(crate) mod store;
 pub(crate) mod usage;
 
-pub use daemon::{Order, run};
+pub use daemon::{Order, check_identity, run};
 pub use launch::launch;
 pub use leftover::{
-    Fate, LeftBehind, Survey, UnreadableRecord, clear_unused, orphan_of, orphans, remove, survey,
+    Fate, LeftBehind, Standing, Survey, UnreadableRecord, clear_unused, has_ublk_device, on_record,
+    orphans, remove, survey,
 };
 
 use serde::{Deserialize, Serialize};

@@ -14,7 +14,7 @@ use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::wire::HeaderStyle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Interval;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::kernel::Below;
 use super::record::Record;
@@ -42,6 +42,8 @@ const BARRIERS: u32 = 4;
 pub(super) struct NbdDevice {
     index: u32,
     identifier: String,
+    /// The kernel shows that: older ones do not.
+    is_marked: bool,
     is_recoverable: bool,
     _resized: Arc<dyn DiskListener>,
     keeper: JoinHandle<()>,
@@ -167,6 +169,19 @@ fn barrier_interval(wish: &Wish) -> Option<Duration> {
     (wish.connections > 1).then(|| timeout(wish) / BARRIERS)
 }
 
+/// One that comes late puts off the next: several at once would only keep requests out.
+fn barriers(wish: &Wish) -> Option<Interval> {
+    let mut interval = tokio::time::interval(barrier_interval(wish)?);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    Some(interval)
+}
+
+/// Whether something is with the disk that the kernel may ask again before the next but one barrier.
+fn is_barrier_due(disk: &Disk, timeout: Duration) -> bool {
+    let half = timeout / 2;
+    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= half)
+}
+
 /// A device of the kernel's NBD client that was set up by ioctls.
 pub(super) struct NbdIoctlDevice {
     device: IoctlDevice,
@@ -192,9 +207,10 @@ impl NbdIoctlDevice {
     }
 
     /// Ends it, and waits until the kernel has let go of it.
-    pub(super) fn remove(self) -> Result<()> {
+    pub(super) fn remove(&mut self) -> Result<()> {
+        self.device.disconnect().map_err(nbd_error)?;
         self.follower.abort();
-        self.device.disconnect().map_err(nbd_error)
+        Ok(())
     }
 }
 
@@ -270,12 +286,14 @@ impl NbdDevice {
             bdev: Arc::clone(&below.bdev),
             connections: wish.connections.into(),
             dead: 0,
-            barriers: barrier_interval(wish).map(tokio::time::interval),
+            barriers: barriers(wish),
+            timeout: timeout(wish),
         };
         let identifier = keeper.identifier.clone();
         let keeper = tokio::spawn(keeper.keep(links, size));
         let is_recoverable = below.outlives_us;
-        Self { index, identifier, is_recoverable, _resized: resized, keeper }
+        let is_marked = !matches!(kernel::backend(index), Ok(None));
+        Self { index, identifier, is_marked, is_recoverable, _resized: resized, keeper }
     }
 
     pub(super) fn index(&self) -> u32 {
@@ -288,13 +306,33 @@ impl NbdDevice {
     }
 
     /// Ends it, and waits until the kernel has let go of it.
-    pub(super) fn remove(self) -> Result<()> {
-        // Its connections die now, and are not to be replaced.
-        self.keeper.abort();
-        if kernel::backend(self.index).is_some_and(|backend| backend != self.identifier) {
-            return Err(Error::failed(format!("{} is another's now", kernel::path(self.index))));
+    pub(super) fn remove(&mut self) -> Result<()> {
+        let disconnect = |index| {
+            Driver::open().and_then(|mut driver| driver.disconnect(index)).map_err(nbd_error)
+        };
+        self.remove_by(kernel::backend(self.index), disconnect)
+    }
+
+    /// Its connections are kept until the kernel has given it up, and by itself it asks for no others after that.
+    fn remove_by(
+        &mut self,
+        backend: io::Result<Option<String>>,
+        disconnect: impl FnOnce(u32) -> Result<()>,
+    ) -> Result<()> {
+        let path = kernel::path(self.index);
+        match backend {
+            Ok(Some(backend)) if backend == self.identifier => disconnect(self.index)?,
+            Ok(Some(_)) => return Err(Error::failed(format!("{path} is another's now"))),
+            Ok(None) if !self.is_marked => disconnect(self.index)?,
+            // Somebody was faster.
+            Ok(None) => {}
+            Err(err) => {
+                let what = format!("cannot look whose {path} is");
+                return Err(Error::failed(what).caused_by(err));
+            }
         }
-        Driver::open().and_then(|mut driver| driver.disconnect(self.index)).map_err(nbd_error)
+        self.keeper.abort();
+        Ok(())
     }
 }
 
@@ -335,8 +373,10 @@ struct Keeper {
     connections: usize,
     /// Connections that the kernel has given up, and has no others for.
     dead: usize,
-    /// When newer requests wait for older ones.
+    /// When newer requests may have to wait for older ones.
     barriers: Option<Interval>,
+    /// How long the kernel waits for an answer.
+    timeout: Duration,
 }
 
 impl Keeper {
@@ -355,7 +395,7 @@ impl Keeper {
                 },
                 () = next(self.barriers.as_mut()) => {
                     let bdev = Arc::clone(&self.bdev);
-                    if !bdev.disk().in_flight().is_empty() {
+                    if is_barrier_due(bdev.disk(), self.timeout) {
                         let ended = move || until_all_has_ended(bdev.disk());
                         // It does not panic, nor is it cancelled.
                         let _ = tokio::task::spawn_blocking(ended).await;
@@ -473,6 +513,16 @@ mod tests {
         assert!(NEVER.as_millis() < u128::from(u32::MAX));
     }
 
+    #[tokio::test]
+    async fn a_barrier_that_comes_late_is_not_made_up_for() {
+        let wish = |connections| Wish { connections, ..Wish::default() };
+        assert!(barriers(&wish(1)).is_none());
+        let barriers = barriers(&wish(2)).unwrap();
+        assert_eq!(barriers.missed_tick_behavior(), MissedTickBehavior::Delay);
+        // What has its first barrier behind it has another before it is asked again.
+        assert!(barriers.period() * 2 <= TIMEOUT / 2);
+    }
+
     /// A disk that takes its time.
     #[test]
     fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
@@ -493,13 +543,54 @@ mod tests {
         while disk.in_flight().is_empty() {
             std::thread::yield_now();
         }
+        assert!(!is_barrier_due(&disk, Duration::from_secs(3600)), "it is young");
+        assert!(is_barrier_due(&disk, Duration::ZERO));
         until_all_has_ended(&disk);
+        assert!(!is_barrier_due(&disk, Duration::ZERO), "nothing is with the disk");
         // It has ended by now, and nothing waits.
         assert_eq!(told.try_recv().unwrap(), ("first", Status::Ok));
         write("again");
         assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
         layer.del_disk(&disk);
         threads.shutdown();
+    }
+
+    #[tokio::test]
+    async fn a_device_is_kept_until_the_kernel_has_given_it_up() {
+        let device = || NbdDevice {
+            index: 5,
+            identifier: identifier(7),
+            is_marked: true,
+            is_recoverable: true,
+            _resized: Arc::new(Resized(watch::channel(0).0)),
+            keeper: tokio::spawn(std::future::pending()),
+        };
+        let refused = |_| Err(Error::failed("no memory"));
+        let (ours, another) = (Ok(Some(identifier(7))), Ok(Some(identifier(8))));
+        let unknown = Err(io::ErrorKind::PermissionDenied.into());
+        let mut kept = device();
+        for (backend, says) in [(ours, "no memory"), (another, "another's"), (unknown, "whose")] {
+            let err = kept.remove_by(backend, refused).unwrap_err();
+            assert!(err.to_string().contains(says), "{err}");
+            tokio::task::yield_now().await;
+            assert!(!kept.keeper.is_finished(), "{says}");
+        }
+        let mut asked = None;
+        let disconnect = |index| {
+            asked = Some(index);
+            Ok(())
+        };
+        kept.remove_by(Ok(Some(identifier(7))), disconnect).unwrap();
+        assert_eq!(asked, Some(5));
+        assert!((&mut kept.keeper).await.unwrap_err().is_cancelled());
+        // Where no device shows an identifier, none is missing.
+        let mut unmarked = device();
+        unmarked.is_marked = false;
+        unmarked.remove_by(Ok(None), refused).unwrap_err();
+        // Without an identifier it is nobody's, and there is nothing to end.
+        let mut gone = device();
+        gone.remove_by(Ok(None), |_| panic!("it may be another's by then")).unwrap();
+        assert!((&mut gone.keeper).await.unwrap_err().is_cancelled());
     }
 
     #[test]

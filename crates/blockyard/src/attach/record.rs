@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::follow::State;
 use super::{Via, Wish};
 use crate::identity::DiskIdentity;
 
@@ -34,6 +35,9 @@ pub struct Record {
     pub identity: DiskIdentity,
     /// Bytes of the disk.
     pub size: u64,
+    /// It has that size since it was attached, and not by what it is.
+    #[serde(default)]
+    pub resized: bool,
     /// It was made read-only since.
     pub read_only: bool,
     /// Where the output of a daemon in the background goes.
@@ -56,8 +60,18 @@ impl Record {
             wish,
             identity,
             size: 0,
+            resized: false,
             read_only: false,
             log: None,
+        }
+    }
+
+    /// Takes down what has become of the disk.
+    pub(super) fn note(&mut self, before: State, now: State) {
+        self.resized |= before.size != now.size;
+        self.size = now.size;
+        if before.read_only != now.read_only {
+            self.read_only = now.read_only;
         }
     }
 

@@ -111,6 +111,11 @@ impl Store {
         Ok(Self { directory: runtime_dir()?.join("attached") })
     }
 
+    #[cfg(test)]
+    pub(super) fn at(directory: &Path) -> Self {
+        Self { directory: directory.join("attached") }
+    }
+
     fn path(&self, name: &str, extension: &str) -> PathBuf {
         self.directory.join(format!("{name}.{extension}"))
     }

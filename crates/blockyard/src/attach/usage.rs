@@ -176,9 +176,30 @@ pub(crate) fn settle(path: &str, claim: &File) -> Result<()> {
     })
 }
 
-/// Whether there is such a device.
-pub(crate) fn exists(path: &str) -> bool {
-    Path::new(path).exists()
+/// Whether the kernel has such a disk, whatever is in our `/dev`.
+///
+/// # Errors
+/// It cannot be told.
+pub(crate) fn has_disk(path: &str) -> io::Result<bool> {
+    has_disk_in(Path::new(SYSFS), path)
+}
+
+fn has_disk_in(sysfs: &Path, path: &str) -> io::Result<bool> {
+    is_in_sysfs(&sysfs.join("block").join(super::device_name(path)))
+}
+
+/// Whether there is such an entry in a directory of sysfs. Without that directory nobody can tell.
+///
+/// # Errors
+/// It cannot be told.
+pub(crate) fn is_in_sysfs(entry: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(entry) {
+        Ok(_) => Ok(true),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            entry.parent().map_or(Ok(false), |parent| fs::metadata(parent).map(|_| false))
+        }
+        Err(err) => Err(err),
+    }
 }
 
 #[cfg(test)]
@@ -227,6 +248,14 @@ mod tests {
         assert_eq!(swap(swaps, &parts), None);
         let swaps = format!("{swaps}/dev/nbd1p2 partition 1 0 -2\n");
         assert_eq!(swap(&swaps, &parts), Some("/dev/nbd1p2"));
+    }
+
+    #[test]
+    fn whether_there_is_a_disk_is_the_kernels_to_say() {
+        let sysfs = sysfs();
+        assert!(has_disk_in(sysfs.path(), "/dev/nbd1").unwrap(), "there is no such file in /dev");
+        assert!(!has_disk_in(sysfs.path(), "/dev/null").unwrap(), "there is such a file in /dev");
+        has_disk_in(&sysfs.path().join("elsewhere"), "/dev/nbd1").unwrap_err();
     }
 
     #[test]

@@ -21,7 +21,7 @@ const TURN: u64 = 4096;
 /// Puts the load on a disk.
 ///
 /// # Errors
-/// The disk cannot be opened, or does not fit the load. Requests that fail are counted instead.
+/// The disk cannot be opened, does not fit the load, or cannot be flushed in the end. Requests that fail are counted instead.
 pub fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
     let mut plan = plan.clone();
     plan.options.read_only |= !load.mix.writes();
@@ -31,7 +31,10 @@ pub fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
     let bdev = disk
         .open(None, mode)
         .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
-    load_disk(session.threads(), &Arc::new(bdev), load)
+    let report = load_disk(session.threads(), &Arc::new(bdev), load)?;
+    // How fast it was to write what is lost is no result.
+    session.close()?;
+    Ok(report)
 }
 
 fn load_disk(threads: &QueueThreads, bdev: &Arc<Bdev>, load: &Load) -> Result<Report> {

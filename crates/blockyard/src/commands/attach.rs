@@ -13,13 +13,14 @@ use rustix::process::{
 
 use crate::attach::record::Record;
 use crate::attach::store::{Store, Stored, Unreadable};
-use crate::attach::{self, Fate, LeftBehind, Order, Survey, Via, Wish, usage};
+use crate::attach::{self, Fate, LeftBehind, Order, Standing, Survey, Via, Wish, usage};
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
 use crate::control::Question;
 use crate::control::client::ask_one;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::DiskIdentity;
 use crate::term;
+use crate::uri::{DiskPlan, DriverPlan};
 
 /// How long a daemon that has detached its disk may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(30);
@@ -31,9 +32,7 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
     if args.log.is_none() {
         attach::clear_unused()?;
     }
-    // One that cannot be looked at is none that was attached; opening it says why.
-    let identity = DiskIdentity::of(&plan).ok();
-    if let Some(orphan) = identity.as_ref().map(attach::orphan_of).transpose()?.flatten() {
+    if let Some(orphan) = attached_before(&args, &plan, attach::on_record()?)? {
         agree(&args, &orphan)?;
         let (path, uri) = (orphan.path(), &orphan.wish.uri);
         term::tell(format_args!(
@@ -60,6 +59,65 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         hand_over: args.hand_over,
     };
     attach::run(Order::Attach(wish), args.log)
+}
+
+/// What was left behind of a disk that is to be attached.
+///
+/// # Errors
+/// It is attached already. What was left behind cannot be recovered: there is another disk in its place now, or none, as where
+/// a file system is not mounted yet; nothing is made there.
+fn attached_before(
+    args: &AttachArgs,
+    plan: &DiskPlan,
+    on_record: Vec<(Record, Standing)>,
+) -> Result<Option<Record>> {
+    // One that cannot be looked at is none that was attached, unless it is in the place of one; opening it says why.
+    let identity = DiskIdentity::of(plan);
+    for (record, standing) in on_record {
+        let before = record.wish.uri.parse::<DiskPlan>().ok();
+        let is_it = identity.as_ref().is_ok_and(|found| record.identity.same_disk(found));
+        let is_there =
+            || before.as_ref().is_some_and(|before| is_in_place_of(plan, before, &record));
+        let (path, uri) = (record.path(), &args.uri);
+        match standing {
+            Standing::Served if is_it => {
+                let read_only = before.as_ref().is_some_and(|before| before.options.read_only);
+                // Those who only read are in nobody's way.
+                if (args.read_only || plan.options.read_only)
+                    && (record.wish.read_only || read_only)
+                {
+                    continue;
+                }
+                let what = format!("{uri} is already attached as {path} by {}", record.pid);
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+            Standing::Left(Fate::Recoverable) if is_it => return Ok(Some(record)),
+            Standing::Left(Fate::Recoverable) if is_there() => {
+                let failed = |err| Error::failed(format!("cannot recover {path}")).caused_by(err);
+                attach::check_identity(&record, &DiskIdentity::of(plan).map_err(failed)?)?;
+                return Ok(Some(record));
+            }
+            Standing::Left(Fate::Unknown) if is_it || is_there() => {
+                let what = format!(
+                    "{uri} was attached as {path} by a daemon that died, and it cannot be told what has become of it"
+                );
+                return Err(Error::failed(what).help("blockyard list says why"));
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a plan leads to where the disk on record was, whatever is there now.
+fn is_in_place_of(plan: &DiskPlan, before: &DiskPlan, record: &Record) -> bool {
+    match (&plan.driver, &before.driver) {
+        (DriverPlan::File(file), DriverPlan::File(before)) => {
+            let before = record.directory.join(&before.path);
+            std::path::absolute(&file.path).is_ok_and(|path| path == before)
+        }
+        _ => false,
+    }
 }
 
 /// What was left behind is what is wanted.
@@ -123,6 +181,13 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
         return Ok(record);
     }
     attach::parse_device(device)?;
+    let left = attach::survey()?.left;
+    if let Some(unknown) = left
+        .iter()
+        .find(|left| left.fate == Fate::Unknown && attach::device_name(&left.path) == name)
+    {
+        return Err(cannot_tell(unknown));
+    }
     let contents = Store::open()?.read()?;
     if let Some(Stored { record, is_served }) =
         contents.records.into_iter().find(|stored| stored.record.device == name)
@@ -139,6 +204,12 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
     check_readable(name, &contents.unreadable)?;
     Err(Error::failed(format!("there is nothing on record of {device}"))
         .help("blockyard list shows what can be recovered"))
+}
+
+/// Nothing is done to what the kernel does not tell of.
+fn cannot_tell(left: &LeftBehind) -> Error {
+    let what = format!("it cannot be told what has become of {}", left.path);
+    Error::failed(what).caused_by(Error::failed(left.why.clone().unwrap_or_default()))
 }
 
 /// A device whose record is not understood is somebody's.
@@ -232,6 +303,9 @@ fn having<'a>(uri: &str, records: &'a [Record]) -> Vec<&'a Record> {
 
 fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) -> Result<()> {
     if let Some(left) = left.iter().find(|left| left.path == path) {
+        if left.fate == Fate::Unknown {
+            return Err(cannot_tell(left));
+        }
         if force || left.fate == Fate::Unused {
             return attach::remove(left);
         }
@@ -256,7 +330,8 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     // It may end before its answer is through.
-    if let Ok(Some(answer)) = ask_one(record.pid, &Question::Detach) {
+    let question = Question::Detach { device: record.device.clone(), mark: record.mark };
+    if let Ok(Some(answer)) = ask_one(record.pid, &question) {
         let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
         answer.accepted().map_err(failed)?;
     }
@@ -269,7 +344,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
             return Err(Error::failed(what));
         }
     }
-    wait_until_gone(path, record.via)?;
+    wait_until_gone(record)?;
     // A daemon that ended well has taken it off record.
     let contents = Store::open()?.read()?;
     if contents.records.iter().any(|stored| stored.record.mark == record.mark) {
@@ -280,12 +355,17 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
 }
 
 /// The driver removes a device some time after it was told to, when all who had it open have closed it.
-fn wait_until_gone(path: &str, via: Via) -> Result<()> {
-    if via != Via::Ublk {
+fn wait_until_gone(record: &Record) -> Result<()> {
+    let (path, number) = (&*record.path(), record.number);
+    if record.via != Via::Ublk {
         return Ok(());
     }
     let end = Instant::now() + LAST_BREATH;
-    while usage::exists(path) || usage::exists(&path.replace("ublkb", "ublkc")) {
+    let failed = |err| Error::failed(format!("cannot look whether {path} is gone")).caused_by(err);
+    while usage::has_disk(path)
+        .and_then(|has_disk| Ok(has_disk || attach::has_ublk_device(number)?))
+        .map_err(failed)?
+    {
         if Instant::now() > end {
             return Err(Error::failed(format!("{path} does not go away: somebody has it open")));
         }
@@ -334,6 +414,49 @@ mod tests {
             assert!(error.to_string().contains(options[0]), "{error}");
             assert!(error.remedy().unwrap().contains("recover /dev/ublkb3"));
         }
+    }
+
+    #[test]
+    fn what_is_on_record_of_a_disk_is_looked_at_before_it_is_attached() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mnt/disk.img");
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        std::fs::write(&path, [0; 512]).unwrap();
+        let uri = path.to_str().unwrap();
+        let before = |args: &AttachArgs, orphan: &Record, standing| {
+            let plan = args.uri.parse().unwrap();
+            attached_before(args, &plan, vec![(orphan.clone(), standing)])
+        };
+        let wanted = |uri: &str, options: &[&str]| AttachArgs { uri: uri.into(), ..args(options) };
+        let mut orphan = record(Via::Nbd, 0, uri);
+        let recoverable = Standing::Left(Fate::Recoverable);
+        let found = before(&wanted(uri, &[]), &orphan, recoverable).unwrap();
+        assert_eq!(found.as_ref(), Some(&orphan));
+
+        let err = before(&wanted(uri, &[]), &orphan, Standing::Served).unwrap_err();
+        assert_eq!(err.kind().exit_code(), 75);
+        assert!(err.to_string().contains("already attached as /dev/nbd0"), "{err}");
+        let readers = wanted(uri, &["--read-only"]);
+        assert!(before(&readers, &orphan, Standing::Served).is_err(), "one of both may write");
+        orphan.wish.read_only = true;
+        assert_eq!(before(&readers, &orphan, Standing::Served).unwrap(), None);
+
+        for create in [uri.to_owned(), format!("file:{uri}?create=1M")] {
+            let unknown = Standing::Left(Fate::Unknown);
+            before(&wanted(&create, &[]), &orphan, unknown).unwrap_err();
+        }
+        // As under a mount point whose file system is not mounted.
+        std::fs::rename(&path, dir.path().join("away.img")).unwrap();
+        let create = wanted(&format!("file:{uri}?create=1M"), &[]);
+        let err = before(&create, &orphan, recoverable).unwrap_err();
+        assert!(err.to_string().contains("cannot recover /dev/nbd0"), "{err}");
+        assert!(!path.exists());
+        std::fs::write(&path, [0; 512]).unwrap();
+        assert!(before(&create, &orphan, recoverable).is_err(), "it is another file");
+        // Who is served has its own file still; nobody is in the way of a new one.
+        assert_eq!(before(&create, &orphan, Standing::Served).unwrap(), None);
+        std::fs::remove_dir_all(dir.path().join("mnt")).unwrap();
+        before(&create, &orphan, recoverable).unwrap_err();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CompareArgs;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::term;
 use crate::tools::compare::compare;
 
@@ -12,17 +12,20 @@ const DIFFERS: u8 = 1;
 pub(super) const TROUBLE: u8 = 2;
 
 pub(super) fn run(args: CompareArgs) -> Result<u8> {
+    match tell(args) {
+        // Whatever failed, it is not to be taken for "they differ".
+        Err(err) if err.kind() == ErrorKind::Failed => {
+            term::tell_error(&err);
+            Ok(TROUBLE)
+        }
+        told => told,
+    }
+}
+
+fn tell(args: CompareArgs) -> Result<u8> {
     let plans = with_tls([disk_uri(&args.one)?, disk_uri(&args.two)?], args.tls)?;
     let interrupt = interrupt::signals()?;
-    let compared = match compare(plans, threads(args.threads), &interrupt) {
-        Ok(compared) => compared,
-        // Not to be taken for "they differ".
-        Err(err) if err.kind() == crate::error::ErrorKind::Failed => {
-            term::tell_error(&err);
-            return Ok(TROUBLE);
-        }
-        Err(err) => return Err(err),
-    };
+    let compared = compare(plans, threads(args.threads), &interrupt)?;
     if args.json {
         term::say_json(&compared)?;
     } else {

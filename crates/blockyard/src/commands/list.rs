@@ -103,7 +103,7 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
 }
 
 fn left_behind(left: &LeftBehind) -> String {
-    let LeftBehind { path, via, uri, fate, log, .. } = left;
+    let LeftBehind { path, via, uri, fate, log, why, .. } = left;
     let (via, uri) = (via.name(), uri.as_deref().unwrap_or("it was not ready"));
     let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
     let remedy = match fate {
@@ -112,6 +112,12 @@ fn left_behind(left: &LeftBehind) -> String {
             "what was in it was in the daemon's memory; run: blockyard detach --force {path}"
         ),
         Fate::Unused => format!("nobody uses it; run: blockyard detach {path}"),
+        Fate::Unknown => {
+            let why = why.as_deref().unwrap_or_default();
+            return format!(
+                "{path} ({via}, {uri}) has no daemon, and it cannot be told what has become of it: {why}{log}"
+            );
+        }
     };
     format!("{path} ({via}, {uri}) was left behind by a daemon that died; {remedy}{log}")
 }

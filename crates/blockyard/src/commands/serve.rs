@@ -132,6 +132,11 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
             return Err(Error::usage(what));
         }
     }
+    let (serials, machines) = (args.serial.len(), args.vhost_user_blk.len());
+    if serials > machines {
+        let what = format!("--serial is given {serials} times, --vhost-user-blk {machines} times");
+        return Err(Error::usage(what).help("a serial number is what a virtual machine sees"));
+    }
     for index in 0..plan.disks.len() {
         let name = args.name.get(index).cloned().unwrap_or_else(|| plan.disk_name(index).into());
         let mut export = ExportPlan::new(index, name);
@@ -140,6 +145,9 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         plan.exports.push(export);
     }
     plan.nbd = nbd_plan(args, sockets_passed, runner)?;
+    if plan.nbd.listen.is_empty() && !plan.nbd.systemd {
+        refuse_options_of_nbd(args)?;
+    }
     for (disk, path) in args.vhost_user_blk.iter().enumerate() {
         let mut back_end = VhostUserPlan::new(disk, VhostUserListen::Path(path.clone()));
         back_end.socket_mode = plan.nbd.socket_mode;
@@ -150,6 +158,26 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
     plan.nbd.default_export = plan.exports.first().map(|export| export.name.clone());
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
+}
+
+/// What would have no effect where nothing is served over NBD.
+fn refuse_options_of_nbd(args: &ServeArgs) -> Result<()> {
+    let options = [
+        ("--name", !args.name.is_empty()),
+        ("--description", !args.description.is_empty()),
+        ("--tls", args.tls != Tls::Off),
+        ("--max-clients", args.max_clients.is_some()),
+        ("--max-in-flight", args.max_in_flight.is_some()),
+        ("--max-memory", args.max_memory.is_some()),
+        ("--run", args.run.is_some()),
+    ];
+    match options.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((option, _)) => {
+            let what = format!("{option} is about NBD, and nothing is served over NBD");
+            Err(Error::usage(what).help(format!("add --nbd ADDR, or leave {option} out")))
+        }
+    }
 }
 
 fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<NbdPlan> {

@@ -65,18 +65,23 @@ struct Found {
 }
 
 fn find(wanted: &str) -> Result<Found> {
-    let (pid, name) = match wanted.split_once(':') {
-        Some((pid, name)) => (pid.parse::<u32>().ok(), name),
-        None => (None, wanted),
-    };
-    let mut found = Vec::new();
+    // A name may have a colon in it.
+    let with_pid =
+        wanted.split_once(':').and_then(|(pid, name)| Some((pid.parse::<u32>().ok()?, name)));
+    let (mut found, mut by_pid) = (Vec::new(), None);
     for (socket, answer) in ask_each(&Question::Report)? {
         let Answer::Report(daemon) = answer else { continue };
-        let Daemon { pid: its, disks, .. } = *daemon;
-        if pid.is_none_or(|pid| pid == its) {
-            let named = disks.into_iter().filter(|disk| disk.name == name);
-            found.extend(named.map(|disk| Found { socket: socket.clone(), pid: its, disk }));
+        let Daemon { pid, disks, .. } = *daemon;
+        for disk in disks {
+            if disk.name == wanted {
+                found.push(Found { socket: socket.clone(), pid, disk });
+            } else if with_pid == Some((pid, &disk.name)) {
+                by_pid = Some(Found { socket: socket.clone(), pid, disk });
+            }
         }
+    }
+    if found.is_empty() {
+        found.extend(by_pid);
     }
     let several = found.len() > 1;
     match found.pop() {

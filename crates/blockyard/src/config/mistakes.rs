@@ -81,7 +81,7 @@ impl Mistakes {
         }
         let count = self.mistakes.len();
         let plural = if count == 1 { "" } else { "s" };
-        let _ = write!(out, "{}: {count} mistake{plural}; nothing was started", self.name);
+        let _ = write!(out, "{}: {count} mistake{plural}; nothing was started", plain(&self.name));
         out
     }
 
@@ -92,17 +92,20 @@ impl Mistakes {
         let line = before.matches('\n').count() + 1;
         let before = before.rsplit('\n').next().unwrap_or("");
         let rest = after.lines().next().unwrap_or("");
-        let line_text = format!("{before}{rest}");
-        let column = before.chars().count();
-        let marked = rest.get(..mistake.at.len()).unwrap_or(rest).chars().count().max(1);
+        // All of it is as wide as it has characters, and what acts on a terminal is shown: the pointer points at that.
+        let shown = |text: &str| plain(&text.replace('\t', " ")).into_owned();
+        let line_text = shown(&format!("{before}{rest}"));
+        let column = shown(before).chars().count();
+        let marked = rest.get(..mistake.at.len()).unwrap_or(rest);
+        let marked = shown(marked).chars().count().max(1);
         let margin = " ".repeat(line.to_string().len());
-        let place = format!("{}:{line}:{}", self.name, column + 1);
+        let place = format!("{}:{line}:{}", plain(&self.name), before.chars().count() + 1);
         writeln!(out, "{} {}", paint.red("error:"), plain(&mistake.what))?;
         writeln!(out, "{margin}{} {place}", paint.blue("-->"))?;
         writeln!(out, "{} {} {line_text}", paint.blue(&line.to_string()), paint.blue("|"))?;
         let pointer = format!("{}{}", " ".repeat(column), paint.red(&"^".repeat(marked)));
         writeln!(out, "{margin} {} {pointer}", paint.blue("|"))?;
-        writeln!(out, "{margin} {} {}\n", paint.blue("= help:"), mistake.remedy)
+        writeln!(out, "{margin} {} {}\n", paint.blue("= help:"), plain(&mistake.remedy))
     }
 }
 

@@ -223,3 +223,24 @@ fn memory_for_clients_is_enough_for_one_request() {
         assert!(shown.contains(&format!("write \"{least}\" or more")), "{shown}");
     }
 }
+
+#[test]
+fn what_acts_on_a_terminal_is_shown_and_pointed_at() {
+    let text = "[[disk]]\n\turi = \"ram:1M\" # \u{1b}[2J\u{202e}\n\u{9b}2J = \u{1b}]0;x\u{7}\n";
+    let Err(ConfigError::Mistakes(mistakes)) = parse("a\u{1b}[2J.toml", text, Path::new("/yard"))
+    else {
+        panic!("it is no TOML");
+    };
+    let shown = mistakes.render(false);
+    assert!(!shown.contains(|c: char| c != '\n' && c.is_control()), "{shown:?}");
+    let text = "[[disk]]\nuri = \"ram:1M\"\n\"\u{1b}[2J\" = { wrong = 1 }\n";
+    // TOML lets them stand in strings as they are only from U+0080 on.
+    let text = text.replace('\u{1b}', "\u{9b}");
+    let shown = super::tests::mistakes(&text).render(false);
+    assert!(!shown.contains(|c: char| c != '\n' && c.is_control()), "{shown:?}");
+    let lines: Vec<&str> = shown.lines().collect();
+    let at = lines.iter().position(|line| line.contains("\\u{9b}[2J") && line.contains(" | "));
+    let at = at.unwrap_or_else(|| panic!("{shown}"));
+    let begin = lines[at].find("\"\\u{9b}").unwrap();
+    assert_eq!(lines[at + 1].find('^'), Some(begin), "{shown}");
+}

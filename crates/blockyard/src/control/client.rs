@@ -65,26 +65,31 @@ fn sockets(directory: &Path) -> Result<Vec<(u32, PathBuf)>> {
     Ok(sockets)
 }
 
-/// The control sockets of a process, or of several that have the same number in PID namespaces of their own.
-fn sockets_of(pid: u32) -> Result<Vec<PathBuf>> {
-    let sockets = sockets(&directory::runtime_dir()?)?;
-    Ok(sockets.into_iter().filter(|(its, _)| *its == pid).map(|(_, path)| path).collect())
-}
-
-/// Asks one daemon; none if it is not there any more. It may take as long as it likes.
+/// Asks a process, or, where several have its number in PID namespaces of their own, each until one does not say that it is
+/// not meant ([`Answer::Error`]); none if it is not there any more. It may take as long as it likes.
 ///
 /// # Errors
 /// It does not answer.
 pub fn ask_one(pid: u32, question: &Question) -> Result<Option<Answer>> {
-    let mut last = None;
-    for path in sockets_of(pid)? {
-        last = ask_at(&path, question)?.or(last);
-        // Another of that number may be the one that is meant.
-        if !matches!(last, None | Some(Answer::Error(_))) {
-            break;
+    ask_one_in(&directory::runtime_dir()?, pid, question)
+}
+
+pub(super) fn ask_one_in(
+    directory: &Path,
+    pid: u32,
+    question: &Question,
+) -> Result<Option<Answer>> {
+    let mut last = Ok(None);
+    for (_, path) in sockets(directory)?.into_iter().filter(|(its, _)| *its == pid) {
+        match ask_at(&path, question) {
+            Ok(None) => {}
+            Ok(Some(Answer::Error(text))) => last = Ok(Some(Answer::Error(text))),
+            Ok(answer) => return Ok(answer),
+            // Another of that number may be the one that is meant.
+            Err(err) => last = Err(err),
         }
     }
-    Ok(last)
+    last
 }
 
 /// Asks the daemon at a socket; none if it is not there any more. It may take as long as it likes.

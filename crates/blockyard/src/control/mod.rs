@@ -46,7 +46,12 @@ pub enum Question {
     /// The text of /proc/partitions for its disks.
     Partitions,
     /// Take the disk that it has attached from the kernel, and end.
-    Detach,
+    Detach {
+        /// The name of the kernel's disk, as `nbd0`.
+        device: String,
+        /// What tells it from a later one of that name.
+        mark: u64,
+    },
     /// Change one of its disks, while it is used.
     Set {
         /// The disk's name.
@@ -119,6 +124,11 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use blockyard_blkmq::Disk;
+
     use super::*;
 
     #[test]
@@ -130,5 +140,70 @@ mod tests {
         for other in ["7.sock.0a1b2c3d", "x.sock", "7", ".sock", "attached"] {
             assert_eq!(pid_of_socket(other), None, "{other}");
         }
+    }
+
+    /// A daemon, and how often its disk was taken away.
+    struct Daemon {
+        device: &'static str,
+        mark: u64,
+        detached: Arc<AtomicU32>,
+    }
+
+    impl Answers for Daemon {
+        fn report(&self) -> report::Daemon {
+            unreachable!("nobody asks for it")
+        }
+
+        fn diskstats(&self) -> String {
+            String::new()
+        }
+
+        fn partitions(&self) -> String {
+            String::new()
+        }
+
+        fn disks(&self) -> &[Arc<Disk>] {
+            &[]
+        }
+
+        fn attached(&self) -> Option<(&str, u64)> {
+            Some((self.device, self.mark))
+        }
+
+        async fn detach(&self) -> Answer {
+            self.detached.fetch_add(1, Ordering::Relaxed);
+            Answer::Done
+        }
+    }
+
+    /// As two containers that share a runtime directory may have them.
+    #[tokio::test]
+    async fn of_daemons_with_the_same_number_the_one_that_is_meant_is_asked_to_detach() {
+        let dir = tempfile::tempdir().unwrap();
+        let start = |device, mark| {
+            let detached = Arc::new(AtomicU32::new(0));
+            let daemon = Daemon { device, mark, detached: Arc::clone(&detached) };
+            let server = Server::bind_in(dir.path(), 7, Arc::new(daemon)).unwrap();
+            tokio::spawn(server.serve());
+            detached
+        };
+        let (first, second) = (start("nbd0", 1), start("nbd1", 2));
+        assert!(dir.path().join("7.sock").exists() && dir.path().join("7-1.sock").exists());
+        let detach = async |device: &str, mark| {
+            let question = Question::Detach { device: device.into(), mark };
+            let path = dir.path().to_owned();
+            let ask = move || client::ask_one_in(&path, 7, &question);
+            tokio::task::spawn_blocking(ask).await.unwrap().unwrap().unwrap()
+        };
+        let counts = || (first.load(Ordering::Relaxed), second.load(Ordering::Relaxed));
+        assert!(matches!(detach("nbd1", 2).await, Answer::Done));
+        assert_eq!(counts(), (0, 1));
+        assert!(matches!(detach("nbd0", 1).await, Answer::Done));
+        assert_eq!(counts(), (1, 1));
+        // One of that name, or of that mark, is not enough.
+        for (device, mark) in [("nbd1", 1), ("nbd2", 2)] {
+            assert!(matches!(detach(device, mark).await, Answer::Error(_)), "{device}");
+        }
+        assert_eq!(counts(), (1, 1));
     }
 }

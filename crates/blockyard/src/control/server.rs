@@ -30,7 +30,11 @@ pub trait Answers: Send + Sync + 'static {
     fn partitions(&self) -> String;
     /// Its disks.
     fn disks(&self) -> &[Arc<Disk>];
-    /// Takes its disk from the kernel.
+    /// The kernel's disk that it serves, and its mark.
+    fn attached(&self) -> Option<(&str, u64)> {
+        None
+    }
+    /// Takes that from the kernel. Asked only by who names it.
     fn detach(&self) -> impl Future<Output = Answer> + Send {
         std::future::ready(Answer::Error("nothing is attached to the kernel here".into()))
     }
@@ -49,8 +53,11 @@ impl<A: Answers> Server<A> {
     /// # Errors
     /// The directory cannot be made or written to.
     pub fn bind(answers: Arc<A>) -> Result<Self> {
-        let directory = directory::runtime_dir()?;
-        let made = directory::make(&directory).and_then(|()| listen(&directory));
+        Self::bind_in(&directory::runtime_dir()?, std::process::id(), answers)
+    }
+
+    pub(super) fn bind_in(directory: &Path, pid: u32, answers: Arc<A>) -> Result<Self> {
+        let made = directory::make(directory).and_then(|()| listen(directory, pid));
         let (listener, file) = made.map_err(|err| {
             Error::failed(format!("cannot make a control socket in {}", directory.display()))
                 .caused_by(err)
@@ -76,8 +83,7 @@ impl<A: Answers> Server<A> {
 }
 
 /// A process of another PID namespace that uses the same directory may have our number: then our socket has another name.
-fn listen(directory: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    let pid = std::process::id();
+fn listen(directory: &Path, pid: u32) -> io::Result<(UnixListener, SocketFile)> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for index in 0..MAX_SAME_PID {
         let path = directory.join(socket_name(pid, index));
@@ -118,7 +124,14 @@ async fn answer(line: &str, answers: &impl Answers) -> Answer {
         Ok(Question::Report) => Answer::Report(Box::new(answers.report())),
         Ok(Question::Diskstats) => Answer::Text(answers.diskstats()),
         Ok(Question::Partitions) => Answer::Text(answers.partitions()),
-        Ok(Question::Detach) => answers.detach().await,
+        // A process of another PID namespace may have the number of the one that is meant.
+        Ok(Question::Detach { device, mark }) => {
+            if answers.attached() == Some((&device, mark)) {
+                answers.detach().await
+            } else {
+                Answer::Error(format!("{device} is not served here"))
+            }
+        }
         Ok(Question::Set { disk, change }) => {
             match answers.disks().iter().find(|it| it.name() == disk) {
                 Some(disk) => set(Arc::clone(disk), change).await,

@@ -57,8 +57,9 @@ impl Command {
     }
 
     /// Waits for its end, and returns its exit code. It is told of the signals that come meanwhile, and has the disk until it
-    /// has ended, however long that takes; a second one kills it.
+    /// has ended, however long that takes; a second one kills it. Ctrl-C at its terminal is its own affair.
     pub(super) async fn supervise(mut self, signals: &mut Signals) -> Result<u8> {
+        let _its_own = (self.reach == Reach::Child).then(|| signals.leave_interrupts());
         loop {
             tokio::select! {
                 ended = self.watch.readable() => {
@@ -77,7 +78,6 @@ impl Command {
         // The child is not waited for yet, so that its number is its own.
         let told = match self.reach {
             Reach::Group => kill_process_group(Pid::from_child(&self.child), signal),
-            Reach::Child if signal == Signal::INT => Ok(()),
             Reach::Child => pidfd_send_signal(&self.watch, signal),
         };
         if let Err(err) = told {

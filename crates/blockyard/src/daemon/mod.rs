@@ -174,8 +174,8 @@ impl Daemon {
     fn open_the_gates(&mut self) -> Result<()> {
         let yard = &self.yard;
         let machines = std::mem::take(&mut self.machines);
-        let back_ends =
-            vhost_user::start(&yard.plan, machines, &yard.disks, self.threads.handles())?;
+        let (disks, threads) = (&yard.disks, self.threads.handles());
+        let back_ends = vhost_user::start(&yard.plan, machines, disks, &self.remotes, threads)?;
         // It is done once.
         let _ = yard.back_ends.set(back_ends);
         self.listeners.drain(..).for_each(|listener| yard.server.listen(listener));
@@ -192,7 +192,7 @@ impl Daemon {
         let mut ending = Box::pin(ending::end(yard, threads, remotes));
         tokio::select! {
             lost = &mut ending => lost,
-            () = signals.next() => {
+            () = signals.second() => {
                 // Dropping it would wait for what is in flight. All of it ends with the process.
                 std::mem::forget(ending);
                 Err(signals::ended_at_once())
@@ -236,7 +236,17 @@ fn raise_file_limit() {
 }
 
 fn listeners(plan: &YardPlan, passed: Passed, notices: &mut Vec<String>) -> Result<Vec<Listener>> {
-    let mut listeners = if plan.nbd.systemd { passed.listeners()? } else { Vec::new() };
+    let mut listeners = match (plan.nbd.systemd, passed.len()) {
+        (true, _) => passed.listeners()?,
+        (false, 0) => Vec::new(),
+        // Clients could connect to them, and would wait for ever.
+        (false, count) => {
+            let what =
+                format!("systemd passes sockets ({count}), and nothing is to be served there");
+            let help = "add systemd to the addresses (--nbd systemd, or listen in yard.toml), or start it without the .socket unit";
+            return Err(Error::usage(what).help(help));
+        }
+    };
     for listen in &plan.nbd.listen {
         listeners.push(bind(listen, plan.nbd.socket_mode, notices)?);
     }

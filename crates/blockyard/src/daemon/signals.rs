@@ -2,6 +2,7 @@
 //! heard whatever the other threads are waiting for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -23,7 +24,19 @@ const UNTAKEN: usize = 8;
 pub(crate) struct Signals {
     heard: mpsc::Receiver<Signal>,
     hung_up: Arc<Notify>,
+    /// SIGINT is somebody else's.
+    left: Arc<AtomicBool>,
     count: usize,
+}
+
+/// SIGINT is left to somebody else.
+#[must_use]
+pub(crate) struct LeftInterrupts(Arc<AtomicBool>);
+
+impl Drop for LeftInterrupts {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl Signals {
@@ -46,10 +59,10 @@ impl Signals {
             Caught::new().map_err(failed)?
         };
         let (tell, heard) = mpsc::channel(UNTAKEN);
-        let hung_up = Arc::clone(&caught.hung_up);
+        let (hung_up, left) = (Arc::clone(&caught.hung_up), Arc::clone(&caught.left));
         let thread = std::thread::Builder::new().name("signals".into());
         thread.spawn(move || runtime.block_on(hear(caught, tell, second_ends))).map_err(failed)?;
-        Ok(Self { heard, hung_up, count: 0 })
+        Ok(Self { heard, hung_up, left, count: 0 })
     }
 
     /// The next one.
@@ -72,6 +85,20 @@ impl Signals {
         }
     }
 
+    /// Waits until two have been taken.
+    pub(crate) async fn second(&mut self) {
+        while self.count < 2 {
+            self.next().await;
+        }
+    }
+
+    /// Until what this returns is dropped, SIGINT asks for nothing: it is a Ctrl-C at a terminal, meant for a command there that
+    /// gets it, too, and does with it what it likes.
+    pub(crate) fn leave_interrupts(&self) -> LeftInterrupts {
+        self.left.store(true, Ordering::Release);
+        LeftInterrupts(Arc::clone(&self.left))
+    }
+
     /// How many were taken, SIGHUP aside.
     pub(crate) fn count(&self) -> usize {
         self.count
@@ -89,6 +116,7 @@ struct Caught {
     terminate: unix::Signal,
     hang_up: unix::Signal,
     hung_up: Arc<Notify>,
+    left: Arc<AtomicBool>,
 }
 
 impl Caught {
@@ -98,6 +126,7 @@ impl Caught {
             terminate: unix::signal(SignalKind::terminate())?,
             hang_up: unix::signal(SignalKind::hangup())?,
             hung_up: Arc::default(),
+            left: Arc::default(),
         })
     }
 
@@ -105,7 +134,11 @@ impl Caught {
     async fn next(&mut self) -> Signal {
         loop {
             tokio::select! {
-                _ = self.interrupt.recv() => return Signal::INT,
+                _ = self.interrupt.recv() => {
+                    if !self.left.load(Ordering::Acquire) {
+                        return Signal::INT;
+                    }
+                }
                 _ = self.terminate.recv() => return Signal::TERM,
                 _ = self.hang_up.recv() => {
                     tracing::info!("SIGHUP received: nothing to reload");

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use crate::control::report;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{VhostUserListen, VhostUserPlan, YardPlan};
+use crate::remote::Remote;
 
 /// A back-end, and the place of its disk in the list.
 pub(super) struct BackEnd {
@@ -33,16 +34,18 @@ pub(super) fn start(
     plan: &YardPlan,
     listeners: Vec<Listener>,
     disks: &[Arc<Disk>],
+    remotes: &[Remote],
     threads: &[Handle],
 ) -> Result<Vec<BackEnd>> {
     let plans = plan.vhost_user.iter().zip(listeners);
-    plans.map(|(plan, listener)| back_end(plan, listener, disks, threads)).collect()
+    plans.map(|(plan, listener)| back_end(plan, listener, disks, remotes, threads)).collect()
 }
 
 fn back_end(
     plan: &VhostUserPlan,
     listener: Listener,
     disks: &[Arc<Disk>],
+    remotes: &[Remote],
     threads: &[Handle],
 ) -> Result<BackEnd> {
     let disk =
@@ -56,6 +59,8 @@ fn back_end(
     if let Some(serial) = &plan.serial {
         export.serial.clone_from(serial);
     }
+    let remote = remotes.iter().find(|remote| remote.is_of(disk));
+    export.on_resume = remote.map(Remote::holder);
     export.queues = plan.queues.unwrap_or(export.queues);
     let server = Server::start(export, listener, threads.to_vec()).map_err(error)?;
     Ok(BackEnd { disk: plan.disk, server })

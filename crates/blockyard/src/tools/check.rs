@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::cut::{parts, pieces};
 use super::extents::Extents;
 use super::interrupt::Interrupt;
-use super::lanes::{self, Ended, Pieces, Work};
+use super::lanes::{self, Ended, Lane, Pieces, Work};
 use super::progress::Progress;
 use super::ranges::Ranges;
 use super::{io_error, open, read};
@@ -83,9 +83,9 @@ pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Ch
     let partition_table = partition_table(&bdev);
     let shared = Arc::new(Shared { bdev, uri: plan.uri.clone(), block, found: Mutex::default() });
     let lanes = Arc::clone(&shared);
-    let work: Arc<Work<(u64, u64)>> = Arc::new(move |cpu, (start, len)| {
-        let lane = Arc::clone(&lanes);
-        Box::pin(async move { lane.work(cpu, start, len).await })
+    let work: Arc<Work<(u64, u64)>> = Arc::new(move |lane, piece| {
+        let shared = Arc::clone(&lanes);
+        Box::pin(async move { shared.work(&lane, piece).await })
     });
     let mut progress = Progress::new("checking", size);
     let look = || {
@@ -95,8 +95,8 @@ pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Ch
     };
     let plan_pieces = |to: &Pieces<(u64, u64)>| shared.plan(size, to);
     let _heeding = interrupt.heed();
-    if lanes::run(&session, interrupt, &work, plan_pieces, look)? == Ended::Early {
-        return Err(Error::failed("interrupted before all was read"));
+    if let Ended::Early(cause) = lanes::run(&session, interrupt, &work, plan_pieces, look)? {
+        return Err(Error::failed("interrupted before all was read").perhaps_caused_by(cause));
     }
     let found = shared.found.lock();
     let unreadable = found.unreadable.iter();
@@ -128,15 +128,17 @@ impl Shared {
     }
 
     /// Reads a piece; what fails is read again in halves, down to blocks.
-    async fn work(&self, cpu: usize, start: u64, len: u64) -> Result<()> {
-        let mut left = vec![(start, len)];
+    async fn work(&self, lane: &Lane, piece: (u64, u64)) -> Result<()> {
+        let mut left = vec![piece];
         while let Some((start, len)) = left.pop() {
-            let status = read(&self.bdev, cpu, start, len).await.err();
+            let status = read(&self.bdev, lane.cpu, start, len).await.err();
             match status {
                 None => self.found.lock().read += len,
                 Some(status) if is_about_the_way(status) => {
                     return Err(io_error("read", &self.uri, start, len, status));
                 }
+                // What is given up fails like what is broken; it is not asked for again.
+                Some(_) if lane.stops() => return Ok(()),
                 Some(_) if len <= self.block => self.bad(start, len)?,
                 Some(_) => {
                     let half = (len / 2).next_multiple_of(self.block);

@@ -70,9 +70,9 @@ pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> R
         done: AtomicU64::new(0),
     });
     let lanes = Arc::clone(&shared);
-    let work: Arc<Work<Piece>> = Arc::new(move |cpu, piece| {
-        let lane = Arc::clone(&lanes);
-        Box::pin(async move { lane.work(cpu, piece).await })
+    let work: Arc<Work<Piece>> = Arc::new(move |lane, piece| {
+        let shared = Arc::clone(&lanes);
+        Box::pin(async move { shared.work(lane.cpu, piece).await })
     });
     let mut progress = Progress::new("comparing", common);
     let look = || {
@@ -81,8 +81,8 @@ pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> R
     };
     let plan = |pieces: &Pieces<Piece>| shared.plan(common, block, pieces);
     let _heeding = interrupt.heed();
-    if lanes::run(&session, interrupt, &work, plan, look)? == Ended::Early {
-        return Err(Error::failed("interrupted before all was compared"));
+    if let Ended::Early(cause) = lanes::run(&session, interrupt, &work, plan, look)? {
+        return Err(Error::failed("interrupted before all was compared").perhaps_caused_by(cause));
     }
     let first = Some(shared.first.load(Ordering::Acquire)).filter(|&first| first < u64::MAX);
     let first = first.or_else(|| (sizes[0] != sizes[1]).then_some(common));

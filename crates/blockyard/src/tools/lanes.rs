@@ -21,17 +21,35 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// How long what has begun may take once an end is wanted. A server that is lost would take minutes.
 pub(super) const GRACE: Duration = Duration::from_millis(400);
 
-/// What is done with a piece, on the queue thread with that number.
+/// What is done with a piece, in a lane.
 pub(super) type Work<P> =
-    dyn Fn(usize, P) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
+    dyn Fn(Lane, P) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> + Send + Sync;
 
 /// How it ended, if nothing failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Ended {
     /// All pieces are done.
     Whole,
-    /// Some are not: an end was wanted.
-    Early,
+    /// Some are not: an end was wanted. What had failed before anything was given up for that is told, too.
+    Early(Option<Error>),
+}
+
+/// Where a piece is worked on.
+pub(super) struct Lane {
+    /// The number of the queue thread.
+    pub(super) cpu: usize,
+    state: Arc<State>,
+}
+
+impl Lane {
+    /// Whether nothing is to be begun any more. Who is told so leaves the rest of the piece undone.
+    pub(super) fn stops(&self) -> bool {
+        let stopped = self.state.stopped();
+        if stopped {
+            self.state.short.store(true, Ordering::Release);
+        }
+        stopped
+    }
 }
 
 /// What the planner, the lanes and whoever waits share.
@@ -42,13 +60,17 @@ struct State {
     /// Pieces that were handed out, and those that are done. A lane that panics leaves a difference.
     handed: AtomicU64,
     done: AtomicU64,
-    /// A piece was not taken any more.
+    /// A piece was not taken any more, or not done to its end.
     short: AtomicBool,
+    /// What is out is given up: that it fails says nothing.
+    given_up: AtomicBool,
 }
 
 impl State {
     fn fail(&self, err: Error) {
-        self.failure.lock().get_or_insert(err);
+        if !self.given_up.load(Ordering::Acquire) {
+            self.failure.lock().get_or_insert(err);
+        }
         self.stop.store(true, Ordering::Release);
     }
 
@@ -103,7 +125,7 @@ pub(super) fn run<P: Send + 'static>(
                 while !state.stopped() {
                     let piece = receiver.lock().await.recv().await;
                     let Some(piece) = piece else { break };
-                    match work(cpu, piece).await {
+                    match work(Lane { cpu, state: Arc::clone(&state) }, piece).await {
                         Ok(()) => _ = state.done.fetch_add(1, Ordering::AcqRel),
                         Err(err) => state.fail(err),
                     }
@@ -128,19 +150,24 @@ pub(super) fn run<P: Send + 'static>(
             if interrupt.is_wanted() {
                 state.stop.store(true, Ordering::Release);
                 if wanted.get_or_insert_with(Instant::now).elapsed() >= GRACE {
+                    state.given_up.store(true, Ordering::Release);
                     session.abandon();
                 }
             }
         }
         planner.join().unwrap_or_else(|_| Err(Error::failed("the planner panicked")))
     });
+    if let Err(err) = planned {
+        // The rest of the disk was not looked at.
+        state.short.store(true, Ordering::Release);
+        state.fail(err);
+    }
     let failure = state.failure.lock().take();
-    match failure.map_or(planned, Err) {
-        // What is given up fails.
-        _ if interrupt.is_wanted() && !state.is_whole() => Ok(Ended::Early),
-        Err(err) => Err(err),
-        Ok(()) if state.is_whole() => Ok(Ended::Whole),
-        Ok(()) => Err(Error::failed("a part was left out: a task of this program panicked")),
+    match failure {
+        failure if interrupt.is_wanted() && !state.is_whole() => Ok(Ended::Early(failure)),
+        Some(err) => Err(err),
+        None if state.is_whole() => Ok(Ended::Whole),
+        None => Err(Error::failed("a part was left out: a task of this program panicked")),
     }
 }
 
@@ -160,7 +187,7 @@ mod tests {
     #[test]
     fn a_piece_that_is_lost_with_its_lane_is_missed() {
         let ends: Arc<Work<u64>> = Arc::new(|_, _| Box::pin(async { Ok(()) }));
-        assert_eq!(run_with(&ends, &Interrupt::default(), 1000).unwrap(), Ended::Whole);
+        assert!(matches!(run_with(&ends, &Interrupt::default(), 1000).unwrap(), Ended::Whole));
         for last in [0, 999] {
             let panics: Arc<Work<u64>> = Arc::new(move |_, piece| {
                 Box::pin(async move {
@@ -184,6 +211,36 @@ mod tests {
             Box::pin(async { Ok(()) })
         });
         // It would never be through.
-        assert_eq!(run_with(&work, &interrupt, u64::MAX).unwrap(), Ended::Early);
+        assert!(matches!(run_with(&work, &interrupt, u64::MAX).unwrap(), Ended::Early(None)));
+    }
+
+    #[test]
+    fn what_fails_before_an_end_is_wanted_is_told_with_it() {
+        let interrupt = Arc::new(Interrupt::default());
+        let raise = Arc::clone(&interrupt);
+        let work: Arc<Work<u64>> = Arc::new(move |_, _| {
+            raise.raise();
+            Box::pin(async { Err(Error::failed("no space left")) })
+        });
+        let Ended::Early(Some(cause)) = run_with(&work, &interrupt, u64::MAX).unwrap() else {
+            panic!("the cause is lost");
+        };
+        assert_eq!(cause.to_string(), "no space left");
+    }
+
+    #[test]
+    fn a_piece_that_is_left_in_its_middle_is_not_done() {
+        let interrupt = Arc::new(Interrupt::default());
+        let raise = Arc::clone(&interrupt);
+        let work: Arc<Work<u64>> = Arc::new(move |lane, _| {
+            raise.raise();
+            Box::pin(async move {
+                while !lane.stops() {
+                    tokio::task::yield_now().await;
+                }
+                Ok(())
+            })
+        });
+        assert!(matches!(run_with(&work, &interrupt, 1).unwrap(), Ended::Early(None)));
     }
 }

@@ -294,13 +294,18 @@ pub(crate) fn unix(export: &str, socket: &Path) -> String {
 
 /// Mounts an export as a file, and gives the file.
 pub(crate) fn fuse(daemon: &Daemon, export: &str) -> (Cleanup, String) {
-    let mount = daemon.path("fuse");
+    fuse_in(daemon.dir(), &daemon.uri(export))
+}
+
+/// The same of any server, in a directory.
+pub(crate) fn fuse_in(directory: &Path, uri: &str) -> (Cleanup, String) {
+    let mount = directory.join("fuse");
     std::fs::create_dir_all(&mount).unwrap();
-    let ready = daemon.path("fuse.pid");
+    let ready = directory.join("fuse.pid");
     let mount = mount.to_str().unwrap().to_owned();
     let guard = Cleanup::with(&["fusermount3", "-u", "-z", &mount]);
     let mut command = Command::new("nbdfuse");
-    command.arg("-P").arg(&ready).arg(&mount).arg(daemon.uri(export)).stdin(Stdio::null());
+    command.arg("-P").arg(&ready).arg(&mount).arg(uri).stdin(Stdio::null());
     let mut child = command.spawn().expect("nbdfuse is missing; run: cargo xtask setup");
     // The process id is written once the mount is usable.
     while std::fs::read_to_string(&ready).unwrap_or_default().is_empty() {

@@ -66,7 +66,8 @@ case "$VIA" in
     blockyard serve /tmp/disk.img --nbd unix:/tmp/server 2>/tmp/serving &
     server=$!
     until_true [ -S /tmp/server ]
-    survive "nbd+unix:///disk?socket=/tmp/server"
+    # What a daemon sent before it was killed is waited for, for so long.
+    survive "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s"
     detach "$D"
     kill $server
     wait $server

@@ -196,3 +196,15 @@ fn other_memory_that_is_gone_is_still_a_fault() {
     let child = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
     assert_eq!(child.status.signal(), Some(libc::SIGBUS), "{child:?}");
 }
+
+#[test]
+fn memory_of_guests_is_in_no_core_dump() {
+    let file = file(4 * PAGE_SIZE as u64);
+    let mapping = SharedMapping::new(file.as_fd(), 0, 4 * PAGE_SIZE as u64).unwrap();
+    let start = format!("{:x}-", mapping.segment(0, 1).as_ptr().addr());
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let ours = smaps.split("VmFlags:").zip(smaps.split("VmFlags:").skip(1));
+    let flags = ours.filter(|(before, _)| before.lines().any(|line| line.starts_with(&start)));
+    let flags: Vec<_> = flags.filter_map(|(_, after)| after.lines().next()).collect();
+    assert!(flags.iter().any(|flags| flags.split(' ').any(|flag| flag == "dd")), "{flags:?}");
+}

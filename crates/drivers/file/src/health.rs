@@ -36,7 +36,12 @@ impl Health {
     pub(crate) fn flush_failed(&self, err: &std::io::Error) {
         if !self.flush_failed.swap(true, Ordering::AcqRel) {
             let file = self.path.display();
-            tracing::error!(%file, %err, "a flush failed: what was written since the last one that succeeded may be lost, and flushes fail until the disk is opened anew");
+            tracing::error!(
+                %file,
+                %err,
+                "a flush failed: what was written since the last good one may be lost; \
+                 flushes fail until it is opened anew"
+            );
         }
     }
 

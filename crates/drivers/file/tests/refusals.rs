@@ -6,6 +6,7 @@ mod common;
 use blockyard_blkmq::{Features, Flags, Op, Sector, Status};
 use blockyard_conformance::QueueThread;
 use blockyard_driver_file::{Engine, ErrorKind, FileConfig};
+use common::qemu::Qemu;
 use common::{Loop, Place, open, run};
 
 fn refused(config: &FileConfig, kind: ErrorKind, said: &[&str]) {
@@ -109,33 +110,6 @@ fn a_file_that_cannot_be_made_leaves_nothing_behind() {
     assert!(!path.exists(), "what could not be opened");
     drop(open(&config).unwrap());
     assert!(path.exists());
-}
-
-/// qemu-nbd that has a file open, until it is dropped.
-struct Qemu(std::process::Child);
-
-impl Qemu {
-    fn on(place: &Place, file: &std::path::Path, options: &[&str]) -> Self {
-        let socket = place.path().join(format!("socket{}", options.len()));
-        let mut command = std::process::Command::new("qemu-nbd");
-        command.args(["--persistent", "-f", "raw", "--socket"]).arg(&socket).args(options);
-        let mut qemu = Self(command.arg(file).spawn().unwrap());
-        let begun = std::time::Instant::now();
-        // It listens once it has the file open.
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(qemu.0.try_wait().unwrap().is_none(), "qemu-nbd has ended");
-            assert!(begun.elapsed().as_secs() < 30, "qemu-nbd does not listen");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        qemu
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

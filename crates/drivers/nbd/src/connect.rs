@@ -19,6 +19,9 @@ use crate::socket::prepare;
 use crate::tls::{Session, TlsSetup};
 use crate::wire::{BOTH_WAYS, Wire, connect};
 
+/// How long a server may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// Makes sockets that lead to servers: the kernel's, or a simulation's.
 pub(crate) trait Dialer: Send + Sync + fmt::Debug {
     fn dial<'a>(&'a self, transport: &'a Transport) -> Dialing<'a>;
@@ -28,14 +31,17 @@ pub(crate) trait Dialer: Send + Sync + fmt::Debug {
 pub(crate) type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + 'a>>;
 
 /// The kernel's sockets.
-#[derive(Debug)]
-pub(crate) struct Sockets;
+#[derive(Debug, Default)]
+pub(crate) struct Sockets {
+    /// The kernel stops to send again what arrives nowhere after so long, also when our process has died.
+    pub(crate) given_up_after: Option<Duration>,
+}
 
 impl Dialer for Sockets {
     fn dial<'a>(&'a self, transport: &'a Transport) -> Dialing<'a> {
         Box::pin(async move {
             let fd = connect(transport).await?;
-            prepare(fd.as_fd())?;
+            prepare(fd.as_fd(), self.given_up_after)?;
             Ok(fd)
         })
     }
@@ -112,13 +118,20 @@ impl Target {
 
     async fn negotiate(&self) -> Result<Opened, Error> {
         let mut dialog = self.dial().await?;
+        match self.go(&mut dialog).await {
+            Ok(negotiated) => dialog.end(negotiated),
+            Err(err) => Err(dialog.fail(err).await),
+        }
+    }
+
+    async fn go(&self, dialog: &mut Dialog<'_>) -> Result<Negotiated, Error> {
         if self.best_style.has_chunks() {
             dialog.ask(|shake| shake.set_contexts(&self.uri.export, &[BASE_ALLOCATION]))?;
         }
         dialog.ask(|shake| shake.go(&self.uri.export))?;
         loop {
             match dialog.event().await? {
-                Event::Done(negotiated) => return dialog.end(*negotiated),
+                Event::Done(negotiated) => return Ok(*negotiated),
                 // Without block status there is less to tell, and nothing wrong.
                 Event::Refused(err) if is_about_contexts(&err) => {}
                 Event::Refused(err) => return Err(self.broken(err)),
@@ -226,6 +239,15 @@ impl Dialog<'_> {
     /// Says goodbye. A server need not answer.
     pub(crate) async fn close(mut self) {
         self.shake.abort();
-        let _ = self.event().await;
+        let _ = tokio::time::timeout(GOODBYE, self.event()).await;
+        self.wire.close();
+    }
+
+    /// Says goodbye after a refusal; after other errors there is nobody who would understand.
+    pub(crate) async fn fail(self, err: Error) -> Error {
+        if err.kind() == ErrorKind::Refused {
+            self.close().await;
+        }
+        err
     }
 }

@@ -192,7 +192,8 @@ impl Nbd {
         config: NbdConfig,
         queue_threads: &[Handle],
     ) -> Result<(Arc<Self>, Export), Error> {
-        Self::connect_by(Arc::new(Sockets), config, queue_threads).await
+        let sockets = Sockets { given_up_after: Some(config.fence_timeout / 2) };
+        Self::connect_by(Arc::new(sockets), config, queue_threads).await
     }
 
     pub(crate) async fn connect_by(
@@ -210,6 +211,7 @@ impl Nbd {
         let export = Export::new(&first.negotiated, config.read_only);
         let target = Arc::new(target);
         if let Err(err) = export.limits.clone().validate() {
+            first.leave().await;
             let what = format!("{} has block sizes that no disk can have", config.uri);
             return Err(Error::new(ErrorKind::Protocol, what).caused_by(err));
         }
@@ -305,6 +307,15 @@ impl Nbd {
         }
         self.inner.kick_all();
         Ok(())
+    }
+
+    /// Another process has served this disk before, and has died: the server may still carry out what it has sent, which
+    /// must not undo what is written from now on. Nothing is changed for `fence_timeout` from now; reads go on
+    /// (`docs/nbd-fencing.md`).
+    pub fn hold_writes(&self) {
+        let inner = &self.inner;
+        inner.common.inherit(inner.now() + inner.policy.fence_timeout);
+        inner.kick_all();
     }
 
     /// Ends the disk: new requests fail, what is out is finished, within the timeout, and the server is told

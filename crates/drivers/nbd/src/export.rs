@@ -47,7 +47,8 @@ impl Export {
     pub(crate) fn new(negotiated: &Negotiated, read_only: bool) -> Self {
         let info = &negotiated.export;
         let flags = info.flags;
-        let limits = limits(negotiated);
+        let read_only = read_only || flags.contains(TransmissionFlags::READ_ONLY);
+        let limits = limits(negotiated, read_only);
         let minimum = info.block_sizes.unwrap_or(BlockSizes::DEFAULT).minimum();
         let (capacity, tail_padding) = padded(info.size, minimum, limits.logical_block_size);
         Self {
@@ -56,7 +57,7 @@ impl Export {
             size: info.size,
             minimum,
             limits,
-            read_only: read_only || flags.contains(TransmissionFlags::READ_ONLY),
+            read_only,
             multi_conn: flags.contains(TransmissionFlags::CAN_MULTI_CONN),
             style: negotiated.style,
             tls: negotiated.tls,
@@ -127,7 +128,7 @@ pub(crate) fn block_size(negotiated: &Negotiated) -> BlockSize {
     BlockSize::new(sizes.minimum().max(512)).unwrap_or(BlockSize::MAX)
 }
 
-fn limits(negotiated: &Negotiated) -> Limits {
+fn limits(negotiated: &Negotiated, read_only: bool) -> Limits {
     let info = &negotiated.export;
     let can = |flag| info.flags.contains(flag);
     let sizes = info.block_sizes.unwrap_or(BlockSizes::DEFAULT);
@@ -144,6 +145,8 @@ fn limits(negotiated: &Negotiated) -> Limits {
     // Payloads are handed on as they were received.
     let mut features = Features::NOWAIT | Features::OWN_MEMORY;
     features.set(Features::WRITE_CACHE, can(TransmissionFlags::SEND_FLUSH));
+    // Where nothing is written there is nothing to make durable.
+    features.set(Features::NO_FLUSH, !can(TransmissionFlags::SEND_FLUSH) && !read_only);
     features.set(Features::FUA, can(TransmissionFlags::SEND_FUA));
     features.set(Features::ROTATIONAL, can(TransmissionFlags::ROTATIONAL));
     features.set(Features::PREFETCH, can(TransmissionFlags::SEND_CACHE));
@@ -212,7 +215,23 @@ mod tests {
         assert_eq!(limits.logical_block_size, BlockSize::B512);
         assert_eq!(limits.max_hw_sectors, (32 << 20) >> 9);
         assert_eq!((limits.max_discard_sectors, limits.max_write_zeroes_sectors), (0, 0));
-        assert_eq!(limits.features, Features::NOWAIT | Features::OWN_MEMORY);
+        assert_eq!(limits.features, Features::NOWAIT | Features::OWN_MEMORY | Features::NO_FLUSH);
+    }
+
+    #[test]
+    fn a_server_without_flush_makes_nothing_durable_but_what_it_is_told_to_write_through() {
+        let features = |flags, read_only| {
+            let negotiated = negotiated(1 << 20, flags, HeaderStyle::Structured);
+            let limits = Export::new(&negotiated, read_only).limits.validate().unwrap();
+            limits.features & (Features::WRITE_CACHE | Features::NO_FLUSH | Features::FUA)
+        };
+        let (flush, fua) = (TransmissionFlags::SEND_FLUSH, TransmissionFlags::SEND_FUA);
+        let none = TransmissionFlags::empty();
+        assert_eq!(features(none, false), Features::NO_FLUSH);
+        assert_eq!(features(fua, false), Features::NO_FLUSH | Features::FUA);
+        assert_eq!(features(flush, false), Features::WRITE_CACHE);
+        assert_eq!(features(none, true), Features::empty(), "nothing is written");
+        assert_eq!(features(TransmissionFlags::READ_ONLY, false), Features::empty());
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl Fence {
         self.loose.iter().any(|loose| loose.span.overlaps(span))
     }
 
+    /// Whether something that was sent on the connection may still be carried out.
+    pub(crate) fn has(&self, link: LinkId) -> bool {
+        self.loose.iter().any(|loose| loose.link == link)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.loose.is_empty()
     }

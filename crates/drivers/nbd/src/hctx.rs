@@ -270,7 +270,10 @@ impl Hctx {
                 "the server neither answered nor closed a lost connection within fence_timeout: taken for over"
             );
         }
-        if expired.failed + expired.given_up > 0 {
+        if expired.outlived {
+            tracing::info!(%server, "writes are let through: fence_timeout is over since the disk was taken over");
+        }
+        if expired.failed + expired.given_up > 0 || expired.outlived {
             self.inner.kick_all();
         }
         self.end();

@@ -364,7 +364,7 @@ impl<J: Job, S> Queue<J, S> {
 
     /// Sees to connections and requests whose time is over. Says which connections are to be aborted.
     pub(crate) fn expire(&mut self, now: Duration, ended: &mut Ended<J>) -> Expired {
-        let mut expired = Expired::default();
+        let mut expired = Expired { outlived: self.common.outlive(now), ..Expired::default() };
         let policy = self.policy;
         for job in self.common.expire(now, policy.dead_conn_timeout) {
             expired.failed += 1;
@@ -407,7 +407,7 @@ impl<J: Job, S> Queue<J, S> {
             let (Fate::Abort(at) | Fate::Fall(at)) = conn.fate(policy);
             [Some(at), conn.late(Duration::MAX, policy).map(|(_, at)| at).min()]
         });
-        conns.flatten().chain(waits).min()
+        conns.flatten().chain(waits).chain(self.common.inherits_until()).min()
     }
 
     /// Whether the connection in use is dead rather than slow.
@@ -484,6 +484,8 @@ pub(crate) struct Expired {
     pub(crate) given_up: usize,
     /// Connections whose socket is to be aborted, so that nothing more of them leaves this host.
     pub(crate) abort: Vec<LinkId>,
+    /// What another process had sent is taken for over.
+    pub(crate) outlived: bool,
 }
 
 impl<J: Job, S> Conn<J, S> {

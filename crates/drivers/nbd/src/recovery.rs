@@ -15,6 +15,9 @@ use crate::job::Job;
 use crate::span::Span;
 use crate::unflushed::{Parts, Unflushed, Window};
 
+/// Stands for the connections of another process, which served this disk before and has died. None of ours has this id.
+const INHERITED: LinkId = 0;
+
 /// A request that waits.
 pub(crate) struct Waiting<J> {
     pub(crate) job: J,
@@ -31,9 +34,19 @@ pub(crate) struct Recovery<J> {
     /// Bounded by the tags of the disk.
     waiting: VecDeque<Waiting<J>>,
     next_link: LinkId,
+    /// When the fence around what another process has sent falls, or fell.
+    inherited_until: Option<Duration>,
 }
 
 impl<J: Job> Recovery<J> {
+    /// Since when a request's patience counts. What another process left behind is no reason to fail.
+    fn counts_from(&self, waits: &Waiting<J>) -> Duration {
+        match self.inherited_until {
+            Some(until) if waits.job.ask().changes().is_some() => waits.since.max(until),
+            _ => waits.since,
+        }
+    }
+
     fn is_free(&self, job: &J) -> bool {
         let ask = job.ask();
         match ask.changes() {
@@ -68,7 +81,8 @@ impl<J> Common<J> {
             fence: Fence::default(),
             owing: Vec::new(),
             waiting: VecDeque::new(),
-            next_link: 0,
+            next_link: INHERITED,
+            inherited_until: None,
         };
         Self {
             recovery: Mutex::new(recovery),
@@ -137,7 +151,8 @@ impl<J: Job> Common<J> {
         let mut expired = Vec::new();
         let all = std::mem::take(&mut recovery.waiting);
         for waits in all {
-            if now.saturating_sub(waits.since) >= limit || waits.past.is_hopeless() {
+            let waited = now.saturating_sub(recovery.counts_from(&waits));
+            if waited >= limit || waits.past.is_hopeless() {
                 expired.push(waits.job);
             } else {
                 recovery.waiting.push_back(waits);
@@ -148,7 +163,35 @@ impl<J: Job> Common<J> {
 
     /// Since when the first of those who wait does so.
     pub(crate) fn waits_since(&self) -> Option<Duration> {
-        self.recovery.lock().waiting.iter().map(|waits| waits.since).min()
+        let recovery = self.recovery.lock();
+        recovery.waiting.iter().map(|waits| recovery.counts_from(waits)).min()
+    }
+
+    /// Another process may have sent writes that are still to be carried out: until a time nothing is changed.
+    pub(crate) fn inherit(&self, until: Duration) {
+        self.change(|recovery| {
+            recovery.fence.settle(INHERITED);
+            recovery.fence.add(INHERITED, 0, Span::ALL);
+            recovery.inherited_until = recovery.inherited_until.max(Some(until));
+        });
+    }
+
+    /// When that time is over, if it is not.
+    pub(crate) fn inherits_until(&self) -> Option<Duration> {
+        if !self.guarded.load(Ordering::Acquire) {
+            return None;
+        }
+        let recovery = self.recovery.lock();
+        recovery.inherited_until.filter(|_| recovery.fence.has(INHERITED))
+    }
+
+    /// What another process has sent is taken for over if its time is. Says whether it is from now on.
+    pub(crate) fn outlive(&self, now: Duration) -> bool {
+        let over = self.inherits_until().is_some_and(|until| now >= until);
+        if over {
+            self.settle(INHERITED);
+        }
+        over
     }
 
     pub(crate) fn waiting(&self) -> usize {

@@ -9,7 +9,7 @@ use blockyard_nbd::uri::Uri;
 use blockyard_nbd::wire::HeaderStyle;
 
 use crate::config::TlsFiles;
-use crate::connect::{Sockets, Target};
+use crate::connect::{Dialog, Sockets, Target};
 use crate::error::{Error, ErrorKind};
 
 /// An NBD server that answers questions. Each question takes a connection, and time and I/O of a runtime.
@@ -45,7 +45,13 @@ impl Server {
     /// A file of TLS cannot be used.
     pub fn new(uri: Uri, tls_files: TlsFiles, limit: Duration) -> Result<Self, Error> {
         Ok(Self {
-            target: Target::new(Arc::new(Sockets), uri, tls_files, HeaderStyle::Extended, limit)?,
+            target: Target::new(
+                Arc::new(Sockets::default()),
+                uri,
+                tls_files,
+                HeaderStyle::Extended,
+                limit,
+            )?,
         })
     }
 
@@ -59,6 +65,16 @@ impl Server {
 
     async fn ask_offers(&self) -> Result<Vec<Offer>, Error> {
         let mut dialog = self.target.dial().await?;
+        match self.list(&mut dialog).await {
+            Ok(offers) => {
+                dialog.close().await;
+                Ok(offers)
+            }
+            Err(err) => Err(dialog.fail(err).await),
+        }
+    }
+
+    async fn list(&self, dialog: &mut Dialog<'_>) -> Result<Vec<Offer>, Error> {
         dialog.ask(|shake| {
             shake.list();
             Ok(())
@@ -79,7 +95,6 @@ impl Server {
             let description = description.unwrap_or(export.description);
             offers.push(Offer { name: export.name, description, info });
         }
-        dialog.close().await;
         Ok(offers)
     }
 
@@ -92,8 +107,18 @@ impl Server {
     }
 
     async fn ask_description(&self) -> Result<Description, Error> {
-        let export = &self.target.uri.export;
         let mut dialog = self.target.dial().await?;
+        match self.go(&mut dialog).await {
+            Ok(description) => {
+                dialog.leave(description.negotiated.style).await;
+                Ok(description)
+            }
+            Err(err) => Err(dialog.fail(err).await),
+        }
+    }
+
+    async fn go(&self, dialog: &mut Dialog<'_>) -> Result<Description, Error> {
+        let export = &self.target.uri.export;
         dialog.ask(|shake| shake.list_contexts(export, &[]))?;
         let contexts = match dialog.event().await? {
             Event::Contexts(names) => names,
@@ -102,10 +127,7 @@ impl Server {
         };
         dialog.ask(|shake| shake.go(export))?;
         match dialog.event().await? {
-            Event::Done(negotiated) => {
-                dialog.leave(negotiated.style).await;
-                Ok(Description { negotiated: *negotiated, contexts })
-            }
+            Event::Done(negotiated) => Ok(Description { negotiated: *negotiated, contexts }),
             other => Err(self.unexpected("open", other)),
         }
     }

@@ -20,7 +20,7 @@ const SOCKET_BUFFER: usize = 1 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Sets a socket up for NBD. What a kind of socket has not is left out.
-pub(crate) fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn prepare(fd: BorrowedFd<'_>, given_up_after: Option<Duration>) -> io::Result<()> {
     let socket = SockRef::from(&fd);
     socket.set_nonblocking(true)?;
     // Wishes: a socket works without.
@@ -29,6 +29,7 @@ pub(crate) fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
     let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(given_up_after);
     Ok(())
 }
 

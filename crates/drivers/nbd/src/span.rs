@@ -8,6 +8,9 @@ pub(crate) struct Span {
 }
 
 impl Span {
+    /// All of any disk.
+    pub(crate) const ALL: Self = Self { start: 0, end: u64::MAX };
+
     pub(crate) fn new(offset: u64, len: u64) -> Self {
         Self { start: offset, end: offset.saturating_add(len) }
     }

@@ -159,6 +159,41 @@ fn a_write_that_a_hung_server_has_is_not_overtaken() {
 }
 
 #[test]
+fn what_a_process_sent_before_it_died_undoes_nothing_that_the_next_one_writes() {
+    let place = Place::new();
+    let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
+    let file = format!("file={}", file.display());
+    let mut server = nbdkit(&socket, &["file", &file]);
+    // Its connection stays as it is, as one does whose end the server has not seen.
+    let dead = attach(NbdConfig { timeout: PATIENCE, ..unix(&socket) }, 1);
+    assert_eq!(dead.read(0, 512).unwrap(), [0; 512]);
+    server.freeze(true);
+    let sent = dead.submit(0, write(0, &pattern(0, 1, 4096)));
+    until("it is with the driver", || dead.disk.in_flight().len() == 1);
+    let _new = nbdkit(&socket, &["file", &file]);
+    // Writes wait for the fence however short their own patience is.
+    let config = NbdConfig {
+        fence_timeout: Duration::from_secs(3),
+        dead_conn_timeout: Duration::from_secs(1),
+        ..patient(unix(&socket))
+    };
+    let next = attach(config, 1);
+    next.nbd.hold_writes();
+    let again = next.submit(0, write(0, &pattern(0, 1, 4096)));
+    let newer = next.submit(0, write(0, &pattern(0, 2, 4096)));
+    assert_eq!(next.read(0, 4096).unwrap(), vec![0; 4096], "reads go on");
+    server.freeze(false);
+    assert_eq!(sent.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert!(newer.try_recv().is_err() && again.try_recv().is_err(), "held back");
+    for held in [again, newer] {
+        assert_eq!(held.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    }
+    assert_eq!(next.write(0, &pattern(0, 3, 4096)), Status::Ok, "the fence has fallen");
+    assert!(next.read(0, 4096).unwrap() == pattern(0, 3, 4096));
+    server.kill();
+}
+
+#[test]
 fn a_disk_moves_to_another_server_under_load() {
     let place = Place::new();
     let file = format!("file={}", place.file("disk", 16 * MIB).display());

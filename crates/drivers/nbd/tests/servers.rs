@@ -35,7 +35,10 @@ fn reads_back_what_was_written(disk: &Attached) {
         assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
     }
     let data = pattern(7 * MIB, 2, 4096);
-    assert_eq!(disk.run(write(7 * MIB, &data).with_flags(Flags::FUA)).status(), Status::Ok);
+    let features = disk.export.limits.features;
+    let durable = !features.contains(Features::NO_FLUSH) || features.contains(Features::FUA);
+    let flags = if durable { Flags::FUA } else { Flags::empty() };
+    assert_eq!(disk.run(write(7 * MIB, &data).with_flags(flags)).status(), Status::Ok);
     assert_eq!(disk.read(7 * MIB, 4096).unwrap(), data);
     let zeroes = Bio::new(Op::WriteZeroes, Sector(7 * MIB / 512), 4096);
     assert_eq!(disk.run(zeroes).status(), Status::Ok);
@@ -145,6 +148,33 @@ fn replies_that_come_late_and_out_of_order() {
     let _server = nbdkit(&socket, &arguments);
     let disk = attach(unix(&socket), 1);
     many_at_once(&disk);
+}
+
+#[test]
+fn a_server_without_flush_is_not_believed_to_have_no_cache() {
+    let place = Place::new();
+    let data = pattern(0, 1, 4096);
+    let fua = || write(0, &data).with_flags(Flags::FUA);
+    for (fua_mode, expected) in [("none", Status::NotSupported), ("native", Status::Ok)] {
+        let socket = place.path(fua_mode);
+        let mode = format!("can_fua=echo {fua_mode}");
+        let _server = nbdkit(
+            &socket,
+            &[
+                "eval",
+                "get_size=echo 1048576",
+                "pread=head -c $3 /dev/zero",
+                "pwrite=cat >/dev/null",
+                "can_write=exit 0",
+                "can_flush=exit 3",
+                &mode,
+            ],
+        );
+        let disk = attach(unix(&socket), 1);
+        assert_eq!(disk.write(0, &data), Status::Ok);
+        assert_eq!(disk.run(Bio::flush()).status(), Status::NotSupported, "{fua_mode}");
+        assert_eq!(disk.run(fua()).status(), expected, "{fua_mode}");
+    }
 }
 
 #[test]

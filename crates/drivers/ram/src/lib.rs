@@ -24,8 +24,16 @@ pub const MAX_EXTENTS: usize = 16384;
 
 /// Bytes that are zeroed in one turn: whoever zeroes gigabytes takes many, and others have theirs between.
 const ZEROED_A_TURN: u64 = 4 << 20;
-/// Bytes of memory that are given back in one turn, the last region of it not counted.
+/// Bytes of memory that are given back in one turn, the last region of it not counted. Each region counts for some, as
+/// a look at it takes its time too.
 const GIVEN_BACK_A_TURN: u64 = 32 << 20;
+
+/// A request to zero takes two turns: then it gives its tag back, and what is left of a large operation stands in line
+/// with others, or is not done if nobody waits for it any more.
+const ZEROED_A_REQUEST: Sector = Sector::from_bytes_floor(2 * ZEROED_A_TURN);
+/// One to discard takes as many regions as two turns can look at; more turns only where these are full.
+const GIVEN_BACK_A_REQUEST: Sector =
+    Sector::from_bytes_floor(2 * GIVEN_BACK_A_TURN / tree::LEAST_A_REGION * region::REGION_SIZE);
 
 /// A RAM disk's bytes.
 pub struct Ram {
@@ -39,7 +47,7 @@ impl Ram {
         Arc::new(Self { tree: Tree::default() })
     }
 
-    /// What it can take: everything in one request, with no cache to flush.
+    /// What it can take: any read and write in one request, with no cache to flush.
     #[must_use]
     pub fn limits() -> Limits {
         Limits {
@@ -47,8 +55,8 @@ impl Ram {
             max_user_sectors: Some(u32::MAX),
             max_segments: u16::MAX,
             max_segment_size: u32::MAX,
-            max_hw_discard_sectors: u32::MAX,
-            max_write_zeroes_sectors: u32::MAX,
+            max_hw_discard_sectors: sectors(GIVEN_BACK_A_REQUEST),
+            max_write_zeroes_sectors: sectors(ZEROED_A_REQUEST),
             discard_granularity: 4096,
             features: Features::NOMERGES
                 | Features::BLOCK_STATUS
@@ -134,6 +142,10 @@ impl Driver for Ram {
         rq.end(status);
         Ok(())
     }
+}
+
+fn sectors(of: Sector) -> u32 {
+    u32::try_from(of.0).unwrap_or(u32::MAX)
 }
 
 /// The first `bytes` of a request are done. The rest has its turn later.

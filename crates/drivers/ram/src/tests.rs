@@ -130,6 +130,55 @@ fn long_work_is_done_in_turns_with_others_between() {
     assert_eq!(ram.allocated_bytes(), 0);
 }
 
+#[test]
+fn a_turn_has_a_bound_where_nothing_is_given_back() {
+    const REGIONS: u64 = 100;
+    let tree = Tree::default();
+    for region in 0..REGIONS {
+        tree.write(region * region::REGION_SIZE, &Segment::from_vec(vec![1])).unwrap();
+    }
+    let all = REGIONS * region::REGION_SIZE;
+    for _ in 0..2 {
+        let (mut done, mut turns) = (0, 0);
+        while done < all {
+            done += tree.discard(done, all - done, GIVEN_BACK_A_TURN);
+            turns += 1;
+        }
+        assert_eq!(turns, 4, "32 regions each");
+    }
+    assert_eq!(tree.allocated_bytes(), 0);
+}
+
+#[test]
+fn many_long_zeroes_leave_tags_to_others() {
+    const ZEROES: usize = 4;
+    let ram = Ram::new();
+    let depth = u32::try_from(ZEROES).unwrap();
+    let set =
+        TagSet::new(Arc::clone(&ram), TagSetConfig { depth, ..TagSetConfig::default() }).unwrap();
+    let config = DiskConfig::new("ram0", Sector(1 << 20), Ram::limits());
+    let disk = Disk::alloc(&set, (), config, ram, Arc::new(MonotonicClock::new())).unwrap();
+    let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+    disk.set_alarm(Arc::new(|| ()));
+    let (tell, told) = std::sync::mpsc::channel();
+    let submit = |bio: Box<Bio>| {
+        let tell = tell.clone();
+        bdev.submit(0, bio.on_end(Arc::new(move |bio: Box<Bio>| _ = tell.send(bio.op))));
+    };
+    for _ in 0..ZEROES {
+        submit(Bio::new(Op::WriteZeroes, Sector(0), 64 << 20).with_flags(Flags::NOUNMAP));
+    }
+    submit(Bio::new(Op::Read, Sector(0), 4096));
+    for _ in 0..3 {
+        disk.tick();
+    }
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [Op::Read], "it has its turn soon");
+    for _ in 0..100 {
+        disk.tick();
+    }
+    assert_eq!(told.try_iter().count(), ZEROES);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, u8, usize),

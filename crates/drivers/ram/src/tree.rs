@@ -14,6 +14,9 @@ const DEPTH: u32 = 5;
 const FANOUT: usize = 1 << STEP_BITS;
 const STEP_BITS: u32 = u8::BITS;
 
+/// What a region counts for that is discarded, however little it gives back: the notes of all its pages are looked at.
+pub(crate) const LEAST_A_REGION: u64 = 1 << 20;
+
 enum Node {
     Dir(Box<[OnceLock<Node>]>),
     Leaf(Region),
@@ -129,11 +132,11 @@ impl Tree {
         next_made(self.root.get()?, DEPTH, index)
     }
 
-    /// Forgets a range, until `most` bytes of memory were given back or more; says how much of the range it came
-    /// through. Only regions that were made are looked at.
+    /// Forgets a range, until `most` bytes of memory were given back or more, of which each region counts for some
+    /// ([`LEAST_A_REGION`]); says how much of the range it came through. Only regions that were made are looked at.
     pub(crate) fn discard(&self, at: u64, len: u64, most: u64) -> u64 {
         let end = at + len;
-        let (mut from, mut given_back) = (at / REGION_SIZE, 0);
+        let (mut from, mut given_back) = (at / REGION_SIZE, 0u64);
         while let Some((index, region)) =
             self.next_made(from).filter(|(index, _)| index * REGION_SIZE < end)
         {
@@ -143,7 +146,7 @@ impl Tree {
             let (first, last) = within(index, at, end);
             let before = region.allocated_bytes();
             region.discard(first, last - first);
-            given_back += before.saturating_sub(region.allocated_bytes());
+            given_back += before.saturating_sub(region.allocated_bytes()).max(LEAST_A_REGION);
             from = index + 1;
         }
         len

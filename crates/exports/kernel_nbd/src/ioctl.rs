@@ -177,11 +177,14 @@ impl IoctlDevice {
         Sizer { index, device: Arc::clone(&self.device), block_size }
     }
 
-    /// Ends it: says goodbye to the server, and waits until the kernel has let it go.
+    /// Ends it: says goodbye to the server, and waits until the kernel has let it go. Can be tried again where it fails.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn disconnect(mut self) -> Result<(), Error> {
+    pub fn disconnect(&mut self) -> Result<(), Error> {
+        if self.runner.is_none() {
+            return Ok(());
+        }
         let index = self.index;
         let failed =
             |err| Error::io(format!("{} cannot be disconnected", device::path(index)), err);

@@ -1,7 +1,7 @@
 //! A client, as the rest of the server sees it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use blockyard_blkmq::Outbox;
 use blockyard_nbd::wire::HeaderStyle;
@@ -45,6 +45,12 @@ pub(crate) struct Client {
     pub(crate) peer: String,
     pub(crate) thread: usize,
     pub(crate) outbox: Arc<Outbox>,
+    /// Whose it is, where that is not the same for all: an address, or the number of a guest.
+    pub(crate) host: Option<String>,
+    /// It has not chosen its export yet.
+    in_handshake: AtomicBool,
+    /// It has to make room for a younger one.
+    evicted: AtomicBool,
     session: Mutex<Option<SessionInfo>>,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
@@ -53,18 +59,38 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(id: u64, peer: String, thread: usize) -> Self {
+    pub(crate) fn new(id: u64, peer: String, host: Option<String>, thread: usize) -> Self {
         Self {
             id,
             peer,
             thread,
             outbox: Arc::default(),
+            host,
+            in_handshake: AtomicBool::new(true),
+            evicted: AtomicBool::new(false),
             session: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn is_in_handshake(&self) -> bool {
+        self.in_handshake.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn leave_handshake(&self) {
+        self.in_handshake.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn evict(&self) {
+        self.evicted.store(true, Ordering::Relaxed);
+        self.outbox.kick();
     }
 
     pub(crate) fn set_session(&self, session: SessionInfo) {

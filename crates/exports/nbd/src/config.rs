@@ -10,7 +10,7 @@ use blockyard_nbd::wire::HeaderStyle;
 use crate::error::{Error, ErrorKind};
 use crate::tls::TlsConfig;
 
-/// Clients at a time, those in their handshake included.
+/// Clients at a time. As many again may be in their handshake.
 pub const DEFAULT_MAX_CLIENTS: usize = 1024;
 /// Requests of a client that are being worked on or whose replies are not sent yet.
 pub const DEFAULT_IN_FLIGHT_PER_CLIENT: usize = 128;

@@ -212,6 +212,15 @@ pub(crate) fn peer_name(socket: &Socket) -> String {
     }
 }
 
+/// Whose connections count together. Those by a unix socket are whose its permissions let in.
+pub(crate) fn peer_host(socket: &Socket) -> Option<String> {
+    let address = socket.peer_addr().ok()?;
+    if let Some(address) = address.as_socket() {
+        return Some(address.ip().to_string());
+    }
+    address.as_vsock_address().map(|(cid, _)| format!("vsock:{cid}"))
+}
+
 /// Prepares a connection: nothing blocks, and on TCP nothing waits to be sent, and a peer that is gone is found
 /// out.
 pub(crate) fn tune(socket: &Socket) -> io::Result<()> {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::client::{Client, ClientInfo};
@@ -26,6 +26,10 @@ use crate::thread::QueueThread;
 
 /// How long nothing is accepted when the system is out of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The part of the handshakes that one host may have under way: one in so many.
+const HANDSHAKES_OF_HOST: usize = 4;
+/// TLS handshakes whose arithmetic is done at a time.
+const TLS_WORKERS: usize = 2;
 /// How long connections that were cut are waited for: they only have to be polled once.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
@@ -34,6 +38,7 @@ pub struct Server {
     pub(crate) config: Config,
     pub(crate) threads: Vec<QueueThread>,
     pub(crate) memory: MemoryBudget,
+    pub(crate) tls_workers: Semaphore,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
     /// Told when the last client has left.
     empty: Notify,
@@ -74,6 +79,7 @@ impl Server {
         Ok(Arc::new(Self {
             config,
             memory,
+            tls_workers: Semaphore::new(TLS_WORKERS),
             threads: threads.map(|(cpu, handle)| QueueThread::new(handle, cpu)).collect(),
             clients: Mutex::default(),
             empty: Notify::new(),
@@ -135,16 +141,14 @@ impl Server {
     fn accepted(self: &Arc<Self>, socket: Socket) {
         let load = |thread: &&QueueThread| thread.connections.load(Ordering::Relaxed);
         let Some(thread) = self.threads.iter().min_by_key(load) else { return };
+        let host = listener::peer_host(&socket);
         let mut clients = self.clients.lock();
-        if clients.len() >= self.config.limits.max_clients {
+        if let Err(why) = self.make_room(&clients, host.as_deref()) {
             drop(clients);
             if let Some(times) = self.refused.occurred(Instant::now()) {
-                tracing::warn!(
-                    peer = listener::peer_name(&socket),
-                    limit = self.config.limits.max_clients,
-                    times,
-                    "connections refused: there are as many clients as the limit allows"
-                );
+                let peer = listener::peer_name(&socket);
+                let limit = self.config.limits.max_clients;
+                tracing::warn!(peer, limit, times, "connections refused: {why}");
             }
             return;
         }
@@ -152,12 +156,44 @@ impl Server {
             return;
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let client = Arc::new(Client::new(id, listener::peer_name(&socket), thread.cpu));
+        let client = Arc::new(Client::new(id, listener::peer_name(&socket), host, thread.cpu));
         clients.insert(id, Arc::clone(&client));
         drop(clients);
         thread.connections.fetch_add(1, Ordering::Relaxed);
         let registration = Registration { server: Arc::clone(self), client };
         thread.handle.spawn(connection::run(registration, socket));
+    }
+
+    /// Whether one more may begin its handshake. Handshakes have a quota of their own, so that those who only connect
+    /// keep nobody out: the oldest makes room for the newest. A host has its share, in which only its own make room.
+    fn make_room(
+        &self,
+        clients: &BTreeMap<u64, Arc<Client>>,
+        host: Option<&str>,
+    ) -> Result<(), &'static str> {
+        let most = self.config.limits.max_clients;
+        let handshakes: Vec<_> = clients.values().filter(|c| c.is_in_handshake()).collect();
+        if clients.len() - handshakes.len() >= most {
+            return Err("there are as many clients as the limit allows");
+        }
+        // Those that were told to go have not all gone yet.
+        if handshakes.len() >= 2 * most {
+            return Err("too many clients are in their handshake");
+        }
+        let mut staying = handshakes.into_iter().filter(|client| !client.is_evicted());
+        let of_host = |client: &&Arc<Client>| host.is_some() && client.host.as_deref() == host;
+        let share = (most / HANDSHAKES_OF_HOST).max(1);
+        let makes_room = if staying.clone().filter(of_host).count() >= share {
+            staying.find(of_host)
+        } else if staying.clone().count() >= most {
+            staying.next()
+        } else {
+            None
+        };
+        if let Some(oldest) = makes_room {
+            oldest.evict();
+        }
+        Ok(())
     }
 
     /// Who is connected.
@@ -233,6 +269,17 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
+    /// The handshake is over. Whether there is room for one more client.
+    pub(crate) fn admit(&self) -> bool {
+        let clients = self.server.clients.lock();
+        let serving = clients.values().filter(|client| !client.is_in_handshake()).count();
+        let room = serving < self.server.config.limits.max_clients;
+        if room {
+            self.client.leave_handshake();
+        }
+        room
+    }
+
     pub(crate) fn thread(&self) -> &QueueThread {
         &self.server.threads[self.client.thread]
     }

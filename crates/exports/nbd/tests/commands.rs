@@ -394,3 +394,19 @@ fn clients_are_listed_with_what_they_do() {
     client.disconnect();
     common::eventually("leaving", || yard.server.clients().is_empty());
 }
+
+#[test]
+fn an_empty_disk_is_served() {
+    let yard = Yard::new(0);
+    for style in STYLES {
+        let mut client = yard.client_of(style);
+        assert_eq!(client.command(Command::Flush, 0, 0).error, None);
+        for (command, error) in
+            [(Command::Read, ErrorCode::EINVAL), (Command::WriteZeroes, ErrorCode::ENOSPC)]
+        {
+            assert_eq!(client.command(command, 0, 512).error, Some(error));
+        }
+        assert_eq!(client.try_write(0, &[1; 512]).error, Some(ErrorCode::ENOSPC));
+        client.disconnect();
+    }
+}

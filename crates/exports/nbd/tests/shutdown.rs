@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -127,6 +129,89 @@ fn clients_in_their_handshake_and_idle_ones_do_not_hold_it_up() {
     assert!(start.elapsed() < Duration::from_secs(10));
     hang_up.join().unwrap();
     drop(silent);
+}
+
+#[test]
+fn a_client_that_chooses_while_the_server_ends_is_told_so() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let disk = ram(MIB);
+    let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+    let config = Config { exports: vec![Export::new("disk", bdev)], ..Config::default() };
+    let server = Server::new(config, vec![runtime.handle().clone()]).unwrap();
+    let (client, theirs) = UnixStream::pair().unwrap();
+    client.set_nonblocking(true).unwrap();
+    server.serve(theirs.into());
+    // The flags that it agrees to, and half of `NBD_OPT_GO`.
+    let message = [&[0, 0, 0, 3][..], b"IHAVEOPT", &[0, 0, 0, 7], &[0, 0, 0, 6], &[0; 6]].concat();
+    (&client).write_all(&message[..9]).unwrap();
+    let mut said = Vec::new();
+    runtime.block_on(async {
+        // As long as something blocks, the clock does not move by itself.
+        let (still, stop) = std::sync::mpsc::channel::<()>();
+        let blocker = tokio::task::spawn_blocking(move || _ = stop.recv());
+        let mut hear = async |len: usize| {
+            let mut bytes = vec![0; 4096];
+            while said.len() < len {
+                match (&client).read(&mut bytes) {
+                    Ok(len) => said.extend_from_slice(&bytes[..len]),
+                    Err(err) => assert_eq!(err.kind(), std::io::ErrorKind::WouldBlock),
+                }
+                tokio::task::yield_now().await;
+            }
+            said.split_off(0)
+        };
+        hear(18).await;
+        let end = tokio::spawn({
+            let server = Arc::clone(&server);
+            async move { server.shutdown(Duration::from_secs(60)).await }
+        });
+        tokio::task::yield_now().await;
+        (&client).write_all(&message[9..]).unwrap();
+        let reply = hear(20).await;
+        assert_eq!(reply[8..16], [0, 0, 0, 7, 0x80, 0, 0, 7], "NBD_REP_ERR_SHUTDOWN to GO");
+        assert!(!end.is_finished());
+        drop(still);
+        blocker.await.unwrap();
+        // It says nothing more, and is left behind.
+        end.await.unwrap();
+    });
+    assert_eq!(server.clients(), []);
+}
+
+#[test]
+fn a_connection_ends_after_its_requests_whoever_ends_it() {
+    let held = HeldDisk::new(MIB, Limits::default());
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    // On one thread, so that what is done for the one was done after what the other sent before.
+    let mut client = yard.client();
+    let elsewhere = yard.connect();
+    eventually("the other thread", || yard.server.clients().len() == 2);
+    let mut witness = yard.client();
+    let threads: Vec<_> = yard.server.clients().iter().map(|client| client.thread).collect();
+    assert_eq!(threads, [0, 1, 0]);
+    client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
+    eventually("the write", || held.held() == 1);
+    client.stream.write_all(&[0x5a; 40]).unwrap();
+    for _ in 0..3 {
+        assert!(witness.command(Command::Read, MIB, 512).error.is_some());
+    }
+    assert_eq!(yard.server.clients()[0].in_flight, 1, "its write may still be carried out");
+    // The other way: the client is gone.
+    let second = yard.server.clients()[2].id;
+    witness.send(request(Command::Write, NONE, 0, 512), &[2; 512]);
+    eventually("the write", || held.held() == 2);
+    witness.stream.write_all(&[0x25, 0x60]).unwrap();
+    drop(witness);
+    // Neither is forgotten before the disk has done with it.
+    assert!(yard.server.clients().iter().any(|client| client.id == second));
+    held.release(Status::Ok);
+    assert!(client.is_closed());
+    drop((client, elsewhere));
+    eventually("the end", || yard.server.clients().is_empty());
 }
 
 #[test]

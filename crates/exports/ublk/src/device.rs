@@ -170,13 +170,14 @@ impl Device {
         Ok(())
     }
 
-    /// Removes what is left of it, after [`Device::stop`]. It is gone when nobody has it open any more.
+    /// Removes what is left of it, after [`Device::stop`]. It is gone when nobody has it open any more. Both can be tried
+    /// again where they fail.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn remove(self) -> Result<(), Error> {
-        let Self { id, control, .. } = self;
-        control.delete(id).map_err(|err| failed(id, "removed", err))
+    pub fn remove(&mut self) -> Result<(), Error> {
+        // Deleting takes a way to the driver with it; ours is for the next try.
+        open_control()?.delete(self.id).map_err(|err| failed(self.id, "removed", err))
     }
 }
 

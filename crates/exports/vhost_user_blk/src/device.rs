@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent, SECTOR_SIZE};
+use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent, Features, SECTOR_SIZE};
 use blockyard_sys::{Event, PeerEvent, Signaller};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use blockyard_vhost_user::wire::{F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
@@ -48,13 +48,19 @@ pub struct Export {
     pub serial: String,
     /// Queues that a front-end may use, up to [`MAX_QUEUES`].
     pub queues: u16,
+    /// Told before requests are begun anew that another back-end had begun, which has died: what is below the disk may still
+    /// carry them out for that one, too.
+    pub on_resume: Option<OnResume>,
 }
+
+/// See [`Export::on_resume`].
+pub type OnResume = Arc<dyn Fn() + Send + Sync>;
 
 impl Export {
     /// That disk, its name as its serial number.
     #[must_use]
     pub fn new(bdev: Arc<Bdev>) -> Self {
-        Self { serial: bdev.name(), bdev, queues: DEFAULT_QUEUES }
+        Self { serial: bdev.name(), bdev, queues: DEFAULT_QUEUES, on_resume: None }
     }
 }
 
@@ -153,13 +159,21 @@ impl Device {
         self.memory_lost.swap(false, Ordering::SeqCst)
     }
 
+    /// Whether a write can be made durable at all.
+    pub(crate) fn has_durability(&self) -> bool {
+        let features = self.export.bdev.limits().features;
+        !features.contains(Features::NO_FLUSH) || features.contains(Features::FUA)
+    }
+
     /// What it can do, as virtio and vhost-user have it.
     pub(crate) fn features(&self) -> u64 {
         let bdev = &self.export.bdev;
         let limits = bdev.limits();
         let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_PROTOCOL_FEATURES;
         features |= feature::SEG_MAX | feature::GEOMETRY | feature::BLK_SIZE | feature::TOPOLOGY;
-        features |= feature::FLUSH | feature::CONFIG_WCE;
+        if !limits.features.contains(Features::NO_FLUSH) {
+            features |= feature::FLUSH | feature::CONFIG_WCE;
+        }
         if self.export.queues > 1 {
             features |= feature::MQ;
         }

@@ -24,7 +24,7 @@ mod session;
 mod vring;
 mod write_cache;
 
-pub use device::{DEFAULT_QUEUES, Export, MAX_QUEUES};
+pub use device::{DEFAULT_QUEUES, Export, MAX_QUEUES, OnResume};
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};
 pub use server::{Server, Status};

@@ -162,10 +162,10 @@ impl<'a> Session<'a> {
             Message::SetVringKick(ring) => self.set_kick(ring, fds.next())?,
             Message::SetVringCall(ring) => {
                 let call = event(fds.next())?;
-                // Whoever could not be signalled before is now, as something may have been used meanwhile.
-                call.iter().for_each(|call| self.device.signal_from_session(call));
-                self.vring(ring.index)?.call = call;
+                self.vring(ring.index)?.call.clone_from(&call);
                 self.update(ring.index)?;
+                // The queue has it now. What was used before may have been signalled by the one that it had, or by none.
+                call.iter().for_each(|call| self.device.signal_from_session(call));
             }
             Message::SetVringErr(ring) => {
                 self.vring(ring.index)?.err = event(fds.next())?;
@@ -306,6 +306,7 @@ impl<'a> Session<'a> {
         // Without these, a driver has no way to flush a cache, so that there must be none (section 5.2.6.2).
         let cached = self.features & (feature::FLUSH | feature::CONFIG_WCE) != 0;
         let (device, threads) = (Arc::clone(self.device), self.threads);
+        let has_durability = device.has_durability();
         let vring = self.vring(index)?;
         let place = vring.place(event_idx).ok_or_else(|| {
             Close::Refused(format!("queue {index} starts before its size and place are known"))
@@ -327,6 +328,7 @@ impl<'a> Session<'a> {
                 enabled: vring.enabled,
                 indirect,
                 cached,
+                has_durability,
                 region,
             })
             .map_err(refused)?;

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use blockyard_blkmq::{Features, Limits, Sector};
 use blockyard_buf::{RegionSpec, SharedMapping, SharedWords};
@@ -152,6 +153,21 @@ fn without_a_flush_writes_are_durable_at_once() {
     assert_eq!(flushes(ALL, Some(1)), 0);
     assert!(flushes(ALL, Some(0)) > 0, "the guest wants no cache");
     assert!(flushes(ALL & !(1 << 9) & !(1 << 11), None) > 0, "the guest cannot flush");
+}
+
+#[test]
+fn a_disk_that_makes_nothing_durable_offers_no_flush_and_takes_writes() {
+    for more in [Features::empty(), Features::FUA] {
+        let features = Ram::limits().features | Features::NO_FLUSH | more;
+        let served = Served::with(ram(Limits { features, ..Ram::limits() }), |export| export);
+        let Reply::Number(offered) = FrontEnd::raw(&served.socket()).ask(&Message::GetFeatures)
+        else {
+            panic!("no features");
+        };
+        assert_eq!(offered & (1 << 9 | 1 << 11), 0, "neither a flush nor a cache to switch");
+        let driver = FrontEnd::started(&served.socket(), ALL & !(1 << 9) & !(1 << 11));
+        assert_eq!(driver.request(OUT, 0, 512), OK, "{more:?}");
+    }
 }
 
 /// QEMU does not say again what its guest has chosen.
@@ -347,7 +363,18 @@ fn inflight_of(driver: &FrontEnd) -> (OwnedFd, Inflight) {
 /// What a back-end that was killed had begun is begun anew by the next, in order; what it had given back is not.
 #[test]
 fn requests_that_were_open_are_replayed() {
-    let served = Served::new();
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    // Whoever has what is below the disk knows of it first: the disk has no request when it is told.
+    let disk = ram(Ram::limits());
+    let below = Arc::clone(&disk);
+    let served = Served::with(disk, |export| {
+        let on_resume = move || {
+            assert_eq!(below.stats().0.counters(blockyard_blkmq::StatGroup::Write).ios, 0);
+            count.fetch_add(1, Ordering::SeqCst);
+        };
+        Export { on_resume: Some(Arc::new(on_resume)), ..export }
+    });
     let driver = FrontEnd::negotiated(&served.socket(), ALL);
     let (region, shape) = inflight_of(&driver);
     assert!(shape.mmap_size >= region_len(SIZE) as u64);
@@ -384,6 +411,7 @@ fn requests_that_were_open_are_replayed() {
     driver.wait_used(0, 3);
     let status = |head: u64| driver.bytes(DATA + head * 1024 + 600, 1).to_vec()[0];
     assert_eq!([status(8), status(0), status(4)], [OK, OK, 0xff], "4 was given back before");
+    assert_eq!(told.load(Ordering::SeqCst), 1);
     assert_eq!(driver.last_used(0), (0, 1), "8 was taken first, and 0 ended last");
     driver.offer(0, 12);
     driver.kick(0);

@@ -47,9 +47,9 @@ check_file_system() {
     no_disk_errors
 }
 
-# The kernel has seen no disk fail.
+# The kernel has seen no disk fail. (Not "MP-BIOS bug: 8254 timer": what it says of an emulator whose host is busy.)
 no_disk_errors() {
-    ! dmesg | grep -iE 'I/O error|EXT4-fs error|timed out|hung task|BUG:|WARNING:'
+    ! dmesg | grep -E 'I/O error|EXT4-fs error|timed out|hung task|BUG:|WARNING:'
 }
 
 # The device of this name, nbd0 for one, has this attribute: /sys/block/NAME/ATTRIBUTE.

@@ -56,6 +56,17 @@ pub(crate) fn check_modes(
     Err(refusal(doing, &reason, if refused.result == 0 { EOPNOTSUPP } else { refused.result }))
 }
 
+/// Error numbers with which a monitor says that it cannot let anybody in now, as while there is no quorum: nothing about
+/// keys.
+const EAGAIN: i32 = 11;
+const EBUSY: i32 = 16;
+const ETIMEDOUT: i32 = 110;
+
+/// Whether a refusal with this error number, whatever its sign, is about the monitor and not the client.
+pub(crate) const fn is_transient(errno: i32) -> bool {
+    matches!(errno.saturating_abs(), EAGAIN | EBUSY | ETIMEDOUT)
+}
+
 /// A peer's refusal, with its error number, which is negative on the wire.
 pub(crate) fn refusal(doing: &'static str, reason: &str, result: i32) -> Error {
     let errno = result.saturating_abs();

@@ -259,6 +259,9 @@ impl Authenticator for MonitorAuth {
     }
 
     fn refused(&mut self, _now: Instant, refused: &AuthBadMethod) -> Result<Opening> {
+        if super::is_transient(refused.result) {
+            return Err(refusal(DOING, "the monitor lets nobody in now", refused.result));
+        }
         let other = self.credentials.methods.iter().copied().find(|&method| {
             method != refused.method && refused.methods.contains(&method) && self.can(method)
         });

@@ -49,7 +49,7 @@ pub enum Event {
     Close(ConnectionId),
     /// A monitor knows this client.
     Open(Session),
-    /// The client may not in, and trying again would not help.
+    /// The client may not in, and was never in; trying again would not help.
     Refused(Error),
     /// A session broke, and why; it is opened again if it is needed. Or a map cannot be used, and is asked for again.
     Lost(Peer, Error),
@@ -63,8 +63,8 @@ pub enum Event {
     Map(u32),
     /// A watch is set.
     Watching(u64),
-    /// A watch was carried over to another session; nothing was missed.
-    WatchReconnected(u64),
+    /// A watch may have missed something: see [`objecter::Event::WatchMissed`].
+    WatchMissed(u64),
     /// A watch is gone. To watch on, watch again.
     WatchLost(u64, Error),
     /// A watched object has something to say.
@@ -323,7 +323,7 @@ impl Client {
             }
             objecter::Event::Map(epoch) => Event::Map(epoch),
             objecter::Event::Watching(watch) => Event::Watching(watch),
-            objecter::Event::WatchReconnected(watch) => Event::WatchReconnected(watch),
+            objecter::Event::WatchMissed(watch) => Event::WatchMissed(watch),
             objecter::Event::WatchLost(watch, error) => Event::WatchLost(watch, error),
             objecter::Event::Notified(told) => Event::Notified(told),
             objecter::Event::SessionLost(osd, error) => Event::Lost(Peer::Osd(osd), error),

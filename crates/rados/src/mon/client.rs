@@ -19,6 +19,9 @@ const HUNT: Duration = Duration::from_secs(3);
 const HUNT_MAX: Duration = Duration::from_secs(30);
 /// Between a monitor that failed and the next one, this part of the time that it would have had.
 const PAUSE_PART: u32 = 30;
+/// After a session that broke sooner than this, the pause is twice as long as the one before, up to a limit.
+const STEADY: Duration = Duration::from_secs(30);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How a monitor that is gone is found out (ceph: options `mon_client_ping_interval`, `mon_client_ping_timeout`).
 const KEEPALIVE: Keepalive =
     Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
@@ -74,6 +77,11 @@ pub struct MonClient {
     /// Which monitor is tried, and for how long.
     current: usize,
     hunt: Duration,
+    /// How many sessions in a row broke soon after they were open, and since when there is one.
+    short_sessions: u32,
+    opened_at: Option<Instant>,
+    /// The cluster has let this client in: it will again, whatever it says now.
+    was_in: bool,
     connections: u64,
     fsid: Fsid,
     own: Option<EntityAddr>,
@@ -102,6 +110,9 @@ impl MonClient {
             link: Link::Waiting(auth, now),
             current: 0,
             hunt: HUNT,
+            short_sessions: 0,
+            opened_at: None,
+            was_in: false,
             connections: 0,
             fsid: Fsid::default(),
             own: None,
@@ -159,20 +170,27 @@ impl MonClient {
             self.hunt = (self.hunt * 2).min(HUNT_MAX);
         }
         self.renewing = false;
-        self.link = Link::Waiting(auth, now + self.hunt / PAUSE_PART);
+        let mut pause = self.hunt / PAUSE_PART;
+        if let Some(opened_at) = self.opened_at.take() {
+            let steady = now.saturating_duration_since(opened_at) >= STEADY;
+            self.short_sessions = if steady { 0 } else { self.short_sessions.saturating_add(1) };
+        }
+        let doubled = 1 << self.short_sessions.saturating_sub(1).min(10);
+        pause = pause.max(pause.saturating_mul(doubled).min(PAUSE_MAX));
+        self.link = Link::Waiting(auth, now + pause);
     }
 
     /// Takes bytes of the stream. A monitor that fails is replaced by another one.
     ///
     /// # Errors
-    /// What no other monitor would see differently: the client's key is wrong, or the cluster refuses it.
+    /// What no other monitor would see differently: the client's key is wrong, or the cluster refuses it, and it was never in.
     pub fn receive(&mut self, now: Instant, bytes: &[u8]) -> Result<()> {
         let Link::Up(connection) = &mut self.link else { return Ok(()) };
         let mut result = connection.receive(now, bytes);
         while let Link::Up(connection) = &mut self.link {
             let Some(event) = connection.poll_event() else { break };
             let taken = match event {
-                msgr::Event::Open(session) => self.opened(session),
+                msgr::Event::Open(session) => self.opened(now, session),
                 msgr::Event::Message(message) => self.take(now, &message),
             };
             result = result.and(taken);
@@ -180,26 +198,27 @@ impl MonClient {
         self.settle(now, result)
     }
 
-    /// Passes on what is final, and turns to another monitor for what is not.
+    /// Passes on what is final, and turns to another monitor for what is not. To one who was in, nothing is final: keys are
+    /// changed and changed back, and whoever waits has a deadline (ceph: `MonClient` keeps hunting once it is initialized).
     fn settle(&mut self, now: Instant, result: Result<()>) -> Result<()> {
         let Err(error) = result else { return Ok(()) };
-        match error.kind() {
-            ErrorKind::WrongKey { .. }
-            | ErrorKind::BadParameter { .. }
-            | ErrorKind::Refused { .. } => {
-                self.link = Link::Refused;
-                Err(error)
-            }
-            _ => {
-                self.next_monitor(now, error);
-                Ok(())
-            }
+        let is_final = match *error.kind() {
+            ErrorKind::WrongKey { .. } | ErrorKind::BadParameter { .. } => true,
+            ErrorKind::Refused { errno, .. } => !crate::auth::is_transient(errno),
+            _ => false,
+        };
+        if is_final && !self.was_in {
+            self.link = Link::Refused;
+            return Err(error);
         }
+        self.next_monitor(now, error);
+        Ok(())
     }
 
     /// Tells a new monitor what the one of before knew.
-    fn opened(&mut self, session: Session) -> Result<()> {
+    fn opened(&mut self, now: Instant, session: Session) -> Result<()> {
         self.hunt = HUNT;
+        (self.was_in, self.opened_at) = (true, Some(now));
         self.own = Some(session.own);
         self.send(messages::subscribe(&self.wanted));
         let pending: Vec<_> =

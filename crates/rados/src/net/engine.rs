@@ -14,11 +14,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 
-use super::watch::Told;
+use super::watch::{Told, Watcher};
 
 /// Bytes that one permit stands for: a semaphore counts no higher than 2^61, and requests in less than that.
 pub(super) const PERMIT_BYTES: u64 = 4096;
@@ -26,13 +26,6 @@ pub(super) const PERMIT_BYTES: u64 = 4096;
 const MAX_TROUBLES: usize = 64;
 /// How long the timer sleeps if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
-
-/// Where a watch's events go.
-pub(super) struct Watcher {
-    /// Told when the watch is set, or cannot be.
-    pub set: Option<oneshot::Sender<Result<()>>>,
-    pub events: mpsc::Sender<Told>,
-}
 
 /// What is behind the lock.
 pub(super) struct State {
@@ -116,13 +109,13 @@ impl State {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
-    fn refuse(&mut self, error: Error) {
-        self.refused = Some(error);
+    fn refuse(&mut self, error: &Error) {
+        self.refused = Some(error.clone());
         // Whoever waits finds its sender gone, and the reason here.
         self.ops.clear();
         self.asked.clear();
         for watcher in self.watchers.values_mut() {
-            watcher.set = None;
+            watcher.lose(error.clone());
         }
     }
 }
@@ -227,14 +220,14 @@ impl Engine {
                     self.epoch.send_replace(epoch);
                 }
                 Event::Refused(error) => {
-                    state.refuse(error);
+                    state.refuse(&error);
                     // Those who wait for a map look again.
                     self.epoch.send_modify(|_| {});
                 }
                 Event::Lost(Peer::Monitor(addr), error) => state.lost_monitor(addr, error),
                 Event::Lost(Peer::Osd(_), _) => {}
                 Event::Watching(watch) => state.watch_set(watch, Ok(())),
-                Event::WatchReconnected(watch) => state.tell(watch, Told::Reconnected),
+                Event::WatchMissed(watch) => state.tell(watch, Told::Missed),
                 Event::WatchLost(watch, error) => state.watch_lost(watch, error),
                 Event::Notified(told) => state.tell(told.watch, Told::Notified(told)),
                 Event::Open(_) | Event::MonMap(_) => {}
@@ -404,21 +397,15 @@ impl State {
     }
 
     fn watch_lost(&mut self, watch: u64, error: Error) {
-        let Some(watcher) = self.watchers.remove(&watch) else { return };
-        match watcher.set {
-            Some(set) => {
-                let _nobody_waits = set.send(Err(error));
-            }
-            None => {
-                let _full = watcher.events.try_send(Told::Lost(error));
-            }
+        if let Some(watcher) = self.watchers.get_mut(&watch) {
+            watcher.lose(error);
         }
     }
 
-    /// Passes something on to who watches. One who does not listen misses it: whoever told finds that out.
+    /// Passes something on to who watches.
     fn tell(&mut self, watch: u64, told: Told) {
-        if let Some(watcher) = self.watchers.get(&watch) {
-            let _full = watcher.events.try_send(told);
+        if let Some(watcher) = self.watchers.get_mut(&watch) {
+            watcher.tell(told);
         }
     }
 }

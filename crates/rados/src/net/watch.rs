@@ -1,14 +1,16 @@
 //! Watching objects, and telling those who watch.
 
-use super::engine::Watcher;
 use super::pool::{Pool, first};
 use crate::error::{Error, ErrorKind, Result};
 use crate::objecter::Notification;
 use crate::osd::NotifyAnswers;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-/// Most events of a watch that wait for somebody to look at them; beyond, they are lost.
+/// Most events of a watch that wait for somebody to look at them; what comes beyond is one [`Told::Missed`].
 const MAX_EVENTS: usize = 1024;
 /// The answer to a notification whose time was up before all had answered.
 const ETIMEDOUT: i32 = 110;
@@ -18,8 +20,9 @@ const ETIMEDOUT: i32 = 110;
 pub enum Told {
     /// Somebody told the watchers something, and waits for [`Watch::acknowledge`].
     Notified(Notification),
-    /// The watch was carried over to another session. What was told between may have come too late for an answer.
-    Reconnected,
+    /// Something may have been missed: the watch has lost its session and hears nothing now, or is carried over and hears
+    /// again, or more came than were looked at. Look at the object again, each time.
+    Missed,
     /// The watch is gone. What happened meanwhile is not known; to watch on, watch again.
     Lost(Error),
 }
@@ -29,7 +32,54 @@ pub enum Told {
 pub struct Watch {
     pool: Pool,
     cookie: u64,
-    events: mpsc::Receiver<Told>,
+}
+
+/// What the machine has for a watch.
+#[derive(Default)]
+pub(super) struct Watcher {
+    /// Told when the watch is set, or cannot be.
+    pub set: Option<oneshot::Sender<Result<()>>>,
+    events: VecDeque<Told>,
+    /// The watch is gone; what came before that may still be looked at.
+    over: bool,
+    waker: Option<Waker>,
+}
+
+impl Watcher {
+    /// Has something for whoever listens. Nothing gets lost without a word: what there is no room for is missed.
+    pub(super) fn tell(&mut self, told: Told) {
+        let lost = matches!(told, Told::Lost(_));
+        let told = if lost || self.events.len() + 1 < MAX_EVENTS { told } else { Told::Missed };
+        // What follows one that is not looked at yet is seen by looking then.
+        if self.over || told == Told::Missed && self.events.back() == Some(&Told::Missed) {
+            return;
+        }
+        self.over = lost;
+        self.events.push_back(told);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// It cannot be set, or is gone.
+    pub(super) fn lose(&mut self, error: Error) {
+        match self.set.take() {
+            Some(set) => {
+                let _nobody_waits = set.send(Err(error));
+            }
+            None => self.tell(Told::Lost(error)),
+        }
+    }
+
+    fn poll(&mut self, context: &Context<'_>) -> Poll<Option<Told>> {
+        match self.events.pop_front() {
+            None if !self.over => {
+                self.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            told => Poll::Ready(told),
+        }
+    }
 }
 
 impl Pool {
@@ -43,7 +93,6 @@ impl Pool {
         object: &(impl AsRef<[u8]> + Sync + ?Sized),
         timeout: Option<Duration>,
     ) -> Result<Watch> {
-        let (sender, events) = mpsc::channel(MAX_EVENTS);
         let (set, is_set) = oneshot::channel();
         let deadline = self.deadline();
         let watch = {
@@ -51,10 +100,10 @@ impl Pool {
             let objecter = state.client.objecter_mut();
             let cookie =
                 objecter.watch(Instant::now(), &self.locator, object, timeout, deadline)?;
-            state.watchers.insert(cookie, Watcher { set: Some(set), events: sender });
+            state.watchers.insert(cookie, Watcher { set: Some(set), ..Watcher::default() });
             state.wake_pump();
             // From here on it is ended if this future is dropped.
-            Watch { pool: self.clone(), cookie, events }
+            Watch { pool: self.clone(), cookie }
         };
         let gone = |_| Error::new("watching an object", ErrorKind::Cancelled);
         is_set.await.map_err(gone)??;
@@ -99,7 +148,12 @@ impl Watch {
 
     /// What it says next; nothing more after [`Told::Lost`].
     pub async fn next(&mut self) -> Option<Told> {
-        self.events.recv().await
+        poll_fn(|context| {
+            let mut state = self.pool.cluster.engine.state.lock();
+            let watcher = state.watchers.get_mut(&self.cookie);
+            watcher.map_or(Poll::Ready(None), |watcher| watcher.poll(context))
+        })
+        .await
     }
 
     /// Answers a notification.
@@ -139,5 +193,55 @@ impl Drop for Watch {
         let deadline = Some(Instant::now() + Duration::from_secs(30));
         state.client.objecter_mut().unwatch(Instant::now(), self.cookie, deadline);
         state.wake_pump();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(watcher: &mut Watcher) -> Option<Told> {
+        match watcher.poll(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(told) => told,
+            Poll::Pending => panic!("nothing was told"),
+        }
+    }
+
+    fn news(notify_id: u64) -> Told {
+        let payload = bytes::Bytes::new();
+        Told::Notified(Notification { watch: 1, notify_id, notifier: 2, payload })
+    }
+
+    #[test]
+    fn one_who_does_not_listen_hears_that_something_was_missed() {
+        let mut watcher = Watcher::default();
+        let many = MAX_EVENTS as u64 + 100;
+        (0..many).for_each(|id| watcher.tell(news(id)));
+        for id in 0..MAX_EVENTS as u64 - 1 {
+            assert_eq!(next(&mut watcher), Some(news(id)));
+        }
+        assert_eq!(next(&mut watcher), Some(Told::Missed));
+        watcher.tell(news(many));
+        assert_eq!(next(&mut watcher), Some(news(many)));
+        assert!(watcher.poll(&Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    #[test]
+    fn that_a_watch_is_gone_is_heard_also_by_one_who_does_not_listen() {
+        let mut watcher = Watcher::default();
+        (0..2 * MAX_EVENTS as u64).for_each(|id| watcher.tell(news(id)));
+        let error = Error::new("watching an object", ErrorKind::NoPool);
+        watcher.lose(error.clone());
+        watcher.tell(news(1));
+        let all: Vec<_> = std::iter::from_fn(|| next(&mut watcher)).collect();
+        assert_eq!(all[MAX_EVENTS - 1..], [Told::Missed, Told::Lost(error)]);
+    }
+
+    #[test]
+    fn what_is_missed_in_a_row_is_one_look() {
+        let mut watcher = Watcher::default();
+        (0..10).for_each(|_| watcher.tell(Told::Missed));
+        assert_eq!(next(&mut watcher), Some(Told::Missed));
+        assert!(watcher.poll(&Context::from_waker(Waker::noop())).is_pending());
     }
 }

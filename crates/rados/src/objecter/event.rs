@@ -59,8 +59,9 @@ pub enum Event {
     Map(u32),
     /// A watch is set.
     Watching(u64),
-    /// A watch was carried over to another session; nothing was missed.
-    WatchReconnected(u64),
+    /// A watch may have missed something: its session or its interval is over, so that it hears nothing now, or it was
+    /// carried over, and hears again. Look at the object again, each time.
+    WatchMissed(u64),
     /// A watch is gone. What happened meanwhile is not known; to watch on, watch again.
     WatchLost(u64, Error),
     /// A watched object has something to say.

@@ -24,6 +24,9 @@ pub struct Objecter {
     pub(super) routes: Routes,
     /// A change could not be applied: only a whole map helps.
     pub(super) map_broken: bool,
+    /// How often in a row no map could be used, and when a whole one is asked for again.
+    pub(super) map_failures: u32,
+    pub(super) map_retry: Option<Instant>,
     /// From which epoch on maps were asked for last.
     pub(super) maps_wanted: Option<u32>,
     /// Whether the newest epoch was asked for.
@@ -58,6 +61,8 @@ impl Objecter {
             routes: Routes::new(&config),
             config,
             map_broken: false,
+            map_failures: 0,
+            map_retry: None,
             maps_wanted: None,
             newest_wanted: false,
             sessions: BTreeMap::new(),
@@ -184,6 +189,10 @@ impl Objecter {
             self.assign(now, tid, target);
         }
         if moved || again || verdict == Verdict::Send {
+            // An OSD that stays the primary has forgotten the watch that it says it has set, also if this one has to wait.
+            if let Some(op) = self.ops.get_mut(&tid).filter(|op| op.purpose.connects().is_some()) {
+                op.sent = None;
+            }
             self.send(tid);
         }
     }
@@ -502,7 +511,7 @@ impl Objecter {
 
     fn opened(&mut self, now: Instant, osd: i32) {
         if let Some(session) = self.sessions.get_mut(&osd) {
-            session.failures = 0;
+            session.opened_at = Some(now);
             if let Some(deadline) = session.deadline() {
                 earlier(&mut self.wake, deadline.max(now));
             }
@@ -560,8 +569,9 @@ impl Objecter {
             self.expire_session(now, osd);
         }
         self.expire_watches(now);
+        self.expire_map(now);
         let due = self.sessions.values().filter_map(Session::deadline).min();
-        for at in due.into_iter().chain(self.ops_wake) {
+        for at in due.into_iter().chain(self.ops_wake).chain(self.map_retry) {
             earlier(&mut self.wake, at);
         }
     }

@@ -7,10 +7,13 @@ use super::routes::Sensitivity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maps::{Incremental, OsdMap};
 use crate::mon::OsdMaps;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Up to so many changes in one message, operations are looked at after each; beyond, all are sent again once.
 const MAX_STEPS: usize = 16;
+/// While no map can be used, a whole one is asked for after this time, and then twice as long each time, up to a limit.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 impl Objecter {
     /// Takes maps, of the monitors or an OSD. Those that are older than what is known, or of another cluster, are passed
@@ -28,9 +31,32 @@ impl Objecter {
         let result = self.take_newer(now, maps);
         if result.is_err() {
             self.map_broken = true;
-            self.want_maps(0);
+            self.want_whole(now);
         }
         result
+    }
+
+    /// Only a whole map helps. It is asked for at once, and then from time to time: what comes may be of no use either.
+    fn want_whole(&mut self, now: Instant) {
+        if self.map_retry.is_some() {
+            return;
+        }
+        self.maps_wanted = Some(0);
+        self.events.push_back(Event::WantMap(0));
+        let pause = RETRY.saturating_mul(1 << self.map_failures.min(10)).min(RETRY_MAX);
+        self.map_failures = self.map_failures.saturating_add(1);
+        self.map_retry = Some(now + pause);
+        self.wake_at(now + pause);
+    }
+
+    /// Asks for a whole map again, if it is time.
+    pub(super) fn expire_map(&mut self, now: Instant) {
+        if self.map_retry.is_some_and(|at| at <= now) {
+            self.map_retry = None;
+            if self.map_broken {
+                self.want_whole(now);
+            }
+        }
     }
 
     fn take_newer(&mut self, now: Instant, maps: &OsdMaps) -> Result<()> {
@@ -61,12 +87,14 @@ impl Objecter {
             self.routes.map = map;
             self.map_broken = false;
             self.renewed(now, epoch > 0)?;
+            self.map_failures = 0;
         }
         let epoch = self.routes.map.epoch();
         if many && epoch > start {
             self.renewed(now, true)?;
         }
-        if maps.last() > epoch || epoch == 0 {
+        // While only a whole one helps, that is asked for in time.
+        if !self.map_broken && (maps.last() > epoch || epoch == 0) {
             self.want_maps(if epoch == 0 { 0 } else { epoch + 1 });
         }
         Ok(())

@@ -32,7 +32,12 @@ impl Objecter {
                 self.take_notification(now, osd, told);
                 Ok(())
             }
-            OsdMaps::KIND => self.take_maps(now, &OsdMaps::parse(message)?),
+            OsdMaps::KIND => {
+                let maps = OsdMaps::parse(message)?;
+                // It is the cluster's map, and not this OSD's fault: the monitors are asked for a whole one.
+                let _asked_for = self.take_maps(now, &maps);
+                Ok(())
+            }
             // What is new to this side is no answer to anything.
             _ => Ok(()),
         }
@@ -61,7 +66,8 @@ impl Objecter {
         let anywhere = OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS;
         let may_be_replica = op.flags.intersects(anywhere) && !op.flags.contains(OpFlags::WRITE);
         if reply.result == EAGAIN && may_be_replica {
-            op.primary_only = true;
+            // It is answered: an answer that comes again is for nobody.
+            (op.primary_only, op.sent) = (true, None);
             op.flags -= anywhere;
             op.request.flags -= anywhere;
             op.aim.placed = None;
@@ -112,7 +118,7 @@ impl Objecter {
         let said = OpFlags::REDIRECTED | OpFlags::IGNORE_CACHE | OpFlags::IGNORE_OVERLAY;
         op.request.flags |= said;
         op.flags |= said;
-        op.pool_seen = false;
+        (op.pool_seen, op.sent) = (false, None);
         op.aim.placed = None;
         self.route(now, tid, Sensitivity::Primary, true);
     }

@@ -15,6 +15,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Before a broken session is opened again, this long and then twice as long each time, up to a limit.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+/// One that was open for this time is opened again at once: the OSD may have restarted. One that breaks sooner may do so
+/// again and again, as when the OSD sends what cannot be read.
+const STEADY: Duration = Duration::from_secs(10);
 /// A session that nobody needs is closed after this time (Linux: `osd_idle_ttl`).
 pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// How an OSD that is gone without a word is found out.
@@ -36,8 +39,10 @@ pub(super) enum Link {
 pub(super) struct Session {
     pub addr: EntityAddr,
     pub link: Link,
-    /// How often in a row it could not be opened.
+    /// How often in a row it could not be opened, or broke soon after.
     pub failures: u32,
+    /// Since when messages can be sent.
+    pub opened_at: Option<Instant>,
     /// Operations that are assigned to it.
     pub ops: usize,
     /// Since when nobody needs it.
@@ -53,6 +58,7 @@ impl Session {
             addr,
             link: Link::Waiting(now),
             failures: 0,
+            opened_at: None,
             ops: 0,
             idle_since: now,
             dirty: false,
@@ -88,8 +94,11 @@ impl Session {
 
     /// Forgets what belongs to a stream that is gone, and waits before the next one.
     pub(super) fn broke(&mut self, now: Instant) {
+        let opened_at = self.opened_at.take();
+        if opened_at.is_some_and(|at| now.saturating_duration_since(at) >= STEADY) {
+            self.failures = 0;
+        }
         let pause = RETRY.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
-        // One that was open is tried again at once: the OSD may have restarted.
         let pause = if self.failures == 0 { Duration::ZERO } else { pause };
         self.failures = self.failures.saturating_add(1);
         self.link = Link::Waiting(now + pause);

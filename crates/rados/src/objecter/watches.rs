@@ -175,7 +175,7 @@ impl Objecter {
                 self.events.push_back(if before == State::Setting {
                     Event::Watching(cookie)
                 } else {
-                    Event::WatchReconnected(cookie)
+                    Event::WatchMissed(cookie)
                 });
             }
             (Purpose::Ping(cookie, asked), Ok(())) => {
@@ -210,6 +210,7 @@ impl Objecter {
             return;
         }
         watch.state = State::Reconnecting;
+        self.events.push_back(Event::WatchMissed(cookie));
         watch.generation = watch.generation.wrapping_add(1);
         let op = Op::watch(cookie, WatchOp::Reconnect, watch.generation, watch.timeout);
         let OsdRequest { locator, object, .. } = &watch.aimed.request;

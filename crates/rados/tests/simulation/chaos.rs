@@ -66,7 +66,7 @@ impl World {
             return;
         }
         let osd = self.rng.index(OSDS);
-        match self.rng.below(12) {
+        match self.rng.below(13) {
             0 | 1 if self.osds[osd].alive => {
                 self.kill(osd);
                 if self.rng.one_in(2) {
@@ -114,6 +114,10 @@ impl World {
                 .change_map(|model| model.pools.get_mut(&1).unwrap().last_force_resend = u32::MAX),
             9 => self.break_all(Process::Monitor(osd % MONITORS)),
             10 => self.break_all(Process::Osd(osd, self.osds[osd].incarnation)),
+            12 => {
+                let size = [2, 3][self.rng.index(2)];
+                self.change_map(|model| model.pools.get_mut(&1).unwrap().size = size);
+            }
             11 if self.chaos.deletes_a_pool && self.now > self.chaos.until / 2 => {
                 self.change_map(|model| {
                     model.pools.remove(&2);

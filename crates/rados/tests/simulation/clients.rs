@@ -55,6 +55,8 @@ pub(crate) struct ClientSim {
     pub(crate) timer: Option<Duration>,
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) watches: BTreeMap<u64, (ObjectName, bool)>,
+    /// Of each watch: up to which notification its owner has read the object again, and which it heard of since.
+    pub(crate) news: BTreeMap<u64, (u64, BTreeSet<u64>)>,
     /// Watches that ended without being asked.
     pub(crate) lost: BTreeSet<u64>,
     /// Writes in the order in which they were submitted.
@@ -90,6 +92,7 @@ impl ClientSim {
             timer: None,
             pending: BTreeMap::new(),
             watches: BTreeMap::new(),
+            news: BTreeMap::new(),
             lost: BTreeSet::new(),
             writes: Vec::new(),
             work_left: 250,
@@ -139,9 +142,13 @@ impl World {
             cluster::Event::Completed(completion) => self.completed(client, *completion),
             cluster::Event::Watching(watch) => {
                 self.clients[client].watches.get_mut(&watch).unwrap().1 = true;
+                self.read_again(client, watch);
                 self.clients[client].count("watches");
             }
-            cluster::Event::WatchReconnected(_) => self.clients[client].count("reconnects"),
+            cluster::Event::WatchMissed(watch) => {
+                self.read_again(client, watch);
+                self.clients[client].count("missed");
+            }
             cluster::Event::WatchLost(watch, error) => {
                 let (object, set) = self.clients[client].watches.remove(&watch).unwrap();
                 let expected = matches!(
@@ -157,6 +164,7 @@ impl World {
             cluster::Event::Notified(told) => {
                 assert_eq!(&told.payload[..], b"news");
                 let now = self.instant();
+                self.clients[client].news.entry(told.watch).or_default().1.insert(told.notify_id);
                 self.clients[client].machine.objecter_mut().acknowledge(now, &told, b"");
                 self.clients[client].count("notified");
             }
@@ -165,6 +173,21 @@ impl World {
             cluster::Event::Refused(error) => panic!("refused: {error}"),
             cluster::Event::Answer(..) => panic!("nothing was asked"),
         }
+    }
+
+    /// The owner of a watch reads the object: it knows all that was told of it until now.
+    fn read_again(&mut self, client: usize, watch: u64) {
+        let read = self.store.last_notify;
+        self.clients[client].news.entry(watch).or_default().0 = read;
+    }
+
+    /// The owner of a watch heard of all that was told, or that it missed some.
+    pub(crate) fn check_news(&self, client: usize, watch: u64) {
+        let sim = &self.clients[client];
+        let (read, heard) = &sim.news[&watch];
+        let told = self.store.told.get(&sim.watches[&watch].0);
+        let missed = told.into_iter().flatten().find(|id| *id > read && !heard.contains(id));
+        assert_eq!(missed, None, "watch {watch} did not hear of it, {read} {heard:?}");
     }
 
     fn completed(&mut self, client: usize, completion: Completion) {

@@ -155,6 +155,11 @@ impl World {
         let (result, data, redirect) = self.perform(&queued, on_primary);
         let redirect = redirect.then(|| queued.request.object[ELSEWHERE.len()..].to_owned());
         let reply = queued.request.reply(self.model.epoch, result, &data, redirect.as_deref());
+        let reply = if self.spoils_replies {
+            Message { front: reply.front.slice(..reply.front.len() / 2), ..reply }
+        } else {
+            reply
+        };
         let nonsense = self.chaos.active && self.rng.one_in(self.chaos.nonsense_one_in);
         let nonsense = nonsense.then(|| self.nonsense(&reply));
         if let Some(connection) = self.conns.get_mut(&queued.conn) {
@@ -174,6 +179,7 @@ impl World {
                 let len = self.rng.index(message.front.len());
                 message.front.truncate(len);
             }
+            // Which leaves an answer without data what it is: one that comes twice.
             2 => message.data.clear(),
             _ => message.kind = 999,
         }
@@ -277,6 +283,7 @@ impl World {
         let payload = op.data[12..].to_vec();
         self.store.last_notify += 1;
         let id = self.store.last_notify;
+        self.store.told.entry(name.clone()).or_default().push(id);
         let watchers = &self.store.object(name).watchers;
         let waiting = watchers.keys().copied().collect();
         let there: Vec<_> =

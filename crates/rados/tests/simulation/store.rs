@@ -42,6 +42,8 @@ pub(crate) struct Store {
     pub(crate) done: BTreeMap<ReqId, i32>,
     pub(crate) notifies: BTreeMap<u64, Notify>,
     pub(crate) last_notify: u64,
+    /// All notifications that there were of each object.
+    pub(crate) told: BTreeMap<ObjectName, Vec<u64>>,
 }
 
 impl Store {

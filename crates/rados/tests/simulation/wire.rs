@@ -6,8 +6,8 @@ use blockyard_rados::encoding::{
 };
 use blockyard_rados::features;
 use blockyard_rados::msgr::{
-    AuthDone, BANNER_LEN, Banner, ConnectionMode, Decoder, Encoder, Frame, Hello, Message,
-    ServerIdent, Tag, Transmit,
+    AuthBadMethod, AuthDone, AuthMethod, BANNER_LEN, Banner, ConnectionMode, Decoder, Encoder,
+    Frame, Hello, Message, ServerIdent, Tag, Transmit,
 };
 use blockyard_rados::osd::OpCode;
 use bytes::Bytes;
@@ -25,6 +25,8 @@ pub(crate) struct Server {
     encoder: Encoder,
     out: Transmit,
     sent: u64,
+    /// It lets nobody in: with this error number.
+    pub(crate) refuses: Option<i32>,
 }
 
 impl Server {
@@ -38,6 +40,7 @@ impl Server {
             encoder: Encoder::new(),
             out: Transmit::default(),
             sent: 0,
+            refuses: None,
         };
         server.out.copy(&Banner::OURS.encode());
         let receiver = EntityAddr::msgr2(([10, 9, 9, 9], 4444).into(), 0);
@@ -67,6 +70,13 @@ impl Server {
         let mut messages = Vec::new();
         while let Some(frame) = self.decoder.decode(&mut bytes).unwrap() {
             match frame.tag {
+                Tag::AUTH_REQUEST if self.refuses.is_some() => {
+                    let method = AuthMethod::NONE;
+                    let (methods, modes) = (vec![method], vec![ConnectionMode::CRC]);
+                    let result = self.refuses.unwrap_or_default();
+                    let refusal = AuthBadMethod { method, result, methods, modes };
+                    self.control(Tag::AUTH_BAD_METHOD, &refusal);
+                }
                 Tag::AUTH_REQUEST => {
                     let (global_id, mode) = (self.global_id, ConnectionMode::CRC);
                     let done = AuthDone { global_id, mode, payload: vec![] };

@@ -109,9 +109,13 @@ pub(crate) struct World {
     base: Instant,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
     events: BTreeMap<u64, Event>,
-    last_event: u64,
+    pub(crate) last_event: u64,
     pub(crate) conns: BTreeMap<u64, Conn>,
-    last_conn: u64,
+    pub(crate) last_conn: u64,
+    /// No map that is sent can be used.
+    pub(crate) spoils_maps: bool,
+    /// No answer of an OSD can be read.
+    pub(crate) spoils_replies: bool,
     pub(crate) model: MapModel,
     pub(crate) map: OsdMap,
     placer: Placer,
@@ -171,6 +175,8 @@ impl World {
             last_event: 0,
             conns: BTreeMap::new(),
             last_conn: 0,
+            spoils_maps: false,
+            spoils_replies: false,
             placer: Placer::new(&map).unwrap(),
             map,
             model,
@@ -294,7 +300,12 @@ impl World {
             Process::Monitor(_) => EntityType::MON,
             Process::Osd(..) => EntityType::OSD,
         };
-        let server = Server::new(kind, addr, 4100 + client as u64);
+        let mut server = Server::new(kind, addr, 4100 + client as u64);
+        if kind == EntityType::MON && self.chaos.active && self.rng.one_in(8) {
+            // There is no quorum; or the key is another one now, for a while.
+            let was_in = self.clients[client].machine.session().is_some();
+            server.refuses = Some(if was_in && self.rng.one_in(2) { -13 } else { -16 });
+        }
         let (to_server, to_client, wanted) = (self.now, self.now, None);
         let new = Conn {
             client,
@@ -422,18 +433,27 @@ impl World {
     /// Sends what a subscriber does not have.
     fn send_maps(&mut self, conn: u64) {
         let newest = self.model.epoch;
-        let Some(connection) = self.conns.get_mut(&conn) else { return };
-        let Some(wanted) = connection.wanted.filter(|&wanted| wanted <= newest) else { return };
-        connection.wanted = Some(newest + 1);
+        let wanted = self.conns.get(&conn).and_then(|connection| connection.wanted);
+        let Some(wanted) = wanted.filter(|&wanted| wanted <= newest) else { return };
         let trimmed = self.changes.keys().next().is_none_or(|&oldest| wanted < oldest);
         let message = if wanted == 0 || trimmed {
-            let whole = BTreeMap::from([(newest, self.model.whole())]);
+            let whole = BTreeMap::from([(newest, self.spoiled(self.model.whole()))]);
             maps_message(FSID, &BTreeMap::new(), &whole)
         } else {
-            let changes = self.changes.range(wanted..).map(|(&e, b)| (e, b.clone())).collect();
+            let changes = self.changes.range(wanted..);
+            let changes = changes.map(|(&e, b)| (e, self.spoiled(b.clone()))).collect();
             maps_message(FSID, &changes, &BTreeMap::new())
         };
-        connection.server.send(message);
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            connection.wanted = Some(newest + 1);
+            connection.server.send(message);
+        }
+    }
+
+    /// A map as it is sent.
+    fn spoiled(&self, map: Bytes) -> Bytes {
+        let len = map.len();
+        if self.spoils_maps { map.slice(..len - 1) } else { map }
     }
 
     fn publish(&mut self, monitor: usize) {
@@ -449,7 +469,8 @@ impl World {
         if theirs >= self.model.epoch || !self.changes.contains_key(&(theirs + 1)) {
             return;
         }
-        let changes = self.changes.range(theirs + 1..).map(|(&e, b)| (e, b.clone())).collect();
+        let changes = self.changes.range(theirs + 1..);
+        let changes = changes.map(|(&e, b)| (e, self.spoiled(b.clone()))).collect();
         let message = maps_message(FSID, &changes, &BTreeMap::new());
         if let Some(connection) = self.conns.get_mut(&conn) {
             connection.server.send(message);

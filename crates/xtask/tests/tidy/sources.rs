@@ -25,6 +25,10 @@ const SLEEPS: &[&str] = &[concat!("thread::", "sleep"), concat!("time::", "sleep
 /// The files of tests that may sleep, each with the reason.
 const MAY_SLEEP: &[(&str, &str)] = &[
     (
+        "crates/drivers/file/tests/common/qemu.rs",
+        "a bounded wait for a socket that QEMU listens at",
+    ),
+    (
         "crates/exports/nbd/tests/common/mod.rs",
         "`eventually`, a bounded wait for what nobody tells of",
     ),

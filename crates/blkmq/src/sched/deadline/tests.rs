@@ -141,20 +141,23 @@ fn a_bio_joins_behind_or_before_a_request_of_its_kind_and_is_sorted_in_again() {
         }
         true
     };
-    assert!(sched.try_merge(bio(Op::Write, 108), &mut join));
-    assert!(sched.try_merge(bio(Op::Write, 116), &mut join), "found by its new end");
-    assert!(!sched.try_merge(bio(Op::Write, 108), &mut join), "not by its old end");
-    assert!(!sched.try_merge(bio(Op::Read, 124), &mut join), "not by another operation");
-    assert!(!sched.try_merge(bio(Op::WriteZeroes, 124), &mut join));
-    assert!(!sched.try_merge(bio(Op::Write, 124), &mut |_, _| false), "it may be declined");
+    assert!(sched.try_merge(bio(Op::Write, 108), &|_| true, &mut join));
+    assert!(sched.try_merge(bio(Op::Write, 116), &|_| true, &mut join), "found by its new end");
+    assert!(!sched.try_merge(bio(Op::Write, 108), &|_| true, &mut join), "not by its old end");
+    assert!(!sched.try_merge(bio(Op::Read, 124), &|_| true, &mut join), "not by another operation");
+    assert!(!sched.try_merge(bio(Op::WriteZeroes, 124), &|_| true, &mut join));
+    assert!(
+        !sched.try_merge(bio(Op::Write, 124), &|_| true, &mut |_, _| false),
+        "it may be declined"
+    );
     for start in (20..100).rev().step_by(8).map(|end| end - 7) {
         let touches_other = start == 50 + 8;
-        assert!(sched.try_merge(bio(Op::Write, start), &mut join) || touches_other);
+        assert!(sched.try_merge(bio(Op::Write, start), &|_| true, &mut join) || touches_other);
     }
     let first = sched.dispatch(0, &|_| true).unwrap();
     assert_eq!((first.id, first.start, first.end), (0, 20, 124), "it moved before the other one");
     sched.set("front_merges", 0).unwrap();
-    assert!(!sched.try_merge(bio(Op::Write, 42), &mut join));
+    assert!(!sched.try_merge(bio(Op::Write, 42), &|_| true, &mut join));
 }
 
 #[test]
@@ -287,7 +290,7 @@ fn it_dispatches_what_the_algorithm_over_a_plain_list_does_and_loses_nothing() {
                 let Rq { op, start, end, prio, .. } = any_rq(&mut rng, id);
                 let bio = Candidate { op, start: Sector(start), end: Sector(end), prio };
                 let mut taken = None;
-                let done = sched.try_merge(bio, &mut |rq, kind| {
+                let done = sched.try_merge(bio, &|_| true, &mut |rq, kind| {
                     match kind {
                         MergeKind::Back => assert_eq!(std::mem::replace(&mut rq.end, end), start),
                         MergeKind::Front => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Bio, Status};
+use blockyard_blkmq::{Bio, Features, Status};
 
 use super::work::Shared;
 use crate::error::{Error, Result};
@@ -23,25 +23,56 @@ struct Flush {
     ended: Receiver<Status>,
 }
 
-/// Flushes of the target, one after the other. After one that failed there are no more: what it should have covered may be
-/// lost, and the next one would not say so (a server reports an error once).
+/// What is known of all that was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// It is durable.
+    Durable,
+    /// Nothing: a flush has failed, or nobody waits for it any more.
+    Unknown,
+    /// It is where the target cannot make it durable, as was said before.
+    Never,
+}
+
+/// Whether the target is flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Flushes,
+    /// Not any more: a flush has failed, or was given up.
+    Failed,
+    /// It cannot be.
+    HasNoFlush,
+}
+
+/// Flushes of the target, one after the other. After one that failed, or was given up, there are no more: what it should
+/// have covered may be lost, and the next one would not say so (a server reports an error once).
 pub(super) struct Checkpoints<'a> {
     shared: &'a Arc<Shared>,
     journal: Option<&'a mut Journal>,
     flush: Option<Flush>,
     last: Instant,
-    failed: bool,
+    target: Target,
 }
 
 impl<'a> Checkpoints<'a> {
     pub(super) fn new(shared: &'a Arc<Shared>, journal: Option<&'a mut Journal>) -> Self {
-        Self { shared, journal, flush: None, last: Instant::now(), failed: false }
+        let features = shared.target.limits().features;
+        let has_none = features.contains(Features::NO_FLUSH);
+        let target = if has_none { Target::HasNoFlush } else { Target::Flushes };
+        if has_none {
+            tracing::warn!(
+                disk = shared.uris.1,
+                "it cannot be flushed: when all is copied, some of it may still be in its server's cache only"
+            );
+        }
+        Self { shared, journal, flush: None, last: Instant::now(), target }
     }
 
     /// Sees to it every now and then. It does not wait.
     pub(super) fn look(&mut self) -> Result<()> {
         let Some(flush) = &self.flush else {
-            if self.journal.is_some() && !self.failed && self.last.elapsed() >= CHECKPOINT {
+            let flushes = self.target == Target::Flushes;
+            if self.journal.is_some() && flushes && self.last.elapsed() >= CHECKPOINT {
                 self.begin();
             }
             return Ok(());
@@ -53,16 +84,18 @@ impl<'a> Checkpoints<'a> {
     }
 
     /// Makes all that is done durable. If an end is wanted, that takes no longer than a while.
-    pub(super) fn finish(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {
-        if self.flush.is_some() {
+    pub(super) fn finish(&mut self, session: &Session, interrupt: &Interrupt) -> Result<Flushed> {
+        self.wait(session, interrupt)?;
+        if self.target == Target::Flushes {
+            self.begin();
             self.wait(session, interrupt)?;
         }
-        if self.failed {
-            // That is told already.
-            return Ok(());
-        }
-        self.begin();
-        self.wait(session, interrupt)
+        // What is not flushed any more has been told already.
+        Ok(match self.target {
+            Target::Flushes => Flushed::Durable,
+            Target::Failed => Flushed::Unknown,
+            Target::HasNoFlush => Flushed::Never,
+        })
     }
 
     fn begin(&mut self) {
@@ -80,7 +113,7 @@ impl<'a> Checkpoints<'a> {
     fn ended(&mut self, status: Status) -> Result<()> {
         let Some(Flush { covered, .. }) = self.flush.take() else { return Ok(()) };
         if !status.is_ok() {
-            self.failed = true;
+            self.target = Target::Failed;
             let target = &self.shared.uris.1;
             let what = format!("cannot flush {target}: what was written last may not be there");
             let help = match self.journal {
@@ -95,20 +128,27 @@ impl<'a> Checkpoints<'a> {
 
     fn wait(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {
         let mut wanted: Option<Instant> = None;
+        let mut given_up = false;
         while let Some(flush) = &self.flush {
             match flush.ended.recv_timeout(LOOK) {
                 Err(RecvTimeoutError::Timeout) if interrupt.is_wanted() => {
                     let since = wanted.get_or_insert_with(Instant::now).elapsed();
                     if since >= 2 * GRACE {
                         // A file cannot be told to give up.
-                        self.failed = true;
+                        self.target = Target::Failed;
                         return Ok(());
                     }
                     if since >= GRACE {
+                        given_up = true;
                         session.abandon();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
+                // That is the end of waiting, not what the target has said.
+                Ok(status) if given_up && !status.is_ok() => {
+                    self.target = Target::Failed;
+                    return Ok(());
+                }
                 ended => return self.ended(ended.unwrap_or(Status::Io)),
             }
         }

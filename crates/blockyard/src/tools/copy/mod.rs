@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub(super) use zeroes::is_zero;
 
-use self::checkpoint::Checkpoints;
+use self::checkpoint::{Checkpoints, Flushed};
 use self::work::{Done, Piece, Shared};
 use super::interrupt::Interrupt;
 use super::journal::{Job, Journal, Place};
@@ -109,11 +109,17 @@ impl Copy {
             let moved = move_bytes(&session, &shared, range, &earlier, &mut checkpoints, interrupt);
             // What was done is kept, however the rest ended.
             let flushed = checkpoints.finish(&session, interrupt);
-            if moved? == Ended::Early || interrupt.is_wanted() && flushed.is_err() {
-                return Err(interrupted(&shared, size, journal.is_some()));
+            let can_go_on = journal.is_some();
+            let interrupted = |cause| Err(interrupted(&shared, size, can_go_on, cause));
+            match (moved?, flushed) {
+                (Ended::Early(cause), flushed) => return interrupted(cause.or(flushed.err())),
+                (Ended::Whole, Err(err)) if interrupt.is_wanted() => return interrupted(Some(err)),
+                (Ended::Whole, Err(err)) => return Err(err),
+                (Ended::Whole, Ok(Flushed::Unknown)) => return Err(unknown(&self.target.uri)),
+                (Ended::Whole, Ok(Flushed::Durable | Flushed::Never)) => {}
             }
-            flushed?;
         }
+        session.close()?;
         if let Some(journal) = journal {
             journal.remove()?;
         }
@@ -228,9 +234,9 @@ fn move_bytes(
 ) -> Result<Ended> {
     let mut progress = Progress::new("copying", size);
     let lanes = Arc::clone(shared);
-    let work: Arc<Work<Piece>> = Arc::new(move |cpu, piece| {
-        let lane = Arc::clone(&lanes);
-        Box::pin(async move { lane.work(cpu, piece).await })
+    let work: Arc<Work<Piece>> = Arc::new(move |lane, piece| {
+        let shared = Arc::clone(&lanes);
+        Box::pin(async move { shared.work(lane.cpu, piece).await })
     });
     let look = || {
         progress.set(shared.done.lock().ranges.bytes());
@@ -240,9 +246,18 @@ fn move_bytes(
     lanes::run(session, interrupt, &work, plan, look)
 }
 
-fn interrupted(shared: &Shared, size: u64, can_go_on: bool) -> Error {
+/// All was written, and nobody has heard what came of the last flush.
+fn unknown(target: &str) -> Error {
+    let what = format!(
+        "interrupted while {target} was flushed: what was copied is not known to be durable"
+    );
+    Error::failed(what).help("run the same command again")
+}
+
+fn interrupted(shared: &Shared, size: u64, can_go_on: bool, cause: Option<Error>) -> Error {
     let done = shared.done.lock().ranges.bytes();
     let error = Error::failed(format!("interrupted after {done} of {size} bytes"));
+    let error = error.perhaps_caused_by(cause);
     error.help(if can_go_on {
         "run the same command again to go on"
     } else {

@@ -8,6 +8,7 @@
 )]
 
 pub mod faulty;
+pub mod qemu;
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};

@@ -21,8 +21,9 @@ use crate::error::{Error, ErrorKind};
 use crate::outbox::Unsent;
 use crate::socket::Plain;
 
-/// Where certificates are if nobody says, libnbd's places: the first two below the home directory.
-const FOLDERS: [&str; 3] = [".pki/libnbd", ".config/pki/libnbd", "/etc/pki/libnbd"];
+/// Where certificates are if nobody says, libnbd's places: below the home directory, and the system's.
+const HOME_FOLDERS: [&str; 2] = [".pki/libnbd", ".config/pki/libnbd"];
+const SYSTEM_FOLDER: &str = "/etc/pki/libnbd";
 /// Whom Debian and most others trust.
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// What sessions with a server are made from.
@@ -37,7 +38,7 @@ impl Setup {
     /// `client-cert.pem` with `client-key.pem` if they are there. Beside the authority's, `ca-crl.pem` names what it has revoked.
     pub(super) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
         let params = &uri.tls_params;
-        let found = find(uri, files);
+        let found = find(uri, files, &usual_folders())?;
         let provider = files::provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -77,19 +78,39 @@ struct Found {
     certificate: Option<(PathBuf, PathBuf)>,
 }
 
-fn find(uri: &Uri, files: &TlsFiles) -> Found {
-    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let mut usual = FOLDERS.iter().map(|folder| home.join(folder));
+/// The folders where certificates are looked for.
+fn usual_folders() -> Vec<PathBuf> {
+    let is_root = rustix::process::geteuid().is_root();
+    folders_of(std::env::var_os("HOME").map(PathBuf::from), is_root)
+}
+
+/// Root trusts whom the system trusts: `HOME` may be that of whoever has become root. Without a home there is none: what is
+/// relative would start at the working directory, which may be anybody's.
+fn folders_of(home: Option<PathBuf>, is_root: bool) -> Vec<PathBuf> {
+    let home = home.filter(|home| !is_root && home.is_absolute());
+    let own = home.iter().flat_map(|home| HOME_FOLDERS.map(|folder| home.join(folder)));
+    own.chain([SYSTEM_FOLDER.into()]).collect()
+}
+
+fn find(uri: &Uri, files: &TlsFiles, usual: &[PathBuf]) -> Result<Found, Error> {
     let folder = match &uri.tls_params.certificates {
-        Some(folder) => Some(PathBuf::from(folder)),
-        None => usual.find(|folder| folder.join("ca-cert.pem").exists()),
+        Some(folder) => Some(Path::new(folder)),
+        None => usual.iter().map(PathBuf::as_path).find(|place| place.join("ca-cert.pem").exists()),
     };
-    let inside = |name: &str| folder.as_ref().map(|folder| folder.join(name));
-    let pair = inside("client-cert.pem").filter(|path| path.exists()).zip(inside("client-key.pem"));
-    Found {
-        ca: files.ca.clone().or_else(|| inside("ca-cert.pem")).unwrap_or_else(|| SYSTEM_CA.into()),
-        certificate: files.certificate.clone().zip(files.key.clone()).or(pair),
-    }
+    let inside = |name: &str| folder.map(|folder| folder.join(name));
+    let there = |name: &str| inside(name).filter(|path| path.exists());
+    let (certificate, key) = match (&files.certificate, &files.key) {
+        (None, None) => (there("client-cert.pem"), there("client-key.pem")),
+        (certificate, key) => (certificate.clone(), key.clone()),
+    };
+    let certificate = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(path), None) => return Err(files::bad_file("there is no key for", &path)),
+        (None, Some(path)) => return Err(files::bad_file("there is no certificate for", &path)),
+    };
+    let ca = files.ca.clone().or_else(|| inside("ca-cert.pem"));
+    Ok(Found { ca: ca.unwrap_or_else(|| SYSTEM_CA.into()), certificate })
 }
 
 /// The name that the server's certificate must have.
@@ -313,5 +334,47 @@ impl Session for Certified {
     fn close(&mut self, mut socket: Plain<'_>) {
         self.tls.send_close_notify();
         while self.tls.wants_write() && self.tls.write_tls(&mut socket).is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trust_never_starts_at_the_working_directory_and_root_has_the_systems() {
+        let system = || vec![PathBuf::from(SYSTEM_FOLDER)];
+        assert_eq!(folders_of(None, false), system());
+        for home in ["", ".", "tmp"] {
+            assert_eq!(folders_of(Some(home.into()), false), system(), "{home:?}");
+        }
+        assert_eq!(folders_of(Some("/home/a".into()), true), system());
+        let own = ["/home/a/.pki/libnbd", "/home/a/.config/pki/libnbd", SYSTEM_FOLDER];
+        assert_eq!(folders_of(Some("/home/a".into()), false), own.map(PathBuf::from));
+    }
+
+    #[test]
+    fn half_of_a_pair_is_an_error_that_names_it() {
+        let place = tempfile::TempDir::new().unwrap();
+        let uri: Uri = "nbds://h".parse().unwrap();
+        let usual = [place.path().to_owned()];
+        let found = |files: &TlsFiles| find(&uri, files, &usual).map(|found| found.certificate);
+        let none = TlsFiles::default();
+        std::fs::write(place.path().join("ca-cert.pem"), "").unwrap();
+        assert_eq!(found(&none).unwrap(), None);
+        let path = |name: &str| place.path().join(name);
+        std::fs::write(path("client-cert.pem"), "").unwrap();
+        let err = found(&none).unwrap_err().to_string();
+        assert!(err.contains("no key for") && err.contains("client-cert.pem"), "{err}");
+        std::fs::write(path("client-key.pem"), "").unwrap();
+        let pair = Some((path("client-cert.pem"), path("client-key.pem")));
+        assert_eq!(found(&none).unwrap(), pair);
+        std::fs::remove_file(path("client-cert.pem")).unwrap();
+        assert!(found(&none).unwrap_err().to_string().contains("no certificate for"));
+        // Files that are named have nothing to do with those in the folder.
+        let named = TlsFiles { certificate: Some("c".into()), key: Some("k".into()), ca: None };
+        assert_eq!(found(&named).unwrap(), Some(("c".into(), "k".into())));
+        let half = TlsFiles { key: None, ..named };
+        assert!(found(&half).unwrap_err().to_string().contains("no key for c"));
     }
 }

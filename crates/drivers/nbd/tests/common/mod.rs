@@ -7,6 +7,8 @@
     reason = "helpers of several tests"
 )]
 
+pub mod fake;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

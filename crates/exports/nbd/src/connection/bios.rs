@@ -72,11 +72,13 @@ pub(super) struct Carriers {
     batch: Bios,
     /// Those that have ended: empty but for a moment.
     ended: Bios,
+    /// How many the disk has.
+    at_disk: usize,
 }
 
 impl Carriers {
     pub(super) fn new(outbox: Arc<Outbox>) -> Self {
-        Self { outbox, free: Vec::new(), batch: Vec::new(), ended: Vec::new() }
+        Self { outbox, free: Vec::new(), batch: Vec::new(), ended: Vec::new(), at_disk: 0 }
     }
 
     /// A request joins the batch. A payload that was left where it was received is in `received`.
@@ -125,12 +127,24 @@ impl Carriers {
     }
 
     pub(super) fn submit(&mut self, bdev: &Bdev, cpu: usize) {
+        self.at_disk += self.batch.len();
         bdev.submit_all(cpu, &mut self.batch);
+    }
+
+    /// How many the disk has.
+    pub(super) fn at_disk(&self) -> usize {
+        self.at_disk
+    }
+
+    /// Nobody waits for answers any more: what has not begun need not.
+    pub(super) fn abandon(&self) {
+        self.outbox.abandon();
     }
 
     /// Those that have ended, in a list that is to be [kept](Self::keep_list).
     pub(super) fn take_ended(&mut self) -> Bios {
         self.outbox.take(&mut self.ended);
+        self.at_disk -= self.ended.len();
         std::mem::take(&mut self.ended)
     }
 

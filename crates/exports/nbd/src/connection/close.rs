@@ -33,6 +33,12 @@ pub(crate) enum Close {
     /// The client took too long to choose an export.
     #[error("the handshake was not complete after {0:?}")]
     HandshakeTimeout(Duration),
+    /// There are too many that have not chosen an export, and this is the oldest of them.
+    #[error("too many clients are in their handshake, and this is the oldest of them")]
+    Crowded,
+    /// There are as many clients as there may be.
+    #[error("there are as many clients as the limit allows")]
+    Full,
     /// The client took too long for something else.
     #[error("{}", what_expired(.0))]
     Expired(Expired),

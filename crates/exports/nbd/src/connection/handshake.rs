@@ -9,7 +9,7 @@ use blockyard_nbd::server::{
 use super::close::Close;
 use super::wire::{Received, Wire};
 use crate::config::{Config, TlsMode};
-use crate::server::Registration;
+use crate::server::{Registration, Stage};
 
 /// Bytes that are received at a time: more than any usual handshake has.
 const STEP: usize = 4 << 10;
@@ -84,6 +84,9 @@ impl<'a> Opening<'a> {
     /// Gives the protocol what was received, and the client what the protocol says. Whether there was any.
     async fn advance(&mut self) -> Result<bool, Close> {
         let Registration { server, client } = self.registration;
+        if server.stage() > Stage::Serving {
+            self.protocol.shut_down();
+        }
         let asked = Asked { config: &server.config, peer: &client.peer, tls: self.tls };
         let taken = self.protocol.receive(&asked, &self.input);
         if let Ok(len) = taken {
@@ -131,7 +134,8 @@ impl<'a> Opening<'a> {
             unreachable!("the protocol was told that there is no TLS");
         };
         self.wire.start_tls(config)?;
-        poll_fn(|cx| self.wire.poll_tls_handshake(cx)).await.map_err(Close::Tls)?;
+        let workers = &self.registration.server.tls_workers;
+        self.wire.shake_tls(workers).await.map_err(Close::Tls)?;
         self.protocol.tls_started();
         self.tls = true;
         Ok(())

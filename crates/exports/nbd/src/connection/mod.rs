@@ -29,7 +29,7 @@ use wire::Wire;
 /// Bios on their way through a connection: the block layer takes and gives boxes.
 type Bios = Vec<Box<Bio>>;
 
-/// How long a client that is told goodbye is given to hang up itself.
+/// How long a client that is told goodbye, or will be whatever it asks for, is given to hang up itself.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes that such a client may send meanwhile.
@@ -86,13 +86,17 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         opened = tokio::time::timeout(limits.handshake_timeout, opening.run()) => {
             opened.unwrap_or(Err(Close::HandshakeTimeout(limits.handshake_timeout)))
         }
-        () = stopped(registration, Stage::Draining) => Err(Close::Shutdown),
+        () = refused(registration) => Err(Close::Shutdown),
+        () = evicted(registration) => Err(Close::Crowded),
     };
     let negotiated = match opened {
         Ok(negotiated) => negotiated,
         Err(close) => return (Some(opening.into_wire()), close),
     };
     registration.client.outbox.awake();
+    if !registration.admit() {
+        return (Some(opening.into_wire()), Close::Full);
+    }
     tracing::info!(
         peer = registration.client.peer,
         export = negotiated.export.info.name,
@@ -108,6 +112,24 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
     let mut transmission = Transmission::new(registration, wire, &received, &negotiated);
     let close = transmission.run().await;
     (Some(transmission.into_wire()), close)
+}
+
+/// Waits until the server ends, and clients that ask for an export meanwhile were told so.
+async fn refused(registration: &Registration) {
+    stopped(registration, Stage::Draining).await;
+    tokio::select! {
+        () = tokio::time::sleep(LINGER) => {}
+        () = stopped(registration, Stage::Cut) => {}
+    }
+}
+
+/// Waits until the connection has to make room for younger ones.
+async fn evicted(registration: &Registration) {
+    poll_fn(|cx| {
+        registration.client.outbox.sleep(cx);
+        if registration.client.is_evicted() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Waits until the server's end has come that far.

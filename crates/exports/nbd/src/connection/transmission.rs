@@ -104,6 +104,35 @@ impl<'a> Transmission<'a> {
 
     /// Serves until the end, and says why it came.
     pub(super) async fn run(&mut self) -> Close {
+        let close = self.serve().await;
+        self.settle().await;
+        close
+    }
+
+    /// Waits for what the disk was asked for. Until that has ended, the client is in the list and its socket is open: who
+    /// sees a connection end may ask for the same again by another, and nothing old comes after it.
+    async fn settle(&mut self) {
+        self.bios.abandon();
+        loop {
+            self.collect();
+            self.unpin();
+            self.connection.hang_up();
+            let Registration { server, client } = self.registration;
+            client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
+            if self.bios.at_disk() == 0 || server.stage() == Stage::Cut {
+                return;
+            }
+            poll_fn(|cx| {
+                let ended = client.outbox.sleep(cx);
+                // After `sleep`: whoever changes the stage does so before waking.
+                if ended || server.stage() == Stage::Cut { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            client.outbox.awake();
+        }
+    }
+
+    async fn serve(&mut self) -> Close {
         loop {
             if let Err(close) = self.work().await {
                 return close;

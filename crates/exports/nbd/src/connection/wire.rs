@@ -1,5 +1,6 @@
 //! The socket of a connection, in the clear or under TLS. Nothing here waits; readiness is polled for.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::os::fd::AsFd;
 use std::task::{Context, Poll, Waker, ready};
@@ -7,6 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use blockyard_sys::net::{Gather, IoVecs, Watch};
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
+use tokio::sync::Semaphore;
 
 use crate::tls::{Session, TlsConfig};
 
@@ -66,23 +68,37 @@ impl Wire {
         Ok(())
     }
 
-    /// Moves the TLS handshake on. `Pending` says to poll for what is missing.
-    pub(crate) fn poll_tls_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let Some(tls) = &mut self.tls else { return Poll::Ready(Ok(())) };
-            match tls.shake(&SockRef::from(&self.socket)) {
+    /// Runs the TLS handshake. Its arithmetic is done by threads of its own, as many at a time as `workers` lets: a
+    /// thread that others' requests wait for has none of it.
+    pub(crate) async fn shake_tls(&mut self, workers: &Semaphore) -> io::Result<()> {
+        while let Some(mut tls) = self.tls.take() {
+            let Ok(worker) = workers.acquire().await else {
+                unreachable!("nobody closes the semaphore")
+            };
+            let socket = Socket::from(self.socket.get_ref().try_clone()?);
+            // Before the socket is looked at elsewhere: what comes from now on is news.
+            self.no_input();
+            self.no_room();
+            let shake = move || {
+                let shaken = tls.shake(&socket);
+                (tls, shaken)
+            };
+            let done = tokio::task::spawn_blocking(shake).await;
+            drop(worker);
+            let (tls, shaken) = done.map_err(io::Error::other)?;
+            let waits_for_room = tls.wants_write();
+            self.tls = Some(tls);
+            match shaken {
                 Err(err) if err.kind() == ErrorKind::WouldBlock => {}
-                other => return Poll::Ready(other),
+                other => return other,
             }
-            let blocked_by_room = tls.wants_write();
-            if blocked_by_room {
-                self.no_room();
-                ready!(self.poll_writable(cx))?;
+            if waits_for_room {
+                poll_fn(|cx| self.poll_writable(cx)).await?;
             } else {
-                self.no_input();
-                ready!(self.poll_readable(cx))?;
+                poll_fn(|cx| self.poll_readable(cx)).await?;
             }
         }
+        Ok(())
     }
 
     /// Receives into `buf`, which is not empty.

@@ -5,8 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockyard_nbd::psk::{Keys, Records, SUITES};
-use openssl::bn::BigNum;
-use openssl::dh::Dh;
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
 use openssl::ssl::{
@@ -19,9 +17,9 @@ use super::psk_file;
 use super::{Engine, SEND_BUFFER, Session, TlsConfig};
 use crate::error::{Error, ErrorKind};
 
-/// Of TLS 1.2, the best first: those with forward secrecy, as GnuTLS, too, has them; then those without.
+/// Of TLS 1.2, the best first: those with forward secrecy, as GnuTLS, too, has them; then those without. None with DHE: a
+/// client that knows no key could have the server raise large numbers to large powers.
 const OLD_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:\
-    DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305:\
     ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:\
     PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256:PSK-CHACHA20-POLY1305";
 
@@ -52,8 +50,6 @@ impl Psk {
         context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         context.set_ciphersuites(SUITES)?;
         context.set_cipher_list(OLD_SUITES)?;
-        let group = Dh::from_pqg(BigNum::get_rfc3526_prime_3072()?, None, BigNum::from_u32(2)?)?;
-        context.set_tmp_dh(&group)?;
         context.set_options(
             SslOptions::CIPHER_SERVER_PREFERENCE
                 | SslOptions::NO_RENEGOTIATION
@@ -63,16 +59,21 @@ impl Psk {
         // Whoever comes again shows its key again.
         context.set_session_cache_mode(SslSessionCacheMode::OFF);
         context.set_num_tickets(0)?;
+        let mut nobodys_key = [0; 32];
+        openssl::rand::rand_bytes(&mut nobodys_key)?;
         context.set_psk_server_callback(move |session, user, room| {
-            Ok(find_key(&keys, session, peer, user.unwrap_or_default(), room))
+            let user = user.unwrap_or_default();
+            Ok(find_key(&keys, &nobodys_key, session, peer, user, room))
         });
         Ok(Self { context: context.build(), peer })
     }
 }
 
-/// Puts the key of a user into `room`; says how long it is, 0 if there is none.
+/// Puts the key of a user into `room`; says how long it is. Who is unknown gets a key that nobody has: so it fails as
+/// a wrong key does, and nobody learns who is known.
 fn find_key(
     keys: &Keys,
+    nobodys_key: &[u8],
     session: &mut SslRef,
     peer: Index<Ssl, Peer>,
     user: &[u8],
@@ -81,7 +82,7 @@ fn find_key(
     let key = keys.get(user).filter(|key| key.len() <= room.len());
     let user = String::from_utf8_lossy(user).into_owned();
     session.set_ex_data(peer, Peer { user, known: key.is_some() });
-    let Some(key) = key else { return 0 };
+    let key = key.map_or(nobodys_key, Vec::as_slice);
     room[..key.len()].copy_from_slice(key);
     key.len()
 }

@@ -22,7 +22,7 @@ use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Address, Config, Export, Server, bind};
 
 pub use client::{Client, STYLES, negotiate, request};
-pub use held::HeldDisk;
+pub use held::{HeldDisk, Panics};
 
 /// How long anything may take before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

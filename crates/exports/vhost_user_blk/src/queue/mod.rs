@@ -54,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) indirect: bool,
     /// The driver can flush.
     pub(crate) cached: bool,
+    /// A write can be made durable.
+    pub(crate) has_durability: bool,
     /// Its part of the in-flight region.
     pub(crate) region: Option<RegionPart>,
 }

@@ -53,6 +53,8 @@ pub(super) struct Serving {
     pub(super) enabled: bool,
     indirect: bool,
     cached: bool,
+    /// A write can be made durable.
+    has_durability: bool,
     pub(super) broken: bool,
     /// Nothing is published any more.
     pub(super) memory_lost: bool,
@@ -95,6 +97,7 @@ impl Serving {
             enabled: setup.enabled,
             indirect: setup.indirect,
             cached: setup.cached,
+            has_durability: setup.has_durability,
             broken: false,
             memory_lost: false,
             given_back: 0,
@@ -209,11 +212,8 @@ impl Serving {
 
     /// What makes a write durable at once, where the guest cannot or does not want to flush (section 5.2.6.2).
     fn durable(&self, device: &Device) -> Flags {
-        if self.cached && device.writeback.load(Ordering::Relaxed) {
-            Flags::empty()
-        } else {
-            Flags::FUA
-        }
+        let is_cached = self.cached && device.writeback.load(Ordering::Relaxed);
+        if is_cached || !self.has_durability { Flags::empty() } else { Flags::FUA }
     }
 
     fn answer_id(&mut self, head: u16, status_addr: u64, device: &Device) -> Result<(), Fault> {

@@ -143,6 +143,9 @@ impl Worker {
                 queue = self.index,
                 "requests that were open are begun anew"
             );
+            if let Some(tell) = &self.device.export.on_resume {
+                tell();
+            }
         }
         self.serving = Some(serving);
         Ok(())

@@ -243,7 +243,8 @@ impl Lease {
         }
     }
 
-    fn leave_queue(&mut self) {
+    /// Waits for no more memory.
+    pub(super) fn leave_queue(&mut self) {
         if !self.is_waiting {
             return;
         }

@@ -59,7 +59,7 @@ pub(super) struct Payload<M> {
     /// Bytes that have not come.
     left: usize,
     /// Bytes of memory that the chunks hold.
-    charge: usize,
+    pub(super) charge: usize,
     /// The slot of the whole, once a piece is on its way.
     pub(super) whole: Option<usize>,
     /// There was no memory for what comes next.

@@ -253,6 +253,36 @@ impl<W: Work, M: Memory> Connection<W, M> {
         Some(work)
     }
 
+    /// The connection is over: what is not at the disk is given up, and so are the replies to what was. What is at the
+    /// disk goes on to count; call this again when some of that [has ended](Self::complete).
+    pub fn hang_up(&mut self) {
+        self.left = true;
+        self.backlog = Vec::new();
+        if let Input::Payload(payload) = std::mem::take(&mut self.input) {
+            self.held -= payload.charge;
+            self.give_up_piece(payload.whole);
+        }
+        while let Some(request) = self.ready.pop_front() {
+            let slot = self.slots.remove(request.token);
+            self.held -= slot.charge;
+            self.give_up_piece(slot.whole);
+        }
+        self.out.clear();
+        while self.poll_free().is_some() {}
+        self.lease.leave_queue();
+        self.lease.shrink_to(self.held + self.pinned);
+    }
+
+    /// One piece less of a write will end.
+    fn give_up_piece(&mut self, whole: Option<usize>) {
+        let Some(whole) = whole else { return };
+        let slot = self.slots.get(whole);
+        slot.pieces -= 1;
+        if slot.pieces == 0 {
+            self.slots.remove(whole);
+        }
+    }
+
     /// Requests that were begun and whose replies are not sent.
     #[must_use]
     pub fn outstanding(&self) -> usize {

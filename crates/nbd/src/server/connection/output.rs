@@ -120,12 +120,17 @@ impl<W: Work> Output<W> {
             self.sent = 0;
         }
         assert!(bytes == 0, "{bytes} bytes were sent that nobody gave");
+        self.clear();
+        true
+    }
+
+    /// Nothing of it is to be sent any more.
+    pub(super) fn clear(&mut self) {
         self.parts.clear();
         self.parts.shrink_to(KEPT_PARTS);
         self.heads.clear();
         self.heads.shrink_to(KEPT_HEADS);
-        self.next = 0;
-        true
+        (self.next, self.sent) = (0, 0);
     }
 
     /// The next of those whose replies were all sent.

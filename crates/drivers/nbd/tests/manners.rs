@@ -1,0 +1,143 @@
+//! Servers whose connections differ, and how a connection is left.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{Bio, Op, Sector, Status};
+use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
+use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
+use common::fake::{Fake, Left, Manner, Then, USUAL};
+use common::{Attached, PATIENCE, Place, attach, try_attach, unix, write};
+
+fn quick(place: &Place, connections: usize) -> NbdConfig {
+    NbdConfig {
+        connections: Some(connections),
+        timeout: Duration::from_millis(200),
+        dead_conn_timeout: PATIENCE,
+        backoff: Backoff { first: Duration::from_millis(5), most: Duration::from_millis(20) },
+        ..unix(&place.path("s"))
+    }
+}
+
+fn works_on(disk: &Attached, cpu: usize) {
+    let read = disk.submit(cpu, Bio::new(Op::Read, Sector(0), 512));
+    assert_eq!(read.recv_timeout(PATIENCE).unwrap().status(), Status::Ok, "cpu {cpu}");
+}
+
+#[test]
+fn a_connection_that_is_to_another_disk_is_left_again() {
+    let others = [
+        Manner { size: 2 << 20, ..USUAL },
+        Manner { flags: TransmissionFlags::HAS_FLAGS, ..USUAL },
+        Manner { flags: USUAL.flags - TransmissionFlags::CAN_MULTI_CONN, ..USUAL },
+        Manner { flags: USUAL.flags | TransmissionFlags::READ_ONLY, ..USUAL },
+        Manner { style: HeaderStyle::Structured, ..USUAL },
+    ];
+    for (case, other) in others.into_iter().enumerate() {
+        let place = Place::new();
+        let first = Manner { style: HeaderStyle::Extended, ..USUAL };
+        let other =
+            Manner { style: if case == 4 { other.style } else { HeaderStyle::Extended }, ..other };
+        let server =
+            Fake::start(&place.path("s"), move |number| if number == 0 { first } else { other });
+        let disk = attach(quick(&place, 2), 2);
+        assert_eq!(disk.nbd.connections(), 1, "case {case}");
+        assert_eq!(server.left(), (1, Left::Disconnected), "case {case}");
+        (0..2).for_each(|cpu| works_on(&disk, cpu));
+    }
+}
+
+#[test]
+fn a_server_that_takes_its_promise_back_has_one_connection_from_then_on() {
+    let place = Place::new();
+    let server = Fake::start(&place.path("s"), |number| Manner {
+        flags: if number < 2 {
+            USUAL.flags
+        } else {
+            USUAL.flags - TransmissionFlags::CAN_MULTI_CONN
+        },
+        then: if number < 2 { Then::HangsUp } else { Then::Answers },
+        ..USUAL
+    });
+    let disk = attach(quick(&place, 2), 2);
+    assert_eq!(disk.nbd.connections(), 2);
+    let ends = [0, 1].map(|cpu| disk.submit(cpu, Bio::new(Op::Read, Sector(0), 512)));
+    for end in ends {
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    }
+    // Whatever was opened beside the one that is kept is left.
+    let begun = Instant::now();
+    while disk.nbd.connected() != 1 {
+        assert!(begun.elapsed() < PATIENCE, "{} connections", disk.nbd.connected());
+        std::thread::yield_now();
+    }
+    for _ in 0..20 {
+        (0..2).for_each(|cpu| works_on(&disk, cpu));
+        assert_eq!(disk.nbd.connected(), 1);
+    }
+    let mut left = [server.left(), server.left()];
+    left.sort_by_key(|(number, _)| *number);
+    assert_eq!(left, [(0, Left::ByUs), (1, Left::ByUs)]);
+}
+
+#[test]
+fn patience_counts_from_the_first_loss() {
+    let place = Place::new();
+    let count = Arc::new(AtomicUsize::new(0));
+    let made = Arc::clone(&count);
+    let _server = Fake::start(&place.path("s"), move |_| {
+        made.fetch_add(1, Ordering::SeqCst);
+        Manner { then: Then::IsSilent, ..USUAL }
+    });
+    // Each connection is lost after one timeout.
+    let config = NbdConfig { dead_conn_timeout: Duration::from_millis(500), ..quick(&place, 1) };
+    let disk = attach(config, 1);
+    assert_eq!(disk.read(0, 512), Err(Status::Transport));
+    let made = count.load(Ordering::SeqCst);
+    assert!((2..5).contains(&made), "{made} connections, where five are the end in any case");
+}
+
+#[test]
+fn a_request_that_an_idle_connection_has_taken_over_is_waited_for_no_longer_than_any() {
+    let place = Place::new();
+    let refuses = Arc::new(AtomicBool::new(false));
+    let refusing = Arc::clone(&refuses);
+    let _server = Fake::start(&place.path("s"), move |number| match number {
+        0 => Manner { then: Then::HangsUp, ..USUAL },
+        1 => Manner { then: Then::IsSilent, ..USUAL },
+        // Another disk, so that none is made again.
+        _ => {
+            refusing.store(true, Ordering::SeqCst);
+            Manner { size: 512, ..USUAL }
+        }
+    });
+    let config = NbdConfig { dead_conn_timeout: Duration::from_millis(500), ..quick(&place, 2) };
+    let disk = attach(config, 2);
+    assert_eq!(disk.nbd.connections(), 2);
+    let begun = Instant::now();
+    let ends = [0, 1].map(|cpu| disk.submit(cpu, write(cpu as u64 * 4096, &[1; 512])));
+    for end in ends {
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Transport);
+    }
+    assert!(begun.elapsed() < PATIENCE / 2 && refuses.load(Ordering::SeqCst));
+}
+
+#[test]
+fn who_was_refused_says_goodbye_all_the_same() {
+    let place = Place::new();
+    let server = Fake::start(&place.path("s"), |_| USUAL);
+    let uri = format!("nbd+unix:///nothing?socket={}", place.path("s").display());
+    let err = try_attach(NbdConfig::new(uri.parse().unwrap()), 1).err().unwrap();
+    assert_eq!(err.kind(), ErrorKind::Refused, "{}", err.chain());
+    assert_eq!(server.left(), (0, Left::Aborted));
+    let disk = attach(quick(&place, 2), 2);
+    (0..2).for_each(|cpu| works_on(&disk, cpu));
+    disk.block_on(disk.nbd.disconnect());
+    for _ in 0..2 {
+        assert_eq!(server.left().1, Left::Disconnected);
+    }
+}
