@@ -48,11 +48,12 @@ pub trait BlockDeviceOps: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Makes room for a new size, before the disk has it.
+    /// Makes room for a new size in bytes, before the disk has it.
     ///
     /// # Errors
-    /// [`ErrorKind::NotSupported`] where the size is not this side's to choose, or whatever keeps it from being made.
-    fn resize(&self, disk: &Disk, _to: Sector) -> Result<()> {
+    /// [`ErrorKind::NotSupported`] where the size is not this side's to choose, or whatever keeps it from being made:
+    /// [`Disk::whole_blocks`] where the driver has no others.
+    fn resize(&self, disk: &Disk, _to: u64) -> Result<()> {
         let what = format!("the size of {} is not ours to choose", disk.name());
         Err(Error::new(ErrorKind::NotSupported, what))
     }

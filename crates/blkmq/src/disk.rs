@@ -291,18 +291,34 @@ impl Disk {
     /// What the driver says, [`ErrorKind::Invalid`] for a size that is no multiple of the logical block, and the errors
     /// of [`Disk::set_capacity`].
     pub fn resize(&self, to: Sector) -> Result<()> {
-        let block = self.limits().logical_block_size;
-        if !to.bytes().is_multiple_of(u64::from(block.bytes())) {
-            let what = format!(
-                "{} is made of blocks of {} bytes, and {} is no multiple of that",
-                self.name,
-                block.bytes(),
-                to.bytes()
-            );
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
+        self.whole_blocks(to.bytes())?;
+        self.resize_bytes(to.bytes())
+    }
+
+    /// As [`Disk::resize`], to any size that its driver can make; its last block is padded.
+    ///
+    /// # Errors
+    /// What the driver says, and the errors of [`Disk::set_size`].
+    pub fn resize_bytes(&self, to: u64) -> Result<()> {
+        let (capacity, tail_padding) = self.limits().logical_block_size.padded(to);
         self.ops.resize(self, to)?;
-        self.set_capacity(to)
+        self.set_size(capacity, tail_padding)
+    }
+
+    /// A size of whole logical blocks, for drivers that can make no other.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for another.
+    pub fn whole_blocks(&self, bytes: u64) -> Result<Sector> {
+        let block = self.limits().logical_block_size;
+        if block.divides(bytes) {
+            return Ok(Sector::from_bytes_floor(bytes));
+        }
+        let (name, block) = (&self.name, block.bytes());
+        let what = format!(
+            "{name} is made of blocks of {block} bytes, and {bytes} is no multiple of that"
+        );
+        Err(Error::new(ErrorKind::Invalid, what))
     }
 
     /// Its heads, sectors and cylinders.

@@ -99,6 +99,14 @@ impl BlockSize {
     pub const fn divides(self, bytes: u64) -> bool {
         bytes & (self.0 as u64 - 1) == 0
     }
+
+    /// The whole blocks that hold `bytes`, and how many bytes of the last one are padding. Saturates: no valid size does.
+    #[must_use]
+    pub const fn padded(self, bytes: u64) -> (Sector, u32) {
+        let padding = bytes.wrapping_neg() & (self.0 as u64 - 1);
+        #[expect(clippy::cast_possible_truncation, reason = "less than a block")]
+        (Sector::from_bytes_floor(bytes.saturating_add(padding)), padding as u32)
+    }
 }
 
 #[cfg(test)]
@@ -109,6 +117,15 @@ mod tests {
     fn only_powers_of_two_from_512_to_64k_are_block_sizes() {
         let good: Vec<u32> = (0..=70_000).filter(|&b| BlockSize::new(b).is_some()).collect();
         assert_eq!(good, [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]);
+    }
+
+    #[test]
+    fn what_is_no_whole_block_is_padded_to_one() {
+        assert_eq!(BlockSize::B512.padded(0), (Sector(0), 0));
+        assert_eq!(BlockSize::B512.padded(512), (Sector(1), 0));
+        assert_eq!(BlockSize::B512.padded(241_059), (Sector(471), 93));
+        assert_eq!(BlockSize::B4096.padded(1), (Sector(8), 4095));
+        assert!(BlockSize::B4096.padded(u64::MAX).0 > Sector::MAX);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub struct DiskMaker<'a> {
 struct Parts<D> {
     driver: Arc<D>,
     ops: Arc<dyn BlockDeviceOps>,
-    capacity: Sector,
+    size: u64,
     limits: Limits,
     read_only: bool,
     tags: TagSetConfig,
@@ -79,10 +79,9 @@ impl<'a> DiskMaker<'a> {
     fn make_named(&mut self, plan: &DiskPlan, name: &str) -> Result<Arc<Disk>> {
         let disk = match &plan.driver {
             DriverPlan::Ram { size } => {
-                let capacity = Sector::from_bytes_floor(*size);
                 let ram = Ram::new();
                 let ops = Arc::clone(&ram);
-                self.alloc(plan, name, self.parts(plan, ram, ops, capacity, Ram::limits()))?
+                self.alloc(plan, name, self.parts(plan, ram, ops, *size, Ram::limits()))?
             }
             DriverPlan::Null { size, latency } => {
                 let capacity = Sector::from_bytes_floor(*size);
@@ -90,14 +89,15 @@ impl<'a> DiskMaker<'a> {
                 let null = Null::new(NullConfig { capacity, latency }, self.threads)
                     .map_err(|err| Error::failed("cannot make the disk").caused_by(err))?;
                 let ops = Arc::<Null>::clone(&null);
-                let parts = self.parts(plan, null, ops, capacity, Null::limits());
+                let parts = self.parts(plan, null, ops, *size, Null::limits());
                 self.alloc(plan, name, parts)?
             }
             DriverPlan::File(file) => {
                 let (driver, info) = open_file(&file_config(file, plan), self.threads)?;
-                let capacity = shown_capacity(plan, info.capacity.bytes(), BlockSize::B512)?;
+                let size = shown_size(plan, info.size)?;
+                driver.show(size);
                 let ops = Arc::<File>::clone(&driver);
-                let parts = self.parts(plan, driver, ops, capacity, info.limits);
+                let parts = self.parts(plan, driver, ops, size, info.limits);
                 self.alloc(plan, name, parts)?
             }
             DriverPlan::Nbd(nbd) => return self.make_remote(plan, nbd, name),
@@ -120,7 +120,7 @@ impl<'a> DiskMaker<'a> {
         let block = export.limits.logical_block_size;
         let parts = Parts {
             ops: Arc::<Nbd>::clone(&driver),
-            capacity: shown_capacity(plan, export.size, block)?,
+            size: shown_blocks(plan, export.bytes(), block)?,
             limits: export.limits,
             read_only: export.read_only,
             tags: driver.tag_set_config(threads),
@@ -153,14 +153,14 @@ impl<'a> DiskMaker<'a> {
         plan: &DiskPlan,
         driver: Arc<D>,
         ops: Arc<dyn BlockDeviceOps>,
-        capacity: Sector,
+        size: u64,
         limits: Limits,
     ) -> Parts<D> {
         let queues = plan.options.queues.unwrap_or(usize::MAX).min(self.threads.len());
         let mut hw_queues = [0; QueueType::COUNT];
         hw_queues[0] = queues;
         let tags = TagSetConfig { cpus: self.threads.len(), hw_queues, ..TagSetConfig::default() };
-        Parts { driver, ops, capacity, limits, read_only: plan.options.read_only, tags }
+        Parts { driver, ops, size, limits, read_only: plan.options.read_only, tags }
     }
 
     fn alloc<D: Driver<Disk = ()>>(
@@ -173,10 +173,13 @@ impl<'a> DiskMaker<'a> {
         let refused = |err: blockyard_blkmq::Error| {
             Error::failed(format!("cannot make the disk {name}")).caused_by(err)
         };
-        let Parts { driver, ops, capacity, limits, read_only, tags } = parts;
+        let Parts { driver, ops, size, limits, read_only, tags } = parts;
         let set = TagSetConfig { depth: options.depth, ..tags };
         let set = TagSet::new(driver, set).map_err(refused)?;
-        let mut config = DiskConfig::new(name, capacity, self.limits(plan, limits)?);
+        let limits = self.limits(plan, limits)?;
+        let (capacity, tail_padding) = limits.logical_block_size.padded(size);
+        let mut config = DiskConfig::new(name, capacity, limits);
+        config.tail_padding = tail_padding;
         config.dev = self.device(plan.scheme().name(), options.minors)?;
         config.minors = options.minors;
         config.read_only = read_only;
@@ -264,9 +267,8 @@ fn file_error(err: blockyard_driver_file::Error) -> Error {
 }
 
 /// A disk can be shown in part, but not be larger than it is.
-fn shown_capacity(plan: &DiskPlan, actual: u64, block: BlockSize) -> Result<Sector> {
+fn shown_size(plan: &DiskPlan, actual: u64) -> Result<u64> {
     let wanted = plan.options.size.unwrap_or(actual);
-    let block = u64::from(plan.options.block.unwrap_or(block).bytes());
     if wanted > actual {
         let what = format!(
             "it has {actual} bytes, which is less than the size of {wanted} that was asked for"
@@ -280,12 +282,20 @@ fn shown_capacity(plan: &DiskPlan, actual: u64, block: BlockSize) -> Result<Sect
         };
         return Err(Error::failed(what).help(help));
     }
-    if !wanted.is_multiple_of(block) {
-        let what = format!("it has {wanted} bytes, which is no multiple of the block size {block}");
-        let size = wanted / block * block;
+    Ok(wanted)
+}
+
+/// As [`shown_size`], of a disk that can only be cut between blocks.
+fn shown_blocks(plan: &DiskPlan, actual: u64, block: BlockSize) -> Result<u64> {
+    let wanted = shown_size(plan, actual)?;
+    let block = plan.options.block.unwrap_or(block);
+    if wanted < actual && !block.divides(wanted) {
+        let block = block.bytes();
+        let what = format!("a size of {wanted} bytes is no multiple of the block size {block}");
+        let size = wanted - wanted % u64::from(block);
         return Err(Error::failed(what).help(format!("show only whole blocks: size={size}")));
     }
-    Ok(Sector::from_bytes_floor(wanted))
+    Ok(wanted)
 }
 
 /// What may be asked for, beyond what all disks can.

@@ -91,7 +91,7 @@ impl DiskInfo {
         Ok(Self {
             uri: plan.uri.clone(),
             driver: plan.scheme().name(),
-            size: disk.capacity().bytes(),
+            size: disk.size_bytes(),
             block_size: limits.logical_block_size.bytes(),
             physical_block_size: limits.physical_block_size.bytes(),
             optimal_io_size: limits.io_opt,

@@ -173,8 +173,11 @@ impl Remote {
         let (mut export, disk) = (self.nbd.watch(), Arc::downgrade(&self.disk));
         thread.spawn(async move {
             while export.changed().await.is_ok() {
-                let capacity = export.borrow_and_update().capacity;
-                if !grow(&disk, capacity) {
+                let size = {
+                    let export = export.borrow_and_update();
+                    (export.capacity, export.tail_padding)
+                };
+                if !grow(&disk, size) {
                     break;
                 }
             }
@@ -246,12 +249,12 @@ impl Remote {
 }
 
 /// Says whether the disk is still there.
-fn grow(disk: &Weak<Disk>, capacity: Sector) -> bool {
+fn grow(disk: &Weak<Disk>, (capacity, tail_padding): (Sector, u32)) -> bool {
     let Some(disk) = disk.upgrade() else { return false };
-    if let Err(err) = disk.set_capacity(capacity) {
+    if let Err(err) = disk.set_size(capacity, tail_padding) {
         tracing::warn!(disk = disk.name(), error = %err, "the disk does not grow with its export");
         return false;
     }
-    tracing::info!(disk = disk.name(), bytes = capacity.bytes(), "the disk has grown");
+    tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "the disk has grown");
     true
 }

@@ -380,6 +380,37 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
+fn a_file_of_an_odd_size_is_served_and_keeps_it() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for direct in ["0", "1"] {
+        let mut expected = common::noise(241_059, 3);
+        std::fs::write(path("disk"), &expected).unwrap();
+        let daemon = Daemon::serve(&[format!("file:{}?direct={direct}", path("disk"))]);
+        let uri = daemon.uri("disk");
+        assert_eq!(peer("nbdinfo", &["--size", &uri]).trim(), "241059");
+        daemon.run(&["info", &uri, "--size"]).code(0).contains(&["241059"]);
+        peer("nbdcopy", &[&uri, &path("copied")]);
+        assert!(std::fs::read(path("copied")).unwrap() == expected);
+        for at in [0, 3, 509, 4094, 100_001, 240_638, 241_000, 241_054] {
+            let script = format!("h.pwrite(b'12345', {at})\nassert h.pread(5, {at}) == b'12345'");
+            nbdsh(&uri, &script);
+            expected[at..at + 5].copy_from_slice(b"12345");
+        }
+        nbdsh(&uri, "h.zero(7, 241052)\nh.flush()");
+        expected[241_052..].fill(0);
+        assert!(std::fs::read(path("disk")).unwrap() == expected);
+        daemon.run(&["set", "disk", "size=300001"]).code(0);
+        expected.resize(300_001, 0);
+        assert_eq!(peer("nbdinfo", &["--size", &uri]).trim(), "300001");
+        nbdsh(&uri, "h.pwrite(b'12345', 299996)\nh.flush()");
+        expected[299_996..].copy_from_slice(b"12345");
+        assert!(std::fs::read(path("disk")).unwrap() == expected);
+        daemon.stop();
+    }
+}
+
+#[test]
 fn a_disk_is_changed_while_it_is_served() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("disk");

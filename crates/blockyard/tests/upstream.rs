@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Cleanup, Daemon, blockyard, nbdkit, noise, peer, run, system, try_peer, unix};
+use common::{Cleanup, Daemon, blockyard, nbdkit, nbdsh, noise, peer, run, system, try_peer, unix};
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
@@ -198,18 +198,70 @@ fn an_export_that_has_grown_makes_the_disk_grow() {
 }
 
 #[test]
-fn odd_sizes_are_refused_or_shown_in_part() {
+fn an_export_of_an_odd_size_is_served_to_its_last_byte() {
     let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let socket = dir.path().join("up");
-    let _server = nbdkit(&socket, &["memory", "1000"]);
+    let mut expected = noise(241_059, 8);
+    std::fs::write(path("disk"), &expected).unwrap();
+    let _server = nbdkit(&socket, &["file", &path("disk")]);
     let uri = unix("", &socket);
-    run(&["bench", &uri, "--count", "1", "--bs", "512"]).code(1).contains(&[
-        "1000 bytes",
-        "no multiple of the block size 512",
-        "size=512",
-    ]);
-    run(&["bench", &format!("{uri}&size=512"), "--count", "1", "--bs", "512"]).code(0);
-    run(&["info", &uri, "--size"]).code(0).contains(&["1000"]);
+    assert_eq!(run(&["info", &uri, "--size"]).code(0).out.trim(), "241059");
+    run(&["info", &format!("{uri}&size=1000"), "--size"])
+        .code(1)
+        .contains(&["no multiple of the block size 512", "size=512"]);
+    run(&["info", &format!("{uri}&size=512"), "--size"]).code(0);
+    run(&["map", &uri]).code(0).contains(&["241059"]);
+    run(&["check", &uri]).code(0);
+    run(&["copy", &uri, &path("copied")]).code(0);
+    assert!(std::fs::read(path("copied")).unwrap() == expected);
+    run(&["compare", &uri, &path("copied")]).code(0);
+
+    let daemon = Daemon::serve(&[format!("{uri}&name=proxy")]);
+    let proxy = daemon.uri("proxy");
+    assert_eq!(peer("nbdinfo", &["--size", &proxy]).trim(), "241059");
+    peer("nbdcopy", &[&proxy, &path("by-peer")]);
+    assert!(std::fs::read(path("by-peer")).unwrap() == expected);
+    for at in [0, 509, 100_001, 241_000, 241_054] {
+        nbdsh(&proxy, &format!("h.pwrite(b'12345', {at})\nassert h.pread(5, {at}) == b'12345'"));
+        expected[at..at + 5].copy_from_slice(b"12345");
+    }
+    nbdsh(
+        &proxy,
+        "h.zero(59, 241000)\nh.trim(1000, 240059)\nh.flush()\nassert h.pread(59, 241000) == bytes(59)",
+    );
+    let left = std::fs::read(path("disk")).unwrap();
+    assert!(left.len() == 241_059 && left[..240_059] == expected[..240_059]);
+    assert_eq!(left[241_000..], [0; 59]);
+    // Who knows sectors only sees the last one padded.
+    let daemon = Daemon::serve(&[format!("{uri}&name=proxy&block=512")]);
+    let proxy = daemon.uri("proxy");
+    assert_eq!(peer("nbdinfo", &["--size", &proxy]).trim(), "241152");
+    nbdsh(
+        &proxy,
+        "h.pwrite(b'x' * 512, 240640)\nassert h.pread(512, 240640) == b'x' * 419 + bytes(93)",
+    );
+    assert_eq!(std::fs::read(path("disk")).unwrap()[240_640..], [b'x'; 419]);
+}
+
+#[test]
+fn an_empty_export_is_an_empty_disk() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let socket = dir.path().join("up");
+    let _server = nbdkit(&socket, &["null", "0"]);
+    let uri = unix("", &socket);
+    for disk in [uri.as_str(), "ram:0", "null:0"] {
+        assert_eq!(run(&["info", disk, "--size"]).code(0).out.trim(), "0");
+        run(&["map", disk]).code(0);
+        run(&["check", disk]).code(0);
+    }
+    run(&["copy", &uri, &path("copied")]).code(0);
+    assert_eq!(std::fs::read(path("copied")).unwrap(), []);
+    run(&["compare", &uri, &path("copied")]).code(0);
+    let daemon = Daemon::serve(&["ram:0".to_owned(), path("copied")]);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("ram0")]).trim(), "0");
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uri("copied")]).trim(), "0");
 }
 
 #[test]

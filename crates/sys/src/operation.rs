@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use blockyard_buf::{Segments, total_len};
 use rustix::fs::{Advice, fadvise, fdatasync};
@@ -46,6 +47,14 @@ pub enum Operation {
         /// Bytes, in whole logical blocks.
         range: Range<u64>,
     },
+    /// A read or write by another open file description, on a thread: the end of a file that is no whole block is out of
+    /// reach for direct I/O.
+    By {
+        /// The file, open in another way.
+        file: Arc<OwnedFd>,
+        /// The read or write.
+        transfer: Box<Self>,
+    },
     /// Where data and holes of a range are: lseek(2), `SEEK_DATA` and `SEEK_HOLE`.
     Map {
         /// Bytes.
@@ -71,6 +80,7 @@ impl Operation {
     pub fn memory(&self) -> &[blockyard_buf::Segment] {
         match self {
             Self::Read { memory, .. } | Self::Write { memory, .. } => memory,
+            Self::By { transfer, .. } => transfer.memory(),
             _ => &[],
         }
     }
@@ -100,6 +110,7 @@ impl Operation {
             Self::Write { offset, memory, durable } => {
                 transfer::write(file, *offset, memory, *durable)
             }
+            Self::By { file, transfer } => transfer.run_once(file.as_fd()),
             Self::Sync => Ok(fdatasync(file).map(|()| 0)?),
             Self::Allocate { mode, range } => fallocate::allocate(file, *mode, range).map(|()| 0),
             Self::Discard { range } => block_device::discard(file, range).map(|()| 0),
@@ -117,6 +128,9 @@ impl Operation {
     /// A bug of whoever made it would let the kernel write to memory that must not change, or be refused as a
     /// whole.
     pub(crate) fn assert_valid(&self) {
+        if let Self::By { transfer, .. } = self {
+            return transfer.assert_valid();
+        }
         assert!(self.memory().len() <= Self::MAX_SEGMENTS, "more segments than one call takes");
         if let Self::Read { memory, .. } = self {
             assert!(memory.iter().all(|s| s.is_writable()), "read into a read-only segment");

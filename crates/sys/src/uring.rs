@@ -279,7 +279,10 @@ fn entry(operation: &Operation, vector: &[IoVec]) -> squeue::Entry {
                 .mode(mode.flags().bits().cast_signed())
                 .build()
         }
-        Operation::Discard { .. } | Operation::Map { .. } | Operation::WillNeed { .. } => {
+        Operation::By { .. }
+        | Operation::Discard { .. }
+        | Operation::Map { .. }
+        | Operation::WillNeed { .. } => {
             unreachable!("not an operation of the ring: see `takes`")
         }
     }

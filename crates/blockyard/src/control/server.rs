@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::{Disk, SECTOR_SIZE, Sector};
+use blockyard_blkmq::Disk;
 use blockyard_sys::SocketFile;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -147,7 +147,12 @@ async fn set(disk: Arc<Disk>, change: Change) -> Answer {
     let failed = |err| Error::failed("cannot change the disk").caused_by(err);
     let change = move || -> Result<()> {
         match change {
-            Change::Size(bytes) => disk.resize(whole_blocks(&disk, bytes)?).map_err(failed),
+            Change::Size(bytes) => disk.resize_bytes(bytes).map_err(|err| match err.kind() {
+                blockyard_blkmq::ErrorKind::Invalid => {
+                    not_whole(&disk, bytes).unwrap_or_else(|| failed(err))
+                }
+                _ => failed(err),
+            }),
             Change::ReadOnly(read_only) => {
                 disk.set_read_only(read_only);
                 Ok(())
@@ -160,13 +165,13 @@ async fn set(disk: Arc<Disk>, change: Change) -> Answer {
     }
 }
 
-/// A size that the disk can have: a multiple of its blocks.
-fn whole_blocks(disk: &Disk, bytes: u64) -> Result<Sector> {
+/// What is wrong with a size that is no multiple of a disk's blocks, if the disk can have no other.
+fn not_whole(disk: &Disk, bytes: u64) -> Option<Error> {
     let block = u64::from(disk.limits().logical_block_size.bytes());
     if bytes.is_multiple_of(block) {
-        return Ok(Sector(bytes / SECTOR_SIZE));
+        return None;
     }
     let what = format!("{bytes} is not a multiple of {block}, the block size of {}", disk.name());
     let next = bytes.checked_next_multiple_of(block).unwrap_or(bytes - bytes % block);
-    Err(Error::usage(what).help(format!("write size={next}")))
+    Some(Error::usage(what).help(format!("write size={next}")))
 }

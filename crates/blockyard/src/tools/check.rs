@@ -78,7 +78,7 @@ pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Ch
     let mut session = Session::start(threads)?;
     let disk = session.look_at(&plan, DiskFlags::NO_PART_SCAN)?;
     let bdev = open(&disk, OpenMode::ReadOnly)?;
-    let size = bdev.capacity().bytes();
+    let size = bdev.size_bytes();
     let block = u64::from(bdev.limits().logical_block_size.bytes());
     let partition_table = partition_table(&bdev);
     let shared = Arc::new(Shared { bdev, uri: plan.uri.clone(), block, found: Mutex::default() });

@@ -59,11 +59,10 @@ pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> R
         open(&session.look_at(&one, DiskFlags::NO_PART_SCAN)?, OpenMode::ReadOnly)?,
         open(&session.look_at(&two, DiskFlags::NO_PART_SCAN)?, OpenMode::ReadOnly)?,
     ];
-    let sizes = [disks[0].capacity().bytes(), disks[1].capacity().bytes()];
+    let sizes = [disks[0].size_bytes(), disks[1].size_bytes()];
     let block = |disk: &Bdev| u64::from(disk.limits().logical_block_size.bytes());
     let block = block(&disks[0]).max(block(&disks[1]));
-    // Less than a block of the larger kind is compared only where both have it whole.
-    let common = sizes[0].min(sizes[1]) / block * block;
+    let common = sizes[0].min(sizes[1]);
     let shared = Arc::new(Shared {
         disks,
         uris: uris.clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use blockyard_blkmq::{Bdev, Bio, Features, Op, Sector, Status};
+use blockyard_blkmq::{Bdev, Bio, Features, Op, Status};
 
 /// Bytes of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl<'a> Extents<'a> {
     /// The runs of a disk as large as it is now.
     #[must_use]
     pub fn of(bdev: &'a Bdev) -> Self {
-        let size = bdev.capacity().bytes();
+        let size = bdev.size_bytes();
         Self { bdev, size, at: 0, answers: VecDeque::new(), last: None }
     }
 
@@ -67,8 +67,7 @@ impl<'a> Extents<'a> {
         let block = u64::from(limits.logical_block_size.bytes());
         // What a server tells may end inside a block; a question begins with one.
         let asked = self.at / block * block;
-        let question =
-            Bio::new(Op::BlockStatus, Sector::from_bytes_floor(asked), self.size - asked);
+        let question = Bio::at_bytes(Op::BlockStatus, asked, self.size - asked);
         let answer = self.bdev.submit_and_wait(0, question);
         if !answer.status().is_ok() {
             return Err(answer.status());

@@ -16,7 +16,7 @@ pub mod ranges;
 
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, Disk, Op, OpenMode, Sector, Status};
+use blockyard_blkmq::{Bdev, Bio, Disk, Op, OpenMode, Status};
 
 use crate::error::{Error, Result};
 
@@ -34,7 +34,7 @@ fn open(disk: &Arc<Disk>, mode: OpenMode) -> Result<Arc<Bdev>> {
 
 /// Reads `len` bytes; the memory comes from the driver.
 async fn read(bdev: &Bdev, cpu: usize, start: u64, len: u64) -> Result<Box<Bio>, Status> {
-    let bio = Bio::new(Op::Read, Sector::from_bytes_floor(start), len);
+    let bio = Bio::at_bytes(Op::Read, start, len);
     let bio = bdev.submit_async(cpu, bio).await;
     if bio.status().is_ok() { Ok(bio) } else { Err(bio.status()) }
 }

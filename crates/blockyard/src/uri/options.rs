@@ -341,12 +341,6 @@ impl PlanBuilder {
             Scheme::Null => DriverPlan::Null { size: self.needed_size()?, latency: self.latency },
             Scheme::File => {
                 let path = self.path.clone().ok_or("the path is missing; write file:/path")?;
-                if let Some(create) = self.create {
-                    self.whole_blocks(create)?;
-                }
-                if let Some(size) = self.options.size {
-                    self.whole_blocks(size)?;
-                }
                 if self.options.read_only && self.create.is_some() {
                     return Err(
                         "create makes an empty file, and read_only keeps it empty; leave one out"
@@ -362,9 +356,6 @@ impl PlanBuilder {
                 })
             }
             Scheme::Nbd => {
-                if let Some(size) = self.options.size {
-                    self.whole_blocks(size)?;
-                }
                 DriverPlan::Nbd(self.nbd.ok_or("the server is missing; write nbd://host/export")?)
             }
         };
@@ -389,9 +380,6 @@ impl PlanBuilder {
     fn whole_blocks(&self, size: u64) -> Result<(), String> {
         let block = self.options.block.unwrap_or(BlockSize::B512);
         let bytes = u64::from(block.bytes());
-        if size == 0 {
-            return Err("a disk of no bytes at all; give it a size".into());
-        }
         if !block.divides(size) {
             let (below, above) = (size / bytes * bytes, (size / bytes).saturating_add(1) * bytes);
             return Err(match above {

@@ -1,10 +1,11 @@
 //! The driver: it opens a file and gives each hardware queue its share of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{
     Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, HctxHandle, InFlight, Request,
-    Sector, Timeout,
+    Timeout,
 };
 use blockyard_sys::lock::Lock;
 use blockyard_sys::{Files, IoEngine, Pool as Threads, uring};
@@ -43,9 +44,11 @@ impl File {
         }
         let opened = open(config)?;
         let engine = engine(config, uring::available)?;
+        let limits = limits(config, &opened)?;
         let info = Info {
-            capacity: Sector::from_bytes_floor(opened.size),
-            limits: limits(config, &opened)?,
+            size: opened.size,
+            capacity: limits.logical_block_size.padded(opened.size).0,
+            limits,
             read_only: config.read_only,
             is_block_device: opened.is_block_device,
             direct: config.direct,
@@ -58,7 +61,8 @@ impl File {
             is_block_device: opened.is_block_device,
             memory_align: align(|alignment| alignment.memory),
             offset_align: align(|alignment| alignment.offset),
-            ..Context::of(config.path.clone())
+            buffered: opened.buffered,
+            ..Context::of(config.path.clone(), opened.size)
         };
         let file = Self {
             files: opened.files,
@@ -73,6 +77,11 @@ impl File {
             made.keep();
         }
         Ok((Arc::new(file), info))
+    }
+
+    /// The disk is smaller than the file, and has so many bytes of it. To be called before it is used.
+    pub fn show(&self, bytes: u64) {
+        self.context.size.fetch_min(bytes, Ordering::AcqRel);
     }
 
     fn queue(

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockyard_blkmq::{Flags, Op, Request, SECTOR_SIZE, Status};
 use blockyard_buf::{Pool, Segment, Segments, copy_segments};
@@ -24,6 +26,10 @@ const ZERO_CHUNK: u64 = 4 << 20;
 /// What all jobs of a file need to know of it.
 pub(crate) struct Context {
     pub(crate) is_block_device: bool,
+    /// Bytes of the disk. What lies past them in its last block is padding: it reads as zeroes, and is never written.
+    pub(crate) size: AtomicU64,
+    /// A file that is open for direct I/O once more through the page cache, for an end that is no whole block.
+    pub(crate) buffered: Option<Arc<OwnedFd>>,
     /// What memory and offsets are aligned to for direct I/O; 1 without.
     pub(crate) memory_align: usize,
     pub(crate) offset_align: usize,
@@ -36,10 +42,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// A regular file, through the page cache.
-    pub(crate) fn of(path: PathBuf) -> Self {
+    /// A regular file of `size` bytes, through the page cache.
+    pub(crate) fn of(path: PathBuf, size: u64) -> Self {
         Self {
             is_block_device: false,
+            size: AtomicU64::new(size),
+            buffered: None,
             memory_align: 1,
             offset_align: 1,
             pool: Pool::default(),
@@ -55,6 +63,10 @@ impl Context {
 pub(crate) struct Job {
     rq: Request<File>,
     step: Step,
+    /// Bytes of it that the disk has; the rest is padding.
+    len: u64,
+    /// It goes through the page cache, as its end is out of reach for direct I/O.
+    is_buffered: bool,
     /// Bytes that are done.
     done: u64,
     /// Memory of ours that is read into, if it is not the request's own.
@@ -91,7 +103,17 @@ pub(crate) enum Next {
 impl Job {
     /// The first operation for a request, unless that ends at once.
     pub(crate) fn start(rq: Request<File>, context: &Context) -> Next {
-        let mut job = Self { rq, step: Step::Once, done: 0, supplied: None };
+        let left = context.size.load(Ordering::Acquire).saturating_sub(rq.offset());
+        let len = rq.len().min(left);
+        let mut job =
+            Self { rq, step: Step::Once, len, is_buffered: false, done: 0, supplied: None };
+        if job.is_padded() {
+            if len == 0 {
+                // The disk has shrunk since it was let through.
+                return job.end(Status::OutOfRange);
+            }
+            job.is_buffered = !len.is_multiple_of(context.offset_align as u64);
+        }
         let range = job.range();
         let operation = match job.rq.op() {
             Op::Read => job.read(context),
@@ -129,23 +151,43 @@ impl Job {
     }
 
     fn range(&self) -> Range<u64> {
-        self.rq.offset()..self.rq.offset() + self.rq.len()
+        self.rq.offset()..self.rq.offset() + self.len
+    }
+
+    /// Whether it reaches past the disk's end, into the padding of the last block.
+    fn is_padded(&self) -> bool {
+        self.len < self.rq.len()
     }
 
     fn is_durable(&self) -> bool {
         self.rq.flags().contains(Flags::FUA)
     }
 
+    /// A read or write, by the file's other description if need be.
+    fn transfer(&self, operation: Operation, context: &Context) -> Operation {
+        match &context.buffered {
+            Some(file) if self.is_buffered => {
+                Operation::By { file: Arc::clone(file), transfer: Box::new(operation) }
+            }
+            _ => operation,
+        }
+    }
+
     fn read(&mut self, context: &Context) -> Operation {
         self.step = Step::Transfer;
-        let memory = if self.rq.wants_supply() || self.needs_bounce(context) {
+        let mut memory: Segments = if self.rq.wants_supply() || self.needs_bounce(context) {
             let supplied = self.buffer(context);
             self.supplied = Some(supplied.clone());
             std::iter::once(supplied).collect()
         } else {
             self.rq.segments().collect()
         };
-        Operation::Read { offset: self.rq.offset(), memory }
+        if self.is_padded() {
+            let padding;
+            (memory, padding) = split(memory, self.len);
+            padding.iter().for_each(Segment::fill_zero);
+        }
+        self.transfer(Operation::Read { offset: self.rq.offset(), memory }, context)
     }
 
     fn write(&mut self, context: &Context) -> Operation {
@@ -156,7 +198,12 @@ impl Job {
             copy_segments(&buffer, &memory);
             memory = buffer.into_iter().collect();
         }
-        Operation::Write { offset: self.rq.offset(), memory, durable: self.is_durable() }
+        if self.is_padded() {
+            (memory, _) = split(memory, self.len);
+        }
+        let write =
+            Operation::Write { offset: self.rq.offset(), memory, durable: self.is_durable() };
+        self.transfer(write, context)
     }
 
     fn buffer(&self, context: &Context) -> Segment {
@@ -167,7 +214,8 @@ impl Job {
     /// Whether the kernel would refuse the request's own memory.
     fn needs_bounce(&self, context: &Context) -> bool {
         self.rq.segment_count() > Operation::MAX_SEGMENTS
-            || ((context.memory_align > 1 || context.offset_align > 1)
+            || (!self.is_buffered
+                && (context.memory_align > 1 || context.offset_align > 1)
                 && self
                     .rq
                     .segments()
@@ -191,30 +239,32 @@ impl Job {
             return self.end(Status::NotSupported);
         } else {
             self.step = Step::Transfer;
-            return Next::Do(self.zeroes(), self);
+            return Next::Do(self.zeroes(context), self);
         };
         Next::Do(Operation::Allocate { mode, range: self.range() }, self)
     }
 
     /// Zeroes for the next part of what is left.
-    fn zeroes(&self) -> Operation {
+    fn zeroes(&self, context: &Context) -> Operation {
         let mut memory = Segments::new();
-        let chunk = (self.rq.len() - self.done).min(ZERO_CHUNK);
+        let chunk = (self.len - self.done).min(ZERO_CHUNK);
         Segment::zeroes(&mut memory, usize::try_from(chunk).unwrap_or(usize::MAX));
-        Operation::Write { offset: self.rq.offset() + self.done, memory, durable: false }
+        let offset = self.rq.offset() + self.done;
+        self.transfer(Operation::Write { offset, memory, durable: false }, context)
     }
 
     /// Some bytes have moved: all of them, or the rest is still to be moved.
     fn moved(mut self, operation: Operation, moved: usize, context: &Context) -> Next {
         // Direct I/O goes on from an aligned offset only.
-        let moved = moved - moved % context.offset_align;
+        let align = if self.is_buffered { 1 } else { context.offset_align };
+        let moved = moved - moved % align;
         if moved == 0 {
             let status = context.health.ended_early(self.rq.offset() + self.done);
             return self.end(status);
         }
         self.done += moved as u64;
         let offset = self.rq.offset() + self.done;
-        if self.done == self.rq.len() {
+        if self.done == self.len {
             if let Some(supplied) = self.supplied.take() {
                 // Ours is dropped first, so that the reader has the only reference.
                 drop(operation);
@@ -226,6 +276,10 @@ impl Job {
                 self.finish(context)
             };
         }
+        let operation = match operation {
+            Operation::By { transfer, .. } => *transfer,
+            operation => operation,
+        };
         let next = match operation {
             Operation::Read { memory, .. } => {
                 Operation::Read { offset, memory: after(memory, moved) }
@@ -233,14 +287,14 @@ impl Job {
             Operation::Write { memory, durable, .. } => {
                 let rest = after(memory, moved);
                 if rest.is_empty() {
-                    self.zeroes()
+                    return Next::Do(self.zeroes(context), self);
                 } else {
                     Operation::Write { offset, memory: rest, durable }
                 }
             }
             other => unreachable!("{other:?} moves no bytes"),
         };
-        Next::Do(next, self)
+        Next::Do(self.transfer(next, context), self)
     }
 
     /// A step that moves no bytes was done.
@@ -252,7 +306,13 @@ impl Job {
                 self.step = Step::Reserve;
                 Next::Do(Operation::Allocate { mode: Allocate::Reserve, range }, self)
             }
-            (_, Operation::Map { found, .. }) => {
+            (_, Operation::Map { mut found, .. }) => {
+                let told: u64 = found.iter().map(|run| run.len).sum();
+                if told == self.len
+                    && let Some(last) = found.last_mut()
+                {
+                    last.len += self.rq.len() - self.len;
+                }
                 let block = (context.offset_align as u64).max(SECTOR_SIZE);
                 in_blocks(&found, block, |extent| self.rq.push_extent(extent));
                 self.end(Status::Ok)
@@ -334,6 +394,24 @@ fn is_aligned(address: usize, len: usize, context: &Context) -> bool {
     address.is_multiple_of(context.memory_align) && len.is_multiple_of(context.offset_align)
 }
 
+/// Some memory, and what is behind its first `len` bytes.
+fn split(memory: Segments, len: u64) -> (Segments, Segments) {
+    let (mut head, mut rest) = (Segments::new(), Segments::new());
+    let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+    for segment in memory {
+        let here = left.min(segment.len());
+        left -= here;
+        if here > 0 {
+            head.push(segment.slice(0, here));
+        }
+        if here < segment.len() {
+            let behind = segment.len() - here;
+            rest.push(segment.into_slice(here, behind));
+        }
+    }
+    (head, rest)
+}
+
 /// What is left of some memory behind its first `done` bytes.
 fn after(memory: Segments, mut done: usize) -> Segments {
     let mut rest = Segments::new();
@@ -355,7 +433,7 @@ mod tests {
     #[test]
     fn addresses_are_aligned_as_memory_and_lengths_as_the_file() {
         let context =
-            Context { memory_align: 512, offset_align: 4096, ..Context::of("/disk".into()) };
+            Context { memory_align: 512, offset_align: 4096, ..Context::of("/disk".into(), 0) };
         assert!(is_aligned(512, 8192, &context));
         assert!(!is_aligned(0, 3584, &context) && !is_aligned(0, 512, &context));
         assert!(!is_aligned(100, 4096, &context));

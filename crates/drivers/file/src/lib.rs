@@ -20,6 +20,12 @@
 //! else uses, and one owner for all queues: one sync is out at a time, and those who ask meanwhile share the next. Writes
 //! to a file through the page cache never are `RWF_DSYNC`: of two at once, one would hear of the other's failure.
 //!
+//! # Its last block
+//!
+//! A file may have any size. The disk is as many whole logical blocks as hold it; what the last of them has past the file's
+//! end is padding, which reads as zeroes and is never written, so that the file keeps its size. Direct I/O cannot reach an
+//! end that is no whole block: requests that touch it go through the page cache, by an open file description of their own.
+//!
 //! # What changes under it
 //!
 //! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too

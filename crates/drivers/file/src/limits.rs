@@ -15,7 +15,9 @@ const MAX_SECTORS: u32 = (32 << 20) >> 9;
 /// What a file is as a disk.
 #[derive(Clone, Debug)]
 pub struct Info {
-    /// How large it is.
+    /// How large it is in bytes.
+    pub size: u64,
+    /// How large it is in whole blocks, the last of which may be padded.
     pub capacity: Sector,
     /// What it can take.
     pub limits: Limits,

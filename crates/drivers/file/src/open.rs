@@ -30,6 +30,8 @@ pub(crate) struct Opened {
     pub(crate) lock: Option<Lock>,
     pub(crate) is_block_device: bool,
     pub(crate) size: u64,
+    /// A regular file for direct I/O, open through the page cache as well.
+    pub(crate) buffered: Option<Arc<OwnedFd>>,
     /// What direct I/O asks for, if it was asked for.
     pub(crate) alignment: Option<Alignment>,
     /// It was not there before.
@@ -87,7 +89,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
     let size = size(config, file.as_fd(), is_block_device)?;
     let alignment =
         if config.direct { Some(alignment(path, file.as_fd(), is_block_device)?) } else { None };
-    check_size(config, size, alignment.map_or(SECTOR, |to| u64::from(to.offset).max(SECTOR)))?;
+    check_size(config, size, is_block_device)?;
     if is_block_device
         && !config.read_only
         && block_device::is_read_only(file.as_fd()).unwrap_or(false)
@@ -98,10 +100,13 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         );
         return Err(Error::new(ErrorKind::NotPermitted, what));
     }
+    let buffered = (config.direct && !is_block_device)
+        .then(|| for_tail(config, &file).map(Arc::new))
+        .transpose()?;
     // Nothing was written yet, so that it hears of all that is.
     let sync = if config.read_only { Arc::clone(&file) } else { Arc::new(for_syncs(path, &file)?) };
     let files = Files { data: file, sync };
-    Ok(Opened { files, lock, is_block_device, size, alignment, made })
+    Ok(Opened { files, lock, is_block_device, size, buffered, alignment, made })
 }
 
 fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
@@ -111,10 +116,22 @@ fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
     })
 }
 
+/// A file may end, or come to end, in the middle of what direct I/O can reach.
+fn for_tail(config: &FileConfig, file: &OwnedFd) -> Result<OwnedFd, Error> {
+    open_once_more(file, !config.read_only).map_err(|err| {
+        let path = config.path.display();
+        Error::io(format!("{path} cannot be opened a second time, for its end"), err)
+    })
+}
+
 /// The same file with an open file description of its own, for writing; by proc(5), as its path may be another's by now.
 pub(crate) fn open_again(file: &OwnedFd) -> io::Result<OwnedFd> {
+    open_once_more(file, true)
+}
+
+fn open_once_more(file: &OwnedFd, write: bool) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(OpenOptions::new().read(true).write(true).open(path)?.into())
+    Ok(OpenOptions::new().read(true).write(write).open(path)?.into())
 }
 
 fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {
@@ -152,7 +169,7 @@ fn create(config: &FileConfig) -> Result<Made, Error> {
         );
         return Err(Error::new(ErrorKind::Invalid, what));
     }
-    check_size(config, size, SECTOR)?;
+    check_size(config, size, false)?;
     let made = || -> io::Result<Made> {
         let made = Made::new(path)?;
         made.file.set_len(size)?;
@@ -272,19 +289,12 @@ fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Res
         .map_err(|err| Error::io(format!("the size of {path} is not known"), err))
 }
 
-fn check_size(config: &FileConfig, size: u64, block: u64) -> Result<(), Error> {
+fn check_size(config: &FileConfig, size: u64, is_block_device: bool) -> Result<(), Error> {
     let path = config.path.display();
-    let what = if size == 0 && config.path.starts_with("/dev") {
+    let what = if size == 0 && is_block_device {
         format!("{path} has no bytes: there is no medium in it, or nothing behind it")
-    } else if size == 0 {
-        format!("{path} is empty: a disk needs a size; give it one with `truncate -s 1G {path}`")
     } else if size > i64::MAX as u64 / SECTOR * SECTOR {
         format!("{path} cannot have {size} bytes: no disk is larger than 2^63 - 512")
-    } else if !size.is_multiple_of(block) {
-        format!(
-            "{path} has {size} bytes, which is no multiple of its block size, {block}; make it one with `truncate -s {} {path}`",
-            size.next_multiple_of(block)
-        )
     } else {
         return Ok(());
     };

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
-use blockyard_blkmq::{BlockDeviceOps, Disk, Error, ErrorKind, Result, Sector};
+use blockyard_blkmq::{BlockDeviceOps, Disk, Error, ErrorKind, Result};
 
 use crate::driver::File;
 use crate::open::{open_again, size_now};
@@ -11,15 +12,23 @@ use crate::open::{open_again, size_now};
 impl BlockDeviceOps for File {
     /// A file that is too short is extended, with a hole, and that outlives a power cut. It is never cut: what is past
     /// the end of a smaller disk stays in it.
-    fn resize(&self, disk: &Disk, to: Sector) -> Result<()> {
+    fn resize(&self, disk: &Disk, to: u64) -> Result<()> {
+        self.make_room(disk, to)?;
+        self.context.size.store(to, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl File {
+    fn make_room(&self, disk: &Disk, to: u64) -> Result<()> {
         let path = self.context.health.path().display();
         let failed = |err: io::Error| {
-            let what = format!("{path} cannot be made {} bytes long", to.bytes());
+            let what = format!("{path} cannot be made {} bytes long", to);
             Error::new(ErrorKind::Io, what).caused_by(err)
         };
         let size =
             size_now(self.files.data.as_fd(), self.context.is_block_device).map_err(failed)?;
-        if to.bytes() <= size {
+        if to <= size {
             return Ok(());
         }
         let refused = |kind, why: &str| {
@@ -32,7 +41,7 @@ impl BlockDeviceOps for File {
         if disk.is_read_only() {
             return refused(ErrorKind::NotPermitted, "the disk is read-only");
         }
-        rustix::fs::ftruncate(&self.files.data, to.bytes()).map_err(|err| failed(err.into()))?;
+        rustix::fs::ftruncate(&self.files.data, to).map_err(|err| failed(err.into()))?;
         // By a description of its own, so that it takes no error from the flushes; and what it hears is theirs too.
         let synced =
             open_again(&self.files.data).and_then(|file| std::fs::File::from(file).sync_all());

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockyard_blkmq::{Features, HctxHandle, Request, Status};
+use blockyard_blkmq::{Features, HctxHandle, Status};
 use blockyard_buf::{Pool, PoolLimits};
 use blockyard_nbd::uri::Uri;
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use crate::connect::{Dialer, Opened, Sockets, Target};
 use crate::driver::Nbd;
 use crate::error::{Error, ErrorKind};
 use crate::export::Export;
+use crate::job::Within;
 use crate::queue::Policy;
 use crate::recovery::Common;
 use crate::unflushed::Unflushed;
@@ -27,13 +28,15 @@ const KEPT_BYTES: usize = 8 << 20;
 
 /// What the queues, their tasks and the owner share.
 pub(crate) struct Inner {
-    pub(crate) common: Arc<Common<Request<Nbd>>>,
+    pub(crate) common: Arc<Common<Within<Nbd>>>,
     pub(crate) policy: Policy,
     pub(crate) backoff: Backoff,
     pub(crate) queues: Box<[QueueSlot]>,
     read_only: bool,
     /// The server does not say that its flushes cover several connections: only the first queue has one.
     single: AtomicBool,
+    /// Bytes that requests may reach: the size that the disk was told, or is about to be.
+    pub(crate) reach: AtomicU64,
     /// Bytes of the largest export that any connection was made to.
     largest: AtomicU64,
     target: Mutex<Arc<Target>>,
@@ -145,8 +148,9 @@ impl Inner {
         }
         self.export.send_if_modified(|known| {
             let grown = known.of_size(smallest);
-            let has_grown = grown.capacity > known.capacity;
+            let has_grown = grown.bytes() > known.bytes();
             if has_grown {
+                self.reach.store(grown.bytes(), Ordering::Release);
                 *known = grown;
             }
             has_grown
@@ -249,6 +253,7 @@ impl Nbd {
             queues: opened.into_iter().enumerate().map(slot).collect(),
             read_only: config.read_only,
             single: AtomicBool::new(false),
+            reach: AtomicU64::new(export.bytes()),
             largest,
             target: Mutex::new(Arc::clone(&target)),
             export: watch::Sender::new(export.clone()),

@@ -10,8 +10,11 @@ use crate::error::{Error, ErrorKind};
 /// An export as its server described it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
-    /// How large it is, in whole blocks: bytes past the last of them cannot be reached.
+    /// How large it is, in whole blocks of the disk's.
     pub capacity: Sector,
+    /// Bytes at the end of that which the export does not have, or which cannot be reached: what is no whole block of the
+    /// server's own.
+    pub tail_padding: u32,
     /// How large it is in bytes, as the server has it.
     pub size: u64,
     /// What can be asked of it.
@@ -28,8 +31,16 @@ pub struct Export {
     pub name: String,
     /// The server's words on it, mostly none.
     pub description: String,
+    /// The server's smallest block.
+    minimum: u32,
     flags: TransmissionFlags,
     block_status: bool,
+}
+
+/// The blocks of a disk that hold so many bytes, and the padding of the last.
+fn padded(size: u64, minimum: u32, block: BlockSize) -> (Sector, u32) {
+    let size = size.min(Sector::MAX.bytes());
+    block.padded(size - size % u64::from(minimum.max(1)))
 }
 
 impl Export {
@@ -38,11 +49,13 @@ impl Export {
         let flags = info.flags;
         let read_only = read_only || flags.contains(TransmissionFlags::READ_ONLY);
         let limits = limits(negotiated, read_only);
-        let block = u64::from(limits.logical_block_size.bytes());
-        let size = info.size.min(Sector::MAX.bytes()) / block * block;
+        let minimum = info.block_sizes.unwrap_or(BlockSizes::DEFAULT).minimum();
+        let (capacity, tail_padding) = padded(info.size, minimum, limits.logical_block_size);
         Self {
-            capacity: Sector::from_bytes_floor(size),
+            capacity,
+            tail_padding,
             size: info.size,
+            minimum,
             limits,
             read_only,
             multi_conn: flags.contains(TransmissionFlags::CAN_MULTI_CONN),
@@ -57,9 +70,14 @@ impl Export {
 
     /// The same with another size.
     pub(crate) fn of_size(&self, size: u64) -> Self {
-        let block = u64::from(self.limits.logical_block_size.bytes());
-        let whole = size.min(Sector::MAX.bytes()) / block * block;
-        Self { capacity: Sector::from_bytes_floor(whole), size, ..self.clone() }
+        let (capacity, tail_padding) = padded(size, self.minimum, self.limits.logical_block_size);
+        Self { capacity, tail_padding, size, ..self.clone() }
+    }
+
+    /// How many bytes of it can be reached.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.capacity.bytes() - u64::from(self.tail_padding)
     }
 
     /// Whether an export that was found later can stand for this one: it is no smaller, and can do all that
@@ -69,11 +87,11 @@ impl Export {
     /// [`ErrorKind::Changed`], with what is different.
     pub(crate) fn accepts(&self, other: &Self) -> Result<(), Error> {
         let changed = |what: String| Err(Error::new(ErrorKind::Changed, what));
-        if other.capacity < self.capacity {
+        if other.bytes() < self.bytes() {
             return changed(format!(
                 "the export shrank from {} to {} bytes: make it as large as it was, or attach it anew",
-                self.capacity.bytes(),
-                other.capacity.bytes()
+                self.bytes(),
+                other.bytes()
             ));
         }
         if other.read_only && !self.read_only {
@@ -214,6 +232,23 @@ mod tests {
         assert_eq!(features(flush, false), Features::WRITE_CACHE);
         assert_eq!(features(none, true), Features::empty(), "nothing is written");
         assert_eq!(features(TransmissionFlags::READ_ONLY, false), Features::empty());
+    }
+
+    #[test]
+    fn what_is_no_whole_sector_is_padded_unless_the_server_has_larger_blocks() {
+        let mut odd = negotiated(241_059, TransmissionFlags::all(), HeaderStyle::Structured);
+        odd.export.block_sizes = None;
+        let export = Export::new(&odd, false);
+        assert_eq!((export.capacity, export.tail_padding), (Sector(471), 93));
+        assert_eq!((export.bytes(), export.size), (241_059, 241_059));
+        let grown = export.of_size(241_060);
+        assert_eq!((grown.capacity, grown.bytes()), (Sector(471), 241_060));
+        assert!(export.accepts(&grown).is_ok() && grown.accepts(&export).is_err());
+        odd.export.block_sizes = BlockSizes::new(512, 4096, 1 << 20).ok();
+        let export = Export::new(&odd, false);
+        assert_eq!((export.capacity, export.bytes()), (Sector(470), 240_640));
+        odd.export.size = 0;
+        assert_eq!(Export::new(&odd, false).bytes(), 0);
     }
 
     #[test]

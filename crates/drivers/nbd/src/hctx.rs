@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{Request, Status};
 use blockyard_sys::net::IoVecs;
@@ -11,14 +12,15 @@ use crate::commands::Dialect;
 use crate::disk::Inner;
 use crate::driver::Nbd;
 use crate::fence::LinkId;
+use crate::job::Within;
 use crate::link::Link;
 use crate::queue::{Ended, Loss, Queue, Todo};
 use crate::socket::{Channel, abort};
 
 /// A hardware queue of an NBD disk.
 pub struct Hctx {
-    pub(crate) queue: Queue<Request<Nbd>, Channel>,
-    ended: Ended<Request<Nbd>>,
+    pub(crate) queue: Queue<Within<Nbd>, Channel>,
+    ended: Ended<Within<Nbd>>,
     vecs: IoVecs,
     index: usize,
     inner: Arc<Inner>,
@@ -66,6 +68,10 @@ impl Hctx {
     }
 
     pub(crate) fn submit(&mut self, rq: Request<Nbd>) {
+        let rq = match Within::new(rq, self.inner.reach.load(Ordering::Acquire)) {
+            Ok(rq) => rq,
+            Err(past_the_end) => return past_the_end.end(Status::OutOfRange),
+        };
         if self.queue.submit(rq, self.inner.now(), &mut self.ended) {
             self.inner.kick_all();
         }

@@ -17,6 +17,7 @@
 //! | `driver`, `hctx`, `task` | the block layer's side, and the sockets' |
 //! | `queue` | the connections of a hardware queue: in use, retired, over |
 //! | `link`, `slots`, `inbox`, `outbox` | one connection, without its socket |
+//! | `job` | a request, as far as the export reaches: the padding of its last block stays here |
 //! | `held`, `place` | a request that is out, and its memory |
 //! | `extents` | the server's block map as blocks |
 //! | `recovery`, `fence`, `unflushed` | what the queues share once something is wrong |

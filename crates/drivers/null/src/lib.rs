@@ -108,8 +108,8 @@ impl Null {
 }
 
 impl BlockDeviceOps for Null {
-    fn resize(&self, _disk: &Disk, _to: Sector) -> Result<(), Error> {
-        Ok(())
+    fn resize(&self, disk: &Disk, to: u64) -> Result<(), Error> {
+        disk.whole_blocks(to).map(drop)
     }
 }
 

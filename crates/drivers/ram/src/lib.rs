@@ -158,8 +158,8 @@ fn done(rq: Request<Ram>, bytes: u64) {
 impl BlockDeviceOps for Ram {
     /// Nothing of what is past the end, before or after, comes back: not even what a write has left there that was
     /// under way while the disk shrank.
-    fn resize(&self, disk: &Disk, to: Sector) -> Result<()> {
-        let from = disk.capacity();
+    fn resize(&self, disk: &Disk, to: u64) -> Result<()> {
+        let (from, to) = (disk.capacity(), disk.whole_blocks(to)?);
         let (first, last) = (from.min(to).bytes(), from.max(to).bytes());
         self.tree.discard(first, last - first, u64::MAX);
         Ok(())

@@ -79,7 +79,7 @@ impl Copy {
             file.create = None;
         }
         let source = session.open(&self.source, DiskFlags::NO_PART_SCAN)?;
-        let size = source.capacity().bytes();
+        let size = source.size_bytes();
         let earlier = match &place {
             Some(place) => place.done(&self.job(size)?)?,
             None => Ranges::default(),
@@ -194,7 +194,7 @@ impl Copy {
 
     /// The blocks in which both can be used.
     fn check_fit(&self, source: &Disk, target: &Disk) -> Result<u64> {
-        let (size, room) = (source.capacity().bytes(), target.capacity().bytes());
+        let (size, room) = (source.size_bytes(), target.size_bytes());
         let (from, to) = (&self.source.uri, &self.target.uri);
         if target.is_read_only() {
             let what = format!("cannot copy to {to}: it is read-only");
@@ -219,16 +219,7 @@ impl Copy {
             return Err(Error::failed(what).help(help));
         }
         let block = |disk: &Disk| u64::from(disk.limits().logical_block_size.bytes());
-        let block = block(source).max(block(target));
-        if !size.is_multiple_of(block) {
-            let what = format!(
-                "cannot copy {from} to {to}: {size} bytes are no multiple of the target's block size {block}"
-            );
-            let whole = size / block * block;
-            return Err(Error::failed(what)
-                .help(format!("copy whole blocks: size={whole} in the source's URI")));
-        }
-        Ok(block)
+        Ok(block(source).max(block(target)))
     }
 }
 

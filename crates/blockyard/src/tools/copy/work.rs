@@ -1,7 +1,7 @@
 //! The work of a copy: what the lanes do with a piece, and which pieces there are.
 
-use blockyard_blkmq::{Bdev, Bio, Op, Sector, Status};
-use blockyard_buf::{Segment, Segments};
+use blockyard_blkmq::{Bdev, Bio, Op, Status};
+use blockyard_buf::{Segment, Segments, total_len};
 use parking_lot::Mutex;
 
 use super::zeroes::by_zeroes;
@@ -111,13 +111,14 @@ impl Shared {
     }
 
     async fn write(&self, cpu: usize, start: u64, data: Segments) -> Result<()> {
-        let bio = Bio::with_data(Op::Write, Sector::from_bytes_floor(start), data);
-        let len = bio.len();
+        let len = total_len(&data) as u64;
+        let mut bio = Bio::at_bytes(Op::Write, start, 0);
+        data.into_iter().for_each(|segment| bio.add_segment(segment));
         self.ended("write", start, len, self.target.submit_async(cpu, bio).await.status())
     }
 
     async fn zero(&self, cpu: usize, start: u64, len: u64) -> Result<()> {
-        let bio = Bio::new(Op::WriteZeroes, Sector::from_bytes_floor(start), len);
+        let bio = Bio::at_bytes(Op::WriteZeroes, start, len);
         self.ended("zero", start, len, self.target.submit_async(cpu, bio).await.status())
     }
 
@@ -130,7 +131,7 @@ impl Shared {
         let mut zeroed = 0;
         let mut at = start;
         for (list, zero) in by_zeroes(data) {
-            let len = blockyard_buf::total_len(&list) as u64;
+            let len = total_len(&list) as u64;
             if zero {
                 self.zero(cpu, at, len).await?;
                 zeroed += len;

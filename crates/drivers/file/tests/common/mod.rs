@@ -41,6 +41,7 @@ pub fn open_with(config: &FileConfig, tags: TagSetConfig) -> Result<TestDisk, Er
     let (file, info) = File::open(config, &handles)?;
     let set = TagSet::new(Arc::clone(&file), tags).unwrap();
     let mut disk = DiskConfig::new("file0", info.capacity, info.limits.clone());
+    disk.tail_padding = u32::try_from(info.capacity.bytes() - info.size).unwrap();
     disk.read_only = info.read_only;
     let disk = Disk::alloc(&set, (), disk, file, Arc::new(MonotonicClock::new())).unwrap();
     let mode = if info.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
