@@ -389,9 +389,6 @@ impl PlanBuilder {
     fn whole_blocks(&self, size: u64) -> Result<(), String> {
         let block = self.options.block.unwrap_or(BlockSize::B512);
         let bytes = u64::from(block.bytes());
-        if size == 0 {
-            return Err("a disk of no bytes at all; give it a size".into());
-        }
         if !block.divides(size) {
             let (below, above) = (size / bytes * bytes, (size / bytes).saturating_add(1) * bytes);
             return Err(match above {

@@ -132,7 +132,6 @@ fn a_mistake_says_what_and_where_and_what_would_be_right() {
         ("ram:1G?latency=1us", &["an option of null: disks"]),
         ("ram:1000", &["no multiple of the block size 512", "take 512 or 1024"]),
         ("ram:512?block=4096", &["no multiple of the block size 4096"]),
-        ("ram:0", &["no bytes"]),
         ("ram:1G?block=1024", &["there are 512 and 4096"]),
         ("ram:1G?ro=maybe", &["write 1 or 0"]),
         ("ram:1G?queues=0", &["from 1 to"]),
