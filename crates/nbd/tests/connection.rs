@@ -441,3 +441,21 @@ fn a_write_in_pieces_ends_with_its_connection() {
         assert!(pair.replies().is_empty());
     }
 }
+
+#[test]
+fn what_counts_for_more_than_all_memory_has_its_turn() {
+    let budget = MemoryBudget::new(128 << 10, 1);
+    let mut pair = Pair::with(&budget, HeaderStyle::Structured, 512);
+    let flags = CommandFlags::REQ_ONE;
+    let status =
+        Request { command: Command::BlockStatus, flags, cookie: 1, offset: 0, length: 512 };
+    let status = status.encode(HeaderStyle::Structured).unwrap();
+    // Nor does it matter what waits behind it.
+    pair.connection.stash(&[0; 200_000]);
+    for _ in 0..3 {
+        assert_eq!(pair.send(&status), status.len());
+        let token = pair.asked().unwrap().token;
+        pair.end(Answer { token, extents: vec![(512, 0)], ..Answer::default() });
+        assert!(!pair.replies().is_empty() && budget.taken() <= budget.largest_lease());
+    }
+}

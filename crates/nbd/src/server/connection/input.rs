@@ -484,7 +484,9 @@ impl<W: Work, M: Memory> Connection<W, M> {
         {
             return false;
         }
-        request.command == Command::Write || self.lease.covers_soon(self.held_now() + charge)
+        // One that can never have as much begins when it has all there is.
+        let needed = (self.held_now() + charge).min(self.lease.most());
+        request.command == Command::Write || self.lease.covers_soon(needed)
     }
 }
 
