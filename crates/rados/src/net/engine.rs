@@ -110,13 +110,13 @@ impl State {
     }
 
     fn refuse(&mut self, error: Error) {
-        self.refused = Some(error.clone());
         // Whoever waits finds its sender gone, and the reason here.
         self.ops.clear();
         self.asked.clear();
         for watcher in self.watchers.values_mut() {
             watcher.lose(error.clone());
         }
+        self.refused = Some(error);
     }
 }
 
