@@ -109,14 +109,14 @@ impl State {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
-    fn refuse(&mut self, error: &Error) {
-        self.refused = Some(error.clone());
+    fn refuse(&mut self, error: Error) {
         // Whoever waits finds its sender gone, and the reason here.
         self.ops.clear();
         self.asked.clear();
         for watcher in self.watchers.values_mut() {
             watcher.lose(error.clone());
         }
+        self.refused = Some(error);
     }
 }
 
@@ -220,7 +220,7 @@ impl Engine {
                     self.epoch.send_replace(epoch);
                 }
                 Event::Refused(error) => {
-                    state.refuse(&error);
+                    state.refuse(error);
                     // Those who wait for a map look again.
                     self.epoch.send_modify(|_| {});
                 }
