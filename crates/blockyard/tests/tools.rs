@@ -491,7 +491,8 @@ fn extents_may_end_anywhere() {
     let pread = format!("pread={dd}");
     let all = ["eval", "get_size=echo 200K", "can_extents=exit 0", extents, &pread];
     let _server = nbdkit(&socket, &all);
-    place.run(&["map", &uri]).code(0).contains(&["5001", "hole,zero"]);
+    // A sector that holds data is data: what is left of a hole are its whole sectors.
+    place.run(&["map", &uri]).code(0).contains(&["5120", "hole,zero"]);
     place.run(&["check", &uri]).code(0);
     place.run(&["copy", &uri, "./odd"]).code(0);
     peer("cmp", &[place.text("bytes"), place.text("odd")]);
