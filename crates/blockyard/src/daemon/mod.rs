@@ -243,7 +243,7 @@ fn listeners(plan: &YardPlan, passed: Passed, notices: &mut Vec<String>) -> Resu
         (false, count) => {
             let what =
                 format!("systemd passes sockets ({count}), and nothing is to be served there");
-            let help = "add systemd to the addresses (--nbd systemd, or listen in yard.toml), or start it without the .socket unit";
+            let help = "add systemd to the addresses (--nbd systemd, or listen in yard.toml), or start it without its socket";
             return Err(Error::usage(what).help(help));
         }
     };
