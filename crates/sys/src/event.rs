@@ -41,8 +41,9 @@ impl Event {
     }
 }
 
-/// An event that another process has made and passed to us. It can be waited for, and signalled by a [`Signaller`] only: whether
-/// writing to it blocks is up to that process, at any moment, since it shares the flags and the count.
+/// An event that another process has made and passed to us. It can be waited for, and signalled only by a
+/// [`Signaller`](crate::Signaller): whether writing to it blocks is up to that process, at any moment, since it shares the
+/// flags and the count.
 #[derive(Debug)]
 pub struct PeerEvent(OwnedFd);
 
