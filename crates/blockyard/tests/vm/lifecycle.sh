@@ -2,7 +2,7 @@
 disk /tmp/disk.img 64M
 attach /tmp/disk.img
 code 75 blockyard attach /tmp/disk.img $VIA
-said "in use by a writer"
+said "is already attached as"
 blockyard list | grep -qF "$D" || die "it is not on the list"
 
 mkfs.ext4 -q "$D"
