@@ -130,6 +130,7 @@ pub struct Disk {
     listeners: Mutex<Vec<Weak<dyn DiskListener>>>,
     bad_blocks: Mutex<BadBlocks>,
     openers: AtomicU32,
+    resizing: Mutex<()>,
     next_registrant: AtomicU64,
 }
 
@@ -183,6 +184,7 @@ impl Disk {
             listeners: Mutex::default(),
             bad_blocks: Mutex::default(),
             openers: AtomicU32::new(0),
+            resizing: Mutex::default(),
             next_registrant: AtomicU64::new(1),
         }))
     }
@@ -300,6 +302,8 @@ impl Disk {
     /// # Errors
     /// What the driver says, and the errors of [`Disk::set_size`].
     pub fn resize_bytes(&self, to: u64) -> Result<()> {
+        // One at a time: of two, the driver and the block layer would each take another for the last.
+        let _resizing = self.resizing.lock();
         let (capacity, tail_padding) = self.limits().logical_block_size.padded(to);
         self.ops.resize(self, to)?;
         self.set_size(capacity, tail_padding)

@@ -355,6 +355,8 @@ impl Job {
             _ => {}
         }
         match operation {
+            // The memory of its owner is gone, or what it asked for cannot be: nothing came to the device.
+            Operation::Write { durable: true, .. } if is_owners_fault(err) => {}
             // Its own bytes were not written, or its flush of the device's cache failed, which held others' too.
             Operation::Write { durable: true, .. } => context.health.flush_failed(err),
             Operation::Discard { .. } | Operation::Allocate { .. }
@@ -386,6 +388,15 @@ impl Job {
 /// not know; the range is right.
 fn is_refused(err: &io::Error) -> bool {
     is_not_supported(err) || err.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+}
+
+/// Whether a write failed for what it was asked with, before anything came to the file: memory that is gone, a range that
+/// cannot be.
+fn is_owners_fault(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::FAULT, Errno::INVAL]
+        .iter()
+        .any(|errno| err.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Whether direct I/O takes a segment: its address is a matter of the memory's alignment, its length of the file's

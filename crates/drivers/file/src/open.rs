@@ -85,7 +85,14 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         Err(err) => return Err(refused(config, err)),
     };
     let file = Arc::new(open_file(config, is_block_device)?);
-    let lock = if config.lock { Some(take_lock(config, &file)?) } else { None };
+    let lock = match take_lock_if_wanted(config, &file) {
+        Err(err) if err.kind() == ErrorKind::Locked => {
+            // Somebody has found the file since it was made here, and has it as a disk: it is theirs now.
+            made.map(Made::keep);
+            return Err(err);
+        }
+        lock => lock?,
+    };
     let size = size(config, file.as_fd(), is_block_device)?;
     let alignment =
         if config.direct { Some(alignment(path, file.as_fd(), is_block_device)?) } else { None };
@@ -107,6 +114,10 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
     let sync = if config.read_only { Arc::clone(&file) } else { Arc::new(for_syncs(path, &file)?) };
     let files = Files { data: file, sync };
     Ok(Opened { files, lock, is_block_device, size, buffered, alignment, made })
+}
+
+fn take_lock_if_wanted(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Option<Lock>, Error> {
+    config.lock.then(|| take_lock(config, file)).transpose()
 }
 
 fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {

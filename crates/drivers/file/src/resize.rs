@@ -41,11 +41,11 @@ impl File {
         if disk.is_read_only() {
             return refused(ErrorKind::NotPermitted, "the disk is read-only");
         }
+        // A description of its own, so that it takes no error from the flushes; and what it hears is theirs too. Without one,
+        // nothing is changed yet.
+        let own = open_again(&self.files.data).map(std::fs::File::from).map_err(failed)?;
         rustix::fs::ftruncate(&self.files.data, to).map_err(|err| failed(err.into()))?;
-        // By a description of its own, so that it takes no error from the flushes; and what it hears is theirs too.
-        let synced =
-            open_again(&self.files.data).and_then(|file| std::fs::File::from(file).sync_all());
-        synced.map_err(|err| {
+        own.sync_all().map_err(|err| {
             self.context.health.flush_failed(&err);
             failed(err)
         })

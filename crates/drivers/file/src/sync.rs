@@ -52,6 +52,10 @@ impl Batch {
     /// The sync has ended. Gives those that are to be synced next.
     pub(crate) fn ended(mut self, mut status: Status) -> Option<Self> {
         let context = Arc::clone(&self.context);
+        // Somebody else may have heard meanwhile of what this sync did not.
+        if context.health.has_failed_flush() {
+            status = Status::Io;
+        }
         loop {
             // A failure is known before anybody hears of it, and is everybody's who waits.
             for job in self.jobs.drain(..) {

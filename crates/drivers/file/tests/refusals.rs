@@ -197,3 +197,24 @@ fn a_disk_grows_with_its_file_and_never_cuts_it() {
     let err = disk.disk.resize(Sector((4 << 20) / 512)).unwrap_err().to_string();
     assert!(err.contains("a device is made larger by whatever made it"), "{err}");
 }
+
+#[test]
+fn of_two_that_make_a_file_at_once_neither_takes_it_from_the_other() {
+    let place = Place::here();
+    for round in 0..50 {
+        let path = place.path().join(format!("disk{round}"));
+        let config = FileConfig { create_size: Some(1 << 20), ..FileConfig::new(&path) };
+        let both = std::sync::Barrier::new(2);
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let start = || {
+                both.wait();
+                open(&config)
+            };
+            let threads = [scope.spawn(start), scope.spawn(start)];
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        if opened.iter().any(Result::is_ok) {
+            assert!(path.exists(), "round {round}: a disk lost its file");
+        }
+    }
+}
