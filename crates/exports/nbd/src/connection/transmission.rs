@@ -217,6 +217,11 @@ impl<'a> Transmission<'a> {
             self.answer(ws)?;
             return Ok(true);
         }
+        // Where there is no memory for more of a payload, what has come of it goes to the disk.
+        if self.begin(ws, 0) {
+            self.answer(ws)?;
+            return Ok(true);
+        }
         let received = self.wire.receive(ws.buffer())?;
         let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
         self.take(ws, len)?;
