@@ -29,9 +29,11 @@ fn users_of_the_file_get_in_and_nobody_else() {
     fs::write(&keys, format!("alice:{KEY}\n")).unwrap();
     fs::set_permissions(&keys, PermissionsExt::from_mode(0o600)).unwrap();
     fs::write(&other, format!("alice:{}\nmallory:{KEY}\n", KEY.replace('0', "1"))).unwrap();
+    // The socket of $uri, which leads in by the first user of the server's file; here others are tried.
+    let socket = "socket=${uri%%&*}; socket=${socket#*\\?}; ";
     let info = |user: &str, keys: &Path| {
         let keys = keys.display();
-        format!("nbdinfo --size \"nbds+unix://{user}@/?${{uri#*\\?}}&tls-psk-file={keys}\"")
+        format!("{socket}nbdinfo --size \"nbds+unix://{user}@/?$socket&tls-psk-file={keys}\"")
     };
     let good = serve(&keys, &info("alice", &keys));
     assert!(good.status.success() && good.stdout == b"16777216\n", "{good:?}");
@@ -50,8 +52,8 @@ fn users_of_the_file_get_in_and_nobody_else() {
     // Our own client, and another of our servers that hands the disk on.
     let ours = |command: &str, user: &str, keys: &Path| {
         let (program, keys) = (env!("CARGO_BIN_EXE_blockyard"), keys.display());
-        let uri = format!("\"nbds+unix://{user}@/?${{uri#*\\?}}&tls-psk-file={keys}\"");
-        command.replace("blockyard", program).replace("URI", &uri)
+        let uri = format!("\"nbds+unix://{user}@/?$socket&tls-psk-file={keys}\"");
+        socket.to_owned() + &command.replace("blockyard", program).replace("URI", &uri)
     };
     let info = serve(&keys, &ours("blockyard info URI && blockyard list URI", "alice", &keys));
     let shown = String::from_utf8_lossy(&info.stdout);
