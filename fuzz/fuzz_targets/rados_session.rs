@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
     let key = CryptoKey::from_base64("AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUA==").expect("a key");
     let credentials = Credentials {
         identity: Identity::default(),
-        key: (how & 1 == 1).then_some(key),
+        key: (how & 1 == 1).then_some(key).ok_or(None),
         methods: vec![AuthMethod::CEPHX, AuthMethod::NONE],
     };
     let modes = vec![ConnectionMode::SECURE, ConnectionMode::CRC];

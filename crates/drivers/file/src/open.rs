@@ -88,7 +88,9 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
     let lock = match take_lock_if_wanted(config, &file) {
         Err(err) if err.kind() == ErrorKind::Locked => {
             // Somebody has found the file since it was made here, and has it as a disk: it is theirs now.
-            made.map(Made::keep);
+            if let Some(made) = made {
+                made.keep();
+            }
             return Err(err);
         }
         lock => lock?,
