@@ -83,7 +83,10 @@ fn negotiated(style: HeaderStyle) -> Negotiated {
         export: Export { id: 0, info, contexts, tls_only: false, block_sizes_required: false },
         flags,
         style,
-        contexts: vec![MetaContext { id: 0, name: "base:allocation".into() }],
+        // proto.md, "NBD_OPT_SET_META_CONTEXT": only with structured replies.
+        contexts: Vec::from_iter(
+            style.has_chunks().then(|| MetaContext { id: 0, name: "base:allocation".into() }),
+        ),
         tls: false,
         block_sizes_agreed: true,
         no_zeroes: true,

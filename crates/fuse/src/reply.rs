@@ -158,6 +158,10 @@ impl<'a> Reply<'a> {
     /// As of [`Reply::header`], and a reply that is none to such a request.
     pub fn parse(expected: Expected, bytes: &'a [u8], elsewhere: usize) -> Result<Self> {
         let header = Self::header(bytes, elsewhere)?;
+        if header.unique == 0 {
+            let rule = "a reply names its request";
+            return Err(Error::new("reply", ErrorKind::Violation { rule, got: 0 }));
+        }
         let mut reader = Reader::new(bytes.get(OutHeader::LEN..).unwrap_or(&[]));
         let mut body = Body { expected, reader: &mut reader, elsewhere };
         let reply = if header.error == 0 { body.reply()? } else { Self::Error(-header.error) };
@@ -407,6 +411,17 @@ mod tests {
             bytes[4..8].copy_from_slice(&error.to_le_bytes());
             assert!(Reply::header(&bytes, 0).is_err(), "{error}");
         }
+    }
+
+    #[test]
+    fn a_notification_is_no_reply() {
+        let statfs = Expected::of(&Operation::Statfs).unwrap();
+        let mut bytes = Vec::new();
+        Reply::Error(5).encode(1, &mut bytes);
+        bytes[4..16].fill(0);
+        bytes[4] = 6;
+        assert!(Reply::header(&bytes, 0).is_ok());
+        assert!(Reply::parse(statfs, &bytes, 0).is_err());
     }
 
     #[test]
