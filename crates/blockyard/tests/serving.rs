@@ -312,8 +312,8 @@ fn run_ends_with_its_command() {
 
 #[test]
 fn an_idle_daemon_is_small_and_sleeps() {
-    // The code of a build for debugging is several times that of the program which people run: there, only what it has
-    // allocated counts.
+    // The code of a build for debugging is several times that of an optimised one: there, only what it has allocated
+    // counts.
     let (program, what) = match std::env::var_os("BLOCKYARD_STATIC") {
         Some(program) => (program, "VmRSS:"),
         None => (env!("CARGO_BIN_EXE_blockyard").into(), "RssAnon:"),
