@@ -54,7 +54,9 @@ impl Guest {
         let (ours, theirs) = UnixStream::pair().map_err(making())?;
 
         let mut command = Command::new(&places.emulator);
-        command.args(["-accel", "tcg,thread=single", "-smp", &vm.cpus.to_string()]);
+        // A thread for each CPU, where there are several: only so do they race as real ones do.
+        let accel = if vm.cpus > 1 { "tcg,thread=multi" } else { "tcg,thread=single" };
+        command.args(["-accel", accel, "-smp", &vm.cpus.to_string()]);
         let memory = vm.memory_mib.to_string();
         let backend = format!("memory-backend-memfd,id=memory,size={memory}M,share=on");
         command.args(MACHINE.args).args(["-m", &memory, "-object", &backend]);

@@ -164,7 +164,7 @@ impl Vm {
         self
     }
 
-    /// With so many processors, which take turns on one of the host: the kernel has as many queues.
+    /// With so many processors, each on a thread of its own: the kernel has as many queues, which really race.
     #[must_use]
     pub fn cpus(mut self, count: u32) -> Self {
         self.cpus = count;
