@@ -7,7 +7,7 @@
 //! - [`bench`](mod@bench) measures us and our peers in turn, in one run, and compares.
 //! - [`soak`](mod@soak) runs what finds more the longer it runs.
 //! - [`lab`](mod@lab) starts what the tests run against, for trying things by hand.
-//! - [`side_by_side`] runs commands beside each other, as tests are.
+//! - [`job`] is a command with a limit, whose failure is told briefly; [`side_by_side`] runs several at a time.
 //! - [`child`] starts servers, and ends those that it started, however its owner leaves.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
@@ -15,11 +15,14 @@
 pub mod bench;
 pub mod child;
 pub mod cli;
+pub mod job;
 pub mod lab;
 pub mod paths;
+mod processes;
 pub mod run;
 pub mod setup;
 pub mod side_by_side;
 pub mod soak;
 pub mod static_program;
 pub mod test;
+pub mod verdict;

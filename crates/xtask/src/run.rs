@@ -2,11 +2,14 @@
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-/// How many lines of what failed tests said go into the error of a run.
-const FAILURE_LINES_MAX: usize = 120;
+use crate::job::{Job, Output};
+use crate::verdict::Counts;
+
+/// No command takes longer: one that does hangs.
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// `cargo` with these arguments, in the root of the repository.
 pub fn cargo<I: IntoIterator<Item: AsRef<OsStr>>>(args: I) -> Command {
@@ -26,75 +29,28 @@ pub fn shown(command: &Command) -> String {
 /// Runs the command with its output shown and without input.
 ///
 /// # Errors
-/// It cannot be started, or it fails.
+/// It cannot be started, fails, or runs for more than an hour; the end of what it said is part of the error.
 pub fn run(command: &mut Command) -> Result<()> {
     eprintln!("$ {}", shown(command));
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    if !status.success() {
-        bail!("`{}` failed: {status}", shown(command));
-    }
-    Ok(())
+    live(command).map(drop)
 }
 
-/// Runs tests with their output shown, all of them even if some fail. What the failed ones said is part of the
-/// error, so that it stands at the end of a long run too.
+/// Runs tests with their output shown.
 ///
 /// # Errors
-/// Cargo cannot be started, or a test fails.
+/// As of [`run`], or there are no tests of these names; why each test failed is part of the error.
 pub fn run_tests(command: &mut Command) -> Result<()> {
     eprintln!("$ {}", shown(command));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    let mut failures = Failures::default();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = line?;
-            let line = String::from_utf8_lossy(&line);
-            println!("{line}");
-            failures.see(&line);
-        }
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("`{}` failed: {status}{}", shown(command), failures.shown());
+    if live(command)?.passed == 0 {
+        bail!("`{}` ran no tests", shown(command));
     }
     Ok(())
 }
 
-/// The parts of libtest's output that tell of failed tests: from `failures:` to the result of the binary.
-#[derive(Default)]
-pub(crate) struct Failures {
-    lines: Vec<String>,
-    is_inside: bool,
-    left_out: usize,
-}
-
-impl Failures {
-    /// Takes the next line.
-    pub(crate) fn see(&mut self, line: &str) {
-        self.is_inside |= line == "failures:";
-        if self.is_inside && self.lines.len() < FAILURE_LINES_MAX {
-            self.lines.push(line.to_owned());
-        } else if self.is_inside {
-            self.left_out += 1;
-        }
-        self.is_inside &= !line.starts_with("test result:");
-    }
-
-    /// What it has seen, to stand behind an error.
-    pub(crate) fn shown(&self) -> String {
-        let mut text = self.lines.iter().fold(String::new(), |text, line| text + "\n" + line);
-        if self.left_out > 0 {
-            text += &format!("\n({} more lines above)", self.left_out);
-        }
-        text
-    }
+fn live(command: &mut Command) -> Result<Counts> {
+    let name = shown(command);
+    let command = std::mem::replace(command, Command::new("true"));
+    Job { name, command, limit: LIMIT }.run(Output::Live)
 }
 
 /// Runs the command without input and returns what it wrote to stdout.
@@ -132,23 +88,12 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_tests_tells_which_failed_and_what_they_said() {
-        let said = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b stdout ----\nlost a write\n\n\
-                    failures:\n    b\n\ntest result: FAILED. 1 passed\nanother binary";
-        let script = format!("echo '{said}'; exit 101");
-        let error = run_tests(Command::new("sh").args(["-c", &script])).unwrap_err().to_string();
-        let error = error.split_once("101\n").unwrap().1;
-        assert!(error.starts_with("failures:") && error.ends_with("1 passed"), "{error}");
-        assert!(error.contains("lost a write"), "{error}");
-        run_tests(Command::new("sh").args(["-c", "echo test a ... ok"])).unwrap();
-    }
-
-    #[test]
-    fn endless_failures_are_cut() {
-        let mut failures = Failures::default();
-        failures.see("failures:");
-        (0..FAILURE_LINES_MAX).for_each(|_| failures.see("panicked"));
-        assert!(failures.shown().ends_with("(1 more lines above)"), "{}", failures.shown());
+    fn a_run_of_no_tests_is_no_success() {
+        let said =
+            |passed| format!("echo 'test result: ok. {passed} passed; 0 failed; 0 ignored;'");
+        run_tests(Command::new("sh").args(["-c", &said(1)])).unwrap();
+        let error = run_tests(Command::new("sh").args(["-c", &said(0)])).unwrap_err().to_string();
+        assert!(error.contains("ran no tests"), "{error}");
     }
 
     #[test]

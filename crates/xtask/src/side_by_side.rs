@@ -4,26 +4,13 @@
 //! where cargo would run one after the other. A process for each test, as other runners have it, would start a
 //! Ceph cluster for each test.
 
-use crate::run::{Failures, shown};
-use anyhow::{Context as _, Result, bail};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use crate::job::{Job, Output};
+use crate::processes::Reaper;
+use crate::verdict::Counts;
+use anyhow::{Result, bail};
 use std::num::NonZero;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-/// How often a running command is looked at.
-const POLL: Duration = Duration::from_millis(20);
-
-/// A command with a name for people.
-#[derive(Debug)]
-pub struct Job {
-    /// What the output is headed by.
-    pub name: String,
-    /// What is run, without input.
-    pub command: Command,
-}
+use std::time::Instant;
 
 /// How many processors there are.
 #[must_use]
@@ -31,123 +18,40 @@ pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Runs all jobs in this order, so many at a time, each for at most `limit`. A job that fails does not keep the
-/// others from running.
+/// Runs all jobs in this order, so many at a time, and says how many tests passed. A job that fails does not keep the
+/// others from running. At the deadline all that run are ended, so that what is known by then is told.
 ///
 /// # Errors
-/// A job cannot be started, runs for longer, or fails; what failed tests said is part of the error.
-pub fn run(jobs: Vec<Job>, at_a_time: usize, limit: Duration) -> Result<()> {
+/// A job fails, or one leaves a process behind; why is part of the error.
+pub fn run(jobs: Vec<Job>, at_a_time: usize, deadline: Instant) -> Result<Counts> {
     let count = jobs.len();
     let waiting = Mutex::new(jobs.into_iter());
-    let failed = Mutex::new(Vec::new());
+    let (failed, counts) = (Mutex::new(Vec::new()), Mutex::new(Counts::default()));
     let next = || locked(&waiting).next();
+    let reaper = Reaper::start()?;
     std::thread::scope(|scope| {
         for _ in 0..at_a_time.clamp(1, count.max(1)) {
             scope.spawn(|| {
-                while let Some(job) = next() {
-                    if let Err(error) = run_one(job, limit) {
-                        locked(&failed).push(error);
+                while let Some(mut job) = next() {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    job.limit = job.limit.min(left);
+                    match job.run(Output::IfItFails) {
+                        Ok(its) => locked(&counts).add(its),
+                        Err(error) => locked(&failed).push(format!("{error:#}")),
                     }
                 }
             });
         }
     });
-    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match failed.len() {
-        0 => Ok(()),
-        failures => {
-            let told: Vec<_> = failed.iter().map(|error| format!("{error:#}")).collect();
-            bail!("{failures} of {count} failed\n{}", told.join("\n"));
-        }
+    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let failures = failed.len();
+    failed.extend(reaper.finish().into_iter().map(|it| format!("left behind: {it}")));
+    if failed.is_empty() {
+        return Ok(*locked(&counts));
     }
-}
-
-fn run_one(Job { name, mut command }: Job, limit: Duration) -> Result<()> {
-    let mut output = tempfile::tempfile().context("cannot make a file for the output")?;
-    let (out, err) = (output.try_clone()?, output.try_clone()?);
-    let start = Instant::now();
-    let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
-    let mut child = child.with_context(|| format!("cannot start `{}`", shown(&command)))?;
-    let status = wait(&mut child, limit)?;
-    let said = content(&mut output)?;
-    let took = start.elapsed().as_secs_f64();
-    let mut failures = Failures::default();
-    said.lines().for_each(|line| failures.see(line));
-    // In one piece, so that nothing of another job comes between.
-    println!("$ {name} ({took:.1} s)\n{said}");
-    match status {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => bail!("{name}: {status}{}", failures.shown()),
-        None => bail!("{name}: ran for more than {limit:?} and was killed{}", failures.shown()),
-    }
-}
-
-/// Waits for the end; `None` if it was not reached in time, and the child was killed.
-fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-fn content(file: &mut File) -> Result<String> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0))?;
-    file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    bail!("{failures} of {count} failed\n{}", failed.join("\n"));
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMIT: Duration = Duration::from_secs(60);
-
-    fn job(name: &str, script: &str) -> Job {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        Job { name: name.to_owned(), command }
-    }
-
-    #[test]
-    fn all_run_although_one_fails_and_the_error_says_which_and_why() {
-        let dir = tempfile::tempdir().unwrap();
-        let mark = dir.path().join("ran");
-        let failing = "echo failures:; echo lost a write; echo test result: FAILED; exit 3";
-        let jobs = vec![job("first", failing), job("second", &format!("touch {}", mark.display()))];
-        let error = run(jobs, 1, LIMIT).unwrap_err().to_string();
-        assert!(error.starts_with("1 of 2 failed\nfirst: exit status: 3"), "{error}");
-        assert!(error.contains("lost a write") && !error.contains("second"), "{error}");
-        assert!(mark.exists());
-    }
-
-    #[test]
-    fn jobs_run_at_the_same_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        // Each waits for what the other does.
-        let meet = |mine: &str, other: &str| {
-            format!("touch {}; until [ -e {} ]; do sleep 0.01; done", path(mine), path(other))
-        };
-        let jobs = vec![job("a", &meet("a", "b")), job("b", &meet("b", "a"))];
-        run(jobs, 2, LIMIT).unwrap();
-    }
-
-    #[test]
-    fn what_hangs_is_ended() {
-        let error = run(vec![job("stuck", "exec sleep 600")], 1, Duration::ZERO).unwrap_err();
-        assert!(error.to_string().contains("stuck: ran for more than"), "{error}");
-    }
 }

@@ -69,6 +69,8 @@ const SOAKS: &[Soak] = &[
 const FUZZ: &str = "fuzz";
 /// How long each fuzz target runs in a round.
 const FUZZ_SECONDS: u64 = 60;
+/// And all of them.
+const FUZZ_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Runs what was chosen, round after round, until the time is over. A round that has begun comes to its end.
 ///
@@ -97,7 +99,7 @@ pub fn run(options: &SoakOptions) -> Result<()> {
                 .with_context(|| soak.seen_again(seed))?;
         }
         if chosen(FUZZ) {
-            fuzz::run_all(&tools, FUZZ_SECONDS)?;
+            fuzz::run_all(&tools, FUZZ_SECONDS, Instant::now() + FUZZ_LIMIT)?;
         }
         if Instant::now() > end {
             println!("\nnothing was found in {round} rounds");

@@ -1,12 +1,16 @@
 //! The test binaries of the workspace, built by one call of cargo.
 
-use crate::run::shown;
-use crate::side_by_side::Job;
+use crate::job::Job;
+use crate::run::{capture, shown};
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Artifact, Message, Package};
 use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// How long the tests of one binary, or one test in a laboratory, may take.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// A binary of tests: those of a library, of a program, or of a file in `tests`.
 #[derive(Clone, Debug)]
@@ -24,10 +28,36 @@ pub(super) struct TestBinary {
 impl TestBinary {
     /// Runs it as cargo does: in the directory of its package.
     pub(super) fn job(&self, args: &[String]) -> Job {
+        let mut command = self.command();
+        // What failed is told without the frames of the harness: they bury the reason.
+        command.args(args).env("RUST_BACKTRACE", "0");
+        Job { name: self.name(), command, limit: LIMIT }
+    }
+
+    /// A job for each of its tests that these arguments choose.
+    ///
+    /// # Errors
+    /// It cannot say which tests it has.
+    pub(super) fn jobs(&self, args: &[String]) -> Result<Vec<Job>> {
+        let listed = capture(self.command().args(args).args(["--list", "--format=terse"]))?;
+        let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+        let jobs = names.map(|name| {
+            let mut job = self.job(&[]);
+            job.command.args(["--exact", name]);
+            job.name = format!("{} {name}", self.name());
+            job
+        });
+        Ok(jobs.collect())
+    }
+
+    fn name(&self) -> String {
+        format!("{} {}", self.package, self.target)
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.executable);
-        command.args(args).current_dir(&self.directory);
-        command.env("CARGO_MANIFEST_DIR", &self.directory);
-        Job { name: format!("{} {}", self.package, self.target), command }
+        command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        command
     }
 
     fn of(artifact: &Artifact, packages: &[Package]) -> Option<Self> {
@@ -91,6 +121,31 @@ mod tests {
         assert_eq!(job.name, "blockyard-ram suite");
         let said = String::from_utf8(job.command.output().unwrap().stdout).unwrap();
         assert_eq!(said.trim_end(), directory.path().to_str().unwrap());
+    }
+
+    #[test]
+    fn each_test_is_a_job_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let executable = directory.path().join("tests");
+        std::fs::write(
+            &executable,
+            "#!/bin/sh\necho a::b: test\necho c: test\necho d: benchmark\n",
+        )
+        .unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&executable, mode).unwrap();
+        let binary = TestBinary {
+            package: "blockyard".to_owned(),
+            target: "vm".to_owned(),
+            is_integration: true,
+            executable,
+            directory: directory.path().into(),
+        };
+        let jobs = binary.jobs(&[]).unwrap();
+        let names: Vec<_> = jobs.iter().map(|job| job.name.as_str()).collect();
+        assert_eq!(names, ["blockyard vm a::b", "blockyard vm c"]);
+        let args: Vec<_> = jobs[1].command.get_args().collect();
+        assert_eq!(args, ["--exact", "c"]);
     }
 
     #[test]

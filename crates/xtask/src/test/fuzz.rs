@@ -5,19 +5,23 @@
 //! given.
 
 use crate::child::fresh_dir;
+use crate::job::Job;
 use crate::paths;
 use crate::run::{cargo, run};
 use crate::setup::Tools;
-use crate::side_by_side::{self, Job, processors};
+use crate::side_by_side::{self, processors};
 use crate::static_program::host_target;
 use anyhow::{Context as _, Result, bail};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long the input may take that a fuzz target has begun when its time ends.
-const LAST_INPUT_LIMIT: Duration = Duration::from_secs(120);
+/// How long one input may take. Longer, and the engine writes it down as one that hangs.
+const INPUT_SECONDS: u64 = 30;
+/// How much is told of an input that failed.
+const ARTIFACT_BYTES_MAX: usize = 512;
 
 /// The crate of the fuzz targets, which is no member of the workspace.
 pub(super) fn dir() -> PathBuf {
@@ -26,10 +30,19 @@ pub(super) fn dir() -> PathBuf {
 
 /// Builds all targets, then runs them, as many at a time as there are processors; a target that fails does not keep
 /// the others from running.
-pub(crate) fn run_all(tools: &Tools, seconds: u64) -> Result<()> {
+pub(crate) fn run_all(tools: &Tools, seconds: u64, deadline: Instant) -> Result<()> {
     let targets = targets(&dir())?;
-    run(tools.apply(&mut cargo(["fuzz", "build", "--sanitizer", "none"])))?;
-    let built = dir().join("target").join(host_target()?).join("release");
+    let target_dir = dir().join("target");
+    let mut build = cargo(["fuzz", "build", "--sanitizer", "none", "--target-dir"]);
+    run(tools.apply(build.arg(&target_dir)))?;
+    let built = target_dir.join(host_target()?).join("release");
+    // One that the user gives is for a single target, whose name is in the error.
+    let seed = match std::env::var("BLOCKYARD_SEED") {
+        Ok(seed) => seed.parse().context("BLOCKYARD_SEED is no number of 32 bits")?,
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos().max(1),
+    };
+    // The engine ends by itself; what it is given beside its time is for the last input.
+    let limit = Duration::from_secs(seconds + 2 * INPUT_SECONDS);
     let mut scratch = Vec::new();
     let mut jobs = Vec::new();
     for target in targets {
@@ -41,16 +54,28 @@ pub(crate) fn run_all(tools: &Tools, seconds: u64) -> Result<()> {
         command.arg(corpus.path()).arg(format!("-artifact_prefix={}/", artifacts.display()));
         command.arg(format!("-max_total_time={seconds}"));
         command.args(["-rss_limit_mb=2048", "-verbosity=0"]);
-        if let Some(seed) = std::env::var_os("BLOCKYARD_SEED") {
-            command.arg(format!("-seed={}", seed.display()));
-        }
-        jobs.push(Job { name: format!("fuzz {target}, from {seeds} seeds"), command });
+        command.arg(format!("-timeout={INPUT_SECONDS}")).arg(format!("-seed={seed}"));
+        let name = format!("fuzz {target}, from {seeds} inputs, BLOCKYARD_SEED={seed}");
+        jobs.push(Job { name, command, limit });
         scratch.push(corpus);
     }
-    // The engine ends by itself; what it is given beside its time is for the last input.
-    let limit = Duration::from_secs(seconds) + LAST_INPUT_LIMIT;
-    side_by_side::run(jobs, processors(), limit)
-        .context("the inputs that made fuzz targets fail are in fuzz/artifacts/")
+    let result = side_by_side::run(jobs, processors(), deadline);
+    result.map(drop).with_context(|| artifacts(&dir().join("artifacts")))
+}
+
+/// The inputs that made targets fail, in full where they are short: a machine of CI keeps no files.
+fn artifacts(dir: &Path) -> String {
+    let targets = fs::read_dir(dir).into_iter().flatten().flatten();
+    let files =
+        targets.flat_map(|target| fs::read_dir(target.path()).into_iter().flatten().flatten());
+    let mut text = format!("the inputs that made fuzz targets fail are in {}", dir.display());
+    for file in files {
+        let bytes = fs::read(file.path()).unwrap_or_default();
+        let hex: String =
+            bytes.iter().take(ARTIFACT_BYTES_MAX).map(|byte| format!("{byte:02x}")).collect();
+        let _ = write!(text, "\n  {} ({} bytes): {hex}", file.path().display(), bytes.len());
+    }
+    text + "\n"
 }
 
 /// The names of the targets: one file each in `fuzz_targets`.

@@ -74,8 +74,8 @@ fn timed(part: &'static Part, run: impl FnOnce() -> Result<()>) -> Outcome {
     println!("\n== {}: {}", part.name, part.about);
     let start = Instant::now();
     let error = run().err();
-    if let Some(error) = &error {
-        println!("== {} failed: {error:#}", part.name);
+    if error.is_some() {
+        println!("== {} failed; why is said at the end", part.name);
     }
     Outcome { part, error, took: start.elapsed() }
 }

@@ -6,20 +6,21 @@
 use super::binaries::{self, TestBinary};
 use super::fuzz;
 use crate::cli::TestOptions;
+use crate::job::Job;
 use crate::paths;
 use crate::run::{cargo, run, run_tests};
 use crate::setup::Tools;
-use crate::side_by_side::{self, Job, processors};
+use crate::side_by_side::{self, processors};
 use crate::static_program;
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{MetadataCommand, Package};
 use std::cell::OnceCell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The name of the part that prepares the machine for the others.
 pub(super) const SETUP: &str = "setup";
-/// How long the tests of one binary may take.
-const BINARY_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// How long the whole run may take: longer, and CI would end it without a word of what it has found.
+const TOTAL_LIMIT: Duration = Duration::from_secs(80 * 60);
 /// Binaries that run beside one for each processor, as most tests wait for something.
 const WAITING: usize = 1;
 /// Guests at a time: each keeps a processor busy while it boots, and waits for its host after that.
@@ -31,6 +32,8 @@ pub(super) struct Context {
     tools: Option<Tools>,
     /// How long each fuzz target runs.
     fuzz_seconds: u64,
+    /// When all of it has to have come to its end.
+    deadline: Instant,
     /// Arguments for the tests of the command.
     args: Vec<String>,
     packages: Vec<Package>,
@@ -46,6 +49,7 @@ impl Context {
         Ok(Self {
             tools,
             fuzz_seconds: options.fuzz_seconds,
+            deadline: Instant::now() + TOTAL_LIMIT,
             args: options.args.clone(),
             packages: metadata.packages,
             binaries: OnceCell::new(),
@@ -64,24 +68,35 @@ impl Context {
         }
         let mut command = cargo(["test", "--workspace", "--tests"]);
         let built = binaries::build(self.tools()?.apply(&mut command), &self.packages)?;
+        if let Some(orphan) = orphans(&self.packages, &built).first() {
+            bail!(
+                "no part runs the tests {orphan}: their target needs a feature that they are not named after"
+            );
+        }
         Ok(self.binaries.get_or_init(|| built))
     }
 
-    /// What runs the chosen binaries with these arguments.
-    fn jobs(&self, args: &[String], is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<Job>> {
+    /// The chosen binaries, those that take longest first.
+    fn chosen(&self, is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<&TestBinary>> {
         let mut chosen: Vec<_> =
             self.binaries()?.iter().filter(|binary| is_chosen(binary)).collect();
         chosen.sort_by_key(|binary| {
             SLOW.iter().position(|&slow| slow == binary.target).unwrap_or(SLOW.len())
         });
-        let mut jobs: Vec<_> = chosen.into_iter().map(|binary| binary.job(args)).collect();
-        if jobs.is_empty() {
-            bail!("there are no such tests");
-        }
+        Ok(chosen)
+    }
+
+    /// Runs tests, so many jobs at a time.
+    fn run(&self, mut jobs: Vec<Job>, at_a_time: usize) -> Result<()> {
         for job in &mut jobs {
             self.tools()?.apply(&mut job.command);
         }
-        Ok(jobs)
+        let counts = side_by_side::run(jobs, at_a_time, self.deadline)?;
+        if counts.passed == 0 {
+            bail!("there are no such tests");
+        }
+        println!("{} tests passed", counts.passed);
+        Ok(())
     }
 }
 
@@ -135,7 +150,8 @@ const SLOW: &[&str] = &["cluster_faults", "model", "cluster_access", "simulation
 const TIDY: &str = "tidy";
 /// Tests of the command that run in a laboratory: those in a file or folder of this name, or of a name that
 /// goes on with `_`.
-const LABS: &[&str] = &["vm", "ceph"];
+const LABS: &[&str] = &[VM, "ceph"];
+const VM: &str = "vm";
 
 fn fmt(_: &Context) -> Result<()> {
     run(&mut cargo(["fmt", "--all", "--check"]))?;
@@ -153,7 +169,7 @@ fn build(context: &Context) -> Result<()> {
 }
 
 fn fuzz(context: &Context) -> Result<()> {
-    fuzz::run_all(context.tools()?, context.fuzz_seconds)
+    fuzz::run_all(context.tools()?, context.fuzz_seconds, context.deadline)
 }
 
 fn tidy(_: &Context) -> Result<()> {
@@ -164,7 +180,8 @@ fn unit(context: &Context) -> Result<()> {
     let is_unit = |binary: &TestBinary| {
         !(binary.is_integration && (binary.package == COMMAND || binary.target == TIDY))
     };
-    side_by_side::run(context.jobs(&[], is_unit)?, processors() + WAITING, BINARY_LIMIT)
+    let jobs = context.chosen(is_unit)?.iter().map(|binary| binary.job(&[])).collect();
+    context.run(jobs, processors() + WAITING)
 }
 
 fn doc(_: &Context) -> Result<()> {
@@ -198,32 +215,58 @@ fn about_features(package: &Package) -> impl Iterator<Item = &str> {
     tests.map(|target| target.name.as_str()).filter(|name| package.features.contains_key(*name))
 }
 
-fn e2e(context: &Context) -> Result<()> {
-    let is_chosen = |binary: &TestBinary| is_of_command(binary) && !runs_in_a_lab(&binary.target);
-    side_by_side::run(command_jobs(context, is_chosen)?, processors() + WAITING, BINARY_LIMIT)
+/// The integration tests that were not built, and are not run by `features` either.
+fn orphans(packages: &[Package], built: &[TestBinary]) -> Vec<String> {
+    let tests = packages.iter().flat_map(|package| {
+        let tests = package.targets.iter().filter(|target| target.is_test());
+        tests.map(move |target| (package, target.name.as_str()))
+    });
+    let is_run = |package: &Package, name: &str| {
+        let is_built = |it: &TestBinary| it.package == package.name.as_str() && it.target == name;
+        built.iter().any(is_built) || about_features(package).any(|it| it == name)
+    };
+    let orphans = tests.filter(|&(package, name)| !is_run(package, name));
+    orphans.map(|(package, name)| format!("{} {name}", package.name)).collect()
 }
 
+fn e2e(context: &Context) -> Result<()> {
+    let is_chosen = |binary: &TestBinary| is_of_command(binary) && !runs_in_a_lab(&binary.target);
+    let chosen = context.chosen(is_chosen)?;
+    let jobs = chosen.iter().map(|binary| binary.job(&context.args)).collect();
+    context.run(with_static_program(context, jobs)?, processors() + WAITING)
+}
+
+/// A guest is a job of its own: one that hangs takes no other's result along. A cluster is shared by the tests of a binary.
 fn lab(context: &Context) -> Result<()> {
     let is_chosen = |binary: &TestBinary| is_of_command(binary) && runs_in_a_lab(&binary.target);
-    let mut jobs = command_jobs(context, is_chosen)?;
-    jobs.iter_mut().for_each(|job| _ = job.command.arg("--test-threads=1"));
-    side_by_side::run(jobs, GUESTS, BINARY_LIMIT)
+    let mut jobs = Vec::new();
+    for binary in context.chosen(is_chosen)? {
+        if is_lab(&binary.target, VM) {
+            jobs.extend(binary.jobs(&context.args)?);
+        } else {
+            jobs.push(binary.job(&context.args));
+        }
+    }
+    context.run(with_static_program(context, jobs)?, GUESTS)
 }
 
 fn is_of_command(binary: &TestBinary) -> bool {
     binary.is_integration && binary.package == COMMAND
 }
 
-/// Integration tests of the command, which are told where the optimised one is.
-fn command_jobs(context: &Context, is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<Job>> {
+/// Integration tests of the command are told where the optimised one is.
+fn with_static_program(context: &Context, mut jobs: Vec<Job>) -> Result<Vec<Job>> {
     let program = static_program::build(context.tools()?)?;
-    let mut jobs = context.jobs(&context.args, is_chosen)?;
     jobs.iter_mut().for_each(|job| _ = job.command.env("BLOCKYARD_STATIC", &program));
     Ok(jobs)
 }
 
 fn runs_in_a_lab(name: &str) -> bool {
-    LABS.contains(&name.split_once('_').map_or(name, |(lab, _)| lab))
+    LABS.iter().any(|lab| is_lab(name, lab))
+}
+
+fn is_lab(name: &str, lab: &str) -> bool {
+    name.split_once('_').map_or(name, |(lab, _)| lab) == lab
 }
 
 #[cfg(test)]
@@ -235,6 +278,14 @@ mod tests {
     fn every_part_has_a_name_of_its_own() {
         let names: HashSet<_> = PARTS.iter().map(|part| part.name).collect();
         assert_eq!(names.len(), PARTS.len());
+    }
+
+    #[test]
+    fn tests_that_nobody_runs_are_found() {
+        let metadata = MetadataCommand::new().current_dir(paths::root()).no_deps().exec().unwrap();
+        let orphans = orphans(&metadata.packages, &[]);
+        let has = |name: &str| orphans.iter().any(|orphan| orphan == name);
+        assert!(has("xtask tidy") && !has("blockyard psk"), "{orphans:?}");
     }
 
     #[test]
