@@ -4,7 +4,7 @@
 use blockyard_lab::vm::Vm;
 use std::fs::File;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 #[test]
@@ -80,7 +80,20 @@ check_files /tmp/files /tmp/sums
 printf x >>/tmp/files/4095/file
 fails check_files /tmp/files /tmp/sums
 no_disk_errors
-echo 'I/O error, dev none, sector 0' >/dev/kmsg
+refuses false
+fails refuses true
+for trouble in 'I/O error, dev none, sector 0' 'critical space allocation error, dev none, sector 0' \
+    'EXT4-fs error (device none): none' 'INFO: task none:1 blocked for more than 120 seconds.' 'Out of memory: Killed' \
+    'kernel BUG at none' 'WARNING: CPU: 0'
+do
+    no_trouble
+    echo \"$trouble\" >/dev/kmsg
+    fails no_trouble
+    fails no_disk_errors
+    dmesg -c >/tmp/trouble
+done
+echo 'nbd0: Connection timed out' >/dev/kmsg
+no_trouble
 fails no_disk_errors
 fails check_file_system /dev/loop0
 fails check_file_system /dev/loop1
@@ -105,10 +118,13 @@ fn a_disk_of_another_process() {
         socket.display()
     ));
     let pid_file = dir.path().join("pid");
-    // It goes into the background once it listens.
-    backend.args(["--daemonize", "--pidfile"]).arg(&pid_file);
-    assert!(backend.status().expect("run: cargo xtask setup").success());
-    let _backend = Backend(std::fs::read_to_string(&pid_file).unwrap().trim().to_owned());
+    // It writes this file once it listens.
+    backend.arg("--pidfile").arg(&pid_file);
+    let mut backend = Backend(backend.spawn().expect("run: cargo xtask setup"));
+    while !pid_file.exists() {
+        assert!(backend.0.try_wait().unwrap().is_none(), "the storage daemon has ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let vm = Vm::new().module("virtio_blk").file_systems().vhost_user_blk(&socket, "num-queues=1");
     let vm = vm.script("set -e\ncheck_attribute vda size 131072\ncheck_file_system /dev/vda\n");
     let outcome = vm.boot().unwrap().finish().unwrap();
@@ -116,12 +132,13 @@ fn a_disk_of_another_process() {
 }
 
 /// A process that is ended when it is dropped.
-struct Backend(String);
+struct Backend(Child);
 
 impl Drop for Backend {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = Command::new("kill").arg(&self.0).status();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

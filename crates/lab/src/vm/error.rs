@@ -1,10 +1,12 @@
 //! What can go wrong with a guest.
 
+use std::error::Error as _;
+use std::fmt;
 use std::io;
 use std::path::Path;
 
 /// Why a guest did not come to its end.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// Something that setup brings, or that the test named, is not there.
     #[error("{what}; {remedy}")]
@@ -32,6 +34,17 @@ pub enum Error {
     },
 }
 
+/// As `Display`: tests unwrap it, and a console is to be read.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        match self.source() {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Error {
     /// For `map_err`: the reason for which `what` did not work.
     pub(super) fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
@@ -47,5 +60,18 @@ impl Error {
     /// A missing part of the laboratory.
     pub(super) fn no_lab(what: impl Into<String>) -> Self {
         Self::Missing { what: what.into(), remedy: "run: cargo xtask setup" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_console_of_a_guest_is_told_line_by_line() {
+        let error = Error::Guest { what: "ended".to_owned(), console: "one\ntwo".to_owned() };
+        assert_eq!(format!("{error:?}"), "the guest ended\none\ntwo");
+        let error = Error::host("cannot start it")(io::Error::other("none"));
+        assert_eq!(format!("{error:?}"), "cannot start it: none");
     }
 }

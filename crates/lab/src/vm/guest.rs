@@ -5,7 +5,7 @@ use super::places::{MACHINE, Places};
 use super::{Error, Vm};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -65,7 +65,9 @@ impl Guest {
         // Standard input is the socket of the port.
         command.args(["-chardev", "socket,id=port,fd=0", "-device", "virtio-serial-pci"]);
         command.args(["-device", "virtserialport,chardev=port,name=host"]);
-        command.arg("-serial").arg(format!("file:{}", console.display()));
+        // It appends: where the console is shown, that may be a file with more in it.
+        let file = format!("file,id=console,path={},append=on", console.display());
+        command.arg("-chardev").arg(file).args(["-serial", "chardev:console"]);
         command.arg("-kernel").arg(&places.kernel).arg("-initrd").arg(&root);
         let orphan_seconds = (limit + ORPHAN_GRACE).as_secs();
         let tty = MACHINE.console;
@@ -133,8 +135,10 @@ impl Guest {
     pub fn console(&self) -> String {
         let mut bytes = Vec::new();
         for name in ["emulator", "console"] {
-            if let Ok(file) = File::open(self.dir.path().join(name)) {
-                // What cannot be read is missing in a message.
+            if let Ok(mut file) = File::open(self.dir.path().join(name)) {
+                // The end of it: that says why. What cannot be read is missing in a message.
+                let len = file.metadata().map_or(0, |metadata| metadata.len());
+                let _ = file.seek(SeekFrom::Start(len.saturating_sub(MAX_CONSOLE_BYTES)));
                 let _ = file.take(MAX_CONSOLE_BYTES).read_to_end(&mut bytes);
             }
         }

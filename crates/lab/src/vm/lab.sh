@@ -47,9 +47,26 @@ check_file_system() {
     no_disk_errors
 }
 
-# The kernel has seen no disk fail. (Not "MP-BIOS bug: 8254 timer": what it says of an emulator whose host is busy.)
+# refuses COMMAND...: it fails, as it has to. (`! COMMAND` alone ends no script: `set -e` does not look at it.)
+refuses() {
+    if "$@"; then
+        echo "not refused: $*"
+        return 1
+    fi
+}
+
+# What the kernel says of a disk or a file system that fails, of a task that hangs, of too little memory and of itself.
+# What a disk does not support is no failure, nor is "MP-BIOS bug: 8254 timer": that is of an emulator whose host is busy.
+TROUBLE='(I/O|timeout|protection|(recoverable|critical)[a-z ]*) error|EXT4-fs.*(error|warning)|blocked for more than|Out of memory|kernel BUG|BUG:|WARNING:'
+
+# The kernel was in no trouble.
+no_trouble() {
+    if dmesg | grep -E "$TROUBLE"; then return 1; fi
+}
+
+# The kernel has seen no disk fail, and none that made it wait for too long.
 no_disk_errors() {
-    ! dmesg | grep -E 'I/O error|EXT4-fs error|timed out|hung task|BUG:|WARNING:'
+    if dmesg | grep -E "$TROUBLE|timed out"; then return 1; fi
 }
 
 # The device of this name, nbd0 for one, has this attribute: /sys/block/NAME/ATTRIBUTE.
