@@ -21,17 +21,10 @@ fn run(options: &str, script: &str) {
 
 fn run_in(vm: Vm, options: &str, script: &str) {
     let mut vm = vm.module("ublk_drv").module("nbd").module("ext4").limit(LIMIT);
-    for program in [
-        env!("CARGO_BIN_EXE_blockyard"),
-        "mkfs.ext4",
-        "mke2fs",
-        "e2fsck",
-        "fstrim",
-        "blkdiscard",
-        "blockdev",
-        "sfdisk",
-        "setpriv",
-    ] {
+    vm = vm.program(&common::static_blockyard());
+    for program in
+        ["mkfs.ext4", "mke2fs", "e2fsck", "fstrim", "blkdiscard", "blockdev", "sfdisk", "setpriv"]
+    {
         vm = vm.program(program);
     }
     let script = format!("VIA='{options}'\n{SHARED}\n{script}");

@@ -53,8 +53,8 @@ dd if=/dev/vda of=/dev/null bs=4k count=8
 /bin/blkdiscard -z /dev/vda
 cmp -n 1048576 /dev/vda /dev/zero
 dd if=/dev/vdb of=/dev/null bs=4k count=8
-! dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync
-! dmesg | grep -i 'i/o error.*vda'
+refuses dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync
+if dmesg | grep -E ' error, dev vda'; then exit 1; fi
 ";
 
 #[test]
@@ -138,7 +138,7 @@ for kill in 1 2 3 4; do host \"under load $kill\"; done
 touch /tmp/enough
 wait
 cat /tmp/rounds.*
-! test -e /tmp/failed
+refuses test -e /tmp/failed
 (cd /mnt && md5sum *.*) > /tmp/sums
 umount /mnt
 echo 3 > /proc/sys/vm/drop_caches
@@ -146,7 +146,7 @@ e2fsck -fn /dev/vda
 mount -t ext4 /dev/vda /mnt
 (cd /mnt && md5sum -c /tmp/sums)
 umount /mnt
-! dmesg | grep -iE 'i/o error|ext4-fs error|ext4-fs warning'
+no_trouble
 ";
 
 /// The disk lives at a slow server, which survives, so that requests are open whenever the back-end dies.

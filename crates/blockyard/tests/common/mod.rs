@@ -20,6 +20,13 @@ pub(crate) fn blockyard(runtime: &Path) -> Command {
     blockyard_at(Path::new(env!("CARGO_BIN_EXE_blockyard")), runtime)
 }
 
+/// The command for guests: without shared libraries, and small, as all that a guest takes along is in its memory.
+pub(crate) fn static_blockyard() -> String {
+    std::env::var("BLOCKYARD_STATIC").expect(
+        "BLOCKYARD_STATIC names no blockyard without shared libraries; run: cargo xtask test --part lab",
+    )
+}
+
 /// As [`blockyard`], by another build of it.
 fn blockyard_at(program: &Path, runtime: &Path) -> Command {
     let mut command = Command::new(program);

@@ -5,7 +5,9 @@ die() {
     echo "FAILED: $*"
     blockyard list || true
     cat /run/blockyard/attached/* || true
-    dmesg | tail -n 20
+    dmesg | grep -E "$TROUBLE" | head -n 5
+    dmesg | tail -n 12
+    echo "FAILED: $*"
     exit 1
 }
 
@@ -23,9 +25,9 @@ said() {
     grep -qF "$1" /tmp/said || { cat /tmp/said; die "it did not say: $1"; }
 }
 
-# until_true COMMAND...: waits for it, half a minute at most.
+# until_true COMMAND...: waits for it, some minutes at most on a host that is busy.
 until_true() {
-    tries=300
+    tries=1200
     until "$@"; do
         tries=$((tries - 1))
         [ $tries -gt 0 ] || die "never: $*"

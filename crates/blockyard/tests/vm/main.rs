@@ -17,13 +17,6 @@ fn nbd_guest() -> Vm {
     Vm::new().module("nbd").program("nbd-client").file_systems()
 }
 
-/// The command without shared libraries.
-fn static_blockyard() -> String {
-    std::env::var("BLOCKYARD_STATIC").expect(
-        "BLOCKYARD_STATIC names no blockyard without shared libraries; run: cargo xtask test --part lab",
-    )
-}
-
 /// `blockyard serve ARGS` on a loopback port of the kernel's choice, and that port.
 fn serve_tcp(dir: TempDir, port: u16, args: &[&str]) -> (Daemon, u16) {
     let mut command: Command = common::blockyard(&dir.path().join("run"));

@@ -24,4 +24,4 @@ for VIA in "--via ublk" "--via nbd"; do
     umount /mnt
     detach "$D"
 done
-if dmesg | grep -E 'I/O error|EXT4-fs.*error|hung task|Out of memory'; then die "the kernel was in trouble"; fi
+no_trouble || die "the kernel was in trouble"

@@ -39,4 +39,4 @@ for VIA in "--via ublk --threads 4" "--via nbd --connections 4 --threads 4 --tim
     umount /mnt
     detach "$D"
 done
-if dmesg | grep -E 'I/O error|EXT4-fs.*error'; then die "the kernel saw an error"; fi
+no_trouble || die "the kernel saw an error"

@@ -42,7 +42,7 @@ survive() {
     wait $loader || die "the load saw an error"
     verify
     umount /mnt
-    if dmesg | grep -E 'I/O error|EXT4-fs.*error'; then die "the kernel saw an error"; fi
+    no_trouble || die "the kernel saw an error"
 }
 
 disk /tmp/disk.img 64M

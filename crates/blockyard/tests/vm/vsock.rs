@@ -1,6 +1,7 @@
 //! NBD over vsock, server and client in one guest by the kernel's loopback transport.
 
-use crate::{nbd_guest, static_blockyard, succeed};
+use crate::common::static_blockyard;
+use crate::{nbd_guest, succeed};
 
 #[test]
 fn a_disk_is_served_used_and_carried_on_over_vsock() {
