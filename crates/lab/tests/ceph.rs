@@ -1,8 +1,11 @@
 //! Clusters come up beside each other, survive what tests do to them, and leave nothing behind.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which fail by panicking")]
 
-use blockyard_lab::ceph::{Auth, Cluster, Mode, Options};
+use blockyard_lab::ceph::{Auth, Cluster, Mode, Options, POLL_LIMIT};
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 use std::{fs, thread};
 
 fn put_and_get(cluster: &Cluster, text: &str) {
@@ -58,4 +61,29 @@ fn a_panic_ends_the_daemons_and_takes_their_files() {
         let words = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
         assert!(!still_there(&String::from_utf8_lossy(&words)));
     }
+}
+
+/// No waiting brings back a daemon that has ended: what it said is told at once.
+#[test]
+fn a_daemon_that_ends_by_itself_says_why() {
+    let programs = tempfile::tempdir().unwrap();
+    let system = Options::default().programs.unwrap_or_else(|| "/usr/bin".into());
+    for name in ["ceph", "ceph-authtool", "monmaptool", "ceph-mon", "ceph-mgr"] {
+        symlink(system.join(name), programs.path().join(name)).unwrap();
+    }
+    let osd = programs.path().join("ceph-osd");
+    let real = system.join("ceph-osd");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *--mkfs*) exec {} \"$@\";; esac\necho first\necho no luck today >&2\nexit 3\n",
+        real.display()
+    );
+    fs::write(&osd, script).unwrap();
+    fs::set_permissions(&osd, Permissions::from_mode(0o755)).unwrap();
+    let programs = Some(programs.path().to_owned());
+    let begun = Instant::now();
+    let options = Options { osds: 1, replicas: 1, programs, ..Options::default() };
+    let error = format!("{:#}", Cluster::start(&options).unwrap_err());
+    assert!(error.contains("osd.0 ended by itself: exit status: 3"), "{error}");
+    assert!(error.contains("first\nno luck today"), "{error}");
+    assert!(begun.elapsed() < POLL_LIMIT, "it was waited for");
 }

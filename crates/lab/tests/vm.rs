@@ -1,6 +1,7 @@
 //! The virtual machine itself: a guest boots, talks, ends, and leaves nothing behind.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use blockyard_lab::ceph::eventually;
 use blockyard_lab::vm::Vm;
 use std::fs::File;
 use std::path::Path;
@@ -121,10 +122,11 @@ fn a_disk_of_another_process() {
     // It writes this file once it listens.
     backend.arg("--pidfile").arg(&pid_file);
     let mut backend = Backend(backend.spawn().expect("run: cargo xtask setup"));
-    while !pid_file.exists() {
-        assert!(backend.0.try_wait().unwrap().is_none(), "the storage daemon has ended");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually("the file of the storage daemon", || {
+        assert!(backend.0.try_wait()?.is_none(), "the storage daemon has ended");
+        Ok(pid_file.exists().then_some(()))
+    })
+    .unwrap();
     let vm = Vm::new().module("virtio_blk").file_systems().vhost_user_blk(&socket, "num-queues=1");
     let vm = vm.script("set -e\ncheck_attribute vda size 131072\ncheck_file_system /dev/vda\n");
     let outcome = vm.boot().unwrap().finish().unwrap();

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 
@@ -25,6 +25,8 @@ const MANAGER: &str = "mgr.x";
 const CLEAN: &str = "active+clean";
 /// How long a command of Ceph's looks for a monitor, in seconds.
 const CONNECT_SECONDS: &str = "60";
+/// Lines of a daemon's that an error has.
+const LAST_LINES: usize = 20;
 /// How long a command may take before it is ended, in seconds.
 const COMMAND_SECONDS: &str = "120";
 /// The same of a command that is tried again: one whose daemon went while it waited for an answer may never get one.
@@ -119,19 +121,26 @@ impl Cluster {
             making.push(make.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
             commands += &format!("osd new {uuid} {id}\n");
         }
-        let mut ceph =
-            self.ceph_command(&[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let entered = self.enter_osds(&commands);
+        // Whatever came of that: nobody writes into the directory any more when it is removed.
+        let made: Vec<_> =
+            making.into_iter().map(Child::wait_with_output).collect::<std::io::Result<_>>()?;
+        entered?;
+        match made.iter().find(|made| !made.status.success()) {
+            Some(failed) => bail!("`ceph-osd --mkfs` failed: {}", said(failed)),
+            None => Ok(()),
+        }
+    }
+
+    fn enter_osds(&self, commands: &str) -> Result<()> {
+        let mut ceph = Self::bounded(COMMAND_SECONDS, &self.ceph_command(&[]));
+        ceph.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut ceph = ceph.spawn().context("cannot start ceph")?;
         ceph.stdin.take().context("a pipe to ceph")?.write_all(commands.as_bytes())?;
         let entered = ceph.wait_with_output()?;
         if !entered.status.success() {
             self.check()?;
-            bail!("`ceph osd new` failed: {}", said(&entered));
-        }
-        for child in making {
-            let made = child.wait_with_output()?;
-            if !made.status.success() {
-                bail!("`ceph-osd --mkfs` failed: {}", said(&made));
-            }
+            bail!("`ceph osd new` failed: {}\n{}", entered.status, said(&entered));
         }
         Ok(())
     }
@@ -180,7 +189,8 @@ impl Cluster {
         Self::run_within(COMMAND_SECONDS, command)
     }
 
-    fn run_within(seconds: &str, command: &Command) -> Result<String> {
+    /// The same command, which is ended after so many seconds.
+    fn bounded(seconds: &str, command: &Command) -> Command {
         let mut bounded = Command::new("timeout");
         bounded
             .args(["--kill-after=5", seconds])
@@ -192,7 +202,12 @@ impl Cluster {
                 None => bounded.env_remove(name),
             };
         }
-        let command = bounded.stdin(Stdio::null());
+        bounded.stdin(Stdio::null());
+        bounded
+    }
+
+    fn run_within(seconds: &str, command: &Command) -> Result<String> {
+        let mut command = Self::bounded(seconds, command);
         let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
         if !output.status.success() {
             bail!("{command:?} failed: {}\n{}", output.status, said(&output));
@@ -306,13 +321,18 @@ impl Cluster {
     /// As said.
     pub fn check(&self) -> Result<()> {
         for (name, daemon) in self.daemons().iter_mut() {
-            daemon.check().with_context(|| {
-                let path = self.dir().join("log").join(format!("{name}.out"));
-                let text = fs::read_to_string(path).unwrap_or_default();
-                format!("{name} printed: {}", text.lines().last().unwrap_or_default())
-            })?;
+            daemon.check().with_context(|| format!("{name} said:\n{}", self.last_words(name)))?;
         }
         Ok(())
+    }
+
+    /// The last lines that a daemon has printed.
+    fn last_words(&self, name: &str) -> String {
+        let path = self.dir().join("log").join(format!("{name}.out"));
+        let text = fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
     /// Waits until so many OSDs are up.

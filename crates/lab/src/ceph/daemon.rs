@@ -1,7 +1,7 @@
 //! One daemon.
 
 use super::{keeper, wait};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::path::Path;
@@ -56,9 +56,17 @@ impl Daemon {
         let ended: Option<ExitStatus> = self.child.try_wait()?;
         match ended {
             None => Ok(()),
-            Some(status) => bail!("{} ended by itself: {status}", self.name),
+            Some(status) => Err(Ended { name: self.name.clone(), status }.into()),
         }
     }
+}
+
+/// A daemon has ended that nobody told to: no waiting brings it back.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} ended by itself: {status}")]
+pub(super) struct Ended {
+    name: String,
+    status: ExitStatus,
 }
 
 impl Drop for Daemon {

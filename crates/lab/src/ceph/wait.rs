@@ -1,5 +1,6 @@
 //! Waiting for what nobody tells of.
 
+use super::daemon::Ended;
 use anyhow::{Result, anyhow};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,11 +10,11 @@ pub const POLL_LIMIT: Duration = Duration::from_secs(120);
 /// How often is looked.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Looks until `look` finds something, at most [`POLL_LIMIT`]. That `look` fails is no end: a daemon that has just been
-/// started may answer next time.
+/// Looks until `look` finds something, at most [`POLL_LIMIT`]. That `look` fails is no end, unless a daemon has ended: one that
+/// has just been started may answer next time.
 ///
 /// # Errors
-/// The time is over: `what` says what did not come, and `look` why, if it failed last.
+/// The time is over, or a daemon has ended: `what` says what did not come, and `look` why, if it failed last.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + POLL_LIMIT;
     loop {
@@ -22,8 +23,12 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) ->
             Ok(None) => None,
             Err(error) => Some(error),
         };
-        if Instant::now() > deadline {
-            let late = format!("{what} did not come within {POLL_LIMIT:?}");
+        let is_final = problem.as_ref().is_some_and(|error| error.is::<Ended>());
+        if is_final || Instant::now() > deadline {
+            let late = match is_final {
+                true => format!("{what} will not come"),
+                false => format!("{what} did not come within {POLL_LIMIT:?}"),
+            };
             return Err(match problem {
                 Some(error) => error.context(late),
                 None => anyhow!(late),
