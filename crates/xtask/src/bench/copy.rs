@@ -39,7 +39,7 @@ pub(super) fn cases(_: &Context) -> Vec<Case> {
                 command
             }),
             contender(QEMU_IMG, |context, from, to| {
-                let mut command = context.command("qemu-img");
+                let mut command = context.qemu("qemu-img");
                 command.args(["convert", "-n", "-S", "0", "-W", "-m", "16"]);
                 command.args(["-f", "raw", "-O", "raw", from, to]);
                 command
@@ -58,6 +58,6 @@ fn measure(context: &Context, copier: Copier) -> Result<Sample> {
     capture(&mut copier(context, &from.uri, &to.uri))?;
     let rate = DISK_MIB / begun.elapsed().as_secs_f64();
     let same = ["compare", "-f", "raw", "-F", "raw", &from.uri, &to.uri];
-    capture(context.command("qemu-img").args(same))?;
+    capture(context.qemu("qemu-img").args(same))?;
     Ok(vec![(RATE, rate)])
 }

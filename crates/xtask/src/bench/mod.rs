@@ -25,10 +25,11 @@ mod vhost_user_blk;
 
 use crate::cli::BenchOptions;
 use crate::paths;
-use crate::run::cargo;
+use crate::run::{capture, cargo};
 use crate::setup::Tools;
 use anyhow::{Context as _, Result, bail};
 use measure::{Case, Measured};
+use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -123,6 +124,25 @@ impl Context {
         command
     }
 
+    /// A program of the newest QEMU that setup has brought.
+    fn qemu(&self, program: &str) -> Command {
+        self.command(self.tools.qemu_modern().join(program))
+    }
+
+    /// What is measured, for whoever reads the results later: the versions of the peers that are here, and our program, if
+    /// it is not of this tree.
+    fn versions(&self) -> Value {
+        let peers = ["nbdkit", "nbdcopy", "fio"].map(|name| (name, self.command(name)));
+        let qemu = ["qemu-storage-daemon", "qemu-nbd"].map(|name| (name, self.qemu(name)));
+        let versions = peers.into_iter().chain(qemu).filter_map(|(name, mut command)| {
+            let said = capture(command.arg("--version")).ok()?;
+            Some((name.to_owned(), said.lines().next()?.into()))
+        });
+        let ours =
+            std::env::var("BLOCKYARD_BIN").ok().map(|bin| ("BLOCKYARD_BIN".to_owned(), bin.into()));
+        Value::Object(versions.chain(ours).collect())
+    }
+
     /// Our own command, built for release, or the one that `BLOCKYARD_BIN` names.
     fn blockyard(&self) -> Command {
         let program = std::env::var_os("BLOCKYARD_BIN").map(PathBuf::from);
@@ -149,6 +169,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
         seconds: options.seconds,
         all_peers: options.all_peers,
     };
+    let versions = context.versions();
     for bench in chosen {
         for (package, program) in bench.programs {
             build(package, program)?;
@@ -160,7 +181,8 @@ pub fn run(options: &BenchOptions) -> Result<()> {
         for case in cases.iter().filter(|case| is_chosen(case)) {
             let measured = measure(case, &context, options.rounds)
                 .with_context(|| format!("the benchmark {}, case {}", bench.name, case.name))?;
-            let record = report::record(bench.name, case, &measured, options);
+            let mut record = report::record(bench.name, case, &measured, options);
+            record["versions"] = versions.clone();
             report::append(bench.name, &record)?;
             if options.json {
                 println!("{record}");

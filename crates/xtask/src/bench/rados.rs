@@ -199,7 +199,9 @@ impl Yard {
 
     fn rados_bench(&self, context: &Context, load: Load) -> Result<Sample> {
         let mut command = self.lab.tool("rados");
-        command.args(["-p", POOL, "bench", &context.seconds.to_string(), "rand"]);
+        // Ours looks at no data either.
+        let seconds = context.seconds.to_string();
+        command.args(["-p", POOL, "bench", &seconds, "rand", "--no-verify"]);
         command.args(["-t", &load.depth.to_string(), "--run-name", load.block.name]);
         let (said, usage) = watch(&mut command)?;
         let ops = labelled(&said, "Total reads made:");

@@ -69,7 +69,7 @@ pub(super) fn qemu_nbd(context: &Context) -> Result<Served> {
     let dir = memory_dir()?;
     let image = image(&dir)?;
     start(dir, |socket| {
-        let mut command = context.command("qemu-nbd");
+        let mut command = context.qemu("qemu-nbd");
         command
             .args(["--persistent", "--format", "raw", "--shared", "8", "--socket"])
             .arg(socket)

@@ -6,8 +6,8 @@ use std::process::Command;
 
 /// Each component of the toolchain with the cargo command that it brings.
 const COMPONENTS: &[(&str, &str)] = &[("rustfmt", "fmt"), ("clippy", "clippy")];
-/// Each package of crates.io with the cargo command that it brings.
-const PROGRAMS: &[(&str, &str)] = &[("cargo-fuzz", "fuzz")];
+/// Each package of crates.io with its version, and the cargo command that it brings.
+const PROGRAMS: &[(&str, &str, &str)] = &[("cargo-fuzz", "0.13.2", "fuzz")];
 
 /// Installs what is missing.
 pub(super) fn ensure() -> Result<()> {
@@ -18,11 +18,11 @@ pub(super) fn ensure() -> Result<()> {
             )?;
         }
     }
-    for (program, command) in PROGRAMS {
+    for (program, version, command) in PROGRAMS {
         if !succeeds(&mut cargo([command, "--version"])) {
-            run(&mut cargo(["install", "--locked", program])).with_context(|| {
-                format!("`cargo {command}` is missing; run: cargo install {program}")
-            })?;
+            run(&mut cargo(["install", "--locked", "--version", version, program])).with_context(
+                || format!("`cargo {command}` is missing; run: cargo install {program}"),
+            )?;
         }
     }
     Ok(())

@@ -37,6 +37,12 @@ impl Tools {
             .env("BLOCKYARD_LAB", &self.lab)
     }
 
+    /// The directory of the newest QEMU's programs.
+    #[must_use]
+    pub fn qemu_modern(&self) -> &Path {
+        &self.qemu_modern
+    }
+
     /// The directory of the kernel and the emulator.
     #[must_use]
     pub fn lab(&self) -> &Path {

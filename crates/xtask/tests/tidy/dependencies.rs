@@ -42,6 +42,8 @@ const PROTOCOLS: &[&str] = &[
 /// The one folder of a protocol's crate that drives the rest with sockets and time.
 const SHELLS: &[&str] = &["crates/rados/src/net/"];
 const OUTSIDE_WORLD: &[&str] = &[
+    // Each by itself, so that what follows is seen.
+    "use std::{",
     "std::net",
     "std::os::unix::net",
     "std::fs",

@@ -58,7 +58,7 @@ fn split_tests(text: &str) -> (Numbered<'_>, Numbered<'_>) {
 }
 
 fn is_test_file(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str() == "tests")
+    path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests")
 }
 
 #[test]
