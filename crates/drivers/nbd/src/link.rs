@@ -7,9 +7,7 @@ use blockyard_blkmq::{Op, Status};
 use blockyard_buf::{Pool, Segment, Segments, total_len};
 use blockyard_nbd::Error;
 use blockyard_nbd::client::{Chunk, Expected, Parsed, ReplyParser};
-use blockyard_nbd::wire::{
-    AllocationFlags, Command, CommandFlags, ErrorCode, Request, RequestHead,
-};
+use blockyard_nbd::wire::{AllocationFlags, CommandFlags, ErrorCode, RequestHead};
 
 use crate::commands::{self, Dialect};
 use crate::extents::Extents;
@@ -19,7 +17,7 @@ use crate::job::{Ask, Job};
 use crate::outbox::{Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
 use crate::span::Span;
-use crate::unflushed::Window;
+use crate::unflushed::Epoch;
 
 /// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used
 /// again.
@@ -51,7 +49,8 @@ pub(crate) struct Done<J> {
     pub(crate) changed: Option<Span>,
     /// What it changed outlives a loss of the server's cache.
     pub(crate) durable: bool,
-    pub(crate) window: Option<Window>,
+    /// Of a flush: the epoch that it ended.
+    pub(crate) epoch: Epoch,
 }
 
 impl<J> Done<J> {
@@ -93,7 +92,7 @@ impl<J: Job> Link<J> {
         job: J,
         ask: &Ask,
         past: Past,
-        window: Option<Window>,
+        epoch: Epoch,
         now: Duration,
     ) -> Result<(), Refused<J>> {
         let cookie = self.slots.next_cookie();
@@ -107,18 +106,18 @@ impl<J: Job> Link<J> {
         let held = Held::new(job, ask, past);
         self.outbox.push(cookie, head, total_len(held.payload()));
         let (held, changes) = (Some(held), ask.changes());
-        self.slots.insert(Entry { expected, held, changes, window, since: now });
+        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
         Ok(())
     }
 
     /// Puts a flush in line that nobody has asked for. Says under which cookie it is answered.
-    pub(crate) fn flush(&mut self, now: Duration) -> Option<u64> {
+    pub(crate) fn flush(&mut self, epoch: Epoch, now: Duration) -> Option<u64> {
         let cookie = self.slots.next_cookie();
         let (expected, head) = self.message(&Ask::FLUSH, cookie).ok()?;
         self.heard = if self.slots.is_empty() { now } else { self.heard };
         self.outbox.push(cookie, head, 0);
-        let (held, changes, window) = (None, None, None);
-        self.slots.insert(Entry { expected, held, changes, window, since: now });
+        let (held, changes) = (None, None);
+        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
         Some(cookie)
     }
 
@@ -185,12 +184,12 @@ impl<J: Job> Link<J> {
         self.inbox.discard();
     }
 
-    /// Says goodbye, which nothing may follow. Only between messages, where this always is.
+    /// Says goodbye, which nothing may follow, behind what was begun.
     pub(crate) fn say_goodbye(&mut self) {
-        let flags = CommandFlags::empty();
-        let request = Request { command: Command::Disc, flags, cookie: 0, offset: 0, length: 0 };
-        if let Ok(head) = request.encode(self.dialect.style) {
-            self.outbox.push(request.cookie, head, 0);
+        if self.outbox.is_whole()
+            && let Some(head) = commands::goodbye(self.dialect.style)
+        {
+            self.outbox.push(0, head, 0);
         }
     }
 
@@ -287,7 +286,7 @@ impl<J: Job> Link<J> {
     }
 
     fn finish(&mut self, cookie: u64, done: &mut Vec<Done<J>>) {
-        let Some(Entry { expected, held, changes, window, .. }) = self.slots.remove(cookie) else {
+        let Some(Entry { expected, held, changes, epoch, .. }) = self.slots.remove(cookie) else {
             return;
         };
         let result = expected.result();
@@ -302,7 +301,7 @@ impl<J: Job> Link<J> {
             result,
             changed: changes,
             durable: request.flags.contains(CommandFlags::FUA),
-            window,
+            epoch,
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);
