@@ -465,6 +465,9 @@ impl<J: Job, S> Queue<J, S> {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// Whether an error tells that something may be lost which was acknowledged before: a server that syncs for this
 /// request is told only once of what went wrong in between.
 fn spoils_flushes<J>(done: &Done<J>, error: ErrorCode) -> bool {
@@ -544,7 +547,7 @@ impl<J: Job, S> Conn<J, S> {
 
     /// Puts one in line if somebody's flush waits for it; says whether it did. Nothing goes beside who is alone.
     fn flush_if_asked(&mut self, common: &Common<J>, now: Duration) -> bool {
-        let may = self.own_flush == OwnFlush::None && !(self.alone && !self.link.slots.is_empty());
+        let may = self.own_flush == OwnFlush::None && (!self.alone || self.link.slots.is_empty());
         let asked = may && common.is_asked(self.id);
         if asked {
             self.flush(common, now);
