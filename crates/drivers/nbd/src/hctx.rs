@@ -143,6 +143,10 @@ impl Hctx {
         }
         let todo = self.queue.read(id, now, &mut self.ended);
         self.act(id, todo);
+        // What was answered in part is asked for further.
+        if self.queue.conn(id).is_some_and(|conn| conn.link.has_unsent() && !conn.blocked) {
+            self.send_on(id);
+        }
         if self.queue.take_released() {
             self.inner.kick_all();
         }
