@@ -3,7 +3,8 @@
 use blockyard_blkmq::{Flags, Op, Status};
 use blockyard_nbd::client::{Expected, Negotiated};
 use blockyard_nbd::wire::{
-    BASE_ALLOCATION, Command, CommandFlags, ErrorCode, HeaderStyle, Request, TransmissionFlags,
+    BASE_ALLOCATION, Command, CommandFlags, ErrorCode, HeaderStyle, Request, RequestHead,
+    TransmissionFlags,
 };
 
 use crate::job::Ask;
@@ -91,6 +92,12 @@ impl Dialect {
         }
         Ok(flags)
     }
+}
+
+/// The message that says goodbye, to which there is no answer.
+pub(crate) fn goodbye(style: HeaderStyle) -> Option<RequestHead> {
+    let (command, flags) = (Command::Disc, CommandFlags::empty());
+    Request { command, flags, cookie: 0, offset: 0, length: 0 }.encode(style).ok()
 }
 
 /// What a command does to the block layer.

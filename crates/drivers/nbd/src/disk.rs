@@ -1,6 +1,6 @@
 //! The disk as its owner sees it: connect, reconfigure, disconnect.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind};
 use crate::export::Export;
 use crate::job::Within;
 use crate::queue::Policy;
-use crate::recovery::Common;
+use crate::recovery::{Common, Made};
 use crate::unflushed::Unflushed;
 
 /// Bytes of free buffers that a hardware queue keeps.
@@ -40,6 +40,12 @@ pub(crate) struct Inner {
     /// Bytes of the largest export that any connection was made to.
     largest: AtomicU64,
     target: Mutex<Arc<Target>>,
+    /// One move at a time.
+    moves: Mutex<()>,
+    /// Not all connections to the former server are out of use.
+    moving: AtomicBool,
+    /// How many connections are being made.
+    making: AtomicUsize,
     export: watch::Sender<Export>,
     /// Told when requests end while the disk is being disconnected.
     pub(crate) drained: Notify,
@@ -51,8 +57,8 @@ pub(crate) struct QueueSlot {
     pub(crate) runtime: Handle,
     /// Wakes the task that keeps it connected.
     pub(crate) kick: Notify,
-    /// A connection that is ready for it, and to what.
-    pub(crate) opened: Mutex<Option<(Arc<Target>, Opened)>>,
+    /// A connection that is ready for it.
+    pub(crate) parked: Mutex<Option<Parked>>,
     /// For which size its connection was last made anew.
     renewed_for: AtomicU64,
     /// The block layer has taken it down.
@@ -61,7 +67,45 @@ pub(crate) struct QueueSlot {
     pool: Pool,
 }
 
+/// A connection that waits to be put in use.
+pub(crate) struct Parked {
+    pub(crate) target: Arc<Target>,
+    pub(crate) opened: Opened,
+    pub(crate) made: Made,
+}
+
+/// A connection that is being made or left, and no queue knows of yet: the end of the disk waits for it.
+pub(crate) struct Making(Arc<Inner>);
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.making.fetch_sub(1, Ordering::AcqRel);
+        self.0.drained.notify_waiters();
+    }
+}
+
 impl Inner {
+    /// A connection is about to be made.
+    pub(crate) fn making(self: &Arc<Self>) -> Making {
+        self.making.fetch_add(1, Ordering::AcqRel);
+        Making(Arc::clone(self))
+    }
+
+    /// Says goodbye on the connection that waits for a queue.
+    pub(crate) async fn leave_parked(&self, index: usize) {
+        let parked = self.queues.get(index).and_then(|slot| slot.parked.lock().take());
+        if let Some(parked) = parked {
+            parked.opened.leave().await;
+        }
+    }
+
+    /// Whether another connection is of use: the disk lives, or has requests from when it did; and it does not move just
+    /// now. Connections to two servers are never in use at a time, as a flush of one does not cover the other.
+    pub(crate) fn may_attach(&self) -> bool {
+        let has_ended = self.common.is_closed() && self.common.waiting() == 0;
+        !has_ended && !self.moving.load(Ordering::Acquire)
+    }
+
     /// The time since the disk was made.
     pub(crate) fn now(&self) -> Duration {
         self.start.elapsed()
@@ -99,18 +143,19 @@ impl Inner {
     }
 
     /// Checks that a connection that was made anew is to the same disk, and notes what is new.
-    pub(crate) fn check(&self, opened: &Opened) -> Result<(), Error> {
+    pub(crate) fn check(&self, target: &Target, opened: &Opened) -> Result<(), Error> {
         let found = Export::new(&opened.negotiated, self.read_only);
         self.export.borrow().accepts(&found).map_err(|err| {
-            let what = format!("{} cannot stand for the disk that was attached", self.uri());
+            let what = format!("{} cannot stand for the disk that was attached", target.uri);
             Error::new(err.kind(), what).caused_by(err)
         })?;
         self.largest.fetch_max(found.size, Ordering::AcqRel);
         if !found.multi_conn && self.queues.len() > 1 && !self.single.swap(true, Ordering::AcqRel) {
             tracing::warn!(
-                server = %self.uri(),
+                server = %target.uri,
                 "the server says no more that its flushes cover several connections: one is used from now on"
             );
+            self.common.covers_one();
             self.kick_all();
         }
         Ok(())
@@ -155,6 +200,24 @@ impl Inner {
             }
             has_grown
         });
+    }
+
+    /// Makes another server the disk's, the connections to which are left. Gives those that nobody will use any more.
+    fn move_to(&self, parked: Parked) -> Vec<Parked> {
+        let _one_at_a_time = self.moves.lock();
+        self.moving.store(true, Ordering::Release);
+        *self.target.lock() = Arc::clone(&parked.target);
+        for handle in self.handles() {
+            handle.with(crate::hctx::Hctx::replace);
+        }
+        self.moving.store(false, Ordering::Release);
+        let mut unused: Vec<_> =
+            self.queues.iter().filter_map(|queue| queue.parked.lock().take()).collect();
+        match self.queues.first() {
+            Some(first) => *first.parked.lock() = Some(parked),
+            None => unused.push(parked),
+        }
+        unused
     }
 
     pub(crate) fn handles(&self) -> impl Iterator<Item = &HctxHandle<Nbd>> {
@@ -236,18 +299,22 @@ impl Nbd {
         let slot = |(index, opened): (usize, Opened)| QueueSlot {
             runtime: queue_threads[index % queue_threads.len()].clone(),
             kick: Notify::new(),
-            opened: Mutex::new(Some((Arc::clone(&target), opened))),
+            parked: Mutex::new(Some(Parked {
+                target: Arc::clone(&target),
+                opened,
+                made: Made::AtTheStart,
+            })),
             renewed_for: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             handle: OnceLock::new(),
             pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
         };
         let has_cache = export.limits.features.contains(Features::WRITE_CACHE);
-        let tracks = has_cache && !export.read_only && !config.trust_server;
-        let unflushed = tracks.then(|| Unflushed::new(export.size, opened.len()));
+        let tracks = has_cache && !export.read_only;
+        let unflushed = tracks.then(|| Unflushed::new(export.size));
         let largest = AtomicU64::new(export.size);
         let inner = Inner {
-            common: Arc::new(Common::new(unflushed)),
+            common: Arc::new(Common::new(unflushed, config.trust_server)),
             policy: config.policy(),
             backoff: config.backoff,
             queues: opened.into_iter().enumerate().map(slot).collect(),
@@ -256,6 +323,9 @@ impl Nbd {
             reach: AtomicU64::new(export.bytes()),
             largest,
             target: Mutex::new(Arc::clone(&target)),
+            moves: Mutex::new(()),
+            moving: AtomicBool::new(false),
+            making: AtomicUsize::new(0),
             export: watch::Sender::new(export.clone()),
             drained: Notify::new(),
             start: Instant::now(),
@@ -294,19 +364,27 @@ impl Nbd {
         }
         let target = Arc::new(self.inner.target().to(uri)?);
         let opened = target.open().await?;
-        if let Err(err) = self.inner.check(&opened) {
+        if let Err(err) = self.inner.check(&target, &opened) {
             opened.leave().await;
             return Err(err);
         }
-        *self.inner.target.lock() = Arc::clone(&target);
-        if let Some(first) = self.inner.queues.first() {
-            *first.opened.lock() = Some((target, opened));
-        }
-        for handle in self.inner.handles() {
-            handle.with(crate::hctx::Hctx::replace);
-        }
+        let parked = Parked { target, opened, made: Made::Later };
+        let unused = self.inner.move_to(parked);
         self.inner.kick_all();
+        for parked in unused {
+            parked.opened.leave().await;
+        }
+        if self.inner.common.is_closed() {
+            self.leave_unused().await;
+        }
         Ok(())
+    }
+
+    /// Says goodbye on connections that no queue has put in use.
+    async fn leave_unused(&self) {
+        for index in 0..self.inner.queues.len() {
+            self.inner.leave_parked(index).await;
+        }
     }
 
     /// Another process has served this disk before, and has died: the server may still carry out what it has sent, which
@@ -322,6 +400,7 @@ impl Nbd {
     /// goodbye.
     pub async fn disconnect(&self) {
         self.inner.common.close();
+        self.inner.kick_all();
         let drain = async {
             loop {
                 let drained = self.inner.drained.notified();
@@ -339,7 +418,20 @@ impl Nbd {
         for handle in self.inner.handles() {
             handle.with(|hctx| hctx.disconnect(Status::Offline));
         }
+        self.leave_unused().await;
         self.inner.kick_all();
+        let made = async {
+            loop {
+                let drained = self.inner.drained.notified();
+                if self.inner.making.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                drained.await;
+            }
+        };
+        if tokio::time::timeout(self.inner.policy.timeout, made).await.is_err() {
+            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while a connection was being made");
+        }
     }
 
     /// Fails all that is left, whether it waits or is out, as the kernel's `NBD_CLEAR_QUE`.

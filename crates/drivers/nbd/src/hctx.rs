@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{Request, Status};
+use blockyard_nbd::uri::Uri;
 use blockyard_sys::net::IoVecs;
 
 use crate::commands::Dialect;
@@ -15,6 +16,7 @@ use crate::fence::LinkId;
 use crate::job::Within;
 use crate::link::Link;
 use crate::queue::{Ended, Loss, Queue, Todo};
+use crate::recovery::Made;
 use crate::socket::{Channel, abort};
 
 /// A hardware queue of an NBD disk.
@@ -48,16 +50,16 @@ pub(crate) struct Dry {
 
 impl Hctx {
     pub(crate) fn new(inner: Arc<Inner>, index: usize, depth: usize) -> Self {
-        let queue = Queue::new(Arc::clone(&inner.common), inner.policy, index, depth);
+        let queue = Queue::new(Arc::clone(&inner.common), inner.policy, depth);
         let (ended, vecs) = (Vec::new(), IoVecs::new());
         Self { queue, ended, vecs, index, inner }
     }
 
     /// Puts a connection in use.
-    pub(crate) fn attach(&mut self, dialect: Dialect, channel: Channel) -> LinkId {
+    pub(crate) fn attach(&mut self, dialect: Dialect, channel: Channel, made: Made) -> LinkId {
         let pool = self.inner.pool(self.index).clone();
         let link = Link::new(dialect, pool, channel.tls.is_none());
-        let id = self.queue.attach(link, channel);
+        let id = self.queue.attach(link, channel, made);
         self.adopt();
         self.inner.kick_all();
         id
@@ -114,6 +116,9 @@ impl Hctx {
             self.send();
             self.end();
         }
+        if self.queue.take_released() {
+            self.inner.kick_all();
+        }
     }
 
     /// Receives from a connection, and ends the requests whose replies came.
@@ -138,10 +143,18 @@ impl Hctx {
         }
         let todo = self.queue.read(id, now, &mut self.ended);
         self.act(id, todo);
+        // What was answered in part is asked for further.
+        if self.queue.conn(id).is_some_and(|conn| conn.link.has_unsent() && !conn.blocked) {
+            self.send_on(id);
+        }
         if self.queue.take_released() {
             self.inner.kick_all();
         }
         self.end();
+        if self.inner.common.waiting() > 0 {
+            // There may be room now.
+            self.adopt();
+        }
         Turn::More
     }
 
@@ -164,28 +177,44 @@ impl Hctx {
     pub(crate) fn lose(&mut self, id: LinkId, loss: Loss, reason: &str) {
         let was_live = self.queue.live().is_some_and(|conn| conn.id == id);
         let in_flight = self.queue.conn(id).map_or(0, |conn| conn.link.slots.len());
-        let todo = self.queue.lose(id, loss, self.inner.now());
         if was_live && loss != Loss::Replaced && !self.inner.common.is_closed() {
-            let (server, queue) = (self.inner.uri(), self.index);
+            let (server, queue) = (self.server_of(id), self.index);
             tracing::warn!(%server, queue, in_flight, reason, "NBD connection lost");
         }
+        let todo = self.queue.lose(id, loss, self.inner.now());
         self.act(id, todo);
         self.inner.kick_all();
     }
 
+    /// The server of a connection, which the disk may have left.
+    fn server_of(&mut self, id: LinkId) -> Uri {
+        let channel = self.queue.conn(id).and_then(|conn| conn.io.as_ref());
+        channel.map_or_else(|| self.inner.uri(), |channel| channel.target.uri.clone())
+    }
+
     fn act(&mut self, id: LinkId, todo: Todo) {
+        let server = match &todo {
+            Todo::Nothing => return,
+            Todo::Send => None,
+            _ => Some(self.server_of(id)),
+        };
         match todo {
             Todo::Nothing => return,
-            Todo::Lied(err) => {
-                let (server, queue) = (self.inner.uri(), self.index);
-                tracing::warn!(%server, queue, error = %err, "NBD connection dropped: the server broke the protocol");
+            Todo::Lied { error, is_over } => {
+                if let Some(server) = &server {
+                    let queue = self.index;
+                    tracing::warn!(%server, queue, %error, "NBD connection dropped: the server broke the protocol");
+                }
+                if is_over {
+                    self.close(id);
+                }
             }
             Todo::Send => self.send_on(id),
             Todo::Close => self.close(id),
             Todo::Abort => self.abort(id),
         }
         if let Some(parts) = self.queue.take_lost() {
-            let (server, queue) = (self.inner.uri(), self.index);
+            let (server, queue) = (server.unwrap_or_else(|| self.inner.uri()), self.index);
             tracing::error!(
                 %server,
                 queue,
@@ -210,11 +239,9 @@ impl Hctx {
         if let Some(conn) = self.queue.conn(id)
             && let Some(channel) = conn.io.as_mut()
         {
-            if !conn.link.has_unsent() {
-                conn.link.say_goodbye();
-                // It is as well if the server does not hear it: it sees the end.
-                let _ = channel.send(&mut self.vecs, &mut conn.link);
-            }
+            conn.link.say_goodbye();
+            // It is as well if the server does not hear it: it sees the end.
+            let _ = channel.send(&mut self.vecs, &mut conn.link);
             channel.close();
             channel.socket.kick.notify_one();
         }

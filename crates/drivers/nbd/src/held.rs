@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use blockyard_blkmq::Op;
+use blockyard_blkmq::{Extent, Op};
 use blockyard_buf::{Pool, Segment, Segments};
 
 use crate::job::{Ask, Job};
@@ -51,12 +51,25 @@ pub(crate) struct Held<J> {
     payload: Segments,
     /// Where the content of a read goes.
     place: Place,
+    /// The answer to a block status query, until it is all there: one that is not is no answer.
+    extents: Vec<Extent>,
 }
 
 impl<J: Job> Held<J> {
     pub(crate) fn new(job: J, ask: &Ask, past: Past) -> Self {
         let payload = if ask.op == Op::Write { job.memory() } else { Segments::new() };
-        Self { job, past, payload, place: Place::default() }
+        Self { job, past, payload, place: Place::default(), extents: Vec::new() }
+    }
+
+    /// What is asked, in however many pieces.
+    pub(crate) fn ask(&self) -> Ask {
+        self.job.ask()
+    }
+
+    /// Forgets what has come of an answer.
+    pub(crate) fn forget(&mut self) {
+        self.place = Place::default();
+        self.extents.clear();
     }
 
     pub(crate) fn past(&self) -> Past {
@@ -71,8 +84,8 @@ impl<J: Job> Held<J> {
         self.place.filling()
     }
 
-    pub(crate) fn job_mut(&mut self) -> &mut J {
-        &mut self.job
+    pub(crate) fn push_extent(&mut self, extent: Extent) {
+        self.extents.push(extent);
     }
 
     /// Makes the next `len` bytes of content, `at` bytes from the start of the request, go to their place.
@@ -97,8 +110,9 @@ impl<J: Job> Held<J> {
 
     /// The request has succeeded: gives it back with its content.
     pub(crate) fn deliver(self) -> J {
-        let Self { mut job, place, .. } = self;
+        let Self { mut job, place, extents, .. } = self;
         place.deliver(&mut job);
+        extents.into_iter().for_each(|extent| job.extent(extent));
         job
     }
 }

@@ -7,9 +7,7 @@ use blockyard_blkmq::{Op, Status};
 use blockyard_buf::{Pool, Segment, Segments, total_len};
 use blockyard_nbd::Error;
 use blockyard_nbd::client::{Chunk, Expected, Parsed, ReplyParser};
-use blockyard_nbd::wire::{
-    AllocationFlags, Command, CommandFlags, ErrorCode, Request, RequestHead,
-};
+use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode, RequestHead};
 
 use crate::commands::{self, Dialect};
 use crate::extents::Extents;
@@ -19,7 +17,7 @@ use crate::job::{Ask, Job};
 use crate::outbox::{Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
 use crate::span::Span;
-use crate::unflushed::Window;
+use crate::unflushed::Epoch;
 
 /// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used
 /// again.
@@ -38,6 +36,9 @@ pub(crate) struct Link<J> {
     heard: Duration,
     /// The server said that it is going down.
     pub(crate) shutting_down: bool,
+    /// The most bytes that the server answers for at a time, as far as it has said: of a read, and of a block status query.
+    longest_read: u64,
+    longest_status: u64,
 }
 
 /// A request whose reply is complete.
@@ -51,7 +52,8 @@ pub(crate) struct Done<J> {
     pub(crate) changed: Option<Span>,
     /// What it changed outlives a loss of the server's cache.
     pub(crate) durable: bool,
-    pub(crate) window: Option<Window>,
+    /// Of a flush: the epoch that it ended.
+    pub(crate) epoch: Epoch,
 }
 
 impl<J> Done<J> {
@@ -79,6 +81,8 @@ impl<J: Job> Link<J> {
             payload_of: None,
             heard: Duration::ZERO,
             shutting_down: false,
+            longest_read: u64::MAX,
+            longest_status: u64::MAX,
         }
     }
 
@@ -93,11 +97,12 @@ impl<J: Job> Link<J> {
         job: J,
         ask: &Ask,
         past: Past,
-        window: Option<Window>,
+        epoch: Epoch,
         now: Duration,
     ) -> Result<(), Refused<J>> {
         let cookie = self.slots.next_cookie();
-        let (expected, head) = match self.message(ask, cookie) {
+        let first = Ask { len: ask.len.min(self.longest(ask.op)), ..*ask };
+        let (expected, head) = match self.message(&first, cookie) {
             Ok(message) => message,
             Err(status) => return Err((job, status)),
         };
@@ -107,19 +112,55 @@ impl<J: Job> Link<J> {
         let held = Held::new(job, ask, past);
         self.outbox.push(cookie, head, total_len(held.payload()));
         let (held, changes) = (Some(held), ask.changes());
-        self.slots.insert(Entry { expected, held, changes, window, since: now });
+        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
         Ok(())
     }
 
     /// Puts a flush in line that nobody has asked for. Says under which cookie it is answered.
-    pub(crate) fn flush(&mut self, now: Duration) -> Option<u64> {
+    pub(crate) fn flush(&mut self, epoch: Epoch, now: Duration) -> Option<u64> {
         let cookie = self.slots.next_cookie();
         let (expected, head) = self.message(&Ask::FLUSH, cookie).ok()?;
         self.heard = if self.slots.is_empty() { now } else { self.heard };
         self.outbox.push(cookie, head, 0);
-        let (held, changes, window) = (None, None, None);
-        self.slots.insert(Entry { expected, held, changes, window, since: now });
+        let (held, changes) = (None, None);
+        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
         Some(cookie)
+    }
+
+    fn longest(&self, op: Op) -> u64 {
+        match op {
+            Op::Read => self.longest_read,
+            Op::BlockStatus => self.longest_status,
+            _ => u64::MAX,
+        }
+    }
+
+    /// What is to be asked next, of something that was answered in part, or would have had too long an answer.
+    fn next_piece(&mut self, entry: &mut Entry<J>) -> Option<Ask> {
+        let held = entry.held.as_mut()?;
+        let request = *entry.expected.request();
+        let longest = match request.command {
+            Command::Read => &mut self.longest_read,
+            Command::BlockStatus => &mut self.longest_status,
+            _ => return None,
+        };
+        let block = self.dialect.block;
+        match entry.expected.result() {
+            Err(ErrorCode::EOVERFLOW) if request.length > block => {
+                let half = (request.length / 2 / block * block).max(block);
+                *longest = (*longest).min(half);
+                held.forget();
+                let ask = held.ask();
+                Some(Ask { len: ask.len.min(half), ..ask })
+            }
+            Ok(()) if request.command == Command::Read => {
+                let ask = held.ask();
+                let done = request.offset + request.length - ask.offset;
+                let len = (ask.len - done).min(*longest);
+                (len > 0).then_some(Ask { offset: ask.offset + done, len, ..ask })
+            }
+            _ => None,
+        }
     }
 
     fn message(&self, ask: &Ask, cookie: u64) -> Result<(Expected, RequestHead), Status> {
@@ -185,12 +226,12 @@ impl<J: Job> Link<J> {
         self.inbox.discard();
     }
 
-    /// Says goodbye, which nothing may follow. Only between messages, where this always is.
+    /// Says goodbye, which nothing may follow, behind what was begun.
     pub(crate) fn say_goodbye(&mut self) {
-        let flags = CommandFlags::empty();
-        let request = Request { command: Command::Disc, flags, cookie: 0, offset: 0, length: 0 };
-        if let Ok(head) = request.encode(self.dialect.style) {
-            self.outbox.push(request.cookie, head, 0);
+        if self.outbox.is_whole()
+            && let Some(head) = commands::goodbye(self.dialect.style)
+        {
+            self.outbox.push(0, head, 0);
         }
     }
 
@@ -268,12 +309,11 @@ impl<J: Job> Link<J> {
 
     /// Finds the place for data that begins now: `length` bytes from `offset` of the disk on.
     fn start_payload(&mut self, cookie: u64, offset: u64, length: u64) {
-        let Some(Entry { expected, held: Some(held), .. }) = self.slots.get(cookie) else {
+        let Some(Entry { held: Some(held), .. }) = self.slots.get(cookie) else {
             return self.inbox.expect(length);
         };
-        let request = *expected.request();
-        let here = self.inbox.bytes().len() as u64;
-        if length == request.length
+        let (ask, here) = (held.ask(), self.inbox.bytes().len() as u64);
+        if length == ask.len
             && length <= SHARED_PAYLOAD_LEN.min(here)
             && held.take_whole(|| {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -282,14 +322,21 @@ impl<J: Job> Link<J> {
         {
             return self.inbox.expect(0);
         }
-        held.expect(self.inbox.pool(), offset - request.offset, length);
+        held.expect(self.inbox.pool(), offset - ask.offset, length);
         self.inbox.expect(length);
     }
 
     fn finish(&mut self, cookie: u64, done: &mut Vec<Done<J>>) {
-        let Some(Entry { expected, held, changes, window, .. }) = self.slots.remove(cookie) else {
-            return;
-        };
+        let Some(mut entry) = self.slots.remove(cookie) else { return };
+        if let Some(next) = self.next_piece(&mut entry) {
+            let cookie = self.slots.next_cookie();
+            if let Ok((expected, head)) = self.message(&next, cookie) {
+                self.outbox.push(cookie, head, 0);
+                self.slots.insert(Entry { expected, ..entry });
+                return;
+            }
+        }
+        let Entry { expected, held, changes, epoch, .. } = entry;
         let result = expected.result();
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
@@ -302,7 +349,7 @@ impl<J: Job> Link<J> {
             result,
             changed: changes,
             durable: request.flags.contains(CommandFlags::FUA),
-            window,
+            epoch,
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);
@@ -319,15 +366,15 @@ fn filling<J: Job>(
 }
 
 fn hole<J: Job>(entry: &mut Entry<J>, pool: &Pool, offset: u64, length: u64) {
-    let request = *entry.expected.request();
     let Some(held) = &mut entry.held else { return };
+    let ask = held.ask();
     let zeroes = || {
         let mut list = Segments::new();
         Segment::zeroes(&mut list, usize::try_from(length).unwrap_or(usize::MAX));
         list
     };
-    if length != request.length || !held.take_whole(zeroes) {
-        held.fill_zero(pool, offset - request.offset, length);
+    if length != ask.len || !held.take_whole(zeroes) {
+        held.fill_zero(pool, offset - ask.offset, length);
     }
 }
 
@@ -338,7 +385,10 @@ fn status<J: Job>(entry: &mut Entry<J>, block: u64, extents: impl Iterator<Item 
         let flags = AllocationFlags::from_bits_retain(u32::try_from(flags).unwrap_or(0));
         let (hole, zero) =
             (flags.contains(AllocationFlags::HOLE), flags.contains(AllocationFlags::ZERO));
-        whole.push(len, hole, zero, |extent| held.job_mut().extent(extent));
+        whole.push(len, hole, zero, |extent| held.push_extent(extent));
     }
-    whole.finish(|extent| held.job_mut().extent(extent));
+    whole.finish(|extent| held.push_extent(extent));
 }
+
+#[cfg(test)]
+mod tests;

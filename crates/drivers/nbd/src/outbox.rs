@@ -30,6 +30,8 @@ pub(crate) struct Outbox {
     skip: usize,
     /// What is left of the first one, if its request was taken back when a part of it had been sent.
     rest: Option<Segment>,
+    /// One was given up when a part of it had been sent: nothing behind it would be understood.
+    torn: bool,
 }
 
 /// How far a message has gone.
@@ -59,8 +61,14 @@ impl Outbox {
 
     /// Sends nothing more.
     pub(crate) fn abandon(&mut self) {
+        self.torn |= self.skip > 0;
         self.messages.clear();
         (self.skip, self.rest) = (0, None);
+    }
+
+    /// Whether a message that is put in now would be understood.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.torn
     }
 
     /// A request is taken back, whose payload this is. Its message is not sent, unless a part of it was: then the
@@ -250,7 +258,7 @@ mod tests {
                 expected: Expected::new(request),
                 held: Some(Held::new(Write(memory.clone()), &ASK, Past::default())),
                 changes: None,
-                window: None,
+                epoch: 0,
                 since: Duration::ZERO,
             });
             list.push((cookie, memory));

@@ -12,8 +12,8 @@ use crate::fence::LinkId;
 use crate::job::Job;
 use crate::link::{Done, Link};
 use crate::outbox::Sent;
-use crate::recovery::Common;
-use crate::unflushed::Parts;
+use crate::recovery::{Common, Made};
+use crate::unflushed::{Marks, Parts};
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +55,8 @@ pub(crate) enum Todo {
     Close,
     /// It is given up: nothing more of it may leave this host.
     Abort,
-    /// The server broke the protocol. Its end is waited for.
-    Lied(Error),
+    /// The server broke the protocol. Its end is waited for, unless nothing that matters is out.
+    Lied { error: Error, is_over: bool },
 }
 
 /// What becomes of a connection.
@@ -84,10 +84,21 @@ pub(crate) struct Conn<J, S> {
     since: Duration,
     /// A request has it for itself, or will as soon as nothing else is out.
     alone: bool,
-    /// What was written on it and not flushed when it was left.
-    unflushed: Option<Parts>,
-    /// The flush that comes before the goodbye.
-    last_flush: Option<u64>,
+    /// What was written on it and is not flushed. `None`: there is no cache.
+    marks: Option<Arc<Marks>>,
+    own_flush: OwnFlush,
+}
+
+/// A flush that nobody has asked for: it comes before the goodbye, or shows that the server still is the one that has
+/// what was written on this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OwnFlush {
+    /// None is out.
+    None,
+    /// The one with that cookie is.
+    Out(u64),
+    /// The server has refused it.
+    Failed,
 }
 
 /// Requests that ended, with how they did.
@@ -96,7 +107,6 @@ pub(crate) type Ended<J> = Vec<(J, Status)>;
 pub(crate) struct Queue<J, S> {
     common: Arc<Common<J>>,
     policy: Policy,
-    index: usize,
     pub(crate) conns: Vec<Conn<J, S>>,
     done: Vec<Done<J>>,
     /// Requests that wait may go now.
@@ -108,15 +118,15 @@ pub(crate) struct Queue<J, S> {
 }
 
 impl<J: Job, S> Queue<J, S> {
-    pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, index: usize, depth: usize) -> Self {
+    pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, depth: usize) -> Self {
         let (conns, done, released, lost) = (Vec::new(), Vec::new(), false, None);
-        Self { common, policy, index, conns, done, released, lost, depth }
+        Self { common, policy, conns, done, released, lost, depth }
     }
 
     /// Puts a new connection in use. There must be none.
-    pub(crate) fn attach(&mut self, link: Link<J>, io: S) -> LinkId {
+    pub(crate) fn attach(&mut self, link: Link<J>, io: S, made: Made) -> LinkId {
         assert!(self.live().is_none(), "two connections in use by one queue");
-        let id = self.common.new_link();
+        let (id, marks) = self.common.attach(made);
         let conn = Conn {
             id,
             link,
@@ -125,8 +135,8 @@ impl<J: Job, S> Queue<J, S> {
             phase: Phase::Live,
             since: Duration::ZERO,
             alone: false,
-            unflushed: None,
-            last_flush: None,
+            marks,
+            own_flush: OwnFlush::None,
         };
         // In front, where it is found first.
         self.conns.insert(0, conn);
@@ -142,7 +152,7 @@ impl<J: Job, S> Queue<J, S> {
         self.conns.iter_mut().find(|conn| conn.id == id)
     }
 
-    /// Takes a request; says whether it waits for another connection.
+    /// Takes a request; says whether it waits for other connections, which have to have a look.
     pub(crate) fn submit(&mut self, job: J, now: Duration, ended: &mut Ended<J>) -> bool {
         if self.common.is_closed() {
             ended.push((job, Status::Offline));
@@ -158,11 +168,12 @@ impl<J: Job, S> Queue<J, S> {
             self.common.wait(job, <_>::default(), now);
             return true;
         };
-        if let Some(job) = self.common.hold(job, now) {
-            let window = if ask.op == Op::Flush { self.common.flushing() } else { None };
-            if let Err(refused) = conn.link.submit(job, &ask, <_>::default(), window, now) {
-                ended.push(refused);
-            }
+        let Some(job) = self.common.hold(job, conn.id, now) else {
+            return ask.op == Op::Flush && self.common.take_asks();
+        };
+        let epoch = if ask.op == Op::Flush { self.common.end_epoch() } else { 0 };
+        if let Err(refused) = conn.link.submit(job, &ask, <_>::default(), epoch, now) {
+            ended.push(refused);
         }
         false
     }
@@ -170,14 +181,16 @@ impl<J: Job, S> Queue<J, S> {
     /// Takes requests that wait, as many as there is room for; says whether it took any. One that may be what ended
     /// its connections is sent with nothing beside it.
     pub(crate) fn adopt(&mut self, now: Duration, ended: &mut Ended<J>) -> bool {
-        let (depth, failed) = (self.depth, self.common.has_flush_failed());
+        let depth = self.depth;
         let common = Arc::clone(&self.common);
         let Some(conn) = self.live() else { return false };
-        conn.alone = conn.alone && !conn.link.slots.is_empty() || common.has_suspect();
-        let mut any = false;
+        let id = conn.id;
+        conn.alone = conn.alone && !conn.link.slots.is_empty() || common.has_suspect(id);
+        let (mut any, mut flushes) = (false, false);
         while conn.link.slots.len() < depth && (!conn.alone || conn.link.slots.is_empty()) {
             let alone = conn.alone;
-            let Some(waits) = common.next_ready(|waits| waits.past.is_suspect() == alone) else {
+            let Some(waits) = common.next_ready(id, |waits| waits.past.is_suspect() == alone)
+            else {
                 if !alone {
                     break;
                 }
@@ -186,15 +199,19 @@ impl<J: Job, S> Queue<J, S> {
             };
             any = true;
             let ask = waits.job.ask();
-            if ask.op == Op::Flush && failed {
+            if ask.op == Op::Flush && common.has_flush_failed() {
                 ended.push((waits.job, Status::Io));
                 continue;
             }
-            let window = if ask.op == Op::Flush { common.flushing() } else { None };
-            if let Err(refused) = conn.link.submit(waits.job, &ask, waits.past, window, now) {
-                ended.push(refused);
+            let epoch = if ask.op == Op::Flush { common.end_epoch() } else { 0 };
+            match conn.link.submit(waits.job, &ask, waits.past, epoch, now) {
+                Ok(()) => flushes |= ask.op == Op::Flush,
+                Err(refused) => ended.push(refused),
             }
         }
+        // Somebody's flush does as well.
+        any |= !flushes && conn.flush_if_asked(&common, now);
+        self.released |= common.take_asks();
         any
     }
 
@@ -209,18 +226,18 @@ impl<J: Job, S> Queue<J, S> {
         }
         let result = conn.link.read(&mut done);
         let (live, leaving) = (conn.phase == Phase::Live, conn.link.shutting_down);
+        let marks = conn.marks.clone();
         // Whoever was alone is through: others may go.
         self.released |= conn.alone && conn.link.slots.is_empty();
         for done in done.drain(..) {
-            self.finish(id, live, done, now, ended);
+            self.finish(id, marks.as_deref(), live, done, now, ended);
         }
         self.done = done;
         match result {
-            Err(error) => match self.lose(id, Loss::Lied, now) {
-                Todo::Nothing => Todo::Nothing,
-                Todo::Close => Todo::Close,
-                _ => Todo::Lied(error),
-            },
+            Err(error) => {
+                let then = self.lose(id, Loss::Lied, now);
+                Todo::Lied { error, is_over: matches!(then, Todo::Close) }
+            }
             Ok(()) if live && leaving => self.lose(id, Loss::Replaced, now),
             Ok(()) if !live => self.see_off(id, now),
             Ok(()) => Todo::Nothing,
@@ -231,6 +248,7 @@ impl<J: Job, S> Queue<J, S> {
     fn finish(
         &mut self,
         id: LinkId,
+        marks: Option<&Marks>,
         live: bool,
         done: Done<J>,
         now: Duration,
@@ -240,12 +258,14 @@ impl<J: Job, S> Queue<J, S> {
             self.common.resolve(id, done.cookie);
             self.released = true;
         }
-        if let (Some(span), Ok(()), false) = (done.changed, done.result, done.durable) {
-            self.common.written(self.index, span);
+        // On the connection that it came by: that server has it, whichever is used now.
+        if let (Some(marks), Some(span), Ok(()), false) =
+            (marks, done.changed, done.result, done.durable)
+        {
+            marks.mark(span);
         }
-        let is_last = self.conn(id).is_some_and(|conn| conn.last_flush == Some(done.cookie));
-        if is_last && done.result.is_ok() {
-            self.paid(id);
+        if done.op == Op::Flush {
+            self.flush_ended(id, &done);
         }
         let (refused, past) = (done.is_refused(), done.past.lost());
         let mut status = done.status();
@@ -253,8 +273,7 @@ impl<J: Job, S> Queue<J, S> {
             Err(error) if spoils_flushes(&done, error) => self.common.fail_flushes(),
             // What was written before it is not all there any more.
             Ok(()) if done.op == Op::Flush && self.common.has_flush_failed() => status = Status::Io,
-            Ok(()) => done.window.into_iter().for_each(crate::unflushed::Window::succeeded),
-            Err(_) => {}
+            _ => {}
         }
         match done.job {
             Some(job) if refused && !past.is_hopeless() => self.common.wait(job, past, now),
@@ -263,12 +282,16 @@ impl<J: Job, S> Queue<J, S> {
         }
     }
 
-    /// A connection has shown that what was written on it is not lost.
-    fn paid(&mut self, id: LinkId) {
+    /// A flush was answered, somebody's or one of our own.
+    fn flush_ended(&mut self, id: LinkId, done: &Done<J>) {
+        if done.result.is_ok() && !self.common.has_flush_failed() {
+            self.common.flushed(id, done.epoch);
+        }
         if let Some(conn) = self.conn(id)
-            && conn.unflushed.take().is_some()
+            && conn.own_flush == OwnFlush::Out(done.cookie)
         {
-            self.common.paid(id);
+            conn.own_flush = if done.result.is_ok() { OwnFlush::None } else { OwnFlush::Failed };
+            // Others may have waited for it.
             self.released = true;
         }
     }
@@ -285,33 +308,30 @@ impl<J: Job, S> Queue<J, S> {
 
     /// Sees to a connection that is left: once all is answered it is flushed, and then there is nothing to wait for.
     fn see_off(&mut self, id: LinkId, now: Duration) -> Todo {
+        let common = Arc::clone(&self.common);
         let Some(conn) = self.conn(id).filter(|conn| conn.phase != Phase::Live) else {
             return Todo::Nothing;
         };
         if !conn.link.is_over() {
             return Todo::Send;
         }
-        if conn.unflushed.is_none() || conn.phase != Phase::Answering {
+        if !conn.is_dirty() || conn.phase != Phase::Answering {
             return Todo::Close;
         }
-        if conn.last_flush.is_none() {
-            conn.last_flush = conn.link.flush(now);
+        if conn.own_flush == OwnFlush::None {
+            conn.flush(&common, now);
         }
-        let waits = conn.last_flush.is_some_and(|cookie| conn.link.slots.get(cookie).is_some());
-        if waits { Todo::Send } else { Todo::Close }
+        if matches!(conn.own_flush, OwnFlush::Out(_)) { Todo::Send } else { Todo::Close }
     }
 
     /// A connection is lost. Whatever may be sent again at once waits for another.
     pub(crate) fn lose(&mut self, id: LinkId, loss: Loss, now: Duration) -> Todo {
-        let (common, index) = (Arc::clone(&self.common), self.index);
+        let common = Arc::clone(&self.common);
         let Some(conn) = self.conn(id) else { return Todo::Nothing };
         if conn.phase == Phase::Live {
             conn.since = now;
-            conn.unflushed = common.take_unflushed(index);
+            common.retire(id);
             conn.retire(loss, true, now, &common);
-            if conn.unflushed.is_some() {
-                common.owe(id);
-            }
         } else if loss != Loss::Silent && loss != Loss::Replaced {
             conn.retire(loss, false, now, &common);
         }
@@ -339,11 +359,12 @@ impl<J: Job, S> Queue<J, S> {
 
     /// What was written on a connection, and not flushed, may be lost.
     fn default_on(&mut self, id: LinkId) {
-        let Some(parts) = self.conn(id).and_then(|conn| conn.unflushed.take()) else { return };
-        self.common.paid(id);
-        self.common.fail_flushes();
-        self.released = true;
-        self.lost = Some(parts);
+        let Some(marks) = self.conn(id).and_then(|conn| conn.marks.clone()) else { return };
+        // Whoever waited for a flush of it need not any more.
+        self.released |= marks.is_dirty();
+        if let Some(parts) = self.common.default_on(&marks) {
+            self.lost = Some(parts);
+        }
     }
 
     /// Nothing that was sent on a connection will be carried out any more: it goes, and what was not answered
@@ -420,9 +441,7 @@ impl<J: Job, S> Queue<J, S> {
 
     /// Fails whatever is left. What may still change the disk stays fenced.
     pub(crate) fn clear(&mut self, status: Status, ended: &mut Ended<J>) {
-        for job in self.common.expire(Duration::MAX, Duration::ZERO) {
-            ended.push((job, status));
-        }
+        ended.extend(self.common.take_all().into_iter().map(|job| (job, status)));
         for conn in &mut self.conns {
             let live = conn.phase == Phase::Live;
             let out = conn.link.slots.entries().filter(|(_, entry)| entry.held.is_some());
@@ -445,6 +464,9 @@ impl<J: Job, S> Queue<J, S> {
         self.conns.iter_mut().map(jobs).sum()
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// Whether an error tells that something may be lost which was acknowledged before: a server that syncs for this
 /// request is told only once of what went wrong in between.
@@ -513,11 +535,35 @@ impl<J: Job, S> Conn<J, S> {
         })
     }
 
+    fn is_dirty(&self) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.is_dirty())
+    }
+
+    /// Puts a flush of our own in line.
+    fn flush(&mut self, common: &Common<J>, now: Duration) {
+        let cookie = self.link.flush(common.end_epoch(), now);
+        self.own_flush = cookie.map_or(OwnFlush::Failed, OwnFlush::Out);
+    }
+
+    /// Puts one in line if somebody's flush waits for it; says whether it did. Nothing goes beside who is alone.
+    fn flush_if_asked(&mut self, common: &Common<J>, now: Duration) -> bool {
+        let may = self.own_flush == OwnFlush::None && (!self.alone || self.link.slots.is_empty());
+        let asked = may && common.is_asked(self.id);
+        if asked {
+            self.flush(common, now);
+        }
+        asked
+    }
+
     /// Takes the connection out of use: what was not sent, or changes nothing, waits for another; what may
     /// change the disk is fenced, and stays to be answered.
     fn retire(&mut self, loss: Loss, was_live: bool, now: Duration, common: &Common<J>) {
+        let (id, own_flush) = (self.id, &mut self.own_flush);
         self.link.withdraw_unsent(|cookie, job, past| {
-            common.resolve(self.id, cookie);
+            common.resolve(id, cookie);
+            if *own_flush == OwnFlush::Out(cookie) {
+                *own_flush = OwnFlush::None;
+            }
             if let Some(job) = job {
                 common.wait(job, past, now);
             }

@@ -1,9 +1,9 @@
 //! What the queues of a disk share once something is wrong: ranges that are fenced, and requests that wait for
-//! a connection, or for a fence to fall; and what was written and not flushed.
+//! a connection, or for a fence to fall; and which connections a flush has to reach.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blockyard_blkmq::Op;
@@ -13,7 +13,7 @@ use crate::fence::{Fence, LinkId};
 use crate::held::Past;
 use crate::job::Job;
 use crate::span::Span;
-use crate::unflushed::{Parts, Unflushed, Window};
+use crate::unflushed::{Epoch, Marks, Parts, Unflushed};
 
 /// Stands for the connections of another process, which served this disk before and has died. None of ours has this id.
 const INHERITED: LinkId = 0;
@@ -26,11 +26,40 @@ pub(crate) struct Waiting<J> {
     since: Duration,
 }
 
-/// The part that is locked. Nothing in here is touched while all connections are well.
+/// A connection, as far as flushes depend on it.
+///
+/// The answer to a flush tells of all that the server of that connection has answered (`CAN_MULTI_CONN`), on whatever
+/// connection. But a server may have been started anew between two connections to it, with what the first one wrote
+/// gone, before anybody notices that the first one is dead. So a flush covers another connection only if that has shown
+/// since the flush's was made that its server lives: then both have one.
+struct Known {
+    id: LinkId,
+    /// Not before then was its server reached.
+    connected: Epoch,
+    /// Then, or later, its server was alive. What is written on it is answered later than it was attached.
+    alive: Epoch,
+    /// `None`: there is no cache.
+    marks: Option<Arc<Marks>>,
+    /// Requests go to it.
+    live: bool,
+    /// A flush waits for one on this connection.
+    asked: bool,
+}
+
+impl Known {
+    fn is_dirty(&self) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.is_dirty())
+    }
+}
+
+/// The part that is locked. Nothing but a flush touches it while all connections are well.
 pub(crate) struct Recovery<J> {
     fence: Fence,
-    /// Connections that are left and still have to be flushed, or to show that they live. Flushes wait for them.
-    owing: Vec<LinkId>,
+    known: Vec<Known>,
+    /// The server says that a flush covers what was answered on its other connections.
+    covers_others: bool,
+    /// Connections were asked for a flush that have not been told.
+    asks: bool,
     /// Bounded by the tags of the disk.
     waiting: VecDeque<Waiting<J>>,
     next_link: LinkId,
@@ -47,39 +76,86 @@ impl<J: Job> Recovery<J> {
         }
     }
 
-    fn is_free(&self, job: &J) -> bool {
+    /// Whether a request may be sent on a connection now. Where a flush may not, connections are asked for theirs.
+    fn may_go(&mut self, job: &J, on: LinkId) -> bool {
         let ask = job.ask();
         match ask.changes() {
             Some(span) => !self.fence.overlaps(span),
-            None => ask.op != Op::Flush || self.owing.is_empty(),
+            None => ask.op != Op::Flush || self.may_flush(on),
         }
     }
+
+    fn may_flush(&mut self, on: LinkId) -> bool {
+        let Some(connected) = self.of(on).map(|known| known.connected) else { return true };
+        let (mut may, covers_others) = (true, self.covers_others);
+        for other in self.known.iter_mut().filter(|other| other.id != on && other.is_dirty()) {
+            // One that is left is flushed before that, or shows that it is lost.
+            let is_covered = other.live && covers_others && other.alive >= connected;
+            if other.live && !is_covered {
+                self.asks |= !std::mem::replace(&mut other.asked, true);
+            }
+            may &= is_covered;
+        }
+        may
+    }
+
+    fn of(&mut self, id: LinkId) -> Option<&mut Known> {
+        self.known.iter_mut().find(|known| known.id == id)
+    }
+
+    /// Whether there is no connection that a request may be sent on as soon as that has a look, or has room.
+    fn is_stuck(&self, waits: &Waiting<J>) -> bool {
+        let ask = waits.job.ask();
+        let waits_for_others = match ask.changes() {
+            Some(span) => self.fence.overlaps(span),
+            None => {
+                ask.op == Op::Flush
+                    && self.known.iter().any(|known| !known.live && known.is_dirty())
+            }
+        };
+        waits_for_others || !self.known.iter().any(|known| known.live)
+    }
+}
+
+/// When a connection was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// Before anything was written: whatever is written on any other shows that the server lives.
+    AtTheStart,
+    /// In the place of one that was lost or left.
+    Later,
 }
 
 /// Shared by the queues of a disk.
 pub(crate) struct Common<J> {
     recovery: Mutex<Recovery<J>>,
-    /// Whether any range is fenced, or a connection owes a flush.
+    /// Whether any range is fenced.
     guarded: AtomicBool,
+    /// Requests that wait, so that nobody has to lock for that.
+    waiting: AtomicUsize,
     /// Whether requests fail at once: the disk was disconnected.
     closed: AtomicBool,
     /// What was written may be lost: flushes fail from then on.
     flush_failed: AtomicBool,
-    /// `None`: nobody wants to know, or there is no cache.
+    /// `None`: there is no cache.
     unflushed: Option<Arc<Unflushed>>,
+    /// A server that is started anew has lost nothing.
+    trusting: bool,
 }
 
 impl<J> Default for Common<J> {
     fn default() -> Self {
-        Self::new(None)
+        Self::new(None, false)
     }
 }
 
 impl<J> Common<J> {
-    pub(crate) fn new(unflushed: Option<Arc<Unflushed>>) -> Self {
+    pub(crate) fn new(unflushed: Option<Arc<Unflushed>>, trusting: bool) -> Self {
         let recovery = Recovery {
             fence: Fence::default(),
-            owing: Vec::new(),
+            known: Vec::new(),
+            covers_others: true,
+            asks: false,
             waiting: VecDeque::new(),
             next_link: INHERITED,
             inherited_until: None,
@@ -87,18 +163,49 @@ impl<J> Common<J> {
         Self {
             recovery: Mutex::new(recovery),
             guarded: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
             unflushed,
+            trusting,
         }
     }
 }
 
 impl<J: Job> Common<J> {
-    pub(crate) fn new_link(&self) -> LinkId {
+    /// A connection is put in use. Says its name, and where it is marked what was written on it.
+    pub(crate) fn attach(&self, made: Made) -> (LinkId, Option<Arc<Marks>>) {
         let mut recovery = self.recovery.lock();
         recovery.next_link += 1;
-        recovery.next_link
+        let (id, marks) = (recovery.next_link, self.unflushed.as_ref().map(Unflushed::marks));
+        let now = self.unflushed.as_ref().map_or(0, |unflushed| unflushed.end_epoch() + 1);
+        let connected = if made == Made::AtTheStart { 0 } else { now };
+        let known =
+            Known { id, connected, alive: now, marks: marks.clone(), live: true, asked: false };
+        recovery.known.push(known);
+        (id, marks)
+    }
+
+    /// A connection is not used any more.
+    pub(crate) fn retire(&self, link: LinkId) {
+        if let Some(known) = self.recovery.lock().of(link) {
+            known.live = false;
+        }
+    }
+
+    /// The server says no more that its flushes cover several connections.
+    pub(crate) fn covers_one(&self) {
+        self.recovery.lock().covers_others = false;
+    }
+
+    /// Whether a flush waits for one on this connection.
+    pub(crate) fn is_asked(&self, link: LinkId) -> bool {
+        self.recovery.lock().of(link).is_some_and(|known| known.asked)
+    }
+
+    /// Whether connections were asked for a flush since this was asked last: somebody has to tell them.
+    pub(crate) fn take_asks(&self) -> bool {
+        std::mem::take(&mut self.recovery.lock().asks)
     }
 
     pub(crate) fn close(&self) {
@@ -111,60 +218,101 @@ impl<J: Job> Common<J> {
 
     /// Takes a request that cannot be sent now.
     pub(crate) fn wait(&self, job: J, past: Past, now: Duration) {
-        self.recovery.lock().wait(job, past, now);
+        let mut recovery = self.recovery.lock();
+        recovery.wait(job, past, now);
+        self.count(&recovery);
     }
 
-    /// Takes a request that must not be sent now: what it changes is fenced, or it is a flush that some connection
-    /// owes. Gives all others back.
-    pub(crate) fn hold(&self, job: J, now: Duration) -> Option<J> {
-        if !self.guarded.load(Ordering::Acquire) {
+    /// Takes a request that must not be sent now on a connection: what it changes is fenced, or it is a flush that would
+    /// not cover all that it has to. Gives all others back.
+    pub(crate) fn hold(&self, job: J, on: LinkId, now: Duration) -> Option<J> {
+        if job.ask().op != Op::Flush && !self.guarded.load(Ordering::Acquire) {
             return Some(job);
         }
         let mut recovery = self.recovery.lock();
-        if recovery.is_free(&job) {
+        if recovery.may_go(&job, on) {
             return Some(job);
         }
         recovery.wait(job, Past::default(), now);
+        self.count(&recovery);
         None
     }
 
-    /// The first request that may be sent now, of those that are `wanted`.
-    pub(crate) fn next_ready(&self, wanted: impl Fn(&Waiting<J>) -> bool) -> Option<Waiting<J>> {
+    /// The first request that may be sent now on a connection, of those that are `wanted`.
+    pub(crate) fn next_ready(
+        &self,
+        on: LinkId,
+        wanted: impl Fn(&Waiting<J>) -> bool,
+    ) -> Option<Waiting<J>> {
         let mut recovery = self.recovery.lock();
-        let at = recovery
-            .waiting
-            .iter()
-            .position(|waits| wanted(waits) && recovery.is_free(&waits.job))?;
-        recovery.waiting.remove(at)
+        let at = self.find_ready(&mut recovery, on, wanted)?;
+        let mut waits = recovery.waiting.remove(at)?;
+        // What another process left behind is no reason to fail later, either.
+        waits.past.since = Some(recovery.counts_from(&waits));
+        self.count(&recovery);
+        Some(waits)
+    }
+
+    fn find_ready(
+        &self,
+        recovery: &mut Recovery<J>,
+        on: LinkId,
+        wanted: impl Fn(&Waiting<J>) -> bool,
+    ) -> Option<usize> {
+        let failed = self.has_flush_failed();
+        let waiting = std::mem::take(&mut recovery.waiting);
+        let at = waiting.iter().position(|waits| {
+            // A flush that fails need not wait.
+            wanted(waits)
+                && (failed && waits.job.ask().op == Op::Flush || recovery.may_go(&waits.job, on))
+        });
+        recovery.waiting = waiting;
+        at
     }
 
     /// Whether a request waits to be sent with nothing beside it, and may be.
-    pub(crate) fn has_suspect(&self) -> bool {
-        let recovery = self.recovery.lock();
-        let mut waiting = recovery.waiting.iter();
-        waiting.any(|waits| waits.past.is_suspect() && recovery.is_free(&waits.job))
+    pub(crate) fn has_suspect(&self, on: LinkId) -> bool {
+        let mut recovery = self.recovery.lock();
+        self.find_ready(&mut recovery, on, |waits| waits.past.is_suspect()).is_some()
     }
 
-    /// Takes out who has waited for `limit`, or has lost too many connections.
+    /// Takes out who has waited for `limit` and finds no connection, or has lost too many.
     pub(crate) fn expire(&self, now: Duration, limit: Duration) -> Vec<J> {
+        self.take_out(|recovery, waits| {
+            let waited = now.saturating_sub(recovery.counts_from(waits));
+            waits.past.is_hopeless() || waited >= limit && recovery.is_stuck(waits)
+        })
+    }
+
+    /// Takes all out.
+    pub(crate) fn take_all(&self) -> Vec<J> {
+        self.take_out(|_, _| true)
+    }
+
+    fn take_out(&self, wanted: impl Fn(&Recovery<J>, &Waiting<J>) -> bool) -> Vec<J> {
         let mut recovery = self.recovery.lock();
-        let mut expired = Vec::new();
+        let mut out = Vec::new();
         let all = std::mem::take(&mut recovery.waiting);
         for waits in all {
-            let waited = now.saturating_sub(recovery.counts_from(&waits));
-            if waited >= limit || waits.past.is_hopeless() {
-                expired.push(waits.job);
+            if wanted(&recovery, &waits) {
+                out.push(waits.job);
             } else {
                 recovery.waiting.push_back(waits);
             }
         }
-        expired
+        self.count(&recovery);
+        out
     }
 
-    /// Since when the first of those who wait does so.
+    fn count(&self, recovery: &Recovery<J>) {
+        self.waiting.store(recovery.waiting.len(), Ordering::Release);
+    }
+
+    /// Since when the first of those does so whom [`Common::expire`] takes out once they have waited too long.
     pub(crate) fn waits_since(&self) -> Option<Duration> {
         let recovery = self.recovery.lock();
-        recovery.waiting.iter().map(|waits| recovery.counts_from(waits)).min()
+        let stuck = recovery.waiting.iter().filter(|waits| recovery.is_stuck(waits));
+        stuck.map(|waits| recovery.counts_from(waits)).min()
     }
 
     /// Another process may have sent writes that are still to be carried out: until a time nothing is changed.
@@ -195,7 +343,7 @@ impl<J: Job> Common<J> {
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.recovery.lock().waiting.len()
+        self.waiting.load(Ordering::Acquire)
     }
 
     pub(crate) fn fence(&self, link: LinkId, cookie: u64, span: Span) {
@@ -212,17 +360,8 @@ impl<J: Job> Common<J> {
     pub(crate) fn settle(&self, link: LinkId) {
         self.change(|recovery| {
             recovery.fence.settle(link);
-            recovery.owing.retain(|owing| *owing != link);
+            recovery.known.retain(|known| known.id != link);
         });
-    }
-
-    /// Flushes wait until the connection has paid.
-    pub(crate) fn owe(&self, link: LinkId) {
-        self.change(|recovery| recovery.owing.push(link));
-    }
-
-    pub(crate) fn paid(&self, link: LinkId) {
-        self.change(|recovery| recovery.owing.retain(|owing| *owing != link));
     }
 
     #[cfg(test)]
@@ -233,25 +372,42 @@ impl<J: Job> Common<J> {
     fn change(&self, change: impl FnOnce(&mut Recovery<J>)) {
         let mut recovery = self.recovery.lock();
         change(&mut recovery);
-        let guarded = !recovery.fence.is_empty() || !recovery.owing.is_empty();
-        self.guarded.store(guarded, Ordering::Release);
+        self.guarded.store(!recovery.fence.is_empty(), Ordering::Release);
     }
 
-    /// A write was answered.
-    pub(crate) fn written(&self, queue: usize, span: Span) {
-        if let Some(unflushed) = &self.unflushed {
-            unflushed.mark(queue, span);
+    /// A flush is about to be sent: says which epoch it ends.
+    pub(crate) fn end_epoch(&self) -> Epoch {
+        self.unflushed.as_ref().map_or(0, |unflushed| unflushed.end_epoch())
+    }
+
+    /// A flush that was sent on a connection at the end of an epoch has succeeded: what it covers is durable.
+    pub(crate) fn flushed(&self, on: LinkId, epoch: Epoch) {
+        let mut recovery = self.recovery.lock();
+        let covers_others = recovery.covers_others;
+        let Some(this) = recovery.of(on) else { return };
+        this.alive = this.alive.max(epoch);
+        this.asked = false;
+        let connected = this.connected;
+        for known in &recovery.known {
+            if let Some(marks) = &known.marks
+                && (known.id == on || covers_others && known.alive >= connected)
+            {
+                marks.flushed(epoch);
+            }
         }
     }
 
-    /// What was written on a queue's connection and not flushed; the queue is not asked again.
-    pub(crate) fn take_unflushed(&self, queue: usize) -> Option<Parts> {
-        self.unflushed.as_ref()?.take(queue)
-    }
-
-    /// A flush is about to be sent.
-    pub(crate) fn flushing(&self) -> Option<Window> {
-        self.unflushed.as_ref()?.open_window()
+    /// What was written on a connection, and not flushed, may be lost: flushes fail from now on, unless that is known not
+    /// to be so. Gives what is lost.
+    pub(crate) fn default_on(&self, marks: &Marks) -> Option<Parts> {
+        if !marks.is_dirty() {
+            return None;
+        }
+        if !self.trusting {
+            self.fail_flushes();
+        }
+        // Now flushes that waited for this may go on.
+        marks.take().filter(|_| !self.trusting)
     }
 
     pub(crate) fn has_flush_failed(&self) -> bool {

@@ -9,7 +9,7 @@ use blockyard_buf::Segment;
 use crate::held::{Held, Past};
 use crate::job::Job;
 use crate::span::Span;
-use crate::unflushed::Window;
+use crate::unflushed::Epoch;
 
 /// A request that is out.
 pub(crate) struct Entry<J> {
@@ -19,8 +19,8 @@ pub(crate) struct Entry<J> {
     pub(crate) held: Option<Held<J>>,
     /// What it changes.
     pub(crate) changes: Option<Span>,
-    /// Of a flush: what it makes durable.
-    pub(crate) window: Option<Window>,
+    /// Of a flush: the epoch that it ended.
+    pub(crate) epoch: Epoch,
     /// When it was put in line.
     pub(crate) since: Duration,
 }
@@ -32,7 +32,6 @@ impl<J: Job> Entry<J> {
 
     /// Takes the request back, with its memory.
     pub(crate) fn take_back(&mut self) -> Option<J> {
-        self.window = None;
         self.held.take().map(Held::into_job)
     }
 }
@@ -155,7 +154,7 @@ mod tests {
             expected: Expected::new(request),
             held: None,
             changes: None,
-            window: None,
+            epoch: 0,
             since: Duration::ZERO,
         });
         cookie

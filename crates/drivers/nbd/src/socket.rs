@@ -6,10 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockyard_nbd::wire::HeaderStyle;
 use blockyard_sys::net::{IoVecs, Watch};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::sync::Notify;
 
+use crate::commands;
+use crate::connect::Target;
 use crate::job::Job;
 use crate::link::Link;
 use crate::tls::Session;
@@ -59,6 +62,8 @@ pub(crate) struct Socket {
 pub(crate) struct Channel {
     pub(crate) socket: Arc<Socket>,
     pub(crate) tls: Option<Box<dyn Session>>,
+    /// The server at its other end, which may not be the disk's any more.
+    pub(crate) target: Arc<Target>,
 }
 
 impl Channel {
@@ -104,6 +109,19 @@ impl Channel {
             link.sent(sent);
         }
         Ok(())
+    }
+
+    /// Says goodbye on a connection that was never used.
+    pub(crate) fn leave(mut self, style: HeaderStyle) {
+        let fd = self.socket.fd.as_fd();
+        if let Some(head) = commands::goodbye(style) {
+            // There is room in a socket by which nothing was sent, and a server that has left needs no goodbye.
+            let _ = match &mut self.tls {
+                Some(tls) => tls.write(Plain(fd), &head),
+                None => Plain(fd).write(&head),
+            };
+        }
+        self.close();
     }
 
     /// Ends a connection that both sides are through with.

@@ -15,11 +15,12 @@ use tokio::sync::Notify;
 
 use crate::commands::Dialect;
 use crate::connect::{Opened, Target};
-use crate::disk::Inner;
+use crate::disk::{Inner, Making, Parked};
 use crate::driver::Nbd;
 use crate::error::{Error, ErrorKind};
 use crate::fence::LinkId;
 use crate::hctx::{Dry, Turn};
+use crate::recovery::Made;
 use crate::socket::{Channel, Socket};
 use crate::spin::{MAX_SPIN, Spin};
 use crate::wire::BOTH_WAYS;
@@ -42,7 +43,7 @@ pub(crate) fn start(inner: &Arc<Inner>, index: usize, handle: HctxHandle<Nbd>) {
     inner.queues[index].runtime.spawn(keeper.run());
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Opened, Error>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<(Opened, Made), Error>> + Send>>;
 
 struct Keeper {
     inner: Arc<Inner>,
@@ -50,7 +51,7 @@ struct Keeper {
     handle: HctxHandle<Nbd>,
     target: Arc<Target>,
     /// A connection that is being made.
-    opening: Option<Opening>,
+    opening: Option<(Opening, Making)>,
     /// Attempts that failed in a row, and connections that were soon lost.
     failures: u32,
     /// When to try again.
@@ -63,13 +64,19 @@ impl Keeper {
     async fn run(mut self) {
         loop {
             self.inner.follow_growth();
+            let may_connect = self.inner.may_connect(self.index);
             let live = self.handle.with(|hctx| {
+                if !may_connect {
+                    hctx.replace();
+                }
                 hctx.expire();
                 hctx.adopt();
                 (hctx.queue.live().is_some(), hctx.queue.deadline())
             });
             let Some((live, deadline)) = live else {
                 if self.inner.queues[self.index].gone.load(Ordering::Acquire) {
+                    self.give_up();
+                    self.inner.leave_parked(self.index).await;
                     return;
                 }
                 // The block layer is still setting the queue up.
@@ -79,9 +86,7 @@ impl Keeper {
             self.inner.drained.notify_waiters();
             let common = &self.inner.common;
             // After the disk was disconnected, only for what was there before.
-            let idle = live
-                || common.is_closed() && common.waiting() == 0
-                || !self.inner.may_connect(self.index);
+            let idle = live || common.is_closed() && common.waiting() == 0 || !may_connect;
             let retry_at = if idle { None } else { self.connect() };
             self.wait(deadline.into_iter().chain(retry_at).min()).await;
         }
@@ -98,13 +103,27 @@ impl Keeper {
         }
         let target = self.inner.target();
         if !Arc::ptr_eq(&target, &self.target) {
-            (self.target, self.opening, self.failures) = (target, None, 0);
+            self.give_up();
+            (self.target, self.failures) = (target, 0);
             self.retry_at = now;
         }
         if self.opening.is_none() && now >= self.retry_at {
-            self.opening = Some(self.open());
+            let making = self.inner.making();
+            self.opening = Some((self.open(), making));
         }
         self.opening.is_none().then_some(self.retry_at)
+    }
+
+    /// Has a connection left that is being made and that nobody wants any more: as soon as it is made, within the time
+    /// that this may take.
+    fn give_up(&mut self) {
+        let Some((opening, making)) = self.opening.take() else { return };
+        tokio::spawn(async move {
+            if let Ok((opened, _)) = opening.await {
+                opened.leave().await;
+            }
+            drop(making);
+        });
     }
 
     fn pause(&self) -> Duration {
@@ -124,7 +143,7 @@ impl Keeper {
         };
         let opening = async {
             match &mut self.opening {
-                Some(opening) => opening.await,
+                Some((opening, _)) => opening.await,
                 None => std::future::pending().await,
             }
         };
@@ -134,11 +153,11 @@ impl Keeper {
             () = inner.queues[self.index].kick.notified() => return,
             () = sleep => return,
         };
-        self.opening = None;
         let attached = match opened {
-            Ok(opened) => self.attach(opened).await,
+            Ok((opened, made)) => self.attach(opened, made).await,
             Err(err) => Err(err),
         };
+        self.opening = None;
         match attached {
             Ok(()) => self.attached_at = Some(inner.now()),
             Err(err) => self.failed(&err),
@@ -155,17 +174,16 @@ impl Keeper {
     }
 
     fn open(&self) -> Opening {
-        let ready = self.inner.queues[self.index].opened.lock().take();
-        if let Some((target, opened)) = ready
-            && Arc::ptr_eq(&target, &self.target)
-        {
-            return Box::pin(std::future::ready(Ok(opened)));
+        let parked = &self.inner.queues[self.index].parked;
+        let fits = |parked: &mut Parked| Arc::ptr_eq(&parked.target, &self.target);
+        if let Some(Parked { opened, made, .. }) = parked.lock().take_if(fits) {
+            return Box::pin(std::future::ready(Ok((opened, made))));
         }
         let (target, inner) = (Arc::clone(&self.target), Arc::clone(&self.inner));
         Box::pin(async move {
             let opened = target.open().await?;
-            match inner.check(&opened) {
-                Ok(()) => Ok(opened),
+            match inner.check(&target, &opened) {
+                Ok(()) => Ok((opened, Made::Later)),
                 Err(err) => {
                     opened.leave().await;
                     Err(err)
@@ -174,7 +192,7 @@ impl Keeper {
         })
     }
 
-    async fn attach(&mut self, opened: Opened) -> Result<(), Error> {
+    async fn attach(&mut self, opened: Opened, made: Made) -> Result<(), Error> {
         let dialect = Dialect::from(&opened.negotiated);
         if !self.is_wanted() {
             opened.leave().await;
@@ -184,11 +202,18 @@ impl Keeper {
             Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
         })?;
         let socket = Arc::new(Socket { fd, kick: Notify::new() });
-        let channel = Channel { socket: Arc::clone(&socket), tls: opened.tls };
-        // Whoever moves the disk sets the new target, and then asks each queue to leave its connection: so that
-        // either this sees the new one, or that sees this connection.
-        let attached =
-            self.handle.with(|hctx| self.is_wanted().then(|| hctx.attach(dialect, channel)));
+        let target = Arc::clone(&self.target);
+        let channel = Channel { socket: Arc::clone(&socket), tls: opened.tls, target };
+        let mut unused = Some(channel);
+        // Whoever moves the disk, or ends it, says so, and then asks each queue to leave its connection: so that either
+        // this sees that, or that sees this connection.
+        let attached = self.handle.with(|hctx| {
+            let channel = unused.take_if(|_| self.is_wanted())?;
+            Some(hctx.attach(dialect, channel, made))
+        });
+        if let Some(channel) = unused {
+            channel.leave(dialect.style);
+        }
         if let Some(Some(id)) = attached {
             let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
             tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
@@ -198,7 +223,9 @@ impl Keeper {
 
     /// Whether a connection to the target that was opened is still to be used.
     fn is_wanted(&self) -> bool {
-        Arc::ptr_eq(&self.inner.target(), &self.target) && self.inner.may_connect(self.index)
+        Arc::ptr_eq(&self.inner.target(), &self.target)
+            && self.inner.may_connect(self.index)
+            && self.inner.may_attach()
     }
 }
 

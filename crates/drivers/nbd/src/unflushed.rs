@@ -3,101 +3,100 @@
 //! A server that loses its cache loses what is marked here. NBD does not tell a server that did from one that did
 //! not (`docs/nbd-fencing.md`), so that whoever loses a connection takes its marks, and if there are any the next
 //! flush is an error.
+//!
+//! Time is counted in epochs: a flush that is sent ends one. A mark is the epoch in which a write was answered, and a
+//! flush that succeeds makes durable what has marks of its epoch or an earlier one, however many are out.
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::span::Span;
 
-/// Words of 64 marks each.
+/// Words of 64 parts each.
 const WORDS: usize = 16;
 /// Parts that a disk is divided into.
 const PARTS: u64 = 64 * WORDS as u64;
 /// The smallest part is of so many bytes, as a power of two.
 const MIN_SHIFT: u32 = 12;
 
-/// The marks of one hardware queue. Only its own thread sets them.
-#[derive(Default)]
-struct Marks {
-    /// Written before the flush that is out was sent, or with none out.
-    now: [AtomicU64; WORDS],
-    /// Written since.
-    later: [AtomicU64; WORDS],
-}
+/// Names a time between two flushes.
+pub(crate) type Epoch = u64;
 
-/// The marks of a disk.
+/// How a disk is divided, and its time.
 pub(crate) struct Unflushed {
     /// A part has two to this power bytes.
     shift: u32,
-    queues: Box<[Marks]>,
-    /// A flush is out whose success takes marks away.
-    window: AtomicBool,
+    epoch: AtomicU64,
 }
 
 impl Unflushed {
     /// For a disk of `size` bytes. What it grows by later shares the last mark.
-    pub(crate) fn new(size: u64, queues: usize) -> Arc<Self> {
+    pub(crate) fn new(size: u64) -> Arc<Self> {
         let shift = size.div_ceil(PARTS).max(1).next_power_of_two().trailing_zeros();
-        let queues = (0..queues).map(|_| Marks::default()).collect();
-        Arc::new(Self { shift: shift.max(MIN_SHIFT), queues, window: AtomicBool::new(false) })
+        Arc::new(Self { shift: shift.max(MIN_SHIFT), epoch: AtomicU64::new(1) })
     }
 
-    /// A write to the range was answered on a queue's connection.
-    pub(crate) fn mark(&self, queue: usize, span: Span) {
-        let Some(marks) = self.queues.get(queue) else { return };
+    /// Ends an epoch, and says which one that was. What was answered by now has its mark or an earlier one.
+    pub(crate) fn end_epoch(&self) -> Epoch {
+        self.epoch.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Those of a new connection.
+    pub(crate) fn marks(self: &Arc<Self>) -> Arc<Marks> {
+        let parts = (0..PARTS).map(|_| AtomicU64::new(0)).collect();
+        let (latest, flushed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Marks { of: Arc::clone(self), parts, latest, flushed })
+    }
+}
+
+/// The marks of one connection: only its own thread sets them.
+pub(crate) struct Marks {
+    of: Arc<Unflushed>,
+    /// When each part was last written.
+    parts: Box<[AtomicU64]>,
+    /// When any was.
+    latest: AtomicU64,
+    /// What was written up to then is durable.
+    flushed: AtomicU64,
+}
+
+impl Marks {
+    /// A write to the range was answered.
+    pub(crate) fn mark(&self, span: Span) {
         // A flush that another thread sends just now is sent after the server has answered this write.
-        let later = self.window.load(Ordering::Acquire);
-        let words = if later { &marks.later } else { &marks.now };
-        let part = |at: u64| (at >> self.shift).min(PARTS - 1);
-        for part in part(span.start)..=part(span.end.saturating_sub(1).max(span.start)) {
-            let (word, bit) = (usize::try_from(part / 64).unwrap_or(0), 1 << (part % 64));
-            if words[word].load(Ordering::Relaxed) & bit == 0 {
-                words[word].fetch_or(bit, Ordering::AcqRel);
+        let epoch = self.of.epoch.load(Ordering::Acquire);
+        let part = |at: u64| usize::try_from((at >> self.of.shift).min(PARTS - 1)).unwrap_or(0);
+        let range = part(span.start)..=part(span.end.saturating_sub(1).max(span.start));
+        for part in self.parts.get(range).unwrap_or_default() {
+            if part.load(Ordering::Relaxed) != epoch {
+                part.store(epoch, Ordering::Relaxed);
             }
+        }
+        if self.latest.load(Ordering::Relaxed) != epoch {
+            self.latest.store(epoch, Ordering::Release);
         }
     }
 
-    /// A flush is about to be sent. `None`: another one is out, and this one takes no marks away.
-    pub(crate) fn open_window(self: &Arc<Self>) -> Option<Window> {
-        let free = !self.window.swap(true, Ordering::AcqRel);
-        free.then(|| Window { unflushed: Arc::clone(self), succeeded: false })
+    /// What was answered in this epoch, or before, is durable.
+    pub(crate) fn flushed(&self, epoch: Epoch) {
+        self.flushed.fetch_max(epoch, Ordering::AcqRel);
     }
 
-    /// Takes the marks of a queue, whose connection is lost or left.
-    pub(crate) fn take(&self, queue: usize) -> Option<Parts> {
-        let marks = self.queues.get(queue)?;
-        let mut parts = Parts { shift: self.shift, words: [0; WORDS] };
-        for (word, (now, later)) in parts.words.iter_mut().zip(marks.now.iter().zip(&marks.later)) {
-            *word = now.swap(0, Ordering::AcqRel) | later.swap(0, Ordering::AcqRel);
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.latest.load(Ordering::Acquire) > self.flushed.load(Ordering::Acquire)
+    }
+
+    /// Takes the marks of a connection that is over.
+    pub(crate) fn take(&self) -> Option<Parts> {
+        let flushed = self.flushed.fetch_max(self.of.end_epoch(), Ordering::AcqRel);
+        let mut parts = Parts { shift: self.of.shift, words: [0; WORDS] };
+        for (word, marks) in parts.words.iter_mut().zip(self.parts.chunks(64)) {
+            for (bit, mark) in marks.iter().enumerate() {
+                *word |= u64::from(mark.load(Ordering::Relaxed) > flushed) << bit;
+            }
         }
         parts.words.iter().any(|word| *word != 0).then_some(parts)
-    }
-}
-
-/// A flush that is out. What was written before it was sent is durable once it has succeeded.
-pub(crate) struct Window {
-    unflushed: Arc<Unflushed>,
-    succeeded: bool,
-}
-
-impl Window {
-    pub(crate) fn succeeded(mut self) {
-        self.succeeded = true;
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        for marks in &self.unflushed.queues {
-            for (now, later) in marks.now.iter().zip(&marks.later) {
-                if self.succeeded {
-                    now.store(0, Ordering::Release);
-                }
-                now.fetch_or(later.swap(0, Ordering::AcqRel), Ordering::AcqRel);
-            }
-        }
-        self.unflushed.window.store(false, Ordering::Release);
     }
 }
 
@@ -132,37 +131,41 @@ impl fmt::Display for Parts {
 mod tests {
     use super::*;
 
-    fn taken(unflushed: &Unflushed, queue: usize) -> String {
-        unflushed.take(queue).map(|parts| parts.to_string()).unwrap_or_default()
+    fn taken(marks: &Marks) -> String {
+        marks.take().map(|parts| parts.to_string()).unwrap_or_default()
     }
 
     #[test]
     fn a_flush_covers_what_was_written_before_it() {
-        let marks = Unflushed::new(1 << 30, 2);
-        marks.mark(0, Span::new(0, 512));
-        marks.mark(1, Span::new((5 << 20) - 1, 2));
-        let flush = marks.open_window().unwrap();
-        assert!(marks.open_window().is_none(), "one at a time");
-        marks.mark(0, Span::new(64 << 20, 1 << 20));
-        flush.succeeded();
-        assert_eq!(taken(&marks, 1), "");
-        assert_eq!(taken(&marks, 0), "67108864-68157440");
-        assert_eq!(taken(&marks, 0), "");
+        let unflushed = Unflushed::new(1 << 30);
+        let marks = unflushed.marks();
+        marks.mark(Span::new(0, 512));
+        marks.mark(Span::new((5 << 20) - 1, 2));
+        let first = unflushed.end_epoch();
+        marks.mark(Span::new(64 << 20, 1 << 20));
+        let second = unflushed.end_epoch();
+        marks.mark(Span::new(0, 1));
+        marks.flushed(first);
+        assert!(marks.is_dirty());
+        // The later one covers more, also if it is answered first.
+        marks.flushed(second);
+        marks.flushed(first);
+        assert_eq!(taken(&marks), "0-1048576");
+        assert!(!marks.is_dirty());
+        assert_eq!(taken(&marks), "");
         // One that fails, or is lost, covers nothing.
-        marks.mark(1, Span::new((5 << 20) - 1, 2));
-        drop(marks.open_window().unwrap());
-        assert_eq!(taken(&marks, 1), "4194304-6291456");
+        marks.mark(Span::new((5 << 20) - 1, 2));
+        unflushed.end_epoch();
+        assert_eq!(taken(&marks), "4194304-6291456");
     }
 
     #[test]
-    fn marks_that_were_taken_are_not_covered_by_a_flush_that_is_out() {
-        let marks = Unflushed::new(100, 1);
-        marks.mark(0, Span::new(0, 100));
-        let flush = marks.open_window().unwrap();
-        assert_eq!(taken(&marks, 0), "0-4096");
-        flush.succeeded();
-        // Growth shares the last mark.
-        marks.mark(0, Span::new(1 << 40, 1));
-        assert_eq!(taken(&marks, 0), format!("{}-{}", 1023 * 4096, 1024 * 4096));
+    fn growth_shares_the_last_mark() {
+        let marks = Unflushed::new(100).marks();
+        assert!(!marks.is_dirty());
+        marks.mark(Span::new(0, 100));
+        assert_eq!(taken(&marks), "0-4096");
+        marks.mark(Span::new(1 << 40, 1));
+        assert_eq!(taken(&marks), format!("{}-{}", 1023 * 4096, 1024 * 4096));
     }
 }

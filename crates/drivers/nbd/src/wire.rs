@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use blockyard_nbd::uri::Transport;
-use blockyard_nbd::wire::{Command, CommandFlags, HeaderStyle, Request};
+use blockyard_nbd::wire::HeaderStyle;
 use blockyard_sys::net::Watch;
 use socket2::{Domain, SockAddr, SockRef, Type};
 use tokio::io::Interest;
 
+use crate::commands;
 use crate::socket::Plain;
 use crate::tls::Session;
 
@@ -104,9 +105,7 @@ impl Wire {
 
     /// Says goodbye in the transmission phase, in which nothing was asked.
     pub(super) async fn leave(mut self, style: HeaderStyle) {
-        let (command, flags) = (Command::Disc, CommandFlags::empty());
-        let request = Request { command, flags, cookie: 0, offset: 0, length: 0 };
-        if let Ok(head) = request.encode(style) {
+        if let Some(head) = commands::goodbye(style) {
             // There is no reply, and a server that has left needs no goodbye.
             let _ = self.send(&head).await;
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
 use blockyard_buf::Segment;
 use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
-use common::{Attached, PATIENCE, Place, attach, nbdkit, pattern, unix, write};
+use common::{Attached, PATIENCE, Place, attach, nbdkit, pattern, unix, until, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -19,15 +19,6 @@ fn patient(config: NbdConfig) -> NbdConfig {
         dead_conn_timeout: PATIENCE,
         backoff: Backoff { first: Duration::from_millis(5), most: Duration::from_millis(50) },
         ..config
-    }
-}
-
-/// Waits until something is so.
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::yield_now();
     }
 }
 

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Bio, Op, Sector, Status};
 use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
-use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
+use blockyard_nbd::wire::{Command, HeaderStyle, TransmissionFlags};
 use common::fake::{Fake, Left, Manner, Then, USUAL};
-use common::{Attached, PATIENCE, Place, attach, try_attach, unix, write};
+use common::{
+    Attached, PATIENCE, Place, attach, attach_with_a_late_thread, try_attach, unix, until, write,
+};
 
 fn quick(place: &Place, connections: usize) -> NbdConfig {
     NbdConfig {
@@ -134,10 +136,112 @@ fn who_was_refused_says_goodbye_all_the_same() {
     let err = try_attach(NbdConfig::new(uri.parse().unwrap()), 1).err().unwrap();
     assert_eq!(err.kind(), ErrorKind::Refused, "{}", err.chain());
     assert_eq!(server.left(), (0, Left::Aborted));
-    let disk = attach(quick(&place, 2), 2);
+    let disk = attach(patient(&place, 2), 2);
     (0..2).for_each(|cpu| works_on(&disk, cpu));
     disk.block_on(disk.nbd.disconnect());
     for _ in 0..2 {
         assert_eq!(server.left().1, Left::Disconnected);
     }
+}
+
+/// Of which no connection is lost because the machine is busy.
+fn patient(place: &Place, connections: usize) -> NbdConfig {
+    NbdConfig { timeout: PATIENCE, ..quick(place, connections) }
+}
+
+#[test]
+fn a_connection_that_is_not_in_use_yet_is_left_too() {
+    let place = Place::new();
+    let server = Fake::start(&place.path("s"), |_| USUAL);
+    let (disk, go_on) = attach_with_a_late_thread(patient(&place, 2), 2);
+    // By the first connection: nobody has looked at the second.
+    (0..2).for_each(|cpu| works_on(&disk, cpu));
+    assert_eq!((disk.nbd.connections(), disk.nbd.connected()), (2, 1));
+    disk.block_on(disk.nbd.disconnect());
+    drop(go_on);
+    let mut left = [server.left(), server.left()];
+    left.sort_by_key(|(number, _)| *number);
+    assert_eq!(left, [(0, Left::Disconnected), (1, Left::Disconnected)]);
+}
+
+#[test]
+fn a_connection_that_is_being_made_is_left_when_it_is() {
+    let place = Place::new();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let server = Fake::start(&place.path("s"), move |number| {
+        if number == 1 {
+            tell.send(()).unwrap();
+            let _ = wait.recv();
+        }
+        USUAL
+    });
+    let disk = attach(patient(&place, 1), 1);
+    works_on(&disk, 0);
+    server.hang_up(0);
+    assert_eq!(server.left(), (0, Left::HungUp));
+    told.recv_timeout(PATIENCE).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| disk.block_on(disk.nbd.disconnect()));
+        let nowhere = || quick(&Place::new(), 1).uri;
+        let is_closed = || {
+            let moved = disk.block_on(disk.nbd.reconfigure(nowhere()));
+            moved.is_err_and(|err| err.kind() == ErrorKind::Closed)
+        };
+        until("the disk ends", is_closed);
+        drop(go_on);
+    });
+    assert_eq!(server.left(), (1, Left::Disconnected));
+    assert_eq!(disk.nbd.connected(), 0);
+}
+
+#[test]
+fn a_connection_that_was_replaced_is_left_once_it_is_through_and_at_the_end_in_any_case() {
+    let (place, other) = (Place::new(), Place::new());
+    let holds = |_| Manner { then: Then::Holds, ..USUAL };
+    let servers = [&place, &other].map(|place| Fake::start(&place.path("s"), holds));
+    let config = NbdConfig { timeout: Duration::from_secs(2), ..quick(&place, 1) };
+    let disk = attach(config, 1);
+    let read = |server: usize, times| {
+        let end = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+        servers[server].until_asked(Command::Read, times);
+        end
+    };
+    let move_to = |place: &Place| disk.block_on(disk.nbd.reconfigure(quick(place, 1).uri)).unwrap();
+    let first = read(0, 1);
+    move_to(&other);
+    let second = read(1, 1);
+    servers[0].release(0);
+    assert_eq!(first.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert_eq!(servers[0].left(), (0, Left::Disconnected), "through");
+    move_to(&place);
+    disk.block_on(disk.nbd.disconnect());
+    assert_eq!(second.recv_timeout(PATIENCE).unwrap().status(), Status::Offline);
+    assert_eq!(servers[1].left(), (0, Left::Disconnected), "the disk has ended");
+    assert_eq!(servers[0].left(), (1, Left::Disconnected), "the last one");
+}
+
+#[test]
+fn an_idle_connection_takes_over_even_where_nobody_waits_for_another_one() {
+    let place = Place::new();
+    let _server = Fake::start(&place.path("s"), |number| Manner {
+        then: if number == 0 { Then::HangsUp } else { Then::Answers },
+        ..USUAL
+    });
+    let config = NbdConfig { dead_conn_timeout: Duration::ZERO, ..patient(&place, 2) };
+    let disk = attach(config, 2);
+    until("both are up", || disk.nbd.connected() == 2);
+    (0..2).for_each(|cpu| works_on(&disk, cpu));
+}
+
+#[test]
+fn a_server_that_cannot_stand_for_the_disk_is_named() {
+    let (place, other) = (Place::new(), Place::new());
+    let _server = Fake::start(&place.path("s"), |_| USUAL);
+    let _other = Fake::start(&other.path("s"), |_| Manner { size: 512, ..USUAL });
+    let disk = attach(patient(&place, 1), 1);
+    let err = disk.block_on(disk.nbd.reconfigure(quick(&other, 1).uri)).unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Changed);
+    let named = other.path("s").display().to_string();
+    assert!(err.to_string().contains(&named), "{named}: {}", err.chain());
 }

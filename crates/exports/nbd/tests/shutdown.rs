@@ -102,6 +102,30 @@ fn what_is_in_flight_is_finished_and_answered() {
 }
 
 #[test]
+fn whoever_is_told_that_the_server_ends_may_flush_before_he_leaves() {
+    let held = HeldDisk::new(MIB, Limits::default());
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    let mut client = yard.client();
+    client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
+    eventually("the write", || held.held() == 1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| yard.shutdown(Duration::from_secs(25)));
+        eventually("the socket to go", || !yard.socket.exists());
+        let refused = client.ask(request(Command::Read, NONE, 0, 512), &[]);
+        assert_eq!(refused.error, Some(ErrorCode::ESHUTDOWN));
+        let flush = client.send(request(Command::Flush, NONE, 0, 0), &[]);
+        held.release(Status::Ok);
+        let mut ends: Vec<_> = (0..2).map(|_| client.next_reply().unwrap()).collect();
+        ends.sort_by_key(|(cookie, _)| *cookie == flush);
+        assert!(
+            ends.iter().all(|(_, outcome)| outcome.error.is_none()),
+            "the write, and the flush"
+        );
+        assert!(client.is_closed());
+    });
+}
+
+#[test]
 fn what_takes_longer_than_the_grace_is_cut_off() {
     let held = HeldDisk::new(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});

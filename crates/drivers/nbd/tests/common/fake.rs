@@ -1,15 +1,19 @@
 //! A server whose connections do what a test says, and which tells how each was left.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use parking_lot::{Condvar, Mutex};
+
 use blockyard_nbd::ExportInfo;
 use blockyard_nbd::server::{Config, Event, Export, Handshake, ReplyEncoder, ReplyTo};
-use blockyard_nbd::wire::{Command, HeaderStyle, Request, TransmissionFlags};
+use blockyard_nbd::wire::{Command, ErrorCode, HeaderStyle, Request, TransmissionFlags};
 
 /// What the client of a connection is told, and what becomes of its requests.
 #[derive(Clone, Copy)]
@@ -28,6 +32,10 @@ pub enum Then {
     HangsUp,
     /// Says nothing until the test ends, or the client leaves.
     IsSilent,
+    /// Answers when the test says so: [`Fake::release`].
+    Holds,
+    /// Refuses.
+    Fails(ErrorCode),
 }
 
 pub const USUAL: Manner = Manner {
@@ -50,39 +58,101 @@ pub enum Left {
     ByUs,
 }
 
+/// What has come to a server.
+#[derive(Default)]
+struct Seen {
+    requests: Vec<(usize, Command)>,
+    held: Vec<(usize, Request)>,
+    streams: HashMap<usize, (UnixStream, HeaderStyle)>,
+}
+
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    changed: Condvar,
+}
+
 /// Connections are treated by `manner`, which is asked with their number, from 0.
 pub struct Fake {
     thread: Option<JoinHandle<()>>,
     socket: PathBuf,
     stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     left: mpsc::Receiver<(usize, Left)>,
 }
 
 impl Fake {
     pub fn start(socket: &Path, manner: impl Fn(usize) -> Manner + Send + 'static) -> Self {
+        Self::scripted(socket, manner, |manner, _, _| manner.then)
+    }
+
+    /// What becomes of each request is up to `script`, which is asked with the number of the connection.
+    pub fn scripted(
+        socket: &Path,
+        manner: impl Fn(usize) -> Manner + Send + 'static,
+        script: impl Fn(&Manner, usize, &Request) -> Then + Send + Sync + 'static,
+    ) -> Self {
         let listener = UnixListener::bind(socket).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let (tell, left) = mpsc::channel();
+        let (shared, script) = (Arc::new(Shared::default()), Arc::new(script));
+        let seen = Arc::clone(&shared);
         let thread = std::thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 if stopped.load(Ordering::Acquire) {
                     return;
                 }
                 let (manner, tell) = (manner(number), tell.clone());
+                let (shared, script) = (Arc::clone(&seen), Arc::clone(&script));
                 std::thread::spawn(move || {
-                    let left = serve(stream.unwrap(), manner).unwrap_or(Left::HungUp);
+                    let then = |request: &Request| script(&manner, number, request);
+                    let left = serve(stream.unwrap(), number, manner, &shared, &then);
+                    shared.seen.lock().streams.remove(&number);
                     // The test may be over.
-                    let _ = tell.send((number, left));
+                    let _ = tell.send((number, left.unwrap_or(Left::HungUp)));
                 });
             }
         });
-        Self { thread: Some(thread), socket: socket.to_owned(), stop, left }
+        Self { thread: Some(thread), socket: socket.to_owned(), stop, shared, left }
     }
 
     /// The next connection that was left.
     pub fn left(&self) -> (usize, Left) {
         self.left.recv_timeout(super::PATIENCE).expect("no connection was left")
+    }
+
+    /// What was asked on a connection, in order.
+    pub fn asked(&self, number: usize) -> Vec<Command> {
+        let seen = self.shared.seen.lock();
+        let of = seen.requests.iter().filter(|(of, _)| *of == number);
+        of.map(|(_, command)| *command).collect()
+    }
+
+    /// Waits until something was asked so many times, on any connection.
+    pub fn until_asked(&self, command: Command, times: usize) {
+        let mut seen = self.shared.seen.lock();
+        let count = |seen: &Seen| seen.requests.iter().filter(|(_, it)| *it == command).count();
+        while count(&seen) < times {
+            let timed_out = self.shared.changed.wait_for(&mut seen, super::PATIENCE).timed_out();
+            assert!(!timed_out, "{command:?} was asked {} times", count(&seen));
+        }
+    }
+
+    /// Answers what is held on a connection.
+    pub fn release(&self, number: usize) {
+        let mut seen = self.shared.seen.lock();
+        let Seen { held, streams, .. } = &mut *seen;
+        let Some((stream, style)) = streams.get_mut(&number) else { return };
+        for (_, request) in held.extract_if(.., |(of, _)| *of == number) {
+            stream.write_all(&reply(*style, &request)).unwrap();
+        }
+    }
+
+    /// Closes a connection.
+    pub fn hang_up(&self, number: usize) {
+        let seen = self.shared.seen.lock();
+        seen.streams[&number].0.shutdown(Shutdown::Both).unwrap();
     }
 }
 
@@ -96,7 +166,13 @@ impl Drop for Fake {
     }
 }
 
-fn serve(mut stream: UnixStream, manner: Manner) -> std::io::Result<Left> {
+fn serve(
+    mut stream: UnixStream,
+    number: usize,
+    manner: Manner,
+    shared: &Shared,
+    then: &dyn Fn(&Request) -> Then,
+) -> std::io::Result<Left> {
     let info = ExportInfo {
         name: String::new(),
         description: String::new(),
@@ -124,6 +200,7 @@ fn serve(mut stream: UnixStream, manner: Manner) -> std::io::Result<Left> {
             receive(&mut stream, &mut input)?;
         }
     };
+    shared.seen.lock().streams.insert(number, (stream.try_clone()?, style));
     loop {
         while let Some(request) = Request::parse(style, &input).map_err(std::io::Error::other)? {
             let len = style.request_len() + usize::try_from(request.payload_len(style)).unwrap();
@@ -131,11 +208,19 @@ fn serve(mut stream: UnixStream, manner: Manner) -> std::io::Result<Left> {
                 break;
             }
             input.drain(..len);
-            match manner.then {
+            let mut seen = shared.seen.lock();
+            seen.requests.push((number, request.command));
+            shared.changed.notify_all();
+            match then(&request) {
                 _ if request.command == Command::Disc => return Ok(Left::Disconnected),
                 Then::Answers => stream.write_all(&reply(style, &request))?,
                 Then::HangsUp => return Ok(Left::ByUs),
                 Then::IsSilent => {}
+                Then::Holds => seen.held.push((number, request)),
+                Then::Fails(error) => {
+                    let to = ReplyTo { cookie: request.cookie, offset: request.offset };
+                    stream.write_all(&ReplyEncoder::new(style).error(to, error))?;
+                }
             }
         }
         receive(&mut stream, &mut input)?;

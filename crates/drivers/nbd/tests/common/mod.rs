@@ -23,7 +23,7 @@ use blockyard_blkmq::{
 use blockyard_conformance::QueueThread;
 use blockyard_driver_nbd::{Export, Nbd, NbdConfig};
 use tempfile::TempDir;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle};
 
 /// The longest that any test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -104,6 +104,15 @@ pub fn until_it_answers(mut server: Server, answers: impl Fn() -> bool) -> Serve
     server
 }
 
+/// Waits until something is so.
+pub fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// A folder of a test's own.
 pub struct Place(TempDir);
 
@@ -146,8 +155,33 @@ pub fn try_attach(
     threads: usize,
 ) -> Result<Attached, blockyard_driver_nbd::Error> {
     let (threads, handles) = QueueThread::start_many(threads);
+    try_attach_to(config, threads, &handles)
+}
+
+/// Attaches a disk whose last queue thread does nothing until something comes or is dropped.
+pub fn attach_with_a_late_thread(
+    config: NbdConfig,
+    threads: usize,
+) -> (Attached, mpsc::Sender<()>) {
+    let (threads, handles) = QueueThread::start_many(threads);
+    let (go_on, wait) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    handles.last().unwrap().spawn(async move {
+        tell.send(()).unwrap();
+        let _ = wait.recv();
+    });
+    told.recv_timeout(PATIENCE).unwrap();
+    let attached = try_attach_to(config, threads, &handles);
+    (attached.unwrap_or_else(|err| panic!("{}", err.chain())), go_on)
+}
+
+fn try_attach_to(
+    config: NbdConfig,
+    threads: Vec<QueueThread>,
+    handles: &[Handle],
+) -> Result<Attached, blockyard_driver_nbd::Error> {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let (nbd, export) = runtime.block_on(Nbd::connect(config, &handles))?;
+    let (nbd, export) = runtime.block_on(Nbd::connect(config, handles))?;
     let set = TagSet::new(Arc::clone(&nbd), nbd.tag_set_config(threads.len())).unwrap();
     let mut disk = DiskConfig::new("nbd0", export.capacity, export.limits.clone());
     disk.read_only = export.read_only;

@@ -249,7 +249,8 @@ impl<W: Work, M: Memory> Connection<W, M> {
 
     fn check(&self, request: &Request) -> Result<(), Rejection> {
         self.rules.check(request)?;
-        if self.shutting_down {
+        // Whoever leaves wants what was written to be durable first, and takes a refusal for a loss.
+        if self.shutting_down && request.command != Command::Flush {
             return Err(Rejection {
                 error: ErrorCode::ESHUTDOWN,
                 reason: "the server is shutting down",

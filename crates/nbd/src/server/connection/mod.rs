@@ -200,7 +200,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
         self.pinned = bytes;
     }
 
-    /// From now on every request is answered with ESHUTDOWN; those at the disk are answered as they end.
+    /// From now on every request but a flush is answered with ESHUTDOWN; those at the disk are answered as they end.
     pub fn shut_down(&mut self) {
         self.moved |= !self.shutting_down;
         self.shutting_down = true;
@@ -311,7 +311,9 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// Why the connection ends once it [is quiet](Self::is_quiet), if it does.
     #[must_use]
     pub fn ending(&self) -> Option<Ending> {
-        match (self.left, self.shutting_down) {
+        // A flush that waits for its turn.
+        let is_blocked = matches!(self.input, Input::Blocked(_));
+        match (self.left, self.shutting_down && !is_blocked) {
             (true, _) => Some(Ending::Left),
             (false, true) => Some(Ending::Shutdown),
             (false, false) => None,

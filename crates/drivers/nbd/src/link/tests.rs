@@ -1,0 +1,172 @@
+//! Answers that come in pieces, that break off, and that would be too long.
+
+use blockyard_blkmq::{Extent, Flags};
+use blockyard_nbd::server::{ExtentList, ReplyEncoder, ReplyTo};
+use blockyard_nbd::wire::{HeaderStyle, Request, TransmissionFlags};
+
+use super::*;
+use crate::outbox::Unsent;
+
+const STYLE: HeaderStyle = HeaderStyle::Structured;
+const NOW: Duration = Duration::ZERO;
+const DIALECT: Dialect = Dialect {
+    style: STYLE,
+    flags: TransmissionFlags::all(),
+    allocation: Some(3),
+    size: 1 << 20,
+    block: 512,
+};
+
+/// A request and what was answered.
+struct Asked {
+    ask: Ask,
+    memory: Option<Segment>,
+    data: Vec<u8>,
+    extents: Vec<Extent>,
+}
+
+impl Job for Asked {
+    fn ask(&self) -> Ask {
+        self.ask
+    }
+    fn memory(&self) -> Segments {
+        self.memory.iter().cloned().collect()
+    }
+    fn deliver(&mut self, segment: Segment) {
+        self.data.extend(segment.to_vec());
+    }
+    fn extent(&mut self, extent: Extent) {
+        self.extents.push(extent);
+    }
+}
+
+fn asked(op: Op, len: u64) -> Asked {
+    let ask = Ask { op, flags: Flags::empty(), offset: 4096, len };
+    Asked { ask, memory: None, data: Vec::new(), extents: Vec::new() }
+}
+
+fn link() -> Link<Asked> {
+    Link::new(DIALECT, Pool::default(), false)
+}
+
+fn submit(link: &mut Link<Asked>, job: Asked) {
+    let ask = job.ask;
+    assert!(link.submit(job, &ask, Past::default(), 0, NOW).is_ok());
+}
+
+/// The request that is sent now.
+fn sent(link: &mut Link<Asked>) -> Request {
+    let mut buf = [0; 64];
+    let len = link.messages().copy_to(&mut buf);
+    link.messages().advance(len);
+    assert_eq!(len, STYLE.request_len(), "one request");
+    Request::parse(STYLE, &buf[..len]).unwrap().unwrap()
+}
+
+fn hears(link: &mut Link<Asked>, bytes: &[u8]) -> Vec<Done<Asked>> {
+    let mut done = Vec::new();
+    link.room().1[..bytes.len()].copy_from_slice(bytes);
+    link.came(bytes.len(), NOW);
+    link.read(&mut done).unwrap();
+    done
+}
+
+fn to(request: &Request) -> ReplyTo {
+    ReplyTo { cookie: request.cookie, offset: request.offset }
+}
+
+/// The server says that all that is asked is one extent, and perhaps that there is more to come.
+fn extents(request: &Request, done: bool) -> Vec<u8> {
+    let (mut reply, mut list) = (Vec::new(), ExtentList::new(request.length, false, 1 << 20));
+    list.push(request.length, 3);
+    ReplyEncoder::new(STYLE).block_status(&mut reply, to(request), 3, &list, done);
+    reply
+}
+
+#[test]
+fn extents_of_an_answer_that_breaks_off_are_not_told() {
+    let mut link = link();
+    submit(&mut link, asked(Op::BlockStatus, 8192));
+    let request = sent(&mut link);
+    assert!(hears(&mut link, &extents(&request, false)).is_empty());
+    let (job, ..) = link.take_back(request.cookie).unwrap();
+    assert_eq!(job.extents, []);
+    // It is asked again, and answered once.
+    let mut other = self::link();
+    submit(&mut other, job);
+    let request = sent(&mut other);
+    let done = hears(&mut other, &extents(&request, true)).pop().unwrap();
+    assert_eq!(done.job.unwrap().extents, [Extent { len: 8192, hole: true, zero: true }]);
+}
+
+#[test]
+fn a_block_map_that_would_be_too_long_is_asked_for_in_part() {
+    let mut link = link();
+    submit(&mut link, asked(Op::BlockStatus, 4096));
+    for length in [4096, 2048] {
+        let request = sent(&mut link);
+        assert_eq!((request.offset, request.length), (4096, length));
+        let error = ReplyEncoder::new(STYLE).error(to(&request), ErrorCode::EOVERFLOW);
+        assert!(hears(&mut link, &error).is_empty());
+    }
+    let request = sent(&mut link);
+    let done = hears(&mut link, &extents(&request, true)).pop().unwrap();
+    assert_eq!((done.op, done.result), (Op::BlockStatus, Ok(())));
+    assert_eq!(done.job.unwrap().extents, [Extent { len: 1024, hole: true, zero: true }]);
+    // It is remembered.
+    submit(&mut link, asked(Op::BlockStatus, 4096));
+    assert_eq!(sent(&mut link).length, 1024);
+}
+
+#[test]
+fn a_read_that_would_be_too_long_is_asked_for_in_pieces() {
+    for own_memory in [false, true] {
+        let mut link = link();
+        let mut job = asked(Op::Read, 4096);
+        let memory = Segment::from_vec(vec![9; 4096]);
+        job.memory = own_memory.then(|| memory.clone());
+        submit(&mut link, job);
+        // All of it came as zeroes, and then it was an error: nobody's zeroes are written to.
+        let request = sent(&mut link);
+        let encoder = ReplyEncoder::new(STYLE);
+        let refusal = [
+            &*encoder.hole(to(&request), 4096, 4096, false),
+            &encoder.error(to(&request), ErrorCode::EOVERFLOW),
+        ];
+        assert!(hears(&mut link, &refusal.concat()).is_empty());
+        let mut pieces = Vec::new();
+        let done = loop {
+            let request = sent(&mut link);
+            pieces.push((request.offset, request.length));
+            assert!(pieces.len() < 10);
+            let len = u32::try_from(request.length).unwrap();
+            if len > 1024 {
+                let error = encoder.error(to(&request), ErrorCode::EOVERFLOW);
+                assert!(hears(&mut link, &error).is_empty());
+                continue;
+            }
+            let mut reply = encoder.data(to(&request), request.offset, len, true).to_vec();
+            reply.extend((request.offset..).map(|at| (at / 512) as u8).take(len as usize));
+            if let Some(done) = hears(&mut link, &reply).pop() {
+                break done;
+            }
+        };
+        assert_eq!(pieces, [(4096, 2048), (4096, 1024), (5120, 1024), (6144, 1024), (7168, 1024)]);
+        assert_eq!(done.result, Ok(()));
+        let data = done.job.unwrap().data;
+        let data = if own_memory { memory.to_vec() } else { data };
+        let expected: Vec<u8> = (4096..8192).map(|at| (at / 512) as u8).collect();
+        assert!(data == expected);
+        assert!(link.slots.is_empty());
+    }
+}
+
+#[test]
+fn what_is_too_long_even_of_one_block_is_an_error() {
+    let mut link = link();
+    submit(&mut link, asked(Op::Read, 512));
+    let request = sent(&mut link);
+    let error = ReplyEncoder::new(STYLE).error(to(&request), ErrorCode::EOVERFLOW);
+    let done = hears(&mut link, &error).pop().unwrap();
+    assert_eq!((done.result, done.status()), (Err(ErrorCode::EOVERFLOW), Status::Invalid));
+}

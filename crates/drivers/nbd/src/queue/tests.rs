@@ -1,0 +1,143 @@
+//! The connections of queues, with a server's bytes and a clock that tests make up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockyard_blkmq::{Extent, Flags, Op};
+use blockyard_buf::{Pool, Segment, Segments};
+use blockyard_nbd::server::{ReplyEncoder, ReplyTo};
+use blockyard_nbd::wire::{Command, HeaderStyle, Request, TransmissionFlags};
+
+use super::*;
+use crate::commands::Dialect;
+use crate::job::Ask;
+use crate::outbox::Unsent;
+
+const STYLE: HeaderStyle = HeaderStyle::Structured;
+const SEC: Duration = Duration::from_secs(1);
+const POLICY: Policy = Policy {
+    timeout: SEC,
+    patience: 8,
+    dead_conn_timeout: Duration::from_secs(2),
+    fence_timeout: Duration::from_secs(10),
+};
+
+struct Stub(Ask);
+
+impl Job for Stub {
+    fn ask(&self) -> Ask {
+        self.0
+    }
+    fn memory(&self) -> Segments {
+        [Segment::from_vec(vec![1; usize::try_from(self.0.len).unwrap()])].into_iter().collect()
+    }
+    fn deliver(&mut self, _segment: Segment) {}
+    fn extent(&mut self, _extent: Extent) {}
+}
+
+fn job(op: Op) -> Stub {
+    Stub(Ask { op, flags: Flags::empty(), offset: 0, len: 512 })
+}
+
+struct Rig {
+    queue: Queue<Stub, ()>,
+    ended: Ended<Stub>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (common, ended) = (Arc::new(Common::default()), Vec::new());
+        Self { queue: Queue::new(common, POLICY, 8), ended }
+    }
+
+    fn attach(&mut self) -> LinkId {
+        let flags = TransmissionFlags::all();
+        let dialect = Dialect { style: STYLE, flags, allocation: None, size: 1 << 20, block: 512 };
+        self.queue.attach(Link::new(dialect, Pool::default(), false), (), Made::AtTheStart)
+    }
+
+    /// The requests that are sent on a connection now.
+    fn sent(&mut self, id: LinkId) -> Vec<Request> {
+        let mut buf = vec![0; 1 << 16];
+        let mut messages = self.queue.conn(id).unwrap().link.messages();
+        let len = messages.copy_to(&mut buf);
+        messages.advance(len);
+        let (mut rest, mut requests) = (&buf[..len], Vec::new());
+        while let Some(request) = Request::parse(STYLE, rest).unwrap() {
+            let payload = usize::try_from(request.payload_len(STYLE)).unwrap();
+            rest = &rest[STYLE.request_len() + payload..];
+            requests.push(request);
+        }
+        requests
+    }
+
+    fn hears(&mut self, id: LinkId, bytes: &[u8], now: Duration) -> Todo {
+        let link = &mut self.queue.conn(id).unwrap().link;
+        link.room().1[..bytes.len()].copy_from_slice(bytes);
+        link.came(bytes.len(), now);
+        self.queue.read(id, now, &mut self.ended)
+    }
+}
+
+#[test]
+fn what_another_process_left_behind_is_no_waiting_on_any_connection() {
+    let mut rig = Rig::new();
+    rig.queue.common.inherit(10 * SEC);
+    let id = rig.attach();
+    rig.queue.submit(job(Op::Write), SEC, &mut rig.ended);
+    assert_eq!(rig.sent(id), []);
+    assert!(rig.queue.expire(10 * SEC, &mut rig.ended).outlived);
+    assert!(rig.queue.adopt(10 * SEC, &mut rig.ended));
+    assert_eq!(rig.sent(id).len(), 1);
+    // The server says nothing: what it has is waited for from when it was sent.
+    rig.queue.lose(id, Loss::Silent, 11 * SEC);
+    assert_eq!(rig.queue.expire(11 * SEC, &mut rig.ended).failed, 0);
+    assert_eq!(rig.queue.deadline(), Some(12 * SEC));
+    assert_eq!(rig.queue.expire(12 * SEC, &mut rig.ended).failed, 1);
+    assert_eq!(rig.ended.len(), 1);
+}
+
+#[test]
+fn a_lie_is_told_of_also_if_nothing_is_out_that_matters() {
+    for (op, over) in [(Op::Read, true), (Op::Write, false)] {
+        let mut rig = Rig::new();
+        let id = rig.attach();
+        rig.queue.submit(job(op), SEC, &mut rig.ended);
+        let request = rig.sent(id)[0];
+        let to = ReplyTo { cookie: request.cookie ^ 1, offset: 0 };
+        let todo = rig.hears(id, &ReplyEncoder::new(STYLE).ok(to), SEC);
+        assert!(matches!(todo, Todo::Lied { is_over, .. } if is_over == over), "{todo:?}");
+    }
+}
+
+#[test]
+fn a_goodbye_goes_behind_what_was_begun_or_not_at_all() {
+    for torn in [false, true] {
+        let mut rig = Rig::new();
+        let id = rig.attach();
+        rig.queue.submit(job(Op::Write), SEC, &mut rig.ended);
+        rig.queue.submit(job(Op::Write), SEC, &mut rig.ended);
+        let link = &mut rig.queue.conn(id).unwrap().link;
+        let mut got = vec![0; 100];
+        assert_eq!(link.messages().copy_to(&mut got), got.len());
+        link.messages().advance(got.len());
+        rig.queue.clear(Status::Offline, &mut rig.ended);
+        let link = &mut rig.queue.conn(id).unwrap().link;
+        if torn {
+            link.fall_silent();
+        }
+        link.say_goodbye();
+        let mut rest = vec![0; 4096];
+        let len = link.messages().copy_to(&mut rest);
+        got.extend(&rest[..len]);
+        if torn {
+            assert_eq!(len, 0);
+            continue;
+        }
+        let first = Request::parse(STYLE, &got).unwrap().unwrap();
+        assert_eq!(first.command, Command::Write);
+        let behind = &got[STYLE.request_len() + 512..];
+        assert_eq!(Request::parse(STYLE, behind).unwrap().unwrap().command, Command::Disc);
+        assert_eq!(behind.len(), STYLE.request_len());
+    }
+}

@@ -1,0 +1,146 @@
+//! What a flush covers, with several connections and several servers.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::time::Duration;
+
+use blockyard_blkmq::{Bio, Op, Sector, Status};
+use blockyard_driver_nbd::{Backoff, NbdConfig};
+use blockyard_nbd::wire::Command;
+use common::fake::{Fake, Left, Then, USUAL};
+use common::{Attached, PATIENCE, Place, attach, unix, until, write};
+
+fn config(place: &Place, connections: usize) -> NbdConfig {
+    NbdConfig {
+        connections: Some(connections),
+        timeout: PATIENCE,
+        dead_conn_timeout: PATIENCE,
+        backoff: Backoff { first: Duration::from_millis(5), most: Duration::from_millis(20) },
+        ..unix(&place.path("s"))
+    }
+}
+
+/// Loses the first connection, and waits until the third takes its place.
+fn make_anew(disk: &Attached, server: &Fake) {
+    server.hang_up(0);
+    until("another one is asked", || {
+        let read = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+        assert_eq!(read.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+        !server.asked(2).is_empty()
+    });
+}
+
+#[test]
+fn what_the_old_server_answers_after_a_move_is_flushed_there() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::scripted(
+        &place.path("s"),
+        |_| USUAL,
+        |_, _, request| {
+            if request.command == Command::Write { Then::Holds } else { Then::Answers }
+        },
+    );
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(config(&place, 1), 1);
+    let end = disk.submit(0, write(0, &[1; 4096]));
+    old.until_asked(Command::Write, 1);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    old.release(0);
+    assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    assert_eq!(old.asked(0), [Command::Write, Command::Flush, Command::Disc]);
+}
+
+#[test]
+fn a_server_that_is_left_is_flushed_even_if_its_restarts_are_trusted() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::start(&place.path("s"), |_| USUAL);
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(NbdConfig { trust_server: true, ..config(&place, 1) }, 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    assert_eq!(old.left(), (0, Left::Disconnected));
+    assert_eq!(old.asked(0), [Command::Write, Command::Flush, Command::Disc]);
+}
+
+#[test]
+fn a_flush_by_a_new_connection_says_nothing_of_one_whose_server_may_be_gone() {
+    let place = Place::new();
+    // The second connection is to a server that has died after its first write, and nobody has noticed.
+    let server = Fake::scripted(
+        &place.path("s"),
+        |_| USUAL,
+        |_, number, request| match (number, request.command) {
+            (1, Command::Flush) => Then::IsSilent,
+            _ => Then::Answers,
+        },
+    );
+    let disk = attach(
+        NbdConfig {
+            timeout: Duration::from_millis(300),
+            fence_timeout: Duration::from_millis(300),
+            ..config(&place, 2)
+        },
+        2,
+    );
+    until("both are up", || disk.nbd.connected() == 2);
+    let end = disk.submit(1, write(0, &[1; 4096]));
+    assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    make_anew(&disk, &server);
+    // It covers no write of the second one, as that has not shown that it lives.
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Io);
+}
+
+#[test]
+fn a_connection_that_shows_that_it_lives_is_covered_again() {
+    let place = Place::new();
+    let server = Fake::start(&place.path("s"), |_| USUAL);
+    let disk = attach(config(&place, 2), 2);
+    until("both are up", || disk.nbd.connected() == 2);
+    let on_second = |block: u64| {
+        let end = disk.submit(1, write(block * 4096, &[1; 4096]));
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    };
+    on_second(0);
+    make_anew(&disk, &server);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    let flushes = |number| {
+        let asked = server.asked(number);
+        asked.iter().filter(|command| **command == Command::Flush).count()
+    };
+    assert_eq!((flushes(1), flushes(2)), (1, 0), "by the older one, which covers the newer");
+    on_second(1);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    assert_eq!((flushes(1), flushes(2)), (1, 1), "by either, from then on");
+}
+
+#[test]
+fn flushes_that_overlap_cover_what_came_before_each() {
+    let place = Place::new();
+    let server = Fake::scripted(
+        &place.path("s"),
+        |_| USUAL,
+        |_, _, request| {
+            if request.command == Command::Flush { Then::Holds } else { Then::Answers }
+        },
+    );
+    let disk = attach(config(&place, 2), 2);
+    until("both are up", || disk.nbd.connected() == 2);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    let first = disk.submit(0, Bio::flush());
+    server.until_asked(Command::Flush, 1);
+    assert_eq!(disk.write(8192, &[1; 4096]), Status::Ok);
+    let second = disk.submit(1, Bio::flush());
+    server.until_asked(Command::Flush, 2);
+    for (number, end) in [first, second].into_iter().enumerate() {
+        server.release(number);
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    }
+    make_anew(&disk, &server);
+    let last = disk.submit(1, Bio::flush());
+    server.until_asked(Command::Flush, 3);
+    server.release(1);
+    assert_eq!(last.recv_timeout(PATIENCE).unwrap().status(), Status::Ok, "all was flushed");
+}
