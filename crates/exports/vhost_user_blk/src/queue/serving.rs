@@ -56,7 +56,7 @@ pub(super) struct Serving {
     /// A write can be made durable.
     has_durability: bool,
     pub(super) broken: bool,
-    /// Nothing is published any more.
+    /// It was found that memory is lost. Nothing is published any more, whatever memory comes later.
     pub(super) memory_lost: bool,
     /// Chains in the used ring that the driver does not see yet.
     given_back: usize,
@@ -125,16 +125,16 @@ impl Serving {
         Ok(())
     }
 
-    /// Whether its memory was lost since this was last asked: what was read from it was not the guest's, and nobody sees
-    /// what is written to it. Costs nothing while no mapping of the process is.
+    /// Whether its memory is lost: what was read from it was not the guest's, and nobody sees what is written to it. It stays so.
+    /// Costs nothing while no mapping of the process is.
     #[inline]
     pub(super) fn has_lost_memory(&mut self) -> bool {
         let now = losses();
-        if self.losses.replace(now) == Some(now) {
-            return false;
+        if self.losses.replace(now) != Some(now) {
+            let region = self.region_mapping.as_ref().is_some_and(|region| region.is_lost());
+            self.memory_lost |= region || self.guest.memory().is_lost();
         }
-        let region = self.region_mapping.as_ref().is_some_and(|region| region.is_lost());
-        region || self.guest.memory().is_lost()
+        self.memory_lost
     }
 
     /// Chains to resume are work that no event tells of.
