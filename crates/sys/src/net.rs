@@ -142,7 +142,9 @@ impl<'a> Scatter<'a> {
                 return Ok(got);
             }
             let err = io::Error::last_os_error();
-            if err.kind() != io::ErrorKind::Interrupted && !faults.is_mended(&err, self.list, Access::Write) {
+            if err.kind() != io::ErrorKind::Interrupted
+                && !faults.is_mended(&err, self.list, Access::Write)
+            {
                 return Err(err);
             }
         }
@@ -252,7 +254,9 @@ impl<'a> Gather<'a> {
                 return Ok(sent);
             }
             let err = io::Error::last_os_error();
-            if err.kind() != io::ErrorKind::Interrupted && !faults.is_mended(&err, self.list, Access::Read) {
+            if err.kind() != io::ErrorKind::Interrupted
+                && !faults.is_mended(&err, self.list, Access::Read)
+            {
                 return Err(err);
             }
         }
@@ -384,7 +388,10 @@ mod tests {
         assert!(!faults.is_mended(&refused, &list, Access::Read), "and not for ever");
         let mut faults = Faults(0);
         assert!(faults.is_mended(&refused, &list[..1], Access::Read));
-        assert!(!faults.is_mended(&refused, &list[..1], Access::Read), "there is nothing to give up");
+        assert!(
+            !faults.is_mended(&refused, &list[..1], Access::Read),
+            "there is nothing to give up"
+        );
         let other = io::Error::from_raw_os_error(libc::EPIPE);
         assert!(!Faults(0).is_mended(&other, &list, Access::Read));
     }

@@ -304,11 +304,12 @@ fn a_fault_that_does_not_happen_again_ends_the_process_too() {
 #[test]
 fn broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place() {
     const BUS_MCEERR_AO: i32 = 5;
-    let status = alone("broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place", || {
-        lose_memory();
-        raise(BUS_MCEERR_AO, 0x1000);
-        lose_memory();
-    });
+    let status =
+        alone("broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place", || {
+            lose_memory();
+            raise(BUS_MCEERR_AO, 0x1000);
+            lose_memory();
+        });
     assert!(status.success(), "{status:?}");
 }
 

@@ -82,6 +82,7 @@ impl<'a> Session<'a> {
     pub(crate) fn run(mut self) -> Close {
         // What was told of an earlier front-end.
         self.device.take_memory_lost();
+        self.device.late_signals.clear();
         let close = loop {
             if let Err(close) = self.turn() {
                 break close;
@@ -100,6 +101,7 @@ impl<'a> Session<'a> {
         if self.device.take_memory_lost() {
             return Err(Close::MemoryLost);
         }
+        self.device.signal_late();
         if !self.channel.wait(PollFlags::IN)? {
             return Ok(());
         }
