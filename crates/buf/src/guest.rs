@@ -99,7 +99,7 @@ impl SharedMapping {
         // A core dump of this process has no business with the memory of guests. It is no less usable without.
         // SAFETY: the advice changes nothing of the memory itself.
         let _ = unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxDontDump) };
-        match Entry::watch(base, mapped) {
+        match Entry::watch(base, mapped, usize::try_from(page).unwrap_or(PAGE_SIZE)) {
             Ok(watched) => {
                 std::mem::forget(counted);
                 Ok(Arc::new(Self { base, mapped, lead, len, watched }))
@@ -112,7 +112,8 @@ impl SharedMapping {
         }
     }
 
-    /// Its file became shorter, which somebody noticed by touching what was gone: all of it is memory of nobody's now.
+    /// Its file became shorter, which somebody noticed by touching what was gone: that, and what is behind it, is memory of
+    /// nobody's now.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.watched.is_lost()

@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use smallvec::SmallVec;
 
-use crate::Mapping;
+use crate::{Access, Mapping};
 
 /// The longest run of zeroes that one segment can be: longer ones are made of several.
 pub const ZERO_RUN: usize = 1 << 20;
@@ -197,13 +197,17 @@ impl Segment {
         unsafe { libc::memset(self.ptr.as_ptr().cast(), 0, self.len()) };
     }
 
-    /// Touches its last byte: if its file became shorter, its [mapping](crate::SharedMapping) is lost from now on. For those whom
-    /// the kernel has told that something is wrong with memory, or with whatever.
-    pub fn touch(&self) {
-        if let Some(last) = self.len().checked_sub(1) {
-            // SAFETY: the byte is inside. The access is volatile, as its only purpose is that it happens.
-            let _ = unsafe { self.ptr.as_ptr().add(last).read_volatile() };
-        }
+    /// As [`probe`](crate::probe): asks the kernel whether it is there, to be written if it [can be](Self::is_writable).
+    pub fn probe(&self) -> bool {
+        let access = if self.writable { Access::Write } else { Access::Read };
+        crate::probe(self.ptr.as_ptr().addr(), self.len(), access)
+    }
+
+    /// Whether any of it is gone, with the file that it was of. To be asked when [`losses`](crate::losses) have become more: what
+    /// was taken from it since may be zeroes, or not.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        crate::sigbus::is_lost(self.ptr.as_ptr().addr(), self.len())
     }
 
     /// A copy of its bytes.

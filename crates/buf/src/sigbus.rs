@@ -2,24 +2,38 @@
 //!
 //! Whoever touches memory past the end of its file gets SIGBUS (mmap(2)), and with it the process ends, with every disk in it. A
 //! file that another process shares with us may become shorter at any time, in the middle of any copy, so that no check helps.
-//! The handler here puts memory of nobody's in the place of such a mapping, as a whole: what was interrupted goes on, with
-//! zeroes. The mapping is marked as lost, which its owner is to look for before anything that was made from it is shown to
-//! anybody.
+//! The handler here puts memory of nobody's in the place of what is gone, from the page that was touched to the end of the
+//! mapping: what was interrupted goes on, with zeroes, and what is before that page is still the file's, for whoever is just
+//! writing it to a disk. The mapping is marked as lost, which its owner is to look for before anything that was made from it is
+//! shown to anybody; a write may have put the zeroes on its disk, which [`Segment::is_lost`](crate::Segment::is_lost) tells.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
+use rustix::process::{Resource, getrlimit};
 
-/// What the kernel says in `si_code` (include/uapi/asm-generic/siginfo.h): nothing is at the address, or hardware that is broken.
+use crate::guest::Access;
+
+/// What the kernel says in `si_code` (include/uapi/asm-generic/siginfo.h): nothing is at the address, hardware that is broken
+/// where somebody touched it, or where nobody did yet.
 const BUS_ADRERR: libc::c_int = 2;
 const BUS_MCEERR_AR: libc::c_int = 4;
+const BUS_MCEERR_AO: libc::c_int = 5;
+/// What the addresses of a process are below of (x86-64 with five levels of page tables; aarch64 has fewer).
+const ADDRESSES: u64 = 1 << 57;
 
 /// All entries that there have ever been, the newest first.
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(std::ptr::null_mut());
 static LOSSES: AtomicU64 = AtomicU64::new(0);
+/// A file in memory for what is lost, in which the memory at an address is at that offset: no two mappings share any of it. Memory
+/// that is mapped from it is none of the process's data, so that neither its limit (`RLIMIT_DATA`) nor strict accounting
+/// (`vm.overcommit_memory` = 2) refuses as much of it as a guest has. `None` where there is no such file.
+static SPARE: OnceLock<Option<OwnedFd>> = OnceLock::new();
 /// What was done about the signal before.
 static PREVIOUS: OnceLock<io::Result<libc::sigaction>> = OnceLock::new();
 
@@ -39,32 +53,44 @@ pub(crate) struct Entry {
     version: AtomicUsize,
     base: AtomicUsize,
     len: AtomicUsize,
-    lost: AtomicBool,
+    /// What it is made of: bytes of a page, or of a huge one.
+    page: AtomicUsize,
+    /// The first address that is no longer of the file; [`usize::MAX`] if all are.
+    lost_from: AtomicUsize,
     next: AtomicPtr<Entry>,
 }
 
 impl Entry {
-    /// Watches over a mapping.
+    /// Watches over a mapping of whole pages of `page` bytes.
     ///
     /// # Errors
     /// What sigaction(2) says.
-    pub(crate) fn watch(base: NonNull<u8>, len: usize) -> io::Result<&'static Self> {
+    pub(crate) fn watch(base: NonNull<u8>, len: usize, page: usize) -> io::Result<&'static Self> {
         install()?;
         let entry = Self::take();
-        entry.lost.store(false, Ordering::SeqCst);
+        entry.lost_from.store(usize::MAX, Ordering::SeqCst);
+        entry.page.store(page, Ordering::SeqCst);
         entry.set_range(base.as_ptr().expose_provenance(), len);
         Ok(entry)
     }
 
     /// Ends that. To be called while the mapping is still there, so that no other can be at its place.
     pub(crate) fn forget(&self) {
+        if self.is_lost()
+            && let Some(Some(spare)) = SPARE.get()
+        {
+            let [base, len] = [&self.base, &self.len].map(|n| n.load(Ordering::SeqCst) as u64);
+            // What was written there is nobody's. It is no less so if it cannot be given back.
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = fallocate(spare, hole, base, len);
+        }
         self.set_range(0, 0);
         self.taken.store(false, Ordering::Release);
     }
 
-    /// Its file became shorter, and the mapping is no longer of that file.
+    /// Its file became shorter, and some of the mapping is no longer of that file.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
+        self.lost_from.load(Ordering::Acquire) != usize::MAX
     }
 
     fn take() -> &'static Self {
@@ -75,7 +101,8 @@ impl Entry {
                 version: AtomicUsize::new(0),
                 base: AtomicUsize::new(0),
                 len: AtomicUsize::new(0),
-                lost: AtomicBool::new(false),
+                page: AtomicUsize::new(crate::PAGE_SIZE),
+                lost_from: AtomicUsize::new(usize::MAX),
                 next: AtomicPtr::default(),
             }));
             let address = std::ptr::from_ref(entry).cast_mut();
@@ -104,6 +131,18 @@ impl Entry {
         let whole = version.is_multiple_of(2) && version == self.version.load(Ordering::SeqCst);
         (whole && address.wrapping_sub(base) < len).then_some((base, len))
     }
+
+    /// The entry of the mapping that holds an address, and its range.
+    fn find(address: usize) -> Option<(&'static Self, (usize, usize))> {
+        all().find_map(|entry| entry.holds(address).map(|range| (entry, range)))
+    }
+}
+
+/// Whether any of the `len` bytes at an address, which are in one mapping, was in a mapping's lost part.
+pub(crate) fn is_lost(address: usize, len: usize) -> bool {
+    Entry::find(address).is_some_and(|(entry, _)| {
+        entry.lost_from.load(Ordering::Acquire) < address.saturating_add(len)
+    })
 }
 
 fn all() -> impl Iterator<Item = &'static Entry> {
@@ -113,50 +152,130 @@ fn all() -> impl Iterator<Item = &'static Entry> {
 }
 
 fn install() -> io::Result<()> {
-    let done = PREVIOUS.get_or_init(|| {
-        // SAFETY: plain numbers and function pointers that may be null.
-        let (mut old, mut new): (libc::sigaction, libc::sigaction) =
-            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handle;
-        new.sa_sigaction = handler as *const () as libc::sighandler_t;
-        new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: both live until the call returns; the handler does only what a handler may (see `handle`).
-        let done = unsafe { libc::sigaction(libc::SIGBUS, &raw const new, &raw mut old) };
-        if done == 0 { Ok(old) } else { Err(io::Error::last_os_error()) }
-    });
+    SPARE.get_or_init(spare);
+    let done = PREVIOUS.get_or_init(|| set_action(Some(&ours())));
     match done {
         Ok(_) => Ok(()),
         Err(err) => Err(io::Error::from(err.kind())),
     }
 }
 
+fn spare() -> Option<OwnedFd> {
+    // A size past this is answered by a signal that ends the process (setrlimit(2)).
+    if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < ADDRESSES) {
+        return None;
+    }
+    let file = memfd_create("blockyard-lost-memory", MemfdFlags::CLOEXEC).ok()?;
+    ftruncate(&file, ADDRESSES).ok()?;
+    Some(file)
+}
+
+/// No action at all: the default one.
+fn default_action() -> libc::sigaction {
+    // SAFETY: plain numbers and function pointers that may be null.
+    unsafe { std::mem::zeroed() }
+}
+
+fn ours() -> libc::sigaction {
+    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handle;
+    let mut ours = default_action();
+    ours.sa_sigaction = handler as *const () as libc::sighandler_t;
+    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    ours
+}
+
+/// Sets what is done about SIGBUS, if it is to be set, and says what was done before.
+fn set_action(new: Option<&libc::sigaction>) -> io::Result<libc::sigaction> {
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    let mut old = default_action();
+    // SAFETY: both live until the call returns; a handler of ours does only what a handler may (see `handle`), and any other was
+    // there before.
+    let done = unsafe { libc::sigaction(libc::SIGBUS, new, &raw mut old) };
+    if done == 0 { Ok(old) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The handler: it allocates nothing, locks nothing, and does not panic.
 extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a `siginfo_t` to a handler that was installed with `SA_SIGINFO`.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
-    let of_memory = code == BUS_ADRERR || code == BUS_MCEERR_AR;
-    if !of_memory || !replace(address) {
+    let replaced = match code {
+        BUS_ADRERR => replace(address, Extent::ToTheEnd),
+        // What is behind a broken page is as good as it was.
+        BUS_MCEERR_AR | BUS_MCEERR_AO => replace(address, Extent::OnePage),
+        _ => false,
+    };
+    if !replaced {
         // SAFETY: these are the arguments of the handler.
         unsafe { pass_on(signal, code, info, context) };
     }
 }
 
-/// Puts other memory in the place of the mapping that holds the address. Says whether there was one, and it could be done.
-fn replace(address: usize) -> bool {
-    let Some((entry, (base, len))) =
-        all().find_map(|entry| entry.holds(address).map(|range| (entry, range)))
-    else {
-        return false;
+/// How much of a mapping is lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    OnePage,
+    ToTheEnd,
+}
+
+/// Asks the kernel whether all of some memory can be read, or read and written, as it would for a system call that uses it: for
+/// those to whom it has said that something is wrong with memory (`EFAULT`), or with whatever. A shared mapping is lost from the
+/// first page that cannot. Says whether any was lost.
+#[must_use]
+pub fn probe(address: usize, len: usize, access: Access) -> bool {
+    // Linux 5.14. What is not in a file any more, or not to be had for lack of space, is an error, and no signal (madvise(2)).
+    let advice = match access {
+        Access::Read => Advice::LinuxPopulateRead,
+        Access::Write => Advice::LinuxPopulateWrite,
     };
+    let is_there = |start: usize, len: usize| {
+        // SAFETY: the advice brings pages in, and changes nothing of what is in them.
+        unsafe { madvise(std::ptr::with_exposed_provenance_mut(start), len, advice) }.is_ok()
+    };
+    let start = address - address % crate::PAGE_SIZE;
+    let end = address.saturating_add(len);
+    if Entry::find(address).is_none() || len == 0 || is_there(start, end - start) {
+        return false;
+    }
+    let lost = (start..end).step_by(crate::PAGE_SIZE).find(|page| !is_there(*page, 1));
+    lost.is_some_and(lose)
+}
+
+/// The mapping that holds the address is lost from there on. Says whether there is one. For those to whom the kernel says that
+/// something is wrong with memory, again, where a [`probe`] finds nothing.
+pub fn lose(address: usize) -> bool {
+    replace(address, Extent::ToTheEnd)
+}
+
+/// Puts other memory in the place of what is lost of the mapping that holds the address. Says whether there was one, and it could
+/// be done. Several threads may do it at once: what one has written there meanwhile is nobody's.
+fn replace(address: usize, extent: Extent) -> bool {
+    let Some((entry, (base, len))) = Entry::find(address) else { return false };
+    let page = entry.page.load(Ordering::SeqCst).max(1);
+    let start = address - (address - base) % page;
+    let len = if extent == Extent::OnePage { page } else { base + len - start };
     // First: who sees the new memory sees this, too.
-    entry.lost.store(true, Ordering::SeqCst);
+    entry.lost_from.fetch_min(start, Ordering::SeqCst);
     LOSSES.fetch_add(1, Ordering::SeqCst);
-    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-    let place = std::ptr::with_exposed_provenance_mut(base);
-    // SAFETY: the range is a mapping of a `SharedMapping`, which the interrupted thread keeps alive as it touches it, and
-    // whose memory nobody borrows as a reference: its contents may change at any time. The new memory is as long, and as
-    // writable.
-    unsafe { mmap_anonymous(place, len, ProtFlags::READ | ProtFlags::WRITE, flags) }.is_ok()
+    let place = std::ptr::with_exposed_provenance_mut(start);
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the range is the end of a mapping of a `SharedMapping`, or a page of it, which the interrupted thread keeps alive
+    // as it touches it, and whose memory nobody borrows as a reference: its contents may change at any time. The new memory is
+    // as long, and as writable.
+    let replaced = unsafe {
+        match SPARE.get() {
+            Some(Some(spare)) => {
+                mmap(place, len, access, flags | MapFlags::SHARED, spare, start as u64)
+            }
+            _ => mmap_anonymous(place, len, access, flags | MapFlags::PRIVATE),
+        }
+    };
+    if replaced.is_ok() {
+        // As for the memory that was there.
+        // SAFETY: the advice changes nothing of the memory itself.
+        let _ = unsafe { madvise(place, len, Advice::LinuxDontDump) };
+    }
+    replaced.is_ok()
 }
 
 /// Does what was done before there was a handler.
@@ -171,38 +290,51 @@ unsafe fn pass_on(
 ) {
     let previous = PREVIOUS.get().and_then(|previous| previous.as_ref().ok());
     let action = previous.map_or(libc::SIG_DFL, |previous| previous.sa_sigaction);
+    let is_ignored = action == libc::SIG_IGN && code <= 0;
     match previous {
         Some(previous) if action != libc::SIG_DFL && action != libc::SIG_IGN => {
-            if previous.sa_flags & libc::SA_SIGINFO != 0 {
-                type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
-                // SAFETY: what was installed with `SA_SIGINFO` is such a function.
-                let handler = unsafe {
-                    std::mem::transmute::<*const (), Handler>(std::ptr::with_exposed_provenance(
-                        action,
-                    ))
-                };
-                handler(signal, info, context);
-            } else {
-                // SAFETY: what was installed without it is such a function.
-                let handler = unsafe {
-                    std::mem::transmute::<*const (), extern "C" fn(libc::c_int)>(
-                        std::ptr::with_exposed_provenance(action),
-                    )
-                };
-                handler(signal);
+            // SAFETY: these are the arguments of the handler.
+            unsafe { call(previous, signal, info, context) };
+            // A handler that wants nothing of it, as that of Rust's runtime, takes all handlers away, and counts on the fault to
+            // happen again.
+            if set_action(None).is_ok_and(|now| now.sa_sigaction != libc::SIG_DFL) {
+                return;
             }
         }
-        _ => {
-            // SAFETY: plain numbers, and a function pointer that may be null: the default action.
-            let default: libc::sigaction = unsafe { std::mem::zeroed() };
-            // SAFETY: the action lives until the call returns. What has raised the signal raises it again after the handler; one
-            // that somebody has sent has to be sent again.
-            unsafe {
-                libc::sigaction(signal, &raw const default, std::ptr::null_mut());
-                if code <= 0 {
-                    libc::raise(signal);
-                }
-            }
-        }
+        _ => {}
+    }
+    // What nobody has touched yet raises a fault of its own when somebody does.
+    if is_ignored || code == BUS_MCEERR_AO {
+        let _ = set_action(Some(&ours()));
+        return;
+    }
+    // That may not happen again, and without a handler the next guest whose memory is gone would end this process: it ends now, as
+    // it would have without us. The signal is held back until the handler returns.
+    let _ = set_action(Some(&default_action()));
+    // SAFETY: it concerns no memory.
+    unsafe { libc::raise(signal) };
+}
+
+/// Calls another's handler.
+///
+/// # Safety
+/// To be called with what sigaction(2) gave, which is a handler, and the arguments of a handler, in it.
+unsafe fn call(
+    action: &libc::sigaction,
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    let address = std::ptr::with_exposed_provenance::<()>(action.sa_sigaction);
+    if action.sa_flags & libc::SA_SIGINFO != 0 {
+        type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+        // SAFETY: what was installed with `SA_SIGINFO` is such a function.
+        let handler = unsafe { std::mem::transmute::<*const (), Handler>(address) };
+        handler(signal, info, context);
+    } else {
+        // SAFETY: what was installed without it is such a function.
+        let handler =
+            unsafe { std::mem::transmute::<*const (), extern "C" fn(libc::c_int)>(address) };
+        handler(signal);
     }
 }

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use blockyard_buf::Segment;
+use blockyard_buf::{Access, Segment};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -131,6 +131,7 @@ impl<'a> Scatter<'a> {
         message.msg_iov = self.list.as_mut_ptr();
         // An array length: `size_t` with glibc, `int` with musl.
         message.msg_iovlen = self.list.len() as _;
+        let mut faults = Faults(0);
         loop {
             // SAFETY: `message` and its list live until the call returns. The kernel writes to bytes that were
             // borrowed mutably for the lifetime of `self`, and to segments that were checked to be writable,
@@ -141,27 +142,40 @@ impl<'a> Scatter<'a> {
                 return Ok(got);
             }
             let err = io::Error::last_os_error();
-            if err.kind() != io::ErrorKind::Interrupted && !is_of_lost_memory(&err, self.list) {
+            if err.kind() != io::ErrorKind::Interrupted
+                && !faults.is_mended(&err, self.list, Access::Write)
+            {
                 return Err(err);
             }
         }
     }
 }
 
-/// Whether a call has failed because the file of shared memory became shorter; it can be made again then, and goes through: what
-/// was there is nobody's memory now (see [`blockyard_buf::losses`]). The socket is as good as it was.
-#[cold]
-fn is_of_lost_memory(err: &io::Error, list: &[libc::iovec]) -> bool {
-    if err.raw_os_error() != Some(libc::EFAULT) {
-        return false;
+/// How often a call is made again for memory that the kernel cannot use: at once, as all may be well again; and when all shared
+/// memory of the call is given up.
+const FAULTS: u32 = 2;
+
+/// What is done about a call that has failed because the file of shared memory became shorter (`EFAULT`): what was there is
+/// nobody's memory from now on (see [`blockyard_buf::losses`]), and the call can be made again. The socket is as good as it
+/// was, and so is what others send by it.
+struct Faults(u32);
+
+impl Faults {
+    /// Whether to make the call again.
+    #[cold]
+    fn is_mended(&mut self, err: &io::Error, list: &[libc::iovec], access: Access) -> bool {
+        if err.raw_os_error() != Some(libc::EFAULT) || self.0 == FAULTS {
+            return false;
+        }
+        let parts = list.iter().map(|part| (part.iov_base.addr(), part.iov_len));
+        let probe = |any, (at, len)| blockyard_buf::probe(at, len, access) | any;
+        if parts.clone().fold(false, probe) {
+            // What was found will not be found again.
+            return true;
+        }
+        self.0 += 1;
+        self.0 < FAULTS || parts.fold(false, |any, (at, _)| blockyard_buf::lose(at) | any)
     }
-    let before = blockyard_buf::losses();
-    for part in list {
-        // SAFETY: as for the call: each part is mapped, and has at least one byte. The access is volatile, as it is only to
-        // happen.
-        let _ = unsafe { part.iov_base.cast::<u8>().add(part.iov_len - 1).read_volatile() };
-    }
-    blockyard_buf::losses() != before
 }
 
 /// A message that is put together: parts go over the wire in the order in which they were added.
@@ -229,6 +243,7 @@ impl<'a> Gather<'a> {
         // An array length: `size_t` with glibc, `int` with musl.
         message.msg_iovlen = self.list.len() as _;
         let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let mut faults = Faults(0);
         loop {
             // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they
             // point to. Each part was borrowed for the lifetime of `self`, so that it is mapped: a slice by its
@@ -239,7 +254,9 @@ impl<'a> Gather<'a> {
                 return Ok(sent);
             }
             let err = io::Error::last_os_error();
-            if err.kind() != io::ErrorKind::Interrupted && !is_of_lost_memory(&err, self.list) {
+            if err.kind() != io::ErrorKind::Interrupted
+                && !faults.is_mended(&err, self.list, Access::Read)
+            {
                 return Err(err);
             }
         }
@@ -251,6 +268,9 @@ mod tests {
     use std::io::{ErrorKind, Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
+
+    use blockyard_buf::SharedMapping;
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
 
@@ -315,8 +335,6 @@ mod tests {
     /// The kernel finds the hole first. To send again what stays gone would go on for ever.
     #[test]
     fn memory_that_is_gone_is_no_fault_of_the_socket() {
-        use blockyard_buf::SharedMapping;
-        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
         let (near, mut far) = UnixStream::pair().unwrap();
         let shared = || {
             let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
@@ -349,6 +367,68 @@ mod tests {
         places.push_segment(&segment);
         assert_eq!(places.receive(near.as_fd()).unwrap(), 4096);
         assert!(gone.is_lost());
+    }
+
+    /// What the kernel says of it is not to be found again: the peer gets zeroes, and the connection lives.
+    #[test]
+    fn memory_that_the_kernel_refuses_without_a_reason_is_given_up() {
+        let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 8192).unwrap();
+        let mapping = SharedMapping::new(file.as_fd(), 0, 8192).unwrap();
+        let part = mapping.segment(4096, 4096);
+        let own = [1_u8; 8];
+        let vector = |at: *mut u8, len| libc::iovec { iov_base: at.cast(), iov_len: len };
+        let list = [vector(own.as_ptr().cast_mut(), 8), vector(part.as_ptr(), 4096)];
+        let refused = io::Error::from_raw_os_error(libc::EFAULT);
+        let mut faults = Faults(0);
+        assert!(faults.is_mended(&refused, &list, Access::Read), "it is tried again");
+        assert!(!mapping.is_lost());
+        assert!(faults.is_mended(&refused, &list, Access::Read), "and again without it");
+        assert!(mapping.is_lost() && part.is_lost() && !mapping.segment(0, 4096).is_lost());
+        assert!(!faults.is_mended(&refused, &list, Access::Read), "and not for ever");
+        let mut faults = Faults(0);
+        assert!(faults.is_mended(&refused, &list[..1], Access::Read));
+        assert!(
+            !faults.is_mended(&refused, &list[..1], Access::Read),
+            "there is nothing to give up"
+        );
+        let other = io::Error::from_raw_os_error(libc::EPIPE);
+        assert!(!Faults(0).is_mended(&other, &list, Access::Read));
+    }
+
+    /// A file system that is full: what can be read cannot be written, so that a look does not show it.
+    #[test]
+    fn memory_that_can_only_be_read_is_found() {
+        let place = tempfile::tempdir().unwrap();
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let command = format!("mount -t tmpfs -o size=16k tmpfs {}", place.path().display());
+        let mounted = std::process::Command::new("sh").args(["-ec", &command]).status().unwrap();
+        assert!(mounted.success(), "as root?");
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(place.path().join("guest"));
+        let command = format!("umount -l {}", place.path().display());
+        std::process::Command::new("sh").args(["-ec", &command]).status().unwrap();
+        let file = file.unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mapping = SharedMapping::new(file.as_fd(), 0, 1 << 20).unwrap();
+        far.write_all(&[5; 65536]).unwrap();
+        let segment = mapping.segment(0, 65536);
+        let mut vecs = IoVecs::new();
+        let mut places = vecs.scatter();
+        places.push_segment(&segment);
+        let first = places.receive(near.as_fd()).unwrap();
+        let mut left = 65536 - first;
+        while left > 0 {
+            let part = segment.slice(65536 - left, left);
+            let mut places = vecs.scatter();
+            places.push_segment(&part);
+            left -= places.receive(near.as_fd()).unwrap();
+        }
+        assert!(mapping.is_lost());
+        assert_eq!(segment.slice(0, 512).to_vec(), [5; 512]);
     }
 
     #[test]

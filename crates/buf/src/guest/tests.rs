@@ -144,19 +144,77 @@ fn a_file_that_becomes_shorter_costs_its_own_guest_only() {
     assert_eq!(&found, b"low");
 }
 
+/// What is before the page that was touched is still the guest's, and goes to its disk if it is just being written there.
 #[test]
-fn a_touch_finds_that_a_file_became_shorter() {
+fn what_is_left_of_the_file_stays() {
+    let (view, cut) = guest();
+    view.write(0x10, b"left").unwrap();
+    let left = view.memory().user_range(0x7000_0000, 4096).unwrap();
+    let gone = view.memory().user_range(0x7000_0000 + 4096, 4096).unwrap();
+    ftruncate(&cut, 44 * KIB).unwrap();
+    assert!(!left.is_lost() && !gone.is_lost());
+    assert!(gone.probe());
+    assert!(view.memory().is_lost() && gone.is_lost() && gone.slice(4095, 1).is_lost());
+    assert!(!left.is_lost());
+    assert_eq!(left.slice(0x10, 4).to_vec(), b"left");
+    left.copy_from(b"more");
+    let mut found = [0; 4];
+    rustix::io::pread(&cut, &mut found, 40 * KIB).unwrap();
+    assert_eq!(&found, b"more", "it is the file's");
+    // The rest goes later, and a page before it then.
+    ftruncate(&cut, 0).unwrap();
+    assert!(left.probe());
+    assert!(left.is_lost());
+    assert_eq!(left.slice(0x10, 4).to_vec(), [0; 4]);
+}
+
+/// The kernel has found that it is gone, and nothing else has.
+#[test]
+fn memory_is_lost_when_somebody_says_so() {
+    let (view, _file) = guest();
+    view.write(4096, b"here").unwrap();
+    let part = view.memory().user_range(0x7000_0000 + 4096, 4).unwrap();
+    assert!(!part.probe());
+    let before = crate::losses();
+    assert!(crate::lose(part.as_ptr().addr()));
+    assert!(part.is_lost() && view.memory().is_lost() && crate::losses() > before);
+    assert_eq!(part.to_vec(), [0; 4]);
+    let own = Segment::from_vec(vec![1; 4]);
+    assert!(!crate::lose(own.as_ptr().addr()) && !own.probe(), "what is nobody else's is not lost");
+}
+
+#[test]
+fn guests_that_lose_their_memory_share_none_of_what_they_get() {
+    let parts: Vec<_> = (0..2)
+        .map(|_| {
+            let (view, cut) = guest();
+            ftruncate(&cut, 0).unwrap();
+            view.memory().user_range(0x7000_0000, 64).unwrap()
+        })
+        .collect();
+    parts[0].copy_from(b"secret");
+    assert_eq!(parts[1].slice(0, 6).to_vec(), [0; 6]);
+    let (first, at) = (parts[0].slice(0, 6), parts[0].as_ptr().addr());
+    drop(parts);
+    assert_eq!(first.to_vec(), b"secret");
+    drop(first);
+    // Nor does the next at the same address, which is likely to be the same.
+    let (view, cut) = guest();
+    ftruncate(&cut, 0).unwrap();
+    let next = view.memory().user_range(0x7000_0000, 64).unwrap();
+    assert_eq!(next.slice(0, 6).to_vec(), [0; 6], "{at:#x} {:?}", next.as_ptr());
+}
+
+#[test]
+fn a_probe_finds_that_a_file_became_shorter() {
     let (view, cut) = guest();
     let mut pieces = Vec::new();
     view.pieces(0, 8192, Access::Read, |piece| pieces.push(piece)).unwrap();
-    pieces[0].touch();
-    pieces[0].slice(0, 0).touch();
-    assert!(!view.memory().is_lost());
+    assert!(!pieces[0].probe() && !pieces[0].slice(0, 0).probe());
     ftruncate(&cut, 44 * KIB).unwrap();
-    pieces[0].slice(0, 4096).touch();
-    assert!(!view.memory().is_lost());
-    pieces[0].touch();
-    assert!(view.memory().is_lost());
+    assert!(!pieces[0].slice(7, 4089).probe() && !view.memory().is_lost());
+    assert!(pieces[0].slice(7, 4090).probe() && view.memory().is_lost());
+    assert!(!pieces[0].probe(), "all of it can be used now");
 }
 
 #[test]
@@ -174,14 +232,51 @@ fn nobody_takes_all_addresses() {
     assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
 }
 
+/// Runs `act` in a process of its own, by running the test of that name again, and says how that ended.
+fn alone(test: &str, act: impl FnOnce()) -> std::process::ExitStatus {
+    const CHILD: &str = "BLOCKYARD_TEST_SIGBUS";
+    if std::env::var_os(CHILD).is_some() {
+        // It ends, whatever becomes of it.
+        // SAFETY: it concerns no memory.
+        unsafe { libc::alarm(60) };
+        act();
+        std::process::exit(0);
+    }
+    let name = format!("guest::tests::{test}");
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let child = child.args(["--exact", &name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    println!("{}", String::from_utf8_lossy(&child.stderr));
+    child.status
+}
+
+/// Sends this thread the signal, as the kernel would; what has raised it does not raise it again.
+fn raise(code: i32, address: usize) {
+    let mut info = [0_usize; 16];
+    // `si_signo`, `si_errno`; `si_code` and padding; `si_addr` (include/uapi/asm-generic/siginfo.h).
+    info[0] = libc::SIGBUS as usize;
+    info[1] = code as usize;
+    info[2] = address;
+    // SAFETY: the kernel reads 128 bytes, which are there.
+    let sent = unsafe {
+        let (process, thread) = (libc::getpid(), libc::gettid());
+        let call = libc::SYS_rt_tgsigqueueinfo;
+        libc::syscall(call, process, thread, libc::SIGBUS, info.as_ptr())
+    };
+    assert_eq!(sent, 0);
+}
+
+fn lose_memory() {
+    let (view, cut) = guest();
+    ftruncate(&cut, 0).unwrap();
+    assert!(view.read(0, &mut [0]).is_some() && view.memory().is_lost());
+}
+
 /// What is none of ours ends the process, as it did.
 #[test]
 fn other_memory_that_is_gone_is_still_a_fault() {
     use std::os::unix::process::ExitStatusExt;
-    const CHILD: &str = "BLOCKYARD_TEST_SIGBUS";
-    if std::env::var_os(CHILD).is_some() {
-        let (view, _file) = guest();
-        view.write(0, b"x").unwrap();
+    let status = alone("other_memory_that_is_gone_is_still_a_fault", || {
+        lose_memory();
         let file = file(4 * KIB);
         let (read, shared) = (ProtFlags::READ, MapFlags::SHARED);
         // SAFETY: no mapping is replaced, and nobody borrows this one.
@@ -190,11 +285,76 @@ fn other_memory_that_is_gone_is_still_a_fault() {
         // SAFETY: this is the fault that is wanted.
         let byte = unsafe { base.cast::<u8>().read_volatile() };
         panic!("{byte}");
-    }
-    let name = "guest::tests::other_memory_that_is_gone_is_still_a_fault";
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    let child = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
-    assert_eq!(child.status.signal(), Some(libc::SIGBUS), "{child:?}");
+    });
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{status:?}");
+}
+
+/// The process would go on without a handler, and end with the next guest that loses its memory.
+#[test]
+fn a_fault_that_does_not_happen_again_ends_the_process_too() {
+    use std::os::unix::process::ExitStatusExt;
+    const BUS_ADRERR: i32 = 2;
+    let status = alone("a_fault_that_does_not_happen_again_ends_the_process_too", || {
+        lose_memory();
+        raise(BUS_ADRERR, 0x1000);
+    });
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{status:?}");
+}
+
+#[test]
+fn broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place() {
+    const BUS_MCEERR_AO: i32 = 5;
+    let status =
+        alone("broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place", || {
+            lose_memory();
+            raise(BUS_MCEERR_AO, 0x1000);
+            lose_memory();
+        });
+    assert!(status.success(), "{status:?}");
+}
+
+/// As many threads as there can be find it out at once, while others lose theirs and all of it is let go.
+#[test]
+fn many_threads_lose_the_same_memory() {
+    let status = alone("many_threads_lose_the_same_memory", || {
+        for round in 0..50 {
+            let (view, cut) = guest();
+            let start = std::sync::Barrier::new(5);
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    let (view, start) = (view.clone(), &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        let page = (thread + round) % 4 * 4096;
+                        (0..64).for_each(|_| view.write(page, b"x").unwrap());
+                        lose_memory();
+                    });
+                }
+                start.wait();
+                ftruncate(&cut, 0).unwrap();
+            });
+        }
+    });
+    assert!(status.success(), "{status:?}");
+}
+
+/// What takes the place of a guest's memory is none of the process's data.
+#[test]
+fn a_limit_of_data_does_not_end_the_process() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let status = alone("a_limit_of_data_does_not_end_the_process", || {
+        let file = file(16 << 30);
+        let mut memory = GuestMemory::default();
+        memory.add(spec(0, 16 << 30, 0), file.as_fd()).unwrap();
+        let view = GuestView::new(Arc::new(memory));
+        let limit = Some(1 << 30);
+        setrlimit(Resource::Data, Rlimit { current: limit, maximum: limit }).unwrap();
+        ftruncate(&file, 0).unwrap();
+        view.read(0, &mut [0]).unwrap();
+        assert!(view.memory().is_lost());
+        crate::Mapping::new(64 << 20).expect("the process has room for its own data");
+    });
+    assert!(status.success(), "{status:?}");
 }
 
 #[test]

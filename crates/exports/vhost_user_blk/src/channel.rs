@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use blockyard_vhost_user::wire::{HEADER_LEN, Header, MAX_FDS, Message, WireError};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -15,6 +15,9 @@ use rustix::net::{
 use thiserror::Error;
 
 use crate::device::Device;
+
+/// After which time a signal that the kernel has refused is tried again.
+const SIGNAL_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Why a session ends.
 #[derive(Debug, Error)]
@@ -72,14 +75,15 @@ impl<'a> Channel<'a> {
         Self { socket, device, partial: Partial::default() }
     }
 
-    /// Waits for the socket, or to be woken. Says whether the socket is ready.
+    /// Waits for the socket, or to be woken, or until signals are to be tried again. Says whether the socket is ready.
     ///
     /// # Errors
     /// [`Close::Stopped`] once the server ends.
     pub(crate) fn wait(&self, what: PollFlags) -> Result<bool, Close> {
         let mut fds =
             [PollFd::new(&self.socket, what), PollFd::new(&self.device.wake, PollFlags::IN)];
-        match poll(&mut fds, None) {
+        let timeout = self.device.late_signals.any().then_some(&SIGNAL_AGAIN);
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(err) => return Err(Close::Io(err.into())),
         }

@@ -7,6 +7,7 @@ use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent, Features, SE
 use blockyard_sys::{Event, PeerEvent, Signaller};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use blockyard_vhost_user::wire::{F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
+use parking_lot::Mutex;
 
 /// Queues that a front-end may use, unless told otherwise.
 pub const DEFAULT_QUEUES: u16 = 64;
@@ -91,7 +92,35 @@ pub(crate) struct Device {
     /// For each queue thread, the queue that had requests last.
     last_active: Box<[AtomicU32]>,
     /// One for each queue thread, and one for the server's.
-    signallers: Box<[Signaller]>,
+    signallers: Box<[Arc<Signaller>]>,
+    pub(crate) late_signals: LateSignals,
+}
+
+/// Events that the kernel has refused to signal, for lack of memory: the session tries again.
+#[derive(Default)]
+pub(crate) struct LateSignals(Mutex<Vec<Arc<PeerEvent>>>);
+
+impl LateSignals {
+    /// Each event is there once: there are no more than queues have.
+    fn add(&self, event: &Arc<PeerEvent>) {
+        let mut list = self.0.lock();
+        if !list.iter().any(|known| Arc::ptr_eq(known, event)) {
+            list.push(Arc::clone(event));
+        }
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        !self.0.lock().is_empty()
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.lock().clear();
+    }
+
+    /// Tries each again; those that `signal` refuses stay.
+    fn retry(&self, signal: impl Fn(&PeerEvent) -> bool) {
+        self.0.lock().retain(|event| !signal(event));
+    }
 }
 
 impl Device {
@@ -111,7 +140,12 @@ impl Device {
             last_active: std::iter::repeat_with(|| AtomicU32::new(u32::MAX))
                 .take(threads)
                 .collect(),
-            signallers: (0..=threads).map(|_| Signaller::new()).collect::<std::io::Result<_>>()?,
+            signallers: (0..threads)
+                .map(Some)
+                .chain([None])
+                .map(Signaller::of_thread)
+                .collect::<std::io::Result<_>>()?,
+            late_signals: LateSignals::default(),
         });
         let listener: Arc<dyn DiskListener> = Arc::<Self>::clone(&device);
         device.export.bdev.disk().subscribe(&listener);
@@ -139,13 +173,23 @@ impl Device {
     }
 
     /// Signals a front-end or its guest, on the queue thread `cpu`.
-    pub(crate) fn signal(&self, cpu: usize, event: &PeerEvent) {
-        self.signallers[cpu].signal(event);
+    pub(crate) fn signal(&self, cpu: usize, event: &Arc<PeerEvent>) {
+        if !self.signallers[cpu].signal(event) {
+            self.late_signals.add(event);
+            self.wake.signal();
+        }
     }
 
     /// Signals a front-end or its guest, on the server's thread.
-    pub(crate) fn signal_from_session(&self, event: &PeerEvent) {
+    pub(crate) fn signal_from_session(&self, event: &Arc<PeerEvent>) {
         self.signal(self.signallers.len() - 1, event);
+    }
+
+    /// Tries again what was refused, on the server's thread.
+    pub(crate) fn signal_late(&self) {
+        if let Some(signaller) = self.signallers.last() {
+            self.late_signals.retry(|event| signaller.signal(event));
+        }
     }
 
     /// Has the session look whether the memory of its guest is lost.
@@ -256,6 +300,52 @@ impl DiskListener for Device {
         if matches!(event, DiskEvent::Resized { .. } | DiskEvent::MediaChanged) {
             self.config_changed.store(true, Ordering::SeqCst);
             self.wake.signal();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockyard_blkmq::{DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet};
+    use blockyard_driver_ram::Ram;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    fn device(threads: usize) -> std::io::Result<Arc<Device>> {
+        let set = TagSet::new(Ram::new(), blockyard_blkmq::TagSetConfig::default()).unwrap();
+        let config = DiskConfig::new("ram0", Sector(2048), Ram::limits());
+        let clock = Arc::new(MonotonicClock::new());
+        let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        Device::new(Export::new(bdev), "test".into(), threads)
+    }
+
+    /// The system has 65536 in all (`fs.aio-max-nr`), unless it is told otherwise.
+    #[test]
+    fn many_disks_on_many_threads_take_few_of_the_systems_contexts() {
+        let devices: Vec<_> = (0..16).map(|_| device(64)).collect::<Result<_, _>>().unwrap();
+        assert!(Arc::ptr_eq(&devices[0].signallers[7], &devices[15].signallers[7]));
+        assert!(!Arc::ptr_eq(&devices[0].signallers[7], &devices[0].signallers[8]));
+    }
+
+    #[test]
+    fn a_signal_that_was_refused_is_not_lost() {
+        let event = || eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let theirs = [event(), event()];
+        let [first, second] = theirs
+            .each_ref()
+            .map(|fd| Arc::new(PeerEvent::from_fd(fd.try_clone().unwrap()).unwrap()));
+        let device = device(1).unwrap();
+        [&first, &second, &first].iter().for_each(|event| device.late_signals.add(event));
+        device.late_signals.retry(|_| false);
+        assert_eq!(device.late_signals.0.lock().len(), 2, "each once");
+        device.signal_late();
+        assert!(!device.late_signals.any());
+        for fd in &theirs {
+            let mut count = [0; 8];
+            rustix::io::read(fd, &mut count).unwrap();
+            assert_eq!(u64::from_ne_bytes(count), 1);
         }
     }
 }

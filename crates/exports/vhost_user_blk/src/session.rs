@@ -80,6 +80,9 @@ impl<'a> Session<'a> {
 
     /// Serves until the front-end leaves or has to. All its requests have ended then.
     pub(crate) fn run(mut self) -> Close {
+        // What was told of an earlier front-end.
+        self.device.take_memory_lost();
+        self.device.late_signals.clear();
         let close = loop {
             if let Err(close) = self.turn() {
                 break close;
@@ -94,9 +97,11 @@ impl<'a> Session<'a> {
         if self.device.take_config_changed() {
             self.tell_config_change();
         }
-        if self.device.take_memory_lost() && self.has_lost_memory() {
+        // Its queue has stopped for good, even if the front-end has brought other memory since.
+        if self.device.take_memory_lost() {
             return Err(Close::MemoryLost);
         }
+        self.device.signal_late();
         if !self.channel.wait(PollFlags::IN)? {
             return Ok(());
         }
@@ -261,11 +266,6 @@ impl<'a> Session<'a> {
         // The old memory goes here, not on a queue thread: to unmap much of it takes long.
         self.memory = memory;
         Ok(())
-    }
-
-    fn has_lost_memory(&self) -> bool {
-        let inflight = self.inflight.as_ref().is_some_and(|inflight| inflight.mapping.is_lost());
-        inflight || self.memory.is_lost()
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Close> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, Sector, Status};
+use blockyard_blkmq::{Bdev, Bio, EndIo, Flags, Op, Outbox, SECTOR_SIZE, Sector, Status};
 use blockyard_buf::{
-    Access, GuestView, Pool, PoolLimits, Segment, Segments, copy_segments, total_len,
+    Access, GuestView, Pool, PoolLimits, Segment, Segments, copy_segments, losses, total_len,
 };
 use blockyard_vhost_user::queue::Buffer;
 
@@ -23,8 +23,50 @@ const BOUNCED_BYTES: usize = 4 << 20;
 /// Bytes of free memory that a queue keeps for data that cannot stay where it is.
 const KEPT_BYTES: usize = 1 << 20;
 
+/// What [`Bio::private`] has beside the first descriptor of its request: whether it has met memory that was lost, and how many
+/// [`losses`] there had been before it was begun.
+const MET_LOSS: u64 = 1 << 16;
+const LOSSES_SHIFT: u32 = 17;
+
+/// Where bios end. The memory of a write is let go of here, so that here is looked whether it was all there.
+#[derive(Default)]
+pub(super) struct Ends(pub(super) Outbox);
+
+impl EndIo for Ends {
+    #[inline]
+    fn end_io(&self, mut bio: Box<Bio>) {
+        // What is lost counts as lost before anybody can have met what is in its place.
+        let unchanged = bio.private >> LOSSES_SHIFT == (losses() << LOSSES_SHIFT) >> LOSSES_SHIFT;
+        if !unchanged && bio.data().iter().any(Segment::is_lost) {
+            bio.private |= MET_LOSS;
+        }
+        self.0.end_io(bio);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_gone()
+    }
+}
+
+/// Writes whose data was lost while the disk had them: it may have got zeroes instead.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct LostWrites {
+    pub(super) count: usize,
+    /// The first sector of any, and the one behind the last.
+    pub(super) sectors: std::ops::Range<u64>,
+}
+
+impl LostWrites {
+    fn add(&mut self, start: u64, sectors: u64) {
+        let end = start.saturating_add(sectors);
+        let known = if self.count == 0 { start..end } else { self.sectors.clone() };
+        self.sectors = known.start.min(start)..known.end.max(end);
+        self.count += 1;
+    }
+}
+
 pub(super) struct Io {
-    pub(super) outbox: Arc<Outbox>,
+    pub(super) ends: Arc<Ends>,
     /// One for each descriptor.
     pub(super) slots: Vec<Slot>,
     /// Bios that carry nothing.
@@ -39,13 +81,16 @@ pub(super) struct Io {
     bounced: usize,
     /// Bits that the address and the length of a segment must not have.
     dma_alignment: usize,
+    /// Mappings that were lost before the requests that are begun now.
+    losses: u64,
+    pub(super) lost_writes: LostWrites,
     pool: Pool,
 }
 
 impl Io {
     pub(super) fn new() -> Self {
         Self {
-            outbox: Arc::default(),
+            ends: Arc::default(),
             slots: Vec::new(),
             free: Vec::new(),
             batch: Vec::new(),
@@ -53,6 +98,8 @@ impl Io {
             outstanding: 0,
             bounced: 0,
             dma_alignment: 0,
+            losses: 0,
+            lost_writes: LostWrites::default(),
             pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
         }
     }
@@ -63,6 +110,12 @@ impl Io {
         self.slots.clear();
         self.slots.resize_with(size.into(), Slot::default);
         self.dma_alignment = bdev.limits().dma_alignment as usize;
+    }
+
+    /// To be called before anything is read of the requests that are begun next.
+    #[inline]
+    pub(super) fn note_losses(&mut self) {
+        self.losses = losses();
     }
 
     /// No further request is taken before one ends.
@@ -79,10 +132,10 @@ impl Io {
     fn bio(&mut self, head: u16, op: Op, sector: u64, len: u64, flags: Flags) -> Box<Bio> {
         let mut bio = match self.free.pop() {
             Some(bio) => bio,
-            None => Bio::flush().on_end(Arc::<Outbox>::clone(&self.outbox)),
+            None => Bio::flush().on_end(Arc::<Ends>::clone(&self.ends)),
         };
         bio.reset(op, Sector(sector), len);
-        bio.private = head.into();
+        bio.private = u64::from(head) | self.losses << LOSSES_SHIFT;
         bio.flags |= flags;
         bio
     }
@@ -134,32 +187,45 @@ impl Io {
             self.recycle(bio);
             return Err(Answer::IoErr);
         };
+        let bounced = if misaligned {
+            match self.bounce(&mut bio) {
+                Some(bounce) => Some(bounce),
+                None => {
+                    self.recycle(bio);
+                    return Err(Answer::IoErr);
+                }
+            }
+        } else {
+            None
+        };
         self.join(head, 1, status_addr, if write.is_some() { 0 } else { len });
-        if misaligned {
-            self.bounce(head, &mut bio);
+        if let Some(bounce) = bounced {
+            let slot = self.slot(head);
+            slot.bounced = bounce.ours.len();
+            slot.bounce = write.is_none().then(|| Box::new(bounce));
         }
         self.batch.push(bio);
         Ok(())
     }
 
-    /// Has the data go through memory that the disk can use.
+    /// Has the data go through memory that the disk can use. `None`: some of it is gone.
     #[cold]
-    fn bounce(&mut self, head: u16, bio: &mut Bio) {
+    fn bounce(&mut self, bio: &mut Bio) -> Option<Bounce> {
         let theirs: Segments = bio.take_data();
         let len = total_len(&theirs);
         let ours = self.pool.get(len).into_segment_mut(len);
-        self.bounced += len;
-        self.slot(head).bounced = len;
         let (op, sector, flags) = (bio.op, bio.sector(), bio.flags);
         if op == Op::Write {
             copy_segments(std::slice::from_ref(&ours), &theirs);
+            if losses() != self.losses && theirs.iter().any(Segment::is_lost) {
+                return None;
+            }
         }
+        self.bounced += len;
         bio.reset(op, sector, 0);
         bio.flags = flags;
         bio.add_segment(Segment::clone(&ours));
-        if op == Op::Read {
-            self.slot(head).bounce = Some(Box::new(Bounce { ours, theirs }));
-        }
+        Some(Bounce { ours, theirs })
     }
 
     pub(super) fn flush(&mut self, head: u16, status_addr: u64) {
@@ -194,11 +260,27 @@ impl Io {
         }
     }
 
+    /// Takes back what has been gathered: what it was made from is not the guest's. It stays unanswered, so that it is begun anew
+    /// where there is an in-flight region.
+    #[cold]
+    pub(super) fn withhold(&mut self) {
+        for bio in std::mem::take(&mut self.batch) {
+            if let Ok(head) = u16::try_from(bio.private & 0xffff) {
+                let slot = &mut self.slots[usize::from(head)];
+                self.bounced -= std::mem::take(&mut slot.bounced);
+                slot.bounce = None;
+                slot.pending -= 1;
+                self.outstanding -= usize::from(slot.pending == 0);
+            }
+            self.recycle(bio);
+        }
+    }
+
     /// Calls `done` with the first descriptor of each request that has ended; says whether any has.
     #[inline]
     pub(super) fn collect(&mut self, mut done: impl FnMut(u16, &Slot)) -> bool {
         let mut ended = std::mem::take(&mut self.ended);
-        self.outbox.take(&mut ended);
+        self.ends.0.take(&mut ended);
         let any = !ended.is_empty();
         for bio in ended.drain(..) {
             if let Some(head) = self.ended_one(bio) {
@@ -212,10 +294,16 @@ impl Io {
     /// A bio is back: the first descriptor of its request, if that has ended now.
     #[inline]
     fn ended_one(&mut self, bio: Box<Bio>) -> Option<u16> {
-        let head = u16::try_from(bio.private).ok()?;
+        let head = u16::try_from(bio.private & 0xffff).ok()?;
         let slot = &mut self.slots[usize::from(head)];
         if slot.status == Status::Ok {
             slot.status = bio.status();
+        }
+        if bio.private & MET_LOSS != 0 {
+            slot.status = Status::Io;
+            if bio.op == Op::Write {
+                self.lost_writes.add(bio.sector().0, bio.len() / SECTOR_SIZE);
+            }
         }
         if let Some(bounce) = slot.bounce.take() {
             copy_segments(&bounce.theirs, std::slice::from_ref(&bounce.ours));
@@ -244,6 +332,6 @@ impl Io {
 
 impl Drop for Io {
     fn drop(&mut self) {
-        self.outbox.close();
+        self.ends.0.close();
     }
 }

@@ -56,7 +56,7 @@ pub(super) struct Serving {
     /// A write can be made durable.
     has_durability: bool,
     pub(super) broken: bool,
-    /// Nothing is published any more.
+    /// It was found that memory is lost. Nothing is published any more, whatever memory comes later.
     pub(super) memory_lost: bool,
     /// Chains in the used ring that the driver does not see yet.
     given_back: usize,
@@ -125,16 +125,16 @@ impl Serving {
         Ok(())
     }
 
-    /// Whether its memory was lost since this was last asked: what was read from it was not the guest's, and nobody sees
-    /// what is written to it. Costs nothing while no mapping of the process is.
+    /// Whether its memory is lost: what was read from it was not the guest's, and nobody sees what is written to it. It stays so.
+    /// Costs nothing while no mapping of the process is.
     #[inline]
     pub(super) fn has_lost_memory(&mut self) -> bool {
         let now = losses();
-        if self.losses.replace(now) == Some(now) {
-            return false;
+        if self.losses.replace(now) != Some(now) {
+            let region = self.region_mapping.as_ref().is_some_and(|region| region.is_lost());
+            self.memory_lost |= region || self.guest.memory().is_lost();
         }
-        let region = self.region_mapping.as_ref().is_some_and(|region| region.is_lost());
-        region || self.guest.memory().is_lost()
+        self.memory_lost
     }
 
     /// Chains to resume are work that no event tells of.
@@ -259,12 +259,14 @@ impl Serving {
     /// Looks whether the memory of a request that failed is there: the kernel may have found that it is not (EFAULT), which the
     /// disk calls an error like any other.
     #[cold]
-    fn touch(&mut self, head: u16) {
+    fn probe(&mut self, head: u16) {
         // A driver that has changed the chain meanwhile is told of an error, and no more.
         if self.chain.read(&self.ring, &self.guest, self.indirect, head).is_ok() {
-            for Buffer { addr, len } in self.chain.readable.iter().chain(&self.chain.writable) {
+            let readable = self.chain.readable.iter().map(|buffer| (buffer, Access::Read));
+            let writable = self.chain.writable.iter().map(|buffer| (buffer, Access::Write));
+            for (Buffer { addr, len }, access) in readable.chain(writable) {
                 let len = usize::try_from(*len).unwrap_or(usize::MAX);
-                let _ = self.guest.pieces(*addr, len, Access::Read, |piece| piece.touch());
+                let _ = self.guest.pieces(*addr, len, access, |piece| _ = piece.probe());
             }
         }
     }
@@ -278,7 +280,7 @@ impl Serving {
         let mut result = Ok(());
         let any = io.collect(|head, slot| {
             if slot.answer() != Answer::Ok {
-                self.touch(head);
+                self.probe(head);
             }
             let given = self.give_back(head, slot.status_addr, slot.answer(), slot.read_len);
             if given.is_err() {

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use super::io::Io;
+use super::io::{Io, LostWrites};
 use super::serving::{BATCH, Fault, SMALL_BATCH, Serving};
 use super::{Answer, Command, CommandError, Envelope};
 use crate::device::Device;
@@ -183,6 +183,7 @@ impl Worker {
             return 0;
         };
         serving.ring.disable_notify();
+        self.io.note_losses();
         let taken = match serving.take(limit, &mut self.io, &self.device) {
             Ok(taken) => taken,
             Err(fault) => {
@@ -201,6 +202,12 @@ impl Worker {
         if let Some(since) = self.dry_since.take() {
             self.spin.arrived(Arrival::Asleep, since.elapsed(), ONE);
         }
+        if self.serving.as_mut().is_some_and(Serving::has_lost_memory) {
+            // Where it goes and what is in it may not be the guest's word.
+            self.io.withhold();
+            self.broke(&Fault::MemoryLost);
+            return taken;
+        }
         self.io.submit(&self.device.export.bdev, self.cpu);
         taken
     }
@@ -208,13 +215,15 @@ impl Worker {
     /// Gives back what has ended, before `more` is taken; says whether that was anything.
     fn collect(&mut self, more: bool) -> bool {
         let Some(serving) = &mut self.serving else { return false };
+        let known = serving.memory_lost;
         let mut collected = serving.collect(&mut self.io);
-        if serving.has_lost_memory() {
+        if !serving.has_lost_memory() {
+            serving.publish(more, &self.device, self.cpu);
+        } else if !known {
             // Nothing that came out of it is shown to the driver, not now and not later.
             collected = Err(Fault::MemoryLost);
-        } else if !serving.memory_lost {
-            serving.publish(more, &self.device, self.cpu);
         }
+        self.tell_lost_writes();
         match collected {
             Ok(any) => any,
             Err(fault) => {
@@ -224,12 +233,26 @@ impl Worker {
         }
     }
 
+    fn tell_lost_writes(&mut self) {
+        if self.io.lost_writes.count == 0 {
+            return;
+        }
+        let LostWrites { count, sectors } = std::mem::take(&mut self.io.lost_writes);
+        tracing::error!(
+            socket = self.device.name,
+            queue = self.index,
+            "{count} writes of the guest were under way when their memory was lost, and have failed: the disk may have zeroes \
+             in sectors {} to {} that nobody wrote",
+            sectors.start,
+            sectors.end.saturating_sub(1)
+        );
+    }
+
     #[cold]
     fn broke(&mut self, fault: &Fault) {
         let Some(serving) = &mut self.serving else { return };
         // Rings and requests that cannot be may be what is left of lost memory.
         if matches!(fault, Fault::MemoryLost) || serving.has_lost_memory() {
-            serving.memory_lost = true;
             self.device.tell_memory_lost();
         } else if !serving.broken {
             tracing::warn!(
@@ -299,11 +322,11 @@ impl Worker {
         let dry = self.io.outstanding == 0;
         self.dry_since = dry.then(Instant::now);
         poll_fn(|cx| self.poll_wait(cx)).await;
-        self.io.outbox.awake();
+        self.io.ends.0.awake();
     }
 
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.io.outbox.sleep(cx) {
+        if self.io.ends.0.sleep(cx) {
             return Poll::Ready(());
         }
         if !self.abandoned
