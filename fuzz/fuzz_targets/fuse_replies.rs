@@ -1,7 +1,9 @@
 //! Replies and notifications of a hostile server: the first bytes say which request was sent.
 #![no_main]
 
-use blockyard_fuse::{Expected, Notification, Operation, Protocol, Reply, Request, dirent};
+use blockyard_fuse::{
+    Expected, Limits, Notification, Operation, Protocol, Reply, Request, dirent,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -12,11 +14,13 @@ fuzz_target!(|data: &[u8]| {
         notification.encode(&mut bytes);
         assert_eq!(Notification::parse(&bytes, 0).unwrap(), notification);
     }
-    let Ok(request) = Request::parse(request, 0, &Protocol::NONE) else { return };
+    let limits = Limits { max_write: 1 << 20, max_read: 1 << 20, head: Limits::HEAD };
+    let protocol = Protocol { limits, ..Protocol::NONE };
+    let Ok(request) = Request::parse(request, 0, &protocol) else { return };
     let Some(expected) = Expected::of(&request.operation) else { return };
     let Ok(parsed) = Reply::parse(expected, reply, 0) else { return };
     let mut bytes = Vec::new();
-    parsed.encode(1, &mut bytes);
+    parsed.encode(2, &mut bytes);
     assert_eq!(Reply::parse(expected, &bytes, 0).unwrap(), parsed);
     if let Reply::Data(payload) = parsed {
         let entries = match request.operation {

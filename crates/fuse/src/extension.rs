@@ -3,7 +3,9 @@
 //! Each begins with its length and its type (`fuse_ext_header`). The types 0 to 31 are security contexts, as many as
 //! the type says (`fuse_secctx_header`).
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::Protocol;
+use crate::error::{Error, ErrorKind, Message, Result};
+use crate::request::CBytes;
 use crate::wire::{Reader, Wire};
 
 /// The most security contexts of a request (`FUSE_MAX_NR_SECCTX`).
@@ -19,79 +21,151 @@ const HEAD_LEN: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SecurityContext<'a> {
     /// The name of the attribute.
-    pub name: &'a [u8],
+    pub name: CBytes<'a>,
     /// Its value.
     pub value: &'a [u8],
 }
 
 /// An extension.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extension<'a> {
     /// Security contexts, at most 31.
-    SecurityContexts(Vec<SecurityContext<'a>>),
+    SecurityContexts(Contexts<'a>),
     /// Supplementary groups of the caller; the kernel sends the one that is the directory's.
-    Groups(Vec<u32>),
+    Groups(Groups<'a>),
     /// One of a newer peer.
     Unknown(u32),
 }
 
-/// Parses the extensions of a request.
-///
-/// # Errors
-/// Lengths or counts that lie.
-pub fn parse(bytes: &[u8]) -> Result<Vec<Extension<'_>>> {
-    let error = |kind| Error::new("extensions", kind);
-    let mut all = Vec::new();
+/// Security contexts, which were looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contexts<'a> {
+    count: u32,
+    bytes: &'a [u8],
+}
+
+impl<'a> Contexts<'a> {
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = SecurityContext<'a>> + 'a {
+        let mut body = Reader::new(self.bytes);
+        (0..self.count).map_while(move |_| context(&mut body).ok())
+    }
+}
+
+/// Groups of a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups<'a>(&'a [u8]);
+
+impl<'a> Groups<'a> {
+    /// One after the other.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + 'a {
+        let mut bytes = self.0;
+        std::iter::from_fn(move || u32::take(&mut bytes))
+    }
+}
+
+fn error(kind: ErrorKind) -> Error {
+    Error::new(Message::Extensions, kind)
+}
+
+/// The extensions of a request, one after the other, in the order that they came. It ends with the first that is
+/// wrong: lengths or counts that lie.
+pub fn iter(bytes: &[u8]) -> impl Iterator<Item = Result<Extension<'_>>> {
+    let mut parts = parts(bytes);
+    std::iter::from_fn(move || {
+        let part = match parts.next()? {
+            Ok(part) => part,
+            Err(err) => return Some(Err(err)),
+        };
+        let mut body = Reader::new(part.body);
+        Some(match part.kind {
+            0..=SECCTX_MAX => contexts(part.kind, part.body).map(Extension::SecurityContexts),
+            GROUPS => groups(&mut body).map(Extension::Groups),
+            _ => Ok(Extension::Unknown(part.kind)),
+        })
+    })
+}
+
+/// An extension that was not looked into.
+struct Part<'a> {
+    kind: u32,
+    body: &'a [u8],
+    /// All of it, with its header and padding.
+    whole: &'a [u8],
+}
+
+fn parts(bytes: &[u8]) -> impl Iterator<Item = Result<Part<'_>>> {
     let mut rest = bytes;
-    while !rest.is_empty() {
-        let mut head = Reader::new(rest);
-        let short = || error(ErrorKind::Truncated("header"));
-        let size = u32::read(&mut head).ok_or_else(short)? as usize;
-        let kind = u32::read(&mut head).ok_or_else(short)?;
-        let (mine, others) = Some(size)
-            .filter(|size| *size >= HEAD_LEN)
-            .and_then(|size| rest.split_at_checked(size))
-            .ok_or_else(|| {
-                let (got, expected) = (size as u64, rest.len() as u64);
-                error(ErrorKind::Length { what: "length in bytes", got, expected })
-            })?;
-        let mut body = Reader::new(mine.get(HEAD_LEN..).unwrap_or(&[]));
-        all.push(match kind {
-            0..=SECCTX_MAX => Extension::SecurityContexts(contexts(kind, &mut body)?),
-            GROUPS => Extension::Groups(groups(&mut body)?),
-            _ => Extension::Unknown(kind),
-        });
-        // What pads the last one may be left out.
-        let padding = size.next_multiple_of(ALIGNMENT) - size;
-        rest = others.get(padding..).unwrap_or(&[]);
-    }
-    Ok(all)
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let part = part(&mut rest);
+        if part.is_err() {
+            rest = &[];
+        }
+        Some(part)
+    })
 }
 
-fn contexts<'a>(count: u32, body: &mut Reader<'a>) -> Result<Vec<SecurityContext<'a>>> {
-    let short = || Error::new("security context", ErrorKind::Truncated("value"));
-    let mut contexts = Vec::new();
+fn part<'a>(rest: &mut &'a [u8]) -> Result<Part<'a>> {
+    let mut head = Reader::new(rest);
+    let short = || error(ErrorKind::Truncated("header"));
+    let size = u32::read(&mut head).ok_or_else(short)? as usize;
+    let kind = u32::read(&mut head).ok_or_else(short)?;
+    let wrong = || {
+        let (got, expected) = (size as u64, rest.len() as u64);
+        error(ErrorKind::Length { what: "length in bytes", got, expected })
+    };
+    // What pads the last one may be left out.
+    let padded = size.checked_next_multiple_of(ALIGNMENT).ok_or_else(wrong)?.min(rest.len());
+    let body = rest.get(HEAD_LEN..size).ok_or_else(wrong)?;
+    let (whole, others) = rest.split_at_checked(padded).ok_or_else(wrong)?;
+    *rest = others;
+    Ok(Part { kind, body, whole })
+}
+
+fn contexts(count: u32, bytes: &[u8]) -> Result<Contexts<'_>> {
+    let mut body = Reader::new(bytes);
     for _ in 0..count {
-        let before = body.len();
-        let size = u32::read(body).ok_or_else(short)? as usize;
-        u32::read(body).ok_or_else(short)?;
-        let name = body.string().ok_or_else(short)?;
-        let value = body.bytes(size).ok_or_else(short)?;
-        let used = before - body.len();
-        body.bytes((used.next_multiple_of(ALIGNMENT) - used).min(body.len())).ok_or_else(short)?;
-        contexts.push(SecurityContext { name, value });
+        context(&mut body)?;
     }
-    Ok(contexts)
+    Ok(Contexts { count, bytes })
 }
 
-fn groups(body: &mut Reader<'_>) -> Result<Vec<u32>> {
-    let short = || Error::new("supplementary groups", ErrorKind::Truncated("list"));
+fn context<'a>(body: &mut Reader<'a>) -> Result<SecurityContext<'a>> {
+    let short = || error(ErrorKind::Truncated("security context"));
+    let before = body.len();
+    let size = u32::read(body).ok_or_else(short)? as usize;
+    u32::read(body).ok_or_else(short)?;
+    let name = body.string().ok_or_else(short)?;
+    let value = body.bytes(size).ok_or_else(short)?;
+    let used = before - body.len();
+    body.bytes((used.next_multiple_of(ALIGNMENT) - used).min(body.len())).ok_or_else(short)?;
+    Ok(SecurityContext { name, value })
+}
+
+fn groups<'a>(body: &mut Reader<'a>) -> Result<Groups<'a>> {
+    let short = || error(ErrorKind::Truncated("list of groups"));
     let count = u32::read(body).ok_or_else(short)? as usize;
-    // Before anything is kept for them: the count is the peer's.
-    if count > body.len() / size_of::<u32>() {
-        return Err(short());
-    }
-    (0..count).map(|_| u32::read(body).ok_or_else(short)).collect()
+    let len = count.checked_mul(u32::LEN).ok_or_else(short)?;
+    body.bytes(len).map(Groups).ok_or_else(short)
+}
+
+/// Those of `bytes` that a session has agreed on, each with its header and padding. It ends with the first that is no
+/// extension.
+pub(crate) fn agreed<'a>(
+    bytes: &'a [u8],
+    protocol: &Protocol,
+) -> impl Iterator<Item = &'a [u8]> + 'a {
+    let (contexts, groups) = protocol.extensions();
+    let may = move |kind| match kind {
+        0..=SECCTX_MAX => contexts,
+        GROUPS => groups,
+        _ => false,
+    };
+    let parts = parts(bytes).map_while(Result::ok);
+    parts.filter(move |part| may(part.kind)).map(|part| part.whole)
 }
 
 /// Appends security contexts.
@@ -105,7 +179,7 @@ pub fn write_contexts(contexts: &[SecurityContext<'_>], out: &mut Vec<u8>) {
             let start = out.len();
             u32::try_from(value.len()).unwrap_or(u32::MAX).write(out);
             0u32.write(out);
-            out.extend_from_slice(name);
+            out.extend_from_slice(name.bytes());
             out.push(0);
             out.extend_from_slice(value);
             pad(start, out);
@@ -141,18 +215,27 @@ fn pad(start: usize, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
+    fn parse(bytes: &[u8]) -> Result<Vec<Extension<'_>>> {
+        iter(bytes).collect()
+    }
+
     #[test]
     fn contexts_and_groups_come_back_as_they_went() {
-        let contexts = vec![
-            SecurityContext { name: b"security.selinux", value: b"a:b:c\0" },
-            SecurityContext { name: b"security.x", value: b"" },
+        let name = |bytes| CBytes::new(bytes).unwrap();
+        let contexts = [
+            SecurityContext { name: name(b"security.selinux"), value: b"a:b:c\0" },
+            SecurityContext { name: name(b"security.x"), value: b"" },
         ];
         let mut out = Vec::new();
         write_contexts(&contexts, &mut out);
         write_groups(&[100, 200], &mut out);
         assert!(out.len().is_multiple_of(8));
-        let expected = [Extension::SecurityContexts(contexts), Extension::Groups(vec![100, 200])];
-        assert_eq!(parse(&out).unwrap(), expected);
+        let parsed = parse(&out).unwrap();
+        let [Extension::SecurityContexts(came), Extension::Groups(groups)] = parsed[..] else {
+            panic!("{parsed:?}");
+        };
+        assert_eq!(came.iter().collect::<Vec<_>>(), contexts);
+        assert_eq!(groups.iter().collect::<Vec<_>>(), [100, 200]);
     }
 
     #[test]

@@ -32,22 +32,27 @@ mod request;
 pub mod uring;
 pub mod wire;
 
-pub use error::{Error, ErrorKind, Result};
-pub use init::Protocol;
-pub use notify::{NOTIFY_NAME_MAX, Notification};
-pub use reply::{Expected, Reply};
-pub use request::{Caller, List, Name, Operation, Payload, Rejected, Request, SetAttr, SetTime};
+pub use error::{Errno, Error, ErrorKind, Result};
+pub use init::{Limits, Protocol};
+pub use notify::Notification;
+pub use reply::{Answered, Expected, Interrupted, Reply};
+pub use request::{
+    CBytes, Caller, List, Name, Operation, Payload, Rejected, Request, SetAttr, SetTime, head_len,
+};
 
 /// The only major version.
 pub const MAJOR: u32 = 7;
 /// The newest minor version that is spoken.
 pub const MINOR: u32 = 45;
-/// The oldest: that of Linux 4.20.
+/// The oldest: that of Linux 4.18.
 pub const MINOR_MIN: u32 = 27;
 /// The node ID of the root.
 pub const ROOT_ID: u64 = 1;
 /// A server's buffer for requests is at least this long (`FUSE_MIN_READ_BUFFER`).
 pub const MIN_READ_BUFFER: usize = 8192;
+/// Set in the `unique` of an INTERRUPT, which is otherwise that of the request; all others are even
+/// (`FUSE_INT_REQ_BIT` of Linux).
+pub const UNIQUE_INTERRUPT: u64 = 1;
 /// Set in the `unique` of a request that is sent again (7.40).
 pub const UNIQUE_RESEND: u64 = 1 << 63;
 /// The user or group of a request whose caller has none in the file system's ID map (7.41).

@@ -1,11 +1,8 @@
 //! Notifications: what a server tells without being asked.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Message, Result};
 use crate::request::{List, Name, Payload};
 use crate::wire::*;
-
-/// The longest name in a notification, in bytes (`FUSE_NAME_MAX`).
-pub const NOTIFY_NAME_MAX: u32 = 1024;
 
 /// What a server tells its client.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,8 +116,8 @@ impl<'a> Notification<'a> {
         let header = crate::Reply::header(bytes, elsewhere)?;
         let code = NotifyCode::new(header.error).filter(|_| header.unique == 0);
         let Some(code) = code else {
-            let name = format!("notification {}", header.error);
-            return Err(Error::new(name, ErrorKind::UnknownOpcode));
+            let which = Message::Notification(header.error);
+            return Err(Error::new(which, ErrorKind::UnknownOpcode));
         };
         let reader = Reader::new(bytes.get(OutHeader::LEN..).unwrap_or(&[]));
         let mut body = Body { code, reader, elsewhere };
@@ -183,7 +180,7 @@ impl<'a> Body<'a> {
     }
 
     fn error(&self, kind: ErrorKind) -> Error {
-        Error::new(format!("notification {:?}", self.code), kind)
+        Error::new(Message::Notification(self.code as i32), kind)
     }
 
     fn value<T: Wire>(&mut self) -> Result<T> {
@@ -193,13 +190,9 @@ impl<'a> Body<'a> {
 
     /// A name of this length, and the NUL behind it.
     fn name(&mut self, len: u32) -> Result<Name<'a>> {
-        if len > NOTIFY_NAME_MAX {
-            let (got, expected) = (len.into(), NOTIFY_NAME_MAX.into());
-            return Err(self.error(ErrorKind::Length { what: "name in bytes", got, expected }));
-        }
-        let string = self.reader.string().filter(|string| len32(string.len()) == len);
+        let string = self.reader.string().filter(|string| len32(string.bytes().len()) == len);
         let string = string.ok_or_else(|| self.error(ErrorKind::Truncated("name")))?;
-        Name::new(string).map_err(|kind| self.error(kind))
+        Name::new(string.bytes()).map_err(|kind| self.error(kind))
     }
 }
 
@@ -244,6 +237,17 @@ mod tests {
     }
 
     #[test]
+    fn a_name_may_be_as_long_as_a_path() {
+        let (longest, long) = ([b'n'; 4095], [b'n'; 4096]);
+        assert!(Name::new(&long).is_err());
+        let name = Name::new(&longest).unwrap();
+        let notification = Notification::Delete { parent: 1, child: 2, name };
+        let mut bytes = Vec::new();
+        notification.encode(&mut bytes);
+        assert_eq!(Notification::parse(&bytes, 0).unwrap(), notification);
+    }
+
+    #[test]
     fn a_removed_name_is_laid_out_as_in_the_header() {
         let name = Name::new(b"ab").unwrap();
         let mut bytes = Vec::new();
@@ -268,7 +272,7 @@ mod tests {
         slash[32] = b'/';
         assert!(Notification::parse(&slash, 0).unwrap_err().to_string().contains("slash"));
         let mut long = bytes.clone();
-        long[24..28].copy_from_slice(&1025u32.to_le_bytes());
+        long[24..28].copy_from_slice(&4096u32.to_le_bytes());
         assert!(Notification::parse(&long, 0).is_err());
         bytes[4] = 10;
         assert!(Notification::parse(&bytes, 0).is_err());

@@ -1,19 +1,24 @@
 //! Replies: from what the server answers to bytes, and back.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Errno, Error, ErrorKind, Message, Result};
 use crate::init::InitOut;
 use crate::request::{Operation, Payload};
 use crate::wire::*;
+use crate::{ROOT_ID, UNIQUE_INTERRUPT};
 
-/// Errnos end before this one: the kernel has others above it for itself.
-const ERRNO_END: i32 = 512;
+/// The most areas that an ioctl may ask for (`FUSE_IOCTL_MAX_IOV`).
+const IOCTL_MAX_IOV: u64 = 256;
+/// Files end here, for Linux.
+const OFFSET_MAX: u64 = i64::MAX.cast_unsigned();
+/// Bytes of the answer to an INIT (`fuse_init_out`).
+const INIT_OUT_LEN: u64 = 64;
 
 /// What a server answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Reply<'a> {
-    /// It failed, with this errno: positive, below 512.
-    Error(i32),
+    /// It failed.
+    Error(Errno),
     /// Done.
     Empty,
     /// A node, found or made.
@@ -54,56 +59,104 @@ pub enum Reply<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     opcode: Opcode,
-    /// The most bytes of it that have no fixed length.
-    size: u32,
+    /// The most that the answer may count, or the most bytes of it that have no fixed length.
+    most: u64,
+    /// Whether the node that it names may be the root.
+    may_be_root: bool,
 }
 
 impl Expected {
-    /// That of `operation`; `None` if it has no reply.
+    /// That of `operation`; `None` if nobody waits for one.
     #[must_use]
     pub fn of(operation: &Operation<'_>) -> Option<Self> {
         /// The longest target of a symbolic link, less the NUL (`PATH_MAX`).
-        const LINK_MAX: u32 = 4095;
-        let size = match operation {
+        const LINK_MAX: u64 = 4095;
+        let most = match operation {
             Operation::Read(args) | Operation::Readdir(args) | Operation::Readdirplus(args) => {
-                args.size
+                args.size.into()
             }
-            Operation::Write(args, _) => args.size,
-            Operation::CopyFileRange(args) => u32::try_from(args.len).unwrap_or(u32::MAX),
-            Operation::Getxattr { size, .. } | Operation::Listxattr { size } => *size,
-            Operation::Ioctl(args, _) => args.out_size,
+            Operation::Write(_, payload) => payload.len() as u64,
+            Operation::CopyFileRange(args) | Operation::CopyFileRange64(args) => args.len,
+            Operation::Getxattr { size, .. } | Operation::Listxattr { size } => (*size).into(),
+            Operation::Ioctl(args, _) => args.out_size.into(),
             Operation::Readlink => LINK_MAX,
+            Operation::Lseek(_) => OFFSET_MAX,
+            Operation::Init(_) => INIT_OUT_LEN,
             _ => 0,
         };
         let opcode = operation.opcode();
-        opcode.has_reply().then_some(Self { opcode, size })
+        let may_be_root = matches!(operation, Operation::LookupDot | Operation::LookupParent);
+        opcode.waits().then_some(Self { opcode, most, may_be_root })
+    }
+}
+
+/// What a message of a server is the answer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// To the request with this `unique`: [`Reply::parse`] says what.
+    Request(u64),
+    /// To an INTERRUPT of the request with this `unique`.
+    Interrupt(u64, Interrupted),
+    /// To nothing: it is a [`Notification`](crate::Notification).
+    Notification,
+}
+
+/// What a server says of an INTERRUPT, if anything. Nobody waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    /// It knows none: it need not be sent any.
+    Unsupported,
+    /// It has not seen the request yet: it is to be sent another.
+    Again,
+    /// Anything else, which means nothing.
+    Done,
+}
+
+impl Answered {
+    /// What the message with this header answers.
+    #[must_use]
+    pub const fn of(header: &OutHeader) -> Self {
+        const UNSUPPORTED: i32 = -Errno::ENOSYS.raw();
+        const AGAIN: i32 = -Errno::EAGAIN.raw();
+        match header.unique {
+            0 => Self::Notification,
+            unique if unique & UNIQUE_INTERRUPT != 0 => {
+                let interrupted = match header.error {
+                    UNSUPPORTED => Interrupted::Unsupported,
+                    AGAIN => Interrupted::Again,
+                    _ => Interrupted::Done,
+                };
+                Self::Interrupt(unique & !UNIQUE_INTERRUPT, interrupted)
+            }
+            unique => Self::Request(unique),
+        }
     }
 }
 
 impl<'a> Reply<'a> {
     /// Appends the reply to the request `unique`, but for data that lie elsewhere.
-    ///
-    /// # Panics
-    /// An [`Reply::Error`] that is none: 0, negative, or 512 and more.
     pub fn encode(&self, unique: u64, out: &mut Vec<u8>) {
         let start = out.len();
-        let error = match *self {
-            Self::Error(errno) => {
-                assert!((1..ERRNO_END).contains(&errno), "{errno} is no errno");
-                -errno
-            }
-            _ => 0,
-        };
-        OutHeader { len: 0, error, unique }.write(out);
-        self.write_body(out);
-        let elsewhere = if let Self::Data(payload) = self { payload.elsewhere } else { 0 };
-        let len = u32::try_from(out.len() - start + elsewhere).unwrap_or(u32::MAX);
+        self.out_header(unique, 0).write(out);
+        self.encode_body(out);
+        let body = out.len() - start - OutHeader::LEN;
+        let len = self.out_header(unique, body).len;
         if let Some(place) = out.get_mut(start..start + size_of::<u32>()) {
             place.copy_from_slice(&len.to_le_bytes());
         }
     }
 
-    fn write_body(&self, out: &mut Vec<u8>) {
+    /// The header of the reply to the request `unique`, whose body has `body` bytes beside those that lie elsewhere.
+    #[must_use]
+    pub fn out_header(&self, unique: u64, body: usize) -> OutHeader {
+        let error = if let Self::Error(errno) = self { -errno.raw() } else { 0 };
+        let elsewhere = if let Self::Data(payload) = self { payload.elsewhere } else { 0 };
+        let len = u32::try_from(OutHeader::LEN + body + elsewhere).unwrap_or(u32::MAX);
+        OutHeader { len, error, unique }
+    }
+
+    /// Appends what stands behind the header, but for data that lie elsewhere.
+    pub fn encode_body(&self, out: &mut Vec<u8>) {
         match self {
             Self::Error(_) | Self::Empty => {}
             Self::Entry(entry) => entry.write(out),
@@ -129,13 +182,12 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// The header of what a server has sent, of which `elsewhere` bytes lie elsewhere: whose request it answers. One
-    /// with the `unique` 0 is a notification.
+    /// The header of what a server has sent, of which `elsewhere` bytes lie elsewhere. [`Answered::of`] says what to.
     ///
     /// # Errors
     /// It is cut short, its length is not its own, or its error is none.
     pub fn header(bytes: &[u8], elsewhere: usize) -> Result<OutHeader> {
-        let error = |kind| Error::new("reply", kind);
+        let error = |kind| Error::new(Message::Reply(None), kind);
         let header = OutHeader::read(&mut Reader::new(bytes))
             .ok_or_else(|| error(ErrorKind::Truncated("header")))?;
         let there = (bytes.len() + elsewhere) as u64;
@@ -143,7 +195,7 @@ impl<'a> Reply<'a> {
             let got = header.len.into();
             return Err(error(ErrorKind::Length { what: "length in bytes", got, expected: there }));
         }
-        let is_error = header.error > -ERRNO_END && header.error <= 0;
+        let is_error = header.error > -Errno::END && header.error <= 0;
         if header.unique != 0 && !is_error {
             let rule = "the error of a reply is from -511 to 0";
             let got = u64::from(header.error.cast_unsigned());
@@ -158,13 +210,17 @@ impl<'a> Reply<'a> {
     /// As of [`Reply::header`], and a reply that is none to such a request.
     pub fn parse(expected: Expected, bytes: &'a [u8], elsewhere: usize) -> Result<Self> {
         let header = Self::header(bytes, elsewhere)?;
-        if header.unique == 0 {
-            let rule = "a reply names its request";
-            return Err(Error::new("reply", ErrorKind::Violation { rule, got: 0 }));
+        if Answered::of(&header) != Answered::Request(header.unique) {
+            let (rule, got) = ("a reply names its request", header.unique);
+            return Err(Error::new(Message::Reply(None), ErrorKind::Violation { rule, got }));
         }
         let mut reader = Reader::new(bytes.get(OutHeader::LEN..).unwrap_or(&[]));
         let mut body = Body { expected, reader: &mut reader, elsewhere };
-        let reply = if header.error == 0 { body.reply()? } else { Self::Error(-header.error) };
+        let reply = if header.error == 0 {
+            body.reply()?
+        } else {
+            Self::Error(Errno::from_raw(-header.error))
+        };
         match body.reader.len() + body.elsewhere {
             0 => Ok(reply),
             left => Err(body.error(ErrorKind::Trailing(left))),
@@ -182,40 +238,63 @@ struct Body<'r, 'a> {
 impl<'a> Body<'_, 'a> {
     fn reply(&mut self) -> Result<Reply<'a>> {
         Ok(match self.expected.opcode {
-            Opcode::Lookup | Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Link => {
-                Reply::Entry(self.value()?)
+            Opcode::Lookup => Reply::Entry(self.found()?),
+            Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Link => {
+                Reply::Entry(self.made()?)
             }
-            Opcode::Getattr | Opcode::Setattr => Reply::Attr(self.value()?),
-            Opcode::Statx => Reply::Statx(self.value()?),
+            Opcode::Getattr | Opcode::Setattr => {
+                let out: AttrOut = self.value()?;
+                self.attributes(out.attr.mode, out.attr.size)?;
+                Reply::Attr(out)
+            }
+            Opcode::Statx => {
+                let out: StatxOut = self.value()?;
+                self.attributes(out.stat.mode.into(), out.stat.size)?;
+                Reply::Statx(out)
+            }
             Opcode::Readlink | Opcode::Read | Opcode::Readdir | Opcode::Readdirplus => {
                 self.data()?
             }
-            Opcode::Getxattr | Opcode::Listxattr if self.expected.size > 0 => self.data()?,
+            Opcode::Getxattr | Opcode::Listxattr if self.expected.most > 0 => self.data()?,
             Opcode::Getxattr | Opcode::Listxattr => {
                 let GetxattrOut { size } = self.value()?;
                 Reply::XattrSize(size)
             }
             Opcode::Open | Opcode::Opendir => Reply::Open(self.value()?),
-            Opcode::Create | Opcode::Tmpfile => Reply::Created(self.value()?, self.value()?),
+            Opcode::Create | Opcode::Tmpfile => Reply::Created(self.made()?, self.value()?),
             Opcode::Write | Opcode::CopyFileRange => {
                 let WriteOut { size } = self.value()?;
                 self.at_most("bytes written", size.into())?;
                 Reply::Written(size)
             }
             Opcode::Statfs => Reply::Statfs(self.value()?),
-            Opcode::Getlk => Reply::Lock(self.value()?),
+            Opcode::Getlk => Reply::Lock(self.lock()?),
             Opcode::Bmap => Reply::Block(self.value()?),
             Opcode::Ioctl => {
                 let out = self.value()?;
-                Reply::Ioctl(out, self.reader.take_rest())
+                let data = self.reader.take_rest();
+                self.ioctl(&out, data.len() as u64)?;
+                Reply::Ioctl(out, data)
             }
             Opcode::Poll => {
                 let PollOut { revents } = self.value()?;
                 Reply::Poll(revents)
             }
-            Opcode::Lseek => Reply::Offset(self.value()?),
-            Opcode::CopyFileRange64 => Reply::Copied(self.value()?),
-            Opcode::Init => Reply::Init(InitOut::parse(self.reader.take_rest())?),
+            Opcode::Lseek => {
+                let offset = self.value()?;
+                self.at_most("offset", offset)?;
+                Reply::Offset(offset)
+            }
+            Opcode::CopyFileRange64 => {
+                let copied = self.value()?;
+                self.at_most("bytes copied", copied)?;
+                Reply::Copied(copied)
+            }
+            Opcode::Init => {
+                let bytes = self.reader.take_rest();
+                self.at_most("length in bytes", bytes.len() as u64)?;
+                Reply::Init(InitOut::parse(bytes)?)
+            }
             Opcode::Unlink
             | Opcode::Rmdir
             | Opcode::Rename
@@ -242,7 +321,11 @@ impl<'a> Body<'_, 'a> {
     }
 
     fn error(&self, kind: ErrorKind) -> Error {
-        Error::new(format!("reply to {:?}", self.expected.opcode), kind)
+        Error::new(Message::Reply(Some(self.expected.opcode)), kind)
+    }
+
+    fn violation(&self, rule: &'static str, got: u64) -> Error {
+        self.error(ErrorKind::Violation { rule, got })
     }
 
     fn value<T: Wire>(&mut self) -> Result<T> {
@@ -256,9 +339,74 @@ impl<'a> Body<'_, 'a> {
         Ok(Reply::Data(payload))
     }
 
+    /// What a name stands for, which may be nothing.
+    fn found(&mut self) -> Result<EntryOut> {
+        let entry: EntryOut = self.value()?;
+        if entry.nodeid == ROOT_ID && !self.expected.may_be_root {
+            return Err(self.violation("the root has no name", entry.nodeid));
+        }
+        if entry.nodeid != 0 {
+            self.attributes(entry.attr.mode, entry.attr.size)?;
+        }
+        Ok(entry)
+    }
+
+    /// What was made.
+    fn made(&mut self) -> Result<EntryOut> {
+        let entry: EntryOut = self.value()?;
+        if matches!(entry.nodeid, 0 | ROOT_ID) {
+            return Err(self.violation("what was made is a node, and not the root", entry.nodeid));
+        }
+        self.attributes(entry.attr.mode, entry.attr.size)?;
+        Ok(entry)
+    }
+
+    fn attributes(&self, mode: u32, size: u64) -> Result<()> {
+        /// `S_IFMT`, and what stands in it: FIFO, character device, directory, block device, file, link, socket.
+        const S_IFMT: u32 = 0o170_000;
+        const KINDS: [u32; 7] =
+            [0o010_000, 0o020_000, 0o040_000, 0o060_000, 0o100_000, 0o120_000, 0o140_000];
+        if !KINDS.contains(&(mode & S_IFMT)) {
+            return Err(self.violation("a mode says what kind of file it is", mode.into()));
+        }
+        if size > OFFSET_MAX {
+            return Err(self.violation("a size is less than 2^63", size));
+        }
+        Ok(())
+    }
+
+    fn lock(&mut self) -> Result<FileLock> {
+        const F_UNLCK: u32 = 2;
+        let lock: FileLock = self.value()?;
+        if lock.kind > F_UNLCK {
+            return Err(self.violation("a lock is F_RDLCK, F_WRLCK or F_UNLCK", lock.kind.into()));
+        }
+        let is_range = lock.start <= lock.end && lock.end <= OFFSET_MAX;
+        if lock.kind != F_UNLCK && !is_range {
+            return Err(self.violation("a lock ends behind its start", lock.end));
+        }
+        Ok(lock)
+    }
+
+    fn ioctl(&self, out: &IoctlOut, bytes: u64) -> Result<()> {
+        self.at_most("data in bytes", bytes)?;
+        if out.flags.contains(IoctlFlags::RETRY) {
+            let areas = u64::from(out.in_iovs) + u64::from(out.out_iovs);
+            if areas > IOCTL_MAX_IOV {
+                return Err(self.violation("an ioctl asks for at most 256 areas", areas));
+            }
+            let expected = areas * IoctlIovec::LEN as u64;
+            if bytes != expected {
+                let what = "list of areas in bytes";
+                return Err(self.error(ErrorKind::Length { what, got: bytes, expected }));
+            }
+        }
+        Ok(())
+    }
+
     /// No server answers with more than it was asked for.
     fn at_most(&self, what: &'static str, got: u64) -> Result<()> {
-        let expected = self.expected.size.into();
+        let expected = self.expected.most;
         if got > expected {
             return Err(self.error(ErrorKind::Length { what, got, expected }));
         }
@@ -267,167 +415,4 @@ impl<'a> Body<'_, 'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::request::Name;
-    use crate::wire::Opcode;
-
-    fn round_trip(operation: &Operation<'_>, reply: Reply<'_>) {
-        let expected = Expected::of(operation).unwrap();
-        let mut bytes = Vec::new();
-        reply.encode(77, &mut bytes);
-        assert_eq!(Reply::header(&bytes, 0).unwrap().unique, 77);
-        assert_eq!(Reply::parse(expected, &bytes, 0).unwrap(), reply, "{operation:?}");
-        let is_open_ended = matches!(reply, Reply::Data(_) | Reply::Ioctl(..) | Reply::Init(_));
-        for len in 0..bytes.len() {
-            assert!(Reply::parse(expected, &bytes[..len], 0).is_err(), "{operation:?} at {len}");
-            if len >= 16 && !is_open_ended && reply != Reply::Empty {
-                let mut cut = bytes[..len].to_vec();
-                cut[..4].copy_from_slice(&u32::try_from(len).unwrap().to_le_bytes());
-                assert!(Reply::parse(expected, &cut, 0).is_err(), "{operation:?} at {len}");
-            }
-        }
-        // Any operation may fail.
-        let mut bytes = Vec::new();
-        Reply::Error(28).encode(77, &mut bytes);
-        assert_eq!(bytes.len(), 16);
-        assert_eq!(Reply::parse(expected, &bytes, 0).unwrap(), Reply::Error(28));
-        bytes.push(0);
-        bytes[0] += 1;
-        assert!(Reply::parse(expected, &bytes, 0).is_err(), "an error is a header only");
-    }
-
-    #[test]
-    fn every_kind_of_reply_comes_back_as_it_went() {
-        let attr = Attr { ino: 1, size: 2, mode: 0o100_644, nlink: 1, ..Attr::default() };
-        let entry =
-            EntryOut { nodeid: 9, generation: 1, entry_valid: 2, attr, ..EntryOut::default() };
-        let open = OpenOut { fh: 5, open_flags: FopenFlags::KEEP_CACHE, backing_id: -1 };
-        let name = Name::new(b"x").unwrap();
-        let read = ReadIn { size: 10, ..ReadIn::default() };
-        let data = Reply::Data(Payload { here: b"0123456789", elsewhere: 0 });
-        round_trip(&Operation::Lookup(name), Reply::Entry(entry));
-        round_trip(
-            &Operation::Getattr(GetattrIn::default()),
-            Reply::Attr(AttrOut { attr, ..AttrOut::default() }),
-        );
-        let stat = Statx { mask: 0x7ff, btime: SxTime { sec: -1, nsec: 5 }, ..Statx::default() };
-        round_trip(
-            &Operation::Statx(StatxIn::default()),
-            Reply::Statx(StatxOut { stat, ..StatxOut::default() }),
-        );
-        round_trip(&Operation::Read(read), data);
-        round_trip(&Operation::Readlink, data);
-        round_trip(&Operation::Getxattr { size: 10, name: b"a" }, data);
-        round_trip(&Operation::Getxattr { size: 0, name: b"a" }, Reply::XattrSize(3));
-        round_trip(&Operation::Open(OpenIn::default()), Reply::Open(open));
-        round_trip(&Operation::Create(CreateIn::default(), name), Reply::Created(entry, open));
-        let write = WriteIn { size: 8, ..WriteIn::default() };
-        round_trip(
-            &Operation::Write(write, Payload { here: b"", elsewhere: 8 }),
-            Reply::Written(8),
-        );
-        round_trip(
-            &Operation::Statfs,
-            Reply::Statfs(Kstatfs { blocks: 3, namelen: 255, ..Kstatfs::default() }),
-        );
-        let lock = FileLock { start: 1, end: 2, kind: 2, pid: 3 };
-        round_trip(&Operation::Getlk(LkIn::default()), Reply::Lock(lock));
-        round_trip(&Operation::Bmap(BmapIn::default()), Reply::Block(6));
-        let ioctl = IoctlIn { out_size: 3, ..IoctlIn::default() };
-        round_trip(&Operation::Ioctl(ioctl, b""), Reply::Ioctl(IoctlOut::default(), b"abc"));
-        round_trip(&Operation::Poll(PollIn::default()), Reply::Poll(1));
-        round_trip(&Operation::Lseek(LseekIn::default()), Reply::Offset(1 << 40));
-        round_trip(&Operation::CopyFileRange64(CopyFileRangeIn::default()), Reply::Copied(1 << 40));
-        round_trip(&Operation::Destroy, Reply::Empty);
-        let init = InitOut { major: 7, minor: 45, max_write: 4096, ..InitOut::default() };
-        round_trip(
-            &Operation::Init(crate::init::InitIn::new(0, InitFlags::empty())),
-            Reply::Init(init),
-        );
-    }
-
-    #[test]
-    fn an_entry_is_laid_out_as_in_the_header() {
-        // struct fuse_out_header, struct fuse_entry_out, struct fuse_attr; offsets by offsetof().
-        let attr = Attr {
-            ino: 0x0a,
-            size: 0x0b,
-            mtimensec: 0x0c,
-            mode: 0x0d,
-            rdev: 0x0e,
-            flags: AttrFlags::SUBMOUNT,
-            ..Attr::default()
-        };
-        let entry =
-            EntryOut { nodeid: 1, entry_valid: 2, attr_valid_nsec: 3, attr, ..EntryOut::default() };
-        let mut bytes = Vec::new();
-        Reply::Entry(entry).encode(0x0102, &mut bytes);
-        assert_eq!(bytes.len(), 144);
-        assert_eq!(bytes[..16], [144, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
-        let set: Vec<_> =
-            bytes.iter().enumerate().skip(16).filter(|(_, byte)| **byte != 0).collect();
-        let at = |offset: usize| 16 + offset;
-        let expected = [
-            (at(0), &1),
-            (at(16), &2),
-            (at(36), &3),
-            (at(40), &0x0a),
-            (at(48), &0x0b),
-            (at(40 + 52), &0x0c),
-            (at(40 + 60), &0x0d),
-            (at(40 + 76), &0x0e),
-            (at(40 + 84), &1),
-        ];
-        assert_eq!(set, expected);
-    }
-
-    #[test]
-    fn more_than_was_asked_for_is_refused() {
-        let read = Expected::of(&Operation::Read(ReadIn { size: 4, ..ReadIn::default() })).unwrap();
-        let mut bytes = Vec::new();
-        Reply::Data(Payload { here: b"12345", elsewhere: 0 }).encode(1, &mut bytes);
-        let error = Reply::parse(read, &bytes, 0).unwrap_err();
-        assert_eq!(error.to_string(), "reply to Read: its data in bytes is 5 where 4 is right");
-        let payload = Payload { here: b"", elsewhere: 4 };
-        let mut bytes = Vec::new();
-        Reply::Data(payload).encode(1, &mut bytes);
-        assert_eq!((bytes.len(), bytes[0]), (16, 20));
-        assert_eq!(Reply::parse(read, &bytes, 4).unwrap(), Reply::Data(payload));
-        assert!(Reply::parse(read, &bytes, 3).is_err());
-        let args = WriteIn { size: 4, ..WriteIn::default() };
-        let write = Operation::Write(args, Payload { here: b"1234", elsewhere: 0 });
-        let mut bytes = Vec::new();
-        Reply::Written(5).encode(1, &mut bytes);
-        assert!(Reply::parse(Expected::of(&write).unwrap(), &bytes, 0).is_err());
-    }
-
-    #[test]
-    fn errors_that_are_none_are_refused() {
-        let mut bytes = Vec::new();
-        Reply::Error(511).encode(1, &mut bytes);
-        assert!(Reply::header(&bytes, 0).is_ok());
-        for error in [-512i32, 1, i32::MIN] {
-            bytes[4..8].copy_from_slice(&error.to_le_bytes());
-            assert!(Reply::header(&bytes, 0).is_err(), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_notification_is_no_reply() {
-        let statfs = Expected::of(&Operation::Statfs).unwrap();
-        let mut bytes = Vec::new();
-        Reply::Error(5).encode(1, &mut bytes);
-        bytes[4..16].fill(0);
-        bytes[4] = 6;
-        assert!(Reply::header(&bytes, 0).is_ok());
-        assert!(Reply::parse(statfs, &bytes, 0).is_err());
-    }
-
-    #[test]
-    fn what_has_no_reply_expects_none() {
-        assert!(Expected::of(&Operation::Forget { nlookup: 1 }).is_none());
-        assert!(Expected::of(&Operation::Interrupt { unique: 1 }).is_none());
-        assert!(Opcode::ALL.iter().filter(|opcode| !opcode.has_reply()).count() == 4);
-    }
-}
+mod tests;

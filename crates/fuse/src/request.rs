@@ -12,10 +12,20 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+pub use crate::wire::CBytes;
 pub use encode::Caller;
+pub use parse::head_len;
 
-/// The name of an entry in a directory: not empty, no slash and no NUL in it. `.` and `..` are names too; only a
-/// LOOKUP may have them.
+/// Where the data of a WRITE and of a NOTIFY_REPLY begin: what is before them fits this.
+pub(crate) const DATA_AT: usize = InHeader::LEN + WriteIn::LEN;
+const _: () = assert!(WriteIn::LEN == NotifyRetrieveIn::LEN);
+/// Bytes of the largest extended attribute, and of the longest list of their names (`XATTR_SIZE_MAX` of Linux).
+pub(crate) const XATTR_SIZE_MAX: u32 = 64 << 10;
+/// The longest name that a client takes, in bytes (`FUSE_NAME_MAX` since Linux 6.14: `PATH_MAX`, less the NUL).
+const NAME_MAX: usize = 4095;
+
+/// The name of an entry in a directory: not empty, at most 4095 bytes, no slash and no NUL in it. `.` and `..` are names
+/// of entries too, but never of what a request is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Name<'a>(&'a [u8]);
 
@@ -27,6 +37,9 @@ impl<'a> Name<'a> {
     pub fn new(bytes: &'a [u8]) -> std::result::Result<Self, ErrorKind> {
         if bytes.is_empty() {
             return Err(ErrorKind::Name("is empty"));
+        }
+        if bytes.len() > NAME_MAX {
+            return Err(ErrorKind::Name("is longer than 4095 bytes"));
         }
         if bytes.contains(&b'/') {
             return Err(ErrorKind::Name("has a slash in it"));
@@ -169,7 +182,7 @@ pub struct Request<'a> {
     pub header: InHeader,
     /// What is asked.
     pub operation: Operation<'a>,
-    /// Its extensions, for [`extension::parse`](crate::extension::parse).
+    /// Its extensions, for [`extension::iter`](crate::extension::iter).
     pub extensions: &'a [u8],
 }
 
@@ -182,7 +195,7 @@ impl Request<'_> {
 }
 
 /// A request that cannot be taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{error}")]
 pub struct Rejected {
     /// Its header, if that much of it is there: what to answer, with [`Error::errno`].
@@ -192,11 +205,12 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// Whether whoever sent it waits for an answer.
+    /// Whether whoever sent it waits for an answer. Nobody does who has not said what it is to name.
     #[must_use]
     pub fn wants_reply(&self) -> bool {
-        let opcode = self.header.map(|header| Opcode::new(header.opcode));
-        opcode.is_some_and(|opcode| opcode.is_none_or(Opcode::has_reply))
+        let asked = self.header.filter(|header| header.unique != 0);
+        let opcode = asked.map(|header| Opcode::new(header.opcode));
+        opcode.is_some_and(|opcode| opcode.is_none_or(Opcode::waits))
     }
 }
 
@@ -238,6 +252,9 @@ impl<'a, T: Wire> List<'a, T> {
 }
 
 /// What is asked, with its arguments. The node is the header's.
+///
+/// Arguments that say how many bytes of data follow are what those data are: when a request is written, that of the data
+/// counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 #[allow(
@@ -246,20 +263,40 @@ impl<'a, T: Wire> List<'a, T> {
 )]
 pub enum Operation<'a> {
     Lookup(Name<'a>),
-    Forget { nlookup: u64 },
+    /// A LOOKUP of `.`: of the directory itself, with [`InitFlags::EXPORT_SUPPORT`].
+    LookupDot,
+    /// A LOOKUP of `..`, with [`InitFlags::EXPORT_SUPPORT`].
+    LookupParent,
+    Forget {
+        nlookup: u64,
+    },
     BatchForget(List<'a, ForgetOne>),
     Getattr(GetattrIn),
     Statx(StatxIn),
     Setattr(SetAttr),
     Readlink,
-    Symlink { name: Name<'a>, target: &'a [u8] },
+    Symlink {
+        name: Name<'a>,
+        target: CBytes<'a>,
+    },
     Mknod(MknodIn, Name<'a>),
     Mkdir(MkdirIn, Name<'a>),
     Unlink(Name<'a>),
     Rmdir(Name<'a>),
-    Rename { newdir: u64, from: Name<'a>, to: Name<'a> },
-    Rename2 { to_dir: Rename2In, from: Name<'a>, to: Name<'a> },
-    Link { oldnodeid: u64, name: Name<'a> },
+    Rename {
+        newdir: u64,
+        from: Name<'a>,
+        to: Name<'a>,
+    },
+    Rename2 {
+        to_dir: Rename2In,
+        from: Name<'a>,
+        to: Name<'a>,
+    },
+    Link {
+        oldnodeid: u64,
+        name: Name<'a>,
+    },
     Open(OpenIn),
     Opendir(OpenIn),
     Read(ReadIn),
@@ -272,19 +309,34 @@ pub enum Operation<'a> {
     Fsync(FsyncIn),
     Fsyncdir(FsyncIn),
     Flush(FlushIn),
-    Setxattr { args: SetxattrIn, name: &'a [u8], value: &'a [u8] },
-    Getxattr { size: u32, name: &'a [u8] },
-    Listxattr { size: u32 },
-    Removexattr { name: &'a [u8] },
+    Setxattr {
+        args: SetxattrIn,
+        name: CBytes<'a>,
+        value: &'a [u8],
+    },
+    Getxattr {
+        size: u32,
+        name: CBytes<'a>,
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: CBytes<'a>,
+    },
     Init(InitIn),
     Destroy,
     Getlk(LkIn),
     Setlk(LkIn),
     Setlkw(LkIn),
-    Access { mask: u32 },
+    Access {
+        mask: u32,
+    },
     Create(CreateIn, Name<'a>),
     Tmpfile(CreateIn),
-    Interrupt { unique: u64 },
+    Interrupt {
+        unique: u64,
+    },
     Bmap(BmapIn),
     Ioctl(IoctlIn, &'a [u8]),
     Poll(PollIn),
@@ -303,7 +355,7 @@ impl Operation<'_> {
     #[must_use]
     pub const fn opcode(&self) -> Opcode {
         match self {
-            Self::Lookup(_) => Opcode::Lookup,
+            Self::Lookup(_) | Self::LookupDot | Self::LookupParent => Opcode::Lookup,
             Self::Forget { .. } => Opcode::Forget,
             Self::BatchForget(_) => Opcode::BatchForget,
             Self::Getattr(_) => Opcode::Getattr,

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Where [`InHeader::total_extlen`] stands.
+const EXTLEN_AT: usize = 36;
+
 /// Who asks, and of which node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
@@ -18,7 +21,8 @@ pub struct Caller {
 }
 
 impl Operation<'_> {
-    /// Appends the request, but for data that lie elsewhere.
+    /// Appends the request, but for data that lie elsewhere, in the form that `protocol` has. Of `extensions`, those go
+    /// with it that were agreed on, if the operation takes any.
     ///
     /// # Panics
     /// `extensions` are no multiple of 8 bytes, or more than 512 KiB.
@@ -30,9 +34,7 @@ impl Operation<'_> {
         out: &mut Vec<u8>,
     ) {
         assert!(extensions.len().is_multiple_of(8), "extensions come in units of 8 bytes");
-        let extlen = u16::try_from(extensions.len() / 8);
-        #[expect(clippy::expect_used, reason = "what this side writes is its own to bound")]
-        let total_extlen = extlen.expect("extensions that fit their length");
+        assert!(extensions.len() / 8 <= usize::from(u16::MAX), "extensions that fit their length");
         let start = out.len();
         let mut header = InHeader {
             len: 0,
@@ -42,25 +44,34 @@ impl Operation<'_> {
             uid: caller.uid,
             gid: caller.gid,
             pid: caller.pid,
-            total_extlen,
+            total_extlen: 0,
         };
         header.write(out);
         self.write_args(protocol, out);
-        out.extend_from_slice(extensions);
+        let names_end = out.len();
+        if takes_extensions(self.opcode()) {
+            let agreed = crate::extension::agreed(extensions, protocol);
+            agreed.for_each(|extension| out.extend_from_slice(extension));
+        }
+        if protocol.has_extension_length() {
+            let units = (out.len() - names_end).div_ceil(8);
+            header.total_extlen = u16::try_from(units).unwrap_or(u16::MAX);
+        }
         let elsewhere = match self {
             Self::Write(_, payload) | Self::NotifyReply(_, payload) => payload.elsewhere,
             _ => 0,
         };
         header.len = u32::try_from(out.len() - start + elsewhere).unwrap_or(u32::MAX);
-        if let Some(len) = out.get_mut(start..start + size_of::<u32>()) {
-            len.copy_from_slice(&header.len.to_le_bytes());
-        }
+        patch(out, start, &header.len.to_le_bytes());
+        patch(out, start + EXTLEN_AT, &header.total_extlen.to_le_bytes());
     }
 
     fn write_args(&self, protocol: &Protocol, out: &mut Vec<u8>) {
         match self {
             Self::Readlink | Self::Statfs | Self::Destroy => {}
             Self::Lookup(name) | Self::Unlink(name) | Self::Rmdir(name) => string(out, name.0),
+            Self::LookupDot => string(out, b"."),
+            Self::LookupParent => string(out, b".."),
             Self::Forget { nlookup } => nlookup.write(out),
             Self::BatchForget(list) => {
                 BatchForgetIn { count: count(list.len()) }.write(out);
@@ -71,7 +82,7 @@ impl Operation<'_> {
             Self::Setattr(args) => args.0.write(out),
             Self::Symlink { name, target } => {
                 string(out, name.0);
-                string(out, target);
+                string(out, target.bytes());
             }
             Self::Mknod(args, name) => with_name(out, args, name.0),
             Self::Mkdir(args, name) => with_name(out, args, name.0),
@@ -89,7 +100,7 @@ impl Operation<'_> {
             Self::Open(args) | Self::Opendir(args) => args.write(out),
             Self::Read(args) | Self::Readdir(args) | Self::Readdirplus(args) => args.write(out),
             Self::Write(args, payload) => {
-                args.write(out);
+                WriteIn { size: count(payload.len()), ..*args }.write(out);
                 out.extend_from_slice(payload.here);
             }
             Self::Release(args) | Self::Releasedir(args) => args.write(out),
@@ -97,28 +108,30 @@ impl Operation<'_> {
             Self::Flush(args) => args.write(out),
             Self::Setxattr { args, name, value } => {
                 let start = out.len();
-                args.write(out);
+                SetxattrIn { size: count(value.len()), ..*args }.write(out);
                 if !protocol.flags.contains(InitFlags::SETXATTR_EXT) {
                     out.truncate(start + SETXATTR_IN_SHORT);
                 }
-                string(out, name);
+                string(out, name.bytes());
                 out.extend_from_slice(value);
             }
-            Self::Getxattr { size, name } => with_name(out, &GetxattrIn { size: *size }, name),
+            Self::Getxattr { size, name } => {
+                with_name(out, &GetxattrIn { size: *size }, name.bytes());
+            }
             Self::Listxattr { size } => GetxattrIn { size: *size }.write(out),
-            Self::Removexattr { name } => string(out, name),
+            Self::Removexattr { name } => string(out, name.bytes()),
             Self::Init(args) => args.write(out),
             Self::Getlk(args) | Self::Setlk(args) | Self::Setlkw(args) => args.write(out),
             Self::Access { mask } => AccessIn { mask: *mask }.write(out),
             Self::Interrupt { unique } => unique.write(out),
             Self::Bmap(args) => args.write(out),
             Self::Ioctl(args, data) => {
-                args.write(out);
+                IoctlIn { in_size: count(data.len()), ..*args }.write(out);
                 out.extend_from_slice(data);
             }
             Self::Poll(args) => args.write(out),
             Self::NotifyReply(args, payload) => {
-                args.write(out);
+                NotifyRetrieveIn { size: count(payload.len()), ..*args }.write(out);
                 out.extend_from_slice(payload.here);
             }
             Self::Fallocate(args) => args.write(out),
@@ -131,6 +144,12 @@ impl Operation<'_> {
             }
             Self::Syncfs => 0u64.write(out),
         }
+    }
+}
+
+fn patch(out: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(place) = out.get_mut(at..at + bytes.len()) {
+        place.copy_from_slice(bytes);
     }
 }
 

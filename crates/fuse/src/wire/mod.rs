@@ -2,6 +2,8 @@
 
 mod args;
 mod flags;
+#[cfg(test)]
+mod layout;
 mod opcode;
 mod outs;
 mod reader;
@@ -11,6 +13,7 @@ pub use args::*;
 pub use flags::*;
 pub use opcode::{NotifyCode, Opcode};
 pub use outs::*;
+pub use reader::CBytes;
 pub(crate) use reader::Reader;
 pub use shared::*;
 
@@ -33,6 +36,12 @@ pub trait Wire: Sized {
 
     /// Appends it to `out`.
     fn write(&self, out: &mut Vec<u8>);
+}
+
+/// The fields of a structure, each as it is written.
+#[cfg(test)]
+pub(crate) trait Fields {
+    fn fields(&self) -> Vec<(&'static str, Vec<u8>)>;
 }
 
 macro_rules! number {
@@ -65,6 +74,19 @@ macro_rules! structure {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct $name {
             $($(#[$field_meta])* pub $field: $type,)*
+        }
+
+        #[cfg(test)]
+        impl $crate::wire::Fields for $name {
+            fn fields(&self) -> Vec<(&'static str, Vec<u8>)> {
+                let mut fields = Vec::new();
+                $({
+                    let mut bytes = Vec::new();
+                    self.$field.write(&mut bytes);
+                    fields.push((stringify!($field), bytes));
+                })*
+                fields
+            }
         }
 
         const _: () = assert!($len == $($lead +)? $(<$type as Wire>::LEN $(+ $pad)? +)* 0);
@@ -101,6 +123,11 @@ macro_rules! flag_set {
                 $($(#[$($flag_meta)*])* const $flag = $value;)*
                 const _ = !0;
             }
+        }
+
+        impl $name {
+            /// All that have a name.
+            pub const NAMED: Self = Self::from_bits_retain(0 $(| Self::$flag.bits())*);
         }
 
         impl Wire for $name {

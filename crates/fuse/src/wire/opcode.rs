@@ -94,7 +94,7 @@ numbers! {
         Access = 34,
         /// Makes and opens a file.
         Create = 35,
-        /// Interrupts a request; has no reply.
+        /// Interrupts a request; answered only if it is not supported, or comes too early.
         Interrupt = 36,
         /// Maps a block of a file to one of its device.
         Bmap = 37,
@@ -134,9 +134,10 @@ numbers! {
 }
 
 impl Opcode {
-    /// Whether the server replies to it.
+    /// Whether the client waits for the answer. To an INTERRUPT there may be one
+    /// ([`Answered::Interrupt`](crate::Answered::Interrupt)), which nobody waits for.
     #[must_use]
-    pub const fn has_reply(self) -> bool {
+    pub const fn waits(self) -> bool {
         !matches!(self, Self::Forget | Self::BatchForget | Self::Interrupt | Self::NotifyReply)
     }
 }
