@@ -46,13 +46,21 @@ const fn turns(c: char) -> bool {
 /// # Errors
 /// The output cannot be written.
 pub fn say(line: impl Display) -> Result<()> {
+    say_on(line).map(drop)
+}
+
+/// The same, for who has more to say: whether anybody is there to read it.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn say_on(line: impl Display) -> Result<bool> {
     let line = line.to_string();
     let line = plain_lines(&line);
     let mut out = io::stdout().lock();
     match writeln!(out, "{line}").and_then(|()| out.flush()) {
-        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(err) => Err(Error::failed("cannot write to standard output").caused_by(err)),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

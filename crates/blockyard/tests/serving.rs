@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Daemon, Guard, blockyard, nbdsh, peer, run, system, try_peer};
+use common::{Daemon, Guard, Said, blockyard, nbdsh, peer, run, system, try_peer};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -363,6 +363,29 @@ fn what_is_in_flight_is_answered_before_the_end() {
     let (daemon, mut client, _notified) = reading("700ms");
     daemon.stop();
     assert!(client.0.wait().unwrap().success());
+}
+
+/// A service manager kills what does not end in time, unless it is told that it goes on.
+#[test]
+fn more_time_is_asked_for_while_requests_are_finished() {
+    let (daemon, mut client, notified) = reading("700ms");
+    daemon.signal(Signal::TERM);
+    expect(&notified, "STOPPING=1\n");
+    expect(&notified, "EXTEND_TIMEOUT_USEC=30000000\n");
+    assert!(client.0.wait().unwrap().success());
+    daemon.wait();
+}
+
+/// Thousands of clients need thousands of descriptors; what a command does with them is its own affair.
+#[test]
+fn a_command_that_is_run_has_the_file_limit_that_we_were_started_with() {
+    let dir = TempDir::new().unwrap();
+    let mut command = Command::new("bash");
+    let script = "ulimit -Sn 300; exec \"$0\" run ram:1M -- bash -c 'ulimit -Sn'";
+    command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_blockyard"));
+    command.env("BLOCKYARD_RUNTIME_DIR", dir.path().join("run")).env("TMPDIR", dir.path());
+    let said = Said::of(&command.output().unwrap());
+    assert_eq!(said.code(0).out, "300\n", "{}", said.err);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
 //! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`]; what such a
 //!   process must not wait for: [`write_back`].
+//! - Limits that a command starts with: [`limits`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
 //! queue that handed it over, from the submission to the completion: that is the invariant which nearly every
@@ -20,6 +21,7 @@ pub mod fallocate;
 pub mod holes;
 mod io_queue;
 mod lane;
+pub mod limits;
 pub mod lock;
 pub mod nbd;
 pub mod net;

@@ -57,25 +57,36 @@ pub(super) fn run(args: MapArgs) -> Result<()> {
         }
         return show_totals(bytes, args.json);
     }
-    // Line by line: a map may be longer than memory.
+    show(Extents::of(&bdev).map(|run| run.map_err(failed)), args.json, term::say_on)
+}
+
+/// Line by line, as a map may be longer than memory; and no further than somebody reads it, as it may take long to make.
+fn show(
+    runs: impl Iterator<Item = Result<Run>>,
+    json: bool,
+    mut say: impl FnMut(String) -> Result<bool>,
+) -> Result<()> {
     let mut first = true;
-    for run in Extents::of(&bdev) {
-        let run = run.map_err(failed)?;
+    for run in runs {
+        let run = run?;
         let (offset, length) = (run.start, run.len);
         let description = KINDS[kind(&run)];
-        if args.json {
+        let line = if json {
             let line = Line { offset, length, hole: run.hole, zero: run.zero, description };
             let text = serde_json::to_string(&line)
                 .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
-            term::say(format_args!("{} {text}", if first { "[" } else { "," }))?;
+            format!("{} {text}", if first { "[" } else { "," })
         } else {
-            term::say(format_args!("{offset:>20} {length:>20}  {description}"))?;
+            format!("{offset:>20} {length:>20}  {description}")
+        };
+        if !say(line)? {
+            return Ok(());
         }
         first = false;
     }
-    match args.json {
-        true if first => term::say("[]"),
-        true => term::say("]"),
+    match json {
+        true if first => say("[]".into()).map(drop),
+        true => say("]".into()).map(drop),
         false => Ok(()),
     }
 }
@@ -103,4 +114,27 @@ fn show_totals(bytes: [u64; KINDS.len()], json: bool) -> Result<()> {
         ]);
     }
     term::say(table.trim_fmt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `map | head` does.
+    #[test]
+    fn a_map_ends_where_nobody_reads_on() {
+        for json in [false, true] {
+            let runs = (0_u64..).map(|at| {
+                assert!(at < 3, "it goes on for nobody");
+                Ok(Run { start: at << 20, len: 1 << 20, hole: at % 2 == 0, zero: at % 2 == 0 })
+            });
+            let mut said = Vec::new();
+            let say = |line| {
+                said.push(line);
+                Ok(said.len() < 3)
+            };
+            show(runs, json, say).unwrap();
+            assert_eq!(said.len(), 3, "{said:?}");
+        }
+    }
 }

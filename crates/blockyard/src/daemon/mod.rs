@@ -7,10 +7,12 @@ pub(crate) mod signals;
 mod vhost_user;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{BlockLayer, Clock, Disk, MonotonicClock, OpenMode};
 use blockyard_export_nbd::{self as nbd, Address, Export, Listener, Server, TlsMode};
+use blockyard_sys::limits;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 
 pub use activation::Passed;
@@ -25,6 +27,11 @@ use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
 use crate::remote::Remote;
+
+/// For how long the service manager is asked to wait at a time while an end goes on.
+const EXTENSION: Duration = Duration::from_secs(30);
+/// After that long the service manager's own patience decides.
+const LONGEST_END: Duration = Duration::from_secs(15 * 60);
 
 /// The part of a daemon that answers questions.
 pub struct Yard {
@@ -49,6 +56,8 @@ pub struct Daemon {
     bell: Arc<Bell>,
     notices: Vec<String>,
     signals: Signals,
+    /// The limit of open files that it was started with.
+    file_limit: Rlimit,
 }
 
 /// Open disks, and what they live on.
@@ -82,7 +91,7 @@ impl Daemon {
     /// # Errors
     /// What keeps it from starting, with what to do.
     pub fn start(plan: YardPlan, passed: Passed) -> Result<Self> {
-        raise_file_limit();
+        let file_limit = raise_file_limit();
         let mut signals = Signals::with_a_last_word()?;
         let tls = tls_mode(&plan)?;
         let mut notices = Vec::new();
@@ -102,7 +111,18 @@ impl Daemon {
         let addresses = listeners.iter().flat_map(Listener::addresses).collect();
         let (back_ends, started) = (OnceLock::new(), Instant::now());
         let yard = Arc::new(Yard { plan, layer, disks, server, back_ends, addresses, started });
-        Ok(Self { yard, listeners, machines, threads, remotes, clock, bell, notices, signals })
+        Ok(Self {
+            yard,
+            listeners,
+            machines,
+            threads,
+            remotes,
+            clock,
+            bell,
+            notices,
+            signals,
+            file_limit,
+        })
     }
 
     /// What the user should know of the start.
@@ -141,6 +161,8 @@ impl Daemon {
     /// # Errors
     /// The command cannot be started, and those of [`Daemon::run`].
     pub fn run_beside(self, command: &mut std::process::Command) -> Result<u8> {
+        // Ours is of no use to it: select(2) cannot do with more.
+        limits::start_with(command, Resource::Nofile, self.file_limit.clone());
         let ended = async |_: &Yard, signals: &mut Signals| -> Result<u8> {
             Command::start(command)?.supervise(signals).await
         };
@@ -162,7 +184,7 @@ impl Daemon {
         notify(&[NotifyState::Ready]);
         let given = until(&self.yard, &mut self.signals).await;
         notify(&[NotifyState::Stopping]);
-        let stopped = self.stop().await;
+        let stopped = extending(self.stop()).await;
         housekeeper.abort();
         control.abort();
         // Cancelled: that removes its socket.
@@ -220,6 +242,25 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> 
     result
 }
 
+/// An end that takes long, as disks may to be flushed, is no hang: the service manager is asked for more time as it goes on
+/// (`TimeoutStopSec=`, sd_notify(3)), though not for ever.
+pub(crate) async fn extending<T>(end: impl Future<Output = T>) -> T {
+    let mut end = std::pin::pin!(end);
+    let mut ticks = tokio::time::interval(EXTENSION / 3);
+    let last = tokio::time::Instant::now() + LONGEST_END;
+    let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
+    loop {
+        tokio::select! {
+            ended = &mut end => return ended,
+            now = ticks.tick() => {
+                if now < last {
+                    notify(&[NotifyState::ExtendTimeoutUsec(extension)]);
+                }
+            }
+        }
+    }
+}
+
 pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(err) = sd_notify::notify(state) {
         tracing::warn!(error = %err, "the service manager cannot be told (NOTIFY_SOCKET)");
@@ -228,11 +269,12 @@ pub(crate) fn notify(state: &[NotifyState<'_>]) {
 
 /// Thousands of clients need thousands of file descriptors. The default soft limit, 1024, is for the sake of
 /// select(2), which is not used here.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+/// Says what it was.
+fn raise_file_limit() -> Rlimit {
     let limit = getrlimit(Resource::Nofile);
     // It works with fewer too; each refused connection says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    limit
 }
 
 fn listeners(plan: &YardPlan, passed: Passed, notices: &mut Vec<String>) -> Result<Vec<Listener>> {

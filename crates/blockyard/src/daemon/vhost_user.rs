@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use blockyard_blkmq::{Disk, OpenMode};
-use blockyard_export_vhost_user_blk::{self as vhost_user, Export, Listener, Server};
+use blockyard_export_vhost_user_blk::{self as vhost_user, Export, Listener, Prepared, Server};
 use tokio::runtime::Handle;
 
 use crate::control::report;
@@ -29,7 +29,7 @@ fn listener(plan: &VhostUserPlan) -> std::result::Result<Listener, vhost_user::E
     }
 }
 
-/// Starts them, each at its listener.
+/// Starts them, each at its listener: all of them, or none, so that nobody is served by a daemon that then ends.
 pub(super) fn start(
     plan: &YardPlan,
     listeners: Vec<Listener>,
@@ -37,17 +37,22 @@ pub(super) fn start(
     remotes: &[Remote],
     threads: &[Handle],
 ) -> Result<Vec<BackEnd>> {
-    let plans = plan.vhost_user.iter().zip(listeners);
-    plans.map(|(plan, listener)| back_end(plan, listener, disks, remotes, threads)).collect()
+    let prepared =
+        plan.vhost_user.iter().zip(listeners).map(|(plan, listener)| {
+            Ok((plan.disk, prepare(plan, listener, disks, remotes, threads)?))
+        });
+    let prepared = prepared.collect::<Result<Vec<_>>>()?;
+    let start = |(disk, prepared): (usize, Prepared)| BackEnd { disk, server: prepared.start() };
+    Ok(prepared.into_iter().map(start).collect())
 }
 
-fn back_end(
+fn prepare(
     plan: &VhostUserPlan,
     listener: Listener,
     disks: &[Arc<Disk>],
     remotes: &[Remote],
     threads: &[Handle],
-) -> Result<BackEnd> {
+) -> Result<Prepared> {
     let disk =
         disks.get(plan.disk).ok_or_else(|| Error::usage("a vhost-user-blk socket has no disk"))?;
     let read_only = plan.read_only || disk.is_read_only();
@@ -62,8 +67,7 @@ fn back_end(
     let remote = remotes.iter().find(|remote| remote.is_of(disk));
     export.on_resume = remote.map(Remote::holder);
     export.queues = plan.queues.unwrap_or(export.queues);
-    let server = Server::start(export, listener, threads.to_vec()).map_err(error)?;
-    Ok(BackEnd { disk: plan.disk, server })
+    Server::prepare(export, listener, threads.to_vec()).map_err(error)
 }
 
 fn error(err: vhost_user::Error) -> Error {

@@ -27,4 +27,4 @@ mod write_cache;
 pub use device::{DEFAULT_QUEUES, Export, MAX_QUEUES, OnResume};
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};
-pub use server::{Server, Status};
+pub use server::{Prepared, Server, Status};

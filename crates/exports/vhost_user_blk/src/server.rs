@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -44,18 +45,34 @@ pub struct Server {
     ended: Arc<tokio::sync::Notify>,
 }
 
+/// A server that has all it needs, and serves nobody yet: whoever starts several knows that none of them fails.
+pub struct Prepared {
+    server: Server,
+    go: mpsc::Sender<()>,
+}
+
+impl Prepared {
+    /// From now on front-ends are served.
+    #[must_use]
+    pub fn start(self) -> Server {
+        // Its thread waits for that.
+        let _ = self.go.send(());
+        self.server
+    }
+}
+
 impl Server {
-    /// Starts one. Queue number i of the disk lives on `queue_threads[i % n]`; each of these is the runtime of a thread of its
+    /// Prepares one. Queue number i of the disk lives on `queue_threads[i % n]`; each of these is the runtime of a thread of its
     /// own, with I/O and time enabled, and its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is
     /// given for it.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for what cannot be, [`ErrorKind::Io`] if there is no room for a thread.
-    pub fn start(
+    pub fn prepare(
         export: Export,
         listener: Listener,
         queue_threads: Vec<Handle>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Prepared, Error> {
         let single = |handle: &Handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread;
         if queue_threads.is_empty() || !queue_threads.iter().all(single) {
             let what =
@@ -72,15 +89,31 @@ impl Server {
         let device = Device::new(export, name, queue_threads.len()).map_err(failed)?;
         let ended = Arc::new(tokio::sync::Notify::new());
         let (tell, shared) = (Arc::clone(&ended), Arc::clone(&device));
+        let (go, told) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                serve(&shared, &queue_threads, listener);
+                if told.recv().is_ok() {
+                    serve(&shared, &queue_threads, listener);
+                }
                 tell.notify_one();
             })
             .map_err(failed)?;
-        Ok(Self { device, path, thread: Mutex::new(Some(thread)), ended })
+        let server = Self { device, path, thread: Mutex::new(Some(thread)), ended };
+        Ok(Prepared { server, go })
+    }
+
+    /// Prepares one, and starts it at once.
+    ///
+    /// # Errors
+    /// As those of [`Server::prepare`].
+    pub fn start(
+        export: Export,
+        listener: Listener,
+        queue_threads: Vec<Handle>,
+    ) -> Result<Self, Error> {
+        Self::prepare(export, listener, queue_threads).map(Prepared::start)
     }
 
     /// Where it listens, if that is a path.

@@ -48,6 +48,23 @@ fn the_configuration_space_says_what_the_disk_is() {
     assert_eq!(config(&driver, 8, 16), space[8..24]);
 }
 
+/// One of several may not be able to start: nobody must have been served by then.
+#[test]
+fn what_is_only_prepared_serves_nobody() {
+    let served = Served::new();
+    let socket = served.directory().join("other");
+    let prepared = served.prepared(&socket);
+    let front_end = FrontEnd::raw(&socket);
+    front_end.tell(&Message::SetOwner, &[]);
+    front_end.tell(&Message::GetFeatures, &[]);
+    drop(prepared);
+    let heard = (&front_end.socket).read(&mut [0; HEADER_LEN]);
+    assert!(matches!(heard, Ok(0) | Err(_)), "{heard:?}");
+    let started = served.prepared(&socket).start();
+    FrontEnd::negotiated(&socket, ALL);
+    drop(started);
+}
+
 #[test]
 fn the_serial_number_is_what_was_asked_for() {
     let served = Served::with(ram(Ram::limits()), |export| Export {

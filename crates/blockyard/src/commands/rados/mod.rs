@@ -119,10 +119,16 @@ async fn list(pool: Pool, all: bool, json: bool) -> Result<()> {
         let [namespace, name, key] =
             [object.namespace, object.name, object.key].map(|name| name.to_string());
         let object = ListedObject { namespace, name, key };
-        match (json, all) {
-            (true, _) => objects.push(object),
-            (false, true) => term::say(format_args!("{}\t{}", object.namespace, object.name))?,
-            (false, false) => term::say(object.name)?,
+        let is_read = match (json, all) {
+            (true, _) => {
+                objects.push(object);
+                true
+            }
+            (false, true) => term::say_on(format_args!("{}\t{}", object.namespace, object.name))?,
+            (false, false) => term::say_on(object.name)?,
+        };
+        if !is_read {
+            return Ok(());
         }
     }
     if json { term::say_json(&objects) } else { Ok(()) }

@@ -13,7 +13,8 @@ use blockyard_blkmq::{
 };
 use blockyard_conformance::QueueThread;
 use blockyard_driver_ram::Ram;
-use blockyard_export_vhost_user_blk::{Export, Server, bind};
+use blockyard_export_vhost_user_blk::{Export, Prepared, Server, bind};
+use tokio::runtime::Handle;
 
 pub(crate) const THREADS: usize = 2;
 pub(crate) const DISK_BYTES: u64 = 16 << 20;
@@ -23,6 +24,7 @@ pub(crate) struct Served {
     pub(crate) disk: Arc<Disk>,
     server: Option<Server>,
     place: tempfile::TempDir,
+    handles: Vec<Handle>,
     _threads: Vec<QueueThread>,
 }
 
@@ -45,8 +47,15 @@ impl Served {
         let bdev = Arc::new(disk.open(None, mode).unwrap());
         let (threads, handles) = QueueThread::start_many(THREADS);
         let listener = bind(&place.path().join("s"), None).unwrap();
-        let server = Server::start(change(Export::new(bdev)), listener, handles).unwrap();
-        Self { disk, server: Some(server), place, _threads: threads }
+        let server = Server::start(change(Export::new(bdev)), listener, handles.clone()).unwrap();
+        Self { disk, server: Some(server), place, handles, _threads: threads }
+    }
+
+    /// What would be served at `socket`.
+    pub(crate) fn prepared(&self, socket: &Path) -> Prepared {
+        let bdev = Arc::new(self.disk.open(None, OpenMode::ReadWrite).unwrap());
+        let listener = bind(socket, None).unwrap();
+        Server::prepare(Export::new(bdev), listener, self.handles.clone()).unwrap()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
