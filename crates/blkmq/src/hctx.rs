@@ -135,10 +135,14 @@ impl<D: Driver> Default for Todo<D> {
 }
 
 impl<D: Driver> State<D> {
-    /// What was to be resumed later goes first now: it has tags, which others may wait for.
-    fn end_pause(&mut self) {
-        while let Some(rq) = self.later.pop_back() {
+    /// The first of those that were to be resumed later goes first now: it has a tag, which others may wait for. The next has
+    /// its turn at the next tick, so that what has come meanwhile waits for one turn, not for one of each.
+    fn resume_next(&mut self, now_ns: u64) {
+        if let Some(rq) = self.later.pop_front() {
             self.dispatch.push_front(rq);
+        }
+        if !self.later.is_empty() {
+            self.retry_at_ns = Some(now_ns);
         }
     }
 }
@@ -603,7 +607,8 @@ impl<D: Driver> Hctx<D> {
         let waiting = {
             let mut st = self.state.lock();
             st.dying = true;
-            st.end_pause();
+            let later = std::mem::take(&mut st.later);
+            later.into_iter().rev().for_each(|rq| st.dispatch.push_front(rq));
             let waiting = st.waiting.take_all();
             let _woken_below = self.leave_tags_if_idle(&mut st);
             waiting

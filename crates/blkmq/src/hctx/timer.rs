@@ -24,7 +24,7 @@ impl<D: Driver> Hctx<D> {
             }
             if st.retry_at_ns.is_some_and(|at| at <= now_ns) {
                 st.retry_at_ns = None;
-                st.end_pause();
+                st.resume_next(now_ns);
                 todo.run = true;
             }
             let mut next = Vec::new();

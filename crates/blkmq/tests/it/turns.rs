@@ -1,6 +1,6 @@
 //! Whose turn it is: pieces of large bios, tags, schedulers, reservations, and what is said of how things went.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -401,6 +401,65 @@ fn an_error_of_a_part_is_of_the_bios_in_it_and_of_no_others() {
     assert_eq!(rq.status(), Status::Ok, "what is issued again has not failed yet");
     rq.complete(Status::Ok);
     assert_eq!(ends.take()[0].status(), Status::Medium, "a part of it has");
+}
+
+/// Zeroes in turns, of which each may be followed by one more.
+#[derive(Default)]
+struct Turns {
+    said: Mutex<Vec<(Op, u64)>>,
+    left: AtomicUsize,
+}
+
+impl Driver for Turns {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _disk: &(), _queue: HctxHandle<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(
+        &self,
+        _hctx: &mut (),
+        rq: Request<Self>,
+        _last: bool,
+    ) -> std::result::Result<(), Busy<Self>> {
+        self.said.lock().push((rq.op(), rq.sector().0));
+        let one_less = |left: usize| left.checked_sub(1);
+        if rq.op() == Op::WriteZeroes
+            && self.left.try_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+        {
+            rq.resume_later();
+        } else {
+            rq.complete(Status::Ok);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn who_comes_between_two_ticks_waits_for_one_turn_of_what_takes_long() {
+    let driver = Arc::<Turns>::default();
+    driver.left.store(12, Ordering::SeqCst);
+    let set = TagSet::new(Arc::clone(&driver), TagSetConfig::default()).unwrap();
+    let limits = Limits { max_write_zeroes_sectors: 8, ..Limits::default() };
+    let config = DiskConfig::new("turns", Sector(64), limits);
+    let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new()));
+    let disk = disk.unwrap();
+    disk.set_alarm(Arc::new(|| {}));
+    let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+    for sector in [0, 8, 16, 24] {
+        bdev.submit(0, Bio::new(Op::WriteZeroes, Sector(sector), 4096));
+    }
+    driver.said.lock().clear();
+    for turn in 0..12 {
+        disk.tick();
+        bdev.submit(0, read(32 + turn));
+        let zeroed = (Op::WriteZeroes, turn % 4 * 8);
+        assert_eq!(std::mem::take(&mut *driver.said.lock()), [zeroed, (Op::Read, 32 + turn)]);
+    }
+    assert!(disk.in_flight().is_empty());
 }
 
 #[test]

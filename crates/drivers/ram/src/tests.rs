@@ -169,11 +169,12 @@ fn many_long_zeroes_leave_tags_to_others() {
         submit(Bio::new(Op::WriteZeroes, Sector(0), 64 << 20).with_flags(Flags::NOUNMAP));
     }
     submit(Bio::new(Op::Read, Sector(0), 4096));
-    for _ in 0..3 {
+    // A tick is a turn of one of them.
+    for _ in 0..3 * ZEROES {
         disk.tick();
     }
     assert_eq!(told.try_iter().collect::<Vec<_>>(), [Op::Read], "it has its turn soon");
-    for _ in 0..100 {
+    for _ in 0..100 * ZEROES {
         disk.tick();
     }
     assert_eq!(told.try_iter().count(), ZEROES);
