@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::time::Duration;
 
-use blockyard_blkmq::{Bio, Disk, Features, OpenMode, Sector, StatGroup, Status};
+use blockyard_blkmq::{Bio, Disk, Features, OpenMode, StatGroup, Status};
 use blockyard_driver_nbd::{
     self as nbd, Description, ErrorKind as NbdErrorKind, Export, Nbd, NbdConfig, Offer, Server,
     TlsFiles,
@@ -173,11 +173,8 @@ impl Remote {
         let (mut export, disk) = (self.nbd.watch(), Arc::downgrade(&self.disk));
         thread.spawn(async move {
             while export.changed().await.is_ok() {
-                let size = {
-                    let export = export.borrow_and_update();
-                    (export.capacity, export.tail_padding)
-                };
-                if !grow(&disk, size) {
+                let bytes = export.borrow_and_update().bytes();
+                if !grow(&disk, bytes) {
                     break;
                 }
             }
@@ -248,9 +245,10 @@ impl Remote {
     }
 }
 
-/// Says whether the disk is still there.
-fn grow(disk: &Weak<Disk>, (capacity, tail_padding): (Sector, u32)) -> bool {
+/// Says whether the disk is still there. Its blocks may be larger than the export's.
+fn grow(disk: &Weak<Disk>, bytes: u64) -> bool {
     let Some(disk) = disk.upgrade() else { return false };
+    let (capacity, tail_padding) = disk.limits().logical_block_size.padded(bytes);
     if let Err(err) = disk.set_size(capacity, tail_padding) {
         tracing::warn!(disk = disk.name(), error = %err, "the disk does not grow with its export");
         return false;

@@ -206,6 +206,7 @@ impl Inner {
     fn move_to(&self, parked: Parked) -> Vec<Parked> {
         let _one_at_a_time = self.moves.lock();
         self.moving.store(true, Ordering::Release);
+        self.common.moved();
         *self.target.lock() = Arc::clone(&parked.target);
         for handle in self.handles() {
             handle.with(crate::hctx::Hctx::replace);

@@ -284,7 +284,7 @@ impl<J: Job, S> Queue<J, S> {
 
     /// A flush was answered, somebody's or one of our own.
     fn flush_ended(&mut self, id: LinkId, done: &Done<J>) {
-        if done.result.is_ok() && !self.common.has_flush_failed() {
+        if done.result.is_ok() {
             self.common.flushed(id, done.epoch);
         }
         if let Some(conn) = self.conn(id)

@@ -34,6 +34,8 @@ pub(crate) struct Waiting<J> {
 /// since the flush's was made that its server lives: then both have one.
 struct Known {
     id: LinkId,
+    /// Which server it is to, counted by the moves of the disk.
+    moves: u64,
     /// Not before then was its server reached.
     connected: Epoch,
     /// Then, or later, its server was alive. What is written on it is answered later than it was attached.
@@ -47,6 +49,12 @@ struct Known {
 }
 
 impl Known {
+    /// Whether a flush on this connection covers another: both are to one server, and that has not been started anew between
+    /// them.
+    fn covers(&self, other: &Self) -> bool {
+        other.moves == self.moves && other.alive >= self.connected
+    }
+
     fn is_dirty(&self) -> bool {
         self.marks.as_ref().is_some_and(|marks| marks.is_dirty())
     }
@@ -58,6 +66,7 @@ pub(crate) struct Recovery<J> {
     known: Vec<Known>,
     /// The server says that a flush covers what was answered on its other connections.
     covers_others: bool,
+    moves: u64,
     /// Connections were asked for a flush that have not been told.
     asks: bool,
     /// Bounded by the tags of the disk.
@@ -86,16 +95,19 @@ impl<J: Job> Recovery<J> {
     }
 
     fn may_flush(&mut self, on: LinkId) -> bool {
-        let Some(connected) = self.of(on).map(|known| known.connected) else { return true };
-        let (mut may, covers_others) = (true, self.covers_others);
-        for other in self.known.iter_mut().filter(|other| other.id != on && other.is_dirty()) {
+        let Some(at) = self.known.iter().position(|known| known.id == on) else { return true };
+        // Its own needs no look: it covers that.
+        let this = self.known.swap_remove(at);
+        let mut may = true;
+        for other in self.known.iter_mut().filter(|other| other.is_dirty()) {
             // One that is left is flushed before that, or shows that it is lost.
-            let is_covered = other.live && covers_others && other.alive >= connected;
+            let is_covered = other.live && self.covers_others && this.covers(other);
             if other.live && !is_covered {
                 self.asks |= !std::mem::replace(&mut other.asked, true);
             }
             may &= is_covered;
         }
+        self.known.push(this);
         may
     }
 
@@ -155,6 +167,7 @@ impl<J> Common<J> {
             fence: Fence::default(),
             known: Vec::new(),
             covers_others: true,
+            moves: 0,
             asks: false,
             waiting: VecDeque::new(),
             next_link: INHERITED,
@@ -180,8 +193,15 @@ impl<J: Job> Common<J> {
         let (id, marks) = (recovery.next_link, self.unflushed.as_ref().map(Unflushed::marks));
         let now = self.unflushed.as_ref().map_or(0, |unflushed| unflushed.end_epoch() + 1);
         let connected = if made == Made::AtTheStart { 0 } else { now };
-        let known =
-            Known { id, connected, alive: now, marks: marks.clone(), live: true, asked: false };
+        let known = Known {
+            id,
+            moves: recovery.moves,
+            connected,
+            alive: now,
+            marks: marks.clone(),
+            live: true,
+            asked: false,
+        };
         recovery.known.push(known);
         (id, marks)
     }
@@ -191,6 +211,11 @@ impl<J: Job> Common<J> {
         if let Some(known) = self.recovery.lock().of(link) {
             known.live = false;
         }
+    }
+
+    /// The disk moves to another server.
+    pub(crate) fn moved(&self) {
+        self.recovery.lock().moves += 1;
     }
 
     /// The server says no more that its flushes cover several connections.
@@ -387,10 +412,10 @@ impl<J: Job> Common<J> {
         let Some(this) = recovery.of(on) else { return };
         this.alive = this.alive.max(epoch);
         this.asked = false;
-        let connected = this.connected;
+        let Some(this) = recovery.known.iter().find(|known| known.id == on) else { return };
         for known in &recovery.known {
             if let Some(marks) = &known.marks
-                && (known.id == on || covers_others && known.alive >= connected)
+                && (known.id == on || covers_others && this.covers(known))
             {
                 marks.flushed(epoch);
             }

@@ -16,10 +16,12 @@ mod world;
 use std::time::Duration;
 
 use dice::Dice;
-use world::{Outcome, Setup, run, run_with_poison};
+use world::{Outcome, Setup, Trouble, run, run_with_poison};
 
 /// Seeds that a run tries; `BLOCKYARD_RUNS` says otherwise.
 const RUNS: u64 = 25;
+/// The same of shorter ones, where only servers make trouble.
+const RUNS_OF_SERVERS: u64 = 60;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -35,28 +37,37 @@ fn seed() -> u64 {
     seed
 }
 
-fn setup(dice: &mut Dice) -> Setup {
+fn setup(dice: &mut Dice, trouble: Trouble) -> Setup {
+    // Where only servers make trouble, none is so late that it is given up.
+    let fence_timeout = Duration::from_secs(if trouble == Trouble::Any { 8 } else { 60 });
     Setup {
         queues: 1 + dice.below(3),
-        fence_timeout: Duration::from_secs(8),
-        volatile: dice.one_in(2),
+        fence_timeout,
+        volatile: trouble == Trouble::Servers || dice.one_in(2),
         trusting: dice.one_in(2),
+        trouble,
     }
+}
+
+/// Runs so many worlds, and says what happened in them.
+fn run_all(runs: u64, trouble: Trouble) -> (u64, Outcome) {
+    let (first, runs) = (seed(), number("BLOCKYARD_RUNS").unwrap_or(runs));
+    let mut total = Outcome::default();
+    for seed in first..first + runs {
+        let mut dice = Dice::new(seed);
+        let setup = setup(&mut dice, trouble);
+        match run(setup, dice) {
+            Ok(outcome) => total.add(&outcome),
+            Err(problem) => panic!("BLOCKYARD_SEED={seed}, {setup:?}: {problem}"),
+        }
+    }
+    println!("{total:?}");
+    (runs, total)
 }
 
 #[test]
 fn acknowledged_writes_are_read_back_and_every_request_ends_once() {
-    let (first, runs) = (seed(), number("BLOCKYARD_RUNS").unwrap_or(RUNS));
-    let mut total = Outcome::default();
-    for seed in first..first + runs {
-        let mut dice = Dice::new(seed);
-        let setup = setup(&mut dice);
-        match run(setup, dice) {
-            Ok(outcome) => total.add(&outcome),
-            Err(problem) => panic!("BLOCKYARD_SEED={seed}: {problem}"),
-        }
-    }
-    println!("{total:?}");
+    let (runs, total) = run_all(RUNS, Trouble::Any);
     // What a simulation does not do it cannot test.
     assert!(total.done > total.failed, "{total:?}");
     assert!(
@@ -70,11 +81,18 @@ fn acknowledged_writes_are_read_back_and_every_request_ends_once() {
 }
 
 #[test]
+fn what_was_flushed_outlives_every_server() {
+    let (runs, total) = run_all(RUNS_OF_SERVERS, Trouble::Servers);
+    assert!(total.flushed > runs && total.moves > runs && total.lost > runs / 4, "{total:?}");
+}
+
+#[test]
 fn a_request_that_ends_every_connection_fails_and_takes_no_other_along() {
     let first = seed();
     for seed in first..first + 10 {
         let mut dice = Dice::new(seed);
-        let setup = Setup { trusting: true, volatile: false, ..setup(&mut dice) };
+        let usual = setup(&mut dice, Trouble::Any);
+        let setup = Setup { trusting: true, volatile: false, ..usual };
         let (poison, failed) = run_with_poison(setup, dice)
             .unwrap_or_else(|problem| panic!("BLOCKYARD_SEED={seed}: {problem}"));
         assert_eq!(failed, [poison], "BLOCKYARD_SEED={seed}");

@@ -23,14 +23,25 @@ pub(super) struct History {
     blocks: Vec<Vec<Written>>,
     /// Acknowledged flushes.
     flushes: Vec<(Duration, Duration)>,
-    /// When the server lost what it had not made durable.
-    power_cuts: Vec<Duration>,
-    /// Flushes are believed to cover what such a loss was before (`trust_server`).
-    trusting: bool,
+    /// When a server lost what it had not made durable, and of which block.
+    power_cuts: Vec<(Duration, usize)>,
+    trust: Trust,
+}
+
+/// What a flush that succeeds tells of the losses of servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// That there were none before it, either.
+    #[default]
+    None,
+    /// Servers are trusted to lose nothing in a restart (`trust_server`), and lose nothing before the flush.
+    Kept,
+    /// The same, and they do lose: nothing.
+    Betrayed,
 }
 
 impl History {
-    pub(super) fn new(blocks: usize, trusting: bool) -> Self {
+    pub(super) fn new(blocks: usize, trust: Trust) -> Self {
         let zero = Written {
             value: 0,
             start: Duration::ZERO,
@@ -38,7 +49,7 @@ impl History {
             acked: true,
             durable: true,
         };
-        Self { blocks: vec![vec![zero]; blocks], trusting, ..Self::default() }
+        Self { blocks: vec![vec![zero]; blocks], trust, ..Self::default() }
     }
 
     pub(super) fn started(&mut self, block: usize, value: u64, now: Duration) {
@@ -67,21 +78,28 @@ impl History {
         self.flushes.push((start, now));
     }
 
-    pub(super) fn power_cut(&mut self, now: Duration) {
-        self.power_cuts.push(now);
+    pub(super) fn power_cut(&mut self, now: Duration, lost: &[usize]) {
+        self.power_cuts.extend(lost.iter().map(|block| (now, *block)));
     }
 
-    /// Whether the write is there for certain at `now`, if nothing replaced it.
-    fn is_certain(&self, write: &Written, now: Duration) -> bool {
+    /// Whether the write to `block` is there for certain at `now`, if nothing replaced it.
+    fn is_certain(&self, block: usize, write: &Written, now: Duration) -> bool {
         let Some(end) = write.end else { return false };
-        let survives = |cut: &Duration| {
+        let survives = |(cut, _): &(Duration, usize)| {
             // A flush that ends well after a loss has told that nothing was lost, unless told not to look.
             let covers = |&(start, done): &(Duration, Duration)| {
-                start >= end && (done <= *cut || !self.trusting)
+                let tells = match self.trust {
+                    Trust::None => true,
+                    Trust::Kept => done <= *cut,
+                    Trust::Betrayed => false,
+                };
+                start >= end && tells
             };
             write.durable || self.flushes.iter().any(covers)
         };
-        let mut cuts = self.power_cuts.iter().filter(|cut| **cut >= write.start && **cut <= now);
+        let concerns =
+            |&&(cut, of): &&(Duration, usize)| of == block && cut >= write.start && cut <= now;
+        let mut cuts = self.power_cuts.iter().filter(concerns);
         write.acked && cuts.all(survives)
     }
 
@@ -100,7 +118,7 @@ impl History {
                 // At the same moment, they may have overlapped.
                 newer.start > end
                     && newer.end.is_some_and(|done| done < start)
-                    && self.is_certain(newer, now)
+                    && self.is_certain(block, newer, now)
             })
         };
         let mut origin =

@@ -1,4 +1,4 @@
-//! Model servers of one disk with a volatile cache.
+//! Model servers of one disk, each with a volatile cache of its own.
 
 use std::time::Duration;
 
@@ -16,11 +16,14 @@ pub(super) const BLOCKS: usize = 12;
 /// A value with this bit is what the owner of memory put there after he had it back.
 pub(super) const REUSED: u64 = 1 << 62;
 
-/// The disk that the servers share.
+/// The disk that the servers share. All see what any of them has written, but it is durable only once the one that has it
+/// in its cache is flushed.
 pub(super) struct Storage {
     /// The values of the blocks, as they are read, and as they survive a power cut.
     blocks: [u64; BLOCKS],
     durable: [u64; BLOCKS],
+    /// Which server has the value of a block in its cache alone.
+    cached_by: [Option<usize>; BLOCKS],
     volatile: bool,
     /// Writes that were carried out for connections that their client had given up.
     pub(super) late: u64,
@@ -30,25 +33,51 @@ pub(super) struct Storage {
 impl Storage {
     pub(super) fn new(volatile: bool) -> Self {
         let blocks = [0; BLOCKS];
-        Self { blocks, durable: blocks, volatile, late: 0, problem: None }
+        let cached_by = [None; BLOCKS];
+        Self { blocks, durable: blocks, cached_by, volatile, late: 0, problem: None }
     }
 
-    /// Power fails, or the process is killed: says whether anything may be lost.
-    pub(super) fn restart(&mut self) -> bool {
-        if self.volatile {
-            self.blocks = self.durable;
+    /// A server's power fails, or its process is killed: says of which blocks anything is lost.
+    pub(super) fn restart(&mut self, server: usize) -> Vec<usize> {
+        let is_lost = |block: &usize| self.volatile && self.cached_by[*block] == Some(server);
+        let lost: Vec<usize> = (0..BLOCKS).filter(is_lost).collect();
+        for &block in &lost {
+            self.blocks[block] = self.durable[block];
+            self.cached_by[block] = None;
         }
-        self.volatile
+        lost
     }
 
-    fn write(&mut self, first: usize, payload: &[u8]) {
+    fn set(&mut self, server: usize, block: usize, value: u64) {
+        // Another server has to let go of it, and writes it back.
+        if self.cached_by[block].is_some_and(|other| other != server) {
+            self.write_through(block);
+        }
+        self.blocks[block] = value;
+        self.cached_by[block] = Some(server);
+    }
+
+    fn flush(&mut self, server: usize) {
+        for block in 0..BLOCKS {
+            if self.cached_by[block] == Some(server) {
+                self.write_through(block);
+            }
+        }
+    }
+
+    fn write_through(&mut self, block: usize) {
+        self.durable[block] = self.blocks[block];
+        self.cached_by[block] = None;
+    }
+
+    fn write(&mut self, server: usize, first: usize, payload: &[u8]) {
         for (block, bytes) in (first..).zip(payload.chunks(usize::try_from(BLOCK).unwrap())) {
             let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             if value & REUSED != 0 || bytes.chunks(8).any(|word| word != value.to_le_bytes()) {
                 let what = format!("block {block} is written from memory that its owner has back");
                 self.problem.get_or_insert(what);
             }
-            self.blocks[block] = value;
+            self.set(server, block, value);
         }
     }
 }
@@ -255,14 +284,15 @@ impl Session {
         let count = usize::try_from(request.length / BLOCK).unwrap();
         match request.command {
             Command::Read => return self.read_reply(storage, to, first, count, dice),
-            Command::Write => storage.write(first, payload),
-            Command::WriteZeroes | Command::Trim => storage.blocks[first..first + count].fill(0),
-            Command::Flush => storage.durable = storage.blocks,
+            Command::Write => storage.write(self.server, first, payload),
+            Command::WriteZeroes | Command::Trim => {
+                (first..first + count).for_each(|block| storage.set(self.server, block, 0));
+            }
+            Command::Flush => storage.flush(self.server),
             _ => {}
         }
         if request.flags.contains(CommandFlags::FUA) {
-            let blocks = &storage.blocks[first..first + count];
-            storage.durable[first..first + count].copy_from_slice(blocks);
+            (first..first + count).for_each(|block| storage.write_through(block));
         }
         encoder.ok(to).to_vec()
     }

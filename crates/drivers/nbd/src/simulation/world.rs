@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, advance, sleep};
 
 use super::dice::Dice;
-use super::history::History;
+use super::history::{History, Trust};
 use super::net::{Exchange, Wire};
 use super::server::{BLOCK, BLOCKS, Pace, REUSED, Server, Session, Storage};
 use crate::backoff::Backoff;
@@ -24,6 +24,8 @@ use crate::driver::Nbd;
 
 /// Steps with faults.
 const STEPS: usize = 2000;
+/// The same where only servers make trouble.
+const STEPS_OF_SERVERS: usize = 300;
 /// Steps in peace, after which everything must be over.
 const PEACE: usize = 900;
 /// Requests that are out at a time.
@@ -31,12 +33,22 @@ const MOST_OUT: usize = 32;
 /// Memory that was given back is looked at for so many requests.
 const MOST_KEPT: usize = 60;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Setup {
     pub(super) queues: usize,
     pub(super) fence_timeout: Duration,
     pub(super) volatile: bool,
     pub(super) trusting: bool,
+    pub(super) trouble: Trouble,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// Everything.
+    Any,
+    /// Servers are killed, and the disk moves: what was flushed is to be there.
+    Servers,
 }
 
 /// What has happened, to see that something did.
@@ -48,6 +60,10 @@ pub(super) struct Outcome {
     pub(super) late: u64,
     pub(super) moves: u64,
     pub(super) pauses: u64,
+    /// Flushes that succeeded.
+    pub(super) flushed: u64,
+    /// Blocks that lost their value in a power cut.
+    pub(super) lost: u64,
 }
 
 impl Outcome {
@@ -58,6 +74,8 @@ impl Outcome {
         self.late += other.late;
         self.moves += other.moves;
         self.pauses += other.pauses;
+        self.flushed += other.flushed;
+        self.lost += other.lost;
     }
 }
 
@@ -100,6 +118,8 @@ pub(super) struct World {
     disk: Arc<Disk>,
     bdev: Bdev,
     queues: usize,
+    trouble: Trouble,
+    trusting: bool,
     history: History,
     ended: Arc<Mutex<Vec<Ended>>>,
     /// Requests that are out.
@@ -129,10 +149,24 @@ fn config(setup: Setup) -> NbdConfig {
     }
 }
 
+/// What a flush tells of what a server has lost.
+fn trust(setup: Setup) -> Trust {
+    match (setup.trusting, setup.trouble) {
+        (false, _) => Trust::None,
+        (true, Trouble::Servers) => Trust::Kept,
+        (true, Trouble::Any) => Trust::Betrayed,
+    }
+}
+
 /// Runs a world from its beginning to its end.
 pub(super) fn run(setup: Setup, dice: Dice) -> Result<Outcome, String> {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    runtime.block_on(async { World::new(setup, dice).await?.live().await })
+    runtime.block_on(async {
+        let mut world = World::new(setup, dice).await?;
+        let lived = world.live().await;
+        world.end();
+        lived.map(|()| world.outcome)
+    })
 }
 
 /// Runs a world in which nothing is wrong but that a server hangs up on one write. Gives that, and what failed.
@@ -141,7 +175,9 @@ pub(super) fn run_with_poison(setup: Setup, dice: Dice) -> Result<(u64, Vec<u64>
     runtime.block_on(async {
         let mut world = World::new(setup, dice).await?;
         world.servers.iter_mut().for_each(|server| server.fails = false);
-        world.suffer_poison().await
+        let suffered = world.suffer_poison().await;
+        world.end();
+        suffered
     })
 }
 
@@ -157,7 +193,7 @@ impl World {
             size: BLOCKS as u64 * BLOCK,
             hasty: dice.one_in(2),
             frozen_until: Duration::ZERO,
-            fails: true,
+            fails: setup.trouble == Trouble::Any,
             poison: None,
         };
         let servers = vec![server.clone(), Server { name: "1".into(), ..server }];
@@ -200,7 +236,9 @@ impl World {
             disk,
             bdev,
             queues,
-            history: History::new(BLOCKS, setup.trusting),
+            trouble: setup.trouble,
+            trusting: setup.trusting,
+            history: History::new(BLOCKS, trust(setup)),
             ended: Arc::default(),
             out: BTreeMap::new(),
             kept: Vec::new(),
@@ -217,13 +255,25 @@ impl World {
         self.start.elapsed()
     }
 
-    async fn live(mut self) -> Result<Outcome, String> {
-        for _ in 0..STEPS {
+    /// Whoever drops the disk waits for what is out, which is much where something was wrong.
+    fn end(&self) {
+        self.nbd.clear_queue();
+    }
+
+    async fn live(&mut self) -> Result<(), String> {
+        let (steps, rare) = match self.trouble {
+            Trouble::Any => (STEPS, 80),
+            Trouble::Servers => (STEPS_OF_SERVERS, 20),
+        };
+        for _ in 0..steps {
             if self.out.len() < MOST_OUT && self.dice.one_in(2) {
                 self.submit();
             }
-            if self.dice.one_in(80) {
-                self.fault().await;
+            if self.dice.one_in(rare) {
+                match self.trouble {
+                    Trouble::Any => self.fault().await,
+                    Trouble::Servers => self.fault_of_servers(),
+                }
             }
             self.step(FAULTY).await?;
         }
@@ -237,13 +287,37 @@ impl World {
             self.step(PEACEFUL).await?;
         }
         self.check_end()?;
+        self.survive_power_cuts().await?;
         self.outcome.late = self.storage.late;
         self.outcome.connections = self.sessions.len() as u64;
-        Ok(self.outcome)
+        Ok(())
+    }
+
+    /// After a last flush, all servers lose what they have not made durable.
+    async fn survive_power_cuts(&mut self) -> Result<(), String> {
+        self.submit_one(Op::Flush);
+        self.until_all_ended().await?;
+        for server in 0..self.servers.len() {
+            self.restart(server);
+        }
+        for first in 0..BLOCKS {
+            self.submit_range(Op::Read, first, 1);
+        }
+        self.until_all_ended().await
+    }
+
+    async fn until_all_ended(&mut self) -> Result<(), String> {
+        for _ in 0..PEACE {
+            if self.out.is_empty() {
+                return Ok(());
+            }
+            self.step(PEACEFUL).await?;
+        }
+        Err(format!("requests never ended: {:?}", self.out))
     }
 
     /// A server that hangs up on one request: says which requests have failed.
-    async fn suffer_poison(mut self) -> Result<(u64, Vec<u64>), String> {
+    async fn suffer_poison(&mut self) -> Result<(u64, Vec<u64>), String> {
         let mut poison = 0;
         for step in 0..STEPS {
             if step == 50 {
@@ -256,7 +330,7 @@ impl World {
             self.step(PEACEFUL).await?;
         }
         self.check_end()?;
-        Ok((poison, self.failed))
+        Ok((poison, std::mem::take(&mut self.failed)))
     }
 
     fn check_end(&mut self) -> Result<(), String> {
@@ -317,10 +391,14 @@ impl World {
     }
 
     fn submit_one(&mut self, op: Op) {
-        let id = self.next_id;
-        self.next_id += 1;
         let first = self.dice.below(BLOCKS);
         let count = 1 + self.dice.below((BLOCKS - first).min(6));
+        self.submit_range(op, first, count);
+    }
+
+    fn submit_range(&mut self, op: Op, first: usize, count: usize) {
+        let id = self.next_id;
+        self.next_id += 1;
         let fua = op.is_write() && self.dice.one_in(4);
         let ask = Ask { op, fua, first, count, start: self.now() };
         let sector = Sector(first as u64);
@@ -374,7 +452,10 @@ impl World {
             self.kept.extend(kept.into_iter().map(|(segment, bytes)| (id, segment, bytes)));
             match ask.op {
                 Op::Read if status.is_ok() => self.check_read(ask, &read, at),
-                Op::Flush if status.is_ok() => self.history.flushed(ask.start, at),
+                Op::Flush if status.is_ok() => {
+                    self.outcome.flushed += 1;
+                    self.history.flushed(ask.start, at);
+                }
                 op if op.is_write() => {
                     for block in ask.blocks() {
                         let value = ask.leaves(id);
@@ -415,6 +496,34 @@ impl World {
         self.kept.drain(..over);
     }
 
+    /// A server dies, which is heard of late, or the disk moves.
+    fn fault_of_servers(&mut self) {
+        let now = self.now();
+        let server = self.dice.below(self.servers.len());
+        let open = self.sessions.iter_mut().filter(|session| session.open);
+        // Whose restarts are trusted have none: all that was flushed is there, however often the disk moved.
+        match self.dice.below(12) {
+            0 if !self.trusting => self.restart(server),
+            1..4 => self.move_to(server),
+            4 => self.servers[server].frozen_until = now + Duration::from_millis(300),
+            5 => open
+                .for_each(|session| session.wire.parted_until = now + Duration::from_millis(400)),
+            _ => {
+                let open: Vec<_> = open.collect();
+                let at = self.dice.below(open.len());
+                if let Some(session) = open.into_iter().nth(at) {
+                    match self.dice.below(4) {
+                        0 if !self.trusting => session.close(now),
+                        _ => {
+                            session.wire.parted_until =
+                                now + Duration::from_millis(self.dice.below(1500) as u64)
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     async fn fault(&mut self) {
         let now = self.now();
         let at = now + Duration::from_millis(self.dice.below(40) as u64);
@@ -434,7 +543,7 @@ impl World {
             4 => self.sessions[one].wire.stalled_until = until,
             5 => self.sessions[one].close(at),
             6 => self.sessions[one].babble(now, &mut self.dice),
-            7 => self.restart(server, at),
+            7 => self.restart(server),
             8 => self.servers[server].frozen_until = until,
             9 => self.refusing_until = until,
             10 => self.late_until = until,
@@ -444,16 +553,15 @@ impl World {
         }
     }
 
-    /// A server is killed and started again.
-    fn restart(&mut self, server: usize, at: Duration) {
+    /// A server is killed and started again. That its connections have ended is heard of at any time later.
+    fn restart(&mut self, server: usize) {
+        let (now, longest) = (self.now(), [40, 2000][self.dice.below(2)]);
         for session in self.sessions.iter_mut().filter(|session| session.server == server) {
-            session.close(at);
+            session.close(now + Duration::from_millis(self.dice.below(longest) as u64));
         }
-        if self.storage.restart() {
-            self.history.power_cut(self.now());
-            // They have one cache.
-            self.sessions.iter_mut().for_each(|session| session.close(at));
-        }
+        let lost = self.storage.restart(server);
+        self.outcome.lost += lost.len() as u64;
+        self.history.power_cut(now, &lost);
     }
 
     fn move_to(&mut self, server: usize) {
