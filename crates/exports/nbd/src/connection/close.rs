@@ -39,6 +39,16 @@ pub(crate) enum Close {
     /// There are as many clients as there may be.
     #[error("there are as many clients as the limit allows")]
     Full,
+    /// Its host has as many clients as it may have.
+    #[error(
+        "its host has {0} clients, as many as it may have; raise the limit if it is right (max_clients_per_host)"
+    )]
+    HostFull(usize),
+    /// The disk has not done with as many clients as there may be, which have all left.
+    #[error(
+        "its disk has not done with the requests of as many clients that have left as there may be clients"
+    )]
+    Abandoned,
     /// The client took too long for something else.
     #[error("{}", what_expired(.0))]
     Expired(Expired),
@@ -48,7 +58,7 @@ pub(crate) enum Close {
 }
 
 impl Close {
-    /// Whether there is nobody left to say goodbye to.
+    /// Whether nobody is there to say goodbye to, or nobody who is worth the wait.
     pub(crate) fn peer_has_left(&self) -> bool {
         matches!(
             self,
@@ -57,6 +67,7 @@ impl Close {
                 | Self::Truncated
                 | Self::Lost(_)
                 | Self::Tls(_)
+                | Self::Crowded
                 | Self::Expired(Expired::Stalled(_) | Expired::Pressed(_))
         )
     }

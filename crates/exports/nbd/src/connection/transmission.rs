@@ -113,6 +113,7 @@ impl<'a> Transmission<'a> {
     /// sees a connection end may ask for the same again by another, and nothing old comes after it.
     async fn settle(&mut self) {
         self.bios.abandon();
+        self.registration.client.leave();
         loop {
             self.collect();
             self.unpin();
