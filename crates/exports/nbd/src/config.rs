@@ -24,8 +24,10 @@ pub const DEFAULT_MAX_MEMORY: usize = 256 << 20;
 pub const DEFAULT_MAX_PAYLOAD: u32 = 32 << 20;
 /// From connecting to the choice of an export, TLS included.
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a message may be half-way, in either direction, without a byte moving.
-pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a message may be half-way, in either direction, without a byte of that direction moving. Long, as a client that
+/// stands still may be suspended or starved, and disturbs nobody: who keeps memory that others wait for has
+/// [less time](blockyard_nbd::server::PRESSED_TIMEOUT), and peers that are gone are TCP's to find out.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// The part of the clients that is kept for other hosts than one: one in so many.
 const KEPT_FOR_OTHERS: usize = 4;
 
@@ -209,6 +211,11 @@ impl ServerLimits {
                 self.max_clients - self.max_clients / KEPT_FOR_OTHERS
             }
         })
+    }
+
+    /// What the clients of one export can lease in any case, whatever becomes of other exports: two of the largest requests.
+    pub(crate) fn memory_per_export(&self) -> usize {
+        self.least_memory().max(self.memory_per_client)
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockyard_nbd::server::MemoryBudget;
+use blockyard_nbd::server::{MemoryBudget, MemoryShare};
 use blockyard_sys::net::Watch;
 use parking_lot::Mutex;
 use socket2::{SockRef, Socket};
@@ -39,7 +39,9 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     pub(crate) config: Config,
     pub(crate) threads: Vec<QueueThread>,
-    pub(crate) memory: MemoryBudget,
+    memory: MemoryBudget,
+    /// Of the memory, for each export.
+    pub(crate) shares: Vec<MemoryShare>,
     pub(crate) tls_workers: Semaphore,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
     /// Told when the last client has left.
@@ -78,7 +80,9 @@ impl Server {
         }
         let threads = queue_threads.into_iter().enumerate();
         let memory = MemoryBudget::new(config.limits.max_memory, config.limits.max_clients);
+        let floor = config.limits.memory_per_export();
         Ok(Arc::new(Self {
+            shares: config.exports.iter().map(|_| memory.share(floor)).collect(),
             config,
             memory,
             tls_workers: Semaphore::new(TLS_WORKERS),

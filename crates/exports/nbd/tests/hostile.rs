@@ -139,6 +139,12 @@ fn a_wrong_magic_in_the_transmission_phase_is_hung_up_on() {
         assert!(client.is_closed());
         bystander.is_well();
     }
+    // What came before it is answered, all in one message.
+    let mut client = yard.client_of(HeaderStyle::Simple);
+    let (_, flush) = client.encode(request(Command::Flush, NONE, 0, 0), &[]);
+    client.stream.write_all(&[&flush[..], &[0x5a; 40]].concat()).unwrap();
+    client.next_reply().unwrap().1.ok();
+    assert!(client.is_closed());
     // Headers of another style are garbage too.
     let mut client = yard.client_of(HeaderStyle::Extended);
     client.stream.write_all(&write(&request(Command::Flush, NONE, 0, 0))).unwrap();
@@ -353,13 +359,17 @@ fn a_panic_in_a_connection_costs_that_connection() {
 fn a_client_that_only_shuts_its_side_still_gets_its_replies() {
     let held = HeldDisk::new(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
-    let stream = yard.connect();
-    let control = stream.try_clone().unwrap();
-    let mut client = Client::open(Box::new(stream), "", HeaderStyle::Extended).unwrap();
-    client.send(request(Command::Read, NONE, 0, 512), &[]);
-    control.shutdown(Shutdown::Write).unwrap();
-    eventually("the read", || held.held() == 1);
-    held.release(blockyard_blkmq::Status::Ok);
-    assert_eq!(client.next_reply().unwrap().1.ok().data, [7; 512]);
-    assert!(client.is_closed());
+    // Between two messages, and in the middle of one.
+    for half in [&[][..], &[0x25; 1]] {
+        let stream = yard.connect();
+        let control = stream.try_clone().unwrap();
+        let mut client = Client::open(Box::new(stream), "", HeaderStyle::Extended).unwrap();
+        let (_, read) = client.encode(request(Command::Read, NONE, 0, 512), &[]);
+        client.stream.write_all(&[&read[..], half].concat()).unwrap();
+        control.shutdown(Shutdown::Write).unwrap();
+        eventually("the read", || held.held() == 1);
+        held.release(blockyard_blkmq::Status::Ok);
+        assert_eq!(client.next_reply().unwrap().1.ok().data, [7; 512]);
+        assert!(client.is_closed());
+    }
 }

@@ -68,7 +68,7 @@ impl Close {
                 | Self::Lost(_)
                 | Self::Tls(_)
                 | Self::Crowded
-                | Self::Expired(Expired::Stalled(_) | Expired::Pressed(_))
+                | Self::Expired(Expired::Stalled(..) | Expired::Pressed(..))
         )
     }
 
@@ -89,12 +89,12 @@ impl Close {
 
 fn what_expired(expired: &Expired) -> String {
     match expired {
-        Expired::Stalled(limit) => format!(
-            "a message was half-way, in one direction or the other, and nothing moved for {limit:?}"
-        ),
-        Expired::Pressed(limit) => format!(
-            "the client took nothing of its replies for {limit:?}, while others waited for their memory; \
-             raise the limit for all clients if it is right (max_memory)"
+        Expired::Stalled(what, limit) => {
+            format!("{what}, and nothing of that moved for {limit:?} (stall_timeout)")
+        }
+        Expired::Pressed(what, limit) => format!(
+            "{what}, and nothing of that moved for {limit:?} while others waited for its memory; raise the limit for all \
+             clients if it is right (max_memory)"
         ),
         Expired::Idle(limit) => format!("the client asked for nothing for {limit:?}"),
     }
