@@ -7,7 +7,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use blockyard_nbd::server::{
-    Connection, ConnectionLimits, Data, Export, Memory, MemoryBudget, Negotiated, Piece,
+    Connection, ConnectionLimits, Data, Ending, Export, Memory, MemoryBudget, Negotiated, Piece,
     Submission, Work,
 };
 use blockyard_nbd::wire::{Command, ErrorCode, HeaderStyle, TransmissionFlags};
@@ -162,14 +162,14 @@ fn transmit(connection: &mut Connection<Answer, Bytes>, most: usize) -> usize {
     len
 }
 
-/// Takes a piece as the owner of a socket does. `None` if the client has broken the protocol.
+/// Takes a piece as the owner of a socket does.
 fn receive(
     connection: &mut Connection<Answer, Bytes>,
     disk: &mut Disk,
     client: &mut Client<'_>,
-) -> Option<bool> {
+) -> bool {
     if !connection.may_receive() {
-        return Some(false);
+        return false;
     }
     let mut window = vec![0; WINDOW.max(client.step)];
     let mut len = 0;
@@ -185,12 +185,22 @@ fn receive(
         window[..len].copy_from_slice(&client.bytes[..len]);
         client.bytes = &client.bytes[len..];
     }
-    let taken = connection.receive(&window[..len], &mut memory).ok()?;
+    let taken = connection.receive(&window[..len], &mut memory);
     while let Some(request) = connection.poll_request() {
         disk.take(request, &window);
     }
     connection.stash(&window[taken..len]);
-    Some(true)
+    true
+}
+
+/// What it would sleep for is what can happen.
+fn check_waits(connection: &mut Connection<Answer, Bytes>, disk: &Disk) {
+    let Some(waits) = connection.waits_for() else { return };
+    assert_eq!(waits.disk, !disk.held.is_empty(), "{waits:?}");
+    assert_eq!(waits.room, connection.wants_transmit(), "{waits:?}");
+    assert!(!waits.memory || waits.disk || waits.room, "{waits:?}: nobody else has any");
+    let is_over = connection.ending().is_some() && connection.is_quiet();
+    assert!(waits.is_any() || is_over, "a lost wake-up");
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -209,12 +219,12 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut now = Instant::now();
     let mut disk = Disk { held: VecDeque::new(), requests: 0 };
-    let lease = budget.lease(Waker::noop().clone());
-    let mut connection = Connection::new(&negotiated(style), limits, lease, now);
+    let lease = budget.share(MEMORY).lease(Waker::noop().clone());
+    let mut connection = Connection::new(&negotiated(style), limits, lease);
     let (mut sent, mut quiet) = (0, 0);
-    let broken = loop {
+    loop {
         let before = client.bytes.len();
-        let Some(received) = receive(&mut connection, &mut disk, &mut client) else { break true };
+        let received = receive(&mut connection, &mut disk, &mut client);
         let mut moved = before != client.bytes.len();
         // The disk and the socket take their time, but not for ever.
         let lazy = received && moved && client.mood();
@@ -232,18 +242,18 @@ fuzz_target!(|data: &[u8]| {
         assert!(outstanding <= MOST_OUTSTANDING, "{outstanding} under way");
         assert!(budget.taken() <= MEMORY);
         now += Duration::from_secs(1);
+        check_waits(&mut connection, &disk);
         connection.deadline(now);
         quiet = if moved { 0 } else { quiet + 1 };
         if quiet == QUIET {
             let done = client.bytes.is_empty() || connection.ending().is_some();
             assert!(done, "{} bytes are never taken", client.bytes.len());
-            break false;
+            break;
         }
-    };
-    assert!(sent <= (bytes.len() / HEADER + 1) * LONGEST_REPLY, "an answer out of proportion");
-    if !broken {
-        assert!(disk.held.is_empty() && connection.is_quiet());
     }
+    assert!(sent <= (bytes.len() / HEADER + 1) * LONGEST_REPLY, "an answer out of proportion");
+    assert!(disk.held.is_empty() && connection.is_quiet());
+    assert_eq!(connection.ending() == Some(Ending::Broken), connection.violation().is_some());
     connection.hang_up();
     while let Some(answer) = disk.pop(true) {
         connection.complete(answer);

@@ -181,6 +181,10 @@ pub struct ServeArgs {
     /// Clients at a time. As many again may be in their handshake.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_clients: Option<u32>,
+    /// Of these, from one host (an address, a guest, a user at a unix socket); without, three quarters from one that is no
+    /// user of this machine.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_clients_per_host: Option<u32>,
     /// Requests of a client that are worked on at a time.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: Option<u32>,

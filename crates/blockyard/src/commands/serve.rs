@@ -167,6 +167,7 @@ fn refuse_options_of_nbd(args: &ServeArgs) -> Result<()> {
         ("--description", !args.description.is_empty()),
         ("--tls", args.tls != Tls::Off),
         ("--max-clients", args.max_clients.is_some()),
+        ("--max-clients-per-host", args.max_clients_per_host.is_some()),
         ("--max-in-flight", args.max_in_flight.is_some()),
         ("--max-memory", args.max_memory.is_some()),
         ("--run", args.run.is_some()),
@@ -209,6 +210,9 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
     nbd.socket_mode = args.socket_mode.as_deref().map(socket_mode).transpose()?;
     if let Some(clients) = args.max_clients {
         nbd.limits.max_clients = clients as usize;
+    }
+    if let Some(clients) = args.max_clients_per_host {
+        nbd.limits.max_clients_per_host = Some(clients as usize);
     }
     if let Some(requests) = args.max_in_flight {
         nbd.limits.in_flight_per_client = requests as usize;

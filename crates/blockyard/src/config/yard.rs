@@ -411,6 +411,7 @@ fn limits(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> ServerLimits {
     if let Some(clients) = table.number("max_clients", (1, most), found) {
         limits.max_clients = count(clients);
     }
+    limits.max_clients_per_host = table.number("max_clients_per_host", (1, most), found).map(count);
     if let Some(requests) = table.number("max_in_flight", (1, most), found) {
         limits.in_flight_per_client = count(requests);
     }

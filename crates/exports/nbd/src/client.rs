@@ -1,11 +1,13 @@
 //! A client, as the rest of the server sees it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use blockyard_blkmq::Outbox;
 use blockyard_nbd::wire::HeaderStyle;
 use parking_lot::Mutex;
+
+use crate::listener::PeerHost;
 
 /// What is known of a client, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,16 +41,28 @@ pub struct SessionInfo {
     pub tls: bool,
 }
 
+/// How far a client has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// It has not chosen its export yet.
+    Handshake,
+    /// It is served.
+    Serving,
+    /// It is gone, and its disk has not done with what it asked for.
+    Gone,
+}
+
 /// A client and its counters. Written by its connection, once a batch.
 pub(crate) struct Client {
     pub(crate) id: u64,
     pub(crate) peer: String,
     pub(crate) thread: usize,
     pub(crate) outbox: Arc<Outbox>,
-    /// Whose it is, where that is not the same for all: an address, or the number of a guest.
-    pub(crate) host: Option<String>,
-    /// It has not chosen its export yet.
-    in_handshake: AtomicBool,
+    /// Whose it is, if that can be told.
+    pub(crate) host: Option<PeerHost>,
+    phase: AtomicU8,
+    /// The place of its export in the list, once it has chosen.
+    export: AtomicUsize,
     /// It has to make room for a younger one.
     evicted: AtomicBool,
     session: Mutex<Option<SessionInfo>>,
@@ -59,14 +73,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(id: u64, peer: String, host: Option<String>, thread: usize) -> Self {
+    pub(crate) fn new(id: u64, peer: String, host: Option<PeerHost>, thread: usize) -> Self {
         Self {
             id,
             peer,
             thread,
             outbox: Arc::default(),
             host,
-            in_handshake: AtomicBool::new(true),
+            phase: AtomicU8::new(Phase::Handshake as u8),
+            export: AtomicUsize::new(usize::MAX),
             evicted: AtomicBool::new(false),
             session: Mutex::default(),
             in_flight: AtomicUsize::new(0),
@@ -76,12 +91,28 @@ impl Client {
         }
     }
 
-    pub(crate) fn is_in_handshake(&self) -> bool {
-        self.in_handshake.load(Ordering::Relaxed)
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Handshake,
+            1 => Phase::Serving,
+            _ => Phase::Gone,
+        }
     }
 
-    pub(crate) fn leave_handshake(&self) {
-        self.in_handshake.store(false, Ordering::Relaxed);
+    /// Its handshake is over, and it is served.
+    pub(crate) fn admit(&self, export: usize) {
+        self.export.store(export, Ordering::Relaxed);
+        self.phase.store(Phase::Serving as u8, Ordering::Relaxed);
+    }
+
+    /// Nobody is served any more: what the disk has of it is waited for.
+    pub(crate) fn leave(&self) {
+        self.phase.store(Phase::Gone as u8, Ordering::Relaxed);
+    }
+
+    /// Whether it is gone, and this export has not done with it.
+    pub(crate) fn lingers_at(&self, export: usize) -> bool {
+        self.phase() == Phase::Gone && self.export.load(Ordering::Relaxed) == export
     }
 
     pub(crate) fn is_evicted(&self) -> bool {

@@ -8,6 +8,7 @@ use blockyard_buf::Segment;
 use blockyard_nbd::wire::HeaderStyle;
 
 use crate::error::{Error, ErrorKind};
+use crate::listener::PeerHost;
 use crate::tls::TlsConfig;
 
 /// Clients at a time. As many again may be in their handshake.
@@ -23,8 +24,12 @@ pub const DEFAULT_MAX_MEMORY: usize = 256 << 20;
 pub const DEFAULT_MAX_PAYLOAD: u32 = 32 << 20;
 /// From connecting to the choice of an export, TLS included.
 pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a message may be half-way, in either direction, without a byte moving.
-pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a message may be half-way, in either direction, without a byte of that direction moving. Long, as a client that
+/// stands still may be suspended or starved, and disturbs nobody: who keeps memory that others wait for has
+/// [less time](blockyard_nbd::server::PRESSED_TIMEOUT), and peers that are gone are TCP's to find out.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// The part of the clients that is kept for other hosts than one: one in so many.
+const KEPT_FOR_OTHERS: usize = 4;
 
 /// A disk on offer.
 #[derive(Clone)]
@@ -87,6 +92,9 @@ impl TlsMode {
 pub struct ServerLimits {
     /// [`DEFAULT_MAX_CLIENTS`].
     pub max_clients: usize,
+    /// Of these, from one host: an IPv4 address, an IPv6 network of 64 bits, a guest, or a user at a unix socket. By default
+    /// three quarters, and users at unix sockets all, as permissions say who these are.
+    pub max_clients_per_host: Option<usize>,
     /// [`DEFAULT_IN_FLIGHT_PER_CLIENT`]. A client with more is not read from until some are done.
     pub in_flight_per_client: usize,
     /// [`DEFAULT_MEMORY_PER_CLIENT`]. A client that needs more is not read from until some is free.
@@ -109,6 +117,7 @@ impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             max_clients: DEFAULT_MAX_CLIENTS,
+            max_clients_per_host: None,
             in_flight_per_client: DEFAULT_IN_FLIGHT_PER_CLIENT,
             memory_per_client: DEFAULT_MEMORY_PER_CLIENT,
             max_memory: DEFAULT_MAX_MEMORY,
@@ -194,9 +203,27 @@ impl ServerLimits {
         self.max_payload as usize * 2
     }
 
+    /// How many clients a host may have.
+    pub(crate) fn clients_of(&self, host: PeerHost) -> usize {
+        self.max_clients_per_host.unwrap_or(match host {
+            PeerHost::User(_) => self.max_clients,
+            PeerHost::Ip(_) | PeerHost::Guest(_) => {
+                self.max_clients - self.max_clients / KEPT_FOR_OTHERS
+            }
+        })
+    }
+
+    /// What the clients of one export can lease in any case, whatever becomes of other exports: two of the largest requests.
+    pub(crate) fn memory_per_export(&self) -> usize {
+        self.least_memory().max(self.memory_per_client)
+    }
+
     fn check(&self) -> Result<(), Error> {
         let invalid = |what: &str| Err(Error::new(ErrorKind::Config, what));
-        if self.max_clients == 0 || self.in_flight_per_client == 0 {
+        if self.max_clients == 0
+            || self.max_clients_per_host == Some(0)
+            || self.in_flight_per_client == 0
+        {
             return invalid(
                 "the limits leave no room for a client or a request: both are 1 at least",
             );

@@ -1,7 +1,7 @@
 //! Sockets that clients connect to.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -14,6 +14,9 @@ use crate::error::{Error, ErrorKind};
 
 /// Connections that wait to be accepted; the system's own limit (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 4096;
+
+/// The part of an IPv6 address that one site cannot choose (RFC 4291, section 2.5.4).
+const IPV6_NETWORK: u128 = !(u64::MAX as u128);
 
 /// Where clients connect to. Dropping it, or the server that listens to it, closes it, and removes the socket
 /// file that [`bind`] made.
@@ -212,13 +215,36 @@ pub(crate) fn peer_name(socket: &Socket) -> String {
     }
 }
 
-/// Whose connections count together. Those by a unix socket are whose its permissions let in.
-pub(crate) fn peer_host(socket: &Socket) -> Option<String> {
-    let address = socket.peer_addr().ok()?;
-    if let Some(address) = address.as_socket() {
-        return Some(address.ip().to_string());
+/// Whose connections count together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PeerHost {
+    /// An address. Of IPv6 the network, as a host has all addresses of its own.
+    Ip(IpAddr),
+    /// A guest of this machine.
+    Guest(u32),
+    /// A user of this machine.
+    User(u32),
+}
+
+impl PeerHost {
+    pub(crate) fn of(socket: &Socket) -> Option<Self> {
+        let address = socket.peer_addr().ok()?;
+        if let Some(address) = address.as_socket() {
+            return Some(Self::of_ip(address.ip()));
+        }
+        if let Some((cid, _)) = address.as_vsock_address() {
+            return Some(Self::Guest(cid));
+        }
+        let peer = rustix::net::sockopt::socket_peercred(socket).ok()?;
+        Some(Self::User(peer.uid.as_raw()))
     }
-    address.as_vsock_address().map(|(cid, _)| format!("vsock:{cid}"))
+
+    fn of_ip(ip: IpAddr) -> Self {
+        Self::Ip(match ip.to_canonical() {
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & IPV6_NETWORK).into(),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
 }
 
 /// Prepares a connection: nothing blocks, and on TCP nothing waits to be sent, and a peer that is gone is found
@@ -253,6 +279,18 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_host_is_one_by_all_its_addresses() {
+        let host = |ip: &str| PeerHost::of_ip(ip.parse().unwrap());
+        assert_eq!(host("::ffff:192.0.2.1"), host("192.0.2.1"));
+        assert_ne!(host("192.0.2.1"), host("192.0.2.2"));
+        assert_eq!(host("2001:db8::1:2:3:4"), host("2001:db8::ffff"));
+        assert_ne!(host("2001:db8:0:1::1"), host("2001:db8::1"));
+        let (one, _other) = UnixStream::pair().unwrap();
+        let user = PeerHost::of(&Socket::from(std::os::fd::OwnedFd::from(one)));
+        assert_eq!(user, Some(PeerHost::User(rustix::process::getuid().as_raw())));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockyard_nbd::server::MemoryBudget;
+use blockyard_nbd::server::{MemoryBudget, MemoryShare};
 use blockyard_sys::net::Watch;
 use parking_lot::Mutex;
 use socket2::{SockRef, Socket};
@@ -16,11 +16,11 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
-use crate::client::{Client, ClientInfo};
+use crate::client::{Client, ClientInfo, Phase};
 use crate::config::Config;
-use crate::connection;
+use crate::connection::{self, Close};
 use crate::error::{Error, ErrorKind};
-use crate::listener::{self, Listener};
+use crate::listener::{self, Listener, PeerHost};
 use crate::rate_limit::RateLimit;
 use crate::thread::QueueThread;
 
@@ -28,6 +28,8 @@ use crate::thread::QueueThread;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The part of the handshakes that one host may have under way: one in so many.
 const HANDSHAKES_OF_HOST: usize = 4;
+/// As many it may have in any case.
+const LEAST_HANDSHAKES: usize = 4;
 /// TLS handshakes whose arithmetic is done at a time.
 const TLS_WORKERS: usize = 2;
 /// How long connections that were cut are waited for: they only have to be polled once.
@@ -37,7 +39,9 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 pub struct Server {
     pub(crate) config: Config,
     pub(crate) threads: Vec<QueueThread>,
-    pub(crate) memory: MemoryBudget,
+    memory: MemoryBudget,
+    /// Of the memory, for each export.
+    pub(crate) shares: Vec<MemoryShare>,
     pub(crate) tls_workers: Semaphore,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
     /// Told when the last client has left.
@@ -76,7 +80,9 @@ impl Server {
         }
         let threads = queue_threads.into_iter().enumerate();
         let memory = MemoryBudget::new(config.limits.max_memory, config.limits.max_clients);
+        let floor = config.limits.memory_per_export();
         Ok(Arc::new(Self {
+            shares: config.exports.iter().map(|_| memory.share(floor)).collect(),
             config,
             memory,
             tls_workers: Semaphore::new(TLS_WORKERS),
@@ -141,9 +147,9 @@ impl Server {
     fn accepted(self: &Arc<Self>, socket: Socket) {
         let load = |thread: &&QueueThread| thread.connections.load(Ordering::Relaxed);
         let Some(thread) = self.threads.iter().min_by_key(load) else { return };
-        let host = listener::peer_host(&socket);
+        let host = PeerHost::of(&socket);
         let mut clients = self.clients.lock();
-        if let Err(why) = self.make_room(&clients, host.as_deref()) {
+        if let Err(why) = self.make_room(&clients, host) {
             drop(clients);
             if let Some(times) = self.refused.occurred(Instant::now()) {
                 let peer = listener::peer_name(&socket);
@@ -165,28 +171,33 @@ impl Server {
     }
 
     /// Whether one more may begin its handshake. Handshakes have a quota of their own, so that those who only connect
-    /// keep nobody out: the oldest makes room for the newest. A host has its share, in which only its own make room.
+    /// keep nobody out: the oldest makes room for the newest. A host has its share, in which only its own make room, and
+    /// those that it has too many are refused.
     fn make_room(
         &self,
         clients: &BTreeMap<u64, Arc<Client>>,
-        host: Option<&str>,
+        host: Option<PeerHost>,
     ) -> Result<(), &'static str> {
         let most = self.config.limits.max_clients;
-        let handshakes: Vec<_> = clients.values().filter(|c| c.is_in_handshake()).collect();
-        if clients.len() - handshakes.len() >= most {
+        let of_phase = |phase| clients.values().filter(move |client| client.phase() == phase);
+        if of_phase(Phase::Serving).count() >= most {
             return Err("there are as many clients as the limit allows");
         }
-        // Those that were told to go have not all gone yet.
-        if handshakes.len() >= 2 * most {
+        let handshakes = || of_phase(Phase::Handshake);
+        let of_host = |client: &&Arc<Client>| host.is_some() && client.host == host;
+        let share = (most / HANDSHAKES_OF_HOST).max(LEAST_HANDSHAKES);
+        // Those that were told to go have not all gone yet: what one host has of these is at its own cost.
+        if handshakes().filter(of_host).count() >= 2 * share {
+            return Err("too many clients of one host are in their handshake");
+        }
+        if handshakes().count() >= 2 * most.max(LEAST_HANDSHAKES) {
             return Err("too many clients are in their handshake");
         }
-        let mut staying = handshakes.into_iter().filter(|client| !client.is_evicted());
-        let of_host = |client: &&Arc<Client>| host.is_some() && client.host.as_deref() == host;
-        let share = (most / HANDSHAKES_OF_HOST).max(1);
-        let makes_room = if staying.clone().filter(of_host).count() >= share {
-            staying.find(of_host)
-        } else if staying.clone().count() >= most {
-            staying.next()
+        let staying = || handshakes().filter(|client| !client.is_evicted());
+        let makes_room = if staying().filter(of_host).count() >= share {
+            staying().find(of_host)
+        } else if staying().count() >= most.max(LEAST_HANDSHAKES) {
+            staying().next()
         } else {
             None
         };
@@ -269,15 +280,31 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
-    /// The handshake is over. Whether there is room for one more client.
-    pub(crate) fn admit(&self) -> bool {
+    /// The handshake is over: whether there is room for one more client of its export. Clients that are gone do not count,
+    /// but a disk that has not done with too many of them gets no more.
+    pub(crate) fn admit(&self, export: usize) -> Result<(), Close> {
+        let limits = &self.server.config.limits;
         let clients = self.server.clients.lock();
-        let serving = clients.values().filter(|client| !client.is_in_handshake()).count();
-        let room = serving < self.server.config.limits.max_clients;
-        if room {
-            self.client.leave_handshake();
+        let serving = || clients.values().filter(|client| client.phase() == Phase::Serving);
+        if serving().count() >= limits.max_clients {
+            return Err(Close::Full);
         }
-        room
+        let lingering = || clients.values().filter(|client| client.lingers_at(export));
+        if let Some(host) = self.client.host {
+            let most = limits.clients_of(host);
+            let of_host = |client: &&Arc<Client>| client.host == Some(host);
+            if serving().filter(of_host).count() >= most {
+                return Err(Close::HostFull(most));
+            }
+            if lingering().filter(of_host).count() >= most {
+                return Err(Close::Abandoned);
+            }
+        }
+        if lingering().count() >= limits.max_clients {
+            return Err(Close::Abandoned);
+        }
+        self.client.admit(export);
+        Ok(())
     }
 
     pub(crate) fn thread(&self) -> &QueueThread {

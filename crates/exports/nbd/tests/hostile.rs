@@ -6,12 +6,12 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Features, Limits};
-use blockyard_export_nbd::{Address, Config, Export, HeaderStyle, TlsMode, bind};
+use blockyard_export_nbd::{Config, Export, HeaderStyle, TlsMode};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, Request};
 use common::{Client, DEADLINE, HeldDisk, MIB, STYLES, Yard, eventually, pattern, ram, request};
 
@@ -139,6 +139,12 @@ fn a_wrong_magic_in_the_transmission_phase_is_hung_up_on() {
         assert!(client.is_closed());
         bystander.is_well();
     }
+    // What came before it is answered, all in one message.
+    let mut client = yard.client_of(HeaderStyle::Simple);
+    let (_, flush) = client.encode(request(Command::Flush, NONE, 0, 0), &[]);
+    client.stream.write_all(&[&flush[..], &[0x5a; 40]].concat()).unwrap();
+    client.next_reply().unwrap().1.ok();
+    assert!(client.is_closed());
     // Headers of another style are garbage too.
     let mut client = yard.client_of(HeaderStyle::Extended);
     client.stream.write_all(&write(&request(Command::Flush, NONE, 0, 0))).unwrap();
@@ -331,43 +337,6 @@ fn there_are_no_more_clients_than_the_limit_and_those_go_on() {
 }
 
 #[test]
-fn those_who_only_connect_keep_nobody_out() {
-    let yard = Yard::with(ram(MIB), |config, _| config.limits.max_clients = 16);
-    let mut bystander = Bystander::new(&yard);
-    let silent: Vec<_> = (0..16).map(|_| yard.connect()).collect();
-    eventually("their handshakes", || yard.server.clients().len() == 17);
-    // The oldest make room.
-    let mut others: Vec<_> = (0..15).map(|_| yard.client()).collect();
-    assert!(others.iter_mut().all(|client| client.read(0, 512) == [0; 512]));
-    bystander.is_well();
-    assert!(silent.into_iter().take(14).all(is_closed), "the oldest");
-}
-
-#[test]
-fn a_host_that_only_connects_keeps_out_itself_at_most() {
-    let yard = Yard::with(ram(MIB), |config, _| config.limits.max_clients = 16);
-    let listener = bind(&"tcp:127.0.0.1:0".parse().unwrap(), None).unwrap();
-    let [Address::Tcp { host, port }] = &listener.addresses()[..] else { panic!("one address") };
-    let address = (host.clone(), *port);
-    yard.server.listen(listener);
-    let local = yard.connect();
-    eventually("its handshake", || yard.server.clients().len() == 1);
-    let connect = || TcpStream::connect(&address).unwrap();
-    let silent: Vec<_> = (0..12).map(|_| connect()).collect();
-    // A quarter of 16 is left of them.
-    for mut stream in silent.iter().take(8) {
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        // Reset, if the server was gone before it greeted.
-        let ended = stream.read_to_end(&mut Vec::new());
-        assert!(!ended.is_err_and(|err| err.kind() == std::io::ErrorKind::WouldBlock));
-    }
-    eventually("room", || yard.server.clients().len() == 5);
-    // The oldest of all is another's, and goes on; so does who comes from there in earnest.
-    Client::open(Box::new(local), "", HeaderStyle::Extended).unwrap().disconnect();
-    Client::open(Box::new(connect()), "", HeaderStyle::Extended).unwrap().disconnect();
-}
-
-#[test]
 fn a_panic_in_a_connection_costs_that_connection() {
     let yard = Yard::with(ram(MIB), |config, _| {
         let bad = common::disk_of(std::sync::Arc::new(common::Panics), (), MIB, Limits::default());
@@ -390,13 +359,17 @@ fn a_panic_in_a_connection_costs_that_connection() {
 fn a_client_that_only_shuts_its_side_still_gets_its_replies() {
     let held = HeldDisk::new(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
-    let stream = yard.connect();
-    let control = stream.try_clone().unwrap();
-    let mut client = Client::open(Box::new(stream), "", HeaderStyle::Extended).unwrap();
-    client.send(request(Command::Read, NONE, 0, 512), &[]);
-    control.shutdown(Shutdown::Write).unwrap();
-    eventually("the read", || held.held() == 1);
-    held.release(blockyard_blkmq::Status::Ok);
-    assert_eq!(client.next_reply().unwrap().1.ok().data, [7; 512]);
-    assert!(client.is_closed());
+    // Between two messages, and in the middle of one.
+    for half in [&[][..], &[0x25; 1]] {
+        let stream = yard.connect();
+        let control = stream.try_clone().unwrap();
+        let mut client = Client::open(Box::new(stream), "", HeaderStyle::Extended).unwrap();
+        let (_, read) = client.encode(request(Command::Read, NONE, 0, 512), &[]);
+        client.stream.write_all(&[&read[..], half].concat()).unwrap();
+        control.shutdown(Shutdown::Write).unwrap();
+        eventually("the read", || held.held() == 1);
+        held.release(blockyard_blkmq::Status::Ok);
+        assert_eq!(client.next_reply().unwrap().1.ok().data, [7; 512]);
+        assert!(client.is_closed());
+    }
 }

@@ -233,6 +233,7 @@ fn a_connection_ends_after_its_requests_whoever_ends_it() {
     // Neither is forgotten before the disk has done with it.
     assert!(yard.server.clients().iter().any(|client| client.id == second));
     held.release(Status::Ok);
+    client.next_reply().unwrap().1.ok();
     assert!(client.is_closed());
     drop((client, elsewhere));
     eventually("the end", || yard.server.clients().is_empty());

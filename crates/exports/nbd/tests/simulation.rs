@@ -101,6 +101,7 @@ async fn simulate(seed: u64) {
     // Sometimes plenty, sometimes what one client could use alone.
     config.limits.max_memory = (2 + rng.below(16) as usize) << 20;
     config.limits.max_clients = 64;
+    config.limits.stall_timeout = client::STALL;
     config.limits.idle_timeout = rng.one_in(4).then_some(Duration::from_secs(7200));
     let server = Server::new(config, vec![tokio::runtime::Handle::current()]).unwrap();
     let mut clients: Vec<Client> = (0..CLIENTS)

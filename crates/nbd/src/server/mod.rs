@@ -10,8 +10,8 @@ mod reply;
 mod rules;
 
 pub use connection::{
-    Chunk, Connection, ConnectionLimits, Data, Ending, Expired, Lease, Memory, MemoryBudget,
-    PRESSED_TIMEOUT, Piece, Place, Submission, Work,
+    Chunk, Connection, ConnectionLimits, Data, Direction, Ending, Expired, HalfWay, Lease, Memory,
+    MemoryBudget, MemoryShare, PRESSED_TIMEOUT, Piece, Place, Submission, Waits, Work,
 };
 pub use exports::{Export, Exports, Refusal};
 pub use extents::{Extent, ExtentList, MAX_EXTENTS};

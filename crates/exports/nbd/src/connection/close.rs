@@ -39,6 +39,16 @@ pub(crate) enum Close {
     /// There are as many clients as there may be.
     #[error("there are as many clients as the limit allows")]
     Full,
+    /// Its host has as many clients as it may have.
+    #[error(
+        "its host has {0} clients, as many as it may have; raise the limit if it is right (max_clients_per_host)"
+    )]
+    HostFull(usize),
+    /// The disk has not done with as many clients as there may be, which have all left.
+    #[error(
+        "its disk has not done with the requests of as many clients that have left as there may be clients"
+    )]
+    Abandoned,
     /// The client took too long for something else.
     #[error("{}", what_expired(.0))]
     Expired(Expired),
@@ -48,7 +58,7 @@ pub(crate) enum Close {
 }
 
 impl Close {
-    /// Whether there is nobody left to say goodbye to.
+    /// Whether nobody is there to say goodbye to, or nobody who is worth the wait.
     pub(crate) fn peer_has_left(&self) -> bool {
         matches!(
             self,
@@ -57,7 +67,8 @@ impl Close {
                 | Self::Truncated
                 | Self::Lost(_)
                 | Self::Tls(_)
-                | Self::Expired(Expired::Stalled(_) | Expired::Pressed(_))
+                | Self::Crowded
+                | Self::Expired(Expired::Stalled(..) | Expired::Pressed(..))
         )
     }
 
@@ -78,12 +89,12 @@ impl Close {
 
 fn what_expired(expired: &Expired) -> String {
     match expired {
-        Expired::Stalled(limit) => format!(
-            "a message was half-way, in one direction or the other, and nothing moved for {limit:?}"
-        ),
-        Expired::Pressed(limit) => format!(
-            "the client took nothing of its replies for {limit:?}, while others waited for their memory; \
-             raise the limit for all clients if it is right (max_memory)"
+        Expired::Stalled(what, limit) => {
+            format!("{what}, and nothing of that moved for {limit:?} (stall_timeout)")
+        }
+        Expired::Pressed(what, limit) => format!(
+            "{what}, and nothing of that moved for {limit:?} while others waited for its memory; raise the limit for all \
+             clients if it is right (max_memory)"
         ),
         Expired::Idle(limit) => format!("the client asked for nothing for {limit:?}"),
     }

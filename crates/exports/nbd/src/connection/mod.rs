@@ -94,8 +94,9 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         Err(close) => return (Some(opening.into_wire()), close),
     };
     registration.client.outbox.awake();
-    if !registration.admit() {
-        return (Some(opening.into_wire()), Close::Full);
+    let export = usize::try_from(negotiated.export.id).unwrap_or(usize::MAX);
+    if let Err(close) = registration.admit(export) {
+        return (Some(opening.into_wire()), close);
     }
     tracing::info!(
         peer = registration.client.peer,

@@ -10,10 +10,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use blockyard_blkmq::Bdev;
 use blockyard_buf::Buffer;
-use blockyard_nbd::server::{Connection, ConnectionLimits, Ending, Negotiated};
+use blockyard_nbd::server::{Connection, ConnectionLimits, Direction, Ending, Negotiated, Waits};
 use blockyard_nbd::wire::HeaderStyle;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
 use tokio::time::Instant;
@@ -30,6 +31,8 @@ use crate::thread::{RECEIVE_LEN, Workspace};
 
 /// Turns after which others on the thread get theirs.
 const TURNS: u32 = 16;
+/// How often a client that is not received from is looked at, whether it is gone.
+const HANG_UP_INTERVAL: Duration = Duration::from_secs(2);
 /// Bytes that are still received when the server ends, to be told so.
 const FAREWELL: usize = 1 << 20;
 
@@ -48,6 +51,8 @@ pub(super) struct Transmission<'a> {
     /// Bytes that may still be received when the server ends.
     farewell: usize,
     alarm: Alarm,
+    /// The deadline of the current sleep, and what it was for.
+    due: Option<(Waits, Option<Instant>)>,
     spin: SpinPolicy,
     /// Since when the connection has been waiting for the client and nothing else.
     dry_since: Option<Instant>,
@@ -82,9 +87,8 @@ impl<'a> Transmission<'a> {
             idle_timeout: config.limits.idle_timeout,
         };
         let waker = Waker::from(Arc::new(Kick(Arc::clone(&registration.client))));
-        let lease = registration.server.memory.lease(waker);
-        let now = Instant::now().into_std();
-        let mut connection = Connection::new(negotiated, limits, lease, now);
+        let lease = registration.server.shares[at].lease(waker);
+        let mut connection = Connection::new(negotiated, limits, lease);
         connection.stash(received);
         Self {
             registration,
@@ -97,6 +101,7 @@ impl<'a> Transmission<'a> {
             pinned: Vec::new(),
             farewell: FAREWELL,
             alarm: Alarm::default(),
+            due: None,
             spin: SpinPolicy::default(),
             dry_since: None,
         }
@@ -113,6 +118,7 @@ impl<'a> Transmission<'a> {
     /// sees a connection end may ask for the same again by another, and nothing old comes after it.
     async fn settle(&mut self) {
         self.bios.abandon();
+        self.registration.client.leave();
         loop {
             self.collect();
             self.unpin();
@@ -140,6 +146,10 @@ impl<'a> Transmission<'a> {
             if self.connection.is_quiet() {
                 match self.connection.ending() {
                     Some(Ending::Left) => return Close::Left,
+                    Some(Ending::Truncated) => return Close::Truncated,
+                    Some(Ending::Broken) => {
+                        return self.connection.violation().map_or(Close::Left, Close::Protocol);
+                    }
                     Some(Ending::Shutdown) => return Close::Shutdown,
                     None => {}
                 }
@@ -212,7 +222,7 @@ impl<'a> Transmission<'a> {
             let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
             self.connection.placed(len.min(missing));
             let head = &head[..len.saturating_sub(missing)];
-            self.connection.receive(head, &mut |len| Room(pool.get(len)))?;
+            self.connection.receive(head, &mut |len| Room(pool.get(len)));
             self.begin(ws, 0);
             self.answer(ws)?;
             return Ok(true);
@@ -232,8 +242,13 @@ impl<'a> Transmission<'a> {
     fn received(&mut self, received: Received) -> Result<Option<usize>, Close> {
         match received {
             Received::Nothing => Ok(None),
-            Received::End if self.connection.end_of_input() => Ok(None),
-            Received::End => Err(Close::Truncated),
+            Received::End => {
+                self.connection.end_of_input();
+                if !self.connection.is_quiet() && self.wire.is_hung_up() {
+                    return Err(Close::HungUp);
+                }
+                Ok(None)
+            }
             Received::Bytes(len) => {
                 if self.connection.is_shutting_down() {
                     self.farewell = self.farewell.saturating_sub(len);
@@ -251,7 +266,7 @@ impl<'a> Transmission<'a> {
         loop {
             let pool = &ws.pool;
             let bytes = &ws.received()[at..len];
-            let taken = self.connection.receive(bytes, &mut |len| Room(pool.get(len)))?;
+            let taken = self.connection.receive(bytes, &mut |len| Room(pool.get(len)));
             let began = self.begin(ws, at);
             at += taken;
             self.answer(ws)?;
@@ -304,18 +319,19 @@ impl<'a> Transmission<'a> {
             self.wire.flush_tls()?;
         }
         loop {
+            let mut all = true;
             if self.connection.wants_transmit() {
                 let before = self.wire.bytes_sent();
-                let all = send(&mut self.connection, &mut self.wire, &mut ws.vecs)?;
+                all = send(&mut self.connection, &mut self.wire, &mut ws.vecs)?;
                 progress |= self.wire.bytes_sent() != before;
-                if !all {
-                    break;
-                }
             }
             while let Some(Carrier(bio)) = self.connection.poll_free() {
                 self.bios.give_back(bio);
             }
-            if !self.collect() {
+            // Also where there is no room for replies: what has ended may be what the next request waits for.
+            let ended = self.collect();
+            progress |= ended;
+            if !(all && ended) {
                 break;
             }
         }
@@ -366,61 +382,84 @@ impl<'a> Transmission<'a> {
     }
 
     async fn wait(&mut self) -> Result<(), Close> {
-        let now = Instant::now();
-        if self.wire.took_bytes() {
-            self.connection.moved();
+        self.note_records();
+        if self.connection.ending().is_some_and(|ending| ending != Ending::Shutdown) {
+            // Whatever it still gets, it has no place among those who ask for more.
+            self.registration.client.leave();
         }
-        let deadline = self.connection.deadline(now.into_std()).map(Instant::from_std);
-        self.dry_since = self.connection.is_quiet().then_some(now);
-        let result = poll_fn(|cx| self.poll_wait(cx, deadline)).await;
+        self.dry_since = self.connection.is_quiet().then(Instant::now);
+        self.due = None;
+        let result = poll_fn(|cx| self.poll_wait(cx)).await;
         self.registration.client.outbox.awake();
         result
     }
 
-    fn poll_wait(
-        &mut self,
-        cx: &mut Context<'_>,
-        deadline: Option<Instant>,
-    ) -> Poll<Result<(), Close>> {
+    /// Ready when one of the things has happened that the connection [waits for](Connection::waits_for).
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
+        // The outbox tells of the disk, of memory and of the server's end. Whoever changes the stage, or gives memory, does so
+        // before waking.
         let ended = self.registration.client.outbox.sleep(cx);
-        if ended && !self.connection.wants_transmit() {
-            return Poll::Ready(Ok(()));
-        }
-        // After `sleep`: whoever changes the stage, or gives memory, does so before waking.
         let stage = self.registration.server.stage();
         let is_told = self.connection.is_shutting_down();
-        if stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
+        if ended || stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
             return Poll::Ready(Ok(()));
         }
-        if self.may_receive() {
-            if self.connection.has_backlog() {
-                return Poll::Ready(Ok(()));
-            }
-            if let Poll::Ready(ready) = self.wire.poll_readable(cx) {
-                return Poll::Ready(ready.map_err(Close::from));
-            }
+        let Some(waits) = self.connection.waits_for() else { return Poll::Ready(Ok(())) };
+        if waits.input
+            && self.farewell > 0
+            && let Poll::Ready(ready) = self.wire.poll_readable(cx)
+        {
+            return Poll::Ready(ready.map_err(Close::from));
         }
-        if (self.connection.wants_transmit() || self.wire.wants_room())
+        if (waits.room || self.wire.wants_room())
             && let Poll::Ready(ready) = self.wire.poll_writable(cx)
         {
             return Poll::Ready(ready.map_err(Close::from));
         }
+        let deadline = self.deadline(waits);
         if self.alarm.poll(cx, deadline).is_pending() {
             return Poll::Pending;
         }
         Poll::Ready(self.out_of_time())
     }
 
+    /// When to look again, if nothing of what is waited for happens. It does not move on while that is the same.
+    fn deadline(&mut self, waits: Waits) -> Option<Instant> {
+        if let Some((before, deadline)) = self.due
+            && before == waits
+        {
+            return deadline;
+        }
+        let now = Instant::now();
+        let expires = self.connection.deadline(now.into_std()).map(Instant::from_std);
+        let look = (!waits.input).then(|| now + HANG_UP_INTERVAL);
+        let deadline = [expires, look].into_iter().flatten().min();
+        self.due = Some((waits, deadline));
+        deadline
+    }
+
     /// The deadline has passed.
     fn out_of_time(&mut self) -> Result<(), Close> {
         // A unix socket tells of room when it has plenty: who takes a little at a time has made some nevertheless.
         self.answer(&mut self.registration.thread().workspace.lock())?;
-        if self.wire.took_bytes() {
-            self.connection.moved();
+        if !self.connection.may_receive() && self.wire.is_hung_up() {
+            return Err(Close::HungUp);
         }
+        self.note_records();
         match self.connection.expired(Instant::now().into_std()) {
             Some(expired) => Err(Close::Expired(expired)),
             None => Ok(()),
+        }
+    }
+
+    /// Bytes of TLS records count as well, before they are a whole one.
+    fn note_records(&mut self) {
+        let moved = self.wire.took_bytes();
+        if moved.received {
+            self.connection.moved(Direction::In);
+        }
+        if moved.sent {
+            self.connection.moved(Direction::Out);
         }
     }
 

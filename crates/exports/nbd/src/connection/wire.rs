@@ -6,11 +6,13 @@ use std::os::fd::AsFd;
 use std::task::{Context, Poll, Waker, ready};
 
 use blockyard_sys::net::{Gather, IoVecs, Watch};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 use tokio::sync::Semaphore;
 
-use crate::tls::{Session, TlsConfig};
+use crate::tls::{Moved, Session, TlsConfig};
 
 /// Messages that have to go out without a wait in between, before the interest in room is given up.
 const CALM: u8 = 64;
@@ -142,6 +144,13 @@ impl Wire {
         }
     }
 
+    /// Whether the client cannot receive any more either: it did not only shut its side. By TCP that is seen once something was
+    /// sent to it.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        rustix::net::send(self.socket.as_fd(), &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+            .is_err_and(|err| err == Errno::PIPE || err == Errno::CONNRESET)
+    }
+
     /// The socket was just found empty. The runtime, which looks at it on this thread alone, cannot have seen
     /// anything newer.
     fn no_input(&mut self) {
@@ -232,8 +241,8 @@ impl Wire {
 
     /// Whether bytes of TLS records have moved since the last time: what is not a whole record is seen nowhere
     /// else.
-    pub(crate) fn took_bytes(&mut self) -> bool {
-        self.tls.as_mut().is_some_and(|tls| tls.take_moved())
+    pub(crate) fn took_bytes(&mut self) -> Moved {
+        self.tls.as_mut().map(|tls| tls.take_moved()).unwrap_or_default()
     }
 
     /// Whether the TLS session has something to send of its own accord.

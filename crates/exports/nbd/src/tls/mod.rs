@@ -74,6 +74,13 @@ trait Engine: Send + Sync {
     fn session(&self) -> io::Result<Box<dyn Session>>;
 }
 
+/// Which way bytes have moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) received: bool,
+    pub(crate) sent: bool,
+}
+
 /// The server's side of a TLS session. It holds some tens of KiB: records that are not complete, and those that
 /// the socket had no room for.
 pub(crate) trait Session: Send {
@@ -92,8 +99,8 @@ pub(crate) trait Session: Send {
     /// Hands records to the socket until there are none.
     fn flush(&mut self, socket: &Socket) -> io::Result<()>;
 
-    /// Whether bytes of records have moved, in either direction, since the last time.
-    fn take_moved(&mut self) -> bool;
+    /// Whether bytes of records have moved since the last time.
+    fn take_moved(&mut self) -> Moved;
 
     /// Says goodbye.
     fn close(&mut self, socket: &Socket);

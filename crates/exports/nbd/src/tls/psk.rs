@@ -14,7 +14,7 @@ use openssl::ssl::{
 use socket2::Socket;
 
 use super::psk_file;
-use super::{Engine, SEND_BUFFER, Session, TlsConfig};
+use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig};
 use crate::error::{Error, ErrorKind};
 
 /// Of TLS 1.2, the best first: those with forward secrecy, as GnuTLS, too, has them; then those without. None with DHE: a
@@ -92,14 +92,14 @@ impl Engine for Psk {
         let mut session = Ssl::new(&self.context)?;
         session.set_accept_state();
         let stream = SslStream::new(session, Records::default())?;
-        Ok(Box::new(PskSession { stream, peer: self.peer, moved: false }))
+        Ok(Box::new(PskSession { stream, peer: self.peer, moved: Moved::default() }))
     }
 }
 
 struct PskSession {
     stream: SslStream<Records>,
     peer: Index<Ssl, Peer>,
-    moved: bool,
+    moved: Moved,
 }
 
 impl PskSession {
@@ -117,7 +117,7 @@ impl PskSession {
             return Err(invalid("the client does not take its own key updates".into()));
         }
         let received = records.receive(socket)?;
-        self.moved |= received > 0;
+        self.moved.received |= received > 0;
         Ok(received > 0)
     }
 
@@ -125,7 +125,7 @@ impl PskSession {
         let records = self.stream.get_mut();
         let before = records.unsent();
         let sent = records.send(socket);
-        self.moved |= records.unsent() < before;
+        self.moved.sent |= records.unsent() < before;
         sent
     }
 }
@@ -186,7 +186,7 @@ impl Session for PskSession {
         self.send(socket)
     }
 
-    fn take_moved(&mut self) -> bool {
+    fn take_moved(&mut self) -> Moved {
         std::mem::take(&mut self.moved)
     }
 

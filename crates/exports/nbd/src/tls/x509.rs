@@ -10,7 +10,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::{ServerConfig, ServerConnection};
 use socket2::Socket;
 
-use super::{Engine, SEND_BUFFER, Session, TlsConfig, files};
+use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig, files};
 use crate::error::{Error, ErrorKind};
 
 /// The files of an X.509 identity, all in PEM.
@@ -72,13 +72,13 @@ impl Engine for X509 {
     fn session(&self) -> io::Result<Box<dyn Session>> {
         let mut tls = ServerConnection::new(Arc::clone(&self.0)).map_err(io::Error::other)?;
         tls.set_buffer_limit(Some(SEND_BUFFER));
-        Ok(Box::new(X509Session { tls, moved: false }))
+        Ok(Box::new(X509Session { tls, moved: Moved::default() }))
     }
 }
 
 struct X509Session {
     tls: ServerConnection,
-    moved: bool,
+    moved: Moved,
 }
 
 impl X509Session {
@@ -87,7 +87,7 @@ impl X509Session {
         if self.tls.read_tls(&mut socket)? == 0 {
             return Ok(false);
         }
-        self.moved = true;
+        self.moved.received = true;
         if let Err(err) = self.tls.process_new_packets() {
             // The alert that tells the client why.
             let _ = self.tls.write_tls(&mut socket);
@@ -97,7 +97,7 @@ impl X509Session {
     }
 
     fn send(&mut self, mut socket: &Socket) -> io::Result<()> {
-        self.moved |= self.tls.write_tls(&mut socket)? > 0;
+        self.moved.sent |= self.tls.write_tls(&mut socket)? > 0;
         Ok(())
     }
 }
@@ -144,7 +144,7 @@ impl Session for X509Session {
         Ok(())
     }
 
-    fn take_moved(&mut self) -> bool {
+    fn take_moved(&mut self) -> Moved {
         std::mem::take(&mut self.moved)
     }
 

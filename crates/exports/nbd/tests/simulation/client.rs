@@ -20,7 +20,7 @@ const REQUESTS: u64 = 30;
 /// Bytes that are received at a time.
 const GULP: usize = 128 << 10;
 /// The server's time for a message that stands still, and how late it may notice.
-const STALL: Duration = Duration::from_secs(60);
+pub const STALL: Duration = Duration::from_secs(60);
 const LATE: Duration = Duration::from_secs(20);
 
 /// How a client behaves once it has its export.

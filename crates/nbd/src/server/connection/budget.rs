@@ -1,10 +1,11 @@
 //! Memory that all connections of a server share.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+
+use super::queue::{Queue, Ticket};
 
 /// The part of a budget that is set apart for small requests: each connection has its share of that, whatever
 /// the others hold.
@@ -17,9 +18,21 @@ const STEP: usize = 64 << 10;
 /// Bytes that the requests and replies of all connections together may occupy.
 ///
 /// Each connection has some bytes [for itself](Self::own), so that small requests always pass. For more it takes a
-/// [`Lease`]; who finds no room waits, and is served in the order of coming.
+/// [`Lease`] out of the [share](MemoryShare) of its export; who finds no room waits. Those who wait are served so that
+/// all of them get as many bytes, however long their requests are.
 #[derive(Clone, Debug)]
 pub struct MemoryBudget(Arc<Shared>);
+
+/// What the connections of one export may lease.
+///
+/// A share takes no more than half of what the others have left, and what [it was made for](MemoryBudget::share) in any
+/// case. So an export whose disk does not answer keeps half of the memory from the others at most, a second one half of
+/// the rest, and so on.
+#[derive(Clone, Debug)]
+pub struct MemoryShare {
+    shared: Arc<Shared>,
+    part: Arc<Part>,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -28,9 +41,23 @@ struct Shared {
     /// Bytes that a connection has without a lease.
     own: usize,
     taken: AtomicUsize,
-    /// The length of `queue`: whoever gives back looks at it without the lock.
+    /// How many wait: whoever gives back looks at it without the lock.
     waiting: AtomicUsize,
-    queue: Mutex<VecDeque<Waiter>>,
+    /// One of them waits for what connections of any share have.
+    is_short: AtomicBool,
+    shares: AtomicUsize,
+    queue: Mutex<Queue<Waiter>>,
+}
+
+/// A share, as the budget sees it.
+#[derive(Debug)]
+pub(super) struct Part {
+    number: usize,
+    /// What it may take in any case.
+    floor: usize,
+    taken: AtomicUsize,
+    /// How many of its connections wait.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -41,6 +68,7 @@ struct Waiter {
 
 /// Where a lease is told that it has grown.
 struct Seat {
+    part: Arc<Part>,
     granted: AtomicUsize,
     waker: Waker,
 }
@@ -63,8 +91,23 @@ impl MemoryBudget {
             own,
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            is_short: AtomicBool::new(false),
+            shares: AtomicUsize::new(0),
             queue: Mutex::default(),
         }))
+    }
+
+    /// A share for connections that have to be able to lease `floor` bytes together. The only share takes all.
+    #[must_use]
+    pub fn share(&self, floor: usize) -> MemoryShare {
+        let number = self.0.shares.fetch_add(1, Ordering::Relaxed);
+        let part = Part {
+            number,
+            floor: floor.min(self.0.total),
+            taken: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+        };
+        MemoryShare { shared: Arc::clone(&self.0), part: Arc::new(part) }
     }
 
     /// Bytes that each connection has for itself.
@@ -90,54 +133,99 @@ impl MemoryBudget {
     pub fn is_pressed(&self) -> bool {
         self.0.waiting.load(Ordering::Relaxed) > 0
     }
+}
 
+impl MemoryShare {
     /// A lease of nothing. `waker` is woken when one that waits has grown.
     #[must_use]
     pub fn lease(&self, waker: Waker) -> Lease {
-        let seat = Arc::new(Seat { granted: AtomicUsize::new(0), waker });
-        Lease { shared: Arc::clone(&self.0), seat, bytes: 0, is_waiting: false }
+        let part = Arc::clone(&self.part);
+        let seat = Arc::new(Seat { part, granted: AtomicUsize::new(0), waker });
+        Lease { shared: Arc::clone(&self.shared), seat, bytes: 0, ticket: None, served_until: 0 }
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+    fn lock(&self) -> MutexGuard<'_, Queue<Waiter>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        let more = |taken: usize| taken.checked_add(bytes).filter(|&sum| sum <= self.total);
-        self.taken.fetch_update(Ordering::SeqCst, Ordering::Relaxed, more).is_ok()
+    /// Whether a share may have so many bytes more, if they are there.
+    fn admits(&self, part: &Part, bytes: usize) -> bool {
+        if self.shares.load(Ordering::Relaxed) <= 1 {
+            return true;
+        }
+        let mine = part.taken.load(Ordering::SeqCst);
+        let others = self.taken.load(Ordering::SeqCst).saturating_sub(mine);
+        let fair = self.total.saturating_sub(others) / 2;
+        mine + bytes <= fair.max(part.floor)
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn take(&self, part: &Part, bytes: usize) -> bool {
+        // Two threads that ask this at once may get past it together: the total is exact, the share need not be.
+        if !self.admits(part, bytes) {
+            return false;
+        }
+        let more = |taken: usize| taken.checked_add(bytes).filter(|&sum| sum <= self.total);
+        let took = self.taken.fetch_update(Ordering::SeqCst, Ordering::Relaxed, more).is_ok();
+        if took {
+            part.taken.fetch_add(bytes, Ordering::SeqCst);
+        }
+        took
+    }
+
+    /// Without a look at who waits.
+    fn release(&self, part: &Part, bytes: usize) {
+        part.taken.fetch_sub(bytes, Ordering::SeqCst);
         self.taken.fetch_sub(bytes, Ordering::SeqCst);
+    }
+
+    fn give_back(&self, part: &Part, bytes: usize) {
+        self.release(part, bytes);
         // In this order: who begins to wait is counted before it tries for the last time.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.serve(&mut self.lock());
         }
     }
 
-    /// Grants what there is room for, the first first.
-    fn serve(&self, queue: &mut VecDeque<Waiter>) {
-        while let Some(first) = queue.front() {
-            if !self.take(first.bytes) {
-                return;
+    /// Grants what there is room for: first to whom has had least. The others of a share that has all it may have are
+    /// not kept waiting by it.
+    fn serve(&self, queue: &mut Queue<Waiter>) {
+        let is_short = loop {
+            let admits = |first: &Waiter| self.admits(&first.seat.part, first.bytes);
+            let Some((ticket, first)) = queue.first(admits) else { break false };
+            if !self.take(&first.seat.part, first.bytes) {
+                break true;
             }
-            let Some(Waiter { bytes, seat }) = queue.pop_front() else { return };
-            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            let Some(Waiter { bytes, seat }) = queue.serve(ticket) else { break false };
+            self.count_out(&seat.part);
             seat.granted.fetch_add(bytes, Ordering::SeqCst);
             seat.waker.wake_by_ref();
-        }
+        };
+        self.is_short.store(is_short, Ordering::Relaxed);
+    }
+
+    fn count_in(&self, part: &Part) {
+        part.waiting.fetch_add(1, Ordering::SeqCst);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn count_out(&self, part: &Part) {
+        part.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// What one connection has of a [`MemoryBudget`]. Dropping it gives all back.
+/// What one connection has of a [`MemoryShare`]. Dropping it gives all back.
 #[derive(Debug)]
 pub struct Lease {
     shared: Arc<Shared>,
     seat: Arc<Seat>,
     bytes: usize,
-    is_waiting: bool,
+    /// Its place in the queue, while it waits or has not looked at what it was granted.
+    ticket: Option<Ticket>,
+    /// What it was granted while memory was short, in the queue's time.
+    served_until: u64,
 }
 
 impl Lease {
@@ -146,9 +234,10 @@ impl Lease {
         self.shared.own
     }
 
-    /// The most bytes that the connection can ever hold.
+    /// The most bytes that the connection can be sure to have, some time.
     pub(super) fn most(&self) -> usize {
-        self.shared.own + self.shared.total
+        let is_only = self.shared.shares.load(Ordering::Relaxed) <= 1;
+        self.shared.own + if is_only { self.shared.total } else { self.seat.part.floor }
     }
 
     /// Whether the connection may hold `bytes`, its own included: the lease grows for it, if there is room and
@@ -161,11 +250,11 @@ impl Lease {
             self.leave_queue();
             return true;
         }
-        if self.is_waiting || self.shared.waiting.load(Ordering::SeqCst) > 0 {
+        if self.is_waiting() || self.is_contended() {
             return false;
         }
         let more = self.step_to(leased);
-        let took = self.shared.take(more);
+        let took = self.shared.take(&self.seat.part, more);
         self.bytes += if took { more } else { 0 };
         took
     }
@@ -180,13 +269,21 @@ impl Lease {
         let more = self.step_to(leased);
         let shared = Arc::clone(&self.shared);
         let mut queue = shared.lock();
-        if let Some(waiter) = self.waiter(&mut queue) {
-            // It may have become less meanwhile.
-            waiter.bytes = more;
-        } else if !self.is_waiting {
-            queue.push_back(Waiter { bytes: more, seat: Arc::clone(&self.seat) });
-            shared.waiting.fetch_add(1, Ordering::SeqCst);
-            self.is_waiting = true;
+        match self.ticket {
+            Some(ticket) => {
+                if let Some(waiter) = queue.waiter(ticket) {
+                    // It may have become less meanwhile.
+                    self.served_until = ticket.end(more);
+                    waiter.bytes = more;
+                }
+            }
+            None => {
+                let waiter = Waiter { bytes: more, seat: Arc::clone(&self.seat) };
+                let ticket = queue.join(self.seat.part.number, self.served_until, waiter);
+                self.served_until = ticket.end(more);
+                self.ticket = Some(ticket);
+                shared.count_in(&self.seat.part);
+            }
         }
         // What was given back meanwhile was given before this one was counted.
         shared.serve(&mut queue);
@@ -195,13 +292,10 @@ impl Lease {
         leased <= self.bytes
     }
 
-    fn waiter<'a>(&self, queue: &'a mut VecDeque<Waiter>) -> Option<&'a mut Waiter> {
-        queue.iter_mut().find(|waiter| Arc::ptr_eq(&waiter.seat, &self.seat))
-    }
-
     /// How much more it takes to lease `bytes`, in whole steps as far as the budget has them.
     fn step_to(&self, bytes: usize) -> usize {
-        let stepped = bytes.next_multiple_of(STEP).min(self.shared.total).max(bytes);
+        let most = self.most() - self.shared.own;
+        let stepped = bytes.next_multiple_of(STEP).min(most).max(bytes);
         stepped - self.bytes
     }
 
@@ -211,52 +305,66 @@ impl Lease {
         let leased = bytes.saturating_sub(self.shared.own).next_multiple_of(STEP);
         let Some(spare) = self.bytes.checked_sub(leased).filter(|&spare| spare > 0) else { return };
         let shared = Arc::clone(&self.shared);
-        if self.is_waiting {
+        if let Some(ticket) = self.ticket {
             let mut queue = shared.lock();
             // What was granted has its use.
-            let Some(waiter) = self.waiter(&mut queue) else { return };
+            let Some(waiter) = queue.waiter(ticket) else { return };
             waiter.bytes += spare;
-            shared.taken.fetch_sub(spare, Ordering::SeqCst);
+            shared.release(&self.seat.part, spare);
             shared.serve(&mut queue);
         } else {
-            shared.give_back(spare);
+            shared.give_back(&self.seat.part, spare);
         }
         self.bytes = leased;
     }
 
     /// Whether it is of any bytes, or waits for some.
     pub(super) fn is_any(&self) -> bool {
-        self.bytes > 0 || self.is_waiting
+        self.bytes > 0 || self.is_waiting()
     }
 
-    /// Whether others wait for memory while this one has some.
+    /// Whether it waits for more, as far as it has looked.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// Whether anybody waits for memory.
+    pub(super) fn is_contended(&self) -> bool {
+        self.shared.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Whether others wait for memory that this one has some of.
     pub(super) fn is_wanted(&self) -> bool {
-        self.bytes > 0 && self.shared.waiting.load(Ordering::Relaxed) > 0
+        self.bytes > 0
+            && (self.seat.part.waiting.load(Ordering::Relaxed) > 0
+                || self.shared.is_short.load(Ordering::Relaxed))
     }
 
     /// Takes what was granted.
     fn collect(&mut self) {
-        if self.is_waiting {
+        if self.is_waiting() {
             let granted = self.seat.granted.swap(0, Ordering::SeqCst);
-            self.bytes += granted;
-            self.is_waiting = granted == 0;
+            if granted > 0 {
+                self.bytes += granted;
+                self.ticket = None;
+            }
         }
     }
 
     /// Waits for no more memory.
     pub(super) fn leave_queue(&mut self) {
-        if !self.is_waiting {
-            return;
+        let Some(ticket) = self.ticket else { return };
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.lock();
+        if queue.leave(ticket).is_some() {
+            self.served_until = ticket.end(0);
+            shared.count_out(&self.seat.part);
         }
-        let mut queue = self.shared.lock();
-        let before = queue.len();
-        queue.retain(|waiter| !Arc::ptr_eq(&waiter.seat, &self.seat));
-        self.shared.waiting.fetch_sub(before - queue.len(), Ordering::SeqCst);
         // Those behind it may fit where it did not.
-        self.shared.serve(&mut queue);
+        shared.serve(&mut queue);
         drop(queue);
         self.collect();
-        self.is_waiting = false;
+        self.ticket = None;
     }
 }
 
@@ -264,7 +372,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.leave_queue();
         if self.bytes > 0 {
-            self.shared.give_back(self.bytes);
+            self.shared.give_back(&self.seat.part, self.bytes);
         }
     }
 }
@@ -277,18 +385,24 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    fn budget() -> MemoryBudget {
-        MemoryBudget::new(64 * MIB, 128)
+    fn budget() -> (MemoryBudget, MemoryShare) {
+        let budget = MemoryBudget::new(64 * MIB, 128);
+        let share = budget.share(8 * MIB);
+        (budget, share)
+    }
+
+    fn lease(share: &MemoryShare) -> Lease {
+        share.lease(Waker::noop().clone())
     }
 
     #[test]
     fn a_budget_leaves_something_for_everybody() {
-        let budget = budget();
+        let (budget, share) = budget();
         assert_eq!(budget.own(), 64 << 10);
         assert_eq!(budget.largest_lease(), 56 * MIB);
-        let mut hog = budget.lease(Waker::noop().clone());
+        let mut hog = lease(&share);
         assert!(hog.covers(56 * MIB + budget.own()));
-        let mut other = budget.lease(Waker::noop().clone());
+        let mut other = lease(&share);
         assert!(other.covers(budget.own()));
         assert!(!other.covers(budget.own() + 1));
         drop(hog);
@@ -299,13 +413,13 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_served_in_the_order_of_coming() {
-        let budget = budget();
+    fn who_waits_is_served_in_turn() {
+        let (budget, share) = budget();
         let own = budget.own();
-        let mut first = budget.lease(Waker::noop().clone());
+        let mut first = lease(&share);
         assert!(first.covers(own + 40 * MIB));
-        let mut large = budget.lease(Waker::noop().clone());
-        let mut small = budget.lease(Waker::noop().clone());
+        let mut large = lease(&share);
+        let mut small = lease(&share);
         assert!(!large.covers_soon(own + 32 * MIB));
         assert!(!small.covers_soon(own + MIB), "there is room, but another has come before");
         assert!(budget.is_pressed() && first.is_wanted() && !large.is_wanted());
@@ -320,9 +434,9 @@ mod tests {
 
     #[test]
     fn those_who_wait_do_not_wait_for_each_other() {
-        let budget = budget();
+        let (budget, share) = budget();
         let own = budget.own();
-        let mut leases: Vec<_> = (0..3).map(|_| budget.lease(Waker::noop().clone())).collect();
+        let mut leases: Vec<_> = (0..3).map(|_| lease(&share)).collect();
         assert!(leases.iter_mut().all(|lease| lease.covers(own + 18 * MIB)));
         assert!(leases.iter_mut().all(|lease| !lease.covers_soon(own + 24 * MIB)));
         // None of them uses what it has, nor gives up what it waits for.
@@ -337,13 +451,35 @@ mod tests {
     }
 
     #[test]
+    fn a_share_leaves_half_of_the_rest_to_the_others() {
+        let budget = MemoryBudget::new(256 * MIB, 1024);
+        let (own, total) = (budget.own(), budget.largest_lease());
+        let shares: Vec<_> = (0..4).map(|_| budget.share(32 * MIB)).collect();
+        let mut hung = Vec::new();
+        for share in &shares[..2] {
+            for _ in 0..64 {
+                hung.push(lease(share));
+                hung.last_mut().unwrap().covers_soon(own + 8 * MIB);
+            }
+        }
+        assert!(budget.is_pressed() && budget.taken() <= total / 4 * 3);
+        // One of a healthy share gets what it needs, again and again, and nobody waits for it.
+        for _ in 0..4 {
+            let mut healthy = lease(&shares[2]);
+            assert!(healthy.covers_soon(own + 32 * MIB) && !healthy.is_wanted());
+        }
+        drop(hung);
+        assert_eq!((budget.taken(), budget.is_pressed()), (0, false));
+    }
+
+    #[test]
     fn who_leaves_the_queue_lets_those_behind_pass() {
-        let budget = budget();
+        let (budget, share) = budget();
         let own = budget.own();
-        let mut first = budget.lease(Waker::noop().clone());
+        let mut first = lease(&share);
         assert!(first.covers(own + 40 * MIB));
-        let mut large = budget.lease(Waker::noop().clone());
-        let mut small = budget.lease(Waker::noop().clone());
+        let mut large = lease(&share);
+        let mut small = lease(&share);
         assert!(!large.covers_soon(own + 32 * MIB) && !small.covers_soon(own + MIB));
         drop(large);
         assert!(small.covers_soon(own + MIB));
@@ -356,13 +492,12 @@ mod tests {
         fn nothing_is_lost_and_nothing_is_too_much(
             steps in prop::collection::vec((0_usize..8, 0_usize..4, 1_usize..(60 * MIB)), 1..200),
         ) {
-            let budget = budget();
-            let lease = || budget.lease(Waker::noop().clone());
-            let mut leases: Vec<_> = (0..8).map(|_| lease()).collect();
+            let (budget, share) = budget();
+            let mut leases: Vec<_> = (0..8).map(|_| lease(&share)).collect();
             for (who, what, bytes) in steps {
                 let bytes = bytes.min(budget.largest_lease());
                 match what {
-                    0 => drop(std::mem::replace(&mut leases[who], lease())),
+                    0 => drop(std::mem::replace(&mut leases[who], lease(&share))),
                     1 => leases[who].shrink_to(bytes),
                     2 => _ = leases[who].covers(bytes),
                     _ => _ = leases[who].covers_soon(bytes),
@@ -371,8 +506,9 @@ mod tests {
                 prop_assert_eq!(leases.iter().map(granted).sum::<usize>(), budget.taken());
                 prop_assert!(budget.taken() <= budget.largest_lease());
                 let waiting = leases.iter()
-                    .filter(|lease| lease.is_waiting && lease.seat.granted.load(Ordering::Relaxed) == 0);
+                    .filter(|lease| lease.is_waiting() && lease.seat.granted.load(Ordering::Relaxed) == 0);
                 prop_assert_eq!(waiting.count() > 0, budget.is_pressed());
+                prop_assert_eq!(share.part.taken.load(Ordering::Relaxed), budget.taken());
             }
             leases.clear();
             prop_assert_eq!((budget.taken(), budget.is_pressed()), (0, false));

@@ -1,7 +1,10 @@
 //! From received bytes to requests.
 
-use super::slots::Slot;
-use super::{Chunk, Connection, Data, KEPT_BACKLOG, MAX_UNSENT_HEADS, Memory, Submission, Work};
+use super::patience::Direction;
+use super::slots::{Slot, work_of};
+use super::{
+    Chunk, Connection, Data, Ending, KEPT_BACKLOG, MAX_UNSENT_HEADS, Memory, Submission, Work,
+};
 use crate::error::Error;
 use crate::server::{Rejection, ReplyTo, Then};
 use crate::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
@@ -23,8 +26,8 @@ const STATUS_CHARGE: usize = 1 << 20;
 pub(super) enum Input<M> {
     /// A header, as far as it has come.
     Header { bytes: [u8; MAX_HEADER_LEN], have: usize },
-    /// A request that waits for room. Nothing is received meanwhile.
-    Blocked(Request),
+    /// A request that waits for room, or was told of some. Nothing is received meanwhile.
+    Blocked { request: Request, has_room: bool },
     /// The payload of a WRITE.
     Payload(Payload<M>),
     /// The payload of a BLOCK_STATUS, as far as it has come.
@@ -57,7 +60,7 @@ pub(super) struct Payload<M> {
     /// All but the last are full.
     chunks: Vec<Chunk<M>>,
     /// Bytes that have not come.
-    left: usize,
+    pub(super) left: usize,
     /// Bytes of memory that the chunks hold.
     pub(super) charge: usize,
     /// The slot of the whole, once a piece is on its way.
@@ -85,13 +88,19 @@ impl<M: Memory> Payload<M> {
 impl<W: Work, M: Memory> Connection<W, M> {
     /// Whether there is a use for more input.
     pub fn may_receive(&mut self) -> bool {
-        if self.left || self.out.heads_len() > MAX_UNSENT_HEADS {
+        if self.left.is_some() || self.out.heads_len() > MAX_UNSENT_HEADS {
             return false;
         }
-        match &mut self.input {
-            Input::Blocked(request) => {
+        match &self.input {
+            Input::Blocked { has_room: true, .. } => true,
+            Input::Blocked { request, .. } => {
                 let request = *request;
-                self.check(&request).is_err() || self.has_room_for(&request)
+                if self.check(&request).is_err() {
+                    return true;
+                }
+                let has_room = self.has_room_for(&request);
+                self.input = Input::Blocked { request, has_room };
+                has_room
             }
             Input::Payload(payload) => !payload.starved || self.next_chunk_len().is_some(),
             Input::Header { .. } | Input::Query { .. } | Input::Discard { .. } => true,
@@ -101,26 +110,39 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// Takes requests off the front of `bytes`, and says how many bytes those were. The rest, if there is any,
     /// finds no room now: give it to [`stash`](Self::stash). `memory` makes memory for payloads.
     ///
-    /// # Errors
-    ///
-    /// The client has broken the protocol in a way that no reply can repair: send what is to be sent, and hang up.
-    pub fn receive(
+    /// Behind a message that breaks the protocol in a way that no reply can repair, nothing is taken for a request:
+    /// what came before it is answered, and [that is the end](Ending::Broken).
+    pub fn receive(&mut self, bytes: &[u8], memory: &mut dyn FnMut(usize) -> M) -> usize {
+        if !bytes.is_empty() {
+            self.patience.moved(Direction::In);
+        }
+        match self.take_requests(bytes, memory) {
+            Ok(taken) => taken,
+            Err(violation) => {
+                self.violation = Some(violation);
+                self.left = Some(Ending::Broken);
+                self.input = Input::default();
+                bytes.len()
+            }
+        }
+    }
+
+    fn take_requests(
         &mut self,
         bytes: &[u8],
         memory: &mut dyn FnMut(usize) -> M,
     ) -> Result<usize, Error> {
-        self.moved |= !bytes.is_empty();
         let mut at = 0;
-        while !self.left {
+        while self.left.is_none() {
             let went_on = match &mut self.input {
                 Input::Header { .. } => match self.next_header(bytes, &mut at)? {
-                    Some(request) => self.begin(&request, bytes, &mut at)?,
+                    Some(request) => self.begin(&request, false, bytes, &mut at)?,
                     None => false,
                 },
-                Input::Blocked(request) => {
-                    let request = *request;
+                Input::Blocked { request, has_room } => {
+                    let (request, has_room) = (*request, *has_room);
                     self.input = Input::default();
-                    self.begin(&request, bytes, &mut at)?
+                    self.begin(&request, has_room, bytes, &mut at)?
                 }
                 Input::Payload(_) => self.fill_payload(bytes, &mut at, memory),
                 Input::Query { .. } => self.fill_query(bytes, &mut at),
@@ -134,17 +156,17 @@ impl<W: Work, M: Memory> Connection<W, M> {
         Ok(bytes.len())
     }
 
-    /// Nothing will come any more. Says whether that was between two messages.
-    pub fn end_of_input(&mut self) -> bool {
-        self.left = true;
-        !self.is_half_way()
+    /// Nothing will come any more.
+    pub fn end_of_input(&mut self) {
+        let ending = if self.is_half_way() { Ending::Truncated } else { Ending::Left };
+        self.left = self.left.or(Some(ending));
     }
 
     /// Whether a message has begun and the rest of it is the client's to send.
     pub(super) fn is_half_way(&self) -> bool {
         match &self.input {
             Input::Header { have, .. } => *have > 0,
-            Input::Blocked(_) => false,
+            Input::Blocked { .. } => false,
             Input::Payload(_) | Input::Query { .. } | Input::Discard { .. } => true,
         }
     }
@@ -157,7 +179,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// Whether there is anything in the [`stash`](Self::stash), or a request that waits for room.
     #[must_use]
     pub fn has_backlog(&self) -> bool {
-        !self.backlog.is_empty() || matches!(self.input, Input::Blocked(_))
+        !self.backlog.is_empty() || matches!(self.input, Input::Blocked { .. })
     }
 
     /// Moves the stash to the front of `into`, which is as long as what it came from, and says how long it is.
@@ -193,9 +215,12 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// The first `bytes` of [`place`](Self::place) have been received.
     pub fn placed(&mut self, bytes: usize) {
         let Input::Payload(payload) = &mut self.input else { return };
-        self.moved |= bytes > 0;
         payload.filled(bytes);
-        if payload.left == 0 {
+        let is_whole = payload.left == 0;
+        if bytes > 0 {
+            self.patience.moved(Direction::In);
+        }
+        if is_whole {
             self.finish_payload();
         }
     }
@@ -219,20 +244,26 @@ impl<W: Work, M: Memory> Connection<W, M> {
         Ok(request)
     }
 
-    /// Begins a request whose header ends at `at`. Says whether to go on.
-    fn begin(&mut self, request: &Request, bytes: &[u8], at: &mut usize) -> Result<bool, Error> {
+    /// Begins a request whose header ends at `at`, and that may have been told of room. Says whether to go on.
+    fn begin(
+        &mut self,
+        request: &Request,
+        has_room: bool,
+        bytes: &[u8],
+        at: &mut usize,
+    ) -> Result<bool, Error> {
         if request.command == Command::Disc {
             // Whatever flags are with it: there is nobody who would read a refusal.
-            self.left = true;
+            self.left = Some(Ending::Left);
             return Ok(true);
         }
         // Whatever comes of it, it may add to these.
-        let has_room = self.out.heads_len() <= MAX_UNSENT_HEADS;
-        if has_room && let Err(rejection) = self.check(request) {
+        let may_answer = self.out.heads_len() <= MAX_UNSENT_HEADS;
+        if may_answer && let Err(rejection) = self.check(request) {
             return self.reject(request, rejection);
         }
-        if !has_room || !self.has_room_for(request) {
-            self.input = Input::Blocked(*request);
+        if !may_answer || !(has_room || self.has_room_for(request)) {
+            self.input = Input::Blocked { request: *request, has_room };
             return Ok(false);
         }
         let is_query = request.command == Command::BlockStatus
@@ -460,7 +491,9 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// Begins a request that there is room for.
     fn push(&mut self, request: &Request, length: u64, charge: usize, data: Data<M>) {
         self.held += charge;
-        let token = self.slots.insert(Slot::new(request, length, charge));
+        let slot = Slot::new(request, length, charge);
+        self.working += slot.work;
+        let token = self.slots.insert(slot);
         self.ready.push_back(Submission {
             token,
             command: request.command,
@@ -476,12 +509,25 @@ impl<W: Work, M: Memory> Connection<W, M> {
         self.held + self.pinned + self.backlog.len()
     }
 
+    /// Bytes of memory that it keeps from others: not what waits to be taken, while it waits itself.
+    pub(super) fn claimed(&self) -> usize {
+        match &self.input {
+            Input::Blocked { request, has_room: true } => {
+                (self.held_now() + charge_of(request)).min(self.lease.most())
+            }
+            Input::Blocked { .. } => self.held + self.pinned,
+            _ => self.held_now(),
+        }
+    }
+
     /// Whether a request can begin. For a WRITE, memory is looked for as its payload comes.
     fn has_room_for(&mut self, request: &Request) -> bool {
-        let charge = charge_of(request);
+        let (charge, work) = (charge_of(request), work_of(request.command, request.length));
         let held = self.held + self.pinned;
+        let most = self.limits.memory;
         if self.slots.len() >= self.limits.in_flight
-            || (held > 0 && held + charge > self.limits.memory)
+            || (held > 0 && held + charge > most)
+            || (self.working > 0 && self.working.saturating_add(work) > most as u64)
         {
             return false;
         }

@@ -4,32 +4,36 @@
 //! straight into [`place`](Connection::place); has the disk do what [`poll_request`](Connection::poll_request)
 //! says; returns what has ended by [`complete`](Connection::complete); sends what
 //! [`poll_transmit`](Connection::poll_transmit) gives, from wherever that lies, and says by
-//! [`sent`](Connection::sent) how much of it went. Before it waits, it asks for the
-//! [`deadline`](Connection::deadline): time comes in there, so that no clock is read for each message.
+//! [`sent`](Connection::sent) how much of it went. Before it waits, it asks [what for](Connection::waits_for), and
+//! for the [`deadline`](Connection::deadline): time comes in there, so that no clock is read for each message.
 
 mod budget;
 mod input;
 mod output;
 mod patience;
+mod queue;
 mod reply;
 mod slots;
+mod waits;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Instant;
 
 use super::handshake::Negotiated;
 use super::reply::ReplyEncoder;
 use super::rules::RequestRules;
+use crate::error::Error;
 use crate::export::MetaContext;
 use crate::wire::{Command, CommandFlags, ErrorCode, HeaderStyle};
-pub use budget::{Lease, MemoryBudget};
+pub use budget::{Lease, MemoryBudget, MemoryShare};
 pub use input::Place;
 use input::{Input, Payload};
 use output::Output;
 pub use output::Piece;
-pub use patience::{Expired, PRESSED_TIMEOUT};
+use patience::Patience;
+pub use patience::{Direction, Expired, HalfWay, PRESSED_TIMEOUT};
 use slots::Slots;
+pub use waits::Waits;
 
 /// Bytes of unsent headers from which on nothing more is received: only error replies and block status come to
 /// as much.
@@ -42,7 +46,8 @@ const KEPT_BACKLOG: usize = 32 << 10;
 pub struct ConnectionLimits {
     /// Requests that were begun and whose replies are not sent.
     pub in_flight: usize,
-    /// Bytes that these may occupy. One request always may begin.
+    /// Bytes that these may occupy, and bytes that those may change or prefetch which occupy none. One request always may
+    /// begin.
     pub memory: usize,
     /// The longest slice that is given to [`Connection::receive`]: what a payload keeps that is left in there.
     pub window: usize,
@@ -119,6 +124,10 @@ pub struct Chunk<M> {
 pub enum Ending {
     /// The client has said goodbye, or nothing more will come from it.
     Left,
+    /// Nothing more will come from the client, and it was in the middle of a message.
+    Truncated,
+    /// The client has broken the protocol in a way that no reply can repair: see [`Connection::violation`].
+    Broken,
     /// The server ends.
     Shutdown,
 }
@@ -148,22 +157,21 @@ pub struct Connection<W, M> {
     held: usize,
     /// Bytes of receive buffers that writes keep from others.
     pinned: usize,
-    left: bool,
+    /// Requests that the disk has.
+    at_disk: usize,
+    /// Bytes that these change or prefetch without holding memory.
+    working: u64,
+    /// Why nothing more is received.
+    left: Option<Ending>,
+    violation: Option<Error>,
     shutting_down: bool,
-    /// Bytes have moved, or something became due, since `since`.
-    moved: bool,
-    since: Instant,
+    patience: Patience,
 }
 
 impl<W: Work, M: Memory> Connection<W, M> {
     /// After its handshake. `lease` is its part of the memory of all connections.
     #[must_use]
-    pub fn new(
-        negotiated: &Negotiated,
-        mut limits: ConnectionLimits,
-        lease: Lease,
-        now: Instant,
-    ) -> Self {
+    pub fn new(negotiated: &Negotiated, mut limits: ConnectionLimits, lease: Lease) -> Self {
         let sizes = negotiated.export.block_sizes();
         // More is never to be had.
         limits.memory = limits.memory.min(lease.most());
@@ -183,10 +191,12 @@ impl<W: Work, M: Memory> Connection<W, M> {
             lease,
             held: 0,
             pinned: 0,
-            left: false,
+            at_disk: 0,
+            working: 0,
+            left: None,
+            violation: None,
             shutting_down: false,
-            moved: false,
-            since: now,
+            patience: Patience::default(),
         }
     }
 
@@ -202,7 +212,9 @@ impl<W: Work, M: Memory> Connection<W, M> {
 
     /// From now on every request but a flush is answered with ESHUTDOWN; those at the disk are answered as they end.
     pub fn shut_down(&mut self) {
-        self.moved |= !self.shutting_down;
+        if !self.shutting_down {
+            self.patience.restart();
+        }
         self.shutting_down = true;
     }
 
@@ -213,13 +225,15 @@ impl<W: Work, M: Memory> Connection<W, M> {
     }
 
     /// Bytes have moved that are of no use yet: those of a record of TLS, say.
-    pub fn moved(&mut self) {
-        self.moved = true;
+    pub fn moved(&mut self, direction: Direction) {
+        self.patience.moved(direction);
     }
 
     /// What the disk has to do next.
     pub fn poll_request(&mut self) -> Option<Submission<M>> {
-        self.ready.pop_front()
+        let request = self.ready.pop_front()?;
+        self.at_disk += 1;
+        Some(request)
     }
 
     /// What is to be sent, in this order.
@@ -240,7 +254,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// If it gave fewer.
     pub fn sent(&mut self, bytes: usize) {
         if bytes > 0 {
-            self.moved = true;
+            self.patience.moved(Direction::Out);
             self.out.advance(bytes);
         }
     }
@@ -249,14 +263,24 @@ impl<W: Work, M: Memory> Connection<W, M> {
     pub fn poll_free(&mut self) -> Option<W> {
         let work = self.out.pop_sent()?;
         let slot = self.slots.remove(work.token());
-        self.held -= slot.charge;
+        self.release(slot.charge);
         Some(work)
     }
 
-    /// The connection is over: what is not at the disk is given up, and so are the replies to what was. What is at the
-    /// disk goes on to count; call this again when some of that [has ended](Self::complete).
+    /// A part of the memory is not needed any more. What nobody waits for is kept for the next request.
+    fn release(&mut self, bytes: usize) {
+        self.held -= bytes;
+        if self.lease.is_any() && self.lease.is_contended() {
+            let claimed = self.claimed();
+            self.lease.shrink_to(claimed);
+        }
+    }
+
+    /// The connection is over: what is not at the disk is given up, and so are the replies to what was. Payloads at the
+    /// disk go on to count, answers that nobody will read do not; call this again when some of that
+    /// [has ended](Self::complete).
     pub fn hang_up(&mut self) {
-        self.left = true;
+        self.left = self.left.or(Some(Ending::Left));
         self.backlog = Vec::new();
         if let Input::Payload(payload) = std::mem::take(&mut self.input) {
             self.held -= payload.charge;
@@ -265,10 +289,12 @@ impl<W: Work, M: Memory> Connection<W, M> {
         while let Some(request) = self.ready.pop_front() {
             let slot = self.slots.remove(request.token);
             self.held -= slot.charge;
+            self.working -= slot.work;
             self.give_up_piece(slot.whole);
         }
         self.out.clear();
         while self.poll_free().is_some() {}
+        self.held -= self.slots.give_up_answers();
         self.lease.leave_queue();
         self.lease.shrink_to(self.held + self.pinned);
     }
@@ -313,10 +339,12 @@ impl<W: Work, M: Memory> Connection<W, M> {
     pub fn ending(&self) -> Option<Ending> {
         // A flush that waits for its turn.
         let is_blocked = matches!(self.input, Input::Blocked(_));
-        match (self.left, self.shutting_down && !is_blocked) {
-            (true, _) => Some(Ending::Left),
-            (false, true) => Some(Ending::Shutdown),
-            (false, false) => None,
-        }
+        let shuts_down = self.shutting_down && !is_blocked;
+        self.left.or(shuts_down.then_some(Ending::Shutdown))
+    }
+
+    /// The rule that the client has broken, if it has.
+    pub fn violation(&mut self) -> Option<Error> {
+        self.violation.take()
     }
 }

@@ -16,9 +16,9 @@ impl<W: Work, M: Memory> Connection<W, M> {
     ///
     /// If its token is of no request at the disk.
     pub fn complete(&mut self, work: W) -> Option<W> {
-        // The peer has the whole time for what only now is there to be taken.
-        self.moved |= self.out.is_empty();
         let slot = *self.slots.get(work.token());
+        self.at_disk -= 1;
+        self.working -= slot.work;
         if let Some(whole) = slot.whole {
             self.complete_piece(&work, whole);
             return Some(work);
@@ -35,7 +35,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
 
     fn complete_piece(&mut self, work: &W, whole: usize) {
         let piece = self.slots.remove(work.token());
-        self.held -= piece.charge;
+        self.release(piece.charge);
         let slot = self.slots.get(whole);
         slot.pieces -= 1;
         slot.error = slot.error.or(work.error());

@@ -13,6 +13,8 @@ pub(super) struct Slot {
     pub(super) length: u64,
     /// Bytes of memory that are held for it.
     pub(super) charge: usize,
+    /// Bytes that the disk changes or prefetches for it, if it holds no memory meanwhile.
+    pub(super) work: u64,
     /// The write that this is a piece of.
     pub(super) whole: Option<usize>,
     /// Of a write in pieces: those that have not ended, and one more while there are some to come.
@@ -29,10 +31,19 @@ impl Slot {
             flags: request.flags,
             length,
             charge,
+            work: work_of(request.command, length),
             whole: None,
             pieces: 0,
             error: None,
         }
+    }
+}
+
+/// What a request without a payload costs the disk.
+pub(super) const fn work_of(command: Command, length: u64) -> u64 {
+    match command {
+        Command::Trim | Command::WriteZeroes | Command::Cache => length,
+        _ => 0,
     }
 }
 
@@ -64,7 +75,15 @@ impl Slots {
     /// The slot is free again.
     pub(super) fn remove(&mut self, at: usize) -> Slot {
         self.free.push(at);
-        self.slots[at]
+        let slot = self.slots[at];
+        self.slots[at].charge = 0;
+        slot
+    }
+
+    /// Nobody will read what the disk answers: gives the bytes that were held for that.
+    pub(super) fn give_up_answers(&mut self) -> usize {
+        let answers = |slot: &&mut Slot| !matches!(slot.command, Command::Write);
+        self.slots.iter_mut().filter(answers).map(|slot| std::mem::take(&mut slot.charge)).sum()
     }
 
     /// Whether no piece of this write is at the disk.

@@ -1,177 +1,17 @@
 //! A connection in its transmission phase, byte by byte and in time that is told to it.
+#![allow(unreachable_pub, reason = "its modules are its own")]
 #![allow(clippy::unwrap_used, reason = "a panic fails the test")]
 #![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
 
-use std::task::Waker;
-use std::time::{Duration, Instant};
+mod clocks;
+mod pair;
+mod shares;
 
-use blockyard_nbd::server::{
-    Connection, ConnectionLimits, Data, Ending, Expired, Export, Memory, MemoryBudget, Negotiated,
-    PRESSED_TIMEOUT, Piece, Submission, Work,
-};
-use blockyard_nbd::wire::{
-    Command, CommandFlags, ErrorCode, HeaderStyle, Request, TransmissionFlags,
-};
-use blockyard_nbd::{BlockSizes, ExportInfo, MetaContext};
+use std::time::Duration;
 
-const MIB: usize = 1 << 20;
-const STALL: Duration = Duration::from_secs(60);
-const NONE: CommandFlags = CommandFlags::empty();
-
-#[derive(Debug, Default)]
-struct Answer {
-    token: usize,
-    error: Option<ErrorCode>,
-    data: Vec<Vec<u8>>,
-    extents: Vec<(u64, u64)>,
-}
-
-impl Work for Answer {
-    fn token(&self) -> usize {
-        self.token
-    }
-    fn error(&self) -> Option<ErrorCode> {
-        self.error
-    }
-    fn segments(&self) -> usize {
-        self.data.len()
-    }
-    fn segment_len(&self, segment: usize) -> usize {
-        self.data[segment].len()
-    }
-    fn is_zero(&self, segment: usize) -> bool {
-        self.data[segment].iter().all(|&byte| byte == 0)
-    }
-    fn extents(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.extents.iter().copied()
-    }
-}
-
-#[derive(Debug)]
-struct Bytes(Vec<u8>);
-
-impl Memory for Bytes {
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
-
-fn memory(len: usize) -> Bytes {
-    Bytes(vec![0xee; len])
-}
-
-fn negotiated(style: HeaderStyle, minimum: u32) -> Negotiated {
-    let flags = TransmissionFlags::all() - TransmissionFlags::READ_ONLY;
-    let info = ExportInfo {
-        name: "disk".into(),
-        description: String::new(),
-        size: 1 << 30,
-        flags,
-        block_sizes: BlockSizes::new(minimum, 4096, 32 << 20).ok(),
-    };
-    Negotiated {
-        export: Export {
-            id: 0,
-            info,
-            contexts: vec!["base:allocation".into()],
-            tls_only: false,
-            block_sizes_required: false,
-        },
-        flags,
-        style,
-        contexts: vec![MetaContext { id: 0, name: "base:allocation".into() }],
-        tls: false,
-        block_sizes_agreed: true,
-        no_zeroes: true,
-    }
-}
-
-/// A connection, and the client's end of it.
-struct Pair {
-    connection: Connection<Answer, Bytes>,
-    now: Instant,
-}
-
-impl Pair {
-    fn new(budget: &MemoryBudget) -> Self {
-        Self::with(budget, HeaderStyle::Simple, 512)
-    }
-
-    fn with(budget: &MemoryBudget, style: HeaderStyle, minimum: u32) -> Self {
-        let limits = ConnectionLimits {
-            in_flight: 16,
-            memory: 64 * MIB,
-            window: 256 << 10,
-            alignment: 0,
-            stall_timeout: STALL,
-            idle_timeout: None,
-        };
-        let now = Instant::now();
-        let lease = budget.lease(Waker::noop().clone());
-        Self { connection: Connection::new(&negotiated(style, minimum), limits, lease, now), now }
-    }
-
-    /// Gives it bytes as a socket would: all that find room.
-    fn send(&mut self, bytes: &[u8]) -> usize {
-        self.connection.receive(bytes, &mut memory).unwrap()
-    }
-
-    /// What the disk is asked for.
-    fn asked(&mut self) -> Option<Submission<Bytes>> {
-        self.connection.poll_request()
-    }
-
-    fn end(&mut self, answer: Answer) {
-        self.connection.complete(answer);
-    }
-
-    /// What the client receives, when it receives all.
-    fn replies(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for piece in self.connection.poll_transmit() {
-            match piece {
-                Piece::Bytes(more) => bytes.extend_from_slice(more),
-                Piece::Data { work, segment, skip } => {
-                    bytes.extend_from_slice(&work.data[segment][skip..]);
-                }
-            }
-        }
-        self.connection.sent(bytes.len());
-        while self.connection.poll_free().is_some() {}
-        bytes
-    }
-
-    /// Lets time pass as a sleeping owner does: waking at every deadline.
-    fn pass(&mut self, time: Duration) -> Option<Expired> {
-        let end = self.now + time;
-        loop {
-            match self.connection.deadline(self.now) {
-                Some(deadline) if deadline <= end => self.now = self.now.max(deadline),
-                _ => {
-                    self.now = end;
-                    return self.connection.expired(end);
-                }
-            }
-            if let Some(expired) = self.connection.expired(self.now) {
-                return Some(expired);
-            }
-        }
-    }
-}
-
-fn budget() -> MemoryBudget {
-    MemoryBudget::new(256 * MIB, 1024)
-}
-
-fn head(command: Command, offset: u64, length: u64) -> Vec<u8> {
-    let request = Request { command, flags: NONE, cookie: offset, offset, length };
-    request.encode(HeaderStyle::Simple).unwrap().to_vec()
-}
-
-/// A simple reply to a request at `offset`.
-fn reply(error: u32, offset: u64) -> Vec<u8> {
-    [&0x6744_6698_u32.to_be_bytes()[..], &error.to_be_bytes(), &offset.to_be_bytes()].concat()
-}
+use blockyard_nbd::server::{Data, Ending, Expired, HalfWay, PRESSED_TIMEOUT};
+use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
+use pair::{Answer, Budget, MIB, NONE, Pair, STALL, budget, head, memory, reply};
 
 #[test]
 fn an_idle_hour_before_a_message_does_not_shorten_it() {
@@ -215,11 +55,15 @@ fn a_peer_that_is_slow_and_steady_lives_and_one_that_stands_still_does_not() {
         assert_eq!(pair.pass(Duration::from_secs(50)), None);
         pair.connection.sent(1);
     }
-    assert_eq!(pair.pass(STALL), Some(Expired::Stalled(STALL)));
+    assert_eq!(pair.pass(STALL), Some(Expired::Stalled(HalfWay::Replies, STALL)));
     for half in [1, 27, 28, 29, 1000] {
         let mut pair = Pair::new(&budget());
         pair.send(&write[..half]);
-        assert_eq!(pair.pass(2 * STALL), Some(Expired::Stalled(STALL)), "{half}");
+        let what = match half {
+            ..28 => HalfWay::Header,
+            _ => HalfWay::Payload((write.len() - half) as u64),
+        };
+        assert_eq!(pair.pass(2 * STALL), Some(Expired::Stalled(what, STALL)), "{half}");
     }
 }
 
@@ -319,12 +163,12 @@ fn who_keeps_memory_that_others_wait_for_has_less_time_to_take_its_replies() {
     assert_eq!(crowd[0].pass(PRESSED_TIMEOUT - Duration::from_secs(1)), None);
     crowd[0].connection.sent(1);
     assert_eq!(crowd[0].pass(PRESSED_TIMEOUT - Duration::from_secs(1)), None, "it moves");
-    let expired = Some(Expired::Pressed(PRESSED_TIMEOUT));
+    let expired = Some(Expired::Pressed(HalfWay::Replies, PRESSED_TIMEOUT));
     assert_eq!(crowd[0].pass(2 * PRESSED_TIMEOUT), expired);
     crowd.truncate(2);
     assert!(!budget.is_pressed());
     assert_eq!(crowd[1].pass(STALL - Duration::from_secs(1)), None, "nobody waits");
-    assert_eq!(crowd[1].pass(STALL), Some(Expired::Stalled(STALL)));
+    assert_eq!(crowd[1].pass(STALL), Some(Expired::Stalled(HalfWay::Replies, STALL)));
 }
 
 #[test]
@@ -418,12 +262,49 @@ fn what_is_at_the_disk_counts_until_it_ends_after_the_connection_has() {
     assert!(pair.connection.outstanding() == 3 && budget.taken() > 10 * MIB);
     pair.connection.hang_up();
     assert_eq!(pair.connection.outstanding(), 1);
-    assert!((MIB..MIB + (128 << 10)).contains(&(budget.taken() + budget.own())));
+    assert_eq!(budget.taken(), 0, "nobody will read what the disk answers");
     assert!(!pair.connection.may_receive() && pair.asked().is_none());
     pair.end(Answer { token: second, data: vec![vec![1; MIB]], ..Answer::default() });
     pair.connection.hang_up();
     assert_eq!((pair.connection.outstanding(), budget.taken()), (0, 0));
     assert!(pair.replies().is_empty() && pair.connection.is_quiet());
+}
+
+#[test]
+fn a_payload_at_the_disk_counts_until_it_ends_after_the_connection_has() {
+    let budget = budget();
+    let mut pair = Pair::new(&budget);
+    let write = [head(Command::Write, 0, 8 << 20), vec![1; 8 << 20]].concat();
+    assert_eq!(pair.send(&write[..100]) + pair.send(&write[100..]), write.len());
+    let token = pair.asked().unwrap().token;
+    pair.connection.hang_up();
+    assert!(budget.taken() + budget.own() >= 8 * MIB);
+    pair.end(Answer { token, ..Answer::default() });
+    pair.connection.hang_up();
+    assert_eq!((pair.connection.outstanding(), budget.taken()), (0, 0));
+}
+
+#[test]
+fn what_came_before_a_message_that_is_none_is_answered() {
+    for garbage in [&[0x5a; 40][..], &head(Command::Write, 0, 1 << 30)] {
+        let mut pair = Pair::new(&budget());
+        let bytes = [&head(Command::Read, 512, 512)[..], garbage].concat();
+        assert_eq!(pair.send(&bytes), bytes.len());
+        let token = pair.asked().unwrap().token;
+        assert!(!pair.connection.may_receive() && !pair.connection.is_quiet());
+        pair.end(Answer { token, data: vec![vec![7; 512]], ..Answer::default() });
+        assert_eq!(pair.replies(), [reply(0, 512), vec![7; 512]].concat());
+        assert_eq!(pair.connection.ending(), Some(Ending::Broken));
+        assert!(pair.connection.is_quiet() && pair.connection.violation().is_some());
+    }
+    let mut pair = Pair::new(&budget());
+    pair.send(&head(Command::Flush, 0, 0).repeat(2)[..28 + 5]);
+    pair.connection.end_of_input();
+    let token = pair.asked().unwrap().token;
+    assert!(!pair.connection.is_quiet());
+    pair.end(Answer { token, ..Answer::default() });
+    assert_eq!(pair.replies(), reply(0, 0));
+    assert_eq!(pair.connection.ending(), Some(Ending::Truncated));
 }
 
 #[test]
@@ -452,7 +333,7 @@ fn a_write_in_pieces_ends_with_its_connection() {
 
 #[test]
 fn what_counts_for_more_than_all_memory_has_its_turn() {
-    let budget = MemoryBudget::new(128 << 10, 1);
+    let budget = Budget::new(128 << 10, 1);
     let mut pair = Pair::with(&budget, HeaderStyle::Structured, 512);
     let flags = CommandFlags::REQ_ONE;
     let status =

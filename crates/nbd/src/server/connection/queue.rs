@@ -1,0 +1,105 @@
+//! Those who wait for memory, in an order that is fair by bytes.
+
+use std::collections::BTreeMap;
+
+/// A place in the queue. Who has had fewer bytes comes first, and of several the first to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    share: usize,
+    key: (u64, u64),
+}
+
+impl Ticket {
+    /// The time at which it has been served with `bytes`.
+    pub(super) fn end(self, bytes: usize) -> u64 {
+        self.key.0.saturating_add(bytes as u64)
+    }
+}
+
+/// How many bytes somebody may catch up on who was served before, and whose place others took until it came again: the largest
+/// usual request.
+const CATCH_UP: u64 = 32 << 20;
+
+/// Start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996): time goes by bytes. Who was served with many of them at once
+/// comes again when all others who wait have had as many; who did not wait has little saved up.
+#[derive(Debug)]
+pub(super) struct Queue<W> {
+    /// Those of each share.
+    shares: Vec<BTreeMap<(u64, u64), W>>,
+    /// The start of who was served last.
+    now: u64,
+    /// Tells apart who starts at the same time.
+    serial: u64,
+}
+
+impl<W> Default for Queue<W> {
+    fn default() -> Self {
+        Self { shares: Vec::new(), now: 0, serial: 0 }
+    }
+}
+
+impl<W> Queue<W> {
+    /// One more, who was served until then, or never yet.
+    pub(super) fn join(&mut self, share: usize, served_until: u64, waiter: W) -> Ticket {
+        if self.shares.len() <= share {
+            self.shares.resize_with(share + 1, BTreeMap::new);
+        }
+        self.serial += 1;
+        let start = match served_until {
+            0 => self.now,
+            _ => served_until.max(self.now.saturating_sub(CATCH_UP)),
+        };
+        let key = (start, self.serial);
+        self.shares[share].insert(key, waiter);
+        Ticket { share, key }
+    }
+
+    /// The first of those who are the first of their share and may be served.
+    pub(super) fn first(&self, may_be_served: impl Fn(&W) -> bool) -> Option<(Ticket, &W)> {
+        let firsts = self.shares.iter().enumerate().filter_map(|(share, waiters)| {
+            let (&key, waiter) = waiters.first_key_value()?;
+            may_be_served(waiter).then_some((Ticket { share, key }, waiter))
+        });
+        firsts.min_by_key(|(ticket, _)| ticket.key)
+    }
+
+    /// It is served, and waits no more.
+    pub(super) fn serve(&mut self, ticket: Ticket) -> Option<W> {
+        self.now = self.now.max(ticket.key.0);
+        self.leave(ticket)
+    }
+
+    /// It waits no more.
+    pub(super) fn leave(&mut self, ticket: Ticket) -> Option<W> {
+        self.shares.get_mut(ticket.share)?.remove(&ticket.key)
+    }
+
+    /// Who waits there, if it still does.
+    pub(super) fn waiter(&mut self, ticket: Ticket) -> Option<&mut W> {
+        self.shares.get_mut(ticket.share)?.get_mut(&ticket.key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_had_least_comes_first_and_a_share_that_may_not_keeps_nobody_waiting() {
+        let mut queue = Queue::default();
+        let large = queue.join(0, 0, "large");
+        let ticket = queue.first(|_| true).unwrap().0;
+        assert_eq!((ticket, queue.serve(ticket)), (large, Some("large")));
+        queue.join(0, large.end(1000), "large");
+        let mut small = queue.join(1, 0, "small");
+        for _ in 0..10 {
+            assert_eq!(queue.first(|_| true), Some((small, &"small")));
+            queue.serve(small);
+            small = queue.join(1, small.end(100), "small");
+        }
+        assert_eq!(queue.first(|_| true).unwrap().1, &"large", "it was here first");
+        assert_eq!(queue.first(|&name| name == "small").unwrap().1, &"small");
+        assert_eq!(queue.leave(small), Some("small"));
+        assert_eq!((queue.leave(small), queue.waiter(small)), (None, None));
+    }
+}
