@@ -53,6 +53,7 @@ mod extents;
 mod health;
 mod job;
 mod limits;
+mod memory;
 mod open;
 mod queue;
 mod resize;
