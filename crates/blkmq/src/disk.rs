@@ -275,19 +275,24 @@ impl Disk {
     /// [`ErrorKind::Invalid`] past the largest size, or for more padding than a block has; [`ErrorKind::Offline`] once
     /// it is being removed.
     pub fn set_size(&self, capacity: Sector, tail_padding: u32) -> Result<()> {
+        self.change_size(capacity, tail_padding)?.into_iter().for_each(|event| self.notify(event));
+        Ok(())
+    }
+
+    /// As [`Disk::set_size`], and says what its users are to be told.
+    fn change_size(&self, capacity: Sector, tail_padding: u32) -> Result<Option<Event>> {
         let size = Size::new(&self.name, capacity, tail_padding, &self.limits())?;
         if self.queue.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
         }
         let (from, bytes) = (self.capacity(), self.size_bytes());
         self.queue.set_size(size);
-        if (from, bytes) != (size.capacity, size.bytes) {
-            self.notify(Event::Resized { from, to: capacity });
-        }
-        Ok(())
+        let changed = (from, bytes) != (size.capacity, size.bytes);
+        Ok(changed.then_some(Event::Resized { from, to: capacity }))
     }
 
-    /// Has the driver make room for a new size, then takes it as [`Disk::set_capacity`] does.
+    /// Has the driver make room for a new size, then takes it as [`Disk::set_capacity`] does. Nothing is out meanwhile: it blocks
+    /// until what is has ended.
     ///
     /// # Errors
     /// What the driver says, [`ErrorKind::Invalid`] for a size that is no multiple of the logical block, and the errors
@@ -305,8 +310,15 @@ impl Disk {
         // One at a time: of two, the driver and the block layer would each take another for the last.
         let _resizing = self.resizing.lock();
         let (capacity, tail_padding) = self.limits().logical_block_size.padded(to);
-        self.ops.resize(self, to)?;
-        self.set_size(capacity, tail_padding)
+        // What is padding and what is the disk's changes for the block that was the last, while the driver and the block layer
+        // would each have another end: a write of that block must be before all of it, or after.
+        self.queue.freeze();
+        let resized = self.ops.resize(self, to);
+        let resized = resized.and_then(|()| self.change_size(capacity, tail_padding));
+        self.queue.unfreeze();
+        // Whoever is told may wait for I/O, as a kernel that freezes its own queue.
+        resized?.into_iter().for_each(|event| self.notify(event));
+        Ok(())
     }
 
     /// A size of whole logical blocks, for drivers that can make no other.

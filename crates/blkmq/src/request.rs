@@ -247,6 +247,12 @@ impl<D: Driver> Request<D> {
         self.rq().len
     }
 
+    /// Bytes that are left of its first bio (kernel: `blk_rq_cur_bytes`, of a segment).
+    #[must_use]
+    pub fn cur_bytes(&self) -> u64 {
+        self.rq().bios.front().map_or(0, |bio| bio.len())
+    }
+
     /// Whether it has no range, as a flush.
     #[must_use]
     pub fn is_empty(&self) -> bool {

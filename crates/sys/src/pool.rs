@@ -1,6 +1,7 @@
 //! Threads for what may block: a few, started when there is work, gone when there was none for a while.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -23,6 +24,7 @@ struct Shared {
     state: Mutex<State>,
     work: Condvar,
     most_threads: usize,
+    start: fn(Arc<Shared>) -> io::Result<()>,
 }
 
 #[derive(Default)]
@@ -37,8 +39,12 @@ impl Pool {
     /// A pool of at most `most_threads` threads, at least one. None is started yet.
     #[must_use]
     pub fn new(most_threads: usize) -> Self {
+        Self::with(most_threads, start)
+    }
+
+    fn with(most_threads: usize, start: fn(Arc<Shared>) -> io::Result<()>) -> Self {
         let most_threads = most_threads.max(1);
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), most_threads };
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), most_threads, start };
         Self(Arc::new(Handle(Arc::new(shared))))
     }
 
@@ -57,18 +63,24 @@ impl Pool {
         }
         state.threads += 1;
         drop(state);
-        let own = Arc::clone(shared);
-        let started = thread::Builder::new().name("blockyard-io".into()).spawn(move || own.work());
-        if started.is_err() {
+        if (shared.start)(Arc::clone(shared)).is_err() {
             let mut state = shared.lock();
             state.threads -= 1;
-            let job = if state.threads == 0 { state.jobs.pop_front() } else { None };
-            drop(state);
-            if let Some(job) = job {
+            // Whoever came meanwhile and counted on this one, or failed as well and left it to this one, has nobody else.
+            while state.threads == 0
+                && let Some(job) = state.jobs.pop_front()
+            {
+                drop(state);
                 job();
+                state = shared.lock();
             }
         }
     }
+}
+
+fn start(shared: Arc<Shared>) -> io::Result<()> {
+    let thread = thread::Builder::new().name("blockyard-io".into());
+    thread.spawn(move || shared.work()).map(drop)
 }
 
 impl Drop for Handle {
@@ -135,5 +147,26 @@ mod tests {
         drop((pool, done));
         assert_eq!(all.iter().count(), 48, "work goes on after the last handle is dropped");
         assert_eq!(most.load(Ordering::SeqCst), 3);
+    }
+
+    /// Threads that cannot be started, two at the same time: each is counted when the other fails.
+    #[test]
+    fn work_is_done_where_no_thread_can_be_started() {
+        static BOTH: Barrier = Barrier::new(2);
+        let pool = Pool::with(8, |_shared| {
+            BOTH.wait();
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        let done = Arc::new(AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let done = Arc::clone(&done);
+                    pool.execute(Box::new(move || _ = done.fetch_add(1, Ordering::SeqCst)));
+                });
+            }
+        });
+        assert_eq!(done.load(Ordering::SeqCst), 2);
+        assert_eq!(pool.0.0.lock().jobs.len(), 0);
     }
 }

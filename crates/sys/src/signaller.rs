@@ -93,7 +93,8 @@ impl Signaller {
         }
     }
 
-    /// Makes an event happen. It never waits. `false`: the kernel refuses it now, for lack of memory, and it is to be tried again.
+    /// Makes an event happen. It never waits. `false`: the kernel refuses it now, for lack of memory, and it is to be
+    /// tried again.
     #[must_use]
     pub fn signal(&self, event: &PeerEvent) -> bool {
         self.submit(event)

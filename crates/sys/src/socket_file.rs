@@ -2,10 +2,13 @@
 //! one that is alive, and its file is removed in the end.
 //!
 //! A socket is bound to a temporary name in the same directory, listens, and is renamed. Renaming never replaces a file.
-//! Only the socket of a dead server is replaced, and only by who holds a lock on the directory (flock(2)): whoever
+//! Only the socket of a dead server is replaced, and only by who holds a lock (flock(2)) on a file beside it: whoever
 //! removes a socket file takes that lock first and then looks at what there is. So of any number of servers that are
 //! started at once exactly one gets the name, and a connection that is refused means a dead server, never one that has
 //! not come to listen(2) yet.
+//!
+//! The file of the lock is there for as long as somebody holds it, and only who runs the server may open it: a lock on the
+//! directory itself could be held by anybody who can read it, for as long as they like.
 
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat, chmodat, flock, fstat,
-    openat, renameat_with, statat, unlinkat,
+    linkat, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -29,6 +32,10 @@ use rustix::net::{
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// How often it is tried.
 const LOCK_POLL: Duration = Duration::from_millis(1);
+/// Who may open the file of a lock, and so hold it.
+const LOCK_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// The longest name of a file (`NAME_MAX` of linux/limits.h).
+const MAX_FILE_NAME: usize = 255;
 /// How many temporary names are tried, and how often the name is when others come and go.
 const ATTEMPTS: usize = 64;
 /// The longest path that fits into the address of a unix socket, which ends with a zero (unix(7)).
@@ -93,10 +100,7 @@ impl Drop for SocketFile {
             // Where there are no locks, nobody replaces anything.
             Err(_) => Held::NoLocksHere,
         };
-        let same = |found: &Stat| {
-            fstat(&self.file)
-                .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino))
-        };
+        let same = |found: &Stat| fstat(&self.file).is_ok_and(|ours| is_same(&ours, found));
         if place.stat().is_ok_and(|found| same(&found)) {
             // Who is not let is not told: there is nobody to do something about it.
             let _ = place.remove(&held);
@@ -104,12 +108,30 @@ impl Drop for SocketFile {
     }
 }
 
+fn is_same(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
 /// What whoever removes a socket file, or replaces it, has for as long as that takes.
 #[must_use]
-enum Held {
-    Locked(#[expect(dead_code, reason = "the lock ends when it is closed")] OwnedFd),
+enum Held<'a> {
+    Locked(#[expect(dead_code, reason = "the lock ends when it is dropped")] Lock<'a>),
     /// The file system has none, or this process may not take one.
     NoLocksHere,
+}
+
+/// A lock on a socket's name: a file beside it, which goes when the lock does.
+struct Lock<'a> {
+    place: &'a Place,
+    name: OsString,
+    _file: OwnedFd,
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // Before it is let go of: who has opened it meanwhile finds that it is gone, and makes another.
+        let _ = unlinkat(&self.place.directory, &self.name, AtFlags::empty());
+    }
 }
 
 /// A directory, and a name in it.
@@ -128,6 +150,16 @@ enum Found {
     NoSocket,
 }
 
+impl Found {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+
+    fn is_stale(&self) -> bool {
+        matches!(self, Self::Stale)
+    }
+}
+
 impl Place {
     fn of(path: &Path) -> io::Result<Self> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -137,28 +169,49 @@ impl Place {
         let open = |flags: OFlags| {
             openat(CWD, parent, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         };
-        // Without leave to read it, it cannot be locked; that is needed only to replace a socket.
+        // It need not be readable.
         let directory = open(OFlags::RDONLY).or_else(|_| open(OFlags::PATH))?;
         Ok(Self { directory, path: path.to_owned(), name: name.to_owned() })
     }
 
-    /// The lock of the directory, for [`Held`].
-    fn lock(&self) -> io::Result<OwnedFd> {
-        let dot = OsStr::new(".");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // An open file of its own: the lock ends when it is closed.
-        let lock = openat(&self.directory, dot, flags, Mode::empty())?;
+    /// The lock, for [`Held`].
+    fn lock(&self) -> io::Result<Lock<'_>> {
+        let name = self.lock_name();
         let begun = Instant::now();
         loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(lock),
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = openat(&self.directory, &name, flags, LOCK_MODE)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
                 Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_LIMIT => {
                     std::thread::sleep(LOCK_POLL);
+                    continue;
                 }
-                Err(Errno::INTR) => {}
-                Err(err) => return Err(err.into()),
+                Err(Errno::INTR) => continue,
+                Err(err) => {
+                    // Where there are no locks, nobody has made it but for this.
+                    if err != Errno::WOULDBLOCK {
+                        let _ = unlinkat(&self.directory, &name, AtFlags::empty());
+                    }
+                    return Err(err.into());
+                }
+            }
+            // Who held it before may have removed it.
+            let found = statat(&self.directory, &name, AtFlags::SYMLINK_NOFOLLOW);
+            if found.is_ok_and(|found| fstat(&file).is_ok_and(|ours| is_same(&ours, &found))) {
+                return Ok(Lock { place: self, name, _file: file });
             }
         }
+    }
+
+    /// `.NAME.lock`, or of a long name as much as fits.
+    fn lock_name(&self) -> OsString {
+        let most = MAX_FILE_NAME - ".".len() - ".lock".len();
+        let name = self.name.as_bytes();
+        let mut lock = OsString::from(".");
+        lock.push(OsStr::from_bytes(name.get(..most).unwrap_or(name)));
+        lock.push(".lock");
+        lock
     }
 
     fn stat(&self) -> io::Result<Stat> {
@@ -187,7 +240,7 @@ impl Place {
         })
     }
 
-    fn remove(&self, _: &Held) -> io::Result<()> {
+    fn remove(&self, _: &Held<'_>) -> io::Result<()> {
         Ok(unlinkat(&self.directory, &self.name, AtFlags::empty())?)
     }
 }
@@ -227,11 +280,37 @@ impl<'a> Temporary<'a> {
     }
 
     /// Gives it its name.
-    fn publish(mut self) -> io::Result<()> {
+    fn publish(self) -> io::Result<()> {
+        self.publish_by(|Place { directory, .. }, from, to| {
+            renameat_with(directory, from, directory, to, RenameFlags::NOREPLACE)
+        })
+    }
+
+    /// `rename_new` gives it a name that is not taken, as far as the file system knows how to.
+    fn publish_by(
+        mut self,
+        rename_new: impl Fn(&Place, &OsStr, &OsStr) -> rustix::io::Result<()>,
+    ) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
-            match self.rename(RenameFlags::NOREPLACE) {
+            match rename_new(self.place, &self.name, &self.place.name) {
+                Ok(()) => {
+                    self.published = true;
+                    return Ok(());
+                }
                 Err(Errno::EXIST) => {}
-                renamed => return Ok(renamed?),
+                // NFS, 9P and others know only a rename that replaces (renameat2(2), "EINVAL").
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => match self.link() {
+                    // It is there under both names: the temporary one goes when this is dropped.
+                    Ok(()) => return Ok(()),
+                    Err(Errno::EXIST) => {}
+                    Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                        if self.rename_if(Found::is_nothing)? {
+                            return Ok(());
+                        }
+                    }
+                    Err(err) => return Err(err.into()),
+                },
+                Err(err) => return Err(err.into()),
             }
             match self.place.look()? {
                 Found::Stale => {}
@@ -242,23 +321,36 @@ impl<'a> Temporary<'a> {
                 // It has just gone.
                 Found::Nothing => continue,
             }
-            // Nobody takes it away, or its place, while this is held.
-            let _lock = self.place.lock().map_err(|err| {
-                let what = "the socket of a dead server is there, and to replace it needs a lock on its directory";
-                io::Error::new(err.kind(), format!("{what}: {err}"))
-            })?;
-            if matches!(self.place.look()?, Found::Stale) {
-                return Ok(self.rename(RenameFlags::empty())?);
+            if self.rename_if(Found::is_stale)? {
+                return Ok(());
             }
         }
         Err(io::ErrorKind::AddrInUse.into())
     }
 
-    fn rename(&mut self, flags: RenameFlags) -> rustix::io::Result<()> {
-        let directory = &self.place.directory;
-        renameat_with(directory, &self.name, directory, &self.place.name, flags)?;
+    fn link(&self) -> rustix::io::Result<()> {
+        let Place { directory, name, .. } = self.place;
+        linkat(directory, &self.name, directory, name, AtFlags::empty())
+    }
+
+    /// Takes the place of what is there, if that is as it should be. Nobody takes it away, or its place, meanwhile.
+    fn rename_if(&mut self, is_right: impl Fn(&Found) -> bool) -> io::Result<bool> {
+        let place = self.place;
+        let _lock = place.lock().map_err(|err| {
+            let lock = place.lock_name();
+            let what = format!(
+                "to take the place of a dead server's socket needs a lock on {} beside it: {err}",
+                Path::new(&lock).display()
+            );
+            io::Error::new(err.kind(), what)
+        })?;
+        if !is_right(&place.look()?) {
+            return Ok(false);
+        }
+        let Place { directory, name, .. } = place;
+        renameat_with(directory, &self.name, directory, name, RenameFlags::empty())?;
         self.published = true;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -424,6 +516,73 @@ mod tests {
             drop(bound);
             assert!(names(dir.path()).is_empty(), "round {round}");
         }
+    }
+
+    fn leave_a_stale_one(path: &Path) {
+        let dead = UnixListener::bind(path).unwrap();
+        drop(dead);
+        assert!(path.exists());
+    }
+
+    /// Anybody who can read a directory can lock it.
+    #[test]
+    fn a_directory_that_others_have_locked_keeps_no_stale_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let held = std::fs::File::open(dir.path()).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        leave_a_stale_one(&path);
+        let bound = SocketFile::bind(&path, None, BACKLOG).unwrap();
+        connect_unix(&path).unwrap();
+        drop(bound);
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn the_file_of_a_lock_is_its_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::of(&dir.path().join("s")).unwrap();
+        let lock = place.lock().unwrap();
+        let file = dir.path().join(place.lock_name());
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(place.lock().map(drop).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(lock);
+        assert!(names(dir.path()).is_empty());
+        let long = Place::of(&dir.path().join("n".repeat(255))).unwrap();
+        drop(long.lock().unwrap());
+    }
+
+    /// As on NFS and 9P.
+    #[test]
+    fn where_a_rename_replaces_a_server_takes_no_place_either() {
+        let refuse = |_: &Place, _: &OsStr, _: &OsStr| Err(Errno::INVAL);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let place = Place::of(&path).unwrap();
+        let bind = || {
+            let (socket, temporary) = Temporary::bind(&place).unwrap();
+            listen(&socket, BACKLOG).unwrap();
+            temporary.publish_by(refuse).map(|()| socket)
+        };
+        let first = bind().unwrap();
+        connect_unix(&path).unwrap();
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(names(dir.path()), ["s"]);
+        drop(first);
+        let _second = bind().unwrap();
+        connect_unix(&path).unwrap();
+        assert_eq!(names(dir.path()), ["s"]);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        // Nor where there are no links.
+        std::fs::remove_file(&path).unwrap();
+        let (_socket, mut temporary) = Temporary::bind(&place).unwrap();
+        assert!(temporary.rename_if(Found::is_nothing).unwrap());
+        let (_socket, mut temporary) = Temporary::bind(&place).unwrap();
+        assert!(!temporary.rename_if(Found::is_nothing).unwrap());
+        drop(temporary);
+        assert_eq!(names(dir.path()), ["s"]);
     }
 
     #[test]

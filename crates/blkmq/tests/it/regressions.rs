@@ -5,13 +5,13 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use blockyard_blkmq::{
-    Bio, ErrorKind, Features, Flags, Limits, Op, OpenMode, Sector, Status, TagSetConfig,
-    TagSetFlags, Timeout, sched,
+    Bio, BlockDeviceOps, Disk, DiskConfig, DiskFlags, DiskListener, ErrorKind, Event, Features,
+    Flags, Limits, Op, OpenMode, Result, Sector, Status, TagSetConfig, TagSetFlags, Timeout, sched,
 };
 use blockyard_buf::Segment;
 
-use crate::rig::{Ends, Rig};
-use crate::script::{Chances, Config};
+use crate::rig::{Ends, Rig, Watchdog, disk_of};
+use crate::script::{Chances, Config, Script};
 
 fn rig(depth: u32, config: Config) -> Rig {
     Rig::new(1, TagSetConfig { depth, ..TagSetConfig::default() }, config, 64)
@@ -393,5 +393,66 @@ fn a_disk_that_can_make_nothing_durable_says_so() {
     rig.submit(0, Bio::flush());
     rig.script.finish_all();
     assert_eq!(statuses(&rig), [Status::NotSupported, Status::Ok]);
+    rig.tear_down();
+}
+
+/// Says what is out when the driver is asked for another size, and when others are told of it.
+struct Sizer(Arc<Script>, mpsc::Sender<usize>);
+
+impl BlockDeviceOps for Sizer {
+    fn resize(&self, _disk: &Disk, _to: u64) -> Result<()> {
+        self.1.send(self.0.out()).unwrap();
+        Ok(())
+    }
+}
+
+impl DiskListener for Sizer {
+    fn event(&self, disk: &Disk, event: Event) {
+        // I/O goes on: whoever is told may wait for it.
+        if matches!(event, Event::Resized { .. }) {
+            self.1.send(usize::from(disk.show().contains("frozen 1"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_out_while_a_disk_gets_another_size() {
+    let rig = rig(4, Config::default());
+    let (tell, told) = mpsc::channel();
+    let sizer = Arc::new(Sizer(Arc::clone(&rig.script), tell));
+    let ops: Arc<dyn BlockDeviceOps> = Arc::<Sizer>::clone(&sizer);
+    let mut config = DiskConfig::new("sized", Sector(16), Limits::default());
+    (config.tail_padding, config.flags) = (7, DiskFlags::NO_PART_SCAN);
+    let disk = disk_of(&rig.set, 9, &[0; 64 * 512], config, ops);
+    rig.layer.add_disk(&disk).unwrap();
+    let listener: Arc<dyn DiskListener> = sizer;
+    disk.subscribe(&listener);
+    let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+    let ends = Arc::<Ends>::default();
+    let data = [Segment::from_vec(vec![1; 512])].into_iter().collect();
+    let write = Bio::with_data(Op::Write, Sector(15), data);
+    bdev.submit(0, write.on_end(Arc::<Ends>::clone(&ends)));
+    assert_eq!(rig.script.out(), 1);
+    let shown = Arc::clone(&disk);
+    let _watchdog = Watchdog::new("a resize", 60, move || shown.show());
+    std::thread::scope(|scope| {
+        let resize = scope.spawn(|| disk.resize_bytes(32 * 512));
+        let early = loop {
+            if let Ok(out) = told.try_recv() {
+                break Some(out);
+            }
+            if disk.show().contains("frozen 1") {
+                break None;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!((early, ends.count()), (None, 0), "the driver was asked with so many out");
+        rig.script.finish_all();
+        resize.join().unwrap().unwrap();
+    });
+    assert_eq!((told.recv().unwrap(), told.recv().unwrap()), (0, 0));
+    assert_eq!((disk.size_bytes(), ends.count()), (32 * 512, 1));
+    rig.layer.del_disk(&disk);
+    drop((bdev, disk, listener));
     rig.tear_down();
 }

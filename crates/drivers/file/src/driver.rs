@@ -61,6 +61,9 @@ impl File {
             is_block_device: opened.is_block_device,
             memory_align: align(|alignment| alignment.memory),
             offset_align: align(|alignment| alignment.offset),
+            page: (rustix::param::page_size() as u64)
+                .max(align(|alignment| alignment.offset) as u64),
+            file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
             ..Context::of(config.path.clone(), opened.size)
         };

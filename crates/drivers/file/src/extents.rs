@@ -26,6 +26,25 @@ pub(crate) fn in_blocks(runs: &[Run], block: u64, mut push: impl FnMut(Extent)) 
     }
 }
 
+/// What begins at an offset of a map is data, whatever the file says: reading it fails, and nobody may take it for zeroes.
+pub(crate) fn data_from(runs: &mut Vec<Run>, cut: u64) {
+    let mut at = 0;
+    let Some(first) = runs.iter().position(|run| {
+        at += run.len;
+        at > cut
+    }) else {
+        return;
+    };
+    let told: u64 = runs.iter().map(|run| run.len).sum();
+    let before = cut - (at - runs[first].len);
+    let hole = runs[first].hole;
+    runs.truncate(first);
+    if before > 0 {
+        runs.push(Run { len: before, hole });
+    }
+    runs.push(Run { len: told - cut, hole: false });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +69,23 @@ mod tests {
         assert_eq!(told(&[(512, false), (700, true)]), [E::data(512), E::hole(512)]);
         assert_eq!(told(&[(100, true)]), [E::data(512)], "a list that was cut");
         assert_eq!(told(&[(1024, true), (100, false)]), [E::hole(1024)]);
+    }
+
+    #[test]
+    fn what_was_cut_off_is_data() {
+        let runs = |list: &[(u64, bool)]| -> Vec<Run> {
+            list.iter().map(|&(len, hole)| Run { len, hole }).collect()
+        };
+        let cut = |list, at| {
+            let mut found = runs(list);
+            data_from(&mut found, at);
+            found
+        };
+        let map = &[(512, false), (1024, true), (512, false)];
+        assert_eq!(cut(map, 4096), runs(map));
+        assert_eq!(cut(map, 2048), runs(map));
+        assert_eq!(cut(map, 1024), runs(&[(512, false), (512, true), (1024, false)]));
+        assert_eq!(cut(map, 512), runs(&[(512, false), (1536, false)]));
+        assert_eq!(cut(map, 0), runs(&[(2048, false)]));
     }
 }

@@ -1,16 +1,17 @@
 //! What went wrong with the file for good, and is said once.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use blockyard_blkmq::Status;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Troubles of one file, which all of its queues share.
 pub(crate) struct Health {
     path: PathBuf,
     /// A flush has failed: see the crate's documentation.
     flush_failed: AtomicBool,
-    shrunk: AtomicBool,
+    /// From where on the file was found to have lost what was in it; [`u64::MAX`] if it was not.
+    cut_at: AtomicU64,
+    /// The same of a device, which was said.
+    device_ended: AtomicBool,
     refused: AtomicBool,
 }
 
@@ -19,7 +20,8 @@ impl Health {
         Self {
             path,
             flush_failed: AtomicBool::new(false),
-            shrunk: AtomicBool::new(false),
+            cut_at: AtomicU64::new(u64::MAX),
+            device_ended: AtomicBool::new(false),
             refused: AtomicBool::new(false),
         }
     }
@@ -45,13 +47,35 @@ impl Health {
         }
     }
 
-    /// A read or write that came to the end of the file before it was through.
-    pub(crate) fn ended_early(&self, offset: u64) -> Status {
-        if !self.shrunk.swap(true, Ordering::AcqRel) {
+    /// From where on everything fails, as the file became shorter: [`u64::MAX`] if it did not.
+    pub(crate) fn cut_at(&self) -> u64 {
+        self.cut_at.load(Ordering::Relaxed)
+    }
+
+    /// The file was found to end at `offset`. What was behind that is gone for good, also if it is made longer again: by whoever did
+    /// this, or by a write, it comes back with zeroes. Only of a device, whose size is the kernel's business, it is not kept.
+    pub(crate) fn was_cut(&self, offset: u64, is_block_device: bool) {
+        let before = if is_block_device {
+            if self.device_ended.swap(true, Ordering::AcqRel) { 0 } else { u64::MAX }
+        } else {
+            self.cut_at.fetch_min(offset, Ordering::AcqRel)
+        };
+        if before == u64::MAX {
             let file = self.path.display();
-            tracing::error!(%file, offset, "the file has become shorter: what lies past its end gives I/O errors");
+            tracing::error!(
+                %file,
+                offset,
+                "the file has become shorter: what lies past its end is lost, and gives I/O errors until it is opened anew; \
+                 flushes fail, too"
+            );
         }
-        Status::Io
+    }
+
+    /// It has an end that is as good as what was promised.
+    pub(crate) fn is_mended(&self, size: u64) {
+        if size <= self.cut_at() {
+            self.cut_at.store(u64::MAX, Ordering::Release);
+        }
     }
 
     pub(crate) fn kernel_refused(&self, err: &std::io::Error) {

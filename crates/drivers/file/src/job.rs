@@ -13,8 +13,9 @@ use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
 
 use crate::driver::File;
-use crate::extents::in_blocks;
+use crate::extents::{data_from, in_blocks};
 use crate::health::Health;
+use crate::memory::{after, is_aligned, part};
 use crate::queue::is_to_be_tried_again;
 use crate::sync::Syncs;
 
@@ -26,13 +27,18 @@ const ZERO_CHUNK: u64 = 4 << 20;
 /// What all jobs of a file need to know of it.
 pub(crate) struct Context {
     pub(crate) is_block_device: bool,
-    /// Bytes of the disk. What lies past them in its last block is padding: it reads as zeroes, and is never written.
+    /// It, where its size is to be asked for.
+    pub(crate) file: Option<Arc<OwnedFd>>,
+    /// Bytes of the disk. What lies past them in its last block is padding: it reads as zeroes, and is never written. It changes
+    /// only while the disk has nothing out.
     pub(crate) size: AtomicU64,
     /// A file that is open for direct I/O once more through the page cache, for an end that is no whole block.
     pub(crate) buffered: Option<Arc<OwnedFd>>,
     /// What memory and offsets are aligned to for direct I/O; 1 without.
     pub(crate) memory_align: usize,
     pub(crate) offset_align: usize,
+    /// Bytes of a page of the page cache, and of a block.
+    pub(crate) page: u64,
     pub(crate) pool: Pool,
     pub(crate) health: Health,
     pub(crate) syncs: Syncs,
@@ -46,10 +52,12 @@ impl Context {
     pub(crate) fn of(path: PathBuf, size: u64) -> Self {
         Self {
             is_block_device: false,
+            file: None,
             size: AtomicU64::new(size),
             buffered: None,
             memory_align: 1,
             offset_align: 1,
+            page: 1,
             pool: Pool::default(),
             health: Health::new(path),
             syncs: Syncs::default(),
@@ -57,20 +65,38 @@ impl Context {
             no_punch_hole: AtomicBool::new(false),
         }
     }
+
+    /// Where the page cache's part of a disk of `size` bytes begins: the page in which an end is that direct I/O cannot reach. All
+    /// of it goes through the cache, and nothing else does: of what is written past the cache into a page that is in it, one or the
+    /// other is lost.
+    fn cached_from(&self, size: u64) -> u64 {
+        if self.buffered.is_none() || size.is_multiple_of(self.offset_align as u64) {
+            return u64::MAX;
+        }
+        size - size % self.page
+    }
 }
 
 /// A request, and how far it is.
 pub(crate) struct Job {
     rq: Request<File>,
     step: Step,
-    /// Bytes of it that the disk has; the rest is padding.
+    /// Bytes of it that are to be moved: the rest is padding, or what the file has lost, or other bios' turn.
     len: u64,
-    /// It goes through the page cache, as its end is out of reach for direct I/O.
+    /// From where on it is the page cache's to move them.
+    cached_from: u64,
+    /// What is under way goes through the page cache.
     is_buffered: bool,
+    /// Something did, and is durable when it is synced.
+    was_buffered: bool,
+    /// What is behind `len` was cut off from the file: it fails.
+    is_cut: bool,
+    /// Of several bios the first alone, as memory of one of them is gone.
+    is_alone: bool,
     /// Bytes that are done.
     done: u64,
-    /// Memory of ours that is read into, if it is not the request's own.
-    supplied: Option<Segment>,
+    /// Memory of ours that is read into, or written from, if it is not the request's own.
+    ours: Option<Segment>,
 }
 
 /// What is being done for a request.
@@ -100,23 +126,65 @@ pub(crate) enum Next {
     Ended,
 }
 
+impl Context {
+    /// A read or write came to the end of the file before it was through: at `offset`, or before.
+    fn ended_early(&self, offset: u64) -> Status {
+        let size = self.size_of_file();
+        self.health.was_cut(size.map_or(offset, |size| size.min(offset)), self.is_block_device);
+        Status::Io
+    }
+
+    /// Whether the file is all there, as far as can be told: if it is not, what was written past its end is gone, however well it
+    /// was synced.
+    pub(crate) fn is_whole(&self) -> bool {
+        let promised = self.size.load(Ordering::Acquire);
+        if let Some(size) = self.size_of_file().filter(|size| *size < promised) {
+            self.health.was_cut(size, false);
+        }
+        self.health.cut_at() >= promised
+    }
+
+    /// Bytes in a regular file, now.
+    fn size_of_file(&self) -> Option<u64> {
+        let file = self.file.as_ref().filter(|_| !self.is_block_device)?;
+        rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok())
+    }
+}
+
 impl Job {
     /// The first operation for a request, unless that ends at once.
     pub(crate) fn start(rq: Request<File>, context: &Context) -> Next {
-        let left = context.size.load(Ordering::Acquire).saturating_sub(rq.offset());
-        let len = rq.len().min(left);
-        let mut job =
-            Self { rq, step: Step::Once, len, is_buffered: false, done: 0, supplied: None };
-        if job.is_padded() {
-            if len == 0 {
-                // The disk has shrunk since it was let through.
-                return job.end(Status::OutOfRange);
-            }
-            job.is_buffered = !len.is_multiple_of(context.offset_align as u64);
+        let len = rq.len();
+        Self::begin(rq, len, context)
+    }
+
+    /// The first operation for the first `len` bytes of a request: all of it, or its first bio.
+    fn begin(rq: Request<File>, len: u64, context: &Context) -> Next {
+        let (is_alone, asked) = (len < rq.len(), len);
+        let size = context.size.load(Ordering::Acquire);
+        let mut job = Self {
+            step: Step::Once,
+            len: asked.min(size.saturating_sub(rq.offset())),
+            cached_from: context.cached_from(size).saturating_sub(rq.offset()),
+            is_buffered: false,
+            was_buffered: false,
+            is_cut: false,
+            is_alone,
+            done: 0,
+            ours: None,
+            rq,
+        };
+        if job.len < asked && job.len == 0 {
+            // The disk has shrunk since it was let through.
+            return job.end(Status::OutOfRange);
+        }
+        let padded_to = asked;
+        if !job.stay_before_the_cut(context) {
+            return job.end(Status::Io);
         }
         let range = job.range();
         let operation = match job.rq.op() {
-            Op::Read => job.read(context),
+            Op::Read => job.read(padded_to, context),
             Op::Write if job.is_durable() && context.health.has_failed_flush() => {
                 return job.end(Status::Io);
             }
@@ -134,6 +202,21 @@ impl Job {
             Op::SecureErase => return job.end(Status::NotSupported),
         };
         Next::Do(operation, job)
+    }
+
+    /// What the file has lost fails, also where it was extended again: what is there now is a hole, or somebody else's.
+    /// `false`: all of the request does, or it cannot be told apart.
+    fn stay_before_the_cut(&mut self, context: &Context) -> bool {
+        let cut = context.health.cut_at();
+        let offset = self.rq.offset();
+        if offset + self.len <= cut
+            || !matches!(self.rq.op(), Op::Read | Op::Write | Op::WriteZeroes)
+        {
+            return true;
+        }
+        (self.len, self.is_cut) = (cut.saturating_sub(offset), true);
+        self.len -= self.len % (context.offset_align as u64).max(SECTOR_SIZE);
+        self.len > 0 && self.rq.op() != Op::WriteZeroes && !self.rq.wants_supply()
     }
 
     /// An operation has ended.
@@ -154,13 +237,21 @@ impl Job {
         self.rq.offset()..self.rq.offset() + self.len
     }
 
-    /// Whether it reaches past the disk's end, into the padding of the last block.
-    fn is_padded(&self) -> bool {
-        self.len < self.rq.len()
-    }
-
     fn is_durable(&self) -> bool {
         self.rq.flags().contains(Flags::FUA)
+    }
+
+    /// The next bytes that are moved in one way: past the page cache, or through it. Says up to where.
+    fn turn(&mut self) -> u64 {
+        self.is_buffered = self.done >= self.cached_from;
+        self.was_buffered |= self.is_buffered;
+        if self.is_buffered { self.len } else { self.len.min(self.cached_from) }
+    }
+
+    /// Whether what is moved in this way is to be durable at once. Through the page cache of a device it is when it is
+    /// synced: see the crate's documentation.
+    fn is_durable_at_once(&self) -> bool {
+        self.is_durable() && !self.is_buffered
     }
 
     /// A read or write, by the file's other description if need be.
@@ -173,37 +264,57 @@ impl Job {
         }
     }
 
-    fn read(&mut self, context: &Context) -> Operation {
+    fn read(&mut self, padded_to: u64, context: &Context) -> Operation {
         self.step = Step::Transfer;
-        let mut memory: Segments = if self.rq.wants_supply() || self.needs_bounce(context) {
-            let supplied = self.buffer(context);
-            self.supplied = Some(supplied.clone());
-            std::iter::once(supplied).collect()
-        } else {
-            self.rq.segments().collect()
+        // Of bios that became one request, some may want memory of ours.
+        let is_short = || {
+            self.rq.cur_bytes() < self.rq.len() && {
+                self.rq.segments().map(|segment| segment.len() as u64).sum::<u64>() < self.rq.len()
+            }
         };
-        if self.is_padded() {
-            let padding;
-            (memory, padding) = split(memory, self.len);
-            padding.iter().for_each(Segment::fill_zero);
+        if self.rq.wants_supply() || self.needs_bounce(context) || is_short() {
+            self.ours = Some(self.buffer(context));
         }
-        self.transfer(Operation::Read { offset: self.rq.offset(), memory }, context)
+        if self.len < padded_to && !self.is_cut {
+            self.memory(self.len..padded_to).iter().for_each(Segment::fill_zero);
+        }
+        self.next(context)
     }
 
     fn write(&mut self, context: &Context) -> Operation {
         self.step = Step::Transfer;
-        let mut memory: Segments = self.rq.segments().collect();
         if self.needs_bounce(context) {
             let buffer = [self.buffer(context)];
-            copy_segments(&buffer, &memory);
-            memory = buffer.into_iter().collect();
+            copy_segments(&buffer, &self.rq.segments().collect::<Segments>());
+            let [buffer] = buffer;
+            self.ours = Some(buffer);
         }
-        if self.is_padded() {
-            (memory, _) = split(memory, self.len);
+        self.next(context)
+    }
+
+    /// The read or write of what comes next.
+    fn next(&mut self, context: &Context) -> Operation {
+        let end = self.turn();
+        let (offset, memory) = (self.rq.offset() + self.done, self.memory(self.done..end));
+        let operation = if self.rq.op() == Op::Read {
+            Operation::Read { offset, memory }
+        } else {
+            Operation::Write { offset, memory, durable: self.is_durable_at_once() }
+        };
+        self.transfer(operation, context)
+    }
+
+    /// The memory of some of its bytes.
+    fn memory(&self, range: Range<u64>) -> Segments {
+        match &self.ours {
+            Some(ours) => {
+                let [start, end] =
+                    [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+                std::iter::once(ours.slice(start, end - start)).collect()
+            }
+            None if range == (0..self.rq.len()) => self.rq.segments().collect(),
+            None => part(self.rq.segments(), range),
         }
-        let write =
-            Operation::Write { offset: self.rq.offset(), memory, durable: self.is_durable() };
-        self.transfer(write, context)
     }
 
     fn buffer(&self, context: &Context) -> Segment {
@@ -214,7 +325,7 @@ impl Job {
     /// Whether the kernel would refuse the request's own memory.
     fn needs_bounce(&self, context: &Context) -> bool {
         self.rq.segment_count() > Operation::MAX_SEGMENTS
-            || (!self.is_buffered
+            || (self.cached_from > 0
                 && (context.memory_align > 1 || context.offset_align > 1)
                 && self
                     .rq
@@ -245,9 +356,9 @@ impl Job {
     }
 
     /// Zeroes for the next part of what is left.
-    fn zeroes(&self, context: &Context) -> Operation {
+    fn zeroes(&mut self, context: &Context) -> Operation {
         let mut memory = Segments::new();
-        let chunk = (self.len - self.done).min(ZERO_CHUNK);
+        let chunk = (self.turn() - self.done).min(ZERO_CHUNK);
         Segment::zeroes(&mut memory, usize::try_from(chunk).unwrap_or(usize::MAX));
         let offset = self.rq.offset() + self.done;
         self.transfer(Operation::Write { offset, memory, durable: false }, context)
@@ -259,42 +370,73 @@ impl Job {
         let align = if self.is_buffered { 1 } else { context.offset_align };
         let moved = moved - moved % align;
         if moved == 0 {
-            let status = context.health.ended_early(self.rq.offset() + self.done);
+            let status = context.ended_early(self.rq.offset() + self.done);
             return self.end(status);
         }
         self.done += moved as u64;
-        let offset = self.rq.offset() + self.done;
         if self.done == self.len {
-            if let Some(supplied) = self.supplied.take() {
-                // Ours is dropped first, so that the reader has the only reference.
-                drop(operation);
-                self.rq.deliver(supplied);
-            }
-            return if self.rq.op() == Op::Write {
-                self.end(Status::Ok)
-            } else {
-                self.finish(context)
-            };
+            // Ours is dropped first, so that the reader has the only reference.
+            drop(operation);
+            return self.all_moved(context);
         }
+        let offset = self.rq.offset() + self.done;
         let operation = match operation {
             Operation::By { transfer, .. } => *transfer,
             operation => operation,
         };
-        let next = match operation {
-            Operation::Read { memory, .. } => {
-                Operation::Read { offset, memory: after(memory, moved) }
-            }
-            Operation::Write { memory, durable, .. } => {
-                let rest = after(memory, moved);
-                if rest.is_empty() {
-                    return Next::Do(self.zeroes(context), self);
-                } else {
-                    Operation::Write { offset, memory: rest, durable }
-                }
-            }
+        let (rest, durable) = match operation {
+            Operation::Read { memory, .. } => (after(memory, moved), false),
+            Operation::Write { memory, durable, .. } => (after(memory, moved), durable),
             other => unreachable!("{other:?} moves no bytes"),
         };
-        Next::Do(self.transfer(next, context), self)
+        let next = match self.rq.op() {
+            // It was all that is moved in this way, or as many zeroes as are at a time.
+            Op::WriteZeroes if rest.is_empty() => self.zeroes(context),
+            _ if rest.is_empty() => self.next(context),
+            Op::Read => self.transfer(Operation::Read { offset, memory: rest }, context),
+            _ => self.transfer(Operation::Write { offset, memory: rest, durable }, context),
+        };
+        Next::Do(next, self)
+    }
+
+    /// All bytes that were to be moved have moved.
+    fn all_moved(mut self, context: &Context) -> Next {
+        if self.is_cut {
+            return self.end(Status::Io);
+        }
+        if self.is_alone {
+            let bytes = self.rq.cur_bytes();
+            return Self::go_on(self.rq.update(Status::Ok, bytes), context);
+        }
+        if self.rq.op() == Op::Read
+            && let Some(ours) = self.ours.take()
+        {
+            self.rq.deliver(ours);
+        }
+        if self.rq.op() == Op::Write && !self.was_buffered {
+            self.end(Status::Ok)
+        } else {
+            self.finish(context)
+        }
+    }
+
+    /// The bios that are left of a request of which memory is gone, the first of them next.
+    fn go_on(rest: Option<Request<File>>, context: &Context) -> Next {
+        rest.map_or(Next::Ended, |rq| {
+            let len = rq.cur_bytes();
+            Self::begin(rq, len, context)
+        })
+    }
+
+    /// The kernel cannot use the memory of some bio (`EFAULT`). The others have nothing to do with it.
+    fn without_lost_memory(self, context: &Context) -> Next {
+        let done = self.done - self.done % SECTOR_SIZE;
+        let Some(rq) = self.rq.update(Status::Ok, done) else { return Next::Ended };
+        let first = rq.cur_bytes();
+        if self.is_alone || first == rq.len() {
+            return Self::go_on(rq.update(Status::Io, first), context);
+        }
+        Self::begin(rq, first, context)
     }
 
     /// A step that moves no bytes was done.
@@ -313,6 +455,7 @@ impl Job {
                 {
                     last.len += self.rq.len() - self.len;
                 }
+                data_from(&mut found, context.health.cut_at().saturating_sub(self.rq.offset()));
                 let block = (context.offset_align as u64).max(SECTOR_SIZE);
                 in_blocks(&found, block, |extent| self.rq.push_extent(extent));
                 self.end(Status::Ok)
@@ -341,7 +484,11 @@ impl Job {
             return Next::Wait(operation, self);
         }
         let status = err.raw_os_error().map_or(Status::Io, Status::from_errno);
+        let is_own_memory = self.step == Step::Transfer && self.ours.is_none();
         match self.step {
+            Step::Transfer if is_own_memory && is_fault(err) && self.rq.op() != Op::WriteZeroes => {
+                return self.without_lost_memory(context);
+            }
             Step::ZeroRange if is_refused(err) => {
                 context.no_zero_range.store(true, Ordering::Relaxed);
                 return self.zero(context);
@@ -372,7 +519,8 @@ impl Job {
 
     /// Bios of a merged request that were done before it failed end well.
     pub(crate) fn end(self, status: Status) -> Next {
-        let own_memory = self.supplied.is_none() && self.step == Step::Transfer;
+        let own_memory =
+            self.step == Step::Transfer && (self.ours.is_none() || self.rq.op() == Op::Write);
         if !status.is_ok() && own_memory && self.done > 0 {
             if let Some(rest) = self.rq.update(Status::Ok, self.done - self.done % 512) {
                 rest.end(status);
@@ -390,6 +538,11 @@ fn is_refused(err: &io::Error) -> bool {
     is_not_supported(err) || err.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
 }
 
+/// Whether the kernel could not use the memory of a read or write.
+fn is_fault(err: &io::Error) -> bool {
+    err.raw_os_error() == Some(rustix::io::Errno::FAULT.raw_os_error())
+}
+
 /// Whether a write failed for what it was asked with, before anything came to the file: memory that is gone, a range that
 /// cannot be.
 fn is_owners_fault(err: &io::Error) -> bool {
@@ -399,67 +552,23 @@ fn is_owners_fault(err: &io::Error) -> bool {
         .any(|errno| err.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether direct I/O takes a segment: its address is a matter of the memory's alignment, its length of the file's
-/// (statx(2), `stx_dio_offset_align`; kernels before 6.18 refuse others).
-fn is_aligned(address: usize, len: usize, context: &Context) -> bool {
-    address.is_multiple_of(context.memory_align) && len.is_multiple_of(context.offset_align)
-}
-
-/// Some memory, and what is behind its first `len` bytes.
-fn split(memory: Segments, len: u64) -> (Segments, Segments) {
-    let (mut head, mut rest) = (Segments::new(), Segments::new());
-    let mut left = usize::try_from(len).unwrap_or(usize::MAX);
-    for segment in memory {
-        let here = left.min(segment.len());
-        left -= here;
-        if here > 0 {
-            head.push(segment.slice(0, here));
-        }
-        if here < segment.len() {
-            let behind = segment.len() - here;
-            rest.push(segment.into_slice(here, behind));
-        }
-    }
-    (head, rest)
-}
-
-/// What is left of some memory behind its first `done` bytes.
-fn after(memory: Segments, mut done: usize) -> Segments {
-    let mut rest = Segments::new();
-    for segment in memory {
-        let here = done.min(segment.len());
-        done -= here;
-        let left = segment.len() - here;
-        if left > 0 {
-            rest.push(segment.into_slice(here, left));
-        }
-    }
-    rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_aligned_as_memory_and_lengths_as_the_file() {
-        let context =
-            Context { memory_align: 512, offset_align: 4096, ..Context::of("/disk".into(), 0) };
-        assert!(is_aligned(512, 8192, &context));
-        assert!(!is_aligned(0, 3584, &context) && !is_aligned(0, 512, &context));
-        assert!(!is_aligned(100, 4096, &context));
-    }
-
-    #[test]
-    fn what_is_left_of_memory_begins_where_the_transfer_stopped() {
-        let parts = || [b"abc".to_vec(), b"defg".to_vec()].into_iter().map(Segment::from_vec);
-        let rest = |done| -> Vec<u8> {
-            after(parts().collect(), done).iter().flat_map(Segment::to_vec).collect()
+    fn the_page_with_an_odd_end_is_the_page_caches() {
+        let buffered = std::fs::File::open("/dev/null").unwrap().into();
+        let mut context = Context {
+            buffered: Some(Arc::new(buffered)),
+            offset_align: 512,
+            page: 4096,
+            ..Context::of("/disk".into(), 0)
         };
-        assert_eq!(rest(0), b"abcdefg");
-        assert_eq!(rest(2), b"cdefg");
-        assert_eq!(rest(3), b"defg");
-        assert_eq!(rest(5), b"fg");
-        assert!(after(parts().collect(), 7).is_empty());
+        assert_eq!(context.cached_from(8192 + 700), 8192);
+        assert_eq!(context.cached_from(8192 + 512), u64::MAX, "direct I/O reaches all of it");
+        assert_eq!(context.cached_from(100), 0);
+        context.buffered = None;
+        assert_eq!(context.cached_from(8192 + 700), u64::MAX);
     }
 }

@@ -23,16 +23,26 @@
 //! # Its last block
 //!
 //! A file may have any size. The disk is as many whole logical blocks as hold it; what the last of them has past the file's
-//! end is padding, which reads as zeroes and is never written, so that the file keeps its size. Direct I/O cannot reach an
-//! end that is no whole block: requests that touch it go through the page cache, by an open file description of their own.
+//! end is padding, which reads as zeroes and is never written, so that the file keeps its size. So it is with a device of which
+//! only a part is shown. Direct I/O cannot reach an end that is no whole block: the whole page that it is in is read and written
+//! through the page cache, by an open file description of its own, and nothing else is. A page that is reached in both ways loses
+//! what was written in one of them.
 //!
 //! # What changes under it
 //!
 //! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too
-//! short. What others append to the file is not part of the disk before that.
+//! short. What others append to the file is not part of the disk before that. Nothing is out meanwhile.
 //!
 //! A file that becomes shorter while it is a disk gives I/O errors past its new end, where its map says data, and one
-//! line in the log.
+//! line in the log. A read finds it out, and so does a flush, which fails then: what was durable is gone. It stays so until the
+//! file is opened anew, or the disk is made as small as what is left, also if the file becomes longer again: it would be zeroes.
+//! A write past the new end that comes before anything else makes the file longer, and is not told from any other.
+//!
+//! # Memory that goes away
+//!
+//! Bios of several owners may be one request. If the kernel cannot use the memory of one of them, the others are done without
+//! it.
+//!
 //! Advisory locks keep other careful openers away: see [`FileConfig::lock`].
 #![forbid(unsafe_code)]
 
@@ -43,6 +53,7 @@ mod extents;
 mod health;
 mod job;
 mod limits;
+mod memory;
 mod open;
 mod queue;
 mod resize;

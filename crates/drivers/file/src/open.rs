@@ -30,7 +30,7 @@ pub(crate) struct Opened {
     pub(crate) lock: Option<Lock>,
     pub(crate) is_block_device: bool,
     pub(crate) size: u64,
-    /// A regular file for direct I/O, open through the page cache as well.
+    /// A file for direct I/O, open through the page cache as well.
     pub(crate) buffered: Option<Arc<OwnedFd>>,
     /// What direct I/O asks for, if it was asked for.
     pub(crate) alignment: Option<Alignment>,
@@ -109,9 +109,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         );
         return Err(Error::new(ErrorKind::NotPermitted, what));
     }
-    let buffered = (config.direct && !is_block_device)
-        .then(|| for_tail(config, &file).map(Arc::new))
-        .transpose()?;
+    let buffered = config.direct.then(|| for_tail(config, &file).map(Arc::new)).transpose()?;
     // Nothing was written yet, so that it hears of all that is.
     let sync = if config.read_only { Arc::clone(&file) } else { Arc::new(for_syncs(path, &file)?) };
     let files = Files { data: file, sync };
@@ -129,7 +127,7 @@ fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
     })
 }
 
-/// A file may end, or come to end, in the middle of what direct I/O can reach.
+/// A file may end, or come to end, or be shown to, in the middle of what direct I/O can reach.
 fn for_tail(config: &FileConfig, file: &OwnedFd) -> Result<OwnedFd, Error> {
     open_once_more(file, !config.read_only).map_err(|err| {
         let path = config.path.display();

@@ -101,7 +101,8 @@ impl Queue {
 
     fn synced(&mut self, batch: Batch, result: io::Result<usize>) {
         let next = match result {
-            Ok(_) => batch.ended(Status::Ok),
+            Ok(_) if self.context.is_whole() => batch.ended(Status::Ok),
+            Ok(_) => batch.ended(Status::Io),
             Err(err) if is_to_be_tried_again(&err) => {
                 let pushed = self.operations.push_blocking(Operation::Sync, Owner::Syncs(batch));
                 debug_assert!(pushed.is_ok(), "its room was just freed");

@@ -15,6 +15,7 @@ impl BlockDeviceOps for File {
     fn resize(&self, disk: &Disk, to: u64) -> Result<()> {
         self.make_room(disk, to)?;
         self.context.size.store(to, Ordering::Release);
+        self.context.health.is_mended(to);
         Ok(())
     }
 }

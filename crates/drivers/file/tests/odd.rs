@@ -3,10 +3,10 @@
 
 mod common;
 
-use blockyard_blkmq::{Bio, Extent, Flags, Op, Status};
+use blockyard_blkmq::{Bio, Extent, Flags, Op, Sector, Status, TagSetConfig};
 use blockyard_buf::Segment;
 use blockyard_driver_file::FileConfig;
-use common::{Place, TestDisk, bytes, open, ways};
+use common::{Loop, Place, TestDisk, bytes, open, open_shown, ways};
 
 const SIZE: usize = 241_059;
 
@@ -144,4 +144,81 @@ fn an_empty_file_is_an_empty_disk_that_can_grow() {
     disk.disk.resize_bytes(5).unwrap();
     assert_eq!(disk.write(0, vec![1; 512]), Status::Ok);
     assert_eq!(std::fs::read(&path).unwrap(), [1; 5]);
+}
+
+fn write_at(at: usize, byte: u8, len: usize) -> Box<Bio> {
+    let data = [Segment::from_vec(vec![byte; len])].into_iter().collect();
+    Bio::with_data(Op::Write, Sector(at as u64 / 512), data).with_flags(Flags::NOMERGE)
+}
+
+/// The last page is reached in one way only: a block of it that is written past the page cache, while another goes through it, is
+/// lost when the page is written back, or read from there as it was.
+#[test]
+fn blocks_of_the_last_page_are_written_together_and_none_is_lost() {
+    every_way(|config, disk| {
+        let block = disk.info.limits.logical_block_size.bytes() as usize;
+        let page = (SIZE - SIZE % 4096) / block..disk.disk.capacity().bytes() as usize / block;
+        for round in 1..150_u8 {
+            let bios = page.clone().map(|at| write_at(at * block, round, block));
+            let ended = disk.submit_all(bios.collect());
+            assert!(ended.iter().all(|bio| bio.status().is_ok()));
+            let from = page.start * block;
+            let found = disk.read(from as u64, (SIZE - SIZE % block - from) as u64);
+            assert!(found.iter().all(|byte| *byte == round), "{config:?} round {round}");
+            if round % 16 == 0 {
+                assert_eq!(disk.flush(), Status::Ok);
+            }
+            let file = std::fs::read(&config.path).unwrap();
+            assert!(file[from..].iter().all(|byte| *byte == round), "{config:?} round {round}");
+            assert!(file[..from] == content(SIZE)[..from]);
+        }
+        // Over the border of the page, to and from memory in parts, and not aligned.
+        let from = page.start * block - 2 * block;
+        let len = disk.disk.capacity().bytes() as usize - from;
+        for parts in [&[len][..], &[block, len - block], &[7, len - 7]] {
+            let mut model = content(len);
+            model.iter_mut().for_each(|byte| *byte ^= parts.len() as u8 | 0x80);
+            let mut write = Bio::at_bytes(Op::Write, from as u64, 0);
+            let mut read = Bio::at_bytes(Op::Read, from as u64, 0);
+            let mut rest = &model[..];
+            for part in parts {
+                let (now, later) = rest.split_at(*part);
+                write.add_segment(Segment::from_vec(now.to_vec()));
+                read.add_segment(Segment::from_vec(vec![0xee; *part]));
+                rest = later;
+            }
+            assert_eq!(disk.submit(write).status(), Status::Ok);
+            model[SIZE - from..].fill(0);
+            let read = disk.submit(read);
+            assert!(read.status().is_ok() && bytes(&read) == model, "{config:?} {parts:?}");
+            assert!(disk.read(from as u64, len as u64) == model);
+            assert!(std::fs::read(&config.path).unwrap()[from..] == model[..SIZE - from]);
+            let zeroes = disk.range(Op::WriteZeroes, from as u64, len as u64, Flags::NOUNMAP);
+            assert_eq!(zeroes.status(), Status::Ok);
+            assert!(disk.read(from as u64, len as u64) == vec![0; len]);
+        }
+    });
+}
+
+/// A device that is shown with an end within a block, past the page cache too.
+#[test]
+fn a_device_may_be_shown_up_to_any_byte() {
+    let place = Place::here();
+    let backing = place.file("backing", 1 << 20);
+    std::fs::write(&backing, vec![7; 1 << 20]).unwrap();
+    let device = Loop::on(&backing, "-b 4096");
+    for config in ways(&device.0) {
+        let disk = open_shown(&config, TagSetConfig::default(), SIZE as u64).unwrap();
+        let (at, block) = last(&disk);
+        assert_eq!(disk.write(at as u64, vec![1; block]), Status::Ok, "{config:?}");
+        let mut model = vec![1; SIZE - at];
+        model.resize(block, 0);
+        assert!(disk.read(at as u64, block as u64) == model, "{config:?}");
+        let fua = write_at(at - block, 2, 2 * block).with_flags(Flags::FUA);
+        assert_eq!(disk.submit(fua).status(), Status::Ok, "{config:?}");
+        let durable = std::fs::read(&backing).unwrap();
+        assert!(durable[at - block..SIZE].iter().all(|byte| *byte == 2), "{config:?}");
+        assert!(durable[SIZE..].iter().all(|byte| *byte == 7), "what is past it is not touched");
+        assert_eq!(disk.flush(), Status::Ok);
+    }
 }

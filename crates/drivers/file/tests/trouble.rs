@@ -4,7 +4,7 @@
 mod common;
 
 use blockyard_blkmq::{Bio, Extent, Flags, Op, Sector, Status};
-use blockyard_buf::Segment;
+use blockyard_buf::{Segment, SharedMapping};
 use blockyard_driver_file::{Engine, FileConfig};
 use common::faulty::{Call, Errno, Faulty};
 use common::{Loop, Place, TestDisk, open, ways};
@@ -90,6 +90,95 @@ fn a_file_that_shrinks_gives_errors_past_its_end_and_no_zeroes() {
         file.set_len(MIB / 4 + 100).unwrap();
         let map = [Extent::hole(MIB / 4), Extent::data(MIB - MIB / 4)];
         assert_eq!(disk.map(0, MIB), map, "{config:?}: in whole blocks");
+    }
+}
+
+/// What others cut off does not come back as zeroes, when a write or they make the file longer again.
+#[test]
+fn what_a_file_has_lost_is_lost_until_it_is_opened_anew() {
+    let place = Place::here();
+    for config in ways(&place.path().join("disk")) {
+        place.file("disk", MIB);
+        let disk = open(&config).unwrap();
+        assert_eq!(disk.write(0, vec![3; 1 << 20]), Status::Ok);
+        assert_eq!(disk.flush(), Status::Ok);
+        let file = std::fs::File::options().write(true).open(&config.path).unwrap();
+        file.set_len(MIB / 2).unwrap();
+        // A flush finds it out as well as a read.
+        assert_eq!(disk.flush(), Status::Io, "{config:?}: what was durable is gone");
+        let read = |offset, len| disk.range(Op::Read, offset, len, Flags::empty()).status();
+        assert_eq!(disk.write(MIB - 4096, vec![4; 4096]), Status::Io, "{config:?}");
+        file.set_len(MIB).unwrap();
+        assert_eq!(read(MIB * 3 / 4, 4096), Status::Io, "{config:?}");
+        let own = Segment::from_vec(vec![0; 8192]);
+        let over =
+            Bio::with_data(Op::Read, Sector((MIB / 2 - 4096) / 512), [own].into_iter().collect());
+        assert_eq!(disk.submit(over).status(), Status::Io, "{config:?}");
+        let zero = disk.range(Op::WriteZeroes, MIB / 2, 4096, Flags::empty());
+        assert_eq!(zero.status(), Status::Io);
+        assert_eq!(disk.map(MIB / 2, MIB / 2), [Extent::data(MIB / 2)], "{config:?}");
+        assert_eq!((disk.flush(), fua(&disk, 0)), (Status::Io, Status::Io), "{config:?}");
+        assert_eq!(disk.read(MIB / 2 - 4096, 4096), vec![3; 4096], "{config:?}: what is left");
+        assert_eq!(disk.write(0, vec![5; 4096]), Status::Ok);
+        drop(disk);
+        let disk = open(&config).unwrap();
+        assert_eq!((disk.flush(), disk.read(MIB - 4096, 4096)), (Status::Ok, vec![0; 4096]));
+        // A disk that is made as small as what is left is a whole one.
+        file.set_len(MIB / 4).unwrap();
+        assert_eq!(disk.flush(), Status::Io);
+        disk.disk.resize(Sector(MIB / 4 / 512)).unwrap();
+        assert_eq!((disk.flush(), disk.read(MIB / 4 - 4096, 4096)), (Status::Ok, vec![3; 4096]));
+        disk.disk.resize(Sector(MIB / 512)).unwrap();
+        assert_eq!((disk.flush(), disk.read(MIB / 2, 4096)), (Status::Ok, vec![0; 4096]));
+    }
+}
+
+/// Requests of several owners become one: the memory of one of them is not the others' affair.
+#[test]
+fn memory_that_is_gone_fails_its_owner_alone() {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use std::os::fd::AsFd;
+    let place = Place::here();
+    for config in ways(&place.path().join("disk")) {
+        place.file("disk", MIB);
+        let disk = open(&config).unwrap();
+        assert_eq!(disk.write(0, vec![3; 1 << 20]), Status::Ok);
+        for op in [Op::Write, Op::Read] {
+            for gone in [0, 2, 4] {
+                let bios = (0..5).map(|number: u64| {
+                    let file = memfd_create("memory", MemfdFlags::CLOEXEC).unwrap();
+                    ftruncate(&file, 8192).unwrap();
+                    let memory = SharedMapping::new(file.as_fd(), 0, 8192).unwrap();
+                    memory.segment(0, 8192).copy_from(&[0x10 + number as u8; 8192]);
+                    if number == gone {
+                        ftruncate(&file, if gone == 0 { 0 } else { 4096 }).unwrap();
+                    }
+                    let data = std::iter::once(memory.segment(0, 8192)).collect();
+                    Bio::with_data(op, Sector(number * 16), data)
+                });
+                let ended = disk.submit_all(bios.collect());
+                let statuses: Vec<_> = ended.iter().map(|bio| bio.status()).collect();
+                let wanted: Vec<_> = (0..5)
+                    .map(|number| if number == gone { Status::Io } else { Status::Ok })
+                    .collect();
+                assert_eq!(statuses, wanted, "{config:?} {op:?} {gone}");
+                for number in (0..5).filter(|number| *number != gone) {
+                    let byte = 0x10 + number as u8;
+                    let found = if op == Op::Read {
+                        common::bytes(&ended[number as usize])
+                    } else {
+                        disk.read(number * 8192, 8192)
+                    };
+                    assert!(op == Op::Read || found == [byte; 8192], "{config:?} {number}");
+                    if op == Op::Write {
+                        assert_eq!(disk.write(number * 8192, vec![3; 8192]), Status::Ok);
+                    } else {
+                        assert!(found == [3; 8192], "{config:?} {number}");
+                    }
+                }
+                assert_eq!(disk.write(gone * 8192, vec![3; 8192]), Status::Ok);
+            }
+        }
     }
 }
 

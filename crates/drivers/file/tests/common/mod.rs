@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
 #![allow(
     clippy::unwrap_used,
+    clippy::vec_box,
     clippy::cast_possible_truncation,
     clippy::print_stdout,
     reason = "tests"
@@ -13,7 +14,7 @@ pub mod qemu;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use blockyard_blkmq::{
     Bdev, Bio, Disk, DiskConfig, Extent, Flags, MonotonicClock, Op, OpenMode, Sector, Status,
@@ -37,8 +38,17 @@ pub fn open(config: &FileConfig) -> Result<TestDisk, Error> {
 }
 
 pub fn open_with(config: &FileConfig, tags: TagSetConfig) -> Result<TestDisk, Error> {
+    open_shown(config, tags, u64::MAX)
+}
+
+/// The first `bytes` of a file.
+pub fn open_shown(config: &FileConfig, tags: TagSetConfig, bytes: u64) -> Result<TestDisk, Error> {
     let (threads, handles) = QueueThread::start_many(tags.hw_queues[0]);
-    let (file, info) = File::open(config, &handles)?;
+    let (file, mut info) = File::open(config, &handles)?;
+    if bytes < info.size {
+        file.show(bytes);
+        (info.size, info.capacity) = (bytes, info.limits.logical_block_size.padded(bytes).0);
+    }
     let set = TagSet::new(Arc::clone(&file), tags).unwrap();
     let mut disk = DiskConfig::new("file0", info.capacity, info.limits.clone());
     disk.tail_padding = u32::try_from(info.capacity.bytes() - info.size).unwrap();
@@ -67,6 +77,21 @@ impl TestDisk {
         let bio = self.range(Op::Read, offset, len, Flags::empty());
         assert_eq!(bio.status(), Status::Ok);
         bytes(&bio)
+    }
+
+    /// All at once, so that they are in flight together, and neighbours may become one request.
+    pub fn submit_all(&self, mut bios: Vec<Box<Bio>>) -> Vec<Box<Bio>> {
+        let (tell, told) = mpsc::channel();
+        let count = bios.len();
+        for (number, bio) in (0..).zip(&mut bios) {
+            let tell = tell.clone();
+            bio.private = number;
+            bio.set_end(Arc::new(move |bio| tell.send(bio).unwrap()));
+        }
+        self.bdev.submit_all(0, &mut bios);
+        let mut ended: Vec<Box<Bio>> = (0..count).map(|_| told.recv().unwrap()).collect();
+        ended.sort_by_key(|bio| bio.private);
+        ended
     }
 
     pub fn flush(&self) -> Status {
