@@ -174,6 +174,26 @@ impl Client {
         }
     }
 
+    /// A peer took bytes that had waited until it did: it lives, however slow it is.
+    pub fn progressed(&mut self, now: Instant, connection: ConnectionId) {
+        if self.is_monitor(connection) {
+            self.mon.progressed(now);
+        } else {
+            self.objecter.progressed(now, connection);
+        }
+    }
+
+    /// A stream has not taken all that [`poll_transmit`](Self::poll_transmit) gave: see [`Objecter::hold`].
+    pub fn hold(&mut self, connection: ConnectionId) {
+        self.objecter.hold(connection);
+    }
+
+    /// A stream has taken all of it.
+    pub fn resume(&mut self, now: Instant, connection: ConnectionId) {
+        self.progressed(now, connection);
+        self.objecter.resume(now, connection);
+    }
+
     /// Takes bytes of a stream.
     pub fn receive(&mut self, now: Instant, connection: ConnectionId, bytes: &[u8]) {
         if self.is_monitor(connection) {

@@ -24,7 +24,7 @@ const STEADY: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How a monitor that is gone is found out (ceph: options `mon_client_ping_interval`, `mon_client_ping_timeout`).
 const KEEPALIVE: Keepalive =
-    Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
+    Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) };
 
 /// What a client starts from.
 #[derive(Clone, Debug)]
@@ -155,6 +155,13 @@ impl MonClient {
     pub fn failed(&mut self, now: Instant, why: Option<String>) {
         let kind = why.map_or(ErrorKind::Reset, |reason| ErrorKind::Broken { reason });
         self.next_monitor(now, Error::new(Self::DOING, kind));
+    }
+
+    /// The monitor took bytes that had waited for it: it lives.
+    pub fn progressed(&mut self, now: Instant) {
+        if let Link::Up(connection) = &mut self.link {
+            connection.progressed(now);
+        }
     }
 
     /// Turns to the next monitor.

@@ -186,7 +186,8 @@ impl Engine {
         let mut out = Vec::new();
         while let Some(connection) = state.client.poll_transmit(&mut out) {
             match state.streams.get(&connection) {
-                Some((Some(stream), _)) => stream.send(&mut out),
+                Some((Some(stream), _)) if stream.send(&mut out) => {}
+                Some((Some(_), _)) => state.client.hold(connection),
                 _ => out.clear(),
             }
         }
@@ -264,6 +265,18 @@ impl Engine {
             state.wake_pump();
         }
         state.client.lend(connection)
+    }
+
+    /// A stream took some of what waited for it, or all.
+    pub(super) fn sent(self: &Arc<Self>, connection: ConnectionId, all: bool) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if all {
+            state.client.resume(now, connection);
+            state.wake_pump();
+        } else {
+            state.client.progressed(now, connection);
+        }
     }
 
     /// A stream broke, or could not be opened.

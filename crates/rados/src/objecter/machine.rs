@@ -41,6 +41,8 @@ pub struct Objecter {
     pub(super) watches: BTreeMap<u64, Watch>,
     pub(super) events: VecDeque<Event>,
     dirty: VecDeque<i32>,
+    /// What was to be sent to this OSD is taken, so that what waits for that may follow.
+    drained: Option<i32>,
     /// Memory of large replies, of all sessions.
     spares: Arc<Spares>,
     /// Nothing is due before this time.
@@ -74,6 +76,7 @@ impl Objecter {
             watches: BTreeMap::new(),
             events: VecDeque::new(),
             dirty: VecDeque::new(),
+            drained: None,
             spares: Arc::default(),
             wake: None,
             ops_wake: None,
@@ -188,13 +191,18 @@ impl Objecter {
             self.unassign(now, tid);
             self.assign(now, tid, target);
         }
-        if moved || again || verdict == Verdict::Send {
+        if moved || again || verdict == Verdict::Send || self.is_unsent(tid) {
             // An OSD that stays the primary has forgotten the watch that it says it has set, also if this one has to wait.
             if let Some(op) = self.ops.get_mut(&tid).filter(|op| op.purpose.connects().is_some()) {
                 op.sent = None;
             }
             self.send(tid);
         }
+    }
+
+    /// Whether an operation has not been sent, or has to be sent again when that is possible.
+    fn is_unsent(&self, tid: u64) -> bool {
+        self.ops.get(&tid).is_some_and(|op| op.sent.is_none())
     }
 
     fn assign(&mut self, now: Instant, tid: u64, osd: Option<i32>) {
@@ -341,6 +349,9 @@ impl Objecter {
 
     /// Sends an operation, if nothing is in the way; what is will have it sent.
     pub(super) fn send(&mut self, tid: u64) {
+        if self.routes.is_barred() {
+            return;
+        }
         let Some(op) = self.ops.get_mut(&tid) else { return };
         if op.aim.paused {
             return;
@@ -348,6 +359,10 @@ impl Objecter {
         let Some(osd) = op.osd else { return };
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         if !session.is_free() && session.holds_back(op.aim.pg, &op.position()) {
+            return;
+        }
+        if session.is_full() {
+            session.backlog = true;
             return;
         }
         let Some((connection, open)) = session.open() else { return };
@@ -473,6 +488,14 @@ impl Objecter {
         self.take_in(now, connection, |up| up.give_back(now, rest));
     }
 
+    /// An OSD took bytes that had waited for it: it lives.
+    pub fn progressed(&mut self, now: Instant, connection: ConnectionId) {
+        let Some(&osd) = self.connections.get(&connection) else { return };
+        if let Some(up) = self.sessions.get_mut(&osd).and_then(|it| it.connection(connection)) {
+            up.progressed(now);
+        }
+    }
+
     fn take_in(
         &mut self,
         now: Instant,
@@ -522,21 +545,54 @@ impl Objecter {
     /// Whether there may be bytes to be sent.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || self.drained.is_some()
     }
 
     /// Moves the bytes that are to be sent on one of the streams to the end of `out`: which one.
+    ///
+    /// A stream that does not take all of them at once is to be [held](Self::hold).
     pub fn poll_transmit(&mut self, out: &mut Vec<Bytes>) -> Option<ConnectionId> {
+        if let Some(osd) = self.drained.take() {
+            self.send_backlog(osd);
+        }
         while let Some(osd) = self.dirty.pop_front() {
             let Some(session) = self.sessions.get_mut(&osd) else { continue };
             session.dirty = false;
             if let Link::Up(id, connection) = &mut session.link
                 && connection.poll_transmit(out)
             {
+                self.drained = session.backlog.then_some(osd);
                 return Some(*id);
             }
         }
         None
+    }
+
+    /// A stream has not taken all that was to be sent: operations wait in order, and can still be given up, until it is
+    /// [resumed](Self::resume).
+    pub fn hold(&mut self, connection: ConnectionId) {
+        if let Some(session) = self.session_of(connection) {
+            session.held = true;
+        }
+    }
+
+    /// A stream has taken all that was to be sent.
+    pub fn resume(&mut self, now: Instant, connection: ConnectionId) {
+        self.progressed(now, connection);
+        let Some(&osd) = self.connections.get(&connection) else { return };
+        if let Some(session) = self.sessions.get_mut(&osd) {
+            session.held = false;
+        }
+        self.send_backlog(osd);
+    }
+
+    /// Sends what waited until a stream takes more.
+    fn send_backlog(&mut self, osd: i32) {
+        let waits = |session: &&mut Session| session.backlog && !session.held;
+        if let Some(session) = self.sessions.get_mut(&osd).filter(waits) {
+            session.backlog = false;
+            self.send_all(osd, |op| op.sent.is_none());
+        }
     }
 
     /// What happened next.

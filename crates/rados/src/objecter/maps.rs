@@ -126,11 +126,11 @@ impl Objecter {
         Ok(())
     }
 
-    /// Nothing is sent until the map has this epoch, such as one in which another client is shut out.
+    /// Nothing is sent from now on until the map has this epoch, such as one in which another client is shut out: neither what
+    /// is submitted later nor what waits already.
     pub fn set_barrier(&mut self, epoch: u32) {
-        self.routes.barrier = self.routes.barrier.max(epoch);
         let known = self.routes.map.epoch();
-        if known > 0 && known < epoch {
+        if !self.routes.bar(epoch) && known > 0 {
             self.want_maps(known + 1);
         }
     }
