@@ -199,6 +199,10 @@ impl MonClient {
             let taken = match event {
                 msgr::Event::Open(session) => self.opened(now, session),
                 msgr::Event::Message(message) => self.take(now, &message),
+                msgr::Event::TooBig(_, got) => {
+                    let limit = msgr::MAX_MESSAGE;
+                    Err(Error::too_big(Self::DOING, "bytes of a message", got, limit))
+                }
             };
             result = result.and(taken);
         }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Most bytes of a frame before the session is open.
 pub const MAX_HANDSHAKE_FRAME: u64 = 64 << 10;
-/// Most bytes of a message. OSDs limit writes to 90 MiB; maps of large clusters have tens of MiB.
+/// Most bytes of a message; larger ones are skipped. OSDs limit writes to 90 MiB; maps of large clusters have tens of MiB.
 pub const MAX_MESSAGE: u64 = 256 << 20;
 /// Most bytes of a whole handshake in one direction.
 const MAX_HANDSHAKE: usize = 1 << 20;
@@ -142,6 +142,8 @@ pub enum Event {
     Open(Session),
     /// A message came.
     Message(Message),
+    /// A message came that is over [`MAX_MESSAGE`]: its header, and how many bytes were not taken.
+    TooBig(Message, u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -483,7 +485,7 @@ impl<A: Authenticator> Connection<A> {
             }
         }
         self.state = State::Open;
-        self.decoder.set_max(MAX_MESSAGE + MESSAGE_HEADER_LEN as u64);
+        self.decoder.skip_beyond(MAX_MESSAGE + MESSAGE_HEADER_LEN as u64);
         self.events.push_back(Event::Open(Session {
             global_id: self.global_id,
             own: self.own,
@@ -494,12 +496,16 @@ impl<A: Authenticator> Connection<A> {
     }
 
     fn take_message(&mut self, frame: Frame) -> Result<()> {
+        let left_out = frame.left_out;
         let (message, seq) = Message::from_frame(frame)?;
         if seq <= self.in_seq {
             return Err(Error::violation("receiving", "messages of a session are numbered", seq));
         }
         self.in_seq = seq;
-        self.events.push_back(Event::Message(message));
+        self.events.push_back(match left_out {
+            0 => Event::Message(message),
+            bytes => Event::TooBig(message, bytes),
+        });
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::encoding::{EntityAddr, EntityType};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::maps::OsdMap;
 use crate::msgr::{self, Rest, Spares};
-use crate::osd::{OsdRequest, Target};
+use crate::osd::{OsdRequest, Reply, Target};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub struct Objecter {
     pub(super) routes: Routes,
     /// A change could not be applied: only a whole map helps.
     pub(super) map_broken: bool,
+    /// The epoch of the last map that could be used.
+    pub(super) map_usable: u32,
     /// How often in a row no map could be used, and when a whole one is asked for again.
     pub(super) map_failures: u32,
     pub(super) map_retry: Option<Instant>,
@@ -63,6 +65,7 @@ impl Objecter {
             routes: Routes::new(&config),
             config,
             map_broken: false,
+            map_usable: 0,
             map_failures: 0,
             map_retry: None,
             maps_wanted: None,
@@ -164,8 +167,7 @@ impl Objecter {
         self.last_tid += 1;
         let tid = self.last_tid;
         if let Some(deadline) = op.deadline {
-            earlier(&mut self.ops_wake, deadline);
-            earlier(&mut self.wake, deadline);
+            self.ops_wake_at(deadline);
         }
         self.ops.insert(tid, op);
         if self.routes.map.epoch() > 0 {
@@ -418,8 +420,10 @@ impl Objecter {
 
     /// Gives up an operation: its request, unless it ended already. One that was sent may still be done.
     pub fn cancel(&mut self, now: Instant, tid: u64) -> Option<OsdRequest> {
-        if !self.ops.get(&tid)?.purpose.is_callers() {
-            return None;
+        match self.ops.get(&tid)?.purpose {
+            Purpose::Unwatch => return self.unwatch_alone(now, tid),
+            purpose if purpose.is_callers() => {}
+            _ => return None,
         }
         self.remove(now, tid).map(|op| op.into_request())
     }
@@ -441,14 +445,16 @@ impl Objecter {
     pub(super) fn fail(&mut self, now: Instant, tid: u64, error: Error) {
         let Some(op) = self.remove(now, tid) else { return };
         match op.purpose {
-            purpose if purpose.is_callers() => {
-                let request = op.into_request();
-                let error = error.at(self.place(&request));
-                let completion = Completion { tid, request, result: Err(error) };
-                self.events.push_back(Event::Completed(Box::new(completion)));
-            }
+            purpose if purpose.is_callers() => self.completed(tid, op.into_request(), Err(error)),
             purpose => self.own_ended(now, purpose, Err(error)),
         }
+    }
+
+    /// Tells the caller of the end of an operation.
+    pub(super) fn completed(&mut self, tid: u64, request: OsdRequest, result: Result<Reply>) {
+        let result = result.map_err(|error| error.at(self.place(&request)));
+        let completion = Completion { tid, request, result };
+        self.events.push_back(Event::Completed(Box::new(completion)));
     }
 
     /// What errors say of an operation.
@@ -518,6 +524,10 @@ impl Objecter {
                     Ok(())
                 }
                 msgr::Event::Message(message) => self.take_message(now, osd, connection, &message),
+                msgr::Event::TooBig(message, bytes) => {
+                    self.too_big(now, connection, &message, bytes);
+                    Ok(())
+                }
             };
             result = result.and(taken);
         }
@@ -606,6 +616,12 @@ impl Objecter {
         self.wake
     }
 
+    /// An operation's time is up then.
+    pub(super) fn ops_wake_at(&mut self, at: Instant) {
+        earlier(&mut self.ops_wake, at);
+        earlier(&mut self.wake, at);
+    }
+
     /// Something is due then.
     pub(super) fn wake_at(&mut self, at: Instant) {
         earlier(&mut self.wake, at);
@@ -638,7 +654,11 @@ impl Objecter {
         let tids: Vec<_> = all.filter(|(_, op)| late(op)).map(|(&tid, _)| tid).collect();
         for tid in tids {
             let Some(op) = self.ops.get(&tid) else { continue };
-            self.fail(now, tid, Error::new(op.waits_for(), ErrorKind::TimedOut));
+            let error = Error::new(op.waits_for(), ErrorKind::TimedOut);
+            match self.unwatch_alone(now, tid) {
+                Some(request) => self.completed(tid, request, Err(error)),
+                None => self.fail(now, tid, error),
+            }
         }
         self.ops_wake = self.ops.values().filter_map(|op| op.deadline).min();
     }

@@ -158,6 +158,8 @@ impl World {
                     ErrorKind::WatchLost { .. } | ErrorKind::NoPool | ErrorKind::TimedOut => true,
                     // It was dropped before the answer that it was set came.
                     ErrorKind::Osd { errno: 107 } => !set,
+                    // What its OSD says of it cannot be read.
+                    ErrorKind::Truncated { .. } | ErrorKind::Violation { .. } => true,
                     _ => false,
                 };
                 assert!(expected, "{error} {set}");
@@ -173,6 +175,7 @@ impl World {
                 self.clients[client].machine.objecter_mut().acknowledge(now, &told, b"heard");
                 self.clients[client].count("notified");
             }
+            cluster::Event::MapUnusable(_) => self.clients[client].count("unusable maps"),
             cluster::Event::Lost(..) => self.clients[client].count("sessions lost"),
             cluster::Event::Open(_) | cluster::Event::Map(_) | cluster::Event::MonMap(_) => {}
             cluster::Event::Refused(error) => panic!("refused: {error}"),
@@ -209,6 +212,9 @@ impl World {
                 let known = self.clients[client].machine.objecter().map();
                 assert!(place.cluster == crate::maps::FSID || known.epoch() == 0);
                 match error.kind() {
+                    ErrorKind::Truncated { .. } | ErrorKind::Violation { .. } => {
+                        self.clients[client].count("unreadable");
+                    }
                     ErrorKind::TimedOut => self.clients[client].count("timed out"),
                     ErrorKind::NoPool => {
                         assert!(!self.model.pools.contains_key(&request.locator.pool));
@@ -276,7 +282,10 @@ impl World {
             0..=10 => self.submit_write(client, pool, &object, deadline),
             11..=18 => self.submit_read(client, pool, &object, deadline),
             19 => self.give_up(client),
-            20 | 21 if number > 0 => self.submit_watch(client, pool, &object, deadline),
+            20 | 21 if number > 0 => {
+                let tries = if self.rng.one_in(4) { OpFlags::FULL_TRY } else { OpFlags::empty() };
+                self.submit_watch(client, pool, &object, tries, deadline);
+            }
             22 if number > 0 => self.submit_notify(client, pool, &object, deadline),
             _ => self.end_a_watch(client),
         }
@@ -391,12 +400,13 @@ impl World {
         client: usize,
         pool: i64,
         object: &str,
+        flags: OpFlags,
         deadline: Option<Instant>,
     ) {
         let now = self.instant();
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
-        let watch = machine.watch(now, &locator, object, None, deadline).unwrap();
+        let watch = machine.watch(now, &locator, object, None, flags, deadline).unwrap();
         let name = (pool, object.to_owned());
         self.clients[client].watches.insert(watch, (name, false));
     }
@@ -412,7 +422,9 @@ impl World {
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
         let timeout = Duration::from_secs(5);
-        if let Ok(tid) = machine.notify(now, &locator, object, b"news", timeout, deadline) {
+        if let Ok(tid) =
+            machine.notify(now, &locator, object, b"news", timeout, OpFlags::empty(), deadline)
+        {
             self.clients[client].pending.insert(tid, Pending::Notify);
         }
     }

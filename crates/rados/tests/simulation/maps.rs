@@ -226,13 +226,18 @@ impl MapModel {
 
     /// The change that leads here from the map of before.
     pub(crate) fn change(&self, before: &Self) -> Bytes {
+        self.change_with(before, &[])
+    }
+
+    /// The same, with a whole map that takes the place of all changes, if it is not empty.
+    pub(crate) fn change_with(&self, before: &Self, whole: &[u8]) -> Bytes {
         assert_eq!(self.epoch, before.epoch + 1);
         let client = |w: &mut Writer| {
             w.put(&FSID);
             w.u32(self.epoch);
             w.raw(&[0; 16]);
             w.i32(self.flags.cast_signed());
-            w.u32(0);
+            w.bytes(whole);
             w.u32(0);
             w.i32(-1);
             let new = |id: &i64| self.pools.get(id) != before.pools.get(id);

@@ -1,9 +1,13 @@
 //! Where requests go when one thing changes in the map.
 
+use crate::maps::FSID;
 use crate::world::{ERASURE, World};
 use crate::{QUIET, calm, clients, for_few_seeds, pass, run};
-use blockyard_rados::encoding::{ObjectLocator, PgId};
-use std::time::Duration;
+use blockyard_rados::encoding::{Fsid, ObjectLocator, PgId};
+use blockyard_rados::mon::OsdMaps;
+use blockyard_rados::objecter::{Config, Objecter};
+use bytes::Bytes;
+use std::time::{Duration, Instant};
 
 fn is_idle(world: &World) -> bool {
     world.clients[0].pending.is_empty()
@@ -81,4 +85,44 @@ fn a_snapshot_of_a_pool_may_be_called_anything() {
     world.submit_write(0, 1, "object1", None);
     world.pump(0);
     run(&mut world, QUIET, is_idle);
+}
+
+fn maps(changes: &[(u32, &Bytes)], whole: &[(u32, &Bytes)]) -> OsdMaps {
+    let of = |maps: &[(u32, &Bytes)]| maps.iter().map(|&(at, map)| (at, map.clone())).collect();
+    OsdMaps { fsid: FSID, changes: of(changes), whole: of(whole), oldest: 0, newest: 0 }
+}
+
+/// A map that is not the one that was said leads nowhere: not to an older one, and not round in circles.
+#[test]
+fn no_map_leads_back() {
+    let now = Instant::now();
+    let old = calm(1).model;
+    let mut new = old.clone();
+    new.epoch += 1;
+    let (old_map, new_map) = (old.whole(), new.whole());
+    let mut far = new.clone();
+    far.epoch = u32::MAX;
+    let lies = [
+        maps(&[(new.epoch, &new.change_with(&old, &old_map))], &[]),
+        maps(&[(new.epoch, &new.change_with(&old, &far.whole()))], &[]),
+        maps(&[], &[(new.epoch, &old_map)]),
+        maps(&[], &[(new.epoch, &far.whole())]),
+        OsdMaps { fsid: Fsid([7; 16]), ..maps(&[], &[(new.epoch, &new_map)]) },
+    ];
+    for (index, lie) in lies.iter().enumerate() {
+        let mut objecter = Objecter::new(Config::default());
+        objecter.take_maps(now, &maps(&[], &[(old.epoch, &old_map)])).unwrap();
+        let taken = objecter.take_maps(now, lie);
+        assert_eq!(taken.is_err(), index < 4, "map {index}: {taken:?}");
+        assert_eq!(objecter.map().epoch(), old.epoch, "map {index}");
+        // What was before is of no use, what is now is.
+        if index < 4 {
+            let mut older = old.clone();
+            older.epoch -= 1;
+            objecter.take_maps(now, &maps(&[], &[(older.epoch, &older.whole())])).unwrap();
+            assert_eq!(objecter.map().epoch(), old.epoch, "map {index}");
+        }
+        objecter.take_maps(now, &maps(&[], &[(new.epoch, &new_map)])).unwrap();
+        assert_eq!(objecter.map().epoch(), new.epoch, "map {index}");
+    }
 }

@@ -72,3 +72,20 @@ fn what_is_given_up_before_a_slow_osd_takes_it_is_never_sent() {
         assert_eq!(world.requests.len(), 3);
     });
 }
+
+/// Everybody else's requests go on, and it is not asked again for what cannot be read.
+#[test]
+fn an_answer_that_cannot_be_read_ends_its_own_operation() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.spoils_replies = true;
+        for _ in 0..3 {
+            world.submit_write(0, 1, "object1", None);
+        }
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        let counts = &world.clients[0].counts;
+        assert_eq!((counts.get("unreadable"), counts.get("sessions lost")), (Some(&3), None));
+        assert_eq!(world.requests.len(), 3);
+    });
+}

@@ -1,13 +1,16 @@
 //! Watches and notifications, in worlds in which one thing happens.
 
+use crate::clients::Pending;
 use crate::world::{self, World};
-use crate::{QUIET, calm, for_few_seeds, maps, run, store};
+use crate::{QUIET, calm, for_few_seeds, maps, pass, run, store};
+use blockyard_rados::encoding::ObjectLocator;
+use blockyard_rados::osd::OpFlags;
 use std::time::Duration;
 
 /// A world in which all is well, and client 0 watches one object.
 fn with_a_watch(seed: u64) -> World {
     let mut world = calm(seed);
-    world.submit_watch(0, 1, "watched", None);
+    world.submit_watch(0, 1, "watched", OpFlags::empty(), None);
     world.pump(0);
     run(&mut world, QUIET, is_set);
     assert!(is_set(&world));
@@ -62,7 +65,7 @@ fn an_interval_that_begins_while_a_watch_is_being_set_is_no_loss() {
                 world.end_a_watch(0);
                 world.pump(0);
                 run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
-                world.submit_watch(0, 1, "watched", None);
+                world.submit_watch(0, 1, "watched", OpFlags::empty(), None);
                 world.pump(0);
             }
             let before = times_missed(&world);
@@ -86,7 +89,7 @@ fn an_interval_that_begins_while_a_watch_is_being_set_is_no_loss() {
             while world.step(later) {}
             if world.clients[0].watches.is_empty() {
                 // Its time was up while the pool was full.
-                world.submit_watch(0, 1, "watched", None);
+                world.submit_watch(0, 1, "watched", OpFlags::empty(), None);
                 world.pump(0);
                 let later = world.now + Duration::from_secs(15);
                 while world.step(later) {}
@@ -184,4 +187,91 @@ fn a_watch_lives_while_nothing_may_be_written() {
             assert!(is_set(&world), "{name}");
         }
     });
+}
+
+/// Whoever takes a lock over while the cluster is full needs a watch, and has to get rid of it.
+#[test]
+fn a_watch_keeps_the_flags_that_let_it_pass_a_full_cluster() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.change_map(|model| model.flags |= maps::FULL);
+        world.submit_watch(0, 1, "watched", OpFlags::FULL_TRY, None);
+        world.pump(0);
+        run(&mut world, QUIET, is_set);
+        for osd in 0..world::OSDS {
+            world.break_all(world::Process::Osd(osd, world.osds[osd].incarnation));
+        }
+        pass(&mut world, Duration::from_secs(10));
+        assert!(has_watcher(&world) && times_missed(&world) > 0, "it is not carried over");
+        world.end_a_watch(0);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        assert!(!has_watcher(&world));
+    });
+}
+
+/// An OSD that does not know that a watch is over makes others wait for it.
+#[test]
+fn an_unwatch_that_nobody_waits_for_is_sent_all_the_same() {
+    for cancelled in [true, false] {
+        for_few_seeds(|seed| {
+            let mut world = with_a_watch(seed);
+            for osd in 0..world::OSDS {
+                world.osds[osd].frozen_until = world.now + Duration::from_secs(5);
+                world.break_all(world::Process::Osd(osd, world.osds[osd].incarnation));
+            }
+            pass(&mut world, Duration::from_secs(1));
+            let now = world.instant();
+            let deadline = Some(now + Duration::from_secs(1)).filter(|_| !cancelled);
+            let (&watch, _) = world.clients[0].watches.iter().next().unwrap();
+            world.clients[0].watches.clear();
+            let objecter = world.clients[0].machine.objecter_mut();
+            let tid = objecter.unwatch(now, watch, deadline).unwrap();
+            if cancelled {
+                assert!(objecter.cancel(now, tid).is_some());
+                assert!(objecter.cancel(now, tid).is_none());
+            } else {
+                world.clients[0].pending.insert(tid, Pending::Unwatch);
+            }
+            world.pump(0);
+            pass(&mut world, Duration::from_secs(20));
+            assert!(world.clients[0].pending.is_empty());
+            let watchers = &world.store.objects[&(1, "watched".to_owned())].watchers;
+            assert!(watchers.is_empty(), "cancelled {cancelled}: {watchers:?}");
+            assert_eq!(world.clients[0].machine.objecter().unwatching(), 0);
+        });
+    }
+}
+
+/// An OSD that drops a watcher says so.
+#[test]
+fn a_watch_that_its_osd_drops_is_lost() {
+    for_few_seeds(|seed| {
+        let mut world = with_a_watch(seed);
+        world.disconnect_a_watch();
+        run(&mut world, QUIET, |world| world.clients[0].watches.is_empty());
+        assert_eq!(world.clients[0].counts["watches lost"], 1);
+    });
+}
+
+/// A time-out of less than a second is one, and not the default, nor asked for without end.
+#[test]
+fn a_watch_may_have_a_time_out_below_a_second() {
+    let mut world = calm(1);
+    for timeout in [Duration::ZERO, Duration::from_millis(1)] {
+        let (now, locator) = (world.instant(), ObjectLocator::new(1, ""));
+        let objecter = world.clients[0].machine.objecter_mut();
+        let (timeout, flags) = (Some(timeout), OpFlags::empty());
+        let watch = objecter.watch(now, &locator, "watched", timeout, flags, None).unwrap();
+        world.clients[0].watches.insert(watch, ((1, "watched".to_owned()), false));
+        world.pump(0);
+        run(&mut world, QUIET, is_set);
+        let events = world.last_event;
+        pass(&mut world, Duration::from_secs(10));
+        let events = world.last_event - events;
+        assert!((30..3000).contains(&events), "{events} events in 10 s");
+        world.end_a_watch(0);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+    }
 }
