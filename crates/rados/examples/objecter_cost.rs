@@ -93,14 +93,15 @@ fn main() {
     let reads: u64 = std::env::args().nth(1).map_or(100_000, |text| text.parse().unwrap());
     let now = Instant::now();
     let mut client = client(now);
-    let pool =
-        maps::PoolModel { pg_num: 64, size: 3, flags: 0, last_force_resend: 0, last_change: 1 };
+    let pool = maps::PoolModel { pg_num: 64, ..maps::PoolModel::replicated() };
     let model = maps::MapModel {
         epoch: 5,
         flags: 0,
         pools: BTreeMap::from([(1, pool)]),
         osds: (0..OSDS).map(osd).collect(),
+        pg_temp: BTreeMap::new(),
         primary_temp: BTreeMap::new(),
+        affinities: Vec::new(),
         crush: maps::crush(OSDS),
     };
     let mut servers: BTreeMap<ConnectionId, wire::Server> = BTreeMap::new();

@@ -149,6 +149,12 @@ pub enum ErrorKind {
         /// What was wrong with each that was tried.
         reason: String,
     },
+    /// What the cluster says of itself cannot be read here.
+    #[error("the map cannot be used: {reason}")]
+    MapUnusable {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The peer ended the session.
     #[error("the peer ended the session")]
     Reset,
@@ -299,6 +305,7 @@ impl Error {
             ErrorKind::Truncated { .. }
             | ErrorKind::Violation { .. }
             | ErrorKind::TooBig { .. }
+            | ErrorKind::MapUnusable { .. }
             | ErrorKind::Impostor(_) => Blame::Peer,
             ErrorKind::TooNew { .. }
             | ErrorKind::Features { .. }

@@ -36,7 +36,7 @@ fn connection(now: Instant) -> Connection<MonitorAuth> {
         global_seq: 1,
         supported: features::SUPPORTED,
         handshake_timeout: 10 * SECOND,
-        keepalive: Some(Keepalive { interval: 10 * SECOND, timeout: 30 * SECOND }),
+        keepalive: Some(Keepalive { interval: 10 * SECOND, timeout: 20 * SECOND }),
     };
     Connection::new(config, auth, now)
 }
@@ -230,6 +230,38 @@ fn a_silent_peer_is_asked_and_then_given_up() {
     assert_eq!(connection.deadline(), Some(now + 41 * SECOND));
     let error = connection.expire(now + 41 * SECOND).unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::TimedOut);
+}
+
+/// A question may stand behind many bytes, which the peer takes one by one.
+#[test]
+fn a_peer_that_takes_what_is_sent_lives() {
+    let now = Instant::now();
+    let (mut connection, _) = after(&handshake(), now);
+    connection.expire(now + 10 * SECOND).unwrap();
+    for second in (20..200).step_by(10) {
+        connection.progressed(now + second * SECOND);
+        connection.expire(now + (second + 9) * SECOND).unwrap();
+    }
+    assert_eq!(connection.deadline(), Some(now + 210 * SECOND));
+    let error = connection.expire(now + 210 * SECOND).unwrap_err();
+    assert_eq!(*error.kind(), ErrorKind::TimedOut);
+}
+
+/// Whoever was stalled has not received what the peer sent meanwhile: also the answer to a question of before.
+#[test]
+fn a_session_outlives_a_stall_of_its_owner() {
+    let now = Instant::now();
+    for asked in [false, true] {
+        let (mut connection, _) = after(&handshake(), now);
+        if asked {
+            connection.expire(now + 10 * SECOND).unwrap();
+        }
+        connection.expire(now + 50 * SECOND).unwrap();
+        assert_eq!(connection.deadline(), Some(now + 70 * SECOND));
+        let answer = Frame::control(Tag::KEEPALIVE2_ACK, vec![0; 8]);
+        connection.receive(now + 51 * SECOND, &bytes(&[answer])).unwrap();
+        assert_eq!(connection.deadline(), Some(now + 61 * SECOND));
+    }
 }
 
 #[test]

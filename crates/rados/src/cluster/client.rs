@@ -51,7 +51,7 @@ pub enum Event {
     Open(Session),
     /// The client may not in, and was never in; trying again would not help.
     Refused(Error),
-    /// A session broke, and why; it is opened again if it is needed. Or a map cannot be used, and is asked for again.
+    /// A session broke, and why; it is opened again if it is needed.
     Lost(Peer, Error),
     /// The monitors changed.
     MonMap(MonMap),
@@ -61,6 +61,8 @@ pub enum Event {
     Completed(Box<Completion>),
     /// The map of this epoch is in use.
     Map(u32),
+    /// A map cannot be used, and why; a whole one is asked for.
+    MapUnusable(Error),
     /// A watch is set.
     Watching(u64),
     /// A watch may have missed something: see [`objecter::Event::WatchMissed`].
@@ -174,6 +176,26 @@ impl Client {
         }
     }
 
+    /// A peer took bytes that had waited until it did: it lives, however slow it is.
+    pub fn progressed(&mut self, now: Instant, connection: ConnectionId) {
+        if self.is_monitor(connection) {
+            self.mon.progressed(now);
+        } else {
+            self.objecter.progressed(now, connection);
+        }
+    }
+
+    /// A stream has not taken all that [`poll_transmit`](Self::poll_transmit) gave: see [`Objecter::hold`].
+    pub fn hold(&mut self, connection: ConnectionId) {
+        self.objecter.hold(connection);
+    }
+
+    /// A stream has taken all of it.
+    pub fn resume(&mut self, now: Instant, connection: ConnectionId) {
+        self.progressed(now, connection);
+        self.objecter.resume(now, connection);
+    }
+
     /// Takes bytes of a stream.
     pub fn receive(&mut self, now: Instant, connection: ConnectionId, bytes: &[u8]) {
         if self.is_monitor(connection) {
@@ -285,11 +307,7 @@ impl Client {
             }
             mon::Event::MonMap(map) => self.events.push_back(Event::MonMap(map)),
             mon::Event::OsdMaps(maps) => {
-                if let Err(error) = self.objecter.take_maps(now, &maps)
-                    && let Some((_, addr)) = self.monitor
-                {
-                    self.events.push_back(Event::Lost(Peer::Monitor(addr), error));
-                }
+                let _an_event_says_why = self.objecter.take_maps(now, &maps);
             }
             mon::Event::Answer(tid, Answer::Version { newest, .. })
                 if self.newest_asked == Some(tid) =>
@@ -322,6 +340,7 @@ impl Client {
                 return;
             }
             objecter::Event::Map(epoch) => Event::Map(epoch),
+            objecter::Event::MapUnusable(error) => Event::MapUnusable(error),
             objecter::Event::Watching(watch) => Event::Watching(watch),
             objecter::Event::WatchMissed(watch) => Event::WatchMissed(watch),
             objecter::Event::WatchLost(watch, error) => Event::WatchLost(watch, error),

@@ -107,6 +107,15 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Takes text behind its u32 count that is shown, or compared with what people type: what is not UTF-8 in it is replaced,
+    /// as Ceph takes any bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Truncated`].
+    pub fn text(&mut self) -> Result<String> {
+        self.bytes().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    }
+
     /// Takes a u32 length and as many bytes, which are a name.
     ///
     /// # Errors

@@ -143,7 +143,15 @@ impl OsdMap {
             return Err(Error::violation(DOING, "a change is of the same cluster", 0));
         }
         if !change.full.is_empty() {
-            *self = Self::decode(&change.full)?;
+            let full = Self::decode(&change.full)?;
+            if full.epoch != change.epoch {
+                let rule = "a change with a whole map has that of its epoch";
+                return Err(Error::violation(DOING, rule, full.epoch.into()));
+            }
+            if full.fsid != change.fsid {
+                return Err(Error::violation(DOING, "a change is of the same cluster", 0));
+            }
+            *self = full;
             return Ok(());
         }
         (self.fsid, self.epoch) = (change.fsid, change.epoch);

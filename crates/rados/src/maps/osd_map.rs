@@ -204,7 +204,7 @@ pub(super) fn pools(r: &mut Reader<'_>) -> Result<BTreeMap<i64, Pool>> {
 }
 
 pub(super) fn names(r: &mut Reader<'_>) -> Result<BTreeMap<i64, String>> {
-    r.map(8 + 4, |r| Ok((r.i64()?, r.string()?)))
+    r.map(8 + 4, |r| Ok((r.i64()?, r.text()?)))
 }
 
 pub(super) fn lists(r: &mut Reader<'_>) -> Result<BTreeMap<PgId, Vec<i32>>> {

@@ -5,7 +5,7 @@ use super::name_hash::name_hash;
 use super::osd_map::OsdMap;
 use super::osds::{DEFAULT_PRIMARY_AFFINITY, OsdState};
 use super::pool::{Pool, PoolFlags, PoolKind};
-use crate::encoding::{ObjectLocator, PgId};
+use crate::encoding::{ObjectLocator, PgId, PgShard};
 use crate::error::{Error, ErrorKind, Result};
 use blockyard_crush::{CrushMap, NONE, Scratch, hash32_2};
 use bytes::Bytes;
@@ -24,17 +24,15 @@ pub struct Placed {
     pub acting: Vec<Option<i32>>,
     /// The one to send requests to; none while the group cannot be served.
     pub primary: Option<i32>,
+    /// Its position in `acting`; none if it has none there.
+    pub position: Option<usize>,
 }
 
 impl Placed {
-    /// The shard that an OSD serves, -1 in replicated pools or if it serves none.
+    /// The shard that the primary serves in an erasure-coded pool, [`PgShard::NO_SHARD`] if it serves none.
     #[must_use]
-    pub fn shard(&self, pool: &Pool, osd: i32) -> i8 {
-        if pool.kind == PoolKind::Replicated {
-            return -1;
-        }
-        let position = self.acting.iter().position(|&other| other == Some(osd));
-        position.and_then(|position| i8::try_from(position).ok()).unwrap_or(-1)
+    pub fn shard(&self) -> i8 {
+        self.position.and_then(|at| i8::try_from(at).ok()).unwrap_or(PgShard::NO_SHARD)
     }
 }
 
@@ -77,6 +75,21 @@ impl Pool {
         } else {
             seed.wrapping_add(pool)
         }
+    }
+
+    /// The shards in the order in which temporary lists have them: those that may be primary stand first (ceph:
+    /// `OSDMap::pgtemp_primaryfirst`).
+    fn temporary_order(&self, len: usize) -> Vec<usize> {
+        let mut shards: Vec<_> = (0..len).collect();
+        if self.flags.contains(PoolFlags::EC_OPTIMIZATIONS) {
+            let may_not = |shard: usize| {
+                u32::try_from(shard).is_ok_and(|at| {
+                    self.nonprimary_shards.checked_shr(at).is_some_and(|bits| bits & 1 == 1)
+                })
+            };
+            shards.sort_by_key(|&shard| may_not(shard));
+        }
+        shards
     }
 
     /// Whether OSDs that are missing leave no gap.
@@ -236,14 +249,27 @@ impl Placer {
         map.apply_upmap(pg, &mut up);
         let mut up = map.running(pool, &up);
         let up_primary = map.apply_affinity(pool.placement_seed(pg), pool, &mut up);
-        let acting = map.pg_temp.get(&pg).map(|temp| map.running(pool, temp)).unwrap_or_default();
+        let temp = map.pg_temp.get(&pg).map(|temp| map.running(pool, temp)).unwrap_or_default();
         let temp_primary = map.primary_temp.get(&pg).copied();
-        let first = acting.iter().copied().find(|&osd| osd != NONE);
-        let (acting, first) =
-            if acting.is_empty() { (up.clone(), up_primary) } else { (acting, first) };
-        let gaps =
-            |osds: &[i32]| osds.iter().map(|&osd| Some(osd).filter(|&osd| osd != NONE)).collect();
-        Placed { up: gaps(&up), up_primary, acting: gaps(&acting), primary: temp_primary.or(first) }
+        let gap = |&osd: &i32| Some(osd).filter(|&osd| osd != NONE);
+        let up: Vec<_> = up.iter().map(gap).collect();
+        if temp.is_empty() {
+            let primary = temp_primary.or(up_primary);
+            let position = up.iter().position(|&osd| osd.is_some() && osd == primary);
+            return Placed { acting: up.clone(), up, up_primary, primary, position };
+        }
+        let first = temp.iter().copied().find(|&osd| osd != NONE);
+        let primary = temp_primary.or(first);
+        // One OSD may stand in several places, when much is wrong: the place in the temporary list's order counts (ceph:
+        // `Objecter::_calc_target`).
+        let order = pool.temporary_order(temp.len());
+        let at = temp.iter().position(|&osd| Some(osd) == primary);
+        let position = at.map(|at| order[at]);
+        let mut acting = vec![None; temp.len()];
+        for (&shard, osd) in order.iter().zip(&temp) {
+            acting[shard] = gap(osd);
+        }
+        Placed { up, up_primary, acting, primary, position }
     }
 }
 

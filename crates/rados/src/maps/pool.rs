@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 const OLDEST: u8 = 28;
 /// The newest whose fields are known.
 const KNOWN: u8 = 32;
+/// From this version on a pool names the shards that may not be primary.
+const WITH_NONPRIMARY_SHARDS: u8 = 32;
 /// Bytes of an interval, and least bytes of two strings.
 const INTERVAL: usize = 16;
 const TWO_STRINGS: usize = 8;
@@ -82,6 +84,8 @@ pub struct Pool {
     pub stripe_width: u32,
     /// Requests that were sent in an epoch before this one are to be sent again.
     pub last_force_resend: u32,
+    /// The shards that may not be primary, a bit each (Ceph 20, [`PoolFlags::EC_OPTIMIZATIONS`]).
+    pub nonprimary_shards: u128,
 }
 
 fn intervals(reader: &mut Reader<'_>) -> Result<()> {
@@ -102,11 +106,39 @@ fn strings(reader: &mut Reader<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A number in groups of 7 bits, the lowest first (ceph: `src/include/denc.h`, `denc_varint`).
+fn varint(r: &mut Reader<'_>) -> Result<u64> {
+    const BITS: u32 = 7;
+    let mut number = 0_u64;
+    for shift in (0..u64::BITS).step_by(BITS as usize) {
+        let byte = r.u8()?;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(r.violation("a number has at most 64 bits", number))
+}
+
+/// The set of shards that may not be primary, at the end of a pool (ceph: `src/osd/osd_types.cc`, `pg_pool_t::encode`).
+fn nonprimary_shards(r: &mut Reader<'_>, version: u8) -> Result<u128> {
+    if version < WITH_NONPRIMARY_SHARDS {
+        return Ok(0);
+    }
+    // Whether the number of groups grows by itself; the last merge of groups; what stretched pools have.
+    r.u8()?;
+    skip(r)?;
+    if r.bool()? {
+        r.raw(4 * 4)?;
+    }
+    Ok(u128::from(varint(r)?) | u128::from(varint(r)?) << u64::BITS)
+}
+
 fn snapshot(reader: &mut Reader<'_>) -> Result<(u64, String)> {
     let id = reader.u64()?;
     let mut info = reader.versioned(2)?.fields;
     info.raw(8 + 8)?;
-    Ok((id, info.string()?))
+    Ok((id, info.text()?))
 }
 
 impl Decode for Pool {
@@ -149,7 +181,7 @@ impl Decode for Pool {
         let stripe_width = r.u32()?;
         // Targets of a cache tier.
         r.raw(8 + 8 + 4 * 4)?;
-        let erasure_code_profile = r.string()?;
+        let erasure_code_profile = r.text()?;
         // Resends before Ceph 12, recency, expected objects, more of cache tiers.
         r.raw(4 + 4 + 8 + 4 + 4 + 1 + 1 + 4 + 4)?;
         // Options, resends before Ceph 14, applications, creation.
@@ -165,6 +197,7 @@ impl Decode for Pool {
         let pg_num_pending = r.u32()?;
         r.raw(2 * 4)?;
         let last_force_resend = r.u32()?;
+        let nonprimary_shards = nonprimary_shards(r, version)?;
         if pg_num == 0 || pgp_num == 0 || pgp_num > pg_num {
             return Err(r.violation("a pool has 1 to pg_num groups to place", pgp_num.into()));
         }
@@ -186,6 +219,7 @@ impl Decode for Pool {
             erasure_code_profile,
             stripe_width,
             last_force_resend,
+            nonprimary_shards,
         })
     }
 }

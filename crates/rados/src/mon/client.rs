@@ -24,7 +24,7 @@ const STEADY: Duration = Duration::from_secs(30);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How a monitor that is gone is found out (ceph: options `mon_client_ping_interval`, `mon_client_ping_timeout`).
 const KEEPALIVE: Keepalive =
-    Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
+    Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) };
 
 /// What a client starts from.
 #[derive(Clone, Debug)]
@@ -157,6 +157,13 @@ impl MonClient {
         self.next_monitor(now, Error::new(Self::DOING, kind));
     }
 
+    /// The monitor took bytes that had waited for it: it lives.
+    pub fn progressed(&mut self, now: Instant) {
+        if let Link::Up(connection) = &mut self.link {
+            connection.progressed(now);
+        }
+    }
+
     /// Turns to the next monitor.
     fn next_monitor(&mut self, now: Instant, error: Error) {
         let auth = match std::mem::replace(&mut self.link, Link::Refused) {
@@ -192,6 +199,10 @@ impl MonClient {
             let taken = match event {
                 msgr::Event::Open(session) => self.opened(now, session),
                 msgr::Event::Message(message) => self.take(now, &message),
+                msgr::Event::TooBig(_, got) => {
+                    let limit = msgr::MAX_MESSAGE;
+                    Err(Error::too_big(Self::DOING, "bytes of a message", got, limit))
+                }
             };
             result = result.and(taken);
         }

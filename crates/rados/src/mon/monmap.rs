@@ -30,7 +30,7 @@ pub struct MonMap {
 fn monitor(reader: &mut Reader<'_>) -> Result<Monitor> {
     reader.bytes()?;
     let mut fields = reader.versioned(5)?.fields;
-    Ok(Monitor { name: fields.string()?, addrs: fields.get()? })
+    Ok(Monitor { name: fields.text()?, addrs: fields.get()? })
 }
 
 impl Decode for MonMap {

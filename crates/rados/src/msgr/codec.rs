@@ -9,7 +9,7 @@
 
 use super::body::{Rest, Spares};
 use super::crc::{DATA_SEED, ceph_crc32c};
-use super::frame::{Frame, MAX_SEGMENTS, PREAMBLE_LEN, Preamble, Segments};
+use super::frame::{Frame, MAX_SEGMENTS, PREAMBLE_LEN, Preamble, Segments, Tag};
 use super::secure::{BLOCK, CODE_LEN, ConnectionSecret, Gcm};
 use super::transmit::Transmit;
 use crate::error::{Error, ErrorKind, Result};
@@ -142,6 +142,9 @@ fn crc_body(preamble: &Preamble) -> usize {
 pub struct Decoder {
     cipher: Option<Gcm>,
     max: u64,
+    /// Whether larger messages are skipped; and what is still to be skipped of one.
+    skips: bool,
+    skip: u64,
     /// What came of the first block.
     head: [u8; SECURE_HEAD],
     head_len: usize,
@@ -161,6 +164,8 @@ impl Decoder {
         Self {
             cipher: None,
             max,
+            skips: false,
+            skip: 0,
             head: [0; SECURE_HEAD],
             head_len: 0,
             preamble: None,
@@ -171,9 +176,10 @@ impl Decoder {
         }
     }
 
-    /// Takes frames of up to `max` bytes from here on.
-    pub fn set_max(&mut self, max: u64) {
-        self.max = max;
+    /// Takes frames of up to `max` bytes from here on. Of a larger message only the header is taken, and the rest skipped:
+    /// whoever waits for it is to hear of that, and nobody else.
+    pub fn skip_beyond(&mut self, max: u64) {
+        (self.max, self.skips) = (max, true);
     }
 
     /// Decrypts from here on, as the client does.
@@ -189,7 +195,7 @@ impl Decoder {
     /// Whether the stream stands between two frames.
     #[must_use]
     pub const fn is_idle(&self) -> bool {
-        self.head_len == 0
+        self.head_len == 0 && self.skip == 0
     }
 
     /// Lends the body of a large frame that is not whole, so that it is received where it will stay. It is to be
@@ -232,6 +238,9 @@ impl Decoder {
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Frame>> {
         assert!(!self.lent, "bytes came while a body is lent");
         loop {
+            if !self.skip_rest(input) {
+                return Ok(None);
+            }
             let preamble = if let Some(preamble) = self.preamble {
                 preamble
             } else if self.fill_head(input) {
@@ -259,9 +268,17 @@ impl Decoder {
                 Some(_) => split_secure(&preamble, &self.head, body)?,
             };
             if let Some(segments) = segments {
-                return Ok(Some(Frame { tag: preamble.tag, segments }));
+                return Ok(Some(Frame { tag: preamble.tag, segments, left_out: self.skip }));
             }
         }
+    }
+
+    /// Drops what is left of a message that is too large; whether that is all.
+    fn skip_rest(&mut self, input: &mut &[u8]) -> bool {
+        let skipped = input.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+        *input = &input[skipped..];
+        self.skip -= skipped as u64;
+        self.skip == 0
     }
 
     /// Collects the first block; whether it is whole.
@@ -284,9 +301,24 @@ impl Decoder {
         }
         let mut bytes = [0; PREAMBLE_LEN];
         bytes.copy_from_slice(&self.head[..PREAMBLE_LEN]);
-        let preamble = Preamble::decode(&bytes, self.max)?;
+        let mut preamble = Preamble::decode(&bytes, if self.skips { u64::MAX } else { self.max })?;
         let secure = self.cipher.is_some();
-        self.body_len = if secure { secure_body(&preamble) } else { crc_body(&preamble) };
+        let body = if secure { secure_body } else { crc_body };
+        self.body_len = body(&preamble);
+        if preamble.total() > self.max {
+            let [header, ..] = preamble.lengths;
+            if preamble.tag != Tag::MESSAGE || header as usize > INLINE {
+                let got = preamble.total();
+                return Err(Error::too_big(DOING, "bytes of a frame", got, self.max));
+            }
+            preamble = Preamble { tag: preamble.tag, count: 1, lengths: [header, 0, 0, 0] };
+            self.skip = (self.body_len - body(&preamble)) as u64;
+            self.body_len = body(&preamble);
+            // The header is in the first block, and all of the second one is skipped.
+            if let Some(cipher) = &mut self.cipher {
+                cipher.skip();
+            }
+        }
         self.body = self.spares.room(self.body_len);
         self.preamble = Some(preamble);
         Ok(preamble)
@@ -368,7 +400,6 @@ fn split_secure(
 mod tests {
     use super::*;
     use crate::msgr::CONNECTION_SECRET_LEN;
-    use crate::msgr::frame::Tag;
     use bytes::BufMut as _;
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -412,7 +443,7 @@ mod tests {
             for (index, (segment, length)) in segments.iter_mut().zip(lengths).enumerate() {
                 *segment = (0..=250).cycle().skip(index).take(length).collect();
             }
-            Frame { tag: Tag(tag), segments }
+            Frame { tag: Tag(tag), segments, left_out: 0 }
         })
     }
 
@@ -502,6 +533,29 @@ mod tests {
         let mut pieces = Vec::new();
         transmit.drain(&mut pieces);
         assert!(pieces.iter().any(|piece| piece.as_ptr() == data.as_ptr()));
+    }
+
+    #[test]
+    fn of_a_message_over_the_limit_only_the_header_is_taken() {
+        for secure in [false, true] {
+            let (mut encoder, mut decoder) = pair(secure);
+            decoder.skip_beyond(MAX);
+            let mut large = Frame::control(Tag::MESSAGE, vec![1; 41]);
+            large.segments[1] = vec![2; 10].into();
+            large.segments[3] = vec![3; 3 << 20].into();
+            let small = Frame::control(Tag::MESSAGE, vec![4; 41]);
+            let bytes = bytes_of(&mut encoder, &[large, small.clone(), small.clone()]);
+            let mut got = Vec::new();
+            for piece in bytes.chunks(70_001) {
+                got.extend(all(&mut decoder, piece).unwrap());
+                assert!(decoder.body.capacity() < 1 << 20);
+            }
+            assert_eq!((got[0].tag, &got[0].segments[0][..]), (Tag::MESSAGE, &[1; 41][..]));
+            assert!(got[0].left_out > 3 << 20);
+            assert_eq!(got[1..], [small.clone(), small], "secure {secure}");
+            let control = Frame::control(Tag::ACK, vec![1; 2 << 20]);
+            assert!(all(&mut decoder, &bytes_of(&mut encoder, &[control])).is_err());
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Most bytes of a frame before the session is open.
 pub const MAX_HANDSHAKE_FRAME: u64 = 64 << 10;
-/// Most bytes of a message. OSDs limit writes to 90 MiB; maps of large clusters have tens of MiB.
+/// Most bytes of a message; larger ones are skipped. OSDs limit writes to 90 MiB; maps of large clusters have tens of MiB.
 pub const MAX_MESSAGE: u64 = 256 << 20;
 /// Most bytes of a whole handshake in one direction.
 const MAX_HANDSHAKE: usize = 1 << 20;
@@ -91,9 +91,13 @@ pub trait Authenticator {
 pub struct Keepalive {
     /// So long after the last byte came, the peer is asked.
     pub interval: Duration,
-    /// So long after the last byte came, the session is over. More than `interval`.
+    /// So long after it was asked, or took the last byte that was sent, the session is over.
     pub timeout: Duration,
 }
+
+/// What is due is done this late at most by an owner who is not stalled. One who was stalled has not received what the
+/// peer sent meanwhile.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// What a connection is to be.
 #[derive(Clone, Debug)]
@@ -138,6 +142,8 @@ pub enum Event {
     Open(Session),
     /// A message came.
     Message(Message),
+    /// A message came that is over [`MAX_MESSAGE`]: its header, and how many bytes were not taken.
+    TooBig(Message, u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +180,7 @@ pub struct Connection<A> {
     in_seq: u64,
     started: Instant,
     last_receive: Instant,
+    /// Since when the peer owes an answer; or when it showed that it lives by taking bytes.
     asked: Option<Instant>,
 }
 
@@ -258,6 +265,13 @@ impl<A: Authenticator> Connection<A> {
         self.decoder.give_back(rest);
         self.heard(now);
         self.receive(now, &[])
+    }
+
+    /// The peer took bytes that had to wait, and thus lives: a question may stand behind many of them.
+    pub fn progressed(&mut self, now: Instant) {
+        if let Some(asked) = &mut self.asked {
+            *asked = now;
+        }
     }
 
     const fn heard(&mut self, now: Instant) {
@@ -471,7 +485,7 @@ impl<A: Authenticator> Connection<A> {
             }
         }
         self.state = State::Open;
-        self.decoder.set_max(MAX_MESSAGE + MESSAGE_HEADER_LEN as u64);
+        self.decoder.skip_beyond(MAX_MESSAGE + MESSAGE_HEADER_LEN as u64);
         self.events.push_back(Event::Open(Session {
             global_id: self.global_id,
             own: self.own,
@@ -482,12 +496,16 @@ impl<A: Authenticator> Connection<A> {
     }
 
     fn take_message(&mut self, frame: Frame) -> Result<()> {
+        let left_out = frame.left_out;
         let (message, seq) = Message::from_frame(frame)?;
         if seq <= self.in_seq {
             return Err(Error::violation("receiving", "messages of a session are numbered", seq));
         }
         self.in_seq = seq;
-        self.events.push_back(Event::Message(message));
+        self.events.push_back(match left_out {
+            0 => Event::Message(message),
+            bytes => Event::TooBig(message, bytes),
+        });
         Ok(())
     }
 
@@ -515,6 +533,11 @@ impl<A: Authenticator> Connection<A> {
         !self.transmit.is_empty()
     }
 
+    /// How many bytes there are to be sent.
+    pub const fn queued(&self) -> usize {
+        self.transmit.len()
+    }
+
     /// Moves the bytes that are to be sent to the end of `out`, in order; whether there were any.
     pub fn poll_transmit(&mut self, out: &mut Vec<Bytes>) -> bool {
         self.transmit.drain(out)
@@ -530,9 +553,8 @@ impl<A: Authenticator> Connection<A> {
         match (self.state, self.config.keepalive) {
             (State::Failed, _) | (State::Open, None) => None,
             (State::Open, Some(keepalive)) => {
-                let wait =
-                    if self.asked.is_some() { keepalive.timeout } else { keepalive.interval };
-                Some(self.last_receive + wait)
+                let silent = self.last_receive + keepalive.interval;
+                Some(self.asked.map_or(silent, |asked| asked + keepalive.timeout))
             }
             _ => Some(self.started + self.config.handshake_timeout),
         }
@@ -543,7 +565,11 @@ impl<A: Authenticator> Connection<A> {
     /// # Errors
     /// [`ErrorKind::TimedOut`]: the connection is over.
     pub fn expire(&mut self, now: Instant) -> Result<()> {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
+        let Some(deadline) = self.deadline().filter(|&deadline| deadline <= now) else {
+            return Ok(());
+        };
+        if self.state == State::Open && self.asked.is_some() && now > deadline + STALLED {
+            self.asked = Some(now);
             return Ok(());
         }
         if self.state == State::Open && self.asked.is_none() {

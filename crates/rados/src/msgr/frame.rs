@@ -78,6 +78,8 @@ pub struct Frame {
     pub tag: Tag,
     /// What is in it.
     pub segments: Segments,
+    /// How many bytes behind the first segment were left out, as they were too many; 0 for a whole frame.
+    pub left_out: u64,
 }
 
 impl Frame {
@@ -86,7 +88,7 @@ impl Frame {
     pub fn control(tag: Tag, payload: Vec<u8>) -> Self {
         let mut segments = Segments::default();
         segments[0] = payload.into();
-        Self { tag, segments }
+        Self { tag, segments, left_out: 0 }
     }
 
     /// How many segments are sent: up to the last one that is not empty, and at least one.

@@ -64,7 +64,8 @@ impl Message {
         header.u16(self.compat);
         header.u16(0);
         let header = header.into_bytes().into();
-        Frame { tag: Tag::MESSAGE, segments: [header, self.front, self.middle, self.data] }
+        let segments = [header, self.front, self.middle, self.data];
+        Frame { tag: Tag::MESSAGE, segments, left_out: 0 }
     }
 
     /// The message in a frame, and its number in the session.

@@ -12,6 +12,7 @@ const SEPARATE: usize = 4096;
 pub struct Transmit {
     whole: VecDeque<Bytes>,
     tail: BytesMut,
+    len: usize,
 }
 
 impl Transmit {
@@ -21,8 +22,15 @@ impl Transmit {
         self.whole.is_empty() && self.tail.is_empty()
     }
 
+    /// How many bytes wait.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
     /// Appends a copy of bytes.
     pub fn copy(&mut self, bytes: &[u8]) {
+        self.len += bytes.len();
         if self.tail.is_empty() {
             self.tail.reserve(SEPARATE);
         }
@@ -35,6 +43,7 @@ impl Transmit {
             self.copy(&bytes);
         } else {
             self.cut();
+            self.len += bytes.len();
             self.whole.push_back(bytes);
         }
     }
@@ -48,6 +57,7 @@ impl Transmit {
     /// Moves everything that waits to the end of `out`, in order; whether there was anything.
     pub fn drain(&mut self, out: &mut Vec<Bytes>) -> bool {
         self.cut();
+        self.len = 0;
         let any = !self.whole.is_empty();
         out.extend(self.whole.drain(..));
         any
@@ -66,10 +76,11 @@ mod tests {
         transmit.push(Bytes::from_static(b"cd"));
         transmit.push(large.clone());
         transmit.copy(b"e");
+        assert_eq!(transmit.len(), 4 + SEPARATE + 1);
         let mut out = Vec::new();
         assert!(transmit.drain(&mut out));
         assert_eq!(out.iter().map(Bytes::len).collect::<Vec<_>>(), [4, SEPARATE, 1]);
         assert_eq!(out[1].as_ptr(), large.as_ptr());
-        assert!(transmit.is_empty() && !transmit.drain(&mut out));
+        assert!(transmit.is_empty() && transmit.len() == 0 && !transmit.drain(&mut out));
     }
 }

@@ -149,12 +149,35 @@ impl Cluster {
         self.map(OsdMap::epoch)
     }
 
-    /// Waits for a map that is at least this new.
+    /// Waits for a map that is at least this new, for [`Config::monitor_timeout`] at most.
     ///
     /// # Errors
-    /// The client may not in any more.
+    /// It does not come in time, or cannot be used; or the client may not in any more.
     pub async fn wait_for_map(&self, epoch: u32) -> Result<()> {
-        self.engine.wait_for_map(epoch).await
+        self.in_time("waiting for a map", self.engine.wait_for_map(epoch)).await
+    }
+
+    /// Does something for which monitors and maps are needed, in the time that there is for that.
+    pub(super) async fn in_time<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        match self.monitor_timeout {
+            None => work.await,
+            Some(limit) => match timeout(limit, work).await {
+                Ok(done) => done,
+                Err(_) => Err(self.engine.late(doing)),
+            },
+        }
+    }
+
+    /// From now on nothing is sent before the map has this epoch, such as that in which
+    /// [`blocklist`](Self::blocklist) of another cluster's handle shut a client out.
+    pub fn set_barrier(&self, epoch: u32) {
+        let mut state = self.engine.state.lock();
+        state.client.objecter_mut().set_barrier(epoch);
+        state.wake_pump();
     }
 
     /// The client's number in the cluster.

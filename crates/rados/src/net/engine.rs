@@ -40,6 +40,8 @@ pub(super) struct State {
     monitor_trouble: BTreeMap<SocketAddr, Error>,
     /// There was a map.
     connected: bool,
+    /// Why the newest map cannot be used.
+    map_trouble: Option<Error>,
     /// Wakes the task that sends and keeps time, which looks at all of this under the lock.
     pump: Option<Waker>,
     /// When that task wakes by itself.
@@ -131,6 +133,7 @@ impl Engine {
             refused: None,
             monitor_trouble: BTreeMap::new(),
             connected: false,
+            map_trouble: None,
             pump: None,
             due: Instant::now() + NOTHING_DUE,
         };
@@ -186,7 +189,8 @@ impl Engine {
         let mut out = Vec::new();
         while let Some(connection) = state.client.poll_transmit(&mut out) {
             match state.streams.get(&connection) {
-                Some((Some(stream), _)) => stream.send(&mut out),
+                Some((Some(stream), _)) if stream.send(&mut out) => {}
+                Some((Some(_), _)) => state.client.hold(connection),
                 _ => out.clear(),
             }
         }
@@ -216,9 +220,10 @@ impl Engine {
                     }
                 }
                 Event::Map(epoch) => {
-                    state.connected = true;
+                    (state.connected, state.map_trouble) = (true, None);
                     self.epoch.send_replace(epoch);
                 }
+                Event::MapUnusable(error) => state.map_unusable(error),
                 Event::Refused(error) => {
                     state.refuse(error);
                     // Those who wait for a map look again.
@@ -266,6 +271,18 @@ impl Engine {
         state.client.lend(connection)
     }
 
+    /// A stream took some of what waited for it, or all.
+    pub(super) fn sent(self: &Arc<Self>, connection: ConnectionId, all: bool) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if all {
+            state.client.resume(now, connection);
+            state.wake_pump();
+        } else {
+            state.client.progressed(now, connection);
+        }
+    }
+
     /// A stream broke, or could not be opened.
     pub(super) fn broke(self: &Arc<Self>, connection: ConnectionId, why: Option<String>) {
         let mut state = self.state.lock();
@@ -304,9 +321,20 @@ impl Engine {
         let troubles = state.monitor_trouble.iter();
         let troubles: Vec<_> =
             troubles.map(|(addr, error)| format!("monitor {addr}: {}", error.kind())).collect();
+        let map = state.map_trouble.iter().map(|error| format!("the map cannot be used: {error}"));
+        let troubles: Vec<_> = troubles.into_iter().chain(map).collect();
         let reason =
             if troubles.is_empty() { "no monitor answers".to_owned() } else { troubles.join("; ") };
         Error::new(DOING, ErrorKind::Unreachable { reason })
+    }
+
+    /// The error of one whose time is up while it waits for a map.
+    pub(super) fn late(&self, doing: &'static str) -> Error {
+        let state = self.state.lock();
+        let kind = state.map_trouble.as_ref().map_or(ErrorKind::TimedOut, |error| {
+            ErrorKind::MapUnusable { reason: error.to_string() }
+        });
+        Error::new(doing, kind)
     }
 
     /// Does an operation, whose turn it is.
@@ -387,6 +415,16 @@ impl State {
             tracing::warn!(monitor = %addr, "{}; trying on", error.kind());
         }
         self.monitor_trouble.insert(addr, error);
+    }
+
+    /// It is said again when something else is wrong with it.
+    fn map_unusable(&mut self, error: Error) {
+        if self.map_trouble.as_ref() != Some(&error) {
+            tracing::warn!(
+                "the map of the cluster cannot be used: {error}; asking for another one"
+            );
+            self.map_trouble = Some(error);
+        }
     }
 
     fn watch_set(&mut self, watch: u64, result: Result<()>) {

@@ -4,12 +4,13 @@ use super::cluster::Cluster;
 use crate::encoding::{EntityAddr, Reader};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mon::{Answer, PoolOp, Request};
+use crate::osd::whole_seconds;
 use bytes::Bytes;
 use std::time::Duration;
-use tokio::time::timeout;
 
 /// A word on the outcome of a command that does not have one.
 const ENOENT: i32 = 2;
+const NEWEST_MAP: &str = "asking for the newest map";
 
 /// Text as a JSON string.
 fn quoted(text: &str) -> String {
@@ -30,29 +31,28 @@ fn refused(doing: &'static str, reason: String, errno: i32) -> Error {
 
 impl Cluster {
     async fn ask(&self, doing: &'static str, request: Request) -> Result<Answer> {
-        let answer = self.engine.ask(request);
-        match self.monitor_timeout {
-            None => answer.await,
-            Some(limit) => match timeout(limit, answer).await {
-                Ok(answer) => answer,
-                Err(_) => Err(Error::new(doing, ErrorKind::TimedOut)),
-            },
-        }
+        self.in_time(doing, self.engine.ask(request)).await
     }
 
     /// Waits for the newest map that there is when this is called: its epoch.
     ///
     /// # Errors
-    /// No monitor answers in time.
+    /// No monitor answers in time, or the map does not come in that time, or cannot be used.
     pub async fn newest_map(&self) -> Result<u32> {
-        const DOING: &str = "asking for the newest map";
-        let answer = self.ask(DOING, Request::GetVersion("osdmap".to_owned())).await?;
+        self.in_time(NEWEST_MAP, async {
+            let epoch = self.newest_epoch().await?;
+            self.engine.wait_for_map(epoch).await?;
+            Ok(epoch)
+        })
+        .await
+    }
+
+    async fn newest_epoch(&self) -> Result<u32> {
+        let answer = self.engine.ask(Request::GetVersion("osdmap".to_owned())).await?;
         let Answer::Version { newest, .. } = answer else {
-            return Err(Error::violation(DOING, "a question is answered with a version", 0));
+            return Err(Error::violation(NEWEST_MAP, "a question is answered with a version", 0));
         };
-        let epoch = u32::try_from(newest).unwrap_or(u32::MAX);
-        self.wait_for_map(epoch).await?;
-        Ok(epoch)
+        Ok(u32::try_from(newest).unwrap_or(u32::MAX))
     }
 
     /// Runs a command, given as JSON (such as `{"prefix": "osd pool ls"}`): what it prints.
@@ -126,12 +126,14 @@ impl Cluster {
         self.wait_for_map(epoch).await
     }
 
-    /// Keeps a client out for a while: when this ends, no OSD that knows the map in use takes its operations. Which one
-    /// is said by its address, as [`Watcher::addr`](crate::osd::Watcher::addr) has it.
+    /// Keeps a client out for a while, in seconds that are rounded up: when this ends, the map in use has it on the list, and
+    /// so has every OSD before it does anything that is sent from here on. Which client is said by its address, as
+    /// [`Watcher::addr`](crate::osd::Watcher::addr) has it. The epoch of the map is given: other handles of the cluster
+    /// are to [wait for it](Self::set_barrier) before they touch what that client had.
     ///
     /// # Errors
     /// As [`command`](Self::command).
-    pub async fn blocklist(&self, client: &EntityAddr, time: Duration) -> Result<()> {
+    pub async fn blocklist(&self, client: &EntityAddr, time: Duration) -> Result<u32> {
         let Some(socket) = client.socket else {
             let (problem, text) = ("a client has an address", format!("{client:?}"));
             let kind = ErrorKind::BadParameter { problem, text };
@@ -141,7 +143,7 @@ impl Cluster {
             format!(
                 r#"{{"prefix": "osd {command}", "{op}": "add", "addr": "{socket}/{}", "expire": {}.0}}"#,
                 client.nonce,
-                time.as_secs()
+                whole_seconds(time).max(1)
             )
         };
         let done = self.command(&json("blocklist", "blocklistop"), Bytes::new()).await;
@@ -153,7 +155,13 @@ impl Cluster {
             }
             self.command(&json("blacklist", "blacklistop"), Bytes::new()).await?;
         }
-        self.newest_map().await.map(|_| ())
+        self.in_time(NEWEST_MAP, async {
+            let epoch = self.newest_epoch().await?;
+            self.set_barrier(epoch);
+            self.engine.wait_for_map(epoch).await?;
+            Ok(epoch)
+        })
+        .await
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Pool {
     snap: u64,
     context: SnapContext,
     reads: ReadPolicy,
-    flags: OpFlags,
+    pub(super) flags: OpFlags,
     timeout: Option<Duration>,
 }
 
@@ -107,7 +107,7 @@ impl Pool {
         self
     }
 
-    /// Further flags of each request, such as [`OpFlags::FULL_TRY`].
+    /// Further flags of each request, and of watches and notifications, such as [`OpFlags::FULL_TRY`].
     #[must_use]
     pub fn with_flags(mut self, flags: OpFlags) -> Self {
         self.flags = flags;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,6 +20,8 @@ use tokio::task::yield_now;
 const RECEIVE_BYTES: usize = 64 << 10;
 /// Most pieces of one write (Linux: `UIO_FASTIOV` and beyond; IOV_MAX is 1024).
 const MAX_PIECES: usize = 64;
+/// That a peer takes bytes is told so often at most.
+const PROGRESS: Duration = Duration::from_secs(1);
 
 /// A socket, and what waits until it has room.
 pub(super) struct Stream {
@@ -29,21 +32,24 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Sends as much as the socket takes; the rest waits. What may wait is bounded by what may be in flight.
-    pub(super) fn send(&self, pieces: &mut Vec<Bytes>) {
+    /// Sends as much as the socket takes, and says whether that was all; the rest waits. The machine makes no more of what is
+    /// large until [`Engine::sent`] has told it that nothing waits.
+    pub(super) fn send(&self, pieces: &mut Vec<Bytes>) -> bool {
         let mut waiting = self.waiting.lock();
         let was_waiting = !waiting.is_empty();
         waiting.extend(pieces.drain(..));
         if was_waiting {
-            return;
+            return false;
         }
         // An error shows itself to the one who receives.
         let _ = self.flush(&mut waiting);
         if !waiting.is_empty() {
             self.full.notify_one();
         }
+        waiting.is_empty()
     }
 
+    /// Sends what waits: an error of kind `WouldBlock` if the socket has no room for all of it.
     fn flush(&self, waiting: &mut VecDeque<Bytes>) -> io::Result<()> {
         while !waiting.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_PIECES];
@@ -60,18 +66,25 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends what waits whenever there is room.
-    async fn drain(&self) -> io::Result<()> {
+    /// Sends what waits whenever there is room, and says so: a peer that takes bytes lives.
+    async fn drain(&self, engine: &Arc<Engine>, connection: ConnectionId) -> io::Result<()> {
         loop {
             self.full.notified().await;
+            let mut told = Instant::now();
             loop {
                 self.socket.writable().await?;
-                match self.flush(&mut self.waiting.lock()) {
+                let flushed = self.flush(&mut self.waiting.lock());
+                match flushed {
                     Ok(()) => break,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error),
                 }
+                if told.elapsed() >= PROGRESS {
+                    told = Instant::now();
+                    engine.sent(connection, false);
+                }
             }
+            engine.sent(connection, true);
         }
     }
 }
@@ -133,6 +146,6 @@ async fn carry(engine: &Arc<Engine>, connection: ConnectionId, addr: SocketAddr)
     engine.opened(connection, Arc::clone(&stream));
     tokio::select! {
         result = receive(reader, engine, connection) => result,
-        result = stream.drain() => result,
+        result = stream.drain(engine, connection) => result,
     }
 }

@@ -83,8 +83,9 @@ impl Watcher {
 }
 
 impl Pool {
-    /// Watches an object, which has to be there. The OSD drops a watcher that it does not hear of for `timeout` (whole
-    /// seconds; without, its default of 30 s).
+    /// Watches an object, which has to be there. The OSD drops a watcher that it does not hear of for `timeout` (rounded up to
+    /// whole seconds; without, its default of 30 s). The watch keeps the pool's [flags](Self::with_flags): with
+    /// [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) it is set, carried over and ended also while the cluster is full.
     ///
     /// # Errors
     /// As all operations.
@@ -98,8 +99,8 @@ impl Pool {
         let watch = {
             let mut state = self.cluster.engine.state.lock();
             let objecter = state.client.objecter_mut();
-            let cookie =
-                objecter.watch(Instant::now(), &self.locator, object, timeout, deadline)?;
+            let (now, locator) = (Instant::now(), &self.locator);
+            let cookie = objecter.watch(now, locator, object, timeout, self.flags, deadline)?;
             state.watchers.insert(cookie, Watcher { set: Some(set), ..Watcher::default() });
             state.wake_pump();
             // From here on it is ended if this future is dropped.
@@ -110,7 +111,8 @@ impl Pool {
         Ok(watch)
     }
 
-    /// Tells all watchers of an object something, and waits for their answers, at most for `timeout` (whole seconds).
+    /// Tells all watchers of an object something, and waits for their answers, at most for `timeout`, rounded up to
+    /// whole seconds.
     /// Who did not answer in time is in the answers too.
     ///
     /// # Errors
@@ -127,7 +129,8 @@ impl Pool {
         let done = engine
             .perform(|client, now| {
                 let objecter = client.objecter_mut();
-                objecter.notify(now, &self.locator, object, payload, timeout, deadline)
+                let (locator, flags) = (&self.locator, self.flags);
+                objecter.notify(now, locator, object, payload, timeout, flags, deadline)
             })
             .await?;
         let reply = done.result?;
@@ -190,8 +193,12 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let mut state = self.pool.cluster.engine.state.lock();
         state.watchers.remove(&self.cookie);
-        let deadline = Some(Instant::now() + Duration::from_secs(30));
-        state.client.objecter_mut().unwatch(Instant::now(), self.cookie, deadline);
+        // Nobody waits for its end; the machine tells the OSD.
+        let now = Instant::now();
+        let objecter = state.client.objecter_mut();
+        if let Some(tid) = objecter.unwatch(now, self.cookie, None) {
+            objecter.cancel(now, tid);
+        }
         state.wake_pump();
     }
 }

@@ -57,6 +57,8 @@ pub enum Event {
     WantNewest,
     /// The map of this epoch is in use.
     Map(u32),
+    /// A map cannot be used, and why. The one of before is used meanwhile, and a whole one asked for.
+    MapUnusable(Error),
     /// A watch is set.
     Watching(u64),
     /// A watch may have missed something: its session or its interval is over, so that it hears nothing now, or it was

@@ -11,7 +11,7 @@ use crate::encoding::{EntityAddr, EntityType};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::maps::OsdMap;
 use crate::msgr::{self, Rest, Spares};
-use crate::osd::{OsdRequest, Target};
+use crate::osd::{OsdRequest, Reply, Target};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub struct Objecter {
     pub(super) routes: Routes,
     /// A change could not be applied: only a whole map helps.
     pub(super) map_broken: bool,
+    /// The epoch of the last map that could be used.
+    pub(super) map_usable: u32,
     /// How often in a row no map could be used, and when a whole one is asked for again.
     pub(super) map_failures: u32,
     pub(super) map_retry: Option<Instant>,
@@ -41,6 +43,8 @@ pub struct Objecter {
     pub(super) watches: BTreeMap<u64, Watch>,
     pub(super) events: VecDeque<Event>,
     dirty: VecDeque<i32>,
+    /// What was to be sent to this OSD is taken, so that what waits for that may follow.
+    drained: Option<i32>,
     /// Memory of large replies, of all sessions.
     spares: Arc<Spares>,
     /// Nothing is due before this time.
@@ -61,6 +65,7 @@ impl Objecter {
             routes: Routes::new(&config),
             config,
             map_broken: false,
+            map_usable: 0,
             map_failures: 0,
             map_retry: None,
             maps_wanted: None,
@@ -74,6 +79,7 @@ impl Objecter {
             watches: BTreeMap::new(),
             events: VecDeque::new(),
             dirty: VecDeque::new(),
+            drained: None,
             spares: Arc::default(),
             wake: None,
             ops_wake: None,
@@ -161,8 +167,7 @@ impl Objecter {
         self.last_tid += 1;
         let tid = self.last_tid;
         if let Some(deadline) = op.deadline {
-            earlier(&mut self.ops_wake, deadline);
-            earlier(&mut self.wake, deadline);
+            self.ops_wake_at(deadline);
         }
         self.ops.insert(tid, op);
         if self.routes.map.epoch() > 0 {
@@ -188,13 +193,18 @@ impl Objecter {
             self.unassign(now, tid);
             self.assign(now, tid, target);
         }
-        if moved || again || verdict == Verdict::Send {
+        if moved || again || verdict == Verdict::Send || self.is_unsent(tid) {
             // An OSD that stays the primary has forgotten the watch that it says it has set, also if this one has to wait.
             if let Some(op) = self.ops.get_mut(&tid).filter(|op| op.purpose.connects().is_some()) {
                 op.sent = None;
             }
             self.send(tid);
         }
+    }
+
+    /// Whether an operation has not been sent, or has to be sent again when that is possible.
+    fn is_unsent(&self, tid: u64) -> bool {
+        self.ops.get(&tid).is_some_and(|op| op.sent.is_none())
     }
 
     fn assign(&mut self, now: Instant, tid: u64, osd: Option<i32>) {
@@ -341,6 +351,9 @@ impl Objecter {
 
     /// Sends an operation, if nothing is in the way; what is will have it sent.
     pub(super) fn send(&mut self, tid: u64) {
+        if self.routes.is_barred() {
+            return;
+        }
         let Some(op) = self.ops.get_mut(&tid) else { return };
         if op.aim.paused {
             return;
@@ -348,6 +361,10 @@ impl Objecter {
         let Some(osd) = op.osd else { return };
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         if !session.is_free() && session.holds_back(op.aim.pg, &op.position()) {
+            return;
+        }
+        if session.is_full() {
+            session.backlog = true;
             return;
         }
         let Some((connection, open)) = session.open() else { return };
@@ -403,8 +420,10 @@ impl Objecter {
 
     /// Gives up an operation: its request, unless it ended already. One that was sent may still be done.
     pub fn cancel(&mut self, now: Instant, tid: u64) -> Option<OsdRequest> {
-        if !self.ops.get(&tid)?.purpose.is_callers() {
-            return None;
+        match self.ops.get(&tid)?.purpose {
+            Purpose::Unwatch => return self.unwatch_alone(now, tid),
+            purpose if purpose.is_callers() => {}
+            _ => return None,
         }
         self.remove(now, tid).map(|op| op.into_request())
     }
@@ -426,14 +445,16 @@ impl Objecter {
     pub(super) fn fail(&mut self, now: Instant, tid: u64, error: Error) {
         let Some(op) = self.remove(now, tid) else { return };
         match op.purpose {
-            purpose if purpose.is_callers() => {
-                let request = op.into_request();
-                let error = error.at(self.place(&request));
-                let completion = Completion { tid, request, result: Err(error) };
-                self.events.push_back(Event::Completed(Box::new(completion)));
-            }
+            purpose if purpose.is_callers() => self.completed(tid, op.into_request(), Err(error)),
             purpose => self.own_ended(now, purpose, Err(error)),
         }
+    }
+
+    /// Tells the caller of the end of an operation.
+    pub(super) fn completed(&mut self, tid: u64, request: OsdRequest, result: Result<Reply>) {
+        let result = result.map_err(|error| error.at(self.place(&request)));
+        let completion = Completion { tid, request, result };
+        self.events.push_back(Event::Completed(Box::new(completion)));
     }
 
     /// What errors say of an operation.
@@ -473,6 +494,14 @@ impl Objecter {
         self.take_in(now, connection, |up| up.give_back(now, rest));
     }
 
+    /// An OSD took bytes that had waited for it: it lives.
+    pub fn progressed(&mut self, now: Instant, connection: ConnectionId) {
+        let Some(&osd) = self.connections.get(&connection) else { return };
+        if let Some(up) = self.sessions.get_mut(&osd).and_then(|it| it.connection(connection)) {
+            up.progressed(now);
+        }
+    }
+
     fn take_in(
         &mut self,
         now: Instant,
@@ -495,6 +524,10 @@ impl Objecter {
                     Ok(())
                 }
                 msgr::Event::Message(message) => self.take_message(now, osd, connection, &message),
+                msgr::Event::TooBig(message, bytes) => {
+                    self.too_big(now, connection, &message, bytes);
+                    Ok(())
+                }
             };
             result = result.and(taken);
         }
@@ -522,21 +555,54 @@ impl Objecter {
     /// Whether there may be bytes to be sent.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || self.drained.is_some()
     }
 
     /// Moves the bytes that are to be sent on one of the streams to the end of `out`: which one.
+    ///
+    /// A stream that does not take all of them at once is to be [held](Self::hold).
     pub fn poll_transmit(&mut self, out: &mut Vec<Bytes>) -> Option<ConnectionId> {
+        if let Some(osd) = self.drained.take() {
+            self.send_backlog(osd);
+        }
         while let Some(osd) = self.dirty.pop_front() {
             let Some(session) = self.sessions.get_mut(&osd) else { continue };
             session.dirty = false;
             if let Link::Up(id, connection) = &mut session.link
                 && connection.poll_transmit(out)
             {
+                self.drained = session.backlog.then_some(osd);
                 return Some(*id);
             }
         }
         None
+    }
+
+    /// A stream has not taken all that was to be sent: operations wait in order, and can still be given up, until it is
+    /// [resumed](Self::resume).
+    pub fn hold(&mut self, connection: ConnectionId) {
+        if let Some(session) = self.session_of(connection) {
+            session.held = true;
+        }
+    }
+
+    /// A stream has taken all that was to be sent.
+    pub fn resume(&mut self, now: Instant, connection: ConnectionId) {
+        self.progressed(now, connection);
+        let Some(&osd) = self.connections.get(&connection) else { return };
+        if let Some(session) = self.sessions.get_mut(&osd) {
+            session.held = false;
+        }
+        self.send_backlog(osd);
+    }
+
+    /// Sends what waited until a stream takes more.
+    fn send_backlog(&mut self, osd: i32) {
+        let waits = |session: &&mut Session| session.backlog && !session.held;
+        if let Some(session) = self.sessions.get_mut(&osd).filter(waits) {
+            session.backlog = false;
+            self.send_all(osd, |op| op.sent.is_none());
+        }
     }
 
     /// What happened next.
@@ -548,6 +614,12 @@ impl Objecter {
     #[must_use]
     pub const fn deadline(&self) -> Option<Instant> {
         self.wake
+    }
+
+    /// An operation's time is up then.
+    pub(super) fn ops_wake_at(&mut self, at: Instant) {
+        earlier(&mut self.ops_wake, at);
+        earlier(&mut self.wake, at);
     }
 
     /// Something is due then.
@@ -582,7 +654,11 @@ impl Objecter {
         let tids: Vec<_> = all.filter(|(_, op)| late(op)).map(|(&tid, _)| tid).collect();
         for tid in tids {
             let Some(op) = self.ops.get(&tid) else { continue };
-            self.fail(now, tid, Error::new(op.waits_for(), ErrorKind::TimedOut));
+            let error = Error::new(op.waits_for(), ErrorKind::TimedOut);
+            match self.unwatch_alone(now, tid) {
+                Some(request) => self.completed(tid, request, Err(error)),
+                None => self.fail(now, tid, error),
+            }
         }
         self.ops_wake = self.ops.values().filter_map(|op| op.deadline).min();
     }

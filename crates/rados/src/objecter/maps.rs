@@ -4,6 +4,7 @@ use super::event::Event;
 use super::machine::Objecter;
 use super::operation::Operation;
 use super::routes::Sensitivity;
+use crate::encoding::Fsid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maps::{Incremental, OsdMap};
 use crate::mon::OsdMaps;
@@ -14,6 +15,20 @@ const MAX_STEPS: usize = 16;
 /// While no map can be used, a whole one is asked for after this time, and then twice as long each time, up to a limit.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// A whole map, which is to be the one that the message around it says.
+fn whole_map(bytes: &[u8], epoch: u32, fsid: Fsid) -> Result<OsdMap> {
+    const DOING: &str = "reading OSD maps";
+    let map = OsdMap::decode(bytes)?;
+    if map.epoch() != epoch {
+        let rule = "a map has the epoch that was said";
+        return Err(Error::violation(DOING, rule, map.epoch().into()));
+    }
+    if map.fsid() != fsid {
+        return Err(Error::violation(DOING, "a map is of the cluster that was said", 0));
+    }
+    Ok(map)
+}
 
 impl Objecter {
     /// Takes maps, of the monitors or an OSD. Those that are older than what is known, or of another cluster, are passed
@@ -29,7 +44,8 @@ impl Objecter {
             return Ok(());
         }
         let result = self.take_newer(now, maps);
-        if result.is_err() {
+        if let Err(error) = &result {
+            self.events.push_back(Event::MapUnusable(error.clone()));
             self.map_broken = true;
             self.want_whole(now);
         }
@@ -73,16 +89,10 @@ impl Objecter {
                 }
                 continue;
             }
-            let from = if self.map_broken { 0 } else { next };
-            let Some((_, whole)) = maps.whole.range(from..).next_back() else { break };
-            let map = OsdMap::decode(whole)?;
-            if map.epoch() < from {
-                return Err(Error::violation(
-                    "reading OSD maps",
-                    "a map has the epoch that was said",
-                    map.epoch().into(),
-                ));
-            }
+            // Never back to what was before: other clients may be shut out since.
+            let from = if self.map_broken { self.map_usable.max(1) } else { next };
+            let Some((&said, whole)) = maps.whole.range(from..).next_back() else { break };
+            let map = whole_map(whole, said, maps.fsid)?;
             // With what came between unknown, an OSD may have forgotten any operation.
             self.routes.map = map;
             self.map_broken = false;
@@ -110,6 +120,7 @@ impl Objecter {
     fn renewed(&mut self, now: Instant, again: bool) -> Result<()> {
         self.maps_wanted = None;
         self.routes.renew()?;
+        self.map_usable = self.routes.map.epoch();
         self.events.push_back(Event::Map(self.routes.map.epoch()));
         for (osd, addr) in self.session_addrs() {
             let map = &self.routes.map;
@@ -126,11 +137,11 @@ impl Objecter {
         Ok(())
     }
 
-    /// Nothing is sent until the map has this epoch, such as one in which another client is shut out.
+    /// Nothing is sent from now on until the map has this epoch, such as one in which another client is shut out: neither what
+    /// is submitted later nor what waits already.
     pub fn set_barrier(&mut self, epoch: u32) {
-        self.routes.barrier = self.routes.barrier.max(epoch);
         let known = self.routes.map.epoch();
-        if known > 0 && known < epoch {
+        if !self.routes.bar(epoch) && known > 0 {
             self.want_maps(known + 1);
         }
     }

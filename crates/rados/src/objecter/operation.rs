@@ -21,6 +21,8 @@ pub(super) enum Purpose {
     Ping(u64, Instant),
     /// Ends a watch. The caller is told.
     Unwatch,
+    /// The same, of which nobody waits to be told.
+    UnwatchAlone,
     /// Answers a notification.
     Acknowledge,
 }

@@ -1,12 +1,12 @@
 //! What OSDs send.
 
-use super::event::{Completion, ConnectionId, Event};
+use super::event::ConnectionId;
 use super::machine::Objecter;
-use super::operation::Purpose;
+use super::operation::{Operation, Purpose};
 use super::routes::Sensitivity;
 use crate::error::{Error, Result};
 use crate::mon::OsdMaps;
-use crate::msgr::Message;
+use crate::msgr::{MAX_MESSAGE, Message};
 use crate::osd::{
     BACKOFF, Backoff, BackoffOp, OP_REPLY, OpFlags, OpResult, Redirect, Reply, WATCH_NOTIFY,
     WatchEvent, WatchNotify,
@@ -25,7 +25,10 @@ impl Objecter {
         message: &Message,
     ) -> Result<()> {
         match message.kind {
-            OP_REPLY => self.take_reply(now, connection, message),
+            OP_REPLY => {
+                self.take_reply(now, connection, message);
+                Ok(())
+            }
             BACKOFF => self.take_backoff(osd, Backoff::parse(message)?),
             WATCH_NOTIFY => {
                 let told = WatchNotify::parse(message)?;
@@ -43,24 +46,26 @@ impl Objecter {
         }
     }
 
-    fn take_reply(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        message: &Message,
-    ) -> Result<()> {
+    fn take_reply(&mut self, now: Instant, connection: ConnectionId, message: &Message) {
         let tid = message.tid;
         // One that was given up, or is on its way on another stream, is answered for nobody.
         let Some(op) = self.ops.get_mut(&tid).filter(|op| op.sent == Some(connection)) else {
-            return Ok(());
+            return;
         };
-        let mut reply = Reply::parse(message)?;
+        let mut reply = match Reply::parse(message) {
+            Ok(reply) => reply,
+            // It is the answer to this operation, however often it comes, and nobody else's affair.
+            Err(error) => {
+                self.fail(now, tid, error);
+                return;
+            }
+        };
         if reply.attempt.wrapping_add(1) != op.attempts {
-            return Ok(());
+            return;
         }
         if let Some(redirect) = reply.redirect.take() {
             self.follow(now, tid, *redirect);
-            return Ok(());
+            return;
         }
         // Not only of an OSD that is a replica in the map of here: it may have become one in a newer map.
         let anywhere = OpFlags::BALANCE_READS | OpFlags::LOCALIZE_READS;
@@ -72,12 +77,13 @@ impl Objecter {
             op.request.flags -= anywhere;
             op.aim.placed = None;
             self.route(now, tid, Sensitivity::Primary, true);
-            return Ok(());
+            return;
         }
-        if reply.ops.len() != op.request.ops.len() {
+        // A request that is refused as a whole says so, whatever is said of its operations.
+        if reply.result >= 0 && reply.ops.len() != op.request.ops.len() {
             let (rule, got) = ("a reply has an answer to each operation", reply.ops.len() as u64);
             self.fail(now, tid, Error::violation("reading an OSD's reply", rule, got));
-            return Ok(());
+            return;
         }
         // An OSD's reply is its number of the notification, whichever attempt it answers; what watchers say comes later.
         if let Purpose::Notify(id) = &mut op.purpose
@@ -85,19 +91,31 @@ impl Objecter {
             && let Some(number) = reply.ops.first().and_then(|op| op.data.first_chunk::<8>())
         {
             *id = Some(u64::from_le_bytes(*number));
-            return Ok(());
+            return;
         }
         self.complete(now, tid, reply);
-        Ok(())
+    }
+
+    /// A message is larger than what is taken: if it is a reply, it is so each time.
+    pub(super) fn too_big(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        message: &Message,
+        bytes: u64,
+    ) {
+        let its = |op: &Operation| op.sent == Some(connection);
+        if message.kind == OP_REPLY && self.ops.get(&message.tid).is_some_and(|op| its(op)) {
+            let (what, limit) = ("bytes of a reply", MAX_MESSAGE);
+            let error = Error::too_big("reading an OSD's reply", what, bytes, limit);
+            self.fail(now, message.tid, error);
+        }
     }
 
     fn complete(&mut self, now: Instant, tid: u64, reply: Reply) {
         let Some(op) = self.remove(now, tid) else { return };
         match op.purpose {
-            purpose if purpose.is_callers() => {
-                let completion = Completion { tid, request: op.into_request(), result: Ok(reply) };
-                self.events.push_back(Event::Completed(Box::new(completion)));
-            }
+            purpose if purpose.is_callers() => self.completed(tid, op.into_request(), Ok(reply)),
             purpose if reply.result < 0 => {
                 let error = self.refusal(&op.request, reply.result);
                 self.own_ended(now, purpose, Err(error));

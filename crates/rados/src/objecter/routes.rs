@@ -63,7 +63,7 @@ pub(super) struct Routes {
     /// Those of the epoch before: what did not change is not stored again, so that comparing is cheap.
     previous: HashMap<PgId, Arc<Placed>>,
     /// Nothing is sent before the map has this epoch.
-    pub barrier: u32,
+    barrier: u32,
     location: Vec<(String, String)>,
     turn: u64,
 }
@@ -91,6 +91,17 @@ impl Routes {
                 Ok(())
             }
         }
+    }
+
+    /// Nothing is sent before the map has this epoch: whether it has.
+    pub(super) fn bar(&mut self, epoch: u32) -> bool {
+        self.barrier = self.barrier.max(epoch);
+        !self.is_barred()
+    }
+
+    /// Whether nothing may be sent by this map.
+    pub(super) const fn is_barred(&self) -> bool {
+        self.map.epoch() < self.barrier
     }
 
     fn place(&mut self, pg: PgId) -> Arc<Placed> {
@@ -133,7 +144,6 @@ impl Routes {
         let tries = flags.intersects(OpFlags::FULL_TRY | OpFlags::FULL_FORCE);
         flags.contains(OpFlags::READ) && map.contains(MapFlags::PAUSERD)
             || flags.contains(OpFlags::WRITE) && (map.contains(MapFlags::PAUSEWR) || full && !tries)
-            || self.map.epoch() < self.barrier
     }
 
     /// Aims an operation by the present map.
@@ -171,16 +181,21 @@ impl Routes {
         let unpaused = op.aim.paused && !paused || turned;
         (op.aim.paused, op.aim.held) = (paused, held);
         let placed = self.place(pg);
+        let shard = if kind == PoolKind::Erasure { placed.shard() } else { PgShard::NO_SHARD };
+        let pg = PgShard { pg, shard };
         let changed = match &op.aim.placed {
             None => true,
             Some(before) => {
                 let interval = sensitivity == Sensitivity::Interval;
                 let same = Arc::ptr_eq(before, &placed);
                 // A primary that was chosen by hand may have been down, and be up in this map.
+                // An OSD that stays the primary at another place is another one to its requests (ceph:
+                // `OSDMap::primary_changed_broken`).
                 op.aim.osd.is_none()
-                    || op.aim.pg.pg != pg
+                    || op.aim.pg != pg
                     || op.aim.pg_num.0 != pg_num.0
                     || before.primary != placed.primary
+                    || before.position != placed.position
                     || !same && (interval || op.aim.replica) && before.acting != placed.acting
                     || interval
                         && (!same && before.up != placed.up
@@ -190,12 +205,7 @@ impl Routes {
         };
         if changed || force {
             let (osd, replica) = self.choose(op, kind, &placed);
-            let shard = match (kind, osd, self.map.pools().get(&pool_id)) {
-                (PoolKind::Erasure, Some(osd), Some(pool)) => placed.shard(pool, osd),
-                _ => PgShard::NO_SHARD,
-            };
             let hash = op.aim.hash;
-            let pg = PgShard { pg, shard };
             let forced = if force { forced } else { op.aim.forced };
             let placed = Some(placed);
             op.aim = Aim { hash, pg, osd, replica, paused, held, placed, pg_num, sizes, forced };

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Most backoffs that an OSD may have in force in a session.
 pub const MAX_BACKOFFS: usize = 4096;
+/// From so many bytes on that wait to be sent on a stream, operations wait as they are.
+const MAX_QUEUED: usize = 1 << 20;
 /// How long a stream may take to open, and then the handshake.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Before a broken session is opened again, this long and then twice as long each time, up to a limit.
@@ -20,9 +22,10 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(10);
 /// A session that nobody needs is closed after this time (Linux: `osd_idle_ttl`).
 pub(super) const IDLE: Duration = Duration::from_secs(60);
-/// How an OSD that is gone without a word is found out.
+/// How an OSD that is gone without a word is found out. Monitors find out sooner, by its peers: one that the map says is up
+/// may be busy, or frozen for a while, and what was sent to it is not done sooner by being sent again.
 pub(super) const KEEPALIVE: Keepalive =
-    Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(30) };
+    Keepalive { interval: Duration::from_secs(10), timeout: Duration::from_secs(300) };
 
 #[derive(Debug)]
 pub(super) enum Link {
@@ -49,6 +52,10 @@ pub(super) struct Session {
     pub idle_since: Instant,
     /// Whether it is in the list of those that have something to send.
     pub dirty: bool,
+    /// The stream takes no more for now.
+    pub held: bool,
+    /// Operations wait, as they are, until the stream takes more: what comes later goes behind them.
+    pub backlog: bool,
     backoffs: Vec<Backoff>,
 }
 
@@ -62,6 +69,8 @@ impl Session {
             ops: 0,
             idle_since: now,
             dirty: false,
+            held: false,
+            backlog: false,
             backoffs: Vec::new(),
         }
     }
@@ -103,6 +112,16 @@ impl Session {
         self.failures = self.failures.saturating_add(1);
         self.link = Link::Waiting(now + pause);
         self.backoffs.clear();
+        (self.held, self.backlog) = (false, false);
+    }
+
+    /// Whether messages have to wait for the stream, so that one that is given up meanwhile is never made.
+    pub(super) fn is_full(&self) -> bool {
+        let queued = match &self.link {
+            Link::Up(_, connection) => connection.queued(),
+            _ => 0,
+        };
+        self.held || self.backlog || queued >= MAX_QUEUED
     }
 
     /// Whether there is no backoff at all, which is the usual case.

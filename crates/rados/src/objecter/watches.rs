@@ -6,7 +6,7 @@ use super::operation::{Operation, Purpose};
 use super::routes::{Sensitivity, Verdict};
 use crate::encoding::ObjectLocator;
 use crate::error::{Error, ErrorKind, Result};
-use crate::osd::{Op, OsdRequest, WatchEvent, WatchNotify, WatchOp};
+use crate::osd::{Op, OpFlags, OsdRequest, WatchEvent, WatchNotify, WatchOp, whole_seconds};
 use std::time::{Duration, Instant};
 
 /// What an OSD does with silent watchers if they do not say (ceph: option `osd_client_watch_timeout`).
@@ -15,6 +15,8 @@ pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const PINGS: u32 = 3;
 /// After this time an acknowledgement is of no use: whoever told has given up waiting.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// An OSD is told that a watch is over for so long, also if nobody waits for that; by then it has missed its pings.
+const UNWATCH_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -52,15 +54,22 @@ impl Watch {
     fn interval(&self) -> Duration {
         self.timeout / PINGS
     }
+
+    /// A request about it, with the flags that it was given.
+    fn request(&self, op: Op) -> OsdRequest {
+        OsdRequest { ops: vec![op], ..self.aimed.request.clone() }
+    }
 }
 
-fn request(locator: &ObjectLocator, object: &[u8], op: Op) -> OsdRequest {
-    OsdRequest::new(locator.clone(), object, vec![op])
+/// A time as OSDs have it: in whole seconds, and not 0, which stands for a default.
+fn rounded(time: Duration) -> Duration {
+    Duration::from_secs(whole_seconds(time).max(1).into())
 }
 
 impl Objecter {
     /// Watches an object: the watch's number, which notifications carry. [`Event::Watching`] says that it is set,
-    /// [`Event::WatchLost`] that it is not, or no more. The OSD drops a watcher that it does not hear of for `timeout`.
+    /// [`Event::WatchLost`] that it is not, or no more. The OSD drops a watcher that it does not hear of for `timeout`, which
+    /// is rounded up to whole seconds. All requests about the watch have `flags`, such as [`OpFlags::FULL_TRY`].
     ///
     /// # Errors
     /// If there are as many watches as may be.
@@ -70,6 +79,7 @@ impl Objecter {
         locator: &ObjectLocator,
         object: &(impl AsRef<[u8]> + ?Sized),
         timeout: Option<Duration>,
+        flags: OpFlags,
         deadline: Option<Instant>,
     ) -> Result<u64> {
         if self.watches.len() >= self.config.max_watches {
@@ -77,9 +87,10 @@ impl Objecter {
             return Err(Error::too_big("watching an object", "watches", limit + 1, limit));
         }
         let cookie = self.next_tid();
-        let asked = timeout.unwrap_or(Duration::ZERO);
-        let request =
-            request(locator, object.as_ref(), Op::watch(cookie, WatchOp::Watch, 0, asked));
+        let timeout = timeout.map(rounded);
+        let op = Op::watch(cookie, WatchOp::Watch, 0, timeout.unwrap_or(Duration::ZERO));
+        let mut request = OsdRequest::new(locator.clone(), object, vec![op]);
+        request.flags |= flags;
         let watch = Watch {
             aimed: Operation::new(request.clone(), Purpose::Watch(cookie), None),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
@@ -95,12 +106,30 @@ impl Objecter {
         Ok(cookie)
     }
 
-    /// Ends a watch: an operation that the OSD is told by; none if there is no such watch.
+    /// Ends a watch: an operation that the OSD is told by; none if there is no such watch. Whoever gives up waiting for its end,
+    /// by [`cancel`](Self::cancel) or its deadline, hears no more of it, and the OSD is told all the same.
     pub fn unwatch(&mut self, now: Instant, watch: u64, deadline: Option<Instant>) -> Option<u64> {
         let gone = self.drop_watch(now, watch)?;
-        let OsdRequest { locator, object, .. } = gone.aimed.into_request();
-        let op = Op::watch(watch, WatchOp::Unwatch, 0, Duration::ZERO);
-        Some(self.submit_own(now, request(&locator, &object, op), deadline, Purpose::Unwatch))
+        let request = gone.request(Op::watch(watch, WatchOp::Unwatch, 0, Duration::ZERO));
+        Some(self.submit_own(now, request, deadline, Purpose::Unwatch))
+    }
+
+    /// Nobody waits any more for the end of a watch, of which its OSD is still to hear.
+    pub(super) fn unwatch_alone(&mut self, now: Instant, tid: u64) -> Option<OsdRequest> {
+        let until = now + UNWATCH_TIMEOUT;
+        let op = self.ops.get_mut(&tid).filter(|op| op.purpose == Purpose::Unwatch)?;
+        (op.purpose, op.deadline) = (Purpose::UnwatchAlone, Some(until));
+        let request = op.request.clone();
+        self.ops_wake_at(until);
+        Some(request)
+    }
+
+    /// How many OSDs have not yet heard of the end of a watch.
+    #[must_use]
+    pub fn unwatching(&self) -> usize {
+        let ends =
+            |op: &&Box<Operation>| matches!(op.purpose, Purpose::Unwatch | Purpose::UnwatchAlone);
+        self.ops.values().filter(ends).count()
     }
 
     /// For how long the OSD may not have known of a watch: longer than its timeout, and it may have dropped it.
@@ -112,14 +141,12 @@ impl Objecter {
     /// Answers a notification.
     pub fn acknowledge(&mut self, now: Instant, told: &Notification, payload: &[u8]) {
         let Some(watch) = self.watches.get(&told.watch) else { return };
-        let op = Op::notify_ack(told.notify_id, told.watch, payload);
-        let OsdRequest { locator, object, .. } = &watch.aimed.request;
-        let request = request(locator, object, op);
+        let request = watch.request(Op::notify_ack(told.notify_id, told.watch, payload));
         let deadline = Some(now + ACKNOWLEDGE_TIMEOUT);
         self.submit_own(now, request, deadline, Purpose::Acknowledge);
     }
 
-    /// Tells all watchers of an object, and waits for their answers at most for `timeout`. It ends as any operation; the
+    /// Tells all watchers of an object, and waits for their answers at most for `timeout`, rounded up to whole seconds. It ends as any operation; the
     /// data of the one result is what `notify` of Ceph gives: the answers, then those who did not answer.
     ///
     /// # Errors
@@ -131,10 +158,12 @@ impl Objecter {
         object: &(impl AsRef<[u8]> + ?Sized),
         payload: &[u8],
         timeout: Duration,
+        flags: OpFlags,
         deadline: Option<Instant>,
     ) -> std::result::Result<u64, Box<OsdRequest>> {
-        let op = Op::notify(self.next_tid(), payload, timeout);
-        let request = request(locator, object.as_ref(), op);
+        let op = Op::notify(self.next_tid(), payload, rounded(timeout));
+        let mut request = OsdRequest::new(locator.clone(), object, vec![op]);
+        request.flags |= flags;
         self.submit_as(now, request, deadline, Purpose::Notify(None))
     }
 
@@ -188,8 +217,14 @@ impl Objecter {
                 Purpose::Watch(cookie) | Purpose::Reconnect(cookie) | Purpose::Ping(cookie, _),
                 Err(error),
             ) => self.lose_watch(now, cookie, error),
-            (Purpose::Acknowledge | Purpose::Unwatch | Purpose::Caller | Purpose::Notify(_), _) => {
-            }
+            (
+                Purpose::Acknowledge
+                | Purpose::Unwatch
+                | Purpose::UnwatchAlone
+                | Purpose::Caller
+                | Purpose::Notify(_),
+                _,
+            ) => {}
         }
     }
 
@@ -213,8 +248,7 @@ impl Objecter {
         self.events.push_back(Event::WatchMissed(cookie));
         watch.generation = watch.generation.wrapping_add(1);
         let op = Op::watch(cookie, WatchOp::Reconnect, watch.generation, watch.timeout);
-        let OsdRequest { locator, object, .. } = &watch.aimed.request;
-        let request = request(locator, object, op);
+        let request = watch.request(op);
         watch.pending = Some(tid);
         let ping = watch.ping.take();
         self.submit_own(now, request, None, Purpose::Reconnect(cookie));
@@ -261,8 +295,7 @@ impl Objecter {
             }
             watch.ping = Some(tid);
             let op = Op::watch(cookie, WatchOp::Ping, watch.generation, Duration::ZERO);
-            let OsdRequest { locator, object, .. } = &watch.aimed.request;
-            let request = request(locator, object, op);
+            let request = watch.request(op);
             self.submit_own(now, request, None, Purpose::Ping(cookie, now));
         }
         let set = self.watches.values().filter(|watch| watch.state == State::Set);

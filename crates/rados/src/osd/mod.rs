@@ -25,6 +25,7 @@ pub use op::{MAX_OPS, Op};
 pub use reply::{OpResult, Redirect, Reply};
 pub use request::{OpFlags, OsdRequest, SnapContext, Target};
 pub use snapshots::{Clone, Snapshots};
+pub(crate) use watch::whole_seconds;
 pub use watch::{NotifyAnswers, WatchEvent, WatchNotify, WatchOp, Watcher, watchers};
 
 pub(crate) use backoff::BACKOFF;

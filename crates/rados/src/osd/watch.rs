@@ -40,13 +40,15 @@ impl WatchOp {
     }
 }
 
-fn whole_seconds(time: Duration) -> u32 {
-    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
+/// A time as the wire has it, rounded up: 0 stands for a default, and is never what a part of a second becomes.
+pub(crate) fn whole_seconds(time: Duration) -> u32 {
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 impl Op {
     /// Does something about the watch `cookie`. `generation` counts its reconnects; a watcher that is silent for the
-    /// timeout is dropped, 0 stands for the OSD's default.
+    /// timeout, in whole seconds or the next one, is dropped; 0 stands for the OSD's default.
     #[must_use]
     pub fn watch(cookie: u64, op: WatchOp, generation: u32, timeout: Duration) -> Self {
         let mut args = Writer::new();
@@ -269,6 +271,13 @@ mod tests {
             let cut = Message { front: old.front.slice(..len), ..old.clone() };
             assert!(WatchNotify::parse(&cut).is_err());
         }
+    }
+
+    #[test]
+    fn a_part_of_a_second_is_a_second() {
+        let seconds = |millis| whole_seconds(Duration::from_millis(millis));
+        assert_eq!([0, 1, 999, 1000, 1001].map(seconds), [0, 1, 1, 1, 2]);
+        assert_eq!(whole_seconds(Duration::MAX), u32::MAX);
     }
 
     /// The layout of `struct ceph_osd_op` of `src/include/rados.h`.

@@ -1,6 +1,6 @@
 //! What goes wrong.
 
-use crate::world::{Event, MILLI, MONITORS, OSDS, Process, World};
+use crate::world::{ERASURE, Event, MILLI, MONITORS, OSDS, Process, World};
 use blockyard_rados::encoding::PgId;
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ impl World {
             return;
         }
         let osd = self.rng.index(OSDS);
-        match self.rng.below(13) {
+        match self.rng.below(16) {
             0 | 1 if self.osds[osd].alive => {
                 self.kill(osd);
                 if self.rng.one_in(2) {
@@ -118,6 +118,12 @@ impl World {
                 let size = [2, 3][self.rng.index(2)];
                 self.change_map(|model| model.pools.get_mut(&1).unwrap().size = size);
             }
+            13 => self.move_shards(),
+            14 => {
+                let willing = [0, 0x8000, 0x1_0000][self.rng.index(3)];
+                self.change_map(|model| model.affinities[osd] = willing);
+            }
+            15 => self.disconnect_a_watch(),
             11 if self.chaos.deletes_a_pool && self.now > self.chaos.until / 2 => {
                 self.change_map(|model| {
                     model.pools.remove(&2);
@@ -127,6 +133,31 @@ impl World {
         }
         let pause = self.rng.micros(self.chaos.pause_micros);
         self.after(pause, Event::Chaos);
+    }
+
+    /// Another list of OSDs serves an erasure-coded group: often with the same primary, at another position.
+    pub(crate) fn move_shards(&mut self) {
+        let seed = u32::try_from(self.rng.below(self.model.pools[&ERASURE].pg_num.into())).unwrap();
+        let pg = PgId { pool: ERASURE, seed };
+        let served = self.served(pg);
+        let mut temp: Vec<_> = served.acting.iter().copied().flatten().collect();
+        if self.rng.one_in(4) || temp.len() < served.acting.len() {
+            self.change_map(|model| {
+                model.pg_temp.remove(&pg);
+                model.primary_temp.remove(&pg);
+            });
+            return;
+        }
+        let by = 1 + self.rng.index(temp.len() - 1);
+        temp.rotate_left(by);
+        let stays = served.primary.filter(|_| !self.rng.one_in(4));
+        self.change_map(|model| {
+            model.pg_temp.insert(pg, temp);
+            match stays {
+                Some(primary) => model.primary_temp.insert(pg, primary),
+                None => model.primary_temp.remove(&pg),
+            };
+        });
     }
 
     /// All is well again.

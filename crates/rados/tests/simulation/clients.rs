@@ -4,7 +4,7 @@ use crate::chaos::Chaos;
 use crate::osds::ELSEWHERE;
 use crate::rng::Rng;
 use crate::store::ObjectName;
-use crate::world::{Event, MILLI, MONITORS, World, monitor_addr};
+use crate::world::{ERASURE, Event, MILLI, MONITORS, World, monitor_addr};
 use blockyard_rados::auth::{Credentials, Identity, MonitorAuth, Random};
 use blockyard_rados::cluster::{self, Client};
 use blockyard_rados::encoding::{EntityAddr, EntityType, ObjectLocator};
@@ -13,7 +13,7 @@ use blockyard_rados::features;
 use blockyard_rados::mon;
 use blockyard_rados::msgr::{AuthMethod, ConnectionMode};
 use blockyard_rados::objecter::{self, Completion, ConnectionId};
-use blockyard_rados::osd::{Op, OpFlags, OsdRequest};
+use blockyard_rados::osd::{NotifyAnswers, Op, OpFlags, OsdRequest};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -118,6 +118,9 @@ impl World {
             let Some(id) = self.clients[client].machine.poll_transmit(&mut out) else { break };
             if let Some(&Some(conn)) = self.clients[client].streams.get(&id) {
                 self.transfer(conn, &out.concat(), true);
+                if self.conns.get(&conn).is_some_and(|it| it.rate.is_some()) {
+                    self.clients[client].machine.hold(id);
+                }
             }
         }
         let sim = &mut self.clients[client];
@@ -151,10 +154,14 @@ impl World {
             }
             cluster::Event::WatchLost(watch, error) => {
                 let (object, set) = self.clients[client].watches.remove(&watch).unwrap();
-                let expected = matches!(
-                    error.kind(),
-                    ErrorKind::WatchLost { .. } | ErrorKind::NoPool | ErrorKind::TimedOut
-                );
+                let expected = match error.kind() {
+                    ErrorKind::WatchLost { .. } | ErrorKind::NoPool | ErrorKind::TimedOut => true,
+                    // It was dropped before the answer that it was set came.
+                    ErrorKind::Osd { errno: 107 } => !set,
+                    // What its OSD says of it cannot be read.
+                    ErrorKind::Truncated { .. } | ErrorKind::Violation { .. } => true,
+                    _ => false,
+                };
                 assert!(expected, "{error} {set}");
                 let place = error.place().unwrap();
                 assert_eq!((place.pool, place.object.to_string()), (object.0, object.1.clone()));
@@ -165,9 +172,10 @@ impl World {
                 assert_eq!(&told.payload[..], b"news");
                 let now = self.instant();
                 self.clients[client].news.entry(told.watch).or_default().1.insert(told.notify_id);
-                self.clients[client].machine.objecter_mut().acknowledge(now, &told, b"");
+                self.clients[client].machine.objecter_mut().acknowledge(now, &told, b"heard");
                 self.clients[client].count("notified");
             }
+            cluster::Event::MapUnusable(_) => self.clients[client].count("unusable maps"),
             cluster::Event::Lost(..) => self.clients[client].count("sessions lost"),
             cluster::Event::Open(_) | cluster::Event::Map(_) | cluster::Event::MonMap(_) => {}
             cluster::Event::Refused(error) => panic!("refused: {error}"),
@@ -204,6 +212,9 @@ impl World {
                 let known = self.clients[client].machine.objecter().map();
                 assert!(place.cluster == crate::maps::FSID || known.epoch() == 0);
                 match error.kind() {
+                    ErrorKind::Truncated { .. } | ErrorKind::Violation { .. } => {
+                        self.clients[client].count("unreadable");
+                    }
                     ErrorKind::TimedOut => self.clients[client].count("timed out"),
                     ErrorKind::NoPool => {
                         assert!(!self.model.pools.contains_key(&request.locator.pool));
@@ -243,7 +254,8 @@ impl World {
             Pending::Notify => {
                 // Of the one that was sent last: that of an earlier one is the OSD's number of it, and no answer.
                 if let Ok((_, data)) = &result {
-                    assert!(data.is_empty(), "a notification ends with the answers: {data:?}");
+                    let answers = NotifyAnswers::parse(data).unwrap();
+                    assert!(answers.answered.iter().all(|(_, answer)| answer == "heard"));
                 }
                 self.clients[client].count("notifies");
             }
@@ -260,16 +272,21 @@ impl World {
         let pool = match self.rng.below(20) {
             0 => 2,
             1 if self.rng.one_in(4) => NO_POOL,
+            2..6 => ERASURE,
             _ => 1,
         };
         let object =
             if number == 0 { format!("{ELSEWHERE}{number}") } else { format!("object{number}") };
+        let deadline = self.deadline();
         match self.rng.below(24) {
-            0..=10 => self.submit_write(client, pool, &object),
-            11..=18 => self.submit_read(client, pool, &object),
+            0..=10 => self.submit_write(client, pool, &object, deadline),
+            11..=18 => self.submit_read(client, pool, &object, deadline),
             19 => self.give_up(client),
-            20 | 21 if number > 0 => self.submit_watch(client, pool, &object),
-            22 if number > 0 => self.submit_notify(client, pool, &object),
+            20 | 21 if number > 0 => {
+                let tries = if self.rng.one_in(4) { OpFlags::FULL_TRY } else { OpFlags::empty() };
+                self.submit_watch(client, pool, &object, tries, deadline);
+            }
+            22 if number > 0 => self.submit_notify(client, pool, &object, deadline),
             _ => self.end_a_watch(client),
         }
         self.pump(client);
@@ -283,8 +300,14 @@ impl World {
         self.rng.one_in(4).then(|| self.instant() + Duration::from_secs(seconds))
     }
 
-    fn submit(&mut self, client: usize, request: OsdRequest, pending: Pending) -> bool {
-        let (now, deadline) = (self.instant(), self.deadline());
+    fn submit(
+        &mut self,
+        client: usize,
+        request: OsdRequest,
+        pending: Pending,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let now = self.instant();
         let sim = &mut self.clients[client];
         let before = sim.machine.objecter().in_flight().0;
         match sim.machine.objecter_mut().submit(now, request, deadline) {
@@ -300,7 +323,13 @@ impl World {
         }
     }
 
-    fn submit_write(&mut self, client: usize, pool: i64, object: &str) {
+    pub(crate) fn submit_write(
+        &mut self,
+        client: usize,
+        pool: i64,
+        object: &str,
+        deadline: Option<Instant>,
+    ) {
         let id = self.rng.next() | 1;
         let locator = ObjectLocator::new(pool, "");
         let name = Self::stored_name(&locator, object);
@@ -311,7 +340,7 @@ impl World {
         request.flags.set(OpFlags::FULL_TRY, tries);
         let pending = Pending::Write { id };
         // What does not wait for space is not in order with what does.
-        if self.submit(client, request, pending) {
+        if self.submit(client, request, pending, deadline) {
             self.clients[client].writes.push((name, id, Fate::Open));
             if tries {
                 self.clients[client].writes.last_mut().unwrap().0.0 += 1000;
@@ -329,7 +358,13 @@ impl World {
         stored.log.iter().rposition(acknowledged).map_or(0, |at| at + 1)
     }
 
-    fn submit_read(&mut self, client: usize, pool: i64, object: &str) {
+    pub(crate) fn submit_read(
+        &mut self,
+        client: usize,
+        pool: i64,
+        object: &str,
+        deadline: Option<Instant>,
+    ) {
         let locator = ObjectLocator::new(pool, "");
         let name = Self::stored_name(&locator, object);
         let floor = self.floor(&name);
@@ -339,7 +374,7 @@ impl World {
             1 => request.flags |= OpFlags::LOCALIZE_READS,
             _ => {}
         }
-        self.submit(client, request, Pending::Read { object: name, floor });
+        self.submit(client, request, Pending::Read { object: name, floor }, deadline);
     }
 
     fn give_up(&mut self, client: usize) {
@@ -360,21 +395,36 @@ impl World {
         }
     }
 
-    pub(crate) fn submit_watch(&mut self, client: usize, pool: i64, object: &str) {
-        let (now, deadline) = (self.instant(), self.deadline());
+    pub(crate) fn submit_watch(
+        &mut self,
+        client: usize,
+        pool: i64,
+        object: &str,
+        flags: OpFlags,
+        deadline: Option<Instant>,
+    ) {
+        let now = self.instant();
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
-        let watch = machine.watch(now, &locator, object, None, deadline).unwrap();
+        let watch = machine.watch(now, &locator, object, None, flags, deadline).unwrap();
         let name = (pool, object.to_owned());
         self.clients[client].watches.insert(watch, (name, false));
     }
 
-    pub(crate) fn submit_notify(&mut self, client: usize, pool: i64, object: &str) {
-        let (now, deadline) = (self.instant(), self.deadline());
+    pub(crate) fn submit_notify(
+        &mut self,
+        client: usize,
+        pool: i64,
+        object: &str,
+        deadline: Option<Instant>,
+    ) {
+        let now = self.instant();
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
         let timeout = Duration::from_secs(5);
-        if let Ok(tid) = machine.notify(now, &locator, object, b"news", timeout, deadline) {
+        if let Ok(tid) =
+            machine.notify(now, &locator, object, b"news", timeout, OpFlags::empty(), deadline)
+        {
             self.clients[client].pending.insert(tid, Pending::Notify);
         }
     }

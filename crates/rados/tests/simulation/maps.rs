@@ -14,11 +14,28 @@ const EXISTS_UP: u32 = 3;
 
 #[derive(Clone, PartialEq)]
 pub(crate) struct PoolModel {
+    pub(crate) erasure: bool,
+    /// The name of a snapshot of the pool, if it has one.
+    pub(crate) snapshot: Option<&'static [u8]>,
     pub(crate) pg_num: u32,
     pub(crate) size: u8,
     pub(crate) flags: u64,
     pub(crate) last_force_resend: u32,
     pub(crate) last_change: u32,
+}
+
+impl PoolModel {
+    pub(crate) fn replicated() -> Self {
+        Self {
+            erasure: false,
+            snapshot: None,
+            pg_num: 8,
+            size: 3,
+            flags: 0,
+            last_force_resend: 0,
+            last_change: 1,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq)]
@@ -34,11 +51,14 @@ pub(crate) struct MapModel {
     pub(crate) flags: u32,
     pub(crate) pools: BTreeMap<i64, PoolModel>,
     pub(crate) osds: Vec<OsdModel>,
+    pub(crate) pg_temp: BTreeMap<PgId, Vec<i32>>,
     pub(crate) primary_temp: BTreeMap<PgId, i32>,
+    /// How willing each OSD is to be a primary.
+    pub(crate) affinities: Vec<u32>,
     pub(crate) crush: Bytes,
 }
 
-/// One host of OSDs, and one rule.
+/// One host of OSDs, and a rule for each kind of pools.
 pub(crate) fn crush(osds: usize) -> Bytes {
     const ONE: u32 = 0x1_0000;
     let items: Vec<i32> = (0..i32::try_from(osds).unwrap()).collect();
@@ -50,15 +70,18 @@ pub(crate) fn crush(osds: usize) -> Bytes {
         items,
         algorithm: Algorithm::Straw2 { weights },
     };
-    let steps = vec![
-        Step::new(Op::Take, -1, 0),
-        Step::new(Op::ChooseFirstn, 0, 0),
-        Step::new(Op::Emit, 0, 0),
+    let rule = |kind, ruleset, choose| {
+        let take = Step::new(Op::Take, -1, 0);
+        let steps = vec![take, Step::new(choose, 0, 0), Step::new(Op::Emit, 0, 0)];
+        Some(Rule { kind, ruleset, min_size: 1, max_size: 10, steps })
+    };
+    let rules = vec![
+        rule(RuleKind::Replicated, 0, Op::ChooseFirstn),
+        rule(RuleKind::Erasure, 1, Op::ChooseIndep),
     ];
-    let rule = Rule { kind: RuleKind::Replicated, ruleset: 0, min_size: 1, max_size: 10, steps };
     let data = MapData {
         buckets: vec![Some(root)],
-        rules: vec![Some(rule)],
+        rules,
         max_devices: i32::try_from(osds).unwrap(),
         tunables: Tunables::JEWEL,
         types: BTreeMap::from([(0, "osd".into()), (10, "root".into())]),
@@ -70,9 +93,9 @@ pub(crate) fn crush(osds: usize) -> Bytes {
 
 fn pool(w: &mut Writer, pool: &PoolModel) {
     w.versioned(29, 5, |w| {
-        w.u8(1);
+        w.u8(if pool.erasure { 3 } else { 1 });
         w.u8(pool.size);
-        w.u8(0);
+        w.u8(u8::from(pool.erasure));
         w.u8(2);
         w.u32(pool.pg_num);
         w.u32(pool.pg_num);
@@ -80,7 +103,13 @@ fn pool(w: &mut Writer, pool: &PoolModel) {
         w.u32(pool.last_change);
         w.u64(0);
         w.u32(0);
-        w.u32(0);
+        w.vec(pool.snapshot.as_slice(), |w, name| {
+            w.u64(1);
+            w.versioned(2, 2, |w| {
+                w.raw(&[0; 8 + 8]);
+                w.bytes(name);
+            });
+        });
         w.u32(0);
         w.u64(0);
         w.u64(1 | pool.flags);
@@ -137,6 +166,25 @@ fn len(count: usize) -> u32 {
     u32::try_from(count).unwrap()
 }
 
+fn lists(w: &mut Writer, lists: &[(PgId, Vec<i32>)]) {
+    w.vec(lists, |w, (pg, osds)| {
+        w.put(pg);
+        w.vec(osds, |w, osd| w.i32(*osd));
+    });
+}
+
+/// What is new of a map, and `gone` for what is there no more.
+fn changed<V: Clone + PartialEq>(
+    now: &BTreeMap<PgId, V>,
+    then: &BTreeMap<PgId, V>,
+    gone: &V,
+) -> Vec<(PgId, V)> {
+    let new = now.iter().filter(|(pg, value)| then.get(pg) != Some(value));
+    let new = new.map(|(&pg, value)| (pg, value.clone()));
+    let old = then.keys().filter(|pg| !now.contains_key(pg));
+    new.chain(old.map(|&pg| (pg, gone.clone()))).collect()
+}
+
 fn primaries(w: &mut Writer, primaries: &[(PgId, i32)]) {
     w.vec(primaries, |w, (pg, osd)| {
         w.put(pg);
@@ -166,12 +214,9 @@ impl MapModel {
             w.vec(&self.osds, |w, osd| w.u32(if osd.up { EXISTS_UP } else { 1 }));
             w.vec(&self.osds, |w, _| w.u32(0x1_0000));
             w.vec(&self.osds, |w, osd| w.put(&EntityAddrs(vec![osd.addr])));
-            w.u32(0);
-            primaries(
-                w,
-                &self.primary_temp.iter().map(|(&pg, &osd)| (pg, osd)).collect::<Vec<_>>(),
-            );
-            w.u32(0);
+            lists(w, &changed(&self.pg_temp, &BTreeMap::new(), &Vec::new()));
+            primaries(w, &changed(&self.primary_temp, &BTreeMap::new(), &-1));
+            w.vec(&self.affinities, |w, affinity| w.u32(*affinity));
             w.bytes(&self.crush);
             // Profiles, exceptions of two kinds, a version, snapshots of two kinds, times.
             w.raw(&[0; 6 * 4 + 16]);
@@ -181,13 +226,18 @@ impl MapModel {
 
     /// The change that leads here from the map of before.
     pub(crate) fn change(&self, before: &Self) -> Bytes {
+        self.change_with(before, &[])
+    }
+
+    /// The same, with a whole map that takes the place of all changes, if it is not empty.
+    pub(crate) fn change_with(&self, before: &Self, whole: &[u8]) -> Bytes {
         assert_eq!(self.epoch, before.epoch + 1);
         let client = |w: &mut Writer| {
             w.put(&FSID);
             w.u32(self.epoch);
             w.raw(&[0; 16]);
             w.i32(self.flags.cast_signed());
-            w.u32(0);
+            w.bytes(whole);
             w.u32(0);
             w.i32(-1);
             let new = |id: &i64| self.pools.get(id) != before.pools.get(id);
@@ -213,14 +263,16 @@ impl MapModel {
                 w.u32(UP);
             });
             w.u32(0);
-            w.u32(0);
-            let mut temps: Vec<_> = self.primary_temp.iter().map(|(&pg, &osd)| (pg, osd)).collect();
-            temps.retain(|(pg, osd)| before.primary_temp.get(pg) != Some(osd));
-            let gone = before.primary_temp.keys().filter(|pg| !self.primary_temp.contains_key(pg));
-            temps.extend(gone.map(|&pg| (pg, -1)));
-            primaries(w, &temps);
-            // Affinities, profiles of two kinds, exceptions of four kinds, snapshots of two kinds, times.
-            w.raw(&[0; 9 * 4 + 16]);
+            lists(w, &changed(&self.pg_temp, &before.pg_temp, &Vec::new()));
+            primaries(w, &changed(&self.primary_temp, &before.primary_temp, &-1));
+            let affinities = self.affinities.iter().zip(&before.affinities).enumerate();
+            let affinities: Vec<_> = affinities.filter(|(_, (now, then))| now != then).collect();
+            w.vec(&affinities, |w, (osd, (affinity, _))| {
+                w.i32(i32::try_from(*osd).unwrap());
+                w.u32(**affinity);
+            });
+            // Profiles of two kinds, exceptions of four kinds, snapshots of two kinds, times.
+            w.raw(&[0; 8 * 4 + 16]);
         };
         wrap(client, 8, |w| w.raw(&[0; 6 * 4]), &[0; 4])
     }

@@ -2,8 +2,8 @@
 
 use crate::store::{Notify, ObjectName, Watcher};
 use crate::wire::{WireOp, WireRequest};
-use crate::world::{Event, HeldBack, MILLI, Queued, World};
-use blockyard_rados::encoding::{Hobject, NOSNAP, ObjectLocator, PgId, Reader};
+use crate::world::{Event, HeldBack, MILLI, Queued, Served, World};
+use blockyard_rados::encoding::{Hobject, NOSNAP, ObjectLocator, PgId, Reader, Writer};
 use blockyard_rados::msgr::Message;
 use blockyard_rados::osd::{Backoff, BackoffOp, OpCode, OpFlags, WatchEvent, WatchNotify};
 use std::time::Duration;
@@ -16,6 +16,21 @@ const ENOTCONN: i32 = -107;
 const ETIMEDOUT: i32 = -110;
 /// Objects with this in front of their names are others without it.
 pub(crate) const ELSEWHERE: &str = "redirected-";
+
+/// Those who answered, and those who did not (ceph: `src/osd/Watch.cc`, `Notify::maybe_complete_notify`).
+fn answers(notify: &Notify) -> Vec<u8> {
+    let who = |w: &mut Writer, (client, cookie): (usize, u64)| {
+        w.u64(4100 + client as u64);
+        w.u64(cookie);
+    };
+    let mut w = Writer::new();
+    w.vec(&notify.answers, |w, (watcher, answer)| {
+        who(w, *watcher);
+        w.bytes(answer);
+    });
+    w.vec(&notify.waiting.iter().copied().collect::<Vec<_>>(), |w, &watcher| who(w, watcher));
+    w.into_bytes()
+}
 
 impl World {
     pub(crate) fn osd_message(&mut self, osd: usize, conn: u64, message: &Message) {
@@ -50,13 +65,18 @@ impl World {
         if pg != request.pg.pg {
             return;
         }
-        let (primary, acting) = self.primary(pg);
+        self.requests.push((self.conns[&conn].client, request.epoch));
+        let Served { primary, shard, acting } = self.served(pg);
         let this = i32::try_from(osd).unwrap();
         let replica = flags.intersects(ANYWHERE) && !flags.contains(OpFlags::WRITE);
-        if primary != Some(this) && !(replica && acting.contains(&this)) {
+        if primary != Some(this) && !(replica && acting.contains(&Some(this))) {
             return;
         }
-        let since = self.intervals[&pg].1.max(self.forced.get(&pool).copied().unwrap_or(0));
+        // It has no such shard, or none that is the primary.
+        if request.pg.shard != shard {
+            return;
+        }
+        let since = self.intervals[&pg].since.max(self.forced.get(&pool).copied().unwrap_or(0));
         if request.epoch < since {
             return;
         }
@@ -150,8 +170,7 @@ impl World {
         else {
             return;
         };
-        let (primary, _) = self.primary(pg);
-        let on_primary = primary == Some(i32::try_from(osd).unwrap());
+        let on_primary = self.served(pg).primary == Some(i32::try_from(osd).unwrap());
         let (result, data, redirect) = self.perform(&queued, on_primary);
         let redirect = redirect.then(|| queued.request.object[ELSEWHERE.len()..].to_owned());
         let reply = queued.request.reply(self.model.epoch, result, &data, redirect.as_deref());
@@ -217,7 +236,8 @@ impl World {
             OpCode::NOTIFY_ACK => {
                 let mut r = Reader::new("reading an answer", &op.data);
                 let (id, cookie) = (r.u64().unwrap(), r.u64().unwrap());
-                self.answered(id, (*client, cookie));
+                let answer = r.bytes().unwrap().to_vec();
+                self.answered(id, (*client, cookie), answer);
                 (0, Vec::new())
             }
             other => panic!("operation {other:?}"),
@@ -262,6 +282,31 @@ impl World {
         0
     }
 
+    /// An OSD drops a watcher, and says so: as when the object is removed.
+    pub(crate) fn disconnect_a_watch(&mut self) {
+        let all = self.store.objects.iter();
+        let all = all.flat_map(|(name, it)| it.watchers.iter().map(move |at| (name, at)));
+        let there = all.filter_map(|(name, (&key, at))| Some((name.clone(), key, at.conn?)));
+        let there: Vec<_> = there.collect();
+        if there.is_empty() {
+            return;
+        }
+        let (name, key, conn) = there[self.rng.index(there.len())].clone();
+        self.store.object(&name).watchers.remove(&key);
+        let told = WatchNotify {
+            event: WatchEvent::Disconnect,
+            cookie: key.1,
+            notify_id: 0,
+            payload: Default::default(),
+            result: 0,
+            notifier: 0,
+        };
+        if let Some(connection) = self.conns.get_mut(&conn) {
+            connection.server.send(told.message());
+            self.flush(conn);
+        }
+    }
+
     fn tell(&mut self, conn: u64, notify_id: u64, cookie: u64, payload: &[u8]) {
         let told = WatchNotify {
             event: WatchEvent::Notify,
@@ -289,19 +334,23 @@ impl World {
         let there: Vec<_> =
             watchers.iter().filter_map(|(key, it)| Some((key.1, it.conn?))).collect();
         let object = name.clone();
-        let notify = Notify { object, conn, cookie, waiting, payload: payload.clone() };
+        let (payload, answers) = (payload.clone(), Vec::new());
+        let told = payload.clone();
+        let notify = Notify { object, conn, cookie, waiting, payload, answers };
         self.store.notifies.insert(id, notify);
         for (cookie, conn) in there {
-            self.tell(conn, id, cookie, &payload);
+            self.tell(conn, id, cookie, &told);
         }
         self.after(Duration::from_secs(5), Event::NotifyTimeout(id));
         self.finish_notify(id, false);
         id
     }
 
-    fn answered(&mut self, id: u64, watcher: (usize, u64)) {
-        if let Some(notify) = self.store.notifies.get_mut(&id) {
-            notify.waiting.remove(&watcher);
+    fn answered(&mut self, id: u64, watcher: (usize, u64), answer: Vec<u8>) {
+        if let Some(notify) = self.store.notifies.get_mut(&id)
+            && notify.waiting.remove(&watcher)
+        {
+            notify.answers.push((watcher, answer));
         }
         self.finish_notify(id, false);
     }
@@ -320,7 +369,7 @@ impl World {
             event: WatchEvent::NotifyComplete,
             cookie: notify.cookie,
             notify_id: id,
-            payload: Vec::new().into(),
+            payload: answers(&notify).into(),
             result: if timeout { ETIMEDOUT } else { 0 },
             notifier: 1,
         };

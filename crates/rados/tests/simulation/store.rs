@@ -34,6 +34,8 @@ pub(crate) struct Notify {
     pub(crate) cookie: u64,
     pub(crate) waiting: BTreeSet<(usize, u64)>,
     pub(crate) payload: Vec<u8>,
+    /// What watchers answered.
+    pub(crate) answers: Vec<((usize, u64), Vec<u8>)>,
 }
 
 #[derive(Debug, Default)]

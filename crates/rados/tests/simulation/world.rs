@@ -20,9 +20,13 @@ use std::time::{Duration, Instant};
 pub(crate) const OSDS: usize = 4;
 pub(crate) const MONITORS: usize = 2;
 pub(crate) const CLIENTS: usize = 2;
+/// The erasure-coded pool.
+pub(crate) const ERASURE: i64 = 3;
 const UP: usize = 0;
 const DOWN: usize = 1;
 pub(crate) const MILLI: u64 = 1000;
+/// Most bytes that a slow daemon takes at a time.
+const MAX_SLOW_PIECE: usize = 500;
 
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -67,6 +71,8 @@ pub(crate) struct Conn {
     pieces: [VecDeque<Vec<u8>>; 2],
     to_server: Duration,
     to_client: Duration,
+    /// How many bytes a second its daemon takes, if it is slow.
+    pub(crate) rate: Option<u32>,
     /// Of a monitor's: the first epoch that is wanted.
     wanted: Option<u32>,
 }
@@ -91,6 +97,22 @@ pub(crate) struct HeldBack {
     pub(crate) backoff: Backoff,
     pub(crate) acknowledged: bool,
     pub(crate) over: bool,
+}
+
+/// Who serves a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// None while nobody can.
+    pub(crate) primary: Option<i32>,
+    /// The shard that it serves; -1 in replicated pools.
+    pub(crate) shard: i8,
+    pub(crate) acting: Vec<Option<i32>>,
+}
+
+/// Who serves a group, and since which epoch the primary does.
+pub(crate) struct Interval {
+    pub(crate) served: Served,
+    pub(crate) since: u32,
 }
 
 /// An OSD's process.
@@ -120,8 +142,9 @@ pub(crate) struct World {
     pub(crate) map: OsdMap,
     placer: Placer,
     changes: BTreeMap<u32, Bytes>,
-    /// Per group: its primary, and since which epoch.
-    pub(crate) intervals: BTreeMap<PgId, (Option<i32>, u32)>,
+    pub(crate) intervals: BTreeMap<PgId, Interval>,
+    /// The requests that OSDs got: the client, and the epoch of its map.
+    pub(crate) requests: Vec<(usize, u32)>,
     /// Per pool: the last epoch in which groups were split, or everything had to be sent again.
     pub(crate) forced: BTreeMap<i64, u32>,
     /// Per pool: the last epoch in which it became full.
@@ -147,13 +170,16 @@ impl World {
         let mut rng = Rng::new(seed);
         let osds: Vec<_> =
             (0..OSDS).map(|osd| OsdModel { up: true, addr: osd_addr(osd, 1) }).collect();
-        let pool = PoolModel { pg_num: 8, size: 3, flags: 0, last_force_resend: 0, last_change: 1 };
+        let pool = PoolModel::replicated();
+        let erasure = PoolModel { erasure: true, ..PoolModel::replicated() };
         let model = MapModel {
             epoch: 3,
             flags: 0,
-            pools: BTreeMap::from([(1, pool.clone()), (2, pool)]),
+            pools: BTreeMap::from([(1, pool.clone()), (2, pool), (ERASURE, erasure)]),
             osds,
+            pg_temp: BTreeMap::new(),
             primary_temp: BTreeMap::new(),
+            affinities: vec![0x1_0000; OSDS],
             crush: crush(OSDS),
         };
         let map = OsdMap::decode(&model.whole()).unwrap();
@@ -182,6 +208,7 @@ impl World {
             model,
             changes: BTreeMap::new(),
             intervals: BTreeMap::new(),
+            requests: Vec::new(),
             forced: BTreeMap::new(),
             marked_full: BTreeMap::new(),
             osds: (0..OSDS).map(process).collect(),
@@ -315,6 +342,7 @@ impl World {
             pieces: Default::default(),
             to_server,
             to_client,
+            rate: None,
             wanted,
         };
         self.conns.insert(conn, new);
@@ -337,13 +365,16 @@ impl World {
         while !bytes.is_empty() {
             let whole = bytes.len() < 2 || !self.rng.one_in(4);
             let len = if whole { bytes.len() } else { 1 + self.rng.index(bytes.len() - 1) };
+            let slow = self.conns.get(&conn).and_then(|it| it.rate).filter(|_| up);
+            let len = if slow.is_some() { len.min(MAX_SLOW_PIECE) } else { len };
             let (piece, rest) = bytes.split_at(len);
             bytes = rest;
             let cut = self.chaos.active && self.rng.one_in(self.chaos.reset_one_in);
             let delay = Duration::from_micros(50) + self.rng.micros(self.chaos.delay_micros);
             let Some(connection) = self.conns.get_mut(&conn) else { return };
             let clock = if up { &mut connection.to_server } else { &mut connection.to_client };
-            *clock = (*clock).max(self.now + delay);
+            let takes = slow.map_or(Duration::ZERO, |rate| Duration::from_secs(len as u64) / rate);
+            *clock = (*clock).max(self.now + delay) + takes;
             let at = *clock;
             connection.pieces[if up { UP } else { DOWN }].push_back(piece.to_vec());
             let event = if up { Event::ToServer } else { Event::ToClient };
@@ -405,6 +436,17 @@ impl World {
         }
         let connection = self.conns.get_mut(&conn).unwrap();
         let bytes = connection.pieces[UP].pop_front().unwrap();
+        if connection.rate.is_some() {
+            let (client, id, all) =
+                (connection.client, connection.id, connection.pieces[UP].is_empty());
+            let now = self.instant();
+            self.clients[client].machine.progressed(now, id);
+            if all {
+                self.clients[client].machine.resume(now, id);
+                self.pump(client);
+            }
+        }
+        let connection = self.conns.get_mut(&conn).unwrap();
         let messages = connection.server.receive(&bytes);
         for message in messages {
             match peer {
@@ -482,8 +524,10 @@ impl World {
         let before = self.model.clone();
         change(&mut self.model);
         // Monitors clean up behind OSDs that go down (ceph: `OSDMap::clean_temps`).
-        let MapModel { osds, primary_temp, .. } = &mut self.model;
-        primary_temp.retain(|_, osd| osds[usize::try_from(*osd).unwrap()].up);
+        let MapModel { osds, pg_temp, primary_temp, .. } = &mut self.model;
+        let up = |osd: &i32| osds[usize::try_from(*osd).unwrap()].up;
+        pg_temp.retain(|_, temp| temp.iter().all(up));
+        primary_temp.retain(|_, osd| up(osd));
         if self.model == before {
             return;
         }
@@ -529,10 +573,13 @@ impl World {
     }
 
     /// Where a group is.
-    pub(crate) fn primary(&mut self, pg: PgId) -> (Option<i32>, Vec<i32>) {
+    pub(crate) fn served(&mut self, pg: PgId) -> Served {
         let placed = self.placer.place(&self.map, pg);
         let primary = placed.primary.filter(|&osd| self.map.is_up(osd));
-        (primary, placed.acting.into_iter().flatten().collect())
+        let erasure = self.model.pools.get(&pg.pool).is_some_and(|pool| pool.erasure);
+        let at = placed.acting.iter().position(|osd| osd.is_some() && *osd == primary);
+        let shard = at.filter(|_| erasure).map_or(-1, |at| i8::try_from(at).unwrap());
+        Served { primary, shard, acting: placed.acting }
     }
 
     /// What OSDs do when their groups change: a new primary starts with nothing, and an old one forgets.
@@ -543,15 +590,21 @@ impl World {
             .iter()
             .flat_map(|(&pool, model)| (0..model.pg_num).map(move |seed| PgId { pool, seed }))
             .collect();
-        let mut changed = Vec::new();
+        let (mut changed, mut renewed) = (Vec::new(), Vec::new());
         for &pg in &pgs {
-            let (primary, _) = self.primary(pg);
-            let since = self.intervals.get(&pg);
+            let served = self.served(pg);
             let split = self.forced.get(&pg.pool) == Some(&epoch);
-            if since.is_none_or(|&(before, _)| before != primary) || split {
+            let before = self.intervals.get(&pg);
+            let of = |it: &Served| (it.primary, it.shard);
+            let moved = before.is_none_or(|before| of(&before.served) != of(&served)) || split;
+            let since = before.filter(|_| !moved).map_or(epoch, |before| before.since);
+            if moved {
                 changed.push(pg);
-                self.intervals.insert(pg, (primary, epoch));
             }
+            if before.is_none_or(|before| before.served != served) {
+                renewed.push(pg);
+            }
+            self.intervals.insert(pg, Interval { served, since });
         }
         self.intervals.retain(|pg, _| pgs.contains(pg));
         for osd in &mut self.osds {
@@ -569,7 +622,8 @@ impl World {
         let moved = |name: &(i64, String)| {
             map.pools().get(&name.0).is_none_or(|_| {
                 let locator = blockyard_rados::encoding::ObjectLocator::new(name.0, "");
-                map.object_group(&locator, &name.1).is_ok_and(|(_, pg)| changed.contains(&pg))
+                let group = map.object_group(&locator, &name.1);
+                group.is_ok_and(|(_, pg)| changed.contains(&pg) || renewed.contains(&pg))
             })
         };
         self.store.disconnect(self.now, |name, _| moved(name));

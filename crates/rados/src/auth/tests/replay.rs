@@ -150,6 +150,7 @@ fn replay<A: Authenticator>(
             match event {
                 Event::Open(open) => session = Some(open),
                 Event::Message(message) => messages.push(message),
+                Event::TooBig(message, bytes) => panic!("{message:?} has {bytes} bytes more"),
             }
         }
     }

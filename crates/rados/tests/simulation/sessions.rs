@@ -1,0 +1,91 @@
+//! Sessions with OSDs that are slow, or away for a while.
+
+use crate::world::OSDS;
+use crate::{QUIET, calm, for_few_seeds, run};
+use std::time::Duration;
+
+/// One that the map says is up, and that reads nothing for a minute, is busy: to send everything again would not help it.
+#[test]
+fn an_osd_that_reads_nothing_for_a_minute_keeps_its_sessions() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        for round in 2..5 {
+            world.submit_write(0, 1, "object1", None);
+            world.pump(0);
+            for osd in 0..OSDS {
+                world.osds[osd].frozen_until = world.now + Duration::from_secs(60);
+            }
+            run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+            assert_eq!(world.clients[0].counts["writes"], round);
+            assert_eq!(world.clients[0].counts.get("sessions lost"), None);
+        }
+    });
+}
+
+/// A write takes as long as it takes: what counts is that the OSD takes some of it.
+#[test]
+fn an_osd_that_reads_slowly_keeps_its_sessions() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        // Some thousand bytes take ten minutes and more.
+        for conn in world.conns.values_mut() {
+            conn.rate = Some(5);
+        }
+        for _ in 0..4 {
+            world.submit_write(0, 1, "object1", None);
+        }
+        world.pump(0);
+        run(&mut world, 30 * QUIET, |world| world.clients[0].pending.is_empty());
+        assert_eq!(world.clients[0].counts["writes"], 5);
+        assert_eq!(world.clients[0].counts.get("sessions lost"), None);
+    });
+}
+
+/// A request that waits until an OSD takes it is not made before: given up, it is never sent, and holds no memory.
+#[test]
+fn what_is_given_up_before_a_slow_osd_takes_it_is_never_sent() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        for conn in world.conns.values_mut() {
+            conn.rate = Some(100);
+        }
+        let soon = world.instant() + Duration::from_secs(1);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        for _ in 0..5 {
+            world.submit_write(0, 1, "object1", Some(soon));
+        }
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        let counts = &world.clients[0].counts;
+        assert_eq!((counts["writes"], counts["timed out"]), (8, 5), "of all");
+        assert_eq!(world.requests.len(), 3);
+    });
+}
+
+/// Everybody else's requests go on, and it is not asked again for what cannot be read.
+#[test]
+fn an_answer_that_cannot_be_read_ends_its_own_operation() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.spoils_replies = true;
+        for _ in 0..3 {
+            world.submit_write(0, 1, "object1", None);
+        }
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        let counts = &world.clients[0].counts;
+        assert_eq!((counts.get("unreadable"), counts.get("sessions lost")), (Some(&3), None));
+        assert_eq!(world.requests.len(), 3);
+    });
+}
