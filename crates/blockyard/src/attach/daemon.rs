@@ -374,7 +374,7 @@ impl Attached {
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let ended = match end {
-            End::Detached => self.end().await,
+            End::Detached => crate::daemon::extending(self.end()).await,
             // Taking it down in order would wait for the kernel's requests. All of them are asked again.
             End::HandedOver => {
                 std::mem::forget(self);
@@ -417,6 +417,14 @@ impl Attached {
                     if detached {
                         return End::Detached;
                     }
+                }
+                () = gone(&mut self.attachment) => {
+                    let path = self.record.path();
+                    term::tell(format_args!("{path} was taken away by another process: its disk is flushed and closed"));
+                    if let Err(err) = self.detach().await {
+                        tracing::warn!(%err, "what is left of it stays");
+                    }
+                    return End::Detached;
                 }
                 Some(()) = refused.recv() => {
                     let recoverable = self.attachment.as_ref().is_some_and(Attachment::is_recoverable);
@@ -489,6 +497,14 @@ fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Res
     }
     if let Err(err) = let_go() {
         tracing::warn!(%err, "cannot leave the starter");
+    }
+}
+
+/// Waits until somebody else has taken the device away.
+async fn gone(attachment: &mut Option<Attachment>) {
+    match attachment {
+        Some(attachment) => attachment.gone().await,
+        None => std::future::pending().await,
     }
 }
 
