@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::answers::{Reply, Yard};
+use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::follow::{Follow, State, set_read_only};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
@@ -189,6 +190,7 @@ impl Server {
             Order::Attach(wish) => {
                 let mark = new_mark();
                 let begun = store.begin(mark)?;
+                note_failed_flushes(&self.disk, store.failed_flush_of(mark));
                 let attachment =
                     Attachment::attach(wish, mark, &below).map_err(|err| failed(&wish.uri, err))?;
                 let (via, number) = (attachment.via(), attachment.number());
@@ -205,6 +207,7 @@ impl Server {
                     );
                     return Err(Error::failed(what));
                 }
+                inherit_failed_flushes(&self.disk, store.failed_flush_of(before.mark), before);
                 let attachment = Attachment::take_over(before, &below)
                     .map_err(|err| failed(&before.wish.uri, err))?;
                 let mut record = Record::clone(before);

@@ -6,6 +6,7 @@
 mod answers;
 mod barriers;
 mod daemon;
+mod flushes;
 mod follow;
 mod helper;
 mod keeper;
