@@ -18,7 +18,7 @@ use crate::limits::{Features, Limits};
 use crate::major::{DISK_MAX_PARTS, DevNum};
 use crate::op::Status;
 use crate::partition_device::Partition;
-use crate::queue::{Life, Queue, RequestQueue, Size};
+use crate::queue::{FailedFlush, Life, Queue, RequestQueue, Size};
 use crate::sched::Kind;
 use crate::stats::QueueStats;
 use crate::tag_set::TagSet;
@@ -259,6 +259,18 @@ impl Disk {
         if self.queue.set_read_only(read_only) != read_only {
             self.notify(Event::ReadOnly(read_only));
         }
+    }
+
+    /// From now on all that is to be flushed fails: something that was promised to be durable may be lost, and whoever uses
+    /// the disk has not given up what it has of that yet.
+    pub fn fail_flushes(&self) {
+        self.queue.fail_flushes();
+    }
+
+    /// Has `told` called whenever the driver has failed a flush, before whoever has asked for it hears of that. Once for a
+    /// disk.
+    pub fn on_failed_flush(&self, told: FailedFlush) {
+        self.queue.on_failed_flush(told);
     }
 
     /// Makes it larger or smaller, with no padding. Its users are told; what is past a new end fails from now on.

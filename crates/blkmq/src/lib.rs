@@ -59,7 +59,7 @@ pub use limits::{Features, Limits};
 pub use op::{Flags, IoPrio, Op, StatGroup, Status, WriteHint};
 pub use outbox::Outbox;
 pub use partition_device::Partition;
-pub use queue::Life;
+pub use queue::{FailedFlush, Life};
 pub use queue_map::{QueueMaps, QueueType};
 pub use request::Request;
 pub use tag_set::{MAX_DEPTH, TagSet, TagSetConfig, TagSetFlags};

@@ -33,6 +33,9 @@ pub(crate) struct QueueShared<D: Driver> {
     capacity: AtomicU64,
     size_bytes: AtomicU64,
     read_only: AtomicBool,
+    /// Nobody is promised any more that anything is durable.
+    fails_flushes: AtomicBool,
+    on_failed_flush: OnceLock<FailedFlush>,
     pub(crate) fence: Fence,
     queues: OnceLock<Vec<Weak<Hctx<D>>>>,
     alarm: RwLock<Option<Alarm>>,
@@ -72,7 +75,22 @@ impl<D: Driver> QueueShared<D> {
     pub(crate) fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
+
+    pub(crate) fn fails_flushes(&self) -> bool {
+        self.fails_flushes.load(Ordering::Acquire)
+    }
+
+    /// The driver has failed a flush, and nobody has heard of it yet.
+    #[cold]
+    pub(crate) fn flush_failed(&self) {
+        if let Some(told) = self.on_failed_flush.get() {
+            told();
+        }
+    }
 }
+
+/// Told of a flush that has failed, before whoever has asked for it; on a queue thread, and it must not block.
+pub type FailedFlush = Box<dyn Fn() + Send + Sync>;
 
 /// Tells whoever ticks a disk to do so now.
 pub(crate) type Alarm = Arc<dyn Fn() + Send + Sync>;
@@ -136,6 +154,8 @@ pub(crate) trait Queue: Send + Sync {
     fn is_read_only(&self) -> bool;
     /// Says what it was.
     fn set_read_only(&self, read_only: bool) -> bool;
+    fn fail_flushes(&self);
+    fn on_failed_flush(&self, told: FailedFlush);
     fn limits(&self) -> Limits;
     fn set_limits(&self, limits: Limits) -> Result<()>;
     fn freeze(&self);
@@ -202,6 +222,8 @@ impl<D: Driver> RequestQueue<D> {
             queues: OnceLock::new(),
             alarm: RwLock::new(None),
             read_only: AtomicBool::new(false),
+            fails_flushes: AtomicBool::new(false),
+            on_failed_flush: OnceLock::new(),
         });
         let mut hctxs = Vec::with_capacity(set.tags.len());
         for (index, tags) in set.tags.iter().enumerate() {
@@ -349,6 +371,15 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn set_read_only(&self, read_only: bool) -> bool {
         self.shared.read_only.swap(read_only, Ordering::AcqRel)
+    }
+
+    fn fail_flushes(&self) {
+        self.shared.fails_flushes.store(true, Ordering::Release);
+    }
+
+    fn on_failed_flush(&self, told: FailedFlush) {
+        // Whoever was first is told.
+        let _ = self.shared.on_failed_flush.set(told);
     }
 
     fn limits(&self) -> Limits {

@@ -222,18 +222,18 @@ pub struct AttachArgs {
     /// Queue threads; as many as CPUs without.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
-    /// ublk: requests of each queue at a time.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub depth: u16,
-    /// nbd: connections, and with that queues of the kernel's.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub connections: u16,
+    /// ublk: requests of each queue at a time; 128 without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub depth: Option<u16>,
+    /// nbd: connections, and with that queues of the kernel's; 1 without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub connections: Option<u16>,
     /// nbd: after so long without an answer, in seconds or as 1m, the kernel asks again on another connection; 30 without.
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<u64>,
-    /// nbd: so long I/O waits for recover after the daemon has died, in seconds or as 5m.
-    #[arg(long, alias = "dead-timeout", value_name = "TIME", default_value = "300", value_parser = seconds)]
-    pub dead_conn_timeout: u64,
+    /// nbd: so long I/O waits for recover after the daemon has died, in seconds or as 5m; 5m without.
+    #[arg(long, alias = "dead-timeout", value_name = "TIME", value_parser = seconds)]
+    pub dead_conn_timeout: Option<u64>,
     /// Told to end while the device is in use, leave it to the next `recover`, instead of staying until nobody uses it.
     #[arg(long)]
     pub hand_over: bool,

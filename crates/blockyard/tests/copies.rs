@@ -185,6 +185,34 @@ fn what_a_failed_flush_did_not_cover_is_copied_again() {
     assert!(place.read("kept") == bytes, "the copy differs, and was called done");
 }
 
+/// After a restart a server may show other bytes at the same address, under the same name, and as many of them.
+#[test]
+fn what_is_not_there_any_more_is_copied_again() {
+    let place = Place::new();
+    let bytes = noise(64 * MIB, 7);
+    place.write("source", &bytes);
+    let _source = slow(&place.path("slow"), &place.path("source"), bytes.len());
+    let memory = || nbdkit(&place.path("t"), &["memory", "64M"]);
+    let server = memory();
+    let source = format!("{}&connections=1", unix("", &place.path("slow")));
+    let target = unix("", &place.path("t"));
+    let args = ["copy", &source, &target, "--threads", "1", "--resume", "journal", "--json"];
+    kill_midway(&place, place.start(&args));
+    drop(server);
+    let _server = memory();
+    let copied = place.run(&args).code(0).json();
+    assert_eq!(copied["resumed"], 0, "the target was empty");
+    place.run(&["compare", "./source", &target]).code(0);
+
+    // So may the source: what was copied then is no part of what it is now.
+    let args = ["copy", &source, "./copy", "--threads", "1", "--resume", "journal", "--json"];
+    kill_midway(&place, place.start(&args));
+    let bytes = noise(64 * MIB, 8);
+    place.write("source", &bytes);
+    place.run(&args).contains(&["is copied again"]).code(0);
+    assert!(place.read("copy") == bytes, "it has something of the source as it was");
+}
+
 /// Sends a signal once a command is at work, and gives what it said and its exit code.
 fn end_by(signal: Signal, mut child: Guard) -> (Option<i32>, String) {
     kill_process(Pid::from_child(&child.0), signal).unwrap();

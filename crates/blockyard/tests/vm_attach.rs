@@ -6,6 +6,7 @@ mod common;
 use std::time::Duration;
 
 use blockyard_lab::vm::Vm;
+use blockyard_sys::ublk::Control;
 use tempfile::TempDir;
 
 /// Software emulation on a busy machine: some minutes.
@@ -87,7 +88,20 @@ fn queues_of_four_processors_survive_their_daemon() {
 
 #[test]
 fn devices_belong_to_those_who_made_them() {
-    run("", OWNERSHIP);
+    let this = std::env::current_exe().unwrap();
+    let name = this.file_name().unwrap().to_string_lossy().into_owned();
+    let vm = Vm::new().program(this.to_str().unwrap()).program("nbd-client");
+    run_in(vm, "", &format!("STRANGER={name}\n{OWNERSHIP}"));
+}
+
+/// In a guest of the test above this is another program, which takes a ublk device away.
+#[test]
+fn a_stranger_takes_a_device_away() {
+    let Ok(number) = std::env::var("BLOCKYARD_TEST_TAKE_AWAY") else { return };
+    let number = number.parse().unwrap();
+    let mut control = Control::open().unwrap();
+    control.stop(number).unwrap();
+    control.delete(number).unwrap();
 }
 
 /// The disk is elsewhere, and larger than the memory: what is written has to go by the daemon before more can be.

@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Has a command start with a limit of its own. If that may not be set, it does not start.
 pub fn start_with(command: &mut Command, resource: Resource, limit: Rlimit) {
-    let set = move || Ok(setrlimit(resource, limit.clone())?);
+    let set = move || Ok(setrlimit(resource, limit)?);
     // SAFETY: between fork and exec there is one thread, which may hold a lock that nobody lets go of any more: `set` takes
     // none, and allocates nothing. It is a system call.
     unsafe { command.pre_exec(set) };
@@ -24,7 +24,7 @@ mod tests {
         let ours = getrlimit(Resource::Nofile);
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -Sn"]);
-        start_with(&mut command, Resource::Nofile, Rlimit { current: Some(77), ..ours.clone() });
+        start_with(&mut command, Resource::Nofile, Rlimit { current: Some(77), ..ours });
         let said = command.output().unwrap();
         assert_eq!(String::from_utf8_lossy(&said.stdout), "77\n");
         assert_eq!(getrlimit(Resource::Nofile), ours);

@@ -38,9 +38,12 @@ impl<D: Driver> Hctx<D> {
         let features = st.limits.features;
         if bio.op == Op::Flush || bio.flags.intersects(Flags::FUA | Flags::PREFLUSH) {
             can_be_durable(bio, features)?;
+            let is_cached = features.contains(Features::WRITE_CACHE);
+            if is_cached && self.shared.fails_flushes() && wants_flush(bio, features) {
+                return Err(Status::Io);
+            }
             if bio.op == Op::Flush {
-                let cached = features.contains(Features::WRITE_CACHE);
-                return Ok(if cached { Verdict::Go } else { Verdict::Done });
+                return Ok(if is_cached { Verdict::Go } else { Verdict::Done });
             }
         }
         let end = bio.sector().checked_add(Sector(bio.len().div_ceil(SECTOR_SIZE)));
@@ -94,10 +97,14 @@ impl<D: Driver> Hctx<D> {
 
 /// Whether the disk can make durable what is to be.
 fn can_be_durable(bio: &Bio, features: Features) -> Result<(), Status> {
-    let flushes = bio.op == Op::Flush || bio.flags.contains(Flags::PREFLUSH);
-    let fua = bio.flags.contains(Flags::FUA) && !features.contains(Features::FUA);
-    let cannot = features.contains(Features::NO_FLUSH) && (flushes || fua);
+    let cannot = features.contains(Features::NO_FLUSH) && wants_flush(bio, features);
     if cannot { Err(Status::NotSupported) } else { Ok(()) }
+}
+
+/// Whether the disk is to be flushed for it, if it has a cache.
+fn wants_flush(bio: &Bio, features: Features) -> bool {
+    let flushes = bio.op == Op::Flush || bio.flags.contains(Flags::PREFLUSH);
+    flushes || bio.flags.contains(Flags::FUA) && !features.contains(Features::FUA)
 }
 
 /// Whether the disk has the operation, on a range that is not empty.

@@ -19,6 +19,9 @@ impl<D: Driver> Hctx<D> {
         let part = rq.bios.front().map_or(Status::Ok, |bio| bio.status);
         let status = if status.is_ok() { part } else { status };
         let mut todo = Todo::default();
+        if !status.is_ok() && matches!(rq.role, Role::Flush { .. }) {
+            self.shared.flush_failed();
+        }
         {
             let now_ns = self.shared.clock.now_ns();
             let mut st = self.state.lock();

@@ -456,3 +456,38 @@ fn nothing_is_out_while_a_disk_gets_another_size() {
     drop((bdev, disk, listener));
     rig.tear_down();
 }
+
+/// What a server has lost, it has lost for whoever goes on with its disk, too.
+#[test]
+fn a_flush_that_has_failed_is_told_first_and_flushes_fail_from_then_on_if_that_is_wanted() {
+    let limits = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    let chances = Chances { error: 1000, ..Chances::default() };
+    let rig = rig(4, Config { limits, chances, ..Config::default() });
+    let (tell, told) = mpsc::channel();
+    let ends = Arc::clone(&rig.ends);
+    rig.disk.on_failed_flush(Box::new(move || tell.send(ends.take().len()).unwrap()));
+    rig.submit(0, Bio::flush());
+    rig.script.finish_all();
+    assert_eq!(told.try_recv(), Ok(0), "somebody heard of it before");
+    assert_ne!(statuses(&rig), [Status::Ok]);
+    rig.script.calm_down();
+    rig.submit(0, Bio::flush());
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok], "the driver says so");
+    assert!(told.try_recv().is_err());
+
+    rig.disk.fail_flushes();
+    let write = |flags| Bio::new(Op::Write, Sector(0), 0).with_flags(flags);
+    let mut fua = write(Flags::FUA);
+    fua.add_segment(Segment::from_vec(vec![1; 512]));
+    for bio in [Bio::flush(), write(Flags::PREFLUSH), fua] {
+        rig.submit(0, bio);
+        assert_eq!(statuses(&rig), [Status::Io]);
+    }
+    let mut plain = write(Flags::empty());
+    plain.add_segment(Segment::from_vec(vec![1; 512]));
+    rig.submit(0, plain);
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}

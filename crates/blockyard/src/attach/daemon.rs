@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::answers::{Reply, Yard};
+use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::follow::{Follow, State, set_read_only};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
@@ -189,6 +190,7 @@ impl Server {
             Order::Attach(wish) => {
                 let mark = new_mark();
                 let begun = store.begin(mark)?;
+                note_failed_flushes(&self.disk, store.failed_flush_of(mark));
                 let attachment =
                     Attachment::attach(wish, mark, &below).map_err(|err| failed(&wish.uri, err))?;
                 let (via, number) = (attachment.via(), attachment.number());
@@ -205,6 +207,7 @@ impl Server {
                     );
                     return Err(Error::failed(what));
                 }
+                inherit_failed_flushes(&self.disk, store.failed_flush_of(before.mark), before);
                 let attachment = Attachment::take_over(before, &below)
                     .map_err(|err| failed(&before.wish.uri, err))?;
                 let mut record = Record::clone(before);
@@ -374,7 +377,7 @@ impl Attached {
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let ended = match end {
-            End::Detached => self.end().await,
+            End::Detached => crate::daemon::extending(self.end()).await,
             // Taking it down in order would wait for the kernel's requests. All of them are asked again.
             End::HandedOver => {
                 std::mem::forget(self);
@@ -417,6 +420,14 @@ impl Attached {
                     if detached {
                         return End::Detached;
                     }
+                }
+                () = gone(&mut self.attachment) => {
+                    let path = self.record.path();
+                    term::tell(format_args!("{path} was taken away by another process: its disk is flushed and closed"));
+                    if let Err(err) = self.detach().await {
+                        tracing::warn!(%err, "what is left of it stays");
+                    }
+                    return End::Detached;
                 }
                 Some(()) = refused.recv() => {
                     let recoverable = self.attachment.as_ref().is_some_and(Attachment::is_recoverable);
@@ -489,6 +500,14 @@ fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Res
     }
     if let Err(err) = let_go() {
         tracing::warn!(%err, "cannot leave the starter");
+    }
+}
+
+/// Waits until somebody else has taken the device away.
+async fn gone(attachment: &mut Option<Attachment>) {
+    match attachment {
+        Some(attachment) => attachment.gone().await,
+        None => std::future::pending().await,
     }
 }
 

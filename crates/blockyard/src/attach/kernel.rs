@@ -139,6 +139,15 @@ impl Attachment {
         }
     }
 
+    /// Waits until somebody else has taken it away.
+    pub(super) async fn gone(&mut self) {
+        match self {
+            Self::Ublk(device) => device.gone().await,
+            Self::Nbd(device) => device.gone().await,
+            Self::NbdIoctl(device) => device.gone().await,
+        }
+    }
+
     /// Takes it away. What was written to it has to be flushed by whoever wants that. Where it fails, it is served on as far
     /// as the kernel wants that, and can be tried again.
     pub(super) fn remove(&mut self, runtime: &Handle) -> Result<()> {

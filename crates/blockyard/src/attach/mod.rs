@@ -4,9 +4,12 @@
 //! with it, should the daemon die, is on record ([`record`]).
 
 mod answers;
+mod barriers;
 mod daemon;
+mod flushes;
 mod follow;
 mod helper;
+mod keeper;
 mod kernel;
 mod launch;
 mod leftover;
@@ -25,6 +28,9 @@ pub use leftover::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+
+/// Requests that the kernel may have in each queue of a ublk device, unless told otherwise.
+pub const DEFAULT_DEPTH: u16 = blockyard_export_ublk::DEFAULT_DEPTH;
 
 /// The kernel's driver that a disk is attached by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

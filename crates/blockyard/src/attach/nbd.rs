@@ -12,10 +12,11 @@ use blockyard_export_kernel_nbd::{self as kernel, Driver, IoctlDevice, Links, Se
 use blockyard_export_nbd::Server;
 use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::wire::HeaderStyle;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior};
 
+use super::barriers::Barriers;
+use super::keeper::{self, Keeper};
 use super::kernel::Below;
 use super::record::Record;
 use super::{Wish, helper};
@@ -23,20 +24,14 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long our own server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is looked whether what a dead connection had asked has ended.
-const POLL: Duration = Duration::from_millis(10);
-/// How long nothing is tried after the kernel has refused new connections.
-const PAUSE: Duration = Duration::from_secs(1);
 /// Blocks of a page are the largest that the kernel takes.
 const MAX_BLOCK: u32 = 4096;
 /// After how long the kernel gives a connection up, unless told otherwise. What was asked on one that has died is asked
-/// again after that, too.
+/// again after that, too, and not before.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// A device that is set up by ioctls has one connection, ends with it, and gives it up for nothing else. Zero is not never to
 /// the driver (`nbd_xmit_timeout`); this is about the longest that its counter of ticks can hold, at 1000 a second.
 const NEVER: Duration = Duration::from_secs(49 * 24 * 60 * 60);
-/// So often in the time after which the kernel gives a connection up, all that the disk was asked has ended.
-const BARRIERS: u32 = 4;
 
 /// A device of the kernel's NBD client that was set up by netlink.
 pub(super) struct NbdDevice {
@@ -45,20 +40,27 @@ pub(super) struct NbdDevice {
     /// The kernel shows that: older ones do not.
     is_marked: bool,
     is_recoverable: bool,
-    _resized: Arc<dyn DiskListener>,
+    resized: Arc<Resized>,
     keeper: JoinHandle<()>,
+    _barriers: Option<Barriers>,
+    /// Told when somebody else has taken the device away.
+    gone: oneshot::Receiver<()>,
 }
 
 /// Where connections come from.
 #[derive(Clone)]
-struct Source {
-    server: Arc<Server>,
+pub(super) struct Source {
+    pub(super) server: Arc<Server>,
     export: String,
 }
 
 impl Source {
+    pub(super) fn new(server: Arc<Server>, export: &str) -> Self {
+        Self { server, export: export.into() }
+    }
+
     fn of(below: &Below<'_>) -> Self {
-        Self { server: Arc::clone(below.server), export: below.export.into() }
+        Self::new(Arc::clone(below.server), below.export)
     }
 
     /// A connection past its handshake, and what was agreed on.
@@ -72,7 +74,7 @@ impl Source {
         Ok((theirs.into(), negotiated))
     }
 
-    fn connections(&self, count: usize) -> Result<(Vec<OwnedFd>, Negotiated)> {
+    pub(super) fn connections(&self, count: usize) -> Result<(Vec<OwnedFd>, Negotiated)> {
         let (first, negotiated) = self.connection()?;
         let mut sockets = vec![first];
         for _ in 1..count {
@@ -120,7 +122,7 @@ fn shake_hands(mut stream: &UnixStream, export: &str) -> io::Result<Negotiated> 
     }
 }
 
-fn borrow(sockets: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+pub(super) fn borrow(sockets: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     sockets.iter().map(AsFd::as_fd).collect()
 }
 
@@ -162,26 +164,6 @@ fn timeout(wish: &Wish) -> Duration {
     wish.timeout_seconds.map_or(TIMEOUT, Duration::from_secs)
 }
 
-/// The kernel that waits too long asks the same on another connection at once, while what it had asked first may still be
-/// with the disk, and end after something newer. With several connections nothing is let in, every so often, before all
-/// that came earlier has ended: what is asked again finds the first one ended.
-fn barrier_interval(wish: &Wish) -> Option<Duration> {
-    (wish.connections > 1).then(|| timeout(wish) / BARRIERS)
-}
-
-/// One that comes late puts off the next: several at once would only keep requests out.
-fn barriers(wish: &Wish) -> Option<Interval> {
-    let mut interval = tokio::time::interval(barrier_interval(wish)?);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    Some(interval)
-}
-
-/// Whether something is with the disk that the kernel may ask again before the next but one barrier.
-fn is_barrier_due(disk: &Disk, timeout: Duration) -> bool {
-    let half = timeout / 2;
-    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= half)
-}
-
 /// A device of the kernel's NBD client that was set up by ioctls.
 pub(super) struct NbdIoctlDevice {
     device: IoctlDevice,
@@ -206,6 +188,11 @@ impl NbdIoctlDevice {
         self.device.index()
     }
 
+    /// Waits until somebody else has taken it away.
+    pub(super) async fn gone(&mut self) {
+        self.device.ended().await;
+    }
+
     /// Ends it, and waits until the kernel has let go of it.
     pub(super) fn remove(&mut self) -> Result<()> {
         self.device.disconnect().map_err(nbd_error)?;
@@ -227,7 +214,7 @@ async fn follow(sizer: Sizer, mut size: watch::Receiver<u64>) {
     }
 }
 
-fn warn_of_size(err: &kernel::Error) {
+pub(super) fn warn_of_size(err: &kernel::Error) {
     tracing::warn!(err = said(err), "the kernel does not know of the new size");
 }
 
@@ -248,7 +235,7 @@ impl NbdDevice {
         let setup = setup(wish, mark, &negotiated, below.outlives_us)?;
         let index = driver.connect(&setup, &borrow(&sockets)).map_err(nbd_error)?;
         scan(index);
-        Ok(Self::running(driver, index, mark, links, wish, below))
+        Ok(Self::running(driver, links, (index, mark), wish, below))
     }
 
     /// Goes on with one whose connections have died with their server.
@@ -257,43 +244,55 @@ impl NbdDevice {
         let (index, mark) = (*index, *mark);
         let mut driver = Driver::open().map_err(nbd_error)?;
         let links = driver.links().map_err(nbd_error)?;
-        let (sockets, negotiated) = Source::of(below).connections(wish.connections.into())?;
+        let (sockets, _) = Source::of(below).connections(wish.connections.into())?;
         // A connection that was made before that writes again as soon as the disk is writable.
         below.make_read_only_again(record);
         driver.reconnect(index, &identifier(mark), &borrow(&sockets)).map_err(nbd_error)?;
-        // It may have grown meanwhile. Not with the sockets: the kernel may wait for what it has asked, which needs
-        // them.
-        if let Err(err) = driver.resize(index, &identifier(mark), negotiated.export.size) {
-            warn_of_size(&err);
-        }
-        Ok(Self::running(driver, index, mark, links, wish, below))
+        let device = Self::running(driver, links, (index, mark), wish, below);
+        // It may have grown meanwhile. Not with the sockets: the kernel may wait for what it has asked, which needs them.
+        device.resized.0.send_replace(below.bdev.capacity().bytes());
+        Ok(device)
     }
 
     fn running(
         driver: Driver,
-        index: u32,
-        mark: u64,
         links: Links,
+        (index, mark): (u32, u64),
         wish: &Wish,
         below: &Below<'_>,
     ) -> Self {
         let (resized, size) = Resized::subscribe(&below.bdev);
-        let keeper = Keeper {
-            driver,
-            index,
-            identifier: identifier(mark),
-            source: Source::of(below),
-            bdev: Arc::clone(&below.bdev),
-            connections: wish.connections.into(),
-            dead: 0,
-            barriers: barriers(wish),
-            timeout: timeout(wish),
-        };
-        let identifier = keeper.identifier.clone();
-        let keeper = tokio::spawn(keeper.keep(links, size));
+        let identifier = identifier(mark);
+        let kernel = keeper::Device::new(driver, links, (index, identifier.clone()));
+        let is_marked = kernel.is_marked();
+        let (source, bdev) = (Source::of(below), Arc::clone(&below.bdev));
+        let keeper = Keeper::new(Arc::new(kernel), index, source, bdev, wish.connections.into());
+        let barriers = Barriers::start(&below.bdev, wish.connections.into(), timeout(wish));
+        let barriers = barriers.unwrap_or_else(|err| {
+            tracing::warn!(%err, "no thread for order among the connections: what the kernel asks again may be late");
+            None
+        });
+        let (tell, gone) = oneshot::channel();
+        let keeper = tokio::spawn(keeper.keep(size, tell));
         let is_recoverable = below.outlives_us;
-        let is_marked = !matches!(kernel::backend(index), Ok(None));
-        Self { index, identifier, is_marked, is_recoverable, _resized: resized, keeper }
+        Self {
+            index,
+            identifier,
+            is_marked,
+            is_recoverable,
+            resized,
+            keeper,
+            _barriers: barriers,
+            gone,
+        }
+    }
+
+    /// Waits until somebody else has taken it away.
+    pub(super) async fn gone(&mut self) {
+        if (&mut self.gone).await.is_err() {
+            // Its keeper has ended, of which nothing follows.
+            std::future::pending::<()>().await;
+        }
     }
 
     pub(super) fn index(&self) -> u32 {
@@ -347,10 +346,11 @@ struct Resized(watch::Sender<u64>);
 
 impl Resized {
     /// Listens as long as the first of these lives; the other has what is heard, in bytes.
-    fn subscribe(bdev: &Bdev) -> (Arc<dyn DiskListener>, watch::Receiver<u64>) {
+    fn subscribe(bdev: &Bdev) -> (Arc<Self>, watch::Receiver<u64>) {
         let (tell, told) = watch::channel(bdev.capacity().bytes());
-        let listener: Arc<dyn DiskListener> = Arc::new(Self(tell));
-        bdev.disk().subscribe(&listener);
+        let listener = Arc::new(Self(tell));
+        let also: Arc<dyn DiskListener> = Arc::clone(&listener) as _;
+        bdev.disk().subscribe(&also);
         (listener, told)
     }
 }
@@ -363,117 +363,7 @@ impl DiskListener for Resized {
     }
 }
 
-/// Sees to it that the kernel has as many connections as it should.
-struct Keeper {
-    driver: Driver,
-    index: u32,
-    identifier: String,
-    source: Source,
-    bdev: Arc<Bdev>,
-    connections: usize,
-    /// Connections that the kernel has given up, and has no others for.
-    dead: usize,
-    /// When newer requests may have to wait for older ones.
-    barriers: Option<Interval>,
-    /// How long the kernel waits for an answer.
-    timeout: Duration,
-}
-
-impl Keeper {
-    async fn keep(mut self, links: Links, mut size: watch::Receiver<u64>) {
-        loop {
-            tokio::select! {
-                dead = links.dead() => match dead {
-                    Ok(Some(index)) if index != self.index => continue,
-                    // The kernel tells once of each connection.
-                    Ok(Some(_)) => self.dead += 1,
-                    Ok(None) => self.dead = self.connections.saturating_sub(self.alive()),
-                    Err(err) => {
-                        tracing::error!(%err, "dead connections are not heard of any more");
-                        return;
-                    }
-                },
-                () = next(self.barriers.as_mut()) => {
-                    let bdev = Arc::clone(&self.bdev);
-                    if is_barrier_due(bdev.disk(), self.timeout) {
-                        let ended = move || until_all_has_ended(bdev.disk());
-                        // It does not panic, nor is it cancelled.
-                        let _ = tokio::task::spawn_blocking(ended).await;
-                    }
-                }
-                changed = size.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let bytes = *size.borrow_and_update();
-                    if let Err(err) = self.driver.resize(self.index, &self.identifier, bytes) {
-                        warn_of_size(&err);
-                    }
-                }
-            }
-            while self.dead > 0 {
-                self.replace().await;
-            }
-        }
-    }
-
-    /// Connections that are served.
-    fn alive(&self) -> usize {
-        self.source.server.clients().len()
-    }
-
-    /// Gives the kernel new connections for dead ones, once all that those had asked has ended: what the kernel
-    /// asks again on a new one must not be overtaken by what it asked on the old one.
-    async fn replace(&mut self) {
-        let gone = self.connections.saturating_sub(self.alive()).min(self.dead);
-        if gone == 0 {
-            tokio::time::sleep(POLL).await;
-            return;
-        }
-        let (source, bdev) = (self.source.clone(), Arc::clone(&self.bdev));
-        let made = tokio::task::spawn_blocking(move || {
-            until_all_has_ended(bdev.disk());
-            source.connections(gone)
-        });
-        let made = made.await;
-        let replaced = match made {
-            Ok(Ok((sockets, _))) => self
-                .driver
-                .reconnect(self.index, &self.identifier, &borrow(&sockets))
-                .map_err(|err| said(&err)),
-            Ok(Err(err)) => Err(err.to_string()),
-            Err(err) => Err(err.to_string()),
-        };
-        let device = kernel::path(self.index);
-        match replaced {
-            Ok(()) => {
-                tracing::warn!(device, gone, "dead connections were replaced");
-                self.dead -= gone;
-            }
-            Err(err) => {
-                tracing::warn!(device, err, "the kernel takes no new connections");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
-/// The next tick; never without.
-async fn next(interval: Option<&mut Interval>) {
-    match interval {
-        Some(interval) => _ = interval.tick().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had
-/// asked is still with the disk.
-fn until_all_has_ended(disk: &Disk) {
-    disk.freeze();
-    disk.unfreeze();
-}
-
-fn said(err: &kernel::Error) -> String {
+pub(super) fn said(err: &kernel::Error) -> String {
     let source = std::error::Error::source(err).map(|source| format!(": {source}"));
     format!("{err}{}", source.unwrap_or_default())
 }
@@ -492,67 +382,15 @@ pub(super) fn nbd_error(err: kernel::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
-
     use super::*;
-    use crate::disks::DiskMaker;
-    use crate::queue_threads::QueueThreads;
 
     #[test]
-    fn what_is_asked_again_on_another_connection_comes_after_a_barrier() {
-        let wish =
-            |connections, timeout_seconds| Wish { connections, timeout_seconds, ..Wish::default() };
-        assert_eq!(timeout(&wish(1, None)), TIMEOUT);
-        assert_eq!(timeout(&wish(1, Some(3))), Duration::from_secs(3));
-        assert_eq!(barrier_interval(&wish(1, None)), None, "it has no other to ask on");
-        for seconds in [1, 3, 86400] {
-            let interval = barrier_interval(&wish(2, Some(seconds))).unwrap();
-            assert!(!interval.is_zero() && interval * 2 < Duration::from_secs(seconds));
-        }
+    fn the_kernel_gives_a_connection_up_in_time() {
+        let wish = |timeout_seconds| Wish { timeout_seconds, ..Wish::default() };
+        assert_eq!(timeout(&wish(None)), TIMEOUT);
+        assert_eq!(timeout(&wish(Some(3))), Duration::from_secs(3));
         // The kernel counts ticks in 32 bits (`nbd_set_cmd_timeout`), a thousand a second at most.
         assert!(NEVER.as_millis() < u128::from(u32::MAX));
-    }
-
-    #[tokio::test]
-    async fn a_barrier_that_comes_late_is_not_made_up_for() {
-        let wish = |connections| Wish { connections, ..Wish::default() };
-        assert!(barriers(&wish(1)).is_none());
-        let barriers = barriers(&wish(2)).unwrap();
-        assert_eq!(barriers.missed_tick_behavior(), MissedTickBehavior::Delay);
-        // What has its first barrier behind it has another before it is asked again.
-        assert!(barriers.period() * 2 <= TIMEOUT / 2);
-    }
-
-    /// A disk that takes its time.
-    #[test]
-    fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
-        let threads = QueueThreads::start(1).unwrap();
-        let layer = BlockLayer::new();
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let plan = "null:1M?latency=200ms".parse().unwrap();
-        let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
-        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
-        let (tell, told) = std::sync::mpsc::channel();
-        let write = |name: &'static str| {
-            let (bdev, tell) = (Arc::clone(&bdev), tell.clone());
-            let ended = move |bio: Box<Bio>| tell.send((name, bio.status())).unwrap();
-            let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
-            threads.handles()[0].spawn(async move { bdev.submit(0, bio) });
-        };
-        write("first");
-        while disk.in_flight().is_empty() {
-            std::thread::yield_now();
-        }
-        assert!(!is_barrier_due(&disk, Duration::from_secs(3600)), "it is young");
-        assert!(is_barrier_due(&disk, Duration::ZERO));
-        until_all_has_ended(&disk);
-        assert!(!is_barrier_due(&disk, Duration::ZERO), "nothing is with the disk");
-        // It has ended by now, and nothing waits.
-        assert_eq!(told.try_recv().unwrap(), ("first", Status::Ok));
-        write("again");
-        assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
-        layer.del_disk(&disk);
-        threads.shutdown();
     }
 
     #[tokio::test]
@@ -562,8 +400,10 @@ mod tests {
             identifier: identifier(7),
             is_marked: true,
             is_recoverable: true,
-            _resized: Arc::new(Resized(watch::channel(0).0)),
+            resized: Arc::new(Resized(watch::channel(0).0)),
             keeper: tokio::spawn(std::future::pending()),
+            _barriers: None,
+            gone: oneshot::channel().1,
         };
         let refused = |_| Err(Error::failed("no memory"));
         let (ours, another) = (Ok(Some(identifier(7))), Ok(Some(identifier(8))));

@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | `nbd0.json` | the [`Record`] of a device, written whole or not at all | its daemon, or who recovers it |
 //! | `MARK.begun` | a device with that mark is being made, and is not on record yet | its maker |
+//! | `MARK.failed` | a flush of the device with that mark has failed | nobody: it is there or not |
 //! | `*.log` | what a daemon in the background says | all who write to it |
 //! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
 //!
@@ -35,6 +36,7 @@ const LOCK: &str = ".lock";
 const NEXT: &str = ".next";
 const RECORD: &str = "json";
 const BEGUN: &str = "begun";
+const FAILED: &str = "failed";
 const LOG: &str = "log";
 
 /// The directory.
@@ -94,6 +96,36 @@ impl Drop for Begun {
     fn drop(&mut self) {
         // Somebody may have removed the directory.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a flush of a device has failed: what was promised to be durable may be lost, whoever serves it next.
+#[derive(Clone, Debug)]
+pub(crate) struct FailedFlush(PathBuf);
+
+impl FailedFlush {
+    /// Takes it down.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub(crate) fn note(&self) -> io::Result<()> {
+        OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&self.0)
+            .map(drop)
+    }
+
+    /// Whether it was taken down; where nobody can tell, it may have been.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.0.try_exists().unwrap_or(true)
+    }
+
+    fn forget(&self) {
+        // There is none for most.
+        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -252,7 +284,13 @@ impl Store {
             return Ok(());
         }
         forget_log(record);
+        self.failed_flush_of(record.mark).forget();
         fs::remove_file(&path).map_err(|err| self.failed(err))
+    }
+
+    /// What notes that a flush of a device with that mark has failed, at once: it waits for nobody.
+    pub(crate) fn failed_flush_of(&self, mark: u64) -> FailedFlush {
+        FailedFlush(self.path(&format!("{mark:016x}"), FAILED))
     }
 
     /// Notes that a device with that mark is about to be made.
@@ -308,17 +346,30 @@ impl Store {
         if !contents.unreadable.is_empty() {
             return Ok(());
         }
+        let marks: Vec<u64> = contents
+            .records
+            .iter()
+            .map(|stored| stored.record.mark)
+            .chain(contents.begun.iter().map(|begun| begun.mark))
+            .collect();
+        let is_nobodys = |path: &Path| {
+            let mark =
+                path.file_stem().and_then(|stem| u64::from_str_radix(stem.to_str()?, 16).ok());
+            mark.is_some_and(|mark| !marks.contains(&mark))
+        };
         let named = |path: &Path| {
             contents.records.iter().any(|stored| stored.record.log.as_deref() == Some(path))
         };
         let entries = fs::read_dir(&self.directory).map_err(|err| self.failed(err))?;
         for path in entries.flatten().map(|entry| entry.path()) {
-            if path.extension().is_some_and(|extension| extension == LOG)
-                && !named(&path)
-                && File::open(&path).is_ok_and(|file| {
+            let is = |wanted: &str| path.extension().is_some_and(|extension| extension == wanted);
+            let is_written_to = || {
+                !File::open(&path).is_ok_and(|file| {
                     flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
                 })
-            {
+            };
+            let is_left_log = || is(LOG) && !named(&path) && !is_written_to();
+            if is(FAILED) && is_nobodys(&path) || is_left_log() {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -443,6 +494,26 @@ mod tests {
         assert_eq!((&*unreadable.device, &unreadable.path), ("nbd5", &path));
         assert!(unreadable.why.contains("version 3"), "{unreadable:?}");
         assert_eq!(names(&store), ["nbd0.json", "nbd5.json", "of-a-newer-one.log"]);
+    }
+
+    #[test]
+    fn that_a_flush_has_failed_is_known_as_long_as_the_device_is_on_record() {
+        let (_dir, store) = store();
+        let record = record(0, 7, "ram:1M");
+        drop(store.save(&record).unwrap());
+        let failed = store.failed_flush_of(7);
+        assert!(!failed.is_noted());
+        failed.note().unwrap();
+        failed.note().unwrap();
+        store.sweep().unwrap();
+        assert!(failed.is_noted() && !store.failed_flush_of(8).is_noted());
+        let held = store.claim(&record).unwrap();
+        store.forget(&record, &held).unwrap();
+        assert!(!failed.is_noted());
+        // As a death between both leaves it.
+        failed.note().unwrap();
+        store.sweep().unwrap();
+        assert!(names(&store).is_empty(), "{:?}", names(&store));
     }
 
     /// A daemon may be killed at any point.

@@ -22,6 +22,8 @@ use crate::identity::DiskIdentity;
 use crate::term;
 use crate::uri::{DiskPlan, DriverPlan};
 
+/// So long an nbd device waits for the next daemon, unless told otherwise.
+const DEAD_CONN_TIMEOUT_SECONDS: u64 = 300;
 /// How long a daemon that has detached its disk may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(10);
@@ -52,10 +54,10 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         number: args.number,
         read_only: args.read_only,
         threads: args.threads,
-        depth: args.depth,
-        connections: args.connections,
+        depth: args.depth.unwrap_or(attach::DEFAULT_DEPTH),
+        connections: args.connections.unwrap_or(1),
         timeout_seconds: args.timeout,
-        dead_timeout_seconds: args.dead_conn_timeout,
+        dead_timeout_seconds: args.dead_conn_timeout.unwrap_or(DEAD_CONN_TIMEOUT_SECONDS),
         hand_over: args.hand_over,
     };
     attach::run(Order::Attach(wish), args.log)
@@ -120,26 +122,49 @@ fn is_in_place_of(plan: &DiskPlan, before: &DiskPlan, record: &Record) -> bool {
     }
 }
 
-/// What was left behind is what is wanted.
+/// What was left behind is what is wanted: nothing that is asked for is silently left out.
 fn agree(args: &AttachArgs, orphan: &Record) -> Result<()> {
-    let differs = if args.number.is_some_and(|number| number != orphan.number) {
-        Some("--number")
-    } else if args.via.is_some_and(|via| via != orphan.via) {
-        Some("--via")
-    } else if args.read_only != orphan.wish.read_only {
-        Some("--read-only")
-    } else {
-        None
-    };
-    let Some(option) = differs else { return Ok(()) };
+    let wish = &orphan.wish;
+    let differs =
+        |asked: Option<u64>, has: Option<u64>| asked.is_some_and(|asked| has != Some(asked));
+    let options = [
+        ("--number", args.number.is_some_and(|number| number != orphan.number)),
+        ("--via", args.via.is_some_and(|via| via != orphan.via)),
+        ("--read-only", args.read_only != wish.read_only),
+        ("--threads", differs(args.threads.map(u64::from), wish.threads.map(u64::from))),
+        ("--depth", differs(args.depth.map(u64::from), Some(wish.depth.into()))),
+        ("--connections", differs(args.connections.map(u64::from), Some(wish.connections.into()))),
+        ("--timeout", differs(args.timeout, wish.timeout_seconds)),
+        ("--dead-conn-timeout", differs(args.dead_conn_timeout, Some(wish.dead_timeout_seconds))),
+        ("--hand-over", args.hand_over && !wish.hand_over),
+    ];
+    let option = options.iter().find(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned());
+    let Some(option) = option.or_else(|| new_option(&args.uri, &wish.uri)) else { return Ok(()) };
     let path = orphan.path();
     let what = format!(
         "{} was left behind as {path} by a daemon that died, and {option} asks for another device",
         args.uri
     );
     Err(Error::failed(what).help(format!(
-        "run: blockyard recover {path}, and leave it or detach it; only detach --force loses what was not written yet"
+        "run: blockyard recover {path}, which goes on with it as it was; to have it otherwise, detach it then, and \
+         attach it anew; only detach --force loses what was not written yet"
     )))
+}
+
+/// An option in a URI that is not in the one before it. Where the disk is, and that it may be made, has been seen to.
+fn new_option(uri: &str, before: &str) -> Option<String> {
+    let options = |uri: &str| -> Vec<String> {
+        // A path has no options.
+        let query = uri.split_once(':').and_then(|(_, rest)| rest.split_once('?'));
+        let options = query.map_or("", |(_, query)| query).split('&');
+        options.filter(|option| !option.is_empty()).map(str::to_owned).collect()
+    };
+    let before = options(before);
+    let matters = |option: &String| {
+        let key = option.split('=').next().unwrap_or_default();
+        !matches!(key, "socket" | "create") && !before.contains(option)
+    };
+    options(uri).into_iter().find(matters)
 }
 
 pub(super) fn recover(args: &RecoverArgs, verbose: u8) -> Result<u8> {
@@ -406,14 +431,44 @@ mod tests {
     #[test]
     fn the_same_command_again_agrees_with_what_it_left_behind() {
         let orphan = record(Via::Ublk, 3, "/dev/zero");
-        for options in [&[][..], &["--number", "3"], &["--via", "ublk", "--threads", "2"]] {
+        for options in [&[][..], &["--number", "3"], &["--via", "ublk"]] {
             agree(&args(options), &orphan).unwrap();
         }
-        for options in [&["--number", "0"][..], &["--via", "nbd"], &["--read-only"]] {
+        let others = [
+            &["--number", "0"][..],
+            &["--via", "nbd"],
+            &["--read-only"],
+            &["--threads", "2"],
+            &["--depth", "64"],
+            &["--connections", "2"],
+            &["--timeout", "3"],
+            &["--dead-conn-timeout", "1m"],
+            &["--hand-over"],
+        ];
+        for options in others {
             let error = agree(&args(options), &orphan).unwrap_err();
             assert!(error.to_string().contains(options[0]), "{error}");
             assert!(error.remedy().unwrap().contains("recover /dev/ublkb3"));
         }
+        let mut orphan = orphan;
+        let wish = &mut orphan.wish;
+        (wish.threads, wish.depth, wish.connections) = (Some(2), 64, 2);
+        (wish.timeout_seconds, wish.dead_timeout_seconds, wish.hand_over) = (Some(3), 60, true);
+        let same = others[3..].concat();
+        agree(&args(&same), &orphan).unwrap();
+    }
+
+    #[test]
+    fn an_option_in_the_uri_is_not_left_out_either() {
+        let new = |uri, before| new_option(uri, before);
+        assert_eq!(new("file:/d?direct=1", "/d").unwrap(), "direct=1");
+        assert_eq!(new("file:/d?direct=1&lock=0", "file:/d?lock=0&direct=1"), None);
+        assert_eq!(new("/d", "file:/d?direct=1"), None, "nothing is asked for");
+        let fenced = "nbd+unix:///x?socket=/s&fence_timeout=2s";
+        assert_eq!(new(fenced, "nbd+unix:///x?socket=./s").unwrap(), "fence_timeout=2s");
+        assert_eq!(new(fenced, "nbd+unix:///x?fence_timeout=2s&socket=./s"), None);
+        assert_eq!(new("file:/d?create=1G", "/d"), None);
+        assert_eq!(new("/a?b=c", "/a?b=c"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CopyArgs;
 use crate::error::{Error, Result};
-use crate::tools::copy::{Copied, Copy};
+use crate::tools::copy::{CHECKPOINT, Copied, Copy};
 use crate::uri::absolute;
 use crate::{size, term};
 
@@ -21,6 +21,7 @@ pub(super) fn run(args: CopyArgs) -> Result<()> {
             .map(|path| absolute(Path::new(""), &path))
             .transpose()
             .map_err(Error::usage)?,
+        checkpoint: CHECKPOINT,
     };
     let interrupt = interrupt::signals()?;
     let copied = copy.run(&interrupt)?;

@@ -162,7 +162,7 @@ impl Daemon {
     /// The command cannot be started, and those of [`Daemon::run`].
     pub fn run_beside(self, command: &mut std::process::Command) -> Result<u8> {
         // Ours is of no use to it: select(2) cannot do with more.
-        limits::start_with(command, Resource::Nofile, self.file_limit.clone());
+        limits::start_with(command, Resource::Nofile, self.file_limit);
         let ended = async |_: &Yard, signals: &mut Signals| -> Result<u8> {
             Command::start(command)?.supervise(signals).await
         };

@@ -1,10 +1,11 @@
 //! Which disk is meant, however it was named: what tells one disk from another, for all who have to know.
 //!
 //! A path is a name, and so is a URI: both mean another disk from another directory, after a rename, behind a link. The
-//! identity of a file is its device, inode and time of birth (an inode is used again when its file is gone), that of a block
+//! identity of a file is its file system, inode and time of birth (an inode is used again when its file is gone), that of a block
 //! device its number and what its maker says, that of an export its server's address and its name. It is written as
 //! text, in records and journals, and compared as a value.
 
+mod filesystem;
 mod layers;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,8 @@ enum Kind {
         inode: u64,
         /// Nanoseconds since 1970, where the file system keeps it.
         born: Option<i128>,
+        /// Which file system that is, where its device may be another one after the next mount.
+        filesystem: Option<String>,
     },
     /// A file that is not there: its folder, and its name in it.
     Absent { device: Number, inode: u64, name: OsString },
@@ -94,7 +97,13 @@ impl DiskIdentity {
     /// The path cannot be looked at.
     pub fn of_path(path: &Path) -> io::Result<Self> {
         match fs::metadata(path) {
-            Ok(found) => Ok(Self::of_metadata(&found)),
+            Ok(found) => {
+                let mut identity = Self::of_metadata(&found);
+                if let Kind::File { device, filesystem, .. } = &mut identity.0 {
+                    *filesystem = filesystem::of(path, *device);
+                }
+                Ok(identity)
+            }
             Err(err) if err.kind() == io::ErrorKind::NotFound => absent(path).map(Self),
             Err(err) => Err(err),
         }
@@ -114,7 +123,7 @@ impl DiskIdentity {
                 Ok(after) => after.as_nanos().cast_signed(),
                 Err(before) => -before.duration().as_nanos().cast_signed(),
             });
-        Self(Kind::File { device: number(found.dev()), inode: found.ino(), born })
+        Self(Kind::File { device: number(found.dev()), inode: found.ino(), born, filesystem: None })
     }
 
     /// Nothing of it is left when its owner ends: memory.
@@ -137,8 +146,12 @@ impl DiskIdentity {
             (Kind::Device { number: one, .. }, Kind::Device { number: two, .. }) => {
                 one == two && self.may_be(other)
             }
-            (Kind::File { device: one, .. }, Kind::File { device: two, .. }) => {
-                one == two && self.may_be(other)
+            (
+                Kind::File { device: one, filesystem: one_on, .. },
+                Kind::File { device: two, filesystem: two_on, .. },
+            ) => {
+                let both_known = one_on.is_some() && two_on.is_some();
+                (both_known || one == two) && self.may_be(other)
             }
             (Kind::Volatile, _) => false,
             (one, two) => one == two,
@@ -162,9 +175,13 @@ impl DiskIdentity {
     fn may_be(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (
-                Kind::File { inode: one, born: one_born, .. },
-                Kind::File { inode: two, born: two_born, .. },
-            ) => one == two && agree(one_born.as_ref(), two_born.as_ref()),
+                Kind::File { inode: one, born: one_born, filesystem: one_on, .. },
+                Kind::File { inode: two, born: two_born, filesystem: two_on, .. },
+            ) => {
+                one == two
+                    && agree(one_born.as_ref(), two_born.as_ref())
+                    && agree(one_on.as_ref(), two_on.as_ref())
+            }
             (
                 Kind::Device { sequence: one, serial: one_serial, .. },
                 Kind::Device { sequence: two, serial: two_serial, .. },

@@ -39,6 +39,24 @@ fn a_file_is_itself_by_every_path_and_another_in_its_place_is_not() {
     assert!(!a.same_disk(&of(&text("a"))) && !a.is_still(&of(&text("a"))));
 }
 
+/// The numbers of btrfs, NFS and their like are given anew with each mount.
+#[test]
+fn a_file_is_itself_after_its_file_system_was_mounted_again() {
+    let parse = |text: &str| text.parse::<DiskIdentity>().unwrap();
+    let before = parse("file/0:45/131/17/00c0ffee00c0ffee");
+    let after = parse("file/0:52/131/17/00c0ffee00c0ffee");
+    assert!(before.same_disk(&after) && after.is_still(&before));
+    // Another file system has got its number meanwhile.
+    let other = parse("file/0:45/131/17/00c0ffee00c0ffef");
+    assert!(!before.same_disk(&other) && !other.is_still(&before));
+    let nfs = |number| parse(&format!("file/0:{number}/131/-/nfs4%3Afar%3A%2Fvolume"));
+    assert!(nfs(45).same_disk(&nfs(46)) && !nfs(45).same_disk(&before));
+    // What an earlier version has on record knows the number only.
+    let old = parse("file/0:45/131/17");
+    assert!(old.same_disk(&before) && !old.same_disk(&after));
+    assert!(!parse("file/8:1/131/17").same_disk(&parse("file/8:2/131/17")));
+}
+
 #[test]
 fn a_file_that_is_not_there_is_known_by_its_folder_and_name() {
     let dir = tempfile::tempdir().unwrap();
@@ -228,8 +246,9 @@ fn kinds() -> impl Strategy<Value = Kind> {
     ];
     prop_oneof![
         Just(Kind::Volatile),
-        (number(), any::<u64>(), any::<Option<i128>>())
-            .prop_map(|(device, inode, born)| Kind::File { device, inode, born }),
+        (number(), any::<u64>(), any::<Option<i128>>(), prop::option::of(".{0,8}")).prop_map(
+            |(device, inode, born, filesystem)| Kind::File { device, inode, born, filesystem }
+        ),
         (number(), any::<u64>(), bytes()).prop_map(|(device, inode, name)| Kind::Absent {
             device,
             inode,

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `volatile` | memory |
 //! | `file/8:1/131/1700000000123456789` | device of the file system, inode, nanoseconds of its birth or `-` |
+//! | `file/0:45/131/-/nfs4%3Afar%3A%2Fvolume` | the same, and which file system it is where its device does not tell |
 //! | `absent/8:1/2/disk.img` | device and inode of the folder, name |
 //! | `device/8:16/23/naa.5000c500a1b2c3d4` | number, `diskseq` or `-`, what its maker says or `-` |
 //! | `nbd/tcp/far/10809/disk`, `nbd/unix/%2Fs/disk`, `nbd/vsock/2/10809/disk` | a server and an export |
@@ -41,8 +42,12 @@ impl fmt::Display for DiskIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Volatile => f.write_str("volatile"),
-            Kind::File { device: (major, minor), inode, born } => {
-                write!(f, "file/{major}:{minor}/{inode}/{}", known(born.as_ref()))
+            Kind::File { device: (major, minor), inode, born, filesystem } => {
+                write!(f, "file/{major}:{minor}/{inode}/{}", known(born.as_ref()))?;
+                match filesystem {
+                    Some(filesystem) => write!(f, "/{}", word(filesystem.as_bytes())),
+                    None => Ok(()),
+                }
             }
             Kind::Absent { device: (major, minor), inode, name } => {
                 write!(f, "absent/{major}:{minor}/{inode}/{}", word(name.as_bytes()))
@@ -103,9 +108,18 @@ impl FromStr for DiskIdentity {
 fn parse(words: &[&str]) -> Option<Kind> {
     Some(match *words {
         ["volatile"] => Kind::Volatile,
-        ["file", device, inode, born] => {
-            Kind::File { device: number(device)?, inode: inode.parse().ok()?, born: maybe(born)? }
-        }
+        ["file", device, inode, born] => Kind::File {
+            device: number(device)?,
+            inode: inode.parse().ok()?,
+            born: maybe(born)?,
+            filesystem: None,
+        },
+        ["file", device, inode, born, filesystem] => Kind::File {
+            device: number(device)?,
+            inode: inode.parse().ok()?,
+            born: maybe(born)?,
+            filesystem: Some(String::from_utf8(bytes(filesystem)).ok()?),
+        },
         ["absent", device, inode, name] => Kind::Absent {
             device: number(device)?,
             inode: inode.parse().ok()?,

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::ranges::Ranges;
+use super::sums::Sums;
 use crate::error::{Error, Result};
 use crate::identity::DiskIdentity;
 
 /// How the first line begins, in every version.
 const MAGIC: &str = "blockyard copy journal ";
 /// What follows.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 /// The longest file that is read: far more than what a copy writes.
 const MAX_BYTES: u64 = 16 << 20;
 /// Tells one start of the machine from another.
@@ -39,7 +39,7 @@ struct Recorded {
     job: Job,
     /// The start of the machine in which it was written.
     boot: String,
-    done: Ranges,
+    done: Sums,
 }
 
 /// Where a journal is, or will be: nothing is written there yet.
@@ -102,12 +102,12 @@ impl Place {
         Ok(Self { path: path.to_owned(), file: Some(file), recorded: Some(recorded) })
     }
 
-    /// What is done of a copy: nothing if there is no journal yet.
+    /// What is done of a copy, and which bytes that were: nothing if there is no journal yet.
     ///
     /// # Errors
     /// It is the journal of another copy, or the target is not the one that was written to.
-    pub fn done(&self, job: &Job) -> Result<Ranges> {
-        let Some(recorded) = &self.recorded else { return Ok(Ranges::default()) };
+    pub fn done(&self, job: &Job) -> Result<Sums> {
+        let Some(recorded) = &self.recorded else { return Ok(Sums::new(job.size)) };
         let bad = |what: String| {
             let what = format!("{} is the journal of another copy: {what}", self.path.display());
             Err(Error::failed(what).help("name another file, or remove it to copy from the start"))
@@ -156,7 +156,7 @@ impl Journal {
     ///
     /// # Errors
     /// The file cannot be written, or is not the one that was written before.
-    pub fn write(&mut self, done: &Ranges) -> Result<()> {
+    pub fn write(&mut self, done: &Sums) -> Result<()> {
         let new = beside(&self.path);
         let written = self.replace(&new, done).map_err(|err| {
             let what = format!("cannot write the journal {}", self.path.display());
@@ -166,7 +166,7 @@ impl Journal {
         Ok(())
     }
 
-    fn replace(&self, new: &Path, done: &Ranges) -> io::Result<DiskIdentity> {
+    fn replace(&self, new: &Path, done: &Sums) -> io::Result<DiskIdentity> {
         let mut file = File::create_new(new)?;
         let mut write = || -> io::Result<DiskIdentity> {
             file.write_all(render(&self.job, done).as_bytes())?;
@@ -270,7 +270,7 @@ fn boot() -> String {
     fs::read_to_string(BOOT_ID).map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-fn render(job: &Job, done: &Ranges) -> String {
+fn render(job: &Job, done: &Sums) -> String {
     let Job { source, target, size } = job;
     let mut text = format!(
         "{MAGIC}{VERSION}\nsource {} {}\ntarget {} {}\nsize {size}\nboot {}\n",
@@ -280,9 +280,9 @@ fn render(job: &Job, done: &Ranges) -> String {
         target.0.escape_default(),
         boot(),
     );
-    for range in done.iter() {
+    for (range, sum) in done.iter() {
         // Writing to a string does not fail.
-        let _ = writeln!(text, "done {} {}", range.start, range.end);
+        let _ = writeln!(text, "done {} {} {sum:08x}", range.start, range.end);
     }
     let sum = crc32c::crc32c(text.as_bytes());
     let _ = writeln!(text, "crc32c {sum:08x}");
@@ -306,14 +306,17 @@ fn parse(text: &[u8]) -> Option<Recorded> {
     let target = disk(lines.next()?.strip_prefix("target ")?)?;
     let size: u64 = lines.next()?.strip_prefix("size ")?.parse().ok()?;
     let boot = lines.next()?.strip_prefix("boot ")?.to_owned();
-    let mut done = Ranges::default();
+    let mut done = Sums::new(size);
+    let mut before = 0;
     for line in lines {
-        let (start, end) = line.strip_prefix("done ")?.split_once(' ')?;
+        let words: Vec<&str> = line.strip_prefix("done ")?.split(' ').collect();
+        let [start, end, sum] = words[..] else { return None };
         let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
-        if start >= end || end > size {
+        if start < before || start >= end || end > size {
             return None;
         }
-        done.insert(start..end);
+        done.insert(start..end, u32::from_str_radix(sum, 16).ok()?);
+        before = end;
     }
     Some(Recorded { job: Job { source, target, size }, boot, done })
 }
@@ -375,18 +378,21 @@ mod tests {
         let none = place(&path).unwrap();
         assert!(none.done(&job()).unwrap().is_empty());
         let mut journal = none.begin(job());
-        journal.write(&Ranges::default()).unwrap();
-        let done: Ranges = [0..10, 90..1000].into_iter().collect();
+        journal.write(&Sums::new(1000)).unwrap();
+        let mut done = Sums::new(1000);
+        done.insert(0..10, 7);
+        done.insert(90..1000, 0xffff_ffff);
         journal.write(&done).unwrap();
         assert_eq!(place(&path).unwrap().done(&job()).unwrap(), done);
         let text = fs::read_to_string(&path).unwrap();
-        let start = "blockyard copy journal 2\nsource nbd/tcp/h/10809/x nbd://h/x\\n";
+        let start = "blockyard copy journal 3\nsource nbd/tcp/h/10809/x nbd://h/x\\n";
         assert!(text.starts_with(start), "{text}");
-        for broken in [text.replace("done 0 10", "done 0 11"), text[..text.len() - 20].to_owned()] {
+        for broken in [text.replace("done 0 10 ", "done 0 11 "), text[..text.len() - 20].to_owned()]
+        {
             fs::write(&path, broken).unwrap();
             assert!(place(&path).is_err());
         }
-        fs::write(&path, text.replace("journal 2", "journal 1")).unwrap();
+        fs::write(&path, text.replace("journal 3", "journal 2")).unwrap();
         assert!(place(&path).unwrap_err().to_string().contains("another version"));
         fs::write(&path, &text).unwrap();
         journal.remove().unwrap();
@@ -397,7 +403,9 @@ mod tests {
     fn it_is_that_of_one_copy_whatever_its_disks_are_called() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
-        let done: Ranges = [0..10, 20..30].into_iter().collect();
+        let mut done = Sums::new(1000);
+        done.insert_zeroes(0..10);
+        done.insert_zeroes(20..30);
         place(&path).unwrap().begin(job()).write(&done).unwrap();
         let place = place(&path).unwrap();
         let with = |change: fn(&mut Job)| {
@@ -426,12 +434,12 @@ mod tests {
         let mut journal = place(&path).unwrap().begin(job());
         // One that came after the look.
         fs::write(&path, "mine").unwrap();
-        assert!(journal.write(&Ranges::default()).is_err());
+        assert!(journal.write(&Sums::new(1000)).is_err());
         fs::remove_file(&path).unwrap();
-        journal.write(&Ranges::default()).unwrap();
+        journal.write(&Sums::new(1000)).unwrap();
         fs::write(dir.path().join("other"), "mine").unwrap();
         fs::rename(dir.path().join("other"), &path).unwrap();
-        assert!(journal.write(&Ranges::default()).is_err());
+        assert!(journal.write(&Sums::new(1000)).is_err());
         journal.remove().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

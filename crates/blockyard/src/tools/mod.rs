@@ -13,6 +13,7 @@ pub mod journal;
 mod lanes;
 mod progress;
 pub mod ranges;
+pub mod sums;
 
 use std::sync::Arc;
 

@@ -185,3 +185,22 @@ code 69 blockyard attach ram:1M --via ublk
 said "kernel.io_uring_disabled = 2"
 detach "$D"
 echo 0 >/proc/sys/kernel/io_uring_disabled
+
+# Who takes a device away leaves its daemon alone: that closes its disk, says so, and ends.
+disk /tmp/disk.img 16M
+for VIA in "--via ublk" "--via nbd" "--via nbd --connections 3" "--via nbd-ioctl"; do
+    rm -f /tmp/device
+    blockyard attach --foreground /tmp/disk.img $VIA >/tmp/device 2>/tmp/told &
+    daemon=$!
+    until_true [ -s /tmp/device ]
+    D=$(cat /tmp/device)
+    N=${D#/dev/}
+    works || die "it does not work"
+    case $N in
+    ublkb*) BLOCKYARD_TEST_TAKE_AWAY=${N#ublkb} "/bin/$STRANGER" --exact a_stranger_takes_a_device_away ;;
+    *) nbd-client -d "$D" ;;
+    esac
+    wait $daemon || die "it did not end well: $(cat /tmp/told)"
+    grep -q "was taken away by another process" /tmp/told || die "it did not say so: $(cat /tmp/told)"
+    detached
+done

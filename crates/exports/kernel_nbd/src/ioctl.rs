@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blockyard_sys::nbd;
+use tokio::sync::oneshot;
 
 use crate::device;
 use crate::driver::Setup;
@@ -103,6 +104,8 @@ pub struct IoctlDevice {
     block_size: u32,
     /// None once it was joined.
     runner: Option<JoinHandle<io::Result<()>>>,
+    /// Closed when the kernel's part has ended.
+    ended: oneshot::Receiver<()>,
 }
 
 impl IoctlDevice {
@@ -132,16 +135,17 @@ impl IoctlDevice {
         }
         set_up(&OfKernel(device.as_fd(), socket.as_fd()), setup).map_err(failed)?;
         let runner = Arc::clone(&device);
+        let (running, ended) = oneshot::channel();
         let runner = std::thread::Builder::new().name(format!("nbd{index}")).spawn(move || {
             let ended = nbd::do_it(runner.as_fd());
             // What is still asked of it fails now, and not when the device file is closed.
             let _ = nbd::clear_queue(runner.as_fd());
             let _ = nbd::clear_socket(runner.as_fd());
-            drop(socket);
+            drop((socket, running));
             ended
         });
         let runner = Some(runner.map_err(failed)?);
-        let mut made = Self { index, device, block_size: setup.block_size, runner };
+        let mut made = Self { index, device, block_size: setup.block_size, runner, ended };
         made.wait_for_start()?;
         Ok(made)
     }
@@ -175,6 +179,12 @@ impl IoctlDevice {
     pub fn sizer(&self) -> Sizer {
         let (index, block_size) = (self.index, self.block_size);
         Sizer { index, device: Arc::clone(&self.device), block_size }
+    }
+
+    /// Waits until the kernel's part has ended, whoever has ended it.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent.
+        let _ = (&mut self.ended).await;
     }
 
     /// Ends it: says goodbye to the server, and waits until the kernel has let it go. Can be tried again where it fails.

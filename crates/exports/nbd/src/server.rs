@@ -257,7 +257,8 @@ impl Server {
         }
     }
 
-    async fn all_left(&self) {
+    /// Waits until nobody is connected.
+    pub async fn all_left(&self) {
         loop {
             let left = self.empty.notified();
             if self.clients.lock().is_empty() {

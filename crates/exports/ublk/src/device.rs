@@ -8,7 +8,7 @@ use blockyard_blkmq::{Bdev, Features as DiskFeatures};
 use blockyard_sys::EventWatch;
 use blockyard_sys::ublk::{self, Control, DeviceInfo, Features, Queue, State};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind};
@@ -51,6 +51,8 @@ pub struct Device {
     features: Features,
     control: Control,
     workers: Vec<JoinHandle<()>>,
+    /// Closed when the last of them has ended.
+    serving: mpsc::Receiver<()>,
     /// Our disk's changes of size reach the kernel.
     _follow: Follow,
 }
@@ -128,13 +130,14 @@ impl Device {
         info: DeviceInfo,
         bdev: &Arc<Bdev>,
         queue_threads: &[Handle],
-        workers: Vec<JoinHandle<()>>,
+        workers: Workers,
     ) -> Self {
         let id = info.dev_id;
         let sized = Arc::clone(bdev);
         let size = move || params::size(&sized);
         let follow = Follow::new(id, bdev.disk(), size, &queue_threads[0]);
-        Self { id, features: info.features(), control, workers, _follow: follow }
+        let Workers { tasks: workers, serving } = workers;
+        Self { id, features: info.features(), control, workers, serving, _follow: follow }
     }
 
     /// Its number.
@@ -153,6 +156,12 @@ impl Device {
     #[must_use]
     pub fn is_recoverable(&self) -> bool {
         self.features.contains(Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE)
+    }
+
+    /// Waits until the kernel wants nothing of any queue any more: somebody else has stopped the device.
+    pub async fn gone(&mut self) {
+        // Nothing is ever sent.
+        while self.serving.recv().await.is_some() {}
     }
 
     /// Takes the disk away: what the kernel had asked is answered, what comes later fails. Whoever has written to
@@ -219,17 +228,21 @@ fn at_rest(control: &mut Control, id: u32) -> io::Result<()> {
     }
 }
 
+/// What serves the queues.
+struct Workers {
+    tasks: Vec<JoinHandle<()>>,
+    /// Closed when the last of them has ended.
+    serving: mpsc::Receiver<()>,
+}
+
 /// Starts a worker for each queue, and waits until all have fetched.
-fn serve(
-    info: DeviceInfo,
-    bdev: &Arc<Bdev>,
-    queue_threads: &[Handle],
-) -> Result<Vec<JoinHandle<()>>, Error> {
+fn serve(info: DeviceInfo, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Workers, Error> {
     let id = info.dev_id;
     let failed =
         |err| Error::io(format!("the queues of {} cannot be set up", ublk::disk_path(id)), err);
     let device = ublk::Device::open(id).map_err(failed)?;
     let mut workers = Vec::new();
+    let (alive, serving) = mpsc::channel(1);
     let mut fetched = Vec::new();
     for number in 0..info.nr_hw_queues {
         let cpu = usize::from(number) % queue_threads.len();
@@ -238,12 +251,16 @@ fn serve(
         let event = EventWatch::new(queue.event(), runtime).map_err(failed)?;
         let worker = Worker::new(queue, Arc::clone(bdev), cpu, info.max_io_buf_bytes);
         let (tell, told) = oneshot::channel();
-        workers.push(runtime.spawn(worker.run(event, tell)));
+        let alive = alive.clone();
+        workers.push(runtime.spawn(async move {
+            worker.run(event, tell).await;
+            drop(alive);
+        }));
         fetched.push(told);
     }
     for told in fetched {
         let gone = |_| io::Error::other("a queue thread has ended");
         told.blocking_recv().map_err(gone).and_then(|fetched| fetched).map_err(failed)?;
     }
-    Ok(workers)
+    Ok(Workers { tasks: workers, serving })
 }

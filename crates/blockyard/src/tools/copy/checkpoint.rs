@@ -12,14 +12,11 @@ use crate::session::Session;
 use crate::tools::interrupt::Interrupt;
 use crate::tools::journal::Journal;
 use crate::tools::lanes::{GRACE, LOOK};
-use crate::tools::ranges::Ranges;
-
-/// How often what is done is made durable and written down, if there is a journal.
-const CHECKPOINT: Duration = Duration::from_secs(1);
+use crate::tools::sums::Sums;
 
 /// What the target was asked to make durable.
 struct Flush {
-    covered: Ranges,
+    covered: Option<Sums>,
     ended: Receiver<Status>,
 }
 
@@ -51,11 +48,16 @@ pub(super) struct Checkpoints<'a> {
     journal: Option<&'a mut Journal>,
     flush: Option<Flush>,
     last: Instant,
+    interval: Duration,
     target: Target,
 }
 
 impl<'a> Checkpoints<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, journal: Option<&'a mut Journal>) -> Self {
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        journal: Option<&'a mut Journal>,
+        interval: Duration,
+    ) -> Self {
         let features = shared.target.limits().features;
         let has_none = features.contains(Features::NO_FLUSH);
         let target = if has_none { Target::HasNoFlush } else { Target::Flushes };
@@ -65,14 +67,14 @@ impl<'a> Checkpoints<'a> {
                 "it cannot be flushed: when all is copied, some of it may still be in its server's cache only"
             );
         }
-        Self { shared, journal, flush: None, last: Instant::now(), target }
+        Self { shared, journal, flush: None, last: Instant::now(), interval, target }
     }
 
     /// Sees to it every now and then. It does not wait.
     pub(super) fn look(&mut self) -> Result<()> {
         let Some(flush) = &self.flush else {
             let flushes = self.target == Target::Flushes;
-            if self.journal.is_some() && flushes && self.last.elapsed() >= CHECKPOINT {
+            if self.journal.is_some() && flushes && self.last.elapsed() >= self.interval {
                 self.begin();
             }
             return Ok(());
@@ -100,7 +102,7 @@ impl<'a> Checkpoints<'a> {
 
     fn begin(&mut self) {
         // What ends after this is not known to be covered.
-        let covered = self.shared.done.lock().ranges.clone();
+        let covered = self.shared.done.lock().sums.clone();
         let (tell, ended) = mpsc::sync_channel(1);
         let told = move |bio: Box<Bio>| {
             // Nobody listens once an end is wanted.
@@ -123,7 +125,10 @@ impl<'a> Checkpoints<'a> {
             return Err(Error::failed(what).caused_by(status).help(help));
         }
         self.last = Instant::now();
-        self.journal.as_mut().map_or(Ok(()), |journal| journal.write(&covered))
+        match (&mut self.journal, covered) {
+            (Some(journal), Some(covered)) => journal.write(&covered),
+            _ => Ok(()),
+        }
     }
 
     fn wait(&mut self, session: &Session, interrupt: &Interrupt) -> Result<()> {

@@ -1,12 +1,13 @@
 //! Copying a disk onto another.
 
 mod checkpoint;
+mod verify;
 mod work;
 mod zeroes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
 use parking_lot::Mutex;
@@ -15,16 +16,21 @@ use serde::Serialize;
 pub(super) use zeroes::is_zero;
 
 use self::checkpoint::{Checkpoints, Flushed};
+use self::verify::verified;
 use self::work::{Done, Piece, Shared};
 use super::interrupt::Interrupt;
 use super::journal::{Job, Journal, Place};
 use super::lanes::{self, Ended, Pieces, Work};
 use super::progress::Progress;
 use super::ranges::Ranges;
+use super::sums::Sums;
 use crate::error::{Error, Result};
 use crate::identity::DiskIdentity;
 use crate::session::Session;
 use crate::uri::{DiskPlan, DriverPlan};
+
+/// How often what is done is made durable and written down, unless told otherwise.
+pub const CHECKPOINT: Duration = Duration::from_secs(1);
 
 /// A copy, checked as far as it does not depend on the disks.
 #[derive(Clone, Debug)]
@@ -39,6 +45,8 @@ pub struct Copy {
     pub threads: usize,
     /// Where to write down what is done.
     pub journal: Option<PathBuf>,
+    /// How often what is done is made durable and written down.
+    pub checkpoint: Duration,
 }
 
 /// What a copy did.
@@ -82,7 +90,7 @@ impl Copy {
         let size = source.size_bytes();
         let earlier = match &place {
             Some(place) => place.done(&self.job(size)?)?,
-            None => Ranges::default(),
+            None => Sums::new(size),
         };
         self.make_target(size);
         let target = session.open(&self.target, DiskFlags::NO_PART_SCAN)?;
@@ -96,17 +104,29 @@ impl Copy {
             target: open(&target, OpenMode::ReadWrite, &self.target.uri)?,
             uris: (self.source.uri.clone(), self.target.uri.clone()),
             detect_zeroes: self.detect_zeroes,
-            done: Mutex::new(Done { ranges: earlier.clone(), ..Done::default() }),
+            writes_down: place.is_some(),
+            done: Mutex::new(Done { ranges: earlier.ranges(), ..Done::default() }),
         });
+        let earlier = {
+            let _heeding = interrupt.heed();
+            verified(&session, &shared, (size, block), earlier, interrupt)?
+                .ok_or_else(|| interrupted(&shared, size, true, None))?
+        };
         let mut journal = match place {
             Some(place) => Some(self.begin_journal(place, size, &earlier)?),
             None => None,
         };
+        let resumed = earlier.ranges();
+        {
+            let mut done = shared.done.lock();
+            done.ranges = resumed.clone();
+            done.sums = journal.is_some().then_some(earlier);
+        }
         {
             let _heeding = interrupt.heed();
-            let mut checkpoints = Checkpoints::new(&shared, journal.as_mut());
+            let mut checkpoints = Checkpoints::new(&shared, journal.as_mut(), self.checkpoint);
             let range = (size, block);
-            let moved = move_bytes(&session, &shared, range, &earlier, &mut checkpoints, interrupt);
+            let moved = move_bytes(&session, &shared, range, &resumed, &mut checkpoints, interrupt);
             // What was done is kept, however the rest ended.
             let flushed = checkpoints.finish(&session, interrupt);
             let can_go_on = journal.is_some();
@@ -134,7 +154,7 @@ impl Copy {
             copied: done.copied,
             zeroed: done.zeroed,
             skipped: done.skipped,
-            resumed: earlier.bytes(),
+            resumed: resumed.bytes(),
             seconds,
             bytes_per_second,
         })
@@ -159,7 +179,7 @@ impl Copy {
     }
 
     /// The target is there now. That the journal cannot be written is found out before anything is copied.
-    fn begin_journal(&self, place: Place, size: u64, earlier: &Ranges) -> Result<Journal> {
+    fn begin_journal(&self, place: Place, size: u64, earlier: &Sums) -> Result<Journal> {
         let mut journal = place.begin(self.job(size)?);
         journal.write(earlier)?;
         Ok(journal)

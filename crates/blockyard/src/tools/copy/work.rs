@@ -10,6 +10,7 @@ use crate::tools::cut::{cut, parts, pieces};
 use crate::tools::extents::{Extents, Zeroes};
 use crate::tools::lanes::Pieces;
 use crate::tools::ranges::Ranges;
+use crate::tools::sums::{self, Sums};
 use crate::tools::{io_error, read};
 
 /// Bytes that are zeroed with one request: it can be told how far it is.
@@ -26,6 +27,8 @@ pub(super) struct Piece {
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) ranges: Ranges,
+    /// Which bytes those were, if anybody wants to know.
+    pub(super) sums: Option<Sums>,
     pub(super) copied: u64,
     pub(super) zeroed: u64,
     pub(super) skipped: u64,
@@ -37,7 +40,13 @@ pub(super) struct Shared {
     pub(super) target: Bdev,
     pub(super) uris: (String, String),
     pub(super) detect_zeroes: bool,
+    /// There is a journal.
+    pub(super) writes_down: bool,
     pub(super) done: Mutex<Done>,
+}
+
+pub(super) fn unknown_map(status: Status) -> Error {
+    Error::failed("cannot read the block map of the disks").caused_by(status)
 }
 
 impl Shared {
@@ -48,13 +57,13 @@ impl Shared {
         earlier: &Ranges,
         pieces_to: &Pieces<Piece>,
     ) -> Result<()> {
-        let unknown = |status: Status| {
-            Error::failed("cannot read the block map of the disks").caused_by(status)
-        };
         let mut zeroes = Zeroes::of(&self.target);
         let skip = |start: u64, len: u64| {
             let mut done = self.done.lock();
             done.ranges.insert(start..start + len);
+            if let Some(sums) = &mut done.sums {
+                sums.insert_zeroes(start..start + len);
+            }
             done.skipped += len;
         };
         let put = |start, len, zero| pieces_to.put(Piece { start, len, zero });
@@ -83,12 +92,13 @@ impl Shared {
             }
             Ok(true)
         })
-        .map_err(unknown)
+        .map_err(unknown_map)
     }
 
     pub(super) async fn work(&self, cpu: usize, piece: Piece) -> Result<()> {
         let Piece { start, len, zero } = piece;
         let mut zeroed = 0;
+        let mut sum = None;
         if zero {
             self.zero(cpu, start, len).await?;
             zeroed = len;
@@ -97,6 +107,7 @@ impl Shared {
             let mut bio =
                 read.map_err(|status| io_error("read", &self.uris.0, start, len, status))?;
             let data = bio.take_data();
+            sum = self.writes_down.then(|| sums::append(0, &data));
             if self.detect_zeroes {
                 zeroed = self.write_without_zeroes(cpu, start, &data).await?;
             } else {
@@ -105,9 +116,20 @@ impl Shared {
         }
         let mut done = self.done.lock();
         done.ranges.insert(start..start + len);
+        match (&mut done.sums, sum) {
+            (Some(sums), Some(sum)) => sums.insert(start..start + len, sum),
+            (Some(sums), None) => sums.insert_zeroes(start..start + len),
+            (None, _) => {}
+        }
         done.zeroed += zeroed;
         done.copied += len - zeroed;
         Ok(())
+    }
+
+    pub(super) async fn read_target(&self, cpu: usize, start: u64, len: u64) -> Result<Segments> {
+        let read = read(&self.target, cpu, start, len).await;
+        let mut bio = read.map_err(|status| io_error("read", &self.uris.1, start, len, status))?;
+        Ok(bio.take_data())
     }
 
     async fn write(&self, cpu: usize, start: u64, data: Segments) -> Result<()> {

@@ -338,7 +338,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     #[must_use]
     pub fn ending(&self) -> Option<Ending> {
         // A flush that waits for its turn.
-        let is_blocked = matches!(self.input, Input::Blocked(_));
+        let is_blocked = matches!(self.input, Input::Blocked { .. });
         let shuts_down = self.shutting_down && !is_blocked;
         self.left.or(shuts_down.then_some(Ending::Shutdown))
     }

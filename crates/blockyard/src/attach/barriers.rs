@@ -1,0 +1,151 @@
+//! Order among the connections of a device of the kernel's NBD client.
+//!
+//! The kernel that waits too long for an answer asks the same on another connection at once, while what it had asked first
+//! may still be with the disk, and end after something newer. With several connections nothing is let in, every so often,
+//! before all that came earlier has ended: what is asked again finds the first one ended. That goes on whatever becomes of
+//! the connections.
+
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use blockyard_blkmq::{Bdev, Disk};
+
+/// So often in the time after which the kernel gives a connection up, all that the disk was asked has ended.
+const BARRIERS: u32 = 4;
+
+/// Sees to it as long as it lives.
+pub(super) struct Barriers {
+    _stop: mpsc::Sender<()>,
+}
+
+impl Barriers {
+    /// For a device whose connections the kernel gives up after `timeout`; a single one has no other to ask on.
+    pub(super) fn start(
+        bdev: &Arc<Bdev>,
+        connections: usize,
+        timeout: Duration,
+    ) -> io::Result<Option<Self>> {
+        if connections < 2 {
+            return Ok(None);
+        }
+        let bdev = Arc::clone(bdev);
+        let (stop, stopped) = mpsc::channel();
+        thread::Builder::new().name("nbd-barriers".into()).spawn(move || {
+            let interval = interval(timeout);
+            // One that comes late puts off the next: several at once would only keep requests out.
+            while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if is_due(bdev.disk(), timeout) {
+                    one_or_more(interval, || {
+                        let begun = Instant::now();
+                        until_all_has_ended(bdev.disk());
+                        begun.elapsed()
+                    });
+                }
+            }
+        })?;
+        Ok(Some(Self { _stop: stop }))
+    }
+}
+
+fn interval(timeout: Duration) -> Duration {
+    timeout / BARRIERS
+}
+
+/// Whether something is with the disk that the kernel may ask again before the next but one barrier.
+fn is_due(disk: &Disk, timeout: Duration) -> bool {
+    let half = timeout / 2;
+    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= half)
+}
+
+/// What had to wait for a barrier that took long may have been asked again while it did: both are let in together then, and
+/// the next barrier follows at once, so that nothing newer is before both have ended. Says how many it took.
+fn one_or_more(long: Duration, mut barrier: impl FnMut() -> Duration) -> usize {
+    let mut count = 1;
+    while barrier() >= long {
+        count += 1;
+    }
+    count
+}
+
+/// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had
+/// asked is still with the disk.
+pub(super) fn until_all_has_ended(disk: &Disk) {
+    disk.freeze();
+    disk.unfreeze();
+}
+
+#[cfg(test)]
+mod tests {
+    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
+
+    use super::*;
+    use crate::disks::DiskMaker;
+    use crate::queue_threads::QueueThreads;
+
+    #[test]
+    fn what_is_asked_again_comes_after_a_barrier() {
+        for seconds in [1, 3, 86400] {
+            let timeout = Duration::from_secs(seconds);
+            let interval = interval(timeout);
+            // What has its first barrier behind it has another before it is asked again.
+            assert!(!interval.is_zero() && interval * 2 <= timeout / 2);
+        }
+    }
+
+    #[test]
+    fn what_was_asked_twice_while_it_waited_ends_before_anything_newer_is_let_in() {
+        let long = Duration::from_secs(1);
+        let mut took = [3000, 1000, 999, 5000].map(Duration::from_millis).into_iter();
+        assert_eq!(one_or_more(long, || took.next().unwrap()), 3);
+        assert_eq!(took.len(), 1);
+        assert_eq!(one_or_more(long, || Duration::ZERO), 1);
+    }
+
+    /// A disk that takes its time, and a device whose connections the kernel gives up before it answers.
+    #[test]
+    fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = BlockLayer::new();
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let plan = "null:1M?latency=200ms".parse().unwrap();
+        let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let (tell, told) = mpsc::channel();
+        let write = |name: &'static str| {
+            let (bdev, tell) = (Arc::clone(&bdev), tell.clone());
+            let ended = move |bio: Box<Bio>| tell.send((name, bio.status())).unwrap();
+            let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
+            threads.handles()[0].spawn(async move { bdev.submit(0, bio) });
+        };
+        write("first");
+        while disk.in_flight().is_empty() {
+            thread::yield_now();
+        }
+        assert!(!is_due(&disk, Duration::from_secs(3600)), "it is young");
+        assert!(is_due(&disk, Duration::ZERO));
+        until_all_has_ended(&disk);
+        assert!(!is_due(&disk, Duration::ZERO), "nothing is with the disk");
+        // It has ended by now, and nothing waits.
+        assert_eq!(told.try_recv().unwrap(), ("first", Status::Ok));
+        write("again");
+        assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
+        drop(bdev);
+        layer.del_disk(&disk);
+        threads.shutdown();
+    }
+
+    #[test]
+    fn a_single_connection_needs_none() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = BlockLayer::new();
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let disk = DiskMaker::new(&layer, threads.handles(), clock);
+        let disk = { disk }.make(&"null:1M".parse().unwrap()).unwrap();
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let start = |count| Barriers::start(&bdev, count, Duration::from_secs(30)).unwrap();
+        assert!(start(1).is_none() && start(2).is_some());
+        layer.del_disk(&disk);
+        threads.shutdown();
+    }
+}

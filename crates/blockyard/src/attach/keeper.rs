@@ -1,0 +1,387 @@
+//! Sees to it that a device of the kernel's NBD client has as many connections as it should, knows its size, and is ours.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use blockyard_blkmq::Bdev;
+use blockyard_export_kernel_nbd::{self as kernel, Driver, Links};
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+
+use super::barriers::until_all_has_ended;
+use super::nbd::{Source, borrow, said, warn_of_size};
+
+/// How often it is looked whether what a dead connection had asked has ended.
+const POLL: Duration = Duration::from_millis(10);
+/// How long nothing is tried after the kernel has refused new connections; how long there are none before it is looked whether
+/// the device is ours still.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The kernel's side of a device. Whatever may wait is called from threads that may.
+pub(super) trait Kernel: Send + Sync + 'static {
+    /// Waits until a connection is dead; says of which device. None: news were lost, so that any may be.
+    fn dead(&self) -> impl Future<Output = io::Result<Option<u32>>> + Send;
+
+    /// Gives the device connections in the place of dead ones.
+    fn reconnect(&self, sockets: &[OwnedFd]) -> Result<(), String>;
+
+    /// Tells of a new size. The kernel may wait with that until all that it has asked is answered, also by a connection that
+    /// has died meanwhile.
+    fn resize(&self, bytes: u64);
+
+    /// Whether it still has the device that we have made.
+    fn is_ours(&self) -> bool;
+}
+
+/// A device by netlink.
+pub(super) struct Device {
+    driver: Mutex<Driver>,
+    links: Links,
+    index: u32,
+    identifier: String,
+    /// The kernel shows that: older ones do not.
+    is_marked: bool,
+}
+
+impl Device {
+    pub(super) fn new(driver: Driver, links: Links, (index, identifier): (u32, String)) -> Self {
+        let is_marked = !matches!(kernel::backend(index), Ok(None));
+        Self { driver: Mutex::new(driver), links, index, identifier, is_marked }
+    }
+
+    pub(super) fn is_marked(&self) -> bool {
+        self.is_marked
+    }
+}
+
+impl Kernel for Device {
+    async fn dead(&self) -> io::Result<Option<u32>> {
+        self.links.dead().await
+    }
+
+    fn reconnect(&self, sockets: &[OwnedFd]) -> Result<(), String> {
+        let mut driver = self.driver.lock();
+        let done = driver.reconnect(self.index, &self.identifier, &borrow(sockets));
+        done.map_err(|err| said(&err))
+    }
+
+    fn resize(&self, bytes: u64) {
+        // A way of its own: the other one is for connections.
+        let resized = Driver::open()
+            .and_then(|mut driver| driver.resize(self.index, &self.identifier, bytes));
+        if let Err(err) = resized {
+            warn_of_size(&err);
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        match kernel::backend(self.index) {
+            Ok(Some(backend)) => backend == self.identifier,
+            Ok(None) => !self.is_marked && kernel::server(self.index).is_some(),
+            // Who cannot look has seen nothing.
+            Err(_) => true,
+        }
+    }
+}
+
+/// Keeps a device.
+pub(super) struct Keeper<K> {
+    kernel: Arc<K>,
+    index: u32,
+    source: Source,
+    bdev: Arc<Bdev>,
+    connections: usize,
+    /// Connections that the kernel has given up, and has no others for.
+    dead: usize,
+}
+
+impl<K: Kernel> Keeper<K> {
+    pub(super) fn new(
+        kernel: Arc<K>,
+        index: u32,
+        source: Source,
+        bdev: Arc<Bdev>,
+        connections: usize,
+    ) -> Self {
+        Self { kernel, index, source, bdev, connections, dead: 0 }
+    }
+
+    /// Does it until the device is not ours any more, of which it tells `gone`.
+    pub(super) async fn keep(mut self, size: watch::Receiver<u64>, gone: oneshot::Sender<()>) {
+        match self.keep_it(size).await {
+            // Nobody may want to know any more.
+            Ok(()) => _ = gone.send(()),
+            Err(err) => {
+                tracing::error!(%err, "dead connections are not heard of any more");
+                // It is not gone.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn keep_it(&mut self, mut size: watch::Receiver<u64>) -> io::Result<()> {
+        let sizes = tell_sizes(Arc::clone(&self.kernel))?;
+        loop {
+            tokio::select! {
+                dead = self.kernel.dead() => match dead? {
+                    Some(index) if index != self.index => continue,
+                    // The kernel tells once of each connection.
+                    Some(_) => self.dead += 1,
+                    None => self.dead = self.connections.saturating_sub(self.alive()),
+                },
+                Ok(()) = size.changed() => {
+                    // Its thread is there as long as this end is.
+                    let _ = sizes.send(*size.borrow_and_update());
+                }
+                () = self.deserted() => {
+                    if !self.kernel.is_ours() {
+                        return Ok(());
+                    }
+                }
+            }
+            while self.dead > 0 {
+                if !self.replace().await && !self.kernel.is_ours() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Waits until there has been no connection for a while: whoever takes a device away takes all of them.
+    async fn deserted(&self) {
+        self.source.server.all_left().await;
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Connections that are served.
+    fn alive(&self) -> usize {
+        self.source.server.clients().len()
+    }
+
+    /// Gives the kernel new connections for dead ones, once all that those had asked has ended: what the kernel
+    /// asks again on a new one must not be overtaken by what it asked on the old one. Says whether it may be tried again.
+    async fn replace(&mut self) -> bool {
+        let gone = self.connections.saturating_sub(self.alive()).min(self.dead);
+        if gone == 0 {
+            tokio::time::sleep(POLL).await;
+            return true;
+        }
+        let (source, bdev) = (self.source.clone(), Arc::clone(&self.bdev));
+        let kernel = Arc::clone(&self.kernel);
+        let replaced = tokio::task::spawn_blocking(move || {
+            until_all_has_ended(bdev.disk());
+            let (sockets, _) = source.connections(gone).map_err(|err| err.to_string())?;
+            kernel.reconnect(&sockets)
+        });
+        let device = kernel::path(self.index);
+        match replaced.await.unwrap_or_else(|err| Err(err.to_string())) {
+            Ok(()) => {
+                tracing::warn!(device, gone, "dead connections were replaced");
+                self.dead -= gone;
+                true
+            }
+            Err(err) => {
+                tracing::warn!(device, err, "the kernel takes no new connections");
+                tokio::time::sleep(PAUSE).await;
+                false
+            }
+        }
+    }
+}
+
+/// A thread that tells the kernel of sizes: while it waits, connections are looked after. It ends with what this returns.
+fn tell_sizes<K: Kernel>(kernel: Arc<K>) -> io::Result<mpsc::Sender<u64>> {
+    let (tell, told) = mpsc::channel();
+    std::thread::Builder::new().name("nbd-size".into()).spawn(move || {
+        while let Ok(bytes) = told.recv() {
+            kernel.resize(told.try_iter().last().unwrap_or(bytes));
+        }
+    })?;
+    Ok(tell)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use blockyard_blkmq::{BlockLayer, Clock, Disk, MonotonicClock, OpenMode};
+    use blockyard_export_nbd::Server;
+    use tokio::sync::mpsc as async_mpsc;
+
+    use super::*;
+    use crate::disks::DiskMaker;
+    use crate::plan::{ExportPlan, YardPlan};
+    use crate::queue_threads::QueueThreads;
+
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const INDEX: u32 = 5;
+
+    /// A kernel that resizes when it is let, and hands out what connections it is given.
+    struct Fake {
+        dead: tokio::sync::Mutex<async_mpsc::UnboundedReceiver<u32>>,
+        given: async_mpsc::UnboundedSender<usize>,
+        sockets: Mutex<Vec<OwnedFd>>,
+        resizing: async_mpsc::UnboundedSender<u64>,
+        may_resize: Mutex<mpsc::Receiver<()>>,
+        is_ours: AtomicBool,
+    }
+
+    impl Kernel for Fake {
+        async fn dead(&self) -> io::Result<Option<u32>> {
+            match self.dead.lock().await.recv().await {
+                Some(index) => Ok(Some(index)),
+                None => std::future::pending().await,
+            }
+        }
+
+        fn reconnect(&self, sockets: &[OwnedFd]) -> Result<(), String> {
+            if !self.is_ours() {
+                return Err("no such device".into());
+            }
+            let kept = sockets.iter().map(|socket| socket.try_clone().unwrap());
+            self.sockets.lock().extend(kept);
+            let _ = self.given.send(sockets.len());
+            Ok(())
+        }
+
+        fn resize(&self, bytes: u64) {
+            let _ = self.resizing.send(bytes);
+            let _ = self.may_resize.lock().recv();
+        }
+
+        fn is_ours(&self) -> bool {
+            self.is_ours.load(Ordering::SeqCst)
+        }
+    }
+
+    /// A device that is kept, and all ends of it.
+    struct Kept {
+        kernel: Arc<Fake>,
+        die: async_mpsc::UnboundedSender<u32>,
+        given: async_mpsc::UnboundedReceiver<usize>,
+        resizing: async_mpsc::UnboundedReceiver<u64>,
+        let_resize: mpsc::Sender<()>,
+        size: watch::Sender<u64>,
+        gone: oneshot::Receiver<()>,
+        server: Arc<Server>,
+        layer: BlockLayer,
+        disk: Arc<Disk>,
+        threads: QueueThreads,
+    }
+
+    impl Kept {
+        /// With so many connections.
+        fn new(connections: usize) -> Self {
+            let mut plan = YardPlan::new(vec!["ram:1M".parse().unwrap()]).unwrap();
+            plan.exports.push(ExportPlan::new(0, "x"));
+            let threads = QueueThreads::start(1).unwrap();
+            let layer = BlockLayer::new();
+            let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+            let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+            let disk = maker.make(&plan.disks[0]).unwrap();
+            let config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk)).unwrap();
+            let server = Server::new(config, threads.handles().to_vec()).unwrap();
+            let source = Source::new(Arc::clone(&server), "x");
+            let (sockets, _) = source.connections(connections).unwrap();
+            let (die, dead) = async_mpsc::unbounded_channel();
+            let (give, given) = async_mpsc::unbounded_channel();
+            let (resize, resizing) = async_mpsc::unbounded_channel();
+            let (let_resize, may_resize) = mpsc::channel();
+            let kernel = Arc::new(Fake {
+                dead: tokio::sync::Mutex::new(dead),
+                given: give,
+                sockets: Mutex::new(sockets),
+                resizing: resize,
+                may_resize: Mutex::new(may_resize),
+                is_ours: AtomicBool::new(true),
+            });
+            let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+            let keeper = Keeper::new(Arc::clone(&kernel), INDEX, source, bdev, connections);
+            let (size, told) = watch::channel(0);
+            let (tell, gone) = oneshot::channel();
+            tokio::spawn(keeper.keep(told, tell));
+            Self {
+                kernel,
+                die,
+                given,
+                resizing,
+                let_resize,
+                size,
+                gone,
+                server,
+                layer,
+                disk,
+                threads,
+            }
+        }
+
+        /// The kernel gives a connection up, and says so.
+        fn lose_one(&self) {
+            drop(self.kernel.sockets.lock().pop());
+            self.die.send(INDEX).unwrap();
+        }
+
+        async fn end(self) {
+            self.kernel.sockets.lock().clear();
+            self.server.shutdown(PATIENCE).await;
+            tokio::task::spawn_blocking(move || {
+                self.layer.del_disk(&self.disk);
+                self.threads.shutdown();
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    async fn next<T>(queue: &mut async_mpsc::UnboundedReceiver<T>) -> T {
+        let next = tokio::time::timeout(PATIENCE, queue.recv()).await;
+        next.expect("the keeper has stopped").unwrap()
+    }
+
+    /// It waits for what was asked on a connection that dies meanwhile, and so for the keeper.
+    #[tokio::test]
+    async fn connections_are_replaced_while_the_kernel_is_told_of_a_size() {
+        let mut kept = Kept::new(1);
+        kept.size.send(2 << 20).unwrap();
+        assert_eq!(next(&mut kept.resizing).await, 2 << 20);
+        kept.lose_one();
+        assert_eq!(next(&mut kept.given).await, 1);
+        // Of several that come meanwhile the last one counts.
+        for bytes in [3 << 20, 4 << 20] {
+            kept.size.send(bytes).unwrap();
+            kept.lose_one();
+            assert_eq!(next(&mut kept.given).await, 1);
+        }
+        kept.let_resize.send(()).unwrap();
+        while next(&mut kept.resizing).await != 4 << 20 {
+            kept.let_resize.send(()).unwrap();
+        }
+        kept.let_resize.send(()).unwrap();
+        kept.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_device_that_somebody_takes_away_is_missed() {
+        let mut kept = Kept::new(2);
+        // One is replaced, and the device is ours.
+        kept.lose_one();
+        assert_eq!(next(&mut kept.given).await, 1);
+        assert!(kept.gone.try_recv().is_err());
+        kept.kernel.is_ours.store(false, Ordering::SeqCst);
+        kept.kernel.sockets.lock().clear();
+        tokio::time::timeout(PATIENCE, &mut kept.gone).await.expect("it is not missed").unwrap();
+        kept.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_device_that_goes_while_its_connections_are_replaced_is_missed() {
+        let mut kept = Kept::new(1);
+        kept.kernel.is_ours.store(false, Ordering::SeqCst);
+        kept.lose_one();
+        tokio::time::timeout(PATIENCE, &mut kept.gone).await.expect("it is not missed").unwrap();
+        kept.end().await;
+    }
+}
