@@ -9,10 +9,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
-use crate::disks::{Abilities, abilities, ability_names};
+use crate::disks::{Abilities, DiskPlan, abilities, ability_names};
 use crate::error::{Error, Result};
 use crate::tools::extents::Extents;
-use crate::uri::{DiskPlan, DriverPlan};
 
 /// A disk.
 #[derive(Clone, Debug, Serialize)]
@@ -90,7 +89,7 @@ impl DiskInfo {
         };
         Ok(Self {
             uri: plan.uri.clone(),
-            driver: plan.scheme().name(),
+            driver: plan.kind.name,
             size: disk.size_bytes(),
             block_size: limits.logical_block_size.bytes(),
             physical_block_size: limits.physical_block_size.bytes(),
@@ -113,13 +112,13 @@ struct Device {
 
 impl Device {
     fn of(plan: &DiskPlan) -> Option<Self> {
-        let DriverPlan::File(file) = &plan.driver else { return None };
-        let device = std::fs::File::open(&file.path).ok()?;
+        let path = plan.source.file()?;
+        let device = std::fs::File::open(path).ok()?;
         device.metadata().ok()?.file_type().is_block_device().then_some(())?;
         let attribute = |name| block_device::queue_attribute(device.as_fd(), name).unwrap_or(0) > 0;
         Some(Self {
             read_only: block_device::is_read_only(device.as_fd()).unwrap_or(false)
-                || rustix::fs::access(&file.path, Access::WRITE_OK).is_err(),
+                || rustix::fs::access(path, Access::WRITE_OK).is_err(),
             trim: attribute("discard_max_bytes"),
             fast_zero: attribute("write_zeroes_max_bytes"),
         })

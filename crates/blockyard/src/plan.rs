@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
 
+use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
 use crate::queue_threads::QueueThreads;
-use crate::uri::DiskPlan;
 
 /// The most queue threads.
 pub const MAX_THREADS: usize = 256;

@@ -8,11 +8,9 @@ use std::time::Duration;
 use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock};
 
 use crate::daemon::Losses;
-use crate::disks::DiskMaker;
+use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue_threads::QueueThreads;
-use crate::remote::Remote;
-use crate::uri::{DiskPlan, DriverPlan};
 
 /// How often timeouts are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -22,10 +20,10 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 /// Open disks. Dropping it closes them; who has written to them calls [`Session::close`].
 pub struct Session {
     threads: QueueThreads,
-    layer: BlockLayer,
+    layer: Arc<BlockLayer>,
     clock: Arc<dyn Clock>,
     disks: Arc<Mutex<Vec<Arc<Disk>>>>,
-    remotes: Vec<Remote>,
+    open: Vec<OpenDisk>,
     ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -49,10 +47,10 @@ impl Session {
         let ticker = ticker.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
         Ok(Self {
             threads: QueueThreads::start(threads)?,
-            layer: BlockLayer::new(),
+            layer: Arc::new(BlockLayer::new()),
             clock: Arc::new(MonotonicClock::new()),
             disks,
-            remotes: Vec::new(),
+            open: Vec::new(),
             ticker: Some((stop, ticker)),
         })
     }
@@ -72,9 +70,11 @@ impl Session {
         let clock = Arc::clone(&self.clock);
         let mut maker =
             DiskMaker::new(&self.layer, self.threads.handles(), clock).with_flags(flags);
-        let disk = maker.make(plan)?;
-        self.remotes.extend(maker.into_remotes());
-        self.disks.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&disk));
+        let open = maker.open(plan)?;
+        let disk = Arc::clone(open.disk());
+        let layers = open.layers().map(|layer| Arc::clone(layer.disk()));
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).extend(layers);
+        self.open.push(open);
         Ok(disk)
     }
 
@@ -93,7 +93,7 @@ impl Session {
     /// Fails all that disks at servers still wait for: a server that is lost keeps nobody from ending. Whoever calls it
     /// starts nothing any more.
     pub fn abandon(&self) {
-        self.remotes.iter().for_each(Remote::abandon);
+        self.open.iter().for_each(OpenDisk::abandon);
     }
 
     /// Opens a disk only to look at it: whoever else uses it, and without writing. What is not there is not made by
@@ -104,9 +104,7 @@ impl Session {
     pub fn look_at(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
         let mut plan = plan.clone();
         plan.options.read_only = true;
-        if let DriverPlan::File(file) = &mut plan.driver {
-            (file.lock, file.create) = (false, None);
-        }
+        plan.share();
         self.open(&plan, flags)
     }
 
@@ -116,12 +114,10 @@ impl Session {
     /// As those of [`Session::open`].
     pub fn look_into(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
         let mut open = plan.clone();
-        if let DriverPlan::File(file) = &mut open.driver {
-            if !file.path.is_file() {
-                return self.look_at(plan, flags);
-            }
-            (file.lock, file.create) = (false, None);
+        if open.source.file().is_some_and(|path| !path.is_file()) {
+            return self.look_at(plan, flags);
         }
+        open.share();
         match self.open(&open, flags) {
             Err(err) if err.kind() == ErrorKind::NotPermitted => self.look_at(plan, flags),
             made => made,
@@ -138,12 +134,9 @@ impl Session {
 
     fn end(&mut self) -> Losses {
         let mut losses = Losses::default();
-        for remote in self.remotes.drain(..) {
-            losses.note(remote.leave_and_wait(LEAVE_LIMIT));
-        }
-        let disks = std::mem::take(&mut *self.disks.lock().unwrap_or_else(PoisonError::into_inner));
-        for disk in disks.iter().rev() {
-            losses.note_status(disk, self.layer.del_disk(disk));
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for open in self.open.drain(..).rev() {
+            losses.extend(open.close_now(&self.layer, LEAVE_LIMIT));
         }
         losses
     }

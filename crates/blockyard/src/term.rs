@@ -8,6 +8,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use crate::error::{self, Error, Result};
+use crate::size;
 
 /// Text of others (names, descriptions, what servers say), for a line of ours: what would begin a new line, move the cursor,
 /// change colours or turn the direction of writing is shown escaped, not done.
@@ -74,7 +75,15 @@ pub(crate) fn tell_painted(line: impl Display) {
 pub fn say_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
-    say(json_plain(&text))
+    say_json_text(&text)
+}
+
+/// Prints JSON that is text already.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn say_json_text(text: &str) -> Result<()> {
+    say(json_plain(text))
 }
 
 /// JSON escapes but the first 32 characters that act on a terminal; the others stand in texts only.
@@ -134,6 +143,18 @@ pub fn human_ns(ns: u64) -> String {
         1_000_000..1_000_000_000 => format!("{}.{} ms", ns / 1_000_000, ns % 1_000_000 / 100_000),
         _ => format!("{}.{} s", ns / 1_000_000_000, ns % 1_000_000_000 / 100_000_000),
     }
+}
+
+/// The word for a flag.
+#[must_use]
+pub const fn yes_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
+}
+
+/// A size for people, and for programs.
+#[must_use]
+pub fn exact_size(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", size::human(bytes))
 }
 
 #[cfg(test)]

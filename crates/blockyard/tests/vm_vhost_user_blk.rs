@@ -100,10 +100,11 @@ fn a_guest_sees_its_disk_grow_and_shrink() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("vm.sock");
     let threads = QueueThreads::start(2).unwrap();
-    let layer = BlockLayer::new();
+    let layer = Arc::new(BlockLayer::new());
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
     let plan = "ram:64M".parse().unwrap();
-    let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
+    let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+    let disk = open.disk();
     let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
     let listener = bind(&socket, None).unwrap();
     let server = Server::start(Export::new(bdev), listener, threads.handles().to_vec()).unwrap();
@@ -118,7 +119,7 @@ fn a_guest_sees_its_disk_grow_and_shrink() {
     assert_eq!(outcome.status, 0, "{}", outcome.console);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(server.shutdown(Duration::from_secs(30)));
-    layer.del_disk(&disk);
+    layer.del_disk(disk);
 }
 
 /// Writes go on while the back-end dies; the guest waits for each death to be over, and goes on.

@@ -20,17 +20,14 @@ use super::store::{Begun, Held, Store, forget_log};
 use super::{Wish, helper, launch, usage};
 use crate::control;
 use crate::control::report::DeviceReport;
-use crate::daemon::Losses;
 use crate::daemon::signals::Signals;
-use crate::disks::DiskMaker;
+use crate::disks::identity::DiskIdentity;
+use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
-use crate::identity::DiskIdentity;
 use crate::plan::{ExportPlan, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
-use crate::remote::Remote;
 use crate::term;
-use crate::uri::{DiskPlan, DriverPlan};
 
 /// How long what a killed daemon has of its disk may take to be given up by the system.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -108,7 +105,7 @@ struct Server {
     layer: Arc<BlockLayer>,
     disk: Arc<Disk>,
     identity: DiskIdentity,
-    remotes: Vec<Remote>,
+    open: OpenDisk,
     threads: QueueThreads,
     nbd: Arc<nbd::Server>,
     clock: Arc<dyn Clock>,
@@ -144,18 +141,18 @@ impl Server {
         // The kernel looks for partitions itself.
         let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock))
             .with_flags(DiskFlags::NO_PART_SCAN);
-        let disk = match order {
-            Order::Attach(_) => maker.make(&plan.disks[0])?,
-            Order::Recover(_) => patiently(|| maker.make(&plan.disks[0]))?,
+        let open = match order {
+            Order::Attach(_) => maker.open(&plan.disks[0])?,
+            Order::Recover(_) => patiently(|| maker.open(&plan.disks[0]))?,
         };
+        let disk = Arc::clone(open.disk());
         // It is there now: a file may have been made, or have come in the place of the one that was looked at before.
         let identity = DiskIdentity::of(&plan.disks[0])?;
         if let Order::Recover(record) = order {
             check_identity(record, &identity)?;
         }
-        let remotes = maker.into_remotes();
         if matches!(order, Order::Recover(_)) {
-            remotes.iter().for_each(Remote::hold_writes);
+            open.hold_writes();
         }
         let mut config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
         for export in &mut config.exports {
@@ -164,7 +161,7 @@ impl Server {
         }
         let nbd = nbd::Server::new(config, threads.handles().to_vec())
             .map_err(crate::daemon::nbd_error)?;
-        Ok(Self { plan, layer, disk, identity, remotes, threads, nbd, clock, bell, held })
+        Ok(Self { plan, layer, disk, identity, open, threads, nbd, clock, bell, held })
     }
 
     fn attach(self, order: Order, log: Option<PathBuf>) -> Result<Attached> {
@@ -235,12 +232,8 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
         tracing::warn!(directory = %record.directory.display(), %err, "cannot go there");
     }
     let mut plan = crate::commands::disk_uri(uri)?;
-    let is_file = if let DriverPlan::File(file) = &mut plan.driver {
-        file.create = None;
-        true
-    } else {
-        false
-    };
+    plan.never_make();
+    let is_file = plan.source.file().is_some();
     // What was set while it ran holds, and not what it was attached with. A server says by itself how large an export is.
     if plan.options.size.is_some() || (is_file && record.resized) {
         plan.options.size = Some(record.size);
@@ -361,7 +354,8 @@ impl Attached {
                 return Err(err);
             }
         };
-        let (disks, clock) = (vec![Arc::clone(&self.server.disk)], Arc::clone(&self.server.clock));
+        let disks = self.server.open.layers().map(|layer| Arc::clone(layer.disk())).collect();
+        let clock = Arc::clone(&self.server.clock);
         let bell = Arc::clone(&self.server.bell);
         let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, bell));
         let control = tokio::spawn(control.serve());
@@ -466,17 +460,10 @@ impl Attached {
     async fn end(self) -> Result<()> {
         let grace = self.server.plan.grace;
         self.server.nbd.shutdown(grace).await;
-        let mut losses = Losses::default();
-        for remote in &self.server.remotes {
-            losses.note(remote.leave(grace).await);
-        }
-        let ended = tokio::task::spawn_blocking(move || {
-            losses.note_status(&self.server.disk, self.server.layer.del_disk(&self.server.disk));
-            self.server.threads.shutdown();
-            losses
-        });
-        let losses =
-            ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
+        let Server { open, layer, threads, .. } = self.server;
+        let losses = open.close(layer, grace).await;
+        let ended = tokio::task::spawn_blocking(move || threads.shutdown());
+        ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
         losses.into_result()
     }
 }

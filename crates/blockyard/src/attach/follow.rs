@@ -87,10 +87,11 @@ mod tests {
     #[tokio::test]
     async fn a_size_and_read_only_are_followed_while_it_runs() {
         let threads = QueueThreads::start(1).unwrap();
-        let layer = BlockLayer::new();
+        let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
-        let disk = maker.make(&"null:1M".parse().unwrap()).unwrap();
+        let open = maker.open(&"null:1M".parse().unwrap()).unwrap();
+        let disk = Arc::clone(open.disk());
         let mut follow = Follow::of(&disk);
         let mut state = State { read_only: false, size: 1 << 20 };
         assert_eq!(follow.now(), state);

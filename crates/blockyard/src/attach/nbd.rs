@@ -527,10 +527,11 @@ mod tests {
     #[test]
     fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
         let threads = QueueThreads::start(1).unwrap();
-        let layer = BlockLayer::new();
+        let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let plan = "null:1M?latency=200ms".parse().unwrap();
-        let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
+        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+        let disk = Arc::clone(open.disk());
         let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
         let (tell, told) = std::sync::mpsc::channel();
         let write = |name: &'static str| {

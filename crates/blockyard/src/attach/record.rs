@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::follow::State;
 use super::{Via, Wish};
-use crate::identity::DiskIdentity;
+use crate::disks::identity::DiskIdentity;
 
 /// The form of the files.
 const VERSION: u32 = 2;

@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{disk_uri, one_with_tls, size};
 use crate::bench::{Load, MAX_BLOCK, Mix, Stop, run as run_load};
 use crate::cli::{BenchArgs, Rw};
+use crate::disks::parse_duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::term;
-use crate::uri::parse_duration;
 
 /// How long, if nothing is said.
 const TIME: Duration = Duration::from_secs(3);

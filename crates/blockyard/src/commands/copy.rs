@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CopyArgs;
+use crate::disks::absolute;
 use crate::error::{Error, Result};
 use crate::tools::copy::{Copied, Copy};
-use crate::uri::absolute;
 use crate::{size, term};
 
 pub(super) fn run(args: CopyArgs) -> Result<()> {

@@ -3,8 +3,6 @@
 use std::path::Path;
 
 use blockyard_driver_nbd::TlsFiles;
-use blockyard_nbd::uri::Uri;
-use serde::Serialize;
 
 use super::{disk_uri, one_with_tls};
 use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
@@ -12,16 +10,15 @@ use crate::cli::ListArgs;
 use crate::control::client::ask_all;
 use crate::control::report::{Daemon, DeviceReport, Latency};
 use crate::control::{Answer, Question, runtime_dir};
+use crate::disks::describe::Offers;
 use crate::error::{Error, Result};
-use crate::remote;
-use crate::uri::DriverPlan;
 use crate::{size, term};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
-        return match &one_with_tls(disk_uri(uri)?, args.tls)?.driver {
-            DriverPlan::Nbd(nbd) => list_server(&nbd.uri, &nbd.tls_files, args.json),
-            _ => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
+        return match one_with_tls(disk_uri(uri)?, args.tls)?.source.offers() {
+            Some(offers) => show_offers(&offers?, args.json),
+            None => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
                 "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"
             ))),
         };
@@ -194,41 +191,18 @@ fn latency(latency: Option<Latency>) -> String {
     )
 }
 
-#[derive(Serialize)]
-struct Listed {
-    name: String,
-    description: String,
-    size: Option<u64>,
-    read_only: Option<bool>,
-    uri: String,
-}
-
-fn list_server(uri: &Uri, tls: &TlsFiles, json: bool) -> Result<()> {
-    let mut exports = Vec::new();
-    for offer in remote::offers(uri, tls)? {
-        // One that needs TLS, say, is on the list all the same.
-        let info = offer.info;
-        let flags = info.as_ref().map(|info| info.flags);
-        exports.push(Listed {
-            uri: Uri { export: offer.name.clone(), ..uri.clone() }.to_string(),
-            name: offer.name,
-            description: offer.description,
-            size: info.as_ref().map(|info| info.size),
-            read_only: flags
-                .map(|flags| flags.contains(blockyard_nbd::wire::TransmissionFlags::READ_ONLY)),
-        });
-    }
+fn show_offers(offers: &Offers, json: bool) -> Result<()> {
     if json {
-        return term::say_json(&serde_json::json!({ "uri": uri.to_string(), "exports": exports }));
+        return term::say_json(offers);
     }
     let mut table = term::table(&["EXPORT", "SIZE", "", "DESCRIPTION", "URI"]);
-    for export in exports {
+    for export in &offers.exports {
         table.add_row([
             format!("{:?}", export.name),
             export.size.map_or_else(|| "?".into(), size::human),
             if export.read_only == Some(true) { "ro".into() } else { String::new() },
             term::plain(&export.description).into_owned(),
-            export.uri,
+            export.uri.clone(),
         ]);
     }
     term::say(table.trim_fmt())

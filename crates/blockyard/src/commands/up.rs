@@ -8,10 +8,10 @@ use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
 use crate::config::{self, ConfigError};
 use crate::daemon::{self, Daemon, Passed};
+use crate::disks::{DiskPlan, PlanBuilder, file};
 use crate::error::{Error, Result};
 use crate::plan::{ExportPlan, Listen, YardPlan};
 use crate::term;
-use crate::uri::{DiskPlan, PlanBuilder, Scheme};
 
 /// The file that is taken if none is named.
 const FILE: &str = "yard.toml";
@@ -62,10 +62,11 @@ fn demo(check: bool, passed: Passed) -> Result<()> {
 
 /// A RAM disk and a file, on a socket and a port.
 fn demo_plan(directory: &Path) -> Result<YardPlan> {
-    let mut ram = PlanBuilder::new(Scheme::Ram);
-    set(&mut ram, &[("size", DEMO_SIZE), ("name", "ram")])?;
+    let mut ram = PlanBuilder::of_uri(&format!("ram:{DEMO_SIZE}"))
+        .map_err(|err| Error::usage(err.to_string()))?;
+    set(&mut ram, &[("name", "ram")])?;
     let path = directory.join("disk.img");
-    let mut file = PlanBuilder::new(Scheme::File);
+    let mut file = PlanBuilder::new(&file::KIND);
     file.path(&path).map_err(Error::usage)?;
     let create: &[_] = if path.exists() { &[] } else { &[("create", DEMO_SIZE)] };
     set(&mut file, create)?;

@@ -6,8 +6,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistakes::Mistake;
+use crate::disks::canonical_key;
 use crate::suggest;
-use crate::uri::canonical_key;
 
 /// A value and its place.
 #[derive(Clone, Debug)]

@@ -1,6 +1,6 @@
 use super::*;
+use crate::disks::nbd::NbdSource;
 use crate::plan::TlsUse;
-use crate::uri::DriverPlan;
 use blockyard_export_nbd::TlsIdentity;
 
 fn mistakes(text: &str) -> Mistakes {
@@ -24,11 +24,10 @@ const NBD: &str = "[nbd]\nlisten = \"unix:nbd.sock\"\n";
 fn the_documented_example_is_right() {
     let plan = plan(include_str!("../../../../docs/yard.toml"));
     assert_eq!(plan.disks.len(), 4);
-    assert!(matches!(&plan.disks[3].driver, DriverPlan::Nbd(nbd) if nbd.connections == Some(2)));
+    let far = plan.disks[3].source.as_any().downcast_ref::<NbdSource>().unwrap();
+    assert_eq!(far.config.connections, Some(2));
     assert_eq!(plan.exports.len(), 3);
-    assert!(
-        matches!(&plan.disks[1].driver, DriverPlan::File(file) if file.path == Path::new("/yard/disk.img"))
-    );
+    assert_eq!(plan.disks[1].source.file(), Some(Path::new("/yard/disk.img")));
     assert_eq!(plan.nbd.listen.len(), 2);
     assert!(plan.nbd.tls.as_ref().is_some_and(|(usage, _)| *usage == TlsUse::Allow));
     assert_eq!(plan.threads, 2);
@@ -39,6 +38,17 @@ fn little_is_enough() {
     let plan = plan(&format!("[[disk]]\nuri = \"ram:1M\"\n{NBD}"));
     assert_eq!((plan.disk_name(0), plan.exports[0].name.as_str()), ("ram0", "ram0"));
     assert_eq!(plan.nbd.default_export.as_deref(), Some("ram0"));
+}
+
+/// That kind is one file and a line in a list; nothing here knows of it.
+#[test]
+fn the_options_of_a_kind_are_keys_and_so_is_the_disk_below() {
+    let yard =
+        |more: &str| format!("[[disk]]\nuri = \"toy:\"\nbelow = \"file:a.img\"\n{more}\n{NBD}");
+    let toy = &plan(&yard("colour = \"blue\"\npatience = \"3s\"")).disks[0];
+    assert_eq!(toy.below.as_ref().unwrap().source.file(), Some(Path::new("/yard/a.img")));
+    let shown = mistakes(&yard("colour = \"green\"")).render(false);
+    assert!(shown.contains("there is no colour \"green\"; there are red and blue"), "{shown}");
 }
 
 #[test]

@@ -12,11 +12,12 @@ use toml::de::DeTable;
 
 use super::mistakes::Mistake;
 use super::table::{At, Taker};
+use crate::disks::{DiskPlan, PlanBuilder, absolute, canonical_key, parse_duration};
 use crate::plan::{
     ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
 };
 use crate::suggest;
-use crate::uri::{DiskPlan, PlanBuilder, Scheme, absolute, canonical_key, parse_duration};
+use crate::uri::kind_of_uri;
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -146,7 +147,7 @@ fn disk(
             let at = if raw { start..start + err.at().len() } else { uri.at.clone() };
             found.push(Mistake::new(at, "this is no disk URI", err.problem()));
             // The other keys are looked at all the same, if it is known what they are to be for.
-            PlanBuilder::new(scheme_of(&uri.value)?)
+            PlanBuilder::new(kind_of_uri(&uri.value)?)
         }
     };
     let uri_is_right = found.iter().all(|mistake| !uri.at.contains(&mistake.at.start));
@@ -165,16 +166,6 @@ fn disk(
             None
         }
     }
-}
-
-/// What a URI is of, as far as that can be told of one that is wrong.
-fn scheme_of(uri: &str) -> Option<Scheme> {
-    if uri.starts_with(['/', '.']) {
-        return Some(Scheme::File);
-    }
-    let (scheme, _) = uri.split_once(':')?;
-    let scheme = scheme.to_ascii_lowercase();
-    Scheme::parse(&scheme).or_else(|| scheme.starts_with("nbd").then_some(Scheme::Nbd))
 }
 
 /// A key of a disk, which is an option of its URI as well.

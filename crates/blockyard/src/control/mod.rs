@@ -56,19 +56,11 @@ pub enum Question {
     Set {
         /// The disk's name.
         disk: String,
-        /// What to change.
-        change: Change,
+        /// The option to change.
+        setting: String,
+        /// What it is to be, as a URI has it.
+        value: String,
     },
-}
-
-/// What can be changed of a disk that is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Change {
-    /// Its size, in bytes.
-    Size(u64),
-    /// Whether nobody may change it.
-    ReadOnly(bool),
 }
 
 /// An answer.

@@ -185,7 +185,7 @@ fn disk_report(plan: &YardPlan, index: usize, disk: &Disk, uptime_seconds: f64) 
     DiskReport {
         name: disk.name().into(),
         uri: disk_plan.map(|plan| plan.uri.clone()).unwrap_or_default(),
-        driver: disk_plan.map(|plan| plan.scheme().name().into()).unwrap_or_default(),
+        driver: disk_plan.map(|plan| plan.kind.name.into()).unwrap_or_default(),
         size: disk.size_bytes(),
         block_size: disk.limits().logical_block_size.bytes(),
         read_only: disk.is_read_only(),

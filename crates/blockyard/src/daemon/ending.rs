@@ -9,19 +9,15 @@ use blockyard_blkmq::{Disk, Status};
 use tokio::task::JoinSet;
 
 use super::Yard;
+use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
 use crate::queue_threads::QueueThreads;
-use crate::remote::Remote;
 
 /// What a server has for the last flush when those before have used up the grace.
 const LEAST: Duration = Duration::from_secs(1);
 
 /// Ends all of it, within the grace of the plan and [`LEAST`]; only disks of this machine take as long as they take.
-pub(super) async fn end(
-    yard: Arc<Yard>,
-    threads: QueueThreads,
-    remotes: Vec<Remote>,
-) -> Result<()> {
+pub(super) async fn end(yard: Arc<Yard>, threads: QueueThreads, open: Vec<OpenDisk>) -> Result<()> {
     let grace = yard.plan.grace;
     let end = Instant::now() + grace;
     let left = || end.saturating_duration_since(Instant::now());
@@ -32,23 +28,14 @@ pub(super) async fn end(
         back_end.server.shutdown(left()).await;
     }
     let limit = left().max(LEAST);
-    let mut leaving: JoinSet<Result<(), FlushFailed>> = JoinSet::new();
-    for remote in remotes {
-        leaving.spawn(async move { remote.leave(limit).await });
+    let mut closing = JoinSet::new();
+    for open in open {
+        closing.spawn(open.close(Arc::clone(&yard.layer), limit));
     }
     let mut losses = Losses::default();
-    for left in leaving.join_all().await {
-        losses.note(left);
-    }
-    let closed = tokio::task::spawn_blocking(move || {
-        for disk in yard.disks.iter().rev() {
-            losses.note_status(disk, yard.layer.del_disk(disk));
-        }
-        threads.shutdown();
-        losses
-    });
-    let losses =
-        closed.await.map_err(|err| Error::failed("cannot close the disks").caused_by(err))?;
+    closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
+    let ended = tokio::task::spawn_blocking(move || threads.shutdown());
+    ended.await.map_err(|err| Error::failed("cannot close the disks").caused_by(err))?;
     losses.into_result()
 }
 
@@ -83,6 +70,16 @@ impl Losses {
     /// What came of the last flush of a disk.
     pub(crate) fn note(&mut self, flushed: Result<(), FlushFailed>) {
         self.0.extend(flushed.err());
+    }
+
+    /// Nobody knows what came of the last flush of a disk.
+    pub(crate) fn note_failure(&mut self, disk: &Disk, why: &impl ToString) {
+        self.0.push(FlushFailed::new(disk.name(), why));
+    }
+
+    /// Those of other disks.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// How the last flush of a disk has ended.

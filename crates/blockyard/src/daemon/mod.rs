@@ -19,17 +19,16 @@ pub(crate) use ending::{FlushFailed, Losses};
 use signals::Signals;
 
 use crate::control::{self, report};
-use crate::disks::DiskMaker;
+use crate::disks::{DiskMaker, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::housekeeping::{self, Bell};
 use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
 use crate::queue_threads::{OnPark, QueueThreads};
-use crate::remote::Remote;
 
 /// The part of a daemon that answers questions.
 pub struct Yard {
     plan: YardPlan,
-    layer: BlockLayer,
+    layer: Arc<BlockLayer>,
     disks: Vec<Arc<Disk>>,
     server: Arc<Server>,
     /// Set when they start to serve.
@@ -44,7 +43,7 @@ pub struct Daemon {
     listeners: Vec<Listener>,
     machines: Vec<blockyard_export_vhost_user_blk::Listener>,
     threads: QueueThreads,
-    remotes: Vec<Remote>,
+    open: Vec<OpenDisk>,
     clock: Arc<dyn Clock>,
     bell: Arc<Bell>,
     notices: Vec<String>,
@@ -53,9 +52,8 @@ pub struct Daemon {
 
 /// Open disks, and what they live on.
 struct Opened {
-    layer: BlockLayer,
-    disks: Vec<Arc<Disk>>,
-    remotes: Vec<Remote>,
+    layer: Arc<BlockLayer>,
+    disks: Vec<OpenDisk>,
     threads: QueueThreads,
     clock: Arc<dyn Clock>,
     bell: Arc<Bell>,
@@ -67,12 +65,11 @@ impl Opened {
         let ring = Arc::clone(&bell);
         let on_park: OnPark = Arc::new(move || ring.ring());
         let threads = QueueThreads::start_with(plan.threads, &on_park)?;
-        let layer = BlockLayer::new();
+        let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock));
-        let disks = plan.disks.iter().map(|disk| maker.make(disk)).collect::<Result<Vec<_>>>()?;
-        let remotes = maker.into_remotes();
-        Ok(Self { layer, disks, remotes, threads, clock, bell })
+        let disks = plan.disks.iter().map(|disk| maker.open(disk)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { layer, disks, threads, clock, bell })
     }
 }
 
@@ -89,7 +86,7 @@ impl Daemon {
         let listeners = listeners(&plan, passed, &mut notices)?;
         let machines = vhost_user::listeners(&plan)?;
         let wanted = plan.clone();
-        let Opened { layer, disks, remotes, threads, clock, bell } = block_on(async {
+        let Opened { layer, disks: open, threads, clock, bell } = block_on(async {
             // A server that does not answer, say, keeps nobody from ending this.
             let open = tokio::task::spawn_blocking(move || Opened::open(&wanted));
             tokio::select! {
@@ -97,12 +94,13 @@ impl Daemon {
                 () = signals.next() => Err(Error::failed("stopped by a signal before anything was served")),
             }
         })?;
+        let disks: Vec<_> = open.iter().map(|open| Arc::clone(open.disk())).collect();
         let config = nbd_config_with(&plan, &disks, tls)?;
         let server = Server::new(config, threads.handles().to_vec()).map_err(nbd_error)?;
         let addresses = listeners.iter().flat_map(Listener::addresses).collect();
         let (back_ends, started) = (OnceLock::new(), Instant::now());
         let yard = Arc::new(Yard { plan, layer, disks, server, back_ends, addresses, started });
-        Ok(Self { yard, listeners, machines, threads, remotes, clock, bell, notices, signals })
+        Ok(Self { yard, listeners, machines, threads, open, clock, bell, notices, signals })
     }
 
     /// What the user should know of the start.
@@ -155,7 +153,9 @@ impl Daemon {
     ) -> Result<T> {
         let control = control::Server::bind(Arc::clone(&self.yard))?;
         self.open_the_gates()?;
-        let (disks, clock) = (self.yard.disks.clone(), Arc::clone(&self.clock));
+        let layers = self.open.iter().flat_map(OpenDisk::layers);
+        let disks = layers.map(|open| Arc::clone(open.disk())).collect();
+        let clock = Arc::clone(&self.clock);
         let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, Arc::clone(&self.bell)));
         let control = tokio::spawn(control.serve());
         ready(&self);
@@ -174,8 +174,8 @@ impl Daemon {
     fn open_the_gates(&mut self) -> Result<()> {
         let yard = &self.yard;
         let machines = std::mem::take(&mut self.machines);
-        let (disks, threads) = (&yard.disks, self.threads.handles());
-        let back_ends = vhost_user::start(&yard.plan, machines, disks, &self.remotes, threads)?;
+        let back_ends =
+            vhost_user::start(&yard.plan, machines, &self.open, self.threads.handles())?;
         // It is done once.
         let _ = yard.back_ends.set(back_ends);
         self.listeners.drain(..).for_each(|listener| yard.server.listen(listener));
@@ -184,12 +184,12 @@ impl Daemon {
 
     /// Ends it in order, or at once if there is a second signal.
     async fn stop(self) -> Result<()> {
-        let Self { yard, threads, remotes, mut signals, .. } = self;
+        let Self { yard, threads, open, mut signals, .. } = self;
         if signals.count() > 1 {
-            std::mem::forget((yard, threads, remotes));
+            std::mem::forget((yard, threads, open));
             return Err(signals::ended_at_once());
         }
-        let mut ending = Box::pin(ending::end(yard, threads, remotes));
+        let mut ending = Box::pin(ending::end(yard, threads, open));
         tokio::select! {
             lost = &mut ending => lost,
             () = signals.second() => {

@@ -7,9 +7,9 @@ use blockyard_export_vhost_user_blk::{self as vhost_user, Export, Listener, Serv
 use tokio::runtime::Handle;
 
 use crate::control::report;
+use crate::disks::OpenDisk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{VhostUserListen, VhostUserPlan, YardPlan};
-use crate::remote::Remote;
 
 /// A back-end, and the place of its disk in the list.
 pub(super) struct BackEnd {
@@ -33,23 +33,22 @@ fn listener(plan: &VhostUserPlan) -> std::result::Result<Listener, vhost_user::E
 pub(super) fn start(
     plan: &YardPlan,
     listeners: Vec<Listener>,
-    disks: &[Arc<Disk>],
-    remotes: &[Remote],
+    disks: &[OpenDisk],
     threads: &[Handle],
 ) -> Result<Vec<BackEnd>> {
     let plans = plan.vhost_user.iter().zip(listeners);
-    plans.map(|(plan, listener)| back_end(plan, listener, disks, remotes, threads)).collect()
+    plans.map(|(plan, listener)| back_end(plan, listener, disks, threads)).collect()
 }
 
 fn back_end(
     plan: &VhostUserPlan,
     listener: Listener,
-    disks: &[Arc<Disk>],
-    remotes: &[Remote],
+    disks: &[OpenDisk],
     threads: &[Handle],
 ) -> Result<BackEnd> {
-    let disk =
+    let open =
         disks.get(plan.disk).ok_or_else(|| Error::usage("a vhost-user-blk socket has no disk"))?;
+    let disk = open.disk();
     let read_only = plan.read_only || disk.is_read_only();
     let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
     let bdev = disk
@@ -59,8 +58,7 @@ fn back_end(
     if let Some(serial) = &plan.serial {
         export.serial.clone_from(serial);
     }
-    let remote = remotes.iter().find(|remote| remote.is_of(disk));
-    export.on_resume = remote.map(Remote::holder);
+    export.on_resume = open.holder();
     export.queues = plan.queues.unwrap_or(export.queues);
     let server = Server::start(export, listener, threads.to_vec()).map_err(error)?;
     Ok(BackEnd { disk: plan.disk, server })

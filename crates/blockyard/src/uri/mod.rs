@@ -1,33 +1,14 @@
-//! Disk URIs: from text to a plan that can no longer be wrong.
-//!
-//! | URI | the disk |
-//! | --- | --- |
-//! | `ram:1G` | memory, taken as it is written |
-//! | `null:1T?latency=100us` | reads zeroes, forgets writes, each after a while |
-//! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
-//! | `/p`, `./p` | the same with nothing special, the path taken as it is |
-//! | `nbd://host/export?connections=2` and its like | an export of an NBD server ([`blockyard_nbd::uri`], [`NbdPlan`]) |
-//!
-//! A plan has no relative paths: they start at the folder where the URI was written, and mean the same file from then on.
-
-mod nbd;
-mod options;
+//! Disk URIs: from text to what is said of a disk. What there is to say, [`crate::disks`] knows.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
 
-pub use nbd::NbdPlan;
-pub(crate) use options::flag;
-pub use options::{
-    DiskOptions, DiskPlan, DriverPlan, Engine, FilePlan, OPTIONS, PlanBuilder, Scheme,
-    canonical_key, parse_duration,
-};
-
+use crate::disks::{Body, DiskKind, PlanBuilder, file, kind_of, schemes, set_body};
 use crate::suggest;
 
 /// A mistake in a URI: what, where, and what would be right.
@@ -39,8 +20,13 @@ pub struct UriError {
 }
 
 impl UriError {
-    fn new(uri: &str, at: Range<usize>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(uri: &str, at: Range<usize>, problem: impl Into<String>) -> Self {
         Self { uri: uri.into(), at, problem: problem.into() }
+    }
+
+    /// The URI as a whole is wrong.
+    pub(crate) fn of_all(uri: &str, problem: impl Into<String>) -> Self {
+        Self::new(uri, 0..uri.len(), problem)
     }
 
     /// The bytes of the URI that are wrong.
@@ -71,58 +57,26 @@ impl fmt::Display for UriError {
 
 impl std::error::Error for UriError {}
 
-const NBD_SCHEMES: [&str; 6] = ["nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"];
-
-impl std::str::FromStr for DiskPlan {
-    type Err = UriError;
-
-    /// Relative paths start at the working directory.
-    fn from_str(uri: &str) -> Result<Self, UriError> {
-        Self::parse_in(uri, Path::new(""))
-    }
-}
-
-impl DiskPlan {
-    /// The plan of a URI whose relative paths start at `folder`.
-    ///
-    /// # Errors
-    /// A mistake in the URI.
-    pub fn parse_in(uri: &str, folder: &Path) -> Result<Self, UriError> {
-        let wrong = |problem| UriError::new(uri, 0..uri.len(), problem);
-        PlanBuilder::of_uri(uri)?.finish(uri, folder).map_err(wrong)
-    }
-}
-
-impl PlanBuilder {
-    /// What a URI says, so that more can be said of the disk, but nothing twice.
-    ///
-    /// # Errors
-    /// A mistake in the URI.
-    pub fn of_uri(uri: &str) -> Result<Self, UriError> {
-        parse(uri)
-    }
-}
-
-/// A path that means the same file wherever this process, or one that it starts, goes to; a relative one starts at `folder`.
-///
-/// # Errors
-/// A sentence for people: the working directory cannot be told.
-pub fn absolute(folder: &Path, path: &Path) -> Result<PathBuf, String> {
-    std::path::absolute(folder.join(path)).map_err(|err| {
-        format!("{} starts at the working directory, which cannot be told: {err}", path.display())
-    })
-}
-
 /// Whether it is no URI, but a path.
-fn is_path(text: &str) -> bool {
+pub(crate) fn is_path(text: &str) -> bool {
     ["/", "./", "../"].iter().any(|start| text.starts_with(start))
 }
 
-fn parse(uri: &str) -> Result<PlanBuilder, UriError> {
-    let all = 0..uri.len();
+/// The kind of disk that a URI is of, as far as that can be told of one that is wrong.
+#[must_use]
+pub fn kind_of_uri(uri: &str) -> Option<&'static DiskKind> {
+    if uri.starts_with(['/', '.']) {
+        return Some(&file::KIND);
+    }
+    let (scheme, _) = uri.split_once(':')?;
+    kind_of(scheme).or_else(|| kind_of(suggest::nearest(scheme, schemes())?))
+}
+
+/// What a URI says of a disk.
+pub(crate) fn parse(uri: &str) -> Result<PlanBuilder, UriError> {
     if is_path(uri) {
-        let mut plan = PlanBuilder::new(Scheme::File);
-        plan.path(uri).map_err(|problem| UriError::new(uri, all.clone(), problem))?;
+        let mut plan = PlanBuilder::new(&file::KIND);
+        plan.path(uri).map_err(|problem| UriError::of_all(uri, problem))?;
         return Ok(plan);
     }
     let Some((scheme, rest)) = uri.split_once(':') else {
@@ -131,31 +85,26 @@ fn parse(uri: &str) -> Result<PlanBuilder, UriError> {
         } else {
             format!("it has no scheme; a file is written ./{uri} or file:{uri}, memory ram:1G")
         };
-        return Err(UriError::new(uri, all, problem));
+        return Err(UriError::of_all(uri, problem));
     };
-    if NBD_SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()) {
-        return nbd::parse(uri);
-    }
-    let Some(kind) = Scheme::parse(scheme) else {
-        let locals = Scheme::ALL.iter().map(|kind| kind.name()).filter(|name| *name != "nbd");
-        let known: Vec<&str> = locals.chain(NBD_SCHEMES).collect();
-        let problem = format!("there are no disks {scheme:?}; {}", suggest::hint(scheme, &known));
+    let Some(kind) = kind_of(scheme) else {
+        let hint = suggest::hint(scheme, &schemes());
+        let problem = format!("there are no disks {scheme:?}; {hint}");
         return Err(UriError::new(uri, 0..scheme.len(), problem));
     };
-    local(uri, kind, scheme.len() + 1, rest)
+    let mut plan = PlanBuilder::new(kind);
+    match kind.body {
+        Body::Own(read) => read(&mut plan, uri)?,
+        _ => read(&mut plan, uri, scheme.len() + 1, rest)?,
+    }
+    Ok(plan)
 }
 
-/// A URI of a disk of ours, whose `rest` begins at `start`.
-fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<PlanBuilder, UriError> {
+/// A URI as ours are, whose `rest` begins at `start`.
+fn read(plan: &mut PlanBuilder, uri: &str, start: usize, rest: &str) -> Result<(), UriError> {
     let (body, query) = rest.split_once('?').unwrap_or((rest, ""));
     let at = start..start + body.len();
-    let mut plan = PlanBuilder::new(scheme);
-    let set = |problem| UriError::new(uri, at.clone(), problem);
-    match scheme {
-        Scheme::File => plan.path(file_path(body).map_err(set)?).map_err(set)?,
-        _ if body.is_empty() => {}
-        _ => plan.set("size", body).map_err(set)?,
-    }
+    set_body(plan, body).map_err(|problem| UriError::new(uri, at, problem))?;
     let mut at = start + body.len() + 1;
     for parameter in query.split('&') {
         let range = at..at + parameter.len();
@@ -168,11 +117,11 @@ fn local(uri: &str, scheme: Scheme, start: usize, rest: &str) -> Result<PlanBuil
         let value = decode(value).map_err(wrong)?;
         plan.set(key, &value).map_err(wrong)?;
     }
-    Ok(plan)
+    Ok(())
 }
 
 /// RFC 8089: `file:/p`, `file:///p`, and, beyond it, a relative `file:p`.
-fn file_path(body: &str) -> Result<PathBuf, String> {
+pub(crate) fn file_path(body: &str) -> Result<PathBuf, String> {
     match body.strip_prefix("//") {
         Some(rest) if rest.starts_with('/') => decode_path(rest),
         Some(rest) => {
@@ -188,7 +137,7 @@ fn decode_path(text: &str) -> Result<PathBuf, String> {
     Ok(OsString::from_vec(decode_bytes(text)?).into())
 }
 
-fn decode(text: &str) -> Result<String, String> {
+pub(crate) fn decode(text: &str) -> Result<String, String> {
     let decoded = String::from_utf8(decode_bytes(text)?);
     decoded.map_err(|_| "the escaped bytes are not UTF-8".into())
 }

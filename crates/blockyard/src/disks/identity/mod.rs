@@ -19,11 +19,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use blockyard_nbd::uri::Transport;
+use blockyard_nbd::uri::{Transport, Uri};
 use serde::{Deserialize, Serialize};
 
+use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
-use crate::uri::{DiskPlan, DriverPlan, NbdPlan};
 
 pub use text::BadIdentity;
 
@@ -79,13 +79,23 @@ impl DiskIdentity {
     /// # Errors
     /// The path of a file cannot be looked at, or the folder that a new one is to be in is not there.
     pub fn of(plan: &DiskPlan) -> Result<Self> {
-        match &plan.driver {
-            DriverPlan::Ram { .. } | DriverPlan::Null { .. } => Ok(Self(Kind::Volatile)),
-            DriverPlan::Nbd(nbd) => Ok(Self(of_export(nbd))),
-            DriverPlan::File(file) => Self::of_path(&file.path).map_err(|err| {
-                Error::failed(format!("cannot find out which disk {} is", plan.uri)).caused_by(err)
-            }),
+        if plan.kind.is_volatile {
+            return Ok(Self(Kind::Volatile));
         }
+        let own = plan.source.identity().map_err(|err| {
+            Error::failed(format!("cannot find out which disk {} is", plan.uri)).caused_by(err)
+        })?;
+        match (own, &plan.below) {
+            (Some(own), _) => Ok(own),
+            (None, Some(below)) => Self::of(below),
+            (None, None) => Ok(Self(Kind::Volatile)),
+        }
+    }
+
+    /// The identity of an export of an NBD server.
+    #[must_use]
+    pub fn of_export(uri: &Uri) -> Self {
+        Self(of_export(uri))
     }
 
     /// The identity of a file or a block device, or of a file that is not there yet.
@@ -220,13 +230,13 @@ fn absent(path: &Path) -> io::Result<Kind> {
     Ok(Kind::Absent { device: number(folder.dev()), inode: folder.ino(), name: name.into() })
 }
 
-fn of_export(plan: &NbdPlan) -> Kind {
-    let server = match &plan.uri.transport {
+fn of_export(uri: &Uri) -> Kind {
+    let server = match &uri.transport {
         Transport::Tcp { host, port } => Server::Tcp { host: canonical_host(host), port: *port },
         Transport::Unix { socket } => Server::Unix { socket: canonical_socket(Path::new(socket)) },
         Transport::Vsock { cid, port } => Server::Vsock { cid: *cid, port: *port },
     };
-    Kind::Export { server, name: plan.uri.export.clone().into() }
+    Kind::Export { server, name: uri.export.clone().into() }
 }
 
 /// Names of hosts are the same in any case, and with a dot at their end; an address is written in one way.
