@@ -1,5 +1,6 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+pub mod logging;
 mod rados;
 
 use std::ffi::{OsStr, OsString};

@@ -3,7 +3,9 @@
 
 use std::process::ExitCode;
 
-use blockyard::{ErrorKind, cli, commands, logging, term};
+use blockyard::cli::{self, logging};
+use blockyard::text::term;
+use blockyard::{ErrorKind, commands};
 
 fn main() -> ExitCode {
     let cli = match cli::parse() {

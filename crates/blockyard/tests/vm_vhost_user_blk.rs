@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard::disks::DiskMaker;
-use blockyard::queue_threads::QueueThreads;
+use blockyard::yard::queue_threads::QueueThreads;
 use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, OpenMode, Sector};
 use blockyard_export_vhost_user_blk::{Export, Server, bind};
 use blockyard_lab::vm::Vm;

@@ -7,10 +7,10 @@ use blockyard_blkmq::{BlockLayer, Disk};
 use blockyard_export_nbd as nbd;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::report::DeviceReport;
-use crate::control::{self, Answer, report};
+use crate::control::{self, Answer};
 use crate::error::Result;
-use crate::plan::YardPlan;
+use crate::yard::plan::YardPlan;
+use crate::yard::report::{self, DeviceReport};
 
 /// Who asks for the end is told how it came out.
 pub(super) type Reply = oneshot::Sender<Result<()>>;

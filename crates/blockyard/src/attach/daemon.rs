@@ -19,15 +19,15 @@ use super::record::Record;
 use super::store::{Begun, Held, Store, forget_log};
 use super::{Wish, helper, launch, usage};
 use crate::control;
-use crate::control::report::DeviceReport;
 use crate::daemon::signals::Signals;
 use crate::disks::identity::DiskIdentity;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::housekeeping::{self, Bell};
-use crate::plan::{ExportPlan, YardPlan};
-use crate::queue_threads::{OnPark, QueueThreads};
-use crate::term;
+use crate::text::term;
+use crate::yard::housekeeping::{self, Bell};
+use crate::yard::plan::{ExportPlan, YardPlan};
+use crate::yard::queue_threads::{OnPark, QueueThreads};
+use crate::yard::report::DeviceReport;
 
 /// How long what a killed daemon has of its disk may take to be given up by the system.
 const PATIENCE: Duration = Duration::from_secs(30);

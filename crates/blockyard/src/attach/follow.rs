@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
     use crate::disks::DiskMaker;
-    use crate::queue_threads::QueueThreads;
+    use crate::yard::queue_threads::QueueThreads;
 
     #[tokio::test]
     async fn a_size_and_read_only_are_followed_while_it_runs() {

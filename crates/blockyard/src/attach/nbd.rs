@@ -496,7 +496,7 @@ mod tests {
 
     use super::*;
     use crate::disks::DiskMaker;
-    use crate::queue_threads::QueueThreads;
+    use crate::yard::queue_threads::QueueThreads;
 
     #[test]
     fn what_is_asked_again_on_another_connection_comes_after_a_barrier() {

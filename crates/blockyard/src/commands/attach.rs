@@ -20,7 +20,7 @@ use crate::control::client::ask_one;
 use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, ErrorKind, Result};
-use crate::term;
+use crate::text::term;
 
 /// How long a daemon that has detached its disk may take to end.
 const LAST_BREATH: Duration = Duration::from_secs(30);

@@ -6,8 +6,8 @@ use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CopyArgs;
 use crate::disks::absolute;
 use crate::error::{Error, Result};
+use crate::text::{size, term};
 use crate::tools::copy::{Copied, Copy};
-use crate::{size, term};
 
 pub(super) fn run(args: CopyArgs) -> Result<()> {
     let [source, target] = with_tls([disk_uri(&args.source)?, disk_uri(&args.target)?], args.tls)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::cli;
 use crate::error::{Error, Result};
-use crate::term;
+use crate::text::term;
 
 pub(super) fn completions(shell: clap_complete::Shell) -> Result<()> {
     let mut script = Vec::new();

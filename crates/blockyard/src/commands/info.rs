@@ -6,10 +6,10 @@ use serde::Serialize;
 use super::{NO, disk_uri, one_with_tls};
 use crate::cli::InfoArgs;
 use crate::error::{Error, Result};
-use crate::inspect::{DiskInfo, MapSummary, PartitionInfo};
-use crate::session::Session;
-use crate::term::{exact_size, plain, yes_no};
-use crate::{size, suggest, term};
+use crate::text::term::{exact_size, plain, yes_no};
+use crate::text::{size, suggest, term};
+use crate::tools::inspect::{DiskInfo, MapSummary, PartitionInfo};
+use crate::tools::session::Session;
 
 /// The predicates of `--is`.
 const IS: [&str; 3] = ["read-only", "rotational", "tls"];

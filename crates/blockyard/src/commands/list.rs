@@ -8,11 +8,11 @@ use super::{disk_uri, one_with_tls};
 use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
 use crate::control::client::ask_all;
-use crate::control::report::{Daemon, DeviceReport, Latency};
 use crate::control::{Answer, Question, runtime_dir};
 use crate::disks::describe::Offers;
 use crate::error::{Error, Result};
-use crate::{size, term};
+use crate::text::{size, term};
+use crate::yard::report::{Daemon, DeviceReport, Latency};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
@@ -138,7 +138,7 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     let mut table = term::table(&header);
     for daemon in daemons {
         for disk in &daemon.disks {
-            let opened = |client: &&crate::control::report::Client| {
+            let opened = |client: &&crate::yard::report::Client| {
                 client.export.as_ref().is_some_and(|export| disk.exports.contains(export))
             };
             table.add_row([

@@ -22,7 +22,7 @@ use blockyard_driver_nbd::TlsFiles;
 use crate::cli::{Cli, ClientTlsArgs, Command};
 use crate::disks::{DiskPlan, TlsTaken};
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
+use crate::yard::queue_threads::QueueThreads;
 
 /// The exit code of a predicate whose answer is no.
 pub const NO: u8 = 2;
@@ -59,7 +59,8 @@ pub fn run(cli: Cli) -> Result<u8> {
 
 /// A disk URI from the command line.
 pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
-    text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+    text.parse()
+        .map_err(|err: crate::disks::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
 }
 
 /// The disks of a command, with the files of TLS that it was given. Those are not for nothing: one of the disks speaks TLS.
@@ -102,5 +103,5 @@ fn threads(wanted: Option<u16>) -> usize {
 
 /// A size from the command line.
 fn size(flag: &str, text: &str) -> Result<u64> {
-    crate::size::parse(text).map_err(|problem| Error::usage(format!("{flag}: {problem}")))
+    crate::text::size::parse(text).map_err(|problem| Error::usage(format!("{flag}: {problem}")))
 }

@@ -5,10 +5,10 @@ use std::process::Command;
 use super::disk_uri;
 use super::serve::uri_for;
 use crate::cli::RunArgs;
+use crate::daemon::runner::Runner;
 use crate::daemon::{Daemon, Passed};
 use crate::error::Result;
-use crate::plan::{ExportPlan, YardPlan};
-use crate::runner::Runner;
+use crate::yard::plan::{ExportPlan, YardPlan};
 
 pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let mut disk = disk_uri(&args.uri)?;

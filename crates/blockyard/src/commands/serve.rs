@@ -8,11 +8,13 @@ use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 
 use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
+use crate::daemon::runner::Runner;
 use crate::daemon::{Daemon, Passed};
 use crate::error::{Error, Result};
-use crate::plan::{ExportPlan, Listen, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan};
-use crate::runner::Runner;
-use crate::term;
+use crate::text::term;
+use crate::yard::plan::{
+    ExportPlan, Listen, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan,
+};
 
 pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     let passed = Passed::take();
@@ -220,11 +222,11 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
 }
 
 fn max_memory(text: &str, least: usize) -> Result<usize> {
-    let bytes = crate::size::parse(text)
+    let bytes = crate::text::size::parse(text)
         .map_err(|problem| Error::usage(format!("--max-memory: {problem}")))?;
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     if bytes < least {
-        let least = crate::size::human(least as u64);
+        let least = crate::text::size::human(least as u64);
         let what =
             format!("--max-memory: {text} is too little for the longest request of a client");
         return Err(Error::usage(what).help(format!("give {least} or more")));

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use crate::cli::SetArgs;
 use crate::control::client::{ask_at, ask_each};
-use crate::control::report::{Daemon, DiskReport};
 use crate::control::{Answer, Question};
 use crate::disks::{self, Value};
 use crate::error::{Error, Result};
+use crate::yard::report::{Daemon, DiskReport};
 
 pub(super) fn run(args: &SetArgs) -> Result<()> {
     let changes = args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?;

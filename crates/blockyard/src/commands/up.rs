@@ -6,12 +6,12 @@ use blockyard_export_nbd::{Address, DEFAULT_PORT};
 
 use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
-use crate::config::{self, ConfigError};
 use crate::daemon::{self, Daemon, Passed};
 use crate::disks::{DiskPlan, PlanBuilder, file};
 use crate::error::{Error, Result};
-use crate::plan::{ExportPlan, Listen, YardPlan};
-use crate::term;
+use crate::text::term;
+use crate::yard::config::{self, ConfigError};
+use crate::yard::plan::{ExportPlan, Listen, YardPlan};
 
 /// The file that is taken if none is named.
 const FILE: &str = "yard.toml";

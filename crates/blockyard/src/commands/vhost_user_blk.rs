@@ -6,8 +6,8 @@ use super::serve::ready;
 use crate::cli::VhostUserBlkArgs;
 use crate::daemon::{Daemon, Passed};
 use crate::error::{Error, Result};
-use crate::plan::{VhostUserListen, VhostUserPlan, YardPlan};
-use crate::term;
+use crate::text::term;
+use crate::yard::plan::{VhostUserListen, VhostUserPlan, YardPlan};
 
 pub(super) fn run(args: &VhostUserBlkArgs) -> Result<()> {
     if args.print_capabilities {

@@ -4,12 +4,12 @@
 
 pub mod client;
 mod directory;
-pub mod report;
 mod server;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{self, Error, ErrorKind, Result};
+use crate::yard::report;
 
 pub use directory::{make as make_runtime_dir, pass_runtime_dir, runtime_dir};
 pub use server::{Answers, Server};

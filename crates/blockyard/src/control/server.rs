@@ -10,9 +10,10 @@ use blockyard_sys::SocketFile;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Answer, MAX_QUESTION, MAX_SAME_PID, Question, directory, report, socket_name};
+use super::{Answer, MAX_QUESTION, MAX_SAME_PID, Question, directory, socket_name};
 use crate::disks;
 use crate::error::{Error, Result};
+use crate::yard::report;
 
 /// How long a connection may ask nothing.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::Yard;
 use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
+use crate::yard::queue_threads::QueueThreads;
 
 /// What a server has for the last flush when those before have used up the grace.
 const LEAST: Duration = Duration::from_secs(1);

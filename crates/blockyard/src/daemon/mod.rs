@@ -3,6 +3,7 @@
 mod activation;
 mod command;
 mod ending;
+pub mod runner;
 pub(crate) mod signals;
 mod vhost_user;
 
@@ -18,12 +19,13 @@ use command::Command;
 pub(crate) use ending::{FlushFailed, Losses};
 use signals::Signals;
 
-use crate::control::{self, report};
+use crate::control;
 use crate::disks::{DiskMaker, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::housekeeping::{self, Bell};
-use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
-use crate::queue_threads::{OnPark, QueueThreads};
+use crate::yard::housekeeping::{self, Bell};
+use crate::yard::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
+use crate::yard::queue_threads::{OnPark, QueueThreads};
+use crate::yard::report;
 
 /// The part of a daemon that answers questions.
 pub struct Yard {
@@ -333,8 +335,9 @@ impl Yard {
     /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
     /// nothing listens.
     async fn deserted(&self) {
-        let passed =
-            |plan: &crate::plan::VhostUserPlan| matches!(plan.listen, VhostUserListen::Passed(_));
+        let passed = |plan: &crate::yard::plan::VhostUserPlan| {
+            matches!(plan.listen, VhostUserListen::Passed(_))
+        };
         let alone = self.addresses.is_empty() && self.plan.vhost_user.iter().all(passed);
         match self.back_ends() {
             [only] if alone => only.server.ended().await,

@@ -6,10 +6,10 @@ use blockyard_blkmq::{Disk, OpenMode};
 use blockyard_export_vhost_user_blk::{self as vhost_user, Export, Listener, Server};
 use tokio::runtime::Handle;
 
-use crate::control::report;
 use crate::disks::OpenDisk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{VhostUserListen, VhostUserPlan, YardPlan};
+use crate::yard::plan::{VhostUserListen, VhostUserPlan, YardPlan};
+use crate::yard::report;
 
 /// A back-end, and the place of its disk in the list.
 pub(super) struct BackEnd {

@@ -8,8 +8,8 @@ use blockyard_blkmq::{BlockSize, Sector};
 use super::kind::{Body, DiskKind, Place, Said};
 use super::options::{BELOW, DiskOption, DiskOptions, Settings, canonical_key};
 use super::plan::DiskPlan;
-use crate::suggest;
-use crate::uri::{self, UriError};
+use crate::disks::uri::{self, UriError};
+use crate::text::suggest;
 
 /// Disks that lie on each other: more is a mistake, or a loop of somebody's making.
 const MAX_LAYERS: usize = 16;

@@ -14,8 +14,8 @@ use super::kind::{Body, DiskKind, DiskSource, Fresh, Place, Said};
 use super::maker::{DiskMaker, Parts, shown_size};
 use super::options::{DiskOption, ValueKind};
 use super::plan::{DiskPlan, absolute};
+use crate::disks::uri::is_path;
 use crate::error::{Error, ErrorKind, Result};
-use crate::uri::is_path;
 
 /// How long the lock of a file is waited for.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);

@@ -16,8 +16,8 @@ use super::maker::DiskMaker;
 use super::options::{DiskOption, DiskOptions, Settings};
 use super::plan::DiskPlan;
 use super::remote::RemoteDriver;
+use crate::disks::uri::UriError;
 use crate::error::Result;
-use crate::uri::UriError;
 
 /// A kind of disk. The parser of URIs, `yard.toml`, the help, completions, `info`, `list` and `set` are made from this.
 pub struct DiskKind {

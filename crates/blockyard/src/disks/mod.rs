@@ -27,6 +27,7 @@ mod ram;
 mod remote;
 #[cfg(test)]
 mod toy;
+pub mod uri;
 
 pub use builder::PlanBuilder;
 pub(crate) use builder::set_body;
@@ -41,7 +42,7 @@ pub use plan::{DiskPlan, absolute};
 pub use remote::{Extent, Goodbye, Remote, RemoteDriver};
 
 use crate::error::{Error, Result};
-use crate::suggest;
+use crate::text::suggest;
 
 /// The kinds of disks that there are.
 pub static KINDS: &[&DiskKind] = &[

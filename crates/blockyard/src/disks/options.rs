@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockyard_blkmq::{BlockSize, Disk, MAX_DEPTH, sched};
 
 use crate::error::Result;
-use crate::{size, suggest};
+use crate::text::{size, suggest};
 
 /// The most hardware queues of a disk.
 const MAX_QUEUES: u64 = 1024;

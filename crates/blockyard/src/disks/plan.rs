@@ -7,8 +7,8 @@ use blockyard_driver_nbd::TlsFiles;
 use super::builder::PlanBuilder;
 use super::kind::{DiskKind, DiskSource, TlsTaken};
 use super::options::DiskOptions;
+use crate::disks::uri::UriError;
 use crate::error::Result;
-use crate::uri::UriError;
 
 /// A disk that can be opened.
 #[derive(Clone, Debug)]

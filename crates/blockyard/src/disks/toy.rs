@@ -172,7 +172,7 @@ mod tests {
         assert!(DiskIdentity::of(&plan("toy:ram:1M")).unwrap().is_volatile());
         let mut absent = plan(&format!("toy:file:{file}x%3Fcreate=1M"));
         absent.never_make();
-        let mut session = crate::session::Session::start(1).unwrap();
+        let mut session = crate::tools::session::Session::start(1).unwrap();
         let flags = blockyard_blkmq::DiskFlags::NO_PART_SCAN;
         assert!(session.open(&absent, flags).is_err());
         // Two cannot have the file, unless one of them only looks on.
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn bytes_go_through_and_layers_are_closed_from_the_top() {
-        let mut session = crate::session::Session::start(1).unwrap();
+        let mut session = crate::tools::session::Session::start(1).unwrap();
         let flags = blockyard_blkmq::DiskFlags::NO_PART_SCAN;
         let disk = session.open(&plan("toy:toy:ram:1M"), flags).unwrap();
         let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();

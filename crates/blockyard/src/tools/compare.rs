@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::{io_error, open, read};
 use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::tools::session::Session;
 
 /// What was found out.
 #[derive(Clone, Debug, Serialize)]

@@ -10,10 +10,10 @@ use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 
 use super::server::explained;
-use crate::control::report::style_name;
 use crate::disks::describe::{Described, Offered, Offers};
 use crate::error::{Error, Result};
-use crate::term::{exact_size, yes_no};
+use crate::text::term::{exact_size, yes_no};
+use crate::yard::report::style_name;
 
 /// How long a server may take to answer a question.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

@@ -21,9 +21,9 @@ use super::maker::{DiskMaker, Parts, shown_blocks};
 use super::options::{DiskOption, NO_LIMIT, ValueKind, canonical_key};
 use super::plan::{DiskPlan, absolute};
 use super::remote::{Extent, Goodbye, RemoteDriver};
+use crate::disks::uri::{UriError, decode};
 use crate::error::{Error, Result};
-use crate::suggest;
-use crate::uri::{UriError, decode};
+use crate::text::suggest;
 
 /// The parameters of the NBD URI itself.
 const PARAMETERS: [&str; 6] =

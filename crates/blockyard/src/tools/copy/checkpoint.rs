@@ -8,11 +8,11 @@ use blockyard_blkmq::{Bio, Features, Status};
 
 use super::work::Shared;
 use crate::error::{Error, Result};
-use crate::session::Session;
 use crate::tools::interrupt::Interrupt;
 use crate::tools::journal::Journal;
 use crate::tools::lanes::{GRACE, LOOK};
 use crate::tools::ranges::Ranges;
+use crate::tools::session::Session;
 
 /// How often what is done is made durable and written down, if there is a journal.
 const CHECKPOINT: Duration = Duration::from_secs(1);

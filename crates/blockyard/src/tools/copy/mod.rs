@@ -24,7 +24,7 @@ use super::ranges::Ranges;
 use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::tools::session::Session;
 
 /// A copy, checked as far as it does not depend on the disks.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 
 use crate::disks::{Body, DiskKind, PlanBuilder, file, kind_of, schemes, set_body};
-use crate::suggest;
+use crate::text::suggest;
 
 /// A mistake in a URI: what, where, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]

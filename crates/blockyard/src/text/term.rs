@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use crate::error::{self, Error, Result};
-use crate::size;
+use crate::text::size;
 
 /// Text of others (names, descriptions, what servers say), for a line of ours: what would begin a new line, move the cursor,
 /// change colours or turn the direction of writing is shown escaped, not done.

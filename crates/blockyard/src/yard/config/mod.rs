@@ -9,7 +9,7 @@ use std::path::Path;
 pub use mistakes::{Mistake, Mistakes};
 
 use crate::error::{Error, Result};
-use crate::plan::YardPlan;
+use crate::yard::plan::YardPlan;
 
 /// Why a configuration cannot be used.
 #[derive(Debug)]

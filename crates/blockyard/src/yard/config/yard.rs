@@ -12,12 +12,12 @@ use toml::de::DeTable;
 
 use super::mistakes::Mistake;
 use super::table::{At, Taker};
+use crate::disks::uri::kind_of_uri;
 use crate::disks::{DiskPlan, PlanBuilder, absolute, canonical_key, parse_duration};
-use crate::plan::{
+use crate::text::suggest;
+use crate::yard::plan::{
     ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
 };
-use crate::suggest;
-use crate::uri::kind_of_uri;
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -380,7 +380,7 @@ fn memory(
     found: &mut Vec<Mistake>,
 ) -> Option<usize> {
     let memory = table.text(key, found)?;
-    match crate::size::parse(&memory.value) {
+    match crate::text::size::parse(&memory.value) {
         Ok(bytes) if bytes >= least as u64 => {
             return Some(usize::try_from(bytes).unwrap_or(usize::MAX));
         }

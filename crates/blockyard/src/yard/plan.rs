@@ -8,7 +8,7 @@ use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
 
 use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
+use crate::yard::queue_threads::QueueThreads;
 
 /// The most queue threads.
 pub const MAX_THREADS: usize = 256;

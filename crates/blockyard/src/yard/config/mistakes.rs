@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use miette::{Diagnostic, LabeledSpan};
 
-use crate::term::plain;
+use crate::text::term::plain;
 
 /// A mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::mistakes::Mistake;
 use crate::disks::canonical_key;
-use crate::suggest;
+use crate::text::suggest;
 
 /// A value and its place.
 #[derive(Clone, Debug)]

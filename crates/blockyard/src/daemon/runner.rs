@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
-use crate::plan::Listen;
+use crate::yard::plan::Listen;
 
 /// A command to run, and a place for a socket that only it is told of.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::disks::nbd::NbdSource;
-use crate::plan::TlsUse;
+use crate::yard::plan::TlsUse;
 use blockyard_export_nbd::TlsIdentity;
 
 fn mistakes(text: &str) -> Mistakes {
@@ -22,7 +22,7 @@ const NBD: &str = "[nbd]\nlisten = \"unix:nbd.sock\"\n";
 
 #[test]
 fn the_documented_example_is_right() {
-    let plan = plan(include_str!("../../../../docs/yard.toml"));
+    let plan = plan(include_str!("../../../../../docs/yard.toml"));
     assert_eq!(plan.disks.len(), 4);
     let far = plan.disks[3].source.as_any().downcast_ref::<NbdSource>().unwrap();
     assert_eq!(far.config.connections, Some(2));

@@ -10,7 +10,7 @@ use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock};
 use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::queue_threads::QueueThreads;
+use crate::yard::queue_threads::QueueThreads;
 
 /// How often timeouts are looked at.
 const TICK: Duration = Duration::from_secs(1);

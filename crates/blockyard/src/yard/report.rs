@@ -8,7 +8,7 @@ use blockyard_blkmq::{Disk, SECTOR_SIZE, StatGroup};
 use blockyard_export_nbd::{Address, ClientInfo, HeaderStyle, Server};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::YardPlan;
+use crate::yard::plan::YardPlan;
 
 /// A daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]

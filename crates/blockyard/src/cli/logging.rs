@@ -11,7 +11,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use crate::error::{Error, Result};
-use crate::term;
+use crate::text::term;
 
 /// Starts it: as `BLOCKYARD_LOG` says, else as often as `-v` was given. Lines of a daemon that are kept in a file have the
 /// time in front.
