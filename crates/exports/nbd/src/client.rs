@@ -1,11 +1,13 @@
 //! A client, as the rest of the server sees it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use blockyard_blkmq::Outbox;
 use blockyard_nbd::wire::HeaderStyle;
 use parking_lot::Mutex;
+
+use crate::server::Stage;
 
 /// What is known of a client, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +53,9 @@ pub(crate) struct Client {
     in_handshake: AtomicBool,
     /// It has to make room for a younger one.
     evicted: AtomicBool,
-    session: Mutex<Option<SessionInfo>>,
+    /// The number of its export, and what is known of it.
+    session: Mutex<Option<(u64, SessionInfo)>>,
+    stage: AtomicU8,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
@@ -69,6 +73,7 @@ impl Client {
             in_handshake: AtomicBool::new(true),
             evicted: AtomicBool::new(false),
             session: Mutex::default(),
+            stage: AtomicU8::new(Stage::Serving as u8),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
@@ -93,8 +98,23 @@ impl Client {
         self.outbox.kick();
     }
 
-    pub(crate) fn set_session(&self, session: SessionInfo) {
-        *self.session.lock() = Some(session);
+    pub(crate) fn set_session(&self, export: u64, session: SessionInfo) {
+        *self.session.lock() = Some((export, session));
+    }
+
+    /// The number of the export that it uses.
+    pub(crate) fn export(&self) -> Option<u64> {
+        self.session.lock().as_ref().map(|(export, _)| *export)
+    }
+
+    /// How far its end has come, where that is not the end of all.
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::of(self.stage.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::SeqCst);
+        self.outbox.kick();
     }
 
     /// Adds a batch. Called by one thread only, so that plain additions do.
@@ -111,7 +131,7 @@ impl Client {
             id: self.id,
             peer: self.peer.clone(),
             thread: self.thread,
-            session: self.session.lock().clone(),
+            session: self.session.lock().as_ref().map(|(_, session)| session.clone()),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),

@@ -68,10 +68,9 @@ impl<'a> Transmission<'a> {
         wire: Wire,
         received: &[u8],
         negotiated: &Negotiated,
+        bdev: Arc<Bdev>,
     ) -> Self {
         let config = &registration.server.config;
-        let at = usize::try_from(negotiated.export.id).unwrap_or(usize::MAX);
-        let bdev = Arc::clone(&config.exports[at].bdev);
         let disk = bdev.limits();
         let limits = ConnectionLimits {
             in_flight: config.limits.in_flight_per_client,
@@ -117,15 +116,20 @@ impl<'a> Transmission<'a> {
             self.collect();
             self.unpin();
             self.connection.hang_up();
-            let Registration { server, client } = self.registration;
+            let registration = self.registration;
+            let client = &registration.client;
             client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
-            if self.bios.at_disk() == 0 || server.stage() == Stage::Cut {
+            if self.bios.at_disk() == 0 || registration.stage() == Stage::Cut {
                 return;
             }
             poll_fn(|cx| {
                 let ended = client.outbox.sleep(cx);
                 // After `sleep`: whoever changes the stage does so before waking.
-                if ended || server.stage() == Stage::Cut { Poll::Ready(()) } else { Poll::Pending }
+                if ended || registration.stage() == Stage::Cut {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
             })
             .await;
             client.outbox.awake();
@@ -169,7 +173,7 @@ impl<'a> Transmission<'a> {
     /// Does what can be done now; says whether that was anything.
     fn turn(&mut self) -> Result<bool, Close> {
         let registration = self.registration;
-        match registration.server.stage() {
+        match registration.stage() {
             Stage::Serving => {}
             Stage::Draining => self.connection.shut_down(),
             Stage::Cut => return Err(Close::Shutdown),
@@ -387,7 +391,7 @@ impl<'a> Transmission<'a> {
             return Poll::Ready(Ok(()));
         }
         // After `sleep`: whoever changes the stage, or gives memory, does so before waking.
-        let stage = self.registration.server.stage();
+        let stage = self.registration.stage();
         let is_told = self.connection.is_shutting_down();
         if stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
             return Poll::Ready(Ok(()));
