@@ -358,7 +358,7 @@ pub struct VhostUserBlkArgs {
     pub socket_path: Option<PathBuf>,
     /// The socket of the front-end, which was passed to this process: one that listens, or is connected.
     #[arg(long, value_name = "FDNUM")]
-    pub fd: Option<i32>,
+    pub fd: Option<u32>,
     /// The disk: a file, a block device, or the URI of any disk.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<String>,

@@ -10,6 +10,7 @@ pub mod control;
 pub mod daemon;
 pub mod disks;
 pub mod error;
+pub mod exports;
 pub mod text;
 pub mod tools;
 pub mod yard;

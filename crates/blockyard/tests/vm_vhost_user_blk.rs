@@ -74,13 +74,21 @@ fn a_guest_makes_a_file_system_and_finds_what_it_wrote() {
     guest.expect("trimmed").unwrap();
     let allocated = image.metadata().unwrap().blocks() * 512;
     assert!(allocated < 24 * MIB, "the guest has given its 64 MiB back, but {allocated} are taken");
-    let machine = &daemon.report()["vhost_user"][0];
+    let machine = &machine(&daemon);
     // The guest has one processor, and so uses one queue of the two.
-    assert_eq!((machine["connected"].as_bool(), machine["queues"].as_u64()), (Some(true), Some(1)));
+    assert_eq!((machine["clients"].as_u64(), machine["queues"].as_u64()), (Some(1), Some(1)));
     guest.answer("go on").unwrap();
     let outcome = guest.finish().unwrap();
     assert_eq!(outcome.status, 0, "{}\n{}", outcome.console, daemon.log());
     daemon.stop();
+}
+
+/// What a daemon tells of its one vhost-user-blk export.
+fn machine(daemon: &Daemon) -> serde_json::Value {
+    let report = daemon.report();
+    let exports = report["exports"].as_array().unwrap();
+    let of_kind = exports.iter().find(|export| export["kind"] == "vhost-user-blk");
+    of_kind.unwrap().clone()
 }
 
 const GROWTH: &str = "set -e
@@ -194,11 +202,11 @@ fn back_end_dies(queues: u32) {
     for kill in 1..=KILLS {
         guest.expect(&format!("under load {kill}")).unwrap();
         // In the middle of it: so much more has been asked for since the last death.
-        let served = || daemon.report()["vhost_user"][0]["requests"].as_u64().unwrap();
+        let served = || machine(&daemon)["requests"].as_u64().unwrap();
         while served() < 200 {
             std::thread::yield_now();
         }
-        assert_eq!(daemon.report()["vhost_user"][0]["queues"], queues);
+        assert_eq!(machine(&daemon)["queues"], queues);
         daemon.signal(rustix::process::Signal::KILL);
         let (status, log) = daemon.wait();
         assert!(!status.success());

@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock, OpenMode};
-use blockyard_export_nbd as nbd;
+use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::answers::{Reply, Yard};
-use super::follow::{Follow, State, set_read_only};
+use super::answers::{Answers, Reply};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
 use super::store::{Begun, Held, Store, forget_log};
@@ -21,12 +19,13 @@ use super::{Wish, helper, launch, usage};
 use crate::control;
 use crate::daemon::signals::Signals;
 use crate::disks::identity::DiskIdentity;
-use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
+use crate::disks::{DiskPlan, Value};
 use crate::error::{Error, ErrorKind, Result};
+use crate::exports::{self, ExportPlan};
 use crate::text::term;
-use crate::yard::housekeeping::{self, Bell};
-use crate::yard::plan::{ExportPlan, YardPlan};
-use crate::yard::queue_threads::{OnPark, QueueThreads};
+use crate::yard::Yard;
+use crate::yard::follow::{Follow, State};
+use crate::yard::plan::YardPlan;
 use crate::yard::report::DeviceReport;
 
 /// How long what a killed daemon has of its disk may take to be given up by the system.
@@ -101,15 +100,10 @@ fn enter_write_back_path() {
 
 /// A disk of ours, and what serves it.
 struct Server {
-    plan: YardPlan,
-    layer: Arc<BlockLayer>,
+    yard: Arc<Yard>,
     disk: Arc<Disk>,
     identity: DiskIdentity,
-    open: OpenDisk,
-    threads: QueueThreads,
-    nbd: Arc<nbd::Server>,
-    clock: Arc<dyn Clock>,
-    bell: Arc<Bell>,
+    grace: Duration,
     /// The record of a device that is recovered: nobody else does.
     held: Option<Held>,
 }
@@ -117,51 +111,38 @@ struct Server {
 impl Server {
     fn open(order: &Order) -> Result<Self> {
         let wish = order.wish();
-        let (disk, held) = match order {
+        let (mut disk, held) = match order {
             Order::Attach(_) => (crate::commands::disk_uri(&wish.uri)?, None),
             Order::Recover(record) => {
                 let held = Store::open()?.claim(record)?;
                 (to_recover(record)?, Some(held))
             }
         };
-        let mut disk = disk;
         disk.options.read_only |= wish.read_only;
         let mut plan = YardPlan::new(vec![disk])?;
         plan.threads = wish.threads.map_or(plan.threads, usize::from);
         plan.nbd.limits.stall_timeout = NEVER;
-        let mut export = ExportPlan::new(0, EXPORT);
-        export.read_only = wish.read_only;
-        plan.exports.push(export);
-        let bell = Arc::new(Bell::default());
-        let ring = Arc::clone(&bell);
-        let on_park: OnPark = Arc::new(move || ring.ring());
-        let threads = QueueThreads::start_with(plan.threads, &on_park)?;
-        let layer = Arc::new(BlockLayer::new());
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let yard = Yard::start(plan.threads, &plan.nbd)?;
         // The kernel looks for partitions itself.
-        let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock))
-            .with_flags(DiskFlags::NO_PART_SCAN);
+        let make = || yard.open_disk(&plan.disks[0], DiskFlags::NO_PART_SCAN);
         let open = match order {
-            Order::Attach(_) => maker.open(&plan.disks[0])?,
-            Order::Recover(_) => patiently(|| maker.open(&plan.disks[0]))?,
+            Order::Attach(_) => make()?,
+            Order::Recover(_) => patiently(make)?,
         };
-        let disk = Arc::clone(open.disk());
         // It is there now: a file may have been made, or have come in the place of the one that was looked at before.
         let identity = DiskIdentity::of(&plan.disks[0])?;
         if let Order::Recover(record) = order {
             check_identity(record, &identity)?;
-        }
-        if matches!(order, Order::Recover(_)) {
             open.hold_writes();
         }
-        let mut config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
-        for export in &mut config.exports {
-            // The kernel knows blocks only.
-            export.minimum_block_size = Some(export.bdev.limits().logical_block_size.bytes());
-        }
-        let nbd = nbd::Server::new(config, threads.handles().to_vec())
-            .map_err(crate::daemon::nbd_error)?;
-        Ok(Self { plan, layer, disk, identity, open, threads, nbd, clock, bell, held })
+        // The kernel knows blocks only.
+        let export = ExportPlan::new(&exports::nbd::KIND, plan.disk_name(0), EXPORT)
+            .with("read_only", Value::Flag(wish.read_only))
+            .with("whole_blocks", Value::Flag(true));
+        let bound = (export.kind.bind)(&export)?;
+        yard.open_export(export, bound)?.start()?;
+        let disk = Arc::clone(open.disk());
+        Ok(Self { yard, disk, identity, grace: plan.grace, held })
     }
 
     fn attach(self, order: Order, log: Option<PathBuf>) -> Result<Attached> {
@@ -173,8 +154,8 @@ impl Server {
             .map_err(|err| Error::failed("the disk cannot be opened").caused_by(err))?;
         let below = Below {
             bdev: Arc::new(bdev),
-            threads: self.threads.handles(),
-            server: &self.nbd,
+            threads: self.yard.threads(),
+            server: self.yard.nbd(),
             export: EXPORT,
             outlives_us: !self.identity.is_volatile(),
         };
@@ -300,8 +281,8 @@ enum End {
 
 impl Attached {
     /// Listens to who asks, and puts it on record: in this order, as who finds it on record asks.
-    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<control::Server<Yard>> {
-        let control = control::Server::bind(Arc::new(self.yard(ask)))?;
+    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<control::Server<Answers>> {
+        let control = control::Server::bind(Arc::new(self.answers(ask)))?;
         self.save().await?;
         self.begun = None;
         if let Some(before) = self.recovered.take() {
@@ -317,13 +298,10 @@ impl Attached {
         Ok(())
     }
 
-    fn yard(&self, ask: mpsc::Sender<Reply>) -> Yard {
-        let (server, record) = (&self.server, &self.record);
-        Yard {
-            plan: server.plan.clone(),
-            layer: Arc::clone(&server.layer),
-            disks: vec![Arc::clone(&server.disk)],
-            nbd: Arc::clone(&server.nbd),
+    fn answers(&self, ask: mpsc::Sender<Reply>) -> Answers {
+        let record = &self.record;
+        Answers {
+            yard: Arc::clone(&self.server.yard),
             device: DeviceReport {
                 path: record.path(),
                 via: record.via.name().into(),
@@ -331,7 +309,6 @@ impl Attached {
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
             },
             mark: record.mark,
-            started: Instant::now(),
             ask,
         }
     }
@@ -354,10 +331,7 @@ impl Attached {
                 return Err(err);
             }
         };
-        let disks = self.server.open.layers().map(|layer| Arc::clone(layer.disk())).collect();
-        let clock = Arc::clone(&self.server.clock);
-        let bell = Arc::clone(&self.server.bell);
-        let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, bell));
+        let housekeeper = tokio::spawn(Arc::clone(&self.server.yard).keep());
         let control = tokio::spawn(control.serve());
         tell_ready(
             || term::say(self.record.path()),
@@ -434,7 +408,7 @@ impl Attached {
                     telling = Some(std::thread::spawn(move || {
                         // One after the other. One that has panicked has said so.
                         let _ = before.map(JoinHandle::join);
-                        set_read_only(&path, read_only);
+                        helper::set_read_only(&path, read_only);
                     }));
                 }
             }
@@ -444,7 +418,7 @@ impl Attached {
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
     /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
-        let runtime = self.server.threads.handles()[0].clone();
+        let runtime = self.server.yard.threads()[0].clone();
         take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
@@ -458,13 +432,7 @@ impl Attached {
     }
 
     async fn end(self) -> Result<()> {
-        let grace = self.server.plan.grace;
-        self.server.nbd.shutdown(grace).await;
-        let Server { open, layer, threads, .. } = self.server;
-        let losses = open.close(layer, grace).await;
-        let ended = tokio::task::spawn_blocking(move || threads.shutdown());
-        ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
-        losses.into_result()
+        self.server.yard.end(self.server.grace).await.into_result()
     }
 }
 

@@ -5,7 +5,6 @@
 
 mod answers;
 mod daemon;
-mod follow;
 mod helper;
 mod kernel;
 mod launch;

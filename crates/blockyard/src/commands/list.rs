@@ -12,7 +12,7 @@ use crate::control::{Answer, Question, runtime_dir};
 use crate::disks::describe::Offers;
 use crate::error::{Error, Result};
 use crate::text::{size, term};
-use crate::yard::report::{Daemon, DeviceReport, Latency};
+use crate::yard::report::{Daemon, DeviceReport, ExportReport, Latency};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
@@ -138,16 +138,19 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     let mut table = term::table(&header);
     for daemon in daemons {
         for disk in &daemon.disks {
-            let opened = |client: &&crate::yard::report::Client| {
-                client.export.as_ref().is_some_and(|export| disk.exports.contains(export))
-            };
+            let clients: u64 = daemon
+                .exports
+                .iter()
+                .filter(|export| export.disk == disk.name)
+                .map(|export| export.served.clients)
+                .sum();
             table.add_row([
                 daemon.pid.to_string(),
                 format!("{}{}", disk.name, if disk.read_only { " (ro)" } else { "" }),
                 disk.driver.clone(),
                 size::human(disk.size),
                 disk.exports.join(","),
-                daemon.nbd.clients.iter().filter(opened).count().to_string(),
+                clients.to_string(),
                 disk.in_flight.to_string(),
                 disk.ops.to_string(),
                 disk.iops.to_string(),
@@ -170,15 +173,17 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             let DeviceReport { path, via, uri, .. } = device;
             term::say(format_args!("{} serves {path} ({via}, {uri})", daemon.pid))?;
         }
-        for machine in &daemon.vhost_user {
-            let socket = machine.socket.as_deref().unwrap_or("a passed socket");
-            let used = if machine.connected {
-                format!("connected, {} queues, {} requests", machine.queues, machine.requests)
-            } else {
-                "nobody connected".into()
+        for ExportReport { disk, served, .. } in &daemon.exports {
+            let Some(address) = &served.address else { continue };
+            let (pid, requests) = (daemon.pid, served.requests);
+            let queues = served.queues.map(|queues| format!(", {queues} queues"));
+            let queues = queues.unwrap_or_default();
+            let used = match served.clients {
+                0 => "nobody connected".into(),
+                1 => format!("connected{queues}, {requests} requests"),
+                clients => format!("{clients} connected{queues}, {requests} requests"),
             };
-            let (pid, disk) = (daemon.pid, &machine.disk);
-            term::say(format_args!("{pid} serves {disk} at vhost-user-blk:{socket} ({used})"))?;
+            term::say(format_args!("{pid} serves {disk} at {address} ({used})"))?;
         }
     }
     Ok(())

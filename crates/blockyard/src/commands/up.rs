@@ -7,11 +7,12 @@ use blockyard_export_nbd::{Address, DEFAULT_PORT};
 use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
 use crate::daemon::{self, Daemon, Passed};
-use crate::disks::{DiskPlan, PlanBuilder, file};
+use crate::disks::{DiskPlan, PlanBuilder, Value, file};
 use crate::error::{Error, Result};
+use crate::exports::{self, ExportPlan};
 use crate::text::term;
 use crate::yard::config::{self, ConfigError};
-use crate::yard::plan::{ExportPlan, Listen, YardPlan};
+use crate::yard::plan::{Listen, YardPlan};
 
 /// The file that is taken if none is named.
 const FILE: &str = "yard.toml";
@@ -76,9 +77,9 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
     let mut plan = YardPlan::new(disks)?;
     let described = ["In memory, gone when the yard is closed", "In ./yard/disk.img, stays"];
     for (index, description) in described.into_iter().enumerate() {
-        let mut export = ExportPlan::new(index, plan.disk_name(index));
-        export.description = description.into();
-        plan.exports.push(export);
+        let name = plan.disk_name(index);
+        let export = ExportPlan::new(&exports::nbd::KIND, name, name);
+        plan.exports.push(export.with("description", Value::Text(description.into())));
     }
     plan.nbd.default_export = Some("ram".into());
     let socket = directory.join("nbd.sock");
@@ -99,7 +100,7 @@ fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
 /// What to do next, ready to paste.
 fn what_next(daemon: &Daemon) -> String {
     let addresses = daemon.addresses();
-    let (ram, disk) = (uri_for(daemon, addresses, "ram"), uri_for(daemon, addresses, "disk"));
+    let (ram, disk) = (uri_for(daemon, &addresses, "ram"), uri_for(daemon, &addresses, "disk"));
     let tcp: Vec<_> = addresses
         .iter()
         .filter(|address| matches!(address, Address::Tcp { .. }))

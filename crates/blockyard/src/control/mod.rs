@@ -119,9 +119,8 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use blockyard_blkmq::Disk;
-
     use super::*;
+    use crate::disks::OpenDisk;
 
     #[test]
     fn a_socket_is_named_for_its_process() {
@@ -154,8 +153,8 @@ mod tests {
             String::new()
         }
 
-        fn disks(&self) -> &[Arc<Disk>] {
-            &[]
+        fn disk(&self, _: &str) -> Result<Arc<OpenDisk>> {
+            unreachable!("nobody asks for it")
         }
 
         fn attached(&self) -> Option<(&str, u64)> {

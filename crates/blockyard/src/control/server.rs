@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{Answer, MAX_QUESTION, MAX_SAME_PID, Question, directory, socket_name};
-use crate::disks;
+use crate::disks::{self, OpenDisk};
 use crate::error::{Error, Result};
 use crate::yard::report;
 
@@ -30,8 +30,11 @@ pub trait Answers: Send + Sync + 'static {
     fn diskstats(&self) -> String;
     /// The text of /proc/partitions for its disks.
     fn partitions(&self) -> String;
-    /// Its disks.
-    fn disks(&self) -> &[Arc<Disk>];
+    /// The disk of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    fn disk(&self, name: &str) -> Result<Arc<OpenDisk>>;
     /// The kernel's disk that it serves, and its mark.
     fn attached(&self) -> Option<(&str, u64)> {
         None
@@ -134,12 +137,10 @@ async fn answer(line: &str, answers: &impl Answers) -> Answer {
                 Answer::Error(format!("{device} is not served here"))
             }
         }
-        Ok(Question::Set { disk, setting, value }) => {
-            match answers.disks().iter().find(|it| it.name() == disk) {
-                Some(disk) => set(Arc::clone(disk), setting, value).await,
-                None => Answer::Error(format!("there is no disk {disk:?} here")),
-            }
-        }
+        Ok(Question::Set { disk, setting, value }) => match answers.disk(&disk) {
+            Ok(open) => set(Arc::clone(open.disk()), setting, value).await,
+            Err(err) => Answer::Error(err.to_string()),
+        },
         Err(err) => Answer::Error(format!("not understood: {err}")),
     }
 }

@@ -1,43 +1,10 @@
-//! The end of a daemon: what clients have asked for is answered, disks are flushed and closed. A last flush that fails is a
-//! failure of the whole, which says what may be lost.
+//! What is lost in the end: a last flush that fails is a failure of the whole, which says what may be lost.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Disk, Status};
-use tokio::task::JoinSet;
 
-use super::Yard;
-use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
-use crate::yard::queue_threads::QueueThreads;
-
-/// What a server has for the last flush when those before have used up the grace.
-const LEAST: Duration = Duration::from_secs(1);
-
-/// Ends all of it, within the grace of the plan and [`LEAST`]; only disks of this machine take as long as they take.
-pub(super) async fn end(yard: Arc<Yard>, threads: QueueThreads, open: Vec<OpenDisk>) -> Result<()> {
-    let grace = yard.plan.grace;
-    let end = Instant::now() + grace;
-    let left = || end.saturating_duration_since(Instant::now());
-    // They end together.
-    yard.back_ends().iter().for_each(|back_end| back_end.server.stop());
-    yard.server.shutdown(grace).await;
-    for back_end in yard.back_ends() {
-        back_end.server.shutdown(left()).await;
-    }
-    let limit = left().max(LEAST);
-    let mut closing = JoinSet::new();
-    for open in open {
-        closing.spawn(open.close(Arc::clone(&yard.layer), limit));
-    }
-    let mut losses = Losses::default();
-    closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
-    let ended = tokio::task::spawn_blocking(move || threads.shutdown());
-    ended.await.map_err(|err| Error::failed("cannot close the disks").caused_by(err))?;
-    losses.into_result()
-}
 
 /// The last flush of a disk has failed.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use blockyard_blkmq::{BlockSize, Sector};
 
 use super::kind::{Body, DiskKind, Place, Said};
-use super::options::{BELOW, DiskOption, DiskOptions, Settings, canonical_key};
+use super::options::{BELOW, DiskOptions, OptionSpec, Settings, canonical_key};
 use super::plan::DiskPlan;
 use crate::disks::uri::{self, UriError};
 use crate::text::suggest;
@@ -80,7 +80,7 @@ impl PlanBuilder {
         let Some(option) = self.kind.all_options().find(|option| option.name == key) else {
             return Err(self.unknown(key));
         };
-        let DiskOption { name, value: kind, default, .. } = option;
+        let OptionSpec { name, value: kind, default, .. } = option;
         let value =
             kind.parse(name, default, value).map_err(|problem| format!("{key}: {problem}"))?;
         if self.settings.set(name, value) {

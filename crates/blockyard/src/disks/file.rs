@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh, Place, Said};
 use super::maker::{DiskMaker, Parts, shown_size};
-use super::options::{DiskOption, ValueKind};
+use super::options::{OptionSpec, ValueKind};
 use super::plan::{DiskPlan, absolute};
 use crate::disks::uri::is_path;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,20 +28,20 @@ pub static KIND: DiskKind = DiskKind {
     usage: "file:PATH",
     summary: "a file or a block device; /path and ./path are files, too, but have no options",
     options: &[
-        DiskOption::new("direct", ValueKind::Flag, "0", "bypass the page cache"),
-        DiskOption::new(
+        OptionSpec::new("direct", ValueKind::Flag, "0", "bypass the page cache"),
+        OptionSpec::new(
             "create",
             ValueKind::Size,
             "it must exist",
             "create it, sparse, with this size if it does not exist",
         ),
-        DiskOption::new(
+        OptionSpec::new(
             "lock",
             ValueKind::Flag,
             "1",
             "lock it, so that nobody else uses it at the same time",
         ),
-        DiskOption::new(
+        OptionSpec::new(
             "engine",
             ValueKind::Choice(&["auto", "uring", "threads"]),
             "auto",

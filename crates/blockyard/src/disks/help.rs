@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::options::BELOW;
-use super::{COMMON, DiskOption, KINDS};
+use super::{COMMON, KINDS, OptionSpec};
 
 /// Columns of the widest line.
 const WIDTH: usize = 100;
@@ -45,8 +45,8 @@ pub fn settings() -> String {
     format!("Settings:\n{}", rows.replace(" [live]", "").trim_end())
 }
 
-fn described(options: &[&DiskOption]) -> Vec<(String, String)> {
-    let described = |option: &&DiskOption| {
+fn described(options: &[&OptionSpec]) -> Vec<(String, String)> {
+    let described = |option: &&OptionSpec| {
         let live = if option.live.is_some() { " [live]" } else { "" };
         let usage = format!("{}={}", option.name, option.value.placeholder());
         (usage, format!("{} (default: {}){live}", option.help, option.default))

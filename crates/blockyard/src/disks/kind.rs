@@ -13,7 +13,7 @@ use super::builder::PlanBuilder;
 use super::describe::{Described, Offers};
 use super::identity::DiskIdentity;
 use super::maker::DiskMaker;
-use super::options::{DiskOption, DiskOptions, Settings};
+use super::options::{DiskOptions, OptionSpec, Settings};
 use super::plan::DiskPlan;
 use super::remote::RemoteDriver;
 use crate::disks::uri::UriError;
@@ -32,7 +32,7 @@ pub struct DiskKind {
     /// What it is, in a line.
     pub summary: &'static str,
     /// The options that only this kind has.
-    pub options: &'static [DiskOption],
+    pub options: &'static [OptionSpec],
     /// Options of all disks that it does not have.
     pub without: &'static [&'static str],
     /// It lies on another disk, which its option `below` names.
@@ -45,7 +45,7 @@ pub struct DiskKind {
 
 impl DiskKind {
     /// The options that a disk of this kind has: those of all disks, then its own.
-    pub fn all_options(&self) -> impl Iterator<Item = &'static DiskOption> {
+    pub fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
         let common = super::options::COMMON.iter().filter(|option| {
             !self.without.contains(&option.name)
                 && (self.has_below || option.name != super::options::BELOW)

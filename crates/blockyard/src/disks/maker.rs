@@ -77,13 +77,6 @@ impl DiskMaker {
         }
     }
 
-    /// The disks are all of that kind.
-    #[must_use]
-    pub fn with_flags(mut self, flags: DiskFlags) -> Self {
-        self.flags = flags;
-        self
-    }
-
     /// The queue threads.
     #[must_use]
     pub fn threads(&self) -> &[Handle] {
@@ -95,17 +88,26 @@ impl DiskMaker {
     /// # Errors
     /// What keeps one from being opened, with what to do. Nothing of it is left then.
     pub fn open(&mut self, plan: &DiskPlan) -> Result<OpenDisk> {
+        self.open_with(plan, DiskFlags::empty())
+    }
+
+    /// As [`DiskMaker::open`]; the disk, and those that it lies on, have these flags.
+    ///
+    /// # Errors
+    /// As those of [`DiskMaker::open`].
+    pub fn open_with(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<OpenDisk> {
         let name = plan.options.name.clone().unwrap_or_else(|| plan.default_name(0));
         let below = match &plan.below {
             Some(below) => {
                 let mut below = DiskPlan::clone(below);
                 below.options.name = Some(format!("{name}.{}", below.kind.name));
-                Some(Box::new(self.open(&below)?))
+                Some(Box::new(self.open_with(&below, flags | DiskFlags::NO_PART_SCAN)?))
             }
             None => None,
         };
         let mut plan = plan.clone();
         plan.options.name = Some(name);
+        self.flags = flags;
         match self.open_above(&plan, below.as_deref()) {
             Ok((disk, remote)) => Ok(OpenDisk::new(disk, remote, below)),
             Err(err) => {

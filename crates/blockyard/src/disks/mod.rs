@@ -35,7 +35,7 @@ pub use kind::{AnySource, Body, DiskKind, DiskSource, Fresh, Place, Said, TlsTak
 pub use maker::{Abilities, DiskMaker, Parts, abilities, ability_names};
 pub use open::OpenDisk;
 pub use options::{
-    COMMON, DiskOption, DiskOptions, NO_LIMIT, Settings, Value, ValueKind, canonical_key,
+    COMMON, DiskOptions, NO_LIMIT, OptionSpec, Settings, Value, ValueKind, canonical_key,
     parse_duration,
 };
 pub use plan::{DiskPlan, absolute};
@@ -67,7 +67,7 @@ pub fn schemes() -> Vec<&'static str> {
 }
 
 /// Options that change while a disk is used, of all kinds.
-pub fn settings() -> impl Iterator<Item = &'static DiskOption> {
+pub fn settings() -> impl Iterator<Item = &'static OptionSpec> {
     let own = KINDS.iter().flat_map(|kind| kind.options);
     COMMON.iter().chain(own).filter(|option| option.live.is_some())
 }
@@ -76,7 +76,7 @@ pub fn settings() -> impl Iterator<Item = &'static DiskOption> {
 ///
 /// # Errors
 /// There is no such setting, or it cannot be that.
-pub fn setting(key: &str, value: &str) -> Result<(&'static DiskOption, Value)> {
+pub fn setting(key: &str, value: &str) -> Result<(&'static OptionSpec, Value)> {
     let Some(option) = settings().find(|option| option.name == canonical_key(key)) else {
         let names: Vec<_> = settings().map(|option| option.name).collect();
         let what = format!("a disk has no setting {key:?}; {}", suggest::hint(key, &names));

@@ -8,7 +8,7 @@ use blockyard_driver_null::{Null, NullConfig};
 
 use super::kind::{Body, DiskKind, DiskSource, Fresh};
 use super::maker::{DiskMaker, Parts};
-use super::options::{DiskOption, ValueKind};
+use super::options::{OptionSpec, ValueKind};
 use super::plan::DiskPlan;
 use crate::error::{Error, Result};
 
@@ -21,7 +21,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     body: Body::Size,
     usage: "null:SIZE",
     summary: "reads zeroes, forgets writes",
-    options: &[DiskOption::new(
+    options: &[OptionSpec::new(
         "latency",
         ValueKind::Time { zero: true, most: MAX_LATENCY },
         "0",

@@ -56,34 +56,30 @@ impl OpenDisk {
 
     /// Flushes and closes it, from the top down. A server has `limit` to take the last flush; disks of this machine take as long
     /// as they take. Nobody uses it any more.
-    pub(crate) async fn close(self, layer: Arc<BlockLayer>, limit: Duration) -> Losses {
+    pub(crate) async fn close(&self, layer: &Arc<BlockLayer>, limit: Duration) -> Losses {
         let mut losses = Losses::default();
-        let mut next = Some(self);
-        while let Some(Self { disk, remote, below }) = next {
-            if let Some(remote) = &remote {
+        for Self { disk, remote, .. } in self.layers() {
+            if let Some(remote) = remote {
                 losses.note(remote.leave(limit).await);
             }
-            let (layer, removed) = (Arc::clone(&layer), Arc::clone(&disk));
+            let (layer, removed) = (Arc::clone(layer), Arc::clone(disk));
             let removed = tokio::task::spawn_blocking(move || layer.del_disk(&removed));
             match removed.await {
-                Ok(flushed) => losses.note_status(&disk, flushed),
-                Err(err) => losses.note_failure(&disk, &err),
+                Ok(flushed) => losses.note_status(disk, flushed),
+                Err(err) => losses.note_failure(disk, &err),
             }
-            next = below.map(|below| *below);
         }
         losses
     }
 
     /// The same where there is no runtime.
-    pub(crate) fn close_now(self, layer: &Arc<BlockLayer>, limit: Duration) -> Losses {
+    pub(crate) fn close_now(&self, layer: &BlockLayer, limit: Duration) -> Losses {
         let mut losses = Losses::default();
-        let mut next = Some(self);
-        while let Some(Self { disk, remote, below }) = next {
-            if let Some(remote) = &remote {
+        for Self { disk, remote, .. } in self.layers() {
+            if let Some(remote) = remote {
                 losses.note(remote.leave_now(limit));
             }
-            losses.note_status(&disk, layer.del_disk(&disk));
-            next = below.map(|below| *below);
+            losses.note_status(disk, layer.del_disk(disk));
         }
         losses
     }

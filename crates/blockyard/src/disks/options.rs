@@ -1,6 +1,7 @@
-//! The options of disks: what each is called, what it can be, and what was said of it.
+//! Options: what each is called, what it can be, and what was said of it; and those that all disks have.
 
 use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockSize, Disk, MAX_DEPTH, sched};
@@ -15,8 +16,9 @@ const MAX_MINORS: u64 = 256;
 /// The option that names the disk below.
 pub(super) const BELOW: &str = "below";
 
-/// An option of a disk: a parameter of its URI, a key in `yard.toml`, and, if it can change while the disk is used, a setting.
-pub struct DiskOption {
+/// An option of a disk or a front-end: a key in `yard.toml`; of a disk also a parameter of its URI, and, if it can change while
+/// the disk is used, a setting.
+pub struct OptionSpec {
     /// Its name.
     pub name: &'static str,
     /// What it can be.
@@ -29,7 +31,7 @@ pub struct DiskOption {
     pub live: Option<fn(&Disk, &Value) -> Result<()>>,
 }
 
-impl DiskOption {
+impl OptionSpec {
     /// An option that stays as it is while the disk is used.
     #[must_use]
     pub const fn new(
@@ -71,6 +73,19 @@ pub enum ValueKind {
     Name,
     /// The URI of a disk.
     Uri,
+    /// Any text.
+    Text,
+    /// The path of a file.
+    Path,
+    /// The permissions of a file, in octal.
+    Mode,
+    /// A power of two.
+    PowerOfTwo {
+        /// From this.
+        least: u64,
+        /// To this.
+        most: u64,
+    },
 }
 
 /// The longest time that an option without a limit of its own can be.
@@ -89,6 +104,10 @@ impl ValueKind {
             Self::Choice(words) => words.join("|"),
             Self::Name => "NAME".into(),
             Self::Uri => "URI".into(),
+            Self::Text => "TEXT".into(),
+            Self::Path => "PATH".into(),
+            Self::Mode => "MODE".into(),
+            Self::PowerOfTwo { .. } => "BYTES".into(),
         }
     }
 
@@ -126,7 +145,18 @@ impl ValueKind {
                 }
             },
             Self::Name => Value::Text(disk_name(value)?),
-            Self::Uri => Value::Text(value.into()),
+            Self::Uri | Self::Text => Value::Text(value.into()),
+            Self::Path => Value::Path(value.into()),
+            Self::Mode => {
+                let mode = u64::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777);
+                Value::Number(mode.ok_or_else(|| {
+                    format!("{value:?} is no octal mode up to 777; write 660, say")
+                })?)
+            }
+            Self::PowerOfTwo { least, most } => match number(value, *least, *most)? {
+                number if number.is_power_of_two() => Value::Number(number),
+                _ => return Err(format!("{value:?} is no power of two; write 4096, say")),
+            },
         })
     }
 }
@@ -142,6 +172,8 @@ pub enum Value {
     Time(Duration),
     /// A text.
     Text(String),
+    /// A path.
+    Path(PathBuf),
 }
 
 /// What was said, option by option.
@@ -150,7 +182,7 @@ pub struct Settings(Vec<(&'static str, Value)>);
 
 impl Settings {
     /// Says no if it was said before.
-    pub(super) fn set(&mut self, name: &'static str, value: Value) -> bool {
+    pub(crate) fn set(&mut self, name: &'static str, value: Value) -> bool {
         let is_new = self.get(name).is_none();
         if is_new {
             self.0.push((name, value));
@@ -189,6 +221,39 @@ impl Settings {
         }
     }
 
+    /// A path, if it was said.
+    #[must_use]
+    pub fn path(&self, name: &str) -> Option<&Path> {
+        match self.get(name)? {
+            Value::Path(path) => Some(path),
+            other => unreachable!("{name} is no path but {other:?}"),
+        }
+    }
+
+    /// The path of a socket, if it was said.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        self.path("socket")
+    }
+
+    /// Relative paths start at `folder`.
+    ///
+    /// # Errors
+    /// A sentence for people: the working directory cannot be told.
+    pub fn make_paths_absolute(&mut self, folder: &Path) -> Result<(), String> {
+        for (_, value) in &mut self.0 {
+            if let Value::Path(path) = value {
+                *path = super::absolute(folder, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was said, in its order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        self.0.iter().map(|(name, value)| (*name, value))
+    }
+
     /// A word or a name, if it was said.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -200,47 +265,47 @@ impl Settings {
 }
 
 /// The options that every disk has, unless its kind says otherwise.
-pub static COMMON: [DiskOption; 9] = [
-    DiskOption {
+pub static COMMON: [OptionSpec; 9] = [
+    OptionSpec {
         live: Some(super::live::resize),
-        ..DiskOption::new(
+        ..OptionSpec::new(
             "size",
             ValueKind::Size,
             "all of it",
             "its size, or how much of it is used",
         )
     },
-    DiskOption {
+    OptionSpec {
         live: Some(super::live::set_read_only),
-        ..DiskOption::new("read_only", ValueKind::Flag, "0", "refuse writes; ro for short")
+        ..OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; ro for short")
     },
-    DiskOption::new("name", ValueKind::Name, "made from the URI", "its name"),
-    DiskOption::new("block", ValueKind::BlockSize, "512", "logical block size"),
-    DiskOption::new(
+    OptionSpec::new("name", ValueKind::Name, "made from the URI", "its name"),
+    OptionSpec::new("block", ValueKind::BlockSize, "512", "logical block size"),
+    OptionSpec::new(
         "queues",
         ValueKind::Number { least: 1, most: MAX_QUEUES },
         "one per queue thread",
         "number of hardware queues",
     ),
-    DiskOption::new(
+    OptionSpec::new(
         "depth",
         ValueKind::Number { least: 1, most: MAX_DEPTH as u64 },
         "128",
         "requests per hardware queue",
     ),
-    DiskOption::new(
+    OptionSpec::new(
         "scheduler",
         ValueKind::Choice(&["none", "mq-deadline"]),
         "none",
         "I/O scheduler",
     ),
-    DiskOption::new(
+    OptionSpec::new(
         "minors",
         ValueKind::Number { least: 1, most: MAX_MINORS },
         "16",
         "device numbers, for itself and its first partitions",
     ),
-    DiskOption::new(BELOW, ValueKind::Uri, "none", "the disk that it lies on; required"),
+    OptionSpec::new(BELOW, ValueKind::Uri, "none", "the disk that it lies on; required"),
 ];
 
 /// What is common to all disks.

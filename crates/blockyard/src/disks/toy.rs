@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::kind::{Body, DiskKind, DiskSource, Fresh};
 use super::maker::{DiskMaker, Parts};
-use super::options::{DiskOption, NO_LIMIT, Value, ValueKind};
+use super::options::{NO_LIMIT, OptionSpec, Value, ValueKind};
 use super::plan::DiskPlan;
 use crate::error::{Error, Result};
 
@@ -23,10 +23,10 @@ pub(super) static KIND: DiskKind = DiskKind {
     usage: "toy:URI",
     summary: "passes on what it is asked to the disk below",
     options: &[
-        DiskOption::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "how it looks"),
-        DiskOption {
+        OptionSpec::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "how it looks"),
+        OptionSpec {
             live: Some(set_patience),
-            ..DiskOption::new(
+            ..OptionSpec::new(
                 "patience",
                 ValueKind::Time { zero: false, most: NO_LIMIT },
                 "30s",

@@ -21,7 +21,7 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 pub struct Session {
     threads: QueueThreads,
     layer: Arc<BlockLayer>,
-    clock: Arc<dyn Clock>,
+    maker: DiskMaker,
     disks: Arc<Mutex<Vec<Arc<Disk>>>>,
     open: Vec<OpenDisk>,
     ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
@@ -45,10 +45,13 @@ impl Session {
             }
         });
         let ticker = ticker.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
+        let threads = QueueThreads::start(threads)?;
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         Ok(Self {
-            threads: QueueThreads::start(threads)?,
-            layer: Arc::new(BlockLayer::new()),
-            clock: Arc::new(MonotonicClock::new()),
+            maker: DiskMaker::new(&layer, threads.handles(), clock),
+            threads,
+            layer,
             disks,
             open: Vec::new(),
             ticker: Some((stop, ticker)),
@@ -67,10 +70,7 @@ impl Session {
     /// What keeps it from being made, with what to do.
     pub fn open(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
         let plan = &self.named(plan);
-        let clock = Arc::clone(&self.clock);
-        let mut maker =
-            DiskMaker::new(&self.layer, self.threads.handles(), clock).with_flags(flags);
-        let open = maker.open(plan)?;
+        let open = self.maker.open_with(plan, flags)?;
         let disk = Arc::clone(open.disk());
         let layers = open.layers().map(|layer| Arc::clone(layer.disk()));
         self.disks.lock().unwrap_or_else(PoisonError::into_inner).extend(layers);

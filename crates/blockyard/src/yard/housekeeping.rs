@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use blockyard_blkmq::{Clock, Disk};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// "A second later is always early enough" (`Disk::tick`), and no more often than that costs anything.
@@ -46,13 +47,46 @@ impl Bell {
     }
 }
 
-/// Sees to `disks` for ever, on a thread that is no queue thread.
-pub async fn keep(disks: Vec<Arc<Disk>>, clock: Arc<dyn Clock>, bell: Arc<Bell>) {
-    for disk in &disks {
-        let bell = Arc::clone(&bell);
-        disk.set_alarm(Arc::new(move || bell.alarm()));
+/// The disks that are seen to.
+#[derive(Default)]
+pub struct Watched {
+    bell: Arc<Bell>,
+    disks: Mutex<Arc<[Arc<Disk>]>>,
+}
+
+impl Watched {
+    /// None yet.
+    #[must_use]
+    pub fn new(bell: Arc<Bell>) -> Self {
+        Self { bell, disks: Mutex::default() }
     }
-    let tick = || disks.iter().filter_map(|disk| disk.tick()).min();
+
+    /// Sees to one more.
+    pub fn add(&self, disk: &Arc<Disk>) {
+        let bell = Arc::clone(&self.bell);
+        disk.set_alarm(Arc::new(move || bell.alarm()));
+        let mut disks = self.disks.lock();
+        *disks = disks.iter().chain([disk]).cloned().collect();
+        // What was submitted before has rung for others only.
+        self.bell.alarm();
+    }
+
+    /// Sees to it no more.
+    pub fn remove(&self, disk: &Arc<Disk>) {
+        let mut disks = self.disks.lock();
+        *disks = disks.iter().filter(|other| !Arc::ptr_eq(other, disk)).cloned().collect();
+    }
+
+    fn tick(&self) -> Option<u64> {
+        let disks = Arc::clone(&self.disks.lock());
+        disks.iter().filter_map(|disk| disk.tick()).min()
+    }
+}
+
+/// Sees to `watched` for ever, on a thread that is no queue thread.
+pub async fn keep(watched: Arc<Watched>, clock: Arc<dyn Clock>) {
+    let bell = Arc::clone(&watched.bell);
+    let tick = || watched.tick();
     loop {
         bell.notify.notified().await;
         loop {
@@ -107,7 +141,9 @@ mod tests {
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let disk = Disk::alloc(&set, (), config, ram, Arc::clone(&clock)).unwrap();
         let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
-        let keeper = tokio::spawn(keep(vec![disk], clock, bell));
+        let watched = Arc::new(Watched::new(bell));
+        watched.add(&disk);
+        let keeper = tokio::spawn(keep(watched, clock));
         tokio::task::yield_now().await;
         let ended = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ended);

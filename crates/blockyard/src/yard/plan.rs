@@ -1,49 +1,17 @@
 //! What a daemon is to do, checked: names are given and unique, every export has its disk.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
 
 use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
+use crate::exports::ExportPlan;
 use crate::yard::queue_threads::QueueThreads;
 
 /// The most queue threads.
 pub const MAX_THREADS: usize = 256;
-
-/// An export of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportPlan {
-    /// The place of its disk in the list.
-    pub disk: usize,
-    /// What clients ask for.
-    pub name: String,
-    /// A text for people.
-    pub description: String,
-    /// Clients may not change it.
-    pub read_only: bool,
-    /// Only for clients that have started TLS.
-    pub tls_only: bool,
-    /// The preferred block size in bytes, where the user chose one.
-    pub preferred_block_size: Option<u32>,
-}
-
-impl ExportPlan {
-    /// An export with nothing special about it.
-    #[must_use]
-    pub fn new(disk: usize, name: impl Into<String>) -> Self {
-        Self {
-            disk,
-            name: name.into(),
-            description: String::new(),
-            read_only: false,
-            tls_only: false,
-            preferred_block_size: None,
-        }
-    }
-}
 
 /// When TLS is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,51 +57,15 @@ impl From<Address> for Listen {
     }
 }
 
-/// Where the front-end of a virtual machine connects to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VhostUserListen {
-    /// A socket at a path.
-    Path(PathBuf),
-    /// One that was passed to this process, under that number.
-    Passed(i32),
-}
-
-/// A disk of a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VhostUserPlan {
-    /// The place of its disk in the list.
-    pub disk: usize,
-    /// Where.
-    pub listen: VhostUserListen,
-    /// The permissions of the socket file.
-    pub socket_mode: Option<u32>,
-    /// The machine may not change it.
-    pub read_only: bool,
-    /// What the machine sees as its serial number, where that is not the disk's name.
-    pub serial: Option<String>,
-    /// How many queues the machine may use, where the user chose a number.
-    pub queues: Option<u16>,
-}
-
-impl VhostUserPlan {
-    /// A disk with nothing special about it.
-    #[must_use]
-    pub const fn new(disk: usize, listen: VhostUserListen) -> Self {
-        Self { disk, listen, socket_mode: None, read_only: false, serial: None, queues: None }
-    }
-}
-
 /// What a daemon is to do.
 #[derive(Clone, Debug)]
 pub struct YardPlan {
     /// The disks, each with a name of its own.
     pub disks: Vec<DiskPlan>,
-    /// What is on offer.
+    /// What is done with them, each with a name that no other of its kind has.
     pub exports: Vec<ExportPlan>,
     /// Where and how NBD is spoken.
     pub nbd: NbdPlan,
-    /// Disks of virtual machines.
-    pub vhost_user: Vec<VhostUserPlan>,
     /// Queue threads.
     pub threads: usize,
     /// How long the end may take.
@@ -157,10 +89,15 @@ impl YardPlan {
             disks,
             exports: Vec::new(),
             nbd: NbdPlan::default(),
-            vhost_user: Vec::new(),
             threads: QueueThreads::default_count(),
             grace: Self::GRACE,
         })
+    }
+
+    /// The disk of that name.
+    #[must_use]
+    pub fn disk(&self, name: &str) -> Option<&DiskPlan> {
+        self.disks.iter().find(|disk| disk.options.name.as_deref() == Some(name))
     }
 
     /// The name of the `index`-th disk.

@@ -1,14 +1,12 @@
 //! What a daemon tells of itself.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use blockyard_blkmq::stats::QueueStats;
 use blockyard_blkmq::{Disk, SECTOR_SIZE, StatGroup};
-use blockyard_export_nbd::{Address, ClientInfo, HeaderStyle, Server};
+use blockyard_export_nbd::{ClientInfo, HeaderStyle};
 use serde::{Deserialize, Serialize};
 
-use crate::yard::plan::YardPlan;
+use super::{Yard, YardDisk, YardExport};
+use crate::disks::DiskPlan;
 
 /// A daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,9 +29,9 @@ pub struct Daemon {
     /// The disks of the kernel that it serves.
     #[serde(default)]
     pub devices: Vec<DeviceReport>,
-    /// Its disks of virtual machines.
+    /// What is done with its disks.
     #[serde(default)]
-    pub vhost_user: Vec<VhostUser>,
+    pub exports: Vec<ExportReport>,
 }
 
 /// A disk of the kernel.
@@ -49,18 +47,32 @@ pub struct DeviceReport {
     pub recoverable: bool,
 }
 
-/// A disk of a virtual machine.
+/// An export.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct VhostUser {
-    /// The name of the disk.
+pub struct ExportReport {
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The name of its disk.
     pub disk: String,
-    /// Where its front-end connects to; none if that was passed to the daemon.
-    pub socket: Option<String>,
-    /// A front-end is connected.
-    pub connected: bool,
-    /// Queues that are served.
-    pub queues: u64,
-    /// Requests so far.
+    /// Clients may not change it.
+    pub read_only: bool,
+    /// What it is doing.
+    #[serde(flatten)]
+    pub served: Served,
+}
+
+/// What an export is doing.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Served {
+    /// Where it is, if it has a place of its own.
+    pub address: Option<String>,
+    /// Who uses it.
+    pub clients: u64,
+    /// Queues that are served, if it has some of its own.
+    pub queues: Option<u64>,
+    /// Requests of those who use it.
     pub requests: u64,
 }
 
@@ -140,30 +152,41 @@ pub struct Client {
     pub bytes_written: u64,
 }
 
-impl Daemon {
-    pub(crate) fn of(
-        plan: &YardPlan,
-        disks: &[Arc<Disk>],
-        server: &Server,
-        addresses: &[Address],
-        started: Instant,
-    ) -> Self {
-        let uptime_seconds = started.elapsed().as_secs_f64();
-        let report =
-            |(index, disk): (usize, &Arc<Disk>)| disk_report(plan, index, disk, uptime_seconds);
-        Self {
+impl Yard {
+    /// What it tells of itself.
+    #[must_use]
+    pub fn report(&self) -> Daemon {
+        let uptime_seconds = self.started.elapsed().as_secs_f64();
+        let (disks, exports, addresses) = {
+            let inside = self.inside.read();
+            (inside.disks.clone(), inside.exports.clone(), inside.addresses.clone())
+        };
+        let of_disk = |disk: &YardDisk| {
+            let labels = exports.iter().filter(|export| export.plan.disk == disk.name);
+            let labels = labels.map(|export| export.plan.label()).collect();
+            disk_report(&disk.plan, disk.open.disk(), labels, uptime_seconds)
+        };
+        let disks = disks.iter().map(of_disk).collect();
+        let of_export = |YardExport { plan, export }: &YardExport| ExportReport {
+            kind: plan.kind.name.into(),
+            name: plan.name.clone(),
+            disk: plan.disk.clone(),
+            read_only: plan.read_only(),
+            served: export.report(),
+        };
+        Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_seconds,
             log: log_file(),
-            threads: plan.threads,
-            disks: disks.iter().enumerate().map(report).collect(),
+            threads: self.handles.len(),
+            disks,
             nbd: Nbd {
                 listen: addresses.iter().map(ToString::to_string).collect(),
-                clients: server.clients().into_iter().map(Client::from).collect(),
+                clients: self.nbd.clients().into_iter().map(Client::from).collect(),
             },
             devices: Vec::new(),
-            vhost_user: Vec::new(),
+            exports: exports.iter().map(of_export).collect(),
         }
     }
 }
@@ -175,21 +198,24 @@ fn log_file() -> Option<String> {
     std::fs::metadata(STDERR).ok()?.is_file().then(|| path.display().to_string())
 }
 
-fn disk_report(plan: &YardPlan, index: usize, disk: &Disk, uptime_seconds: f64) -> DiskReport {
+fn disk_report(
+    plan: &DiskPlan,
+    disk: &Disk,
+    exports: Vec<String>,
+    uptime_seconds: f64,
+) -> DiskReport {
     let (stats, _) = disk.stats();
     let ops = StatGroup::ALL.iter().map(|&group| stats.counters(group).ios).sum();
-    let disk_plan = plan.disks.get(index);
     let bytes = |group| stats.counters(group).sectors * SECTOR_SIZE;
-    let exports = plan.exports.iter().filter(|export| export.disk == index);
     let partitions = disk.partitions();
     DiskReport {
         name: disk.name().into(),
-        uri: disk_plan.map(|plan| plan.uri.clone()).unwrap_or_default(),
-        driver: disk_plan.map(|plan| plan.kind.name.into()).unwrap_or_default(),
+        uri: plan.uri.clone(),
+        driver: plan.kind.name.into(),
         size: disk.size_bytes(),
         block_size: disk.limits().logical_block_size.bytes(),
         read_only: disk.is_read_only(),
-        exports: exports.map(|export| export.name.clone()).collect(),
+        exports,
         partitions: partitions.iter().map(|part| disk.partition_name(part.info().number)).collect(),
         in_flight: disk.in_flight().len(),
         ops,

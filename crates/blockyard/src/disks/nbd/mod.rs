@@ -18,7 +18,7 @@ use super::describe::{Described, Offers};
 use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh, Place, Said, TlsTaken};
 use super::maker::{DiskMaker, Parts, shown_blocks};
-use super::options::{DiskOption, NO_LIMIT, ValueKind, canonical_key};
+use super::options::{NO_LIMIT, OptionSpec, ValueKind, canonical_key};
 use super::plan::{DiskPlan, absolute};
 use super::remote::{Extent, Goodbye, RemoteDriver};
 use crate::disks::uri::{UriError, decode};
@@ -38,31 +38,31 @@ pub(super) static KIND: DiskKind = DiskKind {
     usage: "nbd://HOST/EXPORT",
     summary: "an export of an NBD server; nbds: with TLS; nbd+unix:///EXPORT?socket=/s, nbd+vsock://CID",
     options: &[
-        DiskOption::new(
+        OptionSpec::new(
             "connections",
             ValueKind::Number { least: 1, most: MAX_CONNECTIONS as u64 },
             "one per queue thread",
             "number of connections; each is a hardware queue",
         ),
-        DiskOption::new(
+        OptionSpec::new(
             "timeout",
             SOME_TIME,
             "30s",
             "give up a connection on which the server is silent this long while requests wait",
         ),
-        DiskOption::new(
+        OptionSpec::new(
             "dead_conn_timeout",
             ValueKind::Time { zero: true, most: NO_LIMIT },
             "120s",
             "fail requests that have waited this long for a new connection",
         ),
-        DiskOption::new(
+        OptionSpec::new(
             "fence_timeout",
             SOME_TIME,
             "60s",
             "how long a server may go on with what a lost connection sent it",
         ),
-        DiskOption::new(
+        OptionSpec::new(
             "trust_server",
             ValueKind::Flag,
             "0",

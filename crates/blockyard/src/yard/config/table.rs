@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistakes::Mistake;
-use crate::disks::canonical_key;
+use crate::disks::{OptionSpec, Value, ValueKind, canonical_key};
 use crate::text::suggest;
 
 /// A value and its place.
@@ -94,6 +94,45 @@ impl<'a, 'i> Taker<'a, 'i> {
                 let problem = format!("{key} = {written} is out of range");
                 found.push(Mistake::new(number.at, problem, format!("write {range}")));
                 None
+            }
+        }
+    }
+
+    /// What an option can be.
+    pub(super) fn option(
+        &mut self,
+        option: &'static OptionSpec,
+        found: &mut Vec<Mistake>,
+    ) -> Option<At<Value>> {
+        let of = |at: Range<usize>, value| Some(At { value, at });
+        match option.value {
+            ValueKind::Flag => {
+                let flag = self.flag(option.name, found)?;
+                of(flag.at, Value::Flag(flag.value))
+            }
+            ValueKind::Number { least, most } => {
+                let number = self.number(option.name, (least, most), found)?;
+                of(number.at, Value::Number(number.value))
+            }
+            ValueKind::PowerOfTwo { least, most } => {
+                let number = self.number(option.name, (least, most), found)?;
+                if !number.value.is_power_of_two() {
+                    let what = format!("{} is a power of two", option.name);
+                    found.push(Mistake::new(number.at, what, "write 4096, say"));
+                    return None;
+                }
+                of(number.at, Value::Number(number.value))
+            }
+            _ => {
+                let text = self.text(option.name, found)?;
+                match option.value.parse(option.name, option.default, &text.value) {
+                    Ok(value) => of(text.at, value),
+                    Err(problem) => {
+                        let what = format!("{} cannot be {:?}", option.name, text.value);
+                        found.push(Mistake::new(text.at, what, problem));
+                        None
+                    }
+                }
             }
         }
     }

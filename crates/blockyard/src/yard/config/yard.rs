@@ -6,18 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsFiles, TlsIdentity};
-use blockyard_export_vhost_user_blk::MAX_QUEUES;
 use toml::Spanned;
 use toml::de::DeTable;
 
 use super::mistakes::Mistake;
 use super::table::{At, Taker};
 use crate::disks::uri::kind_of_uri;
-use crate::disks::{DiskPlan, PlanBuilder, absolute, canonical_key, parse_duration};
+use crate::disks::{DiskPlan, PlanBuilder, Settings, absolute, canonical_key, parse_duration};
+use crate::exports::{self, ExportKind, ExportPlan};
 use crate::text::suggest;
-use crate::yard::plan::{
-    ExportPlan, MAX_THREADS, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan, name_disks,
-};
+use crate::yard::plan::{MAX_THREADS, NbdPlan, TlsUse, YardPlan, name_disks};
 
 /// Checks all of it. `None` only if there are mistakes.
 pub(super) fn check(
@@ -27,10 +25,9 @@ pub(super) fn check(
 ) -> Option<YardPlan> {
     let mut top = Taker::new("the file", root.get_ref(), 0..0);
     let disks = disks(&mut top, base, found);
-    let exports = exports(&mut top, &disks, found);
     let mut taken = Taken::default();
     let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, &mut taken, found));
-    let machines = machines(&mut top, &disks, base, &mut taken, found);
+    let exports = exports(&mut top, &disks, base, &mut taken, found);
     let threads = top.table("threads", "[threads]", found);
     let (threads, grace) = threads.map_or((None, None), |table| threads_table(table, found));
     top.finish(found);
@@ -42,7 +39,8 @@ pub(super) fn check(
     if nbd.tls.is_none() {
         no_tls(&exports, found);
     }
-    if nbd.listen.is_empty() && !nbd.systemd && machines.is_empty() && found.is_empty() {
+    let has_own = exports.iter().any(|export| export.value.kind != &exports::nbd::KIND);
+    if nbd.listen.is_empty() && !nbd.systemd && !has_own && found.is_empty() {
         let remedy = "say where clients connect to:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
         found.push(Mistake::new(0..0, "nothing listens", remedy));
     }
@@ -58,12 +56,14 @@ pub(super) fn check(
         }
     };
     let mut exports: Vec<ExportPlan> = exports.into_iter().map(|export| export.value).collect();
-    if exports.is_empty() {
-        let all = 0..plan.disks.len();
-        exports = all.map(|index| ExportPlan::new(index, plan.disk_name(index))).collect();
+    let of_nbd = |export: &ExportPlan| export.kind == &exports::nbd::KIND;
+    if !exports.iter().any(of_nbd) {
+        let names = (0..plan.disks.len()).map(|index| plan.disk_name(index));
+        exports.extend(names.map(|name| ExportPlan::new(&exports::nbd::KIND, name, name)));
     }
     if let Some(wanted) = default_export {
-        let names: Vec<&str> = exports.iter().map(|export| export.name.as_str()).collect();
+        let names: Vec<&str> =
+            exports.iter().filter(|it| of_nbd(it)).map(|export| export.name.as_str()).collect();
         if !names.contains(&wanted.value.as_str()) {
             let what = format!("there is no export named {:?}", wanted.value);
             found.push(Mistake::new(wanted.at, what, suggest::hint(&wanted.value, &names)));
@@ -71,11 +71,11 @@ pub(super) fn check(
         }
         nbd.default_export = Some(wanted.value);
     }
-    nbd.default_export =
-        nbd.default_export.or_else(|| exports.first().map(|export| export.name.clone()));
+    nbd.default_export = nbd
+        .default_export
+        .or_else(|| exports.iter().find(|it| of_nbd(it)).map(|export| export.name.clone()));
     plan.exports = exports;
     plan.nbd = nbd;
-    plan.vhost_user = machines;
     plan.threads = threads.unwrap_or(plan.threads);
     plan.grace = grace.unwrap_or(plan.grace);
     Some(plan)
@@ -192,63 +192,15 @@ fn set_option(
     }
 }
 
-/// The place of a disk that is named.
-fn disk_index(disks: &[Disk], name: &At<String>, found: &mut Vec<Mistake>) -> Option<usize> {
-    let index = disks.iter().position(|known| known.name == name.value);
-    if index.is_none() {
+/// Whether there is a disk that is named.
+fn has_disk_named(disks: &[Disk], name: &At<String>, found: &mut Vec<Mistake>) -> bool {
+    let is_there = disks.iter().any(|known| known.name == name.value);
+    if !is_there {
         let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
         let what = format!("there is no disk named {:?}", name.value);
         found.push(Mistake::new(name.at.clone(), what, suggest::hint(&name.value, &names)));
     }
-    index
-}
-
-/// Disks of virtual machines.
-fn machines(
-    top: &mut Taker<'_, '_>,
-    disks: &[Disk],
-    base: &Path,
-    taken: &mut Taken,
-    found: &mut Vec<Mistake>,
-) -> Vec<VhostUserPlan> {
-    let mut plans = Vec::new();
-    for mut table in top.tables("vhost_user_blk", "[[vhost_user_blk]]", found) {
-        let disk = table.text("disk", found);
-        let socket = table.text("socket", found);
-        let serial = table.text("serial", found);
-        let read_only = table.flag("read_only", found);
-        let queues = table.number("queues", (1, MAX_QUEUES.into()), found);
-        let mode = socket_mode(&mut table, found);
-        let at = first_line(&table.at());
-        table.finish(found);
-        let (Some(disk), Some(socket)) = (disk, socket) else {
-            let remedy = "name a disk and a socket: disk = \"...\", socket = \"vm.sock\"";
-            found.push(Mistake::new(
-                at,
-                "a disk of a virtual machine without disk or socket",
-                remedy,
-            ));
-            continue;
-        };
-        let Some(index) = disk_index(disks, &disk, found) else { continue };
-        let path = match absolute(base, Path::new(&socket.value)) {
-            Ok(path) => path,
-            Err(problem) => {
-                found.push(Mistake::new(socket.at, "this path cannot be used", problem));
-                continue;
-            }
-        };
-        taken.take(&Address::Unix(path.clone()), socket.at, found);
-        let listen = VhostUserListen::Path(path);
-        plans.push(VhostUserPlan {
-            socket_mode: mode,
-            read_only: read_only.is_some_and(|flag| flag.value),
-            serial: serial.map(|text| text.value),
-            queues: queues.and_then(|queues| u16::try_from(queues.value).ok()),
-            ..VhostUserPlan::new(index, listen)
-        });
-    }
-    plans
+    is_there
 }
 
 /// The permissions of a socket file.
@@ -264,57 +216,99 @@ fn socket_mode(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> Option<u3
 
 /// An export that only clients with TLS may use needs a server that speaks it.
 fn no_tls(exports: &[At<ExportPlan>], found: &mut Vec<Mistake>) {
-    for export in exports.iter().filter(|export| export.value.tls_only) {
+    for export in exports.iter().filter(|it| it.value.settings.flag("tls_only") == Some(true)) {
         let what = format!("export {:?} is tls_only, but TLS is off", export.value.name);
         let remedy = "add [nbd.tls] with certificate and key, or leave tls_only out";
         found.push(Mistake::new(export.at.clone(), what, remedy));
     }
 }
 
-/// The exports, each with the place of its `tls_only`, or of its table.
+/// The exports of all kinds, each with the place of its `tls_only`, or of its table.
 fn exports(
     top: &mut Taker<'_, '_>,
     disks: &[Disk],
+    base: &Path,
+    taken: &mut Taken,
     found: &mut Vec<Mistake>,
 ) -> Vec<At<ExportPlan>> {
-    let mut exports: Vec<At<ExportPlan>> = Vec::new();
-    for mut table in top.tables("export", "[[export]]", found) {
-        let disk = table.text("disk", found);
-        let name = table.text("name", found);
-        let description = table.text("description", found);
-        let read_only = table.flag("read_only", found);
-        let tls_only = table.flag("tls_only", found);
-        let preferred = table.number("preferred_block_size", (512, 32 << 20), found);
-        let at = first_line(&table.at());
-        let tls_at = tls_only.as_ref().map_or(at.clone(), |flag| flag.at.clone());
-        let has_disk = table.any("disk").is_some();
-        table.finish(found);
-        let Some(disk) = disk else {
-            if !has_disk {
-                let remedy = "name one of the disks: disk = \"...\"";
-                found.push(Mistake::new(at, "an export without a disk", remedy));
+    let mut plans: Vec<At<ExportPlan>> = Vec::new();
+    for kind in exports::KINDS {
+        let key = kind.table.trim_matches(['[', ']']);
+        for table in top.tables(key, kind.table, found) {
+            let Some(export) = export(kind, table, disks, base, found) else { continue };
+            let Export { plan, name_at, tls_at, socket_at } = export;
+            let same = |other: &&At<ExportPlan>| {
+                other.value.kind == plan.kind && other.value.name == plan.name
+            };
+            if plans.iter().find(same).is_some() {
+                let what = format!("there is an export named {:?} already", plan.name);
+                found.push(Mistake::new(name_at, what, "give it another name: name = \"...\""));
             }
-            continue;
-        };
-        let Some(index) = disk_index(disks, &disk, found) else { continue };
-        if let Some(preferred) = preferred.as_ref().filter(|size| !size.value.is_power_of_two()) {
-            let what = "a preferred block size is a power of two";
-            found.push(Mistake::new(preferred.at.clone(), what, "write 4096, say"));
+            if let (Some(path), Some(at)) = (plan.settings.socket(), socket_at) {
+                taken.take(&Address::Unix(path.to_owned()), at, found);
+            }
+            plans.push(At { value: plan, at: tls_at });
         }
-        let place = name.as_ref().map_or(disk.at, |name| name.at.clone());
-        let name = name.map_or(disk.value, |name| name.value);
-        if exports.iter().any(|other| other.value.name == name) {
-            let what = format!("there is an export named {name:?} already");
-            found.push(Mistake::new(place, what, "give it another name: name = \"...\""));
-        }
-        let mut export = ExportPlan::new(index, name);
-        export.description = description.map(|text| text.value).unwrap_or_default();
-        export.read_only = read_only.is_some_and(|flag| flag.value);
-        export.tls_only = tls_only.is_some_and(|flag| flag.value);
-        export.preferred_block_size = preferred.and_then(|size| u32::try_from(size.value).ok());
-        exports.push(At { value: export, at: tls_at });
     }
-    exports
+    plans
+}
+
+/// An export, and where its parts are in the file.
+struct Export {
+    plan: ExportPlan,
+    name_at: Range<usize>,
+    tls_at: Range<usize>,
+    socket_at: Option<Range<usize>>,
+}
+
+fn export(
+    kind: &'static ExportKind,
+    mut table: Taker<'_, '_>,
+    disks: &[Disk],
+    base: &Path,
+    found: &mut Vec<Mistake>,
+) -> Option<Export> {
+    let disk = table.text("disk", found);
+    let name = table.text("name", found);
+    let at = first_line(&table.at());
+    let has_disk = table.any("disk").is_some();
+    let (mut tls_at, mut socket_at) = (at.clone(), None);
+    let before = found.len();
+    let mut settings = Settings::default();
+    for option in kind.all_options() {
+        let Some(value) = table.option(option, found) else { continue };
+        match option.name {
+            "tls_only" => tls_at = value.at.clone(),
+            "socket" => socket_at = Some(value.at.clone()),
+            _ => {}
+        }
+        settings.set(option.name, value.value);
+    }
+    if let Err(problem) = settings.make_paths_absolute(base) {
+        found.push(Mistake::new(at.clone(), "a path here cannot be used", problem));
+    }
+    table.finish(found);
+    let Some(disk) = disk else {
+        if !has_disk {
+            let remedy = "name one of the disks: disk = \"...\"";
+            let what = format!("an export of {} without a disk", kind.name);
+            found.push(Mistake::new(at, what, remedy));
+        }
+        return None;
+    };
+    if !has_disk_named(disks, &disk, found) {
+        return None;
+    }
+    // What is wrong by itself is said already.
+    if found.len() == before
+        && let Err(problem) = (kind.check)(&settings)
+    {
+        found.push(Mistake::new(at, "this export cannot be made", problem));
+    }
+    let name_at = name.as_ref().map_or(disk.at, |name| name.at.clone());
+    let name = name.map_or_else(|| disk.value.clone(), |name| name.value);
+    let plan = ExportPlan { settings, ..ExportPlan::new(kind, disk.value, name) };
+    Some(Export { plan, name_at, tls_at, socket_at })
 }
 
 fn nbd(

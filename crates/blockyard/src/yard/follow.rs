@@ -1,22 +1,23 @@
-//! The kernel's disk becomes read-only, and writable again, with ours, and what becomes of ours is on record.
+//! What becomes of a disk while it is used, for those who have to tell others.
 
 use std::sync::Arc;
 
 use blockyard_blkmq::{Disk, DiskListener, Event};
 use tokio::sync::watch;
 
-use super::helper;
-
-/// What can be changed of a disk that is attached.
+/// What can change of a disk while it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) read_only: bool,
+pub struct State {
+    /// Nobody may change it.
+    pub read_only: bool,
     /// Bytes.
-    pub(super) size: u64,
+    pub size: u64,
 }
 
 impl State {
-    fn of(disk: &Disk) -> Self {
+    /// What it is now.
+    #[must_use]
+    pub fn of(disk: &Disk) -> Self {
         Self { read_only: disk.is_read_only(), size: disk.capacity().bytes() }
     }
 }
@@ -35,13 +36,15 @@ impl DiskListener for Told {
 }
 
 /// Listens as long as it lives.
-pub(super) struct Follow {
+pub struct Follow {
     told: watch::Receiver<State>,
     _listener: Arc<dyn DiskListener>,
 }
 
 impl Follow {
-    pub(super) fn of(disk: &Disk) -> Self {
+    /// From now on.
+    #[must_use]
+    pub fn of(disk: &Disk) -> Self {
         let (tell, told) = watch::channel(State::of(disk));
         let listener = Arc::new(Told(tell));
         let also: Arc<dyn DiskListener> = Arc::clone(&listener) as _;
@@ -52,27 +55,17 @@ impl Follow {
     }
 
     /// What it is now. Changes until now are known with that.
-    pub(super) fn now(&mut self) -> State {
+    pub fn now(&mut self) -> State {
         *self.told.borrow_and_update()
     }
 
     /// Waits until that changes; says what it is then.
-    pub(super) async fn changed(&mut self) -> State {
+    pub async fn changed(&mut self) -> State {
         if self.told.changed().await.is_err() {
             // Nobody is left who could change it.
             std::future::pending::<()>().await;
         }
         self.now()
-    }
-}
-
-/// Has the kernel's disk refuse writes, or take them again. May wait for the disk.
-pub(super) fn set_read_only(device: &str, read_only: bool) {
-    match helper::look_at(device, Some(read_only)) {
-        Ok(status) if status.success() => tracing::info!(device, read_only, "the kernel knows"),
-        // It has said why.
-        Ok(_) => tracing::warn!(device, read_only, "the kernel's disk stays as it is"),
-        Err(err) => tracing::warn!(device, read_only, %err, "the kernel cannot be told"),
     }
 }
 
