@@ -1,30 +1,97 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+pub mod logging;
 mod rados;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use blockyard_driver_nbd::TlsFiles;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
 
 use crate::attach::Via;
+use crate::disks::{self, help};
 
 /// The highest number of a device: minors have 20 bits.
 const MAX_NUMBER: i64 = (1 << 20) - 1;
 
-const AFTER_HELP: &str = "\
-Disks are named by URIs: ram:1G  null:1T?latency=100us  file:/p?direct=1&create=1G  /p  ./p  \
-nbd://host/export  nbd+unix:///export?socket=/s&connections=2
+const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: unknown; check: errors), \
 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+
+/// The commands that take the URIs of disks.
+const WITH_URIS: [&str; 11] = [
+    "serve",
+    "attach",
+    "vhost-user-blk",
+    "list",
+    "info",
+    "bench",
+    "copy",
+    "compare",
+    "map",
+    "check",
+    "run",
+];
+
+/// The command line, with what the kinds of disks say of themselves in its help.
+#[must_use]
+pub fn command() -> clap::Command {
+    let mut command = Cli::command().after_help(format!("{}\n{EXIT_CODES}", help::uris()));
+    for name in WITH_URIS {
+        command = command.mut_subcommand(name, |command| {
+            command
+                .after_help("--help shows what the URI of a disk can say.")
+                .after_long_help(help::uris_and_options())
+        });
+    }
+    command.mut_subcommand("set", |command| {
+        command
+            .after_help(help::settings())
+            .mut_arg("settings", |arg| arg.value_parser(Setting).hide_possible_values(true))
+    })
+}
+
+/// The command line of this process.
+///
+/// # Errors
+/// A mistake in it, or what was asked for instead: help, say.
+pub fn parse() -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&command().try_get_matches()?)
+}
+
+/// How settings begin.
+static SETTINGS: LazyLock<Vec<String>> =
+    LazyLock::new(|| disks::settings().map(|option| format!("{}=", option.name)).collect());
+
+/// A setting, as shells complete it; what it says is read later.
+#[derive(Clone)]
+struct Setting;
+
+impl TypedValueParser for Setting {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(SETTINGS.iter().map(|setting| PossibleValue::new(setting.as_str()))))
+    }
+}
 
 /// The Linux block I/O stack in user space: any disk, anywhere.
 #[derive(Debug, Parser)]
 #[command(name = "blockyard", version, max_term_width = 100, propagate_version = true)]
-#[command(after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -247,7 +314,7 @@ fn seconds(text: &str) -> Result<u64, String> {
     let seconds = match text.parse::<u64>() {
         Ok(seconds) => Some(seconds),
         Err(_) => {
-            let time = crate::uri::parse_duration(text)?;
+            let time = crate::disks::parse_duration(text)?;
             (time.subsec_nanos() == 0).then_some(time.as_secs())
         }
     };
@@ -295,7 +362,7 @@ pub struct VhostUserBlkArgs {
     pub socket_path: Option<PathBuf>,
     /// The socket of the front-end, which was passed to this process: one that listens, or is connected.
     #[arg(long, value_name = "FDNUM")]
-    pub fd: Option<i32>,
+    pub fd: Option<u32>,
     /// The disk: a file, a block device, or the URI of any disk.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<String>,

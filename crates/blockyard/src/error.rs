@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use crate::term::plain;
+use crate::text::term::plain;
 
 /// What kind of thing went wrong; it decides the exit code of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

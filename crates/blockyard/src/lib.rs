@@ -1,29 +1,18 @@
-//! The library behind the `blockyard` command: disk URIs, the configuration file, queue threads, daemons and
-//! their control sockets, tools for whole disks, and a load generator.
+//! The library behind the `blockyard` command, room by room: kinds of disks, front-ends, the yard in which both run, daemons
+//! and what they are asked, disks of the kernel, tools for whole disks, and a load generator.
 #![forbid(unsafe_code)]
 
 pub mod attach;
 pub mod bench;
 pub mod cli;
 pub mod commands;
-pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod disks;
 pub mod error;
-pub mod housekeeping;
-pub mod identity;
-pub mod inspect;
-pub mod logging;
-pub mod plan;
-pub mod queue_threads;
-pub mod remote;
-pub mod runner;
-pub mod session;
-pub mod size;
-pub mod suggest;
-pub mod term;
+pub mod exports;
+pub mod text;
 pub mod tools;
-pub mod uri;
+pub mod yard;
 
 pub use error::{Error, ErrorKind, Result};

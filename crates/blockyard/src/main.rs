@@ -3,12 +3,12 @@
 
 use std::process::ExitCode;
 
-use blockyard::cli::Cli;
-use blockyard::{ErrorKind, commands, logging, term};
-use clap::Parser;
+use blockyard::cli::{self, logging};
+use blockyard::text::term;
+use blockyard::{ErrorKind, commands};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(err) => {
             // Help and version are what was asked for.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 #[test]
 fn usage_errors_exit_64_and_help_0() {
-    run(&["--help"]).code(0).contains(&["serve", "nbd://host/export", "Exit codes"]);
+    run(&["--help"]).code(0).contains(&["serve", "nbd://HOST/EXPORT", "Exit codes"]);
     run(&["--version"]).code(0).contains(&["blockyard"]);
     for args in [&["frobnicate"][..], &["serve"], &["bench", "ram:1G", "--rwmixread", "101"], &[]] {
         run(args).code(64);
@@ -299,6 +299,35 @@ fn bench_measures_disks_and_servers() {
     run(&["bench", "ram:8M", "--size", "9M"]).code(64).contains(&["--size or --offset"]);
     run(&["bench", "ram:8M?ro=1", "--rw", "write", "--count", "1"]).code(77);
     run(&["bench", &daemon.uri("ram1"), "--rw", "write", "--count", "1"]).code(77);
+}
+
+/// From what the kinds of disks say of themselves, for every command that takes a disk.
+#[test]
+fn what_a_uri_can_say_is_in_the_help_and_the_man_pages() {
+    let options =
+        ["ram:SIZE", "create=SIZE", "dead_conn_timeout=TIME", "scheduler=none|mq-deadline"];
+    for command in [
+        "serve",
+        "attach",
+        "vhost-user-blk",
+        "list",
+        "info",
+        "bench",
+        "copy",
+        "compare",
+        "map",
+        "check",
+        "run",
+    ] {
+        run(&[command, "--help"]).code(0).contains(&options);
+    }
+    run(&["set", "--help"]).code(0).contains(&["size=SIZE", "read_only=0|1"]);
+    run(&["completions", "bash"]).contains(&["size= read_only="]);
+    let dir = TempDir::new().unwrap();
+    let pages = dir.path().join("pages");
+    run(&["man", pages.to_str().unwrap()]).code(0);
+    let page = std::fs::read_to_string(pages.join("blockyard-serve.1")).unwrap();
+    assert!(page.contains("dead_conn_timeout=TIME"), "{page}");
 }
 
 #[test]

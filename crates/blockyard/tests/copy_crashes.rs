@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blockyard::queue_threads::QueueThreads;
 use blockyard::tools::copy::Copy;
 use blockyard::tools::interrupt::Interrupt;
+use blockyard::yard::queue_threads::QueueThreads;
 use blockyard_blkmq::{
     Busy, Disk, DiskConfig, Driver, Error, Features, HctxHandle, Limits, MonotonicClock, NoOps, Op,
     OpenMode, Request, Sector, Status, TagSet, TagSetConfig,

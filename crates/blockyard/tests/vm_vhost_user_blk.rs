@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard::disks::DiskMaker;
-use blockyard::queue_threads::QueueThreads;
+use blockyard::yard::queue_threads::QueueThreads;
 use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, OpenMode, Sector};
 use blockyard_export_vhost_user_blk::{Export, Server, bind};
 use blockyard_lab::vm::Vm;
@@ -74,13 +74,21 @@ fn a_guest_makes_a_file_system_and_finds_what_it_wrote() {
     guest.expect("trimmed").unwrap();
     let allocated = image.metadata().unwrap().blocks() * 512;
     assert!(allocated < 24 * MIB, "the guest has given its 64 MiB back, but {allocated} are taken");
-    let machine = &daemon.report()["vhost_user"][0];
+    let machine = &machine(&daemon);
     // The guest has one processor, and so uses one queue of the two.
-    assert_eq!((machine["connected"].as_bool(), machine["queues"].as_u64()), (Some(true), Some(1)));
+    assert_eq!((machine["clients"].as_u64(), machine["queues"].as_u64()), (Some(1), Some(1)));
     guest.answer("go on").unwrap();
     let outcome = guest.finish().unwrap();
     assert_eq!(outcome.status, 0, "{}\n{}", outcome.console, daemon.log());
     daemon.stop();
+}
+
+/// What a daemon tells of its one vhost-user-blk export.
+fn machine(daemon: &Daemon) -> serde_json::Value {
+    let report = daemon.report();
+    let exports = report["exports"].as_array().unwrap();
+    let of_kind = exports.iter().find(|export| export["kind"] == "vhost-user-blk");
+    of_kind.unwrap().clone()
 }
 
 const GROWTH: &str = "set -e
@@ -100,10 +108,11 @@ fn a_guest_sees_its_disk_grow_and_shrink() {
     let dir = TempDir::new().unwrap();
     let socket = dir.path().join("vm.sock");
     let threads = QueueThreads::start(2).unwrap();
-    let layer = BlockLayer::new();
+    let layer = Arc::new(BlockLayer::new());
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
     let plan = "ram:64M".parse().unwrap();
-    let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
+    let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+    let disk = open.disk();
     let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
     let listener = bind(&socket, None).unwrap();
     let server = Server::start(Export::new(bdev), listener, threads.handles().to_vec()).unwrap();
@@ -118,7 +127,7 @@ fn a_guest_sees_its_disk_grow_and_shrink() {
     assert_eq!(outcome.status, 0, "{}", outcome.console);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(server.shutdown(Duration::from_secs(30)));
-    layer.del_disk(&disk);
+    layer.del_disk(disk);
 }
 
 /// Writes go on while the back-end dies; the guest waits for each death to be over, and goes on.
@@ -193,11 +202,11 @@ fn back_end_dies(queues: u32) {
     for kill in 1..=KILLS {
         guest.expect(&format!("under load {kill}")).unwrap();
         // In the middle of it: so much more has been asked for since the last death.
-        let served = || daemon.report()["vhost_user"][0]["requests"].as_u64().unwrap();
+        let served = || machine(&daemon)["requests"].as_u64().unwrap();
         while served() < 200 {
             std::thread::yield_now();
         }
-        assert_eq!(daemon.report()["vhost_user"][0]["queues"], queues);
+        assert_eq!(machine(&daemon)["queues"], queues);
         daemon.signal(rustix::process::Signal::KILL);
         let (status, log) = daemon.wait();
         assert!(!status.success());

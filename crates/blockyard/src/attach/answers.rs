@@ -1,50 +1,44 @@
 //! The part of a daemon of an attached disk that answers questions.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use blockyard_blkmq::{BlockLayer, Disk};
-use blockyard_export_nbd as nbd;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::report::DeviceReport;
-use crate::control::{self, Answer, report};
+use crate::control::{self, Answer};
+use crate::disks::OpenDisk;
 use crate::error::Result;
-use crate::plan::YardPlan;
+use crate::yard::Yard;
+use crate::yard::report::{self, DeviceReport};
 
 /// Who asks for the end is told how it came out.
 pub(super) type Reply = oneshot::Sender<Result<()>>;
 
 /// What is asked about.
-pub(super) struct Yard {
-    pub(super) plan: YardPlan,
-    pub(super) layer: Arc<BlockLayer>,
-    pub(super) disks: Vec<Arc<Disk>>,
-    pub(super) nbd: Arc<nbd::Server>,
+pub(super) struct Answers {
+    pub(super) yard: Arc<Yard>,
     pub(super) device: DeviceReport,
     /// What tells that from a later one of the same name.
     pub(super) mark: u64,
-    pub(super) started: Instant,
     pub(super) ask: mpsc::Sender<Reply>,
 }
 
-impl control::Answers for Yard {
+impl control::Answers for Answers {
     fn report(&self) -> report::Daemon {
-        let mut report = report::Daemon::of(&self.plan, &self.disks, &self.nbd, &[], self.started);
+        let mut report = self.yard.report();
         report.devices.push(self.device.clone());
         report
     }
 
     fn diskstats(&self) -> String {
-        self.layer.proc_diskstats()
+        self.yard.layer().proc_diskstats()
     }
 
     fn partitions(&self) -> String {
-        self.layer.proc_partitions()
+        self.yard.layer().proc_partitions()
     }
 
-    fn disks(&self) -> &[Arc<Disk>] {
-        &self.disks
+    fn disk(&self, name: &str) -> Result<Arc<OpenDisk>> {
+        self.yard.disk(name)
     }
 
     fn attached(&self) -> Option<(&str, u64)> {

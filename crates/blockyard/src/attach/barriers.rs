@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::disks::DiskMaker;
-    use crate::queue_threads::QueueThreads;
+    use crate::yard::queue_threads::QueueThreads;
 
     #[test]
     fn what_is_asked_again_comes_after_a_barrier() {
@@ -106,10 +106,11 @@ mod tests {
     #[test]
     fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
         let threads = QueueThreads::start(1).unwrap();
-        let layer = BlockLayer::new();
+        let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let plan = "null:1M?latency=200ms".parse().unwrap();
-        let disk = DiskMaker::new(&layer, threads.handles(), clock).make(&plan).unwrap();
+        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+        let disk = Arc::clone(open.disk());
         let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
         let (tell, told) = mpsc::channel();
         let write = |name: &'static str| {
@@ -138,10 +139,11 @@ mod tests {
     #[test]
     fn a_single_connection_needs_none() {
         let threads = QueueThreads::start(1).unwrap();
-        let layer = BlockLayer::new();
+        let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let disk = DiskMaker::new(&layer, threads.handles(), clock);
-        let disk = { disk }.make(&"null:1M".parse().unwrap()).unwrap();
+        let plan = "null:1M".parse().unwrap();
+        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+        let disk = Arc::clone(open.disk());
         let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
         let start = |count| Barriers::start(&bdev, count, Duration::from_secs(30)).unwrap();
         assert!(start(1).is_none() && start(2).is_some());

@@ -7,31 +7,27 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock, OpenMode};
-use blockyard_export_nbd as nbd;
+use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::answers::{Reply, Yard};
+use super::answers::{Answers, Reply};
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
-use super::follow::{Follow, State, set_read_only};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
 use super::store::{Begun, Held, Store, forget_log};
 use super::{Wish, helper, launch, usage};
 use crate::control;
-use crate::control::report::DeviceReport;
-use crate::daemon::Losses;
 use crate::daemon::signals::Signals;
-use crate::disks::DiskMaker;
+use crate::disks::identity::DiskIdentity;
+use crate::disks::{DiskPlan, Value};
 use crate::error::{Error, ErrorKind, Result};
-use crate::housekeeping::{self, Bell};
-use crate::identity::DiskIdentity;
-use crate::plan::{ExportPlan, YardPlan};
-use crate::queue_threads::{OnPark, QueueThreads};
-use crate::remote::Remote;
-use crate::term;
-use crate::uri::{DiskPlan, DriverPlan};
+use crate::exports::{self, ExportPlan};
+use crate::text::term;
+use crate::yard::Yard;
+use crate::yard::follow::{Follow, State};
+use crate::yard::plan::YardPlan;
+use crate::yard::report::DeviceReport;
 
 /// How long what a killed daemon has of its disk may take to be given up by the system.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -105,15 +101,10 @@ fn enter_write_back_path() {
 
 /// A disk of ours, and what serves it.
 struct Server {
-    plan: YardPlan,
-    layer: Arc<BlockLayer>,
+    yard: Arc<Yard>,
     disk: Arc<Disk>,
     identity: DiskIdentity,
-    remotes: Vec<Remote>,
-    threads: QueueThreads,
-    nbd: Arc<nbd::Server>,
-    clock: Arc<dyn Clock>,
-    bell: Arc<Bell>,
+    grace: Duration,
     /// The record of a device that is recovered: nobody else does.
     held: Option<Held>,
 }
@@ -121,51 +112,38 @@ struct Server {
 impl Server {
     fn open(order: &Order) -> Result<Self> {
         let wish = order.wish();
-        let (disk, held) = match order {
+        let (mut disk, held) = match order {
             Order::Attach(_) => (crate::commands::disk_uri(&wish.uri)?, None),
             Order::Recover(record) => {
                 let held = Store::open()?.claim(record)?;
                 (to_recover(record)?, Some(held))
             }
         };
-        let mut disk = disk;
         disk.options.read_only |= wish.read_only;
         let mut plan = YardPlan::new(vec![disk])?;
         plan.threads = wish.threads.map_or(plan.threads, usize::from);
         plan.nbd.limits.stall_timeout = NEVER;
-        let mut export = ExportPlan::new(0, EXPORT);
-        export.read_only = wish.read_only;
-        plan.exports.push(export);
-        let bell = Arc::new(Bell::default());
-        let ring = Arc::clone(&bell);
-        let on_park: OnPark = Arc::new(move || ring.ring());
-        let threads = QueueThreads::start_with(plan.threads, &on_park)?;
-        let layer = Arc::new(BlockLayer::new());
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let yard = Yard::start(plan.threads, &plan.nbd)?;
         // The kernel looks for partitions itself.
-        let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock))
-            .with_flags(DiskFlags::NO_PART_SCAN);
-        let disk = match order {
-            Order::Attach(_) => maker.make(&plan.disks[0])?,
-            Order::Recover(_) => patiently(|| maker.make(&plan.disks[0]))?,
+        let make = || yard.open_disk(&plan.disks[0], DiskFlags::NO_PART_SCAN);
+        let open = match order {
+            Order::Attach(_) => make()?,
+            Order::Recover(_) => patiently(make)?,
         };
         // It is there now: a file may have been made, or have come in the place of the one that was looked at before.
         let identity = DiskIdentity::of(&plan.disks[0])?;
         if let Order::Recover(record) = order {
             check_identity(record, &identity)?;
+            open.hold_writes();
         }
-        let remotes = maker.into_remotes();
-        if matches!(order, Order::Recover(_)) {
-            remotes.iter().for_each(Remote::hold_writes);
-        }
-        let mut config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk))?;
-        for export in &mut config.exports {
-            // The kernel knows blocks only.
-            export.minimum_block_size = Some(export.bdev.limits().logical_block_size.bytes());
-        }
-        let nbd = nbd::Server::new(config, threads.handles().to_vec())
-            .map_err(crate::daemon::nbd_error)?;
-        Ok(Self { plan, layer, disk, identity, remotes, threads, nbd, clock, bell, held })
+        // The kernel knows blocks only.
+        let export = ExportPlan::new(&exports::nbd::KIND, plan.disk_name(0), EXPORT)
+            .with("read_only", Value::Flag(wish.read_only))
+            .with("whole_blocks", Value::Flag(true));
+        let bound = (export.kind.bind)(&export)?;
+        yard.open_export(export, bound)?.start()?;
+        let disk = Arc::clone(open.disk());
+        Ok(Self { yard, disk, identity, grace: plan.grace, held })
     }
 
     fn attach(self, order: Order, log: Option<PathBuf>) -> Result<Attached> {
@@ -177,8 +155,8 @@ impl Server {
             .map_err(|err| Error::failed("the disk cannot be opened").caused_by(err))?;
         let below = Below {
             bdev: Arc::new(bdev),
-            threads: self.threads.handles(),
-            server: &self.nbd,
+            threads: self.yard.threads(),
+            server: self.yard.nbd(),
             export: EXPORT,
             outlives_us: !self.identity.is_volatile(),
         };
@@ -238,12 +216,8 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
         tracing::warn!(directory = %record.directory.display(), %err, "cannot go there");
     }
     let mut plan = crate::commands::disk_uri(uri)?;
-    let is_file = if let DriverPlan::File(file) = &mut plan.driver {
-        file.create = None;
-        true
-    } else {
-        false
-    };
+    plan.never_make();
+    let is_file = plan.source.file().is_some();
     // What was set while it ran holds, and not what it was attached with. A server says by itself how large an export is.
     if plan.options.size.is_some() || (is_file && record.resized) {
         plan.options.size = Some(record.size);
@@ -310,8 +284,8 @@ enum End {
 
 impl Attached {
     /// Listens to who asks, and puts it on record: in this order, as who finds it on record asks.
-    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<control::Server<Yard>> {
-        let control = control::Server::bind(Arc::new(self.yard(ask)))?;
+    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<control::Server<Answers>> {
+        let control = control::Server::bind(Arc::new(self.answers(ask)))?;
         self.save().await?;
         self.begun = None;
         if let Some(before) = self.recovered.take() {
@@ -327,13 +301,10 @@ impl Attached {
         Ok(())
     }
 
-    fn yard(&self, ask: mpsc::Sender<Reply>) -> Yard {
-        let (server, record) = (&self.server, &self.record);
-        Yard {
-            plan: server.plan.clone(),
-            layer: Arc::clone(&server.layer),
-            disks: vec![Arc::clone(&server.disk)],
-            nbd: Arc::clone(&server.nbd),
+    fn answers(&self, ask: mpsc::Sender<Reply>) -> Answers {
+        let record = &self.record;
+        Answers {
+            yard: Arc::clone(&self.server.yard),
             device: DeviceReport {
                 path: record.path(),
                 via: record.via.name().into(),
@@ -341,7 +312,6 @@ impl Attached {
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
             },
             mark: record.mark,
-            started: Instant::now(),
             ask,
         }
     }
@@ -364,9 +334,7 @@ impl Attached {
                 return Err(err);
             }
         };
-        let (disks, clock) = (vec![Arc::clone(&self.server.disk)], Arc::clone(&self.server.clock));
-        let bell = Arc::clone(&self.server.bell);
-        let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, bell));
+        let housekeeper = tokio::spawn(Arc::clone(&self.server.yard).keep());
         let control = tokio::spawn(control.serve());
         tell_ready(
             || term::say(self.record.path()),
@@ -451,7 +419,7 @@ impl Attached {
                     telling = Some(std::thread::spawn(move || {
                         // One after the other. One that has panicked has said so.
                         let _ = before.map(JoinHandle::join);
-                        set_read_only(&path, read_only);
+                        helper::set_read_only(&path, read_only);
                     }));
                 }
             }
@@ -461,7 +429,7 @@ impl Attached {
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
     /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
-        let runtime = self.server.threads.handles()[0].clone();
+        let runtime = self.server.yard.threads()[0].clone();
         take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
@@ -475,20 +443,7 @@ impl Attached {
     }
 
     async fn end(self) -> Result<()> {
-        let grace = self.server.plan.grace;
-        self.server.nbd.shutdown(grace).await;
-        let mut losses = Losses::default();
-        for remote in &self.server.remotes {
-            losses.note(remote.leave(grace).await);
-        }
-        let ended = tokio::task::spawn_blocking(move || {
-            losses.note_status(&self.server.disk, self.server.layer.del_disk(&self.server.disk));
-            self.server.threads.shutdown();
-            losses
-        });
-        let losses =
-            ended.await.map_err(|err| Error::failed("cannot close the disk").caused_by(err))?;
-        losses.into_result()
+        self.server.yard.end(self.server.grace).await.into_result()
     }
 }
 

@@ -4,7 +4,7 @@ use blockyard_blkmq::Disk;
 
 use super::record::Record;
 use super::store::FailedFlush;
-use crate::term;
+use crate::text::term;
 
 /// Whoever goes on with the device knows of each flush that has failed.
 pub(super) fn note_failed_flushes(disk: &Disk, failed: FailedFlush) {
@@ -39,7 +39,7 @@ mod tests {
     use super::super::store::Store;
     use super::*;
     use crate::disks::DiskMaker;
-    use crate::queue_threads::QueueThreads;
+    use crate::yard::queue_threads::QueueThreads;
 
     /// Until then its user may count on what is lost.
     #[test]
@@ -51,19 +51,20 @@ mod tests {
         std::fs::write(&file, [0; 4096]).unwrap();
         let record = record(0, 7, file.to_str().unwrap());
         let threads = QueueThreads::start(1).unwrap();
-        let layer = BlockLayer::new();
+        let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let flushed = |is_noted| {
             if is_noted {
                 store.failed_flush_of(7).note().unwrap();
             }
             let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock));
-            let disk = maker.make(&record.wish.uri.parse().unwrap()).unwrap();
-            inherit_failed_flushes(&disk, store.failed_flush_of(7), &record);
+            let open = maker.open(&record.wish.uri.parse().unwrap()).unwrap();
+            let disk = open.disk();
+            inherit_failed_flushes(disk, store.failed_flush_of(7), &record);
             let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
             let status = bdev.submit_and_wait(0, Bio::flush()).status();
             drop(bdev);
-            layer.del_disk(&disk);
+            layer.del_disk(disk);
             status
         };
         assert_eq!(flushed(false), Status::Ok);

@@ -47,6 +47,16 @@ pub(super) fn detach(device: &str) -> io::Result<ExitStatus> {
     this_program().args(["detach", device, "--for-daemon", &own]).status()
 }
 
+/// Has the kernel's disk refuse writes, or take them again. May wait for the disk.
+pub(super) fn set_read_only(device: &str, read_only: bool) {
+    match look_at(device, Some(read_only)) {
+        Ok(status) if status.success() => tracing::info!(device, read_only, "the kernel knows"),
+        // It has said why.
+        Ok(_) => tracing::warn!(device, read_only, "the kernel's disk stays as it is"),
+        Err(err) => tracing::warn!(device, read_only, %err, "the kernel cannot be told"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

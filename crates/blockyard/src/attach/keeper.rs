@@ -206,14 +206,14 @@ fn tell_sizes<K: Kernel>(kernel: Arc<K>) -> io::Result<mpsc::Sender<u64>> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use blockyard_blkmq::{BlockLayer, Clock, Disk, MonotonicClock, OpenMode};
-    use blockyard_export_nbd::Server;
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, OpenMode};
+    use blockyard_export_nbd::{Config, Export, Server};
     use tokio::sync::mpsc as async_mpsc;
 
     use super::*;
     use crate::disks::DiskMaker;
-    use crate::plan::{ExportPlan, YardPlan};
-    use crate::queue_threads::QueueThreads;
+    use crate::disks::OpenDisk;
+    use crate::yard::queue_threads::QueueThreads;
 
     /// How long anything may take.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -267,22 +267,23 @@ mod tests {
         size: watch::Sender<u64>,
         gone: oneshot::Receiver<()>,
         server: Arc<Server>,
-        layer: BlockLayer,
-        disk: Arc<Disk>,
+        layer: Arc<BlockLayer>,
+        open: OpenDisk,
         threads: QueueThreads,
     }
 
     impl Kept {
         /// With so many connections.
         fn new(connections: usize) -> Self {
-            let mut plan = YardPlan::new(vec!["ram:1M".parse().unwrap()]).unwrap();
-            plan.exports.push(ExportPlan::new(0, "x"));
             let threads = QueueThreads::start(1).unwrap();
-            let layer = BlockLayer::new();
+            let layer = Arc::new(BlockLayer::new());
             let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
             let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
-            let disk = maker.make(&plan.disks[0]).unwrap();
-            let config = crate::daemon::nbd_config(&plan, std::slice::from_ref(&disk)).unwrap();
+            let open = maker.open(&"ram:1M".parse().unwrap()).unwrap();
+            let disk = open.disk();
+            let served = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+            let exports = vec![Export::new("x", served)];
+            let config = Config { exports, ..Config::default() };
             let server = Server::new(config, threads.handles().to_vec()).unwrap();
             let source = Source::new(Arc::clone(&server), "x");
             let (sockets, _) = source.connections(connections).unwrap();
@@ -313,7 +314,7 @@ mod tests {
                 gone,
                 server,
                 layer,
-                disk,
+                open,
                 threads,
             }
         }
@@ -328,7 +329,7 @@ mod tests {
             self.kernel.sockets.lock().clear();
             self.server.shutdown(PATIENCE).await;
             tokio::task::spawn_blocking(move || {
-                self.layer.del_disk(&self.disk);
+                self.layer.del_disk(self.open.disk());
                 self.threads.shutdown();
             })
             .await

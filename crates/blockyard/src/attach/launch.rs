@@ -9,7 +9,7 @@ use std::process::Stdio;
 use super::helper;
 use super::store::Store;
 use crate::error::{Error, Result};
-use crate::term;
+use crate::text::term;
 
 /// Runs this program again with `args`, to stay when we are gone, in `directory`. Waits until it prints the path of
 /// its device, and prints that. If it ends before that, shows what it said.

@@ -7,7 +7,6 @@ mod answers;
 mod barriers;
 mod daemon;
 mod flushes;
-mod follow;
 mod helper;
 mod keeper;
 mod kernel;

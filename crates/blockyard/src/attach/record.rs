@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::follow::State;
 use super::{Via, Wish};
-use crate::identity::DiskIdentity;
+use crate::disks::identity::DiskIdentity;
+use crate::yard::follow::State;
 
 /// The form of the files.
 const VERSION: u32 = 2;

@@ -10,10 +10,10 @@ use blockyard_buf::{Pool, Segment};
 use super::Load;
 use super::pattern::Pattern;
 use super::report::{Report, Tally, cpu_time};
+use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
-use crate::session::Session;
-use crate::uri::DiskPlan;
+use crate::tools::session::Session;
+use crate::yard::queue_threads::QueueThreads;
 
 /// Requests between two turns of the thread's other work.
 const TURN: u64 = 4096;

@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::{size, term};
+use crate::text::{size, term};
 
 /// The longest latency that is told from longer ones: an hour.
 const LONGEST_NS: u64 = 3_600_000_000_000;

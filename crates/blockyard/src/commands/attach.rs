@@ -17,10 +17,10 @@ use crate::attach::{self, Fate, LeftBehind, Order, Standing, Survey, Via, Wish, 
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
 use crate::control::Question;
 use crate::control::client::ask_one;
+use crate::disks::DiskPlan;
+use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, ErrorKind, Result};
-use crate::identity::DiskIdentity;
-use crate::term;
-use crate::uri::{DiskPlan, DriverPlan};
+use crate::text::term;
 
 /// So long an nbd device waits for the next daemon, unless told otherwise.
 const DEAD_CONN_TIMEOUT_SECONDS: u64 = 300;
@@ -113,10 +113,10 @@ fn attached_before(
 
 /// Whether a plan leads to where the disk on record was, whatever is there now.
 fn is_in_place_of(plan: &DiskPlan, before: &DiskPlan, record: &Record) -> bool {
-    match (&plan.driver, &before.driver) {
-        (DriverPlan::File(file), DriverPlan::File(before)) => {
-            let before = record.directory.join(&before.path);
-            std::path::absolute(&file.path).is_ok_and(|path| path == before)
+    match (plan.source.file(), before.source.file()) {
+        (Some(path), Some(before)) => {
+            let before = record.directory.join(before);
+            std::path::absolute(path).is_ok_and(|path| path == before)
         }
         _ => false,
     }

@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{disk_uri, one_with_tls, size};
 use crate::bench::{Load, MAX_BLOCK, Mix, Stop, run as run_load};
 use crate::cli::{BenchArgs, Rw};
+use crate::disks::parse_duration;
 use crate::error::{Error, ErrorKind, Result};
-use crate::term;
-use crate::uri::parse_duration;
+use crate::text::term;
 
 /// How long, if nothing is said.
 const TIME: Duration = Duration::from_secs(3);
@@ -36,7 +36,7 @@ fn load(args: &BenchArgs) -> Result<Load> {
     let block =
         u32::try_from(block).ok().filter(|&block| block > 0 && u64::from(block) <= MAX_BLOCK);
     let block = block.ok_or_else(|| {
-        let most = crate::size::human(MAX_BLOCK);
+        let most = crate::text::size::human(MAX_BLOCK);
         Error::usage(format!("--bs: {} is not from 1 byte to {most}", args.bs))
     })?;
     let stop = match (args.count, &args.time) {

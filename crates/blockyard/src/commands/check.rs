@@ -4,8 +4,8 @@
 use super::{disk_uri, interrupt, one_with_tls, threads};
 use crate::cli::CheckArgs;
 use crate::error::Result;
+use crate::text::{size, term};
 use crate::tools::check::{Checked, check};
-use crate::{size, term};
 
 /// The exit code of a disk that has errors. 1 is one that could not be checked; 3, a leak, no disk here has.
 const CORRUPT: u8 = 2;

@@ -3,7 +3,7 @@
 use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CompareArgs;
 use crate::error::{ErrorKind, Result};
-use crate::term;
+use crate::text::term;
 use crate::tools::compare::compare;
 
 /// The exit code of disks that differ, as cmp(1) and qemu-img have it.

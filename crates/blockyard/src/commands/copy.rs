@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::{disk_uri, interrupt, threads, with_tls};
 use crate::cli::CopyArgs;
+use crate::disks::absolute;
 use crate::error::{Error, Result};
+use crate::text::{size, term};
 use crate::tools::copy::{CHECKPOINT, Copied, Copy};
-use crate::uri::absolute;
-use crate::{size, term};
 
 pub(super) fn run(args: CopyArgs) -> Result<()> {
     let [source, target] = with_tls([disk_uri(&args.source)?, disk_uri(&args.target)?], args.tls)?;

@@ -3,22 +3,20 @@
 use std::io;
 use std::path::Path;
 
-use clap::CommandFactory;
-
-use crate::cli::Cli;
+use crate::cli;
 use crate::error::{Error, Result};
-use crate::term;
+use crate::text::term;
 
 pub(super) fn completions(shell: clap_complete::Shell) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "blockyard", &mut script);
+    clap_complete::generate(shell, &mut cli::command(), "blockyard", &mut script);
     term::say(String::from_utf8_lossy(&script).trim_end())
 }
 
 pub(super) fn man(directory: Option<&Path>) -> Result<()> {
     let Some(directory) = directory else {
         let mut page = Vec::new();
-        let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+        let rendered = clap_mangen::Man::new(cli::command()).render(&mut page);
         rendered.map_err(|err| Error::failed("cannot make the man page").caused_by(err))?;
         return term::say(String::from_utf8_lossy(&page).trim_end());
     };
@@ -33,5 +31,5 @@ pub(super) fn man(directory: Option<&Path>) -> Result<()> {
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(failed(err)),
         _ => {}
     }
-    clap_mangen::generate_to(Cli::command(), directory).map_err(failed)
+    clap_mangen::generate_to(cli::command(), directory).map_err(failed)
 }

@@ -1,21 +1,15 @@
 //! `blockyard info`: what a disk is, and what it can do.
 
 use blockyard_blkmq::DiskFlags;
-use blockyard_driver_nbd::Description;
-use blockyard_nbd::ExportInfo;
-use blockyard_nbd::wire::TransmissionFlags;
 use serde::Serialize;
 
 use super::{NO, disk_uri, one_with_tls};
 use crate::cli::InfoArgs;
-use crate::control::report::style_name;
 use crate::error::{Error, Result};
-use crate::inspect::{DiskInfo, MapSummary, PartitionInfo};
-use crate::remote;
-use crate::session::Session;
-use crate::term::plain;
-use crate::uri::{DriverPlan, NbdPlan};
-use crate::{size, suggest, term};
+use crate::text::term::{exact_size, plain, yes_no};
+use crate::text::{size, suggest, term};
+use crate::tools::inspect::{DiskInfo, MapSummary, PartitionInfo};
+use crate::tools::session::Session;
 
 /// The predicates of `--is`.
 const IS: [&str; 3] = ["read-only", "rotational", "tls"];
@@ -42,41 +36,29 @@ enum Predicate {
 pub(super) fn run(args: InfoArgs) -> Result<u8> {
     let predicate = predicate(&args)?;
     let plan = one_with_tls(disk_uri(&args.uri)?, args.tls)?;
-    match &plan.driver {
-        DriverPlan::Ram { .. } | DriverPlan::Null { .. } | DriverPlan::File(_) => {
-            let mut session = Session::start(1)?;
-            let disk = session.look_into(&plan, DiskFlags::empty())?;
-            let info = DiskInfo::of(&disk, &plan)?;
-            match predicate {
-                Some(predicate) => Ok(answer(match predicate {
-                    Predicate::Is("read-only") => info.read_only,
-                    Predicate::Is("rotational") => info.rotational,
-                    Predicate::Is(_) => false,
-                    Predicate::Can(what) => info.can.contains(&what),
-                })),
-                None if args.size => term::say(info.size).map(|()| 0),
-                None if args.json => {
-                    term::say_json(&Tagged { kind: "disk", info: &info }).map(|()| 0)
-                }
-                None => show_disk(&info).map(|()| 0),
-            }
-        }
-        DriverPlan::Nbd(nbd) => {
-            let info = NbdInfo::ask(nbd)?;
-            match predicate {
-                Some(predicate) => Ok(answer(match predicate {
-                    Predicate::Is("read-only") => info.read_only,
-                    Predicate::Is("rotational") => info.rotational,
-                    Predicate::Is(_) => info.tls,
-                    Predicate::Can(what) => info.can.contains(&what),
-                })),
-                None if args.size => term::say(info.size).map(|()| 0),
-                None if args.json => {
-                    term::say_json(&Tagged { kind: "nbd", info: &info }).map(|()| 0)
-                }
-                None => show_nbd(&info).map(|()| 0),
-            }
-        }
+    if let Some(described) = plan.source.describe() {
+        let info = described?;
+        return match predicate {
+            Some(Predicate::Is("read-only")) => Ok(answer(info.read_only)),
+            Some(Predicate::Is("rotational")) => Ok(answer(info.rotational)),
+            Some(Predicate::Is(_)) => Ok(answer(info.tls)),
+            Some(Predicate::Can(what)) => Ok(answer(info.can.contains(&what))),
+            None if args.size => term::say(info.size).map(|()| 0),
+            None if args.json => term::say_json_text(&info.json).map(|()| 0),
+            None => lines(&info.rows).map(|()| 0),
+        };
+    }
+    let mut session = Session::start(1)?;
+    let disk = session.look_into(&plan, DiskFlags::empty())?;
+    let info = DiskInfo::of(&disk, &plan)?;
+    match predicate {
+        Some(Predicate::Is("read-only")) => Ok(answer(info.read_only)),
+        Some(Predicate::Is("rotational")) => Ok(answer(info.rotational)),
+        Some(Predicate::Is(_)) => Ok(answer(false)),
+        Some(Predicate::Can(what)) => Ok(answer(info.can.contains(&what))),
+        None if args.size => term::say(info.size).map(|()| 0),
+        None if args.json => term::say_json(&Tagged { kind: "disk", info: &info }).map(|()| 0),
+        None => show_disk(&info).map(|()| 0),
     }
 }
 
@@ -104,93 +86,11 @@ struct Tagged<'a, T> {
     info: &'a T,
 }
 
-/// What a server says of an export.
-#[derive(Serialize)]
-struct NbdInfo {
-    uri: String,
-    export: String,
-    description: String,
-    size: u64,
-    read_only: bool,
-    rotational: bool,
-    can: Vec<&'static str>,
-    block_size: Option<BlockSizes>,
-    contexts: Vec<String>,
-    tls: bool,
-    style: &'static str,
-}
-
-#[derive(Serialize)]
-struct BlockSizes {
-    minimum: u32,
-    preferred: u32,
-    maximum: u32,
-}
-
-impl NbdInfo {
-    fn ask(plan: &NbdPlan) -> Result<Self> {
-        let Description { negotiated, contexts } = remote::describe(&plan.uri, &plan.tls_files)?;
-        let info = &negotiated.export;
-        Ok(Self {
-            uri: plan.uri.to_string(),
-            export: info.name.clone(),
-            description: info.description.clone(),
-            size: info.size,
-            read_only: info.flags.contains(TransmissionFlags::READ_ONLY),
-            rotational: info.flags.contains(TransmissionFlags::ROTATIONAL),
-            can: abilities(info, &contexts),
-            block_size: info.block_sizes.map(|sizes| BlockSizes {
-                minimum: sizes.minimum(),
-                preferred: sizes.preferred(),
-                maximum: sizes.max_payload(),
-            }),
-            contexts,
-            tls: negotiated.tls,
-            style: style_name(negotiated.style),
-        })
-    }
-}
-
-fn abilities(info: &ExportInfo, contexts: &[String]) -> Vec<&'static str> {
-    use TransmissionFlags as F;
-    let writable = !info.flags.contains(F::READ_ONLY);
-    let of_flag = [
-        ("flush", F::SEND_FLUSH, true),
-        ("fua", F::SEND_FUA, true),
-        ("trim", F::SEND_TRIM, writable),
-        ("zero", F::SEND_WRITE_ZEROES, writable),
-        ("fast-zero", F::SEND_FAST_ZERO, writable),
-        ("cache", F::SEND_CACHE, true),
-        ("df", F::SEND_DF, true),
-        ("multi-conn", F::CAN_MULTI_CONN, true),
-    ];
-    let mut can: Vec<_> = of_flag
-        .into_iter()
-        .filter(|(_, flag, also)| *also && info.flags.contains(*flag))
-        .map(|(name, ..)| name)
-        .collect();
-    if !contexts.is_empty() {
-        can.push("block-status");
-    }
-    if writable {
-        can.push("write");
-    }
-    can
-}
-
 /// Lines of a name and a value.
 fn lines(rows: &[(&str, String)]) -> Result<()> {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     rows.iter()
         .try_for_each(|(name, value)| term::say(format_args!("{name:width$}  {}", plain(value))))
-}
-
-const fn yes_no(yes: bool) -> &'static str {
-    if yes { "yes" } else { "no" }
-}
-
-fn exact_size(bytes: u64) -> String {
-    format!("{} ({bytes} bytes)", size::human(bytes))
 }
 
 fn show_disk(info: &DiskInfo) -> Result<()> {
@@ -245,33 +145,4 @@ fn show_partitions(partitions: &[PartitionInfo]) -> Result<()> {
         ]);
     }
     term::say(table.trim_fmt())
-}
-
-fn show_nbd(info: &NbdInfo) -> Result<()> {
-    let mut rows = vec![
-        ("uri", info.uri.clone()),
-        ("export", format!("{:?}", info.export)),
-        ("description", info.description.clone()),
-        ("size", exact_size(info.size)),
-        ("read-only", yes_no(info.read_only).into()),
-        ("can", info.can.join(", ")),
-        (
-            "contexts",
-            if info.contexts.is_empty() { "none".into() } else { info.contexts.join(", ") },
-        ),
-        ("headers", info.style.into()),
-        ("TLS", yes_no(info.tls).into()),
-    ];
-    if let Some(sizes) = &info.block_size {
-        let text = format!(
-            "{} at least, {} preferred, {} at most",
-            sizes.minimum, sizes.preferred, sizes.maximum
-        );
-        rows.push(("block size", text));
-    }
-    if info.rotational {
-        rows.push(("rotational", "yes".into()));
-    }
-    rows.retain(|(_, value)| !value.is_empty());
-    lines(&rows)
 }

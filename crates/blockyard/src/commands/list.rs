@@ -3,25 +3,22 @@
 use std::path::Path;
 
 use blockyard_driver_nbd::TlsFiles;
-use blockyard_nbd::uri::Uri;
-use serde::Serialize;
 
 use super::{disk_uri, one_with_tls};
 use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
 use crate::control::client::ask_all;
-use crate::control::report::{Daemon, DeviceReport, Latency};
 use crate::control::{Answer, Question, runtime_dir};
+use crate::disks::describe::Offers;
 use crate::error::{Error, Result};
-use crate::remote;
-use crate::uri::DriverPlan;
-use crate::{size, term};
+use crate::text::{size, term};
+use crate::yard::report::{Daemon, DeviceReport, ExportReport, Latency};
 
 pub(super) fn run(args: ListArgs) -> Result<()> {
     if let Some(uri) = &args.uri {
-        return match &one_with_tls(disk_uri(uri)?, args.tls)?.driver {
-            DriverPlan::Nbd(nbd) => list_server(&nbd.uri, &nbd.tls_files, args.json),
-            _ => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
+        return match one_with_tls(disk_uri(uri)?, args.tls)?.source.offers() {
+            Some(offers) => show_offers(&offers?, args.json),
+            None => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
                 "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"
             ))),
         };
@@ -141,16 +138,19 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     let mut table = term::table(&header);
     for daemon in daemons {
         for disk in &daemon.disks {
-            let opened = |client: &&crate::control::report::Client| {
-                client.export.as_ref().is_some_and(|export| disk.exports.contains(export))
-            };
+            let clients: u64 = daemon
+                .exports
+                .iter()
+                .filter(|export| export.disk == disk.name)
+                .map(|export| export.served.clients)
+                .sum();
             table.add_row([
                 daemon.pid.to_string(),
                 format!("{}{}", disk.name, if disk.read_only { " (ro)" } else { "" }),
                 disk.driver.clone(),
                 size::human(disk.size),
                 disk.exports.join(","),
-                daemon.nbd.clients.iter().filter(opened).count().to_string(),
+                clients.to_string(),
                 disk.in_flight.to_string(),
                 disk.ops.to_string(),
                 disk.iops.to_string(),
@@ -173,15 +173,17 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             let DeviceReport { path, via, uri, .. } = device;
             term::say(format_args!("{} serves {path} ({via}, {uri})", daemon.pid))?;
         }
-        for machine in &daemon.vhost_user {
-            let socket = machine.socket.as_deref().unwrap_or("a passed socket");
-            let used = if machine.connected {
-                format!("connected, {} queues, {} requests", machine.queues, machine.requests)
-            } else {
-                "nobody connected".into()
+        for ExportReport { disk, served, .. } in &daemon.exports {
+            let Some(address) = &served.address else { continue };
+            let (pid, requests) = (daemon.pid, served.requests);
+            let queues = served.queues.map(|queues| format!(", {queues} queues"));
+            let queues = queues.unwrap_or_default();
+            let used = match served.clients {
+                0 => "nobody connected".into(),
+                1 => format!("connected{queues}, {requests} requests"),
+                clients => format!("{clients} connected{queues}, {requests} requests"),
             };
-            let (pid, disk) = (daemon.pid, &machine.disk);
-            term::say(format_args!("{pid} serves {disk} at vhost-user-blk:{socket} ({used})"))?;
+            term::say(format_args!("{pid} serves {disk} at {address} ({used})"))?;
         }
     }
     Ok(())
@@ -194,41 +196,18 @@ fn latency(latency: Option<Latency>) -> String {
     )
 }
 
-#[derive(Serialize)]
-struct Listed {
-    name: String,
-    description: String,
-    size: Option<u64>,
-    read_only: Option<bool>,
-    uri: String,
-}
-
-fn list_server(uri: &Uri, tls: &TlsFiles, json: bool) -> Result<()> {
-    let mut exports = Vec::new();
-    for offer in remote::offers(uri, tls)? {
-        // One that needs TLS, say, is on the list all the same.
-        let info = offer.info;
-        let flags = info.as_ref().map(|info| info.flags);
-        exports.push(Listed {
-            uri: Uri { export: offer.name.clone(), ..uri.clone() }.to_string(),
-            name: offer.name,
-            description: offer.description,
-            size: info.as_ref().map(|info| info.size),
-            read_only: flags
-                .map(|flags| flags.contains(blockyard_nbd::wire::TransmissionFlags::READ_ONLY)),
-        });
-    }
+fn show_offers(offers: &Offers, json: bool) -> Result<()> {
     if json {
-        return term::say_json(&serde_json::json!({ "uri": uri.to_string(), "exports": exports }));
+        return term::say_json(offers);
     }
     let mut table = term::table(&["EXPORT", "SIZE", "", "DESCRIPTION", "URI"]);
-    for export in exports {
+    for export in &offers.exports {
         table.add_row([
             format!("{:?}", export.name),
             export.size.map_or_else(|| "?".into(), size::human),
             if export.read_only == Some(true) { "ro".into() } else { String::new() },
             term::plain(&export.description).into_owned(),
-            export.uri,
+            export.uri.clone(),
         ]);
     }
     term::say(table.trim_fmt())

@@ -6,9 +6,9 @@ use serde::Serialize;
 use super::{disk_uri, one_with_tls};
 use crate::cli::MapArgs;
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::text::{size, term};
 use crate::tools::extents::{Extents, Run};
-use crate::{size, term};
+use crate::tools::session::Session;
 
 /// A line of the map. The keys are those of `nbdinfo --map --json`, and `hole` and `zero`.
 #[derive(Serialize)]

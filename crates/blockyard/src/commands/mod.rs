@@ -18,12 +18,11 @@ mod up;
 mod vhost_user_blk;
 
 use blockyard_driver_nbd::TlsFiles;
-use blockyard_nbd::uri::Uri;
 
 use crate::cli::{Cli, ClientTlsArgs, Command};
+use crate::disks::{DiskPlan, TlsTaken};
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
-use crate::uri::{DiskPlan, DriverPlan};
+use crate::yard::queue_threads::QueueThreads;
 
 /// The exit code of a predicate whose answer is no.
 pub const NO: u8 = 2;
@@ -60,7 +59,8 @@ pub fn run(cli: Cli) -> Result<u8> {
 
 /// A disk URI from the command line.
 pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
-    text.parse().map_err(|err: crate::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+    text.parse()
+        .map_err(|err: crate::disks::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
 }
 
 /// The disks of a command, with the files of TLS that it was given. Those are not for nothing: one of the disks speaks TLS.
@@ -72,28 +72,19 @@ fn with_tls<const N: usize>(
     if files == TlsFiles::default() {
         return Ok(plans);
     }
+    let mut secure = None;
     let mut taken = false;
     for plan in &mut plans {
-        let uri = plan.uri.clone();
-        let DriverPlan::Nbd(nbd) = &mut plan.driver else { continue };
-        if !nbd.uri.tls {
-            continue;
+        match plan.take_tls(&files)? {
+            TlsTaken::Yes => taken = true,
+            TlsTaken::OnlyBy(uri) => secure = secure.or(Some(uri)),
+            TlsTaken::NoServer => {}
         }
-        if nbd.uri.tls_params.psk_file.is_some() {
-            let what = format!("{uri} has pre-shared keys, and certificates are given, too");
-            return Err(Error::usage(what).help("leave out tls-psk-file, or --tls-ca and its like"));
-        }
-        nbd.tls_files = files.clone();
-        taken = true;
     }
     if taken {
         return Ok(plans);
     }
     let what = "files for TLS are given, but there would be no TLS";
-    let secure = plans.iter().find_map(|plan| match &plan.driver {
-        DriverPlan::Nbd(nbd) => Some(Uri { tls: true, ..nbd.uri.clone() }),
-        _ => None,
-    });
     Err(Error::usage(what).help(match secure {
         Some(uri) => format!("with TLS it is '{uri}'"),
         None => "leave them out: they are for NBD servers".into(),
@@ -112,5 +103,5 @@ fn threads(wanted: Option<u16>) -> usize {
 
 /// A size from the command line.
 fn size(flag: &str, text: &str) -> Result<u64> {
-    crate::size::parse(text).map_err(|problem| Error::usage(format!("{flag}: {problem}")))
+    crate::text::size::parse(text).map_err(|problem| Error::usage(format!("{flag}: {problem}")))
 }

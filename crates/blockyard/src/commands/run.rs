@@ -5,17 +5,19 @@ use std::process::Command;
 use super::disk_uri;
 use super::serve::uri_for;
 use crate::cli::RunArgs;
+use crate::daemon::runner::Runner;
 use crate::daemon::{Daemon, Passed};
 use crate::error::Result;
-use crate::plan::{ExportPlan, YardPlan};
-use crate::runner::Runner;
+use crate::exports::{self, ExportPlan};
+use crate::yard::plan::YardPlan;
 
 pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let mut disk = disk_uri(&args.uri)?;
     disk.options.read_only |= args.read_only;
     let mut plan = YardPlan::new(vec![disk])?;
-    plan.exports.push(ExportPlan::new(0, plan.disk_name(0)));
-    plan.nbd.default_export = Some(plan.disk_name(0).to_owned());
+    let name = plan.disk_name(0).to_owned();
+    plan.exports.push(ExportPlan::new(&exports::nbd::KIND, &name, &name));
+    plan.nbd.default_export = Some(name);
     let mut words = args.command.iter();
     // clap sees to it that there is one.
     let mut command = Command::new(words.next().cloned().unwrap_or_default());
@@ -23,6 +25,6 @@ pub(super) fn run(args: &RunArgs) -> Result<u8> {
     let runner = Runner::new(command, true)?;
     plan.nbd.listen.extend(runner.listen());
     let daemon = Daemon::start(plan, Passed::take())?;
-    let uri = uri_for(&daemon, daemon.addresses(), "");
+    let uri = uri_for(&daemon, &daemon.addresses(), "");
     runner.run(daemon, &uri)
 }

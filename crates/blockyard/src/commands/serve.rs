@@ -8,11 +8,13 @@ use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 
 use super::disk_uri;
 use crate::cli::{ServeArgs, Tls};
+use crate::daemon::runner::Runner;
 use crate::daemon::{Daemon, Passed};
+use crate::disks::Value;
 use crate::error::{Error, Result};
-use crate::plan::{ExportPlan, Listen, NbdPlan, TlsUse, VhostUserListen, VhostUserPlan, YardPlan};
-use crate::runner::Runner;
-use crate::term;
+use crate::exports::{self, ExportKind, ExportPlan};
+use crate::text::term;
+use crate::yard::plan::{Listen, NbdPlan, TlsUse, YardPlan};
 
 pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     let passed = Passed::take();
@@ -22,7 +24,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
     match runner {
         None => daemon.run(ready).map(|()| 0),
         Some(runner) => {
-            let uri = uri_for(&daemon, daemon.addresses(), "");
+            let uri = uri_for(&daemon, &daemon.addresses(), "");
             runner.run(daemon, &uri)
         }
     }
@@ -38,19 +40,19 @@ pub(super) fn ready(daemon: &Daemon) {
     for notice in daemon.notices() {
         term::tell(format_args!("note: {notice}"));
     }
+    let of_kind = |kind: &'static ExportKind| {
+        daemon.plan().exports.iter().filter(move |export| export.kind == kind)
+    };
     let exports: Vec<_> =
-        daemon.plan().exports.iter().map(|export| format!("{:?}", export.name)).collect();
+        of_kind(&exports::nbd::KIND).map(|export| format!("{:?}", export.name)).collect();
     for address in daemon.addresses() {
-        let uri = uri_for(daemon, std::slice::from_ref(address), "");
+        let uri = uri_for(daemon, std::slice::from_ref(&address), "");
         term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
     }
-    for plan in &daemon.plan().vhost_user {
-        let disk = daemon.plan().disk_name(plan.disk);
-        match &plan.listen {
-            VhostUserListen::Path(path) => {
-                term::tell(format_args!("serving {disk} at vhost-user-blk:{}", path.display()));
-            }
-            VhostUserListen::Passed(_) => {}
+    for export in &daemon.plan().exports {
+        if let Some(path) = export.settings.socket() {
+            let (disk, kind) = (&export.disk, export.kind.name);
+            term::tell(format_args!("serving {disk} at {kind}:{}", path.display()));
         }
     }
 }
@@ -139,23 +141,31 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
     }
     for index in 0..plan.disks.len() {
         let name = args.name.get(index).cloned().unwrap_or_else(|| plan.disk_name(index).into());
-        let mut export = ExportPlan::new(index, name);
-        export.description = args.description.get(index).cloned().unwrap_or_default();
-        export.read_only = args.read_only;
+        let mut export = ExportPlan::new(&exports::nbd::KIND, plan.disk_name(index), name)
+            .with("read_only", Value::Flag(args.read_only));
+        if let Some(text) = args.description.get(index) {
+            export = export.with("description", Value::Text(text.clone()));
+        }
         plan.exports.push(export);
     }
     plan.nbd = nbd_plan(args, sockets_passed, runner)?;
     if plan.nbd.listen.is_empty() && !plan.nbd.systemd {
         refuse_options_of_nbd(args)?;
     }
-    for (disk, path) in args.vhost_user_blk.iter().enumerate() {
-        let mut back_end = VhostUserPlan::new(disk, VhostUserListen::Path(path.clone()));
-        back_end.socket_mode = plan.nbd.socket_mode;
-        back_end.read_only = args.read_only;
-        back_end.serial = args.serial.get(disk).cloned();
-        plan.vhost_user.push(back_end);
-    }
     plan.nbd.default_export = plan.exports.first().map(|export| export.name.clone());
+    for (index, path) in args.vhost_user_blk.iter().enumerate() {
+        let disk = plan.disk_name(index);
+        let mut export = ExportPlan::new(&exports::vhost_user_blk::KIND, disk, disk)
+            .with("socket", Value::Path(path.clone()))
+            .with("read_only", Value::Flag(args.read_only));
+        if let Some(mode) = plan.nbd.socket_mode {
+            export = export.with("socket_mode", Value::Number(mode.into()));
+        }
+        if let Some(serial) = args.serial.get(index) {
+            export = export.with("serial", Value::Text(serial.clone()));
+        }
+        plan.exports.push(export);
+    }
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
 }
@@ -224,11 +234,11 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
 }
 
 fn max_memory(text: &str, least: usize) -> Result<usize> {
-    let bytes = crate::size::parse(text)
+    let bytes = crate::text::size::parse(text)
         .map_err(|problem| Error::usage(format!("--max-memory: {problem}")))?;
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     if bytes < least {
-        let least = crate::size::human(least as u64);
+        let least = crate::text::size::human(least as u64);
         let what =
             format!("--max-memory: {text} is too little for the longest request of a client");
         return Err(Error::usage(what).help(format!("give {least} or more")));

@@ -4,20 +4,16 @@ use std::path::PathBuf;
 
 use crate::cli::SetArgs;
 use crate::control::client::{ask_at, ask_each};
-use crate::control::report::{Daemon, DiskReport};
-use crate::control::{Answer, Change, Question};
+use crate::control::{Answer, Question};
+use crate::disks::{self, Value};
 use crate::error::{Error, Result};
-use crate::suggest;
-use crate::uri::{canonical_key, flag};
-
-/// What can be changed.
-const SETTINGS: [&str; 2] = ["size", "read_only"];
+use crate::yard::report::{Daemon, DiskReport};
 
 pub(super) fn run(args: &SetArgs) -> Result<()> {
     let changes = args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?;
     let Found { socket, pid, mut disk } = find(&args.disk)?;
-    for change in changes {
-        if let Change::Size(bytes) = change
+    for Change { setting, value, size } in changes {
+        if let Some(bytes) = size
             && bytes < disk.size
             && !args.shrink
         {
@@ -27,13 +23,13 @@ pub(super) fn run(args: &SetArgs) -> Result<()> {
                 Error::usage(what).help("add --shrink if nothing past the new end is needed")
             );
         }
-        let question = Question::Set { disk: disk.name.clone(), change };
+        let question = Question::Set { disk: disk.name.clone(), setting, value };
         let answer = ask_at(&socket, &question)?
             .ok_or_else(|| Error::failed(format!("the daemon {pid} has ended")))?;
         answer
             .accepted()
             .map_err(|err| Error::failed(format!("cannot set {}", disk.name)).caused_by(err))?;
-        if let Change::Size(bytes) = change {
+        if let Some(bytes) = size {
             // What comes next is compared with what it has become.
             disk.size = bytes;
         }
@@ -41,20 +37,25 @@ pub(super) fn run(args: &SetArgs) -> Result<()> {
     Ok(())
 }
 
+/// A setting that can be, and what it is to be.
+struct Change {
+    setting: String,
+    value: String,
+    /// It is the size, and this.
+    size: Option<u64>,
+}
+
 /// A setting as it was typed.
 fn change(text: &str) -> Result<Change> {
     let (key, value) = text.split_once('=').ok_or_else(|| {
         Error::usage(format!("{text:?} sets nothing")).help("write size=2G or read_only=1")
     })?;
-    let wrong = |problem: String| Error::usage(format!("{key}: {problem}"));
-    match canonical_key(key).as_ref() {
-        "size" => crate::size::parse(value).map(Change::Size).map_err(wrong),
-        "read_only" => flag(value).map(Change::ReadOnly).map_err(wrong),
-        _ => {
-            let hint = suggest::hint(key, &SETTINGS);
-            Err(Error::usage(format!("a disk has no setting {key:?}; {hint}")))
-        }
-    }
+    let (option, parsed) = disks::setting(key, value)?;
+    let size = match parsed {
+        Value::Number(bytes) if option.name == "size" => Some(bytes),
+        _ => None,
+    };
+    Ok(Change { setting: option.name.into(), value: value.into(), size })
 }
 
 /// A disk, and the daemon that has it.

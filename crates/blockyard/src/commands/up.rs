@@ -6,12 +6,13 @@ use blockyard_export_nbd::{Address, DEFAULT_PORT};
 
 use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
-use crate::config::{self, ConfigError};
 use crate::daemon::{self, Daemon, Passed};
+use crate::disks::{DiskPlan, PlanBuilder, Value, file};
 use crate::error::{Error, Result};
-use crate::plan::{ExportPlan, Listen, YardPlan};
-use crate::term;
-use crate::uri::{DiskPlan, PlanBuilder, Scheme};
+use crate::exports::{self, ExportPlan};
+use crate::text::term;
+use crate::yard::config::{self, ConfigError};
+use crate::yard::plan::{Listen, YardPlan};
 
 /// The file that is taken if none is named.
 const FILE: &str = "yard.toml";
@@ -62,10 +63,11 @@ fn demo(check: bool, passed: Passed) -> Result<()> {
 
 /// A RAM disk and a file, on a socket and a port.
 fn demo_plan(directory: &Path) -> Result<YardPlan> {
-    let mut ram = PlanBuilder::new(Scheme::Ram);
-    set(&mut ram, &[("size", DEMO_SIZE), ("name", "ram")])?;
+    let mut ram = PlanBuilder::of_uri(&format!("ram:{DEMO_SIZE}"))
+        .map_err(|err| Error::usage(err.to_string()))?;
+    set(&mut ram, &[("name", "ram")])?;
     let path = directory.join("disk.img");
-    let mut file = PlanBuilder::new(Scheme::File);
+    let mut file = PlanBuilder::new(&file::KIND);
     file.path(&path).map_err(Error::usage)?;
     let create: &[_] = if path.exists() { &[] } else { &[("create", DEMO_SIZE)] };
     set(&mut file, create)?;
@@ -75,9 +77,9 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
     let mut plan = YardPlan::new(disks)?;
     let described = ["In memory, gone when the yard is closed", "In ./yard/disk.img, stays"];
     for (index, description) in described.into_iter().enumerate() {
-        let mut export = ExportPlan::new(index, plan.disk_name(index));
-        export.description = description.into();
-        plan.exports.push(export);
+        let name = plan.disk_name(index);
+        let export = ExportPlan::new(&exports::nbd::KIND, name, name);
+        plan.exports.push(export.with("description", Value::Text(description.into())));
     }
     plan.nbd.default_export = Some("ram".into());
     let socket = directory.join("nbd.sock");
@@ -98,7 +100,7 @@ fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
 /// What to do next, ready to paste.
 fn what_next(daemon: &Daemon) -> String {
     let addresses = daemon.addresses();
-    let (ram, disk) = (uri_for(daemon, addresses, "ram"), uri_for(daemon, addresses, "disk"));
+    let (ram, disk) = (uri_for(daemon, &addresses, "ram"), uri_for(daemon, &addresses, "disk"));
     let tcp: Vec<_> = addresses
         .iter()
         .filter(|address| matches!(address, Address::Tcp { .. }))

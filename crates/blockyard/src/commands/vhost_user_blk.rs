@@ -5,9 +5,12 @@ use super::disk_uri;
 use super::serve::ready;
 use crate::cli::VhostUserBlkArgs;
 use crate::daemon::{Daemon, Passed};
+use crate::disks::Value;
 use crate::error::{Error, Result};
-use crate::plan::{VhostUserListen, VhostUserPlan, YardPlan};
-use crate::term;
+use crate::exports::ExportPlan;
+use crate::exports::vhost_user_blk::{FD, KIND};
+use crate::text::term;
+use crate::yard::plan::YardPlan;
 
 pub(super) fn run(args: &VhostUserBlkArgs) -> Result<()> {
     if args.print_capabilities {
@@ -20,9 +23,9 @@ pub(super) fn run(args: &VhostUserBlkArgs) -> Result<()> {
     let Some(uri) = &args.blk_file else {
         return Err(Error::usage("which disk?").help("add --blk-file=PATH; a URI will do, too"));
     };
-    let listen = match (&args.socket_path, args.fd) {
-        (Some(path), None) => VhostUserListen::Path(path.clone()),
-        (None, Some(fd)) => VhostUserListen::Passed(fd),
+    let (option, place) = match (&args.socket_path, args.fd) {
+        (Some(path), None) => ("socket", Value::Path(path.clone())),
+        (None, Some(fd)) => (FD, Value::Number(fd.into())),
         _ => {
             return Err(Error::usage("where does the front-end connect to?")
                 .help("add --socket-path=PATH or --fd=FDNUM, one of them"));
@@ -31,6 +34,7 @@ pub(super) fn run(args: &VhostUserBlkArgs) -> Result<()> {
     let mut disk = disk_uri(uri)?;
     disk.options.read_only |= args.read_only;
     let mut plan = YardPlan::new(vec![disk])?;
-    plan.vhost_user.push(VhostUserPlan::new(0, listen));
+    let name = plan.disk_name(0).to_owned();
+    plan.exports.push(ExportPlan::new(&KIND, &name, &name).with(option, place));
     Daemon::start(plan, Passed::take())?.run(ready)
 }

@@ -4,12 +4,12 @@
 
 pub mod client;
 mod directory;
-pub mod report;
 mod server;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{self, Error, ErrorKind, Result};
+use crate::yard::report;
 
 pub use directory::{make as make_runtime_dir, pass_runtime_dir, runtime_dir};
 pub use server::{Answers, Server};
@@ -56,19 +56,11 @@ pub enum Question {
     Set {
         /// The disk's name.
         disk: String,
-        /// What to change.
-        change: Change,
+        /// The option to change.
+        setting: String,
+        /// What it is to be, as a URI has it.
+        value: String,
     },
-}
-
-/// What can be changed of a disk that is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Change {
-    /// Its size, in bytes.
-    Size(u64),
-    /// Whether nobody may change it.
-    ReadOnly(bool),
 }
 
 /// An answer.
@@ -127,9 +119,8 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use blockyard_blkmq::Disk;
-
     use super::*;
+    use crate::disks::OpenDisk;
 
     #[test]
     fn a_socket_is_named_for_its_process() {
@@ -162,8 +153,8 @@ mod tests {
             String::new()
         }
 
-        fn disks(&self) -> &[Arc<Disk>] {
-            &[]
+        fn disk(&self, _: &str) -> Result<Arc<OpenDisk>> {
+            unreachable!("nobody asks for it")
         }
 
         fn attached(&self) -> Option<(&str, u64)> {

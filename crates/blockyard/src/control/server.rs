@@ -10,8 +10,10 @@ use blockyard_sys::SocketFile;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Answer, Change, MAX_QUESTION, MAX_SAME_PID, Question, directory, report, socket_name};
+use super::{Answer, MAX_QUESTION, MAX_SAME_PID, Question, directory, socket_name};
+use crate::disks::{self, OpenDisk};
 use crate::error::{Error, Result};
+use crate::yard::report;
 
 /// How long a connection may ask nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,8 +30,11 @@ pub trait Answers: Send + Sync + 'static {
     fn diskstats(&self) -> String;
     /// The text of /proc/partitions for its disks.
     fn partitions(&self) -> String;
-    /// Its disks.
-    fn disks(&self) -> &[Arc<Disk>];
+    /// The disk of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    fn disk(&self, name: &str) -> Result<Arc<OpenDisk>>;
     /// The kernel's disk that it serves, and its mark.
     fn attached(&self) -> Option<(&str, u64)> {
         None
@@ -132,46 +137,25 @@ async fn answer(line: &str, answers: &impl Answers) -> Answer {
                 Answer::Error(format!("{device} is not served here"))
             }
         }
-        Ok(Question::Set { disk, change }) => {
-            match answers.disks().iter().find(|it| it.name() == disk) {
-                Some(disk) => set(Arc::clone(disk), change).await,
-                None => Answer::Error(format!("there is no disk {disk:?} here")),
-            }
-        }
+        Ok(Question::Set { disk, setting, value }) => match answers.disk(&disk) {
+            Ok(open) => set(Arc::clone(open.disk()), setting, value).await,
+            Err(err) => Answer::Error(err.to_string()),
+        },
         Err(err) => Answer::Error(format!("not understood: {err}")),
     }
 }
 
 /// Changes a disk. It may take a while, as files are made longer for certain.
-async fn set(disk: Arc<Disk>, change: Change) -> Answer {
-    let failed = |err| Error::failed("cannot change the disk").caused_by(err);
-    let change = move || -> Result<()> {
-        match change {
-            Change::Size(bytes) => disk.resize_bytes(bytes).map_err(|err| match err.kind() {
-                blockyard_blkmq::ErrorKind::Invalid => {
-                    not_whole(&disk, bytes).unwrap_or_else(|| failed(err))
-                }
-                _ => failed(err),
-            }),
-            Change::ReadOnly(read_only) => {
-                disk.set_read_only(read_only);
-                Ok(())
-            }
+async fn set(disk: Arc<Disk>, setting: String, value: String) -> Answer {
+    let change = move || {
+        let (option, value) = disks::setting(&setting, &value)?;
+        match option.live {
+            Some(change) => change(&disk, &value),
+            None => unreachable!("{setting} is no setting"),
         }
     };
     match tokio::task::spawn_blocking(change).await {
         Ok(changed) => changed.into(),
         Err(_) => Answer::Error("the daemon failed at it; its log says why".into()),
     }
-}
-
-/// What is wrong with a size that is no multiple of a disk's blocks, if the disk can have no other.
-fn not_whole(disk: &Disk, bytes: u64) -> Option<Error> {
-    let block = u64::from(disk.limits().logical_block_size.bytes());
-    if bytes.is_multiple_of(block) {
-        return None;
-    }
-    let what = format!("{bytes} is not a multiple of {block}, the block size of {}", disk.name());
-    let next = bytes.checked_next_multiple_of(block).unwrap_or(bytes - bytes % block);
-    Some(Error::usage(what).help(format!("write size={next}")))
 }

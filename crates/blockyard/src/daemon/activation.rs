@@ -35,7 +35,7 @@ impl Passed {
         self.0.len() == 0
     }
 
-    pub(super) fn listeners(mut self) -> Result<Vec<Listener>> {
+    pub(crate) fn listeners(mut self) -> Result<Vec<Listener>> {
         if self.is_empty() {
             let help = "start it from a .socket unit, or try: systemd-socket-activate -l 10809 blockyard serve ...";
             return Err(Error::usage("systemd was to pass sockets, but there are none").help(help));

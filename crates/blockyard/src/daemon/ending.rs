@@ -1,56 +1,10 @@
-//! The end of a daemon: what clients have asked for is answered, disks are flushed and closed. A last flush that fails is a
-//! failure of the whole, which says what may be lost.
+//! What is lost in the end: a last flush that fails is a failure of the whole, which says what may be lost.
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Disk, Status};
-use tokio::task::JoinSet;
 
-use super::Yard;
 use crate::error::{Error, Result};
-use crate::queue_threads::QueueThreads;
-use crate::remote::Remote;
-
-/// What a server has for the last flush when those before have used up the grace.
-const LEAST: Duration = Duration::from_secs(1);
-
-/// Ends all of it, within the grace of the plan and [`LEAST`]; only disks of this machine take as long as they take.
-pub(super) async fn end(
-    yard: Arc<Yard>,
-    threads: QueueThreads,
-    remotes: Vec<Remote>,
-) -> Result<()> {
-    let grace = yard.plan.grace;
-    let end = Instant::now() + grace;
-    let left = || end.saturating_duration_since(Instant::now());
-    // They end together.
-    yard.back_ends().iter().for_each(|back_end| back_end.server.stop());
-    yard.server.shutdown(grace).await;
-    for back_end in yard.back_ends() {
-        back_end.server.shutdown(left()).await;
-    }
-    let limit = left().max(LEAST);
-    let mut leaving: JoinSet<Result<(), FlushFailed>> = JoinSet::new();
-    for remote in remotes {
-        leaving.spawn(async move { remote.leave(limit).await });
-    }
-    let mut losses = Losses::default();
-    for left in leaving.join_all().await {
-        losses.note(left);
-    }
-    let closed = tokio::task::spawn_blocking(move || {
-        for disk in yard.disks.iter().rev() {
-            losses.note_status(disk, yard.layer.del_disk(disk));
-        }
-        threads.shutdown();
-        losses
-    });
-    let losses =
-        closed.await.map_err(|err| Error::failed("cannot close the disks").caused_by(err))?;
-    losses.into_result()
-}
 
 /// The last flush of a disk has failed.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +37,16 @@ impl Losses {
     /// What came of the last flush of a disk.
     pub(crate) fn note(&mut self, flushed: Result<(), FlushFailed>) {
         self.0.extend(flushed.err());
+    }
+
+    /// Nobody knows what came of the last flush of a disk.
+    pub(crate) fn note_failure(&mut self, disk: &Disk, why: &impl ToString) {
+        self.0.push(FlushFailed::new(disk.name(), why));
+    }
+
+    /// Those of other disks.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
     }
 
     /// How the last flush of a disk has ended.

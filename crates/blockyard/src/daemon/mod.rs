@@ -1,16 +1,16 @@
-//! A running daemon: disks, queue threads, the NBD server, disks of virtual machines, the control socket, and an orderly end.
+//! A process that serves a yard: its addresses, its control socket, signals, and an orderly end.
 
 mod activation;
 mod command;
 mod ending;
+pub mod runner;
 pub(crate) mod signals;
-mod vhost_user;
 
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use blockyard_blkmq::{BlockLayer, Clock, Disk, MonotonicClock, OpenMode};
-use blockyard_export_nbd::{self as nbd, Address, Export, Listener, Server, TlsMode};
+use blockyard_blkmq::DiskFlags;
+use blockyard_export_nbd::{Address, Listener};
 use blockyard_sys::limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
@@ -20,69 +20,27 @@ use command::Command;
 pub(crate) use ending::{FlushFailed, Losses};
 use signals::Signals;
 
-use crate::control::{self, report};
-use crate::disks::DiskMaker;
-use crate::error::{Error, ErrorKind, Result};
-use crate::housekeeping::{self, Bell};
-use crate::plan::{ExportPlan, Listen, TlsUse, VhostUserListen, YardPlan};
-use crate::queue_threads::{OnPark, QueueThreads};
-use crate::remote::Remote;
+use crate::control;
+use crate::disks::OpenDisk;
+use crate::error::{Error, Result};
+use crate::exports::{self, Bound};
+use crate::yard::plan::YardPlan;
+use crate::yard::{Yard, report};
 
 /// For how long the service manager is asked to wait at a time while an end goes on.
 const EXTENSION: Duration = Duration::from_secs(30);
 /// After that long the service manager's own patience decides.
 const LONGEST_END: Duration = Duration::from_secs(15 * 60);
 
-/// The part of a daemon that answers questions.
-pub struct Yard {
-    plan: YardPlan,
-    layer: BlockLayer,
-    disks: Vec<Arc<Disk>>,
-    server: Arc<Server>,
-    /// Set when they start to serve.
-    back_ends: OnceLock<Vec<vhost_user::BackEnd>>,
-    addresses: Vec<Address>,
-    started: Instant,
-}
-
 /// A daemon whose disks are open and whose addresses are taken. Nobody is served before it runs.
 pub struct Daemon {
     yard: Arc<Yard>,
+    plan: YardPlan,
     listeners: Vec<Listener>,
-    machines: Vec<blockyard_export_vhost_user_blk::Listener>,
-    threads: QueueThreads,
-    remotes: Vec<Remote>,
-    clock: Arc<dyn Clock>,
-    bell: Arc<Bell>,
     notices: Vec<String>,
     signals: Signals,
     /// The limit of open files that it was started with.
     file_limit: Rlimit,
-}
-
-/// Open disks, and what they live on.
-struct Opened {
-    layer: BlockLayer,
-    disks: Vec<Arc<Disk>>,
-    remotes: Vec<Remote>,
-    threads: QueueThreads,
-    clock: Arc<dyn Clock>,
-    bell: Arc<Bell>,
-}
-
-impl Opened {
-    fn open(plan: &YardPlan) -> Result<Self> {
-        let bell = Arc::new(Bell::default());
-        let ring = Arc::clone(&bell);
-        let on_park: OnPark = Arc::new(move || ring.ring());
-        let threads = QueueThreads::start_with(plan.threads, &on_park)?;
-        let layer = BlockLayer::new();
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let mut maker = DiskMaker::new(&layer, threads.handles(), Arc::clone(&clock));
-        let disks = plan.disks.iter().map(|disk| maker.make(disk)).collect::<Result<Vec<_>>>()?;
-        let remotes = maker.into_remotes();
-        Ok(Self { layer, disks, remotes, threads, clock, bell })
-    }
 }
 
 impl Daemon {
@@ -93,36 +51,21 @@ impl Daemon {
     pub fn start(plan: YardPlan, passed: Passed) -> Result<Self> {
         let file_limit = raise_file_limit();
         let mut signals = Signals::with_a_last_word()?;
-        let tls = tls_mode(&plan)?;
+        check(&plan)?;
         let mut notices = Vec::new();
-        let listeners = listeners(&plan, passed, &mut notices)?;
-        let machines = vhost_user::listeners(&plan)?;
+        let listeners = exports::nbd::listeners(&plan.nbd, passed, &mut notices)?;
+        let bound = plan.exports.iter().map(|export| (export.kind.bind)(export));
+        let bound = bound.collect::<Result<Vec<_>>>()?;
         let wanted = plan.clone();
-        let Opened { layer, disks, remotes, threads, clock, bell } = block_on(async {
+        let yard = block_on(async {
             // A server that does not answer, say, keeps nobody from ending this.
-            let open = tokio::task::spawn_blocking(move || Opened::open(&wanted));
+            let open = tokio::task::spawn_blocking(move || open(wanted, bound));
             tokio::select! {
                 opened = open => opened.map_err(|err| Error::failed("cannot open the disks").caused_by(err))?,
                 () = signals.next() => Err(Error::failed("stopped by a signal before anything was served")),
             }
         })?;
-        let config = nbd_config_with(&plan, &disks, tls)?;
-        let server = Server::new(config, threads.handles().to_vec()).map_err(nbd_error)?;
-        let addresses = listeners.iter().flat_map(Listener::addresses).collect();
-        let (back_ends, started) = (OnceLock::new(), Instant::now());
-        let yard = Arc::new(Yard { plan, layer, disks, server, back_ends, addresses, started });
-        Ok(Self {
-            yard,
-            listeners,
-            machines,
-            threads,
-            remotes,
-            clock,
-            bell,
-            notices,
-            signals,
-            file_limit,
-        })
+        Ok(Self { yard, plan, listeners, notices, signals, file_limit })
     }
 
     /// What the user should know of the start.
@@ -133,14 +76,17 @@ impl Daemon {
 
     /// Where it listens.
     #[must_use]
-    pub fn addresses(&self) -> &[Address] {
-        &self.yard.addresses
+    pub fn addresses(&self) -> Vec<Address> {
+        if self.listeners.is_empty() {
+            return self.yard.addresses();
+        }
+        self.listeners.iter().flat_map(Listener::addresses).collect()
     }
 
     /// Its disks and exports.
     #[must_use]
     pub fn plan(&self) -> &YardPlan {
-        &self.yard.plan
+        &self.plan
     }
 
     /// Serves until a signal says to stop; a second one ends it at once. `ready` is called when all is set up.
@@ -176,9 +122,8 @@ impl Daemon {
         until: impl AsyncFnOnce(&Yard, &mut Signals) -> T,
     ) -> Result<T> {
         let control = control::Server::bind(Arc::clone(&self.yard))?;
-        self.open_the_gates()?;
-        let (disks, clock) = (self.yard.disks.clone(), Arc::clone(&self.clock));
-        let housekeeper = tokio::spawn(housekeeping::keep(disks, clock, Arc::clone(&self.bell)));
+        self.yard.serve(std::mem::take(&mut self.listeners))?;
+        let housekeeper = tokio::spawn(Arc::clone(&self.yard).keep());
         let control = tokio::spawn(control.serve());
         ready(&self);
         notify(&[NotifyState::Ready]);
@@ -192,28 +137,16 @@ impl Daemon {
         stopped.map(|()| given)
     }
 
-    /// All is set up: from now on clients are served.
-    fn open_the_gates(&mut self) -> Result<()> {
-        let yard = &self.yard;
-        let machines = std::mem::take(&mut self.machines);
-        let (disks, threads) = (&yard.disks, self.threads.handles());
-        let back_ends = vhost_user::start(&yard.plan, machines, disks, &self.remotes, threads)?;
-        // It is done once.
-        let _ = yard.back_ends.set(back_ends);
-        self.listeners.drain(..).for_each(|listener| yard.server.listen(listener));
-        Ok(())
-    }
-
     /// Ends it in order, or at once if there is a second signal.
     async fn stop(self) -> Result<()> {
-        let Self { yard, threads, remotes, mut signals, .. } = self;
+        let Self { yard, plan, mut signals, .. } = self;
         if signals.count() > 1 {
-            std::mem::forget((yard, threads, remotes));
+            std::mem::forget(yard);
             return Err(signals::ended_at_once());
         }
-        let mut ending = Box::pin(ending::end(yard, threads, remotes));
+        let mut ending = Box::pin(async move { yard.end(plan.grace).await });
         tokio::select! {
-            lost = &mut ending => lost,
+            lost = &mut ending => lost.into_result(),
             () = signals.second() => {
                 // Dropping it would wait for what is in flight. All of it ends with the process.
                 std::mem::forget(ending);
@@ -228,7 +161,7 @@ impl Daemon {
 /// # Errors
 /// Files of TLS that cannot be used.
 pub fn check(plan: &YardPlan) -> Result<()> {
-    tls_mode(plan).map(drop)
+    exports::nbd::tls_mode(&plan.nbd).map(drop)
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
@@ -277,133 +210,32 @@ fn raise_file_limit() -> Rlimit {
     limit
 }
 
-fn listeners(plan: &YardPlan, passed: Passed, notices: &mut Vec<String>) -> Result<Vec<Listener>> {
-    let mut listeners = match (plan.nbd.systemd, passed.len()) {
-        (true, _) => passed.listeners()?,
-        (false, 0) => Vec::new(),
-        // Clients could connect to them, and would wait for ever.
-        (false, count) => {
-            let what =
-                format!("systemd passes sockets ({count}), and nothing is to be served there");
-            let help = "add systemd to the addresses (--nbd systemd, or listen in yard.toml), or start it without \
-                        the .socket unit";
-            return Err(Error::usage(what).help(help));
-        }
-    };
-    for listen in &plan.nbd.listen {
-        listeners.push(bind(listen, plan.nbd.socket_mode, notices)?);
+/// The disks and exports of a plan, in its order.
+fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
+    let yard = Yard::start(plan.threads, &plan.nbd)?;
+    for disk in &plan.disks {
+        yard.open_disk(disk, DiskFlags::empty())?;
     }
-    Ok(listeners)
-}
-
-fn bind(listen: &Listen, mode: Option<u32>, notices: &mut Vec<String>) -> Result<Listener> {
-    match (nbd::bind(&listen.address, mode), &listen.address) {
-        (Err(err), Address::Tcp { host, port })
-            if listen.or_another_port && err.kind() == nbd::ErrorKind::InUse =>
-        {
-            let free = Address::Tcp { host: host.clone(), port: 0 };
-            let listener = nbd::bind(&free, mode).map_err(nbd_error)?;
-            let chosen = listener.addresses().first().map(ToString::to_string);
-            let chosen = chosen.unwrap_or_default();
-            notices.push(format!("port {port} is in use; this demo takes {chosen} instead"));
-            Ok(listener)
-        }
-        (bound, _) => bound.map_err(nbd_error),
+    for (export, bound) in plan.exports.into_iter().zip(bound) {
+        yard.open_export(export, bound)?;
     }
-}
-
-pub(crate) fn nbd_error(err: nbd::Error) -> Error {
-    use nbd::ErrorKind as Kind;
-    let kind = match err.kind() {
-        Kind::InUse => ErrorKind::Busy,
-        Kind::NotPermitted => ErrorKind::NotPermitted,
-        Kind::Address | Kind::Config => ErrorKind::Usage,
-        Kind::Unavailable => ErrorKind::Unavailable,
-        Kind::Tls | Kind::Io => ErrorKind::Failed,
-    };
-    Error::new(kind, "cannot serve NBD").caused_by(err)
-}
-
-pub(crate) fn nbd_config(plan: &YardPlan, disks: &[Arc<Disk>]) -> Result<nbd::Config> {
-    nbd_config_with(plan, disks, tls_mode(plan)?)
-}
-
-fn nbd_config_with(plan: &YardPlan, disks: &[Arc<Disk>], tls: TlsMode) -> Result<nbd::Config> {
-    let exports = plan.exports.iter().map(|export| {
-        let block = plan.disks.get(export.disk).and_then(|disk| disk.options.block);
-        let made = make_export(export, disks)?;
-        // A block size that somebody has chosen is enforced; without, clients may ask for any bytes.
-        Ok(Export { minimum_block_size: block.map(|block| block.bytes()), ..made })
-    });
-    Ok(nbd::Config {
-        exports: exports.collect::<Result<_>>()?,
-        default_export: plan.nbd.default_export.clone(),
-        tls,
-        limits: plan.nbd.limits.clone(),
-    })
-}
-
-fn tls_mode(plan: &YardPlan) -> Result<TlsMode> {
-    Ok(match &plan.nbd.tls {
-        None | Some((TlsUse::Off, _)) => TlsMode::Off,
-        Some((TlsUse::Allow, files)) => TlsMode::Allow(files.load().map_err(nbd_error)?),
-        Some((TlsUse::Require, files)) => TlsMode::Require(files.load().map_err(nbd_error)?),
-    })
-}
-
-fn make_export(plan: &ExportPlan, disks: &[Arc<Disk>]) -> Result<Export> {
-    let disk = disks.get(plan.disk);
-    let disk = disk.ok_or_else(|| Error::usage(format!("export {:?} has no disk", plan.name)))?;
-    let read_only = plan.read_only || disk.is_read_only();
-    let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let bdev = disk
-        .open(None, mode)
-        .map_err(|err| Error::failed(format!("cannot export {}", disk.name())).caused_by(err))?;
-    let mut export = Export::new(plan.name.clone(), Arc::new(bdev));
-    export.description.clone_from(&plan.description);
-    export.read_only = plan.read_only;
-    export.tls_only = plan.tls_only;
-    export.preferred_block_size = plan.preferred_block_size;
-    Ok(export)
-}
-
-impl Yard {
-    fn back_ends(&self) -> &[vhost_user::BackEnd] {
-        self.back_ends.get().map_or(&[], Vec::as_slice)
-    }
-
-    /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
-    /// nothing listens.
-    async fn deserted(&self) {
-        let passed =
-            |plan: &crate::plan::VhostUserPlan| matches!(plan.listen, VhostUserListen::Passed(_));
-        let alone = self.addresses.is_empty() && self.plan.vhost_user.iter().all(passed);
-        match self.back_ends() {
-            [only] if alone => only.server.ended().await,
-            _ => std::future::pending().await,
-        }
-    }
+    Ok(yard)
 }
 
 impl control::Answers for Yard {
     fn report(&self) -> report::Daemon {
-        let (server, addresses) = (&self.server, &self.addresses);
-        let mut daemon =
-            report::Daemon::of(&self.plan, &self.disks, server, addresses, self.started);
-        let machines = self.back_ends().iter().map(|back_end| back_end.report(&self.disks));
-        daemon.vhost_user = machines.collect();
-        daemon
+        self.report()
     }
 
-    fn disks(&self) -> &[Arc<Disk>] {
-        &self.disks
+    fn disk(&self, name: &str) -> Result<Arc<OpenDisk>> {
+        self.disk(name)
     }
 
     fn diskstats(&self) -> String {
-        self.layer.proc_diskstats()
+        self.layer().proc_diskstats()
     }
 
     fn partitions(&self) -> String {
-        self.layer.proc_partitions()
+        self.layer().proc_partitions()
     }
 }

@@ -11,7 +11,7 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::{Notify, mpsc};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::term;
+use crate::text::term;
 
 /// The same signal within this time is one that was sent twice: timeout(1) tells its child, and then the whole group.
 const BURST: Duration = Duration::from_millis(500);

@@ -15,9 +15,9 @@ use super::lanes::{self, Ended, Lane, Pieces, Work};
 use super::progress::Progress;
 use super::ranges::Ranges;
 use super::{io_error, open, read};
+use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
-use crate::session::Session;
-use crate::uri::DiskPlan;
+use crate::tools::session::Session;
 
 /// Unreadable ranges that are told apart; a disk with more is not looked at any further.
 const MAX_RANGES: usize = 1024;

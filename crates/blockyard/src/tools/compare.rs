@@ -13,9 +13,9 @@ use super::interrupt::Interrupt;
 use super::lanes::{self, Ended, Pieces, Work};
 use super::progress::Progress;
 use super::{io_error, open, read};
+use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
-use crate::session::Session;
-use crate::uri::DiskPlan;
+use crate::tools::session::Session;
 
 /// What was found out.
 #[derive(Clone, Debug, Serialize)]

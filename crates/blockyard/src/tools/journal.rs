@@ -10,8 +10,8 @@ use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::sums::Sums;
+use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, Result};
-use crate::identity::DiskIdentity;
 
 /// How the first line begins, in every version.
 const MAGIC: &str = "blockyard copy journal ";

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use super::DEPTH;
 use super::interrupt::Interrupt;
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::tools::session::Session;
 
 /// Pieces that a planner is ahead of the lanes.
 const AHEAD: usize = 64;

@@ -8,11 +8,13 @@ pub mod compare;
 pub mod copy;
 mod cut;
 pub mod extents;
+pub mod inspect;
 pub mod interrupt;
 pub mod journal;
 mod lanes;
 mod progress;
 pub mod ranges;
+pub mod session;
 pub mod sums;
 
 use std::sync::Arc;

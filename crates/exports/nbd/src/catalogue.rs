@@ -1,36 +1,124 @@
-//! The exports as the handshake sees them: described anew for each client, as a disk may have changed.
+//! The exports as the handshake sees them: described anew for each client, as a disk may have changed; they come and go while
+//! the server runs.
+
+use std::sync::Arc;
 
 use blockyard_blkmq::{Bdev, Features, Limits};
-use blockyard_nbd::server::{self, Exports, Refusal};
+use blockyard_nbd::server::{self, Exports, MemoryBudget, MemoryShare, Refusal};
 use blockyard_nbd::wire::{BASE_ALLOCATION, TransmissionFlags};
 use blockyard_nbd::{BlockSizes, ExportInfo};
 
+use parking_lot::RwLock;
+
 use crate::config::{Config, Export};
+use crate::error::{Error, ErrorKind};
 
 /// What every client keeps to, whether it asks for block sizes or not.
 const SECTOR: u32 = 512;
 /// The smallest block size that clients are told to prefer.
 const MIN_PREFERRED: u32 = 4096;
 
-impl Exports for Config {
+/// What is on offer.
+pub(crate) struct Catalogue {
+    listed: RwLock<Listed>,
+    max_payload: u32,
+    memory: MemoryBudget,
+    /// What of the memory an export has in any case.
+    floor: usize,
+}
+
+/// An export that is on offer.
+pub(crate) struct Offered {
+    pub(crate) export: Export,
+    /// What its clients have of the memory.
+    pub(crate) share: MemoryShare,
+}
+
+struct Listed {
+    exports: Vec<Numbered>,
+    default: Option<String>,
+    next: u64,
+}
+
+/// An export, and a number that no other has had.
+struct Numbered {
+    number: u64,
+    offered: Arc<Offered>,
+}
+
+impl Catalogue {
+    pub(crate) fn new(config: &mut Config, memory: MemoryBudget) -> Self {
+        let (exports, default) =
+            (std::mem::take(&mut config.exports), config.default_export.take());
+        let listed = Listed { exports: Vec::new(), default, next: 0 };
+        let floor = config.limits.memory_per_export();
+        let max_payload = config.limits.max_payload;
+        let this = Self { listed: RwLock::new(listed), max_payload, memory, floor };
+        exports.into_iter().for_each(|export| this.push(&mut this.listed.write(), export));
+        this
+    }
+
+    fn push(&self, listed: &mut Listed, export: Export) {
+        let number = listed.next;
+        listed.next += 1;
+        let offered = Arc::new(Offered { export, share: self.memory.share(self.floor) });
+        listed.exports.push(Numbered { number, offered });
+    }
+
+    /// The export of that number, unless it has gone.
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<Offered>> {
+        let listed = self.listed.read();
+        let found = listed.exports.iter().find(|numbered| numbered.number == number);
+        found.map(|numbered| Arc::clone(&numbered.offered))
+    }
+
+    /// Adds a checked export.
+    pub(crate) fn add(&self, export: Export) -> Result<(), Error> {
+        let mut listed = self.listed.write();
+        if listed.exports.iter().any(|other| other.offered.export.name == export.name) {
+            let what = format!("there is an export named {:?} already", export.name);
+            return Err(Error::new(ErrorKind::InUse, what));
+        }
+        self.push(&mut listed, export);
+        Ok(())
+    }
+
+    /// Nobody finds it any more. Its number, if there was one of that name.
+    pub(crate) fn remove(&self, name: &str) -> Option<u64> {
+        let mut listed = self.listed.write();
+        let at = listed.exports.iter().position(|numbered| numbered.offered.export.name == name)?;
+        Some(listed.exports.remove(at).number)
+    }
+
+    /// Names the export of clients who name none.
+    pub(crate) fn set_default(&self, name: Option<String>) {
+        self.listed.write().default = name;
+    }
+}
+
+impl Exports for Catalogue {
     fn list(&self, tls: bool, visit: &mut dyn FnMut(&str, &str)) {
-        for export in self.exports.iter().filter(|export| tls || !export.tls_only) {
+        let listed = self.listed.read();
+        let exports = listed.exports.iter().map(|numbered| &numbered.offered.export);
+        for export in exports.filter(|export| tls || !export.tls_only) {
             visit(&export.name, &export.description);
         }
     }
 
     fn find(&self, name: &str) -> Result<server::Export, Refusal> {
-        let at = self.position(name).ok_or(Refusal::Unknown)?;
-        Ok(describe(at, &self.exports[at], self.limits.max_payload))
+        let listed = self.listed.read();
+        let Numbered { number, offered } = listed.named(name).ok_or(Refusal::Unknown)?;
+        Ok(describe(*number, &offered.export, self.max_payload))
     }
 }
 
-impl Config {
-    fn position(&self, name: &str) -> Option<usize> {
-        let named = |name: &str| self.exports.iter().position(|export| export.name == name);
-        match (&self.default_export, name) {
+impl Listed {
+    fn named(&self, name: &str) -> Option<&Numbered> {
+        let named =
+            |name: &str| self.exports.iter().find(|numbered| numbered.offered.export.name == name);
+        match (&self.default, name) {
             (Some(default), "") => named(default),
-            (None, "") if self.exports.len() == 1 => Some(0),
+            (None, "") if self.exports.len() == 1 => self.exports.first(),
             _ => named(name),
         }
     }
@@ -46,12 +134,12 @@ pub(crate) fn size(bdev: &Bdev, block: u32, limits: &Limits) -> u64 {
     if block == 1 { bdev.size_bytes().min(reachable) } else { whole(block).min(reachable) }
 }
 
-fn describe(at: usize, export: &Export, max_payload: u32) -> server::Export {
+fn describe(number: u64, export: &Export, max_payload: u32) -> server::Export {
     let limits = export.bdev.limits();
     // Clients may ask for any bytes, unless the user wants blocks: the disk below need not.
     let block = export.minimum_block_size.unwrap_or(1);
     server::Export {
-        id: at as u64,
+        id: number,
         info: ExportInfo {
             name: export.name.clone(),
             description: export.description.clone(),

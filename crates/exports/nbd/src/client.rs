@@ -8,6 +8,7 @@ use blockyard_nbd::wire::HeaderStyle;
 use parking_lot::Mutex;
 
 use crate::listener::PeerHost;
+use crate::server::Stage;
 
 /// What is known of a client, for lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,11 +62,11 @@ pub(crate) struct Client {
     /// Whose it is, if that can be told.
     pub(crate) host: Option<PeerHost>,
     phase: AtomicU8,
-    /// The place of its export in the list, once it has chosen.
-    export: AtomicUsize,
     /// It has to make room for a younger one.
     evicted: AtomicBool,
-    session: Mutex<Option<SessionInfo>>,
+    /// The number of its export, and what is known of it.
+    session: Mutex<Option<(u64, SessionInfo)>>,
+    stage: AtomicU8,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
@@ -81,9 +82,9 @@ impl Client {
             outbox: Arc::default(),
             host,
             phase: AtomicU8::new(Phase::Handshake as u8),
-            export: AtomicUsize::new(usize::MAX),
             evicted: AtomicBool::new(false),
             session: Mutex::default(),
+            stage: AtomicU8::new(Stage::Serving as u8),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
@@ -100,8 +101,7 @@ impl Client {
     }
 
     /// Its handshake is over, and it is served.
-    pub(crate) fn admit(&self, export: usize) {
-        self.export.store(export, Ordering::Relaxed);
+    pub(crate) fn admit(&self) {
         self.phase.store(Phase::Serving as u8, Ordering::Relaxed);
     }
 
@@ -111,8 +111,8 @@ impl Client {
     }
 
     /// Whether it is gone, and this export has not done with it.
-    pub(crate) fn lingers_at(&self, export: usize) -> bool {
-        self.phase() == Phase::Gone && self.export.load(Ordering::Relaxed) == export
+    pub(crate) fn lingers_at(&self, export: u64) -> bool {
+        self.phase() == Phase::Gone && self.export() == Some(export)
     }
 
     pub(crate) fn is_evicted(&self) -> bool {
@@ -124,8 +124,23 @@ impl Client {
         self.outbox.kick();
     }
 
-    pub(crate) fn set_session(&self, session: SessionInfo) {
-        *self.session.lock() = Some(session);
+    pub(crate) fn set_session(&self, export: u64, session: SessionInfo) {
+        *self.session.lock() = Some((export, session));
+    }
+
+    /// The number of the export that it uses.
+    pub(crate) fn export(&self) -> Option<u64> {
+        self.session.lock().as_ref().map(|(export, _)| *export)
+    }
+
+    /// How far its end has come, where that is not the end of all.
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::of(self.stage.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::SeqCst);
+        self.outbox.kick();
     }
 
     /// Adds a batch. Called by one thread only, so that plain additions do.
@@ -142,7 +157,7 @@ impl Client {
             id: self.id,
             peer: self.peer.clone(),
             thread: self.thread,
-            session: self.session.lock().clone(),
+            session: self.session.lock().as_ref().map(|(_, session)| session.clone()),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),

@@ -152,34 +152,7 @@ impl Config {
             if self.exports[..at].iter().any(|other| other.name == export.name) {
                 return invalid(format!("two exports are named {:?}; rename one", export.name));
             }
-            if export.name.len() > MAX_NAME || export.description.len() > MAX_NAME {
-                let start: String = export.name.chars().take(20).collect();
-                return invalid(format!(
-                    "the name or description of export {start:?} is longer than {MAX_NAME} bytes"
-                ));
-            }
-            if let Some(size) = export.preferred_block_size
-                && (!size.is_power_of_two() || size < 512 || size > self.limits.max_payload)
-            {
-                return invalid(format!(
-                    "export {:?}: a preferred block size of {size} bytes is no power of two from 512 to the maximum payload",
-                    export.name
-                ));
-            }
-            if let Some(size) = export.minimum_block_size
-                && (!size.is_power_of_two() || size > MIN_MAX_PAYLOAD)
-            {
-                return invalid(format!(
-                    "export {:?}: a minimum block size of {size} bytes is no power of two up to 64 KiB",
-                    export.name
-                ));
-            }
-            if export.tls_only && matches!(self.tls, TlsMode::Off) {
-                return invalid(format!(
-                    "export {:?} is for TLS only, but TLS is off; allow it",
-                    export.name
-                ));
-            }
+            self.check_export(export)?;
         }
         if let Some(name) = &self.default_export
             && self.exports.iter().all(|export| export.name != *name)
@@ -187,6 +160,40 @@ impl Config {
             return invalid(format!("the default export {name:?} is not among the exports"));
         }
         self.limits.check()
+    }
+
+    /// Checks an export by itself.
+    pub(crate) fn check_export(&self, export: &Export) -> Result<(), Error> {
+        let invalid = |what: String| Err(Error::new(ErrorKind::Config, what));
+        if export.name.len() > MAX_NAME || export.description.len() > MAX_NAME {
+            let start: String = export.name.chars().take(20).collect();
+            return invalid(format!(
+                "the name or description of export {start:?} is longer than {MAX_NAME} bytes"
+            ));
+        }
+        if let Some(size) = export.preferred_block_size
+            && (!size.is_power_of_two() || size < 512 || size > self.limits.max_payload)
+        {
+            return invalid(format!(
+                "export {:?}: a preferred block size of {size} bytes is no power of two from 512 to the maximum payload",
+                export.name
+            ));
+        }
+        if let Some(size) = export.minimum_block_size
+            && (!size.is_power_of_two() || size > MIN_MAX_PAYLOAD)
+        {
+            return invalid(format!(
+                "export {:?}: a minimum block size of {size} bytes is no power of two up to 64 KiB",
+                export.name
+            ));
+        }
+        if export.tls_only && matches!(self.tls, TlsMode::Off) {
+            return invalid(format!(
+                "export {:?} is for TLS only, but TLS is off; allow it",
+                export.name
+            ));
+        }
+        Ok(())
     }
 }
 

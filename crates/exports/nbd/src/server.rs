@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockyard_nbd::server::{MemoryBudget, MemoryShare};
+use blockyard_nbd::server::MemoryBudget;
 use blockyard_sys::net::Watch;
 use parking_lot::Mutex;
 use socket2::{SockRef, Socket};
@@ -16,8 +16,9 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
+use crate::catalogue::Catalogue;
 use crate::client::{Client, ClientInfo, Phase};
-use crate::config::Config;
+use crate::config::{Config, Export};
 use crate::connection::{self, Close};
 use crate::error::{Error, ErrorKind};
 use crate::listener::{self, Listener, PeerHost};
@@ -38,14 +39,13 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 /// Serves exports to clients. It lives until [`Server::shutdown`].
 pub struct Server {
     pub(crate) config: Config,
+    pub(crate) catalogue: Catalogue,
     pub(crate) threads: Vec<QueueThread>,
     memory: MemoryBudget,
-    /// Of the memory, for each export.
-    pub(crate) shares: Vec<MemoryShare>,
     pub(crate) tls_workers: Semaphore,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
-    /// Told when the last client has left.
-    empty: Notify,
+    /// Told when a client has left.
+    left: Notify,
     next_id: AtomicU64,
     listeners: Mutex<Vec<JoinHandle<()>>>,
     stage: AtomicU8,
@@ -64,6 +64,16 @@ pub(crate) enum Stage {
     Cut,
 }
 
+impl Stage {
+    pub(crate) const fn of(number: u8) -> Self {
+        match number {
+            0 => Self::Serving,
+            1 => Self::Draining,
+            _ => Self::Cut,
+        }
+    }
+}
+
 impl Server {
     /// A server whose connections live on `queue_threads`. Each is the runtime of a thread of its own, with I/O
     /// and time enabled; its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is given
@@ -71,7 +81,7 @@ impl Server {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for what cannot be, with what to change.
-    pub fn new(config: Config, queue_threads: Vec<Handle>) -> Result<Arc<Self>, Error> {
+    pub fn new(mut config: Config, queue_threads: Vec<Handle>) -> Result<Arc<Self>, Error> {
         config.check()?;
         let single = |handle: &Handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread;
         if queue_threads.is_empty() || !queue_threads.iter().all(single) {
@@ -80,15 +90,14 @@ impl Server {
         }
         let threads = queue_threads.into_iter().enumerate();
         let memory = MemoryBudget::new(config.limits.max_memory, config.limits.max_clients);
-        let floor = config.limits.memory_per_export();
         Ok(Arc::new(Self {
-            shares: config.exports.iter().map(|_| memory.share(floor)).collect(),
+            catalogue: Catalogue::new(&mut config, memory.clone()),
             config,
             memory,
             tls_workers: Semaphore::new(TLS_WORKERS),
             threads: threads.map(|(cpu, handle)| QueueThread::new(handle, cpu)).collect(),
             clients: Mutex::default(),
-            empty: Notify::new(),
+            left: Notify::new(),
             next_id: AtomicU64::new(1),
             listeners: Mutex::default(),
             stage: AtomicU8::new(Stage::Serving as u8),
@@ -220,11 +229,7 @@ impl Server {
     }
 
     pub(crate) fn stage(&self) -> Stage {
-        match self.stage.load(Ordering::SeqCst) {
-            0 => Stage::Serving,
-            1 => Stage::Draining,
-            _ => Stage::Cut,
-        }
+        Stage::of(self.stage.load(Ordering::SeqCst))
     }
 
     /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections
@@ -259,12 +264,58 @@ impl Server {
 
     /// Waits until nobody is connected.
     pub async fn all_left(&self) {
+        self.have_left(|_| true).await;
+    }
+
+    /// Waits until none of those clients is left.
+    async fn have_left(&self, which: impl Fn(&Client) -> bool) {
         loop {
-            let left = self.empty.notified();
-            if self.clients.lock().is_empty() {
+            let left = self.left.notified();
+            if !self.clients.lock().values().any(|client| which(client)) {
                 return;
             }
             left.await;
+        }
+    }
+
+    /// Puts an export on offer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for what cannot be, [`ErrorKind::InUse`] if there is one of that name.
+    pub fn add_export(&self, export: Export) -> Result<(), Error> {
+        self.config.check_export(&export)?;
+        self.catalogue.add(export)
+    }
+
+    /// Names the export of clients who name none; without, they get the only one if there is but one.
+    pub fn set_default_export(&self, name: Option<String>) {
+        self.catalogue.set_default(name);
+    }
+
+    /// Takes an export from the offer. Its clients are asked to leave as in [`Server::shutdown`], nobody else's; what takes
+    /// longer than `grace` is cut off. Says whether there was one of that name.
+    pub async fn remove_export(&self, name: &str, grace: Duration) -> bool {
+        // Who has found it before that looks again when it has said what it uses.
+        let Some(number) = self.catalogue.remove(name) else { return false };
+        let uses = |client: &Client| client.export() == Some(number);
+        self.retire(Stage::Draining, uses);
+        if tokio::time::timeout(grace, self.have_left(uses)).await.is_err() {
+            tracing::warn!(
+                export = name,
+                ?grace,
+                "clients of an export were cut off: they took too long"
+            );
+            self.retire(Stage::Cut, uses);
+            // A queue thread that has ended does not answer.
+            let _ = tokio::time::timeout(CUT_GRACE, self.have_left(uses)).await;
+        }
+        true
+    }
+
+    /// The end of those clients has come that far.
+    fn retire(&self, stage: Stage, which: impl Fn(&Client) -> bool) {
+        for client in self.clients.lock().values().filter(|client| which(client)) {
+            client.enter(stage);
         }
     }
 }
@@ -283,7 +334,7 @@ pub(crate) struct Registration {
 impl Registration {
     /// The handshake is over: whether there is room for one more client of its export. Clients that are gone do not count,
     /// but a disk that has not done with too many of them gets no more.
-    pub(crate) fn admit(&self, export: usize) -> Result<(), Close> {
+    pub(crate) fn admit(&self, export: u64) -> Result<(), Close> {
         let limits = &self.server.config.limits;
         let clients = self.server.clients.lock();
         let serving = || clients.values().filter(|client| client.phase() == Phase::Serving);
@@ -304,8 +355,13 @@ impl Registration {
         if lingering().count() >= limits.max_clients {
             return Err(Close::Abandoned);
         }
-        self.client.admit(export);
+        self.client.admit();
         Ok(())
+    }
+
+    /// How far the end of this client, or of all, has come.
+    pub(crate) fn stage(&self) -> Stage {
+        self.server.stage().max(self.client.stage())
     }
 
     pub(crate) fn thread(&self) -> &QueueThread {
@@ -318,9 +374,8 @@ impl Drop for Registration {
         self.thread().connections.fetch_sub(1, Ordering::Relaxed);
         let mut clients = self.server.clients.lock();
         clients.remove(&self.client.id);
-        if clients.is_empty() {
-            // One who is about to wait sees the empty list, or is told.
-            self.server.empty.notify_waiters();
-        }
+        drop(clients);
+        // One who is about to wait sees the list without it, or is told.
+        self.server.left.notify_waiters();
     }
 }

@@ -139,6 +139,61 @@ fn what_takes_longer_than_the_grace_is_cut_off() {
     held.release(Status::Ok);
 }
 
+/// What is in flight there is answered; others notice nothing.
+#[test]
+fn exports_come_and_go_while_others_are_used() {
+    let yard = Yard::new(MIB);
+    let mut other = yard.client();
+    other.write(0, &[3; 512]);
+    let held = HeldDisk::new(MIB, Limits::default());
+    let more = || {
+        let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
+        Export::new("more", Arc::new(bdev))
+    };
+    let open = || Client::open(Box::new(yard.connect()), "more", HeaderStyle::Extended);
+    for _ in 0..2 {
+        assert!(open().is_err(), "it is not there");
+        yard.server.add_export(more()).unwrap();
+        assert_eq!(yard.server.add_export(more()).unwrap_err().kind(), ErrorKind::InUse);
+        let mut client = open().unwrap();
+        let cookie = client.send(request(Command::Read, NONE, 0, 512), &[]);
+        eventually("the read", || held.held() == 1);
+        std::thread::scope(|scope| {
+            let server = Arc::clone(&yard.server);
+            let removed = scope.spawn(|| {
+                yard.block_on(
+                    async move { server.remove_export("more", Duration::from_secs(25)).await },
+                )
+            });
+            eventually("its end", || open().is_err());
+            assert_eq!(other.read(0, 512), [3; 512]);
+            assert!(!removed.is_finished(), "it waits for the disk");
+            held.release(Status::Ok);
+            let (got, outcome) = client.next_reply().unwrap();
+            assert_eq!((got, outcome.ok().data), (cookie, vec![7; 512]));
+            assert!(client.is_closed());
+            drop(client);
+            assert!(removed.join().unwrap());
+        });
+        assert_eq!(held.disk.openers(), 0);
+    }
+    let server = Arc::clone(&yard.server);
+    assert!(!yard.block_on(async move { server.remove_export("more", Duration::ZERO).await }));
+    assert_eq!(other.read(0, 512), [3; 512]);
+    // One that is stuck in its disk is cut off.
+    yard.server.add_export(more()).unwrap();
+    let mut client = open().unwrap();
+    client.send(request(Command::Read, NONE, 0, 512), &[]);
+    eventually("the read", || held.held() == 1);
+    let server = Arc::clone(&yard.server);
+    assert!(
+        yard.block_on(async move { server.remove_export("more", Duration::from_millis(10)).await })
+    );
+    assert!(client.is_closed());
+    held.release(Status::Ok);
+    assert_eq!(other.read(0, 512), [3; 512]);
+}
+
 #[test]
 fn clients_in_their_handshake_and_idle_ones_do_not_hold_it_up() {
     let yard = Yard::new(MIB);

@@ -15,9 +15,10 @@ use serde::Serialize;
 use super::size;
 use crate::bench::{MAX_BLOCK, ObjectLoad, run_objects};
 use crate::cli::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
+use crate::disks::parse_duration;
 use crate::error::{Error, ErrorKind, Result};
-use crate::uri::parse_duration;
-use crate::{size as sizes, term};
+use crate::text::size as sizes;
+use crate::text::term;
 
 /// How long anything may take, if neither arguments nor ceph.conf say.
 const TIMEOUT: Duration = Duration::from_secs(60);

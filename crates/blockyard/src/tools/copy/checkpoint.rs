@@ -8,10 +8,10 @@ use blockyard_blkmq::{Bio, Features, Status};
 
 use super::work::Shared;
 use crate::error::{Error, Result};
-use crate::session::Session;
 use crate::tools::interrupt::Interrupt;
 use crate::tools::journal::Journal;
 use crate::tools::lanes::{GRACE, LOOK};
+use crate::tools::session::Session;
 use crate::tools::sums::Sums;
 
 /// What the target was asked to make durable.

@@ -24,10 +24,10 @@ use super::lanes::{self, Ended, Pieces, Work};
 use super::progress::Progress;
 use super::ranges::Ranges;
 use super::sums::Sums;
+use crate::disks::DiskPlan;
+use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, Result};
-use crate::identity::DiskIdentity;
-use crate::session::Session;
-use crate::uri::{DiskPlan, DriverPlan};
+use crate::tools::session::Session;
 
 /// How often what is done is made durable and written down, unless told otherwise.
 pub const CHECKPOINT: Duration = Duration::from_secs(1);
@@ -83,9 +83,7 @@ impl Copy {
         let place = self.journal.take().map(|path| self.place(&path)).transpose()?;
         let mut session = Session::start(self.threads)?;
         self.source.options.read_only = true;
-        if let DriverPlan::File(file) = &mut self.source.driver {
-            file.create = None;
-        }
+        self.source.never_make();
         let source = session.open(&self.source, DiskFlags::NO_PART_SCAN)?;
         let size = source.size_bytes();
         let earlier = match &place {
@@ -205,11 +203,7 @@ impl Copy {
 
     /// A file that is not there is made, as large as the source.
     fn make_target(&mut self, size: u64) {
-        if let DriverPlan::File(file) = &mut self.target.driver
-            && !file.path.exists()
-        {
-            file.create.get_or_insert(size);
-        }
+        self.target.source.make_if_absent(size);
     }
 
     /// The blocks in which both can be used.
@@ -227,12 +221,12 @@ impl Copy {
             let what = format!(
                 "cannot copy {from} ({size} bytes) to {to} ({room} bytes): {missing} bytes of it have no room"
             );
-            let help = match &self.target.driver {
-                DriverPlan::File(file) => format!(
+            let help = match self.target.source.file() {
+                Some(path) => format!(
                     "make the target larger: truncate -s {size} {}; or copy a part: size={room} in the source's URI",
-                    file.path.display()
+                    path.display()
                 ),
-                _ => format!(
+                None => format!(
                     "make the target larger, or copy a part: size={room} in the source's URI"
                 ),
             };

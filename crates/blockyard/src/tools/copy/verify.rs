@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 
 use super::work::{Shared, unknown_map};
 use crate::error::Result;
-use crate::session::Session;
 use crate::tools::cut::{cut, pieces};
 use crate::tools::extents::Zeroes;
 use crate::tools::interrupt::Interrupt;
 use crate::tools::lanes::{self, Ended, Lane, Pieces, Work};
 use crate::tools::progress::Progress;
+use crate::tools::session::Session;
 use crate::tools::sums::{self, Sums};
 use crate::tools::{io_error, read};
 

@@ -52,9 +52,12 @@ pub(crate) enum Close {
     /// The client took too long for something else.
     #[error("{}", what_expired(.0))]
     Expired(Expired),
-    /// The server ends.
+    /// The server ends, or takes the export away.
     #[error("the server is shutting down")]
     Shutdown,
+    /// The export was taken away while the client chose it.
+    #[error("the export was removed")]
+    Removed,
 }
 
 impl Close {
@@ -78,6 +81,7 @@ impl Close {
             Self::Left
             | Self::HungUp
             | Self::Shutdown
+            | Self::Removed
             | Self::Lost(_)
             | Self::Expired(Expired::Idle(_)) => {
                 tracing::info!(peer, reason = %self, "connection closed");

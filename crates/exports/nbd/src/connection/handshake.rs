@@ -8,7 +8,8 @@ use blockyard_nbd::server::{
 
 use super::close::Close;
 use super::wire::{Received, Wire};
-use crate::config::{Config, TlsMode};
+use crate::catalogue::Catalogue;
+use crate::config::TlsMode;
 use crate::server::{Registration, Stage};
 
 /// Bytes that are received at a time: more than any usual handshake has.
@@ -28,18 +29,18 @@ pub(super) struct Opening<'a> {
 
 /// The exports as one client asks for them: what it is refused is logged.
 struct Asked<'a> {
-    config: &'a Config,
+    catalogue: &'a Catalogue,
     peer: &'a str,
     tls: bool,
 }
 
 impl Exports for Asked<'_> {
     fn list(&self, tls: bool, visit: &mut dyn FnMut(&str, &str)) {
-        self.config.list(tls, visit);
+        self.catalogue.list(tls, visit);
     }
 
     fn find(&self, name: &str) -> Result<Export, Refusal> {
-        let found = self.config.find(name);
+        let found = self.catalogue.find(name);
         let reason = match &found {
             Err(Refusal::Unknown) => Some("there is none of that name"),
             Err(_) => Some("the client may not have it"),
@@ -87,7 +88,7 @@ impl<'a> Opening<'a> {
         if server.stage() > Stage::Serving {
             self.protocol.shut_down();
         }
-        let asked = Asked { config: &server.config, peer: &client.peer, tls: self.tls };
+        let asked = Asked { catalogue: &server.catalogue, peer: &client.peer, tls: self.tls };
         let taken = self.protocol.receive(&asked, &self.input);
         if let Ok(len) = taken {
             self.input.drain(..len);

@@ -63,7 +63,7 @@ async fn run_to_its_end(registration: Registration, socket: Socket) {
     close.log(&registration.client.peer);
     let Some(mut wire) = wire else { return };
     wire.finish();
-    if !close.peer_has_left() && registration.server.stage() < Stage::Cut {
+    if !close.peer_has_left() && registration.stage() < Stage::Cut {
         let mut left = LINGER_BYTES;
         let discard = poll_fn(|cx| wire.poll_discard(cx, &mut left));
         let cut = stopped(&registration, Stage::Cut);
@@ -94,8 +94,8 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         Err(close) => return (Some(opening.into_wire()), close),
     };
     registration.client.outbox.awake();
-    let export = usize::try_from(negotiated.export.id).unwrap_or(usize::MAX);
-    if let Err(close) = registration.admit(export) {
+    let number = negotiated.export.id;
+    if let Err(close) = registration.admit(number) {
         return (Some(opening.into_wire()), close);
     }
     tracing::info!(
@@ -104,13 +104,19 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         tls = negotiated.tls,
         "client connected"
     );
-    registration.client.set_session(SessionInfo {
+    let session = SessionInfo {
         export: negotiated.export.info.name.clone(),
         style: negotiated.style,
         tls: negotiated.tls,
-    });
+    };
+    registration.client.set_session(number, session);
+    // In this order: whoever takes the export away looks for its clients after that.
+    let Some(offered) = registration.server.catalogue.get(number) else {
+        return (Some(opening.into_wire()), Close::Removed);
+    };
     let (wire, received) = opening.into_parts();
-    let mut transmission = Transmission::new(registration, wire, &received, &negotiated);
+    let mut transmission = Transmission::new(registration, wire, &received, &negotiated, &offered);
+    drop(offered);
     let close = transmission.run().await;
     (Some(transmission.into_wire()), close)
 }
@@ -139,7 +145,7 @@ async fn stopped(registration: &Registration, stage: Stage) {
     poll_fn(|cx| {
         outbox.sleep(cx);
         // In this order: whoever changes the stage does so before waking.
-        if registration.server.stage() >= stage { Poll::Ready(()) } else { Poll::Pending }
+        if registration.stage() >= stage { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
 }

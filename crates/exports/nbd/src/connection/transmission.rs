@@ -25,6 +25,7 @@ use super::close::Close;
 use super::send::send;
 use super::wire::{Received, Wire};
 use crate::catalogue;
+use crate::catalogue::Offered;
 use crate::client::Client;
 use crate::server::{Registration, Stage};
 use crate::thread::{RECEIVE_LEN, Workspace};
@@ -73,10 +74,10 @@ impl<'a> Transmission<'a> {
         wire: Wire,
         received: &[u8],
         negotiated: &Negotiated,
+        offered: &Offered,
     ) -> Self {
         let config = &registration.server.config;
-        let at = usize::try_from(negotiated.export.id).unwrap_or(usize::MAX);
-        let bdev = Arc::clone(&config.exports[at].bdev);
+        let bdev = Arc::clone(&offered.export.bdev);
         let disk = bdev.limits();
         let limits = ConnectionLimits {
             in_flight: config.limits.in_flight_per_client,
@@ -87,7 +88,7 @@ impl<'a> Transmission<'a> {
             idle_timeout: config.limits.idle_timeout,
         };
         let waker = Waker::from(Arc::new(Kick(Arc::clone(&registration.client))));
-        let lease = registration.server.shares[at].lease(waker);
+        let lease = offered.share.lease(waker);
         let mut connection = Connection::new(negotiated, limits, lease);
         connection.stash(received);
         Self {
@@ -123,15 +124,20 @@ impl<'a> Transmission<'a> {
             self.collect();
             self.unpin();
             self.connection.hang_up();
-            let Registration { server, client } = self.registration;
+            let registration = self.registration;
+            let client = &registration.client;
             client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
-            if self.bios.at_disk() == 0 || server.stage() == Stage::Cut {
+            if self.bios.at_disk() == 0 || registration.stage() == Stage::Cut {
                 return;
             }
             poll_fn(|cx| {
                 let ended = client.outbox.sleep(cx);
                 // After `sleep`: whoever changes the stage does so before waking.
-                if ended || server.stage() == Stage::Cut { Poll::Ready(()) } else { Poll::Pending }
+                if ended || registration.stage() == Stage::Cut {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
             })
             .await;
             client.outbox.awake();
@@ -179,7 +185,7 @@ impl<'a> Transmission<'a> {
     /// Does what can be done now; says whether that was anything.
     fn turn(&mut self) -> Result<bool, Close> {
         let registration = self.registration;
-        match registration.server.stage() {
+        match registration.stage() {
             Stage::Serving => {}
             Stage::Draining => self.connection.shut_down(),
             Stage::Cut => return Err(Close::Shutdown),
@@ -399,7 +405,7 @@ impl<'a> Transmission<'a> {
         // The outbox tells of the disk, of memory and of the server's end. Whoever changes the stage, or gives memory, does so
         // before waking.
         let ended = self.registration.client.outbox.sleep(cx);
-        let stage = self.registration.server.stage();
+        let stage = self.registration.stage();
         let is_told = self.connection.is_shutting_down();
         if ended || stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
             return Poll::Ready(Ok(()));

@@ -1,0 +1,97 @@
+//! Connecting to NBD servers, and what to do when that fails.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::{Arc, mpsc};
+
+use blockyard_driver_nbd::{self as nbd, ErrorKind as NbdErrorKind, Export, Nbd, NbdConfig};
+use blockyard_nbd::uri::{Transport, Uri};
+use blockyard_nbd::wire::ReplyType;
+use tokio::runtime::Handle;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Connects on the queue threads. Never called on one of them: it waits.
+pub(super) fn connect(config: NbdConfig, threads: &[Handle]) -> Result<(Arc<Nbd>, Export)> {
+    let uri = config.uri.clone();
+    let Some(first) = threads.first() else {
+        return Err(Error::failed("there is no queue thread"));
+    };
+    let (tell, told) = mpsc::sync_channel(1);
+    let handles = threads.to_vec();
+    first.spawn(async move {
+        // Whoever waits is there until this has answered.
+        let _ = tell.send(Nbd::connect(config, &handles).await);
+    });
+    match told.recv() {
+        Ok(connected) => connected.map_err(|err| explained(err, &uri)),
+        Err(_) => Err(Error::failed("the queue thread has ended")),
+    }
+}
+
+/// An error of the driver's, with what to do.
+pub(super) fn explained(err: nbd::Error, uri: &Uri) -> Error {
+    let kind = match err.kind() {
+        NbdErrorKind::Config => ErrorKind::Usage,
+        NbdErrorKind::Unsupported => ErrorKind::Unavailable,
+        _ => ErrorKind::Failed,
+    };
+    let help = match err.kind() {
+        NbdErrorKind::Connect => Some(unreachable_help(&err, &uri.transport).to_owned()),
+        NbdErrorKind::Timeout => {
+            Some("is the server alive, and is it an NBD server? timeout= sets how long to wait".into())
+        }
+        NbdErrorKind::Refused if wants_tls(&err) => {
+            let secure = Uri { tls: true, ..uri.clone() };
+            Some(format!("it wants TLS: use '{secure}'"))
+        }
+        NbdErrorKind::Refused => {
+            let list = Uri { export: String::new(), ..uri.clone() };
+            Some(format!("see what is on offer: blockyard list '{list}'"))
+        }
+        NbdErrorKind::Tls if uri.tls_params.psk_file.is_some() => Some(
+            "the server must know the user, the part of the URI before @, by the same key".into(),
+        ),
+        NbdErrorKind::Tls => Some(
+            "name the authority of the server's certificate: --tls-ca FILE, or tls-certificates=DIR in the URI"
+                .into(),
+        ),
+        _ => None,
+    };
+    let error = Error::new(kind, "the NBD server cannot be used").caused_by(err);
+    match help {
+        Some(help) => error.help(help),
+        None => error,
+    }
+}
+
+fn wants_tls(err: &nbd::Error) -> bool {
+    let cause = err.source().and_then(|cause| cause.downcast_ref::<blockyard_nbd::Error>());
+    let kind = cause.map(blockyard_nbd::Error::kind);
+    matches!(kind, Some(blockyard_nbd::ErrorKind::Refused { reply: ReplyType::ERR_TLS_REQD, .. }))
+}
+
+fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
+    let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    match (cause.map(io::Error::kind), transport) {
+        (Some(io::ErrorKind::NotFound), Transport::Unix { .. }) => {
+            "there is no such socket; is the server running?"
+        }
+        (Some(io::ErrorKind::ConnectionRefused), Transport::Unix { .. }) => {
+            "nobody listens to the socket any more; start the server"
+        }
+        // vsock(7): a port where nobody listens resets the connection.
+        (Some(io::ErrorKind::ConnectionRefused), _)
+        | (Some(io::ErrorKind::ConnectionReset), Transport::Vsock { .. }) => {
+            "nobody listens there; is the server running, on that port?"
+        }
+        (Some(io::ErrorKind::UnexpectedEof), _) => {
+            "the server's own log says why it hung up; it may want TLS (nbds://)"
+        }
+        (_, Transport::Unix { .. }) => "see that the socket may be used (ls -l)",
+        (_, Transport::Tcp { .. }) => "check the host, the port, and the way there (firewall)",
+        (_, Transport::Vsock { .. }) => {
+            "the module vhost_vsock (host), vmw_vsock_virtio_transport (guest) or vsock_loopback is needed"
+        }
+    }
+}

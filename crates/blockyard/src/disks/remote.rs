@@ -1,0 +1,141 @@
+//! Disks whose bytes are at a server, which is to be told when they end.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use blockyard_blkmq::{Bio, Disk, Features, OpenMode, StatGroup, Status};
+use tokio::runtime::{Builder, Handle};
+use tokio::time::{Instant, timeout_at};
+
+use crate::daemon::FlushFailed;
+
+/// The end of a connection that somebody waits for.
+pub type Goodbye<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// A driver that has a server.
+pub trait RemoteDriver: Send + Sync {
+    /// Fails all that waits for the server, or is out.
+    fn clear_queue(&self);
+    /// Nothing is written until what others have sent before can no more be carried out.
+    fn hold_writes(&self) {}
+    /// Says goodbye once nothing is out any more.
+    fn disconnect(&self) -> Goodbye<'_>;
+    /// Tells each size in bytes that the server has for the disk from now on, until that says that nobody listens any more.
+    fn follow_size(&self, _thread: &Handle, _tell: Box<dyn FnMut(u64) -> bool + Send>) {}
+}
+
+/// A disk whose server is to be told when it ends.
+pub struct Remote {
+    disk: Arc<Disk>,
+    driver: Arc<dyn RemoteDriver>,
+    /// Nobody waits for the server any more.
+    abandoned: AtomicBool,
+}
+
+impl Remote {
+    pub(super) fn new(disk: Arc<Disk>, driver: Arc<dyn RemoteDriver>) -> Self {
+        Self { disk, driver, abandoned: AtomicBool::new(false) }
+    }
+
+    /// Fails all that waits for the server, or is out, and with that the last flush. What is asked for after
+    /// that may wait again.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+        self.driver.clear_queue();
+    }
+
+    /// What another process has sent before it died may still be carried out: nothing is written until that is over.
+    pub(crate) fn hold_writes(&self) {
+        self.driver.hold_writes();
+    }
+
+    /// What does that, for whoever learns later that there was another process.
+    pub(crate) fn holder(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let driver = Arc::clone(&self.driver);
+        Arc::new(move || driver.hold_writes())
+    }
+
+    /// Makes the disk as large as its server finds it to be, whenever that changes.
+    pub(super) fn follow_size(&self, thread: &Handle) {
+        let disk = Arc::downgrade(&self.disk);
+        self.driver.follow_size(thread, Box::new(move |size| grow(&disk, size)));
+    }
+
+    /// Flushes, ends what is out and says goodbye. What of all that is not done within `limit` fails: a server that is gone
+    /// keeps nobody from ending.
+    ///
+    /// # Errors
+    /// The flush failed: what was written since the last good one may be lost.
+    pub(crate) async fn leave(&self, limit: Duration) -> Result<(), FlushFailed> {
+        let end = Instant::now() + limit;
+        let flushed = match timeout_at(end, self.flush()).await {
+            Ok(status) if status.is_ok() => Ok(()),
+            Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
+            Err(_) => {
+                self.driver.clear_queue();
+                let why = format!("its server does not answer for {limit:?}");
+                Err(FlushFailed::new(self.disk.name(), &why))
+            }
+        };
+        if timeout_at(end, self.driver.disconnect()).await.is_err() {
+            // It waits for what is out, as long as a request may take; with that gone it is through.
+            self.driver.clear_queue();
+            self.driver.disconnect().await;
+        }
+        // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
+        let mut limits = self.disk.limits();
+        limits.features.remove(Features::WRITE_CACHE);
+        if let Err(err) = self.disk.set_limits(limits) {
+            tracing::warn!(disk = self.disk.name(), error = %err, "the disk keeps its cache to the end");
+        }
+        flushed
+    }
+
+    /// As [`Remote::leave`], where there is no runtime.
+    pub(super) fn leave_now(&self, limit: Duration) -> Result<(), FlushFailed> {
+        match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(self.leave(limit)),
+            Err(err) => Err(FlushFailed::new(self.disk.name(), &err)),
+        }
+    }
+
+    async fn flush(&self) -> Status {
+        let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
+        if !can_flush || !self.has_been_written() {
+            return Status::Ok;
+        }
+        if self.abandoned.load(Ordering::Acquire) {
+            return Status::Io;
+        }
+        let Ok(bdev) = self.disk.open(None, OpenMode::ReadOnly) else { return Status::Offline };
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let ended = move |bio: Box<Bio>| {
+            // Nobody waits any more after the limit.
+            let _ = tell.try_send(bio.status());
+        };
+        bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
+        // A bio always ends.
+        told.recv().await.unwrap_or(Status::Io)
+    }
+
+    /// Whether anything has ever been written to it: if not, nothing can be lost.
+    fn has_been_written(&self) -> bool {
+        let (stats, _) = self.disk.stats();
+        [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
+    }
+}
+
+/// Says whether the disk is still there. Its blocks may be larger than the export's.
+fn grow(disk: &Weak<Disk>, bytes: u64) -> bool {
+    let Some(disk) = disk.upgrade() else { return false };
+    let (capacity, tail_padding) = disk.limits().logical_block_size.padded(bytes);
+    if let Err(err) = disk.set_size(capacity, tail_padding) {
+        tracing::warn!(disk = disk.name(), error = %err, "the disk does not grow with its export");
+        return false;
+    }
+    tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "the disk has grown");
+    true
+}

@@ -1,0 +1,202 @@
+//! Front-ends: one file for each kind, and what is made from what the kinds say of themselves.
+//!
+//! A new kind is a file here with an [`ExportKind`], and a line in [`KINDS`]. Disks of the kernel, which outlive their daemons,
+//! are in [`crate::attach`].
+
+pub mod nbd;
+#[cfg(test)]
+mod toy;
+pub mod vhost_user_blk;
+
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockyard_blkmq::{Bdev, OpenMode};
+use tokio::runtime::Handle;
+
+use crate::disks::{DiskPlan, OpenDisk, OptionSpec, Settings, Value, ValueKind};
+use crate::error::{Error, Result};
+use crate::text::suggest;
+use crate::yard::follow::State;
+use crate::yard::report;
+
+/// The kinds of front-ends that there are.
+pub static KINDS: &[&ExportKind] = &[
+    &nbd::KIND,
+    &vhost_user_blk::KIND,
+    #[cfg(test)]
+    &toy::KIND,
+];
+
+/// A kind of front-end. `yard.toml` and the control API are made from this.
+pub struct ExportKind {
+    /// Its name.
+    pub name: &'static str,
+    /// Its tables in `yard.toml`, as they are written there.
+    pub table: &'static str,
+    /// What it is, in a line.
+    pub summary: &'static str,
+    /// The options that only this kind has.
+    pub options: &'static [OptionSpec],
+    /// Checks what the options say together. The error is a sentence for people.
+    pub check: fn(&Settings) -> Result<(), String>,
+    /// Takes the place of an export, where nobody is served yet.
+    pub bind: fn(&ExportPlan) -> Result<Bound>,
+}
+
+impl ExportKind {
+    /// The options of an export of this kind: those of all, then its own.
+    pub fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
+        COMMON.iter().chain(self.options)
+    }
+}
+
+impl fmt::Debug for ExportKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for ExportKind {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for ExportKind {}
+
+/// The options that every export has.
+pub static COMMON: [OptionSpec; 1] =
+    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; ro for short")];
+
+/// The kind of that name.
+///
+/// # Errors
+/// There is none.
+pub fn kind(name: &str) -> Result<&'static ExportKind> {
+    KINDS.iter().copied().find(|kind| kind.name == name).ok_or_else(|| {
+        let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
+        let hint = suggest::hint(name, &names);
+        Error::usage(format!("there are no exports of kind {name:?}; {hint}"))
+    })
+}
+
+/// An export of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportPlan {
+    /// Its kind.
+    pub kind: &'static ExportKind,
+    /// Its name, which no other of its kind has.
+    pub name: String,
+    /// The name of its disk.
+    pub disk: String,
+    /// What was said of it.
+    pub settings: Settings,
+}
+
+impl ExportPlan {
+    /// An export with nothing special about it.
+    #[must_use]
+    pub fn new(
+        kind: &'static ExportKind,
+        disk: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Self {
+        let (name, disk) = (name.into(), disk.into());
+        Self { kind, name, disk, settings: Settings::default() }
+    }
+
+    /// With an option of its kind, once.
+    #[must_use]
+    pub fn with(mut self, option: &'static str, value: Value) -> Self {
+        assert!(self.kind.all_options().any(|known| known.name == option), "{option} is unknown");
+        self.settings.set(option, value);
+        self
+    }
+
+    /// Clients may not change it.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.settings.flag("read_only").unwrap_or(false)
+    }
+
+    /// What it is called where all kinds are listed.
+    #[must_use]
+    pub fn label(&self) -> String {
+        if self.kind == &nbd::KIND {
+            self.name.clone()
+        } else {
+            format!("{}:{}", self.kind.name, self.name)
+        }
+    }
+}
+
+/// What a front-end is opened with.
+pub struct Front<'a> {
+    /// What was said of it.
+    pub plan: &'a ExportPlan,
+    /// What was said of its disk.
+    pub disk: &'a DiskPlan,
+    /// Its disk.
+    pub open: &'a OpenDisk,
+    /// The queue threads.
+    pub threads: &'a [Handle],
+    /// The NBD server of the yard.
+    pub nbd: &'a Arc<blockyard_export_nbd::Server>,
+}
+
+impl Front<'_> {
+    /// The disk, as the front-end may use it.
+    ///
+    /// # Errors
+    /// It cannot be opened so.
+    pub fn bdev(&self) -> Result<Arc<Bdev>> {
+        let disk = self.open.disk();
+        let read_only = self.plan.read_only() || disk.is_read_only();
+        let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+        let failed = |err| Error::failed(format!("cannot export {}", disk.name())).caused_by(err);
+        disk.open(None, mode).map(Arc::new).map_err(failed)
+    }
+}
+
+/// An export that has its place: it is opened when its disk is.
+pub type Bound = Box<dyn FnOnce(&Front<'_>) -> Result<Arc<dyn Export>> + Send>;
+
+/// What an export does in its own time.
+pub type Doing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// An open export. Nobody is served before [`Export::start`].
+pub trait Export: Send + Sync {
+    /// Serves clients from now on.
+    ///
+    /// # Errors
+    /// What keeps it from that.
+    fn start(&self) -> Result<()>;
+
+    /// Takes no new requests, if that is for it alone to say. [`Export::end`] waits for those that were taken.
+    fn stop(&self) {}
+
+    /// Ends it: requests that were taken are answered; what takes longer than `grace` is cut off.
+    fn end(&self, grace: Duration) -> Doing<'_>;
+
+    /// The disk has changed. Called where that happens: it must not wait. Only for front-ends that do not hear of it from the
+    /// disk itself.
+    fn follow(&self, _now: State) {}
+
+    /// Waits until there is nobody more to serve; none for those that always may have another client.
+    fn deserted(&self) -> Option<Doing<'_>> {
+        None
+    }
+
+    /// A path that it listens at.
+    fn socket(&self) -> Option<&Path> {
+        None
+    }
+
+    /// What it tells of itself.
+    fn report(&self) -> report::Served;
+}

@@ -1,0 +1,160 @@
+//! Exports of the NBD server of a yard, and what that is made from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockyard_export_nbd::{self as nbd, Address, Listener, Server, TlsMode};
+
+use super::{Bound, Doing, Export, ExportKind, ExportPlan};
+use crate::daemon::Passed;
+use crate::disks::{OptionSpec, ValueKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::yard::plan::{Listen, NbdPlan, TlsUse};
+use crate::yard::report;
+
+/// The kind of exports of the NBD server.
+pub static KIND: ExportKind = ExportKind {
+    name: "nbd",
+    table: "[[export]]",
+    summary: "a name that clients of the NBD server can ask for",
+    options: &[
+        OptionSpec::new(
+            "description",
+            ValueKind::Text,
+            "none",
+            "a text for people who list exports",
+        ),
+        OptionSpec::new("tls_only", ValueKind::Flag, "0", "only for clients that speak TLS"),
+        OptionSpec::new(
+            "preferred_block_size",
+            ValueKind::PowerOfTwo { least: 512, most: 32 << 20 },
+            "the disk's",
+            "the block size that clients are advised to use",
+        ),
+        OptionSpec::new(
+            "whole_blocks",
+            ValueKind::Flag,
+            "0, unless the disk has the option block",
+            "clients have to keep to the disk's block size",
+        ),
+    ],
+    check: |_| Ok(()),
+    bind,
+};
+
+fn bind(_: &ExportPlan) -> Result<Bound> {
+    Ok(Box::new(|front| {
+        let set = &front.plan.settings;
+        let mut export = nbd::Export::new(front.plan.name.clone(), front.bdev()?);
+        export.description = set.text("description").unwrap_or_default().to_owned();
+        export.read_only = front.plan.read_only();
+        export.tls_only = set.flag("tls_only").unwrap_or(false);
+        export.preferred_block_size =
+            set.number("preferred_block_size").and_then(|size| u32::try_from(size).ok());
+        // A block size that somebody has chosen is enforced; without, clients may ask for any bytes.
+        let enforced = set.flag("whole_blocks").unwrap_or(front.disk.options.block.is_some());
+        let block = export.bdev.limits().logical_block_size.bytes();
+        export.minimum_block_size = enforced.then_some(block);
+        Ok(Arc::new(Offer { export, server: Arc::clone(front.nbd) }))
+    }))
+}
+
+/// An export on offer.
+struct Offer {
+    export: nbd::Export,
+    server: Arc<Server>,
+}
+
+impl Export for Offer {
+    fn start(&self) -> Result<()> {
+        self.server.add_export(self.export.clone()).map_err(error)
+    }
+
+    fn end(&self, grace: Duration) -> Doing<'_> {
+        Box::pin(async move {
+            // It may not have started.
+            self.server.remove_export(&self.export.name, grace).await;
+        })
+    }
+
+    fn report(&self) -> report::Served {
+        let clients = self.server.clients();
+        let uses = |client: &&nbd::ClientInfo| {
+            client.session.as_ref().is_some_and(|session| session.export == self.export.name)
+        };
+        let users: Vec<_> = clients.iter().filter(uses).collect();
+        let requests = users.iter().map(|client| client.requests).sum();
+        report::Served { address: None, clients: users.len() as u64, queues: None, requests }
+    }
+}
+
+/// A server with nothing on offer.
+pub(crate) fn server(
+    plan: &NbdPlan,
+    tls: TlsMode,
+    threads: &[tokio::runtime::Handle],
+) -> Result<Arc<Server>> {
+    let config = nbd::Config { tls, limits: plan.limits.clone(), ..nbd::Config::default() };
+    Server::new(config, threads.to_vec()).map_err(error)
+}
+
+/// The files of TLS, loaded.
+pub(crate) fn tls_mode(plan: &NbdPlan) -> Result<TlsMode> {
+    Ok(match &plan.tls {
+        None | Some((TlsUse::Off, _)) => TlsMode::Off,
+        Some((TlsUse::Allow, files)) => TlsMode::Allow(files.load().map_err(error)?),
+        Some((TlsUse::Require, files)) => TlsMode::Require(files.load().map_err(error)?),
+    })
+}
+
+/// Listens at all addresses, where nobody is answered yet. What the user should know of it goes to `notices`.
+pub(crate) fn listeners(
+    plan: &NbdPlan,
+    passed: Passed,
+    notices: &mut Vec<String>,
+) -> Result<Vec<Listener>> {
+    let mut listeners = match (plan.systemd, passed.len()) {
+        (true, _) => passed.listeners()?,
+        (false, 0) => Vec::new(),
+        // Clients could connect to them, and would wait for ever.
+        (false, count) => {
+            let what =
+                format!("systemd passes sockets ({count}), and nothing is to be served there");
+            let help = "add systemd to the addresses (--nbd systemd, or listen in yard.toml), or start it without \
+                        the .socket unit";
+            return Err(Error::usage(what).help(help));
+        }
+    };
+    for listen in &plan.listen {
+        listeners.push(listener(listen, plan.socket_mode, notices)?);
+    }
+    Ok(listeners)
+}
+
+fn listener(listen: &Listen, mode: Option<u32>, notices: &mut Vec<String>) -> Result<Listener> {
+    match (nbd::bind(&listen.address, mode), &listen.address) {
+        (Err(err), Address::Tcp { host, port })
+            if listen.or_another_port && err.kind() == nbd::ErrorKind::InUse =>
+        {
+            let free = Address::Tcp { host: host.clone(), port: 0 };
+            let listener = nbd::bind(&free, mode).map_err(error)?;
+            let chosen = listener.addresses().first().map(ToString::to_string);
+            let chosen = chosen.unwrap_or_default();
+            notices.push(format!("port {port} is in use; this demo takes {chosen} instead"));
+            Ok(listener)
+        }
+        (bound, _) => bound.map_err(error),
+    }
+}
+
+pub(crate) fn error(err: nbd::Error) -> Error {
+    use nbd::ErrorKind as Kind;
+    let kind = match err.kind() {
+        Kind::InUse => ErrorKind::Busy,
+        Kind::NotPermitted => ErrorKind::NotPermitted,
+        Kind::Address | Kind::Config => ErrorKind::Usage,
+        Kind::Unavailable => ErrorKind::Unavailable,
+        Kind::Tls | Kind::Io => ErrorKind::Failed,
+    };
+    Error::new(kind, "cannot serve NBD").caused_by(err)
+}

@@ -1,0 +1,147 @@
+//! Disks of virtual machines: vhost-user-blk back-ends, a socket each.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use blockyard_export_vhost_user_blk::{self as vhost_user, Listener, MAX_QUEUES, Prepared, Server};
+use parking_lot::Mutex;
+
+use super::{Bound, Doing, Export, ExportKind, ExportPlan};
+use crate::disks::{OptionSpec, Settings, ValueKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::yard::report;
+
+/// The kind of disks of virtual machines.
+pub static KIND: ExportKind = ExportKind {
+    name: "vhost-user-blk",
+    table: "[[vhost_user_blk]]",
+    summary: "a disk of a virtual machine, at a unix socket",
+    options: &[
+        OptionSpec::new(
+            "socket",
+            ValueKind::Path,
+            "none",
+            "the socket that the front-end connects to",
+        ),
+        OptionSpec::new("socket_mode", ValueKind::Mode, "by umask", "permissions of the socket"),
+        OptionSpec::new(
+            "serial",
+            ValueKind::Text,
+            "the disk's name",
+            "the serial number that the machine sees; 20 bytes of it",
+        ),
+        OptionSpec::new(
+            "queues",
+            ValueKind::Number { least: 1, most: MAX_QUEUES as u64 },
+            "the usual number",
+            "the most queues that the machine may use",
+        ),
+        OptionSpec::new(
+            FD,
+            ValueKind::Number { least: 0, most: i32::MAX as u64 },
+            "none",
+            "instead of a path: the number of a socket that was passed to the daemon",
+        ),
+    ],
+    check,
+    bind,
+};
+
+/// The option for a socket that was passed to this process.
+pub const FD: &str = "fd";
+
+fn check(set: &Settings) -> Result<(), String> {
+    match (set.socket(), set.number(FD)) {
+        (Some(_), None) | (None, Some(_)) => Ok(()),
+        (None, None) => {
+            Err("where does the front-end connect to? name a socket: socket = \"vm.sock\"".into())
+        }
+        (Some(_), Some(_)) => Err("it has a socket and fd; leave one out".into()),
+    }
+}
+
+fn bind(plan: &ExportPlan) -> Result<Bound> {
+    let set = &plan.settings;
+    check(set).map_err(Error::usage)?;
+    let mode = set.number("socket_mode").and_then(|mode| u32::try_from(mode).ok());
+    let fd = set.number(FD).and_then(|fd| i32::try_from(fd).ok()).unwrap_or(i32::MAX);
+    let listener = match set.socket() {
+        Some(path) => vhost_user::bind(path, mode),
+        None => Listener::from_passed(fd),
+    };
+    let listener = listener.map_err(error)?;
+    Ok(Box::new(|front| {
+        let set = &front.plan.settings;
+        let mut export = vhost_user::Export::new(front.bdev()?);
+        if let Some(serial) = set.text("serial") {
+            serial.clone_into(&mut export.serial);
+        }
+        let queues = set.number("queues").and_then(|queues| u16::try_from(queues).ok());
+        export.queues = queues.unwrap_or(export.queues);
+        export.on_resume = front.open.holder();
+        let prepared = Server::prepare(export, listener, front.threads.to_vec()).map_err(error)?;
+        Ok(Arc::new(BackEnd { prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }))
+    }))
+}
+
+/// A back-end. Of several all start, or none: what can fail has been done when it is prepared.
+struct BackEnd {
+    prepared: Mutex<Option<Prepared>>,
+    server: OnceLock<Server>,
+}
+
+impl Export for BackEnd {
+    fn start(&self) -> Result<()> {
+        let Some(prepared) = self.prepared.lock().take() else { return Ok(()) };
+        // It was there, and is taken once.
+        let _ = self.server.set(prepared.start());
+        Ok(())
+    }
+
+    fn stop(&self) {
+        if let Some(server) = self.server.get() {
+            server.stop();
+        }
+    }
+
+    fn end(&self, grace: Duration) -> Doing<'_> {
+        drop(self.prepared.lock().take());
+        Box::pin(async move {
+            if let Some(server) = self.server.get() {
+                server.shutdown(grace).await;
+            }
+        })
+    }
+
+    fn deserted(&self) -> Option<Doing<'_>> {
+        let server = self.server.get().filter(|server| server.path().is_none())?;
+        Some(Box::pin(server.ended()))
+    }
+
+    fn socket(&self) -> Option<&Path> {
+        self.server.get()?.path()
+    }
+
+    fn report(&self) -> report::Served {
+        let Some(server) = self.server.get() else { return report::Served::default() };
+        let status = server.status();
+        report::Served {
+            address: server.path().map(|path| format!("{}:{}", KIND.name, path.display())),
+            clients: status.connected.into(),
+            queues: Some(status.queues),
+            requests: status.requests,
+        }
+    }
+}
+
+fn error(err: vhost_user::Error) -> Error {
+    use vhost_user::ErrorKind as Kind;
+    let kind = match err.kind() {
+        Kind::InUse => ErrorKind::Busy,
+        Kind::NotPermitted => ErrorKind::NotPermitted,
+        Kind::Config => ErrorKind::Usage,
+        Kind::Io => ErrorKind::Failed,
+    };
+    Error::new(kind, "cannot serve vhost-user-blk").caused_by(err)
+}

@@ -1,0 +1,156 @@
+//! Disks for the length of a command: queue threads, disks on them, and a clock that ticks.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock};
+
+use crate::daemon::Losses;
+use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::yard::queue_threads::QueueThreads;
+
+/// How often timeouts are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a server has to take the last flush.
+const LEAVE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Open disks. Dropping it closes them; who has written to them calls [`Session::close`].
+pub struct Session {
+    threads: QueueThreads,
+    layer: Arc<BlockLayer>,
+    maker: DiskMaker,
+    disks: Arc<Mutex<Vec<Arc<Disk>>>>,
+    open: Vec<OpenDisk>,
+    ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Session {
+    /// No disks yet, on so many queue threads.
+    ///
+    /// # Errors
+    /// The system has no room for a thread.
+    pub fn start(threads: usize) -> Result<Self> {
+        let disks: Arc<Mutex<Vec<Arc<Disk>>>> = Arc::default();
+        let (stop, stopped) = mpsc::channel();
+        let ticking = Arc::clone(&disks);
+        let ticker = std::thread::Builder::new().name("tick".into()).spawn(move || {
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                let disks = ticking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for disk in &disks {
+                    disk.tick();
+                }
+            }
+        });
+        let ticker = ticker.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
+        let threads = QueueThreads::start(threads)?;
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        Ok(Self {
+            maker: DiskMaker::new(&layer, threads.handles(), clock),
+            threads,
+            layer,
+            disks,
+            open: Vec::new(),
+            ticker: Some((stop, ticker)),
+        })
+    }
+
+    /// The queue threads.
+    #[must_use]
+    pub fn threads(&self) -> &QueueThreads {
+        &self.threads
+    }
+
+    /// Opens a disk.
+    ///
+    /// # Errors
+    /// What keeps it from being made, with what to do.
+    pub fn open(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let plan = &self.named(plan);
+        let open = self.maker.open_with(plan, flags)?;
+        let disk = Arc::clone(open.disk());
+        let layers = open.layers().map(|layer| Arc::clone(layer.disk()));
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).extend(layers);
+        self.open.push(open);
+        Ok(disk)
+    }
+
+    /// Disks of the same name may be used together, unless the user has named both.
+    fn named(&self, plan: &DiskPlan) -> DiskPlan {
+        let mut plan = plan.clone();
+        if plan.options.name.is_none() {
+            let name = plan.default_name(0);
+            let taken = self.layer.lookup(&name).is_some();
+            let count = self.layer.disks().len();
+            plan.options.name = Some(if taken { format!("{name}-{count}") } else { name });
+        }
+        plan
+    }
+
+    /// Fails all that disks at servers still wait for: a server that is lost keeps nobody from ending. Whoever calls it
+    /// starts nothing any more.
+    pub fn abandon(&self) {
+        self.open.iter().for_each(OpenDisk::abandon);
+    }
+
+    /// Opens a disk only to look at it: whoever else uses it, and without writing. What is not there is not made by
+    /// looking, and nobody who waits for the end of writing (udev) is woken.
+    ///
+    /// # Errors
+    /// As those of [`Session::open`].
+    pub fn look_at(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let mut plan = plan.clone();
+        plan.options.read_only = true;
+        plan.share();
+        self.open(&plan, flags)
+    }
+
+    /// The same, to find out what could be done with it: that of a file is known only to those who may write.
+    ///
+    /// # Errors
+    /// As those of [`Session::open`].
+    pub fn look_into(&mut self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<Disk>> {
+        let mut open = plan.clone();
+        if open.source.file().is_some_and(|path| !path.is_file()) {
+            return self.look_at(plan, flags);
+        }
+        open.share();
+        match self.open(&open, flags) {
+            Err(err) if err.kind() == ErrorKind::NotPermitted => self.look_at(plan, flags),
+            made => made,
+        }
+    }
+
+    /// Closes all disks.
+    ///
+    /// # Errors
+    /// A last flush failed: what was written may be lost.
+    pub fn close(mut self) -> Result<()> {
+        self.end().into_result()
+    }
+
+    fn end(&mut self) -> Losses {
+        let mut losses = Losses::default();
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for open in self.open.drain(..).rev() {
+            losses.extend(open.close_now(&self.layer, LEAVE_LIMIT));
+        }
+        losses
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Err(err) = self.end().into_result() {
+            tracing::error!("{err}: what was written since the last good flush may be lost");
+        }
+        if let Some((stop, ticker)) = self.ticker.take() {
+            drop(stop);
+            // A panic has been reported where it happened.
+            let _ = ticker.join();
+        }
+    }
+}

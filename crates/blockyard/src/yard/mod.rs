@@ -1,0 +1,283 @@
+//! The yard: what runs. Disks and exports by name, the threads that they live on, and the file that says which there are.
+
+pub mod config;
+pub mod follow;
+pub mod housekeeping;
+pub mod plan;
+pub mod queue_threads;
+pub mod report;
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, DiskListener, Event, MonotonicClock};
+use blockyard_export_nbd::{Address, Listener, Server};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use crate::daemon::Losses;
+use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front};
+use follow::State;
+use housekeeping::{Bell, Watched};
+use plan::NbdPlan;
+use queue_threads::{OnPark, QueueThreads};
+
+/// What a server has for the last flush when those before have used up the grace.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// Disks and exports by name, and what they live on. Whatever opens or closes is called from where it may wait, and never on a
+/// queue thread.
+pub struct Yard {
+    layer: Arc<BlockLayer>,
+    threads: Mutex<Option<QueueThreads>>,
+    handles: Vec<Handle>,
+    clock: Arc<dyn Clock>,
+    watched: Arc<Watched>,
+    nbd: Arc<Server>,
+    maker: Mutex<DiskMaker>,
+    inside: Arc<RwLock<Inside>>,
+    started: Instant,
+}
+
+/// What there is, in the order in which it came.
+#[derive(Default)]
+struct Inside {
+    disks: Vec<YardDisk>,
+    exports: Vec<YardExport>,
+    addresses: Vec<Address>,
+}
+
+/// A disk of the yard.
+#[derive(Clone)]
+struct YardDisk {
+    name: String,
+    plan: Arc<DiskPlan>,
+    open: Arc<OpenDisk>,
+    /// Tells its exports what becomes of it.
+    _follower: Arc<dyn DiskListener>,
+}
+
+/// An export of the yard.
+#[derive(Clone)]
+struct YardExport {
+    plan: Arc<ExportPlan>,
+    export: Arc<dyn Export>,
+}
+
+impl YardExport {
+    fn is(&self, kind: &ExportKind, name: &str) -> bool {
+        self.plan.kind == kind && self.plan.name == name
+    }
+}
+
+/// Tells the exports of a disk what becomes of it.
+struct Follower {
+    disk: String,
+    inside: Weak<RwLock<Inside>>,
+}
+
+impl DiskListener for Follower {
+    fn event(&self, disk: &Disk, event: Event) {
+        if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_)) {
+            return;
+        }
+        let Some(inside) = self.inside.upgrade() else { return };
+        let exports: Vec<_> = {
+            let inside = inside.read();
+            let of_disk = |export: &&YardExport| export.plan.disk == self.disk;
+            inside.exports.iter().filter(of_disk).map(|it| Arc::clone(&it.export)).collect()
+        };
+        let now = State::of(disk);
+        exports.iter().for_each(|export| export.follow(now));
+    }
+}
+
+impl Yard {
+    /// An empty one, on so many queue threads.
+    ///
+    /// # Errors
+    /// Files of TLS that cannot be used, no room for threads.
+    pub fn start(threads: usize, nbd: &NbdPlan) -> Result<Arc<Self>> {
+        let tls = exports::nbd::tls_mode(nbd)?;
+        let bell = Arc::new(Bell::default());
+        let ring = Arc::clone(&bell);
+        let on_park: OnPark = Arc::new(move || ring.ring());
+        let threads = QueueThreads::start_with(threads, &on_park)?;
+        let handles = threads.handles().to_vec();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let server = exports::nbd::server(nbd, tls, &handles)?;
+        server.set_default_export(nbd.default_export.clone());
+        Ok(Arc::new(Self {
+            maker: Mutex::new(DiskMaker::new(&layer, &handles, Arc::clone(&clock))),
+            layer,
+            threads: Mutex::new(Some(threads)),
+            handles,
+            clock,
+            watched: Arc::new(Watched::new(bell)),
+            nbd: server,
+            inside: Arc::default(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// The queue threads.
+    #[must_use]
+    pub fn threads(&self) -> &[Handle] {
+        &self.handles
+    }
+
+    /// Its NBD server.
+    #[must_use]
+    pub fn nbd(&self) -> &Arc<Server> {
+        &self.nbd
+    }
+
+    /// Its disks as the block layer has them.
+    #[must_use]
+    pub fn layer(&self) -> &BlockLayer {
+        &self.layer
+    }
+
+    /// The open disk of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn disk(&self, name: &str) -> Result<Arc<OpenDisk>> {
+        self.inside.read().disk(name).map(|disk| Arc::clone(&disk.open))
+    }
+
+    /// Where its NBD server listens.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Address> {
+        self.inside.read().addresses.clone()
+    }
+
+    /// Opens a disk, under the name that its plan gives it.
+    ///
+    /// # Errors
+    /// What keeps it from being opened, with what to do. There is one of that name.
+    pub fn open_disk(&self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<OpenDisk>> {
+        let name = plan.options.name.clone().unwrap_or_else(|| plan.default_name(0));
+        if self.inside.read().disk(&name).is_ok() {
+            let what = format!("there is a disk named {name:?} already");
+            return Err(Error::new(ErrorKind::Busy, what).help("give it another name: name=NAME"));
+        }
+        let mut plan = plan.clone();
+        plan.options.name = Some(name.clone());
+        let open = Arc::new(self.maker.lock().open_with(&plan, flags)?);
+        open.layers().for_each(|layer| self.watched.add(layer.disk()));
+        let inside = Arc::downgrade(&self.inside);
+        let follower: Arc<dyn DiskListener> = Arc::new(Follower { disk: name.clone(), inside });
+        open.disk().subscribe(&follower);
+        let disk =
+            YardDisk { name, plan: Arc::new(plan), open: Arc::clone(&open), _follower: follower };
+        self.inside.write().disks.push(disk);
+        Ok(open)
+    }
+
+    /// Opens an export that has its place. Nobody is served before it is started.
+    ///
+    /// # Errors
+    /// What keeps it from being opened. There is one of that name, or no such disk.
+    pub fn open_export(&self, plan: ExportPlan, bound: Bound) -> Result<Arc<dyn Export>> {
+        let disk = {
+            let inside = self.inside.read();
+            if inside.exports.iter().any(|export| export.is(plan.kind, &plan.name)) {
+                let what = format!("there is an export named {:?} already", plan.label());
+                return Err(Error::new(ErrorKind::Busy, what).help("give it another name"));
+            }
+            inside.disk(&plan.disk)?.clone()
+        };
+        let export = bound(&Front {
+            plan: &plan,
+            disk: &disk.plan,
+            open: &disk.open,
+            threads: &self.handles,
+            nbd: &self.nbd,
+        })?;
+        let opened = YardExport { plan: Arc::new(plan), export: Arc::clone(&export) };
+        self.inside.write().exports.push(opened);
+        Ok(export)
+    }
+
+    /// Starts all exports: nobody is served before, and everybody after.
+    ///
+    /// # Errors
+    /// One cannot be started.
+    pub fn serve(&self, listeners: Vec<Listener>) -> Result<()> {
+        let exports: Vec<_> =
+            self.inside.read().exports.iter().map(|it| Arc::clone(&it.export)).collect();
+        exports.iter().try_for_each(|export| export.start())?;
+        let addresses = listeners.iter().flat_map(Listener::addresses).collect();
+        self.inside.write().addresses = addresses;
+        listeners.into_iter().for_each(|listener| self.nbd.listen(listener));
+        Ok(())
+    }
+
+    /// Sees to timeouts and long work of its disks, for ever.
+    pub async fn keep(self: Arc<Self>) {
+        let (watched, clock) = (Arc::clone(&self.watched), Arc::clone(&self.clock));
+        drop(self);
+        housekeeping::keep(watched, clock).await;
+    }
+
+    /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
+    /// nothing listens.
+    pub async fn deserted(&self) {
+        let alone = {
+            let inside = self.inside.read();
+            match &inside.exports[..] {
+                [only] if inside.addresses.is_empty() => Some(Arc::clone(&only.export)),
+                _ => None,
+            }
+        };
+        if let Some(end) = alone.as_ref().and_then(|export| export.deserted()) {
+            end.await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Ends all of it, within `grace` and [`LEAST`]; only disks of this machine take as long as they take.
+    pub(crate) async fn end(&self, grace: Duration) -> Losses {
+        let end = Instant::now() + grace;
+        let left = || end.saturating_duration_since(Instant::now());
+        let (disks, exports) = {
+            let mut inside = self.inside.write();
+            (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
+        };
+        // They end together.
+        exports.iter().for_each(|it| it.export.stop());
+        self.nbd.shutdown(grace).await;
+        for it in exports {
+            it.export.end(left()).await;
+        }
+        let limit = left().max(LEAST);
+        let mut closing = JoinSet::new();
+        for disk in disks {
+            let layer = Arc::clone(&self.layer);
+            closing.spawn(async move { disk.open.close(&layer, limit).await });
+        }
+        let mut losses = Losses::default();
+        closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
+        let threads = self.threads.lock().take();
+        let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));
+        if let Err(err) = ended.await {
+            tracing::error!(error = %err, "a queue thread did not end well");
+        }
+        losses
+    }
+}
+
+impl Inside {
+    fn disk(&self, name: &str) -> Result<&YardDisk> {
+        self.disks.iter().find(|disk| disk.name == name).ok_or_else(|| {
+            Error::failed(format!("there is no disk {name:?} here"))
+                .help("see which there are: blockyard list")
+        })
+    }
+}
