@@ -21,7 +21,7 @@ use world::{Outcome, Setup, Trouble, run, run_with_poison};
 /// Seeds that a run tries; `BLOCKYARD_RUNS` says otherwise.
 const RUNS: u64 = 25;
 /// The same of shorter ones, where only servers make trouble.
-const RUNS_OF_SERVERS: u64 = 60;
+const RUNS_OF_SERVERS: u64 = 150;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -46,6 +46,7 @@ fn setup(dice: &mut Dice, trouble: Trouble) -> Setup {
         volatile: trouble == Trouble::Servers || dice.one_in(2),
         trusting: dice.one_in(2),
         trouble,
+        one_writes: trouble == Trouble::Servers && dice.one_in(2),
     }
 }
 
@@ -83,7 +84,7 @@ fn acknowledged_writes_are_read_back_and_every_request_ends_once() {
 #[test]
 fn what_was_flushed_outlives_every_server() {
     let (runs, total) = run_all(RUNS_OF_SERVERS, Trouble::Servers);
-    assert!(total.flushed > runs && total.moves > runs && total.lost > runs / 4, "{total:?}");
+    assert!(total.flushed > runs && total.moves > runs && total.lost > 0, "{total:?}");
 }
 
 #[test]

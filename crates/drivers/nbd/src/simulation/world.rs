@@ -24,8 +24,8 @@ use crate::driver::Nbd;
 
 /// Steps with faults.
 const STEPS: usize = 2000;
-/// The same where only servers make trouble.
-const STEPS_OF_SERVERS: usize = 300;
+/// At most so many where only servers make trouble.
+const STEPS_OF_SERVERS: usize = 200;
 /// Steps in peace, after which everything must be over.
 const PEACE: usize = 900;
 /// Requests that are out at a time.
@@ -40,6 +40,8 @@ pub(super) struct Setup {
     pub(super) volatile: bool,
     pub(super) trusting: bool,
     pub(super) trouble: Trouble,
+    /// All writes come by one queue, so that others have nothing to lose.
+    pub(super) one_writes: bool,
 }
 
 /// What goes wrong.
@@ -118,8 +120,8 @@ pub(super) struct World {
     disk: Arc<Disk>,
     bdev: Bdev,
     queues: usize,
-    trouble: Trouble,
     trusting: bool,
+    one_writes: bool,
     history: History,
     ended: Arc<Mutex<Vec<Ended>>>,
     /// Requests that are out.
@@ -163,7 +165,10 @@ pub(super) fn run(setup: Setup, dice: Dice) -> Result<Outcome, String> {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut world = World::new(setup, dice).await?;
-        let lived = world.live().await;
+        let lived = match setup.trouble {
+            Trouble::Any => world.live().await,
+            Trouble::Servers => world.live_among_servers().await,
+        };
         world.end();
         lived.map(|()| world.outcome)
     })
@@ -236,8 +241,8 @@ impl World {
             disk,
             bdev,
             queues,
-            trouble: setup.trouble,
             trusting: setup.trusting,
+            one_writes: setup.one_writes,
             history: History::new(BLOCKS, trust(setup)),
             ended: Arc::default(),
             out: BTreeMap::new(),
@@ -261,19 +266,12 @@ impl World {
     }
 
     async fn live(&mut self) -> Result<(), String> {
-        let (steps, rare) = match self.trouble {
-            Trouble::Any => (STEPS, 80),
-            Trouble::Servers => (STEPS_OF_SERVERS, 20),
-        };
-        for _ in 0..steps {
+        for _ in 0..STEPS {
             if self.out.len() < MOST_OUT && self.dice.one_in(2) {
                 self.submit();
             }
-            if self.dice.one_in(rare) {
-                match self.trouble {
-                    Trouble::Any => self.fault().await,
-                    Trouble::Servers => self.fault_of_servers(),
-                }
+            if self.dice.one_in(80) {
+                self.fault().await;
             }
             self.step(FAULTY).await?;
         }
@@ -287,10 +285,36 @@ impl World {
             self.step(PEACEFUL).await?;
         }
         self.check_end()?;
-        self.survive_power_cuts().await?;
         self.outcome.late = self.storage.late;
         self.outcome.connections = self.sessions.len() as u64;
         Ok(())
+    }
+
+    /// Servers die and the disk moves, and at any time all that was flushed is to be there.
+    async fn live_among_servers(&mut self) -> Result<(), String> {
+        for _ in 0..self.dice.below(STEPS_OF_SERVERS) {
+            if self.out.len() < MOST_OUT && self.dice.one_in(4) {
+                self.submit();
+            }
+            if self.dice.one_in(12) {
+                self.fault_of_servers();
+            }
+            self.step(FAULTY).await?;
+        }
+        // In the midst of it.
+        self.fault_of_servers();
+        for _ in 0..self.dice.below(12) {
+            self.step(FAULTY).await?;
+        }
+        self.survive_power_cuts().await?;
+        for _ in 0..PEACE {
+            if self.check_end().is_ok() {
+                break;
+            }
+            self.step(PEACEFUL).await?;
+        }
+        self.outcome.connections = self.sessions.len() as u64;
+        self.check_end()
     }
 
     /// After a last flush, all servers lose what they have not made durable.
@@ -422,7 +446,8 @@ impl World {
         let bio = bio.on_end(Arc::new(move |bio: Box<Bio>| {
             ended.lock().push(reuse(&bio, start.elapsed()));
         }));
-        let cpu = self.dice.below(self.queues);
+        let any = self.dice.below(self.queues);
+        let cpu = if self.one_writes && op.is_write() { self.queues - 1 } else { any };
         self.bdev.submit(cpu, bio);
     }
 
