@@ -1,7 +1,8 @@
 //! Many clients on one queue thread, in virtual time and under a seed: the server as it is, on real sockets, over a
-//! RAM disk and one that answers late. Messages come cut anywhere, with silences of minutes in between; peers die with
-//! replies due, take their replies slowly or not at all, break the protocol, and want more memory than there is. A
-//! model says what each must be answered.
+//! RAM disk, one that answers late, and one that hangs for hours. Messages come cut anywhere, with silences of minutes in
+//! between; peers die with replies due, take their replies slowly or not at all, move a byte now and then one way while the
+//! other is stuck, break the protocol, and want more memory than there is. A model says what each must be answered, and
+//! that who behaves and has a disk that answers is not kept waiting.
 //!
 //! `BLOCKYARD_SEED` is the first seed, `BLOCKYARD_RUNS` how many there are.
 #![allow(unreachable_pub, reason = "its modules are its own")]
@@ -26,7 +27,7 @@ use blockyard_blkmq::{
 };
 use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Config, Export, Server};
-use client::{Client, Fate};
+use client::{Client, On};
 use late::Late;
 use rng::Rng;
 use tokio::time::Instant;
@@ -36,13 +37,17 @@ const MIB: u64 = 1 << 20;
 const REGION: u64 = 4 * MIB;
 const CLIENTS: u64 = 12;
 /// Seeds of a run without `BLOCKYARD_RUNS`.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 40;
 /// Turns in which nothing moved, after which nothing will.
 const QUIET: u32 = 4;
 /// The longest step of the clock.
 const STEP: Duration = Duration::from_secs(5);
 /// A run that has not ended by then hangs.
-const END: Duration = Duration::from_secs(24 * 3600);
+const END: Duration = Duration::from_secs(48 * 3600);
+/// Nor does one take more turns, whatever moves in them.
+const TURNS: u32 = 1_000_000;
+/// Memory in MiB with which two disks that do not answer leave the third enough.
+const ROOMY: usize = 8;
 
 fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
     let tags = TagSetConfig { cpus: 1, hw_queues: [1, 0, 0], depth: 64, ..TagSetConfig::default() };
@@ -89,17 +94,24 @@ fn run(seed: u64) {
 
 async fn simulate(seed: u64) {
     let mut rng = Rng::new(seed);
-    let late = Late::new(rng.next());
+    let start = Instant::now();
+    let late = Late::new(rng.next(), start.into_std());
+    let hung = Late::new(rng.next(), start.into_std() + late::HANG);
     let mut limits = Ram::limits();
     limits.features |= Features::WRITE_CACHE | Features::NOMERGES;
-    let disks = [disk(Ram::new(), limits.clone()), disk(Arc::clone(&late), limits)];
-    let exports = ["ram", "late"].iter().zip(&disks).map(|(name, disk)| export(name, disk));
+    let disks = [
+        disk(Ram::new(), limits.clone()),
+        disk(Arc::clone(&late), limits.clone()),
+        disk(Arc::clone(&hung), limits),
+    ];
+    let exports = On::ALL.iter().zip(&disks).map(|(on, disk)| export(on.export(), disk));
     let mut config = Config { exports: exports.collect(), ..Config::default() };
     config.limits.max_payload = 1 << 20;
     config.limits.memory_per_client = 2 << 20;
-    config.limits.in_flight_per_client = 1 + rng.below(24) as usize;
+    config.limits.in_flight_per_client = 2 + rng.below(23) as usize;
     // Sometimes plenty, sometimes what one client could use alone.
-    config.limits.max_memory = (2 + rng.below(16) as usize) << 20;
+    let mib = 2 + rng.below(10) as usize;
+    config.limits.max_memory = mib << 20;
     config.limits.max_clients = 64;
     config.limits.stall_timeout = client::STALL;
     config.limits.idle_timeout = rng.one_in(4).then_some(Duration::from_secs(7200));
@@ -108,22 +120,23 @@ async fn simulate(seed: u64) {
         .map(|n| {
             let (ours, theirs) = UnixStream::pair().unwrap();
             server.serve(theirs.into());
-            let on_late = rng.one_in(2);
-            Client::new(ours, n * REGION, REGION, on_late, Rng::new(rng.next()))
+            let on = rng.pick(&On::ALL);
+            Client::new(ours, n * REGION, on, mib >= ROOMY, Rng::new(rng.next()))
         })
         .collect();
-    let start = Instant::now();
-    let (mut quiet, mut last) = (0, 0);
+    let (mut quiet, mut last, mut turns) = (0, 0, 0);
     while clients.iter().any(|client| !client.is_done()) {
         let now = Instant::now();
+        turns += 1;
         assert!(
-            now - start < END,
-            "seed {seed} hangs: {:?}, {} bytes of memory in use, {:?}",
+            now - start < END && turns < TURNS,
+            "seed {seed} hangs after {:?} and {turns} turns: {:?}, {} bytes of memory in use, {:?}",
+            now - start,
             clients.iter().filter(|client| !client.is_done()).collect::<Vec<_>>(),
             server.memory_in_use(),
             server.clients(),
         );
-        let mut moved = late.work(now.into_std());
+        let mut moved = late.work(now.into_std()) | hung.work(now.into_std());
         for at in rng.shuffled(clients.len()) {
             moved |= clients[at].step(now.into_std());
         }
@@ -133,7 +146,8 @@ async fn simulate(seed: u64) {
         last = requests;
         if quiet > QUIET {
             quiet = 0;
-            let wakes = clients.iter().filter_map(Client::wakes).chain(late.wakes());
+            let wakes =
+                clients.iter().filter_map(Client::wakes).chain(late.wakes()).chain(hung.wakes());
             let next = wakes.filter(|&at| at > now.into_std()).min();
             let next = next.map_or(STEP, |at| at.saturating_duration_since(now.into_std()));
             tokio::time::advance(next.clamp(Duration::from_millis(1), STEP)).await;
@@ -147,14 +161,16 @@ async fn simulate(seed: u64) {
         let server = Arc::clone(&server);
         async move { server.shutdown(Duration::from_secs(60)).await }
     });
-    let deaf = clients.iter().filter(|client| client.fate() == Fate::Deaf).count();
     drop(clients);
     while !shutdown.is_finished() {
+        turns += 1;
+        assert!(turns < TURNS, "seed {seed} does not end: {:?}", server.clients());
         late.work(Instant::now().into_std() + END);
+        hung.work(Instant::now().into_std() + END);
         tokio::task::yield_now().await;
         tokio::time::advance(Duration::from_millis(100)).await;
     }
     shutdown.await.unwrap();
-    assert_eq!(server.clients(), [], "seed {seed}, {deaf} deaf");
+    assert_eq!(server.clients(), [], "seed {seed}");
     assert_eq!(server.memory_in_use(), 0, "seed {seed}");
 }

@@ -3,7 +3,8 @@
 use crate::error::{Error, ErrorKind};
 use crate::export::{BlockSizes, ExportInfo, MetaContext};
 use crate::wire::{
-    InfoType, OPTION_MAGIC, OPTION_REPLY_MAGIC, Opt, Reader, ReplyType, TransmissionFlags, text,
+    BadText, InfoType, MAX_STRING_LEN, OPTION_MAGIC, OPTION_REPLY_MAGIC, Opt, Reader, ReplyType,
+    TransmissionFlags, text,
 };
 
 /// Longest reply to an option that is taken, in bytes.
@@ -97,8 +98,16 @@ fn malformed(kind: ReplyType, len: usize) -> Error {
     Error::violation(DOING, rule, len.try_into().unwrap_or(u64::MAX))
 }
 
+/// What a server calls something. Names that are no text of the protocol's are known of servers whose files have such names
+/// (nbdkit's file plugin with `dir=`): one of them is told escaped, and makes the others no worse.
 fn string(bytes: &[u8], kind: ReplyType) -> Result<String, Error> {
-    text(bytes).map(String::from).map_err(|_| malformed(kind, bytes.len()))
+    match text(bytes) {
+        Ok(text) => Ok(text.into()),
+        Err(BadText::NotText) => {
+            Ok(bytes.escape_ascii().take(MAX_STRING_LEN).map(char::from).collect())
+        }
+        Err(BadText::TooLong) => Err(malformed(kind, bytes.len())),
+    }
 }
 
 /// Data of `NBD_REP_SERVER`.
@@ -212,7 +221,6 @@ mod tests {
             b"\0",
             b"\0\0\0",
             b"\0\0\0\0\0\0\0\x10\0\0\0\x05x",
-            b"\0\x01\xff",
             b"\0\x03\0\0\x02\0\0\0\x10\0\x02\0\0",
         ] {
             assert!(collected.add(bad).is_err(), "{bad:?}");
@@ -228,6 +236,11 @@ mod tests {
         let export = listed_export(b"\0\0\0\x04diska disk").unwrap();
         assert_eq!((export.name.as_str(), export.description.as_str()), ("disk", "a disk"));
         assert!(listed_export(b"\0\0\0\x05disk").is_err());
+        let foreign = listed_export(b"\0\0\0\x04caf\xe9\x1b[2J\0\xff").unwrap();
+        assert_eq!(foreign.name, r"caf\xe9");
+        assert_eq!(foreign.description, r"\x1b[2J\x00\xff");
+        let long = listed_export(&[&4096_u32.to_be_bytes()[..], &[0xff; 4096]].concat()).unwrap();
+        assert_eq!(long.name.len(), MAX_STRING_LEN);
         let context = meta_context(b"\0\0\0\x07base:allocation").unwrap();
         assert_eq!(context, MetaContext { id: 7, name: "base:allocation".into() });
         assert!(meta_context(b"\0\0\x07").is_err());

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use blockyard_nbd::client::{
     Chunk, Config, Event, Expected, Handshake, Parsed, ReplyParser, TlsMode,
 };
+use blockyard_nbd::server::PRESSED_TIMEOUT;
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
+use socket2::SockRef;
 
 use super::late::{self, BAD};
 use super::rng::Rng;
@@ -23,6 +25,46 @@ const GULP: usize = 128 << 10;
 pub const STALL: Duration = Duration::from_secs(60);
 const LATE: Duration = Duration::from_secs(20);
 
+/// The longest that a client of the disk in memory may be kept waiting: others on its own export are in its way until they are
+/// hung up on, one after the other, and nobody else is.
+const PROGRESS: Duration = Duration::from_secs(300);
+/// How often one that trickles sends a byte, and one that sips takes some.
+const TRICKLE: Duration = Duration::from_secs(40);
+/// Bytes that one takes at a time that sips.
+const SIP: usize = 100;
+
+/// Which disk a client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// That in memory.
+    Ram,
+    /// The one that is late.
+    Late,
+    /// The one that hangs for hours.
+    Hung,
+}
+
+impl On {
+    pub const ALL: [Self; 3] = [Self::Ram, Self::Late, Self::Hung];
+
+    pub fn export(self) -> &'static str {
+        match self {
+            Self::Ram => "ram",
+            Self::Late => "late",
+            Self::Hung => "hung",
+        }
+    }
+
+    /// How long it may keep a request.
+    fn longest(self) -> Duration {
+        match self {
+            Self::Ram => Duration::ZERO,
+            Self::Late => late::LONGEST,
+            Self::Hung => late::HANG + late::LONGEST,
+        }
+    }
+}
+
 /// How a client behaves once it has its export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -32,6 +74,10 @@ pub enum Fate {
     Dies,
     /// It stops receiving.
     Deaf,
+    /// It stops receiving, and sends a byte of a request now and then.
+    Trickles,
+    /// It stops in the middle of a request, and takes a little of a reply now and then.
+    Sips,
     /// It stops in the middle of a message.
     Halts,
     /// It sends what is no request.
@@ -56,7 +102,9 @@ pub struct Client {
     /// Where its region begins, and what is in there.
     base: u64,
     bytes: Vec<u8>,
-    is_late: bool,
+    on: On,
+    /// Whether there is memory enough for the clients of a disk that answers.
+    is_roomy: bool,
     left: u64,
     next_cookie: u64,
     in_flight: HashMap<u64, Expected>,
@@ -70,10 +118,14 @@ pub struct Client {
     gulp: Vec<u8>,
     /// Data that comes behind a header: of which request, whether it is the last, where, and how much.
     data: Option<(u64, bool, u64, usize)>,
+    /// Bytes that it sends before it trickles.
+    halts_at: usize,
     /// Requests after which its fate comes true.
     until: u64,
     /// Since when nothing of it moves.
     halted: Option<Instant>,
+    /// Since when it waits for the server and nothing else.
+    waits_since: Option<Instant>,
     is_closed: bool,
     outcome: Result<(), String>,
 }
@@ -84,7 +136,9 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("fate", &self.fate)
             .field("style", &self.style)
-            .field("is_late", &self.is_late)
+            .field("on", &self.on)
+            .field("is_roomy", &self.is_roomy)
+            .field("waits_since", &self.waits_since)
             .field("left", &self.left)
             .field("asked", &asked)
             .field("unsent", &self.output.len())
@@ -94,18 +148,20 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    pub fn new(stream: UnixStream, base: u64, len: u64, is_late: bool, mut rng: Rng) -> Self {
+    pub fn new(stream: UnixStream, base: u64, on: On, is_roomy: bool, mut rng: Rng) -> Self {
         stream.set_nonblocking(true).unwrap();
         let styles = [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended];
         let style = rng.pick(&styles);
-        let fate = match rng.below(12) {
+        let fate = match rng.below(14) {
             0 => Fate::Dies,
             1 => Fate::Deaf,
             2 => Fate::Halts,
             3 => Fate::Babbles,
+            4 => Fate::Trickles,
+            5 => Fate::Sips,
             _ => Fate::Good,
         };
-        let export = if is_late { "late" } else { "ram" };
+        let export = on.export();
         let mut handshake = Handshake::new(Config { tls: TlsMode::Off, best_style: style });
         if style.has_chunks() {
             handshake.set_contexts(export, &["base:allocation"]).unwrap();
@@ -117,8 +173,9 @@ impl Client {
             style,
             handshake: Some(handshake),
             base,
-            bytes: vec![0; len as usize],
-            is_late,
+            bytes: vec![0; REGION as usize],
+            on,
+            is_roomy,
             left: 1 + rng.below(REQUESTS),
             next_cookie: 1,
             in_flight: HashMap::new(),
@@ -129,16 +186,14 @@ impl Client {
             data: None,
             receive_at: None,
             gulp: Vec::new(),
+            halts_at: 0,
             until: rng.below(REQUESTS),
             halted: None,
+            waits_since: None,
             is_closed: false,
             outcome: Ok(()),
             rng,
         }
-    }
-
-    pub fn fate(&self) -> Fate {
-        self.fate
     }
 
     pub fn is_done(&self) -> bool {
@@ -178,12 +233,37 @@ impl Client {
             self.ask();
         }
         let mut moved = self.send(now);
-        if !(self.fate == Fate::Deaf && self.halted.is_some()) {
-            moved |= self.receive(now);
-        } else if self.halted.is_some_and(|since| now - since > 10 * STALL) {
-            return self.end(Ok(()));
+        // These would hear of it late, or never.
+        let is_deaf = matches!(self.fate, Fate::Deaf | Fate::Trickles | Fate::Sips);
+        if is_deaf && self.halted.is_some() && self.is_hung_up_on() {
+            return self.closed(now, "hung up on");
         }
+        let is_deaf = matches!(self.fate, Fate::Deaf | Fate::Trickles) && self.halted.is_some();
+        if !is_deaf {
+            moved |= self.receive(now);
+        }
+        self.check_progress(now, moved);
         moved || self.check_end(now)
+    }
+
+    /// Whether the server's end of the socket is closed: seen without receiving.
+    fn is_hung_up_on(&self) -> bool {
+        SockRef::from(&self.stream)
+            .send(&[])
+            .is_err_and(|err| err.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// Whoever behaves, and has a disk that answers, is not kept waiting by those who do not.
+    fn check_progress(&mut self, now: Instant, moved: bool) {
+        let waits = !self.asked.is_empty() && self.send_at.is_none() && self.receive_at.is_none();
+        if moved || !waits || self.fate != Fate::Good || self.on != On::Ram || !self.is_roomy {
+            self.waits_since = None;
+            return;
+        }
+        let since = *self.waits_since.get_or_insert(now);
+        if now - since > PROGRESS {
+            self.end(Err(format!("kept waiting for {:?}: {self:?}", now - since)));
+        }
     }
 
     /// Its fate; says whether it begins now.
@@ -195,15 +275,27 @@ impl Client {
                 return self.rng.one_in(8) && self.end(Ok(()));
             }
             Fate::Deaf => {
-                for _ in 0..8 {
-                    let length = 1 << 20;
-                    let request = self.request(Command::Read, 0, length);
-                    self.enqueue(request, Vec::new(), Ok(()));
-                }
+                (0..8).for_each(|_| self.enqueue_long_read());
             }
             // When it has nothing else under way.
-            Fate::Halts | Fate::Babbles if !self.asked.is_empty() || !self.output.is_empty() => {
+            Fate::Halts | Fate::Babbles | Fate::Trickles | Fate::Sips
+                if !self.asked.is_empty() || !self.output.is_empty() =>
+            {
                 return false;
+            }
+            Fate::Trickles => {
+                (0..2).for_each(|_| self.enqueue_long_read());
+                self.halts_at = self.output.len();
+                let write = self.request(Command::Write, 0, 4096);
+                self.output.extend_from_slice(&write.encode(self.style).unwrap());
+                self.output.extend_from_slice(&[1; 4000]);
+            }
+            Fate::Sips => {
+                self.enqueue_long_read();
+                let write = self.request(Command::Write, 0, 4096);
+                let bytes = [&write.encode(self.style).unwrap()[..], &[1; 4096]].concat();
+                let cut = self.rng.pick(&[1, 27, 33, 4000]);
+                self.output.extend_from_slice(&bytes[..cut]);
             }
             Fate::Halts => {
                 let write = self.request(Command::Write, 0, 256 << 10);
@@ -222,6 +314,15 @@ impl Client {
     fn request(&self, command: Command, offset: u64, length: u64) -> Request {
         let (flags, offset) = (CommandFlags::empty(), self.base + offset);
         Request { command, flags, cookie: 0, offset, length }
+    }
+
+    /// More than a socket takes, zeroes too.
+    fn enqueue_long_read(&mut self) {
+        let mut read = self.request(Command::Read, 0, 1 << 20);
+        if self.style.has_chunks() {
+            read.flags = CommandFlags::DF;
+        }
+        self.enqueue(read, Vec::new(), Ok(()));
     }
 
     fn enqueue(&mut self, mut request: Request, payload: Vec<u8>, answer: Result<(), ErrorCode>) {
@@ -264,7 +365,11 @@ impl Client {
     fn think(&mut self) -> (Request, Result<(), ErrorCode>) {
         use Command as C;
         let sizes = [512, 512, 4096, 4096, 4096, 20_480, 65_536, 300_032, 1 << 20];
-        let length = self.rng.pick(&sizes);
+        let mut length = self.rng.pick(&sizes);
+        if self.on == On::Hung && self.rng.one_in(2) {
+            // All that its disk will ever let it have.
+            length = 1 << 20;
+        }
         let offset = self.rng.below((BAD - length) / 512 + 1) * 512;
         if self.rng.one_in(12) {
             return self.mistake(length);
@@ -279,7 +384,7 @@ impl Client {
             _ => (C::Read, offset, length),
         };
         let length = length.min(BAD - offset);
-        if self.is_late && self.rng.one_in(10) && command != C::Flush {
+        if self.on != On::Ram && self.rng.one_in(10) && command != C::Flush {
             let request = self.request(command, BAD, 4096);
             let answer = if command == C::Cache { Ok(()) } else { Err(ErrorCode::EIO) };
             return (request, answer);
@@ -306,6 +411,9 @@ impl Client {
 
     /// Sends a piece, and thinks of the time for the next.
     fn send(&mut self, now: Instant) -> bool {
+        if self.fate == Fate::Trickles && self.halted.is_some() && self.halts_at == 0 {
+            return self.trickle(now);
+        }
         if let Some(handshake) = &mut self.handshake {
             handshake.poll_transmit(&mut self.output);
         }
@@ -317,11 +425,15 @@ impl Client {
             1 => 1 + self.rng.below(5000),
             _ => 1 << 20,
         };
-        let len = self.output.len().min(most as usize);
+        let mut len = self.output.len().min(most as usize);
+        if self.halts_at > 0 {
+            len = len.min(self.halts_at);
+        }
         match self.stream.write(&self.output[..len]) {
             Ok(len) => {
                 self.output.drain(..len);
-                if self.fate == Fate::Halts && self.halted.is_some() {
+                self.halts_at = self.halts_at.saturating_sub(len);
+                if self.halted.is_some() {
                     self.halted = Some(now);
                 }
                 self.pace(now);
@@ -332,11 +444,24 @@ impl Client {
         }
     }
 
+    /// A byte, and another one much later.
+    fn trickle(&mut self, now: Instant) -> bool {
+        if self.send_at.is_some_and(|at| at > now) {
+            return false;
+        }
+        self.send_at = Some(now + TRICKLE);
+        if let Ok(1) = self.stream.write(&self.output[..self.output.len().min(1)]) {
+            self.output.remove(0);
+        }
+        true
+    }
+
     /// Silences: short ones within messages, long ones between them.
     fn pace(&mut self, now: Instant) {
         let in_message = !self.output.is_empty();
         let pause = match self.rng.below(24) {
-            0 if self.handshake.is_none() && in_message => 30 + self.rng.below(20),
+            // Less than it has while others wait for its memory.
+            0 if self.handshake.is_none() && in_message => 5 + self.rng.below(20),
             1 if self.handshake.is_none() && !in_message => 60 + self.rng.below(1200),
             2 | 3 => 1,
             _ => 0,
@@ -349,8 +474,9 @@ impl Client {
             return false;
         }
         self.receive_at = None;
+        let sips = self.fate == Fate::Sips && self.halted.is_some() && self.output.is_empty();
         let mut bytes = std::mem::take(&mut self.gulp);
-        bytes.resize(GULP, 0);
+        bytes.resize(if sips { SIP } else { GULP }, 0);
         let received = self.stream.read(&mut bytes);
         self.gulp = bytes;
         match received {
@@ -360,6 +486,9 @@ impl Client {
                 if self.handshake.is_none() && self.rng.one_in(8) {
                     let pause = Duration::from_millis(self.rng.below(4000));
                     self.receive_at = Some(now + pause);
+                }
+                if sips {
+                    self.receive_at = Some(now + TRICKLE / 2);
                 }
                 if let Err(problem) = self.take() {
                     self.end(Err(problem));
@@ -375,22 +504,32 @@ impl Client {
     fn closed(&mut self, now: Instant, how: &str) -> bool {
         let after = self.halted.map(|since| now - since);
         let outcome = match (self.fate, after) {
-            (Fate::Deaf | Fate::Babbles, Some(_)) => Ok(()),
-            (Fate::Halts, Some(after)) if after >= STALL && after <= self.patience() => Ok(()),
+            (Fate::Babbles, Some(_)) => Ok(()),
+            // Sooner, where others wait for its memory.
+            (Fate::Deaf | Fate::Trickles, Some(after)) if after <= self.patience() => Ok(()),
+            (Fate::Halts | Fate::Sips, Some(after))
+                if after >= STALL.min(PRESSED_TIMEOUT) && after <= self.patience() =>
+            {
+                Ok(())
+            }
             (_, after) => Err(format!("{how} after {after:?}")),
         };
         self.end(outcome)
     }
 
-    /// How long one that halts may live: a piece of its message may be at the disk meanwhile.
+    /// How long one that halts may live: a piece of its message may be at the disk meanwhile, or what it does not take the
+    /// answer to.
     fn patience(&self) -> Duration {
-        STALL + LATE + if self.is_late { late::LONGEST } else { Duration::ZERO }
+        // Its request may wait for memory that a disk has which hangs.
+        let longest = if self.is_roomy { self.on.longest() } else { On::Hung.longest() };
+        STALL + LATE + TRICKLE + longest
     }
 
     /// A good client leaves when it has all; one that halts has to be hung up on.
     fn check_end(&mut self, now: Instant) -> bool {
         if let Some(since) = self.halted {
-            return now - since > 20 * STALL && self.end(Err("nobody hangs up".into()));
+            let longest = self.patience() + STALL;
+            return now - since > longest && self.end(Err(format!("nobody hangs up: {self:?}")));
         }
         let all = self.left == 0 && self.asked.is_empty() && self.output.is_empty();
         if !all || self.handshake.is_some() {

@@ -15,10 +15,14 @@ pub const BAD: u64 = REGION - (64 << 10);
 
 /// How late it may be.
 pub const LONGEST: Duration = Duration::from_secs(600);
+/// For how long one that hangs does.
+pub const HANG: Duration = Duration::from_secs(2 * 3600);
 
 pub struct Late(Mutex<State>);
 
 struct State {
+    /// It answers nothing before.
+    thaw: Instant,
     bytes: Vec<u8>,
     held: Vec<(Instant, Request<Late>)>,
     /// Came since the last look.
@@ -27,8 +31,10 @@ struct State {
 }
 
 impl Late {
-    pub fn new(seed: u64) -> Arc<Self> {
+    /// One that answers nothing before `thaw`.
+    pub fn new(seed: u64, thaw: Instant) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
+            thaw,
             bytes: vec![0; (CLIENTS * REGION) as usize],
             held: Vec::new(),
             new: Vec::new(),
@@ -47,7 +53,7 @@ impl Late {
                     1..10 => Duration::from_millis(state.rng.below(2000)),
                     _ => Duration::ZERO,
                 };
-                state.held.push((now + delay, rq));
+                state.held.push((state.thaw.max(now + delay), rq));
             }
             let order = state.rng.shuffled(state.held.len());
             let mut held: Vec<_> = std::mem::take(&mut state.held).into_iter().map(Some).collect();
