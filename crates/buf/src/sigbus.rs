@@ -30,9 +30,9 @@ const ADDRESSES: u64 = 1 << 57;
 /// All entries that there have ever been, the newest first.
 static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(std::ptr::null_mut());
 static LOSSES: AtomicU64 = AtomicU64::new(0);
-/// A file in memory for what is lost, in which the memory at an address is at that offset: no two mappings share any of it. Memory
-/// that is mapped from it is none of the process's data, so that neither its limit (`RLIMIT_DATA`) nor strict accounting
-/// (`vm.overcommit_memory` = 2) refuses as much of it as a guest has. `None` where there is no such file.
+/// A file in memory for what is lost, in which the memory at an address is at that offset: no two mappings share any of it.
+/// Memory that is mapped from it is none of the process's data, so that neither its limit (`RLIMIT_DATA`) nor strict
+/// accounting (`vm.overcommit_memory` = 2) refuses as much of it as a guest has. `None` where there is no such file.
 static SPARE: OnceLock<Option<OwnedFd>> = OnceLock::new();
 /// What was done about the signal before.
 static PREVIOUS: OnceLock<io::Result<libc::sigaction>> = OnceLock::new();
@@ -308,8 +308,8 @@ unsafe fn pass_on(
         let _ = set_action(Some(&ours()));
         return;
     }
-    // That may not happen again, and without a handler the next guest whose memory is gone would end this process: it ends now, as
-    // it would have without us. The signal is held back until the handler returns.
+    // That may not happen again, and without a handler the next guest whose memory is gone would end this process: it ends
+    // now, as it would have without us. The signal is held back until the handler returns.
     let _ = set_action(Some(&default_action()));
     // SAFETY: it concerns no memory.
     unsafe { libc::raise(signal) };

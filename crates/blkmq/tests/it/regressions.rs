@@ -434,7 +434,7 @@ fn nothing_is_out_while_a_disk_gets_another_size() {
     bdev.submit(0, write.on_end(Arc::<Ends>::clone(&ends)));
     assert_eq!(rig.script.out(), 1);
     let shown = Arc::clone(&disk);
-    let _watchdog = Watchdog::new("a resize", 60, move || shown.show());
+    let watchdog = Watchdog::new("a resize", 60, move || shown.show());
     std::thread::scope(|scope| {
         let resize = scope.spawn(|| disk.resize_bytes(32 * 512));
         let early = loop {
@@ -453,7 +453,7 @@ fn nothing_is_out_while_a_disk_gets_another_size() {
     assert_eq!((told.recv().unwrap(), told.recv().unwrap()), (0, 0));
     assert_eq!((disk.size_bytes(), ends.count()), (32 * 512, 1));
     rig.layer.del_disk(&disk);
-    drop((bdev, disk, listener));
+    drop((watchdog, bdev, disk, listener));
     rig.tear_down();
 }
 

@@ -52,8 +52,9 @@ impl Health {
         self.cut_at.load(Ordering::Relaxed)
     }
 
-    /// The file was found to end at `offset`. What was behind that is gone for good, also if it is made longer again: by whoever did
-    /// this, or by a write, it comes back with zeroes. Only of a device, whose size is the kernel's business, it is not kept.
+    /// The file was found to end at `offset`. What was behind that is gone for good, also if it is made longer again: by
+    /// whoever did this, or by a write, it comes back with zeroes. Only of a device, whose size is the kernel's business, it is
+    /// not kept.
     pub(crate) fn was_cut(&self, offset: u64, is_block_device: bool) {
         let before = if is_block_device {
             if self.device_ended.swap(true, Ordering::AcqRel) { 0 } else { u64::MAX }

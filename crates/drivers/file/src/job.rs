@@ -66,9 +66,9 @@ impl Context {
         }
     }
 
-    /// Where the page cache's part of a disk of `size` bytes begins: the page in which an end is that direct I/O cannot reach. All
-    /// of it goes through the cache, and nothing else does: of what is written past the cache into a page that is in it, one or the
-    /// other is lost.
+    /// Where the page cache's part of a disk of `size` bytes begins: the page in which an end is that direct I/O cannot
+    /// reach. All of it goes through the cache, and nothing else does: of what is written past the cache into a page that is
+    /// in it, one or the other is lost.
     fn cached_from(&self, size: u64) -> u64 {
         if self.buffered.is_none() || size.is_multiple_of(self.offset_align as u64) {
             return u64::MAX;
