@@ -123,6 +123,9 @@ pub enum Command {
         /// Make it refuse writes meanwhile, or take them again.
         #[arg(long, value_name = "YES")]
         read_only: Option<bool>,
+        /// Claim it meanwhile.
+        #[arg(long, conflicts_with = "read_only")]
+        claim: bool,
     },
     /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
     VhostUserBlk(VhostUserBlkArgs),

@@ -17,7 +17,8 @@ fn a_guest_runs_its_script_talks_and_ends() {
         .file("/etc/greeting", Path::new("/etc/hostname"))
         .script(
             "set -e\necho hello from $(uname -s)\ntest -b /dev/nbd0\ncat /etc/greeting\nmkfs.ext4 -V\n\
-             grep ext4 /proc/filesystems\ntest $(host 'two and two?') = 4\necho the end\nexit 3\n",
+             grep ext4 /proc/filesystems\ntest $(cat /proc/sys/kernel/panic_on_oops) = 1\n\
+             test $(host 'two and two?') = 4\necho the end\nexit 3\n",
         )
         .boot()
         .unwrap();

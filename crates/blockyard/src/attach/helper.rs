@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use crate::control::pass_runtime_dir;
+use crate::error::ErrorKind;
 
+const POLL: Duration = Duration::from_millis(20);
 /// The program that runs, whatever has become of the file that it was started from.
 const RUNNING: &str = "/proc/self/exe";
 
@@ -38,6 +41,26 @@ pub(super) fn look_at(device: &str, read_only: Option<bool>) -> io::Result<ExitS
         command.arg("--read-only").arg(read_only.to_string());
     }
     command.status()
+}
+
+/// Whether the kernel lets somebody claim a device for himself. None: it does not say within `limit`.
+pub(super) fn may_be_claimed(device: &str, limit: Duration) -> io::Result<Option<bool>> {
+    let mut child =
+        this_program().args(["look-at", device, "--claim"]).stderr(Stdio::null()).spawn()?;
+    let end = Instant::now() + limit;
+    loop {
+        match child.try_wait()? {
+            Some(status) => {
+                return Ok(Some(status.code() != Some(ErrorKind::Busy.exit_code().into())));
+            }
+            None if Instant::now() < end => std::thread::sleep(POLL),
+            None => {
+                // It ends when the device is taken away, if not now.
+                let _ = child.kill();
+                return Ok(None);
+            }
+        }
+    }
 }
 
 /// Sees to it that nobody uses the device, flushes it, and asks this daemon to end; says why not. It ends with the thread

@@ -379,7 +379,7 @@ pub fn orphans() -> Result<Vec<Record>> {
 /// # Errors
 /// It is in use, somebody recovers it, or the driver refuses.
 pub fn remove(left: &LeftBehind) -> Result<()> {
-    remove_from(&Store::open()?, left, usage::check_unused, take_away)
+    remove_from(&Store::open()?, left, usage::check_unclaimed, take_away)
 }
 
 fn remove_from(

@@ -1,5 +1,6 @@
 //! Who uses a disk of the kernel.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -8,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::helper;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where the kernel tells of its devices.
 const SYSFS: &str = "/sys";
+/// And of its processes.
+const PROC: &str = "/proc";
 /// Programs that look at every new disk for a moment (udev, say) are waited for so long.
 const GLANCE: Duration = Duration::from_secs(2);
 const GLANCE_POLL: Duration = Duration::from_millis(50);
@@ -51,11 +55,8 @@ pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
 /// [`ErrorKind::Busy`] says by whom it is used.
 pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
     let parts = parts(path, Path::new(SYSFS));
-    let mounted = || {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let point = mount_point(&mounts, &parts)?;
-        Some(format!("it is mounted at {point}; run: umount {point}"))
-    };
+    let mounted = || mount_of(&parts, Path::new(PROC));
+    let pooled = || pool(&parts, Path::new(SYSFS)).map(|id| format!("it is part of btrfs {id}"));
     let swap = || {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
         swap(&swaps, &parts).map(|part| format!("it is swap space; run: swapoff {part}"))
@@ -63,11 +64,44 @@ pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
     let held = || holder(&parts).map(|name| format!("it is part of {name}"));
     let looped =
         || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("it is the file of {name}"));
-    let users = mounted().or_else(swap).or_else(held).or_else(looped);
+    let users = mounted().or_else(pooled).or_else(swap).or_else(held).or_else(looped);
     match users.or_else(|| opener(&parts, daemon)) {
         Some(who) => Err(busy(path, &who)),
         None => Ok(()),
     }
+}
+
+/// As [`check_unused`], of a disk whose daemon is dead, with what only the kernel knows: whoever mounts a disk, or has the log
+/// of a file system on it, claims it for himself. To ask is to open it, which another process does: that may wait for ever for
+/// what nobody answers, and then there is no answer.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] says by whom it is used.
+pub(crate) fn check_unclaimed(path: &str, daemon: u32) -> Result<()> {
+    check_unused(path, daemon)?;
+    match helper::may_be_claimed(path, GLANCE) {
+        Ok(Some(false)) => {
+            Err(busy(path, "a file system, or something else of the kernel's, claims it"))
+        }
+        Ok(Some(true) | None) => Ok(()),
+        Err(err) => {
+            let what = format!("cannot look whether {path} is in use");
+            Err(Error::failed(what).caused_by(err))
+        }
+    }
+}
+
+/// Claims a device and lets it go again.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] if somebody else does.
+pub(crate) fn try_claim(path: &Path) -> Result<()> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags((OFlags::EXCL | OFlags::CLOEXEC).bits().cast_signed());
+    options.open(path).map(drop).map_err(|err| match err.kind() {
+        io::ErrorKind::ResourceBusy => busy(&path.display().to_string(), "somebody claims it"),
+        _ => Error::failed(format!("{} cannot be opened", path.display())).caused_by(err),
+    })
 }
 
 fn busy(path: &str, who: &str) -> Error {
@@ -104,6 +138,44 @@ fn parts(path: &str, sysfs: &Path) -> Vec<Part> {
         |folder| part(format!("/dev/{}", folder.file_name().to_string_lossy()), folder.path()),
     ));
     parts
+}
+
+/// The mounts of all processes: a disk may be mounted where only a container sees it.
+fn mount_of(parts: &[Part], proc: &Path) -> Option<String> {
+    let point = |process: &Path| {
+        let mounts = fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        mount_point(&mounts, parts)
+    };
+    let own = proc.join("self");
+    if let Some(point) = point(&own) {
+        return Some(format!("it is mounted at {point}; run: umount {point}"));
+    }
+    let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let mut seen: HashSet<_> = namespace(&own).into_iter().collect();
+    for process in fs::read_dir(proc).ok()?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // That of a process that has ended, or of another user's, is not to be seen.
+        if namespace(&process.path()).is_some_and(|found| seen.insert(found))
+            && let Some(point) = point(&process.path())
+        {
+            return Some(format!(
+                "it is mounted at {point} where process {pid} is; run: nsenter -t {pid} -m umount {point}"
+            ));
+        }
+    }
+    None
+}
+
+/// The file system of several devices that it is one of. Mounts name the first of them only.
+fn pool(parts: &[Part], sysfs: &Path) -> Option<String> {
+    let is_device = |pool: &Path| {
+        let name = |part: &Part| super::device_name(&part.path).to_owned();
+        parts.iter().any(|part| fs::symlink_metadata(pool.join("devices").join(name(part))).is_ok())
+    };
+    let mut pools = fs::read_dir(sysfs.join("fs/btrfs")).ok()?.flatten();
+    let pool = pools.find(|pool| is_device(&pool.path()))?;
+    Some(pool.file_name().to_string_lossy().into_owned())
 }
 
 /// A device that is made of the disk: RAID, a mapping.
@@ -248,6 +320,43 @@ mod tests {
         assert_eq!(swap(swaps, &parts), None);
         let swaps = format!("{swaps}/dev/nbd1p2 partition 1 0 -2\n");
         assert_eq!(swap(&swaps, &parts), Some("/dev/nbd1p2"));
+    }
+
+    #[test]
+    fn a_mount_is_found_in_whatever_namespace_it_is() {
+        let sysfs = sysfs();
+        let parts = parts("/dev/nbd1", sysfs.path());
+        let proc = tempfile::tempdir().unwrap();
+        let put = |process: &str, namespace: u32, mounts: &str| {
+            let process = proc.path().join(process);
+            fs::create_dir_all(process.join("ns")).unwrap();
+            let link = process.join("ns/mnt");
+            std::os::unix::fs::symlink(format!("mnt:[{namespace}]"), link).unwrap();
+            fs::write(process.join("mountinfo"), mounts).unwrap();
+        };
+        let line = "23 1 259:0 / /data rw - ext4 /dev/nbd1p2 rw\n";
+        let other = "22 1 43:320 / /other rw shared:1 - ext4 /dev/nbd10 rw\n";
+        put("self", 1, other);
+        put("17", 1, line);
+        assert_eq!(mount_of(&parts, proc.path()), None, "all of a namespace see the same");
+        put("40", 2, other);
+        put("41", 3, line);
+        let found = mount_of(&parts, proc.path()).unwrap();
+        assert!(found.contains("/data where process 41 is"), "{found}");
+        fs::write(proc.path().join("self/mountinfo"), line).unwrap();
+        assert!(mount_of(&parts, proc.path()).unwrap().contains("run: umount /data"));
+    }
+
+    #[test]
+    fn a_device_of_a_pool_is_found_whichever_it_is() {
+        let sysfs = sysfs();
+        let parts = parts("/dev/nbd1", sysfs.path());
+        assert_eq!(pool(&parts, sysfs.path()), None);
+        let devices = sysfs.path().join("fs/btrfs/1234-abcd/devices");
+        fs::create_dir_all(devices.join("nbd10")).unwrap();
+        assert_eq!(pool(&parts, sysfs.path()), None);
+        fs::create_dir_all(devices.join("nbd1p2")).unwrap();
+        assert_eq!(pool(&parts, sysfs.path()).unwrap(), "1234-abcd");
     }
 
     #[test]

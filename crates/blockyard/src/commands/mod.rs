@@ -19,6 +19,7 @@ mod vhost_user_blk;
 
 use blockyard_driver_nbd::TlsFiles;
 
+use crate::attach::usage::try_claim;
 use crate::cli::{Cli, ClientTlsArgs, Command};
 use crate::disks::{DiskPlan, TlsTaken};
 use crate::error::{Error, Result};
@@ -40,7 +41,10 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Attach(args) => attach::attach(*args, cli.verbose),
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
         Command::Recover(args) => attach::recover(&args, cli.verbose),
-        Command::LookAt { device, read_only } => attach::look_at(&device, read_only).map(|()| 0),
+        Command::LookAt { device, claim: true, .. } => try_claim(&device).map(|()| 0),
+        Command::LookAt { device, read_only, .. } => {
+            attach::look_at(&device, read_only).map(|()| 0)
+        }
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Set(args) => set::run(&args).map(|()| 0),

@@ -186,6 +186,24 @@ said "kernel.io_uring_disabled = 2"
 detach "$D"
 echo 0 >/proc/sys/kernel/io_uring_disabled
 
+# A mount that only another namespace sees is one, also when the daemon is dead.
+VIA="--via ublk"
+disk /tmp/disk.img 16M
+attach /tmp/disk.img
+mkfs.ext4 -q -F "$D"
+unshare -m sh -c "mount $D /mnt && echo >/tmp/mounted && exec sleep 1000" &
+elsewhere=$!
+until_true [ -e /tmp/mounted ]
+code 75 blockyard detach "$D"
+said "mounted at /mnt where process"
+orphan
+code 75 blockyard detach --force "$D"
+said "mounted at /mnt where process"
+[ "$(blockyard recover)" = "$D" ] || die "not recovered"
+kill $elsewhere
+wait $elsewhere || true
+detach "$D"
+
 # Who takes a device away leaves its daemon alone: that closes its disk, says so, and ends.
 disk /tmp/disk.img 16M
 for VIA in "--via ublk" "--via nbd" "--via nbd --connections 3" "--via nbd-ioctl"; do

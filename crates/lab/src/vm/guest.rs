@@ -71,7 +71,8 @@ impl Guest {
         command.arg("-kernel").arg(&places.kernel).arg("-initrd").arg(&root);
         let orphan_seconds = (limit + ORPHAN_GRACE).as_secs();
         let tty = MACHINE.console;
-        let line = format!("console={tty} quiet panic=-1 LAB_LIMIT={orphan_seconds}");
+        // A kernel that has a fault goes on, with locks that nobody gives back: what follows says nothing, and takes long.
+        let line = format!("console={tty} quiet oops=panic panic=-1 LAB_LIMIT={orphan_seconds}");
         command.args(["-append", &line]).args(&vm.devices);
         if shows_console {
             command.stderr(Stdio::inherit());
