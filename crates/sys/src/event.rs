@@ -124,12 +124,17 @@ pub trait Waitable: AsRawFd + sealed::Sealed {}
 
 impl Waitable for Event {}
 impl Waitable for PeerEvent {}
+impl Waitable for crate::fuse::Channel {}
 
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Event {}
     impl Sealed for super::PeerEvent {}
+    impl Sealed for crate::fuse::Channel {}
 }
+
+/// What is watched for. A queue of a file system that is not mounted any more is nothing but an error.
+const INTEREST: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Waits for an event on a runtime.
 #[derive(Debug)]
@@ -145,8 +150,8 @@ impl<E: Waitable> EventWatch<E> {
     /// If the runtime has no I/O enabled.
     pub fn new(event: Arc<E>, runtime: &Handle) -> io::Result<Self> {
         let _entered = runtime.enter();
-        // SAFETY: both kinds of event own their descriptor and never change it, and the AsyncFd holds the event.
-        let watched = unsafe { AsyncFd::register_with_interest(event, Interest::READABLE) };
+        // SAFETY: what is waitable owns its descriptor and never changes it, and the AsyncFd holds it.
+        let watched = unsafe { AsyncFd::register_with_interest(event, INTEREST) };
         Ok(Self(watched?))
     }
 
@@ -157,7 +162,7 @@ impl<E: Waitable> EventWatch<E> {
     /// The runtime is shutting down.
     pub async fn happened(&self) -> io::Result<()> {
         // Edges count, not the value: it is never read. An edge that comes after this is seen by the next wait.
-        self.0.readable().await?.clear_ready();
+        self.0.ready(INTEREST).await?.clear_ready();
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 //!   [`direct`], [`lock`].
 //! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
 //! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`]; what such a
-//!   process must not wait for: [`write_back`].
+//!   process must not wait for: [`write_back`]. File systems that it serves: [`fuse`].
 //! - Limits that a command starts with: [`limits`].
 //!
 //! This crate is one of the two that may hold `unsafe` code. Memory that the kernel works on is owned by the
@@ -18,6 +18,7 @@ pub mod block_device;
 pub mod direct;
 mod event;
 pub mod fallocate;
+pub mod fuse;
 pub mod holes;
 mod io_queue;
 mod lane;

@@ -121,6 +121,18 @@ impl<'a> Scatter<'a> {
         }
     }
 
+    /// Reads from a file that is no socket, and says how many bytes that were.
+    ///
+    /// # Errors
+    /// What `readv(2)` says.
+    pub(crate) fn read(self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = libc::c_int::try_from(self.list.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: as of `receive`: the list lives until the call returns; the kernel writes to bytes that were borrowed
+        // mutably for the lifetime of `self`, and to segments that were checked to be writable.
+        let got = unsafe { libc::readv(file.as_raw_fd(), self.list.as_ptr(), count) };
+        usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Receives what there is without waiting, and says how many bytes that were: 0 at the end.
     ///
     /// # Errors
@@ -229,6 +241,18 @@ impl<'a> Gather<'a> {
             self.list.push(libc::iovec { iov_base: ptr.cast(), iov_len: len });
             self.len += len;
         }
+    }
+
+    /// Writes it to a file that is no socket, and says how many bytes that were.
+    ///
+    /// # Errors
+    /// What `writev(2)` says.
+    pub(crate) fn write(self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let count = libc::c_int::try_from(self.list.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: as of `send`: the list lives until the call returns, and the kernel only reads what it points to, each
+        // part of which was borrowed for the lifetime of `self`.
+        let written = unsafe { libc::writev(file.as_raw_fd(), self.list.as_ptr(), count) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 
     /// Sends it, as far as it goes without waiting, and says how many bytes that were. A peer that is gone is

@@ -1,0 +1,94 @@
+//! How a session begins.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use blockyard_fuse::init::{Answer, ServerConfig};
+use blockyard_fuse::wire::InitFlags;
+use blockyard_fuse::{MIN_READ_BUFFER, Operation, Protocol, Reply, Request};
+use blockyard_sys::fuse::Channel;
+use blockyard_sys::net::IoVecs;
+
+/// Bytes of data in a request, at most: Linux takes no more.
+const MAX_WRITE: u32 = 1 << 20;
+/// How far the kernel may read ahead.
+const MAX_READAHEAD: u32 = 1 << 20;
+/// How long the kernel may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Which INITs are answered before the kernel is given up: one of a newer major version sends a second.
+const ATTEMPTS: usize = 3;
+
+/// What is wanted: `background` requests at a time that nobody waits for.
+fn config(background: usize) -> ServerConfig {
+    let background = u16::try_from(background).unwrap_or(u16::MAX);
+    ServerConfig {
+        flags: InitFlags::ASYNC_READ
+            | InitFlags::BIG_WRITES
+            | InitFlags::ASYNC_DIO
+            | InitFlags::MAX_PAGES
+            | InitFlags::PARALLEL_DIROPS
+            // A disk has its size: an open with O_TRUNC leaves it as it is.
+            | InitFlags::ATOMIC_O_TRUNC
+            | InitFlags::DIRECT_IO_ALLOW_MMAP,
+        max_readahead: MAX_READAHEAD,
+        max_background: background,
+        congestion_threshold: background - background / 4,
+        max_write: MAX_WRITE,
+        map_alignment: 0,
+        max_stack_depth: 0,
+        request_timeout: 0,
+    }
+}
+
+/// Answers the kernel's INIT.
+pub(crate) fn handshake(channel: &Channel, background: usize) -> io::Result<Protocol> {
+    let config = config(background);
+    let page = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX);
+    let mut request = vec![0; MIN_READ_BUFFER];
+    let mut vecs = IoVecs::new();
+    let end = Instant::now() + PATIENCE;
+    for _ in 0..ATTEMPTS {
+        let len = receive(channel, &mut request, &mut vecs, end)?;
+        let bytes = request.get(..len).unwrap_or(&[]);
+        let parsed = Request::parse(bytes, 0, &Protocol::NONE).map_err(io::Error::other)?;
+        let Operation::Init(client) = parsed.operation else {
+            return Err(io::Error::other("the kernel asks for something else than INIT first"));
+        };
+        let answer = config.answer(&client, page);
+        let (reply, protocol) = match &answer {
+            Ok(Answer::Agreed(out, protocol)) => (Reply::Init(*out), Some(*protocol)),
+            Ok(Answer::Again(out)) => (Reply::Init(*out), None),
+            Err(err) => (Reply::Error(err.errno()), None),
+        };
+        let mut bytes = Vec::new();
+        reply.encode(parsed.header.unique, &mut bytes);
+        let mut message = vecs.gather();
+        message.push(&bytes);
+        channel.write(message)?;
+        answer.map_err(io::Error::other)?;
+        if let Some(protocol) = protocol {
+            return Ok(protocol);
+        }
+    }
+    Err(io::Error::other("the kernel does not settle on a version of the protocol"))
+}
+
+fn receive(
+    channel: &Channel,
+    into: &mut [u8],
+    vecs: &mut IoVecs,
+    end: Instant,
+) -> io::Result<usize> {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || !channel.wait(left)? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not begin"));
+        }
+        let mut places = vecs.scatter();
+        places.push(into);
+        match channel.read(places) {
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Disks as files: a file system of ours, mounted by the kernel's FUSE client, whose files are disks.
+//!
+//! [`Mount::start`] mounts one disk on a file, or several in a directory, and serves it on the queue threads: each has a
+//! queue of the device ([`Channel`](blockyard_sys::fuse::Channel)), and a READ or a WRITE that is read from it becomes a bio,
+//! its end the answer (`queue.rs`, `bios.rs`). What concerns no data is answered at once (`names.rs`).
+//!
+//! | what a program does with the file | what the disk is asked |
+//! | --- | --- |
+//! | read(2), write(2), O_DIRECT or not, at any byte | a read, a write of these bytes; with `O_DSYNC`, one that is durable |
+//! | fsync(2), fdatasync(2) | a flush |
+//! | fallocate(2) with `FALLOC_FL_PUNCH_HOLE` | a write of zeroes, which may free the room for them |
+//! | fallocate(2) with `FALLOC_FL_ZERO_RANGE` | a write of zeroes, which keeps it |
+//! | lseek(2) with `SEEK_DATA`, `SEEK_HOLE` | its block status: what reads as zeroes is a hole |
+//! | stat(2) | its size, as it is now; whether it is read-only, in the mode |
+//! | open(2) with `O_TRUNC`; ftruncate(2) | nothing, as of a block device; refused unless it is to its size |
+//!
+//! A hole that was punched has to read as zeroes, which a discard does not promise; so it is a write of zeroes.
+//!
+//! What is on record of a mount ([`Mount::start`], [`clean_up`]) says which of those that are left behind by a server that
+//! was killed are ours.
+#![forbid(unsafe_code)]
+#![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
+
+mod bios;
+mod error;
+mod follow;
+mod handshake;
+mod mount;
+mod names;
+mod queue;
+mod record;
+mod seek;
+mod tree;
+
+pub use error::{Error, ErrorKind};
+pub use mount::{Cache, Config, DEFAULT_DEPTH, Mount, Report, ReportedFile, Shown};
+pub use record::{Left, Leftover, clean_up, leftovers};

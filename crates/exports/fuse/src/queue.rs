@@ -1,0 +1,403 @@
+//! One queue of the file system, on its thread: requests for data become bios, and their ends the answers.
+
+use std::io;
+use std::sync::Arc;
+
+use blockyard_blkmq::{Bio, Op, Outbox, Sector, Status};
+use blockyard_buf::{Mapping, Segment, copy_segments, total_len};
+use blockyard_fuse::wire::{InHeader, OutHeader, Wire, WriteIn};
+use blockyard_fuse::{
+    Errno, Limits, MIN_READ_BUFFER, Operation, Payload, Protocol, Reply, Request, head_len,
+};
+use blockyard_sys::EventWatch;
+use blockyard_sys::fuse::Channel;
+use blockyard_sys::net::{IOV_MAX, IoVecs};
+
+use crate::bios::{Asked, AtOnce, allocate, ask_status, read, seek, write};
+use crate::mount::Cache;
+use crate::names::{Names, stale};
+use crate::seek::{Seek, Step};
+use crate::tree::{Nodes, Tree};
+
+/// Where the data of a WRITE begin in what is read: behind its header and its arguments.
+const DATA_AT: usize = InHeader::LEN + WriteIn::LEN;
+/// Requests that are read before those that have ended are looked at.
+const BATCH: usize = 32;
+/// Rounds of work after which others on the thread get their turn.
+const ROUNDS: usize = 8;
+/// What all queues of a file system know.
+pub(crate) struct Session {
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) protocol: Protocol,
+    pub(crate) cache: Cache,
+}
+
+/// Room for a request that waits for the disk.
+struct Slot {
+    unique: u64,
+    asked: Asked,
+    /// Data of a request are read into this, and those of an answer where they are the disk's to fill in.
+    memory: Segment,
+    /// Here unless it is out.
+    bio: Option<Box<Bio>>,
+}
+
+/// A queue at work, on its thread.
+pub(crate) struct Worker {
+    session: Arc<Session>,
+    channel: Arc<Channel>,
+    /// The number of the queue thread.
+    cpu: usize,
+    slots: Vec<Slot>,
+    /// Those that nothing is in; the last one that came back is the first to be used again.
+    free: Vec<usize>,
+    /// What stands before the data of a request.
+    head: Vec<u8>,
+    vecs: IoVecs,
+    answer: Vec<u8>,
+    list: Vec<u8>,
+    outbox: Arc<Outbox>,
+    ended: Vec<Box<Bio>>,
+    /// Bios of one disk that go there together.
+    batch: Vec<Box<Bio>>,
+    batch_node: u64,
+    nodes: Arc<Nodes>,
+    seen: u64,
+    /// There was no request when it was looked for last, and no event since.
+    dry: bool,
+    over: bool,
+}
+
+impl Worker {
+    /// A queue that has at most `depth` requests with the disks.
+    pub(crate) fn new(
+        session: Arc<Session>,
+        channel: Arc<Channel>,
+        cpu: usize,
+        depth: usize,
+    ) -> io::Result<Self> {
+        let Limits { max_write, max_read, head } = session.protocol.limits;
+        let room = (max_write.max(max_read) as usize).max(MIN_READ_BUFFER);
+        let outbox = Arc::new(Outbox::default());
+        let slot = |number: usize| {
+            let mut bio = Bio::flush().on_end(Arc::<Outbox>::clone(&outbox));
+            bio.private = number as u64;
+            // Of its own, so that one that was never needed costs nothing.
+            let memory = Mapping::new(room)?.segment(0, room);
+            Ok(Slot { unique: 0, asked: Asked::Nothing, memory, bio: Some(bio) })
+        };
+        let nodes = session.tree.nodes();
+        Ok(Self {
+            slots: (0..depth).map(slot).collect::<io::Result<_>>()?,
+            free: (0..depth).rev().collect(),
+            head: vec![0; head as usize],
+            vecs: IoVecs::new(),
+            answer: Vec::with_capacity(MIN_READ_BUFFER),
+            list: Vec::new(),
+            outbox,
+            ended: Vec::with_capacity(depth),
+            batch: Vec::with_capacity(depth),
+            batch_node: 0,
+            nodes,
+            seen: 0,
+            dry: false,
+            over: false,
+            session,
+            channel,
+            cpu,
+        })
+    }
+
+    /// Serves until the file system is not mounted any more, and until all that it had asked the disks has ended.
+    pub(crate) async fn run(mut self, event: EventWatch<Channel>) {
+        while !self.over {
+            self.work().await;
+            if self.over {
+                break;
+            }
+            let ringing = event.happened();
+            tokio::select! {
+                happened = ringing => {
+                    if happened.is_err() {
+                        return;
+                    }
+                    self.dry = false;
+                }
+                () = self.outbox.filled() => {}
+            }
+        }
+        drop(event);
+        self.outbox.abandon();
+        while self.free.len() < self.slots.len() {
+            self.outbox.filled().await;
+            self.turn_over_ended();
+        }
+    }
+
+    /// Works as long as there is something to do.
+    async fn work(&mut self) {
+        let mut rounds = 0;
+        while self.turn() && !self.over {
+            rounds += 1;
+            if rounds % ROUNDS == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Answers what has ended, and starts what has come. Says whether there may be more.
+    fn turn(&mut self) -> bool {
+        let answered = self.turn_over_ended();
+        self.session.tree.refresh(&mut self.nodes, &mut self.seen);
+        let mut came = 0;
+        while came < BATCH && !self.dry && !self.over {
+            let Some(&slot) = self.free.last() else { break };
+            match self.receive(slot) {
+                Some(len) => self.take(slot, len),
+                None => break,
+            }
+            came += 1;
+        }
+        self.submit();
+        answered || came > 0
+    }
+
+    fn turn_over_ended(&mut self) -> bool {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.outbox.take(&mut ended);
+        let any = !ended.is_empty();
+        ended.drain(..).for_each(|bio| self.finish(bio));
+        self.ended = ended;
+        any
+    }
+
+    /// Reads a request, with its data in the memory of a slot. Says how long it is.
+    fn receive(&mut self, slot: usize) -> Option<usize> {
+        loop {
+            let mut places = self.vecs.scatter();
+            places.push(&mut self.head[..DATA_AT]);
+            places.push_segment(&self.slots[slot].memory);
+            let err = match self.channel.read(places) {
+                Ok(len) => return Some(len),
+                Err(err) => err,
+            };
+            let errno = err.raw_os_error().unwrap_or(0);
+            if err.kind() == io::ErrorKind::WouldBlock {
+                self.dry = true;
+                return None;
+            }
+            // One that is gone, or that was too long, is over: there may be another.
+            let goes_on = err.kind() == io::ErrorKind::Interrupted
+                || [Errno::ENOENT, Errno::EIO].iter().any(|goes| goes.raw() == errno);
+            if !goes_on {
+                self.end(&err);
+                return None;
+            }
+        }
+    }
+
+    /// The session is over: unmounted, or beyond use.
+    fn end(&mut self, err: &io::Error) {
+        /// `ENODEV`: it is not mounted any more. `ECONNABORTED`: somebody has ended it.
+        const UNMOUNTED: [i32; 2] = [19, 103];
+        if !err.raw_os_error().is_some_and(|errno| UNMOUNTED.contains(&errno)) {
+            tracing::error!(%err, "the kernel's requests cannot be read; the file system ends");
+        }
+        self.over = true;
+    }
+
+    /// Answers or starts a request of `len` bytes.
+    fn take(&mut self, slot: usize, len: usize) {
+        let mut head = std::mem::take(&mut self.head);
+        self.take_from(slot, &mut head, len);
+        self.head = head;
+    }
+
+    fn take_from(&mut self, slot: usize, head: &mut [u8], len: usize) {
+        let Some(header) =
+            head.get(..len.min(DATA_AT)).and_then(|mut bytes| InHeader::take(&mut bytes))
+        else {
+            let err = io::Error::other("a request without a header");
+            return self.end(&err);
+        };
+        let here = head_len(&header).min(len).min(head.len());
+        if let Some(rest) = head.get_mut(DATA_AT..here) {
+            // What has no data has all its bytes here.
+            self.slots[slot].memory.copy_to(rest);
+        }
+        let bytes = head.get(..here).unwrap_or(&[]);
+        let request = match Request::parse(bytes, len - here, &self.session.protocol) {
+            Ok(request) => request,
+            Err(rejected) => {
+                tracing::debug!(%rejected, "the kernel asks for what is not understood");
+                if rejected.wants_reply() {
+                    self.reply(header.unique, &Reply::Error(rejected.error.errno()));
+                }
+                return;
+            }
+        };
+        let mut list = std::mem::take(&mut self.list);
+        let names =
+            Names { tree: &self.session.tree, nodes: &self.nodes, cache: self.session.cache };
+        let opcode = request.operation.opcode();
+        match names.answer(header.nodeid, &request.operation, &mut list) {
+            Some(reply) if opcode.waits() => self.reply(header.unique, &reply),
+            // That there are no interrupts is told once; the rest has no answer.
+            Some(reply @ Reply::Error(_))
+                if matches!(request.operation, Operation::Interrupt { .. }) =>
+            {
+                self.reply(header.unique, &reply);
+            }
+            Some(_) => {}
+            None => self.start(slot, &header, &request.operation),
+        }
+        self.list = list;
+    }
+
+    /// Asks the disk, or answers what it need not be asked.
+    fn start(&mut self, slot: usize, header: &InHeader, operation: &Operation<'_>) {
+        let Some(node) = self.nodes.files.get(&header.nodeid) else {
+            return self.reply(header.unique, &Reply::Error(stale()));
+        };
+        let room = &mut self.slots[slot];
+        // It came back with the answer before, or has never been out.
+        let Some(mut bio) = room.bio.take() else {
+            return self.reply(header.unique, &Reply::Error(Errno::EIO));
+        };
+        let bdev = &node.bdev;
+        let started = match operation {
+            Operation::Read(args) => read(&mut bio, node, &room.memory, args),
+            Operation::Write(args, payload) => write(&mut bio, bdev, &room.memory, args, payload),
+            Operation::Fsync(_) => {
+                bio.reset(Op::Flush, Sector::ZERO, 0);
+                Ok(Asked::Done)
+            }
+            Operation::Fallocate(args) => allocate(&mut bio, bdev, args),
+            Operation::Lseek(args) => seek(&mut bio, bdev, header.nodeid, args),
+            _ => Err(AtOnce::Failed(Errno::ENOSYS)),
+        };
+        match started {
+            Ok(asked) => {
+                (room.unique, room.asked) = (header.unique, asked);
+                self.free.pop();
+                self.add(bio, header.nodeid);
+            }
+            Err(at_once) => {
+                room.bio = Some(bio);
+                self.reply(header.unique, &at_once.reply());
+            }
+        }
+    }
+
+    /// Adds a bio to those that go to its disk together.
+    fn add(&mut self, bio: Box<Bio>, node: u64) {
+        if self.batch_node != node {
+            self.submit();
+            self.batch_node = node;
+        }
+        self.batch.push(bio);
+    }
+
+    fn submit(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        match self.nodes.files.get(&self.batch_node) {
+            Some(node) => node.bdev.submit_all(self.cpu, &mut self.batch),
+            // It was there when they were added.
+            None => self.batch.drain(..).for_each(|bio| bio.end(Status::Offline)),
+        }
+    }
+
+    /// Answers the request whose bio has ended.
+    fn finish(&mut self, mut bio: Box<Bio>) {
+        let Some(slot) = usize::try_from(bio.private).ok().filter(|slot| *slot < self.slots.len())
+        else {
+            return;
+        };
+        let unique = self.slots[slot].unique;
+        let asked = std::mem::replace(&mut self.slots[slot].asked, Asked::Nothing);
+        let status = bio.status();
+        match (status, asked) {
+            (Status::Ok, Asked::Read) => self.reply_data(slot, unique, &mut bio),
+            (Status::Ok, Asked::Write(len)) => self.reply(unique, &Reply::Written(len)),
+            (Status::Ok, Asked::Seek(seek)) => return self.go_on(slot, seek, bio),
+            (Status::Ok, _) => self.reply(unique, &Reply::Empty),
+            // The disk has become smaller meanwhile.
+            (Status::OutOfRange, Asked::Read) => {
+                self.reply(unique, &Reply::Data(Payload::default()));
+            }
+            (status, _) => self.reply(unique, &Reply::Error(Errno::from_raw(status.errno()))),
+        }
+        self.give_back(slot, bio);
+    }
+
+    fn give_back(&mut self, slot: usize, mut bio: Box<Bio>) {
+        drop(bio.take_data());
+        self.slots[slot].bio = Some(bio);
+        self.free.push(slot);
+    }
+
+    /// Goes on looking for data or a hole.
+    fn go_on(&mut self, slot: usize, mut seek: Seek, mut bio: Box<Bio>) {
+        let unique = self.slots[slot].unique;
+        let reply = match seek.step(&bio.extents) {
+            Step::Found(offset) => Reply::Offset(offset),
+            Step::Nothing(errno) => Reply::Error(errno),
+            Step::Further if self.over => Reply::Error(Errno::EIO),
+            Step::Further => match self.nodes.files.get(&seek.node) {
+                Some(_) => {
+                    ask_status(&mut bio, &seek);
+                    self.slots[slot].asked = Asked::Seek(seek);
+                    return self.add(bio, seek.node);
+                }
+                None => Reply::Error(stale()),
+            },
+        };
+        self.reply(unique, &reply);
+        self.give_back(slot, bio);
+    }
+
+    fn reply(&mut self, unique: u64, reply: &Reply<'_>) {
+        self.answer.clear();
+        reply.encode(unique, &mut self.answer);
+        let mut message = self.vecs.gather();
+        message.push(&self.answer);
+        let written = self.channel.write(message);
+        self.replied(written);
+    }
+
+    /// Answers with the data that a read has brought, from where they are.
+    fn reply_data(&mut self, slot: usize, unique: u64, bio: &mut Bio) {
+        let mut data = bio.take_data();
+        let len = total_len(&data);
+        if data.len() >= IOV_MAX {
+            // More pieces than the kernel takes.
+            let memory = self.slots[slot].memory.slice(0, len);
+            copy_segments(std::slice::from_ref(&memory), &data);
+            data.clear();
+            data.push(memory);
+        }
+        let reply = Reply::Data(Payload { here: &[], elsewhere: len });
+        self.answer.clear();
+        reply.out_header(unique, 0).write(&mut self.answer);
+        debug_assert_eq!(self.answer.len(), OutHeader::LEN, "a header is all that is here");
+        let mut message = self.vecs.gather();
+        message.push(&self.answer);
+        data.iter().for_each(|segment| message.push_segment(segment, 0));
+        let written = self.channel.write(message);
+        self.replied(written);
+    }
+
+    fn replied(&mut self, written: io::Result<()>) {
+        let Err(err) = written else { return };
+        match err.raw_os_error() {
+            // Nobody waits for it any more.
+            Some(errno) if errno == Errno::ENOENT.raw() => {}
+            Some(errno) if errno == Errno::EINVAL.raw() => {
+                tracing::error!(%err, "the kernel refuses an answer");
+            }
+            _ => self.end(&err),
+        }
+    }
+}

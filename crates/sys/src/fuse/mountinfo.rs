@@ -1,0 +1,84 @@
+//! What is mounted where (proc_pid_mountinfo(5)). Asking touches none of it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountInfo {
+    /// Where.
+    pub target: PathBuf,
+    /// The kind of file system, as `fuse.blockyard`.
+    pub kind: String,
+    /// What it was mounted from.
+    pub source: String,
+}
+
+/// All mounts that this process sees, in the order in which they were made.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn mounts() -> io::Result<Vec<MountInfo>> {
+    Ok(std::fs::read("/proc/self/mountinfo")?
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse)
+        .collect())
+}
+
+/// ID, parent, device, root, target, options, any number of fields, `-`, kind, source, options.
+fn parse(line: &[u8]) -> Option<MountInfo> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let target = unescape(fields.nth(4)?);
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+    let kind = text(fields.next()?);
+    let source = text(fields.next()?);
+    Some(MountInfo { target: OsString::from_vec(target).into(), kind, source })
+}
+
+/// Blanks and backslashes are written as three octal digits behind a backslash.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after.first_chunk::<3>().filter(|_| byte == b'\\');
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) => {
+                bytes.push(escaped);
+                rest = after.get(3..).unwrap_or(&[]);
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_with_and_without_optional_fields() {
+        let line = br"36 35 98:0 / /mnt/a\040b\134c rw,noatime master:1 shared:2 - fuse.blockyard x:1 rw,user_id=0";
+        let info = parse(line).unwrap();
+        assert_eq!(info.target.to_str(), Some("/mnt/a b\\c"));
+        assert_eq!((&info.kind[..], &info.source[..]), ("fuse.blockyard", "x:1"));
+        let plain = parse(br"1 0 0:1 / / rw - rootfs none rw").unwrap();
+        assert_eq!((plain.target.to_str(), &plain.source[..]), (Some("/"), "none"));
+        for short in [&b""[..], b"1 2", b"1 0 0:1 / / rw", b"1 0 0:1 / / rw - ext4"] {
+            assert_eq!(parse(short), None);
+        }
+        assert_eq!(unescape(br"\9\04"), br"\9\04");
+    }
+
+    #[test]
+    fn something_is_mounted_here() {
+        assert!(mounts().unwrap().iter().any(|mount| mount.target.to_str() == Some("/")));
+    }
+}
