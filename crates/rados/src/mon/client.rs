@@ -350,6 +350,15 @@ impl MonClient {
         }
     }
 
+    /// A service does not take its ticket: another one is asked for.
+    pub fn doubt_ticket(&mut self, now: Instant, service: EntityType) {
+        match &mut self.link {
+            Link::Waiting(auth, _) | Link::Opening(auth, _) => auth.doubt(service, now),
+            Link::Up(connection) => connection.auth_mut().doubt(service, now),
+            Link::Refused => {}
+        }
+    }
+
     /// Whether there are bytes to be sent.
     #[must_use]
     pub fn has_output(&self) -> bool {
