@@ -78,7 +78,7 @@ impl ClientSim {
         let monitors = (0..MONITORS).map(|m| monitor_addr(m).socket.unwrap()).collect();
         let nonce = 100 + u32::try_from(index).unwrap();
         let config = cluster::Config {
-            mon: mon::Config { monitors, nonce, supported: features::SUPPORTED },
+            mon: mon::Config { monitors, seed: 0, nonce, supported: features::SUPPORTED },
             objecter: objecter::Config {
                 max_ops: MAX_OPS,
                 max_bytes: 1 << 20,
