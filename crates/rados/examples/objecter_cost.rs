@@ -39,7 +39,7 @@ fn client(now: Instant) -> Client {
         MonitorAuth::new(credentials, modes.clone(), vec![EntityType::OSD], Random::new(random));
     let monitors = vec![([10, 0, 1, 0], 3300).into()];
     let config = Config {
-        mon: mon::Config { monitors, nonce: 7, supported: features::SUPPORTED },
+        mon: mon::Config { monitors, seed: 0, nonce: 7, supported: features::SUPPORTED },
         objecter: objecter::Config::default(),
         osd_modes: modes,
         random,

@@ -8,11 +8,12 @@ use std::fmt;
 /// Match on [`kind`](Self::kind), or ask for the [`blame`](Self::blame); print the whole: it names what was being done
 /// and the values at fault. A peer's mistake is always returned as one of these, never a panic. No key is ever in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{doing}: {kind}", Prefix(place.as_deref()))]
+#[error("{}{doing}: {kind}{}", Prefix(place.as_deref()), Because(cause.as_deref()))]
 pub struct Error {
     doing: &'static str,
     kind: ErrorKind,
     place: Option<Box<Place>>,
+    cause: Option<Box<Self>>,
 }
 
 /// Which operation on which object an error is of.
@@ -47,6 +48,15 @@ struct Prefix<'a>(Option<&'a Place>);
 impl fmt::Display for Prefix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |place| write!(f, "{place}: "))
+    }
+}
+
+/// What went wrong before, behind an error's text.
+struct Because<'a>(Option<&'a Error>);
+
+impl fmt::Display for Because<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |cause| write!(f, "; before that, {cause}"))
     }
 }
 
@@ -259,12 +269,32 @@ fn quoted(text: &str) -> String {
 
 impl Error {
     pub(crate) const fn new(doing: &'static str, kind: ErrorKind) -> Self {
-        Self { doing, kind, place: None }
+        Self { doing, kind, place: None, cause: None }
     }
 
     /// The error, of an operation on an object.
     pub(crate) fn at(self, place: Place) -> Self {
         Self { place: Some(Box::new(place)), ..self }
+    }
+
+    /// The error, with what went wrong while it was waited.
+    pub(crate) fn after(self, cause: Option<Self>) -> Self {
+        Self { cause: cause.map(Box::new), ..self }
+    }
+
+    /// What went wrong before, which may be why.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Self> {
+        self.cause.as_deref()
+    }
+
+    /// Whether a peer did not let the client in, or could not be asked to.
+    #[must_use]
+    pub(crate) const fn is_about_tickets(&self) -> bool {
+        matches!(
+            self.kind,
+            ErrorKind::Refused { .. } | ErrorKind::WrongKey { .. } | ErrorKind::NoTicket(_)
+        )
     }
 
     /// Which operation on which object it is of, if it is of one.
@@ -346,6 +376,15 @@ mod tests {
             "cluster 07070707-0707-0707-0707-070707070707: pool rbd: object \"rbd_header.1\": write: \
              waiting for the reply: no answer in time"
         );
+    }
+
+    #[test]
+    fn an_error_says_what_went_wrong_before() {
+        let cause = Error::new("connecting", ErrorKind::Reset);
+        let error = Error::new("waiting", ErrorKind::TimedOut).after(Some(cause.clone()));
+        let text =
+            "waiting: no answer in time; before that, connecting: the peer ended the session";
+        assert_eq!((error.to_string(), error.cause()), (text.to_owned(), Some(&cause)));
     }
 
     #[test]

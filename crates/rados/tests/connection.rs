@@ -1,13 +1,13 @@
 //! A connection against a server of the test's own: what may come, what may not, and when.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which fail by panicking")]
 
-use blockyard_rados::auth::{Credentials, Identity, MonitorAuth, Random};
+use blockyard_rados::auth::{Credentials, CryptoKey, Identity, MonitorAuth, Random, ServiceAuth};
 use blockyard_rados::encoding::{Encode, EntityAddr, EntityAddrs, EntityType, encoded};
 use blockyard_rados::error::ErrorKind;
 use blockyard_rados::features;
 use blockyard_rados::msgr::{
-    AuthBadMethod, AuthDone, AuthMethod, Banner, Config, Connection, ConnectionMode, Encoder,
-    Event, Frame, Hello, Keepalive, Message, ServerIdent, Tag, Transmit,
+    AuthBadMethod, AuthDone, AuthMethod, Authenticator, Banner, Config, Connection, ConnectionMode,
+    Encoder, Event, Frame, Hello, Keepalive, Message, ServerIdent, Tag, Transmit,
 };
 use bytes::BufMut as _;
 use std::time::{Duration, Instant};
@@ -19,14 +19,17 @@ fn peer() -> EntityAddr {
 }
 
 fn connection(now: Instant) -> Connection<MonitorAuth> {
+    connection_by(now, &[ConnectionMode::SECURE, ConnectionMode::CRC])
+}
+
+fn connection_by(now: Instant, modes: &[ConnectionMode]) -> Connection<MonitorAuth> {
     let credentials = Credentials {
         identity: Identity::default(),
         key: Err(None),
         methods: vec![AuthMethod::CEPHX, AuthMethod::NONE],
     };
     let random = Random::new(|bytes| bytes.fill(1));
-    let modes = vec![ConnectionMode::SECURE, ConnectionMode::CRC];
-    let auth = MonitorAuth::new(credentials, modes, vec![EntityType::OSD], random);
+    let auth = MonitorAuth::new(credentials, modes.to_vec(), vec![EntityType::OSD], random);
     let config = Config {
         peer_kind: EntityType::MON,
         peer: peer(),
@@ -151,6 +154,56 @@ fn what_does_not_belong_here_ends_the_connection() {
     assert!(matches!(refused_after(handshake()[..2].into(), forged), ErrorKind::Impostor(_)));
     let reset = Frame::control(Tag::SESSION_RESET, vec![1]);
     assert_eq!(refused_after(handshake(), reset), ErrorKind::Reset);
+}
+
+#[test]
+fn a_peer_does_not_choose_what_was_not_offered() {
+    let now = Instant::now();
+    let frames = [Banner::OURS.encode(), bytes(&handshake())].concat();
+    let mut open = connection_by(now, &[ConnectionMode::CRC]);
+    open.receive(now, &frames).unwrap();
+    let error = connection_by(now, &[ConnectionMode::SECURE]).receive(now, &frames).unwrap_err();
+    assert!(error.to_string().contains("offered"), "{error}");
+}
+
+/// Whoever has not signed the handshake is nobody whose word counts.
+#[test]
+fn a_number_is_taken_over_with_the_signature() {
+    let now = Instant::now();
+    let (connection, _) = after(&handshake()[..2], now);
+    assert_eq!(connection.auth().global_id(), 0);
+    let (connection, _) = after(&handshake()[..3], now);
+    assert_eq!(connection.auth().global_id(), 4107);
+}
+
+/// A monitor that is asked in vain changes nothing about the sessions with OSDs: the client has a key, and the cluster wants
+/// none.
+#[test]
+fn an_attempt_does_not_change_how_services_are_met() {
+    let now = Instant::now();
+    let key = CryptoKey::from_base64("AQCz4gJrSu1bCxAAvZrvs1ZNw6jjMqeNBdBPUA==").unwrap();
+    let credentials = Credentials {
+        identity: Identity::default(),
+        key: Ok(key),
+        methods: vec![AuthMethod::CEPHX, AuthMethod::NONE],
+    };
+    let modes = vec![ConnectionMode::CRC];
+    let random = || Random::new(|bytes| bytes.fill(1));
+    let mut auth = MonitorAuth::new(credentials, modes.clone(), vec![EntityType::OSD], random());
+    auth.start(now).unwrap();
+    let wants_none = AuthBadMethod {
+        method: AuthMethod::CEPHX,
+        result: -95,
+        methods: vec![AuthMethod::NONE],
+        modes: modes.clone(),
+    };
+    auth.refused(now, &wants_none).unwrap();
+    auth.done(now, &AuthDone { global_id: 1, mode: modes[0], payload: vec![] }).unwrap();
+    auth.proved();
+    auth.start(now).unwrap();
+    assert!(auth.refused(now, &AuthBadMethod { result: -16, ..wants_none }).is_err());
+    let osd = ServiceAuth::new(&auth, EntityType::OSD, modes, random(), now);
+    assert_eq!(osd.unwrap().start(now).unwrap().method, AuthMethod::NONE);
 }
 
 #[test]

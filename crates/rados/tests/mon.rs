@@ -13,6 +13,7 @@ use blockyard_rados::msgr::{
     AuthBadMethod, AuthDone, AuthMethod, BANNER_LEN, Banner, ConnectionMode, Decoder, Encoder,
     Frame, Hello, Message, ServerIdent, Tag, Transmit,
 };
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,10 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame> {
 }
 
 fn client(now: Instant) -> MonClient {
+    client_of(now, 0)
+}
+
+fn client_of(now: Instant, seed: u64) -> MonClient {
     let monitors = [1, 2, 3].map(|host| SocketAddr::from(([10, 0, 0, host], 3300))).to_vec();
     let credentials = Credentials {
         identity: Identity::default(),
@@ -51,7 +56,7 @@ fn client(now: Instant) -> MonClient {
     let random = Random::new(|bytes| bytes.fill(1));
     let auth =
         MonitorAuth::new(credentials, vec![ConnectionMode::CRC], vec![EntityType::OSD], random);
-    let config = Config { monitors, nonce: 7, supported: features::SUPPORTED };
+    let config = Config { monitors, seed, nonce: 7, supported: features::SUPPORTED };
     MonClient::new(config, auth, now).unwrap()
 }
 
@@ -165,10 +170,10 @@ fn the_maps_of_a_real_monitor_are_read() {
 fn monitors_are_tried_in_turn_with_more_patience_each_round() {
     let mut now = Instant::now();
     let mut client = client(now);
-    let mut waits = Vec::new();
-    for round in 0..9 {
+    let (mut waits, mut tried) = (Vec::new(), Vec::new());
+    for _ in 0..9 {
         let address = connect(&mut client);
-        assert_eq!(address.to_string(), format!("10.0.0.{}:3300", round % 3 + 1));
+        tried.push(address);
         let deadline = client.deadline().unwrap();
         waits.push((deadline - now).as_secs());
         now = deadline;
@@ -179,6 +184,19 @@ fn monitors_are_tried_in_turn_with_more_patience_each_round() {
         client.expire(now).unwrap();
     }
     assert_eq!(waits, [3, 3, 3, 6, 6, 6, 12, 12, 12]);
+    let first: BTreeSet<_> = tried[..3].iter().collect();
+    assert!(first.len() == 3 && tried[..3] == tried[3..6] && tried[..3] == tried[6..], "{tried:?}");
+}
+
+/// If all clients began with the first monitor, it would have all of them.
+#[test]
+fn monitors_are_tried_in_an_order_of_chance() {
+    let now = Instant::now();
+    let firsts: Vec<_> = (0..30).map(|seed| connect(&mut client_of(now, seed))).collect();
+    for host in 1..=3 {
+        let times = firsts.iter().filter(|it| it.to_string() == format!("10.0.0.{host}:3300"));
+        assert!(times.count() >= 4, "{firsts:?}");
+    }
 }
 
 #[test]

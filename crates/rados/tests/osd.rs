@@ -80,3 +80,15 @@ fn data_of_several_operations_follows_in_order() {
     let request = OsdRequest::new(ObjectLocator::new(2, ""), "obj1", ops);
     assert_eq!(request.message(1, target(), 2, FEATURES).data, b"abc"[..]);
 }
+
+/// What is asked for is bounded too, where its size is not known.
+#[test]
+fn what_an_operation_brings_counts() {
+    let budget = |op: Op| op.budget();
+    assert_eq!(budget(Op::read(0, 100)), 100);
+    assert_eq!(budget(Op::read(0, 0)), 4 << 20, "up to the end");
+    assert_eq!(budget(Op::call("rbd", "get_size", b"x").unwrap()), (64 << 10) + 12);
+    assert!(budget(Op::omap_get_vals(b"", 1000, b"")) > 60_000);
+    assert_eq!((budget(Op::stat()), budget(Op::write(0, vec![0; 9].into()))), (0, 9));
+    assert_eq!(budget(Op::read(0, u64::MAX)), u64::MAX);
+}

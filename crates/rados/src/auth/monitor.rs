@@ -32,18 +32,33 @@ pub struct Credentials {
     pub methods: Vec<AuthMethod>,
 }
 
-/// A client's standing with the monitors: keep it over connections, since a monitor gives the number and the tickets of
-/// before only to who shows the old ticket.
+/// A client's standing with the monitors, and its attempts to get in: keep it over connections, since a monitor gives the
+/// number and the tickets of before only to who shows the old ticket.
 #[derive(Debug)]
 pub struct MonitorAuth {
     credentials: Credentials,
     modes: Vec<ConnectionMode>,
     services: Vec<EntityType>,
     random: Random,
+    attempt: Attempt,
+    standing: Standing,
+}
+
+/// What was agreed on with a monitor that proved to be one. It counts for as long as nothing else is.
+#[derive(Clone, Debug)]
+struct Standing {
     method: AuthMethod,
-    server_challenge: Option<u64>,
     global_id: u64,
     tickets: Tickets,
+}
+
+/// What is being done on one connection.
+#[derive(Debug)]
+struct Attempt {
+    method: AuthMethod,
+    server_challenge: Option<u64>,
+    /// What the peer says; it is yet to prove that it is a monitor.
+    said: Option<Standing>,
 }
 
 impl MonitorAuth {
@@ -57,21 +72,21 @@ impl MonitorAuth {
         random: Random,
     ) -> Self {
         let method = AuthMethod::CEPHX;
-        let tickets = Tickets::default();
-        let (server_challenge, global_id) = (None, 0);
-        Self { credentials, modes, services, random, method, server_challenge, global_id, tickets }
+        let attempt = Attempt { method, server_challenge: None, said: None };
+        let standing = Standing { method, global_id: 0, tickets: Tickets::default() };
+        Self { credentials, modes, services, random, attempt, standing }
     }
 
     /// The number that the monitors gave; 0 before.
     #[must_use]
     pub const fn global_id(&self) -> u64 {
-        self.global_id
+        self.standing.global_id
     }
 
     /// The method that the monitors took.
     #[must_use]
     pub const fn method(&self) -> AuthMethod {
-        self.method
+        self.standing.method
     }
 
     /// Who the client is.
@@ -83,29 +98,35 @@ impl MonitorAuth {
     /// The tickets that there are.
     #[must_use]
     pub const fn tickets(&self) -> &Tickets {
-        &self.tickets
+        &self.standing.tickets
     }
 
     /// When to send [`renewal`](Self::renewal); none if nothing ends.
     #[must_use]
     pub fn renew_after(&self) -> Option<Instant> {
-        self.tickets.renew_after()
+        self.standing.tickets.renew_after()
+    }
+
+    /// An instance of a service does not take its ticket: another one is due, at once unless this one is very new.
+    pub fn doubt(&mut self, service: EntityType, now: Instant) {
+        self.standing.tickets.doubt(service, now);
     }
 
     /// A request for new tickets, for the message MAuth on an open session; none if nothing is due.
     pub fn renewal(&mut self, now: Instant) -> Option<Vec<u8>> {
-        if self.method != AuthMethod::CEPHX {
+        let Standing { method, global_id, tickets } = &self.standing;
+        if *method != AuthMethod::CEPHX {
             return None;
         }
-        if !self.tickets.due(&[EntityType::AUTH], now).is_empty() {
+        if !tickets.due(&[EntityType::AUTH], now).is_empty() {
             return self.authenticate().ok();
         }
-        let due = self.tickets.due(&self.services, now);
-        let ticket = self.tickets.get(EntityType::AUTH, now).filter(|_| !due.is_empty())?;
+        let due = tickets.due(&self.services, now);
+        let ticket = tickets.get(EntityType::AUTH, now).filter(|_| !due.is_empty())?;
         let authorize = Authorize { nonce: self.random.u64(), challenge_plus_one: None };
         let mut writer = Writer::new();
         writer.u16(GET_PRINCIPAL_SESSION_KEY);
-        writer.raw(&ticket.authorize(self.global_id, &authorize, &mut self.random));
+        writer.raw(&ticket.authorize(*global_id, &authorize, &mut self.random));
         writer.u8(1);
         writer.u32(mask(&due));
         Some(writer.into_bytes())
@@ -116,15 +137,22 @@ impl MonitorAuth {
     /// # Errors
     /// A refusal, a malformed answer, a wrong key.
     pub fn renewed(&mut self, now: Instant, payload: &[u8]) -> Result<()> {
-        self.take_reply(now, payload).map(|_| ())
+        let mut tickets = self.standing.tickets.clone();
+        self.take_reply(&mut tickets, now, payload)?;
+        self.standing.tickets = tickets;
+        Ok(())
     }
 
     fn opening(&self) -> Opening {
         let mut writer = Writer::new();
         writer.u8(MODE_MON);
         writer.put(&self.credentials.identity);
-        writer.u64(self.global_id);
-        Opening { method: self.method, modes: self.modes.clone(), payload: writer.into_bytes() }
+        writer.u64(self.standing.global_id);
+        Opening {
+            method: self.attempt.method,
+            modes: self.modes.clone(),
+            payload: writer.into_bytes(),
+        }
     }
 
     fn can(&self, method: AuthMethod) -> bool {
@@ -144,12 +172,12 @@ impl MonitorAuth {
 
     /// The answer to the monitor's challenge.
     fn authenticate(&mut self) -> Result<Vec<u8>> {
-        let Some(server_challenge) = self.server_challenge else {
+        let Some(server_challenge) = self.attempt.server_challenge else {
             return Err(Error::violation(DOING, "a challenge comes first", 0));
         };
         let client_challenge = self.random.u64();
         let proof = self.key()?.prove(server_challenge, client_challenge);
-        let old_ticket = self.tickets.by_service(EntityType::AUTH);
+        let old_ticket = self.standing.tickets.by_service(EntityType::AUTH);
         let old_ticket = old_ticket.map_or_else(TicketBlob::default, |ticket| ticket.blob.clone());
         let services = mask(&[&[EntityType::AUTH], &self.services[..]].concat());
         let answer = Authenticate { client_challenge, proof, old_ticket, services };
@@ -157,7 +185,7 @@ impl MonitorAuth {
     }
 
     /// Takes a reply with tickets: the secret of the connection, if there is one.
-    fn take_reply(&mut self, now: Instant, payload: &[u8]) -> Result<Vec<u8>> {
+    fn take_reply(&self, tickets: &mut Tickets, now: Instant, payload: &[u8]) -> Result<Vec<u8>> {
         let mut reader = Reader::new(DOING, payload);
         let (request, status) = (reader.u16()?, reader.i32()?);
         if status != 0 {
@@ -165,35 +193,29 @@ impl MonitorAuth {
         }
         match request {
             GET_AUTH_SESSION_KEY => {
-                let key = self.key()?.clone();
+                let key = self.key()?;
                 let entity = self.credentials.identity.to_string();
-                self.tickets.take(&mut reader, &key, &entity, now)?;
+                tickets.take(&mut reader, key, &entity, now)?;
                 if reader.is_empty() {
                     return Ok(Vec::new());
                 }
-                let session_key = self.session_key()?;
+                let session_key = session_key(tickets)?;
                 let secret = reader.bytes()?;
                 let secret = self.open_secret(&session_key, secret)?;
                 let extra = reader.bytes()?;
                 if !extra.is_empty() {
                     let mut extra = Reader::new(DOING, extra);
-                    self.tickets.take(&mut extra, &session_key, "the session", now)?;
+                    tickets.take(&mut extra, &session_key, "the session", now)?;
                 }
                 Ok(secret)
             }
             GET_PRINCIPAL_SESSION_KEY => {
-                let session_key = self.session_key()?;
-                self.tickets.take(&mut reader, &session_key, "the session", now)?;
+                let session_key = session_key(tickets)?;
+                tickets.take(&mut reader, &session_key, "the session", now)?;
                 Ok(Vec::new())
             }
             other => Err(reader.violation("a monitor answers what it was asked", other.into())),
         }
-    }
-
-    fn session_key(&self) -> Result<CryptoKey> {
-        let ticket = self.tickets.by_service(EntityType::AUTH);
-        let missing = Error::new(DOING, ErrorKind::NoTicket(EntityType::AUTH.name()));
-        ticket.map(|ticket| ticket.session_key.clone()).ok_or(missing)
     }
 
     fn open_secret(&self, session_key: &CryptoKey, bytes: &[u8]) -> Result<Vec<u8>> {
@@ -208,6 +230,13 @@ impl MonitorAuth {
         };
         Ok(secret.ok_or_else(wrong)?.0)
     }
+}
+
+/// The key that the client shares with the authentication service.
+fn session_key(tickets: &Tickets) -> Result<CryptoKey> {
+    let ticket = tickets.by_service(EntityType::AUTH);
+    let missing = Error::new(DOING, ErrorKind::NoTicket(EntityType::AUTH.name()));
+    ticket.map(|ticket| ticket.session_key.clone()).ok_or(missing)
 }
 
 /// The services as a mask.
@@ -225,10 +254,10 @@ pub(super) fn connection_secret(bytes: &[u8]) -> Result<Option<ConnectionSecret>
 
 impl Authenticator for MonitorAuth {
     fn start(&mut self, _now: Instant) -> Result<Opening> {
-        self.server_challenge = None;
+        (self.attempt.server_challenge, self.attempt.said) = (None, None);
         let methods = self.credentials.methods.clone();
         match methods.into_iter().find(|&method| self.can(method)) {
-            Some(method) => self.method = method,
+            Some(method) => self.attempt.method = method,
             None => {
                 self.key()?;
                 let problem = "no method to authenticate is left: cephx and none can be used";
@@ -241,21 +270,32 @@ impl Authenticator for MonitorAuth {
 
     fn more(&mut self, _now: Instant, payload: &[u8]) -> Result<Vec<u8>> {
         let mut reader = Reader::new(DOING, payload);
-        if self.method != AuthMethod::CEPHX || self.server_challenge.is_some() {
+        let Attempt { method, server_challenge, .. } = &self.attempt;
+        if *method != AuthMethod::CEPHX || server_challenge.is_some() {
             return Err(reader.violation("a monitor challenges once, and for cephx", 0));
         }
-        self.server_challenge = Some(reader.get::<Challenge>()?.0);
+        self.attempt.server_challenge = Some(reader.get::<Challenge>()?.0);
         self.authenticate()
     }
 
     fn done(&mut self, now: Instant, done: &AuthDone) -> Result<Secrets> {
-        self.global_id = done.global_id;
-        if self.method == AuthMethod::NONE {
-            return Ok(Secrets::default());
+        let (method, global_id) = (self.attempt.method, done.global_id);
+        let mut tickets = self.standing.tickets.clone();
+        let secrets = if method == AuthMethod::NONE {
+            Secrets::default()
+        } else {
+            let secret = self.take_reply(&mut tickets, now, &done.payload)?;
+            let session_key = Some(SessionKey::new(session_key(&tickets)?.secret()));
+            Secrets { session_key, connection: connection_secret(&secret)? }
+        };
+        self.attempt.said = Some(Standing { method, global_id, tickets });
+        Ok(secrets)
+    }
+
+    fn proved(&mut self) {
+        if let Some(said) = self.attempt.said.take() {
+            self.standing = said;
         }
-        let secret = self.take_reply(now, &done.payload)?;
-        let session_key = SessionKey::new(self.session_key()?.secret());
-        Ok(Secrets { session_key: Some(session_key), connection: connection_secret(&secret)? })
     }
 
     fn refused(&mut self, _now: Instant, refused: &AuthBadMethod) -> Result<Opening> {
@@ -282,7 +322,7 @@ impl Authenticator for MonitorAuth {
             };
             return Err(refusal(DOING, &reason, refused.result));
         };
-        self.method = other;
+        self.attempt.method = other;
         Ok(self.opening())
     }
 }

@@ -6,10 +6,12 @@ use super::random::Random;
 use crate::encoding::{EntityType, Reader, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most tickets of one reply.
 const MAX_TICKETS: u32 = 64;
+/// A ticket that is refused is renewed when it is so old: OSDs that refuse whatever there is are not asked all the time.
+const DOUBT_PAUSE: Duration = Duration::from_secs(10);
 /// The version of an authorizer.
 const AUTHORIZER_VERSION: u8 = 1;
 
@@ -19,6 +21,7 @@ pub struct Ticket {
     service: EntityType,
     pub(super) session_key: CryptoKey,
     pub(super) blob: TicketBlob,
+    taken: Instant,
     renew_after: Option<Instant>,
     expires: Option<Instant>,
 }
@@ -72,7 +75,14 @@ impl Ticket {
         let validity = ticket.validity.duration();
         let expires = (!validity.is_zero()).then(|| now + validity);
         let renew_after = expires.map(|expires| expires - validity / 4);
-        Ok(Some(Self { service, session_key: ticket.session_key, blob, renew_after, expires }))
+        Ok(Some(Self {
+            service,
+            session_key: ticket.session_key,
+            blob,
+            taken: now,
+            renew_after,
+            expires,
+        }))
     }
 
     /// The bytes of an authorizer for this ticket, without the proof.
@@ -120,6 +130,14 @@ impl Tickets {
     #[must_use]
     pub fn renew_after(&self) -> Option<Instant> {
         self.by_service.values().filter_map(Ticket::renew_after).min()
+    }
+
+    /// A ticket is not taken: it is to be renewed, at once unless it is very new.
+    pub(super) fn doubt(&mut self, service: EntityType, now: Instant) {
+        if let Some(ticket) = self.by_service.get_mut(&service) {
+            let renew = now.max(ticket.taken + DOUBT_PAUSE);
+            ticket.renew_after = Some(ticket.renew_after.map_or(renew, |at| at.min(renew)));
+        }
     }
 
     /// The services of `wanted` for which there is no ticket, or one that should be renewed.

@@ -2,7 +2,7 @@
 
 use crate::auth::{MonitorAuth, Random, ServiceAuth};
 use crate::encoding::EntityType;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mon::{self, Answer, MonClient, MonMap, Request};
 use crate::msgr::{ConnectionMode, Rest, Session};
 use crate::objecter::{self, Completion, ConnectionId, Notification, Objecter};
@@ -10,6 +10,8 @@ use bytes::Bytes;
 use core::net::SocketAddr;
 use std::collections::VecDeque;
 use std::time::Instant;
+
+const TO_OSD: &str = "talking to an OSD";
 
 /// What a client is to be.
 #[derive(Clone, Debug)]
@@ -158,10 +160,14 @@ impl Client {
             (Some(Ok(auth)), Some(session)) => {
                 self.objecter.connected(now, connection, auth, session);
             }
-            _ => {
-                // Without a ticket there is no session; there will be one when the monitors give a ticket.
+            // Without a ticket there is no session; there will be one when the monitors give a ticket.
+            (auth, _) => {
                 self.events.push_back(Event::Close(connection));
-                self.objecter.failed(now, connection);
+                let why = match auth {
+                    Some(Err(why)) => why,
+                    _ => Error::new(TO_OSD, ErrorKind::NoTicket(EntityType::OSD.name())),
+                };
+                self.objecter.failed(now, connection, why);
             }
         }
     }
@@ -172,7 +178,8 @@ impl Client {
             self.monitor = None;
             self.mon.failed(now, why);
         } else {
-            self.objecter.failed(now, connection);
+            let kind = why.map_or(ErrorKind::Reset, |reason| ErrorKind::Broken { reason });
+            self.objecter.failed(now, connection, Error::new(TO_OSD, kind));
         }
     }
 
@@ -279,7 +286,7 @@ impl Client {
             if let Some(event) = self.mon.poll_event() {
                 self.take_mon(now, event);
             } else if let Some(event) = self.objecter.poll_event() {
-                self.take_objecter(event);
+                self.take_objecter(now, event);
             } else {
                 break;
             }
@@ -324,7 +331,7 @@ impl Client {
         }
     }
 
-    fn take_objecter(&mut self, event: objecter::Event) {
+    fn take_objecter(&mut self, now: Instant, event: objecter::Event) {
         let event = match event {
             objecter::Event::Connect { connection, osd, addr } => {
                 Event::Connect { connection, peer: Peer::Osd(osd), addr }
@@ -345,7 +352,12 @@ impl Client {
             objecter::Event::WatchMissed(watch) => Event::WatchMissed(watch),
             objecter::Event::WatchLost(watch, error) => Event::WatchLost(watch, error),
             objecter::Event::Notified(told) => Event::Notified(told),
-            objecter::Event::SessionLost(osd, error) => Event::Lost(Peer::Osd(osd), error),
+            objecter::Event::SessionLost(osd, error) => {
+                if error.is_about_tickets() {
+                    self.mon.doubt_ticket(now, EntityType::OSD);
+                }
+                Event::Lost(Peer::Osd(osd), error)
+            }
         };
         self.events.push_back(event);
     }

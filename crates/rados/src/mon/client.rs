@@ -29,8 +29,10 @@ const KEEPALIVE: Keepalive =
 /// What a client starts from.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where monitors may be, in the order in which to try them. Not empty.
+    /// Where monitors may be. Not empty.
     pub monitors: Vec<SocketAddr>,
+    /// Any number: it says in which order they are tried, so that not all clients go to the first.
+    pub seed: u64,
     /// The number that tells this client from others at the same address; not 0.
     pub nonce: u32,
     /// Features of messages that the client supports.
@@ -69,6 +71,18 @@ enum Link {
     Refused,
 }
 
+/// Brings monitors into an order that is another one for each seed (Fisher and Yates; the numbers are SplitMix64's).
+fn shuffle(monitors: &mut [SocketAddr], mut seed: u64) {
+    for left in (2..=monitors.len()).rev() {
+        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        let chosen = usize::try_from(mixed % left as u64).unwrap_or(0);
+        monitors.swap(left - 1, chosen);
+    }
+}
+
 /// A client of the monitors.
 #[derive(Debug)]
 pub struct MonClient {
@@ -105,6 +119,8 @@ impl MonClient {
             let kind = ErrorKind::BadParameter { problem, text: String::new() };
             return Err(Error::new(Self::DOING, kind));
         }
+        let mut config = config;
+        shuffle(&mut config.monitors, config.seed);
         let mut client = Self {
             config,
             link: Link::Waiting(auth, now),
@@ -277,8 +293,9 @@ impl MonClient {
         self.fsid = map.fsid;
         self.got("monmap", map.epoch.into());
         let current = self.address();
-        let sockets: Vec<_> =
+        let mut sockets: Vec<_> =
             map.monitors.iter().filter_map(|monitor| monitor.addrs.msgr2()?.socket).collect();
+        shuffle(&mut sockets, self.config.seed);
         if let Some(at) = sockets.iter().position(|&socket| socket == current) {
             self.current = at;
         }
@@ -347,6 +364,15 @@ impl MonClient {
             Link::Waiting(auth, _) | Link::Opening(auth, _) => Some(auth),
             Link::Up(connection) => Some(connection.auth()),
             Link::Refused => None,
+        }
+    }
+
+    /// A service does not take its ticket: another one is asked for.
+    pub fn doubt_ticket(&mut self, now: Instant, service: EntityType) {
+        match &mut self.link {
+            Link::Waiting(auth, _) | Link::Opening(auth, _) => auth.doubt(service, now),
+            Link::Up(connection) => connection.auth_mut().doubt(service, now),
+            Link::Refused => {}
         }
     }
 

@@ -79,6 +79,9 @@ pub trait Authenticator {
     /// If the message is malformed, the key is wrong, or the peer cannot prove that it knows the secret.
     fn done(&mut self, now: Instant, done: &AuthDone) -> Result<Secrets>;
 
+    /// The peer's signature of the handshake is right: what [`done`](Self::done) brought is the peer's.
+    fn proved(&mut self) {}
+
     /// Takes AUTH_BAD_METHOD: another opening, if there is another way that the peer takes.
     ///
     /// # Errors
@@ -173,6 +176,8 @@ pub struct Connection<A> {
     received: Vec<u8>,
     sent: Vec<u8>,
     secrets: Secrets,
+    /// The ways to protect the connection that were offered.
+    offered: Vec<ConnectionMode>,
     global_id: u64,
     mode: ConnectionMode,
     own: EntityAddr,
@@ -197,6 +202,7 @@ impl<A: Authenticator> Connection<A> {
             received: Vec::new(),
             sent: Vec::new(),
             secrets: Secrets::default(),
+            offered: Vec::new(),
             global_id: config.global_id.unwrap_or(0),
             mode: ConnectionMode::CRC,
             own: config.own.unwrap_or_default(),
@@ -348,7 +354,7 @@ impl<A: Authenticator> Connection<A> {
             (State::Auth, Tag::AUTH_BAD_METHOD) => {
                 let refusal = control::payload("authenticating", &frame)?;
                 let opening = self.auth.refused(now, &refusal)?;
-                self.send_handshake(&control::frame(Tag::AUTH_REQUEST, &opening));
+                self.send_opening(opening);
                 Ok(())
             }
             (State::Auth, Tag::AUTH_DONE) => self.take_auth_done(now, &frame),
@@ -400,12 +406,21 @@ impl<A: Authenticator> Connection<A> {
         }
         self.state = State::Auth;
         let opening = self.auth.start(now)?;
-        self.send_handshake(&control::frame(Tag::AUTH_REQUEST, &opening));
+        self.send_opening(opening);
         Ok(())
+    }
+
+    fn send_opening(&mut self, opening: Opening) {
+        self.send_handshake(&control::frame(Tag::AUTH_REQUEST, &opening));
+        self.offered = opening.modes;
     }
 
     fn take_auth_done(&mut self, now: Instant, frame: &Frame) -> Result<()> {
         let done: AuthDone = control::payload("authenticating", frame)?;
+        if !self.offered.contains(&done.mode) {
+            let rule = "a connection is protected in a way that was offered";
+            return Err(Error::violation("authenticating", rule, done.mode.0.into()));
+        }
         self.secrets = self.auth.done(now, &done)?;
         self.mode = done.mode;
         self.global_id = done.global_id;
@@ -449,6 +464,7 @@ impl<A: Authenticator> Connection<A> {
             let kind = ErrorKind::Impostor("its signature of the handshake is wrong");
             return Err(Error::new("authenticating", kind));
         }
+        self.auth.proved();
         self.received = Vec::new();
         self.sent = Vec::new();
         self.state = State::Ident;

@@ -81,6 +81,6 @@ mod tests {
         assert!(transmit.drain(&mut out));
         assert_eq!(out.iter().map(Bytes::len).collect::<Vec<_>>(), [4, SEPARATE, 1]);
         assert_eq!(out[1].as_ptr(), large.as_ptr());
-        assert!(transmit.is_empty() && transmit.len() == 0 && !transmit.drain(&mut out));
+        assert!(transmit.is_empty() && !transmit.drain(&mut out));
     }
 }

@@ -81,7 +81,8 @@ impl Cluster {
         let mut nonce = [0; 4];
         fill_random(&mut nonce);
         let nonce = u32::from_le_bytes(nonce).max(1);
-        let mon = mon::Config { monitors: config.monitors, nonce, supported: features::SUPPORTED };
+        let supported = features::SUPPORTED;
+        let mon = mon::Config { monitors: config.monitors, seed: nonce.into(), nonce, supported };
         let objecter = objecter::Config {
             // Permits are what bounds operations here: the machine's own bounds are only met by what is never permitted.
             max_ops: usize::MAX,

@@ -113,6 +113,12 @@ impl Config {
         config.op_timeout = seconds(settings, "rados_osd_op_timeout")?;
         config.monitor_timeout = seconds(settings, "rados_mon_op_timeout")?;
         config.connect_timeout = seconds(settings, "client_mount_timeout")?;
+        if let Some(ops) = number(settings, "objecter_inflight_ops")? {
+            config.max_ops = usize::try_from(ops).unwrap_or(usize::MAX);
+        }
+        if let Some(bytes) = number(settings, "objecter_inflight_op_bytes")? {
+            config.max_bytes = bytes;
+        }
         if let Some(location) = settings.get("crush_location") {
             config.location = crush_location(&location)?;
         }
@@ -122,6 +128,9 @@ impl Config {
 
 /// The first of the files that is there; a file that was named has to be.
 fn with_file(settings: Settings, arguments: &Arguments, named: Option<&str>) -> Result<Settings> {
+    if arguments.no_conf {
+        return Ok(settings);
+    }
     let is_named = arguments.conf.is_some() || named.is_some_and(|named| !named.is_empty());
     let mut missing = Vec::new();
     for path in settings.files(arguments, named) {
@@ -130,7 +139,12 @@ fn with_file(settings: Settings, arguments: &Arguments, named: Option<&str>) -> 
             Err(Unread::Denied) => {
                 return Err(denied("the configuration file may not be read by this user", path));
             }
-            Err(unread) => missing.push(format!("{path}: {unread}")),
+            Err(Unread::Absent) => missing.push(format!("{path}: {}", Unread::Absent)),
+            // It may say what this client is to do, also where nobody named it.
+            Err(unread) => {
+                let text = format!("{path}: {unread}");
+                return Err(bad("the configuration file cannot be read", text));
+            }
         }
     }
     if is_named {
@@ -270,6 +284,25 @@ fn seconds(settings: &Settings, option: &'static str) -> Result<Option<Duration>
     Ok(Some(time).filter(|time| !time.is_zero()))
 }
 
+/// A number, which may end in K, M, G or T, as in "100M"; 0 stands for no limit (ceph: `src/common/strtol.cc`,
+/// `strict_iec_cast`).
+fn number(settings: &Settings, option: &'static str) -> Result<Option<u64>> {
+    let Some(text) = settings.get(option) else { return Ok(None) };
+    let bare = text.trim().trim_end_matches(['B', 'i']);
+    let (digits, shift) = match bare.char_indices().next_back() {
+        Some((at, 'K')) => (&bare[..at], 10),
+        Some((at, 'M')) => (&bare[..at], 20),
+        Some((at, 'G')) => (&bare[..at], 30),
+        Some((at, 'T')) => (&bare[..at], 40),
+        _ => (bare, 0),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    let number = number.ok_or_else(|| {
+        bad("a limit is a number, such as 1024 or 100M", format!("{option} = {text}"))
+    })?;
+    Ok(Some(if number == 0 { u64::MAX } else { number }))
+}
+
 /// `root=default rack=r1 host=h1`.
 fn crush_location(text: &str) -> Result<Vec<(String, String)>> {
     let pair = |word: &str| {
@@ -314,6 +347,44 @@ mod tests {
         let place = crush_location("root=default,host=a").unwrap();
         assert_eq!(place, [("root".into(), "default".into()), ("host".into(), "a".into())]);
         assert!(crush_location("a").is_err());
+    }
+
+    #[test]
+    fn limits_are_those_of_the_configuration() {
+        let limits = |ops: &str, bytes: &str| {
+            let words = ["--mon-host", "127.0.0.1", "--auth-client-required", "none"];
+            let more = ["--objecter-inflight-ops", ops, "--objecter_inflight_op_bytes", bytes];
+            let arguments = Arguments::parse(words.into_iter().chain(more)).unwrap();
+            let config = Config::from_settings(&Settings::new(&arguments, Surroundings::default()));
+            config.map(|config| (config.max_ops, config.max_bytes))
+        };
+        assert_eq!(limits("24", "8388608").unwrap(), (24, 8 << 20));
+        assert_eq!(limits("1K", "100M").unwrap(), (1024, 100 << 20));
+        assert_eq!(limits("1", "2GiB").unwrap(), (1, 2 << 30));
+        assert_eq!(limits("0", "0").unwrap(), (usize::MAX, u64::MAX), "no limit");
+        for bad in ["", "x", "-1", "99999999999999999999", "99999999T"] {
+            assert!(limits("1", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// A file that is there says what is to be done, also where it is only the usual one.
+    #[test]
+    fn only_a_file_that_is_not_there_is_passed_over() {
+        let place = std::env::temp_dir().join(format!("blockyard-conf-{}", std::process::id()));
+        fs::create_dir_all(place.join(".ceph/ceph.conf")).unwrap();
+        let home = place.display().to_string();
+        let arguments = Arguments::parse(["--mon-host", "127.0.0.1"]).unwrap();
+        let surroundings = Surroundings { home, ..Surroundings::default() };
+        let settings = Settings::new(&arguments, surroundings);
+        let read = with_file(settings.clone(), &arguments, None);
+        // Where the machine has a file of its own, that one is read.
+        if !std::path::Path::new("/etc/ceph/ceph.conf").exists() {
+            let error = read.unwrap_err().to_string();
+            assert!(error.contains("is a directory"), "{error}");
+        }
+        let arguments = Arguments::parse(["--no-config-file"]).unwrap();
+        assert!(with_file(settings, &arguments, None).is_ok());
+        fs::remove_dir_all(&place).unwrap();
     }
 
     #[test]

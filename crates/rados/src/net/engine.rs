@@ -9,7 +9,7 @@ use crate::objecter::{Completion, ConnectionId};
 use crate::osd::OsdRequest;
 use core::net::SocketAddr;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -22,7 +22,7 @@ use super::watch::{Told, Watcher};
 
 /// Bytes that one permit stands for: a semaphore counts no higher than 2^61, and requests in less than that.
 pub(super) const PERMIT_BYTES: u64 = 4096;
-/// Monitors whose trouble is kept.
+/// Monitors, and OSDs, whose trouble is kept.
 const MAX_TROUBLES: usize = 64;
 /// How long the timer sleeps if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
@@ -38,6 +38,8 @@ pub(super) struct State {
     refused: Option<Error>,
     /// What was wrong with each monitor that was tried, for errors of those who wait; an OSD's trouble is its own.
     monitor_trouble: BTreeMap<SocketAddr, Error>,
+    /// OSDs of which somebody was told that they do not let the client in.
+    refusing_osds: BTreeSet<i32>,
     /// There was a map.
     connected: bool,
     /// Why the newest map cannot be used.
@@ -132,6 +134,7 @@ impl Engine {
             streams: HashMap::new(),
             refused: None,
             monitor_trouble: BTreeMap::new(),
+            refusing_osds: BTreeSet::new(),
             connected: false,
             map_trouble: None,
             pump: None,
@@ -230,7 +233,7 @@ impl Engine {
                     self.epoch.send_modify(|_| {});
                 }
                 Event::Lost(Peer::Monitor(addr), error) => state.lost_monitor(addr, error),
-                Event::Lost(Peer::Osd(_), _) => {}
+                Event::Lost(Peer::Osd(osd), error) => state.lost_osd(osd, &error),
                 Event::Watching(watch) => state.watch_set(watch, Ok(())),
                 Event::WatchMissed(watch) => state.tell(watch, Told::Missed),
                 Event::WatchLost(watch, error) => state.watch_lost(watch, error),
@@ -415,6 +418,14 @@ impl State {
             tracing::warn!(monitor = %addr, "{}; trying on", error.kind());
         }
         self.monitor_trouble.insert(addr, error);
+    }
+
+    /// Sessions come and go; that an OSD does not let the client in is said once of each, and to those who wait for it.
+    fn lost_osd(&mut self, osd: i32, error: &Error) {
+        let few = self.refusing_osds.len() < MAX_TROUBLES;
+        if error.is_about_tickets() && few && self.refusing_osds.insert(osd) {
+            tracing::warn!(osd, "{error}; trying on");
+        }
     }
 
     /// It is said again when something else is wrong with it.

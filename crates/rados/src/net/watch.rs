@@ -2,7 +2,7 @@
 
 use super::pool::{Pool, first};
 use crate::error::{Error, ErrorKind, Result};
-use crate::objecter::Notification;
+use crate::objecter::{Addressed, Notification};
 use crate::osd::NotifyAnswers;
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -83,6 +83,10 @@ impl Watcher {
 }
 
 impl Pool {
+    fn addressed<'a>(&'a self, object: &'a [u8]) -> Addressed<'a> {
+        Addressed { locator: &self.locator, object, flags: self.flags }
+    }
+
     /// Watches an object, which has to be there. The OSD drops a watcher that it does not hear of for `timeout` (rounded up to
     /// whole seconds; without, its default of 30 s). The watch keeps the pool's [flags](Self::with_flags): with
     /// [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) it is set, carried over and ended also while the cluster is full.
@@ -99,8 +103,8 @@ impl Pool {
         let watch = {
             let mut state = self.cluster.engine.state.lock();
             let objecter = state.client.objecter_mut();
-            let (now, locator) = (Instant::now(), &self.locator);
-            let cookie = objecter.watch(now, locator, object, timeout, self.flags, deadline)?;
+            let object = self.addressed(object.as_ref());
+            let cookie = objecter.watch(Instant::now(), &object, timeout, deadline)?;
             state.watchers.insert(cookie, Watcher { set: Some(set), ..Watcher::default() });
             state.wake_pump();
             // From here on it is ended if this future is dropped.
@@ -129,8 +133,7 @@ impl Pool {
         let done = engine
             .perform(|client, now| {
                 let objecter = client.objecter_mut();
-                let (locator, flags) = (&self.locator, self.flags);
-                objecter.notify(now, locator, object, payload, timeout, flags, deadline)
+                objecter.notify(now, &self.addressed(object.as_ref()), payload, timeout, deadline)
             })
             .await?;
         let reply = done.result?;

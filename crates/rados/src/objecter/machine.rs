@@ -302,9 +302,9 @@ impl Objecter {
     }
 
     /// The stream could not be opened, or broke.
-    pub fn failed(&mut self, now: Instant, connection: ConnectionId) {
+    pub fn failed(&mut self, now: Instant, connection: ConnectionId, why: Error) {
         if let Some(&osd) = self.connections.get(&connection) {
-            self.lose(now, osd, Error::new("talking to an OSD", ErrorKind::Reset), false);
+            self.lose(now, osd, why, false);
         }
     }
 
@@ -312,7 +312,7 @@ impl Objecter {
     pub(super) fn lose(&mut self, now: Instant, osd: i32, error: Error, close: bool) {
         let Some(session) = self.sessions.get_mut(&osd) else { return };
         let Some(connection) = session.connection_id() else { return };
-        session.broke(now);
+        session.broke(now, error.clone());
         if let Some(deadline) = session.deadline() {
             earlier(&mut self.wake, deadline);
         }
@@ -544,7 +544,7 @@ impl Objecter {
 
     fn opened(&mut self, now: Instant, osd: i32) {
         if let Some(session) = self.sessions.get_mut(&osd) {
-            session.opened_at = Some(now);
+            (session.opened_at, session.trouble) = (Some(now), None);
             if let Some(deadline) = session.deadline() {
                 earlier(&mut self.wake, deadline.max(now));
             }
@@ -654,7 +654,9 @@ impl Objecter {
         let tids: Vec<_> = all.filter(|(_, op)| late(op)).map(|(&tid, _)| tid).collect();
         for tid in tids {
             let Some(op) = self.ops.get(&tid) else { continue };
-            let error = Error::new(op.waits_for(), ErrorKind::TimedOut);
+            let session = op.osd.and_then(|osd| self.sessions.get(&osd));
+            let trouble = session.and_then(|session| session.trouble.clone());
+            let error = Error::new(op.waits_for(), ErrorKind::TimedOut).after(trouble);
             match self.unwatch_alone(now, tid) {
                 Some(request) => self.completed(tid, request, Err(error)),
                 None => self.fail(now, tid, error),

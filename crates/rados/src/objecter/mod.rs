@@ -30,3 +30,4 @@ pub use config::Config;
 pub use event::{Completion, ConnectionId, Event, Notification};
 pub use machine::Objecter;
 pub use session::MAX_BACKOFFS;
+pub use watches::Addressed;

@@ -42,6 +42,8 @@ pub(super) enum Link {
 pub(super) struct Session {
     pub addr: EntityAddr,
     pub link: Link,
+    /// Why it could not be opened, or broke, since it last was open.
+    pub trouble: Option<Error>,
     /// How often in a row it could not be opened, or broke soon after.
     pub failures: u32,
     /// Since when messages can be sent.
@@ -64,6 +66,7 @@ impl Session {
         Self {
             addr,
             link: Link::Waiting(now),
+            trouble: None,
             failures: 0,
             opened_at: None,
             ops: 0,
@@ -102,7 +105,8 @@ impl Session {
     }
 
     /// Forgets what belongs to a stream that is gone, and waits before the next one.
-    pub(super) fn broke(&mut self, now: Instant) {
+    pub(super) fn broke(&mut self, now: Instant, why: Error) {
+        self.trouble = Some(why);
         let opened_at = self.opened_at.take();
         if opened_at.is_some_and(|at| now.saturating_duration_since(at) >= STEADY) {
             self.failures = 0;

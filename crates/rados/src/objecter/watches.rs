@@ -61,6 +61,25 @@ impl Watch {
     }
 }
 
+/// An object, and the flags of requests about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Addressed<'a> {
+    /// Where it is.
+    pub locator: &'a ObjectLocator,
+    /// Its name.
+    pub object: &'a [u8],
+    /// Flags, such as [`OpFlags::FULL_TRY`].
+    pub flags: OpFlags,
+}
+
+impl Addressed<'_> {
+    fn request(&self, op: Op) -> OsdRequest {
+        let mut request = OsdRequest::new(self.locator.clone(), self.object, vec![op]);
+        request.flags |= self.flags;
+        request
+    }
+}
+
 /// A time as OSDs have it: in whole seconds, and not 0, which stands for a default.
 fn rounded(time: Duration) -> Duration {
     Duration::from_secs(whole_seconds(time).max(1).into())
@@ -69,17 +88,15 @@ fn rounded(time: Duration) -> Duration {
 impl Objecter {
     /// Watches an object: the watch's number, which notifications carry. [`Event::Watching`] says that it is set,
     /// [`Event::WatchLost`] that it is not, or no more. The OSD drops a watcher that it does not hear of for `timeout`, which
-    /// is rounded up to whole seconds. All requests about the watch have `flags`, such as [`OpFlags::FULL_TRY`].
+    /// is rounded up to whole seconds. All requests about the watch have the object's flags.
     ///
     /// # Errors
     /// If there are as many watches as may be.
     pub fn watch(
         &mut self,
         now: Instant,
-        locator: &ObjectLocator,
-        object: &(impl AsRef<[u8]> + ?Sized),
+        object: &Addressed<'_>,
         timeout: Option<Duration>,
-        flags: OpFlags,
         deadline: Option<Instant>,
     ) -> Result<u64> {
         if self.watches.len() >= self.config.max_watches {
@@ -89,8 +106,7 @@ impl Objecter {
         let cookie = self.next_tid();
         let timeout = timeout.map(rounded);
         let op = Op::watch(cookie, WatchOp::Watch, 0, timeout.unwrap_or(Duration::ZERO));
-        let mut request = OsdRequest::new(locator.clone(), object, vec![op]);
-        request.flags |= flags;
+        let request = object.request(op);
         let watch = Watch {
             aimed: Operation::new(request.clone(), Purpose::Watch(cookie), None),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
@@ -127,9 +143,8 @@ impl Objecter {
     /// How many OSDs have not yet heard of the end of a watch.
     #[must_use]
     pub fn unwatching(&self) -> usize {
-        let ends =
-            |op: &&Box<Operation>| matches!(op.purpose, Purpose::Unwatch | Purpose::UnwatchAlone);
-        self.ops.values().filter(ends).count()
+        let ends = |op: &Operation| matches!(op.purpose, Purpose::Unwatch | Purpose::UnwatchAlone);
+        self.ops.values().filter(|op| ends(op)).count()
     }
 
     /// For how long the OSD may not have known of a watch: longer than its timeout, and it may have dropped it.
@@ -154,16 +169,13 @@ impl Objecter {
     pub fn notify(
         &mut self,
         now: Instant,
-        locator: &ObjectLocator,
-        object: &(impl AsRef<[u8]> + ?Sized),
+        object: &Addressed<'_>,
         payload: &[u8],
         timeout: Duration,
-        flags: OpFlags,
         deadline: Option<Instant>,
     ) -> std::result::Result<u64, Box<OsdRequest>> {
         let op = Op::notify(self.next_tid(), payload, rounded(timeout));
-        let mut request = OsdRequest::new(locator.clone(), object, vec![op]);
-        request.flags |= flags;
+        let request = object.request(op);
         self.submit_as(now, request, deadline, Purpose::Notify(None))
     }
 

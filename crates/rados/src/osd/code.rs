@@ -99,6 +99,24 @@ codes! {
 impl OpCode {
     const MODE_WRITE: u16 = 0x2000;
 
+    /// Whether it brings an answer whose size the request does not say.
+    #[must_use]
+    pub const fn gives_much(self) -> bool {
+        matches!(
+            self,
+            Self::CALL
+                | Self::OMAP_GET_KEYS
+                | Self::OMAP_GET_VALS
+                | Self::OMAP_GET_HEADER
+                | Self::OMAP_GET_VALS_BY_KEYS
+                | Self::GET_XATTR
+                | Self::GET_XATTRS
+                | Self::PG_LIST
+                | Self::LIST_SNAPS
+                | Self::LIST_WATCHERS
+        )
+    }
+
     /// Whether it changes the object. Of [`CALL`](Self::CALL) only the caller knows.
     #[must_use]
     pub const fn is_write(self) -> bool {

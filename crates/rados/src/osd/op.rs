@@ -13,6 +13,11 @@ pub(super) const OP_LEN: usize = 2 + 4 + UNION + 4;
 pub(super) const UNION: usize = 28;
 const _: () = assert!(OP_LEN == 38);
 
+/// What a read up to the end is expected to bring: the size of most objects (ceph: option `rbd_default_order`).
+const WHOLE_OBJECT: u64 = 4 << 20;
+/// What a class method, attributes, keys or a list are expected to bring.
+const SOME_ANSWER: u64 = 64 << 10;
+
 /// An operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
@@ -41,15 +46,21 @@ impl Op {
         op
     }
 
-    /// Most bytes that it sends or, if it is a read of a range, receives.
+    /// Most bytes that it sends and receives; where only the OSD knows, what is usual.
     #[must_use]
     pub fn budget(&self) -> u64 {
         let [_, _, _, _, _, _, _, _, length @ ..] = self.args;
-        let read = match (self.code, length.first_chunk::<8>()) {
-            (OpCode::READ | OpCode::SPARSE_READ, Some(length)) => u64::from_le_bytes(*length),
+        let comes = match (self.code, length.first_chunk::<8>()) {
+            (OpCode::READ | OpCode::SPARSE_READ, Some(length)) => {
+                match u64::from_le_bytes(*length) {
+                    0 => WHOLE_OBJECT,
+                    length => length,
+                }
+            }
+            (code, _) if code.gives_much() => SOME_ANSWER,
             _ => 0,
         };
-        read + self.data.len() as u64
+        comes.saturating_add(self.data.len() as u64)
     }
 
     pub(super) fn encode(&self, writer: &mut Writer) {

@@ -12,7 +12,7 @@ use blockyard_rados::error::ErrorKind;
 use blockyard_rados::features;
 use blockyard_rados::mon;
 use blockyard_rados::msgr::{AuthMethod, ConnectionMode};
-use blockyard_rados::objecter::{self, Completion, ConnectionId};
+use blockyard_rados::objecter::{self, Addressed, Completion, ConnectionId};
 use blockyard_rados::osd::{NotifyAnswers, Op, OpFlags, OsdRequest};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +62,8 @@ pub(crate) struct ClientSim {
     /// Writes in the order in which they were submitted.
     pub(crate) writes: Vec<(ObjectName, u64, Fate)>,
     pub(crate) work_left: u32,
+    /// What the last operation that failed said.
+    pub(crate) last_error: String,
     pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
@@ -76,7 +78,7 @@ impl ClientSim {
         let monitors = (0..MONITORS).map(|m| monitor_addr(m).socket.unwrap()).collect();
         let nonce = 100 + u32::try_from(index).unwrap();
         let config = cluster::Config {
-            mon: mon::Config { monitors, nonce, supported: features::SUPPORTED },
+            mon: mon::Config { monitors, seed: 0, nonce, supported: features::SUPPORTED },
             objecter: objecter::Config {
                 max_ops: MAX_OPS,
                 max_bytes: 1 << 20,
@@ -96,6 +98,7 @@ impl ClientSim {
             lost: BTreeSet::new(),
             writes: Vec::new(),
             work_left: 250,
+            last_error: String::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -207,6 +210,7 @@ impl World {
                 Ok((reply.result, reply.ops[0].data.clone()))
             }
             Err(error) => {
+                self.clients[client].last_error = error.to_string();
                 let place = error.place().unwrap();
                 assert_eq!((place.pool, &place.object), (request.locator.pool, &request.object));
                 let known = self.clients[client].machine.objecter().map();
@@ -406,8 +410,9 @@ impl World {
         let now = self.instant();
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
-        let watch = machine.watch(now, &locator, object, None, flags, deadline).unwrap();
         let name = (pool, object.to_owned());
+        let object = Addressed { locator: &locator, object: object.as_bytes(), flags };
+        let watch = machine.watch(now, &object, None, deadline).unwrap();
         self.clients[client].watches.insert(watch, (name, false));
     }
 
@@ -422,9 +427,9 @@ impl World {
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
         let timeout = Duration::from_secs(5);
-        if let Ok(tid) =
-            machine.notify(now, &locator, object, b"news", timeout, OpFlags::empty(), deadline)
-        {
+        let flags = OpFlags::empty();
+        let object = Addressed { locator: &locator, object: object.as_bytes(), flags };
+        if let Ok(tid) = machine.notify(now, &object, b"news", timeout, deadline) {
             self.clients[client].pending.insert(tid, Pending::Notify);
         }
     }

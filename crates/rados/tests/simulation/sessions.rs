@@ -89,3 +89,22 @@ fn an_answer_that_cannot_be_read_ends_its_own_operation() {
         assert_eq!(world.requests.len(), 3);
     });
 }
+
+/// Whoever waits for an OSD that does not let it in has to hear why.
+#[test]
+fn a_refusal_of_an_osd_is_in_the_error_of_who_waited() {
+    let mut world = calm(1);
+    world.osds_refuse = Some(-13);
+    let deadline = Some(world.instant() + Duration::from_secs(20));
+    world.submit_write(0, 1, "object1", deadline);
+    world.pump(0);
+    run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+    let said = &world.clients[0].last_error;
+    assert!(said.contains("no answer in time") && said.contains("EACCES"), "{said}");
+    world.osds_refuse = None;
+    let deadline = Some(world.instant() + Duration::from_secs(20));
+    world.submit_write(0, 1, "object1", deadline);
+    world.pump(0);
+    run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+    assert_eq!(world.clients[0].counts["timed out"], 1);
+}

@@ -136,6 +136,8 @@ pub(crate) struct World {
     pub(crate) last_conn: u64,
     /// No map that is sent can be used.
     pub(crate) spoils_maps: bool,
+    /// OSDs let nobody in, with this error number.
+    pub(crate) osds_refuse: Option<i32>,
     /// No answer of an OSD can be read.
     pub(crate) spoils_replies: bool,
     pub(crate) model: MapModel,
@@ -202,6 +204,7 @@ impl World {
             conns: BTreeMap::new(),
             last_conn: 0,
             spoils_maps: false,
+            osds_refuse: None,
             spoils_replies: false,
             placer: Placer::new(&map).unwrap(),
             map,
@@ -332,6 +335,9 @@ impl World {
             // There is no quorum; or the key is another one now, for a while.
             let was_in = self.clients[client].machine.session().is_some();
             server.refuses = Some(if was_in && self.rng.one_in(2) { -13 } else { -16 });
+        }
+        if kind == EntityType::OSD {
+            server.refuses = self.osds_refuse;
         }
         let (to_server, to_client, wanted) = (self.now, self.now, None);
         let new = Conn {

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use blockyard_rados::encoding::ObjectName;
+use blockyard_rados::encoding::{ObjectName, PgId};
 use blockyard_rados::net::{Cluster, Config, Pool};
 use blockyard_rados::osd::ALL_NAMESPACES;
 use blockyard_rados::{Blame, Error as RadosError, ErrorKind as RadosKind};
@@ -46,7 +46,9 @@ async fn perform(args: &RadosArgs) -> Result<u8> {
         RadosCommand::Ls { all } => list(pool, *all, json).await?,
         RadosCommand::Stat { objects } => stat(&pool, objects, json).await?,
         RadosCommand::Rm { objects } => remove(&pool, objects).await?,
-        RadosCommand::Map { objects } => map(&pool, objects, json)?,
+        RadosCommand::Map { objects } => {
+            map(&pool, (name, &shown(&args.place.namespace)), objects, json)?
+        }
         RadosCommand::Bench(bench) => return self::bench(&pool, bench, json).await,
     }
     Ok(0)
@@ -170,41 +172,66 @@ async fn remove(pool: &Pool, objects: &[OsString]) -> Result<()> {
     Ok(())
 }
 
+/// With the keys and values of `ceph osd map -f json`.
 #[derive(Serialize)]
 struct ObjectPlace {
-    name: String,
     epoch: u32,
-    pool: i64,
-    pg: String,
-    up: Vec<Option<i32>>,
-    acting: Vec<Option<i32>>,
-    primary: Option<i32>,
+    pool: String,
+    pool_id: i64,
+    objname: String,
+    raw_pgid: String,
+    pgid: String,
+    up: Vec<i32>,
+    up_primary: i32,
+    acting: Vec<i32>,
+    acting_primary: i32,
 }
 
-fn map(pool: &Pool, objects: &[OsString], json: bool) -> Result<()> {
+/// What Ceph's tools call a place without an OSD (`CRUSH_ITEM_NONE`), and an OSD that there is not.
+const NO_PLACE: i32 = i32::MAX;
+const NO_OSD: i32 = -1;
+
+fn map(
+    pool: &Pool,
+    (pool_name, namespace): (&str, &str),
+    objects: &[OsString],
+    json: bool,
+) -> Result<()> {
     let mut all = Vec::new();
+    let places =
+        |osds: Vec<Option<i32>>| osds.into_iter().map(|osd| osd.unwrap_or(NO_PLACE)).collect();
     for object in objects {
         let name = shown(object);
         let place = pool.locate(object.as_bytes());
         let place = place.map_err(|err| cannot(&format!("place {name}"), err))?;
-        let (epoch, pg) = (place.epoch, place.pg.to_string());
-        let (up, acting) = (place.placed.up, place.placed.acting);
-        let (pool, primary) = (pool.id(), place.placed.primary);
-        all.push(ObjectPlace { name, epoch, pool, pg, up, acting, primary });
+        let objname = if namespace.is_empty() { name } else { format!("{namespace}/{name}") };
+        all.push(ObjectPlace {
+            epoch: place.epoch,
+            pool: pool_name.to_owned(),
+            pool_id: pool.id(),
+            objname,
+            raw_pgid: PgId { seed: place.hash, ..place.pg }.to_string(),
+            pgid: place.pg.to_string(),
+            up: places(place.placed.up),
+            up_primary: place.placed.up_primary.unwrap_or(NO_OSD),
+            acting: places(place.placed.acting),
+            acting_primary: place.placed.primary.unwrap_or(NO_OSD),
+        });
     }
     if json {
         return term::say_json(&all);
     }
-    let osds = |osds: &[Option<i32>]| {
-        let names =
-            osds.iter().map(|osd| osd.map_or_else(|| "-".to_owned(), |osd| osd.to_string()));
-        names.collect::<Vec<_>>().join(",")
+    let name = |osd: i32| match osd {
+        NO_PLACE | NO_OSD => "-".to_owned(),
+        osd => osd.to_string(),
     };
+    let osds = |osds: &[i32]| osds.iter().map(|&osd| name(osd)).collect::<Vec<_>>().join(",");
     let mut table = term::table(&["OBJECT", "EPOCH", "PG", "UP", "ACTING", "PRIMARY"]);
     for place in all {
-        let primary = place.primary.map_or_else(|| "-".to_owned(), |osd| osd.to_string());
+        let primary = name(place.acting_primary);
         let (up, acting) = (osds(&place.up), osds(&place.acting));
-        table.add_row([place.name, place.epoch.to_string(), place.pg, up, acting, primary]);
+        let epoch = place.epoch.to_string();
+        table.add_row([place.objname, epoch, place.pgid, up, acting, primary]);
     }
     term::say(table.trim_fmt())
 }

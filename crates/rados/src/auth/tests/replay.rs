@@ -84,6 +84,10 @@ impl<A: Authenticator> Authenticator for Spy<A> {
         Ok(secrets)
     }
 
+    fn proved(&mut self) {
+        self.0.proved();
+    }
+
     fn refused(&mut self, now: Instant, refusal: &AuthBadMethod) -> Result<Opening> {
         self.0.refused(now, refusal)
     }
@@ -365,6 +369,12 @@ fn tickets_end_and_are_renewed_before() {
     assert!(auth.renewal(now).is_none());
     let renew = auth.renew_after().unwrap();
     assert!(renew > now + hour / 2 && renew < now + hour);
+    auth.doubt(EntityType::OSD, now);
+    assert!(auth.renewal(now).is_none(), "it is very new");
+    let doubted = now + Duration::from_secs(60);
+    auth.doubt(EntityType::OSD, doubted);
+    assert!(auth.renew_after().unwrap() <= doubted);
+    assert!(auth.renewal(doubted).is_some(), "an OSD does not take it");
     let request = auth.renewal(renew).unwrap();
     assert_eq!(
         request[..2],
