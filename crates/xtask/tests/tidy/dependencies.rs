@@ -21,6 +21,8 @@ fn rule(folder: &str) -> Option<May> {
         "buf" | "lab" => see(&[]),
         "sys" | "blkmq" | "nbd" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
         "rados" => see(&["buf", "crush"]),
+        // Images see the block layer in their driver only.
+        "rbd" => see(&["buf", "sys", "rados"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
         // The protocol that is named after a device of it.
         "exports/vhost_user_blk" => see(&["buf", "sys", "blkmq", "vhost_user"]),
@@ -38,9 +40,10 @@ const PROTOCOLS: &[&str] = &[
     "crates/vhost_user/src",
     "crates/crush/src",
     "crates/rados/src",
+    "crates/rbd/src",
 ];
-/// The one folder of a protocol's crate that drives the rest with sockets and time.
-const SHELLS: &[&str] = &["crates/rados/src/net/"];
+/// The one folder of a protocol's crate that drives the rest with sockets, files and time.
+const SHELLS: &[&str] = &["crates/rados/src/net/", "crates/rbd/src/dir/"];
 const OUTSIDE_WORLD: &[&str] = &[
     // Each by itself, so that what follows is seen.
     "use std::{",

@@ -1,0 +1,18 @@
+//! RBD images on objects.
+//!
+//! - [`store`]: what images need of a store of objects: the trait [`ObjectStore`](store::ObjectStore), and the
+//!   operations that are done on one object together or not at all;
+//! - [`format`](mod@format): Ceph's format of images: names, features, striping, the records of the header, the object map;
+//! - [`class`]: the methods of the classes `rbd` and `lock`, which OSDs run beside their objects: without I/O, for
+//!   stores that are no cluster;
+//!
+//! Encodings and results of operations are those of `blockyard-rados`: what a cluster answers and what a directory
+//! answers are the same types.
+#![forbid(unsafe_code)]
+
+pub mod class;
+mod error;
+pub mod format;
+pub mod store;
+
+pub use error::{Error, ErrorKind, Result};
