@@ -1,6 +1,7 @@
 //! Disks at NBD servers. The parameters of the NBD URI itself are its own (`doc/uri.md`: `socket`, and all that begin
 //! with `tls-`); what we add are options in plain words, as those of every disk, and none of them begins that way.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ impl NbdPlan {
         }
     }
 
-    /// An abstract socket has no path, and a path is UTF-8 in a URI.
+    /// An abstract socket has no path, and a path to files of TLS is UTF-8 in a URI.
     pub(super) fn make_paths_absolute(&mut self, folder: &Path) -> Result<(), String> {
         let place = |path: &mut String| {
             let absolute = absolute(folder, Path::new(path.as_str()))?.into_os_string();
@@ -73,9 +74,9 @@ impl NbdPlan {
             Ok::<_, String>(())
         };
         if let Transport::Unix { socket } = &mut self.uri.transport
-            && !socket.starts_with('\0')
+            && !socket.as_os_str().as_bytes().starts_with(b"\0")
         {
-            place(socket)?;
+            *socket = absolute(folder, socket)?;
         }
         let tls = &mut self.uri.tls_params;
         tls.certificates.iter_mut().chain(&mut tls.psk_file).try_for_each(place)

@@ -64,7 +64,12 @@ fn paths_start_at_the_folder_where_they_were_written() {
         "nbds+unix:///x?socket=/yard/s&tls-certificates=/yard/pki&tls-psk-file=/yard/../keys.psk"
     );
     let DriverPlan::Nbd(nbd) = parse("nbd+unix:///?socket=%00name") else { panic!() };
-    assert!(matches!(&nbd.uri.transport, Transport::Unix { socket } if socket == "\0name"));
+    assert!(
+        matches!(&nbd.uri.transport, Transport::Unix { socket } if socket == Path::new("\0name"))
+    );
+    let bytes = "nbd+unix:///?socket=/%FF";
+    let DriverPlan::Nbd(nbd) = parse(bytes) else { panic!() };
+    assert_eq!(nbd.uri.to_string(), bytes);
 }
 
 fn nbd(uri: &str) -> NbdPlan {
