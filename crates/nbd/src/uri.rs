@@ -7,11 +7,14 @@
 //! | `nbd+vsock://[cid[:port]]/export` | a vsock; context id 2, the host, unless given |
 //! | `nbds://`, `nbds+unix://`, `nbds+vsock://` | the same, with TLS or not at all |
 
+use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use percent_encoding::{
-    AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode,
+    AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, percent_encode, utf8_percent_encode,
 };
 
 use crate::error::{Error, ErrorKind};
@@ -49,8 +52,8 @@ pub enum Transport {
     },
     /// A Unix domain socket.
     Unix {
-        /// The path; of an abstract socket the name behind a NUL.
-        socket: String,
+        /// The path, of any bytes; of an abstract socket the name behind a NUL.
+        socket: PathBuf,
     },
     /// A socket between a virtual machine and its host.
     Vsock {
@@ -116,6 +119,11 @@ fn bad(problem: &'static str, text: &str) -> Error {
 }
 
 fn decoded(text: &str) -> Result<String, Error> {
+    let decoded = String::from_utf8(decoded_bytes(text)?);
+    decoded.map_err(|_| bad("the escaped bytes are not UTF-8", text))
+}
+
+fn decoded_bytes(text: &str) -> Result<Vec<u8>, Error> {
     let escapes = text.split('%').skip(1);
     for escape in escapes {
         let digits = escape.as_bytes().first_chunk::<2>();
@@ -123,8 +131,7 @@ fn decoded(text: &str) -> Result<String, Error> {
             return Err(bad("a % must be followed by two hexadecimal digits", text));
         }
     }
-    let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(String::from).map_err(|_| bad("the escaped bytes are not UTF-8", text))
+    Ok(percent_decode_str(text).collect())
 }
 
 /// The parts of a URI (RFC 3986, section 3), still escaped.
@@ -234,13 +241,13 @@ fn tcp(parts: &Parts<'_>, uri: &str) -> Result<Transport, Error> {
     Ok(Transport::Tcp { host: decoded(parts.host)?, port })
 }
 
-fn unix(parts: &Parts<'_>, socket: String) -> Result<Transport, Error> {
+fn unix(parts: &Parts<'_>, socket: PathBuf) -> Result<Transport, Error> {
     if !parts.host.is_empty() || parts.port.is_some() {
         let problem =
             "a URI for a Unix socket has no host; write three slashes: nbd+unix:///EXPORT";
         return Err(bad(problem, parts.host));
     }
-    if socket.is_empty() {
+    if socket.as_os_str().is_empty() {
         return Err(bad("socket= needs a path", parts.query));
     }
     Ok(Transport::Unix { socket })
@@ -256,14 +263,21 @@ fn vsock(parts: &Parts<'_>) -> Result<Transport, Error> {
 }
 
 /// The `socket` parameter and those of TLS.
-fn query(query: &str) -> Result<(Option<String>, TlsParams), Error> {
+fn query(query: &str) -> Result<(Option<PathBuf>, TlsParams), Error> {
     let mut socket = None;
     let mut tls = TlsParams::default();
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let (key, value) = (decoded(key)?, decoded(value)?);
+        let key = decoded(key)?;
+        if key == "socket" {
+            let path = OsString::from_vec(decoded_bytes(value)?);
+            if socket.replace(PathBuf::from(path)).is_some() {
+                return Err(bad("a parameter is given twice", parameter));
+            }
+            continue;
+        }
+        let value = decoded(value)?;
         let twice = match key.as_str() {
-            "socket" => socket.replace(value).is_some(),
             "tls-type" => tls.kind.replace(value.parse()?).is_some(),
             "tls-hostname" => tls.hostname.replace(value).is_some(),
             "tls-verify-peer" => {
@@ -358,24 +372,27 @@ impl fmt::Display for Uri {
 impl Uri {
     fn fmt_query(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let socket = match &self.transport {
-            Transport::Unix { socket } => Some(socket.as_str()),
+            Transport::Unix { socket } => Some(socket.as_os_str().as_bytes()),
             _ => None,
         };
         let TlsParams { kind, hostname, verify_peer, certificates, psk_file } = &self.tls_params;
         let kind = kind.map(|kind| kind.to_string());
         let verify = verify_peer.map(|verify| if verify { "1" } else { "0" });
+        fn bytes(text: &Option<String>) -> Option<&[u8]> {
+            text.as_deref().map(str::as_bytes)
+        }
         let parameters = [
             ("socket", socket),
-            ("tls-type", kind.as_deref()),
-            ("tls-hostname", hostname.as_deref()),
-            ("tls-verify-peer", verify),
-            ("tls-certificates", certificates.as_deref()),
-            ("tls-psk-file", psk_file.as_deref()),
+            ("tls-type", bytes(&kind)),
+            ("tls-hostname", bytes(hostname)),
+            ("tls-verify-peer", verify.map(str::as_bytes)),
+            ("tls-certificates", bytes(certificates)),
+            ("tls-psk-file", bytes(psk_file)),
         ];
         let mut mark = '?';
         for (key, value) in parameters {
             if let Some(value) = value {
-                write!(f, "{mark}{key}={}", utf8_percent_encode(value, VALUE))?;
+                write!(f, "{mark}{key}={}", percent_encode(value, VALUE))?;
                 mark = '&';
             }
         }
@@ -427,6 +444,11 @@ mod tests {
             ),
             ("nbds+unix:///?socket=/a%20b", true, Transport::Unix { socket: "/a b".into() }),
             ("nbd+unix:?socket=/s", false, Transport::Unix { socket: "/s".into() }),
+            (
+                "nbd+unix:///?socket=/%FF%c3",
+                false,
+                Transport::Unix { socket: OsString::from_vec(b"/\xff\xc3".to_vec()).into() },
+            ),
             ("nbd+vsock:///x", false, Transport::Vsock { cid: 2, port: 10809 }),
             ("nbds+vsock://7:8/x", true, Transport::Vsock { cid: 7, port: 8 }),
         ] {
@@ -475,6 +497,7 @@ mod tests {
             ("nbd://h/%4", "two hexadecimal digits"),
             ("nbd://h/%+1", "two hexadecimal digits"),
             ("nbd://h/%ff", "not UTF-8"),
+            ("nbd+unix:///?socket=/s&socket=/s", "twice"),
             ("nbd://h/%00", "NUL"),
             ("nbd://h/a b", "no blanks"),
             ("nbd://h/a#b", "no fragment"),
@@ -490,7 +513,8 @@ mod tests {
         prop_oneof![
             ("[a-z0-9:@ /?#%é.-]{1,20}", any::<u16>())
                 .prop_map(|(host, port)| Transport::Tcp { host, port }),
-            "[^/]{1,20}".prop_map(|socket| Transport::Unix { socket }),
+            prop::collection::vec(any::<u8>(), 1..20)
+                .prop_map(|socket| Transport::Unix { socket: OsString::from_vec(socket).into() }),
             any::<(u32, u32)>().prop_map(|(cid, port)| Transport::Vsock { cid, port }),
         ]
     }

@@ -60,9 +60,7 @@ pub(super) fn ready(daemon: &Daemon) {
 /// The URI by which a client on this machine reaches an export at the first of the addresses.
 pub(super) fn uri_for(daemon: &Daemon, addresses: &[Address], export: &str) -> String {
     let transport = match addresses.first() {
-        Some(Address::Unix(path)) => {
-            Transport::Unix { socket: path.to_string_lossy().into_owned() }
-        }
+        Some(Address::Unix(path)) => Transport::Unix { socket: path.clone() },
         Some(Address::Tcp { host, port }) => {
             let any = ["", "0.0.0.0", "::"].contains(&host.as_str());
             Transport::Tcp {

@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use blockyard_nbd::uri::Transport;
 use blockyard_nbd::wire::HeaderStyle;
@@ -32,7 +31,7 @@ pub(super) async fn connect(transport: &Transport) -> io::Result<OwnedFd> {
         }
         Transport::Unix { socket } => {
             // Which may be longer than an address can be.
-            let path = blockyard_sys::ShortPath::of(Path::new(socket))?;
+            let path = blockyard_sys::ShortPath::of(socket)?;
             let stream = tokio::net::UnixStream::connect(&path).await?;
             Ok(stream.into_std()?.into())
         }

@@ -74,6 +74,24 @@ fn nbdkit_lets_in_who_has_the_key() {
 }
 
 #[test]
+fn a_server_without_tls_1_3_lets_in_who_has_the_key() {
+    let place = Place::new();
+    let (socket, keys, priorities) =
+        (place.path("s"), place.path("keys.psk"), place.path("priorities"));
+    fs::write(&keys, format!("alice:{KEY}\n")).unwrap();
+    // GnuTLS' manual, "System-wide configuration of the library".
+    fs::write(&priorities, "[overrides]\ndisabled-version = tls1.3\n").unwrap();
+    let mut command = Command::new("nbdkit");
+    command.env("GNUTLS_SYSTEM_PRIORITY_FILE", &priorities);
+    command.args(["--foreground", "--exit-with-parent", "--tls=require", "--unix"]).arg(&socket);
+    command.arg(format!("--tls-psk={}", keys.display())).args(["memory", "16M"]);
+    let _server = until_it_answers(Server::start("nbdkit", &mut command), || {
+        std::os::unix::net::UnixStream::connect(&socket).is_ok()
+    });
+    reads_back_what_was_written(config(&socket, "alice", &keys));
+}
+
+#[test]
 fn qemu_nbd_lets_in_who_has_the_key() {
     let place = Place::new();
     let (socket, keys, file) =

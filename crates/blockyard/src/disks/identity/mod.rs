@@ -250,7 +250,7 @@ fn absent(path: &Path) -> io::Result<Kind> {
 fn of_export(uri: &Uri) -> Kind {
     let server = match &uri.transport {
         Transport::Tcp { host, port } => Server::Tcp { host: canonical_host(host), port: *port },
-        Transport::Unix { socket } => Server::Unix { socket: canonical_socket(Path::new(socket)) },
+        Transport::Unix { socket } => Server::Unix { socket: canonical_socket(socket) },
         Transport::Vsock { cid, port } => Server::Vsock { cid: *cid, port: *port },
     };
     Kind::Export { server, name: uri.export.clone().into() }

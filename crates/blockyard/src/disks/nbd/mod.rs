@@ -5,6 +5,7 @@ mod ask;
 mod server;
 
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,7 +102,7 @@ fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
     Ok(Box::new(NbdSource { config }))
 }
 
-/// An abstract socket has no path, and a path is UTF-8 in a URI.
+/// An abstract socket has no path, and a path to files of TLS is UTF-8 in a URI.
 fn absolute_paths(mut uri: Uri, folder: &Path) -> Result<Uri, String> {
     let place = |path: &mut String| {
         let absolute = absolute(folder, Path::new(path.as_str()))?.into_os_string();
@@ -110,9 +111,9 @@ fn absolute_paths(mut uri: Uri, folder: &Path) -> Result<Uri, String> {
         Ok::<_, String>(())
     };
     if let Transport::Unix { socket } = &mut uri.transport
-        && !socket.starts_with('\0')
+        && !socket.as_os_str().as_bytes().starts_with(b"\0")
     {
-        place(socket)?;
+        *socket = absolute(folder, socket)?;
     }
     let tls = &mut uri.tls_params;
     tls.certificates.iter_mut().chain(&mut tls.psk_file).try_for_each(place)?;

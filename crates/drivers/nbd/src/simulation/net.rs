@@ -56,7 +56,7 @@ impl Dialer for Exchange {
     fn dial<'a>(&'a self, transport: &'a Transport) -> Dialing<'a> {
         Box::pin(async move {
             match transport {
-                Transport::Unix { socket } => self.call(socket).map(Into::into),
+                Transport::Unix { socket } => self.call(&socket.to_string_lossy()).map(Into::into),
                 _ => Err(io::ErrorKind::Unsupported.into()),
             }
         })

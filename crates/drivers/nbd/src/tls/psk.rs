@@ -17,9 +17,9 @@ use crate::error::{Error, ErrorKind};
 use crate::outbox::Unsent;
 use crate::socket::Plain;
 
-/// Of TLS 1.2: with forward secrecy.
+/// Of TLS 1.2: with forward secrecy, as GnuTLS and OpenSSL have them too. None with DHE: a server could have us raise large
+/// numbers of its choice to large powers before it has shown that it knows the key.
 const OLD_SUITES: &str = "ECDHE-PSK-CHACHA20-POLY1305:\
-    DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305:\
     ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256";
 
 /// What sessions with a server are made from: the user and the key.
@@ -188,5 +188,36 @@ impl Session for Keyed {
         // Whoever has left does not hear it.
         let _ = self.stream.shutdown();
         let _ = self.stream.get_mut().send(&mut socket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cipher suites of the first message (RFC 5246, section 7.4.1.2).
+    fn offered() -> Vec<u16> {
+        let mut session = Ssl::new(&context("alice".into(), vec![7; 32]).unwrap()).unwrap();
+        session.set_connect_state();
+        let mut stream = SslStream::new(session, Records::default()).unwrap();
+        assert_eq!(stream.do_handshake().unwrap_err().code(), ErrorCode::WANT_READ);
+        let mut hello = Vec::new();
+        stream.get_mut().send(&mut hello).unwrap();
+        // Behind the headers of record and handshake, version and random bytes: the session, then the suites.
+        let rest = &hello[5 + 4 + 2 + 32..];
+        let rest = &rest[1 + usize::from(rest[0])..];
+        let len = usize::from(u16::from_be_bytes([rest[0], rest[1]]));
+        rest[2..2 + len].chunks(2).map(|suite| u16::from_be_bytes([suite[0], suite[1]])).collect()
+    }
+
+    #[test]
+    fn nothing_is_offered_that_takes_a_servers_large_numbers() {
+        let offered = offered();
+        // RFC 5487 and RFC 7905: DHE_PSK.
+        for suite in [0x00aa, 0x00ab, 0x00b2, 0x00b3, 0xccad] {
+            assert!(!offered.contains(&suite), "{suite:#x} in {offered:x?}");
+        }
+        // RFC 7905 and RFC 5489: what a server without TLS 1.3 takes, GnuTLS for one.
+        assert!(offered.contains(&0xccac) && offered.contains(&0xc037), "{offered:x?}");
     }
 }
