@@ -99,20 +99,19 @@ impl Client {
         }
     }
 
-    /// Its handshake is over, and it is served.
-    pub(crate) fn admit(&self, export: usize) {
+    /// To be called where clients are counted, as are the next ones.
+    pub(crate) fn set_serving(&self, export: usize) {
         self.export.store(export, Ordering::Relaxed);
         self.phase.store(Phase::Serving as u8, Ordering::Relaxed);
     }
 
-    /// Nobody is served any more: what the disk has of it is waited for.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn set_gone(&self) {
         self.phase.store(Phase::Gone as u8, Ordering::Relaxed);
     }
 
-    /// Whether it is gone, and this export has not done with it.
-    pub(crate) fn lingers_at(&self, export: usize) -> bool {
-        self.phase() == Phase::Gone && self.export.load(Ordering::Relaxed) == export
+    /// The place of its export in the list, once it has chosen.
+    pub(crate) fn export(&self) -> usize {
+        self.export.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_evicted(&self) -> bool {

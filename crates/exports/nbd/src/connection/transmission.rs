@@ -118,7 +118,7 @@ impl<'a> Transmission<'a> {
     /// sees a connection end may ask for the same again by another, and nothing old comes after it.
     async fn settle(&mut self) {
         self.bios.abandon();
-        self.registration.client.leave();
+        self.registration.leave();
         loop {
             self.collect();
             self.unpin();
@@ -385,7 +385,7 @@ impl<'a> Transmission<'a> {
         self.note_records();
         if self.connection.ending().is_some_and(|ending| ending != Ending::Shutdown) {
             // Whatever it still gets, it has no place among those who ask for more.
-            self.registration.client.leave();
+            self.registration.leave();
         }
         self.dry_since = self.connection.is_quiet().then(Instant::now);
         self.due = None;
