@@ -117,7 +117,9 @@ impl<'a> Transmission<'a> {
     /// Waits for what the disk was asked for. Until that has ended, the client is in the list and its socket is open: who
     /// sees a connection end may ask for the same again by another, and nothing old comes after it.
     async fn settle(&mut self) {
-        self.bios.abandon();
+        if self.connection.ending() != Some(Ending::Goodbye) {
+            self.bios.abandon();
+        }
         self.registration.leave();
         loop {
             self.collect();
@@ -145,7 +147,7 @@ impl<'a> Transmission<'a> {
             }
             if self.connection.is_quiet() {
                 match self.connection.ending() {
-                    Some(Ending::Left) => return Close::Left,
+                    Some(Ending::Goodbye | Ending::Left) => return Close::Left,
                     Some(Ending::Truncated) => return Close::Truncated,
                     Some(Ending::Broken) => {
                         return self.connection.violation().map_or(Close::Left, Close::Protocol);
