@@ -53,6 +53,9 @@ pub(crate) enum Phase {
     Gone,
 }
 
+/// No export has this number.
+const NONE: u64 = u64::MAX;
+
 /// A client and its counters. Written by its connection, once a batch.
 pub(crate) struct Client {
     pub(crate) id: u64,
@@ -64,8 +67,9 @@ pub(crate) struct Client {
     phase: AtomicU8,
     /// It has to make room for a younger one.
     evicted: AtomicBool,
-    /// The number of its export, and what is known of it.
-    session: Mutex<Option<(u64, SessionInfo)>>,
+    /// The number of its export.
+    export: AtomicU64,
+    session: Mutex<Option<SessionInfo>>,
     stage: AtomicU8,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
@@ -83,6 +87,7 @@ impl Client {
             host,
             phase: AtomicU8::new(Phase::Handshake as u8),
             evicted: AtomicBool::new(false),
+            export: AtomicU64::new(NONE),
             session: Mutex::default(),
             stage: AtomicU8::new(Stage::Serving as u8),
             in_flight: AtomicUsize::new(0),
@@ -100,19 +105,19 @@ impl Client {
         }
     }
 
-    /// Its handshake is over, and it is served.
-    pub(crate) fn admit(&self) {
+    /// To be called where clients are counted, as are the next ones.
+    pub(crate) fn set_serving(&self, export: u64) {
+        self.export.store(export, Ordering::Relaxed);
         self.phase.store(Phase::Serving as u8, Ordering::Relaxed);
     }
 
-    /// Nobody is served any more: what the disk has of it is waited for.
-    pub(crate) fn leave(&self) {
+    pub(crate) fn set_gone(&self) {
         self.phase.store(Phase::Gone as u8, Ordering::Relaxed);
     }
 
-    /// Whether it is gone, and this export has not done with it.
-    pub(crate) fn lingers_at(&self, export: u64) -> bool {
-        self.phase() == Phase::Gone && self.export() == Some(export)
+    /// The number of its export, once it has chosen.
+    pub(crate) fn export(&self) -> Option<u64> {
+        Some(self.export.load(Ordering::Relaxed)).filter(|&number| number != NONE)
     }
 
     pub(crate) fn is_evicted(&self) -> bool {
@@ -124,13 +129,8 @@ impl Client {
         self.outbox.kick();
     }
 
-    pub(crate) fn set_session(&self, export: u64, session: SessionInfo) {
-        *self.session.lock() = Some((export, session));
-    }
-
-    /// The number of the export that it uses.
-    pub(crate) fn export(&self) -> Option<u64> {
-        self.session.lock().as_ref().map(|(export, _)| *export)
+    pub(crate) fn set_session(&self, session: SessionInfo) {
+        *self.session.lock() = Some(session);
     }
 
     /// How far its end has come, where that is not the end of all.
@@ -157,7 +157,7 @@ impl Client {
             id: self.id,
             peer: self.peer.clone(),
             thread: self.thread,
-            session: self.session.lock().as_ref().map(|(_, session)| session.clone()),
+            session: self.session.lock().clone(),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             requests: self.requests.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),

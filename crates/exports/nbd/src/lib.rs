@@ -14,6 +14,7 @@
 mod address;
 mod catalogue;
 mod client;
+mod clients;
 mod config;
 mod connection;
 mod error;

@@ -216,7 +216,7 @@ pub(crate) fn peer_name(socket: &Socket) -> String {
 }
 
 /// Whose connections count together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PeerHost {
     /// An address. Of IPv6 the network, as a host has all addresses of its own.
     Ip(IpAddr),

@@ -1,6 +1,5 @@
 //! The server: listeners, the list of clients, and the end.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::catalogue::Catalogue;
 use crate::client::{Client, ClientInfo, Phase};
+use crate::clients::{Clients, Group};
 use crate::config::{Config, Export};
 use crate::connection::{self, Close};
 use crate::error::{Error, ErrorKind};
@@ -43,7 +43,7 @@ pub struct Server {
     pub(crate) threads: Vec<QueueThread>,
     memory: MemoryBudget,
     pub(crate) tls_workers: Semaphore,
-    clients: Mutex<BTreeMap<u64, Arc<Client>>>,
+    clients: Mutex<Clients>,
     /// Told when a client has left.
     left: Notify,
     next_id: AtomicU64,
@@ -158,7 +158,7 @@ impl Server {
         let Some(thread) = self.threads.iter().min_by_key(load) else { return };
         let host = PeerHost::of(&socket);
         let mut clients = self.clients.lock();
-        if let Err(why) = self.make_room(&clients, host) {
+        if let Err(why) = self.make_room(&mut clients, host) {
             drop(clients);
             if let Some(times) = self.refused.occurred(Instant::now()) {
                 let peer = listener::peer_name(&socket);
@@ -172,7 +172,7 @@ impl Server {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let client = Arc::new(Client::new(id, listener::peer_name(&socket), host, thread.cpu));
-        clients.insert(id, Arc::clone(&client));
+        clients.insert(&client);
         drop(clients);
         thread.connections.fetch_add(1, Ordering::Relaxed);
         let registration = Registration { server: Arc::clone(self), client };
@@ -182,36 +182,27 @@ impl Server {
     /// Whether one more may begin its handshake. Handshakes have a quota of their own, so that those who only connect
     /// keep nobody out: the oldest makes room for the newest. A host has its share, in which only its own make room, and
     /// those that it has too many are refused.
-    fn make_room(
-        &self,
-        clients: &BTreeMap<u64, Arc<Client>>,
-        host: Option<PeerHost>,
-    ) -> Result<(), &'static str> {
+    fn make_room(&self, clients: &mut Clients, host: Option<PeerHost>) -> Result<(), &'static str> {
         let most = self.config.limits.max_clients;
-        let of_phase = |phase| clients.values().filter(move |client| client.phase() == phase);
-        if of_phase(Phase::Serving).count() >= most {
+        if clients.count(Group::Serving) >= most {
             return Err("there are as many clients as the limit allows");
         }
-        let handshakes = || of_phase(Phase::Handshake);
-        let of_host = |client: &&Arc<Client>| host.is_some() && client.host == host;
         let share = (most / HANDSHAKES_OF_HOST).max(LEAST_HANDSHAKES);
+        let most = most.max(LEAST_HANDSHAKES);
+        let of_host = |clients: &Clients, group: fn(PeerHost) -> Group| {
+            host.map_or(0, |host| clients.count(group(host)))
+        };
         // Those that were told to go have not all gone yet: what one host has of these is at its own cost.
-        if handshakes().filter(of_host).count() >= 2 * share {
+        if of_host(clients, Group::HandshakesOf) >= 2 * share {
             return Err("too many clients of one host are in their handshake");
         }
-        if handshakes().count() >= 2 * most.max(LEAST_HANDSHAKES) {
+        if clients.count(Group::Handshakes) >= 2 * most {
             return Err("too many clients are in their handshake");
         }
-        let staying = || handshakes().filter(|client| !client.is_evicted());
-        let makes_room = if staying().filter(of_host).count() >= share {
-            staying().find(of_host)
-        } else if staying().count() >= most.max(LEAST_HANDSHAKES) {
-            staying().next()
-        } else {
-            None
-        };
-        if let Some(oldest) = makes_room {
-            oldest.evict();
+        if of_host(clients, Group::StayingOf) >= share {
+            clients.evict_oldest(host);
+        } else if clients.count(Group::Staying) >= most {
+            clients.evict_oldest(None);
         }
         Ok(())
     }
@@ -219,7 +210,7 @@ impl Server {
     /// Who is connected.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientInfo> {
-        self.clients.lock().values().map(|client| client.info()).collect()
+        self.clients.lock().iter().map(|client| client.info()).collect()
     }
 
     /// Bytes of the memory for all clients that are in use, but for what each client has for itself.
@@ -257,7 +248,7 @@ impl Server {
 
     fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::SeqCst);
-        for client in self.clients.lock().values() {
+        for client in self.clients.lock().iter() {
             client.outbox.kick();
         }
     }
@@ -271,7 +262,7 @@ impl Server {
     async fn have_left(&self, which: impl Fn(&Client) -> bool) {
         loop {
             let left = self.left.notified();
-            if !self.clients.lock().values().any(|client| which(client)) {
+            if !self.clients.lock().iter().any(|client| which(client)) {
                 return;
             }
             left.await;
@@ -314,7 +305,7 @@ impl Server {
 
     /// The end of those clients has come that far.
     fn retire(&self, stage: Stage, which: impl Fn(&Client) -> bool) {
-        for client in self.clients.lock().values().filter(|client| which(client)) {
+        for client in self.clients.lock().iter().filter(|client| which(client)) {
             client.enter(stage);
         }
     }
@@ -336,27 +327,31 @@ impl Registration {
     /// but a disk that has not done with too many of them gets no more.
     pub(crate) fn admit(&self, export: u64) -> Result<(), Close> {
         let limits = &self.server.config.limits;
-        let clients = self.server.clients.lock();
-        let serving = || clients.values().filter(|client| client.phase() == Phase::Serving);
-        if serving().count() >= limits.max_clients {
+        let mut clients = self.server.clients.lock();
+        if clients.count(Group::Serving) >= limits.max_clients {
             return Err(Close::Full);
         }
-        let lingering = || clients.values().filter(|client| client.lingers_at(export));
         if let Some(host) = self.client.host {
             let most = limits.clients_of(host);
-            let of_host = |client: &&Arc<Client>| client.host == Some(host);
-            if serving().filter(of_host).count() >= most {
+            if clients.count(Group::ServingOf(host)) >= most {
                 return Err(Close::HostFull(most));
             }
-            if lingering().filter(of_host).count() >= most {
+            if clients.count(Group::LingeringOf(host, export)) >= most {
                 return Err(Close::Abandoned);
             }
         }
-        if lingering().count() >= limits.max_clients {
+        if clients.count(Group::LingeringAt(export)) >= limits.max_clients {
             return Err(Close::Abandoned);
         }
-        self.client.admit();
+        clients.admit(&self.client, export);
         Ok(())
+    }
+
+    /// Nobody is served any more: what the disk has of the client is waited for.
+    pub(crate) fn leave(&self) {
+        if self.client.phase() == Phase::Serving {
+            self.server.clients.lock().leave(&self.client);
+        }
     }
 
     /// How far the end of this client, or of all, has come.
@@ -373,7 +368,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.thread().connections.fetch_sub(1, Ordering::Relaxed);
         let mut clients = self.server.clients.lock();
-        clients.remove(&self.client.id);
+        clients.remove(&self.client);
         drop(clients);
         // One who is about to wait sees the list without it, or is told.
         self.server.left.notify_waiters();

@@ -98,6 +98,35 @@ fn clients_that_are_gone_keep_neither_memory_nor_places() {
 }
 
 #[test]
+fn what_was_asked_for_before_a_goodbye_is_done_though_nobody_waits_for_the_replies() {
+    const WRITES: usize = 600;
+    let (held, yard) = exports(|config| {
+        config.limits.in_flight_per_client = WRITES;
+        config.limits.max_clients = 1;
+    });
+    let mut client = open(&yard, "hung");
+    let mut bytes = Vec::new();
+    for _ in 0..WRITES {
+        bytes.extend(client.encode(request(Command::Write, NONE, 0, 512), &[1; 512]).1);
+    }
+    bytes.extend(client.encode(request(Command::Disc, NONE, 0, 0), &[]).1);
+    client.stream.write_all(&bytes).unwrap();
+    // Its place is free once the goodbye was heard.
+    eventually("the goodbye", || {
+        Client::open(Box::new(yard.connect()), "well", HeaderStyle::Simple).is_ok()
+    });
+    drop(client);
+    // There are fewer tags, so that some of them have not begun.
+    assert!((1..WRITES).contains(&held.held()));
+    let mut done = 0;
+    eventually("the end", || {
+        done += held.release(Status::Ok);
+        yard.server.clients().is_empty()
+    });
+    assert_eq!(done, WRITES);
+}
+
+#[test]
 fn a_payload_whose_memory_ends_with_what_has_come_goes_on() {
     let (held, yard) = exports(|config| {
         config.limits.max_memory = 64 << 20;

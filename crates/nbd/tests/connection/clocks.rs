@@ -104,3 +104,22 @@ fn half_a_payload_is_not_kept_while_others_wait_for_its_memory() {
     let missing = HalfWay::Payload((8 << 20) - 2);
     assert_eq!(half.pass(2 * PRESSED_TIMEOUT), Some(Expired::Pressed(missing, PRESSED_TIMEOUT)));
 }
+
+#[test]
+fn a_buffer_whose_release_nobody_tells_is_looked_at_again() {
+    let budget = Budget::new(4 * MIB, 16);
+    let mut pair =
+        Pair::limited(&budget, HeaderStyle::Simple, 512, |limits| limits.memory = 2 * MIB);
+    // A write has ended, and its driver has not let go of the payload yet.
+    pair.connection.set_pinned(MIB);
+    pair.send(&head(Command::Read, 0, 2 << 20));
+    assert!(pair.asked().is_none() && !pair.connection.may_receive());
+    let waits = pair.connection.waits_for().unwrap();
+    assert!(waits.pins && !waits.input && !waits.disk && !waits.room);
+    let deadline = pair.connection.deadline(pair.now).unwrap();
+    assert!(deadline - pair.now < SECOND);
+    assert_eq!(pair.connection.expired(deadline), None);
+    pair.connection.set_pinned(0);
+    assert_eq!(pair.connection.waits_for(), None, "its request can begin");
+    assert_eq!((pair.send(&[]), pair.asked().unwrap().length), (0, 2 << 20));
+}

@@ -215,7 +215,7 @@ fn a_goodbye_is_one_whatever_flags_it_has() {
     let flags = CommandFlags::FUA | CommandFlags::from_bits_retain(1 << 12);
     let goodbye = Request { command: Command::Disc, flags, cookie: 0, offset: 5, length: 7 };
     pair.send(&goodbye.encode(HeaderStyle::Simple).unwrap());
-    assert_eq!(pair.connection.ending(), Some(Ending::Left));
+    assert_eq!(pair.connection.ending(), Some(Ending::Goodbye));
     assert_eq!(pair.replies(), []);
 }
 

@@ -114,3 +114,21 @@ impl From<io::Error> for Close {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use blockyard_nbd::server::HalfWay;
+
+    use super::*;
+
+    #[test]
+    fn the_log_says_what_was_half_way() {
+        let limit = Duration::from_secs(30);
+        let text = |expired| Close::Expired(expired).to_string();
+        let stalled = text(Expired::Stalled(HalfWay::Payload(7), limit));
+        assert!(stalled.contains("7 bytes of its payload") && stalled.contains("30s"), "{stalled}");
+        assert!(stalled.contains("stall_timeout"), "{stalled}");
+        let pressed = text(Expired::Pressed(HalfWay::Replies, limit));
+        assert!(pressed.contains("its replies") && pressed.contains("max_memory"), "{pressed}");
+    }
+}

@@ -109,7 +109,7 @@ async fn serve(registration: &Registration, socket: Socket) -> (Option<Wire>, Cl
         style: negotiated.style,
         tls: negotiated.tls,
     };
-    registration.client.set_session(number, session);
+    registration.client.set_session(session);
     // In this order: whoever takes the export away looks for its clients after that.
     let Some(offered) = registration.server.catalogue.get(number) else {
         return (Some(opening.into_wire()), Close::Removed);

@@ -118,8 +118,10 @@ impl<'a> Transmission<'a> {
     /// Waits for what the disk was asked for. Until that has ended, the client is in the list and its socket is open: who
     /// sees a connection end may ask for the same again by another, and nothing old comes after it.
     async fn settle(&mut self) {
-        self.bios.abandon();
-        self.registration.client.leave();
+        if self.connection.ending() != Some(Ending::Goodbye) {
+            self.bios.abandon();
+        }
+        self.registration.leave();
         loop {
             self.collect();
             self.unpin();
@@ -151,7 +153,7 @@ impl<'a> Transmission<'a> {
             }
             if self.connection.is_quiet() {
                 match self.connection.ending() {
-                    Some(Ending::Left) => return Close::Left,
+                    Some(Ending::Goodbye | Ending::Left) => return Close::Left,
                     Some(Ending::Truncated) => return Close::Truncated,
                     Some(Ending::Broken) => {
                         return self.connection.violation().map_or(Close::Left, Close::Protocol);
@@ -391,7 +393,7 @@ impl<'a> Transmission<'a> {
         self.note_records();
         if self.connection.ending().is_some_and(|ending| ending != Ending::Shutdown) {
             // Whatever it still gets, it has no place among those who ask for more.
-            self.registration.client.leave();
+            self.registration.leave();
         }
         self.dry_since = self.connection.is_quiet().then(Instant::now);
         self.due = None;

@@ -54,15 +54,17 @@ impl HeldDisk {
         self.driver.0.lock().len()
     }
 
-    /// Lets all go, from the calling thread.
-    pub fn release(&self, status: Status) {
+    /// Lets all go, from the calling thread, and says how many those were.
+    pub fn release(&self, status: Status) -> usize {
         let requests = std::mem::take(&mut *self.driver.0.lock());
+        let count = requests.len();
         for mut rq in requests {
             if rq.op() == Op::Read && status.is_ok() {
                 rq.deliver(Segment::from_vec(vec![7; rq.len() as usize]));
             }
             rq.end(status);
         }
+        count
     }
 }
 

@@ -254,7 +254,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     ) -> Result<bool, Error> {
         if request.command == Command::Disc {
             // Whatever flags are with it: there is nobody who would read a refusal.
-            self.left = Some(Ending::Left);
+            self.left = Some(Ending::Goodbye);
             return Ok(true);
         }
         // Whatever comes of it, it may add to these.

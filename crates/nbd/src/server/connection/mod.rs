@@ -122,7 +122,9 @@ pub struct Chunk<M> {
 /// Why no more requests are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The client has said goodbye, or nothing more will come from it.
+    /// The client has said goodbye: "The server MUST handle all outstanding requests" (`NBD_CMD_DISC`).
+    Goodbye,
+    /// Nothing more will come from the client.
     Left,
     /// Nothing more will come from the client, and it was in the middle of a message.
     Truncated,
