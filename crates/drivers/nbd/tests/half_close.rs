@@ -1,5 +1,5 @@
-//! A server that closes a connection as soon as its client does, and goes on with what it has, as QEMU's does: nothing may be read
-//! from an end that we have caused ourselves.
+//! A server that closes a connection as soon as its client does, and goes on with what it has, as QEMU's does: nothing may
+//! be read from an end that we have caused ourselves.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
