@@ -107,13 +107,14 @@ pub fn removed_under_load(subject: &Subject) {
 /// new.
 pub fn resized(subject: &Subject) {
     let (size, block) = (subject.size(), subject.block());
+    let padding = size - subject.bytes();
     let half = size / 2 / block * block;
     subject.write(half - block, &marked(0, 2 * block, 1));
-    subject.disk().set_capacity(Sector(half / SECTOR_SIZE)).unwrap();
+    subject.set_size(half, 0);
     assert_eq!(subject.status(Op::Read, half - block, 2 * block), Status::OutOfRange);
     assert_eq!(subject.status(Op::Write, half, block), Status::OutOfRange);
     subject.holds(half - block, &marked(0, block, 1));
-    subject.disk().set_capacity(Sector(size / SECTOR_SIZE)).unwrap();
+    subject.set_size(size, padding);
     assert_eq!(subject.status(Op::Read, half, block), Status::Ok);
     if subject.can.can_grow {
         subject.disk().resize(Sector(2 * size / SECTOR_SIZE)).unwrap();
@@ -147,10 +148,11 @@ pub fn zero_length(subject: &Subject) {
 
 /// One operation on the whole disk, however many requests that takes.
 pub fn largest_sizes(subject: &Subject) {
-    let size = subject.size().min(8 << 20);
+    let size = subject.whole().min(8 << 20);
     subject.write(0, &marked(0, size, 1));
     subject.holds(0, &marked(0, size, 1));
-    let lens = vec![usize::try_from(size / 4).unwrap(); 4];
+    let part = usize::try_from(size / 4).unwrap();
+    let lens = [part, part, part, usize::try_from(size).unwrap() - 3 * part];
     let own = subject.read_into(0, &lens);
     assert!(!subject.can.stores || own == marked(0, size, 1));
     assert_eq!(subject.status(Op::WriteZeroes, 0, size), Status::Ok);
@@ -214,6 +216,42 @@ pub fn flushes(subject: &Subject) {
     }
     subject.holds(0, &marked(0, 20 * block, 1));
     assert_eq!(subject.run(Op::WriteZeroes, 0, block, Flags::FUA).status(), Status::Ok);
+    flushed_among_others(subject);
+}
+
+/// Whoever writes and flushes finds it durable while others do the same, and whoever writes durably at once while others
+/// flush.
+fn flushed_among_others(subject: &Subject) {
+    let (block, cpus) = (subject.block(), subject.disk().cpus() as u64);
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                let cpu = usize::try_from(thread % cpus).unwrap();
+                let base = (64 + thread * 16) * block;
+                for round in 1..20 {
+                    let bytes = marked(base, 8 * block, round);
+                    let part = usize::try_from(block).unwrap();
+                    let flags = match round % 3 {
+                        0 => Flags::FUA,
+                        1 => Flags::FUA | Flags::PREFLUSH,
+                        _ => Flags::empty(),
+                    };
+                    let bios = bytes.chunks(part).zip(0..).map(|(bytes, i)| {
+                        let data = [Segment::from_vec(bytes.to_vec())].into_iter().collect();
+                        write_bio(base + i * block, data).with_flags(flags)
+                    });
+                    let ended = subject.submit_together(cpu, bios.collect());
+                    assert!(ended.iter().all(|bio| bio.status().is_ok()));
+                    if flags.is_empty() {
+                        let flushed = subject.submit_together(cpu, vec![Bio::flush()]);
+                        assert_eq!(flushed[0].status(), Status::Ok);
+                    }
+                    let kept = subject.survives(base, &bytes);
+                    assert_ne!(kept, Some(false), "thread {thread}, round {round}, {flags:?}");
+                }
+            });
+        }
+    });
 }
 
 /// Block status covers the range exactly, and what it calls zero is.
@@ -443,11 +481,71 @@ pub fn random_operations(subject: &Subject) {
     }
 }
 
+/// Five hundred operations on any bytes up to the very end, which may be within a block, against bytes in memory.
+pub fn any_bytes(subject: &Subject) {
+    let end = subject.bytes();
+    let start = end - MAX_BYTES_USED;
+    let mut model = vec![0; MAX_BYTES_USED.try_into().unwrap()];
+    let mut random = Random(seed());
+    for step in 0..500 {
+        // Often at the end itself, or across the last blocks.
+        let len = 1 + random.below(if step % 4 == 0 { MAX_BYTES_USED } else { 5000 });
+        let most = MAX_BYTES_USED - len;
+        let at = if step % 3 == 0 { most } else { random.below(most + 1) };
+        let range = usize::try_from(at).unwrap()..usize::try_from(at + len).unwrap();
+        match random.below(8) {
+            0..4 => {
+                let salt = u8::try_from(step % 251 + 1).unwrap();
+                model[range.clone()].fill(salt);
+                let mut bio = Bio::at_bytes(Op::Write, start + at, 0);
+                bio.add_segment(Segment::from_vec(model[range].to_vec()));
+                assert_eq!(subject.bdev.submit_and_wait(0, bio).status(), Status::Ok, "{step}");
+            }
+            4..7 => {
+                let mut bio = Bio::at_bytes(Op::Read, start + at, 0);
+                let own = Segment::from_vec(vec![0xaa; range.len()]);
+                if step % 2 == 0 {
+                    bio.add_segment(own);
+                } else {
+                    bio = Bio::at_bytes(Op::Read, start + at, len);
+                }
+                let bio = subject.bdev.submit_and_wait(0, bio);
+                assert_eq!(bio.status(), Status::Ok, "{step}");
+                let found: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
+                assert_eq!(found.len(), range.len());
+                assert!(
+                    !subject.can.stores || found == model[range],
+                    "{len} bytes at {at}, {step}"
+                );
+            }
+            _ => {
+                let bio = Bio::at_bytes(Op::WriteZeroes, start + at, len);
+                assert_eq!(subject.bdev.submit_and_wait(0, bio).status(), Status::Ok, "{step}");
+                model[range].fill(0);
+            }
+        }
+    }
+    let last = subject.block() - (subject.size() - end);
+    let padded = subject.read(subject.size() - subject.block(), subject.block());
+    let (data, padding) = padded.split_at(last.try_into().unwrap());
+    assert!(!subject.can.stores || *data == model[model.len() - data.len()..]);
+    assert!(padding.iter().all(|byte| *byte == 0), "padding reads as zeroes");
+    let past = Bio::at_bytes(Op::Read, end - 1, 2);
+    assert_eq!(subject.bdev.submit_and_wait(0, past).status(), Status::OutOfRange);
+}
+
+/// Bytes at the end of a disk that operations on any bytes are on.
+const MAX_BYTES_USED: u64 = 200_000;
+
 /// The part of a disk that the random operations are on.
 const MIN_BYTES_USED: u64 = 1 << 20;
 
 /// The seed of a run: `BLOCKYARD_SEED`, or one that differs from run to run; printed.
-fn seed() -> u64 {
+///
+/// # Panics
+/// If that is no number.
+#[must_use]
+pub fn seed() -> u64 {
     let seed = std::env::var("BLOCKYARD_SEED").map_or_else(
         |_| std::process::id().into(),
         |text| text.parse().expect("BLOCKYARD_SEED is a number"),
@@ -457,10 +555,14 @@ fn seed() -> u64 {
 }
 
 /// A small generator, so that a suite that every driver links needs no crate for it (splitmix64).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         (mixed ^ mixed >> 31) % bound

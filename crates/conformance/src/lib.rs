@@ -23,7 +23,7 @@ mod volatile;
 
 pub use queue_thread::QueueThread;
 pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
-pub use volatile::Volatile;
+pub use volatile::{Carrier, Volatile};
 
 /// Makes a test of each case, in a module of that name, for the disks that the closure makes.
 #[macro_export]
@@ -36,7 +36,7 @@ macro_rules! suite {
                 out_of_range unaligned read_only removed removed_under_load resized zero_length
                 largest_sizes overlapping_writes flushes block_status write_zeroes discard
                 secure_erase supplied_and_own_memory vectored many_queues nowait prefetch
-                random_operations
+                random_operations any_bytes
             );
         }
     };

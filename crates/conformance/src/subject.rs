@@ -87,8 +87,25 @@ impl Subject {
         self.limits().logical_block_size.bytes().into()
     }
 
+    /// Bytes of all blocks, the last of which may be padded.
     pub(crate) fn size(&self) -> u64 {
         self.bdev.capacity().bytes()
+    }
+
+    /// Bytes of all blocks that keep what is written to them, as padding does not.
+    pub(crate) fn whole(&self) -> u64 {
+        let bytes = self.bytes();
+        bytes - bytes % self.block()
+    }
+
+    /// Bytes without padding.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.disk().size_bytes()
+    }
+
+    /// Sets the size in blocks, and how much of the last is padding.
+    pub(crate) fn set_size(&self, size: u64, padding: u64) {
+        self.disk().set_size(Sector(size / SECTOR_SIZE), padding.try_into().unwrap()).unwrap();
     }
 
     /// Submits an operation on bytes, and waits for it.

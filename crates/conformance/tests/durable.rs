@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blockyard_blkmq::{
     Bdev, BlockSize, Disk, DiskConfig, MonotonicClock, OpenMode, Sector, TagSet, TagSetConfig,
 };
-use blockyard_conformance::{MIN_BYTES, QueueThread, STORES, Subject, Volatile};
+use blockyard_conformance::{MIN_BYTES, QueueThread, STORES, Subject, Volatile, cases};
 use blockyard_driver_nbd::{Nbd, NbdConfig};
 use blockyard_export_nbd::{Address, Config, Export, Server, bind};
 
@@ -30,8 +30,21 @@ fn direct(fua: bool) -> Subject {
     over(open(&volatile, fua), volatile, ())
 }
 
+fn late(fua: bool) -> Subject {
+    let (volatile, carrier) = Volatile::late(MIN_BYTES, cases::seed());
+    over(open(&volatile, fua), volatile, carrier)
+}
+
 fn served(fua: bool) -> Subject {
-    let volatile = Volatile::new(MIN_BYTES);
+    served_of(Volatile::new(MIN_BYTES), fua, ())
+}
+
+fn served_late(fua: bool) -> Subject {
+    let (volatile, carrier) = Volatile::late(MIN_BYTES, cases::seed());
+    served_of(volatile, fua, carrier)
+}
+
+fn served_of(volatile: Arc<Volatile>, fua: bool, carrier: impl Sync + Send + 'static) -> Subject {
     let place = tempfile::tempdir().unwrap();
     let socket = place.path().join("s");
     let (server_threads, handles) = QueueThread::start_many(2);
@@ -47,19 +60,36 @@ fn served(fua: bool) -> Subject {
     let config = DiskConfig::new("nbd0", export.capacity, export.limits);
     let disk = Disk::alloc(&set, (), config, nbd, Arc::new(MonotonicClock::new())).unwrap();
     let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
-    over(bdev, volatile, (threads, server, server_threads, place))
+    over(bdev, volatile, (threads, server, server_threads, place, carrier))
 }
 
 #[test]
 fn by_itself_with_and_without_fua() {
     for fua in [false, true] {
-        blockyard_conformance::cases::flushes(&direct(fua));
+        cases::flushes(&direct(fua));
+        cases::flushes(&late(fua));
     }
 }
 
 #[test]
 fn behind_an_nbd_server_with_and_without_fua() {
     for fua in [false, true] {
-        blockyard_conformance::cases::flushes(&served(fua));
+        cases::flushes(&served(fua));
+        cases::flushes(&served_late(fua));
+    }
+}
+
+/// All else that the suite asks is as well of a disk that is late.
+#[test]
+fn late_and_in_any_order() {
+    for case in [
+        cases::overlapping_writes,
+        cases::many_queues,
+        cases::random_operations,
+        cases::any_bytes,
+        cases::removed_under_load,
+        cases::supplied_and_own_memory,
+    ] {
+        case(&late(false));
     }
 }

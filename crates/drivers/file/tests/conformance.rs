@@ -10,6 +10,8 @@ use blockyard_driver_file::{Engine, FileConfig};
 use common::{Loop, Place, TestDisk, open_with};
 
 const BYTES: u64 = 4 << 20;
+/// An end within a block, and within a page.
+const ODD_BYTES: u64 = BYTES + 8192 + 1777;
 const ON_A_FILE: Capabilities =
     Capabilities { discard_zeroes: true, holes: true, can_grow: true, ..STORES };
 
@@ -24,8 +26,12 @@ fn subject(config: &FileConfig, guard: impl Send + Sync + 'static) -> Subject {
 
 /// A file on the file system where temporary files are.
 fn file(engine: Engine, direct: bool) -> Subject {
+    file_of(BYTES, engine, direct)
+}
+
+fn file_of(bytes: u64, engine: Engine, direct: bool) -> Subject {
     let place = Place::here();
-    let config = FileConfig { engine, direct, ..FileConfig::new(place.file("disk", BYTES)) };
+    let config = FileConfig { engine, direct, ..FileConfig::new(place.file("disk", bytes)) };
     subject(&config, place).with(ON_A_FILE)
 }
 
@@ -33,6 +39,15 @@ blockyard_conformance::suite!(uring, || file(Engine::Uring, false));
 blockyard_conformance::suite!(uring_direct, || file(Engine::Uring, true));
 blockyard_conformance::suite!(threads, || file(Engine::Threads, false));
 blockyard_conformance::suite!(threads_direct, || file(Engine::Threads, true));
+
+blockyard_conformance::suite!(odd_uring, || file_of(ODD_BYTES, Engine::Uring, false));
+blockyard_conformance::suite!(odd_uring_direct, || file_of(ODD_BYTES, Engine::Uring, true));
+blockyard_conformance::suite!(odd_threads_direct, || file_of(ODD_BYTES, Engine::Threads, true));
+
+blockyard_conformance::suite!(odd_in_memory, || {
+    let place = Place::tmpfs("16m");
+    subject(&FileConfig::new(place.file("disk", ODD_BYTES)), place).with(ON_A_FILE)
+});
 
 blockyard_conformance::suite!(in_memory, || {
     let place = Place::tmpfs("16m");
