@@ -59,16 +59,18 @@ fn nbd_by_ioctl_from_attach_to_detach() {
     run("--via nbd-ioctl", LIFECYCLE);
 }
 
+/// A kernel before 6.15, and 6.12 of Debian's backports, frees a command of a killed daemon to which a request is on its way
+/// (`ublk_cancel_cmd` does not look), and then works on what is in its place: I/O fails, or the kernel has a fault. So
+/// daemons are killed under load where that is mended.
 #[test]
 fn ublk_survives_its_daemon() {
-    run("--via ublk", RECOVERY);
+    run_in(Vm::new().newest_kernel(), "--via ublk", RECOVERY);
 }
 
 /// It takes a new size while it runs.
 #[test]
 fn ublk_of_the_newest_kernel() {
-    let script = format!("{LIFECYCLE}\ndmesg -c >/tmp/expected-errors\n{RECOVERY}");
-    run_in(Vm::new().newest_kernel(), "--via ublk", &script);
+    run_in(Vm::new().newest_kernel(), "--via ublk", LIFECYCLE);
 }
 
 #[test]
@@ -83,7 +85,7 @@ fn nbd_with_three_connections_survives_its_daemon() {
 
 #[test]
 fn queues_of_four_processors_survive_their_daemon() {
-    run_in(Vm::new().cpus(4), "", include_str!("vm/queues.sh"));
+    run_in(Vm::new().newest_kernel().cpus(4), "", include_str!("vm/queues.sh"));
 }
 
 #[test]
