@@ -17,13 +17,14 @@ fuzz_target!(|data: &[u8]| {
         Ok(request) => request,
         Err(rejected) => {
             assert!(!rejected.to_string().is_empty());
-            assert!(!rejected.wants_reply() || rejected.header.is_some_and(|header| header.unique != 0));
+            assert!(
+                !rejected.wants_reply() || rejected.header.is_some_and(|header| header.unique != 0)
+            );
             return;
         }
     };
     let are_extensions = extension::iter(request.extensions).all(|extension| {
-        let known = extension.is_ok_and(|extension| !matches!(extension, extension::Extension::Unknown(_)));
-        known
+        extension.is_ok_and(|extension| !matches!(extension, extension::Extension::Unknown(_)))
     });
     let header = request.header;
     let caller = Caller {
@@ -40,6 +41,6 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(again.operation, request.operation);
     // What nobody has agreed on, and what is no extension, is not written again.
     if are_extensions && units == request.extensions.len() {
-        assert!(request.extensions.starts_with(again.extensions) || !again.extensions.is_empty());
+        assert!(again.extensions.len() <= request.extensions.len());
     }
 });

@@ -235,12 +235,7 @@ impl Mount {
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody has a file of it open; what a disk says to a flush.
     pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
-        if self.record.is_some() {
-            if !self.is_over() {
-                self.unmount(Unmount::IfUnused)?;
-            }
-            self.forget();
-        }
+        self.unmount(Unmount::IfUnused)?;
         for worker in self.workers.drain(..) {
             // One that has panicked has said so.
             let _ = runtime.block_on(worker);
@@ -248,24 +243,28 @@ impl Mount {
         self.flush()
     }
 
-    fn unmount(&self, how: Unmount) -> Result<(), Error> {
-        let Err(err) = fuse::unmount(&self.path, how) else { return Ok(()) };
-        if self.is_over() {
-            return Ok(());
-        }
-        let path = self.path.display();
-        let what = if err.kind() == io::ErrorKind::ResourceBusy {
-            format!("{path} is used: close its files, or run: umount -l {path}")
-        } else {
-            format!("{path} cannot be unmounted")
+    /// Unmounts it, unless that was done before.
+    fn unmount(&mut self, how: Unmount) -> Result<(), Error> {
+        let Some(record) = &self.record else { return Ok(()) };
+        let unmounted = if self.is_over() { Ok(()) } else { fuse::unmount(&self.path, how) };
+        // Who has ended the session may have left the mount.
+        let unmounted = match unmounted {
+            Err(err) if !self.is_over() => Err(err),
+            _ => record.unmount_dead(),
         };
-        Err(Error::io(what, err))
-    }
-
-    fn forget(&mut self) {
+        if let Err(err) = unmounted {
+            let path = self.path.display();
+            let what = if err.kind() == io::ErrorKind::ResourceBusy {
+                format!("{path} is used: close its files, or run: umount -l {path}")
+            } else {
+                format!("{path} cannot be unmounted")
+            };
+            return Err(Error::io(what, err));
+        }
         if let Some(record) = self.record.take() {
             record.remove();
         }
+        Ok(())
     }
 
     /// Makes durable what was written to the disks.
@@ -290,16 +289,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.record.is_none() {
-            return;
-        }
-        if !self.is_over()
-            && let Err(err) = self.unmount(Unmount::Lazily)
-        {
+        if let Err(err) = self.unmount(Unmount::Lazily) {
             tracing::warn!(path = %self.path.display(), %err, "a mount is left behind");
-            return;
         }
-        self.forget();
     }
 }
 
@@ -362,6 +354,14 @@ fn cannot_mount(path: &Path, err: io::Error) -> Error {
     }
 }
 
+/// A queue for another thread. For whom may not open the device, which fusermount3 has done for him, it is the same one.
+fn another(channel: &Arc<Channel>) -> io::Result<Arc<Channel>> {
+    match channel.another() {
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => Ok(Arc::clone(channel)),
+        done => done.map(Arc::new),
+    }
+}
+
 type Served = (Arc<Tree>, Vec<JoinHandle<()>>, Follow, watch::Receiver<()>);
 
 /// Begins the session, and serves each of its queues on a thread.
@@ -378,7 +378,7 @@ fn serve(
     let channel = Arc::new(channel);
     let mut queues = Vec::with_capacity(queue_threads.len());
     for (cpu, runtime) in queue_threads.iter().enumerate() {
-        let channel = if cpu == 0 { Arc::clone(&channel) } else { Arc::new(channel.another()?) };
+        let channel = if cpu == 0 { Arc::clone(&channel) } else { another(&channel)? };
         let event = EventWatch::new(Arc::clone(&channel), runtime)?;
         queues.push((Worker::new(Arc::clone(&session), channel, cpu, depth)?, event, runtime));
     }

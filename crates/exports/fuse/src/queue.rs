@@ -401,3 +401,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

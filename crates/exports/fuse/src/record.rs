@@ -55,7 +55,7 @@ pub enum Left {
     Stuck(String),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Record {
     version: u32,
     mark: String,
@@ -66,11 +66,17 @@ struct Record {
 /// A record, locked by this process. It stays, unlocked, unless it is [removed](Self::remove).
 #[derive(Debug)]
 pub(crate) struct Held {
+    record: Record,
     path: PathBuf,
     _lock: Lock,
 }
 
 impl Held {
+    /// Takes the mount away if it is there still, though nobody serves it.
+    pub(crate) fn unmount_dead(&self) -> io::Result<()> {
+        if is_mounted(&self.record)? { fuse::unmount_dead(&self.record.path) } else { Ok(()) }
+    }
+
     /// The mount is gone.
     pub(crate) fn remove(self) {
         // Somebody may have removed the directory.
@@ -107,22 +113,19 @@ pub(crate) fn begin(directory: &Path, mark: &str, target: &Path) -> Result<Held,
         let lock = Lock::take(&file, LockKind::Exclusive).map_err(io::Error::other)?;
         let path = directory.join(format!("{mark}.{EXTENSION}"));
         fs::rename(&next, &path)?;
-        Ok(Held { path, _lock: lock })
+        Ok((path, lock))
     })();
-    written.map_err(|err| {
-        let _ = fs::remove_file(&next);
-        failed(err)
-    })
+    match written {
+        Ok((path, lock)) => Ok(Held { record, path, _lock: lock }),
+        Err(err) => {
+            let _ = fs::remove_file(&next);
+            Err(failed(err))
+        }
+    }
 }
 
-/// A record whose server is dead, locked by this process now.
-struct Found {
-    record: Record,
-    held: Held,
-}
-
-/// Those in `directory`, none if there is no directory.
-fn find(directory: &Path) -> Result<Vec<Found>, Error> {
+/// Records in `directory` whose servers are dead, locked by this process now; none if there is no directory.
+fn find(directory: &Path) -> Result<Vec<Held>, Error> {
     let failed = |err| Error::io(format!("{} cannot be read", directory.display()), err);
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -147,7 +150,7 @@ fn find(directory: &Path) -> Result<Vec<Found>, Error> {
 }
 
 /// The record, if its server is dead.
-fn dead(path: PathBuf) -> io::Result<Option<Found>> {
+fn dead(path: PathBuf) -> io::Result<Option<Held>> {
     let opened = OpenOptions::new().read(true).write(true).open(&path);
     let file = match opened {
         Ok(file) => file,
@@ -171,7 +174,7 @@ fn dead(path: PathBuf) -> io::Result<Option<Found>> {
     if path.file_stem().is_none_or(|stem| stem != record.mark.as_str()) {
         return Err(io::Error::other("it is of another mount than its name says"));
     }
-    Ok(Some(Found { record, held: Held { path, _lock: lock } }))
+    Ok(Some(Held { record, path, _lock: lock }))
 }
 
 fn is_mounted(record: &Record) -> io::Result<bool> {
@@ -187,15 +190,15 @@ fn is_mounted(record: &Record) -> io::Result<bool> {
 /// # Errors
 /// The records, or the list of mounts, cannot be read.
 pub fn leftovers(directory: &Path) -> Result<Vec<Leftover>, Error> {
-    let look = |found: Found| {
-        let mounted = is_mounted(&found.record).map_err(no_mounts)?;
-        Ok(leftover(found.record, if mounted { Left::Mounted } else { Left::Nothing }))
+    let look = |held: Held| {
+        let mounted = is_mounted(&held.record).map_err(no_mounts)?;
+        Ok(leftover(&held.record, if mounted { Left::Mounted } else { Left::Nothing }))
     };
     find(directory)?.into_iter().map(look).collect()
 }
 
-fn leftover(record: Record, left: Left) -> Leftover {
-    Leftover { path: record.path, pid: record.pid, left }
+fn leftover(record: &Record, left: Left) -> Leftover {
+    Leftover { path: record.path.clone(), pid: record.pid, left }
 }
 
 fn no_mounts(err: io::Error) -> Error {
@@ -209,18 +212,19 @@ fn no_mounts(err: io::Error) -> Error {
 /// The records, or the list of mounts, cannot be read.
 pub fn clean_up(directory: &Path) -> Result<Vec<Leftover>, Error> {
     let mut cleaned = Vec::new();
-    for Found { record, held } in find(directory)? {
+    for held in find(directory)? {
         let mut left = Left::Nothing;
-        if is_mounted(&record).map_err(no_mounts)? {
-            left = match fuse::unmount_dead(&record.path) {
+        if is_mounted(&held.record).map_err(no_mounts)? {
+            left = match fuse::unmount_dead(&held.record.path) {
                 Ok(()) => Left::Cleaned,
                 Err(err) => Left::Stuck(err.to_string()),
             };
         }
-        if !matches!(left, Left::Stuck(_)) {
+        let is_stuck = matches!(left, Left::Stuck(_));
+        cleaned.push(leftover(&held.record, left));
+        if !is_stuck {
             held.remove();
         }
-        cleaned.push(leftover(record, left));
     }
     Ok(cleaned)
 }

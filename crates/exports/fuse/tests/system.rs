@@ -4,10 +4,10 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use blockyard_conformance::QueueThread;
 use blockyard_export_fuse::{Config, Left, Mount, Shown, clean_up, leftovers};
@@ -66,25 +66,33 @@ fn server() {
 }
 
 /// The server, killed when this is dropped.
-struct Server(Child);
+struct Server {
+    process: Child,
+    /// What it says. Open as long as it lives, which it goes on to write to.
+    said: BufReader<ChildStdout>,
+}
 
 impl Server {
     fn start(place: &Path) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::run(Command::new(std::env::current_exe().unwrap()), place)
+    }
+
+    fn run(mut command: Command, place: &Path) -> Self {
         command.args(["--exact", "server", "--nocapture"]).env(SERVE_AT, place);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut server = Self(command.spawn().unwrap());
-        let said = BufReader::new(server.0.stdout.take().unwrap()).lines();
-        let serving = said.map(Result::unwrap).any(|line| line == "serving");
-        assert!(serving, "the server has ended");
+        let mut process = command.spawn().unwrap();
+        let said = BufReader::new(process.stdout.take().unwrap());
+        let mut server = Self { process, said };
+        let mut lines = server.said.by_ref().lines().map(Result::unwrap);
+        assert!(lines.any(|line| line == "serving"), "the server has ended");
         server
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -126,6 +134,100 @@ fn what_a_killed_server_leaves_is_found_and_cleaned_up_and_nothing_else() {
     drop(unmount);
 }
 
+/// Writers do not hang when their server dies, and what it acknowledged before is not lost by the next one.
+#[test]
+fn a_server_that_is_killed_under_load_hangs_nobody() {
+    let place = tempfile::tempdir().unwrap();
+    let (path, records) = (place.path().join("disk"), place.path().join("records"));
+    fs::write(&path, "").unwrap();
+    for _ in 0..3 {
+        let unmount = Cleanup::with(&["umount", path.to_str().unwrap()]);
+        let server = Server::start(place.path());
+        let (begun, begins) = std::sync::mpsc::channel();
+        let writer = |_| {
+            let (file, begun) =
+                (fs::OpenOptions::new().write(true).open(&path).unwrap(), begun.clone());
+            std::thread::spawn(move || {
+                let block = [7; 8192];
+                for round in 0.. {
+                    if let Err(err) = file.write_all_at(&block, round % 64 * 8192) {
+                        return err;
+                    }
+                    if round == 100 {
+                        begun.send(()).unwrap();
+                    }
+                }
+                unreachable!()
+            })
+        };
+        let writers: Vec<_> = (0..4).map(writer).collect();
+        begins.recv().unwrap();
+        drop(server);
+        for writer in writers {
+            // ECONNABORTED for what was with the server, ENOTCONN for what comes later.
+            let errno = writer.join().unwrap().raw_os_error();
+            assert!(matches!(errno, Some(103 | 107)), "{errno:?}");
+        }
+        let left = clean_up(&records).unwrap();
+        assert_eq!((left.len(), &left[0].left), (1, &Left::Cleaned));
+        assert_eq!(fs::read_dir(&records).unwrap().count(), 0);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0, "what was there before");
+        drop(unmount);
+    }
+}
+
+/// A user without any right mounts by fusermount3, and unmounts by it.
+#[test]
+fn a_user_may_mount_too() {
+    const NOBODY: u32 = 65534;
+    let place = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let path = place.path().join("disk");
+    fs::write(&path, "").unwrap();
+    std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+    // Where nobody may read this file.
+    let program = place.path().join("server");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // In a mount namespace of its own, which goes with the server, and where everybody may open the device.
+    let script = "mount -t tmpfs none /mnt && mknod -m 666 /mnt/fuse c 10 229 && \
+        mount --bind /mnt/fuse /dev/fuse && exec \"$@\"";
+    let user = [&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"];
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh", "setpriv"]).args(user).arg(&program);
+    let mut server = Server::run(command, place.path());
+    let pid = server.process.id().to_string();
+    let inside = ["-t", &pid, "-m", "setpriv"].into_iter().chain(user);
+    let path = path.to_str().unwrap();
+    let stat: Vec<_> = inside.chain(["stat", "-c", "%s %U %a", path]).collect();
+    assert_eq!(peer("nsenter", &stat), format!("{MIB} nobody 600\n"));
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+    assert!(mounts.contains("fuse.blockyard"), "{mounts}");
+    // It ends, and takes its mount away.
+    drop(server.process.stdin.take());
+    assert!(server.process.wait().unwrap().success());
+    assert_eq!(fs::read_dir(place.path().join("records")).unwrap().count(), 0);
+}
+
+/// The kernel ends a session when it is told to: nothing stays mounted when its server stops.
+#[test]
+fn a_session_that_is_aborted_is_taken_away() {
+    let disk = ram("ram0", MIB);
+    let mut mounted = Mounted::file(&disk);
+    let control = mounted.dir().join("control");
+    fs::create_dir(&control).unwrap();
+    peer("mount", &["-t", "fusectl", "none", control.to_str().unwrap()]);
+    let unmount = Cleanup::with(&["umount", control.to_str().unwrap()]);
+    // stat(2) would ask the disk of its size; the number of the device is the connection's.
+    let device = std::os::unix::fs::MetadataExt::dev(&fs::metadata(mounted.path()).unwrap());
+    fs::write(control.join(rustix::fs::minor(device).to_string()).join("abort"), "1").unwrap();
+    unmount.now();
+    mounted.over();
+    assert_eq!(fs::metadata(mounted.path()).unwrap_err().raw_os_error(), Some(107));
+    mounted.stop();
+    assert_eq!(fs::metadata(mounted.path()).unwrap().len(), 0);
+    assert_eq!(mounted.records(), 0);
+}
+
 /// A record of a dead server says what was mounted there: what somebody else has mounted there since is his.
 #[test]
 fn mounts_of_others_are_left_alone() {
@@ -143,8 +245,8 @@ fn mounts_of_others_are_left_alone() {
     let left = clean_up(&records).unwrap();
     assert_eq!((left.len(), &left[0].left), (1, &Left::Nothing));
     assert_eq!(fs::metadata(&path).unwrap().len(), MIB, "still mounted");
-    server.0.kill().unwrap();
-    server.0.wait().unwrap();
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
     // Without its record, nobody of ours can tell whose it is.
     fs::remove_file(&record).unwrap();
     assert_eq!(clean_up(&records).unwrap(), []);
