@@ -24,6 +24,8 @@ mod operation;
 mod replies;
 mod routes;
 mod session;
+mod streams;
+mod timers;
 mod watches;
 
 pub use config::Config;

@@ -161,8 +161,9 @@ impl Objecter {
         self.submit_own(now, request, deadline, Purpose::Acknowledge);
     }
 
-    /// Tells all watchers of an object, and waits for their answers at most for `timeout`, rounded up to whole seconds. It ends as any operation; the
-    /// data of the one result is what `notify` of Ceph gives: the answers, then those who did not answer.
+    /// Tells all watchers of an object, and waits for their answers at most for `timeout`, rounded up to whole seconds. It
+    /// ends as any operation; the data of the one result is what `notify` of Ceph gives: the answers, then those who did
+    /// not answer.
     ///
     /// # Errors
     /// If as much is in flight as may be.
