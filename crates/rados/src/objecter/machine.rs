@@ -1,5 +1,6 @@
 //! The state machine.
 
+use super::admission::{Admission, ShareId};
 use super::config::Config;
 use super::event::{Completion, ConnectionId, Event};
 use super::operation::{Operation, Purpose};
@@ -36,7 +37,11 @@ pub struct Objecter {
     /// By number, which is the order in which they were submitted.
     pub(super) ops: BTreeMap<u64, Box<Operation>>,
     last_tid: u64,
-    in_flight: (usize, u64),
+    pub(super) admission: Admission,
+    /// Those that wait for their turn, by number.
+    pub(super) waiting: BTreeMap<u64, Box<Operation>>,
+    /// They are being started.
+    starting: bool,
     pub(super) watches: BTreeMap<u64, Watch>,
     pub(super) events: VecDeque<Event>,
     pub(super) dirty: VecDeque<i32>,
@@ -60,6 +65,7 @@ impl Objecter {
     pub fn new(config: Config) -> Self {
         Self {
             routes: Routes::new(&config),
+            admission: Admission::new(config.max_ops, config.max_bytes),
             config,
             map_broken: false,
             map_usable: 0,
@@ -72,7 +78,8 @@ impl Objecter {
             last_connection: 0,
             ops: BTreeMap::new(),
             last_tid: 0,
-            in_flight: (0, 0),
+            waiting: BTreeMap::new(),
+            starting: false,
             watches: BTreeMap::new(),
             events: VecDeque::new(),
             dirty: VecDeque::new(),
@@ -92,15 +99,32 @@ impl Objecter {
     /// How many operations are in flight, and their bytes.
     #[must_use]
     pub const fn in_flight(&self) -> (usize, u64) {
-        self.in_flight
+        self.admission.in_flight()
     }
 
-    /// What each operation in flight waits for, by its number.
+    /// How many operations of a share may wait for their turn.
+    #[must_use]
+    pub const fn max_waiting(&self) -> usize {
+        self.config.max_waiting
+    }
+
+    /// A share of what may be in flight, for one who is not to be stopped by others.
+    pub fn open_share(&mut self) -> ShareId {
+        self.admission.open()
+    }
+
+    /// Gives a share back. What is in flight of it goes on.
+    pub fn close_share(&mut self, share: ShareId) {
+        self.admission.close(share);
+    }
+
+    /// What each operation waits for, by its number.
     #[must_use]
     pub fn waiting(&self) -> Vec<(u64, Place, &'static str)> {
         let waits = |op: &Operation| (self.place(&op.request), op.waits_for());
         let of = |(&tid, (place, what))| (tid, place, what);
-        self.ops.iter().map(|(tid, op)| of((tid, waits(op)))).collect()
+        let all = self.ops.iter().chain(&self.waiting);
+        all.map(|(tid, op)| of((tid, waits(op)))).collect()
     }
 
     /// How many sessions with OSDs there are.
@@ -115,33 +139,68 @@ impl Objecter {
         self.watches.len()
     }
 
-    /// Takes an operation, and gives its number, which is greater than those of all before.
+    /// Takes an operation, and gives its number, which is greater than those of all before. If as much is in flight as may be,
+    /// it waits for its turn.
     ///
     /// # Errors
-    /// The request, if as much is in flight as may be: submit it again when an operation has ended.
+    /// The request, if [`Config::max_waiting`] wait already: submit it again when an operation has ended.
     pub fn submit(
         &mut self,
         now: Instant,
         request: OsdRequest,
         deadline: Option<Instant>,
     ) -> std::result::Result<u64, Box<OsdRequest>> {
-        self.submit_as(now, request, deadline, Purpose::Caller)
+        self.submit_as(now, ShareId::default(), request, deadline, Purpose::Caller)
+    }
+
+    /// The same, of one who has a [share](Self::open_share).
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn submit_shared(
+        &mut self,
+        now: Instant,
+        share: ShareId,
+        request: OsdRequest,
+        deadline: Option<Instant>,
+    ) -> std::result::Result<u64, Box<OsdRequest>> {
+        self.submit_as(now, share, request, deadline, Purpose::Caller)
     }
 
     pub(super) fn submit_as(
         &mut self,
         now: Instant,
+        share: ShareId,
         request: OsdRequest,
         deadline: Option<Instant>,
         purpose: Purpose,
     ) -> std::result::Result<u64, Box<OsdRequest>> {
-        let op = Box::new(Operation::new(request, purpose, deadline));
-        let (ops, bytes) = (self.in_flight.0 + 1, self.in_flight.1 + op.budget);
-        if ops > self.config.max_ops || ops > 1 && bytes > self.config.max_bytes {
-            return Err(Box::new(op.into_request()));
+        if self.admission.waiting(share) >= self.config.max_waiting {
+            return Err(Box::new(request));
         }
-        self.in_flight = (ops, bytes);
-        Ok(self.take(now, op))
+        let mut op = Box::new(Operation::new(request, purpose, deadline));
+        op.share = share;
+        let tid = self.number(&op);
+        if self.admission.submit(share, tid, op.budget) {
+            self.start(now, tid, op);
+        } else {
+            self.waiting.insert(tid, op);
+        }
+        Ok(tid)
+    }
+
+    /// Starts operations whose turn it is.
+    fn start_waiting(&mut self, now: Instant) {
+        // One that ends at once makes room for the next, which is started by the loop that runs already.
+        if std::mem::replace(&mut self.starting, true) {
+            return;
+        }
+        while let Some(tid) = self.admission.next() {
+            if let Some(op) = self.waiting.remove(&tid) {
+                self.start(now, tid, op);
+            }
+        }
+        self.starting = false;
     }
 
     /// Takes an operation of this side's own, which is bounded by the number of watches.
@@ -152,7 +211,10 @@ impl Objecter {
         deadline: Option<Instant>,
         purpose: Purpose,
     ) -> u64 {
-        self.take(now, Box::new(Operation::new(request, purpose, deadline)))
+        let op = Box::new(Operation::new(request, purpose, deadline));
+        let tid = self.number(&op);
+        self.start(now, tid, op);
+        tid
     }
 
     /// The number that the next operation gets.
@@ -160,17 +222,20 @@ impl Objecter {
         self.last_tid + 1
     }
 
-    fn take(&mut self, now: Instant, op: Box<Operation>) -> u64 {
+    /// Gives an operation its number.
+    fn number(&mut self, op: &Operation) -> u64 {
         self.last_tid += 1;
-        let tid = self.last_tid;
         if let Some(deadline) = op.deadline {
             self.ops_wake_at(deadline);
         }
+        self.last_tid
+    }
+
+    fn start(&mut self, now: Instant, tid: u64, op: Box<Operation>) {
         self.ops.insert(tid, op);
         if self.routes.map.epoch() > 0 {
             self.route(now, tid, Sensitivity::Primary, false);
         }
-        tid
     }
 
     /// Looks where an operation is to go, and sends it if that changed, or `again`.
@@ -286,6 +351,9 @@ impl Objecter {
 
     /// Gives up an operation: its request, unless it ended already. One that was sent may still be done.
     pub fn cancel(&mut self, now: Instant, tid: u64) -> Option<OsdRequest> {
+        if self.waiting.contains_key(&tid) {
+            return self.remove(now, tid).map(|op| op.into_request());
+        }
         match self.ops.get(&tid)?.purpose {
             Purpose::Unwatch => return self.unwatch_alone(now, tid),
             purpose if purpose.is_callers() => {}
@@ -296,13 +364,18 @@ impl Objecter {
 
     /// Takes an operation out.
     pub(super) fn remove(&mut self, now: Instant, tid: u64) -> Option<Box<Operation>> {
-        let op = self.ops.remove(&tid)?;
-        if op.purpose.is_bounded() {
-            self.in_flight.0 -= 1;
-            self.in_flight.1 -= op.budget;
+        if let Some(op) = self.waiting.remove(&tid) {
+            self.admission.forget(op.share, tid);
+            self.start_waiting(now);
+            return Some(op);
         }
+        let op = self.ops.remove(&tid)?;
         if let Some(session) = op.osd.and_then(|osd| self.sessions.get_mut(&osd)) {
             leave(session, now, &mut self.wake);
+        }
+        if op.purpose.is_bounded() {
+            self.admission.ended(op.share, op.budget);
+            self.start_waiting(now);
         }
         Some(op)
     }

@@ -47,9 +47,14 @@ impl Objecter {
 
     fn expire_ops(&mut self, now: Instant) {
         let late = |op: &Operation| op.deadline.is_some_and(|at| at <= now);
-        let all = self.ops.iter();
+        let all = self.waiting.iter().chain(&self.ops);
         let tids: Vec<_> = all.filter(|(_, op)| late(op)).map(|(&tid, _)| tid).collect();
         for tid in tids {
+            if self.waiting.contains_key(&tid) {
+                const DOING: &str = "waiting for operations before";
+                self.fail(now, tid, Error::new(DOING, ErrorKind::TimedOut));
+                continue;
+            }
             let Some(op) = self.ops.get(&tid) else { continue };
             let session = op.osd.and_then(|osd| self.sessions.get(&osd));
             let trouble = session.and_then(|session| session.trouble.clone());
@@ -59,7 +64,8 @@ impl Objecter {
                 None => self.fail(now, tid, error),
             }
         }
-        self.ops_wake = self.ops.values().filter_map(|op| op.deadline).min();
+        let all = self.ops.values().chain(self.waiting.values());
+        self.ops_wake = all.filter_map(|op| op.deadline).min();
     }
 
     fn expire_session(&mut self, now: Instant, osd: i32) {
