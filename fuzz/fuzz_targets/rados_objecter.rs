@@ -9,7 +9,7 @@ use blockyard_rados::auth::{Credentials, Identity, MonitorAuth, Random, ServiceA
 use blockyard_rados::encoding::{AddrType, EntityAddr, EntityType, Fsid, ObjectLocator};
 use blockyard_rados::mon::OsdMaps;
 use blockyard_rados::msgr::{AuthMethod, ConnectionMode, Session, ceph_crc32c};
-use blockyard_rados::objecter::{Addressed, Config, ConnectionId, Event, Objecter};
+use blockyard_rados::objecter::{Addressed, Config, ConnectionId, Event, Objecter, ShareId};
 use blockyard_rados::osd::{Op, OpFlags, OsdRequest};
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ fuzz_target!(|data: &[u8]| {
         let request = OsdRequest::new(locator.clone(), object, vec![Op::read(0, 10)]);
         client.objecter.submit(now, request, None).expect("there is room");
     }
-    let watched = Addressed { locator: &locator, object: b"a", flags: OpFlags::empty() };
+    let watched = Addressed { locator: &locator, object: b"a", flags: OpFlags::empty(), share: ShareId::default() };
     client.objecter.watch(now, &watched, None, None).expect("there is room");
     let mut rest = data;
     while let Some((&[kind, a, b], more)) = rest.split_first_chunk() {

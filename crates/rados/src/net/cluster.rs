@@ -32,8 +32,10 @@ struct Tasks {
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        self.pump.abort();
-        self.engine.shut_down();
+        if !self.engine.part() {
+            self.pump.abort();
+            self.engine.shut_down();
+        }
     }
 }
 
@@ -84,9 +86,8 @@ impl Cluster {
         let supported = features::SUPPORTED;
         let mon = mon::Config { monitors: config.monitors, seed: nonce.into(), nonce, supported };
         let objecter = objecter::Config {
-            // Permits are what bounds operations here: the machine's own bounds are only met by what is never permitted.
-            max_ops: usize::MAX,
-            max_bytes: u64::MAX,
+            max_ops: config.max_ops.max(1),
+            max_bytes: config.max_bytes.max(1),
             location: config.location,
             seed: nonce.into(),
             ..objecter::Config::default()
@@ -97,7 +98,7 @@ impl Cluster {
         let machine =
             cluster::Config { mon, objecter, osd_modes: config.osd_modes, random: fill_random };
         let client = Client::new(machine, auth, Instant::now())?;
-        let engine = Engine::new(client, config.max_ops, config.max_bytes);
+        let engine = Engine::new(client);
         let pump = tokio::spawn(Arc::clone(&engine).pump()).abort_handle();
         let tasks = Tasks { engine: Arc::clone(&engine), pump };
         let cluster = Self {

@@ -14,16 +14,16 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep_until};
 
 use super::watch::{Told, Watcher};
 
-/// Bytes that one permit stands for: a semaphore counts no higher than 2^61, and requests in less than that.
-pub(super) const PERMIT_BYTES: u64 = 4096;
 /// Monitors, and OSDs, whose trouble is kept.
 const MAX_TROUBLES: usize = 64;
+/// How long a client that nobody needs any more waits for OSDs to hear that its watches are over.
+const PARTING: Duration = Duration::from_secs(5);
 /// How long the timer sleeps if nothing is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
@@ -44,6 +44,8 @@ pub(super) struct State {
     connected: bool,
     /// Why the newest map cannot be used.
     map_trouble: Option<Error>,
+    /// Nobody has a part of the cluster any more: OSDs are told of the end of watches, until this time at most.
+    parting: Option<Instant>,
     /// Wakes the task that sends and keeps time, which looks at all of this under the lock.
     pump: Option<Waker>,
     /// When that task wakes by itself.
@@ -60,9 +62,6 @@ pub(super) enum Came<'a> {
 /// The machine, shared.
 pub(super) struct Engine {
     pub state: Mutex<State>,
-    pub ops_permits: Semaphore,
-    pub byte_permits: Semaphore,
-    pub max_byte_permits: u32,
     /// The epoch of the map in use, 0 before there is one.
     epoch: watch::Sender<u32>,
 }
@@ -108,6 +107,11 @@ impl State {
         }
     }
 
+    /// No OSD is to hear of the end of a watch.
+    fn has_parted(&self) -> bool {
+        self.client.objecter().unwatching() == 0
+    }
+
     /// The error of everybody when the client is refused.
     fn check(&self) -> Result<()> {
         self.refused.clone().map_or(Ok(()), Err)
@@ -125,7 +129,7 @@ impl State {
 }
 
 impl Engine {
-    pub(super) fn new(client: Client, max_ops: usize, max_bytes: u64) -> Arc<Self> {
+    pub(super) fn new(client: Client) -> Arc<Self> {
         let state = State {
             client,
             ops: HashMap::new(),
@@ -137,17 +141,11 @@ impl Engine {
             refusing_osds: BTreeSet::new(),
             connected: false,
             map_trouble: None,
+            parting: None,
             pump: None,
             due: Instant::now() + NOTHING_DUE,
         };
-        let bytes = u32::try_from(max_bytes / PERMIT_BYTES).unwrap_or(u32::MAX).max(1);
-        Arc::new(Self {
-            state: Mutex::new(state),
-            ops_permits: Semaphore::new(max_ops.clamp(1, Semaphore::MAX_PERMITS)),
-            byte_permits: Semaphore::new(bytes as usize),
-            max_byte_permits: bytes,
-            epoch: watch::Sender::new(0),
-        })
+        Arc::new(Self { state: Mutex::new(state), epoch: watch::Sender::new(0) })
     }
 
     /// Sends and keeps time, until it is aborted.
@@ -171,6 +169,12 @@ impl Engine {
             self.obey(&mut state, now);
             self.transmit(&mut state);
             let due = state.client.deadline().unwrap_or(now + NOTHING_DUE);
+            let due = state.parting.map_or(due, |until| due.min(until));
+            if state.parting.is_some_and(|until| until <= now || state.has_parted()) {
+                drop(state);
+                self.shut_down();
+                return Poll::Ready(());
+            }
             // A timer that goes off early costs less than one that is set for each request.
             if due < state.due || sleep.is_elapsed() {
                 state.due = due;
@@ -268,7 +272,8 @@ impl Engine {
             Came::Rest(rest) => state.client.give_back(now, connection, rest),
         }
         self.obey(&mut state, now);
-        if state.client.has_output() || state.client.deadline().is_some_and(|due| due < state.due) {
+        let due = state.client.deadline().is_some_and(|due| due < state.due);
+        if due || state.client.has_output() || state.parting.is_some() {
             state.wake_pump();
         }
         state.client.lend(connection)
@@ -295,6 +300,18 @@ impl Engine {
             self.obey(&mut state, now);
             state.wake_pump();
         }
+    }
+
+    /// Nobody has a part of the cluster any more. Whether OSDs have to hear of the end of watches first: the pump then closes
+    /// all streams when they have, or after a while.
+    pub(super) fn part(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.has_parted() {
+            return false;
+        }
+        state.parting = Some(Instant::now() + PARTING);
+        state.wake_pump();
+        true
     }
 
     /// Closes all streams: nobody has a part of the cluster any more.
@@ -340,15 +357,17 @@ impl Engine {
         Error::new(doing, kind)
     }
 
-    /// Does an operation, whose turn it is.
+    /// Does an operation, when it is its turn.
     pub(super) async fn perform(
         &self,
         submit: impl FnOnce(&mut Client, Instant) -> std::result::Result<u64, Box<OsdRequest>>,
     ) -> Result<Box<Completion>> {
-        // Permits are what bounds operations: the machine takes whatever has one.
-        let gone = Error::new("submitting an operation", ErrorKind::Cancelled);
+        const DOING: &str = "submitting an operation";
         let done = self.perform_if(|client, now| submit(client, now).ok()).await?;
-        done.ok_or(gone)
+        done.ok_or_else(|| {
+            let limit = self.state.lock().client.objecter().max_waiting() as u64;
+            Error::too_big(DOING, "operations that wait", limit + 1, limit)
+        })
     }
 
     /// Does an operation, if there is one to be done.

@@ -1,12 +1,13 @@
 //! A pool, and how its objects are to be read and written.
 
 use super::cluster::{Cluster, Placement};
-use super::engine::PERMIT_BYTES;
+use super::engine::Engine;
 use crate::encoding::{NOSNAP, ObjectLocator, ObjectName, SNAPDIR, Utime};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::objecter::ShareId;
 use crate::osd::{Op, OpCode, OpFlags, OpResult, OsdRequest, Reply, SnapContext};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::SemaphorePermit;
 
 /// Who answers reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,12 +32,34 @@ pub struct Pool {
     reads: ReadPolicy,
     pub(super) flags: OpFlags,
     timeout: Option<Duration>,
+    share: Arc<Share>,
+}
+
+/// A pool's part of what may be in flight; its clones, and what `with_...` makes of it, have it together.
+struct Share {
+    engine: Arc<Engine>,
+    id: ShareId,
+}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.id)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.engine.state.lock().client.objecter_mut().close_share(self.id);
+    }
 }
 
 impl Pool {
     pub(super) fn new(cluster: Cluster, id: i64) -> Self {
+        let engine = Arc::clone(&cluster.engine);
+        let share = engine.state.lock().client.objecter_mut().open_share();
         Self {
             timeout: cluster.op_timeout,
+            share: Arc::new(Share { engine, id: share }),
             cluster,
             locator: ObjectLocator::new(id, ""),
             snap: NOSNAP,
@@ -166,18 +189,12 @@ impl Pool {
 
     /// Submits a request when it is its turn.
     pub(super) async fn submit(&self, request: OsdRequest) -> Result<Reply> {
-        let deadline = self.deadline();
+        let (deadline, share) = (self.deadline(), self.share());
         let engine = &self.cluster.engine;
-        let bytes: u64 = request.ops.iter().map(Op::budget).sum();
-        let permits = self.permits(bytes);
-        let (_op, _bytes) = match deadline {
-            None => permits.await?,
-            Some(at) => tokio::time::timeout_at(at.into(), permits)
-                .await
-                .map_err(|_| Error::new("waiting for operations before", ErrorKind::TimedOut))??,
-        };
         let done = engine
-            .perform(|client, now| client.objecter_mut().submit(now, request, deadline))
+            .perform(|client, now| {
+                client.objecter_mut().submit_shared(now, share, request, deadline)
+            })
             .await?;
         let reply = done.result?;
         if reply.result < 0 {
@@ -187,19 +204,8 @@ impl Pool {
         Ok(reply)
     }
 
-    /// Waits for a place among the operations in flight, in order.
-    pub(super) async fn permits(
-        &self,
-        bytes: u64,
-    ) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>)> {
-        let engine = &self.cluster.engine;
-        let closed = |_| Error::new("waiting for operations before", ErrorKind::Cancelled);
-        let op = engine.ops_permits.acquire().await.map_err(closed)?;
-        // One alone may have more than there are permits for.
-        let permits = (bytes / PERMIT_BYTES).min(engine.max_byte_permits.into());
-        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
-        let bytes = engine.byte_permits.acquire_many(permits).await.map_err(closed)?;
-        Ok((op, bytes))
+    pub(super) fn share(&self) -> ShareId {
+        self.share.id
     }
 }
 

@@ -84,7 +84,8 @@ impl Watcher {
 
 impl Pool {
     fn addressed<'a>(&'a self, object: &'a [u8]) -> Addressed<'a> {
-        Addressed { locator: &self.locator, object, flags: self.flags }
+        let (locator, flags, share) = (&self.locator, self.flags, self.share());
+        Addressed { locator, object, flags, share }
     }
 
     /// Watches an object, which has to be there. The OSD drops a watcher that it does not hear of for `timeout` (rounded up to
@@ -129,7 +130,6 @@ impl Pool {
     ) -> Result<NotifyAnswers> {
         let engine = &self.cluster.engine;
         let deadline = self.deadline();
-        let _permits = self.permits(payload.len() as u64).await?;
         let done = engine
             .perform(|client, now| {
                 let objecter = client.objecter_mut();

@@ -13,6 +13,8 @@ pub struct Config {
     pub max_ops: usize,
     /// Most bytes that they send and ask for; one operation alone may have more (`objecter_inflight_op_bytes`).
     pub max_bytes: u64,
+    /// Most operations of a share that wait until they may be in flight.
+    pub max_waiting: usize,
     /// Most watches.
     pub max_watches: usize,
     /// Where the client is, for reads from a near OSD: types and names of buckets, such as `host` `a` (`crush_location`).
@@ -28,6 +30,7 @@ impl Default for Config {
             nonce: 1,
             max_ops: 1024,
             max_bytes: 100 << 20,
+            max_waiting: 1 << 16,
             max_watches: 4096,
             location: Vec::new(),
             seed: 0,

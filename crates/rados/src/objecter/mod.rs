@@ -11,11 +11,13 @@
 //! - Every operation that was taken ends once: in [`Event::Completed`], or in [`Objecter::cancel`]'s hands.
 //! - A write that was acknowledged was done once. One that ended in an error after it was sent was done once or not at
 //!   all: OSDs know requests that come again by the client's number and the operation's.
-//! - Writes to one object are done in the order in which they were submitted. One with
+//! - Writes to one object of one [share](Objecter::open_share) are done in the order in which they were submitted. One with
 //!   [`OpFlags::FULL_TRY`](crate::osd::OpFlags::FULL_TRY) does not wait for space, and thus for no others. Reads are in
 //!   order with writes unless they go to replicas, or the cluster is paused for one kind only.
-//! - No more operations and bytes are in flight than [`Config`] says; what is too much is given back.
+//! - No more operations and bytes are in flight than [`Config`] says, but that each share may have one; others wait for their
+//!   turn, and one share does not stop another. What is too much to wait is given back.
 
+mod admission;
 mod config;
 mod event;
 mod machine;
@@ -24,8 +26,11 @@ mod operation;
 mod replies;
 mod routes;
 mod session;
+mod streams;
+mod timers;
 mod watches;
 
+pub use admission::ShareId;
 pub use config::Config;
 pub use event::{Completion, ConnectionId, Event, Notification};
 pub use machine::Objecter;

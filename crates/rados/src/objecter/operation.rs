@@ -1,5 +1,6 @@
 //! An operation in flight.
 
+use super::admission::ShareId;
 use super::event::ConnectionId;
 use super::routes::Aim;
 use crate::encoding::{Hobject, NOSNAP, ObjectLocator, ObjectName};
@@ -53,6 +54,8 @@ pub(super) struct Operation {
     pub request: OsdRequest,
     pub purpose: Purpose,
     pub deadline: Option<Instant>,
+    /// Whose part of what may be in flight it takes.
+    pub share: ShareId,
     /// Bytes that it may have in flight.
     pub budget: u64,
     /// What the operations say of reading and writing.
@@ -83,6 +86,7 @@ impl Operation {
             request,
             purpose,
             deadline,
+            share: ShareId::default(),
             aim: Aim::default(),
             osd: None,
             sent: None,

@@ -1,5 +1,6 @@
 //! Watches, which outlive sessions and maps, and notifications (ceph: `Objecter::LingerOp`).
 
+use super::admission::ShareId;
 use super::event::{Event, Notification};
 use super::machine::Objecter;
 use super::operation::{Operation, Purpose};
@@ -70,6 +71,8 @@ pub struct Addressed<'a> {
     pub object: &'a [u8],
     /// Flags, such as [`OpFlags::FULL_TRY`].
     pub flags: OpFlags,
+    /// Whose operations about it are.
+    pub share: ShareId,
 }
 
 impl Addressed<'_> {
@@ -161,8 +164,9 @@ impl Objecter {
         self.submit_own(now, request, deadline, Purpose::Acknowledge);
     }
 
-    /// Tells all watchers of an object, and waits for their answers at most for `timeout`, rounded up to whole seconds. It ends as any operation; the
-    /// data of the one result is what `notify` of Ceph gives: the answers, then those who did not answer.
+    /// Tells all watchers of an object, and waits for their answers at most for `timeout`, rounded up to whole seconds. It
+    /// ends as any operation; the data of the one result is what `notify` of Ceph gives: the answers, then those who did
+    /// not answer.
     ///
     /// # Errors
     /// If as much is in flight as may be.
@@ -176,7 +180,7 @@ impl Objecter {
     ) -> std::result::Result<u64, Box<OsdRequest>> {
         let op = Op::notify(self.next_tid(), payload, rounded(timeout));
         let request = object.request(op);
-        self.submit_as(now, request, deadline, Purpose::Notify(None))
+        self.submit_as(now, object.share, request, deadline, Purpose::Notify(None))
     }
 
     /// Takes a watch out, with what is on its way for it.

@@ -12,7 +12,7 @@ use blockyard_rados::error::ErrorKind;
 use blockyard_rados::features;
 use blockyard_rados::mon;
 use blockyard_rados::msgr::{AuthMethod, ConnectionMode};
-use blockyard_rados::objecter::{self, Addressed, Completion, ConnectionId};
+use blockyard_rados::objecter::{self, Addressed, Completion, ConnectionId, ShareId};
 use blockyard_rados::osd::{NotifyAnswers, Op, OpFlags, OsdRequest};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// Most operations in flight.
 pub(crate) const MAX_OPS: usize = 24;
+/// Most that wait for their turn.
+const MAX_WAITING: usize = 8;
 pub(crate) const OBJECTS: u64 = 6;
 /// A pool that never was.
 const NO_POOL: i64 = 77;
@@ -82,6 +84,7 @@ impl ClientSim {
             objecter: objecter::Config {
                 max_ops: MAX_OPS,
                 max_bytes: 1 << 20,
+                max_waiting: MAX_WAITING,
                 seed: rng.next(),
                 ..objecter::Config::default()
             },
@@ -411,7 +414,8 @@ impl World {
         let locator = ObjectLocator::new(pool, "");
         let machine = self.clients[client].machine.objecter_mut();
         let name = (pool, object.to_owned());
-        let object = Addressed { locator: &locator, object: object.as_bytes(), flags };
+        let share = ShareId::default();
+        let object = Addressed { locator: &locator, object: object.as_bytes(), flags, share };
         let watch = machine.watch(now, &object, None, deadline).unwrap();
         self.clients[client].watches.insert(watch, (name, false));
     }
@@ -428,7 +432,8 @@ impl World {
         let machine = self.clients[client].machine.objecter_mut();
         let timeout = Duration::from_secs(5);
         let flags = OpFlags::empty();
-        let object = Addressed { locator: &locator, object: object.as_bytes(), flags };
+        let share = ShareId::default();
+        let object = Addressed { locator: &locator, object: object.as_bytes(), flags, share };
         if let Ok(tid) = machine.notify(now, &object, b"news", timeout, deadline) {
             self.clients[client].pending.insert(tid, Pending::Notify);
         }

@@ -1,7 +1,10 @@
 //! Sessions with OSDs that are slow, or away for a while.
 
-use crate::world::OSDS;
-use crate::{QUIET, calm, for_few_seeds, run};
+use crate::clients::{Fate, Pending};
+use crate::world::{OSDS, World};
+use crate::{QUIET, calm, for_few_seeds, pass, run};
+use blockyard_rados::encoding::ObjectLocator;
+use blockyard_rados::osd::{Op, OsdRequest};
 use std::time::Duration;
 
 /// One that the map says is up, and that reads nothing for a minute, is busy: to send everything again would not help it.
@@ -107,4 +110,38 @@ fn a_refusal_of_an_osd_is_in_the_error_of_who_waited() {
     world.pump(0);
     run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
     assert_eq!(world.clients[0].counts["timed out"], 1);
+}
+
+/// One whose placement group does not answer is not to stop all others.
+#[test]
+fn a_share_that_does_not_get_on_stops_no_other() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        let now = world.instant();
+        let objecter = world.clients[0].machine.objecter_mut();
+        let (blocked, free) = (objecter.open_share(), objecter.open_share());
+        // It is written to a pool that takes no writes, as much as may wait too.
+        world.change_map(|model| model.pools.get_mut(&1).unwrap().flags = 2);
+        pass(&mut world, Duration::from_secs(5));
+        let write = |world: &mut World, share, pool| {
+            let locator = ObjectLocator::new(pool, "");
+            let op = Op::write(0, vec![1; 8].into());
+            let request = OsdRequest::new(locator, "object1", vec![op]);
+            let objecter = world.clients[0].machine.objecter_mut();
+            objecter.submit_shared(now, share, request, None).ok()
+        };
+        let mut given_up: Vec<_> = (0..30).filter_map(|_| write(&mut world, blocked, 1)).collect();
+        assert!(world.clients[0].machine.objecter().in_flight().0 < crate::clients::MAX_OPS);
+        for _ in 0..20 {
+            let tid = write(&mut world, free, 2).unwrap();
+            world.clients[0].pending.insert(tid, Pending::Write { id: 0 });
+            world.clients[0].writes.push(((2, "object1".to_owned()), 0, Fate::Open));
+            world.pump(0);
+            run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        }
+        let objecter = world.clients[0].machine.objecter_mut();
+        given_up.retain(|&tid| objecter.cancel(now, tid).is_none());
+        assert!(given_up.is_empty());
+        assert_eq!(objecter.in_flight(), (0, 0));
+    });
 }

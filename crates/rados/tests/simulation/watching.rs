@@ -4,7 +4,7 @@ use crate::clients::Pending;
 use crate::world::{self, World};
 use crate::{QUIET, calm, for_few_seeds, maps, pass, run, store};
 use blockyard_rados::encoding::ObjectLocator;
-use blockyard_rados::objecter::Addressed;
+use blockyard_rados::objecter::{Addressed, ShareId};
 use blockyard_rados::osd::OpFlags;
 use std::time::Duration;
 
@@ -262,7 +262,8 @@ fn a_watch_may_have_a_time_out_below_a_second() {
     for timeout in [Duration::ZERO, Duration::from_millis(1)] {
         let (now, locator) = (world.instant(), ObjectLocator::new(1, ""));
         let flags = OpFlags::empty();
-        let object = Addressed { locator: &locator, object: b"watched", flags };
+        let share = ShareId::default();
+        let object = Addressed { locator: &locator, object: b"watched", flags, share };
         let objecter = world.clients[0].machine.objecter_mut();
         let watch = objecter.watch(now, &object, Some(timeout), None).unwrap();
         world.clients[0].watches.insert(watch, ((1, "watched".to_owned()), false));
