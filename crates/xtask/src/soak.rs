@@ -59,6 +59,12 @@ const SOAKS: &[Soak] = &[
         amount: &[("BLOCKYARD_SEEDS", "1000")],
     },
     Soak {
+        name: "object-store",
+        about: "the store of objects in a directory, whose power is cut at every point",
+        tests: &["-p", "blockyard-rbd", "--lib", "survives_a_power_cut"],
+        amount: &[("BLOCKYARD_SEEDS", "10000")],
+    },
+    Soak {
         name: "ceph",
         about: "a real cluster whose daemons are killed under a verified load",
         tests: &["-p", "blockyard-rados", "--test", "cluster_faults"],
