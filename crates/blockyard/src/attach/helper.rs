@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::{fs, io};
 
-use crate::control::pass_runtime_dir;
+use crate::api::pass_runtime_dir;
 
 /// The program that runs, whatever has become of the file that it was started from.
 const RUNNING: &str = "/proc/self/exe";
