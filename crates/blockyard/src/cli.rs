@@ -24,7 +24,7 @@ Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: 
 64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
 
 /// The commands that take the URIs of disks.
-const WITH_URIS: [&str; 11] = [
+const WITH_URIS: [&str; 12] = [
     "serve",
     "attach",
     "vhost-user-blk",
@@ -36,6 +36,7 @@ const WITH_URIS: [&str; 11] = [
     "map",
     "check",
     "run",
+    "add",
 ];
 
 /// The command line, with what the kinds of disks say of themselves in its help.
@@ -136,6 +137,10 @@ pub enum Command {
     List(ListArgs),
     /// Change a disk while it is used: make it larger, or read-only.
     Set(SetArgs),
+    /// Open a disk in a daemon that runs, serve it by NBD, and print its name. Who uses its other disks notices nothing.
+    Add(AddArgs),
+    /// Take a disk from a daemon that runs: what its clients have asked for is answered, and it is flushed.
+    Remove(RemoveArgs),
     /// Show what a disk is and what it can do.
     Info(InfoArgs),
     /// Put load on a disk and measure it.
@@ -429,6 +434,45 @@ pub struct SetArgs {
     /// Also make it smaller: what is past the new end is out of reach for those who use it.
     #[arg(long)]
     pub shrink: bool,
+    /// Write it to the yard.toml of the daemon, too.
+    #[arg(long)]
+    pub save: bool,
+}
+
+/// `add`.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// The disk.
+    pub uri: String,
+    /// What it is called, and its exports; made from the URI without.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The daemon, where several run.
+    #[arg(long, value_name = "PID")]
+    pub daemon: Option<u32>,
+    /// Let nobody change the disk.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Be the disk of a virtual machine at this unix socket.
+    #[arg(long, value_name = "SOCKET")]
+    pub vhost_user_blk: Option<PathBuf>,
+    /// Do not serve it by NBD.
+    #[arg(long)]
+    pub no_nbd: bool,
+    /// Write it to the yard.toml of the daemon, too.
+    #[arg(long)]
+    pub save: bool,
+}
+
+/// `remove`.
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// The disk's name, as list shows it; PID:NAME where several daemons have one of that name.
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+    /// Take it out of the yard.toml of the daemon, too.
+    #[arg(long)]
+    pub save: bool,
 }
 
 /// `info`.

@@ -3,10 +3,13 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::text::term::plain;
 
 /// What kind of thing went wrong; it decides the exit code of the command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// What the user wrote cannot be: a URI, an option, a configuration.
     Usage,
@@ -31,13 +34,6 @@ impl ErrorKind {
             Self::Busy => 75,
             Self::NotPermitted => 77,
         }
-    }
-
-    /// What ends with an exit code: [`ErrorKind::Failed`] for those that are none of ours.
-    #[must_use]
-    pub fn of_exit_code(code: u8) -> Self {
-        let kinds = [Self::Usage, Self::Unavailable, Self::Busy, Self::NotPermitted];
-        kinds.into_iter().find(|kind| kind.exit_code() == code).unwrap_or(Self::Failed)
     }
 }
 
@@ -100,6 +96,26 @@ impl Error {
         }
     }
 
+    /// Its causes, one once where a layer repeats it, and all that can be done.
+    #[must_use]
+    pub fn told(&self) -> (Vec<String>, Vec<String>) {
+        let mut said = self.to_string();
+        let mut causes = Vec::new();
+        let mut helps: Vec<String> = self.remedy().into_iter().map(str::to_owned).collect();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            let text = cause.to_string();
+            if !said.contains(&text) {
+                causes.push(text.clone());
+            }
+            let remedy = cause.downcast_ref::<Self>().and_then(Self::remedy);
+            helps.extend(remedy.map(str::to_owned));
+            said = text;
+            next = cause.source();
+        }
+        (causes, helps)
+    }
+
     /// The kind, to match on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -157,52 +173,15 @@ impl StdError for Error {
 
 /// The whole chain on lines of their own, a cause once where a layer repeats it, and what to do at the end.
 pub fn describe(error: &Error, out: &mut impl fmt::Write) -> fmt::Result {
-    let mut said = error.to_string();
-    out.write_str(&plain(&said))?;
-    let mut help: Vec<&str> = error.remedy().into_iter().collect();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let text = cause.to_string();
-        if !said.contains(&text) {
-            write!(out, "\n  because: {}", plain(&text))?;
-        }
-        if let Some(remedy) = cause.downcast_ref::<Error>().and_then(Error::remedy) {
-            help.push(remedy);
-        }
-        said = text;
-        next = cause.source();
+    out.write_str(&plain(&error.to_string()))?;
+    let (causes, helps) = error.told();
+    for cause in causes {
+        write!(out, "\n  because: {}", plain(&cause))?;
     }
-    for help in help {
-        write!(out, "\n  help: {}", plain(help))?;
+    for help in helps {
+        write!(out, "\n  help: {}", plain(&help))?;
     }
     Ok(())
-}
-
-/// The error that another process has described, line by line.
-pub(crate) fn described(kind: ErrorKind, text: &str) -> Error {
-    let mut lines = text.lines();
-    let what = lines.next().unwrap_or_default();
-    let (mut causes, mut helps) = (Vec::new(), Vec::new());
-    for line in lines {
-        match (line.strip_prefix("  because: "), line.strip_prefix("  help: ")) {
-            (Some(cause), _) => causes.push(cause),
-            (_, Some(help)) => helps.push(help),
-            (None, None) => causes.push(line),
-        }
-    }
-    let inner = causes.into_iter().rev().fold(None, |inner: Option<Error>, cause| {
-        let error = Error::new(kind, cause);
-        Some(match inner {
-            Some(inner) => error.caused_by(inner),
-            None => error,
-        })
-    });
-    let mut error = Error::new(kind, what);
-    error.help = (!helps.is_empty()).then(|| helps.join("; "));
-    match inner {
-        Some(inner) => error.caused_by(inner),
-        None => error,
-    }
 }
 
 #[cfg(test)]
@@ -221,19 +200,5 @@ mod tests {
             text,
             "cannot serve file:/x\n  because: opening /x\n  because: permission denied\n  help: run as root"
         );
-    }
-
-    #[test]
-    fn an_error_of_another_process_is_told_in_the_same_lines() {
-        let inner = Error::failed("inner\n  help: not ours").help("first");
-        let outer = Error::new(ErrorKind::Busy, "outer \x1b[2J").caused_by(inner);
-        let mut text = String::new();
-        describe(&outer, &mut text).unwrap();
-        let expected = "outer \\u{1b}[2J\n  because: inner\\n  help: not ours\n  help: first";
-        assert_eq!(text, expected);
-        let told = described(ErrorKind::Busy, &text);
-        let mut again = String::new();
-        describe(&told, &mut again).unwrap();
-        assert_eq!((again.as_str(), told.kind()), (expected, ErrorKind::Busy));
     }
 }

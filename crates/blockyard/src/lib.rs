@@ -2,11 +2,11 @@
 //! and what they are asked, disks of the kernel, tools for whole disks, and a load generator.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod attach;
 pub mod bench;
 pub mod cli;
 pub mod commands;
-pub mod control;
 pub mod daemon;
 pub mod disks;
 pub mod error;

@@ -11,13 +11,12 @@ use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::answers::{Answers, Reply};
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::kernel::{Attachment, Below, new_mark};
 use super::record::Record;
 use super::store::{Begun, Held, Store, forget_log};
 use super::{Wish, helper, launch, usage};
-use crate::control;
+use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::signals::Signals;
 use crate::disks::identity::DiskIdentity;
 use crate::disks::{DiskPlan, Value};
@@ -284,8 +283,8 @@ enum End {
 
 impl Attached {
     /// Listens to who asks, and puts it on record: in this order, as who finds it on record asks.
-    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<control::Server<Answers>> {
-        let control = control::Server::bind(Arc::new(self.answers(ask)))?;
+    async fn announce(&mut self, ask: mpsc::Sender<Reply>) -> Result<api::Server> {
+        let control = api::Server::bind(Arc::clone(&self.server.yard), Some(self.device(ask)))?;
         self.save().await?;
         self.begun = None;
         if let Some(before) = self.recovered.take() {
@@ -301,10 +300,9 @@ impl Attached {
         Ok(())
     }
 
-    fn answers(&self, ask: mpsc::Sender<Reply>) -> Answers {
+    fn device(&self, detach: mpsc::Sender<Reply>) -> Device {
         let record = &self.record;
-        Answers {
-            yard: Arc::clone(&self.server.yard),
+        Device {
             device: DeviceReport {
                 path: record.path(),
                 via: record.via.name().into(),
@@ -312,7 +310,7 @@ impl Attached {
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
             },
             mark: record.mark,
-            ask,
+            detach,
         }
     }
 

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
-use crate::control::pass_runtime_dir;
+use crate::api::pass_runtime_dir;
 use crate::error::ErrorKind;
 
 const POLL: Duration = Duration::from_millis(20);

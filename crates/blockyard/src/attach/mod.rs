@@ -3,7 +3,6 @@
 //! A disk that is attached has a daemon of its own, which holds the kernel's end of it. What it takes to go on
 //! with it, should the daemon die, is on record ([`record`]).
 
-mod answers;
 mod barriers;
 mod daemon;
 mod flushes;

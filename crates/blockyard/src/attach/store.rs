@@ -24,7 +24,7 @@ use blockyard_sys::lock::{self, Lock, LockError, LockKind};
 use rustix::fs::{FlockOperation, flock};
 
 use super::record::Record;
-use crate::control::{make_runtime_dir, runtime_dir};
+use crate::api::{make_runtime_dir, runtime_dir};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest record that is read.

@@ -11,12 +11,11 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, getppid, pidfd_open, set_parent_process_death_signal,
 };
 
+use crate::api::client::{Ask, ask_one, escaped};
 use crate::attach::record::Record;
 use crate::attach::store::{Store, Stored, Unreadable};
 use crate::attach::{self, Fate, LeftBehind, Order, Standing, Survey, Via, Wish, usage};
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
-use crate::control::Question;
-use crate::control::client::ask_one;
 use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, ErrorKind, Result};
@@ -355,7 +354,8 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     // It may end before its answer is through.
-    let question = Question::Detach { device: record.device.clone(), mark: record.mark };
+    let question =
+        Ask::delete(format!("/v1/devices/{}?mark={}", escaped(&record.device), record.mark));
     if let Ok(Some(answer)) = ask_one(record.pid, &question) {
         let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
         answer.accepted().map_err(failed)?;

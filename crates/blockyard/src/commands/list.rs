@@ -5,10 +5,10 @@ use std::path::Path;
 use blockyard_driver_nbd::TlsFiles;
 
 use super::{disk_uri, one_with_tls};
+use crate::api::client::{ask_all, values_of_all};
+use crate::api::runtime_dir;
 use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
-use crate::control::client::ask_all;
-use crate::control::{Answer, Question, runtime_dir};
 use crate::disks::describe::Offers;
 use crate::error::{Error, Result};
 use crate::text::{size, term};
@@ -27,18 +27,13 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
         let what = "files for TLS are given, but no NBD-URI of a server";
         return Err(Error::usage(what).help("write nbds://host"));
     }
-    for (wanted, question) in
-        [(args.diskstats, Question::Diskstats), (args.partitions, Question::Partitions)]
-    {
+    for (wanted, path) in [(args.diskstats, "/v1/diskstats"), (args.partitions, "/v1/partitions")] {
         if wanted {
-            return list_text(&question);
+            return list_text(path);
         }
     }
-    let daemons = ask_all(&Question::Report)?.into_iter().filter_map(|answer| match answer {
-        Answer::Report(daemon) => Some(*daemon),
-        _ => None,
-    });
-    let daemons: Vec<Daemon> = daemons.collect();
+    let daemons = values_of_all("/v1/daemon")?;
+    let daemons: Vec<Daemon> = daemons.into_iter().map(|(_, daemon)| daemon).collect();
     let survey = survey()?;
     if !args.json {
         return show(&daemons, &survey);
@@ -54,11 +49,10 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
     term::say_json(&all)
 }
 
-fn list_text(question: &Question) -> Result<()> {
-    for answer in ask_all(question)? {
-        if let Answer::Text(text) = answer {
-            term::say(text.trim_end_matches('\n'))?;
-        }
+fn list_text(path: &str) -> Result<()> {
+    for (_, answer) in ask_all(path)? {
+        let text = answer.accepted()?;
+        term::say(String::from_utf8_lossy(&text).trim_end_matches('\n'))?;
     }
     Ok(())
 }

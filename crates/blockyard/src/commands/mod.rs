@@ -1,11 +1,13 @@
 //! The commands: from the command line to a plan, from the plan to what is done.
 
+mod add;
 mod attach;
 mod bench;
 mod check;
 mod compare;
 mod copy;
 mod docs;
+mod found;
 mod info;
 mod interrupt;
 mod list;
@@ -34,7 +36,7 @@ pub const NO: u8 = 2;
 /// Whatever keeps it from being done.
 pub fn run(cli: Cli) -> Result<u8> {
     // Before anybody leaves the working directory. Whoever needs it says why there is none.
-    let _ = crate::control::runtime_dir();
+    let _ = crate::api::runtime_dir();
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
@@ -48,6 +50,8 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args).map(|()| 0),
         Command::List(args) => list::run(args).map(|()| 0),
         Command::Set(args) => set::run(&args).map(|()| 0),
+        Command::Add(args) => add::add(&args).map(|()| 0),
+        Command::Remove(args) => add::remove(&args).map(|()| 0),
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Rados(args) => rados::run(&args),

@@ -20,12 +20,11 @@ use command::Command;
 pub(crate) use ending::{FlushFailed, Losses};
 use signals::Signals;
 
-use crate::control;
-use crate::disks::OpenDisk;
+use crate::api;
 use crate::error::{Error, Result};
 use crate::exports::{self, Bound};
+use crate::yard::Yard;
 use crate::yard::plan::YardPlan;
-use crate::yard::{Yard, report};
 
 /// For how long the service manager is asked to wait at a time while an end goes on.
 const EXTENSION: Duration = Duration::from_secs(30);
@@ -121,7 +120,7 @@ impl Daemon {
         ready: impl FnOnce(&Self),
         until: impl AsyncFnOnce(&Yard, &mut Signals) -> T,
     ) -> Result<T> {
-        let control = control::Server::bind(Arc::clone(&self.yard))?;
+        let control = api::Server::bind(Arc::clone(&self.yard), None)?;
         self.yard.serve(std::mem::take(&mut self.listeners))?;
         let housekeeper = tokio::spawn(Arc::clone(&self.yard).keep());
         let control = tokio::spawn(control.serve());
@@ -219,23 +218,8 @@ fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
     for (export, bound) in plan.exports.into_iter().zip(bound) {
         yard.open_export(export, bound)?;
     }
+    if let Some(file) = plan.file {
+        yard.keep_in(file);
+    }
     Ok(yard)
-}
-
-impl control::Answers for Yard {
-    fn report(&self) -> report::Daemon {
-        self.report()
-    }
-
-    fn disk(&self, name: &str) -> Result<Arc<OpenDisk>> {
-        self.disk(name)
-    }
-
-    fn diskstats(&self) -> String {
-        self.layer().proc_diskstats()
-    }
-
-    fn partitions(&self) -> String {
-        self.layer().proc_partitions()
-    }
 }

@@ -64,6 +64,12 @@ impl PlanBuilder {
         self.place = Some(Place::Text(text.into()));
     }
 
+    /// The name, if it was said.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.settings.text("name")
+    }
+
     /// All options that can be set.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {

@@ -113,8 +113,15 @@ impl ExportPlan {
     /// With an option of its kind, once.
     #[must_use]
     pub fn with(mut self, option: &'static str, value: Value) -> Self {
-        assert!(self.kind.all_options().any(|known| known.name == option), "{option} is unknown");
-        self.settings.set(option, value);
+        let known = self.kind.all_options().find(|known| known.name == option);
+        match (known.map(|known| known.default), &value) {
+            (None, _) => unreachable!("{} has no option {option}", self.kind.name),
+            // What goes without saying makes no other export.
+            (Some("0"), Value::Flag(false)) => {}
+            _ => {
+                self.settings.set(option, value);
+            }
+        }
         self
     }
 

@@ -1,13 +1,16 @@
 //! The yard: what runs. Disks and exports by name, the threads that they live on, and the file that says which there are.
 
+pub mod changes;
 pub mod config;
+pub mod events;
 pub mod follow;
 pub mod housekeeping;
 pub mod plan;
 pub mod queue_threads;
 pub mod report;
 
-use std::sync::{Arc, Weak};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, DiskListener, Event, MonotonicClock};
@@ -20,6 +23,8 @@ use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front};
+use config::save::{Edit, Prepared};
+use events::Events;
 use follow::State;
 use housekeeping::{Bell, Watched};
 use plan::NbdPlan;
@@ -39,6 +44,13 @@ pub struct Yard {
     nbd: Arc<Server>,
     maker: Mutex<DiskMaker>,
     inside: Arc<RwLock<Inside>>,
+    /// Held by whoever changes what there is.
+    changing: tokio::sync::Mutex<()>,
+    events: Arc<Events>,
+    /// The file that says what there is, if there is one.
+    file: OnceLock<PathBuf>,
+    /// Held by whoever writes to it.
+    saving: tokio::sync::Mutex<()>,
     started: Instant,
 }
 
@@ -48,6 +60,8 @@ struct Inside {
     disks: Vec<YardDisk>,
     exports: Vec<YardExport>,
     addresses: Vec<Address>,
+    /// Nothing comes any more.
+    is_closed: bool,
 }
 
 /// A disk of the yard.
@@ -77,6 +91,7 @@ impl YardExport {
 struct Follower {
     disk: String,
     inside: Weak<RwLock<Inside>>,
+    events: Arc<Events>,
 }
 
 impl DiskListener for Follower {
@@ -92,6 +107,8 @@ impl DiskListener for Follower {
         };
         let now = State::of(disk);
         exports.iter().for_each(|export| export.follow(now));
+        let State { size, read_only } = now;
+        self.events.push(events::Event::DiskChanged { disk: self.disk.clone(), size, read_only });
     }
 }
 
@@ -120,6 +137,10 @@ impl Yard {
             watched: Arc::new(Watched::new(bell)),
             nbd: server,
             inside: Arc::default(),
+            changing: tokio::sync::Mutex::default(),
+            events: Arc::default(),
+            file: OnceLock::new(),
+            saving: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }))
     }
@@ -150,6 +171,35 @@ impl Yard {
         self.inside.read().disk(name).map(|disk| Arc::clone(&disk.open))
     }
 
+    /// Changes can be saved to that file.
+    pub fn keep_in(&self, file: PathBuf) {
+        // It is one file from the beginning to the end.
+        let _ = self.file.set(file);
+    }
+
+    /// Held by whoever saves a change.
+    pub(crate) fn saving(&self) -> &tokio::sync::Mutex<()> {
+        &self.saving
+    }
+
+    /// The file of the yard with that change.
+    ///
+    /// # Errors
+    /// There is no file, or it cannot say that.
+    pub(crate) fn prepare(&self, edit: &Edit<'_>) -> Result<Option<Prepared>> {
+        let file = self.file.get().ok_or_else(|| {
+            Error::usage("this daemon was not started from a yard.toml that it could be saved to")
+                .help("leave --save out, or start it with: blockyard up -f yard.toml")
+        })?;
+        config::save::prepare(file, edit)
+    }
+
+    /// What happens in it.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
     /// Where its NBD server listens.
     #[must_use]
     pub fn addresses(&self) -> Vec<Address> {
@@ -171,11 +221,26 @@ impl Yard {
         let open = Arc::new(self.maker.lock().open_with(&plan, flags)?);
         open.layers().for_each(|layer| self.watched.add(layer.disk()));
         let inside = Arc::downgrade(&self.inside);
-        let follower: Arc<dyn DiskListener> = Arc::new(Follower { disk: name.clone(), inside });
+        let events = Arc::clone(&self.events);
+        let follower: Arc<dyn DiskListener> =
+            Arc::new(Follower { disk: name.clone(), inside, events });
         open.disk().subscribe(&follower);
+        let added = events::Event::DiskAdded { disk: name.clone() };
         let disk =
             YardDisk { name, plan: Arc::new(plan), open: Arc::clone(&open), _follower: follower };
-        self.inside.write().disks.push(disk);
+        let is_closed = {
+            let mut inside = self.inside.write();
+            if !inside.is_closed {
+                inside.disks.push(disk);
+            }
+            inside.is_closed
+        };
+        if is_closed {
+            // Nothing was written to it.
+            let _ = open.close_now(&self.layer, Duration::ZERO);
+            return Err(Error::failed("the daemon is ending"));
+        }
+        self.events.push(added);
         Ok(open)
     }
 
@@ -186,7 +251,7 @@ impl Yard {
     pub fn open_export(&self, plan: ExportPlan, bound: Bound) -> Result<Arc<dyn Export>> {
         let disk = {
             let inside = self.inside.read();
-            if inside.exports.iter().any(|export| export.is(plan.kind, &plan.name)) {
+            if inside.export(plan.kind, &plan.name).is_some() {
                 let what = format!("there is an export named {:?} already", plan.label());
                 return Err(Error::new(ErrorKind::Busy, what).help("give it another name"));
             }
@@ -199,8 +264,20 @@ impl Yard {
             threads: &self.handles,
             nbd: &self.nbd,
         })?;
+        let added = events::Event::ExportAdded {
+            kind: plan.kind.name.into(),
+            name: plan.name.clone(),
+            disk: plan.disk.clone(),
+        };
         let opened = YardExport { plan: Arc::new(plan), export: Arc::clone(&export) };
-        self.inside.write().exports.push(opened);
+        {
+            let mut inside = self.inside.write();
+            if inside.is_closed {
+                return Err(Error::failed("the daemon is ending"));
+            }
+            inside.exports.push(opened);
+        }
+        self.events.push(added);
         Ok(export)
     }
 
@@ -248,6 +325,7 @@ impl Yard {
         let left = || end.saturating_duration_since(Instant::now());
         let (disks, exports) = {
             let mut inside = self.inside.write();
+            inside.is_closed = true;
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         // They end together.
@@ -274,6 +352,15 @@ impl Yard {
 }
 
 impl Inside {
+    fn export(&self, kind: &ExportKind, name: &str) -> Option<&YardExport> {
+        self.exports.iter().find(|export| export.is(kind, name))
+    }
+
+    fn take_export(&mut self, kind: &ExportKind, name: &str) -> Option<YardExport> {
+        let at = self.exports.iter().position(|export| export.is(kind, name))?;
+        Some(self.exports.remove(at))
+    }
+
     fn disk(&self, name: &str) -> Result<&YardDisk> {
         self.disks.iter().find(|disk| disk.name == name).ok_or_else(|| {
             Error::failed(format!("there is no disk {name:?} here"))

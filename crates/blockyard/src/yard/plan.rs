@@ -1,6 +1,7 @@
 //! What a daemon is to do, checked: names are given and unique, every export has its disk.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
@@ -70,6 +71,8 @@ pub struct YardPlan {
     pub threads: usize,
     /// How long the end may take.
     pub grace: Duration,
+    /// The file that says all this.
+    pub file: Option<PathBuf>,
 }
 
 impl YardPlan {
@@ -91,6 +94,7 @@ impl YardPlan {
             nbd: NbdPlan::default(),
             threads: QueueThreads::default_count(),
             grace: Self::GRACE,
+            file: None,
         })
     }
 

@@ -147,6 +147,8 @@ mod tests {
         assert_eq!((clients.count(Group::Serving), clients.count(Group::LingeringAt(5))), (0, 1));
         assert_eq!(clients.count(Group::LingeringOf(host, 5)), 1);
         list.iter().for_each(|client| clients.remove(client));
-        assert!(clients.all.is_empty() && clients.counts.is_empty() && clients.handshakes.is_empty());
+        assert!(
+            clients.all.is_empty() && clients.counts.is_empty() && clients.handshakes.is_empty()
+        );
     }
 }

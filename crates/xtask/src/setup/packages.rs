@@ -24,6 +24,7 @@ pub(super) const PACKAGES: &[Package] = &[
         "a peer: NBD clients",
     ),
     package("python3-libnbd", &["nbdsh --version"], "a peer: NBD client driven by scripts"),
+    package("curl", &["curl --version"], "a peer: a client of the control API"),
     package("fio", &["fio --version"], "load over NBD, with verification"),
     package(
         "qemu-utils",

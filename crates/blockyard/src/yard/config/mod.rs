@@ -1,6 +1,7 @@
 //! `yard.toml`: read whole, checked whole, and every mistake shown, before anything starts.
 
 mod mistakes;
+pub mod save;
 mod table;
 mod yard;
 
@@ -30,7 +31,9 @@ pub fn load(path: &Path) -> Result<YardPlan, ConfigError> {
         ConfigError::Unreadable(error.help("name another file with -f, or none for a demo"))
     })?;
     let base = path.parent().unwrap_or(Path::new(""));
-    parse(&path.display().to_string(), &text, base)
+    let mut plan = parse(&path.display().to_string(), &text, base)?;
+    plan.file = std::path::absolute(path).ok();
+    Ok(plan)
 }
 
 /// Checks the text of a file named `name`. Relative paths in it start at `base`.

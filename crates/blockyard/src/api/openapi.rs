@@ -1,0 +1,386 @@
+//! The description of the API (OpenAPI 3.1). The router is made from the same list of operations; what disks and exports can
+//! be, their kinds say.
+
+use axum::routing::{MethodRouter, delete, get, patch, put};
+use serde_json::{Map, Value, json};
+
+use super::routes::{self, Served};
+use crate::disks::{self, OptionSpec, ValueKind};
+use crate::exports;
+
+/// Something that can be asked for.
+pub(super) struct Operation {
+    method: &'static str,
+    pub(super) path: &'static str,
+    summary: &'static str,
+    /// Parameters of its query.
+    query: &'static [&'static str],
+    /// The schema of its body.
+    body: Option<&'static str>,
+    answers: &'static [(u16, Told)],
+    pub(super) route: fn() -> MethodRouter<Served>,
+}
+
+/// What an answer has.
+enum Told {
+    Nothing,
+    Text,
+    Events,
+    Any,
+    One(&'static str),
+    List(&'static str),
+}
+
+/// All operations.
+pub(super) static OPERATIONS: &[Operation] = &[
+    Operation {
+        method: "get",
+        path: "/v1/openapi.json",
+        summary: "This description",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Any)],
+        route: || get(routes::document),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/daemon",
+        summary: "What the daemon is, and all that it has",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::One("Daemon"))],
+        route: || get(routes::daemon),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/diskstats",
+        summary: "The disks as /proc/diskstats would show them",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Text)],
+        route: || get(routes::diskstats),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/partitions",
+        summary: "The disks as /proc/partitions would show them",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Text)],
+        route: || get(routes::partitions),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/events",
+        summary: "What happens, as server-sent events; Last-Event-ID goes on behind an event that was seen",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Events)],
+        route: || get(routes::events),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/disks",
+        summary: "All disks",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::List("Disk"))],
+        route: || get(routes::disks),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/disks/{name}",
+        summary: "A disk",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::One("Disk"))],
+        route: || get(routes::disk),
+    },
+    Operation {
+        method: "put",
+        path: "/v1/disks/{name}",
+        summary: "Open a disk; done already if it is there as it is wanted",
+        query: &["save"],
+        body: Some("NewDisk"),
+        answers: &[(200, Told::One("Disk")), (201, Told::One("Disk"))],
+        route: || put(routes::put_disk),
+    },
+    Operation {
+        method: "patch",
+        path: "/v1/disks/{name}",
+        summary: "Change a disk while it is in use",
+        query: &["save", "shrink"],
+        body: Some("Settings"),
+        answers: &[(200, Told::One("Disk"))],
+        route: || patch(routes::patch_disk),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/disks/{name}",
+        summary: "Flush and close a disk that has no exports",
+        query: &["save"],
+        body: None,
+        answers: &[(204, Told::Nothing)],
+        route: || delete(routes::delete_disk),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/exports",
+        summary: "All exports",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::List("Export"))],
+        route: || get(routes::exports),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/exports/{kind}/{name}",
+        summary: "An export",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::One("Export"))],
+        route: || get(routes::export),
+    },
+    Operation {
+        method: "put",
+        path: "/v1/exports/{kind}/{name}",
+        summary: "Serve a disk; done already if it is served as it is wanted",
+        query: &["save"],
+        body: Some("NewExport"),
+        answers: &[(200, Told::One("Export")), (201, Told::One("Export"))],
+        route: || put(routes::put_export),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/exports/{kind}/{name}",
+        summary: "End an export: what its clients have asked for is answered",
+        query: &["save"],
+        body: None,
+        answers: &[(204, Told::Nothing)],
+        route: || delete(routes::delete_export),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/devices/{name}",
+        summary: "Take a disk from the kernel, and end the daemon of it",
+        query: &["mark"],
+        body: None,
+        answers: &[(204, Told::Nothing)],
+        route: || delete(routes::delete_device),
+    },
+];
+
+/// The document.
+#[must_use]
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for operation in OPERATIONS {
+        let path = paths.entry(operation.path).or_insert_with(|| json!({}));
+        path[operation.method] = operation.described();
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Blockyard",
+            "version": "1",
+            "description": "What a daemon has, and changes in it, on its control socket: \
+                            curl --unix-socket /run/blockyard/PID.sock http://blockyard/v1/disks",
+        },
+        "servers": [{ "url": "http://blockyard" }],
+        "paths": paths,
+        "components": { "schemas": schemas() },
+    })
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+fn in_json(schema: &Value) -> Value {
+    json!({ "application/json": { "schema": schema } })
+}
+
+impl Operation {
+    fn described(&self) -> Value {
+        let names =
+            self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let in_path = names.map(|name| {
+            json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
+        });
+        let in_query = self.query.iter().map(|name| match *name {
+            "mark" => json!({ "name": name, "in": "query", "required": true, "schema": { "type": "integer" },
+                              "description": "what tells the device from a later one of its name" }),
+            "shrink" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
+                                "description": "let a disk become smaller" }),
+            _ => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
+                         "description": "write the change to the yard.toml of the daemon, too" }),
+        });
+        let mut answers = Map::new();
+        for (status, told) in self.answers {
+            let content = match told {
+                Told::Nothing => None,
+                Told::Text => Some(json!({ "text/plain": { "schema": { "type": "string" } } })),
+                Told::Events => {
+                    Some(json!({ "text/event-stream": { "schema": reference("Event") } }))
+                }
+                Told::Any => Some(in_json(&json!({ "type": "object" }))),
+                Told::One(schema) => Some(in_json(&reference(schema))),
+                Told::List(schema) => {
+                    Some(in_json(&json!({ "type": "array", "items": reference(schema) })))
+                }
+            };
+            let what = match status {
+                201 => "It was made.",
+                204 => "Done.",
+                _ => "It is so.",
+            };
+            let mut answer = json!({ "description": what });
+            if let Some(content) = content {
+                answer["content"] = content;
+            }
+            answers.insert(status.to_string(), answer);
+        }
+        let problem = in_json(&reference("Problem"));
+        answers.insert(
+            "default".into(),
+            json!({ "description": "It was not done.", "content": problem }),
+        );
+        let mut operation = json!({
+            "summary": self.summary,
+            "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
+            "responses": answers,
+        });
+        if let Some(body) = self.body {
+            let content = in_json(&reference(body));
+            operation["requestBody"] = json!({ "required": true, "content": content });
+        }
+        operation
+    }
+}
+
+/// An object with these properties, all of them there, and no others.
+fn object(properties: &[(&str, Value)]) -> Value {
+    let names: Vec<_> = properties.iter().map(|(name, _)| *name).collect();
+    let properties: Map<_, _> =
+        properties.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    json!({
+        "type": "object", "properties": properties, "required": names, "additionalProperties": false,
+    })
+}
+
+fn list(schema: &Value) -> Value {
+    json!({ "type": "array", "items": schema })
+}
+
+fn schemas() -> Value {
+    let (text, count, flag) = (
+        json!({ "type": "string" }),
+        json!({ "type": "integer", "minimum": 0 }),
+        json!({ "type": "boolean" }),
+    );
+    let number = json!({ "type": "number" });
+    let (some_text, some_count) =
+        (json!({ "type": ["string", "null"] }), json!({ "type": ["integer", "null"] }));
+    let latency = json!({ "anyOf": [reference("Latency"), { "type": "null" }] });
+    let event = |name: &str, more: &[(&str, Value)]| {
+        let named = ("event", json!({ "const": name }));
+        object(&[&[named], more].concat())
+    };
+    let disk = ("disk", text.clone());
+    let kinds = json!({ "enum": ["usage", "failed", "unavailable", "busy", "not_permitted"] });
+    json!({
+        "Daemon": object(&[
+            ("pid", count.clone()), ("version", text.clone()), ("uptime_seconds", number.clone()),
+            ("log", some_text.clone()), ("threads", count.clone()), ("disks", list(&reference("Disk"))),
+            ("nbd", reference("Nbd")), ("devices", list(&reference("Device"))),
+            ("exports", list(&reference("Export"))),
+        ]),
+        "Disk": object(&[
+            ("name", text.clone()), ("uri", text.clone()), ("driver", text.clone()), ("size", count.clone()),
+            ("block_size", count.clone()), ("read_only", flag.clone()), ("exports", list(&text)),
+            ("partitions", list(&text)), ("in_flight", count.clone()), ("ops", count.clone()), ("iops", number),
+            ("bytes_read", count.clone()), ("bytes_written", count.clone()),
+            ("read_latency_ns", latency.clone()), ("write_latency_ns", latency),
+        ]),
+        "Latency": object(&[("p50", count.clone()), ("p99", count.clone())]),
+        "Export": object(&[
+            ("kind", text.clone()), ("name", text.clone()), disk.clone(), ("read_only", flag.clone()),
+            ("address", some_text.clone()), ("clients", count.clone()), ("queues", some_count),
+            ("requests", count.clone()),
+        ]),
+        "Nbd": object(&[("listen", list(&text)), ("clients", list(&reference("Client")))]),
+        "Client": object(&[
+            ("id", count.clone()), ("peer", text.clone()), ("export", some_text.clone()), ("style", some_text.clone()),
+            ("tls", flag.clone()), ("in_flight", count.clone()), ("requests", count.clone()),
+            ("bytes_read", count.clone()), ("bytes_written", count.clone()),
+        ]),
+        "Device": object(&[
+            ("path", text.clone()), ("via", text.clone()), ("uri", text.clone()), ("recoverable", flag.clone()),
+        ]),
+        "Event": { "oneOf": [
+            event("disk_added", std::slice::from_ref(&disk)),
+            event("disk_changed", &[disk.clone(), ("size", count), ("read_only", flag)]),
+            event("disk_removed", std::slice::from_ref(&disk)),
+            event("export_added", &[("kind", text.clone()), ("name", text.clone()), disk]),
+            event("export_removed", &[("kind", text.clone()), ("name", text.clone())]),
+            event("missed", &[]),
+        ] },
+        "Problem": object(&[
+            ("kind", kinds), ("what", text.clone()), ("where", text.clone()), ("remedy", some_text), ("causes", list(&text)),
+        ]),
+        "NewDisk": new_disk(),
+        "Settings": options(disks::settings()),
+        "NewExport": new_export(),
+    })
+}
+
+/// Options as properties, none of them needed.
+fn options(options: impl Iterator<Item = &'static OptionSpec>) -> Value {
+    let property = |option: &OptionSpec| {
+        let mut schema = match option.value {
+            ValueKind::Flag => json!({ "type": "boolean" }),
+            ValueKind::Size => json!({ "type": ["integer", "string"], "examples": ["1G"] }),
+            ValueKind::BlockSize => json!({ "enum": [512, 4096] }),
+            ValueKind::Number { least, most } | ValueKind::PowerOfTwo { least, most } => {
+                json!({ "type": "integer", "minimum": least, "maximum": most })
+            }
+            ValueKind::Time { .. } => json!({ "type": "string", "examples": ["30s"] }),
+            ValueKind::Choice(words) => json!({ "enum": words }),
+            ValueKind::Mode => json!({ "type": "string", "pattern": "^[0-7]{1,3}$" }),
+            ValueKind::Name | ValueKind::Uri | ValueKind::Text | ValueKind::Path => {
+                json!({ "type": "string" })
+            }
+        };
+        schema["description"] = format!("{} (default: {})", option.help, option.default).into();
+        (option.name.to_owned(), schema)
+    };
+    let properties: Map<_, _> = options.map(property).collect();
+    json!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
+
+const FOLDER: &str = "where relative paths start; the daemon's working directory without";
+
+fn new_disk() -> Value {
+    let of_kinds = disks::KINDS.iter().flat_map(|kind| kind.all_options());
+    let mut schema = options(of_kinds.filter(|option| option.name != "name"));
+    let usages: Vec<_> = disks::KINDS.iter().map(|kind| kind.usage).collect();
+    schema["properties"]["uri"] =
+        json!({ "type": "string", "description": "the disk", "examples": usages });
+    schema["properties"]["folder"] = json!({ "type": "string", "description": FOLDER });
+    schema["required"] = json!(["uri"]);
+    schema
+}
+
+fn new_export() -> Value {
+    let of_kind = |kind: &&exports::ExportKind| {
+        let mut schema = options(kind.all_options());
+        schema["title"] = kind.name.into();
+        schema["description"] = kind.summary.into();
+        schema["properties"]["disk"] =
+            json!({ "type": "string", "description": "the name of the disk" });
+        schema["properties"]["folder"] = json!({ "type": "string", "description": FOLDER });
+        schema["required"] = json!(["disk"]);
+        schema
+    };
+    json!({ "anyOf": exports::KINDS.iter().map(of_kind).collect::<Vec<_>>() })
+}

@@ -1,0 +1,106 @@
+//! The one shape of errors: what is wrong, where, and what to do about it.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Problem {
+    /// The kind of error, to match on.
+    pub kind: ErrorKind,
+    /// What is wrong.
+    pub what: String,
+    /// Of what: a field of the body, a parameter, or the path that was asked for.
+    pub r#where: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// Why it is wrong, from the outside in.
+    pub causes: Vec<String>,
+}
+
+/// A problem, and the status that it is answered with.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    problem: Problem,
+}
+
+pub(super) type Answer<T> = Result<T, Refusal>;
+
+impl Refusal {
+    /// An error, at a place.
+    pub(super) fn new(place: impl Into<String>, err: &Error) -> Self {
+        let status = match err.kind() {
+            ErrorKind::Usage => StatusCode::BAD_REQUEST,
+            ErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::Unavailable => StatusCode::NOT_IMPLEMENTED,
+            ErrorKind::Busy => StatusCode::CONFLICT,
+            ErrorKind::NotPermitted => StatusCode::FORBIDDEN,
+        };
+        let (causes, remedies) = err.told();
+        let remedy = (!remedies.is_empty()).then(|| remedies.join("; "));
+        let (kind, what) = (err.kind(), err.to_string());
+        Self { status, problem: Problem { kind, what, r#where: place.into(), remedy, causes } }
+    }
+
+    /// What was asked for cannot be.
+    pub(super) fn usage(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::new(place, &Error::usage(what))
+    }
+
+    /// There is no such thing.
+    pub(super) fn not_found(place: impl Into<String>, err: &Error) -> Self {
+        Self { status: StatusCode::NOT_FOUND, ..Self::new(place, err) }
+    }
+
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
+        Self { status, ..self }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.problem)).into_response()
+    }
+}
+
+impl Problem {
+    /// The error that another process has told of.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        let Self { kind, what, remedy, causes, .. } = self;
+        let inner = causes.into_iter().rev().fold(None, |inner: Option<Error>, cause| {
+            Some(Error::new(kind, cause).perhaps_caused_by(inner))
+        });
+        let error = Error::new(kind, what).perhaps_caused_by(inner);
+        match remedy {
+            Some(remedy) => error.help(remedy),
+            None => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::describe;
+
+    #[test]
+    fn an_error_of_another_process_is_told_in_the_same_lines() {
+        let inner = Error::failed("inner").help("first");
+        let outer = Error::new(ErrorKind::Busy, "outer").caused_by(inner).help("second");
+        let Refusal { status, problem } = Refusal::new("/v1/disks/a", &outer);
+        assert_eq!(status, StatusCode::CONFLICT);
+        let text = serde_json::to_string(&problem).unwrap();
+        let expected = r#"{"kind":"busy","what":"outer","where":"/v1/disks/a","remedy":"second; first","causes":["inner"]}"#;
+        assert_eq!(text, expected);
+        let mut told = String::new();
+        describe(&problem.into_error(), &mut told).unwrap();
+        assert_eq!(told, "outer\n  because: inner\n  help: second; first");
+    }
+}

@@ -1,0 +1,174 @@
+//! What a request says, checked: nothing that is not understood is left out.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value as Json};
+
+use super::problem::{Answer, Refusal};
+use crate::disks::{
+    DiskPlan, OptionSpec, PlanBuilder, Value, ValueKind, canonical_key, setting, uri,
+};
+use crate::error::Error;
+use crate::exports::{ExportKind, ExportPlan};
+use crate::text::suggest;
+
+/// Where a request says something.
+fn field(name: &str) -> String {
+    format!("body.{name}")
+}
+
+/// The body as an object.
+pub(super) fn object(body: &[u8]) -> Answer<Map<String, Json>> {
+    match serde_json::from_slice(body) {
+        Ok(Json::Object(object)) => Ok(object),
+        Ok(_) => Err(Refusal::usage("body", "the body is no JSON object")),
+        Err(err) => Err(Refusal::usage("body", format!("the body is no JSON: {err}"))),
+    }
+}
+
+/// A value as an option in a URI has it.
+fn text_of(name: &str, value: &Json) -> Answer<String> {
+    match value {
+        Json::String(text) => Ok(text.clone()),
+        Json::Bool(flag) => Ok(if *flag { "1" } else { "0" }.into()),
+        Json::Number(number) => Ok(number.to_string()),
+        _ => Err(Refusal::usage(field(name), format!("{name} is no text, number or flag"))),
+    }
+}
+
+fn text(object: &mut Map<String, Json>, name: &str) -> Answer<Option<String>> {
+    match object.remove(name) {
+        None => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Refusal::usage(field(name), format!("{name} is no text"))),
+    }
+}
+
+fn needed(object: &mut Map<String, Json>, name: &str) -> Answer<String> {
+    text(object, name)?.ok_or_else(|| Refusal::usage(field(name), format!("{name} is missing")))
+}
+
+/// Where relative paths start: a folder that the client names, as ours is not its own.
+fn folder(object: &mut Map<String, Json>) -> Answer<PathBuf> {
+    let Some(folder) = text(object, "folder")? else { return Ok(PathBuf::new()) };
+    let folder = PathBuf::from(folder);
+    if folder.is_absolute() {
+        return Ok(folder);
+    }
+    Err(Refusal::usage(field("folder"), format!("{} is no absolute path", folder.display())))
+}
+
+/// A disk that is wanted, and what was said of it besides its URI.
+pub(super) struct WantedDisk {
+    pub(super) plan: DiskPlan,
+    pub(super) options: Vec<(String, Json)>,
+}
+
+pub(super) fn disk(name: &str, mut object: Map<String, Json>) -> Answer<WantedDisk> {
+    let uri = needed(&mut object, "uri")?;
+    let folder = folder(&mut object)?;
+    if object.contains_key("name") {
+        return Err(Refusal::usage(field("name"), "the name of a disk is in the path"));
+    }
+    let wrong = |problem: String| Refusal::usage(field("uri"), problem);
+    let mut builder = PlanBuilder::of_uri(&uri).map_err(|err| wrong(err.to_string()))?;
+    match builder.name() {
+        None => builder.set("name", name).map_err(|problem| Refusal::usage("path", problem))?,
+        Some(same) if same == name => {}
+        Some(other) => {
+            return Err(wrong(format!("it is named {other:?} there, and {name:?} in the path")));
+        }
+    }
+    let options: Vec<_> = object.into_iter().collect();
+    for (key, value) in &options {
+        let value = text_of(key, value)?;
+        builder.set(key, &value).map_err(|problem| Refusal::usage(field(key), problem))?;
+    }
+    let plan = builder.finish(&uri, &folder).map_err(wrong)?;
+    Ok(WantedDisk { plan, options })
+}
+
+/// An export that is wanted.
+pub(super) fn export(
+    kind: &'static ExportKind,
+    name: &str,
+    mut object: Map<String, Json>,
+) -> Answer<ExportPlan> {
+    let disk = needed(&mut object, "disk")?;
+    let folder = folder(&mut object)?;
+    let mut plan = ExportPlan::new(kind, disk, name);
+    let mut given = Vec::new();
+    for (key, value) in object {
+        let known = canonical_key(&key);
+        let Some(option) = kind.all_options().find(|option| option.name == known) else {
+            let names: Vec<_> = kind.all_options().map(|option| option.name).collect();
+            let hint = suggest::hint(&key, &names);
+            let what = format!("an export of kind {} has no option {key:?}; {hint}", kind.name);
+            return Err(Refusal::usage(field(&key), what));
+        };
+        let value = option.value.parse(option.name, option.default, &text_of(&key, &value)?);
+        let value = value.map_err(|problem| Refusal::usage(field(&key), problem))?;
+        if given.contains(&option.name) {
+            return Err(Refusal::usage(field(&key), format!("{key:?} is given twice")));
+        }
+        given.push(option.name);
+        plan = plan.with(option.name, value);
+    }
+    let wrong = |problem| Refusal::usage("body", problem);
+    plan.settings.make_paths_absolute(&folder).map_err(wrong)?;
+    (kind.check)(&plan.settings).map_err(wrong)?;
+    Ok(plan)
+}
+
+/// Settings that are wanted, each with the text that it was made from.
+pub(super) struct Wanted {
+    pub(super) option: &'static OptionSpec,
+    pub(super) value: Value,
+    pub(super) said: Json,
+}
+
+pub(super) fn settings(object: Map<String, Json>) -> Answer<Vec<Wanted>> {
+    if object.is_empty() {
+        return Err(Refusal::usage("body", "nothing is to be changed"));
+    }
+    let wanted = |(key, said): (String, Json)| {
+        let (option, value) = setting(&key, &text_of(&key, &said)?)
+            .map_err(|err: Error| Refusal::new(field(&key), &err))?;
+        Ok(Wanted { option, value, said })
+    };
+    object.into_iter().map(wanted).collect()
+}
+
+/// What a query says of `known` parameters.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(super) fn parse(query: Option<&str>, known: &[&str]) -> Answer<Self> {
+        let parameters = query.unwrap_or_default().split('&').filter(|text| !text.is_empty());
+        let parse = |text: &str| {
+            let (key, value) = text.split_once('=').unwrap_or((text, "1"));
+            let place = || format!("query.{key}");
+            if !known.contains(&key) {
+                let what =
+                    format!("there is no parameter {key:?} here; {}", suggest::hint(key, known));
+                return Err(Refusal::usage(place(), what));
+            }
+            let value = uri::decode(value).map_err(|problem| Refusal::usage(place(), problem))?;
+            Ok((key.to_owned(), value))
+        };
+        parameters.map(parse).collect::<Answer<_>>().map(Self)
+    }
+
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Answer<bool> {
+        let Some(text) = self.text(key) else { return Ok(false) };
+        match ValueKind::Flag.parse(key, "0", text) {
+            Ok(Value::Flag(flag)) => Ok(flag),
+            Ok(_) => unreachable!("a flag is one"),
+            Err(problem) => Err(Refusal::usage(format!("query.{key}"), problem)),
+        }
+    }
+}

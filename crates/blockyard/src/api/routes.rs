@@ -1,0 +1,333 @@
+//! What is asked, and what is done for it.
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use tokio::sync::oneshot;
+
+use super::problem::{Answer, Refusal};
+use super::request::{self, Query, Wanted, WantedDisk};
+use super::{Attached, MAX_REQUEST, openapi};
+use crate::error::{Error, ErrorKind, Result};
+use crate::exports;
+use crate::yard::Yard;
+use crate::yard::changes::Outcome;
+use crate::yard::config::save::Edit;
+use crate::yard::report::{DiskReport, ExportReport};
+
+/// What all answers are about.
+#[derive(Clone)]
+pub(super) struct Served {
+    yard: Arc<Yard>,
+    attached: Option<Attached>,
+}
+
+type Body = std::result::Result<Bytes, BytesRejection>;
+
+/// All operations that [`openapi::OPERATIONS`] has, and nothing else.
+pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
+    let mut router = Router::new();
+    for operation in openapi::OPERATIONS {
+        router = router.route(operation.path, (operation.route)());
+    }
+    router
+        .fallback(async |uri: Uri| nothing_there(uri.path()))
+        .method_not_allowed_fallback(async |uri: Uri| {
+            let what = Refusal::usage(uri.path(), "that cannot be done here");
+            what.with_status(StatusCode::METHOD_NOT_ALLOWED)
+        })
+        .layer(DefaultBodyLimit::max(MAX_REQUEST))
+        .with_state(Served { yard, attached })
+}
+
+fn nothing_there(path: &str) -> Refusal {
+    let err = Error::usage("there is nothing of that path");
+    Refusal::not_found(path, &err.help("GET /v1/openapi.json says what there is"))
+}
+
+fn body(body: Body) -> Answer<Bytes> {
+    body.map_err(|err| Refusal::usage("body", err.body_text()).with_status(err.status()))
+}
+
+/// Does something as a whole, whether the client waits for it or not.
+async fn whole<T: Send + 'static>(
+    job: impl Future<Output = Answer<T>> + Send + 'static,
+) -> Answer<T> {
+    let failed = || Error::failed("the daemon failed at it").help("its log says why");
+    tokio::spawn(job).await.unwrap_or_else(|_| Err(Refusal::new("", &failed())))
+}
+
+impl Served {
+    /// One that serves a disk of the kernel has that, and nothing else.
+    fn may_change(&self, place: &str) -> Answer<()> {
+        let Some(attached) = &self.attached else { return Ok(()) };
+        let what = format!("this daemon serves {} and nothing else", attached.device.path);
+        Err(Refusal::new(place, &Error::new(ErrorKind::Busy, what)))
+    }
+
+    fn disk(&self, name: &str, place: &str) -> Answer<DiskReport> {
+        let disks = self.yard.report().disks;
+        disks.into_iter().find(|disk| disk.name == name).ok_or_else(|| no_disk(name, place))
+    }
+
+    fn export(&self, kind: &str, name: &str, place: &str) -> Answer<ExportReport> {
+        let is_it = |export: &ExportReport| export.kind == kind && export.name == name;
+        self.yard.report().exports.into_iter().find(is_it).ok_or_else(|| {
+            let what = format!("there is no export {name:?} of kind {kind}");
+            Refusal::not_found(
+                place,
+                &Error::failed(what).help("see which there are: blockyard list"),
+            )
+        })
+    }
+
+    /// Makes a change, and has it in the file of the yard, too, if that is wanted.
+    async fn change<T>(
+        &self,
+        save: bool,
+        edit: &Edit<'_>,
+        place: &str,
+        change: impl Future<Output = Result<T>>,
+    ) -> Answer<T> {
+        let refused = |err: Error| Refusal::new(place, &err);
+        if !save {
+            return change.await.map_err(refused);
+        }
+        let _one_at_a_time = self.yard.saving().lock().await;
+        let prepared = self.yard.prepare(edit).map_err(refused)?;
+        let done = change.await.map_err(refused)?;
+        if let Some(prepared) = prepared {
+            prepared.write().map_err(refused)?;
+        }
+        Ok(done)
+    }
+}
+
+fn no_disk(name: &str, place: &str) -> Refusal {
+    let err = Error::failed(format!("there is no disk {name:?} here"));
+    Refusal::not_found(place, &err.help("see which there are: blockyard list"))
+}
+
+fn made(outcome: Outcome, report: impl serde::Serialize) -> Response {
+    let status = match outcome {
+        Outcome::Made => StatusCode::CREATED,
+        Outcome::Same => StatusCode::OK,
+    };
+    (status, Json(report)).into_response()
+}
+
+pub(super) async fn document() -> impl IntoResponse {
+    Json(openapi::document())
+}
+
+pub(super) async fn daemon(State(served): State<Served>) -> impl IntoResponse {
+    let mut report = served.yard.report();
+    report.devices.extend(served.attached.map(|attached| attached.device));
+    Json(report)
+}
+
+pub(super) async fn diskstats(State(served): State<Served>) -> String {
+    served.yard.layer().proc_diskstats()
+}
+
+pub(super) async fn partitions(State(served): State<Served>) -> String {
+    served.yard.layer().proc_partitions()
+}
+
+pub(super) async fn disks(State(served): State<Served>) -> impl IntoResponse {
+    Json(served.yard.report().disks)
+}
+
+pub(super) async fn disk(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Answer<Json<DiskReport>> {
+    served.disk(&name, uri.path()).map(Json)
+}
+
+pub(super) async fn put_disk(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+    bytes: Body,
+) -> Answer<Response> {
+    let place = uri.path().to_owned();
+    served.may_change(&place)?;
+    let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
+    let WantedDisk { plan, options } = request::disk(&name, request::object(&body(bytes)?)?)?;
+    whole(async move {
+        let edit = Edit::AddDisk { plan: &plan, options: &options };
+        let add = served.yard.add_disk(plan.clone());
+        let outcome = served.change(save, &edit, &place, add).await?;
+        Ok(made(outcome, served.disk(&name, &place)?))
+    })
+    .await
+}
+
+pub(super) async fn patch_disk(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+    bytes: Body,
+) -> Answer<Json<DiskReport>> {
+    let place = uri.path().to_owned();
+    let query = Query::parse(query.as_deref(), &["save", "shrink"])?;
+    let (save, shrink) = (query.flag("save")?, query.flag("shrink")?);
+    let wanted = request::settings(request::object(&body(bytes)?)?)?;
+    let before = served.disk(&name, &place)?;
+    let smaller = wanted.iter().find_map(|Wanted { option, value, .. }| match value {
+        crate::disks::Value::Number(bytes) if option.name == "size" => Some(*bytes),
+        _ => None,
+    });
+    if let Some(bytes) = smaller.filter(|bytes| *bytes < before.size && !shrink) {
+        let what = format!("{name} has {} bytes, and {bytes} would be less", before.size);
+        let remedy = "add --shrink (?shrink=true) if nothing past the new end is needed";
+        return Err(Refusal::new("body.size", &Error::usage(what).help(remedy)));
+    }
+    whole(async move {
+        let said = wanted.iter().map(|wanted| (wanted.option.name, &wanted.said));
+        let edit = Edit::Set { disk: &name, settings: said.collect() };
+        let settings = wanted.iter().map(|wanted| (wanted.option, wanted.value.clone())).collect();
+        served.change(save, &edit, &place, served.yard.set(&name, settings)).await?;
+        served.disk(&name, &place).map(Json)
+    })
+    .await
+}
+
+pub(super) async fn delete_disk(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+) -> Answer<StatusCode> {
+    let place = uri.path().to_owned();
+    served.may_change(&place)?;
+    let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
+    served.disk(&name, &place)?;
+    whole(async move {
+        let remove = served.yard.remove_disk(&name);
+        served.change(save, &Edit::RemoveDisk(&name), &place, remove).await?;
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+pub(super) async fn exports(State(served): State<Served>) -> impl IntoResponse {
+    Json(served.yard.report().exports)
+}
+
+pub(super) async fn export(
+    State(served): State<Served>,
+    Path((kind, name)): Path<(String, String)>,
+    uri: Uri,
+) -> Answer<Json<ExportReport>> {
+    served.export(&kind, &name, uri.path()).map(Json)
+}
+
+pub(super) async fn put_export(
+    State(served): State<Served>,
+    Path((kind, name)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+    bytes: Body,
+) -> Answer<Response> {
+    let place = uri.path().to_owned();
+    served.may_change(&place)?;
+    let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
+    let known = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
+    let plan = request::export(known, &name, request::object(&body(bytes)?)?)?;
+    if served.yard.disk(&plan.disk).is_err() {
+        return Err(no_disk(&plan.disk, "body.disk"));
+    }
+    whole(async move {
+        let add = served.yard.add_export(plan.clone());
+        let outcome = served.change(save, &Edit::AddExport(&plan), &place, add).await?;
+        Ok(made(outcome, served.export(&kind, &name, &place)?))
+    })
+    .await
+}
+
+pub(super) async fn delete_export(
+    State(served): State<Served>,
+    Path((kind, name)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+) -> Answer<StatusCode> {
+    let place = uri.path().to_owned();
+    served.may_change(&place)?;
+    let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
+    served.export(&kind, &name, &place)?;
+    let kind = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
+    whole(async move {
+        let remove = served.yard.remove_export(kind, &name);
+        served.change(save, &Edit::RemoveExport(kind, &name), &place, remove).await?;
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// Asked only by who names the device and its mark: a process of another PID namespace may have our number.
+pub(super) async fn delete_device(
+    State(served): State<Served>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+    uri: Uri,
+) -> Answer<StatusCode> {
+    let place = uri.path().to_owned();
+    let query = Query::parse(query.as_deref(), &["mark"])?;
+    let mark = query.text("mark").and_then(|text| text.parse().ok());
+    let is_it = |attached: &Attached| {
+        crate::attach::device_name(&attached.device.path) == name && Some(attached.mark) == mark
+    };
+    let Some(attached) = served.attached.filter(is_it) else {
+        return Err(Refusal::not_found(
+            &place,
+            &Error::failed(format!("{name} is not served here")),
+        ));
+    };
+    whole(async move {
+        let (tell, told) = oneshot::channel();
+        if attached.detach.send(tell).await.is_err() {
+            return Ok(StatusCode::NO_CONTENT);
+        }
+        match told.await {
+            Ok(detached) => detached.map_err(|err| Refusal::new(place, &err))?,
+            Err(_) => return Err(Refusal::new(place, &Error::failed("the daemon is ending"))),
+        }
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// What happens from now on, or from behind the event that the client names.
+pub(super) async fn events(State(served): State<Served>, headers: HeaderMap) -> Response {
+    let events = Arc::clone(served.yard.events());
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let from = match last {
+        None => Ok(events.now()),
+        // Of a daemon before this one, say.
+        Some(id) => events.behind(id).ok_or_else(|| events.now()),
+    };
+    let stream = futures_util::stream::unfold(from, move |from| {
+        let events = Arc::clone(&events);
+        async move {
+            let (event, read) = match from {
+                Ok(read) => events.next(read).await,
+                Err(now) => (crate::yard::events::Event::Missed, now),
+            };
+            let told = sse::Event::default().id(events.id(read)).json_data(&event);
+            Some((told, Ok(read)))
+        }
+    });
+    let answer = Sse::new(stream).keep_alive(KeepAlive::default());
+    ([(header::CACHE_CONTROL, "no-store")], answer).into_response()
+}

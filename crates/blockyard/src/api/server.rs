@@ -1,0 +1,120 @@
+//! The daemon's end of a control socket.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use blockyard_sys::SocketFile;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{Attached, MAX_SAME_PID, directory, routes, socket_name};
+use crate::error::{Error, Result};
+use crate::yard::Yard;
+
+/// How long a connection may take for the head of a request, or ask nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 128;
+/// How long nothing is accepted when the system is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A control socket. It is removed in the end.
+pub struct Server {
+    listener: UnixListener,
+    _file: SocketFile,
+    routes: Router,
+}
+
+impl Server {
+    /// Makes the socket of this process in the runtime directory.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written to.
+    pub fn bind(yard: Arc<Yard>, attached: Option<Attached>) -> Result<Self> {
+        Self::bind_in(&directory::runtime_dir()?, std::process::id(), yard, attached)
+    }
+
+    pub(super) fn bind_in(
+        directory: &Path,
+        pid: u32,
+        yard: Arc<Yard>,
+        attached: Option<Attached>,
+    ) -> Result<Self> {
+        let made = directory::make(directory).and_then(|()| listen(directory, pid));
+        let (listener, file) = made.map_err(|err| {
+            Error::failed(format!("cannot make a control socket in {}", directory.display()))
+                .caused_by(err)
+                .help("set BLOCKYARD_RUNTIME_DIR to a directory that this user may write to")
+        })?;
+        Ok(Self { listener, _file: file, routes: routes::router(yard, attached) })
+    }
+
+    /// Answers for ever.
+    pub async fn serve(self) {
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        // Those that are being answered end with this.
+        let mut connections = JoinSet::new();
+        loop {
+            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+            while connections.try_join_next().is_some() {}
+            match self.listener.accept().await {
+                Ok((stream, _)) if is_ours(&stream) => {
+                    let routes = self.routes.clone();
+                    connections.spawn(async move {
+                        answer(stream, routes).await;
+                        drop(place);
+                    });
+                }
+                Ok(_) => tracing::warn!("another user was refused at the control socket"),
+                Err(err) => {
+                    tracing::warn!(error = %err, "a control connection was not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// The file lets nobody else in; who was let in by its owner's mistake is not.
+fn is_ours(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+async fn answer(stream: UnixStream, routes: Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .await;
+    if let Err(err) = served {
+        tracing::debug!(error = %err, "a control connection ended");
+    }
+}
+
+/// A process of another PID namespace that uses the same directory may have our number: then our socket has another name.
+fn listen(directory: &Path, pid: u32) -> io::Result<(UnixListener, SocketFile)> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for index in 0..MAX_SAME_PID {
+        let path = directory.join(socket_name(pid, index));
+        match SocketFile::bind(&path, Some(0o600), BACKLOG) {
+            Ok((socket, file)) => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                return Ok((UnixListener::from_std(listener)?, file));
+            }
+            Err(err) if err.kind() == io::ErrorKind::AddrInUse => last = err,
+            Err(err) => return Err(err),
+        }
+    }
+    Err(last)
+}
