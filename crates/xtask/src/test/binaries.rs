@@ -5,7 +5,7 @@ use crate::run::{capture, shown};
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{Artifact, Message, Package};
 use std::io::BufReader;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -73,11 +73,28 @@ impl TestBinary {
     }
 }
 
+/// What was built.
+#[derive(Debug)]
+pub(super) struct Built {
+    /// The binaries of tests.
+    pub tests: Vec<TestBinary>,
+    /// The programs that they run, by their names.
+    programs: Vec<(String, PathBuf)>,
+}
+
+impl Built {
+    /// A program of the workspace.
+    pub(super) fn program(&self, name: &str) -> Option<&Path> {
+        let found = self.programs.iter().find(|(program, _)| program == name);
+        found.map(|(_, path)| path.as_path())
+    }
+}
+
 /// Has `cargo test --no-run` build, and says what came of it.
 ///
 /// # Errors
 /// The build fails, or there are no tests.
-pub(super) fn build(command: &mut Command, packages: &[Package]) -> Result<Vec<TestBinary>> {
+pub(super) fn build(command: &mut Command, packages: &[Package]) -> Result<Built> {
     command.args(["--no-run", "--message-format=json-render-diagnostics"]);
     eprintln!("$ {}", shown(command));
     let mut child = command
@@ -85,11 +102,14 @@ pub(super) fn build(command: &mut Command, packages: &[Package]) -> Result<Vec<T
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start `{}`", shown(command)))?;
-    let mut binaries = Vec::new();
+    let (mut tests, mut programs) = (Vec::new(), Vec::new());
     if let Some(stdout) = child.stdout.take() {
         for message in Message::parse_stream(BufReader::new(stdout)) {
             if let Message::CompilerArtifact(artifact) = message? {
-                binaries.extend(TestBinary::of(&artifact, packages));
+                tests.extend(TestBinary::of(&artifact, packages));
+                if let Some(path) = artifact.executable.filter(|_| !artifact.profile.test) {
+                    programs.push((artifact.target.name, path.into()));
+                }
             }
         }
     }
@@ -97,10 +117,10 @@ pub(super) fn build(command: &mut Command, packages: &[Package]) -> Result<Vec<T
     if !status.success() {
         bail!("`{}` failed: {status}", shown(command));
     }
-    if binaries.is_empty() {
+    if tests.is_empty() {
         bail!("`{}` built no tests", shown(command));
     }
-    Ok(binaries)
+    Ok(Built { tests, programs })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! All tests are built by one call of cargo, in one profile, and run from there. An optimised program is built once, without
 //! shared libraries: guests take it along, and one test measures it.
 
-use super::binaries::{self, TestBinary};
+use super::binaries::{self, Built, TestBinary};
 use super::fuzz;
 use crate::cli::TestOptions;
 use crate::job::Job;
@@ -38,7 +38,7 @@ pub(super) struct Context {
     args: Vec<String>,
     packages: Vec<Package>,
     /// All test binaries, once they were built.
-    binaries: OnceCell<Vec<TestBinary>>,
+    built: OnceCell<Built>,
 }
 
 impl Context {
@@ -52,7 +52,7 @@ impl Context {
             deadline: Instant::now() + TOTAL_LIMIT,
             args: options.args.clone(),
             packages: metadata.packages,
-            binaries: OnceCell::new(),
+            built: OnceCell::new(),
         })
     }
 
@@ -61,25 +61,25 @@ impl Context {
         self.tools.as_ref().context("setup failed, and this part needs what it installs")
     }
 
-    /// All test binaries of the workspace.
-    fn binaries(&self) -> Result<&[TestBinary]> {
-        if let Some(binaries) = self.binaries.get() {
-            return Ok(binaries);
+    /// All tests of the workspace, and the programs that they run.
+    fn built(&self) -> Result<&Built> {
+        if let Some(built) = self.built.get() {
+            return Ok(built);
         }
         let mut command = cargo(["test", "--workspace", "--tests"]);
         let built = binaries::build(self.tools()?.apply(&mut command), &self.packages)?;
-        if let Some(orphan) = orphans(&self.packages, &built).first() {
+        if let Some(orphan) = orphans(&self.packages, &built.tests).first() {
             bail!(
                 "no part runs the tests {orphan}: their target needs a feature that they are not named after"
             );
         }
-        Ok(self.binaries.get_or_init(|| built))
+        Ok(self.built.get_or_init(|| built))
     }
 
     /// The chosen binaries, those that take longest first.
     fn chosen(&self, is_chosen: fn(&TestBinary) -> bool) -> Result<Vec<&TestBinary>> {
         let mut chosen: Vec<_> =
-            self.binaries()?.iter().filter(|binary| is_chosen(binary)).collect();
+            self.built()?.tests.iter().filter(|binary| is_chosen(binary)).collect();
         chosen.sort_by_key(|binary| {
             SLOW.iter().position(|&slow| slow == binary.target).unwrap_or(SLOW.len())
         });
@@ -120,7 +120,7 @@ pub(super) const PARTS: &[Part] = &[
     part("fmt", "the sources are formatted", false, fmt),
     part("clippy", "no lint has anything to say", true, clippy),
     part("build", "everything builds: the tests, and the optimised command", true, build),
-    part("tidy", "the rules of the house: dependencies, licences, sizes, words", false, tidy),
+    part("tidy", "the rules of the house: dependencies, licences, sizes, words", true, tidy),
     part("unit", "tests of the crates", true, unit),
     part("doc", "examples in the documentation run, its links lead somewhere", false, doc),
     part("e2e", "the command against its peers", true, e2e),
@@ -164,7 +164,7 @@ fn clippy(context: &Context) -> Result<()> {
 }
 
 fn build(context: &Context) -> Result<()> {
-    println!("{} test binaries", context.binaries()?.len());
+    println!("{} test binaries", context.built()?.tests.len());
     static_program::build(context.tools()?).map(drop)
 }
 
@@ -172,8 +172,12 @@ fn fuzz(context: &Context) -> Result<()> {
     fuzz::run_all(context.tools()?, context.fuzz_seconds, context.deadline)
 }
 
-fn tidy(_: &Context) -> Result<()> {
-    run_tests(&mut cargo(["test", "-p", "xtask", "--test", "tidy"]))
+fn tidy(context: &Context) -> Result<()> {
+    let program = context.built()?.program(COMMAND).context("there is no blockyard")?;
+    let is_tidy = |binary: &TestBinary| binary.target == TIDY;
+    let mut jobs: Vec<_> = context.chosen(is_tidy)?.iter().map(|binary| binary.job(&[])).collect();
+    jobs.iter_mut().for_each(|job| _ = job.command.env("BLOCKYARD_PROGRAM", program));
+    context.run(jobs, 1)
 }
 
 fn unit(context: &Context) -> Result<()> {
