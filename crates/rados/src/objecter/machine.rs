@@ -295,7 +295,7 @@ impl Objecter {
             return;
         }
         let Some(op) = self.ops.get_mut(&tid) else { return };
-        if op.aim.paused {
+        if op.hold.paused {
             return;
         }
         let Some(osd) = op.osd else { return };

@@ -2,7 +2,7 @@
 
 use super::admission::ShareId;
 use super::event::ConnectionId;
-use super::routes::Aim;
+use super::routes::{Aim, Hold};
 use crate::encoding::{Hobject, NOSNAP, ObjectLocator, ObjectName};
 use crate::osd::{OpFlags, OsdRequest};
 use std::time::Instant;
@@ -62,6 +62,8 @@ pub(super) struct Operation {
     pub flags: OpFlags,
     /// Where it is to go.
     pub aim: Aim,
+    /// Why it may not go there now.
+    pub hold: Hold,
     /// The OSD whose session has it.
     pub osd: Option<i32>,
     /// On which stream it was sent last; none if that broke.
@@ -88,6 +90,7 @@ impl Operation {
             deadline,
             share: ShareId::default(),
             aim: Aim::default(),
+            hold: Hold::default(),
             osd: None,
             sent: None,
             attempts: 0,
@@ -125,7 +128,7 @@ impl Operation {
     pub(super) fn waits_for(&self) -> &'static str {
         if self.sent.is_some() {
             "waiting for the OSD's reply"
-        } else if self.aim.paused {
+        } else if self.hold.paused {
             "waiting while the cluster is paused or full"
         } else if self.osd.is_some() {
             "waiting for the OSD"

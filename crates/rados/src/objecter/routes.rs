@@ -23,15 +23,20 @@ pub(super) struct Aim {
     pub osd: Option<i32>,
     /// Whether that OSD is not the primary.
     pub replica: bool,
-    /// The cluster takes no such operations now.
-    pub paused: bool,
-    /// It takes no writes now, or what else the operation formally is.
-    held: bool,
     pub placed: Option<Arc<Placed>>,
     pg_num: (u32, u32),
     sizes: (u8, u8),
     /// The epoch in which everything had to be sent again that was last obeyed.
     forced: u32,
+}
+
+/// Why an operation may not be sent now, wherever it goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hold {
+    /// The cluster takes no such operations now.
+    pub paused: bool,
+    /// It takes no writes now, or what else the operation formally is.
+    formally: bool,
 }
 
 /// What a look at the map says of an operation.
@@ -177,9 +182,9 @@ impl Routes {
         // that it does not hear of (ceph: `Objecter::_send_linger_ping`). One that was sent just before is discarded as others.
         let pings = matches!(op.purpose, Purpose::Ping(..));
         let paused = if pings { self.pauses(pool, OpFlags::READ) } else { held };
-        let turned = pings && op.aim.held != held;
-        let unpaused = op.aim.paused && !paused || turned;
-        (op.aim.paused, op.aim.held) = (paused, held);
+        let turned = pings && op.hold.formally != held;
+        let unpaused = op.hold.paused && !paused || turned;
+        op.hold = Hold { paused, formally: held };
         let placed = self.place(pg);
         let shard = if kind == PoolKind::Erasure { placed.shard() } else { PgShard::NO_SHARD };
         let pg = PgShard { pg, shard };
@@ -208,7 +213,7 @@ impl Routes {
             let hash = op.aim.hash;
             let forced = if force { forced } else { op.aim.forced };
             let placed = Some(placed);
-            op.aim = Aim { hash, pg, osd, replica, paused, held, placed, pg_num, sizes, forced };
+            op.aim = Aim { hash, pg, osd, replica, placed, pg_num, sizes, forced };
         }
         if changed || force || unpaused { Verdict::Send } else { Verdict::Keep }
     }
