@@ -210,7 +210,8 @@ impl World {
         let result = match result {
             Ok(reply) => {
                 assert_eq!(reply.tid, tid);
-                Ok((reply.result, reply.ops[0].data.clone()))
+                let data = reply.ops.first().map(|op| op.data.clone()).unwrap_or_default();
+                Ok((reply.result, data))
             }
             Err(error) => {
                 self.clients[client].last_error = error.to_string();
@@ -237,6 +238,7 @@ impl World {
                 let fate = match result {
                     Ok((0, _)) => Fate::Acknowledged,
                     Ok((-28, _)) => Fate::Refused,
+                    Ok((errno @ -108, _)) if self.refuses_requests == Some(errno) => Fate::Unknown,
                     Ok(other) => panic!("{other:?}"),
                     Err(_) => Fate::Unknown,
                 };

@@ -174,6 +174,15 @@ impl World {
         let (result, data, redirect) = self.perform(&queued, on_primary);
         let redirect = redirect.then(|| queued.request.object[ELSEWHERE.len()..].to_owned());
         let reply = queued.request.reply(self.model.epoch, result, &data, redirect.as_deref());
+        let reply = match self.refuses_requests {
+            None => reply,
+            Some(errno) => WireRequest { ops: Vec::new(), ..queued.request.clone() }.reply(
+                self.model.epoch,
+                errno,
+                &[],
+                None,
+            ),
+        };
         let reply = if self.spoils_replies {
             Message { front: reply.front.slice(..reply.front.len() / 2), ..reply }
         } else {

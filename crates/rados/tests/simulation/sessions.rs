@@ -145,3 +145,15 @@ fn a_share_that_does_not_get_on_stops_no_other() {
         assert_eq!(objecter.in_flight(), (0, 0));
     });
 }
+
+/// Such as EBLOCKLISTED: whoever holds a lock has to know that it may write no more.
+#[test]
+fn a_refusal_of_a_whole_request_keeps_its_error_number() {
+    let mut world = calm(1);
+    world.refuses_requests = Some(-108);
+    world.submit_write(0, 1, "object1", None);
+    world.pump(0);
+    run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+    let counts = &world.clients[0].counts;
+    assert_eq!((counts["writes"], counts.get("unreadable")), (1, None));
+}

@@ -138,6 +138,8 @@ pub(crate) struct World {
     pub(crate) spoils_maps: bool,
     /// OSDs let nobody in, with this error number.
     pub(crate) osds_refuse: Option<i32>,
+    /// OSDs refuse whole requests, with this error number, and say nothing of their operations.
+    pub(crate) refuses_requests: Option<i32>,
     /// No answer of an OSD can be read.
     pub(crate) spoils_replies: bool,
     pub(crate) model: MapModel,
@@ -205,6 +207,7 @@ impl World {
             last_conn: 0,
             spoils_maps: false,
             osds_refuse: None,
+            refuses_requests: None,
             spoils_replies: false,
             placer: Placer::new(&map).unwrap(),
             map,

@@ -47,7 +47,7 @@ async fn perform(args: &RadosArgs) -> Result<u8> {
         RadosCommand::Stat { objects } => stat(&pool, objects, json).await?,
         RadosCommand::Rm { objects } => remove(&pool, objects).await?,
         RadosCommand::Map { objects } => {
-            map(&pool, (name, &shown(&args.place.namespace)), objects, json)?
+            map(&pool, (name, &shown(&args.place.namespace)), objects, json)?;
         }
         RadosCommand::Bench(bench) => return self::bench(&pool, bench, json).await,
     }
