@@ -178,6 +178,8 @@
 //! may send [`server::MAX_OPTIONS`] options. Deadlines are the caller's, which has the clock.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "certificates")]
+pub mod certificates;
 pub mod client;
 pub mod error;
 pub mod export;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use blockyard_nbd::certificates::BadFile;
+
 /// What kind of thing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -63,6 +65,13 @@ impl Error {
             source = cause.source();
         }
         line
+    }
+}
+
+impl From<BadFile> for Error {
+    fn from(bad: BadFile) -> Self {
+        let (what, source) = bad.into_parts();
+        Self { kind: ErrorKind::Tls, what, source }
     }
 }
 

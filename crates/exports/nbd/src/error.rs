@@ -4,6 +4,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use blockyard_nbd::certificates::BadFile;
+
 /// What kind of thing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -45,6 +47,13 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+}
+
+impl From<BadFile> for Error {
+    fn from(bad: BadFile) -> Self {
+        let (what, source) = bad.into_parts();
+        Self { kind: ErrorKind::Tls, what, source }
     }
 }
 

@@ -118,6 +118,11 @@ fn a_block_map_that_would_be_too_long_is_asked_for_in_part() {
     assert_eq!(sent(&mut link).length, 1024);
 }
 
+/// What is at an offset.
+fn content(at: u64) -> u8 {
+    u8::try_from(at / 512).unwrap()
+}
+
 #[test]
 fn a_read_that_would_be_too_long_is_asked_for_in_pieces() {
     for own_memory in [false, true] {
@@ -146,7 +151,7 @@ fn a_read_that_would_be_too_long_is_asked_for_in_pieces() {
                 continue;
             }
             let mut reply = encoder.data(to(&request), request.offset, len, true).to_vec();
-            reply.extend((request.offset..).map(|at| (at / 512) as u8).take(len as usize));
+            reply.extend((request.offset..request.offset + request.length).map(content));
             if let Some(done) = hears(&mut link, &reply).pop() {
                 break done;
             }
@@ -155,7 +160,7 @@ fn a_read_that_would_be_too_long_is_asked_for_in_pieces() {
         assert_eq!(done.result, Ok(()));
         let data = done.job.unwrap().data;
         let data = if own_memory { memory.to_vec() } else { data };
-        let expected: Vec<u8> = (4096..8192).map(|at| (at / 512) as u8).collect();
+        let expected: Vec<u8> = (4096..8192).map(content).collect();
         assert!(data == expected);
         assert!(link.slots.is_empty());
     }

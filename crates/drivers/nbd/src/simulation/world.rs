@@ -541,7 +541,7 @@ impl World {
                         0 if !self.trusting => session.close(now),
                         _ => {
                             session.wire.parted_until =
-                                now + Duration::from_millis(self.dice.below(1500) as u64)
+                                now + Duration::from_millis(self.dice.below(1500) as u64);
                         }
                     }
                 }

@@ -1,6 +1,5 @@
 //! TLS: how the server is known, and a session over a socket that does not block.
 
-mod files;
 #[cfg(feature = "psk")]
 mod psk;
 mod x509;

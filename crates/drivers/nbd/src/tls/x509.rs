@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use blockyard_nbd::certificates::{self, BadFile, Reader};
 use blockyard_nbd::uri::{Transport, Uri};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
@@ -15,7 +16,7 @@ use rustls::{
     SignatureScheme,
 };
 
-use super::{RECORD_LEN, SEND_BUFFER, Session, files};
+use super::{RECORD_LEN, SEND_BUFFER, Session};
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::Unsent;
@@ -26,6 +27,8 @@ const HOME_FOLDERS: [&str; 2] = [".pki/libnbd", ".config/pki/libnbd"];
 const SYSTEM_FOLDER: &str = "/etc/pki/libnbd";
 /// Whom Debian and most others trust.
 const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+const READ: Reader = |path| std::fs::read(path);
+
 /// What sessions with a server are made from.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
@@ -39,7 +42,7 @@ impl Setup {
     pub(super) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
         let params = &uri.tls_params;
         let found = find(uri, files, &usual_folders())?;
-        let provider = files::provider();
+        let provider = certificates::provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
@@ -52,11 +55,11 @@ impl Setup {
         let config = match &found.certificate {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain = files::certificates(certificate)?;
-                let secret = files::private_key(key, &provider)?;
+                let chain = certificates::chain(certificate, READ)?;
+                let secret = certificates::private_key(key, &provider, READ)?;
                 builder
                     .with_client_auth_cert(chain, secret)
-                    .map_err(|err| files::bad_pair(err, certificate))?
+                    .map_err(|err| certificates::bad_pair(err, certificate))?
             }
         };
         Ok(Self { config: Arc::new(config), name: server_name(uri)? })
@@ -106,8 +109,8 @@ fn find(uri: &Uri, files: &TlsFiles, usual: &[PathBuf]) -> Result<Found, Error> 
     let certificate = match (certificate, key) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
-        (Some(path), None) => return Err(files::bad_file("there is no key for", &path)),
-        (None, Some(path)) => return Err(files::bad_file("there is no certificate for", &path)),
+        (Some(path), None) => return Err(BadFile::new("there is no key for", &path).into()),
+        (None, Some(path)) => return Err(BadFile::new("there is no certificate for", &path).into()),
     };
     let ca = files.ca.clone().or_else(|| inside("ca-cert.pem"));
     Ok(Found { ca: ca.unwrap_or_else(|| SYSTEM_CA.into()), certificate })
@@ -136,17 +139,17 @@ struct KnownServer {
 
 impl KnownServer {
     fn load(ca: &Path, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
-        let trusted = files::certificates(ca)?;
-        let roots = files::roots(&trusted, ca)?;
+        let trusted = certificates::chain(ca, READ)?;
+        let roots = certificates::roots(&trusted, ca)?;
         let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
         let mut blamed = ca.to_owned();
-        if let Some((path, lists)) = files::revocations(ca)? {
+        if let Some((path, lists)) = certificates::revocations(ca, READ)? {
             builder = builder.with_crls(lists).allow_unknown_revocation_status();
             builder = builder.enforce_revocation_expiration();
             blamed = path;
         }
         let webpki = builder.build().map_err(|err| {
-            files::bad_file("servers cannot be verified by what is in", &blamed).caused_by(err)
+            BadFile::new("servers cannot be verified by what is in", &blamed).caused_by(err)
         })?;
         Ok(Self { webpki, trusted })
     }

@@ -1,6 +1,5 @@
 //! TLS: how clients are authenticated, and a session over a socket that does not block.
 
-mod files;
 #[cfg(feature = "psk")]
 mod psk;
 #[cfg(feature = "psk")]

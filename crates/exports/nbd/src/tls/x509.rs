@@ -4,14 +4,17 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use blockyard_nbd::certificates::{self, BadFile, Reader};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ServerConfig, ServerConnection};
 use socket2::Socket;
 
-use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig, files};
+use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig};
 use crate::error::{Error, ErrorKind};
+
+const READ: Reader = |path| std::fs::read(path);
 
 /// The files of an X.509 identity, all in PEM.
 #[derive(Clone, Debug)]
@@ -31,9 +34,9 @@ impl TlsFiles {
     /// # Errors
     /// [`ErrorKind::Tls`], which names the file.
     pub fn load(&self) -> Result<TlsConfig, Error> {
-        let provider = files::provider();
-        let chain = files::certificates(&self.certificate)?;
-        let key = files::private_key(&self.key, &provider)?;
+        let provider = certificates::provider();
+        let chain = certificates::chain(&self.certificate, READ)?;
+        let key = certificates::private_key(&self.key, &provider, READ)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
@@ -43,7 +46,7 @@ impl TlsFiles {
         };
         let config = builder
             .with_single_cert(chain, key)
-            .map_err(|err| files::bad_pair(err, &self.certificate))?;
+            .map_err(|err| certificates::bad_pair(err, &self.certificate))?;
         Ok(TlsConfig(Arc::new(X509(Arc::new(config)))))
     }
 }
@@ -53,16 +56,16 @@ fn client_verifier(
     ca: &Path,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    let roots = files::roots(&files::certificates(ca)?, ca)?;
+    let roots = certificates::roots(&certificates::chain(ca, READ)?, ca)?;
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
     let mut blamed = ca.to_owned();
-    if let Some((path, lists)) = files::revocations(ca)? {
+    if let Some((path, lists)) = certificates::revocations(ca, READ)? {
         builder = builder.with_crls(lists).allow_unknown_revocation_status();
         builder = builder.enforce_revocation_expiration();
         blamed = path;
     }
     builder.build().map_err(|err| {
-        files::bad_file("clients cannot be verified by what is in", &blamed).caused_by(err)
+        BadFile::new("clients cannot be verified by what is in", &blamed).caused_by(err).into()
     })
 }
 

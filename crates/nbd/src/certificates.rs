@@ -1,0 +1,149 @@
+//! Certificates of TLS, for both sides: what their files hold, and what can be wrong with them. Reading a file is up to the
+//! caller.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+
+/// Where the revoked certificates of an authority are, beside its own: GnuTLS' programs put them there.
+const REVOCATIONS: &str = "ca-crl.pem";
+
+/// Reads a file.
+pub type Reader = fn(&Path) -> io::Result<Vec<u8>>;
+
+/// What is wrong with a file, and why.
+#[derive(Debug)]
+pub struct BadFile {
+    what: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl BadFile {
+    /// A problem, which ends with what goes before the name of the file.
+    #[must_use]
+    pub fn new(problem: &str, path: &Path) -> Self {
+        Self { what: format!("{problem} {}", path.display()), source: None }
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn caused_by(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What, and why.
+    #[must_use]
+    pub fn into_parts(self) -> (String, Option<Box<dyn std::error::Error + Send + Sync>>) {
+        (self.what, self.source)
+    }
+}
+
+impl fmt::Display for BadFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for BadFile {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// What does the arithmetic: it takes the keys that OpenSSL and GnuTLS make, whatever their size.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// The certificates in a file, one at least.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub fn chain(path: &Path, read: Reader) -> Result<Vec<CertificateDer<'static>>, BadFile> {
+    let bad = || BadFile::new("no certificate can be read from", path);
+    let text = read(path).map_err(|err| bad().caused_by(err))?;
+    let chain = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|err| bad().caused_by(err))?;
+    if chain.is_empty() { Err(bad()) } else { Ok(chain) }
+}
+
+/// A key that the provider can use.
+///
+/// # Errors
+/// There is none, it cannot be read, or it is of no use.
+pub fn private_key(
+    path: &Path,
+    provider: &CryptoProvider,
+    read: Reader,
+) -> Result<PrivateKeyDer<'static>, BadFile> {
+    let bad = || BadFile::new("no private key can be read from", path);
+    let text = read(path).map_err(|err| bad().caused_by(err))?;
+    let key = PrivateKeyDer::from_pem_slice(&text).map_err(|err| bad().caused_by(err))?;
+    provider.key_provider.load_private_key(key.clone_key()).map_err(|err| {
+        let problem = "the key is damaged, or of a kind that is not supported (RSA of 2048 to 8192 bits, ECDSA with P-256, \
+                       P-384 or P-521, and Ed25519 are), in";
+        BadFile::new(problem, path).caused_by(err)
+    })?;
+    Ok(key)
+}
+
+/// Why certificate and key cannot be used together.
+#[must_use]
+pub fn bad_pair(err: rustls::Error, certificate: &Path) -> BadFile {
+    let problem = match err {
+        rustls::Error::InconsistentKeys(_) => "the key does not belong to the certificate in",
+        _ => "the certificate cannot be used in",
+    };
+    BadFile::new(problem, certificate).caused_by(err)
+}
+
+/// Whom to trust.
+///
+/// # Errors
+/// One of them cannot be.
+pub fn roots(
+    certificates: &[CertificateDer<'static>],
+    path: &Path,
+) -> Result<Arc<RootCertStore>, BadFile> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate.clone()).map_err(|err| {
+            BadFile::new("there is a certificate that cannot be trusted in", path).caused_by(err)
+        })?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// The certificates that an authority has revoked, and their file: none if there is no such file beside its own.
+///
+/// # Errors
+/// It is there, and cannot be read: it revokes something, for all that is known.
+pub fn revocations(
+    ca: &Path,
+    read: Reader,
+) -> Result<Option<(PathBuf, Vec<CertificateRevocationListDer<'static>>)>, BadFile> {
+    let path = ca.with_file_name(REVOCATIONS);
+    let text = match read(&path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(err) => {
+            let problem = "it cannot be known who is revoked by";
+            return Err(BadFile::new(problem, &path).caused_by(err));
+        }
+        Ok(text) => text,
+    };
+    let bad = || BadFile::new("no list of revoked certificates can be read from", &path);
+    let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let lists = lists.map_err(|err| bad().caused_by(err))?;
+    if lists.is_empty() { Err(bad()) } else { Ok(Some((path, lists))) }
+}
