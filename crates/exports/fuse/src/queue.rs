@@ -110,6 +110,7 @@ impl Worker {
 
     /// Serves until the file system is not mounted any more, and until all that it had asked the disks has ended.
     pub(crate) async fn run(mut self, event: EventWatch<Channel>) {
+        let mut changed = self.session.tree.subscribe();
         while !self.over {
             self.work().await;
             if self.over {
@@ -124,6 +125,8 @@ impl Worker {
                     self.dry = false;
                 }
                 () = self.outbox.filled() => {}
+                // The next turn takes the new picture. There is a sender as long as there is a session.
+                _ = changed.changed() => {}
             }
         }
         drop(event);
