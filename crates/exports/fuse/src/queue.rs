@@ -156,7 +156,11 @@ impl Worker {
         while came < BATCH && !self.dry && !self.over {
             let Some(&slot) = self.free.last() else { break };
             match self.receive(slot) {
-                Some(len) => self.take(slot, len),
+                Some(len) => {
+                    // After it was read: whoever asks behind a change sees it.
+                    self.session.tree.refresh(&mut self.nodes, &mut self.seen);
+                    self.take(slot, len);
+                }
                 None => break,
             }
             came += 1;
@@ -307,7 +311,7 @@ impl Worker {
         }
         match self.nodes.files.get(&self.batch_node) {
             Some(node) => node.bdev.submit_all(self.cpu, &mut self.batch),
-            // It was there when they were added.
+            // It was taken away since they were added.
             None => self.batch.drain(..).for_each(|bio| bio.end(Status::Offline)),
         }
     }
