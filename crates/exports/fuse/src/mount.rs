@@ -335,8 +335,15 @@ fn place(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
 }
 
 fn cannot_mount(path: &Path, err: io::Error) -> Error {
+    /// `ENODEV`: the kernel knows no such file system.
+    const UNKNOWN: i32 = 19;
     let shown = path.display();
     match err.kind() {
+        _ if err.raw_os_error() == Some(UNKNOWN) => {
+            let what =
+                format!("cannot mount on {shown}: the kernel has no FUSE; run: modprobe fuse");
+            Error::new(ErrorKind::Unavailable, what).caused_by(err)
+        }
         io::ErrorKind::NotFound => {
             let what = format!(
                 "cannot mount on {shown}: there is no /dev/fuse, or no fusermount3; run: modprobe fuse, or install fuse3"

@@ -110,6 +110,7 @@ impl Worker {
 
     /// Serves until the file system is not mounted any more, and until all that it had asked the disks has ended.
     pub(crate) async fn run(mut self, event: EventWatch<Channel>) {
+        let mut changed = self.session.tree.subscribe();
         while !self.over {
             self.work().await;
             if self.over {
@@ -124,6 +125,8 @@ impl Worker {
                     self.dry = false;
                 }
                 () = self.outbox.filled() => {}
+                // The next turn takes the new picture. There is a sender as long as there is a session.
+                _ = changed.changed() => {}
             }
         }
         drop(event);
@@ -153,7 +156,11 @@ impl Worker {
         while came < BATCH && !self.dry && !self.over {
             let Some(&slot) = self.free.last() else { break };
             match self.receive(slot) {
-                Some(len) => self.take(slot, len),
+                Some(len) => {
+                    // After it was read: whoever asks behind a change sees it.
+                    self.session.tree.refresh(&mut self.nodes, &mut self.seen);
+                    self.take(slot, len);
+                }
                 None => break,
             }
             came += 1;
@@ -304,7 +311,7 @@ impl Worker {
         }
         match self.nodes.files.get(&self.batch_node) {
             Some(node) => node.bdev.submit_all(self.cpu, &mut self.batch),
-            // It was there when they were added.
+            // It was taken away since they were added.
             None => self.batch.drain(..).for_each(|bio| bio.end(Status::Offline)),
         }
     }

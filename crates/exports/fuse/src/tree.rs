@@ -9,6 +9,7 @@ use blockyard_blkmq::{Bdev, Features};
 use blockyard_fuse::wire::Attr;
 use blockyard_fuse::{Name, ROOT_ID};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
 
@@ -66,6 +67,8 @@ pub(crate) struct Owner {
 pub(crate) struct Tree {
     nodes: Mutex<Arc<Nodes>>,
     generation: AtomicU64,
+    /// Told of each change, for those who sleep: an old picture keeps disks open that were taken away.
+    changed: watch::Sender<()>,
     next: AtomicU64,
     owner: Owner,
     born: Duration,
@@ -87,6 +90,7 @@ impl Tree {
         Self {
             nodes: Mutex::new(Arc::new(nodes)),
             generation: AtomicU64::new(1),
+            changed: watch::channel(()).0,
             next: AtomicU64::new(FIRST_ID),
             owner,
             // Before 1970 is when it was.
@@ -96,6 +100,11 @@ impl Tree {
 
     pub(crate) fn nodes(&self) -> Arc<Nodes> {
         Arc::clone(&self.nodes.lock())
+    }
+
+    /// Hears of changes from now on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Brings `nodes` up to date, which were as of `seen`.
@@ -130,6 +139,7 @@ impl Tree {
         nodes.files.insert(id, Arc::clone(&node));
         *current = Arc::new(nodes);
         self.generation.fetch_add(1, Ordering::Release);
+        self.changed.send_replace(());
         Ok(node)
     }
 
@@ -141,6 +151,7 @@ impl Tree {
         nodes.files.remove(&node.id);
         *current = Arc::new(nodes);
         self.generation.fetch_add(1, Ordering::Release);
+        self.changed.send_replace(());
         Some(node)
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
 
 use common::*;
 
@@ -43,6 +44,12 @@ fn disks_come_and_go_and_nothing_else_can_be_made() {
     assert_eq!(listed(&mounted), ["two.img", "three"].map(String::from).into());
     assert_eq!(fs::metadata(root.join("one")).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(first.read_at(&mut back, 0).is_err(), "it is gone");
+    // Queues that sleep let go of it, too.
+    let end = Instant::now() + Duration::from_secs(30);
+    while one.openers() > 0 {
+        assert!(Instant::now() < end, "{} have it open", one.openers());
+        std::thread::yield_now();
+    }
     for refused in [
         File::create(root.join("new")).map(drop),
         fs::create_dir(root.join("new")),
