@@ -18,7 +18,7 @@ mod tables;
 mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use disk::{Directory, Disk, DiskFile};
 pub use watch::DirWatch;
