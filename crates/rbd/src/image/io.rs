@@ -55,8 +55,9 @@ impl<S: ObjectStore> Image<S> {
             Some(found) => found,
             None => self.read_parent(extent.image_offset, extent.length).await?,
         };
-        for (to, from) in into.iter_mut().zip(&found) {
-            *to = *from;
+        let length = into.len().min(found.len());
+        if let (Some(into), Some(found)) = (into.get_mut(..length), found.get(..length)) {
+            into.copy_from_slice(found);
         }
         Ok(())
     }
