@@ -130,6 +130,13 @@ impl<D: Disk> ObjectStore for DirStore<D> {
         &self.namespace
     }
 
+    fn unique(&self) -> Result<u64> {
+        // So many bits that nobody draws the same.
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
     async fn in_pool(&self, pool: i64, namespace: &str) -> Result<Self> {
         if pool != POOL {
             return Err(Error::answer(Errno::NOENT).at(format_args!("pool {pool}")));

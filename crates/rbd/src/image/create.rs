@@ -18,13 +18,6 @@ pub struct CreateOptions {
     pub features: Features,
 }
 
-/// An id that no image has: so many bits that nobody draws the same.
-fn new_id() -> Result<String> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(format!("{:x}", u64::from_le_bytes(bytes)))
-}
-
 /// Makes an image.
 ///
 /// # Errors
@@ -44,7 +37,7 @@ pub(super) async fn create_id<S: ObjectStore>(
     let (unit, count) = options.layout.stripes();
     features.set(Features::STRIPINGV2, count > 1 || unit != options.layout.object_bytes());
     check(name, features, options)?;
-    let id = new_id()?;
+    let id = format!("{:x}", store.unique()?);
     let set_id = method("set_id", |w| w.string(&id));
     tell(store, &names::id(name), vec![Op::create(true), set_id]).await?;
     let made = fill(store, name, &id, features, options).await;
