@@ -84,13 +84,14 @@ impl Error {
         ErrorKind::BadParameter(what.into()).into()
     }
 
-    /// The error, of something that has a name. The first name that is given stays.
+    /// The error, of something that has a name: what it is in comes in front.
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Self {
-        match self.place {
-            Some(_) => self,
-            None => Self { place: Some(place.to_string().into()), ..self },
-        }
+        let place = match self.place {
+            Some(inner) => format!("{place}: {inner}"),
+            None => place.to_string(),
+        };
+        Self { kind: self.kind, place: Some(place.into()) }
     }
 
     /// What went wrong.
@@ -143,9 +144,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_says_where_and_keeps_the_innermost_place() {
+    fn an_error_says_where() {
         let error = Error::answer(Errno::NOENT).at("object \"a\"").at("image b");
-        assert_eq!(error.to_string(), "object \"a\": No such file or directory (os error 2)");
+        assert_eq!(
+            error.to_string(),
+            "image b: object \"a\": No such file or directory (os error 2)"
+        );
         assert!(error.is_not_found());
         assert_eq!(Error::damaged("x").errno(), None);
     }

@@ -5,7 +5,8 @@
 //! - [`format`](mod@format): Ceph's format of images: names, features, striping, the records of the header, the object map;
 //! - [`class`]: the methods of the classes `rbd` and `lock`, which OSDs run beside their objects: without I/O, for
 //!   stores that are no cluster;
-//! - [`dir`]: a store in a directory.
+//! - [`dir`]: a store in a directory;
+//! - [`image`]: images: reading and writing, snapshots, clones, over any store.
 //!
 //! Encodings and results of operations are those of `blockyard-rados`: what a cluster answers and what a directory
 //! answers are the same types.
@@ -15,6 +16,7 @@ pub mod class;
 pub mod dir;
 mod error;
 pub mod format;
+pub mod image;
 pub mod store;
 
 pub use error::{Error, ErrorKind, Result};

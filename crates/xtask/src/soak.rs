@@ -65,6 +65,12 @@ const SOAKS: &[Soak] = &[
         amount: &[("BLOCKYARD_SEEDS", "10000")],
     },
     Soak {
+        name: "images",
+        about: "RBD images and clones against their model",
+        tests: &["-p", "blockyard-rbd", "--lib", "what_the_model_says"],
+        amount: &[("BLOCKYARD_SEEDS", "2000")],
+    },
+    Soak {
         name: "ceph",
         about: "a real cluster whose daemons are killed under a verified load",
         tests: &["-p", "blockyard-rados", "--test", "cluster_faults"],

@@ -24,6 +24,10 @@ pub(super) struct Files<D: Disk> {
     open: Mutex<HashMap<u64, Arc<D::File>>>,
     /// What was written in place since the last flush.
     dirty: Mutex<HashMap<u64, Arc<D::File>>>,
+    /// Held while files are synchronised: who finds nothing to do waits for the one who does it.
+    flushing: Mutex<()>,
+    /// Held while a file is made: its folder is durable before another thread puts one into it.
+    making: Mutex<()>,
     /// A flush has failed: what it was to cover may be lost, and the system tells that only once.
     failed: AtomicBool,
 }
@@ -46,6 +50,8 @@ impl<D: Disk> Files<D> {
             next: AtomicU32::new(0),
             open: Mutex::default(),
             dirty: Mutex::default(),
+            flushing: Mutex::default(),
+            making: Mutex::default(),
             failed: AtomicBool::new(false),
         }
     }
@@ -61,6 +67,7 @@ impl<D: Disk> Files<D> {
 
     /// Makes a file.
     pub(super) fn create(&self, number: u64) -> Result<Arc<D::File>> {
+        let _making = self.making.lock();
         let made = self.disk.create(&path(number)).or_else(|error| {
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
@@ -121,6 +128,7 @@ impl<D: Disk> Files<D> {
 
     /// Makes everything durable that was written in place before.
     pub(super) fn flush(&self) -> Result<()> {
+        let _flushing = self.flushing.lock();
         let dirty = std::mem::take(&mut *self.dirty.lock());
         for file in dirty.values() {
             if let Err(error) = file.sync() {

@@ -18,7 +18,7 @@ mod tables;
 mod watch;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use disk::{Directory, Disk, DiskFile};
 pub use watch::DirWatch;
@@ -128,6 +128,13 @@ impl<D: Disk> ObjectStore for DirStore<D> {
 
     fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    fn unique(&self) -> Result<u64> {
+        // So many bits that nobody draws the same.
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        Ok(u64::from_le_bytes(bytes))
     }
 
     async fn in_pool(&self, pool: i64, namespace: &str) -> Result<Self> {

@@ -228,7 +228,8 @@ impl<D: Disk> Store<D> {
             SnapContext::default(),
         )?;
         let Some((number, file)) = subject.file()? else { return Ok(None) };
-        if context.snaps.first().is_some_and(|newest| *newest > subject.record().seq) {
+        let is_shared = subject.record().clones.iter().any(|clone| clone.file == Some(number));
+        if is_shared || context.snaps.first().is_some_and(|newest| *newest > subject.record().seq) {
             return Ok(None);
         }
         for op in ops.iter().filter(|op| matches!(op, Op::Guard(_))) {

@@ -47,6 +47,12 @@ pub trait ObjectStore: Clone + Send + Sync + 'static {
     /// There is no such pool: ENOENT.
     fn in_pool(&self, pool: i64, namespace: &str) -> impl Future<Output = Result<Self>> + Send;
 
+    /// A number that nobody has been given, for the id of an image.
+    ///
+    /// # Errors
+    /// The system has no random bytes to give.
+    fn unique(&self) -> Result<u64>;
+
     /// Does something to an object: one answer to each operation of the request.
     ///
     /// # Errors

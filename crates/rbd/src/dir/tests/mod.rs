@@ -3,4 +3,4 @@
 mod operations;
 mod power;
 mod processes;
-mod simulated;
+pub(crate) mod simulated;

@@ -168,6 +168,20 @@ fn a_snapshot_keeps_what_was_there() {
 }
 
 #[test]
+fn a_clone_that_has_its_file_with_the_head_is_not_written() {
+    let (_directory, store) = store();
+    write(&store, "a", vec![Op::write(0, "old")]).unwrap();
+    let snapshot = store.store.create_snapshot().unwrap();
+    // Makes the clone, and needs no other bytes.
+    let set = Mutation::SetXattr("x".into(), "1".into());
+    write_with(&store, "a", &[snapshot], vec![set.into()]).unwrap();
+    write_with(&store, "a", &[snapshot], vec![Op::write(0, "new")]).unwrap();
+    assert_eq!(read_at(&store, "a", snapshot).unwrap(), "old");
+    store.store.remove_snapshot(snapshot).unwrap();
+    assert_eq!(read(&store, "a").unwrap(), "new");
+}
+
+#[test]
 fn methods_run_beside_objects() {
     let (_directory, store) = store();
     let mut input = blockyard_rados::encoding::Writer::new();
@@ -272,4 +286,24 @@ fn a_store_keeps_its_identity_and_a_newer_one_is_refused() {
     drop(store);
     let error = DirStore::open(directory.path(), false).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("newer version"), "{error}");
+}
+
+#[test]
+fn a_database_that_is_cut_short_is_told_and_not_overwritten() {
+    let (directory, store) = store();
+    for number in 0..200 {
+        write(&store, &format!("o{number}"), vec![Op::write_full("x")]).unwrap();
+    }
+    drop(store);
+    let path = directory.path().join("objects.redb");
+    let whole = std::fs::read(&path).unwrap();
+    for length in [1, 300, 4096, 10_000, whole.len() / 2, whole.len() - 4096] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let error = DirStore::open(directory.path(), false).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("object store"), "{length}: {error}");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), length as u64, "{length}");
+    }
+    std::fs::write(&path, whole).unwrap();
+    let store = DirStore::open(directory.path(), false).unwrap();
+    assert_eq!(read(&store, "o7").unwrap(), "x");
 }

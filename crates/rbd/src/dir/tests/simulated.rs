@@ -18,7 +18,7 @@ const PAGE: u64 = 4096;
 
 /// The disk. Clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Simulated(Arc<Mutex<World>>);
+pub(crate) struct Simulated(Arc<Mutex<World>>);
 
 #[derive(Debug, Default)]
 struct World {
@@ -172,7 +172,7 @@ impl Simulated {
 
 /// A file of the disk.
 #[derive(Debug)]
-pub(super) struct SimulatedFile {
+pub(crate) struct SimulatedFile {
     disk: Simulated,
     inode: u64,
 }

@@ -1,0 +1,160 @@
+//! Clones: images that begin with what a snapshot of another one has.
+
+use super::create::{CreateOptions, create_id};
+use super::{Image, may_be_gone, method, tell};
+use crate::error::{Error, Result};
+use crate::format::{Features, ObjectState, OpFeatures, ParentSpec, names};
+use crate::store::{NOSNAP, ObjectStore, Op};
+use bytes::Bytes;
+use rustix::io::Errno;
+
+impl<S: ObjectStore> Image<S> {
+    /// Makes a clone (version 2) of a snapshot in a namespace or pool of the same store. Its layout and features are those
+    /// of this image.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such snapshot; EEXIST if there is an image of that name; this image has no layering.
+    pub async fn clone_snapshot(&self, snapshot: &str, into: &S, name: &str) -> Result<()> {
+        if !self.header.features.contains(Features::LAYERING) {
+            return Err(Error::bad("clones are made of images with the feature layering"));
+        }
+        let snapshot = self.header.snapshot(snapshot).ok_or(Errno::NOENT)?;
+        let features = self.header.features.difference(Features::OPERATIONS);
+        let size = snapshot.image_size;
+        let options = CreateOptions { size, layout: self.header.layout, features };
+        let id = create_id(into, name, &options).await?;
+        let spec = ParentSpec {
+            pool: self.store.pool(),
+            namespace: self.store.namespace().to_owned(),
+            image: self.id.clone(),
+            snapshot: snapshot.id,
+        };
+        if size == 0 {
+            return Ok(());
+        }
+        let attach = method("parent_attach", |w| {
+            w.put(&spec);
+            w.u64(size);
+            w.bool(false);
+        });
+        tell(into, &names::header(&id), vec![attach]).await?;
+        let is_clone = method("op_features_set", |w| {
+            w.u64(OpFeatures::CLONE_CHILD.bits());
+            w.u64(OpFeatures::CLONE_CHILD.bits());
+        });
+        tell(into, &names::header(&id), vec![is_clone]).await?;
+        let child = Self::open_id(into, id, NOSNAP, 0).await?.as_child();
+        let attach = method("child_attach", |w| {
+            w.u64(snapshot.id);
+            w.put(&child);
+        });
+        tell(&self.store, &self.header_object(), vec![attach]).await
+    }
+
+    /// Copies an object out of the parent, and then does more to it. With snapshots, the copy is below all of them.
+    pub(super) async fn copy_up(&self, number: u64, ops: Vec<Op>) -> Result<()> {
+        let data = self.of_parent(number).await?;
+        let object = self.data_object(number);
+        let copy = Op::exec("rbd", "copyup", data);
+        if self.header.context.snaps.is_empty() {
+            let ops = [vec![copy], ops].concat();
+            return self.write_object(&object, ops).await;
+        }
+        self.note_below_snapshots(number).await?;
+        self.write_below_snapshots(&object, vec![copy]).await?;
+        if ops.is_empty() { Ok(()) } else { self.write_object(&object, ops).await }
+    }
+
+    /// An object is there now in all snapshots, too.
+    async fn note_below_snapshots(&self, number: u64) -> Result<()> {
+        if !self.header.features.contains(Features::OBJECT_MAP) {
+            return Ok(());
+        }
+        for (index, snapshot) in self.header.snapshots.iter().enumerate() {
+            if number >= self.header.layout.objects(snapshot.image_size) {
+                continue;
+            }
+            let is_clean = index > 0 && self.header.features.contains(Features::FAST_DIFF);
+            let state = if is_clean { ObjectState::ExistsClean } else { ObjectState::Exists };
+            may_be_gone(self.update_map(Some(snapshot.id), number, state).await)?;
+        }
+        Ok(())
+    }
+
+    /// What the parent has of an object, without zeroes at the end.
+    async fn of_parent(&self, number: u64) -> Result<Bytes> {
+        let layout = self.header.layout;
+        let (unit, _) = layout.stripes();
+        let mut bytes = Vec::new();
+        for offset in
+            (0..layout.object_bytes()).step_by(usize::try_from(unit).unwrap_or(usize::MAX))
+        {
+            let Some(start) = layout.image_offset(number, offset) else { break };
+            let part = self.read_parent(start, unit).await?;
+            if !part.is_empty() {
+                bytes.resize(usize::try_from(offset).unwrap_or(usize::MAX), 0);
+                bytes.extend_from_slice(&part);
+            }
+        }
+        let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        bytes.truncate(length);
+        Ok(bytes.into())
+    }
+
+    /// Copies all that is still seen of the parent, and leaves it.
+    ///
+    /// # Errors
+    /// EINVAL if there is no parent; EROFS at a snapshot; those of the store.
+    pub async fn flatten(&mut self) -> Result<()> {
+        self.check_writable()?;
+        if self.parent.is_none() {
+            return Err(Errno::INVAL.into());
+        }
+        for object in 0..self.header.layout.objects(self.overlap()) {
+            self.take_from_parent(object).await?;
+        }
+        self.flush().await?;
+        self.leave_parent().await
+    }
+
+    /// Copies what is seen of the parent in an object, for snapshots, too. One that is there stays as it is.
+    pub(super) async fn take_from_parent(&self, object: u64) -> Result<()> {
+        if !self.hides_parent(object) {
+            return Ok(());
+        }
+        self.set_state(object, ObjectState::Exists).await?;
+        self.copy_up(object, Vec::new()).await
+    }
+
+    /// Is no clone any more.
+    pub(super) async fn leave_parent(&mut self) -> Result<()> {
+        let Some(parent) = self.header.parent.clone() else { return Ok(()) };
+        if parent.overlap.is_some() {
+            let detach = method("parent_detach", |_| {});
+            may_be_gone(tell(&self.store, &self.header_object(), vec![detach]).await)?;
+        }
+        self.refresh().await?;
+        self.parent = None;
+        self.leave_parents_header(&parent.spec).await
+    }
+
+    /// Is no child for the parent's header any more, if neither the image nor a snapshot of it needs that.
+    pub(super) async fn leave_parents_header(&self, parent: &ParentSpec) -> Result<()> {
+        if self.header.parent.is_some() {
+            return Ok(());
+        }
+        let child = self.as_child();
+        let store = self.store.in_pool(parent.pool, &parent.namespace).await?;
+        let detach = method("child_detach", |w| {
+            w.u64(parent.snapshot);
+            w.put(&child);
+        });
+        may_be_gone(tell(&store, &names::header(&parent.image), vec![detach]).await)
+    }
+
+    /// The names of images by ids are in the directory; a clone's parent is opened by id.
+    #[cfg(test)]
+    pub(super) async fn id_by_name(store: &S, name: &str) -> Result<String> {
+        super::id_of(store, name).await
+    }
+}

@@ -1,0 +1,186 @@
+//! Images that come and go.
+
+use super::{Image, ask, id_of, may_be_gone, method, tell};
+use crate::error::{Error, Result};
+use crate::format::{ChildSpec, Features, Layout, MAX_OBJECTS, names};
+use crate::store::{ObjectStore, Op};
+use blockyard_rados::encoding::Reader;
+use rustix::io::Errno;
+
+/// What an image is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateOptions {
+    /// Bytes.
+    pub size: u64,
+    /// How it is cut.
+    pub layout: Layout,
+    /// What it can do. Stripes are added where the layout has some.
+    pub features: Features,
+}
+
+/// Makes an image.
+///
+/// # Errors
+/// EEXIST if there is one of that name; features that are not known here, or do not go together; more objects than a map can
+/// have.
+pub async fn create<S: ObjectStore>(store: &S, name: &str, options: &CreateOptions) -> Result<()> {
+    let created = create_id(store, name, options).await.map(|_| ());
+    created.map_err(|error| error.at(format_args!("image {name:?}")))
+}
+
+pub(super) async fn create_id<S: ObjectStore>(
+    store: &S,
+    name: &str,
+    options: &CreateOptions,
+) -> Result<String> {
+    let mut features = options.features;
+    let (unit, count) = options.layout.stripes();
+    features.set(Features::STRIPINGV2, count > 1 || unit != options.layout.object_bytes());
+    check(name, features, options)?;
+    let id = format!("{:x}", store.unique()?);
+    let set_id = method("set_id", |w| w.string(&id));
+    tell(store, &names::id(name), vec![Op::create(true), set_id]).await?;
+    let made = fill(store, name, &id, features, options).await;
+    if made.is_err() {
+        // What was made is taken back as far as that goes; the first error is the one to tell.
+        let _taken_back = remove_id(store, name, &id).await;
+    }
+    made.map(|()| id)
+}
+
+fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> {
+    if name.is_empty() || name.contains(['/', '@']) {
+        return Err(Error::bad("the name of an image is not empty, and has neither / nor @ in it"));
+    }
+    let unknown = features.difference(super::WRITABLE.difference(Features::OPERATIONS));
+    if !unknown.is_empty() {
+        return Err(crate::error::ErrorKind::Features { names: unknown.names().join(", ") }.into());
+    }
+    let needs = |feature, other| features.contains(feature) && !features.contains(other);
+    if needs(Features::FAST_DIFF, Features::OBJECT_MAP) {
+        return Err(Error::bad("fast-diff needs object-map"));
+    }
+    if needs(Features::OBJECT_MAP, Features::EXCLUSIVE_LOCK) {
+        return Err(Error::bad("object-map needs exclusive-lock"));
+    }
+    let objects = options.layout.objects(options.size);
+    if features.contains(Features::OBJECT_MAP) && objects > MAX_OBJECTS {
+        return Err(Error::bad(format!(
+            "an image of {objects} objects has no object map; make it smaller, its objects larger, or do without object-map"
+        )));
+    }
+    Ok(())
+}
+
+async fn fill<S: ObjectStore>(
+    store: &S,
+    name: &str,
+    id: &str,
+    features: Features,
+    options: &CreateOptions,
+) -> Result<()> {
+    let add = method("dir_add_image", |w| {
+        w.string(name);
+        w.string(id);
+    });
+    tell(store, &names::DIRECTORY.into(), vec![add]).await?;
+    let mut ops = vec![
+        Op::create(true),
+        method("create", |w| {
+            w.u64(options.size);
+            w.u8(options.layout.order());
+            w.u64(features.bits());
+            w.string(&names::data_prefix(id, None));
+            w.i64(-1);
+        }),
+    ];
+    if features.contains(Features::STRIPINGV2) {
+        // By itself: an OSD's method does not see what the one before it in a request wrote.
+        tell(store, &names::header(id), std::mem::take(&mut ops)).await?;
+        ops.push(method("set_stripe_unit_count", |w| {
+            let (unit, count) = options.layout.stripes();
+            w.u64(unit);
+            w.u64(count);
+        }));
+    }
+    tell(store, &names::header(id), ops).await?;
+    if features.contains(Features::OBJECT_MAP) {
+        let resize = method("object_map_resize", |w| {
+            w.u64(options.layout.objects(options.size));
+            w.u8(0);
+        });
+        tell(store, &names::object_map(id, None), vec![resize]).await?;
+    }
+    Ok(())
+}
+
+/// The names of all images, and their ids.
+///
+/// # Errors
+/// The store cannot be read.
+pub async fn list<S: ObjectStore>(store: &S) -> Result<Vec<(String, String)>> {
+    const PAGE: u64 = 1024;
+    let mut images: Vec<(String, String)> = Vec::new();
+    let directory = names::DIRECTORY.into();
+    loop {
+        let after = images.last().map(|(name, _)| name.clone()).unwrap_or_default();
+        let page = ask(store, &directory, "dir_list", |w| {
+            w.string(&after);
+            w.u64(PAGE);
+        });
+        let page = match page.await {
+            Err(error) if error.is_not_found() => return Ok(images),
+            page => page?,
+        };
+        let mut reader = Reader::new("reading the directory of images", &page);
+        let page = reader.vec(8, |r| Ok((r.string()?, r.string()?)))?;
+        let is_last = (page.len() as u64) < PAGE;
+        images.extend(page);
+        if is_last {
+            return Ok(images);
+        }
+    }
+}
+
+/// Removes an image.
+///
+/// # Errors
+/// ENOTEMPTY if it has snapshots. One that is removed in part can be removed again.
+pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
+    let at = |error: Error| error.at(format_args!("image {name:?}"));
+    let id = id_of(store, name).await?;
+    match Image::open_id(store, id.clone(), crate::store::NOSNAP, 0).await {
+        Err(error) if error.is_not_found() => {}
+        image => {
+            let mut image = image.map_err(at)?;
+            if !image.header.snapshots.is_empty() {
+                return Err(at(Errno::NOTEMPTY.into()));
+            }
+            image.resize(0).await.map_err(at)?;
+            image.leave_parent().await.map_err(at)?;
+        }
+    }
+    remove_id(store, name, &id).await.map_err(at)
+}
+
+async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {
+    may_be_gone(tell(store, &names::object_map(id, None), vec![Op::remove()]).await)?;
+    may_be_gone(tell(store, &names::header(id), vec![Op::remove()]).await)?;
+    let from_directory = method("dir_remove_image", |w| {
+        w.string(name);
+        w.string(id);
+    });
+    may_be_gone(tell(store, &names::DIRECTORY.into(), vec![from_directory]).await)?;
+    may_be_gone(tell(store, &names::id(name), vec![Op::remove()]).await)
+}
+
+impl<S: ObjectStore> Image<S> {
+    /// This image as its parent names it.
+    pub(super) fn as_child(&self) -> ChildSpec {
+        ChildSpec {
+            pool: self.store.pool(),
+            namespace: self.store.namespace().to_owned(),
+            image: self.id.clone(),
+        }
+    }
+}

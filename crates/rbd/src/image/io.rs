@@ -1,0 +1,172 @@
+//! Reading and writing an image.
+
+use super::{Image, may_be_gone};
+use crate::error::Result;
+use crate::format::{ObjectExtent, ObjectState, names};
+use crate::store::{Answer, ObjectName, ObjectStore, Op, Request, SnapContext};
+use bytes::Bytes;
+use rustix::io::Errno;
+use std::ops::Range;
+
+/// What is done to a range of an object.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Write(Bytes),
+    Zero,
+}
+
+impl<S: ObjectStore> Image<S> {
+    fn check_range(&self, offset: u64, length: u64) -> Result<Range<u64>> {
+        let end = offset.checked_add(length).filter(|end| *end <= self.size());
+        end.map(|end| offset..end).ok_or(Errno::INVAL.into())
+    }
+
+    pub(super) fn data_object(&self, number: u64) -> ObjectName {
+        names::data(&self.header.prefix, number)
+    }
+
+    /// Reads a range.
+    ///
+    /// # Errors
+    /// EINVAL if it is not in the image; those of the store.
+    pub async fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let range = self.check_range(offset, length)?;
+        let mut bytes = vec![0; usize::try_from(length).map_err(|_| Errno::INVAL)?];
+        for extent in self.header.layout.extents(range) {
+            let at = usize::try_from(extent.image_offset - offset).unwrap_or(usize::MAX);
+            let rest = bytes.get_mut(at..).unwrap_or_default();
+            self.read_object(&extent, rest).await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a range of an object into zeroes.
+    async fn read_object(&self, extent: &ObjectExtent, into: &mut [u8]) -> Result<()> {
+        let mut found = None;
+        if self.map_state(extent.object) != Some(ObjectState::Nonexistent) {
+            let ops = vec![Op::read(extent.offset, extent.length)];
+            let request = Request::Read { snap: self.snap, ops };
+            match self.store.operate(&self.data_object(extent.object), request).await {
+                Err(error) if error.is_not_found() => {}
+                answers => found = answers?.into_iter().next().map(Answer::into_data),
+            }
+        }
+        let found = match found {
+            Some(found) => found,
+            None => self.read_parent(extent.image_offset, extent.length).await?,
+        };
+        let length = into.len().min(found.len());
+        if let (Some(into), Some(found)) = (into.get_mut(..length), found.get(..length)) {
+            into.copy_from_slice(found);
+        }
+        Ok(())
+    }
+
+    /// What the parent has of a range; less, where it has less.
+    pub(super) async fn read_parent(&self, offset: u64, length: u64) -> Result<Bytes> {
+        let Some(parent) = &self.parent else { return Ok(Bytes::new()) };
+        let end = offset.saturating_add(length).min(self.overlap()).min(parent.size());
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        Ok(Box::pin(parent.read(offset, end - offset)).await?.into())
+    }
+
+    /// Writes bytes.
+    ///
+    /// # Errors
+    /// EINVAL if they do not fit into the image; EROFS at a snapshot; those of the store.
+    pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
+        self.check_writable()?;
+        let range = self.check_range(offset, data.len() as u64)?;
+        for extent in self.header.layout.extents(range) {
+            let at = usize::try_from(extent.image_offset - offset).unwrap_or(usize::MAX);
+            let length = usize::try_from(extent.length).unwrap_or(usize::MAX);
+            self.change(&extent, Change::Write(data.slice(at..at + length))).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a range zero, and gives its space back: discard and write-zeroes are the same.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn zero(&self, offset: u64, length: u64) -> Result<()> {
+        self.check_writable()?;
+        let range = self.check_range(offset, length)?;
+        for extent in self.header.layout.extents(range) {
+            self.change(&extent, Change::Zero).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes what was written survive a power cut.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn flush(&self) -> Result<()> {
+        self.store.flush().await
+    }
+
+    /// Whether something of the parent would be seen if the object were not there.
+    pub(super) fn hides_parent(&self, object: u64) -> bool {
+        let start = self.header.layout.image_offset(object, 0);
+        self.parent.is_some() && start.is_some_and(|start| start < self.overlap())
+    }
+
+    pub(super) async fn change(&self, extent: &ObjectExtent, change: Change) -> Result<()> {
+        let hides_parent = self.hides_parent(extent.object);
+        let to_end = extent.offset + extent.length == self.header.layout.object_bytes();
+        let is_gone = self.map_state(extent.object) == Some(ObjectState::Nonexistent);
+        let op = match change {
+            Change::Zero if !hides_parent && is_gone => return Ok(()),
+            Change::Zero if !hides_parent && to_end && extent.offset == 0 => {
+                return self.remove_object(extent.object).await;
+            }
+            Change::Zero if to_end => Op::truncate(extent.offset),
+            Change::Zero => Op::zero(extent.offset, extent.length),
+            Change::Write(data) => Op::write(extent.offset, data),
+        };
+        // An object that would be made by the write.
+        self.set_state(extent.object, ObjectState::Exists).await?;
+        let object = self.data_object(extent.object);
+        if !hides_parent {
+            return self.write_object(&object, vec![op]).await;
+        }
+        if extent.length == self.header.layout.object_bytes() {
+            // Nothing of the parent is needed any more, unless a snapshot needs it.
+            if self.header.context.snaps.is_empty() {
+                return self.write_object(&object, vec![Op::create(false), op]).await;
+            }
+        }
+        match self.write_object(&object, vec![Op::assert_exists(), op.clone()]).await {
+            Err(error) if error.is_not_found() => self.copy_up(extent.object, vec![op]).await,
+            done => done,
+        }
+    }
+
+    pub(super) async fn write_object(&self, object: &ObjectName, ops: Vec<Op>) -> Result<()> {
+        let context = self.header.context.clone();
+        self.store.operate(object, Request::Write { context, ops }).await.map(|_| ())
+    }
+
+    /// Writes under snapshots as if there were none: what was there before all of them.
+    pub(super) async fn write_below_snapshots(
+        &self,
+        object: &ObjectName,
+        ops: Vec<Op>,
+    ) -> Result<()> {
+        let context = SnapContext::default();
+        self.store.operate(object, Request::Write { context, ops }).await.map(|_| ())
+    }
+
+    /// Removes an object below which there is no parent.
+    pub(super) async fn remove_object(&self, number: u64) -> Result<()> {
+        if self.map_state(number) == Some(ObjectState::Nonexistent) {
+            return Ok(());
+        }
+        self.set_state(number, ObjectState::Pending).await?;
+        may_be_gone(self.write_object(&self.data_object(number), vec![Op::remove()]).await)?;
+        self.set_state(number, ObjectState::Nonexistent).await
+    }
+}

@@ -1,0 +1,145 @@
+//! The map of an image's objects: what it says is not there, is not there.
+
+use super::{Image, ask, method, tell};
+use crate::error::Result;
+use crate::format::{Features, ImageFlags, ObjectMap, ObjectState, names};
+use crate::store::{NOSNAP, ObjectStore, Op};
+
+impl<S: ObjectStore> Image<S> {
+    /// Reads the map; one that cannot be read, or has another size, is noted as invalid, and not used.
+    pub(super) async fn load_map(&mut self) -> Result<()> {
+        *self.map.lock() = None;
+        let is_used = self.header.features.contains(Features::OBJECT_MAP)
+            && !self.header.flags.contains(ImageFlags::OBJECT_MAP_INVALID);
+        if !is_used {
+            return Ok(());
+        }
+        let object = names::object_map(&self.id, None);
+        let bytes = ask(&self.store, &object, "object_map_load", |_| {}).await;
+        let map = bytes.and_then(|bytes| ObjectMap::parse(&bytes));
+        let objects = self.header.layout.objects(self.header.size);
+        match map {
+            Ok(map) if map.objects() >= objects => *self.map.lock() = Some(map),
+            _ => self.invalidate_map(NOSNAP).await?,
+        }
+        Ok(())
+    }
+
+    async fn invalidate_map(&mut self, snapshot: u64) -> Result<()> {
+        let invalid = ImageFlags::OBJECT_MAP_INVALID | ImageFlags::FAST_DIFF_INVALID;
+        let set = method("set_flags", |w| {
+            w.u64(invalid.bits());
+            w.u64(invalid.bits());
+            w.u64(snapshot);
+        });
+        tell(&self.store, &self.header_object(), vec![set]).await?;
+        if snapshot == NOSNAP {
+            self.header.flags |= invalid;
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_map(&self) -> bool {
+        self.map.lock().is_some()
+    }
+
+    /// What the map says of an object; `None` if there is none that is right.
+    pub(super) fn map_state(&self, object: u64) -> Option<ObjectState> {
+        self.map.lock().as_ref().and_then(|map| map.state(object))
+    }
+
+    /// Notes an object's state, in the store first.
+    pub(super) async fn set_state(&self, object: u64, state: ObjectState) -> Result<()> {
+        if self.map_state(object).is_none_or(|known| known == state) {
+            return Ok(());
+        }
+        self.update_map(None, object, state).await?;
+        if let Some(map) = self.map.lock().as_mut() {
+            map.set(object, state);
+        }
+        Ok(())
+    }
+
+    /// Notes an object's state in the map of the image or a snapshot.
+    pub(super) async fn update_map(
+        &self,
+        snapshot: Option<u64>,
+        object: u64,
+        state: ObjectState,
+    ) -> Result<()> {
+        let update = method("object_map_update", |w| {
+            w.u64(object);
+            w.u64(object + 1);
+            w.u8(state as u8);
+            w.bool(false);
+        });
+        tell(&self.store, &names::object_map(&self.id, snapshot), vec![update]).await
+    }
+
+    /// Cuts or grows the map.
+    pub(super) async fn resize_map(&mut self, size: u64) -> Result<()> {
+        if !self.has_map() {
+            return Ok(());
+        }
+        let objects = self.header.layout.objects(size);
+        let resize = method("object_map_resize", |w| {
+            w.u64(objects);
+            w.u8(ObjectState::Nonexistent as u8);
+        });
+        tell(&self.store, &names::object_map(&self.id, None), vec![resize]).await?;
+        self.map.lock().as_mut().map_or(Ok(()), |map| map.resize(objects, ObjectState::Nonexistent))
+    }
+
+    /// Keeps the map for a snapshot; from then on what changes is told from what does not.
+    pub(super) async fn map_for_snapshot(&mut self, snapshot: u64) -> Result<()> {
+        let Some(map) = self.map.lock().clone() else { return Ok(()) };
+        let save = Op::write_full(blockyard_rados::encoding::encoded(&map));
+        tell(&self.store, &names::object_map(&self.id, Some(snapshot)), vec![save]).await?;
+        if self.header.features.contains(Features::FAST_DIFF) {
+            let clean = method("object_map_snap_add", |_| {});
+            tell(&self.store, &names::object_map(&self.id, None), vec![clean]).await?;
+        }
+        self.load_map().await
+    }
+
+    /// Takes the map of a snapshot away; what had changed in it has changed for the next one.
+    pub(super) async fn map_without_snapshot(&mut self, snapshot: u64) -> Result<()> {
+        if !self.header.features.contains(Features::OBJECT_MAP) {
+            return Ok(());
+        }
+        let of_snapshot = names::object_map(&self.id, Some(snapshot));
+        if self.header.features.contains(Features::FAST_DIFF)
+            && let Ok(map) = ask(&self.store, &of_snapshot, "object_map_load", |_| {}).await
+        {
+            let newer =
+                self.header.snapshots.iter().map(|other| other.id).find(|id| *id > snapshot);
+            let changed = Op::exec("rbd", "object_map_snap_remove", map);
+            tell(&self.store, &names::object_map(&self.id, newer), vec![changed]).await?;
+        }
+        super::may_be_gone(tell(&self.store, &of_snapshot, vec![Op::remove()]).await)?;
+        self.load_map().await
+    }
+
+    /// Makes the map say what a snapshot's says, or that and what it says now.
+    pub(super) async fn map_from_snapshot(&mut self, snapshot: u64, and_now: bool) -> Result<()> {
+        let Some(now) = self.map.lock().clone() else { return Ok(()) };
+        let of_snapshot = names::object_map(&self.id, Some(snapshot));
+        let loaded = ask(&self.store, &of_snapshot, "object_map_load", |_| {}).await;
+        let Ok(mut map) = loaded.and_then(|map| ObjectMap::parse(&map)) else {
+            self.invalidate_map(NOSNAP).await?;
+            return self.load_map().await;
+        };
+        map.resize(now.objects(), ObjectState::Nonexistent)?;
+        for object in 0..map.objects() {
+            // What was taken back has changed.
+            let was_there = map.state(object) != Some(ObjectState::Nonexistent);
+            let is_there = now.state(object) != Some(ObjectState::Nonexistent);
+            if was_there || and_now && is_there {
+                map.set(object, ObjectState::Exists);
+            }
+        }
+        let save = Op::write_full(blockyard_rados::encoding::encoded(&map));
+        tell(&self.store, &names::object_map(&self.id, None), vec![save]).await?;
+        self.load_map().await
+    }
+}

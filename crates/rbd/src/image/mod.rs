@@ -1,0 +1,202 @@
+//! Images on objects, over any store.
+//!
+//! What changes an image's header (`&mut self`: resize, snapshots, flatten) has it alone; reads and writes (`&self`) go on
+//! beside each other. Nothing here takes the image's lock: whoever opens an image to write sees to it that nobody else does.
+
+mod clone;
+mod create;
+mod header;
+mod io;
+mod map;
+mod resize;
+mod snapshot;
+
+#[cfg(test)]
+mod tests;
+
+pub use create::{CreateOptions, create, list, remove};
+
+use crate::error::{Error, Result};
+use crate::format::{Features, ObjectMap, names};
+use crate::store::{Answer, NOSNAP, ObjectName, ObjectStore, Op, Request};
+use blockyard_rados::encoding::{Reader, Writer};
+use bytes::Bytes;
+use header::Header;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+/// Longest chain of clones; one that is longer goes round.
+const MAX_DEPTH: usize = 64;
+/// Features of images that are read here.
+const READABLE: Features = Features::DEFAULT
+    .union(Features::STRIPINGV2)
+    .union(Features::OPERATIONS)
+    .union(Features::JOURNALING);
+/// Those that are written here.
+const WRITABLE: Features = READABLE.difference(Features::JOURNALING);
+
+/// An open image, or a snapshot of one.
+pub struct Image<S: ObjectStore> {
+    store: S,
+    id: String,
+    header: Header,
+    /// The snapshot that it is opened at; [`NOSNAP`] for the image as it is.
+    snap: u64,
+    /// The map of its objects, if it has one that is right.
+    map: Mutex<Option<ObjectMap>>,
+    parent: Option<Box<Image<S>>>,
+}
+
+/// Runs a method that reads.
+async fn ask<S: ObjectStore>(
+    store: &S,
+    object: &ObjectName,
+    method: &'static str,
+    input: impl FnOnce(&mut Writer),
+) -> Result<Bytes> {
+    let mut writer = Writer::new();
+    input(&mut writer);
+    let op = Op::exec("rbd", method, writer.into_bytes());
+    let answers = store.operate(object, Request::read(vec![op])).await?;
+    Ok(answers.into_iter().next().map(Answer::into_data).unwrap_or_default())
+}
+
+/// A method that writes, as an operation.
+fn method(method: &'static str, input: impl FnOnce(&mut Writer)) -> Op {
+    let mut writer = Writer::new();
+    input(&mut writer);
+    Op::exec("rbd", method, writer.into_bytes())
+}
+
+async fn tell<S: ObjectStore>(store: &S, object: &ObjectName, ops: Vec<Op>) -> Result<()> {
+    store.operate(object, Request::write(ops)).await.map(|_| ())
+}
+
+/// Done, and if something was not there, that was to be.
+fn may_be_gone(done: Result<()>) -> Result<()> {
+    match done {
+        Err(error) if error.is_not_found() => Ok(()),
+        done => done,
+    }
+}
+
+/// The id of an image.
+async fn id_of<S: ObjectStore>(store: &S, name: &str) -> Result<String> {
+    let id = ask(store, &names::id(name), "get_id", |_| {}).await;
+    let id = id.map_err(|error| error.at(format_args!("image {name:?}")))?;
+    Ok(Reader::new("reading the id of an image", &id).string()?)
+}
+
+impl<S: ObjectStore> Image<S> {
+    /// Opens an image to read and write it.
+    ///
+    /// # Errors
+    /// ENOENT if there is none of that name; features that are not known here; a header or a parent that cannot be read.
+    pub async fn open(store: &S, name: &str) -> Result<Self> {
+        let id = id_of(store, name).await?;
+        let image = Self::open_id(store, id, NOSNAP, 0).await;
+        image.map_err(|error| error.at(format_args!("image {name:?}")))
+    }
+
+    /// Opens a snapshot of an image, which is only read.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); ENOENT if there is no such snapshot.
+    pub async fn open_snapshot(store: &S, name: &str, snapshot: &str) -> Result<Self> {
+        let place = |error: Error| error.at(format_args!("image {name:?}, snapshot {snapshot:?}"));
+        let id = id_of(store, name).await?;
+        let header = Header::read(store, &id).await.map_err(place)?;
+        let found = header.snapshot(snapshot).map(|snapshot| snapshot.id).ok_or(Errno::NOENT);
+        let found = found.map_err(|errno| place(errno.into()))?;
+        Self::open_id(store, id, found, 0).await.map_err(place)
+    }
+
+    pub(super) async fn open_id(store: &S, id: String, snap: u64, depth: usize) -> Result<Self> {
+        if depth > MAX_DEPTH {
+            return Err(Error::damaged(format!(
+                "it has more than {MAX_DEPTH} parents, or is its own; flatten one of them"
+            )));
+        }
+        let mut header = Header::read(store, &id).await?;
+        let known = if snap == NOSNAP { WRITABLE } else { READABLE };
+        let unknown = header.features.difference(known);
+        if !unknown.is_empty() {
+            let names = unknown.names().join(", ");
+            return Err(crate::error::ErrorKind::Features { names }.into());
+        }
+        if snap != NOSNAP {
+            header.look_at(snap)?;
+        }
+        let mut image =
+            Self { store: store.clone(), id, header, snap, map: Mutex::new(None), parent: None };
+        if image.snap == NOSNAP {
+            image.load_map().await?;
+        }
+        image.open_parent(depth).await?;
+        Ok(image)
+    }
+
+    async fn open_parent(&mut self, depth: usize) -> Result<()> {
+        self.parent = None;
+        let Some(parent) = self.header.parent.clone().filter(|parent| parent.overlap.is_some())
+        else {
+            return Ok(());
+        };
+        let spec = parent.spec;
+        let place = format!("parent {}", spec.image);
+        let store = self.store.in_pool(spec.pool, &spec.namespace).await?;
+        let opening = Box::pin(Self::open_id(&store, spec.image, spec.snapshot, depth + 1));
+        let opened = opening.await.map_err(|error| error.at(place))?;
+        self.parent = Some(Box::new(opened));
+        Ok(())
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.header.size
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its features.
+    #[must_use]
+    pub const fn features(&self) -> Features {
+        self.header.features
+    }
+
+    /// Its snapshots: number, name and size, the oldest first.
+    pub fn snapshots(&self) -> impl Iterator<Item = (u64, &str, u64)> {
+        self.header
+            .snapshots
+            .iter()
+            .map(|snapshot| (snapshot.id, &*snapshot.name, snapshot.image_size))
+    }
+
+    /// Bytes that come from the parent where the image has none of its own.
+    #[must_use]
+    pub fn overlap(&self) -> u64 {
+        self.header.overlap()
+    }
+
+    fn header_object(&self) -> ObjectName {
+        names::header(&self.id)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.snap == NOSNAP { Ok(()) } else { Err(Errno::ROFS.into()) }
+    }
+
+    /// Reads the header again.
+    async fn refresh(&mut self) -> Result<()> {
+        self.header = Header::read(&self.store, &self.id).await?;
+        if self.overlap() == 0 {
+            self.parent = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! Another size.
+
+use super::io::Change;
+use super::{Image, method, tell};
+use crate::error::{Error, Result};
+use crate::format::{Features, MAX_OBJECTS};
+use crate::store::ObjectStore;
+
+impl<S: ObjectStore> Image<S> {
+    /// Makes the image larger or smaller. What is cut off is gone, except in snapshots.
+    ///
+    /// # Errors
+    /// EROFS at a snapshot; more objects than a map can have; those of the store.
+    pub async fn resize(&mut self, size: u64) -> Result<()> {
+        self.check_writable()?;
+        let objects = self.header.layout.objects(size);
+        if self.header.features.contains(Features::OBJECT_MAP) && objects > MAX_OBJECTS {
+            return Err(Error::bad(format!(
+                "an object map has at most {MAX_OBJECTS} objects, not {objects}"
+            )));
+        }
+        let old = self.size();
+        if size > old {
+            self.resize_map(size).await?;
+        }
+        let set_size = method("set_size", |w| w.u64(size));
+        if size < old {
+            self.take_for_snapshots(size).await?;
+            // The size first: of the parent less is seen then, and objects can go.
+            tell(&self.store, &self.header_object(), vec![set_size]).await?;
+            self.refresh().await?;
+            self.cut(size, old).await?;
+            self.resize_map(size).await
+        } else {
+            tell(&self.store, &self.header_object(), vec![set_size]).await?;
+            self.refresh().await
+        }
+    }
+
+    /// Copies what snapshots see of the parent behind a size, as long as the image sees it too: a copy that is made later would
+    /// have less.
+    async fn take_for_snapshots(&self, size: u64) -> Result<()> {
+        if self.header.context.snaps.is_empty() || self.overlap() <= size {
+            return Ok(());
+        }
+        let layout = self.header.layout;
+        let (_, count) = layout.stripes();
+        let first = size / layout.object_bytes().saturating_mul(count) * count;
+        for object in first..layout.objects(self.overlap()) {
+            self.take_from_parent(object).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what lies behind a size.
+    async fn cut(&self, size: u64, old: u64) -> Result<()> {
+        let layout = self.header.layout;
+        let (kept, all) = (layout.objects(size), layout.objects(old));
+        for object in kept..all {
+            self.remove_object(object).await?;
+        }
+        // The last objects that stay have more than the image: up to the end of their set.
+        let (_, count) = layout.stripes();
+        let set = layout.object_bytes().saturating_mul(count);
+        let end = size.div_ceil(set).saturating_mul(set);
+        for extent in layout.extents(size..end).filter(|extent| extent.object < kept) {
+            self.cut_tail(&extent).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a range zero that is no part of the image any more, if its object is there. Nothing of the parent is in it.
+    async fn cut_tail(&self, extent: &crate::format::ObjectExtent) -> Result<()> {
+        if !self.hides_parent(extent.object) {
+            return self.change(extent, Change::Zero).await;
+        }
+        let op = crate::store::Op::zero(extent.offset, extent.length);
+        self.write_object(&self.data_object(extent.object), vec![op]).await
+    }
+}

@@ -1,0 +1,81 @@
+//! Snapshots of an image.
+
+use super::{Image, method, tell};
+use crate::error::Result;
+use crate::format::{Protection, SnapshotNamespace};
+use crate::store::{Mutation, ObjectStore};
+use rustix::io::Errno;
+
+impl<S: ObjectStore> Image<S> {
+    fn snapshot_id(&self, name: &str) -> Result<u64> {
+        self.header.snapshot(name).map(|snapshot| snapshot.id).ok_or(Errno::NOENT.into())
+    }
+
+    /// Makes a snapshot of what was written before.
+    ///
+    /// # Errors
+    /// EEXIST if there is one of that name; EROFS at a snapshot; those of the store.
+    pub async fn create_snapshot(&mut self, name: &str) -> Result<()> {
+        self.check_writable()?;
+        if self.header.snapshot(name).is_some() {
+            return Err(Errno::EXIST.into());
+        }
+        // What is in it survives a power cut.
+        self.flush().await?;
+        let id = self.store.create_snapshot().await?;
+        let add = method("snapshot_add", |w| {
+            w.string(name);
+            w.u64(id);
+            w.put(&SnapshotNamespace::User);
+        });
+        if let Err(error) = tell(&self.store, &self.header_object(), vec![add]).await {
+            self.store.remove_snapshot(id).await?;
+            return Err(error);
+        }
+        self.map_for_snapshot(id).await?;
+        self.refresh().await
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// ENOENT if there is none; EBUSY if it is protected or has clones; those of the store.
+    pub async fn remove_snapshot(&mut self, name: &str) -> Result<()> {
+        self.check_writable()?;
+        // Clones may have come since.
+        self.refresh().await?;
+        let snapshot = self.header.snapshot(name).ok_or(Errno::NOENT)?;
+        if snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8 {
+            return Err(Errno::BUSY.into());
+        }
+        let id = snapshot.id;
+        self.map_without_snapshot(id).await?;
+        let remove = method("snapshot_remove", |w| w.u64(id));
+        tell(&self.store, &self.header_object(), vec![remove]).await?;
+        self.store.remove_snapshot(id).await?;
+        let parent = self.header.parent.clone();
+        self.refresh().await?;
+        match parent {
+            Some(parent) => self.leave_parents_header(&parent.spec).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the image what it was in a snapshot, its size included.
+    ///
+    /// # Errors
+    /// ENOENT if there is no such snapshot; EROFS at a snapshot; those of the store.
+    pub async fn rollback(&mut self, name: &str) -> Result<()> {
+        self.check_writable()?;
+        let id = self.snapshot_id(name)?;
+        let size = self.header.snapshot(name).map_or(0, |snapshot| snapshot.image_size);
+        self.resize(size).await?;
+        // The map has what is there before and what is there afterwards, until that is so.
+        self.map_from_snapshot(id, true).await?;
+        for object in 0..self.header.layout.objects(size) {
+            let rollback = Mutation::Rollback { snap: id };
+            self.write_object(&self.data_object(object), vec![rollback.into()]).await?;
+        }
+        self.map_from_snapshot(id, false).await
+    }
+}

@@ -1,0 +1,20 @@
+//! Images on a store in a directory, whose disk is in memory.
+
+mod fsx;
+mod images;
+
+use crate::dir::DirStore;
+use crate::dir::tests::simulated::Simulated;
+use std::time::Duration;
+
+type Store = DirStore<Simulated>;
+
+fn store() -> Store {
+    DirStore::on(Simulated::default()).unwrap()
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limit = Duration::from_secs(120);
+    runtime.block_on(async { tokio::time::timeout(limit, test).await }).unwrap()
+}
