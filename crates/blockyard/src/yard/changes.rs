@@ -145,3 +145,32 @@ impl Yard {
         changed.await.map_err(|err| Error::failed("cannot change the disk").caused_by(err))?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::yard::plan::NbdPlan;
+
+    #[tokio::test]
+    async fn an_end_waits_for_a_change_under_way_and_lets_no_other_begin() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let mut plan: DiskPlan = "ram:1M?name=a".parse().unwrap();
+        assert_eq!(yard.add_disk(plan.clone()).await.unwrap(), Outcome::Made);
+        assert_eq!(yard.add_disk(plan.clone()).await.unwrap(), Outcome::Same);
+        // As a removal holds it that closes a disk.
+        let change = yard.changing.lock().await;
+        let ending = Arc::clone(&yard);
+        let ending = tokio::spawn(async move { ending.end(Duration::from_secs(60)).await });
+        while !yard.inside.read().is_closed {
+            tokio::task::yield_now().await;
+        }
+        assert!(!ending.is_finished());
+        assert_eq!(yard.inside.read().disks.len(), 1);
+        plan.options.name = Some("b".into());
+        let refused = yard.open_disk(&plan, DiskFlags::empty()).map(drop).unwrap_err();
+        assert!(refused.to_string().contains("is ending"), "{refused}");
+        drop(change);
+        ending.await.unwrap().into_result().unwrap();
+        assert!(yard.inside.read().disks.is_empty() && yard.layer.disks().is_empty());
+    }
+}

@@ -323,14 +323,16 @@ impl Yard {
     pub(crate) async fn end(&self, grace: Duration) -> Losses {
         let end = Instant::now() + grace;
         let left = || end.saturating_duration_since(Instant::now());
+        self.inside.write().is_closed = true;
+        // What is being closed has its queue threads until it is.
+        let _changing = tokio::time::timeout(grace, self.changing.lock()).await;
         let (disks, exports) = {
             let mut inside = self.inside.write();
-            inside.is_closed = true;
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         // They end together.
         exports.iter().for_each(|it| it.export.stop());
-        self.nbd.shutdown(grace).await;
+        self.nbd.shutdown(left().max(LEAST)).await;
         for it in exports {
             it.export.end(left()).await;
         }
