@@ -13,7 +13,7 @@ use blockyard_sys::block_device;
 use blockyard_sys::direct::{self, Alignment, Direct};
 use blockyard_sys::lock::{Lock, LockError, LockKind};
 use blockyard_sys::{Files, Operation};
-use rustix::fs::OFlags;
+use rustix::fs::{Advice, OFlags, fadvise, fdatasync};
 
 use crate::config::FileConfig;
 use crate::error::{Error, ErrorKind};
@@ -109,6 +109,9 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         );
         return Err(Error::new(ErrorKind::NotPermitted, what));
     }
+    if config.direct && !config.read_only {
+        empty_the_cache(path, &file)?;
+    }
     let buffered = config.direct.then(|| for_tail(config, &file).map(Arc::new)).transpose()?;
     // Nothing was written yet, so that it hears of all that is.
     let sync = if config.read_only { Arc::clone(&file) } else { Arc::new(for_syncs(path, &file)?) };
@@ -118,6 +121,18 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
 
 fn take_lock_if_wanted(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Option<Lock>, Error> {
     config.lock.then(|| take_lock(config, file)).transpose()
+}
+
+/// What others have left in the page cache is written first: a page that is dirty, or just being written, when a direct write
+/// comes to it cannot be dropped, and the kernel then fails the next flush (`dio_warn_stale_pagecache`).
+fn empty_the_cache(path: &Path, file: &OwnedFd) -> Result<(), Error> {
+    fdatasync(file).map_err(|err| {
+        let what = format!("what was written to {} before is not durable", path.display());
+        Error::io(what, err.into())
+    })?;
+    // Clean pages that somebody holds are dropped as they are written to.
+    let _ = fadvise(file, 0, None, Advice::DontNeed);
+    Ok(())
 }
 
 fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {

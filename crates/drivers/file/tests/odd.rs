@@ -222,3 +222,22 @@ fn a_device_may_be_shown_up_to_any_byte() {
         assert_eq!(disk.flush(), Status::Ok);
     }
 }
+
+/// `cp` leaves an image in the page cache. A direct write to a page that is just being written there makes the kernel fail the next
+/// flush, and with it all that follow.
+#[test]
+fn direct_io_begins_with_nothing_in_the_page_cache() {
+    let place = Place::on_loop("ext4");
+    for config in ways(&place.path().join("disk")).into_iter().filter(|config| config.direct) {
+        std::fs::write(&config.path, content(SIZE)).unwrap();
+        let cached = || {
+            let mut fincore = std::process::Command::new("fincore");
+            fincore.args(["--noheadings", "--output", "PAGES"]).arg(&config.path);
+            String::from_utf8(fincore.output().unwrap().stdout).unwrap().trim().to_owned()
+        };
+        assert_ne!(cached(), "0");
+        let disk = open(&config).unwrap();
+        assert_eq!(cached(), "0", "{config:?}");
+        drop(disk);
+    }
+}
