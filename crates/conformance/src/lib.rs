@@ -1,6 +1,6 @@
 //! One suite that every driver runs: whatever is below, a disk behaves the same at its edges.
 //!
-//! ```ignore
+//! ```text
 //! blockyard_conformance::suite!(ram, || Subject::new(open_a_ram_disk(), guard).with(Capabilities { holes: true, ..STORES }));
 //! ```
 //!

@@ -342,8 +342,14 @@ impl Attached {
         let end = self.until_the_end(signals, hang_up, asked, follow, state).await;
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
+        let failed_flush = Store::open()?.failed_flush_of(self.record.mark);
         let ended = match end {
-            End::Detached => crate::daemon::extending(self.end()).await,
+            End::Detached => {
+                let ended = crate::daemon::extending(self.end()).await;
+                // The last flush may have failed, too, and nobody goes on with the device.
+                failed_flush.forget();
+                ended
+            }
             // Taking it down in order would wait for the kernel's requests. All of them are asked again.
             End::HandedOver => {
                 std::mem::forget(self);

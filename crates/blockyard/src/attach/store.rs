@@ -123,7 +123,8 @@ impl FailedFlush {
         self.0.try_exists().unwrap_or(true)
     }
 
-    fn forget(&self) {
+    /// For good: nobody serves the device any more.
+    pub(crate) fn forget(&self) {
         // There is none for most.
         let _ = fs::remove_file(&self.0);
     }

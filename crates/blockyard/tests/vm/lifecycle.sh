@@ -54,7 +54,12 @@ attach /tmp/disk.img
 truncate -s 1M /tmp/disk.img
 dd if="$D" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null && die "what is not there was read"
 dd if="$D" of=/dev/null bs=64k count=4 iflag=direct 2>/dev/null || die "an error stopped the device"
+# What a file has lost is lost, whatever somebody puts in its place, until it is opened anew.
 truncate -s 64M /tmp/disk.img
+dd if="$D" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null && die "what was lost was read"
+code 1 blockyard detach --all
+detach --all --force
+attach /tmp/disk.img
 dd if="$D" of=/dev/null bs=64k skip=100 count=1 iflag=direct 2>/dev/null || die "the disk is whole again, but not read"
 detach --all
 

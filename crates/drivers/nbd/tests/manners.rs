@@ -95,8 +95,12 @@ fn patience_counts_from_the_first_loss() {
         made.fetch_add(1, Ordering::SeqCst);
         Manner { then: Then::IsSilent, ..USUAL }
     });
-    // Each connection is lost after one timeout.
-    let config = NbdConfig { dead_conn_timeout: Duration::from_millis(500), ..quick(&place, 1) };
+    // Each connection is lost after one timeout: the end comes half a second after the first, five of them take ten.
+    let config = NbdConfig {
+        timeout: Duration::from_secs(2),
+        dead_conn_timeout: Duration::from_millis(500),
+        ..quick(&place, 1)
+    };
     let disk = attach(config, 1);
     assert_eq!(disk.read(0, 512), Err(Status::Transport));
     let made = count.load(Ordering::SeqCst);

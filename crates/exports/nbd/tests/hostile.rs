@@ -313,6 +313,9 @@ fn there_are_no_more_clients_than_the_limit_and_those_go_on() {
     });
     let mut bystander = Bystander::new(&yard);
     let idle: Vec<_> = (0..63).map(|_| yard.client()).collect();
+    // A client knows that it is served before the server counts it so.
+    let served = || yard.server.clients().iter().filter(|client| client.session.is_some()).count();
+    eventually("64 served clients", || served() == 64);
     let mut refused = 0;
     let mut kept = Vec::new();
     for n in 0..4000 {

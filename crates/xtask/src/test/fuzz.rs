@@ -43,7 +43,7 @@ pub(crate) fn run_all(tools: &Tools, seconds: u64, deadline: Instant) -> Result<
     };
     // The engine ends by itself; what it is given beside its time is for the last input.
     let limit = Duration::from_secs(seconds + 2 * INPUT_SECONDS);
-    let mut scratch = Vec::new();
+    let (mut scratch, begun) = (Vec::new(), SystemTime::now());
     let mut jobs = Vec::new();
     for target in targets {
         let corpus = fresh_dir()?;
@@ -54,22 +54,27 @@ pub(crate) fn run_all(tools: &Tools, seconds: u64, deadline: Instant) -> Result<
         command.arg(corpus.path()).arg(format!("-artifact_prefix={}/", artifacts.display()));
         command.arg(format!("-max_total_time={seconds}"));
         command.args(["-rss_limit_mb=2048", "-verbosity=0"]);
+        command.env("RUST_BACKTRACE", "0");
         command.arg(format!("-timeout={INPUT_SECONDS}")).arg(format!("-seed={seed}"));
         let name = format!("fuzz {target}, from {seeds} inputs, BLOCKYARD_SEED={seed}");
         jobs.push(Job { name, command, limit });
         scratch.push(corpus);
     }
     let result = side_by_side::run(jobs, processors(), deadline);
-    result.map(drop).with_context(|| artifacts(&dir().join("artifacts")))
+    result.map(drop).with_context(|| artifacts(&dir().join("artifacts"), begun))
 }
 
 /// The inputs that made targets fail, in full where they are short: a machine of CI keeps no files.
-fn artifacts(dir: &Path) -> String {
+fn artifacts(dir: &Path, since: SystemTime) -> String {
     let targets = fs::read_dir(dir).into_iter().flatten().flatten();
     let files =
         targets.flat_map(|target| fs::read_dir(target.path()).into_iter().flatten().flatten());
     let mut text = format!("the inputs that made fuzz targets fail are in {}", dir.display());
-    for file in files {
+    let is_new = |file: &fs::DirEntry| {
+        let modified = file.metadata().and_then(|metadata| metadata.modified());
+        modified.is_ok_and(|modified| modified >= since)
+    };
+    for file in files.filter(is_new) {
         let bytes = fs::read(file.path()).unwrap_or_default();
         let hex: String =
             bytes.iter().take(ARTIFACT_BYTES_MAX).map(|byte| format!("{byte:02x}")).collect();
