@@ -116,7 +116,8 @@ impl<'a> Transmission<'a> {
     }
 
     /// Waits for what the disk was asked for. Until that has ended, the client is in the list and its socket is open: who
-    /// sees a connection end may ask for the same again by another, and nothing old comes after it.
+    /// sees a connection end may ask for the same again by another, and nothing old comes after it. Only the end of the
+    /// whole server cuts that short, not that of an export.
     async fn settle(&mut self) {
         if self.connection.ending() != Some(Ending::Goodbye) {
             self.bios.abandon();
@@ -129,17 +130,14 @@ impl<'a> Transmission<'a> {
             let registration = self.registration;
             let client = &registration.client;
             client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
-            if self.bios.at_disk() == 0 || registration.stage() == Stage::Cut {
+            let is_cut = || registration.server.stage() == Stage::Cut;
+            if self.bios.at_disk() == 0 || is_cut() {
                 return;
             }
             poll_fn(|cx| {
                 let ended = client.outbox.sleep(cx);
                 // After `sleep`: whoever changes the stage does so before waking.
-                if ended || registration.stage() == Stage::Cut {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
+                if ended || is_cut() { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
             client.outbox.awake();
