@@ -228,6 +228,9 @@ impl<'a> Transmission<'a> {
             let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
             self.connection.placed(len.min(missing));
             let head = &head[..len.saturating_sub(missing)];
+            if !head.is_empty() {
+                self.update_size();
+            }
             self.connection.receive(head, &mut |len| Room(pool.get(len)));
             self.begin(ws, 0);
             self.answer(ws)?;
@@ -264,10 +267,15 @@ impl<'a> Transmission<'a> {
         }
     }
 
+    /// Requests are checked against the size that the disk has when they are looked at.
+    fn update_size(&mut self) {
+        self.connection.set_size(catalogue::size(&self.bdev, self.block, &self.bdev.limits()));
+    }
+
     /// Takes all requests out of the first `len` bytes of the thread's buffer, has them carried out, and sends
     /// the replies of those that end at once. What finds no room waits.
     fn take(&mut self, ws: &mut Workspace, len: usize) -> Result<(), Close> {
-        self.connection.set_size(catalogue::size(&self.bdev, self.block, &self.bdev.limits()));
+        self.update_size();
         let mut at = 0;
         loop {
             let pool = &ws.pool;
