@@ -42,7 +42,7 @@ pub struct Server {
     pub(crate) catalogue: Catalogue,
     pub(crate) threads: Vec<QueueThread>,
     memory: MemoryBudget,
-    pub(crate) tls_workers: Semaphore,
+    pub(crate) tls_workers: Arc<Semaphore>,
     clients: Mutex<Clients>,
     /// Told when a client has left.
     left: Notify,
@@ -94,7 +94,7 @@ impl Server {
             catalogue: Catalogue::new(&mut config, memory.clone()),
             config,
             memory,
-            tls_workers: Semaphore::new(TLS_WORKERS),
+            tls_workers: Arc::new(Semaphore::new(TLS_WORKERS)),
             threads: threads.map(|(cpu, handle)| QueueThread::new(handle, cpu)).collect(),
             clients: Mutex::default(),
             left: Notify::new(),
