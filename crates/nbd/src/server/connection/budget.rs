@@ -202,7 +202,7 @@ impl Shared {
             seat.granted.fetch_add(bytes, Ordering::SeqCst);
             seat.waker.wake_by_ref();
         };
-        self.is_short.store(is_short, Ordering::Relaxed);
+        self.is_short.store(is_short, Ordering::SeqCst);
     }
 
     fn count_in(&self, part: &Part) {
@@ -250,7 +250,7 @@ impl Lease {
             self.leave_queue();
             return true;
         }
-        if self.is_waiting() || self.is_contended() {
+        if self.is_waiting() || self.has_rivals() {
             return false;
         }
         let more = self.step_to(leased);
@@ -328,16 +328,16 @@ impl Lease {
         self.ticket.is_some()
     }
 
-    /// Whether anybody waits for memory.
-    pub(super) fn is_contended(&self) -> bool {
-        self.shared.waiting.load(Ordering::SeqCst) > 0
-    }
-
     /// Whether others wait for memory that this one has some of.
     pub(super) fn is_wanted(&self) -> bool {
-        self.bytes > 0
-            && (self.seat.part.waiting.load(Ordering::Relaxed) > 0
-                || self.shared.is_short.load(Ordering::Relaxed))
+        self.bytes > 0 && self.has_rivals()
+    }
+
+    /// Whether anybody waits for memory that this one could have: those of a share that has all it may have wait for each
+    /// other.
+    fn has_rivals(&self) -> bool {
+        self.seat.part.waiting.load(Ordering::SeqCst) > 0
+            || self.shared.is_short.load(Ordering::SeqCst)
     }
 
     /// Takes what was granted.
