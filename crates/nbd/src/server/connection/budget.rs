@@ -30,7 +30,6 @@ pub struct MemoryBudget(Arc<Shared>);
 /// the rest, and so on.
 #[derive(Clone, Debug)]
 pub struct MemoryShare {
-    shared: Arc<Shared>,
     part: Arc<Part>,
 }
 
@@ -45,13 +44,17 @@ struct Shared {
     waiting: AtomicUsize,
     /// One of them waits for what connections of any share have.
     is_short: AtomicBool,
+    /// How many shares there are, and how many there have been.
     shares: AtomicUsize,
+    numbers: AtomicUsize,
     queue: Mutex<Queue<Waiter>>,
 }
 
-/// A share, as the budget sees it.
+/// A share, as the budget sees it: until the last of its leases has gone.
 #[derive(Debug)]
 pub(super) struct Part {
+    shared: Arc<Shared>,
+    /// No other has had it.
     number: usize,
     /// What it may take in any case.
     floor: usize,
@@ -93,6 +96,7 @@ impl MemoryBudget {
             waiting: AtomicUsize::new(0),
             is_short: AtomicBool::new(false),
             shares: AtomicUsize::new(0),
+            numbers: AtomicUsize::new(0),
             queue: Mutex::default(),
         }))
     }
@@ -100,14 +104,15 @@ impl MemoryBudget {
     /// A share for connections that have to be able to lease `floor` bytes together. The only share takes all.
     #[must_use]
     pub fn share(&self, floor: usize) -> MemoryShare {
-        let number = self.0.shares.fetch_add(1, Ordering::Relaxed);
+        self.0.shares.fetch_add(1, Ordering::Relaxed);
         let part = Part {
-            number,
+            shared: Arc::clone(&self.0),
+            number: self.0.numbers.fetch_add(1, Ordering::Relaxed),
             floor: floor.min(self.0.total),
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
         };
-        MemoryShare { shared: Arc::clone(&self.0), part: Arc::new(part) }
+        MemoryShare { part: Arc::new(part) }
     }
 
     /// Bytes that each connection has for itself.
@@ -139,9 +144,17 @@ impl MemoryShare {
     /// A lease of nothing. `waker` is woken when one that waits has grown.
     #[must_use]
     pub fn lease(&self, waker: Waker) -> Lease {
-        let part = Arc::clone(&self.part);
+        let (shared, part) = (Arc::clone(&self.part.shared), Arc::clone(&self.part));
         let seat = Arc::new(Seat { part, granted: AtomicUsize::new(0), waker });
-        Lease { shared: Arc::clone(&self.shared), seat, bytes: 0, ticket: None, served_until: 0 }
+        Lease { shared, seat, bytes: 0, ticket: None, served_until: 0 }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // No look at who waits: this may be where they are served. Whoever may have more now gets it with the next bytes
+        // that are given back, or when it asks again.
+        self.shared.shares.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -470,6 +483,22 @@ mod tests {
         }
         drop(hung);
         assert_eq!((budget.taken(), budget.is_pressed()), (0, false));
+    }
+
+    #[test]
+    fn a_share_has_its_place_until_the_last_of_it_has_gone() {
+        let (budget, share) = budget();
+        let (own, total) = (budget.own(), budget.largest_lease());
+        for _ in 0..100 {
+            let other = budget.share(8 * MIB);
+            let mut first = lease(&share);
+            assert!(first.covers(own + 4 * MIB) && !lease(&other).covers_soon(own + 48 * MIB));
+        }
+        assert!(lease(&share).covers(own + total), "it is the only one again");
+        let last = lease(&budget.share(8 * MIB));
+        assert!(!lease(&share).covers(own + total), "its connection is still there");
+        drop(last);
+        assert!(lease(&share).covers(own + total));
     }
 
     #[test]
