@@ -25,9 +25,10 @@ pub struct MemoryBudget(Arc<Shared>);
 
 /// What the connections of one export may lease.
 ///
-/// A share takes no more than half of what the others have left, and what [it was made for](MemoryBudget::share) in any
-/// case. So an export whose disk does not answer keeps half of the memory from the others at most, a second one half of
-/// the rest, and so on.
+/// A share takes no more than half of what the others have left, or what [it was made for](MemoryBudget::share) if that is
+/// more and there. So an export whose disk does not answer keeps half of the memory from the others at most, and a second
+/// one half of the rest, or what it was made for. That is not set apart for those that come later: several such exports
+/// may leave nothing but what each connection has for itself.
 #[derive(Clone, Debug)]
 pub struct MemoryShare {
     part: Arc<Part>,
@@ -56,7 +57,7 @@ pub(super) struct Part {
     shared: Arc<Shared>,
     /// No other has had it.
     number: usize,
-    /// What it may take in any case.
+    /// What it may take if there is as much, whatever the others have.
     floor: usize,
     taken: AtomicUsize,
     /// How many of its connections wait.
@@ -101,7 +102,8 @@ impl MemoryBudget {
         }))
     }
 
-    /// A share for connections that have to be able to lease `floor` bytes together. The only share takes all.
+    /// A share for connections that may lease `floor` bytes together whatever the others have, if there are as many. The only
+    /// share takes all.
     #[must_use]
     pub fn share(&self, floor: usize) -> MemoryShare {
         self.0.shares.fetch_add(1, Ordering::Relaxed);
@@ -247,7 +249,7 @@ impl Lease {
         self.shared.own
     }
 
-    /// The most bytes that the connection can be sure to have, some time.
+    /// The most bytes that the connection may have, whatever others have, when there are as many.
     pub(super) fn most(&self) -> usize {
         let is_only = self.shared.shares.load(Ordering::Relaxed) <= 1;
         self.shared.own + if is_only { self.shared.total } else { self.seat.part.floor }
