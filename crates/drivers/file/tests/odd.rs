@@ -223,8 +223,8 @@ fn a_device_may_be_shown_up_to_any_byte() {
     }
 }
 
-/// `cp` leaves an image in the page cache. A direct write to a page that is just being written there makes the kernel fail the next
-/// flush, and with it all that follow.
+/// `cp` leaves an image in the page cache. A direct write to a page that is just being written there makes the kernel fail the
+/// next flush, and with it all that follow.
 #[test]
 fn direct_io_begins_with_nothing_in_the_page_cache() {
     let place = Place::on_loop("ext4");

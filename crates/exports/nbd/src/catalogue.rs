@@ -23,7 +23,7 @@ pub(crate) struct Catalogue {
     listed: RwLock<Listed>,
     max_payload: u32,
     memory: MemoryBudget,
-    /// What of the memory an export has in any case.
+    /// What of the memory an export may have whatever others have.
     floor: usize,
 }
 

@@ -220,7 +220,8 @@ impl ServerLimits {
         })
     }
 
-    /// What the clients of one export can lease in any case, whatever becomes of other exports: two of the largest requests.
+    /// What the clients of one export may lease whatever those of others have, if there is as much: two of the largest
+    /// requests.
     pub(crate) fn memory_per_export(&self) -> usize {
         self.least_memory().max(self.memory_per_client)
     }

@@ -42,7 +42,7 @@ pub struct Server {
     pub(crate) catalogue: Catalogue,
     pub(crate) threads: Vec<QueueThread>,
     memory: MemoryBudget,
-    pub(crate) tls_workers: Semaphore,
+    pub(crate) tls_workers: Arc<Semaphore>,
     clients: Mutex<Clients>,
     /// Told when a client has left.
     left: Notify,
@@ -94,7 +94,7 @@ impl Server {
             catalogue: Catalogue::new(&mut config, memory.clone()),
             config,
             memory,
-            tls_workers: Semaphore::new(TLS_WORKERS),
+            tls_workers: Arc::new(Semaphore::new(TLS_WORKERS)),
             threads: threads.map(|(cpu, handle)| QueueThread::new(handle, cpu)).collect(),
             clients: Mutex::default(),
             left: Notify::new(),
@@ -284,23 +284,35 @@ impl Server {
     }
 
     /// Takes an export from the offer. Its clients are asked to leave as in [`Server::shutdown`], nobody else's; what takes
-    /// longer than `grace` is cut off. Says whether there was one of that name.
-    pub async fn remove_export(&self, name: &str, grace: Duration) -> bool {
+    /// longer than `grace` is cut off: it gets no answer any more, but its connection ends only when the disk has done with
+    /// its requests. Says how many of these are still out, or `None` if there is no export of that name.
+    pub async fn remove_export(&self, name: &str, grace: Duration) -> Option<usize> {
         // Who has found it before that looks again when it has said what it uses.
-        let Some(number) = self.catalogue.remove(name) else { return false };
+        let number = self.catalogue.remove(name)?;
         let uses = |client: &Client| client.export() == Some(number);
         self.retire(Stage::Draining, uses);
         if tokio::time::timeout(grace, self.have_left(uses)).await.is_err() {
+            self.retire(Stage::Cut, uses);
+            // A queue thread that has ended does not answer, nor does a disk that hangs.
+            let _ = tokio::time::timeout(CUT_GRACE, self.have_left(uses)).await;
+            let requests = self.outstanding(uses);
             tracing::warn!(
                 export = name,
                 ?grace,
-                "clients of an export were cut off: they took too long"
+                requests,
+                "clients of an export were cut off: they took too long; connections whose requests the disk still \
+                 has end after these"
             );
-            self.retire(Stage::Cut, uses);
-            // A queue thread that has ended does not answer.
-            let _ = tokio::time::timeout(CUT_GRACE, self.have_left(uses)).await;
+            return Some(requests);
         }
-        true
+        Some(0)
+    }
+
+    /// Requests of those clients that have not ended.
+    fn outstanding(&self, which: impl Fn(&Client) -> bool) -> usize {
+        let clients = self.clients.lock();
+        let users = clients.iter().filter(|client| which(client));
+        users.map(|client| client.in_flight.load(Ordering::Relaxed)).sum()
     }
 
     /// The end of those clients has come that far.

@@ -356,6 +356,28 @@ fn a_resized_disk_is_checked_against_its_new_size() {
 }
 
 #[test]
+fn a_header_behind_a_payload_is_checked_against_the_size_that_the_disk_has_then() {
+    /// Comes last, into the payload's own memory, and with it the next header.
+    const REST: usize = 20 << 10;
+    let yard = Yard::new(MIB);
+    let mut client = yard.client();
+    let (long, bytes) =
+        client.encode(request(Command::Write, NONE, 0, MIB), &pattern(1, MIB as usize));
+    let (first, rest) = bytes.split_at(bytes.len() - REST);
+    client.stream.write_all(first).unwrap();
+    common::eventually("the header", || yard.server.memory_in_use() > 0);
+    yard.disk.set_capacity(Sector::from_bytes_floor(2 * MIB)).unwrap();
+    let (past, next) = client.encode(request(Command::Write, NONE, MIB, 512), &[1; 512]);
+    client.stream.write_all(&[rest, &next].concat()).unwrap();
+    for _ in 0..2 {
+        let (cookie, outcome) = client.next_reply().unwrap();
+        assert!(cookie == long || cookie == past);
+        outcome.ok();
+    }
+    assert_eq!(client.read(MIB, 512), [1; 512]);
+}
+
+#[test]
 fn a_flush_on_one_connection_covers_writes_on_another() {
     let held = HeldDisk::new(MIB, {
         let mut limits = Limits::default();

@@ -173,24 +173,43 @@ fn exports_come_and_go_while_others_are_used() {
             assert_eq!((got, outcome.ok().data), (cookie, vec![7; 512]));
             assert!(client.is_closed());
             drop(client);
-            assert!(removed.join().unwrap());
+            assert_eq!(removed.join().unwrap(), Some(0));
         });
         assert_eq!(held.disk.openers(), 0);
     }
     let server = Arc::clone(&yard.server);
-    assert!(!yard.block_on(async move { server.remove_export("more", Duration::ZERO).await }));
+    let none = yard.block_on(async move { server.remove_export("more", Duration::ZERO).await });
+    assert_eq!(none, None);
     assert_eq!(other.read(0, 512), [3; 512]);
-    // One that is stuck in its disk is cut off.
-    yard.server.add_export(more()).unwrap();
-    let mut client = open().unwrap();
-    client.send(request(Command::Read, NONE, 0, 512), &[]);
-    eventually("the read", || held.held() == 1);
+}
+
+/// Who sees it end may write the same elsewhere, and the old write comes after the new one.
+#[test]
+fn a_connection_that_is_cut_off_ends_after_its_writes() {
+    let yard = Yard::new(MIB);
+    let mut other = yard.client();
+    let held = HeldDisk::new(MIB, Limits::default());
+    let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
+    yard.server.add_export(Export::new("more", Arc::new(bdev))).unwrap();
+    let stream = yard.connect();
+    let mut client =
+        Client::open(Box::new(stream.try_clone().unwrap()), "more", HeaderStyle::Extended).unwrap();
+    client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
+    eventually("the write", || held.held() == 1);
     let server = Arc::clone(&yard.server);
-    assert!(
-        yard.block_on(async move { server.remove_export("more", Duration::from_millis(10)).await })
-    );
-    assert!(client.is_closed());
+    let removal = async move { server.remove_export("more", Duration::from_millis(10)).await };
+    let out = yard.block_on(removal);
+    stream.set_nonblocking(true).unwrap();
+    let end = (&stream).read(&mut [0]).map_err(|err| err.kind());
+    assert_eq!(end, Err(std::io::ErrorKind::WouldBlock), "it is open");
+    assert_eq!(out, Some(1), "the write");
+    // Nor is it forgotten.
+    assert_eq!(yard.server.clients().iter().map(|client| client.in_flight).max(), Some(1));
+    other.write(0, &[3; 512]);
+    stream.set_nonblocking(false).unwrap();
     held.release(Status::Ok);
+    assert!(client.is_closed(), "without an answer");
+    eventually("its end", || held.disk.openers() == 0);
     assert_eq!(other.read(0, 512), [3; 512]);
 }
 

@@ -122,6 +122,25 @@ fn a_write_that_finds_no_memory_goes_on_in_pieces_and_gets_one_answer() {
 }
 
 #[test]
+fn a_write_stays_whole_while_another_export_has_all_it_may_have() {
+    let budget = Budget::new(256 * MIB, 256);
+    let well = budget.another();
+    let mut hung: Vec<_> = (0..8).map(|_| Pair::new(&budget)).collect();
+    for client in &mut hung {
+        client.send(&head(Command::Read, 0, 32 << 20));
+    }
+    assert!(budget.is_pressed());
+    let mut pair = Pair::new(&well);
+    for _ in 0..4 {
+        pair.send(&[head(Command::Write, 0, MIB as u64), vec![1; MIB]].concat());
+        let asked = pair.asked().unwrap();
+        assert_eq!(asked.length, MIB as u64);
+        pair.end(Answer { token: asked.token, ..Answer::default() });
+        assert_eq!(pair.replies(), reply(0, 0));
+    }
+}
+
+#[test]
 fn small_requests_pass_when_memory_is_out_and_large_ones_wait_for_their_turn() {
     let budget = budget();
     let mut crowd: Vec<_> = (0..8).map(|_| Pair::new(&budget)).collect();

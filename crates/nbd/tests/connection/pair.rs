@@ -94,6 +94,11 @@ impl Budget {
         let share = budget.share(64 * MIB);
         Self(budget, share)
     }
+
+    /// The same memory, and the share of another export.
+    pub fn another(&self) -> Self {
+        Self(self.0.clone(), self.0.share(64 * MIB))
+    }
 }
 
 impl Deref for Budget {

@@ -116,7 +116,8 @@ impl<'a> Transmission<'a> {
     }
 
     /// Waits for what the disk was asked for. Until that has ended, the client is in the list and its socket is open: who
-    /// sees a connection end may ask for the same again by another, and nothing old comes after it.
+    /// sees a connection end may ask for the same again by another, and nothing old comes after it. Only the end of the
+    /// whole server cuts that short, not that of an export.
     async fn settle(&mut self) {
         if self.connection.ending() != Some(Ending::Goodbye) {
             self.bios.abandon();
@@ -129,17 +130,14 @@ impl<'a> Transmission<'a> {
             let registration = self.registration;
             let client = &registration.client;
             client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
-            if self.bios.at_disk() == 0 || registration.stage() == Stage::Cut {
+            let is_cut = || registration.server.stage() == Stage::Cut;
+            if self.bios.at_disk() == 0 || is_cut() {
                 return;
             }
             poll_fn(|cx| {
                 let ended = client.outbox.sleep(cx);
                 // After `sleep`: whoever changes the stage does so before waking.
-                if ended || registration.stage() == Stage::Cut {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
+                if ended || is_cut() { Poll::Ready(()) } else { Poll::Pending }
             })
             .await;
             client.outbox.awake();
@@ -230,6 +228,9 @@ impl<'a> Transmission<'a> {
             let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
             self.connection.placed(len.min(missing));
             let head = &head[..len.saturating_sub(missing)];
+            if !head.is_empty() {
+                self.update_size();
+            }
             self.connection.receive(head, &mut |len| Room(pool.get(len)));
             self.begin(ws, 0);
             self.answer(ws)?;
@@ -266,10 +267,15 @@ impl<'a> Transmission<'a> {
         }
     }
 
+    /// Requests are checked against the size that the disk has when they are looked at.
+    fn update_size(&mut self) {
+        self.connection.set_size(catalogue::size(&self.bdev, self.block, &self.bdev.limits()));
+    }
+
     /// Takes all requests out of the first `len` bytes of the thread's buffer, has them carried out, and sends
     /// the replies of those that end at once. What finds no room waits.
     fn take(&mut self, ws: &mut Workspace, len: usize) -> Result<(), Close> {
-        self.connection.set_size(catalogue::size(&self.bdev, self.block, &self.bdev.limits()));
+        self.update_size();
         let mut at = 0;
         loop {
             let pool = &ws.pool;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSliceMut, Read};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use blockyard_sys::net::{Gather, IoVecs, Watch};
@@ -72,9 +73,9 @@ impl Wire {
 
     /// Runs the TLS handshake. Its arithmetic is done by threads of its own, as many at a time as `workers` lets: a
     /// thread that others' requests wait for has none of it.
-    pub(crate) async fn shake_tls(&mut self, workers: &Semaphore) -> io::Result<()> {
+    pub(crate) async fn shake_tls(&mut self, workers: &Arc<Semaphore>) -> io::Result<()> {
         while let Some(mut tls) = self.tls.take() {
-            let Ok(worker) = workers.acquire().await else {
+            let Ok(worker) = Arc::clone(workers).acquire_owned().await else {
                 unreachable!("nobody closes the semaphore")
             };
             let socket = Socket::from(self.socket.get_ref().try_clone()?);
@@ -83,10 +84,11 @@ impl Wire {
             self.no_room();
             let shake = move || {
                 let shaken = tls.shake(&socket);
+                // Not before: a client that has to go does not end its arithmetic.
+                drop(worker);
                 (tls, shaken)
             };
             let done = tokio::task::spawn_blocking(shake).await;
-            drop(worker);
             let (tls, shaken) = done.map_err(io::Error::other)?;
             let waits_for_room = tls.wants_write();
             self.tls = Some(tls);
@@ -313,5 +315,72 @@ impl Wire {
         // Others on the thread have their turns.
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use socket2::{Domain, Type};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// A handshake whose arithmetic takes until it is told.
+    struct Slow {
+        begun: Option<oneshot::Sender<()>>,
+        done: mpsc::Receiver<()>,
+    }
+
+    impl Session for Slow {
+        fn wants_write(&self) -> bool {
+            false
+        }
+
+        fn shake(&mut self, _socket: &Socket) -> io::Result<()> {
+            if let Some(begun) = self.begun.take() {
+                begun.send(()).unwrap();
+            }
+            self.done.recv().map_err(io::Error::other)
+        }
+
+        fn read(&mut self, _socket: &Socket, _buf: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self, _socket: &Socket) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn take_moved(&mut self) -> Moved {
+            Moved::default()
+        }
+
+        fn close(&mut self, _socket: &Socket) {}
+    }
+
+    #[tokio::test]
+    async fn arithmetic_of_a_client_that_has_to_go_counts_until_it_is_done() {
+        let (socket, _peer) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        let (begun, has_begun) = oneshot::channel();
+        let (finish, done) = mpsc::channel();
+        let workers = Arc::new(Semaphore::new(1));
+        let mut wire = Wire::new(socket).unwrap();
+        wire.tls = Some(Box::new(Slow { begun: Some(begun), done }));
+        // As one is given up whose time is over.
+        tokio::select! {
+            shaken = wire.shake_tls(&workers) => panic!("{shaken:?}"),
+            begun = has_begun => begun.unwrap(),
+        }
+        assert_eq!(workers.available_permits(), 0, "it goes on");
+        finish.send(()).unwrap();
+        let limit = Duration::from_secs(30);
+        let _free = tokio::time::timeout(limit, workers.acquire()).await.unwrap().unwrap();
     }
 }

@@ -25,12 +25,12 @@ pub struct MemoryBudget(Arc<Shared>);
 
 /// What the connections of one export may lease.
 ///
-/// A share takes no more than half of what the others have left, and what [it was made for](MemoryBudget::share) in any
-/// case. So an export whose disk does not answer keeps half of the memory from the others at most, a second one half of
-/// the rest, and so on.
+/// A share takes no more than half of what the others have left, or what [it was made for](MemoryBudget::share) if that is
+/// more and there. So an export whose disk does not answer keeps half of the memory from the others at most, and a second
+/// one half of the rest, or what it was made for. That is not set apart for those that come later: several such exports
+/// may leave nothing but what each connection has for itself.
 #[derive(Clone, Debug)]
 pub struct MemoryShare {
-    shared: Arc<Shared>,
     part: Arc<Part>,
 }
 
@@ -45,15 +45,19 @@ struct Shared {
     waiting: AtomicUsize,
     /// One of them waits for what connections of any share have.
     is_short: AtomicBool,
+    /// How many shares there are, and how many there have been.
     shares: AtomicUsize,
+    numbers: AtomicUsize,
     queue: Mutex<Queue<Waiter>>,
 }
 
-/// A share, as the budget sees it.
+/// A share, as the budget sees it: until the last of its leases has gone.
 #[derive(Debug)]
 pub(super) struct Part {
+    shared: Arc<Shared>,
+    /// No other has had it.
     number: usize,
-    /// What it may take in any case.
+    /// What it may take if there is as much, whatever the others have.
     floor: usize,
     taken: AtomicUsize,
     /// How many of its connections wait.
@@ -93,21 +97,24 @@ impl MemoryBudget {
             waiting: AtomicUsize::new(0),
             is_short: AtomicBool::new(false),
             shares: AtomicUsize::new(0),
+            numbers: AtomicUsize::new(0),
             queue: Mutex::default(),
         }))
     }
 
-    /// A share for connections that have to be able to lease `floor` bytes together. The only share takes all.
+    /// A share for connections that may lease `floor` bytes together whatever the others have, if there are as many. The only
+    /// share takes all.
     #[must_use]
     pub fn share(&self, floor: usize) -> MemoryShare {
-        let number = self.0.shares.fetch_add(1, Ordering::Relaxed);
+        self.0.shares.fetch_add(1, Ordering::Relaxed);
         let part = Part {
-            number,
+            shared: Arc::clone(&self.0),
+            number: self.0.numbers.fetch_add(1, Ordering::Relaxed),
             floor: floor.min(self.0.total),
             taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
         };
-        MemoryShare { shared: Arc::clone(&self.0), part: Arc::new(part) }
+        MemoryShare { part: Arc::new(part) }
     }
 
     /// Bytes that each connection has for itself.
@@ -139,9 +146,17 @@ impl MemoryShare {
     /// A lease of nothing. `waker` is woken when one that waits has grown.
     #[must_use]
     pub fn lease(&self, waker: Waker) -> Lease {
-        let part = Arc::clone(&self.part);
+        let (shared, part) = (Arc::clone(&self.part.shared), Arc::clone(&self.part));
         let seat = Arc::new(Seat { part, granted: AtomicUsize::new(0), waker });
-        Lease { shared: Arc::clone(&self.shared), seat, bytes: 0, ticket: None, served_until: 0 }
+        Lease { shared, seat, bytes: 0, ticket: None, served_until: 0 }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // No look at who waits: this may be where they are served. Whoever may have more now gets it with the next bytes
+        // that are given back, or when it asks again.
+        self.shared.shares.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -202,7 +217,7 @@ impl Shared {
             seat.granted.fetch_add(bytes, Ordering::SeqCst);
             seat.waker.wake_by_ref();
         };
-        self.is_short.store(is_short, Ordering::Relaxed);
+        self.is_short.store(is_short, Ordering::SeqCst);
     }
 
     fn count_in(&self, part: &Part) {
@@ -234,7 +249,7 @@ impl Lease {
         self.shared.own
     }
 
-    /// The most bytes that the connection can be sure to have, some time.
+    /// The most bytes that the connection may have, whatever others have, when there are as many.
     pub(super) fn most(&self) -> usize {
         let is_only = self.shared.shares.load(Ordering::Relaxed) <= 1;
         self.shared.own + if is_only { self.shared.total } else { self.seat.part.floor }
@@ -250,7 +265,7 @@ impl Lease {
             self.leave_queue();
             return true;
         }
-        if self.is_waiting() || self.is_contended() {
+        if self.is_waiting() || self.has_rivals() {
             return false;
         }
         let more = self.step_to(leased);
@@ -328,16 +343,16 @@ impl Lease {
         self.ticket.is_some()
     }
 
-    /// Whether anybody waits for memory.
-    pub(super) fn is_contended(&self) -> bool {
-        self.shared.waiting.load(Ordering::SeqCst) > 0
-    }
-
     /// Whether others wait for memory that this one has some of.
     pub(super) fn is_wanted(&self) -> bool {
-        self.bytes > 0
-            && (self.seat.part.waiting.load(Ordering::Relaxed) > 0
-                || self.shared.is_short.load(Ordering::Relaxed))
+        self.bytes > 0 && self.has_rivals()
+    }
+
+    /// Whether anybody waits for memory that this one could have: those of a share that has all it may have wait for each
+    /// other.
+    fn has_rivals(&self) -> bool {
+        self.seat.part.waiting.load(Ordering::SeqCst) > 0
+            || self.shared.is_short.load(Ordering::SeqCst)
     }
 
     /// Takes what was granted.
@@ -470,6 +485,22 @@ mod tests {
         }
         drop(hung);
         assert_eq!((budget.taken(), budget.is_pressed()), (0, false));
+    }
+
+    #[test]
+    fn a_share_has_its_place_until_the_last_of_it_has_gone() {
+        let (budget, share) = budget();
+        let (own, total) = (budget.own(), budget.largest_lease());
+        for _ in 0..100 {
+            let other = budget.share(8 * MIB);
+            let mut first = lease(&share);
+            assert!(first.covers(own + 4 * MIB) && !lease(&other).covers_soon(own + 48 * MIB));
+        }
+        assert!(lease(&share).covers(own + total), "it is the only one again");
+        let last = lease(&budget.share(8 * MIB));
+        assert!(!lease(&share).covers(own + total), "its connection is still there");
+        drop(last);
+        assert!(lease(&share).covers(own + total));
     }
 
     #[test]

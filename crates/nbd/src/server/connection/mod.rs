@@ -272,7 +272,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// A part of the memory is not needed any more. What nobody waits for is kept for the next request.
     fn release(&mut self, bytes: usize) {
         self.held -= bytes;
-        if self.lease.is_any() && self.lease.is_contended() {
+        if self.lease.is_wanted() {
             let claimed = self.claimed();
             self.lease.shrink_to(claimed);
         }

@@ -24,8 +24,8 @@ const CATCH_UP: u64 = 32 << 20;
 /// comes again when all others who wait have had as many; who did not wait has little saved up.
 #[derive(Debug)]
 pub(super) struct Queue<W> {
-    /// Those of each share.
-    shares: Vec<BTreeMap<(u64, u64), W>>,
+    /// Those of each share where any wait.
+    shares: BTreeMap<usize, BTreeMap<(u64, u64), W>>,
     /// The start of who was served last.
     now: u64,
     /// Tells apart who starts at the same time.
@@ -34,29 +34,26 @@ pub(super) struct Queue<W> {
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { shares: Vec::new(), now: 0, serial: 0 }
+        Self { shares: BTreeMap::new(), now: 0, serial: 0 }
     }
 }
 
 impl<W> Queue<W> {
     /// One more, who was served until then, or never yet.
     pub(super) fn join(&mut self, share: usize, served_until: u64, waiter: W) -> Ticket {
-        if self.shares.len() <= share {
-            self.shares.resize_with(share + 1, BTreeMap::new);
-        }
         self.serial += 1;
         let start = match served_until {
             0 => self.now,
             _ => served_until.max(self.now.saturating_sub(CATCH_UP)),
         };
         let key = (start, self.serial);
-        self.shares[share].insert(key, waiter);
+        self.shares.entry(share).or_default().insert(key, waiter);
         Ticket { share, key }
     }
 
     /// The first of those who are the first of their share and may be served.
     pub(super) fn first(&self, may_be_served: impl Fn(&W) -> bool) -> Option<(Ticket, &W)> {
-        let firsts = self.shares.iter().enumerate().filter_map(|(share, waiters)| {
+        let firsts = self.shares.iter().filter_map(|(&share, waiters)| {
             let (&key, waiter) = waiters.first_key_value()?;
             may_be_served(waiter).then_some((Ticket { share, key }, waiter))
         });
@@ -71,12 +68,17 @@ impl<W> Queue<W> {
 
     /// It waits no more.
     pub(super) fn leave(&mut self, ticket: Ticket) -> Option<W> {
-        self.shares.get_mut(ticket.share)?.remove(&ticket.key)
+        let waiters = self.shares.get_mut(&ticket.share)?;
+        let waiter = waiters.remove(&ticket.key);
+        if waiters.is_empty() {
+            self.shares.remove(&ticket.share);
+        }
+        waiter
     }
 
     /// Who waits there, if it still does.
     pub(super) fn waiter(&mut self, ticket: Ticket) -> Option<&mut W> {
-        self.shares.get_mut(ticket.share)?.get_mut(&ticket.key)
+        self.shares.get_mut(&ticket.share)?.get_mut(&ticket.key)
     }
 }
 
@@ -101,5 +103,7 @@ mod tests {
         assert_eq!(queue.first(|&name| name == "small").unwrap().1, &"small");
         assert_eq!(queue.leave(small), Some("small"));
         assert_eq!((queue.leave(small), queue.waiter(small)), (None, None));
+        queue.leave(queue.first(|_| true).unwrap().0);
+        assert_eq!(queue.shares.len(), 0, "nothing is kept of a share where nobody waits");
     }
 }
