@@ -12,7 +12,8 @@
 //! | fallocate(2) with `FALLOC_FL_ZERO_RANGE` | a write of zeroes, which keeps it |
 //! | lseek(2) with `SEEK_DATA`, `SEEK_HOLE` | its block status: what reads as zeroes is a hole |
 //! | stat(2) | its size, as it is now; whether it is read-only, in the mode |
-//! | open(2) with `O_TRUNC`; ftruncate(2) | nothing, as of a block device; refused unless it is to its size |
+//! | open(2) with `O_TRUNC`; truncate(2) to 0 | nothing, as of a block device |
+//! | ftruncate(2); truncate(2) to more than 0 | nothing; refused unless it is to its size |
 //!
 //! A hole that was punched has to read as zeroes, which a discard does not promise; so it is a write of zeroes.
 //!

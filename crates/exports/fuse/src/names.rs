@@ -113,7 +113,10 @@ impl Names<'_> {
     fn set(&self, nodeid: u64, set: &SetAttr) -> Result<Reply<'static>, Errno> {
         let attr = self.attr(nodeid)?;
         let changes = |asked: Option<u32>, is: u32| asked.is_some_and(|asked| asked != is);
-        if set.size().is_some_and(|size| size != attr.size) {
+        // A size of 0 without an open file is what an open with O_TRUNC asks for: it leaves a disk as it is, and the answer
+        // says so. As the size stays the same, the kernel keeps what is in its cache. truncate(2) cannot be told from it.
+        let is_open_truncate = |size| size == 0 && set.fh().is_none();
+        if set.size().is_some_and(|size| size != attr.size && !is_open_truncate(size)) {
             return Err(Errno::EINVAL);
         }
         /// Permissions, less the kind of file.

@@ -6,6 +6,7 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::process::Command;
 
 use blockyard_blkmq::{OpenMode, Sector};
 use blockyard_export_fuse::{Cache, Config, ErrorKind as Kind, Mount, Shown};
@@ -224,4 +225,39 @@ fn what_cannot_be_mounted_on_is_told() {
     assert_eq!(start(place.path(), bad).kind(), Kind::Unsuitable);
     let twice = Shown::Directory(vec![("a".into(), open(&disk)), ("a".into(), open(&disk))]);
     assert_eq!(start(place.path(), twice).kind(), Kind::Busy);
+}
+
+/// A Python program that does something with the file by a map of it, `m` of `f`, which is the file at `path`.
+fn mapping(mounted: &Mounted, what: &str) -> Command {
+    let program = format!(
+        "import mmap, os, sys\npath = sys.argv[1]\nf = os.open(path, os.O_RDWR)\nm = mmap.mmap(f, 65536)\n{what}"
+    );
+    let mut command = Command::new("python3");
+    command.args(["-c", &program]).arg(mounted.path());
+    command
+}
+
+/// The first bytes of the second page, past the file.
+fn on_disk(disk: &std::sync::Arc<blockyard_blkmq::Disk>) -> [u8; 5] {
+    let page = blockyard_buf::Segment::from_vec(vec![0; 512]);
+    open(disk).rw_page(0, Sector(8), page.clone(), false).unwrap();
+    let mut bytes = [0; 5];
+    page.slice(0, 5).copy_to(&mut bytes);
+    bytes
+}
+
+#[test]
+fn who_opens_with_o_trunc_takes_nothing_from_others() {
+    let disk = ram("ram0", MIB);
+    let mounted = Mounted::file(&disk);
+    let truncating = "m[4096:4101] = b'dirty'\n\
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))\n\
+        assert os.fstat(f).st_size == 1 << 20\n\
+        m.flush()";
+    assert!(mapping(&mounted, truncating).status().unwrap().success());
+    assert_eq!(&on_disk(&disk), b"dirty");
+    // By its path, as open(2) does it; by a descriptor, it is somebody's who wants it empty.
+    assert!(mapping(&mounted, "os.truncate(path, 0)").status().unwrap().success());
+    assert_eq!(std::fs::metadata(mounted.path()).unwrap().len(), MIB);
+    assert_eq!(rw(&mounted).set_len(0).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
