@@ -136,12 +136,11 @@ impl Names<'_> {
         if args.flags & O_ACCMODE != O_RDONLY && node.bdev.is_read_only() {
             return Err(Errno::EROFS);
         }
+        // Not NOFLUSH: without the kernel's FLUSH, which is not answered, it would not write back what is dirty either.
         let open_flags = match self.cache {
             // A disk does not grow by writes, so that they need not wait for each other.
-            Cache::Bypassed => {
-                FopenFlags::DIRECT_IO | FopenFlags::PARALLEL_DIRECT_WRITES | FopenFlags::NOFLUSH
-            }
-            Cache::Used => FopenFlags::NOFLUSH,
+            Cache::Bypassed => FopenFlags::DIRECT_IO | FopenFlags::PARALLEL_DIRECT_WRITES,
+            Cache::Used => FopenFlags::empty(),
         };
         Ok(Reply::Open(OpenOut { open_flags, ..OpenOut::default() }))
     }

@@ -6,7 +6,7 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use blockyard_blkmq::{OpenMode, Sector};
 use blockyard_export_fuse::{Cache, Config, ErrorKind as Kind, Mount, Shown};
@@ -260,4 +260,23 @@ fn who_opens_with_o_trunc_takes_nothing_from_others() {
     assert!(mapping(&mounted, "os.truncate(path, 0)").status().unwrap().success());
     assert_eq!(std::fs::metadata(mounted.path()).unwrap().len(), MIB);
     assert_eq!(rw(&mounted).set_len(0).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn what_was_written_by_a_map_is_on_the_disk_when_the_file_is_closed() {
+    for cache in [Cache::Bypassed, Cache::Used] {
+        let disk = ram("ram0", MIB);
+        let mounted = Mounted::with(Shown::File(open(&disk)), |config| Config { cache, ..config });
+        let closing =
+            "m[4096:4101] = b'dirty'\nos.close(f)\nprint('closed', flush=True)\nsys.stdin.read()";
+        let mut command = mapping(&mounted, closing);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = [0; 7];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        // The map is still there, but whoever closes a file has its data written.
+        let written = on_disk(&disk);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(&written, b"dirty");
+    }
 }
