@@ -7,7 +7,7 @@
 //! | what a program does with the file | what the disk is asked |
 //! | --- | --- |
 //! | read(2), write(2), O_DIRECT or not, at any byte | a read, a write of these bytes; with `O_DSYNC`, one that is durable |
-//! | fsync(2), fdatasync(2) | a flush |
+//! | fsync(2), fdatasync(2) | a flush; nothing of one that has none |
 //! | fallocate(2) with `FALLOC_FL_PUNCH_HOLE` | a write of zeroes, which may free the room for them |
 //! | fallocate(2) with `FALLOC_FL_ZERO_RANGE` | a write of zeroes, which keeps it |
 //! | lseek(2) with `SEEK_DATA`, `SEEK_HOLE` | its block status: what reads as zeroes is a hole |

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bio, Op, Outbox, Sector, Status};
+use blockyard_blkmq::{Bio, Outbox, Status};
 use blockyard_buf::{Mapping, Segment, copy_segments, total_len};
 use blockyard_fuse::wire::{InHeader, OutHeader, Wire, WriteIn};
 use blockyard_fuse::{
@@ -13,7 +13,7 @@ use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::{IOV_MAX, IoVecs};
 
-use crate::bios::{Asked, AtOnce, allocate, ask_status, read, seek, write};
+use crate::bios::{Asked, AtOnce, allocate, ask_status, flush, read, seek, write};
 use crate::mount::Cache;
 use crate::names::{Names, stale};
 use crate::seek::{Seek, Step};
@@ -275,10 +275,7 @@ impl Worker {
         let started = match operation {
             Operation::Read(args) => read(&mut bio, node, &room.memory, args),
             Operation::Write(args, payload) => write(&mut bio, bdev, &room.memory, args, payload),
-            Operation::Fsync(_) => {
-                bio.reset(Op::Flush, Sector::ZERO, 0);
-                Ok(Asked::Done)
-            }
+            Operation::Fsync(_) => flush(&mut bio, bdev),
             Operation::Fallocate(args) => allocate(&mut bio, bdev, args),
             Operation::Lseek(args) => seek(&mut bio, bdev, header.nodeid, args),
             _ => Err(AtOnce::Failed(Errno::ENOSYS)),

@@ -11,6 +11,7 @@ use blockyard_fuse::{Name, ROOT_ID};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::bios::can_flush;
 use crate::error::{Error, ErrorKind};
 
 /// The longest name of a file, as of most file systems.
@@ -36,6 +37,12 @@ pub(crate) struct Node {
 
 impl Node {
     fn new(id: u64, name: String, bdev: Arc<Bdev>) -> Arc<Self> {
+        if !can_flush(&bdev) {
+            tracing::warn!(
+                name,
+                "the disk has no flush: what programs synchronise may be lost in a power cut"
+            );
+        }
         let supplies = bdev.limits().features.contains(Features::OWN_MEMORY);
         Arc::new(Self { id, name, bdev, supplies })
     }

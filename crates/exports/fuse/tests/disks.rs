@@ -195,3 +195,21 @@ fn what_was_synchronised_survives_a_power_cut() {
         assert_eq!(driver.survivors(3000, 5), b"three", "it ends with all durable");
     }
 }
+
+/// A disk that nothing can be made durable on is still one that programs may synchronise.
+#[test]
+fn a_disk_without_a_flush_is_synchronised_as_far_as_it_can_be() {
+    let limits = Limits { features: Features::NO_FLUSH, ..Limits::default() };
+    let mut mounted = Mounted::file(&disk(Later::new(), limits.validate().unwrap()));
+    let file = rw(&mounted);
+    file.write_all_at(b"one", 1000).unwrap();
+    file.sync_all().unwrap();
+    file.sync_data().unwrap();
+    /// `O_DSYNC`.
+    const DSYNC: i32 = 0o10_000;
+    let mut options = OpenOptions::new();
+    let durable = options.write(true).custom_flags(DSYNC).open(mounted.path()).unwrap();
+    durable.write_all_at(b"two", 2000).unwrap();
+    drop((file, durable));
+    mounted.stop();
+}
