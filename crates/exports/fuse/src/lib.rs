@@ -23,6 +23,7 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 mod bios;
+mod ending;
 mod error;
 mod follow;
 mod handshake;

@@ -6,13 +6,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, EndIo, Status};
+use blockyard_blkmq::Bdev;
 use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::{self, Channel, MountOptions, Unmount};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use crate::ending::Ending;
 use crate::error::{Error, ErrorKind};
 use crate::follow::Follow;
 use crate::handshake::handshake;
@@ -105,10 +104,8 @@ pub struct ReportedFile {
 pub struct Mount {
     path: PathBuf,
     tree: Arc<Tree>,
-    workers: Vec<JoinHandle<()>>,
     follow: Follow,
-    /// Closed when the last queue has ended.
-    alive: watch::Receiver<()>,
+    ending: Ending,
     /// Until it is unmounted by us.
     record: Option<Held>,
 }
@@ -158,8 +155,8 @@ impl Mount {
             }
         };
         match serve(config, tree, channel, queue_threads) {
-            Ok((tree, workers, follow, alive)) => {
-                Ok(Self { path, tree, workers, follow, alive, record: Some(record) })
+            Ok((tree, follow, ending)) => {
+                Ok(Self { path, tree, follow, ending, record: Some(record) })
             }
             Err(err) => {
                 // Its device is closed: it is as one that a killed server left behind.
@@ -200,17 +197,16 @@ impl Mount {
         removed.is_some()
     }
 
-    /// Whether it is not mounted any more, whoever has unmounted it, and nobody uses it.
+    /// Whether it is not mounted any more, whoever has unmounted it, nobody uses it, and what was written is durable, as far
+    /// as its disks can make it so.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.alive.has_changed().is_err()
+        self.ending.is_over()
     }
 
     /// Waits until it is over.
     pub async fn over(&self) {
-        let mut alive = self.alive.clone();
-        // Nothing is ever sent: it is closed in the end.
-        while alive.changed().await.is_ok() {}
+        self.ending.over().await;
     }
 
     /// What there is to say of it.
@@ -229,18 +225,15 @@ impl Mount {
         }
     }
 
-    /// Unmounts it, if it still is, waits until all that was asked has ended, and makes it durable. It can be tried again
-    /// where it fails. Must not be called on a queue thread.
+    /// Unmounts it, if it still is, and waits until all that was asked has ended and is durable. It can be tried again where
+    /// it fails. Must not be called on a queue thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody has a file of it open; what a disk says to a flush.
+    /// [`ErrorKind::Busy`] if somebody has a file of it open; what disks say to their flushes, each time that it is called.
     pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
         self.unmount(Unmount::IfUnused)?;
-        for worker in self.workers.drain(..) {
-            // One that has panicked has said so.
-            let _ = runtime.block_on(worker);
-        }
-        self.flush()
+        runtime.block_on(self.ending.over());
+        self.ending.result()
     }
 
     /// Unmounts it, unless that was done before.
@@ -263,25 +256,6 @@ impl Mount {
         }
         if let Some(record) = self.record.take() {
             record.remove();
-        }
-        Ok(())
-    }
-
-    /// Makes durable what was written to the disks.
-    fn flush(&self) -> Result<(), Error> {
-        for node in self.tree.nodes().files.values().filter(|node| !node.bdev.is_read_only()) {
-            let (tell, told) = std::sync::mpsc::channel();
-            let ended: Arc<dyn EndIo> = Arc::new(move |bio: Box<Bio>| {
-                // Whoever waits for it is there.
-                let _ = tell.send(bio.status());
-            });
-            node.bdev.submit(0, Bio::flush().on_end(ended));
-            let status = told.recv().unwrap_or(Status::Io);
-            // What cannot be flushed has not promised anything, and what is gone has been flushed as it went.
-            if !matches!(status, Status::Ok | Status::NotSupported | Status::Offline) {
-                let what = format!("{} cannot be made durable: {status}", node.name);
-                return Err(Error::new(ErrorKind::Io, what));
-            }
         }
         Ok(())
     }
@@ -369,7 +343,7 @@ fn another(channel: &Arc<Channel>) -> io::Result<Arc<Channel>> {
     }
 }
 
-type Served = (Arc<Tree>, Vec<JoinHandle<()>>, Follow, watch::Receiver<()>);
+type Served = (Arc<Tree>, Follow, Ending);
 
 /// Begins the session, and serves each of its queues on a thread.
 fn serve(
@@ -390,15 +364,8 @@ fn serve(
         queues.push((Worker::new(Arc::clone(&session), channel, cpu, depth)?, event, runtime));
     }
     let follow = Follow::new(&channel, &tree, &queue_threads[0]);
-    let (living, alive) = watch::channel(());
-    let living = Arc::new(living);
-    let spawn = |(worker, event, runtime): (Worker, _, &Handle)| {
-        let living = Arc::clone(&living);
-        runtime.spawn(async move {
-            worker.run(event).await;
-            drop(living);
-        })
-    };
+    let spawn = |(worker, event, runtime): (Worker, _, &Handle)| runtime.spawn(worker.run(event));
     let workers = queues.into_iter().map(spawn).collect();
-    Ok((tree, workers, follow, alive))
+    let ending = Ending::new(workers, Arc::clone(&tree), &queue_threads[0]);
+    Ok((tree, follow, ending))
 }

@@ -119,9 +119,8 @@ impl Worker {
             let ringing = event.happened();
             tokio::select! {
                 happened = ringing => {
-                    if happened.is_err() {
-                        return;
-                    }
+                    // Without the events of the runtime there is nothing to go on by.
+                    self.over |= happened.is_err();
                     self.dry = false;
                 }
                 () = self.outbox.filled() => {}

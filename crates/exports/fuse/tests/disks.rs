@@ -14,7 +14,7 @@ use blockyard_blkmq::{
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::Volatile;
-use blockyard_export_fuse::{Cache, Config, Shown};
+use blockyard_export_fuse::{Cache, Config, ErrorKind, Shown};
 use common::*;
 
 const DISK_BYTES: u64 = 4 << 20;
@@ -212,4 +212,67 @@ fn a_disk_without_a_flush_is_synchronised_as_far_as_it_can_be() {
     durable.write_all_at(b"two", 2000).unwrap();
     drop((file, durable));
     mounted.stop();
+}
+
+/// A disk whose flushes fail.
+struct Unflushable;
+
+impl Driver for Unflushable {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _: &(), _: HctxHandle<Self>) -> blockyard_blkmq::Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(&self, _: &mut (), rq: Request<Self>, _: bool) -> Result<(), Busy<Self>> {
+        let status = if rq.op() == Op::Flush { Status::Io } else { Status::Ok };
+        rq.end(status);
+        Ok(())
+    }
+}
+
+impl BlockDeviceOps for Unflushable {}
+
+fn volatile() -> (Arc<Volatile>, Arc<Disk>) {
+    let driver = Volatile::new(DISK_BYTES);
+    let limits = Volatile::limits(BlockSize::B512, false).validate().unwrap();
+    (Arc::clone(&driver), disk(driver, limits))
+}
+
+/// Whoever ends it: by the time that it is over, all is durable.
+#[test]
+fn what_others_unmount_is_durable_when_it_is_over() {
+    let (driver, disk) = volatile();
+    let mut mounted = Mounted::file(&disk);
+    rw(&mounted).write_all_at(b"one", 1000).unwrap();
+    // It may be written no more, but what was is to stay.
+    disk.set_read_only(true);
+    assert_eq!(driver.survivors(1000, 3), [0; 3]);
+    peer("umount", &["-l", mounted.path().to_str().unwrap()]);
+    mounted.over();
+    assert_eq!(driver.survivors(1000, 3), b"one");
+    mounted.stop();
+}
+
+#[test]
+fn a_disk_that_cannot_be_flushed_keeps_no_other_from_it() {
+    let broken = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    let broken = disk(Arc::new(Unflushable), broken.validate().unwrap());
+    let (driver, sound) = volatile();
+    let mut mounted = Mounted::directory(&[("broken", &broken), ("sound", &sound)]);
+    let file = OpenOptions::new().write(true).open(mounted.path().join("sound")).unwrap();
+    file.write_all_at(b"one", 1000).unwrap();
+    drop(file);
+    let error = loop {
+        match mounted.try_stop() {
+            // A process that another test starts has all files open for a moment.
+            Err(err) if err.kind() == ErrorKind::Busy => std::thread::yield_now(),
+            done => break done.unwrap_err(),
+        }
+    };
+    assert!(error.to_string().contains("broken"), "{error}");
+    assert!(mounted.mount.is_over());
+    assert_eq!(driver.survivors(1000, 3), b"one");
 }
