@@ -160,8 +160,8 @@ impl Mount {
             }
             Err(err) => {
                 // Its device is closed: it is as one that a killed server left behind.
-                match fuse::unmount_dead(&path) {
-                    Ok(()) => record.remove(),
+                match record.unmount(fuse::unmount_dead) {
+                    Ok(_) => record.remove(),
                     Err(err) => {
                         tracing::warn!(path = %path.display(), %err, "a mount is left behind");
                     }
@@ -239,20 +239,27 @@ impl Mount {
     /// Unmounts it, unless that was done before.
     fn unmount(&mut self, how: Unmount) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
-        let unmounted = if self.is_over() { Ok(()) } else { fuse::unmount(&self.path, how) };
-        // Who has ended the session may have left the mount.
-        let unmounted = match unmounted {
-            Err(err) if !self.is_over() => Err(err),
-            _ => record.unmount_dead(),
-        };
+        let unmounted = record.unmount(|path| {
+            if self.is_over() {
+                return fuse::unmount_dead(path);
+            }
+            match fuse::unmount(path, how) {
+                // Who has ended the session may have left the mount.
+                Err(_) if self.is_over() => fuse::unmount_dead(path),
+                Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
+                    let path = path.display();
+                    let what = format!("it is used: close its files, or run: umount -l {path}");
+                    Err(io::Error::new(err.kind(), what))
+                }
+                done => done,
+            }
+        });
         if let Err(err) = unmounted {
             let path = self.path.display();
-            let what = if err.kind() == io::ErrorKind::ResourceBusy {
-                format!("{path} is used: close its files, or run: umount -l {path}")
-            } else {
-                format!("{path} cannot be unmounted")
-            };
-            return Err(Error::io(what, err));
+            if err.kind() == io::ErrorKind::ResourceBusy {
+                return Err(Error::new(ErrorKind::Busy, format!("{path}: {err}")));
+            }
+            return Err(Error::io(format!("{path} cannot be unmounted"), err));
         }
         if let Some(record) = self.record.take() {
             record.remove();
@@ -305,6 +312,7 @@ fn place(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
         };
         return Err(Error::new(ErrorKind::Unsuitable, what));
     }
+    record::refuse_ours(&path)?;
     Ok(path)
 }
 

@@ -280,3 +280,43 @@ fn what_was_written_by_a_map_is_on_the_disk_when_the_file_is_closed() {
         assert_eq!(&written, b"dirty");
     }
 }
+
+#[test]
+fn nothing_is_shown_where_something_of_ours_is_shown_already() {
+    let (one, two) = (ram("ram0", MIB), ram("ram1", 2 * MIB));
+    let mut mounted = Mounted::file(&one);
+    let config = Config::new(mounted.path(), mounted.dir().join("records"));
+    let (_threads, handles) = blockyard_conformance::QueueThread::start_many(1);
+    let error = Mount::start(&config, Shown::File(open(&two)), &handles).map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
+    assert_eq!(std::fs::metadata(mounted.path()).unwrap().len(), MIB);
+    assert_eq!(mounted.records(), 1);
+    mounted.stop();
+}
+
+/// A mount moves along when a directory above it is renamed, and stays below what others mount upon it.
+#[test]
+fn a_mount_is_taken_away_where_it_is_and_not_what_covers_it() {
+    let disk = ram("ram0", MIB);
+    let place = tempfile::tempdir().unwrap();
+    let (before, after) = (place.path().join("before"), place.path().join("after"));
+    std::fs::create_dir(&before).unwrap();
+    File::create(before.join("disk")).unwrap();
+    let (threads, handles) = blockyard_conformance::QueueThread::start_many(THREADS);
+    let config = Config::new(before.join("disk"), place.path().join("records"));
+    let mount = Mount::start(&config, Shown::File(open(&disk)), &handles).unwrap();
+    let mut mounted = Mounted { mount, threads, place };
+    std::fs::rename(&before, &after).unwrap();
+    let moved = after.join("disk");
+    let (covering, moved) = (mounted.dir().join("covering"), moved.to_str().unwrap());
+    std::fs::write(&covering, "covering").unwrap();
+    peer("mount", &["--bind", covering.to_str().unwrap(), moved]);
+    let uncover = Cleanup::with(&["umount", moved]);
+    let error = mounted.try_stop().unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
+    assert_eq!(std::fs::read_to_string(moved).unwrap(), "covering");
+    uncover.now();
+    mounted.stop();
+    assert_eq!(std::fs::metadata(moved).unwrap().len(), 0, "what was there before");
+    assert_eq!(mounted.records(), 0);
+}
