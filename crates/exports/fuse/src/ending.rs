@@ -1,9 +1,10 @@
 //! The end of a session: one event, whoever has brought it about.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::{Bio, Outbox, Status};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -13,7 +14,7 @@ use crate::tree::Tree;
 
 /// When the last queue has ended, what was written is made durable, on all disks at once; then it is over.
 pub(crate) struct Ending {
-    state: Arc<Mutex<State>>,
+    state: Arc<(Mutex<State>, Condvar)>,
     /// Closed when it is over.
     alive: watch::Receiver<()>,
 }
@@ -27,14 +28,15 @@ struct State {
 
 /// It is over when this is dropped, also by a runtime that ends.
 struct Living {
-    state: Arc<Mutex<State>>,
+    state: Arc<(Mutex<State>, Condvar)>,
     /// Dropped after it was said.
     _living: watch::Sender<()>,
 }
 
 impl Drop for Living {
     fn drop(&mut self) {
-        self.state.lock().is_over = true;
+        self.state.0.lock().is_over = true;
+        self.state.1.notify_all();
     }
 }
 
@@ -42,7 +44,7 @@ impl Ending {
     /// That of the session of `queues`, by the first queue thread.
     pub(crate) fn new(queues: Vec<JoinHandle<()>>, tree: Arc<Tree>, runtime: &Handle) -> Self {
         let (living, alive) = watch::channel(());
-        let state = Arc::<Mutex<State>>::default();
+        let state = Arc::<(Mutex<State>, Condvar)>::default();
         let living = Living { state: Arc::clone(&state), _living: living };
         runtime.spawn(async move {
             for queue in queues {
@@ -51,13 +53,13 @@ impl Ending {
             }
             let failed = flush(&tree).await;
             failed.iter().for_each(|failed| tracing::error!("{failed}"));
-            living.state.lock().flushed = Some(failed);
+            living.state.0.lock().flushed = Some(failed);
         });
         Self { state, alive }
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.state.lock().is_over
+        self.state.0.lock().is_over
     }
 
     pub(crate) async fn over(&self) {
@@ -66,9 +68,16 @@ impl Ending {
         while alive.changed().await.is_ok() {}
     }
 
+    /// Waits until it is over, but no longer than this; says whether it is.
+    pub(crate) fn wait(&self, patience: Duration) -> bool {
+        let mut state = self.state.0.lock();
+        self.state.1.wait_while_for(&mut state, |state| !state.is_over, patience);
+        state.is_over
+    }
+
     /// Whether all is durable, once it is over.
     pub(crate) fn result(&self) -> Result<(), Error> {
-        let state = self.state.lock();
+        let state = self.state.0.lock();
         let what = match &state.flushed {
             Some(failed) if failed.is_empty() => return Ok(()),
             Some(failed) => failed.join("; "),

@@ -5,6 +5,7 @@ use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::Bdev;
 use blockyard_sys::EventWatch;
@@ -24,6 +25,10 @@ use crate::tree::{Owner, Tree};
 pub const DEFAULT_DEPTH: u16 = 64;
 /// The most.
 const MAX_DEPTH: u16 = 1024;
+/// How long a server that stops waits for those who use files of a file system that is unmounted.
+const USERS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it waits for the disks then.
+const DISKS_PATIENCE: Duration = Duration::from_secs(30);
 /// What a file may be used for, by whom, unless told otherwise: by its owner.
 const DEFAULT_MODE: u32 = 0o600;
 
@@ -225,14 +230,23 @@ impl Mount {
         }
     }
 
-    /// Unmounts it, if it still is, and waits until all that was asked has ended and is durable. It can be tried again where
-    /// it fails. Must not be called on a queue thread.
+    /// Unmounts it, if it still is, and waits until all that was asked has ended and is durable. Who has files of it open
+    /// though it is unmounted, or in another mount namespace, has some seconds; then the kernel is told that nobody serves
+    /// them. It can be tried again where it fails. Must not be called on a queue thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody has a file of it open; what disks say to their flushes, each time that it is called.
-    pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
+    /// [`ErrorKind::Busy`] if somebody has a file of it open, or a disk has not ended what it was asked; what disks say to
+    /// their flushes, each time that it is called.
+    pub fn stop(&mut self) -> Result<(), Error> {
         self.unmount(Unmount::IfUnused)?;
-        runtime.block_on(self.ending.over());
+        if !self.ending.wait(USERS_PATIENCE) {
+            self.tree.close();
+            if !self.ending.wait(DISKS_PATIENCE) {
+                let path = self.path.display();
+                let what = format!("{path}: a disk has not ended what it was asked; try again");
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+        }
         self.ending.result()
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blockyard_blkmq::{Bdev, Features};
@@ -76,6 +76,8 @@ pub(crate) struct Tree {
     generation: AtomicU64,
     /// Told of each change, for those who sleep: an old picture keeps disks open that were taken away.
     changed: watch::Sender<()>,
+    /// Nobody is to be served any more.
+    closed: AtomicBool,
     next: AtomicU64,
     owner: Owner,
     born: Duration,
@@ -98,6 +100,7 @@ impl Tree {
             nodes: Mutex::new(Arc::new(nodes)),
             generation: AtomicU64::new(1),
             changed: watch::channel(()).0,
+            closed: AtomicBool::new(false),
             next: AtomicU64::new(FIRST_ID),
             owner,
             // Before 1970 is when it was.
@@ -112,6 +115,16 @@ impl Tree {
     /// Hears of changes from now on.
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// From now on, nobody is served: queues let go of the device, and end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.send_replace(());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Brings `nodes` up to date, which were as of `seen`.

@@ -281,6 +281,20 @@ fn what_was_written_by_a_map_is_on_the_disk_when_the_file_is_closed() {
     }
 }
 
+/// Who has unmounted it lazily has left a session that nobody can reach by a path, and that does not end by itself.
+#[test]
+fn a_server_that_stops_waits_for_nobody_for_ever() {
+    let disk = ram("ram0", MIB);
+    let mut mounted = Mounted::file(&disk);
+    let file = rw(&mounted);
+    peer("umount", &["-l", mounted.path().to_str().unwrap()]);
+    file.write_all_at(b"still", 0).unwrap();
+    mounted.try_stop().unwrap();
+    assert!(mounted.mount.is_over());
+    assert!(file.read_at(&mut [0; 5], 0).is_err());
+    assert_eq!(mounted.records(), 0);
+}
+
 #[test]
 fn nothing_is_shown_where_something_of_ours_is_shown_already() {
     let (one, two) = (ram("ram0", MIB), ram("ram1", 2 * MIB));
