@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) bdev: Arc<Bdev>,
     /// It answers reads with memory of its own.
     pub(crate) supplies: bool,
+    /// The size, and whether it is read-only, as the kernel was told last, or has asked itself since the file was made.
+    told: Mutex<(u64, bool)>,
 }
 
 impl Node {
@@ -44,7 +46,14 @@ impl Node {
             );
         }
         let supplies = bdev.limits().features.contains(Features::OWN_MEMORY);
-        Arc::new(Self { id, name, bdev, supplies })
+        let told = Mutex::new((bdev.size_bytes(), bdev.is_read_only()));
+        Arc::new(Self { id, name, bdev, supplies, told })
+    }
+
+    /// Whether it is another file than it was at the last call.
+    pub(crate) fn has_changed(&self) -> bool {
+        let now = (self.bdev.size_bytes(), self.bdev.is_read_only());
+        std::mem::replace(&mut *self.told.lock(), now) != now
     }
 }
 

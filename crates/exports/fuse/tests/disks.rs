@@ -7,10 +7,11 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{
-    BlockDeviceOps, BlockSize, Busy, Disk, DiskConfig, Driver, Features, HctxHandle, Limits,
-    MonotonicClock, NoOps, Op, Request, Sector, Status, TagSet, TagSetConfig,
+    BlockDeviceOps, BlockLayer, BlockSize, Busy, Disk, DiskConfig, Driver, Features, HctxHandle,
+    Limits, MonotonicClock, NoOps, Op, Request, Sector, Status, TagSet, TagSetConfig,
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::Volatile;
@@ -22,6 +23,14 @@ const DISK_BYTES: u64 = 4 << 20;
 const DEPTH: u32 = 8;
 
 fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
+    disk_with(driver, limits, Arc::new(NoOps))
+}
+
+fn disk_with<D: Driver<Disk = ()>>(
+    driver: Arc<D>,
+    limits: Limits,
+    ops: Arc<dyn BlockDeviceOps>,
+) -> Arc<Disk> {
     let tags = TagSetConfig {
         cpus: THREADS,
         hw_queues: [THREADS, 0, 0],
@@ -30,7 +39,7 @@ fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
     };
     let set = TagSet::new(driver, tags).unwrap();
     let config = DiskConfig::new("disk0", Sector::from_bytes_floor(DISK_BYTES), limits);
-    Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap()
+    Disk::alloc(&set, (), config, ops, Arc::new(MonotonicClock::new())).unwrap()
 }
 
 /// A disk whose requests are done by another thread, the last one that is there first. Its last block is broken.
@@ -275,4 +284,35 @@ fn a_disk_that_cannot_be_flushed_keeps_no_other_from_it() {
     assert!(error.to_string().contains("broken"), "{error}");
     assert!(mounted.mount.is_over());
     assert_eq!(driver.survivors(1000, 3), b"one");
+}
+
+/// There is another medium whenever it is asked.
+struct Changer;
+
+impl BlockDeviceOps for Changer {
+    fn check_events(&self, _: &Disk) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_is_in_the_page_cache_of_another_medium_is_forgotten() {
+    let limits = Volatile::limits(BlockSize::B512, false).validate().unwrap();
+    let disk = disk_with(Volatile::new(DISK_BYTES), limits, Arc::new(Changer));
+    let mounted =
+        Mounted::with(Shown::File(open(&disk)), |config| Config { cache: Cache::Used, ..config });
+    let file = rw(&mounted);
+    let mut back = [0; 4];
+    file.read_exact_at(&mut back, 0).unwrap();
+    let other = Segment::from_vec(vec![9; 512]);
+    open(&disk).rw_page(0, Sector::ZERO, other, true).unwrap();
+    file.read_exact_at(&mut back, 0).unwrap();
+    assert_eq!(back, [0; 4], "it is in the page cache");
+    // Of the same size: only the disk says so.
+    assert!(BlockLayer::new().check_events(&disk).unwrap());
+    let end = Instant::now() + Duration::from_secs(30);
+    while back != [9; 4] {
+        assert!(Instant::now() < end, "what was in the old medium is still read");
+        file.read_exact_at(&mut back, 0).unwrap();
+    }
 }
