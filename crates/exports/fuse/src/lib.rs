@@ -17,6 +17,12 @@
 //!
 //! A hole that was punched has to read as zeroes, which a discard does not promise; so it is a write of zeroes.
 //!
+//! A request wakes every queue thread that sleeps: they wait for the device by epoll(7), which the driver wakes without
+//! exception, and one of them finds the request. With few threads that is cheap, and what comes together costs one waking. To
+//! wake one, each would have to wait with `EPOLLEXCLUSIVE`, which the runtime's reactor does not offer, so with an epoll of its
+//! own; and one that is woken while it has no free slot would have to pass that on, as the others are not told again. Requests by
+//! io_uring (Linux 6.14, `FUSE_OVER_IO_URING`) come to the queue of the processor that asks, and wake nobody else.
+//!
 //! What is on record of a mount ([`Mount::start`], [`clean_up`]) says which of those that are left behind by a server that
 //! was killed are ours.
 #![forbid(unsafe_code)]

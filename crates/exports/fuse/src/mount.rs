@@ -120,6 +120,11 @@ impl Mount {
     /// list is the number that [`Bdev::submit`] is given for it. What a killed server of ours has left at that place is
     /// taken away before. Must not be called on one of them.
     ///
+    /// The kernel writes back by this process what programs have left in its page cache. A process that waits for memory
+    /// which only its own answer can free waits for itself: one that serves what is written by maps, or through the cache,
+    /// wants `prctl(PR_SET_IO_FLUSHER, 1)` and `mlockall(MCL_CURRENT | MCL_FUTURE)` before it starts any thread, as its threads
+    /// inherit the first (`CAP_SYS_RESOURCE`, and enough `RLIMIT_MEMLOCK`). This crate does neither: both are the process's.
+    ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where there is no FUSE, [`ErrorKind::NotFound`] and [`ErrorKind::Unsuitable`] if `path` is
     /// not what can be mounted on, and what else keeps it from being mounted. Nothing of it is left then.

@@ -8,7 +8,9 @@
 //! A mark is part of what the mount says it was mounted from: by it alone a mount is found, wherever it is by now, and no other
 //! at the same place is mistaken for it. It is unmounted where the list of mounts shows it, if a path leads there and not into
 //! what others have mounted upon it. The list is that of a mount namespace, which is on record: what is seen in another one
-//! are copies. The record is there, and locked, before the mount is. The kernel lets go of a lock when its owner has died, in whatever PID
+//! are copies.
+//!
+//! The record is there, and locked, before the mount is. The kernel lets go of a lock when its owner has died, in whatever PID
 //! namespace that was: a record that is not locked is of a server that is dead. What cannot be read is somebody's.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
