@@ -1,6 +1,6 @@
 //! What a request asks of a disk, as a bio.
 
-use blockyard_blkmq::{Bdev, Bio, Flags, Op};
+use blockyard_blkmq::{Bdev, Bio, Features, Flags, Op, Sector};
 use blockyard_buf::Segment;
 use blockyard_fuse::wire::{FallocateIn, LseekIn, ReadIn, WriteIn};
 use blockyard_fuse::{Errno, Payload, Reply};
@@ -93,8 +93,26 @@ pub(crate) fn write(
     let len = u32::try_from(end - args.offset).unwrap_or(args.size);
     bio.reset_bytes(Op::Write, args.offset, 0);
     bio.add_segment(memory.slice(0, len as usize));
-    bio.flags.set(Flags::FUA, args.flags & O_DSYNC != 0);
+    bio.flags.set(Flags::FUA, args.flags & O_DSYNC != 0 && can_be_durable(bdev));
     Ok(Asked::Write(len))
+}
+
+pub(crate) fn flush(bio: &mut Bio, bdev: &Bdev) -> Started {
+    if !can_flush(bdev) {
+        return Err(AtOnce::Done);
+    }
+    bio.reset(Op::Flush, Sector::ZERO, 0);
+    Ok(Asked::Done)
+}
+
+/// Whether there is a flush. Where there is none, programs go without, as they do on other file systems of such a disk:
+/// that it cannot be helped is told where the disk is shown.
+pub(crate) fn can_flush(bdev: &Bdev) -> bool {
+    !bdev.limits().features.contains(Features::NO_FLUSH)
+}
+
+fn can_be_durable(bdev: &Bdev) -> bool {
+    bdev.limits().features.contains(Features::FUA) || can_flush(bdev)
 }
 
 pub(crate) fn allocate(bio: &mut Bio, bdev: &Bdev, args: &FallocateIn) -> Started {

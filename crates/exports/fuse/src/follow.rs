@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use blockyard_blkmq::{Disk, DiskListener, Event};
@@ -11,61 +12,72 @@ use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::IoVecs;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::tree::{Node, Tree};
 
-/// Told of what happens to a disk; the kernel is told from another thread, as that may wait.
-struct Told(watch::Sender<()>);
+/// Told of what happens to the disk of a file; the kernel is told from another thread, as that may wait.
+#[derive(Default)]
+struct Told {
+    changed: Notify,
+    /// What was read before is of another medium.
+    other_medium: AtomicBool,
+}
 
 impl DiskListener for Told {
     fn event(&self, _disk: &Disk, event: Event) {
-        if matches!(event, Event::Resized { .. } | Event::ReadOnly(_) | Event::Partitions) {
-            self.0.send_replace(());
+        match event {
+            Event::MediaChanged => self.other_medium.store(true, Ordering::Release),
+            Event::Resized { .. } | Event::ReadOnly(_) | Event::Partitions => {}
+            Event::Added | Event::Removed => return,
         }
+        self.changed.notify_one();
     }
 }
 
-/// What the kernel may have kept of a file.
-type Known = HashMap<u64, (u64, bool)>;
+/// A file that follows its disk as long as this lives. What the kernel waits for on its behalf, no other file waits for.
+struct Following {
+    _listener: Arc<dyn DiskListener>,
+    teller: JoinHandle<()>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.teller.abort();
+    }
+}
 
 /// As long as it lives, the files follow their disks.
 pub(crate) struct Follow {
     /// That of a queue. A queue that has ended has closed it.
     channel: Weak<Channel>,
-    listener: Arc<dyn DiskListener>,
-    /// Which disks have the listener: each one once, however many files show it.
-    heard: Mutex<Vec<Arc<Disk>>>,
-    task: JoinHandle<()>,
+    runtime: Handle,
+    /// By their nodes.
+    files: Mutex<HashMap<u64, Following>>,
 }
 
 impl Follow {
     pub(crate) fn new(channel: &Arc<Channel>, tree: &Arc<Tree>, runtime: &Handle) -> Self {
-        let (tell, told) = watch::channel(());
-        let follow = Self {
-            channel: Arc::downgrade(channel),
-            listener: Arc::new(Told(tell)),
-            heard: Mutex::default(),
-            task: runtime.spawn(tell_kernel(Arc::downgrade(channel), Arc::clone(tree), told)),
-        };
+        let channel = Arc::downgrade(channel);
+        let follow = Self { channel, runtime: runtime.clone(), files: Mutex::default() };
         tree.nodes().files.values().for_each(|node| follow.add(node));
         follow
     }
 
-    /// Follows a disk, too.
-    pub(crate) fn add(&self, node: &Node) {
-        let disk = node.bdev.disk();
-        let mut heard = self.heard.lock();
-        if !heard.iter().any(|known| Arc::ptr_eq(known, disk)) {
-            disk.subscribe(&self.listener);
-            heard.push(Arc::clone(disk));
-        }
+    /// Follows the disk of a file, too.
+    pub(crate) fn add(&self, node: &Arc<Node>) {
+        let told = Arc::<Told>::default();
+        let listener: Arc<dyn DiskListener> = Arc::<Told>::clone(&told);
+        node.bdev.disk().subscribe(&listener);
+        let tell = tell_kernel(Weak::clone(&self.channel), Arc::downgrade(node), told);
+        let following = Following { _listener: listener, teller: self.runtime.spawn(tell) };
+        self.files.lock().insert(node.id, following);
     }
 
     /// A disk was taken away: its name goes at once. May wait for the kernel.
     pub(crate) fn removed(&self, node: &Node) {
-        self.heard.lock().retain(|disk| !Arc::ptr_eq(disk, node.bdev.disk()));
+        drop(self.files.lock().remove(&node.id));
         if let Ok(name) = Name::new(node.name.as_bytes()) {
             let flags = InvalEntryFlags::empty();
             tell(&self.channel, &Notification::InvalEntry { parent: ROOT_ID, name, flags });
@@ -74,40 +86,27 @@ impl Follow {
     }
 }
 
-impl Drop for Follow {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn tell_kernel(channel: Weak<Channel>, tree: Arc<Tree>, mut told: watch::Receiver<()>) {
-    let mut known = Known::new();
+/// Tells of a file whenever it is another than it was; one thing at a time, as long as there is the file.
+async fn tell_kernel(channel: Weak<Channel>, node: Weak<Node>, told: Arc<Told>) {
     loop {
-        let (channel, tree) = (Weak::clone(&channel), Arc::clone(&tree));
-        let tell = move || {
-            tell_changes(&channel, &tree, &mut known);
-            known
-        };
+        let (channel, node) = (Weak::clone(&channel), Weak::clone(&node));
+        let other_medium = told.other_medium.swap(false, Ordering::AcqRel);
+        let tell = move || tell_change(&channel, &node, other_medium);
+        // What has happened since the file was made is told first.
         match tokio::task::spawn_blocking(tell).await {
-            Ok(now) => known = now,
-            Err(_ended) => return,
-        }
-        if told.changed().await.is_err() {
-            return;
+            Ok(true) => told.changed.notified().await,
+            Ok(false) | Err(_) => return,
         }
     }
 }
 
-/// Tells of each file that is another than it was.
-fn tell_changes(channel: &Weak<Channel>, tree: &Tree, known: &mut Known) {
-    let nodes = tree.nodes();
-    known.retain(|id, _| nodes.files.contains_key(id));
-    for node in nodes.files.values() {
-        let now = (node.bdev.size_bytes(), node.bdev.is_read_only());
-        if known.insert(node.id, now).is_some_and(|before| before != now) {
-            tell_changed(channel, node.id);
-        }
+/// Says whether there is the file still.
+fn tell_change(channel: &Weak<Channel>, node: &Weak<Node>, other_medium: bool) -> bool {
+    let Some(node) = node.upgrade() else { return false };
+    if node.has_changed() || other_medium {
+        tell_changed(channel, node.id);
     }
+    true
 }
 
 /// What was kept of a file is not right any more: its attributes, and data in the page cache.

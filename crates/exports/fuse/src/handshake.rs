@@ -26,9 +26,8 @@ fn config(background: usize) -> ServerConfig {
             | InitFlags::BIG_WRITES
             | InitFlags::ASYNC_DIO
             | InitFlags::MAX_PAGES
+            // Not ATOMIC_O_TRUNC: by it the kernel throws away what programs have written by maps, and asks nobody.
             | InitFlags::PARALLEL_DIROPS
-            // A disk has its size: an open with O_TRUNC leaves it as it is.
-            | InitFlags::ATOMIC_O_TRUNC
             | InitFlags::DIRECT_IO_ALLOW_MMAP,
         max_readahead: MAX_READAHEAD,
         max_background: background,

@@ -7,14 +7,21 @@
 //! | what a program does with the file | what the disk is asked |
 //! | --- | --- |
 //! | read(2), write(2), O_DIRECT or not, at any byte | a read, a write of these bytes; with `O_DSYNC`, one that is durable |
-//! | fsync(2), fdatasync(2) | a flush |
+//! | fsync(2), fdatasync(2) | a flush; nothing of one that has none |
 //! | fallocate(2) with `FALLOC_FL_PUNCH_HOLE` | a write of zeroes, which may free the room for them |
 //! | fallocate(2) with `FALLOC_FL_ZERO_RANGE` | a write of zeroes, which keeps it |
 //! | lseek(2) with `SEEK_DATA`, `SEEK_HOLE` | its block status: what reads as zeroes is a hole |
 //! | stat(2) | its size, as it is now; whether it is read-only, in the mode |
-//! | open(2) with `O_TRUNC`; ftruncate(2) | nothing, as of a block device; refused unless it is to its size |
+//! | open(2) with `O_TRUNC`; truncate(2) to 0 | nothing, as of a block device |
+//! | ftruncate(2); truncate(2) to more than 0 | nothing; refused unless it is to its size |
 //!
 //! A hole that was punched has to read as zeroes, which a discard does not promise; so it is a write of zeroes.
+//!
+//! A request wakes every queue thread that sleeps: they wait for the device by epoll(7), which the driver wakes without
+//! exception, and one of them finds the request. With few threads that is cheap, and what comes together costs one waking. To
+//! wake one, each would have to wait with `EPOLLEXCLUSIVE`, which the runtime's reactor does not offer, so with an epoll of its
+//! own; and one that is woken while it has no free slot would have to pass that on, as the others are not told again. Requests by
+//! io_uring (Linux 6.14, `FUSE_OVER_IO_URING`) come to the queue of the processor that asks, and wake nobody else.
 //!
 //! What is on record of a mount ([`Mount::start`], [`clean_up`]) says which of those that are left behind by a server that
 //! was killed are ours.
@@ -22,6 +29,7 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 mod bios;
+mod ending;
 mod error;
 mod follow;
 mod handshake;

@@ -5,14 +5,14 @@ use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use blockyard_blkmq::{Bdev, Bio, EndIo, Status};
+use blockyard_blkmq::Bdev;
 use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::{self, Channel, MountOptions, Unmount};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use crate::ending::Ending;
 use crate::error::{Error, ErrorKind};
 use crate::follow::Follow;
 use crate::handshake::handshake;
@@ -25,6 +25,10 @@ use crate::tree::{Owner, Tree};
 pub const DEFAULT_DEPTH: u16 = 64;
 /// The most.
 const MAX_DEPTH: u16 = 1024;
+/// How long a server that stops waits for those who use files of a file system that is unmounted.
+const USERS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it waits for the disks then.
+const DISKS_PATIENCE: Duration = Duration::from_secs(30);
 /// What a file may be used for, by whom, unless told otherwise: by its owner.
 const DEFAULT_MODE: u32 = 0o600;
 
@@ -105,10 +109,8 @@ pub struct ReportedFile {
 pub struct Mount {
     path: PathBuf,
     tree: Arc<Tree>,
-    workers: Vec<JoinHandle<()>>,
     follow: Follow,
-    /// Closed when the last queue has ended.
-    alive: watch::Receiver<()>,
+    ending: Ending,
     /// Until it is unmounted by us.
     record: Option<Held>,
 }
@@ -117,6 +119,11 @@ impl Mount {
     /// Mounts a file system and serves it on `queue_threads`, each the runtime of a thread of its own, whose place in the
     /// list is the number that [`Bdev::submit`] is given for it. What a killed server of ours has left at that place is
     /// taken away before. Must not be called on one of them.
+    ///
+    /// The kernel writes back by this process what programs have left in its page cache. A process that waits for memory
+    /// which only its own answer can free waits for itself: one that serves what is written by maps, or through the cache,
+    /// wants `prctl(PR_SET_IO_FLUSHER, 1)` and `mlockall(MCL_CURRENT | MCL_FUTURE)` before it starts any thread, as its threads
+    /// inherit the first (`CAP_SYS_RESOURCE`, and enough `RLIMIT_MEMLOCK`). This crate does neither: both are the process's.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where there is no FUSE, [`ErrorKind::NotFound`] and [`ErrorKind::Unsuitable`] if `path` is
@@ -158,13 +165,13 @@ impl Mount {
             }
         };
         match serve(config, tree, channel, queue_threads) {
-            Ok((tree, workers, follow, alive)) => {
-                Ok(Self { path, tree, workers, follow, alive, record: Some(record) })
+            Ok((tree, follow, ending)) => {
+                Ok(Self { path, tree, follow, ending, record: Some(record) })
             }
             Err(err) => {
                 // Its device is closed: it is as one that a killed server left behind.
-                match fuse::unmount_dead(&path) {
-                    Ok(()) => record.remove(),
+                match record.unmount(fuse::unmount_dead) {
+                    Ok(_) => record.remove(),
                     Err(err) => {
                         tracing::warn!(path = %path.display(), %err, "a mount is left behind");
                     }
@@ -200,17 +207,16 @@ impl Mount {
         removed.is_some()
     }
 
-    /// Whether it is not mounted any more, whoever has unmounted it, and nobody uses it.
+    /// Whether it is not mounted any more, whoever has unmounted it, nobody uses it, and what was written is durable, as far
+    /// as its disks can make it so.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.alive.has_changed().is_err()
+        self.ending.is_over()
     }
 
     /// Waits until it is over.
     pub async fn over(&self) {
-        let mut alive = self.alive.clone();
-        // Nothing is ever sent: it is closed in the end.
-        while alive.changed().await.is_ok() {}
+        self.ending.over().await;
     }
 
     /// What there is to say of it.
@@ -229,59 +235,53 @@ impl Mount {
         }
     }
 
-    /// Unmounts it, if it still is, waits until all that was asked has ended, and makes it durable. It can be tried again
-    /// where it fails. Must not be called on a queue thread.
+    /// Unmounts it, if it still is, and waits until all that was asked has ended and is durable. Who has files of it open
+    /// though it is unmounted, or in another mount namespace, has some seconds; then the kernel is told that nobody serves
+    /// them. It can be tried again where it fails. Must not be called on a queue thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody has a file of it open; what a disk says to a flush.
-    pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
+    /// [`ErrorKind::Busy`] if somebody has a file of it open, or a disk has not ended what it was asked; what disks say to
+    /// their flushes, each time that it is called.
+    pub fn stop(&mut self) -> Result<(), Error> {
         self.unmount(Unmount::IfUnused)?;
-        for worker in self.workers.drain(..) {
-            // One that has panicked has said so.
-            let _ = runtime.block_on(worker);
+        if !self.ending.wait(USERS_PATIENCE) {
+            self.tree.close();
+            if !self.ending.wait(DISKS_PATIENCE) {
+                let path = self.path.display();
+                let what = format!("{path}: a disk has not ended what it was asked; try again");
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
         }
-        self.flush()
+        self.ending.result()
     }
 
     /// Unmounts it, unless that was done before.
     fn unmount(&mut self, how: Unmount) -> Result<(), Error> {
         let Some(record) = &self.record else { return Ok(()) };
-        let unmounted = if self.is_over() { Ok(()) } else { fuse::unmount(&self.path, how) };
-        // Who has ended the session may have left the mount.
-        let unmounted = match unmounted {
-            Err(err) if !self.is_over() => Err(err),
-            _ => record.unmount_dead(),
-        };
+        let unmounted = record.unmount(|path| {
+            if self.is_over() {
+                return fuse::unmount_dead(path);
+            }
+            match fuse::unmount(path, how) {
+                // Who has ended the session may have left the mount.
+                Err(_) if self.is_over() => fuse::unmount_dead(path),
+                Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
+                    let path = path.display();
+                    let what = format!("it is used: close its files, or run: umount -l {path}");
+                    Err(io::Error::new(err.kind(), what))
+                }
+                done => done,
+            }
+        });
         if let Err(err) = unmounted {
             let path = self.path.display();
-            let what = if err.kind() == io::ErrorKind::ResourceBusy {
-                format!("{path} is used: close its files, or run: umount -l {path}")
-            } else {
-                format!("{path} cannot be unmounted")
-            };
-            return Err(Error::io(what, err));
+            if err.kind() == io::ErrorKind::ResourceBusy {
+                return Err(Error::new(ErrorKind::Busy, format!("{path}: {err}")));
+            }
+            return Err(Error::io(format!("{path} cannot be unmounted"), err));
         }
         if let Some(record) = self.record.take() {
             record.remove();
-        }
-        Ok(())
-    }
-
-    /// Makes durable what was written to the disks.
-    fn flush(&self) -> Result<(), Error> {
-        for node in self.tree.nodes().files.values().filter(|node| !node.bdev.is_read_only()) {
-            let (tell, told) = std::sync::mpsc::channel();
-            let ended: Arc<dyn EndIo> = Arc::new(move |bio: Box<Bio>| {
-                // Whoever waits for it is there.
-                let _ = tell.send(bio.status());
-            });
-            node.bdev.submit(0, Bio::flush().on_end(ended));
-            let status = told.recv().unwrap_or(Status::Io);
-            // What cannot be flushed has not promised anything, and what is gone has been flushed as it went.
-            if !matches!(status, Status::Ok | Status::NotSupported | Status::Offline) {
-                let what = format!("{} cannot be made durable: {status}", node.name);
-                return Err(Error::new(ErrorKind::Io, what));
-            }
         }
         Ok(())
     }
@@ -331,6 +331,7 @@ fn place(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
         };
         return Err(Error::new(ErrorKind::Unsuitable, what));
     }
+    record::refuse_ours(&path)?;
     Ok(path)
 }
 
@@ -369,7 +370,7 @@ fn another(channel: &Arc<Channel>) -> io::Result<Arc<Channel>> {
     }
 }
 
-type Served = (Arc<Tree>, Vec<JoinHandle<()>>, Follow, watch::Receiver<()>);
+type Served = (Arc<Tree>, Follow, Ending);
 
 /// Begins the session, and serves each of its queues on a thread.
 fn serve(
@@ -390,15 +391,8 @@ fn serve(
         queues.push((Worker::new(Arc::clone(&session), channel, cpu, depth)?, event, runtime));
     }
     let follow = Follow::new(&channel, &tree, &queue_threads[0]);
-    let (living, alive) = watch::channel(());
-    let living = Arc::new(living);
-    let spawn = |(worker, event, runtime): (Worker, _, &Handle)| {
-        let living = Arc::clone(&living);
-        runtime.spawn(async move {
-            worker.run(event).await;
-            drop(living);
-        })
-    };
+    let spawn = |(worker, event, runtime): (Worker, _, &Handle)| runtime.spawn(worker.run(event));
     let workers = queues.into_iter().map(spawn).collect();
-    Ok((tree, workers, follow, alive))
+    let ending = Ending::new(workers, Arc::clone(&tree), &queue_threads[0]);
+    Ok((tree, follow, ending))
 }

@@ -113,7 +113,10 @@ impl Names<'_> {
     fn set(&self, nodeid: u64, set: &SetAttr) -> Result<Reply<'static>, Errno> {
         let attr = self.attr(nodeid)?;
         let changes = |asked: Option<u32>, is: u32| asked.is_some_and(|asked| asked != is);
-        if set.size().is_some_and(|size| size != attr.size) {
+        // A size of 0 without an open file is what an open with O_TRUNC asks for: it leaves a disk as it is, and the answer
+        // says so. As the size stays the same, the kernel keeps what is in its cache. truncate(2) cannot be told from it.
+        let is_open_truncate = |size| size == 0 && set.fh().is_none();
+        if set.size().is_some_and(|size| size != attr.size && !is_open_truncate(size)) {
             return Err(Errno::EINVAL);
         }
         /// Permissions, less the kind of file.
@@ -133,12 +136,11 @@ impl Names<'_> {
         if args.flags & O_ACCMODE != O_RDONLY && node.bdev.is_read_only() {
             return Err(Errno::EROFS);
         }
+        // Not NOFLUSH: without the kernel's FLUSH, which is not answered, it would not write back what is dirty either.
         let open_flags = match self.cache {
             // A disk does not grow by writes, so that they need not wait for each other.
-            Cache::Bypassed => {
-                FopenFlags::DIRECT_IO | FopenFlags::PARALLEL_DIRECT_WRITES | FopenFlags::NOFLUSH
-            }
-            Cache::Used => FopenFlags::NOFLUSH,
+            Cache::Bypassed => FopenFlags::DIRECT_IO | FopenFlags::PARALLEL_DIRECT_WRITES,
+            Cache::Used => FopenFlags::empty(),
         };
         Ok(Reply::Open(OpenOut { open_flags, ..OpenOut::default() }))
     }

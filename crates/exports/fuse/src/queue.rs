@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use blockyard_blkmq::{Bio, Op, Outbox, Sector, Status};
+use blockyard_blkmq::{Bio, Outbox, Status};
 use blockyard_buf::{Mapping, Segment, copy_segments, total_len};
 use blockyard_fuse::wire::{InHeader, OutHeader, Wire, WriteIn};
 use blockyard_fuse::{
@@ -13,7 +13,7 @@ use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::{IOV_MAX, IoVecs};
 
-use crate::bios::{Asked, AtOnce, allocate, ask_status, read, seek, write};
+use crate::bios::{Asked, AtOnce, allocate, ask_status, flush, read, seek, write};
 use crate::mount::Cache;
 use crate::names::{Names, stale};
 use crate::seek::{Seek, Step};
@@ -45,7 +45,8 @@ struct Slot {
 /// A queue at work, on its thread.
 pub(crate) struct Worker {
     session: Arc<Session>,
-    channel: Arc<Channel>,
+    /// Here until it is to serve nobody any more.
+    channel: Option<Arc<Channel>>,
     /// The number of the queue thread.
     cpu: usize,
     slots: Vec<Slot>,
@@ -103,7 +104,7 @@ impl Worker {
             dry: false,
             over: false,
             session,
-            channel,
+            channel: Some(channel),
             cpu,
         })
     }
@@ -119,21 +120,28 @@ impl Worker {
             let ringing = event.happened();
             tokio::select! {
                 happened = ringing => {
-                    if happened.is_err() {
-                        return;
-                    }
+                    // Without the events of the runtime there is nothing to go on by.
+                    self.over |= happened.is_err();
                     self.dry = false;
                 }
                 () = self.outbox.filled() => {}
                 // The next turn takes the new picture. There is a sender as long as there is a session.
-                _ = changed.changed() => {}
+                _ = changed.changed() => self.over = self.session.tree.is_closed(),
             }
         }
         drop(event);
         self.outbox.abandon();
         while self.free.len() < self.slots.len() {
-            self.outbox.filled().await;
-            self.turn_over_ended();
+            if self.session.tree.is_closed() {
+                // Others may be served by it still, but nobody is to be: without any, the kernel ends the session.
+                self.channel = None;
+            }
+            tokio::select! {
+                () = self.outbox.filled() => {
+                    self.turn_over_ended();
+                }
+                _ = changed.changed() => {}
+            }
         }
     }
 
@@ -143,6 +151,7 @@ impl Worker {
         while self.turn() && !self.over {
             rounds += 1;
             if rounds % ROUNDS == 0 {
+                self.over |= self.session.tree.is_closed();
                 tokio::task::yield_now().await;
             }
         }
@@ -180,11 +189,12 @@ impl Worker {
 
     /// Reads a request, with its data in the memory of a slot. Says how long it is.
     fn receive(&mut self, slot: usize) -> Option<usize> {
+        let channel = self.channel.as_deref()?;
         loop {
             let mut places = self.vecs.scatter();
             places.push(&mut self.head[..DATA_AT]);
             places.push_segment(&self.slots[slot].memory);
-            let err = match self.channel.read(places) {
+            let err = match channel.read(places) {
                 Ok(len) => return Some(len),
                 Err(err) => err,
             };
@@ -275,10 +285,7 @@ impl Worker {
         let started = match operation {
             Operation::Read(args) => read(&mut bio, node, &room.memory, args),
             Operation::Write(args, payload) => write(&mut bio, bdev, &room.memory, args, payload),
-            Operation::Fsync(_) => {
-                bio.reset(Op::Flush, Sector::ZERO, 0);
-                Ok(Asked::Done)
-            }
+            Operation::Fsync(_) => flush(&mut bio, bdev),
             Operation::Fallocate(args) => allocate(&mut bio, bdev, args),
             Operation::Lseek(args) => seek(&mut bio, bdev, header.nodeid, args),
             _ => Err(AtOnce::Failed(Errno::ENOSYS)),
@@ -366,11 +373,12 @@ impl Worker {
     }
 
     fn reply(&mut self, unique: u64, reply: &Reply<'_>) {
+        let Some(channel) = &self.channel else { return };
         self.answer.clear();
         reply.encode(unique, &mut self.answer);
         let mut message = self.vecs.gather();
         message.push(&self.answer);
-        let written = self.channel.write(message);
+        let written = channel.write(message);
         self.replied(written);
     }
 
@@ -385,6 +393,7 @@ impl Worker {
             data.clear();
             data.push(memory);
         }
+        let Some(channel) = &self.channel else { return };
         let reply = Reply::Data(Payload { here: &[], elsewhere: len });
         self.answer.clear();
         reply.out_header(unique, 0).write(&mut self.answer);
@@ -392,7 +401,7 @@ impl Worker {
         let mut message = self.vecs.gather();
         message.push(&self.answer);
         data.iter().for_each(|segment| message.push_segment(segment, 0));
-        let written = self.channel.write(message);
+        let written = channel.write(message);
         self.replied(written);
     }
 

@@ -5,8 +5,12 @@
 //! | `MARK.json` | a mount with that mark is being made, or there is one | its server, as long as it lives |
 //! | `.MARK.next` | the same, while it is written | |
 //!
-//! A mark is part of what the mount says it was mounted from, so that no other mount at the same place is mistaken for it. The
-//! record is there, and locked, before the mount is. The kernel lets go of a lock when its owner has died, in whatever PID
+//! A mark is part of what the mount says it was mounted from: by it alone a mount is found, wherever it is by now, and no other
+//! at the same place is mistaken for it. It is unmounted where the list of mounts shows it, if a path leads there and not into
+//! what others have mounted upon it. The list is that of a mount namespace, which is on record: what is seen in another one
+//! are copies.
+//!
+//! The record is there, and locked, before the mount is. The kernel lets go of a lock when its owner has died, in whatever PID
 //! namespace that was: a record that is not locked is of a server that is dead. What cannot be read is somebody's.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -30,6 +34,8 @@ const MAX_BYTES: u64 = 64 << 10;
 pub(crate) const SUBTYPE: &str = "blockyard";
 const KIND: &str = "fuse.blockyard";
 const EXTENSION: &str = "json";
+/// Mounts with one mark that are taken away in one go: copies of it are mounted by others (`mount --bind`).
+const MAX_COPIES: usize = 64;
 
 /// A mount that a dead server has left behind, or will not have: its record says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +67,9 @@ struct Record {
     mark: String,
     path: PathBuf,
     pid: u32,
+    /// The mount namespace that it is mounted in. What an older version has recorded has none.
+    #[serde(default)]
+    namespace: Option<String>,
 }
 
 /// A record, locked by this process. It stays, unlocked, unless it is [removed](Self::remove).
@@ -72,9 +81,35 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Takes the mount away if it is there still, though nobody serves it.
-    pub(crate) fn unmount_dead(&self) -> io::Result<()> {
-        if is_mounted(&self.record)? { fuse::unmount_dead(&self.record.path) } else { Ok(()) }
+    /// Takes the mount away by `unmount`, wherever it is, and all copies of it in this namespace. That there is none is as
+    /// good. Says where the last one was.
+    pub(crate) fn unmount(
+        &self,
+        unmount: impl Fn(&Path) -> io::Result<()>,
+    ) -> io::Result<Option<PathBuf>> {
+        let mut last = None;
+        for _ in 0..MAX_COPIES {
+            let mounts = fuse::mounts()?;
+            // One that was mounted later may be upon another.
+            let Some(mount) = mounts.iter().rev().find(|mount| is_of(&self.record, mount)) else {
+                return Ok(last);
+            };
+            if fuse::reached(&mounts, &mount.target).is_none_or(|other| other.id != mount.id) {
+                let what = format!(
+                    "{0} is covered by another mount; unmount that first: umount {0}",
+                    mount.target.display()
+                );
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, what));
+            }
+            if let Err(err) = unmount(&mount.target) {
+                // Somebody else may have been faster.
+                if fuse::mounts()?.iter().any(|other| other.id == mount.id) {
+                    return Err(err);
+                }
+            }
+            last = Some(mount.target.clone());
+        }
+        Err(io::Error::other("it is mounted at more and more places"))
     }
 
     /// The mount is gone.
@@ -98,6 +133,7 @@ pub(crate) fn begin(directory: &Path, mark: &str, target: &Path) -> Result<Held,
         mark: mark.to_owned(),
         path: target.to_owned(),
         pid: std::process::id(),
+        namespace: namespace("self").ok(),
     };
     let text = serde_json::to_vec(&record).map_err(|err| {
         let what =
@@ -177,12 +213,36 @@ fn dead(path: PathBuf) -> io::Result<Option<Held>> {
     Ok(Some(Held { record, path, _lock: lock }))
 }
 
-fn is_mounted(record: &Record) -> io::Result<bool> {
-    let source = source(&record.mark);
-    let is_it = |mount: &fuse::MountInfo| {
-        mount.kind == KIND && mount.source == source && mount.target == record.path
+fn is_of(record: &Record, mount: &fuse::MountInfo) -> bool {
+    mount.kind == KIND && mount.source == source(&record.mark)
+}
+
+/// The mount namespace of a process, as `mnt:[4026531841]` (namespaces(7)).
+fn namespace(process: &str) -> io::Result<String> {
+    let link = fs::read_link(Path::new("/proc").join(process).join("ns/mnt"))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+/// Why the mounts of this namespace say nothing of the record: it is of another one, which somebody may be in. One that
+/// nobody is in has taken its mounts along. Its number may have been given to another since: then it is cleaned up later.
+fn elsewhere(record: &Record) -> io::Result<Option<String>> {
+    let Some(other) =
+        record.namespace.as_deref().filter(|_| record.namespace != namespace("self").ok())
+    else {
+        return Ok(None);
     };
-    Ok(fuse::mounts()?.iter().any(is_it))
+    for process in fs::read_dir("/proc")? {
+        let name = process?.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else { continue };
+        // One that may not be looked at is somebody else's, as pid 1 may be for ever: it does not count.
+        let is_there = namespace(pid).is_ok_and(|namespace| namespace == other);
+        if is_there {
+            return Ok(Some(format!(
+                "it was mounted in the mount namespace {other}; clean up in that one: nsenter -t PID -m"
+            )));
+        }
+    }
+    Ok(None)
 }
 
 /// What killed servers have left behind, by the records in `directory`.
@@ -191,14 +251,22 @@ fn is_mounted(record: &Record) -> io::Result<bool> {
 /// The records, or the list of mounts, cannot be read.
 pub fn leftovers(directory: &Path) -> Result<Vec<Leftover>, Error> {
     let look = |held: Held| {
-        let mounted = is_mounted(&held.record).map_err(no_mounts)?;
-        Ok(leftover(&held.record, if mounted { Left::Mounted } else { Left::Nothing }))
+        let record = &held.record;
+        if let Some(why) = elsewhere(record).map_err(no_mounts)? {
+            return Ok(leftover(record, None, Left::Stuck(why)));
+        }
+        let mounts = fuse::mounts().map_err(no_mounts)?;
+        let mount = mounts.into_iter().rev().find(|mount| is_of(record, mount));
+        let left = if mount.is_some() { Left::Mounted } else { Left::Nothing };
+        Ok(leftover(record, mount.map(|mount| mount.target), left))
     };
     find(directory)?.into_iter().map(look).collect()
 }
 
-fn leftover(record: &Record, left: Left) -> Leftover {
-    Leftover { path: record.path.clone(), pid: record.pid, left }
+/// Where it is, or where it was mounted.
+fn leftover(record: &Record, path: Option<PathBuf>, left: Left) -> Leftover {
+    let path = path.unwrap_or_else(|| record.path.clone());
+    Leftover { path, pid: record.pid, left }
 }
 
 fn no_mounts(err: io::Error) -> Error {
@@ -213,20 +281,34 @@ fn no_mounts(err: io::Error) -> Error {
 pub fn clean_up(directory: &Path) -> Result<Vec<Leftover>, Error> {
     let mut cleaned = Vec::new();
     for held in find(directory)? {
-        let mut left = Left::Nothing;
-        if is_mounted(&held.record).map_err(no_mounts)? {
-            left = match fuse::unmount_dead(&held.record.path) {
-                Ok(()) => Left::Cleaned,
-                Err(err) => Left::Stuck(err.to_string()),
-            };
-        }
+        let (path, left) = match elsewhere(&held.record).map_err(no_mounts)? {
+            Some(why) => (None, Left::Stuck(why)),
+            None => match held.unmount(fuse::unmount_dead) {
+                Ok(None) => (None, Left::Nothing),
+                Ok(path) => (path, Left::Cleaned),
+                Err(err) => (None, Left::Stuck(err.to_string())),
+            },
+        };
         let is_stuck = matches!(left, Left::Stuck(_));
-        cleaned.push(leftover(&held.record, left));
+        cleaned.push(leftover(&held.record, path, left));
         if !is_stuck {
             held.remove();
         }
     }
     Ok(cleaned)
+}
+
+/// Refuses a path that is one of our mounts already, here or of another process.
+pub(crate) fn refuse_ours(path: &Path) -> Result<(), Error> {
+    let mounts = fuse::mounts().map_err(no_mounts)?;
+    match fuse::reached(&mounts, path) {
+        Some(mount) if mount.kind == KIND && mount.target == path => {
+            let shown = path.display();
+            let what = format!("{shown} shows disks already; stop who does, or use another path");
+            Err(Error::new(ErrorKind::Busy, what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The error of somebody else's dead mount at `path`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blockyard_blkmq::{Bdev, Features};
@@ -11,6 +11,7 @@ use blockyard_fuse::{Name, ROOT_ID};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::bios::can_flush;
 use crate::error::{Error, ErrorKind};
 
 /// The longest name of a file, as of most file systems.
@@ -32,12 +33,27 @@ pub(crate) struct Node {
     pub(crate) bdev: Arc<Bdev>,
     /// It answers reads with memory of its own.
     pub(crate) supplies: bool,
+    /// The size, and whether it is read-only, as the kernel was told last, or has asked itself since the file was made.
+    told: Mutex<(u64, bool)>,
 }
 
 impl Node {
     fn new(id: u64, name: String, bdev: Arc<Bdev>) -> Arc<Self> {
+        if !can_flush(&bdev) {
+            tracing::warn!(
+                name,
+                "the disk has no flush: what programs synchronise may be lost in a power cut"
+            );
+        }
         let supplies = bdev.limits().features.contains(Features::OWN_MEMORY);
-        Arc::new(Self { id, name, bdev, supplies })
+        let told = Mutex::new((bdev.size_bytes(), bdev.is_read_only()));
+        Arc::new(Self { id, name, bdev, supplies, told })
+    }
+
+    /// Whether it is another file than it was at the last call.
+    pub(crate) fn has_changed(&self) -> bool {
+        let now = (self.bdev.size_bytes(), self.bdev.is_read_only());
+        std::mem::replace(&mut *self.told.lock(), now) != now
     }
 }
 
@@ -69,6 +85,8 @@ pub(crate) struct Tree {
     generation: AtomicU64,
     /// Told of each change, for those who sleep: an old picture keeps disks open that were taken away.
     changed: watch::Sender<()>,
+    /// Nobody is to be served any more.
+    closed: AtomicBool,
     next: AtomicU64,
     owner: Owner,
     born: Duration,
@@ -91,6 +109,7 @@ impl Tree {
             nodes: Mutex::new(Arc::new(nodes)),
             generation: AtomicU64::new(1),
             changed: watch::channel(()).0,
+            closed: AtomicBool::new(false),
             next: AtomicU64::new(FIRST_ID),
             owner,
             // Before 1970 is when it was.
@@ -105,6 +124,16 @@ impl Tree {
     /// Hears of changes from now on.
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// From now on, nobody is served: queues let go of the device, and end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.changed.send_replace(());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Brings `nodes` up to date, which were as of `seen`.

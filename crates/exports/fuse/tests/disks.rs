@@ -7,14 +7,15 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{
-    BlockDeviceOps, BlockSize, Busy, Disk, DiskConfig, Driver, Features, HctxHandle, Limits,
-    MonotonicClock, NoOps, Op, Request, Sector, Status, TagSet, TagSetConfig,
+    BlockDeviceOps, BlockLayer, BlockSize, Busy, Disk, DiskConfig, Driver, Features, HctxHandle,
+    Limits, MonotonicClock, NoOps, Op, Request, Sector, Status, TagSet, TagSetConfig,
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::Volatile;
-use blockyard_export_fuse::{Cache, Config, Shown};
+use blockyard_export_fuse::{Cache, Config, ErrorKind, Shown};
 use common::*;
 
 const DISK_BYTES: u64 = 4 << 20;
@@ -22,6 +23,14 @@ const DISK_BYTES: u64 = 4 << 20;
 const DEPTH: u32 = 8;
 
 fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
+    disk_with(driver, limits, Arc::new(NoOps))
+}
+
+fn disk_with<D: Driver<Disk = ()>>(
+    driver: Arc<D>,
+    limits: Limits,
+    ops: Arc<dyn BlockDeviceOps>,
+) -> Arc<Disk> {
     let tags = TagSetConfig {
         cpus: THREADS,
         hw_queues: [THREADS, 0, 0],
@@ -30,7 +39,7 @@ fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
     };
     let set = TagSet::new(driver, tags).unwrap();
     let config = DiskConfig::new("disk0", Sector::from_bytes_floor(DISK_BYTES), limits);
-    Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap()
+    Disk::alloc(&set, (), config, ops, Arc::new(MonotonicClock::new())).unwrap()
 }
 
 /// A disk whose requests are done by another thread, the last one that is there first. Its last block is broken.
@@ -193,5 +202,117 @@ fn what_was_synchronised_survives_a_power_cut() {
         drop((file, durable));
         mounted.stop();
         assert_eq!(driver.survivors(3000, 5), b"three", "it ends with all durable");
+    }
+}
+
+/// A disk that nothing can be made durable on is still one that programs may synchronise.
+#[test]
+fn a_disk_without_a_flush_is_synchronised_as_far_as_it_can_be() {
+    let limits = Limits { features: Features::NO_FLUSH, ..Limits::default() };
+    let mut mounted = Mounted::file(&disk(Later::new(), limits.validate().unwrap()));
+    let file = rw(&mounted);
+    file.write_all_at(b"one", 1000).unwrap();
+    file.sync_all().unwrap();
+    file.sync_data().unwrap();
+    /// `O_DSYNC`.
+    const DSYNC: i32 = 0o10_000;
+    let mut options = OpenOptions::new();
+    let durable = options.write(true).custom_flags(DSYNC).open(mounted.path()).unwrap();
+    durable.write_all_at(b"two", 2000).unwrap();
+    drop((file, durable));
+    mounted.stop();
+}
+
+/// A disk whose flushes fail.
+struct Unflushable;
+
+impl Driver for Unflushable {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _: &(), _: HctxHandle<Self>) -> blockyard_blkmq::Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(&self, _: &mut (), rq: Request<Self>, _: bool) -> Result<(), Busy<Self>> {
+        let status = if rq.op() == Op::Flush { Status::Io } else { Status::Ok };
+        rq.end(status);
+        Ok(())
+    }
+}
+
+impl BlockDeviceOps for Unflushable {}
+
+fn volatile() -> (Arc<Volatile>, Arc<Disk>) {
+    let driver = Volatile::new(DISK_BYTES);
+    let limits = Volatile::limits(BlockSize::B512, false).validate().unwrap();
+    (Arc::clone(&driver), disk(driver, limits))
+}
+
+/// Whoever ends it: by the time that it is over, all is durable.
+#[test]
+fn what_others_unmount_is_durable_when_it_is_over() {
+    let (driver, disk) = volatile();
+    let mut mounted = Mounted::file(&disk);
+    rw(&mounted).write_all_at(b"one", 1000).unwrap();
+    // It may be written no more, but what was is to stay.
+    disk.set_read_only(true);
+    assert_eq!(driver.survivors(1000, 3), [0; 3]);
+    peer("umount", &["-l", mounted.path().to_str().unwrap()]);
+    mounted.over();
+    assert_eq!(driver.survivors(1000, 3), b"one");
+    mounted.stop();
+}
+
+#[test]
+fn a_disk_that_cannot_be_flushed_keeps_no_other_from_it() {
+    let broken = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    let broken = disk(Arc::new(Unflushable), broken.validate().unwrap());
+    let (driver, sound) = volatile();
+    let mut mounted = Mounted::directory(&[("broken", &broken), ("sound", &sound)]);
+    let file = OpenOptions::new().write(true).open(mounted.path().join("sound")).unwrap();
+    file.write_all_at(b"one", 1000).unwrap();
+    drop(file);
+    let error = loop {
+        match mounted.try_stop() {
+            // A process that another test starts has all files open for a moment.
+            Err(err) if err.kind() == ErrorKind::Busy => std::thread::yield_now(),
+            done => break done.unwrap_err(),
+        }
+    };
+    assert!(error.to_string().contains("broken"), "{error}");
+    assert!(mounted.mount.is_over());
+    assert_eq!(driver.survivors(1000, 3), b"one");
+}
+
+/// There is another medium whenever it is asked.
+struct Changer;
+
+impl BlockDeviceOps for Changer {
+    fn check_events(&self, _: &Disk) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_is_in_the_page_cache_of_another_medium_is_forgotten() {
+    let limits = Volatile::limits(BlockSize::B512, false).validate().unwrap();
+    let disk = disk_with(Volatile::new(DISK_BYTES), limits, Arc::new(Changer));
+    let mounted =
+        Mounted::with(Shown::File(open(&disk)), |config| Config { cache: Cache::Used, ..config });
+    let file = rw(&mounted);
+    let mut back = [0; 4];
+    file.read_exact_at(&mut back, 0).unwrap();
+    let other = Segment::from_vec(vec![9; 512]);
+    open(&disk).rw_page(0, Sector::ZERO, other, true).unwrap();
+    file.read_exact_at(&mut back, 0).unwrap();
+    assert_eq!(back, [0; 4], "it is in the page cache");
+    // Of the same size: only the disk says so.
+    assert!(BlockLayer::new().check_events(&disk).unwrap());
+    let end = Instant::now() + Duration::from_secs(30);
+    while back != [9; 4] {
+        assert!(Instant::now() < end, "what was in the old medium is still read");
+        file.read_exact_at(&mut back, 0).unwrap();
     }
 }

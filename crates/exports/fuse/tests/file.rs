@@ -6,6 +6,7 @@ mod common;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::process::{Command, Stdio};
 
 use blockyard_blkmq::{OpenMode, Sector};
 use blockyard_export_fuse::{Cache, Config, ErrorKind as Kind, Mount, Shown};
@@ -224,4 +225,112 @@ fn what_cannot_be_mounted_on_is_told() {
     assert_eq!(start(place.path(), bad).kind(), Kind::Unsuitable);
     let twice = Shown::Directory(vec![("a".into(), open(&disk)), ("a".into(), open(&disk))]);
     assert_eq!(start(place.path(), twice).kind(), Kind::Busy);
+}
+
+/// A Python program that does something with the file by a map of it, `m` of `f`, which is the file at `path`.
+fn mapping(mounted: &Mounted, what: &str) -> Command {
+    let program = format!(
+        "import mmap, os, sys\npath = sys.argv[1]\nf = os.open(path, os.O_RDWR)\nm = mmap.mmap(f, 65536)\n{what}"
+    );
+    let mut command = Command::new("python3");
+    command.args(["-c", &program]).arg(mounted.path());
+    command
+}
+
+/// The first bytes of the second page, past the file.
+fn on_disk(disk: &std::sync::Arc<blockyard_blkmq::Disk>) -> [u8; 5] {
+    let page = blockyard_buf::Segment::from_vec(vec![0; 512]);
+    open(disk).rw_page(0, Sector(8), page.clone(), false).unwrap();
+    let mut bytes = [0; 5];
+    page.slice(0, 5).copy_to(&mut bytes);
+    bytes
+}
+
+#[test]
+fn who_opens_with_o_trunc_takes_nothing_from_others() {
+    let disk = ram("ram0", MIB);
+    let mounted = Mounted::file(&disk);
+    let truncating = "m[4096:4101] = b'dirty'\n\
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))\n\
+        assert os.fstat(f).st_size == 1 << 20\n\
+        m.flush()";
+    assert!(mapping(&mounted, truncating).status().unwrap().success());
+    assert_eq!(&on_disk(&disk), b"dirty");
+    // By its path, as open(2) does it; by a descriptor, it is somebody's who wants it empty.
+    assert!(mapping(&mounted, "os.truncate(path, 0)").status().unwrap().success());
+    assert_eq!(std::fs::metadata(mounted.path()).unwrap().len(), MIB);
+    assert_eq!(rw(&mounted).set_len(0).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn what_was_written_by_a_map_is_on_the_disk_when_the_file_is_closed() {
+    for cache in [Cache::Bypassed, Cache::Used] {
+        let disk = ram("ram0", MIB);
+        let mounted = Mounted::with(Shown::File(open(&disk)), |config| Config { cache, ..config });
+        let closing =
+            "m[4096:4101] = b'dirty'\nos.close(f)\nprint('closed', flush=True)\nsys.stdin.read()";
+        let mut command = mapping(&mounted, closing);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = [0; 7];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        // The map is still there, but whoever closes a file has its data written.
+        let written = on_disk(&disk);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(&written, b"dirty");
+    }
+}
+
+/// Who has unmounted it lazily has left a session that nobody can reach by a path, and that does not end by itself.
+#[test]
+fn a_server_that_stops_waits_for_nobody_for_ever() {
+    let disk = ram("ram0", MIB);
+    let mut mounted = Mounted::file(&disk);
+    let file = rw(&mounted);
+    peer("umount", &["-l", mounted.path().to_str().unwrap()]);
+    file.write_all_at(b"still", 0).unwrap();
+    mounted.try_stop().unwrap();
+    assert!(mounted.mount.is_over());
+    assert!(file.read_at(&mut [0; 5], 0).is_err());
+    assert_eq!(mounted.records(), 0);
+}
+
+#[test]
+fn nothing_is_shown_where_something_of_ours_is_shown_already() {
+    let (one, two) = (ram("ram0", MIB), ram("ram1", 2 * MIB));
+    let mut mounted = Mounted::file(&one);
+    let config = Config::new(mounted.path(), mounted.dir().join("records"));
+    let (_threads, handles) = blockyard_conformance::QueueThread::start_many(1);
+    let error = Mount::start(&config, Shown::File(open(&two)), &handles).map(drop).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
+    assert_eq!(std::fs::metadata(mounted.path()).unwrap().len(), MIB);
+    assert_eq!(mounted.records(), 1);
+    mounted.stop();
+}
+
+/// A mount moves along when a directory above it is renamed, and stays below what others mount upon it.
+#[test]
+fn a_mount_is_taken_away_where_it_is_and_not_what_covers_it() {
+    let disk = ram("ram0", MIB);
+    let place = tempfile::tempdir().unwrap();
+    let (before, after) = (place.path().join("before"), place.path().join("after"));
+    std::fs::create_dir(&before).unwrap();
+    File::create(before.join("disk")).unwrap();
+    let (threads, handles) = blockyard_conformance::QueueThread::start_many(THREADS);
+    let config = Config::new(before.join("disk"), place.path().join("records"));
+    let mount = Mount::start(&config, Shown::File(open(&disk)), &handles).unwrap();
+    let mut mounted = Mounted { mount, threads, place };
+    std::fs::rename(&before, &after).unwrap();
+    let moved = after.join("disk");
+    let (covering, moved) = (mounted.dir().join("covering"), moved.to_str().unwrap());
+    std::fs::write(&covering, "covering").unwrap();
+    peer("mount", &["--bind", covering.to_str().unwrap(), moved]);
+    let uncover = Cleanup::with(&["umount", moved]);
+    let error = mounted.try_stop().unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
+    assert_eq!(std::fs::read_to_string(moved).unwrap(), "covering");
+    uncover.now();
+    mounted.stop();
+    assert_eq!(std::fs::metadata(moved).unwrap().len(), 0, "what was there before");
+    assert_eq!(mounted.records(), 0);
 }

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use blockyard_conformance::QueueThread;
 use blockyard_export_fuse::{Config, Left, Mount, Shown, clean_up, leftovers};
@@ -256,4 +257,78 @@ fn mounts_of_others_are_left_alone() {
     let error = started.map(drop).unwrap_err();
     assert!(error.to_string().contains("umount -l"), "{error}");
     unmount.now();
+}
+
+/// Where the records are that the next but one test has cleaned up.
+const CLEAN_UP: &str = "BLOCKYARD_TEST_CLEAN_UP";
+
+/// Not a test but a process of the next one, in a mount namespace of its own.
+#[test]
+fn cleaner() {
+    let Some(records) = std::env::var_os(CLEAN_UP).map(PathBuf::from) else { return };
+    let left = clean_up(&records).unwrap();
+    let stuck = matches!(&left[..], [only] if matches!(only.left, Left::Stuck(_)));
+    assert!(stuck, "{left:?}");
+}
+
+/// The mounts of another mount namespace are not to be judged by the copies of them that are in this one.
+#[test]
+fn what_is_mounted_in_another_namespace_is_left_to_those_in_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (path, records) = (place.path().join("disk"), place.path().join("records"));
+    fs::write(&path, "").unwrap();
+    let unmount = Cleanup::with(&["umount", path.to_str().unwrap()]);
+    drop(Server::start(place.path()));
+    let mut command = Command::new("unshare");
+    command.arg("--mount").arg(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", "cleaner"]).env(CLEAN_UP, &records).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let left = clean_up(&records).unwrap();
+    assert_eq!((left.len(), &left[0].left), (1, &Left::Cleaned));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0, "what was there before");
+    // A namespace that nobody is in any more has taken its mounts along.
+    let mut command = Command::new("unshare");
+    command.arg("--mount").arg(std::env::current_exe().unwrap());
+    drop(Server::run(command, place.path()));
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let left = clean_up(&records).unwrap();
+        match &left[..] {
+            [only] if only.left == Left::Nothing => break,
+            // One of another test may have its number for a while.
+            [only] if matches!(only.left, Left::Stuck(_)) => {
+                assert!(Instant::now() < end, "{only:?}");
+            }
+            _ => panic!("{left:?}"),
+        }
+        std::thread::yield_now();
+    }
+    assert_eq!(fs::read_dir(&records).unwrap().count(), 0);
+    drop(unmount);
+}
+
+#[test]
+fn what_a_killed_server_leaves_is_found_where_it_is() {
+    let place = tempfile::tempdir().unwrap();
+    let (before, after) = (place.path().join("before"), place.path().join("after"));
+    fs::create_dir(&before).unwrap();
+    fs::write(before.join("disk"), "").unwrap();
+    let server = Server::start(&before);
+    fs::rename(&before, &after).unwrap();
+    let moved = after.join("disk");
+    let unmount = Cleanup::with(&["umount", moved.to_str().unwrap()]);
+    drop(server);
+    let covering = place.path().join("covering");
+    fs::write(&covering, "covering").unwrap();
+    peer("mount", &["--bind", covering.to_str().unwrap(), moved.to_str().unwrap()]);
+    let uncover = Cleanup::with(&["umount", moved.to_str().unwrap()]);
+    let records = after.join("records");
+    let left = clean_up(&records).unwrap();
+    assert!(matches!(&left[..], [only] if matches!(only.left, Left::Stuck(_))), "{left:?}");
+    assert_eq!(fs::read_to_string(&moved).unwrap(), "covering");
+    uncover.now();
+    let left = clean_up(&records).unwrap();
+    assert_eq!((left.len(), &left[0].left, &left[0].path), (1, &Left::Cleaned, &moved));
+    assert_eq!(fs::metadata(&moved).unwrap().len(), 0, "what was there before");
+    drop(unmount);
 }

@@ -18,7 +18,7 @@ mod mount;
 mod mountinfo;
 
 pub use mount::{MountOptions, Unmount, mount, unmount, unmount_dead};
-pub use mountinfo::{MountInfo, mounts};
+pub use mountinfo::{MountInfo, mounts, reached};
 
 /// Where the driver is.
 const DEVICE: &str = "/dev/fuse";

@@ -107,7 +107,26 @@ pub fn unmount(target: &Path, how: Unmount) -> io::Result<()> {
     } else {
         fusermount::unmount(how)
     };
-    run(command.arg("--").arg(target))
+    let Err(err) = run(command.arg("--").arg(target)) else { return Ok(()) };
+    match expire(&string(target.as_os_str())?) {
+        // Used by somebody, or it was until now.
+        Err(libc::EBUSY | libc::EAGAIN) => {
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, err.to_string()))
+        }
+        Err(_) => Err(err),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Finds out why it could not be unmounted, which umount(8) says in words only. `MNT_EXPIRE` refuses with EBUSY what is used,
+/// with EAGAIN what is not, and takes that away if it was asked of it before and nobody has used it since. Only root may ask.
+fn expire(path: &CStr) -> Result<(), i32> {
+    let flags = libc::MNT_EXPIRE | libc::UMOUNT_NOFOLLOW;
+    // SAFETY: a string that lives until the call returns.
+    if unsafe { libc::umount2(path.as_ptr(), flags) } < 0 {
+        return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
+    }
+    Ok(())
 }
 
 /// Runs it, and makes an error of what it says.
@@ -122,8 +141,12 @@ pub(super) fn run(command: &mut Command) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let kind =
-        if said.contains("busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+    // What fusermount3 says for EBUSY, behind the path.
+    let kind = if said.ends_with(": Device or resource busy") {
+        io::ErrorKind::ResourceBusy
+    } else {
+        io::ErrorKind::Other
+    };
     Err(io::Error::new(kind, format!("{program} says: {said}")))
 }
 
@@ -171,8 +194,9 @@ mod tests {
 
     #[test]
     fn what_is_no_mount_is_told() {
-        let place = tempfile::tempdir().unwrap();
-        assert!(unmount(place.path(), Unmount::IfUnused).is_err());
+        let place = tempfile::Builder::new().prefix("busy").tempdir().unwrap();
+        let err = unmount(place.path(), Unmount::IfUnused).unwrap_err();
+        assert_ne!(err.kind(), io::ErrorKind::ResourceBusy, "{err}");
         assert!(unmount_dead(place.path()).is_err());
     }
 }

@@ -4,7 +4,9 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use blockyard_blkmq::{Disk, DiskConfig, MonotonicClock, NoOps, OpenMode, TagSet, TagSetConfig};
+use blockyard_blkmq::{
+    Disk, DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet, TagSetConfig,
+};
 use blockyard_conformance::QueueThread;
 use blockyard_driver_ram::Ram;
 use blockyard_fuse::wire::*;

@@ -77,8 +77,7 @@ impl Mounted {
     }
 
     pub(crate) fn try_stop(&mut self) -> Result<(), Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        self.mount.stop(runtime.handle())
+        self.mount.stop()
     }
 
     /// Stops it, when nobody uses it any more: a process that another test starts has all files open for a moment.
