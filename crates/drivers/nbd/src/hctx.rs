@@ -248,6 +248,13 @@ impl Hctx {
         self.queue.settle(id, self.inner.now());
     }
 
+    /// Leaves connections on which nothing came in time.
+    pub(crate) fn lose_dead(&mut self) {
+        while let Some(id) = self.queue.find_dead(self.inner.now()) {
+            self.lose(id, Loss::Silent, "no reply within the timeout");
+        }
+    }
+
     /// Lets the connection in use finish what it has; another takes its place.
     pub(crate) fn replace(&mut self) {
         if let Some(id) = self.queue.live().map(|conn| conn.id) {
@@ -272,11 +279,7 @@ impl Hctx {
     /// Sees to what took too long.
     pub(crate) fn expire(&mut self) {
         let now = self.inner.now();
-        if self.queue.is_dead(now)
-            && let Some(id) = self.queue.live().map(|conn| conn.id)
-        {
-            self.lose(id, Loss::Silent, "no reply within the timeout");
-        }
+        self.lose_dead();
         let expired = self.queue.expire(now, &mut self.ended);
         let server = self.inner.uri();
         for id in &expired.abort {

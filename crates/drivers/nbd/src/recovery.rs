@@ -98,11 +98,13 @@ impl<J: Job> Recovery<J> {
         let Some(at) = self.known.iter().position(|known| known.id == on) else { return true };
         // Its own needs no look: it covers that.
         let this = self.known.swap_remove(at);
-        let mut may = true;
+        // Who waits for one that is left asks no other yet, which would be left for the same.
+        let mut may = !self.known.iter().any(|other| !other.live && other.is_dirty());
+        let may_ask = may;
         for other in self.known.iter_mut().filter(|other| other.is_dirty()) {
             // One that is left is flushed before that, or shows that it is lost.
             let is_covered = other.live && self.covers_others && this.covers(other);
-            if other.live && !is_covered {
+            if may_ask && other.live && !is_covered {
                 self.asks |= !std::mem::replace(&mut other.asked, true);
             }
             may &= is_covered;
@@ -387,6 +389,11 @@ impl<J: Job> Common<J> {
             recovery.fence.settle(link);
             recovery.known.retain(|known| known.id != link);
         });
+    }
+
+    /// Whether other requests wait until a connection is over, which may never answer.
+    pub(crate) fn holds_others_up(&self, link: LinkId) -> bool {
+        self.guarded.load(Ordering::Acquire) && self.recovery.lock().fence.has(link)
     }
 
     #[cfg(test)]

@@ -245,3 +245,35 @@ fn a_server_that_cannot_stand_for_the_disk_is_named() {
     let named = other.path("s").display().to_string();
     assert!(err.to_string().contains(&named), "{named}: {}", err.chain());
 }
+
+#[test]
+fn what_a_server_that_is_left_still_answers_is_waited_for() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::start(&place.path("s"), |_| Manner { then: Then::Holds, ..USUAL });
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let config = NbdConfig { dead_conn_timeout: Duration::ZERO, ..patient(&place, 1) };
+    let disk = attach(config, 1);
+    until("it is up", || disk.nbd.connected() == 1);
+    let ends = [Bio::new(Op::Read, Sector(0), 512), write(4096, &[1; 512])];
+    let ends = ends.map(|bio| disk.submit(0, bio));
+    old.until_asked(Command::Read, 1);
+    old.until_asked(Command::Write, 1);
+    disk.block_on(disk.nbd.reconfigure(quick(&other, 1).uri)).unwrap();
+    old.release(0);
+    for end in ends {
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    }
+}
+
+#[test]
+fn a_server_that_is_left_and_falls_silent_is_asked_no_more() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::start(&place.path("s"), |_| Manner { then: Then::IsSilent, ..USUAL });
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(quick(&place, 1), 1);
+    let read = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+    old.until_asked(Command::Read, 1);
+    disk.block_on(disk.nbd.reconfigure(quick(&other, 1).uri)).unwrap();
+    assert_eq!(read.recv_timeout(PATIENCE / 2).unwrap().status(), Status::Ok);
+    assert_eq!(old.left(), (0, Left::Disconnected));
+}
