@@ -238,7 +238,11 @@ impl<J: Job, S> Queue<J, S> {
                 let then = self.lose(id, Loss::Lied, now);
                 Todo::Lied { error, is_over: matches!(then, Todo::Close) }
             }
-            Ok(()) if live && leaving => self.lose(id, Loss::Replaced, now),
+            Ok(()) if live && leaving => {
+                self.common.goes_down(id);
+                self.released = true;
+                self.lose(id, Loss::Replaced, now)
+            }
             Ok(()) if !live => self.see_off(id, now),
             Ok(()) => Todo::Nothing,
         }
@@ -267,7 +271,10 @@ impl<J: Job, S> Queue<J, S> {
         if done.op == Op::Flush {
             self.flush_ended(id, &done);
         }
-        let (refused, past) = (done.is_refused(), done.past.lost());
+        // The connection is not lost, and so it is no suspect; its patience is bounded all the same.
+        let (refused, past) = (done.is_refused(), done.past);
+        let limit = self.policy.dead_conn_timeout;
+        let is_late = || past.since.is_some_and(|since| now >= since.saturating_add(limit));
         let mut status = done.status();
         match done.result {
             Err(error) if spoils_flushes(&done, error) => self.common.fail_flushes(),
@@ -276,7 +283,7 @@ impl<J: Job, S> Queue<J, S> {
             _ => {}
         }
         match done.job {
-            Some(job) if refused && !past.is_hopeless() => self.common.wait(job, past, now),
+            Some(job) if refused && !is_late() => self.common.wait(job, past, now),
             Some(job) => ended.push((job, status)),
             None => {}
         }
@@ -294,6 +301,12 @@ impl<J: Job, S> Queue<J, S> {
             // Others may have waited for it.
             self.released = true;
         }
+    }
+
+    /// Whether the server of the connection in use is going down, as it has said on another one.
+    pub(crate) fn is_leaving(&mut self) -> bool {
+        let id = self.live().map(|conn| conn.id);
+        id.is_some_and(|id| self.common.leaves(id))
     }
 
     /// Whether requests that wait may go, since this was asked last.

@@ -44,6 +44,8 @@ struct Known {
     marks: Option<Arc<Marks>>,
     /// Requests go to it.
     live: bool,
+    /// Its server is going down, as it has said on this connection or another one.
+    leaves: bool,
     /// A flush waits for one on this connection.
     asked: bool,
 }
@@ -127,7 +129,7 @@ impl<J: Job> Recovery<J> {
                     && self.known.iter().any(|known| !known.live && known.is_dirty())
             }
         };
-        waits_for_others || !self.known.iter().any(|known| known.live)
+        waits_for_others || !self.known.iter().any(|known| known.live && !known.leaves)
     }
 }
 
@@ -202,6 +204,7 @@ impl<J: Job> Common<J> {
             alive: now,
             marks: marks.clone(),
             live: true,
+            leaves: false,
             asked: false,
         };
         recovery.known.push(known);
@@ -213,6 +216,22 @@ impl<J: Job> Common<J> {
         if let Some(known) = self.recovery.lock().of(link) {
             known.live = false;
         }
+    }
+
+    /// The server of a connection says that it is going down: all connections to it that there are by now are to be
+    /// left. One that is made later is to another process; what the old one says late is no news.
+    pub(crate) fn goes_down(&self, link: LinkId) {
+        let mut recovery = self.recovery.lock();
+        let Some(moves) = recovery.of(link).filter(|of| !of.leaves).map(|of| of.moves) else {
+            return;
+        };
+        let all = recovery.known.iter_mut().filter(|known| known.moves == moves);
+        all.for_each(|known| known.leaves = true);
+    }
+
+    /// Whether the server of a connection is going down.
+    pub(crate) fn leaves(&self, link: LinkId) -> bool {
+        self.recovery.lock().of(link).is_some_and(|known| known.leaves)
     }
 
     /// The disk moves to another server.
@@ -286,6 +305,9 @@ impl<J: Job> Common<J> {
         on: LinkId,
         wanted: impl Fn(&Waiting<J>) -> bool,
     ) -> Option<usize> {
+        if recovery.of(on).is_some_and(|known| known.leaves) {
+            return None;
+        }
         let failed = self.has_flush_failed();
         let waiting = std::mem::take(&mut recovery.waiting);
         let at = waiting.iter().position(|waits| {

@@ -66,7 +66,7 @@ impl Keeper {
             self.inner.follow_growth();
             let may_connect = self.inner.may_connect(self.index);
             let live = self.handle.with(|hctx| {
-                if !may_connect {
+                if !may_connect || hctx.queue.is_leaving() {
                     hctx.replace();
                 }
                 hctx.expire();
