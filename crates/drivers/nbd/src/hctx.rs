@@ -215,12 +215,18 @@ impl Hctx {
         }
         if let Some(parts) = self.queue.take_lost() {
             let (server, queue) = (server.unwrap_or_else(|| self.inner.uri()), self.index);
+            let help = if self.inner.common.is_trusting() {
+                "trust_server=1 is believed of restarts of the server in use, not of one that was left, nor where \
+                 a flush was not answered"
+            } else {
+                "trust_server=1 if a restart of this server loses nothing"
+            };
             tracing::error!(
                 %server,
                 queue,
                 bytes = %parts,
-                "the server may have lost what was written and not flushed: flushes fail until the disk is opened \
-                 anew (trust_server=1 if a restart of this server loses nothing)"
+                help,
+                "the server may have lost what was written and not flushed: flushes fail until the disk is opened anew"
             );
         }
         self.inner.kick_all();

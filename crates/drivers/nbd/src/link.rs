@@ -253,6 +253,12 @@ impl<J: Job> Link<J> {
         Some(silent.map_or(impatient, |silent| silent.min(impatient)))
     }
 
+    /// Whether a flush is to be answered.
+    pub(crate) fn awaits_flush(&mut self) -> bool {
+        let mut requests = self.slots.entries().map(|(_, entry)| entry.expected.request());
+        requests.any(|request| request.command == Command::Flush)
+    }
+
     /// Whether nothing of what was sent is still to be answered, as far as anybody cares.
     pub(crate) fn is_over(&mut self) -> bool {
         self.slots.entries().all(|(_, entry)| entry.held.is_none() && entry.changes.is_none())

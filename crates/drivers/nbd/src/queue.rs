@@ -377,7 +377,7 @@ impl<J: Job, S> Queue<J, S> {
         let Some(marks) = self.conn(id).and_then(|conn| conn.marks.clone()) else { return };
         // Whoever waited for a flush of it need not any more.
         self.released |= marks.is_dirty();
-        if let Some(parts) = self.common.default_on(&marks) {
+        if let Some(parts) = self.common.default_on(id, &marks) {
             self.lost = Some(parts);
         }
     }
@@ -423,6 +423,9 @@ impl<J: Job, S> Queue<J, S> {
             }
         }
         for id in &expired.abort {
+            if self.conn(*id).is_some_and(|conn| conn.link.awaits_flush()) {
+                common.doubt(*id);
+            }
             self.lose(*id, Loss::Broken, now);
         }
         for id in given_up {

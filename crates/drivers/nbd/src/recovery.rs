@@ -48,6 +48,8 @@ struct Known {
     leaves: bool,
     /// A flush waits for one on this connection.
     asked: bool,
+    /// A flush was out on it when we ended it, and may have failed.
+    doubtful: bool,
 }
 
 impl Known {
@@ -113,6 +115,14 @@ impl<J: Job> Recovery<J> {
         }
         self.known.push(this);
         may
+    }
+
+    /// Whether the next connection is to the server that has what was written on this one, so that a flush there covers
+    /// it: not if the disk has left that server, nor where the answer to a flush is lost, which may have been the only
+    /// one to tell of an error.
+    fn may_be_flushed_elsewhere(&self, link: LinkId) -> bool {
+        let known = self.known.iter().find(|known| known.id == link);
+        known.is_some_and(|known| known.moves == self.moves && !known.doubtful)
     }
 
     fn of(&mut self, id: LinkId) -> Option<&mut Known> {
@@ -206,6 +216,7 @@ impl<J: Job> Common<J> {
             live: true,
             leaves: false,
             asked: false,
+            doubtful: false,
         };
         recovery.known.push(known);
         (id, marks)
@@ -453,15 +464,28 @@ impl<J: Job> Common<J> {
 
     /// What was written on a connection, and not flushed, may be lost: flushes fail from now on, unless that is known not
     /// to be so. Gives what is lost.
-    pub(crate) fn default_on(&self, marks: &Marks) -> Option<Parts> {
+    pub(crate) fn default_on(&self, link: LinkId, marks: &Marks) -> Option<Parts> {
         if !marks.is_dirty() {
             return None;
         }
-        if !self.trusting {
+        let is_kept = self.trusting && self.recovery.lock().may_be_flushed_elsewhere(link);
+        if !is_kept {
             self.fail_flushes();
         }
         // Now flushes that waited for this may go on.
-        marks.take().filter(|_| !self.trusting)
+        marks.take().filter(|_| !is_kept)
+    }
+
+    /// A connection is ended by us, with a flush out.
+    pub(crate) fn doubt(&self, link: LinkId) {
+        if let Some(known) = self.recovery.lock().of(link) {
+            known.doubtful = true;
+        }
+    }
+
+    /// Whether a server that is started anew is known to lose nothing.
+    pub(crate) fn is_trusting(&self) -> bool {
+        self.trusting
     }
 
     pub(crate) fn has_flush_failed(&self) -> bool {

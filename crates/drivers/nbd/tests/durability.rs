@@ -189,3 +189,24 @@ fn a_flush_that_is_never_answered_fails_and_costs_no_other() {
     server.release(0);
     until("it is answered", || disk.run(Bio::flush()).status() == Status::Ok);
 }
+
+#[test]
+fn a_server_that_was_left_and_is_lost_unflushed_is_forgiven_nothing() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::scripted(
+        &place.path("s"),
+        |_| USUAL,
+        |_, _, request| {
+            if request.command == Command::Flush { Then::HangsUp } else { Then::Answers }
+        },
+    );
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(NbdConfig { trust_server: true, ..config(&place, 1) }, 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    assert_eq!(old.left(), (0, Left::ByUs));
+    assert_eq!(disk.read(0, 512), Ok(vec![7; 512]));
+    for _ in 0..2 {
+        assert_eq!(disk.run(Bio::flush()).status(), Status::Io, "once and for all");
+    }
+}
