@@ -258,15 +258,16 @@ impl<J: Job, S> Queue<J, S> {
         now: Duration,
         ended: &mut Ended<J>,
     ) {
-        if done.changed.is_some() && (!live || done.job.is_none()) {
-            self.common.resolve(id, done.cookie);
-            self.released = true;
-        }
         // On the connection that it came by: that server has it, whichever is used now.
         if let (Some(marks), Some(span), Ok(()), false) =
             (marks, done.changed, done.result, done.durable)
         {
             marks.mark(span);
+        }
+        // Once it is marked: what is neither fenced nor marked is durable.
+        if done.changed.is_some() && (!live || done.job.is_none()) {
+            self.common.resolve(id, done.cookie);
+            self.released = true;
         }
         if done.op == Op::Flush {
             self.flush_ended(id, &done);
@@ -441,15 +442,19 @@ impl<J: Job, S> Queue<J, S> {
         let waits = common.waits_since().map(|since| since + policy.dead_conn_timeout);
         let conns = self.conns.iter_mut().flat_map(|conn| {
             let fate = conn.fate(policy, common).map(|(Fate::Abort(at) | Fate::Fall(at))| at);
-            [conn.dead_at(policy), fate, conn.late(Duration::MAX, policy).map(|(_, at)| at).min()]
+            [
+                conn.dead_at(policy, common),
+                fate,
+                conn.late(Duration::MAX, policy).map(|(_, at)| at).min(),
+            ]
         });
         conns.flatten().chain(waits).chain(common.inherits_until()).min()
     }
 
     /// A connection that is dead rather than slow, and has not been lost for that.
     pub(crate) fn find_dead(&mut self, now: Duration) -> Option<LinkId> {
-        let policy = self.policy;
-        let dead = |conn: &mut Conn<J, S>| conn.dead_at(policy).filter(|at| now >= *at);
+        let (policy, common) = (self.policy, &self.common);
+        let dead = |conn: &mut Conn<J, S>| conn.dead_at(policy, common).filter(|at| now >= *at);
         self.conns.iter_mut().find_map(|conn| dead(conn).map(|_| conn.id))
     }
 
@@ -526,9 +531,16 @@ pub(crate) struct Expired {
 
 impl<J: Job, S> Conn<J, S> {
     /// When it is dead if nothing comes, where that is still to be found.
-    fn dead_at(&mut self, policy: Policy) -> Option<Duration> {
-        let counted_on = self.silent_since.is_none();
-        counted_on.then(|| self.link.dead_at(policy.timeout, policy.most_patient())).flatten()
+    fn dead_at(&mut self, policy: Policy, common: &Common<J>) -> Option<Duration> {
+        if self.silent_since.is_some() {
+            return None;
+        }
+        let mut patience = policy.most_patient();
+        if self.phase != Phase::Live && common.has_left(self.id) {
+            // All requests wait for it.
+            patience = patience.min(policy.fence_timeout);
+        }
+        self.link.dead_at(policy.timeout, patience)
     }
 
     /// The fence falls after its abort only, and as long after it as what was on its way may take, however late

@@ -125,6 +125,10 @@ impl<J: Job> Recovery<J> {
         known.is_some_and(|known| known.moves == self.moves && !known.doubtful)
     }
 
+    fn keeps_from_moving(&self, known: &Known) -> bool {
+        known.moves != self.moves && (self.fence.has(known.id) || known.is_dirty())
+    }
+
     fn of(&mut self, id: LinkId) -> Option<&mut Known> {
         self.known.iter_mut().find(|known| known.id == id)
     }
@@ -426,7 +430,22 @@ impl<J: Job> Common<J> {
 
     /// Whether other requests wait until a connection is over, which may never answer.
     pub(crate) fn holds_others_up(&self, link: LinkId) -> bool {
-        self.guarded.load(Ordering::Acquire) && self.recovery.lock().fence.has(link)
+        let recovery = self.recovery.lock();
+        let known = recovery.known.iter().find(|known| known.id == link);
+        recovery.fence.has(link) || known.is_some_and(|known| recovery.keeps_from_moving(known))
+    }
+
+    /// Whether the disk has left the server of a connection.
+    pub(crate) fn has_left(&self, link: LinkId) -> bool {
+        let recovery = self.recovery.lock();
+        recovery.known.iter().any(|known| known.id == link && known.moves != recovery.moves)
+    }
+
+    /// Whether a server that the disk has left has something that is not durable, or may still write: to the bytes that
+    /// the next one is to show.
+    pub(crate) fn has_to_move(&self) -> bool {
+        let recovery = self.recovery.lock();
+        recovery.known.iter().any(|known| recovery.keeps_from_moving(known))
     }
 
     #[cfg(test)]

@@ -86,7 +86,8 @@ impl Keeper {
             self.inner.drained.notify_waiters();
             let common = &self.inner.common;
             // After the disk was disconnected, only for what was there before.
-            let idle = live || common.is_closed() && common.waiting() == 0 || !may_connect;
+            let has_ended = common.is_closed() && common.waiting() == 0;
+            let idle = live || has_ended || !may_connect || common.has_to_move();
             let retry_at = if idle { None } else { self.connect() };
             self.wait(deadline.into_iter().chain(retry_at).min()).await;
         }
@@ -159,7 +160,8 @@ impl Keeper {
         };
         self.opening = None;
         match attached {
-            Ok(()) => self.attached_at = Some(inner.now()),
+            Ok(true) => self.attached_at = Some(inner.now()),
+            Ok(false) => {}
             Err(err) => self.failed(&err),
         }
     }
@@ -192,11 +194,12 @@ impl Keeper {
         })
     }
 
-    async fn attach(&mut self, opened: Opened, made: Made) -> Result<(), Error> {
+    /// Puts a connection in use, or leaves it; says which.
+    async fn attach(&mut self, opened: Opened, made: Made) -> Result<bool, Error> {
         let dialect = Dialect::from(&opened.negotiated);
         if !self.is_wanted() {
             opened.leave().await;
-            return Ok(());
+            return Ok(false);
         }
         let fd = Watch::new(opened.fd, BOTH_WAYS).map_err(|err| {
             Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
@@ -214,11 +217,10 @@ impl Keeper {
         if let Some(channel) = unused {
             channel.leave(dialect.style);
         }
-        if let Some(Some(id)) = attached {
-            let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
-            tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
-        }
-        Ok(())
+        let Some(Some(id)) = attached else { return Ok(false) };
+        let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
+        tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
+        Ok(true)
     }
 
     /// Whether a connection to the target that was opened is still to be used.

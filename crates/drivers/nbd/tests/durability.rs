@@ -210,3 +210,21 @@ fn a_server_that_was_left_and_is_lost_unflushed_is_forgiven_nothing() {
         assert_eq!(disk.run(Bio::flush()).status(), Status::Io, "once and for all");
     }
 }
+
+#[test]
+fn a_new_server_is_used_once_the_old_one_is_flushed() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::scripted(&place.path("s"), |_| USUAL, holds_flushes());
+    let new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(config(&place, 1), 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    old.until_asked(Command::Flush, 1);
+    let end = disk.submit(0, write(0, &[2; 4096]));
+    assert!(end.recv_timeout(Duration::from_millis(300)).is_err(), "the new one was asked");
+    assert_eq!(new.asked(0), []);
+    old.release(0);
+    assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert_eq!(new.asked(0), [Command::Write]);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+}

@@ -143,7 +143,7 @@ fn config(setup: Setup) -> NbdConfig {
     NbdConfig {
         connections: Some(setup.queues),
         timeout: Duration::from_millis(500),
-        dead_conn_timeout: Duration::from_secs(4),
+        dead_conn_timeout: Duration::from_secs(10),
         fence_timeout: setup.fence_timeout,
         trust_server: setup.trusting,
         backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(200) },
