@@ -39,6 +39,7 @@ pub(crate) fn start(inner: &Arc<Inner>, index: usize, handle: HctxHandle<Nbd>) {
         failures: 0,
         retry_at: Duration::ZERO,
         attached_at: None,
+        is_explained: false,
     };
     inner.queues[index].runtime.spawn(keeper.run());
 }
@@ -58,6 +59,8 @@ struct Keeper {
     retry_at: Duration,
     /// When the connection in use was made.
     attached_at: Option<Duration>,
+    /// It was told why there is none.
+    is_explained: bool,
 }
 
 impl Keeper {
@@ -105,7 +108,7 @@ impl Keeper {
         let target = self.inner.target();
         if !Arc::ptr_eq(&target, &self.target) {
             self.give_up();
-            (self.target, self.failures) = (target, 0);
+            (self.target, self.failures, self.is_explained) = (target, 0, false);
             self.retry_at = now;
         }
         if self.opening.is_none() && now >= self.retry_at {
@@ -160,7 +163,10 @@ impl Keeper {
         };
         self.opening = None;
         match attached {
-            Ok(true) => self.attached_at = Some(inner.now()),
+            Ok(true) => {
+                self.attached_at = Some(inner.now());
+                self.is_explained = false;
+            }
             Ok(false) => {}
             Err(err) => self.failed(&err),
         }
@@ -168,7 +174,7 @@ impl Keeper {
 
     fn failed(&mut self, err: &Error) {
         self.failures += 1;
-        if self.failures == 1 || err.kind() == ErrorKind::Changed {
+        if !std::mem::replace(&mut self.is_explained, true) || err.kind() == ErrorKind::Changed {
             let (server, queue) = (self.inner.uri(), self.index);
             tracing::warn!(%server, queue, error = err.chain(), "NBD connection cannot be made again yet");
         }
@@ -218,6 +224,10 @@ impl Keeper {
             channel.leave(dialect.style);
         }
         let Some(Some(id)) = attached else { return Ok(false) };
+        if made == Made::Later {
+            let (server, queue) = (&self.target.uri, self.index);
+            tracing::info!(%server, queue, "NBD connection made again");
+        }
         let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
         tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
         Ok(true)
