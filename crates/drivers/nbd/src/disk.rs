@@ -100,10 +100,11 @@ impl Inner {
     }
 
     /// Whether another connection is of use: the disk lives, or has requests from when it did; and it does not move just
-    /// now. Connections to two servers are never in use at a time, as a flush of one does not cover the other.
+    /// now. Connections to two servers are never in use at a time, as a flush of one does not cover the other, and what one
+    /// still has in its cache could undo what the other writes.
     pub(crate) fn may_attach(&self) -> bool {
         let has_ended = self.common.is_closed() && self.common.waiting() == 0;
-        !has_ended && !self.moving.load(Ordering::Acquire)
+        !has_ended && !self.moving.load(Ordering::Acquire) && !self.common.has_to_move()
     }
 
     /// The time since the disk was made.
@@ -354,7 +355,8 @@ impl Nbd {
     }
 
     /// Moves the disk to another server, while it is used: new requests go there, what is out is finished where
-    /// it is. What overlaps a write that is out waits for that write.
+    /// it is. Nothing is sent there before all that the old server has is answered and flushed; if it falls silent,
+    /// that is given up as a lost connection is.
     ///
     /// # Errors
     /// Whatever keeps a connection from being made, or [`ErrorKind::Changed`] if the export there cannot stand

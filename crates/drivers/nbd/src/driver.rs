@@ -9,7 +9,6 @@ use blockyard_blkmq::{
 
 use crate::disk::Inner;
 use crate::hctx::Hctx;
-use crate::queue::Loss;
 use crate::task;
 
 /// A disk that an NBD server keeps: see [`Nbd::connect`].
@@ -68,11 +67,7 @@ impl Driver for Nbd {
     }
 
     fn timeout(&self, hctx: &mut Hctx, _rq: &InFlight) -> Timeout {
-        if hctx.queue.is_dead(self.inner.now())
-            && let Some(id) = hctx.queue.live().map(|conn| conn.id)
-        {
-            hctx.lose(id, Loss::Silent, "no reply within the timeout");
-        }
+        hctx.lose_dead();
         // It moves to another connection, or fails after dead_conn_timeout: that has its own timers.
         Timeout::ResetTimer
     }

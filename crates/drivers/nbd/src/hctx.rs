@@ -215,12 +215,18 @@ impl Hctx {
         }
         if let Some(parts) = self.queue.take_lost() {
             let (server, queue) = (server.unwrap_or_else(|| self.inner.uri()), self.index);
+            let help = if self.inner.common.is_trusting() {
+                "trust_server=1 is believed of restarts of the server in use, not of one that was left, nor where \
+                 a flush was not answered"
+            } else {
+                "trust_server=1 if a restart of this server loses nothing"
+            };
             tracing::error!(
                 %server,
                 queue,
                 bytes = %parts,
-                "the server may have lost what was written and not flushed: flushes fail until the disk is opened \
-                 anew (trust_server=1 if a restart of this server loses nothing)"
+                help,
+                "the server may have lost what was written and not flushed: flushes fail until the disk is opened anew"
             );
         }
         self.inner.kick_all();
@@ -248,6 +254,13 @@ impl Hctx {
         self.queue.settle(id, self.inner.now());
     }
 
+    /// Leaves connections on which nothing came in time.
+    pub(crate) fn lose_dead(&mut self) {
+        while let Some(id) = self.queue.find_dead(self.inner.now()) {
+            self.lose(id, Loss::Silent, "no reply within the timeout");
+        }
+    }
+
     /// Lets the connection in use finish what it has; another takes its place.
     pub(crate) fn replace(&mut self) {
         if let Some(id) = self.queue.live().map(|conn| conn.id) {
@@ -272,11 +285,7 @@ impl Hctx {
     /// Sees to what took too long.
     pub(crate) fn expire(&mut self) {
         let now = self.inner.now();
-        if self.queue.is_dead(now)
-            && let Some(id) = self.queue.live().map(|conn| conn.id)
-        {
-            self.lose(id, Loss::Silent, "no reply within the timeout");
-        }
+        self.lose_dead();
         let expired = self.queue.expire(now, &mut self.ended);
         let server = self.inner.uri();
         for id in &expired.abort {

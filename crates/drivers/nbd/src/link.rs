@@ -236,10 +236,27 @@ impl<J: Job> Link<J> {
     }
 
     /// When the connection is dead if nothing comes: silent for `timeout`, or for `patience` without an answer to
-    /// one request. `None`: nothing is waited for.
+    /// one request. A flush may take all of that, as it is as long as what it has to write. `None`: nothing is
+    /// waited for.
     pub(crate) fn dead_at(&mut self, timeout: Duration, patience: Duration) -> Option<Duration> {
-        let oldest = self.slots.entries().map(|(_, entry)| entry.since).min()?;
-        Some((self.heard + timeout).min(oldest.saturating_add(patience)))
+        let (mut oldest, mut oldest_quick) = (None, None);
+        let earlier = |one: Option<Duration>, since| Some(one.map_or(since, |one| one.min(since)));
+        for (_, entry) in self.slots.entries() {
+            oldest = earlier(oldest, entry.since);
+            if entry.expected.request().command != Command::Flush {
+                oldest_quick = earlier(oldest_quick, entry.since);
+            }
+        }
+        let impatient = oldest?.saturating_add(patience);
+        // Silence counts from when there was something to say, which no flush is.
+        let silent = oldest_quick.map(|since| self.heard.max(since).saturating_add(timeout));
+        Some(silent.map_or(impatient, |silent| silent.min(impatient)))
+    }
+
+    /// Whether a flush is to be answered.
+    pub(crate) fn awaits_flush(&mut self) -> bool {
+        let mut requests = self.slots.entries().map(|(_, entry)| entry.expected.request());
+        requests.any(|request| request.command == Command::Flush)
     }
 
     /// Whether nothing of what was sent is still to be answered, as far as anybody cares.

@@ -80,8 +80,8 @@ pub(crate) struct Conn<J, S> {
     /// The socket has no room: its task sends when it has.
     pub(crate) blocked: bool,
     phase: Phase,
-    /// When it ceased to be used.
-    since: Duration,
+    /// Since when no answer is counted on. `None`: it is used, or its server lives and finishes what it has.
+    silent_since: Option<Duration>,
     /// A request has it for itself, or will as soon as nothing else is out.
     alone: bool,
     /// What was written on it and is not flushed. `None`: there is no cache.
@@ -133,7 +133,7 @@ impl<J: Job, S> Queue<J, S> {
             io: Some(io),
             blocked: false,
             phase: Phase::Live,
-            since: Duration::ZERO,
+            silent_since: None,
             alone: false,
             marks,
             own_flush: OwnFlush::None,
@@ -238,7 +238,11 @@ impl<J: Job, S> Queue<J, S> {
                 let then = self.lose(id, Loss::Lied, now);
                 Todo::Lied { error, is_over: matches!(then, Todo::Close) }
             }
-            Ok(()) if live && leaving => self.lose(id, Loss::Replaced, now),
+            Ok(()) if live && leaving => {
+                self.common.goes_down(id);
+                self.released = true;
+                self.lose(id, Loss::Replaced, now)
+            }
             Ok(()) if !live => self.see_off(id, now),
             Ok(()) => Todo::Nothing,
         }
@@ -254,20 +258,24 @@ impl<J: Job, S> Queue<J, S> {
         now: Duration,
         ended: &mut Ended<J>,
     ) {
-        if done.changed.is_some() && (!live || done.job.is_none()) {
-            self.common.resolve(id, done.cookie);
-            self.released = true;
-        }
         // On the connection that it came by: that server has it, whichever is used now.
         if let (Some(marks), Some(span), Ok(()), false) =
             (marks, done.changed, done.result, done.durable)
         {
             marks.mark(span);
         }
+        // Once it is marked: what is neither fenced nor marked is durable.
+        if done.changed.is_some() && (!live || done.job.is_none()) {
+            self.common.resolve(id, done.cookie);
+            self.released = true;
+        }
         if done.op == Op::Flush {
             self.flush_ended(id, &done);
         }
-        let (refused, past) = (done.is_refused(), done.past.lost());
+        // The connection is not lost, and so it is no suspect; its patience is bounded all the same.
+        let (refused, past) = (done.is_refused(), done.past);
+        let limit = self.policy.dead_conn_timeout;
+        let is_late = || past.since.is_some_and(|since| now >= since.saturating_add(limit));
         let mut status = done.status();
         match done.result {
             Err(error) if spoils_flushes(&done, error) => self.common.fail_flushes(),
@@ -276,7 +284,7 @@ impl<J: Job, S> Queue<J, S> {
             _ => {}
         }
         match done.job {
-            Some(job) if refused && !past.is_hopeless() => self.common.wait(job, past, now),
+            Some(job) if refused && !is_late() => self.common.wait(job, past, now),
             Some(job) => ended.push((job, status)),
             None => {}
         }
@@ -294,6 +302,12 @@ impl<J: Job, S> Queue<J, S> {
             // Others may have waited for it.
             self.released = true;
         }
+    }
+
+    /// Whether the server of the connection in use is going down, as it has said on another one.
+    pub(crate) fn is_leaving(&mut self) -> bool {
+        let id = self.live().map(|conn| conn.id);
+        id.is_some_and(|id| self.common.leaves(id))
     }
 
     /// Whether requests that wait may go, since this was asked last.
@@ -328,11 +342,13 @@ impl<J: Job, S> Queue<J, S> {
     pub(crate) fn lose(&mut self, id: LinkId, loss: Loss, now: Duration) -> Todo {
         let common = Arc::clone(&self.common);
         let Some(conn) = self.conn(id) else { return Todo::Nothing };
+        if loss != Loss::Replaced {
+            conn.silent_since.get_or_insert(now);
+        }
         if conn.phase == Phase::Live {
-            conn.since = now;
             common.retire(id);
             conn.retire(loss, true, now, &common);
-        } else if loss != Loss::Silent && loss != Loss::Replaced {
+        } else if loss != Loss::Replaced {
             conn.retire(loss, false, now, &common);
         }
         match (loss, conn.phase) {
@@ -362,7 +378,7 @@ impl<J: Job, S> Queue<J, S> {
         let Some(marks) = self.conn(id).and_then(|conn| conn.marks.clone()) else { return };
         // Whoever waited for a flush of it need not any more.
         self.released |= marks.is_dirty();
-        if let Some(parts) = self.common.default_on(&marks) {
+        if let Some(parts) = self.common.default_on(id, &marks) {
             self.lost = Some(parts);
         }
     }
@@ -386,16 +402,16 @@ impl<J: Job, S> Queue<J, S> {
     /// Sees to connections and requests whose time is over. Says which connections are to be aborted.
     pub(crate) fn expire(&mut self, now: Duration, ended: &mut Ended<J>) -> Expired {
         let mut expired = Expired { outlived: self.common.outlive(now), ..Expired::default() };
-        let policy = self.policy;
+        let (policy, common) = (self.policy, Arc::clone(&self.common));
         for job in self.common.expire(now, policy.dead_conn_timeout) {
             expired.failed += 1;
             ended.push((job, Status::Transport));
         }
         let mut given_up = Vec::new();
         for conn in self.conns.iter_mut().filter(|conn| conn.phase != Phase::Live) {
-            match conn.fate(policy) {
-                Fate::Abort(at) if now >= at => expired.abort.push(conn.id),
-                Fate::Fall(at) if now >= at => given_up.push(conn.id),
+            match conn.fate(policy, &common) {
+                Some(Fate::Abort(at)) if now >= at => expired.abort.push(conn.id),
+                Some(Fate::Fall(at)) if now >= at => given_up.push(conn.id),
                 _ => {}
             }
             let late: Vec<u64> = conn.late(now, policy).map(|(cookie, _)| cookie).collect();
@@ -408,6 +424,9 @@ impl<J: Job, S> Queue<J, S> {
             }
         }
         for id in &expired.abort {
+            if self.conn(*id).is_some_and(|conn| conn.link.awaits_flush()) {
+                common.doubt(*id);
+            }
             self.lose(*id, Loss::Broken, now);
         }
         for id in given_up {
@@ -417,26 +436,26 @@ impl<J: Job, S> Queue<J, S> {
         expired
     }
 
-    /// When [`Queue::expire`] or [`Queue::is_dead`] has something to say next.
+    /// When [`Queue::expire`] or [`Queue::find_dead`] has something to say next.
     pub(crate) fn deadline(&mut self) -> Option<Duration> {
-        let policy = self.policy;
-        let waits = self.common.waits_since().map(|since| since + policy.dead_conn_timeout);
+        let (policy, common) = (self.policy, &self.common);
+        let waits = common.waits_since().map(|since| since + policy.dead_conn_timeout);
         let conns = self.conns.iter_mut().flat_map(|conn| {
-            if conn.phase == Phase::Live {
-                return [conn.link.dead_at(policy.timeout, policy.most_patient()), None];
-            }
-            let (Fate::Abort(at) | Fate::Fall(at)) = conn.fate(policy);
-            [Some(at), conn.late(Duration::MAX, policy).map(|(_, at)| at).min()]
+            let fate = conn.fate(policy, common).map(|(Fate::Abort(at) | Fate::Fall(at))| at);
+            [
+                conn.dead_at(policy, common),
+                fate,
+                conn.late(Duration::MAX, policy).map(|(_, at)| at).min(),
+            ]
         });
-        conns.flatten().chain(waits).chain(self.common.inherits_until()).min()
+        conns.flatten().chain(waits).chain(common.inherits_until()).min()
     }
 
-    /// Whether the connection in use is dead rather than slow.
-    pub(crate) fn is_dead(&mut self, now: Duration) -> bool {
-        let policy = self.policy;
-        let live = self.live();
-        live.and_then(|conn| conn.link.dead_at(policy.timeout, policy.most_patient()))
-            .is_some_and(|at| now >= at)
+    /// A connection that is dead rather than slow, and has not been lost for that.
+    pub(crate) fn find_dead(&mut self, now: Duration) -> Option<LinkId> {
+        let (policy, common) = (self.policy, &self.common);
+        let dead = |conn: &mut Conn<J, S>| conn.dead_at(policy, common).filter(|at| now >= *at);
+        self.conns.iter_mut().find_map(|conn| dead(conn).map(|_| conn.id))
     }
 
     /// Fails whatever is left. What may still change the disk stays fenced.
@@ -511,27 +530,41 @@ pub(crate) struct Expired {
 }
 
 impl<J: Job, S> Conn<J, S> {
+    /// When it is dead if nothing comes, where that is still to be found.
+    fn dead_at(&mut self, policy: Policy, common: &Common<J>) -> Option<Duration> {
+        if self.silent_since.is_some() {
+            return None;
+        }
+        let mut patience = policy.most_patient();
+        if self.phase != Phase::Live && common.has_left(self.id) {
+            // All requests wait for it.
+            patience = patience.min(policy.fence_timeout);
+        }
+        self.link.dead_at(policy.timeout, patience)
+    }
+
     /// The fence falls after its abort only, and as long after it as what was on its way may take, however late
-    /// anybody looked.
-    fn fate(&self, policy: Policy) -> Fate {
-        let half = policy.fence_timeout / 2;
+    /// anybody looked. `None`: its answers, or its end, are waited for. Whoever waits for a flush of it has a time of
+    /// his own.
+    fn fate(&self, policy: Policy, common: &Common<J>) -> Option<Fate> {
+        let (since, half) = (self.silent_since?, policy.fence_timeout / 2);
         match self.phase {
-            Phase::Gone(at) => Fate::Fall((self.since + policy.fence_timeout).max(at + half)),
-            _ => Fate::Abort(self.since + half),
+            Phase::Gone(at) => Some(Fate::Fall((since + policy.fence_timeout).max(at + half))),
+            _ => common.holds_others_up(self.id).then_some(Fate::Abort(since + half)),
         }
     }
 
-    /// Requests that nobody waits for any more at `now`, with the time since when.
+    /// Requests that nobody waits for any more at `now`, with the time since when. None of a server that lives.
     fn late(
         &mut self,
         now: Duration,
         policy: Policy,
     ) -> impl Iterator<Item = (u64, Duration)> + '_ {
-        let since = self.since;
+        let silent_since = self.silent_since;
         self.link.slots.entries().filter_map(move |(cookie, entry)| {
-            let since = entry.held.as_ref()?.past().since.unwrap_or(since);
+            let since = entry.held.as_ref()?.past().since.or(silent_since)?;
             let at = since.saturating_add(policy.dead_conn_timeout);
-            (at <= now).then_some((cookie, at))
+            (silent_since.is_some() && at <= now).then_some((cookie, at))
         })
     }
 

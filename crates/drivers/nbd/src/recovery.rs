@@ -44,8 +44,12 @@ struct Known {
     marks: Option<Arc<Marks>>,
     /// Requests go to it.
     live: bool,
+    /// Its server is going down, as it has said on this connection or another one.
+    leaves: bool,
     /// A flush waits for one on this connection.
     asked: bool,
+    /// A flush was out on it when we ended it, and may have failed.
+    doubtful: bool,
 }
 
 impl Known {
@@ -98,17 +102,31 @@ impl<J: Job> Recovery<J> {
         let Some(at) = self.known.iter().position(|known| known.id == on) else { return true };
         // Its own needs no look: it covers that.
         let this = self.known.swap_remove(at);
-        let mut may = true;
+        // Who waits for one that is left asks no other yet, which would be left for the same.
+        let mut may = !self.known.iter().any(|other| !other.live && other.is_dirty());
+        let may_ask = may;
         for other in self.known.iter_mut().filter(|other| other.is_dirty()) {
             // One that is left is flushed before that, or shows that it is lost.
             let is_covered = other.live && self.covers_others && this.covers(other);
-            if other.live && !is_covered {
+            if may_ask && other.live && !is_covered {
                 self.asks |= !std::mem::replace(&mut other.asked, true);
             }
             may &= is_covered;
         }
         self.known.push(this);
         may
+    }
+
+    /// Whether the next connection is to the server that has what was written on this one, so that a flush there covers
+    /// it: not if the disk has left that server, nor where the answer to a flush is lost, which may have been the only
+    /// one to tell of an error.
+    fn may_be_flushed_elsewhere(&self, link: LinkId) -> bool {
+        let known = self.known.iter().find(|known| known.id == link);
+        known.is_some_and(|known| known.moves == self.moves && !known.doubtful)
+    }
+
+    fn keeps_from_moving(&self, known: &Known) -> bool {
+        known.moves != self.moves && (self.fence.has(known.id) || known.is_dirty())
     }
 
     fn of(&mut self, id: LinkId) -> Option<&mut Known> {
@@ -125,7 +143,7 @@ impl<J: Job> Recovery<J> {
                     && self.known.iter().any(|known| !known.live && known.is_dirty())
             }
         };
-        waits_for_others || !self.known.iter().any(|known| known.live)
+        waits_for_others || !self.known.iter().any(|known| known.live && !known.leaves)
     }
 }
 
@@ -200,7 +218,9 @@ impl<J: Job> Common<J> {
             alive: now,
             marks: marks.clone(),
             live: true,
+            leaves: false,
             asked: false,
+            doubtful: false,
         };
         recovery.known.push(known);
         (id, marks)
@@ -211,6 +231,22 @@ impl<J: Job> Common<J> {
         if let Some(known) = self.recovery.lock().of(link) {
             known.live = false;
         }
+    }
+
+    /// The server of a connection says that it is going down: all connections to it that there are by now are to be
+    /// left. One that is made later is to another process; what the old one says late is no news.
+    pub(crate) fn goes_down(&self, link: LinkId) {
+        let mut recovery = self.recovery.lock();
+        let Some(moves) = recovery.of(link).filter(|of| !of.leaves).map(|of| of.moves) else {
+            return;
+        };
+        let all = recovery.known.iter_mut().filter(|known| known.moves == moves);
+        all.for_each(|known| known.leaves = true);
+    }
+
+    /// Whether the server of a connection is going down.
+    pub(crate) fn leaves(&self, link: LinkId) -> bool {
+        self.recovery.lock().of(link).is_some_and(|known| known.leaves)
     }
 
     /// The disk moves to another server.
@@ -284,6 +320,9 @@ impl<J: Job> Common<J> {
         on: LinkId,
         wanted: impl Fn(&Waiting<J>) -> bool,
     ) -> Option<usize> {
+        if recovery.of(on).is_some_and(|known| known.leaves) {
+            return None;
+        }
         let failed = self.has_flush_failed();
         let waiting = std::mem::take(&mut recovery.waiting);
         let at = waiting.iter().position(|waits| {
@@ -389,6 +428,26 @@ impl<J: Job> Common<J> {
         });
     }
 
+    /// Whether other requests wait until a connection is over, which may never answer.
+    pub(crate) fn holds_others_up(&self, link: LinkId) -> bool {
+        let recovery = self.recovery.lock();
+        let known = recovery.known.iter().find(|known| known.id == link);
+        recovery.fence.has(link) || known.is_some_and(|known| recovery.keeps_from_moving(known))
+    }
+
+    /// Whether the disk has left the server of a connection.
+    pub(crate) fn has_left(&self, link: LinkId) -> bool {
+        let recovery = self.recovery.lock();
+        recovery.known.iter().any(|known| known.id == link && known.moves != recovery.moves)
+    }
+
+    /// Whether a server that the disk has left has something that is not durable, or may still write: to the bytes that
+    /// the next one is to show.
+    pub(crate) fn has_to_move(&self) -> bool {
+        let recovery = self.recovery.lock();
+        recovery.known.iter().any(|known| recovery.keeps_from_moving(known))
+    }
+
     #[cfg(test)]
     pub(crate) fn is_fenced(&self) -> bool {
         self.guarded.load(Ordering::Acquire)
@@ -424,15 +483,28 @@ impl<J: Job> Common<J> {
 
     /// What was written on a connection, and not flushed, may be lost: flushes fail from now on, unless that is known not
     /// to be so. Gives what is lost.
-    pub(crate) fn default_on(&self, marks: &Marks) -> Option<Parts> {
+    pub(crate) fn default_on(&self, link: LinkId, marks: &Marks) -> Option<Parts> {
         if !marks.is_dirty() {
             return None;
         }
-        if !self.trusting {
+        let is_kept = self.trusting && self.recovery.lock().may_be_flushed_elsewhere(link);
+        if !is_kept {
             self.fail_flushes();
         }
         // Now flushes that waited for this may go on.
-        marks.take().filter(|_| !self.trusting)
+        marks.take().filter(|_| !is_kept)
+    }
+
+    /// A connection is ended by us, with a flush out.
+    pub(crate) fn doubt(&self, link: LinkId) {
+        if let Some(known) = self.recovery.lock().of(link) {
+            known.doubtful = true;
+        }
+    }
+
+    /// Whether a server that is started anew is known to lose nothing.
+    pub(crate) fn is_trusting(&self) -> bool {
+        self.trusting
     }
 
     pub(crate) fn has_flush_failed(&self) -> bool {

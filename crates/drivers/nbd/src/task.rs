@@ -39,6 +39,7 @@ pub(crate) fn start(inner: &Arc<Inner>, index: usize, handle: HctxHandle<Nbd>) {
         failures: 0,
         retry_at: Duration::ZERO,
         attached_at: None,
+        is_explained: false,
     };
     inner.queues[index].runtime.spawn(keeper.run());
 }
@@ -58,6 +59,8 @@ struct Keeper {
     retry_at: Duration,
     /// When the connection in use was made.
     attached_at: Option<Duration>,
+    /// It was told why there is none.
+    is_explained: bool,
 }
 
 impl Keeper {
@@ -66,7 +69,7 @@ impl Keeper {
             self.inner.follow_growth();
             let may_connect = self.inner.may_connect(self.index);
             let live = self.handle.with(|hctx| {
-                if !may_connect {
+                if !may_connect || hctx.queue.is_leaving() {
                     hctx.replace();
                 }
                 hctx.expire();
@@ -86,7 +89,8 @@ impl Keeper {
             self.inner.drained.notify_waiters();
             let common = &self.inner.common;
             // After the disk was disconnected, only for what was there before.
-            let idle = live || common.is_closed() && common.waiting() == 0 || !may_connect;
+            let has_ended = common.is_closed() && common.waiting() == 0;
+            let idle = live || has_ended || !may_connect || common.has_to_move();
             let retry_at = if idle { None } else { self.connect() };
             self.wait(deadline.into_iter().chain(retry_at).min()).await;
         }
@@ -104,7 +108,7 @@ impl Keeper {
         let target = self.inner.target();
         if !Arc::ptr_eq(&target, &self.target) {
             self.give_up();
-            (self.target, self.failures) = (target, 0);
+            (self.target, self.failures, self.is_explained) = (target, 0, false);
             self.retry_at = now;
         }
         if self.opening.is_none() && now >= self.retry_at {
@@ -159,14 +163,18 @@ impl Keeper {
         };
         self.opening = None;
         match attached {
-            Ok(()) => self.attached_at = Some(inner.now()),
+            Ok(true) => {
+                self.attached_at = Some(inner.now());
+                self.is_explained = false;
+            }
+            Ok(false) => {}
             Err(err) => self.failed(&err),
         }
     }
 
     fn failed(&mut self, err: &Error) {
         self.failures += 1;
-        if self.failures == 1 || err.kind() == ErrorKind::Changed {
+        if !std::mem::replace(&mut self.is_explained, true) || err.kind() == ErrorKind::Changed {
             let (server, queue) = (self.inner.uri(), self.index);
             tracing::warn!(%server, queue, error = err.chain(), "NBD connection cannot be made again yet");
         }
@@ -192,11 +200,12 @@ impl Keeper {
         })
     }
 
-    async fn attach(&mut self, opened: Opened, made: Made) -> Result<(), Error> {
+    /// Puts a connection in use, or leaves it; says which.
+    async fn attach(&mut self, opened: Opened, made: Made) -> Result<bool, Error> {
         let dialect = Dialect::from(&opened.negotiated);
         if !self.is_wanted() {
             opened.leave().await;
-            return Ok(());
+            return Ok(false);
         }
         let fd = Watch::new(opened.fd, BOTH_WAYS).map_err(|err| {
             Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
@@ -214,11 +223,14 @@ impl Keeper {
         if let Some(channel) = unused {
             channel.leave(dialect.style);
         }
-        if let Some(Some(id)) = attached {
-            let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
-            tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
+        let Some(Some(id)) = attached else { return Ok(false) };
+        if made == Made::Later {
+            let (server, queue) = (&self.target.uri, self.index);
+            tracing::info!(%server, queue, "NBD connection made again");
         }
-        Ok(())
+        let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
+        tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());
+        Ok(true)
     }
 
     /// Whether a connection to the target that was opened is still to be used.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Bio, Op, Sector, Status};
 use blockyard_driver_nbd::{Backoff, NbdConfig};
@@ -79,8 +79,8 @@ fn a_flush_by_a_new_connection_says_nothing_of_one_whose_server_may_be_gone() {
     );
     let disk = attach(
         NbdConfig {
-            timeout: Duration::from_millis(300),
-            fence_timeout: Duration::from_millis(300),
+            timeout: Duration::from_millis(100),
+            dead_conn_timeout: Duration::from_millis(300),
             ..config(&place, 2)
         },
         2,
@@ -90,7 +90,9 @@ fn a_flush_by_a_new_connection_says_nothing_of_one_whose_server_may_be_gone() {
     assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
     make_anew(&disk, &server);
     // It covers no write of the second one, as that has not shown that it lives.
-    assert_eq!(disk.run(Bio::flush()).status(), Status::Io);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Transport);
+    server.hang_up(1);
+    until("it is known to be lost", || disk.run(Bio::flush()).status() == Status::Io);
 }
 
 #[test]
@@ -143,4 +145,86 @@ fn flushes_that_overlap_cover_what_came_before_each() {
     server.until_asked(Command::Flush, 3);
     server.release(1);
     assert_eq!(last.recv_timeout(PATIENCE).unwrap().status(), Status::Ok, "all was flushed");
+}
+
+fn holds_flushes() -> impl Fn(&common::fake::Manner, usize, &blockyard_nbd::wire::Request) -> Then {
+    |_, number, request| match (number, request.command) {
+        (0, Command::Flush) => Then::Holds,
+        _ => Then::Answers,
+    }
+}
+
+#[test]
+fn a_slow_flush_costs_nothing_once_it_is_answered() {
+    let place = Place::new();
+    let server = Fake::scripted(&place.path("s"), |_| USUAL, holds_flushes());
+    let (timeout, fence_timeout) = (Duration::from_millis(100), Duration::from_millis(100));
+    let disk = attach(NbdConfig { timeout, fence_timeout, ..config(&place, 1) }, 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    let begun = Instant::now();
+    let flush = disk.submit(0, Bio::flush());
+    // Another connection is made, and asked something for as long as the first could be given up.
+    until("the fence could have fallen", || {
+        assert_eq!(disk.read(0, 512), Ok(vec![7; 512]));
+        !server.asked(1).is_empty() && begun.elapsed() > 10 * timeout + 2 * fence_timeout
+    });
+    server.release(0);
+    assert_eq!(flush.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+}
+
+#[test]
+fn a_flush_that_is_never_answered_fails_and_costs_no_other() {
+    let place = Place::new();
+    let server = Fake::scripted(&place.path("s"), |_| USUAL, holds_flushes());
+    let config = NbdConfig {
+        timeout: Duration::from_millis(100),
+        fence_timeout: Duration::from_millis(100),
+        dead_conn_timeout: Duration::from_millis(200),
+        ..config(&place, 1)
+    };
+    let disk = attach(config, 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Transport);
+    server.release(0);
+    until("it is answered", || disk.run(Bio::flush()).status() == Status::Ok);
+}
+
+#[test]
+fn a_server_that_was_left_and_is_lost_unflushed_is_forgiven_nothing() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::scripted(
+        &place.path("s"),
+        |_| USUAL,
+        |_, _, request| {
+            if request.command == Command::Flush { Then::HangsUp } else { Then::Answers }
+        },
+    );
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(NbdConfig { trust_server: true, ..config(&place, 1) }, 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    assert_eq!(old.left(), (0, Left::ByUs));
+    assert_eq!(disk.read(0, 512), Ok(vec![7; 512]));
+    for _ in 0..2 {
+        assert_eq!(disk.run(Bio::flush()).status(), Status::Io, "once and for all");
+    }
+}
+
+#[test]
+fn a_new_server_is_used_once_the_old_one_is_flushed() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::scripted(&place.path("s"), |_| USUAL, holds_flushes());
+    let new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(config(&place, 1), 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    old.until_asked(Command::Flush, 1);
+    let end = disk.submit(0, write(0, &[2; 4096]));
+    assert!(end.recv_timeout(Duration::from_millis(300)).is_err(), "the new one was asked");
+    assert_eq!(new.asked(0), []);
+    old.release(0);
+    assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    assert_eq!(new.asked(0), [Command::Write]);
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
 }

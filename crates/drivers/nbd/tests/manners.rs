@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Bio, Op, Sector, Status};
 use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
-use blockyard_nbd::wire::{Command, HeaderStyle, TransmissionFlags};
+use blockyard_nbd::wire::{Command, ErrorCode, HeaderStyle, TransmissionFlags};
 use common::fake::{Fake, Left, Manner, Then, USUAL};
 use common::{
     Attached, PATIENCE, Place, attach, attach_with_a_late_thread, try_attach, unix, until, write,
@@ -248,4 +248,71 @@ fn a_server_that_cannot_stand_for_the_disk_is_named() {
     assert_eq!(err.kind(), ErrorKind::Changed);
     let named = other.path("s").display().to_string();
     assert!(err.to_string().contains(&named), "{named}: {}", err.chain());
+}
+
+#[test]
+fn a_server_that_goes_down_refuses_each_connection_and_fails_no_request() {
+    let place = Place::new();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let server = Fake::start(&place.path("s"), move |number| {
+        // It is started anew once it has seen all connections end.
+        if number == 6 {
+            let _ = wait.recv_timeout(PATIENCE);
+        }
+        let goes_down = Then::Fails(ErrorCode::ESHUTDOWN);
+        Manner { then: if number < 6 { goes_down } else { Then::Answers }, ..USUAL }
+    });
+    let disk = attach(patient(&place, 6), 6);
+    until("all are up", || disk.nbd.connected() == 6);
+    let read = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+    for _ in 0..6 {
+        assert_eq!(server.left().1, Left::Disconnected);
+    }
+    drop(go_on);
+    assert_eq!(read.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    (0..6).for_each(|cpu| works_on(&disk, cpu));
+}
+
+#[test]
+fn a_server_that_is_always_going_down_is_waited_for_no_longer_than_any() {
+    let place = Place::new();
+    let goes_down = Then::Fails(ErrorCode::ESHUTDOWN);
+    let _server = Fake::start(&place.path("s"), move |_| Manner { then: goes_down, ..USUAL });
+    let wait = Duration::from_millis(200);
+    let disk = attach(NbdConfig { dead_conn_timeout: wait, ..patient(&place, 2) }, 2);
+    let begun = Instant::now();
+    assert!(disk.read(0, 512).is_err());
+    assert!(begun.elapsed() >= wait / 2, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_a_server_that_is_left_still_answers_is_waited_for() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::start(&place.path("s"), |_| Manner { then: Then::Holds, ..USUAL });
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let config = NbdConfig { dead_conn_timeout: Duration::ZERO, ..patient(&place, 1) };
+    let disk = attach(config, 1);
+    until("it is up", || disk.nbd.connected() == 1);
+    let ends = [Bio::new(Op::Read, Sector(0), 512), write(4096, &[1; 512])];
+    let ends = ends.map(|bio| disk.submit(0, bio));
+    old.until_asked(Command::Read, 1);
+    old.until_asked(Command::Write, 1);
+    disk.block_on(disk.nbd.reconfigure(quick(&other, 1).uri)).unwrap();
+    old.release(0);
+    for end in ends {
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    }
+}
+
+#[test]
+fn a_server_that_is_left_and_falls_silent_is_asked_no_more() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::start(&place.path("s"), |_| Manner { then: Then::IsSilent, ..USUAL });
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(quick(&place, 1), 1);
+    let read = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+    old.until_asked(Command::Read, 1);
+    disk.block_on(disk.nbd.reconfigure(quick(&other, 1).uri)).unwrap();
+    assert_eq!(read.recv_timeout(PATIENCE / 2).unwrap().status(), Status::Ok);
+    assert_eq!(old.left(), (0, Left::Disconnected));
 }

@@ -143,7 +143,7 @@ fn config(setup: Setup) -> NbdConfig {
     NbdConfig {
         connections: Some(setup.queues),
         timeout: Duration::from_millis(500),
-        dead_conn_timeout: Duration::from_secs(4),
+        dead_conn_timeout: Duration::from_secs(10),
         fence_timeout: setup.fence_timeout,
         trust_server: setup.trusting,
         backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(200) },
@@ -281,6 +281,9 @@ impl World {
             // While old connections are still waited for.
             if step < PEACE / 3 && self.out.len() < MOST_OUT && self.dice.one_in(20) {
                 self.submit();
+            }
+            if step == PEACE / 2 {
+                self.give_up_the_deaf();
             }
             self.step(PEACEFUL).await?;
         }
@@ -605,6 +608,19 @@ impl World {
         if let Some(handle) = self.nbd.inner.handles().nth(at) {
             handle.with(|hctx| {
                 if let Some(id) = hctx.queue.live().map(|conn| conn.id) {
+                    hctx.lost(id, Some(io::ErrorKind::TimedOut.into()));
+                }
+            });
+        }
+    }
+
+    /// The network gives up what it has heard nothing on: all that are waited for, as others have answered by now.
+    fn give_up_the_deaf(&self) {
+        for handle in self.nbd.inner.handles() {
+            handle.with(|hctx| {
+                let live = hctx.queue.live().map(|conn| conn.id);
+                let ids: Vec<_> = hctx.queue.conns.iter().map(|conn| conn.id).collect();
+                for id in ids.into_iter().filter(|id| Some(*id) != live) {
                     hctx.lost(id, Some(io::ErrorKind::TimedOut.into()));
                 }
             });
