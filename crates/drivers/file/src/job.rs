@@ -11,6 +11,7 @@ use blockyard_blkmq::{Flags, Op, Request, SECTOR_SIZE, Status};
 use blockyard_buf::{Pool, Segment, Segments, copy_segments};
 use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use crate::driver::File;
 use crate::extents::{data_from, in_blocks};
@@ -144,10 +145,12 @@ impl Context {
         self.health.cut_at() >= promised
     }
 
-    /// Bytes in a regular file, now.
+    /// Bytes in a regular file, as far as this kernel knows: to ask whoever has it, over a network perhaps, may take long, and a queue
+    /// thread waits for nothing.
     fn size_of_file(&self) -> Option<u64> {
         let file = self.file.as_ref().filter(|_| !self.is_block_device)?;
-        rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok())
+        let as_known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        statx(file, "", as_known, StatxFlags::SIZE).ok().map(|stat| stat.stx_size)
     }
 }
 
