@@ -94,6 +94,8 @@ pub(crate) struct Job {
     is_cut: bool,
     /// Of several bios the first alone, as memory of one of them is gone.
     is_alone: bool,
+    /// Less than a block of what comes next has moved: it is tried once more.
+    was_short: bool,
     /// Bytes that are done.
     done: u64,
     /// Memory of ours that is read into, or written from, if it is not the request's own.
@@ -128,11 +130,13 @@ pub(crate) enum Next {
 }
 
 impl Context {
-    /// A read or write came to the end of the file before it was through: at `offset`, or before.
-    fn ended_early(&self, offset: u64) -> Status {
-        let size = self.size_of_file();
-        self.health.was_cut(size.map_or(offset, |size| size.min(offset)), self.is_block_device);
-        Status::Io
+    /// A read or write of those bytes stopped before it was through. Says whether it came to the end of what there is: storage may
+    /// take less than it is given for other reasons, and only the size tells.
+    fn was_cut(&self, range: Range<u64>) -> bool {
+        let end = if self.is_block_device { Some(range.start) } else { self.size_of_file() };
+        let Some(end) = end.filter(|end| *end < range.end) else { return false };
+        self.health.was_cut(end, self.is_block_device);
+        true
     }
 
     /// Whether the file is all there, as far as can be told: if it is not, what was written past its end is gone, however well it
@@ -173,6 +177,7 @@ impl Job {
             was_buffered: false,
             is_cut: false,
             is_alone,
+            was_short: false,
             done: 0,
             ours: None,
             rq,
@@ -371,11 +376,18 @@ impl Job {
     fn moved(mut self, operation: Operation, moved: usize, context: &Context) -> Next {
         // Direct I/O goes on from an aligned offset only.
         let align = if self.is_buffered { 1 } else { context.offset_align };
-        let moved = moved - moved % align;
+        let part = moved % align;
+        let moved = moved - part;
         if moved == 0 {
-            let status = context.ended_early(self.rq.offset() + self.done);
-            return self.end(status);
+            let is_again = std::mem::replace(&mut self.was_short, true);
+            let left = self.rq.offset() + self.done..self.rq.offset() + self.len;
+            if context.was_cut(left) || part == 0 || is_again {
+                return self.end(Status::Io);
+            }
+            // What keeps the rest of the block from moving is said when it is tried again.
+            return Next::Do(operation, self);
         }
+        self.was_short = false;
         self.done += moved as u64;
         if self.done == self.len {
             // Ours is dropped first, so that the reader has the only reference.

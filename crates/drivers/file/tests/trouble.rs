@@ -182,6 +182,25 @@ fn memory_that_is_gone_fails_its_owner_alone() {
     }
 }
 
+/// Storage that takes less of a write than a block, and has no room for the rest, has lost nothing.
+#[test]
+fn a_write_that_stops_within_a_block_fails_alone() {
+    for engine in [Engine::Uring, Engine::Threads] {
+        let fs = Faulty::new(MIB as usize);
+        let config = FileConfig { engine, direct: true, ..FileConfig::new(fs.file()) };
+        let disk = open(&config).unwrap();
+        fs.cut_write(300);
+        // The kernel may try the rest through its page cache.
+        fs.fail(Call::Write, Errno::ENOSPC, 8);
+        assert_eq!(disk.write(8192, vec![1; 4096]), Status::NoSpace, "{engine:?}");
+        fs.succeed(Call::Write);
+        assert_eq!(disk.read(MIB - 4096, 4096), vec![0; 4096], "{engine:?}");
+        assert_eq!(disk.write(8192, vec![2; 4096]), Status::Ok, "{engine:?}");
+        assert_eq!(disk.read(8192, 4096), vec![2; 4096], "{engine:?}");
+        assert_eq!(disk.flush(), Status::Ok, "{engine:?}");
+    }
+}
+
 #[test]
 fn a_file_that_refuses_to_have_a_hole_punched_has_none() {
     for errno in [Errno::ENOSPC, Errno::EINVAL, Errno::EIO, Errno::ENOSYS] {
