@@ -92,7 +92,7 @@ pub(crate) struct Job {
     was_buffered: bool,
     /// What is behind `len` was cut off from the file: it fails.
     is_cut: bool,
-    /// Of several bios the first alone, as memory of one of them is gone.
+    /// Of several bios the first alone, as memory of one of them is gone, or what one of them reads.
     is_alone: bool,
     /// Less than a block of what comes next has moved: it is tried once more.
     was_short: bool,
@@ -187,7 +187,13 @@ impl Job {
             return job.end(Status::OutOfRange);
         }
         let padded_to = asked;
-        if !job.stay_before_the_cut(context) {
+        let is_there = job.stay_before_the_cut(context);
+        let first = job.rq.cur_bytes();
+        if job.is_cut && job.rq.op() == Op::Read && first < asked {
+            // What was merged with it may be there.
+            return Self::begin(job.rq, first, context);
+        }
+        if !is_there {
             return job.end(Status::Io);
         }
         let range = job.range();
@@ -421,6 +427,9 @@ impl Job {
         }
         if self.is_alone {
             let bytes = self.rq.cur_bytes();
+            if let Some(ours) = self.ours.take().filter(|_| self.rq.op() == Op::Read) {
+                self.rq.deliver(ours.slice(0, usize::try_from(bytes).unwrap_or(usize::MAX)));
+            }
             return Self::go_on(self.rq.update(Status::Ok, bytes), context);
         }
         if self.rq.op() == Op::Read
@@ -435,7 +444,7 @@ impl Job {
         }
     }
 
-    /// The bios that are left of a request of which memory is gone, the first of them next.
+    /// The bios that are left of a request that is carried out one by one, the first of them next.
     fn go_on(rest: Option<Request<File>>, context: &Context) -> Next {
         rest.map_or(Next::Ended, |rq| {
             let len = rq.cur_bytes();
