@@ -28,6 +28,8 @@ const ZERO_CHUNK: u64 = 4 << 20;
 /// What all jobs of a file need to know of it.
 pub(crate) struct Context {
     pub(crate) is_block_device: bool,
+    /// Bytes of what is zeroed and discarded at least: a block of a device, a byte of a file.
+    pub(crate) block: u64,
     /// It, where its size is to be asked for.
     pub(crate) file: Option<Arc<OwnedFd>>,
     /// Bytes of the disk. What lies past them in its last block is padding: it reads as zeroes, and is never written. It changes
@@ -53,6 +55,7 @@ impl Context {
     pub(crate) fn of(path: PathBuf, size: u64) -> Self {
         Self {
             is_block_device: false,
+            block: 1,
             file: None,
             size: AtomicU64::new(size),
             buffered: None,
@@ -130,8 +133,8 @@ pub(crate) enum Next {
 }
 
 impl Context {
-    /// A read or write of those bytes stopped before it was through. Says whether it came to the end of what there is: storage may
-    /// take less than it is given for other reasons, and only the size tells.
+    /// A read or write of those bytes stopped before it was through. Says whether it came to the end of what there is: storage
+    /// may take less than it is given for other reasons, and only the size tells.
     fn was_cut(&self, range: Range<u64>) -> bool {
         let end = if self.is_block_device { Some(range.start) } else { self.size_of_file() };
         let Some(end) = end.filter(|end| *end < range.end) else { return false };
@@ -149,8 +152,8 @@ impl Context {
         self.health.cut_at() >= promised
     }
 
-    /// Bytes in a regular file, as far as this kernel knows: to ask whoever has it, over a network perhaps, may take long, and a queue
-    /// thread waits for nothing.
+    /// Bytes in a regular file, as far as this kernel knows: to ask whoever has it, over a network perhaps, may take long, and a
+    /// queue thread waits for nothing.
     fn size_of_file(&self) -> Option<u64> {
         let file = self.file.as_ref().filter(|_| !self.is_block_device)?;
         let as_known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
@@ -188,9 +191,9 @@ impl Job {
         }
         let padded_to = asked;
         let is_there = job.stay_before_the_cut(context);
-        let first = job.rq.cur_bytes();
-        if job.is_cut && job.rq.op() == Op::Read && first < asked {
+        if job.is_cut && job.rq.op() == Op::Read && job.rq.cur_bytes() < asked {
             // What was merged with it may be there.
+            let first = job.rq.cur_bytes();
             return Self::begin(job.rq, first, context);
         }
         if !is_there {
@@ -204,7 +207,14 @@ impl Job {
             }
             Op::Write => job.write(context),
             Op::Flush => return job.sync(context),
-            Op::Discard if context.is_block_device => Operation::Discard { range },
+            Op::Discard if context.is_block_device => {
+                // What is left of the last block may stay as it is.
+                let range = job.whole_blocks(context);
+                if range.is_empty() {
+                    return job.end(Status::Ok);
+                }
+                Operation::Discard { range }
+            }
             Op::Discard => Operation::Allocate { mode: Allocate::PunchHole, range },
             Op::WriteZeroes => return job.zero(context),
             Op::BlockStatus => {
@@ -249,6 +259,12 @@ impl Job {
 
     fn range(&self) -> Range<u64> {
         self.rq.offset()..self.rq.offset() + self.len
+    }
+
+    /// Of its range, what a device can zero and discard: an end that is shown within a block is not its own.
+    fn whole_blocks(&self, context: &Context) -> Range<u64> {
+        let Range { start, end } = self.range();
+        start..start + (end - start) / context.block * context.block
     }
 
     fn is_durable(&self) -> bool {
@@ -354,6 +370,10 @@ impl Job {
         let can_zero = !context.no_zero_range.load(Ordering::Relaxed);
         let can_punch = !context.no_punch_hole.load(Ordering::Relaxed);
         let keep = self.rq.flags().contains(Flags::NOUNMAP);
+        let range = self.whole_blocks(context);
+        if range.is_empty() {
+            return self.write_zeroes(context);
+        }
         let mode = if can_zero && (keep || !can_punch) {
             self.step = Step::ZeroRange;
             Allocate::ZeroRange
@@ -363,10 +383,15 @@ impl Job {
         } else if self.rq.flags().contains(Flags::NOFALLBACK) {
             return self.end(Status::NotSupported);
         } else {
-            self.step = Step::Transfer;
-            return Next::Do(self.zeroes(context), self);
+            return self.write_zeroes(context);
         };
-        Next::Do(Operation::Allocate { mode, range: self.range() }, self)
+        Next::Do(Operation::Allocate { mode, range }, self)
+    }
+
+    /// What is left of it becomes zeroes by being written.
+    fn write_zeroes(mut self, context: &Context) -> Next {
+        self.step = Step::Transfer;
+        Next::Do(self.zeroes(context), self)
     }
 
     /// Zeroes for the next part of what is left.
@@ -484,8 +509,16 @@ impl Job {
                 in_blocks(&found, block, |extent| self.rq.push_extent(extent));
                 self.end(Status::Ok)
             }
+            (Step::ZeroRange | Step::PunchHole | Step::Reserve, _) => self.zeroed(context),
             _ => self.finish(context),
         }
+    }
+
+    /// The whole blocks of it are zeroes; the rest of the last one is written.
+    fn zeroed(mut self, context: &Context) -> Next {
+        let Range { start, end } = self.whole_blocks(context);
+        self.done = end - start;
+        if self.done < self.len { self.write_zeroes(context) } else { self.finish(context) }
     }
 
     /// All is done; what has no durable form of its own is made durable by a sync.
@@ -522,7 +555,7 @@ impl Job {
                 return self.zero(context);
             }
             // The zeroes are there; that their space is not kept is no harm where it cannot be.
-            Step::Reserve if is_not_supported(err) => return self.finish(context),
+            Step::Reserve if is_not_supported(err) => return self.zeroed(context),
             _ => {}
         }
         match operation {
