@@ -229,3 +229,27 @@ fn a_flush_does_not_wait_for_the_size_of_a_file_on_the_network() {
         assert_eq!((ended, fs.seen(Call::Attr)), (Ok(Status::Ok), asked), "{engine:?}");
     }
 }
+
+#[test]
+fn a_disk_is_used_while_its_file_grows() {
+    for engine in ENGINES {
+        let fs = Faulty::new(MIB);
+        let disk = disk(&fs.file(), engine);
+        let held = fs.hold(Call::Sync);
+        let synced = fs.seen(Call::Sync);
+        std::thread::scope(|scope| {
+            let resize = scope.spawn(|| disk.disk.resize(Sector(2 * MIB as u64 / 512)));
+            fs.wait_for(Call::Sync, synced + 1);
+            let (tell, told) = mpsc::channel();
+            let read = Bio::new(Op::Read, Sector(0), 4096);
+            let end = move |bio: Box<Bio>| tell.send(bio.status()).unwrap_or(());
+            disk.bdev.submit(0, read.on_end(Arc::new(end)));
+            let ended = told.recv_timeout(Duration::from_secs(10));
+            drop(held);
+            resize.join().unwrap().unwrap();
+            assert_eq!(ended, Ok(Status::Ok), "{engine:?}");
+        });
+        assert_eq!(fs.durable().len(), 2 * MIB);
+        assert_eq!(disk.write(2 * MIB as u64 - 4096, vec![1; 4096]), Status::Ok);
+    }
+}
