@@ -212,6 +212,28 @@ fn a_request_that_is_lost_before_it_is_begun_does_not_begin() {
     }
 }
 
+/// The end of a header is gone, and the sector with it: what is left, with zeroes, is another write.
+#[test]
+fn a_request_whose_header_is_lost_in_part_does_not_come_to_the_disk() {
+    let slow = Slow::new();
+    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let driver = FrontEnd::started(&served.socket(), FEATURES);
+    let (header, data) = (MEMORY / 2 - 8, MEMORY / 4);
+    driver.bytes(data, 4096).copy_from(&[7; 4096]);
+    driver.header(header, OUT, 64);
+    driver.bytes(DATA, 1).copy_from(&[0xff]);
+    driver.descriptor(0, 0, header, 16, NEXT, 1);
+    driver.descriptor(0, 1, data, 4096, NEXT, 2);
+    driver.descriptor(0, 2, DATA, 1, WRITE, 0);
+    driver.shrink(MEMORY / 2);
+    driver.offer(0, 0);
+    driver.kick(0);
+    assert!(driver.is_hung_up_on());
+    assert!(slow.state.lock().unwrap().waiting.is_empty());
+    assert_eq!(driver.used_index(0), 0);
+    assert_eq!(driver.bytes(DATA, 1).to_vec(), [0xff], "nor is it answered");
+}
+
 /// The disk says no more than that it failed, where the kernel could not read the memory.
 #[test]
 fn memory_that_a_disk_could_not_use_is_found_to_be_gone() {
