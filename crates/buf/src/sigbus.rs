@@ -201,8 +201,9 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let replaced = match code {
         BUS_ADRERR => replace(address, Extent::ToTheEnd),
-        // What is behind a broken page is as good as it was.
-        BUS_MCEERR_AR | BUS_MCEERR_AO => replace(address, Extent::OnePage),
+        // What is behind a broken page is as good as it was. One that nobody touches stays (`BUS_MCEERR_AO`): nobody keeps its
+        // mapping either, and whatever is at the address when this comes would be replaced.
+        BUS_MCEERR_AR => replace(address, Extent::OnePage),
         _ => false,
     };
     if !replaced {
