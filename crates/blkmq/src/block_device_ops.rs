@@ -48,15 +48,20 @@ pub trait BlockDeviceOps: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Makes room for a new size in bytes, before the disk has it.
+    /// Makes room for a new size in bytes, or says that it cannot be. The disk is used meanwhile, with the size that it has, so
+    /// that this may take long.
     ///
     /// # Errors
     /// [`ErrorKind::NotSupported`] where the size is not this side's to choose, or whatever keeps it from being made:
     /// [`Disk::whole_blocks`] where the driver has no others.
-    fn resize(&self, disk: &Disk, _to: u64) -> Result<()> {
+    fn prepare_resize(&self, disk: &Disk, _to: u64) -> Result<()> {
         let what = format!("the size of {} is not ours to choose", disk.name());
         Err(Error::new(ErrorKind::NotSupported, what))
     }
+
+    /// The disk gets the size in bytes that it was [prepared](Self::prepare_resize) for. Nothing is out, and everybody waits:
+    /// there is nothing left to do that takes long or may fail.
+    fn resize(&self, _disk: &Disk, _to: u64) {}
 
     /// Unlocks sectors that the disk hides, as a host protected area: called if partitions reach past its end.
     /// Says the size after that.

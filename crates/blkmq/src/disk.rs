@@ -303,8 +303,8 @@ impl Disk {
         Ok(changed.then_some(Event::Resized { from, to: capacity }))
     }
 
-    /// Has the driver make room for a new size, then takes it as [`Disk::set_capacity`] does. Nothing is out meanwhile: it blocks
-    /// until what is has ended.
+    /// Has the driver make room for a new size, then takes it as [`Disk::set_capacity`] does. Nothing is out when it does: it
+    /// blocks until what is has ended.
     ///
     /// # Errors
     /// What the driver says, [`ErrorKind::Invalid`] for a size that is no multiple of the logical block, and the errors
@@ -322,11 +322,13 @@ impl Disk {
         // One at a time: of two, the driver and the block layer would each take another for the last.
         let _resizing = self.resizing.lock();
         let (capacity, tail_padding) = self.limits().logical_block_size.padded(to);
+        Size::new(&self.name, capacity, tail_padding, &self.limits())?;
+        self.ops.prepare_resize(self, to)?;
         // What is padding and what is the disk's changes for the block that was the last, while the driver and the block layer
         // would each have another end: a write of that block must be before all of it, or after.
         self.queue.freeze();
-        let resized = self.ops.resize(self, to);
-        let resized = resized.and_then(|()| self.change_size(capacity, tail_padding));
+        self.ops.resize(self, to);
+        let resized = self.change_size(capacity, tail_padding);
         self.queue.unfreeze();
         // Whoever is told may wait for I/O, as a kernel that freezes its own queue.
         resized?.into_iter().for_each(|event| self.notify(event));

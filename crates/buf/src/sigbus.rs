@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
 use rustix::process::{Resource, getrlimit};
 
@@ -200,8 +201,9 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let replaced = match code {
         BUS_ADRERR => replace(address, Extent::ToTheEnd),
-        // What is behind a broken page is as good as it was.
-        BUS_MCEERR_AR | BUS_MCEERR_AO => replace(address, Extent::OnePage),
+        // What is behind a broken page is as good as it was. One that nobody touches stays (`BUS_MCEERR_AO`): nobody keeps its
+        // mapping either, and whatever is at the address when this comes would be replaced.
+        BUS_MCEERR_AR => replace(address, Extent::OnePage),
         _ => false,
     };
     if !replaced {
@@ -219,7 +221,8 @@ enum Extent {
 
 /// Asks the kernel whether all of some memory can be read, or read and written, as it would for a system call that uses it: for
 /// those to whom it has said that something is wrong with memory (`EFAULT`), or with whatever. A shared mapping is lost from the
-/// first page that cannot. Says whether any was lost.
+/// first page that cannot. Says whether any was lost. Memory that is there, or can be, is brought in: how much of it is for the
+/// caller to limit.
 #[must_use]
 pub fn probe(address: usize, len: usize, access: Access) -> bool {
     // Linux 5.14. What is not in a file any more, or not to be had for lack of space, is an error, and no signal (madvise(2)).
@@ -229,7 +232,9 @@ pub fn probe(address: usize, len: usize, access: Access) -> bool {
     };
     let is_there = |start: usize, len: usize| {
         // SAFETY: the advice brings pages in, and changes nothing of what is in them.
-        unsafe { madvise(std::ptr::with_exposed_provenance_mut(start), len, advice) }.is_ok()
+        let done = unsafe { madvise(std::ptr::with_exposed_provenance_mut(start), len, advice) };
+        // Other errors are of the kernel, which does not know the advice or has no memory now, and say nothing of this.
+        !matches!(done, Err(Errno::FAULT | Errno::HWPOISON))
     };
     let start = address - address % crate::PAGE_SIZE;
     let end = address.saturating_add(len);

@@ -115,10 +115,11 @@ impl Signaller {
             ..Iocb::default()
         };
         let mut list = [&raw mut operation];
+        let one: libc::c_long = 1;
         // SAFETY: the list and the operation live until the call returns, and the kernel needs neither later: it reads no bytes
         // into no buffer. The context is one of io_setup(2).
         let taken =
-            unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, list.as_mut_ptr()) };
+            unsafe { libc::syscall(libc::SYS_io_submit, self.context, one, list.as_mut_ptr()) };
         taken == 1
     }
 

@@ -400,9 +400,12 @@ fn a_disk_that_can_make_nothing_durable_says_so() {
 struct Sizer(Arc<Script>, mpsc::Sender<usize>);
 
 impl BlockDeviceOps for Sizer {
-    fn resize(&self, _disk: &Disk, _to: u64) -> Result<()> {
-        self.1.send(self.0.out()).unwrap();
+    fn prepare_resize(&self, _disk: &Disk, _to: u64) -> Result<()> {
         Ok(())
+    }
+
+    fn resize(&self, _disk: &Disk, _to: u64) {
+        self.1.send(self.0.out()).unwrap();
     }
 }
 
@@ -454,6 +457,26 @@ fn nothing_is_out_while_a_disk_gets_another_size() {
     assert_eq!((disk.size_bytes(), ends.count()), (32 * 512, 1));
     rig.layer.del_disk(&disk);
     drop((watchdog, bdev, disk, listener));
+    rig.tear_down();
+}
+
+/// A size that cannot be stops nobody: what is out may take long.
+#[test]
+fn a_resize_that_cannot_be_does_not_wait_for_what_is_out() {
+    let rig = rig(4, Config::default());
+    rig.submit(0, Bio::new(Op::WriteZeroes, Sector(0), 512));
+    assert_eq!(rig.script.out(), 1);
+    std::thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
+        let disk = &rig.disk;
+        scope.spawn(move || {
+            let refused = disk.resize_bytes(32 * 512).map_err(|err| err.kind());
+            tell.send(refused).unwrap();
+        });
+        let refused = told.recv_timeout(Duration::from_secs(10));
+        rig.script.finish_all();
+        assert_eq!(refused, Ok(Err(ErrorKind::NotSupported)));
+    });
     rig.tear_down();
 }
 

@@ -308,6 +308,11 @@ fn broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place() {
         alone("broken_hardware_that_nobody_has_touched_leaves_the_handler_in_place", || {
             lose_memory();
             raise(BUS_MCEERR_AO, 0x1000);
+            let (view, _file) = guest();
+            view.write(0, b"here").unwrap();
+            let part = view.memory().user_range(0x7000_0000, 4).unwrap();
+            raise(BUS_MCEERR_AO, part.as_ptr().addr());
+            assert!(!part.is_lost() && part.to_vec() == b"here", "whose it is is not known");
             lose_memory();
         });
     assert!(status.success(), "{status:?}");

@@ -45,6 +45,7 @@ impl File {
         let opened = open(config)?;
         let engine = engine(config, uring::available)?;
         let limits = limits(config, &opened)?;
+        let block = if opened.is_block_device { limits.logical_block_size.bytes() } else { 1 };
         let info = Info {
             size: opened.size,
             capacity: limits.logical_block_size.padded(opened.size).0,
@@ -59,6 +60,7 @@ impl File {
         };
         let context = Context {
             is_block_device: opened.is_block_device,
+            block: block.into(),
             memory_align: align(|alignment| alignment.memory),
             offset_align: align(|alignment| alignment.offset),
             page: (rustix::param::page_size() as u64)

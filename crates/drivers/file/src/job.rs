@@ -11,6 +11,7 @@ use blockyard_blkmq::{Flags, Op, Request, SECTOR_SIZE, Status};
 use blockyard_buf::{Pool, Segment, Segments, copy_segments};
 use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use crate::driver::File;
 use crate::extents::{data_from, in_blocks};
@@ -27,6 +28,8 @@ const ZERO_CHUNK: u64 = 4 << 20;
 /// What all jobs of a file need to know of it.
 pub(crate) struct Context {
     pub(crate) is_block_device: bool,
+    /// Bytes of what is zeroed and discarded at least: a block of a device, a byte of a file.
+    pub(crate) block: u64,
     /// It, where its size is to be asked for.
     pub(crate) file: Option<Arc<OwnedFd>>,
     /// Bytes of the disk. What lies past them in its last block is padding: it reads as zeroes, and is never written. It changes
@@ -52,6 +55,7 @@ impl Context {
     pub(crate) fn of(path: PathBuf, size: u64) -> Self {
         Self {
             is_block_device: false,
+            block: 1,
             file: None,
             size: AtomicU64::new(size),
             buffered: None,
@@ -91,8 +95,10 @@ pub(crate) struct Job {
     was_buffered: bool,
     /// What is behind `len` was cut off from the file: it fails.
     is_cut: bool,
-    /// Of several bios the first alone, as memory of one of them is gone.
+    /// Of several bios the first alone, as memory of one of them is gone, or what one of them reads.
     is_alone: bool,
+    /// Less than a block of what comes next has moved: it is tried once more.
+    was_short: bool,
     /// Bytes that are done.
     done: u64,
     /// Memory of ours that is read into, or written from, if it is not the request's own.
@@ -127,11 +133,13 @@ pub(crate) enum Next {
 }
 
 impl Context {
-    /// A read or write came to the end of the file before it was through: at `offset`, or before.
-    fn ended_early(&self, offset: u64) -> Status {
-        let size = self.size_of_file();
-        self.health.was_cut(size.map_or(offset, |size| size.min(offset)), self.is_block_device);
-        Status::Io
+    /// A read or write of those bytes stopped before it was through. Says whether it came to the end of what there is: storage
+    /// may take less than it is given for other reasons, and only the size tells.
+    fn was_cut(&self, range: Range<u64>) -> bool {
+        let end = if self.is_block_device { Some(range.start) } else { self.size_of_file() };
+        let Some(end) = end.filter(|end| *end < range.end) else { return false };
+        self.health.was_cut(end, self.is_block_device);
+        true
     }
 
     /// Whether the file is all there, as far as can be told: if it is not, what was written past its end is gone, however well it
@@ -144,10 +152,12 @@ impl Context {
         self.health.cut_at() >= promised
     }
 
-    /// Bytes in a regular file, now.
+    /// Bytes in a regular file, as far as this kernel knows: to ask whoever has it, over a network perhaps, may take long, and a
+    /// queue thread waits for nothing.
     fn size_of_file(&self) -> Option<u64> {
         let file = self.file.as_ref().filter(|_| !self.is_block_device)?;
-        rustix::fs::fstat(file).ok().and_then(|stat| u64::try_from(stat.st_size).ok())
+        let as_known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        statx(file, "", as_known, StatxFlags::SIZE).ok().map(|stat| stat.stx_size)
     }
 }
 
@@ -170,6 +180,7 @@ impl Job {
             was_buffered: false,
             is_cut: false,
             is_alone,
+            was_short: false,
             done: 0,
             ours: None,
             rq,
@@ -179,7 +190,13 @@ impl Job {
             return job.end(Status::OutOfRange);
         }
         let padded_to = asked;
-        if !job.stay_before_the_cut(context) {
+        let is_there = job.stay_before_the_cut(context);
+        if job.is_cut && job.rq.op() == Op::Read && job.rq.cur_bytes() < asked {
+            // What was merged with it may be there.
+            let first = job.rq.cur_bytes();
+            return Self::begin(job.rq, first, context);
+        }
+        if !is_there {
             return job.end(Status::Io);
         }
         let range = job.range();
@@ -190,7 +207,14 @@ impl Job {
             }
             Op::Write => job.write(context),
             Op::Flush => return job.sync(context),
-            Op::Discard if context.is_block_device => Operation::Discard { range },
+            Op::Discard if context.is_block_device => {
+                // What is left of the last block may stay as it is.
+                let range = job.whole_blocks(context);
+                if range.is_empty() {
+                    return job.end(Status::Ok);
+                }
+                Operation::Discard { range }
+            }
             Op::Discard => Operation::Allocate { mode: Allocate::PunchHole, range },
             Op::WriteZeroes => return job.zero(context),
             Op::BlockStatus => {
@@ -235,6 +259,12 @@ impl Job {
 
     fn range(&self) -> Range<u64> {
         self.rq.offset()..self.rq.offset() + self.len
+    }
+
+    /// Of its range, what a device can zero and discard: an end that is shown within a block is not its own.
+    fn whole_blocks(&self, context: &Context) -> Range<u64> {
+        let Range { start, end } = self.range();
+        start..start + (end - start) / context.block * context.block
     }
 
     fn is_durable(&self) -> bool {
@@ -340,6 +370,10 @@ impl Job {
         let can_zero = !context.no_zero_range.load(Ordering::Relaxed);
         let can_punch = !context.no_punch_hole.load(Ordering::Relaxed);
         let keep = self.rq.flags().contains(Flags::NOUNMAP);
+        let range = self.whole_blocks(context);
+        if range.is_empty() {
+            return self.write_zeroes(context);
+        }
         let mode = if can_zero && (keep || !can_punch) {
             self.step = Step::ZeroRange;
             Allocate::ZeroRange
@@ -349,10 +383,15 @@ impl Job {
         } else if self.rq.flags().contains(Flags::NOFALLBACK) {
             return self.end(Status::NotSupported);
         } else {
-            self.step = Step::Transfer;
-            return Next::Do(self.zeroes(context), self);
+            return self.write_zeroes(context);
         };
-        Next::Do(Operation::Allocate { mode, range: self.range() }, self)
+        Next::Do(Operation::Allocate { mode, range }, self)
+    }
+
+    /// What is left of it becomes zeroes by being written.
+    fn write_zeroes(mut self, context: &Context) -> Next {
+        self.step = Step::Transfer;
+        Next::Do(self.zeroes(context), self)
     }
 
     /// Zeroes for the next part of what is left.
@@ -368,11 +407,18 @@ impl Job {
     fn moved(mut self, operation: Operation, moved: usize, context: &Context) -> Next {
         // Direct I/O goes on from an aligned offset only.
         let align = if self.is_buffered { 1 } else { context.offset_align };
-        let moved = moved - moved % align;
+        let part = moved % align;
+        let moved = moved - part;
         if moved == 0 {
-            let status = context.ended_early(self.rq.offset() + self.done);
-            return self.end(status);
+            let is_again = std::mem::replace(&mut self.was_short, true);
+            let left = self.rq.offset() + self.done..self.rq.offset() + self.len;
+            if context.was_cut(left) || part == 0 || is_again {
+                return self.end(Status::Io);
+            }
+            // What keeps the rest of the block from moving is said when it is tried again.
+            return Next::Do(operation, self);
         }
+        self.was_short = false;
         self.done += moved as u64;
         if self.done == self.len {
             // Ours is dropped first, so that the reader has the only reference.
@@ -406,6 +452,9 @@ impl Job {
         }
         if self.is_alone {
             let bytes = self.rq.cur_bytes();
+            if let Some(ours) = self.ours.take().filter(|_| self.rq.op() == Op::Read) {
+                self.rq.deliver(ours.slice(0, usize::try_from(bytes).unwrap_or(usize::MAX)));
+            }
             return Self::go_on(self.rq.update(Status::Ok, bytes), context);
         }
         if self.rq.op() == Op::Read
@@ -420,7 +469,7 @@ impl Job {
         }
     }
 
-    /// The bios that are left of a request of which memory is gone, the first of them next.
+    /// The bios that are left of a request that is carried out one by one, the first of them next.
     fn go_on(rest: Option<Request<File>>, context: &Context) -> Next {
         rest.map_or(Next::Ended, |rq| {
             let len = rq.cur_bytes();
@@ -460,8 +509,16 @@ impl Job {
                 in_blocks(&found, block, |extent| self.rq.push_extent(extent));
                 self.end(Status::Ok)
             }
+            (Step::ZeroRange | Step::PunchHole | Step::Reserve, _) => self.zeroed(context),
             _ => self.finish(context),
         }
+    }
+
+    /// The whole blocks of it are zeroes; the rest of the last one is written.
+    fn zeroed(mut self, context: &Context) -> Next {
+        let Range { start, end } = self.whole_blocks(context);
+        self.done = end - start;
+        if self.done < self.len { self.write_zeroes(context) } else { self.finish(context) }
     }
 
     /// All is done; what has no durable form of its own is made durable by a sync.
@@ -498,7 +555,7 @@ impl Job {
                 return self.zero(context);
             }
             // The zeroes are there; that their space is not kept is no harm where it cannot be.
-            Step::Reserve if is_not_supported(err) => return self.finish(context),
+            Step::Reserve if is_not_supported(err) => return self.zeroed(context),
             _ => {}
         }
         match operation {

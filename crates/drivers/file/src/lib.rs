@@ -30,13 +30,16 @@
 //!
 //! # What changes under it
 //!
-//! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too
-//! short. What others append to the file is not part of the disk before that. Nothing is out meanwhile.
+//! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too short,
+//! while the disk is used. What others append to the file is not part of the disk before that. Nothing is out when the disk
+//! gets its new size.
 //!
-//! A file that becomes shorter while it is a disk gives I/O errors past its new end, where its map says data, and one
-//! line in the log. A read finds it out, and so does a flush, which fails then: what was durable is gone. It stays so until the
-//! file is opened anew, or the disk is made as small as what is left, also if the file becomes longer again: it would be zeroes.
-//! A write past the new end that comes before anything else makes the file longer, and is not told from any other.
+//! A file that becomes shorter while it is a disk gives I/O errors past its new end, where its map says data, and one line in
+//! the log. A read finds it out, and so does a flush as soon as this kernel knows (a queue thread asks no server), which
+//! fails then: what was durable is gone. Only the file's size says so: storage that moves less than it is asked to fails that
+//! request. It stays so until the file is opened anew, or the disk is made as small as what is left, also if the file becomes
+//! longer again: it would be zeroes. A write past the new end that comes before anything else makes the file longer, and is
+//! not told from any other.
 //!
 //! # Memory that goes away
 //!

@@ -4,6 +4,8 @@
 mod common;
 
 use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
 use blockyard_buf::Segment;
@@ -206,5 +208,48 @@ fn a_read_outlives_the_thread_that_submitted_it() {
         assert_eq!(status(read), Status::Ok, "{engine:?}");
         drop(disk);
         drop(device);
+    }
+}
+
+/// What ends on a queue thread keeps every disk that it has: a file on the network is asked for nothing there.
+#[test]
+fn a_flush_does_not_wait_for_the_size_of_a_file_on_the_network() {
+    for engine in ENGINES {
+        let fs = Faulty::on_the_network(MIB);
+        let disk = disk(&fs.file(), engine);
+        assert_eq!(disk.write(0, vec![1; 4096]), Status::Ok);
+        let held = fs.hold(Call::Attr);
+        let asked = fs.seen(Call::Attr);
+        let (tell, told) = mpsc::channel();
+        let flush = Bio::flush()
+            .on_end(Arc::new(move |bio: Box<Bio>| tell.send(bio.status()).unwrap_or(())));
+        disk.bdev.submit(0, flush);
+        let ended = told.recv_timeout(Duration::from_secs(10));
+        drop(held);
+        assert_eq!((ended, fs.seen(Call::Attr)), (Ok(Status::Ok), asked), "{engine:?}");
+    }
+}
+
+#[test]
+fn a_disk_is_used_while_its_file_grows() {
+    for engine in ENGINES {
+        let fs = Faulty::new(MIB);
+        let disk = disk(&fs.file(), engine);
+        let held = fs.hold(Call::Sync);
+        let synced = fs.seen(Call::Sync);
+        std::thread::scope(|scope| {
+            let resize = scope.spawn(|| disk.disk.resize(Sector(2 * MIB as u64 / 512)));
+            fs.wait_for(Call::Sync, synced + 1);
+            let (tell, told) = mpsc::channel();
+            let read = Bio::new(Op::Read, Sector(0), 4096);
+            let end = move |bio: Box<Bio>| tell.send(bio.status()).unwrap_or(());
+            disk.bdev.submit(0, read.on_end(Arc::new(end)));
+            let ended = told.recv_timeout(Duration::from_secs(10));
+            drop(held);
+            resize.join().unwrap().unwrap();
+            assert_eq!(ended, Ok(Status::Ok), "{engine:?}");
+        });
+        assert_eq!(fs.durable().len(), 2 * MIB);
+        assert_eq!(disk.write(2 * MIB as u64 - 4096, vec![1; 4096]), Status::Ok);
     }
 }

@@ -223,8 +223,41 @@ fn a_device_may_be_shown_up_to_any_byte() {
     }
 }
 
-/// `cp` leaves an image in the page cache. A direct write to a page that is just being written there makes the kernel fail the
-/// next flush, and with it all that follow.
+/// A device zeroes and discards whole blocks only: the last one is not its own way to do that.
+#[test]
+fn the_last_block_of_a_device_that_is_shown_in_part_does_not_keep_others_from_being_zeroed() {
+    let place = Place::here();
+    let backing = place.file("backing", 1 << 20);
+    std::fs::write(&backing, vec![7; 1 << 20]).unwrap();
+    let device = Loop::on(&backing, "-b 4096");
+    for config in ways(&device.0) {
+        let disk = open_shown(&config, TagSetConfig::default(), SIZE as u64).unwrap();
+        let (at, block) = last(&disk);
+        for flags in [Flags::NOUNMAP, Flags::empty()] {
+            for blocks in [1, 3] {
+                let (from, len) = (at - (blocks - 1) * block, blocks * block);
+                assert_eq!(disk.write(from as u64, vec![1; len]), Status::Ok);
+                let zeroed = disk.range(Op::WriteZeroes, from as u64, len as u64, flags);
+                assert_eq!(zeroed.status(), Status::Ok, "{config:?} {flags:?}");
+                assert!(disk.read(from as u64, len as u64) == vec![0; len], "{config:?}");
+            }
+            let quickly = flags | Flags::NOFALLBACK;
+            let zeroed = disk.range(Op::WriteZeroes, 0, block as u64, quickly);
+            assert_eq!(zeroed.status(), Status::Ok, "{config:?} {flags:?}");
+        }
+        for from in [at, at - 2 * block] {
+            let len = (at + block - from) as u64;
+            let discarded = disk.range(Op::Discard, from as u64, len, Flags::empty());
+            assert_eq!(discarded.status(), Status::Ok, "{config:?}");
+        }
+        assert_eq!(disk.flush(), Status::Ok);
+        let durable = std::fs::read(&backing).unwrap();
+        assert!(durable[SIZE..].iter().all(|byte| *byte == 7), "what is past it is not touched");
+    }
+}
+
+/// `cp` leaves an image in the page cache. A direct write to a page that is just being written there makes the kernel fail
+/// the next flush, and with it all that follow.
 #[test]
 fn direct_io_begins_with_nothing_in_the_page_cache() {
     let place = Place::on_loop("ext4");

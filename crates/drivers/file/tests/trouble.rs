@@ -182,6 +182,53 @@ fn memory_that_is_gone_fails_its_owner_alone() {
     }
 }
 
+/// Storage that takes less of a write than a block, and has no room for the rest, has lost nothing.
+#[test]
+fn a_write_that_stops_within_a_block_fails_alone() {
+    for engine in [Engine::Uring, Engine::Threads] {
+        let fs = Faulty::new(MIB as usize);
+        let config = FileConfig { engine, direct: true, ..FileConfig::new(fs.file()) };
+        let disk = open(&config).unwrap();
+        fs.cut_write(300);
+        // The kernel may try the rest through its page cache.
+        fs.fail(Call::Write, Errno::ENOSPC, 8);
+        assert_eq!(disk.write(8192, vec![1; 4096]), Status::NoSpace, "{engine:?}");
+        fs.succeed(Call::Write);
+        assert_eq!(disk.read(MIB - 4096, 4096), vec![0; 4096], "{engine:?}");
+        assert_eq!(disk.write(8192, vec![2; 4096]), Status::Ok, "{engine:?}");
+        assert_eq!(disk.read(8192, 4096), vec![2; 4096], "{engine:?}");
+        assert_eq!(disk.flush(), Status::Ok, "{engine:?}");
+    }
+}
+
+#[test]
+fn a_read_that_is_merged_with_one_of_what_is_lost_is_not_lost() {
+    let place = Place::here();
+    for config in ways(&place.path().join("disk")) {
+        place.file("disk", MIB);
+        let disk = open(&config).unwrap();
+        assert_eq!(disk.write(0, vec![3; 1 << 20]), Status::Ok);
+        std::fs::File::options().write(true).open(&config.path).unwrap().set_len(MIB / 2).unwrap();
+        assert_eq!(disk.flush(), Status::Io);
+        // Into memory of the driver's, and into memory that direct I/O cannot use.
+        for own in [false, true] {
+            let bios = (0..4_u64).map(|number| {
+                let sector = Sector(MIB / 2 / 512 - 16 + number * 8);
+                if !own {
+                    return Bio::new(Op::Read, sector, 4096);
+                }
+                let memory = Segment::from_vec(vec![0; 4100]).slice(4, 4096);
+                Bio::with_data(Op::Read, sector, [memory].into_iter().collect())
+            });
+            let ended = disk.submit_all(bios.collect());
+            let statuses: Vec<_> = ended.iter().map(|bio| bio.status()).collect();
+            let wanted = [Status::Ok, Status::Ok, Status::Io, Status::Io];
+            assert_eq!(statuses, wanted, "{config:?} {own}");
+            assert!(ended[..2].iter().all(|bio| common::bytes(bio) == [3; 4096]), "{config:?}");
+        }
+    }
+}
+
 #[test]
 fn a_file_that_refuses_to_have_a_hole_punched_has_none() {
     for errno in [Errno::ENOSPC, Errno::EINVAL, Errno::EIO, Errno::ENOSYS] {

@@ -108,7 +108,7 @@ impl Null {
 }
 
 impl BlockDeviceOps for Null {
-    fn resize(&self, disk: &Disk, to: u64) -> Result<(), Error> {
+    fn prepare_resize(&self, disk: &Disk, to: u64) -> Result<(), Error> {
         disk.whole_blocks(to).map(drop)
     }
 }

@@ -156,13 +156,16 @@ fn done(rq: Request<Ram>, bytes: u64) {
 }
 
 impl BlockDeviceOps for Ram {
+    fn prepare_resize(&self, disk: &Disk, to: u64) -> Result<()> {
+        disk.whole_blocks(to).map(drop)
+    }
+
     /// Nothing of what is past the end, before or after, comes back: not even what a write has left there that was
     /// under way while the disk shrank.
-    fn resize(&self, disk: &Disk, to: u64) -> Result<()> {
-        let (from, to) = (disk.capacity(), disk.whole_blocks(to)?);
-        let (first, last) = (from.min(to).bytes(), from.max(to).bytes());
+    fn resize(&self, disk: &Disk, to: u64) {
+        let from = disk.capacity().bytes();
+        let (first, last) = (from.min(to), from.max(to));
         self.tree.discard(first, last - first, u64::MAX);
-        Ok(())
     }
 
     fn swap_slot_free_notify(&self, _disk: &Disk, sector: Sector) {

@@ -58,11 +58,17 @@ impl Slow {
         assert!(!waited.unwrap().1.timed_out(), "{count} writes did not come");
     }
 
-    /// Carries out the write at a sector.
-    fn write(&self, sector: u64) {
+    /// Takes the write at a sector, which waits.
+    fn take(&self, sector: u64) -> Request<Self> {
         let mut state = self.state.lock().unwrap();
         let at = state.waiting.iter().position(|rq| rq.sector() == Sector(sector)).unwrap();
-        let rq = state.waiting.remove(at);
+        state.waiting.remove(at)
+    }
+
+    /// Carries out the write at a sector.
+    fn write(&self, sector: u64) {
+        let rq = self.take(sector);
+        let mut state = self.state.lock().unwrap();
         let mut at = rq.offset() as usize;
         for segment in rq.segments() {
             segment.copy_to(&mut state.bytes[at..at + segment.len()]);
@@ -204,4 +210,67 @@ fn a_request_that_is_lost_before_it_is_begun_does_not_begin() {
         let next = FrontEnd::started(&served.socket(), FEATURES);
         assert_eq!(next.request(0, 0, 512), OK);
     }
+}
+
+/// The end of a header is gone, and the sector with it: what is left, with zeroes, is another write.
+#[test]
+fn a_request_whose_header_is_lost_in_part_does_not_come_to_the_disk() {
+    let slow = Slow::new();
+    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let driver = FrontEnd::started(&served.socket(), FEATURES);
+    let (header, data) = (MEMORY / 2 - 8, MEMORY / 4);
+    driver.bytes(data, 4096).copy_from(&[7; 4096]);
+    driver.header(header, OUT, 64);
+    driver.bytes(DATA, 1).copy_from(&[0xff]);
+    driver.descriptor(0, 0, header, 16, NEXT, 1);
+    driver.descriptor(0, 1, data, 4096, NEXT, 2);
+    driver.descriptor(0, 2, DATA, 1, WRITE, 0);
+    driver.shrink(MEMORY / 2);
+    driver.offer(0, 0);
+    driver.kick(0);
+    assert!(driver.is_hung_up_on());
+    assert!(slow.state.lock().unwrap().waiting.is_empty());
+    assert_eq!(driver.used_index(0), 0);
+    assert_eq!(driver.bytes(DATA, 1).to_vec(), [0xff], "nor is it answered");
+}
+
+/// The disk says no more than that it failed, where the kernel could not read the memory.
+#[test]
+fn memory_that_a_disk_could_not_use_is_found_to_be_gone() {
+    let slow = Slow::new();
+    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let driver = FrontEnd::started(&served.socket(), FEATURES);
+    offer_write(&driver, 0, 64, MEMORY - 4096);
+    slow.wait_for(1);
+    driver.shrink(MEMORY / 2);
+    slow.take(64).end(Status::Io);
+    assert!(driver.is_hung_up_on());
+    assert_eq!(driver.used_index(0), 0);
+}
+
+/// A disk that has failed may have met memory that is gone. To look at it brings memory in that the guest has never touched,
+/// while others wait.
+#[test]
+fn a_limited_part_of_what_a_disk_has_failed_with_is_looked_at() {
+    const LEN: u32 = 3 << 20;
+    const MOST: i64 = 2 << 20;
+    let slow = Slow::new();
+    let in_one = Limits { max_hw_sectors: LEN / 512, max_segment_size: LEN, ..Limits::default() };
+    let served = Served::with(slow.disk(in_one), |export| export);
+    let driver = FrontEnd::started(&served.socket(), FEATURES);
+    driver.header(DATA, OUT, 64);
+    driver.bytes(DATA + 32, 1).copy_from(&[0xff]);
+    driver.descriptor(0, 0, DATA, 16, NEXT, 1);
+    driver.descriptor(0, 1, DATA + 4096, LEN, NEXT, 2);
+    driver.descriptor(0, 2, DATA + 32, 1, WRITE, 0);
+    let bytes = || rustix::fs::fstat(&driver.file).unwrap().st_blocks * 512;
+    driver.offer(0, 0);
+    driver.kick(0);
+    slow.wait_for(1);
+    let before = bytes();
+    slow.take(64).end(Status::Io);
+    driver.wait_used(0, 1);
+    assert_eq!(status(&driver, 0), IO_ERR);
+    let brought_in = bytes() - before;
+    assert!((4096..=MOST).contains(&brought_in), "{brought_in}");
 }

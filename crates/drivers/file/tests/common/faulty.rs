@@ -20,7 +20,7 @@ use super::Place;
 
 const FILE: INodeNo = INodeNo(2);
 const NAME: &str = "disk";
-/// Nobody but the kernel changes attributes.
+/// Nobody but the kernel changes attributes, unless they are to be asked for each time.
 const FOR_LONG: Duration = Duration::from_secs(3600);
 /// Calls that may be held back at the same time.
 const THREADS: usize = 8;
@@ -34,6 +34,8 @@ pub enum Call {
     Write,
     Sync,
     Allocate,
+    /// The size and the like.
+    Attr,
 }
 
 #[derive(Default)]
@@ -45,6 +47,8 @@ struct State {
     held: BTreeSet<Call>,
     /// Allocations to succeed, before those that fail.
     allocations: usize,
+    /// Bytes that the next writes take, each less than it is given.
+    short_writes: VecDeque<usize>,
     errors: BTreeMap<Call, VecDeque<Errno>>,
 }
 
@@ -52,6 +56,8 @@ struct State {
 struct Server {
     state: Mutex<State>,
     changed: Condvar,
+    /// How long the kernel may keep attributes.
+    attributes_for: Duration,
 }
 
 impl Server {
@@ -105,7 +111,16 @@ pub struct Faulty {
 impl Faulty {
     /// One with a file of `size` bytes, all zeroes.
     pub fn new(size: usize) -> Self {
-        let server = Arc::new(Server::default());
+        Self::with(size, FOR_LONG)
+    }
+
+    /// The same, whose attributes the kernel asks for each time that somebody wants them, as those of a file on the network.
+    pub fn on_the_network(size: usize) -> Self {
+        Self::with(size, Duration::ZERO)
+    }
+
+    fn with(size: usize, attributes_for: Duration) -> Self {
+        let server = Arc::new(Server { attributes_for, ..Server::default() });
         server.lock().bytes = vec![0; size];
         server.lock().durable = vec![0; size];
         let mut session = None;
@@ -127,9 +142,19 @@ impl Faulty {
         self.server.lock().errors.entry(call).or_default().extend(vec![errno; count]);
     }
 
+    /// No more calls of that kind fail.
+    pub fn succeed(&self, call: Call) {
+        self.server.lock().errors.remove(&call);
+    }
+
     /// The next `count` allocations succeed, and change nothing.
     pub fn accept_allocations(&self, count: usize) {
         self.server.lock().allocations = count;
+    }
+
+    /// The next write takes so many bytes, and no more. It is not counted, and does not wait.
+    pub fn cut_write(&self, bytes: usize) {
+        self.server.lock().short_writes.push_back(bytes);
     }
 
     /// Calls of that kind wait until the guard is dropped.
@@ -183,14 +208,17 @@ impl Filesystem for Kernel {
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if name == NAME {
-            reply.entry(&FOR_LONG, &self.0.attr(FILE), Generation(0));
+            reply.entry(&self.0.attributes_for, &self.0.attr(FILE), Generation(0));
         } else {
             reply.error(Errno::ENOENT);
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&FOR_LONG, &self.0.attr(ino));
+        match self.0.arrive(Call::Attr).map(drop) {
+            Ok(()) => reply.attr(&self.0.attributes_for, &self.0.attr(ino)),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn setattr(
@@ -214,7 +242,7 @@ impl Filesystem for Kernel {
         if let Some(size) = size {
             self.0.lock().bytes.resize(usize::try_from(size).unwrap(), 0);
         }
-        reply.attr(&FOR_LONG, &self.0.attr(ino));
+        reply.attr(&self.0.attributes_for, &self.0.attr(ino));
     }
 
     fn read(
@@ -246,6 +274,13 @@ impl Filesystem for Kernel {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let mut state = self.0.lock();
+        if let Some(taken) = state.short_writes.pop_front() {
+            let range = range(&state, offset, taken);
+            state.bytes[range].copy_from_slice(&data[..taken]);
+            return reply.written(u32::try_from(taken).unwrap());
+        }
+        drop(state);
         match self.0.arrive(Call::Write) {
             Ok(mut state) => {
                 let range = range(&state, offset, data.len());

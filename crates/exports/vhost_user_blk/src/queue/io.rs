@@ -23,6 +23,10 @@ const BOUNCED_BYTES: usize = 4 << 20;
 /// Bytes of free memory that a queue keeps for data that cannot stay where it is.
 const KEPT_BYTES: usize = 1 << 20;
 
+/// Bytes of memory that are looked at when a disk has failed with them. To look brings them in, while others wait, also where
+/// the guest has never touched them: what is more than drivers ask for at once is found to be gone when somebody touches it.
+const PROBED_BYTES: usize = 2 << 20;
+
 /// What [`Bio::private`] has beside the first descriptor of its request: whether it has met memory that was lost, and how many
 /// [`losses`] there had been before it was begun.
 const MET_LOSS: u64 = 1 << 16;
@@ -39,6 +43,9 @@ impl EndIo for Ends {
         let unchanged = bio.private >> LOSSES_SHIFT == (losses() << LOSSES_SHIFT) >> LOSSES_SHIFT;
         if !unchanged && bio.data().iter().any(Segment::is_lost) {
             bio.private |= MET_LOSS;
+        }
+        if bio.status() == Status::Io {
+            probe(bio.data());
         }
         self.0.end_io(bio);
     }
@@ -327,6 +334,18 @@ impl Io {
         // Lets go of the guest's memory.
         bio.reset(Op::Flush, Sector::ZERO, 0);
         self.free.push(bio);
+    }
+}
+
+/// Looks whether the memory of a bio that failed is there: the kernel may have found that it is not (EFAULT), which the disk
+/// calls an error like any other.
+#[cold]
+fn probe(data: &[Segment]) {
+    let mut left = PROBED_BYTES;
+    for segment in data {
+        let len = segment.len().min(left);
+        let _ = segment.slice(0, len).probe();
+        left -= len;
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::Flags;
-use blockyard_buf::{Access, GuestView, SharedMapping, losses};
+use blockyard_buf::{GuestView, SharedMapping, losses};
 use blockyard_sys::{EventWatch, PeerEvent};
 use blockyard_vhost_user::queue::{
     Buffer, Chain, InflightRegion, QueueError, Resume, Ring, RingPlace,
@@ -256,21 +256,6 @@ impl Serving {
         Ok(())
     }
 
-    /// Looks whether the memory of a request that failed is there: the kernel may have found that it is not (EFAULT), which the
-    /// disk calls an error like any other.
-    #[cold]
-    fn probe(&mut self, head: u16) {
-        // A driver that has changed the chain meanwhile is told of an error, and no more.
-        if self.chain.read(&self.ring, &self.guest, self.indirect, head).is_ok() {
-            let readable = self.chain.readable.iter().map(|buffer| (buffer, Access::Read));
-            let writable = self.chain.writable.iter().map(|buffer| (buffer, Access::Write));
-            for (Buffer { addr, len }, access) in readable.chain(writable) {
-                let len = usize::try_from(*len).unwrap_or(usize::MAX);
-                let _ = self.guest.pieces(*addr, len, access, |piece| _ = piece.probe());
-            }
-        }
-    }
-
     /// Gives back what has ended; says whether there was any.
     ///
     /// # Errors
@@ -279,9 +264,6 @@ impl Serving {
     pub(super) fn collect(&mut self, io: &mut Io) -> Result<bool, Fault> {
         let mut result = Ok(());
         let any = io.collect(|head, slot| {
-            if slot.answer() != Answer::Ok {
-                self.probe(head);
-            }
             let given = self.give_back(head, slot.status_addr, slot.answer(), slot.read_len);
             if given.is_err() {
                 result = given;
