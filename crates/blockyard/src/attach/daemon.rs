@@ -159,7 +159,7 @@ impl Server {
             export: EXPORT,
             outlives_us: !self.identity.is_volatile(),
         };
-        let size = self.disk.capacity().bytes();
+        let size = self.disk.size_bytes();
         let failed =
             |uri: &str, err: Error| Error::failed(format!("cannot attach {uri}")).caused_by(err);
         let identity = self.identity.clone();
@@ -175,15 +175,7 @@ impl Server {
                 (attachment, record, Some(begun))
             }
             Order::Recover(before) => {
-                if size < before.size {
-                    let what = format!(
-                        "{} has {size} bytes; {} has {}: it is not the disk that was attached",
-                        before.wish.uri,
-                        before.path(),
-                        before.size
-                    );
-                    return Err(Error::failed(what));
-                }
+                check_size(before, size)?;
                 inherit_failed_flushes(&self.disk, store.failed_flush_of(before.mark), before);
                 let attachment = Attachment::take_over(before, &below)
                     .map_err(|err| failed(&before.wish.uri, err))?;
@@ -244,6 +236,20 @@ pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
             "bring the disk back to its place (is its file system mounted?), and recover again",
         ),
     ))
+}
+
+/// A disk that was attached has not become smaller; both are bytes, whatever its last block is padded with.
+fn check_size(record: &Record, size: u64) -> Result<()> {
+    if size >= record.size {
+        return Ok(());
+    }
+    let what = format!(
+        "{} has {size} bytes; {} has {}: it is not the disk that was attached",
+        record.wish.uri,
+        record.path(),
+        record.size
+    );
+    Err(Error::failed(what))
 }
 
 /// Tries again while somebody else has it.
@@ -510,8 +516,12 @@ fn tell_that_it_stays(err: &Error) {
 
 #[cfg(test)]
 mod tests {
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock};
+
     use super::super::record::tests::record;
     use super::*;
+    use crate::disks::DiskMaker;
+    use crate::yard::queue_threads::QueueThreads;
 
     /// Its output may be a full disk.
     #[test]
@@ -561,5 +571,42 @@ mod tests {
         whole.note(state(4 << 20), State { read_only: true, size: 3 << 20 });
         assert_eq!(recovered(&whole), Some(3 << 20));
         assert!(whole.read_only);
+    }
+
+    /// Its last block is padded, and there is nothing behind it in the file.
+    #[tokio::test]
+    async fn a_disk_that_is_no_whole_block_is_recovered_with_its_very_size() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1_000_001).unwrap();
+        let path = file.path().display();
+        for uri in [format!("{path}"), format!("file:{path}?size=1000001")] {
+            let mut record = record(0, 7, &uri);
+            let mut sizes = [1_000_001, 2_000_003, 1_000_001].into_iter();
+            record.size = sizes.next().unwrap();
+            let mut plan: DiskPlan = uri.parse().unwrap();
+            for to in sizes {
+                let open = maker.open(&plan).unwrap();
+                let mut follow = Follow::of(open.disk());
+                let before = follow.now();
+                check_size(&record, before.size).unwrap();
+                assert_eq!(before.size, record.size);
+                open.disk().resize_bytes(to).unwrap();
+                record.note(before, follow.changed().await);
+                assert_eq!(record.size, to);
+                layer.del_disk(open.disk());
+                plan = to_recover(&record).unwrap();
+                assert_eq!(plan.options.size, Some(to));
+            }
+            let open = maker.open(&plan).unwrap();
+            check_size(&record, State::of(open.disk()).size).unwrap();
+            layer.del_disk(open.disk());
+            let err = check_size(&record, 1_000_000).unwrap_err();
+            assert!(err.to_string().contains("1000001"), "{err}");
+        }
+        threads.shutdown();
     }
 }
