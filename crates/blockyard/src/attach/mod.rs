@@ -17,7 +17,7 @@ pub(crate) mod store;
 pub(crate) mod usage;
 
 pub use daemon::{Order, check_identity, run};
-pub use launch::launch;
+pub use launch::{Launched, launch};
 pub use leftover::{
     Fate, LeftBehind, Standing, Survey, UnreadableRecord, clear_unused, has_ublk_device, on_record,
     orphans, remove, survey,
