@@ -104,6 +104,7 @@ struct Server {
     disk: Arc<Disk>,
     identity: DiskIdentity,
     grace: Duration,
+    fence: Option<Duration>,
     /// The record of a device that is recovered: nobody else does.
     held: Option<Held>,
 }
@@ -142,7 +143,7 @@ impl Server {
         let bound = (export.kind.bind)(&export)?;
         yard.open_export(export, bound)?.start()?;
         let disk = Arc::clone(open.disk());
-        Ok(Self { yard, disk, identity, grace: plan.grace, held })
+        Ok(Self { yard, disk, identity, grace: plan.grace, fence: plan.disks[0].fence(), held })
     }
 
     fn attach(self, order: Order, log: Option<PathBuf>) -> Result<Attached> {
@@ -158,6 +159,7 @@ impl Server {
             server: self.yard.nbd(),
             export: EXPORT,
             outlives_us: !self.identity.is_volatile(),
+            fence: self.fence,
         };
         let size = self.disk.size_bytes();
         let failed =

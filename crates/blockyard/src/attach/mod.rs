@@ -22,6 +22,7 @@ pub use leftover::{
     Fate, LeftBehind, Standing, Survey, UnreadableRecord, clear_unused, has_ublk_device, on_record,
     orphans, remove, survey,
 };
+pub(crate) use nbd::check_times;
 
 use serde::{Deserialize, Serialize};
 

@@ -41,12 +41,6 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         ));
         return recover_one(orphan, args.foreground, args.log, verbose);
     }
-    if !args.foreground {
-        let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
-        // Options are added at the end.
-        again.retain(|arg| arg != "--");
-        return attach::launch(&again, None)?.wait();
-    }
     let wish = Wish {
         uri: args.uri,
         via: args.via,
@@ -59,6 +53,15 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         dead_timeout_seconds: args.dead_conn_timeout.unwrap_or(DEAD_CONN_TIMEOUT_SECONDS),
         hand_over: args.hand_over,
     };
+    if wish.via == Some(Via::Nbd) {
+        attach::check_times(&wish, plan.fence())?;
+    }
+    if !args.foreground {
+        let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
+        // Options are added at the end.
+        again.retain(|arg| arg != "--");
+        return attach::launch(&again, None)?.wait();
+    }
     attach::run(Order::Attach(wish), args.log)
 }
 

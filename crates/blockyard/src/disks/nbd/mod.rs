@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::Disk;
 use blockyard_driver_nbd::{MAX_CONNECTIONS, Nbd, NbdConfig, TlsFiles};
@@ -144,6 +145,10 @@ impl DiskSource for NbdSource {
 
     fn stem(&self) -> Option<&str> {
         self.config.uri.export.rsplit('/').next()
+    }
+
+    fn fence(&self) -> Option<Duration> {
+        Some(self.config.fence_timeout)
     }
 
     fn take_tls(&mut self, uri: &str, files: &TlsFiles) -> Result<TlsTaken> {
