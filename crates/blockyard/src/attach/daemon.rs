@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::kernel::{Attachment, Below, new_mark};
@@ -491,10 +492,11 @@ async fn take_away<T: Send + 'static>(
 /// hears of it.
 fn leave(path: String, refused: mpsc::Sender<()>) {
     let own = std::process::id();
+    let runtime = Handle::current();
     std::thread::spawn(move || {
         let mut pause = LOOK;
         loop {
-            match helper::detach(&path) {
+            match while_extending(&runtime, || helper::detach(&path)) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
@@ -512,12 +514,23 @@ fn leave(path: String, refused: mpsc::Sender<()>) {
     });
 }
 
+/// What the kernel has cached for the device is written before it can go: the service manager is asked for more time while that
+/// goes on. It is not told that we stop (`STOPPING=1`): a device that is in use stays, and systemd kills who has said so.
+fn while_extending<T>(runtime: &Handle, job: impl FnOnce() -> T) -> T {
+    let (_done, is_done) = oneshot::channel::<()>();
+    runtime.spawn(crate::daemon::extending(is_done));
+    job()
+}
+
 fn tell_that_it_stays(err: &Error) {
     term::tell(format_args!("{err}; it is served until nobody uses it any more"));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::{Command, Stdio};
+
     use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock};
 
     use super::super::record::tests::record;
@@ -573,6 +586,38 @@ mod tests {
         whole.note(state(4 << 20), State { read_only: true, size: 3 << 20 });
         assert_eq!(recovered(&whole), Some(3 << 20));
         assert!(whole.read_only);
+    }
+
+    /// It runs once more by itself, as a service does.
+    #[test]
+    fn more_time_is_asked_for_while_what_is_to_go_is_flushed() {
+        const NAME: &str = "more_time_is_asked_for_while_what_is_to_go_is_flushed";
+        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            let service = crate::daemon::block_on(async {
+                let runtime = Handle::current();
+                blocking(move || {
+                    // Until the manager has heard enough.
+                    Ok(while_extending(&runtime, || io::copy(&mut io::stdin(), &mut io::sink())))
+                })
+                .await
+            });
+            service.unwrap().unwrap();
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut service = Command::new(std::env::current_exe().unwrap());
+        service.args([&format!("attach::daemon::tests::{NAME}"), "--exact"]);
+        service.env("NOTIFY_SOCKET", &path).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut service = service.spawn().unwrap();
+        let mut message = [0; 64];
+        let heard = manager.recv(&mut message);
+        drop(service.stdin.take());
+        assert!(service.wait().unwrap().success());
+        let said = std::str::from_utf8(&message[..heard.unwrap()]).unwrap();
+        assert_eq!(said.trim(), "EXTEND_TIMEOUT_USEC=30000000");
     }
 
     /// Its last block is padded, and there is nothing behind it in the file.
