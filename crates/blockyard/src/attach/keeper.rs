@@ -214,6 +214,8 @@ mod tests {
     /// A kernel that resizes when it is let, and hands out what connections it is given.
     struct Fake {
         dead: tokio::sync::Mutex<async_mpsc::UnboundedReceiver<u32>>,
+        /// Told of each of its news that the keeper has heard.
+        heard: async_mpsc::UnboundedSender<()>,
         given: async_mpsc::UnboundedSender<usize>,
         sockets: Mutex<Vec<OwnedFd>>,
         resizing: async_mpsc::UnboundedSender<u64>,
@@ -224,7 +226,10 @@ mod tests {
     impl Kernel for Fake {
         async fn dead(&self) -> io::Result<Option<u32>> {
             match self.dead.lock().await.recv().await {
-                Some(index) => Ok(Some(index)),
+                Some(index) => {
+                    let _ = self.heard.send(());
+                    Ok(Some(index))
+                }
                 None => Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
@@ -253,6 +258,7 @@ mod tests {
     struct Kept {
         kernel: Arc<Fake>,
         die: async_mpsc::UnboundedSender<u32>,
+        heard: async_mpsc::UnboundedReceiver<()>,
         given: async_mpsc::UnboundedReceiver<usize>,
         resizing: async_mpsc::UnboundedReceiver<u64>,
         let_resize: mpsc::Sender<()>,
@@ -280,11 +286,13 @@ mod tests {
             let source = Source::new(Arc::clone(&server), "x");
             let (sockets, _) = source.connections(connections).unwrap();
             let (die, dead) = async_mpsc::unbounded_channel();
+            let (hear, heard) = async_mpsc::unbounded_channel();
             let (give, given) = async_mpsc::unbounded_channel();
             let (resize, resizing) = async_mpsc::unbounded_channel();
             let (let_resize, may_resize) = mpsc::channel();
             let kernel = Arc::new(Fake {
                 dead: tokio::sync::Mutex::new(dead),
+                heard: hear,
                 given: give,
                 sockets: Mutex::new(sockets),
                 resizing: resize,
@@ -299,6 +307,7 @@ mod tests {
             Self {
                 kernel,
                 die,
+                heard,
                 given,
                 resizing,
                 let_resize,
@@ -378,9 +387,11 @@ mod tests {
     async fn a_connection_that_the_kernel_tells_of_twice_is_replaced_once() {
         let mut kept = Kept::new(1);
         kept.lose_one();
-        kept.die.send(INDEX).unwrap();
         assert_eq!(next(&mut kept.given).await, 1);
         kept.die.send(INDEX).unwrap();
+        for _ in 0..2 {
+            next(&mut kept.heard).await;
+        }
         kept.size.send(2 << 20).unwrap();
         assert_eq!(next(&mut kept.resizing).await, 2 << 20);
         kept.let_resize.send(()).unwrap();
