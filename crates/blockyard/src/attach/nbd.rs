@@ -166,7 +166,8 @@ fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated, outlives_us: bool) -> 
 /// A disk may keep writes back for longer, `fence`.
 pub(crate) fn check_times(wish: &Wish, fence: Option<Duration>) -> Result<()> {
     let (timeout, dead) = (timeout(wish), Duration::from_secs(wish.dead_timeout_seconds));
-    let Some(fence) = fence.filter(|fence| timeout + dead <= *fence) else { return Ok(()) };
+    let fails = |fence: &Duration| !wish.read_only && timeout + dead <= *fence;
+    let Some(fence) = fence.filter(fails) else { return Ok(()) };
     let what = format!(
         "{} may keep writes back for {fence:?} (fence_timeout), and --timeout and --dead-conn-timeout let them fail after \
          {timeout:?} and {dead:?}",
@@ -427,6 +428,8 @@ mod tests {
                 assert!(said.contains(word), "{said}");
             }
             check_times(&wish(timeout, dead), None).unwrap();
+            let reader = Wish { read_only: true, ..wish(timeout, dead) };
+            check_times(&reader, seconds(60)).unwrap();
             check_times(&wish(timeout, dead), seconds(1)).unwrap();
         }
         for (timeout, dead) in [(Some(3), 58), (Some(61), 1), (None, 31), (None, 300)] {

@@ -72,7 +72,8 @@ impl DiskPlan {
     /// How long a write to it may be kept back because an earlier one may still be on its way.
     #[must_use]
     pub fn fence(&self) -> Option<Duration> {
-        let layers = iter::successors(Some(self), |plan| plan.below.as_deref());
+        let writable = Some(self).filter(|plan| !plan.options.read_only);
+        let layers = iter::successors(writable, |plan| plan.below.as_deref());
         layers.filter_map(|plan| plan.source.fence()).max()
     }
 
