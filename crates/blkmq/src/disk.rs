@@ -267,8 +267,13 @@ impl Disk {
         self.queue.fail_flushes();
     }
 
-    /// Has `told` called whenever the driver has failed a flush, before whoever has asked for it hears of that. Once for a
-    /// disk.
+    /// Its driver knows that flushes will fail, as something is lost, before anybody has asked for one.
+    pub fn flush_failed(&self) {
+        self.queue.flush_failed();
+    }
+
+    /// Has `told` called whenever the driver has failed a flush, before whoever has asked for it hears of that, or knows that
+    /// it will. Once for a disk.
     pub fn on_failed_flush(&self, told: FailedFlush) {
         self.queue.on_failed_flush(told);
     }

@@ -80,7 +80,7 @@ impl<D: Driver> QueueShared<D> {
         self.fails_flushes.load(Ordering::Acquire)
     }
 
-    /// The driver has failed a flush, and nobody has heard of it yet.
+    /// The driver has failed a flush, or will, and nobody has heard of it yet.
     #[cold]
     pub(crate) fn flush_failed(&self) {
         if let Some(told) = self.on_failed_flush.get() {
@@ -155,6 +155,7 @@ pub(crate) trait Queue: Send + Sync {
     /// Says what it was.
     fn set_read_only(&self, read_only: bool) -> bool;
     fn fail_flushes(&self);
+    fn flush_failed(&self);
     fn on_failed_flush(&self, told: FailedFlush);
     fn limits(&self) -> Limits;
     fn set_limits(&self, limits: Limits) -> Result<()>;
@@ -375,6 +376,10 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn fail_flushes(&self) {
         self.shared.fails_flushes.store(true, Ordering::Release);
+    }
+
+    fn flush_failed(&self) {
+        self.shared.flush_failed();
     }
 
     fn on_failed_flush(&self, told: FailedFlush) {

@@ -306,7 +306,8 @@ pub struct AttachArgs {
     /// nbd: after so long without an answer, in seconds or as 1m, the kernel asks again on another connection; 30 without.
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<u64>,
-    /// nbd: so long I/O waits for recover after the daemon has died, in seconds or as 5m; 5m without.
+    /// nbd: so long I/O waits for a new connection, as by `recover` after the daemon has died, in seconds or as 5m; together with
+    /// --timeout it has to be longer than the disk's fence_timeout; 5m without.
     #[arg(long, alias = "dead-timeout", value_name = "TIME", value_parser = seconds)]
     pub dead_conn_timeout: Option<u64>,
     /// Told to end while the device is in use, leave it to the next `recover`, instead of staying until nobody uses it.

@@ -44,6 +44,9 @@ fn mistakes_are_told_before_anything_is_started() {
     run(&["detach", "/dev/sda"]).code(64).contains(&["/dev/ublkb0", "blockyard list"]);
     run(&["recover", "/dev/nbd0p1"]).code(64).contains(&["/dev/nbd0"]);
     run(&["attach", "ram:1M", "--number", "4294967295"]).code(64).contains(&["1048575"]);
+    let fenced = ["attach", "nbd://localhost/x", "--via", "nbd", "--timeout", "3"];
+    let fenced = [&fenced[..], &["--dead-conn-timeout", "57"]].concat();
+    run(&fenced).code(64).contains(&["fence_timeout", "--timeout", "--dead-conn-timeout"]);
 }
 
 #[test]

@@ -83,6 +83,9 @@ mod tests {
     use crate::disks::DiskMaker;
     use crate::yard::queue_threads::QueueThreads;
 
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     #[test]
     fn what_is_asked_again_comes_after_a_barrier() {
         for seconds in [1, 3, 86400] {
@@ -132,6 +135,49 @@ mod tests {
         write("again");
         assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
         drop(bdev);
+        layer.del_disk(&disk);
+        threads.shutdown();
+    }
+
+    /// While the first is out, whose thread stands still, and the barrier has begun.
+    #[test]
+    fn what_is_asked_again_elsewhere_waits_for_what_was_asked_first() {
+        let threads = QueueThreads::start(2).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let plan = "null:1M?latency=1ms".parse().unwrap();
+        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+        let disk = Arc::clone(open.disk());
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let (tell, told) = mpsc::channel();
+        let (let_go, stands) = mpsc::channel::<()>();
+        let (submit, submitted) = mpsc::channel();
+        let write = |name: &'static str, thread: usize, stands: Option<mpsc::Receiver<()>>| {
+            let (bdev, tell, submit) = (Arc::clone(&bdev), tell.clone(), submit.clone());
+            let ended = move |_: Box<Bio>| tell.send(name).unwrap();
+            let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
+            threads.handles()[thread].spawn(async move {
+                bdev.submit(thread, bio);
+                submit.send(()).unwrap();
+                // It ends on this thread, after this.
+                let _ = stands.map(|stands| stands.recv());
+            });
+            submitted.recv_timeout(PATIENCE).unwrap();
+        };
+        write("first", 0, Some(stands));
+        let barriers = Barriers::start(&bdev, 2, Duration::from_millis(4)).unwrap().unwrap();
+        let end = Instant::now() + PATIENCE;
+        while !disk.show().contains("frozen 1") {
+            assert!(Instant::now() < end, "no barrier has begun: {}", disk.show());
+            thread::yield_now();
+        }
+        write("again", 1, None);
+        assert_eq!(disk.in_flight().len(), 1, "{}", disk.show());
+        assert!(told.try_recv().is_err());
+        drop(let_go);
+        let order = [(); 2].map(|()| told.recv_timeout(PATIENCE).unwrap());
+        assert_eq!(order, ["first", "again"]);
+        drop((barriers, bdev));
         layer.del_disk(&disk);
         threads.shutdown();
     }

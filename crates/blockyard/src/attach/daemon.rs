@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Disk, DiskFlags, OpenMode};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::kernel::{Attachment, Below, new_mark};
@@ -104,6 +105,7 @@ struct Server {
     disk: Arc<Disk>,
     identity: DiskIdentity,
     grace: Duration,
+    fence: Option<Duration>,
     /// The record of a device that is recovered: nobody else does.
     held: Option<Held>,
 }
@@ -142,7 +144,7 @@ impl Server {
         let bound = (export.kind.bind)(&export)?;
         yard.open_export(export, bound)?.start()?;
         let disk = Arc::clone(open.disk());
-        Ok(Self { yard, disk, identity, grace: plan.grace, held })
+        Ok(Self { yard, disk, identity, grace: plan.grace, fence: plan.disks[0].fence(), held })
     }
 
     fn attach(self, order: Order, log: Option<PathBuf>) -> Result<Attached> {
@@ -158,8 +160,9 @@ impl Server {
             server: self.yard.nbd(),
             export: EXPORT,
             outlives_us: !self.identity.is_volatile(),
+            fence: self.fence,
         };
-        let size = self.disk.capacity().bytes();
+        let size = self.disk.size_bytes();
         let failed =
             |uri: &str, err: Error| Error::failed(format!("cannot attach {uri}")).caused_by(err);
         let identity = self.identity.clone();
@@ -175,15 +178,7 @@ impl Server {
                 (attachment, record, Some(begun))
             }
             Order::Recover(before) => {
-                if size < before.size {
-                    let what = format!(
-                        "{} has {size} bytes; {} has {}: it is not the disk that was attached",
-                        before.wish.uri,
-                        before.path(),
-                        before.size
-                    );
-                    return Err(Error::failed(what));
-                }
+                check_size(before, size)?;
                 inherit_failed_flushes(&self.disk, store.failed_flush_of(before.mark), before);
                 let attachment = Attachment::take_over(before, &below)
                     .map_err(|err| failed(&before.wish.uri, err))?;
@@ -244,6 +239,20 @@ pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
             "bring the disk back to its place (is its file system mounted?), and recover again",
         ),
     ))
+}
+
+/// A disk that was attached has not become smaller; both are bytes, whatever its last block is padded with.
+fn check_size(record: &Record, size: u64) -> Result<()> {
+    if size >= record.size {
+        return Ok(());
+    }
+    let what = format!(
+        "{} has {size} bytes; {} has {}: it is not the disk that was attached",
+        record.wish.uri,
+        record.path(),
+        record.size
+    );
+    Err(Error::failed(what))
 }
 
 /// Tries again while somebody else has it.
@@ -489,10 +498,11 @@ async fn take_away<T: Send + 'static>(
 /// hears of it.
 fn leave(path: String, refused: mpsc::Sender<()>) {
     let own = std::process::id();
+    let runtime = Handle::current();
     std::thread::spawn(move || {
         let mut pause = LOOK;
         loop {
-            match helper::detach(&path) {
+            match while_extending(&runtime, || helper::detach(&path)) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
@@ -510,14 +520,29 @@ fn leave(path: String, refused: mpsc::Sender<()>) {
     });
 }
 
+/// What the kernel has cached for the device is written before it can go: the service manager is asked for more time while that
+/// goes on. It is not told that we stop (`STOPPING=1`): a device that is in use stays, and systemd kills who has said so.
+fn while_extending<T>(runtime: &Handle, job: impl FnOnce() -> T) -> T {
+    let (_done, is_done) = oneshot::channel::<()>();
+    runtime.spawn(crate::daemon::extending(is_done));
+    job()
+}
+
 fn tell_that_it_stays(err: &Error) {
     term::tell(format_args!("{err}; it is served until nobody uses it any more"));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::{Command, Stdio};
+
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock};
+
     use super::super::record::tests::record;
     use super::*;
+    use crate::disks::DiskMaker;
+    use crate::yard::queue_threads::QueueThreads;
 
     /// Its output may be a full disk.
     #[test]
@@ -567,5 +592,74 @@ mod tests {
         whole.note(state(4 << 20), State { read_only: true, size: 3 << 20 });
         assert_eq!(recovered(&whole), Some(3 << 20));
         assert!(whole.read_only);
+    }
+
+    /// It runs once more by itself, as a service does.
+    #[test]
+    fn more_time_is_asked_for_while_what_is_to_go_is_flushed() {
+        const NAME: &str = "more_time_is_asked_for_while_what_is_to_go_is_flushed";
+        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            let service = crate::daemon::block_on(async {
+                let runtime = Handle::current();
+                blocking(move || {
+                    // Until the manager has heard enough.
+                    Ok(while_extending(&runtime, || io::copy(&mut io::stdin(), &mut io::sink())))
+                })
+                .await
+            });
+            service.unwrap().unwrap();
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut service = Command::new(std::env::current_exe().unwrap());
+        service.args([&format!("attach::daemon::tests::{NAME}"), "--exact"]);
+        service.env("NOTIFY_SOCKET", &path).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut service = service.spawn().unwrap();
+        let mut message = [0; 64];
+        let heard = manager.recv(&mut message);
+        drop(service.stdin.take());
+        assert!(service.wait().unwrap().success());
+        let said = std::str::from_utf8(&message[..heard.unwrap()]).unwrap();
+        assert_eq!(said.trim(), "EXTEND_TIMEOUT_USEC=30000000");
+    }
+
+    /// Its last block is padded, and there is nothing behind it in the file.
+    #[tokio::test]
+    async fn a_disk_that_is_no_whole_block_is_recovered_with_its_very_size() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1_000_001).unwrap();
+        let path = file.path().display();
+        for uri in [format!("{path}"), format!("file:{path}?size=1000001")] {
+            let mut record = record(0, 7, &uri);
+            let mut sizes = [1_000_001, 2_000_003, 1_000_001].into_iter();
+            record.size = sizes.next().unwrap();
+            let mut plan: DiskPlan = uri.parse().unwrap();
+            for to in sizes {
+                let open = maker.open(&plan).unwrap();
+                let mut follow = Follow::of(open.disk());
+                let before = follow.now();
+                check_size(&record, before.size).unwrap();
+                assert_eq!(before.size, record.size);
+                open.disk().resize_bytes(to).unwrap();
+                record.note(before, follow.changed().await);
+                assert_eq!(record.size, to);
+                layer.del_disk(open.disk());
+                plan = to_recover(&record).unwrap();
+                assert_eq!(plan.options.size, Some(to));
+            }
+            let open = maker.open(&plan).unwrap();
+            check_size(&record, State::of(open.disk()).size).unwrap();
+            layer.del_disk(open.disk());
+            let err = check_size(&record, 1_000_000).unwrap_err();
+            assert!(err.to_string().contains("1000001"), "{err}");
+        }
+        threads.shutdown();
     }
 }

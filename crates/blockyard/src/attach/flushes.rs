@@ -31,15 +31,21 @@ pub(super) fn inherit_failed_flushes(disk: &Disk, failed: FailedFlush, record: &
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
     use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
-    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, OpenMode, Status};
+    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
+    use blockyard_export_nbd::{Config, Export, Server};
 
     use super::super::record::tests::record;
     use super::super::store::Store;
     use super::*;
     use crate::disks::DiskMaker;
     use crate::yard::queue_threads::QueueThreads;
+
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// Until then its user may count on what is lost.
     #[test]
@@ -70,6 +76,51 @@ mod tests {
         assert_eq!(flushed(false), Status::Ok);
         assert_eq!(flushed(true), Status::Io);
         assert_eq!(flushed(false), Status::Io, "it is known for good");
+        threads.shutdown();
+    }
+
+    /// Whoever goes on may have a server that has lost what was written, and knows nothing of that.
+    #[test]
+    fn what_a_server_may_have_lost_is_known_before_anybody_flushes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path());
+        std::fs::create_dir(dir.path().join("attached")).unwrap();
+        let (file, socket) = (dir.path().join("disk.img"), dir.path().join("s"));
+        std::fs::write(&file, [0; 4096]).unwrap();
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+        let below = maker.open(&file.to_str().unwrap().parse().unwrap()).unwrap();
+        let served = Arc::new(below.disk().open(None, OpenMode::ReadWrite).unwrap());
+        let config = Config { exports: vec![Export::new("x", served)], ..Config::default() };
+        let server = Server::new(config, threads.handles().to_vec()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let accepting = {
+            let server = Arc::clone(&server);
+            std::thread::spawn(move || server.serve(listener.accept().unwrap().0.into()))
+        };
+        let uri = format!("nbd+unix:///x?socket={}&connections=1", socket.display());
+        let open = maker.open(&uri.parse().unwrap()).unwrap();
+        accepting.join().unwrap();
+        let failed = store.failed_flush_of(7);
+        note_failed_flushes(open.disk(), failed.clone());
+        let bdev = open.disk().open(None, OpenMode::ReadWrite).unwrap();
+        let written = bdev.submit_and_wait(0, Bio::new(Op::WriteZeroes, Sector(0), 4096));
+        assert_eq!(written.status(), Status::Ok);
+        assert!(!failed.is_noted());
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(server.shutdown(PATIENCE));
+        let end = Instant::now() + PATIENCE;
+        while !failed.is_noted() {
+            assert!(Instant::now() < end, "nobody knows of it");
+            std::thread::yield_now();
+        }
+        drop(bdev);
+        let _ = open.close_now(&layer, Duration::ZERO);
+        drop(server);
+        layer.del_disk(below.disk());
         threads.shutdown();
     }
 }

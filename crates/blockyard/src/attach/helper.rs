@@ -50,9 +50,7 @@ pub(super) fn may_be_claimed(device: &str, limit: Duration) -> io::Result<Option
     let end = Instant::now() + limit;
     loop {
         match child.try_wait()? {
-            Some(status) => {
-                return Ok(Some(status.code() != Some(ErrorKind::Busy.exit_code().into())));
-            }
+            Some(status) => return claimed(status).map(Some),
             None if Instant::now() < end => std::thread::sleep(POLL),
             None => {
                 // It ends when the device is taken away, if not now.
@@ -60,6 +58,16 @@ pub(super) fn may_be_claimed(device: &str, limit: Duration) -> io::Result<Option
                 return Ok(None);
             }
         }
+    }
+}
+
+/// Whether another process has claimed what it was to claim. An end that says neither yes nor no is no yes.
+fn claimed(status: ExitStatus) -> io::Result<bool> {
+    const BUSY: i32 = ErrorKind::Busy.exit_code() as i32;
+    match status.code() {
+        Some(0) => Ok(true),
+        Some(BUSY) => Ok(false),
+        _ => Err(io::Error::other(format!("what was to claim it ended with {status}"))),
     }
 }
 
@@ -82,7 +90,22 @@ pub(super) fn set_read_only(device: &str, read_only: bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
+
+    #[test]
+    fn what_does_not_say_that_a_device_is_free_does_not_make_it_free() {
+        let ended = |code: i32| claimed(ExitStatus::from_raw(code << 8));
+        assert!(ended(0).unwrap());
+        assert!(!ended(75).unwrap());
+        for code in [1, 64, 77, 101] {
+            ended(code).unwrap_err();
+        }
+        claimed(ExitStatus::from_raw(9)).unwrap_err();
+        // This program here is no `blockyard`: it claims nothing.
+        may_be_claimed("/dev/null", Duration::from_secs(60)).unwrap_err();
+    }
 
     #[test]
     fn a_program_that_was_replaced_runs_itself_and_not_what_is_in_its_place() {

@@ -13,10 +13,8 @@ use tokio::sync::{oneshot, watch};
 use super::barriers::until_all_has_ended;
 use super::nbd::{Source, borrow, said, warn_of_size};
 
-/// How often it is looked whether what a dead connection had asked has ended.
-const POLL: Duration = Duration::from_millis(10);
-/// How long nothing is tried after the kernel has refused new connections; how long there are none before it is looked whether
-/// the device is ours still.
+/// How long nothing is tried after the kernel has refused new connections; how long one is missed of which the kernel tells
+/// nothing, as when somebody takes the device away, before others are tried.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The kernel's side of a device. Whatever may wait is called from threads that may.
@@ -93,8 +91,8 @@ pub(super) struct Keeper<K> {
     source: Source,
     bdev: Arc<Bdev>,
     connections: usize,
-    /// Connections that the kernel has given up, and has no others for.
-    dead: usize,
+    /// The kernel has told of a dead connection, and none has been replaced since.
+    is_told: bool,
 }
 
 impl<K: Kernel> Keeper<K> {
@@ -105,7 +103,7 @@ impl<K: Kernel> Keeper<K> {
         bdev: Arc<Bdev>,
         connections: usize,
     ) -> Self {
-        Self { kernel, index, source, bdev, connections, dead: 0 }
+        Self { kernel, index, source, bdev, connections, is_told: false }
     }
 
     /// Does it until the device is not ours any more, of which it tells `gone`.
@@ -114,7 +112,7 @@ impl<K: Kernel> Keeper<K> {
             // Nobody may want to know any more.
             Ok(()) => _ = gone.send(()),
             Err(err) => {
-                tracing::error!(%err, "dead connections are not heard of any more");
+                tracing::error!(device = kernel::path(self.index), %err, "its connections are not kept");
                 // It is not gone.
                 std::future::pending::<()>().await;
             }
@@ -123,50 +121,46 @@ impl<K: Kernel> Keeper<K> {
 
     async fn keep_it(&mut self, mut size: watch::Receiver<u64>) -> io::Result<()> {
         let sizes = tell_sizes(Arc::clone(&self.kernel))?;
+        let mut is_heard = true;
         loop {
             tokio::select! {
-                dead = self.kernel.dead() => match dead? {
-                    Some(index) if index != self.index => continue,
-                    // The kernel tells once of each connection.
-                    Some(_) => self.dead += 1,
-                    None => self.dead = self.connections.saturating_sub(self.alive()),
+                // News may be lost, or come of what is replaced already: they only make it sooner.
+                dead = self.kernel.dead(), if is_heard => match dead {
+                    Ok(index) => self.is_told |= index.is_none_or(|index| index == self.index),
+                    Err(err) => {
+                        tracing::error!(%err, "the kernel's news of dead connections are not heard any more");
+                        is_heard = false;
+                    }
                 },
                 Ok(()) = size.changed() => {
                     // Its thread is there as long as this end is.
                     let _ = sizes.send(*size.borrow_and_update());
                 }
-                () = self.deserted() => {
+                () = self.missed() => {
                     if !self.kernel.is_ours() {
                         return Ok(());
                     }
-                }
-            }
-            while self.dead > 0 {
-                if !self.replace().await && !self.kernel.is_ours() {
-                    return Ok(());
+                    self.replace().await;
                 }
             }
         }
     }
 
-    /// Waits until there has been no connection for a while: whoever takes a device away takes all of them.
-    async fn deserted(&self) {
-        self.source.server.all_left().await;
-        tokio::time::sleep(PAUSE).await;
-    }
-
-    /// Connections that are served.
-    fn alive(&self) -> usize {
-        self.source.server.clients().len()
+    /// Waits until there are fewer connections than there should be: at our end one has ended when all that it had asked has. It
+    /// waits for a while if the kernel tells of none: whoever takes a device away takes all of them, and of that it does not tell.
+    async fn missed(&self) {
+        self.source.server.fewer_than(self.connections).await;
+        if !self.is_told {
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// Gives the kernel new connections for dead ones, once all that those had asked has ended: what the kernel
-    /// asks again on a new one must not be overtaken by what it asked on the old one. Says whether it may be tried again.
-    async fn replace(&mut self) -> bool {
-        let gone = self.connections.saturating_sub(self.alive()).min(self.dead);
+    /// asks again on a new one must not be overtaken by what it asked on the old one.
+    async fn replace(&mut self) {
+        let gone = self.connections.saturating_sub(self.source.server.clients().len());
         if gone == 0 {
-            tokio::time::sleep(POLL).await;
-            return true;
+            return;
         }
         let (source, bdev) = (self.source.clone(), Arc::clone(&self.bdev));
         let kernel = Arc::clone(&self.kernel);
@@ -179,13 +173,11 @@ impl<K: Kernel> Keeper<K> {
         match replaced.await.unwrap_or_else(|err| Err(err.to_string())) {
             Ok(()) => {
                 tracing::warn!(device, gone, "dead connections were replaced");
-                self.dead -= gone;
-                true
+                self.is_told = false;
             }
             Err(err) => {
                 tracing::warn!(device, err, "the kernel takes no new connections");
                 tokio::time::sleep(PAUSE).await;
-                false
             }
         }
     }
@@ -222,6 +214,8 @@ mod tests {
     /// A kernel that resizes when it is let, and hands out what connections it is given.
     struct Fake {
         dead: tokio::sync::Mutex<async_mpsc::UnboundedReceiver<u32>>,
+        /// Told of each of its news that the keeper has heard.
+        heard: async_mpsc::UnboundedSender<()>,
         given: async_mpsc::UnboundedSender<usize>,
         sockets: Mutex<Vec<OwnedFd>>,
         resizing: async_mpsc::UnboundedSender<u64>,
@@ -232,8 +226,11 @@ mod tests {
     impl Kernel for Fake {
         async fn dead(&self) -> io::Result<Option<u32>> {
             match self.dead.lock().await.recv().await {
-                Some(index) => Ok(Some(index)),
-                None => std::future::pending().await,
+                Some(index) => {
+                    let _ = self.heard.send(());
+                    Ok(Some(index))
+                }
+                None => Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
 
@@ -261,6 +258,7 @@ mod tests {
     struct Kept {
         kernel: Arc<Fake>,
         die: async_mpsc::UnboundedSender<u32>,
+        heard: async_mpsc::UnboundedReceiver<()>,
         given: async_mpsc::UnboundedReceiver<usize>,
         resizing: async_mpsc::UnboundedReceiver<u64>,
         let_resize: mpsc::Sender<()>,
@@ -288,11 +286,13 @@ mod tests {
             let source = Source::new(Arc::clone(&server), "x");
             let (sockets, _) = source.connections(connections).unwrap();
             let (die, dead) = async_mpsc::unbounded_channel();
+            let (hear, heard) = async_mpsc::unbounded_channel();
             let (give, given) = async_mpsc::unbounded_channel();
             let (resize, resizing) = async_mpsc::unbounded_channel();
             let (let_resize, may_resize) = mpsc::channel();
             let kernel = Arc::new(Fake {
                 dead: tokio::sync::Mutex::new(dead),
+                heard: hear,
                 given: give,
                 sockets: Mutex::new(sockets),
                 resizing: resize,
@@ -307,6 +307,7 @@ mod tests {
             Self {
                 kernel,
                 die,
+                heard,
                 given,
                 resizing,
                 let_resize,
@@ -319,9 +320,14 @@ mod tests {
             }
         }
 
-        /// The kernel gives a connection up, and says so.
-        fn lose_one(&self) {
+        /// The kernel gives a connection up.
+        fn lose_one_silently(&self) {
             drop(self.kernel.sockets.lock().pop());
+        }
+
+        /// And says so.
+        fn lose_one(&self) {
+            self.lose_one_silently();
             self.die.send(INDEX).unwrap();
         }
 
@@ -361,6 +367,35 @@ mod tests {
             kept.let_resize.send(()).unwrap();
         }
         kept.let_resize.send(()).unwrap();
+        kept.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_replaced_also_if_the_kernel_does_not_tell_of_it() {
+        let mut kept = Kept::new(2);
+        kept.lose_one_silently();
+        assert_eq!(next(&mut kept.given).await, 1);
+        // Nor ever again.
+        kept.die = async_mpsc::unbounded_channel().0;
+        kept.lose_one_silently();
+        assert_eq!(next(&mut kept.given).await, 1);
+        assert!(kept.gone.try_recv().is_err());
+        kept.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_the_kernel_tells_of_twice_is_replaced_once() {
+        let mut kept = Kept::new(1);
+        kept.lose_one();
+        assert_eq!(next(&mut kept.given).await, 1);
+        kept.die.send(INDEX).unwrap();
+        for _ in 0..2 {
+            next(&mut kept.heard).await;
+        }
+        kept.size.send(2 << 20).unwrap();
+        assert_eq!(next(&mut kept.resizing).await, 2 << 20);
+        kept.let_resize.send(()).unwrap();
+        assert!(kept.given.try_recv().is_err());
         kept.end().await;
     }
 

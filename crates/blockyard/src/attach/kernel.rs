@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::Bdev;
 use blockyard_export_nbd::Server;
@@ -26,6 +27,8 @@ pub(super) struct Below<'a> {
     pub(super) export: &'a str,
     /// Another daemon could go on with it: its bytes are not in the memory of this one.
     pub(super) outlives_us: bool,
+    /// How long it may keep a write back.
+    pub(super) fence: Option<Duration>,
 }
 
 impl Below<'_> {

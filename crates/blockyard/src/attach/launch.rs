@@ -3,22 +3,25 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 
 use super::helper;
 use super::store::Store;
 use crate::error::{Error, Result};
 use crate::text::term;
 
-/// Runs this program again with `args`, to stay when we are gone, in `directory`. Waits until it prints the path of
-/// its device, and prints that. If it ends before that, shows what it said.
-///
-/// Returns the exit code.
+/// A daemon that has been started, and is not ready yet.
+pub struct Launched {
+    child: Child,
+    log: PathBuf,
+}
+
+/// Runs this program again with `args`, to stay when we are gone, in `directory`.
 ///
 /// # Errors
 /// It cannot be started.
-pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
+pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<Launched> {
     let (log, out) = Store::open()?.new_log()?;
     let mut command = helper::this_program();
     command.args(args).arg("--foreground").arg("--log").arg(&log);
@@ -26,28 +29,41 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<u8> {
     if let Some(directory) = directory {
         command.current_dir(directory);
     }
-    let mut child =
+    let child =
         command.spawn().map_err(|err| Error::failed("cannot start the daemon").caused_by(err))?;
-    let mut line = String::new();
-    if let Some(out) = child.stdout.take() {
-        // An end before a line is for the exit code to tell.
-        let _ = BufReader::new(out).read_line(&mut line);
-    }
-    if line.ends_with('\n') {
-        term::say(line.trim_end())?;
-        return Ok(0);
-    }
-    let status =
-        child.wait().map_err(|err| Error::failed("cannot wait for the daemon").caused_by(err))?;
-    let said = std::fs::read_to_string(&log).unwrap_or_default();
-    // It is shown now.
-    let _ = std::fs::remove_file(&log);
-    term::tell(said.trim_end());
-    match status.code().and_then(|code| u8::try_from(code).ok()) {
-        Some(0) | None => {
-            Err(Error::failed(format!("the daemon ended before it was ready: {status}")))
+    Ok(Launched { child, log })
+}
+
+impl Launched {
+    /// Waits until it prints the path of its device, and prints that. If it ends before that, shows what it said.
+    ///
+    /// Returns the exit code.
+    ///
+    /// # Errors
+    /// It cannot be waited for, or has ended and not said why.
+    pub fn wait(mut self) -> Result<u8> {
+        let mut line = String::new();
+        if let Some(out) = self.child.stdout.take() {
+            // An end before a line is for the exit code to tell.
+            let _ = BufReader::new(out).read_line(&mut line);
         }
-        Some(code) => Ok(code),
+        if line.ends_with('\n') {
+            term::say(line.trim_end())?;
+            return Ok(0);
+        }
+        let status = self.child.wait();
+        let status =
+            status.map_err(|err| Error::failed("cannot wait for the daemon").caused_by(err))?;
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        // It is shown now.
+        let _ = std::fs::remove_file(&self.log);
+        term::tell(said.trim_end());
+        match status.code().and_then(|code| u8::try_from(code).ok()) {
+            Some(0) | None => {
+                Err(Error::failed(format!("the daemon ended before it was ready: {status}")))
+            }
+            Some(code) => Ok(code),
+        }
     }
 }
 

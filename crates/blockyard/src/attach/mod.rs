@@ -17,11 +17,12 @@ pub(crate) mod store;
 pub(crate) mod usage;
 
 pub use daemon::{Order, check_identity, run};
-pub use launch::launch;
+pub use launch::{Launched, launch};
 pub use leftover::{
     Fate, LeftBehind, Standing, Survey, UnreadableRecord, clear_unused, has_ublk_device, on_record,
     orphans, remove, survey,
 };
+pub(crate) use nbd::check_times;
 
 use serde::{Deserialize, Serialize};
 

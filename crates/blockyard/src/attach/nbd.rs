@@ -159,6 +159,24 @@ fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated, outlives_us: bool) -> 
     })
 }
 
+/// The kernel gives a connection up on which a write is not answered, takes no other before that has ended, and then waits no
+/// longer than for any: what is only kept back must not fail.
+///
+/// # Errors
+/// A disk may keep writes back for longer, `fence`.
+pub(crate) fn check_times(wish: &Wish, fence: Option<Duration>) -> Result<()> {
+    let (timeout, dead) = (timeout(wish), Duration::from_secs(wish.dead_timeout_seconds));
+    let fails = |fence: &Duration| !wish.read_only && timeout + dead <= *fence;
+    let Some(fence) = fence.filter(fails) else { return Ok(()) };
+    let what = format!(
+        "{} may keep writes back for {fence:?} (fence_timeout), and --timeout and --dead-conn-timeout let them fail after \
+         {timeout:?} and {dead:?}",
+        wish.uri
+    );
+    Err(Error::usage(what)
+        .help("make --dead-conn-timeout longer, or fence_timeout= in the URI shorter"))
+}
+
 /// How long the kernel waits for an answer.
 fn timeout(wish: &Wish) -> Duration {
     wish.timeout_seconds.map_or(TIMEOUT, Duration::from_secs)
@@ -230,6 +248,7 @@ impl NbdDevice {
     /// Sets one up by netlink. Must be called within a runtime, which sees to dead connections.
     pub(super) fn attach(wish: &Wish, mark: u64, below: &Below<'_>) -> Result<Self> {
         let mut driver = Driver::open().map_err(nbd_error)?;
+        check_times(wish, below.fence)?;
         let links = driver.links().map_err(nbd_error)?;
         let (sockets, negotiated) = Source::of(below).connections(wish.connections.into())?;
         let setup = setup(wish, mark, &negotiated, below.outlives_us)?;
@@ -391,6 +410,31 @@ mod tests {
         assert_eq!(timeout(&wish(Some(3))), Duration::from_secs(3));
         // The kernel counts ticks in 32 bits (`nbd_set_cmd_timeout`), a thousand a second at most.
         assert!(NEVER.as_millis() < u128::from(u32::MAX));
+    }
+
+    #[test]
+    fn what_a_disk_only_keeps_back_does_not_fail_in_the_kernel() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let wish = |timeout_seconds, dead_timeout_seconds| Wish {
+            uri: "nbd://host/x".into(),
+            timeout_seconds,
+            dead_timeout_seconds,
+            ..Wish::default()
+        };
+        for (timeout, dead) in [(Some(3), 57), (Some(1), 1), (None, 30)] {
+            let err = check_times(&wish(timeout, dead), seconds(60)).unwrap_err();
+            let said = err.to_string();
+            for word in ["nbd://host/x", "fence_timeout", "--timeout", "--dead-conn-timeout"] {
+                assert!(said.contains(word), "{said}");
+            }
+            check_times(&wish(timeout, dead), None).unwrap();
+            let reader = Wish { read_only: true, ..wish(timeout, dead) };
+            check_times(&reader, seconds(60)).unwrap();
+            check_times(&wish(timeout, dead), seconds(1)).unwrap();
+        }
+        for (timeout, dead) in [(Some(3), 58), (Some(61), 1), (None, 31), (None, 300)] {
+            check_times(&wish(timeout, dead), seconds(60)).unwrap();
+        }
     }
 
     #[tokio::test]

@@ -33,7 +33,7 @@ pub struct Record {
     pub wish: Wish,
     /// Which disk it is, whatever it is called.
     pub identity: DiskIdentity,
-    /// Bytes of the disk.
+    /// Bytes of the disk, without what its last block is padded with.
     pub size: u64,
     /// It has that size since it was attached, and not by what it is.
     #[serde(default)]

@@ -79,7 +79,12 @@ pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
 /// [`ErrorKind::Busy`] says by whom it is used.
 pub(crate) fn check_unclaimed(path: &str, daemon: u32) -> Result<()> {
     check_unused(path, daemon)?;
-    match helper::may_be_claimed(path, GLANCE) {
+    // What the kernel has no disk of can be opened by nobody, and has nobody who claims it.
+    let claimed = || match has_disk(path)? {
+        true => helper::may_be_claimed(path, GLANCE),
+        false => Ok(Some(true)),
+    };
+    match claimed() {
         Ok(Some(false)) => {
             Err(busy(path, "a file system, or something else of the kernel's, claims it"))
         }

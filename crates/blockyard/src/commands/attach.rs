@@ -14,7 +14,7 @@ use rustix::process::{
 use crate::api::client::{Ask, ask_one, escaped};
 use crate::attach::record::Record;
 use crate::attach::store::{Store, Stored, Unreadable};
-use crate::attach::{self, Fate, LeftBehind, Order, Standing, Survey, Via, Wish, usage};
+use crate::attach::{self, Fate, Launched, LeftBehind, Order, Standing, Survey, Via, Wish, usage};
 use crate::cli::{AttachArgs, DetachArgs, RecoverArgs};
 use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
@@ -41,12 +41,6 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         ));
         return recover_one(orphan, args.foreground, args.log, verbose);
     }
-    if !args.foreground {
-        let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
-        // Options are added at the end.
-        again.retain(|arg| arg != "--");
-        return attach::launch(&again, None);
-    }
     let wish = Wish {
         uri: args.uri,
         via: args.via,
@@ -59,6 +53,15 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         dead_timeout_seconds: args.dead_conn_timeout.unwrap_or(DEAD_CONN_TIMEOUT_SECONDS),
         hand_over: args.hand_over,
     };
+    if wish.via == Some(Via::Nbd) {
+        attach::check_times(&wish, plan.fence())?;
+    }
+    if !args.foreground {
+        let mut again: Vec<OsString> = std::env::args_os().skip(1).collect();
+        // Options are added at the end.
+        again.retain(|arg| arg != "--");
+        return attach::launch(&again, None)?.wait();
+    }
     attach::run(Order::Attach(wish), args.log)
 }
 
@@ -173,24 +176,51 @@ pub(super) fn recover(args: &RecoverArgs, verbose: u8) -> Result<u8> {
         orphans = found.collect::<Result<_>>()?;
     }
     if args.foreground {
-        if orphans.len() != 1 {
-            let what = format!("in the foreground one device is recovered, not {}", orphans.len());
+        let count = orphans.len();
+        let Ok([orphan]) = <[Record; 1]>::try_from(orphans) else {
+            let what = format!("in the foreground one device is recovered, not {count}");
             return Err(Error::usage(what).help("name one, as /dev/ublkb0"));
-        }
-    } else if orphans.is_empty() {
+        };
+        return recover_one(orphan, true, args.log.clone(), verbose);
+    }
+    if orphans.is_empty() {
         term::tell("nothing to recover: no daemon has left an attached disk behind");
     }
-    let mut worst = 0;
-    for orphan in orphans {
-        worst = worst.max(recover_one(orphan, args.foreground, args.log.clone(), verbose)?);
+    recover_all(&orphans, |orphan| launch_for(orphan, verbose), Launched::wait)
+}
+
+/// The kernel's patience with each of them is running: none waits for another, and none is left because another fails.
+fn recover_all<T>(
+    orphans: &[Record],
+    launch: impl FnMut(&Record) -> Result<T>,
+    mut wait: impl FnMut(T) -> Result<u8>,
+) -> Result<u8> {
+    let launched: Vec<_> = orphans.iter().map(launch).collect();
+    worst_of(launched.into_iter().map(|launched| launched.and_then(&mut wait)))
+}
+
+/// Each is done, whatever becomes of the others: the first error, after the others are told, or the largest exit code.
+fn worst_of(all: impl Iterator<Item = Result<u8>>) -> Result<u8> {
+    let (mut worst, mut first) = (0, None);
+    for one in all {
+        match (one, &first) {
+            (Ok(code), _) => worst = worst.max(code),
+            (Err(err), None) => first = Some(err),
+            (Err(err), Some(_)) => term::tell_error(&err),
+        }
     }
-    Ok(worst)
+    first.map_or(Ok(worst), Err)
 }
 
 fn recover_one(orphan: Record, foreground: bool, log: Option<PathBuf>, verbose: u8) -> Result<u8> {
     if foreground {
         return attach::run(Order::Recover(Box::new(orphan)), log);
     }
+    launch_for(&orphan, verbose)?.wait()
+}
+
+/// Starts the daemon that goes on with a device.
+fn launch_for(orphan: &Record, verbose: u8) -> Result<Launched> {
     let mut again: Vec<OsString> = vec!["recover".into(), orphan.path().into()];
     again.extend((0..verbose).map(|_| "-v".into()));
     attach::launch(
@@ -263,16 +293,8 @@ pub(super) fn detach(args: &DetachArgs) -> Result<()> {
         check_readable(attach::device_name(device), &contents.unreadable)?;
         wanted.push(device_of(device, &records, &left)?);
     }
-    let mut first = Ok(());
-    for path in &wanted {
-        let detached = detach_one(path, &records, &left.left, args.force);
-        match (&first, detached) {
-            (Ok(()), Err(err)) => first = Err(err),
-            (Err(_), Err(err)) => term::tell_error(&err),
-            (_, Ok(())) => {}
-        }
-    }
-    first
+    let detach = |path: &String| detach_one(path, &records, &left.left, args.force).map(|()| 0);
+    worst_of(wanted.iter().map(detach)).map(drop)
 }
 
 /// What a daemon has begun ends with it: another may serve the device then.
@@ -412,6 +434,8 @@ pub(super) fn look_at(device: &Path, read_only: Option<bool>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::cli::{Cli, Command};
     use clap::Parser;
@@ -456,6 +480,26 @@ mod tests {
         (wish.timeout_seconds, wish.dead_timeout_seconds, wish.hand_over) = (Some(3), 60, true);
         let same = others[3..].concat();
         agree(&args(&same), &orphan).unwrap();
+    }
+
+    #[test]
+    fn what_keeps_one_device_from_being_recovered_keeps_no_other() {
+        let orphans = [0, 1, 2, 3].map(|number| record(Via::Nbd, number, "/dev/zero"));
+        let (launched, waited) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+        let launch = |orphan: &Record| {
+            launched.borrow_mut().push(orphan.number);
+            if orphan.number == 1 { Err(Error::failed("no process")) } else { Ok(orphan.number) }
+        };
+        let wait = |number| {
+            assert_eq!(*launched.borrow(), [0, 1, 2, 3], "it waits before all are launched");
+            waited.borrow_mut().push(number);
+            if number == 2 { Err(Error::failed("it died")) } else { Ok(75) }
+        };
+        let err = recover_all(&orphans, launch, wait).unwrap_err();
+        assert!(err.to_string().contains("no process"), "{err}");
+        assert_eq!(*waited.borrow(), [0, 2, 3]);
+        assert_eq!(recover_all(&orphans[3..], |_| Ok(1), |_| Ok(75)).unwrap(), 75);
+        assert_eq!(recover_all(&[], |_| Ok(1), |_| Ok(75)).unwrap(), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh, Place, Said};
-use super::maker::{DiskMaker, Parts, shown_size};
+use super::maker::{DiskMaker, Parts, failed_flush_of, shown_size};
 use super::options::{OptionSpec, ValueKind};
 use super::plan::{DiskPlan, absolute};
 use crate::disks::uri::is_path;
@@ -120,8 +120,10 @@ impl DiskSource for FileSource {
         let (driver, info) = open_file(&config, maker.threads())?;
         let size = shown_size(plan, info.size)?;
         driver.show(size);
-        let parts = Parts::new(plan, maker, driver, size, info.limits);
-        Ok(Fresh { disk: maker.alloc(plan, parts)?, remote: None })
+        let parts = Parts::new(plan, maker, Arc::clone(&driver), size, info.limits);
+        let disk = maker.alloc(plan, parts)?;
+        driver.on_failed_flush(failed_flush_of(&disk));
+        Ok(Fresh { disk, remote: None })
     }
 
     fn identity(&self) -> io::Result<Option<DiskIdentity>> {

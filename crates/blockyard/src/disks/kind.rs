@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::Disk;
 use blockyard_driver_nbd::TlsFiles;
@@ -130,6 +131,11 @@ pub trait DiskSource: AnySource + fmt::Debug + Send + Sync {
 
     /// The file or block device of this machine that has its bytes, as they are.
     fn file(&self) -> Option<&Path> {
+        None
+    }
+
+    /// How long a write may be kept back because an earlier one may still be on its way, as after its daemon has died.
+    fn fence(&self) -> Option<Duration> {
         None
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use blockyard_blkmq::major::DevNum;
 use blockyard_blkmq::{
-    BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, Features,
-    Limits, QueueType, TagSet, TagSetConfig,
+    BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, FailedFlush,
+    Features, Limits, QueueType, TagSet, TagSetConfig,
 };
 use tokio::runtime::Handle;
 
@@ -203,6 +203,16 @@ impl DiskMaker {
         }
         Ok(DevNum { major, minor })
     }
+}
+
+/// What a driver calls that knows of flushes to come that they will fail.
+pub(super) fn failed_flush_of(disk: &Arc<Disk>) -> FailedFlush {
+    let disk = Arc::downgrade(disk);
+    Box::new(move || {
+        if let Some(disk) = disk.upgrade() {
+            disk.flush_failed();
+        }
+    })
 }
 
 fn with_block(plan: &DiskPlan, mut limits: Limits) -> Result<Limits> {

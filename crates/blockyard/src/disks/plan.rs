@@ -1,6 +1,8 @@
 //! A disk that can be opened: what its URI and its options say, checked together.
 
+use std::iter;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use blockyard_driver_nbd::TlsFiles;
 
@@ -65,6 +67,14 @@ impl DiskPlan {
             change(plan);
             next = plan.below.as_deref_mut();
         }
+    }
+
+    /// How long a write to it may be kept back because an earlier one may still be on its way.
+    #[must_use]
+    pub fn fence(&self) -> Option<Duration> {
+        let writable = Some(self).filter(|plan| !plan.options.read_only);
+        let layers = iter::successors(writable, |plan| plan.below.as_deref());
+        layers.filter_map(|plan| plan.source.fence()).max()
     }
 
     /// What is not there is not made by opening it.

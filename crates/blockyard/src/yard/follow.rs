@@ -10,7 +10,7 @@ use tokio::sync::watch;
 pub struct State {
     /// Nobody may change it.
     pub read_only: bool,
-    /// Bytes.
+    /// Bytes, without what its last block is padded with.
     pub size: u64,
 }
 
@@ -18,7 +18,7 @@ impl State {
     /// What it is now.
     #[must_use]
     pub fn of(disk: &Disk) -> Self {
-        Self { read_only: disk.is_read_only(), size: disk.capacity().bytes() }
+        Self { read_only: disk.is_read_only(), size: disk.size_bytes() }
     }
 }
 
@@ -26,10 +26,10 @@ impl State {
 struct Told(watch::Sender<State>);
 
 impl DiskListener for Told {
-    fn event(&self, _disk: &Disk, event: Event) {
+    fn event(&self, disk: &Disk, event: Event) {
         match event {
             Event::ReadOnly(read_only) => self.0.send_modify(|state| state.read_only = read_only),
-            Event::Resized { to, .. } => self.0.send_modify(|state| state.size = to.bytes()),
+            Event::Resized { .. } => self.0.send_modify(|state| state.size = disk.size_bytes()),
             _ => {}
         }
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{
-    Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, HctxHandle, InFlight, Request,
-    Timeout,
+    Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, FailedFlush, HctxHandle, InFlight,
+    Request, Timeout,
 };
 use blockyard_sys::lock::Lock;
 use blockyard_sys::{Files, IoEngine, Pool as Threads, uring};
@@ -87,6 +87,12 @@ impl File {
     /// The disk is smaller than the file, and has so many bytes of it. To be called before it is used.
     pub fn show(&self, bytes: u64) {
         self.context.size.fetch_min(bytes, Ordering::AcqRel);
+    }
+
+    /// Has `told` called as soon as flushes fail for good, also if it was a write that found that out. It is called on a queue
+    /// thread, or by whoever resizes the disk, and must not block. Once for a disk.
+    pub fn on_failed_flush(&self, told: FailedFlush) {
+        self.context.health.on_failed_flush(told);
     }
 
     fn queue(

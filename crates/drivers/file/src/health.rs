@@ -1,13 +1,18 @@
 //! What went wrong with the file for good, and is said once.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use blockyard_blkmq::FailedFlush;
 
 /// Troubles of one file, which all of its queues share.
 pub(crate) struct Health {
     path: PathBuf,
     /// A flush has failed: see the crate's documentation.
     flush_failed: AtomicBool,
+    /// Told of that, at once.
+    on_failed_flush: OnceLock<FailedFlush>,
     /// From where on the file was found to have lost what was in it; [`u64::MAX`] if it was not.
     cut_at: AtomicU64,
     /// The same of a device, which was said.
@@ -20,6 +25,7 @@ impl Health {
         Self {
             path,
             flush_failed: AtomicBool::new(false),
+            on_failed_flush: OnceLock::new(),
             cut_at: AtomicU64::new(u64::MAX),
             device_ended: AtomicBool::new(false),
             refused: AtomicBool::new(false),
@@ -44,7 +50,15 @@ impl Health {
                 "a flush failed: what was written since the last good one may be lost; \
                  flushes fail until it is opened anew"
             );
+            if let Some(told) = self.on_failed_flush.get() {
+                told();
+            }
         }
+    }
+
+    pub(crate) fn on_failed_flush(&self, told: FailedFlush) {
+        // Whoever was first is told.
+        let _ = self.on_failed_flush.set(told);
     }
 
     /// From where on everything fails, as the file became shorter: [`u64::MAX`] if it did not.
@@ -83,5 +97,24 @@ impl Health {
         if !self.refused.swap(true, Ordering::AcqRel) {
             tracing::warn!(file = %self.path.display(), %err, "the kernel takes no more I/O for now; trying again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_flush_that_fails_for_good_is_told_once_and_at_once() {
+        let health = Health::new("x".into());
+        let (tell, told) = mpsc::channel();
+        health.on_failed_flush(Box::new(move || tell.send(()).unwrap()));
+        assert!(told.try_recv().is_err());
+        for _ in 0..2 {
+            health.flush_failed(&std::io::ErrorKind::StorageFull.into());
+        }
+        assert_eq!(told.try_iter().count(), 1);
     }
 }

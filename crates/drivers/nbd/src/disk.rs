@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockyard_blkmq::{Features, HctxHandle, Status};
+use blockyard_blkmq::{FailedFlush, Features, HctxHandle, Status};
 use blockyard_buf::{Pool, PoolLimits};
 use blockyard_nbd::uri::Uri;
 use parking_lot::Mutex;
@@ -388,6 +388,12 @@ impl Nbd {
         for index in 0..self.inner.queues.len() {
             self.inner.leave_parked(index).await;
         }
+    }
+
+    /// Has `told` called as soon as flushes fail for good, which may be long before anybody asks for one: what was written on a
+    /// lost connection may be lost. It may be called twice, is called on a queue thread, and must not block. Once for a disk.
+    pub fn on_failed_flush(&self, told: FailedFlush) {
+        self.inner.common.on_failed_flush(told);
     }
 
     /// Another process has served this disk before, and has died: the server may still carry out what it has sent, which

@@ -2,11 +2,11 @@
 //! a connection, or for a fence to fall; and which connections a flush has to reach.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockyard_blkmq::Op;
+use blockyard_blkmq::{FailedFlush, Op};
 use parking_lot::Mutex;
 
 use crate::fence::{Fence, LinkId};
@@ -167,6 +167,8 @@ pub(crate) struct Common<J> {
     closed: AtomicBool,
     /// What was written may be lost: flushes fail from then on.
     flush_failed: AtomicBool,
+    /// Told of that, at once.
+    on_failed_flush: OnceLock<FailedFlush>,
     /// `None`: there is no cache.
     unflushed: Option<Arc<Unflushed>>,
     /// A server that is started anew has lost nothing.
@@ -197,6 +199,7 @@ impl<J> Common<J> {
             waiting: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
+            on_failed_flush: OnceLock::new(),
             unflushed,
             trusting,
         }
@@ -513,7 +516,21 @@ impl<J: Job> Common<J> {
 
     /// Flushes fail from now on: whatever they cover, it is not all.
     pub(crate) fn fail_flushes(&self) {
-        self.flush_failed.store(true, Ordering::Release);
+        if !self.flush_failed.swap(true, Ordering::AcqRel)
+            && let Some(told) = self.on_failed_flush.get()
+        {
+            told();
+        }
+    }
+
+    pub(crate) fn on_failed_flush(&self, told: FailedFlush) {
+        // Whoever was first is told.
+        let _ = self.on_failed_flush.set(told);
+        if let Some(told) = self.on_failed_flush.get()
+            && self.has_flush_failed()
+        {
+            told();
+        }
     }
 }
 

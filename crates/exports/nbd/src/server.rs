@@ -255,14 +255,24 @@ impl Server {
 
     /// Waits until nobody is connected.
     pub async fn all_left(&self) {
-        self.have_left(|_| true).await;
+        self.fewer_than(1).await;
+    }
+
+    /// Waits until fewer clients than that are connected.
+    pub async fn fewer_than(&self, count: usize) {
+        self.until(|clients| clients.len() < count).await;
     }
 
     /// Waits until none of those clients is left.
     async fn have_left(&self, which: impl Fn(&Client) -> bool) {
+        self.until(|clients| !clients.iter().any(|client| which(client))).await;
+    }
+
+    /// Waits until so many clients have left that this holds.
+    async fn until(&self, holds: impl Fn(&Clients) -> bool) {
         loop {
             let left = self.left.notified();
-            if !self.clients.lock().iter().any(|client| which(client)) {
+            if holds(&self.clients.lock()) {
                 return;
             }
             left.await;

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::Disk;
 use blockyard_driver_nbd::{MAX_CONNECTIONS, Nbd, NbdConfig, TlsFiles};
@@ -18,7 +19,7 @@ use super::builder::PlanBuilder;
 use super::describe::{Described, Offers};
 use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh, Place, Said, TlsTaken};
-use super::maker::{DiskMaker, Parts, shown_blocks};
+use super::maker::{DiskMaker, Parts, failed_flush_of, shown_blocks};
 use super::options::{NO_LIMIT, OptionSpec, ValueKind, canonical_key};
 use super::plan::{DiskPlan, absolute};
 use super::remote::{Goodbye, RemoteDriver};
@@ -135,7 +136,9 @@ impl DiskSource for NbdSource {
         let mut parts = Parts::new(plan, maker, Arc::clone(&driver), size, export.limits);
         parts.read_only = export.read_only;
         parts.tags = driver.tag_set_config(threads);
-        Ok(Fresh { disk: maker.alloc(plan, parts)?, remote: Some(driver) })
+        let disk = maker.alloc(plan, parts)?;
+        driver.on_failed_flush(failed_flush_of(&disk));
+        Ok(Fresh { disk, remote: Some(driver) })
     }
 
     fn identity(&self) -> io::Result<Option<DiskIdentity>> {
@@ -144,6 +147,10 @@ impl DiskSource for NbdSource {
 
     fn stem(&self) -> Option<&str> {
         self.config.uri.export.rsplit('/').next()
+    }
+
+    fn fence(&self) -> Option<Duration> {
+        Some(self.config.fence_timeout)
     }
 
     fn take_tls(&mut self, uri: &str, files: &TlsFiles) -> Result<TlsTaken> {
