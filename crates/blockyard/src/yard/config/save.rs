@@ -237,7 +237,7 @@ fn of_export(plan: &ExportPlan) -> Table {
     }
     for (name, said) in plan.settings.iter() {
         let is_mode =
-            plan.kind.all_options().any(|it| it.name == name && it.value == ValueKind::Mode);
+            plan.kind.said_options().any(|it| it.name == name && it.value == ValueKind::Mode);
         table[name] = match said {
             Value::Flag(flag) => value(*flag),
             Value::Number(mode) if is_mode => value(format!("{mode:o}")),
