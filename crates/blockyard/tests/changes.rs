@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -70,6 +71,32 @@ fn a_disk_that_was_opened_read_only_stays_so_where_its_driver_cannot_write() {
         assert_eq!(read_only("disks", name), disk, "{name}");
         assert_eq!(read_only("exports", name), export, "clients of {name}");
     }
+}
+
+#[test]
+fn disks_that_are_added_at_the_same_time_have_names_of_their_own() {
+    const ADDED: usize = 8;
+    let daemon = Daemon::serve(&["ram:1M"]);
+    let adding: Vec<_> = (0..ADDED)
+        .map(|_| {
+            let mut add = blockyard(&daemon.path("run"));
+            add.args(["add", "ram:1M"]).stdout(Stdio::piped()).stdin(Stdio::null());
+            add.spawn().unwrap()
+        })
+        .collect();
+    let mut names = BTreeSet::new();
+    for add in adding {
+        let output = add.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let name = String::from_utf8(output.stdout).unwrap();
+        assert!(names.insert(name.clone()), "{name} is two disks");
+    }
+    let report = daemon.report();
+    assert_eq!(report["disks"].as_array().unwrap().len(), ADDED + 1);
+    assert_eq!(report["exports"].as_array().unwrap().len(), ADDED + 1);
+    let taken =
+        ask(&daemon, "PUT", "/v1/disks/ram0", "if-none-match: *\r\n", &json!({ "uri": "ram:1M" }));
+    assert_eq!(taken.0, 412, "{}", taken.1);
 }
 
 #[test]
