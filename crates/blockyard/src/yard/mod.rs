@@ -205,7 +205,7 @@ impl Yard {
     ///
     /// # Errors
     /// There is no file, or it cannot say that.
-    pub(crate) fn prepare(&self, edit: &Edit<'_>) -> Result<Option<Prepared>> {
+    pub(crate) fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
         let file = self.file.get().ok_or_else(|| {
             Error::usage("this daemon was not started from a yard.toml that it could be saved to")
                 .help("leave --save out, or start it with: blockyard up -f yard.toml")

@@ -64,7 +64,7 @@ pub(super) fn check(
     if let Some(wanted) = default_export {
         let names: Vec<&str> =
             exports.iter().filter(|it| of_nbd(it)).map(|export| export.name.as_str()).collect();
-        if !names.contains(&wanted.value.as_str()) {
+        if !wanted.value.is_empty() && !names.contains(&wanted.value.as_str()) {
             let what = format!("there is no export named {:?}", wanted.value);
             found.push(Mistake::new(wanted.at, what, suggest::hint(&wanted.value, &names)));
             return None;
