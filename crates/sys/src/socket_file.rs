@@ -24,6 +24,7 @@ use rustix::fs::{
     linkat, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
@@ -398,12 +399,22 @@ fn in_directory(directory: &OwnedFd, name: &OsStr) -> PathBuf {
     path
 }
 
-/// Connects to a stream socket, whose path may be longer than [`MAX_SOCKET_PATH`].
+/// Connects to a stream socket, whose path may be longer than [`MAX_SOCKET_PATH`], within `limit`: a server that accepts nobody
+/// any more lets others wait for ever (unix(7), `SO_SNDTIMEO` in socket(7)).
 ///
 /// # Errors
-/// What open(2) and connect(2) say.
-pub fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    UnixStream::connect(ShortPath::of(path)?)
+/// What open(2) and connect(2) say; [`io::ErrorKind::TimedOut`] after the limit.
+pub fn connect_unix(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let path = ShortPath::of(path)?;
+    let address = SocketAddrUnix::new(path.as_ref())?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+    match connect(&socket, &address) {
+        Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+        connected => connected?,
+    }
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -415,6 +426,7 @@ mod tests {
     use super::*;
 
     const BACKLOG: i32 = 16;
+    const LIMIT: Duration = Duration::from_secs(60);
 
     fn names(dir: &Path) -> Vec<OsString> {
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
@@ -427,11 +439,11 @@ mod tests {
         let (socket, file) = SocketFile::bind(&path, Some(0o600), BACKLOG).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!((file.path(), names(dir.path())), (path.as_path(), vec!["s".into()]));
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         let second = SocketFile::bind(&path, None, BACKLOG).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         SocketFile::remove_stale(&path).unwrap();
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         drop((file, socket));
         assert!(names(dir.path()).is_empty());
     }
@@ -442,12 +454,12 @@ mod tests {
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
         let (socket, file) = SocketFile::bind(&path, None, BACKLOG).unwrap();
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         // Another takes its place; its file is not ours to remove.
         drop(socket);
         let successor = SocketFile::bind(&path, None, BACKLOG).unwrap();
         drop(file);
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         drop(successor);
         drop(UnixListener::bind(&path).unwrap());
         SocketFile::remove_stale(&path).unwrap();
@@ -482,7 +494,7 @@ mod tests {
                     }
                 }
             });
-            connect_unix(&path).unwrap_or_else(|err| panic!("round {round}: {err}"));
+            connect_unix(&path, LIMIT).unwrap_or_else(|err| panic!("round {round}: {err}"));
             (socket, file) = bound;
         }
     }
@@ -511,7 +523,7 @@ mod tests {
                 lost.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::AddrInUse)
             };
             assert!(failed.iter().all(in_use), "round {round}: {failed:?}");
-            connect_unix(&path).unwrap();
+            connect_unix(&path, LIMIT).unwrap();
             assert_eq!(names(dir.path()), ["s"], "round {round}");
             drop(bound);
             assert!(names(dir.path()).is_empty(), "round {round}");
@@ -533,7 +545,7 @@ mod tests {
         flock(&held, FlockOperation::LockExclusive).unwrap();
         leave_a_stale_one(&path);
         let bound = SocketFile::bind(&path, None, BACKLOG).unwrap();
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         drop(bound);
         assert!(names(dir.path()).is_empty());
     }
@@ -565,12 +577,12 @@ mod tests {
             temporary.publish_by(refuse).map(|()| socket)
         };
         let first = bind().unwrap();
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         assert_eq!(bind().unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(names(dir.path()), ["s"]);
         drop(first);
         let _second = bind().unwrap();
-        connect_unix(&path).unwrap();
+        connect_unix(&path, LIMIT).unwrap();
         assert_eq!(names(dir.path()), ["s"]);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "").unwrap();
@@ -593,11 +605,21 @@ mod tests {
         for name in ["s".to_owned(), "n".repeat(250)] {
             let path = deep.join(name);
             let bound = SocketFile::bind(&path, None, BACKLOG).unwrap();
-            connect_unix(&path).unwrap();
+            connect_unix(&path, LIMIT).unwrap();
             let second = SocketFile::bind(&path, None, BACKLOG).unwrap_err();
             assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
             drop(bound);
             assert!(names(&deep).is_empty());
         }
+    }
+
+    #[test]
+    fn a_server_that_accepts_nobody_any_more_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_socket, _file) = SocketFile::bind(&path, None, 0).unwrap();
+        let _first = connect_unix(&path, LIMIT).unwrap();
+        let second = connect_unix(&path, Duration::from_millis(1)).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::{MAX_ANSWER, Problem, directory, pid_of_socket};
 use crate::error::{Error, Result};
 
-/// How long a daemon may take to tell what it does.
+/// How long a daemon may take to accept a connection, and to tell what it does.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A question, or a wish.
@@ -27,6 +27,7 @@ pub struct Ask {
     method: Method,
     path: String,
     body: Option<Value>,
+    only_new: bool,
 }
 
 /// A name as a part of a path.
@@ -39,25 +40,31 @@ impl Ask {
     /// What is there.
     #[must_use]
     pub fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), body: None }
+        Self { method: Method::GET, path: path.into(), body: None, only_new: false }
     }
 
     /// This is wanted there.
     #[must_use]
     pub fn put(path: impl Into<String>, body: Value) -> Self {
-        Self { method: Method::PUT, path: path.into(), body: Some(body) }
+        Self { method: Method::PUT, path: path.into(), body: Some(body), only_new: false }
+    }
+
+    /// The same, unless there is something already.
+    #[must_use]
+    pub fn put_new(path: impl Into<String>, body: Value) -> Self {
+        Self { only_new: true, ..Self::put(path, body) }
     }
 
     /// This is wanted otherwise.
     #[must_use]
     pub fn patch(path: impl Into<String>, body: Value) -> Self {
-        Self { method: Method::PATCH, path: path.into(), body: Some(body) }
+        Self { method: Method::PATCH, path: path.into(), body: Some(body), only_new: false }
     }
 
     /// It is not wanted any more.
     #[must_use]
     pub fn delete(path: impl Into<String>) -> Self {
-        Self { method: Method::DELETE, path: path.into(), body: None }
+        Self { method: Method::DELETE, path: path.into(), body: None, only_new: false }
     }
 }
 
@@ -73,6 +80,12 @@ impl Answer {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status == StatusCode::NOT_FOUND
+    }
+
+    /// Whether there was something already, and a new one was wanted.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.status == StatusCode::PRECONDITION_FAILED
     }
 
     /// Whether something was made that was not there before.
@@ -115,7 +128,7 @@ pub fn ask_all(path: &str) -> Result<Vec<(PathBuf, Answer)>> {
     let directory = directory::runtime_dir()?;
     let mut answers = Vec::new();
     for (pid, socket) in sockets(&directory)? {
-        match connect_unix(&socket) {
+        match connect_unix(&socket, PATIENCE) {
             Ok(stream) => match ask(stream, &Ask::get(path), Some(PATIENCE)) {
                 Ok(answer) if answer.status.is_success() => answers.push((socket, answer)),
                 Ok(answer) => {
@@ -128,7 +141,7 @@ pub fn ask_all(path: &str) -> Result<Vec<(PathBuf, Answer)>> {
                 let _ = SocketFile::remove_stale(&socket);
             }
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => return Err(failed(&directory, err)),
+            Err(err) => tracing::warn!(pid, error = %err, "a daemon cannot be reached"),
         }
     }
     Ok(answers)
@@ -200,7 +213,7 @@ pub fn ask_at(socket: &Path, question: &Ask) -> Result<Option<Answer>> {
     let failed = |err: io::Error| {
         Error::failed(format!("the daemon at {} does not answer", socket.display())).caused_by(err)
     };
-    match connect_unix(socket) {
+    match connect_unix(socket, PATIENCE) {
         Ok(stream) => ask(stream, question, None).map(Some).map_err(failed),
         Err(err) if is_gone(&err) => Ok(None),
         Err(err) => Err(failed(err)),
@@ -231,13 +244,15 @@ async fn exchange(stream: UnixStream, question: &Ask) -> io::Result<Answer> {
     // It ends with the sender, or says why by its request.
     let connection = tokio::spawn(connection);
     let body = question.body.as_ref().map(Value::to_string).unwrap_or_default();
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(&question.method)
         .uri(&question.path)
         .header(header::HOST, "blockyard")
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(io::Error::other)?;
+        .header(header::CONTENT_TYPE, "application/json");
+    if question.only_new {
+        request = request.header(header::IF_NONE_MATCH, "*");
+    }
+    let request = request.body(Full::new(Bytes::from(body))).map_err(io::Error::other)?;
     let (head, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(io::Error::other)?;
     connection.abort();

@@ -25,6 +25,10 @@ pub use server::Server;
 const MAX_REQUEST: usize = 64 << 10;
 /// The longest answer that a client takes.
 const MAX_ANSWER: usize = 64 << 20;
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 128;
+/// Of those, the ones that may listen to events: the others are for those who ask.
+const MAX_LISTENERS: usize = 64;
 /// Daemons of the same number, in PID namespaces of their own, that can share a runtime directory.
 const MAX_SAME_PID: u32 = 64;
 

@@ -13,7 +13,7 @@ pub(super) struct Operation {
     method: &'static str,
     pub(super) path: &'static str,
     summary: &'static str,
-    /// Parameters of its query.
+    /// Parameters of its query, and headers.
     query: &'static [&'static str],
     /// The schema of its body.
     body: Option<&'static str>,
@@ -100,7 +100,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
         method: "put",
         path: "/v1/disks/{name}",
         summary: "Open a disk; done already if it is there as it is wanted",
-        query: &["save"],
+        query: &["save", "If-None-Match"],
         body: Some("NewDisk"),
         answers: &[(200, Told::One("Disk")), (201, Told::One("Disk"))],
         route: || put(routes::put_disk),
@@ -212,6 +212,8 @@ impl Operation {
                               "description": "what tells the device from a later one of its name" }),
             "shrink" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                                 "description": "let a disk become smaller" }),
+            "If-None-Match" => json!({ "name": name, "in": "header", "schema": { "const": "*" },
+                                       "description": "only if there is none of that name; 412 if there is" }),
             _ => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                          "description": "write the change to the yard.toml of the daemon, too" }),
         });
@@ -373,7 +375,7 @@ fn new_disk() -> Value {
 
 fn new_export() -> Value {
     let of_kind = |kind: &&exports::ExportKind| {
-        let mut schema = options(kind.all_options());
+        let mut schema = options(kind.said_options());
         schema["title"] = kind.name.into();
         schema["description"] = kind.summary.into();
         schema["properties"]["disk"] =

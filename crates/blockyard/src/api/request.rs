@@ -100,8 +100,8 @@ pub(super) fn export(
     let mut given = Vec::new();
     for (key, value) in object {
         let known = canonical_key(&key);
-        let Some(option) = kind.all_options().find(|option| option.name == known) else {
-            let names: Vec<_> = kind.all_options().map(|option| option.name).collect();
+        let Some(option) = kind.said_options().find(|option| option.name == known) else {
+            let names: Vec<_> = kind.said_options().map(|option| option.name).collect();
             let hint = suggest::hint(&key, &names);
             let what = format!("an export of kind {} has no option {key:?}; {hint}", kind.name);
             return Err(Refusal::usage(field(&key), what));
@@ -170,5 +170,31 @@ impl Query {
             Ok(_) => unreachable!("a flag is one"),
             Err(problem) => Err(Refusal::usage(format!("query.{key}"), problem)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::exports;
+    use crate::yard::config;
+
+    /// As a client that makes sure of its export finds a daemon that was started anew.
+    #[test]
+    fn an_export_is_the_same_in_a_file_and_in_a_request_in_any_order() {
+        let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n[nbd]\nlisten = \"unix:s\"\n\
+                    [[export]]\ndisk = \"a\"\nwhole_blocks = true\nread_only = false\n\
+                    preferred_block_size = 4096\ndescription = \"A\"\n";
+        let plan = config::parse("yard.toml", yard, Path::new("/")).unwrap();
+        let json = br#"{"disk": "a", "description": "A", "whole_blocks": true, "tls_only": false,
+                        "preferred_block_size": 4096}"#;
+        let wanted = export(&exports::nbd::KIND, "a", object(json).unwrap()).unwrap();
+        assert_eq!(plan.exports, std::slice::from_ref(&wanted));
+        let json = br#"{"disk": "a", "description": "B", "whole_blocks": true,
+                        "preferred_block_size": 4096}"#;
+        let other = export(&exports::nbd::KIND, "a", object(json).unwrap()).unwrap();
+        assert_ne!(other, wanted);
     }
 }

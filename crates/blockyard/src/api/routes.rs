@@ -9,11 +9,11 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::problem::{Answer, Refusal};
-use super::request::{self, Query, Wanted, WantedDisk};
-use super::{Attached, MAX_REQUEST, openapi};
+use super::request::{self, Query, WantedDisk};
+use super::{Attached, MAX_LISTENERS, MAX_REQUEST, openapi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports;
 use crate::yard::Yard;
@@ -26,6 +26,8 @@ use crate::yard::report::{DiskReport, ExportReport};
 pub(super) struct Served {
     yard: Arc<Yard>,
     attached: Option<Attached>,
+    /// Room for those who listen to events.
+    listeners: Arc<Semaphore>,
 }
 
 type Body = std::result::Result<Bytes, BytesRejection>;
@@ -43,7 +45,7 @@ pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
             what.with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(Served { yard, attached })
+        .with_state(Served { yard, attached, listeners: Arc::new(Semaphore::new(MAX_LISTENERS)) })
 }
 
 fn nothing_there(path: &str) -> Refusal {
@@ -93,15 +95,15 @@ impl Served {
         save: bool,
         edit: &Edit<'_>,
         place: &str,
-        change: impl Future<Output = Result<T>>,
+        change: impl Future<Output = Answer<T>>,
     ) -> Answer<T> {
         let refused = |err: Error| Refusal::new(place, &err);
         if !save {
-            return change.await.map_err(refused);
+            return change.await;
         }
         let _one_at_a_time = self.yard.saving().lock().await;
         let prepared = self.yard.prepare(edit).map_err(refused)?;
-        let done = change.await.map_err(refused)?;
+        let done = change.await?;
         if let Some(prepared) = prepared {
             prepared.write().map_err(refused)?;
         }
@@ -109,15 +111,34 @@ impl Served {
     }
 }
 
+fn refused_at<T>(place: &str, done: Result<T>) -> Answer<T> {
+    done.map_err(|err| Refusal::new(place, &err))
+}
+
 fn no_disk(name: &str, place: &str) -> Refusal {
     let err = Error::failed(format!("there is no disk {name:?} here"));
     Refusal::not_found(place, &err.help("see which there are: blockyard list"))
 }
 
+/// Whether something is to be made, and nothing is wanted that is there already (RFC 9110, 13.1.2).
+fn only_new(headers: &HeaderMap) -> Answer<bool> {
+    match headers.get(header::IF_NONE_MATCH) {
+        None => Ok(false),
+        Some(any) if any == "*" => Ok(true),
+        Some(_) => Err(Refusal::usage("If-None-Match", "nothing here has a tag; only * is known")),
+    }
+}
+
+fn taken(name: &str, place: &str) -> Refusal {
+    let what = format!("there is a disk named {name:?} already");
+    let err = Error::new(ErrorKind::Busy, what).help("take another name");
+    Refusal::new(place, &err).with_status(StatusCode::PRECONDITION_FAILED)
+}
+
 fn made(outcome: Outcome, report: impl serde::Serialize) -> Response {
     let status = match outcome {
         Outcome::Made => StatusCode::CREATED,
-        Outcome::Same => StatusCode::OK,
+        Outcome::Same | Outcome::Taken => StatusCode::OK,
     };
     (status, Json(report)).into_response()
 }
@@ -157,15 +178,22 @@ pub(super) async fn put_disk(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
     uri: Uri,
+    headers: HeaderMap,
     bytes: Body,
 ) -> Answer<Response> {
     let place = uri.path().to_owned();
     served.may_change(&place)?;
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
+    let only_new = only_new(&headers)?;
     let WantedDisk { plan, options } = request::disk(&name, request::object(&body(bytes)?)?)?;
     whole(async move {
         let edit = Edit::AddDisk { plan: &plan, options: &options };
-        let add = served.yard.add_disk(plan.clone());
+        let add = async {
+            match served.yard.add_disk(plan.clone(), only_new).await {
+                Ok(Outcome::Taken) => Err(taken(&name, &place)),
+                outcome => refused_at(&place, outcome),
+            }
+        };
         let outcome = served.change(save, &edit, &place, add).await?;
         Ok(made(outcome, served.disk(&name, &place)?))
     })
@@ -183,21 +211,13 @@ pub(super) async fn patch_disk(
     let query = Query::parse(query.as_deref(), &["save", "shrink"])?;
     let (save, shrink) = (query.flag("save")?, query.flag("shrink")?);
     let wanted = request::settings(request::object(&body(bytes)?)?)?;
-    let before = served.disk(&name, &place)?;
-    let smaller = wanted.iter().find_map(|Wanted { option, value, .. }| match value {
-        crate::disks::Value::Number(bytes) if option.name == "size" => Some(*bytes),
-        _ => None,
-    });
-    if let Some(bytes) = smaller.filter(|bytes| *bytes < before.size && !shrink) {
-        let what = format!("{name} has {} bytes, and {bytes} would be less", before.size);
-        let remedy = "add --shrink (?shrink=true) if nothing past the new end is needed";
-        return Err(Refusal::new("body.size", &Error::usage(what).help(remedy)));
-    }
+    served.disk(&name, &place)?;
     whole(async move {
         let said = wanted.iter().map(|wanted| (wanted.option.name, &wanted.said));
         let edit = Edit::Set { disk: &name, settings: said.collect() };
         let settings = wanted.iter().map(|wanted| (wanted.option, wanted.value.clone())).collect();
-        served.change(save, &edit, &place, served.yard.set(&name, settings)).await?;
+        let set = async { refused_at(&place, served.yard.set(&name, settings, shrink).await) };
+        served.change(save, &edit, &place, set).await?;
         served.disk(&name, &place).map(Json)
     })
     .await
@@ -214,7 +234,7 @@ pub(super) async fn delete_disk(
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
     served.disk(&name, &place)?;
     whole(async move {
-        let remove = served.yard.remove_disk(&name);
+        let remove = async { refused_at(&place, served.yard.remove_disk(&name).await) };
         served.change(save, &Edit::RemoveDisk(&name), &place, remove).await?;
         Ok(StatusCode::NO_CONTENT)
     })
@@ -249,7 +269,7 @@ pub(super) async fn put_export(
         return Err(no_disk(&plan.disk, "body.disk"));
     }
     whole(async move {
-        let add = served.yard.add_export(plan.clone());
+        let add = async { refused_at(&place, served.yard.add_export(plan.clone()).await) };
         let outcome = served.change(save, &Edit::AddExport(&plan), &place, add).await?;
         Ok(made(outcome, served.export(&kind, &name, &place)?))
     })
@@ -268,7 +288,7 @@ pub(super) async fn delete_export(
     served.export(&kind, &name, &place)?;
     let kind = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
     whole(async move {
-        let remove = served.yard.remove_export(kind, &name);
+        let remove = async { refused_at(&place, served.yard.remove_export(kind, &name).await) };
         served.change(save, &Edit::RemoveExport(kind, &name), &place, remove).await?;
         Ok(StatusCode::NO_CONTENT)
     })
@@ -309,7 +329,16 @@ pub(super) async fn delete_device(
 }
 
 /// What happens from now on, or from behind the event that the client names.
-pub(super) async fn events(State(served): State<Served>, headers: HeaderMap) -> Response {
+pub(super) async fn events(
+    State(served): State<Served>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    let Ok(room) = Arc::clone(&served.listeners).try_acquire_owned() else {
+        let what = format!("{MAX_LISTENERS} clients listen to events already");
+        let refusal = Refusal::new(uri.path(), &Error::new(ErrorKind::Busy, what));
+        return Err(refusal.with_status(StatusCode::SERVICE_UNAVAILABLE));
+    };
     let events = Arc::clone(served.yard.events());
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let from = match last {
@@ -317,7 +346,7 @@ pub(super) async fn events(State(served): State<Served>, headers: HeaderMap) -> 
         // Of a daemon before this one, say.
         Some(id) => events.behind(id).ok_or_else(|| events.now()),
     };
-    let stream = futures_util::stream::unfold(from, move |from| {
+    let stream = futures_util::stream::unfold((from, room), move |(from, room)| {
         let events = Arc::clone(&events);
         async move {
             let (event, read) = match from {
@@ -325,9 +354,9 @@ pub(super) async fn events(State(served): State<Served>, headers: HeaderMap) -> 
                 Err(now) => (crate::yard::events::Event::Missed, now),
             };
             let told = sse::Event::default().id(events.id(read)).json_data(&event);
-            Some((told, Ok(read)))
+            Some((told, (Ok(read), room)))
         }
     });
     let answer = Sse::new(stream).keep_alive(KeepAlive::default());
-    ([(header::CACHE_CONTROL, "no-store")], answer).into_response()
+    Ok(([(header::CACHE_CONTROL, "no-store")], answer).into_response())
 }

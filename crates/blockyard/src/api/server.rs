@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{Attached, MAX_SAME_PID, directory, routes, socket_name};
+use super::{Attached, MAX_CONNECTIONS, MAX_SAME_PID, directory, routes, socket_name};
 use crate::error::{Error, Result};
 use crate::yard::Yard;
 
@@ -22,8 +22,6 @@ use crate::yard::Yard;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
-/// Connections at a time.
-const MAX_CONNECTIONS: usize = 128;
 /// How long nothing is accepted when the system is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -4,45 +4,79 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::found::Found;
 use super::{disk_uri, found};
 use crate::api::client::{Ask, escaped};
 use crate::cli::{AddArgs, RemoveArgs};
-use crate::error::{Error, Result};
+use crate::disks::DiskPlan;
+use crate::error::{Error, ErrorKind, Result};
 use crate::exports;
 use crate::text::term;
+
+/// Names that are tried for a disk that was given none.
+const MAX_NAMES: usize = 1024;
 
 pub(super) fn add(args: &AddArgs) -> Result<()> {
     // A mistake is told here, not by a daemon.
     let plan = disk_uri(&args.uri)?;
     let yard = found::yard(args.daemon)?;
-    let named = args.name.clone().or_else(|| plan.options.name.clone());
-    let name = named.unwrap_or_else(|| {
-        let taken = |name: &String| yard.daemon.disks.iter().any(|disk| disk.name == *name);
-        let wanted = plan.default_name(0);
-        let stem = wanted.strip_suffix('0').unwrap_or(&wanted).to_owned();
-        let numbered = (0..=yard.daemon.disks.len()).map(|index| format!("{stem}{index}"));
-        std::iter::once(wanted.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(wanted)
-    });
     let folder = std::env::current_dir()
         .map_err(|err| Error::failed("the working directory cannot be told").caused_by(err))?;
-    let query = if args.save { "?save=1" } else { "" };
-    let mut wanted = vec![(format!("/v1/disks/{}{query}", escaped(&name)), disk(args, &folder))];
-    for (kind, export) in exports_of(args, &name, &folder)? {
-        wanted.push((format!("/v1/exports/{kind}/{}{query}", escaped(&name)), export));
-    }
-    let mut made: Vec<&str> = Vec::new();
-    for (path, body) in &wanted {
-        match yard.put(path, Value::Object(body.clone())) {
-            Ok(true) => made.push(path),
-            Ok(false) => {}
-            Err(err) => {
-                // All of it, or nothing. What cannot be taken back is listed.
-                made.iter().rev().for_each(|path| drop(yard.wish(&Ask::delete(*path))));
-                return Err(Error::failed(format!("cannot add {}", args.uri)).caused_by(err));
-            }
+    let failed = |err| Error::failed(format!("cannot add {}", args.uri)).caused_by(err);
+    let wanted = disk(args, &folder);
+    let named = args.name.clone().or_else(|| plan.options.name.clone());
+    let (name, is_made) = match named {
+        Some(name) => {
+            let made = yard.put(&path_of_disk(args, &name), wanted.into());
+            (name, made.map_err(failed)?)
         }
+        None => (add_with_new_name(args, &plan, &yard, &wanted).map_err(failed)?, true),
+    };
+    let mut made: Vec<String> = is_made.then(|| path_of_disk(args, &name)).into_iter().collect();
+    let exported = exports_of(args, &name, &folder).and_then(|exports| {
+        exports.into_iter().try_for_each(|(kind, export)| {
+            let path = format!("/v1/exports/{kind}/{}{}", escaped(&name), query(args));
+            if yard.put(&path, export.into())? {
+                made.push(path);
+            }
+            Ok(())
+        })
+    });
+    if let Err(err) = exported {
+        // All of it, or nothing. What cannot be taken back is listed.
+        made.iter().rev().for_each(|path| drop(yard.wish(&Ask::delete(path))));
+        return Err(failed(err));
     }
     term::say(&name)
+}
+
+fn query(args: &AddArgs) -> &'static str {
+    if args.save { "?save=1" } else { "" }
+}
+
+fn path_of_disk(args: &AddArgs, name: &str) -> String {
+    format!("/v1/disks/{}{}", escaped(name), query(args))
+}
+
+/// Adds a disk under a name that no other has, and gives the name. Whoever adds one at the same time takes another.
+fn add_with_new_name(
+    args: &AddArgs,
+    plan: &DiskPlan,
+    yard: &Found,
+    wanted: &Map<String, Value>,
+) -> Result<String> {
+    let first = plan.default_name(0);
+    let stem = first.strip_suffix('0').unwrap_or(&first).to_owned();
+    let is_known = |name: &String| yard.daemon.disks.iter().any(|disk| disk.name == *name);
+    let names = (0..).map(|index: usize| format!("{stem}{index}"));
+    let names = std::iter::once(first.clone()).chain(names).filter(|name| !is_known(name));
+    for name in names.take(MAX_NAMES) {
+        if yard.put_new(&path_of_disk(args, &name), wanted.clone().into())? {
+            return Ok(name);
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, format!("others take every name like {first}"))
+        .help("choose one: --name NAME"))
 }
 
 fn disk(args: &AddArgs, folder: &Path) -> Map<String, Value> {

@@ -28,10 +28,19 @@ impl Found {
 
     /// Wants something there; says whether it was made only now.
     pub(super) fn put(&self, path: &str, wanted: Value) -> Result<bool> {
-        let answer = self.ask(&Ask::put(path, wanted))?;
-        let is_made = answer.is_made();
-        answer.accepted().map(|_| is_made)
+        made(self.ask(&Ask::put(path, wanted))?)
     }
+
+    /// The same, unless there is something already; says whether it was made.
+    pub(super) fn put_new(&self, path: &str, wanted: Value) -> Result<bool> {
+        let answer = self.ask(&Ask::put_new(path, wanted))?;
+        if answer.is_taken() { Ok(false) } else { made(answer) }
+    }
+}
+
+fn made(answer: Answer) -> Result<bool> {
+    let is_made = answer.is_made();
+    answer.accepted().map(|_| is_made)
 }
 
 fn all() -> Result<Vec<Found>> {

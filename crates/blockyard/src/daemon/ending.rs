@@ -7,7 +7,7 @@ use blockyard_blkmq::{Disk, Status};
 use crate::error::{Error, Result};
 
 /// The last flush of a disk has failed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FlushFailed {
     disk: String,
     why: String,
@@ -30,7 +30,7 @@ impl fmt::Display for FlushFailed {
 }
 
 /// What is lost in the end.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Losses(Vec<FlushFailed>);
 
 impl Losses {

@@ -212,6 +212,7 @@ fn raise_file_limit() -> Rlimit {
 /// The disks and exports of a plan, in its order.
 fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
     let yard = Yard::start(plan.threads, &plan.nbd)?;
+    yard.give_grace(plan.grace);
     for disk in &plan.disks {
         yard.open_disk(disk, DiskFlags::empty())?;
     }

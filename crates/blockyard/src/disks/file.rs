@@ -50,6 +50,7 @@ pub static KIND: DiskKind = DiskKind {
     ],
     without: &[],
     has_below: false,
+    stays_read_only: true,
     is_volatile: false,
     source,
 };

@@ -38,6 +38,8 @@ pub struct DiskKind {
     pub without: &'static [&'static str],
     /// It lies on another disk, which its option `below` names.
     pub has_below: bool,
+    /// What is opened read-only can only be read: its driver has made no preparations for writes.
+    pub stays_read_only: bool,
     /// Nothing of it is left when the process ends.
     pub is_volatile: bool,
     /// Checks what was said of a disk, and makes a source of it. The error is a sentence for people.

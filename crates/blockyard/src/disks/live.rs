@@ -2,10 +2,58 @@
 
 use blockyard_blkmq::{Disk, ErrorKind};
 
-use super::options::Value;
+use super::open::OpenDisk;
+use super::options::{OptionSpec, Value};
 use crate::error::{Error, Result};
 
-pub(super) fn resize(disk: &Disk, size: &Value) -> Result<()> {
+/// How an option changes while its disk is used.
+#[derive(Clone, Copy)]
+pub struct Live {
+    /// Whether it may be that now. Nothing is changed yet; a disk may become smaller only if `shrink` is said.
+    pub check: fn(&OpenDisk, &Value, bool) -> Result<()>,
+    /// Changes it.
+    pub change: fn(&Disk, &Value) -> Result<()>,
+}
+
+pub(super) const SIZE: Live = Live { check: check_size, change: resize };
+pub(super) const READ_ONLY: Live = Live { check: check_read_only, change: set_read_only };
+
+/// Changes settings of a disk, all that can be told to be wrong before the first.
+///
+/// # Errors
+/// One cannot be so.
+pub fn set(open: &OpenDisk, settings: &[(&'static OptionSpec, Value)], shrink: bool) -> Result<()> {
+    let mut settings: Vec<(&str, Live, &Value)> = settings
+        .iter()
+        .filter_map(|(option, value)| Some((option.name, option.live?, value)))
+        .collect();
+    settings.iter().try_for_each(|(_, live, value)| (live.check)(open, value, shrink))?;
+    // What the driver may refuse comes before what cannot fail.
+    settings.sort_by_key(|(name, ..)| *name != "size");
+    settings.iter().try_for_each(|(_, live, value)| (live.change)(open.disk(), value))
+}
+
+fn check_size(open: &OpenDisk, size: &Value, shrink: bool) -> Result<()> {
+    let Value::Number(bytes) = *size else { unreachable!("a size is a number: {size:?}") };
+    let disk = open.disk();
+    let before = disk.size_bytes();
+    if bytes < before && !shrink {
+        let what = format!("{} has {before} bytes, and {bytes} would be less", disk.name());
+        let remedy = "add --shrink (?shrink=true) if nothing past the new end is needed";
+        return Err(Error::usage(what).help(remedy));
+    }
+    Ok(())
+}
+
+fn check_read_only(open: &OpenDisk, read_only: &Value, _: bool) -> Result<()> {
+    if *read_only == Value::Flag(false) && open.only_reads() {
+        let what = format!("{} was opened read-only, and cannot be written to", open.disk().name());
+        return Err(Error::usage(what).help("remove it, and add it without read_only"));
+    }
+    Ok(())
+}
+
+fn resize(disk: &Disk, size: &Value) -> Result<()> {
     let Value::Number(bytes) = *size else { unreachable!("a size is a number: {size:?}") };
     let failed = |err| Error::failed("cannot change the disk").caused_by(err);
     disk.resize_bytes(bytes).map_err(|err| match err.kind() {
@@ -14,7 +62,7 @@ pub(super) fn resize(disk: &Disk, size: &Value) -> Result<()> {
     })
 }
 
-pub(super) fn set_read_only(disk: &Disk, read_only: &Value) -> Result<()> {
+fn set_read_only(disk: &Disk, read_only: &Value) -> Result<()> {
     let Value::Flag(read_only) = *read_only else { unreachable!("no flag: {read_only:?}") };
     disk.set_read_only(read_only);
     Ok(())

@@ -109,7 +109,7 @@ impl DiskMaker {
         plan.options.name = Some(name);
         self.flags = flags;
         match self.open_above(&plan, below.as_deref()) {
-            Ok((disk, remote)) => Ok(OpenDisk::new(disk, remote, below)),
+            Ok((disk, remote)) => Ok(OpenDisk::new(plan.kind, disk, remote, below)),
             Err(err) => {
                 if let Some(below) = below {
                     // Nothing was written to it.

@@ -16,7 +16,7 @@ pub mod file;
 pub mod help;
 pub mod identity;
 mod kind;
-mod live;
+pub mod live;
 mod maker;
 pub mod nbd;
 mod null;

@@ -29,6 +29,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     )],
     without: &[],
     has_below: false,
+    stays_read_only: false,
     is_volatile: true,
     source: |said| {
         let latency = said.settings.time("latency").unwrap_or(Duration::ZERO);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blockyard_blkmq::{BlockLayer, Disk};
 
+use super::kind::DiskKind;
 use super::remote::Remote;
 use crate::daemon::Losses;
 
@@ -14,11 +15,24 @@ pub struct OpenDisk {
     disk: Arc<Disk>,
     remote: Option<Remote>,
     below: Option<Box<Self>>,
+    /// Its driver cannot write.
+    only_reads: bool,
 }
 
 impl OpenDisk {
-    pub(super) fn new(disk: Arc<Disk>, remote: Option<Remote>, below: Option<Box<Self>>) -> Self {
-        Self { disk, remote, below }
+    pub(super) fn new(
+        kind: &DiskKind,
+        disk: Arc<Disk>,
+        remote: Option<Remote>,
+        below: Option<Box<Self>>,
+    ) -> Self {
+        let only_reads = kind.stays_read_only && disk.is_read_only();
+        Self { disk, remote, below, only_reads }
+    }
+
+    /// Whether nobody can ever change it, as it was opened read-only.
+    pub(super) fn only_reads(&self) -> bool {
+        self.only_reads
     }
 
     /// What is used of it.

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blockyard_blkmq::{BlockSize, Disk, MAX_DEPTH, sched};
+use blockyard_blkmq::{BlockSize, MAX_DEPTH, sched};
 
-use crate::error::Result;
+use super::live::{self, Live};
 use crate::text::{size, suggest};
 
 /// The most hardware queues of a disk.
@@ -28,7 +28,9 @@ pub struct OptionSpec {
     /// What it is for, in a line.
     pub help: &'static str,
     /// How it is changed while the disk is used, if it can be.
-    pub live: Option<fn(&Disk, &Value) -> Result<()>>,
+    pub live: Option<Live>,
+    /// Only a command that starts a daemon can say it: nobody else knows what it means.
+    pub only_at_start: bool,
 }
 
 impl OptionSpec {
@@ -40,7 +42,13 @@ impl OptionSpec {
         default: &'static str,
         help: &'static str,
     ) -> Self {
-        Self { name, value, default, help, live: None }
+        Self { name, value, default, help, live: None, only_at_start: false }
+    }
+
+    /// Whether it is so when nothing is said.
+    #[must_use]
+    pub fn is_default(&self, value: &Value) -> bool {
+        self.default == "0" && *value == Value::Flag(false)
     }
 }
 
@@ -177,8 +185,19 @@ pub enum Value {
 }
 
 /// What was said, option by option.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings(Vec<(&'static str, Value)>);
+
+/// The order is for people.
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        // No option is there twice.
+        self.0.len() == other.0.len()
+            && self.0.iter().all(|(name, value)| other.get(name) == Some(value))
+    }
+}
+
+impl Eq for Settings {}
 
 impl Settings {
     /// Says no if it was said before.
@@ -267,7 +286,7 @@ impl Settings {
 /// The options that every disk has, unless its kind says otherwise.
 pub static COMMON: [OptionSpec; 9] = [
     OptionSpec {
-        live: Some(super::live::resize),
+        live: Some(live::SIZE),
         ..OptionSpec::new(
             "size",
             ValueKind::Size,
@@ -276,7 +295,7 @@ pub static COMMON: [OptionSpec; 9] = [
         )
     },
     OptionSpec {
-        live: Some(super::live::set_read_only),
+        live: Some(live::READ_ONLY),
         ..OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; ro for short")
     },
     OptionSpec::new("name", ValueKind::Name, "made from the URI", "its name"),

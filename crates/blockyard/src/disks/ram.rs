@@ -19,6 +19,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     options: &[],
     without: &[],
     has_below: false,
+    stays_read_only: false,
     is_volatile: true,
     source: |said| Ok(Box::new(Source { size: said.needed_size("ram")? })),
 };

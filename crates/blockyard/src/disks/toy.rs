@@ -11,6 +11,7 @@ use blockyard_blkmq::{
 use parking_lot::Mutex;
 
 use super::kind::{Body, DiskKind, DiskSource, Fresh};
+use super::live::Live;
 use super::maker::{DiskMaker, Parts};
 use super::options::{NO_LIMIT, OptionSpec, Value, ValueKind};
 use super::plan::DiskPlan;
@@ -25,7 +26,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     options: &[
         OptionSpec::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "how it looks"),
         OptionSpec {
-            live: Some(set_patience),
+            live: Some(Live { check: |_, _, _| Ok(()), change: set_patience }),
             ..OptionSpec::new(
                 "patience",
                 ValueKind::Time { zero: false, most: NO_LIMIT },
@@ -36,6 +37,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     ],
     without: &["size"],
     has_below: true,
+    stays_read_only: true,
     is_volatile: false,
     source: |said| Ok(Box::new(Source { is_blue: said.settings.text("colour") == Some("blue") })),
 };

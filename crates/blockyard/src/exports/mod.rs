@@ -50,8 +50,13 @@ pub struct ExportKind {
 
 impl ExportKind {
     /// The options of an export of this kind: those of all, then its own.
-    pub fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
+    fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
         COMMON.iter().chain(self.options)
+    }
+
+    /// Those that `yard.toml` and the control API have.
+    pub fn said_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
+        self.all_options().filter(|option| !option.only_at_start)
     }
 }
 
@@ -114,11 +119,11 @@ impl ExportPlan {
     #[must_use]
     pub fn with(mut self, option: &'static str, value: Value) -> Self {
         let known = self.kind.all_options().find(|known| known.name == option);
-        match (known.map(|known| known.default), &value) {
-            (None, _) => unreachable!("{} has no option {option}", self.kind.name),
+        match known {
+            None => unreachable!("{} has no option {option}", self.kind.name),
             // What goes without saying makes no other export.
-            (Some("0"), Value::Flag(false)) => {}
-            _ => {
+            Some(known) if known.is_default(&value) => {}
+            Some(_) => {
                 self.settings.set(option, value);
             }
         }

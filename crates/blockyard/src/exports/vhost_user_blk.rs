@@ -37,12 +37,16 @@ pub static KIND: ExportKind = ExportKind {
             "the usual number",
             "the most queues that the machine may use",
         ),
-        OptionSpec::new(
-            FD,
-            ValueKind::Number { least: 0, most: i32::MAX as u64 },
-            "none",
-            "instead of a path: the number of a socket that was passed to the daemon",
-        ),
+        // Later such a number is one of the daemon's own files.
+        OptionSpec {
+            only_at_start: true,
+            ..OptionSpec::new(
+                FD,
+                ValueKind::Number { least: 0, most: i32::MAX as u64 },
+                "none",
+                "instead of a path: the number of a socket that was passed to the daemon",
+            )
+        },
     ],
     check,
     bind,

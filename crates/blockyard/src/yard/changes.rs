@@ -1,18 +1,14 @@
 //! Changes while a yard runs: one at a time, and nobody but those who use what is changed notices.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockyard_blkmq::DiskFlags;
 
 use super::events::Event;
 use super::{Yard, YardExport};
-use crate::disks::{DiskPlan, OptionSpec, Value};
+use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
-
-/// How long the clients of an export, and the last flush of a disk, have when it is removed.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// What has come of a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +17,8 @@ pub enum Outcome {
     Made,
     /// It was there already, as it is wanted.
     Same,
+    /// There is one of that name, and a new one was wanted.
+    Taken,
 }
 
 /// Whether two plans are of the same disk, in the same words.
@@ -29,15 +27,18 @@ fn is_same(one: &DiskPlan, two: &DiskPlan) -> bool {
 }
 
 impl Yard {
-    /// Opens a disk, under the name that its plan gives it.
+    /// Opens a disk, under the name that its plan gives it; with `only_new`, only if there is none of that name.
     ///
     /// # Errors
     /// What keeps it from being opened. There is another one of that name.
-    pub async fn add_disk(self: &Arc<Self>, plan: DiskPlan) -> Result<Outcome> {
+    pub async fn add_disk(self: &Arc<Self>, plan: DiskPlan, only_new: bool) -> Result<Outcome> {
         let _one_at_a_time = self.changing.lock().await;
         let name = plan.options.name.clone().unwrap_or_default();
         let before = self.inside.read().disk(&name).ok().map(|disk| Arc::clone(&disk.plan));
         if let Some(before) = before {
+            if only_new {
+                return Ok(Outcome::Taken);
+            }
             if is_same(&before, &plan) {
                 return Ok(Outcome::Same);
             }
@@ -60,6 +61,8 @@ impl Yard {
     /// There is none of that name, it has exports, or its last flush has failed: it is closed all the same then.
     pub async fn remove_disk(&self, name: &str) -> Result<()> {
         let _one_at_a_time = self.changing.lock().await;
+        // Held before it is taken out: an end finds it in the yard, or waits for this.
+        let mut lost = self.closing.lock().await;
         let disk = {
             let mut inside = self.inside.write();
             inside.disk(name)?;
@@ -73,9 +76,13 @@ impl Yard {
             at.map(|at| inside.disks.remove(at))
         };
         let Some(disk) = disk else { return Ok(()) };
-        let losses = disk.open.close(&self.layer, GRACE).await;
+        let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
         self.events.push(Event::DiskRemoved { disk: name.into() });
+        if self.inside.read().is_closed {
+            // Who has asked may hear nothing more of this daemon.
+            lost.extend(losses.clone());
+        }
         losses.into_result()
     }
 
@@ -100,14 +107,16 @@ impl Yard {
         // A disk that is not there is told before a place is taken.
         self.disk(&plan.disk)?;
         let yard = Arc::clone(self);
+        let (kind, name, disk) = (plan.kind, plan.name.clone(), plan.disk.clone());
+        let added = Event::ExportAdded { kind: kind.name.into(), name: name.clone(), disk };
         let opened = tokio::task::spawn_blocking(move || {
-            let (kind, name) = (plan.kind, plan.name.clone());
             let bound = (kind.bind)(&plan)?;
             yard.open_export(plan, bound)?.start().inspect_err(|_| {
                 yard.inside.write().take_export(kind, &name);
             })
         });
         opened.await.map_err(|err| Error::failed("cannot open the export").caused_by(err))??;
+        self.events.push(added);
         Ok(Outcome::Made)
     }
 
@@ -118,12 +127,12 @@ impl Yard {
     pub async fn remove_export(&self, kind: &ExportKind, name: &str) -> Result<()> {
         let _one_at_a_time = self.changing.lock().await;
         let taken = self.inside.write().take_export(kind, name);
-        let Some(YardExport { plan, export }) = taken else {
+        let Some(YardExport { plan, export, .. }) = taken else {
             let what = format!("there is no export {name:?} of kind {}", kind.name);
             return Err(Error::failed(what).help("see which there are: blockyard list"));
         };
         export.stop();
-        export.end(GRACE).await;
+        export.end(self.grace()).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });
         Ok(())
@@ -132,22 +141,25 @@ impl Yard {
     /// Changes a disk while it is used. It may take a while, as files are made longer for certain.
     ///
     /// # Errors
-    /// It cannot be so; what comes after that is left as it is.
-    pub async fn set(&self, disk: &str, settings: Vec<(&'static OptionSpec, Value)>) -> Result<()> {
+    /// One cannot be so. Nothing is changed then, unless the driver has refused what could not be told before.
+    pub async fn set(
+        &self,
+        disk: &str,
+        settings: Vec<(&'static OptionSpec, Value)>,
+        shrink: bool,
+    ) -> Result<()> {
         let _one_at_a_time = self.changing.lock().await;
         let open = self.disk(disk)?;
-        let changed = tokio::task::spawn_blocking(move || {
-            settings.iter().try_for_each(|(option, value)| match option.live {
-                Some(change) => change(open.disk(), value),
-                None => unreachable!("{} is no setting", option.name),
-            })
-        });
+        let changed = tokio::task::spawn_blocking(move || live::set(&open, &settings, shrink));
         changed.await.map_err(|err| Error::failed("cannot change the disk").caused_by(err))?
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+    use std::time::Duration;
+
     use super::*;
     use crate::yard::plan::NbdPlan;
 
@@ -155,8 +167,8 @@ mod tests {
     async fn an_end_waits_for_a_change_under_way_and_lets_no_other_begin() {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         let mut plan: DiskPlan = "ram:1M?name=a".parse().unwrap();
-        assert_eq!(yard.add_disk(plan.clone()).await.unwrap(), Outcome::Made);
-        assert_eq!(yard.add_disk(plan.clone()).await.unwrap(), Outcome::Same);
+        assert_eq!(yard.add_disk(plan.clone(), false).await.unwrap(), Outcome::Made);
+        assert_eq!(yard.add_disk(plan.clone(), false).await.unwrap(), Outcome::Same);
         // As a removal holds it that closes a disk.
         let change = yard.changing.lock().await;
         let ending = Arc::clone(&yard);
@@ -172,5 +184,84 @@ mod tests {
         drop(change);
         ending.await.unwrap().into_result().unwrap();
         assert!(yard.inside.read().disks.is_empty() && yard.layer.disks().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_flush_that_fails_in_a_removal_as_the_daemon_ends_is_lost_by_the_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let uri = format!("file:{}?create=1M&name=a", dir.path().join("a").display());
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.add_disk(uri.parse().unwrap(), false).await.unwrap();
+        yard.disk("a").unwrap().disk().fail_flushes();
+        let change = yard.changing.lock().await;
+        let removing = Arc::clone(&yard);
+        let mut removing = Box::pin(async move { removing.remove_disk("a").await });
+        // Until it stands before the lock, where it is before the end.
+        let once = std::future::poll_fn(|cx| Poll::Ready(removing.as_mut().poll(cx).is_pending()));
+        assert!(once.await);
+        let ending = Arc::clone(&yard);
+        let ending = tokio::spawn(async move { ending.end(Duration::from_secs(60)).await });
+        while !yard.inside.read().is_closed {
+            tokio::task::yield_now().await;
+        }
+        drop(change);
+        removing.await.unwrap_err();
+        let lost = ending.await.unwrap().into_result().unwrap_err();
+        assert!(lost.to_string().contains("the last flush failed: a"), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn an_export_is_told_of_when_it_is_served() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.add_disk("ram:1M?name=a".parse().unwrap(), false).await.unwrap();
+        let from = yard.events().now();
+        let plan = ExportPlan::new(&crate::exports::nbd::KIND, "a", "e");
+        // The server has one of that name, so that ours cannot be started.
+        let bdev = yard.disk("a").unwrap().disk().open(None, blockyard_blkmq::OpenMode::ReadOnly);
+        let other = blockyard_export_nbd::Export::new("e", Arc::new(bdev.unwrap()));
+        yard.nbd().add_export(other).unwrap();
+        yard.add_export(plan.clone()).await.unwrap_err();
+        yard.nbd().remove_export("e", Duration::ZERO).await;
+        yard.add_disk("ram:1M?name=b".parse().unwrap(), false).await.unwrap();
+        let (event, from) = yard.events().next(from).await;
+        assert_eq!(event, Event::DiskAdded { disk: "b".into() });
+        yard.add_export(plan).await.unwrap();
+        let (kind, name, disk) = ("nbd".into(), "e".into(), "a".into());
+        let (event, _) = yard.events().next(from).await;
+        assert_eq!(event, Event::ExportAdded { kind, name, disk });
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_size_that_is_told_is_the_disk_s_and_not_its_last_block_s() {
+        let dir = tempfile::tempdir().unwrap();
+        let uri = format!("file:{}?create=1M&name=a", dir.path().join("a").display());
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.add_disk(uri.parse().unwrap(), false).await.unwrap();
+        let from = yard.events().now();
+        yard.disk("a").unwrap().disk().resize_bytes((1 << 20) + 1).unwrap();
+        let size = yard.report().disks[0].size;
+        assert_eq!(size, (1 << 20) + 1);
+        let (event, _) = yard.events().next(from).await;
+        assert_eq!(event, Event::DiskChanged { disk: "a".into(), size, read_only: false });
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
+    }
+
+    /// As two clients do who have both seen the disk as it was.
+    #[tokio::test]
+    async fn a_disk_becomes_smaller_only_when_that_is_said_whatever_came_before() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.add_disk("ram:1M?name=a".parse().unwrap(), false).await.unwrap();
+        let size = |text| vec![crate::disks::setting("size", text).unwrap()];
+        let change = yard.changing.lock().await;
+        let (first, second) = (yard.set("a", size("4M"), false), yard.set("a", size("2M"), false));
+        let ((), first, second) = tokio::join!(async { drop(change) }, first, second);
+        first.unwrap();
+        let refused = second.unwrap_err().to_string();
+        assert!(refused.contains("2097152 would be less"), "{refused}");
+        assert_eq!(yard.report().disks[0].size, 4 << 20);
+        yard.set("a", size("2M"), true).await.unwrap();
+        assert_eq!(yard.report().disks[0].size, 2 << 20);
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
     }
 }

@@ -27,7 +27,7 @@ use config::save::{Edit, Prepared};
 use events::Events;
 use follow::State;
 use housekeeping::{Bell, Watched};
-use plan::NbdPlan;
+use plan::{NbdPlan, YardPlan};
 use queue_threads::{OnPark, QueueThreads};
 
 /// What a server has for the last flush when those before have used up the grace.
@@ -51,6 +51,10 @@ pub struct Yard {
     file: OnceLock<PathBuf>,
     /// Held by whoever writes to it.
     saving: tokio::sync::Mutex<()>,
+    /// Held while a disk that was removed is closed; what was lost with such since the end began.
+    closing: tokio::sync::Mutex<Losses>,
+    /// How long the clients of an export, and the last flush of a disk, have when it is removed.
+    grace: OnceLock<Duration>,
     started: Instant,
 }
 
@@ -79,6 +83,8 @@ struct YardDisk {
 struct YardExport {
     plan: Arc<ExportPlan>,
     export: Arc<dyn Export>,
+    /// It was opened so that its clients cannot change the disk, whatever becomes of that.
+    only_reads: bool,
 }
 
 impl YardExport {
@@ -107,7 +113,8 @@ impl DiskListener for Follower {
         };
         let now = State::of(disk);
         exports.iter().for_each(|export| export.follow(now));
-        let State { size, read_only } = now;
+        // The last block may be longer than the disk is.
+        let (size, read_only) = (disk.size_bytes(), now.read_only);
         self.events.push(events::Event::DiskChanged { disk: self.disk.clone(), size, read_only });
     }
 }
@@ -141,6 +148,8 @@ impl Yard {
             events: Arc::default(),
             file: OnceLock::new(),
             saving: tokio::sync::Mutex::default(),
+            closing: tokio::sync::Mutex::default(),
+            grace: OnceLock::new(),
             started: Instant::now(),
         }))
     }
@@ -177,6 +186,16 @@ impl Yard {
         let _ = self.file.set(file);
     }
 
+    /// What is removed has so long to end.
+    pub fn give_grace(&self, grace: Duration) {
+        // It is one from the beginning to the end.
+        let _ = self.grace.set(grace);
+    }
+
+    fn grace(&self) -> Duration {
+        self.grace.get().copied().unwrap_or(YardPlan::GRACE)
+    }
+
     /// Held by whoever saves a change.
     pub(crate) fn saving(&self) -> &tokio::sync::Mutex<()> {
         &self.saving
@@ -186,7 +205,7 @@ impl Yard {
     ///
     /// # Errors
     /// There is no file, or it cannot say that.
-    pub(crate) fn prepare(&self, edit: &Edit<'_>) -> Result<Option<Prepared>> {
+    pub(crate) fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
         let file = self.file.get().ok_or_else(|| {
             Error::usage("this daemon was not started from a yard.toml that it could be saved to")
                 .help("leave --save out, or start it with: blockyard up -f yard.toml")
@@ -257,6 +276,7 @@ impl Yard {
             }
             inside.disk(&plan.disk)?.clone()
         };
+        let was_read_only = disk.open.disk().is_read_only();
         let export = bound(&Front {
             plan: &plan,
             disk: &disk.plan,
@@ -264,12 +284,8 @@ impl Yard {
             threads: &self.handles,
             nbd: &self.nbd,
         })?;
-        let added = events::Event::ExportAdded {
-            kind: plan.kind.name.into(),
-            name: plan.name.clone(),
-            disk: plan.disk.clone(),
-        };
-        let opened = YardExport { plan: Arc::new(plan), export: Arc::clone(&export) };
+        let only_reads = plan.read_only() || was_read_only;
+        let opened = YardExport { plan: Arc::new(plan), export: Arc::clone(&export), only_reads };
         {
             let mut inside = self.inside.write();
             if inside.is_closed {
@@ -277,7 +293,6 @@ impl Yard {
             }
             inside.exports.push(opened);
         }
-        self.events.push(added);
         Ok(export)
     }
 
@@ -326,6 +341,8 @@ impl Yard {
         self.inside.write().is_closed = true;
         // What is being closed has its queue threads until it is.
         let _changing = tokio::time::timeout(grace, self.changing.lock()).await;
+        // As with those below, a server has its limit, and disks of this machine take as long as they take.
+        let mut losses = std::mem::take(&mut *self.closing.lock().await);
         let (disks, exports) = {
             let mut inside = self.inside.write();
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
@@ -342,7 +359,6 @@ impl Yard {
             let layer = Arc::clone(&self.layer);
             closing.spawn(async move { disk.open.close(&layer, limit).await });
         }
-        let mut losses = Losses::default();
         closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
         let threads = self.threads.lock().take();
         let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));

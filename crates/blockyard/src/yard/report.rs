@@ -166,14 +166,16 @@ impl Yard {
             let labels = labels.map(|export| export.plan.label()).collect();
             disk_report(&disk.plan, disk.open.disk(), labels, uptime_seconds)
         };
-        let disks = disks.iter().map(of_disk).collect();
-        let of_export = |YardExport { plan, export }: &YardExport| ExportReport {
+        let disks: Vec<DiskReport> = disks.iter().map(of_disk).collect();
+        let is_read_only = |name: &str| disks.iter().any(|it| it.name == name && it.read_only);
+        let of_export = |YardExport { plan, export, only_reads }: &YardExport| ExportReport {
             kind: plan.kind.name.into(),
             name: plan.name.clone(),
             disk: plan.disk.clone(),
-            read_only: plan.read_only(),
+            read_only: *only_reads || is_read_only(&plan.disk),
             served: export.report(),
         };
+        let exports = exports.iter().map(of_export).collect();
         Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -181,12 +183,12 @@ impl Yard {
             log: log_file(),
             threads: self.handles.len(),
             disks,
+            exports,
             nbd: Nbd {
                 listen: addresses.iter().map(ToString::to_string).collect(),
                 clients: self.nbd.clients().into_iter().map(Client::from).collect(),
             },
             devices: Vec::new(),
-            exports: exports.iter().map(of_export).collect(),
         }
     }
 }

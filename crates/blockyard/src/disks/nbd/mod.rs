@@ -74,6 +74,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     // Its hardware queues are its connections.
     without: &["queues"],
     has_below: false,
+    stays_read_only: true,
     is_volatile: false,
     source,
 };

@@ -1,16 +1,16 @@
 //! Writing a change of a running yard back to its `yard.toml`. Comments, order and whatever else is not changed stay as they
 //! are; what comes out is checked as any `yard.toml` before it takes the place of the one before.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 use serde_json::Value as Json;
 use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::{ConfigError, load, parse};
+use super::{ConfigError, parse};
 use crate::disks::{DiskPlan, Value, ValueKind, canonical_key};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::yard::plan::YardPlan;
 
@@ -39,10 +39,16 @@ pub enum Edit<'a> {
     RemoveExport(&'static ExportKind, &'a str),
 }
 
+/// How often the change is made to what somebody else has written meanwhile.
+const MAX_TRIES: usize = 8;
+
 /// A file that says what was changed, to be put in the place of the one before.
 #[derive(Debug)]
-pub struct Prepared {
-    file: PathBuf,
+pub struct Prepared<'a> {
+    file: &'a Path,
+    edit: &'a Edit<'a>,
+    /// What it was made from.
+    before: String,
     text: String,
 }
 
@@ -50,49 +56,94 @@ pub struct Prepared {
 ///
 /// # Errors
 /// The file cannot be read, or cannot say that.
-pub fn prepare(file: &Path, edit: &Edit<'_>) -> Result<Option<Prepared>> {
+pub fn prepare<'a>(file: &'a Path, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
     let failed = |err: Error| {
         Error::new(err.kind(), format!("{} cannot say that", file.display())).caused_by(err)
     };
-    let before = load(file).map_err(|err| failed(mistakes(err)))?;
     let text = std::fs::read_to_string(file)
         .map_err(|err| Error::failed(format!("cannot read {}", file.display())).caused_by(err))?;
+    let parsed = |text: &str| {
+        let base = file.parent().unwrap_or(Path::new(""));
+        parse(&file.display().to_string(), text, base).map_err(|err| failed(mistakes(err)))
+    };
+    let before = parsed(&text)?;
     let mut document: DocumentMut =
         text.parse().map_err(|err: toml_edit::TomlError| failed(Error::failed(err.to_string())))?;
     if !apply(&mut document, &before, edit).map_err(failed)? {
         return Ok(None);
     }
-    let text = document.to_string();
-    let base = file.parent().unwrap_or(Path::new(""));
-    let after =
-        parse(&file.display().to_string(), &text, base).map_err(|err| failed(mistakes(err)))?;
+    let before = text;
+    let text = with_head(head(&before), document.to_string());
+    let after = parsed(&text)?;
     if let Edit::AddDisk { plan, .. } = edit {
         check_same(plan, &after).map_err(failed)?;
     }
-    Ok(Some(Prepared { file: file.to_owned(), text }))
+    Ok(Some(Prepared { file, edit, before, text }))
 }
 
-impl Prepared {
-    /// Puts it in its place, whole or not at all, with the permissions of the one before.
+impl Prepared<'_> {
+    /// Puts it in its place, whole or not at all, with the permissions of the one before. What somebody else has written since
+    /// it was made stays: then the change is made to that.
     ///
     /// # Errors
-    /// The folder cannot be written to.
+    /// The folder cannot be written to, or what is there now cannot say that.
     pub fn write(self) -> Result<()> {
-        let Self { file, text } = self;
-        let put = || {
-            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let mut new = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
-            new.write_all(text.as_bytes())?;
-            new.as_file().set_permissions(std::fs::metadata(&file)?.permissions())?;
-            new.as_file().sync_all()?;
-            new.persist(&file)?;
-            Ok::<_, std::io::Error>(())
-        };
-        put().map_err(|err| {
+        let file = self.file;
+        let failed = |err: Error| {
             let what = format!("it is in effect, but was not saved to {}", file.display());
-            Error::failed(what).caused_by(err)
-        })
+            Error::new(err.kind(), what).caused_by(err)
+        };
+        let mut next = self;
+        for _ in 0..MAX_TRIES {
+            let put = next.put().map_err(|err| Error::failed("cannot write").caused_by(err));
+            if put.map_err(failed)? {
+                return Ok(());
+            }
+            match prepare(file, next.edit).map_err(failed)? {
+                Some(prepared) => next = prepared,
+                None => return Ok(()),
+            }
+        }
+        Err(failed(Error::new(ErrorKind::Busy, "others write to it all the time")))
     }
+
+    /// Says no if there is another file by now.
+    fn put(&self) -> io::Result<bool> {
+        // A link to it stays one.
+        let file = self.file.canonicalize()?;
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        let mut new = NamedTempFile::new_in(folder)?;
+        new.write_all(self.text.as_bytes())?;
+        new.as_file().set_permissions(std::fs::metadata(&file)?.permissions())?;
+        new.as_file().sync_all()?;
+        if std::fs::read(&file)? != self.before.as_bytes() {
+            return Ok(false);
+        }
+        new.persist(&file)?;
+        std::fs::File::open(folder)?.sync_all()?;
+        Ok(true)
+    }
+}
+
+/// What a file begins with that is of no table: comments, up to the blank line before those of its first table.
+fn head(text: &str) -> &str {
+    let is_comment = |line: &&str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    let (mut end, mut head) = (0, 0);
+    for line in text.split_inclusive('\n').take_while(is_comment) {
+        end += line.len();
+        if line.trim().is_empty() {
+            head = end;
+        }
+    }
+    text.get(..if head == 0 { end } else { head }).unwrap_or_default()
+}
+
+/// With that in front, also when it went with what came next.
+fn with_head(head: &str, text: String) -> String {
+    if text.starts_with(head) {
+        return text;
+    }
+    format!("{head}{}", text.trim_start_matches('\n'))
 }
 
 fn mistakes(err: ConfigError) -> Error {
@@ -106,12 +157,17 @@ fn mistakes(err: ConfigError) -> Error {
     }
 }
 
+/// Whether two plans are of the same disk, in whatever words.
+fn is_same(one: &DiskPlan, two: &DiskPlan) -> bool {
+    let meant = |plan: &DiskPlan| format!("{:?} {:?} {:?}", plan.source, plan.options, plan.below);
+    meant(one) == meant(two)
+}
+
 /// A relative path starts at the folder of the file.
 fn check_same(plan: &DiskPlan, after: &YardPlan) -> Result<()> {
     let name = plan.options.name.as_deref().unwrap_or_default();
-    let place = |plan: &DiskPlan| format!("{:?} {:?}", plan.source, plan.below);
     match after.disk(name) {
-        Some(saved) if place(saved) == place(plan) => Ok(()),
+        Some(saved) if is_same(saved, plan) => Ok(()),
         _ => {
             let what = format!("{} would be another disk in that file", plan.uri);
             Err(Error::usage(what).help("write an absolute path"))
@@ -124,8 +180,8 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
     match edit {
         Edit::AddDisk { plan, options } => {
             let name = plan.options.name.as_deref().unwrap_or_default();
-            if before.disk(name).is_some() {
-                return check_same(plan, before).map(|()| false);
+            if before.disk(name).is_some_and(|known| is_same(known, plan)) {
+                return Ok(false);
             }
             let mut table = table();
             table["name"] = value(name);
@@ -133,7 +189,16 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
             for (key, said) in *options {
                 table[key] = of_json(said);
             }
-            tables(document, "disk")?.push(table);
+            let tables = tables(document, "disk")?;
+            match place_of(before, name).and_then(|at| tables.get_mut(at)) {
+                // In the place of what the file has, with the comments before that.
+                Some(there) => {
+                    *table.decor_mut() = there.decor().clone();
+                    table.set_position(there.position());
+                    *there = table;
+                }
+                None => tables.push(table),
+            }
         }
         Edit::RemoveDisk(name) => {
             let Some(at) = place_of(before, name) else { return Ok(false) };
@@ -172,7 +237,9 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
             }
             write_implied(document, before, |_| true)?;
             tables(document, key(kind))?.remove(at);
-            forget_default(document, name);
+            if *kind == &exports::nbd::KIND && before.nbd.default_export.as_deref() == Some(name) {
+                no_default(document);
+            }
         }
     }
     Ok(true)
@@ -237,7 +304,7 @@ fn of_export(plan: &ExportPlan) -> Table {
     }
     for (name, said) in plan.settings.iter() {
         let is_mode =
-            plan.kind.all_options().any(|it| it.name == name && it.value == ValueKind::Mode);
+            plan.kind.said_options().any(|it| it.name == name && it.value == ValueKind::Mode);
         table[name] = match said {
             Value::Flag(flag) => value(*flag),
             Value::Number(mode) if is_mode => value(format!("{mode:o}")),
@@ -266,17 +333,18 @@ fn write_implied(
     Ok(())
 }
 
-/// An export that is gone is not the default any more.
-fn forget_default(document: &mut DocumentMut, name: &str) {
+/// An export that is gone is not the default any more, and no other one is in its place.
+fn no_default(document: &mut DocumentMut) {
     let Some(nbd) = document.get_mut("nbd").and_then(Item::as_table_like_mut) else { return };
-    let keys: Vec<String> = nbd
-        .iter()
-        .filter(|(key, item)| canonical_key(key) == "default_export" && item.as_str() == Some(name))
-        .map(|(key, _)| key.to_owned())
-        .collect();
-    for key in keys {
-        nbd.remove(&key);
+    let known = nbd.iter().map(|(key, _)| key).find(|key| canonical_key(key) == "default_export");
+    let key = known.unwrap_or("default_export").to_owned();
+    let mut none = value("");
+    if let (Some(before), Some(none)) =
+        (nbd.get(&key).and_then(Item::as_value), none.as_value_mut())
+    {
+        *none.decor_mut() = before.decor().clone();
     }
+    nbd.insert(&key, none);
 }
 
 #[cfg(test)]
@@ -308,7 +376,8 @@ mod tests {
 
     #[test]
     fn comments_stay_and_what_was_changed_is_there() {
-        let (c, options) = (disk("ram:2M", "c"), [("depth".to_owned(), Json::from(7))]);
+        let (mut c, options) = (disk("ram:2M", "c"), [("depth".to_owned(), Json::from(7))]);
+        c.options.depth = 7;
         let (no, size) = (Json::from(false), Json::from("2M"));
         let set = Edit::Set { disk: "a", settings: vec![("read_only", &no), ("size", &size)] };
         assert!(
@@ -330,7 +399,7 @@ mod tests {
         ];
         let expected = "# Our yard.\n\n# Fast, and gone in the end.\n[[disk]]\nname = \"a\" # the first\n\
                         uri = \"ram:1M\"\nread-only = false # for now\n\n[[disk]]\nname = \"c\"\nuri = \"ram:2M\"\n\
-                        depth = 7\n\n[nbd]\nlisten = \"unix:s\"\n\n[[export]]\ndisk = \"a\"\n\n[[export]]\n\
+                        depth = 7\n\n[nbd]\nlisten = \"unix:s\"\ndefault_export = \"\" # most want it\n\n[[export]]\ndisk = \"a\"\n\n[[export]]\n\
                         disk = \"c\"\ndescription = \"C\"\n";
         assert_eq!(edited(&edits).unwrap(), expected);
     }
@@ -352,5 +421,89 @@ mod tests {
             Edit::RemoveExport(&exports::nbd::KIND, "b"),
         ];
         assert!(edited(&last).unwrap_err().told().0[0].contains("every disk is exported"));
+    }
+
+    /// What a file is after an edit.
+    fn after(text: &str, edit: &Edit<'_>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("yard.toml");
+        std::fs::write(&file, text).unwrap();
+        if let Some(prepared) = prepare(&file, edit).unwrap() {
+            prepared.write().unwrap();
+        }
+        std::fs::read_to_string(&file).unwrap()
+    }
+
+    #[test]
+    fn a_disk_that_is_otherwise_in_the_file_is_replaced_there() {
+        let a = disk("ram:1M", "a");
+        let text = after(YARD, &Edit::AddDisk { plan: &a, options: &[] });
+        let expected = YARD.replace("read-only = true # for now\n", "").replace(" # the first", "");
+        assert_eq!(text, expected);
+        // In other words it is the same one.
+        let mut same = disk("ram:1M?read_only=1", "a");
+        same.options.read_only = true;
+        assert_eq!(after(YARD, &Edit::AddDisk { plan: &same, options: &[] }), YARD);
+        let (mut b, said) = (disk("ram:4M", "b"), [("depth".to_owned(), Json::from(7))]);
+        b.options.depth = 7;
+        let text = after(YARD, &Edit::AddDisk { plan: &b, options: &said });
+        let expected = YARD.replace(
+            "[[disk]]\nuri = \"file:b.img\"",
+            "[[disk]]\nname = \"b\"\nuri = \"ram:4M\"\ndepth = 7",
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_head_of_a_file_stays_when_its_first_table_goes() {
+        let named = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n\n[[disk]]\nname = \"b\"\nuri = \"ram:1M\"\n\n\
+                     [nbd]\nlisten = \"unix:s\"\n\n[[export]]\ndisk = \"b\"\n";
+        let rest = named.split_once("\n\n").unwrap().1;
+        for (head, kept) in [
+            ("# Ours.\n", "# Ours.\n"),
+            ("# Ours.\n#\n# Do not touch.\n\n# A disk.\n", "# Ours.\n#\n# Do not touch.\n\n"),
+            ("", ""),
+        ] {
+            let text = after(&format!("{head}{named}"), &Edit::RemoveDisk("a"));
+            assert_eq!(text.trim_start_matches('\n'), format!("{kept}{rest}"), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_meanwhile_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("yard.toml");
+        std::fs::write(&file, YARD).unwrap();
+        let c = disk("ram:2M", "c");
+        let edit = Edit::AddDisk { plan: &c, options: &[] };
+        let prepared = prepare(&file, &edit).unwrap().unwrap();
+        let theirs = YARD.replace("# Our yard.", "# Our yard, and theirs.");
+        std::fs::write(&file, &theirs).unwrap();
+        prepared.write().unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains("and theirs") && text.contains("ram:2M"), "{text}");
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("real.toml"), dir.path().join("yard.toml"));
+        std::fs::write(&file, YARD).unwrap();
+        std::os::unix::fs::symlink("real.toml", &link).unwrap();
+        prepare(&link, &Edit::RemoveDisk("a")).unwrap().unwrap().write().unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert!(!std::fs::read_to_string(&file).unwrap().contains("ram:1M"));
+    }
+
+    #[test]
+    fn no_other_export_becomes_the_default_when_that_is_removed() {
+        let implied = YARD.replace("default_export = \"b\" # most want it\n", "");
+        for (text, gone, default) in
+            [(YARD, "b", ""), (&implied, "a", ""), (YARD, "a", "b"), (&implied, "b", "a")]
+        {
+            let text = after(text, &Edit::RemoveExport(&exports::nbd::KIND, gone));
+            let plan = parse("yard.toml", &text, Path::new("/")).unwrap();
+            assert_eq!(plan.nbd.default_export.as_deref(), Some(default), "{text}");
+        }
     }
 }

@@ -167,6 +167,7 @@ fn what_would_fail_at_the_start_is_a_mistake() {
         ("[[export]]\ndisk = \"ram0\"\ntls_only = true\n[nbd]\nlisten = \"unix:s\"", "TLS is off"),
         ("[nbd]\nlisten = [\"unix:s\", \"tcp::1\", \"unix:./s\"]", "yard.toml:4:31"),
         ("[nbd]\nlisten = [\"tcp::1\", \"tcp::1\"]", "tcp::1 is listened at already"),
+        ("[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"s\"\nfd = 3", "no key \"fd\""),
         (
             "[nbd]\nlisten = \"unix:s\"\n[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"/yard/s\"",
             "yard.toml:7:10",

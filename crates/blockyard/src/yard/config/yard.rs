@@ -64,7 +64,7 @@ pub(super) fn check(
     if let Some(wanted) = default_export {
         let names: Vec<&str> =
             exports.iter().filter(|it| of_nbd(it)).map(|export| export.name.as_str()).collect();
-        if !names.contains(&wanted.value.as_str()) {
+        if !wanted.value.is_empty() && !names.contains(&wanted.value.as_str()) {
             let what = format!("there is no export named {:?}", wanted.value);
             found.push(Mistake::new(wanted.at, what, suggest::hint(&wanted.value, &names)));
             return None;
@@ -275,14 +275,17 @@ fn export(
     let (mut tls_at, mut socket_at) = (at.clone(), None);
     let before = found.len();
     let mut settings = Settings::default();
-    for option in kind.all_options() {
+    for option in kind.said_options() {
         let Some(value) = table.option(option, found) else { continue };
         match option.name {
             "tls_only" => tls_at = value.at.clone(),
             "socket" => socket_at = Some(value.at.clone()),
             _ => {}
         }
-        settings.set(option.name, value.value);
+        // What goes without saying makes no other export.
+        if !option.is_default(&value.value) {
+            settings.set(option.name, value.value);
+        }
     }
     if let Err(problem) = settings.make_paths_absolute(base) {
         found.push(Mistake::new(at.clone(), "a path here cannot be used", problem));
