@@ -235,8 +235,11 @@ impl<D: Disk> Store<D> {
         for op in ops.iter().filter(|op| matches!(op, Op::Guard(_))) {
             perform(&mut subject, op, false)?;
         }
+        let changed = change(&*file, write);
+        // Behind it, and if it has failed in part: a flush that goes on beside it takes the note away, and would not have what
+        // comes after that.
         self.files.wrote(number, &file);
-        change(&*file, write)?;
+        changed?;
         Ok(Some(vec![Answer::Done; ops.len()]))
     }
 

@@ -1,0 +1,51 @@
+//! What disks and other processes do at a bad time.
+
+use super::simulated::Simulated;
+use crate::dir::DirStore;
+use crate::error::Result;
+use crate::store::{Mutation, NOSNAP, Op, Request, SnapContext};
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rustix::io::Errno;
+
+/// Cuts after which different parts of what is not synchronised are there.
+const CUTS: u64 = 16;
+
+type Store = DirStore<Simulated>;
+
+fn write(store: &Store, snaps: &[u64], op: Op) -> Result<()> {
+    let context =
+        SnapContext { seq: snaps.first().copied().unwrap_or_default(), snaps: snaps.to_vec() };
+    store.operate_blocking(&"a".into(), &Request::Write { context, ops: vec![op] }).map(|_| ())
+}
+
+fn read(store: &Store, snap: u64) -> Result<Bytes> {
+    let request = Request::Read { snap, ops: vec![Op::read(0, 0)] };
+    Ok(store.operate_blocking(&"a".into(), &request)?.remove(0).into_data())
+}
+
+fn after_a_cut(disk: &Simulated, seed: u64) -> Bytes {
+    disk.cut_after(0);
+    let disk = disk.power_on(&mut StdRng::seed_from_u64(seed));
+    read(&DirStore::on(disk).unwrap(), NOSNAP).unwrap()
+}
+
+#[test]
+fn a_flush_covers_a_write_that_an_earlier_flush_overtook() {
+    for seed in 0..CUTS {
+        let disk = Simulated::default();
+        let store = DirStore::on(disk.clone()).unwrap();
+        write(&store, &[], Op::write(0, "old")).unwrap();
+        let parked = disk.park(b"new");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| write(&store, &[], Op::write(0, "new")));
+            parked.arrived();
+            store.flush_blocking().unwrap();
+            parked.release();
+            writer.join().unwrap().unwrap();
+        });
+        store.flush_blocking().unwrap();
+        assert_eq!(after_a_cut(&disk, seed), "new", "cut {seed}");
+    }
+}
