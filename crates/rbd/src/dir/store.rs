@@ -3,7 +3,7 @@
 use super::disk::{Disk, DiskFile};
 use super::files::Files;
 use super::record::Seen;
-use super::subject::{Leftovers, Subject, change, read, stored};
+use super::subject::{Leftovers, Subject, change, put, read, stored};
 use super::tables::{
     CLONES, COUNTERS, FILES, GARBAGE, OBJECTS, REMOVED, SESSIONS, Transaction, leading_number,
     number,
@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
     Answer, Extents, Guard, Mutation, NOSNAP, ObjectName, Op, Query, Request, SnapContext, Stat,
 };
-use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType, Fsid, Utime, encoded};
+use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType, Fsid, Utime};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use redb::{Builder, ConcurrencyMode, Database};
@@ -293,20 +293,12 @@ impl<D: Disk> Store<D> {
         id: u64,
         leftovers: &mut Leftovers,
     ) -> Result<()> {
-        let Some(mut record) = stored(transaction, key)? else { return Ok(()) };
-        let head = record.head.as_ref().and_then(|head| head.file);
+        let Some(before) = stored(transaction, key)? else { return Ok(()) };
+        let mut record = before.clone();
         record.clones.iter_mut().for_each(|clone| clone.snapshots.retain(|known| *known != id));
-        for clone in record.clones.extract_if(.., |clone| clone.snapshots.is_empty()) {
-            if let Some(file) = clone.file.filter(|file| Some(*file) != head) {
-                transaction.remove(FILES, &number(file))?;
-                transaction.put(GARBAGE, &number(file), &[])?;
-                leftovers.garbage.push(file);
-            }
-        }
-        if record.head.is_none() && record.clones.is_empty() {
-            return transaction.remove(OBJECTS, key);
-        }
-        transaction.put(OBJECTS, key, &encoded(&record))
+        record.clones.retain(|clone| !clone.snapshots.is_empty());
+        leftovers.garbage.extend(put(transaction, key, Some(&before), &record)?);
+        Ok(())
     }
 
     /// How many files objects have.

@@ -49,3 +49,21 @@ fn a_flush_covers_a_write_that_an_earlier_flush_overtook() {
         assert_eq!(after_a_cut(&disk, seed), "new", "cut {seed}");
     }
 }
+
+#[test]
+fn a_file_stays_as_long_as_a_clone_has_it() {
+    let store = DirStore::on(Simulated::default()).unwrap();
+    write(&store, &[], Op::write(0, "bytes")).unwrap();
+    let key = || Mutation::OmapSet([("key".into(), "value".into())].into()).into();
+    let first = store.store.create_snapshot().unwrap();
+    write(&store, &[first], key()).unwrap();
+    let second = store.store.create_snapshot().unwrap();
+    write(&store, &[second, first], key()).unwrap();
+    // Both clones have one file, which the head has no more.
+    write(&store, &[second, first], Op::write_full("other")).unwrap();
+    store.store.remove_snapshot(first).unwrap();
+    assert_eq!(read(&store, second).unwrap(), "bytes");
+    store.store.remove_snapshot(second).unwrap();
+    assert_eq!(store.store.files_in_use().unwrap(), 1);
+    assert_eq!(store.store.files_on_disk().unwrap(), 1);
+}
