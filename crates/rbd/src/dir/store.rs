@@ -15,11 +15,12 @@ use crate::store::{
 };
 use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType, Fsid, Utime};
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use redb::{Builder, ConcurrencyMode, Database};
 use rustix::io::Errno;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::ErrorKind as ErrorKindOfIo;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a store says it is, and in which version.
@@ -39,7 +40,9 @@ const MAX_LOOKS: usize = 64;
 /// A store in a directory.
 pub(super) struct Store<D: Disk> {
     files: Files<D>,
-    database: Database,
+    database: RwLock<Database>,
+    /// The disk has failed the database, which fails whatever comes after that until it is opened again.
+    has_failed: AtomicBool,
     shards: Vec<Mutex<()>>,
     id: Fsid,
     session: u32,
@@ -59,6 +62,13 @@ fn alive(session: u64) -> String {
     format!("sessions/{session:08x}")
 }
 
+/// How the database is opened.
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
+    builder
+}
+
 fn disk_error(error: std::io::Error) -> Error {
     Error::io("opening the store")(error)
 }
@@ -71,8 +81,7 @@ impl<D: Disk> Store<D> {
         }
         // One opens at a time: what is left of the dead is cleared away once.
         let opening = disk.lock("locks/open").map_err(disk_error)?;
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
+        let builder = builder();
         if disk.open(DATABASE).is_err_and(|error| error.kind() == ErrorKindOfIo::NotFound) {
             make(&disk, &builder)?;
         }
@@ -88,7 +97,8 @@ impl<D: Disk> Store<D> {
             u32::try_from(session).map_err(|_| Error::damaged("2^32 processes had the store"))?;
         let store = Self {
             files: Files::new(disk, session),
-            database,
+            database: RwLock::new(database),
+            has_failed: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             id,
             session,
@@ -105,9 +115,39 @@ impl<D: Disk> Store<D> {
         self.id
     }
 
+    /// The database; opened again if the disk has failed it.
+    fn database(&self) -> Result<RwLockReadGuard<'_, Database>> {
+        if self.has_failed.load(Ordering::Acquire) {
+            let mut database = self.database.write();
+            // Another thread may have done so.
+            if self.has_failed.load(Ordering::Acquire) {
+                let opened = self.files.disk.database(DATABASE, &builder());
+                *database = opened.map_err(Error::database)?;
+                self.has_failed.store(false, Ordering::Release);
+            }
+        }
+        Ok(self.database.read())
+    }
+
+    /// What was done to the database; notes if the disk has failed it.
+    fn note<T>(&self, done: Result<T>) -> Result<T> {
+        if done.as_ref().is_err_and(Error::has_failed_database) {
+            self.has_failed.store(true, Ordering::Release);
+        }
+        done
+    }
+
+    fn begin_read(&self) -> Result<Transaction> {
+        Transaction::read(&*self.database()?)
+    }
+
+    fn begin_write(&self) -> Result<Transaction> {
+        Transaction::write(&*self.database()?)
+    }
+
     /// Clears away what processes have left behind that died.
     fn clear_after_the_dead(&self) -> Result<()> {
-        let transaction = Transaction::write(&self.database)?;
+        let transaction = self.begin_write()?;
         let mut dead = Vec::new();
         for session in transaction.page(SESSIONS, &[], &[], u64::MAX)?.values.keys() {
             let session = leading_number(session);
@@ -154,19 +194,19 @@ impl<D: Disk> Store<D> {
         match request {
             Request::Read { snap, ops } => {
                 for _ in 1..MAX_LOOKS {
-                    match self.read(key, *snap, ops) {
+                    match self.note(self.read(key, *snap, ops)) {
                         Err(error) if error.errno() == Some(Errno::STALE) => {}
                         read => return read,
                     }
                 }
-                self.read(key, *snap, ops)
+                self.note(self.read(key, *snap, ops))
             }
-            Request::Write { context, ops } => self.write(key, context, ops),
+            Request::Write { context, ops } => self.note(self.write(key, context, ops)),
         }
     }
 
     fn read(&self, key: &[u8], snap: u64, ops: &[Op]) -> Result<Vec<Answer>> {
-        let transaction = Transaction::read(&self.database)?;
+        let transaction = self.begin_read()?;
         let context = SnapContext::default();
         let mut subject =
             Subject::new(&self.files, &transaction, key, self.surroundings(), context)?;
@@ -219,7 +259,7 @@ impl<D: Disk> Store<D> {
             }
         }
         let Some(write) = write else { return Ok(None) };
-        let transaction = Transaction::read(&self.database)?;
+        let transaction = self.begin_read()?;
         let mut subject = Subject::new(
             &self.files,
             &transaction,
@@ -245,7 +285,7 @@ impl<D: Disk> Store<D> {
 
     /// Begins to write; takes files that are gone by now out of the database.
     fn begin(&self) -> Result<Transaction> {
-        let transaction = Transaction::write(&self.database)?;
+        let transaction = self.begin_write()?;
         for file in std::mem::take(&mut *self.removed.lock()) {
             transaction.remove(GARBAGE, &number(file))?;
         }
@@ -266,6 +306,10 @@ impl<D: Disk> Store<D> {
     }
 
     pub(super) fn create_snapshot(&self) -> Result<u64> {
+        self.note(self.next_snapshot())
+    }
+
+    fn next_snapshot(&self) -> Result<u64> {
         let transaction = self.begin()?;
         let id = transaction.next_number("snapshots")?;
         transaction.commit()?;
@@ -273,6 +317,11 @@ impl<D: Disk> Store<D> {
     }
 
     pub(super) fn remove_snapshot(&self, id: u64) -> Result<()> {
+        self.note(self.trim_all(id))
+    }
+
+    /// Drops what all objects keep only for a snapshot.
+    fn trim_all(&self, id: u64) -> Result<()> {
         let transaction = self.begin()?;
         transaction.put(REMOVED, &number(id), &[])?;
         let mut leftovers = Leftovers::default();
@@ -304,7 +353,7 @@ impl<D: Disk> Store<D> {
     /// How many files objects have.
     #[cfg(test)]
     pub(super) fn files_in_use(&self) -> Result<usize> {
-        let transaction = Transaction::read(&self.database)?;
+        let transaction = self.begin_read()?;
         Ok(transaction.page(FILES, &[], &[], u64::MAX)?.values.len())
     }
 
@@ -329,7 +378,16 @@ impl<D: Disk> Store<D> {
         after: Option<&[u8]>,
         max: usize,
     ) -> Result<(Vec<ObjectName>, Option<Bytes>)> {
-        let transaction = Transaction::read(&self.database)?;
+        self.note(self.page(namespace, after, max))
+    }
+
+    fn page(
+        &self,
+        namespace: &str,
+        after: Option<&[u8]>,
+        max: usize,
+    ) -> Result<(Vec<ObjectName>, Option<Bytes>)> {
+        let transaction = self.begin_read()?;
         let prefix = key(namespace, b"");
         let after = after.unwrap_or(&prefix);
         let page = transaction.page(OBJECTS, after, &prefix, max as u64)?;

@@ -67,3 +67,32 @@ fn a_file_stays_as_long_as_a_clone_has_it() {
     assert_eq!(store.store.files_in_use().unwrap(), 1);
     assert_eq!(store.store.files_on_disk().unwrap(), 1);
 }
+
+#[test]
+fn a_disk_without_space_fails_what_it_fails_and_nothing_after_that() {
+    for changes in 0.. {
+        let disk = Simulated::default();
+        let store = DirStore::on(disk.clone()).unwrap();
+        write(&store, &[], Op::write(0, "old")).unwrap();
+        disk.fail_after(changes);
+        let written = write(&store, &[], Op::write_full("new"));
+        if !disk.has_failed() {
+            written.unwrap();
+            assert!(changes > 3, "a transaction changes more than that");
+            return;
+        }
+        if let Err(error) = &written {
+            assert_eq!(error.errno(), Some(Errno::NOSPC), "change {changes}: {error}");
+        }
+        let found =
+            read(&store, NOSNAP).unwrap_or_else(|error| panic!("change {changes}: {error}"));
+        assert!(
+            found == "new" || found == "old" && written.is_err(),
+            "change {changes}: {found:?}"
+        );
+        let again = write(&store, &[], Op::write_full("newer"));
+        again.unwrap_or_else(|error| panic!("change {changes}: {error}"));
+        assert_eq!(read(&store, NOSNAP).unwrap(), "newer");
+        assert_eq!(after_a_cut(&disk, changes), "newer");
+    }
+}
