@@ -108,6 +108,16 @@ impl<D: Disk> DirStore<D> {
         self.store.flush()
     }
 
+    /// Makes what processes have written that have died since the store was opened survive a power cut: flushes cover what
+    /// this process has written, and what was there when it opened the store. To be called by whoever gets an image that
+    /// somebody else has had, before it is used.
+    ///
+    /// # Errors
+    /// It may not survive.
+    pub fn take_over_blocking(&self) -> Result<()> {
+        self.store.take_over()
+    }
+
     /// Calls something that waits for the disk on a thread that may.
     async fn elsewhere<T: Send + 'static>(
         &self,

@@ -32,6 +32,8 @@ pub(super) const DATABASE: &str = "objects.redb";
 const NEW_DATABASE: &str = "objects.redb.new";
 /// Memory for pages of the database.
 const CACHE_BYTES: usize = 32 << 20;
+/// Held while a process opens the store, or clears away what is left of the dead.
+const OPENING: &str = "locks/open";
 /// Objects whose writers wait for each other share one of so many locks.
 const SHARDS: usize = 64;
 /// How often a reader looks again for an object that gets another file while it looks.
@@ -80,7 +82,7 @@ impl<D: Disk> Store<D> {
             disk.make_folder(folder).map_err(disk_error)?;
         }
         // One opens at a time: what is left of the dead is cleared away once.
-        let opening = disk.lock("locks/open").map_err(disk_error)?;
+        let opening = disk.lock(OPENING).map_err(disk_error)?;
         let builder = builder();
         if disk.open(DATABASE).is_err_and(|error| error.kind() == ErrorKindOfIo::NotFound) {
             make(&disk, &builder)?;
@@ -108,6 +110,12 @@ impl<D: Disk> Store<D> {
         store.clear_after_the_dead()?;
         drop(opening);
         Ok(store)
+    }
+
+    /// Makes durable what processes have written that died since the store was opened, and clears away what they have left.
+    pub(super) fn take_over(&self) -> Result<()> {
+        let _one_clears = self.files.disk.lock(OPENING).map_err(disk_error)?;
+        self.note(self.clear_after_the_dead())
     }
 
     /// The store's identity.

@@ -96,3 +96,17 @@ fn a_disk_without_space_fails_what_it_fails_and_nothing_after_that() {
         assert_eq!(after_a_cut(&disk, changes), "newer");
     }
 }
+
+#[test]
+fn one_that_takes_over_makes_what_the_dead_one_wrote_durable() {
+    for seed in 0..CUTS {
+        let disk = Simulated::default();
+        let store = DirStore::on(disk.clone()).unwrap();
+        // On this disk nobody holds a lock, as if the other one were dead.
+        let dead = DirStore::on(disk.clone()).unwrap();
+        write(&dead, &[], Op::write(0, "old")).unwrap();
+        write(&dead, &[], Op::write(0, "new")).unwrap();
+        store.take_over_blocking().unwrap();
+        assert_eq!(after_a_cut(&disk, seed), "new", "cut {seed}");
+    }
+}
