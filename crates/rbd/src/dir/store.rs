@@ -18,7 +18,6 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use redb::{Builder, ConcurrencyMode, Database};
 use rustix::io::Errno;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::ErrorKind as ErrorKindOfIo;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -58,6 +57,12 @@ pub(super) struct Store<D: Disk> {
 pub(super) fn key(namespace: &str, name: &[u8]) -> Vec<u8> {
     let length = u16::try_from(namespace.len()).unwrap_or(u16::MAX).to_be_bytes();
     [&length[..], namespace.as_bytes(), name].concat()
+}
+
+/// Which lock the writers of an object take. All processes that have the store open have to agree on it, whatever they were
+/// built with, so that it is part of the format.
+fn shard(key: &[u8]) -> usize {
+    crc32c::crc32c(key) as usize % SHARDS
 }
 
 fn alive(session: u64) -> String {
@@ -225,8 +230,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn write(&self, key: &[u8], context: &SnapContext, ops: &[Op]) -> Result<Vec<Answer>> {
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let shard = usize::try_from(hasher.hash_one(key) % SHARDS as u64).unwrap_or_default();
+        let shard = shard(key);
         let _here = self.shards.get(shard).map(Mutex::lock);
         let elsewhere = self.files.disk.lock(&format!("locks/{shard:02x}"));
         let _elsewhere = elsewhere.map_err(Error::io("waiting for the lock on an object"))?;
@@ -555,5 +559,20 @@ impl<D: Disk> Subject<'_, D> {
             Seen::Nothing => None,
             Seen::Head(file) | Seen::Clone(file) => Some(file),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of format version 1: CRC-32C of the key, modulo 64. That of "123456789" is the check value of RFC 3720's polynomial.
+    #[test]
+    fn the_lock_of_an_object_is_part_of_the_format() {
+        assert_eq!(shard(b"123456789"), 0xe306_9283 % 64);
+        let of = |namespace, name: &str| shard(&key(namespace, name.as_bytes()));
+        let shards =
+            [of("", "rbd_directory"), of("", "rbd_header.1"), of("ns", "rbd_header.1"), of("", "")];
+        assert_eq!(shards, [40, 17, 22, 18]);
     }
 }
