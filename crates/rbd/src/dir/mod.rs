@@ -118,6 +118,12 @@ impl<D: Disk> DirStore<D> {
         self.store.take_over()
     }
 
+    /// How many have it, those included that do something on threads that nobody waits for.
+    #[cfg(test)]
+    pub(crate) fn users(&self) -> usize {
+        Arc::strong_count(&self.store)
+    }
+
     /// Calls something that waits for the disk on a thread that may.
     async fn elsewhere<T: Send + 'static>(
         &self,

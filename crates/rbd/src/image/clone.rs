@@ -106,7 +106,7 @@ impl<S: ObjectStore> Image<S> {
     /// # Errors
     /// EINVAL if there is no parent; EROFS at a snapshot; those of the store.
     pub async fn flatten(&mut self) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         if self.parent.is_none() {
             return Err(Errno::INVAL.into());
         }
@@ -131,7 +131,7 @@ impl<S: ObjectStore> Image<S> {
         let Some(parent) = self.header.parent.clone() else { return Ok(()) };
         if parent.overlap.is_some() {
             let detach = method("parent_detach", |_| {});
-            may_be_gone(tell(&self.store, &self.header_object(), vec![detach]).await)?;
+            may_be_gone(self.change_header(detach).await)?;
         }
         self.refresh().await?;
         self.parent = None;

@@ -45,6 +45,9 @@ pub struct Image<S: ObjectStore> {
     /// The map of its objects, if it has one that is right.
     map: Mutex<Option<ObjectMap>>,
     parent: Option<Box<Image<S>>>,
+    /// A change of the header is under way, has failed or was given up: what the store has may be another one. Nothing is
+    /// written before it was read.
+    is_stale: bool,
 }
 
 /// Runs a method that reads.
@@ -127,8 +130,15 @@ impl<S: ObjectStore> Image<S> {
         if snap != NOSNAP {
             header.look_at(snap)?;
         }
-        let mut image =
-            Self { store: store.clone(), id, header, snap, map: Mutex::new(None), parent: None };
+        let mut image = Self {
+            store: store.clone(),
+            id,
+            header,
+            snap,
+            map: Mutex::new(None),
+            parent: None,
+            is_stale: false,
+        };
         if image.snap == NOSNAP {
             image.load_map().await?;
         }
@@ -188,15 +198,46 @@ impl<S: ObjectStore> Image<S> {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.snap == NOSNAP { Ok(()) } else { Err(Errno::ROFS.into()) }
+        if self.snap != NOSNAP {
+            return Err(Errno::ROFS.into());
+        }
+        if self.is_stale {
+            return Err(Error::answer(Errno::STALE).at("a change of the header was not finished"));
+        }
+        Ok(())
     }
 
-    /// Reads the header again.
-    async fn refresh(&mut self) -> Result<()> {
-        self.header = Header::read(&self.store, &self.id).await?;
+    /// Reads the header again. An operation that changes it and fails, or is given up, may leave it unknown: writes are
+    /// refused with ESTALE then, until this was done.
+    ///
+    /// # Errors
+    /// The header cannot be read.
+    pub async fn refresh(&mut self) -> Result<()> {
+        let mut header = Header::read(&self.store, &self.id).await?;
+        if self.snap != NOSNAP {
+            header.look_at(self.snap)?;
+        }
+        self.header = header;
+        self.is_stale = false;
         if self.overlap() == 0 {
             self.parent = None;
         }
         Ok(())
+    }
+
+    /// Begins what changes the header.
+    async fn begin(&mut self) -> Result<()> {
+        if self.is_stale {
+            self.refresh().await?;
+        }
+        self.check_writable()
+    }
+
+    /// Changes the header, and reads it again. After an error, too: an answer may be lost, and what was done is there.
+    async fn change_header(&mut self, op: Op) -> Result<()> {
+        self.is_stale = true;
+        let changed = tell(&self.store, &self.header_object(), vec![op]).await;
+        let read = self.refresh().await;
+        changed.and(read)
     }
 }

@@ -1,7 +1,7 @@
 //! Another size.
 
 use super::io::Change;
-use super::{Image, method, tell};
+use super::{Image, method};
 use crate::error::{Error, Result};
 use crate::format::{Features, MAX_OBJECTS};
 use crate::store::ObjectStore;
@@ -12,7 +12,7 @@ impl<S: ObjectStore> Image<S> {
     /// # Errors
     /// EROFS at a snapshot; more objects than a map can have; those of the store.
     pub async fn resize(&mut self, size: u64) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         let objects = self.header.layout.objects(size);
         if self.header.features.contains(Features::OBJECT_MAP) && objects > MAX_OBJECTS {
             return Err(Error::bad(format!(
@@ -27,13 +27,11 @@ impl<S: ObjectStore> Image<S> {
         if size < old {
             self.take_for_snapshots(size).await?;
             // The size first: of the parent less is seen then, and objects can go.
-            tell(&self.store, &self.header_object(), vec![set_size]).await?;
-            self.refresh().await?;
+            self.change_header(set_size).await?;
             self.cut(size, old).await?;
             self.resize_map(size).await
         } else {
-            tell(&self.store, &self.header_object(), vec![set_size]).await?;
-            self.refresh().await
+            self.change_header(set_size).await
         }
     }
 

@@ -1,0 +1,124 @@
+//! Operations that fail or are given up in the middle, and what comes after them.
+
+use super::{Store, open, run};
+use crate::dir::DirStore;
+use crate::dir::tests::simulated::Simulated;
+use crate::format::{Features, ImageFlags, Layout, ObjectState, names};
+use crate::image::{CreateOptions, Image, create, list, remove};
+use crate::store::{Mutation, ObjectStore, Op, Request};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+const OBJECT: u64 = 4096;
+const SIZE: u64 = 8 * OBJECT;
+
+fn bytes(byte: u8) -> bytes::Bytes {
+    vec![byte; SIZE as usize].into()
+}
+
+/// A store, and an image whose bytes are all 1.
+async fn image(features: Features) -> (Simulated, Store, Image<Store>) {
+    let disk = Simulated::default();
+    let store = DirStore::on(disk.clone()).unwrap();
+    let options = CreateOptions { size: SIZE, layout: Layout::new(12).unwrap(), features };
+    create(&store, "a", &options).await.unwrap();
+    let image = open(&store, "a").await;
+    image.write(0, bytes(1)).await.unwrap();
+    image.flush().await.unwrap();
+    (disk, store, image)
+}
+
+/// A future's result, unless it has to wait once more than so often: it is dropped then.
+async fn polled<T>(future: impl Future<Output = T>, mut times: usize) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending if times == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            times -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+/// Writes, after having read the header if that is wanted first.
+async fn write(image: &mut Image<Store>, byte: u8) {
+    if image.write(0, bytes(byte)).await.is_err() {
+        image.refresh().await.unwrap();
+        image.write(0, bytes(byte)).await.unwrap();
+    }
+}
+
+/// If there is a snapshot, it is what the image was.
+async fn check_snapshot(store: &Store, is_made: bool, when: &str) {
+    match Image::open_snapshot(store, "a", "s").await {
+        Ok(snapshot) => {
+            assert_eq!(snapshot.read(0, SIZE).await.unwrap(), bytes(1), "{when}");
+        }
+        Err(error) => assert!(error.is_not_found() && !is_made, "{when}: {error}"),
+    }
+}
+
+#[test]
+fn a_snapshot_keeps_its_bytes_whatever_fails_while_it_is_made() {
+    run(async {
+        for changes in 0.. {
+            let (disk, store, mut image) = image(Features::DEFAULT).await;
+            disk.fail_after(changes);
+            let made = image.create_snapshot("s").await;
+            if !disk.has_failed() {
+                made.unwrap();
+                return;
+            }
+            write(&mut image, 2).await;
+            check_snapshot(&store, made.is_ok(), &format!("change {changes}")).await;
+            // It can be used as before.
+            let _there_or_not = image.remove_snapshot("s").await;
+            image.create_snapshot("s").await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_keeps_its_bytes_wherever_its_making_is_given_up() {
+    run(async {
+        for times in 0.. {
+            let (_, store, mut image) = image(Features::DEFAULT).await;
+            let users = store.users();
+            let made = polled(image.create_snapshot("s"), times).await;
+            while store.users() > users {
+                tokio::task::yield_now().await;
+            }
+            write(&mut image, 2).await;
+            check_snapshot(&store, made.is_some(), &format!("given up at {times}")).await;
+            if let Some(made) = made {
+                made.unwrap();
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_image_does_not_write_under_a_snapshot_that_was_removed_in_part() {
+    run(async {
+        for changes in 0.. {
+            let (disk, store, mut image) = image(Features::DEFAULT).await;
+            image.create_snapshot("s").await.unwrap();
+            write(&mut image, 2).await;
+            disk.fail_after(changes);
+            let removed = image.remove_snapshot("s").await;
+            if !disk.has_failed() {
+                removed.unwrap();
+                return;
+            }
+            write(&mut image, 3).await;
+            check_snapshot(&store, false, &format!("change {changes}")).await;
+            let again = open(&store, "a").await;
+            assert_eq!(again.read(0, SIZE).await.unwrap(), bytes(3), "change {changes}");
+            assert_eq!(again.header.context, image.header.context, "change {changes}");
+        }
+    });
+}
