@@ -104,7 +104,7 @@ impl<S: ObjectStore> Image<S> {
     /// Copies all that is still seen of the parent, and leaves it.
     ///
     /// # Errors
-    /// EINVAL if there is no parent; EROFS at a snapshot; those of the store.
+    /// EINVAL if there is no parent; EROFS if it is not owned; those of the store.
     pub async fn flatten(&mut self) -> Result<()> {
         self.begin().await?;
         if self.parent.is_none() {

@@ -156,6 +156,7 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
             if !image.header.snapshots.is_empty() {
                 return Err(at(Errno::NOTEMPTY.into()));
             }
+            image.own().await.map_err(at)?;
             image.resize(0).await.map_err(at)?;
             image.leave_parent().await.map_err(at)?;
         }

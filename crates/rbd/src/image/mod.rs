@@ -1,7 +1,8 @@
 //! Images on objects, over any store.
 //!
 //! What changes an image's header (`&mut self`: resize, snapshots, flatten) has it alone; reads and writes (`&self`) go on
-//! beside each other. Nothing here takes the image's lock: whoever opens an image to write sees to it that nobody else does.
+//! beside each other. Nothing here takes the image's lock: whoever owns an image to write it sees to it that nobody else does. The map
+//! of objects is its owner's: one who only reads does not believe it, as it changes behind his back.
 
 mod clone;
 mod create;
@@ -48,6 +49,8 @@ pub struct Image<S: ObjectStore> {
     /// A change of the header is under way, has failed or was given up: what the store has may be another one. Nothing is
     /// written before it was read.
     is_stale: bool,
+    /// It may be written, and its map is believed.
+    is_owner: bool,
 }
 
 /// Runs a method that reads.
@@ -91,7 +94,7 @@ async fn id_of<S: ObjectStore>(store: &S, name: &str) -> Result<String> {
 }
 
 impl<S: ObjectStore> Image<S> {
-    /// Opens an image to read and write it.
+    /// Opens an image to read it. To be written it has to be [owned](Self::own).
     ///
     /// # Errors
     /// ENOENT if there is none of that name; features that are not known here; a header or a parent that cannot be read.
@@ -99,6 +102,22 @@ impl<S: ObjectStore> Image<S> {
         let id = id_of(store, name).await?;
         let image = Self::open_id(store, id, NOSNAP, 0).await;
         image.map_err(|error| error.at(format_args!("image {name:?}")))
+    }
+
+    /// Has the image from now on: it can be written, and its map of objects is used and kept. Others may read it. The caller
+    /// sees to it that nobody else has it.
+    ///
+    /// # Errors
+    /// EROFS at a snapshot; the header or the map cannot be read.
+    pub async fn own(&mut self) -> Result<()> {
+        if self.snap != NOSNAP {
+            return Err(Errno::ROFS.into());
+        }
+        // What was read when it was opened may be older than what the last owner did.
+        self.refresh().await?;
+        self.load_map().await?;
+        self.is_owner = true;
+        Ok(())
     }
 
     /// Opens a snapshot of an image, which is only read.
@@ -138,10 +157,8 @@ impl<S: ObjectStore> Image<S> {
             map: Mutex::new(None),
             parent: None,
             is_stale: false,
+            is_owner: false,
         };
-        if image.snap == NOSNAP {
-            image.load_map().await?;
-        }
         image.open_parent(depth).await?;
         Ok(image)
     }
@@ -198,7 +215,7 @@ impl<S: ObjectStore> Image<S> {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.snap != NOSNAP {
+        if !self.is_owner {
             return Err(Errno::ROFS.into());
         }
         if self.is_stale {

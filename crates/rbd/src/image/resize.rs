@@ -10,7 +10,7 @@ impl<S: ObjectStore> Image<S> {
     /// Makes the image larger or smaller. What is cut off is gone, except in snapshots.
     ///
     /// # Errors
-    /// EROFS at a snapshot; more objects than a map can have; those of the store.
+    /// EROFS if it is not owned; more objects than a map can have; those of the store.
     pub async fn resize(&mut self, size: u64) -> Result<()> {
         self.begin().await?;
         let objects = self.header.layout.objects(size);

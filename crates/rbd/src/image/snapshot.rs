@@ -14,7 +14,7 @@ impl<S: ObjectStore> Image<S> {
     /// Makes a snapshot of what was written before.
     ///
     /// # Errors
-    /// EEXIST if there is one of that name; EROFS at a snapshot; those of the store.
+    /// EEXIST if there is one of that name; EROFS if it is not owned; those of the store.
     pub async fn create_snapshot(&mut self, name: &str) -> Result<()> {
         self.begin().await?;
         if self.header.snapshot(name).is_some() {
@@ -75,7 +75,7 @@ impl<S: ObjectStore> Image<S> {
     /// Makes the image what it was in a snapshot, its size included.
     ///
     /// # Errors
-    /// ENOENT if there is no such snapshot; EROFS at a snapshot; those of the store.
+    /// ENOENT if there is no such snapshot; EROFS if it is not owned; those of the store.
     pub async fn rollback(&mut self, name: &str) -> Result<()> {
         self.begin().await?;
         let id = self.snapshot_id(name)?;

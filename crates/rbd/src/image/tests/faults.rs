@@ -122,3 +122,23 @@ fn an_image_does_not_write_under_a_snapshot_that_was_removed_in_part() {
         }
     });
 }
+
+#[test]
+fn one_who_only_reads_believes_no_map() {
+    run(async {
+        let (_, store, mut writer) = image(Features::DEFAULT).await;
+        writer.zero(0, SIZE).await.unwrap();
+        let reader = Image::open(&store, "a").await.unwrap();
+        writer.write(0, bytes(2)).await.unwrap();
+        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
+        // Between two requests of its owner's, a map may have another size than the image.
+        writer.resize(2 * SIZE).await.unwrap();
+        let map = names::object_map(writer.id(), None);
+        let garbage = Request::write(vec![Mutation::WriteFull("garbage".into()).into()]);
+        store.operate(&map, garbage).await.unwrap();
+        let reader = Image::open(&store, "a").await.unwrap();
+        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
+        let header = super::super::Header::read(&store, writer.id()).await.unwrap();
+        assert_eq!(header.flags, ImageFlags::empty());
+    });
+}

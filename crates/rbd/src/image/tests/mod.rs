@@ -17,7 +17,9 @@ fn store() -> Store {
 
 /// Opens an image to write it.
 async fn open(store: &Store, name: &str) -> Image<Store> {
-    Image::open(store, name).await.unwrap()
+    let mut image = Image::open(store, name).await.unwrap();
+    image.own().await.unwrap();
+    image
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
