@@ -142,3 +142,38 @@ fn one_who_only_reads_believes_no_map() {
         assert_eq!(header.flags, ImageFlags::empty());
     });
 }
+
+#[test]
+fn what_a_shrink_that_failed_has_left_does_not_come_back() {
+    run(async {
+        for features in [Features::LAYERING, Features::DEFAULT] {
+            for changes in 0.. {
+                let (disk, store, mut image) = image(features).await;
+                let small = OBJECT + OBJECT / 2;
+                disk.fail_after(changes);
+                let cut = image.resize(small).await;
+                let has_failed = disk.has_failed();
+                let mut image = open(&store, "a").await;
+                if image.size() == small {
+                    image.resize(SIZE / 2).await.unwrap();
+                    image.resize(SIZE).await.unwrap();
+                    let mut expected = bytes(1).to_vec();
+                    expected[small as usize..].fill(0);
+                    let found = image.read(0, SIZE).await.unwrap();
+                    assert_eq!(found, expected, "{features:?}, change {changes}");
+                    // Nothing comes back beside what is written either.
+                    for object in 0..SIZE / OBJECT {
+                        image.write(object * OBJECT, "x".into()).await.unwrap();
+                        expected[(object * OBJECT) as usize] = b'x';
+                    }
+                    let found = image.read(0, SIZE).await.unwrap();
+                    assert_eq!(found, expected, "{features:?}, change {changes}");
+                }
+                if !has_failed {
+                    cut.unwrap();
+                    break;
+                }
+            }
+        }
+    });
+}
