@@ -139,7 +139,13 @@ impl<S: ObjectStore> Image<S> {
                 "it has more than {MAX_DEPTH} parents, or is its own; flatten one of them"
             )));
         }
-        let mut header = Header::read(store, &id).await?;
+        let header = Header::read(store, &id).await?;
+        let mut image = Self::without_parent(store, id, header, snap)?;
+        image.open_parent(depth).await?;
+        Ok(image)
+    }
+
+    fn without_parent(store: &S, id: String, mut header: Header, snap: u64) -> Result<Self> {
         let known = if snap == NOSNAP { WRITABLE } else { READABLE };
         let unknown = header.features.difference(known);
         if !unknown.is_empty() {
@@ -149,7 +155,7 @@ impl<S: ObjectStore> Image<S> {
         if snap != NOSNAP {
             header.look_at(snap)?;
         }
-        let mut image = Self {
+        Ok(Self {
             store: store.clone(),
             id,
             header,
@@ -158,9 +164,7 @@ impl<S: ObjectStore> Image<S> {
             parent: None,
             is_stale: false,
             is_owner: false,
-        };
-        image.open_parent(depth).await?;
-        Ok(image)
+        })
     }
 
     async fn open_parent(&mut self, depth: usize) -> Result<()> {

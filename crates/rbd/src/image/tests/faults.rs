@@ -177,3 +177,44 @@ fn what_a_shrink_that_failed_has_left_does_not_come_back() {
         }
     });
 }
+
+#[test]
+fn a_clone_whose_parent_is_gone_is_removed_wholly() {
+    run(async {
+        let (_, store, mut parent) = image(Features::DEFAULT).await;
+        parent.create_snapshot("s").await.unwrap();
+        parent.clone_snapshot("s", &store, "c").await.unwrap();
+        let clone = open(&store, "c").await;
+        clone.write(0, bytes(2)).await.unwrap();
+        let id = clone.id().to_owned();
+        let gone = Request::write(vec![Op::remove()]);
+        store.operate(&names::header(parent.id()), gone).await.unwrap();
+        remove(&store, "c").await.unwrap();
+        let (left, _) = store.list(None, 100).await.unwrap();
+        let of_clone = left.iter().filter(|name| format!("{name:?}").contains(&id));
+        assert_eq!(of_clone.count(), 0, "{left:?}");
+    });
+}
+
+#[test]
+fn a_clone_that_is_not_made_leaves_nothing() {
+    run(async {
+        for changes in 0.. {
+            let (disk, store, mut parent) = image(Features::DEFAULT).await;
+            parent.create_snapshot("s").await.unwrap();
+            disk.fail_after(changes);
+            let made = parent.clone_snapshot("s", &store, "c").await;
+            if !disk.has_failed() {
+                return made.unwrap();
+            }
+            if made.is_err() {
+                let names = list(&store).await.unwrap();
+                assert!(!names.iter().any(|(name, _)| name == "c"), "change {changes}");
+                parent.clone_snapshot("s", &store, "c").await.unwrap();
+            }
+            remove(&store, "c").await.unwrap();
+            // It is not in use any more.
+            parent.remove_snapshot("s").await.unwrap();
+        }
+    });
+}
