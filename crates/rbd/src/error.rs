@@ -110,6 +110,11 @@ impl Error {
                 _ => None,
             },
             ErrorKind::Io { source, .. } => Errno::from_io_error(source),
+            ErrorKind::Database(error) => match &**error {
+                redb::Error::Io(source) => Errno::from_io_error(source),
+                redb::Error::PreviousIo => Some(Errno::IO),
+                _ => None,
+            },
             _ => None,
         }
     }

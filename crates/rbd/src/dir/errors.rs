@@ -8,6 +8,11 @@ impl Error {
         move |source| ErrorKind::Io { doing, source }.into()
     }
 
+    /// Whether the disk has failed the database, now or before: it has to be opened again.
+    pub(crate) fn has_failed_database(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Database(error) if matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo))
+    }
+
     pub(crate) fn database(error: impl Into<redb::Error>) -> Self {
         ErrorKind::Database(Box::new(error.into())).into()
     }

@@ -108,6 +108,22 @@ impl<D: Disk> DirStore<D> {
         self.store.flush()
     }
 
+    /// Makes what processes have written that have died since the store was opened survive a power cut: flushes cover what
+    /// this process has written, and what was there when it opened the store. To be called by whoever gets an image that
+    /// somebody else has had, before it is used.
+    ///
+    /// # Errors
+    /// It may not survive.
+    pub fn take_over_blocking(&self) -> Result<()> {
+        self.store.take_over()
+    }
+
+    /// How many have it, those included that do something on threads that nobody waits for.
+    #[cfg(test)]
+    pub(crate) fn users(&self) -> usize {
+        Arc::strong_count(&self.store)
+    }
+
     /// Calls something that waits for the disk on a thread that may.
     async fn elsewhere<T: Send + 'static>(
         &self,

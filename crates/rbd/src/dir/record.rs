@@ -90,6 +90,12 @@ pub(super) enum Seen {
 }
 
 impl Record {
+    /// The files that it uses: those of the clones, and the head's. Several may have one.
+    pub(super) fn files(&self) -> impl Iterator<Item = u64> {
+        let of_clones = self.clones.iter().filter_map(|clone| clone.file);
+        of_clones.chain(self.head.as_ref().and_then(|head| head.file))
+    }
+
     /// What the object was in a snapshot (ceph: `src/osd/PrimaryLogPG.cc`, `find_object_context`).
     pub(super) fn at(&self, snapshot: u64) -> Seen {
         if snapshot > self.seq {

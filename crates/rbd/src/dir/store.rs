@@ -3,7 +3,7 @@
 use super::disk::{Disk, DiskFile};
 use super::files::Files;
 use super::record::Seen;
-use super::subject::{Leftovers, Subject, change, read, stored};
+use super::subject::{Leftovers, Subject, change, put, read, stored};
 use super::tables::{
     CLONES, COUNTERS, FILES, GARBAGE, OBJECTS, REMOVED, SESSIONS, Transaction, leading_number,
     number,
@@ -13,13 +13,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{
     Answer, Extents, Guard, Mutation, NOSNAP, ObjectName, Op, Query, Request, SnapContext, Stat,
 };
-use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType, Fsid, Utime, encoded};
+use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType, Fsid, Utime};
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use redb::{Builder, ConcurrencyMode, Database};
 use rustix::io::Errno;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::ErrorKind as ErrorKindOfIo;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a store says it is, and in which version.
@@ -31,6 +31,8 @@ pub(super) const DATABASE: &str = "objects.redb";
 const NEW_DATABASE: &str = "objects.redb.new";
 /// Memory for pages of the database.
 const CACHE_BYTES: usize = 32 << 20;
+/// Held while a process opens the store, or clears away what is left of the dead.
+const OPENING: &str = "locks/open";
 /// Objects whose writers wait for each other share one of so many locks.
 const SHARDS: usize = 64;
 /// How often a reader looks again for an object that gets another file while it looks.
@@ -39,7 +41,9 @@ const MAX_LOOKS: usize = 64;
 /// A store in a directory.
 pub(super) struct Store<D: Disk> {
     files: Files<D>,
-    database: Database,
+    database: RwLock<Database>,
+    /// The disk has failed the database, which fails whatever comes after that until it is opened again.
+    has_failed: AtomicBool,
     shards: Vec<Mutex<()>>,
     id: Fsid,
     session: u32,
@@ -55,8 +59,21 @@ pub(super) fn key(namespace: &str, name: &[u8]) -> Vec<u8> {
     [&length[..], namespace.as_bytes(), name].concat()
 }
 
+/// Which lock the writers of an object take. All processes that have the store open have to agree on it, whatever they were
+/// built with, so that it is part of the format.
+fn shard(key: &[u8]) -> usize {
+    crc32c::crc32c(key) as usize % SHARDS
+}
+
 fn alive(session: u64) -> String {
     format!("sessions/{session:08x}")
+}
+
+/// How the database is opened.
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
+    builder
 }
 
 fn disk_error(error: std::io::Error) -> Error {
@@ -70,9 +87,8 @@ impl<D: Disk> Store<D> {
             disk.make_folder(folder).map_err(disk_error)?;
         }
         // One opens at a time: what is left of the dead is cleared away once.
-        let opening = disk.lock("locks/open").map_err(disk_error)?;
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES).set_concurrency_mode(ConcurrencyMode::MultiWriter);
+        let opening = disk.lock(OPENING).map_err(disk_error)?;
+        let builder = builder();
         if disk.open(DATABASE).is_err_and(|error| error.kind() == ErrorKindOfIo::NotFound) {
             make(&disk, &builder)?;
         }
@@ -88,7 +104,8 @@ impl<D: Disk> Store<D> {
             u32::try_from(session).map_err(|_| Error::damaged("2^32 processes had the store"))?;
         let store = Self {
             files: Files::new(disk, session),
-            database,
+            database: RwLock::new(database),
+            has_failed: AtomicBool::new(false),
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             id,
             session,
@@ -100,14 +117,50 @@ impl<D: Disk> Store<D> {
         Ok(store)
     }
 
+    /// Makes durable what processes have written that died since the store was opened, and clears away what they have left.
+    pub(super) fn take_over(&self) -> Result<()> {
+        let _one_clears = self.files.disk.lock(OPENING).map_err(disk_error)?;
+        self.note(self.clear_after_the_dead())
+    }
+
     /// The store's identity.
     pub(super) const fn id(&self) -> Fsid {
         self.id
     }
 
+    /// The database; opened again if the disk has failed it.
+    fn database(&self) -> Result<RwLockReadGuard<'_, Database>> {
+        if self.has_failed.load(Ordering::Acquire) {
+            let mut database = self.database.write();
+            // Another thread may have done so.
+            if self.has_failed.load(Ordering::Acquire) {
+                let opened = self.files.disk.database(DATABASE, &builder());
+                *database = opened.map_err(Error::database)?;
+                self.has_failed.store(false, Ordering::Release);
+            }
+        }
+        Ok(self.database.read())
+    }
+
+    /// What was done to the database; notes if the disk has failed it.
+    fn note<T>(&self, done: Result<T>) -> Result<T> {
+        if done.as_ref().is_err_and(Error::has_failed_database) {
+            self.has_failed.store(true, Ordering::Release);
+        }
+        done
+    }
+
+    fn begin_read(&self) -> Result<Transaction> {
+        Transaction::read(&*self.database()?)
+    }
+
+    fn begin_write(&self) -> Result<Transaction> {
+        Transaction::write(&*self.database()?)
+    }
+
     /// Clears away what processes have left behind that died.
     fn clear_after_the_dead(&self) -> Result<()> {
-        let transaction = Transaction::write(&self.database)?;
+        let transaction = self.begin_write()?;
         let mut dead = Vec::new();
         for session in transaction.page(SESSIONS, &[], &[], u64::MAX)?.values.keys() {
             let session = leading_number(session);
@@ -154,19 +207,19 @@ impl<D: Disk> Store<D> {
         match request {
             Request::Read { snap, ops } => {
                 for _ in 1..MAX_LOOKS {
-                    match self.read(key, *snap, ops) {
+                    match self.note(self.read(key, *snap, ops)) {
                         Err(error) if error.errno() == Some(Errno::STALE) => {}
                         read => return read,
                     }
                 }
-                self.read(key, *snap, ops)
+                self.note(self.read(key, *snap, ops))
             }
-            Request::Write { context, ops } => self.write(key, context, ops),
+            Request::Write { context, ops } => self.note(self.write(key, context, ops)),
         }
     }
 
     fn read(&self, key: &[u8], snap: u64, ops: &[Op]) -> Result<Vec<Answer>> {
-        let transaction = Transaction::read(&self.database)?;
+        let transaction = self.begin_read()?;
         let context = SnapContext::default();
         let mut subject =
             Subject::new(&self.files, &transaction, key, self.surroundings(), context)?;
@@ -177,8 +230,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn write(&self, key: &[u8], context: &SnapContext, ops: &[Op]) -> Result<Vec<Answer>> {
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let shard = usize::try_from(hasher.hash_one(key) % SHARDS as u64).unwrap_or_default();
+        let shard = shard(key);
         let _here = self.shards.get(shard).map(Mutex::lock);
         let elsewhere = self.files.disk.lock(&format!("locks/{shard:02x}"));
         let _elsewhere = elsewhere.map_err(Error::io("waiting for the lock on an object"))?;
@@ -219,7 +271,7 @@ impl<D: Disk> Store<D> {
             }
         }
         let Some(write) = write else { return Ok(None) };
-        let transaction = Transaction::read(&self.database)?;
+        let transaction = self.begin_read()?;
         let mut subject = Subject::new(
             &self.files,
             &transaction,
@@ -235,14 +287,17 @@ impl<D: Disk> Store<D> {
         for op in ops.iter().filter(|op| matches!(op, Op::Guard(_))) {
             perform(&mut subject, op, false)?;
         }
+        let changed = change(&*file, write);
+        // Behind it, and if it has failed in part: a flush that goes on beside it takes the note away, and would not have what
+        // comes after that.
         self.files.wrote(number, &file);
-        change(&*file, write)?;
+        changed?;
         Ok(Some(vec![Answer::Done; ops.len()]))
     }
 
     /// Begins to write; takes files that are gone by now out of the database.
     fn begin(&self) -> Result<Transaction> {
-        let transaction = Transaction::write(&self.database)?;
+        let transaction = self.begin_write()?;
         for file in std::mem::take(&mut *self.removed.lock()) {
             transaction.remove(GARBAGE, &number(file))?;
         }
@@ -263,6 +318,10 @@ impl<D: Disk> Store<D> {
     }
 
     pub(super) fn create_snapshot(&self) -> Result<u64> {
+        self.note(self.next_snapshot())
+    }
+
+    fn next_snapshot(&self) -> Result<u64> {
         let transaction = self.begin()?;
         let id = transaction.next_number("snapshots")?;
         transaction.commit()?;
@@ -270,6 +329,11 @@ impl<D: Disk> Store<D> {
     }
 
     pub(super) fn remove_snapshot(&self, id: u64) -> Result<()> {
+        self.note(self.trim_all(id))
+    }
+
+    /// Drops what all objects keep only for a snapshot.
+    fn trim_all(&self, id: u64) -> Result<()> {
         let transaction = self.begin()?;
         transaction.put(REMOVED, &number(id), &[])?;
         let mut leftovers = Leftovers::default();
@@ -290,26 +354,18 @@ impl<D: Disk> Store<D> {
         id: u64,
         leftovers: &mut Leftovers,
     ) -> Result<()> {
-        let Some(mut record) = stored(transaction, key)? else { return Ok(()) };
-        let head = record.head.as_ref().and_then(|head| head.file);
+        let Some(before) = stored(transaction, key)? else { return Ok(()) };
+        let mut record = before.clone();
         record.clones.iter_mut().for_each(|clone| clone.snapshots.retain(|known| *known != id));
-        for clone in record.clones.extract_if(.., |clone| clone.snapshots.is_empty()) {
-            if let Some(file) = clone.file.filter(|file| Some(*file) != head) {
-                transaction.remove(FILES, &number(file))?;
-                transaction.put(GARBAGE, &number(file), &[])?;
-                leftovers.garbage.push(file);
-            }
-        }
-        if record.head.is_none() && record.clones.is_empty() {
-            return transaction.remove(OBJECTS, key);
-        }
-        transaction.put(OBJECTS, key, &encoded(&record))
+        record.clones.retain(|clone| !clone.snapshots.is_empty());
+        leftovers.garbage.extend(put(transaction, key, Some(&before), &record)?);
+        Ok(())
     }
 
     /// How many files objects have.
     #[cfg(test)]
     pub(super) fn files_in_use(&self) -> Result<usize> {
-        let transaction = Transaction::read(&self.database)?;
+        let transaction = self.begin_read()?;
         Ok(transaction.page(FILES, &[], &[], u64::MAX)?.values.len())
     }
 
@@ -334,7 +390,16 @@ impl<D: Disk> Store<D> {
         after: Option<&[u8]>,
         max: usize,
     ) -> Result<(Vec<ObjectName>, Option<Bytes>)> {
-        let transaction = Transaction::read(&self.database)?;
+        self.note(self.page(namespace, after, max))
+    }
+
+    fn page(
+        &self,
+        namespace: &str,
+        after: Option<&[u8]>,
+        max: usize,
+    ) -> Result<(Vec<ObjectName>, Option<Bytes>)> {
+        let transaction = self.begin_read()?;
         let prefix = key(namespace, b"");
         let after = after.unwrap_or(&prefix);
         let page = transaction.page(OBJECTS, after, &prefix, max as u64)?;
@@ -494,5 +559,20 @@ impl<D: Disk> Subject<'_, D> {
             Seen::Nothing => None,
             Seen::Head(file) | Seen::Clone(file) => Some(file),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of format version 1: CRC-32C of the key, modulo 64. That of "123456789" is the check value of RFC 3720's polynomial.
+    #[test]
+    fn the_lock_of_an_object_is_part_of_the_format() {
+        assert_eq!(shard(b"123456789"), 0xe306_9283 % 64);
+        let of = |namespace, name: &str| shard(&key(namespace, name.as_bytes()));
+        let shards =
+            [of("", "rbd_directory"), of("", "rbd_header.1"), of("ns", "rbd_header.1"), of("", "")];
+        assert_eq!(shards, [40, 17, 22, 18]);
     }
 }

@@ -12,6 +12,7 @@ use crate::store::{
 use blockyard_rados::encoding::{Reader, Utime, encoded};
 use bytes::Bytes;
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The object.
@@ -46,6 +47,32 @@ pub(super) fn stored(transaction: &Transaction, key: &[u8]) -> Result<Option<Rec
     let Some(bytes) = transaction.get(OBJECTS, key)? else { return Ok(None) };
     let record = Reader::new("reading the record of an object", &bytes).get();
     record.map(Some).map_err(|error| Error::damaged(error.to_string()))
+}
+
+/// Puts a record in the place of the one that is stored, or removes it if nothing is left of the object: the files that it
+/// has used, and does not use any more.
+pub(super) fn put(
+    transaction: &Transaction,
+    key: &[u8],
+    stored: Option<&Record>,
+    record: &Record,
+) -> Result<Vec<u64>> {
+    let before: BTreeSet<u64> = stored.into_iter().flat_map(Record::files).collect();
+    let after: BTreeSet<u64> = record.files().collect();
+    let garbage: Vec<u64> = before.difference(&after).copied().collect();
+    for file in &garbage {
+        transaction.remove(FILES, &number(*file))?;
+        transaction.put(GARBAGE, &number(*file), &[])?;
+    }
+    for file in after.difference(&before) {
+        transaction.put(FILES, &number(*file), key)?;
+    }
+    if record.head.is_none() && record.clones.is_empty() {
+        transaction.remove(OBJECTS, key)?;
+    } else {
+        transaction.put(OBJECTS, key, &encoded(record))?;
+    }
+    Ok(garbage)
 }
 
 fn io(error: std::io::Error) -> Error {
@@ -242,25 +269,7 @@ impl<'a, D: Disk> Subject<'a, D> {
                 head.file = Some(number);
             }
         }
-        let used = |record: &Record| {
-            let of_clones = record.clones.iter().filter_map(|clone| clone.file);
-            of_clones.chain(record.head.as_ref().and_then(|head| head.file)).collect::<Vec<_>>()
-        };
-        let (before, after) =
-            (self.stored.as_ref().map(used).unwrap_or_default(), used(&self.record));
-        for file in before.iter().filter(|file| !after.contains(file)) {
-            self.transaction.remove(FILES, &number(*file))?;
-            self.transaction.put(GARBAGE, &number(*file), &[])?;
-            leftovers.garbage.push(*file);
-        }
-        for file in after.iter().filter(|file| !before.contains(file)) {
-            self.transaction.put(FILES, &number(*file), self.key)?;
-        }
-        if self.record.head.is_none() && self.record.clones.is_empty() {
-            self.transaction.remove(OBJECTS, self.key)?;
-        } else {
-            self.transaction.put(OBJECTS, self.key, &encoded(&self.record))?;
-        }
+        leftovers.garbage = put(self.transaction, self.key, self.stored.as_ref(), &self.record)?;
         self.new_file = None;
         Ok(leftovers)
     }

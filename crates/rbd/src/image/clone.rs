@@ -1,10 +1,10 @@
 //! Clones: images that begin with what a snapshot of another one has.
 
-use super::create::{CreateOptions, create_id};
+use super::create::{CreateOptions, create_id, remove_id};
 use super::{Image, may_be_gone, method, tell};
 use crate::error::{Error, Result};
-use crate::format::{Features, ObjectState, OpFeatures, ParentSpec, names};
-use crate::store::{NOSNAP, ObjectStore, Op};
+use crate::format::{ChildSpec, Features, ObjectState, OpFeatures, ParentSpec, names};
+use crate::store::{ObjectStore, Op};
 use bytes::Bytes;
 use rustix::io::Errno;
 
@@ -23,32 +23,53 @@ impl<S: ObjectStore> Image<S> {
         let size = snapshot.image_size;
         let options = CreateOptions { size, layout: self.header.layout, features };
         let id = create_id(into, name, &options).await?;
+        if size == 0 {
+            return Ok(());
+        }
+        let child = ChildSpec {
+            pool: into.pool(),
+            namespace: into.namespace().to_owned(),
+            image: id.clone(),
+        };
+        let attached = self.attach(snapshot.id, size, into, &child).await;
+        if attached.is_err() {
+            // What was made is taken back as far as that goes; the first error is the one to tell.
+            let _detached = self.child(snapshot.id, &child, "child_detach").await;
+            let _removed = remove_id(into, name, &id).await;
+        }
+        attached
+    }
+
+    /// Makes an image a clone of a snapshot.
+    async fn attach(&self, snapshot: u64, size: u64, into: &S, child: &ChildSpec) -> Result<()> {
         let spec = ParentSpec {
             pool: self.store.pool(),
             namespace: self.store.namespace().to_owned(),
             image: self.id.clone(),
-            snapshot: snapshot.id,
+            snapshot,
         };
-        if size == 0 {
-            return Ok(());
-        }
+        let header = names::header(&child.image);
         let attach = method("parent_attach", |w| {
             w.put(&spec);
             w.u64(size);
             w.bool(false);
         });
-        tell(into, &names::header(&id), vec![attach]).await?;
+        tell(into, &header, vec![attach]).await?;
         let is_clone = method("op_features_set", |w| {
             w.u64(OpFeatures::CLONE_CHILD.bits());
             w.u64(OpFeatures::CLONE_CHILD.bits());
         });
-        tell(into, &names::header(&id), vec![is_clone]).await?;
-        let child = Self::open_id(into, id, NOSNAP, 0).await?.as_child();
-        let attach = method("child_attach", |w| {
-            w.u64(snapshot.id);
-            w.put(&child);
+        tell(into, &header, vec![is_clone]).await?;
+        self.child(snapshot, child, "child_attach").await
+    }
+
+    /// Notes, or forgets, that a snapshot has a clone.
+    async fn child(&self, snapshot: u64, child: &ChildSpec, what: &'static str) -> Result<()> {
+        let note = method(what, |w| {
+            w.u64(snapshot);
+            w.put(child);
         });
-        tell(&self.store, &self.header_object(), vec![attach]).await
+        tell(&self.store, &self.header_object(), vec![note]).await
     }
 
     /// Copies an object out of the parent, and then does more to it. With snapshots, the copy is below all of them.
@@ -104,9 +125,9 @@ impl<S: ObjectStore> Image<S> {
     /// Copies all that is still seen of the parent, and leaves it.
     ///
     /// # Errors
-    /// EINVAL if there is no parent; EROFS at a snapshot; those of the store.
+    /// EINVAL if there is no parent; EROFS if it is not owned; those of the store.
     pub async fn flatten(&mut self) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         if self.parent.is_none() {
             return Err(Errno::INVAL.into());
         }
@@ -131,7 +152,7 @@ impl<S: ObjectStore> Image<S> {
         let Some(parent) = self.header.parent.clone() else { return Ok(()) };
         if parent.overlap.is_some() {
             let detach = method("parent_detach", |_| {});
-            may_be_gone(tell(&self.store, &self.header_object(), vec![detach]).await)?;
+            may_be_gone(self.change_header(detach).await)?;
         }
         self.refresh().await?;
         self.parent = None;
@@ -144,7 +165,10 @@ impl<S: ObjectStore> Image<S> {
             return Ok(());
         }
         let child = self.as_child();
-        let store = self.store.in_pool(parent.pool, &parent.namespace).await?;
+        let store = match self.store.in_pool(parent.pool, &parent.namespace).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            store => store?,
+        };
         let detach = method("child_detach", |w| {
             w.u64(parent.snapshot);
             w.put(&child);

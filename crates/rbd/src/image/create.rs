@@ -1,9 +1,10 @@
 //! Images that come and go.
 
+use super::header::Header;
 use super::{Image, ask, id_of, may_be_gone, method, tell};
 use crate::error::{Error, Result};
 use crate::format::{ChildSpec, Features, Layout, MAX_OBJECTS, names};
-use crate::store::{ObjectStore, Op};
+use crate::store::{NOSNAP, ObjectStore, Op};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 
@@ -39,7 +40,13 @@ pub(super) async fn create_id<S: ObjectStore>(
     check(name, features, options)?;
     let id = format!("{:x}", store.unique()?);
     let set_id = method("set_id", |w| w.string(&id));
-    tell(store, &names::id(name), vec![Op::create(true), set_id]).await?;
+    if let Err(error) = tell(store, &names::id(name), vec![Op::create(true), set_id]).await {
+        // It may have been done all the same; whose the name is, its id tells.
+        if id_of(store, name).await.is_ok_and(|there| there == id) {
+            let _taken_back = remove_id(store, name, &id).await;
+        }
+        return Err(error);
+    }
     let made = fill(store, name, &id, features, options).await;
     if made.is_err() {
         // What was made is taken back as far as that goes; the first error is the one to tell.
@@ -149,21 +156,22 @@ pub async fn list<S: ObjectStore>(store: &S) -> Result<Vec<(String, String)>> {
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
     let at = |error: Error| error.at(format_args!("image {name:?}"));
     let id = id_of(store, name).await?;
-    match Image::open_id(store, id.clone(), crate::store::NOSNAP, 0).await {
+    // The header alone says whether there is something to remove: a parent may be gone, and is not needed.
+    match Header::read(store, &id).await {
         Err(error) if error.is_not_found() => {}
-        image => {
-            let mut image = image.map_err(at)?;
-            if !image.header.snapshots.is_empty() {
+        header => {
+            let header = header.map_err(at)?;
+            if !header.snapshots.is_empty() {
                 return Err(at(Errno::NOTEMPTY.into()));
             }
-            image.resize(0).await.map_err(at)?;
-            image.leave_parent().await.map_err(at)?;
+            let image = Image::without_parent(store, id.clone(), header, NOSNAP);
+            image.map_err(at)?.empty().await.map_err(at)?;
         }
     }
     remove_id(store, name, &id).await.map_err(at)
 }
 
-async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {
+pub(super) async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {
     may_be_gone(tell(store, &names::object_map(id, None), vec![Op::remove()]).await)?;
     may_be_gone(tell(store, &names::header(id), vec![Op::remove()]).await)?;
     let from_directory = method("dir_remove_image", |w| {
@@ -175,6 +183,13 @@ async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()
 }
 
 impl<S: ObjectStore> Image<S> {
+    /// Removes all objects. The header keeps its size, so that one that is removed in part can be removed again.
+    async fn empty(&mut self) -> Result<()> {
+        self.own().await?;
+        self.cut(0, self.objects_up_to(self.size())).await?;
+        self.leave_parent().await
+    }
+
     /// This image as its parent names it.
     pub(super) fn as_child(&self) -> ChildSpec {
         ChildSpec {

@@ -75,7 +75,7 @@ impl<S: ObjectStore> Image<S> {
     /// Writes bytes.
     ///
     /// # Errors
-    /// EINVAL if they do not fit into the image; EROFS at a snapshot; those of the store.
+    /// EINVAL if they do not fit into the image; EROFS if it is not owned; those of the store.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
         self.check_writable()?;
         let range = self.check_range(offset, data.len() as u64)?;

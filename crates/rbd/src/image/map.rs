@@ -4,9 +4,10 @@ use super::{Image, ask, method, tell};
 use crate::error::Result;
 use crate::format::{Features, ImageFlags, ObjectMap, ObjectState, names};
 use crate::store::{NOSNAP, ObjectStore, Op};
+use rustix::io::Errno;
 
 impl<S: ObjectStore> Image<S> {
-    /// Reads the map; one that cannot be read, or has another size, is noted as invalid, and not used.
+    /// Reads the map, as the image's owner. One that is damaged, or of a wrong size, is noted as invalid, and not used.
     pub(super) async fn load_map(&mut self) -> Result<()> {
         *self.map.lock() = None;
         let is_used = self.header.features.contains(Features::OBJECT_MAP)
@@ -15,11 +16,15 @@ impl<S: ObjectStore> Image<S> {
             return Ok(());
         }
         let object = names::object_map(&self.id, None);
-        let bytes = ask(&self.store, &object, "object_map_load", |_| {}).await;
-        let map = bytes.and_then(|bytes| ObjectMap::parse(&bytes));
+        let map = match ask(&self.store, &object, "object_map_load", |_| {}).await {
+            Ok(bytes) => ObjectMap::parse(&bytes).ok(),
+            // The class' answers for a map that is not there, or cannot be decoded. Others say nothing of the map.
+            Err(error) if [Some(Errno::NOENT), Some(Errno::INVAL)].contains(&error.errno()) => None,
+            Err(error) => return Err(error),
+        };
         let objects = self.header.layout.objects(self.header.size);
         match map {
-            Ok(map) if map.objects() >= objects => *self.map.lock() = Some(map),
+            Some(map) if map.objects() >= objects => *self.map.lock() = Some(map),
             _ => self.invalidate_map(NOSNAP).await?,
         }
         Ok(())

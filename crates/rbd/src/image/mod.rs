@@ -1,7 +1,8 @@
 //! Images on objects, over any store.
 //!
 //! What changes an image's header (`&mut self`: resize, snapshots, flatten) has it alone; reads and writes (`&self`) go on
-//! beside each other. Nothing here takes the image's lock: whoever opens an image to write sees to it that nobody else does.
+//! beside each other. Nothing here takes the image's lock: whoever owns an image to write it sees to it that nobody else does. The map
+//! of objects is its owner's: one who only reads does not believe it, as it changes behind his back.
 
 mod clone;
 mod create;
@@ -45,6 +46,11 @@ pub struct Image<S: ObjectStore> {
     /// The map of its objects, if it has one that is right.
     map: Mutex<Option<ObjectMap>>,
     parent: Option<Box<Image<S>>>,
+    /// A change of the header is under way, has failed or was given up: what the store has may be another one. Nothing is
+    /// written before it was read.
+    is_stale: bool,
+    /// It may be written, and its map is believed.
+    is_owner: bool,
 }
 
 /// Runs a method that reads.
@@ -88,7 +94,7 @@ async fn id_of<S: ObjectStore>(store: &S, name: &str) -> Result<String> {
 }
 
 impl<S: ObjectStore> Image<S> {
-    /// Opens an image to read and write it.
+    /// Opens an image to read it. To be written it has to be [owned](Self::own).
     ///
     /// # Errors
     /// ENOENT if there is none of that name; features that are not known here; a header or a parent that cannot be read.
@@ -96,6 +102,22 @@ impl<S: ObjectStore> Image<S> {
         let id = id_of(store, name).await?;
         let image = Self::open_id(store, id, NOSNAP, 0).await;
         image.map_err(|error| error.at(format_args!("image {name:?}")))
+    }
+
+    /// Has the image from now on: it can be written, and its map of objects is used and kept. Others may read it. The caller
+    /// sees to it that nobody else has it.
+    ///
+    /// # Errors
+    /// EROFS at a snapshot; the header or the map cannot be read.
+    pub async fn own(&mut self) -> Result<()> {
+        if self.snap != NOSNAP {
+            return Err(Errno::ROFS.into());
+        }
+        // What was read when it was opened may be older than what the last owner did.
+        self.refresh().await?;
+        self.load_map().await?;
+        self.is_owner = true;
+        Ok(())
     }
 
     /// Opens a snapshot of an image, which is only read.
@@ -117,7 +139,13 @@ impl<S: ObjectStore> Image<S> {
                 "it has more than {MAX_DEPTH} parents, or is its own; flatten one of them"
             )));
         }
-        let mut header = Header::read(store, &id).await?;
+        let header = Header::read(store, &id).await?;
+        let mut image = Self::without_parent(store, id, header, snap)?;
+        image.open_parent(depth).await?;
+        Ok(image)
+    }
+
+    fn without_parent(store: &S, id: String, mut header: Header, snap: u64) -> Result<Self> {
         let known = if snap == NOSNAP { WRITABLE } else { READABLE };
         let unknown = header.features.difference(known);
         if !unknown.is_empty() {
@@ -127,13 +155,16 @@ impl<S: ObjectStore> Image<S> {
         if snap != NOSNAP {
             header.look_at(snap)?;
         }
-        let mut image =
-            Self { store: store.clone(), id, header, snap, map: Mutex::new(None), parent: None };
-        if image.snap == NOSNAP {
-            image.load_map().await?;
-        }
-        image.open_parent(depth).await?;
-        Ok(image)
+        Ok(Self {
+            store: store.clone(),
+            id,
+            header,
+            snap,
+            map: Mutex::new(None),
+            parent: None,
+            is_stale: false,
+            is_owner: false,
+        })
     }
 
     async fn open_parent(&mut self, depth: usize) -> Result<()> {
@@ -188,15 +219,46 @@ impl<S: ObjectStore> Image<S> {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.snap == NOSNAP { Ok(()) } else { Err(Errno::ROFS.into()) }
+        if !self.is_owner {
+            return Err(Errno::ROFS.into());
+        }
+        if self.is_stale {
+            return Err(Error::answer(Errno::STALE).at("a change of the header was not finished"));
+        }
+        Ok(())
     }
 
-    /// Reads the header again.
-    async fn refresh(&mut self) -> Result<()> {
-        self.header = Header::read(&self.store, &self.id).await?;
+    /// Reads the header again. An operation that changes it and fails, or is given up, may leave it unknown: writes are
+    /// refused with ESTALE then, until this was done.
+    ///
+    /// # Errors
+    /// The header cannot be read.
+    pub async fn refresh(&mut self) -> Result<()> {
+        let mut header = Header::read(&self.store, &self.id).await?;
+        if self.snap != NOSNAP {
+            header.look_at(self.snap)?;
+        }
+        self.header = header;
+        self.is_stale = false;
         if self.overlap() == 0 {
             self.parent = None;
         }
         Ok(())
+    }
+
+    /// Begins what changes the header.
+    async fn begin(&mut self) -> Result<()> {
+        if self.is_stale {
+            self.refresh().await?;
+        }
+        self.check_writable()
+    }
+
+    /// Changes the header, and reads it again. After an error, too: an answer may be lost, and what was done is there.
+    async fn change_header(&mut self, op: Op) -> Result<()> {
+        self.is_stale = true;
+        let changed = tell(&self.store, &self.header_object(), vec![op]).await;
+        let read = self.refresh().await;
+        changed.and(read)
     }
 }

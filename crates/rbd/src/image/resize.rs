@@ -1,18 +1,19 @@
 //! Another size.
 
 use super::io::Change;
-use super::{Image, method, tell};
+use super::{Image, method};
 use crate::error::{Error, Result};
 use crate::format::{Features, MAX_OBJECTS};
 use crate::store::ObjectStore;
 
 impl<S: ObjectStore> Image<S> {
-    /// Makes the image larger or smaller. What is cut off is gone, except in snapshots.
+    /// Makes the image larger or smaller. What is cut off is gone, except in snapshots. A shrink that failed is finished by
+    /// any other resize, also by one to the same size if there is a map of objects.
     ///
     /// # Errors
-    /// EROFS at a snapshot; more objects than a map can have; those of the store.
+    /// EROFS if it is not owned; more objects than a map can have; those of the store.
     pub async fn resize(&mut self, size: u64) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         let objects = self.header.layout.objects(size);
         if self.header.features.contains(Features::OBJECT_MAP) && objects > MAX_OBJECTS {
             return Err(Error::bad(format!(
@@ -20,21 +21,25 @@ impl<S: ObjectStore> Image<S> {
             )));
         }
         let old = self.size();
-        if size > old {
-            self.resize_map(size).await?;
-        }
         let set_size = method("set_size", |w| w.u64(size));
         if size < old {
             self.take_for_snapshots(size).await?;
             // The size first: of the parent less is seen then, and objects can go.
-            tell(&self.store, &self.header_object(), vec![set_size]).await?;
-            self.refresh().await?;
-            self.cut(size, old).await?;
+            self.change_header(set_size).await?;
+            self.cut(size, self.objects_up_to(old)).await?;
             self.resize_map(size).await
         } else {
-            tell(&self.store, &self.header_object(), vec![set_size]).await?;
-            self.refresh().await
+            // What a shrink has left that did not come to its end is no part of the image any more.
+            self.cut(old, self.objects_up_to(size)).await?;
+            self.resize_map(size).await?;
+            self.change_header(set_size).await
         }
+    }
+
+    /// The objects that there may be up to a size, and behind it, if the map tells of more.
+    pub(super) fn objects_up_to(&self, size: u64) -> u64 {
+        let known = self.map.lock().as_ref().map(crate::format::ObjectMap::objects);
+        known.unwrap_or_else(|| self.header.layout.objects(size))
     }
 
     /// Copies what snapshots see of the parent behind a size, as long as the image sees it too: a copy that is made later would
@@ -52,10 +57,10 @@ impl<S: ObjectStore> Image<S> {
         Ok(())
     }
 
-    /// Takes away what lies behind a size.
-    async fn cut(&self, size: u64, old: u64) -> Result<()> {
+    /// Takes away what lies behind a size, of so many objects.
+    pub(super) async fn cut(&self, size: u64, all: u64) -> Result<()> {
         let layout = self.header.layout;
-        let (kept, all) = (layout.objects(size), layout.objects(old));
+        let kept = layout.objects(size);
         for object in kept..all {
             self.remove_object(object).await?;
         }

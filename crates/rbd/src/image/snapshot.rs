@@ -1,6 +1,6 @@
 //! Snapshots of an image.
 
-use super::{Image, method, tell};
+use super::{Image, method};
 use crate::error::Result;
 use crate::format::{Protection, SnapshotNamespace};
 use crate::store::{Mutation, ObjectStore};
@@ -14,9 +14,9 @@ impl<S: ObjectStore> Image<S> {
     /// Makes a snapshot of what was written before.
     ///
     /// # Errors
-    /// EEXIST if there is one of that name; EROFS at a snapshot; those of the store.
+    /// EEXIST if there is one of that name; EROFS if it is not owned; those of the store.
     pub async fn create_snapshot(&mut self, name: &str) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         if self.header.snapshot(name).is_some() {
             return Err(Errno::EXIST.into());
         }
@@ -28,12 +28,20 @@ impl<S: ObjectStore> Image<S> {
             w.u64(id);
             w.put(&SnapshotNamespace::User);
         });
-        if let Err(error) = tell(&self.store, &self.header_object(), vec![add]).await {
-            self.store.remove_snapshot(id).await?;
+        // Known at once: what is written from now on must not change what is in it.
+        if let Err(error) = self.change_header(add).await
+            && !self.has_snapshot(id)
+        {
+            if !self.is_stale {
+                let _given_back = self.store.remove_snapshot(id).await;
+            }
             return Err(error);
         }
-        self.map_for_snapshot(id).await?;
-        self.refresh().await
+        self.map_for_snapshot(id).await
+    }
+
+    fn has_snapshot(&self, id: u64) -> bool {
+        self.header.snapshots.iter().any(|snapshot| snapshot.id == id)
     }
 
     /// Removes a snapshot.
@@ -41,7 +49,7 @@ impl<S: ObjectStore> Image<S> {
     /// # Errors
     /// ENOENT if there is none; EBUSY if it is protected or has clones; those of the store.
     pub async fn remove_snapshot(&mut self, name: &str) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         // Clones may have come since.
         self.refresh().await?;
         let snapshot = self.header.snapshot(name).ok_or(Errno::NOENT)?;
@@ -51,10 +59,13 @@ impl<S: ObjectStore> Image<S> {
         let id = snapshot.id;
         self.map_without_snapshot(id).await?;
         let remove = method("snapshot_remove", |w| w.u64(id));
-        tell(&self.store, &self.header_object(), vec![remove]).await?;
-        self.store.remove_snapshot(id).await?;
         let parent = self.header.parent.clone();
-        self.refresh().await?;
+        let removed = self.change_header(remove).await;
+        // Its number is given back when the header is known not to have it.
+        if self.is_stale || self.has_snapshot(id) {
+            return removed;
+        }
+        self.store.remove_snapshot(id).await?;
         match parent {
             Some(parent) => self.leave_parents_header(&parent.spec).await,
             None => Ok(()),
@@ -64,9 +75,9 @@ impl<S: ObjectStore> Image<S> {
     /// Makes the image what it was in a snapshot, its size included.
     ///
     /// # Errors
-    /// ENOENT if there is no such snapshot; EROFS at a snapshot; those of the store.
+    /// ENOENT if there is no such snapshot; EROFS if it is not owned; those of the store.
     pub async fn rollback(&mut self, name: &str) -> Result<()> {
-        self.check_writable()?;
+        self.begin().await?;
         let id = self.snapshot_id(name)?;
         let size = self.header.snapshot(name).map_or(0, |snapshot| snapshot.image_size);
         self.resize(size).await?;

@@ -10,11 +10,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 /// What a power cut leaves whole.
 pub(super) const SECTOR: usize = 512;
 /// Parts that holes have.
 const PAGE: u64 = 4096;
+/// Longest that one waits for a write that is held, or is held.
+const PARKED: Duration = Duration::from_secs(30);
 
 /// The disk. Clones are the same one.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +34,28 @@ struct World {
     next: u64,
     /// Changes until the power is cut.
     left: Option<u64>,
+    /// Changes until one fails for want of space.
+    fails_after: Option<u64>,
+    /// A write that is held before it is done: its bytes.
+    parked: Option<(Vec<u8>, Sender<()>, Receiver<()>)>,
+}
+
+/// A write that is to be held.
+pub(super) struct Parked {
+    arrived: Receiver<()>,
+    go_on: Sender<()>,
+}
+
+impl Parked {
+    /// Waits until the write has come.
+    pub(super) fn arrived(&self) {
+        self.arrived.recv_timeout(PARKED).unwrap();
+    }
+
+    /// Lets it be done.
+    pub(super) fn release(self) {
+        self.go_on.send(()).unwrap();
+    }
 }
 
 /// Names that change together.
@@ -103,7 +129,18 @@ impl World {
         if let Some(left) = &mut self.left {
             *left -= 1;
         }
-        self.check()
+        self.check()?;
+        match &mut self.fails_after {
+            Some(0) => {
+                self.fails_after = None;
+                Err(rustix::io::Errno::NOSPC.into())
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn change(&mut self, inode: u64, change: Change) -> io::Result<()> {
@@ -124,6 +161,23 @@ impl Simulated {
     /// Cuts the power after so many changes.
     pub(super) fn cut_after(&self, changes: u64) {
         self.0.lock().left = Some(changes);
+    }
+
+    /// Fails one change after so many, and no other.
+    pub(crate) fn fail_after(&self, changes: u64) {
+        self.0.lock().fails_after = Some(changes);
+    }
+
+    /// Fails none any more: whether one has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.lock().fails_after.take().is_none()
+    }
+
+    /// Holds the next write of these bytes.
+    pub(super) fn park(&self, bytes: &[u8]) -> Parked {
+        let ((here, arrived), (go_on, released)) = (channel(), channel());
+        self.0.lock().parked = Some((bytes.to_vec(), here, released));
+        Parked { arrived, go_on }
     }
 
     /// Changes until then.
@@ -295,6 +349,11 @@ impl DiskFile for SimulatedFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let parked = self.disk.0.lock().parked.take_if(|(held, ..)| held == bytes);
+        if let Some((_, here, released)) = parked {
+            here.send(()).unwrap();
+            released.recv_timeout(PARKED).unwrap();
+        }
         let change = Change::Write(usize::try_from(offset).unwrap(), bytes.to_vec());
         self.disk.0.lock().change(self.inode, change)
     }

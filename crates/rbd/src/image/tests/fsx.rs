@@ -1,6 +1,6 @@
 //! Random operations on images and their clones, against a model in memory.
 
-use super::{Store, run, store};
+use super::{Store, open, run, store};
 use crate::format::{Features, Layout, ObjectState};
 use crate::image::{CreateOptions, Image, create};
 use crate::store::{ObjectStore, Op, Request};
@@ -52,7 +52,7 @@ impl Run {
         create(&store, &name(0), &CreateOptions { size: size as u64, layout, features })
             .await
             .unwrap();
-        let image = Image::open(&store, &name(0)).await.unwrap();
+        let image = open(&store, &name(0)).await;
         let models = vec![Model { bytes: vec![0; size], snapshots: Vec::new() }];
         Self {
             rng,
@@ -112,7 +112,7 @@ impl Run {
             }
             _ => {
                 let current = name(self.models.len() - 1);
-                self.image = Image::open(&self.store, &current).await.unwrap();
+                self.image = open(&self.store, &current).await;
             }
         }
     }
@@ -147,7 +147,7 @@ impl Run {
         let clone = name(self.models.len());
         self.image.clone_snapshot(&snapshot, &self.store, &clone).await.unwrap();
         self.models.push(Model { bytes, snapshots: Vec::new() });
-        self.image = Image::open(&self.store, &clone).await.unwrap();
+        self.image = open(&self.store, &clone).await;
     }
 
     async fn check_head(&mut self) {
@@ -165,7 +165,7 @@ impl Run {
     /// All images and snapshots are as they should be, and maps tell of every object.
     async fn check(&self) {
         for (index, model) in self.models.iter().enumerate() {
-            let image = Image::open(&self.store, &name(index)).await.unwrap();
+            let image = open(&self.store, &name(index)).await;
             let found = image.read(0, image.size()).await.unwrap();
             self.same(&found, &model.bytes, &name(index));
             let names: Vec<_> = image.snapshots().map(|(_, name, _)| name.to_owned()).collect();

@@ -1,6 +1,6 @@
 //! What images do and refuse.
 
-use super::{Store, run, store};
+use super::{Store, open, run, store};
 use crate::error::Error;
 use crate::format::{Features, Layout, names};
 use crate::image::{CreateOptions, Image, create, list, remove};
@@ -29,7 +29,7 @@ fn images_are_created_listed_and_removed_and_leave_nothing() {
         assert_eq!(again.errno(), Some(Errno::EXIST));
         let names: Vec<_> = list(&store).await.unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a", "b"]);
-        let mut image = Image::open(&store, "b").await.unwrap();
+        let mut image = open(&store, "b").await;
         image.write(3 * MIB - 3, "across".into()).await.unwrap();
         image.create_snapshot("s").await.unwrap();
         let refused = remove(&store, "b").await.unwrap_err();
@@ -67,12 +67,12 @@ fn a_damaged_map_is_not_believed() {
     run(async {
         let store = store();
         create(&store, "a", &options(Features::DEFAULT)).await.unwrap();
-        let image = Image::open(&store, "a").await.unwrap();
+        let image = open(&store, "a").await;
         image.write(0, "data".into()).await.unwrap();
         let map = names::object_map(image.id(), None);
         let garbage = Request::write(vec![Mutation::WriteFull("garbage".into()).into()]);
         store.operate(&map, garbage).await.unwrap();
-        let image = Image::open(&store, "a").await.unwrap();
+        let image = open(&store, "a").await;
         assert_eq!(image.read(0, 4).await.unwrap(), b"data");
         assert_eq!(image.header.flags.bits(), 3);
     });
@@ -83,7 +83,7 @@ fn parents_that_go_round_are_refused() {
     run(async {
         let store = store();
         create(&store, "a", &options(Features::DEFAULT)).await.unwrap();
-        let mut image = Image::open(&store, "a").await.unwrap();
+        let mut image = open(&store, "a").await;
         image.create_snapshot("s").await.unwrap();
         image.clone_snapshot("s", &store, "b").await.unwrap();
         let snapshot = image.snapshots().next().unwrap().0;
@@ -113,7 +113,7 @@ fn a_snapshot_is_read_and_not_written() {
     run(async {
         let store = store();
         create(&store, "a", &options(Features::DEFAULT)).await.unwrap();
-        let mut image = Image::open(&store, "a").await.unwrap();
+        let mut image = open(&store, "a").await;
         image.write(5, "old".into()).await.unwrap();
         image.create_snapshot("s").await.unwrap();
         image.write(5, "new".into()).await.unwrap();
@@ -125,7 +125,7 @@ fn a_snapshot_is_read_and_not_written() {
         image.clone_snapshot("s", &store, "c").await.unwrap();
         assert_eq!(image.refresh().await.ok(), Some(()));
         assert_eq!(image.remove_snapshot("s").await.unwrap_err().errno(), Some(Errno::BUSY));
-        let mut clone = Image::open(&store, "c").await.unwrap();
+        let mut clone = open(&store, "c").await;
         assert_eq!(clone.read(5, 3).await.unwrap(), b"old");
         clone.flatten().await.unwrap();
         image.refresh().await.unwrap();

@@ -1,16 +1,25 @@
 //! Images on a store in a directory, whose disk is in memory.
 
+mod faults;
 mod fsx;
 mod images;
 
 use crate::dir::DirStore;
 use crate::dir::tests::simulated::Simulated;
+use crate::image::Image;
 use std::time::Duration;
 
 type Store = DirStore<Simulated>;
 
 fn store() -> Store {
     DirStore::on(Simulated::default()).unwrap()
+}
+
+/// Opens an image to write it.
+async fn open(store: &Store, name: &str) -> Image<Store> {
+    let mut image = Image::open(store, name).await.unwrap();
+    image.own().await.unwrap();
+    image
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {

@@ -1,0 +1,220 @@
+//! Operations that fail or are given up in the middle, and what comes after them.
+
+use super::{Store, open, run};
+use crate::dir::DirStore;
+use crate::dir::tests::simulated::Simulated;
+use crate::format::{Features, ImageFlags, Layout, ObjectState, names};
+use crate::image::{CreateOptions, Image, create, list, remove};
+use crate::store::{Mutation, ObjectStore, Op, Request};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+const OBJECT: u64 = 4096;
+const SIZE: u64 = 8 * OBJECT;
+
+fn bytes(byte: u8) -> bytes::Bytes {
+    vec![byte; SIZE as usize].into()
+}
+
+/// A store, and an image whose bytes are all 1.
+async fn image(features: Features) -> (Simulated, Store, Image<Store>) {
+    let disk = Simulated::default();
+    let store = DirStore::on(disk.clone()).unwrap();
+    let options = CreateOptions { size: SIZE, layout: Layout::new(12).unwrap(), features };
+    create(&store, "a", &options).await.unwrap();
+    let image = open(&store, "a").await;
+    image.write(0, bytes(1)).await.unwrap();
+    image.flush().await.unwrap();
+    (disk, store, image)
+}
+
+/// A future's result, unless it has to wait once more than so often: it is dropped then.
+async fn polled<T>(future: impl Future<Output = T>, mut times: usize) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending if times == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            times -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+/// Writes, after having read the header if that is wanted first.
+async fn write(image: &mut Image<Store>, byte: u8) {
+    if image.write(0, bytes(byte)).await.is_err() {
+        image.refresh().await.unwrap();
+        image.write(0, bytes(byte)).await.unwrap();
+    }
+}
+
+/// If there is a snapshot, it is what the image was.
+async fn check_snapshot(store: &Store, is_made: bool, when: &str) {
+    match Image::open_snapshot(store, "a", "s").await {
+        Ok(snapshot) => {
+            assert_eq!(snapshot.read(0, SIZE).await.unwrap(), bytes(1), "{when}");
+        }
+        Err(error) => assert!(error.is_not_found() && !is_made, "{when}: {error}"),
+    }
+}
+
+#[test]
+fn a_snapshot_keeps_its_bytes_whatever_fails_while_it_is_made() {
+    run(async {
+        for changes in 0.. {
+            let (disk, store, mut image) = image(Features::DEFAULT).await;
+            disk.fail_after(changes);
+            let made = image.create_snapshot("s").await;
+            if !disk.has_failed() {
+                made.unwrap();
+                return;
+            }
+            write(&mut image, 2).await;
+            check_snapshot(&store, made.is_ok(), &format!("change {changes}")).await;
+            // It can be used as before.
+            let _there_or_not = image.remove_snapshot("s").await;
+            image.create_snapshot("s").await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_keeps_its_bytes_wherever_its_making_is_given_up() {
+    run(async {
+        for times in 0.. {
+            let (_, store, mut image) = image(Features::DEFAULT).await;
+            let users = store.users();
+            let made = polled(image.create_snapshot("s"), times).await;
+            while store.users() > users {
+                tokio::task::yield_now().await;
+            }
+            write(&mut image, 2).await;
+            check_snapshot(&store, made.is_some(), &format!("given up at {times}")).await;
+            if let Some(made) = made {
+                made.unwrap();
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_image_does_not_write_under_a_snapshot_that_was_removed_in_part() {
+    run(async {
+        for changes in 0.. {
+            let (disk, store, mut image) = image(Features::DEFAULT).await;
+            image.create_snapshot("s").await.unwrap();
+            write(&mut image, 2).await;
+            disk.fail_after(changes);
+            let removed = image.remove_snapshot("s").await;
+            if !disk.has_failed() {
+                removed.unwrap();
+                return;
+            }
+            write(&mut image, 3).await;
+            check_snapshot(&store, false, &format!("change {changes}")).await;
+            let again = open(&store, "a").await;
+            assert_eq!(again.read(0, SIZE).await.unwrap(), bytes(3), "change {changes}");
+            assert_eq!(again.header.context, image.header.context, "change {changes}");
+        }
+    });
+}
+
+#[test]
+fn one_who_only_reads_believes_no_map() {
+    run(async {
+        let (_, store, mut writer) = image(Features::DEFAULT).await;
+        writer.zero(0, SIZE).await.unwrap();
+        let reader = Image::open(&store, "a").await.unwrap();
+        writer.write(0, bytes(2)).await.unwrap();
+        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
+        // Between two requests of its owner's, a map may have another size than the image.
+        writer.resize(2 * SIZE).await.unwrap();
+        let map = names::object_map(writer.id(), None);
+        let garbage = Request::write(vec![Mutation::WriteFull("garbage".into()).into()]);
+        store.operate(&map, garbage).await.unwrap();
+        let reader = Image::open(&store, "a").await.unwrap();
+        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
+        let header = super::super::Header::read(&store, writer.id()).await.unwrap();
+        assert_eq!(header.flags, ImageFlags::empty());
+    });
+}
+
+#[test]
+fn what_a_shrink_that_failed_has_left_does_not_come_back() {
+    run(async {
+        for features in [Features::LAYERING, Features::DEFAULT] {
+            for changes in 0.. {
+                let (disk, store, mut image) = image(features).await;
+                let small = OBJECT + OBJECT / 2;
+                disk.fail_after(changes);
+                let cut = image.resize(small).await;
+                let has_failed = disk.has_failed();
+                let mut image = open(&store, "a").await;
+                if image.size() == small {
+                    image.resize(SIZE / 2).await.unwrap();
+                    image.resize(SIZE).await.unwrap();
+                    let mut expected = bytes(1).to_vec();
+                    expected[small as usize..].fill(0);
+                    let found = image.read(0, SIZE).await.unwrap();
+                    assert_eq!(found, expected, "{features:?}, change {changes}");
+                    // Nothing comes back beside what is written either.
+                    for object in 0..SIZE / OBJECT {
+                        image.write(object * OBJECT, "x".into()).await.unwrap();
+                        expected[(object * OBJECT) as usize] = b'x';
+                    }
+                    let found = image.read(0, SIZE).await.unwrap();
+                    assert_eq!(found, expected, "{features:?}, change {changes}");
+                }
+                if !has_failed {
+                    cut.unwrap();
+                    break;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_clone_whose_parent_is_gone_is_removed_wholly() {
+    run(async {
+        let (_, store, mut parent) = image(Features::DEFAULT).await;
+        parent.create_snapshot("s").await.unwrap();
+        parent.clone_snapshot("s", &store, "c").await.unwrap();
+        let clone = open(&store, "c").await;
+        clone.write(0, bytes(2)).await.unwrap();
+        let id = clone.id().to_owned();
+        let gone = Request::write(vec![Op::remove()]);
+        store.operate(&names::header(parent.id()), gone).await.unwrap();
+        remove(&store, "c").await.unwrap();
+        let (left, _) = store.list(None, 100).await.unwrap();
+        let of_clone = left.iter().filter(|name| format!("{name:?}").contains(&id));
+        assert_eq!(of_clone.count(), 0, "{left:?}");
+    });
+}
+
+#[test]
+fn a_clone_that_is_not_made_leaves_nothing() {
+    run(async {
+        for changes in 0.. {
+            let (disk, store, mut parent) = image(Features::DEFAULT).await;
+            parent.create_snapshot("s").await.unwrap();
+            disk.fail_after(changes);
+            let made = parent.clone_snapshot("s", &store, "c").await;
+            if !disk.has_failed() {
+                return made.unwrap();
+            }
+            if made.is_err() {
+                let names = list(&store).await.unwrap();
+                assert!(!names.iter().any(|(name, _)| name == "c"), "change {changes}");
+                parent.clone_snapshot("s", &store, "c").await.unwrap();
+            }
+            remove(&store, "c").await.unwrap();
+            // It is not in use any more.
+            parent.remove_snapshot("s").await.unwrap();
+        }
+    });
+}
