@@ -30,7 +30,8 @@ fn ask(daemon: &Daemon, method: &str, path: &str, headers: &str, body: &Value) -
     let body = body.to_string();
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: b\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: b\r\nconnection: close\r\n{headers}\
+         content-length: {length}\r\n\r\n{body}"
     );
     let mut answer = String::new();
     asked(daemon, &request).read_to_string(&mut answer).unwrap();

@@ -399,7 +399,8 @@ mod tests {
         ];
         let expected = "# Our yard.\n\n# Fast, and gone in the end.\n[[disk]]\nname = \"a\" # the first\n\
                         uri = \"ram:1M\"\nread-only = false # for now\n\n[[disk]]\nname = \"c\"\nuri = \"ram:2M\"\n\
-                        depth = 7\n\n[nbd]\nlisten = \"unix:s\"\ndefault_export = \"\" # most want it\n\n[[export]]\ndisk = \"a\"\n\n[[export]]\n\
+                        depth = 7\n\n[nbd]\nlisten = \"unix:s\"\ndefault_export = \"\" # most want it\n\n\
+                        [[export]]\ndisk = \"a\"\n\n[[export]]\n\
                         disk = \"c\"\ndescription = \"C\"\n";
         assert_eq!(edited(&edits).unwrap(), expected);
     }
