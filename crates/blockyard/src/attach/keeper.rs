@@ -147,7 +147,7 @@ impl<K: Kernel> Keeper<K> {
     }
 
     /// Waits until there are fewer connections than there should be: at our end one has ended when all that it had asked has. It
-    /// waits for a while if the kernel tells of none: whoever takes a device away takes all of them, and of that it does not tell.
+    /// waits for a while if the kernel tells of none, as of those of a device that somebody takes away.
     async fn missed(&self) {
         self.source.server.fewer_than(self.connections).await;
         if !self.is_told {
