@@ -13,8 +13,12 @@ use std::task::Poll;
 const OBJECT: u64 = 4096;
 const SIZE: u64 = 8 * OBJECT;
 
+fn index(offset: u64) -> usize {
+    offset.try_into().unwrap()
+}
+
 fn bytes(byte: u8) -> bytes::Bytes {
-    vec![byte; SIZE as usize].into()
+    vec![byte; index(SIZE)].into()
 }
 
 /// A store, and an image whose bytes are all 1.
@@ -138,13 +142,13 @@ fn what_a_shrink_that_failed_has_left_does_not_come_back() {
                     image.resize(SIZE / 2).await.unwrap();
                     image.resize(SIZE).await.unwrap();
                     let mut expected = bytes(1).to_vec();
-                    expected[small as usize..].fill(0);
+                    expected[index(small)..].fill(0);
                     let found = image.read(0, SIZE).await.unwrap();
                     assert_eq!(found, expected, "{features:?}, change {changes}");
                     // Nothing comes back beside what is written either.
                     for object in 0..SIZE / OBJECT {
                         image.write(object * OBJECT, "x".into()).await.unwrap();
-                        expected[(object * OBJECT) as usize] = b'x';
+                        expected[index(object * OBJECT)] = b'x';
                     }
                     let found = image.read(0, SIZE).await.unwrap();
                     assert_eq!(found, expected, "{features:?}, change {changes}");
