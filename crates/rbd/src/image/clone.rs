@@ -97,7 +97,8 @@ impl<S: ObjectStore> Image<S> {
             }
             let is_clean = index > 0 && self.header.features.contains(Features::FAST_DIFF);
             let state = if is_clean { ObjectState::ExistsClean } else { ObjectState::Exists };
-            may_be_gone(self.update_map(Some(snapshot.id), number, state).await)?;
+            let updated = self.update_map(Some(snapshot.id), number, state).await;
+            self.kept(snapshot.id, may_be_gone(updated)).await?;
         }
         Ok(())
     }

@@ -6,6 +6,9 @@ use crate::format::{Features, ImageFlags, ObjectMap, ObjectState, names};
 use crate::store::{NOSNAP, ObjectStore, Op};
 use rustix::io::Errno;
 
+/// What an image or a snapshot says whose map is wrong.
+const INVALID: ImageFlags = ImageFlags::OBJECT_MAP_INVALID.union(ImageFlags::FAST_DIFF_INVALID);
+
 impl<S: ObjectStore> Image<S> {
     /// Reads the map, as the image's owner. One that is damaged, or of a wrong size, is noted as invalid, and not used.
     pub(super) async fn load_map(&mut self) -> Result<()> {
@@ -25,21 +28,39 @@ impl<S: ObjectStore> Image<S> {
         let objects = self.header.layout.objects(self.header.size);
         match map {
             Some(map) if map.objects() >= objects => *self.map.lock() = Some(map),
-            _ => self.invalidate_map(NOSNAP).await?,
+            _ => {
+                self.invalidate_map(NOSNAP).await?;
+                self.header.flags |= INVALID;
+            }
         }
         Ok(())
     }
 
-    async fn invalidate_map(&mut self, snapshot: u64) -> Result<()> {
-        let invalid = ImageFlags::OBJECT_MAP_INVALID | ImageFlags::FAST_DIFF_INVALID;
+    /// Reads the map again, if it is used.
+    async fn reload_map(&mut self) -> Result<()> {
+        if !self.has_map() {
+            return Ok(());
+        }
+        let loaded = self.load_map().await;
+        self.kept(NOSNAP, loaded).await
+    }
+
+    /// What was done to a map. If it has failed, the map is noted as invalid, and what it was done for goes on: a map can be
+    /// built again.
+    pub(super) async fn kept(&self, snapshot: u64, done: Result<()>) -> Result<()> {
+        if done.is_err() { self.invalidate_map(snapshot).await } else { Ok(()) }
+    }
+
+    /// Notes that a map is not to be believed, and believes it no more.
+    async fn invalidate_map(&self, snapshot: u64) -> Result<()> {
         let set = method("set_flags", |w| {
-            w.u64(invalid.bits());
-            w.u64(invalid.bits());
+            w.u64(INVALID.bits());
+            w.u64(INVALID.bits());
             w.u64(snapshot);
         });
         tell(&self.store, &self.header_object(), vec![set]).await?;
         if snapshot == NOSNAP {
-            self.header.flags |= invalid;
+            *self.map.lock() = None;
         }
         Ok(())
     }
@@ -58,7 +79,8 @@ impl<S: ObjectStore> Image<S> {
         if self.map_state(object).is_none_or(|known| known == state) {
             return Ok(());
         }
-        self.update_map(None, object, state).await?;
+        let updated = self.update_map(None, object, state).await;
+        self.kept(NOSNAP, updated).await?;
         if let Some(map) = self.map.lock().as_mut() {
             map.set(object, state);
         }
@@ -91,7 +113,8 @@ impl<S: ObjectStore> Image<S> {
             w.u64(objects);
             w.u8(ObjectState::Nonexistent as u8);
         });
-        tell(&self.store, &names::object_map(&self.id, None), vec![resize]).await?;
+        let resized = tell(&self.store, &names::object_map(&self.id, None), vec![resize]).await;
+        self.kept(NOSNAP, resized).await?;
         self.map.lock().as_mut().map_or(Ok(()), |map| map.resize(objects, ObjectState::Nonexistent))
     }
 
@@ -99,12 +122,14 @@ impl<S: ObjectStore> Image<S> {
     pub(super) async fn map_for_snapshot(&mut self, snapshot: u64) -> Result<()> {
         let Some(map) = self.map.lock().clone() else { return Ok(()) };
         let save = Op::write_full(blockyard_rados::encoding::encoded(&map));
-        tell(&self.store, &names::object_map(&self.id, Some(snapshot)), vec![save]).await?;
+        let of_snapshot = names::object_map(&self.id, Some(snapshot));
+        self.kept(snapshot, tell(&self.store, &of_snapshot, vec![save]).await).await?;
         if self.header.features.contains(Features::FAST_DIFF) {
             let clean = method("object_map_snap_add", |_| {});
-            tell(&self.store, &names::object_map(&self.id, None), vec![clean]).await?;
+            let cleaned = tell(&self.store, &names::object_map(&self.id, None), vec![clean]).await;
+            self.kept(NOSNAP, cleaned).await?;
         }
-        self.load_map().await
+        self.reload_map().await
     }
 
     /// Takes the map of a snapshot away; what had changed in it has changed for the next one.
@@ -113,16 +138,20 @@ impl<S: ObjectStore> Image<S> {
             return Ok(());
         }
         let of_snapshot = names::object_map(&self.id, Some(snapshot));
-        if self.header.features.contains(Features::FAST_DIFF)
-            && let Ok(map) = ask(&self.store, &of_snapshot, "object_map_load", |_| {}).await
-        {
+        if self.header.features.contains(Features::FAST_DIFF) {
             let newer =
                 self.header.snapshots.iter().map(|other| other.id).find(|id| *id > snapshot);
-            let changed = Op::exec("rbd", "object_map_snap_remove", map);
-            tell(&self.store, &names::object_map(&self.id, newer), vec![changed]).await?;
+            let merged = match ask(&self.store, &of_snapshot, "object_map_load", |_| {}).await {
+                Ok(map) => {
+                    let changed = Op::exec("rbd", "object_map_snap_remove", map);
+                    tell(&self.store, &names::object_map(&self.id, newer), vec![changed]).await
+                }
+                Err(error) => Err(error),
+            };
+            self.kept(newer.unwrap_or(NOSNAP), merged).await?;
         }
         super::may_be_gone(tell(&self.store, &of_snapshot, vec![Op::remove()]).await)?;
-        self.load_map().await
+        self.reload_map().await
     }
 
     /// Makes the map say what a snapshot's says, or that and what it says now.
@@ -131,8 +160,7 @@ impl<S: ObjectStore> Image<S> {
         let of_snapshot = names::object_map(&self.id, Some(snapshot));
         let loaded = ask(&self.store, &of_snapshot, "object_map_load", |_| {}).await;
         let Ok(mut map) = loaded.and_then(|map| ObjectMap::parse(&map)) else {
-            self.invalidate_map(NOSNAP).await?;
-            return self.load_map().await;
+            return self.invalidate_map(NOSNAP).await;
         };
         map.resize(now.objects(), ObjectState::Nonexistent)?;
         for object in 0..map.objects() {
@@ -144,7 +172,8 @@ impl<S: ObjectStore> Image<S> {
             }
         }
         let save = Op::write_full(blockyard_rados::encoding::encoded(&map));
-        tell(&self.store, &names::object_map(&self.id, None), vec![save]).await?;
-        self.load_map().await
+        let saved = tell(&self.store, &names::object_map(&self.id, None), vec![save]).await;
+        self.kept(NOSNAP, saved).await?;
+        self.reload_map().await
     }
 }

@@ -113,6 +113,7 @@ impl<S: ObjectStore> Image<S> {
         if self.snap != NOSNAP {
             return Err(Errno::ROFS.into());
         }
+        self.is_owner = false;
         // What was read when it was opened may be older than what the last owner did.
         self.refresh().await?;
         self.load_map().await?;

@@ -3,7 +3,7 @@
 use super::io::Change;
 use super::{Image, method};
 use crate::error::{Error, Result};
-use crate::format::{Features, MAX_OBJECTS};
+use crate::format::{Features, MAX_OBJECTS, ObjectState};
 use crate::store::ObjectStore;
 
 impl<S: ObjectStore> Image<S> {
@@ -78,6 +78,9 @@ impl<S: ObjectStore> Image<S> {
     async fn cut_tail(&self, extent: &crate::format::ObjectExtent) -> Result<()> {
         if !self.hides_parent(extent.object) {
             return self.change(extent, Change::Zero).await;
+        }
+        if self.map_state(extent.object) == Some(ObjectState::ExistsClean) {
+            self.set_state(extent.object, ObjectState::Exists).await?;
         }
         let op = crate::store::Op::zero(extent.offset, extent.length);
         self.write_object(&self.data_object(extent.object), vec![op]).await

@@ -13,8 +13,12 @@ use std::task::Poll;
 const OBJECT: u64 = 4096;
 const SIZE: u64 = 8 * OBJECT;
 
+fn index(offset: u64) -> usize {
+    offset.try_into().unwrap()
+}
+
 fn bytes(byte: u8) -> bytes::Bytes {
-    vec![byte; SIZE as usize].into()
+    vec![byte; index(SIZE)].into()
 }
 
 /// A store, and an image whose bytes are all 1.
@@ -124,26 +128,6 @@ fn an_image_does_not_write_under_a_snapshot_that_was_removed_in_part() {
 }
 
 #[test]
-fn one_who_only_reads_believes_no_map() {
-    run(async {
-        let (_, store, mut writer) = image(Features::DEFAULT).await;
-        writer.zero(0, SIZE).await.unwrap();
-        let reader = Image::open(&store, "a").await.unwrap();
-        writer.write(0, bytes(2)).await.unwrap();
-        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
-        // Between two requests of its owner's, a map may have another size than the image.
-        writer.resize(2 * SIZE).await.unwrap();
-        let map = names::object_map(writer.id(), None);
-        let garbage = Request::write(vec![Mutation::WriteFull("garbage".into()).into()]);
-        store.operate(&map, garbage).await.unwrap();
-        let reader = Image::open(&store, "a").await.unwrap();
-        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
-        let header = super::super::Header::read(&store, writer.id()).await.unwrap();
-        assert_eq!(header.flags, ImageFlags::empty());
-    });
-}
-
-#[test]
 fn what_a_shrink_that_failed_has_left_does_not_come_back() {
     run(async {
         for features in [Features::LAYERING, Features::DEFAULT] {
@@ -158,13 +142,13 @@ fn what_a_shrink_that_failed_has_left_does_not_come_back() {
                     image.resize(SIZE / 2).await.unwrap();
                     image.resize(SIZE).await.unwrap();
                     let mut expected = bytes(1).to_vec();
-                    expected[small as usize..].fill(0);
+                    expected[index(small)..].fill(0);
                     let found = image.read(0, SIZE).await.unwrap();
                     assert_eq!(found, expected, "{features:?}, change {changes}");
                     // Nothing comes back beside what is written either.
                     for object in 0..SIZE / OBJECT {
                         image.write(object * OBJECT, "x".into()).await.unwrap();
-                        expected[(object * OBJECT) as usize] = b'x';
+                        expected[index(object * OBJECT)] = b'x';
                     }
                     let found = image.read(0, SIZE).await.unwrap();
                     assert_eq!(found, expected, "{features:?}, change {changes}");
@@ -216,5 +200,83 @@ fn a_clone_that_is_not_made_leaves_nothing() {
             // It is not in use any more.
             parent.remove_snapshot("s").await.unwrap();
         }
+    });
+}
+
+#[test]
+fn one_who_only_reads_believes_no_map() {
+    run(async {
+        let (_, store, mut writer) = image(Features::DEFAULT).await;
+        writer.zero(0, SIZE).await.unwrap();
+        let reader = Image::open(&store, "a").await.unwrap();
+        writer.write(0, bytes(2)).await.unwrap();
+        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
+        // Between two requests of its owner's, a map may have another size than the image.
+        writer.resize(2 * SIZE).await.unwrap();
+        let map = names::object_map(writer.id(), None);
+        let garbage = Request::write(vec![Mutation::WriteFull("garbage".into()).into()]);
+        store.operate(&map, garbage).await.unwrap();
+        let reader = Image::open(&store, "a").await.unwrap();
+        assert_eq!(reader.read(0, SIZE).await.unwrap(), bytes(2));
+        let header = super::super::Header::read(&store, writer.id()).await.unwrap();
+        assert_eq!(header.flags, ImageFlags::empty());
+    });
+}
+
+#[test]
+fn a_map_that_cannot_be_kept_is_invalid_and_the_write_goes_on() {
+    run(async {
+        let mut gone_on = 0;
+        for changes in 0.. {
+            let (disk, store, image) = image(Features::DEFAULT).await;
+            image.zero(0, SIZE).await.unwrap();
+            disk.fail_after(changes);
+            let written = image.write(0, bytes(2)).await;
+            if !disk.has_failed() {
+                written.unwrap();
+                break;
+            }
+            let header = super::super::Header::read(&store, image.id()).await.unwrap();
+            if header.flags.contains(ImageFlags::OBJECT_MAP_INVALID) {
+                written.unwrap();
+                gone_on += 1;
+                assert!(!image.has_map());
+                assert_eq!(open(&store, "a").await.read(0, SIZE).await.unwrap(), bytes(2));
+            }
+        }
+        assert!(gone_on > 0);
+    });
+}
+
+#[test]
+fn a_snapshot_is_removed_whose_map_is_damaged_and_nothing_is_told_of_what_changed() {
+    run(async {
+        let (_, store, mut image) = image(Features::DEFAULT).await;
+        image.create_snapshot("s").await.unwrap();
+        let (id, _, _) = image.snapshots().next().unwrap();
+        let map = names::object_map(image.id(), Some(id));
+        let garbage = Request::write(vec![Mutation::WriteFull("garbage".into()).into()]);
+        store.operate(&map, garbage).await.unwrap();
+        image.remove_snapshot("s").await.unwrap();
+        let header = super::super::Header::read(&store, image.id()).await.unwrap();
+        assert!(header.flags.contains(ImageFlags::FAST_DIFF_INVALID), "{:?}", header.flags);
+    });
+}
+
+#[test]
+fn what_is_cut_in_an_object_that_had_not_changed_has_changed() {
+    run(async {
+        let (_, store, mut parent) = image(Features::DEFAULT).await;
+        parent.create_snapshot("s").await.unwrap();
+        parent.clone_snapshot("s", &store, "c").await.unwrap();
+        let mut clone = open(&store, "c").await;
+        // Of the parent only a part of the first object is seen.
+        clone.resize(OBJECT / 4).await.unwrap();
+        clone.resize(SIZE).await.unwrap();
+        clone.write(0, bytes(2)).await.unwrap();
+        clone.create_snapshot("t").await.unwrap();
+        assert_eq!(clone.map_state(0), Some(ObjectState::ExistsClean));
+        clone.resize(OBJECT / 2).await.unwrap();
+        assert_eq!(clone.map_state(0), Some(ObjectState::Exists));
     });
 }
