@@ -1,8 +1,8 @@
 //! Images on objects, over any store.
 //!
 //! What changes an image's header (`&mut self`: resize, snapshots, flatten) has it alone; reads and writes (`&self`) go on
-//! beside each other. Nothing here takes the image's lock: whoever owns an image to write it sees to it that nobody else does. The map
-//! of objects is its owner's: one who only reads does not believe it, as it changes behind his back.
+//! beside each other. Nothing here takes the image's lock: whoever owns an image to write it sees to it that nobody else
+//! does. The map of objects is its owner's: one who only reads does not believe it, as it changes behind his back.
 
 mod clone;
 mod create;
