@@ -3,7 +3,7 @@
 use super::{Store, open, run};
 use crate::dir::DirStore;
 use crate::dir::tests::simulated::Simulated;
-use crate::format::{Features, ImageFlags, Layout, names};
+use crate::format::{Features, ImageFlags, Layout, ObjectState, names};
 use crate::image::{CreateOptions, Image, create, list, remove};
 use crate::store::{Mutation, ObjectStore, Op, Request};
 use std::future::poll_fn;
