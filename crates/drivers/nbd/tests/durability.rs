@@ -112,10 +112,12 @@ fn a_connection_that_shows_that_it_lives_is_covered_again() {
         let asked = server.asked(number);
         asked.iter().filter(|command| **command == Command::Flush).count()
     };
-    assert_eq!((flushes(1), flushes(2)), (1, 0), "by the older one, which covers the newer");
+    // Asked for by the disk, or by the older connection for itself before the disk's goes on by either.
+    assert!(flushes(1) >= 1, "the newer one does not cover the older");
+    let before = flushes(1) + flushes(2);
     on_second(1);
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
-    assert_eq!((flushes(1), flushes(2)), (1, 1), "by either, from then on");
+    assert_eq!(flushes(1) + flushes(2), before + 1, "one is enough, by either, from then on");
 }
 
 #[test]

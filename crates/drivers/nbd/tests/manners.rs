@@ -104,7 +104,7 @@ fn patience_counts_from_the_first_loss() {
     let disk = attach(config, 1);
     assert_eq!(disk.read(0, 512), Err(Status::Transport));
     let made = count.load(Ordering::SeqCst);
-    assert!((2..5).contains(&made), "{made} connections, where five are the end in any case");
+    assert!(made < 5, "{made} connections, where five are the end in any case");
 }
 
 #[test]
