@@ -168,7 +168,9 @@ fn a_slow_flush_costs_nothing_once_it_is_answered() {
     // Another connection is made, and asked something for as long as the first could be given up.
     until("the fence could have fallen", || {
         assert_eq!(disk.read(0, 512), Ok(vec![7; 512]));
-        !server.asked(1).is_empty() && begun.elapsed() > 10 * timeout + 2 * fence_timeout
+        // On a busy machine the next one may be late for its own time-out, too.
+        let another = (1..100).any(|number| !server.asked(number).is_empty());
+        another && begun.elapsed() > 10 * timeout + 2 * fence_timeout
     });
     server.release(0);
     assert_eq!(flush.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
