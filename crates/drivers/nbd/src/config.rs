@@ -15,7 +15,7 @@ pub const MAX_CONNECTIONS: usize = 64;
 /// Replies to other requests excuse a request for so many timeouts.
 const PATIENCE: u32 = 8;
 
-/// Files of TLS in PEM, in place of those in the URI's directory.
+/// Files of TLS in PEM, in place of those in the URI's directory. They are read for each connection anew, as they may be renewed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Whom to trust.
