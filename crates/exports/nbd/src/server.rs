@@ -89,7 +89,9 @@ impl Server {
             return Err(Error::new(ErrorKind::Config, what));
         }
         let threads = queue_threads.into_iter().enumerate();
-        let memory = MemoryBudget::new(config.limits.max_memory, config.limits.max_clients);
+        let limits = &config.limits;
+        let largest = limits.max_payload as usize;
+        let memory = MemoryBudget::new(limits.max_memory, limits.max_clients, largest);
         Ok(Arc::new(Self {
             catalogue: Catalogue::new(&mut config, memory.clone()),
             config,
@@ -216,7 +218,7 @@ impl Server {
     /// Bytes of the memory for all clients that are in use, but for what each client has for itself.
     #[must_use]
     pub fn memory_in_use(&self) -> usize {
-        self.memory.taken()
+        self.memory.taken() + self.memory.stashed()
     }
 
     pub(crate) fn stage(&self) -> Stage {
