@@ -15,7 +15,7 @@ use blockyard_export_nbd::{
     Address, Config, Error, ErrorKind, Export, HeaderStyle, Listener, Server, TlsMode, bind,
 };
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
-use common::{Client, HeldDisk, MIB, Yard, eventually, ram, request};
+use common::{Client, MIB, Yard, eventually, held_disk, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 
@@ -80,7 +80,7 @@ fn a_shutdown_under_load_loses_no_acknowledged_write() {
 
 #[test]
 fn what_is_in_flight_is_finished_and_answered() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut client = yard.client();
     let cookie = client.send(request(Command::Read, NONE, 0, 512), &[]);
@@ -103,7 +103,7 @@ fn what_is_in_flight_is_finished_and_answered() {
 
 #[test]
 fn whoever_is_told_that_the_server_ends_may_flush_before_he_leaves() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut client = yard.client();
     client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
@@ -127,7 +127,7 @@ fn whoever_is_told_that_the_server_ends_may_flush_before_he_leaves() {
 
 #[test]
 fn what_takes_longer_than_the_grace_is_cut_off() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut client = yard.client();
     client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
@@ -145,7 +145,7 @@ fn exports_come_and_go_while_others_are_used() {
     let yard = Yard::new(MIB);
     let mut other = yard.client();
     other.write(0, &[3; 512]);
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let more = || {
         let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
         Export::new("more", Arc::new(bdev))
@@ -188,7 +188,7 @@ fn exports_come_and_go_while_others_are_used() {
 fn a_connection_that_is_cut_off_ends_after_its_writes() {
     let yard = Yard::new(MIB);
     let mut other = yard.client();
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
     yard.server.add_export(Export::new("more", Arc::new(bdev))).unwrap();
     let stream = yard.connect();
@@ -282,7 +282,7 @@ fn a_client_that_chooses_while_the_server_ends_is_told_so() {
 
 #[test]
 fn a_connection_ends_after_its_requests_whoever_ends_it() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     // On one thread, so that what is done for the one was done after what the other sent before.
     let mut client = yard.client();
