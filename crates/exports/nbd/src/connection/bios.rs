@@ -9,6 +9,7 @@ use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode};
 
 use super::Bios;
 use crate::client::Client;
+use crate::flushes::{Flushes, Unflushed};
 use crate::status::error_code;
 
 /// More room for segments or extents than a bio keeps for its next use: what 256 KiB of scattered pages need.
@@ -74,11 +75,14 @@ pub(super) struct Carriers {
     ended: Bios,
     /// How many the disk has.
     at_disk: usize,
+    pub(super) unflushed: Unflushed,
 }
 
 impl Carriers {
-    pub(super) fn new(outbox: Arc<Outbox>) -> Self {
-        Self { outbox, free: Vec::new(), batch: Vec::new(), ended: Vec::new(), at_disk: 0 }
+    pub(super) fn new(outbox: Arc<Outbox>, flushes: &Arc<Flushes>) -> Self {
+        let (free, batch, ended) = (Vec::new(), Vec::new(), Vec::new());
+        let unflushed = Unflushed::new(Arc::clone(flushes));
+        Self { outbox, free, batch, ended, at_disk: 0, unflushed }
     }
 
     /// A request joins the batch. A payload that was left where it was received is in `received`.
@@ -105,6 +109,7 @@ impl Carriers {
             }
         }
         bio.flags |= flags;
+        self.unflushed.begin(&bio);
         self.batch.push(bio);
     }
 
