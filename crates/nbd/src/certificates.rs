@@ -1,7 +1,6 @@
 //! Certificates of TLS, for both sides: what their files hold, and what can be wrong with them. Reading a file is up to the
 //! caller.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,46 +16,29 @@ const REVOCATIONS: &str = "ca-crl.pem";
 /// Reads a file.
 pub type Reader = fn(&Path) -> io::Result<Vec<u8>>;
 
-/// What is wrong with a file, and why.
-#[derive(Debug)]
-pub struct BadFile {
-    what: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
+/// What is wrong with a file, and why. It becomes the error of any crate whose kinds have one for it.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BadFile(blockyard_error::Error<()>);
 
 impl BadFile {
     /// A problem, which ends with what goes before the name of the file.
     #[must_use]
     pub fn new(problem: &str, path: &Path) -> Self {
-        Self { what: format!("{problem} {}", path.display()), source: None }
+        Self(blockyard_error::Error::new((), format!("{problem} {}", path.display())))
     }
 
     /// Why.
     #[must_use]
-    pub fn caused_by(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-
-    /// What, and why.
-    #[must_use]
-    pub fn into_parts(self) -> (String, Option<Box<dyn std::error::Error + Send + Sync>>) {
-        (self.what, self.source)
+    pub fn caused_by(self, source: impl Into<blockyard_error::Source>) -> Self {
+        Self(self.0.caused_by(source))
     }
 }
 
-impl fmt::Display for BadFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
-    }
-}
-
-impl std::error::Error for BadFile {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+impl<K: for<'a> From<&'a BadFile>> From<BadFile> for blockyard_error::Error<K> {
+    fn from(bad: BadFile) -> Self {
+        let kind = K::from(&bad);
+        bad.0.with_kind(kind)
     }
 }
 
