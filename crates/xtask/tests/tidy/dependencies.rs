@@ -24,7 +24,7 @@ fn rule(folder: &str) -> Option<May> {
         "rados" => see(&["buf", "crush"]),
         // Images see the block layer in their driver only.
         "rbd" => see(&["buf", "sys", "rados"]),
-        "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
+        "blockyard" | "conformance" | "xtask" | "bench" => Some(May::SeeAll),
         // The protocol that is named after a device of it.
         "exports/vhost_user_blk" => see(&["error", "buf", "sys", "blkmq", "vhost_user"]),
         _ => match folder.split_once('/')? {
