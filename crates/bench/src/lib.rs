@@ -202,7 +202,7 @@ fn choose(names: &[String]) -> Result<Vec<&'static Bench>> {
         names.iter().find(|name| BENCHES.iter().all(|bench| bench.name != name.as_str()))
     {
         let known: Vec<_> = BENCHES.iter().map(|bench| bench.name).collect();
-        bail!("there is no benchmark `{unknown}`; the benchmarks are: {}", known.join(" "));
+        bail!("no benchmark `{unknown}`; supported: {}", known.join(" "));
     }
     Ok(BENCHES
         .iter()

@@ -53,7 +53,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// There is none, or it cannot be read.
 pub fn chain(path: &Path, read: Reader) -> Result<Vec<CertificateDer<'static>>, BadFile> {
-    let bad = || BadFile::new("no certificate can be read from", path);
+    let bad = || BadFile::new("cannot read a certificate from", path);
     let text = read(path).map_err(|err| bad().caused_by(err))?;
     let chain = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|err| bad().caused_by(err))?;
@@ -69,7 +69,7 @@ pub fn private_key(
     provider: &CryptoProvider,
     read: Reader,
 ) -> Result<PrivateKeyDer<'static>, BadFile> {
-    let bad = || BadFile::new("no private key can be read from", path);
+    let bad = || BadFile::new("cannot read a private key from", path);
     let text = read(path).map_err(|err| bad().caused_by(err))?;
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|err| bad().caused_by(err))?;
     provider.key_provider.load_private_key(key.clone_key()).map_err(|err| {
@@ -85,7 +85,7 @@ pub fn private_key(
 pub fn bad_pair(err: rustls::Error, certificate: &Path) -> BadFile {
     let problem = match err {
         rustls::Error::InconsistentKeys(_) => "the key does not belong to the certificate in",
-        _ => "the certificate cannot be used in",
+        _ => "cannot use the certificate in",
     };
     BadFile::new(problem, certificate).caused_by(err)
 }
@@ -100,9 +100,9 @@ pub fn roots(
 ) -> Result<Arc<RootCertStore>, BadFile> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
-        roots.add(certificate.clone()).map_err(|err| {
-            BadFile::new("there is a certificate that cannot be trusted in", path).caused_by(err)
-        })?;
+        roots
+            .add(certificate.clone())
+            .map_err(|err| BadFile::new("invalid trust anchor in", path).caused_by(err))?;
     }
     Ok(Arc::new(roots))
 }
@@ -124,7 +124,7 @@ pub fn revocations(
         }
         Ok(text) => text,
     };
-    let bad = || BadFile::new("no list of revoked certificates can be read from", &path);
+    let bad = || BadFile::new("cannot read a revocation list from", &path);
     let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let lists = lists.map_err(|err| bad().caused_by(err))?;
     if lists.is_empty() { Err(bad()) } else { Ok(Some((path, lists))) }
