@@ -49,9 +49,9 @@ impl Server {
     ) -> Result<Self> {
         let made = directory::make(directory).and_then(|()| listen(directory, pid));
         let (listener, file) = made.map_err(|err| {
-            Error::failed(format!("cannot make a control socket in {}", directory.display()))
+            Error::failed(format!("cannot create a control socket in {}", directory.display()))
                 .caused_by(err)
-                .help("set BLOCKYARD_RUNTIME_DIR to a directory that this user may write to")
+                .help("set BLOCKYARD_RUNTIME_DIR to a writable directory")
         })?;
         Ok(Self { listener, _file: file, routes: routes::router(yard, attached) })
     }
@@ -72,9 +72,9 @@ impl Server {
                         drop(place);
                     });
                 }
-                Ok(_) => tracing::warn!("another user was refused at the control socket"),
+                Ok(_) => tracing::warn!("control connection of another user refused"),
                 Err(err) => {
-                    tracing::warn!(error = %err, "a control connection was not accepted");
+                    tracing::warn!(error = %err, "cannot accept a control connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
