@@ -4,6 +4,7 @@ pub mod logging;
 mod rados;
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -266,6 +267,9 @@ pub struct ServeArgs {
     /// Memory for the requests and replies of all NBD clients together, as 512M; 256M without. Who finds none waits.
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<String>,
+    /// Serve metrics for Prometheus there, over HTTP to whoever asks, as 127.0.0.1:9660. May be repeated.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Vec<SocketAddr>,
     /// Queue threads; as many as CPUs without.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
