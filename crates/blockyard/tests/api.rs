@@ -400,7 +400,7 @@ fn what_is_saved_is_there_at_the_next_start() {
     daemon
         .run(&["set", "not-kept", "read_only=1", "--save"])
         .code(1)
-        .contains(&["no disk \"not-kept\" in it"]);
+        .contains(&["no disk \"not-kept\" in the file"]);
     let text = std::fs::read_to_string(daemon.path("yard.toml")).unwrap();
     let expected = format!(
         "# Ours.\n[[disk]]\nname = \"a\"\nuri = \"ram:8M\" # small\n\n[[disk]]\nname = \"c\"\n\

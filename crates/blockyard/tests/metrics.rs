@@ -121,7 +121,7 @@ fn an_address_for_metrics_is_for_nothing_else() {
     run(&["serve", "ram:1M", "--nbd", "unix:never", "--metrics", taken]).code(75).contains(&[
         &format!("cannot listen for metrics at {taken}"),
         "in use",
-        "name another address",
+        "choose another address",
     ]);
     run(&["serve", "ram:1M", "--metrics", "nowhere"]).code(64);
     drop(daemon);

@@ -47,7 +47,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/daemon",
-        summary: "What the daemon is, and all that it has",
+        summary: "The daemon, its disks and exports",
         query: &[],
         body: None,
         answers: &[(200, Told::One("Daemon"))],
@@ -56,7 +56,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/diskstats",
-        summary: "The disks as /proc/diskstats would show them",
+        summary: "The disks in the format of /proc/diskstats",
         query: &[],
         body: None,
         answers: &[(200, Told::Text)],
@@ -65,7 +65,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/partitions",
-        summary: "The disks as /proc/partitions would show them",
+        summary: "The disks in the format of /proc/partitions",
         query: &[],
         body: None,
         answers: &[(200, Told::Text)],
@@ -74,7 +74,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/metrics",
-        summary: "What it has done, for Prometheus; with `clients`, a series for each NBD client too",
+        summary: "Metrics for Prometheus (OpenMetrics text)",
         query: &["clients"],
         body: None,
         answers: &[(200, Told::Metrics)],
@@ -83,7 +83,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/livez",
-        summary: "Whether it answers",
+        summary: "200 while the daemon answers",
         query: &[],
         body: None,
         answers: &[(200, Told::Text)],
@@ -92,7 +92,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/readyz",
-        summary: "Whether it serves: 503 as soon as it is ending",
+        summary: "200 while the daemon serves, 503 once it is shutting down",
         query: &[],
         body: None,
         answers: &[(200, Told::Text)],
@@ -101,7 +101,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/events",
-        summary: "What happens, as server-sent events; Last-Event-ID goes on behind an event that was seen",
+        summary: "Server-sent events; Last-Event-ID resumes after an event",
         query: &[],
         body: None,
         answers: &[(200, Told::Events)],
@@ -128,7 +128,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "put",
         path: "/v1/disks/{name}",
-        summary: "Open a disk; done already if it is there as it is wanted",
+        summary: "Open a disk; no effect if an identical disk exists",
         query: &["save", "If-None-Match"],
         body: Some("NewDisk"),
         answers: &[(200, Told::One("Disk")), (201, Told::One("Disk"))],
@@ -137,7 +137,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "patch",
         path: "/v1/disks/{name}",
-        summary: "Change a disk while it is in use",
+        summary: "Change settings of a disk in use",
         query: &["save", "shrink"],
         body: Some("Settings"),
         answers: &[(200, Told::One("Disk"))],
@@ -173,7 +173,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "put",
         path: "/v1/exports/{kind}/{name}",
-        summary: "Serve a disk; done already if it is served as it is wanted",
+        summary: "Serve a disk; no effect if an identical export exists",
         query: &["save"],
         body: Some("NewExport"),
         answers: &[(200, Told::One("Export")), (201, Told::One("Export"))],
@@ -182,7 +182,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "delete",
         path: "/v1/exports/{kind}/{name}",
-        summary: "End an export: what its clients have asked for is answered",
+        summary: "End an export, after answering the requests of its clients",
         query: &["save"],
         body: None,
         answers: &[(204, Told::Nothing)],
@@ -191,7 +191,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "delete",
         path: "/v1/devices/{name}",
-        summary: "Take a disk from the kernel, and end the daemon of it",
+        summary: "Detach a device, and end its daemon",
         query: &["mark"],
         body: None,
         answers: &[(204, Told::Nothing)],
@@ -243,15 +243,15 @@ impl Operation {
         });
         let in_query = self.query.iter().map(|name| match *name {
             "mark" => json!({ "name": name, "in": "query", "required": true, "schema": { "type": "integer" },
-                              "description": "what tells the device from a later one of its name" }),
+                              "description": "distinguishes the device from a later one of the same name" }),
             "shrink" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
-                                "description": "let a disk become smaller" }),
+                                "description": "allow shrinking" }),
             "If-None-Match" => json!({ "name": name, "in": "header", "schema": { "const": "*" },
-                                       "description": "only if there is none of that name; 412 if there is" }),
+                                       "description": "`*`: only if the name is unused; else 412" }),
             "clients" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
-                                 "description": "a series for each NBD client, too" }),
+                                 "description": "include a series per NBD client" }),
             _ => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
-                         "description": "write the change to the yard.toml of the daemon, too" }),
+                         "description": "save the change to the yard.toml of the daemon" }),
         });
         let mut answers = Map::new();
         for (status, told) in self.answers {
@@ -271,9 +271,9 @@ impl Operation {
                 }
             };
             let what = match status {
-                201 => "It was made.",
+                201 => "Created.",
                 204 => "Done.",
-                _ => "It is so.",
+                _ => "Done.",
             };
             let mut answer = json!({ "description": what });
             if let Some(content) = content {
@@ -282,10 +282,7 @@ impl Operation {
             answers.insert(status.to_string(), answer);
         }
         let problem = in_json(&reference("Problem"));
-        answers.insert(
-            "default".into(),
-            json!({ "description": "It was not done.", "content": problem }),
-        );
+        answers.insert("default".into(), json!({ "description": "Refused.", "content": problem }));
         let mut operation = json!({
             "summary": self.summary,
             "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
@@ -399,7 +396,7 @@ fn options(options: impl Iterator<Item = &'static OptionSpec>) -> Value {
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
-const FOLDER: &str = "where relative paths start; the daemon's working directory without";
+const FOLDER: &str = "base of relative paths [default: working directory of the daemon]";
 
 fn new_disk() -> Value {
     let of_kinds = disks::KINDS.iter().flat_map(|kind| kind.all_options());

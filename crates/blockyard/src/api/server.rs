@@ -50,9 +50,9 @@ impl Server {
     ) -> Result<Self> {
         let made = directory::make(directory).and_then(|()| listen(directory, pid));
         let (listener, file) = made.map_err(|err| {
-            Error::failed(format!("cannot make a control socket in {}", directory.display()))
+            Error::failed(format!("cannot create a control socket in {}", directory.display()))
                 .caused_by(err)
-                .help("set BLOCKYARD_RUNTIME_DIR to a directory that this user may write to")
+                .help("set BLOCKYARD_RUNTIME_DIR to a writable directory")
         })?;
         Ok(Self { listener, _file: file, routes: routes::router(yard, attached) })
     }
@@ -80,7 +80,7 @@ impl Accept for UnixListener {
         if is_ours(&stream) {
             return Ok(Some(stream));
         }
-        tracing::warn!("another user was refused at the control socket");
+        tracing::warn!("control connection of another user refused");
         Ok(None)
     }
 }
@@ -111,7 +111,7 @@ pub(crate) async fn serve_connections(listener: impl Accept, routes: Router) {
             }
             Ok(None) => {}
             Err(err) => {
-                tracing::warn!(error = %err, "a connection to the API was not accepted");
+                tracing::warn!(error = %err, "cannot accept a connection to the API");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

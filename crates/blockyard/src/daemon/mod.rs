@@ -65,7 +65,7 @@ impl Daemon {
             let open = tokio::task::spawn_blocking(move || open(wanted, bound));
             tokio::select! {
                 opened = open => opened.map_err(|err| Error::failed("cannot open the disks").caused_by(err))?,
-                () = signals.next() => Err(Error::failed("stopped by a signal before anything was served")),
+                () = signals.next() => Err(Error::failed("stopped by a signal during startup")),
             }
         })?;
         Ok(Self { yard, plan, listeners, metrics, notices, signals, file_limit })
@@ -208,7 +208,7 @@ pub(crate) async fn extending<T>(end: impl Future<Output = T>) -> T {
 
 pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(err) = sd_notify::notify(state) {
-        tracing::warn!(error = %err, "the service manager cannot be told (NOTIFY_SOCKET)");
+        tracing::warn!(error = %err, "sd_notify failed (NOTIFY_SOCKET)");
     }
 }
 

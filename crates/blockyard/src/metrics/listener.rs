@@ -29,7 +29,7 @@ impl Listeners {
             bind(address).map_err(|err: std::io::Error| {
                 Error::failed(format!("cannot listen for metrics at {address}"))
                     .caused_by(err)
-                    .help("name another address: --metrics 127.0.0.1:0 takes any free port")
+                    .help("choose another address; --metrics 127.0.0.1:0 takes any free port")
             })
         });
         bound.collect::<Result<_>>().map(Self)
@@ -55,6 +55,6 @@ impl Listeners {
 async fn serve(listener: TcpListener, routes: Router) {
     match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => api::serve_connections(listener, routes).await,
-        Err(err) => tracing::error!(error = %err, "metrics are not served"),
+        Err(err) => tracing::error!(error = %err, "cannot serve metrics"),
     }
 }

@@ -53,43 +53,41 @@ const FLUSH: StatGroup = StatGroup::Flush;
 
 /// Those that node_exporter has of a kernel's disk (`/proc/diskstats`), in its order.
 static OF_DISKS: &[OfDisk] = &[
-    count("reads_completed", "Reads that have ended.", |disk| number(disk.of(READ).ios)),
-    count("reads_merged", "Reads that joined another before they began.", |disk| {
+    count("reads_completed", "Completed reads.", |disk| number(disk.of(READ).ios)),
+    count("reads_merged", "Reads merged into another request.", |disk| {
         number(disk.of(READ).merges)
     }),
     bytes("read", "Bytes read.", |disk| number(disk.of(READ).sectors * SECTOR_SIZE)),
-    time("read_time", "How long all reads took together.", |disk| seconds(disk.of(READ))),
-    count("writes_completed", "Writes that have ended, writes of zeroes among them.", |disk| {
+    time("read_time", "Total time of all reads.", |disk| seconds(disk.of(READ))),
+    count("writes_completed", "Completed writes, write-zeroes included.", |disk| {
         number(disk.of(WRITE).ios)
     }),
-    count("writes_merged", "Writes that joined another before they began.", |disk| {
+    count("writes_merged", "Writes merged into another request.", |disk| {
         number(disk.of(WRITE).merges)
     }),
     bytes("written", "Bytes written.", |disk| number(disk.of(WRITE).sectors * SECTOR_SIZE)),
-    time("write_time", "How long all writes took together.", |disk| seconds(disk.of(WRITE))),
+    time("write_time", "Total time of all writes.", |disk| seconds(disk.of(WRITE))),
     OfDisk {
         name: "io_now",
-        help: "Requests under way.",
+        help: "Requests in flight.",
         unit: None,
         counts: false,
         value: |disk| number(disk.stats.in_flight().iter().sum()),
     },
-    time("io_time", "How long at least one request was under way.", |disk| {
+    time("io_time", "Time with at least one request in flight.", |disk| {
         number(disk.busy_ms) / MS_PER_SECOND
     }),
-    time("io_time_weighted", "How long all requests took together.", |disk| {
+    time("io_time_weighted", "Total time of all requests.", |disk| {
         number(disk.stats.time_in_queue_ns()) / NS_PER_SECOND
     }),
-    count("discards_completed", "Discards that have ended.", |disk| number(disk.of(DISCARD).ios)),
-    count("discards_merged", "Discards that joined another before they began.", |disk| {
+    count("discards_completed", "Completed discards.", |disk| number(disk.of(DISCARD).ios)),
+    count("discards_merged", "Discards merged into another request.", |disk| {
         number(disk.of(DISCARD).merges)
     }),
     bytes("discarded", "Bytes discarded.", |disk| number(disk.of(DISCARD).sectors * SECTOR_SIZE)),
-    time("discard_time", "How long all discards took together.", |disk| seconds(disk.of(DISCARD))),
-    count("flush_requests", "Flushes that have ended.", |disk| number(disk.of(FLUSH).ios)),
-    time("flush_requests_time", "How long all flushes took together.", |disk| {
-        seconds(disk.of(FLUSH))
-    }),
+    time("discard_time", "Total time of all discards.", |disk| seconds(disk.of(DISCARD))),
+    count("flush_requests", "Completed flushes.", |disk| number(disk.of(FLUSH).ios)),
+    time("flush_requests_time", "Total time of all flushes.", |disk| seconds(disk.of(FLUSH))),
 ];
 
 const fn count(name: &'static str, help: &'static str, value: fn(&DiskNow) -> f64) -> OfDisk {
@@ -150,14 +148,19 @@ impl Snapshot {
 
     fn encode_daemon(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let Daemon { version, uptime_seconds, threads, nbd, .. } = &self.daemon;
-        let build = ("blockyard_build_info", "The version that runs.", None, false);
+        let build = ("blockyard_build_info", "Version of the daemon.", None, false);
         Self::family(encoder, build, std::iter::once(([("version", version.as_str())], 1.0)))?;
         for (name, help, unit, value) in [
-            ("blockyard_uptime", "How long it serves.", Some(&Unit::Seconds), *uptime_seconds),
-            ("blockyard_queue_threads", "Its queue threads.", None, number(*threads as u64)),
+            (
+                "blockyard_uptime",
+                "Time since the daemon started.",
+                Some(&Unit::Seconds),
+                *uptime_seconds,
+            ),
+            ("blockyard_queue_threads", "Queue threads.", None, number(*threads as u64)),
             (
                 "blockyard_nbd_clients",
-                "NBD clients that are connected.",
+                "Connected NBD clients.",
                 None,
                 number(nbd.clients.len() as u64),
             ),
@@ -169,17 +172,17 @@ impl Snapshot {
 
     fn encode_disks(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let disks = || self.daemon.disks.iter();
-        let info = ("blockyard_disk_info", "A disk, and its driver.", None, false);
+        let info = ("blockyard_disk_info", "A disk and its driver.", None, false);
         let labels = disks()
             .map(|disk| ([("disk", disk.name.as_str()), ("driver", disk.driver.as_str())], 1.0));
         Self::family(encoder, info, labels)?;
-        let size = ("blockyard_disk_size", "How large it is.", Some(&Unit::Bytes), false);
+        let size = ("blockyard_disk_size", "Size of the disk.", Some(&Unit::Bytes), false);
         Self::family(
             encoder,
             size,
             disks().map(|it| ([("disk", it.name.as_str())], number(it.size))),
         )?;
-        let read_only = ("blockyard_disk_read_only", "Whether nobody may change it.", None, false);
+        let read_only = ("blockyard_disk_read_only", "1 if the disk is read-only.", None, false);
         let flags =
             disks().map(|it| ([("disk", it.name.as_str())], f64::from(u8::from(it.read_only))));
         Self::family(encoder, read_only, flags)?;
@@ -193,7 +196,7 @@ impl Snapshot {
     }
 
     fn encode_latency(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let (name, help) = ("blockyard_disk_request_duration", "How long requests took.");
+        let (name, help) = ("blockyard_disk_request_duration", "Request latency.");
         let mut family =
             encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for disk in &self.disks {
@@ -232,10 +235,11 @@ impl Snapshot {
                 (labels, export)
             })
         };
-        let clients = ("blockyard_export_clients", "Who uses it.", None, false);
+        let clients = ("blockyard_export_clients", "Clients of the export.", None, false);
         let values = exports().map(|(labels, export)| (labels, number(export.served.clients)));
         Self::family(encoder, clients, values)?;
-        let requests = ("blockyard_export_requests", "Requests of those who use it.", None, true);
+        let requests =
+            ("blockyard_export_requests", "Requests of the export's clients.", None, true);
         let values = exports().map(|(labels, export)| (labels, number(export.served.requests)));
         Self::family(encoder, requests, values)
     }
@@ -256,10 +260,15 @@ impl Snapshot {
             requests,
             clients().map(|(labels, it)| (labels, number(it.requests))),
         )?;
-        let read = ("blockyard_client_read", "Bytes that it has read.", Some(&Unit::Bytes), true);
+        let read =
+            ("blockyard_client_read", "Bytes read by an NBD client.", Some(&Unit::Bytes), true);
         Self::family(encoder, read, clients().map(|(labels, it)| (labels, number(it.bytes_read))))?;
-        let written =
-            ("blockyard_client_written", "Bytes that it has written.", Some(&Unit::Bytes), true);
+        let written = (
+            "blockyard_client_written",
+            "Bytes written by an NBD client.",
+            Some(&Unit::Bytes),
+            true,
+        );
         Self::family(
             encoder,
             written,

@@ -88,7 +88,7 @@ impl YardPlan {
     /// Two disks have the same name, or there are none.
     pub fn new(mut disks: Vec<DiskPlan>) -> Result<Self> {
         if disks.is_empty() {
-            return Err(Error::usage("there is no disk to serve").help("name one, as ram:1G"));
+            return Err(Error::usage("no disk given").help("name one, e.g. ram:1G"));
         }
         name_disks(&mut disks)?;
         Ok(Self {
@@ -126,7 +126,7 @@ pub fn name_disks(disks: &mut [DiskPlan]) -> Result<()> {
             && !taken.insert(name.clone())
         {
             return Err(Error::usage(format!("two disks are named {name:?}"))
-                .help("give each another name, as ram:1G?name=scratch"));
+                .help("choose another name, e.g. ram:1G?name=scratch"));
         }
     }
     for disk in disks.iter_mut().filter(|disk| disk.options.name.is_none()) {

@@ -116,14 +116,12 @@ fn engine(
     match available() {
         Ok(()) => Ok(IoEngine::Uring),
         Err(why) if config.engine == Engine::Auto => {
-            tracing::info!(file = %config.path.display(), %why, "threads do the I/O");
+            tracing::info!(file = %config.path.display(), %why, "io_uring not used; using a thread pool");
             Ok(IoEngine::Threads)
         }
         Err(why) => {
-            let what = format!(
-                "{}: io_uring was asked for, but {why}; engine=threads works without",
-                config.path.display()
-            );
+            let what =
+                format!("{}: engine=uring, but {why}; use engine=threads", config.path.display());
             Err(Error::new(ErrorKind::NotSupported, what).caused_by(why))
         }
     }
@@ -137,14 +135,13 @@ impl Driver for File {
     fn init_hctx(&self, _disk: &(), handle: HctxHandle<Self>) -> Result<Queue, BlkError> {
         let made = match self.queue(handle.clone(), self.engine) {
             Err(why) if self.engine == IoEngine::Uring && self.may_fall_back => {
-                tracing::warn!(queue = handle.index(), %why, "threads do the I/O of this queue");
+                tracing::warn!(queue = handle.index(), %why, "io_uring not used for this queue; using a thread pool");
                 self.queue(handle, IoEngine::Threads)
             }
             made => made,
         };
         made.map_err(|why| {
-            BlkError::new(BlkErrorKind::Resource, "a queue of a file cannot be set up")
-                .caused_by(why)
+            BlkError::new(BlkErrorKind::Resource, "cannot set up a queue of a file").caused_by(why)
         })
     }
 

@@ -67,7 +67,7 @@ fn fill_random(bytes: &mut [u8]) {
             Err(rustix::io::Errno::INTR) => {}
             // Without chance there are no keys. Linux since 3.17 has the call, and 5.15 is needed anyway.
             Err(error) => {
-                assert!(filled == bytes.len(), "the kernel gives no random bytes: {error}");
+                assert!(filled == bytes.len(), "no random bytes from the kernel: {error}");
             }
         }
     }
@@ -127,7 +127,7 @@ impl Cluster {
             found = find();
         }
         let Some(id) = found else {
-            let problem = "there is no pool of this name";
+            let problem = "no pool of this name";
             let kind = ErrorKind::BadParameter { problem, text: name.to_owned() };
             return Err(Error::new("opening a pool", kind));
         };

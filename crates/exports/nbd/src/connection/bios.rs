@@ -58,7 +58,9 @@ pub(super) struct Room(pub(super) Buffer);
 
 impl Memory for Room {
     fn bytes(&mut self) -> &mut [u8] {
-        let Some(bytes) = self.0.get_mut() else { unreachable!("nobody has it before it is full") };
+        let Some(bytes) = self.0.get_mut() else {
+            unreachable!("it is not shared before it is full")
+        };
         bytes
     }
 }
@@ -149,7 +151,7 @@ impl Carriers {
     }
 
     pub(super) fn keep_list(&mut self, list: Bios) {
-        debug_assert!(list.is_empty(), "bios that nobody has seen");
+        debug_assert!(list.is_empty(), "unread bios");
         self.ended = list;
     }
 

@@ -76,7 +76,7 @@ impl Wire {
     pub(crate) async fn shake_tls(&mut self, workers: &Arc<Semaphore>) -> io::Result<()> {
         while let Some(mut tls) = self.tls.take() {
             let Ok(worker) = Arc::clone(workers).acquire_owned().await else {
-                unreachable!("nobody closes the semaphore")
+                unreachable!("the semaphore is never closed")
             };
             let socket = Socket::from(self.socket.get_ref().try_clone()?);
             // Before the socket is looked at elsewhere: what comes from now on is news.
