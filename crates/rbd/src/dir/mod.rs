@@ -23,6 +23,7 @@ pub(crate) mod tests;
 pub use disk::{Directory, Disk, DiskFile};
 pub use watch::DirWatch;
 
+use crate::class::Caller;
 use crate::error::{Error, Result};
 use crate::store::{Answer, ListPlace, NotifyAnswers, ObjectName, ObjectStore, Op, Query, Request};
 use blockyard_rados::encoding::Fsid;
@@ -118,6 +119,30 @@ impl<D: Disk> DirStore<D> {
         self.store.take_over()
     }
 
+    /// Does something to an object, as somebody else.
+    #[cfg(test)]
+    pub(crate) fn operate_as(
+        &self,
+        caller: &Caller,
+        object: &ObjectName,
+        request: &Request,
+    ) -> Result<Vec<Answer>> {
+        *self.store.acting.lock() = Some(caller.clone());
+        let done = self.operate_blocking(object, request);
+        *self.store.acting.lock() = None;
+        done
+    }
+
+    #[cfg(test)]
+    pub(crate) fn create_snapshot_blocking(&self) -> Result<u64> {
+        self.store.create_snapshot()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn remove_snapshot_blocking(&self, id: u64) -> Result<()> {
+        self.store.remove_snapshot(id)
+    }
+
     /// How many have it, those included that do something on threads that nobody waits for.
     #[cfg(test)]
     pub(crate) fn users(&self) -> usize {
@@ -144,6 +169,22 @@ impl<D: Disk> ObjectStore for DirStore<D> {
 
     fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    fn caller(&self) -> Caller {
+        self.store.caller()
+    }
+
+    async fn fence(&self, client: &Caller) -> Result<()> {
+        let session = client.client.number;
+        self.elsewhere(move |store| {
+            if store.store.lives(session)? {
+                return Err(Errno::BUSY.into());
+            }
+            // What it wrote before it died is flushed by whoever comes after it.
+            store.take_over_blocking()
+        })
+        .await
     }
 
     fn unique(&self) -> Result<u64> {

@@ -22,7 +22,8 @@ impl<S: ObjectStore> Image<S> {
         let features = self.header.features.difference(Features::OPERATIONS);
         let size = snapshot.image_size;
         let options = CreateOptions { size, layout: self.header.layout, features };
-        let id = create_id(into, name, &options).await?;
+        let data_pool = self.header.data_pool;
+        let id = create_id(into, data_pool, name, &options).await?;
         if size == 0 {
             return Ok(());
         }
@@ -174,7 +175,15 @@ impl<S: ObjectStore> Image<S> {
             w.u64(parent.snapshot);
             w.put(&child);
         });
-        may_be_gone(tell(&store, &names::header(&parent.image), vec![detach]).await)
+        may_be_gone(tell(&store, &names::header(&parent.image), vec![detach]).await)?;
+        // A clone of version 1 is in an object of its own pool.
+        let remove = method("remove_child", |w| {
+            w.i64(parent.pool);
+            w.string(&parent.image);
+            w.u64(parent.snapshot);
+            w.string(&self.id);
+        });
+        may_be_gone(tell(&self.store, &names::CHILDREN.into(), vec![remove]).await)
     }
 
     /// The names of images by ids are in the directory; a clone's parent is opened by id.
