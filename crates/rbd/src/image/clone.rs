@@ -77,7 +77,11 @@ impl<S: ObjectStore> Image<S> {
     pub(super) async fn copy_up(&self, number: u64, ops: Vec<Op>) -> Result<()> {
         let data = self.of_parent(number).await?;
         let object = self.data_object(number);
-        let copy = Op::exec("rbd", "copyup", data);
+        // An OSD makes no object of a copy of nothing.
+        let copy = match data.is_empty() {
+            true => Op::create(false),
+            false => Op::exec("rbd", "copyup", data),
+        };
         if self.header.context.snaps.is_empty() {
             let ops = [vec![copy], ops].concat();
             return self.write_object(&object, ops).await;
