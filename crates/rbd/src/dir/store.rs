@@ -128,6 +128,20 @@ impl<D: Disk> Store<D> {
         self.note(self.clear_after_the_dead())
     }
 
+    /// This process' number.
+    pub(super) const fn session(&self) -> u32 {
+        self.session
+    }
+
+    /// The numbers of the other processes that have the store open, or had it and were killed.
+    pub(super) fn others(&self) -> Result<Vec<u32>> {
+        let transaction = self.begin_read()?;
+        let sessions = transaction.page(SESSIONS, &[], &[], u64::MAX)?;
+        let sessions = sessions.values.keys().map(|key| leading_number(key));
+        let sessions = sessions.filter_map(|session| u32::try_from(session).ok());
+        Ok(sessions.filter(|session| *session != self.session).collect())
+    }
+
     /// Whether the process with a number has the store open.
     pub(super) fn lives(&self, session: i64) -> Result<bool> {
         let Ok(session) = u64::try_from(session) else { return Ok(false) };
