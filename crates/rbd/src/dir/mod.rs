@@ -11,6 +11,7 @@
 mod disk;
 mod errors;
 mod files;
+mod overlap;
 mod peers;
 mod record;
 mod store;
