@@ -18,6 +18,7 @@ pub mod dir;
 mod error;
 pub mod format;
 pub mod image;
+pub mod live;
 pub mod store;
 
 pub use error::{Error, ErrorKind, Result};

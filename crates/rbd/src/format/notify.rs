@@ -457,7 +457,7 @@ mod tests {
             (Message::Other { op: 18 }, 18, Vec::new()),
         ] {
             let mut bytes = vec![7, 7];
-            bytes.extend((fields.len() as u32 + 4).to_le_bytes());
+            bytes.extend(u32::try_from(fields.len() + 4).unwrap().to_le_bytes());
             bytes.extend([op, 0, 0, 0]);
             bytes.extend(fields);
             assert_eq!(encoded(&message), bytes, "{message:?}");
