@@ -4,8 +4,9 @@ use super::SnapshotNamespace;
 use blockyard_rados::Result;
 use blockyard_rados::encoding::{Decode, Encode, Reader, Writer};
 
-/// The version that is written, and from which on that can be read.
+/// The version that is written, and the one from which on readers take it: Ceph's take nothing that says more.
 const VERSION: u8 = 7;
+const COMPAT: u8 = 1;
 /// From this version on, requests of snapshots say of what kind, and all requests may have a number.
 const WITH_NAMESPACE: u8 = 6;
 const WITH_REQUEST: u8 = 7;
@@ -196,7 +197,7 @@ fn put_snapshot(
 
 impl Encode for Message {
     fn encode(&self, writer: &mut Writer) {
-        writer.versioned(VERSION, VERSION, |w| match self {
+        writer.versioned(VERSION, COMPAT, |w| match self {
             Self::AcquiredLock(client) => {
                 w.u32(op::ACQUIRED_LOCK);
                 w.put(client);
@@ -456,7 +457,7 @@ mod tests {
             (work(Work::Rename { name: "foo".into() }), 14, [&name[..], request].concat()),
             (Message::Other { op: 18 }, 18, Vec::new()),
         ] {
-            let mut bytes = vec![7, 7];
+            let mut bytes = vec![7, 1];
             bytes.extend(u32::try_from(fields.len() + 4).unwrap().to_le_bytes());
             bytes.extend([op, 0, 0, 0]);
             bytes.extend(fields);

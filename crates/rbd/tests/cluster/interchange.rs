@@ -70,7 +70,7 @@ impl Ours {
 fn seed() -> u64 {
     let seed = std::env::var("BLOCKYARD_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(rand::random);
-    println!("BLOCKYARD_SEED={seed}");
+    eprintln!("BLOCKYARD_SEED={seed}");
     seed
 }
 
