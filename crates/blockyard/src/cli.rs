@@ -4,6 +4,7 @@ pub mod logging;
 mod rados;
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -263,6 +264,9 @@ pub struct ServeArgs {
     /// Memory for requests and replies of all NBD clients together [default: 256M].
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<String>,
+    /// Serve metrics for Prometheus over HTTP, as 127.0.0.1:9660; repeatable.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Vec<SocketAddr>,
     /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,

@@ -122,7 +122,7 @@ fn described(
         assert_eq!(text, "", "{place}");
         return (status, Value::Null);
     };
-    if content.contains_key("text/plain") {
+    if !content.contains_key("application/json") {
         return (status, text.into());
     }
     let value: Value =
@@ -161,6 +161,9 @@ fn the_document_describes_what_is_asked_and_answered() {
     let seen = [
         (("GET", "/v1/daemon", "/v1/daemon"), None, 200),
         (("GET", "/v1/diskstats", "/v1/diskstats"), None, 200),
+        (("GET", "/metrics", "/metrics"), None, 200),
+        (("GET", "/livez", "/livez"), None, 200),
+        (("GET", "/readyz", "/readyz"), None, 200),
         (("GET", "/v1/partitions", "/v1/partitions"), None, 200),
         (("GET", "/v1/disks", "/v1/disks"), None, 200),
         (("GET", "/v1/disks/a", disk), None, 200),

@@ -167,7 +167,8 @@ fn a_full_disk_says_where() {
 }
 
 /// A server that is so slow that a copy from it can be stopped midway: half a second for each request, sixteen at a
-/// time. (The delay filter of nbdkit 1.32 aborts the server if a client is killed while it sleeps.)
+/// time. nbdkit 1.32 may abort when a client goes that waits for answers (`raw_send_socket: Assertion`): whoever stops one
+/// starts the server anew.
 fn slow(socket: &Path, source: &str, len: u64) -> Guard {
     let size = format!("get_size=echo {len}");
     let dd = "iflag=skip_bytes,count_bytes bs=1M status=none";
@@ -193,7 +194,8 @@ fn start_copy(place: &Place, args: &[&str]) -> Guard {
 fn a_copy_that_was_killed_or_interrupted_goes_on() {
     let place = Place::new();
     fs::write(place.path("source"), noise(96 << 20, 7)).unwrap();
-    let _server = slow(&place.path("slow"), &place.text("source"), 96 * MIB);
+    let start = || slow(&place.path("slow"), &place.text("source"), 96 * MIB);
+    let server = start();
     let uri = format!("{}&connections=1", unix("", &place.path("slow")));
     let args = [&uri, "./target", "--resume", "journal", "--threads", "1"].map(AsRef::as_ref);
     let mut killed = start_copy(&place, &args);
@@ -203,6 +205,8 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
     // Another copy does not take it.
     let other = place.run(&["copy", "./source", "./target", "--resume", "journal"]);
     other.code(1).contains(&["journal of another copy"]);
+    drop(server);
+    let server = start();
     let mut child = start_copy(&place, &args);
     // It has written more down than was there.
     while fs::read_to_string(place.path("journal")).unwrap() == first {
@@ -222,6 +226,8 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
         said.contains("interrupted after") && said.contains("run the same command again"),
         "{said}"
     );
+    drop(server);
+    let _server = start();
     let all = [&["copy"], &args[..], &["--json"]].concat();
     let copied = place.run(&all).code(0).json();
     assert!(copied["resumed"].as_u64().unwrap() > 0);

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod job;
 pub mod lab;
 pub mod paths;
+mod places;
 mod processes;
 pub mod run;
 pub mod setup;

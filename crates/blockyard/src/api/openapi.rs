@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::routes::{self, Served};
 use crate::disks::{self, OptionSpec, ValueKind};
 use crate::exports;
+use crate::metrics;
 
 /// Something that can be asked for.
 pub(super) struct Operation {
@@ -26,6 +27,7 @@ enum Told {
     Nothing,
     Text,
     Events,
+    Metrics,
     Any,
     One(&'static str),
     List(&'static str),
@@ -68,6 +70,33 @@ pub(super) static OPERATIONS: &[Operation] = &[
         body: None,
         answers: &[(200, Told::Text)],
         route: || get(routes::partitions),
+    },
+    Operation {
+        method: "get",
+        path: "/metrics",
+        summary: "Metrics for Prometheus (OpenMetrics text)",
+        query: &["clients"],
+        body: None,
+        answers: &[(200, Told::Metrics)],
+        route: || get(routes::metrics),
+    },
+    Operation {
+        method: "get",
+        path: "/livez",
+        summary: "200 while the daemon answers",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Text)],
+        route: || get(routes::livez),
+    },
+    Operation {
+        method: "get",
+        path: "/readyz",
+        summary: "200 while the daemon serves, 503 once it is shutting down",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Text)],
+        route: || get(routes::readyz),
     },
     Operation {
         method: "get",
@@ -201,6 +230,11 @@ fn in_json(schema: &Value) -> Value {
 }
 
 impl Operation {
+    /// Whether anybody may ask for it who reaches an address for metrics.
+    pub(super) fn is_open(&self) -> bool {
+        !self.path.starts_with("/v1/")
+    }
+
     fn described(&self) -> Value {
         let names =
             self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
@@ -214,6 +248,8 @@ impl Operation {
                                 "description": "allow shrinking" }),
             "If-None-Match" => json!({ "name": name, "in": "header", "schema": { "const": "*" },
                                        "description": "`*`: only if the name is unused; else 412" }),
+            "clients" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
+                                 "description": "include a series per NBD client" }),
             _ => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                          "description": "save the change to the yard.toml of the daemon" }),
         });
@@ -222,6 +258,9 @@ impl Operation {
             let content = match told {
                 Told::Nothing => None,
                 Told::Text => Some(json!({ "text/plain": { "schema": { "type": "string" } } })),
+                Told::Metrics => {
+                    Some(json!({ metrics::MEDIA_TYPE: { "schema": { "type": "string" } } }))
+                }
                 Told::Events => {
                     Some(json!({ "text/event-stream": { "schema": reference("Event") } }))
                 }

@@ -16,6 +16,7 @@ use super::request::{self, Query, WantedDisk};
 use super::{Attached, MAX_LISTENERS, MAX_REQUEST, openapi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports;
+use crate::metrics;
 use crate::yard::Yard;
 use crate::yard::changes::Outcome;
 use crate::yard::config::save::Edit;
@@ -46,6 +47,15 @@ pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
         })
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(Served { yard, attached, listeners: Arc::new(Semaphore::new(MAX_LISTENERS)) })
+}
+
+/// Those that only look at how it goes, for whoever may reach an address.
+pub(crate) fn metrics_router(yard: Arc<Yard>) -> Router {
+    let mut router = Router::new();
+    for operation in openapi::OPERATIONS.iter().filter(|it| it.is_open()) {
+        router = router.route(operation.path, (operation.route)());
+    }
+    router.with_state(Served { yard, attached: None, listeners: Arc::new(Semaphore::new(0)) })
 }
 
 fn nothing_there(path: &str) -> Refusal {
@@ -159,6 +169,26 @@ pub(super) async fn diskstats(State(served): State<Served>) -> String {
 
 pub(super) async fn partitions(State(served): State<Served>) -> String {
     served.yard.layer().proc_partitions()
+}
+
+pub(super) async fn metrics(
+    State(served): State<Served>,
+    RawQuery(query): RawQuery,
+) -> Answer<Response> {
+    let clients = Query::parse(query.as_deref(), &["clients"])?.flag("clients")?;
+    let text = metrics::text(&served.yard, clients);
+    Ok(([(header::CONTENT_TYPE, metrics::MEDIA_TYPE)], text).into_response())
+}
+
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+pub(super) async fn readyz(State(served): State<Served>) -> (StatusCode, &'static str) {
+    if served.yard.is_ending() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+    }
+    (StatusCode::OK, "ok\n")
 }
 
 pub(super) async fn disks(State(served): State<Served>) -> impl IntoResponse {

@@ -49,6 +49,9 @@ pub(super) fn ready(daemon: &Daemon) {
         let uri = uri_for(daemon, std::slice::from_ref(&address), "");
         term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
     }
+    for address in daemon.metrics_addresses() {
+        term::tell(format_args!("metrics at http://{address}/metrics"));
+    }
     for export in &daemon.plan().exports {
         if let Some(path) = export.settings.socket() {
             let (disk, kind) = (&export.disk, export.kind.name);
@@ -168,6 +171,7 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         }
         plan.exports.push(export);
     }
+    plan.metrics.clone_from(&args.metrics);
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
 }

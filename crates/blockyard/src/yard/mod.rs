@@ -180,6 +180,17 @@ impl Yard {
         self.inside.read().disk(name).map(|disk| Arc::clone(&disk.open))
     }
 
+    /// All that are open, by their names.
+    pub(crate) fn open_disks(&self) -> Vec<(String, Arc<OpenDisk>)> {
+        let inside = self.inside.read();
+        inside.disks.iter().map(|disk| (disk.name.clone(), Arc::clone(&disk.open))).collect()
+    }
+
+    /// Whether its end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.inside.read().is_closed
+    }
+
     /// Changes can be saved to that file.
     pub fn keep_in(&self, file: PathBuf) {
         // It is one file from the beginning to the end.

@@ -1,6 +1,7 @@
 //! What a daemon is to do, checked: names are given and unique, every export has its disk.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub struct YardPlan {
     pub exports: Vec<ExportPlan>,
     /// Where and how NBD is spoken.
     pub nbd: NbdPlan,
+    /// Where metrics are served over TCP.
+    pub metrics: Vec<SocketAddr>,
     /// Queue threads.
     pub threads: usize,
     /// How long the end may take.
@@ -92,6 +95,7 @@ impl YardPlan {
             disks,
             exports: Vec::new(),
             nbd: NbdPlan::default(),
+            metrics: Vec::new(),
             threads: QueueThreads::default_count(),
             grace: Self::GRACE,
             file: None,

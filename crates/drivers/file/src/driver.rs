@@ -1,5 +1,6 @@
 //! The driver: it opens a file and gives each hardware queue its share of it.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -7,8 +8,9 @@ use blockyard_blkmq::{
     Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, FailedFlush, HctxHandle, InFlight,
     Request, Timeout,
 };
+use blockyard_buf::PagePool;
 use blockyard_sys::lock::Lock;
-use blockyard_sys::{Files, IoEngine, Pool as Threads, uring};
+use blockyard_sys::{Files, IoEngine, Pool as Threads, page_cache, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
@@ -58,6 +60,7 @@ impl File {
         let align = |pick: fn(&blockyard_sys::direct::Alignment) -> u32| {
             opened.alignment.as_ref().map_or(1, pick) as usize
         };
+        let has_pages = !config.direct && page_cache::is_known(opened.files.data.as_fd());
         let context = Context {
             is_block_device: opened.is_block_device,
             block: block.into(),
@@ -67,6 +70,7 @@ impl File {
                 .max(align(|alignment| alignment.offset) as u64),
             file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
+            pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };
         let file = Self {

@@ -194,6 +194,14 @@ impl Cluster {
         self.engine.state.lock().client.session().map(|session| session.own)
     }
 
+    /// Waits until nobody has a part of the cluster any more, and OSDs have been told of the end of watches. This future is
+    /// no part of it.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut engine = self.engine.subscribe();
+        // Its sender is the machine's, and goes with it.
+        async move { while engine.changed().await.is_ok() {} }
+    }
+
     /// How many connections to OSDs there are.
     #[must_use]
     pub fn osd_connections(&self) -> usize {

@@ -321,6 +321,11 @@ impl Engine {
         }
     }
 
+    /// The epochs of maps, until the machine is gone.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u32> {
+        self.epoch.subscribe()
+    }
+
     /// Waits for a map of at least this epoch.
     pub(super) async fn wait_for_map(&self, epoch: u32) -> Result<()> {
         let mut epochs = self.epoch.subscribe();

@@ -43,8 +43,13 @@ const PROTOCOLS: &[&str] = &[
     "crates/rados/src",
     "crates/rbd/src",
 ];
-/// The one folder of a protocol's crate that drives the rest with sockets, files and time.
-const SHELLS: &[&str] = &["crates/rados/src/net/", "crates/rbd/src/dir/"];
+/// The folders of a protocol's crate that drive the rest with sockets, files, tasks and time.
+const SHELLS: &[&str] = &[
+    "crates/rados/src/net/",
+    "crates/rbd/src/dir/",
+    "crates/rbd/src/live/",
+    "crates/rbd/src/store/rados/",
+];
 const OUTSIDE_WORLD: &[&str] = &[
     // Each by itself, so that what follows is seen.
     "use std::{",

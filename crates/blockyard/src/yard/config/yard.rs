@@ -1,6 +1,7 @@
 //! What a yard.toml means: its tables, key by key.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub(super) fn check(
     let mut taken = Taken::default();
     let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, &mut taken, found));
     let exports = exports(&mut top, &disks, base, &mut taken, found);
+    let metrics = top.table("metrics", "[metrics]", found).map(|table| metrics(table, found));
     let threads = top.table("threads", "[threads]", found);
     let (threads, grace) = threads.map_or((None, None), |table| threads_table(table, found));
     top.finish(found);
@@ -76,6 +78,7 @@ pub(super) fn check(
         .or_else(|| exports.iter().find(|it| of_nbd(it)).map(|export| export.name.clone()));
     plan.exports = exports;
     plan.nbd = nbd;
+    plan.metrics = metrics.unwrap_or_default();
     plan.threads = threads.unwrap_or(plan.threads);
     plan.grace = grace.unwrap_or(plan.grace);
     Some(plan)
@@ -496,6 +499,25 @@ fn tls(
     let (certificate, key) = (needed(certificate, "certificate"), needed(key, "key"));
     let files = TlsFiles { certificate: certificate?, key: key?, client_ca: client_ca.map(path) };
     Some((mode, TlsIdentity::Certificate(files)))
+}
+
+fn metrics(mut table: Taker<'_, '_>, found: &mut Vec<Mistake>) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for address in table.texts("listen", found) {
+        match address.value.parse() {
+            Ok(parsed) => addresses.push(parsed),
+            Err(_) => {
+                let what = format!("{:?} is not an IP address and port", address.value);
+                found.push(Mistake::new(
+                    address.at,
+                    what,
+                    "write it as 127.0.0.1:9660 or [::1]:9660",
+                ));
+            }
+        }
+    }
+    table.finish(found);
+    addresses
 }
 
 fn threads_table(
