@@ -264,7 +264,7 @@ pub struct ServeArgs {
     /// Memory for requests and replies of all NBD clients together [default: 256M].
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<String>,
-    /// Serve metrics for Prometheus over HTTP, as 127.0.0.1:9660; repeatable.
+    /// Serve Prometheus metrics over HTTP on this address, e.g. 127.0.0.1:9660. Repeatable.
     #[arg(long, value_name = "ADDR")]
     pub metrics: Vec<SocketAddr>,
     /// Queue threads [default: one per CPU].
