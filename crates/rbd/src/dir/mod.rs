@@ -11,6 +11,7 @@
 mod disk;
 mod errors;
 mod files;
+mod owner;
 mod record;
 mod store;
 mod subject;
@@ -21,6 +22,7 @@ mod watch;
 pub(crate) mod tests;
 
 pub use disk::{Directory, Disk, DiskFile};
+pub use owner::Owned;
 pub use watch::DirWatch;
 
 use crate::error::{Error, Result};

@@ -123,6 +123,10 @@ impl<D: Disk> Store<D> {
         self.note(self.clear_after_the_dead())
     }
 
+    pub(super) const fn disk(&self) -> &D {
+        &self.files.disk
+    }
+
     /// The store's identity.
     pub(super) const fn id(&self) -> Fsid {
         self.id

@@ -4,6 +4,7 @@
 //! beside each other. Nothing here takes the image's lock: whoever owns an image to write it sees to it that nobody else
 //! does. The map of objects is its owner's: one who only reads does not believe it, as it changes behind his back.
 
+mod allocation;
 mod clone;
 mod create;
 mod header;
@@ -15,6 +16,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use allocation::Allocated;
 pub use create::{CreateOptions, create, list, remove};
 
 use crate::error::{Error, Result};
