@@ -6,7 +6,8 @@
 //! - [`class`]: the methods of the classes `rbd` and `lock`, which OSDs run beside their objects: without I/O, for
 //!   stores that are no cluster;
 //! - [`dir`]: a store in a directory;
-//! - [`image`]: images: reading and writing, snapshots, clones, over any store.
+//! - [`image`]: images: reading and writing, snapshots, clones, over any store;
+//! - [`stream`]: images and what changed in them as streams of bytes, as `rbd export` and `rbd export-diff` write them.
 //!
 //! Encodings and results of operations are those of `blockyard-rados`: what a cluster answers and what a directory
 //! answers are the same types.
@@ -18,5 +19,6 @@ mod error;
 pub mod format;
 pub mod image;
 pub mod store;
+pub mod stream;
 
 pub use error::{Error, ErrorKind, Result};
