@@ -7,17 +7,29 @@
 mod allocation;
 mod clone;
 mod create;
+mod details;
+mod diff;
 mod header;
 mod io;
+mod maintain;
 mod map;
+mod metadata;
+pub mod namespace;
+mod naming;
+mod protection;
 mod resize;
 mod snapshot;
+pub mod trash;
 
 #[cfg(test)]
 mod tests;
 
 pub use allocation::Allocated;
 pub use create::{CreateOptions, create, list, remove};
+pub use details::{ParentNames, Times, name_of};
+pub use diff::{Changed, Diff, DiffOptions};
+pub use maintain::MapState;
+pub use naming::{find, rename};
 
 use crate::error::{Error, Result};
 use crate::format::{Features, ObjectMap, names};
