@@ -1,5 +1,5 @@
 //! Requests to one object at once.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::vec_box, reason = "tests")]
 
 mod common;
 
