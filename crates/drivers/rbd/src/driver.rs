@@ -35,8 +35,8 @@ pub(crate) struct Shared<S: ObjectStore> {
 }
 
 impl<S: ObjectStore> Rbd<S> {
-    /// A driver of an image that was opened, and is [owned](Image::own) if it is to be written. `name` is for messages; `guard` is
-    /// dropped with the driver. `queue_threads` are the runtimes that requests are served on; each must be driven.
+    /// A driver of an image that was opened, and is [owned](Image::own) if it is to be written. `name` is for messages; `guard`
+    /// is dropped with the driver. `queue_threads` are the runtimes that requests are served on; each must be driven.
     ///
     /// # Panics
     /// If there are no queue threads.

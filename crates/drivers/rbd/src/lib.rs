@@ -1,11 +1,11 @@
 //! A disk in an RBD image, or in a snapshot of one, on any store of objects.
 //!
-//! The block layer cuts reads, writes and write-zeroes where objects end (`chunk_sectors`), so that a request is one operation on one
-//! object, and joins them again; a discard may be of several objects, one after the other.
+//! The block layer cuts reads, writes and write-zeroes where objects end (`chunk_sectors`), so that a request is one operation
+//! on one object, and joins them again; a discard may be of several objects, one after the other.
 //!
 //! A request is a task on the runtime of its queue thread, which polls the store's futures and never waits itself. What waits
-//! does so where the store says: a cluster's answers come over sockets of that runtime or another; a directory's reads, commits and
-//! syncs are made by the runtime's threads for what blocks, of which there are as many as requests are out. A worker for each
+//! does so where the store says: a cluster's answers come over sockets of that runtime or another; a directory's reads, commits
+//! and syncs are made by the runtime's threads for what blocks, of which there are as many as requests are out. A worker for each
 //! image, as other drivers of libraries that block have it, would do one thing at a time: a commit waits for the disk, and
 //! reads would wait with it.
 //!

@@ -74,7 +74,8 @@ impl<S: ObjectStore> Image<S> {
         Self::open_id(&self.store, self.id.clone(), snapshot, 0).await
     }
 
-    /// Gives back the space of what is zeroes: ranges of at least `least` bytes, which divide an object. How many bytes those are.
+    /// Gives back the space of what is zeroes: ranges of at least `least` bytes, which divide an object. How many bytes those
+    /// are.
     ///
     /// # Errors
     /// EROFS if it is not owned; EINVAL for a size that does not divide an object; those of the store.

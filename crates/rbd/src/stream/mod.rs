@@ -1,5 +1,5 @@
-//! Images as streams of bytes: diffs (ceph: `doc/dev/rbd-diff.rst`, versions 1 and 2), and whole images with their snapshots (ceph:
-//! `doc/dev/rbd-export.rst`, `src/tools/rbd/action/Export.cc`: export format 2). Records come from whatever can be read, and
+//! Images as streams of bytes: diffs (ceph: `doc/dev/rbd-diff.rst`, versions 1 and 2), and whole images with their snapshots
+//! (ceph: `doc/dev/rbd-export.rst`, `src/tools/rbd/action/Export.cc`: export format 2). Records come from whatever can be read, and
 //! go wherever bytes go; lengths are not believed before as many bytes have come.
 
 mod diff;
@@ -55,7 +55,8 @@ fn skip(input: &mut impl Read, count: u64) -> Result<()> {
 }
 
 fn banner(input: &mut impl Read, expected: &[u8], what: &str) -> Result<()> {
-    let found = bytes(input, expected.len() as u64, expected.len() as u64)?;
+    let mut found = Vec::new();
+    input.take(expected.len() as u64).read_to_end(&mut found).map_err(cut)?;
     if found == expected { Ok(()) } else { Err(Error::damaged(format!("this is no {what}"))) }
 }
 
