@@ -20,7 +20,7 @@ fn history(yard: &Yard) -> [Vec<u8>; 3] {
     yard.image(&["snap", "protect", "a@two"]);
     let two = bytes.clone();
     bytes[5 << 20..][..4096].copy_from_slice(&noise(4096, 3));
-    put(yard, &bytes, &[5 << 20..(5 << 20) + 4096]);
+    put(yard, &bytes, &[5 << 20..(5 << 20) + 2048, (5 << 20) + 2048..(5 << 20) + 4096]);
     [one, two, bytes]
 }
 
