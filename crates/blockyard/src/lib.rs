@@ -12,6 +12,7 @@ pub mod disks;
 pub mod error;
 pub mod exports;
 mod images;
+pub mod metrics;
 pub mod text;
 pub mod tools;
 pub mod yard;

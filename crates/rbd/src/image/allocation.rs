@@ -61,7 +61,7 @@ impl<S: ObjectStore> Image<S> {
     /// Bytes that the store has of an object; `None` if it is not there.
     pub(super) async fn object_size(&self, number: u64) -> Result<Option<u64>> {
         let request = Request::Read { snap: self.snap, ops: vec![Query::Stat.into()] };
-        match self.store.operate(&self.data_object(number), request).await {
+        match self.data.operate(&self.data_object(number), request).await {
             Err(error) if error.is_not_found() => Ok(None),
             answers => match answers?.into_iter().next() {
                 Some(Answer::Stat(stat)) => Ok(Some(stat.size)),

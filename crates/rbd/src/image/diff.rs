@@ -223,7 +223,7 @@ impl<S: ObjectStore> Image<S> {
     /// Asks the store for an object's clones.
     async fn ask_for_change(&self, object: u64, options: &DiffOptions) -> Result<ObjectChange> {
         let request = Request::read(vec![Query::Snapshots.into()]);
-        let answers = self.store.operate(&self.data_object(object), request).await;
+        let answers = self.data.operate(&self.data_object(object), request).await;
         let snapshots = match answers {
             Err(error) if error.is_not_found() => return Ok(ObjectChange::default()),
             answers => match answers?.into_iter().next() {

@@ -9,7 +9,7 @@ use std::io::Read;
 pub const MAX_METADATA: u64 = 4 << 20;
 
 const BANNER: &[u8] = b"rbd image v2\n";
-const DIFFS_BANNER: &[u8] = b"rbd image diffs v1\n";
+const DIFFS_BANNER: &[u8] = b"rbd image diffs v2\n";
 const ORDER: u8 = b'O';
 const FEATURES: u8 = b'T';
 const STRIPE_UNIT: u8 = b'U';

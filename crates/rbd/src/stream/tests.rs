@@ -58,7 +58,7 @@ fn golden_diff_v2() {
     assert_eq!(records(newer).unwrap(), []);
 }
 
-/// doc/dev/rbd-export.rst; the banner of the diffs: src/tools/rbd/Utils.h.
+/// doc/dev/rbd-export.rst; the banner of the diffs is not in it (ceph: src/tools/rbd/Utils.h, RBD_IMAGE_DIFFS_BANNER_V2).
 #[test]
 fn golden_export() {
     let header = ExportHeader {
@@ -71,7 +71,7 @@ fn golden_export() {
     let bytes =
         b"rbd image v2\nO\x08\0\0\0\0\0\0\0\x16\0\0\0\0\0\0\0T\x08\0\0\0\0\0\0\0\x3d\0\0\0\0\0\0\0\
         U\x08\0\0\0\0\0\0\0\0\0\x40\0\0\0\0\0C\x08\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\
-        M\x0b\0\0\0\0\0\0\0\x01\0\0\0k\x02\0\0\0v1Erbd image diffs v1\n\x02\0\0\0\0\0\0\0";
+        M\x0b\0\0\0\0\0\0\0\x01\0\0\0k\x02\0\0\0v1Erbd image diffs v2\n\x02\0\0\0\0\0\0\0";
     let mut out = Vec::new();
     header.put(&mut out);
     put_diff_count(&mut out, 2);

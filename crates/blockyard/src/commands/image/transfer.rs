@@ -96,7 +96,7 @@ async fn export_all(
     let (unit, count) = image.layout().stripes();
     let header = ExportHeader {
         order: Some(image.layout().order().into()),
-        features: Some(image.features().bits()),
+        features: Some(image.features().difference(Features::INTERNAL).bits()),
         stripe_unit: Some(unit),
         stripe_count: Some(count),
         metadata: image.metadata().await.map_err(cannot("read the notes of", spec))?,
