@@ -6,7 +6,7 @@ use crate::{Yard, text};
 #[test]
 fn images_come_change_and_go() {
     let yard = Yard::new();
-    yard.try_image(&["ls"]).code(1).contains(&["there is no object store here"]);
+    yard.try_image(&["ls"]).code(1).contains(&["no object store here"]);
     yard.try_image(&["create", "a", "-s", "1x"]).code(64).contains(&["--size"]);
     yard.try_image(&["create", "a@s", "-s", "1"]).code(64).contains(&["is a snapshot"]);
     yard.image(&["create", "a", "--size", "10"]);
