@@ -21,5 +21,5 @@ pub use guest::{Access, GuestMemory, GuestView, RegionSpec, SharedMapping};
 pub use mapping::{Mapping, PAGE_SIZE};
 pub use pool::{Buffer, Pool, PoolLimits};
 pub use segment::{Segment, Segments, ZERO_RUN, copy_segments, total_len};
-pub use sigbus::{lose, losses, probe};
+pub use sigbus::losses;
 pub use words::SharedWords;
