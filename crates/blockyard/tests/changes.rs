@@ -118,7 +118,7 @@ fn a_disk_that_is_there_already_is_told_from_a_new_one() {
 fn of_several_settings_all_are_made_or_none() {
     let daemon = Daemon::serve(&["ram:8M?name=a"]);
     for (wanted, part) in [
-        (json!({ "read_only": true, "size": "1M" }), "would be less"),
+        (json!({ "read_only": true, "size": "1M" }), "cannot shrink"),
         (json!({ "read_only": true, "size": 8_388_609 }), "not a multiple"),
     ] {
         let (status, answer) = ask(&daemon, "PATCH", "/v1/disks/a", "", &wanted);
