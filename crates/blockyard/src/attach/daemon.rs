@@ -61,7 +61,7 @@ fn enter_write_back_path() {
     let done = [("set the io flusher state", set_io_flusher()), ("lock memory", lock_memory())];
     for (what, result) in done {
         if let Err(err) = result {
-            tracing::info!(%err, "cannot {what}: where memory is short, write-back may wait for itself");
+            tracing::info!(%err, "cannot {what}: write-back may deadlock when memory is short");
         }
     }
 }
@@ -97,7 +97,7 @@ impl Attached {
         let bdev = server
             .disk()
             .open(None, mode)
-            .map_err(|err| Error::failed("the disk cannot be opened").caused_by(err))?;
+            .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
         let below = Below {
             bdev: Arc::new(bdev),
             threads: server.yard.threads(),
@@ -246,7 +246,7 @@ impl Attached {
                     }
                 }
                 // Whoever has started us is gone; who uses the disk is not.
-                _ = hang_up.recv() => tracing::info!("a hang-up ends nothing here"),
+                _ = hang_up.recv() => tracing::info!("SIGHUP ignored"),
                 Some(answer) = asked.recv() => {
                     let result = self.detach().await;
                     let detached = result.is_ok();
@@ -258,9 +258,9 @@ impl Attached {
                 }
                 () = gone(&mut self.attachment) => {
                     let path = self.record.path();
-                    term::tell(format_args!("{path} was taken away by another process: its disk is flushed and closed"));
+                    term::tell(format_args!("{path} was removed by another process: its disk is flushed and closed"));
                     if let Err(err) = self.detach().await {
-                        tracing::warn!(%err, "what is left of it stays");
+                        tracing::warn!(%err, "cannot remove the rest of the device");
                     }
                     return End::Detached;
                 }
@@ -270,13 +270,13 @@ impl Attached {
                         term::tell(format_args!("it waits for: blockyard recover {}", self.record.path()));
                         return End::HandedOver;
                     }
-                    term::tell("it is served until nobody uses it any more");
+                    term::tell("serving it until it is unused");
                 }
                 now = follow.changed() => {
                     let before = std::mem::replace(&mut state, now);
                     self.record.note(before, now);
                     if let Err(err) = self.save().await {
-                        tracing::warn!(%err, "the next daemon will not know its size, and whether it is read-only");
+                        tracing::warn!(%err, "cannot record its size and whether it is read-only");
                     }
                     let read_only = now.read_only;
                     if before.read_only == read_only {
@@ -303,7 +303,7 @@ impl Attached {
             let (store, record) = (self.store.clone(), self.record.clone());
             if let Err(err) = blocking(move || store.forget(&record, &held)).await {
                 // The device is gone: whoever looks next takes it off.
-                tracing::warn!(%err, "it stays on record");
+                tracing::warn!(%err, "cannot remove the attach record");
             }
         }
         Ok(())
@@ -318,10 +318,10 @@ impl Attached {
 /// reason to leave that alone.
 fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Result<()>) {
     if let Err(err) = say() {
-        tracing::warn!(%err, "it is not heard that the disk is attached");
+        tracing::warn!(%err, "cannot report that the disk is attached");
     }
     if let Err(err) = let_go() {
-        tracing::warn!(%err, "cannot leave the starter");
+        tracing::warn!(%err, "cannot detach from the starting process");
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) fn leave(path: String, refused: mpsc::Sender<()>) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
-                Err(err) => tracing::error!(%err, "cannot ask for the end"),
+                Err(err) => tracing::error!(%err, "cannot start `blockyard detach`"),
             }
             if refused.blocking_send(()).is_err() {
                 return;
@@ -50,10 +50,10 @@ pub(super) async fn hand_over(disk: &Arc<Disk>, limit: Duration) {
     std::thread::spawn(move || tell.send(disk.freeze_and_flush()));
     match tokio::time::timeout(limit, told).await {
         Ok(Ok(Status::Ok)) => {}
-        Ok(Ok(status)) => term::tell(format_args!("its disk cannot be flushed: {status}")),
-        Ok(Err(_)) => term::tell("its disk cannot be flushed"),
+        Ok(Ok(status)) => term::tell(format_args!("cannot flush the disk: {status}")),
+        Ok(Err(_)) => term::tell("cannot flush the disk"),
         Err(_) => term::tell(format_args!(
-            "its disk does not answer for {limit:?}, and is left without a flush"
+            "the disk has not answered for {limit:?}; leaving it unflushed"
         )),
     }
 }
@@ -67,7 +67,7 @@ fn while_extending<T>(runtime: &Handle, job: impl FnOnce() -> T) -> T {
 }
 
 pub(super) fn tell_that_it_stays(err: &Error) {
-    term::tell(format_args!("{err}; it is served until nobody uses it any more"));
+    term::tell(format_args!("{err}; serving it until it is unused"));
 }
 
 #[cfg(test)]

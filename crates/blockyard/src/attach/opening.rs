@@ -99,7 +99,7 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
     let (path, uri) = (record.path(), &record.wish.uri);
     if record.identity.is_volatile() {
         let what =
-            format!("what was in {uri} was in the memory of its daemon, and has gone with it");
+            format!("the contents of {uri} were in the memory of the daemon, which has died");
         return Err(Error::failed(format!("cannot recover {path}"))
             .caused_by(Error::failed(what).help(format!("run: blockyard detach --force {path}"))));
     }
@@ -128,13 +128,13 @@ pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
     }
     let (path, uri) = (record.path(), &record.wish.uri);
     let what = if found.is_absent() {
-        format!("{uri} is not there now")
+        format!("{uri} is missing")
     } else {
-        format!("{uri} is another disk now: {found}, where {} was attached", record.identity)
+        format!("{uri} is another disk: {found}, but {} was attached", record.identity)
     };
     Err(Error::failed(format!("cannot recover {path}")).caused_by(
         Error::failed(what).help(
-            "bring the disk back to its place (is its file system mounted?), and recover again",
+            "restore the disk (is its file system mounted?), and recover again",
         ),
     ))
 }
@@ -145,7 +145,7 @@ pub(super) fn check_size(record: &Record, size: u64) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "{} has {size} bytes; {} has {}: it is not the disk that was attached",
+        "{} has {size} bytes; {} has {}: not the disk that was attached",
         record.wish.uri,
         record.path(),
         record.size

@@ -54,7 +54,7 @@ impl Unflushed {
         {
             // It is tried again at the next change.
             state.is_dirty = !is_dirty;
-            tracing::error!(%err, "the next daemon may not know what was not flushed");
+            tracing::error!(%err, "cannot record that writes are unflushed");
         }
     }
 }
@@ -99,9 +99,9 @@ pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -
     let is_dirty = open.tracks_unflushed() && is_dirty(path);
     if is_dirty && open.inherit_unflushed() {
         term::tell(format_args!(
-            "{0} was not flushed when its daemon died, and its server may have lost what was written last: all flushes fail until \
-             it is attached anew; check what is on it, then run: blockyard detach --force {0} (trust_server=1 in the URI, \
-             for a server whose restarts lose nothing)",
+            "{0} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it is attached \
+             again; check its data, then run: blockyard detach --force {0} (if restarts of the server lose nothing: \
+             trust_server=1 in the URI)",
             record.path()
         ));
     }

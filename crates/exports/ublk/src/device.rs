@@ -78,16 +78,16 @@ impl Device {
         wanted.server_mark = config.mark;
         let info = control.add(config.id, &wanted).map_err(|err| {
             let name = config.id.map_or("a ublk device".into(), ublk::disk_path);
-            Error::io(format!("{name} cannot be made"), err)
+            Error::io(format!("cannot create {name}"), err)
         })?;
         let id = info.dev_id;
         let made = control
             .set_params(id, basic, discard)
-            .map_err(|err| Error::io("the kernel does not take the disk's limits", err))
+            .map_err(|err| Error::io("the kernel refused the limits of the disk", err))
             .and_then(|()| serve(info, bdev, queue_threads))
             .and_then(|workers| {
                 let started = control.start(id, std::process::id());
-                started.map_err(|err| Error::io("the kernel does not start its disk", err))?;
+                started.map_err(|err| Error::io("the kernel did not start the disk", err))?;
                 Ok(workers)
             });
         match made {
@@ -112,7 +112,7 @@ impl Device {
         queue_threads: &[Handle],
     ) -> Result<Self, Error> {
         let mut control = open_control()?;
-        let failed = |err| failed(id, "taken over", err);
+        let failed = |err| failed(id, "take over", err);
         end::check(&mut control, id, mark).map_err(failed)?;
         let info = control.info(id).map_err(failed)?;
         if !info.features().contains(Features::USER_RECOVERY) {
@@ -127,7 +127,7 @@ impl Device {
         if info.features().contains(Features::UPDATE_SIZE)
             && let Err(err) = control.update_size(id, params::size(bdev))
         {
-            tracing::warn!(id, %err, "the kernel does not know of the size");
+            tracing::warn!(id, %err, "cannot tell the kernel the new size");
         }
         Ok(Self::running(control, info, bdev, queue_threads, workers))
     }
@@ -180,7 +180,7 @@ impl Device {
     /// What the driver says.
     pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
         let id = self.kept.id;
-        self.kept.stop(&mut self.control).map_err(|err| failed(id, "stopped", err))?;
+        self.kept.stop(&mut self.control).map_err(|err| failed(id, "stop", err))?;
         for worker in self.workers.drain(..) {
             // One that has panicked has said so.
             let _ = runtime.block_on(worker);
@@ -195,7 +195,7 @@ impl Device {
     /// What the driver says.
     pub fn remove(&mut self) -> Result<(), Error> {
         let id = self.kept.id;
-        self.kept.delete(&mut self.control).map_err(|err| failed(id, "removed", err))?;
+        self.kept.delete(&mut self.control).map_err(|err| failed(id, "remove", err))?;
         // Another may have its number from now on.
         self.follow = None;
         Ok(())
@@ -248,7 +248,7 @@ struct Workers {
 fn serve(info: DeviceInfo, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Workers, Error> {
     let id = info.dev_id;
     let failed =
-        |err| Error::io(format!("the queues of {} cannot be set up", ublk::disk_path(id)), err);
+        |err| Error::io(format!("cannot set up the queues of {}", ublk::disk_path(id)), err);
     let device = ublk::Device::open(id).map_err(failed)?;
     let mut workers = Vec::new();
     let (alive, serving) = mpsc::channel(1);
@@ -268,7 +268,7 @@ fn serve(info: DeviceInfo, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result
         fetched.push(told);
     }
     for told in fetched {
-        let gone = |_| io::Error::other("a queue thread has ended");
+        let gone = |_| io::Error::other("a queue thread has exited");
         told.blocking_recv().map_err(gone).and_then(|fetched| fetched).map_err(failed)?;
     }
     Ok(Workers { tasks: workers, serving, file: device })

@@ -86,7 +86,7 @@ fn delete(driver: &mut impl Driver, id: u32, mark: u64) -> io::Result<()> {
 
 /// The error of an end of device `id`.
 pub(crate) fn failed(id: u32, what: &str, err: io::Error) -> Error {
-    Error::io(format!("{} cannot be {what}", blockyard_sys::ublk::disk_path(id)), err)
+    Error::io(format!("cannot {what} {}", blockyard_sys::ublk::disk_path(id)), err)
 }
 
 #[cfg(test)]

@@ -7,8 +7,11 @@
 //! To add a benchmark, write a file with a function that returns its cases (`Case`: contenders, each with a
 //! function that measures it once, and targets), and add a line to `BENCHES`. What is common is in `servers`,
 //! `fio` and `process`.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
 
 mod blkmq;
+pub mod cli;
 mod copy;
 mod crush;
 mod fio;
@@ -24,14 +27,14 @@ mod servers;
 mod vhost_user_blk;
 
 use crate::cli::BenchOptions;
-use crate::paths;
-use crate::run::{capture, cargo};
-use crate::setup::Tools;
 use anyhow::{Context as _, Result, bail};
 use measure::{Case, Measured};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
+use xtask::paths;
+use xtask::run::{capture, cargo};
+use xtask::setup::Tools;
 
 /// One benchmark.
 struct Bench {
@@ -46,7 +49,7 @@ struct Bench {
 }
 
 const BLOCKYARD: (&str, &str) = ("blockyard", "blockyard");
-const CEILING: (&str, &str) = ("xtask", "ceiling");
+const CEILING: (&str, &str) = ("blockyard-bench", "ceiling");
 const VHOST_USER_LOAD: (&str, &str) =
     ("blockyard-export-vhost-user-blk", "examples/vhost_user_load");
 
@@ -165,7 +168,7 @@ pub fn run(options: &BenchOptions) -> Result<()> {
     }
     let chosen = choose(&options.names)?;
     let context = Context {
-        tools: crate::setup::ensure()?,
+        tools: xtask::setup::ensure()?,
         seconds: options.seconds,
         all_peers: options.all_peers,
     };
@@ -199,7 +202,7 @@ fn choose(names: &[String]) -> Result<Vec<&'static Bench>> {
         names.iter().find(|name| BENCHES.iter().all(|bench| bench.name != name.as_str()))
     {
         let known: Vec<_> = BENCHES.iter().map(|bench| bench.name).collect();
-        bail!("there is no benchmark `{unknown}`; the benchmarks are: {}", known.join(" "));
+        bail!("no benchmark `{unknown}`; supported: {}", known.join(" "));
     }
     Ok(BENCHES
         .iter()

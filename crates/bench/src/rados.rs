@@ -9,13 +9,13 @@ use super::measure::{
     CLIENT_CPU, Case, Contender, Goal, IOPS, Metric, P50, P99, PEAK, RATE, Sample, Target, US,
 };
 use super::process::{Usage, watch};
-use crate::run::capture;
 use anyhow::{Context as _, Result};
 use blockyard_lab::ceph::{Cluster, Options};
 use serde_json::Value;
 use std::cell::OnceCell;
 use std::process::Command;
 use std::rc::Rc;
+use xtask::run::capture;
 
 /// fio's engine on librados.
 const LIBRADOS: &str = "librados";

@@ -3,8 +3,8 @@
 use super::Context;
 use super::measure::{Case, Contender, Goal, Metric, Sample, Target, US};
 use super::nbd_light::number;
-use crate::run::{capture, cargo};
 use anyhow::Result;
+use xtask::run::{capture, cargo};
 
 const NS_PER_BIO: Metric = Metric("ns_per_bio_1q");
 const BIOS_1Q: Metric = Metric("bios_per_s_1q");

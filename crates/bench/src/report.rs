@@ -2,8 +2,6 @@
 
 use super::measure::{Case, Measured, Metric, Summary};
 use crate::cli::BenchOptions;
-use crate::paths;
-use crate::run::capture;
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -11,6 +9,8 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
+use xtask::paths;
+use xtask::run::capture;
 
 /// A table for a terminal: a row for each metric of each contender, then the targets.
 pub(super) fn table(bench: &str, case: &Case, all: &[Measured]) -> String {
@@ -111,7 +111,7 @@ pub(super) fn append(bench: &str, record: &Value) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::measure::{Goal, IOPS, Target, US};
+    use crate::measure::{Goal, IOPS, Target, US};
 
     #[test]
     fn the_table_shows_ratios_and_targets() {

@@ -5,10 +5,10 @@ use super::measure::{CLIENT_CPU, Case, Contender, Goal, IOPS, SERVER_CPU, Sample
 use super::process::cpu_time;
 use super::servers::{DISK, DISK_BYTES, Start, blockyard, nbdkit};
 use super::{CEILING, fio};
-use crate::paths;
-use crate::run::capture;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use xtask::paths;
+use xtask::run::capture;
 
 const NBDKIT: &str = "nbdkit";
 const SOCKET: &str = "bare socket";

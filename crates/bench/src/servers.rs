@@ -1,12 +1,12 @@
 //! NBD servers on memory, each behind a unix socket.
 
 use super::Context;
-use crate::child::{Server, fresh_dir};
 use anyhow::Result;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
+use xtask::child::{Server, fresh_dir};
 
 /// The size of the disks that are loaded, as people write it.
 pub(super) const DISK: &str = "1G";

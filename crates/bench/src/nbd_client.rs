@@ -6,8 +6,8 @@ use super::measure::{CLIENT_CPU, Case, Contender, Goal, IOPS, SERVER_CPU, Sample
 use super::nbd_light::number;
 use super::process::cpu_time;
 use super::servers::{DISK, Served, Start, blockyard, nbdkit, proxy};
-use crate::run::capture;
 use anyhow::Result;
+use xtask::run::capture;
 
 const FIO: &str = "fio on libnbd";
 const DIRECT: &str = "direct";

@@ -92,7 +92,7 @@ fn drive(mut socket: UnixStream, load: Load) -> Result<f64> {
 
 fn read_some(socket: &mut UnixStream, buffer: &mut [u8]) -> Result<usize> {
     match socket.read(buffer)? {
-        0 => bail!("the server hung up"),
+        0 => bail!("the server closed the connection"),
         count => Ok(count),
     }
 }

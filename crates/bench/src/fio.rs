@@ -1,10 +1,10 @@
 //! Load by fio: what all engines have in common, and the NBD engine.
 
 use super::Context;
-use crate::run::capture;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::process::Command;
+use xtask::run::capture;
 
 /// The part of the disk that is loaded: larger than any cache of the CPU, small enough to be filled quickly.
 pub(super) const SPAN: &str = "256M";

@@ -1,12 +1,12 @@
 //! What a process has used, from /proc.
 
-use crate::run::shown;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
+use xtask::run::shown;
 
 /// How often a process is looked at while it runs.
 const LOOK: Duration = Duration::from_millis(50);

@@ -3,8 +3,8 @@
 use super::Context;
 use super::measure::{Case, Contender, Goal, Metric, Sample, Target, US};
 use super::nbd_light::number;
-use crate::run::{capture, cargo};
 use anyhow::Result;
+use xtask::run::{capture, cargo};
 
 /// Our mappings per second to those of crushtool.
 const RATIO: Metric = Metric("ratio");

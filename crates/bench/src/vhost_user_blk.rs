@@ -7,14 +7,14 @@ use super::nbd_light::number;
 use super::process::cpu_time;
 use super::servers::{DISK, DISK_BYTES};
 use super::{Context, VHOST_USER_LOAD};
-use crate::child::{Server, fresh_dir};
-use crate::paths;
-use crate::run::capture;
 use anyhow::Result;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
+use xtask::child::{Server, fresh_dir};
+use xtask::paths;
+use xtask::run::capture;
 
 const QEMU: &str = "qemu-storage-daemon";
 const QEMU_URING: &str = "qemu-storage-daemon, io_uring";

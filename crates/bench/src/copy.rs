@@ -5,10 +5,10 @@
 use super::Context;
 use super::measure::{Case, Contender, Goal, RATE, Sample, Target, US};
 use super::servers::nbdkit_of;
-use crate::run::capture;
 use anyhow::Result;
 use std::process::Command;
 use std::time::Instant;
+use xtask::run::capture;
 
 const NBDCOPY: &str = "nbdcopy";
 const QEMU_IMG: &str = "qemu-img convert";

@@ -5,13 +5,13 @@ use super::fio::{self, Job};
 use super::measure::{Case, Contender, Goal, Metric, RESIDENT, Sample, Target, US, summarize};
 use super::process::{activity, memory};
 use super::servers::{blockyard, blockyard_command, socket_in};
-use crate::child::{START_LIMIT, Server, fresh_dir};
 use anyhow::{Context as _, Result, bail};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+use xtask::child::{START_LIMIT, Server, fresh_dir};
 
 const START: Metric = Metric("start_ms");
 const IDLE_CPU: Metric = Metric("idle_cpu_us");
