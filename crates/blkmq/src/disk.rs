@@ -150,7 +150,7 @@ impl Disk {
         let bad_name = |c: char| c.is_whitespace() || c.is_control() || c == '/';
         if config.name.is_empty() || config.name.len() > 31 || config.name.contains(bad_name) {
             let what = format!(
-                "{:?} is no disk name: 1 to 31 bytes with no blank and no slash",
+                "invalid disk name {:?}; use 1 to 31 bytes without spaces or slashes",
                 config.name
             );
             return Err(Error::new(ErrorKind::Invalid, what));
@@ -350,9 +350,7 @@ impl Disk {
             return Ok(Sector::from_bytes_floor(bytes));
         }
         let (name, block) = (&self.name, block.bytes());
-        let what = format!(
-            "{name} is made of blocks of {block} bytes, and {bytes} is no multiple of that"
-        );
+        let what = format!("{bytes} is not a multiple of {block}, the block size of {name}");
         Err(Error::new(ErrorKind::Invalid, what))
     }
 
@@ -486,6 +484,26 @@ impl Disk {
         old
     }
 
+    /// Flushes what has a cache, also while it is frozen: somebody may hold it so, and wait for the flush's end.
+    fn flush_inside(self: &Arc<Self>) -> Status {
+        let features = self.limits().features;
+        if !features.contains(Features::WRITE_CACHE) || features.contains(Features::NO_FLUSH) {
+            return Status::Ok;
+        }
+        let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
+        let mut bio = Bio::flush();
+        bio.inside = true;
+        bdev.submit_and_wait(0, bio).status()
+    }
+
+    /// Freezes it and flushes it: nothing is answered any more that is not durable, until it is unfrozen. Says how the flush
+    /// has ended. Blocks as long as what is out takes.
+    #[must_use]
+    pub fn freeze_and_flush(self: &Arc<Self>) -> Status {
+        self.freeze();
+        self.flush_inside()
+    }
+
     /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed;
     /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
     /// all that is done. Gives the partitions back, and says how the last flush has ended.
@@ -494,20 +512,13 @@ impl Disk {
         // What was held back has to end, too.
         self.queue.end_quiesce();
         let mut flushed = Status::Ok;
-        let features = self.limits().features;
-        let flush =
-            features.contains(Features::WRITE_CACHE) && !features.contains(Features::NO_FLUSH);
-        if self.queue.life() == Life::Live && flush {
-            let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
-            let mut bio = Bio::flush();
-            // Somebody may hold it frozen, and wait for its end.
-            bio.inside = true;
-            flushed = bdev.submit_and_wait(0, bio).status();
+        if self.queue.life() == Life::Live {
+            flushed = self.flush_inside();
             if !flushed.is_ok() {
                 tracing::error!(
                     disk = self.name,
                     status = %flushed,
-                    "the last flush failed: what was written since the last good one may be lost"
+                    "final flush failed; writes since the last successful flush may be lost"
                 );
             }
         }

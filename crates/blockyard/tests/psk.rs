@@ -41,7 +41,7 @@ fn users_of_the_file_get_in_and_nobody_else() {
 
     let wrong = serve(&keys, &info("alice", &other));
     assert!(
-        !wrong.status.success() && said(&wrong).contains("user \"alice\" may have"),
+        !wrong.status.success() && said(&wrong).contains("wrong key of user \"alice\""),
         "{wrong:?}"
     );
     let stranger = serve(&keys, &info("mallory", &other));
@@ -68,17 +68,23 @@ fn users_of_the_file_get_in_and_nobody_else() {
     for user in ["alice", "mallory"] {
         let wrong = serve(&keys, &ours("blockyard info URI", user, &other));
         assert!(
-            !wrong.status.success() && said(&wrong).contains("the server must know the user"),
+            !wrong.status.success()
+                && said(&wrong).contains("must have the same key on the server"),
             "{wrong:?}"
         );
     }
     let open = serve(&other, "true");
     assert!(open.status.success() && said(&open).contains("run: chmod 600"), "{open:?}");
+    let text = said(&open);
+    let advice = text.split("run: ").nth(1).unwrap().lines().next().unwrap();
+    assert!(Command::new("sh").args(["-c", advice]).status().unwrap().success(), "{advice}");
+    let closed = serve(&other, "true");
+    assert!(closed.status.success() && !said(&closed).contains("chmod"), "{closed:?}");
 
     fs::write(&other, "alice:00\n\nbob 00\n").unwrap();
     let malformed = serve(&other, "true");
     assert_eq!(malformed.status.code(), Some(1), "{malformed:?}");
-    assert!(said(&malformed).contains("other.psk: line 3: there is no colon"), "{malformed:?}");
+    assert!(said(&malformed).contains("other.psk: line 3: no colon"), "{malformed:?}");
 }
 
 #[cfg(not(feature = "psk"))]
@@ -109,5 +115,5 @@ fn keys_or_certificates_and_not_in_vain() {
     let both = run(&["--tls", "require", "--tls-key", "key.pem"]);
     assert!(!both.status.success() && said(&both).contains("cannot be used with"), "{both:?}");
     let off = run(&[]);
-    assert!(!off.status.success() && said(&off).contains("TLS is off"), "{off:?}");
+    assert!(!off.status.success() && said(&off).contains("--tls is off"), "{off:?}");
 }

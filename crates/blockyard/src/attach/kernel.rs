@@ -75,7 +75,7 @@ impl Attachment {
         for (via, err) in &missing {
             tracing::info!(via = via.name(), error = ?err, "not available");
         }
-        let what = "this kernel has neither ublk nor NBD";
+        let what = "no kernel driver is loaded: neither ublk nor NBD";
         Err(Error::new(ErrorKind::Unavailable, what).help(
             "run: modprobe ublk_drv (Linux 6.0 or newer), or: modprobe nbd; \
              where neither is built, serve it to programs: blockyard serve",
@@ -106,13 +106,14 @@ impl Attachment {
         match record.via {
             Via::Ublk => {
                 below.make_read_only_again(record);
-                let device = ublk::Device::take_over(number, &below.bdev, below.threads);
+                let device =
+                    ublk::Device::take_over(number, record.mark, &below.bdev, below.threads);
                 device.map(|device| Self::Ublk(Box::new(device))).map_err(ublk_error)
             }
             Via::Nbd => NbdDevice::take_over(record, below).map(Self::Nbd),
             Via::NbdIoctl => {
                 let what = format!("{} ended with its daemon", record.path());
-                Err(Error::failed(what).help("attach it anew"))
+                Err(Error::failed(what).help("attach it again"))
             }
         }
     }

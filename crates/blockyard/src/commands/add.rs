@@ -21,7 +21,7 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
     let plan = disk_uri(&args.uri)?;
     let yard = found::yard(args.daemon)?;
     let folder = std::env::current_dir()
-        .map_err(|err| Error::failed("the working directory cannot be told").caused_by(err))?;
+        .map_err(|err| Error::failed("cannot determine the working directory").caused_by(err))?;
     let failed = |err| Error::failed(format!("cannot add {}", args.uri)).caused_by(err);
     let wanted = disk(args, &folder);
     let named = args.name.clone().or_else(|| plan.options.name.clone());
@@ -46,6 +46,11 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
         // All of it, or nothing. What cannot be taken back is listed.
         made.iter().rev().for_each(|path| drop(yard.wish(&Ask::delete(path))));
         return Err(failed(err));
+    }
+    if !is_made {
+        // Its name alone would read as if it were new.
+        let then = if made.is_empty() { "nothing is changed" } else { "only its exports are new" };
+        term::tell(format_args!("{name} is already there, as it is wanted: {then}"));
     }
     term::say(&name)
 }
@@ -75,8 +80,8 @@ fn add_with_new_name(
             return Ok(name);
         }
     }
-    Err(Error::new(ErrorKind::Busy, format!("others take every name like {first}"))
-        .help("choose one: --name NAME"))
+    Err(Error::new(ErrorKind::Busy, format!("all names like {first} are in use"))
+        .help("choose another with --name NAME"))
 }
 
 fn disk(args: &AddArgs, folder: &Path) -> Map<String, Value> {
@@ -98,9 +103,9 @@ fn exports_of(
         wanted.push((exports::nbd::KIND.name, body(folder, &common)));
     }
     if let Some(socket) = &args.vhost_user_blk {
-        let text = socket.to_str().ok_or_else(|| {
-            Error::usage(format!("{} is not UTF-8, and JSON is", socket.display()))
-        })?;
+        let text = socket
+            .to_str()
+            .ok_or_else(|| Error::usage(format!("{} is not UTF-8", socket.display())))?;
         let mut export = body(folder, &common);
         export.insert("socket".into(), text.into());
         wanted.push((exports::vhost_user_blk::KIND.name, export));

@@ -8,6 +8,7 @@ mod compare;
 mod copy;
 mod docs;
 mod found;
+mod image;
 mod info;
 mod interrupt;
 mod list;
@@ -55,6 +56,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Rados(args) => rados::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Copy(args) => copy::run(args).map(|()| 0),
         Command::Compare(args) => compare::run(args),
         Command::Map(args) => map::run(args).map(|()| 0),
@@ -68,7 +70,7 @@ pub fn run(cli: Cli) -> Result<u8> {
 /// A disk URI from the command line.
 pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
     text.parse()
-        .map_err(|err: crate::disks::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+        .map_err(|err: crate::disks::uri::UriError| Error::usage(format!("invalid disk URI {err}")))
 }
 
 /// The disks of a command, with the files of TLS that it was given. Those are not for nothing: one of the disks speaks TLS.
@@ -92,10 +94,10 @@ fn with_tls<const N: usize>(
     if taken {
         return Ok(plans);
     }
-    let what = "files for TLS are given, but there would be no TLS";
+    let what = "TLS files are given, but the URI does not use TLS";
     Err(Error::usage(what).help(match secure {
-        Some(uri) => format!("with TLS it is '{uri}'"),
-        None => "leave them out: they are for NBD servers".into(),
+        Some(uri) => format!("use '{uri}'"),
+        None => "omit them: they are for NBD servers".into(),
     }))
 }
 

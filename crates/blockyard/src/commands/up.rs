@@ -7,9 +7,10 @@ use blockyard_export_nbd::{Address, DEFAULT_PORT};
 use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
 use crate::daemon::{self, Daemon, Passed};
-use crate::disks::{DiskPlan, PlanBuilder, Value, file};
+use crate::disks::{DiskPlan, PlanBuilder, Value, file, rbd};
 use crate::error::{Error, Result};
 use crate::exports::{self, ExportPlan};
+use crate::images::demo;
 use crate::text::term;
 use crate::yard::config::{self, ConfigError};
 use crate::yard::plan::{Listen, YardPlan};
@@ -18,6 +19,8 @@ use crate::yard::plan::{Listen, YardPlan};
 const FILE: &str = "yard.toml";
 /// Where the demo keeps its files.
 const DEMO: &str = "yard";
+/// The store of images in it.
+const DEMO_STORE: &str = "images";
 /// Bytes of each disk of the demo, as URIs have it.
 const DEMO_SIZE: &str = "1G";
 
@@ -30,14 +33,14 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
         ConfigError::Unreadable(err) => err,
         ConfigError::Mistakes(mistakes) => {
             term::tell_painted(mistakes.render(term::colored()));
-            Error::usage(format!("{} is not right", file.display()))
+            Error::usage(format!("invalid configuration: {}", file.display()))
         }
     })?;
     if args.check {
         daemon::check(&plan)?;
         let (disks, exports) = (plan.disks.len(), plan.exports.len());
         return term::say(format_args!(
-            "{} is right: {disks} disks, {exports} exports",
+            "{}: OK ({disks} disks, {exports} exports)",
             file.display()
         ));
     }
@@ -46,14 +49,15 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
 
 fn demo(check: bool, passed: Passed) -> Result<()> {
     let folder = std::path::absolute(DEMO)
-        .map_err(|err| Error::failed("the working directory cannot be told").caused_by(err))?;
+        .map_err(|err| Error::failed("cannot determine the working directory").caused_by(err))?;
     let plan = demo_plan(&folder)?;
     if check {
-        return term::say("there is no yard.toml; `blockyard up` starts a demo");
+        return term::say("no yard.toml here; blockyard up would start a demo");
     }
     std::fs::create_dir_all(DEMO).map_err(|err| {
-        Error::failed("cannot make the directory ./yard of the demo").caused_by(err)
+        Error::failed("cannot create the directory ./yard of the demo").caused_by(err)
     })?;
+    demo::make(&folder.join(DEMO_STORE), super::size("the demo", DEMO_SIZE)?)?;
     Daemon::start(plan, passed)?.run(|daemon| {
         ready(daemon);
         // A reader of the text who has left does not end the demo.
@@ -61,7 +65,7 @@ fn demo(check: bool, passed: Passed) -> Result<()> {
     })
 }
 
-/// A RAM disk and a file, on a socket and a port.
+/// A RAM disk, a file, an image and a clone of its snapshot, on a socket and a port.
 fn demo_plan(directory: &Path) -> Result<YardPlan> {
     let mut ram = PlanBuilder::of_uri(&format!("ram:{DEMO_SIZE}"))
         .map_err(|err| Error::usage(err.to_string()))?;
@@ -73,9 +77,21 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
     set(&mut file, create)?;
     set(&mut file, &[("name", "disk")])?;
     let uri = format!("file:{}", path.display());
-    let disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
+    let mut disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
+    for image in [demo::IMAGE, demo::CLONE] {
+        let path = directory.join(DEMO_STORE).join(image);
+        let mut builder = PlanBuilder::new(&rbd::KIND);
+        builder.path(&path).map_err(Error::usage)?;
+        set(&mut builder, &[("name", image)])?;
+        disks.push(finish(builder, &format!("rbd+dir:{}", path.display()))?);
+    }
     let mut plan = YardPlan::new(disks)?;
-    let described = ["In memory, gone when the yard is closed", "In ./yard/disk.img, stays"];
+    let described = [
+        "In memory; lost when the daemon exits",
+        "In ./yard/disk.img; kept",
+        "RBD image in ./yard/images, with a snapshot",
+        "Clone of that snapshot",
+    ];
     for (index, description) in described.into_iter().enumerate() {
         let name = plan.disk_name(index);
         let export = ExportPlan::new(&exports::nbd::KIND, name, name);
@@ -101,6 +117,8 @@ fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
 fn what_next(daemon: &Daemon) -> String {
     let addresses = daemon.addresses();
     let (ram, disk) = (uri_for(daemon, &addresses, "ram"), uri_for(daemon, &addresses, "disk"));
+    let clone = uri_for(daemon, &addresses, demo::CLONE);
+    let snapshot = format!("rbd+dir:yard/{DEMO_STORE}/{}@{}", demo::IMAGE, demo::SNAPSHOT);
     let tcp: Vec<_> = addresses
         .iter()
         .filter(|address| matches!(address, Address::Tcp { .. }))
@@ -109,19 +127,22 @@ fn what_next(daemon: &Daemon) -> String {
     let over_tcp = uri_for(daemon, &tcp, "ram");
     format!(
         "
-A yard of two disks is open: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C closes it. In another terminal:
+Two disks are served: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C stops the daemon. In another terminal:
 
-  # what runs, and how fast
+  # list, inspect and benchmark
   blockyard list
   blockyard info '{ram}'
   blockyard bench '{ram}' --rw randread --depth 32
   nbdinfo '{over_tcp}'
-  # load that checks itself
+  # random writes, verified
   fio --name=try --ioengine=nbd --uri='{ram}' --rw=randwrite --bs=4k --iodepth=32 --size=64M --verify=crc32c --verify_state_save=0
-  # onto the disk in the file, out of it, and into it again
+  # copy ram to disk, disk to a file, and back
   nbdcopy '{ram}' '{disk}'
   nbdcopy '{disk}' /tmp/disk.img
   qemu-img convert -n -f raw -O raw /tmp/disk.img '{disk}'
+  # the images, and whether the clone is still what its snapshot is
+  blockyard image --dir yard/{DEMO_STORE} ls --long
+  blockyard compare '{clone}' '{snapshot}'
 "
     )
 }

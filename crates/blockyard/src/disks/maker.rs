@@ -8,6 +8,7 @@ use blockyard_blkmq::{
     BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, FailedFlush,
     Features, Limits, QueueType, TagSet, TagSetConfig,
 };
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::kind::Fresh;
@@ -22,8 +23,21 @@ pub struct DiskMaker {
     threads: Vec<Handle>,
     clock: Arc<dyn Clock>,
     flags: DiskFlags,
+    numbers: Arc<Mutex<Numbers>>,
+    /// What it has taken of these, for disks that the block layer may not have yet.
+    taken: Vec<DevNums>,
+}
+
+/// The first device number of a disk, and how many it has.
+type DevNums = (DevNum, u32);
+
+/// Device numbers of all makers of a block layer.
+#[derive(Default)]
+struct Numbers {
     /// The majors that were registered, by the kinds of disks.
     majors: Vec<(&'static str, u32)>,
+    /// Those of disks that are being made.
+    taken: Vec<DevNums>,
 }
 
 /// What a driver makes a disk of.
@@ -73,7 +87,21 @@ impl DiskMaker {
             threads: threads.to_vec(),
             clock,
             flags: DiskFlags::empty(),
-            majors: Vec::new(),
+            numbers: Arc::default(),
+            taken: Vec::new(),
+        }
+    }
+
+    /// Another one for the same block layer: each opens one disk at a time, which may take long.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self {
+            layer: Arc::clone(&self.layer),
+            threads: self.threads.clone(),
+            clock: Arc::clone(&self.clock),
+            flags: DiskFlags::empty(),
+            numbers: Arc::clone(&self.numbers),
+            taken: Vec::new(),
         }
     }
 
@@ -108,7 +136,9 @@ impl DiskMaker {
         let mut plan = plan.clone();
         plan.options.name = Some(name);
         self.flags = flags;
-        match self.open_above(&plan, below.as_deref()) {
+        let opened = self.open_above(&plan, below.as_deref());
+        self.give_back();
+        match opened {
             Ok((disk, remote)) => Ok(OpenDisk::new(plan.kind, disk, remote, below)),
             Err(err) => {
                 if let Some(below) = below {
@@ -154,7 +184,7 @@ impl DiskMaker {
         let options = &plan.options;
         let name = options.name.as_deref().unwrap_or_default();
         let refused = |err: blockyard_blkmq::Error| {
-            Error::failed(format!("cannot make the disk {name}")).caused_by(err)
+            Error::failed(format!("cannot create the disk {name}")).caused_by(err)
         };
         let Parts { driver, ops, size, limits, read_only, tags, flags } = parts;
         let set = TagSetConfig { depth: options.depth, ..tags };
@@ -176,22 +206,24 @@ impl DiskMaker {
 
     /// The first free numbers of a kind.
     fn device(&mut self, kind: &'static str, minors: u32) -> Result<DevNum> {
-        let major = match self.majors.iter().find(|(known, _)| *known == kind) {
+        let mut numbers = self.numbers.lock();
+        let major = match numbers.majors.iter().find(|(known, _)| *known == kind) {
             Some((_, major)) => *major,
             None => {
                 let major = self
                     .layer
                     .register_blkdev(0, kind)
                     .map_err(|err| Error::failed("no device number is free").caused_by(err))?;
-                self.majors.push((kind, major));
+                numbers.majors.push((kind, major));
                 major
             }
         };
         let disks = self.layer.disks();
-        let mut taken: Vec<(u32, u32)> = disks
-            .iter()
-            .filter(|disk| disk.dev().major == major)
-            .map(|disk| (disk.dev().minor, disk.dev().minor + disk.minors()))
+        let added = disks.iter().map(|disk| (disk.dev(), disk.minors()));
+        let mut taken: Vec<(u32, u32)> = added
+            .chain(numbers.taken.iter().copied())
+            .filter(|(dev, _)| dev.major == major)
+            .map(|(dev, minors)| (dev.minor, dev.minor + minors))
             .collect();
         taken.sort_unstable();
         let mut minor = 0;
@@ -201,7 +233,22 @@ impl DiskMaker {
             }
             minor = minor.max(end);
         }
-        Ok(DevNum { major, minor })
+        let dev = DevNum { major, minor };
+        numbers.taken.push((dev, minors));
+        self.taken.push((dev, minors));
+        Ok(dev)
+    }
+
+    /// The disks that it has made are added, or will not be.
+    fn give_back(&mut self) {
+        let taken = std::mem::take(&mut self.taken);
+        self.numbers.lock().taken.retain(|(dev, _)| !taken.iter().any(|(its, _)| its == dev));
+    }
+}
+
+impl Drop for DiskMaker {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -219,8 +266,8 @@ fn with_block(plan: &DiskPlan, mut limits: Limits) -> Result<Limits> {
     let Some(block) = plan.options.block else { return Ok(limits) };
     if block < limits.logical_block_size {
         let needed = limits.logical_block_size.bytes();
-        let what = format!("it is written in blocks of {needed} bytes at least");
-        return Err(Error::usage(what).help(format!("use block={needed}, or leave it out")));
+        let what = format!("the disk needs blocks of at least {needed} bytes");
+        return Err(Error::usage(what).help(format!("use block={needed}, or omit it")));
     }
     limits.logical_block_size = block;
     limits.physical_block_size = limits.physical_block_size.max(block);
@@ -231,15 +278,13 @@ fn with_block(plan: &DiskPlan, mut limits: Limits) -> Result<Limits> {
 pub(super) fn shown_size(plan: &DiskPlan, actual: u64) -> Result<u64> {
     let wanted = plan.options.size.unwrap_or(actual);
     if wanted > actual {
-        let what = format!(
-            "it has {actual} bytes, which is less than the size of {wanted} that was asked for"
-        );
+        let what = format!("it has {actual} bytes, less than size={wanted}");
         let help = match plan.source.file() {
             Some(path) if path.is_file() => {
                 let path = path.display();
-                format!("make it larger (truncate -s {wanted} {path}), or leave size= out")
+                format!("run: truncate -s {wanted} {path}; or omit size=")
             }
-            _ => "leave size= out".into(),
+            _ => "omit size=".into(),
         };
         return Err(Error::failed(what).help(help));
     }
@@ -252,7 +297,7 @@ pub(super) fn shown_blocks(plan: &DiskPlan, actual: u64, block: BlockSize) -> Re
     let block = plan.options.block.unwrap_or(block);
     if wanted < actual && !block.divides(wanted) {
         let block = block.bytes();
-        let what = format!("a size of {wanted} bytes is no multiple of the block size {block}");
+        let what = format!("size {wanted} is not a multiple of the block size {block}");
         let size = wanted - wanted % u64::from(block);
         return Err(Error::failed(what).help(format!("show only whole blocks: size={size}")));
     }

@@ -6,6 +6,7 @@
 //! | `null:1T?latency=100us` | reads zeroes, forgets writes, each after a while |
 //! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
 //! | `/p`, `./p` | the same with nothing special, the path taken as it is |
+//! | `rbd+dir:/yard/image@snap` | an RBD image, or a snapshot of one, in a store in a directory |
 //! | `nbd://host/export?connections=2` and its like | an export of an NBD server ([`blockyard_nbd::uri`], [`nbd`]) |
 //!
 //! A new kind is a file here with a [`DiskKind`], and a line in [`KINDS`].
@@ -24,6 +25,7 @@ mod open;
 mod options;
 mod plan;
 mod ram;
+pub mod rbd;
 mod remote;
 #[cfg(test)]
 mod toy;
@@ -50,6 +52,7 @@ pub static KINDS: &[&DiskKind] = &[
     &null::KIND,
     &file::KIND,
     &nbd::KIND,
+    &rbd::KIND,
     #[cfg(test)]
     &toy::KIND,
 ];
@@ -79,7 +82,7 @@ pub fn settings() -> impl Iterator<Item = &'static OptionSpec> {
 pub fn setting(key: &str, value: &str) -> Result<(&'static OptionSpec, Value)> {
     let Some(option) = settings().find(|option| option.name == canonical_key(key)) else {
         let names: Vec<_> = settings().map(|option| option.name).collect();
-        let what = format!("a disk has no setting {key:?}; {}", suggest::hint(key, &names));
+        let what = format!("unknown setting {key:?}; {}", suggest::hint(key, &names));
         return Err(Error::usage(what));
     };
     let value = option.value.parse(option.name, option.default, value);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockyard_blkmq::{Bio, Disk, Features, OpenMode, StatGroup, Status};
+use blockyard_driver_nbd::Ledger;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,6 +22,17 @@ pub trait RemoteDriver: Send + Sync {
     fn clear_queue(&self);
     /// Nothing is written until what others have sent before can no more be carried out.
     fn hold_writes(&self) {}
+    /// Whether its server may have something that was written and not flushed.
+    fn tracks_unflushed(&self) -> bool {
+        false
+    }
+    /// Has that kept where it outlives this process.
+    fn keep_ledger(&self, _ledger: Arc<dyn Ledger>) {}
+    /// There was another process, and its server has something of it that was not flushed. Says whether that may be lost:
+    /// all flushes fail then.
+    fn inherit_unflushed(&self) -> bool {
+        false
+    }
     /// Says goodbye once nothing is out any more.
     fn disconnect(&self) -> Goodbye<'_>;
     /// Tells each size in bytes that the server has for the disk from now on, until that says that nobody listens any more.
@@ -52,6 +64,10 @@ impl Remote {
         self.driver.hold_writes();
     }
 
+    pub(super) fn driver(&self) -> &dyn RemoteDriver {
+        &*self.driver
+    }
+
     /// What does that, for whoever learns later that there was another process.
     pub(crate) fn holder(&self) -> Arc<dyn Fn() + Send + Sync> {
         let driver = Arc::clone(&self.driver);
@@ -76,7 +92,7 @@ impl Remote {
             Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
                 self.driver.clear_queue();
-                let why = format!("its server does not answer for {limit:?}");
+                let why = format!("its server did not answer within {limit:?}");
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
@@ -89,7 +105,7 @@ impl Remote {
         let mut limits = self.disk.limits();
         limits.features.remove(Features::WRITE_CACHE);
         if let Err(err) = self.disk.set_limits(limits) {
-            tracing::warn!(disk = self.disk.name(), error = %err, "the disk keeps its cache to the end");
+            tracing::warn!(disk = self.disk.name(), error = %err, "cannot disable the write cache before removal");
         }
         flushed
     }
@@ -133,7 +149,7 @@ fn grow(disk: &Weak<Disk>, bytes: u64) -> bool {
     let Some(disk) = disk.upgrade() else { return false };
     let (capacity, tail_padding) = disk.limits().logical_block_size.padded(bytes);
     if let Err(err) = disk.set_size(capacity, tail_padding) {
-        tracing::warn!(disk = disk.name(), error = %err, "the disk does not grow with its export");
+        tracing::warn!(disk = disk.name(), error = %err, "cannot resize the disk to the size of its export");
         return false;
     }
     tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "the disk has grown");

@@ -8,6 +8,7 @@ pub mod housekeeping;
 pub mod plan;
 pub mod queue_threads;
 pub mod report;
+mod turns;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
@@ -29,6 +30,7 @@ use follow::State;
 use housekeeping::{Bell, Watched};
 use plan::{NbdPlan, YardPlan};
 use queue_threads::{OnPark, QueueThreads};
+use turns::Turns;
 
 /// What a server has for the last flush when those before have used up the grace.
 const LEAST: Duration = Duration::from_secs(1);
@@ -42,17 +44,19 @@ pub struct Yard {
     clock: Arc<dyn Clock>,
     watched: Arc<Watched>,
     nbd: Arc<Server>,
-    maker: Mutex<DiskMaker>,
+    maker: DiskMaker,
     inside: Arc<RwLock<Inside>>,
-    /// Held by whoever changes what there is.
-    changing: tokio::sync::Mutex<()>,
+    /// Who changes what.
+    turns: Turns,
     events: Arc<Events>,
     /// The file that says what there is, if there is one.
     file: OnceLock<PathBuf>,
     /// Held by whoever writes to it.
     saving: tokio::sync::Mutex<()>,
-    /// Held while a disk that was removed is closed; what was lost with such since the end began.
-    closing: tokio::sync::Mutex<Losses>,
+    /// Held by all who close a disk that was removed; by an end, alone.
+    closing: tokio::sync::RwLock<()>,
+    /// What was lost with disks that were removed since the end began.
+    lost: Mutex<Losses>,
     /// How long the clients of an export, and the last flush of a disk, have when it is removed.
     grace: OnceLock<Duration>,
     started: Instant,
@@ -136,7 +140,7 @@ impl Yard {
         let server = exports::nbd::server(nbd, tls, &handles)?;
         server.set_default_export(nbd.default_export.clone());
         Ok(Arc::new(Self {
-            maker: Mutex::new(DiskMaker::new(&layer, &handles, Arc::clone(&clock))),
+            maker: DiskMaker::new(&layer, &handles, Arc::clone(&clock)),
             layer,
             threads: Mutex::new(Some(threads)),
             handles,
@@ -144,11 +148,12 @@ impl Yard {
             watched: Arc::new(Watched::new(bell)),
             nbd: server,
             inside: Arc::default(),
-            changing: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
             events: Arc::default(),
             file: OnceLock::new(),
             saving: tokio::sync::Mutex::default(),
-            closing: tokio::sync::Mutex::default(),
+            closing: tokio::sync::RwLock::default(),
+            lost: Mutex::default(),
             grace: OnceLock::new(),
             started: Instant::now(),
         }))
@@ -180,6 +185,17 @@ impl Yard {
         self.inside.read().disk(name).map(|disk| Arc::clone(&disk.open))
     }
 
+    /// All that are open, by their names.
+    pub(crate) fn open_disks(&self) -> Vec<(String, Arc<OpenDisk>)> {
+        let inside = self.inside.read();
+        inside.disks.iter().map(|disk| (disk.name.clone(), Arc::clone(&disk.open))).collect()
+    }
+
+    /// Whether its end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.inside.read().is_closed
+    }
+
     /// Changes can be saved to that file.
     pub fn keep_in(&self, file: PathBuf) {
         // It is one file from the beginning to the end.
@@ -196,19 +212,31 @@ impl Yard {
         self.grace.get().copied().unwrap_or(YardPlan::GRACE)
     }
 
-    /// Held by whoever saves a change.
-    pub(crate) fn saving(&self) -> &tokio::sync::Mutex<()> {
-        &self.saving
+    /// Makes a change, and has it in the file of the yard, too, if that is wanted. What the file cannot say is not changed.
+    async fn changed<T>(
+        &self,
+        save: Option<&Edit<'_>>,
+        change: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let Some(edit) = save else { return change.await };
+        let prepared = self.prepare(edit)?;
+        let done = change.await?;
+        if let Some(prepared) = prepared {
+            // It may have taken long. What others have saved meanwhile is in what is written.
+            let _one_at_a_time = self.saving.lock().await;
+            prepared.write()?;
+        }
+        Ok(done)
     }
 
     /// The file of the yard with that change.
     ///
     /// # Errors
     /// There is no file, or it cannot say that.
-    pub(crate) fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
+    fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
         let file = self.file.get().ok_or_else(|| {
-            Error::usage("this daemon was not started from a yard.toml that it could be saved to")
-                .help("leave --save out, or start it with: blockyard up -f yard.toml")
+            Error::usage("the daemon was not started from a yard.toml")
+                .help("omit --save, or start the daemon with: blockyard up -f yard.toml")
         })?;
         config::save::prepare(file, edit)
     }
@@ -232,12 +260,12 @@ impl Yard {
     pub fn open_disk(&self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<OpenDisk>> {
         let name = plan.options.name.clone().unwrap_or_else(|| plan.default_name(0));
         if self.inside.read().disk(&name).is_ok() {
-            let what = format!("there is a disk named {name:?} already");
-            return Err(Error::new(ErrorKind::Busy, what).help("give it another name: name=NAME"));
+            let what = format!("a disk named {name:?} already exists");
+            return Err(Error::new(ErrorKind::Busy, what).help("choose another name: name=NAME"));
         }
         let mut plan = plan.clone();
         plan.options.name = Some(name.clone());
-        let open = Arc::new(self.maker.lock().open_with(&plan, flags)?);
+        let open = Arc::new(self.maker.another().open_with(&plan, flags)?);
         open.layers().for_each(|layer| self.watched.add(layer.disk()));
         let inside = Arc::downgrade(&self.inside);
         let events = Arc::clone(&self.events);
@@ -257,7 +285,7 @@ impl Yard {
         if is_closed {
             // Nothing was written to it.
             let _ = open.close_now(&self.layer, Duration::ZERO);
-            return Err(Error::failed("the daemon is ending"));
+            return Err(Error::failed("the daemon is shutting down"));
         }
         self.events.push(added);
         Ok(open)
@@ -271,8 +299,8 @@ impl Yard {
         let disk = {
             let inside = self.inside.read();
             if inside.export(plan.kind, &plan.name).is_some() {
-                let what = format!("there is an export named {:?} already", plan.label());
-                return Err(Error::new(ErrorKind::Busy, what).help("give it another name"));
+                let what = format!("an export named {:?} already exists", plan.label());
+                return Err(Error::new(ErrorKind::Busy, what).help("choose another name"));
             }
             inside.disk(&plan.disk)?.clone()
         };
@@ -289,7 +317,7 @@ impl Yard {
         {
             let mut inside = self.inside.write();
             if inside.is_closed {
-                return Err(Error::failed("the daemon is ending"));
+                return Err(Error::failed("the daemon is shutting down"));
             }
             inside.exports.push(opened);
         }
@@ -340,9 +368,10 @@ impl Yard {
         let left = || end.saturating_duration_since(Instant::now());
         self.inside.write().is_closed = true;
         // What is being closed has its queue threads until it is.
-        let _changing = tokio::time::timeout(grace, self.changing.lock()).await;
+        let _changing = tokio::time::timeout(grace, self.turns.over()).await;
         // As with those below, a server has its limit, and disks of this machine take as long as they take.
-        let mut losses = std::mem::take(&mut *self.closing.lock().await);
+        drop(self.closing.write().await);
+        let mut losses = std::mem::take(&mut *self.lost.lock());
         let (disks, exports) = {
             let mut inside = self.inside.write();
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
@@ -363,7 +392,7 @@ impl Yard {
         let threads = self.threads.lock().take();
         let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));
         if let Err(err) = ended.await {
-            tracing::error!(error = %err, "a queue thread did not end well");
+            tracing::error!(error = %err, "a queue thread failed");
         }
         losses
     }
@@ -381,8 +410,8 @@ impl Inside {
 
     fn disk(&self, name: &str) -> Result<&YardDisk> {
         self.disks.iter().find(|disk| disk.name == name).ok_or_else(|| {
-            Error::failed(format!("there is no disk {name:?} here"))
-                .help("see which there are: blockyard list")
+            Error::failed(format!("no disk named {name:?}"))
+                .help("list disks and exports: blockyard list")
         })
     }
 }

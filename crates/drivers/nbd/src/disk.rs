@@ -21,7 +21,7 @@ use crate::export::Export;
 use crate::job::Within;
 use crate::queue::Policy;
 use crate::recovery::{Common, Made};
-use crate::unflushed::Unflushed;
+use crate::unflushed::{Ledger, Unflushed};
 
 /// Bytes of free buffers that a hardware queue keeps.
 const KEPT_BYTES: usize = 8 << 20;
@@ -139,7 +139,7 @@ impl Inner {
         if slot.is_some_and(|slot| slot.handle.set(handle).is_ok()) {
             return Ok(());
         }
-        let what = format!("hardware queue {index} of {} is in use, or there is none", self.uri());
+        let what = format!("hardware queue {index} of {} is in use or does not exist", self.uri());
         Err(blockyard_blkmq::Error::new(blockyard_blkmq::ErrorKind::Busy, what))
     }
 
@@ -147,14 +147,14 @@ impl Inner {
     pub(crate) fn check(&self, target: &Target, opened: &Opened) -> Result<(), Error> {
         let found = Export::new(&opened.negotiated, self.read_only);
         self.export.borrow().accepts(&found).map_err(|err| {
-            let what = format!("{} cannot stand for the disk that was attached", target.uri);
+            let what = format!("{} cannot replace the attached disk", target.uri);
             Error::new(err.kind(), what).caused_by(err)
         })?;
         self.largest.fetch_max(found.size, Ordering::AcqRel);
         if !found.multi_conn && self.queues.len() > 1 && !self.single.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 server = %target.uri,
-                "the server says no more that its flushes cover several connections: one is used from now on"
+                "the server no longer offers multi-conn; using one connection from now on"
             );
             self.common.covers_one();
             self.kick_all();
@@ -235,7 +235,7 @@ async fn another(target: &Target, first: &Export, read_only: bool) -> Result<Ope
         if other.multi_conn && other.size == first.size {
             return Ok(());
         }
-        let what = "another connection is to an export of another size, or its flushes cover no other connection";
+        let what = "the export differs between connections in size, or lacks multi-conn";
         Err(Error::new(ErrorKind::Changed, what))
     });
     match same {
@@ -277,14 +277,14 @@ impl Nbd {
         let target = Arc::new(target);
         if let Err(err) = export.limits.clone().validate() {
             first.leave().await;
-            let what = format!("{} has block sizes that no disk can have", config.uri);
+            let what = format!("{} has unsupported block sizes", config.uri);
             return Err(Error::new(ErrorKind::Protocol, what).caused_by(err));
         }
         let wanted = config.connections.unwrap_or(queue_threads.len()).min(MAX_CONNECTIONS);
         if config.connections.is_some_and(|count| count > 1) && !export.multi_conn {
             tracing::warn!(
                 server = %config.uri,
-                "the server does not say that its flushes cover several connections: one is used"
+                "the server does not offer multi-conn; using one connection"
             );
         }
         let mut opened = vec![first];
@@ -293,7 +293,7 @@ impl Nbd {
                 Ok(another) => opened.push(another),
                 Err(err) => {
                     let (server, have) = (&config.uri, opened.len());
-                    tracing::warn!(%server, have, wanted, error = err.chain(), "fewer NBD connections than wanted");
+                    tracing::warn!(%server, have, wanted, error = err.chain(), "fewer NBD connections than configured");
                     break;
                 }
             }
@@ -396,6 +396,30 @@ impl Nbd {
         self.inner.common.on_failed_flush(told);
     }
 
+    /// Whether the server may have something that was written and not flushed.
+    #[must_use]
+    pub fn tracks_unflushed(&self) -> bool {
+        self.inner.common.unflushed().is_some()
+    }
+
+    /// Has `ledger` told of what is written and not flushed, from now on. Once for a disk.
+    pub fn keep_ledger(&self, ledger: Arc<dyn Ledger>) {
+        if let Some(unflushed) = self.inner.common.unflushed() {
+            unflushed.keep_ledger(ledger);
+        }
+    }
+
+    /// Another process has served this disk before, and has died: the server has answered some of its writes, and not flushed
+    /// them. As for a connection that is lost, flushes fail from now on, unless the server is trusted; says whether they do.
+    #[must_use]
+    pub fn inherit_unflushed(&self) -> bool {
+        let common = &self.inner.common;
+        if !common.is_trusting() {
+            common.fail_flushes();
+        }
+        common.has_flush_failed()
+    }
+
     /// Another process has served this disk before, and has died: the server may still carry out what it has sent, which
     /// must not undo what is written from now on. Nothing is changed for `fence_timeout` from now; reads go on
     /// (`docs/nbd-fencing.md`).
@@ -422,7 +446,7 @@ impl Nbd {
             }
         };
         if tokio::time::timeout(self.inner.policy.timeout, drain).await.is_err() {
-            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected with requests still out: they fail");
+            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected; failing requests in flight");
         }
         for handle in self.inner.handles() {
             handle.with(|hctx| hctx.disconnect(Status::Offline));
@@ -439,7 +463,7 @@ impl Nbd {
             }
         };
         if tokio::time::timeout(self.inner.policy.timeout, made).await.is_err() {
-            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while a connection was being made");
+            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while connecting");
         }
     }
 

@@ -173,10 +173,10 @@ impl Mount {
                 match record.unmount(fuse::unmount_dead) {
                     Ok(_) => record.remove(),
                     Err(err) => {
-                        tracing::warn!(path = %path.display(), %err, "a mount is left behind");
+                        tracing::warn!(path = %path.display(), %err, "cannot unmount; the mount is left behind");
                     }
                 }
-                Err(Error::io(format!("{} cannot be served", path.display()), err))
+                Err(Error::io(format!("cannot serve {}", path.display()), err))
             }
         }
     }
@@ -248,7 +248,7 @@ impl Mount {
             self.tree.close();
             if !self.ending.wait(DISKS_PATIENCE) {
                 let path = self.path.display();
-                let what = format!("{path}: a disk has not ended what it was asked; try again");
+                let what = format!("{path}: requests are still in flight; try again");
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         }
@@ -267,7 +267,7 @@ impl Mount {
                 Err(_) if self.is_over() => fuse::unmount_dead(path),
                 Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
                     let path = path.display();
-                    let what = format!("it is used: close its files, or run: umount -l {path}");
+                    let what = format!("it is in use; close its files, or run: umount -l {path}");
                     Err(io::Error::new(err.kind(), what))
                 }
                 done => done,
@@ -290,7 +290,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(err) = self.unmount(Unmount::Lazily) {
-            tracing::warn!(path = %self.path.display(), %err, "a mount is left behind");
+            tracing::warn!(path = %self.path.display(), %err, "cannot unmount; the mount is left behind");
         }
     }
 }
@@ -325,9 +325,9 @@ fn place(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
     let found = std::fs::metadata(&path).map_err(failed)?;
     if found.is_dir() != is_directory || !(found.is_dir() || found.is_file()) {
         let what = if is_directory {
-            format!("{} is no directory: disks are shown in one", path.display())
+            format!("{} is not a directory", path.display())
         } else {
-            format!("{} is no regular file: a disk is shown as one", path.display())
+            format!("{} is not a regular file", path.display())
         };
         return Err(Error::new(ErrorKind::Unsuitable, what));
     }
@@ -347,7 +347,7 @@ fn cannot_mount(path: &Path, err: io::Error) -> Error {
         }
         io::ErrorKind::NotFound => {
             let what = format!(
-                "cannot mount on {shown}: there is no /dev/fuse, or no fusermount3; run: modprobe fuse, or install fuse3"
+                "cannot mount on {shown}: /dev/fuse or fusermount3 is missing; run: modprobe fuse, or install fuse3"
             );
             Error::new(ErrorKind::Unavailable, what).caused_by(err)
         }

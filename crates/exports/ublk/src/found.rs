@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use blockyard_sys::ublk::{CONTROL_PATH, Control, OpenError, State};
 use blockyard_sys::uring::Unavailable;
 
+use crate::end;
 use crate::error::{Error, ErrorKind};
 
 /// How long a device whose server is gone may take to come to rest.
@@ -39,19 +40,19 @@ pub fn find(id: u32) -> Result<Option<Found>, Error> {
             server: u32::try_from(info.server_pid).ok().filter(|pid| *pid > 0),
         })),
         Err(err) if is_no_device(&err) => Ok(None),
-        Err(err) => Err(Error::io(format!("ublk device {id} does not tell what it is"), err)),
+        Err(err) => Err(Error::io(format!("cannot query ublk device {id}"), err)),
     }
 }
 
-/// Removes device `id`, whose server is gone. What the kernel still wanted of it fails.
+/// Removes device `id` of that `mark`, whose server is gone. What the kernel still wanted of it fails.
 ///
 /// # Errors
 /// There is no such device, or the driver refuses. [`ErrorKind::Busy`] if it has not come to rest: the kernel
 /// (6.12, say) looks for partitions while it holds the lock of a device that starts, and waits for its server
 /// with that; if the server was killed then, whoever asks for the device waits for ever too, so it is not asked.
-pub fn remove(id: u32) -> Result<(), Error> {
+pub fn remove(id: u32, mark: u64) -> Result<(), Error> {
     let mut control = open_control()?;
-    let failed = |err| Error::io(format!("ublk device {id} cannot be removed"), err);
+    let failed = |err| Error::io(format!("cannot remove ublk device {id}"), err);
     let end = Instant::now() + REST;
     while control.info(id).map_err(failed)?.state() == State::Live {
         if Instant::now() > end {
@@ -64,8 +65,7 @@ pub fn remove(id: u32) -> Result<(), Error> {
         }
         std::thread::sleep(REST_POLL);
     }
-    control.stop(id).map_err(failed)?;
-    control.delete(id).map_err(failed)
+    end::stop_and_delete(&mut control, id, mark).map_err(failed)
 }
 
 fn is_no_device(err: &io::Error) -> bool {
@@ -86,14 +86,14 @@ fn no_control(err: OpenError, exists: bool) -> Error {
                 Error::new(ErrorKind::Unavailable, what).caused_by(err)
             }
             io::ErrorKind::PermissionDenied => {
-                let what = format!("{CONTROL_PATH} may not be opened by this user; run as root");
+                let what = format!("{CONTROL_PATH} is not accessible to this user; run as root");
                 Error::new(ErrorKind::NotPermitted, what).caused_by(err)
             }
-            _ => Error::io(format!("{CONTROL_PATH} cannot be used"), err),
+            _ => Error::io(format!("cannot use {CONTROL_PATH}"), err),
         },
         // Where it is forbidden, whoever runs as root may not either.
         OpenError::Ring(err @ Unavailable::Failed(_)) => {
-            Error::new(ErrorKind::Io, "ublk needs an io_uring").caused_by(err)
+            Error::new(ErrorKind::Io, "cannot create an io_uring for ublk").caused_by(err)
         }
         OpenError::Ring(err) => {
             Error::new(ErrorKind::Unavailable, "ublk needs io_uring").caused_by(err)

@@ -8,6 +8,10 @@ use crate::store::{NOSNAP, ObjectStore, Op};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 
+/// Ids have at most 14 digits, so that names of objects fit where clients of old keep them (ceph: `librbd/Utils.cc`,
+/// `generate_image_id`).
+const MAX_ID: u64 = (1 << 56) - 1;
+
 /// What an image is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateOptions {
@@ -25,20 +29,39 @@ pub struct CreateOptions {
 /// EEXIST if there is one of that name; features that are not known here, or do not go together; more objects than a map can
 /// have.
 pub async fn create<S: ObjectStore>(store: &S, name: &str, options: &CreateOptions) -> Result<()> {
-    let created = create_id(store, name, options).await.map(|_| ());
+    create_with_data(store, None, name, options).await
+}
+
+/// Makes an image whose bytes are in another pool, if one is given.
+///
+/// # Errors
+/// As [`create`]; there is no such pool.
+pub async fn create_with_data<S: ObjectStore>(
+    store: &S,
+    data_pool: Option<i64>,
+    name: &str,
+    options: &CreateOptions,
+) -> Result<()> {
+    let created = create_id(store, data_pool, name, options).await.map(|_| ());
     created.map_err(|error| error.at(format_args!("image {name:?}")))
 }
 
 pub(super) async fn create_id<S: ObjectStore>(
     store: &S,
+    data_pool: Option<i64>,
     name: &str,
     options: &CreateOptions,
 ) -> Result<String> {
     let mut features = options.features;
     let (unit, count) = options.layout.stripes();
     features.set(Features::STRIPINGV2, count > 1 || unit != options.layout.object_bytes());
+    let data_pool = data_pool.filter(|pool| *pool != store.pool());
+    features.set(Features::DATA_POOL, data_pool.is_some());
     check(name, features, options)?;
-    let id = format!("{:x}", store.unique()?);
+    if let Some(pool) = data_pool {
+        store.in_pool(pool, store.namespace()).await?;
+    }
+    let id = format!("{:x}", store.unique()? & MAX_ID);
     let set_id = method("set_id", |w| w.string(&id));
     if let Err(error) = tell(store, &names::id(name), vec![Op::create(true), set_id]).await {
         // It may have been done all the same; whose the name is, its id tells.
@@ -47,7 +70,7 @@ pub(super) async fn create_id<S: ObjectStore>(
         }
         return Err(error);
     }
-    let made = fill(store, name, &id, features, options).await;
+    let made = fill(store, data_pool, name, &id, features, options).await;
     if made.is_err() {
         // What was made is taken back as far as that goes; the first error is the one to tell.
         let _taken_back = remove_id(store, name, &id).await;
@@ -55,10 +78,15 @@ pub(super) async fn create_id<S: ObjectStore>(
     made.map(|()| id)
 }
 
-fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.contains(['/', '@']) {
         return Err(Error::bad("the name of an image is not empty, and has neither / nor @ in it"));
     }
+    Ok(())
+}
+
+fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> {
+    check_name(name)?;
     let unknown = features.difference(super::WRITABLE.difference(Features::OPERATIONS));
     if !unknown.is_empty() {
         return Err(crate::error::ErrorKind::Features { names: unknown.names().join(", ") }.into());
@@ -81,6 +109,7 @@ fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> 
 
 async fn fill<S: ObjectStore>(
     store: &S,
+    data_pool: Option<i64>,
     name: &str,
     id: &str,
     features: Features,
@@ -97,8 +126,9 @@ async fn fill<S: ObjectStore>(
             w.u64(options.size);
             w.u8(options.layout.order());
             w.u64(features.bits());
-            w.string(&names::data_prefix(id, None));
-            w.i64(-1);
+            let pool_of_image = data_pool.map(|_| store.pool());
+            w.string(&names::data_prefix(id, pool_of_image));
+            w.i64(data_pool.unwrap_or(-1));
         }),
     ];
     if features.contains(Features::STRIPINGV2) {
@@ -156,19 +186,31 @@ pub async fn list<S: ObjectStore>(store: &S) -> Result<Vec<(String, String)>> {
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
     let at = |error: Error| error.at(format_args!("image {name:?}"));
     let id = id_of(store, name).await?;
+    empty_by_id(store, &id).await.map_err(at)?;
+    remove_id(store, name, &id).await.map_err(at)
+}
+
+/// Removes an image that has no name.
+pub(super) async fn remove_by_id<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
+    empty_by_id(store, id).await?;
+    may_be_gone(tell(store, &names::object_map(id, None), vec![Op::remove()]).await)?;
+    may_be_gone(tell(store, &names::header(id), vec![Op::remove()]).await)
+}
+
+/// Removes all objects of an image.
+async fn empty_by_id<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
     // The header alone says whether there is something to remove: a parent may be gone, and is not needed.
-    match Header::read(store, &id).await {
-        Err(error) if error.is_not_found() => {}
+    match Header::read(store, id).await {
+        Err(error) if error.is_not_found() => Ok(()),
         header => {
-            let header = header.map_err(at)?;
+            let header = header?;
             if !header.snapshots.is_empty() {
-                return Err(at(Errno::NOTEMPTY.into()));
+                return Err(Errno::NOTEMPTY.into());
             }
-            let image = Image::without_parent(store, id.clone(), header, NOSNAP);
-            image.map_err(at)?.empty().await.map_err(at)?;
+            let image = Image::without_parent(store, id.to_owned(), header, NOSNAP).await;
+            image?.empty().await
         }
     }
-    remove_id(store, name, &id).await.map_err(at)
 }
 
 pub(super) async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {

@@ -28,7 +28,7 @@ pub enum ConfigError {
 pub fn load(path: &Path) -> Result<YardPlan, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|err| {
         let error = Error::failed(format!("cannot read {}", path.display())).caused_by(err);
-        ConfigError::Unreadable(error.help("name another file with -f, or none for a demo"))
+        ConfigError::Unreadable(error.help("name a file with -f"))
     })?;
     let base = path.parent().unwrap_or(Path::new(""));
     let mut plan = parse(&path.display().to_string(), &text, base)?;
