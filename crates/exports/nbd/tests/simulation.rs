@@ -43,7 +43,7 @@ const MIB: u64 = 1 << 20;
 const REGION: u64 = 4 * MIB;
 const CLIENTS: u64 = 12;
 /// Seeds of a run without `BLOCKYARD_RUNS`.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 16;
 /// Turns in which nothing moved, after which nothing will.
 const QUIET: u32 = 4;
 /// More tasks than there are at a time.

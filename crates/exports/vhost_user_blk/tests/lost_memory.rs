@@ -223,9 +223,9 @@ fn a_limited_part_of_what_a_disk_has_failed_with_is_looked_at() {
 #[test]
 fn memory_that_is_gone_far_behind_in_what_a_disk_has_failed_with_is_found() {
     const LEN: u32 = 3 << 20;
-    let slow = Slow::new();
     let in_one = Limits { max_hw_sectors: LEN / 512, max_segment_size: LEN, ..Limits::default() };
-    let served = Served::with(slow.disk(in_one), |export| export);
+    let slow = Slow::new(in_one);
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     driver.header(DATA, OUT, 64);
     driver.bytes(DATA + 32, 1).copy_from(&[0xff]);
@@ -234,7 +234,7 @@ fn memory_that_is_gone_far_behind_in_what_a_disk_has_failed_with_is_found() {
     driver.descriptor(0, 2, DATA + 32, 1, WRITE, 0);
     driver.offer(0, 0);
     driver.kick(0);
-    slow.wait_for(1);
+    slow.held.wait_for(1);
     driver.shrink(DATA + u64::from(LEN));
     slow.take(64).end(Status::Io);
     assert!(driver.is_hung_up_on());
