@@ -23,7 +23,7 @@ const RUNS: u64 = 25;
 /// The same of shorter ones, where only servers make trouble.
 const RUNS_OF_SERVERS: u64 = 150;
 /// The same where nothing is wrong.
-const RUNS_IN_ORDER: u64 = 100;
+const RUNS_IN_ORDER: u64 = 60;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

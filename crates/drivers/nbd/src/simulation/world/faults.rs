@@ -10,8 +10,8 @@ use super::super::dice::Dice;
 use super::super::server::End;
 use super::{FAULTY, Trouble, World};
 
-/// Steps of a rest: longer than idle connections wait before they are flushed.
-const REST: usize = 60;
+/// Steps of a rest, at most: longer than a server that ends waits for a flush.
+const REST: usize = 1000;
 
 impl World {
     /// A server dies, which is heard of late, or the disk moves.

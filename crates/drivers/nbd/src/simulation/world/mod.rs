@@ -308,7 +308,7 @@ impl World {
                 self.fault_of_servers();
             }
             // Long enough to be idle.
-            if self.trouble == Trouble::Order && self.dice.one_in(20) {
+            if self.trouble == Trouble::Order && self.dice.one_in(100) {
                 self.rest().await?;
             }
             self.step(FAULTY).await?;
