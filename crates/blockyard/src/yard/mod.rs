@@ -106,7 +106,7 @@ struct Follower {
 
 impl DiskListener for Follower {
     fn event(&self, disk: &Disk, event: Event) {
-        if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_)) {
+        if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_) | Event::MediaChanged) {
             return;
         }
         let Some(inside) = self.inside.upgrade() else { return };
