@@ -11,7 +11,7 @@ use super::session::Amount;
 const LONG: Duration = Duration::from_secs(1);
 
 /// A bar, not shown yet.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
     begun: Instant,
     shown: bool,
@@ -22,7 +22,12 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Of so many bytes, called `what`.
-    pub(super) fn new(what: &'static str, bytes: u64, told: Option<Arc<Amount>>) -> Self {
+    pub(crate) fn new(what: &'static str, bytes: u64) -> Self {
+        Self::told(what, bytes, None)
+    }
+
+    /// The same, of which somebody else is told, if there is one.
+    pub(super) fn told(what: &'static str, bytes: u64, told: Option<Arc<Amount>>) -> Self {
         let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden());
         let template =
             "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
@@ -37,8 +42,14 @@ impl Progress {
         this
     }
 
+    /// None is ever shown.
+    pub(crate) fn silent() -> Self {
+        let (bar, begun) = (ProgressBar::hidden(), Instant::now());
+        Self { bar, begun, shown: true, told: None, bytes: 0 }
+    }
+
     /// So much is done.
-    pub(super) fn set(&mut self, bytes: u64) {
+    pub(crate) fn set(&mut self, bytes: u64) {
         if let Some(told) = &self.told {
             return told.set(bytes, self.bytes);
         }

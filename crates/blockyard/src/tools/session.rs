@@ -110,7 +110,7 @@ impl Session {
 
     /// Tells of the progress of something long.
     pub(super) fn progress(&self, what: &'static str, bytes: u64) -> Progress {
-        Progress::new(what, bytes, self.told.clone())
+        Progress::told(what, bytes, self.told.clone())
     }
 
     /// Opens a disk.
