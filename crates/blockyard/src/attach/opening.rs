@@ -133,9 +133,8 @@ pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
         format!("{uri} is another disk: {found}, but {} was attached", record.identity)
     };
     Err(Error::failed(format!("cannot recover {path}")).caused_by(
-        Error::failed(what).help(
-            "restore the disk (is its file system mounted?), and recover again",
-        ),
+        Error::failed(what)
+            .help("restore the disk (is its file system mounted?), and recover again"),
     ))
 }
 

@@ -110,7 +110,7 @@ pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -
 
 /// Where nobody can tell, there may be something.
 fn is_dirty(path: &Path) -> bool {
-    std::fs::read(path).map_or(true, |text| text != [CLEAN])
+    !std::fs::read(path).is_ok_and(|text| text == [CLEAN])
 }
 
 #[cfg(test)]
