@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use blockyard_blkmq::OpenMode;
+use blockyard_blkmq::partition::Warning;
+use blockyard_blkmq::{Bdev, OpenMode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -22,6 +23,7 @@ use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::signals::Signals;
 use crate::error::{Error, Result};
 use crate::text::term;
+use crate::tools::check::read_table;
 use crate::yard::follow::{Follow, State};
 use crate::yard::report::DeviceReport;
 
@@ -112,6 +114,7 @@ impl Attached {
         let identity = server.identity.clone();
         let (attachment, mut record, begun) = match &order {
             Order::Attach(wish) => {
+                warn_of_partitions(&below.bdev);
                 let mark = new_mark();
                 let begun = store.begin(mark)?;
                 note_failed_flushes(server.disk(), store.failed_flush_of(mark));
@@ -311,6 +314,14 @@ impl Attached {
 
     async fn end(self) -> Result<()> {
         self.server.yard.end(self.server.grace).await.into_result()
+    }
+}
+
+/// The kernel looks for partitions itself, and does not say why it finds none.
+fn warn_of_partitions(bdev: &Bdev) {
+    let warnings = read_table(bdev).map(|table| table.warnings).unwrap_or_default();
+    for warning in warnings.iter().filter(|it| matches!(it, Warning::OtherBlockSize { .. })) {
+        term::tell(warning);
     }
 }
 
