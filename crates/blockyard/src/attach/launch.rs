@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use super::helper;
-use super::store::Store;
+use super::store::{Store, forget_log};
 use crate::error::{Error, Result};
 use crate::text::term;
 
@@ -61,7 +61,7 @@ impl Launched {
             status.map_err(|err| Error::failed("cannot wait for the daemon").caused_by(err))?;
         self.show_log();
         // It is shown now.
-        let _ = std::fs::remove_file(&self.log);
+        forget_log(&self.log);
         match status.code().and_then(|code| u8::try_from(code).ok()) {
             Some(0) | None => {
                 Err(Error::failed(format!("the daemon exited before it was ready: {status}")))
