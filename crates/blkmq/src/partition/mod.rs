@@ -150,7 +150,8 @@ pub enum Warning {
     NotProtective,
     /// The GPT was made for another block size: there are no partitions.
     #[error(
-        "the GPT was made for blocks of {made_for} bytes, but the disk has blocks of {blocks}: to use its partitions, set block={made_for}"
+        "the GPT was made for blocks of {made_for} bytes, but the disk has blocks of {blocks}: to use its partitions, \
+         set block={made_for}"
     )]
     OtherBlockSize {
         /// Bytes of a block that the table counts in.

@@ -38,8 +38,8 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<Launched> {
 }
 
 impl Launched {
-    /// Waits until it prints the path of its device, and prints that, after what it has to say of it. If it ends before that, shows
-    /// what it said.
+    /// Waits until it prints the path of its device, and prints that, after what it has to say of it. If it ends before that,
+    /// shows what it said.
     ///
     /// Returns the exit code.
     ///
