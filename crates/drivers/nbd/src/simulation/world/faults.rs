@@ -75,8 +75,9 @@ impl World {
         }
     }
 
-    /// Nobody asks for anything.
+    /// Nobody asks for anything, mostly while a server ends.
     pub(super) async fn rest(&mut self) -> Result<(), String> {
+        (0..4).for_each(|_| self.fault_of_servers());
         for _ in 0..self.dice.below(REST) {
             self.step(FAULTY).await?;
         }
