@@ -15,6 +15,8 @@ const ENTRY: u32 = 128;
 const MAX_ARRAY: u64 = 4 << 20;
 /// How much of the array is read at a time.
 const CHUNK: u64 = 64 << 10;
+/// Block sizes that disks with a table have.
+const MADE_FOR: [u32; 4] = [512, 1024, 2048, 4096];
 /// The attribute that marks a partition as one to boot from (UEFI 2.10, table 5-8, bit 2).
 const LEGACY_BOOT: u64 = 1 << 2;
 
@@ -90,6 +92,13 @@ pub(super) fn scan(disk: &mut Disk<'_, '_>, table: &mut Table) {
             primary
         }
         Err(fault) => {
+            if fault == GptFault::Signature
+                && let Some(made_for) = other_block_size(disk)
+            {
+                let blocks = disk.logical.bytes();
+                table.warnings.push(Warning::OtherBlockSize { made_for, blocks });
+                return;
+            }
             table.warnings.push(Warning::PrimaryGpt(fault));
             match Gpt::read(disk, last) {
                 Ok(backup) => backup,
@@ -102,6 +111,22 @@ pub(super) fn scan(disk: &mut Disk<'_, '_>, table: &mut Table) {
     };
     table.kind = Some(TableKind::Gpt { guid: gpt.guid });
     gpt.add_partitions(disk, last, table);
+}
+
+/// The block size that the table was made for, if that is not the disk's: a header is in block 1, and says so.
+fn other_block_size(disk: &mut Disk<'_, '_>) -> Option<u32> {
+    let own = u64::from(disk.logical.bytes());
+    MADE_FOR.into_iter().filter(|size| u64::from(*size) != own).find(|size| {
+        let at = u64::from(*size);
+        let mut block = vec![0; disk.logical.bytes() as usize];
+        let within = usize::try_from(at % own).unwrap_or(usize::MAX);
+        disk.read_lba(at / own, &mut block).is_ok()
+            && block.get(within..).and_then(<[u8]>::first_chunk).is_some_and(
+                |header: &[u8; HEADER as usize]| {
+                    header.starts_with(SIGNATURE) && Fields(header).u64(24) == 1
+                },
+            )
+    })
 }
 
 /// Warns of a backup that is not as the primary (kernel: `compare_gpts`).

@@ -148,6 +148,17 @@ pub enum Warning {
     /// There is a GPT in the MBR's eyes, but not one to be used: there are no partitions.
     #[error("the protective MBR does not start at block 1, the GPT is not used")]
     NotProtective,
+    /// The GPT was made for another block size: there are no partitions.
+    #[error(
+        "the GPT was made for blocks of {made_for} bytes, but the disk has blocks of {blocks}: to use its partitions, \
+         set block={made_for}"
+    )]
+    OtherBlockSize {
+        /// Bytes of a block that the table counts in.
+        made_for: u32,
+        /// Bytes of a block of the disk.
+        blocks: u32,
+    },
     /// The first GPT cannot be used. If the second can, it is; otherwise there are no partitions.
     #[error("the primary GPT is invalid: {0}")]
     PrimaryGpt(GptFault),

@@ -112,6 +112,23 @@ fn the_partitions_of_a_gpt_are_those_that_gptman_wrote() {
 }
 
 #[test]
+fn a_gpt_that_was_made_for_another_block_size_says_so() {
+    for (made_for, blocks) in [(4096, BlockSize::B512), (512, BlockSize::B4096)] {
+        let table = scan_image(&gpt_image(made_for, 1024), blocks);
+        assert_eq!((table.kind, table.partitions.len()), (None, 0));
+        let blocks = blocks.bytes();
+        assert_eq!(table.warnings, [Warning::OtherBlockSize { made_for, blocks }]);
+        let said = table.warnings[0].to_string();
+        assert!(said.contains(&format!("set block={made_for}")), "{said}");
+    }
+    // Without a header anywhere, it is damaged.
+    let mut image = gpt_image(512, 128);
+    image[512..520].fill(0);
+    let table = scan_image(&image, BlockSize::B512);
+    assert_eq!(table.warnings, [Warning::PrimaryGpt(GptFault::Signature)]);
+}
+
+#[test]
 fn a_guid_is_shown_as_the_specification_spells_it() {
     assert_eq!(Guid(LINUX).to_string(), "0fc63daf-8483-4772-8e79-3d69d8477de4");
 }

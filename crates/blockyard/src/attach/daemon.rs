@@ -6,22 +6,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use blockyard_blkmq::OpenMode;
+use blockyard_blkmq::partition::Warning;
+use blockyard_blkmq::{Bdev, OpenMode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::kernel::{Attachment, Below, new_mark};
 use super::leaving::{hand_over, leave, tell_that_it_stays};
+use super::log::Log;
 use super::opening::{EXPORT, Order, Server, check_size};
 use super::record::Record;
-use super::store::{Begun, Store, forget_log};
+use super::store::{Begun, Store, forget_log_of};
 use super::unflushed::{inherit_unflushed, note_unflushed};
 use super::{helper, launch, usage};
 use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::signals::Signals;
 use crate::error::{Error, Result};
 use crate::text::term;
+use crate::tools::check::read_table;
 use crate::yard::follow::{Follow, State};
 use crate::yard::report::DeviceReport;
 
@@ -35,6 +38,10 @@ pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
     if background {
         launch::leave_the_starter();
     }
+    let own_log = log.clone().map(|path| Arc::new(Log::new(path)));
+    if let Some(log) = own_log.clone() {
+        term::after_telling(move || log.look());
+    }
     // Before there are other threads: they inherit it.
     enter_write_back_path();
     crate::daemon::block_on(async move {
@@ -44,7 +51,7 @@ pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
         let hang_up = signal(SignalKind::hangup())
             .map_err(|err| Error::failed("cannot catch signals").caused_by(err))?;
         let attached = blocking(move || Attached::attach(server, order, log)).await?;
-        attached.serve(signals, hang_up, background).await
+        attached.serve(signals, HangUps { signal: hang_up, log: own_log }, background).await
     })
 }
 
@@ -77,6 +84,24 @@ struct Attached {
     begun: Option<Begun>,
     /// What was on record before.
     recovered: Option<Record>,
+}
+
+/// What hangs up ends nothing: whoever has started us is gone, who uses the disk is not. Or somebody has moved the log.
+struct HangUps {
+    signal: Signal,
+    log: Option<Arc<Log>>,
+}
+
+impl HangUps {
+    async fn next(&mut self) {
+        if self.signal.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        if let Some(log) = &self.log {
+            log.reopen();
+        }
+        tracing::info!("SIGHUP ends nothing");
+    }
 }
 
 /// How a daemon comes to its end.
@@ -112,6 +137,7 @@ impl Attached {
         let identity = server.identity.clone();
         let (attachment, mut record, begun) = match &order {
             Order::Attach(wish) => {
+                warn_of_partitions(&below.bdev);
                 let mark = new_mark();
                 let begun = store.begin(mark)?;
                 note_failed_flushes(server.disk(), store.failed_flush_of(mark));
@@ -149,7 +175,7 @@ impl Attached {
         self.save().await?;
         self.begun = None;
         if let Some(before) = self.recovered.take() {
-            forget_log(&before);
+            forget_log_of(&before);
         }
         Ok(control)
     }
@@ -175,7 +201,7 @@ impl Attached {
         }
     }
 
-    async fn serve(mut self, signals: Signals, hang_up: Signal, background: bool) -> Result<u8> {
+    async fn serve(mut self, signals: Signals, hang_ups: HangUps, background: bool) -> Result<u8> {
         let (ask, asked) = mpsc::channel(1);
         // Before anybody can ask for a change.
         let mut follow = Follow::of(self.server.disk());
@@ -201,7 +227,7 @@ impl Attached {
             || if background { launch::let_go() } else { Ok(()) },
         );
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let end = self.until_the_end(signals, hang_up, asked, follow, state).await;
+        let end = self.until_the_end(signals, hang_ups, asked, follow, state).await;
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let (store, mark) = (self.store.clone(), self.record.mark);
@@ -228,7 +254,7 @@ impl Attached {
     async fn until_the_end(
         &mut self,
         mut signals: Signals,
-        mut hang_up: Signal,
+        mut hang_ups: HangUps,
         mut asked: mpsc::Receiver<Reply>,
         mut follow: Follow,
         mut state: State,
@@ -245,8 +271,7 @@ impl Attached {
                         tell_that_it_stays(&err);
                     }
                 }
-                // Whoever has started us is gone; who uses the disk is not.
-                _ = hang_up.recv() => tracing::info!("SIGHUP ignored"),
+                () = hang_ups.next() => {}
                 Some(answer) = asked.recv() => {
                     let result = self.detach().await;
                     let detached = result.is_ok();
@@ -311,6 +336,14 @@ impl Attached {
 
     async fn end(self) -> Result<()> {
         self.server.yard.end(self.server.grace).await.into_result()
+    }
+}
+
+/// The kernel looks for partitions itself, and does not say why it finds none.
+fn warn_of_partitions(bdev: &Bdev) {
+    let warnings = read_table(bdev).map(|table| table.warnings).unwrap_or_default();
+    for warning in warnings.iter().filter(|it| matches!(it, Warning::OtherBlockSize { .. })) {
+        term::tell(warning);
     }
 }
 

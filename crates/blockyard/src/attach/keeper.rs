@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,8 @@ pub(super) struct Keeper<K> {
     connections: usize,
     /// Until then nothing is written: see [`Calm`].
     holds_until: Instant,
+    /// New connections are made, and the kernel has not taken them yet.
+    replacing: Arc<AtomicBool>,
     /// The kernel has told of a dead connection, and none has been replaced since.
     is_told: bool,
 }
@@ -109,11 +112,13 @@ struct Calm {
     bdev: Arc<Bdev>,
     /// Writes are held back until then, also those that have just come.
     holds_until: Instant,
+    replacing: Arc<AtomicBool>,
 }
 
 impl Calm {
     fn is_now(&self) -> bool {
-        self.source.server.clients().len() >= self.connections
+        !self.replacing.load(Ordering::SeqCst)
+            && self.source.server.clients().len() >= self.connections
             && Instant::now() >= self.holds_until
             && !is_any_out_for(self.bdev.disk(), LONG)
     }
@@ -131,8 +136,8 @@ impl<K: Kernel> Keeper<K> {
         bdev: Arc<Bdev>,
         connections: usize,
     ) -> Self {
-        let holds_until = Instant::now();
-        Self { kernel, index, source, bdev, connections, holds_until, is_told: false }
+        let (holds_until, replacing) = (Instant::now(), Arc::default());
+        Self { kernel, index, source, bdev, connections, holds_until, replacing, is_told: false }
     }
 
     /// Nothing is written for so long from now on.
@@ -159,6 +164,7 @@ impl<K: Kernel> Keeper<K> {
             connections: self.connections,
             bdev: Arc::clone(&self.bdev),
             holds_until: self.holds_until,
+            replacing: Arc::clone(&self.replacing),
         };
         let sizes = tell_sizes(Arc::clone(&self.kernel), move || calm.is_now())?;
         let mut is_heard = true;
@@ -200,8 +206,10 @@ impl<K: Kernel> Keeper<K> {
     async fn replace(&mut self) {
         let gone = self.connections.saturating_sub(self.source.server.clients().len());
         if gone == 0 {
+            self.replacing.store(false, Ordering::SeqCst);
             return;
         }
+        self.replacing.store(true, Ordering::SeqCst);
         let (source, bdev) = (self.source.clone(), Arc::clone(&self.bdev));
         let kernel = Arc::clone(&self.kernel);
         let replaced = tokio::task::spawn_blocking(move || {
@@ -213,6 +221,7 @@ impl<K: Kernel> Keeper<K> {
         match replaced.await.unwrap_or_else(|err| Err(err.to_string())) {
             Ok(()) => {
                 tracing::warn!(device, gone, "dead connections were replaced");
+                self.replacing.store(false, Ordering::SeqCst);
                 self.is_told = false;
             }
             Err(err) => {
@@ -247,7 +256,7 @@ fn tell_sizes<K: Kernel>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector};
     use blockyard_export_nbd::{Config, Export, Server};
@@ -451,20 +460,26 @@ mod tests {
         let threads = QueueThreads::start(1).unwrap();
         let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let plan = "null:1M?latency=200ms".parse().unwrap();
+        let plan = "null:1M?latency=1ms".parse().unwrap();
         let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
         let disk = Arc::clone(open.disk());
         let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
         let (tell, told) = mpsc::channel();
+        let (submit, submitted) = mpsc::channel();
+        let (let_go, stands) = mpsc::channel::<()>();
         let ended = move |_: Box<Bio>| tell.send(()).unwrap();
         let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
         let submits = Arc::clone(&bdev);
-        threads.handles()[0].spawn(async move { submits.submit(0, bio) });
-        while disk.in_flight().is_empty() {
-            std::thread::yield_now();
-        }
+        threads.handles()[0].spawn(async move {
+            submits.submit(0, bio);
+            submit.send(()).unwrap();
+            // It ends on this thread, after this.
+            let _ = stands.recv();
+        });
+        submitted.recv_timeout(PATIENCE).unwrap();
         assert!(is_any_out_for(&disk, Duration::ZERO));
         assert!(!is_any_out_for(&disk, Duration::from_secs(3600)));
+        drop(let_go);
         told.recv_timeout(PATIENCE).unwrap();
         until_all_has_ended(&disk);
         assert!(!is_any_out_for(&disk, Duration::ZERO));

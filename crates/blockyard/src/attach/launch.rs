@@ -1,15 +1,18 @@
 //! A daemon in the background: started, and waited for until it is ready or has said what is wrong.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::{self, BufRead, BufReader};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use super::helper;
-use super::store::Store;
+use super::store::{Store, forget_log};
 use crate::error::{Error, Result};
 use crate::text::term;
+
+/// So much is shown of what it says until it is ready.
+const MAX_SHOWN: u64 = 64 << 10;
 
 /// A daemon that has been started, and is not ready yet.
 pub struct Launched {
@@ -35,7 +38,8 @@ pub fn launch(args: &[OsString], directory: Option<&Path>) -> Result<Launched> {
 }
 
 impl Launched {
-    /// Waits until it prints the path of its device, and prints that. If it ends before that, shows what it said.
+    /// Waits until it prints the path of its device, and prints that, after what it has to say of it. If it ends before that,
+    /// shows what it said.
     ///
     /// Returns the exit code.
     ///
@@ -48,21 +52,32 @@ impl Launched {
             let _ = BufReader::new(out).read_line(&mut line);
         }
         if line.ends_with('\n') {
+            self.show_log();
             term::say(line.trim_end())?;
             return Ok(0);
         }
         let status = self.child.wait();
         let status =
             status.map_err(|err| Error::failed("cannot wait for the daemon").caused_by(err))?;
-        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        self.show_log();
         // It is shown now.
-        let _ = std::fs::remove_file(&self.log);
-        term::tell(said.trim_end());
+        forget_log(&self.log);
         match status.code().and_then(|code| u8::try_from(code).ok()) {
             Some(0) | None => {
                 Err(Error::failed(format!("the daemon exited before it was ready: {status}")))
             }
             Some(code) => Ok(code),
+        }
+    }
+}
+
+impl Launched {
+    fn show_log(&self) {
+        let mut said = Vec::new();
+        let read = File::open(&self.log).and_then(|log| log.take(MAX_SHOWN).read_to_end(&mut said));
+        let said = String::from_utf8_lossy(&said);
+        if read.is_ok() && !said.trim_end().is_empty() {
+            term::tell(said.trim_end());
         }
     }
 }
@@ -78,4 +93,29 @@ pub(super) fn let_go() -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     std::env::set_current_dir("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon that says so much, and ends with that code.
+    fn launched(script: &str, log: &Path) -> Launched {
+        let out = File::create(log).unwrap();
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).stdout(Stdio::piped()).stderr(out);
+        Launched { child: command.spawn().unwrap(), log: log.to_owned() }
+    }
+
+    #[test]
+    fn what_a_daemon_says_is_kept_only_if_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let ready = launched("echo a warning >&2; echo /dev/nbd0", &log).wait();
+        assert_eq!(ready.unwrap(), 0);
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "a warning\n");
+        assert_eq!(launched("echo no >&2; exit 75", &log).wait().unwrap(), 75);
+        assert!(!log.exists());
+        launched("printf half a line", &log).wait().unwrap_err();
+    }
 }

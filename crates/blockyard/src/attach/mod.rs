@@ -12,6 +12,7 @@ mod kernel;
 mod launch;
 mod leaving;
 mod leftover;
+mod log;
 mod nbd;
 mod opening;
 pub mod record;

@@ -6,8 +6,8 @@
 //! | `nbd0.json` | the [`Record`] of a device, written whole or not at all | its daemon, or who recovers it |
 //! | `MARK.begun` | a device with that mark is being made, and is not on record yet | its maker |
 //! | `MARK.failed` | a flush of the device with that mark has failed | nobody: it is there or not |
-//! | `MARK.unflushed` | one byte: whether a server has something that was written to that device and not flushed | nobody: its daemon writes it |
-//! | `*.log` | what a daemon in the background says | all who write to it |
+//! | `MARK.unflushed` | a byte: whether a server has unflushed writes to the device with that mark | nobody: its daemon writes |
+//! | `*.log`, `*.old.log` | what a daemon in the background says ([`log`]) | all who write to it |
 //! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
 //!
 //! The kernel lets go of locks when their owner has died, in whatever PID namespace that was: what is not locked has nobody
@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use blockyard_sys::lock::{self, Lock, LockError, LockKind};
 use rustix::fs::{FlockOperation, flock};
 
+use super::log;
 use super::record::Record;
 use crate::api::{make_runtime_dir, runtime_dir};
 use crate::error::{Error, ErrorKind, Result};
@@ -286,7 +287,7 @@ impl Store {
         if found.ok() != ours.ok() {
             return Ok(());
         }
-        forget_log(record);
+        forget_log_of(record);
         self.forget_notes(record.mark);
         fs::remove_file(&path).map_err(|err| self.failed(err))
     }
@@ -339,8 +340,6 @@ impl Store {
         let _changing = self.change()?;
         let make = || -> io::Result<(PathBuf, File)> {
             let (file, path) = new_log_file(&self.directory)?;
-            // All who inherit it have that lock, and the last one who closes it gives it up.
-            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             Ok((path, file))
         };
         make().map_err(|err| self.failed(err))
@@ -373,7 +372,8 @@ impl Store {
             mark.is_some_and(|mark| !marks.contains(&mark))
         };
         let named = |path: &Path| {
-            contents.records.iter().any(|stored| stored.record.log.as_deref() == Some(path))
+            let mut logs = contents.records.iter().filter_map(|it| it.record.log.as_deref());
+            logs.any(|log| log == path || log::old(log) == path)
         };
         let entries = fs::read_dir(&self.directory).map_err(|err| self.failed(err))?;
         for path in entries.flatten().map(|entry| entry.path()) {
@@ -393,18 +393,24 @@ impl Store {
 }
 
 /// What its daemon had to say is of no interest any more.
-pub(crate) fn forget_log(record: &Record) {
+pub(super) fn forget_log_of(record: &Record) {
     if let Some(log) = &record.log {
-        // Somebody may have looked at it and removed it.
-        let _ = fs::remove_file(log);
+        forget_log(log);
     }
+}
+
+/// As [`forget_log_of`], of a daemon that is not on record.
+pub(super) fn forget_log(log: &Path) {
+    // Somebody may have looked at it and removed it.
+    let _ = fs::remove_file(log);
+    let _ = fs::remove_file(log::old(log));
 }
 
 /// A new file whose name nobody has.
 fn new_log_file(directory: &Path) -> io::Result<(File, PathBuf)> {
     for number in 0..u32::MAX {
         let path = directory.join(format!("{}-{number}.{LOG}", std::process::id()));
-        match OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path) {
+        match log::open(&path, OpenOptions::new().create_new(true)) {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
             made => return made.map(|file| (file, path)),
         }
@@ -512,6 +518,21 @@ mod tests {
     }
 
     #[test]
+    fn both_logs_of_a_device_go_with_its_record() {
+        let (_dir, store) = store();
+        let (path, writer) = store.new_log().unwrap();
+        fs::write(log::old(&path), "text").unwrap();
+        let mut record = record(0, 7, "ram:1M");
+        record.log = Some(path);
+        let held = store.save(&record).unwrap();
+        drop(writer);
+        store.sweep().unwrap();
+        assert_eq!(names(&store).len(), 3, "{:?}", names(&store));
+        store.forget(&record, &held).unwrap();
+        assert!(names(&store).is_empty(), "{:?}", names(&store));
+    }
+
+    #[test]
     fn that_a_flush_has_failed_is_known_as_long_as_the_device_is_on_record() {
         let (_dir, store) = store();
         let record = record(0, 7, "ram:1M");
@@ -540,10 +561,11 @@ mod tests {
         let (other, _) = store.new_log().unwrap();
         assert_ne!(log, other);
         fs::write(store.directory.join(NEXT), "{\"ver").unwrap();
+        fs::write(log::old(&other), "text").unwrap();
         fs::write(store.unflushed_of(0x42), "1").unwrap();
         fs::write(store.unflushed_of(0x43), "1").unwrap();
         store.sweep().unwrap();
-        assert!(log.exists() && !other.exists(), "one is written to");
+        assert!(log.exists() && !other.exists() && !log::old(&other).exists(), "one is written to");
         assert!(store.unflushed_of(0x42).exists() && !store.unflushed_of(0x43).exists());
         let alive = BegunMark { mark: 0x42, is_served: true };
         assert_eq!(store.read().unwrap().begun, [alive]);

@@ -99,8 +99,8 @@ pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -
     let is_dirty = open.tracks_unflushed() && is_dirty(path);
     if is_dirty && open.inherit_unflushed() {
         term::tell(format_args!(
-            "{0} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it is attached \
-             again; check its data, then run: blockyard detach --force {0} (if restarts of the server lose nothing: \
+            "{0} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it is \
+             attached again; check its data, then run: blockyard detach --force {0} (if restarts of the server lose nothing: \
              trust_server=1 in the URI)",
             record.path()
         ));
@@ -110,7 +110,7 @@ pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -
 
 /// Where nobody can tell, there may be something.
 fn is_dirty(path: &Path) -> bool {
-    std::fs::read(path).map_or(true, |text| text != [CLEAN])
+    !std::fs::read(path).is_ok_and(|text| text == [CLEAN])
 }
 
 #[cfg(test)]

@@ -87,6 +87,7 @@ impl Write for Lines {
         let text = String::from_utf8_lossy(line);
         let clean = cleaned(text.strip_suffix('\n').unwrap_or(&text), self.ansi);
         io::stderr().lock().write_all(format!("{clean}\n").as_bytes())?;
+        term::has_told();
         Ok(line.len())
     }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -74,6 +75,24 @@ pub fn tell(line: impl Display) {
 pub(crate) fn tell_painted(line: impl Display) {
     // There is nobody to be told that nobody can be told.
     let _ = writeln!(io::stderr().lock(), "{line}");
+    has_told();
+}
+
+type AfterTelling = Box<dyn Fn() + Send + Sync>;
+
+static AFTER_TELLING: OnceLock<AfterTelling> = OnceLock::new();
+
+/// Has something done from now on when a line was written to standard error, on the thread that has written it. It writes none
+/// itself. Once for a process.
+pub(crate) fn after_telling(done: impl Fn() + Send + Sync + 'static) {
+    let _ = AFTER_TELLING.set(Box::new(done));
+}
+
+/// A line was written to standard error.
+pub(crate) fn has_told() {
+    if let Some(done) = AFTER_TELLING.get() {
+        done();
+    }
 }
 
 /// Prints a value as JSON.

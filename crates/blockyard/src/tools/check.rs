@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use blockyard_blkmq::partition::{self, PartitionInfo, PartitionKind};
+use blockyard_blkmq::partition::{self, PartitionInfo, PartitionKind, Table};
 use blockyard_blkmq::{Bdev, Disk, DiskFlags, OpenMode, Sector, Status};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -188,6 +188,15 @@ const fn is_about_the_way(status: Status) -> bool {
 
 /// What is wrong with the partition table, in words.
 fn partition_table(bdev: &Bdev) -> Vec<String> {
+    // One that cannot be read is among what is unreadable.
+    read_table(bdev).map_or_else(Vec::new, |table| {
+        let warnings = table.warnings.iter().map(ToString::to_string);
+        warnings.chain(overlaps(&table.partitions)).collect()
+    })
+}
+
+/// The partition table of a disk; none if it cannot be read. Never on a queue thread: it waits.
+pub(crate) fn read_table(bdev: &Bdev) -> Option<Table> {
     let mut read_blocks = |at: Sector, buf: &mut [u8]| {
         let bio = blockyard_blkmq::Bio::new(blockyard_blkmq::Op::Read, at, buf.len() as u64);
         let bio = bdev.submit_and_wait(0, bio);
@@ -202,14 +211,7 @@ fn partition_table(bdev: &Bdev) -> Vec<String> {
         Ok(())
     };
     let block = bdev.limits().logical_block_size;
-    match partition::scan(&mut read_blocks, block, bdev.capacity()) {
-        // It is among what is unreadable.
-        Err(_) => Vec::new(),
-        Ok(table) => {
-            let warnings = table.warnings.iter().map(ToString::to_string);
-            warnings.chain(overlaps(&table.partitions)).collect()
-        }
-    }
+    partition::scan(&mut read_blocks, block, bdev.capacity()).ok()
 }
 
 /// Types of MBR partitions that hold others.

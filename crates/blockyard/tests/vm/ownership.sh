@@ -138,6 +138,11 @@ done
 VIA="--via ublk"
 attach /tmp/disk.img --hand-over
 mount "$D" /mnt
+# Who moves its log, has it opened anew.
+log=$(echo /run/blockyard/attached/*.log)
+mv "$log" /tmp/moved.log
+kill -HUP "$(daemon_of "$N")"
+until_true [ -e "$log" ]
 kill -TERM "$(daemon_of "$N")"
 until_true sh -c "blockyard list | grep -q 'left behind'"
 [ "$(blockyard recover)" = "$D" ] || die "not recovered"
@@ -164,6 +169,18 @@ VIA="--via ublk --depth 1"
 attach ram:1M
 dd if=/dev/urandom of="$D" bs=64k count=4 oflag=direct 2>/dev/null
 works || die "a queue of one request does not work"
+detach "$D"
+
+# Partitions that the kernel does not find, as they were made for other blocks.
+VIA="--via nbd"
+disk /tmp/disk.img 16M
+attach "file:/tmp/disk.img?block=4096"
+printf 'label: gpt\nsize=1024\n' | sfdisk -q --force "$D" >/dev/null 2>&1 || true
+until_true sh -c "grep -q '${N}p1' /proc/partitions || { blockdev --rereadpt $D; false; }"
+detach "$D"
+D=$(blockyard attach /tmp/disk.img $VIA 2>/tmp/said)
+N=${D#/dev/}
+said "set block=4096"
 detach "$D"
 
 # Numbers are what they are, and the device of another process is not touched.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, SECTOR_SIZE, Sector, Status};
 use blockyard_sys::EventWatch;
@@ -10,6 +11,8 @@ use tokio::sync::oneshot;
 
 /// Rounds of work after which others on the thread get their turn.
 const ROUNDS: usize = 8;
+/// How long a kernel that takes no answers is left alone.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// A queue at work, on its thread.
 pub(crate) struct Worker {
@@ -28,6 +31,8 @@ pub(crate) struct Worker {
     requests: Vec<(u16, Descriptor)>,
     gone: Vec<Ended>,
     refused: bool,
+    /// The kernel takes no answers, which was said.
+    is_stuck: bool,
 }
 
 impl Worker {
@@ -52,6 +57,7 @@ impl Worker {
             requests: Vec::with_capacity(depth),
             gone: Vec::new(),
             refused: false,
+            is_stuck: false,
         }
     }
 
@@ -90,12 +96,18 @@ impl Worker {
         let mut rounds = 0;
         loop {
             match self.turn() {
-                Ok(false) => return,
-                Ok(true) => {}
+                Ok(more) => {
+                    self.is_stuck = false;
+                    if !more {
+                        return;
+                    }
+                }
                 Err(err) => {
                     // Memory for the kernel's own part is short. What was pushed stays.
-                    tracing::warn!(disk = self.bdev.name(), %err, "ublk commit failed, retrying");
-                    tokio::task::yield_now().await;
+                    if !std::mem::replace(&mut self.is_stuck, true) {
+                        tracing::warn!(disk = self.bdev.name(), %err, "ublk commit failed, retrying");
+                    }
+                    tokio::time::sleep(RETRY).await;
                 }
             }
             rounds += 1;
