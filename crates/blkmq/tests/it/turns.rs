@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use blockyard_blkmq::reservation::{PrError, PrType};
 use blockyard_blkmq::{
-    Bdev, Bio, Busy, Chain, Disk, DiskConfig, Driver, EndIo, ErrorKind, Features, Flags,
-    HctxHandle, IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox, Request, Result,
-    Sector, StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
+    Bio, Busy, Chain, Disk, DiskConfig, Driver, EndIo, ErrorKind, Features, Flags, HctxHandle,
+    IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox, Request, Result, Sector,
+    StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::HeldDisk;
