@@ -291,7 +291,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
         if self.is_deserted && !changes(request.command) {
             return Err(Rejection {
                 error: ErrorCode::EIO,
-                reason: "nobody takes the answer",
+                reason: "the client has left",
                 then: Then::Skip(request.payload_len(self.style)),
             });
         }
