@@ -95,7 +95,9 @@ fn what_was_done_is_counted() {
 fn clients_are_told_one_by_one_only_if_that_is_wanted() {
     let (daemon, url) = serve(&["ram:16M?name=a"]);
     let script = format!(
-        "import subprocess\nh.pread(4096, 0)\nprint(subprocess.run(['curl', '-sSf', '{url}/metrics'], capture_output=True, text=True).stdout)\nprint(subprocess.run(['curl', '-sSf', '{url}/metrics?clients=true'], capture_output=True, text=True).stdout)"
+        "import subprocess\nh.pread(4096, 0)\n\
+         for path in ['metrics', 'metrics?clients=true']:\n  \
+         print(subprocess.run(['curl', '-sSf', '{url}/' + path], capture_output=True, text=True).stdout)\n"
     );
     let said = common::nbdsh(&daemon.uri("a"), &script);
     let (without, with) = said.split_once("# EOF").unwrap();

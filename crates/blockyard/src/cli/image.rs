@@ -59,7 +59,7 @@ pub enum ImageCommand {
     Create {
         /// The image.
         image: String,
-        /// How large it is: in MiB, or with a unit, as 10G.
+        /// Size in MiB, or with a unit, e.g. 10G.
         #[arg(short, long, value_name = "SIZE")]
         size: String,
         /// What it is to be.
@@ -103,7 +103,7 @@ pub enum ImageCommand {
     Resize {
         /// The image.
         image: String,
-        /// How large: in MiB, or with a unit, as 10G.
+        /// New size in MiB, or with a unit, e.g. 10G.
         #[arg(short, long, value_name = "SIZE")]
         size: String,
         /// Also make it smaller: what is behind the new end is lost.

@@ -1,6 +1,6 @@
 //! Images as streams of bytes: diffs (ceph: `doc/dev/rbd-diff.rst`, versions 1 and 2), and whole images with their snapshots
-//! (ceph: `doc/dev/rbd-export.rst`, `src/tools/rbd/action/Export.cc`: export format 2). Records come from whatever can be read, and
-//! go wherever bytes go; lengths are not believed before as many bytes have come.
+//! (ceph: `doc/dev/rbd-export.rst`, `src/tools/rbd/action/Export.cc`: export format 2). Records come from anything that can be
+//! read, and go wherever bytes go; lengths are not believed before as many bytes have come.
 
 mod diff;
 mod export;

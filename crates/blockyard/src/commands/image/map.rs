@@ -26,7 +26,7 @@ pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Re
                     "the object map of {spec} is not valid; rebuild it with blockyard image object-map rebuild"
                 )),
                 MapState::Misses(object) => term::tell(format_args!(
-                    "the object map of {spec} does not know of object {object}; rebuild it with blockyard image object-map rebuild"
+                    "the object map of {spec} lacks object {object}; rebuild it with blockyard image object-map rebuild"
                 )),
             }
             Ok(NO)
