@@ -208,7 +208,7 @@ fuzz_target!(|data: &[u8]| {
     let style =
         [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended][usize::from(how % 3)];
     let mut client = Client { bytes, step: 1 + usize::from(how / 3) * 37, moods };
-    let budget = MemoryBudget::new(MEMORY, 1);
+    let budget = MemoryBudget::new(MEMORY, 1, MEMORY / 2);
     let limits = ConnectionLimits {
         in_flight: IN_FLIGHT,
         memory: MEMORY,

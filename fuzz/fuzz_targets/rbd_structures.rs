@@ -1,4 +1,5 @@
-//! Records of images and locks, and what watchers tell each other. First byte: which one; what can be read is read again from its own encoding.
+//! Records of images and locks, and what watchers tell each other. First byte: which one; what can be read is read again from
+//! its own encoding.
 #![no_main]
 
 use blockyard_rados::encoding::{Decode, Encode, Reader, encoded};

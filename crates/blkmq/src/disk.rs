@@ -1,5 +1,8 @@
 //! A disk: a queue with a name, a size, partitions, and people who have it open (kernel: `struct gendisk`).
 
+mod queue;
+mod size;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,7 +14,7 @@ use crate::bdev::{Bdev, OpenMode};
 use crate::bio::Bio;
 use crate::block_device_ops::BlockDeviceOps;
 use crate::clock::Clock;
-use crate::driver::{Driver, InFlight};
+use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::Geometry;
 use crate::limits::{Features, Limits};
@@ -19,8 +22,6 @@ use crate::major::{DISK_MAX_PARTS, DevNum};
 use crate::op::Status;
 use crate::partition_device::Partition;
 use crate::queue::{FailedFlush, Life, Queue, RequestQueue, Size};
-use crate::sched::Kind;
-use crate::stats::QueueStats;
 use crate::tag_set::TagSet;
 use crate::units::Sector;
 
@@ -219,18 +220,6 @@ impl Disk {
         self.node
     }
 
-    /// How large it is, in sectors of 512 bytes whatever its logical block size.
-    #[must_use]
-    pub fn capacity(&self) -> Sector {
-        self.queue.capacity()
-    }
-
-    /// How large it is in bytes: [`Disk::capacity`], less what its last block has of padding.
-    #[must_use]
-    pub fn size_bytes(&self) -> u64 {
-        self.queue.size_bytes()
-    }
-
     /// What can be asked of it in one request. It never waits, not while the disk drains either.
     #[must_use]
     pub fn limits(&self) -> Limits {
@@ -276,82 +265,6 @@ impl Disk {
     /// it will. Once for a disk.
     pub fn on_failed_flush(&self, told: FailedFlush) {
         self.queue.on_failed_flush(told);
-    }
-
-    /// Makes it larger or smaller, with no padding. Its users are told; what is past a new end fails from now on.
-    ///
-    /// # Errors
-    /// As [`Disk::set_size`].
-    pub fn set_capacity(&self, capacity: Sector) -> Result<()> {
-        self.set_size(capacity, 0)
-    }
-
-    /// As [`Disk::set_capacity`], with [`DiskConfig::tail_padding`].
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`] past the largest size, or for more padding than a block has; [`ErrorKind::Offline`] once
-    /// it is being removed.
-    pub fn set_size(&self, capacity: Sector, tail_padding: u32) -> Result<()> {
-        self.change_size(capacity, tail_padding)?.into_iter().for_each(|event| self.notify(event));
-        Ok(())
-    }
-
-    /// As [`Disk::set_size`], and says what its users are to be told.
-    fn change_size(&self, capacity: Sector, tail_padding: u32) -> Result<Option<Event>> {
-        let size = Size::new(&self.name, capacity, tail_padding, &self.limits())?;
-        if self.queue.life() != Life::Live {
-            return Err(Error::new(ErrorKind::Offline, format!("{} is being removed", self.name)));
-        }
-        let (from, bytes) = (self.capacity(), self.size_bytes());
-        self.queue.set_size(size);
-        let changed = (from, bytes) != (size.capacity, size.bytes);
-        Ok(changed.then_some(Event::Resized { from, to: capacity }))
-    }
-
-    /// Has the driver make room for a new size, then takes it as [`Disk::set_capacity`] does. Nothing is out when it does: it
-    /// blocks until what is has ended.
-    ///
-    /// # Errors
-    /// What the driver says, [`ErrorKind::Invalid`] for a size that is no multiple of the logical block, and the errors
-    /// of [`Disk::set_capacity`].
-    pub fn resize(&self, to: Sector) -> Result<()> {
-        self.whole_blocks(to.bytes())?;
-        self.resize_bytes(to.bytes())
-    }
-
-    /// As [`Disk::resize`], to any size that its driver can make; its last block is padded.
-    ///
-    /// # Errors
-    /// What the driver says, and the errors of [`Disk::set_size`].
-    pub fn resize_bytes(&self, to: u64) -> Result<()> {
-        // One at a time: of two, the driver and the block layer would each take another for the last.
-        let _resizing = self.resizing.lock();
-        let (capacity, tail_padding) = self.limits().logical_block_size.padded(to);
-        Size::new(&self.name, capacity, tail_padding, &self.limits())?;
-        self.ops.prepare_resize(self, to)?;
-        // What is padding and what is the disk's changes for the block that was the last, while the driver and the block layer
-        // would each have another end: a write of that block must be before all of it, or after.
-        self.queue.freeze();
-        self.ops.resize(self, to);
-        let resized = self.change_size(capacity, tail_padding);
-        self.queue.unfreeze();
-        // Whoever is told may wait for I/O, as a kernel that freezes its own queue.
-        resized?.into_iter().for_each(|event| self.notify(event));
-        Ok(())
-    }
-
-    /// A size of whole logical blocks, for drivers that can make no other.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`] for another.
-    pub fn whole_blocks(&self, bytes: u64) -> Result<Sector> {
-        let block = self.limits().logical_block_size;
-        if block.divides(bytes) {
-            return Ok(Sector::from_bytes_floor(bytes));
-        }
-        let (name, block) = (&self.name, block.bytes());
-        let what = format!("{bytes} is not a multiple of {block}, the block size of {name}");
-        Err(Error::new(ErrorKind::Invalid, what))
     }
 
     /// Its heads, sectors and cylinders.
@@ -533,106 +446,6 @@ impl Disk {
     /// The list of blocks known to be bad, which its driver keeps.
     pub fn bad_blocks(&self) -> parking_lot::MutexGuard<'_, BadBlocks> {
         self.bad_blocks.lock()
-    }
-
-    /// The scheduler that orders its requests.
-    #[must_use]
-    pub fn scheduler(&self) -> Kind {
-        self.queue.scheduler()
-    }
-
-    /// Changes the scheduler, under load too. Blocks until what is out has ended.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotSupported`] where the driver wants none.
-    pub fn set_scheduler(&self, kind: Kind) -> Result<()> {
-        self.queue.set_scheduler(kind)
-    }
-
-    /// Reads a tunable of its scheduler, having set it if `value` is given.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without
-    /// a scheduler.
-    pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
-        self.queue.tune(name, value)
-    }
-
-    /// Requests that each of its hardware queues may hold, waiting ones included (sysfs: `nr_requests`).
-    #[must_use]
-    pub fn nr_requests(&self) -> usize {
-        self.queue.requests()
-    }
-
-    /// Changes that number. Blocks until what is out has ended.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`] for none, or more than there are tags where no scheduler sorts.
-    pub fn set_nr_requests(&self, count: usize) -> Result<()> {
-        self.queue.set_requests(count)
-    }
-
-    /// How long a request may be out before its driver is asked about it.
-    pub fn set_timeout(&self, timeout: std::time::Duration) {
-        self.queue.set_timeout(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
-    }
-
-    /// Holds new I/O back, and waits until what is out has ended. Balance it with [`Disk::unfreeze`].
-    pub fn freeze(&self) {
-        self.queue.freeze();
-    }
-
-    /// Lets I/O go on.
-    pub fn unfreeze(&self) {
-        self.queue.unfreeze();
-    }
-
-    /// Sends nothing more to the driver; what it has may end. Balance it with [`Disk::unquiesce`]. Waits for whoever is
-    /// with the driver now, so that it is not for an [`EndIo`](crate::EndIo), which may be called by that one: see
-    /// [`Disk::quiesce_nowait`].
-    pub fn quiesce(&self) {
-        self.queue.quiesce();
-    }
-
-    /// As [`Disk::quiesce`], from anywhere: what is on its way to the driver may still get there (kernel:
-    /// `blk_mq_quiesce_queue_nowait`).
-    pub fn quiesce_nowait(&self) {
-        self.queue.quiesce_nowait();
-    }
-
-    /// Sends to the driver again.
-    pub fn unquiesce(&self) {
-        self.queue.unquiesce();
-    }
-
-    /// What it has done so far, and for how many milliseconds it was busy.
-    #[must_use]
-    pub fn stats(&self) -> (QueueStats, u64) {
-        (self.queue.stats(), self.queue.busy_ms())
-    }
-
-    /// What is with the driver now: the hardware queue, and the request.
-    #[must_use]
-    pub fn in_flight(&self) -> Vec<(usize, InFlight)> {
-        self.queue.in_flight()
-    }
-
-    /// The state of its queues in many words, for people who look for what is stuck.
-    #[must_use]
-    pub fn show(&self) -> String {
-        self.queue.show()
-    }
-
-    /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a
-    /// second later is always early enough.
-    pub fn tick(&self) -> Option<u64> {
-        self.queue.tick(self.queue.clock().now_ns())
-    }
-
-    /// Has `alarm` called, from whatever thread, when [`Disk::tick`] has something to do sooner than it said last. Who
-    /// sets it ticks the disk, on a thread that may take its time: drivers leave the rest of long work to it.
-    pub fn set_alarm(&self, alarm: Arc<dyn Fn() + Send + Sync>) {
-        self.queue.set_alarm(alarm);
     }
 
     /// How many hardware queues it has.

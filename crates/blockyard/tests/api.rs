@@ -200,6 +200,29 @@ fn the_document_describes_what_is_asked_and_answered() {
         (("GET", "/v1/exports", "/v1/exports"), None, 200),
         (("GET", "/v1/exports/nbd/x%2Fy", export), None, 200),
         (("DELETE", "/v1/disks/b", disk), None, 409),
+        (("POST", "/v1/jobs", "/v1/jobs"), Some(json!({ "kind": "check", "disk": "a" })), 202),
+        (
+            ("POST", "/v1/jobs", "/v1/jobs"),
+            Some(json!({ "kind": "copy", "source": "b", "target": "a", "detect_zeroes": true })),
+            202,
+        ),
+        (("POST", "/v1/jobs", "/v1/jobs"), Some(json!({ "kind": "chekc", "disk": "a" })), 400),
+        (("POST", "/v1/jobs", "/v1/jobs"), Some(json!({ "kind": "check", "dsik": "a" })), 400),
+        (
+            ("POST", "/v1/jobs", "/v1/jobs"),
+            Some(json!({ "kind": "check", "disk": "a", "fast": true })),
+            400,
+        ),
+        (("POST", "/v1/jobs", "/v1/jobs"), Some(json!({ "kind": "check", "disk": "x" })), 404),
+        (
+            ("POST", "/v1/jobs", "/v1/jobs"),
+            Some(json!({ "kind": "copy", "source": "a", "target": "a" })),
+            400,
+        ),
+        (("GET", "/v1/jobs", "/v1/jobs"), None, 200),
+        (("GET", "/v1/jobs/LAST", "/v1/jobs/{id}"), None, 200),
+        (("GET", "/v1/jobs/x", "/v1/jobs/{id}"), None, 404),
+        (("DELETE", "/v1/jobs/77", "/v1/jobs/{id}"), None, 404),
         (("DELETE", "/v1/exports/nbd/x%2Fy?svae=1", export), None, 400),
         (("DELETE", "/v1/exports/nbd/x%2Fy", export), None, 204),
         (("DELETE", "/v1/exports/nbd/x%2Fy", export), None, 404),
@@ -209,8 +232,14 @@ fn the_document_describes_what_is_asked_and_answered() {
     ];
     let mut used: Vec<(String, String)> =
         vec![("/v1/openapi.json".into(), "get".into()), ("/v1/events".into(), "get".into())];
+    let mut last = String::new();
     for (operation, body, status) in seen {
-        let (got, answer) = described(&daemon, &document, operation, body.as_ref());
+        let path = operation.1.replace("LAST", &last);
+        let asked = (operation.0, path.as_str(), operation.2);
+        let (got, answer) = described(&daemon, &document, asked, body.as_ref());
+        if status == 202 {
+            last = answer["id"].to_string();
+        }
         assert_eq!(got, status, "{operation:?} {answer}");
         if status >= 400 {
             assert!(!answer["what"].as_str().unwrap().is_empty(), "{answer}");

@@ -109,9 +109,9 @@ fn a_disk_that_is_there_already_is_told_from_a_new_one() {
         said.err
     };
     assert_eq!(add(&["--no-nbd"]), "");
-    assert_eq!(add(&["--no-nbd"]), "a is already there, as it is wanted: nothing is changed\n");
-    assert_eq!(add(&[]), "a is already there, as it is wanted: only its exports are new\n");
-    daemon.run(&["add", "ram:3M", "--name", "a"]).code(75).contains(&["there is a disk named"]);
+    assert_eq!(add(&["--no-nbd"]), "a already exists: nothing changed\n");
+    assert_eq!(add(&[]), "a already exists: only exports were added\n");
+    daemon.run(&["add", "ram:3M", "--name", "a"]).code(75).contains(&["already exists"]);
 }
 
 #[test]

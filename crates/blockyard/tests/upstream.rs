@@ -136,6 +136,35 @@ fn a_server_that_dies_is_not_noticed() {
 }
 
 #[test]
+fn a_server_that_is_started_anew_costs_an_idle_client_nothing() {
+    let place = TempDir::new().unwrap();
+    let (socket, yard) = (place.path().join("up"), place.path().join("yard.toml"));
+    let image = place.path().join("image");
+    let text = format!(
+        "[[disk]]\nuri = \"file:{}?create=1M\"\nname = \"d\"\n[nbd]\nlisten = [\"unix:{}\"]\nflush_grace = \"60s\"\n",
+        image.display(),
+        socket.display()
+    );
+    std::fs::write(&yard, text).unwrap();
+    let start = || {
+        let dir = TempDir::new().unwrap();
+        let mut command = blockyard(&dir.path().join("run"));
+        command.args(["up", "--file"]).arg(&yard);
+        Daemon::start(command, dir, 1)
+    };
+    let server = start();
+    let uri = format!("{}&name=p&flush_after=50ms&connections=3", unix("d", &socket));
+    let proxy = Daemon::serve(&[&uri, "--threads", "1"]);
+    nbdsh(&proxy.uri("p"), "h.pwrite(b'x' * 4096, 8192)");
+    server.stop();
+    let _server = start();
+    nbdsh(&proxy.uri("p"), "h.flush()\nassert h.pread(4096, 8192) == b'x' * 4096");
+    let log = proxy.stop();
+    assert!(log.contains("connections=3 asks for more") && log.contains("1 made"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+}
+
+#[test]
 fn nobody_there_is_told_at_once_and_a_dead_server_within_its_time() {
     let dir = TempDir::new().unwrap();
     let gone = unix("", &dir.path().join("none"));

@@ -119,9 +119,11 @@ fn a_guest_sees_its_disk_grow_and_shrink() {
     let mut guest = vm().vhost_user_blk(&socket, "num-queues=1").script(GROWTH).boot().unwrap();
     guest.expect("booted").unwrap();
     disk.set_capacity(Sector::from_bytes_floor(128 * MIB)).unwrap();
+    server.follow();
     guest.answer("it grows").unwrap();
     guest.expect("grown").unwrap();
     disk.set_capacity(Sector::from_bytes_floor(32 * MIB)).unwrap();
+    server.follow();
     guest.answer("it shrinks").unwrap();
     let outcome = guest.finish().unwrap();
     assert_eq!(outcome.status, 0, "{}", outcome.console);

@@ -17,10 +17,12 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 pub mod cases;
+mod held;
 mod queue_thread;
 mod subject;
 mod volatile;
 
+pub use held::{Held, HeldDisk};
 pub use queue_thread::QueueThread;
 pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
 pub use volatile::{Carrier, Volatile};

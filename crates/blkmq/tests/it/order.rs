@@ -1,5 +1,5 @@
-//! Who gets the next tag, and whether one lies idle: after every step of a random run, what the driver has is held against a model
-//! that knows neither lists nor locks.
+//! Who gets the next tag, and whether one lies idle: after every step of a random run, what the driver has is held against
+//! a model that knows neither lists nor locks.
 //!
 //! Every bio has a sector of its own, by which it is known again in the driver's log.
 

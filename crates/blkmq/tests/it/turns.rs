@@ -11,6 +11,7 @@ use blockyard_blkmq::{
     Sector, StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
+use blockyard_conformance::HeldDisk;
 use parking_lot::Mutex;
 
 use crate::rig::{Ends, Rig, Watchdog};
@@ -361,61 +362,30 @@ fn questions_are_no_reads_in_the_statistics_and_every_queue_makes_a_disk_busy() 
     rig.tear_down();
 }
 
-/// Keeps requests for the test to end.
-#[derive(Default)]
-struct Keep(Mutex<Vec<Request<Self>>>);
-
-impl Driver for Keep {
-    type Disk = ();
-    type Hctx = ();
-    type Cmd = ();
-
-    fn init_hctx(&self, _disk: &(), _queue: HctxHandle<Self>) -> Result<()> {
-        Ok(())
-    }
-
-    fn queue_rq(
-        &self,
-        _hctx: &mut (),
-        rq: Request<Self>,
-        _last: bool,
-    ) -> std::result::Result<(), Busy<Self>> {
-        self.0.lock().push(rq);
-        Ok(())
-    }
-}
-
-fn keep() -> (Arc<Keep>, Bdev) {
-    let keep = Arc::<Keep>::default();
-    let set = TagSet::new(Arc::clone(&keep), TagSetConfig::default()).unwrap();
-    let config = DiskConfig::new("keep", Sector(64), Limits::default());
-    let clock = Arc::new(MonotonicClock::new());
-    let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
-    (keep, disk.open(None, OpenMode::ReadWrite).unwrap())
-}
-
 #[test]
 fn an_error_of_a_part_is_of_the_bios_in_it_and_of_no_others() {
-    let (keep, bdev) = keep();
+    let held = HeldDisk::new(TagSetConfig::default(), 64 * 512, Limits::default());
+    let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
+    let next = || held.take(|_| true).unwrap();
     let ends = Arc::<Ends>::default();
     let mut plug: Vec<_> =
         [0, 1, 2].into_iter().map(|s| write(s).on_end(Arc::<Ends>::clone(&ends))).collect();
     bdev.submit_all(0, &mut plug);
-    let rq = keep.0.lock().pop().unwrap();
+    let rq = next();
     assert_eq!(rq.len(), 3 * 512, "merged");
     let rq = rq.update(Status::Medium, 512).unwrap();
     rq.complete(Status::Ok);
     let statuses: Vec<_> = ends.take().iter().map(|bio| bio.status()).collect();
     assert_eq!(statuses, [Status::Medium, Status::Ok, Status::Ok]);
     bdev.submit(0, Bio::new(Op::WriteZeroes, Sector(0), 512).on_end(Arc::<Ends>::clone(&ends)));
-    keep.0.lock().pop().unwrap().complete(Status::Ok);
+    next().complete(Status::Ok);
     let large = Segment::from_vec(vec![1; 4096]);
     let large = Bio::with_data(Op::Write, Sector(0), [large].into_iter().collect());
     ends.take();
     bdev.submit(0, large.on_end(Arc::<Ends>::clone(&ends)));
-    let rq = keep.0.lock().pop().unwrap().update(Status::Medium, 512).unwrap();
+    let rq = next().update(Status::Medium, 512).unwrap();
     rq.requeue();
-    let rq = keep.0.lock().pop().unwrap();
+    let rq = next();
     assert_eq!(rq.status(), Status::Ok, "what is issued again has not failed yet");
     rq.complete(Status::Ok);
     assert_eq!(ends.take()[0].status(), Status::Medium, "a part of it has");

@@ -3,6 +3,8 @@
 
 pub mod client;
 mod directory;
+mod job_routes;
+mod jobs;
 mod openapi;
 mod problem;
 mod request;
@@ -10,6 +12,8 @@ mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
+
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,6 +29,8 @@ pub(crate) use server::serve_connections;
 
 /// The longest body of a request.
 const MAX_REQUEST: usize = 64 << 10;
+/// How long it may take to come: who names one and sends none has a connection meanwhile.
+const BODY_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// The longest answer that a client takes.
 const MAX_ANSWER: usize = 64 << 20;
 /// Connections at a time.

@@ -1,9 +1,10 @@
 //! The description of the API (OpenAPI 3.1). The router is made from the same list of operations; what disks and exports can
 //! be, their kinds say.
 
-use axum::routing::{MethodRouter, delete, get, patch, put};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use serde_json::{Map, Value, json};
 
+use super::job_routes;
 use super::routes::{self, Served};
 use crate::disks::{self, OptionSpec, ValueKind};
 use crate::exports;
@@ -129,27 +130,27 @@ pub(super) static OPERATIONS: &[Operation] = &[
         method: "put",
         path: "/v1/disks/{name}",
         summary: "Open a disk; no effect if an identical disk exists",
-        query: &["save", "If-None-Match"],
+        query: &["save", "If-None-Match", "Prefer"],
         body: Some("NewDisk"),
-        answers: &[(200, Told::One("Disk")), (201, Told::One("Disk"))],
+        answers: &[(200, Told::One("Disk")), (201, Told::One("Disk")), (202, Told::One("Job"))],
         route: || put(routes::put_disk),
     },
     Operation {
         method: "patch",
         path: "/v1/disks/{name}",
         summary: "Change settings of a disk in use",
-        query: &["save", "shrink"],
+        query: &["save", "shrink", "Prefer"],
         body: Some("Settings"),
-        answers: &[(200, Told::One("Disk"))],
+        answers: &[(200, Told::One("Disk")), (202, Told::One("Job"))],
         route: || patch(routes::patch_disk),
     },
     Operation {
         method: "delete",
         path: "/v1/disks/{name}",
         summary: "Flush and close a disk that has no exports",
-        query: &["save"],
+        query: &["save", "Prefer"],
         body: None,
-        answers: &[(204, Told::Nothing)],
+        answers: &[(202, Told::One("Job")), (204, Told::Nothing)],
         route: || delete(routes::delete_disk),
     },
     Operation {
@@ -174,19 +175,55 @@ pub(super) static OPERATIONS: &[Operation] = &[
         method: "put",
         path: "/v1/exports/{kind}/{name}",
         summary: "Serve a disk; no effect if an identical export exists",
-        query: &["save"],
+        query: &["save", "Prefer"],
         body: Some("NewExport"),
-        answers: &[(200, Told::One("Export")), (201, Told::One("Export"))],
+        answers: &[(200, Told::One("Export")), (201, Told::One("Export")), (202, Told::One("Job"))],
         route: || put(routes::put_export),
     },
     Operation {
         method: "delete",
         path: "/v1/exports/{kind}/{name}",
         summary: "End an export, after answering the requests of its clients",
-        query: &["save"],
+        query: &["save", "Prefer"],
         body: None,
-        answers: &[(204, Told::Nothing)],
+        answers: &[(202, Told::One("Job")), (204, Told::Nothing)],
         route: || delete(routes::delete_export),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/jobs",
+        summary: "Jobs: running ones, and recent ones that were not waited for",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::List("Job"))],
+        route: || get(job_routes::jobs),
+    },
+    Operation {
+        method: "post",
+        path: "/v1/jobs",
+        summary: "Start a check of a disk, or a copy of one disk to another",
+        query: &[],
+        body: Some("NewJob"),
+        answers: &[(202, Told::One("Job"))],
+        route: || post(job_routes::post_job),
+    },
+    Operation {
+        method: "get",
+        path: "/v1/jobs/{id}",
+        summary: "A job",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::One("Job"))],
+        route: || get(job_routes::job),
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/jobs/{id}",
+        summary: "Cancel a job, or remove one that has ended",
+        query: &[],
+        body: None,
+        answers: &[(202, Told::One("Job")), (204, Told::Nothing)],
+        route: || delete(job_routes::delete_job),
     },
     Operation {
         method: "delete",
@@ -250,6 +287,8 @@ impl Operation {
                                        "description": "`*`: only if the name is unused; else 412" }),
             "clients" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                                  "description": "include a series per NBD client" }),
+            "Prefer" => json!({ "name": name, "in": "header", "schema": { "const": "respond-async" },
+                                "description": "do not wait: 202 with the job" }),
             _ => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                          "description": "save the change to the yard.toml of the daemon" }),
         });
@@ -272,6 +311,7 @@ impl Operation {
             };
             let what = match status {
                 201 => "Created.",
+                202 => "Accepted.",
                 204 => "Done.",
                 _ => "Done.",
             };
@@ -324,7 +364,7 @@ fn schemas() -> Value {
         let named = ("event", json!({ "const": name }));
         object(&[&[named], more].concat())
     };
-    let disk = ("disk", text.clone());
+    let (disk, job) = (("disk", text.clone()), ("job", count.clone()));
     let kinds = json!({ "enum": ["usage", "failed", "unavailable", "busy", "not_permitted"] });
     json!({
         "Daemon": object(&[
@@ -359,14 +399,21 @@ fn schemas() -> Value {
             event("disk_added", std::slice::from_ref(&disk)),
             event("disk_changed", &[disk.clone(), ("size", count), ("read_only", flag)]),
             event("disk_removed", std::slice::from_ref(&disk)),
-            event("export_added", &[("kind", text.clone()), ("name", text.clone()), disk]),
+            event("export_added", &[("kind", text.clone()), ("name", text.clone()), disk.clone()]),
             event("export_removed", &[("kind", text.clone()), ("name", text.clone())]),
+            event("job_begun", std::slice::from_ref(&job)),
+            event("job_ended", std::slice::from_ref(&job)),
             event("missed", &[]),
         ] },
+        "Job": job_schema(),
         "Problem": object(&[
             ("kind", kinds), ("what", text.clone()), ("where", text.clone()), ("remedy", some_text), ("causes", list(&text)),
         ]),
         "NewDisk": new_disk(),
+        "NewJob": { "anyOf": [
+            object(&[("kind", json!({ "const": "check" })), ("disk", text.clone())]),
+            new_copy(),
+        ] },
         "Settings": options(disks::settings()),
         "NewExport": new_export(),
     })
@@ -406,6 +453,39 @@ fn new_disk() -> Value {
         json!({ "type": "string", "description": "the disk", "examples": usages });
     schema["properties"]["folder"] = json!({ "type": "string", "description": FOLDER });
     schema["required"] = json!(["uri"]);
+    schema
+}
+
+fn job_schema() -> Value {
+    let (text, count) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 0 }));
+    let some_count = json!({ "type": ["integer", "null"] });
+    let number = json!({ "type": "number" });
+    let kinds =
+        ["add_disk", "set_disk", "remove_disk", "add_export", "remove_export", "check", "copy"];
+    let states = ["running", "done", "failed", "cancelled"];
+    object(&[
+        ("id", count),
+        ("kind", json!({ "enum": kinds })),
+        ("subject", text),
+        ("source", json!({ "type": ["string", "null"] })),
+        ("state", json!({ "enum": states })),
+        ("cancellable", json!({ "type": "boolean" })),
+        ("begun", number.clone()),
+        ("seconds", number),
+        ("done", some_count.clone()),
+        ("total", some_count),
+        ("result", json!({ "type": ["object", "null"] })),
+        ("problem", json!({ "anyOf": [reference("Problem"), { "type": "null" }] })),
+    ])
+}
+
+fn new_copy() -> Value {
+    let text = json!({ "type": "string" });
+    let mut schema =
+        object(&[("kind", json!({ "const": "copy" })), ("source", text.clone()), ("target", text)]);
+    schema["properties"]["detect_zeroes"] = json!({
+        "type": "boolean", "description": "detect zeroes in the data and write them as holes",
+    });
     schema
 }
 

@@ -42,10 +42,11 @@ impl Refusal {
             ErrorKind::Busy => StatusCode::CONFLICT,
             ErrorKind::NotPermitted => StatusCode::FORBIDDEN,
         };
-        let (causes, remedies) = err.told();
-        let remedy = (!remedies.is_empty()).then(|| remedies.join("; "));
-        let (kind, what) = (err.kind(), err.to_string());
-        Self { status, problem: Problem { kind, what, r#where: place.into(), remedy, causes } }
+        Self { status, problem: Problem::of(err, place) }
+    }
+
+    pub(super) fn problem(&self) -> &Problem {
+        &self.problem
     }
 
     /// What was asked for cannot be.
@@ -70,6 +71,14 @@ impl IntoResponse for Refusal {
 }
 
 impl Problem {
+    /// An error, at a place.
+    pub(super) fn of(err: &Error, place: impl Into<String>) -> Self {
+        let (causes, remedies) = err.told();
+        let remedy = (!remedies.is_empty()).then(|| remedies.join("; "));
+        let (kind, what) = (err.kind(), err.to_string());
+        Self { kind, what, r#where: place.into(), remedy, causes }
+    }
+
     /// The error that another process has told of.
     #[must_use]
     pub fn into_error(self) -> Error {

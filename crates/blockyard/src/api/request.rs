@@ -123,6 +123,43 @@ pub(super) fn export(
     Ok(plan)
 }
 
+/// A job that is wanted, with names of disks.
+pub(super) enum WantedJob {
+    Check { disk: String },
+    Copy { source: String, target: String, detect_zeroes: bool },
+}
+
+pub(super) fn job(mut object: Map<String, Json>) -> Answer<WantedJob> {
+    let kind = needed(&mut object, "kind")?;
+    let wanted = match kind.as_str() {
+        "check" => WantedJob::Check { disk: needed(&mut object, "disk")? },
+        "copy" => {
+            let (source, target) = (needed(&mut object, "source")?, needed(&mut object, "target")?);
+            let detect_zeroes = match object.remove("detect_zeroes") {
+                None => false,
+                Some(Json::Bool(flag)) => flag,
+                Some(_) => {
+                    let what = "detect_zeroes must be true or false";
+                    return Err(Refusal::usage(field("detect_zeroes"), what));
+                }
+            };
+            WantedJob::Copy { source, target, detect_zeroes }
+        }
+        other => {
+            let hint = suggest::hint(other, &["check", "copy"]);
+            let what = format!("unknown kind of job {other:?}; {hint}");
+            return Err(Refusal::usage(field("kind"), what));
+        }
+    };
+    match object.keys().next() {
+        None => Ok(wanted),
+        Some(key) => {
+            let what = format!("unknown option {key:?} for a job of kind {kind}");
+            Err(Refusal::usage(field(key), what))
+        }
+    }
+}
+
 /// Settings that are wanted, each with the text that it was made from.
 pub(super) struct Wanted {
     pub(super) option: &'static OptionSpec,

@@ -1,19 +1,20 @@
 //! What is asked, and what is done for it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use tokio::sync::{Semaphore, oneshot};
 
+use super::jobs::{Cancel, Job, Jobs, Kind, Running, Wanted};
 use super::problem::{Answer, Refusal};
 use super::request::{self, Query, WantedDisk};
-use super::{Attached, MAX_LISTENERS, MAX_REQUEST, openapi};
+use super::{Attached, BODY_PATIENCE, MAX_LISTENERS, MAX_REQUEST, openapi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports;
 use crate::metrics;
@@ -25,13 +26,30 @@ use crate::yard::report::{DiskReport, ExportReport};
 /// What all answers are about.
 #[derive(Clone)]
 pub(super) struct Served {
-    yard: Arc<Yard>,
+    pub(super) yard: Arc<Yard>,
     attached: Option<Attached>,
     /// Room for those who listen to events.
     listeners: Arc<Semaphore>,
+    pub(super) jobs: Arc<Jobs>,
 }
 
-type Body = std::result::Result<Bytes, BytesRejection>;
+/// A body that has come, or why it has not.
+pub(super) struct Body(Answer<Bytes>);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Infallible;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Infallible> {
+        let sent = tokio::time::timeout(BODY_PATIENCE, Bytes::from_request(request, state)).await;
+        let refused = |what: String, status| Refusal::usage("body", what).with_status(status);
+        Ok(Self(match sent {
+            Ok(sent) => sent.map_err(|err| refused(err.body_text(), err.status())),
+            Err(_) => {
+                Err(refused("the body did not arrive in time".into(), StatusCode::REQUEST_TIMEOUT))
+            }
+        }))
+    }
+}
 
 /// All operations that [`openapi::OPERATIONS`] has, and nothing else.
 pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
@@ -39,6 +57,7 @@ pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
     for operation in openapi::OPERATIONS {
         router = router.route(operation.path, (operation.route)());
     }
+    let (jobs, listeners) = (Jobs::new(yard.events()), Arc::new(Semaphore::new(MAX_LISTENERS)));
     router
         .fallback(async |uri: Uri| nothing_there(uri.path()))
         .method_not_allowed_fallback(async |uri: Uri| {
@@ -46,7 +65,7 @@ pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
             what.with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
-        .with_state(Served { yard, attached, listeners: Arc::new(Semaphore::new(MAX_LISTENERS)) })
+        .with_state(Served { yard, attached, listeners, jobs })
 }
 
 /// Those that only look at how it goes, for whoever may reach an address.
@@ -55,7 +74,8 @@ pub(crate) fn metrics_router(yard: Arc<Yard>) -> Router {
     for operation in openapi::OPERATIONS.iter().filter(|it| it.is_open()) {
         router = router.route(operation.path, (operation.route)());
     }
-    router.with_state(Served { yard, attached: None, listeners: Arc::new(Semaphore::new(0)) })
+    let (jobs, listeners) = (Jobs::new(yard.events()), Arc::new(Semaphore::new(0)));
+    router.with_state(Served { yard, attached: None, listeners, jobs })
 }
 
 fn nothing_there(path: &str) -> Refusal {
@@ -63,21 +83,61 @@ fn nothing_there(path: &str) -> Refusal {
     Refusal::not_found(path, &err.help("see GET /v1/openapi.json"))
 }
 
-fn body(body: Body) -> Answer<Bytes> {
-    body.map_err(|err| Refusal::usage("body", err.body_text()).with_status(err.status()))
+pub(super) fn body(body: Body) -> Answer<Bytes> {
+    body.0
 }
 
-/// Does something as a whole, whether the client waits for it or not.
-async fn whole<T: Send + 'static>(
-    job: impl Future<Output = Answer<T>> + Send + 'static,
-) -> Answer<T> {
-    let failed = || Error::failed("internal error in the daemon").help("see its log");
-    tokio::spawn(job).await.unwrap_or_else(|_| Err(Refusal::new("", &failed())))
+/// Whether the client does not want to wait for what it asks for (RFC 7240, 4.1).
+fn respond_async(headers: &HeaderMap) -> bool {
+    let said = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    said.flat_map(|value| value.split(','))
+        .any(|it| it.trim().eq_ignore_ascii_case("respond-async"))
+}
+
+/// What is answered to those who do not wait for a job.
+pub(super) fn accepted(job: Job) -> Response {
+    let place = [(header::LOCATION, format!("/v1/jobs/{}", job.id))];
+    (StatusCode::ACCEPTED, place, Json(job)).into_response()
 }
 
 impl Served {
+    /// Does something as a whole, whether the client waits for it or not: as a job.
+    async fn change(
+        &self,
+        headers: &HeaderMap,
+        place: &str,
+        mut wanted: Wanted,
+        work: impl Future<Output = Answer<Response>> + Send + 'static,
+    ) -> Answer<Response> {
+        wanted.is_kept = respond_async(headers);
+        let is_kept = wanted.is_kept;
+        let job = self.begin(place, wanted)?;
+        let told = job.told();
+        let task = tokio::spawn(async move {
+            let answer = work.await;
+            match &answer {
+                Ok(_) => job.done(None),
+                Err(refusal) => job.failed(refusal.problem().clone()),
+            }
+            answer
+        });
+        if is_kept {
+            let mut answer = accepted(told);
+            let applied = HeaderValue::from_static("respond-async");
+            answer.headers_mut().insert("preference-applied", applied);
+            return Ok(answer);
+        }
+        let failed = || Error::failed("internal error in the daemon").help("see its log");
+        task.await.unwrap_or_else(|_| Err(Refusal::new(place, &failed())))
+    }
+
+    pub(super) fn begin(&self, place: &str, wanted: Wanted) -> Answer<Running> {
+        let full = |err| Refusal::new(place, &err).with_status(StatusCode::SERVICE_UNAVAILABLE);
+        self.jobs.begin(wanted).map_err(full)
+    }
+
     /// One that serves a disk of the kernel has that, and nothing else.
-    fn may_change(&self, place: &str) -> Answer<()> {
+    pub(super) fn may_change(&self, place: &str) -> Answer<()> {
         let Some(attached) = &self.attached else { return Ok(()) };
         let what = format!("this daemon serves only {}", attached.device.path);
         Err(Refusal::new(place, &Error::new(ErrorKind::Busy, what)))
@@ -100,11 +160,11 @@ impl Served {
     }
 }
 
-fn refused_at<T>(place: &str, done: Result<T>) -> Answer<T> {
+pub(super) fn refused_at<T>(place: &str, done: Result<T>) -> Answer<T> {
     done.map_err(|err| Refusal::new(place, &err))
 }
 
-fn no_disk(name: &str, place: &str) -> Refusal {
+pub(super) fn no_disk(name: &str, place: &str) -> Refusal {
     let err = Error::failed(format!("no disk named {name:?}"));
     Refusal::not_found(place, &err.help("list disks and exports: blockyard list"))
 }
@@ -195,15 +255,25 @@ pub(super) async fn put_disk(
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
     let only_new = only_new(&headers)?;
     let WantedDisk { plan, options } = request::disk(&name, request::object(&body(bytes)?)?)?;
-    whole(async move {
-        let edit = Edit::AddDisk { plan: &plan, options: &options };
-        let added = served.yard.add_disk(plan.clone(), only_new, save.then_some(&edit)).await;
-        match refused_at(&place, added)? {
-            Outcome::Taken => Err(taken(&name, &place)),
-            outcome => Ok(made(outcome, served.disk(&name, &place)?)),
-        }
-    })
-    .await
+    let cancel = Arc::<Cancel>::default();
+    let wanted = Wanted { cancel: Some(Arc::clone(&cancel)), ..Wanted::new(Kind::AddDisk, &name) };
+    served
+        .clone()
+        .change(&headers, &place.clone(), wanted, async move {
+            let edit = Edit::AddDisk { plan: &plan, options: &options };
+            let adding = served.yard.add_disk_unless(
+                plan.clone(),
+                only_new,
+                save.then_some(&edit),
+                cancel.wanted(),
+            );
+            let added = adding.await;
+            match refused_at(&place, added)? {
+                Outcome::Taken => Err(taken(&name, &place)),
+                outcome => Ok(made(outcome, served.disk(&name, &place)?)),
+            }
+        })
+        .await
 }
 
 pub(super) async fn patch_disk(
@@ -211,22 +281,27 @@ pub(super) async fn patch_disk(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
     uri: Uri,
+    headers: HeaderMap,
     bytes: Body,
-) -> Answer<Json<DiskReport>> {
+) -> Answer<Response> {
     let place = uri.path().to_owned();
     let query = Query::parse(query.as_deref(), &["save", "shrink"])?;
     let (save, shrink) = (query.flag("save")?, query.flag("shrink")?);
     let wanted = request::settings(request::object(&body(bytes)?)?)?;
     served.disk(&name, &place)?;
-    whole(async move {
-        let said = wanted.iter().map(|wanted| (wanted.option.name, &wanted.said));
-        let edit = Edit::Set { disk: &name, settings: said.collect() };
-        let settings = wanted.iter().map(|wanted| (wanted.option, wanted.value.clone())).collect();
-        let set = served.yard.set(&name, settings, shrink, save.then_some(&edit)).await;
-        refused_at(&place, set)?;
-        served.disk(&name, &place).map(Json)
-    })
-    .await
+    let job = Wanted::new(Kind::SetDisk, &name);
+    served
+        .clone()
+        .change(&headers, &place.clone(), job, async move {
+            let said = wanted.iter().map(|wanted| (wanted.option.name, &wanted.said));
+            let edit = Edit::Set { disk: &name, settings: said.collect() };
+            let settings =
+                wanted.iter().map(|wanted| (wanted.option, wanted.value.clone())).collect();
+            let set = served.yard.set(&name, settings, shrink, save.then_some(&edit)).await;
+            refused_at(&place, set)?;
+            Ok(Json(served.disk(&name, &place)?).into_response())
+        })
+        .await
 }
 
 pub(super) async fn delete_disk(
@@ -234,17 +309,21 @@ pub(super) async fn delete_disk(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
     uri: Uri,
-) -> Answer<StatusCode> {
+    headers: HeaderMap,
+) -> Answer<Response> {
     let place = uri.path().to_owned();
     served.may_change(&place)?;
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
     served.disk(&name, &place)?;
-    whole(async move {
-        let edit = Edit::RemoveDisk(&name);
-        refused_at(&place, served.yard.remove_disk(&name, save.then_some(&edit)).await)?;
-        Ok(StatusCode::NO_CONTENT)
-    })
-    .await
+    let job = Wanted::new(Kind::RemoveDisk, &name);
+    served
+        .clone()
+        .change(&headers, &place.clone(), job, async move {
+            let edit = Edit::RemoveDisk(&name);
+            refused_at(&place, served.yard.remove_disk(&name, save.then_some(&edit)).await)?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        })
+        .await
 }
 
 pub(super) async fn exports(State(served): State<Served>) -> impl IntoResponse {
@@ -264,6 +343,7 @@ pub(super) async fn put_export(
     Path((kind, name)): Path<(String, String)>,
     RawQuery(query): RawQuery,
     uri: Uri,
+    headers: HeaderMap,
     bytes: Body,
 ) -> Answer<Response> {
     let place = uri.path().to_owned();
@@ -274,13 +354,16 @@ pub(super) async fn put_export(
     if served.yard.disk(&plan.disk).is_err() {
         return Err(no_disk(&plan.disk, "body.disk"));
     }
-    whole(async move {
-        let edit = Edit::AddExport(&plan);
-        let added = served.yard.add_export(plan.clone(), save.then_some(&edit)).await;
-        let outcome = refused_at(&place, added)?;
-        Ok(made(outcome, served.export(&kind, &name, &place)?))
-    })
-    .await
+    let job = Wanted::new(Kind::AddExport, &name);
+    served
+        .clone()
+        .change(&headers, &place.clone(), job, async move {
+            let edit = Edit::AddExport(&plan);
+            let added = served.yard.add_export(plan.clone(), save.then_some(&edit)).await;
+            let outcome = refused_at(&place, added)?;
+            Ok(made(outcome, served.export(&kind, &name, &place)?))
+        })
+        .await
 }
 
 pub(super) async fn delete_export(
@@ -288,18 +371,25 @@ pub(super) async fn delete_export(
     Path((kind, name)): Path<(String, String)>,
     RawQuery(query): RawQuery,
     uri: Uri,
-) -> Answer<StatusCode> {
+    headers: HeaderMap,
+) -> Answer<Response> {
     let place = uri.path().to_owned();
     served.may_change(&place)?;
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
     served.export(&kind, &name, &place)?;
     let kind = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
-    whole(async move {
-        let edit = Edit::RemoveExport(kind, &name);
-        refused_at(&place, served.yard.remove_export(kind, &name, save.then_some(&edit)).await)?;
-        Ok(StatusCode::NO_CONTENT)
-    })
-    .await
+    let job = Wanted::new(Kind::RemoveExport, &name);
+    served
+        .clone()
+        .change(&headers, &place.clone(), job, async move {
+            let edit = Edit::RemoveExport(kind, &name);
+            refused_at(
+                &place,
+                served.yard.remove_export(kind, &name, save.then_some(&edit)).await,
+            )?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        })
+        .await
 }
 
 /// Asked only by who names the device and its mark: a process of another PID namespace may have our number.
@@ -321,20 +411,16 @@ pub(super) async fn delete_device(
             &Error::failed(format!("{name} is not attached by this daemon")),
         ));
     };
-    whole(async move {
-        let (tell, told) = oneshot::channel();
-        if attached.detach.send(tell).await.is_err() {
-            return Ok(StatusCode::NO_CONTENT);
-        }
-        match told.await {
-            Ok(detached) => detached.map_err(|err| Refusal::new(place, &err))?,
-            Err(_) => {
-                return Err(Refusal::new(place, &Error::failed("the daemon is shutting down")));
-            }
-        }
-        Ok(StatusCode::NO_CONTENT)
-    })
-    .await
+    // Whoever has the other end does it as a whole, whether the client waits for it or not.
+    let (tell, told) = oneshot::channel();
+    if attached.detach.send(tell).await.is_err() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    match told.await {
+        Ok(detached) => detached.map_err(|err| Refusal::new(place, &err))?,
+        Err(_) => return Err(Refusal::new(place, &Error::failed("the daemon is shutting down"))),
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// What happens from now on, or from behind the event that the client names.

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::client::{self, Ask};
@@ -69,4 +70,22 @@ async fn of_daemons_with_the_same_number_the_one_that_is_meant_is_asked_to_detac
     let put = tokio::task::spawn_blocking(move || client::ask_at(&socket, &question));
     let refused = put.await.unwrap().unwrap().unwrap().accepted().unwrap_err();
     assert!(refused.to_string().contains("only /dev/nbd0"), "{refused}");
+}
+
+/// Each has one of the connections that there are.
+#[tokio::test]
+async fn who_names_a_body_and_sends_none_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+    let server = Server::bind_in(dir.path(), 7, Arc::clone(&yard), None).unwrap();
+    tokio::spawn(server.serve());
+    let socket = dir.path().join("7.sock");
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let head = b"PUT /v1/disks/a HTTP/1.1\r\nhost: b\r\ncontent-length: 9\r\n\r\n{";
+    stream.write_all(head).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(std::time::Duration::from_secs(60), read).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(yard.report().disks.is_empty());
 }

@@ -66,6 +66,8 @@ impl Server {
         let mut plan = YardPlan::new(vec![disk])?;
         plan.threads = wish.threads.map_or(plan.threads, usize::from);
         plan.nbd.limits.stall_timeout = NEVER;
+        // The kernel flushes when it wants to; what it has written outlives the daemon's disk.
+        plan.nbd.limits.flush_grace = Duration::ZERO;
         let yard = Yard::start(plan.threads, &plan.nbd)?;
         // The kernel looks for partitions itself.
         let make = || yard.open_disk(&plan.disks[0], DiskFlags::NO_PART_SCAN);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use blockyard_blkmq::{Bdev, Bio, DiskFlags, Op, OpenMode, Outbox, Sector};
 use blockyard_buf::{Pool, Segment};
+use tokio::runtime::Handle;
 
 use super::Load;
 use super::pattern::Pattern;
@@ -13,7 +14,6 @@ use super::report::{Report, Tally, cpu_time};
 use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
 use crate::tools::session::Session;
-use crate::yard::queue_threads::QueueThreads;
 
 /// Requests between two turns of the thread's other work.
 const TURN: u64 = 4096;
@@ -37,12 +37,12 @@ pub fn run(plan: &DiskPlan, load: &Load) -> Result<Report> {
     Ok(report)
 }
 
-fn load_disk(threads: &QueueThreads, bdev: &Arc<Bdev>, load: &Load) -> Result<Report> {
+fn load_disk(threads: &[Handle], bdev: &Arc<Bdev>, load: &Load) -> Result<Report> {
     load.check_alignment(bdev.limits().logical_block_size.bytes())?;
     let range = load.range(bdev.capacity().bytes())?;
     let (cpu, start) = (cpu_time(), Instant::now());
     let (tell, told) = std::sync::mpsc::channel();
-    for (queue, handle) in threads.handles().iter().enumerate() {
+    for (queue, handle) in threads.iter().enumerate() {
         let (count, until) = load.quota(queue, start);
         let mut pattern = Pattern::new(load, queue, range);
         let lane = Lane {

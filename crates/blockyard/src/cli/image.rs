@@ -24,7 +24,7 @@ pub struct ImagePlaceArgs {
     /// The namespace of images that are named without one.
     #[arg(short = 'N', long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// JSON, with the keys of rbd --format json.
+    /// Print JSON, with the keys of rbd --format json.
     #[arg(long, global = true)]
     pub json: bool,
     /// Show no progress.
@@ -35,14 +35,13 @@ pub struct ImagePlaceArgs {
 /// What a new image is to be.
 #[derive(Clone, Debug, Args)]
 pub struct NewImageArgs {
-    /// Its objects have 2^N bytes, 12 to 25; 22 (4 MiB) without.
+    /// Size of its objects, as a power of two: 12 to 25 [default: 22, which is 4 MiB].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(12..=25), conflicts_with = "object_size")]
     pub order: Option<u8>,
     /// The size of its objects, as 4M.
     #[arg(long, value_name = "SIZE")]
     pub object_size: Option<String>,
-    /// Its features: layering, exclusive-lock, object-map, fast-diff, deep-flatten. Separated by commas, or repeated; all of
-    /// these without.
+    /// Features, separated by commas or repeated [default: layering, exclusive-lock, object-map, fast-diff, deep-flatten].
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub image_feature: Vec<String>,
     /// Stripes: bytes of a unit, as 64K.
@@ -242,7 +241,7 @@ pub enum ImageCommand {
     Check {
         /// The store, as rbd+dir:DIR; or a namespace.
         store: Option<String>,
-        /// Make maps of objects anew that are wrong.
+        /// Rebuild object maps that are wrong.
         #[arg(long)]
         repair: bool,
     },
@@ -303,7 +302,7 @@ pub enum SnapCommand {
         /// IMAGE@SNAPSHOT.
         snapshot: String,
     },
-    /// Remove all snapshots that nobody needs.
+    /// Remove all snapshots that are neither protected nor cloned.
     Purge {
         /// The image.
         image: String,
@@ -363,7 +362,7 @@ pub enum LockCommand {
         #[arg(long, value_name = "TAG")]
         shared: Option<String>,
     },
-    /// Take the lock from somebody.
+    /// Break the lock of a client.
     #[command(alias = "remove")]
     Rm {
         /// The image.
@@ -383,7 +382,7 @@ pub enum ObjectMapCommand {
         /// The image or snapshot.
         image: String,
     },
-    /// Make it anew, and those of the snapshots.
+    /// Rebuild it, and those of the snapshots.
     Rebuild {
         /// The image.
         image: String,
@@ -398,7 +397,7 @@ pub enum TrashCommand {
     Mv {
         /// The image.
         image: String,
-        /// Keep it at least for so long, as 10m; it can be removed at once without.
+        /// Keep it at least this long, e.g. 10m [default: 0].
         #[arg(long, value_name = "TIME")]
         expires_in: Option<String>,
     },
@@ -415,7 +414,7 @@ pub enum TrashCommand {
     Restore {
         /// Its id, as `trash ls` shows it.
         id: String,
-        /// Its name from now on; the old one without.
+        /// New name [default: the old one].
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
     },
@@ -497,7 +496,7 @@ pub enum MetaCommand {
 pub enum IoType {
     /// Read.
     Read,
-    /// Write, which destroys what is there.
+    /// Write, which destroys the contents.
     Write,
     /// Both.
     #[value(alias = "rw")]

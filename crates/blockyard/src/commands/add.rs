@@ -49,8 +49,8 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
     }
     if !is_made {
         // Its name alone would read as if it were new.
-        let then = if made.is_empty() { "nothing is changed" } else { "only its exports are new" };
-        term::tell(format_args!("{name} is already there, as it is wanted: {then}"));
+        let then = if made.is_empty() { "nothing changed" } else { "only exports were added" };
+        term::tell(format_args!("{name} already exists: {then}"));
     }
     term::say(&name)
 }

@@ -181,7 +181,7 @@ mod tests {
         for (uri, part) in [
             ("rbd+dir:", "is missing"),
             ("rbd+dir:/", "is missing"),
-            ("rbd+dir:/yard/a@", "no name of a snapshot"),
+            ("rbd+dir:/yard/a@", "not a snapshot name"),
             ("rbd+dir:/yard/a@s?create=1G", "leave it out"),
             ("rbd+dri:/yard/a", "rbd+dir"),
         ] {

@@ -195,8 +195,8 @@ pub trait Export: Send + Sync {
     /// Ends it: requests that were taken are answered; what takes longer than `grace` is cut off.
     fn end(&self, grace: Duration) -> Doing<'_>;
 
-    /// The disk has changed. Called where that happens: it must not wait. Only for front-ends that do not hear of it from the
-    /// disk itself.
+    /// The disk has changed: its size, its medium, or whether it may be written to. Called where that happens: it must not wait.
+    /// No front-end of a yard hears of it otherwise.
     fn follow(&self, _now: State) {}
 
     /// Waits until there is nobody more to serve; none for those that always may have another client.

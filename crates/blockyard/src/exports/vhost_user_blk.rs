@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::{Bound, Doing, Export, ExportKind, ExportPlan};
 use crate::disks::{OptionSpec, Settings, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
+use crate::yard::follow::State;
 use crate::yard::report;
 
 /// The kind of disks of virtual machines.
@@ -109,6 +110,13 @@ impl Export for BackEnd {
                 server.shutdown(grace).await;
             }
         })
+    }
+
+    fn follow(&self, _now: State) {
+        // Whoever connects later asks for it.
+        if let Some(server) = self.server.get() {
+            server.follow();
+        }
     }
 
     fn deserted(&self) -> Option<Doing<'_>> {

@@ -115,7 +115,7 @@ pub(crate) async fn read(store: &Store, spec: &ImageSpec) -> Result<Image<Store>
 /// It cannot be opened; somebody else has it.
 pub(crate) async fn own(store: &Store, spec: &ImageSpec) -> Result<OwnedImage> {
     if spec.snapshot.is_some() {
-        return Err(Error::usage(format!("{spec} is a snapshot, which nobody can change")));
+        return Err(Error::usage(format!("{spec} is a snapshot, and read-only")));
     }
     let mut image = read(store, spec).await?;
     let lock = take(store, spec, image.id()).await?;
@@ -163,7 +163,7 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
     let help = match errno {
         ENOENT => Some("`blockyard image ls` and `image snap ls` show what there is"),
         EEXIST => Some("take another name, or remove the one that is there"),
-        ENOTEMPTY => Some("it has snapshots; run: blockyard image snap purge"),
+        ENOTEMPTY => Some("it has snapshots; remove them with blockyard image snap purge"),
         EBUSY => {
             Some("it is protected, or has clones: see `image children`, `image snap unprotect`")
         }

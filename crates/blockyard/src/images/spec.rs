@@ -27,7 +27,7 @@ impl ImageSpec {
         if let Some(snapshot) = snapshot
             && (snapshot.is_empty() || snapshot.contains(['/', '@']))
         {
-            return Err(format!("{snapshot:?} is no name of a snapshot; it has neither / nor @"));
+            return Err(format!("{snapshot:?} is not a snapshot name; it has neither / nor @"));
         }
         let snapshot = snapshot.map(str::to_owned);
         Ok(Self { namespace: namespace.into(), image: image.into(), snapshot })

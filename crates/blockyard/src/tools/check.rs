@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blockyard_blkmq::partition::{self, PartitionInfo, PartitionKind, Table};
-use blockyard_blkmq::{Bdev, DiskFlags, OpenMode, Sector, Status};
+use blockyard_blkmq::{Bdev, Disk, DiskFlags, OpenMode, Sector, Status};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -12,7 +12,6 @@ use super::cut::{parts, pieces};
 use super::extents::Extents;
 use super::interrupt::Interrupt;
 use super::lanes::{self, Ended, Lane, Pieces, Work};
-use super::progress::Progress;
 use super::ranges::Ranges;
 use super::{io_error, open, read};
 use crate::disks::DiskPlan;
@@ -77,17 +76,30 @@ struct Found {
 pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Checked> {
     let mut session = Session::start(threads)?;
     let disk = session.look_at(&plan, DiskFlags::NO_PART_SCAN)?;
-    let bdev = open(&disk, OpenMode::ReadOnly)?;
+    check_disk(&session, &disk, plan.uri, interrupt)
+}
+
+/// The same with a disk that is open, which is called `uri`.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn check_disk(
+    session: &Session,
+    disk: &Arc<Disk>,
+    uri: String,
+    interrupt: &Interrupt,
+) -> Result<Checked> {
+    let bdev = open(disk, OpenMode::ReadOnly)?;
     let size = bdev.size_bytes();
     let block = u64::from(bdev.limits().logical_block_size.bytes());
     let partition_table = partition_table(&bdev);
-    let shared = Arc::new(Shared { bdev, uri: plan.uri.clone(), block, found: Mutex::default() });
+    let shared = Arc::new(Shared { bdev, uri: uri.clone(), block, found: Mutex::default() });
     let lanes = Arc::clone(&shared);
     let work: Arc<Work<(u64, u64)>> = Arc::new(move |lane, piece| {
         let shared = Arc::clone(&lanes);
         Box::pin(async move { shared.work(&lane, piece).await })
     });
-    let mut progress = Progress::new("checking", size);
+    let mut progress = session.progress("checking", size);
     let look = || {
         let found = shared.found.lock();
         progress.set(found.read + found.zero);
@@ -95,7 +107,7 @@ pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Ch
     };
     let plan_pieces = |to: &Pieces<(u64, u64)>| shared.plan(size, to);
     let _heeding = interrupt.heed();
-    if let Ended::Early(cause) = lanes::run(&session, interrupt, &work, plan_pieces, look)? {
+    if let Ended::Early(cause) = lanes::run(session, interrupt, &work, plan_pieces, look)? {
         return Err(Error::failed("interrupted; the check is incomplete").perhaps_caused_by(cause));
     }
     let found = shared.found.lock();
@@ -103,7 +115,7 @@ pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Ch
     let unreadable =
         unreadable.map(|Range { start, end }| Unreadable { offset: start, length: end - start });
     Ok(Checked {
-        disk: plan.uri,
+        disk: uri,
         size,
         read: found.read,
         zero: found.zero,

@@ -11,7 +11,6 @@ use super::cut::{parts, pieces};
 use super::extents::{Extents, Zeroes};
 use super::interrupt::Interrupt;
 use super::lanes::{self, Ended, Pieces, Work};
-use super::progress::Progress;
 use super::{io_error, open, read};
 use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
@@ -74,7 +73,7 @@ pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> R
         let shared = Arc::clone(&lanes);
         Box::pin(async move { shared.work(lane.cpu, piece).await })
     });
-    let mut progress = Progress::new("comparing", common);
+    let mut progress = session.progress("comparing", common);
     let look = || {
         progress.set(shared.done.load(Ordering::Relaxed));
         Ok(())

@@ -117,7 +117,7 @@ pub(super) fn run<P: Send + 'static>(
     let (sender, receiver) = mpsc::channel(AHEAD);
     let receiver = Arc::new(AsyncMutex::new(receiver));
     let (alive, ended) = sync::channel::<()>();
-    for (cpu, thread) in session.threads().handles().iter().enumerate() {
+    for (cpu, thread) in session.threads().iter().enumerate() {
         for _ in 0..DEPTH {
             let (receiver, work, alive) = (Arc::clone(&receiver), Arc::clone(work), alive.clone());
             let state = Arc::clone(&state);

@@ -1,12 +1,15 @@
 //! Disks for the length of a command: queue threads, disks on them, and a clock that ticks.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, MonotonicClock};
+use tokio::runtime::Handle;
 
+use super::progress::Progress;
 use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
@@ -17,9 +20,33 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a server has to take the last flush.
 const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 
+/// How much is done of something long, for whoever asks.
+#[derive(Debug, Default)]
+pub struct Amount {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Amount {
+    /// Bytes that are done, and all that there are to do.
+    #[must_use]
+    pub fn so_far(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set(&self, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+}
+
 /// Open disks. Dropping it closes them; who has written to them calls [`Session::close`].
 pub struct Session {
-    threads: QueueThreads,
+    threads: Vec<Handle>,
+    /// Those threads, if they are its own.
+    _own: Option<QueueThreads>,
+    /// Where it is told how much is done; on a terminal without.
+    told: Option<Arc<Amount>>,
     layer: Arc<BlockLayer>,
     maker: DiskMaker,
     disks: Arc<Mutex<Vec<Arc<Disk>>>>,
@@ -45,23 +72,45 @@ impl Session {
             }
         });
         let ticker = ticker.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
-        let threads = QueueThreads::start(threads)?;
+        let own = QueueThreads::start(threads)?;
+        let handles = own.handles().to_vec();
+        let mut session = Self::of(&handles, Some(own));
+        (session.disks, session.ticker) = (disks, Some((stop, ticker)));
+        Ok(session)
+    }
+
+    /// For work on disks that others have opened, on their queue threads.
+    #[must_use]
+    pub fn on(threads: &[Handle], told: Arc<Amount>) -> Self {
+        let mut session = Self::of(threads, None);
+        session.told = Some(told);
+        session
+    }
+
+    fn of(threads: &[Handle], own: Option<QueueThreads>) -> Self {
         let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        Ok(Self {
-            maker: DiskMaker::new(&layer, threads.handles(), clock),
-            threads,
+        Self {
+            maker: DiskMaker::new(&layer, threads, clock),
+            threads: threads.to_vec(),
+            _own: own,
+            told: None,
             layer,
-            disks,
+            disks: Arc::default(),
             open: Vec::new(),
-            ticker: Some((stop, ticker)),
-        })
+            ticker: None,
+        }
     }
 
     /// The queue threads.
     #[must_use]
-    pub fn threads(&self) -> &QueueThreads {
+    pub fn threads(&self) -> &[Handle] {
         &self.threads
+    }
+
+    /// Tells of the progress of something long.
+    pub(super) fn progress(&self, what: &'static str, bytes: u64) -> Progress {
+        Progress::told(what, bytes, self.told.clone())
     }
 
     /// Opens a disk.

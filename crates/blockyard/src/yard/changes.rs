@@ -1,5 +1,6 @@
 //! Changes while a yard runs: those of the same disk one at a time, and nobody but those who use what is changed notices.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use blockyard_blkmq::DiskFlags;
@@ -7,7 +8,7 @@ use blockyard_blkmq::DiskFlags;
 use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
-use super::{Inside, Yard, YardExport};
+use super::{Inside, Opening, Yard, YardExport};
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
@@ -28,6 +29,10 @@ fn is_same(one: &DiskPlan, two: &DiskPlan) -> bool {
     format!("{one:?}") == format!("{two:?}")
 }
 
+fn given_up() -> Error {
+    Error::failed("cancelled before the disk was open")
+}
+
 impl Yard {
     /// Opens a disk, under the name that its plan gives it; with `only_new`, only if there is none of that name.
     ///
@@ -39,15 +44,39 @@ impl Yard {
         only_new: bool,
         save: Option<&Edit<'_>>,
     ) -> Result<Outcome> {
+        self.add_disk_unless(plan, only_new, save, std::future::pending()).await
+    }
+
+    /// The same, which is given up when `unwanted` has ended, unless the disk is there by then. What its driver waits for may
+    /// still be waited for, and what comes of that is closed.
+    ///
+    /// # Errors
+    /// Those of [`Yard::add_disk`]. It was given up.
+    pub async fn add_disk_unless(
+        self: &Arc<Self>,
+        plan: DiskPlan,
+        only_new: bool,
+        save: Option<&Edit<'_>>,
+        unwanted: impl Future<Output = ()>,
+    ) -> Result<Outcome> {
+        let mut unwanted = pin!(unwanted);
         let name = plan.options.name.clone().unwrap_or_default();
-        let _turn = self.turns.of([Subject::disk(&name)]).await;
+        let _turn = tokio::select! {
+            turn = self.turns.of([Subject::disk(&name)]) => turn,
+            () = &mut unwanted => return Err(given_up()),
+        };
         if only_new && self.inside.read().disk(&name).is_ok() {
             return Ok(Outcome::Taken);
         }
-        self.changed(save, self.add_disk_now(name, plan)).await
+        self.changed(save, self.add_disk_now(name, plan, unwanted)).await
     }
 
-    async fn add_disk_now(self: &Arc<Self>, name: String, plan: DiskPlan) -> Result<Outcome> {
+    async fn add_disk_now(
+        self: &Arc<Self>,
+        name: String,
+        plan: DiskPlan,
+        unwanted: impl Future<Output = ()>,
+    ) -> Result<Outcome> {
         let before = self.inside.read().disk(&name).ok().map(|disk| Arc::clone(&disk.plan));
         if let Some(before) = before {
             if is_same(&before, &plan) {
@@ -58,11 +87,29 @@ impl Yard {
                 Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
             );
         }
-        let yard = Arc::clone(self);
-        let opened = tokio::task::spawn_blocking(move || {
-            yard.open_disk(&plan, DiskFlags::empty()).map(drop)
+        let (yard, opening) = (Arc::clone(self), Arc::<Opening>::default());
+        let other_end = Arc::clone(&opening);
+        let mut opened = tokio::task::spawn_blocking(move || {
+            yard.open_disk_unless(&plan, DiskFlags::empty(), &other_end).map(drop)
         });
-        opened.await.map_err(|err| Error::failed("cannot open the disk").caused_by(err))??;
+        let mut ending = self.ending.subscribe();
+        let opened = tokio::select! {
+            opened = &mut opened => opened,
+            () = unwanted => {
+                if opening.ends() {
+                    return Err(given_up());
+                }
+                opened.await
+            }
+            // Its end needs nothing of what is not there yet.
+            () = async { drop(ending.wait_for(|ending| *ending).await) } => {
+                if opening.ends() {
+                    return Err(Error::failed("the daemon is shutting down"));
+                }
+                opened.await
+            }
+        };
+        opened.map_err(|err| Error::failed("cannot open the disk").caused_by(err))??;
         Ok(Outcome::Made)
     }
 

@@ -49,6 +49,16 @@ pub enum Event {
         /// Its name.
         name: String,
     },
+    /// A job was begun that nobody waits for.
+    JobBegun {
+        /// Its number.
+        job: u64,
+    },
+    /// It has ended.
+    JobEnded {
+        /// Its number.
+        job: u64,
+    },
     /// More has happened than is kept, or in a daemon before this one: look at everything again.
     Missed,
 }

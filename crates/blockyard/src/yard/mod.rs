@@ -11,6 +11,7 @@ pub mod report;
 mod turns;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub struct Yard {
     closing: tokio::sync::RwLock<()>,
     /// What was lost with disks that were removed since the end began.
     lost: Mutex<Losses>,
+    /// Whether that has begun.
+    ending: tokio::sync::watch::Sender<bool>,
     /// How long the clients of an export, and the last flush of a disk, have when it is removed.
     grace: OnceLock<Duration>,
     started: Instant,
@@ -80,6 +83,17 @@ struct YardDisk {
     open: Arc<OpenDisk>,
     /// Tells its exports what becomes of it.
     _follower: Arc<dyn DiskListener>,
+}
+
+/// A disk that is being opened: either it comes to be there, or it is given up.
+#[derive(Default)]
+struct Opening(AtomicBool);
+
+impl Opening {
+    /// Says whether this came first.
+    fn ends(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// An export of the yard.
@@ -106,7 +120,7 @@ struct Follower {
 
 impl DiskListener for Follower {
     fn event(&self, disk: &Disk, event: Event) {
-        if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_)) {
+        if !matches!(event, Event::Resized { .. } | Event::ReadOnly(_) | Event::MediaChanged) {
             return;
         }
         let Some(inside) = self.inside.upgrade() else { return };
@@ -154,6 +168,7 @@ impl Yard {
             saving: tokio::sync::Mutex::default(),
             closing: tokio::sync::RwLock::default(),
             lost: Mutex::default(),
+            ending: tokio::sync::watch::Sender::new(false),
             grace: OnceLock::new(),
             started: Instant::now(),
         }))
@@ -194,6 +209,15 @@ impl Yard {
     /// Whether its end has begun.
     pub(crate) fn is_ending(&self) -> bool {
         self.inside.read().is_closed
+    }
+
+    /// The open disk of that name, and what was said of it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn open_and_plan(&self, name: &str) -> Result<(Arc<OpenDisk>, Arc<DiskPlan>)> {
+        let inside = self.inside.read();
+        inside.disk(name).map(|disk| (Arc::clone(&disk.open), Arc::clone(&disk.plan)))
     }
 
     /// Changes can be saved to that file.
@@ -258,6 +282,16 @@ impl Yard {
     /// # Errors
     /// What keeps it from being opened, with what to do. There is one of that name.
     pub fn open_disk(&self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<OpenDisk>> {
+        self.open_disk_unless(plan, flags, &Opening::default())
+    }
+
+    /// The same, unless it is given up before it is there.
+    fn open_disk_unless(
+        &self,
+        plan: &DiskPlan,
+        flags: DiskFlags,
+        opening: &Opening,
+    ) -> Result<Arc<OpenDisk>> {
         let name = plan.options.name.clone().unwrap_or_else(|| plan.default_name(0));
         if self.inside.read().disk(&name).is_ok() {
             let what = format!("a disk named {name:?} already exists");
@@ -275,17 +309,22 @@ impl Yard {
         let added = events::Event::DiskAdded { disk: name.clone() };
         let disk =
             YardDisk { name, plan: Arc::new(plan), open: Arc::clone(&open), _follower: follower };
-        let is_closed = {
+        let why_not = {
             let mut inside = self.inside.write();
-            if !inside.is_closed {
+            if inside.is_closed {
+                Some("the daemon is shutting down")
+            } else if !opening.ends() {
+                Some("cancelled")
+            } else {
                 inside.disks.push(disk);
+                None
             }
-            inside.is_closed
         };
-        if is_closed {
+        if let Some(why_not) = why_not {
             // Nothing was written to it.
             let _ = open.close_now(&self.layer, Duration::ZERO);
-            return Err(Error::failed("the daemon is shutting down"));
+            open.layers().for_each(|layer| self.watched.remove(layer.disk()));
+            return Err(Error::failed(why_not));
         }
         self.events.push(added);
         Ok(open)
@@ -367,6 +406,7 @@ impl Yard {
         let end = Instant::now() + grace;
         let left = || end.saturating_duration_since(Instant::now());
         self.inside.write().is_closed = true;
+        self.ending.send_replace(true);
         // What is being closed has its queue threads until it is.
         let _changing = tokio::time::timeout(grace, self.turns.over()).await;
         // As with those below, a server has its limit, and disks of this machine take as long as they take.

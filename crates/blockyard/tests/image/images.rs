@@ -33,7 +33,7 @@ fn images_come_change_and_go() {
             "did you mean \"layering\"?",
         ),
         (&["create", "c", "-s", "1", "--image-feature", "object-map"], "needs exclusive-lock"),
-        (&["create", "c", "-s", "1", "--object-size", "5000"], "no power of two"),
+        (&["create", "c", "-s", "1", "--object-size", "5000"], "not a power of two"),
         (
             &["create", "c", "-s", "1", "--stripe-unit", "5K", "--stripe-count", "2"],
             "stripe unit divides",

@@ -12,10 +12,12 @@ use crate::queue::Policy;
 
 /// The most connections to one server.
 pub const MAX_CONNECTIONS: usize = 64;
+/// A connection that has been idle for so long is flushed.
+const DEFAULT_FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// Replies to other requests excuse a request for so many timeouts.
 const PATIENCE: u32 = 8;
 
-/// Files of TLS in PEM, in place of those in the URI's directory.
+/// Files of TLS in PEM, in place of those in the URI's directory. They are read for each connection anew, as they may be renewed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Whom to trust.
@@ -47,6 +49,9 @@ pub struct NbdConfig {
     /// A restart of the server loses nothing that it has acknowledged: without that, a lost connection on which
     /// something was written and not flushed makes flushes fail until the disk is opened anew.
     pub trust_server: bool,
+    /// What was written is flushed when the connection has been idle for so long, so that a server that is started anew then
+    /// has nothing to lose. `None`: when somebody asks for it. A trusted server is not.
+    pub flush_after: Option<Duration>,
     /// When to try to connect again.
     pub backoff: Backoff,
     /// Never write, even where the server lets us.
@@ -67,6 +72,7 @@ impl NbdConfig {
             dead_conn_timeout: Duration::from_secs(120),
             fence_timeout: Duration::from_secs(60),
             trust_server: false,
+            flush_after: Some(DEFAULT_FLUSH_AFTER),
             backoff: Backoff::default(),
             read_only: false,
             best_style: HeaderStyle::Extended,
@@ -92,6 +98,7 @@ impl NbdConfig {
             patience: PATIENCE,
             dead_conn_timeout: self.dead_conn_timeout,
             fence_timeout: self.fence_timeout,
+            flush_after: self.flush_after.filter(|_| !self.trust_server),
         }
     }
 }

@@ -53,7 +53,6 @@ pub(crate) struct Target {
     dialer: Arc<dyn Dialer>,
     pub(crate) uri: Uri,
     pub(crate) tls_files: TlsFiles,
-    tls: Option<TlsSetup>,
     pub(crate) best_style: HeaderStyle,
     /// The time that all of it may take.
     pub(crate) limit: Duration,
@@ -67,20 +66,18 @@ pub(crate) struct Opened {
 }
 
 impl Target {
-    /// Reads the files of TLS, if the URI wants it.
     pub(crate) fn new(
         dialer: Arc<dyn Dialer>,
         uri: Uri,
         tls_files: TlsFiles,
         best_style: HeaderStyle,
         limit: Duration,
-    ) -> Result<Self, Error> {
-        let tls = if uri.tls { Some(TlsSetup::load(&uri, &tls_files)?) } else { None };
-        Ok(Self { dialer, uri, tls_files, tls, best_style, limit })
+    ) -> Self {
+        Self { dialer, uri, tls_files, best_style, limit }
     }
 
     /// The same way to another export.
-    pub(crate) fn to(&self, uri: Uri) -> Result<Self, Error> {
+    pub(crate) fn to(&self, uri: Uri) -> Self {
         let dialer = Arc::clone(&self.dialer);
         Self::new(dialer, uri, self.tls_files.clone(), self.best_style, self.limit)
     }
@@ -109,11 +106,26 @@ impl Target {
         let cannot = |err: io::Error| {
             Error::new(ErrorKind::Connect, format!("cannot connect to {}", self.uri)).caused_by(err)
         };
+        let tls = self.load_tls().await?;
         let fd = self.dialer.dial(&self.uri.transport).await.map_err(cannot)?;
         let wire = Wire { fd: Watch::new(fd, BOTH_WAYS).map_err(cannot)?, tls: None };
-        let tls = if self.uri.tls { TlsMode::Require } else { TlsMode::Off };
-        let shake = Handshake::new(Config { tls, best_style: self.best_style });
-        Ok(Dialog { target: self, wire, shake, input: Vec::new() })
+        let mode = if self.uri.tls { TlsMode::Require } else { TlsMode::Off };
+        let shake = Handshake::new(Config { tls: mode, best_style: self.best_style });
+        Ok(Dialog { target: self, tls, wire, shake, input: Vec::new() })
+    }
+
+    /// Reads the files of TLS, if the URI wants it: for each connection, as they are renewed while a disk is attached.
+    async fn load_tls(&self) -> Result<Option<TlsSetup>, Error> {
+        if !self.uri.tls {
+            return Ok(None);
+        }
+        let (uri, files) = (self.uri.clone(), self.tls_files.clone());
+        // Files may be slow, and the thread has others' requests.
+        let loading = tokio::task::spawn_blocking(move || TlsSetup::load(&uri, &files));
+        let loaded = loading.await.map_err(|err| {
+            Error::new(ErrorKind::Tls, "the files of TLS cannot be read now").caused_by(err)
+        })?;
+        loaded.map(Some)
     }
 
     async fn negotiate(&self) -> Result<Opened, Error> {
@@ -165,6 +177,7 @@ fn is_about_contexts(err: &blockyard_nbd::Error) -> bool {
 /// A connection before its transmission phase.
 pub(crate) struct Dialog<'a> {
     target: &'a Target,
+    tls: Option<TlsSetup>,
     wire: Wire,
     shake: Handshake,
     input: Vec<u8>,
@@ -211,7 +224,7 @@ impl Dialog<'_> {
 
     async fn start_tls(&mut self) -> Result<(), Error> {
         let uri = &self.target.uri;
-        let Some(setup) = self.target.tls.as_ref().filter(|_| self.input.is_empty()) else {
+        let Some(setup) = self.tls.as_ref().filter(|_| self.input.is_empty()) else {
             let what = format!("{uri} sent data before the TLS handshake");
             return Err(Error::new(ErrorKind::Protocol, what));
         };

@@ -271,7 +271,7 @@ impl Nbd {
             return Err(Error::new(ErrorKind::Config, "an NBD disk needs a queue thread"));
         }
         let (uri, files) = (config.uri.clone(), config.tls_files.clone());
-        let target = Target::new(dialer, uri, files, config.best_style, config.timeout)?;
+        let target = Target::new(dialer, uri, files, config.best_style, config.timeout);
         let first = target.open().await?;
         let export = Export::new(&first.negotiated, config.read_only);
         let target = Arc::new(target);
@@ -365,7 +365,7 @@ impl Nbd {
         if self.inner.common.is_closed() {
             return Err(Error::new(ErrorKind::Closed, "the disk was disconnected"));
         }
-        let target = Arc::new(self.inner.target().to(uri)?);
+        let target = Arc::new(self.inner.target().to(uri));
         let opened = target.open().await?;
         if let Err(err) = self.inner.check(&target, &opened) {
             opened.leave().await;

@@ -286,6 +286,9 @@ impl Hctx {
     pub(crate) fn expire(&mut self) {
         let now = self.inner.now();
         self.lose_dead();
+        if self.queue.flush_if_idle(now) {
+            self.send();
+        }
         let expired = self.queue.expire(now, &mut self.ended);
         let server = self.inner.uri();
         for id in &expired.abort {

@@ -15,7 +15,7 @@
 //! | `server` | what a server tells of its exports |
 //! | `export`, `commands` | what the export is to the block layer, and its operations to NBD |
 //! | `driver`, `hctx`, `task` | the block layer's side, and the sockets' |
-//! | `queue` | the connections of a hardware queue: in use, retired, over |
+//! | `queue`, `queue/conn` | the connections of a hardware queue: in use, retired, over |
 //! | `link`, `slots`, `inbox`, `outbox` | one connection, without its socket |
 //! | `job` | a request, as far as the export reaches: the padding of its last block stays here |
 //! | `held`, `place` | a request that is out, and its memory |

@@ -86,6 +86,11 @@ impl<J: Job> Link<J> {
         }
     }
 
+    /// When bytes came last, or were first waited for.
+    pub(crate) fn heard(&self) -> Duration {
+        self.heard
+    }
+
     /// Bytes of the disk that the server knows of on this connection.
     pub(crate) fn size(&self) -> u64 {
         self.dialect.size

@@ -1,12 +1,18 @@
 //! The connections of one hardware queue: the one that requests go to, and old ones that are waited for.
 //! Without sockets: whoever has them says what happened, and is told what to do.
 
+mod conn;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::{Op, Status};
 use blockyard_nbd::Error;
 use blockyard_nbd::wire::ErrorCode;
+
+use conn::{Conn, Fate, OwnFlush, Phase};
 
 use crate::fence::LinkId;
 use crate::job::Job;
@@ -27,6 +33,8 @@ pub(crate) struct Policy {
     /// What was sent on a connection that the server neither answers nor closes is taken for over after so
     /// long.
     pub(crate) fence_timeout: Duration,
+    /// What was written is flushed when nothing has come for so long. `None`: when somebody wants it.
+    pub(crate) flush_after: Option<Duration>,
 }
 
 /// How a connection was lost.
@@ -59,48 +67,6 @@ pub(crate) enum Todo {
     Lied { error: Error, is_over: bool },
 }
 
-/// What becomes of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Requests go to it.
-    Live,
-    /// Replies are still understood.
-    Answering,
-    /// What comes is not understood; its end is waited for.
-    Draining,
-    /// The socket was aborted, at that time.
-    Gone(Duration),
-}
-
-pub(crate) struct Conn<J, S> {
-    pub(crate) id: LinkId,
-    pub(crate) link: Link<J>,
-    /// The socket. `None` once it was given up.
-    pub(crate) io: Option<S>,
-    /// The socket has no room: its task sends when it has.
-    pub(crate) blocked: bool,
-    phase: Phase,
-    /// Since when no answer is counted on. `None`: it is used, or its server lives and finishes what it has.
-    silent_since: Option<Duration>,
-    /// A request has it for itself, or will as soon as nothing else is out.
-    alone: bool,
-    /// What was written on it and is not flushed. `None`: there is no cache.
-    marks: Option<Arc<Marks>>,
-    own_flush: OwnFlush,
-}
-
-/// A flush that nobody has asked for: it comes before the goodbye, or shows that the server still is the one that has
-/// what was written on this connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum OwnFlush {
-    /// None is out.
-    None,
-    /// The one with that cookie is.
-    Out(u64),
-    /// The server has refused it.
-    Failed,
-}
-
 /// Requests that ended, with how they did.
 pub(crate) type Ended<J> = Vec<(J, Status)>;
 
@@ -113,14 +79,17 @@ pub(crate) struct Queue<J, S> {
     released: bool,
     /// What may be lost, to be told.
     lost: Option<Parts>,
+    /// When to look whether what was written is to be flushed. `None`: nothing was written since it was.
+    flush_look: Option<Duration>,
     /// The most requests on one connection.
     depth: usize,
 }
 
 impl<J: Job, S> Queue<J, S> {
     pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, depth: usize) -> Self {
-        let (conns, done, released, lost) = (Vec::new(), Vec::new(), false, None);
-        Self { common, policy, conns, done, released, lost, depth }
+        let (conns, done, released) = (Vec::new(), Vec::new(), false);
+        let (lost, flush_look) = (None, None);
+        Self { common, policy, conns, done, released, lost, flush_look, depth }
     }
 
     /// Puts a new connection in use. There must be none.
@@ -263,6 +232,11 @@ impl<J: Job, S> Queue<J, S> {
             (marks, done.changed, done.result, done.durable)
         {
             marks.mark(span);
+            if live && self.flush_look.is_none() {
+                self.flush_look = self.policy.flush_after.map(|after| now.saturating_add(after));
+                // Who waits for the time is told of it.
+                self.released |= self.flush_look.is_some();
+            }
         }
         // Once it is marked: what is neither fenced nor marked is durable.
         if done.changed.is_some() && (!live || done.job.is_none()) {
@@ -318,6 +292,27 @@ impl<J: Job, S> Queue<J, S> {
     /// What may be lost, since this was asked last.
     pub(crate) fn take_lost(&mut self) -> Option<Parts> {
         self.lost.take()
+    }
+
+    /// Flushes what was written on the connection in use if nothing has come for a while, so that it costs nothing to lose a
+    /// connection that nobody uses. Says whether there is something to send.
+    pub(crate) fn flush_if_idle(&mut self, now: Duration) -> bool {
+        let due = self.flush_look.take_if(|at| now >= *at);
+        let (Some(_), Some(after)) = (due, self.policy.flush_after) else { return false };
+        let common = Arc::clone(&self.common);
+        let Some(conn) = self.live().filter(|conn| conn.is_dirty()) else { return false };
+        if common.has_flush_failed() || conn.own_flush == OwnFlush::Failed {
+            return false;
+        }
+        let idle_at = conn.link.heard().saturating_add(after);
+        let (is_quiet, is_over) = (conn.link.slots.is_empty(), now >= idle_at);
+        if is_quiet && is_over {
+            conn.flush(&common, now);
+        }
+        // What is written until then sets no time of its own.
+        let next = if is_quiet && !is_over { idle_at } else { now.saturating_add(after) };
+        self.flush_look = Some(next);
+        is_quiet && is_over
     }
 
     /// Sees to a connection that is left: once all is answered it is flushed, and then there is nothing to wait for.
@@ -448,7 +443,8 @@ impl<J: Job, S> Queue<J, S> {
                 conn.late(Duration::MAX, policy).map(|(_, at)| at).min(),
             ]
         });
-        conns.flatten().chain(waits).chain(common.inherits_until()).min()
+        let times = conns.flatten().chain(waits).chain(common.inherits_until());
+        times.chain(self.flush_look).min()
     }
 
     /// A connection that is dead rather than slow, and has not been lost for that.
@@ -484,9 +480,6 @@ impl<J: Job, S> Queue<J, S> {
     }
 }
 
-#[cfg(test)]
-mod tests;
-
 /// Whether an error tells that something may be lost which was acknowledged before: a server that syncs for this
 /// request is told only once of what went wrong in between.
 fn spoils_flushes<J>(done: &Done<J>, error: ErrorCode) -> bool {
@@ -508,14 +501,6 @@ impl Policy {
     }
 }
 
-/// What comes next for a connection that is left.
-enum Fate {
-    /// Its socket is aborted at that time.
-    Abort(Duration),
-    /// It is taken for over.
-    Fall(Duration),
-}
-
 /// What [`Queue::expire`] has done.
 #[derive(Debug, Default)]
 pub(crate) struct Expired {
@@ -527,95 +512,4 @@ pub(crate) struct Expired {
     pub(crate) abort: Vec<LinkId>,
     /// What another process had sent is taken for over.
     pub(crate) outlived: bool,
-}
-
-impl<J: Job, S> Conn<J, S> {
-    /// When it is dead if nothing comes, where that is still to be found.
-    fn dead_at(&mut self, policy: Policy, common: &Common<J>) -> Option<Duration> {
-        if self.silent_since.is_some() {
-            return None;
-        }
-        let mut patience = policy.most_patient();
-        if self.phase != Phase::Live && common.has_left(self.id) {
-            // All requests wait for it.
-            patience = patience.min(policy.fence_timeout);
-        }
-        self.link.dead_at(policy.timeout, patience)
-    }
-
-    /// The fence falls after its abort only, and as long after it as what was on its way may take, however late
-    /// anybody looked. `None`: its answers, or its end, are waited for. Whoever waits for a flush of it has a time of
-    /// his own.
-    fn fate(&self, policy: Policy, common: &Common<J>) -> Option<Fate> {
-        let (since, half) = (self.silent_since?, policy.fence_timeout / 2);
-        match self.phase {
-            Phase::Gone(at) => Some(Fate::Fall((since + policy.fence_timeout).max(at + half))),
-            _ => common.holds_others_up(self.id).then_some(Fate::Abort(since + half)),
-        }
-    }
-
-    /// Requests that nobody waits for any more at `now`, with the time since when. None of a server that lives.
-    fn late(
-        &mut self,
-        now: Duration,
-        policy: Policy,
-    ) -> impl Iterator<Item = (u64, Duration)> + '_ {
-        let silent_since = self.silent_since;
-        self.link.slots.entries().filter_map(move |(cookie, entry)| {
-            let since = entry.held.as_ref()?.past().since.or(silent_since)?;
-            let at = since.saturating_add(policy.dead_conn_timeout);
-            (silent_since.is_some() && at <= now).then_some((cookie, at))
-        })
-    }
-
-    fn is_dirty(&self) -> bool {
-        self.marks.as_ref().is_some_and(|marks| marks.is_dirty())
-    }
-
-    /// Puts a flush of our own in line.
-    fn flush(&mut self, common: &Common<J>, now: Duration) {
-        let cookie = self.link.flush(common.end_epoch(), now);
-        self.own_flush = cookie.map_or(OwnFlush::Failed, OwnFlush::Out);
-    }
-
-    /// Puts one in line if somebody's flush waits for it; says whether it did. Nothing goes beside who is alone.
-    fn flush_if_asked(&mut self, common: &Common<J>, now: Duration) -> bool {
-        let may = self.own_flush == OwnFlush::None && (!self.alone || self.link.slots.is_empty());
-        let asked = may && common.is_asked(self.id);
-        if asked {
-            self.flush(common, now);
-        }
-        asked
-    }
-
-    /// Takes the connection out of use: what was not sent, or changes nothing, waits for another; what may
-    /// change the disk is fenced, and stays to be answered.
-    fn retire(&mut self, loss: Loss, was_live: bool, now: Duration, common: &Common<J>) {
-        let (id, own_flush) = (self.id, &mut self.own_flush);
-        self.link.withdraw_unsent(|cookie, job, past| {
-            common.resolve(id, cookie);
-            if *own_flush == OwnFlush::Out(cookie) {
-                *own_flush = OwnFlush::None;
-            }
-            if let Some(job) = job {
-                common.wait(job, past, now);
-            }
-        });
-        let mut again = Vec::new();
-        for (cookie, entry) in self.link.slots.entries() {
-            match entry.changes {
-                // One that was given up, or is of a connection that was retired before, is fenced already.
-                Some(span) if was_live && entry.held.is_some() => {
-                    common.fence(self.id, cookie, span);
-                }
-                None if loss != Loss::Replaced => again.push(cookie),
-                _ => {}
-            }
-        }
-        for cookie in again {
-            if let Some((job, past, _)) = self.link.take_back(cookie) {
-                common.wait(job, past.lost(), now);
-            }
-        }
-    }
 }

@@ -40,19 +40,10 @@ pub struct Description {
 
 impl Server {
     /// The server of a URI, which is asked nothing yet. Each answer is waited for as long as `limit`.
-    ///
-    /// # Errors
-    /// A file of TLS cannot be used.
-    pub fn new(uri: Uri, tls_files: TlsFiles, limit: Duration) -> Result<Self, Error> {
-        Ok(Self {
-            target: Target::new(
-                Arc::new(Sockets::default()),
-                uri,
-                tls_files,
-                HeaderStyle::Extended,
-                limit,
-            )?,
-        })
+    #[must_use]
+    pub fn new(uri: Uri, tls_files: TlsFiles, limit: Duration) -> Self {
+        let dialer = Arc::new(Sockets::default());
+        Self { target: Target::new(dialer, uri, tls_files, HeaderStyle::Extended, limit) }
     }
 
     /// What is on offer.

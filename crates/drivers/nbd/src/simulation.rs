@@ -22,6 +22,8 @@ use world::{Outcome, Setup, Trouble, run, run_with_poison};
 const RUNS: u64 = 25;
 /// The same of shorter ones, where only servers make trouble.
 const RUNS_OF_SERVERS: u64 = 150;
+/// The same where nothing is wrong.
+const RUNS_IN_ORDER: u64 = 100;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -43,8 +45,10 @@ fn setup(dice: &mut Dice, trouble: Trouble) -> Setup {
     Setup {
         queues: 1 + dice.below(3),
         fence_timeout,
-        volatile: trouble == Trouble::Servers || dice.one_in(2),
-        trusting: dice.one_in(2),
+        volatile: trouble != Trouble::Any || dice.one_in(2),
+        trusting: dice.one_in(2) && trouble != Trouble::Order,
+        flush_after: (trouble == Trouble::Order || dice.one_in(2))
+            .then_some(Duration::from_millis(300)),
         trouble,
         one_writes: trouble == Trouble::Servers && dice.one_in(2),
     }
@@ -85,6 +89,13 @@ fn acknowledged_writes_are_read_back_and_every_request_ends_once() {
 fn what_was_flushed_outlives_every_server() {
     let (runs, total) = run_all(RUNS_OF_SERVERS, Trouble::Servers);
     assert!(total.flushed > runs && total.moves > runs && total.lost > 0, "{total:?}");
+}
+
+#[test]
+fn servers_that_end_in_order_and_moves_between_caches_cost_nothing() {
+    let (runs, total) = run_all(RUNS_IN_ORDER, Trouble::Order);
+    assert!(total.ends > runs && total.moves > runs && total.flushed > runs, "{total:?}");
+    assert_eq!(total.failed, 0);
 }
 
 #[test]

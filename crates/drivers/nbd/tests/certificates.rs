@@ -167,3 +167,27 @@ fn a_server_that_is_revoked_is_not_believed() {
     let damaged = is_refused(config(&socket, &ours, ""));
     assert!(damaged.contains("ca-crl.pem"), "{damaged}");
 }
+
+/// Certificates are renewed every few weeks, and a disk is attached for years.
+#[test]
+fn a_connection_that_is_made_again_knows_the_files_as_they_are_then() {
+    let place = Place::new();
+    let folder = Folder::new(&place, "pki");
+    let renew = || {
+        for name in ["ca", "server", "client"] {
+            folder.key(name, &["--key-type", "ecdsa"]);
+        }
+        folder.certificate("ca", "ca\ncert_signing_key", false);
+        folder.certificate("server", "signing_key\ntls_www_server", true);
+        folder.certificate("client", "signing_key\ntls_www_client", true);
+    };
+    renew();
+    let (mut server, socket) = serve(&place, &folder, &["--tls-verify-peer"]);
+    let disk = attach(config(&socket, &folder, ""), 1);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+    server.kill();
+    // Neither knows what was signed by the other authority.
+    renew();
+    let (_server, _) = serve(&place, &folder, &["--tls-verify-peer"]);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}

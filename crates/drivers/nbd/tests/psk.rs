@@ -128,3 +128,20 @@ fn a_server_with_a_certificate_is_not_believed() {
     let _server = nbdkit(&socket, &["--tls=require", &files, "memory", "16M"]);
     refused(config(&socket, "alice", &keys));
 }
+
+#[test]
+fn a_connection_that_is_made_again_knows_the_key_as_it_is_then() {
+    let place = Place::new();
+    let (socket, keys) = (place.path("s"), place.path("keys.psk"));
+    let with_keys = format!("--tls-psk={}", keys.display());
+    let serve = |key: &str| {
+        fs::write(&keys, format!("alice:{key}\n")).unwrap();
+        nbdkit(&socket, &["--tls=require", &with_keys, "memory", "1M"])
+    };
+    let mut server = serve(KEY);
+    let disk = attach(config(&socket, "alice", &keys), 1);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+    server.kill();
+    let _server = serve(&KEY.replace('0', "3"));
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}

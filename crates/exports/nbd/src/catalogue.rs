@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use crate::config::{Config, Export};
 use crate::error::{Error, ErrorKind};
+use crate::flushes::Flushes;
 
 /// What every client keeps to, whether it asks for block sizes or not.
 const SECTOR: u32 = 512;
@@ -32,6 +33,8 @@ pub(crate) struct Offered {
     pub(crate) export: Export,
     /// What its clients have of the memory.
     pub(crate) share: MemoryShare,
+    /// The flushes of its clients.
+    pub(crate) flushes: Arc<Flushes>,
 }
 
 struct Listed {
@@ -61,7 +64,8 @@ impl Catalogue {
     fn push(&self, listed: &mut Listed, export: Export) {
         let number = listed.next;
         listed.next += 1;
-        let offered = Arc::new(Offered { export, share: self.memory.share(self.floor) });
+        let share = self.memory.share(self.floor);
+        let offered = Arc::new(Offered { export, share, flushes: Arc::default() });
         listed.exports.push(Numbered { number, offered });
     }
 

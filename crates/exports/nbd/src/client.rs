@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use blockyard_blkmq::Outbox;
 use blockyard_nbd::wire::HeaderStyle;
@@ -71,6 +72,8 @@ pub(crate) struct Client {
     export: AtomicU64,
     session: Mutex<Option<SessionInfo>>,
     stage: AtomicU8,
+    /// Milliseconds that it has at its end to flush what it has written.
+    flush_grace: AtomicU64,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
@@ -90,6 +93,7 @@ impl Client {
             export: AtomicU64::new(NONE),
             session: Mutex::default(),
             stage: AtomicU8::new(Stage::Serving as u8),
+            flush_grace: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
@@ -141,6 +145,16 @@ impl Client {
     pub(crate) fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::SeqCst);
         self.outbox.kick();
+    }
+
+    /// How long it has at its end to flush what it has written. To be set before its end begins.
+    pub(crate) fn set_flush_grace(&self, grace: Duration) {
+        let millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        self.flush_grace.store(millis, Ordering::SeqCst);
+    }
+
+    pub(crate) fn flush_grace(&self) -> Duration {
+        Duration::from_millis(self.flush_grace.load(Ordering::SeqCst))
     }
 
     /// Adds a batch. Called by one thread only, so that plain additions do.

@@ -28,6 +28,9 @@ pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// stands still may be suspended or starved, and disturbs nobody: who keeps memory that others wait for has
 /// [less time](blockyard_nbd::server::PRESSED_TIMEOUT), and peers that are gone are TCP's to find out.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How long a client that has written what nobody has flushed is given to flush it when the server ends: more than
+/// such clients of ours wait that are idle.
+pub const DEFAULT_FLUSH_GRACE: Duration = Duration::from_secs(3);
 /// The part of the clients that is kept for other hosts than one: one in so many.
 const KEPT_FOR_OTHERS: usize = 4;
 
@@ -109,6 +112,8 @@ pub struct ServerLimits {
     pub stall_timeout: Duration,
     /// How long a client may ask for nothing; by default for ever, as clients that have a disk attached do.
     pub idle_timeout: Option<Duration>,
+    /// [`DEFAULT_FLUSH_GRACE`]
+    pub flush_grace: Duration,
     /// The best message headers that clients are offered.
     pub best_style: HeaderStyle,
 }
@@ -125,6 +130,7 @@ impl Default for ServerLimits {
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             stall_timeout: DEFAULT_STALL_TIMEOUT,
             idle_timeout: None,
+            flush_grace: DEFAULT_FLUSH_GRACE,
             best_style: HeaderStyle::Extended,
         }
     }

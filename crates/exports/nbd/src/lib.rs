@@ -18,6 +18,7 @@ mod clients;
 mod config;
 mod connection;
 mod error;
+mod flushes;
 mod listener;
 mod rate_limit;
 mod server;
@@ -30,9 +31,9 @@ pub use blockyard_nbd::wire::HeaderStyle;
 pub use blockyard_sys::spin::MAX_SPIN;
 pub use client::{ClientInfo, SessionInfo};
 pub use config::{
-    Config, DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_IN_FLIGHT_PER_CLIENT, DEFAULT_MAX_CLIENTS,
-    DEFAULT_MAX_MEMORY, DEFAULT_MAX_PAYLOAD, DEFAULT_MEMORY_PER_CLIENT, DEFAULT_STALL_TIMEOUT,
-    Export, ServerLimits, TlsMode,
+    Config, DEFAULT_FLUSH_GRACE, DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_IN_FLIGHT_PER_CLIENT,
+    DEFAULT_MAX_CLIENTS, DEFAULT_MAX_MEMORY, DEFAULT_MAX_PAYLOAD, DEFAULT_MEMORY_PER_CLIENT,
+    DEFAULT_STALL_TIMEOUT, Export, ServerLimits, TlsMode,
 };
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};

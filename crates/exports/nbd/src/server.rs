@@ -89,7 +89,9 @@ impl Server {
             return Err(Error::new(ErrorKind::Config, what));
         }
         let threads = queue_threads.into_iter().enumerate();
-        let memory = MemoryBudget::new(config.limits.max_memory, config.limits.max_clients);
+        let limits = &config.limits;
+        let largest = limits.max_payload as usize;
+        let memory = MemoryBudget::new(limits.max_memory, limits.max_clients, largest);
         Ok(Arc::new(Self {
             catalogue: Catalogue::new(&mut config, memory.clone()),
             config,
@@ -216,7 +218,7 @@ impl Server {
     /// Bytes of the memory for all clients that are in use, but for what each client has for itself.
     #[must_use]
     pub fn memory_in_use(&self) -> usize {
-        self.memory.taken()
+        self.memory.taken() + self.memory.stashed()
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -226,6 +228,7 @@ impl Server {
     /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections
     /// are closed. What takes longer than `grace` is cut off.
     pub async fn shutdown(&self, grace: Duration) {
+        self.give_flush_grace(grace, |_| true);
         self.enter(Stage::Draining);
         let listeners = std::mem::take(&mut *self.listeners.lock());
         for listener in listeners {
@@ -248,6 +251,11 @@ impl Server {
 
     fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::SeqCst);
+        self.kick_all();
+    }
+
+    /// Has all connections look at what has changed.
+    pub(crate) fn kick_all(&self) {
         for client in self.clients.lock().iter() {
             client.outbox.kick();
         }
@@ -300,6 +308,7 @@ impl Server {
         // Who has found it before that looks again when it has said what it uses.
         let number = self.catalogue.remove(name)?;
         let uses = |client: &Client| client.export() == Some(number);
+        self.give_flush_grace(grace, uses);
         self.retire(Stage::Draining, uses);
         if tokio::time::timeout(grace, self.have_left(uses)).await.is_err() {
             self.retire(Stage::Cut, uses);
@@ -316,6 +325,14 @@ impl Server {
             return Some(requests);
         }
         Some(0)
+    }
+
+    /// What those clients have to flush, they may flush in a part of the time that all of the end may take.
+    fn give_flush_grace(&self, grace: Duration, which: impl Fn(&Client) -> bool) {
+        let grace = self.config.limits.flush_grace.min(grace / 2);
+        for client in self.clients.lock().iter().filter(|client| which(client)) {
+            client.set_flush_grace(grace);
+        }
     }
 
     /// Requests of those clients that have not ended.

@@ -8,7 +8,7 @@ use blockyard_blkmq::{BlockSize, Features, Limits, OpenMode, Sector, Status};
 use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Export, HeaderStyle};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, TransmissionFlags};
-use common::{Client, HeldDisk, MIB, STYLES, Yard, disk_of, pattern, ram, request};
+use common::{Client, MIB, STYLES, Yard, disk_of, held_disk, pattern, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 const HOLE: u64 = 3;
@@ -319,7 +319,7 @@ fn what_is_out_of_bounds_or_unknown_gets_the_error_of_the_specification() {
 
 #[test]
 fn errors_of_the_disk_reach_the_client_in_every_style() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     for style in STYLES {
         let mut client = yard.client_of(style);
@@ -379,7 +379,7 @@ fn a_header_behind_a_payload_is_checked_against_the_size_that_the_disk_has_then(
 
 #[test]
 fn a_flush_on_one_connection_covers_writes_on_another() {
-    let held = HeldDisk::new(MIB, {
+    let held = held_disk(MIB, {
         let mut limits = Limits::default();
         limits.features |= Features::WRITE_CACHE;
         limits

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use blockyard_blkmq::{Features, Limits};
 use blockyard_export_nbd::{Config, Export, HeaderStyle, TlsMode};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, Request};
-use common::{Client, DEADLINE, HeldDisk, MIB, STYLES, Yard, eventually, pattern, ram, request};
+use common::{Client, DEADLINE, MIB, STYLES, Yard, eventually, held_disk, pattern, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 const GREETING: usize = 18;
@@ -195,7 +195,7 @@ fn a_payload_that_never_comes_holds_its_own_memory_and_not_for_ever() {
 #[test]
 fn a_client_that_leaves_in_the_middle_of_anything_is_forgotten() {
     let yard = Yard::new(64 * MIB);
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let slow = Yard::with(held.disk.clone(), |_, _| {});
     for cut in [1, 27, 28, 29, 4000, 20_000] {
         let mut client = yard.client_of(HeaderStyle::Simple);
@@ -276,7 +276,7 @@ fn writes_that_a_disk_holds_on_to_hold_their_client_back() {
         features: Features::NOMERGES,
         ..Limits::default()
     };
-    let held = HeldDisk::new(64 * MIB, limits);
+    let held = held_disk(64 * MIB, limits);
     let yard = Yard::with(held.disk.clone(), |config, _| {
         config.limits.memory_per_client = 2 << 20;
         config.limits.max_payload = 1 << 20;
@@ -360,7 +360,7 @@ fn a_panic_in_a_connection_costs_that_connection() {
 
 #[test]
 fn a_client_that_only_shuts_its_side_still_gets_its_replies() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     // Between two messages, and in the middle of one.
     for half in [&[][..], &[0x25; 1]] {

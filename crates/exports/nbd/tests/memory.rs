@@ -9,7 +9,7 @@ use std::io::Write;
 use blockyard_blkmq::{Features, Limits, Status};
 use blockyard_export_nbd::HeaderStyle;
 use blockyard_nbd::wire::{Command, CommandFlags};
-use common::{HeldDisk, MIB, Yard, eventually, request};
+use common::{MIB, Yard, eventually, held_disk, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 /// Clients of each kind.
@@ -30,7 +30,7 @@ fn a_crowd_that_announces_and_never_receives_stays_within_the_budget() {
         features: Features::NOMERGES,
         ..Limits::default()
     };
-    let held = HeldDisk::new(64 * MIB, limits);
+    let held = held_disk(64 * MIB, limits);
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let before = resident();
     let mut crowd = Vec::new();

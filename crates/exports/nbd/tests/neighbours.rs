@@ -10,7 +10,7 @@ use std::sync::Arc;
 use blockyard_blkmq::{Features, Limits, OpenMode, Status};
 use blockyard_export_nbd::{Config, Export, HeaderStyle};
 use blockyard_nbd::wire::{Command, CommandFlags};
-use common::{Client, HeldDisk, MIB, Yard, eventually, pattern, ram, request};
+use common::{Client, HeldDisk, MIB, Yard, eventually, held_disk, pattern, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 
@@ -22,7 +22,7 @@ fn exports(configure: impl FnOnce(&mut Config)) -> (HeldDisk, Yard) {
         features: Features::NOMERGES,
         ..Limits::default()
     };
-    let held = HeldDisk::new(64 * MIB, limits);
+    let held = held_disk(64 * MIB, limits);
     let yard = Yard::with(ram(64 * MIB), |config, _| {
         let hung = held.disk.open(None, OpenMode::ReadWrite).unwrap();
         config.exports[0].name = "well".into();

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Limits, OpenMode, Status};
+use blockyard_blkmq::{Features, Limits, Op, OpenMode, Status};
 use blockyard_export_nbd::{
     Address, Config, Error, ErrorKind, Export, HeaderStyle, Listener, Server, TlsMode, bind,
 };
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
-use common::{Client, HeldDisk, MIB, Yard, eventually, ram, request};
+use common::{Client, MIB, Yard, eventually, held_disk, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 
@@ -80,7 +80,7 @@ fn a_shutdown_under_load_loses_no_acknowledged_write() {
 
 #[test]
 fn what_is_in_flight_is_finished_and_answered() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut client = yard.client();
     let cookie = client.send(request(Command::Read, NONE, 0, 512), &[]);
@@ -103,7 +103,7 @@ fn what_is_in_flight_is_finished_and_answered() {
 
 #[test]
 fn whoever_is_told_that_the_server_ends_may_flush_before_he_leaves() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut client = yard.client();
     client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
@@ -125,9 +125,70 @@ fn whoever_is_told_that_the_server_ends_may_flush_before_he_leaves() {
     });
 }
 
+/// The end does not come before what a client was told of is durable, or it has had its time.
+#[test]
+fn whoever_has_written_may_flush_before_the_server_ends() {
+    let patient =
+        |config: &mut Config, _: &Arc<_>| config.limits.flush_grace = common::DEADLINE * 4;
+    let yard = Yard::with(ram(MIB), patient);
+    let [mut writer, mut other, mut flushed] = [(); 3].map(|()| yard.client());
+    for (at, client) in [&mut writer, &mut other, &mut flushed].into_iter().enumerate() {
+        client.write(at as u64 * 512, &[1; 512]);
+    }
+    flushed.command(Command::Flush, 0, 0).ok();
+    writer.write(512, &[2; 512]);
+    other.ask(request(Command::WriteZeroes, CommandFlags::FUA, 0, 512), &[]).ok();
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
+        // All that it wrote was flushed, by itself, or by others.
+        assert!(flushed.is_closed() && other.is_closed());
+        drop((flushed, other));
+        let refused = writer.command(Command::Read, 0, 512);
+        assert_eq!(refused.error, Some(ErrorCode::ESHUTDOWN));
+        assert!(!end.is_finished());
+        writer.command(Command::Flush, 0, 0).ok();
+        assert!(writer.is_closed());
+        drop(writer);
+        end.join().unwrap();
+    });
+}
+
+#[test]
+fn one_flush_lets_all_go() {
+    let patient =
+        |config: &mut Config, _: &Arc<_>| config.limits.flush_grace = common::DEADLINE * 4;
+    let yard = Yard::with(ram(MIB), patient);
+    let [mut one, mut two] = [(); 2].map(|()| yard.client());
+    one.write(0, &[1; 512]);
+    two.write(512, &[1; 512]);
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
+        eventually("the socket to go", || !yard.socket.exists());
+        one.command(Command::Flush, 0, 0).ok();
+        assert!(one.is_closed() && two.is_closed());
+        drop((one, two));
+        end.join().unwrap();
+    });
+}
+
+#[test]
+fn whoever_does_not_flush_is_let_go_in_the_end() {
+    let hasty = |config: &mut Config, _: &Arc<_>| {
+        config.limits.flush_grace = Duration::from_millis(20);
+    };
+    let yard = Yard::with(ram(MIB), hasty);
+    let mut client = yard.client();
+    client.write(0, &[1; 512]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
+        assert!(client.is_closed());
+        drop(client);
+    });
+}
+
 #[test]
 fn what_takes_longer_than_the_grace_is_cut_off() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut client = yard.client();
     client.send(request(Command::Write, NONE, 0, 512), &[1; 512]);
@@ -145,7 +206,7 @@ fn exports_come_and_go_while_others_are_used() {
     let yard = Yard::new(MIB);
     let mut other = yard.client();
     other.write(0, &[3; 512]);
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let more = || {
         let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
         Export::new("more", Arc::new(bdev))
@@ -188,7 +249,7 @@ fn exports_come_and_go_while_others_are_used() {
 fn a_connection_that_is_cut_off_ends_after_its_writes() {
     let yard = Yard::new(MIB);
     let mut other = yard.client();
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
     yard.server.add_export(Export::new("more", Arc::new(bdev))).unwrap();
     let stream = yard.connect();
@@ -282,7 +343,7 @@ fn a_client_that_chooses_while_the_server_ends_is_told_so() {
 
 #[test]
 fn a_connection_ends_after_its_requests_whoever_ends_it() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     // On one thread, so that what is done for the one was done after what the other sent before.
     let mut client = yard.client();
@@ -383,4 +444,36 @@ fn a_configuration_that_cannot_be_says_why() {
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(error.to_string().contains(problem), "{error}");
     }
+}
+
+/// As other servers do: whoever writes and leaves does not wait for answers.
+#[test]
+fn what_stands_before_a_goodbye_is_done_though_nobody_takes_the_answers() {
+    const WRITES: u64 = 40;
+    const AT_A_TIME: usize = 4;
+    let limits = Limits { features: Features::NOMERGES, ..Limits::default() };
+    let held = held_disk(MIB, limits);
+    // The others wait for their turn.
+    let yard =
+        Yard::with(held.disk.clone(), |config, _| config.limits.in_flight_per_client = AT_A_TIME);
+    let mut client = yard.client();
+    let mut bytes = Vec::new();
+    for at in 0..WRITES {
+        bytes.extend(client.encode(request(Command::Write, NONE, at * 512, 512), &[1; 512]).1);
+        if at % 8 == 7 {
+            bytes.extend(client.encode(request(Command::Read, NONE, at * 512, 512), &[]).1);
+        }
+    }
+    let goodbye = request(Command::Disc, NONE, 0, 0);
+    bytes.extend_from_slice(&goodbye.encode(client.style()).unwrap());
+    client.stream.write_all(&bytes).unwrap();
+    eventually("the first", || held.held() == AT_A_TIME);
+    drop(client);
+    let mut written = 0;
+    eventually("all that was sent", || {
+        written += held.release_if(|rq| rq.op() == Op::Write, Status::Ok);
+        held.release_if(|rq| rq.op() != Op::Write, Status::Ok);
+        written == WRITES as usize
+    });
+    eventually("its end", || yard.server.clients().is_empty());
 }

@@ -2,7 +2,9 @@
 //! RAM disk, one that answers late, and one that hangs for hours. Messages come cut anywhere, with silences of minutes in
 //! between; peers die with replies due, take their replies slowly or not at all, move a byte now and then one way while the
 //! other is stuck, break the protocol, and want more memory than there is. A model says what each must be answered, and
-//! that who behaves and has a disk that answers is not kept waiting.
+//! that who behaves and has a disk that answers is not kept waiting. One export comes and goes meanwhile: what its clients were
+//! told of is there, and nothing is written for one whose connection has ended. Nor is anything lost of what stands before a
+//! goodbye, whoever takes the answers.
 //!
 //! `BLOCKYARD_SEED` is the first seed, `BLOCKYARD_RUNS` how many there are.
 #![allow(unreachable_pub, reason = "its modules are its own")]
@@ -13,22 +15,26 @@
 mod client;
 #[path = "simulation/late.rs"]
 mod late;
+#[path = "simulation/passing.rs"]
+mod passing;
 #[path = "simulation/rng.rs"]
 mod rng;
 
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use blockyard_blkmq::{
-    Disk, DiskConfig, Driver, Features, Limits, MonotonicClock, NoOps, OpenMode, Sector, TagSet,
-    TagSetConfig,
+    Bio, Disk, DiskConfig, Driver, Features, Limits, MonotonicClock, NoOps, Op, OpenMode, Sector,
+    TagSet, TagSetConfig,
 };
 use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Config, Export, Server};
 use client::{Client, On};
 use late::Late;
+use passing::Passing;
 use rng::Rng;
 use tokio::time::Instant;
 
@@ -37,17 +43,21 @@ const MIB: u64 = 1 << 20;
 const REGION: u64 = 4 * MIB;
 const CLIENTS: u64 = 12;
 /// Seeds of a run without `BLOCKYARD_RUNS`.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 16;
 /// Turns in which nothing moved, after which nothing will.
 const QUIET: u32 = 4;
+/// More tasks than there are at a time.
+const TASKS: u64 = 2 * CLIENTS;
 /// The longest step of the clock.
 const STEP: Duration = Duration::from_secs(5);
 /// A run that has not ended by then hangs.
 const END: Duration = Duration::from_secs(48 * 3600);
 /// Nor does one take more turns, whatever moves in them.
 const TURNS: u32 = 1_000_000;
-/// Memory in MiB with which two disks that do not answer leave the third enough.
-const ROOMY: usize = 8;
+/// Memory in MiB of which each of the disks has a reserve for its largest request.
+const ROOMY: usize = 10;
+/// Clients that an export gets that has come back.
+const NEWCOMERS: usize = 2;
 
 fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
     let tags = TagSetConfig { cpus: 1, hw_queues: [1, 0, 0], depth: 64, ..TagSetConfig::default() };
@@ -59,6 +69,14 @@ fn disk<D: Driver<Disk = ()>>(driver: Arc<D>, limits: Limits) -> Arc<Disk> {
 
 fn export(name: &str, disk: &Arc<Disk>) -> Export {
     Export::new(name, Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap()))
+}
+
+/// Bytes of a disk that answers at once.
+fn content_of(disk: &Arc<Disk>, range: Range<u64>) -> Vec<u8> {
+    let bdev = disk.open(None, OpenMode::ReadOnly).unwrap();
+    let sector = Sector::from_bytes_floor(range.start);
+    let bio = bdev.submit_and_wait(0, Bio::new(Op::Read, sector, range.end - range.start));
+    bio.data().iter().flat_map(|segment| segment.to_vec()).collect()
 }
 
 #[test]
@@ -97,12 +115,14 @@ async fn simulate(seed: u64) {
     let start = Instant::now();
     let late = Late::new(rng.next(), start.into_std());
     let hung = Late::new(rng.next(), start.into_std() + late::HANG);
+    let passes = Late::new(rng.next(), start.into_std());
     let mut limits = Ram::limits();
     limits.features |= Features::WRITE_CACHE | Features::NOMERGES;
     let disks = [
         disk(Ram::new(), limits.clone()),
         disk(Arc::clone(&late), limits.clone()),
-        disk(Arc::clone(&hung), limits),
+        disk(Arc::clone(&hung), limits.clone()),
+        disk(Arc::clone(&passes), limits),
     ];
     let exports = On::ALL.iter().zip(&disks).map(|(on, disk)| export(on.export(), disk));
     let mut config = Config { exports: exports.collect(), ..Config::default() };
@@ -110,22 +130,34 @@ async fn simulate(seed: u64) {
     config.limits.memory_per_client = 2 << 20;
     config.limits.in_flight_per_client = 2 + rng.below(23) as usize;
     // Sometimes plenty, sometimes what one client could use alone.
-    let mib = 2 + rng.below(10) as usize;
+    let mib = 2 + rng.below(14) as usize;
     config.limits.max_memory = mib << 20;
     config.limits.max_clients = 64;
     config.limits.stall_timeout = client::STALL;
     config.limits.idle_timeout = rng.one_in(4).then_some(Duration::from_secs(7200));
     let server = Server::new(config, vec![tokio::runtime::Handle::current()]).unwrap();
+    let mut passing = Passing::new(&server, &disks[3], Rng::new(rng.next()), start.into_std());
+    let connect = |n: u64, on: On, passing: &Passing, rng: &mut Rng| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        server.serve(theirs.into());
+        let leaves = if on == On::Passing { passing.leaves() } else { Arc::default() };
+        Client::new(ours, n * REGION, on, leaves, mib >= ROOMY, Rng::new(rng.next()))
+    };
     let mut clients: Vec<Client> = (0..CLIENTS)
         .map(|n| {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            server.serve(theirs.into());
             let on = rng.pick(&On::ALL);
-            Client::new(ours, n * REGION, on, mib >= ROOMY, Rng::new(rng.next()))
+            connect(n, on, &passing, &mut rng)
         })
         .collect();
+    // Regions that nobody has of the disk whose export comes and goes.
+    let mut unused: Vec<u64> =
+        (0..).zip(&clients).filter(|(_, it)| it.on != On::Passing).map(|(n, _)| n).collect();
+    let lates = [&late, &hung, &passes];
     let (mut quiet, mut last, mut turns) = (0, 0, 0);
-    while clients.iter().any(|client| !client.is_done()) {
+    while clients.iter().any(|client| !client.is_done())
+        || !passing.is_over()
+        || !server.clients().is_empty()
+    {
         let now = Instant::now();
         turns += 1;
         assert!(
@@ -136,18 +168,31 @@ async fn simulate(seed: u64) {
             server.memory_in_use(),
             server.clients(),
         );
-        let mut moved = late.work(now.into_std()) | hung.work(now.into_std());
+        let mut moved = false;
+        for late in lates {
+            moved |= late.work(now.into_std());
+        }
+        if passing.step(now.into_std()).await {
+            moved = true;
+            for n in unused.drain(unused.len().saturating_sub(NEWCOMERS)..) {
+                clients.push(connect(n, On::Passing, &passing, &mut rng));
+            }
+        }
         for at in rng.shuffled(clients.len()) {
             moved |= clients[at].step(now.into_std());
+            clients[at].note(|range| passes.content(range));
         }
-        tokio::task::yield_now().await;
+        // Each runs one task of the server's.
+        for _ in 0..TASKS {
+            tokio::task::yield_now().await;
+        }
         let requests = server.clients().iter().map(|info| info.requests + info.bytes_written).sum();
         quiet = if moved || requests != last { 0 } else { quiet + 1 };
         last = requests;
         if quiet > QUIET {
             quiet = 0;
-            let wakes =
-                clients.iter().filter_map(Client::wakes).chain(late.wakes()).chain(hung.wakes());
+            let wakes = clients.iter().filter_map(Client::wakes).chain(passing.wakes());
+            let wakes = wakes.chain(lates.iter().filter_map(|late| late.wakes()));
             let next = wakes.filter(|&at| at > now.into_std()).min();
             let next = next.map_or(STEP, |at| at.saturating_duration_since(now.into_std()));
             tokio::time::advance(next.clamp(Duration::from_millis(1), STEP)).await;
@@ -155,6 +200,12 @@ async fn simulate(seed: u64) {
     }
     for client in &clients {
         client.verify(seed);
+        client.verify_content(seed, |range| match client.on {
+            On::Ram => content_of(&disks[0], range),
+            On::Late => late.content(range),
+            On::Hung => hung.content(range),
+            On::Passing => passes.content(range),
+        });
     }
     // What nobody waits for any more ends, and nothing is left of anybody.
     let shutdown = tokio::spawn({
@@ -165,8 +216,9 @@ async fn simulate(seed: u64) {
     while !shutdown.is_finished() {
         turns += 1;
         assert!(turns < TURNS, "seed {seed} does not end: {:?}", server.clients());
-        late.work(Instant::now().into_std() + END);
-        hung.work(Instant::now().into_std() + END);
+        for late in lates {
+            late.work(Instant::now().into_std() + END);
+        }
         tokio::task::yield_now().await;
         tokio::time::advance(Duration::from_millis(100)).await;
     }

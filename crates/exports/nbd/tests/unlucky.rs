@@ -11,7 +11,7 @@ use std::time::Instant;
 use blockyard_blkmq::{Limits, Status};
 use blockyard_export_nbd::HeaderStyle;
 use blockyard_nbd::wire::{Command, CommandFlags};
-use common::{Client, DEADLINE, HeldDisk, MIB, Yard, eventually, pattern, ram, request};
+use common::{Client, DEADLINE, MIB, Yard, eventually, held_disk, pattern, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 
@@ -34,7 +34,7 @@ fn bystanders(yard: &Yard) -> Vec<Client> {
 
 #[test]
 fn a_client_that_dies_with_writes_in_flight_costs_nobody_else_anything() {
-    let held = HeldDisk::new(MIB, Limits::default());
+    let held = held_disk(MIB, Limits::default());
     let yard = Yard::with(held.disk.clone(), |_, _| {});
     let mut bystanders = bystanders(&yard);
     let done = AtomicBool::new(false);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent, Features, SECTOR_SIZE};
+use blockyard_blkmq::{Bdev, Features, SECTOR_SIZE};
 use blockyard_sys::{Event, PeerEvent, Signaller};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use blockyard_vhost_user::wire::{F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
@@ -125,7 +125,7 @@ impl LateSignals {
 
 impl Device {
     pub(crate) fn new(export: Export, name: String, threads: usize) -> std::io::Result<Arc<Self>> {
-        let device = Arc::new(Self {
+        Ok(Arc::new(Self {
             export,
             name,
             wake: Event::new()?,
@@ -146,10 +146,7 @@ impl Device {
                 .map(Signaller::of_thread)
                 .collect::<std::io::Result<_>>()?,
             late_signals: LateSignals::default(),
-        });
-        let listener: Arc<dyn DiskListener> = Arc::<Self>::clone(&device);
-        device.export.bdev.disk().subscribe(&listener);
-        Ok(device)
+        }))
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -165,6 +162,12 @@ impl Device {
             last.store(queue, Ordering::Relaxed);
         }
         before == queue
+    }
+
+    /// The configuration space has changed: the session tells its front-end.
+    pub(crate) fn tell_config_changed(&self) {
+        self.config_changed.store(true, Ordering::SeqCst);
+        self.wake.signal();
     }
 
     /// Whether the configuration space has changed since it was last asked for by this.
@@ -295,18 +298,9 @@ impl Space {
     }
 }
 
-impl DiskListener for Device {
-    fn event(&self, _disk: &Disk, event: DiskEvent) {
-        if matches!(event, DiskEvent::Resized { .. } | DiskEvent::MediaChanged) {
-            self.config_changed.store(true, Ordering::SeqCst);
-            self.wake.signal();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use blockyard_blkmq::{DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet};
+    use blockyard_blkmq::{Disk, DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet};
     use blockyard_driver_ram::Ram;
     use rustix::event::{EventfdFlags, eventfd};
 

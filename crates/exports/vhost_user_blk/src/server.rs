@@ -132,6 +132,11 @@ impl Server {
         }
     }
 
+    /// The disk has another size, or another medium: a front-end that is connected is told. It does not wait.
+    pub fn follow(&self) {
+        self.device.tell_config_changed();
+    }
+
     /// Waits until there is nobody more to serve: the one front-end of a connected socket has left, or the server was shut
     /// down.
     pub async fn ended(&self) {

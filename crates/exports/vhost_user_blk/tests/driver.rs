@@ -265,6 +265,7 @@ fn a_front_end_that_is_in_the_middle_of_a_message_is_told_too() {
     for cut in 1..message.len() {
         driver.send(&message[..cut], &[]);
         served.disk.set_capacity(Sector(1000 + cut as u64)).unwrap();
+        served.server().follow();
         (&ours).read_exact(&mut told).unwrap();
         assert_eq!(told, config_change());
         driver.send(&message[cut..], &[]);
@@ -307,6 +308,7 @@ fn a_front_end_is_told_that_the_disk_has_changed() {
     driver.done(&Message::SetBackendReqFd, &[theirs.as_fd()]);
     ours.set_read_timeout(Some(PATIENCE)).unwrap();
     served.disk.set_capacity(Sector(1000)).unwrap();
+    served.server().follow();
     let mut message = [0; HEADER_LEN];
     (&ours).read_exact(&mut message).unwrap();
     assert_eq!(message, config_change());

@@ -5,13 +5,11 @@
 mod common;
 
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Mutex;
 
-use blockyard_blkmq::{
-    BlockDeviceOps, Busy, Disk, DiskConfig, Driver, HctxHandle, Limits, MonotonicClock, Op,
-    Request, Result, Sector, Status, TagSet, TagSetConfig,
-};
-use blockyard_buf::{RegionSpec, Segment};
+use blockyard_blkmq::{Limits, Op, Request, Sector, Status, TagSetConfig};
+use blockyard_buf::RegionSpec;
+use blockyard_conformance::{Held, HeldDisk};
 use blockyard_vhost_user::wire::Message;
 use common::frontend::*;
 use common::{DISK_BYTES, Served, THREADS};
@@ -25,94 +23,40 @@ const IO_ERR: u8 = 1;
 
 /// A disk that keeps writes waiting until a test lets them go.
 struct Slow {
-    state: Mutex<State>,
-    came: Condvar,
-}
-
-struct State {
-    waiting: Vec<Request<Slow>>,
-    bytes: Vec<u8>,
+    held: HeldDisk,
+    bytes: Mutex<Vec<u8>>,
 }
 
 impl Slow {
-    fn new() -> Arc<Self> {
-        let bytes = vec![0xee; DISK_BYTES as usize];
-        Arc::new(Self {
-            state: Mutex::new(State { waiting: Vec::new(), bytes }),
-            came: Condvar::new(),
-        })
-    }
-
-    fn disk(self: &Arc<Self>, limits: Limits) -> Arc<Disk> {
+    fn new(limits: Limits) -> Self {
         let tags =
             TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], ..TagSetConfig::default() };
-        let set = TagSet::new(Arc::clone(self), tags).unwrap();
-        let config = DiskConfig::new("slow0", Sector::from_bytes_floor(DISK_BYTES), limits);
-        let ops: Arc<dyn BlockDeviceOps> = Arc::<Self>::clone(self);
-        Disk::alloc(&set, (), config, ops, Arc::new(MonotonicClock::new())).unwrap()
-    }
-
-    fn wait_for(&self, count: usize) {
-        let few = |state: &mut State| state.waiting.len() < count;
-        let waited = self.came.wait_timeout_while(self.state.lock().unwrap(), PATIENCE, few);
-        assert!(!waited.unwrap().1.timed_out(), "{count} writes did not come");
+        let held = HeldDisk::keeping(|op| op == Op::Write, tags, DISK_BYTES, limits);
+        Self { held, bytes: Mutex::new(vec![0xee; DISK_BYTES as usize]) }
     }
 
     /// Takes the write at a sector, which waits.
-    fn take(&self, sector: u64) -> Request<Self> {
-        let mut state = self.state.lock().unwrap();
-        let at = state.waiting.iter().position(|rq| rq.sector() == Sector(sector)).unwrap();
-        state.waiting.remove(at)
+    fn take(&self, sector: u64) -> Request<Held> {
+        self.held.take(|rq| rq.sector() == Sector(sector)).unwrap()
     }
 
     /// Carries out the write at a sector.
     fn write(&self, sector: u64) {
         let rq = self.take(sector);
-        let mut state = self.state.lock().unwrap();
+        let mut bytes = self.bytes.lock().unwrap();
         let mut at = rq.offset() as usize;
         for segment in rq.segments() {
-            segment.copy_to(&mut state.bytes[at..at + segment.len()]);
+            segment.copy_to(&mut bytes[at..at + segment.len()]);
             at += segment.len();
         }
-        drop(state);
+        drop(bytes);
         rq.end(Status::Ok);
     }
 
     fn bytes(&self, sector: u64, len: usize) -> Vec<u8> {
-        self.state.lock().unwrap().bytes[sector as usize * 512..][..len].to_vec()
+        self.bytes.lock().unwrap()[sector as usize * 512..][..len].to_vec()
     }
 }
-
-impl Driver for Slow {
-    type Disk = ();
-    type Hctx = ();
-    type Cmd = ();
-
-    fn init_hctx(&self, _disk: &(), _queue: HctxHandle<Self>) -> Result<()> {
-        Ok(())
-    }
-
-    fn queue_rq(
-        &self,
-        _hctx: &mut (),
-        mut rq: Request<Self>,
-        _last: bool,
-    ) -> std::result::Result<(), Busy<Self>> {
-        if rq.op() == Op::Write {
-            self.state.lock().unwrap().waiting.push(rq);
-            self.came.notify_all();
-            return Ok(());
-        }
-        if rq.op() == Op::Read {
-            let len = rq.len() as usize;
-            rq.deliver(Segment::from_vec(vec![0; len]));
-        }
-        rq.end(Status::Ok);
-        Ok(())
-    }
-}
-
-impl BlockDeviceOps for Slow {}
 
 /// Offers a write of 4 KiB at `data` as the chain of three descriptors from `head` on.
 fn offer_write(driver: &FrontEnd, head: u16, sector: u64, data: u64) {
@@ -132,15 +76,15 @@ fn status(driver: &FrontEnd, head: u16) -> u8 {
 
 #[test]
 fn a_write_of_what_is_still_there_is_carried_out_as_it_is() {
-    let slow = Slow::new();
-    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let slow = Slow::new(Limits::default());
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     let (there, gone) = (MEMORY / 4, MEMORY - 4096);
     driver.bytes(there, 4096).copy_from(&[7; 4096]);
     driver.bytes(gone, 4096).copy_from(&[8; 4096]);
     offer_write(&driver, 0, 64, there);
     offer_write(&driver, 3, 128, gone);
-    slow.wait_for(2);
+    slow.held.wait_for(2);
     driver.shrink(MEMORY / 2);
     // It is found out by the second, in the midst of the copy.
     slow.write(128);
@@ -157,8 +101,8 @@ fn a_write_of_what_is_still_there_is_carried_out_as_it_is() {
 /// The front-end has taken a part of its memory away, and lets go of it, while a request has it still.
 #[test]
 fn a_write_from_memory_that_was_taken_away_and_is_gone_fails() {
-    let slow = Slow::new();
-    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let slow = Slow::new(Limits::default());
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     let file = memfd_create("more", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, 8192).unwrap();
@@ -166,7 +110,7 @@ fn a_write_from_memory_that_was_taken_away_and_is_gone_fails() {
     let more = RegionSpec { guest_addr, user_addr: USER + 2 * MEMORY, size: 8192, mmap_offset: 0 };
     driver.done(&Message::AddMemReg(more), &[file.as_fd()]);
     offer_write(&driver, 0, 64, guest_addr);
-    slow.wait_for(1);
+    slow.held.wait_for(1);
     driver.done(&Message::RemMemReg(more), &[]);
     ftruncate(&file, 0).unwrap();
     slow.write(64);
@@ -175,7 +119,7 @@ fn a_write_from_memory_that_was_taken_away_and_is_gone_fails() {
     assert!(driver.is_served(), "its memory is all there");
     driver.bytes(MEMORY / 2, 4096).copy_from(&[9; 4096]);
     offer_write(&driver, 3, 64, MEMORY / 2);
-    slow.wait_for(1);
+    slow.held.wait_for(1);
     slow.write(64);
     driver.wait_used(0, 2);
     assert!(status(&driver, 3) == OK && slow.bytes(64, 4096) == [9; 4096]);
@@ -185,9 +129,9 @@ fn a_write_from_memory_that_was_taken_away_and_is_gone_fails() {
 #[test]
 fn a_request_that_is_lost_before_it_is_begun_does_not_begin() {
     for alignment in [0, 511] {
-        let slow = Slow::new();
         let limits = Limits { dma_alignment: alignment, ..Limits::default() };
-        let served = Served::with(slow.disk(limits), |export| export);
+        let slow = Slow::new(limits);
+        let served = Served::with(slow.held.disk.clone(), |export| export);
         let driver = FrontEnd::started(&served.socket(), FEATURES);
         // Descriptors in a table that is gone, or data that has to be copied.
         let table = MEMORY - 8192;
@@ -205,7 +149,7 @@ fn a_request_that_is_lost_before_it_is_begun_does_not_begin() {
             offer_write(&driver, 0, 64, table + 1);
         }
         assert!(driver.is_hung_up_on());
-        assert!(slow.state.lock().unwrap().waiting.is_empty());
+        assert!(slow.held.held() == 0);
         assert!(slow.bytes(64, 4096) == [0xee; 4096]);
         let next = FrontEnd::started(&served.socket(), FEATURES);
         assert_eq!(next.request(0, 0, 512), OK);
@@ -215,8 +159,8 @@ fn a_request_that_is_lost_before_it_is_begun_does_not_begin() {
 /// The end of a header is gone, and the sector with it: what is left, with zeroes, is another write.
 #[test]
 fn a_request_whose_header_is_lost_in_part_does_not_come_to_the_disk() {
-    let slow = Slow::new();
-    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let slow = Slow::new(Limits::default());
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     let (header, data) = (MEMORY / 2 - 8, MEMORY / 4);
     driver.bytes(data, 4096).copy_from(&[7; 4096]);
@@ -229,7 +173,7 @@ fn a_request_whose_header_is_lost_in_part_does_not_come_to_the_disk() {
     driver.offer(0, 0);
     driver.kick(0);
     assert!(driver.is_hung_up_on());
-    assert!(slow.state.lock().unwrap().waiting.is_empty());
+    assert!(slow.held.held() == 0);
     assert_eq!(driver.used_index(0), 0);
     assert_eq!(driver.bytes(DATA, 1).to_vec(), [0xff], "nor is it answered");
 }
@@ -237,11 +181,11 @@ fn a_request_whose_header_is_lost_in_part_does_not_come_to_the_disk() {
 /// The disk says no more than that it failed, where the kernel could not read the memory.
 #[test]
 fn memory_that_a_disk_could_not_use_is_found_to_be_gone() {
-    let slow = Slow::new();
-    let served = Served::with(slow.disk(Limits::default()), |export| export);
+    let slow = Slow::new(Limits::default());
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     offer_write(&driver, 0, 64, MEMORY - 4096);
-    slow.wait_for(1);
+    slow.held.wait_for(1);
     driver.shrink(MEMORY / 2);
     slow.take(64).end(Status::Io);
     assert!(driver.is_hung_up_on());
@@ -254,9 +198,9 @@ fn memory_that_a_disk_could_not_use_is_found_to_be_gone() {
 fn a_limited_part_of_what_a_disk_has_failed_with_is_looked_at() {
     const LEN: u32 = 3 << 20;
     const MOST: i64 = 2 << 20;
-    let slow = Slow::new();
     let in_one = Limits { max_hw_sectors: LEN / 512, max_segment_size: LEN, ..Limits::default() };
-    let served = Served::with(slow.disk(in_one), |export| export);
+    let slow = Slow::new(in_one);
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     driver.header(DATA, OUT, 64);
     driver.bytes(DATA + 32, 1).copy_from(&[0xff]);
@@ -266,7 +210,7 @@ fn a_limited_part_of_what_a_disk_has_failed_with_is_looked_at() {
     let bytes = || rustix::fs::fstat(&driver.file).unwrap().st_blocks * 512;
     driver.offer(0, 0);
     driver.kick(0);
-    slow.wait_for(1);
+    slow.held.wait_for(1);
     let before = bytes();
     slow.take(64).end(Status::Io);
     driver.wait_used(0, 1);
@@ -279,9 +223,9 @@ fn a_limited_part_of_what_a_disk_has_failed_with_is_looked_at() {
 #[test]
 fn memory_that_is_gone_far_behind_in_what_a_disk_has_failed_with_is_found() {
     const LEN: u32 = 3 << 20;
-    let slow = Slow::new();
     let in_one = Limits { max_hw_sectors: LEN / 512, max_segment_size: LEN, ..Limits::default() };
-    let served = Served::with(slow.disk(in_one), |export| export);
+    let slow = Slow::new(in_one);
+    let served = Served::with(slow.held.disk.clone(), |export| export);
     let driver = FrontEnd::started(&served.socket(), FEATURES);
     driver.header(DATA, OUT, 64);
     driver.bytes(DATA + 32, 1).copy_from(&[0xff]);
@@ -290,7 +234,7 @@ fn memory_that_is_gone_far_behind_in_what_a_disk_has_failed_with_is_found() {
     driver.descriptor(0, 2, DATA + 32, 1, WRITE, 0);
     driver.offer(0, 0);
     driver.kick(0);
-    slow.wait_for(1);
+    slow.held.wait_for(1);
     driver.shrink(DATA + u64::from(LEN));
     slow.take(64).end(Status::Io);
     assert!(driver.is_hung_up_on());

@@ -9,7 +9,7 @@ mod shares;
 
 use std::time::Duration;
 
-use blockyard_nbd::server::{Data, Ending, Expired, HalfWay, PRESSED_TIMEOUT};
+use blockyard_nbd::server::{ConnectionLimits, Data, Ending, Expired, HalfWay, PRESSED_TIMEOUT};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
 use pair::{Answer, Budget, MIB, NONE, Pair, STALL, budget, head, memory, reply};
 
@@ -119,6 +119,37 @@ fn a_write_that_finds_no_memory_goes_on_in_pieces_and_gets_one_answer() {
         assert_eq!(pair.replies(), reply(error.map_or(0, |error| error.0), 4096));
         assert_eq!(pair.connection.outstanding(), 0);
     }
+}
+
+#[test]
+fn of_a_client_that_takes_no_answers_what_changes_the_disk_is_done_up_to_its_goodbye() {
+    let one = |limits: &mut ConnectionLimits| limits.in_flight = 1;
+    let mut pair = Pair::limited(&budget(), HeaderStyle::Simple, 512, one);
+    let mut bytes = Vec::new();
+    for (command, offset) in
+        [(Command::Write, 0), (Command::Read, 512), (Command::Trim, 1024), (Command::Write, 1536)]
+    {
+        bytes.extend(head(command, offset, 512));
+        bytes.resize(bytes.len() + if command == Command::Write { 512 } else { 0 }, 7);
+    }
+    bytes.extend(head(Command::Disc, 0, 0));
+    let mut at = pair.send(&bytes);
+    let mut token = pair.asked().unwrap().token;
+    assert!(at < bytes.len() && pair.asked().is_none());
+    pair.connection.desert();
+    for offset in [1024, 1536] {
+        pair.end(Answer { token, ..Answer::default() });
+        assert!(pair.connection.poll_free().is_some() && !pair.connection.wants_transmit());
+        at += pair.send(&bytes[at..]);
+        let next = pair.asked().unwrap();
+        assert_eq!(next.offset, offset, "a read is not begun");
+        token = next.token;
+    }
+    pair.end(Answer { token, error: Some(ErrorCode::EIO), ..Answer::default() });
+    assert!(pair.connection.poll_free().is_some());
+    at += pair.send(&bytes[at..]);
+    assert_eq!((at, pair.connection.ending()), (bytes.len(), Some(Ending::Goodbye)));
+    assert!(pair.connection.is_quiet());
 }
 
 #[test]

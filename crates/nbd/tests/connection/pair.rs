@@ -90,7 +90,7 @@ pub struct Budget(MemoryBudget, MemoryShare);
 
 impl Budget {
     pub fn new(bytes: usize, connections: usize) -> Self {
-        let budget = MemoryBudget::new(bytes, connections);
+        let budget = MemoryBudget::new(bytes, connections, 32 * MIB);
         let share = budget.share(64 * MIB);
         Self(budget, share)
     }

@@ -33,6 +33,7 @@ const MAY_SLEEP: &[(&str, &str)] = &[
         "`eventually`, a bounded wait for what nobody tells of",
     ),
     ("crates/exports/nbd/tests/hostile.rs", "a client that sends a byte at a time"),
+    ("crates/rbd/src/live/tests/cluster.rs", "the time of a simulation, of which none passes"),
 ];
 
 /// The lines that are no test modules, with their numbers.

@@ -51,6 +51,7 @@ const DOCUMENTS: &[&str] = &["README.md", "CONTRIBUTING.md", "docs/yard.toml"];
 /// The commands that messages advise to run, each with a test that runs it and the words by which it does.
 const REMEDIES: &[(&str, &str, &str)] = &[
     ("blockyard detach", "crates/blockyard/tests/vm/ownership.sh", "blockyard detach --force"),
+    ("blockyard image", "crates/blockyard/tests/image/images.rs", "\"snap\", \"purge\""),
     ("blockyard list", "crates/blockyard/tests/remedies.rs", "list the exports: "),
     ("blockyard recover", "crates/blockyard/tests/vm/recovery.sh", "blockyard recover"),
     ("blockyard serve", "crates/blockyard/tests/remedies.rs", "start one: "),

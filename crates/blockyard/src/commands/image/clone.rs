@@ -16,7 +16,7 @@ pub(super) async fn clone(context: &Context<'_>, snapshot: &str, image: &str) ->
     let child = context.image(image)?;
     if parent.directory != child.directory {
         let what = "a clone is in the store of its parent";
-        return Err(Error::usage(what).help("run: blockyard image cp, which copies all of it"));
+        return Err(Error::usage(what).help("use blockyard image cp, which copies all of it"));
     }
     let (store, opened) = parent.read().await?;
     let into = in_namespace(&store, &child.spec.namespace).await?;

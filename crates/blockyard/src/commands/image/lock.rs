@@ -32,7 +32,7 @@ pub(super) async fn run(context: &Context<'_>, command: &LockCommand) -> Result<
 fn client(text: &str) -> Result<EntityName> {
     let number = text.strip_prefix("client.").and_then(|number| number.parse().ok());
     let number = number.ok_or_else(|| {
-        Error::usage(format!("{text:?} is nobody who can have a lock"))
+        Error::usage(format!("{text:?} is not a client"))
             .help("write it as `lock ls` shows it: client.4711")
     })?;
     Ok(EntityName { kind: EntityType::CLIENT, number })

@@ -23,10 +23,10 @@ pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Re
             match state {
                 MapState::Right => return Ok(0),
                 MapState::Invalid => term::tell(format_args!(
-                    "the object map of {spec} is not valid; run: blockyard image object-map rebuild"
+                    "the object map of {spec} is not valid; rebuild it with blockyard image object-map rebuild"
                 )),
                 MapState::Misses(object) => term::tell(format_args!(
-                    "the object map of {spec} does not know of object {object}; run: blockyard image object-map rebuild"
+                    "the object map of {spec} does not know of object {object}; rebuild it with blockyard image object-map rebuild"
                 )),
             }
             Ok(NO)

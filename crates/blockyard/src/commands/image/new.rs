@@ -21,7 +21,7 @@ pub(super) fn options(args: &NewImageArgs, size: u64, usual: Layout) -> Result<C
             let bytes = size_of("--object-size", text)?;
             let order = bytes.is_power_of_two().then(|| bytes.trailing_zeros());
             order.and_then(|order| u8::try_from(order).ok()).ok_or_else(|| {
-                Error::usage(format!("--object-size: {text} is no power of two from 4K to 32M"))
+                Error::usage(format!("--object-size: {text} is not a power of two from 4K to 32M"))
             })?
         }
         (None, Some(order)) => order,
@@ -83,7 +83,7 @@ pub(super) async fn check_namespace(store: &Store, namespace: &str) -> Result<()
         return Ok(());
     }
     Err(Error::failed(format!("there is no namespace {namespace}"))
-        .help(format!("run: blockyard image namespace create {namespace}")))
+        .help(format!("create it with blockyard image namespace create {namespace}")))
 }
 
 pub(super) async fn remove(context: &Context<'_>, image: &str) -> Result<()> {
@@ -113,7 +113,7 @@ pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Resul
     };
     if to.namespace != target.spec.namespace {
         let what = "an image stays in its namespace";
-        return Err(Error::usage(what).help("run: blockyard image deep cp"));
+        return Err(Error::usage(what).help("copy it with blockyard image deep cp"));
     }
     let renamed =
         blockyard_rbd::image::rename(&target.store(false)?, &target.spec.image, &to.image).await;

@@ -160,7 +160,7 @@ pub(super) fn size_in_mib(flag: &str, text: &str) -> Result<u64> {
 /// The name of an image for a file, and the other way round.
 pub(super) fn file_name(path: &Path) -> Result<&str> {
     path.file_name().and_then(OsStr::to_str).ok_or_else(|| {
-        Error::usage(format!("{} is no name of an image; name the image", path.display()))
+        Error::usage(format!("{} is not an image name; name the image", path.display()))
     })
 }
 

@@ -21,7 +21,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// What a server has on offer.
 pub(super) fn offers(uri: &Uri, tls: &TlsFiles) -> Result<Offers> {
     let failed = |err| explained(err, uri);
-    let server = Server::new(uri.clone(), tls.clone(), ANSWER_LIMIT).map_err(failed)?;
+    let server = Server::new(uri.clone(), tls.clone(), ANSWER_LIMIT);
     let offers = runtime()?.block_on(server.offers()).map_err(failed)?;
     let offered = |offer: Offer| {
         // One that needs TLS, say, is on the list all the same.
@@ -41,7 +41,7 @@ pub(super) fn offers(uri: &Uri, tls: &TlsFiles) -> Result<Offers> {
 /// What the export of a URI is.
 pub(super) fn describe(uri: &Uri, tls: &TlsFiles) -> Result<Described> {
     let failed = |err| explained(err, uri);
-    let server = Server::new(uri.clone(), tls.clone(), ANSWER_LIMIT).map_err(failed)?;
+    let server = Server::new(uri.clone(), tls.clone(), ANSWER_LIMIT);
     let described = runtime()?.block_on(server.describe()).map_err(failed)?;
     let info = Info::of(uri, described);
     let json = serde_json::to_string_pretty(&info)

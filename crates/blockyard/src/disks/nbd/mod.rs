@@ -70,6 +70,12 @@ pub(super) static KIND: DiskKind = DiskKind {
             "0",
             "assume that the server keeps acknowledged writes across restarts",
         ),
+        OptionSpec::new(
+            "flush_after",
+            ValueKind::Time { zero: true, most: NO_LIMIT },
+            "1s",
+            "flush what was written once no request has been answered this long; 0: only when asked to",
+        ),
     ],
     // Its hardware queues are its connections.
     without: &["queues"],
@@ -99,6 +105,10 @@ fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
         dead_conn_timeout: set.time("dead_conn_timeout").unwrap_or(usual.dead_conn_timeout),
         fence_timeout: set.time("fence_timeout").unwrap_or(usual.fence_timeout),
         trust_server: set.flag("trust_server").unwrap_or(usual.trust_server),
+        flush_after: match set.time("flush_after") {
+            Some(time) => Some(time).filter(|time| !time.is_zero()),
+            None => usual.flush_after,
+        },
         ..usual
     };
     Ok(Box::new(NbdSource { config }))
@@ -126,7 +136,15 @@ impl DiskSource for NbdSource {
     /// A hardware queue for each connection.
     fn open(&self, plan: &DiskPlan, _: Option<&Arc<Disk>>, maker: &mut DiskMaker) -> Result<Fresh> {
         let threads = maker.threads().len();
-        let connections = self.config.connections.unwrap_or(threads).min(threads);
+        let wanted = self.config.connections.unwrap_or(threads);
+        let connections = wanted.min(threads);
+        if wanted > connections {
+            tracing::warn!(
+                server = %self.config.uri,
+                "connections={wanted} asks for more than there are queue threads, which have one each: {connections} \
+                 made; for all of them, use --threads {wanted} (threads.count in yard.toml)"
+            );
+        }
         let config = NbdConfig {
             connections: Some(connections),
             read_only: plan.options.read_only,

@@ -21,7 +21,6 @@ use self::work::{Done, Piece, Shared};
 use super::interrupt::Interrupt;
 use super::journal::{Job, Journal, Place};
 use super::lanes::{self, Ended, Pieces, Work};
-use super::progress::Progress;
 use super::ranges::Ranges;
 use super::sums::Sums;
 use crate::disks::DiskPlan;
@@ -79,7 +78,7 @@ impl Copy {
     /// The disks do not go together, or cannot be read or written; the error says where.
     pub fn run(mut self, interrupt: &Interrupt) -> Result<Copied> {
         let begun = Instant::now();
-        self.refuse_itself()?;
+        refuse_same(&self.source, &self.target)?;
         let place = self.journal.take().map(|path| self.place(&path)).transpose()?;
         let mut session = Session::start(self.threads)?;
         self.source.options.read_only = true;
@@ -92,19 +91,9 @@ impl Copy {
         };
         self.make_target(size);
         let target = session.open(&self.target, DiskFlags::NO_PART_SCAN)?;
-        let block = self.check_fit(&source, &target)?;
-        let open = |disk: &Arc<Disk>, mode, uri: &str| {
-            let failed = |err| Error::failed(format!("cannot open {uri}")).caused_by(err);
-            disk.open(None, mode).map_err(failed)
-        };
-        let shared = Arc::new(Shared {
-            source: open(&source, OpenMode::ReadOnly, &self.source.uri)?,
-            target: open(&target, OpenMode::ReadWrite, &self.target.uri)?,
-            uris: (self.source.uri.clone(), self.target.uri.clone()),
-            detect_zeroes: self.detect_zeroes,
-            writes_down: place.is_some(),
-            done: Mutex::new(Done { ranges: earlier.ranges(), ..Done::default() }),
-        });
+        let disks = [(&source, &self.source), (&target, &self.target)];
+        let block = check_fit(disks)?;
+        let shared = shared(disks, self.detect_zeroes, place.is_some(), earlier.ranges())?;
         let earlier = {
             let _heeding = interrupt.heed();
             verified(&session, &shared, (size, block), earlier, interrupt)?
@@ -120,42 +109,14 @@ impl Copy {
             done.ranges = resumed.clone();
             done.sums = journal.is_some().then_some(earlier);
         }
-        {
-            let _heeding = interrupt.heed();
-            let mut checkpoints = Checkpoints::new(&shared, journal.as_mut(), self.checkpoint);
-            let range = (size, block);
-            let moved = move_bytes(&session, &shared, range, &resumed, &mut checkpoints, interrupt);
-            // What was done is kept, however the rest ended.
-            let flushed = checkpoints.finish(&session, interrupt);
-            let can_go_on = journal.is_some();
-            let interrupted = |cause| Err(interrupted(&shared, size, can_go_on, cause));
-            match (moved?, flushed) {
-                (Ended::Early(cause), flushed) => return interrupted(cause.or(flushed.err())),
-                (Ended::Whole, Err(err)) if interrupt.is_wanted() => return interrupted(Some(err)),
-                (Ended::Whole, Err(err)) => return Err(err),
-                (Ended::Whole, Ok(Flushed::Unknown)) => return Err(unknown(&self.target.uri)),
-                (Ended::Whole, Ok(Flushed::Durable | Flushed::Never)) => {}
-            }
-        }
+        let range = (size, block);
+        let kept = (journal.as_mut(), self.checkpoint);
+        move_all(&session, &shared, range, &resumed, kept, interrupt)?;
         session.close()?;
         if let Some(journal) = journal {
             journal.remove()?;
         }
-        let done = shared.done.lock();
-        let seconds = begun.elapsed().as_secs_f64().max(1e-9);
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let bytes_per_second = size as f64 / seconds;
-        Ok(Copied {
-            source: self.source.uri,
-            target: self.target.uri,
-            size,
-            copied: done.copied,
-            zeroed: done.zeroed,
-            skipped: done.skipped,
-            resumed: resumed.bytes(),
-            seconds,
-            bytes_per_second,
-        })
+        Ok(copied(&shared, size, resumed.bytes(), begun))
     }
 
     /// Where the journal is to be.
@@ -184,57 +145,147 @@ impl Copy {
         Ok(journal)
     }
 
-    fn refuse_itself(&self) -> Result<()> {
-        let (Ok(source), Ok(target)) =
-            (DiskIdentity::of(&self.source), DiskIdentity::of(&self.target))
-        else {
-            // Opening it says what is wrong.
-            return Ok(());
-        };
-        let (from, to) = (&self.source.uri, &self.target.uri);
-        let what = if source.same_disk(&target) {
-            format!("{from} and {to} are the same disk")
-        } else if source.overlaps(&target) {
-            format!("{from} and {to} overlap: writing to one changes the other")
-        } else {
-            return Ok(());
-        };
-        Err(Error::usage(what).help("name another target"))
-    }
-
     /// A file that is not there is made, as large as the source.
     fn make_target(&mut self, size: u64) {
         self.target.source.make_if_absent(size);
     }
+}
 
-    /// The blocks in which both can be used.
-    fn check_fit(&self, source: &Disk, target: &Disk) -> Result<u64> {
-        let (size, room) = (source.size_bytes(), target.size_bytes());
-        let (from, to) = (&self.source.uri, &self.target.uri);
-        if target.is_read_only() {
-            let what = format!("cannot copy to {to}: it is read-only");
-            return Err(
-                Error::new(crate::error::ErrorKind::NotPermitted, what).help("name another target")
-            );
-        }
-        if room < size {
-            let missing = size - room;
-            let what = format!(
-                "cannot copy {from} to {to}: {size} bytes needed, {room} available, {missing} missing"
-            );
-            let help = match self.target.source.file() {
-                Some(path) => format!(
-                    "run: truncate -s {size} {}; or copy a part, with size={room} in the URI of the source",
-                    path.display()
-                ),
-                None => format!(
+/// Copies between disks that are open, one called by its plan's URI as the other. Nothing is written down, so that what was
+/// interrupted is begun anew.
+///
+/// # Errors
+/// Those of [`Copy::run`].
+pub fn between(
+    session: &Session,
+    [source, target]: [(&Arc<Disk>, &DiskPlan); 2],
+    detect_zeroes: bool,
+    interrupt: &Interrupt,
+) -> Result<Copied> {
+    let begun = Instant::now();
+    let size = source.0.size_bytes();
+    let block = check_fit([source, target])?;
+    let shared = shared([source, target], detect_zeroes, false, Ranges::default())?;
+    let range = (size, block);
+    move_all(session, &shared, range, &Ranges::default(), (None, CHECKPOINT), interrupt)?;
+    Ok(copied(&shared, size, 0, begun))
+}
+
+/// Nobody copies a disk onto itself, or onto a part of it.
+///
+/// # Errors
+/// They are the same.
+pub fn refuse_same(source: &DiskPlan, target: &DiskPlan) -> Result<()> {
+    let (from, to) = (&source.uri, &target.uri);
+    let (Ok(source), Ok(target)) = (DiskIdentity::of(source), DiskIdentity::of(target)) else {
+        // Opening it says what is wrong.
+        return Ok(());
+    };
+    let what = if source.same_disk(&target) {
+        format!("{from} and {to} are the same disk")
+    } else if source.overlaps(&target) {
+        format!("{from} and {to} overlap: writing to one changes the other")
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(what).help("name another target"))
+}
+
+/// The blocks in which both can be used.
+fn check_fit([(source, from), (target, to)]: [(&Arc<Disk>, &DiskPlan); 2]) -> Result<u64> {
+    let (size, room) = (source.size_bytes(), target.size_bytes());
+    let file = to.source.file();
+    let (from, to) = (&from.uri, &to.uri);
+    if target.is_read_only() {
+        let what = format!("cannot copy to {to}: it is read-only");
+        return Err(
+            Error::new(crate::error::ErrorKind::NotPermitted, what).help("name another target")
+        );
+    }
+    if room < size {
+        let missing = size - room;
+        let what = format!(
+            "cannot copy {from} to {to}: {size} bytes needed, {room} available, {missing} missing"
+        );
+        let help = match file {
+            Some(path) => format!(
+                "run: truncate -s {size} {}; or copy a part, with size={room} in the URI of the source",
+                path.display()
+            ),
+            None => {
+                format!(
                     "enlarge the target, or copy a part, with size={room} in the URI of the source"
-                ),
-            };
-            return Err(Error::failed(what).help(help));
-        }
-        let block = |disk: &Disk| u64::from(disk.limits().logical_block_size.bytes());
-        Ok(block(source).max(block(target)))
+                )
+            }
+        };
+        return Err(Error::failed(what).help(help));
+    }
+    let block = |disk: &Disk| u64::from(disk.limits().logical_block_size.bytes());
+    Ok(block(source).max(block(target)))
+}
+
+/// What the lanes have of both disks.
+fn shared(
+    [source, target]: [(&Arc<Disk>, &DiskPlan); 2],
+    detect_zeroes: bool,
+    writes_down: bool,
+    earlier: Ranges,
+) -> Result<Arc<Shared>> {
+    let open = |(disk, plan): (&Arc<Disk>, &DiskPlan), mode| {
+        let failed = |err| Error::failed(format!("cannot open {}", plan.uri)).caused_by(err);
+        disk.open(None, mode).map_err(failed)
+    };
+    Ok(Arc::new(Shared {
+        source: open(source, OpenMode::ReadOnly)?,
+        target: open(target, OpenMode::ReadWrite)?,
+        uris: (source.1.uri.clone(), target.1.uri.clone()),
+        detect_zeroes,
+        writes_down,
+        done: Mutex::new(Done { ranges: earlier, ..Done::default() }),
+    }))
+}
+
+/// Copies what is not done yet, and makes it durable.
+fn move_all(
+    session: &Session,
+    shared: &Arc<Shared>,
+    range: (u64, u64),
+    earlier: &Ranges,
+    (journal, checkpoint): (Option<&mut Journal>, Duration),
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let _heeding = interrupt.heed();
+    let can_go_on = journal.is_some();
+    let mut checkpoints = Checkpoints::new(shared, journal, checkpoint);
+    let moved = move_bytes(session, shared, range, earlier, &mut checkpoints, interrupt);
+    // What was done is kept, however the rest ended.
+    let flushed = checkpoints.finish(session, interrupt);
+    let interrupted = |cause| Err(interrupted(shared, range.0, can_go_on, cause));
+    match (moved?, flushed) {
+        (Ended::Early(cause), flushed) => interrupted(cause.or(flushed.err())),
+        (Ended::Whole, Err(err)) if interrupt.is_wanted() => interrupted(Some(err)),
+        (Ended::Whole, Err(err)) => Err(err),
+        (Ended::Whole, Ok(Flushed::Unknown)) => Err(unknown(&shared.uris.1)),
+        (Ended::Whole, Ok(Flushed::Durable | Flushed::Never)) => Ok(()),
+    }
+}
+
+/// What was done since then.
+fn copied(shared: &Shared, size: u64, resumed: u64, begun: Instant) -> Copied {
+    let done = shared.done.lock();
+    let seconds = begun.elapsed().as_secs_f64().max(1e-9);
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let bytes_per_second = size as f64 / seconds;
+    Copied {
+        source: shared.uris.0.clone(),
+        target: shared.uris.1.clone(),
+        size,
+        copied: done.copied,
+        zeroed: done.zeroed,
+        skipped: done.skipped,
+        resumed,
+        seconds,
+        bytes_per_second,
     }
 }
 
@@ -247,7 +298,7 @@ fn move_bytes(
     checkpoints: &mut Checkpoints<'_>,
     interrupt: &Interrupt,
 ) -> Result<Ended> {
-    let mut progress = Progress::new("copying", size);
+    let mut progress = session.progress("copying", size);
     let lanes = Arc::clone(shared);
     let work: Arc<Work<Piece>> = Arc::new(move |lane, piece| {
         let shared = Arc::clone(&lanes);

@@ -12,7 +12,6 @@ use crate::tools::cut::{cut, pieces};
 use crate::tools::extents::Zeroes;
 use crate::tools::interrupt::Interrupt;
 use crate::tools::lanes::{self, Ended, Lane, Pieces, Work};
-use crate::tools::progress::Progress;
 use crate::tools::session::Session;
 use crate::tools::sums::{self, Sums};
 use crate::tools::{io_error, read};
@@ -61,7 +60,7 @@ pub(super) fn verified(
             Ok(())
         })
     });
-    let mut progress = Progress::new("verifying", earlier.ranges().bytes());
+    let mut progress = session.progress("verifying", earlier.ranges().bytes());
     let look = || {
         progress.set(kept.lock().1);
         Ok(())

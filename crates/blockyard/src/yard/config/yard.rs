@@ -418,6 +418,7 @@ fn limits(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> ServerLimits {
     for (key, limit) in [
         ("handshake_timeout", &mut limits.handshake_timeout),
         ("stall_timeout", &mut limits.stall_timeout),
+        ("flush_grace", &mut limits.flush_grace),
     ] {
         if let Some(time) = duration(table, key, found) {
             *limit = time;

@@ -12,6 +12,7 @@ use super::*;
 use crate::commands::Dialect;
 use crate::job::Ask;
 use crate::outbox::Unsent;
+use crate::unflushed::Unflushed;
 
 const STYLE: HeaderStyle = HeaderStyle::Structured;
 const SEC: Duration = Duration::from_secs(1);
@@ -20,6 +21,7 @@ const POLICY: Policy = Policy {
     patience: 8,
     dead_conn_timeout: Duration::from_secs(2),
     fence_timeout: Duration::from_secs(10),
+    flush_after: None,
 };
 
 struct Stub(Ask);
@@ -46,8 +48,11 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let (common, ended) = (Arc::new(Common::default()), Vec::new());
-        Self { queue: Queue::new(common, POLICY, 8), ended }
+        Self::with(Common::default(), POLICY)
+    }
+
+    fn with(common: Common<Stub>, policy: Policy) -> Self {
+        Self { queue: Queue::new(Arc::new(common), policy, 8), ended: Vec::new() }
     }
 
     fn attach(&mut self) -> LinkId {
@@ -95,6 +100,46 @@ fn what_another_process_left_behind_is_no_waiting_on_any_connection() {
     assert_eq!(rig.queue.deadline(), Some(12 * SEC));
     assert_eq!(rig.queue.expire(12 * SEC, &mut rig.ended).failed, 1);
     assert_eq!(rig.ended.len(), 1);
+}
+
+#[test]
+fn what_was_written_is_flushed_once_the_connection_is_idle() {
+    let ms = Duration::from_millis;
+    let policy = Policy { flush_after: Some(SEC), ..POLICY };
+    let mut rig = Rig::with(Common::new(Some(Unflushed::new(1 << 20)), false), policy);
+    let id = rig.attach();
+    let ask = |rig: &mut Rig, op, now| {
+        rig.queue.submit(job(op), now, &mut rig.ended);
+        rig.sent(id)[0]
+    };
+    let answer = |rig: &mut Rig, request: Request, now| {
+        let to = ReplyTo { cookie: request.cookie, offset: 0 };
+        rig.hears(id, &ReplyEncoder::new(STYLE).ok(to), now);
+    };
+    let first = ask(&mut rig, Op::Write, ms(900));
+    answer(&mut rig, first, ms(1000));
+    assert!(rig.queue.take_released(), "whoever keeps the time is told");
+    assert_eq!(rig.queue.deadline(), Some(ms(2000)));
+    let second = ask(&mut rig, Op::Write, ms(1400));
+    answer(&mut rig, second, ms(1500));
+    assert!(!rig.queue.take_released() && !rig.queue.flush_if_idle(ms(2000)));
+    assert_eq!(rig.queue.deadline(), Some(ms(2500)), "it was used meanwhile");
+    let slow = ask(&mut rig, Op::Write, ms(2400));
+    assert!(!rig.queue.flush_if_idle(ms(2500)), "it is used");
+    answer(&mut rig, slow, ms(2500));
+    assert!(rig.queue.flush_if_idle(ms(3500)));
+    let flush = rig.sent(id)[0];
+    assert_eq!(flush.command, Command::Flush);
+    answer(&mut rig, flush, ms(3600));
+    assert!(!rig.queue.flush_if_idle(ms(4500)), "all is flushed");
+    assert_eq!(rig.queue.deadline(), None);
+    let last = ask(&mut rig, Op::Write, ms(9000));
+    answer(&mut rig, last, ms(9000));
+    assert_eq!(rig.queue.deadline(), Some(ms(10_000)));
+    // It costs nothing to lose the connection then, and something before.
+    rig.queue.lose(id, Loss::Closed, ms(9500));
+    assert!(rig.queue.common.has_flush_failed() && !rig.queue.flush_if_idle(ms(10_000)));
+    assert_eq!(rig.ended.len(), 4);
 }
 
 #[test]

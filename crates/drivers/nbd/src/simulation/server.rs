@@ -16,58 +16,69 @@ pub(super) const BLOCKS: usize = 12;
 /// A value with this bit is what the owner of memory put there after he had it back.
 pub(super) const REUSED: u64 = 1 << 62;
 
-/// The disk that the servers share. All see what any of them has written, but it is durable only once the one that has it
-/// in its cache is flushed.
+/// How many servers there are.
+pub(super) const SERVERS: usize = 2;
+
+/// The disk that the servers share. What one of them was told to write is durable once that one is flushed. All see what any of
+/// them has written, unless each has a cache of its own: then one sees of the other's what is durable, and writes back what
+/// it has, whenever that is, over what the other has written.
 pub(super) struct Storage {
-    /// The values of the blocks, as they are read, and as they survive a power cut.
-    blocks: [u64; BLOCKS],
+    /// The values of the blocks as they survive a power cut.
     durable: [u64; BLOCKS],
-    /// Which server has the value of a block in its cache alone.
-    cached_by: [Option<usize>; BLOCKS],
+    /// What each server has in its cache alone.
+    cached: [[Option<u64>; BLOCKS]; SERVERS],
     volatile: bool,
+    incoherent: bool,
     /// Writes that were carried out for connections that their client had given up.
     pub(super) late: u64,
     pub(super) problem: Option<String>,
 }
 
 impl Storage {
-    pub(super) fn new(volatile: bool) -> Self {
-        let blocks = [0; BLOCKS];
-        let cached_by = [None; BLOCKS];
-        Self { blocks, durable: blocks, cached_by, volatile, late: 0, problem: None }
+    pub(super) fn new(volatile: bool, incoherent: bool) -> Self {
+        let (durable, cached) = ([0; BLOCKS], [[None; BLOCKS]; SERVERS]);
+        Self { durable, cached, volatile, incoherent, late: 0, problem: None }
     }
 
     /// A server's power fails, or its process is killed: says of which blocks anything is lost.
     pub(super) fn restart(&mut self, server: usize) -> Vec<usize> {
-        let is_lost = |block: &usize| self.volatile && self.cached_by[*block] == Some(server);
-        let lost: Vec<usize> = (0..BLOCKS).filter(is_lost).collect();
-        for &block in &lost {
-            self.blocks[block] = self.durable[block];
-            self.cached_by[block] = None;
+        if !self.volatile {
+            return Vec::new();
         }
-        lost
+        let cached = std::mem::replace(&mut self.cached[server], [None; BLOCKS]);
+        (0..BLOCKS).filter(|block| cached[*block].is_some()).collect()
+    }
+
+    fn read(&self, server: usize, block: usize) -> u64 {
+        let own = self.cached[server][block];
+        let any = self.cached.iter().find_map(|cache| cache[block]);
+        own.or(any.filter(|_| !self.incoherent)).unwrap_or(self.durable[block])
     }
 
     fn set(&mut self, server: usize, block: usize, value: u64) {
-        // Another server has to let go of it, and writes it back.
-        if self.cached_by[block].is_some_and(|other| other != server) {
-            self.write_through(block);
+        let others = if self.incoherent { 0 } else { SERVERS };
+        for other in (0..others).filter(|other| *other != server) {
+            // It has to let go of it, and writes it back.
+            self.write_through(other, block);
         }
-        self.blocks[block] = value;
-        self.cached_by[block] = Some(server);
+        self.cached[server][block] = Some(value);
     }
 
-    fn flush(&mut self, server: usize) {
-        for block in 0..BLOCKS {
-            if self.cached_by[block] == Some(server) {
-                self.write_through(block);
-            }
+    pub(super) fn flush(&mut self, server: usize) {
+        (0..BLOCKS).for_each(|block| self.write_through(server, block));
+    }
+
+    fn write_through(&mut self, server: usize, block: usize) {
+        if let Some(value) = self.cached[server][block].take() {
+            self.durable[block] = value;
         }
     }
 
-    fn write_through(&mut self, block: usize) {
-        self.durable[block] = self.blocks[block];
-        self.cached_by[block] = None;
+    /// Servers write back what they have when they have nothing better to do.
+    pub(super) fn write_back(&mut self, dice: &mut Dice) {
+        if self.incoherent && dice.one_in(4) {
+            self.write_through(dice.below(SERVERS), dice.below(BLOCKS));
+        }
     }
 
     fn write(&mut self, server: usize, first: usize, payload: &[u8]) {
@@ -93,11 +104,28 @@ pub(super) struct Server {
     pub(super) hasty: bool,
     /// It does nothing until then.
     pub(super) frozen_until: Duration,
+    pub(super) end: End,
     /// Some of its requests fail.
     pub(super) fails: bool,
     /// It hangs up on who writes this value.
     pub(super) poison: Option<u64>,
 }
+
+/// How far the orderly end of a server has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has not begun.
+    None,
+    /// Nobody is let in any more, and nothing is begun but flushes.
+    Draining,
+    /// It is started anew then.
+    DownUntil(Duration),
+}
+
+/// A packet is on its way for so long at most where servers end in order.
+const LONGEST_WAY: Duration = Duration::from_secs(2);
+/// How long a server that ends waits for a flush of what a client has written, once nothing else is to be done for it.
+const FLUSH_GRACE: Duration = Duration::from_secs(3);
 
 /// A server's side of a connection.
 pub(super) struct Session {
@@ -106,11 +134,15 @@ pub(super) struct Session {
     shake: Option<Box<Handshake>>,
     style: HeaderStyle,
     input: Vec<u8>,
-    /// Requests that are carried out later, each with its payload.
-    pending: Vec<(Duration, Request, Vec<u8>)>,
+    /// Requests that are carried out later, each with its payload, and when it came.
+    pending: Vec<(Duration, Request, Vec<u8>, Duration)>,
     /// The client sends nothing more.
     ended: bool,
     pub(super) open: bool,
+    /// When something was written last that was not flushed.
+    wrote_at: Option<Duration>,
+    /// When the server began to end, or was asked for something after that.
+    draining: Option<Duration>,
 }
 
 /// How quick things are.
@@ -129,7 +161,20 @@ impl Session {
         let config = Config { best_style: style, ..Config::default() };
         let shake = Some(Box::new(Handshake::new(config)));
         let (input, pending) = (Vec::new(), Vec::new());
-        Self { wire, server, shake, style, input, pending, ended: false, open: true }
+        let (ended, open, wrote_at, draining) = (false, true, None, None);
+        Self { wire, server, shake, style, input, pending, ended, open, wrote_at, draining }
+    }
+
+    /// The server ends in order.
+    pub(super) fn drain(&mut self, now: Duration) {
+        self.draining = Some(now);
+    }
+
+    /// Whether the client is let go: nothing is to be done for it, and what it has written is flushed, or it had its time.
+    fn is_let_go(&self, now: Duration) -> bool {
+        let is_quiet = self.pending.is_empty() && self.input.is_empty();
+        let had_time = |since: Duration| now >= since + FLUSH_GRACE;
+        is_quiet && self.draining.is_some_and(|since| self.wrote_at.is_none() || had_time(since))
     }
 
     /// The server closes it: what was not carried out will not be.
@@ -177,6 +222,9 @@ impl Session {
                 self.take_requests(server, now, pace, dice);
             }
             self.work(server, storage, now, pace, dice);
+            if self.open && self.is_let_go(now) {
+                self.close(now);
+            }
             if self.open && self.ended && (server.hasty || self.pending.is_empty()) {
                 self.open = false;
                 self.wire.close(now);
@@ -234,13 +282,22 @@ impl Session {
                 self.ended = true;
                 break;
             }
+            if let Some(since) = &mut self.draining {
+                *since = now;
+                if request.command != Command::Flush {
+                    let to = ReplyTo { cookie: request.cookie, offset: request.offset };
+                    let refusal = ReplyEncoder::new(self.style).error(to, ErrorCode::ESHUTDOWN);
+                    self.wire.reply(now, &refusal, pace.packet_ms, dice);
+                    continue;
+                }
+            }
             let payload = message[self.style.request_len()..].to_vec();
             if server.poison.is_some_and(|value| payload.starts_with(&value.to_le_bytes())) {
                 return self.close(now);
             }
             let longest = if dice.one_in(12) { pace.slowest_ms } else { pace.usual_ms };
             let at = now + Duration::from_millis(dice.below(longest) as u64);
-            self.pending.push((at, request, payload));
+            self.pending.push((at, request, payload, now));
         }
     }
 
@@ -258,8 +315,15 @@ impl Session {
                 at += 1;
                 continue;
             }
-            let (_, request, payload) = self.pending.swap_remove(at);
+            let (_, request, payload, came) = self.pending.swap_remove(at);
             storage.late += u64::from(!self.open && request.command == Command::Write);
+            self.wrote_at = match request.command {
+                // The answer to a write and a flush may cross on their way: the client has not flushed it then.
+                Command::Flush => self.wrote_at.filter(|at| came < *at + LONGEST_WAY),
+                Command::Write | Command::WriteZeroes | Command::Trim => Some(now),
+                _ => self.wrote_at,
+            };
+            self.draining = self.draining.map(|_| now);
             let reply = self.carry_out(server.fails, storage, &request, &payload, dice);
             self.wire.reply(now, &reply, pace.packet_ms, dice);
         }
@@ -292,7 +356,7 @@ impl Session {
             _ => {}
         }
         if request.flags.contains(CommandFlags::FUA) {
-            (first..first + count).for_each(|block| storage.write_through(block));
+            (first..first + count).for_each(|block| storage.write_through(self.server, block));
         }
         encoder.ok(to).to_vec()
     }
@@ -308,7 +372,8 @@ impl Session {
     ) -> Vec<u8> {
         let encoder = ReplyEncoder::new(self.style);
         let words = usize::try_from(BLOCK / 8).unwrap();
-        let bytes = |block: usize| storage.blocks[block].to_le_bytes().repeat(words);
+        let value = |block: usize| storage.read(self.server, block);
+        let bytes = |block: usize| value(block).to_le_bytes().repeat(words);
         let mut reply = Vec::new();
         if !self.style.has_chunks() || dice.one_in(2) {
             let length = u32::try_from(count as u64 * BLOCK).unwrap();
@@ -322,7 +387,7 @@ impl Session {
         }
         for block in order {
             let offset = block as u64 * BLOCK;
-            if storage.blocks[block] == 0 {
+            if value(block) == 0 {
                 reply.extend_from_slice(&encoder.hole(to, offset, 512, false));
             } else {
                 reply.extend_from_slice(&encoder.data(to, offset, 512, false));

@@ -9,6 +9,7 @@ use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode};
 
 use super::Bios;
 use crate::client::Client;
+use crate::flushes::{Flushes, Unflushed};
 use crate::status::error_code;
 
 /// More room for segments or extents than a bio keeps for its next use: what 256 KiB of scattered pages need.
@@ -78,14 +79,16 @@ pub(super) struct Carriers {
     ended: Bios,
     /// How many the disk has.
     at_disk: usize,
+    pub(super) unflushed: Unflushed,
 }
 
 impl Carriers {
     /// `sends_pages`: whether [pages](Flags::PAGES) can be sent to the client as they are.
-    pub(super) fn new(outbox: Arc<Outbox>, sends_pages: bool) -> Self {
+    pub(super) fn new(outbox: Arc<Outbox>, flushes: &Arc<Flushes>, sends_pages: bool) -> Self {
         let read_flags = if sends_pages { Flags::PAGES } else { Flags::empty() };
         let (free, batch, ended) = (Vec::new(), Vec::new(), Vec::new());
-        Self { outbox, read_flags, free, batch, ended, at_disk: 0 }
+        let unflushed = Unflushed::new(Arc::clone(flushes));
+        Self { outbox, read_flags, free, batch, ended, at_disk: 0, unflushed }
     }
 
     /// A request joins the batch. A payload that was left where it was received is in `received`.
@@ -112,6 +115,7 @@ impl Carriers {
             }
         }
         bio.flags |= if op == Op::Read { self.read_flags } else { flags };
+        self.unflushed.begin(&bio);
         self.batch.push(bio);
     }
 

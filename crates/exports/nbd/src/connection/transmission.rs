@@ -6,15 +6,17 @@
 //! sends all replies there are in one message. Between turns the connection waits for input, for room in the socket,
 //! for the disk, for memory, or for the end of the server.
 
+mod wait;
+
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::task::{Poll, Wake, Waker};
 
 use blockyard_blkmq::Bdev;
 use blockyard_buf::Buffer;
-use blockyard_nbd::server::{Connection, ConnectionLimits, Direction, Ending, Negotiated, Waits};
+use blockyard_nbd::server::{Connection, ConnectionLimits, Ending, Negotiated, Waits};
 use blockyard_nbd::wire::HeaderStyle;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
 use tokio::time::Instant;
@@ -32,10 +34,10 @@ use crate::thread::{RECEIVE_LEN, Workspace};
 
 /// Turns after which others on the thread get theirs.
 const TURNS: u32 = 16;
-/// How often a client that is not received from is looked at, whether it is gone.
-const HANG_UP_INTERVAL: Duration = Duration::from_secs(2);
 /// Bytes that are still received when the server ends, to be told so.
 const FAREWELL: usize = 1 << 20;
+/// Bytes that are still received of a client that takes no replies any more: more than had arrived.
+const LAST_WORDS: usize = 64 << 20;
 
 pub(super) struct Transmission<'a> {
     registration: &'a Registration,
@@ -51,6 +53,11 @@ pub(super) struct Transmission<'a> {
     pinned: Vec<Buffer>,
     /// Bytes that may still be received when the server ends.
     farewell: usize,
+    /// Why the client takes no replies any more: that of it is still seen to which had arrived, as there may be a goodbye
+    /// behind it.
+    gone: Option<Close>,
+    /// When the end of the server waits no longer for a flush of what the client has written.
+    flush_until: Option<Instant>,
     alarm: Alarm,
     /// The deadline of the current sleep, and what it was for.
     due: Option<(Waits, Option<Instant>)>,
@@ -93,7 +100,7 @@ impl<'a> Transmission<'a> {
         connection.stash(received);
         let outbox = Arc::clone(&registration.client.outbox);
         // What is encrypted has to be looked at.
-        let bios = Carriers::new(outbox, !wire.has_tls());
+        let bios = Carriers::new(outbox, &offered.flushes, !wire.has_tls());
         Self {
             registration,
             wire,
@@ -104,6 +111,8 @@ impl<'a> Transmission<'a> {
             bios,
             pinned: Vec::new(),
             farewell: FAREWELL,
+            gone: None,
+            flush_until: None,
             alarm: Alarm::default(),
             due: None,
             spin: SpinPolicy::default(),
@@ -152,8 +161,15 @@ impl<'a> Transmission<'a> {
             if let Err(close) = self.work().await {
                 return close;
             }
+            let ending = self.connection.ending();
+            // Without a goodbye, what its disk has not begun need not be.
+            if matches!(ending, Some(Ending::Left | Ending::Truncated))
+                && let Some(close) = self.gone.take()
+            {
+                return close;
+            }
             if self.connection.is_quiet() {
-                match self.connection.ending() {
+                match ending {
                     Some(Ending::Goodbye | Ending::Left) => return Close::Left,
                     Some(Ending::Truncated) => return Close::Truncated,
                     Some(Ending::Broken) => {
@@ -190,7 +206,7 @@ impl<'a> Transmission<'a> {
         let registration = self.registration;
         match registration.stage() {
             Stage::Serving => {}
-            Stage::Draining => self.connection.shut_down(),
+            Stage::Draining => self.drain(),
             Stage::Cut => return Err(Close::Shutdown),
         }
         let ws = &mut *registration.thread().workspace.lock();
@@ -205,11 +221,27 @@ impl<'a> Transmission<'a> {
             return Ok(true);
         }
         // Whoever is about to be hung up on is asked once more, whether the runtime knows of input or not.
-        let readable = self.wire.maybe_readable() || self.connection.is_shutting_down();
+        let is_last = self.connection.is_shutting_down() || self.gone.is_some();
+        let readable = self.wire.maybe_readable() || is_last;
         if readable && self.may_receive() {
             return Ok(self.receive(ws)? || progress);
         }
         Ok(progress)
+    }
+
+    /// The server ends. Whoever has written what nobody has flushed is given some time for that: it is not told of the end
+    /// unless it asks for something, and those who are idle flush by themselves.
+    fn drain(&mut self) {
+        self.connection.shut_down();
+        let grace = self.registration.client.flush_grace();
+        let now = Instant::now();
+        if !self.connection.is_quiet() {
+            // It counts from when there is nothing else to wait for.
+            self.flush_until = None;
+        }
+        let until = *self.flush_until.get_or_insert(now + grace);
+        let may_flush = self.bios.unflushed.is_any() && now < until;
+        self.connection.set_awaits_flush(may_flush && self.gone.is_none());
     }
 
     fn may_receive(&mut self) -> bool {
@@ -224,10 +256,11 @@ impl<'a> Transmission<'a> {
             let missing = place.bytes.len();
             // Behind a payload comes a header, and what comes behind that may belong into a place of its own.
             let received = if place.is_last && !self.wire.has_tls() {
-                self.wire.receive_two(place.bytes, &mut head[..self.header])?
+                self.wire.receive_two(place.bytes, &mut head[..self.header])
             } else {
-                self.wire.receive(place.bytes)?
+                self.wire.receive(place.bytes)
             };
+            let received = self.or_end(received)?;
             let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
             self.connection.placed(len.min(missing));
             let head = &head[..len.saturating_sub(missing)];
@@ -244,16 +277,32 @@ impl<'a> Transmission<'a> {
             self.answer(ws)?;
             return Ok(true);
         }
-        let received = self.wire.receive(ws.buffer())?;
+        let window = self.connection.window(RECEIVE_LEN);
+        let received = self.wire.receive(&mut ws.buffer()[..window]);
+        let received = self.or_end(received)?;
         let Some(len) = self.received(received)? else { return Ok(received == Received::End) };
         self.take(ws, len)?;
         Ok(true)
     }
 
+    /// What came, where a client that is gone says no more by an error either.
+    fn or_end(&self, received: io::Result<Received>) -> Result<Received, Close> {
+        match received {
+            Err(_) if self.gone.is_some() => Ok(Received::End),
+            received => Ok(received?),
+        }
+    }
+
     /// How many bytes came, if any did.
     fn received(&mut self, received: Received) -> Result<Option<usize>, Close> {
+        let is_last = self.connection.is_shutting_down() || self.gone.is_some();
         match received {
-            Received::Nothing => Ok(None),
+            Received::Nothing => {
+                if self.gone.is_some() {
+                    self.connection.end_of_input();
+                }
+                Ok(None)
+            }
             Received::End => {
                 self.connection.end_of_input();
                 if !self.connection.is_quiet() && self.wire.is_hung_up() {
@@ -262,12 +311,30 @@ impl<'a> Transmission<'a> {
                 Ok(None)
             }
             Received::Bytes(len) => {
-                if self.connection.is_shutting_down() {
+                if is_last {
                     self.farewell = self.farewell.saturating_sub(len);
+                }
+                if self.farewell == 0 && self.gone.is_some() {
+                    self.connection.end_of_input();
                 }
                 Ok(Some(len))
             }
         }
+    }
+
+    /// Nothing can be sent to the client any more. Behind what has arrived of it may be a goodbye, and what stands before that
+    /// is to be done.
+    fn desert(&mut self, close: Close) -> Result<(), Close> {
+        if let Close::Tls(_) = close {
+            return Err(close);
+        }
+        if self.gone.is_none() {
+            self.registration.leave();
+            self.connection.desert();
+            self.farewell = LAST_WORDS;
+            self.gone = Some(close);
+        }
+        Ok(())
     }
 
     /// Requests are checked against the size that the disk has when they are looked at.
@@ -332,14 +399,21 @@ impl<'a> Transmission<'a> {
     /// Sends the replies of what has ended; says whether anything was sent.
     fn answer(&mut self, ws: &mut Workspace) -> Result<bool, Close> {
         let mut progress = false;
-        if self.wire.has_tls() && !self.connection.wants_transmit() {
-            self.wire.flush_tls()?;
+        if self.wire.has_tls()
+            && !self.connection.wants_transmit()
+            && self.gone.is_none()
+            && let Err(err) = self.wire.flush_tls()
+        {
+            self.desert(err.into())?;
         }
         loop {
             let mut all = true;
             if self.connection.wants_transmit() {
                 let before = self.wire.bytes_sent();
-                all = send(&mut self.connection, &mut self.wire, &mut ws.vecs)?;
+                match send(&mut self.connection, &mut self.wire, &mut ws.vecs) {
+                    Ok(sent_all) => all = sent_all,
+                    Err(err) => self.desert(err.into())?,
+                }
                 progress |= self.wire.bytes_sent() != before;
             }
             while let Some(Carrier(bio)) = self.connection.poll_free() {
@@ -361,6 +435,10 @@ impl<'a> Transmission<'a> {
     fn collect(&mut self) -> bool {
         let mut ended = self.bios.take_ended();
         let any = !ended.is_empty();
+        if self.bios.unflushed.end(&ended) && self.connection.is_shutting_down() {
+            // It was others' as well.
+            self.registration.server.kick_all();
+        }
         for bio in ended.drain(..) {
             if let Some(Carrier(bio)) = self.connection.complete(Carrier(bio)) {
                 self.bios.give_back(bio);
@@ -395,88 +473,6 @@ impl<'a> Transmission<'a> {
                 return Ok(false);
             }
             std::hint::spin_loop();
-        }
-    }
-
-    async fn wait(&mut self) -> Result<(), Close> {
-        self.note_records();
-        if self.connection.ending().is_some_and(|ending| ending != Ending::Shutdown) {
-            // Whatever it still gets, it has no place among those who ask for more.
-            self.registration.leave();
-        }
-        self.dry_since = self.connection.is_quiet().then(Instant::now);
-        self.due = None;
-        let result = poll_fn(|cx| self.poll_wait(cx)).await;
-        self.registration.client.outbox.awake();
-        result
-    }
-
-    /// Ready when one of the things has happened that the connection [waits for](Connection::waits_for).
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
-        // The outbox tells of the disk, of memory and of the server's end. Whoever changes the stage, or gives memory, does so
-        // before waking.
-        let ended = self.registration.client.outbox.sleep(cx);
-        let stage = self.registration.stage();
-        let is_told = self.connection.is_shutting_down();
-        if ended || stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
-            return Poll::Ready(Ok(()));
-        }
-        let Some(waits) = self.connection.waits_for() else { return Poll::Ready(Ok(())) };
-        if waits.input
-            && self.farewell > 0
-            && let Poll::Ready(ready) = self.wire.poll_readable(cx)
-        {
-            return Poll::Ready(ready.map_err(Close::from));
-        }
-        if (waits.room || self.wire.wants_room())
-            && let Poll::Ready(ready) = self.wire.poll_writable(cx)
-        {
-            return Poll::Ready(ready.map_err(Close::from));
-        }
-        let deadline = self.deadline(waits);
-        if self.alarm.poll(cx, deadline).is_pending() {
-            return Poll::Pending;
-        }
-        Poll::Ready(self.out_of_time())
-    }
-
-    /// When to look again, if nothing of what is waited for happens. It does not move on while that is the same.
-    fn deadline(&mut self, waits: Waits) -> Option<Instant> {
-        if let Some((before, deadline)) = self.due
-            && before == waits
-        {
-            return deadline;
-        }
-        let now = Instant::now();
-        let expires = self.connection.deadline(now.into_std()).map(Instant::from_std);
-        let look = (!waits.input).then(|| now + HANG_UP_INTERVAL);
-        let deadline = [expires, look].into_iter().flatten().min();
-        self.due = Some((waits, deadline));
-        deadline
-    }
-
-    /// The deadline has passed.
-    fn out_of_time(&mut self) -> Result<(), Close> {
-        // A unix socket tells of room when it has plenty: who takes a little at a time has made some nevertheless.
-        self.answer(&mut self.registration.thread().workspace.lock())?;
-        if !self.connection.may_receive() && self.wire.is_hung_up() {
-            return Err(Close::HungUp);
-        }
-        self.note_records();
-        match self.connection.expired(Instant::now().into_std()) {
-            Some(expired) => Err(Close::Expired(expired)),
-            None => Ok(()),
-        }
-    }
-
-    /// Bytes of TLS records count as well, before they are a whole one.
-    fn note_records(&mut self) {
-        let moved = self.wire.took_bytes();
-        if moved.received {
-            self.connection.moved(Direction::In);
-        }
-        if moved.sent {
-            self.connection.moved(Direction::Out);
         }
     }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "tests choose their numbers")]
 
 mod client;
-mod held;
+mod panics;
 pub mod tls;
 
 use std::os::unix::net::UnixStream;
@@ -21,8 +21,9 @@ use blockyard_conformance::QueueThread;
 use blockyard_driver_ram::Ram;
 use blockyard_export_nbd::{Address, Config, Export, Server, bind};
 
+pub use blockyard_conformance::HeldDisk;
 pub use client::{Client, STYLES, negotiate, request};
-pub use held::{HeldDisk, Panics};
+pub use panics::Panics;
 
 /// How long anything may take before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -38,14 +39,17 @@ pub struct Yard {
     _dir: tempfile::TempDir,
 }
 
+/// A disk that keeps its requests until it is told.
+pub fn held_disk(bytes: u64, limits: Limits) -> HeldDisk {
+    HeldDisk::new(tags(), bytes, limits)
+}
+
+fn tags() -> TagSetConfig {
+    TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], depth: 256, ..Default::default() }
+}
+
 pub fn disk_of<D: Driver>(driver: Arc<D>, disk: D::Disk, bytes: u64, limits: Limits) -> Arc<Disk> {
-    let tags = TagSetConfig {
-        cpus: THREADS,
-        hw_queues: [THREADS, 0, 0],
-        depth: 256,
-        ..Default::default()
-    };
-    let set = TagSet::new(driver, tags).unwrap();
+    let set = TagSet::new(driver, tags()).unwrap();
     let config = DiskConfig::new("disk0", Sector::from_bytes_floor(bytes), limits);
     Disk::alloc(&set, disk, config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap()
 }

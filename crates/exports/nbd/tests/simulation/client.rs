@@ -1,21 +1,26 @@
 //! A client with a fate, and with a model of what it must be answered.
 
+#[path = "client/fates.rs"]
+mod fates;
+#[path = "client/requests.rs"]
+mod requests;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blockyard_nbd::client::{
-    Chunk, Config, Event, Expected, Handshake, Parsed, ReplyParser, TlsMode,
-};
-use blockyard_nbd::server::PRESSED_TIMEOUT;
-use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, HeaderStyle, Request};
-use socket2::SockRef;
+use blockyard_nbd::client::{Config, Expected, Handshake, TlsMode};
+use blockyard_nbd::wire::{ErrorCode, HeaderStyle, Request};
 
-use super::late::{self, BAD};
+use super::REGION;
+use super::late;
 use super::rng::Rng;
-use super::{CLIENTS, REGION};
+use fates::Fate;
 
 /// Requests of a client.
 const REQUESTS: u64 = 30;
@@ -42,16 +47,19 @@ pub enum On {
     Late,
     /// The one that hangs for hours.
     Hung,
+    /// One that is late, and whose export comes and goes.
+    Passing,
 }
 
 impl On {
-    pub const ALL: [Self; 3] = [Self::Ram, Self::Late, Self::Hung];
+    pub const ALL: [Self; 4] = [Self::Ram, Self::Late, Self::Hung, Self::Passing];
 
     pub fn export(self) -> &'static str {
         match self {
             Self::Ram => "ram",
             Self::Late => "late",
             Self::Hung => "hung",
+            Self::Passing => "passing",
         }
     }
 
@@ -59,29 +67,10 @@ impl On {
     fn longest(self) -> Duration {
         match self {
             Self::Ram => Duration::ZERO,
-            Self::Late => late::LONGEST,
+            Self::Late | Self::Passing => late::LONGEST,
             Self::Hung => late::HANG + late::LONGEST,
         }
     }
-}
-
-/// How a client behaves once it has its export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It does what it should, at its own pace.
-    Good,
-    /// It hangs up in the middle of something.
-    Dies,
-    /// It stops receiving.
-    Deaf,
-    /// It stops receiving, and sends a byte of a request now and then.
-    Trickles,
-    /// It stops in the middle of a request, and takes a little of a reply now and then.
-    Sips,
-    /// It stops in the middle of a message.
-    Halts,
-    /// It sends what is no request.
-    Babbles,
 }
 
 struct Asked {
@@ -102,7 +91,11 @@ pub struct Client {
     /// Where its region begins, and what is in there.
     base: u64,
     bytes: Vec<u8>,
-    on: On,
+    pub on: On,
+    /// Its export is being taken away.
+    leaves: Arc<AtomicBool>,
+    /// What its region held when the server had ended its connection.
+    left_behind: Option<Vec<u8>>,
     /// Whether there is memory enough for the clients of a disk that answers.
     is_roomy: bool,
     left: u64,
@@ -127,6 +120,8 @@ pub struct Client {
     /// Since when it waits for the server and nothing else.
     waits_since: Option<Instant>,
     is_closed: bool,
+    /// By the server, which takes its export away.
+    is_removed: bool,
     outcome: Result<(), String>,
 }
 
@@ -140,6 +135,7 @@ impl fmt::Debug for Client {
             .field("is_roomy", &self.is_roomy)
             .field("waits_since", &self.waits_since)
             .field("left", &self.left)
+            .field("is_shaking", &self.handshake.is_some())
             .field("asked", &asked)
             .field("unsent", &self.output.len())
             .field("is_closed", &self.is_closed)
@@ -148,17 +144,25 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    pub fn new(stream: UnixStream, base: u64, on: On, is_roomy: bool, mut rng: Rng) -> Self {
+    pub fn new(
+        stream: UnixStream,
+        base: u64,
+        on: On,
+        leaves: Arc<AtomicBool>,
+        is_roomy: bool,
+        mut rng: Rng,
+    ) -> Self {
         stream.set_nonblocking(true).unwrap();
         let styles = [HeaderStyle::Simple, HeaderStyle::Structured, HeaderStyle::Extended];
         let style = rng.pick(&styles);
-        let fate = match rng.below(14) {
+        let fate = match rng.below(16) {
             0 => Fate::Dies,
             1 => Fate::Deaf,
             2 => Fate::Halts,
             3 => Fate::Babbles,
             4 => Fate::Trickles,
             5 => Fate::Sips,
+            6 | 7 => Fate::Quits,
             _ => Fate::Good,
         };
         let export = on.export();
@@ -175,6 +179,8 @@ impl Client {
             base,
             bytes: vec![0; REGION as usize],
             on,
+            leaves,
+            left_behind: None,
             is_roomy,
             left: 1 + rng.below(REQUESTS),
             next_cookie: 1,
@@ -191,6 +197,7 @@ impl Client {
             halted: None,
             waits_since: None,
             is_closed: false,
+            is_removed: false,
             outcome: Ok(()),
             rng,
         }
@@ -208,9 +215,45 @@ impl Client {
 
     /// Whether it has got what it must.
     pub fn verify(&self, seed: u64) {
-        assert_eq!(self.outcome, Ok(()), "seed {seed}: {:?} at {:#x}", self.fate, self.base);
-        let all = self.left == 0 && self.asked.is_empty();
+        assert_eq!(self.outcome, Ok(()), "seed {seed}: {self:?} at {:#x}", self.base);
+        let all = self.left == 0 && self.asked.is_empty() || self.left_behind.is_some();
         assert!(self.fate != Fate::Good || all, "seed {seed}: {self:#?}");
+    }
+
+    /// Once everything is over: what it was told of, or has left behind a goodbye, is there. `content` gives bytes of its disk.
+    pub fn verify_content(&self, seed: u64, content: impl Fn(Range<u64>) -> Vec<u8>) {
+        let found = content(self.base..self.base + REGION);
+        if let Some(left) = &self.left_behind {
+            assert!(found == *left, "seed {seed}: it was written to after its end: {self:?}");
+        }
+        let is_known = match self.fate {
+            Fate::Good => true,
+            // The end of its export may have been sooner.
+            Fate::Quits => self.on != On::Passing,
+            _ => false,
+        };
+        if !is_known {
+            return;
+        }
+        let unknown = |at: u64| {
+            let mut asked = self.asked.values().map(|asked| asked.request);
+            asked.any(|it| (it.offset..it.offset + it.length).contains(&(self.base + at)))
+        };
+        let wrong = (0..).zip(found.iter().zip(&self.bytes));
+        let wrong = wrong.filter(|(_, (found, known))| found != known).map(|(at, _)| at);
+        let wrong = wrong.take(1 << 16).find(|at| !unknown(*at));
+        assert_eq!(wrong, None, "seed {seed}: {self:#?}");
+    }
+
+    /// The server has ended its connection, as its export was taken away: what is there then stays.
+    pub fn note(&mut self, content: impl Fn(Range<u64>) -> Vec<u8>) {
+        if self.is_removed && self.left_behind.is_none() {
+            self.left_behind = Some(content(self.base..self.base + REGION));
+        }
+    }
+
+    fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
     }
 
     fn end(&mut self, outcome: Result<(), String>) -> bool {
@@ -244,169 +287,6 @@ impl Client {
         }
         self.check_progress(now, moved);
         moved || self.check_end(now)
-    }
-
-    /// Whether the server's end of the socket is closed: seen without receiving.
-    fn is_hung_up_on(&self) -> bool {
-        SockRef::from(&self.stream)
-            .send(&[])
-            .is_err_and(|err| err.kind() == io::ErrorKind::BrokenPipe)
-    }
-
-    /// Whoever behaves, and has a disk that answers, is not kept waiting by those who do not.
-    fn check_progress(&mut self, now: Instant, moved: bool) {
-        let waits = !self.asked.is_empty() && self.send_at.is_none() && self.receive_at.is_none();
-        if moved || !waits || self.fate != Fate::Good || self.on != On::Ram || !self.is_roomy {
-            self.waits_since = None;
-            return;
-        }
-        let since = *self.waits_since.get_or_insert(now);
-        if now - since > PROGRESS {
-            self.end(Err(format!("kept waiting for {:?}: {self:?}", now - since)));
-        }
-    }
-
-    /// Its fate; says whether it begins now.
-    fn come_true(&mut self, now: Instant) -> bool {
-        match self.fate {
-            Fate::Good => return false,
-            Fate::Dies => {
-                // In the middle of whatever it is.
-                return self.rng.one_in(8) && self.end(Ok(()));
-            }
-            Fate::Deaf => {
-                (0..8).for_each(|_| self.enqueue_long_read());
-            }
-            // When it has nothing else under way.
-            Fate::Halts | Fate::Babbles | Fate::Trickles | Fate::Sips
-                if !self.asked.is_empty() || !self.output.is_empty() =>
-            {
-                return false;
-            }
-            Fate::Trickles => {
-                (0..2).for_each(|_| self.enqueue_long_read());
-                self.halts_at = self.output.len();
-                let write = self.request(Command::Write, 0, 4096);
-                self.output.extend_from_slice(&write.encode(self.style).unwrap());
-                self.output.extend_from_slice(&[1; 4000]);
-            }
-            Fate::Sips => {
-                self.enqueue_long_read();
-                let write = self.request(Command::Write, 0, 4096);
-                let bytes = [&write.encode(self.style).unwrap()[..], &[1; 4096]].concat();
-                let cut = self.rng.pick(&[1, 27, 33, 4000]);
-                self.output.extend_from_slice(&bytes[..cut]);
-            }
-            Fate::Halts => {
-                let write = self.request(Command::Write, 0, 256 << 10);
-                let bytes = [&write.encode(self.style).unwrap()[..], &[1; 256 << 10]].concat();
-                let cut = self.rng.pick(&[1, 27, 31, 33, 5000, 100_000, 262_143]);
-                self.output.extend_from_slice(&bytes[..cut]);
-            }
-            Fate::Babbles => self.output.extend_from_slice(&[0x5a; 3000]),
-        }
-        self.left = 0;
-        self.send_at = None;
-        self.halted = Some(now);
-        true
-    }
-
-    fn request(&self, command: Command, offset: u64, length: u64) -> Request {
-        let (flags, offset) = (CommandFlags::empty(), self.base + offset);
-        Request { command, flags, cookie: 0, offset, length }
-    }
-
-    /// More than a socket takes, zeroes too.
-    fn enqueue_long_read(&mut self) {
-        let mut read = self.request(Command::Read, 0, 1 << 20);
-        if self.style.has_chunks() {
-            read.flags = CommandFlags::DF;
-        }
-        self.enqueue(read, Vec::new(), Ok(()));
-    }
-
-    fn enqueue(&mut self, mut request: Request, payload: Vec<u8>, answer: Result<(), ErrorCode>) {
-        request.cookie = self.next_cookie;
-        self.next_cookie += 1;
-        self.output.extend_from_slice(&request.encode(self.style).unwrap());
-        self.output.extend_from_slice(&payload);
-        let expected = if request.command == Command::BlockStatus {
-            Expected::block_status(request, &[0])
-        } else {
-            Expected::new(request)
-        };
-        self.in_flight.insert(request.cookie, expected);
-        let data = Vec::new();
-        self.asked.insert(request.cookie, Asked { request, payload, answer, data, error: None });
-    }
-
-    /// Thinks of a request, sometimes of several at a time.
-    fn ask(&mut self) {
-        while self.left > 0 && self.asked.len() < 12 && !self.rng.one_in(3) {
-            let (request, answer) = self.think();
-            let overlaps = self.asked.values().any(|other| {
-                other.request.offset < request.offset + request.length
-                    && request.offset < other.request.offset + other.request.length
-            });
-            if overlaps {
-                return;
-            }
-            self.left -= 1;
-            let payload = if request.command == Command::Write {
-                (0..request.length / 8).flat_map(|_| self.rng.next().to_be_bytes()).collect()
-            } else {
-                Vec::new()
-            };
-            self.enqueue(request, payload, answer);
-        }
-    }
-
-    /// A request, and what must be said to it.
-    fn think(&mut self) -> (Request, Result<(), ErrorCode>) {
-        use Command as C;
-        let sizes = [512, 512, 4096, 4096, 4096, 20_480, 65_536, 300_032, 1 << 20];
-        let mut length = self.rng.pick(&sizes);
-        if self.on == On::Hung && self.rng.one_in(2) {
-            // All that its disk will ever let it have.
-            length = 1 << 20;
-        }
-        let offset = self.rng.below((BAD - length) / 512 + 1) * 512;
-        if self.rng.one_in(12) {
-            return self.mistake(length);
-        }
-        let (command, offset, length) = match self.rng.below(16) {
-            0 => return (Request { offset: 0, ..self.request(C::Flush, 0, 0) }, Ok(())),
-            1 => (C::Trim, offset / 4096 * 4096, length.next_multiple_of(4096)),
-            2 => (C::WriteZeroes, offset, length),
-            3 => (C::Cache, offset, length),
-            4 if self.style.has_chunks() => (C::BlockStatus, offset, length),
-            5..10 => (C::Write, offset, length),
-            _ => (C::Read, offset, length),
-        };
-        let length = length.min(BAD - offset);
-        if self.on != On::Ram && self.rng.one_in(10) && command != C::Flush {
-            let request = self.request(command, BAD, 4096);
-            let answer = if command == C::Cache { Ok(()) } else { Err(ErrorCode::EIO) };
-            return (request, answer);
-        }
-        (self.request(command, offset, length), Ok(()))
-    }
-
-    fn mistake(&mut self, length: u64) -> (Request, Result<(), ErrorCode>) {
-        use Command as C;
-        let end = CLIENTS * REGION;
-        let what = self.rng.below(4);
-        let at = |command, offset, length| Request { offset, ..self.request(command, 0, length) };
-        match what {
-            0 => (at(C::Write, end, length), Err(ErrorCode::ENOSPC)),
-            1 => (at(C::Read, end - 512, 1024), Err(ErrorCode::EINVAL)),
-            2 => (at(C::Unknown(77), 0, length), Err(ErrorCode::EINVAL)),
-            _ => {
-                let error =
-                    if self.style.has_chunks() { ErrorCode::EOVERFLOW } else { ErrorCode::EINVAL };
-                (at(C::Read, 0, 2 << 20), Err(error))
-            }
-        }
     }
 
     /// Sends a piece, and thinks of the time for the next.
@@ -444,18 +324,6 @@ impl Client {
         }
     }
 
-    /// A byte, and another one much later.
-    fn trickle(&mut self, now: Instant) -> bool {
-        if self.send_at.is_some_and(|at| at > now) {
-            return false;
-        }
-        self.send_at = Some(now + TRICKLE);
-        if let Ok(1) = self.stream.write(&self.output[..self.output.len().min(1)]) {
-            self.output.remove(0);
-        }
-        true
-    }
-
     /// Silences: short ones within messages, long ones between them.
     fn pace(&mut self, now: Instant) {
         let in_message = !self.output.is_empty();
@@ -482,6 +350,9 @@ impl Client {
         match received {
             Ok(0) => self.closed(now, "hung up on"),
             Ok(len) => {
+                if self.fate == Fate::Quits && self.halted.is_some() {
+                    return true;
+                }
                 self.input.extend_from_slice(&self.gulp[..len]);
                 if self.handshake.is_none() && self.rng.one_in(8) {
                     let pause = Duration::from_millis(self.rng.below(4000));
@@ -499,135 +370,4 @@ impl Client {
             Err(err) => self.closed(now, &err.to_string()),
         }
     }
-
-    /// The server has hung up.
-    fn closed(&mut self, now: Instant, how: &str) -> bool {
-        let after = self.halted.map(|since| now - since);
-        let outcome = match (self.fate, after) {
-            (Fate::Babbles, Some(_)) => Ok(()),
-            // Sooner, where others wait for its memory.
-            (Fate::Deaf | Fate::Trickles, Some(after)) if after <= self.patience() => Ok(()),
-            (Fate::Halts | Fate::Sips, Some(after))
-                if after >= STALL.min(PRESSED_TIMEOUT) && after <= self.patience() =>
-            {
-                Ok(())
-            }
-            (_, after) => Err(format!("{how} after {after:?}")),
-        };
-        self.end(outcome)
-    }
-
-    /// How long one that halts may live: a piece of its message may be at the disk meanwhile, or what it does not take the
-    /// answer to.
-    fn patience(&self) -> Duration {
-        // Its request may wait for memory that a disk has which hangs.
-        let longest = if self.is_roomy { self.on.longest() } else { On::Hung.longest() };
-        STALL + LATE + TRICKLE + longest
-    }
-
-    /// A good client leaves when it has all; one that halts has to be hung up on.
-    fn check_end(&mut self, now: Instant) -> bool {
-        if let Some(since) = self.halted {
-            let longest = self.patience() + STALL;
-            return now - since > longest && self.end(Err(format!("nobody hangs up: {self:?}")));
-        }
-        let all = self.left == 0 && self.asked.is_empty() && self.output.is_empty();
-        if !all || self.handshake.is_some() {
-            return false;
-        }
-        if self.rng.one_in(2) {
-            let goodbye = Request { offset: 0, ..self.request(Command::Disc, 0, 0) };
-            let _ = self.stream.write(&goodbye.encode(self.style).unwrap());
-        }
-        self.end(Ok(()))
-    }
-
-    /// Takes what has come.
-    fn take(&mut self) -> Result<(), String> {
-        if let Some(handshake) = &mut self.handshake {
-            let taken = handshake.receive(&self.input).map_err(|err| err.to_string())?;
-            self.input.drain(..taken);
-            match handshake.poll_event() {
-                Some(Event::Done(negotiated)) => {
-                    self.style = negotiated.style;
-                    self.handshake = None;
-                }
-                Some(Event::ContextsSet(_)) => return self.take(),
-                None if taken > 0 => return self.take(),
-                None => return Ok(()),
-                Some(other) => return Err(format!("{other:?}")),
-            }
-        }
-        while self.take_reply()? {}
-        Ok(())
-    }
-
-    /// Takes the next chunk of a reply; says whether there was one.
-    fn take_reply(&mut self) -> Result<bool, String> {
-        if let Some((cookie, done, offset, length)) = self.data {
-            if self.input.len() < length {
-                return Ok(false);
-            }
-            self.data = None;
-            let bytes: Vec<u8> = self.input.drain(..length).collect();
-            put(self.asked.get_mut(&cookie).ok_or("data for nothing")?, offset, &bytes);
-            return self.took(cookie, done);
-        }
-        let parser = ReplyParser::new(self.style);
-        let parsed =
-            parser.parse(&self.input, &mut self.in_flight).map_err(|err| err.to_string())?;
-        let Parsed::Reply { reply, consumed } = parsed else { return Ok(false) };
-        let (cookie, done) = (reply.cookie, reply.done);
-        let asked = self.asked.get_mut(&cookie).ok_or("a reply to nothing")?;
-        match reply.chunk {
-            Chunk::Data { offset, length } => {
-                self.data = Some((cookie, done, offset, length as usize));
-            }
-            Chunk::Hole { offset, length } => put(asked, offset, &vec![0; length as usize]),
-            Chunk::Error { error, .. } => asked.error = Some(error),
-            Chunk::Status { .. } | Chunk::None => {}
-        }
-        self.input.drain(..consumed);
-        if self.data.is_some() { Ok(true) } else { self.took(cookie, done) }
-    }
-
-    fn took(&mut self, cookie: u64, done: bool) -> Result<bool, String> {
-        if done {
-            self.in_flight.remove(&cookie);
-            let asked = self.asked.remove(&cookie).ok_or("a reply to nothing")?;
-            self.check(&asked)?;
-        }
-        Ok(true)
-    }
-
-    /// Compares an answer with the model, which learns from it.
-    fn check(&mut self, asked: &Asked) -> Result<(), String> {
-        let got = asked.error.map_or(Ok(()), Err);
-        let Asked { request, answer, .. } = asked;
-        if got != *answer {
-            return Err(format!("{request:?}: {got:?} for {answer:?}"));
-        }
-        if got.is_err() || matches!(request.command, Command::Flush | Command::Cache) {
-            return Ok(());
-        }
-        let start = (request.offset - self.base) as usize;
-        let model = &mut self.bytes[start..start + request.length as usize];
-        match request.command {
-            Command::Write => model.copy_from_slice(&asked.payload),
-            Command::Trim | Command::WriteZeroes => model.fill(0),
-            Command::Read if asked.data != model => {
-                return Err(format!("{request:?} has brought other bytes than were written"));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-fn put(asked: &mut Asked, offset: u64, bytes: &[u8]) {
-    let at = (offset - asked.request.offset) as usize;
-    if asked.data.len() < at + bytes.len() {
-        asked.data.resize(at + bytes.len(), 0xee);
-    }
-    asked.data[at..at + bytes.len()].copy_from_slice(bytes);
 }

@@ -1,5 +1,6 @@
 //! A disk in memory that answers later, in any order, and fails where it is told to.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,11 @@ impl Late {
             _ => {}
         }
         Status::Ok
+    }
+
+    /// What is there now.
+    pub fn content(&self, range: Range<u64>) -> Vec<u8> {
+        self.0.lock().bytes[range.start as usize..range.end as usize].to_vec()
     }
 
     /// When something is due next.

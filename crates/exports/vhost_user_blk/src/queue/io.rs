@@ -24,8 +24,8 @@ const BOUNCED_BYTES: usize = 4 << 20;
 const KEPT_BYTES: usize = 1 << 20;
 
 /// Bytes of memory that are brought in when a disk has failed with them, as others wait meanwhile, and the guest may never have
-/// touched them. A file that became shorter is found without that, wherever its end is; a page behind these that is broken, or has
-/// no room in its file system, when somebody touches it.
+/// touched them. A file that became shorter is found without that, wherever its end is; a page behind these that is broken, or
+/// has no room in its file system, when somebody touches it.
 const PROBED_BYTES: usize = 2 << 20;
 
 /// What [`Bio::private`] has beside the first descriptor of its request: whether it has met memory that was lost, and how many

@@ -174,6 +174,14 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// Keeps what [`receive`](Self::receive) has left.
     pub fn stash(&mut self, bytes: &[u8]) {
         self.backlog.extend_from_slice(bytes);
+        self.lease.stash(self.backlog.len());
+    }
+
+    /// How many bytes may be received at a time, `most` at most: what finds no room has to wait in the
+    /// [`stash`](Self::stash), and that of all connections is bounded, too.
+    #[must_use]
+    pub fn window(&self, most: usize) -> usize {
+        self.lease.window(most)
     }
 
     /// Whether there is anything in the [`stash`](Self::stash), or a request that waits for room.
@@ -280,6 +288,13 @@ impl<W: Work, M: Memory> Connection<W, M> {
 
     fn check(&self, request: &Request) -> Result<(), Rejection> {
         self.rules.check(request)?;
+        if self.is_deserted && !changes(request.command) {
+            return Err(Rejection {
+                error: ErrorCode::EIO,
+                reason: "nobody takes the answer",
+                then: Then::Skip(request.payload_len(self.style)),
+            });
+        }
         // Whoever leaves wants what was written to be durable first, and takes a refusal for a loss.
         if self.shutting_down && request.command != Command::Flush {
             return Err(Rejection {
@@ -375,8 +390,8 @@ impl<W: Work, M: Memory> Connection<W, M> {
         }
         let granule = usize::try_from(self.block).unwrap_or(usize::MAX).max(MIN_CHUNK);
         let own = self.lease.own().max(granule);
-        // Without the backlog, which is what the memory is for: who has nothing at the disk always has this.
-        let spare = own.saturating_sub(self.held + self.pinned);
+        // Who has nothing at the disk always has this.
+        let spare = own.saturating_sub(held);
         if spare < granule {
             return None;
         }
@@ -484,6 +499,9 @@ impl<W: Work, M: Memory> Connection<W, M> {
     }
 
     fn refuse(&mut self, to: ReplyTo, error: ErrorCode, reason: &str) {
+        if self.is_deserted {
+            return;
+        }
         let encoder = self.encoder;
         self.out.head_with(|heads| encoder.error_message(heads, to, error, reason));
     }
@@ -506,16 +524,15 @@ impl<W: Work, M: Memory> Connection<W, M> {
 
     /// Bytes of memory that it holds in any way.
     pub(super) fn held_now(&self) -> usize {
-        self.held + self.pinned + self.backlog.len()
+        self.held + self.pinned
     }
 
-    /// Bytes of memory that it keeps from others: not what waits to be taken, while it waits itself.
+    /// Bytes of memory that it keeps from others.
     pub(super) fn claimed(&self) -> usize {
         match &self.input {
             Input::Blocked { request, has_room: true } => {
                 (self.held_now() + charge_of(request)).min(self.lease.most())
             }
-            Input::Blocked { .. } => self.held + self.pinned,
             _ => self.held_now(),
         }
     }
@@ -523,7 +540,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// Whether a request can begin. For a WRITE, memory is looked for as its payload comes.
     fn has_room_for(&mut self, request: &Request) -> bool {
         let (charge, work) = (charge_of(request), work_of(request.command, request.length));
-        let held = self.held + self.pinned;
+        let held = self.held_now();
         let most = self.limits.memory;
         if self.slots.len() >= self.limits.in_flight
             || (held > 0 && held + charge > most)
@@ -532,9 +549,14 @@ impl<W: Work, M: Memory> Connection<W, M> {
             return false;
         }
         // One that can never have as much begins when it has all there is.
-        let needed = (self.held_now() + charge).min(self.lease.most());
+        let needed = (held + charge).min(self.lease.most());
         request.command == Command::Write || self.lease.covers_soon(needed)
     }
+}
+
+/// Whether a command does more than to bring an answer.
+const fn changes(command: Command) -> bool {
+    !matches!(command, Command::Read | Command::BlockStatus | Command::Cache)
 }
 
 /// Bytes of memory that a request may take at once.

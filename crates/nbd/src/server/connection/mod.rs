@@ -39,7 +39,7 @@ pub use waits::Waits;
 /// as much.
 const MAX_UNSENT_HEADS: usize = 64 << 10;
 /// More room for bytes that wait than a connection keeps.
-const KEPT_BACKLOG: usize = 32 << 10;
+const KEPT_BACKLOG: usize = 4 << 10;
 
 /// What a connection may cost.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +167,10 @@ pub struct Connection<W, M> {
     left: Option<Ending>,
     violation: Option<Error>,
     shutting_down: bool,
+    /// The end waits for a flush.
+    awaits_flush: bool,
+    /// The client takes no replies any more.
+    is_deserted: bool,
     patience: Patience,
 }
 
@@ -198,6 +202,8 @@ impl<W: Work, M: Memory> Connection<W, M> {
             left: None,
             violation: None,
             shutting_down: false,
+            awaits_flush: false,
+            is_deserted: false,
             patience: Patience::default(),
         }
     }
@@ -224,6 +230,27 @@ impl<W: Work, M: Memory> Connection<W, M> {
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
         self.shutting_down
+    }
+
+    /// Whether the end waits for the client to flush what it has written: until then being quiet is not the end.
+    pub fn set_awaits_flush(&mut self, awaits_flush: bool) {
+        self.awaits_flush = awaits_flush;
+    }
+
+    /// Whether the end waits for a flush of the client's.
+    #[must_use]
+    pub fn awaits_flush(&self) -> bool {
+        self.awaits_flush
+    }
+
+    /// The client takes no replies any more, so that none are made, and what only asks for one is not begun. What it wants
+    /// changed is: it may have said goodbye behind that, and what was asked for before is to be handled ("`NBD_CMD_DISC`").
+    pub fn desert(&mut self) {
+        self.is_deserted = true;
+        self.out.clear();
+        self.held -= self.slots.give_up_answers();
+        let claimed = self.claimed();
+        self.lease.shrink_to(claimed);
     }
 
     /// Bytes have moved that are of no use yet: those of a record of TLS, say.
@@ -284,6 +311,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     pub fn hang_up(&mut self) {
         self.left = self.left.or(Some(Ending::Left));
         self.backlog = Vec::new();
+        self.lease.stash(0);
         if let Input::Payload(payload) = std::mem::take(&mut self.input) {
             self.held -= payload.charge;
             self.give_up_piece(payload.whole);
@@ -341,7 +369,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
     pub fn ending(&self) -> Option<Ending> {
         // A flush that waits for its turn.
         let is_blocked = matches!(self.input, Input::Blocked { .. });
-        let shuts_down = self.shutting_down && !is_blocked;
+        let shuts_down = self.shutting_down && !is_blocked && !self.awaits_flush;
         self.left.or(shuts_down.then_some(Ending::Shutdown))
     }
 

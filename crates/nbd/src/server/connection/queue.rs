@@ -16,6 +16,17 @@ impl Ticket {
     }
 }
 
+/// What becomes of one who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It may be served.
+    Now,
+    /// It may not, nor may those of its share behind it.
+    Waits,
+    /// It may not, but those behind it need not wait for it.
+    LetsPass,
+}
+
 /// How many bytes somebody may catch up on who was served before, and whose place others took until it came again: the largest
 /// usual request.
 const CATCH_UP: u64 = 32 << 20;
@@ -51,11 +62,12 @@ impl<W> Queue<W> {
         Ticket { share, key }
     }
 
-    /// The first of those who are the first of their share and may be served.
-    pub(super) fn first(&self, may_be_served: impl Fn(&W) -> bool) -> Option<(Ticket, &W)> {
+    /// The first of those who may be served, of those of their share that nobody before them keeps waiting.
+    pub(super) fn first(&self, turn: impl Fn(&W) -> Turn) -> Option<(Ticket, &W)> {
         let firsts = self.shares.iter().filter_map(|(&share, waiters)| {
-            let (&key, waiter) = waiters.first_key_value()?;
-            may_be_served(waiter).then_some((Ticket { share, key }, waiter))
+            let turns = waiters.iter().map(|(&key, waiter)| (turn(waiter), key, waiter));
+            let (turn, key, waiter) = turns.into_iter().find(|(it, ..)| *it != Turn::LetsPass)?;
+            (turn == Turn::Now).then_some((Ticket { share, key }, waiter))
         });
         firsts.min_by_key(|(ticket, _)| ticket.key)
     }
@@ -90,20 +102,28 @@ mod tests {
     fn who_has_had_least_comes_first_and_a_share_that_may_not_keeps_nobody_waiting() {
         let mut queue = Queue::default();
         let large = queue.join(0, 0, "large");
-        let ticket = queue.first(|_| true).unwrap().0;
+        let ticket = queue.first(|_| Turn::Now).unwrap().0;
         assert_eq!((ticket, queue.serve(ticket)), (large, Some("large")));
         queue.join(0, large.end(1000), "large");
         let mut small = queue.join(1, 0, "small");
         for _ in 0..10 {
-            assert_eq!(queue.first(|_| true), Some((small, &"small")));
+            assert_eq!(queue.first(|_| Turn::Now), Some((small, &"small")));
             queue.serve(small);
             small = queue.join(1, small.end(100), "small");
         }
-        assert_eq!(queue.first(|_| true).unwrap().1, &"large", "it was here first");
-        assert_eq!(queue.first(|&name| name == "small").unwrap().1, &"small");
+        assert_eq!(queue.first(|_| Turn::Now).unwrap().1, &"large", "it was here first");
+        let only =
+            |wanted| move |&name: &&str| if name == wanted { Turn::Now } else { Turn::Waits };
+        assert_eq!(queue.first(only("small")).unwrap().1, &"small");
+        // Nor does one within a share, where it lets others pass.
+        let last = queue.join(0, 5000, "last");
+        assert_eq!(queue.first(only("last")), None);
+        let passed = |&name: &&str| if name == "last" { Turn::Now } else { Turn::LetsPass };
+        assert_eq!(queue.first(passed), Some((last, &"last")));
+        queue.leave(last);
         assert_eq!(queue.leave(small), Some("small"));
         assert_eq!((queue.leave(small), queue.waiter(small)), (None, None));
-        queue.leave(queue.first(|_| true).unwrap().0);
+        queue.leave(queue.first(|_| Turn::Now).unwrap().0);
         assert_eq!(queue.shares.len(), 0, "nothing is kept of a share where nobody waits");
     }
 }

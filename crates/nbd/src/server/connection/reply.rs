@@ -24,6 +24,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
             return Some(work);
         }
         match (slot.command, work.error()) {
+            _ if self.is_deserted => {}
             (_, Some(error)) => self.out.head(&self.encoder.error(slot.to, error)),
             (Command::Read, None) => self.data(&slot, &work),
             (Command::BlockStatus, None) => self.extents(&slot, &work),
@@ -44,6 +45,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
         }
         let slot = self.slots.remove(whole);
         match slot.error {
+            _ if self.is_deserted => {}
             Some(error) => self.out.head(&self.encoder.error(slot.to, error)),
             None => self.out.head(&self.encoder.ok(slot.to)),
         }

@@ -71,7 +71,12 @@ impl Cluster {
     }
 
     async fn delay(&self) {
-        let millis = self.random(0..20);
+        self.pause(20).await;
+    }
+
+    /// Lets a time pass, of so many milliseconds at most.
+    pub(super) async fn pause(&self, most: u64) {
+        let millis = self.random(0..most);
         sleep(Duration::from_millis(millis)).await;
     }
 

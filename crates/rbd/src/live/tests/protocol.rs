@@ -94,8 +94,7 @@ async fn write_all(
             Err(error) => panic!("{error}"),
         }
         if cluster.random(0..4) == 0 {
-            let pause = cluster.random(0..2000);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            cluster.pause(2000).await;
         }
     }
 }
@@ -127,8 +126,7 @@ async fn writers(seed: u64) {
         let (cluster, client, model) = (Arc::clone(&cluster), client.clone(), Arc::clone(&model));
         tasks.push(tokio::spawn(write_all(cluster, client, image, model, index as u64)));
     }
-    let life = cluster.random(0..4000);
-    tokio::time::sleep(Duration::from_millis(life)).await;
+    cluster.pause(4000).await;
     cluster.kill(&clients[2]);
     for task in tasks.into_iter().take(2) {
         task.await.unwrap();
@@ -269,9 +267,8 @@ fn snapshots_are_made_once_whatever_is_lost_and_whoever_dies() {
             let dies = seed % 2 == 0;
             let victim = one.clone();
             let killer = Arc::clone(&cluster);
-            let life = cluster.random(0..1000);
             let death = async move {
-                tokio::time::sleep(Duration::from_millis(life)).await;
+                killer.pause(1000).await;
                 if dies {
                     killer.kill(&victim);
                 }

@@ -1,26 +1,27 @@
 //! The driver on a disk of the block layer, its network and its servers, and what happens to them.
 
+mod faults;
+mod requests;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::{
-    Bdev, Bio, Clock, Disk, DiskConfig, Flags, Op, OpenMode, Sector, Status, TagSet,
-};
-use blockyard_buf::{Segment, Segments};
+use blockyard_blkmq::{Bdev, Clock, Disk, DiskConfig, Op, OpenMode, Status, TagSet};
+use blockyard_buf::Segment;
 use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
-use tokio::time::{Instant, advance, sleep};
+use tokio::time::{Instant, sleep};
 
 use super::dice::Dice;
 use super::history::{History, Trust};
 use super::net::{Exchange, Wire};
-use super::server::{BLOCK, BLOCKS, Pace, REUSED, Server, Session, Storage};
+use super::server::{BLOCK, BLOCKS, End, Pace, Server, Session, Storage};
 use crate::backoff::Backoff;
 use crate::config::NbdConfig;
 use crate::driver::Nbd;
+use requests::{Ask, Ended};
 
 /// Steps with faults.
 const STEPS: usize = 2000;
@@ -39,6 +40,8 @@ pub(super) struct Setup {
     pub(super) fence_timeout: Duration,
     pub(super) volatile: bool,
     pub(super) trusting: bool,
+    /// What was written is flushed when nothing has come for so long.
+    pub(super) flush_after: Option<Duration>,
     pub(super) trouble: Trouble,
     /// All writes come by one queue, so that others have nothing to lose.
     pub(super) one_writes: bool,
@@ -51,6 +54,9 @@ pub(super) enum Trouble {
     Any,
     /// Servers are killed, and the disk moves: what was flushed is to be there.
     Servers,
+    /// Servers end in order and are started anew, and the disk moves. Each has a cache of its own, which hides what the other
+    /// one has written. Nothing fails, and nothing is lost.
+    Order,
 }
 
 /// What has happened, to see that something did.
@@ -62,6 +68,8 @@ pub(super) struct Outcome {
     pub(super) late: u64,
     pub(super) moves: u64,
     pub(super) pauses: u64,
+    /// Servers that ended in order.
+    pub(super) ends: u64,
     /// Flushes that succeeded.
     pub(super) flushed: u64,
     /// Blocks that lost their value in a power cut.
@@ -76,28 +84,10 @@ impl Outcome {
         self.late += other.late;
         self.moves += other.moves;
         self.pauses += other.pauses;
+        self.ends += other.ends;
         self.flushed += other.flushed;
         self.lost += other.lost;
     }
-}
-
-/// What is asked.
-#[derive(Clone, Copy, Debug)]
-struct Ask {
-    op: Op,
-    fua: bool,
-    first: usize,
-    count: usize,
-    start: Duration,
-}
-
-/// A request that has ended, and its memory, which its owner has used for something else at once.
-struct Ended {
-    id: u64,
-    status: Status,
-    at: Duration,
-    read: Vec<u8>,
-    kept: Vec<(Segment, Vec<u8>)>,
 }
 
 /// The runtime's clock, which stands still while anybody works.
@@ -121,6 +111,7 @@ pub(super) struct World {
     bdev: Bdev,
     queues: usize,
     trusting: bool,
+    trouble: Trouble,
     one_writes: bool,
     history: History,
     ended: Arc<Mutex<Vec<Ended>>>,
@@ -134,18 +125,26 @@ pub(super) struct World {
     /// Timers of the block layer are late until then.
     late_until: Duration,
     outcome: Outcome,
-    /// Requests that failed.
+    /// Requests that failed, and the last one of them.
     failed: Vec<u64>,
+    last_failure: Option<(Ask, Status)>,
     problem: Option<String>,
 }
 
 fn config(setup: Setup) -> NbdConfig {
     NbdConfig {
         connections: Some(setup.queues),
-        timeout: Duration::from_millis(500),
-        dead_conn_timeout: Duration::from_secs(10),
+        // Nobody is taken for dead where nobody is.
+        timeout: Duration::from_millis(if setup.trouble == Trouble::Order { 6000 } else { 500 }),
+        // Who ends in order, again and again, is waited for.
+        dead_conn_timeout: Duration::from_secs(if setup.trouble == Trouble::Order {
+            300
+        } else {
+            10
+        }),
         fence_timeout: setup.fence_timeout,
         trust_server: setup.trusting,
+        flush_after: setup.flush_after,
         backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(200) },
         ..NbdConfig::new("nbd+unix:///x?socket=0".parse().unwrap())
     }
@@ -155,7 +154,7 @@ fn config(setup: Setup) -> NbdConfig {
 fn trust(setup: Setup) -> Trust {
     match (setup.trusting, setup.trouble) {
         (false, _) => Trust::None,
-        (true, Trouble::Servers) => Trust::Kept,
+        (true, Trouble::Servers | Trouble::Order) => Trust::Kept,
         (true, Trouble::Any) => Trust::Betrayed,
     }
 }
@@ -167,7 +166,7 @@ pub(super) fn run(setup: Setup, dice: Dice) -> Result<Outcome, String> {
         let mut world = World::new(setup, dice).await?;
         let lived = match setup.trouble {
             Trouble::Any => world.live().await,
-            Trouble::Servers => world.live_among_servers().await,
+            Trouble::Servers | Trouble::Order => world.live_among_servers().await,
         };
         world.end();
         lived.map(|()| world.outcome)
@@ -198,24 +197,28 @@ impl World {
             size: BLOCKS as u64 * BLOCK,
             hasty: dice.one_in(2),
             frozen_until: Duration::ZERO,
+            end: End::None,
             fails: setup.trouble == Trouble::Any,
             poison: None,
         };
-        let servers = vec![server.clone(), Server { name: "1".into(), ..server }];
+        let mut servers = vec![server.clone(), Server { name: "1".into(), ..server }];
         let exchange = Arc::new(Exchange::default());
         let threads = [Handle::current()];
         let dialer = Arc::clone(&exchange);
         let connecting =
             tokio::spawn(async move { Nbd::connect_by(dialer, config(setup), &threads).await });
-        let (start, mut sessions, mut storage) =
-            (Instant::now(), Vec::new(), Storage::new(setup.volatile));
+        let (start, mut sessions, mut storage) = (
+            Instant::now(),
+            Vec::new(),
+            Storage::new(setup.volatile, setup.trouble == Trouble::Order),
+        );
         while !connecting.is_finished() {
             sleep(Duration::from_millis(1)).await;
             pump(
                 start.elapsed(),
                 PEACEFUL,
                 &exchange,
-                &servers,
+                &mut servers,
                 &mut sessions,
                 &mut storage,
                 &mut dice,
@@ -242,6 +245,7 @@ impl World {
             bdev,
             queues,
             trusting: setup.trusting,
+            trouble: setup.trouble,
             one_writes: setup.one_writes,
             history: History::new(BLOCKS, trust(setup)),
             ended: Arc::default(),
@@ -252,6 +256,7 @@ impl World {
             late_until: Duration::ZERO,
             outcome: Outcome::default(),
             failed: Vec::new(),
+            last_failure: None,
             problem: None,
         })
     }
@@ -302,6 +307,10 @@ impl World {
             if self.dice.one_in(12) {
                 self.fault_of_servers();
             }
+            // Long enough to be idle.
+            if self.trouble == Trouble::Order && self.dice.one_in(20) {
+                self.rest().await?;
+            }
             self.step(FAULTY).await?;
         }
         // In the midst of it.
@@ -324,6 +333,9 @@ impl World {
     async fn survive_power_cuts(&mut self) -> Result<(), String> {
         self.submit_one(Op::Flush);
         self.until_all_ended().await?;
+        if self.trouble == Trouble::Order && self.outcome.failed > 0 {
+            return Err(format!("it failed, and nothing was wrong: {:?}", self.last_failure));
+        }
         for server in 0..self.servers.len() {
             self.restart(server);
         }
@@ -408,240 +420,8 @@ impl World {
     fn pump(&mut self, now: Duration, pace: Pace) {
         self.exchange.listen(now >= self.refusing_until);
         let Self { exchange, servers, sessions, storage, dice, .. } = self;
+        storage.write_back(dice);
         pump(now, pace, exchange, servers, sessions, storage, dice);
-    }
-
-    fn submit(&mut self) {
-        let ops = [Op::Read, Op::Read, Op::Write, Op::Write, Op::Write, Op::WriteZeroes, Op::Flush];
-        let op = ops[self.dice.below(ops.len())];
-        self.submit_one(op);
-    }
-
-    fn submit_one(&mut self, op: Op) {
-        let first = self.dice.below(BLOCKS);
-        let count = 1 + self.dice.below((BLOCKS - first).min(6));
-        self.submit_range(op, first, count);
-    }
-
-    fn submit_range(&mut self, op: Op, first: usize, count: usize) {
-        let id = self.next_id;
-        self.next_id += 1;
-        let fua = op.is_write() && self.dice.one_in(4);
-        let ask = Ask { op, fua, first, count, start: self.now() };
-        let sector = Sector(first as u64);
-        let mut bio = match op {
-            Op::Flush => Bio::flush(),
-            Op::Read if self.dice.one_in(2) => Bio::new(op, sector, count as u64 * BLOCK),
-            Op::Read | Op::Write => Bio::with_data(op, sector, self.memory(id, count)),
-            _ => Bio::new(op, sector, count as u64 * BLOCK),
-        };
-        if fua {
-            bio = bio.with_flags(Flags::FUA);
-        }
-        if op.is_write() {
-            for block in ask.blocks() {
-                self.history.started(block, ask.leaves(id), ask.start);
-            }
-        }
-        self.out.insert(id, ask);
-        bio.private = id;
-        let (ended, start) = (Arc::clone(&self.ended), self.start);
-        let bio = bio.on_end(Arc::new(move |bio: Box<Bio>| {
-            ended.lock().push(reuse(&bio, start.elapsed()));
-        }));
-        let any = self.dice.below(self.queues);
-        let cpu = if self.one_writes && op.is_write() { self.queues - 1 } else { any };
-        self.bdev.submit(cpu, bio);
-    }
-
-    /// Memory of a request, in pieces.
-    fn memory(&mut self, id: u64, count: usize) -> Segments {
-        let words = usize::try_from(BLOCK / 8).unwrap() * count;
-        let whole = Segment::from_vec(id.to_le_bytes().repeat(words));
-        let cut = 8 * self.dice.below(words);
-        let parts = [whole.slice(0, cut), whole.slice(cut, whole.len() - cut)];
-        parts.into_iter().filter(|part| !part.is_empty()).collect()
-    }
-
-    /// Requests have ended: they were out, and have what they may.
-    fn take_ended(&mut self) {
-        let ended = std::mem::take(&mut *self.ended.lock());
-        for Ended { id, status, at, read, kept } in ended {
-            let Some(ask) = self.out.remove(&id) else {
-                self.problem = Some(format!("request {id} ended twice"));
-                return;
-            };
-            if status.is_ok() {
-                self.outcome.done += 1;
-            } else {
-                self.outcome.failed += 1;
-                self.failed.push(id);
-            }
-            self.kept.extend(kept.into_iter().map(|(segment, bytes)| (id, segment, bytes)));
-            match ask.op {
-                Op::Read if status.is_ok() => self.check_read(ask, &read, at),
-                Op::Flush if status.is_ok() => {
-                    self.outcome.flushed += 1;
-                    self.history.flushed(ask.start, at);
-                }
-                op if op.is_write() => {
-                    for block in ask.blocks() {
-                        let value = ask.leaves(id);
-                        let ok = status.is_ok();
-                        self.history.ended(block, value, ask.start, at, ok, ask.fua);
-                    }
-                }
-                _ => assert!(status != Status::Invalid, "{ask:?}"),
-            }
-        }
-    }
-
-    fn check_read(&mut self, ask: Ask, bytes: &[u8], at: Duration) {
-        if bytes.len() as u64 != ask.count as u64 * BLOCK {
-            self.problem =
-                Some(format!("a read of {} blocks has {} bytes", ask.count, bytes.len()));
-            return;
-        }
-        for (block, bytes) in ask.blocks().zip(bytes.chunks(512)) {
-            let value = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default());
-            if bytes.chunks(8).any(|word| word != value.to_le_bytes()) {
-                self.problem.get_or_insert(format!("block {block} was read in parts"));
-            }
-            if let Err(problem) = self.history.check(block, value, ask.start, at) {
-                self.problem.get_or_insert(problem);
-            }
-        }
-    }
-
-    /// Whoever has memory back has it alone.
-    fn check_kept(&mut self) {
-        let changed = self.kept.iter().find(|(_, segment, bytes)| segment.to_vec() != *bytes);
-        if let Some((id, ..)) = changed {
-            self.problem
-                .get_or_insert(format!("memory of request {id} was written to after its end"));
-        }
-        let over = self.kept.len().saturating_sub(MOST_KEPT);
-        self.kept.drain(..over);
-    }
-
-    /// A server dies, which is heard of late, or the disk moves.
-    fn fault_of_servers(&mut self) {
-        let now = self.now();
-        let server = self.dice.below(self.servers.len());
-        let open = self.sessions.iter_mut().filter(|session| session.open);
-        // Whose restarts are trusted have none: all that was flushed is there, however often the disk moved.
-        match self.dice.below(12) {
-            0 if !self.trusting => self.restart(server),
-            1..4 => self.move_to(server),
-            4 => self.servers[server].frozen_until = now + Duration::from_millis(300),
-            5 => open
-                .for_each(|session| session.wire.parted_until = now + Duration::from_millis(400)),
-            _ => {
-                let open: Vec<_> = open.collect();
-                let at = self.dice.below(open.len());
-                if let Some(session) = open.into_iter().nth(at) {
-                    match self.dice.below(4) {
-                        0 if !self.trusting => session.close(now),
-                        _ => {
-                            session.wire.parted_until =
-                                now + Duration::from_millis(self.dice.below(1500) as u64);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    async fn fault(&mut self) {
-        let now = self.now();
-        let at = now + Duration::from_millis(self.dice.below(40) as u64);
-        let later = |dice: &mut Dice, most_ms: usize| {
-            now + Duration::from_millis(dice.below(most_ms) as u64)
-        };
-        let server = self.dice.below(self.servers.len());
-        let open: Vec<usize> =
-            (0..self.sessions.len()).filter(|at| self.sessions[*at].open).collect();
-        let Some(&one) = open.get(self.dice.below(open.len())) else { return };
-        let until = later(&mut self.dice, 3000);
-        match self.dice.below(20) {
-            // Replies are lost, and the client hears nothing any more; what it sent still gets there.
-            0 | 1 | 15..18 => self.sessions[one].wire.deafen(),
-            // Nothing gets through, either way, for a while.
-            2 | 3 => self.sessions[one].wire.parted_until = later(&mut self.dice, 9000),
-            4 => self.sessions[one].wire.stalled_until = until,
-            5 => self.sessions[one].close(at),
-            6 => self.sessions[one].babble(now, &mut self.dice),
-            7 => self.restart(server),
-            8 => self.servers[server].frozen_until = until,
-            9 => self.refusing_until = until,
-            10 => self.late_until = until,
-            11 | 12 => self.move_to(server),
-            13 | 18 | 19 => self.break_one(),
-            _ => self.pause().await,
-        }
-    }
-
-    /// A server is killed and started again. That its connections have ended is heard of at any time later.
-    fn restart(&mut self, server: usize) {
-        let (now, longest) = (self.now(), [40, 2000][self.dice.below(2)]);
-        for session in self.sessions.iter_mut().filter(|session| session.server == server) {
-            session.close(now + Duration::from_millis(self.dice.below(longest) as u64));
-        }
-        let lost = self.storage.restart(server);
-        self.outcome.lost += lost.len() as u64;
-        self.history.power_cut(now, &lost);
-    }
-
-    fn move_to(&mut self, server: usize) {
-        self.outcome.moves += 1;
-        let uri = format!("nbd+unix:///x?socket={}", self.servers[server].name);
-        let nbd = Arc::clone(&self.nbd);
-        tokio::spawn(async move {
-            // Where that does not work, all stays as it was.
-            let _ = nbd.reconfigure(uri.parse().unwrap()).await;
-        });
-    }
-
-    /// The network gives a connection up.
-    fn break_one(&mut self) {
-        let at = self.dice.below(self.queues);
-        if let Some(handle) = self.nbd.inner.handles().nth(at) {
-            handle.with(|hctx| {
-                if let Some(id) = hctx.queue.live().map(|conn| conn.id) {
-                    hctx.lost(id, Some(io::ErrorKind::TimedOut.into()));
-                }
-            });
-        }
-    }
-
-    /// The network gives up what it has heard nothing on: all that are waited for, as others have answered by now.
-    fn give_up_the_deaf(&self) {
-        for handle in self.nbd.inner.handles() {
-            handle.with(|hctx| {
-                let live = hctx.queue.live().map(|conn| conn.id);
-                let ids: Vec<_> = hctx.queue.conns.iter().map(|conn| conn.id).collect();
-                for id in ids.into_iter().filter(|id| Some(*id) != live) {
-                    hctx.lost(id, Some(io::ErrorKind::TimedOut.into()));
-                }
-            });
-        }
-    }
-
-    /// The process is stopped, or its machine is; the rest of the world goes on.
-    async fn pause(&mut self) {
-        self.outcome.pauses += 1;
-        let longest = [1_000, 10_000, 300_000][self.dice.below(3)];
-        let pause = Duration::from_millis(self.dice.below(longest) as u64);
-        let (before, mut gone) = (self.now(), Duration::ZERO);
-        while gone < pause {
-            gone += if gone < Duration::from_secs(12) {
-                Duration::from_millis(50)
-            } else {
-                Duration::from_secs(5)
-            };
-            self.pump(before + gone.min(pause), FAULTY);
-        }
-        advance(pause).await;
     }
 }
 
@@ -652,41 +432,31 @@ fn pump(
     now: Duration,
     pace: Pace,
     exchange: &Exchange,
-    servers: &[Server],
+    servers: &mut [Server],
     sessions: &mut Vec<Session>,
     storage: &mut Storage,
     dice: &mut Dice,
 ) {
     for (name, far) in exchange.accept() {
         let server = servers.iter().position(|server| server.name == name).unwrap();
+        if servers[server].end != End::None {
+            // Nobody listens any more, or yet.
+            continue;
+        }
         sessions.push(Session::new(Wire::new(far), server, servers[server].style));
     }
-    for session in sessions {
+    for session in sessions.iter_mut() {
         session.turn(&servers[session.server], storage, now, pace, dice);
     }
-}
-
-impl Ask {
-    fn blocks(self) -> std::ops::Range<usize> {
-        self.first..self.first + self.count
+    for (server, at) in servers.iter_mut().zip(0..) {
+        let is_left = !sessions.iter().any(|session| session.server == at && session.open);
+        server.end = match server.end {
+            End::Draining if is_left => {
+                storage.flush(at);
+                End::DownUntil(now + Duration::from_millis(dice.below(500) as u64))
+            }
+            End::DownUntil(until) if now >= until => End::None,
+            end => end,
+        };
     }
-
-    /// The value that a write leaves in its blocks.
-    fn leaves(self, id: u64) -> u64 {
-        if self.op == Op::Write { id } else { 0 }
-    }
-}
-
-/// What the owner of memory does as soon as it has it back.
-fn reuse(bio: &Bio, at: Duration) -> Ended {
-    let read: Vec<u8> = bio.data().iter().flat_map(Segment::to_vec).collect();
-    let mut kept = Vec::new();
-    for segment in bio.data() {
-        if !bio.wants_supply() {
-            let word = (REUSED | bio.private).to_le_bytes();
-            segment.copy_from(&word.repeat(segment.len() / 8));
-        }
-        kept.push((segment.clone(), segment.to_vec()));
-    }
-    Ended { id: bio.private, status: bio.status(), at, read, kept }
 }

@@ -1,0 +1,111 @@
+//! The queue of a disk, for those who tune it, hold it, or look at it (kernel: `/sys/block/DISK/queue`).
+
+use std::sync::Arc;
+
+use super::Disk;
+use crate::driver::InFlight;
+use crate::error::Result;
+use crate::sched::Kind;
+use crate::stats::QueueStats;
+
+impl Disk {
+    /// The scheduler that orders its requests.
+    #[must_use]
+    pub fn scheduler(&self) -> Kind {
+        self.queue.scheduler()
+    }
+
+    /// Changes the scheduler, under load too. Blocks until what is out has ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotSupported`] where the driver wants none.
+    pub fn set_scheduler(&self, kind: Kind) -> Result<()> {
+        self.queue.set_scheduler(kind)
+    }
+
+    /// Reads a tunable of its scheduler, having set it if `value` is given.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without
+    /// a scheduler.
+    pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
+        self.queue.tune(name, value)
+    }
+
+    /// Requests that each of its hardware queues may hold, waiting ones included (sysfs: `nr_requests`).
+    #[must_use]
+    pub fn nr_requests(&self) -> usize {
+        self.queue.requests()
+    }
+
+    /// Changes that number. Blocks until what is out has ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for none, or more than there are tags where no scheduler sorts.
+    pub fn set_nr_requests(&self, count: usize) -> Result<()> {
+        self.queue.set_requests(count)
+    }
+
+    /// How long a request may be out before its driver is asked about it.
+    pub fn set_timeout(&self, timeout: std::time::Duration) {
+        self.queue.set_timeout(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Holds new I/O back, and waits until what is out has ended. Balance it with [`Disk::unfreeze`].
+    pub fn freeze(&self) {
+        self.queue.freeze();
+    }
+
+    /// Lets I/O go on.
+    pub fn unfreeze(&self) {
+        self.queue.unfreeze();
+    }
+
+    /// Sends nothing more to the driver; what it has may end. Balance it with [`Disk::unquiesce`]. Waits for whoever is
+    /// with the driver now, so that it is not for an [`EndIo`](crate::EndIo), which may be called by that one: see
+    /// [`Disk::quiesce_nowait`].
+    pub fn quiesce(&self) {
+        self.queue.quiesce();
+    }
+
+    /// As [`Disk::quiesce`], from anywhere: what is on its way to the driver may still get there (kernel:
+    /// `blk_mq_quiesce_queue_nowait`).
+    pub fn quiesce_nowait(&self) {
+        self.queue.quiesce_nowait();
+    }
+
+    /// Sends to the driver again.
+    pub fn unquiesce(&self) {
+        self.queue.unquiesce();
+    }
+
+    /// What it has done so far, and for how many milliseconds it was busy.
+    #[must_use]
+    pub fn stats(&self) -> (QueueStats, u64) {
+        (self.queue.stats(), self.queue.busy_ms())
+    }
+
+    /// What is with the driver now: the hardware queue, and the request.
+    #[must_use]
+    pub fn in_flight(&self) -> Vec<(usize, InFlight)> {
+        self.queue.in_flight()
+    }
+
+    /// The state of its queues in many words, for people who look for what is stuck.
+    #[must_use]
+    pub fn show(&self) -> String {
+        self.queue.show()
+    }
+
+    /// Sees to timeouts and to what is to be tried again. Says when to call again, in the clock's time; a
+    /// second later is always early enough.
+    pub fn tick(&self) -> Option<u64> {
+        self.queue.tick(self.queue.clock().now_ns())
+    }
+
+    /// Has `alarm` called, from whatever thread, when [`Disk::tick`] has something to do sooner than it said last. Who
+    /// sets it ticks the disk, on a thread that may take its time: drivers leave the rest of long work to it.
+    pub fn set_alarm(&self, alarm: Arc<dyn Fn() + Send + Sync>) {
+        self.queue.set_alarm(alarm);
+    }
+}

@@ -1,0 +1,202 @@
+//! Jobs of a daemon: what is under way is listed, can be waited for by events, and given up.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use common::{Daemon, nbdsh, unix};
+use serde_json::{Value, json};
+
+/// More than anything here waits for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn connect(daemon: &Daemon) -> UnixStream {
+    let socket = daemon.path(&format!("run/{}.sock", daemon.pid()));
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The status of an answer, its head, and its body.
+fn ask(
+    daemon: &Daemon,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &Value,
+) -> (u16, String, Value) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: b\r\nconnection: close\r\n{headers}\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    let mut stream = connect(daemon);
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, head.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+fn get(daemon: &Daemon, path: &str) -> Value {
+    let (status, _, value) = ask(daemon, "GET", path, "", &Value::Null);
+    assert_eq!(status, 200, "{path}: {value}");
+    value
+}
+
+/// Waits until a job has ended.
+fn ended(daemon: &Daemon, id: &Value) -> Value {
+    let begun = Instant::now();
+    loop {
+        let job = get(daemon, &format!("/v1/jobs/{id}"));
+        if job["state"] != "running" {
+            return job;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{job}");
+        std::thread::yield_now();
+    }
+}
+
+/// The events of a daemon, from behind that one on.
+struct Events(BufReader<UnixStream>);
+
+impl Events {
+    fn of(daemon: &Daemon, last: Option<&str>) -> Self {
+        let last = last.map(|id| format!("last-event-id: {id}\r\n")).unwrap_or_default();
+        let mut stream = connect(daemon);
+        write!(stream, "GET /v1/events HTTP/1.1\r\nhost: b\r\n{last}\r\n").unwrap();
+        let mut lines = BufReader::new(stream);
+        let mut line = String::new();
+        while lines.read_line(&mut line).unwrap() > 2 {
+            line.clear();
+        }
+        Self(lines)
+    }
+
+    /// The next one, with its id.
+    fn next(&mut self) -> (String, Value) {
+        let (mut id, mut line) = (String::new(), String::new());
+        loop {
+            line.clear();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "the stream has ended");
+            match line.trim_end().split_once(": ") {
+                Some(("id", text)) => text.clone_into(&mut id),
+                Some(("data", text)) => return (id, serde_json::from_str(text).unwrap()),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn post(daemon: &Daemon, wanted: &Value) -> Value {
+    let (status, head, job) = ask(daemon, "POST", "/v1/jobs", "", wanted);
+    assert_eq!(status, 202, "{job}");
+    assert!(head.to_lowercase().contains(&format!("location: /v1/jobs/{}", job["id"])), "{head}");
+    job
+}
+
+#[test]
+fn a_disk_is_copied_and_checked_while_it_is_served_and_the_events_say_when() {
+    let daemon = Daemon::serve(&["ram:8M?name=a", "ram:16M?name=b", "ram:1M?name=small"]);
+    nbdsh(&daemon.uri("a"), "h.pwrite(b'x' * 65536, 1 << 20)\n");
+    let mut events = Events::of(&daemon, None);
+    let job = post(&daemon, &json!({ "kind": "copy", "source": "a", "target": "b" }));
+    assert_eq!(
+        (&job["kind"], &job["subject"], &job["source"]),
+        (&json!("copy"), &json!("b"), &json!("a"))
+    );
+    let (id, begun) = events.next();
+    assert_eq!(begun, json!({ "event": "job_begun", "job": job["id"] }));
+    drop(events);
+    let job = ended(&daemon, &job["id"]);
+    assert_eq!(job["state"], "done", "{job}");
+    assert_eq!((&job["done"], &job["total"]), (&json!(8 << 20), &json!(8 << 20)), "{job}");
+    assert_eq!(job["result"]["copied"], 65536, "{job}");
+    let (_, end) = Events::of(&daemon, Some(&id)).next();
+    assert_eq!(end, json!({ "event": "job_ended", "job": job["id"] }));
+    nbdsh(&daemon.uri("b"), "assert h.pread(65536, 1 << 20) == b'x' * 65536\n");
+    let job = post(&daemon, &json!({ "kind": "check", "disk": "b" }));
+    let job = ended(&daemon, &job["id"]);
+    assert_eq!(
+        (&job["state"], &job["result"]["unreadable"]),
+        (&json!("done"), &json!([])),
+        "{job}"
+    );
+    let job = post(&daemon, &json!({ "kind": "copy", "source": "a", "target": "small" }));
+    let job = ended(&daemon, &job["id"]);
+    assert_eq!(job["state"], "failed");
+    assert!(job["problem"]["what"].as_str().unwrap().contains("missing"), "{job}");
+    assert_eq!(get(&daemon, "/v1/jobs").as_array().unwrap().len(), 3);
+    let forget = ask(&daemon, "DELETE", &format!("/v1/jobs/{}", job["id"]), "", &Value::Null);
+    assert_eq!(forget.0, 204);
+    assert_eq!(get(&daemon, "/v1/jobs").as_array().unwrap().len(), 2);
+    daemon.stop();
+}
+
+#[test]
+fn a_change_that_nobody_waits_for_is_a_job() {
+    let daemon = Daemon::serve(&["ram:1M?name=a"]);
+    let later = "prefer: respond-async, wait=1\r\n";
+    let (status, head, job) = ask(&daemon, "PATCH", "/v1/disks/a", later, &json!({ "size": "2M" }));
+    assert_eq!(status, 202, "{job}");
+    assert!(head.to_lowercase().contains("preference-applied: respond-async"), "{head}");
+    let job = ended(&daemon, &job["id"]);
+    assert_eq!((&job["state"], &job["kind"]), (&json!("done"), &json!("set_disk")), "{job}");
+    let (_, _, job) = ask(&daemon, "PUT", "/v1/disks/a", later, &json!({ "uri": "ram:7M" }));
+    let job = ended(&daemon, &job["id"]);
+    assert_eq!(
+        (&job["state"], &job["problem"]["kind"]),
+        (&json!("failed"), &json!("busy")),
+        "{job}"
+    );
+    // What somebody has waited for is not kept.
+    daemon.run(&["set", "a", "size=3M"]).code(0);
+    assert_eq!(get(&daemon, "/v1/jobs").as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_disk_that_does_not_open_is_listed_and_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().join("silent");
+    let silent = UnixListener::bind(&path).unwrap();
+    let uri = format!("{}&timeout=10m", unix("", &path));
+    let daemon = Daemon::serve(&["ram:1M?name=a"]);
+    let later = "prefer: respond-async\r\n";
+    let (_, _, job) = ask(&daemon, "PUT", "/v1/disks/stuck", later, &json!({ "uri": uri }));
+    let _peer = silent.accept().unwrap();
+    let listed = get(&daemon, "/v1/jobs");
+    assert_eq!((&listed[0]["state"], &listed[0]["subject"]), (&json!("running"), &json!("stuck")));
+    assert_eq!(listed[0]["cancellable"], true);
+    let place = format!("/v1/jobs/{}", job["id"]);
+    assert_eq!(ask(&daemon, "DELETE", &place, "", &Value::Null).0, 202);
+    assert_eq!(ended(&daemon, &job["id"])["state"], "cancelled");
+    // Its name is free again.
+    let put = ask(&daemon, "PUT", "/v1/disks/stuck", "", &json!({ "uri": "ram:1M" }));
+    assert_eq!(put.0, 201, "{}", put.2);
+    let (_, _, job) = ask(&daemon, "PUT", "/v1/disks/other", later, &json!({ "uri": uri }));
+    let _other = silent.accept().unwrap();
+    assert_eq!(get(&daemon, &format!("/v1/jobs/{}", job["id"]))["state"], "running");
+    // It keeps nobody from an end.
+    daemon.stop();
+}
+
+#[test]
+fn a_copy_that_is_given_up_ends_soon() {
+    let daemon = Daemon::serve(&["null:64T?name=a", "null:64T?name=b"]);
+    let job = post(&daemon, &json!({ "kind": "copy", "source": "a", "target": "b" }));
+    let place = format!("/v1/jobs/{}", job["id"]);
+    let dismissed = ask(&daemon, "DELETE", &place, "", &Value::Null);
+    // It may have been quick.
+    assert!([202, 204].contains(&dismissed.0), "{}", dismissed.2);
+    if dismissed.0 == 202 {
+        let job = ended(&daemon, &job["id"]);
+        assert!(["cancelled", "done"].contains(&job["state"].as_str().unwrap()), "{job}");
+    }
+    daemon.stop();
+}
