@@ -295,7 +295,8 @@ fn an_image_is_flattened_beside_its_writes_and_by_whoever_has_the_lock() {
         let begin = tokio::time::Instant::now();
         let (flattened, written) =
             tokio::join!(owner.flatten(), other.write(0, vec![3; 10].into()));
-        (flattened.unwrap(), written.unwrap());
+        flattened.unwrap();
+        written.unwrap();
         assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
         let image = other.image().await.unwrap();
         assert_eq!(image.overlap(), 0);
