@@ -137,9 +137,34 @@ impl<S: ObjectStore> Image<S> {
         if self.parent.is_none() {
             return Err(Errno::INVAL.into());
         }
-        for object in 0..self.header.layout.objects(self.overlap()) {
+        for object in 0..self.objects_of_parent() {
             self.take_from_parent(object).await?;
         }
+        self.leave_copied_parent().await
+    }
+
+    /// How many objects, from the first on, may show something of the parent.
+    #[must_use]
+    pub fn objects_of_parent(&self) -> u64 {
+        if self.parent.is_some() { self.header.layout.objects(self.overlap()) } else { 0 }
+    }
+
+    /// Copies what is seen of the parent in one of these objects: a part of [`flatten`](Self::flatten) that goes on beside
+    /// reads and writes.
+    ///
+    /// # Errors
+    /// EROFS if it is not owned; those of the store.
+    pub async fn copy_from_parent(&self, object: u64) -> Result<()> {
+        self.check_writable()?;
+        self.take_from_parent(object).await
+    }
+
+    /// Leaves the parent, all of whose objects were [copied](Self::copy_from_parent) since the image was opened.
+    ///
+    /// # Errors
+    /// EROFS if it is not owned; those of the store.
+    pub async fn leave_copied_parent(&mut self) -> Result<()> {
+        self.begin().await?;
         self.flush().await?;
         self.leave_parent().await
     }

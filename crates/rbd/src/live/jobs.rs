@@ -1,7 +1,7 @@
 //! What an image has to do beside its reads and writes: one task does it, one thing after the other. Another one tells
 //! watchers what there is to tell, and nobody waits for that.
 
-use super::maintain::{perform, supports};
+use super::maintain::supports;
 use super::{RETRY, Shared};
 use crate::error::{Error, Result};
 use crate::format::notify::{Message, RequestId, Work};
@@ -180,16 +180,7 @@ impl<S: ObjectStore> Shared<S> {
     }
 
     async fn do_for_another(&self, asked: Asked) {
-        let done = {
-            let mut image = self.image.write().await;
-            let done = match image.is_owner() {
-                true => self.note(perform(&mut image, &asked.work).await),
-                // It has lost the lock meanwhile; whoever asks looks who has it.
-                false => Err(Error::answer(Errno::RESTART)),
-            };
-            self.tell_status(&image);
-            done
-        };
+        let done = self.do_for(asked.request, &asked.work).await;
         let result = match &done {
             Ok(()) => 0,
             Err(error) => -error.errno().unwrap_or(Errno::IO).raw_os_error(),

@@ -11,10 +11,13 @@ use crate::store::ObjectStore;
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 use std::time::Duration;
+use tokio::sync::RwLockReadGuard;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// A request whose owner has said nothing for so long is sent again (ceph: option `rbd_request_timed_out_seconds`).
 const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// After so many objects those who wait hear how far it is.
+const TOLD: u64 = 64;
 /// A request that is seen to be done, but whose end was not heard.
 const HEAR_OF_END: Duration = Duration::from_secs(5);
 
@@ -33,10 +36,9 @@ pub(super) const fn supports(work: &Work) -> bool {
     }
 }
 
-/// Does it, as the owner.
-pub(super) async fn perform<S: ObjectStore>(image: &mut Image<S>, work: &Work) -> Result<()> {
+/// Does it, as the owner; but for what goes on beside reads and writes.
+async fn perform<S: ObjectStore>(image: &mut Image<S>, work: &Work) -> Result<()> {
     match work {
-        Work::Flatten => image.flatten().await,
         Work::Resize { size, allow_shrink } if *allow_shrink || *size >= image.size() => {
             image.resize(*size).await
         }
@@ -152,10 +154,81 @@ impl<S: ObjectStore> Shared<S> {
         if was_asked && is_done(&image, &work) && !matches!(work, Work::Resize { .. }) {
             return Ok(());
         }
-        let done = self.note(perform(&mut image, &work).await);
-        self.tell_status(&image);
-        drop(image);
+        let done = if matches!(work, Work::Flatten) {
+            drop(image);
+            self.flatten(None).await
+        } else {
+            let done = self.note(perform(&mut image, &work).await);
+            self.tell_status(&image);
+            drop(image);
+            done
+        };
         let _whoever_misses_it_looks = self.tell(&Message::HeaderUpdate).await;
+        done
+    }
+
+    /// Does what another one has asked for, as long as this one is the owner, and nobody wants the lock.
+    pub(super) async fn do_for(&self, request: Option<RequestId>, work: &Work) -> Result<()> {
+        if matches!(work, Work::Flatten) {
+            return self.flatten(Some(request)).await;
+        }
+        let mut image = self.image.write().await;
+        if !image.is_owner() {
+            // It has lost the lock meanwhile; whoever asks looks who has it.
+            return Err(Error::answer(Errno::RESTART));
+        }
+        let done = self.note(perform(&mut image, work).await);
+        self.tell_status(&image);
+        done
+    }
+
+    /// The image for the next step of something that goes on beside reads and writes.
+    async fn step(&self, is_for_another: bool) -> Result<RwLockReadGuard<'_, Image<S>>> {
+        if !is_for_another {
+            return self.owned().await;
+        }
+        let image = self.current().await?;
+        if !image.is_owner() || self.state.lock().jobs.release {
+            return Err(Error::answer(Errno::RESTART));
+        }
+        Ok(image)
+    }
+
+    /// Copies from the parent object by object, beside reads and writes; then leaves it. What is done for another ends early
+    /// if somebody wants the lock.
+    async fn flatten(&self, for_another: Option<Option<RequestId>>) -> Result<()> {
+        let mut object = 0;
+        loop {
+            let image = self.step(for_another.is_some()).await?;
+            let total = image.objects_of_parent();
+            if total == 0 && object == 0 {
+                return Err(Errno::INVAL.into());
+            }
+            if object >= total {
+                break;
+            }
+            self.note(image.copy_from_parent(object).await)?;
+            drop(image);
+            object += 1;
+            if let Some(Some(request)) = for_another
+                && object % TOLD == 0
+            {
+                self.announce(Message::Progress { request, offset: object, total });
+            }
+        }
+        let mut image = match for_another {
+            None => self.acquire().await?,
+            Some(_) => self.image.write().await,
+        };
+        if !image.is_owner() {
+            return Err(Error::answer(Errno::RESTART));
+        }
+        let done = match image.objects_of_parent() {
+            // Whoever had the lock in between has done so.
+            0 => Ok(()),
+            _ => self.note(image.leave_copied_parent().await),
+        };
+        self.tell_status(&image);
         done
     }
 

@@ -255,6 +255,57 @@ fn the_owner_does_what_others_want_and_stays_it() {
 }
 
 #[test]
+fn an_image_is_flattened_beside_its_writes_and_by_whoever_has_the_lock() {
+    run(async {
+        let cluster = Cluster::new(5, 0);
+        let first = image(&cluster).await;
+        let parent = open(&first).await;
+        parent.write(0, vec![7; usize::try_from(SIZE).unwrap()].into()).await.unwrap();
+        parent.create_snapshot("s").await.unwrap();
+        parent.image().await.unwrap().clone_snapshot("s", &first, "c").await.unwrap();
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let owner = LiveImage::open(&one, "c", Options::default()).await.unwrap();
+        let other = LiveImage::open(&two, "c", Options::default()).await.unwrap();
+        owner.write(0, vec![1; 10].into()).await.unwrap();
+        // The owner's writes end while it goes on.
+        let (mut flattening, mut writes) = (std::pin::pin!(other.flatten()), 0);
+        loop {
+            tokio::select! {
+                done = &mut flattening => break done.unwrap(),
+                written = owner.write(OBJECT, vec![2; 10].into()) => {
+                    written.unwrap();
+                    writes += 1;
+                }
+            }
+        }
+        assert!(writes > 3, "{writes}");
+        assert_eq!(other.image().await.unwrap().overlap(), 0);
+        assert!(owner.status().borrow().is_owner);
+        let error = other.flatten().await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::INVAL), "{error}");
+        let bytes = other.read(0, SIZE).await.unwrap();
+        assert_eq!((bytes[0], bytes[10], bytes[4096]), (1, 7, 2));
+        assert!(bytes[4106..].iter().all(|byte| *byte == 7));
+
+        // Whoever wants the lock in the middle of it gets it, and it is done all the same.
+        parent.image().await.unwrap().clone_snapshot("s", &first, "d").await.unwrap();
+        let owner = LiveImage::open(&one, "d", Options::default()).await.unwrap();
+        let other = LiveImage::open(&two, "d", Options::default()).await.unwrap();
+        owner.acquire().await.unwrap();
+        let begin = tokio::time::Instant::now();
+        let (flattened, written) =
+            tokio::join!(owner.flatten(), other.write(0, vec![3; 10].into()));
+        flattened.unwrap();
+        written.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+        let image = other.image().await.unwrap();
+        assert_eq!(image.overlap(), 0);
+        assert_eq!(image.read(0, 11).await.unwrap()[9..], [3, 7]);
+        assert_eq!(cluster.intruders(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn snapshots_are_made_once_whatever_is_lost_and_whoever_dies() {
     for seed in seeds() {
         println!("BLOCKYARD_SEED={seed}");
