@@ -17,10 +17,14 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 pub mod cases;
+mod loop_device;
+mod own_mounts;
 mod queue_thread;
 mod subject;
 mod volatile;
 
+pub use loop_device::LoopDevice;
+pub use own_mounts::ran_in_own_mounts;
 pub use queue_thread::QueueThread;
 pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
 pub use volatile::{Carrier, Volatile};
