@@ -35,11 +35,15 @@ mod follow;
 mod handshake;
 mod mount;
 mod names;
+mod point;
 mod queue;
 mod record;
 mod seek;
+mod slots;
 mod tree;
 
+pub use blockyard_sys::fuse::Unmount;
 pub use error::{Error, ErrorKind};
 pub use mount::{Cache, Config, DEFAULT_DEPTH, Mount, Report, ReportedFile, Shown};
+pub use point::{MountPoint, Place};
 pub use record::{Left, Leftover, clean_up, leftovers};

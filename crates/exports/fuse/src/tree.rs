@@ -136,13 +136,15 @@ impl Tree {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Brings `nodes` up to date, which were as of `seen`.
-    pub(crate) fn refresh(&self, nodes: &mut Arc<Nodes>, seen: &mut u64) {
+    /// Brings `nodes` up to date, which were as of `seen`; says whether they are others now.
+    pub(crate) fn refresh(&self, nodes: &mut Arc<Nodes>, seen: &mut u64) -> bool {
         let generation = self.generation.load(Ordering::Acquire);
         if generation != *seen {
             *nodes = self.nodes();
             *seen = generation;
+            return true;
         }
+        false
     }
 
     /// Adds a disk to the directory.
