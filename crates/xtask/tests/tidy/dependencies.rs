@@ -21,6 +21,7 @@ fn rule(folder: &str) -> Option<May> {
         "buf" | "lab" => see(&[]),
         "sys" | "blkmq" | "nbd" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
         "rados" => see(&["buf", "crush"]),
+        "fs" => see(&["buf", "sys", "fuse"]),
         // Images see the block layer in their driver only.
         "rbd" => see(&["buf", "sys", "rados"]),
         "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
