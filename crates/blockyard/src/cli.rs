@@ -108,7 +108,7 @@ pub struct Cli {
 pub enum Command {
     /// Run everything that a yard.toml names, in the foreground; without one, a demo.
     Up(UpArgs),
-    /// Serve disks over NBD, or to virtual machines.
+    /// Serve disks over NBD, to virtual machines, or as files.
     Serve(Box<ServeArgs>),
     /// Give a disk to the Linux kernel, and print the path of its device.
     Attach(Box<AttachArgs>),
@@ -135,6 +135,13 @@ pub enum Command {
     /// Columns: IN FLIGHT are requests that the disk works on now; OPS, READ and WRITTEN count since the daemon was started,
     /// and AVG OPS/S is OPS by its uptime; P50 and P99 are the latencies that half and 99 of 100 requests stayed below.
     List(ListArgs),
+    /// Show every disk of a yard as a file of a directory, as they come and go.
+    ///
+    /// With the file of a yard, this is as `up`, and the directory is there for as long as it runs. With the number of a daemon
+    /// that runs, as list shows it, that one mounts it, and the command ends; umount(8) takes it away.
+    Mount(MountArgs),
+    /// Mount a directory of this machine at another place of it, passed through by FUSE; nothing leads out of it.
+    Share(ShareArgs),
     /// Change a disk while it is used: make it larger, or read-only.
     Set(SetArgs),
     /// Open a disk in a daemon that runs, serve it by NBD, and print its name. Who uses its other disks notices nothing.
@@ -178,6 +185,8 @@ impl Command {
             self,
             Self::Up(_)
                 | Self::Serve(_)
+                | Self::Mount(_)
+                | Self::Share(_)
                 | Self::Attach(_)
                 | Self::Recover(_)
                 | Self::VhostUserBlk(_)
@@ -194,6 +203,64 @@ pub struct UpArgs {
     /// Check the file, and start nothing.
     #[arg(long)]
     pub check: bool,
+}
+
+/// What who uses a share may keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ShareCache {
+    /// Nothing: what others change in the directory is seen at once.
+    Never,
+    /// Names and attributes for a second, data until a file is opened anew or has changed.
+    #[default]
+    Auto,
+    /// All of it: nobody else changes the directory.
+    Always,
+}
+
+/// `share`.
+#[derive(Debug, Args)]
+pub struct ShareArgs {
+    /// The directory.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Where it is mounted: a directory that is not inside of it.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub mount: PathBuf,
+    /// Let nobody change anything.
+    #[arg(long)]
+    pub read_only: bool,
+    /// What those who use it may keep.
+    #[arg(long, value_enum, default_value_t)]
+    pub cache: ShareCache,
+    /// Let other users use it, too, as far as the modes of files let them.
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Requests that are carried out at a time; twice as many as CPUs without, from 4 to 32.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+}
+
+/// `mount`.
+#[derive(Debug, Args)]
+pub struct MountArgs {
+    /// A yard.toml, or the process of a daemon that runs.
+    #[arg(value_name = "YARD.TOML|PID")]
+    pub yard: PathBuf,
+    /// The directory that the disks cover.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Let nobody change the disks by their files.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Keep what was read in the kernel's page cache until the file is opened anew.
+    #[arg(long)]
+    pub page_cache: bool,
+    /// Let other users open the files, too, as far as --mode lets them.
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Permissions of the files, in octal; 600 without.
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
 }
 
 /// When TLS is spoken.
@@ -222,6 +289,9 @@ pub struct ServeArgs {
     /// second, ...
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Vec<PathBuf>,
+    /// Be a file: the disk covers this one, which is there, until it is unmounted. Repeated: for the first disk, the second, ...
+    #[arg(long, value_name = "FILE")]
+    pub fuse: Vec<PathBuf>,
     /// The serial number that a virtual machine sees; the disk's name without. Repeated as --vhost-user-blk.
     #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
     pub serial: Vec<String>,
@@ -457,6 +527,9 @@ pub struct AddArgs {
     /// Be the disk of a virtual machine at this unix socket.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Option<PathBuf>,
+    /// Be this file.
+    #[arg(long, value_name = "FILE")]
+    pub fuse: Option<PathBuf>,
     /// Do not serve it by NBD.
     #[arg(long)]
     pub no_nbd: bool,

@@ -76,6 +76,7 @@ impl Yard {
             at.map(|at| inside.disks.remove(at))
         };
         let Some(disk) = disk else { return Ok(()) };
+        self.take_from_exports(name).await?;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
         self.events.push(Event::DiskRemoved { disk: name.into() });
@@ -86,26 +87,30 @@ impl Yard {
         losses.into_result()
     }
 
+    /// Those of the whole yard let go of a disk.
+    async fn take_from_exports(&self, name: &str) -> Result<()> {
+        let exports: Vec<_> =
+            self.inside.read().of_whole_yard().map(|it| Arc::clone(&it.export)).collect();
+        let name = name.to_owned();
+        let taken = tokio::task::spawn_blocking(move || {
+            exports.iter().for_each(|export| export.disk_removed(&name));
+        });
+        taken.await.map_err(|err| Error::failed("cannot take the disk away").caused_by(err))
+    }
+
     /// Opens an export, and serves it.
     ///
     /// # Errors
     /// What keeps it from that. There is another one of that name, or no such disk.
     pub async fn add_export(self: &Arc<Self>, plan: ExportPlan) -> Result<Outcome> {
         let _one_at_a_time = self.changing.lock().await;
-        let before =
-            self.inside.read().export(plan.kind, &plan.name).map(|it| Arc::clone(&it.plan));
-        if let Some(before) = before {
-            if *before == plan {
-                return Ok(Outcome::Same);
-            }
-            let what =
-                format!("there is an export named {:?} already, of {}", plan.label(), before.disk);
-            return Err(
-                Error::new(ErrorKind::Busy, what).help("remove it first, or take another name")
-            );
+        if self.has_export(&plan).await? {
+            return Ok(Outcome::Same);
         }
         // A disk that is not there is told before a place is taken.
-        self.disk(&plan.disk)?;
+        if !plan.kind.whole_yard {
+            self.disk(&plan.disk)?;
+        }
         let yard = Arc::clone(self);
         let (kind, name, disk) = (plan.kind, plan.name.clone(), plan.disk.clone());
         let added = Event::ExportAdded { kind: kind.name.into(), name: name.clone(), disk };
@@ -118,6 +123,23 @@ impl Yard {
         opened.await.map_err(|err| Error::failed("cannot open the export").caused_by(err))??;
         self.events.push(added);
         Ok(Outcome::Made)
+    }
+
+    /// Whether there is that very export. One that others have ended makes way.
+    async fn has_export(&self, plan: &ExportPlan) -> Result<bool> {
+        let before = self.inside.read().export(plan.kind, &plan.name).cloned();
+        let Some(before) = before else { return Ok(false) };
+        if before.export.is_over() {
+            before.export.end(self.grace()).await;
+            self.inside.write().take_export(plan.kind, &plan.name);
+            return Ok(false);
+        }
+        if *before.plan == *plan {
+            return Ok(true);
+        }
+        let of = if plan.kind.whole_yard { "all disks" } else { &before.plan.disk };
+        let what = format!("there is an export named {:?} already, of {of}", plan.label());
+        Err(Error::new(ErrorKind::Busy, what).help("remove it first, or take another name"))
     }
 
     /// Ends an export: what its clients have asked for is answered, and nobody else is told.

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front};
+use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front, FrontDisk};
 use config::save::{Edit, Prepared};
 use events::Events;
 use follow::State;
@@ -85,6 +85,13 @@ struct YardExport {
     export: Arc<dyn Export>,
     /// It was opened so that its clients cannot change the disk, whatever becomes of that.
     only_reads: bool,
+}
+
+impl YardDisk {
+    fn for_front(&self) -> FrontDisk {
+        let (plan, open) = (Arc::clone(&self.plan), Arc::clone(&self.open));
+        FrontDisk { name: self.name.clone(), plan, open }
+    }
 }
 
 impl YardExport {
@@ -245,8 +252,12 @@ impl Yard {
             Arc::new(Follower { disk: name.clone(), inside, events });
         open.disk().subscribe(&follower);
         let added = events::Event::DiskAdded { disk: name.clone() };
-        let disk =
-            YardDisk { name, plan: Arc::new(plan), open: Arc::clone(&open), _follower: follower };
+        let disk = YardDisk {
+            name: name.clone(),
+            plan: Arc::new(plan),
+            open: Arc::clone(&open),
+            _follower: follower,
+        };
         let is_closed = {
             let mut inside = self.inside.write();
             if !inside.is_closed {
@@ -260,6 +271,11 @@ impl Yard {
             return Err(Error::failed("the daemon is ending"));
         }
         self.events.push(added);
+        for it in self.inside.read().of_whole_yard() {
+            if let Err(err) = it.export.disk_added(&name, &open) {
+                tracing::warn!(export = it.plan.label(), disk = name, %err, "it does not have the disk");
+            }
+        }
         Ok(open)
     }
 
@@ -268,22 +284,22 @@ impl Yard {
     /// # Errors
     /// What keeps it from being opened. There is one of that name, or no such disk.
     pub fn open_export(&self, plan: ExportPlan, bound: Bound) -> Result<Arc<dyn Export>> {
-        let disk = {
+        let disks: Vec<_> = {
             let inside = self.inside.read();
             if inside.export(plan.kind, &plan.name).is_some() {
                 let what = format!("there is an export named {:?} already", plan.label());
                 return Err(Error::new(ErrorKind::Busy, what).help("give it another name"));
             }
-            inside.disk(&plan.disk)?.clone()
+            if plan.kind.whole_yard {
+                inside.disks.iter().map(YardDisk::for_front).collect()
+            } else {
+                vec![inside.disk(&plan.disk)?.for_front()]
+            }
         };
-        let was_read_only = disk.open.disk().is_read_only();
-        let export = bound(&Front {
-            plan: &plan,
-            disk: &disk.plan,
-            open: &disk.open,
-            threads: &self.handles,
-            nbd: &self.nbd,
-        })?;
+        let is_read_only = |disk: &FrontDisk| disk.open.disk().is_read_only();
+        let was_read_only = !plan.kind.whole_yard && disks.iter().all(is_read_only);
+        let export =
+            bound(&Front { plan: &plan, disks: &disks, threads: &self.handles, nbd: &self.nbd })?;
         let only_reads = plan.read_only() || was_read_only;
         let opened = YardExport { plan: Arc::new(plan), export: Arc::clone(&export), only_reads };
         {
@@ -317,21 +333,31 @@ impl Yard {
         housekeeping::keep(watched, clock).await;
     }
 
-    /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
-    /// nothing listens.
+    /// Waits until there is nobody left who could be served: front-ends that were passed to this process are gone, what was
+    /// mounted is unmounted, and nothing listens.
     pub async fn deserted(&self) {
-        let alone = {
-            let inside = self.inside.read();
-            match &inside.exports[..] {
-                [only] if inside.addresses.is_empty() => Some(Arc::clone(&only.export)),
-                _ => None,
+        let mut gone: Vec<Arc<dyn Export>> = Vec::new();
+        loop {
+            let exports = self.with_clients();
+            let is_gone = |export: &Arc<dyn Export>| gone.iter().any(|it| Arc::ptr_eq(it, export));
+            let Some(export) = exports.iter().find(|export| !is_gone(export)) else { break };
+            match export.deserted() {
+                Some(end) => end.await,
+                None => std::future::pending().await,
             }
-        };
-        if let Some(end) = alone.as_ref().and_then(|export| export.deserted()) {
-            end.await;
-        } else {
+            gone.push(Arc::clone(export));
+        }
+        if gone.is_empty() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// The exports that anybody can come by: where nothing listens, nobody does by NBD.
+    fn with_clients(&self) -> Vec<Arc<dyn Export>> {
+        let inside = self.inside.read();
+        let listens = !inside.addresses.is_empty();
+        let counts = |it: &&YardExport| listens || it.plan.kind != &exports::nbd::KIND;
+        inside.exports.iter().filter(counts).map(|it| Arc::clone(&it.export)).collect()
     }
 
     /// Ends all of it, within `grace` and [`LEAST`]; only disks of this machine take as long as they take.
@@ -377,6 +403,10 @@ impl Inside {
     fn take_export(&mut self, kind: &ExportKind, name: &str) -> Option<YardExport> {
         let at = self.exports.iter().position(|export| export.is(kind, name))?;
         Some(self.exports.remove(at))
+    }
+
+    fn of_whole_yard(&self) -> impl Iterator<Item = &YardExport> {
+        self.exports.iter().filter(|export| export.plan.kind.whole_yard)
     }
 
     fn disk(&self, name: &str) -> Result<&YardDisk> {
