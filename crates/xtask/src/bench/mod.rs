@@ -12,6 +12,7 @@ mod blkmq;
 mod copy;
 mod crush;
 mod fio;
+mod fuse;
 mod idle;
 mod measure;
 mod nbd;
@@ -80,6 +81,12 @@ const BENCHES: &[Bench] = &[
         about: "disks of virtual machines, beside qemu-storage-daemon",
         programs: &[BLOCKYARD, VHOST_USER_LOAD],
         cases: vhost_user_blk::cases,
+    },
+    Bench {
+        name: "fuse",
+        about: "disks as files, beside qemu-storage-daemon",
+        programs: &[BLOCKYARD],
+        cases: fuse::cases,
     },
     Bench {
         name: "idle",
