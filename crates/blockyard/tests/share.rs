@@ -218,7 +218,8 @@ fn programs_find_what_they_expect() {
     let script = "set -e\ncp -a source mnt/copied\ndiff -r source mnt/copied\n\
         tar -C source -cf mnt/archive.tar .\nmkdir mnt/unpacked\ntar -C mnt/unpacked -xf mnt/archive.tar\n\
         diff -r source mnt/unpacked\ndiff -r source dir/unpacked\n\
-        for n in 1 2 3 4; do (for i in $(seq 50); do echo $i > mnt/p$n-$i; mv mnt/p$n-$i mnt/q$n-$i; rm mnt/q$n-$i; done) & done; wait\n\
+        for n in 1 2 3 4; do (for i in $(seq 50); do echo $i > mnt/p$n-$i; mv mnt/p$n-$i mnt/q$n-$i; rm mnt/q$n-$i\n\
+        done) & done; wait\n\
         rm -r mnt/copied mnt/unpacked mnt/archive.tar\n";
     peer("sh", &["-c", &format!("cd {}\n{script}", shared.place.path().display())]);
     assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0);

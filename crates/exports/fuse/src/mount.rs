@@ -17,6 +17,7 @@ use crate::handshake::handshake;
 use crate::point::{MountPoint, Place};
 use crate::queue::{Requests, Session, Worker};
 use crate::tree::{Owner, Tree};
+use crate::watchers::Watchers;
 
 /// Requests that each queue may have with a disk, unless told otherwise. Each has memory for the longest of its own, which
 /// costs nothing before it is used.
@@ -311,7 +312,9 @@ fn serve(
     let tree = Arc::new(tree);
     let depth = usize::from(config.depth.clamp(1, MAX_DEPTH));
     let protocol = handshake(&channel)?;
-    let session = Arc::new(Session { tree: Arc::clone(&tree), protocol, cache: config.cache });
+    let watchers = Watchers::new(queue_threads.len());
+    let session =
+        Arc::new(Session { tree: Arc::clone(&tree), protocol, cache: config.cache, watchers });
     let channel = Arc::new(channel);
     let mut queues = Vec::with_capacity(queue_threads.len());
     for (cpu, runtime) in queue_threads.iter().enumerate() {

@@ -50,8 +50,8 @@ impl MountPoint {
     /// away before.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] where there is no FUSE, [`ErrorKind::NotFound`] and [`ErrorKind::Unsuitable`] if the path is not
-    /// what can be mounted on, and what else keeps it from being mounted. Nothing of it is left then.
+    /// [`ErrorKind::Unavailable`] where there is no FUSE, [`ErrorKind::NotFound`] and [`ErrorKind::Unsuitable`] if the path is
+    /// not what can be mounted on, and what else keeps it from being mounted. Nothing of it is left then.
     pub fn mount(place: &Place<'_>) -> Result<(Self, Channel), Error> {
         let path = place.prepare()?;
         let mark = format!("{:016x}", RandomState::new().hash_one(std::process::id()));

@@ -13,6 +13,7 @@ use blockyard_fuse::{
 use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::{IOV_MAX, IoVecs};
+use tokio::runtime::Handle;
 
 use crate::bios::{Asked, Wanted, ask_status};
 use crate::mount::Cache;
@@ -20,6 +21,7 @@ use crate::names::{Names, stale};
 use crate::seek::{Seek, Step};
 use crate::slots::{Parked, Slots};
 use crate::tree::{Nodes, Tree};
+use crate::watchers::{Watch, Watchers};
 
 /// Where the data of a WRITE begin in what is read: behind its header and its arguments.
 const DATA_AT: usize = InHeader::LEN + WriteIn::LEN;
@@ -47,6 +49,7 @@ pub(crate) struct Session {
     pub(crate) tree: Arc<Tree>,
     pub(crate) protocol: Protocol,
     pub(crate) cache: Cache,
+    pub(crate) watchers: Watchers,
 }
 
 /// A queue at work, on its thread.
@@ -70,6 +73,7 @@ pub(crate) struct Worker {
     nodes: Arc<Nodes>,
     seen: u64,
     requests: Arc<Requests>,
+    watch: Watch,
     /// There was no request when it was looked for last, and no event since.
     dry: bool,
     over: bool,
@@ -100,6 +104,7 @@ impl Worker {
             nodes,
             seen: 0,
             requests: Arc::default(),
+            watch: Watch::default(),
             dry: false,
             over: false,
             session,
@@ -116,24 +121,33 @@ impl Worker {
     /// Serves until the file system is not mounted any more, and until all that it had asked the disks has ended.
     pub(crate) async fn run(mut self, event: EventWatch<Channel>) {
         let mut changed = self.session.tree.subscribe();
+        let mut event = Some(event);
         while !self.over {
             self.work().await;
             if self.over {
                 break;
             }
-            let ringing = event.happened();
+            if self.watch.is_to_rest(&self.session.watchers) {
+                event = None;
+            }
             tokio::select! {
-                happened = ringing => {
+                happened = happened(event.as_ref()) => {
                     // Without the events of the runtime there is nothing to go on by.
                     self.over |= happened.is_err();
+                    self.watch.woken();
                     self.dry = false;
+                }
+                () = self.watch.called(&self.session.watchers), if event.is_none() => {
+                    event = self.rejoin();
                 }
                 () = self.outbox.filled() => {}
                 // The next turn takes the new picture. There is a sender as long as there is a session.
-                _ = changed.changed() => self.over = self.session.tree.is_closed(),
+                _ = changed.changed() => self.over |= self.has_ended(),
             }
         }
         drop(event);
+        self.session.watchers.end();
+        self.session.tree.wake();
         self.outbox.abandon();
         while !self.slots.are_idle() {
             self.slots.forget_parked();
@@ -150,13 +164,34 @@ impl Worker {
         }
     }
 
+    /// Watches the device again. A request that is there already is told of, too.
+    fn rejoin(&mut self) -> Option<EventWatch<Channel>> {
+        let channel = Arc::clone(self.channel.as_ref()?);
+        match EventWatch::new(channel, &Handle::current()) {
+            Ok(event) => {
+                self.watch.rejoin(&self.session.watchers);
+                self.dry = false;
+                Some(event)
+            }
+            Err(err) => {
+                tracing::warn!(%err, "the device cannot be watched: another queue does");
+                None
+            }
+        }
+    }
+
+    /// Whether nobody is to be served any more, whoever has found that out.
+    fn has_ended(&self) -> bool {
+        self.session.tree.is_closed() || self.session.watchers.are_over()
+    }
+
     /// Works as long as there is something to do.
     async fn work(&mut self) {
         let mut rounds = 0;
         while self.turn() && !self.over {
             rounds += 1;
             if rounds % ROUNDS == 0 {
-                self.over |= self.session.tree.is_closed();
+                self.over |= self.has_ended();
                 tokio::task::yield_now().await;
             }
         }
@@ -168,7 +203,10 @@ impl Worker {
         self.refresh();
         let mut came = 0;
         while came < BATCH && !self.dry && !self.over {
-            let Some(slot) = self.slots.vacant() else { break };
+            let Some(slot) = self.slots.vacant() else {
+                self.session.watchers.call();
+                break;
+            };
             match self.receive(slot) {
                 Some(len) => {
                     // After it was read: whoever asks behind a change sees it.
@@ -183,6 +221,7 @@ impl Worker {
         if came > 0 {
             self.requests.add(came);
         }
+        self.watch.found(came, BATCH, &self.session.watchers);
         answered || came > 0
     }
 
@@ -438,6 +477,21 @@ impl Worker {
             }
             _ => self.end(&err),
         }
+    }
+}
+
+/// Waits for the device, if it is watched.
+async fn happened(event: Option<&EventWatch<Channel>>) -> io::Result<()> {
+    match event {
+        Some(event) => event.happened().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Also of one that has panicked.
+        self.watch.gone(&self.session.watchers);
     }
 }
 

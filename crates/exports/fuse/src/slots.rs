@@ -1,7 +1,7 @@
 //! Room for the requests of a queue. Every disk has a share of it: one whose requests do not end keeps no other from its own.
 //!
-//! The kernel has one list of requests for all files, and nobody can tell whose the next one is before it is read. What is read for
-//! a disk whose share is used up is put by, in the order in which it came: a read is a few bytes then, a write its data.
+//! The kernel has one list of requests for all files, and nobody can tell whose the next one is before it is read. What is read
+//! for a disk whose share is used up is put by, in the order in which it came: a read is a few bytes then, a write its data.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

@@ -132,6 +132,11 @@ impl Tree {
         self.changed.send_replace(());
     }
 
+    /// Has all who sleep look whether they are to be served.
+    pub(crate) fn wake(&self) {
+        self.changed.send_replace(());
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }

@@ -6,9 +6,9 @@
 //! | a file that is opened | `/proc/self/fd/N` of its node: regular files and directories only |
 //! | who owns what is made | who has asked for it: made by this process, given to him at once |
 //!
-//! So nothing leads out of the directory: a name has no slash in it and is not `..`, what it stands for is not followed, and what is
-//! renamed meanwhile is the same file still. A directory that somebody on the host moves elsewhere stays known to who knows it.
-//! File systems that are mounted below are part of it.
+//! So nothing leads out of the directory: a name has no slash in it and is not `..`, what it stands for is not followed, and
+//! what is renamed meanwhile is the same file still. A directory that somebody on the host moves elsewhere stays known to who
+//! knows it. File systems that are mounted below are part of it.
 
 mod attributes;
 mod files;
@@ -75,8 +75,8 @@ pub struct Passthrough {
 }
 
 impl Passthrough {
-    /// What is in that directory. What the kernel's umask takes away it has taken from what is asked for, so that the process is
-    /// to have none.
+    /// What is in that directory. What a program's umask takes away, the kernel has taken from what it asks for: the process of
+    /// this is to have none.
     ///
     /// # Errors
     /// What keeps it from being opened; there is no `/proc`.

@@ -1,5 +1,5 @@
-//! Disks as files, loaded by fio past the page cache: us beside qemu-storage-daemon's FUSE export, on a file in memory (tmpfs) that
-//! has all its data before anybody starts.
+//! Disks as files, loaded by fio past the page cache: us beside qemu-storage-daemon's FUSE export, on a file in memory (tmpfs)
+//! that has all its data before anybody starts.
 
 use super::Context;
 use super::fio::{Job, SPAN, drive, timed, understand};

@@ -32,7 +32,10 @@ const PROTOCOL: Protocol = Protocol { minor: 45, flags: InitFlags::SETXATTR_EXT,
 struct Client {
     socket: OwnedFd,
     worker: Option<JoinHandle<()>>,
-    _thread: QueueThread,
+    /// The second queue, if there is one.
+    other: Option<JoinHandle<()>>,
+    session: Arc<Session>,
+    _threads: Vec<QueueThread>,
     unique: u64,
 }
 
@@ -42,17 +45,29 @@ impl Client {
     }
 
     fn of(tree: Tree) -> Self {
+        Self::with(tree, 1)
+    }
+
+    /// With one queue, or two.
+    fn with(tree: Tree, queues: usize) -> Self {
         let tree = Arc::new(tree);
-        let session = Arc::new(Session { tree, protocol: PROTOCOL, cache: Cache::Bypassed });
+        let watchers = Watchers::new(queues);
+        let session =
+            Arc::new(Session { tree, protocol: PROTOCOL, cache: Cache::Bypassed, watchers });
         let (socket, far) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
         let channel = Arc::new(Channel::of(far).unwrap());
-        let thread = QueueThread::start();
-        let event = EventWatch::new(Arc::clone(&channel), &thread.handle).unwrap();
-        let worker = Worker::new(session, channel, 0, DEPTH).unwrap();
-        let worker = Some(thread.handle.spawn(worker.run(event)));
-        Self { socket, worker, _thread: thread, unique: 0 }
+        let (threads, handles) = QueueThread::start_many(queues);
+        let start = |handle: &Handle| {
+            let event = EventWatch::new(Arc::clone(&channel), handle).unwrap();
+            let worker = Worker::new(Arc::clone(&session), Arc::clone(&channel), 0, DEPTH);
+            handle.spawn(worker.unwrap().run(event))
+        };
+        let mut workers: Vec<_> = handles.iter().map(start).collect();
+        let other = workers.drain(1..).next();
+        let worker = workers.pop();
+        Self { socket, worker, other, session, _threads: threads, unique: 0 }
     }
 
     fn send(&self, bytes: &[u8]) {
@@ -329,6 +344,49 @@ fn a_disk_that_is_stuck_keeps_no_other_from_being_served() {
             assert_eq!(reply, Reply::Data(payload(&data)));
         });
     }
+}
+
+/// With requests one after the other, only one of two queues is woken for them after a while; when that one is gone, the other
+/// serves them.
+#[test]
+fn a_queue_that_is_woken_for_nothing_rests_until_it_is_called() {
+    let mut client = Client::with(Tree::single(ram_disk(), OWNER), 2);
+    let until = |client: &mut Client, watching: usize| {
+        let end = std::time::Instant::now() + PATIENCE;
+        while client.session.watchers.watching() != watching {
+            assert!(std::time::Instant::now() < end, "{watching} never watch");
+            client.is_well();
+        }
+    };
+    until(&mut client, 1);
+    client.session.watchers.call();
+    until(&mut client, 2);
+    until(&mut client, 1);
+    // Whichever it is that watches: one task is ended in the middle, without a word.
+    client.worker.take().unwrap().abort();
+    for _ in 0..100 {
+        client.is_well();
+    }
+    assert_eq!(client.session.watchers.watching(), 1);
+    client.worker = client.other.take();
+    // Closes the client's end.
+    client.socket = Client::new().socket;
+    client.has_ended();
+}
+
+/// One finds out that it is over, and the one that rests hears of it.
+#[test]
+fn the_end_is_everybody_s() {
+    let mut client = Client::with(Tree::single(ram_disk(), OWNER), 2);
+    let end = std::time::Instant::now() + PATIENCE;
+    while client.session.watchers.watching() > 1 {
+        assert!(std::time::Instant::now() < end, "both watch");
+        client.is_well();
+    }
+    client.socket = Client::new().socket;
+    client.has_ended();
+    client.worker = client.other.take();
+    client.has_ended();
 }
 
 /// What a disk that is stuck is asked has a bound, and nothing is lost by that.
