@@ -16,6 +16,7 @@ pub struct Answers {
     room: Vec<u8>,
     /// Answers of a fixed form, and lists.
     answer: Vec<u8>,
+    scratch: Vec<u8>,
 }
 
 impl Answers {
@@ -23,7 +24,7 @@ impl Answers {
     #[must_use]
     pub fn new(protocol: Protocol) -> Self {
         let room = HEAD + protocol.limits.max_read.max(protocol.limits.max_write) as usize;
-        Self { protocol, room: vec![0; room], answer: Vec::new() }
+        Self { protocol, room: vec![0; room], answer: Vec::new(), scratch: Vec::new() }
     }
 
     /// The answer to a message, whole; `None` if nobody waits for one.
@@ -88,7 +89,7 @@ impl Answers {
         match done {
             Ok(len) => {
                 let end = end.min(HEAD + len);
-                head(unique, end - HEAD, &mut self.room);
+                head(unique, end - HEAD, &mut self.room, &mut self.scratch);
                 self.room.get(..end).unwrap_or(&[])
             }
             Err(errno) => self.reply(unique, Err(errno)),
@@ -117,7 +118,7 @@ impl Answers {
         match fill(&mut self.answer) {
             Ok(()) => {
                 let len = self.answer.len() - HEAD;
-                head(unique, len, &mut self.answer);
+                head(unique, len, &mut self.answer, &mut self.scratch);
                 &self.answer
             }
             Err(errno) => self.reply(unique, Err(errno)),
@@ -125,13 +126,12 @@ impl Answers {
     }
 }
 
-/// Writes the header of `len` bytes of data to where it is to be.
-fn head(unique: u64, len: usize, message: &mut [u8]) {
-    let reply = Reply::Data(Payload { here: &[], elsewhere: len });
-    let mut bytes = Vec::with_capacity(HEAD);
-    reply.out_header(unique, 0).write(&mut bytes);
-    if let Some(place) = message.get_mut(..HEAD) {
-        place.copy_from_slice(&bytes);
+/// Writes the header of `len` bytes of data to where it is to be, by way of `scratch`.
+fn head(unique: u64, len: usize, message: &mut [u8], scratch: &mut Vec<u8>) {
+    scratch.clear();
+    Reply::Data(Payload { here: &[], elsewhere: len }).out_header(unique, 0).write(scratch);
+    if let (Some(place), Some(bytes)) = (message.get_mut(..HEAD), scratch.get(..HEAD)) {
+        place.copy_from_slice(bytes);
     }
 }
 

@@ -123,10 +123,10 @@ pub trait FileSystem: Send + Sync + 'static {
     fn open(&self, node: u64, args: &OpenIn) -> Outcome<OpenOut> {
         Err(Errno::ENOSYS)
     }
-    /// Makes a file, and opens it; opens one that is there, unless the flags say that it has to be new.
+    /// Makes a file, and opens it.
     ///
     /// # Errors
-    /// Those of open(2).
+    /// Those of open(2); `ESTALE` if there is one by now, and it need not be new: the kernel looks it up and opens it then.
     fn create(
         &self,
         who: Who,

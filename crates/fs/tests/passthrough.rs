@@ -89,7 +89,7 @@ fn links_lead_nowhere() {
         let create = CreateIn { flags: 2, mode: 0o100_644, ..CreateIn::default() };
         fails(place.fs.create(ROOT, node.nodeid, name("new"), &create), &[ENOTDIR]);
         // By its own name, a link is not written through.
-        fails(place.fs.create(ROOT, ROOT_ID, name(link), &create), &[EPERM, ELOOP]);
+        fails(place.fs.create(ROOT, ROOT_ID, name(link), &create), &[ESTALE, ELOOP]);
         fails(place.fs.getxattr(node.nodeid, b"user.a", &mut [0; 9]), &[95]);
     }
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
@@ -227,11 +227,42 @@ fn what_is_made_is_who_has_asked_s_at_once() {
     place.fs.link(none.nodeid, ROOT_ID, name("named")).unwrap();
     place.fs.release(open.fh);
     assert_eq!(fs::metadata(place.shared().join("named")).unwrap().uid(), 1234);
-    // One that is there is opened, unless it has to be new.
-    let there = place.fs.create(other, ROOT_ID, name("new"), &create).unwrap().0;
-    assert_eq!((there.nodeid, there.attr.uid), (file.nodeid, 1234));
+    // Who may open one that is there is not for this to say.
+    fails(place.fs.create(other, ROOT_ID, name("new"), &create), &[ESTALE]);
     let exclusive = CreateIn { flags: 2 | 0o200, ..create };
     fails(place.fs.create(other, ROOT_ID, name("new"), &exclusive), &[17]);
+}
+
+/// Somebody else moves a file of root's to the name that is being made, all the time.
+#[test]
+fn what_was_not_made_is_given_to_nobody() {
+    let place = Place::new();
+    let who = Who { uid: 1234, gid: 2345 };
+    let (new, victim) = (place.shared().join("new"), place.shared().join("victim"));
+    fs::write(&victim, "").unwrap();
+    let held = fs::File::open(&victim).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = fs::rename(&victim, &new);
+                let _ = fs::rename(&new, &victim);
+            }
+        });
+        let create = CreateIn { flags: 2, mode: 0o104_755, ..CreateIn::default() };
+        for _ in 0..2000 {
+            if let Ok((entry, open)) = place.fs.create(who, ROOT_ID, name("new"), &create) {
+                place.fs.release(open.fh);
+                place.fs.forget(entry.nodeid, 1);
+            }
+            if let Ok(entry) = place.fs.symlink(who, ROOT_ID, name("new"), b"file") {
+                place.fs.forget(entry.nodeid, 1);
+            }
+            let found = held.metadata().unwrap();
+            assert_eq!((found.uid(), found.gid(), found.mode() & 0o7000), (0, 0, 0));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
 
 fn list(place: &Place, plus: bool, size: u32) -> Vec<Vec<u8>> {

@@ -15,6 +15,7 @@
 //! `SAFETY` line here names.
 
 pub mod block_device;
+pub mod credentials;
 pub mod direct;
 mod event;
 pub mod fallocate;

@@ -124,7 +124,7 @@ impl Passthrough {
     }
 
     /// Permissions of what a descriptor of ours stands for.
-    pub(super) fn set_mode(&self, fd: &OwnedFd, mode: u32) -> Outcome {
+    fn set_mode(&self, fd: &OwnedFd, mode: u32) -> Outcome {
         let mode = Mode::from_raw_mode(mode & PERMISSIONS);
         rustix::fs::chmodat(&self.own_files, DecInt::from_fd(fd), mode, AtFlags::empty())
             .map_err(errno)

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | a node | a file descriptor with `O_PATH`, opened by one name below the directory's own, links not followed |
 //! | a file that is opened | `/proc/self/fd/N` of its node: regular files and directories only |
-//! | who owns what is made | who has asked for it: made by this process, given to him at once |
+//! | what is made | for who has asked for it, from the start (setfsuid(2)): nothing is given to anybody |
 //!
 //! So nothing leads out of the directory: a name has no slash in it and is not `..`, what it stands for is not followed, and
 //! what is renamed meanwhile is the same file still. A directory that somebody on the host moves elsewhere stays known to who
@@ -67,6 +67,8 @@ pub struct Passthrough {
     options: Options,
     /// How long a name and attributes hold.
     valid: Duration,
+    /// User and group of this process.
+    own: (u32, u32),
     /// `/proc/self/fd`.
     own_files: OwnedFd,
     inodes: Inodes,
@@ -92,7 +94,8 @@ impl Passthrough {
         };
         let inodes = Inodes::new(root, key);
         let (files, directories) = (Handles::default(), Handles::default());
-        Ok(Self { options, valid, own_files, inodes, files, directories })
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Ok(Self { options, valid, own, own_files, inodes, files, directories })
     }
 
     fn may_change(&self) -> Outcome {

@@ -1,26 +1,26 @@
 //! What is made, removed and renamed.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use blockyard_fuse::wire::{CreateIn, EntryOut, MkdirIn, MknodIn, OpenOut};
 use blockyard_fuse::{Errno, Name};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use blockyard_sys::credentials::act_for;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 
-use super::{Found, PLACE, Passthrough, RESOLVE, device, errno, open_flags, stat};
+use super::{Found, PLACE, Passthrough, RESOLVE, device, errno, open_flags};
 use crate::filesystem::{Outcome, Who};
 
-/// The set-group-ID bit.
-const S_ISGID: u32 = 0o2000;
-/// Bits that are lost when a file gets another owner.
-const S_ISUID_OR_GID: u32 = 0o6000;
 /// Permissions, less the kind of file.
 const PERMISSIONS: u32 = 0o7777;
-/// How often a file is looked for again that others make and remove meanwhile.
-const MAX_TRIES: usize = 8;
+/// There is something of that name.
+const EEXIST: Errno = Errno::from_raw(17);
+/// A number that cannot be told.
+const EOVERFLOW: Errno = Errno::from_raw(75);
+/// What was known of the name is not so any more.
+const ESTALE: Errno = Errno::from_raw(116);
 
-/// Permissions of something new, which is its maker's only from the next step on.
-fn private(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & PERMISSIONS & !S_ISUID_OR_GID)
+fn permissions(mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & PERMISSIONS)
 }
 
 impl Passthrough {
@@ -31,38 +31,25 @@ impl Passthrough {
         if parent.kind == FileType::Directory { Ok(parent) } else { Err(Errno::ENOTDIR) }
     }
 
-    /// Gives what was just made to who has asked for it. In a directory with the set-group-ID bit the group is the directory's.
-    fn give(&self, who: Who, parent: &Found, made: impl AsFd) -> Outcome {
-        let found = stat(&made).map_err(errno)?;
-        let inherits = u32::from(stat(&parent.fd).map_err(errno)?.stx_mode) & S_ISGID != 0;
-        let uid = (found.stx_uid != who.uid).then(|| Uid::from_raw(who.uid));
-        let gid = (!inherits && found.stx_gid != who.gid).then(|| Gid::from_raw(who.gid));
-        if uid.is_none() && gid.is_none() {
-            return Ok(());
-        }
-        rustix::fs::chownat(made, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(errno)
-    }
-
-    /// What was just made by that name, or nothing is left of it.
-    fn made(
+    /// Makes something that is of who has asked for it from the start: what is given away later may be another's by then.
+    fn make<T>(
         &self,
         who: Who,
-        parent: &Found,
-        name: Name<'_>,
-        mode: Option<u32>,
-        how: AtFlags,
-    ) -> Outcome<EntryOut> {
-        let finish = || {
-            let place = self.place(parent, name)?;
-            self.give(who, parent, &place)?;
-            if let Some(mode) = mode.filter(|mode| mode & S_ISUID_OR_GID != 0) {
-                self.set_mode(&place, mode)?;
-            }
-            self.entry(place)
-        };
-        finish().inspect_err(|_| {
-            let _ = rustix::fs::unlinkat(&parent.fd, name.bytes(), how);
-        })
+        make: impl FnOnce() -> std::result::Result<T, rustix::io::Errno>,
+    ) -> Outcome<T> {
+        if who.uid == u32::MAX || who.gid == u32::MAX {
+            // He has no number here.
+            return Err(EOVERFLOW);
+        }
+        let is_own = (who.uid, who.gid) == self.own;
+        let acting = (!is_own).then(|| act_for(who.uid, who.gid)).transpose();
+        let _acting = acting.map_err(|_| Errno::EPERM)?;
+        make().map_err(errno)
+    }
+
+    /// What has that name now.
+    fn made(&self, parent: &Found, name: Name<'_>) -> Outcome<EntryOut> {
+        self.entry(self.place(parent, name)?)
     }
 
     pub(super) fn make_symlink(
@@ -73,8 +60,8 @@ impl Passthrough {
         target: &[u8],
     ) -> Outcome<EntryOut> {
         let parent = self.parent(parent)?;
-        rustix::fs::symlinkat(target, &parent.fd, name.bytes()).map_err(errno)?;
-        self.made(who, &parent, name, None, AtFlags::empty())
+        self.make(who, || rustix::fs::symlinkat(target, &parent.fd, name.bytes()))?;
+        self.made(&parent, name)
     }
 
     pub(super) fn make_node(
@@ -86,10 +73,9 @@ impl Passthrough {
     ) -> Outcome<EntryOut> {
         let parent = self.parent(parent)?;
         let kind = FileType::from_raw_mode(args.mode);
-        let made = private(args.mode);
-        rustix::fs::mknodat(&parent.fd, name.bytes(), kind, made, device(args.rdev))
-            .map_err(errno)?;
-        self.made(who, &parent, name, Some(args.mode), AtFlags::empty())
+        let (mode, device) = (permissions(args.mode), device(args.rdev));
+        self.make(who, || rustix::fs::mknodat(&parent.fd, name.bytes(), kind, mode, device))?;
+        self.made(&parent, name)
     }
 
     pub(super) fn make_directory(
@@ -100,9 +86,9 @@ impl Passthrough {
         args: &MkdirIn,
     ) -> Outcome<EntryOut> {
         let parent = self.parent(parent)?;
-        rustix::fs::mkdirat(&parent.fd, name.bytes(), private(args.mode)).map_err(errno)?;
-        // The set-group-ID bit of a directory is its parent's to give.
-        self.made(who, &parent, name, None, AtFlags::REMOVEDIR)
+        let mode = permissions(args.mode);
+        self.make(who, || rustix::fs::mkdirat(&parent.fd, name.bytes(), mode))?;
+        self.made(&parent, name)
     }
 
     pub(super) fn create_file(
@@ -115,27 +101,14 @@ impl Passthrough {
         let parent = self.parent(parent)?;
         let flags = open_flags(args.flags);
         let new = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        for _ in 0..MAX_TRIES {
-            match rustix::fs::openat2(&parent.fd, name.bytes(), new, private(args.mode), RESOLVE) {
-                Ok(file) => {
-                    let entry = self.made(who, &parent, name, Some(args.mode), AtFlags::empty())?;
-                    return Ok((entry, self.opened(file)));
-                }
-                Err(rustix::io::Errno::EXIST) if args.flags & OFlags::EXCL.bits() == 0 => {}
-                Err(err) => return Err(errno(err)),
-            }
-            // Somebody else was faster.
-            let place = match self.place(&parent, name) {
-                Err(Errno::ENOENT) => continue,
-                place => place?,
-            };
-            let entry = self.entry(place)?;
-            let inode = self.inodes.find(entry.nodeid)?;
-            let file =
-                self.reopen(&inode, flags).inspect_err(|_| self.inodes.forget(inode.id, 1))?;
-            return Ok((entry, self.opened(file)));
-        }
-        Err(Errno::EAGAIN)
+        let mode = permissions(args.mode);
+        let make = || rustix::fs::openat2(&parent.fd, name.bytes(), new, mode, RESOLVE);
+        let file = self.make(who, make).map_err(|errno| match errno {
+            // Somebody else was faster. Whether who asks may open that, the client has not looked: he does when he tries again.
+            EEXIST if args.flags & OFlags::EXCL.bits() == 0 => ESTALE,
+            errno => errno,
+        })?;
+        Ok((self.entry(self.open_own(&file, PLACE)?)?, self.opened(file)))
     }
 
     pub(super) fn make_tmpfile(
@@ -149,12 +122,8 @@ impl Passthrough {
         if args.flags & OFlags::EXCL.bits() != 0 {
             flags |= OFlags::EXCL;
         }
-        let file =
-            rustix::fs::openat(&parent.fd, c".", flags, private(args.mode)).map_err(errno)?;
-        self.give(who, &parent, &file)?;
-        if args.mode & S_ISUID_OR_GID != 0 {
-            self.set_mode(&file, args.mode)?;
-        }
+        let mode = permissions(args.mode);
+        let file = self.make(who, || rustix::fs::openat(&parent.fd, c".", flags, mode))?;
         let place = self.open_own(&file, PLACE)?;
         Ok((self.entry(place)?, self.opened(file)))
     }
