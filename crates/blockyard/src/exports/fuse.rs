@@ -150,7 +150,7 @@ impl Export for Files {
             let ended = tokio::task::spawn_blocking(move || mount.end(grace)).await;
             match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(err)) => tracing::error!("{}", error(err)),
+                Ok(Err(err)) => tracing::error!(%err, "a mount has not ended well"),
                 Err(err) => tracing::error!(%err, "unmounting failed"),
             }
         })

@@ -76,7 +76,7 @@ impl Yard {
             at.map(|at| inside.disks.remove(at))
         };
         let Some(disk) = disk else { return Ok(()) };
-        self.take_from_exports(name).await?;
+        self.take_from_exports(name).await;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
         self.events.push(Event::DiskRemoved { disk: name.into() });
@@ -88,14 +88,16 @@ impl Yard {
     }
 
     /// Those of the whole yard let go of a disk.
-    async fn take_from_exports(&self, name: &str) -> Result<()> {
+    async fn take_from_exports(&self, name: &str) {
         let exports: Vec<_> =
             self.inside.read().of_whole_yard().map(|it| Arc::clone(&it.export)).collect();
         let name = name.to_owned();
         let taken = tokio::task::spawn_blocking(move || {
             exports.iter().for_each(|export| export.disk_removed(&name));
         });
-        taken.await.map_err(|err| Error::failed("cannot take the disk away").caused_by(err))
+        if let Err(err) = taken.await {
+            tracing::error!(%err, "an export has not let go of the disk");
+        }
     }
 
     /// Opens an export, and serves it.

@@ -271,7 +271,8 @@ impl Yard {
             return Err(Error::failed("the daemon is ending"));
         }
         self.events.push(added);
-        for it in self.inside.read().of_whole_yard() {
+        let whole: Vec<YardExport> = self.inside.read().of_whole_yard().cloned().collect();
+        for it in whole {
             if let Err(err) = it.export.disk_added(&name, &open) {
                 tracing::warn!(export = it.plan.label(), disk = name, %err, "it does not have the disk");
             }
@@ -345,7 +346,10 @@ impl Yard {
                 Some(end) => end.await,
                 None => std::future::pending().await,
             }
-            gone.push(Arc::clone(export));
+            // One that was removed here has not been deserted.
+            if self.with_clients().iter().any(|it| Arc::ptr_eq(it, export)) {
+                gone.push(Arc::clone(export));
+            }
         }
         if gone.is_empty() {
             std::future::pending::<()>().await;

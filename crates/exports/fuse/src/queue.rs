@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use blockyard_blkmq::{Bio, Outbox, Status};
 use blockyard_buf::{Segment, copy_segments, total_len};
@@ -13,6 +14,7 @@ use blockyard_fuse::{
 use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::{IOV_MAX, IoVecs};
+use blockyard_sys::spin::{Arrival, SpinPolicy};
 use tokio::runtime::Handle;
 
 use crate::bios::{Asked, Wanted, ask_status};
@@ -74,6 +76,9 @@ pub(crate) struct Worker {
     seen: u64,
     requests: Arc<Requests>,
     watch: Watch,
+    spin: SpinPolicy,
+    /// When there was nothing more to do, and it went to sleep.
+    dry_since: Option<Instant>,
     /// There was no request when it was looked for last, and no event since.
     dry: bool,
     over: bool,
@@ -105,6 +110,8 @@ impl Worker {
             seen: 0,
             requests: Arc::default(),
             watch: Watch::default(),
+            spin: SpinPolicy::default(),
+            dry_since: None,
             dry: false,
             over: false,
             session,
@@ -130,6 +137,10 @@ impl Worker {
             if self.watch.is_to_rest(&self.session.watchers) {
                 event = None;
             }
+            if event.is_some() && self.look() {
+                continue;
+            }
+            self.dry_since = self.slots.are_idle().then(Instant::now);
             tokio::select! {
                 happened = happened(event.as_ref()) => {
                     // Without the events of the runtime there is nothing to go on by.
@@ -160,6 +171,33 @@ impl Worker {
                     self.turn_over_ended();
                 }
                 _ = changed.changed() => {}
+            }
+        }
+    }
+
+    /// Looks for the next request for some microseconds, where that has been worth while. Says whether there is something to do.
+    fn look(&mut self) -> bool {
+        let budget = self.spin.budget().filter(|_| self.slots.are_idle());
+        let Some(budget) = budget else { return false };
+        self.dry_since = None;
+        let start = Instant::now();
+        loop {
+            self.dry = false;
+            let before = self.requests.until_now();
+            let found = self.turn();
+            let gap = start.elapsed();
+            if found || self.over {
+                let requests = self.requests.until_now().wrapping_sub(before);
+                self.spin.arrived(
+                    Arrival::Spinning,
+                    gap,
+                    usize::try_from(requests).unwrap_or(usize::MAX),
+                );
+                return true;
+            }
+            if gap > budget {
+                self.spin.missed();
+                return false;
             }
         }
     }
@@ -220,6 +258,9 @@ impl Worker {
         self.submit();
         if came > 0 {
             self.requests.add(came);
+            if let Some(since) = self.dry_since.take() {
+                self.spin.arrived(Arrival::Asleep, since.elapsed(), came);
+            }
         }
         self.watch.found(came, BATCH, &self.session.watchers);
         answered || came > 0

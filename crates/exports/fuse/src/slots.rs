@@ -17,6 +17,9 @@ pub(crate) const MAX_PARKED: usize = 16 << 10;
 /// Bytes of writes that it puts by, at most, and the last one of them.
 pub(crate) const MAX_PARKED_BYTES: usize = 32 << 20;
 
+/// The most slots of a queue, whatever the disks are: each has memory for the longest request.
+const MAX_SLOTS: usize = 1024;
+
 /// Room for a request that waits for the disk.
 pub(crate) struct Slot {
     pub(crate) unique: u64,
@@ -97,12 +100,14 @@ impl Slots {
         Ok(())
     }
 
-    /// One that nothing is in, to read a request into. There are never more than the shares of all disks, and one.
+    /// One that nothing is in, to read a request into. There are never more than the shares of all disks, and one, nor more than
+    /// [`MAX_SLOTS`].
     pub(crate) fn vacant(&mut self) -> Option<usize> {
         if self.parked >= MAX_PARKED || self.parked_bytes >= MAX_PARKED_BYTES {
             return None;
         }
         if self.free.is_empty()
+            && self.all.len() < MAX_SLOTS.max(self.depth)
             && let Err(err) = self.grow()
         {
             tracing::debug!(%err, "no memory for another request: it waits");
