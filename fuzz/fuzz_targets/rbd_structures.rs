@@ -1,8 +1,9 @@
-//! Records of images and locks. First byte: which one; what can be read is read again from its own encoding.
+//! Records of images and locks, and what watchers tell each other. First byte: which one; what can be read is read again from its own encoding.
 #![no_main]
 
 use blockyard_rados::encoding::{Decode, Encode, Reader, encoded};
 use blockyard_rbd::format::lock::{LockInfo, LockOp, SetCookieOp};
+use blockyard_rbd::format::notify::Message;
 use blockyard_rbd::format::{
     ChildSpec, ObjectMap, Parent, ParentSpec, Snapshot, SnapshotInfo, SnapshotNamespace,
 };
@@ -34,7 +35,7 @@ fn check_map(bytes: &[u8]) {
 
 fuzz_target!(|data: &[u8]| {
     let Some((&which, bytes)) = data.split_first() else { return };
-    match which % 10 {
+    match which % 11 {
         0 => check::<Parent>(bytes),
         1 => check::<ParentSpec>(bytes),
         2 => check::<ChildSpec>(bytes),
@@ -44,6 +45,7 @@ fuzz_target!(|data: &[u8]| {
         6 => check::<LockInfo>(bytes),
         7 => check::<LockOp>(bytes),
         8 => check::<SetCookieOp>(bytes),
-        _ => check_map(bytes),
+        9 => check_map(bytes),
+        _ => check::<Message>(bytes),
     }
 });

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use blockyard_buf::{Segment, Segments, total_len};
+use blockyard_buf::{Pages, Segment, Segments, total_len};
 
 use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::partition_device::Partition;
@@ -107,6 +107,8 @@ pub struct Bio {
     pub extents: Vec<Extent>,
     pub(crate) iter: BvecIter,
     pub(crate) data: Segments,
+    /// The answer to a read that takes [`Flags::PAGES`], if it is that.
+    pub(crate) pages: Option<Pages>,
     pub(crate) status: Status,
     pub(crate) end: End,
     pub(crate) part: Option<Arc<Partition>>,
@@ -164,6 +166,7 @@ impl Bio {
             extents: Vec::new(),
             iter,
             data,
+            pages: None,
             status: Status::Ok,
             end: End::Nobody,
             part: None,
@@ -182,6 +185,7 @@ impl Bio {
         self.extents.clear();
         self.iter = BvecIter { sector, size: len, index: 0, done: 0 };
         self.data.clear();
+        self.pages = None;
         self.status = Status::Ok;
         self.part = None;
         (self.skew, self.by_bytes, self.inside) = (0, false, false);
@@ -277,6 +281,17 @@ impl Bio {
         std::mem::take(&mut self.data)
     }
 
+    /// What answers a read with [`Flags::PAGES`], if it is not memory: all of it.
+    #[must_use]
+    pub fn pages(&self) -> Option<&Pages> {
+        self.pages.as_ref()
+    }
+
+    /// Takes these away.
+    pub fn take_pages(&mut self) -> Option<Pages> {
+        self.pages.take()
+    }
+
     /// Whether it wants the driver's memory.
     #[must_use]
     pub fn wants_supply(&self) -> bool {
@@ -348,6 +363,7 @@ impl Bio {
 
     /// Drops the memory that a driver has supplied for what is not done yet.
     pub(crate) fn take_back_supply(&mut self) {
+        self.pages = None;
         if self.wants_supply() {
             let BvecIter { index, done, .. } = self.iter;
             self.data.truncate(index + usize::from(done > 0));
@@ -361,12 +377,14 @@ impl Bio {
         }
     }
 
-    /// The same operation on the same memory, as far as it is left, with nobody told of its end.
+    /// The same operation on the same memory, as far as it is left, with nobody told of its end. A read that pages would do
+    /// for wants memory here: whoever puts pieces together does not know what to do with them.
     #[must_use]
     pub fn clone_rest(&self) -> Box<Self> {
         let data = if self.wants_supply() { Segments::new() } else { self.segments().collect() };
+        let flags = self.flags - Flags::PAGES;
         let mut clone =
-            Self::build(self.op, self.flags, BvecIter { index: 0, done: 0, ..self.iter }, data);
+            Self::build(self.op, flags, BvecIter { index: 0, done: 0, ..self.iter }, data);
         clone.prio = self.prio;
         clone.hint = self.hint;
         clone.part.clone_from(&self.part);

@@ -120,7 +120,7 @@ impl BlockLayer {
                 return disk.open(Some(part.info().number), mode);
             }
         }
-        Err(Error::new(ErrorKind::NotFound, format!("there is no disk or partition {name}")))
+        Err(Error::new(ErrorKind::NotFound, format!("no disk or partition {name}")))
     }
 
     /// Reads the partition table anew; says how many partitions there are (kernel: `BLKRRPART`). Blocks.

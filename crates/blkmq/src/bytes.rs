@@ -128,7 +128,7 @@ fn around(bio: Box<Bio>, block: u64) -> Box<Bio> {
 }
 
 fn inherit(child: &mut Bio, parent: &Bio) {
-    child.flags |= parent.flags;
+    child.flags |= parent.flags - Flags::PAGES;
     child.prio = parent.prio;
     child.hint = parent.hint;
     child.part.clone_from(&parent.part);

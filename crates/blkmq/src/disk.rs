@@ -150,7 +150,7 @@ impl Disk {
         let bad_name = |c: char| c.is_whitespace() || c.is_control() || c == '/';
         if config.name.is_empty() || config.name.len() > 31 || config.name.contains(bad_name) {
             let what = format!(
-                "{:?} is no disk name: 1 to 31 bytes with no blank and no slash",
+                "invalid disk name {:?}; use 1 to 31 bytes without spaces or slashes",
                 config.name
             );
             return Err(Error::new(ErrorKind::Invalid, what));
@@ -350,9 +350,7 @@ impl Disk {
             return Ok(Sector::from_bytes_floor(bytes));
         }
         let (name, block) = (&self.name, block.bytes());
-        let what = format!(
-            "{name} is made of blocks of {block} bytes, and {bytes} is no multiple of that"
-        );
+        let what = format!("{bytes} is not a multiple of {block}, the block size of {name}");
         Err(Error::new(ErrorKind::Invalid, what))
     }
 
@@ -507,7 +505,7 @@ impl Disk {
                 tracing::error!(
                     disk = self.name,
                     status = %flushed,
-                    "the last flush failed: what was written since the last good one may be lost"
+                    "final flush failed; writes since the last successful flush may be lost"
                 );
             }
         }

@@ -362,18 +362,23 @@ impl<D: Driver> Hctx<D> {
             let mut st = self.state.lock();
             let budget = self.shared.driver.budget();
             while list.len() < BATCH && !unused {
-                let Some(tag) = self.get_tag(&mut st, false) else { break };
-                let may = budget.is_none_or(|budget| budget.get());
-                let rq = may.then(|| self.shared.elevator.dispatch(self.index, now_ns)).flatten();
+                // Before the tag: one that is given back wakes those who wait for it, and they may be the ones who ask
+                // this queue to go on.
+                if budget.is_some_and(|budget| !budget.get()) {
+                    break;
+                }
+                let tag = self.get_tag(&mut st, false);
+                let rq = tag.and_then(|_| self.shared.elevator.dispatch(self.index, now_ns));
                 if let Some(mut rq) = rq {
-                    (rq.tag, rq.scheduled, rq.budgeted) = (Some(tag), true, budget.is_some());
+                    (rq.tag, rq.scheduled, rq.budgeted) = (tag, true, budget.is_some());
                     self.start(&mut st, &mut rq, now_ns);
                     list.push(rq);
                     continue;
                 }
-                if let Some(budget) = budget.filter(|_| may) {
+                if let Some(budget) = budget {
                     budget.put();
                 }
+                let Some(tag) = tag else { break };
                 self.put_tag(&mut st, tag);
                 unused = true;
             }

@@ -101,6 +101,10 @@ bitflags::bitflags! {
         /// A read's memory may be the driver's own: the bio has no segments when it is submitted, and the
         /// driver's when it ends.
         const SUPPLY = 1 << 9;
+        /// What answers a read with [`Flags::SUPPLY`] may be pages of a file, held by reference
+        /// ([`crate::Bio::take_pages`]): its submitter can send them, and does not look at them. Whatever is made of
+        /// such a read on its way, if it is cut or trimmed, asks for memory.
+        const PAGES = 1 << 12;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
         /// It may have one of the tags that are kept for what must not wait behind ordinary I/O (kernel:

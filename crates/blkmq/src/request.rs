@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use blockyard_buf::{Segment, copy_segments};
+use blockyard_buf::{Pages, Segment, copy_segments};
 
 use crate::bio::{Bio, Extent};
 use crate::driver::Driver;
@@ -311,6 +311,46 @@ impl<D: Driver> Request<D> {
     /// have none.
     pub fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         self.rq().bios.iter().flat_map(|bio| bio.segments())
+    }
+
+    /// Whether pages of a file will do for its memory, all of it: see [`Request::deliver_pages`].
+    #[must_use]
+    pub fn takes_pages(&self) -> bool {
+        let rq = self.rq();
+        rq.op == Op::Read && rq.flags.contains(Flags::PAGES | Flags::SUPPLY)
+    }
+
+    /// Bytes that are left of the shortest of its bios.
+    #[must_use]
+    pub fn least_bio_len(&self) -> u64 {
+        self.rq().bios.iter().map(|bio| bio.len()).min().unwrap_or(0)
+    }
+
+    /// Answers a request that [takes pages](Request::takes_pages), and of which nothing was delivered, as `take` gives
+    /// them: for each of its bios, by its offset and length in bytes. If there are none for one of them nothing is
+    /// delivered, and it says `false`.
+    ///
+    /// # Panics
+    /// If pages have another length than was asked for.
+    #[must_use]
+    pub fn deliver_pages(&mut self, mut take: impl FnMut(u64, u64) -> Option<Pages>) -> bool {
+        let rq = self.rq_mut();
+        let is_wanted = rq.op == Op::Read && rq.flags.contains(Flags::PAGES | Flags::SUPPLY);
+        if !is_wanted || rq.delivered > 0 {
+            return false;
+        }
+        let mut at = rq.sector.bytes();
+        for bio in &mut rq.bios {
+            bio.pages = take(at, bio.len());
+            let Some(pages) = &bio.pages else {
+                rq.bios.iter_mut().for_each(|bio| bio.pages = None);
+                return false;
+            };
+            assert!(pages.len() as u64 == bio.len(), "pages that were not asked for");
+            at += bio.len();
+        }
+        rq.delivered = rq.len;
+        true
     }
 
     /// The next bytes of a read's answer, in order from its start: a bio that has memory gets a copy, one that

@@ -5,6 +5,7 @@ pub mod logging;
 mod rados;
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -22,8 +23,8 @@ use crate::disks::{self, help};
 const MAX_NUMBER: i64 = (1 << 20) - 1;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed (compare: they differ), 2 no (predicates; compare: unknown; check: errors), \
-64 bad usage, 69 not available here, 75 in use, 77 not permitted.";
+Exit status: 0 success, 1 failure (compare: different), 2 no (info --is, --can; compare: unknown; check: errors), \
+64 usage error, 69 unavailable, 75 in use, 77 permission denied.";
 
 /// The commands that take the URIs of disks.
 const WITH_URIS: [&str; 12] = [
@@ -48,7 +49,7 @@ pub fn command() -> clap::Command {
     for name in WITH_URIS {
         command = command.mut_subcommand(name, |command| {
             command
-                .after_help("--help shows what the URI of a disk can say.")
+                .after_help("For disk URIs and their options, see --help.")
                 .after_long_help(help::uris_and_options())
         });
     }
@@ -92,14 +93,14 @@ impl TypedValueParser for Setting {
     }
 }
 
-/// The Linux block I/O stack in user space: any disk, anywhere.
+/// Serve, attach, copy and inspect block devices from user space.
 #[derive(Debug, Parser)]
 #[command(name = "blockyard", version, max_term_width = 100, propagate_version = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
-    /// Log more: -v what happens, -vv details. The variable BLOCKYARD_LOG chooses by part, e.g.
+    /// Log more: -v info, -vv debug, -vvv trace. The environment variable BLOCKYARD_LOG sets levels by module, e.g.
     /// BLOCKYARD_LOG=warn,blockyard_export_nbd=trace.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
@@ -108,64 +109,64 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run everything that a yard.toml names, in the foreground; without one, a demo.
+    /// Run the disks and exports of a configuration file in the foreground.
     Up(UpArgs),
-    /// Serve disks over NBD, to virtual machines, or as files.
+    /// Serve disks over NBD or vhost-user-blk, or as files.
     Serve(Box<ServeArgs>),
-    /// Give a disk to the Linux kernel, and print the path of its device.
+    /// Attach a disk to this kernel and print the path of its device (/dev/ublkbN or /dev/nbdN).
     Attach(Box<AttachArgs>),
-    /// Take a disk from the kernel again.
+    /// Detach devices that `attach` created.
     Detach(DetachArgs),
-    /// Go on with attached disks whose daemon has died.
+    /// Restart the daemons of attached devices after a crash; queued I/O resumes.
     Recover(RecoverArgs),
-    /// Open a device and close it: for daemons, which must not open their own.
+    /// Open a device and close it, on behalf of a daemon, which must not open its own device.
     #[command(hide = true)]
     LookAt {
         /// The device.
         device: PathBuf,
-        /// Make it refuse writes meanwhile, or take them again.
+        /// Set the device read-only or writable.
         #[arg(long, value_name = "YES")]
         read_only: Option<bool>,
-        /// Claim it meanwhile.
+        /// Open it exclusively.
         #[arg(long, conflicts_with = "read_only")]
         claim: bool,
     },
-    /// Serve one disk to a virtual machine, with the options that QEMU has programs of this kind take.
+    /// Run a vhost-user-blk back-end with the standard options of such programs, for libvirt and scripts.
     VhostUserBlk(VhostUserBlkArgs),
-    /// List what runs on this machine, or the exports of an NBD server.
+    /// List running Blockyard daemons, or the exports of an NBD server.
     ///
-    /// Columns: IN FLIGHT are requests that the disk works on now; OPS, READ and WRITTEN count since the daemon was started,
-    /// and AVG OPS/S is OPS by its uptime; P50 and P99 are the latencies that half and 99 of 100 requests stayed below.
+    /// Columns: IN FLIGHT is the number of requests in progress. OPS, READ and WRITTEN count since the daemon started; AVG OPS/S
+    /// is OPS divided by its uptime. P50 and P99 are latency percentiles.
     List(ListArgs),
-    /// Show every disk of a yard as a file of a directory, as they come and go.
+    /// Show every disk of a yard as a file in a directory.
     ///
-    /// With the file of a yard, this is as `up`, and the directory is there for as long as it runs. With the number of a daemon
-    /// that runs, as list shows it, that one mounts it, and the command ends; umount(8) takes it away.
+    /// Given a yard.toml, this is like `up`, with the directory mounted as long as it runs. Given the process ID of a running
+    /// daemon, that daemon mounts the directory, and the command returns; unmount it with umount(8). Disks appear and vanish as
+    /// they are added and removed.
     Mount(MountArgs),
-    /// Mount a directory of this machine at another place of it, passed through by FUSE; nothing leads out of it.
+    /// Mount a directory of this machine at another place by FUSE.
     Share(ShareArgs),
-    /// Change a disk while it is used: make it larger, or read-only.
+    /// Resize a disk in use, or make it read-only.
     Set(SetArgs),
-    /// Open a disk in a daemon that runs, serve it by NBD, and print its name. Who uses its other disks notices nothing.
+    /// Add a disk to a running daemon, serve it over NBD, and print its name. Clients of other disks are not disturbed.
     Add(AddArgs),
-    /// Take a disk from a daemon that runs: what its clients have asked for is answered, and it is flushed.
+    /// Remove a disk from a running daemon, after answering the requests of its clients and flushing it.
     Remove(RemoveArgs),
-    /// Show what a disk is and what it can do.
+    /// Show size, block sizes, capabilities, allocation and partitions of a disk.
     Info(InfoArgs),
-    /// Put load on a disk and measure it.
+    /// Benchmark a disk. Write modes destroy its contents.
     Bench(BenchArgs),
     /// Read, write and list objects of a Ceph cluster.
     Rados(Box<RadosArgs>),
-    /// Copy a disk onto another; holes and zeroes are not read, and stay holes where they can.
+    /// Copy one disk to another. Holes are skipped, and stay holes where the target allows it.
     Copy(CopyArgs),
-    /// Compare two disks: exit 0 if they are the same, 1 if they differ, 2 if that cannot be told.
+    /// Compare two disks. Exit status: 0 identical, 1 different, 2 unknown.
     Compare(CompareArgs),
-    /// Show how the bytes of a disk are allocated.
+    /// Show which ranges of a disk are data, zeroes or holes.
     Map(MapArgs),
-    /// Read all that is stored on a disk, and look at its partition table: exit 0 if all is well, 1 if that cannot
-    /// be told, 2 if there are errors.
+    /// Read every allocated block and validate the partition table. Exit status: 0 no errors, 1 check incomplete, 2 errors found.
     Check(CheckArgs),
-    /// Run a command with a disk: $uri leads to it for as long as the command runs. Exits as the command does.
+    /// Serve a disk while a command runs, with its NBD URI in $uri. Exits with the status of the command.
     Run(RunArgs),
     /// Print a completion script for a shell.
     Completions {
@@ -174,7 +175,7 @@ pub enum Command {
     },
     /// Print the man page, or write all man pages to a directory.
     Man {
-        /// Where to write them; it is made if its parent directory exists.
+        /// Directory for all man pages; created if its parent exists.
         directory: Option<PathBuf>,
     },
 }
@@ -199,94 +200,95 @@ impl Command {
 /// `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
-    /// The file; ./yard.toml if it exists, else a demo in ./yard.
+    /// Configuration file [default: ./yard.toml; without one, a demo in ./yard].
     #[arg(short, long, value_name = "YARD.TOML")]
     pub file: Option<PathBuf>,
-    /// Check the file, and start nothing.
+    /// Validate the file and exit.
     #[arg(long)]
     pub check: bool,
 }
 
-/// When TLS is spoken.
+/// TLS policy for NBD clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Tls {
-    /// Never.
+    /// No TLS.
     #[default]
     Off,
-    /// If the client asks for it.
+    /// TLS for clients that ask for it.
     Allow,
-    /// By all.
+    /// Refuse clients that do not use TLS.
     Require,
 }
 
 /// `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The disks; each becomes an export, the first is the default one.
+    /// Disks; each becomes an export, the first is the default export.
     #[arg(required = true, value_name = "URI")]
     pub uris: Vec<String>,
-    /// Listen there: unix:/path, tcp:host:port, vsock:cid:port, or systemd for the sockets that it passes. May
-    /// be repeated.
+    /// Listen address: unix:PATH, tcp:HOST:PORT, vsock:CID:PORT, or systemd for socket activation. Repeatable.
     #[arg(long, value_name = "ADDR")]
     pub nbd: Vec<String>,
-    /// Be the disk of a virtual machine: a vhost-user-blk back-end at this unix socket. Repeated: for the first disk, the
-    /// second, ...
+    /// Serve vhost-user-blk on this Unix socket. Repeatable: one per disk, in order.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Vec<PathBuf>,
-    /// Be a file: the disk covers this one, which is there, until it is unmounted. Repeated: for the first disk, the second, ...
+    /// Serve the disk as this existing file, until it is unmounted. Repeatable: one per disk, in order.
     #[arg(long, value_name = "FILE")]
     pub fuse: Vec<PathBuf>,
-    /// The serial number that a virtual machine sees; the disk's name without. Repeated as --vhost-user-blk.
+    /// Serial number shown to the guest [default: name of the disk]. Repeatable, like --vhost-user-blk.
     #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
     pub serial: Vec<String>,
-    /// The name of an export; the disk's own name without. Repeated: for the first disk, the second, ...
+    /// Export name [default: name of the disk]. Repeatable: one per disk, in order.
     #[arg(long, value_name = "NAME")]
     pub name: Vec<String>,
-    /// A text for people who list the exports. Repeated as --name.
+    /// Export description, sent to clients that list exports. Repeatable, like --name.
     #[arg(long, value_name = "TEXT")]
     pub description: Vec<String>,
-    /// Let nobody change the disks.
+    /// Serve all disks read-only.
     #[arg(long)]
     pub read_only: bool,
-    /// When TLS is spoken.
+    /// TLS policy for NBD clients.
     #[arg(long, value_enum, default_value_t)]
     pub tls: Tls,
-    /// The server's certificate, in PEM, with those between it and what clients trust.
+    /// Server certificate chain (PEM): the server's certificate first, then intermediates.
     #[arg(long, value_name = "FILE")]
     pub tls_certificate: Option<PathBuf>,
-    /// The key of the certificate, in PEM.
+    /// Private key of the server certificate (PEM).
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// Only clients with a certificate of this authority, in PEM.
+    /// Require client certificates signed by this CA (PEM).
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
-    /// Instead of certificates: users and the keys that they share with the server, as psktool of GnuTLS writes them.
+    /// Pre-shared keys instead of certificates: lines of USER:KEY, as psktool(1) writes them. Needs a build with `psk`.
     #[arg(
         long,
         value_name = "FILE",
         conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
     )]
     pub tls_psk: Option<PathBuf>,
-    /// Clients at a time. As many again may be in their handshake.
+    /// Maximum number of clients; as many again may be in their handshake [default: 1024].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_clients: Option<u32>,
-    /// Of these, from one host (an address, a guest, a user at a unix socket); without, three quarters from one that is no
-    /// user of this machine.
+    /// Maximum number of clients from one host: an address, a guest, a user of a Unix socket [default: three quarters of
+    /// --max-clients; no limit for users of this machine].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_clients_per_host: Option<u32>,
-    /// Requests of a client that are worked on at a time.
+    /// Maximum number of requests in flight per client [default: 128].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_in_flight: Option<u32>,
-    /// Memory for the requests and replies of all NBD clients together, as 512M; 256M without. Who finds none waits.
+    /// Memory for requests and replies of all NBD clients together [default: 256M].
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<String>,
-    /// Queue threads; as many as CPUs without.
+    /// Serve metrics for Prometheus over HTTP, as 127.0.0.1:9660; repeatable.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Vec<SocketAddr>,
+    /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
-    /// Permissions of unix sockets, in octal, as 660.
+    /// Mode of Unix sockets, in octal, e.g. 660.
     #[arg(long, value_name = "MODE")]
     pub socket_mode: Option<String>,
-    /// Run this shell command with $uri set, then end with its exit code.
+    /// Run this shell command with $uri set, and exit with its status.
     #[arg(long, value_name = "CMD")]
     pub run: Option<OsString>,
 }
@@ -294,40 +296,40 @@ pub struct ServeArgs {
 /// `attach`.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// By which driver of the kernel; the best there is without.
+    /// Kernel driver [default: ublk if available, else nbd].
     #[arg(long, value_enum)]
     pub via: Option<Via>,
-    /// Stay in the foreground, as service managers want it.
+    /// Stay in the foreground, for service managers.
     #[arg(long)]
     pub foreground: bool,
-    /// Let nobody change the disk.
+    /// Attach the disk read-only.
     #[arg(long)]
     pub read_only: bool,
-    /// The number of the device, as 3 for /dev/ublkb3; a free one without.
+    /// Device number, e.g. 3 for /dev/ublkb3 [default: a free one].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=MAX_NUMBER))]
     pub number: Option<u32>,
-    /// Queue threads; as many as CPUs without.
+    /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
-    /// ublk: requests of each queue at a time; 128 without.
+    /// ublk: requests per queue [default: 128].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub depth: Option<u16>,
-    /// nbd: connections, and with that queues of the kernel's; 1 without.
+    /// nbd: connections, each with a queue of the kernel [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: Option<u16>,
-    /// nbd: after so long without an answer, in seconds or as 1m, the kernel asks again on another connection; 30 without.
+    /// nbd: time after which the kernel sends a request again on another connection, e.g. 30s or 1m [default: 30s].
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<u64>,
-    /// nbd: so long I/O waits for a new connection, as by `recover` after the daemon has died, in seconds or as 5m; together with
-    /// --timeout it has to be longer than the disk's fence_timeout; 5m without.
+    /// nbd: time that I/O waits for a new connection, e.g. for `recover` after the daemon died, before it fails. Together with
+    /// --timeout it must exceed the fence_timeout of the disk [default: 5m].
     #[arg(long, alias = "dead-timeout", value_name = "TIME", value_parser = seconds)]
     pub dead_conn_timeout: Option<u64>,
-    /// Told to end while the device is in use, leave it to the next `recover`, instead of staying until nobody uses it.
+    /// On SIGTERM while the device is in use, exit and leave it to the next `recover`, instead of waiting until it is unused.
     #[arg(long)]
     pub hand_over: bool,
-    /// In the background: where the daemon's output goes.
+    /// Log file of the daemon in the background.
     #[arg(long, value_name = "FILE", hide = true)]
     pub log: Option<PathBuf>,
 }
@@ -349,16 +351,16 @@ fn seconds(text: &str) -> Result<u64, String> {
 /// `detach`.
 #[derive(Debug, Args)]
 pub struct DetachArgs {
-    /// Devices, as /dev/ublkb0, or the disks in them.
+    /// Devices, e.g. /dev/ublkb0, or the URIs of their disks.
     #[arg(value_name = "DEVICE|URI", required_unless_present = "all")]
     pub devices: Vec<String>,
-    /// All.
+    /// Detach all devices.
     #[arg(long, conflicts_with = "devices")]
     pub all: bool,
-    /// Also one whose daemon has died: what the kernel has not written to it yet is lost.
+    /// Detach even if the daemon is dead; writes still queued in the kernel are lost.
     #[arg(long)]
     pub force: bool,
-    /// For the daemon of that process id, and only as long as it lives.
+    /// PID of the daemon that asks; detach only while it lives.
     #[arg(long, value_name = "PID", hide = true)]
     pub for_daemon: Option<u32>,
 }
@@ -366,13 +368,13 @@ pub struct DetachArgs {
 /// `recover`.
 #[derive(Debug, Args)]
 pub struct RecoverArgs {
-    /// Devices, as /dev/ublkb0; all without.
+    /// Devices, e.g. /dev/ublkb0 [default: all].
     #[arg(value_name = "DEVICE")]
     pub devices: Vec<String>,
-    /// Stay in the foreground, as service managers want it.
+    /// Stay in the foreground, for service managers.
     #[arg(long)]
     pub foreground: bool,
-    /// In the background: where the daemon's output goes.
+    /// Log file of the daemon in the background.
     #[arg(long, value_name = "FILE", hide = true)]
     pub log: Option<PathBuf>,
 }
@@ -380,19 +382,19 @@ pub struct RecoverArgs {
 /// `vhost-user-blk`.
 #[derive(Debug, Args)]
 pub struct VhostUserBlkArgs {
-    /// Where the front-end connects to.
+    /// Socket that the front-end connects to.
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
-    /// The socket of the front-end, which was passed to this process: one that listens, or is connected.
+    /// Inherited socket, listening or connected.
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<u32>,
-    /// The disk: a file, a block device, or the URI of any disk.
+    /// Disk: a file, a block device, or a disk URI.
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<String>,
-    /// Do not let the virtual machine change it.
+    /// Serve the disk read-only.
     #[arg(long)]
     pub read_only: bool,
-    /// Say in JSON what this program can do, and end.
+    /// Print the capabilities of the back-end as JSON and exit.
     #[arg(long)]
     pub print_capabilities: bool,
 }
@@ -400,13 +402,13 @@ pub struct VhostUserBlkArgs {
 /// TLS of a client.
 #[derive(Clone, Debug, Args)]
 pub struct ClientTlsArgs {
-    /// Trust the servers of this authority, in PEM.
+    /// CA certificate for verifying the server (PEM).
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// Our own certificate, in PEM.
+    /// Client certificate (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_certificate: Option<PathBuf>,
-    /// The key of our certificate, in PEM.
+    /// Private key of the client certificate (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_certificate")]
     pub tls_key: Option<PathBuf>,
 }
@@ -420,16 +422,16 @@ impl From<ClientTlsArgs> for TlsFiles {
 /// `list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// An NBD server; without, what runs on this machine.
+    /// NBD server [default: the daemons of this machine].
     #[arg(value_name = "NBD-URI")]
     pub uri: Option<String>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// The disks of the daemons as /proc/diskstats would show them.
+    /// Print the disks in the format of /proc/diskstats.
     #[arg(long, conflicts_with_all = ["json", "uri", "partitions"])]
     pub diskstats: bool,
-    /// The disks of the daemons as /proc/partitions would show them.
+    /// Print the disks in the format of /proc/partitions.
     #[arg(long, conflicts_with_all = ["json", "uri"])]
     pub partitions: bool,
     /// TLS.
@@ -440,16 +442,16 @@ pub struct ListArgs {
 /// `set`.
 #[derive(Debug, Args)]
 pub struct SetArgs {
-    /// The disk's name, as list shows it; PID:NAME where several daemons have one of that name.
+    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
     #[arg(value_name = "DISK")]
     pub disk: String,
-    /// What to change: size=2G, read_only=1.
+    /// Settings, e.g. size=2G or read_only=1.
     #[arg(required = true, value_name = "SETTING")]
     pub settings: Vec<String>,
-    /// Also make it smaller: what is past the new end is out of reach for those who use it.
+    /// Allow shrinking. Data past the new end becomes unreachable.
     #[arg(long)]
     pub shrink: bool,
-    /// Write it to the yard.toml of the daemon, too.
+    /// Save the change to the yard.toml of the daemon.
     #[arg(long)]
     pub save: bool,
 }
@@ -457,27 +459,27 @@ pub struct SetArgs {
 /// `add`.
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// What it is called, and its exports; made from the URI without.
+    /// Name of the disk and its exports [default: made from the URI].
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// The daemon, where several run.
+    /// Process ID of the daemon, if several run.
     #[arg(long, value_name = "PID")]
     pub daemon: Option<u32>,
-    /// Let nobody change the disk.
+    /// Serve the disk read-only.
     #[arg(long)]
     pub read_only: bool,
-    /// Be the disk of a virtual machine at this unix socket.
+    /// Serve vhost-user-blk on this Unix socket.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Option<PathBuf>,
-    /// Be this file.
+    /// Serve the disk as this existing file.
     #[arg(long, value_name = "FILE")]
     pub fuse: Option<PathBuf>,
-    /// Do not serve it by NBD.
+    /// Do not serve the disk over NBD.
     #[arg(long)]
     pub no_nbd: bool,
-    /// Write it to the yard.toml of the daemon, too.
+    /// Save the change to the yard.toml of the daemon.
     #[arg(long)]
     pub save: bool,
 }
@@ -485,10 +487,10 @@ pub struct AddArgs {
 /// `remove`.
 #[derive(Debug, Args)]
 pub struct RemoveArgs {
-    /// The disk's name, as list shows it; PID:NAME where several daemons have one of that name.
+    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
     #[arg(value_name = "DISK")]
     pub disk: String,
-    /// Take it out of the yard.toml of the daemon, too.
+    /// Save the change to the yard.toml of the daemon.
     #[arg(long)]
     pub save: bool,
 }
@@ -496,19 +498,19 @@ pub struct RemoveArgs {
 /// `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Only print the size in bytes.
+    /// Print only the size in bytes.
     #[arg(long, conflicts_with_all = ["json", "is", "can"])]
     pub size: bool,
-    /// Say nothing, but exit 0 if it is, 2 if it is not: read-only, rotational, tls.
+    /// Test a property silently: read-only, rotational, tls. Exit status: 0 yes, 2 no.
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["json", "can"])]
     pub is: Option<String>,
-    /// Say nothing, but exit 0 if it can, 2 if it cannot: flush, fua, trim, zero, fast-zero, cache, df,
-    /// multi-conn, block-status, write.
+    /// Test a capability silently: flush, fua, trim, zero, fast-zero, cache, df, multi-conn, block-status, write. Exit status: 0
+    /// yes, 2 no.
     #[arg(long, value_name = "WHAT", conflicts_with = "json")]
     pub can: Option<String>,
     /// TLS.
@@ -519,57 +521,57 @@ pub struct InfoArgs {
 /// What `bench` does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Rw {
-    /// Read one block after the other.
+    /// Sequential reads.
     Read,
-    /// Write one block after the other.
+    /// Sequential writes.
     Write,
-    /// Read anywhere.
+    /// Random reads.
     #[default]
     Randread,
-    /// Write anywhere.
+    /// Random writes.
     Randwrite,
-    /// Read and write one block after the other.
+    /// Sequential reads and writes.
     Rw,
-    /// Read and write anywhere.
+    /// Random reads and writes.
     Randrw,
 }
 
 /// `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// What to do. Writing destroys what is there.
+    /// Access pattern. Write modes destroy the contents of the disk.
     #[arg(long, value_enum, default_value_t)]
     pub rw: Rw,
-    /// The percentage of reads in rw and randrw.
+    /// Percentage of reads in rw and randrw.
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub rwmixread: u8,
-    /// Bytes of one request.
+    /// Block size.
     #[arg(long, value_name = "SIZE", default_value = "4k")]
     pub bs: String,
-    /// Requests at a time, in each queue.
+    /// Requests in flight per queue.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10240))]
     pub depth: u32,
     /// Queue threads, or connections to an NBD server.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub queues: u32,
-    /// How long; 3s if there is no --count.
+    /// Duration, e.g. 10s [default: 3s, unless --count is given].
     #[arg(long, value_name = "TIME", conflicts_with = "count")]
     pub time: Option<String>,
-    /// So many requests in all.
+    /// Stop after N requests.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// Use this much of the disk.
+    /// Length of the tested range [default: to the end of the disk].
     #[arg(long, value_name = "SIZE")]
     pub size: Option<String>,
-    /// From there on.
+    /// Start offset.
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub offset: String,
-    /// The same seed makes the same requests.
+    /// Seed of random offsets; the same seed makes the same requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// TLS.
@@ -580,20 +582,20 @@ pub struct BenchArgs {
 /// `copy`.
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// The disk to copy.
+    /// Source disk.
     pub source: String,
-    /// The disk to overwrite. A file that does not exist is made.
+    /// Target disk, which is overwritten. A missing file is created.
     pub target: String,
-    /// Look for zeroes in the data, too, and write them as holes.
+    /// Look for zeroes in data, too, and write them as holes.
     #[arg(long)]
     pub detect_zeroes: bool,
-    /// Write down in this file what is done; if it is there, go on from that.
+    /// Record progress in FILE; resume from it if it exists.
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
-    /// Queue threads; as many as CPUs without.
+    /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// TLS.
@@ -604,14 +606,14 @@ pub struct CopyArgs {
 /// `compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// A disk.
+    /// First disk.
     pub one: String,
-    /// Another.
+    /// Second disk.
     pub two: String,
-    /// Queue threads; as many as CPUs without.
+    /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// TLS.
@@ -622,12 +624,12 @@ pub struct CompareArgs {
 /// `map`.
 #[derive(Debug, Args)]
 pub struct MapArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// Only how much there is of each kind.
+    /// Print only totals.
     #[arg(long)]
     pub totals: bool,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// TLS.
@@ -638,12 +640,12 @@ pub struct MapArgs {
 /// `check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// Queue threads; as many as CPUs without.
+    /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// TLS.
@@ -654,12 +656,12 @@ pub struct CheckArgs {
 /// `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The disk.
+    /// URI of the disk.
     pub uri: String,
-    /// Let the command not change it.
+    /// Serve the disk to the command read-only.
     #[arg(long)]
     pub read_only: bool,
-    /// The command and its arguments, after --.
+    /// Command and arguments, after --.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }

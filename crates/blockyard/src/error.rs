@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use blockyard_error::Error as Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::text::term::plain;
@@ -108,8 +109,7 @@ impl Error {
             if !said.contains(&text) {
                 causes.push(text.clone());
             }
-            let remedy = cause.downcast_ref::<Self>().and_then(Self::remedy);
-            helps.extend(remedy.map(str::to_owned));
+            helps.extend(remedy_of(cause).map(str::to_owned));
             said = text;
             next = cause.source();
         }
@@ -127,6 +127,21 @@ impl Error {
     pub fn remedy(&self) -> Option<&str> {
         self.help.as_deref()
     }
+}
+
+/// What an error of this crate, or of those below it, says can be done.
+fn remedy_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a str> {
+    fn of<'a, K: fmt::Debug + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a str> {
+        error.downcast_ref::<Shape<K>>().and_then(Shape::remedy)
+    }
+    let own = error.downcast_ref::<Error>().and_then(Error::remedy);
+    own.or_else(|| of::<blockyard_blkmq::ErrorKind>(error))
+        .or_else(|| of::<blockyard_driver_file::ErrorKind>(error))
+        .or_else(|| of::<blockyard_driver_nbd::ErrorKind>(error))
+        .or_else(|| of::<blockyard_export_kernel_nbd::ErrorKind>(error))
+        .or_else(|| of::<blockyard_export_nbd::ErrorKind>(error))
+        .or_else(|| of::<blockyard_export_ublk::ErrorKind>(error))
+        .or_else(|| of::<blockyard_export_vhost_user_blk::ErrorKind>(error))
 }
 
 /// What the first error of a chain that knows says.
@@ -199,6 +214,17 @@ mod tests {
         assert_eq!(
             text,
             "cannot serve file:/x\n  because: opening /x\n  because: permission denied\n  help: run as root"
+        );
+    }
+
+    #[test]
+    fn what_can_be_done_is_taken_from_the_layers_below() {
+        let kind = blockyard_export_nbd::ErrorKind::InUse;
+        let low = blockyard_export_nbd::Error::new(kind, "address in use").help("choose another");
+        let error = Error::failed("cannot serve NBD").caused_by(low);
+        assert_eq!(
+            error.told(),
+            (vec!["address in use".to_owned()], vec!["choose another".to_owned()])
         );
     }
 }

@@ -122,7 +122,7 @@ fn described(
         assert_eq!(text, "", "{place}");
         return (status, Value::Null);
     };
-    if content.contains_key("text/plain") {
+    if !content.contains_key("application/json") {
         return (status, text.into());
     }
     let value: Value =
@@ -161,6 +161,9 @@ fn the_document_describes_what_is_asked_and_answered() {
     let seen = [
         (("GET", "/v1/daemon", "/v1/daemon"), None, 200),
         (("GET", "/v1/diskstats", "/v1/diskstats"), None, 200),
+        (("GET", "/metrics", "/metrics"), None, 200),
+        (("GET", "/livez", "/livez"), None, 200),
+        (("GET", "/readyz", "/readyz"), None, 200),
         (("GET", "/v1/partitions", "/v1/partitions"), None, 200),
         (("GET", "/v1/disks", "/v1/disks"), None, 200),
         (("GET", "/v1/disks/a", disk), None, 200),
@@ -397,7 +400,7 @@ fn what_is_saved_is_there_at_the_next_start() {
     daemon
         .run(&["set", "not-kept", "read_only=1", "--save"])
         .code(1)
-        .contains(&["no disk \"not-kept\" in it"]);
+        .contains(&["no disk \"not-kept\" in the file"]);
     let text = std::fs::read_to_string(daemon.path("yard.toml")).unwrap();
     let expected = format!(
         "# Ours.\n[[disk]]\nname = \"a\"\nuri = \"ram:8M\" # small\n\n[[disk]]\nname = \"c\"\n\

@@ -57,11 +57,11 @@ fn a_record_of_another_version_is_told_and_left_alone() {
     let record = records.join("nbd5.json");
     std::fs::write(&record, "{\"version\": 99}").unwrap();
     let run = |args: &[&str]| Said::of(&blockyard(dir.path()).args(args).output().unwrap());
-    run(&["list"]).code(0).contains(&["/dev/nbd5 is somebody's", "is of version 99"]);
+    run(&["list"]).code(0).contains(&["/dev/nbd5 is in use", "version is 99"]);
     let listed = run(&["list", "--json"]).code(0).json();
     assert_eq!(listed[0]["not_understood"]["device"], "/dev/nbd5");
-    run(&["detach", "/dev/nbd5", "--force"]).code(1).contains(&["is of version 99"]);
-    run(&["recover", "/dev/nbd5"]).code(1).contains(&["is of version 99"]);
+    run(&["detach", "/dev/nbd5", "--force"]).code(1).contains(&["version is 99"]);
+    run(&["recover", "/dev/nbd5"]).code(1).contains(&["version is 99"]);
     run(&["detach", "--all", "--force"]).code(0);
     run(&["recover"]).code(0).contains(&["nothing to recover"]);
     assert!(record.exists());

@@ -104,7 +104,7 @@ fn disks_that_are_added_at_the_same_time_have_names_of_their_own() {
 fn of_several_settings_all_are_made_or_none() {
     let daemon = Daemon::serve(&["ram:8M?name=a"]);
     for (wanted, part) in [
-        (json!({ "read_only": true, "size": "1M" }), "would be less"),
+        (json!({ "read_only": true, "size": "1M" }), "cannot shrink"),
         (json!({ "read_only": true, "size": 8_388_609 }), "not a multiple"),
     ] {
         let (status, answer) = ask(&daemon, "PATCH", "/v1/disks/a", "", &wanted);

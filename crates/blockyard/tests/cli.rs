@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 #[test]
 fn usage_errors_exit_64_and_help_0() {
-    run(&["--help"]).code(0).contains(&["serve", "nbd://HOST/EXPORT", "Exit codes"]);
+    run(&["--help"]).code(0).contains(&["serve", "nbd://HOST/EXPORT", "Exit status"]);
     run(&["--version"]).code(0).contains(&["blockyard"]);
     for args in [&["frobnicate"][..], &["serve"], &["bench", "ram:1G", "--rwmixread", "101"], &[]] {
         run(args).code(64);
@@ -22,7 +22,7 @@ fn a_bad_uri_says_what_where_and_what_to_do() {
     for (uri, parts) in [
         ("ram:1GB", &["at \"1GB\" (column 5)", "write G or GiB"][..]),
         ("rma:1G", &["did you mean \"ram\"?"]),
-        ("disk.img", &["no scheme", "./disk.img"]),
+        ("1G", &["no scheme", "ram:1G"]),
         ("ram:1G?szie=4", &["did you mean \"size\"?"]),
         ("nbd:///x", &["needs a host"]),
     ] {
@@ -113,6 +113,23 @@ fn a_path_with_options_is_a_uri() {
 }
 
 #[test]
+fn a_bare_name_is_a_file() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("disk.img"), vec![1; 4096]).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = blockyard(&dir.path().join("run"));
+        common::Said::of(&command.current_dir(dir.path()).args(args).output().unwrap())
+    };
+    run(&["info", "disk.img", "--size"]).code(0).contains(&["4096"]);
+    run(&["copy", "disk.img", "copy.img"]).code(0);
+    run(&["compare", "disk.img", "./copy.img"]).code(0);
+    run(&["info", "disk.img?ro"]).code(64).contains(&["write file:disk.img?ro"]);
+    run(&["info", "gone.img"]).code(1).contains(&["gone.img"]);
+    std::fs::write(dir.path().join("ram"), vec![1; 4096]).unwrap();
+    run(&["info", "ram"]).code(64).contains(&["./ram"]);
+}
+
+#[test]
 fn files_for_tls_are_not_for_nothing() {
     let ca = ["--tls-ca", "ca.pem"];
     for (args, help) in [
@@ -189,7 +206,7 @@ fn a_file_that_cannot_be_a_disk_says_why() {
     let small = file("small", 4096);
     run(&["info", &format!("file:{small}?size=1M")])
         .code(1)
-        .contains(&["less than the size", "truncate -s 1048576"]);
+        .contains(&["less than size=", "truncate -s 1048576"]);
     run(&["info", dir.path().to_str().unwrap()]).code(1).contains(&["a directory"]);
     run(&["info", &format!("file:{missing}?create=4K")]).code(1).contains(&["does not exist"]);
     assert!(!std::path::Path::new(&missing).exists(), "looking makes nothing");
@@ -246,7 +263,7 @@ fn info_tells_what_a_disk_is() {
     assert_eq!(info["block_size"]["minimum"], 1);
     assert_eq!(info["contexts"][0], "base:allocation");
     let gone = format!("nbd+unix:///?socket={}/none", daemon.dir().display());
-    run(&["info", &gone]).code(1).contains(&["is the server running?"]);
+    run(&["info", &gone]).code(1).contains(&["start the server"]);
 }
 
 #[test]
@@ -295,7 +312,7 @@ fn bench_measures_disks_and_servers() {
     }
     run(&["bench", "ram:8M", "--time", "10ms"]).code(0).contains(&["IOPS", "p99.9"]);
     run(&["bench", &remote, "--bs", "1m", "--rw", "rw", "--count", "100", "--depth", "8"]).code(0);
-    run(&["bench", "ram:8M", "--bs", "100"]).code(64).contains(&["no multiple"]);
+    run(&["bench", "ram:8M", "--bs", "100"]).code(64).contains(&["not a multiple"]);
     run(&["bench", "ram:8M", "--bs", "16M"]).code(64).contains(&["make --bs smaller"]);
     run(&["bench", "ram:8M", "--size", "9M"]).code(64).contains(&["--size or --offset"]);
     run(&["bench", "ram:8M?ro=1", "--rw", "write", "--count", "1"]).code(77);
@@ -352,8 +369,8 @@ fn completions_and_man_pages_are_made() {
 #[test]
 fn list_of_nothing_says_what_to_do() {
     run(&["list"]).code(0).contains(&[
-        "no daemon of this user runs in",
-        "those of other users",
+        "no daemons of this user in",
+        "for those of",
         "blockyard serve",
     ]);
     run(&["list", "ram:1G"]).code(64).contains(&["not a server"]);
@@ -408,13 +425,13 @@ fn options_that_would_have_no_effect_are_refused() {
     let machine = ["serve", "ram:1M", "ram:1M", "--vhost-user-blk", "s"];
     for (args, parts) in [
         (&["--serial", "a", "--serial", "b"][..], &["--serial", "2 times", "1 times"][..]),
-        (&["--name", "a"], &["--name is about NBD", "add --nbd"]),
-        (&["--description", "a"], &["--description is about NBD"]),
-        (&["--max-clients", "1"], &["--max-clients is about NBD"]),
-        (&["--max-in-flight", "1"], &["--max-in-flight is about NBD"]),
-        (&["--max-memory", "1G"], &["--max-memory is about NBD"]),
-        (&["--tls", "require", "--tls-psk", "keys"], &["--tls is about NBD"]),
-        (&["--run", "true"], &["--run is about NBD"]),
+        (&["--name", "a"], &["--name is for NBD", "add --nbd"]),
+        (&["--description", "a"], &["--description is for NBD"]),
+        (&["--max-clients", "1"], &["--max-clients is for NBD"]),
+        (&["--max-in-flight", "1"], &["--max-in-flight is for NBD"]),
+        (&["--max-memory", "1G"], &["--max-memory is for NBD"]),
+        (&["--tls", "require", "--tls-psk", "keys"], &["--tls is for NBD"]),
+        (&["--run", "true"], &["--run is for NBD"]),
     ] {
         run(&[&machine[..], args].concat()).code(64).contains(parts);
     }
@@ -432,7 +449,7 @@ fn sockets_that_are_passed_are_served_or_refused() {
         command.args(["60", "bash", "-c", &script, env!("CARGO_BIN_EXE_blockyard")]);
         command.env("BLOCKYARD_RUNTIME_DIR", dir.path().join("run")).current_dir(dir.path());
         let said = Said::of(&command.output().unwrap());
-        said.code(64).contains(&["systemd passes sockets (1)", "--nbd systemd"]);
+        said.code(64).contains(&["sockets passed by systemd (1)", "--nbd systemd"]);
     }
 }
 

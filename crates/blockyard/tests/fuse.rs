@@ -345,7 +345,7 @@ fn what_cannot_be_mounted_is_told_before_anybody_is_served() {
     let _ = (place.file("f"), place.directory("d"));
     for (args, code, parts) in [
         (&["serve", "ram:1M", "--fuse", "none"][..], 1, &["none", "touch"][..]),
-        (&["serve", "ram:1M", "--fuse", "d"], 64, &["no regular file"]),
+        (&["serve", "ram:1M", "--fuse", "d"], 64, &["not a regular file"]),
         (&["serve", "ram:1M", "--fuse", "f", "--fuse", "f"], 64, &["--fuse is given 2 times"]),
         (&["serve", "ram:1M", "--fuse", "f", "--name", "x"], 64, &["--name", "NBD"]),
         (&["mount", "none.toml", "d"], 1, &["none.toml"]),
@@ -355,7 +355,7 @@ fn what_cannot_be_mounted_is_told_before_anybody_is_served() {
     }
     fs::write(place.path("yard.toml"), "[[disk]]\nuri = \"ram:1M\"\n[[fuse]]\ndisk = \"ram0\"\n")
         .unwrap();
-    place.run(&["up", "--check"]).code(64).contains(&["name a path"]);
+    place.run(&["up", "--check"]).code(64).contains(&["no path to mount on"]);
     fs::write(place.path("yard.toml"), "[[disk]]\nuri = \"ram:1M\"\n").unwrap();
-    place.run(&["mount", "yard.toml", "f"]).code(64).contains(&["no directory"]);
+    place.run(&["mount", "yard.toml", "f"]).code(64).contains(&["not a directory"]);
 }

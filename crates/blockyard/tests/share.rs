@@ -286,7 +286,7 @@ fn what_cannot_be_shared_is_told() {
         (["share", "none", "--mount", "mnt"], 1, "none"),
         (["share", "file", "--mount", "mnt"], 1, "file"),
         (["share", "dir", "--mount", "none"], 1, "mkdir"),
-        (["share", "dir", "--mount", "file"], 64, "no directory"),
+        (["share", "dir", "--mount", "file"], 64, "not a directory"),
         (["share", "dir", "--mount", "dir/in"], 64, "is in dir"),
     ] {
         let mut command = blockyard(&place.path().join("run"));

@@ -79,7 +79,7 @@ fn copies_are_the_same_bytes_and_keep_holes() {
         place.run(&["copy", &uri, "./back"]).code(0);
         peer("cmp", &[&source, &place.text("back")]);
         peer("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &place.text("back")]);
-        place.run(&["compare", &source, &uri]).code(0).contains(&["are the same"]);
+        place.run(&["compare", &source, &uri]).code(0).contains(&["are identical"]);
     }
 }
 
@@ -110,7 +110,7 @@ fn disks_that_do_not_go_together_are_refused_before_anything_is_written() {
     fs::write(place.path("small"), noise(1 << 20, 9)).unwrap();
     let before = fs::read(place.path("small")).unwrap();
     place.run(&["copy", &source, "./small"]).code(1).contains(&[
-        "3145728 bytes of it have no room",
+        "3145728 missing",
         "truncate -s 4194304",
         "size=1048576",
     ]);
@@ -120,7 +120,7 @@ fn disks_that_do_not_go_together_are_refused_before_anything_is_written() {
     place.run(&["copy", &source, "file:source"]).code(64).contains(&["are the same disk"]);
     let device = LoopDevice::attach(&[&source]);
     for [one, two] in [[&source, device.path()], [device.path(), &source]] {
-        place.run(&["copy", one, two]).code(64).contains(&["bytes in common"]);
+        place.run(&["copy", one, two]).code(64).contains(&["overlap"]);
     }
     drop(device);
     place.run(&["copy", &source, "./source?ro"]).code(64).contains(&["file:./source?ro"]);
@@ -167,7 +167,8 @@ fn a_full_disk_says_where() {
 }
 
 /// A server that is so slow that a copy from it can be stopped midway: half a second for each request, sixteen at a
-/// time. (The delay filter of nbdkit 1.32 aborts the server if a client is killed while it sleeps.)
+/// time. nbdkit 1.32 may abort when a client goes that waits for answers (`raw_send_socket: Assertion`): whoever stops one
+/// starts the server anew.
 fn slow(socket: &Path, source: &str, len: u64) -> Guard {
     let size = format!("get_size=echo {len}");
     let dd = "iflag=skip_bytes,count_bytes bs=1M status=none";
@@ -193,7 +194,8 @@ fn start_copy(place: &Place, args: &[&str]) -> Guard {
 fn a_copy_that_was_killed_or_interrupted_goes_on() {
     let place = Place::new();
     fs::write(place.path("source"), noise(96 << 20, 7)).unwrap();
-    let _server = slow(&place.path("slow"), &place.text("source"), 96 * MIB);
+    let start = || slow(&place.path("slow"), &place.text("source"), 96 * MIB);
+    let server = start();
     let uri = format!("{}&connections=1", unix("", &place.path("slow")));
     let args = [&uri, "./target", "--resume", "journal", "--threads", "1"].map(AsRef::as_ref);
     let mut killed = start_copy(&place, &args);
@@ -203,6 +205,8 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
     // Another copy does not take it.
     let other = place.run(&["copy", "./source", "./target", "--resume", "journal"]);
     other.code(1).contains(&["journal of another copy"]);
+    drop(server);
+    let server = start();
     let mut child = start_copy(&place, &args);
     // It has written more down than was there.
     while fs::read_to_string(place.path("journal")).unwrap() == first {
@@ -222,6 +226,8 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
         said.contains("interrupted after") && said.contains("run the same command again"),
         "{said}"
     );
+    drop(server);
+    let _server = start();
     let all = [&["copy"], &args[..], &["--json"]].concat();
     let copied = place.run(&all).code(0).json();
     assert!(copied["resumed"].as_u64().unwrap() > 0);

@@ -56,7 +56,7 @@ fn the_demo_takes_another_port_if_its_own_is_in_use() {
     let moved =
         [&first, &second].into_iter().find(|demo| demo.log().contains("port 10809 is in use"));
     let moved = moved.unwrap_or_else(|| panic!("{}\n{}", first.log(), second.log()));
-    assert!(moved.log().contains("this demo takes tcp:127.0.0.1:"), "{}", moved.log());
+    assert!(moved.log().contains("the demo uses tcp:127.0.0.1:"), "{}", moved.log());
     assert_eq!(peer("nbdinfo", &["--size", &moved.uris[1]]).trim(), "1073741824");
 }
 
@@ -70,7 +70,7 @@ fn a_yard_from_a_file() {
     std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
     let mut check = blockyard(&dir.path().join("run"));
     let output = check.args(["up", "--check"]).current_dir(dir.path()).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "yard.toml is right: 2 disks, 2 exports\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "yard.toml: OK (2 disks, 2 exports)\n");
     let mut command = blockyard(&dir.path().join("run"));
     command.args(["up", "-f", "yard.toml"]);
     let daemon = Daemon::start(command, dir, 2);
@@ -94,13 +94,13 @@ fn mistakes_are_shown_and_nothing_starts() {
         BufReader::new(child.0.stderr.take().unwrap()).lines().map(Result::unwrap).collect();
     assert_eq!(child.0.wait().unwrap().code(), Some(64));
     let expected = [
-        "error: this is no disk URI",
+        "error: invalid disk URI",
         " --> yard.toml:5:12",
         "5 | uri = \"ram:1GB\"",
         "  |            ^^^",
     ];
     assert_eq!(&lines[..4], expected, "{lines:#?}");
-    assert!(lines[4].starts_with("  = help: size: \"1GB\" is no size"), "{}", lines[4]);
+    assert!(lines[4].starts_with("  = help: size: invalid size \"1GB\""), "{}", lines[4]);
     assert!(!dir.path().join("made.img").exists() && !dir.path().join("s").exists());
     common::run(&["up", "-f", "nowhere.toml"])
         .code(1)

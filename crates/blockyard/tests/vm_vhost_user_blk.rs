@@ -210,13 +210,13 @@ fn back_end_dies(queues: u32) {
         daemon.signal(rustix::process::Signal::KILL);
         let (status, log) = daemon.wait();
         assert!(!status.success());
-        begun_anew += log.matches("are begun anew").count();
+        begun_anew += log.matches("resubmitting requests").count();
         daemon = serve();
         guest.answer("go on").unwrap();
     }
     let outcome = guest.finish().unwrap();
     let log = daemon.stop();
-    begun_anew += log.matches("are begun anew").count();
+    begun_anew += log.matches("resubmitting requests").count();
     assert_eq!(outcome.status, 0, "{}\n{log}", outcome.console);
     assert!(
         begun_anew >= KILLS / 2,

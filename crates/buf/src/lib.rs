@@ -8,10 +8,13 @@
 //!
 //! The memory of a virtual machine is a [`GuestMemory`]: descriptors become segments of it, rings [`SharedWords`].
 //!
+//! What a file has in the page cache is handed on by reference as [`Pages`].
+//!
 //! This crate is one of the two that may hold `unsafe` code.
 
 mod guest;
 mod mapping;
+mod pages;
 mod pool;
 mod segment;
 mod sigbus;
@@ -19,6 +22,7 @@ mod words;
 
 pub use guest::{Access, GuestMemory, GuestView, RegionSpec, SharedMapping};
 pub use mapping::{Mapping, PAGE_SIZE};
+pub use pages::{MAX_PAGES_BYTES, PagePool, Pages};
 pub use pool::{Buffer, Pool, PoolLimits};
 pub use segment::{Segment, Segments, ZERO_RUN, copy_segments, total_len};
 pub use sigbus::{lose, losses, probe};

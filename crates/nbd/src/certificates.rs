@@ -1,7 +1,6 @@
 //! Certificates of TLS, for both sides: what their files hold, and what can be wrong with them. Reading a file is up to the
 //! caller.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,46 +16,29 @@ const REVOCATIONS: &str = "ca-crl.pem";
 /// Reads a file.
 pub type Reader = fn(&Path) -> io::Result<Vec<u8>>;
 
-/// What is wrong with a file, and why.
-#[derive(Debug)]
-pub struct BadFile {
-    what: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
+/// What is wrong with a file, and why. It becomes the error of any crate whose kinds have one for it.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct BadFile(blockyard_error::Error<()>);
 
 impl BadFile {
     /// A problem, which ends with what goes before the name of the file.
     #[must_use]
     pub fn new(problem: &str, path: &Path) -> Self {
-        Self { what: format!("{problem} {}", path.display()), source: None }
+        Self(blockyard_error::Error::new((), format!("{problem} {}", path.display())))
     }
 
     /// Why.
     #[must_use]
-    pub fn caused_by(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-
-    /// What, and why.
-    #[must_use]
-    pub fn into_parts(self) -> (String, Option<Box<dyn std::error::Error + Send + Sync>>) {
-        (self.what, self.source)
+    pub fn caused_by(self, source: impl Into<blockyard_error::Source>) -> Self {
+        Self(self.0.caused_by(source))
     }
 }
 
-impl fmt::Display for BadFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
-    }
-}
-
-impl std::error::Error for BadFile {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+impl<K: for<'a> From<&'a BadFile>> From<BadFile> for blockyard_error::Error<K> {
+    fn from(bad: BadFile) -> Self {
+        let kind = K::from(&bad);
+        bad.0.with_kind(kind)
     }
 }
 
@@ -71,7 +53,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// There is none, or it cannot be read.
 pub fn chain(path: &Path, read: Reader) -> Result<Vec<CertificateDer<'static>>, BadFile> {
-    let bad = || BadFile::new("no certificate can be read from", path);
+    let bad = || BadFile::new("cannot read a certificate from", path);
     let text = read(path).map_err(|err| bad().caused_by(err))?;
     let chain = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|err| bad().caused_by(err))?;
@@ -87,7 +69,7 @@ pub fn private_key(
     provider: &CryptoProvider,
     read: Reader,
 ) -> Result<PrivateKeyDer<'static>, BadFile> {
-    let bad = || BadFile::new("no private key can be read from", path);
+    let bad = || BadFile::new("cannot read a private key from", path);
     let text = read(path).map_err(|err| bad().caused_by(err))?;
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|err| bad().caused_by(err))?;
     provider.key_provider.load_private_key(key.clone_key()).map_err(|err| {
@@ -103,7 +85,7 @@ pub fn private_key(
 pub fn bad_pair(err: rustls::Error, certificate: &Path) -> BadFile {
     let problem = match err {
         rustls::Error::InconsistentKeys(_) => "the key does not belong to the certificate in",
-        _ => "the certificate cannot be used in",
+        _ => "cannot use the certificate in",
     };
     BadFile::new(problem, certificate).caused_by(err)
 }
@@ -118,9 +100,9 @@ pub fn roots(
 ) -> Result<Arc<RootCertStore>, BadFile> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
-        roots.add(certificate.clone()).map_err(|err| {
-            BadFile::new("there is a certificate that cannot be trusted in", path).caused_by(err)
-        })?;
+        roots
+            .add(certificate.clone())
+            .map_err(|err| BadFile::new("invalid trust anchor in", path).caused_by(err))?;
     }
     Ok(Arc::new(roots))
 }
@@ -142,7 +124,7 @@ pub fn revocations(
         }
         Ok(text) => text,
     };
-    let bad = || BadFile::new("no list of revoked certificates can be read from", &path);
+    let bad = || BadFile::new("cannot read a revocation list from", &path);
     let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let lists = lists.map_err(|err| bad().caused_by(err))?;
     if lists.is_empty() { Err(bad()) } else { Ok(Some((path, lists))) }

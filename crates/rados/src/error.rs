@@ -81,7 +81,7 @@ pub enum Blame {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// An encoded structure ends before its last field.
-    #[error("{needed} bytes are needed and {left} are left")]
+    #[error("truncated: {needed} bytes expected, {left} left")]
     Truncated {
         /// How many bytes the next field has.
         needed: u64,
@@ -89,7 +89,7 @@ pub enum ErrorKind {
         left: u64,
     },
     /// A value that the format does not allow.
-    #[error("{rule} (got {got:#x})")]
+    #[error("protocol violation ({rule}): got {got:#x}")]
     Violation {
         /// The rule.
         rule: &'static str,
@@ -113,7 +113,7 @@ pub enum ErrorKind {
         what: &'static str,
     },
     /// A structure was encoded in a way that only newer readers understand.
-    #[error("the encoding can be read from version {compat} on, this side knows {known}")]
+    #[error("the encoding needs version {compat}; this client supports up to {known}")]
     TooNew {
         /// The oldest version that can read it.
         compat: u8,
@@ -154,13 +154,13 @@ pub enum ErrorKind {
     #[error("no answer in time")]
     TimedOut,
     /// No monitor of the cluster lets the client in before time is over.
-    #[error("no monitor lets this client in, in the time given: {reason}")]
+    #[error("no monitor reachable in time; last error: {reason}")]
     Unreachable {
         /// What was wrong with each that was tried.
         reason: String,
     },
     /// What the cluster says of itself cannot be read here.
-    #[error("the map cannot be used: {reason}")]
+    #[error("cannot use the map: {reason}")]
     MapUnusable {
         /// What is wrong with it.
         reason: String,
@@ -183,13 +183,13 @@ pub enum ErrorKind {
         text: String,
     },
     /// There is no such pool, or it was deleted.
-    #[error("there is no such pool, or it was deleted")]
+    #[error("no such pool, or it was deleted")]
     NoPool,
     /// The caller gave the operation up.
     #[error("cancelled")]
     Cancelled,
     /// An OSD did not do what it was asked for.
-    #[error("the OSD answers {}", Errno(*errno))]
+    #[error("the OSD returned {}", Errno(*errno))]
     Osd {
         /// The error number, positive.
         errno: i32,
@@ -400,7 +400,10 @@ mod tests {
     #[test]
     fn messages_name_the_operation_and_the_values() {
         let error = Error::violation("reading a frame", "a frame has 1 to 4 segments", 9);
-        assert_eq!(error.to_string(), "reading a frame: a frame has 1 to 4 segments (got 0x9)");
+        assert_eq!(
+            error.to_string(),
+            "reading a frame: protocol violation (a frame has 1 to 4 segments): got 0x9"
+        );
         assert_eq!(error.blame(), Blame::Peer);
         let bad = |text: &str| {
             let kind = ErrorKind::BadParameter { problem: "set mon host", text: text.into() };

@@ -164,7 +164,7 @@ fn who_waits_for_a_map_waits_no_longer_than_for_a_monitor() {
         assert!(error.to_string().contains("no answer in time"), "{error}");
         // What is asked for from here on comes, and cannot be used.
         cluster.set_barrier(6);
-        while !cluster.newest_map().await.unwrap_err().to_string().contains("cannot be used") {}
+        while !cluster.newest_map().await.unwrap_err().to_string().contains("cannot use") {}
         daemons.map.lock().unwrap().epoch = 6;
         *daemons.spoils_maps.lock().unwrap() = false;
         while cluster.newest_map().await.is_err() {}

@@ -106,7 +106,13 @@ impl Error {
         match &self.kind {
             ErrorKind::Answer(errno) => Some(*errno),
             ErrorKind::Rados(error) => match error.kind() {
-                blockyard_rados::ErrorKind::Osd { errno } => Some(Errno::from_raw_os_error(*errno)),
+                blockyard_rados::ErrorKind::Osd { errno }
+                | blockyard_rados::ErrorKind::Refused { errno, .. }
+                | blockyard_rados::ErrorKind::WatchLost { errno } => {
+                    Some(Errno::from_raw_os_error(*errno))
+                }
+                blockyard_rados::ErrorKind::NoPool => Some(Errno::NOENT),
+                blockyard_rados::ErrorKind::TimedOut => Some(Errno::TIMEDOUT),
                 _ => None,
             },
             ErrorKind::Io { source, .. } => Errno::from_io_error(source),

@@ -4,7 +4,7 @@
 //!   [`Completion`]s. Below it is an io_uring ([`uring`]) or, where the kernel refuses that, a bounded pool of
 //!   threads ([`Pool`]).
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
-//!   [`direct`], [`lock`].
+//!   [`direct`], [`lock`]; what of it is in memory: [`page_cache`].
 //! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
 //! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`]; what such a
 //!   process must not wait for: [`write_back`]. File systems that it serves: [`fuse`].
@@ -29,6 +29,7 @@ pub mod nbd;
 pub mod net;
 pub mod netlink;
 mod operation;
+pub mod page_cache;
 mod passed;
 mod pool;
 mod ring;

@@ -72,7 +72,7 @@ impl IoVecs {
     #[must_use]
     pub fn gather(&mut self) -> Gather<'_> {
         self.0.clear();
-        Gather { list: &mut self.0, len: 0, parts: PhantomData }
+        Gather { list: &mut self.0, len: 0, flags: SEND_FLAGS, parts: PhantomData }
     }
 
     /// Begins a place to receive into.
@@ -190,11 +190,15 @@ impl Faults {
     }
 }
 
+/// No wait, and no signal.
+const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+
 /// A message that is put together: parts go over the wire in the order in which they were added.
 #[derive(Debug)]
 pub struct Gather<'a> {
     list: &'a mut Vec<libc::iovec>,
     len: usize,
+    flags: libc::c_int,
     parts: PhantomData<&'a [u8]>,
 }
 
@@ -243,6 +247,11 @@ impl<'a> Gather<'a> {
         }
     }
 
+    /// More is sent right behind it, by another call: TCP is to put both into the same packets.
+    pub fn goes_on(&mut self) {
+        self.flags |= libc::MSG_MORE;
+    }
+
     /// Writes it to a file that is no socket, and says how many bytes that were.
     ///
     /// # Errors
@@ -266,7 +275,7 @@ impl<'a> Gather<'a> {
         message.msg_iov = self.list.as_mut_ptr();
         // An array length: `size_t` with glibc, `int` with musl.
         message.msg_iovlen = self.list.len() as _;
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let flags = self.flags;
         let mut faults = Faults(0);
         loop {
             // SAFETY: `message` and its list live until the call returns, and the kernel only reads what they

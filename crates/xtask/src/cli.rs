@@ -2,6 +2,7 @@
 
 use crate::lab::Lab;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 
 /// Sets a machine up for Blockyard, tests all of it, and measures it against its peers.
 #[derive(Debug, Parser)]
@@ -21,7 +22,12 @@ pub enum Command {
     /// Run every check that a change must pass, or one part of them
     Test(TestOptions),
     /// Measure us and our peers side by side in one run
-    Bench(BenchOptions),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What the program `bench` is given; --help says what it takes
+        #[arg(value_name = "ARGS", trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Look for rare failures: simulations, models, fuzzing and a shaken cluster, round after round
     Soak(SoakOptions),
     /// Try things by hand in a laboratory of the tests, or list the laboratories
@@ -47,32 +53,6 @@ pub struct TestOptions {
     /// Arguments for the tests of the parts e2e and lab, the name of a test for one
     #[arg(last = true, value_name = "ARGS")]
     pub args: Vec<String>,
-}
-
-/// Options of `cargo xtask bench`.
-#[derive(Args, Debug)]
-pub struct BenchOptions {
-    /// The benchmarks to run; all of them if none is named
-    #[arg(value_name = "NAME")]
-    pub names: Vec<String>,
-    /// Say which benchmarks there are, and run none
-    #[arg(long)]
-    pub list: bool,
-    /// Run only cases whose name contains this
-    #[arg(long, value_name = "TEXT")]
-    pub case: Option<String>,
-    /// How often each case is measured on each server, in turn
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    pub rounds: u32,
-    /// How long one measurement loads a server
-    #[arg(long, value_name = "S", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
-    pub seconds: u64,
-    /// Also measure the peers that no target names (qemu-nbd)
-    #[arg(long)]
-    pub all_peers: bool,
-    /// Print one JSON object a case instead of tables
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Options of `cargo xtask soak`.

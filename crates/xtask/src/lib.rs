@@ -1,10 +1,9 @@
-//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask soak`,
-//! `cargo xtask lab`.
+//! What a person or CI runs: `cargo xtask setup`, `cargo xtask test`, `cargo xtask soak`, `cargo xtask lab`; and
+//! `cargo xtask bench`, which is in a crate of its own.
 //!
 //! - [`setup`] brings the machine to the state that the tests need: one table of packages, one of cargo's
 //!   tools.
 //! - [`test`](mod@test) runs the parts of a full check in order, and sums them up.
-//! - [`bench`](mod@bench) measures us and our peers in turn, in one run, and compares.
 //! - [`soak`](mod@soak) runs what finds more the longer it runs.
 //! - [`lab`](mod@lab) starts what the tests run against, for trying things by hand.
 //! - [`job`] is a command with a limit, whose failure is told briefly; [`side_by_side`] runs several at a time.
@@ -12,12 +11,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command for a terminal: stdout is where its results go")]
 
-pub mod bench;
 pub mod child;
 pub mod cli;
 pub mod job;
 pub mod lab;
 pub mod paths;
+mod places;
 mod processes;
 pub mod run;
 pub mod setup;

@@ -99,7 +99,7 @@ pub fn run(options: &SoakOptions) -> Result<()> {
     let chosen = |name: &str| options.names.is_empty() || options.names.iter().any(|it| it == name);
     let is_known = |name: &String| name == FUZZ || SOAKS.iter().any(|soak| soak.name == name);
     if let Some(unknown) = options.names.iter().find(|name| !is_known(name)) {
-        bail!("there is no soak `{unknown}`; `cargo xtask soak --list` says what there is");
+        bail!("no soak test `{unknown}`; list them: cargo xtask soak --list");
     }
     let tools = setup::ensure()?;
     let end = Instant::now() + Duration::from_secs(options.minutes * 60);

@@ -50,6 +50,18 @@ fn jobs_run_at_the_same_time_and_their_tests_are_summed_up() {
 }
 
 #[test]
+fn a_file_and_a_mount_that_are_left_behind_are_a_failure_and_are_gone() {
+    let _alone = alone();
+    let script = "mkdir $TMPDIR/m && mount -t tmpfs none $TMPDIR/m && echo $TMPDIR > $TMPDIR/file";
+    let jobs = vec![job("tidy", "touch $TMPDIR/a; rm $TMPDIR/a"), job("sly", script)];
+    let error = run(jobs, 2).unwrap_err().to_string();
+    assert!(error.starts_with("0 of 2 failed\nleft behind by sly: a mount on "), "{error}");
+    assert!(error.contains("/1/file") && !error.contains("by tidy"), "{error}");
+    let place = error.split_once("a mount on ").unwrap().1.lines().next().unwrap();
+    assert!(!std::path::Path::new(place).exists(), "{place}");
+}
+
+#[test]
 fn a_process_that_is_left_behind_is_a_failure_and_is_gone() {
     let _alone = alone();
     let error = run(vec![job("sly", "setsid sleep 600 & exit 0")], 1).unwrap_err().to_string();

@@ -19,11 +19,11 @@ impl<D: Driver> fmt::Display for Hctx<D> {
             st.allocated + st.free.len(),
             st.tags_held
         )?;
-        let with_driver = if self.driver.is_locked() { "somebody" } else { "nobody" };
+        let driver = if self.driver.is_locked() { "locked" } else { "free" };
         let rerun = self.rerun.load(Ordering::Relaxed);
         writeln!(
             f,
-            "  quiesced {} frozen {} dying {} waits for tags {:?} rerun {rerun}, {with_driver} is with the driver",
+            "  quiesced {} frozen {} dying {} waits for tags {:?} rerun {rerun} driver {driver}",
             st.quiesced, st.frozen, st.dying, st.waits_for_tag
         )?;
         writeln!(f, "  {:?}", st.flush)?;

@@ -195,7 +195,7 @@ impl fmt::Display for Kind {
 
 /// A scheduler that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no scheduler {0:?}; there are: none, mq-deadline")]
+#[error("unknown scheduler {0:?}; supported: none, mq-deadline")]
 pub struct UnknownKind(pub String);
 
 impl FromStr for Kind {

@@ -13,7 +13,7 @@ use blockyard_blkmq::{
 use blockyard_buf::Segment;
 use parking_lot::Mutex;
 
-use crate::rig::{Ends, Rig};
+use crate::rig::{Ends, Rig, Watchdog};
 use crate::script::{Config, SECTOR};
 
 fn limits() -> Limits {
@@ -157,6 +157,24 @@ fn what_has_no_budget_stays_with_the_scheduler() {
     let order: Vec<u64> = asked(&rig, 0).into_iter().map(|(_, sector)| sector).collect();
     assert_eq!(order, [0, 20, 30, 40]);
     assert_eq!(rig.ends.count(), 4);
+    rig.tear_down();
+}
+
+#[test]
+fn a_queue_without_a_tag_and_one_without_a_budget_do_not_wake_each_other_for_ever() {
+    let config = Config { limits: limits(), budget: Some(4), ..Config::default() };
+    let set = TagSetConfig { flags: TagSetFlags::TAG_HCTX_SHARED, ..set(2, 8) };
+    let rig = Rig::new(1, set, config, 128);
+    let _watchdog = Watchdog::new("a queue", 60, String::new);
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    // All of the budget, and all tags that are this queue's share as soon as the other has something to do.
+    (0..4).for_each(|sector| rig.submit(0, write(sector)));
+    // One more than there are requests, so that the queue keeps its share although it holds no tag.
+    (0..17).for_each(|sector| rig.submit(1, read(sector)));
+    rig.submit(0, write(64));
+    assert_eq!((rig.script.out(), rig.ends.count()), (4, 0));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 22]);
     rig.tear_down();
 }
 

@@ -115,7 +115,7 @@ impl Answer {
     pub fn value<T: DeserializeOwned>(self) -> Result<T> {
         let body = self.accepted()?;
         serde_json::from_slice(&body)
-            .map_err(|err| Error::failed("the daemon's answer is not understood").caused_by(err))
+            .map_err(|err| Error::failed("invalid answer from the daemon").caused_by(err))
     }
 }
 
@@ -156,7 +156,7 @@ pub fn values_of_all<T: DeserializeOwned>(path: &str) -> Result<Vec<(PathBuf, T)
         Ok(value) => Some((socket, value)),
         Err(err) => {
             let socket = socket.display();
-            tracing::warn!(%socket, error = %err, "a daemon is not understood");
+            tracing::warn!(%socket, error = %err, "invalid answer from a daemon");
             None
         }
     };

@@ -18,14 +18,14 @@ const VARIABLE: &str = "BLOCKYARD_RUNTIME_DIR";
 /// It stays what it was when it was first asked for, wherever this process goes.
 ///
 /// # Errors
-/// The one under `/tmp` is another's, or the working directory cannot be told.
+/// The one under `/tmp` is another's, or the working directory is unknown.
 pub fn runtime_dir() -> Result<PathBuf> {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     if let Some(found) = FOUND.get() {
         return Ok(found.clone());
     }
     let directory = std::path::absolute(find()?).map_err(|err| {
-        Error::failed("BLOCKYARD_RUNTIME_DIR starts at the working directory, which cannot be told")
+        Error::failed("BLOCKYARD_RUNTIME_DIR is relative, and the working directory is unknown")
             .caused_by(err)
     })?;
     Ok(FOUND.get_or_init(|| directory).clone())
@@ -54,7 +54,7 @@ fn find() -> Result<PathBuf> {
     }
     let directory = in_tmp();
     check(&directory).map_err(|err| {
-        Error::failed(format!("{} cannot be used", directory.display()))
+        Error::failed(format!("cannot use {}", directory.display()))
             .caused_by(err)
             .help("set BLOCKYARD_RUNTIME_DIR to a directory of your own")
     })?;
@@ -73,7 +73,7 @@ fn check(directory: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(directory) {
         Ok(found) if private(&found) => Ok(()),
         Ok(_) => {
-            let what = "it belongs to another user, or others may use it";
+            let what = "it must belong to this user, with mode 0700";
             Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
         }
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),

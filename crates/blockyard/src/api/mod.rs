@@ -19,7 +19,9 @@ use crate::yard::report::DeviceReport;
 pub use directory::{make as make_runtime_dir, pass_runtime_dir, runtime_dir};
 pub use openapi::document;
 pub use problem::Problem;
+pub(crate) use routes::metrics_router;
 pub use server::Server;
+pub(crate) use server::serve_connections;
 
 /// The longest body of a request.
 const MAX_REQUEST: usize = 64 << 10;

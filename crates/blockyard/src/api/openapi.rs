@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::routes::{self, Served};
 use crate::disks::{self, OptionSpec, ValueKind};
 use crate::exports;
+use crate::metrics;
 
 /// Something that can be asked for.
 pub(super) struct Operation {
@@ -26,6 +27,7 @@ enum Told {
     Nothing,
     Text,
     Events,
+    Metrics,
     Any,
     One(&'static str),
     List(&'static str),
@@ -45,7 +47,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/daemon",
-        summary: "What the daemon is, and all that it has",
+        summary: "The daemon, its disks and exports",
         query: &[],
         body: None,
         answers: &[(200, Told::One("Daemon"))],
@@ -54,7 +56,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/diskstats",
-        summary: "The disks as /proc/diskstats would show them",
+        summary: "The disks in the format of /proc/diskstats",
         query: &[],
         body: None,
         answers: &[(200, Told::Text)],
@@ -63,7 +65,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "get",
         path: "/v1/partitions",
-        summary: "The disks as /proc/partitions would show them",
+        summary: "The disks in the format of /proc/partitions",
         query: &[],
         body: None,
         answers: &[(200, Told::Text)],
@@ -71,8 +73,35 @@ pub(super) static OPERATIONS: &[Operation] = &[
     },
     Operation {
         method: "get",
+        path: "/metrics",
+        summary: "Metrics for Prometheus (OpenMetrics text)",
+        query: &["clients"],
+        body: None,
+        answers: &[(200, Told::Metrics)],
+        route: || get(routes::metrics),
+    },
+    Operation {
+        method: "get",
+        path: "/livez",
+        summary: "200 while the daemon answers",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Text)],
+        route: || get(routes::livez),
+    },
+    Operation {
+        method: "get",
+        path: "/readyz",
+        summary: "200 while the daemon serves, 503 once it is shutting down",
+        query: &[],
+        body: None,
+        answers: &[(200, Told::Text)],
+        route: || get(routes::readyz),
+    },
+    Operation {
+        method: "get",
         path: "/v1/events",
-        summary: "What happens, as server-sent events; Last-Event-ID goes on behind an event that was seen",
+        summary: "Server-sent events; Last-Event-ID resumes after an event",
         query: &[],
         body: None,
         answers: &[(200, Told::Events)],
@@ -99,7 +128,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "put",
         path: "/v1/disks/{name}",
-        summary: "Open a disk; done already if it is there as it is wanted",
+        summary: "Open a disk; no effect if an identical disk exists",
         query: &["save", "If-None-Match"],
         body: Some("NewDisk"),
         answers: &[(200, Told::One("Disk")), (201, Told::One("Disk"))],
@@ -108,7 +137,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "patch",
         path: "/v1/disks/{name}",
-        summary: "Change a disk while it is in use",
+        summary: "Change settings of a disk in use",
         query: &["save", "shrink"],
         body: Some("Settings"),
         answers: &[(200, Told::One("Disk"))],
@@ -144,7 +173,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "put",
         path: "/v1/exports/{kind}/{name}",
-        summary: "Serve a disk; done already if it is served as it is wanted",
+        summary: "Serve a disk; no effect if an identical export exists",
         query: &["save"],
         body: Some("NewExport"),
         answers: &[(200, Told::One("Export")), (201, Told::One("Export"))],
@@ -153,7 +182,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "delete",
         path: "/v1/exports/{kind}/{name}",
-        summary: "End an export: what its clients have asked for is answered",
+        summary: "End an export, after answering the requests of its clients",
         query: &["save"],
         body: None,
         answers: &[(204, Told::Nothing)],
@@ -162,7 +191,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "delete",
         path: "/v1/devices/{name}",
-        summary: "Take a disk from the kernel, and end the daemon of it",
+        summary: "Detach a device, and end its daemon",
         query: &["mark"],
         body: None,
         answers: &[(204, Told::Nothing)],
@@ -201,6 +230,11 @@ fn in_json(schema: &Value) -> Value {
 }
 
 impl Operation {
+    /// Whether anybody may ask for it who reaches an address for metrics.
+    pub(super) fn is_open(&self) -> bool {
+        !self.path.starts_with("/v1/")
+    }
+
     fn described(&self) -> Value {
         let names =
             self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
@@ -209,19 +243,24 @@ impl Operation {
         });
         let in_query = self.query.iter().map(|name| match *name {
             "mark" => json!({ "name": name, "in": "query", "required": true, "schema": { "type": "integer" },
-                              "description": "what tells the device from a later one of its name" }),
+                              "description": "distinguishes the device from a later one of the same name" }),
             "shrink" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
-                                "description": "let a disk become smaller" }),
+                                "description": "allow shrinking" }),
             "If-None-Match" => json!({ "name": name, "in": "header", "schema": { "const": "*" },
-                                       "description": "only if there is none of that name; 412 if there is" }),
+                                       "description": "`*`: only if the name is unused; else 412" }),
+            "clients" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
+                                 "description": "include a series per NBD client" }),
             _ => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
-                         "description": "write the change to the yard.toml of the daemon, too" }),
+                         "description": "save the change to the yard.toml of the daemon" }),
         });
         let mut answers = Map::new();
         for (status, told) in self.answers {
             let content = match told {
                 Told::Nothing => None,
                 Told::Text => Some(json!({ "text/plain": { "schema": { "type": "string" } } })),
+                Told::Metrics => {
+                    Some(json!({ metrics::MEDIA_TYPE: { "schema": { "type": "string" } } }))
+                }
                 Told::Events => {
                     Some(json!({ "text/event-stream": { "schema": reference("Event") } }))
                 }
@@ -232,9 +271,9 @@ impl Operation {
                 }
             };
             let what = match status {
-                201 => "It was made.",
+                201 => "Created.",
                 204 => "Done.",
-                _ => "It is so.",
+                _ => "Done.",
             };
             let mut answer = json!({ "description": what });
             if let Some(content) = content {
@@ -243,10 +282,7 @@ impl Operation {
             answers.insert(status.to_string(), answer);
         }
         let problem = in_json(&reference("Problem"));
-        answers.insert(
-            "default".into(),
-            json!({ "description": "It was not done.", "content": problem }),
-        );
+        answers.insert("default".into(), json!({ "description": "Refused.", "content": problem }));
         let mut operation = json!({
             "summary": self.summary,
             "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
@@ -360,7 +396,7 @@ fn options(options: impl Iterator<Item = &'static OptionSpec>) -> Value {
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
-const FOLDER: &str = "where relative paths start; the daemon's working directory without";
+const FOLDER: &str = "base of relative paths [default: working directory of the daemon]";
 
 fn new_disk() -> Value {
     let of_kinds = disks::KINDS.iter().flat_map(|kind| kind.all_options());

@@ -21,8 +21,8 @@ fn field(name: &str) -> String {
 pub(super) fn object(body: &[u8]) -> Answer<Map<String, Json>> {
     match serde_json::from_slice(body) {
         Ok(Json::Object(object)) => Ok(object),
-        Ok(_) => Err(Refusal::usage("body", "the body is no JSON object")),
-        Err(err) => Err(Refusal::usage("body", format!("the body is no JSON: {err}"))),
+        Ok(_) => Err(Refusal::usage("body", "the body is not a JSON object")),
+        Err(err) => Err(Refusal::usage("body", format!("invalid JSON: {err}"))),
     }
 }
 
@@ -32,7 +32,10 @@ fn text_of(name: &str, value: &Json) -> Answer<String> {
         Json::String(text) => Ok(text.clone()),
         Json::Bool(flag) => Ok(if *flag { "1" } else { "0" }.into()),
         Json::Number(number) => Ok(number.to_string()),
-        _ => Err(Refusal::usage(field(name), format!("{name} is no text, number or flag"))),
+        _ => Err(Refusal::usage(
+            field(name),
+            format!("{name} must be a string, a number or a boolean"),
+        )),
     }
 }
 
@@ -40,7 +43,7 @@ fn text(object: &mut Map<String, Json>, name: &str) -> Answer<Option<String>> {
     match object.remove(name) {
         None => Ok(None),
         Some(Json::String(text)) => Ok(Some(text)),
-        Some(_) => Err(Refusal::usage(field(name), format!("{name} is no text"))),
+        Some(_) => Err(Refusal::usage(field(name), format!("{name} must be a string"))),
     }
 }
 
@@ -55,7 +58,7 @@ fn folder(object: &mut Map<String, Json>) -> Answer<PathBuf> {
     if folder.is_absolute() {
         return Ok(folder);
     }
-    Err(Refusal::usage(field("folder"), format!("{} is no absolute path", folder.display())))
+    Err(Refusal::usage(field("folder"), format!("{} is not an absolute path", folder.display())))
 }
 
 /// A disk that is wanted, and what was said of it besides its URI.
@@ -76,7 +79,7 @@ pub(super) fn disk(name: &str, mut object: Map<String, Json>) -> Answer<WantedDi
         None => builder.set("name", name).map_err(|problem| Refusal::usage("path", problem))?,
         Some(same) if same == name => {}
         Some(other) => {
-            return Err(wrong(format!("it is named {other:?} there, and {name:?} in the path")));
+            return Err(wrong(format!("the URI names the disk {other:?}, the path {name:?}")));
         }
     }
     let options: Vec<_> = object.into_iter().collect();
@@ -129,7 +132,7 @@ pub(super) struct Wanted {
 
 pub(super) fn settings(object: Map<String, Json>) -> Answer<Vec<Wanted>> {
     if object.is_empty() {
-        return Err(Refusal::usage("body", "nothing is to be changed"));
+        return Err(Refusal::usage("body", "no settings given"));
     }
     let wanted = |(key, said): (String, Json)| {
         let (option, value) = setting(&key, &text_of(&key, &said)?)
@@ -149,8 +152,7 @@ impl Query {
             let (key, value) = text.split_once('=').unwrap_or((text, "1"));
             let place = || format!("query.{key}");
             if !known.contains(&key) {
-                let what =
-                    format!("there is no parameter {key:?} here; {}", suggest::hint(key, known));
+                let what = format!("unknown parameter {key:?}; {}", suggest::hint(key, known));
                 return Err(Refusal::usage(place(), what));
             }
             let value = uri::decode(value).map_err(|problem| Refusal::usage(place(), problem))?;

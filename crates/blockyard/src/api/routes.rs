@@ -16,6 +16,7 @@ use super::request::{self, Query, WantedDisk};
 use super::{Attached, MAX_LISTENERS, MAX_REQUEST, openapi};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports;
+use crate::metrics;
 use crate::yard::Yard;
 use crate::yard::changes::Outcome;
 use crate::yard::config::save::Edit;
@@ -41,16 +42,25 @@ pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
     router
         .fallback(async |uri: Uri| nothing_there(uri.path()))
         .method_not_allowed_fallback(async |uri: Uri| {
-            let what = Refusal::usage(uri.path(), "that cannot be done here");
+            let what = Refusal::usage(uri.path(), "method not allowed");
             what.with_status(StatusCode::METHOD_NOT_ALLOWED)
         })
         .layer(DefaultBodyLimit::max(MAX_REQUEST))
         .with_state(Served { yard, attached, listeners: Arc::new(Semaphore::new(MAX_LISTENERS)) })
 }
 
+/// Those that only look at how it goes, for whoever may reach an address.
+pub(crate) fn metrics_router(yard: Arc<Yard>) -> Router {
+    let mut router = Router::new();
+    for operation in openapi::OPERATIONS.iter().filter(|it| it.is_open()) {
+        router = router.route(operation.path, (operation.route)());
+    }
+    router.with_state(Served { yard, attached: None, listeners: Arc::new(Semaphore::new(0)) })
+}
+
 fn nothing_there(path: &str) -> Refusal {
-    let err = Error::usage("there is nothing of that path");
-    Refusal::not_found(path, &err.help("GET /v1/openapi.json says what there is"))
+    let err = Error::usage("no such path");
+    Refusal::not_found(path, &err.help("see GET /v1/openapi.json"))
 }
 
 fn body(body: Body) -> Answer<Bytes> {
@@ -61,7 +71,7 @@ fn body(body: Body) -> Answer<Bytes> {
 async fn whole<T: Send + 'static>(
     job: impl Future<Output = Answer<T>> + Send + 'static,
 ) -> Answer<T> {
-    let failed = || Error::failed("the daemon failed at it").help("its log says why");
+    let failed = || Error::failed("internal error in the daemon").help("see its log");
     tokio::spawn(job).await.unwrap_or_else(|_| Err(Refusal::new("", &failed())))
 }
 
@@ -69,7 +79,7 @@ impl Served {
     /// One that serves a disk of the kernel has that, and nothing else.
     fn may_change(&self, place: &str) -> Answer<()> {
         let Some(attached) = &self.attached else { return Ok(()) };
-        let what = format!("this daemon serves {} and nothing else", attached.device.path);
+        let what = format!("this daemon serves only {}", attached.device.path);
         Err(Refusal::new(place, &Error::new(ErrorKind::Busy, what)))
     }
 
@@ -81,10 +91,10 @@ impl Served {
     fn export(&self, kind: &str, name: &str, place: &str) -> Answer<ExportReport> {
         let is_it = |export: &ExportReport| export.kind == kind && export.name == name;
         self.yard.report().exports.into_iter().find(is_it).ok_or_else(|| {
-            let what = format!("there is no export {name:?} of kind {kind}");
+            let what = format!("no {kind} export named {name:?}");
             Refusal::not_found(
                 place,
-                &Error::failed(what).help("see which there are: blockyard list"),
+                &Error::failed(what).help("list disks and exports: blockyard list"),
             )
         })
     }
@@ -116,8 +126,8 @@ fn refused_at<T>(place: &str, done: Result<T>) -> Answer<T> {
 }
 
 fn no_disk(name: &str, place: &str) -> Refusal {
-    let err = Error::failed(format!("there is no disk {name:?} here"));
-    Refusal::not_found(place, &err.help("see which there are: blockyard list"))
+    let err = Error::failed(format!("no disk named {name:?}"));
+    Refusal::not_found(place, &err.help("list disks and exports: blockyard list"))
 }
 
 /// Whether something is to be made, and nothing is wanted that is there already (RFC 9110, 13.1.2).
@@ -125,13 +135,13 @@ fn only_new(headers: &HeaderMap) -> Answer<bool> {
     match headers.get(header::IF_NONE_MATCH) {
         None => Ok(false),
         Some(any) if any == "*" => Ok(true),
-        Some(_) => Err(Refusal::usage("If-None-Match", "nothing here has a tag; only * is known")),
+        Some(_) => Err(Refusal::usage("If-None-Match", "only If-None-Match: * is supported")),
     }
 }
 
 fn taken(name: &str, place: &str) -> Refusal {
-    let what = format!("there is a disk named {name:?} already");
-    let err = Error::new(ErrorKind::Busy, what).help("take another name");
+    let what = format!("a disk named {name:?} already exists");
+    let err = Error::new(ErrorKind::Busy, what).help("choose another name");
     Refusal::new(place, &err).with_status(StatusCode::PRECONDITION_FAILED)
 }
 
@@ -159,6 +169,26 @@ pub(super) async fn diskstats(State(served): State<Served>) -> String {
 
 pub(super) async fn partitions(State(served): State<Served>) -> String {
     served.yard.layer().proc_partitions()
+}
+
+pub(super) async fn metrics(
+    State(served): State<Served>,
+    RawQuery(query): RawQuery,
+) -> Answer<Response> {
+    let clients = Query::parse(query.as_deref(), &["clients"])?.flag("clients")?;
+    let text = metrics::text(&served.yard, clients);
+    Ok(([(header::CONTENT_TYPE, metrics::MEDIA_TYPE)], text).into_response())
+}
+
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+pub(super) async fn readyz(State(served): State<Served>) -> (StatusCode, &'static str) {
+    if served.yard.is_ending() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+    }
+    (StatusCode::OK, "ok\n")
 }
 
 pub(super) async fn disks(State(served): State<Served>) -> impl IntoResponse {
@@ -311,7 +341,7 @@ pub(super) async fn delete_device(
     let Some(attached) = served.attached.filter(is_it) else {
         return Err(Refusal::not_found(
             &place,
-            &Error::failed(format!("{name} is not served here")),
+            &Error::failed(format!("{name} is not attached by this daemon")),
         ));
     };
     whole(async move {
@@ -321,7 +351,9 @@ pub(super) async fn delete_device(
         }
         match told.await {
             Ok(detached) => detached.map_err(|err| Refusal::new(place, &err))?,
-            Err(_) => return Err(Refusal::new(place, &Error::failed("the daemon is ending"))),
+            Err(_) => {
+                return Err(Refusal::new(place, &Error::failed("the daemon is shutting down")));
+            }
         }
         Ok(StatusCode::NO_CONTENT)
     })
@@ -335,7 +367,7 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let Ok(room) = Arc::clone(&served.listeners).try_acquire_owned() else {
-        let what = format!("{MAX_LISTENERS} clients listen to events already");
+        let what = format!("too many event clients (limit {MAX_LISTENERS})");
         let refusal = Refusal::new(uri.path(), &Error::new(ErrorKind::Busy, what));
         return Err(refusal.with_status(StatusCode::SERVICE_UNAVAILABLE));
     };

@@ -10,7 +10,8 @@ use blockyard_sys::SocketFile;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -49,34 +50,69 @@ impl Server {
     ) -> Result<Self> {
         let made = directory::make(directory).and_then(|()| listen(directory, pid));
         let (listener, file) = made.map_err(|err| {
-            Error::failed(format!("cannot make a control socket in {}", directory.display()))
+            Error::failed(format!("cannot create a control socket in {}", directory.display()))
                 .caused_by(err)
-                .help("set BLOCKYARD_RUNTIME_DIR to a directory that this user may write to")
+                .help("set BLOCKYARD_RUNTIME_DIR to a writable directory")
         })?;
         Ok(Self { listener, _file: file, routes: routes::router(yard, attached) })
     }
 
     /// Answers for ever.
     pub async fn serve(self) {
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        // Those that are being answered end with this.
-        let mut connections = JoinSet::new();
-        loop {
-            let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
-            while connections.try_join_next().is_some() {}
-            match self.listener.accept().await {
-                Ok((stream, _)) if is_ours(&stream) => {
-                    let routes = self.routes.clone();
-                    connections.spawn(async move {
-                        answer(stream, routes).await;
-                        drop(place);
-                    });
-                }
-                Ok(_) => tracing::warn!("another user was refused at the control socket"),
-                Err(err) => {
-                    tracing::warn!(error = %err, "a control connection was not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+        serve_connections(self.listener, self.routes).await;
+    }
+}
+
+/// Where clients come in.
+pub(crate) trait Accept: Send + Sync {
+    /// What one speaks by.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next one; none if it was refused.
+    fn accept(&self) -> impl Future<Output = io::Result<Option<Self::Stream>>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<Option<UnixStream>> {
+        let (stream, _) = Self::accept(self).await?;
+        if is_ours(&stream) {
+            return Ok(Some(stream));
+        }
+        tracing::warn!("control connection of another user refused");
+        Ok(None)
+    }
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<Option<TcpStream>> {
+        Self::accept(self).await.map(|(stream, _)| Some(stream))
+    }
+}
+
+/// Answers whoever comes, for ever.
+pub(crate) async fn serve_connections(listener: impl Accept, routes: Router) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Those that are being answered end with this.
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&room).acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok(Some(stream)) => {
+                let routes = routes.clone();
+                connections.spawn(async move {
+                    answer(stream, routes).await;
+                    drop(place);
+                });
+            }
+            Ok(None) => {}
+            Err(err) => {
+                tracing::warn!(error = %err, "cannot accept a connection to the API");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -88,7 +124,7 @@ fn is_ours(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
-async fn answer(stream: UnixStream, routes: Router) {
+async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, routes: Router) {
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)

@@ -142,7 +142,7 @@ impl Server {
         let bdev = self
             .disk
             .open(None, mode)
-            .map_err(|err| Error::failed("the disk cannot be opened").caused_by(err))?;
+            .map_err(|err| Error::failed("cannot open the disk").caused_by(err))?;
         let below = Below {
             bdev: Arc::new(bdev),
             threads: self.yard.threads(),
@@ -190,7 +190,7 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
     let (path, uri) = (record.path(), &record.wish.uri);
     if record.identity.is_volatile() {
         let what =
-            format!("what was in {uri} was in the memory of its daemon, and has gone with it");
+            format!("the contents of {uri} were in the memory of the daemon, which has died");
         return Err(Error::failed(format!("cannot recover {path}"))
             .caused_by(Error::failed(what).help(format!("run: blockyard detach --force {path}"))));
     }
@@ -219,14 +219,13 @@ pub fn check_identity(record: &Record, found: &DiskIdentity) -> Result<()> {
     }
     let (path, uri) = (record.path(), &record.wish.uri);
     let what = if found.is_absent() {
-        format!("{uri} is not there now")
+        format!("{uri} is missing")
     } else {
-        format!("{uri} is another disk now: {found}, where {} was attached", record.identity)
+        format!("{uri} is another disk: {found}, but {} was attached", record.identity)
     };
     Err(Error::failed(format!("cannot recover {path}")).caused_by(
-        Error::failed(what).help(
-            "bring the disk back to its place (is its file system mounted?), and recover again",
-        ),
+        Error::failed(what)
+            .help("restore the disk (is its file system mounted?), and recover again"),
     ))
 }
 
@@ -236,7 +235,7 @@ fn check_size(record: &Record, size: u64) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "{} has {size} bytes; {} has {}: it is not the disk that was attached",
+        "{} has {size} bytes; {} has {}: not the disk that was attached",
         record.wish.uri,
         record.path(),
         record.size
@@ -381,7 +380,7 @@ impl Attached {
                     }
                 }
                 // Whoever has started us is gone; who uses the disk is not.
-                _ = hang_up.recv() => tracing::info!("a hang-up ends nothing here"),
+                _ = hang_up.recv() => tracing::info!("SIGHUP ignored"),
                 Some(answer) = asked.recv() => {
                     let result = self.detach().await;
                     let detached = result.is_ok();
@@ -393,9 +392,9 @@ impl Attached {
                 }
                 () = gone(&mut self.attachment) => {
                     let path = self.record.path();
-                    term::tell(format_args!("{path} was taken away by another process: its disk is flushed and closed"));
+                    term::tell(format_args!("{path} was removed by another process: its disk is flushed and closed"));
                     if let Err(err) = self.detach().await {
-                        tracing::warn!(%err, "what is left of it stays");
+                        tracing::warn!(%err, "cannot remove the rest of the device");
                     }
                     return End::Detached;
                 }
@@ -405,13 +404,13 @@ impl Attached {
                         term::tell(format_args!("it waits for: blockyard recover {}", self.record.path()));
                         return End::HandedOver;
                     }
-                    term::tell("it is served until nobody uses it any more");
+                    term::tell("serving it until it is unused");
                 }
                 now = follow.changed() => {
                     let before = std::mem::replace(&mut state, now);
                     self.record.note(before, now);
                     if let Err(err) = self.save().await {
-                        tracing::warn!(%err, "the next daemon will not know its size, and whether it is read-only");
+                        tracing::warn!(%err, "cannot record its size and whether it is read-only");
                     }
                     let read_only = now.read_only;
                     if before.read_only == read_only {
@@ -438,7 +437,7 @@ impl Attached {
             let (store, record) = (self.store.clone(), self.record.clone());
             if let Err(err) = blocking(move || store.forget(&record, &held)).await {
                 // The device is gone: whoever looks next takes it off.
-                tracing::warn!(%err, "it stays on record");
+                tracing::warn!(%err, "cannot remove the attach record");
             }
         }
         Ok(())
@@ -453,10 +452,10 @@ impl Attached {
 /// reason to leave that alone.
 fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Result<()>) {
     if let Err(err) = say() {
-        tracing::warn!(%err, "it is not heard that the disk is attached");
+        tracing::warn!(%err, "cannot report that the disk is attached");
     }
     if let Err(err) = let_go() {
-        tracing::warn!(%err, "cannot leave the starter");
+        tracing::warn!(%err, "cannot detach from the starting process");
     }
 }
 
@@ -495,7 +494,7 @@ fn leave(path: String, refused: mpsc::Sender<()>) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
-                Err(err) => tracing::error!(%err, "cannot ask for the end"),
+                Err(err) => tracing::error!(%err, "cannot start `blockyard detach`"),
             }
             if refused.blocking_send(()).is_err() {
                 return;
@@ -518,7 +517,7 @@ fn while_extending<T>(runtime: &Handle, job: impl FnOnce() -> T) -> T {
 }
 
 fn tell_that_it_stays(err: &Error) {
-    term::tell(format_args!("{err}; it is served until nobody uses it any more"));
+    term::tell(format_args!("{err}; serving it until it is unused"));
 }
 
 #[cfg(test)]

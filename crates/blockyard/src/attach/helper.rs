@@ -67,7 +67,7 @@ fn claimed(status: ExitStatus) -> io::Result<bool> {
     match status.code() {
         Some(0) => Ok(true),
         Some(BUSY) => Ok(false),
-        _ => Err(io::Error::other(format!("what was to claim it ended with {status}"))),
+        _ => Err(io::Error::other(format!("its helper ended with {status}"))),
     }
 }
 
@@ -81,10 +81,10 @@ pub(super) fn detach(device: &str) -> io::Result<ExitStatus> {
 /// Has the kernel's disk refuse writes, or take them again. May wait for the disk.
 pub(super) fn set_read_only(device: &str, read_only: bool) {
     match look_at(device, Some(read_only)) {
-        Ok(status) if status.success() => tracing::info!(device, read_only, "the kernel knows"),
+        Ok(status) if status.success() => tracing::info!(device, read_only, "kernel updated"),
         // It has said why.
-        Ok(_) => tracing::warn!(device, read_only, "the kernel's disk stays as it is"),
-        Err(err) => tracing::warn!(device, read_only, %err, "the kernel cannot be told"),
+        Ok(_) => tracing::warn!(device, read_only, "the kernel kept the old setting"),
+        Err(err) => tracing::warn!(device, read_only, %err, "cannot update the kernel"),
     }
 }
 

@@ -112,7 +112,7 @@ impl<K: Kernel> Keeper<K> {
             // Nobody may want to know any more.
             Ok(()) => _ = gone.send(()),
             Err(err) => {
-                tracing::error!(device = kernel::path(self.index), %err, "its connections are not kept");
+                tracing::error!(device = kernel::path(self.index), %err, "its dead connections are not replaced");
                 // It is not gone.
                 std::future::pending::<()>().await;
             }
@@ -128,7 +128,7 @@ impl<K: Kernel> Keeper<K> {
                 dead = self.kernel.dead(), if is_heard => match dead {
                     Ok(index) => self.is_told |= index.is_none_or(|index| index == self.index),
                     Err(err) => {
-                        tracing::error!(%err, "the kernel's news of dead connections are not heard any more");
+                        tracing::error!(%err, "lost the netlink events; dead connections are not replaced any more");
                         is_heard = false;
                     }
                 },
@@ -176,7 +176,7 @@ impl<K: Kernel> Keeper<K> {
                 self.is_told = false;
             }
             Err(err) => {
-                tracing::warn!(device, err, "the kernel takes no new connections");
+                tracing::warn!(device, err, "the kernel refused new connections");
                 tokio::time::sleep(PAUSE).await;
             }
         }

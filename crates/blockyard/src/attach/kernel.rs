@@ -75,7 +75,7 @@ impl Attachment {
         for (via, err) in &missing {
             tracing::info!(via = via.name(), error = ?err, "not available");
         }
-        let what = "this kernel has neither ublk nor NBD";
+        let what = "no kernel driver is loaded: neither ublk nor NBD";
         Err(Error::new(ErrorKind::Unavailable, what).help(
             "run: modprobe ublk_drv (Linux 6.0 or newer), or: modprobe nbd; \
              where neither is built, serve it to programs: blockyard serve",
@@ -112,7 +112,7 @@ impl Attachment {
             Via::Nbd => NbdDevice::take_over(record, below).map(Self::Nbd),
             Via::NbdIoctl => {
                 let what = format!("{} ended with its daemon", record.path());
-                Err(Error::failed(what).help("attach it anew"))
+                Err(Error::failed(what).help("attach it again"))
             }
         }
     }

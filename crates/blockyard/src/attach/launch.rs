@@ -60,7 +60,7 @@ impl Launched {
         term::tell(said.trim_end());
         match status.code().and_then(|code| u8::try_from(code).ok()) {
             Some(0) | None => {
-                Err(Error::failed(format!("the daemon ended before it was ready: {status}")))
+                Err(Error::failed(format!("the daemon exited before it was ready: {status}")))
             }
             Some(code) => Ok(code),
         }

@@ -128,7 +128,7 @@ pub fn survey() -> Result<Survey> {
             if mark == Some(record.mark) { Ok(()) } else { store.forget(record, &held) }
         });
         if let Err(err) = forgotten {
-            tracing::warn!(device = record.path(), %err, "it stays on record");
+            tracing::warn!(device = record.path(), %err, "cannot remove the attach record");
         }
     }
     sorted.ended.iter().for_each(|mark| store.end(*mark));
@@ -299,7 +299,7 @@ fn in_a_line(err: &Error) -> String {
 }
 
 fn unreadable(err: io::Error) -> Error {
-    Error::failed("the kernel's list of devices (/sys) cannot be read").caused_by(err)
+    Error::failed("cannot read the devices of the kernel (/sys)").caused_by(err)
 }
 
 /// The numbers of the entries of a directory of sysfs that are named so. A class of devices is there once its driver is.
@@ -330,9 +330,9 @@ pub fn clear_unused() -> Result<()> {
         match remove(left) {
             Ok(()) => tracing::warn!(
                 device = left.path,
-                "removed: its daemon has died, and nobody uses it"
+                "removed, because its daemon has died and it is unused"
             ),
-            Err(err) => tracing::warn!(device = left.path, %err, "cannot be removed"),
+            Err(err) => tracing::warn!(device = left.path, %err, "cannot remove the device"),
         }
     }
     Store::open()?.sweep()
@@ -409,7 +409,7 @@ fn remove_from(
 fn take_away(left: &LeftBehind) -> Result<()> {
     let (via, number) = super::parse_device(&left.path)?;
     if mark_of(via, number)? != Some(left.mark) {
-        return Err(Error::failed(format!("{} is another's now", left.path)));
+        return Err(Error::failed(format!("{} is used by another process", left.path)));
     }
     match via {
         Via::Ublk => ublk::remove(number).map_err(kernel::ublk_error),

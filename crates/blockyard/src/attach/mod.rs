@@ -39,7 +39,7 @@ pub enum Via {
     Ublk,
     /// nbd: /dev/nbdN, set up by netlink.
     Nbd,
-    /// nbd, set up by ioctls, as all kernels have them: one that cannot be recovered.
+    /// nbd, set up by ioctls: works on every kernel, cannot be recovered.
     NbdIoctl,
 }
 
@@ -105,8 +105,8 @@ pub fn parse_device(device: &str) -> Result<(Via, u32)> {
             return Ok((via, number));
         }
     }
-    Err(Error::usage(format!("{device:?} is no disk that is attached here"))
-        .help("write its path, as /dev/ublkb0 or /dev/nbd0, or its URI; blockyard list shows them"))
+    Err(Error::usage(format!("{device:?} is not an attached disk"))
+        .help("use its path, e.g. /dev/ublkb0, or its URI; list attached disks: blockyard list"))
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ impl Source {
     /// A connection past its handshake, and what was agreed on.
     fn connection(&self) -> Result<(OwnedFd, Negotiated)> {
         let (ours, theirs) = UnixStream::pair()
-            .map_err(|err| Error::failed("cannot make a pair of sockets").caused_by(err))?;
+            .map_err(|err| Error::failed("cannot create a pair of sockets").caused_by(err))?;
         self.server.serve(ours.into());
         let negotiated = shake_hands(&theirs, &self.export);
         let negotiated = negotiated
@@ -140,7 +140,7 @@ fn setup(wish: &Wish, mark: u64, negotiated: &Negotiated, outlives_us: bool) -> 
     let info = &negotiated.export;
     let block_size = info.block_sizes.as_ref().map_or(512, |sizes| sizes.minimum()).max(512);
     if block_size > MAX_BLOCK {
-        let what = format!("blocks of {block_size} bytes are more than the kernel takes");
+        let what = format!("the kernel does not support blocks of {block_size} bytes");
         return Err(Error::failed(what).help(format!("use block={MAX_BLOCK}")));
     }
     Ok(Setup {
@@ -174,7 +174,7 @@ pub(crate) fn check_times(wish: &Wish, fence: Option<Duration>) -> Result<()> {
         wish.uri
     );
     Err(Error::usage(what)
-        .help("make --dead-conn-timeout longer, or fence_timeout= in the URI shorter"))
+        .help("increase --dead-conn-timeout, or decrease fence_timeout= in the URI"))
 }
 
 /// How long the kernel waits for an answer.
@@ -233,14 +233,14 @@ async fn follow(sizer: Sizer, mut size: watch::Receiver<u64>) {
 }
 
 pub(super) fn warn_of_size(err: &kernel::Error) {
-    tracing::warn!(err = said(err), "the kernel does not know of the new size");
+    tracing::warn!(err = said(err), "cannot tell the kernel the new size");
 }
 
 /// The kernel looks for partitions when its disk is opened next. That is for another process to do: until they
 /// are read, one that opens it cannot end, and if it were us, nobody could take over from us.
 fn scan(index: u32) {
     if let Err(err) = helper::look_at(&kernel::path(index), None) {
-        tracing::warn!(%err, "partitions are found when the disk is opened next");
+        tracing::warn!(%err, "partition scan failed; the kernel scans at the next open");
     }
 }
 
@@ -288,7 +288,7 @@ impl NbdDevice {
         let keeper = Keeper::new(Arc::new(kernel), index, source, bdev, wish.connections.into());
         let barriers = Barriers::start(&below.bdev, wish.connections.into(), timeout(wish));
         let barriers = barriers.unwrap_or_else(|err| {
-            tracing::warn!(%err, "no thread for order among the connections: what the kernel asks again may be late");
+            tracing::warn!(%err, "cannot start a thread; repeated requests of the kernel may be reordered");
             None
         });
         let (tell, gone) = oneshot::channel();
@@ -340,12 +340,12 @@ impl NbdDevice {
         let path = kernel::path(self.index);
         match backend {
             Ok(Some(backend)) if backend == self.identifier => disconnect(self.index)?,
-            Ok(Some(_)) => return Err(Error::failed(format!("{path} is another's now"))),
+            Ok(Some(_)) => return Err(Error::failed(format!("{path} is used by another process"))),
             Ok(None) if !self.is_marked => disconnect(self.index)?,
             // Somebody was faster.
             Ok(None) => {}
             Err(err) => {
-                let what = format!("cannot look whose {path} is");
+                let what = format!("cannot find the owner of {path}");
                 return Err(Error::failed(what).caused_by(err));
             }
         }
@@ -453,7 +453,9 @@ mod tests {
         let (ours, another) = (Ok(Some(identifier(7))), Ok(Some(identifier(8))));
         let unknown = Err(io::ErrorKind::PermissionDenied.into());
         let mut kept = device();
-        for (backend, says) in [(ours, "no memory"), (another, "another's"), (unknown, "whose")] {
+        for (backend, says) in
+            [(ours, "no memory"), (another, "another process"), (unknown, "owner")]
+        {
             let err = kept.remove_by(backend, refused).unwrap_err();
             assert!(err.to_string().contains(says), "{err}");
             tokio::task::yield_now().await;

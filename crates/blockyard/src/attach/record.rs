@@ -96,7 +96,7 @@ impl Record {
         match value.get("version").and_then(Value::as_u64) {
             Some(version) if version == u64::from(VERSION) => {}
             Some(version) => {
-                let what = format!("it is of version {version}, and this program knows {VERSION}");
+                let what = format!("its version is {version}, this program supports {VERSION}");
                 return Err(io::Error::other(what));
             }
             None => return Err(io::Error::other("it has no version")),
@@ -105,7 +105,7 @@ impl Record {
         if record.device != device
             || record.device != format!("{}{}", record.via.stem(), record.number)
         {
-            return Err(io::Error::other("it is of another device than its name says"));
+            return Err(io::Error::other("it belongs to another device than its name says"));
         }
         Ok(record)
     }
@@ -131,7 +131,7 @@ pub(super) mod tests {
             |device, text: &str| Record::parse(device, text.as_bytes()).unwrap_err().to_string();
         assert!(failed("nbd4", &text).contains("another device"));
         let newer = text.replace(&format!("\"version\":{VERSION}"), "\"version\":99");
-        assert!(failed("nbd3", &newer).contains("version 99"), "{newer}");
+        assert!(failed("nbd3", &newer).contains("version is 99"), "{newer}");
         assert!(failed("nbd3", "{}").contains("no version"));
         assert!(!failed("nbd3", "{\"version\":").is_empty());
     }

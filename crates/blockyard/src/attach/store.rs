@@ -173,7 +173,7 @@ impl Store {
                 Err(LockError::Held { .. }) if Instant::now() < end => std::thread::sleep(POLL),
                 Err(LockError::Held { pid, .. }) => {
                     let who = pid.map_or("another process".into(), |pid| format!("process {pid}"));
-                    let what = format!("{who} does not let go of {}", self.directory.display());
+                    let what = format!("{who} holds the lock of {}", self.directory.display());
                     return Err(Error::new(ErrorKind::Busy, what));
                 }
                 Err(LockError::Failed(err)) => return Err(self.failed(err)),
@@ -253,7 +253,7 @@ impl Store {
     pub(crate) fn claim(&self, record: &Record) -> Result<Held> {
         let _changing = self.change()?;
         let path = self.path(&record.device, RECORD);
-        let gone = || Error::failed(format!("{} is not on record any more", record.path()));
+        let gone = || Error::failed(format!("the attach record of {} is gone", record.path()));
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(gone()),
@@ -265,7 +265,7 @@ impl Store {
         }
         hold(file).map(|(file, lock)| Held { file, _lock: lock }).map_err(|err| match err.kind() {
             io::ErrorKind::ResourceBusy => {
-                let what = format!("somebody serves or recovers {} already", record.path());
+                let what = format!("another process serves or recovers {}", record.path());
                 Error::new(ErrorKind::Busy, what)
             }
             _ => self.failed(err),
@@ -420,7 +420,7 @@ fn content(device: &str, file: &File) -> io::Result<Record> {
     let mut text = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other(format!("it is longer than {MAX_BYTES} bytes")));
+        return Err(io::Error::other(format!("longer than {MAX_BYTES} bytes")));
     }
     Record::parse(device, &text)
 }
@@ -493,7 +493,7 @@ mod tests {
         assert_eq!(contents.records.len(), 1);
         let [unreadable] = &contents.unreadable[..] else { panic!("{contents:?}") };
         assert_eq!((&*unreadable.device, &unreadable.path), ("nbd5", &path));
-        assert!(unreadable.why.contains("version 3"), "{unreadable:?}");
+        assert!(unreadable.why.contains("version is 3"), "{unreadable:?}");
         assert_eq!(names(&store), ["nbd0.json", "nbd5.json", "of-a-newer-one.log"]);
     }
 

@@ -36,7 +36,7 @@ pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
             Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
                 Err(check_unused(path, daemon)
                     .err()
-                    .unwrap_or_else(|| busy(path, "somebody claims it")))
+                    .unwrap_or_else(|| busy(path, "another process has it open exclusively")))
             }
             Err(err) => {
                 return Err(Error::failed(format!("{path} cannot be opened")).caused_by(err));
@@ -56,14 +56,13 @@ pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
 pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
     let parts = parts(path, Path::new(SYSFS));
     let mounted = || mount_of(&parts, Path::new(PROC));
-    let pooled = || pool(&parts, Path::new(SYSFS)).map(|id| format!("it is part of btrfs {id}"));
+    let pooled = || pool(&parts, Path::new(SYSFS)).map(|id| format!("it belongs to btrfs {id}"));
     let swap = || {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
         swap(&swaps, &parts).map(|part| format!("it is swap space; run: swapoff {part}"))
     };
-    let held = || holder(&parts).map(|name| format!("it is part of {name}"));
-    let looped =
-        || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("it is the file of {name}"));
+    let held = || holder(&parts).map(|name| format!("it belongs to {name}"));
+    let looped = || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("it backs {name}"));
     let users = mounted().or_else(pooled).or_else(swap).or_else(held).or_else(looped);
     match users.or_else(|| opener(&parts, daemon)) {
         Some(who) => Err(busy(path, &who)),
@@ -86,11 +85,11 @@ pub(crate) fn check_unclaimed(path: &str, daemon: u32) -> Result<()> {
     };
     match claimed() {
         Ok(Some(false)) => {
-            Err(busy(path, "a file system, or something else of the kernel's, claims it"))
+            Err(busy(path, "a file system, or another user in the kernel, has it open exclusively"))
         }
         Ok(Some(true) | None) => Ok(()),
         Err(err) => {
-            let what = format!("cannot look whether {path} is in use");
+            let what = format!("cannot check whether {path} is in use");
             Err(Error::failed(what).caused_by(err))
         }
     }
@@ -104,8 +103,10 @@ pub(crate) fn try_claim(path: &Path) -> Result<()> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlags::EXCL | OFlags::CLOEXEC).bits().cast_signed());
     options.open(path).map(drop).map_err(|err| match err.kind() {
-        io::ErrorKind::ResourceBusy => busy(&path.display().to_string(), "somebody claims it"),
-        _ => Error::failed(format!("{} cannot be opened", path.display())).caused_by(err),
+        io::ErrorKind::ResourceBusy => {
+            busy(&path.display().to_string(), "another process has it open exclusively")
+        }
+        _ => Error::failed(format!("cannot open {}", path.display())).caused_by(err),
     })
 }
 
@@ -165,7 +166,7 @@ fn mount_of(parts: &[Part], proc: &Path) -> Option<String> {
             && let Some(point) = point(&process.path())
         {
             return Some(format!(
-                "it is mounted at {point} where process {pid} is; run: nsenter -t {pid} -m umount {point}"
+                "it is mounted at {point} in the namespace of process {pid}; run: nsenter -t {pid} -m umount {point}"
             ));
         }
     }
@@ -248,8 +249,8 @@ fn mount_point(mountinfo: &str, parts: &[Part]) -> Option<String> {
 /// The disk fails.
 pub(crate) fn settle(path: &str, claim: &File) -> Result<()> {
     claim.sync_all().map_err(|err| {
-        let what = format!("what was written to {path} cannot be made durable");
-        Error::failed(what).caused_by(err).help("see dmesg; add --force to give it up")
+        let what = format!("cannot flush {path}");
+        Error::failed(what).caused_by(err).help("see dmesg; to discard unwritten data, add --force")
     })
 }
 
@@ -347,7 +348,7 @@ mod tests {
         put("40", 2, other);
         put("41", 3, line);
         let found = mount_of(&parts, proc.path()).unwrap();
-        assert!(found.contains("/data where process 41 is"), "{found}");
+        assert!(found.contains("in the namespace of process 41"), "{found}");
         fs::write(proc.path().join("self/mountinfo"), line).unwrap();
         assert!(mount_of(&parts, proc.path()).unwrap().contains("run: umount /data"));
     }

@@ -56,14 +56,12 @@ impl Load {
         let rest = size.saturating_sub(self.offset);
         let used = self.size.unwrap_or(rest);
         if used > rest {
-            let what = format!(
-                "{used} bytes from {} on are more than a disk of {size} bytes has",
-                self.offset
-            );
+            let what =
+                format!("{used} bytes at offset {} exceed the disk of {size} bytes", self.offset);
             return Err(Error::usage(what).help("make --size or --offset smaller"));
         }
         if used < block {
-            let what = format!("not one block of {block} bytes fits into {used} bytes");
+            let what = format!("--bs {block} is larger than the tested range of {used} bytes");
             return Err(Error::usage(what).help("make --bs smaller"));
         }
         Ok((self.offset, used / block))
@@ -76,7 +74,7 @@ impl Load {
             return Ok(());
         }
         Err(Error::usage(format!(
-            "the disk has blocks of {minimum} bytes; --bs or --offset is no multiple of that"
+            "--bs or --offset is not a multiple of the block size of the disk, {minimum}"
         )))
     }
 

@@ -22,7 +22,7 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn new() -> Result<Self> {
         let latency = Histogram::new_with_max(LONGEST_NS, 3)
-            .map_err(|err| Error::failed("cannot make a histogram").caused_by(err))?;
+            .map_err(|err| Error::failed("cannot create a histogram").caused_by(err))?;
         Ok(Self { latency, errors: 0, first_error: None })
     }
 

@@ -8,10 +8,10 @@ use clap::{Args, Subcommand, ValueEnum};
 /// `rados`.
 #[derive(Debug, Args)]
 pub struct RadosArgs {
-    /// Which cluster, pool and namespace.
+    /// Cluster, pool and namespace.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: RadosCommand,
 }
@@ -19,29 +19,29 @@ pub struct RadosArgs {
 /// Where objects are, with the names that Ceph's own programs use.
 #[derive(Clone, Debug, Args)]
 pub struct PlaceArgs {
-    /// The pool.
+    /// Pool.
     #[arg(short, long, global = true, value_name = "POOL")]
     pub pool: Option<String>,
-    /// The namespace in the pool.
+    /// Namespace in the pool.
     #[arg(short = 'N', long, global = true, value_name = "NAME", default_value = "")]
     pub namespace: OsString,
-    /// The cluster's ceph.conf; CEPH_CONF, or the usual places without.
+    /// Ceph configuration file [default: $CEPH_CONF, /etc/ceph/ceph.conf, ~/.ceph/config, ./ceph.conf].
     #[arg(short, long, global = true, value_name = "FILE")]
     pub conf: Option<String>,
-    /// Who to be: client.ID.
+    /// Authenticate as client.ID [default: admin].
     #[arg(long, global = true, value_name = "ID")]
     pub id: Option<String>,
-    /// The file with the key.
+    /// Keyring file.
     #[arg(short, long, global = true, value_name = "FILE")]
     pub keyring: Option<String>,
-    /// Where the monitors are.
+    /// Monitor addresses.
     #[arg(short, long, global = true, value_name = "ADDR")]
     pub mon_host: Option<String>,
-    /// Give up what takes longer, as 30s; without it, what ceph.conf says (client_mount_timeout, rados_mon_op_timeout,
-    /// rados_osd_op_timeout), or 60s.
+    /// Fail operations that take longer, e.g. 30s [default: client_mount_timeout, rados_mon_op_timeout and rados_osd_op_timeout
+    /// of ceph.conf, else 60s].
     #[arg(long, global = true, value_name = "TIME")]
     pub timeout: Option<String>,
-    /// JSON.
+    /// Print JSON.
     #[arg(long, global = true)]
     pub json: bool,
 }
@@ -53,7 +53,7 @@ pub enum RadosCommand {
     Get {
         /// The object.
         object: OsString,
-        /// The file; - for standard output.
+        /// Target file; - is standard output.
         #[arg(default_value = "-")]
         file: PathBuf,
     },
@@ -61,17 +61,17 @@ pub enum RadosCommand {
     Put {
         /// The object.
         object: OsString,
-        /// The file; - for standard input.
+        /// Source file; - is standard input.
         #[arg(default_value = "-")]
         file: PathBuf,
     },
     /// List the objects of the namespace.
     Ls {
-        /// Of all namespaces.
+        /// List the objects of all namespaces.
         #[arg(long)]
         all: bool,
     },
-    /// Show the size and the time of objects.
+    /// Show size and modification time of objects.
     Stat {
         /// The objects.
         #[arg(required = true)]
@@ -83,50 +83,50 @@ pub enum RadosCommand {
         #[arg(required = true)]
         objects: Vec<OsString>,
     },
-    /// Show where objects are.
+    /// Show the placement group and the OSDs of objects.
     Map {
         /// The objects.
         #[arg(required = true)]
         objects: Vec<OsString>,
     },
-    /// Put load on a pool and measure it. The objects are written first, and removed in the end.
+    /// Benchmark a pool. Its objects are written first and removed at the end.
     Bench(RadosBenchArgs),
 }
 
 /// What `bench` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RadosRw {
-    /// Read whole blocks of objects that are written first.
+    /// Reads of whole objects, which are written first.
     Read,
-    /// Write blocks of objects.
+    /// Writes of whole objects.
     Write,
 }
 
 /// `rados bench`.
 #[derive(Debug, Args)]
 pub struct RadosBenchArgs {
-    /// Read or write.
+    /// Access pattern.
     #[arg(value_enum)]
     pub rw: RadosRw,
-    /// Bytes of a request.
+    /// Block size.
     #[arg(long, value_name = "SIZE", default_value = "4M")]
     pub bs: String,
-    /// Requests at a time.
+    /// Requests in flight.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub depth: u32,
-    /// For how long.
+    /// Duration, e.g. 10s.
     #[arg(long, value_name = "TIME", default_value = "3s")]
     pub time: String,
-    /// How many objects to use, each of one request's size.
+    /// Number of objects, each of one block.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub objects: u32,
-    /// Name the objects NAME.0, NAME.1 and so on; without, no other run has their names.
+    /// Prefix of object names: NAME.0, NAME.1 and so on [default: a unique one].
     #[arg(long, value_name = "NAME")]
     pub run_name: Option<String>,
-    /// Leave the objects to a later run of this name.
+    /// Keep the objects for a later run of this name.
     #[arg(long, requires = "run_name")]
     pub no_cleanup: bool,
-    /// Take the objects that an earlier run of this name left, and do not write them first.
+    /// Reuse the objects of an earlier --no-cleanup run of this name.
     #[arg(long, requires = "run_name")]
     pub no_prepare: bool,
 }

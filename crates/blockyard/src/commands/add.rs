@@ -21,7 +21,7 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
     let plan = disk_uri(&args.uri)?;
     let yard = found::yard(args.daemon)?;
     let folder = std::env::current_dir()
-        .map_err(|err| Error::failed("the working directory cannot be told").caused_by(err))?;
+        .map_err(|err| Error::failed("cannot determine the working directory").caused_by(err))?;
     let failed = |err| Error::failed(format!("cannot add {}", args.uri)).caused_by(err);
     let wanted = disk(args, &folder);
     let named = args.name.clone().or_else(|| plan.options.name.clone());
@@ -75,8 +75,8 @@ fn add_with_new_name(
             return Ok(name);
         }
     }
-    Err(Error::new(ErrorKind::Busy, format!("others take every name like {first}"))
-        .help("choose one: --name NAME"))
+    Err(Error::new(ErrorKind::Busy, format!("all names like {first} are in use"))
+        .help("choose another with --name NAME"))
 }
 
 fn disk(args: &AddArgs, folder: &Path) -> Map<String, Value> {
@@ -110,8 +110,7 @@ fn exports_of(
 }
 
 pub(super) fn utf8(path: &Path) -> Result<&str> {
-    path.to_str()
-        .ok_or_else(|| Error::usage(format!("{} is not UTF-8, and JSON is", path.display())))
+    path.to_str().ok_or_else(|| Error::usage(format!("{} is not UTF-8", path.display())))
 }
 
 pub(super) fn body(folder: &Path, more: &[(&str, Value)]) -> Map<String, Value> {

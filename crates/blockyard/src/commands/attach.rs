@@ -37,7 +37,7 @@ pub(super) fn attach(args: AttachArgs, verbose: u8) -> Result<u8> {
         agree(&args, &orphan)?;
         let (path, uri) = (orphan.path(), &orphan.wish.uri);
         term::tell(format_args!(
-            "{uri} was attached as {path} by a daemon that died: recovering it"
+            "{uri} was attached as {path} by a daemon that has died; recovering it"
         ));
         return recover_one(orphan, args.foreground, args.log, verbose);
     }
@@ -103,7 +103,7 @@ fn attached_before(
             }
             Standing::Left(Fate::Unknown) if is_it || is_there() => {
                 let what = format!(
-                    "{uri} was attached as {path} by a daemon that died, and it cannot be told what has become of it"
+                    "{uri} was attached as {path} by a daemon that has died, and its state is unknown"
                 );
                 return Err(Error::failed(what).help("blockyard list says why"));
             }
@@ -144,12 +144,12 @@ fn agree(args: &AttachArgs, orphan: &Record) -> Result<()> {
     let Some(option) = option.or_else(|| new_option(&args.uri, &wish.uri)) else { return Ok(()) };
     let path = orphan.path();
     let what = format!(
-        "{} was left behind as {path} by a daemon that died, and {option} asks for another device",
+        "{} is still attached as {path} by a daemon that has died, and {option} does not match",
         args.uri
     );
     Err(Error::failed(what).help(format!(
-        "run: blockyard recover {path}, which goes on with it as it was; to have it otherwise, detach it then, and \
-         attach it anew; only detach --force loses what was not written yet"
+        "run: blockyard recover {path}, which keeps its settings; to change them, detach it after that, and \
+         attach it again; only detach --force loses what was not written yet"
     )))
 }
 
@@ -178,13 +178,13 @@ pub(super) fn recover(args: &RecoverArgs, verbose: u8) -> Result<u8> {
     if args.foreground {
         let count = orphans.len();
         let Ok([orphan]) = <[Record; 1]>::try_from(orphans) else {
-            let what = format!("in the foreground one device is recovered, not {count}");
-            return Err(Error::usage(what).help("name one, as /dev/ublkb0"));
+            let what = format!("--foreground recovers one device, not {count}");
+            return Err(Error::usage(what).help("name one, e.g. /dev/ublkb0"));
         };
         return recover_one(orphan, true, args.log.clone(), verbose);
     }
     if orphans.is_empty() {
-        term::tell("nothing to recover: no daemon has left an attached disk behind");
+        term::tell("nothing to recover");
     }
     recover_all(&orphans, |orphan| launch_for(orphan, verbose), Launched::wait)
 }
@@ -250,19 +250,21 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
         return Err(if is_served {
             Error::new(ErrorKind::Busy, format!("the daemon {} of {path} is alive", record.pid))
         } else {
-            let what =
-                format!("what was in {} has gone with the daemon of {path}", record.wish.uri);
+            let what = format!(
+                "the contents of {} were in the memory of the daemon of {path}, which has died",
+                record.wish.uri
+            );
             Error::failed(what).help(format!("run: blockyard detach --force {path}"))
         });
     }
     check_readable(name, &contents.unreadable)?;
-    Err(Error::failed(format!("there is nothing on record of {device}"))
+    Err(Error::failed(format!("no attach record for {device}"))
         .help("blockyard list shows what can be recovered"))
 }
 
 /// Nothing is done to what the kernel does not tell of.
 fn cannot_tell(left: &LeftBehind) -> Error {
-    let what = format!("it cannot be told what has become of {}", left.path);
+    let what = format!("the state of {} is unknown", left.path);
     Error::failed(what).caused_by(Error::failed(left.why.clone().unwrap_or_default()))
 }
 
@@ -271,8 +273,8 @@ fn check_readable(name: &str, unreadable: &[Unreadable]) -> Result<()> {
     let Some(found) = unreadable.iter().find(|unreadable| unreadable.device == name) else {
         return Ok(());
     };
-    let what = format!("the record {} is not understood: {}", found.path.display(), found.why);
-    Err(Error::failed(what).help("use the blockyard that has attached it"))
+    let what = format!("the record {} is unreadable: {}", found.path.display(), found.why);
+    Err(Error::failed(what).help("use the version of blockyard that attached it"))
 }
 
 pub(super) fn detach(args: &DetachArgs) -> Result<()> {
@@ -300,9 +302,9 @@ pub(super) fn detach(args: &DetachArgs) -> Result<()> {
 /// What a daemon has begun ends with it: another may serve the device then.
 fn end_with(daemon: u32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|err| Error::failed("cannot end with the daemon").caused_by(err))?;
+        .map_err(|err| Error::failed("cannot exit with the daemon").caused_by(err))?;
     let parent = getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
-    if parent == Some(daemon) { Ok(()) } else { Err(Error::failed("the daemon has ended")) }
+    if parent == Some(daemon) { Ok(()) } else { Err(Error::failed("the daemon has exited")) }
 }
 
 /// The path of a device that is named so, or has that disk in it.
@@ -317,9 +319,9 @@ fn device_of(device: &str, records: &[Record], survey: &Survey) -> Result<String
         return Ok(path);
     }
     if survey.elsewhere.iter().any(|path| attach::device_name(path) == name) {
-        let what = format!("{device} is not on record here: it may be served");
+        let what = format!("{device} has no attach record here, but may be in use");
         return Err(Error::failed(what)
-            .help("use the runtime directory that it was attached with (BLOCKYARD_RUNTIME_DIR), or its container"));
+            .help("use the runtime directory (BLOCKYARD_RUNTIME_DIR) or the container that it was attached in"));
     }
     let with_disk = having(device, records);
     match with_disk[..] {
@@ -327,7 +329,7 @@ fn device_of(device: &str, records: &[Record], survey: &Survey) -> Result<String
         [] => {
             attach::parse_device(device)?;
             Err(Error::failed(format!("{device} is not attached"))
-                .help("blockyard list shows what is"))
+                .help("list attached devices: blockyard list"))
         }
         _ => {
             let paths: Vec<_> = with_disk.iter().map(|record| record.path()).collect();
@@ -358,9 +360,9 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
         let what = format!("the daemon of {path} has died");
         return Err(Error::failed(what).help(match left.fate {
             Fate::Recoverable => format!(
-                "run: blockyard recover {path}, then detach it; or add --force, and lose what was not written yet"
+                "run: blockyard recover {path}, then detach it; or add --force, and lose unwritten data"
             ),
-            _ => "add --force: what was in it has gone with its daemon".into(),
+            _ => "add --force; its contents are lost".into(),
         }));
     }
     let Some(record) = records.iter().find(|record| record.path() == path) else {
@@ -387,7 +389,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
         let limit = Timespec::try_from(LAST_BREATH).ok();
         let ended = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], limit.as_ref());
         if ended.is_ok_and(|count| count == 0) {
-            let what = format!("the daemon {} of {path} does not end", record.pid);
+            let what = format!("the daemon {} of {path} does not exit", record.pid);
             return Err(Error::failed(what));
         }
     }
@@ -395,7 +397,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     // A daemon that ended well has taken it off record.
     let contents = Store::open()?.read()?;
     if contents.records.iter().any(|stored| stored.record.mark == record.mark) {
-        return Err(Error::failed(format!("{path} is still attached: its daemon died"))
+        return Err(Error::failed(format!("{path} is still attached, but its daemon has died"))
             .help(format!("blockyard recover {path}")));
     }
     Ok(())
@@ -408,13 +410,14 @@ fn wait_until_gone(record: &Record) -> Result<()> {
         return Ok(());
     }
     let end = Instant::now() + LAST_BREATH;
-    let failed = |err| Error::failed(format!("cannot look whether {path} is gone")).caused_by(err);
+    let failed =
+        |err| Error::failed(format!("cannot check whether {path} still exists")).caused_by(err);
     while usage::has_disk(path)
         .and_then(|has_disk| Ok(has_disk || attach::has_ublk_device(number)?))
         .map_err(failed)?
     {
         if Instant::now() > end {
-            return Err(Error::failed(format!("{path} does not go away: somebody has it open")));
+            return Err(Error::failed(format!("{path} is still open in another process")));
         }
         std::thread::sleep(POLL);
     }
@@ -427,9 +430,7 @@ pub(super) fn look_at(device: &Path, read_only: Option<bool>) -> Result<()> {
         let file = std::fs::File::open(device)?;
         read_only.map_or(Ok(()), |read_only| block_device::set_read_only(file.as_fd(), read_only))
     };
-    look().map_err(|err| {
-        Error::failed(format!("{} cannot be opened", device.display())).caused_by(err)
-    })
+    look().map_err(|err| Error::failed(format!("cannot open {}", device.display())).caused_by(err))
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ fn load(args: &BenchArgs) -> Result<Load> {
         u32::try_from(block).ok().filter(|&block| block > 0 && u64::from(block) <= MAX_BLOCK);
     let block = block.ok_or_else(|| {
         let most = crate::text::size::human(MAX_BLOCK);
-        Error::usage(format!("--bs: {} is not from 1 byte to {most}", args.bs))
+        Error::usage(format!("invalid --bs {}; use 1 to {most}", args.bs))
     })?;
     let stop = match (args.count, &args.time) {
         (Some(count), _) => Stop::Count(count),

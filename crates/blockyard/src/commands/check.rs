@@ -31,5 +31,5 @@ fn show(checked: &Checked) -> Result<()> {
     }
     let verdict = if checked.is_sound() { "no errors" } else { "errors" };
     let (read, zero) = (size::human(checked.read), size::human(checked.zero));
-    term::say(format_args!("{verdict} on {}: {read} read, {zero} not stored", checked.disk))
+    term::say(format_args!("{verdict} on {}: {read} read, {zero} unallocated", checked.disk))
 }

@@ -31,7 +31,7 @@ fn tell(args: CompareArgs) -> Result<u8> {
     } else {
         let [one, two] = &compared.disks;
         match compared.first_difference {
-            None => term::say(format_args!("{one} and {two} are the same"))?,
+            None => term::say(format_args!("{one} and {two} are identical"))?,
             Some(at) if compared.sizes[0] != compared.sizes[1] => {
                 let [a, b] = compared.sizes;
                 term::say(format_args!(

@@ -32,10 +32,10 @@ pub(super) fn run(args: CopyArgs) -> Result<()> {
 fn show(copied: &Copied) -> Result<()> {
     let resumed = match copied.resumed {
         0 => String::new(),
-        bytes => format!(", {} by an earlier run", size::human(bytes)),
+        bytes => format!(", {} by earlier runs", size::human(bytes)),
     };
     term::say(format_args!(
-        "{} in {:.2} s ({}/s): {} copied, {} zeroed, {} were zeroes already{resumed}",
+        "{} in {:.2} s ({}/s): {} copied, {} zeroed, {} already zero{resumed}",
         size::human(copied.size),
         copied.seconds,
         size::human(copied.bytes_per_second as u64),

@@ -17,7 +17,7 @@ pub(super) fn man(directory: Option<&Path>) -> Result<()> {
     let Some(directory) = directory else {
         let mut page = Vec::new();
         let rendered = clap_mangen::Man::new(cli::command()).render(&mut page);
-        rendered.map_err(|err| Error::failed("cannot make the man page").caused_by(err))?;
+        rendered.map_err(|err| Error::failed("cannot create the man page").caused_by(err))?;
         return term::say(String::from_utf8_lossy(&page).trim_end());
     };
     let failed = |err: io::Error| {
@@ -25,8 +25,7 @@ pub(super) fn man(directory: Option<&Path>) -> Result<()> {
     };
     match std::fs::create_dir(directory) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            return Err(failed(err)
-                .help("its parent directory does not exist; correct the path, or make it"));
+            return Err(failed(err).help("create its parent directory, or correct the path"));
         }
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(failed(err)),
         _ => {}

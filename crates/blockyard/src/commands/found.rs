@@ -17,7 +17,7 @@ pub(super) struct Found {
 impl Found {
     /// Asks it for something, and waits as long as that takes.
     pub(super) fn ask(&self, question: &Ask) -> Result<Answer> {
-        let ended = || Error::failed(format!("the daemon {} has ended", self.daemon.pid));
+        let ended = || Error::failed(format!("the daemon {} has exited", self.daemon.pid));
         ask_at(&self.socket, question)?.ok_or_else(ended)
     }
 
@@ -58,15 +58,13 @@ pub(super) fn yard(pid: Option<u32>) -> Result<Found> {
     }
     let pids: Vec<_> = found.iter().map(|it| it.daemon.pid.to_string()).collect();
     match (found.pop(), pid) {
-        (None, Some(pid)) => {
-            Err(Error::failed(format!("no daemon of this user has the number {pid}"))
-                .help("see what runs: blockyard list"))
-        }
-        (None, None) => Err(Error::failed("no daemon of this user runs")
+        (None, Some(pid)) => Err(Error::failed(format!("no daemon of this user has PID {pid}"))
+            .help("list daemons and disks: blockyard list")),
+        (None, None) => Err(Error::failed("no daemon of this user is running")
             .help("start one: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock")),
         (Some(_), None) if pids.len() > 1 => {
-            let what = format!("several daemons run: {}", pids.join(", "));
-            Err(Error::usage(what).help("say which: --daemon PID"))
+            let what = format!("several daemons are running: {}", pids.join(", "));
+            Err(Error::usage(what).help("name one: --daemon PID"))
         }
         (Some(found), _) => Ok(found),
     }
@@ -94,11 +92,11 @@ pub(super) fn disk(wanted: &str) -> Result<(Found, DiskReport)> {
     let several = by_name.len() > 1;
     match by_name.pop() {
         None => Err(Error::failed(format!("no daemon has a disk {wanted:?}"))
-            .help("see what runs: blockyard list")),
+            .help("list daemons and disks: blockyard list")),
         Some((found, disk)) if several => {
             let what = format!("several daemons have a disk {:?}", disk.name);
             let pid = found.daemon.pid;
-            Err(Error::usage(what).help(format!("say which, as in {pid}:{}", disk.name)))
+            Err(Error::usage(what).help(format!("name one, e.g. {pid}:{}", disk.name)))
         }
         Some(found) => Ok(found),
     }

@@ -69,7 +69,10 @@ const fn answer(yes: bool) -> u8 {
 fn predicate(args: &InfoArgs) -> Result<Option<Predicate>> {
     let find = |flag: &str, text: &str, names: &[&'static str]| {
         names.iter().find(|name| **name == text).copied().ok_or_else(|| {
-            Error::usage(format!("{flag}: nobody knows {text:?}; {}", suggest::hint(text, names)))
+            Error::usage(format!(
+                "{flag}: unknown property {text:?}; {}",
+                suggest::hint(text, names)
+            ))
         })
     };
     match (&args.is, &args.can) {

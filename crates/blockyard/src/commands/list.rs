@@ -26,7 +26,7 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
         };
     }
     if TlsFiles::from(args.tls) != TlsFiles::default() {
-        let what = "files for TLS are given, but no NBD-URI of a server";
+        let what = "TLS files are given, but no NBD-URI";
         return Err(Error::usage(what).help("write nbds://host"));
     }
     for (wanted, path) in [(args.diskstats, "/v1/diskstats"), (args.partitions, "/v1/partitions")] {
@@ -74,13 +74,11 @@ fn show(daemons: &[Daemon], survey: &Survey, nothing_mounted: bool) -> Result<()
     left.iter().try_for_each(|left| term::say(left_behind(left)))?;
     for UnreadableRecord { device, path, why } in unreadable {
         let path = path.display();
-        term::say(format_args!(
-            "{device} is somebody's; its record {path} is not understood: {why}"
-        ))?;
+        term::say(format_args!("{device} is in use, but its record {path} is unreadable: {why}"))?;
     }
     for path in elsewhere {
         term::say(format_args!(
-            "{path} is attached, but not on record here: by another runtime directory, or in a container"
+            "{path} is attached without a record here: with another runtime directory, or in a container"
         ))?;
     }
     Ok(())
@@ -89,12 +87,12 @@ fn show(daemons: &[Daemon], survey: &Survey, nothing_mounted: bool) -> Result<()
 /// Daemons of other users are not to be seen, as only they may use their runtime directories.
 fn nothing_runs(directory: &Path, root: bool) -> String {
     let others = if root {
-        "those of other users: ask as them (sudo -u USER blockyard list)"
+        "for those of other users: sudo -u USER blockyard list"
     } else {
-        "those of other users are not shown; root's: sudo blockyard list"
+        "for those of root: sudo blockyard list"
     };
     format!(
-        "no daemon of this user runs in {}; {others}\n\
+        "no daemons of this user in {}; {others}\n\
          start one: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
         directory.display()
     )
@@ -104,32 +102,33 @@ fn left_mounted(mount: &Leftover) -> String {
     let (path, pid) = (mount.path.display(), mount.pid);
     match &mount.left {
         Left::Stuck(why) => {
-            format!("{path} was left mounted by the daemon {pid}, which died: {why}")
+            format!("{path} was left mounted by daemon {pid}, which died: {why}")
         }
         Left::Nothing => {
-            format!("{path} was mounted by the daemon {pid}, which died; the next one forgets it")
+            format!(
+                "{path} was mounted by daemon {pid}, which died; its record goes with the next mount"
+            )
         }
         Left::Mounted | Left::Cleaned => format!(
-            "{path} was left mounted by the daemon {pid}, which died; the next one that mounts unmounts it, or run: \
-             umount -l {path}"
+            "{path} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {path}"
         ),
     }
 }
 
 fn left_behind(left: &LeftBehind) -> String {
     let LeftBehind { path, via, uri, fate, log, why, .. } = left;
-    let (via, uri) = (via.name(), uri.as_deref().unwrap_or("it was not ready"));
+    let (via, uri) = (via.name(), uri.as_deref().unwrap_or("never ready"));
     let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
     let remedy = match fate {
         Fate::Recoverable => format!("run: blockyard recover {path}"),
         Fate::Lost => format!(
-            "what was in it was in the daemon's memory; run: blockyard detach --force {path}"
+            "its contents were in the memory of the daemon; run: blockyard detach --force {path}"
         ),
-        Fate::Unused => format!("nobody uses it; run: blockyard detach {path}"),
+        Fate::Unused => format!("not in use; run: blockyard detach {path}"),
         Fate::Unknown => {
             let why = why.as_deref().unwrap_or_default();
             return format!(
-                "{path} ({via}, {uri}) has no daemon, and it cannot be told what has become of it: {why}{log}"
+                "{path} ({via}, {uri}) has no daemon, and its state is unknown: {why}{log}"
             );
         }
     };
@@ -204,7 +203,7 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
 fn used(ExportReport { kind, served, .. }: &ExportReport) -> String {
     let is_mounted = exports::kind(kind).is_ok_and(|kind| kind.local_kernel);
     let (nobody, there) =
-        if is_mounted { ("unmounted", "mounted") } else { ("nobody connected", "connected") };
+        if is_mounted { ("unmounted", "mounted") } else { ("not connected", "connected") };
     let queues = served.queues.map(|queues| format!(", {queues} queues")).unwrap_or_default();
     let requests = served.requests;
     match served.clients {

@@ -72,7 +72,7 @@ pub fn run(cli: Cli) -> Result<u8> {
 /// A disk URI from the command line.
 pub(crate) fn disk_uri(text: &str) -> Result<DiskPlan> {
     text.parse()
-        .map_err(|err: crate::disks::uri::UriError| Error::usage(format!("bad disk URI: {err}")))
+        .map_err(|err: crate::disks::uri::UriError| Error::usage(format!("invalid disk URI {err}")))
 }
 
 /// The disks of a command, with the files of TLS that it was given. Those are not for nothing: one of the disks speaks TLS.
@@ -96,10 +96,10 @@ fn with_tls<const N: usize>(
     if taken {
         return Ok(plans);
     }
-    let what = "files for TLS are given, but there would be no TLS";
+    let what = "TLS files are given, but the URI does not use TLS";
     Err(Error::usage(what).help(match secure {
-        Some(uri) => format!("with TLS it is '{uri}'"),
-        None => "leave them out: they are for NBD servers".into(),
+        Some(uri) => format!("use '{uri}'"),
+        None => "omit them: they are for NBD servers".into(),
     }))
 }
 

@@ -54,6 +54,9 @@ pub(super) fn ready(daemon: &Daemon) {
         let uri = uri_for(daemon, std::slice::from_ref(&address), "");
         term::tell(format_args!("serving {} at {address} ({uri})", exports.join(", ")));
     }
+    for address in daemon.metrics_addresses() {
+        term::tell(format_args!("metrics at http://{address}/metrics"));
+    }
     for export in &daemon.plan().exports {
         let set = &export.settings;
         if let Some(path) = set.socket().or_else(|| set.path("path")) {
@@ -136,14 +139,18 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         ("--serial", args.serial.len()),
     ] {
         if given > plan.disks.len() {
-            let what = format!("{flag} is given {given} times for {} disks", plan.disks.len());
+            let what = format!(
+                "{flag} is given {given} times, but the number of disks is {}",
+                plan.disks.len()
+            );
             return Err(Error::usage(what));
         }
     }
     let (serials, machines) = (args.serial.len(), args.vhost_user_blk.len());
     if serials > machines {
-        let what = format!("--serial is given {serials} times, --vhost-user-blk {machines} times");
-        return Err(Error::usage(what).help("a serial number is what a virtual machine sees"));
+        let what =
+            format!("--serial is given {serials} times, but --vhost-user-blk {machines} times");
+        return Err(Error::usage(what).help("give one --serial per --vhost-user-blk"));
     }
     for index in 0..plan.disks.len() {
         let name = args.name.get(index).cloned().unwrap_or_else(|| plan.disk_name(index).into());
@@ -180,6 +187,7 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
                 .with("read_only", Value::Flag(args.read_only)),
         );
     }
+    plan.metrics.clone_from(&args.metrics);
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
 }
@@ -199,8 +207,8 @@ fn refuse_options_of_nbd(args: &ServeArgs) -> Result<()> {
     match options.iter().find(|(_, given)| *given) {
         None => Ok(()),
         Some((option, _)) => {
-            let what = format!("{option} is about NBD, and nothing is served over NBD");
-            Err(Error::usage(what).help(format!("add --nbd ADDR, or leave {option} out")))
+            let what = format!("{option} is for NBD, but nothing is served over NBD");
+            Err(Error::usage(what).help(format!("add --nbd ADDR, or omit {option}")))
         }
     }
 }
@@ -225,7 +233,7 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
     nbd.listen.extend(runner.and_then(Runner::listen));
     if nbd.listen.is_empty() && !nbd.systemd && !has_other(args) {
         if !sockets_passed {
-            return Err(Error::usage("where should it be served?")
+            return Err(Error::usage("no listen address")
                 .help("add --nbd unix:/path/to.sock, --nbd tcp:127.0.0.1:10809, --vhost-user-blk /path/to.sock, or --fuse FILE"));
         }
         nbd.systemd = true;
@@ -253,9 +261,8 @@ fn max_memory(text: &str, least: usize) -> Result<usize> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     if bytes < least {
         let least = crate::text::size::human(least as u64);
-        let what =
-            format!("--max-memory: {text} is too little for the longest request of a client");
-        return Err(Error::usage(what).help(format!("give {least} or more")));
+        let what = format!("--max-memory {text} is less than one request of a client may need");
+        return Err(Error::usage(what).help(format!("use {least} or more")));
     }
     Ok(bytes)
 }
@@ -263,7 +270,7 @@ fn max_memory(text: &str, least: usize) -> Result<usize> {
 fn socket_mode(text: &str) -> Result<u32> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.ok_or_else(|| {
-        Error::usage(format!("--socket-mode: {text:?} is no octal mode up to 777; write 660, say"))
+        Error::usage(format!("invalid --socket-mode {text:?}; use octal up to 777, e.g. 660"))
     })
 }
 
@@ -272,7 +279,7 @@ fn tls(args: &ServeArgs) -> Result<Option<(TlsUse, TlsIdentity)>> {
     let usage = match args.tls {
         Tls::Off if files.iter().all(|file| file.is_none()) => return Ok(None),
         Tls::Off => {
-            return Err(Error::usage("certificates or keys are given, but TLS is off")
+            return Err(Error::usage("certificates or keys are given, but --tls is off")
                 .help("add --tls require, or --tls allow"));
         }
         Tls::Allow => TlsUse::Allow,
@@ -283,7 +290,7 @@ fn tls(args: &ServeArgs) -> Result<Option<(TlsUse, TlsIdentity)>> {
     }
     let needed = |file: &Option<PathBuf>, flag: &str| {
         file.clone()
-            .ok_or_else(|| Error::usage(format!("TLS needs {flag} FILE, or --tls-psk FILE")))
+            .ok_or_else(|| Error::usage(format!("--tls needs {flag} FILE, or --tls-psk FILE")))
     };
     let files = TlsFiles {
         certificate: needed(&args.tls_certificate, "--tls-certificate")?,

@@ -26,7 +26,7 @@ pub(super) fn run(args: &SetArgs) -> Result<()> {
 /// A setting as it was typed.
 fn change(text: &str) -> Result<(&'static str, Json)> {
     let (key, value) = text.split_once('=').ok_or_else(|| {
-        Error::usage(format!("{text:?} sets nothing")).help("write size=2G or read_only=1")
+        Error::usage(format!("invalid setting {text:?}")).help("write e.g. size=2G or read_only=1")
     })?;
     let (option, parsed) = disks::setting(key, value)?;
     let said = match parsed {

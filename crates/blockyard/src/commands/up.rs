@@ -31,7 +31,7 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
         daemon::check(&plan)?;
         let (disks, exports) = (plan.disks.len(), plan.exports.len());
         return term::say(format_args!(
-            "{} is right: {disks} disks, {exports} exports",
+            "{}: OK ({disks} disks, {exports} exports)",
             file.display()
         ));
     }
@@ -44,20 +44,20 @@ pub(super) fn load(file: &Path, needs: Needs) -> Result<YardPlan> {
         ConfigError::Unreadable(err) => err,
         ConfigError::Mistakes(mistakes) => {
             term::tell_painted(mistakes.render(term::colored()));
-            Error::usage(format!("{} is not right", file.display()))
+            Error::usage(format!("invalid configuration: {}", file.display()))
         }
     })
 }
 
 fn demo(check: bool, passed: Passed) -> Result<()> {
     let folder = std::path::absolute(DEMO)
-        .map_err(|err| Error::failed("the working directory cannot be told").caused_by(err))?;
+        .map_err(|err| Error::failed("cannot determine the working directory").caused_by(err))?;
     let plan = demo_plan(&folder)?;
     if check {
-        return term::say("there is no yard.toml; `blockyard up` starts a demo");
+        return term::say("no yard.toml here; blockyard up would start a demo");
     }
     std::fs::create_dir_all(DEMO).map_err(|err| {
-        Error::failed("cannot make the directory ./yard of the demo").caused_by(err)
+        Error::failed("cannot create the directory ./yard of the demo").caused_by(err)
     })?;
     Daemon::start(plan, passed)?.run(|daemon| {
         ready(daemon);
@@ -80,7 +80,7 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
     let uri = format!("file:{}", path.display());
     let disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
     let mut plan = YardPlan::new(disks)?;
-    let described = ["In memory, gone when the yard is closed", "In ./yard/disk.img, stays"];
+    let described = ["In memory; lost when the daemon exits", "In ./yard/disk.img; kept"];
     for (index, description) in described.into_iter().enumerate() {
         let name = plan.disk_name(index);
         let export = ExportPlan::new(&exports::nbd::KIND, name, name);
@@ -114,16 +114,16 @@ fn what_next(daemon: &Daemon) -> String {
     let over_tcp = uri_for(daemon, &tcp, "ram");
     format!(
         "
-A yard of two disks is open: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C closes it. In another terminal:
+Two disks are served: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C stops the daemon. In another terminal:
 
-  # what runs, and how fast
+  # list, inspect and benchmark
   blockyard list
   blockyard info '{ram}'
   blockyard bench '{ram}' --rw randread --depth 32
   nbdinfo '{over_tcp}'
-  # load that checks itself
+  # random writes, verified
   fio --name=try --ioengine=nbd --uri='{ram}' --rw=randwrite --bs=4k --iodepth=32 --size=64M --verify=crc32c --verify_state_save=0
-  # onto the disk in the file, out of it, and into it again
+  # copy ram to disk, disk to a file, and back
   nbdcopy '{ram}' '{disk}'
   nbdcopy '{disk}' /tmp/disk.img
   qemu-img convert -n -f raw -O raw /tmp/disk.img '{disk}'

@@ -21,14 +21,16 @@ pub(super) fn run(args: &VhostUserBlkArgs) -> Result<()> {
         }));
     }
     let Some(uri) = &args.blk_file else {
-        return Err(Error::usage("which disk?").help("add --blk-file=PATH; a URI will do, too"));
+        return Err(
+            Error::usage("--blk-file is missing").help("add --blk-file=PATH or --blk-file=URI")
+        );
     };
     let (option, place) = match (&args.socket_path, args.fd) {
         (Some(path), None) => ("socket", Value::Path(path.clone())),
         (None, Some(fd)) => (FD, Value::Number(fd.into())),
         _ => {
-            return Err(Error::usage("where does the front-end connect to?")
-                .help("add --socket-path=PATH or --fd=FDNUM, one of them"));
+            return Err(Error::usage("--socket-path or --fd is missing")
+                .help("add --socket-path=PATH or --fd=FDNUM"));
         }
     };
     let mut disk = disk_uri(uri)?;

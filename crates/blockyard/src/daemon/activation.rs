@@ -38,7 +38,9 @@ impl Passed {
     pub(crate) fn listeners(mut self) -> Result<Vec<Listener>> {
         if self.is_empty() {
             let help = "start it from a .socket unit, or try: systemd-socket-activate -l 10809 blockyard serve ...";
-            return Err(Error::usage("systemd was to pass sockets, but there are none").help(help));
+            return Err(
+                Error::usage("no sockets passed by systemd (LISTEN_FDS is not set)").help(help)
+            );
         }
         (0..self.0.len()).map(|index| self.listener(index)).collect()
     }
@@ -49,15 +51,16 @@ impl Passed {
             match self.0.take_custom::<OwnedFd>(index, family, STREAM, "stream socket") {
                 Ok(Some(fd)) => {
                     return Listener::from_fd(fd).map_err(|err| {
-                        Error::failed("a socket from systemd cannot be used").caused_by(err)
+                        Error::failed("cannot use a socket passed by systemd").caused_by(err)
                     });
                 }
                 Ok(None) => {}
                 Err(err) => problem = Some(err),
             }
         }
-        let error = Error::failed(format!("socket {index} from systemd is no stream socket"))
-            .help("use ListenStream= in the .socket unit");
+        let error =
+            Error::failed(format!("socket {index} passed by systemd is not a stream socket"))
+                .help("use ListenStream= in the .socket unit");
         Err(match problem {
             Some(problem) => error.caused_by(problem),
             None => error,

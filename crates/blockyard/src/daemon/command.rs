@@ -81,7 +81,7 @@ impl Command {
             Reach::Child => pidfd_send_signal(&self.watch, signal),
         };
         if let Err(err) = told {
-            tracing::debug!(error = %err, "the command is gone already");
+            tracing::debug!(error = %err, "the command has already exited");
         }
     }
 }

@@ -24,7 +24,7 @@ impl fmt::Display for FlushFailed {
         let Self { disk, why } = self;
         write!(
             f,
-            "the last flush of {disk} failed ({why}): what was written since the last good one may be lost"
+            "final flush of {disk} failed ({why}); writes since the last successful flush may be lost"
         )
     }
 }
@@ -63,9 +63,8 @@ impl Losses {
         }
         let disks: Vec<String> =
             self.0.iter().map(|lost| format!("{} ({})", lost.disk, lost.why)).collect();
-        let what = format!("the last flush failed: {}", disks.join(", "));
-        Err(Error::failed(what)
-            .help("what was written there since the last good flush may be lost"))
+        let what = format!("final flush failed: {}", disks.join(", "));
+        Err(Error::failed(what).help("writes since the last successful flush may be lost"))
     }
 }
 
@@ -82,7 +81,7 @@ mod tests {
         losses.note(Err(FlushFailed::new("vol2", &Status::Timeout)));
         let error = losses.into_result().unwrap_err();
         assert_eq!(error.kind().exit_code(), 1);
-        assert_eq!(error.to_string(), "the last flush failed: vol1 (I/O error), vol2 (timed out)");
+        assert_eq!(error.to_string(), "final flush failed: vol1 (I/O error), vol2 (timed out)");
         assert!(error.remedy().unwrap().contains("may be lost"));
     }
 }

@@ -6,6 +6,7 @@ mod ending;
 pub mod runner;
 pub(crate) mod signals;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use signals::Signals;
 use crate::api;
 use crate::error::{Error, Result};
 use crate::exports::{self, Bound};
+use crate::metrics::listener::Listeners;
 use crate::yard::Yard;
 use crate::yard::plan::YardPlan;
 
@@ -36,6 +38,7 @@ pub struct Daemon {
     yard: Arc<Yard>,
     plan: YardPlan,
     listeners: Vec<Listener>,
+    metrics: Listeners,
     notices: Vec<String>,
     signals: Signals,
     /// The limit of open files that it was started with.
@@ -57,6 +60,7 @@ impl Daemon {
         check(&plan)?;
         let mut notices = Vec::new();
         let listeners = exports::nbd::listeners(&plan.nbd, passed, &mut notices)?;
+        let metrics = Listeners::bind(&plan.metrics)?;
         let bound = plan.exports.iter().map(|export| (export.kind.bind)(export));
         let bound = bound.collect::<Result<Vec<_>>>()?;
         let wanted = plan.clone();
@@ -65,10 +69,10 @@ impl Daemon {
             let open = tokio::task::spawn_blocking(move || open(wanted, bound));
             tokio::select! {
                 opened = open => opened.map_err(|err| Error::failed("cannot open the disks").caused_by(err))?,
-                () = signals.next() => Err(Error::failed("stopped by a signal before anything was served")),
+                () = signals.next() => Err(Error::failed("stopped by a signal during startup")),
             }
         })?;
-        Ok(Self { yard, plan, listeners, notices, signals, file_limit })
+        Ok(Self { yard, plan, listeners, metrics, notices, signals, file_limit })
     }
 
     /// What the user should know of the start.
@@ -84,6 +88,12 @@ impl Daemon {
             return self.yard.addresses();
         }
         self.listeners.iter().flat_map(Listener::addresses).collect()
+    }
+
+    /// Where its metrics are.
+    #[must_use]
+    pub fn metrics_addresses(&self) -> Vec<SocketAddr> {
+        self.metrics.addresses()
     }
 
     /// Its disks and exports.
@@ -129,11 +139,14 @@ impl Daemon {
         let housekeeper = tokio::spawn(Arc::clone(&self.yard).keep());
         let control = tokio::spawn(control.serve());
         ready(&self);
+        let metrics = std::mem::take(&mut self.metrics).serve(Arc::clone(&self.yard));
+        let metrics = tokio::spawn(metrics);
         notify(&[NotifyState::Ready]);
         let given = until(&self.yard, &mut self.signals).await;
         notify(&[NotifyState::Stopping]);
         let stopped = extending(self.stop()).await;
         housekeeper.abort();
+        metrics.abort();
         control.abort();
         // Cancelled: that removes its socket.
         let _ = control.await;
@@ -210,7 +223,7 @@ pub(crate) async fn extending<T>(end: impl Future<Output = T>) -> T {
 
 pub(crate) fn notify(state: &[NotifyState<'_>]) {
     if let Err(err) = sd_notify::notify(state) {
-        tracing::warn!(error = %err, "the service manager cannot be told (NOTIFY_SOCKET)");
+        tracing::warn!(error = %err, "sd_notify failed (NOTIFY_SOCKET)");
     }
 }
 

@@ -41,8 +41,8 @@ impl Runner {
         };
         let directory = private.then(make).transpose().map_err(|err| {
             let place = std::env::temp_dir();
-            let what = format!("cannot make a directory in {}", place.display());
-            Error::failed(what).caused_by(err).help("TMPDIR names another place")
+            let what = format!("cannot create a directory in {}", place.display());
+            Error::failed(what).caused_by(err).help("set TMPDIR to a writable directory")
         })?;
         Ok(Self { command, directory })
     }

@@ -107,8 +107,7 @@ impl Signals {
 
 /// What a second signal is answered with.
 pub(crate) fn ended_at_once() -> Error {
-    Error::failed("stopped at once by a second signal")
-        .help("what clients had not flushed may be lost")
+    Error::failed("forced exit by a second signal").help("unflushed writes may be lost")
 }
 
 struct Caught {

@@ -53,7 +53,7 @@ impl PlanBuilder {
             return Err("the path is missing; write file:/path".into());
         }
         if path.as_os_str().as_bytes().contains(&0) {
-            return Err("a path has no zero byte".into());
+            return Err("the path contains a NUL byte".into());
         }
         self.place = Some(Place::Path(path));
         Ok(())
@@ -92,7 +92,7 @@ impl PlanBuilder {
         if self.settings.set(name, value) {
             Ok(())
         } else {
-            Err(format!("{key:?} is given twice: leave one out"))
+            Err(format!("{key:?} is given twice: remove one"))
         }
     }
 
@@ -141,10 +141,10 @@ impl PlanBuilder {
         }
         let this = self.kind.name;
         let uri = self.settings.text(BELOW).ok_or_else(|| {
-            format!("on which disk does it lie? write {this}:/path, or {this}:?below=URI")
+            format!("the disk below is missing; write {this}:/path, or {this}:?below=URI")
         })?;
         if above + 1 >= MAX_LAYERS {
-            return Err(format!("more than {MAX_LAYERS} disks lie on each other"));
+            return Err(format!("more than {MAX_LAYERS} layers of disks"));
         }
         let builder = Self::of_uri(uri).map_err(|err| format!("{BELOW}: {err}"))?;
         Ok(Some(Box::new(builder.finish_above(uri, folder, above + 1)?)))
@@ -158,8 +158,7 @@ impl Said<'_> {
     /// It was not said, or is no multiple of its block size.
     pub fn needed_size(&self, scheme: &str) -> Result<u64, String> {
         let size = self.options.size;
-        let size =
-            size.ok_or_else(|| format!("how large? write {scheme}:1G or {scheme}:?size=1G"))?;
+        let size = size.ok_or_else(|| format!("size missing; write {scheme}:1G"))?;
         let block = self.options.block.unwrap_or(BlockSize::B512);
         let bytes = u64::from(block.bytes());
         if block.divides(size) {
@@ -169,7 +168,7 @@ impl Said<'_> {
         let or_above =
             if above <= Sector::MAX.bytes() { format!(" or {above}") } else { String::new() };
         Err(format!(
-            "a size of {size} bytes is no multiple of the block size {bytes}; take {below}{or_above}"
+            "a size of {size} bytes is not a multiple of the block size {bytes}; use {below}{or_above}"
         ))
     }
 }

@@ -26,26 +26,26 @@ pub static KIND: DiskKind = DiskKind {
     schemes: &["file"],
     body: Body::Path,
     usage: "file:PATH",
-    summary: "a file or a block device; /path and ./path are files, too, but have no options",
+    summary: "a file or a block device; PATH alone is enough where there are no options",
     options: &[
         OptionSpec::new("direct", ValueKind::Flag, "0", "bypass the page cache"),
         OptionSpec::new(
             "create",
             ValueKind::Size,
-            "it must exist",
-            "create it, sparse, with this size if it does not exist",
+            "off; the file must exist",
+            "create a missing file, sparse, with this size",
         ),
         OptionSpec::new(
             "lock",
             ValueKind::Flag,
             "1",
-            "lock it, so that nobody else uses it at the same time",
+            "lock the file against use by other processes",
         ),
         OptionSpec::new(
             "engine",
             ValueKind::Choice(&["auto", "uring", "threads"]),
             "auto",
-            "how I/O is done",
+            "I/O engine",
         ),
     ],
     without: &[],
@@ -77,7 +77,7 @@ fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
     let create = said.settings.number("create");
     if said.options.read_only && create.is_some() {
         return Err(
-            "create makes an empty file, and read_only keeps it empty; leave one out".into()
+            "create and read_only cannot be combined: a new read-only disk would stay empty".into(),
         );
     }
     let path = absolute(said.folder, path)?;
@@ -105,7 +105,7 @@ fn not_options(text: &str, path: &Path) -> Result<(), String> {
     if key.is_empty() || !key.chars().all(is_key) || path.symlink_metadata().is_ok() {
         return Ok(());
     }
-    Err(format!("there is no such file, and a path has no options; write file:{text}"))
+    Err(format!("no such file, and a path has no options; write file:{text}"))
 }
 
 impl DiskSource for FileSource {
@@ -178,5 +178,5 @@ fn file_error(err: blockyard_driver_file::Error) -> Error {
             ErrorKind::Failed
         }
     };
-    Error::new(kind, "the file cannot be used").caused_by(err)
+    Error::new(kind, err.to_string()).caused_by(err)
 }

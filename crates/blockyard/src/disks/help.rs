@@ -12,7 +12,7 @@ const WIDTH: usize = 100;
 #[must_use]
 pub fn uris() -> String {
     let uri = |kind: &&super::DiskKind| (kind.usage.to_owned(), kind.summary.to_owned());
-    format!("Disks are named by URIs:\n{}", rows(&KINDS.iter().map(uri).collect::<Vec<_>>()))
+    format!("Disk URIs:\n{}", rows(&KINDS.iter().map(uri).collect::<Vec<_>>()))
 }
 
 /// The URIs, and all options that can stand in them.
@@ -31,8 +31,8 @@ pub fn uris_and_options() -> String {
         let _ = write!(text, "\nOptions of {whose}:\n{}", rows(&described(&options)));
     }
     text.push_str(
-        "\nOptions follow a question mark: ram:1G?block=4096&read_only=1. What is [live] can be changed \
-         while the disk is\nin use: blockyard set DISK read_only=1",
+        "\nOptions follow a question mark: ram:1G?block=4096&read_only=1. Options marked [live] can be changed \
+         while the disk\nis in use: blockyard set DISK read_only=1",
     );
     text
 }

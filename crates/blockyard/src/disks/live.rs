@@ -38,7 +38,10 @@ fn check_size(open: &OpenDisk, size: &Value, shrink: bool) -> Result<()> {
     let disk = open.disk();
     let before = disk.size_bytes();
     if bytes < before && !shrink {
-        let what = format!("{} has {before} bytes, and {bytes} would be less", disk.name());
+        let what = format!(
+            "cannot shrink {} from {before} to {bytes} bytes without --shrink",
+            disk.name()
+        );
         let remedy = "add --shrink (?shrink=true) if nothing past the new end is needed";
         return Err(Error::usage(what).help(remedy));
     }
@@ -47,7 +50,7 @@ fn check_size(open: &OpenDisk, size: &Value, shrink: bool) -> Result<()> {
 
 fn check_read_only(open: &OpenDisk, read_only: &Value, _: bool) -> Result<()> {
     if *read_only == Value::Flag(false) && open.only_reads() {
-        let what = format!("{} was opened read-only, and cannot be written to", open.disk().name());
+        let what = format!("{} was opened read-only", open.disk().name());
         return Err(Error::usage(what).help("remove it, and add it without read_only"));
     }
     Ok(())

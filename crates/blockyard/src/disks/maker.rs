@@ -154,7 +154,7 @@ impl DiskMaker {
         let options = &plan.options;
         let name = options.name.as_deref().unwrap_or_default();
         let refused = |err: blockyard_blkmq::Error| {
-            Error::failed(format!("cannot make the disk {name}")).caused_by(err)
+            Error::failed(format!("cannot create the disk {name}")).caused_by(err)
         };
         let Parts { driver, ops, size, limits, read_only, tags, flags } = parts;
         let set = TagSetConfig { depth: options.depth, ..tags };
@@ -219,8 +219,8 @@ fn with_block(plan: &DiskPlan, mut limits: Limits) -> Result<Limits> {
     let Some(block) = plan.options.block else { return Ok(limits) };
     if block < limits.logical_block_size {
         let needed = limits.logical_block_size.bytes();
-        let what = format!("it is written in blocks of {needed} bytes at least");
-        return Err(Error::usage(what).help(format!("use block={needed}, or leave it out")));
+        let what = format!("the disk needs blocks of at least {needed} bytes");
+        return Err(Error::usage(what).help(format!("use block={needed}, or omit it")));
     }
     limits.logical_block_size = block;
     limits.physical_block_size = limits.physical_block_size.max(block);
@@ -231,15 +231,13 @@ fn with_block(plan: &DiskPlan, mut limits: Limits) -> Result<Limits> {
 pub(super) fn shown_size(plan: &DiskPlan, actual: u64) -> Result<u64> {
     let wanted = plan.options.size.unwrap_or(actual);
     if wanted > actual {
-        let what = format!(
-            "it has {actual} bytes, which is less than the size of {wanted} that was asked for"
-        );
+        let what = format!("it has {actual} bytes, less than size={wanted}");
         let help = match plan.source.file() {
             Some(path) if path.is_file() => {
                 let path = path.display();
-                format!("make it larger (truncate -s {wanted} {path}), or leave size= out")
+                format!("run: truncate -s {wanted} {path}; or omit size=")
             }
-            _ => "leave size= out".into(),
+            _ => "omit size=".into(),
         };
         return Err(Error::failed(what).help(help));
     }
@@ -252,7 +250,7 @@ pub(super) fn shown_blocks(plan: &DiskPlan, actual: u64, block: BlockSize) -> Re
     let block = plan.options.block.unwrap_or(block);
     if wanted < actual && !block.divides(wanted) {
         let block = block.bytes();
-        let what = format!("a size of {wanted} bytes is no multiple of the block size {block}");
+        let what = format!("size {wanted} is not a multiple of the block size {block}");
         let size = wanted - wanted % u64::from(block);
         return Err(Error::failed(what).help(format!("show only whole blocks: size={size}")));
     }

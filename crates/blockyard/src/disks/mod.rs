@@ -79,7 +79,7 @@ pub fn settings() -> impl Iterator<Item = &'static OptionSpec> {
 pub fn setting(key: &str, value: &str) -> Result<(&'static OptionSpec, Value)> {
     let Some(option) = settings().find(|option| option.name == canonical_key(key)) else {
         let names: Vec<_> = settings().map(|option| option.name).collect();
-        let what = format!("a disk has no setting {key:?}; {}", suggest::hint(key, &names));
+        let what = format!("unknown setting {key:?}; {}", suggest::hint(key, &names));
         return Err(Error::usage(what));
     };
     let value = option.value.parse(option.name, option.default, value);

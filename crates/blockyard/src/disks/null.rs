@@ -20,12 +20,12 @@ pub(super) static KIND: DiskKind = DiskKind {
     schemes: &["null"],
     body: Body::Size,
     usage: "null:SIZE",
-    summary: "reads zeroes, forgets writes",
+    summary: "reads zeroes, discards writes",
     options: &[OptionSpec::new(
         "latency",
         ValueKind::Time { zero: true, most: MAX_LATENCY },
         "0",
-        "how long each request takes",
+        "delay of each request",
     )],
     without: &[],
     has_below: false,
@@ -48,7 +48,7 @@ impl DiskSource for Source {
         let capacity = Sector::from_bytes_floor(self.size);
         let latency = Some(self.latency).filter(|latency| !latency.is_zero());
         let null = Null::new(NullConfig { capacity, latency }, maker.threads())
-            .map_err(|err| Error::failed("cannot make the disk").caused_by(err))?;
+            .map_err(|err| Error::failed("cannot create the disk").caused_by(err))?;
         let mut parts = Parts::new(plan, maker, null, self.size, Null::limits());
         // There is nothing on it, and looking may take as long as its latency says.
         parts.flags |= DiskFlags::NO_PART_SCAN;

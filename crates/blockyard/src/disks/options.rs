@@ -130,7 +130,7 @@ impl ValueKind {
             Self::BlockSize => match size::parse(value)? {
                 bytes @ (512 | 4096) => Value::Number(bytes),
                 _ => {
-                    let what = "is no block size of a disk; there are 512 and 4096";
+                    let what = "is not a supported block size; use 512 or 4096";
                     return Err(format!("{value:?} {what}"));
                 }
             },
@@ -138,7 +138,7 @@ impl ValueKind {
             Self::Time { zero, most } => {
                 let time = parse_duration(value)?;
                 if time.is_zero() && !zero {
-                    return Err(format!("no time at all is too little; {default} is usual"));
+                    return Err(format!("must be greater than 0 (default: {default})"));
                 }
                 if time > *most {
                     return Err(format!("{value:?} is longer than {most:?}"));
@@ -149,7 +149,7 @@ impl ValueKind {
                 Some(word) => Value::Text((*word).into()),
                 None => {
                     let hint = suggest::hint(value, words);
-                    return Err(format!("there is no {name} {value:?}; {hint}"));
+                    return Err(format!("unknown {name} {value:?}; {hint}"));
                 }
             },
             Self::Name => Value::Text(disk_name(value)?),
@@ -158,12 +158,12 @@ impl ValueKind {
             Self::Mode => {
                 let mode = u64::from_str_radix(value, 8).ok().filter(|mode| *mode <= 0o777);
                 Value::Number(mode.ok_or_else(|| {
-                    format!("{value:?} is no octal mode up to 777; write 660, say")
+                    format!("invalid mode {value:?}; use octal up to 777, e.g. 660")
                 })?)
             }
             Self::PowerOfTwo { least, most } => match number(value, *least, *most)? {
                 number if number.is_power_of_two() => Value::Number(number),
-                _ => return Err(format!("{value:?} is no power of two; write 4096, say")),
+                _ => return Err(format!("{value:?} is not a power of two; use e.g. 4096")),
             },
         })
     }
@@ -218,7 +218,7 @@ impl Settings {
     pub fn flag(&self, name: &str) -> Option<bool> {
         match self.get(name)? {
             Value::Flag(flag) => Some(*flag),
-            other => unreachable!("{name} is no flag but {other:?}"),
+            other => unreachable!("{name} is not a flag: {other:?}"),
         }
     }
 
@@ -227,7 +227,7 @@ impl Settings {
     pub fn number(&self, name: &str) -> Option<u64> {
         match self.get(name)? {
             Value::Number(number) => Some(*number),
-            other => unreachable!("{name} is no number but {other:?}"),
+            other => unreachable!("{name} is not a number: {other:?}"),
         }
     }
 
@@ -236,7 +236,7 @@ impl Settings {
     pub fn time(&self, name: &str) -> Option<Duration> {
         match self.get(name)? {
             Value::Time(time) => Some(*time),
-            other => unreachable!("{name} is no time but {other:?}"),
+            other => unreachable!("{name} is not a time: {other:?}"),
         }
     }
 
@@ -245,7 +245,7 @@ impl Settings {
     pub fn path(&self, name: &str) -> Option<&Path> {
         match self.get(name)? {
             Value::Path(path) => Some(path),
-            other => unreachable!("{name} is no path but {other:?}"),
+            other => unreachable!("{name} is not a path: {other:?}"),
         }
     }
 
@@ -258,7 +258,7 @@ impl Settings {
     /// Relative paths start at `folder`.
     ///
     /// # Errors
-    /// A sentence for people: the working directory cannot be told.
+    /// A sentence for people: the working directory is unknown.
     pub fn make_paths_absolute(&mut self, folder: &Path) -> Result<(), String> {
         for (_, value) in &mut self.0 {
             if let Value::Path(path) = value {
@@ -278,7 +278,7 @@ impl Settings {
     pub fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Value::Text(text) => Some(text),
-            other => unreachable!("{name} is no text but {other:?}"),
+            other => unreachable!("{name} is not a text: {other:?}"),
         }
     }
 }
@@ -290,15 +290,15 @@ pub static COMMON: [OptionSpec; 9] = [
         ..OptionSpec::new(
             "size",
             ValueKind::Size,
-            "all of it",
-            "its size, or how much of it is used",
+            "the whole",
+            "size of the disk, or of the part that is used",
         )
     },
     OptionSpec {
         live: Some(live::READ_ONLY),
-        ..OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; ro for short")
+        ..OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; short: ro")
     },
-    OptionSpec::new("name", ValueKind::Name, "made from the URI", "its name"),
+    OptionSpec::new("name", ValueKind::Name, "made from the URI", "name of the disk"),
     OptionSpec::new("block", ValueKind::BlockSize, "512", "logical block size"),
     OptionSpec::new(
         "queues",
@@ -322,9 +322,9 @@ pub static COMMON: [OptionSpec; 9] = [
         "minors",
         ValueKind::Number { least: 1, most: MAX_MINORS },
         "16",
-        "device numbers, for itself and its first partitions",
+        "device numbers, for the disk and its first partitions",
     ),
-    OptionSpec::new(BELOW, ValueKind::Uri, "none", "the disk that it lies on; required"),
+    OptionSpec::new(BELOW, ValueKind::Uri, "none", "the disk below; required"),
 ];
 
 /// What is common to all disks.
@@ -403,19 +403,21 @@ fn flag(value: &str) -> Result<bool, String> {
     match value {
         "1" | "true" | "yes" | "on" => Ok(true),
         "0" | "false" | "no" | "off" => Ok(false),
-        _ => Err(format!("{value:?} is neither yes nor no; write 1 or 0")),
+        _ => Err(format!("invalid boolean {value:?}; use 1 or 0")),
     }
 }
 
 fn number(value: &str, least: u64, most: u64) -> Result<u64, String> {
     let number = value.parse::<u64>().ok().filter(|number| (least..=most).contains(number));
-    number.ok_or_else(|| format!("{value:?} is no number from {least} to {most}"))
+    number.ok_or_else(|| format!("invalid number {value:?}; use {least} to {most}"))
 }
 
 fn disk_name(value: &str) -> Result<String, String> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || c == '/';
     if value.is_empty() || value.len() > 31 || value.contains(bad) {
-        return Err(format!("{value:?} is no name of a disk: 1 to 31 bytes, no blank, no slash"));
+        return Err(format!(
+            "invalid disk name {value:?}; use 1 to 31 bytes without spaces or slashes"
+        ));
     }
     Ok(value.into())
 }
@@ -427,8 +429,11 @@ fn disk_name(value: &str) -> Result<String, String> {
 pub fn parse_duration(value: &str) -> Result<Duration, String> {
     let digits = value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len());
     let (number, unit) = value.split_at(digits);
-    let bad =
-        || format!("{value:?} is no time; write a whole number and ns, us, ms, s or m, as 100us");
+    let bad = || {
+        format!(
+            "invalid duration {value:?}; write a whole number and a unit (ns, us, ms, s, m), e.g. 100us"
+        )
+    };
     let nanoseconds = match unit {
         "ns" => 1,
         "us" | "µs" => 1_000,

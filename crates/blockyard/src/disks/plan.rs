@@ -110,9 +110,9 @@ impl DiskPlan {
 /// A path that means the same file wherever this process, or one that it starts, goes to; a relative one starts at `folder`.
 ///
 /// # Errors
-/// A sentence for people: the working directory cannot be told.
+/// A sentence for people: the working directory is unknown.
 pub fn absolute(folder: &Path, path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(folder.join(path)).map_err(|err| {
-        format!("{} starts at the working directory, which cannot be told: {err}", path.display())
+        format!("{} is relative, and the working directory is unknown: {err}", path.display())
     })
 }

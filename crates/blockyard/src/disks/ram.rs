@@ -15,7 +15,7 @@ pub(super) static KIND: DiskKind = DiskKind {
     schemes: &["ram"],
     body: Body::Size,
     usage: "ram:SIZE",
-    summary: "memory, taken as it is written; gone when the daemon ends",
+    summary: "memory, allocated on first write; lost when the daemon exits",
     options: &[],
     without: &[],
     has_below: false,

@@ -76,7 +76,7 @@ impl Remote {
             Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
                 self.driver.clear_queue();
-                let why = format!("its server does not answer for {limit:?}");
+                let why = format!("its server did not answer within {limit:?}");
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
@@ -89,7 +89,7 @@ impl Remote {
         let mut limits = self.disk.limits();
         limits.features.remove(Features::WRITE_CACHE);
         if let Err(err) = self.disk.set_limits(limits) {
-            tracing::warn!(disk = self.disk.name(), error = %err, "the disk keeps its cache to the end");
+            tracing::warn!(disk = self.disk.name(), error = %err, "cannot disable the write cache before removal");
         }
         flushed
     }
@@ -133,7 +133,7 @@ fn grow(disk: &Weak<Disk>, bytes: u64) -> bool {
     let Some(disk) = disk.upgrade() else { return false };
     let (capacity, tail_padding) = disk.limits().logical_block_size.padded(bytes);
     if let Err(err) = disk.set_size(capacity, tail_padding) {
-        tracing::warn!(disk = disk.name(), error = %err, "the disk does not grow with its export");
+        tracing::warn!(disk = disk.name(), error = %err, "cannot resize the disk to the size of its export");
         return false;
     }
     tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "the disk has grown");

@@ -136,9 +136,9 @@ mod tests {
         let stack = plan("toy:?below=toy:ram:1M");
         assert_eq!(stack.below.unwrap().below.unwrap().kind.name, "ram");
         for (uri, part) in [
-            ("toy:", "on which disk does it lie?"),
-            ("toy:floppy:1", "no disks \"floppy\""),
-            ("toy:ram:1M?colour=green", "there are red and blue"),
+            ("toy:", "the disk below is missing"),
+            ("toy:floppy:1", "unknown disk type \"floppy\""),
+            ("toy:ram:1M?colour=green", "supported: red and blue"),
             ("toy:ram:1M?size=1M", "no option \"size\""),
             ("ram:1M?colour=red", "an option of toy: disks"),
             ("ram:1M?below=null:1M", "an option of toy: disks"),
@@ -159,7 +159,7 @@ mod tests {
     fn disks_that_lie_on_each_other_without_end_are_refused() {
         let uri = format!("{}ram:1M", "toy:".repeat(100_000));
         let error = uri.parse::<DiskPlan>().unwrap_err();
-        assert!(error.problem().contains("lie on each other"), "{}", error.problem());
+        assert!(error.problem().contains("layers of disks"), "{}", error.problem());
     }
 
     #[test]

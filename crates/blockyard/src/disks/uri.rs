@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 
 use crate::disks::{Body, DiskKind, PlanBuilder, file, kind_of, schemes, set_body};
-use crate::text::suggest;
+use crate::text::{size, suggest};
 
 /// A mistake in a URI: what, where, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,22 +50,27 @@ impl fmt::Display for UriError {
             Some(part) if !part.is_empty() && part.len() < self.uri.len() => {
                 write!(f, "in {:?}, at {part:?} (column {column}): {}", self.uri, self.problem)
             }
-            _ => write!(f, "{:?}, column {column}: {}", self.uri, self.problem),
+            _ => write!(f, "{:?}: {}", self.uri, self.problem),
         }
     }
 }
 
 impl std::error::Error for UriError {}
 
-/// Whether it is no URI, but a path.
+/// Whether it is no URI, but a path: one that says so by how it begins, or the bare name of a file. Where that could be a slip,
+/// as a size or the name of a kind of disks is, it is none.
 pub(crate) fn is_path(text: &str) -> bool {
-    ["/", "./", "../"].iter().any(|start| text.starts_with(start))
+    let bare = || {
+        let is_slip = text.is_empty() || size::parse(text).is_ok() || kind_of(text).is_some();
+        !text.contains(':') && !is_slip
+    };
+    ["/", "./", "../"].iter().any(|start| text.starts_with(start)) || bare()
 }
 
 /// The kind of disk that a URI is of, as far as that can be told of one that is wrong.
 #[must_use]
 pub fn kind_of_uri(uri: &str) -> Option<&'static DiskKind> {
-    if uri.starts_with(['/', '.']) {
+    if is_path(uri) {
         return Some(&file::KIND);
     }
     let (scheme, _) = uri.split_once(':')?;
@@ -81,15 +86,18 @@ pub(crate) fn parse(uri: &str) -> Result<PlanBuilder, UriError> {
     }
     let Some((scheme, rest)) = uri.split_once(':') else {
         let problem = if uri.is_empty() {
-            "nothing is no disk; write ram:1G, file:/path or nbd://host/export".into()
+            "empty disk URI; write e.g. ram:1G, file:/path or nbd://host/export".into()
+        } else if size::parse(uri).is_ok() {
+            format!("no scheme; write ram:{uri} for a RAM disk, or ./{uri} for a file")
         } else {
-            format!("it has no scheme; a file is written ./{uri} or file:{uri}, memory ram:1G")
+            let usage = kind_of(uri).map_or("ram:1G", |kind| kind.usage);
+            format!("no scheme; write {usage}, or ./{uri} for a file")
         };
         return Err(UriError::of_all(uri, problem));
     };
     let Some(kind) = kind_of(scheme) else {
         let hint = suggest::hint(scheme, &schemes());
-        let problem = format!("there are no disks {scheme:?}; {hint}");
+        let problem = format!("unknown disk type {scheme:?}; {hint}");
         return Err(UriError::new(uri, 0..scheme.len(), problem));
     };
     let mut plan = PlanBuilder::new(kind);
@@ -126,7 +134,7 @@ pub(crate) fn file_path(body: &str) -> Result<PathBuf, String> {
         Some(rest) if rest.starts_with('/') => decode_path(rest),
         Some(rest) => {
             let host = rest.split('/').next().unwrap_or(rest);
-            Err(format!("files are on this machine, not on {host:?}; write file:/path"))
+            Err(format!("a file URI with the host {host:?} is not supported; write file:/path"))
         }
         None => decode_path(body),
     }
@@ -139,7 +147,7 @@ fn decode_path(text: &str) -> Result<PathBuf, String> {
 
 pub(crate) fn decode(text: &str) -> Result<String, String> {
     let decoded = String::from_utf8(decode_bytes(text)?);
-    decoded.map_err(|_| "the escaped bytes are not UTF-8".into())
+    decoded.map_err(|_| "the percent-encoded bytes are not UTF-8".into())
 }
 
 fn decode_bytes(text: &str) -> Result<Vec<u8>, String> {
@@ -151,7 +159,7 @@ fn decode_bytes(text: &str) -> Result<Vec<u8>, String> {
     });
     if broken.is_some() {
         return Err(
-            "a % is followed by two hexadecimal digits; write %25 for the sign itself".into()
+            "% must be followed by two hexadecimal digits; write %25 for a percent sign".into()
         );
     }
     Ok(percent_decode_str(text).collect())

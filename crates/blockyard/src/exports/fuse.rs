@@ -18,9 +18,9 @@ use crate::yard::report;
 pub static KIND: ExportKind = ExportKind {
     name: "fuse",
     table: "[[fuse]]",
-    summary: "a disk as a file, by the kernel's FUSE",
+    summary: "a disk served as a file over FUSE",
     options: &[
-        OptionSpec::new("path", ValueKind::Path, "none", "the file that the disk covers"),
+        OptionSpec::new("path", ValueKind::Path, "none", "an existing file to mount on"),
         PAGE_CACHE,
         ALLOW_OTHER,
         MODE,
@@ -35,9 +35,9 @@ pub static KIND: ExportKind = ExportKind {
 pub static DIRECTORY: ExportKind = ExportKind {
     name: "mount",
     table: "[[mount]]",
-    summary: "all disks of the yard as files of a directory, as they come and go",
+    summary: "all disks served as files of a directory over FUSE",
     options: &[
-        OptionSpec::new("path", ValueKind::Path, "none", "the directory that they cover"),
+        OptionSpec::new("path", ValueKind::Path, "none", "an existing directory to mount on"),
         PAGE_CACHE,
         ALLOW_OTHER,
         MODE,
@@ -52,15 +52,16 @@ const PAGE_CACHE: OptionSpec = OptionSpec::new(
     "page_cache",
     ValueKind::Flag,
     "0",
-    "what was read stays in the kernel's page cache until the file is opened anew",
+    "cache reads in the kernel's page cache until the file is reopened",
 );
 const ALLOW_OTHER: OptionSpec = OptionSpec::new(
     "allow_other",
     ValueKind::Flag,
     "0",
-    "other users may open the files, too, as far as mode lets them",
+    "let other users open the files, subject to mode",
 );
-const MODE: OptionSpec = OptionSpec::new("mode", ValueKind::Mode, "600", "permissions of a file");
+const MODE: OptionSpec =
+    OptionSpec::new("mode", ValueKind::Mode, "600", "permissions of the files, in octal");
 
 /// Where the records of mounts are, below the directory of run-time files.
 const RECORDS: &str = "mounted";
@@ -68,7 +69,7 @@ const RECORDS: &str = "mounted";
 fn check(set: &Settings, example: &str) -> Result<(), String> {
     match set.path("path") {
         Some(_) => Ok(()),
-        None => Err(format!("where is it to be mounted? name a path: {example}")),
+        None => Err(format!("no path to mount on; add {example}")),
     }
 }
 

@@ -83,7 +83,7 @@ impl Eq for ExportKind {}
 
 /// The options that every export has.
 pub static COMMON: [OptionSpec; 1] =
-    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; ro for short")];
+    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; short: ro")];
 
 /// The kind of that name.
 ///
@@ -93,7 +93,7 @@ pub fn kind(name: &str) -> Result<&'static ExportKind> {
     KINDS.iter().copied().find(|kind| kind.name == name).ok_or_else(|| {
         let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
         let hint = suggest::hint(name, &names);
-        Error::usage(format!("there are no exports of kind {name:?}; {hint}"))
+        Error::usage(format!("unknown kind of export {name:?}; {hint}"))
     })
 }
 

@@ -16,26 +16,26 @@ use crate::yard::report;
 pub static KIND: ExportKind = ExportKind {
     name: "nbd",
     table: "[[export]]",
-    summary: "a name that clients of the NBD server can ask for",
+    summary: "an export of the NBD server",
     options: &[
         OptionSpec::new(
             "description",
             ValueKind::Text,
             "none",
-            "a text for people who list exports",
+            "description, sent to clients that list exports",
         ),
-        OptionSpec::new("tls_only", ValueKind::Flag, "0", "only for clients that speak TLS"),
+        OptionSpec::new("tls_only", ValueKind::Flag, "0", "refuse clients that do not use TLS"),
         OptionSpec::new(
             "preferred_block_size",
             ValueKind::PowerOfTwo { least: 512, most: 32 << 20 },
-            "the disk's",
-            "the block size that clients are advised to use",
+            "that of the disk",
+            "preferred block size, sent to clients",
         ),
         OptionSpec::new(
             "whole_blocks",
             ValueKind::Flag,
             "0, unless the disk has the option block",
-            "clients have to keep to the disk's block size",
+            "refuse requests that are not aligned to the block size of the disk",
         ),
     ],
     whole_yard: false,
@@ -121,8 +121,7 @@ pub(crate) fn listeners(
         (false, 0) => Vec::new(),
         // Clients could connect to them, and would wait for ever.
         (false, count) => {
-            let what =
-                format!("systemd passes sockets ({count}), and nothing is to be served there");
+            let what = format!("sockets passed by systemd ({count}) are not used");
             let help = "add systemd to the addresses (--nbd systemd, or listen in yard.toml), or start it without \
                         the .socket unit";
             return Err(Error::usage(what).help(help));
@@ -143,7 +142,7 @@ fn listener(listen: &Listen, mode: Option<u32>, notices: &mut Vec<String>) -> Re
             let listener = nbd::bind(&free, mode).map_err(error)?;
             let chosen = listener.addresses().first().map(ToString::to_string);
             let chosen = chosen.unwrap_or_default();
-            notices.push(format!("port {port} is in use; this demo takes {chosen} instead"));
+            notices.push(format!("port {port} is in use; the demo uses {chosen}"));
             Ok(listener)
         }
         (bound, _) => bound.map_err(error),

@@ -16,26 +16,21 @@ use crate::yard::report;
 pub static KIND: ExportKind = ExportKind {
     name: "vhost-user-blk",
     table: "[[vhost_user_blk]]",
-    summary: "a disk of a virtual machine, at a unix socket",
+    summary: "a disk of a virtual machine, on a Unix socket",
     options: &[
-        OptionSpec::new(
-            "socket",
-            ValueKind::Path,
-            "none",
-            "the socket that the front-end connects to",
-        ),
-        OptionSpec::new("socket_mode", ValueKind::Mode, "by umask", "permissions of the socket"),
+        OptionSpec::new("socket", ValueKind::Path, "none", "path of the socket"),
+        OptionSpec::new("socket_mode", ValueKind::Mode, "by umask", "mode of the socket, in octal"),
         OptionSpec::new(
             "serial",
             ValueKind::Text,
-            "the disk's name",
-            "the serial number that the machine sees; 20 bytes of it",
+            "name of the disk",
+            "serial number shown to the guest; at most 20 bytes",
         ),
         OptionSpec::new(
             "queues",
             ValueKind::Number { least: 1, most: MAX_QUEUES as u64 },
-            "the usual number",
-            "the most queues that the machine may use",
+            "one per queue thread",
+            "maximum number of queues",
         ),
         // Later such a number is one of the daemon's own files.
         OptionSpec {
@@ -44,7 +39,7 @@ pub static KIND: ExportKind = ExportKind {
                 FD,
                 ValueKind::Number { least: 0, most: i32::MAX as u64 },
                 "none",
-                "instead of a path: the number of a socket that was passed to the daemon",
+                "number of an inherited socket, instead of a path",
             )
         },
     ],
@@ -60,10 +55,8 @@ pub const FD: &str = "fd";
 fn check(set: &Settings) -> Result<(), String> {
     match (set.socket(), set.number(FD)) {
         (Some(_), None) | (None, Some(_)) => Ok(()),
-        (None, None) => {
-            Err("where does the front-end connect to? name a socket: socket = \"vm.sock\"".into())
-        }
-        (Some(_), Some(_)) => Err("it has a socket and fd; leave one out".into()),
+        (None, None) => Err("no socket given; add socket = \"vm.sock\"".into()),
+        (Some(_), Some(_)) => Err("socket and fd cannot be combined; remove one".into()),
     }
 }
 

@@ -14,11 +14,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(digits);
     let problem = |what: &str| {
         format!(
-            "{text:?} is no size: {what}; write bytes or a unit of 1024, as 512, 4K, 1M, 1G, 1T"
+            "invalid size {text:?}: {what}; use bytes or a suffix K, M, G, T (powers of 1024), e.g. 512, 4K, 1G"
         )
     };
     if number.is_empty() {
-        return Err(problem("it does not begin with a digit"));
+        return Err(problem("no digit at the start"));
     }
     let shift = shift_of(unit).ok_or_else(|| problem(&unit_problem(unit)))?;
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
@@ -42,11 +42,11 @@ fn shift_of(unit: &str) -> Option<u32> {
 fn unit_problem(unit: &str) -> String {
     let letter = unit.chars().next().unwrap_or(' ').to_ascii_uppercase();
     match unit.chars().next() {
-        Some('.') => "it has a fraction".into(),
+        Some('.') => "fractions are not supported".into(),
         _ if UNITS.contains(&letter) && matches!(&unit[1..], "B" | "b") => {
             format!("{unit} can mean 1000 or 1024; write {letter} or {letter}iB")
         }
-        _ => format!("there is no unit {unit:?}"),
+        _ => format!("unknown unit {unit:?}"),
     }
 }
 
@@ -94,13 +94,13 @@ mod tests {
     #[test]
     fn what_is_no_size_says_what_to_write() {
         for (text, part) in [
-            ("", "begin with a digit"),
-            ("G", "begin with a digit"),
-            ("-1", "begin with a digit"),
+            ("", "no digit at the start"),
+            ("G", "no digit at the start"),
+            ("-1", "no digit at the start"),
             ("1.5G", "fraction"),
             ("1GB", "write G or GiB"),
-            ("1X", "no unit \"X\""),
-            ("1 G", "no unit"),
+            ("1X", "unknown unit \"X\""),
+            ("1 G", "unknown unit"),
             ("8E", "2^63 - 1"),
             ("99999999999999999999", "2^63 - 1"),
             ("9223372036854775808", "2^63 - 1"),

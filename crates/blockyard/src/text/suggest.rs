@@ -18,7 +18,7 @@ pub fn nearest<'a>(text: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
 pub fn hint(text: &str, names: &[&str]) -> String {
     match nearest(text, names.iter().copied()) {
         Some(name) => format!("did you mean {name:?}?"),
-        None => format!("there are {}", list(names)),
+        None => format!("supported: {}", list(names)),
     }
 }
 

@@ -96,7 +96,7 @@ pub fn check(plan: DiskPlan, threads: usize, interrupt: &Interrupt) -> Result<Ch
     let plan_pieces = |to: &Pieces<(u64, u64)>| shared.plan(size, to);
     let _heeding = interrupt.heed();
     if let Ended::Early(cause) = lanes::run(&session, interrupt, &work, plan_pieces, look)? {
-        return Err(Error::failed("interrupted before all was read").perhaps_caused_by(cause));
+        return Err(Error::failed("interrupted; the check is incomplete").perhaps_caused_by(cause));
     }
     let found = shared.found.lock();
     let unreadable = found.unreadable.iter();
@@ -156,8 +156,9 @@ impl Shared {
         if found.unreadable.len() <= MAX_RANGES {
             return Ok(());
         }
-        let what = format!("{} has more than {MAX_RANGES} unreadable ranges; given up", self.uri);
-        Err(Error::failed(what).help("replace it"))
+        let what =
+            format!("{} has more than {MAX_RANGES} unreadable ranges; check stopped", self.uri);
+        Err(Error::failed(what).help("replace the disk"))
     }
 }
 

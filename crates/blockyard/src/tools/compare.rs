@@ -82,7 +82,9 @@ pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> R
     let plan = |pieces: &Pieces<Piece>| shared.plan(common, block, pieces);
     let _heeding = interrupt.heed();
     if let Ended::Early(cause) = lanes::run(&session, interrupt, &work, plan, look)? {
-        return Err(Error::failed("interrupted before all was compared").perhaps_caused_by(cause));
+        return Err(
+            Error::failed("interrupted; the comparison is incomplete").perhaps_caused_by(cause)
+        );
     }
     let first = Some(shared.first.load(Ordering::Acquire)).filter(|&first| first < u64::MAX);
     let first = first.or_else(|| (sizes[0] != sizes[1]).then_some(common));

@@ -94,7 +94,7 @@ impl Place {
             let version = text.strip_prefix(MAGIC.as_bytes());
             let ours = format!("{VERSION}\n");
             return Err(bad(if version.is_some_and(|rest| !rest.starts_with(ours.as_bytes())) {
-                "is the journal of a copy by another version of this program"
+                "is the journal of a copy by another version of blockyard"
             } else {
                 "is not the journal of a copy"
             }));
@@ -118,7 +118,7 @@ impl Place {
         };
         let other = |what: &str, now: &(String, DiskIdentity), then: &(String, DiskIdentity)| {
             if now.0 == then.0 {
-                format!("{} is not the {what} that it was then; it was replaced", now.0)
+                format!("{} is not the same {what} any more; it was replaced", now.0)
             } else {
                 format!("its {what} is {}, not {}", then.0, now.0)
             }
@@ -134,7 +134,7 @@ impl Place {
         }
         if job.target.1.is_absent() {
             let what = format!(
-                "{} is not there, but {} says that a part of it is written",
+                "{} does not exist, but {} records a part of it as written",
                 job.target.0,
                 self.path.display()
             );
@@ -174,7 +174,7 @@ impl Journal {
             match &self.file {
                 None => rename_to_nothing(new, &self.path)?,
                 Some(_) if self.is_ours() => fs::rename(new, &self.path)?,
-                Some(_) => return Err(io::Error::other("another file has taken its place")),
+                Some(_) => return Err(io::Error::other("it was replaced by another file")),
             }
             let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
@@ -237,7 +237,7 @@ fn remove_left_over(new: &Path) -> Result<()> {
     }
     let found = read(new).map_err(refused)?;
     if found.is_some_and(|(_, text)| !text.starts_with(MAGIC.as_bytes())) {
-        return Err(refused(io::Error::other("it is not the journal of a copy")));
+        return Err(refused(io::Error::other("not the journal of a copy")));
     }
     fs::remove_file(new).map_err(refused)
 }
@@ -247,7 +247,7 @@ fn read(path: &Path) -> io::Result<Option<(DiskIdentity, Vec<u8>)>> {
     // Opening a device may do something, and opening a pipe may wait.
     match fs::metadata(path) {
         Ok(found) if found.is_file() => {}
-        Ok(_) => return Err(io::Error::other("it is no regular file")),
+        Ok(_) => return Err(io::Error::other("not a regular file")),
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(err) => return Err(err),
     }
@@ -255,7 +255,7 @@ fn read(path: &Path) -> io::Result<Option<(DiskIdentity, Vec<u8>)>> {
     let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let found = file.metadata()?;
     if !found.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut text = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
@@ -417,9 +417,9 @@ mod tests {
         type Change = fn(&mut Job);
         let others: [(Change, &str); 4] = [
             (|job| job.size = 1001, "1000 bytes, not 1001"),
-            (|job| job.source.1 = "nbd/tcp/h/10809/y".parse().unwrap(), "not the source"),
+            (|job| job.source.1 = "nbd/tcp/h/10809/y".parse().unwrap(), "not the same source"),
             (|job| job.target.1 = "file/8:1/7/6".parse().unwrap(), "was replaced"),
-            (|job| job.target.1 = "absent/8:1/2/b".parse().unwrap(), "not there"),
+            (|job| job.target.1 = "absent/8:1/2/b".parse().unwrap(), "does not exist"),
         ];
         for (change, part) in others {
             let error = with(change).unwrap_err().to_string();

@@ -167,7 +167,7 @@ pub(super) fn run<P: Send + 'static>(
         failure if interrupt.is_wanted() && !state.is_whole() => Ok(Ended::Early(failure)),
         Some(err) => Err(err),
         None if state.is_whole() => Ok(Ended::Whole),
-        None => Err(Error::failed("a part was left out: a task of this program panicked")),
+        None => Err(Error::failed("a part was skipped, because a task panicked")),
     }
 }
 
@@ -196,7 +196,7 @@ mod tests {
                 })
             });
             let missed = run_with(&panics, &Interrupt::default(), 1000).unwrap_err();
-            assert!(missed.to_string().contains("left out"), "{missed}");
+            assert!(missed.to_string().contains("skipped"), "{missed}");
         }
         let all_panic: Arc<Work<u64>> = Arc::new(|_, _| panic!("lanes that are meant to panic"));
         assert!(run_with(&all_panic, &Interrupt::default(), 1000).is_err());

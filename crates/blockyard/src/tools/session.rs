@@ -145,7 +145,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Err(err) = self.end().into_result() {
-            tracing::error!("{err}: what was written since the last good flush may be lost");
+            tracing::error!("{err}: writes since the last successful flush may be lost");
         }
         if let Some((stop, ticker)) = self.ticker.take() {
             drop(stop);

@@ -42,9 +42,9 @@ impl Yard {
             if is_same(&before, &plan) {
                 return Ok(Outcome::Same);
             }
-            let what = format!("there is a disk named {name:?} already: {}", before.uri);
+            let what = format!("a disk named {name:?} already exists: {}", before.uri);
             return Err(
-                Error::new(ErrorKind::Busy, what).help("remove it first, or take another name")
+                Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
             );
         }
         let yard = Arc::clone(self);
@@ -140,8 +140,8 @@ impl Yard {
             return Ok(true);
         }
         let of = if plan.kind.whole_yard { "all disks" } else { &before.plan.disk };
-        let what = format!("there is an export named {:?} already, of {of}", plan.label());
-        Err(Error::new(ErrorKind::Busy, what).help("remove it first, or take another name"))
+        let what = format!("an export named {:?} already exists, of {of}", plan.label());
+        Err(Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name"))
     }
 
     /// Ends an export: what its clients have asked for is answered, and nobody else is told.
@@ -152,8 +152,8 @@ impl Yard {
         let _one_at_a_time = self.changing.lock().await;
         let taken = self.inside.write().take_export(kind, name);
         let Some(YardExport { plan, export, .. }) = taken else {
-            let what = format!("there is no export {name:?} of kind {}", kind.name);
-            return Err(Error::failed(what).help("see which there are: blockyard list"));
+            let what = format!("no export named {name:?} of kind {}", kind.name);
+            return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
         export.stop();
         export.end(self.grace()).await;
@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(yard.inside.read().disks.len(), 1);
         plan.options.name = Some("b".into());
         let refused = yard.open_disk(&plan, DiskFlags::empty()).map(drop).unwrap_err();
-        assert!(refused.to_string().contains("is ending"), "{refused}");
+        assert!(refused.to_string().contains("is shutting down"), "{refused}");
         drop(change);
         ending.await.unwrap().into_result().unwrap();
         assert!(yard.inside.read().disks.is_empty() && yard.layer.disks().is_empty());
@@ -231,7 +231,7 @@ mod tests {
         drop(change);
         removing.await.unwrap_err();
         let lost = ending.await.unwrap().into_result().unwrap_err();
-        assert!(lost.to_string().contains("the last flush failed: a"), "{lost}");
+        assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
     }
 
     #[tokio::test]
@@ -282,7 +282,7 @@ mod tests {
         let ((), first, second) = tokio::join!(async { drop(change) }, first, second);
         first.unwrap();
         let refused = second.unwrap_err().to_string();
-        assert!(refused.contains("2097152 would be less"), "{refused}");
+        assert!(refused.contains("to 2097152 bytes"), "{refused}");
         assert_eq!(yard.report().disks[0].size, 4 << 20);
         yard.set("a", size("2M"), true).await.unwrap();
         assert_eq!(yard.report().disks[0].size, 2 << 20);

@@ -187,6 +187,17 @@ impl Yard {
         self.inside.read().disk(name).map(|disk| Arc::clone(&disk.open))
     }
 
+    /// All that are open, by their names.
+    pub(crate) fn open_disks(&self) -> Vec<(String, Arc<OpenDisk>)> {
+        let inside = self.inside.read();
+        inside.disks.iter().map(|disk| (disk.name.clone(), Arc::clone(&disk.open))).collect()
+    }
+
+    /// Whether its end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.inside.read().is_closed
+    }
+
     /// Changes can be saved to that file.
     pub fn keep_in(&self, file: PathBuf) {
         // It is one file from the beginning to the end.
@@ -214,8 +225,8 @@ impl Yard {
     /// There is no file, or it cannot say that.
     pub(crate) fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
         let file = self.file.get().ok_or_else(|| {
-            Error::usage("this daemon was not started from a yard.toml that it could be saved to")
-                .help("leave --save out, or start it with: blockyard up -f yard.toml")
+            Error::usage("the daemon was not started from a yard.toml")
+                .help("omit --save, or start the daemon with: blockyard up -f yard.toml")
         })?;
         config::save::prepare(file, edit)
     }
@@ -239,8 +250,8 @@ impl Yard {
     pub fn open_disk(&self, plan: &DiskPlan, flags: DiskFlags) -> Result<Arc<OpenDisk>> {
         let name = plan.options.name.clone().unwrap_or_else(|| plan.default_name(0));
         if self.inside.read().disk(&name).is_ok() {
-            let what = format!("there is a disk named {name:?} already");
-            return Err(Error::new(ErrorKind::Busy, what).help("give it another name: name=NAME"));
+            let what = format!("a disk named {name:?} already exists");
+            return Err(Error::new(ErrorKind::Busy, what).help("choose another name: name=NAME"));
         }
         let mut plan = plan.clone();
         plan.options.name = Some(name.clone());
@@ -268,7 +279,7 @@ impl Yard {
         if is_closed {
             // Nothing was written to it.
             let _ = open.close_now(&self.layer, Duration::ZERO);
-            return Err(Error::failed("the daemon is ending"));
+            return Err(Error::failed("the daemon is shutting down"));
         }
         self.events.push(added);
         let whole: Vec<YardExport> = self.inside.read().of_whole_yard().cloned().collect();
@@ -288,8 +299,8 @@ impl Yard {
         let disks: Vec<_> = {
             let inside = self.inside.read();
             if inside.export(plan.kind, &plan.name).is_some() {
-                let what = format!("there is an export named {:?} already", plan.label());
-                return Err(Error::new(ErrorKind::Busy, what).help("give it another name"));
+                let what = format!("an export named {:?} already exists", plan.label());
+                return Err(Error::new(ErrorKind::Busy, what).help("choose another name"));
             }
             if plan.kind.whole_yard {
                 inside.disks.iter().map(YardDisk::for_front).collect()
@@ -306,7 +317,7 @@ impl Yard {
         {
             let mut inside = self.inside.write();
             if inside.is_closed {
-                return Err(Error::failed("the daemon is ending"));
+                return Err(Error::failed("the daemon is shutting down"));
             }
             inside.exports.push(opened);
         }
@@ -393,7 +404,7 @@ impl Yard {
         let threads = self.threads.lock().take();
         let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));
         if let Err(err) = ended.await {
-            tracing::error!(error = %err, "a queue thread did not end well");
+            tracing::error!(error = %err, "a queue thread failed");
         }
         losses
     }
@@ -415,8 +426,8 @@ impl Inside {
 
     fn disk(&self, name: &str) -> Result<&YardDisk> {
         self.disks.iter().find(|disk| disk.name == name).ok_or_else(|| {
-            Error::failed(format!("there is no disk {name:?} here"))
-                .help("see which there are: blockyard list")
+            Error::failed(format!("no disk named {name:?}"))
+                .help("list disks and exports: blockyard list")
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What a daemon is to do, checked: names are given and unique, every export has its disk.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +68,8 @@ pub struct YardPlan {
     pub exports: Vec<ExportPlan>,
     /// Where and how NBD is spoken.
     pub nbd: NbdPlan,
+    /// Where metrics are served over TCP.
+    pub metrics: Vec<SocketAddr>,
     /// Queue threads.
     pub threads: usize,
     /// How long the end may take.
@@ -85,13 +88,14 @@ impl YardPlan {
     /// Two disks have the same name, or there are none.
     pub fn new(mut disks: Vec<DiskPlan>) -> Result<Self> {
         if disks.is_empty() {
-            return Err(Error::usage("there is no disk to serve").help("name one, as ram:1G"));
+            return Err(Error::usage("no disk given").help("name one, e.g. ram:1G"));
         }
         name_disks(&mut disks)?;
         Ok(Self {
             disks,
             exports: Vec::new(),
             nbd: NbdPlan::default(),
+            metrics: Vec::new(),
             threads: QueueThreads::default_count(),
             grace: Self::GRACE,
             file: None,
@@ -122,7 +126,7 @@ pub fn name_disks(disks: &mut [DiskPlan]) -> Result<()> {
             && !taken.insert(name.clone())
         {
             return Err(Error::usage(format!("two disks are named {name:?}"))
-                .help("give each another name, as ram:1G?name=scratch"));
+                .help("choose another name, e.g. ram:1G?name=scratch"));
         }
     }
     for disk in disks.iter_mut().filter(|disk| disk.options.name.is_none()) {

@@ -73,7 +73,7 @@ if can_grow; then
     until_true grep -qx 196608 "/sys/block/$N/size"
     dd if="$D" of=/dev/null bs=64k skip=1400 count=1 iflag=direct 2>/dev/null || die "its new end is not read"
 else
-    until_true grep -q 'cannot be told of the new size' /run/blockyard/attached/*.log
+    until_true grep -q 'cannot resize a running device' /run/blockyard/attached/*.log
 fi
 echo still here >/mnt/file
 sync

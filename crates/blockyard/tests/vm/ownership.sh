@@ -16,7 +16,7 @@ for VIA in "--via ublk" "--via nbd"; do
     orphan
     until_true sh -c "! dd if=$D of=/tmp/read bs=4k count=1 iflag=direct 2>/dev/null"
     code 1 blockyard recover "$D"
-    said "has gone with the daemon"
+    said "were in the memory of the daemon"
     [ -z "$(blockyard recover 2>/dev/null)" ] || die "memory was recovered"
     blockyard detach --force "$D"
     detached
@@ -31,7 +31,7 @@ mount "$D" /mnt
 echo before >/mnt/file
 orphan
 code 1 blockyard attach /tmp/disk.img --read-only
-said "asks for another device"
+said "does not match"
 ln -s disk.img /tmp/link.img
 [ "$(blockyard attach /tmp/link.img 2>/tmp/said)" = "$D" ] || die "attached once more"
 said "recovering it"
@@ -42,10 +42,10 @@ sync
 orphan
 mv /tmp/disk.img /tmp/away.img
 code 1 blockyard recover "$D"
-said "is not there now"
+said "is missing"
 disk /tmp/disk.img 16M
 code 1 blockyard recover "$D"
-said "is another disk now"
+said "is another disk"
 mv /tmp/away.img /tmp/disk.img
 [ "$(cd / && blockyard recover)" = "$D" ] || die "not recovered"
 umount /mnt
@@ -68,9 +68,9 @@ detach "$D"
 D=$(BLOCKYARD_RUNTIME_DIR=/run/other blockyard attach /tmp/new.img --via nbd)
 other=$D
 N=${D#/dev/}
-blockyard list | grep -q "$other is attached, but not on record here" || die "it is not on the list"
+blockyard list | grep -q "$other is attached without a record here" || die "it is not on the list"
 code 1 blockyard detach --force "$other"
-said "it may be served"
+said "may be in use"
 blockyard detach --all --force
 attach ram:1M
 blockyard detach ram:1M
@@ -88,9 +88,9 @@ until_true is_gone
 # A record of another version is told, and its device is left alone.
 echo '{"version": 99}' >/run/blockyard/attached/nbd5.json
 blockyard list >/tmp/said 2>&1
-said "is of version 99"
+said "version is 99"
 code 1 blockyard detach --force /dev/nbd5
-said "is of version 99"
+said "version is 99"
 blockyard detach --all --force
 attach ram:1M
 blockyard detach --all
@@ -195,10 +195,10 @@ unshare -m sh -c "mount $D /mnt && echo >/tmp/mounted && exec sleep 1000" &
 elsewhere=$!
 until_true [ -e /tmp/mounted ]
 code 75 blockyard detach "$D"
-said "mounted at /mnt where process"
+said "mounted at /mnt in the namespace of process"
 orphan
 code 75 blockyard detach --force "$D"
-said "mounted at /mnt where process"
+said "mounted at /mnt in the namespace of process"
 [ "$(blockyard recover)" = "$D" ] || die "not recovered"
 kill $elsewhere
 wait $elsewhere || true
@@ -219,6 +219,6 @@ for VIA in "--via ublk" "--via nbd" "--via nbd --connections 3" "--via nbd-ioctl
     *) nbd-client -d "$D" ;;
     esac
     wait $daemon || die "it did not end well: $(cat /tmp/told)"
-    grep -q "was taken away by another process" /tmp/told || die "it did not say so: $(cat /tmp/told)"
+    grep -q "was removed by another process" /tmp/told || die "it did not say so: $(cat /tmp/told)"
     detached
 done

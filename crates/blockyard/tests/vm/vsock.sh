@@ -44,4 +44,4 @@ no_disk_errors
 
 if blockyard info nbd+vsock://1:10811/ 2>/tmp/refused; then exit 1; fi
 cat /tmp/refused
-grep -q 'nobody listens' /tmp/refused
+grep -q 'no server is listening' /tmp/refused

@@ -1,5 +1,6 @@
 //! The driver: it opens a file and gives each hardware queue its share of it.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -7,8 +8,9 @@ use blockyard_blkmq::{
     Busy, Driver, Error as BlkError, ErrorKind as BlkErrorKind, FailedFlush, HctxHandle, InFlight,
     Request, Timeout,
 };
+use blockyard_buf::PagePool;
 use blockyard_sys::lock::Lock;
-use blockyard_sys::{Files, IoEngine, Pool as Threads, uring};
+use blockyard_sys::{Files, IoEngine, Pool as Threads, page_cache, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
@@ -58,6 +60,7 @@ impl File {
         let align = |pick: fn(&blockyard_sys::direct::Alignment) -> u32| {
             opened.alignment.as_ref().map_or(1, pick) as usize
         };
+        let has_pages = !config.direct && page_cache::is_known(opened.files.data.as_fd());
         let context = Context {
             is_block_device: opened.is_block_device,
             block: block.into(),
@@ -67,6 +70,7 @@ impl File {
                 .max(align(|alignment| alignment.offset) as u64),
             file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
+            pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };
         let file = Self {
@@ -116,14 +120,12 @@ fn engine(
     match available() {
         Ok(()) => Ok(IoEngine::Uring),
         Err(why) if config.engine == Engine::Auto => {
-            tracing::info!(file = %config.path.display(), %why, "threads do the I/O");
+            tracing::info!(file = %config.path.display(), %why, "io_uring not used; using a thread pool");
             Ok(IoEngine::Threads)
         }
         Err(why) => {
-            let what = format!(
-                "{}: io_uring was asked for, but {why}; engine=threads works without",
-                config.path.display()
-            );
+            let what =
+                format!("{}: engine=uring, but {why}; use engine=threads", config.path.display());
             Err(Error::new(ErrorKind::NotSupported, what).caused_by(why))
         }
     }
@@ -137,14 +139,13 @@ impl Driver for File {
     fn init_hctx(&self, _disk: &(), handle: HctxHandle<Self>) -> Result<Queue, BlkError> {
         let made = match self.queue(handle.clone(), self.engine) {
             Err(why) if self.engine == IoEngine::Uring && self.may_fall_back => {
-                tracing::warn!(queue = handle.index(), %why, "threads do the I/O of this queue");
+                tracing::warn!(queue = handle.index(), %why, "io_uring not used for this queue; using a thread pool");
                 self.queue(handle, IoEngine::Threads)
             }
             made => made,
         };
         made.map_err(|why| {
-            BlkError::new(BlkErrorKind::Resource, "a queue of a file cannot be set up")
-                .caused_by(why)
+            BlkError::new(BlkErrorKind::Resource, "cannot set up a queue of a file").caused_by(why)
         })
     }
 

@@ -1,6 +1,5 @@
 //! Why a file cannot be a disk.
 
-use std::fmt;
 use std::io;
 
 /// What kind of thing went wrong.
@@ -25,54 +24,17 @@ pub enum ErrorKind {
 }
 
 /// What is wrong with which file, and what to do about it.
-#[derive(Debug)]
-pub struct Error {
-    kind: ErrorKind,
-    what: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
+pub type Error = blockyard_error::Error<ErrorKind>;
 
-impl Error {
-    pub(crate) fn new(kind: ErrorKind, what: String) -> Self {
-        Self { kind, what, source: None }
-    }
-
-    pub(crate) fn caused_by(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-
-    /// For a system call that failed with nothing better to say about it.
-    pub(crate) fn io(what: String, source: io::Error) -> Self {
-        let kind = match source.kind() {
-            io::ErrorKind::NotFound => ErrorKind::NotFound,
+impl From<&io::Error> for ErrorKind {
+    fn from(err: &io::Error) -> Self {
+        match err.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                ErrorKind::NotPermitted
+                Self::NotPermitted
             }
-            io::ErrorKind::ResourceBusy => ErrorKind::Locked,
-            _ => ErrorKind::Io,
-        };
-        Self::new(kind, what).caused_by(source)
-    }
-
-    /// The kind, to match on.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        self.kind
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+            io::ErrorKind::ResourceBusy => Self::Locked,
+            _ => Self::Io,
+        }
     }
 }

@@ -47,8 +47,8 @@ impl Health {
             tracing::error!(
                 %file,
                 %err,
-                "a flush failed: what was written since the last good one may be lost; \
-                 flushes fail until it is opened anew"
+                "flush failed; writes since the last successful flush may be lost; \
+                 flushes fail until the disk is reopened"
             );
             if let Some(told) = self.on_failed_flush.get() {
                 told();
@@ -80,7 +80,7 @@ impl Health {
             tracing::error!(
                 %file,
                 offset,
-                "the file has become shorter: what lies past its end is lost, and gives I/O errors until it is opened anew; \
+                "backing file was truncated; I/O past its new end fails until the disk is reopened; \
                  flushes fail, too"
             );
         }
@@ -95,7 +95,7 @@ impl Health {
 
     pub(crate) fn kernel_refused(&self, err: &std::io::Error) {
         if !self.refused.swap(true, Ordering::AcqRel) {
-            tracing::warn!(file = %self.path.display(), %err, "the kernel takes no more I/O for now; trying again");
+            tracing::warn!(file = %self.path.display(), %err, "io_uring submission failed, retrying");
         }
     }
 }

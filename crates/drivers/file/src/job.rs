@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockyard_blkmq::{Flags, Op, Request, SECTOR_SIZE, Status};
-use blockyard_buf::{Pool, Segment, Segments, copy_segments};
+use blockyard_buf::{PagePool, Pool, Segment, Segments, copy_segments};
 use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
 use rustix::fs::{AtFlags, StatxFlags, statx};
@@ -17,6 +17,7 @@ use crate::driver::File;
 use crate::extents::{data_from, in_blocks};
 use crate::health::Health;
 use crate::memory::{after, is_aligned, part};
+use crate::paged;
 use crate::queue::is_to_be_tried_again;
 use crate::sync::Syncs;
 
@@ -43,6 +44,9 @@ pub(crate) struct Context {
     /// Bytes of a page of the page cache, and of a block.
     pub(crate) page: u64,
     pub(crate) pool: Pool,
+    /// Where reads may be answered with pages of the page cache: it is known what is in there, and all of the file goes
+    /// through it.
+    pub(crate) pages: Option<PagePool>,
     pub(crate) health: Health,
     pub(crate) syncs: Syncs,
     /// Ways to make zeroes that the file was found not to know.
@@ -63,6 +67,7 @@ impl Context {
             offset_align: 1,
             page: 1,
             pool: Pool::default(),
+            pages: None,
             health: Health::new(path),
             syncs: Syncs::default(),
             no_zero_range: AtomicBool::new(false),
@@ -164,6 +169,10 @@ impl Context {
 impl Job {
     /// The first operation for a request, unless that ends at once.
     pub(crate) fn start(rq: Request<File>, context: &Context) -> Next {
+        let rq = match paged::answer(rq, context) {
+            Ok(()) => return Next::Ended,
+            Err(rq) => rq,
+        };
         let len = rq.len();
         Self::begin(rq, len, context)
     }

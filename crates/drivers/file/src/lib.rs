@@ -58,6 +58,7 @@ mod job;
 mod limits;
 mod memory;
 mod open;
+mod paged;
 mod queue;
 mod resize;
 mod sync;

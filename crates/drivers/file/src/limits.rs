@@ -72,7 +72,7 @@ fn file_limits(config: &FileConfig, opened: &Opened, limits: &mut Limits) -> Res
         return Ok(());
     }
     let can_punch = fallocate::can_punch_holes(file, opened.size)
-        .map_err(|err| Error::io(format!("{} cannot be changed", config.path.display()), err))?;
+        .map_err(|err| Error::io(format!("cannot inspect {}", config.path.display()), err))?;
     if can_punch {
         let block = rustix::fs::fstatvfs(file).map_or(4096, |stat| stat.f_frsize);
         limits.discard_granularity = u32::try_from(block)

@@ -104,7 +104,7 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         && block_device::is_read_only(file.as_fd()).unwrap_or(false)
     {
         let what = format!(
-            "{} is a read-only device; open it read-only, or `blockdev --setrw {0}`",
+            "{} is a read-only device; open it read-only, or run: blockdev --setrw {0}",
             path.display()
         );
         return Err(Error::new(ErrorKind::NotPermitted, what));
@@ -127,7 +127,7 @@ fn take_lock_if_wanted(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Optio
 /// comes to it cannot be dropped, and the kernel then fails the next flush (`dio_warn_stale_pagecache`).
 fn empty_the_cache(path: &Path, file: &OwnedFd) -> Result<(), Error> {
     fdatasync(file).map_err(|err| {
-        let what = format!("what was written to {} before is not durable", path.display());
+        let what = format!("earlier writes to {} are not durable", path.display());
         Error::io(what, err.into())
     })?;
     // Clean pages that somebody holds are dropped as they are written to.
@@ -137,7 +137,7 @@ fn empty_the_cache(path: &Path, file: &OwnedFd) -> Result<(), Error> {
 
 fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
     open_again(file).map_err(|err| {
-        let what = format!("{} cannot be opened a second time, to be flushed", path.display());
+        let what = format!("cannot reopen {} for flushes", path.display());
         Error::io(what, err)
     })
 }
@@ -146,7 +146,7 @@ fn for_syncs(path: &Path, file: &OwnedFd) -> Result<OwnedFd, Error> {
 fn for_tail(config: &FileConfig, file: &OwnedFd) -> Result<OwnedFd, Error> {
     open_once_more(file, !config.read_only).map_err(|err| {
         let path = config.path.display();
-        Error::io(format!("{path} cannot be opened a second time, for its end"), err)
+        Error::io(format!("cannot reopen {path} for its tail"), err)
     })
 }
 
@@ -178,21 +178,18 @@ fn is_block_device(path: &Path, kind: FileType) -> Result<bool, Error> {
 fn create(config: &FileConfig) -> Result<Made, Error> {
     let path = &config.path;
     let Some(size) = config.create_size else {
-        let path = path.display();
-        let what = if config.path.starts_with("/dev") {
-            format!("{path} does not exist; `lsblk -p` shows the devices that do")
+        let shown = path.display();
+        let remedy = if path.starts_with("/dev") {
+            "list the devices: lsblk -p".to_owned()
         } else {
-            format!(
-                "{path} does not exist; make it with `truncate -s 1G {path}`, or name it `file:{path}?create=1G`"
-            )
+            format!("run: truncate -s 1G {shown}; or use the URI file:{shown}?create=1G")
         };
-        return Err(Error::new(ErrorKind::NotFound, what));
+        let error = Error::new(ErrorKind::NotFound, format!("{shown} does not exist"));
+        return Err(error.help(remedy));
     };
     if config.read_only {
-        let what = format!(
-            "{} does not exist, and a read-only disk is not made anew: there would be nothing in it",
-            path.display()
-        );
+        let what =
+            format!("{} does not exist, and a new read-only disk would stay empty", path.display());
         return Err(Error::new(ErrorKind::Invalid, what));
     }
     check_size(config, size, false)?;
@@ -207,9 +204,9 @@ fn create(config: &FileConfig) -> Result<Made, Error> {
     made().map_err(|err| {
         let what = match err.kind() {
             io::ErrorKind::NotFound => {
-                format!("{} cannot be made: its folder does not exist", path.display())
+                format!("cannot create {}: its directory does not exist", path.display())
             }
-            _ => format!("{} cannot be made with {size} bytes", path.display()),
+            _ => format!("cannot create {} with {size} bytes", path.display()),
         };
         Error::io(what, err)
     })
@@ -251,27 +248,25 @@ fn refused(config: &FileConfig, err: io::Error) -> Error {
     let path = config.path.display();
     let what = match err.kind() {
         io::ErrorKind::PermissionDenied if config.read_only => {
-            format!("{path} may not be read by this user; see `ls -l {path}`")
+            format!("{path} is not readable by this user; see: ls -l {path}")
         }
         io::ErrorKind::PermissionDenied => {
-            format!(
-                "{path} may not be written by this user; see `ls -l {path}`, or open it read-only"
-            )
+            format!("{path} is not writable by this user; open it read-only, or see: ls -l {path}")
         }
         io::ErrorKind::ReadOnlyFilesystem => {
             format!("{path} is on a read-only file system; open it read-only")
         }
         io::ErrorKind::ResourceBusy => {
-            format!("{path} is in use, perhaps mounted; see `lsblk {path}`")
+            format!("{path} is in use, perhaps mounted; see: lsblk {path}")
         }
-        _ => format!("{path} cannot be opened"),
+        _ => format!("cannot open {path}"),
     };
     Error::io(what, err)
 }
 
 fn no_direct(path: &Path) -> Error {
     let what =
-        format!("the file system of {} does not take direct I/O; drop direct=1", path.display());
+        format!("the file system of {} does not support direct I/O; omit direct=1", path.display());
     Error::new(ErrorKind::NotSupported, what)
 }
 
@@ -280,31 +275,29 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
     let kind = if config.read_only { LockKind::Shared } else { LockKind::Exclusive };
     Lock::take(file, kind).map_err(|err| match err {
         LockError::Held { kind: LockKind::Exclusive, qemu: true, .. } if config.read_only => {
-            let what = format!(
-                "{path} is in use by QEMU, which writes to it (`fuser -v {path}` shows who); what is read now may be torn: \
-                 stop it first, or read it all the same with lock=0"
-            );
-            Error::new(ErrorKind::Locked, what).caused_by(err)
+            let what = format!("{path} is in use by QEMU, which writes to it; reads may be torn");
+            let remedy =
+                format!("stop it (see: fuser -v {path}), or add lock=0 to read all the same");
+            Error::new(ErrorKind::Locked, what).help(remedy).caused_by(err)
         }
         LockError::Held { kind: LockKind::Shared, qemu, .. } => {
             let who = if qemu { "QEMU, as a reader" } else { "a reader" };
-            let what = format!(
-                "{path} is in use by {who} (`fuser -v {path}` shows who); stop it, or open this read-only too"
-            );
-            Error::new(ErrorKind::Locked, what).caused_by(err)
+            let remedy =
+                format!("open it read-only, too, or stop the other (see: fuser -v {path})");
+            Error::new(ErrorKind::Locked, format!("{path} is in use by {who}"))
+                .help(remedy)
+                .caused_by(err)
         }
         LockError::Held { qemu, .. } => {
             let who = if qemu { "QEMU, as a writer" } else { "a writer" };
-            let what = format!(
-                "{path} is in use by {who} (`fuser -v {path}` shows who); stop it first: two would destroy the disk"
-            );
-            Error::new(ErrorKind::Locked, what).caused_by(err)
+            let what = format!("{path} is in use by {who}; a second writer would corrupt it");
+            let remedy = format!("stop the other (see: fuser -v {path})");
+            Error::new(ErrorKind::Locked, what).help(remedy).caused_by(err)
         }
         LockError::Failed(_) => {
-            let what = format!(
-                "{path} is where files cannot be locked; drop the lock (lock=0) if nobody else uses it"
-            );
-            Error::new(ErrorKind::NotSupported, what).caused_by(err)
+            let what = format!("the file system of {path} does not support locks");
+            let remedy = "add lock=0 if no other process uses the file";
+            Error::new(ErrorKind::NotSupported, what).help(remedy).caused_by(err)
         }
     })
 }
@@ -312,15 +305,15 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
 fn size(config: &FileConfig, file: BorrowedFd<'_>, is_block_device: bool) -> Result<u64, Error> {
     let path = config.path.display();
     size_now(file, is_block_device)
-        .map_err(|err| Error::io(format!("the size of {path} is not known"), err))
+        .map_err(|err| Error::io(format!("cannot determine the size of {path}"), err))
 }
 
 fn check_size(config: &FileConfig, size: u64, is_block_device: bool) -> Result<(), Error> {
     let path = config.path.display();
     let what = if size == 0 && is_block_device {
-        format!("{path} has no bytes: there is no medium in it, or nothing behind it")
+        format!("{path} is empty: no medium, or no backing device")
     } else if size > i64::MAX as u64 / SECTOR * SECTOR {
-        format!("{path} cannot have {size} bytes: no disk is larger than 2^63 - 512")
+        format!("{path} is too large: {size} bytes of at most 2^63 - 512")
     } else {
         return Ok(());
     };
@@ -337,8 +330,9 @@ pub(crate) fn size_now(file: BorrowedFd<'_>, is_block_device: bool) -> io::Resul
 
 /// What the kernel says, else what the device says, else what a read finds out.
 fn alignment(path: &Path, file: BorrowedFd<'_>, is_block_device: bool) -> Result<Alignment, Error> {
-    let asked = direct::alignment(file)
-        .map_err(|err| Error::io(format!("{} does not tell its alignment", path.display()), err))?;
+    let asked = direct::alignment(file).map_err(|err| {
+        Error::io(format!("cannot determine the alignment of {}", path.display()), err)
+    })?;
     match asked {
         Direct::Aligned(alignment) => return Ok(alignment),
         Direct::Refused => return Err(no_direct(path)),

@@ -15,7 +15,7 @@ impl BlockDeviceOps for File {
     fn prepare_resize(&self, disk: &Disk, to: u64) -> Result<()> {
         let path = self.context.health.path().display();
         let failed = |err: io::Error| {
-            let what = format!("{path} cannot be made {} bytes long", to);
+            let what = format!("cannot resize {path} to {} bytes", to);
             Error::new(ErrorKind::Io, what).caused_by(err)
         };
         let size =
@@ -28,7 +28,10 @@ impl BlockDeviceOps for File {
             Err(Error::new(kind, what))
         };
         if self.context.is_block_device {
-            return refused(ErrorKind::Invalid, "a device is made larger by whatever made it");
+            return refused(
+                ErrorKind::Invalid,
+                "a block device is resized by the tool that created it",
+            );
         }
         if disk.is_read_only() {
             return refused(ErrorKind::NotPermitted, "the disk is read-only");

@@ -13,8 +13,9 @@ fn refused(config: &FileConfig, kind: ErrorKind, said: &[&str]) {
     let Err(err) = open(config) else { panic!("{config:?} was opened") };
     let path = config.path.to_str().unwrap();
     assert_eq!(err.kind(), kind, "{err}");
+    let all = format!("{err}; {}", err.remedy().unwrap_or_default());
     for said in said.iter().chain([&path]) {
-        assert!(err.to_string().contains(said), "{err:?} does not say {said:?}");
+        assert!(all.contains(said), "{err:?} does not say {said:?}");
     }
 }
 
@@ -30,7 +31,7 @@ fn files_that_are_not_there_or_no_files() {
     refused(&FileConfig::new(&pipe), ErrorKind::NotAFile, &["a pipe"]);
     let no_folder =
         FileConfig { create_size: Some(512), ..FileConfig::new(place.path().join("a/b")) };
-    refused(&no_folder, ErrorKind::NotFound, &["its folder does not exist"]);
+    refused(&no_folder, ErrorKind::NotFound, &["its directory does not exist"]);
     let thread = QueueThread::start();
     drop(thread);
     let without = blockyard_driver_file::File::open(&missing, &[]);
@@ -42,7 +43,7 @@ fn sizes_that_are_no_disks() {
     let place = Place::here();
     let made = place.path().join("made");
     let config = FileConfig { create_size: Some(u64::MAX), ..FileConfig::new(&made) };
-    refused(&config, ErrorKind::Size, &["no disk is larger"]);
+    refused(&config, ErrorKind::Size, &["too large"]);
     assert!(!made.exists());
     let config = FileConfig { create_size: Some(8192), ..config };
     assert_eq!(open(&config).unwrap().info.capacity.bytes(), 8192);
@@ -90,7 +91,7 @@ fn two_writers_or_a_writer_and_a_reader() {
     refused(&writer, ErrorKind::Locked, &["by a writer"]);
     drop(first);
     let readers = [open(&reader).unwrap(), open(&reader).unwrap()];
-    refused(&writer, ErrorKind::Locked, &["by a reader", "read-only too"]);
+    refused(&writer, ErrorKind::Locked, &["by a reader", "read-only, too"]);
     drop(readers);
     drop(open(&writer).unwrap());
 }
@@ -101,7 +102,7 @@ fn a_file_that_cannot_be_made_leaves_nothing_behind() {
     let path = place.path().join("disk");
     // ext4's files are smaller than this.
     let config = FileConfig { create_size: Some(1 << 50), ..FileConfig::new(&path) };
-    refused(&config, ErrorKind::Io, &["cannot be made"]);
+    refused(&config, ErrorKind::Io, &["cannot create"]);
     assert!(!path.exists(), "what could not be made");
     let fs = Place::tmpfs("1m");
     let path = fs.path().join("disk");
@@ -123,7 +124,7 @@ fn what_qemu_writes_is_not_read_and_what_it_reads_is_not_written() {
     drop(open(&FileConfig { lock: false, ..reader.clone() }).unwrap());
     drop(qemu);
     let qemu = Qemu::on(&place, &writer.path, &["--read-only"]);
-    refused(&writer, ErrorKind::Locked, &["by QEMU, as a reader", "read-only too"]);
+    refused(&writer, ErrorKind::Locked, &["by QEMU, as a reader", "read-only, too"]);
     let first = open(&reader).unwrap();
     drop(qemu);
     let path = writer.path.display();
@@ -160,7 +161,7 @@ fn direct_io_where_the_file_system_has_none() {
         read_only: true,
         ..FileConfig::new("/sys/kernel/uevent_seqnum")
     };
-    refused(&config, ErrorKind::NotSupported, &["direct I/O", "drop direct=1"]);
+    refused(&config, ErrorKind::NotSupported, &["direct I/O", "omit direct=1"]);
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn a_disk_grows_with_its_file_and_never_cuts_it() {
     let device = Loop::on(&path, "");
     let disk = open(&FileConfig::new(&device.0)).unwrap();
     let err = disk.disk.resize(Sector((4 << 20) / 512)).unwrap_err().to_string();
-    assert!(err.contains("a device is made larger by whatever made it"), "{err}");
+    assert!(err.contains("a block device is resized by the tool that created it"), "{err}");
 }
 
 #[test]

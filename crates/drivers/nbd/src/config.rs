@@ -78,10 +78,10 @@ impl NbdConfig {
     pub(crate) fn check(&self) -> Result<(), Error> {
         let bad = |what: &str| Err(Error::new(ErrorKind::Config, what));
         if self.connections.is_some_and(|count| count == 0 || count > MAX_CONNECTIONS) {
-            return bad("the number of connections to an NBD server is from 1 to 64");
+            return bad("the number of connections must be from 1 to 64");
         }
         if self.timeout.is_zero() || self.fence_timeout.is_zero() {
-            return bad("the timeouts of an NBD disk must not be 0; 30 s is usual");
+            return bad("the timeouts of an NBD disk must be greater than 0");
         }
         Ok(())
     }

@@ -183,7 +183,7 @@ impl Dialog<'_> {
     pub(crate) async fn event(&mut self) -> Result<Event, Error> {
         let lost = |err: io::Error| {
             let uri = &self.target.uri;
-            let what = format!("the connection to {uri} was lost before it could be used");
+            let what = format!("lost the connection to {uri} before it was used");
             Error::new(ErrorKind::Connect, what).caused_by(err)
         };
         let mut output = Vec::new();
@@ -212,7 +212,7 @@ impl Dialog<'_> {
     async fn start_tls(&mut self) -> Result<(), Error> {
         let uri = &self.target.uri;
         let Some(setup) = self.target.tls.as_ref().filter(|_| self.input.is_empty()) else {
-            let what = format!("{uri} sent bytes in between its consent to TLS and TLS");
+            let what = format!("{uri} sent data before the TLS handshake");
             return Err(Error::new(ErrorKind::Protocol, what));
         };
         self.wire.shake(setup.session()?).await.map_err(|err| {
@@ -227,7 +227,7 @@ impl Dialog<'_> {
         if self.input.is_empty() {
             return Ok(Opened { fd: self.wire.fd.into_inner(), tls: self.wire.tls, negotiated });
         }
-        let what = format!("{} sent replies to no requests", self.target.uri);
+        let what = format!("{} sent unexpected replies", self.target.uri);
         Err(Error::new(ErrorKind::Protocol, what))
     }
 

@@ -139,7 +139,7 @@ impl Inner {
         if slot.is_some_and(|slot| slot.handle.set(handle).is_ok()) {
             return Ok(());
         }
-        let what = format!("hardware queue {index} of {} is in use, or there is none", self.uri());
+        let what = format!("hardware queue {index} of {} is in use or does not exist", self.uri());
         Err(blockyard_blkmq::Error::new(blockyard_blkmq::ErrorKind::Busy, what))
     }
 
@@ -147,14 +147,14 @@ impl Inner {
     pub(crate) fn check(&self, target: &Target, opened: &Opened) -> Result<(), Error> {
         let found = Export::new(&opened.negotiated, self.read_only);
         self.export.borrow().accepts(&found).map_err(|err| {
-            let what = format!("{} cannot stand for the disk that was attached", target.uri);
+            let what = format!("{} cannot replace the attached disk", target.uri);
             Error::new(err.kind(), what).caused_by(err)
         })?;
         self.largest.fetch_max(found.size, Ordering::AcqRel);
         if !found.multi_conn && self.queues.len() > 1 && !self.single.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 server = %target.uri,
-                "the server says no more that its flushes cover several connections: one is used from now on"
+                "the server no longer offers multi-conn; using one connection from now on"
             );
             self.common.covers_one();
             self.kick_all();
@@ -235,7 +235,7 @@ async fn another(target: &Target, first: &Export, read_only: bool) -> Result<Ope
         if other.multi_conn && other.size == first.size {
             return Ok(());
         }
-        let what = "another connection is to an export of another size, or its flushes cover no other connection";
+        let what = "the export differs between connections in size, or lacks multi-conn";
         Err(Error::new(ErrorKind::Changed, what))
     });
     match same {
@@ -277,14 +277,14 @@ impl Nbd {
         let target = Arc::new(target);
         if let Err(err) = export.limits.clone().validate() {
             first.leave().await;
-            let what = format!("{} has block sizes that no disk can have", config.uri);
+            let what = format!("{} has unsupported block sizes", config.uri);
             return Err(Error::new(ErrorKind::Protocol, what).caused_by(err));
         }
         let wanted = config.connections.unwrap_or(queue_threads.len()).min(MAX_CONNECTIONS);
         if config.connections.is_some_and(|count| count > 1) && !export.multi_conn {
             tracing::warn!(
                 server = %config.uri,
-                "the server does not say that its flushes cover several connections: one is used"
+                "the server does not offer multi-conn; using one connection"
             );
         }
         let mut opened = vec![first];
@@ -293,7 +293,7 @@ impl Nbd {
                 Ok(another) => opened.push(another),
                 Err(err) => {
                     let (server, have) = (&config.uri, opened.len());
-                    tracing::warn!(%server, have, wanted, error = err.chain(), "fewer NBD connections than wanted");
+                    tracing::warn!(%server, have, wanted, error = err.chain(), "fewer NBD connections than configured");
                     break;
                 }
             }
@@ -422,7 +422,7 @@ impl Nbd {
             }
         };
         if tokio::time::timeout(self.inner.policy.timeout, drain).await.is_err() {
-            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected with requests still out: they fail");
+            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected; failing requests in flight");
         }
         for handle in self.inner.handles() {
             handle.with(|hctx| hctx.disconnect(Status::Offline));
@@ -439,7 +439,7 @@ impl Nbd {
             }
         };
         if tokio::time::timeout(self.inner.policy.timeout, made).await.is_err() {
-            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while a connection was being made");
+            tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while connecting");
         }
     }
 

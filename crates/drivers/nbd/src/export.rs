@@ -89,7 +89,7 @@ impl Export {
         let changed = |what: String| Err(Error::new(ErrorKind::Changed, what));
         if other.bytes() < self.bytes() {
             return changed(format!(
-                "the export shrank from {} to {} bytes: make it as large as it was, or attach it anew",
+                "the export shrank from {} to {} bytes: restore its size, or attach it again",
                 self.bytes(),
                 other.bytes()
             ));
@@ -99,7 +99,7 @@ impl Export {
         }
         let block = |export: &Self| export.limits.logical_block_size;
         if block(other) > block(self) || other.limits.max_hw_sectors < self.limits.max_sectors {
-            return changed("the export's block sizes do not fit any more".to_owned());
+            return changed("the block sizes of the export changed".to_owned());
         }
         // Others are advice, tell the cost of things, or are not used.
         let used = TransmissionFlags::SEND_FLUSH
@@ -109,10 +109,10 @@ impl Export {
             | TransmissionFlags::SEND_FAST_ZERO;
         let lost = (self.flags & used) - other.flags;
         if !lost.is_empty() || self.block_status && !other.block_status {
-            return changed(format!("the export cannot do what it could before: {lost:?}"));
+            return changed(format!("the export lost capabilities: {lost:?}"));
         }
         if self.style == HeaderStyle::Extended && other.style != HeaderStyle::Extended {
-            return changed("the server has no extended headers any more".to_owned());
+            return changed("the server no longer supports extended headers".to_owned());
         }
         Ok(())
     }

@@ -203,7 +203,7 @@ impl Hctx {
             Todo::Lied { error, is_over } => {
                 if let Some(server) = &server {
                     let queue = self.index;
-                    tracing::warn!(%server, queue, %error, "NBD connection dropped: the server broke the protocol");
+                    tracing::warn!(%server, queue, %error, "NBD connection closed: protocol violation by the server");
                 }
                 if is_over {
                     self.close(id);
@@ -226,7 +226,7 @@ impl Hctx {
                 queue,
                 bytes = %parts,
                 help,
-                "the server may have lost what was written and not flushed: flushes fail until the disk is opened anew"
+                "the server may have lost unflushed writes; flushes fail until the disk is reopened"
             );
         }
         self.inner.kick_all();
@@ -303,11 +303,11 @@ impl Hctx {
             tracing::warn!(
                 %server,
                 connections = expired.given_up,
-                "the server neither answered nor closed a lost connection within fence_timeout: taken for over"
+                "fence_timeout expired: a lost connection was neither answered nor closed; resending its writes"
             );
         }
         if expired.outlived {
-            tracing::info!(%server, "writes are let through: fence_timeout is over since the disk was taken over");
+            tracing::info!(%server, "fence_timeout expired since the takeover; writes continue");
         }
         if expired.failed + expired.given_up > 0 || expired.outlived {
             self.inner.kick_all();

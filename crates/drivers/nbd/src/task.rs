@@ -176,7 +176,7 @@ impl Keeper {
         self.failures += 1;
         if !std::mem::replace(&mut self.is_explained, true) || err.kind() == ErrorKind::Changed {
             let (server, queue) = (self.inner.uri(), self.index);
-            tracing::warn!(%server, queue, error = err.chain(), "NBD connection cannot be made again yet");
+            tracing::warn!(%server, queue, error = err.chain(), "NBD reconnect failed, retrying");
         }
         self.retry_at = self.inner.now() + self.pause();
     }
@@ -208,7 +208,7 @@ impl Keeper {
             return Ok(false);
         }
         let fd = Watch::new(opened.fd, BOTH_WAYS).map_err(|err| {
-            Error::new(ErrorKind::Connect, "a socket cannot be waited for").caused_by(err)
+            Error::new(ErrorKind::Connect, "cannot wait for a socket").caused_by(err)
         })?;
         let socket = Arc::new(Socket { fd, kick: Notify::new() });
         let target = Arc::clone(&self.target);
@@ -226,7 +226,7 @@ impl Keeper {
         let Some(Some(id)) = attached else { return Ok(false) };
         if made == Made::Later {
             let (server, queue) = (&self.target.uri, self.index);
-            tracing::info!(%server, queue, "NBD connection made again");
+            tracing::info!(%server, queue, "NBD connection restored");
         }
         let (inner, handle) = (Arc::clone(&self.inner), self.handle.clone());
         tokio::spawn(Server { inner, handle, socket, id, spin: Spin::default() }.run());

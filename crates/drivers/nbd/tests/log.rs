@@ -38,9 +38,9 @@ fn a_connection_that_is_soon_lost_is_explained_and_told_to_be_back() {
     until("it is up", || disk.nbd.connected() == 1);
     std::fs::rename(&here, &elsewhere).unwrap();
     server.hang_up(0);
-    until("it is told why there is none", || says("NBD connection cannot be made again yet"));
+    until("it is told why there is none", || says("NBD reconnect failed, retrying"));
     assert_eq!(disk.nbd.connected(), 0);
     std::fs::rename(&elsewhere, &here).unwrap();
-    until("it is told that there is one", || says("NBD connection made again server="));
+    until("it is told that there is one", || says("NBD connection restored server="));
     assert_eq!(disk.nbd.connected(), 1);
 }

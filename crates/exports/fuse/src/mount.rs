@@ -171,7 +171,7 @@ impl Mount {
             Err(err) => {
                 // Its device is closed: it is as one that a killed server left behind.
                 point.unmount_dead();
-                Err(Error::io(format!("{} cannot be served", point.path().display()), err))
+                Err(Error::io(format!("cannot serve {}", point.path().display()), err))
             }
         }
     }
@@ -270,7 +270,7 @@ impl Mount {
             self.tree.close();
             if !self.ending.wait(disks) {
                 let path = self.path().display();
-                let what = format!("{path}: a disk has not ended what it was asked; try again");
+                let what = format!("{path}: requests are still in flight; try again");
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         }
@@ -281,7 +281,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(err) = self.point.unmount(Unmount::Lazily, || self.is_over()) {
-            tracing::warn!(path = %self.path().display(), %err, "a mount is left behind");
+            tracing::warn!(path = %self.path().display(), %err, "cannot unmount; the mount is left behind");
         }
     }
 }

@@ -85,7 +85,7 @@ impl MountPoint {
         match record.unmount(fuse::unmount_dead) {
             Ok(_) => record.remove(),
             Err(err) => {
-                tracing::warn!(path = %self.path.display(), %err, "a mount is left behind");
+                tracing::warn!(path = %self.path.display(), %err, "cannot unmount; the mount is left behind");
             }
         }
     }
@@ -107,7 +107,7 @@ impl MountPoint {
                 Err(_) if is_over() => fuse::unmount_dead(path),
                 Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
                     let path = path.display();
-                    let what = format!("it is used: close its files, or run: umount -l {path}");
+                    let what = format!("it is in use; close its files, or run: umount -l {path}");
                     Err(io::Error::new(err.kind(), what))
                 }
                 done => done,
@@ -157,9 +157,9 @@ fn target(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
     let found = std::fs::metadata(&path).map_err(failed)?;
     if found.is_dir() != is_directory || !(found.is_dir() || found.is_file()) {
         let what = if is_directory {
-            format!("{} is no directory: disks are shown in one", path.display())
+            format!("{} is not a directory", path.display())
         } else {
-            format!("{} is no regular file: a disk is shown as one", path.display())
+            format!("{} is not a regular file", path.display())
         };
         return Err(Error::new(ErrorKind::Unsuitable, what));
     }
@@ -179,7 +179,7 @@ fn cannot_mount(path: &Path, err: io::Error) -> Error {
         }
         io::ErrorKind::NotFound => {
             let what = format!(
-                "cannot mount on {shown}: there is no /dev/fuse, or no fusermount3; run: modprobe fuse, or install fuse3"
+                "cannot mount on {shown}: /dev/fuse or fusermount3 is missing; run: modprobe fuse, or install fuse3"
             );
             Error::new(ErrorKind::Unavailable, what).caused_by(err)
         }

@@ -204,11 +204,11 @@ fn dead(path: PathBuf) -> io::Result<Option<Held>> {
     };
     let record: Record = serde_json::from_slice(&text)?;
     if record.version != VERSION {
-        let what = format!("it is of version {}, and this program knows {VERSION}", record.version);
+        let what = format!("its version is {}, this program supports {VERSION}", record.version);
         return Err(io::Error::other(what));
     }
     if path.file_stem().is_none_or(|stem| stem != record.mark.as_str()) {
-        return Err(io::Error::other("it is of another mount than its name says"));
+        return Err(io::Error::other("it belongs to another mount than its name says"));
     }
     Ok(Some(Held { record, path, _lock: lock }))
 }
@@ -304,7 +304,7 @@ pub(crate) fn refuse_ours(path: &Path) -> Result<(), Error> {
     match fuse::reached(&mounts, path) {
         Some(mount) if mount.kind == KIND && mount.target == path => {
             let shown = path.display();
-            let what = format!("{shown} shows disks already; stop who does, or use another path");
+            let what = format!("{shown} already shows disks; stop its server, or use another path");
             Err(Error::new(ErrorKind::Busy, what))
         }
         _ => Ok(()),

@@ -157,7 +157,7 @@ impl Tree {
         let is_name = Name::new(name.as_bytes()).is_ok_and(|name| !name.is_dots());
         if !is_name || name.len() > NAME_MAX {
             let what =
-                format!("{name:?} is no name of a file: 1 to {NAME_MAX} bytes without a slash");
+                format!("invalid file name {name:?}; use 1 to {NAME_MAX} bytes without a slash");
             return Err(Error::new(ErrorKind::Unsuitable, what));
         }
         let mut current = self.nodes.lock();

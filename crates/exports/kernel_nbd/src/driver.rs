@@ -90,7 +90,7 @@ impl Driver {
     /// # Errors
     /// [`ErrorKind::Unavailable`] where it is not there.
     pub fn open() -> Result<Self, Error> {
-        let failed = |err| Error::io("the kernel's NBD driver cannot be reached by netlink", err);
+        let failed = |err| Error::io("cannot reach the NBD driver of the kernel by netlink", err);
         let socket = GenericSocket::new().map_err(failed)?;
         socket.set_patience(PATIENCE).map_err(failed)?;
         let mut driver = Self { socket, family: CONTROL, group: None, sequence: 0 };
@@ -101,7 +101,7 @@ impl Driver {
             }
             _ => {
                 let what = if device::any() {
-                    "this kernel's NBD driver does not speak netlink"
+                    "the NBD driver of this kernel has no netlink interface"
                 } else {
                     "this kernel has no NBD driver loaded; run: modprobe nbd"
                 };
@@ -143,12 +143,12 @@ impl Driver {
             .u64(attribute::SERVER_FLAGS, setup.server_flags.into())
             .text(attribute::BACKEND_IDENTIFIER, &setup.identifier);
         let request = with_sockets(request, sockets);
-        let failed = |err| Error::io("the kernel's NBD driver does not take the connections", err);
+        let failed = |err| Error::io("the NBD driver of the kernel refused the connections", err);
         let index = self.ask(request, |attributes| attributes.u32(attribute::INDEX));
         index
             .map_err(failed)?
             .or(setup.index)
-            .ok_or_else(|| failed(io::Error::other("it does not say which device it made of them")))
+            .ok_or_else(|| failed(io::Error::other("it named no device")))
     }
 
     /// Ends a device: what is asked of it fails. What it had asked and got no answer to does, too.
@@ -219,13 +219,14 @@ impl Driver {
     pub fn links(&self) -> Result<Links, Error> {
         let listen = || {
             let socket = GenericSocket::new()?;
-            let none = || io::Error::other("the driver has no group for that");
+            let none = || io::Error::other("the driver has no multicast group");
             socket.join(self.group.ok_or_else(none)?)?;
             let socket = socket.into_fd();
             rustix::io::ioctl_fionbio(&socket, true)?;
             Watch::new(socket, Interest::READABLE)
         };
-        let socket = listen().map_err(|err| Error::io("dead connections are not heard of", err))?;
+        let socket =
+            listen().map_err(|err| Error::io("cannot subscribe to dead connections", err))?;
         Ok(Links { socket, family: self.family })
     }
 

@@ -127,7 +127,7 @@ impl IoctlDevice {
             })?,
         };
         let path = device::path(index);
-        let failed = |err| Error::io(format!("{path} cannot be connected"), err);
+        let failed = |err| Error::io(format!("cannot connect {path}"), err);
         let open = OpenOptions::new().read(true).write(true).open(&path);
         let device = Arc::new(open.map_err(failed)?);
         if device::server(index).is_some() {
@@ -155,7 +155,7 @@ impl IoctlDevice {
         while device::server(self.index).is_none() {
             if self.runner.as_ref().is_none_or(JoinHandle::is_finished) || Instant::now() > end {
                 let path = device::path(self.index);
-                let what = format!("{path} does not start");
+                let what = format!("{path} did not start");
                 // Whatever it waits for, it does not go on with.
                 let _ = nbd::clear_socket(self.device.as_fd());
                 return Err(match self.join() {
@@ -206,7 +206,7 @@ impl IoctlDevice {
     fn join(&mut self) -> io::Result<()> {
         match self.runner.take().map(JoinHandle::join) {
             Some(Ok(ended)) => ended,
-            Some(Err(_)) => Err(io::Error::other("its thread has panicked")),
+            Some(Err(_)) => Err(io::Error::other("its thread panicked")),
             None => Ok(()),
         }
     }

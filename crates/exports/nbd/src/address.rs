@@ -43,21 +43,21 @@ impl FromStr for Address {
             let forms = "unix:/path, tcp:host:port (tcp::10809, tcp:[::1]:10809) or vsock:cid:port";
             Error::new(
                 ErrorKind::Address,
-                format!("{text:?} is no address: {problem}; use {forms}"),
+                format!("invalid address {text:?}: {problem}; use {forms}"),
             )
         })
     }
 }
 
 fn parse(text: &str) -> Result<Address, &'static str> {
-    let (kind, rest) = text.split_once(':').ok_or("it does not say of what kind it is")?;
+    let (kind, rest) = text.split_once(':').ok_or("no address type")?;
     match kind {
         "unix" if rest.is_empty() => Err("the path is missing"),
-        "unix" if rest.contains('\0') => Err("a path has no zero byte"),
+        "unix" if rest.contains('\0') => Err("the path contains a NUL byte"),
         "unix" => Ok(Address::Unix(rest.into())),
         "tcp" => tcp(rest),
         "vsock" => vsock(rest),
-        _ => Err("it is of an unknown kind"),
+        _ => Err("unknown address type"),
     }
 }
 
@@ -69,16 +69,16 @@ fn tcp(rest: &str) -> Result<Address, &'static str> {
         }
         None => match rest.rsplit_once(':') {
             Some((host, _)) if host.contains(':') => {
-                return Err("an IPv6 address belongs in brackets");
+                return Err("an IPv6 address must be in brackets");
             }
             Some((host, port)) => (host, Some(port)),
             None => (rest, None),
         },
     };
     let port = port.ok_or("the port is missing")?;
-    let port = port.parse().map_err(|_| "the port is no number from 0 to 65535")?;
+    let port = port.parse().map_err(|_| "the port is not a number from 0 to 65535")?;
     if host.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') {
-        return Err("the host is no name");
+        return Err("invalid host name");
     }
     Ok(Address::Tcp { host: host.into(), port })
 }
@@ -87,9 +87,9 @@ fn vsock(rest: &str) -> Result<Address, &'static str> {
     let (cid, port) = rest.split_once(':').ok_or("the port is missing")?;
     let cid = match cid {
         "" | "any" => Address::VSOCK_ANY,
-        number => number.parse().map_err(|_| "the cid is no number of 32 bits, nor any")?,
+        number => number.parse().map_err(|_| "the cid is neither a 32-bit number nor any")?,
     };
-    let port = port.parse().map_err(|_| "the port is no number of 32 bits")?;
+    let port = port.parse().map_err(|_| "the port is not a 32-bit number")?;
     Ok(Address::Vsock { cid, port })
 }
 
@@ -131,22 +131,22 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_the_forms_that_would_do() {
         for (text, problem) in [
-            ("", "of what kind"),
-            ("/run/sock", "of what kind"),
-            ("udp:x:1", "unknown kind"),
+            ("", "no address type"),
+            ("/run/sock", "no address type"),
+            ("udp:x:1", "unknown address type"),
             ("unix:", "path is missing"),
-            ("unix:a\0b", "zero byte"),
+            ("unix:a\0b", "NUL byte"),
             ("tcp:", "port is missing"),
             ("tcp:host", "port is missing"),
-            ("tcp:host:", "no number from 0 to 65535"),
-            ("tcp:host:65536", "no number from 0 to 65535"),
+            ("tcp:host:", "not a number from 0 to 65535"),
+            ("tcp:host:65536", "not a number from 0 to 65535"),
             ("tcp:::1:10809", "in brackets"),
             ("tcp:[::1", "not closed"),
             ("tcp:[::1]", "port is missing"),
-            ("tcp:a b:1", "no name"),
+            ("tcp:a b:1", "invalid host name"),
             ("vsock:2", "port is missing"),
-            ("vsock:x:1", "cid is no number"),
-            ("vsock:2:-1", "port is no number"),
+            ("vsock:x:1", "cid is neither"),
+            ("vsock:2:-1", "port is not a 32-bit number"),
         ] {
             let error = text.parse::<Address>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Address);

@@ -76,7 +76,7 @@ impl Catalogue {
     pub(crate) fn add(&self, export: Export) -> Result<(), Error> {
         let mut listed = self.listed.write();
         if listed.exports.iter().any(|other| other.offered.export.name == export.name) {
-            let what = format!("there is an export named {:?} already", export.name);
+            let what = format!("an export named {:?} already exists", export.name);
             return Err(Error::new(ErrorKind::InUse, what));
         }
         self.push(&mut listed, export);

@@ -175,7 +175,7 @@ impl Config {
             && (!size.is_power_of_two() || size < 512 || size > self.limits.max_payload)
         {
             return invalid(format!(
-                "export {:?}: a preferred block size of {size} bytes is no power of two from 512 to the maximum payload",
+                "export {:?}: the preferred block size {size} is not a power of two from 512 to the maximum payload",
                 export.name
             ));
         }
@@ -183,7 +183,7 @@ impl Config {
             && (!size.is_power_of_two() || size > MIN_MAX_PAYLOAD)
         {
             return invalid(format!(
-                "export {:?}: a minimum block size of {size} bytes is no power of two up to 64 KiB",
+                "export {:?}: the minimum block size {size} is not a power of two up to 64 KiB",
                 export.name
             ));
         }
@@ -232,17 +232,13 @@ impl ServerLimits {
             || self.max_clients_per_host == Some(0)
             || self.in_flight_per_client == 0
         {
-            return invalid(
-                "the limits leave no room for a client or a request: both are 1 at least",
-            );
+            return invalid("the limits of clients and requests must be at least 1");
         }
         if self.max_payload < MIN_MAX_PAYLOAD || self.max_payload as usize > Segment::MAX_LEN / 2 {
-            return invalid("the maximum payload is from 64 KiB to 1 GiB");
+            return invalid("the maximum payload must be from 64 KiB to 1 GiB");
         }
         if self.memory_per_client < self.max_payload as usize {
-            return invalid(
-                "the memory for a client is less than the maximum payload of a request",
-            );
+            return invalid("the memory per client is less than the maximum payload of a request");
         }
         if self.max_memory < self.least_memory() {
             return invalid(
@@ -251,7 +247,7 @@ impl ServerLimits {
             );
         }
         if self.handshake_timeout.is_zero() || self.stall_timeout.is_zero() {
-            return invalid("timeouts of no time at all would close every connection");
+            return invalid("timeouts must be greater than 0");
         }
         Ok(())
     }

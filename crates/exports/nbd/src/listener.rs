@@ -47,12 +47,12 @@ impl Listener {
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
         let socket = Socket::from(fd);
         let unusable = |what: &str| {
-            let remedy = "pass a listening stream socket: unix, TCP or vsock";
+            let remedy = "pass a listening stream socket: Unix, TCP or vsock";
             Error::new(ErrorKind::Config, format!("a file descriptor {what}; {remedy}"))
         };
         let address = socket
             .local_addr()
-            .map_err(|err| unusable("that was passed is no socket").caused_by(err))?;
+            .map_err(|err| unusable("that was passed is not a socket").caused_by(err))?;
         if !(address.is_unix()
             || address.is_ipv4()
             || address.is_ipv6()
@@ -114,20 +114,21 @@ pub fn bind(address: &Address, mode: Option<u32>) -> Result<Listener, Error> {
 
 fn failed(address: &Address, err: io::Error) -> Error {
     let (kind, remedy) = match err.kind() {
-        io::ErrorKind::AddrInUse => {
-            (ErrorKind::InUse, "it is in use; choose another, or stop who listens there (ss -lpn)")
-        }
+        io::ErrorKind::AddrInUse => (
+            ErrorKind::InUse,
+            "address in use; choose another, or stop the process that listens there (ss -lpn)",
+        ),
         io::ErrorKind::PermissionDenied => (
             ErrorKind::NotPermitted,
-            "that is not permitted; ports below 1024 need privileges, a socket a directory that is writable",
+            "permission denied; ports below 1024 need privileges, a Unix socket a writable directory",
         ),
         io::ErrorKind::AddrNotAvailable => {
-            (ErrorKind::Address, "this machine does not have that address (ip address)")
+            (ErrorKind::Address, "not an address of this machine (see: ip address)")
         }
-        io::ErrorKind::NotFound => (ErrorKind::Address, "its directory does not exist; make it"),
-        _ => (ErrorKind::Io, "the system refuses it"),
+        io::ErrorKind::NotFound => (ErrorKind::Address, "its directory does not exist; create it"),
+        _ => (ErrorKind::Io, "the system refused"),
     };
-    Error::new(kind, format!("cannot listen at {address}: {remedy}")).caused_by(err)
+    Error::new(kind, format!("cannot listen on {address}: {remedy}")).caused_by(err)
 }
 
 fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
@@ -136,7 +137,7 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
             return failed(&Address::Unix(path.into()), err);
         }
         let what = format!(
-            "cannot listen at unix:{0}: {0} exists and is not a socket; choose another path, or remove it",
+            "cannot listen on unix:{0}: {0} exists and is not a socket; choose another path, or remove it",
             path.display()
         );
         Error::new(ErrorKind::InUse, what)
@@ -150,7 +151,7 @@ fn bind_tcp(address: &Address, host: &str, port: u16) -> Result<Listener, Error>
         vec![SocketAddr::from(([0_u16; 8], port))]
     } else {
         let resolved = (host, port).to_socket_addrs().map_err(|err| {
-            let what = format!("cannot listen at {address}: the name {host:?} is not known");
+            let what = format!("cannot listen on {address}: unknown host {host:?}");
             Error::new(ErrorKind::Address, what).caused_by(err)
         })?;
         resolved.collect()
@@ -202,7 +203,7 @@ fn listen_tcp(address: SocketAddr) -> io::Result<Socket> {
 
 /// Who is at the other end, for people.
 pub(crate) fn peer_name(socket: &Socket) -> String {
-    let Ok(address) = socket.peer_addr() else { return "a client that has left".into() };
+    let Ok(address) = socket.peer_addr() else { return "disconnected client".into() };
     if let Some(address) = address.as_socket() {
         return format!("tcp:{address}");
     }
@@ -340,7 +341,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::InUse);
         assert!(error.to_string().contains("choose another"), "{error}");
         let error = bind(&"tcp:no-such-host.invalid:0".parse().unwrap(), None).unwrap_err();
-        assert!(error.to_string().contains("is not known"), "{error}");
+        assert!(error.to_string().contains("unknown host"), "{error}");
     }
 
     #[test]
@@ -353,7 +354,7 @@ mod tests {
         assert!(path.exists(), "it belongs to whoever made it");
         let file = std::fs::File::open("/dev/null").unwrap();
         let error = Listener::from_fd(file.into()).unwrap_err();
-        assert!(error.to_string().contains("no socket"), "{error}");
+        assert!(error.to_string().contains("not a socket"), "{error}");
         let (one, _other) = UnixStream::pair().unwrap();
         let error = Listener::from_fd(one.into()).unwrap_err();
         assert!(error.to_string().contains("does not listen"), "{error}");

@@ -117,7 +117,7 @@ impl Server {
             let thread = &self.threads[listeners.len() % self.threads.len()];
             listeners.push(thread.handle.spawn(async move {
                 if let Err(err) = server.accept_all(socket).await {
-                    tracing::error!(error = %err, "cannot accept connections any more");
+                    tracing::error!(error = %err, "no more connections are accepted");
                 }
                 drop(file);
             }));
@@ -185,7 +185,7 @@ impl Server {
     fn make_room(&self, clients: &mut Clients, host: Option<PeerHost>) -> Result<(), &'static str> {
         let most = self.config.limits.max_clients;
         if clients.count(Group::Serving) >= most {
-            return Err("there are as many clients as the limit allows");
+            return Err("max_clients reached");
         }
         let share = (most / HANDSHAKES_OF_HOST).max(LEAST_HANDSHAKES);
         let most = most.max(LEAST_HANDSHAKES);
@@ -194,10 +194,10 @@ impl Server {
         };
         // Those that were told to go have not all gone yet: what one host has of these is at its own cost.
         if of_host(clients, Group::HandshakesOf) >= 2 * share {
-            return Err("too many clients of one host are in their handshake");
+            return Err("too many handshakes of one host");
         }
         if clients.count(Group::Handshakes) >= 2 * most {
-            return Err("too many clients are in their handshake");
+            return Err("too many handshakes");
         }
         if of_host(clients, Group::StayingOf) >= share {
             clients.evict_oldest(host);
@@ -238,7 +238,7 @@ impl Server {
             tracing::warn!(
                 clients = left,
                 ?grace,
-                "clients were cut off: they or their disks took too long"
+                "shutdown grace period expired; remaining clients were disconnected"
             );
             self.enter(Stage::Cut);
             // A queue thread that has ended does not answer.

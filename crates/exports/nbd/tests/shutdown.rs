@@ -375,7 +375,7 @@ fn a_configuration_that_cannot_be_says_why() {
         }),
         ("preferred block size", &|config| config.exports[0].preferred_block_size = Some(1000)),
         ("maximum payload", &|config| config.limits.max_payload = 4096),
-        ("memory for a client", &|config| config.limits.memory_per_client = 1 << 20),
+        ("memory per client", &|config| config.limits.memory_per_client = 1 << 20),
         ("longer than", &|config| config.exports[0].description = "x".repeat(5000)),
         ("queue threads", &|_| {}),
     ] {

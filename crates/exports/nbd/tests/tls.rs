@@ -185,7 +185,9 @@ fn files_that_will_not_do_are_named() {
     assert!(message(&|files| files.client_ca = Some(missing.clone())).contains("missing.pem"));
     let empty = dir.path().join("empty.pem");
     fs::write(&empty, "").unwrap();
-    assert!(message(&|files| files.certificate = empty.clone()).contains("no certificate"));
+    assert!(
+        message(&|files| files.certificate = empty.clone()).contains("cannot read a certificate")
+    );
     let other = dir.path().join("client.key");
     assert!(message(&|files| files.key = other.clone()).contains("does not belong"));
 }

@@ -77,16 +77,16 @@ impl Device {
         wanted.server_mark = config.mark;
         let info = control.add(config.id, &wanted).map_err(|err| {
             let name = config.id.map_or("a ublk device".into(), ublk::disk_path);
-            Error::io(format!("{name} cannot be made"), err)
+            Error::io(format!("cannot create {name}"), err)
         })?;
         let id = info.dev_id;
         let made = control
             .set_params(id, basic, discard)
-            .map_err(|err| Error::io("the kernel does not take the disk's limits", err))
+            .map_err(|err| Error::io("the kernel refused the limits of the disk", err))
             .and_then(|()| serve(info, bdev, queue_threads))
             .and_then(|workers| {
                 let started = control.start(id, std::process::id());
-                started.map_err(|err| Error::io("the kernel does not start its disk", err))?;
+                started.map_err(|err| Error::io("the kernel did not start the disk", err))?;
                 Ok(workers)
             });
         match made {
@@ -106,7 +106,7 @@ impl Device {
     /// [`ErrorKind::NotFound`] if there is no such device, [`ErrorKind::Busy`] while its server lives.
     pub fn take_over(id: u32, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
         let mut control = open_control()?;
-        let failed = |err| Error::io(format!("{} cannot be taken over", ublk::disk_path(id)), err);
+        let failed = |err| Error::io(format!("cannot take over {}", ublk::disk_path(id)), err);
         let info = control.info(id).map_err(failed)?;
         if !info.features().contains(Features::USER_RECOVERY) {
             let what = format!("{} was made without recovery", ublk::disk_path(id));
@@ -120,7 +120,7 @@ impl Device {
         if info.features().contains(Features::UPDATE_SIZE)
             && let Err(err) = control.update_size(id, params::size(bdev))
         {
-            tracing::warn!(id, %err, "the kernel does not know of the size");
+            tracing::warn!(id, %err, "cannot tell the kernel the new size");
         }
         Ok(Self::running(control, info, bdev, queue_threads, workers))
     }
@@ -239,7 +239,7 @@ struct Workers {
 fn serve(info: DeviceInfo, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Workers, Error> {
     let id = info.dev_id;
     let failed =
-        |err| Error::io(format!("the queues of {} cannot be set up", ublk::disk_path(id)), err);
+        |err| Error::io(format!("cannot set up the queues of {}", ublk::disk_path(id)), err);
     let device = ublk::Device::open(id).map_err(failed)?;
     let mut workers = Vec::new();
     let (alive, serving) = mpsc::channel(1);
@@ -259,7 +259,7 @@ fn serve(info: DeviceInfo, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result
         fetched.push(told);
     }
     for told in fetched {
-        let gone = |_| io::Error::other("a queue thread has ended");
+        let gone = |_| io::Error::other("a queue thread has exited");
         told.blocking_recv().map_err(gone).and_then(|fetched| fetched).map_err(failed)?;
     }
     Ok(Workers { tasks: workers, serving })

@@ -39,7 +39,7 @@ pub fn find(id: u32) -> Result<Option<Found>, Error> {
             server: u32::try_from(info.server_pid).ok().filter(|pid| *pid > 0),
         })),
         Err(err) if is_no_device(&err) => Ok(None),
-        Err(err) => Err(Error::io(format!("ublk device {id} does not tell what it is"), err)),
+        Err(err) => Err(Error::io(format!("cannot query ublk device {id}"), err)),
     }
 }
 
@@ -51,7 +51,7 @@ pub fn find(id: u32) -> Result<Option<Found>, Error> {
 /// with that; if the server was killed then, whoever asks for the device waits for ever too, so it is not asked.
 pub fn remove(id: u32) -> Result<(), Error> {
     let mut control = open_control()?;
-    let failed = |err| Error::io(format!("ublk device {id} cannot be removed"), err);
+    let failed = |err| Error::io(format!("cannot remove ublk device {id}"), err);
     let end = Instant::now() + REST;
     while control.info(id).map_err(failed)?.state() == State::Live {
         if Instant::now() > end {
@@ -86,14 +86,14 @@ fn no_control(err: OpenError, exists: bool) -> Error {
                 Error::new(ErrorKind::Unavailable, what).caused_by(err)
             }
             io::ErrorKind::PermissionDenied => {
-                let what = format!("{CONTROL_PATH} may not be opened by this user; run as root");
+                let what = format!("{CONTROL_PATH} is not accessible to this user; run as root");
                 Error::new(ErrorKind::NotPermitted, what).caused_by(err)
             }
-            _ => Error::io(format!("{CONTROL_PATH} cannot be used"), err),
+            _ => Error::io(format!("cannot use {CONTROL_PATH}"), err),
         },
         // Where it is forbidden, whoever runs as root may not either.
         OpenError::Ring(err @ Unavailable::Failed(_)) => {
-            Error::new(ErrorKind::Io, "ublk needs an io_uring").caused_by(err)
+            Error::new(ErrorKind::Io, "cannot create an io_uring for ublk").caused_by(err)
         }
         OpenError::Ring(err) => {
             Error::new(ErrorKind::Unavailable, "ublk needs io_uring").caused_by(err)

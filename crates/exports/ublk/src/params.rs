@@ -17,14 +17,14 @@ pub(crate) fn params(
     let block = limits.logical_block_size.bytes();
     if block > MAX_BLOCK {
         let what = format!(
-            "{} has blocks of {block} bytes; the kernel takes {MAX_BLOCK} at most: use block={MAX_BLOCK}",
+            "{} has blocks of {block} bytes; the kernel supports at most {MAX_BLOCK}: use block={MAX_BLOCK}",
             bdev.name()
         );
         return Err(Error::new(ErrorKind::Unsuitable, what));
     }
     let sectors = size(bdev);
     if sectors == 0 {
-        let what = format!("{} is empty: a disk of the kernel needs a block at least", bdev.name());
+        let what = format!("{} is empty: the kernel needs at least one block", bdev.name());
         return Err(Error::new(ErrorKind::Unsuitable, what));
     }
     Ok((basic(&limits, bdev.is_read_only(), sectors, max_io_bytes), discard(&limits)))

@@ -94,7 +94,7 @@ impl Worker {
                 Ok(true) => {}
                 Err(err) => {
                     // Memory for the kernel's own part is short. What was pushed stays.
-                    tracing::warn!(disk = self.bdev.name(), %err, "the kernel takes no answers for now; trying again");
+                    tracing::warn!(disk = self.bdev.name(), %err, "ublk commit failed, retrying");
                     tokio::task::yield_now().await;
                 }
             }
@@ -118,7 +118,7 @@ impl Worker {
                 && !std::mem::replace(&mut self.refused, true)
             {
                 let err = io::Error::from_raw_os_error(errno);
-                tracing::error!(disk = self.bdev.name(), %err, "the kernel refuses an answer");
+                tracing::error!(disk = self.bdev.name(), %err, "ublk commit failed");
             }
         }
         let came = !self.requests.is_empty();

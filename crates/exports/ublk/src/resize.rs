@@ -47,10 +47,10 @@ impl Follow {
                     Ok(Err(err)) => tracing::warn!(
                         id,
                         %err,
-                        "the kernel cannot be told of the new size while it runs (Linux 6.16 can); \
-                         detach and attach it anew"
+                        "the kernel cannot resize a running device (Linux 6.16 can); \
+                         detach it and attach it again"
                     ),
-                    Ok(Ok(())) => tracing::info!(id, "the kernel knows the new size"),
+                    Ok(Ok(())) => tracing::info!(id, "kernel updated to the new size"),
                     Err(_ended) => return,
                 }
             }

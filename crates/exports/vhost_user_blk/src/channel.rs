@@ -23,13 +23,13 @@ const SIGNAL_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 #[derive(Debug, Error)]
 pub(crate) enum Close {
     /// The front-end has hung up, between messages.
-    #[error("the front-end has left")]
+    #[error("front-end disconnected")]
     Left,
     /// The server ends.
-    #[error("the server ends")]
+    #[error("the server is shutting down")]
     Stopped,
     /// The socket is broken, or the front-end has hung up within a message.
-    #[error("the connection broke: {0}")]
+    #[error("connection failed: {0}")]
     Io(#[from] io::Error),
     /// A message that cannot be.
     #[error("{0}")]

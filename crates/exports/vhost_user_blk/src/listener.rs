@@ -38,7 +38,7 @@ impl Listener {
     /// [`ErrorKind::Config`].
     pub fn from_passed(number: i32) -> Result<Self, Error> {
         let fd = blockyard_sys::passed_fd(number).map_err(|err| {
-            let what = format!("no file descriptor {number} was passed to this process");
+            let what = format!("no inherited file descriptor {number}");
             Error::new(ErrorKind::Config, what).caused_by(err)
         })?;
         Self::from_fd(fd)
@@ -50,7 +50,7 @@ impl Listener {
     /// [`ErrorKind::Config`] if it is no unix socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
         let unusable = |err: io::Error| {
-            Error::new(ErrorKind::Config, "the file descriptor that was passed is no unix socket")
+            Error::new(ErrorKind::Config, "the inherited file descriptor is not a Unix socket")
                 .caused_by(err)
         };
         let domain = socket_domain(&fd).map_err(|err| unusable(err.into()))?;
@@ -76,16 +76,19 @@ pub fn bind(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
                 ErrorKind::InUse,
                 "it exists and is not a socket; choose another path, or remove it",
             ),
-            io::ErrorKind::AddrInUse => {
-                (ErrorKind::InUse, "it is in use; choose another, or stop who listens there")
-            }
+            io::ErrorKind::AddrInUse => (
+                ErrorKind::InUse,
+                "address in use; choose another, or stop the process that listens there",
+            ),
             io::ErrorKind::PermissionDenied => {
-                (ErrorKind::NotPermitted, "that is not permitted; its directory has to be writable")
+                (ErrorKind::NotPermitted, "permission denied; its directory must be writable")
             }
-            io::ErrorKind::NotFound => (ErrorKind::Config, "its directory does not exist; make it"),
-            _ => (ErrorKind::Io, "the system refuses it"),
+            io::ErrorKind::NotFound => {
+                (ErrorKind::Config, "its directory does not exist; create it")
+            }
+            _ => (ErrorKind::Io, "the system refused"),
         };
-        Error::new(kind, format!("cannot listen at {}: {remedy}", path.display())).caused_by(err)
+        Error::new(kind, format!("cannot listen on {}: {remedy}", path.display())).caused_by(err)
     };
     let (socket, file) = SocketFile::bind(path, mode, BACKLOG).map_err(failed)?;
     Ok(Listener {

@@ -80,10 +80,10 @@ impl Server {
             return Err(Error::new(ErrorKind::Config, what));
         }
         if export.queues == 0 || export.queues > MAX_QUEUES {
-            let what = format!("{} queues; from 1 to {MAX_QUEUES} are possible", export.queues);
+            let what = format!("{} queues; use 1 to {MAX_QUEUES}", export.queues);
             return Err(Error::new(ErrorKind::Config, what));
         }
-        let failed = |err| Error::new(ErrorKind::Io, "cannot start to serve").caused_by(err);
+        let failed = |err| Error::new(ErrorKind::Io, "cannot start serving").caused_by(err);
         let path = listener.path.clone();
         let name = path.as_deref().map_or("fd".into(), |path| path.display().to_string());
         let device = Device::new(export, name, queue_threads.len()).map_err(failed)?;
@@ -153,7 +153,7 @@ impl Server {
             tracing::warn!(
                 socket = self.device.name,
                 ?grace,
-                "requests were cut off: the disk took too long"
+                "shutdown grace period expired; requests in flight were dropped"
             );
             return;
         }
@@ -171,19 +171,19 @@ fn serve(device: &Arc<Device>, threads: &[Handle], mut listener: Listener) {
             Ok(Some(socket)) => socket,
             Ok(None) => return,
             Err(err) => {
-                tracing::error!(socket = device.name, error = %err, "cannot accept front-ends any more");
+                tracing::error!(socket = device.name, error = %err, "no more front-ends are accepted");
                 return;
             }
         };
         device.connected.store(true, Ordering::Relaxed);
-        tracing::info!(socket = device.name, "a front-end has connected");
+        tracing::info!(socket = device.name, "front-end connected");
         let close = Session::new(device, threads, socket).run();
         device.connected.store(false, Ordering::Relaxed);
         match close {
             Close::Left | Close::Stopped => tracing::info!(socket = device.name, "{close}"),
             Close::Io(_) => tracing::warn!(socket = device.name, "{close}"),
             Close::Wire(_) | Close::Refused(_) | Close::MemoryLost => {
-                tracing::warn!(socket = device.name, "a front-end was hung up on: {close}");
+                tracing::warn!(socket = device.name, "front-end disconnected: {close}");
             }
         }
     }
@@ -219,7 +219,7 @@ fn accept(device: &Device, source: &mut Source) -> io::Result<Option<UnixStream>
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                 ) => {}
             Err(err) => {
-                tracing::warn!(socket = device.name, error = %err, "cannot accept a front-end now");
+                tracing::warn!(socket = device.name, error = %err, "cannot accept a front-end, retrying");
                 let mut fds = [PollFd::new(&device.wake, PollFlags::IN)];
                 poll_until(&mut fds, Some(&ACCEPT_PAUSE))?;
                 device.wake.clear();

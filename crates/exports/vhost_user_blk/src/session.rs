@@ -117,10 +117,7 @@ impl<'a> Session<'a> {
             Ok(Answer::Done) => return Ok(()),
             Err(Close::Refused(what)) if wants_ack && self.refusals < MAX_REFUSALS => {
                 self.refusals += 1;
-                tracing::warn!(
-                    socket = self.device.name,
-                    "a front-end asks for what cannot be: {what}"
-                );
+                tracing::warn!(socket = self.device.name, "invalid vhost-user request: {what}");
                 (Reply::Number(1), None)
             }
             Err(close) => return Err(close),
@@ -156,8 +153,9 @@ impl<'a> Session<'a> {
                 vring.addr = Some(addr);
             }
             Message::SetVringBase(state) => {
-                let base = u16::try_from(state.num)
-                    .map_err(|_| Close::Refused(format!("a ring cannot begin at {}", state.num)))?;
+                let base = u16::try_from(state.num).map_err(|_| {
+                    Close::Refused(format!("invalid start of a ring: {}", state.num))
+                })?;
                 self.stopped_vring(state.index)?.base = base;
             }
             Message::GetVringBase(state) => {
@@ -242,7 +240,7 @@ impl<'a> Session<'a> {
     fn remove_region(&mut self, region: &RegionSpec) -> Result<(), Close> {
         let mut memory = GuestMemory::clone(&self.memory);
         if !memory.remove(region) {
-            let what = format!("there is no region at {:#x} to remove", region.guest_addr);
+            let what = format!("no region at {:#x} to remove", region.guest_addr);
             return Err(Close::Refused(what));
         }
         self.set_memory(memory)
@@ -273,13 +271,13 @@ impl<'a> Session<'a> {
         usize::try_from(index)
             .ok()
             .and_then(|index| self.vrings.get_mut(index))
-            .ok_or_else(|| Close::Refused(format!("there is no queue {index}, only {most}")))
+            .ok_or_else(|| Close::Refused(format!("no queue {index}, only {most} queues")))
     }
 
     fn stopped_vring(&mut self, index: u32) -> Result<&mut Vring, Close> {
         let vring = self.vring(index)?;
         if vring.running {
-            return Err(Close::Refused(format!("queue {index} is served, and has to stop before")));
+            return Err(Close::Refused(format!("queue {index} is running; stop it first")));
         }
         Ok(vring)
     }
@@ -372,7 +370,7 @@ impl<'a> Session<'a> {
             self.device.writeback.store(false, Ordering::SeqCst);
             tracing::info!(
                 socket = self.device.name,
-                "the guest goes on from another back-end, and may not flush: each of its writes is made durable"
+                "the guest resumed from another back-end and may not flush; every write is made durable"
             );
         }
         Ok(())
@@ -499,7 +497,7 @@ impl<'a> Session<'a> {
             Ok(sent) if sent == message.len() => {}
             _ => tracing::warn!(
                 socket = self.device.name,
-                "the front-end could not be told that the disk has changed"
+                "cannot notify the front-end of a change of the disk"
             ),
         }
     }

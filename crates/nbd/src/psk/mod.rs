@@ -46,7 +46,7 @@ impl std::error::Error for Mistake {}
 pub fn parse(text: &[u8]) -> Result<Keys, Mistake> {
     let wrong = |line, problem: &str| Mistake { line, problem: problem.into() };
     if text.len() as u64 > MAX_FILE {
-        return Err(wrong(None, &format!("it is longer than {MAX_FILE} bytes")));
+        return Err(wrong(None, &format!("longer than {MAX_FILE} bytes")));
     }
     let mut keys = Keys::new();
     for (line, number) in text.split(|&byte| byte == b'\n').zip(1..) {
@@ -62,14 +62,14 @@ pub fn parse(text: &[u8]) -> Result<Keys, Mistake> {
         }
     }
     if keys.is_empty() {
-        return Err(wrong(None, "it is empty; make a key: psktool -u USER -p FILE"));
+        return Err(wrong(None, "it is empty; create a key: psktool -u USER -p FILE"));
     }
     Ok(keys)
 }
 
 fn entry(line: &[u8]) -> Result<(Vec<u8>, Vec<u8>), &'static str> {
     let colon = line.iter().position(|&byte| byte == b':');
-    let (user, key) = line.split_at(colon.ok_or("there is no colon; write user:key")?);
+    let (user, key) = line.split_at(colon.ok_or("no colon; write user:key")?);
     let user = match user.strip_prefix(b"#") {
         Some(hex) => from_hex(hex).ok_or("a user behind # is in hexadecimal")?,
         None => user.to_vec(),

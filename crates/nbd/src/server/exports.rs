@@ -45,12 +45,10 @@ pub enum Refusal {
 impl Refusal {
     pub(crate) const fn reply(self) -> (ReplyType, &'static str) {
         match self {
-            Self::Unknown => (ReplyType::ERR_UNKNOWN, "there is no export of this name"),
+            Self::Unknown => (ReplyType::ERR_UNKNOWN, "no export of this name"),
             Self::Policy => (ReplyType::ERR_POLICY, "this export is not for this client"),
             // Said of exports that there are not, too.
-            Self::TlsRequired => {
-                (ReplyType::ERR_TLS_REQD, "before TLS there is no export of this name")
-            }
+            Self::TlsRequired => (ReplyType::ERR_TLS_REQD, "before TLS no export of this name"),
             Self::Shutdown => (ReplyType::ERR_SHUTDOWN, "the server is shutting down"),
         }
     }

@@ -204,7 +204,7 @@ impl RequestRules {
         if payload > 8 && payload.is_multiple_of(4) && (payload - 8) / 4 <= self.contexts {
             Ok(())
         } else {
-            Err((ErrorCode::EINVAL, "the payload is no effect length and list of contexts"))
+            Err((ErrorCode::EINVAL, "the payload is not an effect length and a list of contexts"))
         }
     }
 

@@ -163,7 +163,7 @@ impl MonitorAuth {
     fn key(&self) -> Result<&CryptoKey> {
         self.credentials.key.as_ref().map_err(|why| {
             why.clone().unwrap_or_else(|| {
-                let problem = "there is no key for this entity: name a keyring that has one";
+                let problem = "no key for this entity; name a keyring that has one";
                 let text = self.credentials.identity.to_string();
                 Error::new(DOING, ErrorKind::BadParameter { problem, text })
             })
@@ -300,7 +300,7 @@ impl Authenticator for MonitorAuth {
 
     fn refused(&mut self, _now: Instant, refused: &AuthBadMethod) -> Result<Opening> {
         if super::is_transient(refused.result) {
-            return Err(refusal(DOING, "the monitor lets nobody in now", refused.result));
+            return Err(refusal(DOING, "the monitor accepts no clients now", refused.result));
         }
         let other = self.credentials.methods.iter().copied().find(|&method| {
             method != refused.method && refused.methods.contains(&method) && self.can(method)
@@ -312,10 +312,7 @@ impl Authenticator for MonitorAuth {
                 self.key()?;
             }
             let reason = if refused.methods.contains(&refused.method) {
-                format!(
-                    "the cluster does not know {}, or its key is another one",
-                    self.credentials.identity
-                )
+                format!("unknown client {}, or wrong key", self.credentials.identity)
             } else {
                 let wanted = refused.methods.iter().map(ToString::to_string).collect::<Vec<_>>();
                 format!("the cluster does not take {}, but {}", refused.method, wanted.join(", "))

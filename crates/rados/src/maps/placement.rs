@@ -111,8 +111,7 @@ impl OsdMap {
         const DOING: &str = "placing an object";
         let Some(pool) = self.pools.get(&locator.pool) else {
             let text = locator.pool.to_string();
-            let kind =
-                ErrorKind::BadParameter { problem: "there is no pool with this number", text };
+            let kind = ErrorKind::BadParameter { problem: "no pool with this number", text };
             return Err(Error::new(DOING, kind));
         };
         let hash = pool.hash_of(locator, name.as_ref()).ok_or_else(|| {

@@ -115,7 +115,7 @@ impl MonClient {
     /// If there is no monitor to try.
     pub fn new(config: Config, auth: MonitorAuth, now: Instant) -> Result<Self> {
         if config.monitors.is_empty() {
-            let problem = "no monitors are named: set mon host";
+            let problem = "no monitors configured; set mon host";
             let kind = ErrorKind::BadParameter { problem, text: String::new() };
             return Err(Error::new(Self::DOING, kind));
         }

@@ -171,7 +171,7 @@ impl Answer {
                 };
                 Ok((message.tid, Self::Pool { errno, epoch, data }))
             }
-            other => Err(reader.violation("this is no answer", other.into())),
+            other => Err(reader.violation("an answer has another type", other.into())),
         }
     }
 }

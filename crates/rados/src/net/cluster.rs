@@ -67,7 +67,7 @@ fn fill_random(bytes: &mut [u8]) {
             Err(rustix::io::Errno::INTR) => {}
             // Without chance there are no keys. Linux since 3.17 has the call, and 5.15 is needed anyway.
             Err(error) => {
-                assert!(filled == bytes.len(), "the kernel gives no random bytes: {error}");
+                assert!(filled == bytes.len(), "no random bytes from the kernel: {error}");
             }
         }
     }
@@ -127,7 +127,7 @@ impl Cluster {
             found = find();
         }
         let Some(id) = found else {
-            let problem = "there is no pool of this name";
+            let problem = "no pool of this name";
             let kind = ErrorKind::BadParameter { problem, text: name.to_owned() };
             return Err(Error::new("opening a pool", kind));
         };
@@ -192,6 +192,14 @@ impl Cluster {
     #[must_use]
     pub fn address(&self) -> Option<EntityAddr> {
         self.engine.state.lock().client.session().map(|session| session.own)
+    }
+
+    /// Waits until nobody has a part of the cluster any more, and OSDs have been told of the end of watches. This future is
+    /// no part of it.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut engine = self.engine.subscribe();
+        // Its sender is the machine's, and goes with it.
+        async move { while engine.changed().await.is_ok() {} }
     }
 
     /// How many connections to OSDs there are.

@@ -100,7 +100,10 @@ impl Config {
         let hosts = settings.get("mon_host").filter(|hosts| !hosts.trim().is_empty());
         let hosts = hosts.or_else(|| settings.mon_addrs());
         let hosts = hosts.ok_or_else(|| {
-            bad("no monitors are named: set mon host in ceph.conf, or CEPH_CONF", String::new())
+            bad(
+                "no monitors configured; use --mon-host, or set mon host in ceph.conf",
+                String::new(),
+            )
         })?;
         let monitors = resolve(&mon_hosts(&hosts)?)?;
         let mut config = Self::new(credentials(settings)?, monitors);
@@ -137,18 +140,18 @@ fn with_file(settings: Settings, arguments: &Arguments, named: Option<&str>) -> 
         match read(&path) {
             Ok(text) => return Ok(settings.with_file(ConfFile::parse(&text)?)),
             Err(Unread::Denied) => {
-                return Err(denied("the configuration file may not be read by this user", path));
+                return Err(denied("the configuration file is not readable by this user", path));
             }
             Err(Unread::Absent) => missing.push(format!("{path}: {}", Unread::Absent)),
             // It may say what this client is to do, also where nobody named it.
             Err(unread) => {
                 let text = format!("{path}: {unread}");
-                return Err(bad("the configuration file cannot be read", text));
+                return Err(bad("cannot read the configuration file", text));
             }
         }
     }
     if is_named {
-        return Err(bad("the configuration file cannot be read", missing.join("; ")));
+        return Err(bad("cannot read the configuration file", missing.join("; ")));
     }
     Ok(settings)
 }
@@ -164,7 +167,7 @@ enum Unread {
 impl fmt::Display for Unread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => f.write_str("it does not exist"),
+            Self::Absent => f.write_str("no such file"),
             Self::Directory => f.write_str("it is a directory"),
             Self::Denied => f.write_str("not permitted"),
             Self::Other(err) => write!(f, "{err}"),
@@ -193,8 +196,8 @@ fn credentials(settings: &Settings) -> Result<Credentials> {
         Ok(CryptoKey::from_base64(text.trim())?)
     } else if let Some(path) = settings.get("keyfile") {
         let text = read(&path).map_err(|unread| match unread {
-            Unread::Denied => denied("the key's file may not be read by this user", path.clone()),
-            unread => bad("the key's file cannot be read", format!("{path}: {unread}")),
+            Unread::Denied => denied("the key file is not readable by this user", path.clone()),
+            unread => bad("cannot read the key file", format!("{path}: {unread}")),
         })?;
         Ok(CryptoKey::from_base64(text.trim())?)
     } else {
@@ -234,14 +237,14 @@ fn key_of_keyrings(
         }
     }
     Ok(Err(if let Some(path) = not_permitted {
-        denied("the keyring may not be read by this user", path)
+        denied("the keyring is not readable by this user", path)
     } else if !unusable.is_empty() {
-        bad("the keyring cannot be read", unusable.join("; "))
+        bad("cannot read the keyring", unusable.join("; "))
     } else if !others.is_empty() {
-        let problem = "the keyring has keys of others only: see --id, or --keyring";
+        let problem = "the keyring has only keys of other clients; use --id or --keyring";
         bad(problem, format!("no key of {identity}: {}", others.join("; ")))
     } else {
-        let problem = "there is no keyring: set keyring in ceph.conf, or --keyring";
+        let problem = "no keyring; use --keyring, or set keyring in ceph.conf";
         bad(problem, absent.join("; "))
     }))
 }

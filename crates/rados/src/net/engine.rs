@@ -321,6 +321,11 @@ impl Engine {
         }
     }
 
+    /// The epochs of maps, until the machine is gone.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u32> {
+        self.epoch.subscribe()
+    }
+
     /// Waits for a map of at least this epoch.
     pub(super) async fn wait_for_map(&self, epoch: u32) -> Result<()> {
         let mut epochs = self.epoch.subscribe();
@@ -341,10 +346,13 @@ impl Engine {
         let troubles = state.monitor_trouble.iter();
         let troubles: Vec<_> =
             troubles.map(|(addr, error)| format!("monitor {addr}: {}", error.kind())).collect();
-        let map = state.map_trouble.iter().map(|error| format!("the map cannot be used: {error}"));
+        let map = state.map_trouble.iter().map(|error| format!("cannot use the map: {error}"));
         let troubles: Vec<_> = troubles.into_iter().chain(map).collect();
-        let reason =
-            if troubles.is_empty() { "no monitor answers".to_owned() } else { troubles.join("; ") };
+        let reason = if troubles.is_empty() {
+            "no answer from any monitor".to_owned()
+        } else {
+            troubles.join("; ")
+        };
         Error::new(DOING, ErrorKind::Unreachable { reason })
     }
 
@@ -434,7 +442,7 @@ impl State {
             return;
         }
         if is_new && !self.connected {
-            tracing::warn!(monitor = %addr, "{}; trying on", error.kind());
+            tracing::warn!(monitor = %addr, "{}; retrying", error.kind());
         }
         self.monitor_trouble.insert(addr, error);
     }
@@ -443,16 +451,14 @@ impl State {
     fn lost_osd(&mut self, osd: i32, error: &Error) {
         let few = self.refusing_osds.len() < MAX_TROUBLES;
         if error.is_about_tickets() && few && self.refusing_osds.insert(osd) {
-            tracing::warn!(osd, "{error}; trying on");
+            tracing::warn!(osd, "{error}; retrying");
         }
     }
 
     /// It is said again when something else is wrong with it.
     fn map_unusable(&mut self, error: Error) {
         if self.map_trouble.as_ref() != Some(&error) {
-            tracing::warn!(
-                "the map of the cluster cannot be used: {error}; asking for another one"
-            );
+            tracing::warn!("cannot use the map of the cluster: {error}; requesting another one");
             self.map_trouble = Some(error);
         }
     }

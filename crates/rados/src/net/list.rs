@@ -24,6 +24,25 @@ impl Pool {
     pub fn list(&self) -> Listing {
         Listing { pool: self.clone(), ready: VecDeque::new(), next: begin_of_pool() }
     }
+
+    /// At most `max` objects from a place on, and the next place; a group that has none left gives none, and the next
+    /// group's place. The first is [`begin_of_pool`], the last one has [`Hobject::max`].
+    ///
+    /// # Errors
+    /// As all operations.
+    pub async fn list_page(&self, from: &Hobject, max: u64) -> Result<Page> {
+        let mut locator = self.locator.clone();
+        locator.key = ObjectName::new();
+        locator.hash = from.hash.into();
+        let mut request = OsdRequest::new(locator, "", vec![Op::list(max, from)]);
+        request.flags |= OpFlags::PG_OP;
+        let page = Page::parse(&first(self.submit(request).await?)?.data)?;
+        if !page.next.max && page.next <= *from {
+            let rule = "a list goes on behind where it was";
+            return Err(Error::violation("listing objects", rule, page.next.hash.into()));
+        }
+        Ok(page)
+    }
 }
 
 impl Listing {
@@ -39,23 +58,9 @@ impl Listing {
             if self.next.max {
                 return Ok(None);
             }
-            let page = self.page().await?;
+            let page = self.pool.list_page(&self.next, PAGE).await?;
             self.ready = page.objects.into();
             self.next = page.next;
         }
-    }
-
-    async fn page(&self) -> Result<Page> {
-        let mut locator = self.pool.locator.clone();
-        locator.key = ObjectName::new();
-        locator.hash = self.next.hash.into();
-        let mut request = OsdRequest::new(locator, "", vec![Op::list(PAGE, &self.next)]);
-        request.flags |= OpFlags::PG_OP;
-        let page = Page::parse(&first(self.pool.submit(request).await?)?.data)?;
-        if !page.next.max && page.next <= self.next {
-            let rule = "a list goes on behind where it was";
-            return Err(Error::violation("listing objects", rule, page.next.hash.into()));
-        }
-        Ok(page)
     }
 }

@@ -101,7 +101,7 @@ impl Cluster {
             Answer::Pool { errno: 0, epoch, data } => Ok((epoch, data)),
             Answer::Pool { errno: ENOENT, .. } => Err(Error::new(DOING, ErrorKind::NoPool)),
             Answer::Pool { errno, .. } => {
-                Err(refused(DOING, "the monitors do not do it".to_owned(), errno))
+                Err(refused(DOING, "refused by the monitors".to_owned(), errno))
             }
             _ => Err(Error::violation(DOING, "a change of a pool is answered as one", 0)),
         }

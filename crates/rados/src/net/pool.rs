@@ -187,8 +187,18 @@ impl Pool {
         self.submit(request).await
     }
 
-    /// Submits a request when it is its turn.
-    pub(super) async fn submit(&self, request: OsdRequest) -> Result<Reply> {
+    /// Where the pool's objects are looked for: pool, namespace and key.
+    #[must_use]
+    pub const fn locator(&self) -> &ObjectLocator {
+        &self.locator
+    }
+
+    /// Submits a request as it is, when it is its turn: of the pool's settings only the time that it may take, and whose share
+    /// it is, count.
+    ///
+    /// # Errors
+    /// As [`operate`](Self::operate).
+    pub async fn submit(&self, request: OsdRequest) -> Result<Reply> {
         let (deadline, share) = (self.deadline(), self.share());
         let engine = &self.cluster.engine;
         let done = engine

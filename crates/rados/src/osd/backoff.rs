@@ -54,7 +54,7 @@ impl Backoff {
     /// Another message, one that is cut, or one that says something unknown.
     pub fn parse(message: &Message) -> Result<Self> {
         if message.kind != BACKOFF {
-            return Err(Error::violation(DOING, "this is no backoff", message.kind.into()));
+            return Err(Error::violation(DOING, "a backoff has another type", message.kind.into()));
         }
         let mut r = message.reader(DOING);
         let (pg, epoch) = (r.get()?, r.u32()?);

@@ -69,7 +69,7 @@ impl Reply {
     /// Another message, one that is cut, or one whose operations give more data than there is.
     pub fn parse(message: &Message) -> Result<Self> {
         if message.kind != OP_REPLY {
-            return Err(Error::violation(DOING, "this is no reply", message.kind.into()));
+            return Err(Error::violation(DOING, "a reply has another type", message.kind.into()));
         }
         let mut r = message.reader(DOING);
         if message.version < OLDEST {

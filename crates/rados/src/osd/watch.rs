@@ -176,7 +176,11 @@ impl WatchNotify {
     /// Another message, one that is cut, or one that says something unknown.
     pub fn parse(message: &Message) -> Result<Self> {
         if message.kind != WATCH_NOTIFY {
-            return Err(Error::violation(DOING, "this is no notification", message.kind.into()));
+            return Err(Error::violation(
+                DOING,
+                "a notification has another type",
+                message.kind.into(),
+            ));
         }
         let mut r = message.reader(DOING);
         let inner = r.u8()?;

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// A folder with files. Paths are relative to it.
@@ -14,6 +14,14 @@ pub trait Disk: Send + Sync + 'static {
     type File: DiskFile;
     /// A lock that ends when it is dropped, or its process dies.
     type Lock: Send + Sync + 'static;
+
+    /// What tells the folder from all others of the machine; `None` if no other process can have it.
+    ///
+    /// # Errors
+    /// See [`create`](Self::create).
+    fn identity(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Makes a file, which must not be there. Its name is durable when its folder is synchronised.
     ///
@@ -150,6 +158,11 @@ impl Directory {
 impl Disk for Directory {
     type File = File;
     type Lock = File;
+
+    fn identity(&self) -> io::Result<Option<String>> {
+        let metadata = fs::metadata(&self.0)?;
+        Ok(Some(format!("{:x}:{:x}", metadata.dev(), metadata.ino())))
+    }
 
     fn create(&self, path: &str) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).create_new(true).open(self.0.join(path))

@@ -11,6 +11,8 @@
 mod disk;
 mod errors;
 mod files;
+mod overlap;
+mod peers;
 mod record;
 mod store;
 mod subject;
@@ -23,10 +25,14 @@ pub(crate) mod tests;
 pub use disk::{Directory, Disk, DiskFile};
 pub use watch::DirWatch;
 
+use crate::class::Caller;
 use crate::error::{Error, Result};
-use crate::store::{Answer, ListPlace, NotifyAnswers, ObjectName, ObjectStore, Op, Query, Request};
+use crate::store::{
+    Answer, ListPlace, NotifyAnswers, ObjectName, ObjectStore, Op, Query, Request, Watcher,
+};
 use blockyard_rados::encoding::Fsid;
 use bytes::Bytes;
+use peers::Peers;
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +47,8 @@ pub const POOL: i64 = 1;
 pub struct DirStore<D: Disk = Directory> {
     store: Arc<Store<D>>,
     watches: Watches,
+    /// The other processes, if there can be some.
+    peers: Option<Arc<Peers>>,
     namespace: Arc<str>,
 }
 
@@ -49,6 +57,7 @@ impl<D: Disk> Clone for DirStore<D> {
         Self {
             store: Arc::clone(&self.store),
             watches: self.watches.clone(),
+            peers: self.peers.clone(),
             namespace: Arc::clone(&self.namespace),
         }
     }
@@ -63,9 +72,7 @@ impl DirStore {
         let at = |error: Error| error.at(format_args!("object store {}", path.display()));
         let is_there = path.join(store::DATABASE).try_exists();
         if !create && !is_there.map_err(Error::io("opening the store")).map_err(at)? {
-            return Err(at(Error::bad(
-                "there is no object store here; make one, or correct the path",
-            )));
+            return Err(at(Error::bad("no object store here; create one, or correct the path")));
         }
         Self::on(Directory::new(path)).map_err(at)
     }
@@ -77,8 +84,10 @@ impl<D: Disk> DirStore<D> {
     /// # Errors
     /// As [`open`](DirStore::open).
     pub fn on(disk: D) -> Result<Self> {
+        let folder = disk.identity().map_err(Error::io("opening the store"))?;
         let store = Arc::new(Store::open(disk)?);
-        Ok(Self { store, watches: Watches::default(), namespace: Arc::from("") })
+        let peers = folder.map(|folder| Peers::new(folder, store.session()));
+        Ok(Self { store, watches: Watches::default(), peers, namespace: Arc::from("") })
     }
 
     /// The store's identity, which no other has.
@@ -118,10 +127,49 @@ impl<D: Disk> DirStore<D> {
         self.store.take_over()
     }
 
+    /// Does something to an object, as somebody else.
+    #[cfg(test)]
+    pub(crate) fn operate_as(
+        &self,
+        caller: &Caller,
+        object: &ObjectName,
+        request: &Request,
+    ) -> Result<Vec<Answer>> {
+        *self.store.acting.lock() = Some(caller.clone());
+        let done = self.operate_blocking(object, request);
+        *self.store.acting.lock() = None;
+        done
+    }
+
+    #[cfg(test)]
+    pub(crate) fn create_snapshot_blocking(&self) -> Result<u64> {
+        self.store.create_snapshot()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn remove_snapshot_blocking(&self, id: u64) -> Result<()> {
+        self.store.remove_snapshot(id)
+    }
+
     /// How many have it, those included that do something on threads that nobody waits for.
     #[cfg(test)]
     pub(crate) fn users(&self) -> usize {
         Arc::strong_count(&self.store)
+    }
+
+    /// The other processes that have the store open, or had it and were killed.
+    async fn others(&self) -> Result<Vec<u32>> {
+        self.elsewhere(|store| store.store.others()).await
+    }
+
+    /// Who watches an object, in all processes.
+    async fn watchers(&self, object: &ObjectName) -> Result<Vec<Watcher>> {
+        let key = key(&self.namespace, object);
+        let mut watchers = self.watches.of(&key, &self.store.caller());
+        if let Some(peers) = &self.peers {
+            watchers.extend(peers.watchers(self.others().await?, &key).await);
+        }
+        Ok(watchers)
     }
 
     /// Calls something that waits for the disk on a thread that may.
@@ -146,6 +194,22 @@ impl<D: Disk> ObjectStore for DirStore<D> {
         &self.namespace
     }
 
+    fn caller(&self) -> Caller {
+        self.store.caller()
+    }
+
+    async fn fence(&self, client: &Caller) -> Result<()> {
+        let session = client.client.number;
+        self.elsewhere(move |store| {
+            if store.store.lives(session)? {
+                return Err(Errno::BUSY.into());
+            }
+            // What it wrote before it died is flushed by whoever comes after it.
+            store.take_over_blocking()
+        })
+        .await
+    }
+
     fn unique(&self) -> Result<u64> {
         // So many bits that nobody draws the same.
         let mut bytes = [0; 8];
@@ -161,6 +225,9 @@ impl<D: Disk> ObjectStore for DirStore<D> {
     }
 
     async fn operate(&self, object: &ObjectName, request: Request) -> Result<Vec<Answer>> {
+        if let [Op::Query(Query::Watchers)] = request.ops() {
+            return Ok(vec![Answer::Watchers(self.watchers(object).await?)]);
+        }
         let object = object.clone();
         self.elsewhere(move |store| store.operate_blocking(&object, &request)).await
     }
@@ -190,6 +257,9 @@ impl<D: Disk> ObjectStore for DirStore<D> {
 
     async fn watch(&self, object: &ObjectName) -> Result<DirWatch> {
         self.operate(object, Request::read(vec![Op::assert_exists()])).await?;
+        if let Some(peers) = &self.peers {
+            peers.listen(&self.watches, &self.store.caller())?;
+        }
         Ok(self.watches.add(key(&self.namespace, object)))
     }
 
@@ -201,6 +271,15 @@ impl<D: Disk> ObjectStore for DirStore<D> {
     ) -> Result<NotifyAnswers> {
         self.operate(object, Request::read(vec![Op::assert_exists()])).await?;
         let key = key(&self.namespace, object);
-        Ok(self.watches.notify(&key, &payload, limit, &self.store.caller()).await)
+        let caller = self.store.caller();
+        let me = u64::try_from(caller.client.number).unwrap_or_default();
+        let here = self.watches.notify(&key, &payload, limit, &caller, me);
+        let Some(peers) = &self.peers else { return Ok(here.await) };
+        let others = self.others().await?;
+        let there = peers.notify(others, &key, payload.clone(), limit);
+        let (mut answers, there) = tokio::join!(here, there);
+        answers.answered.extend(there.answered);
+        answers.silent.extend(there.silent);
+        Ok(answers)
     }
 }

@@ -51,6 +51,9 @@ pub(super) struct Store<D: Disk> {
     _alive: D::Lock,
     /// Files that are gone, and still in the database's table.
     removed: Mutex<Vec<u64>>,
+    /// Somebody else, whom a test acts as.
+    #[cfg(test)]
+    pub(super) acting: Mutex<Option<Caller>>,
 }
 
 /// The key of an object: its namespace, and its name.
@@ -111,6 +114,8 @@ impl<D: Disk> Store<D> {
             session,
             _alive: alive,
             removed: Mutex::default(),
+            #[cfg(test)]
+            acting: Mutex::default(),
         };
         store.clear_after_the_dead()?;
         drop(opening);
@@ -121,6 +126,33 @@ impl<D: Disk> Store<D> {
     pub(super) fn take_over(&self) -> Result<()> {
         let _one_clears = self.files.disk.lock(OPENING).map_err(disk_error)?;
         self.note(self.clear_after_the_dead())
+    }
+
+    /// This process' number.
+    pub(super) const fn session(&self) -> u32 {
+        self.session
+    }
+
+    /// The numbers of the other processes that have the store open, or had it and were killed.
+    pub(super) fn others(&self) -> Result<Vec<u32>> {
+        let transaction = self.begin_read()?;
+        let sessions = transaction.page(SESSIONS, &[], &[], u64::MAX)?;
+        let sessions = sessions.values.keys().map(|key| leading_number(key));
+        let sessions = sessions.filter_map(|session| u32::try_from(session).ok());
+        Ok(sessions.filter(|session| *session != self.session).collect())
+    }
+
+    /// Whether the process with a number has the store open.
+    pub(super) fn lives(&self, session: i64) -> Result<bool> {
+        let Ok(session) = u64::try_from(session) else { return Ok(false) };
+        if session == u64::from(self.session) {
+            return Ok(true);
+        }
+        let transaction = self.begin_read()?;
+        if transaction.get(SESSIONS, &number(session))?.is_none() {
+            return Ok(false);
+        }
+        self.files.disk.try_lock(&alive(session)).map(|free| free.is_none()).map_err(disk_error)
     }
 
     /// The store's identity.
@@ -193,6 +225,10 @@ impl<D: Disk> Store<D> {
 
     /// This process, as locks and watches name it.
     pub(super) fn caller(&self) -> Caller {
+        #[cfg(test)]
+        if let Some(acting) = &*self.acting.lock() {
+            return acting.clone();
+        }
         let client = EntityName { kind: EntityType::CLIENT, number: self.session.into() };
         Caller { client, addr: EntityAddr { nonce: self.session, ..EntityAddr::default() } }
     }

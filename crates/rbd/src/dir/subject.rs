@@ -128,23 +128,36 @@ impl<'a, D: Disk> Subject<'a, D> {
             Some(number) => self.files.open(number)?.size().map_err(io),
             None => Ok(0),
         };
+        let head = self.record.head.as_ref().map(|head| head.file);
+        let of_clones = self.record.clones.iter().map(|clone| clone.file);
+        // What comes after each: the next clone, or the head, or nothing.
+        let mut newer = of_clones.skip(1).map(Some).chain([head]);
         let mut clones = Vec::with_capacity(self.record.clones.len() + 1);
         for clone in &self.record.clones {
             let mut snapshots = clone.snapshots.clone();
             snapshots.reverse();
             let (id, size) = (clone.id, size(clone.file)?);
-            clones.push(ObjectClone { id, snapshots, overlap: Vec::new(), size });
+            let overlap = self.overlap(clone.file, newer.next().flatten().flatten(), size)?;
+            clones.push(ObjectClone { id, snapshots, overlap, size });
         }
-        if let Some(head) = &self.record.head {
-            let size = size(head.file)?;
-            clones.push(ObjectClone {
-                id: NOSNAP,
-                snapshots: Vec::new(),
-                overlap: Vec::new(),
-                size,
-            });
+        if let Some(file) = head {
+            let (snapshots, overlap) = (Vec::new(), Vec::new());
+            clones.push(ObjectClone { id: NOSNAP, snapshots, overlap, size: size(file)? });
         }
         Ok(Snapshots { clones, seq: self.record.seq })
+    }
+
+    /// What a clone has in common with what came after it.
+    fn overlap(&self, file: Option<u64>, newer: Option<u64>, size: u64) -> Result<Vec<(u64, u64)>> {
+        let (Some(file), Some(newer)) = (file, newer) else { return Ok(Vec::new()) };
+        if size == 0 {
+            return Ok(Vec::new());
+        }
+        if file == newer {
+            return Ok(vec![(0, size)]);
+        }
+        let (file, newer) = (self.files.open(file)?, self.files.open(newer)?);
+        super::overlap::overlap(&*file, &*newer).map_err(io)
     }
 
     /// Keeps the object as it is for snapshots that are newer than it (ceph: `PrimaryLogPG::make_writeable`). The head

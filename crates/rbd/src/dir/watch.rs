@@ -1,4 +1,4 @@
-//! Watches and notifications among those who use a store in one process.
+//! Watches and notifications among those who use a store in one process; `peers.rs` has the other processes.
 
 use crate::class::Caller;
 use crate::error::Result;
@@ -68,6 +68,7 @@ impl Watches {
         payload: &Bytes,
         limit: Duration,
         caller: &Caller,
+        notifier: u64,
     ) -> NotifyAnswers {
         let me = u64::try_from(caller.client.number).unwrap_or_default();
         let mut answers = NotifyAnswers { answered: Vec::new(), silent: Vec::new() };
@@ -78,7 +79,7 @@ impl Watches {
             let notify_id = state.next;
             for (cookie, entry) in state.watchers.iter_mut().filter(|(_, entry)| entry.key == key) {
                 let (answer, answered) = oneshot::channel();
-                let told = Told { notify_id, notifier: me, payload: payload.clone(), answer };
+                let told = Told { notify_id, notifier, payload: payload.clone(), answer };
                 entry.missed |= entry.events.try_send(told).is_err();
                 waiting.push((*cookie, answered));
             }

@@ -6,6 +6,7 @@
 pub mod features;
 pub mod lock;
 pub mod names;
+pub mod notify;
 mod object_map;
 mod parent;
 mod snapshot;

@@ -22,7 +22,8 @@ impl<S: ObjectStore> Image<S> {
         let features = self.header.features.difference(Features::OPERATIONS);
         let size = snapshot.image_size;
         let options = CreateOptions { size, layout: self.header.layout, features };
-        let id = create_id(into, name, &options).await?;
+        let data_pool = self.header.data_pool;
+        let id = create_id(into, data_pool, name, &options).await?;
         if size == 0 {
             return Ok(());
         }
@@ -76,7 +77,11 @@ impl<S: ObjectStore> Image<S> {
     pub(super) async fn copy_up(&self, number: u64, ops: Vec<Op>) -> Result<()> {
         let data = self.of_parent(number).await?;
         let object = self.data_object(number);
-        let copy = Op::exec("rbd", "copyup", data);
+        // An OSD makes no object of a copy of nothing.
+        let copy = match data.is_empty() {
+            true => Op::create(false),
+            false => Op::exec("rbd", "copyup", data),
+        };
         if self.header.context.snaps.is_empty() {
             let ops = [vec![copy], ops].concat();
             return self.write_object(&object, ops).await;
@@ -174,7 +179,15 @@ impl<S: ObjectStore> Image<S> {
             w.u64(parent.snapshot);
             w.put(&child);
         });
-        may_be_gone(tell(&store, &names::header(&parent.image), vec![detach]).await)
+        may_be_gone(tell(&store, &names::header(&parent.image), vec![detach]).await)?;
+        // A clone of version 1 is in an object of its own pool.
+        let remove = method("remove_child", |w| {
+            w.i64(parent.pool);
+            w.string(&parent.image);
+            w.u64(parent.snapshot);
+            w.string(&self.id);
+        });
+        may_be_gone(tell(&self.store, &names::CHILDREN.into(), vec![remove]).await)
     }
 
     /// The names of images by ids are in the directory; a clone's parent is opened by id.

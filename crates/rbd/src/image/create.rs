@@ -8,6 +8,10 @@ use crate::store::{NOSNAP, ObjectStore, Op};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 
+/// Ids have at most 14 digits, so that names of objects fit where clients of old keep them (ceph: `librbd/Utils.cc`,
+/// `generate_image_id`).
+const MAX_ID: u64 = (1 << 56) - 1;
+
 /// What an image is to be.
 #[derive(Clone, Copy, Debug)]
 pub struct CreateOptions {
@@ -25,20 +29,39 @@ pub struct CreateOptions {
 /// EEXIST if there is one of that name; features that are not known here, or do not go together; more objects than a map can
 /// have.
 pub async fn create<S: ObjectStore>(store: &S, name: &str, options: &CreateOptions) -> Result<()> {
-    let created = create_id(store, name, options).await.map(|_| ());
+    create_with_data(store, None, name, options).await
+}
+
+/// Makes an image whose bytes are in another pool, if one is given.
+///
+/// # Errors
+/// As [`create`]; there is no such pool.
+pub async fn create_with_data<S: ObjectStore>(
+    store: &S,
+    data_pool: Option<i64>,
+    name: &str,
+    options: &CreateOptions,
+) -> Result<()> {
+    let created = create_id(store, data_pool, name, options).await.map(|_| ());
     created.map_err(|error| error.at(format_args!("image {name:?}")))
 }
 
 pub(super) async fn create_id<S: ObjectStore>(
     store: &S,
+    data_pool: Option<i64>,
     name: &str,
     options: &CreateOptions,
 ) -> Result<String> {
     let mut features = options.features;
     let (unit, count) = options.layout.stripes();
     features.set(Features::STRIPINGV2, count > 1 || unit != options.layout.object_bytes());
+    let data_pool = data_pool.filter(|pool| *pool != store.pool());
+    features.set(Features::DATA_POOL, data_pool.is_some());
     check(name, features, options)?;
-    let id = format!("{:x}", store.unique()?);
+    if let Some(pool) = data_pool {
+        store.in_pool(pool, store.namespace()).await?;
+    }
+    let id = format!("{:x}", store.unique()? & MAX_ID);
     let set_id = method("set_id", |w| w.string(&id));
     if let Err(error) = tell(store, &names::id(name), vec![Op::create(true), set_id]).await {
         // It may have been done all the same; whose the name is, its id tells.
@@ -47,7 +70,7 @@ pub(super) async fn create_id<S: ObjectStore>(
         }
         return Err(error);
     }
-    let made = fill(store, name, &id, features, options).await;
+    let made = fill(store, data_pool, name, &id, features, options).await;
     if made.is_err() {
         // What was made is taken back as far as that goes; the first error is the one to tell.
         let _taken_back = remove_id(store, name, &id).await;
@@ -81,6 +104,7 @@ fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> 
 
 async fn fill<S: ObjectStore>(
     store: &S,
+    data_pool: Option<i64>,
     name: &str,
     id: &str,
     features: Features,
@@ -97,8 +121,9 @@ async fn fill<S: ObjectStore>(
             w.u64(options.size);
             w.u8(options.layout.order());
             w.u64(features.bits());
-            w.string(&names::data_prefix(id, None));
-            w.i64(-1);
+            let pool_of_image = data_pool.map(|_| store.pool());
+            w.string(&names::data_prefix(id, pool_of_image));
+            w.i64(data_pool.unwrap_or(-1));
         }),
     ];
     if features.contains(Features::STRIPINGV2) {
@@ -164,7 +189,7 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
             if !header.snapshots.is_empty() {
                 return Err(at(Errno::NOTEMPTY.into()));
             }
-            let image = Image::without_parent(store, id.clone(), header, NOSNAP);
+            let image = Image::without_parent(store, id.clone(), header, NOSNAP).await;
             image.map_err(at)?.empty().await.map_err(at)?;
         }
     }

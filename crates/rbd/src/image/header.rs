@@ -19,6 +19,8 @@ pub(super) struct Header {
     pub(super) features: Features,
     pub(super) flags: ImageFlags,
     pub(super) prefix: String,
+    /// The pool of the bytes, if it is another one.
+    pub(super) data_pool: Option<i64>,
     pub(super) context: SnapContext,
     /// The oldest first.
     pub(super) snapshots: Vec<Snapshot>,
@@ -46,6 +48,12 @@ impl Header {
         };
         let answer = ask(store, &object, "get_object_prefix", |_| {}).await?;
         let prefix = Reader::new("reading the names of objects", &answer).string()?;
+        let mut data_pool = None;
+        if features.contains(Features::DATA_POOL) {
+            let answer = ask(store, &object, "get_data_pool", |_| {}).await?;
+            let pool = Reader::new("reading the data pool of an image", &answer).i64()?;
+            data_pool = Some(pool).filter(|pool| *pool >= 0);
+        }
         let answer = ask(store, &object, "get_flags", |w| w.u64(NOSNAP)).await?;
         let flags = Reader::new("reading the flags of an image", &answer).u64()?;
         let answer = ask(store, &object, "get_snapcontext", |_| {}).await?;
@@ -57,6 +65,7 @@ impl Header {
             features,
             flags: ImageFlags::from_bits_retain(flags),
             prefix,
+            data_pool,
             context,
             snapshots: snapshots(store, id).await?,
             parent: parent(store, id).await?,

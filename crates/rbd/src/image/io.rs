@@ -46,7 +46,7 @@ impl<S: ObjectStore> Image<S> {
         if self.map_state(extent.object) != Some(ObjectState::Nonexistent) {
             let ops = vec![Op::read(extent.offset, extent.length)];
             let request = Request::Read { snap: self.snap, ops };
-            match self.store.operate(&self.data_object(extent.object), request).await {
+            match self.data.operate(&self.data_object(extent.object), request).await {
                 Err(error) if error.is_not_found() => {}
                 answers => found = answers?.into_iter().next().map(Answer::into_data),
             }
@@ -105,7 +105,7 @@ impl<S: ObjectStore> Image<S> {
     /// # Errors
     /// Those of the store.
     pub async fn flush(&self) -> Result<()> {
-        self.store.flush().await
+        self.data.flush().await
     }
 
     /// Whether something of the parent would be seen if the object were not there.
@@ -147,7 +147,7 @@ impl<S: ObjectStore> Image<S> {
 
     pub(super) async fn write_object(&self, object: &ObjectName, ops: Vec<Op>) -> Result<()> {
         let context = self.header.context.clone();
-        self.store.operate(object, Request::Write { context, ops }).await.map(|_| ())
+        self.data.operate(object, Request::Write { context, ops }).await.map(|_| ())
     }
 
     /// Writes under snapshots as if there were none: what was there before all of them.
@@ -157,7 +157,7 @@ impl<S: ObjectStore> Image<S> {
         ops: Vec<Op>,
     ) -> Result<()> {
         let context = SnapContext::default();
-        self.store.operate(object, Request::Write { context, ops }).await.map(|_| ())
+        self.data.operate(object, Request::Write { context, ops }).await.map(|_| ())
     }
 
     /// Removes an object below which there is no parent.

@@ -15,7 +15,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use create::{CreateOptions, create, list, remove};
+pub use create::{CreateOptions, create, create_with_data, list, remove};
 
 use crate::error::{Error, Result};
 use crate::format::{Features, ObjectMap, names};
@@ -31,6 +31,7 @@ const MAX_DEPTH: usize = 64;
 /// Features of images that are read here.
 const READABLE: Features = Features::DEFAULT
     .union(Features::STRIPINGV2)
+    .union(Features::DATA_POOL)
     .union(Features::OPERATIONS)
     .union(Features::JOURNALING);
 /// Those that are written here.
@@ -39,6 +40,8 @@ const WRITABLE: Features = READABLE.difference(Features::JOURNALING);
 /// An open image, or a snapshot of one.
 pub struct Image<S: ObjectStore> {
     store: S,
+    /// Where its bytes are: there, too, or in another pool.
+    data: S,
     id: String,
     header: Header,
     /// The snapshot that it is opened at; [`NOSNAP`] for the image as it is.
@@ -121,6 +124,18 @@ impl<S: ObjectStore> Image<S> {
         Ok(())
     }
 
+    /// Has the image no longer: it is only read, and its map is not believed.
+    pub fn disown(&mut self) {
+        self.is_owner = false;
+        *self.map.lock() = None;
+    }
+
+    /// Whether it may be written.
+    #[must_use]
+    pub const fn is_owner(&self) -> bool {
+        self.is_owner
+    }
+
     /// Opens a snapshot of an image, which is only read.
     ///
     /// # Errors
@@ -141,12 +156,12 @@ impl<S: ObjectStore> Image<S> {
             )));
         }
         let header = Header::read(store, &id).await?;
-        let mut image = Self::without_parent(store, id, header, snap)?;
+        let mut image = Self::without_parent(store, id, header, snap).await?;
         image.open_parent(depth).await?;
         Ok(image)
     }
 
-    fn without_parent(store: &S, id: String, mut header: Header, snap: u64) -> Result<Self> {
+    async fn without_parent(store: &S, id: String, mut header: Header, snap: u64) -> Result<Self> {
         let known = if snap == NOSNAP { WRITABLE } else { READABLE };
         let unknown = header.features.difference(known);
         if !unknown.is_empty() {
@@ -156,8 +171,13 @@ impl<S: ObjectStore> Image<S> {
         if snap != NOSNAP {
             header.look_at(snap)?;
         }
+        let data = match header.data_pool {
+            Some(pool) => store.in_pool(pool, store.namespace()).await?,
+            None => store.clone(),
+        };
         Ok(Self {
             store: store.clone(),
+            data,
             id,
             header,
             snap,

@@ -22,7 +22,7 @@ impl<S: ObjectStore> Image<S> {
         }
         // What is in it survives a power cut.
         self.flush().await?;
-        let id = self.store.create_snapshot().await?;
+        let id = self.data.create_snapshot().await?;
         let add = method("snapshot_add", |w| {
             w.string(name);
             w.u64(id);
@@ -33,7 +33,7 @@ impl<S: ObjectStore> Image<S> {
             && !self.has_snapshot(id)
         {
             if !self.is_stale {
-                let _given_back = self.store.remove_snapshot(id).await;
+                let _given_back = self.data.remove_snapshot(id).await;
             }
             return Err(error);
         }
@@ -65,7 +65,7 @@ impl<S: ObjectStore> Image<S> {
         if self.is_stale || self.has_snapshot(id) {
             return removed;
         }
-        self.store.remove_snapshot(id).await?;
+        self.data.remove_snapshot(id).await?;
         match parent {
             Some(parent) => self.leave_parents_header(&parent.spec).await,
             None => Ok(()),

@@ -9,6 +9,7 @@
 //! used through generics, not objects: whoever opens a store knows which it is.
 
 mod op;
+pub mod rados;
 mod watch;
 
 pub use op::{Answer, Guard, Mutation, Op, Query, Request};
@@ -19,6 +20,7 @@ pub use blockyard_rados::osd::{
     Clone as ObjectClone, Extents, NotifyAnswers, SnapContext, Snapshots, Stat, ValuePage, Watcher,
 };
 
+pub use crate::class::Caller;
 use crate::error::Result;
 use bytes::Bytes;
 use std::future::Future;
@@ -46,6 +48,16 @@ pub trait ObjectStore: Clone + Send + Sync + 'static {
     /// # Errors
     /// There is no such pool: ENOENT.
     fn in_pool(&self, pool: i64, namespace: &str) -> impl Future<Output = Result<Self>> + Send;
+
+    /// Who uses the store, as its locks and watches name it.
+    fn caller(&self) -> Caller;
+
+    /// Keeps a client out that somebody else is and that is taken for dead: when this is done, nothing of what it has sent, or
+    /// sends, is done any more. Only then is a lock of its taken from it.
+    ///
+    /// # Errors
+    /// EBUSY if it is known to live, and cannot be kept out; those of the store.
+    fn fence(&self, client: &Caller) -> impl Future<Output = Result<()>> + Send;
 
     /// A number that nobody has been given, for the id of an image.
     ///

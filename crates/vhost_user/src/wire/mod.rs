@@ -61,7 +61,7 @@ pub enum WireError {
     #[error("the payload of request {0} is malformed")]
     Malformed(u32),
     /// A reply where a request was expected.
-    #[error("a reply that nobody asked for")]
+    #[error("an unexpected reply")]
     Reply,
 }
 

@@ -32,7 +32,7 @@ const PROGRAMS: &[&str] = &[
 pub(crate) fn ensure_from(suite: &str) -> Result<PathBuf> {
     ensure!(
         !suite.is_empty() && suite.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'),
-        "`{suite}` is no name of a Debian suite; try `trixie` or `sid`"
+        "unknown Debian suite `{suite}`; try `trixie` or `sid`"
     );
     let dir = paths::tools().join("ceph").join(suite);
     let programs = dir.join("bin");

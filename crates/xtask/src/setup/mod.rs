@@ -6,6 +6,7 @@ pub(crate) mod ceph;
 mod lab;
 mod packages;
 mod private_root;
+mod prometheus;
 mod qemu;
 
 use crate::paths;
@@ -26,15 +27,19 @@ pub struct Tools {
     qemu_modern: PathBuf,
     /// The directory of the kernel and the emulator.
     lab: PathBuf,
+    /// The directory of Prometheus's programs.
+    prometheus: PathBuf,
 }
 
 impl Tools {
-    /// Gives a command the environment of the tests: `PATH`, `BLOCKYARD_QEMU_MODERN`, `BLOCKYARD_LAB`.
+    /// Gives a command the environment of the tests: `PATH`, `BLOCKYARD_QEMU_MODERN`, `BLOCKYARD_LAB`,
+    /// `BLOCKYARD_PROMETHEUS`.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command
             .env("PATH", search_path())
             .env("BLOCKYARD_QEMU_MODERN", &self.qemu_modern)
             .env("BLOCKYARD_LAB", &self.lab)
+            .env("BLOCKYARD_PROMETHEUS", &self.prometheus)
     }
 
     /// The directory of the newest QEMU's programs.
@@ -64,12 +69,13 @@ pub fn ensure() -> Result<Tools> {
     cargo_tools::ensure()?;
     let qemu_modern = qemu::ensure()?;
     let lab = lab::ensure()?;
+    let prometheus = prometheus::ensure()?;
     eprintln!(
         "setup: all {} packages answer ({:.1} s)",
         PACKAGES.len(),
         start.elapsed().as_secs_f64()
     );
-    Ok(Tools { qemu_modern, lab })
+    Ok(Tools { qemu_modern, lab, prometheus })
 }
 
 fn missing_packages() -> Vec<&'static Package> {

@@ -38,7 +38,7 @@ pub(crate) fn run_all(tools: &Tools, seconds: u64, deadline: Instant) -> Result<
     let built = target_dir.join(host_target()?).join("release");
     // One that the user gives is for a single target, whose name is in the error.
     let seed = match std::env::var("BLOCKYARD_SEED") {
-        Ok(seed) => seed.parse().context("BLOCKYARD_SEED is no number of 32 bits")?,
+        Ok(seed) => seed.parse().context("BLOCKYARD_SEED is not a 32-bit number")?,
         Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.subsec_nanos().max(1),
     };
     // The engine ends by itself; what it is given beside its time is for the last input.

@@ -44,7 +44,7 @@ fn choose(names: &[String]) -> Result<Vec<&'static Part>> {
         names.iter().find(|name| PARTS.iter().all(|part| part.name != name.as_str()))
     {
         let known: Vec<_> = PARTS.iter().map(|part| part.name).collect();
-        bail!("there is no part `{unknown}`; the parts are: {}", known.join(" "));
+        bail!("no part `{unknown}`; supported: {}", known.join(" "));
     }
     Ok(PARTS
         .iter()

@@ -188,25 +188,30 @@ fn unit(context: &Context) -> Result<()> {
     context.run(jobs, processors() + WAITING)
 }
 
+/// With examples, the documentation is built from what clippy has checked. Without them cargo enables fewer features of
+/// dependencies, and compiles a fifth of these again.
 fn doc(_: &Context) -> Result<()> {
     run_tests(&mut cargo(["test", "--workspace", "--doc"]))?;
-    run(cargo(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+    let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
+    run(doc.args(["--lib", "--bins", "--examples"]).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Lints all of the crates that have optional features, and runs the tests that are about those: the others were
-/// run without.
+/// Lints everything with all features, and runs the unit tests of the crates that have features, and the tests named after one.
+/// The whole workspace is built: each selection of packages enables other features of dependencies, and compiles these again.
 fn features(context: &Context) -> Result<()> {
     let tools = context.tools()?;
+    let mut lint = cargo(["clippy", "--workspace", "--all-targets", "--all-features"]);
+    run(tools.apply(lint.args(["--", "-D", "warnings"])))?;
     let packages: Vec<_> = context.packages.iter().filter(|it| has_optional_features(it)).collect();
-    let chosen = || packages.iter().flat_map(|package| ["-p", package.name.as_str()]);
-    let mut lint = cargo(["clippy", "--all-targets", "--all-features"]);
-    run(tools.apply(lint.args(chosen()).args(["--", "-D", "warnings"])))?;
-    let mut test = cargo(["test", "--all-features", "--no-fail-fast", "--lib"]);
-    test.args(chosen());
+    let mut test = cargo(["test", "--workspace", "--all-features", "--lib"]);
     for feature in packages.iter().flat_map(|package| about_features(package)) {
         test.args(["--test", feature]);
     }
-    run_tests(tools.apply(&mut test))
+    let built = binaries::build(tools.apply(&mut test), &context.packages)?;
+    let is_chosen =
+        |binary: &&TestBinary| packages.iter().any(|it| it.name.as_str() == binary.package);
+    let jobs = built.tests.iter().filter(is_chosen).map(|binary| binary.job(&[])).collect();
+    context.run(jobs, processors() + WAITING)
 }
 
 fn has_optional_features(package: &Package) -> bool {

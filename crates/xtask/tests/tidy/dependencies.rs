@@ -18,17 +18,18 @@ fn rule(folder: &str) -> Option<May> {
         Some(May::See(folders.iter().map(|&folder| folder.to_owned()).collect()))
     };
     match folder {
-        "buf" | "lab" => see(&[]),
-        "sys" | "blkmq" | "nbd" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
+        "error" | "buf" | "lab" => see(&[]),
+        "sys" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
+        "blkmq" | "nbd" => see(&["error", "buf"]),
         "rados" => see(&["buf", "crush"]),
         "fs" => see(&["buf", "sys", "fuse"]),
         // Images see the block layer in their driver only.
         "rbd" => see(&["buf", "sys", "rados"]),
-        "blockyard" | "conformance" | "xtask" => Some(May::SeeAll),
+        "blockyard" | "conformance" | "xtask" | "bench" => Some(May::SeeAll),
         // The protocol that is named after a device of it.
-        "exports/vhost_user_blk" => see(&["buf", "sys", "blkmq", "vhost_user"]),
+        "exports/vhost_user_blk" => see(&["error", "buf", "sys", "blkmq", "vhost_user"]),
         _ => match folder.split_once('/')? {
-            ("drivers" | "exports", protocol) => see(&["buf", "sys", "blkmq", protocol]),
+            ("drivers" | "exports", protocol) => see(&["error", "buf", "sys", "blkmq", protocol]),
             _ => None,
         },
     }
@@ -43,8 +44,13 @@ const PROTOCOLS: &[&str] = &[
     "crates/rados/src",
     "crates/rbd/src",
 ];
-/// The one folder of a protocol's crate that drives the rest with sockets, files and time.
-const SHELLS: &[&str] = &["crates/rados/src/net/", "crates/rbd/src/dir/"];
+/// The folders of a protocol's crate that drive the rest with sockets, files, tasks and time.
+const SHELLS: &[&str] = &[
+    "crates/rados/src/net/",
+    "crates/rbd/src/dir/",
+    "crates/rbd/src/live/",
+    "crates/rbd/src/store/rados/",
+];
 const OUTSIDE_WORLD: &[&str] = &[
     // Each by itself, so that what follows is seen.
     "use std::{",

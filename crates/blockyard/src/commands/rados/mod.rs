@@ -36,7 +36,7 @@ pub(super) fn run(args: &RadosArgs) -> Result<u8> {
 
 async fn perform(args: &RadosArgs) -> Result<u8> {
     let name = args.place.pool.as_deref().ok_or_else(|| {
-        Error::usage("no pool is named").help("write --pool NAME; `ceph osd pool ls` has them")
+        Error::usage("no pool given").help("add --pool NAME; list pools: ceph osd pool ls")
     })?;
     let pool = open(&args.place, name).await?;
     let json = args.place.json;
@@ -89,10 +89,10 @@ fn cannot(what: &str, err: RadosError) -> Error {
         _ => ErrorKind::Failed,
     };
     let help = match (err.kind(), err.blame()) {
-        (RadosKind::Osd { errno: ENOENT }, _) => Some("there is no such object"),
-        (RadosKind::NotPermitted { .. }, _) => Some("become a user who may, or name another file"),
-        (RadosKind::Unreachable { .. }, _) => Some("see `mon host` of ceph.conf, or --mon-host"),
-        (_, Blame::Network) => Some("a longer --timeout waits for a cluster that is busy"),
+        (RadosKind::Osd { errno: ENOENT }, _) => Some("list objects: blockyard rados ls"),
+        (RadosKind::NotPermitted { .. }, _) => Some("use another --id, --keyring or file"),
+        (RadosKind::Unreachable { .. }, _) => Some("check --mon-host, or `mon host` in ceph.conf"),
+        (_, Blame::Network) => Some("increase --timeout if the cluster is busy"),
         _ => None,
     };
     let error = Error::new(kind, format!("cannot {what}")).caused_by(err);
@@ -242,7 +242,7 @@ async fn bench(pool: &Pool, args: &RadosBenchArgs, json: bool) -> Result<u8> {
         u32::try_from(block).ok().filter(|&block| block > 0 && u64::from(block) <= MAX_BLOCK);
     let block = block.ok_or_else(|| {
         let most = sizes::human(MAX_BLOCK);
-        Error::usage(format!("--bs: {} is not from 1 byte to {most}", args.bs))
+        Error::usage(format!("invalid --bs {}; use 1 to {most}", args.bs))
     })?;
     let time: Duration =
         parse_duration(&args.time).map_err(|problem| Error::usage(format!("--time: {problem}")))?;

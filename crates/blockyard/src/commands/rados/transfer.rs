@@ -71,7 +71,7 @@ pub(super) async fn get(pool: &Pool, object: &OsStr, file: &Path) -> Result<()> 
         let reply = pool.query(object, ops).await.map_err(failed)?;
         let data = reply.ops.get(1).map(|op| op.data.clone()).unwrap_or_default();
         if data.is_empty() {
-            return Err(Error::failed(format!("{name} ends at {offset} of {size} bytes")));
+            return Err(Error::failed(format!("{name} was truncated at {offset} of {size} bytes")));
         }
         offset += data.len() as u64;
         match output.write_all(&data) {

@@ -86,7 +86,7 @@ impl DiskIdentity {
             return Ok(Self(Kind::Volatile));
         }
         let own = plan.source.identity().map_err(|err| {
-            Error::failed(format!("cannot find out which disk {} is", plan.uri)).caused_by(err)
+            Error::failed(format!("cannot identify the disk {}", plan.uri)).caused_by(err)
         })?;
         match (own, &plan.below) {
             (Some(own), _) => Ok(own),

@@ -28,7 +28,7 @@ pub struct BadIdentity;
 
 impl fmt::Display for BadIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this is no identity of a disk")
+        f.write_str("invalid disk identity")
     }
 }
 

@@ -50,25 +50,25 @@ pub(super) static KIND: DiskKind = DiskKind {
             "timeout",
             SOME_TIME,
             "30s",
-            "give up a connection on which the server is silent this long while requests wait",
+            "time without an answer after which a connection is replaced",
         ),
         OptionSpec::new(
             "dead_conn_timeout",
             ValueKind::Time { zero: true, most: NO_LIMIT },
             "120s",
-            "fail requests that have waited this long for a new connection",
+            "time after which requests fail that wait for a new connection",
         ),
         OptionSpec::new(
             "fence_timeout",
             SOME_TIME,
             "60s",
-            "how long a server may go on with what a lost connection sent it",
+            "how long a server may still execute requests of a lost connection",
         ),
         OptionSpec::new(
             "trust_server",
             ValueKind::Flag,
             "0",
-            "the server loses nothing that it has acknowledged, even if it restarts",
+            "assume that the server keeps acknowledged writes across restarts",
         ),
     ],
     // Its hardware queues are its connections.
@@ -160,8 +160,9 @@ impl DiskSource for NbdSource {
             return Ok(TlsTaken::OnlyBy(secure.to_string()));
         }
         if self.config.uri.tls_params.psk_file.is_some() {
-            let what = format!("{uri} has pre-shared keys, and certificates are given, too");
-            return Err(Error::usage(what).help("leave out tls-psk-file, or --tls-ca and its like"));
+            let what =
+                format!("{uri} has pre-shared keys, which cannot be combined with certificates");
+            return Err(Error::usage(what).help("omit tls-psk-file, or the --tls options"));
         }
         self.config.tls_files = files.clone();
         Ok(TlsTaken::Yes)
@@ -223,7 +224,7 @@ fn parse(plan: &mut PlanBuilder, text: &str) -> Result<(), UriError> {
         let scheme = scheme.trim_end_matches(':');
         let secure = scheme.to_ascii_lowercase().replacen("nbd", "nbds", 1);
         let what =
-            format!("there is no TLS with {scheme}://, and tls- says how; write {secure}://");
+            format!("{scheme}:// has no TLS, but there are tls- parameters; write {secure}://");
         return Err(UriError::new(text, 0..scheme.len(), what));
     }
     plan.text(canonical);

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) fn connect(config: NbdConfig, threads: &[Handle]) -> Result<(Arc<Nbd>, Export)> {
     let uri = config.uri.clone();
     let Some(first) = threads.first() else {
-        return Err(Error::failed("there is no queue thread"));
+        return Err(Error::failed("no queue thread"));
     };
     let (tell, told) = mpsc::sync_channel(1);
     let handles = threads.to_vec();
@@ -25,7 +25,7 @@ pub(super) fn connect(config: NbdConfig, threads: &[Handle]) -> Result<(Arc<Nbd>
     });
     match told.recv() {
         Ok(connected) => connected.map_err(|err| explained(err, &uri)),
-        Err(_) => Err(Error::failed("the queue thread has ended")),
+        Err(_) => Err(Error::failed("the queue thread has exited")),
     }
 }
 
@@ -39,26 +39,26 @@ pub(super) fn explained(err: nbd::Error, uri: &Uri) -> Error {
     let help = match err.kind() {
         NbdErrorKind::Connect => Some(unreachable_help(&err, &uri.transport).to_owned()),
         NbdErrorKind::Timeout => {
-            Some("is the server alive, and is it an NBD server? timeout= sets how long to wait".into())
+            Some("check that it is a running NBD server; timeout= sets how long to wait".into())
         }
         NbdErrorKind::Refused if wants_tls(&err) => {
             let secure = Uri { tls: true, ..uri.clone() };
-            Some(format!("it wants TLS: use '{secure}'"))
+            Some(format!("the server requires TLS: use '{secure}'"))
         }
         NbdErrorKind::Refused => {
             let list = Uri { export: String::new(), ..uri.clone() };
-            Some(format!("see what is on offer: blockyard list '{list}'"))
+            Some(format!("list the exports: blockyard list '{list}'"))
         }
         NbdErrorKind::Tls if uri.tls_params.psk_file.is_some() => Some(
-            "the server must know the user, the part of the URI before @, by the same key".into(),
+            "the user before @ in the URI must have the same key on the server".into(),
         ),
         NbdErrorKind::Tls => Some(
-            "name the authority of the server's certificate: --tls-ca FILE, or tls-certificates=DIR in the URI"
+            "name the CA of the server certificate: --tls-ca FILE, or tls-certificates=DIR in the URI"
                 .into(),
         ),
         _ => None,
     };
-    let error = Error::new(kind, "the NBD server cannot be used").caused_by(err);
+    let error = Error::new(kind, err.to_string()).caused_by(err);
     match help {
         Some(help) => error.help(help),
         None => error,
@@ -75,21 +75,21 @@ fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
     let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     match (cause.map(io::Error::kind), transport) {
         (Some(io::ErrorKind::NotFound), Transport::Unix { .. }) => {
-            "there is no such socket; is the server running?"
+            "no such socket; start the server, or correct the path"
         }
         (Some(io::ErrorKind::ConnectionRefused), Transport::Unix { .. }) => {
-            "nobody listens to the socket any more; start the server"
+            "no process listens on the socket; start the server"
         }
         // vsock(7): a port where nobody listens resets the connection.
         (Some(io::ErrorKind::ConnectionRefused), _)
         | (Some(io::ErrorKind::ConnectionReset), Transport::Vsock { .. }) => {
-            "nobody listens there; is the server running, on that port?"
+            "no server is listening on that port; start it, or correct the port"
         }
         (Some(io::ErrorKind::UnexpectedEof), _) => {
-            "the server's own log says why it hung up; it may want TLS (nbds://)"
+            "see the log of the server; it may require TLS (nbds://)"
         }
-        (_, Transport::Unix { .. }) => "see that the socket may be used (ls -l)",
-        (_, Transport::Tcp { .. }) => "check the host, the port, and the way there (firewall)",
+        (_, Transport::Unix { .. }) => "check the permissions of the socket (ls -l)",
+        (_, Transport::Tcp { .. }) => "check host name, port and firewall",
         (_, Transport::Vsock { .. }) => {
             "the module vhost_vsock (host), vmw_vsock_virtio_transport (guest) or vsock_loopback is needed"
         }

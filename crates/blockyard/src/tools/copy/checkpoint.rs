@@ -64,7 +64,7 @@ impl<'a> Checkpoints<'a> {
         if has_none {
             tracing::warn!(
                 disk = shared.uris.1,
-                "it cannot be flushed: when all is copied, some of it may still be in its server's cache only"
+                "the target cannot flush; the copy may remain in the cache of its server"
             );
         }
         Self { shared, journal, flush: None, last: Instant::now(), interval, target }
@@ -117,10 +117,10 @@ impl<'a> Checkpoints<'a> {
         if !status.is_ok() {
             self.target = Target::Failed;
             let target = &self.shared.uris.1;
-            let what = format!("cannot flush {target}: what was written last may not be there");
+            let what = format!("cannot flush {target}; the copy may be incomplete");
             let help = match self.journal {
-                Some(_) => "run the same command again: that is done again then",
-                None => "copy it again",
+                Some(_) => "run the same command again to resume",
+                None => "run the same command again",
             };
             return Err(Error::failed(what).caused_by(status).help(help));
         }

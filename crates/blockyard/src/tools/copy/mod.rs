@@ -164,8 +164,9 @@ impl Copy {
         let [(from, source), (to, target)] = disks;
         let (source, target) = (source?, target?);
         if source.is_volatile() || target.is_volatile() {
-            let what = "what is in memory is gone when this command ends, so that it cannot be gone on with";
-            return Err(Error::usage(what).help("leave --resume out"));
+            let what =
+                "a target in memory is lost when this command exits, so the copy cannot be resumed";
+            return Err(Error::usage(what).help("omit --resume"));
         }
         Place::of(path, [(from, &source), (to, &target)])
     }
@@ -194,7 +195,7 @@ impl Copy {
         let what = if source.same_disk(&target) {
             format!("{from} and {to} are the same disk")
         } else if source.overlaps(&target) {
-            format!("{from} and {to} have bytes in common: writing to one changes the other")
+            format!("{from} and {to} overlap: writing to one changes the other")
         } else {
             return Ok(());
         };
@@ -219,15 +220,15 @@ impl Copy {
         if room < size {
             let missing = size - room;
             let what = format!(
-                "cannot copy {from} ({size} bytes) to {to} ({room} bytes): {missing} bytes of it have no room"
+                "cannot copy {from} to {to}: {size} bytes needed, {room} available, {missing} missing"
             );
             let help = match self.target.source.file() {
                 Some(path) => format!(
-                    "make the target larger: truncate -s {size} {}; or copy a part: size={room} in the source's URI",
+                    "run: truncate -s {size} {}; or copy a part, with size={room} in the URI of the source",
                     path.display()
                 ),
                 None => format!(
-                    "make the target larger, or copy a part: size={room} in the source's URI"
+                    "enlarge the target, or copy a part, with size={room} in the URI of the source"
                 ),
             };
             return Err(Error::failed(what).help(help));
@@ -262,9 +263,7 @@ fn move_bytes(
 
 /// All was written, and nobody has heard what came of the last flush.
 fn unknown(target: &str) -> Error {
-    let what = format!(
-        "interrupted while {target} was flushed: what was copied is not known to be durable"
-    );
+    let what = format!("interrupted while flushing {target}; the copy may not be durable");
     Error::failed(what).help("run the same command again")
 }
 
@@ -273,8 +272,8 @@ fn interrupted(shared: &Shared, size: u64, can_go_on: bool, cause: Option<Error>
     let error = Error::failed(format!("interrupted after {done} of {size} bytes"));
     let error = error.perhaps_caused_by(cause);
     error.help(if can_go_on {
-        "run the same command again to go on"
+        "run the same command again to resume"
     } else {
-        "with --resume FILE it could be gone on with"
+        "to make a copy resumable, use --resume FILE"
     })
 }

@@ -55,7 +55,7 @@ pub(super) fn verified(
                 Some(sum) => sums.insert(range, sum),
                 None => {
                     let (target, start, end) = (&shared.uris.1, range.start, range.end);
-                    tracing::warn!(%target, start, end, "not what was copied there: it is copied again");
+                    tracing::warn!(%target, start, end, "target differs from what was copied; copying again");
                 }
             }
             Ok(())

@@ -26,7 +26,7 @@ impl Mistake {
     }
 
     pub(super) fn of_syntax(err: &toml::de::Error) -> Self {
-        let what = format!("this is no TOML: {}", err.message());
+        let what = format!("TOML syntax error: {}", err.message());
         Self::new(err.span().unwrap_or(0..0), what, "see https://toml.io for how it is written")
     }
 }
@@ -81,7 +81,7 @@ impl Mistakes {
         }
         let count = self.mistakes.len();
         let plural = if count == 1 { "" } else { "s" };
-        let _ = write!(out, "{}: {count} mistake{plural}; nothing was started", plain(&self.name));
+        let _ = write!(out, "{}: {count} error{plural}", plain(&self.name));
         out
     }
 

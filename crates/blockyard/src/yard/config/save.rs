@@ -58,7 +58,7 @@ pub struct Prepared<'a> {
 /// The file cannot be read, or cannot say that.
 pub fn prepare<'a>(file: &'a Path, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
     let failed = |err: Error| {
-        Error::new(err.kind(), format!("{} cannot say that", file.display())).caused_by(err)
+        Error::new(err.kind(), format!("{} cannot express that", file.display())).caused_by(err)
     };
     let text = std::fs::read_to_string(file)
         .map_err(|err| Error::failed(format!("cannot read {}", file.display())).caused_by(err))?;
@@ -90,7 +90,7 @@ impl Prepared<'_> {
     pub fn write(self) -> Result<()> {
         let file = self.file;
         let failed = |err: Error| {
-            let what = format!("it is in effect, but was not saved to {}", file.display());
+            let what = format!("the change is in effect, but was not saved to {}", file.display());
             Error::new(err.kind(), what).caused_by(err)
         };
         let mut next = self;
@@ -104,7 +104,7 @@ impl Prepared<'_> {
                 None => return Ok(()),
             }
         }
-        Err(failed(Error::new(ErrorKind::Busy, "others write to it all the time")))
+        Err(failed(Error::new(ErrorKind::Busy, "the file keeps changing")))
     }
 
     /// Says no if there is another file by now.
@@ -170,7 +170,7 @@ fn check_same(plan: &DiskPlan, after: &YardPlan) -> Result<()> {
         Some(saved) if is_same(saved, plan) => Ok(()),
         _ => {
             let what = format!("{} would be another disk in that file", plan.uri);
-            Err(Error::usage(what).help("write an absolute path"))
+            Err(Error::usage(what).help("use an absolute path"))
         }
     }
 }
@@ -206,7 +206,7 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
         }
         Edit::Set { disk, settings } => {
             let at = place_of(before, disk)
-                .ok_or_else(|| Error::failed(format!("there is no disk {disk:?} in it")))?;
+                .ok_or_else(|| Error::failed(format!("no disk {disk:?} in the file")))?;
             let table = tables(document, "disk")?.get_mut(at);
             let table = table.ok_or_else(not_as_tables)?;
             for (name, said) in settings {
@@ -219,7 +219,7 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
             match before.exports.iter().find(is_it) {
                 Some(known) if known == *plan => return Ok(false),
                 Some(_) if !is_implied => {
-                    let what = format!("there is another export {:?} in it", plan.label());
+                    let what = format!("another export {:?} is in the file", plan.label());
                     return Err(Error::usage(what));
                 }
                 _ => {}
@@ -234,8 +234,8 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
             let of_kind: Vec<_> = before.exports.iter().filter(|it| it.kind == *kind).collect();
             let Some(at) = of_kind.iter().position(|it| it.name == *name) else { return Ok(false) };
             if *kind == &exports::nbd::KIND && of_kind.len() == 1 {
-                let what = "without any [[export]], every disk is exported by NBD";
-                return Err(Error::usage(what).help("edit the file, or leave --save out"));
+                let what = "without any [[export]], every disk is exported over NBD";
+                return Err(Error::usage(what).help("edit the file, or omit --save"));
             }
             if *kind == &exports::nbd::KIND {
                 write_implied(document, before, |_| true)?;
@@ -259,7 +259,7 @@ fn key(kind: &ExportKind) -> &'static str {
 }
 
 fn not_as_tables() -> Error {
-    Error::usage("it has disks or exports in another form than [[disk]] and [[export]]")
+    Error::usage("disks and exports must be written as [[disk]] and [[export]]")
 }
 
 fn tables<'a>(document: &'a mut DocumentMut, key: &str) -> Result<&'a mut ArrayOfTables> {
@@ -389,7 +389,7 @@ mod tests {
         let (no, size) = (Json::from(false), Json::from("2M"));
         let set = Edit::Set { disk: "a", settings: vec![("read_only", &no), ("size", &size)] };
         assert!(
-            edited(&[set]).unwrap_err().to_string().contains("cannot say that"),
+            edited(&[set]).unwrap_err().to_string().contains("cannot express that"),
             "it is in the URI"
         );
         let set = Edit::Set { disk: "a", settings: vec![("read_only", &no)] };
@@ -418,7 +418,7 @@ mod tests {
         let elsewhere = disk("./there.img", "there");
         for (edit, part) in [
             (Edit::AddDisk { plan: &elsewhere, options: &[] }, "would be another disk"),
-            (Edit::Set { disk: "x", settings: Vec::new() }, "no disk \"x\" in it"),
+            (Edit::Set { disk: "x", settings: Vec::new() }, "no disk \"x\" in the file"),
             (Edit::RemoveDisk("a"), ""),
         ] {
             let told =

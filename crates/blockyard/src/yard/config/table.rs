@@ -117,8 +117,8 @@ impl<'a, 'i> Taker<'a, 'i> {
             ValueKind::PowerOfTwo { least, most } => {
                 let number = self.number(option.name, (least, most), found)?;
                 if !number.value.is_power_of_two() {
-                    let what = format!("{} is a power of two", option.name);
-                    found.push(Mistake::new(number.at, what, "write 4096, say"));
+                    let what = format!("{} must be a power of two", option.name);
+                    found.push(Mistake::new(number.at, what, "write e.g. 4096"));
                     return None;
                 }
                 of(number.at, Value::Number(number.value))
@@ -180,7 +180,7 @@ impl<'a, 'i> Taker<'a, 'i> {
         title: &'static str,
         found: &mut Vec<Mistake>,
     ) -> Vec<Taker<'a, 'i>> {
-        let what = format!("one or several {title}");
+        let what = format!("one or more {title}");
         let Some(list) = self.typed(key, &what, found, DeValue::as_array) else {
             return Vec::new();
         };
@@ -189,7 +189,7 @@ impl<'a, 'i> Taker<'a, 'i> {
             match item.get_ref().as_table() {
                 Some(table) => tables.push(Taker::new(title, table, item.span())),
                 None => {
-                    let problem = format!("{key} has something that is no table");
+                    let problem = format!("{key} contains a value that is not a table");
                     found.push(Mistake::new(item.span(), problem, format!("write {title}")));
                 }
             }
@@ -220,8 +220,8 @@ impl<'a, 'i> Taker<'a, 'i> {
     pub(super) fn finish(self, found: &mut Vec<Mistake>) {
         for (key, _) in self.rest() {
             if self.known.contains(&canonical_key(&key.value).as_ref()) {
-                let what = format!("{:?} is given twice, by two spellings", key.value);
-                found.push(Mistake::new(key.at, what, "leave one out"));
+                let what = format!("{:?} is given twice, in two spellings", key.value);
+                found.push(Mistake::new(key.at, what, "remove one"));
                 continue;
             }
             let what = format!("{} has no key {:?}", self.title, key.value);

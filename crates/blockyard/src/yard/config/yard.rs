@@ -1,6 +1,7 @@
 //! What a yard.toml means: its tables, key by key.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,12 +31,13 @@ pub(super) fn check(
     let mut taken = Taken::default();
     let nbd = top.table("nbd", "[nbd]", found).map(|table| nbd(table, base, &mut taken, found));
     let exports = exports(&mut top, &disks, base, &mut taken, found);
+    let metrics = top.table("metrics", "[metrics]", found).map(|table| metrics(table, found));
     let threads = top.table("threads", "[threads]", found);
     let (threads, grace) = threads.map_or((None, None), |table| threads_table(table, found));
     top.finish(found);
     if disks.is_empty() && found.is_empty() {
         let remedy = "add one:\n[[disk]]\nname = \"ram0\"\nuri = \"ram:1G\"";
-        found.push(Mistake::new(0..0, "there is no disk", remedy));
+        found.push(Mistake::new(0..0, "no disks configured", remedy));
     }
     let (mut nbd, default_export) = nbd.unwrap_or_default();
     if nbd.tls.is_none() {
@@ -44,8 +46,8 @@ pub(super) fn check(
     let has_own = needs == Needs::Disks
         || exports.iter().any(|export| export.value.kind != &exports::nbd::KIND);
     if nbd.listen.is_empty() && !nbd.systemd && !has_own && found.is_empty() {
-        let remedy = "say where clients connect to:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
-        found.push(Mistake::new(0..0, "nothing listens", remedy));
+        let remedy = "add:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
+        found.push(Mistake::new(0..0, "no listen address", remedy));
     }
     if !found.is_empty() {
         return None;
@@ -68,7 +70,7 @@ pub(super) fn check(
         let names: Vec<&str> =
             exports.iter().filter(|it| of_nbd(it)).map(|export| export.name.as_str()).collect();
         if !wanted.value.is_empty() && !names.contains(&wanted.value.as_str()) {
-            let what = format!("there is no export named {:?}", wanted.value);
+            let what = format!("no export named {:?}", wanted.value);
             found.push(Mistake::new(wanted.at, what, suggest::hint(&wanted.value, &names)));
             return None;
         }
@@ -79,6 +81,7 @@ pub(super) fn check(
         .or_else(|| exports.iter().find(|it| of_nbd(it)).map(|export| export.name.clone()));
     plan.exports = exports;
     plan.nbd = nbd;
+    plan.metrics = metrics.unwrap_or_default();
     plan.threads = threads.unwrap_or(plan.threads);
     plan.grace = grace.unwrap_or(plan.grace);
     Some(plan)
@@ -101,13 +104,13 @@ fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<
         if let Some(name) = &name
             && names.insert(name.value.clone(), name.at.start).is_some()
         {
-            let what = format!("there is a disk named {:?} already", name.value);
-            found.push(Mistake::new(name.at.clone(), what, "give it another name"));
+            let what = format!("a disk named {:?} already exists", name.value);
+            found.push(Mistake::new(name.at.clone(), what, "choose another name"));
         }
         let Some(uri) = uri else {
             if table.any("uri").is_none() {
-                let remedy = "say what it is: uri = \"ram:1G\", or uri = \"file:disk.img\"";
-                found.push(Mistake::new(first_line(&table.at()), "a disk without a uri", remedy));
+                let remedy = "add uri = \"ram:1G\", or uri = \"file:disk.img\"";
+                found.push(Mistake::new(first_line(&table.at()), "the disk has no uri", remedy));
             }
             wrong.extend(name.map(|name| Disk { plan: None, name: name.value }));
             continue;
@@ -148,7 +151,7 @@ fn disk(
             let raw = uri.at.len() == uri.value.len() + 2;
             let start = uri.at.start + 1 + err.at().start;
             let at = if raw { start..start + err.at().len() } else { uri.at.clone() };
-            found.push(Mistake::new(at, "this is no disk URI", err.problem()));
+            found.push(Mistake::new(at, "invalid disk URI", err.problem()));
             // The other keys are looked at all the same, if it is known what they are to be for.
             PlanBuilder::new(kind_of_uri(&uri.value)?)
         }
@@ -165,7 +168,7 @@ fn disk(
     match builder.finish(&uri.value, base) {
         Ok(plan) => Some(plan),
         Err(problem) => {
-            found.push(Mistake::new(uri.at.clone(), "this disk cannot be made", problem));
+            found.push(Mistake::new(uri.at.clone(), "invalid disk", problem));
             None
         }
     }
@@ -181,8 +184,8 @@ fn set_option(
 ) {
     let known = builder.names();
     let Some(value) = value else {
-        let what = format!("{key} is neither a text, a number nor a flag");
-        found.push(Mistake::new(at, what, format!("a disk has uri, {}", suggest::list(&known))));
+        let what = format!("{key} must be a string, an integer or a boolean");
+        found.push(Mistake::new(at, what, format!("supported: uri, {}", suggest::list(&known))));
         return;
     };
     let (place, what) = if known.contains(&canonical_key(key).as_ref()) {
@@ -200,7 +203,7 @@ fn has_disk_named(disks: &[Disk], name: &At<String>, found: &mut Vec<Mistake>) -
     let is_there = disks.iter().any(|known| known.name == name.value);
     if !is_there {
         let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
-        let what = format!("there is no disk named {:?}", name.value);
+        let what = format!("no disk named {:?}", name.value);
         found.push(Mistake::new(name.at.clone(), what, suggest::hint(&name.value, &names)));
     }
     is_there
@@ -211,8 +214,8 @@ fn socket_mode(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> Option<u3
     let mode = table.text("socket_mode", found)?;
     let parsed = u32::from_str_radix(&mode.value, 8).ok().filter(|mode| *mode <= 0o777);
     if parsed.is_none() {
-        let remedy = "write socket_mode = \"660\", say";
-        found.push(Mistake::new(mode.at, "this is no octal mode", remedy));
+        let remedy = "write e.g. socket_mode = \"660\"";
+        found.push(Mistake::new(mode.at, "invalid octal mode", remedy));
     }
     parsed
 }
@@ -221,7 +224,7 @@ fn socket_mode(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> Option<u3
 fn no_tls(exports: &[At<ExportPlan>], found: &mut Vec<Mistake>) {
     for export in exports.iter().filter(|it| it.value.settings.flag("tls_only") == Some(true)) {
         let what = format!("export {:?} is tls_only, but TLS is off", export.value.name);
-        let remedy = "add [nbd.tls] with certificate and key, or leave tls_only out";
+        let remedy = "add [nbd.tls] with certificate and key, or omit tls_only";
         found.push(Mistake::new(export.at.clone(), what, remedy));
     }
 }
@@ -244,8 +247,8 @@ fn exports(
                 other.value.kind == plan.kind && other.value.name == plan.name
             };
             if plans.iter().find(same).is_some() {
-                let what = format!("there is an export named {:?} already", plan.name);
-                found.push(Mistake::new(name_at, what, "give it another name: name = \"...\""));
+                let what = format!("an export named {:?} already exists", plan.name);
+                found.push(Mistake::new(name_at, what, "choose another name: name = \"...\""));
             }
             if let (Some(path), Some(at)) = (plan.settings.socket(), socket_at) {
                 taken.take(&Address::Unix(path.to_owned()), at, found);
@@ -291,7 +294,7 @@ fn export(
         }
     }
     if let Err(problem) = settings.make_paths_absolute(base) {
-        found.push(Mistake::new(at.clone(), "a path here cannot be used", problem));
+        found.push(Mistake::new(at.clone(), "invalid path", problem));
     }
     table.finish(found);
     let disk = if kind.whole_yard {
@@ -300,8 +303,8 @@ fn export(
         disk
     } else {
         if !has_disk {
-            let remedy = "name one of the disks: disk = \"...\"";
-            let what = format!("an export of {} without a disk", kind.name);
+            let remedy = "add disk = \"...\"";
+            let what = format!("the {} export has no disk", kind.name);
             found.push(Mistake::new(at, what, remedy));
         }
         return None;
@@ -313,7 +316,7 @@ fn export(
     if found.len() == before
         && let Err(problem) = (kind.check)(&settings)
     {
-        found.push(Mistake::new(at, "this export cannot be made", problem));
+        found.push(Mistake::new(at, "invalid export", problem));
     }
     let name_at = name.as_ref().map_or(disk.at, |name| name.at.clone());
     let unnamed = if kind.whole_yard { exports::WHOLE_YARD } else { &disk.value };
@@ -338,7 +341,7 @@ fn nbd(
             Ok(Address::Unix(path)) => match absolute(base, &path) {
                 Ok(path) => Address::Unix(path),
                 Err(problem) => {
-                    found.push(Mistake::new(address.at, "this path cannot be used", problem));
+                    found.push(Mistake::new(address.at, "invalid path", problem));
                     continue;
                 }
             },
@@ -370,8 +373,8 @@ impl Taken {
         // Port 0 is another one each time.
         let chosen_later = matches!(address, Address::Tcp { port: 0, .. });
         if self.0.contains(address) && !chosen_later {
-            let what = format!("{address} is listened at already");
-            found.push(Mistake::new(at, what, "give each its own address, or remove one"));
+            let what = format!("duplicate listen address {address}");
+            found.push(Mistake::new(at, what, "remove one of them"));
         }
         self.0.push(address.clone());
     }
@@ -391,10 +394,10 @@ fn memory(
         }
         Ok(_) => found.push(Mistake::new(
             memory.at,
-            "that is less than the longest request of a client needs",
+            "less than one request of a client may need",
             format!("write \"{}M\" or more", least.div_ceil(1 << 20)),
         )),
-        Err(problem) => found.push(Mistake::new(memory.at, "this is no size", problem)),
+        Err(problem) => found.push(Mistake::new(memory.at, "invalid size", problem)),
     }
     None
 }
@@ -443,13 +446,13 @@ fn duration(
         Ok(_) => {
             found.push(Mistake::new(
                 text.at,
-                format!("{key} is no time at all"),
-                "write \"10s\", say",
+                format!("{key} must be greater than 0"),
+                "write e.g. \"10s\"",
             ));
             None
         }
         Err(problem) => {
-            found.push(Mistake::new(text.at, format!("{key} is no time"), problem));
+            found.push(Mistake::new(text.at, format!("{key} is not a valid duration"), problem));
             None
         }
     }
@@ -474,7 +477,7 @@ fn tls(
         Some(other) => {
             let place = mode.as_ref().map_or(at, |mode| mode.at.clone());
             let remedy = suggest::hint(other, &["off", "allow", "require"]);
-            found.push(Mistake::new(place, format!("TLS has no mode {other:?}"), remedy));
+            found.push(Mistake::new(place, format!("unknown TLS mode {other:?}"), remedy));
             return None;
         }
     };
@@ -484,10 +487,10 @@ fn tls(
     };
     if let Some(psk) = psk {
         if certificate.is_some() || key.is_some() || client_ca.is_some() {
-            let remedy = "keep psk, or certificate, key and client_ca";
+            let remedy = "keep either psk, or certificate, key and client_ca";
             found.push(Mistake::new(
                 psk.at,
-                "TLS with both certificates and pre-shared keys",
+                "certificates and pre-shared keys cannot be combined",
                 remedy,
             ));
             return None;
@@ -496,14 +499,33 @@ fn tls(
     }
     let mut needed = |file: Option<At<String>>, key: &str| -> Option<PathBuf> {
         if file.is_none() {
-            let remedy = format!("name a file in PEM: {key} = \"server-{key}.pem\"");
-            found.push(Mistake::new(at.clone(), format!("TLS without a {key}"), remedy));
+            let remedy = format!("add a PEM file: {key} = \"server-{key}.pem\"");
+            found.push(Mistake::new(at.clone(), format!("TLS needs a {key}"), remedy));
         }
         file.map(path)
     };
     let (certificate, key) = (needed(certificate, "certificate"), needed(key, "key"));
     let files = TlsFiles { certificate: certificate?, key: key?, client_ca: client_ca.map(path) };
     Some((mode, TlsIdentity::Certificate(files)))
+}
+
+fn metrics(mut table: Taker<'_, '_>, found: &mut Vec<Mistake>) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for address in table.texts("listen", found) {
+        match address.value.parse() {
+            Ok(parsed) => addresses.push(parsed),
+            Err(_) => {
+                let what = format!("{:?} is not an IP address and port", address.value);
+                found.push(Mistake::new(
+                    address.at,
+                    what,
+                    "write it as 127.0.0.1:9660 or [::1]:9660",
+                ));
+            }
+        }
+    }
+    table.finish(found);
+    addresses
 }
 
 fn threads_table(

@@ -31,20 +31,20 @@ impl Setup {
     pub(super) fn load(uri: &Uri, file: &Path) -> Result<Self, Error> {
         let bad = |problem: String| {
             let path = file.display();
-            let what = format!("bad file of pre-shared keys {path}: {problem}");
+            let what = format!("invalid file of pre-shared keys {path}: {problem}");
             Error::new(ErrorKind::Tls, what)
         };
         let user = uri.user.clone().or_else(|| std::env::var("USER").ok()).ok_or_else(|| {
             let what = "TLS with pre-shared keys needs a user: nbds://USER@...";
             Error::new(ErrorKind::Config, what)
         })?;
-        let text = read(file).map_err(|err| bad("it cannot be read".into()).caused_by(err))?;
+        let text = read(file).map_err(|err| bad("cannot read it".into()).caused_by(err))?;
         let mut keys = psk::parse(&text).map_err(|wrong| bad(wrong.to_string()))?;
         let key = keys.remove(user.as_bytes()).ok_or_else(|| {
-            bad(format!("there is no user {user:?} in it; make a key: psktool -u USER -p FILE"))
+            bad(format!("no user {user:?}; create a key: psktool -u USER -p FILE"))
         })?;
         let context = context(user, key)
-            .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+            .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
         Ok(Self(context))
     }
 
@@ -54,7 +54,7 @@ impl Setup {
             SslStream::new(session, Records::default())
         });
         let stream =
-            made.map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+            made.map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
         Ok(Box::new(Keyed { stream, record: vec![0; RECORD_LEN] }))
     }
 }
@@ -111,7 +111,7 @@ impl Keyed {
         let records = self.stream.get_mut();
         // Answers to what is no data, which this server makes us give and does not take.
         if records.unsent() > 2 * SEND_BUFFER {
-            let what = "the server does not take its own key updates";
+            let what = "the server does not read key updates";
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
         records.receive(socket)

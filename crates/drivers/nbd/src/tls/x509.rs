@@ -45,7 +45,7 @@ impl Setup {
         let provider = certificates::provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+            .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
         let verifier: Arc<dyn ServerCertVerifier> = if params.verify_peer == Some(false) {
             Arc::new(AnyServer(Arc::clone(&provider)))
         } else {
@@ -68,7 +68,7 @@ impl Setup {
     pub(super) fn session(&self) -> Result<Box<dyn Session>, Error> {
         let session = ClientConnection::new(Arc::clone(&self.config), self.name.clone());
         let mut session = session
-            .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+            .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
         session.set_buffer_limit(Some(SEND_BUFFER));
         Ok(Box::new(Certified { tls: session, record: vec![0; RECORD_LEN] }))
     }
@@ -109,8 +109,8 @@ fn find(uri: &Uri, files: &TlsFiles, usual: &[PathBuf]) -> Result<Found, Error> 
     let certificate = match (certificate, key) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
-        (Some(path), None) => return Err(BadFile::new("there is no key for", &path).into()),
-        (None, Some(path)) => return Err(BadFile::new("there is no certificate for", &path).into()),
+        (Some(path), None) => return Err(BadFile::new("no key for the certificate", &path).into()),
+        (None, Some(path)) => return Err(BadFile::new("no certificate for the key", &path).into()),
     };
     let ca = files.ca.clone().or_else(|| inside("ca-cert.pem"));
     Ok(Found { ca: ca.unwrap_or_else(|| SYSTEM_CA.into()), certificate })
@@ -124,7 +124,7 @@ fn server_name(uri: &Uri) -> Result<ServerName<'static>, Error> {
         (None, Transport::Unix { .. } | Transport::Vsock { .. }) => "localhost".to_owned(),
     };
     ServerName::try_from(name.clone()).map_err(|err| {
-        let what = format!("{name:?} is no name that a certificate can have; set tls-hostname");
+        let what = format!("{name:?} is not a valid name of a certificate; set tls-hostname");
         Error::new(ErrorKind::Tls, what).caused_by(err)
     })
 }
@@ -149,7 +149,7 @@ impl KnownServer {
             blamed = path;
         }
         let webpki = builder.build().map_err(|err| {
-            BadFile::new("servers cannot be verified by what is in", &blamed).caused_by(err)
+            BadFile::new("cannot verify servers with the certificates in", &blamed).caused_by(err)
         })?;
         Ok(Self { webpki, trusted })
     }
@@ -378,6 +378,6 @@ mod tests {
         let named = TlsFiles { certificate: Some("c".into()), key: Some("k".into()), ca: None };
         assert_eq!(found(&named).unwrap(), Some(("c".into(), "k".into())));
         let half = TlsFiles { key: None, ..named };
-        assert!(found(&half).unwrap_err().to_string().contains("no key for c"));
+        assert!(found(&half).unwrap_err().to_string().contains("no key for the certificate c"));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use blockyard_blkmq::{Bdev, Bio, Flags, Op, Outbox, Sector, Status};
-use blockyard_buf::Buffer;
+use blockyard_buf::{Buffer, Pages};
 use blockyard_nbd::server::{Chunk, Data, Memory, Submission, Work};
 use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode};
 
@@ -31,15 +31,15 @@ impl Work for Carrier {
     }
 
     fn segments(&self) -> usize {
-        self.0.data().len()
+        self.0.pages().map_or(self.0.data().len(), |_| 1)
     }
 
     fn segment_len(&self, segment: usize) -> usize {
-        self.0.data()[segment].len()
+        self.0.pages().map_or_else(|| self.0.data()[segment].len(), Pages::len)
     }
 
     fn is_zero(&self, segment: usize) -> bool {
-        self.0.data()[segment].is_zero_run()
+        self.0.pages().is_none() && self.0.data()[segment].is_zero_run()
     }
 
     fn extents(&self) -> impl Iterator<Item = (u64, u64)> {
@@ -58,7 +58,9 @@ pub(super) struct Room(pub(super) Buffer);
 
 impl Memory for Room {
     fn bytes(&mut self) -> &mut [u8] {
-        let Some(bytes) = self.0.get_mut() else { unreachable!("nobody has it before it is full") };
+        let Some(bytes) = self.0.get_mut() else {
+            unreachable!("it is not shared before it is full")
+        };
         bytes
     }
 }
@@ -66,6 +68,8 @@ impl Memory for Room {
 /// The bios of a connection.
 pub(super) struct Carriers {
     outbox: Arc<Outbox>,
+    /// What reads are asked for: pages of a file, where these can be sent.
+    read_flags: Flags,
     /// Those that carry nothing.
     free: Bios,
     /// Those that wait to be submitted together.
@@ -77,8 +81,11 @@ pub(super) struct Carriers {
 }
 
 impl Carriers {
-    pub(super) fn new(outbox: Arc<Outbox>) -> Self {
-        Self { outbox, free: Vec::new(), batch: Vec::new(), ended: Vec::new(), at_disk: 0 }
+    /// `sends_pages`: whether [pages](Flags::PAGES) can be sent to the client as they are.
+    pub(super) fn new(outbox: Arc<Outbox>, sends_pages: bool) -> Self {
+        let read_flags = if sends_pages { Flags::PAGES } else { Flags::empty() };
+        let (free, batch, ended) = (Vec::new(), Vec::new(), Vec::new());
+        Self { outbox, read_flags, free, batch, ended, at_disk: 0 }
     }
 
     /// A request joins the batch. A payload that was left where it was received is in `received`.
@@ -104,7 +111,7 @@ impl Carriers {
                 }
             }
         }
-        bio.flags |= flags;
+        bio.flags |= if op == Op::Read { self.read_flags } else { flags };
         self.batch.push(bio);
     }
 
@@ -149,7 +156,7 @@ impl Carriers {
     }
 
     pub(super) fn keep_list(&mut self, list: Bios) {
-        debug_assert!(list.is_empty(), "bios that nobody has seen");
+        debug_assert!(list.is_empty(), "unread bios");
         self.ended = list;
     }
 

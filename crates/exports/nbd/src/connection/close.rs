@@ -9,17 +9,17 @@ use blockyard_nbd::server::Expired;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Close {
     /// The client said goodbye, or hung up between two messages.
-    #[error("the client has left")]
+    #[error("client disconnected")]
     Left,
     /// The client hung up within a message.
-    #[error("the client hung up in the middle of a message")]
+    #[error("client disconnected in the middle of a message")]
     Truncated,
     /// The client was gone when something was sent to it, or left without reading all: what clients that have what they came
     /// for often do.
-    #[error("the client hung up")]
+    #[error("client disconnected before it read all replies")]
     HungUp,
     /// The connection broke.
-    #[error("the connection broke: {0}")]
+    #[error("connection failed: {0}")]
     Lost(#[source] io::Error),
     /// The client, or its trust, is not what TLS needs.
     #[error("TLS failed: {0}")]
@@ -28,26 +28,22 @@ pub(crate) enum Close {
     #[error("{0}")]
     Protocol(#[from] blockyard_nbd::Error),
     /// Plain bytes behind the request for TLS: somebody may have put them there.
-    #[error("the client did not wait for TLS before it went on")]
+    #[error("the client sent data before the TLS handshake")]
     NotTls,
     /// The client took too long to choose an export.
-    #[error("the handshake was not complete after {0:?}")]
+    #[error("handshake incomplete after {0:?}")]
     HandshakeTimeout(Duration),
     /// There are too many that have not chosen an export, and this is the oldest of them.
-    #[error("too many clients are in their handshake, and this is the oldest of them")]
+    #[error("too many handshakes; the oldest was closed")]
     Crowded,
     /// There are as many clients as there may be.
-    #[error("there are as many clients as the limit allows")]
+    #[error("max_clients reached")]
     Full,
     /// Its host has as many clients as it may have.
-    #[error(
-        "its host has {0} clients, as many as it may have; raise the limit if it is right (max_clients_per_host)"
-    )]
+    #[error("its host has {0} clients, the limit (max_clients_per_host)")]
     HostFull(usize),
     /// The disk has not done with as many clients as there may be, which have all left.
-    #[error(
-        "its disk has not done with the requests of as many clients that have left as there may be clients"
-    )]
+    #[error("too many disconnected clients still have requests in flight")]
     Abandoned,
     /// The client took too long for something else.
     #[error("{}", what_expired(.0))]
@@ -94,13 +90,13 @@ impl Close {
 fn what_expired(expired: &Expired) -> String {
     match expired {
         Expired::Stalled(what, limit) => {
-            format!("{what}, and nothing of that moved for {limit:?} (stall_timeout)")
+            format!("{what}, and made no progress for {limit:?} (stall_timeout)")
         }
         Expired::Pressed(what, limit) => format!(
             "{what}, and nothing of that moved for {limit:?} while others waited for its memory; raise the limit for all \
              clients if it is right (max_memory)"
         ),
-        Expired::Idle(limit) => format!("the client asked for nothing for {limit:?}"),
+        Expired::Idle(limit) => format!("idle for {limit:?}"),
     }
 }
 

@@ -42,9 +42,9 @@ impl Exports for Asked<'_> {
     fn find(&self, name: &str) -> Result<Export, Refusal> {
         let found = self.catalogue.find(name);
         let reason = match &found {
-            Err(Refusal::Unknown) => Some("there is none of that name"),
-            Err(_) => Some("the client may not have it"),
-            Ok(export) if export.tls_only && !self.tls => Some("only with TLS"),
+            Err(Refusal::Unknown) => Some("no such export"),
+            Err(_) => Some("not allowed for this client"),
+            Ok(export) if export.tls_only && !self.tls => Some("TLS required"),
             Ok(_) => None,
         };
         if let Some(reason) = reason {

@@ -1,4 +1,4 @@
-//! Replies go to the socket: in one message from wherever their parts lie, or through TLS.
+//! Replies go to the socket: in one message from wherever their parts lie, pages of a file as they are, or all through TLS.
 
 use std::io;
 
@@ -22,19 +22,31 @@ pub(super) fn send(
     }
     while connection.wants_transmit() {
         let mut message = vecs.gather();
+        let mut behind = None;
         for piece in connection.poll_transmit() {
             if message.is_full() {
                 break;
             }
             match piece {
                 Piece::Bytes(bytes) => message.push(bytes),
-                Piece::Data { work, segment, skip } => {
-                    message.push_segment(&work.0.data()[segment], skip);
-                }
+                Piece::Data { work, segment, skip } => match work.0.pages() {
+                    Some(pages) => {
+                        message.goes_on();
+                        behind = Some((pages, pages.len() - skip));
+                        break;
+                    }
+                    None => message.push_segment(&work.0.data()[segment], skip),
+                },
             }
         }
-        let len = message.len();
-        let sent = wire.send(message)?;
+        let mut len = message.len();
+        let mut sent = if message.is_empty() { 0 } else { wire.send(message)? };
+        if let Some((pages, left)) = behind {
+            if sent == len {
+                sent += wire.send_pages(pages, left)?;
+            }
+            len += left;
+        }
         connection.sent(sent);
         if sent < len {
             return Ok(false);

@@ -91,6 +91,9 @@ impl<'a> Transmission<'a> {
         let lease = offered.share.lease(waker);
         let mut connection = Connection::new(negotiated, limits, lease);
         connection.stash(received);
+        let outbox = Arc::clone(&registration.client.outbox);
+        // What is encrypted has to be looked at.
+        let bios = Carriers::new(outbox, !wire.has_tls());
         Self {
             registration,
             wire,
@@ -98,7 +101,7 @@ impl<'a> Transmission<'a> {
             bdev,
             header: negotiated.style.request_len(),
             connection,
-            bios: Carriers::new(Arc::clone(&registration.client.outbox)),
+            bios,
             pinned: Vec::new(),
             farewell: FAREWELL,
             alarm: Alarm::default(),

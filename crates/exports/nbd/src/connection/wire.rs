@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
+use blockyard_buf::Pages;
 use blockyard_sys::net::{Gather, IoVecs, Watch};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -76,7 +77,7 @@ impl Wire {
     pub(crate) async fn shake_tls(&mut self, workers: &Arc<Semaphore>) -> io::Result<()> {
         while let Some(mut tls) = self.tls.take() {
             let Ok(worker) = Arc::clone(workers).acquire_owned().await else {
-                unreachable!("nobody closes the semaphore")
+                unreachable!("the semaphore is never closed")
             };
             let socket = Socket::from(self.socket.get_ref().try_clone()?);
             // Before the socket is looked at elsewhere: what comes from now on is news.
@@ -192,6 +193,19 @@ impl Wire {
             }
             Err(err) => Err(err),
         }
+    }
+
+    /// Sends pages as they are, as many as there is room for. Not under TLS.
+    pub(crate) fn send_pages(&mut self, pages: &Pages, len: usize) -> io::Result<usize> {
+        let sent = match pages.send(self.socket.as_fd()) {
+            Err(err) if err.kind() == ErrorKind::WouldBlock => 0,
+            sent => sent?,
+        };
+        self.sent += sent as u64;
+        if sent < len {
+            self.no_room();
+        }
+        Ok(sent)
     }
 
     /// Sends bytes, in the clear or under TLS, as many as there is room for.

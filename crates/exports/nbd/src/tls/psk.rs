@@ -39,7 +39,7 @@ struct Peer {
 pub(super) fn load(path: &Path) -> Result<TlsConfig, Error> {
     let keys = psk_file::load(path)?;
     let psk = Psk::new(keys)
-        .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+        .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
     Ok(TlsConfig(Arc::new(psk)))
 }
 
@@ -114,7 +114,7 @@ impl PskSession {
         let records = self.stream.get_mut();
         // Answers to what is no data, which this client makes the server give and does not take.
         if records.unsent() > 2 * SEND_BUFFER {
-            return Err(invalid("the client does not take its own key updates".into()));
+            return Err(invalid("the client does not read key updates".into()));
         }
         let received = records.receive(socket)?;
         self.moved.received |= received > 0;
@@ -142,11 +142,9 @@ impl Session for PskSession {
             if err.code() != ErrorCode::WANT_READ {
                 let broken = self.broken(socket, &err);
                 return Err(match self.stream.ssl().ex_data(self.peer) {
-                    Some(Peer { user, known: false }) => {
-                        invalid(format!("there is no user {user:?}"))
-                    }
+                    Some(Peer { user, known: false }) => invalid(format!("no user {user:?}")),
                     Some(Peer { user, .. }) => {
-                        invalid(format!("user {user:?} may have another key: {broken}"))
+                        invalid(format!("wrong key of user {user:?}: {broken}"))
                     }
                     None => broken,
                 });

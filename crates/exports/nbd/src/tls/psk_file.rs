@@ -17,16 +17,16 @@ pub(super) fn load(path: &Path) -> Result<Keys, Error> {
     let bad = |problem: String| {
         Error::new(
             ErrorKind::Tls,
-            format!("bad file of pre-shared keys {}: {problem}", path.display()),
+            format!("invalid file of pre-shared keys {}: {problem}", path.display()),
         )
     };
-    let (text, mode) = read(path).map_err(|err| bad("it cannot be read".into()).caused_by(err))?;
+    let (text, mode) = read(path).map_err(|err| bad("cannot read it".into()).caused_by(err))?;
     if mode & OTHERS != 0 {
         let mode = format!("{:o}", mode & 0o777);
         let path = path.display();
         tracing::warn!(
             mode,
-            "others than its owner may use the file of pre-shared keys {path}; run: chmod 600 {path}"
+            "the file of pre-shared keys {path} is accessible to other users; run: chmod 600 {path}"
         );
     }
     psk::parse(&text).map_err(|mistake| bad(mistake.to_string()))

@@ -39,7 +39,7 @@ impl TlsFiles {
         let key = certificates::private_key(&self.key, &provider, READ)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|err| Error::new(ErrorKind::Tls, "TLS cannot be set up").caused_by(err))?;
+            .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => builder.with_client_cert_verifier(client_verifier(path, provider)?),
@@ -65,7 +65,9 @@ fn client_verifier(
         blamed = path;
     }
     builder.build().map_err(|err| {
-        BadFile::new("clients cannot be verified by what is in", &blamed).caused_by(err).into()
+        BadFile::new("cannot verify clients with the certificates in", &blamed)
+            .caused_by(err)
+            .into()
     })
 }
 

@@ -33,10 +33,10 @@ pub(crate) enum CommandError {
     #[error("queue {0}: {1}")]
     Queue(u32, QueueError),
     /// Its event cannot be waited for.
-    #[error("queue {0}: its event cannot be waited for: {1}")]
+    #[error("queue {0}: cannot wait for its event: {1}")]
     Event(u32, std::io::Error),
     /// Its thread has ended.
-    #[error("queue {0}: its thread has ended")]
+    #[error("queue {0}: its thread has exited")]
     Gone(u32),
 }
 

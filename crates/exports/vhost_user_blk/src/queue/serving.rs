@@ -32,7 +32,7 @@ pub(super) enum Fault {
     Queue(#[from] QueueError),
     #[error("{0}")]
     Request(#[from] Broken),
-    #[error("the guest's memory is gone")]
+    #[error("guest memory is gone")]
     MemoryLost,
 }
 

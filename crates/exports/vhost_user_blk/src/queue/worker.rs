@@ -141,7 +141,7 @@ impl Worker {
             tracing::info!(
                 socket = self.device.name,
                 queue = self.index,
-                "requests that were open are begun anew"
+                "resubmitting requests of the in-flight region"
             );
             if let Some(tell) = &self.device.export.on_resume {
                 tell();
@@ -241,8 +241,8 @@ impl Worker {
         tracing::error!(
             socket = self.device.name,
             queue = self.index,
-            "{count} writes of the guest were under way when their memory was lost, and have failed: the disk may have zeroes \
-             in sectors {} to {} that nobody wrote",
+            "{count} writes of the guest were in flight when their memory was lost, and failed: the disk may have zeroes \
+             in sectors {} to {} that the guest did not write",
             sectors.start,
             sectors.end.saturating_sub(1)
         );
@@ -258,7 +258,7 @@ impl Worker {
             tracing::warn!(
                 socket = self.device.name,
                 queue = self.index,
-                "the driver broke the rules, and its queue is not served any more: {fault}"
+                "guest driver violated virtio; queue stopped: {fault}"
             );
         }
         serving.break_down(&self.device, self.cpu);

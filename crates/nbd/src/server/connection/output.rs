@@ -119,7 +119,7 @@ impl<W: Work> Output<W> {
             self.next += 1;
             self.sent = 0;
         }
-        assert!(bytes == 0, "{bytes} bytes were sent that nobody gave");
+        assert!(bytes == 0, "{bytes} bytes were sent that were not queued");
         self.clear();
         true
     }

@@ -159,7 +159,7 @@ impl World {
 
 impl Simulated {
     /// Cuts the power after so many changes.
-    pub(super) fn cut_after(&self, changes: u64) {
+    pub(crate) fn cut_after(&self, changes: u64) {
         self.0.lock().left = Some(changes);
     }
 
@@ -181,12 +181,12 @@ impl Simulated {
     }
 
     /// Changes until then.
-    pub(super) fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.0.lock().left == Some(0)
     }
 
     /// The disk after the cut: what was synchronised, and some of the rest, in any order and torn.
-    pub(super) fn power_on(&self, rng: &mut StdRng) -> Self {
+    pub(crate) fn power_on(&self, rng: &mut StdRng) -> Self {
         let mut world = self.0.lock();
         let mut after =
             World { next: world.next, names: world.durable_names.clone(), ..World::default() };

@@ -1,5 +1,6 @@
 //! Images on a store in a directory, whose disk is in memory.
 
+mod crashes;
 mod faults;
 mod fsx;
 mod images;

@@ -1,0 +1,170 @@
+//! Reads that are answered with pages of the page cache, and those that must not be.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
+
+use blockyard_blkmq::{Bio, Flags, Op, Sector, StatGroup, Status, TagSetConfig};
+use blockyard_driver_file::FileConfig;
+use blockyard_sys::page_cache;
+use common::{Place, TestDisk, bytes, open, open_shown, open_with, ways};
+use rustix::fs::{Advice, fadvise};
+
+const SIZE: usize = 8 << 20;
+const LONG: usize = 256 << 10;
+
+static CONTENT: LazyLock<Vec<u8>> =
+    LazyLock::new(|| (0..SIZE).map(|at| (at * 13 + at / 509) as u8).collect());
+
+fn paged(offset: usize, len: usize) -> Box<Bio> {
+    Bio::new(Op::Read, Sector(offset as u64 / 512), len as u64).with_flags(Flags::PAGES)
+}
+
+/// What a read has brought, and whether that were pages.
+fn answer(mut bio: Box<Bio>) -> (Vec<u8>, bool) {
+    assert_eq!(bio.status(), Status::Ok);
+    match bio.take_pages() {
+        Some(pages) => {
+            assert!(bio.data().is_empty());
+            (pages.into_bytes().unwrap(), true)
+        }
+        None => (bytes(&bio), false),
+    }
+}
+
+fn read(disk: &TestDisk, offset: usize, len: usize) -> (Vec<u8>, bool) {
+    answer(disk.submit(paged(offset, len)))
+}
+
+/// Whether this kernel can do it at all.
+fn is_known(config: &FileConfig) -> bool {
+    page_cache::is_known(std::fs::File::open(&config.path).unwrap().as_fd())
+}
+
+fn made(place: &Place) -> FileConfig {
+    let config = FileConfig::new(place.path().join("disk"));
+    std::fs::write(&config.path, &*CONTENT).unwrap();
+    config
+}
+
+#[test]
+fn long_reads_of_cached_bytes_bring_pages_and_all_reads_the_same_bytes() {
+    for place in [Place::here(), Place::tmpfs("64m"), Place::on_loop("ext4")] {
+        for config in ways(&place.path().join("disk")) {
+            std::fs::write(&config.path, &*CONTENT).unwrap();
+            let Ok(disk) = open(&config) else { continue };
+            let can = !config.direct && is_known(&config);
+            let shapes = [
+                (0, LONG, can),
+                (512, 100 << 10, can),
+                (SIZE - LONG, LONG, can),
+                (4096, 1 << 20, can),
+                (4096, 4096, false),
+                (512, 1 << 20, false),
+                (0, 2 << 20, false),
+            ];
+            for (offset, len, expected) in shapes {
+                let (got, were_pages) = read(&disk, offset, len);
+                assert!(got == CONTENT[offset..offset + len], "{offset} {len} {config:?}");
+                assert_eq!(were_pages, expected, "{} {offset} {len} {config:?}", place.name);
+            }
+            let plain = disk.range(Op::Read, 0, LONG as u64, Flags::empty());
+            assert!(plain.pages().is_none(), "nobody has asked for pages");
+            let odd = Bio::at_bytes(Op::Read, 100, LONG as u64).with_flags(Flags::PAGES);
+            let (got, were_pages) = answer(disk.submit(odd));
+            assert!(got == CONTENT[100..100 + LONG] && !were_pages, "trimmed");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_cached_is_read_and_is_cached_then() {
+    let place = Place::on_loop("ext4");
+    let config = made(&place);
+    let disk = open(&config).unwrap();
+    let file = std::fs::File::open(&config.path).unwrap();
+    file.sync_all().unwrap();
+    // Nothing is read ahead by this description.
+    fadvise(&file, 0, None, Advice::Random).unwrap();
+    for cached in [0, LONG / 2, 4096] {
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        file.read_exact_at(&mut vec![0; cached], 0).unwrap();
+        let (got, were_pages) = read(&disk, 0, LONG);
+        assert!(got == CONTENT[..LONG] && !were_pages);
+        let (got, were_pages) = read(&disk, 0, LONG);
+        assert!(got == CONTENT[..LONG]);
+        assert_eq!(were_pages, is_known(&config));
+    }
+}
+
+#[test]
+fn what_the_file_has_lost_fails_and_does_not_come_back() {
+    let place = Place::here();
+    let config = made(&place);
+    let disk = open(&config).unwrap();
+    let file = std::fs::File::options().write(true).open(&config.path).unwrap();
+    file.set_len((SIZE - LONG / 2) as u64).unwrap();
+    let at = SIZE - LONG;
+    assert_eq!(disk.submit(paged(at, LONG)).status(), Status::Io);
+    file.set_len(SIZE as u64).unwrap();
+    assert_eq!(disk.submit(paged(at, LONG)).status(), Status::Io);
+    assert_eq!(read(&disk, 0, LONG).1, is_known(&config));
+}
+
+#[test]
+fn padding_is_zeroes_and_what_is_not_shown_is_not_told() {
+    let place = Place::here();
+    let config = made(&place);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&config.path)
+        .unwrap()
+        .set_len((SIZE - 100) as u64)
+        .unwrap();
+    let disk = open(&config).unwrap();
+    let mut expected = CONTENT.clone();
+    expected[SIZE - 100..].fill(0);
+    let (got, were_pages) = read(&disk, SIZE - LONG, LONG);
+    assert!(got == expected[SIZE - LONG..] && !were_pages);
+    drop(disk);
+    let shown = LONG + 1024 + 7;
+    let disk = open_shown(&config, TagSetConfig::default(), shown as u64).unwrap();
+    let len = disk.disk.capacity().bytes() as usize - 1024;
+    let (got, were_pages) = read(&disk, 1024, len);
+    expected.truncate(shown);
+    expected.resize(1024 + len, 0);
+    assert!(got == expected[1024..] && !were_pages);
+}
+
+#[test]
+fn reads_that_become_one_request_are_answered_each_for_itself() {
+    let place = Place::here();
+    let config = made(&place);
+    let tags = TagSetConfig { cpus: 1, hw_queues: [1, 0, 0], depth: 2, ..Default::default() };
+    let disk = open_with(&config, tags).unwrap();
+    let sectors = || disk.disk.stats().0.counters(StatGroup::Read).sectors;
+    let before = sectors();
+    let lens = [LONG, 64 << 10, 512 << 10, LONG];
+    let mut at = 0;
+    let bios = lens.map(|len| {
+        at += len;
+        paged(at - len, len)
+    });
+    let mut from = 0;
+    for (bio, len) in disk.submit_all(bios.into()).into_iter().zip(lens) {
+        let (got, were_pages) = answer(bio);
+        assert!(got == CONTENT[from..from + len]);
+        assert_eq!(were_pages, is_known(&config));
+        from += len;
+    }
+    assert_eq!(sectors() - before, from as u64 / 512, "all of it is counted");
+    // Beside one that is short, it is not worth it; beside one that wants memory, it cannot be.
+    let mixed = vec![paged(0, LONG), paged(LONG, 4096), paged(LONG + 4096, LONG)];
+    for (bio, from) in disk.submit_all(mixed).into_iter().zip([0, LONG, LONG + 4096]) {
+        let len = bio.len() as usize;
+        assert!(answer(bio).0 == CONTENT[from..from + len]);
+    }
+}

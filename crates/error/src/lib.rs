@@ -1,0 +1,146 @@
+//! The shape of an error: its kind, what went wrong, what to do about it, and why.
+//!
+//! A crate has kinds of its own, and a name for the shape with them:
+//!
+//! ```
+//! #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+//! pub enum ErrorKind {
+//!     /// No such file.
+//!     NotFound,
+//!     /// Any other error of the system.
+//!     Io,
+//! }
+//!
+//! pub type Error = blockyard_error::Error<ErrorKind>;
+//!
+//! impl From<&std::io::Error> for ErrorKind {
+//!     fn from(err: &std::io::Error) -> Self {
+//!         match err.kind() {
+//!             std::io::ErrorKind::NotFound => Self::NotFound,
+//!             _ => Self::Io,
+//!         }
+//!     }
+//! }
+//!
+//! let err = Error::io("cannot open disk.img", std::io::ErrorKind::NotFound.into());
+//! assert_eq!(err.kind(), ErrorKind::NotFound);
+//! assert_eq!(err.chain(), "cannot open disk.img: entity not found");
+//! ```
+//!
+//! Match on the kind, print the whole chain: an error shows what went wrong, and its causes are its sources. What to do about it
+//! is apart from that, so that the command can print it last.
+
+#![forbid(unsafe_code)]
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+/// What caused an error.
+pub type Source = Box<dyn StdError + Send + Sync>;
+
+/// What was being done and what went wrong, its kind to match on, what to do about it, and why.
+#[derive(Debug)]
+pub struct Error<K> {
+    kind: K,
+    what: String,
+    remedy: Option<Box<str>>,
+    source: Option<Source>,
+}
+
+impl<K> Error<K> {
+    /// An error of a kind, with a sentence that says what, and where.
+    #[must_use]
+    pub fn new(kind: K, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), remedy: None, source: None }
+    }
+
+    /// What the system says, which decides the kind, with what was being done.
+    #[must_use]
+    pub fn io(what: impl Into<String>, source: io::Error) -> Self
+    where
+        K: for<'a> From<&'a io::Error>,
+    {
+        Self::new(K::from(&source), what).caused_by(source)
+    }
+
+    /// With what caused it.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Source>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// With what to do about it: one instruction, ready to be followed.
+    #[must_use]
+    pub fn help(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into().into());
+        self
+    }
+
+    /// The same with a kind of another crate.
+    #[must_use]
+    pub fn with_kind<L>(self, kind: L) -> Error<L> {
+        Error { kind, what: self.what, remedy: self.remedy, source: self.source }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
+
+    /// The whole chain in one line, for a log.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut line = self.what.clone();
+        let mut source = self.cause();
+        while let Some(cause) = source {
+            line.push_str(": ");
+            line.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        line
+    }
+
+    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl<K: Copy> Error<K> {
+    /// The kind, to match on.
+    #[must_use]
+    pub fn kind(&self) -> K {
+        self.kind
+    }
+}
+
+impl<K> fmt::Display for Error<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl<K: fmt::Debug> StdError for Error<K> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_shows_what_and_keeps_the_rest_apart() {
+        let low = Error::new('l', "connection refused");
+        let error = Error::new('e', "cannot connect to localhost").caused_by(low).help("start it");
+        assert_eq!(error.to_string(), "cannot connect to localhost");
+        assert_eq!(error.chain(), "cannot connect to localhost: connection refused");
+        assert_eq!((error.kind(), error.remedy()), ('e', Some("start it")));
+        let other = error.with_kind(7);
+        assert_eq!((other.kind(), other.remedy()), (7, Some("start it")));
+        assert_eq!(other.source().unwrap().to_string(), "connection refused");
+    }
+}

@@ -1,0 +1,236 @@
+//! Getting the lock, and giving it back.
+
+use super::lock::{self, Owner};
+use super::{NOTIFY_LIMIT, RETRY, Shared, State, has_lock};
+use crate::error::{Error, Result};
+use crate::format::notify::{Message, Response};
+use crate::image::Image;
+use crate::store::ObjectStore;
+use blockyard_rados::encoding::Reader;
+use rustix::io::Errno;
+use std::time::Duration;
+use tokio::sync::RwLockWriteGuard;
+use tokio::sync::watch::Receiver;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+/// An owner who has said that he gives the lock back, and does not, is asked again after this time (ceph: option
+/// `client_notify_timeout`).
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+impl<S: ObjectStore> Shared<S> {
+    /// Gets the image for this one alone, and the lock with it.
+    pub(super) async fn acquire(&self) -> Result<RwLockWriteGuard<'_, Image<S>>> {
+        let _one = self.acquiring.lock().await;
+        let end = Instant::now() + self.options.lock_limit;
+        loop {
+            self.check()?;
+            let mut image = self.image.write().await;
+            self.refresh_held(&mut image).await?;
+            if image.is_owner() {
+                return Ok(image);
+            }
+            if !has_lock(&image) {
+                image.own().await?;
+                self.tell_status(&image);
+                return Ok(image);
+            }
+            drop(image);
+            let cookie = self.take(end).await?;
+            if let Some(image) = self.own(&cookie).await? {
+                return Ok(image);
+            }
+        }
+    }
+
+    /// Has the lock: is the image's owner, unless the watch is another one by now.
+    async fn own(&self, cookie: &str) -> Result<Option<RwLockWriteGuard<'_, Image<S>>>> {
+        let mut image = self.image.write().await;
+        if self.state.lock().held.as_deref() != Some(cookie) {
+            return Ok(None);
+        }
+        let owned = self.note(image.own().await);
+        if let Err(error) = owned {
+            drop(image);
+            let _given_back = self.release().await;
+            return Err(error);
+        }
+        self.tell_status(&image);
+        self.announce(Message::AcquiredLock(self.me()));
+        Ok(Some(image))
+    }
+
+    /// Takes the lock, when nobody else has it any more: what it is called.
+    async fn take(&self, end: Instant) -> Result<String> {
+        loop {
+            self.check()?;
+            let mut heard = self.heard.subscribe();
+            let Some(watch) = self.state.lock().watch else {
+                self.until_heard(&mut heard, end, RETRY, None).await?;
+                continue;
+            };
+            let cookie = lock::cookie(watch);
+            // Noted first: if its answer is lost, it is given back all the same.
+            let before = self.state.lock().held.replace(cookie.clone());
+            if let Some(before) = before.filter(|before| *before != cookie) {
+                // Of an earlier watch, which was not given back for certain.
+                self.note(lock::give_back(&self.store, &self.header, &before).await)?;
+            }
+            if self.note(lock::take(&self.store, &self.header, &cookie).await)? {
+                let mut state = self.state.lock();
+                state.is_taken = state.held.as_ref() == Some(&cookie);
+                return Ok(cookie);
+            }
+            self.state.lock().forget_lock(&cookie);
+            if let Some(owner) = self.note(lock::owner(&self.store, &self.header).await)? {
+                self.deal_with(&owner, &mut heard, end).await?;
+            }
+        }
+    }
+
+    /// Somebody else has the lock: waits until he has given it back, if he lives, else takes it from him.
+    async fn deal_with(
+        &self,
+        owner: &Owner,
+        heard: &mut Receiver<u64>,
+        end: Instant,
+    ) -> Result<()> {
+        let is_dead_self = self.options.dead_self.as_ref().is_some_and(|dead| {
+            dead.client.client == owner.client.client && dead.cookie == owner.cookie
+        });
+        let store = &self.store;
+        if is_dead_self {
+            return self.take_from(owner, end).await;
+        }
+        if !self.note(lock::is_alive(store, &self.header, owner).await)? {
+            // One who lives and has lost his watch has another one soon, and calls his lock after that.
+            self.wait(end, RETRY, Some(owner)).await?;
+            if !self.note(lock::is_alive(store, &self.header, owner).await)? {
+                return self.take_from(owner, end).await;
+            }
+            return Ok(());
+        }
+        let answer = self.ask_for_lock().await?;
+        let retry = match answer {
+            Some(0) => ASK_AGAIN,
+            Some(result) if result == -Errno::ROFS.raw_os_error() => {
+                let error = Error::answer(Errno::ROFS);
+                return Err(error.at(format_args!("{owner} does not give the lock back")));
+            }
+            _ => RETRY,
+        };
+        self.until_heard(heard, end, retry, Some(owner)).await
+    }
+
+    /// Takes the lock from somebody who is dead: he is kept out first.
+    async fn take_from(&self, owner: &Owner, end: Instant) -> Result<()> {
+        // Somebody else may have done so, and live.
+        let now = self.note(lock::owner(&self.store, &self.header).await)?;
+        if now.as_ref() != Some(owner) {
+            return Ok(());
+        }
+        // What this client itself has left is not kept out: its requests are done in order.
+        if owner.client.client != self.store.caller().client {
+            match self.note(self.store.fence(&owner.client).await) {
+                // He does live.
+                Err(error) if error.errno() == Some(Errno::BUSY) => {
+                    return self.wait(end, RETRY, Some(owner)).await;
+                }
+                fenced => fenced?,
+            }
+        }
+        self.note(lock::break_it(&self.store, &self.header, owner).await)
+    }
+
+    /// Asks for the lock: what its owner says, if he does.
+    async fn ask_for_lock(&self) -> Result<Option<i32>> {
+        let ask = Message::RequestLock { client: self.me(), force: false };
+        let limit = 2 * NOTIFY_LIMIT;
+        // The store waits for answers itself; one that does not come back is no reason to hang.
+        let answers = match timeout(limit, self.tell(&ask)).await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(error)) if error.errno() == Some(Errno::TIMEDOUT) => return Ok(None),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let read = |answer| Reader::new("reading an answer", answer).get::<Response>().ok();
+        Ok(lock::answers(&answers).find_map(|answer| read(answer)).map(|answer| answer.result))
+    }
+
+    /// Waits until something is heard, or for a while.
+    async fn until_heard(
+        &self,
+        heard: &mut Receiver<u64>,
+        end: Instant,
+        retry: Duration,
+        owner: Option<&Owner>,
+    ) -> Result<()> {
+        let until = end.min(Instant::now() + retry);
+        let _heard_or_not = timeout_at(until, heard.changed()).await;
+        in_time(end, owner)
+    }
+
+    /// Waits for a while.
+    async fn wait(&self, end: Instant, time: Duration, owner: Option<&Owner>) -> Result<()> {
+        sleep_until(end.min(Instant::now() + time)).await;
+        in_time(end, owner)
+    }
+
+    /// Gives the lock back: what is under way ends first, and is durable.
+    pub(super) async fn release(&self) -> Result<()> {
+        let mut image = self.image.write().await;
+        let Some(cookie) = self.state.lock().held.clone() else { return Ok(()) };
+        if image.is_owner() {
+            self.note(image.flush().await)?;
+            image.disown();
+            self.tell_status(&image);
+        }
+        self.note(lock::give_back(&self.store, &self.header, &cookie).await)?;
+        self.state.lock().forget_lock(&cookie);
+        drop(image);
+        self.announce(Message::ReleasedLock(self.me()));
+        Ok(())
+    }
+
+    /// The lock is called after a watch that is gone: calls it after the new one. If it was taken from this one, the image is
+    /// not owned any more.
+    pub(super) async fn rename_lock(&self) -> Result<()> {
+        let mut image = self.image.write().await;
+        let (held, watch) = {
+            let state = self.state.lock();
+            (state.held.clone(), state.watch)
+        };
+        let (Some(held), Some(watch)) = (held, watch) else { return Ok(()) };
+        let cookie = lock::cookie(watch);
+        if held == cookie {
+            return Ok(());
+        }
+        if self.note(lock::rename(&self.store, &self.header, &held, &cookie).await)? {
+            self.state.lock().held = Some(cookie);
+            return Ok(());
+        }
+        self.state.lock().forget_lock(&held);
+        image.disown();
+        self.tell_status(&image);
+        Ok(())
+    }
+}
+
+impl State {
+    /// The lock is given back, or somebody else's.
+    fn forget_lock(&mut self, cookie: &str) {
+        if self.held.take_if(|held| held == cookie).is_some() {
+            self.is_taken = false;
+        }
+    }
+}
+
+fn in_time(end: Instant, owner: Option<&Owner>) -> Result<()> {
+    if Instant::now() < end {
+        return Ok(());
+    }
+    let error = Error::answer(Errno::TIMEDOUT);
+    Err(match owner {
+        Some(owner) => error.at(format_args!("waiting for the lock, which {owner} has")),
+        None => error.at("waiting for a watch on the image"),
+    })
+}

@@ -1,0 +1,355 @@
+//! A cluster in memory: clients with watches, notifications that get lost, requests that take their time and are done also
+//! after their client has died, and a list of those who are kept out. Its time is the runtime's, which is paused.
+
+use crate::class::Caller;
+use crate::dir::DirStore;
+use crate::dir::tests::simulated::Simulated;
+use crate::error::{Error, Result};
+use crate::live::lock;
+use crate::store::{
+    Answer, ListPlace, NotifyAnswers, ObjectName, ObjectStore, Op, Query, Request, StoreWatch,
+    WatchEvent, Watcher,
+};
+use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+
+/// After this time without a sign of life a watch is gone.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The cluster.
+pub(super) struct Cluster {
+    objects: DirStore<Simulated>,
+    rng: Mutex<StdRng>,
+    world: Mutex<World>,
+    /// Of a hundred notifications so many get lost, and of a hundred requests so many cost a watch.
+    pub(super) faults: u32,
+}
+
+#[derive(Default)]
+struct World {
+    next: u64,
+    watches: BTreeMap<u64, Entry>,
+    answers: HashMap<(u64, u64), oneshot::Sender<Bytes>>,
+    dead: BTreeSet<i64>,
+    fenced: BTreeSet<i64>,
+    /// Who wrote data without having the lock.
+    intruders: Vec<String>,
+    applied: u64,
+}
+
+struct Entry {
+    client: Caller,
+    object: ObjectName,
+    events: mpsc::UnboundedSender<WatchEvent>,
+}
+
+fn shutdown() -> Error {
+    Error::answer(Errno::SHUTDOWN)
+}
+
+impl Cluster {
+    pub(super) fn new(seed: u64, faults: u32) -> Arc<Self> {
+        Arc::new(Self {
+            objects: DirStore::on(Simulated::default()).unwrap(),
+            rng: Mutex::new(StdRng::seed_from_u64(seed)),
+            world: Mutex::default(),
+            faults,
+        })
+    }
+
+    pub(super) fn random(&self, range: std::ops::Range<u64>) -> u64 {
+        self.rng.lock().random_range(range)
+    }
+
+    async fn delay(&self) {
+        let millis = self.random(0..20);
+        sleep(Duration::from_millis(millis)).await;
+    }
+
+    fn strikes(&self) -> bool {
+        self.random(0..100) < self.faults.into()
+    }
+
+    /// Who wrote without having the lock.
+    pub(super) fn intruders(&self) -> Vec<String> {
+        self.world.lock().intruders.clone()
+    }
+
+    /// How many writes of data were done.
+    pub(super) fn applied(&self) -> u64 {
+        self.world.lock().applied
+    }
+
+    /// Whether a client is kept out.
+    pub(super) fn is_fenced(&self, client: &Client) -> bool {
+        self.world.lock().fenced.contains(&client.number())
+    }
+
+    /// A client does nothing any more; what it has sent is done all the same, and its watches are there for a while.
+    pub(super) fn kill(self: &Arc<Self>, client: &Client) {
+        let number = client.number();
+        self.world.lock().dead.insert(number);
+        let cluster = Arc::clone(self);
+        tokio::spawn(async move {
+            sleep(WATCH_TIMEOUT).await;
+            cluster.world.lock().watches.retain(|_, entry| entry.client.client.number != number);
+        });
+    }
+
+    /// Ends a watch, and tells its owner.
+    fn cut(&self, client: i64) {
+        let mut world = self.world.lock();
+        let of_client = |entry: &Entry| entry.client.client.number == client;
+        let found = world.watches.iter().find(|(_, entry)| of_client(entry));
+        let Some(cookie) = found.map(|(cookie, _)| *cookie) else { return };
+        if let Some(entry) = world.watches.remove(&cookie) {
+            let _gone = entry.events.send(WatchEvent::Lost(Error::answer(Errno::NOTCONN)));
+        }
+    }
+
+    /// Does a request that has come, unless its client is kept out.
+    fn apply(
+        &self,
+        client: &Client,
+        object: &ObjectName,
+        request: &Request,
+    ) -> Result<Vec<Answer>> {
+        if self.world.lock().fenced.contains(&client.number()) {
+            return Err(shutdown());
+        }
+        if let [Op::Query(Query::Watchers)] = request.ops() {
+            return Ok(vec![Answer::Watchers(self.watchers(object))]);
+        }
+        self.guard(client, object, request);
+        self.objects.operate_as(&client.caller, object, request)
+    }
+
+    /// Whoever writes data has the lock.
+    fn guard(&self, client: &Client, object: &ObjectName, request: &Request) {
+        let text = object.to_string();
+        let id = text.strip_prefix("rbd_data.").and_then(|rest| rest.split_once('.'));
+        let (Some((id, _)), Request::Write { .. }) = (id, request) else { return };
+        let header = crate::format::names::header(id);
+        let get = lock::get_info();
+        let Ok(info) = self.objects.operate_blocking(&header, &get) else { return };
+        let owner = lock::parse_owner(info).unwrap();
+        let mut world = self.world.lock();
+        world.applied += 1;
+        if owner.as_ref().is_none_or(|owner| owner.client.client != client.caller.client) {
+            let intruder = format!("{object} by {}, owner {owner:?}", client.number());
+            world.intruders.push(intruder);
+        }
+    }
+
+    fn watchers(&self, object: &ObjectName) -> Vec<Watcher> {
+        let world = self.world.lock();
+        let of_object = world.watches.iter().filter(|(_, entry)| entry.object == *object);
+        let watcher = |(cookie, entry): (&u64, &Entry)| Watcher {
+            client: entry.client.client,
+            cookie: *cookie,
+            timeout: WATCH_TIMEOUT,
+            addr: entry.client.addr,
+        };
+        of_object.map(watcher).collect()
+    }
+}
+
+/// A client of the cluster.
+#[derive(Clone)]
+pub(super) struct Client {
+    cluster: Arc<Cluster>,
+    caller: Caller,
+}
+
+impl Client {
+    pub(super) fn new(cluster: &Arc<Cluster>, number: u32) -> Self {
+        let client = EntityName { kind: EntityType::CLIENT, number: number.into() };
+        let addr = EntityAddr { nonce: number, ..EntityAddr::default() };
+        Self { cluster: Arc::clone(cluster), caller: Caller { client, addr } }
+    }
+
+    fn number(&self) -> i64 {
+        self.caller.client.number
+    }
+
+    /// Does not go on if the client is dead.
+    async fn alive(&self) {
+        if self.cluster.world.lock().dead.contains(&self.number()) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl ObjectStore for Client {
+    type Watch = SimulatedWatch;
+
+    fn pool(&self) -> i64 {
+        self.cluster.objects.pool()
+    }
+
+    fn namespace(&self) -> &str {
+        ""
+    }
+
+    async fn in_pool(&self, _: i64, _: &str) -> Result<Self> {
+        Ok(self.clone())
+    }
+
+    fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+
+    async fn fence(&self, client: &Caller) -> Result<()> {
+        self.alive().await;
+        self.cluster.delay().await;
+        self.cluster.world.lock().fenced.insert(client.client.number);
+        self.cluster.cut(client.client.number);
+        self.cluster.delay().await;
+        self.alive().await;
+        Ok(())
+    }
+
+    fn unique(&self) -> Result<u64> {
+        Ok(self.cluster.random(1..u64::MAX))
+    }
+
+    async fn operate(&self, object: &ObjectName, request: Request) -> Result<Vec<Answer>> {
+        self.alive().await;
+        if self.cluster.strikes() {
+            self.cluster.cut(self.number());
+        }
+        let (done, is_done) = oneshot::channel();
+        let (client, object) = (self.clone(), object.clone());
+        // What is sent arrives, whatever becomes of the one who has sent it.
+        tokio::spawn(async move {
+            client.cluster.delay().await;
+            let result = client.cluster.apply(&client, &object, &request);
+            client.cluster.delay().await;
+            let _given_up = done.send(result);
+        });
+        let result = is_done.await.unwrap();
+        self.alive().await;
+        result
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.alive().await;
+        Ok(())
+    }
+
+    async fn list(
+        &self,
+        _: Option<&ListPlace>,
+        _: usize,
+    ) -> Result<(Vec<ObjectName>, Option<ListPlace>)> {
+        Ok((Vec::new(), None))
+    }
+
+    async fn create_snapshot(&self) -> Result<u64> {
+        self.alive().await;
+        self.cluster.delay().await;
+        self.cluster.objects.create_snapshot_blocking()
+    }
+
+    async fn remove_snapshot(&self, id: u64) -> Result<()> {
+        self.alive().await;
+        self.cluster.delay().await;
+        self.cluster.objects.remove_snapshot_blocking(id)
+    }
+
+    async fn watch(&self, object: &ObjectName) -> Result<SimulatedWatch> {
+        self.operate(object, Request::read(vec![Op::assert_exists()])).await?;
+        let (events, receiver) = mpsc::unbounded_channel();
+        let mut world = self.cluster.world.lock();
+        if world.fenced.contains(&self.number()) {
+            return Err(shutdown());
+        }
+        world.next += 1;
+        let cookie = world.next;
+        let entry = Entry { client: self.caller.clone(), object: object.clone(), events };
+        world.watches.insert(cookie, entry);
+        Ok(SimulatedWatch { client: self.clone(), cookie, events: receiver })
+    }
+
+    async fn notify(
+        &self,
+        object: &ObjectName,
+        payload: Bytes,
+        limit: Duration,
+    ) -> Result<NotifyAnswers> {
+        self.operate(object, Request::read(vec![Op::assert_exists()])).await?;
+        let mut waiting = Vec::new();
+        for watcher in self.cluster.watchers(object) {
+            let lost = self.cluster.strikes();
+            let (answer, answered) = oneshot::channel();
+            let mut world = self.cluster.world.lock();
+            world.next += 1;
+            let notify_id = world.next;
+            let Some(entry) = world.watches.get(&watcher.cookie) else { continue };
+            // Whoever loses one hears of that, some time later.
+            let event = match lost {
+                true => WatchEvent::Missed,
+                false => {
+                    let notifier = u64::try_from(self.number()).unwrap();
+                    WatchEvent::Notified { notify_id, notifier, payload: payload.clone() }
+                }
+            };
+            let _gone = entry.events.send(event);
+            world.answers.insert((watcher.cookie, notify_id), answer);
+            waiting.push((watcher, answered));
+        }
+        let end = tokio::time::Instant::now() + limit;
+        let mut answers = NotifyAnswers::default();
+        for (watcher, answered) in waiting {
+            let who = (u64::try_from(watcher.client.number).unwrap(), watcher.cookie);
+            match tokio::time::timeout_at(end, answered).await {
+                Ok(Ok(answer)) => answers.answered.push((who, answer)),
+                _ => answers.silent.push(who),
+            }
+        }
+        self.cluster.delay().await;
+        self.alive().await;
+        Ok(answers)
+    }
+}
+
+pub(super) struct SimulatedWatch {
+    client: Client,
+    cookie: u64,
+    events: mpsc::UnboundedReceiver<WatchEvent>,
+}
+
+impl StoreWatch for SimulatedWatch {
+    fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    async fn next(&mut self) -> Option<WatchEvent> {
+        let event = self.events.recv().await;
+        self.client.alive().await;
+        event
+    }
+
+    async fn acknowledge(&mut self, notify_id: u64, payload: Bytes) -> Result<()> {
+        let answer = self.client.cluster.world.lock().answers.remove(&(self.cookie, notify_id));
+        if let Some(answer) = answer {
+            let _waits_no_more = answer.send(payload);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SimulatedWatch {
+    fn drop(&mut self) {
+        self.client.cluster.world.lock().watches.remove(&self.cookie);
+    }
+}
