@@ -265,6 +265,40 @@ fn what_was_not_made_is_given_to_nobody() {
     });
 }
 
+/// Most are known by their handles then, and everything is as if they were open.
+#[test]
+fn many_nodes_need_few_files() {
+    let place = Place::with(Options { open_nodes: 4, ..Options::default() });
+    let mut nodes = Vec::new();
+    for number in 0..500 {
+        let path = place.shared().join(format!("n{number}"));
+        fs::write(&path, number.to_string()).unwrap();
+        nodes.push(place.look_up(ROOT_ID, &format!("n{number}")).unwrap().nodeid);
+    }
+    assert!(fs::read_dir("/proc/self/fd").unwrap().count() < 400, "each node is an open file");
+    for (number, &node) in nodes.iter().enumerate() {
+        assert_eq!(place.look_up(ROOT_ID, &format!("n{number}")).unwrap().nodeid, node);
+        let open = place.open(node).unwrap();
+        assert_eq!(place.read(open.fh), number.to_string().as_bytes());
+        place.fs.release(open.fh);
+    }
+    // Wherever it is by now, it is the same; and another at its place is another.
+    let node = nodes[400];
+    place.fs.rename((ROOT_ID, name("n400")), (ROOT_ID, name("moved")), 0).unwrap();
+    assert_eq!(place.look_up(ROOT_ID, "moved").unwrap().nodeid, node);
+    place.fs.setxattr(node, b"user.a", b"value", 0).unwrap();
+    let mut value = [0; 9];
+    assert_eq!(place.fs.getxattr(node, b"user.a", &mut value), Ok(5));
+    let made =
+        place.fs.mkdir(ROOT, ROOT_ID, name("dir"), &MkdirIn { mode: 0o755, umask: 0 }).unwrap();
+    place.fs.link(node, made.nodeid, name("again")).unwrap();
+    assert_eq!(place.fs.getattr(node, None).unwrap().attr.nlink, 2);
+    place.fs.unlink(ROOT_ID, name("n401")).unwrap();
+    fails(place.fs.getattr(nodes[401], None), &[ESTALE]);
+    fs::write(place.shared().join("n401"), "another").unwrap();
+    assert_ne!(place.look_up(ROOT_ID, "n401").unwrap().nodeid, nodes[401]);
+}
+
 fn list(place: &Place, plus: bool, size: u32) -> Vec<Vec<u8>> {
     let fh = place.fs.opendir(ROOT_ID).unwrap().fh;
     let (mut names, mut offset) = (Vec::new(), 0);

@@ -19,6 +19,7 @@ pub mod credentials;
 pub mod direct;
 mod event;
 pub mod fallocate;
+pub mod file_handle;
 pub mod fuse;
 pub mod holes;
 mod io_queue;

@@ -65,7 +65,7 @@ impl Share {
             ShareCache::Auto => CachePolicy::Auto,
             ShareCache::Always => CachePolicy::Always,
         };
-        let options = Options { cache, read_only: args.read_only };
+        let options = Options { cache, read_only: args.read_only, ..Options::default() };
         let directory = args.directory.display();
         let failed = |err| Error::failed(format!("cannot share {directory}")).caused_by(err);
         let passed = Passthrough::new(&args.directory, options).map_err(failed)?;

@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Statx, StatxTimestamp, Timespec, Ti
 use rustix::fs::{UTIME_NOW, UTIME_OMIT};
 use rustix::path::DecInt;
 
-use super::{Found, Passthrough, errno, stat};
+use super::{At, Passthrough, errno, stat};
 use crate::filesystem::Outcome;
 
 /// Permissions, less the kind of file.
@@ -95,7 +95,7 @@ impl Passthrough {
     }
 
     pub(super) fn set_attributes(&self, node: u64, set: &SetAttr) -> Outcome<AttrOut> {
-        let inode = self.inodes.find(node)?;
+        let inode = self.at(node)?;
         if set.uid().is_some() || set.gid().is_some() {
             self.set_owner(&inode, set)?;
         }
@@ -130,7 +130,7 @@ impl Passthrough {
             .map_err(errno)
     }
 
-    fn set_owner(&self, inode: &Found, set: &SetAttr) -> Outcome {
+    fn set_owner(&self, inode: &At, set: &SetAttr) -> Outcome {
         // That number means that it stays as it is.
         let is_none = |id: Option<u32>| id == Some(u32::MAX);
         if is_none(set.uid()) || is_none(set.gid()) {

@@ -15,7 +15,7 @@ impl Passthrough {
         if (flags & OFlags::RWMODE) != OFlags::RDONLY || flags.contains(OFlags::TRUNC) {
             self.may_change()?;
         }
-        let inode = self.inodes.find(node)?;
+        let inode = self.at(node)?;
         if inode.kind == FileType::Directory {
             return Err(Errno::EISDIR);
         }

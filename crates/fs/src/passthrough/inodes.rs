@@ -1,10 +1,11 @@
-//! The nodes that the client knows: each is an open file of the directory, found again by what it is.
+//! The nodes that the client knows: each is a file of the directory, open or known by its handle, found again by what it is.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use blockyard_fuse::{Errno, ROOT_ID};
+use blockyard_sys::file_handle::FileHandle;
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 
@@ -13,18 +14,26 @@ use crate::filesystem::Outcome;
 /// `ESTALE`: there is no such node.
 const ESTALE: Errno = Errno::from_raw(116);
 
-/// What tells a file from all others, as long as somebody has it open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What tells a file from all others: for ever with its handle, and as long as it is open without.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) device: (u32, u32),
     pub(super) ino: u64,
+    pub(super) handle: Option<FileHandle>,
+}
+
+/// Where a file is.
+pub(super) enum Place {
+    /// Open, so that nothing can be read by it (`O_PATH`).
+    Open(Arc<OwnedFd>),
+    /// To be opened.
+    Handle(FileHandle),
 }
 
 /// A file that the client knows.
 pub(super) struct Inode {
     pub(super) id: u64,
-    /// A place, by which nothing can be read (`O_PATH`).
-    pub(super) fd: OwnedFd,
+    pub(super) place: Place,
     pub(super) kind: FileType,
     key: Key,
 }
@@ -35,20 +44,26 @@ struct Known {
 }
 
 struct Table {
+    /// Nodes that are open, and how many may be where they need not.
+    open: usize,
+    most_open: usize,
     by_id: HashMap<u64, Known>,
     by_key: HashMap<Key, u64>,
     next: u64,
 }
 
-/// All of them. They are as many as the kernel holds, and as files may be open.
+/// All of them, as many as the kernel holds. Where there are handles, few are open; without, as many as files may be.
 pub(super) struct Inodes(Mutex<Table>);
 
 impl Inodes {
     /// With the root, which is never forgotten.
-    pub(super) fn new(fd: OwnedFd, key: Key) -> Self {
-        let root = Arc::new(Inode { id: ROOT_ID, fd, kind: FileType::Directory, key });
+    pub(super) fn new(fd: OwnedFd, key: Key, most_open: usize) -> Self {
+        let (place, kind) = (Place::Open(Arc::new(fd)), FileType::Directory);
+        let root = Arc::new(Inode { id: ROOT_ID, place, kind, key: key.clone() });
         let known = Known { inode: root, lookups: u64::MAX };
         Self(Mutex::new(Table {
+            open: 1,
+            most_open,
             by_id: [(ROOT_ID, known)].into(),
             by_key: [(key, ROOT_ID)].into(),
             next: ROOT_ID + 1,
@@ -69,7 +84,14 @@ impl Inodes {
         }
         let id = table.next;
         table.next += 1;
-        let inode = Arc::new(Inode { id, fd, kind, key });
+        let place = match &key.handle {
+            Some(handle) if table.open >= table.most_open => Place::Handle(handle.clone()),
+            _ => {
+                table.open += 1;
+                Place::Open(Arc::new(fd))
+            }
+        };
+        let inode = Arc::new(Inode { id, place, kind, key: key.clone() });
         table.by_key.insert(key, id);
         table.by_id.insert(id, Known { inode: Arc::clone(&inode), lookups: 1 });
         inode
@@ -89,6 +111,9 @@ impl Inodes {
         let forgotten = table.by_id.remove(&id);
         if let Some(known) = &forgotten {
             table.by_key.remove(&known.inode.key);
+            if matches!(known.inode.place, Place::Open(_)) {
+                table.open -= 1;
+            }
         }
         // Closing may take its time.
         drop(table);
@@ -139,8 +164,8 @@ mod tests {
 
     #[test]
     fn a_file_is_one_node_until_all_its_lookups_are_given_back() {
-        let key = |ino| Key { device: (1, 2), ino };
-        let inodes = Inodes::new(place(), key(1));
+        let key = |ino| Key { device: (1, 2), ino, handle: None };
+        let inodes = Inodes::new(place(), key(1), 9);
         let first = inodes.look_up(place(), key(7), FileType::RegularFile).id;
         assert_eq!(inodes.look_up(place(), key(7), FileType::RegularFile).id, first);
         assert_ne!(inodes.look_up(place(), key(8), FileType::RegularFile).id, first);

@@ -30,7 +30,7 @@ const fn dirent_kind(kind: FileType) -> u32 {
 
 impl Passthrough {
     pub(super) fn open_directory(&self, node: u64) -> Outcome<OpenOut> {
-        let inode = self.inodes.find(node)?;
+        let inode = self.at(node)?;
         if inode.kind != FileType::Directory {
             return Err(Errno::ENOTDIR);
         }
@@ -50,7 +50,7 @@ impl Passthrough {
         plus: bool,
         entries: &mut Entries<'_>,
     ) -> Outcome {
-        let parent = self.inodes.find(node)?;
+        let parent = self.at(node)?;
         let directory = self.directories.find(args.fh)?;
         // It has one position, and a reader at a time.
         let directory = directory.lock();

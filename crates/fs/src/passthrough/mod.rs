@@ -3,6 +3,7 @@
 //! | what | by |
 //! | --- | --- |
 //! | a node | a file descriptor with `O_PATH`, opened by one name below the directory's own, links not followed |
+//! | one of many nodes | the same, but closed: what the kernel names it (name_to_handle_at(2)) opens it when it is asked for |
 //! | a file that is opened | `/proc/self/fd/N` of its node: regular files and directories only |
 //! | what is made | for who has asked for it, from the start (setfsuid(2)): nothing is given to anybody |
 //!
@@ -18,6 +19,7 @@ mod names;
 mod xattrs;
 
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,12 +28,13 @@ use std::time::Duration;
 use blockyard_fuse::dirent::Entries;
 use blockyard_fuse::wire::*;
 use blockyard_fuse::{Errno, Name, ROOT_ID, SetAttr};
+use blockyard_sys::file_handle::FileHandle;
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dev, Mode, OFlags, ResolveFlags, StatVfs, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Dev, FileType, Mode, OFlags, ResolveFlags, StatVfs, Statx, StatxFlags};
 use rustix::path::DecInt;
 
 use crate::filesystem::{FileSystem, Outcome, Who};
-use inodes::{Handles, Inode, Inodes, Key};
+use inodes::{Handles, Inode, Inodes, Key, Place};
 
 /// How a name is looked up: it stays what it is and where it is, whoever changes links meanwhile.
 const RESOLVE: ResolveFlags =
@@ -53,13 +56,54 @@ pub enum CachePolicy {
     Always,
 }
 
+/// Nodes that stay open, unless told otherwise: others, as many as the client knows, are opened when they are asked for.
+const OPEN_NODES: usize = 512;
+
 /// How a directory is passed through.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// What the client may keep.
     pub cache: CachePolicy,
     /// Nothing can be changed.
     pub read_only: bool,
+    /// Nodes that stay open, where others can be opened by a handle: as root, on file systems that have handles.
+    pub open_nodes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache: CachePolicy::default(), read_only: false, open_nodes: OPEN_NODES }
+    }
+}
+
+/// A directory, by which files of its mount are opened.
+struct MountRoot {
+    fd: OwnedFd,
+    mount: i32,
+}
+
+impl MountRoot {
+    /// That of a directory; `None` where nothing can be opened so.
+    fn of(directory: &Path) -> Option<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(directory, flags, Mode::empty()).ok()?;
+        let (handle, mount) = FileHandle::of(&fd).ok()?;
+        handle.open(&fd, PLACE).ok()?;
+        Some(Self { fd, mount })
+    }
+}
+
+/// A node, open for as long as it is asked something.
+struct At {
+    inode: Arc<Inode>,
+    fd: Arc<OwnedFd>,
+}
+
+impl Deref for At {
+    type Target = Inode;
+    fn deref(&self) -> &Inode {
+        &self.inode
+    }
 }
 
 /// A directory of the host.
@@ -69,6 +113,8 @@ pub struct Passthrough {
     valid: Duration,
     /// User and group of this process.
     own: (u32, u32),
+    /// Where files are opened by their handles, if that is possible.
+    root: Option<MountRoot>,
     /// `/proc/self/fd`.
     own_files: OwnedFd,
     inodes: Inodes,
@@ -86,16 +132,19 @@ impl Passthrough {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(directory, flags, Mode::empty())?;
         let own_files = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
-        let (key, _) = identity(&stat(&root)?);
+        let found = stat(&root)?;
+        let (device, ino) = ((found.stx_dev_major, found.stx_dev_minor), found.stx_ino);
+        let key = Key { device, ino, handle: None };
+        let handles = MountRoot::of(directory);
         let valid = match options.cache {
             CachePolicy::Never => Duration::ZERO,
             CachePolicy::Auto => Duration::from_secs(1),
             CachePolicy::Always => Duration::from_secs(24 * 60 * 60),
         };
-        let inodes = Inodes::new(root, key);
+        let inodes = Inodes::new(root, key, options.open_nodes);
         let (files, directories) = (Handles::default(), Handles::default());
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Ok(Self { options, valid, own, own_files, inodes, files, directories })
+        Ok(Self { options, valid, own, root: handles, own_files, inodes, files, directories })
     }
 
     fn may_change(&self) -> Outcome {
@@ -103,14 +152,40 @@ impl Passthrough {
     }
 
     /// A place below a directory, by one name.
-    fn place(&self, parent: &Inode, name: Name<'_>) -> Outcome<OwnedFd> {
+    fn place(&self, parent: &At, name: Name<'_>) -> Outcome<OwnedFd> {
         rustix::fs::openat2(&parent.fd, name.bytes(), PLACE, Mode::empty(), RESOLVE).map_err(errno)
+    }
+
+    /// What a node is, open.
+    fn at(&self, node: u64) -> Outcome<At> {
+        let inode = self.inodes.find(node)?;
+        let fd = match &inode.place {
+            Place::Open(fd) => Arc::clone(fd),
+            Place::Handle(handle) => {
+                let root = self.root.as_ref().ok_or(Errno::EIO)?;
+                let opened = handle.open(&root.fd, PLACE);
+                Arc::new(opened.map_err(|err| {
+                    Errno::from_raw(err.raw_os_error().unwrap_or(Errno::EIO.raw()))
+                })?)
+            }
+        };
+        Ok(At { inode, fd })
+    }
+
+    /// What tells a file from all others: with its handle, where it can be opened by that.
+    fn key(&self, place: &OwnedFd, found: &Statx) -> Key {
+        let handle = self.root.as_ref().and_then(|root| {
+            let (handle, mount) = FileHandle::of(place).ok()?;
+            (mount == root.mount).then_some(handle)
+        });
+        Key { device: (found.stx_dev_major, found.stx_dev_minor), ino: found.stx_ino, handle }
     }
 
     /// The node of a place, looked up once more.
     fn entry(&self, place: OwnedFd) -> Outcome<EntryOut> {
         let found = stat(&place).map_err(errno)?;
-        let (key, kind) = identity(&found);
+        let kind = FileType::from_raw_mode(found.stx_mode.into());
+        let key = self.key(&place, &found);
         let inode = self.inodes.look_up(place, key, kind);
         let (seconds, nanoseconds) = (self.valid.as_secs(), self.valid.subsec_nanos());
         Ok(EntryOut {
@@ -125,8 +200,7 @@ impl Passthrough {
     }
 
     /// Opens what a node is, for good. What is no file and no directory is the client's to open.
-    fn reopen(&self, inode: &Inode, flags: OFlags) -> Outcome<OwnedFd> {
-        use rustix::fs::FileType;
+    fn reopen(&self, inode: &At, flags: OFlags) -> Outcome<OwnedFd> {
         if !matches!(inode.kind, FileType::RegularFile | FileType::Directory) {
             return Err(Errno::EPERM);
         }
@@ -144,7 +218,7 @@ impl Passthrough {
         // One that has lost its name is found by its open file, and by its node as well.
         match fh.and_then(|fh| self.files.find(fh).ok()) {
             Some(file) => stat(&*file),
-            None => stat(&self.inodes.find(node)?.fd),
+            None => stat(&self.at(node)?.fd),
         }
         .map_err(errno)
     }
@@ -153,11 +227,6 @@ impl Passthrough {
 /// What the system says of a descriptor.
 fn stat(fd: impl AsFd) -> rustix::io::Result<Statx> {
     rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, ATTRIBUTES)
-}
-
-fn identity(found: &Statx) -> (Key, rustix::fs::FileType) {
-    let key = Key { device: (found.stx_dev_major, found.stx_dev_minor), ino: found.stx_ino };
-    (key, rustix::fs::FileType::from_raw_mode(found.stx_mode.into()))
 }
 
 fn errno(err: rustix::io::Errno) -> Errno {
@@ -188,7 +257,7 @@ impl FileSystem for Passthrough {
     }
 
     fn lookup(&self, parent: u64, name: Name<'_>) -> Outcome<EntryOut> {
-        let parent = self.inodes.find(parent)?;
+        let parent = self.at(parent)?;
         self.entry(self.place(&parent, name)?)
     }
 
@@ -211,7 +280,7 @@ impl FileSystem for Passthrough {
     }
 
     fn readlink(&self, node: u64, target: &mut Vec<u8>) -> Outcome {
-        let inode = self.inodes.find(node)?;
+        let inode = self.at(node)?;
         let found = rustix::fs::readlinkat(&inode.fd, c"", Vec::new()).map_err(errno)?;
         target.extend_from_slice(found.to_bytes());
         Ok(())
@@ -297,7 +366,7 @@ impl FileSystem for Passthrough {
     }
 
     fn statfs(&self, node: u64) -> Outcome<Kstatfs> {
-        let found = rustix::fs::fstatvfs(&self.inodes.find(node)?.fd).map_err(errno)?;
+        let found = rustix::fs::fstatvfs(&self.at(node)?.fd).map_err(errno)?;
         Ok(kstatfs(&found))
     }
 
@@ -335,7 +404,7 @@ impl FileSystem for Passthrough {
     }
 
     fn syncfs(&self) -> Outcome {
-        let root = self.inodes.find(ROOT_ID)?;
+        let root = self.at(ROOT_ID)?;
         let root = self.reopen(&root, OFlags::RDONLY | OFlags::DIRECTORY)?;
         rustix::fs::syncfs(root).map_err(errno)
     }
@@ -360,6 +429,3 @@ fn device(raw: u32) -> Dev {
     let (major, minor) = ((raw & 0xfff00) >> 8, (raw & 0xff) | ((raw >> 12) & 0xfff00));
     rustix::fs::makedev(major, minor)
 }
-
-/// A node together with what it is asked as.
-type Found = Arc<Inode>;

@@ -7,7 +7,7 @@ use blockyard_fuse::{Errno, Name};
 use blockyard_sys::credentials::act_for;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 
-use super::{Found, PLACE, Passthrough, RESOLVE, device, errno, open_flags};
+use super::{At, PLACE, Passthrough, RESOLVE, device, errno, open_flags};
 use crate::filesystem::{Outcome, Who};
 
 /// Permissions, less the kind of file.
@@ -25,9 +25,9 @@ fn permissions(mode: u32) -> Mode {
 
 impl Passthrough {
     /// Where something is to be made.
-    fn parent(&self, parent: u64) -> Outcome<Found> {
+    fn parent(&self, parent: u64) -> Outcome<At> {
         self.may_change()?;
-        let parent = self.inodes.find(parent)?;
+        let parent = self.at(parent)?;
         if parent.kind == FileType::Directory { Ok(parent) } else { Err(Errno::ENOTDIR) }
     }
 
@@ -48,7 +48,7 @@ impl Passthrough {
     }
 
     /// What has that name now.
-    fn made(&self, parent: &Found, name: Name<'_>) -> Outcome<EntryOut> {
+    fn made(&self, parent: &At, name: Name<'_>) -> Outcome<EntryOut> {
         self.entry(self.place(parent, name)?)
     }
 
@@ -130,7 +130,7 @@ impl Passthrough {
 
     pub(super) fn make_link(&self, node: u64, parent: u64, name: Name<'_>) -> Outcome<EntryOut> {
         let parent = self.parent(parent)?;
-        let inode = self.inodes.find(node)?;
+        let inode = self.at(node)?;
         let own = own_path(&inode.fd);
         rustix::fs::linkat(CWD, own, &parent.fd, name.bytes(), AtFlags::SYMLINK_FOLLOW)
             .map_err(errno)?;

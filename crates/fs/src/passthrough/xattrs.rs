@@ -4,16 +4,16 @@ use blockyard_fuse::Errno;
 use rustix::fs::{FileType, XattrFlags};
 
 use super::names::own_path;
-use super::{Found, Passthrough, errno};
+use super::{At, Passthrough, errno};
 use crate::filesystem::Outcome;
 
 /// How the names of ACLs begin.
 const ACL: &[u8] = b"system.posix_acl_";
 
 impl Passthrough {
-    /// The path of a node that can have them, by that name.
-    fn bearer(&self, node: u64, name: &[u8]) -> Outcome<String> {
-        let inode: Found = self.inodes.find(node)?;
+    /// A node that can have one of that name, and its path as long as it is open.
+    fn bearer(&self, node: u64, name: &[u8]) -> Outcome<(At, String)> {
+        let inode = self.at(node)?;
         if name.starts_with(ACL) {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -21,16 +21,18 @@ impl Passthrough {
         if inode.kind == FileType::Symlink {
             return Err(Errno::EOPNOTSUPP);
         }
-        Ok(own_path(&inode.fd))
+        let path = own_path(&inode.fd);
+        Ok((inode, path))
     }
 
     pub(super) fn set_xattr(&self, node: u64, name: &[u8], value: &[u8], flags: u32) -> Outcome {
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
-        rustix::fs::setxattr(self.bearer(node, name)?, name, value, flags).map_err(errno)
+        let (_open, path) = self.bearer(node, name)?;
+        rustix::fs::setxattr(path, name, value, flags).map_err(errno)
     }
 
     pub(super) fn xattr(&self, node: u64, name: &[u8], into: &mut [u8]) -> Outcome<usize> {
-        let path = self.bearer(node, name)?;
+        let (_open, path) = self.bearer(node, name)?;
         if into.is_empty() {
             return rustix::fs::getxattr_query(path, name).map_err(errno);
         }
@@ -38,7 +40,7 @@ impl Passthrough {
     }
 
     pub(super) fn xattr_names(&self, node: u64, into: &mut [u8]) -> Outcome<usize> {
-        let path = self.bearer(node, b"")?;
+        let (_open, path) = self.bearer(node, b"")?;
         if into.is_empty() {
             return rustix::fs::listxattr_query(path).map_err(errno);
         }
@@ -46,6 +48,7 @@ impl Passthrough {
     }
 
     pub(super) fn remove_xattr(&self, node: u64, name: &[u8]) -> Outcome {
-        rustix::fs::removexattr(self.bearer(node, name)?, name).map_err(errno)
+        let (_open, path) = self.bearer(node, name)?;
+        rustix::fs::removexattr(path, name).map_err(errno)
     }
 }
