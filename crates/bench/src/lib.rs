@@ -169,7 +169,7 @@ impl Context {
 pub fn run(options: &BenchOptions) -> Result<()> {
     if options.list {
         for bench in BENCHES {
-            println!("{:<10} {}", bench.name, bench.about);
+            println!("{:<14} {}", bench.name, bench.about);
         }
         return Ok(());
     }

@@ -484,6 +484,26 @@ impl Disk {
         old
     }
 
+    /// Flushes what has a cache, also while it is frozen: somebody may hold it so, and wait for the flush's end.
+    fn flush_inside(self: &Arc<Self>) -> Status {
+        let features = self.limits().features;
+        if !features.contains(Features::WRITE_CACHE) || features.contains(Features::NO_FLUSH) {
+            return Status::Ok;
+        }
+        let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
+        let mut bio = Bio::flush();
+        bio.inside = true;
+        bdev.submit_and_wait(0, bio).status()
+    }
+
+    /// Freezes it and flushes it: nothing is answered any more that is not durable, until it is unfrozen. Says how the flush
+    /// has ended. Blocks as long as what is out takes.
+    #[must_use]
+    pub fn freeze_and_flush(self: &Arc<Self>) -> Status {
+        self.freeze();
+        self.flush_inside()
+    }
+
     /// Takes it out of service (kernel: `del_gendisk`): partitions go, last first; what was written is flushed;
     /// what is out ends; its size becomes 0, and what comes later fails with [`Status::Offline`]. Blocks until
     /// all that is done. Gives the partitions back, and says how the last flush has ended.
@@ -492,15 +512,8 @@ impl Disk {
         // What was held back has to end, too.
         self.queue.end_quiesce();
         let mut flushed = Status::Ok;
-        let features = self.limits().features;
-        let flush =
-            features.contains(Features::WRITE_CACHE) && !features.contains(Features::NO_FLUSH);
-        if self.queue.life() == Life::Live && flush {
-            let bdev = Bdev::new(Arc::clone(self), None, OpenMode::Internal, 0);
-            let mut bio = Bio::flush();
-            // Somebody may hold it frozen, and wait for its end.
-            bio.inside = true;
-            flushed = bdev.submit_and_wait(0, bio).status();
+        if self.queue.life() == Life::Live {
+            flushed = self.flush_inside();
             if !flushed.is_ok() {
                 tracing::error!(
                     disk = self.name,

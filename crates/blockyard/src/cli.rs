@@ -1,6 +1,7 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
 mod files;
+mod image;
 pub mod logging;
 mod rados;
 
@@ -14,6 +15,11 @@ use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use files::{MountArgs, ShareArgs, ShareCache};
+pub use image::{
+    DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
+    IoType, LimitCommand, LockCommand, MetaCommand, NamespaceCommand, NewImageArgs,
+    ObjectMapCommand, SnapCommand, TrashCommand,
+};
 pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
 
 use crate::attach::Via;
@@ -158,6 +164,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Read, write and list objects of a Ceph cluster.
     Rados(Box<RadosArgs>),
+    /// RBD images in a store: make, list, snapshot, clone, export, compare them, with the words of `rbd`.
+    ///
+    /// An image is named as rbd+dir:DIR/IMAGE, or with --dir DIR as IMAGE; a snapshot as IMAGE@SNAPSHOT.
+    Image(Box<ImageArgs>),
     /// Copy one disk to another. Holes are skipped, and stay holes where the target allows it.
     Copy(CopyArgs),
     /// Compare two disks. Exit status: 0 identical, 1 different, 2 unknown.
@@ -279,7 +289,7 @@ pub struct ServeArgs {
     /// Memory for requests and replies of all NBD clients together [default: 256M].
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<String>,
-    /// Serve metrics for Prometheus over HTTP, as 127.0.0.1:9660; repeatable.
+    /// Serve Prometheus metrics over HTTP on this address, e.g. 127.0.0.1:9660. Repeatable.
     #[arg(long, value_name = "ADDR")]
     pub metrics: Vec<SocketAddr>,
     /// Queue threads [default: one per CPU].

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod disks;
 pub mod error;
 pub mod exports;
+mod images;
 pub mod metrics;
 pub mod text;
 pub mod tools;

@@ -1,7 +1,9 @@
-//! `blockyard rados` on a real cluster, beside Ceph's own tool.
+//! `blockyard rados` on a real cluster, beside Ceph's own tool; and files of images that go to one and come from it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "image/cluster.rs"]
+mod images;
 
 use blockyard_lab::ceph::{Cluster, Options};
 use common::{Said, run, system};
@@ -32,6 +34,7 @@ fn objects_of_a_cluster() {
     load(&yard);
     what_goes_wrong_says_why(&yard);
     a_clock_may_be_off_by_an_hour(&yard);
+    images::images_go_to_and_fro(&yard.lab);
 }
 
 /// Tickets last as long as they are said to, by whatever clock.

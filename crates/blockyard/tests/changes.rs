@@ -101,6 +101,20 @@ fn disks_that_are_added_at_the_same_time_have_names_of_their_own() {
 }
 
 #[test]
+fn a_disk_that_is_there_already_is_told_from_a_new_one() {
+    let daemon = Daemon::serve(&["ram:1M"]);
+    let add = |more: &[&str]| {
+        let said = daemon.run(&[&["add", "ram:2M", "--name", "a"], more].concat());
+        assert_eq!((said.code, said.out.as_str()), (0, "a\n"), "{}", said.err);
+        said.err
+    };
+    assert_eq!(add(&["--no-nbd"]), "");
+    assert_eq!(add(&["--no-nbd"]), "a is already there, as it is wanted: nothing is changed\n");
+    assert_eq!(add(&[]), "a is already there, as it is wanted: only its exports are new\n");
+    daemon.run(&["add", "ram:3M", "--name", "a"]).code(75).contains(&["there is a disk named"]);
+}
+
+#[test]
 fn of_several_settings_all_are_made_or_none() {
     let daemon = Daemon::serve(&["ram:8M?name=a"]);
     for (wanted, part) in [
@@ -194,4 +208,61 @@ fn those_who_listen_to_events_leave_room_for_those_who_ask() {
         assert!(begun.elapsed() < PATIENCE, "nobody is let in any more");
         std::thread::yield_now();
     }
+}
+
+/// More than one: each of them waits on a thread.
+const STUCK: usize = 4;
+
+/// A peer that takes connections and never says a word, until it is dropped.
+struct Silent(std::os::unix::net::UnixListener, std::path::PathBuf);
+
+impl Silent {
+    fn new(path: std::path::PathBuf) -> Self {
+        Self(std::os::unix::net::UnixListener::bind(&path).unwrap(), path)
+    }
+
+    fn uri(&self, name: &str) -> String {
+        format!("{}&timeout=10m&name={name}", unix("", &self.1))
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_open_keeps_nobody_from_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let silent = Silent::new(dir.path().join("silent"));
+    let yard = dir.path().join("yard.toml");
+    let (socket, begin) = (dir.path().join("s"), "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n");
+    std::fs::write(&yard, format!("[nbd]\nlisten = \"unix:{}\"\n{begin}", socket.display()))
+        .unwrap();
+    let runtime = tempfile::TempDir::new().unwrap();
+    let mut up = blockyard(&runtime.path().join("run"));
+    up.args(["up", "-f"]).arg(&yard);
+    let daemon = Daemon::start(up, runtime, 1);
+    let stuck: Vec<_> = (0..STUCK)
+        .map(|at| {
+            let mut add = blockyard(&daemon.path("run"));
+            add.args(["add", "--save", &silent.uri(&format!("stuck{at}"))]).stdin(Stdio::null());
+            let add =
+                common::Guard(add.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+            // It is being opened now.
+            (add, silent.0.accept().unwrap())
+        })
+        .collect();
+    daemon.run(&["add", "ram:1M", "--name", "b", "--save"]).code(0);
+    daemon.run(&["set", "b", "read_only=1", "--save"]).code(0);
+    daemon.run(&["set", "a", "size=2M"]).code(0);
+    daemon.run(&["remove", "b", "--save"]).code(0);
+    daemon.run(&["add", "ram:1M", "--name", "c", "--save"]).code(0);
+    let names: Vec<_> = daemon.report()["disks"].as_array().unwrap().clone();
+    let names: Vec<_> = names.iter().map(|disk| disk["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a", "c"]);
+    let saved = std::fs::read_to_string(&yard).unwrap();
+    assert!(saved.contains("\"c\"") && !saved.contains("stuck"), "{saved}");
+    // Who is hung up on hears of it.
+    for (mut add, peer) in stuck {
+        assert!(add.0.try_wait().unwrap().is_none(), "it did not wait");
+        drop(peer);
+        assert_eq!(add.0.wait().unwrap().code(), Some(1));
+    }
+    daemon.stop();
 }

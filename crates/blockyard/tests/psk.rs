@@ -75,11 +75,16 @@ fn users_of_the_file_get_in_and_nobody_else() {
     }
     let open = serve(&other, "true");
     assert!(open.status.success() && said(&open).contains("run: chmod 600"), "{open:?}");
+    let text = said(&open);
+    let advice = text.split("run: ").nth(1).unwrap().lines().next().unwrap();
+    assert!(Command::new("sh").args(["-c", advice]).status().unwrap().success(), "{advice}");
+    let closed = serve(&other, "true");
+    assert!(closed.status.success() && !said(&closed).contains("chmod"), "{closed:?}");
 
     fs::write(&other, "alice:00\n\nbob 00\n").unwrap();
     let malformed = serve(&other, "true");
     assert_eq!(malformed.status.code(), Some(1), "{malformed:?}");
-    assert!(said(&malformed).contains("other.psk: line 3: there is no colon"), "{malformed:?}");
+    assert!(said(&malformed).contains("other.psk: line 3: no colon"), "{malformed:?}");
 }
 
 #[cfg(not(feature = "psk"))]

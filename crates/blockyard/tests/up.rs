@@ -21,12 +21,13 @@ fn the_demo_is_served_and_says_what_to_do() {
     }
     let disks = daemon.report()["disks"].clone();
     assert_eq!((&disks[0]["name"], &disks[1]["name"]), (&"ram".into(), &"disk".into()));
+    assert_eq!((&disks[2]["name"], &disks[3]["name"]), (&"image".into(), &"clone".into()));
     assert!(daemon.path("yard/disk.img").exists());
     // What it says works as it stands, except that the command may not be on PATH.
     let text = std::fs::read_to_string(&said).unwrap();
     let lines: Vec<_> =
         text.lines().filter(|line| line.starts_with("  ") && !line.contains('#')).collect();
-    assert_eq!(lines.len(), 8, "{text}");
+    assert_eq!(lines.len(), 10, "{text}");
     let bin = std::path::Path::new(env!("CARGO_BIN_EXE_blockyard")).parent().unwrap().to_owned();
     let out = daemon.path("out.img").display().to_string();
     for line in lines {

@@ -88,6 +88,19 @@ fn queues_of_four_processors_survive_their_daemon() {
     run_in(Vm::new().newest_kernel().cpus(4), "", include_str!("vm/queues.sh"));
 }
 
+/// A kernel that waits for what is asked before it takes a size takes no connections meanwhile.
+#[test]
+fn a_size_is_told_when_nothing_is_held_back() {
+    let options = "--via nbd --timeout 3 --dead-conn-timeout 10";
+    run_in(Vm::new().newest_kernel(), options, include_str!("vm/held_sizes.sh"));
+}
+
+#[test]
+fn what_is_asked_twice_undoes_nothing_newer() {
+    let options = "--via nbd --connections 4 --threads 4 --timeout 2";
+    run_in(Vm::new().newest_kernel().cpus(4), options, include_str!("vm/asked_twice.sh"));
+}
+
 #[test]
 fn devices_belong_to_those_who_made_them() {
     let this = std::env::current_exe().unwrap();

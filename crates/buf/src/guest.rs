@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,6 +53,8 @@ pub struct SharedMapping {
     len: usize,
     /// What the handler of SIGBUS knows of it.
     watched: &'static Entry,
+    /// Told of how long it is.
+    _file: OwnedFd,
 }
 
 // SAFETY: the mapping is plain memory, reached through raw pointers only (see `Segment`); it belongs to no thread.
@@ -83,6 +85,7 @@ impl SharedMapping {
         let [lead, len, mapped] = [offset - start, len, bytes].map(usize::try_from);
         let (Ok(lead), Ok(len), Ok(mapped)) = (lead, len, mapped) else { return Err(too_long()) };
         let counted = Counted::new(mapped)?;
+        let kept = file.try_clone_to_owned()?;
         // SAFETY: a null hint with no MAP_FIXED cannot replace an existing mapping.
         let base = unsafe {
             mmap(
@@ -99,10 +102,11 @@ impl SharedMapping {
         // A core dump of this process has no business with the memory of guests. It is no less usable without.
         // SAFETY: the advice changes nothing of the memory itself.
         let _ = unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxDontDump) };
-        match Entry::watch(base, mapped, usize::try_from(page).unwrap_or(PAGE_SIZE)) {
+        let page = usize::try_from(page).unwrap_or(PAGE_SIZE);
+        match Entry::watch((base, mapped), page, (kept.as_fd(), start)) {
             Ok(watched) => {
                 std::mem::forget(counted);
-                Ok(Arc::new(Self { base, mapped, lead, len, watched }))
+                Ok(Arc::new(Self { base, mapped, lead, len, watched, _file: kept }))
             }
             Err(err) => {
                 // SAFETY: the range is what `mmap` returned, and nobody knows of it.
@@ -158,7 +162,7 @@ impl SharedMapping {
     unsafe fn part(&self, offset: usize, len: usize, writable: bool, owner: Owner) -> Segment {
         let ptr = self.raw(offset, len);
         // SAFETY: `raw` checked the range; the owner keeps it mapped, as the caller promises; it was mapped writable.
-        unsafe { Segment::from_raw(ptr, len, writable, Some(owner)) }
+        unsafe { Segment::from_raw(ptr, len, writable, Some(owner)) }.of_shared_mapping()
     }
 }
 

@@ -25,5 +25,5 @@ pub use mapping::{Mapping, PAGE_SIZE};
 pub use pages::{MAX_PAGES_BYTES, PagePool, Pages};
 pub use pool::{Buffer, Pool, PoolLimits};
 pub use segment::{Segment, Segments, ZERO_RUN, copy_segments, total_len};
-pub use sigbus::{lose, losses, probe};
+pub use sigbus::losses;
 pub use words::SharedWords;

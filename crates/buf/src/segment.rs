@@ -28,6 +28,8 @@ pub struct Segment {
     ptr: NonNull<u8>,
     len: u32,
     writable: bool,
+    /// It is of a mapping that the handler of SIGBUS knows of.
+    shared: bool,
     owner: Option<Owner>,
 }
 
@@ -60,7 +62,12 @@ impl Segment {
         assert!(len <= Self::MAX_LEN, "a segment of {len} bytes");
         #[expect(clippy::cast_possible_truncation, reason = "bounded by MAX_LEN")]
         let len = len as u32;
-        Self { ptr, len, writable, owner }
+        Self { ptr, len, writable, shared: false, owner }
+    }
+
+    /// The same bytes, which are of a [`SharedMapping`](crate::SharedMapping).
+    pub(crate) fn of_shared_mapping(self) -> Self {
+        Self { shared: true, ..self }
     }
 
     /// `len` zeroes, which cost no memory.
@@ -197,17 +204,33 @@ impl Segment {
         unsafe { libc::memset(self.ptr.as_ptr().cast(), 0, self.len()) };
     }
 
-    /// As [`probe`](crate::probe): asks the kernel whether it is there, to be written if it [can be](Self::is_writable).
-    pub fn probe(&self) -> bool {
-        let access = if self.writable { Access::Write } else { Access::Read };
-        crate::probe(self.ptr.as_ptr().addr(), self.len(), access)
+    /// Whether another process may take its memory away: it is of a [`SharedMapping`](crate::SharedMapping).
+    #[must_use]
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Asks the kernel whether its file became shorter, and whether all of it can be read, or read and written, as it would for
+    /// a system call that uses it: for those to whom it has said that something is wrong with memory (`EFAULT`), or with
+    /// whatever. Its mapping is lost from the first page that is gone. Says whether any was lost that was not before. Memory
+    /// that is there, or can be, is brought in: how much of it is for the caller to limit; none is for an empty segment. What
+    /// [is not shared](Self::is_shared) is always there.
+    pub fn probe(&self, access: Access) -> bool {
+        self.shared && crate::sigbus::probe(self, access)
+    }
+
+    /// Its mapping is lost from it on. Says whether there is one. For those to whom the kernel says that something is wrong
+    /// with memory, again, where a [`probe`](Self::probe) finds nothing.
+    pub fn lose(&self) -> bool {
+        self.shared && crate::sigbus::lose(self)
     }
 
     /// Whether any of it is gone, with the file that it was of. To be asked when [`losses`](crate::losses) have become more: what
     /// was taken from it since may be zeroes, or not.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        crate::sigbus::is_lost(self.ptr.as_ptr().addr(), self.len())
+        self.shared && crate::sigbus::is_lost(self)
     }
 
     /// A copy of its bytes.

@@ -8,17 +8,18 @@
 //! shown to anybody; a write may have put the zeroes on its disk, which [`Segment::is_lost`](crate::Segment::is_lost) tells.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
 use rustix::process::{Resource, getrlimit};
 
 use crate::guest::Access;
+use crate::segment::Segment;
 
 /// What the kernel says in `si_code` (include/uapi/asm-generic/siginfo.h): nothing is at the address, hardware that is broken
 /// where somebody touched it, or where nobody did yet.
@@ -56,21 +57,30 @@ pub(crate) struct Entry {
     len: AtomicUsize,
     /// What it is made of: bytes of a page, or of a huge one.
     page: AtomicUsize,
+    /// Its file, open as long as the mapping is there, and where in that it begins.
+    file: AtomicI32,
+    offset: AtomicU64,
     /// The first address that is no longer of the file; [`usize::MAX`] if all are.
     lost_from: AtomicUsize,
     next: AtomicPtr<Entry>,
 }
 
 impl Entry {
-    /// Watches over a mapping of whole pages of `page` bytes.
+    /// Watches over a mapping of whole pages of `page` bytes, which begins at `offset` in a file that its owner keeps open.
     ///
     /// # Errors
     /// What sigaction(2) says.
-    pub(crate) fn watch(base: NonNull<u8>, len: usize, page: usize) -> io::Result<&'static Self> {
+    pub(crate) fn watch(
+        (base, len): (NonNull<u8>, usize),
+        page: usize,
+        (file, offset): (BorrowedFd<'_>, u64),
+    ) -> io::Result<&'static Self> {
         install()?;
         let entry = Self::take();
         entry.lost_from.store(usize::MAX, Ordering::SeqCst);
         entry.page.store(page, Ordering::SeqCst);
+        entry.file.store(file.as_raw_fd(), Ordering::SeqCst);
+        entry.offset.store(offset, Ordering::SeqCst);
         entry.set_range(base.as_ptr().expose_provenance(), len);
         Ok(entry)
     }
@@ -103,6 +113,8 @@ impl Entry {
                 base: AtomicUsize::new(0),
                 len: AtomicUsize::new(0),
                 page: AtomicUsize::new(crate::PAGE_SIZE),
+                file: AtomicI32::new(-1),
+                offset: AtomicU64::new(0),
                 lost_from: AtomicUsize::new(usize::MAX),
                 next: AtomicPtr::default(),
             }));
@@ -139,10 +151,11 @@ impl Entry {
     }
 }
 
-/// Whether any of the `len` bytes at an address, which are in one mapping, was in a mapping's lost part.
-pub(crate) fn is_lost(address: usize, len: usize) -> bool {
+/// What [`Segment::is_lost`] says of a segment of a shared mapping.
+pub(crate) fn is_lost(segment: &Segment) -> bool {
+    let address = segment.as_ptr().addr();
     Entry::find(address).is_some_and(|(entry, _)| {
-        entry.lost_from.load(Ordering::Acquire) < address.saturating_add(len)
+        entry.lost_from.load(Ordering::Acquire) < address.saturating_add(segment.len())
     })
 }
 
@@ -219,36 +232,68 @@ enum Extent {
     ToTheEnd,
 }
 
-/// Asks the kernel whether all of some memory can be read, or read and written, as it would for a system call that uses it: for
-/// those to whom it has said that something is wrong with memory (`EFAULT`), or with whatever. A shared mapping is lost from the
-/// first page that cannot. Says whether any was lost. Memory that is there, or can be, is brought in: how much of it is for the
-/// caller to limit.
-#[must_use]
-pub fn probe(address: usize, len: usize, access: Access) -> bool {
+/// What [`Segment::probe`] does for a segment of a shared mapping.
+pub(crate) fn probe(segment: &Segment, access: Access) -> bool {
+    let address = segment.as_ptr().addr();
+    let Some((entry, range)) = Entry::find(address) else { return false };
+    is_cut_off(segment, entry, range) | is_not_there(segment, access)
+}
+
+/// What [`Segment::lose`] does for a segment of a shared mapping.
+pub(crate) fn lose(segment: &Segment) -> bool {
+    replace(segment.as_ptr().addr(), Extent::ToTheEnd)
+}
+
+/// Whether the file of a segment's mapping has become shorter than that since somebody looked: it is lost from there on, which
+/// costs no look at the memory itself.
+fn is_cut_off(_alive: &Segment, entry: &Entry, (base, len): (usize, usize)) -> bool {
+    // SAFETY: the mapping keeps its file open, and the segment keeps the mapping.
+    let file = unsafe { BorrowedFd::borrow_raw(entry.file.load(Ordering::SeqCst)) };
+    // A file whose size is not told is not known to be shorter.
+    let Ok(size) = fstat(file).map(|stat| u64::try_from(stat.st_size).unwrap_or(0)) else {
+        return false;
+    };
+    let left = size.saturating_sub(entry.offset.load(Ordering::SeqCst));
+    // A page in whose midst the file ends is there.
+    let left =
+        usize::try_from(left).ok().and_then(|left| left.checked_next_multiple_of(crate::PAGE_SIZE));
+    let Some(left) = left.filter(|left| *left < len) else { return false };
+    let end = base + left;
+    end < entry.lost_from.load(Ordering::SeqCst) && replace(end, Extent::ToTheEnd)
+}
+
+/// Brings the memory in, and says whether some of it cannot be: its mapping is lost from there on.
+fn is_not_there(segment: &Segment, access: Access) -> bool {
     // Linux 5.14. What is not in a file any more, or not to be had for lack of space, is an error, and no signal (madvise(2)).
     let advice = match access {
         Access::Read => Advice::LinuxPopulateRead,
         Access::Write => Advice::LinuxPopulateWrite,
     };
-    let is_there = |start: usize, len: usize| {
+    let (address, len) = (segment.as_ptr().addr(), segment.len());
+    let start = address - address % crate::PAGE_SIZE;
+    let are_there = |page: usize, pages: usize| {
+        let at = std::ptr::with_exposed_provenance_mut(start + page * crate::PAGE_SIZE);
         // SAFETY: the advice brings pages in, and changes nothing of what is in them.
-        let done = unsafe { madvise(std::ptr::with_exposed_provenance_mut(start), len, advice) };
+        let done = unsafe { madvise(at, pages * crate::PAGE_SIZE, advice) };
         // Other errors are of the kernel, which does not know the advice or has no memory now, and say nothing of this.
         !matches!(done, Err(Errno::FAULT | Errno::HWPOISON))
     };
-    let start = address - address % crate::PAGE_SIZE;
-    let end = address.saturating_add(len);
-    if Entry::find(address).is_none() || len == 0 || is_there(start, end - start) {
+    let pages = (address - start + len).div_ceil(crate::PAGE_SIZE);
+    if len == 0 || are_there(0, pages) {
         return false;
     }
-    let lost = (start..end).step_by(crate::PAGE_SIZE).find(|page| !is_there(*page, 1));
-    lost.is_some_and(lose)
-}
-
-/// The mapping that holds the address is lost from there on. Says whether there is one. For those to whom the kernel says that
-/// something is wrong with memory, again, where a [`probe`] finds nothing.
-pub fn lose(address: usize) -> bool {
-    replace(address, Extent::ToTheEnd)
+    // All before the first of these is there, all up to the second is not.
+    let (mut there, mut gone) = (0, pages);
+    while gone - there > 1 {
+        let middle = there + (gone - there) / 2;
+        if are_there(there, middle - there) {
+            there = middle;
+        } else {
+            gone = middle;
+        }
+    }
+    // Another thread may have lost it meanwhile.
+    !are_there(there, 1) && replace(start + there * crate::PAGE_SIZE, Extent::ToTheEnd)
 }
 
 /// Puts other memory in the place of what is lost of the mapping that holds the address. Says whether there was one, and it could

@@ -390,8 +390,8 @@ mod tests {
     #[test]
     fn error_numbers_have_names() {
         let osd = |errno| Error::new("x", ErrorKind::Osd { errno }).to_string();
-        assert_eq!(osd(2), "x: the OSD answers ENOENT, errno 2");
-        assert_eq!(osd(85), "x: the OSD answers errno 85");
+        assert_eq!(osd(2), "x: the OSD returned ENOENT, errno 2");
+        assert_eq!(osd(85), "x: the OSD returned errno 85");
         let refused = ErrorKind::Refused { reason: "no".into(), errno: 13 };
         assert_eq!(Error::new("x", refused).to_string(), "x: refused: no (EACCES, errno 13)");
         assert!(ERRNO_NAMES.is_sorted());

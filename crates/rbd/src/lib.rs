@@ -7,7 +7,8 @@
 //!   stores that are no cluster;
 //! - [`dir`]: a store in a directory;
 //! - [`image`]: images: reading and writing, snapshots, clones, over any store;
-//! - [`live`]: images that several have open: the exclusive lock, and what watchers tell each other.
+//! - [`live`]: images that several have open: the exclusive lock, and what watchers tell each other;
+//! - [`stream`]: images and what changed in them as streams of bytes, as `rbd export` and `rbd export-diff` write them.
 //!
 //! Encodings and results of operations are those of `blockyard-rados`: what a cluster answers and what a directory
 //! answers are the same types.
@@ -20,5 +21,6 @@ pub mod format;
 pub mod image;
 pub mod live;
 pub mod store;
+pub mod stream;
 
 pub use error::{Error, ErrorKind, Result};

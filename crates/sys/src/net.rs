@@ -5,6 +5,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 
 use blockyard_buf::{Access, Segment};
 use tokio::io::Interest;
@@ -55,9 +56,12 @@ pub const IOV_MAX: usize = 1024;
 
 /// Room for the list of parts of one call, to be used again for the next.
 #[derive(Debug, Default)]
-pub struct IoVecs(Vec<libc::iovec>);
+pub struct IoVecs {
+    list: Vec<libc::iovec>,
+    shared: Vec<NonNull<Segment>>,
+}
 
-// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the list anew; in between
+// SAFETY: the pointers in it are used by a `Gather` or a `Scatter` only, which fill the lists anew; in between
 // they are mere numbers.
 unsafe impl Send for IoVecs {}
 
@@ -65,21 +69,31 @@ impl IoVecs {
     /// Room for none yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self { list: Vec::new(), shared: Vec::new() }
     }
 
     /// Begins a message.
     #[must_use]
     pub fn gather(&mut self) -> Gather<'_> {
-        self.0.clear();
-        Gather { list: &mut self.0, len: 0, flags: SEND_FLAGS, parts: PhantomData }
+        self.list.clear();
+        Gather {
+            list: &mut self.list,
+            len: 0,
+            flags: SEND_FLAGS,
+            shared: Shared::begin(&mut self.shared),
+            parts: PhantomData,
+        }
     }
 
     /// Begins a place to receive into.
     #[must_use]
     pub fn scatter(&mut self) -> Scatter<'_> {
-        self.0.clear();
-        Scatter { list: &mut self.0, parts: PhantomData }
+        self.list.clear();
+        Scatter {
+            list: &mut self.list,
+            shared: Shared::begin(&mut self.shared),
+            parts: PhantomData,
+        }
     }
 }
 
@@ -87,6 +101,7 @@ impl IoVecs {
 #[derive(Debug)]
 pub struct Scatter<'a> {
     list: &'a mut Vec<libc::iovec>,
+    shared: Shared<'a>,
     parts: PhantomData<&'a mut [u8]>,
 }
 
@@ -111,6 +126,7 @@ impl<'a> Scatter<'a> {
     /// If it cannot be written, or the list [is full](Self::is_full).
     pub fn push_segment(&mut self, segment: &'a Segment) {
         assert!(segment.is_writable(), "receiving into a segment that is read-only");
+        self.shared.note(segment);
         self.push_raw(segment.as_ptr(), segment.len());
     }
 
@@ -155,11 +171,37 @@ impl<'a> Scatter<'a> {
             }
             let err = io::Error::last_os_error();
             if err.kind() != io::ErrorKind::Interrupted
-                && !faults.is_mended(&err, self.list, Access::Write)
+                && !faults.is_mended(&err, self.shared.segments(), Access::Write)
             {
                 return Err(err);
             }
         }
+    }
+}
+
+/// Those parts of a message whose memory may be gone when the kernel wants it.
+#[derive(Debug)]
+struct Shared<'a> {
+    list: &'a mut Vec<NonNull<Segment>>,
+    segments: PhantomData<&'a Segment>,
+}
+
+impl<'a> Shared<'a> {
+    fn begin(list: &'a mut Vec<NonNull<Segment>>) -> Self {
+        list.clear();
+        Self { list, segments: PhantomData }
+    }
+
+    #[inline]
+    fn note(&mut self, segment: &'a Segment) {
+        if segment.is_shared() {
+            self.list.push(NonNull::from(segment));
+        }
+    }
+
+    fn segments(&self) -> impl Iterator<Item = &'a Segment> + Clone {
+        // SAFETY: all that is in the list since it was cleared was borrowed for `'a`.
+        self.list.iter().map(|segment| unsafe { segment.as_ref() })
     }
 }
 
@@ -175,18 +217,21 @@ struct Faults(u32);
 impl Faults {
     /// Whether to make the call again.
     #[cold]
-    fn is_mended(&mut self, err: &io::Error, list: &[libc::iovec], access: Access) -> bool {
+    fn is_mended<'a>(
+        &mut self,
+        err: &io::Error,
+        shared: impl Iterator<Item = &'a Segment> + Clone,
+        access: Access,
+    ) -> bool {
         if err.raw_os_error() != Some(libc::EFAULT) || self.0 == FAULTS {
             return false;
         }
-        let parts = list.iter().map(|part| (part.iov_base.addr(), part.iov_len));
-        let probe = |any, (at, len)| blockyard_buf::probe(at, len, access) | any;
-        if parts.clone().fold(false, probe) {
+        if shared.clone().fold(false, |any, segment| segment.probe(access) | any) {
             // What was found will not be found again.
             return true;
         }
         self.0 += 1;
-        self.0 < FAULTS || parts.fold(false, |any, (at, _)| blockyard_buf::lose(at) | any)
+        self.0 < FAULTS || shared.fold(false, |any, segment| segment.lose() | any)
     }
 }
 
@@ -199,6 +244,7 @@ pub struct Gather<'a> {
     list: &'a mut Vec<libc::iovec>,
     len: usize,
     flags: libc::c_int,
+    shared: Shared<'a>,
     parts: PhantomData<&'a [u8]>,
 }
 
@@ -236,6 +282,7 @@ impl<'a> Gather<'a> {
     /// If it has fewer bytes, or the message [is full](Self::is_full).
     pub fn push_segment(&mut self, segment: &'a Segment, skip: usize) {
         assert!(skip <= segment.len(), "{skip} bytes skipped of a segment of {}", segment.len());
+        self.shared.note(segment);
         self.push_raw(segment.as_ptr().wrapping_add(skip), segment.len() - skip);
     }
 
@@ -288,7 +335,7 @@ impl<'a> Gather<'a> {
             }
             let err = io::Error::last_os_error();
             if err.kind() != io::ErrorKind::Interrupted
-                && !faults.is_mended(&err, self.list, Access::Read)
+                && !faults.is_mended(&err, self.shared.segments(), Access::Read)
             {
                 return Err(err);
             }
@@ -409,24 +456,23 @@ mod tests {
         ftruncate(&file, 8192).unwrap();
         let mapping = SharedMapping::new(file.as_fd(), 0, 8192).unwrap();
         let part = mapping.segment(4096, 4096);
-        let own = [1_u8; 8];
-        let vector = |at: *mut u8, len| libc::iovec { iov_base: at.cast(), iov_len: len };
-        let list = [vector(own.as_ptr().cast_mut(), 8), vector(part.as_ptr(), 4096)];
+        let own = Segment::from_vec(vec![1; 8]);
+        let list = [&own, &part];
         let refused = io::Error::from_raw_os_error(libc::EFAULT);
         let mut faults = Faults(0);
-        assert!(faults.is_mended(&refused, &list, Access::Read), "it is tried again");
+        assert!(faults.is_mended(&refused, list.into_iter(), Access::Read), "it is tried again");
         assert!(!mapping.is_lost());
-        assert!(faults.is_mended(&refused, &list, Access::Read), "and again without it");
+        assert!(faults.is_mended(&refused, list.into_iter(), Access::Read), "and again without it");
         assert!(mapping.is_lost() && part.is_lost() && !mapping.segment(0, 4096).is_lost());
-        assert!(!faults.is_mended(&refused, &list, Access::Read), "and not for ever");
+        assert!(!faults.is_mended(&refused, list.into_iter(), Access::Read), "and not for ever");
         let mut faults = Faults(0);
-        assert!(faults.is_mended(&refused, &list[..1], Access::Read));
+        assert!(faults.is_mended(&refused, std::iter::once(&own), Access::Read));
         assert!(
-            !faults.is_mended(&refused, &list[..1], Access::Read),
+            !faults.is_mended(&refused, std::iter::once(&own), Access::Read),
             "there is nothing to give up"
         );
         let other = io::Error::from_raw_os_error(libc::EPIPE);
-        assert!(!Faults(0).is_mended(&other, &list, Access::Read));
+        assert!(!Faults(0).is_mended(&other, list.into_iter(), Access::Read));
     }
 
     /// A file system that is full: what can be read cannot be written, so that a look does not show it.

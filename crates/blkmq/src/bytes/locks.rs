@@ -30,6 +30,9 @@ use crate::units::Sector;
 /// Ranges that edges have locked, or have a place for in the order of locks. Edges of more ranges wait in a queue of
 /// their own, so that the list of locks which writes are compared with stays short.
 const MAX_EDGE_RANGES: usize = 64;
+/// Locks with which no write gets another one for a range that has none: it waits in the same queue. With it, the list has
+/// less than this and [`MAX_EDGE_RANGES`] together.
+const MAX_LOCKS: usize = 128;
 
 /// The locks of a disk.
 pub(crate) struct BlockLocks<D: Driver> {
@@ -48,8 +51,9 @@ struct Table<D: Driver> {
     next: u64,
     /// Ranges that edges have locked, or wait for.
     edge_ranges: usize,
-    /// Edges of ranges that are too many, and those behind them.
-    queue: VecDeque<Edge<D>>,
+    /// Those of ranges that are too many, and those behind them. A write that is in here is not out yet, so that others to its
+    /// blocks may go before it.
+    queue: VecDeque<Holder<D>>,
     /// Whose turn it is.
     ready: VecDeque<Turn<D>>,
     /// Somebody is at taking on what is ready.
@@ -76,6 +80,15 @@ struct Lock<D: Driver> {
 enum Holder<D: Driver> {
     Edge(Edge<D>),
     Held(Held<D>),
+}
+
+impl<D: Driver> Holder<D> {
+    fn range(&self) -> (Sector, Sector) {
+        match self {
+            Self::Edge(edge) => edge.range(),
+            Self::Held(held) => (held.arrival.bio.sector(), held.arrival.bio.end_sector()),
+        }
+    }
 }
 
 /// A write that has to wait for locks.
@@ -133,8 +146,8 @@ impl<D: Driver> BlockLocks<D> {
         self.watch(shared);
         {
             let mut table = self.table.lock();
-            table.queue.push_back(edge);
-            table.admit_edges();
+            table.queue.push_back(Holder::Edge(edge));
+            table.admit();
             self.count.store(table.locks.len(), Ordering::SeqCst);
         }
         self.take_on(shared);
@@ -153,7 +166,8 @@ impl<D: Driver> BlockLocks<D> {
             return Err(held);
         }
         self.begin();
-        table.ask(start, end, Holder::Held(held));
+        table.queue.push_back(Holder::Held(held));
+        table.admit();
         self.count.store(table.locks.len(), Ordering::SeqCst);
         Ok(())
     }
@@ -292,15 +306,25 @@ impl<D: Driver> Table<D> {
         self.locks.iter().any(|lock| lock.edges > 0 && lock.is_of(start, end))
     }
 
-    /// Lets edges of the queue ask for their locks, in order, as far as their ranges are not too many.
-    fn admit_edges(&mut self) {
-        while let Some(edge) = self.queue.front() {
-            let (start, end) = edge.range();
-            if self.edge_ranges >= MAX_EDGE_RANGES && !self.has_edges(start, end) {
+    /// Lets those of the queue ask for their locks, in order, as far as their ranges are not too many.
+    fn admit(&mut self) {
+        while let Some(holder) = self.queue.front() {
+            let (start, end) = holder.range();
+            let is_too_many = match holder {
+                Holder::Edge(_) => {
+                    self.edge_ranges >= MAX_EDGE_RANGES && !self.has_edges(start, end)
+                }
+                Holder::Held(_) => {
+                    let before = || self.locks.iter().rfind(|lock| lock.overlaps(start, end));
+                    self.locks.len() >= MAX_LOCKS
+                        && !before().is_some_and(|lock| lock.is_of(start, end))
+                }
+            };
+            if is_too_many {
                 return;
             }
-            if let Some(edge) = self.queue.pop_front() {
-                self.ask(start, end, Holder::Edge(edge));
+            if let Some(holder) = self.queue.pop_front() {
+                self.ask(start, end, holder);
             }
         }
     }
@@ -342,8 +366,8 @@ impl<D: Driver> Table<D> {
         }
         if was_edge && !self.has_edges(start, end) {
             self.edge_ranges -= 1;
-            self.admit_edges();
         }
+        self.admit();
     }
 
     /// A lock of that range is gone from the place `at`: those after it that have waited for nobody else are had now.

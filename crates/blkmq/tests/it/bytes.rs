@@ -421,6 +421,30 @@ fn many_edges_of_one_block_keep_none_of_another_waiting() {
     rig.tear_down();
 }
 
+/// Each of them is compared with all locks that there are, and may be what later ones have to wait for.
+#[test]
+fn however_many_ranges_are_in_line_for_a_block_the_list_of_locks_stays_short() {
+    const MOST: usize = 192;
+    let rig = rig(1, 8);
+    rig.submit(0, write(3, vec![1; 5]));
+    let mut count = 1;
+    for start in 0..32 {
+        for end in start + 1..=64 {
+            rig.submit(0, aligned(start, 2, (end - start) as usize));
+            count += 1;
+        }
+    }
+    let shown = rig.disk.show();
+    let locks = shown.lines().filter(|line| line.starts_with("  lock ")).count();
+    assert!((2..=MOST).contains(&locks), "{locks}");
+    // Another block's edge has its turn, too.
+    rig.submit(0, write(63 * 512 + 7, vec![3; 5]));
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), vec![Status::Ok; count + 1]);
+    assert!(rig.script.bytes(0)[..63 * 512].iter().all(|&byte| byte == 2));
+    rig.tear_down();
+}
+
 /// A bio of bytes that has not ended yet.
 #[derive(Clone, Copy, Debug)]
 struct Pending {

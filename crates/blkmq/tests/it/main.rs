@@ -11,6 +11,7 @@
 
 mod bytes;
 mod model;
+mod order;
 mod parity;
 mod regressions;
 mod rig;

@@ -98,27 +98,6 @@ impl Served {
             )
         })
     }
-
-    /// Makes a change, and has it in the file of the yard, too, if that is wanted.
-    async fn change<T>(
-        &self,
-        save: bool,
-        edit: &Edit<'_>,
-        place: &str,
-        change: impl Future<Output = Answer<T>>,
-    ) -> Answer<T> {
-        let refused = |err: Error| Refusal::new(place, &err);
-        if !save {
-            return change.await;
-        }
-        let _one_at_a_time = self.yard.saving().lock().await;
-        let prepared = self.yard.prepare(edit).map_err(refused)?;
-        let done = change.await?;
-        if let Some(prepared) = prepared {
-            prepared.write().map_err(refused)?;
-        }
-        Ok(done)
-    }
 }
 
 fn refused_at<T>(place: &str, done: Result<T>) -> Answer<T> {
@@ -218,14 +197,11 @@ pub(super) async fn put_disk(
     let WantedDisk { plan, options } = request::disk(&name, request::object(&body(bytes)?)?)?;
     whole(async move {
         let edit = Edit::AddDisk { plan: &plan, options: &options };
-        let add = async {
-            match served.yard.add_disk(plan.clone(), only_new).await {
-                Ok(Outcome::Taken) => Err(taken(&name, &place)),
-                outcome => refused_at(&place, outcome),
-            }
-        };
-        let outcome = served.change(save, &edit, &place, add).await?;
-        Ok(made(outcome, served.disk(&name, &place)?))
+        let added = served.yard.add_disk(plan.clone(), only_new, save.then_some(&edit)).await;
+        match refused_at(&place, added)? {
+            Outcome::Taken => Err(taken(&name, &place)),
+            outcome => Ok(made(outcome, served.disk(&name, &place)?)),
+        }
     })
     .await
 }
@@ -246,8 +222,8 @@ pub(super) async fn patch_disk(
         let said = wanted.iter().map(|wanted| (wanted.option.name, &wanted.said));
         let edit = Edit::Set { disk: &name, settings: said.collect() };
         let settings = wanted.iter().map(|wanted| (wanted.option, wanted.value.clone())).collect();
-        let set = async { refused_at(&place, served.yard.set(&name, settings, shrink).await) };
-        served.change(save, &edit, &place, set).await?;
+        let set = served.yard.set(&name, settings, shrink, save.then_some(&edit)).await;
+        refused_at(&place, set)?;
         served.disk(&name, &place).map(Json)
     })
     .await
@@ -264,8 +240,8 @@ pub(super) async fn delete_disk(
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
     served.disk(&name, &place)?;
     whole(async move {
-        let remove = async { refused_at(&place, served.yard.remove_disk(&name).await) };
-        served.change(save, &Edit::RemoveDisk(&name), &place, remove).await?;
+        let edit = Edit::RemoveDisk(&name);
+        refused_at(&place, served.yard.remove_disk(&name, save.then_some(&edit)).await)?;
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -299,8 +275,9 @@ pub(super) async fn put_export(
         return Err(no_disk(&plan.disk, "body.disk"));
     }
     whole(async move {
-        let add = async { refused_at(&place, served.yard.add_export(plan.clone()).await) };
-        let outcome = served.change(save, &Edit::AddExport(&plan), &place, add).await?;
+        let edit = Edit::AddExport(&plan);
+        let added = served.yard.add_export(plan.clone(), save.then_some(&edit)).await;
+        let outcome = refused_at(&place, added)?;
         Ok(made(outcome, served.export(&kind, &name, &place)?))
     })
     .await
@@ -318,8 +295,8 @@ pub(super) async fn delete_export(
     served.export(&kind, &name, &place)?;
     let kind = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
     whole(async move {
-        let remove = async { refused_at(&place, served.yard.remove_export(kind, &name).await) };
-        served.change(save, &Edit::RemoveExport(kind, &name), &place, remove).await?;
+        let edit = Edit::RemoveExport(kind, &name);
+        refused_at(&place, served.yard.remove_export(kind, &name, save.then_some(&edit)).await)?;
         Ok(StatusCode::NO_CONTENT)
     })
     .await

@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use blockyard_blkmq::Bdev;
+use blockyard_blkmq::{Bdev, Disk};
 use blockyard_export_kernel_nbd::{self as kernel, Driver, Links};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -16,6 +16,10 @@ use super::nbd::{Source, borrow, said, warn_of_size};
 /// How long nothing is tried after the kernel has refused new connections; how long one is missed of which the kernel tells
 /// nothing, as when somebody takes the device away, before others are tried.
 const PAUSE: Duration = Duration::from_secs(1);
+/// What has been out for so long may be held back, and nobody knows until when.
+const LONG: Duration = Duration::from_secs(1);
+/// How often it is looked whether the kernel may be told of a size.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The kernel's side of a device. Whatever may wait is called from threads that may.
 pub(super) trait Kernel: Send + Sync + 'static {
@@ -25,8 +29,8 @@ pub(super) trait Kernel: Send + Sync + 'static {
     /// Gives the device connections in the place of dead ones.
     fn reconnect(&self, sockets: &[OwnedFd]) -> Result<(), String>;
 
-    /// Tells of a new size. The kernel may wait with that until all that it has asked is answered, also by a connection that
-    /// has died meanwhile.
+    /// Tells of a new size. The kernel may wait with that until all that it has asked is answered, and takes no connections
+    /// meanwhile (`nbd_set_size` freezes the queue, with the lock that connections are added under).
     fn resize(&self, bytes: u64);
 
     /// Whether it still has the device that we have made.
@@ -91,8 +95,32 @@ pub(super) struct Keeper<K> {
     source: Source,
     bdev: Arc<Bdev>,
     connections: usize,
+    /// Until then nothing is written: see [`Calm`].
+    holds_until: Instant,
     /// The kernel has told of a dead connection, and none has been replaced since.
     is_told: bool,
+}
+
+/// Whether a device will answer all that it is asked soon. Before that the kernel is told of no size: it would wait for what
+/// nobody answers, and could not get the connections that this may need.
+struct Calm {
+    source: Source,
+    connections: usize,
+    bdev: Arc<Bdev>,
+    /// Writes are held back until then, also those that have just come.
+    holds_until: Instant,
+}
+
+impl Calm {
+    fn is_now(&self) -> bool {
+        self.source.server.clients().len() >= self.connections
+            && Instant::now() >= self.holds_until
+            && !is_any_out_for(self.bdev.disk(), LONG)
+    }
+}
+
+fn is_any_out_for(disk: &Disk, long: Duration) -> bool {
+    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= long)
 }
 
 impl<K: Kernel> Keeper<K> {
@@ -103,7 +131,13 @@ impl<K: Kernel> Keeper<K> {
         bdev: Arc<Bdev>,
         connections: usize,
     ) -> Self {
-        Self { kernel, index, source, bdev, connections, is_told: false }
+        let holds_until = Instant::now();
+        Self { kernel, index, source, bdev, connections, holds_until, is_told: false }
+    }
+
+    /// Nothing is written for so long from now on.
+    pub(super) fn holding_for(self, time: Duration) -> Self {
+        Self { holds_until: self.holds_until + time, ..self }
     }
 
     /// Does it until the device is not ours any more, of which it tells `gone`.
@@ -120,7 +154,13 @@ impl<K: Kernel> Keeper<K> {
     }
 
     async fn keep_it(&mut self, mut size: watch::Receiver<u64>) -> io::Result<()> {
-        let sizes = tell_sizes(Arc::clone(&self.kernel))?;
+        let calm = Calm {
+            source: self.source.clone(),
+            connections: self.connections,
+            bdev: Arc::clone(&self.bdev),
+            holds_until: self.holds_until,
+        };
+        let sizes = tell_sizes(Arc::clone(&self.kernel), move || calm.is_now())?;
         let mut is_heard = true;
         loop {
             tokio::select! {
@@ -183,11 +223,22 @@ impl<K: Kernel> Keeper<K> {
     }
 }
 
-/// A thread that tells the kernel of sizes: while it waits, connections are looked after. It ends with what this returns.
-fn tell_sizes<K: Kernel>(kernel: Arc<K>) -> io::Result<mpsc::Sender<u64>> {
+/// A thread that tells the kernel of sizes, as soon as that is `calm`: while it waits, connections are looked after. It ends
+/// with what this returns.
+fn tell_sizes<K: Kernel>(
+    kernel: Arc<K>,
+    calm: impl Fn() -> bool + Send + 'static,
+) -> io::Result<mpsc::Sender<u64>> {
     let (tell, told) = mpsc::channel();
     std::thread::Builder::new().name("nbd-size".into()).spawn(move || {
-        while let Ok(bytes) = told.recv() {
+        while let Ok(mut bytes) = told.recv() {
+            while !calm() {
+                match told.recv_timeout(LOOK) {
+                    Ok(newer) => bytes = newer,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
             kernel.resize(told.try_iter().last().unwrap_or(bytes));
         }
     })?;
@@ -196,15 +247,14 @@ fn tell_sizes<K: Kernel>(kernel: Arc<K>) -> io::Result<mpsc::Sender<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, OpenMode};
+    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector};
     use blockyard_export_nbd::{Config, Export, Server};
     use tokio::sync::mpsc as async_mpsc;
 
     use super::*;
-    use crate::disks::DiskMaker;
-    use crate::disks::OpenDisk;
+    use crate::disks::{DiskMaker, OpenDisk};
     use crate::yard::queue_threads::QueueThreads;
 
     /// How long anything may take.
@@ -221,6 +271,8 @@ mod tests {
         resizing: async_mpsc::UnboundedSender<u64>,
         may_resize: Mutex<mpsc::Receiver<()>>,
         is_ours: AtomicBool,
+        /// Takes no connections so often.
+        refusals: AtomicUsize,
     }
 
     impl Kernel for Fake {
@@ -237,6 +289,11 @@ mod tests {
         fn reconnect(&self, sockets: &[OwnedFd]) -> Result<(), String> {
             if !self.is_ours() {
                 return Err("no such device".into());
+            }
+            let refused = |left: usize| left.checked_sub(1);
+            if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refused).is_ok() {
+                let _ = self.given.send(0);
+                return Err("not now".into());
             }
             let kept = sockets.iter().map(|socket| socket.try_clone().unwrap());
             self.sockets.lock().extend(kept);
@@ -298,6 +355,7 @@ mod tests {
                 resizing: resize,
                 may_resize: Mutex::new(may_resize),
                 is_ours: AtomicBool::new(true),
+                refusals: AtomicUsize::new(0),
             });
             let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
             let keeper = Keeper::new(Arc::clone(&kernel), INDEX, source, bdev, connections);
@@ -368,6 +426,86 @@ mod tests {
         }
         kept.let_resize.send(()).unwrap();
         kept.end().await;
+    }
+
+    /// It would take no connections while it waits for what is asked on a dead one.
+    #[tokio::test]
+    async fn the_kernel_is_told_of_no_size_while_a_connection_is_dead() {
+        let mut kept = Kept::new(2);
+        kept.kernel.refusals.store(2, Ordering::SeqCst);
+        kept.lose_one();
+        kept.server.fewer_than(2).await;
+        kept.size.send(2 << 20).unwrap();
+        for given in [0, 0] {
+            assert_eq!(next(&mut kept.given).await, given);
+            assert!(kept.resizing.try_recv().is_err());
+        }
+        assert_eq!(next(&mut kept.resizing).await, 2 << 20);
+        assert_eq!(kept.given.try_recv().unwrap(), 1);
+        kept.let_resize.send(()).unwrap();
+        kept.end().await;
+    }
+
+    #[test]
+    fn what_has_been_out_for_long_may_be_held_back() {
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let plan = "null:1M?latency=200ms".parse().unwrap();
+        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
+        let disk = Arc::clone(open.disk());
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let (tell, told) = mpsc::channel();
+        let ended = move |_: Box<Bio>| tell.send(()).unwrap();
+        let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
+        let submits = Arc::clone(&bdev);
+        threads.handles()[0].spawn(async move { submits.submit(0, bio) });
+        while disk.in_flight().is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(is_any_out_for(&disk, Duration::ZERO));
+        assert!(!is_any_out_for(&disk, Duration::from_secs(3600)));
+        told.recv_timeout(PATIENCE).unwrap();
+        until_all_has_ended(&disk);
+        assert!(!is_any_out_for(&disk, Duration::ZERO));
+        drop(bdev);
+        layer.del_disk(&disk);
+        threads.shutdown();
+    }
+
+    #[test]
+    fn the_kernel_is_told_of_the_last_size_once_it_is_calm() {
+        let (die, dead) = async_mpsc::unbounded_channel();
+        let (resize, mut resizing) = async_mpsc::unbounded_channel();
+        let (let_resize, may_resize) = mpsc::channel();
+        let kernel = Arc::new(Fake {
+            dead: tokio::sync::Mutex::new(dead),
+            heard: async_mpsc::unbounded_channel().0,
+            given: async_mpsc::unbounded_channel().0,
+            sockets: Mutex::default(),
+            resizing: resize,
+            may_resize: Mutex::new(may_resize),
+            is_ours: AtomicBool::new(true),
+            refusals: AtomicUsize::new(0),
+        });
+        let (look, looked) = mpsc::sync_channel(0);
+        let is_calm = Arc::new(AtomicBool::new(false));
+        let calm = Arc::clone(&is_calm);
+        let sizes = tell_sizes(kernel, move || {
+            let _ = look.send(());
+            calm.load(Ordering::SeqCst)
+        });
+        let sizes = sizes.unwrap();
+        for bytes in [1, 2, 3] {
+            sizes.send(bytes).unwrap();
+            looked.recv_timeout(PATIENCE).unwrap();
+        }
+        assert!(resizing.try_recv().is_err());
+        is_calm.store(true, Ordering::SeqCst);
+        drop(looked);
+        assert_eq!(resizing.blocking_recv().unwrap(), 3);
+        let_resize.send(()).unwrap();
+        drop((sizes, die));
     }
 
     #[tokio::test]

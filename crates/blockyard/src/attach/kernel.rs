@@ -106,7 +106,8 @@ impl Attachment {
         match record.via {
             Via::Ublk => {
                 below.make_read_only_again(record);
-                let device = ublk::Device::take_over(number, &below.bdev, below.threads);
+                let device =
+                    ublk::Device::take_over(number, record.mark, &below.bdev, below.threads);
                 device.map(|device| Self::Ublk(Box::new(device))).map_err(ublk_error)
             }
             Via::Nbd => NbdDevice::take_over(record, below).map(Self::Nbd),

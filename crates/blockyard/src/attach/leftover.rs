@@ -412,7 +412,7 @@ fn take_away(left: &LeftBehind) -> Result<()> {
         return Err(Error::failed(format!("{} is used by another process", left.path)));
     }
     match via {
-        Via::Ublk => ublk::remove(number).map_err(kernel::ublk_error),
+        Via::Ublk => ublk::remove(number, left.mark).map_err(kernel::ublk_error),
         Via::Nbd | Via::NbdIoctl => kernel_nbd::Driver::open()
             .and_then(|mut driver| driver.disconnect(number))
             .map_err(nbd::nbd_error),

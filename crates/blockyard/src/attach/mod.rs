@@ -10,19 +10,23 @@ mod helper;
 mod keeper;
 mod kernel;
 mod launch;
+mod leaving;
 mod leftover;
 mod nbd;
+mod opening;
 pub mod record;
 pub(crate) mod store;
+mod unflushed;
 pub(crate) mod usage;
 
-pub use daemon::{Order, check_identity, run};
+pub use daemon::run;
 pub use launch::{Launched, launch};
 pub use leftover::{
     Fate, LeftBehind, Standing, Survey, UnreadableRecord, clear_unused, has_ublk_device, on_record,
     orphans, remove, survey,
 };
 pub(crate) use nbd::check_times;
+pub use opening::{Order, check_identity};
 
 use serde::{Deserialize, Serialize};
 

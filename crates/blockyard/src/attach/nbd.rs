@@ -254,7 +254,7 @@ impl NbdDevice {
         let setup = setup(wish, mark, &negotiated, below.outlives_us)?;
         let index = driver.connect(&setup, &borrow(&sockets)).map_err(nbd_error)?;
         scan(index);
-        Ok(Self::running(driver, links, (index, mark), wish, below))
+        Ok(Self::running(driver, links, (index, mark), wish, below, Duration::ZERO))
     }
 
     /// Goes on with one whose connections have died with their server.
@@ -267,7 +267,8 @@ impl NbdDevice {
         // A connection that was made before that writes again as soon as the disk is writable.
         below.make_read_only_again(record);
         driver.reconnect(index, &identifier(mark), &borrow(&sockets)).map_err(nbd_error)?;
-        let device = Self::running(driver, links, (index, mark), wish, below);
+        let held = below.fence.unwrap_or_default();
+        let device = Self::running(driver, links, (index, mark), wish, below, held);
         // It may have grown meanwhile. Not with the sockets: the kernel may wait for what it has asked, which needs them.
         device.resized.0.send_replace(below.bdev.capacity().bytes());
         Ok(device)
@@ -279,6 +280,7 @@ impl NbdDevice {
         (index, mark): (u32, u64),
         wish: &Wish,
         below: &Below<'_>,
+        held: Duration,
     ) -> Self {
         let (resized, size) = Resized::subscribe(&below.bdev);
         let identifier = identifier(mark);
@@ -286,6 +288,7 @@ impl NbdDevice {
         let is_marked = kernel.is_marked();
         let (source, bdev) = (Source::of(below), Arc::clone(&below.bdev));
         let keeper = Keeper::new(Arc::new(kernel), index, source, bdev, wish.connections.into());
+        let keeper = keeper.holding_for(held);
         let barriers = Barriers::start(&below.bdev, wish.connections.into(), timeout(wish));
         let barriers = barriers.unwrap_or_else(|err| {
             tracing::warn!(%err, "cannot start a thread; repeated requests of the kernel may be reordered");

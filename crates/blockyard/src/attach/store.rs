@@ -6,6 +6,7 @@
 //! | `nbd0.json` | the [`Record`] of a device, written whole or not at all | its daemon, or who recovers it |
 //! | `MARK.begun` | a device with that mark is being made, and is not on record yet | its maker |
 //! | `MARK.failed` | a flush of the device with that mark has failed | nobody: it is there or not |
+//! | `MARK.unflushed` | one byte: whether a server has something that was written to that device and not flushed | nobody: its daemon writes it |
 //! | `*.log` | what a daemon in the background says | all who write to it |
 //! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
 //!
@@ -37,6 +38,7 @@ const NEXT: &str = ".next";
 const RECORD: &str = "json";
 const BEGUN: &str = "begun";
 const FAILED: &str = "failed";
+const UNFLUSHED: &str = "unflushed";
 const LOG: &str = "log";
 
 /// The directory.
@@ -124,7 +126,7 @@ impl FailedFlush {
     }
 
     /// For good: nobody serves the device any more.
-    pub(crate) fn forget(&self) {
+    fn forget(&self) {
         // There is none for most.
         let _ = fs::remove_file(&self.0);
     }
@@ -285,13 +287,25 @@ impl Store {
             return Ok(());
         }
         forget_log(record);
-        self.failed_flush_of(record.mark).forget();
+        self.forget_notes(record.mark);
         fs::remove_file(&path).map_err(|err| self.failed(err))
     }
 
     /// What notes that a flush of a device with that mark has failed, at once: it waits for nobody.
     pub(crate) fn failed_flush_of(&self, mark: u64) -> FailedFlush {
         FailedFlush(self.path(&format!("{mark:016x}"), FAILED))
+    }
+
+    /// Nobody goes on with a device of that mark: what might be lost of it has no meaning any more.
+    pub(super) fn forget_notes(&self, mark: u64) {
+        self.failed_flush_of(mark).forget();
+        // There is none for most.
+        let _ = fs::remove_file(self.unflushed_of(mark));
+    }
+
+    /// Where a daemon keeps whether something that was written to the device with that mark is not flushed.
+    pub(super) fn unflushed_of(&self, mark: u64) -> PathBuf {
+        self.path(&format!("{mark:016x}"), UNFLUSHED)
     }
 
     /// Notes that a device with that mark is about to be made.
@@ -370,7 +384,7 @@ impl Store {
                 })
             };
             let is_left_log = || is(LOG) && !named(&path) && !is_written_to();
-            if is(FAILED) && is_nobodys(&path) || is_left_log() {
+            if (is(FAILED) || is(UNFLUSHED)) && is_nobodys(&path) || is_left_log() {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -526,8 +540,11 @@ mod tests {
         let (other, _) = store.new_log().unwrap();
         assert_ne!(log, other);
         fs::write(store.directory.join(NEXT), "{\"ver").unwrap();
+        fs::write(store.unflushed_of(0x42), "1").unwrap();
+        fs::write(store.unflushed_of(0x43), "1").unwrap();
         store.sweep().unwrap();
         assert!(log.exists() && !other.exists(), "one is written to");
+        assert!(store.unflushed_of(0x42).exists() && !store.unflushed_of(0x43).exists());
         let alive = BegunMark { mark: 0x42, is_served: true };
         assert_eq!(store.read().unwrap().begun, [alive]);
         store.end(0x42);

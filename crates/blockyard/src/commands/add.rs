@@ -47,6 +47,11 @@ pub(super) fn add(args: &AddArgs) -> Result<()> {
         made.iter().rev().for_each(|path| drop(yard.wish(&Ask::delete(path))));
         return Err(failed(err));
     }
+    if !is_made {
+        // Its name alone would read as if it were new.
+        let then = if made.is_empty() { "nothing is changed" } else { "only its exports are new" };
+        term::tell(format_args!("{name} is already there, as it is wanted: {then}"));
+    }
     term::say(&name)
 }
 

@@ -8,6 +8,7 @@ mod compare;
 mod copy;
 mod docs;
 mod found;
+mod image;
 mod info;
 mod interrupt;
 mod list;
@@ -59,6 +60,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Info(args) => info::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Rados(args) => rados::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Copy(args) => copy::run(args).map(|()| 0),
         Command::Compare(args) => compare::run(args),
         Command::Map(args) => map::run(args).map(|()| 0),

@@ -7,9 +7,10 @@ use blockyard_export_nbd::{Address, DEFAULT_PORT};
 use super::serve::{ready, uri_for};
 use crate::cli::UpArgs;
 use crate::daemon::{self, Daemon, Passed};
-use crate::disks::{DiskPlan, PlanBuilder, Value, file};
+use crate::disks::{DiskPlan, PlanBuilder, Value, file, rbd};
 use crate::error::{Error, Result};
 use crate::exports::{self, ExportPlan};
+use crate::images::demo;
 use crate::text::term;
 use crate::yard::config::{self, ConfigError, Needs};
 use crate::yard::plan::{Listen, YardPlan};
@@ -18,6 +19,8 @@ use crate::yard::plan::{Listen, YardPlan};
 const FILE: &str = "yard.toml";
 /// Where the demo keeps its files.
 const DEMO: &str = "yard";
+/// The store of images in it.
+const DEMO_STORE: &str = "images";
 /// Bytes of each disk of the demo, as URIs have it.
 const DEMO_SIZE: &str = "1G";
 
@@ -59,6 +62,7 @@ fn demo(check: bool, passed: Passed) -> Result<()> {
     std::fs::create_dir_all(DEMO).map_err(|err| {
         Error::failed("cannot create the directory ./yard of the demo").caused_by(err)
     })?;
+    demo::make(&folder.join(DEMO_STORE), super::size("the demo", DEMO_SIZE)?)?;
     Daemon::start(plan, passed)?.run(|daemon| {
         ready(daemon);
         // A reader of the text who has left does not end the demo.
@@ -66,7 +70,7 @@ fn demo(check: bool, passed: Passed) -> Result<()> {
     })
 }
 
-/// A RAM disk and a file, on a socket and a port.
+/// A RAM disk, a file, an image and a clone of its snapshot, on a socket and a port.
 fn demo_plan(directory: &Path) -> Result<YardPlan> {
     let mut ram = PlanBuilder::of_uri(&format!("ram:{DEMO_SIZE}"))
         .map_err(|err| Error::usage(err.to_string()))?;
@@ -78,9 +82,21 @@ fn demo_plan(directory: &Path) -> Result<YardPlan> {
     set(&mut file, create)?;
     set(&mut file, &[("name", "disk")])?;
     let uri = format!("file:{}", path.display());
-    let disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
+    let mut disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
+    for image in [demo::IMAGE, demo::CLONE] {
+        let path = directory.join(DEMO_STORE).join(image);
+        let mut builder = PlanBuilder::new(&rbd::KIND);
+        builder.path(&path).map_err(Error::usage)?;
+        set(&mut builder, &[("name", image)])?;
+        disks.push(finish(builder, &format!("rbd+dir:{}", path.display()))?);
+    }
     let mut plan = YardPlan::new(disks)?;
-    let described = ["In memory; lost when the daemon exits", "In ./yard/disk.img; kept"];
+    let described = [
+        "In memory; lost when the daemon exits",
+        "In ./yard/disk.img; kept",
+        "RBD image in ./yard/images, with a snapshot",
+        "Clone of that snapshot",
+    ];
     for (index, description) in described.into_iter().enumerate() {
         let name = plan.disk_name(index);
         let export = ExportPlan::new(&exports::nbd::KIND, name, name);
@@ -106,6 +122,8 @@ fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
 fn what_next(daemon: &Daemon) -> String {
     let addresses = daemon.addresses();
     let (ram, disk) = (uri_for(daemon, &addresses, "ram"), uri_for(daemon, &addresses, "disk"));
+    let clone = uri_for(daemon, &addresses, demo::CLONE);
+    let snapshot = format!("rbd+dir:yard/{DEMO_STORE}/{}@{}", demo::IMAGE, demo::SNAPSHOT);
     let tcp: Vec<_> = addresses
         .iter()
         .filter(|address| matches!(address, Address::Tcp { .. }))
@@ -127,6 +145,9 @@ Two disks are served: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C sto
   nbdcopy '{ram}' '{disk}'
   nbdcopy '{disk}' /tmp/disk.img
   qemu-img convert -n -f raw -O raw /tmp/disk.img '{disk}'
+  # the images, and whether the clone is still what its snapshot is
+  blockyard image --dir yard/{DEMO_STORE} ls --long
+  blockyard compare '{clone}' '{snapshot}'
 "
     )
 }

@@ -33,6 +33,10 @@ const EXTENSION: Duration = Duration::from_secs(30);
 /// After that long the service manager's own patience decides.
 const LONGEST_END: Duration = Duration::from_secs(15 * 60);
 
+/// Disks that are opened, changed or closed at a time, each on a thread that comes when it is needed: those that are stuck are to
+/// leave room for all others.
+const BLOCKING_THREADS: usize = 1024;
+
 /// A daemon whose disks are open and whose addresses are taken. Nobody is served before it runs.
 pub struct Daemon {
     yard: Arc<Yard>,
@@ -194,7 +198,7 @@ pub fn check(plan: &YardPlan) -> Result<()> {
 pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|err| Error::failed("cannot start the main loop").caused_by(err))?;
     let result = runtime.block_on(future);

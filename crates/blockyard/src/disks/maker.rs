@@ -8,6 +8,7 @@ use blockyard_blkmq::{
     BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, FailedFlush,
     Features, Limits, QueueType, TagSet, TagSetConfig,
 };
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::kind::Fresh;
@@ -22,8 +23,21 @@ pub struct DiskMaker {
     threads: Vec<Handle>,
     clock: Arc<dyn Clock>,
     flags: DiskFlags,
+    numbers: Arc<Mutex<Numbers>>,
+    /// What it has taken of these, for disks that the block layer may not have yet.
+    taken: Vec<DevNums>,
+}
+
+/// The first device number of a disk, and how many it has.
+type DevNums = (DevNum, u32);
+
+/// Device numbers of all makers of a block layer.
+#[derive(Default)]
+struct Numbers {
     /// The majors that were registered, by the kinds of disks.
     majors: Vec<(&'static str, u32)>,
+    /// Those of disks that are being made.
+    taken: Vec<DevNums>,
 }
 
 /// What a driver makes a disk of.
@@ -73,7 +87,21 @@ impl DiskMaker {
             threads: threads.to_vec(),
             clock,
             flags: DiskFlags::empty(),
-            majors: Vec::new(),
+            numbers: Arc::default(),
+            taken: Vec::new(),
+        }
+    }
+
+    /// Another one for the same block layer: each opens one disk at a time, which may take long.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self {
+            layer: Arc::clone(&self.layer),
+            threads: self.threads.clone(),
+            clock: Arc::clone(&self.clock),
+            flags: DiskFlags::empty(),
+            numbers: Arc::clone(&self.numbers),
+            taken: Vec::new(),
         }
     }
 
@@ -108,7 +136,9 @@ impl DiskMaker {
         let mut plan = plan.clone();
         plan.options.name = Some(name);
         self.flags = flags;
-        match self.open_above(&plan, below.as_deref()) {
+        let opened = self.open_above(&plan, below.as_deref());
+        self.give_back();
+        match opened {
             Ok((disk, remote)) => Ok(OpenDisk::new(plan.kind, disk, remote, below)),
             Err(err) => {
                 if let Some(below) = below {
@@ -176,22 +206,24 @@ impl DiskMaker {
 
     /// The first free numbers of a kind.
     fn device(&mut self, kind: &'static str, minors: u32) -> Result<DevNum> {
-        let major = match self.majors.iter().find(|(known, _)| *known == kind) {
+        let mut numbers = self.numbers.lock();
+        let major = match numbers.majors.iter().find(|(known, _)| *known == kind) {
             Some((_, major)) => *major,
             None => {
                 let major = self
                     .layer
                     .register_blkdev(0, kind)
                     .map_err(|err| Error::failed("no device number is free").caused_by(err))?;
-                self.majors.push((kind, major));
+                numbers.majors.push((kind, major));
                 major
             }
         };
         let disks = self.layer.disks();
-        let mut taken: Vec<(u32, u32)> = disks
-            .iter()
-            .filter(|disk| disk.dev().major == major)
-            .map(|disk| (disk.dev().minor, disk.dev().minor + disk.minors()))
+        let added = disks.iter().map(|disk| (disk.dev(), disk.minors()));
+        let mut taken: Vec<(u32, u32)> = added
+            .chain(numbers.taken.iter().copied())
+            .filter(|(dev, _)| dev.major == major)
+            .map(|(dev, minors)| (dev.minor, dev.minor + minors))
             .collect();
         taken.sort_unstable();
         let mut minor = 0;
@@ -201,7 +233,22 @@ impl DiskMaker {
             }
             minor = minor.max(end);
         }
-        Ok(DevNum { major, minor })
+        let dev = DevNum { major, minor };
+        numbers.taken.push((dev, minors));
+        self.taken.push((dev, minors));
+        Ok(dev)
+    }
+
+    /// The disks that it has made are added, or will not be.
+    fn give_back(&mut self) {
+        let taken = std::mem::take(&mut self.taken);
+        self.numbers.lock().taken.retain(|(dev, _)| !taken.iter().any(|(its, _)| its == dev));
+    }
+}
+
+impl Drop for DiskMaker {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

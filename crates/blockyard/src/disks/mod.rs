@@ -6,6 +6,7 @@
 //! | `null:1T?latency=100us` | reads zeroes, forgets writes, each after a while |
 //! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
 //! | `/p`, `./p` | the same with nothing special, the path taken as it is |
+//! | `rbd+dir:/yard/image@snap` | an RBD image, or a snapshot of one, in a store in a directory |
 //! | `nbd://host/export?connections=2` and its like | an export of an NBD server ([`blockyard_nbd::uri`], [`nbd`]) |
 //!
 //! A new kind is a file here with a [`DiskKind`], and a line in [`KINDS`].
@@ -24,6 +25,7 @@ mod open;
 mod options;
 mod plan;
 mod ram;
+pub mod rbd;
 mod remote;
 #[cfg(test)]
 mod toy;
@@ -50,6 +52,7 @@ pub static KINDS: &[&DiskKind] = &[
     &null::KIND,
     &file::KIND,
     &nbd::KIND,
+    &rbd::KIND,
     #[cfg(test)]
     &toy::KIND,
 ];

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::{BlockLayer, Disk};
+use blockyard_driver_nbd::Ledger;
 
 use super::kind::DiskKind;
-use super::remote::Remote;
+use super::remote::{Remote, RemoteDriver};
 use crate::daemon::Losses;
 
 /// An open disk. It has to be closed: a disk in the block layer lives as long as that.
@@ -59,6 +60,28 @@ impl OpenDisk {
     /// What another process has sent before it died may still be carried out: nothing is written until that is over.
     pub(crate) fn hold_writes(&self) {
         self.remotes().for_each(Remote::hold_writes);
+    }
+
+    /// Whether a server may have something of it that was written and not flushed.
+    pub(crate) fn tracks_unflushed(&self) -> bool {
+        self.tracking().is_some()
+    }
+
+    /// Has that kept where it outlives this process.
+    pub(crate) fn keep_ledger(&self, ledger: Arc<dyn Ledger>) {
+        if let Some(driver) = self.tracking() {
+            driver.keep_ledger(ledger);
+        }
+    }
+
+    /// Another process has died that had written to it and not flushed all of that. Says whether it may be lost: all flushes fail
+    /// then.
+    pub(crate) fn inherit_unflushed(&self) -> bool {
+        self.tracking().is_some_and(|driver| driver.inherit_unflushed())
+    }
+
+    fn tracking(&self) -> Option<&dyn RemoteDriver> {
+        self.remotes().map(Remote::driver).find(|driver| driver.tracks_unflushed())
     }
 
     /// What does that, for whoever learns later that there was another process; none if there is no need.

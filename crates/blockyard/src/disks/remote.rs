@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockyard_blkmq::{Bio, Disk, Features, OpenMode, StatGroup, Status};
+use blockyard_driver_nbd::Ledger;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,6 +22,17 @@ pub trait RemoteDriver: Send + Sync {
     fn clear_queue(&self);
     /// Nothing is written until what others have sent before can no more be carried out.
     fn hold_writes(&self) {}
+    /// Whether its server may have something that was written and not flushed.
+    fn tracks_unflushed(&self) -> bool {
+        false
+    }
+    /// Has that kept where it outlives this process.
+    fn keep_ledger(&self, _ledger: Arc<dyn Ledger>) {}
+    /// There was another process, and its server has something of it that was not flushed. Says whether that may be lost:
+    /// all flushes fail then.
+    fn inherit_unflushed(&self) -> bool {
+        false
+    }
     /// Says goodbye once nothing is out any more.
     fn disconnect(&self) -> Goodbye<'_>;
     /// Tells each size in bytes that the server has for the disk from now on, until that says that nobody listens any more.
@@ -50,6 +62,10 @@ impl Remote {
     /// What another process has sent before it died may still be carried out: nothing is written until that is over.
     pub(crate) fn hold_writes(&self) {
         self.driver.hold_writes();
+    }
+
+    pub(super) fn driver(&self) -> &dyn RemoteDriver {
+        &*self.driver
     }
 
     /// What does that, for whoever learns later that there was another process.

@@ -78,15 +78,21 @@ fn bind(plan: &ExportPlan, is_directory: bool) -> Result<Bound> {
     let config = config(&plan.settings)?;
     config.place(is_directory).prepare().map_err(error)?;
     Ok(Box::new(move |front| {
-        let shown = if is_directory {
-            let named = |disk: &FrontDisk| Ok((disk.name.clone(), bdev(front.plan, &disk.open)?));
-            Shown::Directory(front.disks.iter().map(named).collect::<Result<_>>()?)
-        } else {
-            Shown::File(front.bdev()?)
+        let pending = Pending {
+            config,
+            is_directory,
+            disks: front
+                .disks
+                .iter()
+                .map(|disk| (disk.name.clone(), Arc::clone(&disk.open)))
+                .collect(),
+            threads: front.threads.to_vec(),
         };
-        let start = Start { config, shown, threads: front.threads.to_vec() };
-        let plan = front.plan.clone();
-        Ok(Arc::new(Files { plan, start: Mutex::new(Some(start)), mount: OnceLock::new() }))
+        // One that cannot be opened is told before anybody is served.
+        pending.shown(front.plan)?;
+        let (shown, pending) = (pending.disks.clone(), Some(pending));
+        let state = Mutex::new(State { pending, shown });
+        Ok(Arc::new(Files { plan: front.plan.clone(), state, mount: OnceLock::new() }))
     }))
 }
 
@@ -120,32 +126,58 @@ pub fn leftovers() -> Result<Vec<fuse::Leftover>> {
 }
 
 /// What is mounted when it starts.
-struct Start {
+struct Pending {
     config: Config,
-    shown: Shown,
+    is_directory: bool,
+    disks: Disks,
     threads: Vec<Handle>,
+}
+
+/// Disks by their names.
+type Disks = Vec<(String, Arc<OpenDisk>)>;
+
+impl Pending {
+    fn shown(&self, plan: &ExportPlan) -> Result<Shown> {
+        let mut disks = Vec::with_capacity(self.disks.len());
+        for (name, open) in &self.disks {
+            disks.push((name.clone(), bdev(plan, open)?));
+        }
+        match (self.is_directory, disks.pop()) {
+            (false, Some((_, bdev))) => Ok(Shown::File(bdev)),
+            (false, None) => Err(Error::failed("there is no disk to show")),
+            (true, last) => Ok(Shown::Directory(disks.into_iter().chain(last).collect())),
+        }
+    }
+}
+
+struct State {
+    /// Until it starts, or ends before that.
+    pending: Option<Pending>,
+    shown: Disks,
 }
 
 /// A mounted file system.
 struct Files {
     plan: ExportPlan,
-    start: Mutex<Option<Start>>,
+    state: Mutex<State>,
     mount: OnceLock<Arc<Mount>>,
 }
 
 impl Export for Files {
     fn start(&self) -> Result<()> {
-        let Some(Start { config, shown, threads }) = self.start.lock().take() else {
-            return Ok(());
-        };
-        let mount = Mount::start(&config, shown, &threads).map_err(error)?;
+        // Held until it is mounted: which disks there are may change meanwhile.
+        let mut state = self.state.lock();
+        let Some(mut pending) = state.pending.take() else { return Ok(()) };
+        pending.disks.clone_from(&state.shown);
+        let shown = pending.shown(&self.plan)?;
+        let mount = Mount::start(&pending.config, shown, &pending.threads).map_err(error)?;
         // It was there to be started, and is so once.
         let _ = self.mount.set(Arc::new(mount));
         Ok(())
     }
 
     fn end(&self, grace: Duration) -> Doing<'_> {
-        drop(self.start.lock().take());
+        drop(self.state.lock().pending.take());
         Box::pin(async move {
             let Some(mount) = self.mount.get().map(Arc::clone) else { return };
             let ended = tokio::task::spawn_blocking(move || mount.end(grace)).await;
@@ -165,24 +197,31 @@ impl Export for Files {
         self.mount.get().is_some_and(|mount| mount.is_over())
     }
 
-    fn disk_added(&self, name: &str, open: &Arc<OpenDisk>) -> Result<()> {
-        let bdev = bdev(&self.plan, open)?;
-        match (&mut *self.start.lock(), self.mount.get()) {
-            (Some(Start { shown: Shown::Directory(disks), .. }), _) => {
-                disks.push((name.to_owned(), bdev));
-                Ok(())
+    fn show(&self, disks: &[FrontDisk]) {
+        let mut state = self.state.lock();
+        let mount = self.mount.get();
+        let is_there = |name: &str, open: &Arc<OpenDisk>| {
+            disks.iter().any(|disk| disk.name == name && Arc::ptr_eq(&disk.open, open))
+        };
+        state.shown.retain(|(name, open)| {
+            let stays = is_there(name, open);
+            if let Some(mount) = mount.filter(|_| !stays) {
+                mount.remove(name);
             }
-            (_, Some(mount)) => mount.add(name, bdev).map_err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn disk_removed(&self, name: &str) {
-        if let Some(Start { shown: Shown::Directory(disks), .. }) = &mut *self.start.lock() {
-            disks.retain(|(known, _)| known != name);
-        }
-        if let Some(mount) = self.mount.get() {
-            mount.remove(name);
+            stays
+        });
+        for FrontDisk { name, open, .. } in disks {
+            if state.shown.iter().any(|(known, _)| known == name) {
+                continue;
+            }
+            let added = mount
+                .map_or(Ok(()), |mount| mount.add(name, bdev(&self.plan, open)?).map_err(error));
+            match added {
+                Ok(()) => state.shown.push((name.clone(), Arc::clone(open))),
+                Err(err) => {
+                    tracing::warn!(export = self.plan.label(), disk = name, %err, "cannot show the disk");
+                }
+            }
         }
     }
 

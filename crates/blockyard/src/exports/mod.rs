@@ -240,16 +240,9 @@ pub trait Export: Send + Sync {
         false
     }
 
-    /// There is another disk, for those of the whole yard. Not called on a queue thread.
-    ///
-    /// # Errors
-    /// It cannot be exported.
-    fn disk_added(&self, _name: &str, _open: &Arc<OpenDisk>) -> Result<()> {
-        Ok(())
-    }
-
-    /// A disk goes, for those of the whole yard: they let go of it. May wait; not called on a queue thread.
-    fn disk_removed(&self, _name: &str) {}
+    /// These are the disks of the yard now, for those of the whole yard: they take what is new, and let go of what is gone. May
+    /// wait; not called on a queue thread.
+    fn show(&self, _disks: &[FrontDisk]) {}
 
     /// A path that it listens at.
     fn socket(&self) -> Option<&Path> {

@@ -12,7 +12,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod journal;
 mod lanes;
-mod progress;
+pub(crate) mod progress;
 pub mod ranges;
 pub mod session;
 pub mod sums;

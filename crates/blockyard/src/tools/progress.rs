@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 const LONG: Duration = Duration::from_secs(1);
 
 /// A bar, not shown yet.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
     begun: Instant,
     shown: bool,
@@ -16,7 +16,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Of so many bytes, called `what`.
-    pub(super) fn new(what: &'static str, bytes: u64) -> Self {
+    pub(crate) fn new(what: &'static str, bytes: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden());
         let template =
             "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
@@ -26,8 +26,13 @@ impl Progress {
         Self { bar: bar.with_message(what), begun: Instant::now(), shown: false }
     }
 
+    /// None is ever shown.
+    pub(crate) fn silent() -> Self {
+        Self { bar: ProgressBar::hidden(), begun: Instant::now(), shown: true }
+    }
+
     /// So much is done.
-    pub(super) fn set(&mut self, bytes: u64) {
+    pub(crate) fn set(&mut self, bytes: u64) {
         if !self.shown && self.begun.elapsed() >= LONG {
             self.shown = true;
             // indicatif shows nothing on what is no terminal.

@@ -1,11 +1,13 @@
-//! Changes while a yard runs: one at a time, and nobody but those who use what is changed notices.
+//! Changes while a yard runs: those of the same disk one at a time, and nobody but those who use what is changed notices.
 
 use std::sync::Arc;
 
 use blockyard_blkmq::DiskFlags;
 
+use super::config::save::Edit;
 use super::events::Event;
-use super::{Yard, YardExport};
+use super::turns::Subject;
+use super::{Inside, Yard, YardExport, show_disks};
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
@@ -31,14 +33,23 @@ impl Yard {
     ///
     /// # Errors
     /// What keeps it from being opened. There is another one of that name.
-    pub async fn add_disk(self: &Arc<Self>, plan: DiskPlan, only_new: bool) -> Result<Outcome> {
-        let _one_at_a_time = self.changing.lock().await;
+    pub async fn add_disk(
+        self: &Arc<Self>,
+        plan: DiskPlan,
+        only_new: bool,
+        save: Option<&Edit<'_>>,
+    ) -> Result<Outcome> {
         let name = plan.options.name.clone().unwrap_or_default();
+        let _turn = self.turns.of([Subject::disk(&name)]).await;
+        if only_new && self.inside.read().disk(&name).is_ok() {
+            return Ok(Outcome::Taken);
+        }
+        self.changed(save, self.add_disk_now(name, plan)).await
+    }
+
+    async fn add_disk_now(self: &Arc<Self>, name: String, plan: DiskPlan) -> Result<Outcome> {
         let before = self.inside.read().disk(&name).ok().map(|disk| Arc::clone(&disk.plan));
         if let Some(before) = before {
-            if only_new {
-                return Ok(Outcome::Taken);
-            }
             if is_same(&before, &plan) {
                 return Ok(Outcome::Same);
             }
@@ -59,10 +70,14 @@ impl Yard {
     ///
     /// # Errors
     /// There is none of that name, it has exports, or its last flush has failed: it is closed all the same then.
-    pub async fn remove_disk(&self, name: &str) -> Result<()> {
-        let _one_at_a_time = self.changing.lock().await;
+    pub async fn remove_disk(&self, name: &str, save: Option<&Edit<'_>>) -> Result<()> {
+        let _turn = self.turns.of([Subject::disk(name)]).await;
+        self.changed(save, self.remove_disk_now(name)).await
+    }
+
+    async fn remove_disk_now(&self, name: &str) -> Result<()> {
         // Held before it is taken out: an end finds it in the yard, or waits for this.
-        let mut lost = self.closing.lock().await;
+        let _closing = self.closing.read().await;
         let disk = {
             let mut inside = self.inside.write();
             inside.disk(name)?;
@@ -76,27 +91,23 @@ impl Yard {
             at.map(|at| inside.disks.remove(at))
         };
         let Some(disk) = disk else { return Ok(()) };
-        self.take_from_exports(name).await;
+        self.take_from_exports().await;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
         self.events.push(Event::DiskRemoved { disk: name.into() });
         if self.inside.read().is_closed {
             // Who has asked may hear nothing more of this daemon.
-            lost.extend(losses.clone());
+            self.lost.lock().extend(losses.clone());
         }
         losses.into_result()
     }
 
-    /// Those of the whole yard let go of a disk.
-    async fn take_from_exports(&self, name: &str) {
-        let exports: Vec<_> =
-            self.inside.read().of_whole_yard().map(|it| Arc::clone(&it.export)).collect();
-        let name = name.to_owned();
-        let taken = tokio::task::spawn_blocking(move || {
-            exports.iter().for_each(|export| export.disk_removed(&name));
-        });
+    /// Those of the whole yard let go of what is not in it any more.
+    async fn take_from_exports(&self) {
+        let (inside, showing) = (Arc::clone(&self.inside), Arc::clone(&self.showing));
+        let taken = tokio::task::spawn_blocking(move || show_disks(&inside, &showing));
         if let Err(err) = taken.await {
-            tracing::error!(%err, "an export has not let go of the disk");
+            tracing::error!(%err, "an export has not let go of a disk");
         }
     }
 
@@ -104,8 +115,17 @@ impl Yard {
     ///
     /// # Errors
     /// What keeps it from that. There is another one of that name, or no such disk.
-    pub async fn add_export(self: &Arc<Self>, plan: ExportPlan) -> Result<Outcome> {
-        let _one_at_a_time = self.changing.lock().await;
+    pub async fn add_export(
+        self: &Arc<Self>,
+        plan: ExportPlan,
+        save: Option<&Edit<'_>>,
+    ) -> Result<Outcome> {
+        let subjects = [Subject::disk(&plan.disk), Subject::export(plan.kind, &plan.name)];
+        let _turn = self.turns.of(subjects).await;
+        self.changed(save, self.add_export_now(plan)).await
+    }
+
+    async fn add_export_now(self: &Arc<Self>, plan: ExportPlan) -> Result<Outcome> {
         if self.has_export(&plan).await? {
             return Ok(Outcome::Same);
         }
@@ -148,8 +168,26 @@ impl Yard {
     ///
     /// # Errors
     /// There is none of that name.
-    pub async fn remove_export(&self, kind: &ExportKind, name: &str) -> Result<()> {
-        let _one_at_a_time = self.changing.lock().await;
+    pub async fn remove_export(
+        &self,
+        kind: &ExportKind,
+        name: &str,
+        save: Option<&Edit<'_>>,
+    ) -> Result<()> {
+        loop {
+            let disk_of =
+                |inside: &Inside| inside.export(kind, name).map(|it| it.plan.disk.clone());
+            let disk = disk_of(&self.inside.read()).unwrap_or_default();
+            let subjects = [Subject::disk(&disk), Subject::export(kind, name)];
+            let _turn = self.turns.of(subjects).await;
+            // While it was waited for, there may have come another of that name.
+            if disk_of(&self.inside.read()).is_none_or(|now| now == disk) {
+                return self.changed(save, self.remove_export_now(kind, name)).await;
+            }
+        }
+    }
+
+    async fn remove_export_now(&self, kind: &ExportKind, name: &str) -> Result<()> {
         let taken = self.inside.write().take_export(kind, name);
         let Some(YardExport { plan, export, .. }) = taken else {
             let what = format!("no export named {name:?} of kind {}", kind.name);
@@ -171,11 +209,15 @@ impl Yard {
         disk: &str,
         settings: Vec<(&'static OptionSpec, Value)>,
         shrink: bool,
+        save: Option<&Edit<'_>>,
     ) -> Result<()> {
-        let _one_at_a_time = self.changing.lock().await;
+        let _turn = self.turns.of([Subject::disk(disk)]).await;
         let open = self.disk(disk)?;
-        let changed = tokio::task::spawn_blocking(move || live::set(&open, &settings, shrink));
-        changed.await.map_err(|err| Error::failed("cannot change the disk").caused_by(err))?
+        let set = async {
+            let set = tokio::task::spawn_blocking(move || live::set(&open, &settings, shrink));
+            set.await.map_err(|err| Error::failed("cannot change the disk").caused_by(err))?
+        };
+        self.changed(save, set).await
     }
 }
 
@@ -191,10 +233,10 @@ mod tests {
     async fn an_end_waits_for_a_change_under_way_and_lets_no_other_begin() {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         let mut plan: DiskPlan = "ram:1M?name=a".parse().unwrap();
-        assert_eq!(yard.add_disk(plan.clone(), false).await.unwrap(), Outcome::Made);
-        assert_eq!(yard.add_disk(plan.clone(), false).await.unwrap(), Outcome::Same);
+        assert_eq!(yard.add_disk(plan.clone(), false, None).await.unwrap(), Outcome::Made);
+        assert_eq!(yard.add_disk(plan.clone(), false, None).await.unwrap(), Outcome::Same);
         // As a removal holds it that closes a disk.
-        let change = yard.changing.lock().await;
+        let change = yard.turns.of([Subject::disk("a")]).await;
         let ending = Arc::clone(&yard);
         let ending = tokio::spawn(async move { ending.end(Duration::from_secs(60)).await });
         while !yard.inside.read().is_closed {
@@ -215,11 +257,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let uri = format!("file:{}?create=1M&name=a", dir.path().join("a").display());
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        yard.add_disk(uri.parse().unwrap(), false).await.unwrap();
+        yard.add_disk(uri.parse().unwrap(), false, None).await.unwrap();
         yard.disk("a").unwrap().disk().fail_flushes();
-        let change = yard.changing.lock().await;
+        let change = yard.turns.of([Subject::disk("a")]).await;
         let removing = Arc::clone(&yard);
-        let mut removing = Box::pin(async move { removing.remove_disk("a").await });
+        let mut removing = Box::pin(async move { removing.remove_disk("a", None).await });
         // Until it stands before the lock, where it is before the end.
         let once = std::future::poll_fn(|cx| Poll::Ready(removing.as_mut().poll(cx).is_pending()));
         assert!(once.await);
@@ -237,19 +279,19 @@ mod tests {
     #[tokio::test]
     async fn an_export_is_told_of_when_it_is_served() {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        yard.add_disk("ram:1M?name=a".parse().unwrap(), false).await.unwrap();
+        yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();
         let from = yard.events().now();
         let plan = ExportPlan::new(&crate::exports::nbd::KIND, "a", "e");
         // The server has one of that name, so that ours cannot be started.
         let bdev = yard.disk("a").unwrap().disk().open(None, blockyard_blkmq::OpenMode::ReadOnly);
         let other = blockyard_export_nbd::Export::new("e", Arc::new(bdev.unwrap()));
         yard.nbd().add_export(other).unwrap();
-        yard.add_export(plan.clone()).await.unwrap_err();
+        yard.add_export(plan.clone(), None).await.unwrap_err();
         yard.nbd().remove_export("e", Duration::ZERO).await;
-        yard.add_disk("ram:1M?name=b".parse().unwrap(), false).await.unwrap();
+        yard.add_disk("ram:1M?name=b".parse().unwrap(), false, None).await.unwrap();
         let (event, from) = yard.events().next(from).await;
         assert_eq!(event, Event::DiskAdded { disk: "b".into() });
-        yard.add_export(plan).await.unwrap();
+        yard.add_export(plan, None).await.unwrap();
         let (kind, name, disk) = ("nbd".into(), "e".into(), "a".into());
         let (event, _) = yard.events().next(from).await;
         assert_eq!(event, Event::ExportAdded { kind, name, disk });
@@ -261,7 +303,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let uri = format!("file:{}?create=1M&name=a", dir.path().join("a").display());
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        yard.add_disk(uri.parse().unwrap(), false).await.unwrap();
+        yard.add_disk(uri.parse().unwrap(), false, None).await.unwrap();
         let from = yard.events().now();
         yard.disk("a").unwrap().disk().resize_bytes((1 << 20) + 1).unwrap();
         let size = yard.report().disks[0].size;
@@ -275,16 +317,17 @@ mod tests {
     #[tokio::test]
     async fn a_disk_becomes_smaller_only_when_that_is_said_whatever_came_before() {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        yard.add_disk("ram:1M?name=a".parse().unwrap(), false).await.unwrap();
+        yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();
         let size = |text| vec![crate::disks::setting("size", text).unwrap()];
-        let change = yard.changing.lock().await;
-        let (first, second) = (yard.set("a", size("4M"), false), yard.set("a", size("2M"), false));
+        let change = yard.turns.of([Subject::disk("a")]).await;
+        let set = |text| yard.set("a", size(text), false, None);
+        let (first, second) = (set("4M"), set("2M"));
         let ((), first, second) = tokio::join!(async { drop(change) }, first, second);
         first.unwrap();
         let refused = second.unwrap_err().to_string();
         assert!(refused.contains("to 2097152 bytes"), "{refused}");
         assert_eq!(yard.report().disks[0].size, 4 << 20);
-        yard.set("a", size("2M"), true).await.unwrap();
+        yard.set("a", size("2M"), true, None).await.unwrap();
         assert_eq!(yard.report().disks[0].size, 2 << 20);
         yard.end(Duration::from_secs(60)).await.into_result().unwrap();
     }

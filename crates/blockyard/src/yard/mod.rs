@@ -8,6 +8,7 @@ pub mod housekeeping;
 pub mod plan;
 pub mod queue_threads;
 pub mod report;
+mod turns;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
@@ -29,6 +30,7 @@ use follow::State;
 use housekeeping::{Bell, Watched};
 use plan::{NbdPlan, YardPlan};
 use queue_threads::{OnPark, QueueThreads};
+use turns::Turns;
 
 /// What a server has for the last flush when those before have used up the grace.
 const LEAST: Duration = Duration::from_secs(1);
@@ -42,17 +44,21 @@ pub struct Yard {
     clock: Arc<dyn Clock>,
     watched: Arc<Watched>,
     nbd: Arc<Server>,
-    maker: Mutex<DiskMaker>,
+    maker: DiskMaker,
     inside: Arc<RwLock<Inside>>,
-    /// Held by whoever changes what there is.
-    changing: tokio::sync::Mutex<()>,
+    /// Held by whoever tells exports of the whole yard which disks there are.
+    showing: Arc<Mutex<()>>,
+    /// Who changes what.
+    turns: Turns,
     events: Arc<Events>,
     /// The file that says what there is, if there is one.
     file: OnceLock<PathBuf>,
     /// Held by whoever writes to it.
     saving: tokio::sync::Mutex<()>,
-    /// Held while a disk that was removed is closed; what was lost with such since the end began.
-    closing: tokio::sync::Mutex<Losses>,
+    /// Held by all who close a disk that was removed; by an end, alone.
+    closing: tokio::sync::RwLock<()>,
+    /// What was lost with disks that were removed since the end began.
+    lost: Mutex<Losses>,
     /// How long the clients of an export, and the last flush of a disk, have when it is removed.
     grace: OnceLock<Duration>,
     started: Instant,
@@ -143,7 +149,7 @@ impl Yard {
         let server = exports::nbd::server(nbd, tls, &handles)?;
         server.set_default_export(nbd.default_export.clone());
         Ok(Arc::new(Self {
-            maker: Mutex::new(DiskMaker::new(&layer, &handles, Arc::clone(&clock))),
+            maker: DiskMaker::new(&layer, &handles, Arc::clone(&clock)),
             layer,
             threads: Mutex::new(Some(threads)),
             handles,
@@ -151,11 +157,13 @@ impl Yard {
             watched: Arc::new(Watched::new(bell)),
             nbd: server,
             inside: Arc::default(),
-            changing: tokio::sync::Mutex::default(),
+            showing: Arc::default(),
+            turns: Turns::default(),
             events: Arc::default(),
             file: OnceLock::new(),
             saving: tokio::sync::Mutex::default(),
-            closing: tokio::sync::Mutex::default(),
+            closing: tokio::sync::RwLock::default(),
+            lost: Mutex::default(),
             grace: OnceLock::new(),
             started: Instant::now(),
         }))
@@ -214,16 +222,28 @@ impl Yard {
         self.grace.get().copied().unwrap_or(YardPlan::GRACE)
     }
 
-    /// Held by whoever saves a change.
-    pub(crate) fn saving(&self) -> &tokio::sync::Mutex<()> {
-        &self.saving
+    /// Makes a change, and has it in the file of the yard, too, if that is wanted. What the file cannot say is not changed.
+    async fn changed<T>(
+        &self,
+        save: Option<&Edit<'_>>,
+        change: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let Some(edit) = save else { return change.await };
+        let prepared = self.prepare(edit)?;
+        let done = change.await?;
+        if let Some(prepared) = prepared {
+            // It may have taken long. What others have saved meanwhile is in what is written.
+            let _one_at_a_time = self.saving.lock().await;
+            prepared.write()?;
+        }
+        Ok(done)
     }
 
     /// The file of the yard with that change.
     ///
     /// # Errors
     /// There is no file, or it cannot say that.
-    pub(crate) fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
+    fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
         let file = self.file.get().ok_or_else(|| {
             Error::usage("the daemon was not started from a yard.toml")
                 .help("omit --save, or start the daemon with: blockyard up -f yard.toml")
@@ -255,7 +275,7 @@ impl Yard {
         }
         let mut plan = plan.clone();
         plan.options.name = Some(name.clone());
-        let open = Arc::new(self.maker.lock().open_with(&plan, flags)?);
+        let open = Arc::new(self.maker.another().open_with(&plan, flags)?);
         open.layers().for_each(|layer| self.watched.add(layer.disk()));
         let inside = Arc::downgrade(&self.inside);
         let events = Arc::clone(&self.events);
@@ -282,12 +302,7 @@ impl Yard {
             return Err(Error::failed("the daemon is shutting down"));
         }
         self.events.push(added);
-        let whole: Vec<YardExport> = self.inside.read().of_whole_yard().cloned().collect();
-        for it in whole {
-            if let Err(err) = it.export.disk_added(&name, &open) {
-                tracing::warn!(export = it.plan.label(), disk = name, %err, "it does not have the disk");
-            }
-        }
+        show_disks(&self.inside, &self.showing);
         Ok(open)
     }
 
@@ -321,6 +336,8 @@ impl Yard {
             }
             inside.exports.push(opened);
         }
+        // What has come or gone since it was opened.
+        show_disks(&self.inside, &self.showing);
         Ok(export)
     }
 
@@ -381,9 +398,10 @@ impl Yard {
         let left = || end.saturating_duration_since(Instant::now());
         self.inside.write().is_closed = true;
         // What is being closed has its queue threads until it is.
-        let _changing = tokio::time::timeout(grace, self.changing.lock()).await;
+        let _changing = tokio::time::timeout(grace, self.turns.over()).await;
         // As with those below, a server has its limit, and disks of this machine take as long as they take.
-        let mut losses = std::mem::take(&mut *self.closing.lock().await);
+        drop(self.closing.write().await);
+        let mut losses = std::mem::take(&mut *self.lost.lock());
         let (disks, exports) = {
             let mut inside = self.inside.write();
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
@@ -408,6 +426,20 @@ impl Yard {
         }
         losses
     }
+}
+
+/// Has the exports of the whole yard show the disks that there are now, one call after the other: the last one knows of all.
+fn show_disks(inside: &RwLock<Inside>, showing: &Mutex<()>) {
+    let _one_at_a_time = showing.lock();
+    let (disks, exports) = {
+        let inside = inside.read();
+        let exports: Vec<_> = inside.of_whole_yard().map(|it| Arc::clone(&it.export)).collect();
+        if exports.is_empty() {
+            return;
+        }
+        (inside.disks.iter().map(YardDisk::for_front).collect::<Vec<_>>(), exports)
+    };
+    exports.iter().for_each(|export| export.show(&disks));
 }
 
 impl Inside {

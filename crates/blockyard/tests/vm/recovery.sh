@@ -66,8 +66,40 @@ case "$VIA" in
     blockyard serve /tmp/disk.img --nbd unix:/tmp/server 2>/tmp/serving &
     server=$!
     until_true [ -S /tmp/server ]
-    # What a daemon sent before it was killed is waited for, for so long.
-    survive "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s"
+    # What a daemon sent before it was killed is waited for, for so long. This server loses nothing with a connection.
+    survive "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s&trust_server=1"
+    detach "$D"
+
+    # One that is not trusted may have lost what its daemon had not flushed: no flush says otherwise, and the next daemon knows.
+    attach "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s"
+    dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct conv=fsync 2>/dev/null || die "not flushed"
+    kill -9 "$(daemon_of "$N")"
+    until_true sh -c "blockyard list | grep -q 'left behind'"
+    [ "$(blockyard recover "$D" 2>/tmp/said)" = "$D" ] || die "not recovered"
+    dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct conv=fsync 2>/dev/null || die "nothing was lost"
+    dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct 2>/dev/null || die "not written"
+    for killed in 1 2; do
+        kill -9 "$(daemon_of "$N")"
+        until_true sh -c "blockyard list | grep -q 'left behind'"
+        [ "$(blockyard recover "$D" 2>/tmp/said)" = "$D" ] || die "not recovered"
+        said "$D"
+        dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct conv=fsync 2>/dev/null && die "a flush says that nothing was lost"
+    done
+    code 1 blockyard detach "$D"
+    detach --force "$D"
+
+    # A daemon that leaves its device to the next one flushes first.
+    attach "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s" --hand-over
+    sleep 1000 <"$D" &
+    opener=$!
+    until_true [ -e "/proc/$opener/fd/0" ]
+    dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct 2>/dev/null || die "not written"
+    kill -TERM "$(daemon_of "$N")"
+    until_true sh -c "blockyard list | grep -q 'left behind'"
+    [ "$(blockyard recover "$D" 2>/tmp/said)" = "$D" ] || die "not recovered"
+    dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct conv=fsync 2>/dev/null || die "what was handed over was not flushed"
+    kill $opener
+    wait $opener || true
     detach "$D"
     kill $server
     wait $server

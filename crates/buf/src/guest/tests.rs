@@ -153,7 +153,7 @@ fn what_is_left_of_the_file_stays() {
     let gone = view.memory().user_range(0x7000_0000 + 4096, 4096).unwrap();
     ftruncate(&cut, 44 * KIB).unwrap();
     assert!(!left.is_lost() && !gone.is_lost());
-    assert!(gone.probe());
+    assert!(gone.probe(Access::Write));
     assert!(view.memory().is_lost() && gone.is_lost() && gone.slice(4095, 1).is_lost());
     assert!(!left.is_lost());
     assert_eq!(left.slice(0x10, 4).to_vec(), b"left");
@@ -163,7 +163,7 @@ fn what_is_left_of_the_file_stays() {
     assert_eq!(&found, b"more", "it is the file's");
     // The rest goes later, and a page before it then.
     ftruncate(&cut, 0).unwrap();
-    assert!(left.probe());
+    assert!(left.probe(Access::Write));
     assert!(left.is_lost());
     assert_eq!(left.slice(0x10, 4).to_vec(), [0; 4]);
 }
@@ -174,13 +174,13 @@ fn memory_is_lost_when_somebody_says_so() {
     let (view, _file) = guest();
     view.write(4096, b"here").unwrap();
     let part = view.memory().user_range(0x7000_0000 + 4096, 4).unwrap();
-    assert!(!part.probe());
+    assert!(!part.probe(Access::Write));
     let before = crate::losses();
-    assert!(crate::lose(part.as_ptr().addr()));
+    assert!(part.lose());
     assert!(part.is_lost() && view.memory().is_lost() && crate::losses() > before);
     assert_eq!(part.to_vec(), [0; 4]);
     let own = Segment::from_vec(vec![1; 4]);
-    assert!(!crate::lose(own.as_ptr().addr()) && !own.probe(), "what is nobody else's is not lost");
+    assert!(!own.is_shared() && !own.lose() && !own.probe(Access::Write));
 }
 
 #[test]
@@ -210,11 +210,39 @@ fn a_probe_finds_that_a_file_became_shorter() {
     let (view, cut) = guest();
     let mut pieces = Vec::new();
     view.pieces(0, 8192, Access::Read, |piece| pieces.push(piece)).unwrap();
-    assert!(!pieces[0].probe() && !pieces[0].slice(0, 0).probe());
-    ftruncate(&cut, 44 * KIB).unwrap();
-    assert!(!pieces[0].slice(7, 4089).probe() && !view.memory().is_lost());
-    assert!(pieces[0].slice(7, 4090).probe() && view.memory().is_lost());
-    assert!(!pieces[0].probe(), "all of it can be used now");
+    assert!(!pieces[0].probe(Access::Read) && !pieces[0].slice(0, 0).probe(Access::Read));
+    ftruncate(&cut, 44 * KIB - 1).unwrap();
+    // Whatever is asked for of the mapping, and at no cost in memory.
+    assert!(pieces[0].slice(7, 0).probe(Access::Read) && view.memory().is_lost());
+    assert!(!pieces[0].slice(7, 4089).is_lost() && pieces[0].slice(7, 4090).is_lost());
+    assert!(!pieces[0].probe(Access::Read), "all of it can be used now");
+    ftruncate(&cut, 41 * KIB).unwrap();
+    assert!(!pieces[0].slice(0, 1).probe(Access::Read));
+    ftruncate(&cut, 40 * KIB).unwrap();
+    assert!(pieces[0].slice(4095, 1).probe(Access::Read) && pieces[0].slice(0, 1).is_lost());
+}
+
+/// The first page that is gone is found, wherever it is: what is before it stays the file's.
+#[test]
+fn a_probe_finds_the_first_page_that_cannot_be_had() {
+    let place = tempfile::tempdir().unwrap();
+    let command = format!("mount -t tmpfs -o size=64k tmpfs {}", place.path().display());
+    let run = |command: &str| std::process::Command::new("sh").args(["-ec", command]).status();
+    assert!(run(&command).unwrap().success(), "as root?");
+    let path = place.path().join("guest");
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(path);
+    run(&format!("umount -l {}", place.path().display())).unwrap();
+    let file = file.unwrap();
+    file.set_len(1024 * KIB).unwrap();
+    let mapping = SharedMapping::new(file.as_fd(), 0, 1024 * KIB).unwrap();
+    mapping.segment(0, 4096).copy_from(&[7; 4096]);
+    let all = mapping.segment(0, 1024 << 10);
+    assert!(all.probe(Access::Write), "there is no room for all of it");
+    let pages = rustix::fs::fstat(&file).unwrap().st_blocks.unsigned_abs() * 512 / 4096;
+    assert!((1..=16).contains(&pages), "{pages}");
+    let left = usize::try_from(pages * 4096).unwrap();
+    assert!(!mapping.segment(0, left).is_lost() && mapping.segment(left, 1).is_lost());
+    assert_eq!(mapping.segment(0, 4096).to_vec(), [7; 4096]);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::export::Export;
 use crate::job::Within;
 use crate::queue::Policy;
 use crate::recovery::{Common, Made};
-use crate::unflushed::Unflushed;
+use crate::unflushed::{Ledger, Unflushed};
 
 /// Bytes of free buffers that a hardware queue keeps.
 const KEPT_BYTES: usize = 8 << 20;
@@ -394,6 +394,30 @@ impl Nbd {
     /// lost connection may be lost. It may be called twice, is called on a queue thread, and must not block. Once for a disk.
     pub fn on_failed_flush(&self, told: FailedFlush) {
         self.inner.common.on_failed_flush(told);
+    }
+
+    /// Whether the server may have something that was written and not flushed.
+    #[must_use]
+    pub fn tracks_unflushed(&self) -> bool {
+        self.inner.common.unflushed().is_some()
+    }
+
+    /// Has `ledger` told of what is written and not flushed, from now on. Once for a disk.
+    pub fn keep_ledger(&self, ledger: Arc<dyn Ledger>) {
+        if let Some(unflushed) = self.inner.common.unflushed() {
+            unflushed.keep_ledger(ledger);
+        }
+    }
+
+    /// Another process has served this disk before, and has died: the server has answered some of its writes, and not flushed
+    /// them. As for a connection that is lost, flushes fail from now on, unless the server is trusted; says whether they do.
+    #[must_use]
+    pub fn inherit_unflushed(&self) -> bool {
+        let common = &self.inner.common;
+        if !common.is_trusting() {
+            common.fail_flushes();
+        }
+        common.has_flush_failed()
     }
 
     /// Another process has served this disk before, and has died: the server may still carry out what it has sent, which

@@ -65,3 +65,4 @@ pub use error::{Error, ErrorKind};
 pub use export::Export;
 pub use hctx::Hctx;
 pub use server::{Description, Offer, Server};
+pub use unflushed::Ledger;

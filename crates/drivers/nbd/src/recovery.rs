@@ -482,6 +482,17 @@ impl<J: Job> Common<J> {
                 marks.flushed(epoch);
             }
         }
+        let mut marks = recovery.known.iter().filter_map(|known| known.marks.as_ref());
+        if let Some(unflushed) = &self.unflushed
+            && marks.all(|marks| marks.are_durable_up_to(epoch))
+        {
+            unflushed.note_flushed(epoch);
+        }
+    }
+
+    /// What is kept of what is not flushed; none if there is no cache.
+    pub(crate) fn unflushed(&self) -> Option<&Unflushed> {
+        self.unflushed.as_deref()
     }
 
     /// What was written on a connection, and not flushed, may be lost: flushes fail from now on, unless that is known not

@@ -8,8 +8,8 @@
 //! flush that succeeds makes durable what has marks of its epoch or an earlier one, however many are out.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::span::Span;
 
@@ -23,23 +23,55 @@ const MIN_SHIFT: u32 = 12;
 /// Names a time between two flushes.
 pub(crate) type Epoch = u64;
 
+/// Where it is known beyond this process whether anything is not flushed. It is told at most once in an epoch by each
+/// connection, on its queue thread, and must not block.
+pub trait Ledger: Send + Sync {
+    /// A write of this epoch, or of an earlier one, is about to end, and is not flushed.
+    fn written(&self, epoch: u64);
+
+    /// All that was written in this epoch, and before, is durable.
+    fn flushed(&self, epoch: u64);
+}
+
 /// How a disk is divided, and its time.
 pub(crate) struct Unflushed {
     /// A part has two to this power bytes.
     shift: u32,
     epoch: AtomicU64,
+    ledger: OnceLock<Arc<dyn Ledger>>,
 }
 
 impl Unflushed {
     /// For a disk of `size` bytes. What it grows by later shares the last mark.
     pub(crate) fn new(size: u64) -> Arc<Self> {
         let shift = size.div_ceil(PARTS).max(1).next_power_of_two().trailing_zeros();
-        Arc::new(Self { shift: shift.max(MIN_SHIFT), epoch: AtomicU64::new(1) })
+        let (epoch, ledger) = (AtomicU64::new(1), OnceLock::new());
+        Arc::new(Self { shift: shift.max(MIN_SHIFT), epoch, ledger })
+    }
+
+    pub(crate) fn keep_ledger(&self, ledger: Arc<dyn Ledger>) {
+        // Whoever was first is told.
+        let _ = self.ledger.set(ledger);
+    }
+
+    /// A connection has its first mark since a flush was sent. The epoch is read once that can be seen: a flush that does not
+    /// see it has ended another epoch than this.
+    #[cold]
+    fn note_written(&self) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.written(self.epoch.load(Ordering::SeqCst));
+        }
+    }
+
+    pub(crate) fn note_flushed(&self, epoch: Epoch) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.flushed(epoch);
+        }
     }
 
     /// Ends an epoch, and says which one that was. What was answered by now has its mark or an earlier one.
     pub(crate) fn end_epoch(&self) -> Epoch {
-        self.epoch.fetch_add(1, Ordering::AcqRel)
+        self.epoch.fetch_add(1, Ordering::SeqCst)
     }
 
     /// Those of a new connection.
@@ -74,7 +106,8 @@ impl Marks {
             }
         }
         if self.latest.load(Ordering::Relaxed) != epoch {
-            self.latest.store(epoch, Ordering::Release);
+            self.latest.store(epoch, Ordering::SeqCst);
+            self.of.note_written();
         }
     }
 
@@ -84,7 +117,12 @@ impl Marks {
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.latest.load(Ordering::Acquire) > self.flushed.load(Ordering::Acquire)
+        self.latest.load(Ordering::SeqCst) > self.flushed.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing of that epoch, or from before, is left that is not flushed.
+    pub(crate) fn are_durable_up_to(&self, epoch: Epoch) -> bool {
+        self.flushed.load(Ordering::Acquire) >= epoch || !self.is_dirty()
     }
 
     /// Takes the marks of a connection that is over.

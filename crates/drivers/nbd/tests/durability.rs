@@ -3,13 +3,15 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Bio, Op, Sector, Status};
-use blockyard_driver_nbd::{Backoff, NbdConfig};
+use blockyard_driver_nbd::{Backoff, Ledger, NbdConfig};
 use blockyard_nbd::wire::Command;
 use common::fake::{Fake, Left, Then, USUAL};
 use common::{Attached, PATIENCE, Place, attach, unix, until, write};
+use parking_lot::Mutex;
 
 fn config(place: &Place, connections: usize) -> NbdConfig {
     NbdConfig {
@@ -231,4 +233,82 @@ fn a_new_server_is_used_once_the_old_one_is_flushed() {
     assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
     assert_eq!(new.asked(0), [Command::Write]);
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+}
+
+/// The epochs of what was written, and of what was flushed, as they are told.
+#[derive(Default)]
+struct Told {
+    written: Mutex<Vec<u64>>,
+    flushed: Mutex<Vec<u64>>,
+}
+
+impl Told {
+    fn is_dirty(&self) -> bool {
+        let last = |epochs: &Mutex<Vec<u64>>| epochs.lock().iter().copied().max().unwrap_or(0);
+        last(&self.written) > last(&self.flushed)
+    }
+}
+
+impl Ledger for Told {
+    fn written(&self, epoch: u64) {
+        self.written.lock().push(epoch);
+    }
+
+    fn flushed(&self, epoch: u64) {
+        self.flushed.lock().push(epoch);
+    }
+}
+
+/// Who goes on with the disk of a process that was killed has no other way to know.
+#[test]
+fn what_is_not_flushed_is_told_before_its_write_ends_and_not_for_each_write() {
+    let place = Place::new();
+    let _server = Fake::start(&place.path("s"), |_| USUAL);
+    let disk = attach(config(&place, 2), 2);
+    until("both are up", || disk.nbd.connected() == 2);
+    let told = Arc::new(Told::default());
+    assert!(disk.nbd.tracks_unflushed());
+    disk.nbd.keep_ledger(Arc::<Told>::clone(&told));
+    for _ in 0..3 {
+        for cpu in [0, 1, 0, 1] {
+            let end = disk.submit(cpu, write(0, &[1; 4096]));
+            assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+            assert!(told.is_dirty());
+        }
+        assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+        assert!(!told.is_dirty());
+    }
+    // Once for each connection and flush.
+    assert_eq!(told.written.lock().len(), 6, "{:?}", told.written);
+}
+
+/// One that has gone with its marks, and is trusted, is flushed by the next.
+#[test]
+fn what_is_not_flushed_is_told_also_while_connections_are_lost() {
+    let place = Place::new();
+    let server = Fake::start(&place.path("s"), |_| USUAL);
+    let disk = attach(NbdConfig { trust_server: true, ..config(&place, 1) }, 1);
+    let told = Arc::new(Told::default());
+    disk.nbd.keep_ledger(Arc::<Told>::clone(&told));
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    server.hang_up(0);
+    until("another one is asked", || {
+        let read = disk.submit(0, Bio::new(Op::Read, Sector(0), 512));
+        assert_eq!(read.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+        !server.asked(1).is_empty()
+    });
+    assert!(told.is_dirty());
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    assert!(!told.is_dirty());
+}
+
+#[test]
+fn what_another_process_has_not_flushed_is_lost_unless_its_server_is_trusted() {
+    for (trust_server, after) in [(false, Status::Io), (true, Status::Ok)] {
+        let place = Place::new();
+        let _server = Fake::start(&place.path("s"), |_| USUAL);
+        let disk = attach(NbdConfig { trust_server, ..config(&place, 1) }, 1);
+        assert_eq!(disk.nbd.inherit_unflushed(), !trust_server);
+        assert_eq!(disk.run(Bio::flush()).status(), after);
+    }
 }

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::end::{self, Kept, failed};
 use crate::error::{Error, ErrorKind};
 use crate::found::open_control;
 use crate::params;
@@ -47,14 +48,14 @@ impl Default for Config {
 
 /// A disk of the kernel that is served. Dropping it leaves the kernel's part as if its server had died.
 pub struct Device {
-    id: u32,
+    kept: Kept,
     features: Features,
     control: Control,
     workers: Vec<JoinHandle<()>>,
     /// Closed when the last of them has ended.
     serving: mpsc::Receiver<()>,
-    /// Our disk's changes of size reach the kernel.
-    _follow: Follow,
+    /// Our disk's changes of size reach the kernel. None once it is deleted.
+    follow: Option<Follow>,
 }
 
 impl Device {
@@ -93,20 +94,26 @@ impl Device {
             Ok(workers) => Ok(Self::running(control, info, bdev, queue_threads, workers)),
             Err(err) => {
                 // Nothing of it stays. If that fails too, the first error says more.
-                let _ = control.stop(id).and_then(|()| control.delete(id));
+                let _ = end::stop_and_delete(&mut control, id, config.mark);
                 Err(err)
             }
         }
     }
 
-    /// Goes on with device `id`, whose server is gone: what that one had not answered is asked again. `bdev` must
+    /// Goes on with device `id` of that `mark`, whose server is gone: what that one had not answered is asked again. `bdev` must
     /// be the same disk.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is no such device, [`ErrorKind::Busy`] while its server lives.
-    pub fn take_over(id: u32, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result<Self, Error> {
+    pub fn take_over(
+        id: u32,
+        mark: u64,
+        bdev: &Arc<Bdev>,
+        queue_threads: &[Handle],
+    ) -> Result<Self, Error> {
         let mut control = open_control()?;
-        let failed = |err| Error::io(format!("cannot take over {}", ublk::disk_path(id)), err);
+        let failed = |err| failed(id, "take over", err);
+        end::check(&mut control, id, mark).map_err(failed)?;
         let info = control.info(id).map_err(failed)?;
         if !info.features().contains(Features::USER_RECOVERY) {
             let what = format!("{} was made without recovery", ublk::disk_path(id));
@@ -136,20 +143,21 @@ impl Device {
         let sized = Arc::clone(bdev);
         let size = move || params::size(&sized);
         let follow = Follow::new(id, bdev.disk(), size, &queue_threads[0]);
-        let Workers { tasks: workers, serving } = workers;
-        Self { id, features: info.features(), control, workers, serving, _follow: follow }
+        let Workers { tasks: workers, serving, file } = workers;
+        let kept = Kept::new(id, info.server_mark, file);
+        Self { kept, features: info.features(), control, workers, serving, follow: Some(follow) }
     }
 
     /// Its number.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.id
+        self.kept.id
     }
 
     /// Where the kernel has it.
     #[must_use]
     pub fn path(&self) -> String {
-        ublk::disk_path(self.id)
+        ublk::disk_path(self.kept.id)
     }
 
     /// Whether another server could go on with it.
@@ -171,7 +179,8 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub fn stop(&mut self, runtime: &Handle) -> Result<(), Error> {
-        self.control.stop(self.id).map_err(|err| failed(self.id, "stopped", err))?;
+        let id = self.kept.id;
+        self.kept.stop(&mut self.control).map_err(|err| failed(id, "stop", err))?;
         for worker in self.workers.drain(..) {
             // One that has panicked has said so.
             let _ = runtime.block_on(worker);
@@ -185,13 +194,12 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub fn remove(&mut self) -> Result<(), Error> {
-        // Deleting takes a way to the driver with it; ours is for the next try.
-        open_control()?.delete(self.id).map_err(|err| failed(self.id, "removed", err))
+        let id = self.kept.id;
+        self.kept.delete(&mut self.control).map_err(|err| failed(id, "remove", err))?;
+        // Another may have its number from now on.
+        self.follow = None;
+        Ok(())
     }
-}
-
-fn failed(id: u32, what: &str, err: io::Error) -> Error {
-    Error::io(format!("{} cannot be {what}", ublk::disk_path(id)), err)
 }
 
 /// Asks for what the driver has.
@@ -233,6 +241,7 @@ struct Workers {
     tasks: Vec<JoinHandle<()>>,
     /// Closed when the last of them has ended.
     serving: mpsc::Receiver<()>,
+    file: ublk::Device,
 }
 
 /// Starts a worker for each queue, and waits until all have fetched.
@@ -262,5 +271,5 @@ fn serve(info: DeviceInfo, bdev: &Arc<Bdev>, queue_threads: &[Handle]) -> Result
         let gone = |_| io::Error::other("a queue thread has exited");
         told.blocking_recv().map_err(gone).and_then(|fetched| fetched).map_err(failed)?;
     }
-    Ok(Workers { tasks: workers, serving })
+    Ok(Workers { tasks: workers, serving, file: device })
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use blockyard_sys::ublk::{CONTROL_PATH, Control, OpenError, State};
 use blockyard_sys::uring::Unavailable;
 
+use crate::end;
 use crate::error::{Error, ErrorKind};
 
 /// How long a device whose server is gone may take to come to rest.
@@ -43,13 +44,13 @@ pub fn find(id: u32) -> Result<Option<Found>, Error> {
     }
 }
 
-/// Removes device `id`, whose server is gone. What the kernel still wanted of it fails.
+/// Removes device `id` of that `mark`, whose server is gone. What the kernel still wanted of it fails.
 ///
 /// # Errors
 /// There is no such device, or the driver refuses. [`ErrorKind::Busy`] if it has not come to rest: the kernel
 /// (6.12, say) looks for partitions while it holds the lock of a device that starts, and waits for its server
 /// with that; if the server was killed then, whoever asks for the device waits for ever too, so it is not asked.
-pub fn remove(id: u32) -> Result<(), Error> {
+pub fn remove(id: u32, mark: u64) -> Result<(), Error> {
     let mut control = open_control()?;
     let failed = |err| Error::io(format!("cannot remove ublk device {id}"), err);
     let end = Instant::now() + REST;
@@ -64,8 +65,7 @@ pub fn remove(id: u32) -> Result<(), Error> {
         }
         std::thread::sleep(REST_POLL);
     }
-    control.stop(id).map_err(failed)?;
-    control.delete(id).map_err(failed)
+    end::stop_and_delete(&mut control, id, mark).map_err(failed)
 }
 
 fn is_no_device(err: &io::Error) -> bool {

@@ -10,6 +10,7 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 mod device;
+mod end;
 mod error;
 mod params;
 mod queue;

@@ -274,3 +274,25 @@ fn a_limited_part_of_what_a_disk_has_failed_with_is_looked_at() {
     let brought_in = bytes() - before;
     assert!((4096..=MOST).contains(&brought_in), "{brought_in}");
 }
+
+/// However much it was, and however late in it the end of the file is: the guest's session ends, and does not go on with zeroes.
+#[test]
+fn memory_that_is_gone_far_behind_in_what_a_disk_has_failed_with_is_found() {
+    const LEN: u32 = 3 << 20;
+    let slow = Slow::new();
+    let in_one = Limits { max_hw_sectors: LEN / 512, max_segment_size: LEN, ..Limits::default() };
+    let served = Served::with(slow.disk(in_one), |export| export);
+    let driver = FrontEnd::started(&served.socket(), FEATURES);
+    driver.header(DATA, OUT, 64);
+    driver.bytes(DATA + 32, 1).copy_from(&[0xff]);
+    driver.descriptor(0, 0, DATA, 16, NEXT, 1);
+    driver.descriptor(0, 1, DATA + 4096, LEN, NEXT, 2);
+    driver.descriptor(0, 2, DATA + 32, 1, WRITE, 0);
+    driver.offer(0, 0);
+    driver.kick(0);
+    slow.wait_for(1);
+    driver.shrink(DATA + u64::from(LEN));
+    slow.take(64).end(Status::Io);
+    assert!(driver.is_hung_up_on());
+    assert_eq!(driver.used_index(0), 0, "it is begun anew when it comes back");
+}

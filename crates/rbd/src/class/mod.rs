@@ -12,9 +12,11 @@ mod directory;
 mod header;
 mod lock;
 mod metadata;
+mod namespace;
 mod object_map;
 mod parent;
 mod snapshot;
+mod trash;
 
 use crate::error::{Error, Result};
 use crate::store::{Mutation, ValuePage};
@@ -138,6 +140,8 @@ pub fn method(class: &str, name: &str) -> Option<Method> {
             directory::METHODS,
             object_map::METHODS,
             metadata::METHODS,
+            namespace::METHODS,
+            trash::METHODS,
             data::METHODS,
         ],
         "lock" => &[lock::METHODS],

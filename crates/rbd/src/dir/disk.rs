@@ -2,7 +2,7 @@
 
 use redb::{Builder, Database, DatabaseError};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -88,7 +88,26 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// See [`create`](Self::create).
     fn try_lock(&self, path: &str) -> io::Result<Option<Self::Lock>>;
+
+    /// Writes down, in the file of a lock that one has, who that is.
+    ///
+    /// # Errors
+    /// See [`create`](Self::create).
+    fn note(&self, _lock: &Self::Lock, _text: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What the one has written down who has a lock.
+    ///
+    /// # Errors
+    /// See [`create`](Self::create).
+    fn note_of(&self, _path: &str) -> io::Result<String> {
+        Ok(String::new())
+    }
 }
+
+/// Longest note of the owner of a lock.
+const MAX_NOTE: u64 = 256;
 
 /// An open file.
 pub trait DiskFile: Send + Sync + 'static {
@@ -225,6 +244,17 @@ impl Disk for Directory {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn note(&self, lock: &File, text: &str) -> io::Result<()> {
+        lock.set_len(0)?;
+        lock.write_all_at(text.as_bytes(), 0)
+    }
+
+    fn note_of(&self, path: &str) -> io::Result<String> {
+        let mut text = Vec::new();
+        File::open(self.0.join(path))?.take(MAX_NOTE).read_to_end(&mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 

@@ -12,6 +12,7 @@ mod disk;
 mod errors;
 mod files;
 mod overlap;
+mod owner;
 mod peers;
 mod record;
 mod store;
@@ -23,6 +24,7 @@ mod watch;
 pub(crate) mod tests;
 
 pub use disk::{Directory, Disk, DiskFile};
+pub use owner::Owned;
 pub use watch::DirWatch;
 
 use crate::class::Caller;

@@ -128,6 +128,10 @@ impl<D: Disk> Store<D> {
         self.note(self.clear_after_the_dead())
     }
 
+    pub(super) const fn disk(&self) -> &D {
+        &self.files.disk
+    }
+
     /// This process' number.
     pub(super) const fn session(&self) -> u32 {
         self.session

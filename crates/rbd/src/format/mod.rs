@@ -11,12 +11,14 @@ mod object_map;
 mod parent;
 mod snapshot;
 mod striping;
+mod trash;
 
 pub use features::{Features, ImageFlags, OpFeatures};
 pub use object_map::{MAX_OBJECTS, ObjectMap, ObjectState};
 pub use parent::{ChildSpec, Parent, ParentSpec};
 pub use snapshot::{Protection, Snapshot, SnapshotInfo, SnapshotNamespace};
 pub use striping::{Layout, MAX_ORDER, MIN_ORDER, ObjectExtent};
+pub use trash::TrashEntry;
 
 use blockyard_rados::Result;
 use blockyard_rados::encoding::{Reader, Writer};

@@ -78,10 +78,15 @@ pub(super) async fn create_id<S: ObjectStore>(
     made.map(|()| id)
 }
 
-fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.contains(['/', '@']) {
         return Err(Error::bad("the name of an image is not empty, and has neither / nor @ in it"));
     }
+    Ok(())
+}
+
+fn check(name: &str, features: Features, options: &CreateOptions) -> Result<()> {
+    check_name(name)?;
     let unknown = features.difference(super::WRITABLE.difference(Features::OPERATIONS));
     if !unknown.is_empty() {
         return Err(crate::error::ErrorKind::Features { names: unknown.names().join(", ") }.into());
@@ -181,19 +186,31 @@ pub async fn list<S: ObjectStore>(store: &S) -> Result<Vec<(String, String)>> {
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
     let at = |error: Error| error.at(format_args!("image {name:?}"));
     let id = id_of(store, name).await?;
+    empty_by_id(store, &id).await.map_err(at)?;
+    remove_id(store, name, &id).await.map_err(at)
+}
+
+/// Removes an image that has no name.
+pub(super) async fn remove_by_id<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
+    empty_by_id(store, id).await?;
+    may_be_gone(tell(store, &names::object_map(id, None), vec![Op::remove()]).await)?;
+    may_be_gone(tell(store, &names::header(id), vec![Op::remove()]).await)
+}
+
+/// Removes all objects of an image.
+async fn empty_by_id<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
     // The header alone says whether there is something to remove: a parent may be gone, and is not needed.
-    match Header::read(store, &id).await {
-        Err(error) if error.is_not_found() => {}
+    match Header::read(store, id).await {
+        Err(error) if error.is_not_found() => Ok(()),
         header => {
-            let header = header.map_err(at)?;
+            let header = header?;
             if !header.snapshots.is_empty() {
-                return Err(at(Errno::NOTEMPTY.into()));
+                return Err(Errno::NOTEMPTY.into());
             }
-            let image = Image::without_parent(store, id.clone(), header, NOSNAP).await;
-            image.map_err(at)?.empty().await.map_err(at)?;
+            let image = Image::without_parent(store, id.to_owned(), header, NOSNAP).await;
+            image?.empty().await
         }
     }
-    remove_id(store, name, &id).await.map_err(at)
 }
 
 pub(super) async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::{Image, may_be_gone};
 use crate::error::Result;
-use crate::format::{ObjectExtent, ObjectState, names};
+use crate::format::{Layout, ObjectExtent, ObjectState, names};
 use crate::store::{Answer, ObjectName, ObjectStore, Op, Request, SnapContext};
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -16,13 +16,19 @@ pub(super) enum Change {
 }
 
 impl<S: ObjectStore> Image<S> {
-    fn check_range(&self, offset: u64, length: u64) -> Result<Range<u64>> {
+    pub(super) fn check_range(&self, offset: u64, length: u64) -> Result<Range<u64>> {
         let end = offset.checked_add(length).filter(|end| *end <= self.size());
         end.map(|end| offset..end).ok_or(Errno::INVAL.into())
     }
 
     pub(super) fn data_object(&self, number: u64) -> ObjectName {
         names::data(&self.header.prefix, number)
+    }
+
+    /// How the image is cut into objects.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        self.header.layout
     }
 
     /// Reads a range.
@@ -42,24 +48,50 @@ impl<S: ObjectStore> Image<S> {
 
     /// Reads a range of an object into zeroes.
     async fn read_object(&self, extent: &ObjectExtent, into: &mut [u8]) -> Result<()> {
-        let mut found = None;
-        if self.map_state(extent.object) != Some(ObjectState::Nonexistent) {
-            let ops = vec![Op::read(extent.offset, extent.length)];
-            let request = Request::Read { snap: self.snap, ops };
-            match self.data.operate(&self.data_object(extent.object), request).await {
-                Err(error) if error.is_not_found() => {}
-                answers => found = answers?.into_iter().next().map(Answer::into_data),
-            }
-        }
-        let found = match found {
-            Some(found) => found,
-            None => self.read_parent(extent.image_offset, extent.length).await?,
-        };
+        let found = self.read_extent(extent).await?;
         let length = into.len().min(found.len());
         if let (Some(into), Some(found)) = (into.get_mut(..length), found.get(..length)) {
             into.copy_from_slice(found);
         }
         Ok(())
+    }
+
+    /// Reads a range of one object, which is in the image: what there is of it. What is missing at the end is zeroes.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn read_extent(&self, extent: &ObjectExtent) -> Result<Bytes> {
+        if self.map_state(extent.object) != Some(ObjectState::Nonexistent) {
+            let ops = vec![Op::read(extent.offset, extent.length)];
+            let request = Request::Read { snap: self.snap, ops };
+            match self.data.operate(&self.data_object(extent.object), request).await {
+                Err(error) if error.is_not_found() => {}
+                answers => {
+                    let found = answers?.into_iter().next().map(Answer::into_data);
+                    return Ok(found.unwrap_or_default());
+                }
+            }
+        }
+        self.read_parent(extent.image_offset, extent.length).await
+    }
+
+    /// Writes to a range of one object, which is in the image and as long as the bytes.
+    ///
+    /// # Errors
+    /// EROFS if the image is not owned; those of the store.
+    pub async fn write_extent(&self, extent: &ObjectExtent, data: Bytes) -> Result<()> {
+        self.check_writable()?;
+        self.change(extent, Change::Write(data)).await
+    }
+
+    /// Makes a range of one object zero, which is in the image. Whoever calls this sees to it that nobody writes to the object
+    /// at the same time: if nothing is left of it, it is removed, and the map says so after that.
+    ///
+    /// # Errors
+    /// EROFS if the image is not owned; those of the store.
+    pub async fn zero_extent(&self, extent: &ObjectExtent) -> Result<()> {
+        self.check_writable()?;
+        self.change(extent, Change::Zero).await
     }
 
     /// What the parent has of a range; less, where it has less.

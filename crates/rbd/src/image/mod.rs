@@ -4,18 +4,32 @@
 //! beside each other. Nothing here takes the image's lock: whoever owns an image to write it sees to it that nobody else
 //! does. The map of objects is its owner's: one who only reads does not believe it, as it changes behind his back.
 
+mod allocation;
 mod clone;
 mod create;
+mod details;
+mod diff;
 mod header;
 mod io;
+mod maintain;
 mod map;
+mod metadata;
+pub mod namespace;
+mod naming;
+mod protection;
 mod resize;
 mod snapshot;
+pub mod trash;
 
 #[cfg(test)]
 mod tests;
 
+pub use allocation::Allocated;
 pub use create::{CreateOptions, create, create_with_data, list, remove};
+pub use details::{ParentNames, Times, name_of};
+pub use diff::{Changed, Diff, DiffOptions};
+pub use maintain::MapState;
+pub use naming::{find, rename};
 
 use crate::error::{Error, Result};
 use crate::format::{Features, ObjectMap, names};

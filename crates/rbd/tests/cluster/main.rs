@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod interchange;
+mod sharing;
 mod tools;
 
 use blockyard_lab::ceph::{Cluster as Lab, Options};

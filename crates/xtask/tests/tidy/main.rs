@@ -6,6 +6,7 @@ mod documents;
 mod licences;
 mod manifests;
 mod sources;
+mod words;
 
 use cargo_metadata::{Metadata, MetadataCommand};
 use std::fs;

@@ -66,6 +66,16 @@ enum Kind {
     },
     /// An export of an NBD server.
     Export { server: Server, name: Vec<u8> },
+    /// An image of a store in a directory, or a snapshot of one.
+    Image {
+        /// Of the directory's file system.
+        device: Number,
+        inode: u64,
+        namespace: String,
+        /// The image's id.
+        image: String,
+        snapshot: Option<u64>,
+    },
 }
 
 /// Where an NBD server listens.
@@ -99,6 +109,18 @@ impl DiskIdentity {
     #[must_use]
     pub fn of_export(uri: &Uri) -> Self {
         Self(of_export(uri))
+    }
+
+    /// The identity of an image, or a snapshot of one, by its id: of a store in a directory, by the directory's device and inode.
+    #[must_use]
+    pub fn of_image(
+        (device, inode): (u64, u64),
+        namespace: &str,
+        image: &str,
+        snapshot: Option<u64>,
+    ) -> Self {
+        let (namespace, image) = (namespace.to_owned(), image.to_owned());
+        Self(Kind::Image { device: number(device), inode, namespace, image, snapshot })
     }
 
     /// The identity of a file or a block device, or of a file that is not there yet.
@@ -225,7 +247,9 @@ impl DiskIdentity {
         match &self.0 {
             Kind::File { device, inode, .. } => vec![layers::Layer::of_file(*device, *inode)],
             Kind::Device { number, .. } => layers::below(sysfs, *number),
-            Kind::Volatile | Kind::Absent { .. } | Kind::Export { .. } => Vec::new(),
+            Kind::Volatile | Kind::Absent { .. } | Kind::Export { .. } | Kind::Image { .. } => {
+                Vec::new()
+            }
         }
     }
 }

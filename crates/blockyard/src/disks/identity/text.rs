@@ -8,6 +8,7 @@
 //! | `absent/8:1/2/disk.img` | device and inode of the folder, name |
 //! | `device/8:16/23/naa.5000c500a1b2c3d4` | number, `diskseq` or `-`, what its maker says or `-` |
 //! | `nbd/tcp/far/10809/disk`, `nbd/unix/%2Fs/disk`, `nbd/vsock/2/10809/disk` | a server and an export |
+//! | `image/8:1/2/ns/10ab/4` | device and inode of a store's directory, namespace, id of the image, snapshot or `-` |
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -73,6 +74,11 @@ impl fmt::Display for DiskIdentity {
                     Server::Vsock { cid, port } => write!(f, "nbd/vsock/{cid}/{port}")?,
                 }
                 write!(f, "/{}", word(name))
+            }
+            Kind::Image { device: (major, minor), inode, namespace, image, snapshot } => {
+                let (namespace, id) = (word(namespace.as_bytes()), word(image.as_bytes()));
+                let snapshot = known(snapshot.as_ref());
+                write!(f, "image/{major}:{minor}/{inode}/{namespace}/{id}/{snapshot}")
             }
         }
     }
@@ -143,6 +149,13 @@ fn parse(words: &[&str]) -> Option<Kind> {
         ["nbd", "vsock", cid, port, name] => {
             export(Server::Vsock { cid: cid.parse().ok()?, port: port.parse().ok()? }, name)
         }
+        ["image", device, inode, namespace, image, snapshot] => Kind::Image {
+            device: number(device)?,
+            inode: inode.parse().ok()?,
+            namespace: String::from_utf8(bytes(namespace)).ok()?,
+            image: String::from_utf8(bytes(image)).ok()?,
+            snapshot: maybe(snapshot)?,
+        },
         _ => return None,
     })
 }

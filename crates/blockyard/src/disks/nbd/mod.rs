@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::Disk;
-use blockyard_driver_nbd::{MAX_CONNECTIONS, Nbd, NbdConfig, TlsFiles};
+use blockyard_driver_nbd::{Ledger, MAX_CONNECTIONS, Nbd, NbdConfig, TlsFiles};
 use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 use tokio::runtime::Handle;
 
@@ -184,6 +184,18 @@ impl RemoteDriver for Nbd {
 
     fn hold_writes(&self) {
         self.hold_writes();
+    }
+
+    fn tracks_unflushed(&self) -> bool {
+        self.tracks_unflushed()
+    }
+
+    fn keep_ledger(&self, ledger: Arc<dyn Ledger>) {
+        self.keep_ledger(ledger);
+    }
+
+    fn inherit_unflushed(&self) -> bool {
+        self.inherit_unflushed()
     }
 
     fn disconnect(&self) -> Goodbye<'_> {

@@ -9,7 +9,7 @@ use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{ConfigError, parse};
-use crate::disks::{DiskPlan, Value, ValueKind, canonical_key};
+use crate::disks::{DiskPlan, PlanBuilder, Value, ValueKind, canonical_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::yard::plan::YardPlan;
@@ -184,7 +184,10 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
                 return Ok(false);
             }
             let mut table = table();
-            table["name"] = value(name);
+            // It is said once.
+            if !PlanBuilder::of_uri(&plan.uri).is_ok_and(|uri| uri.name().is_some()) {
+                table["name"] = value(name);
+            }
             table["uri"] = value(&plan.uri);
             for (key, said) in *options {
                 table[key] = of_json(said);

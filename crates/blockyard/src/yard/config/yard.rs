@@ -519,7 +519,7 @@ fn metrics(mut table: Taker<'_, '_>, found: &mut Vec<Mistake>) -> Vec<SocketAddr
                 found.push(Mistake::new(
                     address.at,
                     what,
-                    "write it as 127.0.0.1:9660 or [::1]:9660",
+                    "write e.g. 127.0.0.1:9660 or [::1]:9660",
                 ));
             }
         }

@@ -23,8 +23,9 @@ const BOUNCED_BYTES: usize = 4 << 20;
 /// Bytes of free memory that a queue keeps for data that cannot stay where it is.
 const KEPT_BYTES: usize = 1 << 20;
 
-/// Bytes of memory that are looked at when a disk has failed with them. To look brings them in, while others wait, also where
-/// the guest has never touched them: what is more than drivers ask for at once is found to be gone when somebody touches it.
+/// Bytes of memory that are brought in when a disk has failed with them, as others wait meanwhile, and the guest may never have
+/// touched them. A file that became shorter is found without that, wherever its end is; a page behind these that is broken, or has
+/// no room in its file system, when somebody touches it.
 const PROBED_BYTES: usize = 2 << 20;
 
 /// What [`Bio::private`] has beside the first descriptor of its request: whether it has met memory that was lost, and how many
@@ -45,7 +46,7 @@ impl EndIo for Ends {
             bio.private |= MET_LOSS;
         }
         if bio.status() == Status::Io {
-            probe(bio.data());
+            probe(&bio);
         }
         self.0.end_io(bio);
     }
@@ -338,13 +339,14 @@ impl Io {
 }
 
 /// Looks whether the memory of a bio that failed is there: the kernel may have found that it is not (EFAULT), which the disk
-/// calls an error like any other.
+/// calls an error like any other. How long its files are is asked for all of it.
 #[cold]
-fn probe(data: &[Segment]) {
+fn probe(bio: &Bio) {
+    let access = if bio.op == Op::Read { Access::Write } else { Access::Read };
     let mut left = PROBED_BYTES;
-    for segment in data {
+    for segment in bio.data() {
         let len = segment.len().min(left);
-        let _ = segment.slice(0, len).probe();
+        let _ = segment.slice(0, len).probe(access);
         left -= len;
     }
 }

@@ -1,9 +1,11 @@
 //! Images on a store in a directory, whose disk is in memory.
 
 mod crashes;
+mod diffs;
 mod faults;
 mod fsx;
 mod images;
+mod upkeep;
 
 use crate::dir::DirStore;
 use crate::dir::tests::simulated::Simulated;

@@ -1,0 +1,114 @@
+//! The end of a daemon that is told to end by a signal: as soon as nobody uses its device, or by leaving that to another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockyard_blkmq::{Disk, Status};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{helper, usage};
+use crate::error::Error;
+use crate::text::term;
+
+/// How often a daemon that is to end looks whether its device is still in use, at first and in the end.
+const LOOK: Duration = Duration::from_secs(1);
+const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
+/// Has the device detached, as a user would: now, or as soon as nobody uses it. What keeps it is told each time, and `refused`
+/// hears of it.
+pub(super) fn leave(path: String, refused: mpsc::Sender<()>) {
+    let own = std::process::id();
+    let runtime = Handle::current();
+    std::thread::spawn(move || {
+        let mut pause = LOOK;
+        loop {
+            match while_extending(&runtime, || helper::detach(&path)) {
+                Ok(status) if status.success() => return,
+                // It has said why not.
+                Ok(_) => {}
+                Err(err) => tracing::error!(%err, "cannot start `blockyard detach`"),
+            }
+            if refused.blocking_send(()).is_err() {
+                return;
+            }
+            std::thread::sleep(pause);
+            while usage::check_unused(&path, own).is_err() {
+                std::thread::sleep(LOOK);
+            }
+            pause = (pause * 2).min(LONGEST_LOOK);
+        }
+    });
+}
+
+/// Another daemon goes on with a disk: what this one has answered is durable, and nothing is answered after that. A disk that
+/// does not answer within `limit` is left as it is: the next one has to know of that as of a death.
+pub(super) async fn hand_over(disk: &Arc<Disk>, limit: Duration) {
+    let disk = Arc::clone(disk);
+    let (tell, told) = oneshot::channel();
+    // A thread that nobody waits for: it ends with the process.
+    std::thread::spawn(move || tell.send(disk.freeze_and_flush()));
+    match tokio::time::timeout(limit, told).await {
+        Ok(Ok(Status::Ok)) => {}
+        Ok(Ok(status)) => term::tell(format_args!("cannot flush the disk: {status}")),
+        Ok(Err(_)) => term::tell("cannot flush the disk"),
+        Err(_) => term::tell(format_args!(
+            "the disk has not answered for {limit:?}; leaving it unflushed"
+        )),
+    }
+}
+
+/// What the kernel has cached for the device is written before it can go: the service manager is asked for more time while that
+/// goes on. It is not told that we stop (`STOPPING=1`): a device that is in use stays, and systemd kills who has said so.
+fn while_extending<T>(runtime: &Handle, job: impl FnOnce() -> T) -> T {
+    let (_done, is_done) = oneshot::channel::<()>();
+    runtime.spawn(crate::daemon::extending(is_done));
+    job()
+}
+
+pub(super) fn tell_that_it_stays(err: &Error) {
+    term::tell(format_args!("{err}; serving it until it is unused"));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::os::unix::net::UnixDatagram;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// It runs once more by itself, as a service does.
+    #[test]
+    fn more_time_is_asked_for_while_what_is_to_go_is_flushed() {
+        const NAME: &str = "more_time_is_asked_for_while_what_is_to_go_is_flushed";
+        if std::env::var_os("NOTIFY_SOCKET").is_some() {
+            let service = crate::daemon::block_on(async {
+                let runtime = Handle::current();
+                // Until the manager has heard enough.
+                let copy = || io::copy(&mut io::stdin(), &mut io::sink());
+                let copied = tokio::task::spawn_blocking(move || while_extending(&runtime, copy));
+                Ok(copied.await.unwrap())
+            });
+            service.unwrap().unwrap();
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut service = Command::new(std::env::current_exe().unwrap());
+        service.args([&format!("attach::leaving::tests::{NAME}"), "--exact"]);
+        service.env("NOTIFY_SOCKET", &path).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut service = service.spawn().unwrap();
+        let mut message = [0; 64];
+        let heard = manager.recv(&mut message);
+        drop(service.stdin.take());
+        assert!(service.wait().unwrap().success());
+        let said = std::str::from_utf8(&message[..heard.unwrap()]).unwrap();
+        assert_eq!(said.trim(), "EXTEND_TIMEOUT_USEC=30000000");
+    }
+}

@@ -1,0 +1,74 @@
+//! Maps of objects, and zeroes: object-map, sparsify.
+
+use blockyard_rbd::image::MapState;
+
+use super::cannot;
+use super::place::Context;
+use crate::cli::ObjectMapCommand;
+use crate::commands::{NO, size};
+use crate::error::{Error, Result};
+use crate::text::{size as sizes, term};
+
+pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Result<u8> {
+    match command {
+        ObjectMapCommand::Check { image } => {
+            let target = context.target(image)?;
+            let (_store, image) = target.read().await?;
+            let mut progress = context.progress("Object Map Check", image.size());
+            let bytes = image.layout().object_bytes();
+            let state = image.check_map(|at, _| progress.set(at * bytes)).await;
+            drop(progress);
+            let state = state.map_err(no_map(&target.spec.to_string()))?;
+            let spec = target.spec;
+            match state {
+                MapState::Right => return Ok(0),
+                MapState::Invalid => term::tell(format_args!(
+                    "the object map of {spec} is not valid; run: blockyard image object-map rebuild"
+                )),
+                MapState::Misses(object) => term::tell(format_args!(
+                    "the object map of {spec} does not know of object {object}; run: blockyard image object-map rebuild"
+                )),
+            }
+            Ok(NO)
+        }
+        ObjectMapCommand::Rebuild { image } => {
+            let target = context.image(image)?;
+            let mut owned = target.own().await?;
+            let mut progress = context.progress("Object Map Rebuild", owned.size());
+            let bytes = owned.layout().object_bytes();
+            let rebuilt = owned.rebuild_map(|at, _| progress.set(at * bytes)).await;
+            rebuilt.map_err(no_map(&target.spec.to_string()))?;
+            owned.flush().await.map_err(cannot("flush", &target.spec))?;
+            Ok(0)
+        }
+    }
+}
+
+/// The one thing that goes wrong with all else in order.
+fn no_map(spec: &str) -> impl FnOnce(blockyard_rbd::Error) -> Error + '_ {
+    move |err| {
+        let has_none = err.errno().is_some_and(|errno| errno.raw_os_error() == EINVAL);
+        let error = cannot("use the object map of", &spec)(err);
+        if has_none { error.help("the image has no feature object-map") } else { error }
+    }
+}
+
+const EINVAL: i32 = 22;
+
+pub(super) async fn sparsify(context: &Context<'_>, image: &str, least: &str) -> Result<()> {
+    let target = context.image(image)?;
+    let least = size("--sparse-size", least)?;
+    let mut owned = target.own().await?;
+    let object = owned.layout().object_bytes();
+    if least == 0 || !object.is_multiple_of(least) {
+        let object = sizes::human(object);
+        return Err(Error::usage(format!("--sparse-size: it divides an object of {object}")));
+    }
+    let mut progress = context.progress("Image sparsify", owned.size());
+    let freed = owned.sparsify(least, |at, _| progress.set(at)).await;
+    drop(progress);
+    let freed = freed.map_err(cannot("sparsify", &target.spec))?;
+    owned.flush().await.map_err(cannot("flush", &target.spec))?;
+    term::tell(format_args!("{} were zeroes", sizes::human(freed)));
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! Images that come, change and go: create, rm, rename, resize.
+
+use blockyard_rbd::format::{Features, Layout};
+use blockyard_rbd::image::{CreateOptions, create as create_image, remove as remove_image};
+
+use super::cannot;
+use super::place::{Context, size_in_mib};
+use crate::cli::NewImageArgs;
+use crate::commands::size as size_of;
+use crate::error::{Error, Result};
+use crate::images::Store;
+use crate::text::{size, suggest};
+
+/// Objects of 4 MiB, as `rbd` makes them.
+const ORDER: u8 = 22;
+
+/// What a new image is to be, as the command line says; what it does not say is as it is in `usual`.
+pub(super) fn options(args: &NewImageArgs, size: u64, usual: Layout) -> Result<CreateOptions> {
+    let order = match (&args.object_size, args.order) {
+        (Some(text), _) => {
+            let bytes = size_of("--object-size", text)?;
+            let order = bytes.is_power_of_two().then(|| bytes.trailing_zeros());
+            order.and_then(|order| u8::try_from(order).ok()).ok_or_else(|| {
+                Error::usage(format!("--object-size: {text} is no power of two from 4K to 32M"))
+            })?
+        }
+        (None, Some(order)) => order,
+        (None, None) => usual.order(),
+    };
+    let layout = match (&args.stripe_unit, args.stripe_count) {
+        (Some(unit), Some(count)) => Layout::striped(order, size_of("--stripe-unit", unit)?, count),
+        _ if usual.order() == order => Ok(usual),
+        _ => Layout::new(order),
+    };
+    let layout = layout.map_err(|err| Error::usage(err.to_string()))?;
+    Ok(CreateOptions { size, layout, features: features(&args.image_feature)? })
+}
+
+/// The layout of images of which nothing is said.
+pub(super) fn usual_layout() -> Result<Layout> {
+    Layout::new(ORDER).map_err(|err| Error::failed(err.to_string()))
+}
+
+fn features(names: &[String]) -> Result<Features> {
+    if names.is_empty() {
+        return Ok(Features::DEFAULT);
+    }
+    let mut features = Features::empty();
+    for name in names {
+        features |= Features::with_name(name).ok_or_else(|| {
+            let known = Features::KNOWN.names();
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            let hint = suggest::hint(name, &known);
+            Error::usage(format!("--image-feature: there is no feature {name:?}; {hint}"))
+        })?;
+    }
+    Ok(features)
+}
+
+pub(super) async fn create(
+    context: &Context<'_>,
+    image: &str,
+    size: &str,
+    new: &NewImageArgs,
+) -> Result<()> {
+    let target = context.image(image)?;
+    let options = options(new, size_in_mib("--size", size)?, usual_layout()?)?;
+    let store = target.store(true)?;
+    check_namespace(&store, &target.spec.namespace).await?;
+    let made = create_image(&store, &target.spec.image, &options).await;
+    made.map_err(cannot("make", &target.spec))
+}
+
+/// A namespace has to be made before there are images in it.
+pub(super) async fn check_namespace(store: &Store, namespace: &str) -> Result<()> {
+    use blockyard_rbd::store::ObjectStore;
+    if namespace.is_empty() {
+        return Ok(());
+    }
+    let pool = store.in_pool(store.pool(), "").await.map_err(cannot("open", &"the store"))?;
+    let known = blockyard_rbd::image::namespace::list(&pool).await;
+    if known.map_err(cannot("list", &"namespaces"))?.iter().any(|known| known == namespace) {
+        return Ok(());
+    }
+    Err(Error::failed(format!("there is no namespace {namespace}"))
+        .help(format!("run: blockyard image namespace create {namespace}")))
+}
+
+pub(super) async fn remove(context: &Context<'_>, image: &str) -> Result<()> {
+    let target = context.image(image)?;
+    let spec = &target.spec;
+    let store = target.store(false)?;
+    // One that was removed in part may have no header any more, and has no owner then.
+    match target.own().await {
+        Ok(owned) => {
+            let id = owned.id().to_owned();
+            let removed = remove_image(&store, &spec.image).await;
+            removed.map_err(cannot("remove", spec))?;
+            store.forget_lock_blocking(&id);
+            Ok(())
+        }
+        Err(err) if err.kind() == crate::error::ErrorKind::Busy => Err(err),
+        Err(_) => remove_image(&store, &spec.image).await.map_err(cannot("remove", spec)),
+    }
+}
+
+pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
+    let target = context.image(from)?;
+    let to = if to.contains('/') {
+        context.image(to)?.spec
+    } else {
+        crate::images::ImageSpec { image: to.into(), ..target.spec.clone() }
+    };
+    if to.namespace != target.spec.namespace {
+        let what = "an image stays in its namespace";
+        return Err(Error::usage(what).help("run: blockyard image deep cp"));
+    }
+    let renamed =
+        blockyard_rbd::image::rename(&target.store(false)?, &target.spec.image, &to.image).await;
+    renamed.map_err(cannot("rename", &target.spec))
+}
+
+pub(super) async fn resize(
+    context: &Context<'_>,
+    image: &str,
+    size: &str,
+    allow_shrink: bool,
+) -> Result<()> {
+    let target = context.image(image)?;
+    let size = size_in_mib("--size", size)?;
+    let mut owned = target.own().await?;
+    let old = owned.size();
+    if size < old && !allow_shrink {
+        let what = format!(
+            "{} has {}, and would lose what is behind {}",
+            target.spec,
+            size::human(old),
+            size::human(size)
+        );
+        return Err(Error::usage(what).help("add --allow-shrink if that is meant"));
+    }
+    owned.resize(size).await.map_err(cannot("resize", &target.spec))
+}

@@ -1,0 +1,129 @@
+//! Snapshots.
+
+use blockyard_rbd::format::{Protection, Snapshot};
+use serde::Serialize;
+
+use super::cannot;
+use super::place::Context;
+use super::table::{time, truth};
+use crate::cli::{LimitCommand, SnapCommand};
+use crate::error::{Error, Result};
+use crate::text::{size, term};
+
+pub(super) async fn run(context: &Context<'_>, command: &SnapCommand) -> Result<()> {
+    match command {
+        SnapCommand::Create { snapshot } => {
+            let (target, name) = context.snapshot(snapshot)?;
+            let made = target.own().await?.create_snapshot(&name).await;
+            made.map_err(cannot("make the snapshot", snapshot))
+        }
+        SnapCommand::Ls { image } => list(context, image).await,
+        SnapCommand::Rm { snapshot } => {
+            let (target, name) = context.snapshot(snapshot)?;
+            let removed = target.own().await?.remove_snapshot(&name).await;
+            removed.map_err(cannot("remove the snapshot", snapshot))
+        }
+        SnapCommand::Rename { from, to } => rename(context, from, to).await,
+        SnapCommand::Rollback { snapshot } => {
+            let (target, name) = context.snapshot(snapshot)?;
+            let mut owned = target.own().await?;
+            owned.rollback(&name).await.map_err(cannot("roll back to", snapshot))?;
+            owned.flush().await.map_err(cannot("flush", &target.spec))
+        }
+        SnapCommand::Protect { snapshot } => {
+            let (target, name) = context.snapshot(snapshot)?;
+            let done = target.own().await?.protect_snapshot(&name).await;
+            done.map_err(cannot("protect", snapshot))
+        }
+        SnapCommand::Unprotect { snapshot } => {
+            let (target, name) = context.snapshot(snapshot)?;
+            let done = target.own().await?.unprotect_snapshot(&name).await;
+            done.map_err(cannot("unprotect", snapshot))
+        }
+        SnapCommand::Purge { image } => purge(context, image).await,
+        SnapCommand::Limit(LimitCommand::Set { image, limit }) => {
+            set_limit(context, image, Some(*limit)).await
+        }
+        SnapCommand::Limit(LimitCommand::Clear { image }) => set_limit(context, image, None).await,
+    }
+}
+
+#[derive(Serialize)]
+struct Listed {
+    id: u64,
+    name: String,
+    size: u64,
+    protected: &'static str,
+    timestamp: String,
+}
+
+impl From<&Snapshot> for Listed {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self {
+            id: snapshot.id,
+            name: snapshot.name.clone(),
+            size: snapshot.image_size,
+            protected: truth(snapshot.protection == Protection::Protected as u8),
+            timestamp: time(snapshot.timestamp),
+        }
+    }
+}
+
+async fn list(context: &Context<'_>, image: &str) -> Result<()> {
+    let (_store, image) = context.image(image)?.read().await?;
+    let all: Vec<Listed> = image.snapshot_records().iter().map(Listed::from).collect();
+    if context.json {
+        return term::say_json(&all);
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    let mut table = term::table(&["SNAPID", "NAME", "SIZE", "PROTECTED", "TIMESTAMP"]);
+    for snapshot in all {
+        let protected = if snapshot.protected == "true" { "yes" } else { "" };
+        table.add_row([
+            snapshot.id.to_string(),
+            snapshot.name,
+            size::human(snapshot.size),
+            protected.to_owned(),
+            snapshot.timestamp,
+        ]);
+    }
+    term::say(table.trim_fmt())
+}
+
+async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
+    let ((target, old), (other, new)) = (context.snapshot(from)?, context.snapshot(to)?);
+    if target != other {
+        return Err(Error::usage("a snapshot stays with its image")
+            .help(format!("write {}@{new}", target.spec)));
+    }
+    let renamed = target.own().await?.rename_snapshot(&old, &new).await;
+    renamed.map_err(cannot("rename the snapshot", &from))
+}
+
+async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
+    let target = context.image(image)?;
+    let mut owned = target.own().await?;
+    let (needed, free): (Vec<_>, Vec<_>) =
+        owned.snapshot_records().iter().cloned().partition(|snapshot| {
+            snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8
+        });
+    for snapshot in &free {
+        let removed = owned.remove_snapshot(&snapshot.name).await;
+        removed.map_err(cannot("remove the snapshot", &snapshot.name))?;
+    }
+    if needed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name).collect();
+    let what = format!("these snapshots are protected or have clones: {}", names.join(", "));
+    Err(Error::new(crate::error::ErrorKind::Busy, what)
+        .help("see `image children`; flatten the clones, or unprotect the snapshots"))
+}
+
+async fn set_limit(context: &Context<'_>, image: &str, limit: Option<u64>) -> Result<()> {
+    let target = context.image(image)?;
+    let (_store, image) = target.read().await?;
+    image.set_snapshot_limit(limit).await.map_err(cannot("limit the snapshots of", &target.spec))
+}

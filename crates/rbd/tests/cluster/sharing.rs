@@ -1,0 +1,187 @@
+//! An image that we and Ceph's clients have open: the lock goes to and fro, the owner does what others want, and the dead are
+//! kept out.
+
+use crate::tools::{check_map, export, json, rbd};
+use crate::{POOL, client, lab, run, store};
+use blockyard_lab::ceph::Cluster as Lab;
+use blockyard_rbd::format::{Features, Layout};
+use blockyard_rbd::image::{CreateOptions, Image, create};
+use blockyard_rbd::live::{LiveImage, Options};
+use blockyard_rbd::store::rados::RadosStore;
+use rustix::io::Errno;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 16 * MIB;
+/// Ours is the second half of an image, theirs the first.
+const OURS: u64 = SIZE / 2;
+
+async fn image(store: &RadosStore, name: &str) -> LiveImage<RadosStore> {
+    let layout = Layout::new(20).unwrap();
+    let options = CreateOptions { size: SIZE, layout, features: Features::DEFAULT };
+    create(store, name, &options).await.unwrap();
+    open(store, name).await
+}
+
+async fn open(store: &RadosStore, name: &str) -> LiveImage<RadosStore> {
+    LiveImage::open(store, name, Options::default()).await.unwrap()
+}
+
+/// A program of Ceph's, which is ended when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _has_ended = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// A client of Ceph writes an image from its begin on, so many bytes.
+fn bench(lab: &Lab, image: &str, total: &str) -> Running {
+    let mut command: Command = lab.tool("rbd");
+    command.args(["-p", POOL, "bench", image, "--io-type", "write", "--io-size", "4096"]);
+    command.args(["--io-threads", "1", "--io-total", total, "--io-pattern", "seq"]);
+    Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+/// Runs something that waits elsewhere.
+async fn elsewhere<T: Send + 'static>(
+    lab: &Arc<Lab>,
+    work: impl FnOnce(&Lab) -> T + Send + 'static,
+) -> T {
+    let lab = Arc::clone(lab);
+    tokio::task::spawn_blocking(move || work(&lab)).await.unwrap()
+}
+
+#[test]
+fn the_lock_goes_to_and_fro_under_load() {
+    let lab = lab();
+    run(async {
+        let store = store(&lab).await;
+        let live = image(&store, "shared").await;
+        live.write(OURS, vec![1; 4096].into()).await.unwrap();
+        let mut theirs = bench(&lab, "shared", "6M");
+        let (mut byte, mut times, mut lost) = (1_u8, 1, 0);
+        let has_ended = loop {
+            // It has the lock now, or will have it: we have it again with the next write.
+            let mut status = live.status();
+            tokio::select! {
+                _ = status.wait_for(|status| !status.is_owner) => lost += 1,
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+            byte = byte % 250 + 1;
+            live.write(OURS + 4096, vec![byte; 8192].into()).await.unwrap();
+            times += 1;
+            if let Some(status) = theirs.0.try_wait().unwrap() {
+                break status;
+            }
+        };
+        assert!(has_ended.success(), "{has_ended}");
+        assert!(lost > 0, "of {times} writes none was without the lock");
+        assert_eq!(live.read(OURS + 4096, 8192).await.unwrap(), [byte; 8192]);
+        live.close().await.unwrap();
+        let bytes = elsewhere(&lab, |lab| {
+            check_map(lab, "shared");
+            export(lab, "shared")
+        })
+        .await;
+        let ours = usize::try_from(OURS).unwrap();
+        assert_eq!(bytes[ours..ours + 4096], [1; 4096]);
+        assert_eq!(bytes[ours + 4096..ours + 12288], [byte; 8192]);
+        assert!(bytes[..6 << 20].iter().any(|byte| *byte != 0), "theirs is there, too");
+    });
+}
+
+#[test]
+fn rbd_has_the_owner_do_things_and_so_do_we() {
+    let lab = lab();
+    run(async {
+        let store = store(&lab).await;
+        let live = image(&store, "maintained").await;
+        live.write(0, vec![1; 4096].into()).await.unwrap();
+        let mut status = live.status();
+        let (locks, watchers) = elsewhere(&lab, |lab| {
+            (json(lab, &["lock", "ls", "maintained"]), json(lab, &["status", "maintained"]))
+        })
+        .await;
+        let owner = live.owner().unwrap();
+        assert_eq!(locks[0]["id"], owner.cookie, "{locks}");
+        let number = format!("client.{}", owner.client.client.number);
+        assert_eq!(locks[0]["locker"], number, "{locks}");
+        assert_eq!(watchers["watchers"].as_array().map(Vec::len), Some(1), "{watchers}");
+
+        // Done by us, for rbd.
+        elsewhere(&lab, |lab| {
+            rbd(lab, &["snap", "create", "--no-progress", "maintained@a"]);
+            rbd(lab, &["resize", "--no-progress", "--size", "32M", "maintained"]);
+        })
+        .await;
+        status.wait_for(|status| status.size == 32 * MIB).await.unwrap();
+        assert_eq!(live.owner(), Some(owner), "the lock was not given away");
+        live.write(0, vec![2; 4096].into()).await.unwrap();
+        let then = Image::open_snapshot(&store, "maintained", "a").await.unwrap();
+        assert_eq!(then.read(0, 4096).await.unwrap(), [1; 4096]);
+        elsewhere(&lab, |lab| {
+            rbd(lab, &["snap", "rm", "--no-progress", "maintained@a"]);
+            // This is not done for others: rbd gets the lock.
+            rbd(lab, &["snap", "create", "--no-progress", "maintained@b"]);
+            rbd(lab, &["snap", "protect", "maintained@b"]);
+        })
+        .await;
+        let names = |image: &Image<RadosStore>| {
+            image.snapshots().map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&live.image().await.unwrap()), ["b"]);
+        live.write(0, vec![3; 4096].into()).await.unwrap();
+        live.close().await.unwrap();
+        elsewhere(&lab, |lab| check_map(lab, "maintained")).await;
+    });
+}
+
+#[test]
+fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
+    let lab = lab();
+    run(async {
+        let store = store(&lab).await;
+        let live = image(&store, "benched").await;
+        let theirs = bench(&lab, "benched", "8G");
+        // Until it has the lock.
+        let header = blockyard_rbd::format::names::header(live.image().await.unwrap().id());
+        while blockyard_rbd::live::owner(&store, &header).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        live.create_snapshot("s").await.unwrap();
+        live.resize(2 * SIZE).await.unwrap();
+        assert_eq!(live.owner(), None, "it was done by the owner");
+        assert_eq!(live.image().await.unwrap().size(), 2 * SIZE);
+        drop(theirs);
+        live.write(OURS, vec![9; 4096].into()).await.unwrap();
+        live.remove_snapshot("s").await.unwrap();
+        live.close().await.unwrap();
+        elsewhere(&lab, |lab| check_map(lab, "benched")).await;
+    });
+}
+
+#[test]
+fn a_dead_self_is_followed_at_once_and_can_write_no_more() {
+    let lab = lab();
+    run(async {
+        let (before, after) = (client(&lab).await, client(&lab).await);
+        let before = RadosStore::open(&before, POOL, "").await.unwrap();
+        let after = RadosStore::open(&after, POOL, "").await.unwrap();
+        let old = image(&before, "followed").await;
+        old.write(0, vec![1; 4096].into()).await.unwrap();
+        let dead_self = old.owner();
+        let options = Options { dead_self, lock_limit: Duration::from_secs(20) };
+        let new = LiveImage::open(&after, "followed", options).await.unwrap();
+        new.write(0, vec![2; 4096].into()).await.unwrap();
+        let error = old.write(0, vec![3; 4096].into()).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::SHUTDOWN), "{error}");
+        old.status().wait_for(|status| status.is_fenced).await.unwrap();
+        assert_eq!(new.read(0, 4096).await.unwrap(), [2; 4096]);
+        new.close().await.unwrap();
+    });
+}
