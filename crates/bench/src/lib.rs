@@ -15,6 +15,7 @@ pub mod cli;
 mod copy;
 mod crush;
 mod fio;
+mod fuse;
 mod idle;
 mod measure;
 mod nbd;
@@ -83,6 +84,12 @@ const BENCHES: &[Bench] = &[
         about: "disks of virtual machines, beside qemu-storage-daemon",
         programs: &[BLOCKYARD, VHOST_USER_LOAD],
         cases: vhost_user_blk::cases,
+    },
+    Bench {
+        name: "fuse",
+        about: "disks as files, beside qemu-storage-daemon",
+        programs: &[BLOCKYARD],
+        cases: fuse::cases,
     },
     Bench {
         name: "idle",

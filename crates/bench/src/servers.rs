@@ -78,7 +78,7 @@ pub(super) fn qemu_nbd(context: &Context) -> Result<Served> {
     })
 }
 
-fn memory_dir() -> Result<TempDir> {
+pub(super) fn memory_dir() -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("blockyard-").tempdir_in("/dev/shm")?)
 }
 

@@ -1,5 +1,6 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod files;
 mod image;
 pub mod logging;
 mod rados;
@@ -13,6 +14,7 @@ use blockyard_driver_nbd::TlsFiles;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use files::{MountArgs, ShareArgs, ShareCache};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
     IoType, LimitCommand, LockCommand, MetaCommand, NamespaceCommand, NewImageArgs,
@@ -115,7 +117,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the disks and exports of a configuration file in the foreground.
     Up(UpArgs),
-    /// Serve disks over NBD or vhost-user-blk.
+    /// Serve disks over NBD or vhost-user-blk, or as files.
     Serve(Box<ServeArgs>),
     /// Attach a disk to this kernel and print the path of its device (/dev/ublkbN or /dev/nbdN).
     Attach(Box<AttachArgs>),
@@ -142,6 +144,14 @@ pub enum Command {
     /// Columns: IN FLIGHT is the number of requests in progress. OPS, READ and WRITTEN count since the daemon started; AVG OPS/S
     /// is OPS divided by its uptime. P50 and P99 are latency percentiles.
     List(ListArgs),
+    /// Show every disk of a yard as a file in a directory.
+    ///
+    /// Given a yard.toml, this is like `up`, with the directory mounted as long as it runs. Given the process ID of a running
+    /// daemon, that daemon mounts the directory, and the command returns; unmount it with umount(8). Disks appear and vanish as
+    /// they are added and removed.
+    Mount(MountArgs),
+    /// Mount a directory of this machine at another place by FUSE.
+    Share(ShareArgs),
     /// Resize a disk in use, or make it read-only.
     Set(SetArgs),
     /// Add a disk to a running daemon, serve it over NBD, and print its name. Clients of other disks are not disturbed.
@@ -188,6 +198,8 @@ impl Command {
             self,
             Self::Up(_)
                 | Self::Serve(_)
+                | Self::Mount(_)
+                | Self::Share(_)
                 | Self::Attach(_)
                 | Self::Recover(_)
                 | Self::VhostUserBlk(_)
@@ -230,6 +242,9 @@ pub struct ServeArgs {
     /// Serve vhost-user-blk on this Unix socket. Repeatable: one per disk, in order.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Vec<PathBuf>,
+    /// Serve the disk as this existing file, until it is unmounted. Repeatable: one per disk, in order.
+    #[arg(long, value_name = "FILE")]
+    pub fuse: Vec<PathBuf>,
     /// Serial number shown to the guest [default: name of the disk]. Repeatable, like --vhost-user-blk.
     #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
     pub serial: Vec<String>,
@@ -468,6 +483,9 @@ pub struct AddArgs {
     /// Serve vhost-user-blk on this Unix socket.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Option<PathBuf>,
+    /// Serve the disk as this existing file.
+    #[arg(long, value_name = "FILE")]
+    pub fuse: Option<PathBuf>,
     /// Do not serve the disk over NBD.
     #[arg(long)]
     pub no_nbd: bool,

@@ -3,6 +3,7 @@
 
 mod common;
 
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Daemon, Said, blockyard, run};
 use tempfile::TempDir;
 
@@ -166,8 +167,8 @@ fn looking_does_not_write() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("file").to_str().unwrap().to_owned();
     std::fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
-    let device = common::peer("losetup", &["--find", "--show", &file]).trim().to_owned();
-    let detach = common::Cleanup::with(&["losetup", "--detach", &device]);
+    let held = LoopDevice::attach(&[&file]);
+    let device = held.path().to_owned();
     let binary = env!("CARGO_BIN_EXE_blockyard");
     for disk in [&file, &device] {
         for args in
@@ -182,7 +183,6 @@ fn looking_does_not_write() {
     common::peer("blockdev", &["--setro", &device]);
     run(&["info", &device, "--is", "read-only"]).code(0);
     common::peer("blockdev", &["--setrw", &device]);
-    detach.now();
 }
 
 #[test]
@@ -224,6 +224,7 @@ fn a_file_has_one_writer() {
 
 #[test]
 fn a_full_disk_is_an_error_of_the_write_and_nothing_else() {
+    in_own_mounts!();
     let dir = TempDir::new().unwrap();
     let mount = dir.path().join("tmpfs");
     std::fs::create_dir(&mount).unwrap();

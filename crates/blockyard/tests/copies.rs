@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use blockyard_conformance::in_own_mounts;
 use common::{Guard, Said, blockyard, fuse_in, nbdkit, noise, peer, unix};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -283,6 +284,7 @@ fn signals_are_heard_while_a_server_is_lost() {
 
 #[test]
 fn a_copy_whose_last_flush_has_not_ended_is_not_done() {
+    in_own_mounts!();
     let place = Place::new();
     place.write("source", &noise(MIB, 6));
     let began = place.path("began");

@@ -7,6 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Cleanup, Daemon, fuse, noise, peer};
 
 fn tree(root: &Path) {
@@ -23,28 +24,27 @@ fn checksums(root: &str) -> String {
 
 #[test]
 fn ext4_on_a_file_disk_survives_unmounting_and_a_restart() {
+    in_own_mounts!();
     let daemon = Daemon::serve(&["file:disk.img?create=64M", "ram:64M"]);
     for export in ["disk", "ram0"] {
         let (unmount_fuse, file) = fuse(&daemon, export);
-        let device =
-            peer("losetup", &["--find", "--show", "--direct-io=off", &file]).trim().to_owned();
-        let detach = Cleanup::with(&["losetup", "-d", &device]);
-        peer("mkfs.ext4", &["-q", &device]);
+        let device = LoopDevice::attach(&["--direct-io=off", &file]);
+        peer("mkfs.ext4", &["-q", device.path()]);
         let mount = daemon.path("mnt");
         std::fs::create_dir_all(&mount).unwrap();
         let mount = mount.to_str().unwrap();
-        peer("mount", &[&device, mount]);
+        peer("mount", &[device.path(), mount]);
         let unmount = Cleanup::with(&["umount", mount]);
         tree(Path::new(mount));
         let before = checksums(mount);
         assert_eq!(before.lines().count(), 6);
         unmount.now();
-        peer("mount", &[&device, mount]);
+        peer("mount", &[device.path(), mount]);
         let unmount = Cleanup::with(&["umount", mount]);
         assert_eq!(checksums(mount), before);
         unmount.now();
-        peer("fsck.ext4", &["-f", "-n", &device]);
-        detach.now();
+        peer("fsck.ext4", &["-f", "-n", device.path()]);
+        drop(device);
         unmount_fuse.now();
         if export == "disk" {
             peer("fsck.ext4", &["-f", "-n", daemon.path("disk.img").to_str().unwrap()]);
@@ -58,6 +58,7 @@ fn ext4_on_a_file_disk_survives_unmounting_and_a_restart() {
 /// devices of their own, as not every kernel looks for them.
 #[test]
 fn the_two_mebibyte_disk_takes_partitions_and_a_file_system() {
+    in_own_mounts!();
     let daemon = Daemon::serve(&["ram:2M?minors=3&queues=2&depth=2", "--threads", "2"]);
     let (unmount_fuse, file) = fuse(&daemon, "ram0");
     let mut sfdisk =
@@ -68,26 +69,24 @@ fn the_two_mebibyte_disk_takes_partitions_and_a_file_system() {
     let dump = peer("sfdisk", &["--dump", &file]);
     assert_eq!(dump.lines().filter(|line| line.contains("type=")).count(), 2, "{dump}");
     let [offset, limit] = [64, 3000].map(|sectors: u32| (sectors * 512).to_string());
-    let part = ["--find", "--show", "--offset", &offset, "--sizelimit", &limit, &file];
-    let device = peer("losetup", &part).trim().to_owned();
-    let detach = Cleanup::with(&["losetup", "-d", &device]);
-    peer("mke2fs", &["-q", &device]);
+    let device = LoopDevice::attach(&["--offset", &offset, "--sizelimit", &limit, &file]);
+    peer("mke2fs", &["-q", device.path()]);
     let mount = daemon.path("mnt");
     std::fs::create_dir_all(&mount).unwrap();
     let mount = mount.to_str().unwrap();
-    peer("mount", &[&device, mount]);
+    peer("mount", &[device.path(), mount]);
     let unmount = Cleanup::with(&["umount", mount]);
     for index in 0..5 {
         std::fs::write(format!("{mount}/file{index}"), noise(100_000, index)).unwrap();
     }
     let before = checksums(mount);
     unmount.now();
-    peer("mount", &[&device, mount]);
+    peer("mount", &[device.path(), mount]);
     let unmount = Cleanup::with(&["umount", mount]);
     assert_eq!(checksums(mount), before);
     unmount.now();
-    peer("e2fsck", &["-f", "-n", &device]);
-    detach.now();
+    peer("e2fsck", &["-f", "-n", device.path()]);
+    drop(device);
     assert_eq!(peer("sfdisk", &["--dump", &file]), dump, "the table is still there");
     unmount_fuse.now();
     daemon.stop();

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use blockyard_conformance::LoopDevice;
 use common::{Cleanup, Guard, Said, blockyard, nbdkit, noise, peer, run, try_peer, unix};
 use tempfile::TempDir;
 
@@ -117,12 +118,11 @@ fn disks_that_do_not_go_together_are_refused_before_anything_is_written() {
     place.run(&["copy", "file:source?size=1M", "./small"]).code(0);
     peer("cmp", &["-n", "1048576", &source, &place.text("small")]);
     place.run(&["copy", &source, "file:source"]).code(64).contains(&["are the same disk"]);
-    let device = peer("losetup", &["--find", "--show", &source]).trim().to_owned();
-    let detach = Cleanup::with(&["losetup", "--detach", &device]);
-    for [one, two] in [[&source, &device], [&device, &source]] {
+    let device = LoopDevice::attach(&[&source]);
+    for [one, two] in [[&source, device.path()], [device.path(), &source]] {
         place.run(&["copy", one, two]).code(64).contains(&["overlap"]);
     }
-    detach.now();
+    drop(device);
     place.run(&["copy", &source, "./source?ro"]).code(64).contains(&["file:./source?ro"]);
     place.run(&["copy", &source, "file:small?ro"]).code(77).contains(&["read-only"]);
     place.run(&["copy", "./none", "./new"]).code(1).contains(&["does not exist"]);

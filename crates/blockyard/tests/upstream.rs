@@ -6,6 +6,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Cleanup, Daemon, blockyard, nbdkit, nbdsh, noise, peer, run, system, try_peer, unix};
 use tempfile::TempDir;
 
@@ -368,32 +369,32 @@ fn tls_upstream_with_certificates_both_ways() {
 /// A chain on one machine: nbdkit, our driver, our server, nbdfuse, a loop device, ext4.
 #[test]
 fn a_file_system_at_the_end_of_a_chain() {
+    in_own_mounts!();
     let dir = TempDir::new().unwrap();
     let (socket, file) = (dir.path().join("up"), dir.path().join("file"));
     std::fs::File::create(&file).unwrap().set_len(64 << 20).unwrap();
     let _server = nbdkit(&socket, &["file", file.to_str().unwrap()]);
     let daemon = Daemon::serve(&[format!("{}&name=up", unix("", &socket))]);
     let (unmount_fuse, disk) = common::fuse(&daemon, "up");
-    let device = peer("losetup", &["--find", "--show", &disk]).trim().to_owned();
-    let detach = Cleanup::with(&["losetup", "-d", &device]);
-    peer("mkfs.ext4", &["-q", &device]);
+    let device = LoopDevice::attach(&[&disk]);
+    peer("mkfs.ext4", &["-q", device.path()]);
     let mount = daemon.path("mnt");
     std::fs::create_dir_all(&mount).unwrap();
     let mount = mount.to_str().unwrap();
     let sums = || peer("sh", &["-c", &format!("cd {mount} && sha256sum file*")]);
-    peer("mount", &[&device, mount]);
+    peer("mount", &[device.path(), mount]);
     let unmount = Cleanup::with(&["umount", mount]);
     for (index, len) in (0..).zip([0, 1, 4097, 300_000, 5 << 20]) {
         std::fs::write(format!("{mount}/file{index}"), noise(len, index)).unwrap();
     }
     let before = sums();
     unmount.now();
-    peer("mount", &[&device, mount]);
+    peer("mount", &[device.path(), mount]);
     let unmount = Cleanup::with(&["umount", mount]);
     assert_eq!(sums(), before);
     unmount.now();
-    peer("fsck.ext4", &["-f", "-n", &device]);
-    detach.now();
+    peer("fsck.ext4", &["-f", "-n", device.path()]);
+    drop(device);
     unmount_fuse.now();
     daemon.stop();
     // At the other end of the chain.

@@ -18,11 +18,15 @@
 
 pub mod cases;
 mod held;
+mod loop_device;
+mod own_mounts;
 mod queue_thread;
 mod subject;
 mod volatile;
 
 pub use held::{Held, HeldDisk};
+pub use loop_device::LoopDevice;
+pub use own_mounts::ran_in_own_mounts;
 pub use queue_thread::QueueThread;
 pub use subject::{Capabilities, MIN_BYTES, STORES, Subject};
 pub use volatile::{Carrier, Volatile};

@@ -15,9 +15,11 @@
 //! `SAFETY` line here names.
 
 pub mod block_device;
+pub mod credentials;
 pub mod direct;
 mod event;
 pub mod fallocate;
+pub mod file_handle;
 pub mod fuse;
 pub mod holes;
 mod io_queue;

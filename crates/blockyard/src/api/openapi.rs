@@ -494,10 +494,12 @@ fn new_export() -> Value {
         let mut schema = options(kind.said_options());
         schema["title"] = kind.name.into();
         schema["description"] = kind.summary.into();
-        schema["properties"]["disk"] =
-            json!({ "type": "string", "description": "the name of the disk" });
         schema["properties"]["folder"] = json!({ "type": "string", "description": FOLDER });
-        schema["required"] = json!(["disk"]);
+        if !kind.whole_yard {
+            schema["properties"]["disk"] =
+                json!({ "type": "string", "description": "the name of the disk" });
+            schema["required"] = json!(["disk"]);
+        }
         schema
     };
     json!({ "anyOf": exports::KINDS.iter().map(of_kind).collect::<Vec<_>>() })

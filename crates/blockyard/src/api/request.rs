@@ -97,7 +97,7 @@ pub(super) fn export(
     name: &str,
     mut object: Map<String, Json>,
 ) -> Answer<ExportPlan> {
-    let disk = needed(&mut object, "disk")?;
+    let disk = if kind.whole_yard { String::new() } else { needed(&mut object, "disk")? };
     let folder = folder(&mut object)?;
     let mut plan = ExportPlan::new(kind, disk, name);
     let mut given = Vec::new();

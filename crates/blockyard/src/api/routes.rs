@@ -351,7 +351,7 @@ pub(super) async fn put_export(
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
     let known = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
     let plan = request::export(known, &name, request::object(&body(bytes)?)?)?;
-    if served.yard.disk(&plan.disk).is_err() {
+    if !known.whole_yard && served.yard.disk(&plan.disk).is_err() {
         return Err(no_disk(&plan.disk, "body.disk"));
     }
     let job = Wanted::new(Kind::AddExport, &name);

@@ -43,7 +43,7 @@ pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
         term::after_telling(move || log.look());
     }
     // Before there are other threads: they inherit it.
-    enter_write_back_path();
+    crate::daemon::enter_write_back_path();
     crate::daemon::block_on(async move {
         let (server, order) = blocking(move || Ok((Server::open(&order)?, order))).await?;
         // From here on there is a device that an end by a signal would leave behind.
@@ -60,17 +60,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(job).await;
     done.map_err(|err| Error::failed("attaching failed").caused_by(err))?
-}
-
-/// The kernel may write to our disk to get memory, and wait for us.
-fn enter_write_back_path() {
-    use blockyard_sys::write_back::{lock_memory, set_io_flusher};
-    let done = [("set the io flusher state", set_io_flusher()), ("lock memory", lock_memory())];
-    for (what, result) in done {
-        if let Err(err) = result {
-            tracing::info!(%err, "cannot {what}: write-back may deadlock when memory is short");
-        }
-    }
 }
 
 /// A disk that the kernel has.

@@ -102,18 +102,23 @@ fn exports_of(
     if !args.no_nbd {
         wanted.push((exports::nbd::KIND.name, body(folder, &common)));
     }
-    if let Some(socket) = &args.vhost_user_blk {
-        let text = socket
-            .to_str()
-            .ok_or_else(|| Error::usage(format!("{} is not UTF-8", socket.display())))?;
+    for (kind, option, path) in [
+        (&exports::vhost_user_blk::KIND, "socket", &args.vhost_user_blk),
+        (&exports::fuse::KIND, "path", &args.fuse),
+    ] {
+        let Some(path) = path else { continue };
         let mut export = body(folder, &common);
-        export.insert("socket".into(), text.into());
-        wanted.push((exports::vhost_user_blk::KIND.name, export));
+        export.insert(option.into(), utf8(path)?.into());
+        wanted.push((kind.name, export));
     }
     Ok(wanted)
 }
 
-fn body(folder: &Path, more: &[(&str, Value)]) -> Map<String, Value> {
+pub(super) fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| Error::usage(format!("{} is not UTF-8", path.display())))
+}
+
+pub(super) fn body(folder: &Path, more: &[(&str, Value)]) -> Map<String, Value> {
     let mut body = Map::new();
     body.insert("folder".into(), folder.to_string_lossy().into());
     body.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));

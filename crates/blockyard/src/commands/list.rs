@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use blockyard_driver_nbd::TlsFiles;
+use blockyard_export_fuse::{Left, Leftover};
 
 use super::{disk_uri, one_with_tls};
 use crate::api::client::{ask_all, values_of_all};
@@ -11,6 +12,7 @@ use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
 use crate::disks::describe::Offers;
 use crate::error::{Error, Result};
+use crate::exports;
 use crate::text::{size, term};
 use crate::yard::report::{Daemon, DeviceReport, ExportReport, Latency};
 
@@ -35,8 +37,10 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
     let daemons = values_of_all("/v1/daemon")?;
     let daemons: Vec<Daemon> = daemons.into_iter().map(|(_, daemon)| daemon).collect();
     let survey = survey()?;
+    let mounts = exports::fuse::leftovers()?;
     if !args.json {
-        return show(&daemons, &survey);
+        show(&daemons, &survey, mounts.is_empty())?;
+        return mounts.iter().try_for_each(|mount| term::say(left_mounted(mount)));
     }
     let mut all = serde_json::to_value(&daemons)
         .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
@@ -44,6 +48,9 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
         let Survey { left, unreadable, elsewhere } = &survey;
         all.extend(left.iter().map(|left| serde_json::json!({ "left_behind": left })));
         all.extend(unreadable.iter().map(|it| serde_json::json!({ "not_understood": it })));
+        all.extend(mounts.iter().map(
+            |mount| serde_json::json!({ "left_mounted": { "path": mount.path, "pid": mount.pid } }),
+        ));
         all.extend(elsewhere.iter().map(|path| serde_json::json!({ "elsewhere": path })));
     }
     term::say_json(&all)
@@ -57,11 +64,11 @@ fn list_text(path: &str) -> Result<()> {
     Ok(())
 }
 
-fn show(daemons: &[Daemon], survey: &Survey) -> Result<()> {
+fn show(daemons: &[Daemon], survey: &Survey, nothing_mounted: bool) -> Result<()> {
     let Survey { left, unreadable, elsewhere } = survey;
     if !daemons.is_empty() {
         show_daemons(daemons)?;
-    } else if left.is_empty() && unreadable.is_empty() && elsewhere.is_empty() {
+    } else if nothing_mounted && left.is_empty() && unreadable.is_empty() && elsewhere.is_empty() {
         term::tell(nothing_runs(&runtime_dir()?, rustix::process::geteuid().is_root()));
     }
     left.iter().try_for_each(|left| term::say(left_behind(left)))?;
@@ -89,6 +96,23 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
          start one: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
         directory.display()
     )
+}
+
+fn left_mounted(mount: &Leftover) -> String {
+    let (path, pid) = (mount.path.display(), mount.pid);
+    match &mount.left {
+        Left::Stuck(why) => {
+            format!("{path} was left mounted by daemon {pid}, which died: {why}")
+        }
+        Left::Nothing => {
+            format!(
+                "{path} was mounted by daemon {pid}, which died; its record goes with the next mount"
+            )
+        }
+        Left::Mounted | Left::Cleaned => format!(
+            "{path} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {path}"
+        ),
+    }
 }
 
 fn left_behind(left: &LeftBehind) -> String {
@@ -165,20 +189,28 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             let DeviceReport { path, via, uri, .. } = device;
             term::say(format_args!("{} serves {path} ({via}, {uri})", daemon.pid))?;
         }
-        for ExportReport { disk, served, .. } in &daemon.exports {
-            let Some(address) = &served.address else { continue };
-            let (pid, requests) = (daemon.pid, served.requests);
-            let queues = served.queues.map(|queues| format!(", {queues} queues"));
-            let queues = queues.unwrap_or_default();
-            let used = match served.clients {
-                0 => "not connected".into(),
-                1 => format!("connected{queues}, {requests} requests"),
-                clients => format!("{clients} connected{queues}, {requests} requests"),
-            };
+        for export in &daemon.exports {
+            let Some(address) = &export.served.address else { continue };
+            let disk = if export.disk.is_empty() { "all disks" } else { &export.disk };
+            let (pid, used) = (daemon.pid, used(export));
             term::say(format_args!("{pid} serves {disk} at {address} ({used})"))?;
         }
     }
     Ok(())
+}
+
+/// What becomes of an export.
+fn used(ExportReport { kind, served, .. }: &ExportReport) -> String {
+    let is_mounted = exports::kind(kind).is_ok_and(|kind| kind.local_kernel);
+    let (nobody, there) =
+        if is_mounted { ("unmounted", "mounted") } else { ("not connected", "connected") };
+    let queues = served.queues.map(|queues| format!(", {queues} queues")).unwrap_or_default();
+    let requests = served.requests;
+    match served.clients {
+        0 => nobody.into(),
+        1 => format!("{there}{queues}, {requests} requests"),
+        clients => format!("{clients} {there}{queues}, {requests} requests"),
+    }
 }
 
 fn latency(latency: Option<Latency>) -> String {

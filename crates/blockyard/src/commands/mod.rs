@@ -13,10 +13,12 @@ mod info;
 mod interrupt;
 mod list;
 mod map;
+mod mount;
 mod rados;
 mod run;
 mod serve;
 mod set;
+mod share;
 mod up;
 mod vhost_user_blk;
 
@@ -41,6 +43,8 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Up(args) => up::run(&args).map(|()| 0),
         Command::Serve(args) => serve::run(&args),
+        Command::Share(args) => share::run(&args).map(|()| 0),
+        Command::Mount(args) => mount::run(&args).map(|()| 0),
         Command::Attach(args) => attach::attach(*args, cli.verbose),
         Command::Detach(args) => attach::detach(&args).map(|()| 0),
         Command::Recover(args) => attach::recover(&args, cli.verbose),

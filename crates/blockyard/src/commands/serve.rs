@@ -1,4 +1,4 @@
-//! `blockyard serve`: disks from the command line, over NBD and to virtual machines.
+//! `blockyard serve`: disks from the command line, over NBD, to virtual machines, and as files.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,12 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
 
 /// `--run` without an address listens where nobody else does.
 fn private_runner(command: &OsStr, args: &ServeArgs) -> Result<Runner> {
-    Runner::shell(command, args.nbd.is_empty() && args.vhost_user_blk.is_empty())
+    Runner::shell(command, args.nbd.is_empty() && !has_other(args))
+}
+
+/// Whether disks are served by something else than NBD.
+fn has_other(args: &ServeArgs) -> bool {
+    !args.vhost_user_blk.is_empty() || !args.fuse.is_empty()
 }
 
 /// One line for each listener.
@@ -53,8 +58,10 @@ pub(super) fn ready(daemon: &Daemon) {
         term::tell(format_args!("metrics at http://{address}/metrics"));
     }
     for export in &daemon.plan().exports {
-        if let Some(path) = export.settings.socket() {
-            let (disk, kind) = (&export.disk, export.kind.name);
+        let set = &export.settings;
+        if let Some(path) = set.socket().or_else(|| set.path("path")) {
+            let disk = if export.kind.whole_yard { "all disks" } else { &export.disk };
+            let kind = export.kind.name;
             term::tell(format_args!("serving {disk} at {kind}:{}", path.display()));
         }
     }
@@ -128,6 +135,7 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         ("--name", args.name.len()),
         ("--description", args.description.len()),
         ("--vhost-user-blk", args.vhost_user_blk.len()),
+        ("--fuse", args.fuse.len()),
         ("--serial", args.serial.len()),
     ] {
         if given > plan.disks.len() {
@@ -170,6 +178,14 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
             export = export.with("serial", Value::Text(serial.clone()));
         }
         plan.exports.push(export);
+    }
+    for (index, path) in args.fuse.iter().enumerate() {
+        let disk = plan.disk_name(index);
+        plan.exports.push(
+            ExportPlan::new(&exports::fuse::KIND, disk, disk)
+                .with("path", Value::Path(path.clone()))
+                .with("read_only", Value::Flag(args.read_only)),
+        );
     }
     plan.metrics.clone_from(&args.metrics);
     plan.threads = args.threads.map_or(plan.threads, usize::from);
@@ -215,10 +231,10 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
         nbd.listen.push(listen);
     }
     nbd.listen.extend(runner.and_then(Runner::listen));
-    if nbd.listen.is_empty() && !nbd.systemd && args.vhost_user_blk.is_empty() {
+    if nbd.listen.is_empty() && !nbd.systemd && !has_other(args) {
         if !sockets_passed {
             return Err(Error::usage("no listen address")
-                .help("add --nbd unix:/path/to.sock, --nbd tcp:127.0.0.1:10809, or --vhost-user-blk /path/to.sock"));
+                .help("add --nbd unix:/path/to.sock, --nbd tcp:127.0.0.1:10809, --vhost-user-blk /path/to.sock, or --fuse FILE"));
         }
         nbd.systemd = true;
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exports::{self, ExportPlan};
 use crate::images::demo;
 use crate::text::term;
-use crate::yard::config::{self, ConfigError};
+use crate::yard::config::{self, ConfigError, Needs};
 use crate::yard::plan::{Listen, YardPlan};
 
 /// The file that is taken if none is named.
@@ -29,13 +29,7 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
     let usual = Path::new(FILE);
     let file = args.file.as_deref().or_else(|| usual.exists().then_some(usual));
     let Some(file) = file else { return demo(args.check, passed) };
-    let plan = config::load(file).map_err(|err| match err {
-        ConfigError::Unreadable(err) => err,
-        ConfigError::Mistakes(mistakes) => {
-            term::tell_painted(mistakes.render(term::colored()));
-            Error::usage(format!("invalid configuration: {}", file.display()))
-        }
-    })?;
+    let plan = load(file, Needs::Clients)?;
     if args.check {
         daemon::check(&plan)?;
         let (disks, exports) = (plan.disks.len(), plan.exports.len());
@@ -45,6 +39,17 @@ pub(super) fn run(args: &UpArgs) -> Result<()> {
         ));
     }
     Daemon::start(plan, passed)?.run(ready)
+}
+
+/// The plan of a file, whose mistakes are shown.
+pub(super) fn load(file: &Path, needs: Needs) -> Result<YardPlan> {
+    config::load_for(file, needs).map_err(|err| match err {
+        ConfigError::Unreadable(err) => err,
+        ConfigError::Mistakes(mistakes) => {
+            term::tell_painted(mistakes.render(term::colored()));
+            Error::usage(format!("invalid configuration: {}", file.display()))
+        }
+    })
 }
 
 fn demo(check: bool, passed: Passed) -> Result<()> {

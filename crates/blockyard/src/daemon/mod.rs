@@ -56,6 +56,10 @@ impl Daemon {
     /// What keeps it from starting, with what to do.
     pub fn start(plan: YardPlan, passed: Passed) -> Result<Self> {
         let file_limit = raise_file_limit();
+        if plan.exports.iter().any(|export| export.kind.local_kernel) {
+            // Before there are other threads: they inherit it.
+            enter_write_back_path();
+        }
         let mut signals = Signals::with_a_last_word()?;
         check(&plan)?;
         let mut notices = Vec::new();
@@ -172,6 +176,17 @@ impl Daemon {
     }
 }
 
+/// The kernel may write to our disk to get memory, and wait for us.
+pub(crate) fn enter_write_back_path() {
+    use blockyard_sys::write_back::{lock_memory, set_io_flusher};
+    let done = [("set the io flusher state", set_io_flusher()), ("lock memory", lock_memory())];
+    for (what, result) in done {
+        if let Err(err) = result {
+            tracing::info!(%err, "cannot {what}: where memory is short, write-back may wait for itself");
+        }
+    }
+}
+
 /// What can be told to be wrong with a plan before anything is opened.
 ///
 /// # Errors
@@ -219,7 +234,7 @@ pub(crate) fn notify(state: &[NotifyState<'_>]) {
 /// Thousands of clients need thousands of file descriptors. The default soft limit, 1024, is for the sake of
 /// select(2), which is not used here.
 /// Says what it was.
-fn raise_file_limit() -> Rlimit {
+pub(crate) fn raise_file_limit() -> Rlimit {
     let limit = getrlimit(Resource::Nofile);
     // It works with fewer too; each refused connection says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });

@@ -3,6 +3,7 @@
 //! A new kind is a file here with an [`ExportKind`], and a line in [`KINDS`]. Disks of the kernel, which outlive their daemons,
 //! are in [`crate::attach`].
 
+pub mod fuse;
 pub mod nbd;
 #[cfg(test)]
 mod toy;
@@ -28,6 +29,8 @@ use crate::yard::report;
 pub static KINDS: &[&ExportKind] = &[
     &nbd::KIND,
     &vhost_user_blk::KIND,
+    &fuse::KIND,
+    &fuse::DIRECTORY,
     #[cfg(test)]
     &toy::KIND,
 ];
@@ -42,6 +45,10 @@ pub struct ExportKind {
     pub summary: &'static str,
     /// The options that only this kind has.
     pub options: &'static [OptionSpec],
+    /// It is of all disks of the yard, whichever there are, and not of one.
+    pub whole_yard: bool,
+    /// The kernel of this machine reads and writes by it, also to get memory back.
+    pub local_kernel: bool,
     /// Checks what the options say together. The error is a sentence for people.
     pub check: fn(&Settings) -> Result<(), String>,
     /// Takes the place of an export, where nobody is served yet.
@@ -90,14 +97,17 @@ pub fn kind(name: &str) -> Result<&'static ExportKind> {
     })
 }
 
-/// An export of a disk.
+/// The name of exports of the whole yard that were given none.
+pub const WHOLE_YARD: &str = "yard";
+
+/// An export of a disk, or of all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportPlan {
     /// Its kind.
     pub kind: &'static ExportKind,
     /// Its name, which no other of its kind has.
     pub name: String,
-    /// The name of its disk.
+    /// The name of its disk; empty if it is of all.
     pub disk: String,
     /// What was said of it.
     pub settings: Settings,
@@ -151,28 +161,49 @@ impl ExportPlan {
 pub struct Front<'a> {
     /// What was said of it.
     pub plan: &'a ExportPlan,
-    /// What was said of its disk.
-    pub disk: &'a DiskPlan,
-    /// Its disk.
-    pub open: &'a OpenDisk,
+    /// Its disk; all of them, if it is of the whole yard.
+    pub disks: &'a [FrontDisk],
     /// The queue threads.
     pub threads: &'a [Handle],
     /// The NBD server of the yard.
     pub nbd: &'a Arc<blockyard_export_nbd::Server>,
 }
 
+/// A disk that a front-end is opened with.
+pub struct FrontDisk {
+    /// Its name.
+    pub name: String,
+    /// What was said of it.
+    pub plan: Arc<DiskPlan>,
+    /// The disk.
+    pub open: Arc<OpenDisk>,
+}
+
 impl Front<'_> {
-    /// The disk, as the front-end may use it.
+    /// The one disk.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn disk(&self) -> Result<&FrontDisk> {
+        self.disks.first().ok_or_else(|| Error::failed("there is no disk to export"))
+    }
+
+    /// The one disk, as the front-end may use it.
     ///
     /// # Errors
     /// It cannot be opened so.
     pub fn bdev(&self) -> Result<Arc<Bdev>> {
-        let disk = self.open.disk();
-        let read_only = self.plan.read_only() || disk.is_read_only();
-        let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-        let failed = |err| Error::failed(format!("cannot export {}", disk.name())).caused_by(err);
-        disk.open(None, mode).map(Arc::new).map_err(failed)
+        bdev(self.plan, &self.disk()?.open)
     }
+}
+
+/// A disk as a front-end with that plan may use it.
+fn bdev(plan: &ExportPlan, open: &OpenDisk) -> Result<Arc<Bdev>> {
+    let disk = open.disk();
+    let read_only = plan.read_only() || disk.is_read_only();
+    let mode = if read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let failed = |err| Error::failed(format!("cannot export {}", disk.name())).caused_by(err);
+    disk.open(None, mode).map(Arc::new).map_err(failed)
 }
 
 /// An export that has its place: it is opened when its disk is.
@@ -203,6 +234,15 @@ pub trait Export: Send + Sync {
     fn deserted(&self) -> Option<Doing<'_>> {
         None
     }
+
+    /// Whether others have ended it.
+    fn is_over(&self) -> bool {
+        false
+    }
+
+    /// These are the disks of the yard now, for those of the whole yard: they take what is new, and let go of what is gone. May
+    /// wait; not called on a queue thread.
+    fn show(&self, _disks: &[FrontDisk]) {}
 
     /// A path that it listens at.
     fn socket(&self) -> Option<&Path> {

@@ -38,6 +38,8 @@ pub static KIND: ExportKind = ExportKind {
             "refuse requests that are not aligned to the block size of the disk",
         ),
     ],
+    whole_yard: false,
+    local_kernel: false,
     check: |_| Ok(()),
     bind,
 };
@@ -52,7 +54,8 @@ fn bind(_: &ExportPlan) -> Result<Bound> {
         export.preferred_block_size =
             set.number("preferred_block_size").and_then(|size| u32::try_from(size).ok());
         // A block size that somebody has chosen is enforced; without, clients may ask for any bytes.
-        let enforced = set.flag("whole_blocks").unwrap_or(front.disk.options.block.is_some());
+        let enforced =
+            set.flag("whole_blocks").unwrap_or(front.disk()?.plan.options.block.is_some());
         let block = export.bdev.limits().logical_block_size.bytes();
         export.minimum_block_size = enforced.then_some(block);
         Ok(Arc::new(Offer { export, server: Arc::clone(front.nbd) }))

@@ -17,6 +17,8 @@ pub(super) static KIND: ExportKind = ExportKind {
     table: "[[toy]]",
     summary: "hears what becomes of a disk",
     options: &[OptionSpec::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "its looks")],
+    whole_yard: false,
+    local_kernel: false,
     check: |_| Ok(()),
     bind: |_| {
         Ok(Box::new(|front| Ok(Arc::new(Toy { _bdev: front.bdev()?, heard: Mutex::default() }))))

@@ -8,7 +8,7 @@ use blockyard_blkmq::DiskFlags;
 use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
-use super::{Inside, Opening, Yard, YardExport};
+use super::{Inside, Opening, Yard, YardExport, show_disks};
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
@@ -138,6 +138,7 @@ impl Yard {
             at.map(|at| inside.disks.remove(at))
         };
         let Some(disk) = disk else { return Ok(()) };
+        self.take_from_exports().await;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
         self.events.push(Event::DiskRemoved { disk: name.into() });
@@ -146,6 +147,15 @@ impl Yard {
             self.lost.lock().extend(losses.clone());
         }
         losses.into_result()
+    }
+
+    /// Those of the whole yard let go of what is not in it any more.
+    async fn take_from_exports(&self) {
+        let (inside, showing) = (Arc::clone(&self.inside), Arc::clone(&self.showing));
+        let taken = tokio::task::spawn_blocking(move || show_disks(&inside, &showing));
+        if let Err(err) = taken.await {
+            tracing::error!(%err, "an export has not let go of a disk");
+        }
     }
 
     /// Opens an export, and serves it.
@@ -163,20 +173,13 @@ impl Yard {
     }
 
     async fn add_export_now(self: &Arc<Self>, plan: ExportPlan) -> Result<Outcome> {
-        let before =
-            self.inside.read().export(plan.kind, &plan.name).map(|it| Arc::clone(&it.plan));
-        if let Some(before) = before {
-            if *before == plan {
-                return Ok(Outcome::Same);
-            }
-            let what =
-                format!("an export named {:?} already exists, of {}", plan.label(), before.disk);
-            return Err(
-                Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
-            );
+        if self.has_export(&plan).await? {
+            return Ok(Outcome::Same);
         }
         // A disk that is not there is told before a place is taken.
-        self.disk(&plan.disk)?;
+        if !plan.kind.whole_yard {
+            self.disk(&plan.disk)?;
+        }
         let yard = Arc::clone(self);
         let (kind, name, disk) = (plan.kind, plan.name.clone(), plan.disk.clone());
         let added = Event::ExportAdded { kind: kind.name.into(), name: name.clone(), disk };
@@ -189,6 +192,23 @@ impl Yard {
         opened.await.map_err(|err| Error::failed("cannot open the export").caused_by(err))??;
         self.events.push(added);
         Ok(Outcome::Made)
+    }
+
+    /// Whether there is that very export. One that others have ended makes way.
+    async fn has_export(&self, plan: &ExportPlan) -> Result<bool> {
+        let before = self.inside.read().export(plan.kind, &plan.name).cloned();
+        let Some(before) = before else { return Ok(false) };
+        if before.export.is_over() {
+            before.export.end(self.grace()).await;
+            self.inside.write().take_export(plan.kind, &plan.name);
+            return Ok(false);
+        }
+        if *before.plan == *plan {
+            return Ok(true);
+        }
+        let of = if plan.kind.whole_yard { "all disks" } else { &before.plan.disk };
+        let what = format!("an export named {:?} already exists, of {of}", plan.label());
+        Err(Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name"))
     }
 
     /// Ends an export: what its clients have asked for is answered, and nobody else is told.

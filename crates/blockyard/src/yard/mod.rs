@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front};
+use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front, FrontDisk};
 use config::save::{Edit, Prepared};
 use events::Events;
 use follow::State;
@@ -47,6 +47,8 @@ pub struct Yard {
     nbd: Arc<Server>,
     maker: DiskMaker,
     inside: Arc<RwLock<Inside>>,
+    /// Held by whoever tells exports of the whole yard which disks there are.
+    showing: Arc<Mutex<()>>,
     /// Who changes what.
     turns: Turns,
     events: Arc<Events>,
@@ -103,6 +105,13 @@ struct YardExport {
     export: Arc<dyn Export>,
     /// It was opened so that its clients cannot change the disk, whatever becomes of that.
     only_reads: bool,
+}
+
+impl YardDisk {
+    fn for_front(&self) -> FrontDisk {
+        let (plan, open) = (Arc::clone(&self.plan), Arc::clone(&self.open));
+        FrontDisk { name: self.name.clone(), plan, open }
+    }
 }
 
 impl YardExport {
@@ -162,6 +171,7 @@ impl Yard {
             watched: Arc::new(Watched::new(bell)),
             nbd: server,
             inside: Arc::default(),
+            showing: Arc::default(),
             turns: Turns::default(),
             events: Arc::default(),
             file: OnceLock::new(),
@@ -307,8 +317,12 @@ impl Yard {
             Arc::new(Follower { disk: name.clone(), inside, events });
         open.disk().subscribe(&follower);
         let added = events::Event::DiskAdded { disk: name.clone() };
-        let disk =
-            YardDisk { name, plan: Arc::new(plan), open: Arc::clone(&open), _follower: follower };
+        let disk = YardDisk {
+            name: name.clone(),
+            plan: Arc::new(plan),
+            open: Arc::clone(&open),
+            _follower: follower,
+        };
         let why_not = {
             let mut inside = self.inside.write();
             if inside.is_closed {
@@ -327,6 +341,7 @@ impl Yard {
             return Err(Error::failed(why_not));
         }
         self.events.push(added);
+        show_disks(&self.inside, &self.showing);
         Ok(open)
     }
 
@@ -335,22 +350,22 @@ impl Yard {
     /// # Errors
     /// What keeps it from being opened. There is one of that name, or no such disk.
     pub fn open_export(&self, plan: ExportPlan, bound: Bound) -> Result<Arc<dyn Export>> {
-        let disk = {
+        let disks: Vec<_> = {
             let inside = self.inside.read();
             if inside.export(plan.kind, &plan.name).is_some() {
                 let what = format!("an export named {:?} already exists", plan.label());
                 return Err(Error::new(ErrorKind::Busy, what).help("choose another name"));
             }
-            inside.disk(&plan.disk)?.clone()
+            if plan.kind.whole_yard {
+                inside.disks.iter().map(YardDisk::for_front).collect()
+            } else {
+                vec![inside.disk(&plan.disk)?.for_front()]
+            }
         };
-        let was_read_only = disk.open.disk().is_read_only();
-        let export = bound(&Front {
-            plan: &plan,
-            disk: &disk.plan,
-            open: &disk.open,
-            threads: &self.handles,
-            nbd: &self.nbd,
-        })?;
+        let is_read_only = |disk: &FrontDisk| disk.open.disk().is_read_only();
+        let was_read_only = !plan.kind.whole_yard && disks.iter().all(is_read_only);
+        let export =
+            bound(&Front { plan: &plan, disks: &disks, threads: &self.handles, nbd: &self.nbd })?;
         let only_reads = plan.read_only() || was_read_only;
         let opened = YardExport { plan: Arc::new(plan), export: Arc::clone(&export), only_reads };
         {
@@ -360,6 +375,8 @@ impl Yard {
             }
             inside.exports.push(opened);
         }
+        // What has come or gone since it was opened.
+        show_disks(&self.inside, &self.showing);
         Ok(export)
     }
 
@@ -384,21 +401,34 @@ impl Yard {
         housekeeping::keep(watched, clock).await;
     }
 
-    /// Waits until there is nobody left who could be served: the one front-end that was passed to this process is gone, and
-    /// nothing listens.
+    /// Waits until there is nobody left who could be served: front-ends that were passed to this process are gone, what was
+    /// mounted is unmounted, and nothing listens.
     pub async fn deserted(&self) {
-        let alone = {
-            let inside = self.inside.read();
-            match &inside.exports[..] {
-                [only] if inside.addresses.is_empty() => Some(Arc::clone(&only.export)),
-                _ => None,
+        let mut gone: Vec<Arc<dyn Export>> = Vec::new();
+        loop {
+            let exports = self.with_clients();
+            let is_gone = |export: &Arc<dyn Export>| gone.iter().any(|it| Arc::ptr_eq(it, export));
+            let Some(export) = exports.iter().find(|export| !is_gone(export)) else { break };
+            match export.deserted() {
+                Some(end) => end.await,
+                None => std::future::pending().await,
             }
-        };
-        if let Some(end) = alone.as_ref().and_then(|export| export.deserted()) {
-            end.await;
-        } else {
+            // One that was removed here has not been deserted.
+            if self.with_clients().iter().any(|it| Arc::ptr_eq(it, export)) {
+                gone.push(Arc::clone(export));
+            }
+        }
+        if gone.is_empty() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// The exports that anybody can come by: where nothing listens, nobody does by NBD.
+    fn with_clients(&self) -> Vec<Arc<dyn Export>> {
+        let inside = self.inside.read();
+        let listens = !inside.addresses.is_empty();
+        let counts = |it: &&YardExport| listens || it.plan.kind != &exports::nbd::KIND;
+        inside.exports.iter().filter(counts).map(|it| Arc::clone(&it.export)).collect()
     }
 
     /// Ends all of it, within `grace` and [`LEAST`]; only disks of this machine take as long as they take.
@@ -438,6 +468,20 @@ impl Yard {
     }
 }
 
+/// Has the exports of the whole yard show the disks that there are now, one call after the other: the last one knows of all.
+fn show_disks(inside: &RwLock<Inside>, showing: &Mutex<()>) {
+    let _one_at_a_time = showing.lock();
+    let (disks, exports) = {
+        let inside = inside.read();
+        let exports: Vec<_> = inside.of_whole_yard().map(|it| Arc::clone(&it.export)).collect();
+        if exports.is_empty() {
+            return;
+        }
+        (inside.disks.iter().map(YardDisk::for_front).collect::<Vec<_>>(), exports)
+    };
+    exports.iter().for_each(|export| export.show(&disks));
+}
+
 impl Inside {
     fn export(&self, kind: &ExportKind, name: &str) -> Option<&YardExport> {
         self.exports.iter().find(|export| export.is(kind, name))
@@ -446,6 +490,10 @@ impl Inside {
     fn take_export(&mut self, kind: &ExportKind, name: &str) -> Option<YardExport> {
         let at = self.exports.iter().position(|export| export.is(kind, name))?;
         Some(self.exports.remove(at))
+    }
+
+    fn of_whole_yard(&self) -> impl Iterator<Item = &YardExport> {
+        self.exports.iter().filter(|export| export.plan.kind.whole_yard)
     }
 
     fn disk(&self, name: &str) -> Result<&YardDisk> {

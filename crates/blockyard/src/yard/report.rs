@@ -54,7 +54,7 @@ pub struct ExportReport {
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// The name of its disk.
+    /// The name of its disk; empty if it is of all.
     pub disk: String,
     /// Clients may not change it.
     pub read_only: bool,

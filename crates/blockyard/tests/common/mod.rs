@@ -311,7 +311,9 @@ pub(crate) fn fuse_in(directory: &Path, uri: &str) -> (Cleanup, String) {
     let ready = directory.join("fuse.pid");
     let mount = mount.to_str().unwrap().to_owned();
     let guard = Cleanup::with(&["fusermount3", "-u", "-z", &mount]);
-    let mut command = Command::new("nbdfuse");
+    let mut command = Command::new("setpriv");
+    // It goes with the test.
+    command.args(["--pdeathsig", "KILL", "nbdfuse"]);
     command.arg("-P").arg(&ready).arg(&mount).arg(uri).stdin(Stdio::null());
     let mut child = command.spawn().expect("nbdfuse is missing; run: cargo xtask setup");
     // The process id is written once the mount is usable.

@@ -3,7 +3,7 @@
 use blockyard_blkmq::{Bdev, Bio, Features, Flags, Op, Sector};
 use blockyard_buf::Segment;
 use blockyard_fuse::wire::{FallocateIn, LseekIn, ReadIn, WriteIn};
-use blockyard_fuse::{Errno, Payload, Reply};
+use blockyard_fuse::{Errno, Operation, Payload, Reply};
 
 use crate::seek::{Seek, Whence};
 use crate::tree::Node;
@@ -28,6 +28,47 @@ pub(crate) enum Asked {
     Seek(Seek),
 }
 
+/// What is wanted of a disk. The data of a write are elsewhere.
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted {
+    Read(ReadIn),
+    /// So many bytes.
+    Write(WriteIn, usize),
+    Flush,
+    Allocate(FallocateIn),
+    Seek(LseekIn),
+}
+
+impl Wanted {
+    /// `None` of what is not asked of a disk.
+    pub(crate) fn of(operation: &Operation<'_>) -> Option<Self> {
+        Some(match operation {
+            Operation::Read(args) => Self::Read(*args),
+            Operation::Write(args, payload) => Self::Write(*args, payload.len()),
+            Operation::Fsync(_) => Self::Flush,
+            Operation::Fallocate(args) => Self::Allocate(*args),
+            Operation::Lseek(args) => Self::Seek(*args),
+            _ => return None,
+        })
+    }
+
+    /// Bytes that come with it.
+    pub(crate) fn data_len(&self) -> usize {
+        if let Self::Write(_, len) = self { *len } else { 0 }
+    }
+
+    /// Makes the bio ask the disk of `node` for it, with `memory` for the data.
+    pub(crate) fn ask(&self, bio: &mut Bio, node: &Node, memory: &Segment) -> Started {
+        match self {
+            Self::Read(args) => read(bio, node, memory, args),
+            Self::Write(args, len) => write(bio, &node.bdev, memory, args, *len),
+            Self::Flush => flush(bio, &node.bdev),
+            Self::Allocate(args) => allocate(bio, &node.bdev, args),
+            Self::Seek(args) => seek(bio, &node.bdev, node.id, args),
+        }
+    }
+}
+
 /// The answer to what the disk need not be asked.
 #[derive(Clone, Copy)]
 pub(crate) enum AtOnce {
@@ -50,7 +91,7 @@ impl AtOnce {
     }
 }
 
-type Started = Result<Asked, AtOnce>;
+pub(crate) type Started = Result<Asked, AtOnce>;
 
 /// Where `len` bytes from `offset` on end on the disk; `None` if they are all behind its end.
 fn end_within(bdev: &Bdev, offset: u64, len: u64) -> Option<u64> {
@@ -58,7 +99,7 @@ fn end_within(bdev: &Bdev, offset: u64, len: u64) -> Option<u64> {
     (offset < size).then(|| offset.saturating_add(len).min(size))
 }
 
-pub(crate) fn read(bio: &mut Bio, node: &Node, memory: &Segment, args: &ReadIn) -> Started {
+fn read(bio: &mut Bio, node: &Node, memory: &Segment, args: &ReadIn) -> Started {
     let nothing = Err(AtOnce::NoData);
     let Some(end) = end_within(&node.bdev, args.offset, args.size.into()) else { return nothing };
     let len = u32::try_from(end - args.offset).unwrap_or(args.size);
@@ -74,20 +115,14 @@ pub(crate) fn read(bio: &mut Bio, node: &Node, memory: &Segment, args: &ReadIn) 
     Ok(Asked::Read)
 }
 
-pub(crate) fn write(
-    bio: &mut Bio,
-    bdev: &Bdev,
-    memory: &Segment,
-    args: &WriteIn,
-    payload: &Payload<'_>,
-) -> Started {
+fn write(bio: &mut Bio, bdev: &Bdev, memory: &Segment, args: &WriteIn, len: usize) -> Started {
     if bdev.is_read_only() {
         return Err(AtOnce::Failed(Errno::EROFS));
     }
-    if payload.is_empty() {
+    if len == 0 {
         return Err(AtOnce::NoneWritten);
     }
-    let Some(end) = end_within(bdev, args.offset, payload.len() as u64) else {
+    let Some(end) = end_within(bdev, args.offset, len as u64) else {
         return Err(AtOnce::Failed(Errno::ENOSPC));
     };
     let len = u32::try_from(end - args.offset).unwrap_or(args.size);
@@ -97,7 +132,7 @@ pub(crate) fn write(
     Ok(Asked::Write(len))
 }
 
-pub(crate) fn flush(bio: &mut Bio, bdev: &Bdev) -> Started {
+fn flush(bio: &mut Bio, bdev: &Bdev) -> Started {
     if !can_flush(bdev) {
         return Err(AtOnce::Done);
     }
@@ -115,7 +150,7 @@ fn can_be_durable(bdev: &Bdev) -> bool {
     bdev.limits().features.contains(Features::FUA) || can_flush(bdev)
 }
 
-pub(crate) fn allocate(bio: &mut Bio, bdev: &Bdev, args: &FallocateIn) -> Started {
+fn allocate(bio: &mut Bio, bdev: &Bdev, args: &FallocateIn) -> Started {
     let flags = match args.mode & !KEEP_SIZE {
         PUNCH_HOLE => Flags::empty(),
         ZERO_RANGE => Flags::NOUNMAP,
@@ -137,7 +172,7 @@ pub(crate) fn allocate(bio: &mut Bio, bdev: &Bdev, args: &FallocateIn) -> Starte
     Ok(Asked::Done)
 }
 
-pub(crate) fn seek(bio: &mut Bio, bdev: &Bdev, node: u64, args: &LseekIn) -> Started {
+fn seek(bio: &mut Bio, bdev: &Bdev, node: u64, args: &LseekIn) -> Started {
     let whence = Whence::of(args.whence).ok_or(AtOnce::Failed(Errno::EINVAL))?;
     let end = bdev.size_bytes();
     if args.offset >= end {

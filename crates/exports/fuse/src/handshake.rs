@@ -18,9 +18,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Which INITs are answered before the kernel is given up: one of a newer major version sends a second.
 const ATTEMPTS: usize = 3;
 
-/// What is wanted: `background` requests at a time that nobody waits for.
-fn config(background: usize) -> ServerConfig {
-    let background = u16::try_from(background).unwrap_or(u16::MAX);
+/// Requests at a time that nobody waits for. The kernel counts those of all files together, so that with fewer the ones of a disk
+/// that does not end its own would keep all others back; what is too much is told disk by disk, where they are read.
+const BACKGROUND: u16 = u16::MAX;
+
+/// What is wanted.
+fn config() -> ServerConfig {
     ServerConfig {
         flags: InitFlags::ASYNC_READ
             | InitFlags::BIG_WRITES
@@ -30,8 +33,8 @@ fn config(background: usize) -> ServerConfig {
             | InitFlags::PARALLEL_DIROPS
             | InitFlags::DIRECT_IO_ALLOW_MMAP,
         max_readahead: MAX_READAHEAD,
-        max_background: background,
-        congestion_threshold: background - background / 4,
+        max_background: BACKGROUND,
+        congestion_threshold: BACKGROUND - BACKGROUND / 4,
         max_write: MAX_WRITE,
         map_alignment: 0,
         max_stack_depth: 0,
@@ -40,8 +43,8 @@ fn config(background: usize) -> ServerConfig {
 }
 
 /// Answers the kernel's INIT.
-pub(crate) fn handshake(channel: &Channel, background: usize) -> io::Result<Protocol> {
-    let config = config(background);
+pub(crate) fn handshake(channel: &Channel) -> io::Result<Protocol> {
+    let config = config();
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX);
     let mut request = vec![0; MIN_READ_BUFFER];
     let mut vecs = IoVecs::new();

@@ -17,11 +17,11 @@
 //!
 //! A hole that was punched has to read as zeroes, which a discard does not promise; so it is a write of zeroes.
 //!
-//! A request wakes every queue thread that sleeps: they wait for the device by epoll(7), which the driver wakes without
-//! exception, and one of them finds the request. With few threads that is cheap, and what comes together costs one waking. To
-//! wake one, each would have to wait with `EPOLLEXCLUSIVE`, which the runtime's reactor does not offer, so with an epoll of its
-//! own; and one that is woken while it has no free slot would have to pass that on, as the others are not told again. Requests by
-//! io_uring (Linux 6.14, `FUSE_OVER_IO_URING`) come to the queue of the processor that asks, and wake nobody else.
+//! A request wakes every queue thread that waits for the device by epoll(7), which the driver wakes without exception, and
+//! one of them finds it. `EPOLLEXCLUSIVE` would not help: the runtime waits for an epoll of its own by another, and such a
+//! nested one passes every event on. So only as many queues wait as there is work for (`watchers.rs`). Requests by io_uring
+//! (Linux 6.14, `FUSE_OVER_IO_URING`, where the administrator allows it) would come to the queue of the processor that asks,
+//! and wake nobody else.
 //!
 //! What is on record of a mount ([`Mount::start`], [`clean_up`]) says which of those that are left behind by a server that
 //! was killed are ours.
@@ -35,11 +35,16 @@ mod follow;
 mod handshake;
 mod mount;
 mod names;
+mod point;
 mod queue;
 mod record;
 mod seek;
+mod slots;
 mod tree;
+mod watchers;
 
+pub use blockyard_sys::fuse::Unmount;
 pub use error::{Error, ErrorKind};
 pub use mount::{Cache, Config, DEFAULT_DEPTH, Mount, Report, ReportedFile, Shown};
+pub use point::{MountPoint, Place};
 pub use record::{Left, Leftover, clean_up, leftovers};

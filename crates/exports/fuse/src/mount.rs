@@ -1,7 +1,5 @@
 //! A file system of ours, from its mount to its end.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,18 +7,19 @@ use std::time::Duration;
 
 use blockyard_blkmq::Bdev;
 use blockyard_sys::EventWatch;
-use blockyard_sys::fuse::{self, Channel, MountOptions, Unmount};
+use blockyard_sys::fuse::{Channel, Unmount};
 use tokio::runtime::Handle;
 
 use crate::ending::Ending;
 use crate::error::{Error, ErrorKind};
 use crate::follow::Follow;
 use crate::handshake::handshake;
-use crate::queue::{Session, Worker};
-use crate::record::{self, Held, SUBTYPE};
+use crate::point::{MountPoint, Place};
+use crate::queue::{Requests, Session, Worker};
 use crate::tree::{Owner, Tree};
+use crate::watchers::Watchers;
 
-/// Requests that each queue may have with the disks, unless told otherwise. Each has memory for the longest of its own, which
+/// Requests that each queue may have with a disk, unless told otherwise. Each has memory for the longest of its own, which
 /// costs nothing before it is used.
 pub const DEFAULT_DEPTH: u16 = 64;
 /// The most.
@@ -29,6 +28,8 @@ const MAX_DEPTH: u16 = 1024;
 const USERS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long it waits for the disks then.
 const DISKS_PATIENCE: Duration = Duration::from_secs(30);
+/// What the disks have for the last of it when others have used up the grace of an end.
+const LEAST: Duration = Duration::from_secs(1);
 /// What a file may be used for, by whom, unless told otherwise: by its owner.
 const DEFAULT_MODE: u32 = 0o600;
 
@@ -54,13 +55,25 @@ pub struct Config {
     pub allow_other: bool,
     /// Permissions of a file; what writes is left out of those that cannot be written.
     pub mode: u32,
-    /// Requests that each queue may have with the disks.
+    /// Requests that each queue may have with a disk. Others wait, and those of other disks pass them.
     pub depth: u16,
     /// The directory of the records of mounts, below the one of run-time files.
     pub records: PathBuf,
 }
 
 impl Config {
+    /// Where, and how, it is mounted.
+    #[must_use]
+    pub fn place(&self, is_directory: bool) -> Place<'_> {
+        Place {
+            path: &self.path,
+            records: &self.records,
+            is_directory,
+            allow_other: self.allow_other,
+            read_only: false,
+        }
+    }
+
     /// Disks at `path`, on record in `records`, for their owner only.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, records: impl Into<PathBuf>) -> Self {
@@ -90,6 +103,10 @@ pub struct Report {
     pub path: PathBuf,
     /// Whether it is not any more, whoever has unmounted it.
     pub is_over: bool,
+    /// Queues of the device that are served.
+    pub queues: usize,
+    /// Requests of the kernel until now, of whatever kind.
+    pub requests: u64,
     /// Its files.
     pub files: Vec<ReportedFile>,
 }
@@ -107,12 +124,12 @@ pub struct ReportedFile {
 
 /// A mounted file system that is served. Dropping it unmounts it: who has its files open may still use them.
 pub struct Mount {
-    path: PathBuf,
+    point: MountPoint,
     tree: Arc<Tree>,
     follow: Follow,
     ending: Ending,
-    /// Until it is unmounted by us.
-    record: Option<Held>,
+    /// Of each queue.
+    requests: Vec<Arc<Requests>>,
 }
 
 impl Mount {
@@ -146,37 +163,15 @@ impl Mount {
                 (tree, true)
             }
         };
-        clean_up(&config.records)?;
-        let path = place(&config.path, is_directory)?;
-        let mark = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
-        let record = record::begin(&config.records, &mark, &path)?;
-        let options = MountOptions {
-            source: &record::source(&mark),
-            subtype: SUBTYPE,
-            directory: is_directory,
-            allow_other: config.allow_other,
-            read_only: false,
-        };
-        let channel = match fuse::mount(&path, &options) {
-            Ok(channel) => channel,
-            Err(err) => {
-                record.remove();
-                return Err(cannot_mount(&path, err));
-            }
-        };
+        let (point, channel) = MountPoint::mount(&config.place(is_directory))?;
         match serve(config, tree, channel, queue_threads) {
-            Ok((tree, follow, ending)) => {
-                Ok(Self { path, tree, follow, ending, record: Some(record) })
+            Ok(Served { tree, follow, ending, requests }) => {
+                Ok(Self { point, tree, follow, ending, requests })
             }
             Err(err) => {
                 // Its device is closed: it is as one that a killed server left behind.
-                match record.unmount(fuse::unmount_dead) {
-                    Ok(_) => record.remove(),
-                    Err(err) => {
-                        tracing::warn!(path = %path.display(), %err, "cannot unmount; the mount is left behind");
-                    }
-                }
-                Err(Error::io(format!("cannot serve {}", path.display()), err))
+                point.unmount_dead();
+                Err(Error::io(format!("cannot serve {}", point.path().display()), err))
             }
         }
     }
@@ -184,7 +179,7 @@ impl Mount {
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.point.path()
     }
 
     /// Shows another disk in the directory.
@@ -224,13 +219,19 @@ impl Mount {
     pub fn report(&self) -> Report {
         let nodes = self.tree.nodes();
         let file = |node: &Arc<crate::tree::Node>| ReportedFile {
-            path: if nodes.is_directory { self.path.join(&node.name) } else { self.path.clone() },
+            path: if nodes.is_directory {
+                self.path().join(&node.name)
+            } else {
+                self.path().to_owned()
+            },
             size: node.bdev.size_bytes(),
             read_only: node.bdev.is_read_only(),
         };
         Report {
-            path: self.path.clone(),
+            path: self.path().to_owned(),
             is_over: self.is_over(),
+            queues: self.requests.len(),
+            requests: self.requests.iter().map(|requests| requests.until_now()).sum(),
             files: nodes.files.values().map(file).collect(),
         }
     }
@@ -242,123 +243,46 @@ impl Mount {
     /// # Errors
     /// [`ErrorKind::Busy`] if somebody has a file of it open, or a disk has not ended what it was asked; what disks say to
     /// their flushes, each time that it is called.
-    pub fn stop(&mut self) -> Result<(), Error> {
-        self.unmount(Unmount::IfUnused)?;
-        if !self.ending.wait(USERS_PATIENCE) {
+    pub fn stop(&self) -> Result<(), Error> {
+        self.point.unmount(Unmount::IfUnused, || self.is_over())?;
+        self.finish(USERS_PATIENCE, DISKS_PATIENCE)
+    }
+
+    /// Ends it, whoever uses it, within `grace` for those who do and as long for the disks: nobody finds it any more from the
+    /// start. Must not be called on a queue thread.
+    ///
+    /// # Errors
+    /// As those of [`Mount::stop`]. It is not mounted any more, though, unless the error says that.
+    pub fn end(&self, grace: Duration) -> Result<(), Error> {
+        match self.point.unmount(Unmount::IfUnused, || self.is_over()) {
+            Err(err) if err.kind() == ErrorKind::Busy => {
+                tracing::warn!(path = %self.path().display(), "it is unmounted while it is used");
+                self.point.unmount(Unmount::Lazily, || self.is_over())?;
+            }
+            done => done?,
+        }
+        self.finish(grace, grace.max(LEAST))
+    }
+
+    /// Waits until it is over: for those who use it, and for the disks then.
+    fn finish(&self, users: Duration, disks: Duration) -> Result<(), Error> {
+        if !self.ending.wait(users) {
             self.tree.close();
-            if !self.ending.wait(DISKS_PATIENCE) {
-                let path = self.path.display();
+            if !self.ending.wait(disks) {
+                let path = self.path().display();
                 let what = format!("{path}: requests are still in flight; try again");
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         }
         self.ending.result()
     }
-
-    /// Unmounts it, unless that was done before.
-    fn unmount(&mut self, how: Unmount) -> Result<(), Error> {
-        let Some(record) = &self.record else { return Ok(()) };
-        let unmounted = record.unmount(|path| {
-            if self.is_over() {
-                return fuse::unmount_dead(path);
-            }
-            match fuse::unmount(path, how) {
-                // Who has ended the session may have left the mount.
-                Err(_) if self.is_over() => fuse::unmount_dead(path),
-                Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
-                    let path = path.display();
-                    let what = format!("it is in use; close its files, or run: umount -l {path}");
-                    Err(io::Error::new(err.kind(), what))
-                }
-                done => done,
-            }
-        });
-        if let Err(err) = unmounted {
-            let path = self.path.display();
-            if err.kind() == io::ErrorKind::ResourceBusy {
-                return Err(Error::new(ErrorKind::Busy, format!("{path}: {err}")));
-            }
-            return Err(Error::io(format!("{path} cannot be unmounted"), err));
-        }
-        if let Some(record) = self.record.take() {
-            record.remove();
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if let Err(err) = self.unmount(Unmount::Lazily) {
-            tracing::warn!(path = %self.path.display(), %err, "cannot unmount; the mount is left behind");
+        if let Err(err) = self.point.unmount(Unmount::Lazily, || self.is_over()) {
+            tracing::warn!(path = %self.path().display(), %err, "cannot unmount; the mount is left behind");
         }
-    }
-}
-
-/// Takes away what killed servers of ours have left.
-fn clean_up(records: &Path) -> Result<(), Error> {
-    for leftover in record::clean_up(records)? {
-        let (path, pid) = (leftover.path.display(), leftover.pid);
-        match leftover.left {
-            record::Left::Stuck(why) => {
-                tracing::warn!(%path, pid, why, "what a dead server has left cannot be unmounted");
-            }
-            _ => tracing::info!(%path, pid, "what a dead server has left is gone"),
-        }
-    }
-    Ok(())
-}
-
-/// The absolute path of what is mounted on.
-fn place(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
-    /// `ENOTCONN`: there is a file system, and its server is dead.
-    const DEAD: i32 = 107;
-    let failed = |err: io::Error| {
-        if err.raw_os_error() == Some(DEAD) {
-            return record::not_ours(path);
-        }
-        let what = if is_directory { "mkdir" } else { "touch" };
-        let shown = path.display();
-        Error::io(format!("cannot mount on {shown}; if it is not there, run: {what} {shown}"), err)
-    };
-    let path = std::fs::canonicalize(path).map_err(failed)?;
-    let found = std::fs::metadata(&path).map_err(failed)?;
-    if found.is_dir() != is_directory || !(found.is_dir() || found.is_file()) {
-        let what = if is_directory {
-            format!("{} is not a directory", path.display())
-        } else {
-            format!("{} is not a regular file", path.display())
-        };
-        return Err(Error::new(ErrorKind::Unsuitable, what));
-    }
-    record::refuse_ours(&path)?;
-    Ok(path)
-}
-
-fn cannot_mount(path: &Path, err: io::Error) -> Error {
-    /// `ENODEV`: the kernel knows no such file system.
-    const UNKNOWN: i32 = 19;
-    let shown = path.display();
-    match err.kind() {
-        _ if err.raw_os_error() == Some(UNKNOWN) => {
-            let what =
-                format!("cannot mount on {shown}: the kernel has no FUSE; run: modprobe fuse");
-            Error::new(ErrorKind::Unavailable, what).caused_by(err)
-        }
-        io::ErrorKind::NotFound => {
-            let what = format!(
-                "cannot mount on {shown}: /dev/fuse or fusermount3 is missing; run: modprobe fuse, or install fuse3"
-            );
-            Error::new(ErrorKind::Unavailable, what).caused_by(err)
-        }
-        io::ErrorKind::PermissionDenied => {
-            let what = format!(
-                "cannot mount on {shown}: use a file or directory of your own; for other users, set \
-                 user_allow_other in /etc/fuse.conf"
-            );
-            Error::new(ErrorKind::NotPermitted, what).caused_by(err)
-        }
-        _ => Error::io(format!("cannot mount on {shown}"), err),
     }
 }
 
@@ -370,7 +294,13 @@ fn another(channel: &Arc<Channel>) -> io::Result<Arc<Channel>> {
     }
 }
 
-type Served = (Arc<Tree>, Follow, Ending);
+/// What is served.
+struct Served {
+    tree: Arc<Tree>,
+    follow: Follow,
+    ending: Ending,
+    requests: Vec<Arc<Requests>>,
+}
 
 /// Begins the session, and serves each of its queues on a thread.
 fn serve(
@@ -381,8 +311,10 @@ fn serve(
 ) -> io::Result<Served> {
     let tree = Arc::new(tree);
     let depth = usize::from(config.depth.clamp(1, MAX_DEPTH));
-    let protocol = handshake(&channel, depth * queue_threads.len())?;
-    let session = Arc::new(Session { tree: Arc::clone(&tree), protocol, cache: config.cache });
+    let protocol = handshake(&channel)?;
+    let watchers = Watchers::new(queue_threads.len());
+    let session =
+        Arc::new(Session { tree: Arc::clone(&tree), protocol, cache: config.cache, watchers });
     let channel = Arc::new(channel);
     let mut queues = Vec::with_capacity(queue_threads.len());
     for (cpu, runtime) in queue_threads.iter().enumerate() {
@@ -392,7 +324,8 @@ fn serve(
     }
     let follow = Follow::new(&channel, &tree, &queue_threads[0]);
     let spawn = |(worker, event, runtime): (Worker, _, &Handle)| runtime.spawn(worker.run(event));
+    let requests = queues.iter().map(|(worker, ..)| worker.requests()).collect();
     let workers = queues.into_iter().map(spawn).collect();
     let ending = Ending::new(workers, Arc::clone(&tree), &queue_threads[0]);
-    Ok((tree, follow, ending))
+    Ok(Served { tree, follow, ending, requests })
 }

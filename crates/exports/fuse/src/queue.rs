@@ -2,9 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use blockyard_blkmq::{Bio, Outbox, Status};
-use blockyard_buf::{Mapping, Segment, copy_segments, total_len};
+use blockyard_buf::{Segment, copy_segments, total_len};
 use blockyard_fuse::wire::{InHeader, OutHeader, Wire, WriteIn};
 use blockyard_fuse::{
     Errno, Limits, MIN_READ_BUFFER, Operation, Payload, Protocol, Reply, Request, head_len,
@@ -12,12 +14,16 @@ use blockyard_fuse::{
 use blockyard_sys::EventWatch;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::{IOV_MAX, IoVecs};
+use blockyard_sys::spin::{Arrival, SpinPolicy};
+use tokio::runtime::Handle;
 
-use crate::bios::{Asked, AtOnce, allocate, ask_status, flush, read, seek, write};
+use crate::bios::{Asked, Wanted, ask_status};
 use crate::mount::Cache;
 use crate::names::{Names, stale};
 use crate::seek::{Seek, Step};
+use crate::slots::{Parked, Slots};
 use crate::tree::{Nodes, Tree};
+use crate::watchers::{Watch, Watchers};
 
 /// Where the data of a WRITE begin in what is read: behind its header and its arguments.
 const DATA_AT: usize = InHeader::LEN + WriteIn::LEN;
@@ -25,21 +31,27 @@ const DATA_AT: usize = InHeader::LEN + WriteIn::LEN;
 const BATCH: usize = 32;
 /// Rounds of work after which others on the thread get their turn.
 const ROUNDS: usize = 8;
+
+/// Requests of a queue until now. Only the queue counts.
+#[derive(Debug, Default)]
+pub(crate) struct Requests(AtomicU64);
+
+impl Requests {
+    fn add(&self, came: usize) {
+        self.0.store(self.until_now().wrapping_add(came as u64), Ordering::Relaxed);
+    }
+
+    pub(crate) fn until_now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What all queues of a file system know.
 pub(crate) struct Session {
     pub(crate) tree: Arc<Tree>,
     pub(crate) protocol: Protocol,
     pub(crate) cache: Cache,
-}
-
-/// Room for a request that waits for the disk.
-struct Slot {
-    unique: u64,
-    asked: Asked,
-    /// Data of a request are read into this, and those of an answer where they are the disk's to fill in.
-    memory: Segment,
-    /// Here unless it is out.
-    bio: Option<Box<Bio>>,
+    pub(crate) watchers: Watchers,
 }
 
 /// A queue at work, on its thread.
@@ -49,9 +61,7 @@ pub(crate) struct Worker {
     channel: Option<Arc<Channel>>,
     /// The number of the queue thread.
     cpu: usize,
-    slots: Vec<Slot>,
-    /// Those that nothing is in; the last one that came back is the first to be used again.
-    free: Vec<usize>,
+    slots: Slots,
     /// What stands before the data of a request.
     head: Vec<u8>,
     vecs: IoVecs,
@@ -64,13 +74,18 @@ pub(crate) struct Worker {
     batch_node: u64,
     nodes: Arc<Nodes>,
     seen: u64,
+    requests: Arc<Requests>,
+    watch: Watch,
+    spin: SpinPolicy,
+    /// When there was nothing more to do, and it went to sleep.
+    dry_since: Option<Instant>,
     /// There was no request when it was looked for last, and no event since.
     dry: bool,
     over: bool,
 }
 
 impl Worker {
-    /// A queue that has at most `depth` requests with the disks.
+    /// A queue that has at most `depth` requests with each disk.
     pub(crate) fn new(
         session: Arc<Session>,
         channel: Arc<Channel>,
@@ -80,17 +95,9 @@ impl Worker {
         let Limits { max_write, max_read, head } = session.protocol.limits;
         let room = (max_write.max(max_read) as usize).max(MIN_READ_BUFFER);
         let outbox = Arc::new(Outbox::default());
-        let slot = |number: usize| {
-            let mut bio = Bio::flush().on_end(Arc::<Outbox>::clone(&outbox));
-            bio.private = number as u64;
-            // Of its own, so that one that was never needed costs nothing.
-            let memory = Mapping::new(room)?.segment(0, room);
-            Ok(Slot { unique: 0, asked: Asked::Nothing, memory, bio: Some(bio) })
-        };
         let nodes = session.tree.nodes();
         Ok(Self {
-            slots: (0..depth).map(slot).collect::<io::Result<_>>()?,
-            free: (0..depth).rev().collect(),
+            slots: Slots::new(depth, room, Arc::clone(&outbox))?,
             head: vec![0; head as usize],
             vecs: IoVecs::new(),
             answer: Vec::with_capacity(MIN_READ_BUFFER),
@@ -101,6 +108,10 @@ impl Worker {
             batch_node: 0,
             nodes,
             seen: 0,
+            requests: Arc::default(),
+            watch: Watch::default(),
+            spin: SpinPolicy::default(),
+            dry_since: None,
             dry: false,
             over: false,
             session,
@@ -109,29 +120,48 @@ impl Worker {
         })
     }
 
+    /// How many there were, as long as it is served and after.
+    pub(crate) fn requests(&self) -> Arc<Requests> {
+        Arc::clone(&self.requests)
+    }
+
     /// Serves until the file system is not mounted any more, and until all that it had asked the disks has ended.
     pub(crate) async fn run(mut self, event: EventWatch<Channel>) {
         let mut changed = self.session.tree.subscribe();
+        let mut event = Some(event);
         while !self.over {
             self.work().await;
             if self.over {
                 break;
             }
-            let ringing = event.happened();
+            if self.watch.is_to_rest(&self.session.watchers) {
+                event = None;
+            }
+            if event.is_some() && self.look() {
+                continue;
+            }
+            self.dry_since = self.slots.are_idle().then(Instant::now);
             tokio::select! {
-                happened = ringing => {
+                happened = happened(event.as_ref()) => {
                     // Without the events of the runtime there is nothing to go on by.
                     self.over |= happened.is_err();
+                    self.watch.woken();
                     self.dry = false;
+                }
+                () = self.watch.called(&self.session.watchers), if event.is_none() => {
+                    event = self.rejoin();
                 }
                 () = self.outbox.filled() => {}
                 // The next turn takes the new picture. There is a sender as long as there is a session.
-                _ = changed.changed() => self.over = self.session.tree.is_closed(),
+                _ = changed.changed() => self.over |= self.has_ended(),
             }
         }
         drop(event);
+        self.session.watchers.end();
+        self.session.tree.wake();
         self.outbox.abandon();
-        while self.free.len() < self.slots.len() {
+        while !self.slots.are_idle() {
+            self.slots.forget_parked();
             if self.session.tree.is_closed() {
                 // Others may be served by it still, but nobody is to be: without any, the kernel ends the session.
                 self.channel = None;
@@ -145,13 +175,61 @@ impl Worker {
         }
     }
 
+    /// Looks for the next request for some microseconds, where that has been worth while. Says whether there is something to do.
+    fn look(&mut self) -> bool {
+        let budget = self.spin.budget().filter(|_| self.slots.are_idle());
+        let Some(budget) = budget else { return false };
+        self.dry_since = None;
+        let start = Instant::now();
+        loop {
+            self.dry = false;
+            let before = self.requests.until_now();
+            let found = self.turn();
+            let gap = start.elapsed();
+            if found || self.over {
+                let requests = self.requests.until_now().wrapping_sub(before);
+                self.spin.arrived(
+                    Arrival::Spinning,
+                    gap,
+                    usize::try_from(requests).unwrap_or(usize::MAX),
+                );
+                return true;
+            }
+            if gap > budget {
+                self.spin.missed();
+                return false;
+            }
+        }
+    }
+
+    /// Watches the device again. A request that is there already is told of, too.
+    fn rejoin(&mut self) -> Option<EventWatch<Channel>> {
+        let channel = Arc::clone(self.channel.as_ref()?);
+        match EventWatch::new(channel, &Handle::current()) {
+            Ok(event) => {
+                self.watch.rejoin(&self.session.watchers);
+                self.dry = false;
+                Some(event)
+            }
+            Err(err) => {
+                tracing::warn!(%err, "the device cannot be watched: another queue does");
+                None
+            }
+        }
+    }
+
+    /// Whether nobody is to be served any more, whoever has found that out.
+    fn has_ended(&self) -> bool {
+        self.session.tree.is_closed() || self.session.watchers.are_over()
+    }
+
     /// Works as long as there is something to do.
     async fn work(&mut self) {
         let mut rounds = 0;
         while self.turn() && !self.over {
             rounds += 1;
             if rounds % ROUNDS == 0 {
-                self.over |= self.session.tree.is_closed();
+                self.over |= self.has_ended();
                 tokio::task::yield_now().await;
             }
         }
@@ -160,14 +238,17 @@ impl Worker {
     /// Answers what has ended, and starts what has come. Says whether there may be more.
     fn turn(&mut self) -> bool {
         let answered = self.turn_over_ended();
-        self.session.tree.refresh(&mut self.nodes, &mut self.seen);
+        self.refresh();
         let mut came = 0;
         while came < BATCH && !self.dry && !self.over {
-            let Some(&slot) = self.free.last() else { break };
+            let Some(slot) = self.slots.vacant() else {
+                self.session.watchers.call();
+                break;
+            };
             match self.receive(slot) {
                 Some(len) => {
                     // After it was read: whoever asks behind a change sees it.
-                    self.session.tree.refresh(&mut self.nodes, &mut self.seen);
+                    self.refresh();
                     self.take(slot, len);
                 }
                 None => break,
@@ -175,7 +256,20 @@ impl Worker {
             came += 1;
         }
         self.submit();
+        if came > 0 {
+            self.requests.add(came);
+            if let Some(since) = self.dry_since.take() {
+                self.spin.arrived(Arrival::Asleep, since.elapsed(), came);
+            }
+        }
+        self.watch.found(came, BATCH, &self.session.watchers);
         answered || came > 0
+    }
+
+    fn refresh(&mut self) {
+        if self.session.tree.refresh(&mut self.nodes, &mut self.seen) {
+            self.slots.retain(|node| self.nodes.files.contains_key(&node));
+        }
     }
 
     fn turn_over_ended(&mut self) -> bool {
@@ -193,7 +287,7 @@ impl Worker {
         loop {
             let mut places = self.vecs.scatter();
             places.push(&mut self.head[..DATA_AT]);
-            places.push_segment(&self.slots[slot].memory);
+            places.push_segment(&self.slots.at(slot)?.memory);
             let err = match channel.read(places) {
                 Ok(len) => return Some(len),
                 Err(err) => err,
@@ -238,9 +332,9 @@ impl Worker {
             return self.end(&err);
         };
         let here = head_len(&header).min(len).min(head.len());
-        if let Some(rest) = head.get_mut(DATA_AT..here) {
+        if let (Some(rest), Some(slot)) = (head.get_mut(DATA_AT..here), self.slots.at(slot)) {
             // What has no data has all its bytes here.
-            self.slots[slot].memory.copy_to(rest);
+            slot.memory.copy_to(rest);
         }
         let bytes = head.get(..here).unwrap_or(&[]);
         let request = match Request::parse(bytes, len - here, &self.session.protocol) {
@@ -271,34 +365,41 @@ impl Worker {
         self.list = list;
     }
 
-    /// Asks the disk, or answers what it need not be asked.
+    /// Asks the disk if that has room for one more, and answers what it need not be asked.
     fn start(&mut self, slot: usize, header: &InHeader, operation: &Operation<'_>) {
-        let Some(node) = self.nodes.files.get(&header.nodeid) else {
-            return self.reply(header.unique, &Reply::Error(stale()));
+        let (unique, node) = (header.unique, header.nodeid);
+        let Some(wanted) = Wanted::of(operation) else {
+            return self.reply(unique, &Reply::Error(Errno::ENOSYS));
         };
-        let room = &mut self.slots[slot];
+        if self.slots.has_room(node) || !self.nodes.files.contains_key(&node) {
+            return self.ask(slot, node, &Parked { unique, wanted, data: None });
+        }
+        let Some(room) = self.slots.at(slot) else { return };
+        let len = wanted.data_len();
+        let data = (len > 0).then(|| Segment::from_vec(room.memory.slice(0, len).to_vec()));
+        self.slots.park(node, Parked { unique, wanted, data });
+    }
+
+    /// Asks the disk by the vacant slot.
+    fn ask(&mut self, slot: usize, node: u64, request: &Parked) {
+        let Parked { unique, wanted, data } = request;
+        let Some(found) = self.nodes.files.get(&node) else {
+            return self.reply(*unique, &Reply::Error(stale()));
+        };
         // It came back with the answer before, or has never been out.
+        let Some(room) = self.slots.at(slot) else { return };
         let Some(mut bio) = room.bio.take() else {
-            return self.reply(header.unique, &Reply::Error(Errno::EIO));
+            return self.reply(*unique, &Reply::Error(Errno::EIO));
         };
-        let bdev = &node.bdev;
-        let started = match operation {
-            Operation::Read(args) => read(&mut bio, node, &room.memory, args),
-            Operation::Write(args, payload) => write(&mut bio, bdev, &room.memory, args, payload),
-            Operation::Fsync(_) => flush(&mut bio, bdev),
-            Operation::Fallocate(args) => allocate(&mut bio, bdev, args),
-            Operation::Lseek(args) => seek(&mut bio, bdev, header.nodeid, args),
-            _ => Err(AtOnce::Failed(Errno::ENOSYS)),
-        };
-        match started {
+        match wanted.ask(&mut bio, found, data.as_ref().unwrap_or(&room.memory)) {
             Ok(asked) => {
-                (room.unique, room.asked) = (header.unique, asked);
-                self.free.pop();
-                self.add(bio, header.nodeid);
+                (room.unique, room.asked) = (*unique, asked);
+                self.slots.take(node);
+                self.add(bio, node);
             }
             Err(at_once) => {
                 room.bio = Some(bio);
-                self.reply(header.unique, &at_once.reply());
+                self.reply(*unique, &at_once.reply());
             }
         }
     }
@@ -325,12 +426,10 @@ impl Worker {
 
     /// Answers the request whose bio has ended.
     fn finish(&mut self, mut bio: Box<Bio>) {
-        let Some(slot) = usize::try_from(bio.private).ok().filter(|slot| *slot < self.slots.len())
-        else {
-            return;
-        };
-        let unique = self.slots[slot].unique;
-        let asked = std::mem::replace(&mut self.slots[slot].asked, Asked::Nothing);
+        let Ok(slot) = usize::try_from(bio.private) else { return };
+        let Some(room) = self.slots.at(slot) else { return };
+        let unique = room.unique;
+        let asked = std::mem::replace(&mut room.asked, Asked::Nothing);
         let status = bio.status();
         match (status, asked) {
             (Status::Ok, Asked::Read) => self.reply_data(slot, unique, &mut bio),
@@ -348,13 +447,16 @@ impl Worker {
 
     fn give_back(&mut self, slot: usize, mut bio: Box<Bio>) {
         drop(bio.take_data());
-        self.slots[slot].bio = Some(bio);
-        self.free.push(slot);
+        let Some(node) = self.slots.give_back(slot, bio) else { return };
+        while let Some(parked) = self.slots.unpark(node) {
+            self.ask(slot, node, &parked);
+        }
     }
 
     /// Goes on looking for data or a hole.
     fn go_on(&mut self, slot: usize, mut seek: Seek, mut bio: Box<Bio>) {
-        let unique = self.slots[slot].unique;
+        let Some(room) = self.slots.at(slot) else { return };
+        let unique = room.unique;
         let reply = match seek.step(&bio.extents) {
             Step::Found(offset) => Reply::Offset(offset),
             Step::Nothing(errno) => Reply::Error(errno),
@@ -362,7 +464,7 @@ impl Worker {
             Step::Further => match self.nodes.files.get(&seek.node) {
                 Some(_) => {
                     ask_status(&mut bio, &seek);
-                    self.slots[slot].asked = Asked::Seek(seek);
+                    room.asked = Asked::Seek(seek);
                     return self.add(bio, seek.node);
                 }
                 None => Reply::Error(stale()),
@@ -388,7 +490,8 @@ impl Worker {
         let len = total_len(&data);
         if data.len() >= IOV_MAX {
             // More pieces than the kernel takes.
-            let memory = self.slots[slot].memory.slice(0, len);
+            let Some(slot) = self.slots.at(slot) else { return };
+            let memory = slot.memory.slice(0, len);
             copy_segments(std::slice::from_ref(&memory), &data);
             data.clear();
             data.push(memory);
@@ -415,6 +518,21 @@ impl Worker {
             }
             _ => self.end(&err),
         }
+    }
+}
+
+/// Waits for the device, if it is watched.
+async fn happened(event: Option<&EventWatch<Channel>>) -> io::Result<()> {
+    match event {
+        Some(event) => event.happened().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Also of one that has panicked.
+        self.watch.gone(&self.session.watchers);
     }
 }
 

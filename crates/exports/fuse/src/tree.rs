@@ -132,17 +132,24 @@ impl Tree {
         self.changed.send_replace(());
     }
 
+    /// Has all who sleep look whether they are to be served.
+    pub(crate) fn wake(&self) {
+        self.changed.send_replace(());
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Brings `nodes` up to date, which were as of `seen`.
-    pub(crate) fn refresh(&self, nodes: &mut Arc<Nodes>, seen: &mut u64) {
+    /// Brings `nodes` up to date, which were as of `seen`; says whether they are others now.
+    pub(crate) fn refresh(&self, nodes: &mut Arc<Nodes>, seen: &mut u64) -> bool {
         let generation = self.generation.load(Ordering::Acquire);
         if generation != *seen {
             *nodes = self.nodes();
             *seen = generation;
+            return true;
         }
+        false
     }
 
     /// Adds a disk to the directory.

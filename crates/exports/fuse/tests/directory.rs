@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
+use blockyard_conformance::in_own_mounts;
 use common::*;
 
 const MIB: u64 = 1 << 20;
@@ -20,6 +21,7 @@ fn listed(mounted: &Mounted) -> BTreeSet<String> {
 
 #[test]
 fn disks_come_and_go_and_nothing_else_can_be_made() {
+    in_own_mounts!();
     let (one, two) = (ram("ram0", MIB), ram("ram1", 2 * MIB));
     let mut mounted = Mounted::directory(&[("one", &one), ("two.img", &two)]);
     let root = mounted.path();
@@ -67,6 +69,7 @@ fn disks_come_and_go_and_nothing_else_can_be_made() {
 
 #[test]
 fn a_long_list_is_read_in_pieces() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let names: BTreeSet<String> =
         (0..2000).map(|n| format!("{n:0>width$}", width = 4 + n % 200)).collect();

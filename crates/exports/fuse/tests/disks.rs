@@ -15,6 +15,7 @@ use blockyard_blkmq::{
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::Volatile;
+use blockyard_conformance::in_own_mounts;
 use blockyard_export_fuse::{Cache, Config, ErrorKind, Shown};
 use common::*;
 
@@ -141,6 +142,7 @@ fn exercise(file: &File, start: u64, len: u64, mut state: u64) {
 /// Neighbours share blocks where their parts meet.
 #[test]
 fn many_at_once_each_see_their_own_bytes() {
+    in_own_mounts!();
     let seed = std::env::var("BLOCKYARD_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 1);
     println!("BLOCKYARD_SEED={seed}");
@@ -164,6 +166,7 @@ fn many_at_once_each_see_their_own_bytes() {
 
 #[test]
 fn an_error_of_the_disk_reaches_who_asked() {
+    in_own_mounts!();
     let disk = later();
     let mounted = Mounted::file(&disk);
     let file = rw(&mounted);
@@ -180,6 +183,7 @@ fn an_error_of_the_disk_reaches_who_asked() {
 /// What was not synchronised may be lost in a power cut, and nothing else.
 #[test]
 fn what_was_synchronised_survives_a_power_cut() {
+    in_own_mounts!();
     /// `O_DSYNC`.
     const DSYNC: i32 = 0o10_000;
     for fua in [false, true] {
@@ -208,6 +212,7 @@ fn what_was_synchronised_survives_a_power_cut() {
 /// A disk that nothing can be made durable on is still one that programs may synchronise.
 #[test]
 fn a_disk_without_a_flush_is_synchronised_as_far_as_it_can_be() {
+    in_own_mounts!();
     let limits = Limits { features: Features::NO_FLUSH, ..Limits::default() };
     let mut mounted = Mounted::file(&disk(Later::new(), limits.validate().unwrap()));
     let file = rw(&mounted);
@@ -253,6 +258,7 @@ fn volatile() -> (Arc<Volatile>, Arc<Disk>) {
 /// Whoever ends it: by the time that it is over, all is durable.
 #[test]
 fn what_others_unmount_is_durable_when_it_is_over() {
+    in_own_mounts!();
     let (driver, disk) = volatile();
     let mut mounted = Mounted::file(&disk);
     rw(&mounted).write_all_at(b"one", 1000).unwrap();
@@ -267,6 +273,7 @@ fn what_others_unmount_is_durable_when_it_is_over() {
 
 #[test]
 fn a_disk_that_cannot_be_flushed_keeps_no_other_from_it() {
+    in_own_mounts!();
     let broken = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
     let broken = disk(Arc::new(Unflushable), broken.validate().unwrap());
     let (driver, sound) = volatile();
@@ -297,6 +304,7 @@ impl BlockDeviceOps for Changer {
 
 #[test]
 fn what_is_in_the_page_cache_of_another_medium_is_forgotten() {
+    in_own_mounts!();
     let limits = Volatile::limits(BlockSize::B512, false).validate().unwrap();
     let disk = disk_with(Volatile::new(DISK_BYTES), limits, Arc::new(Changer));
     let mounted =

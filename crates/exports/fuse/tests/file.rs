@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::{Command, Stdio};
 
 use blockyard_blkmq::{OpenMode, Sector};
+use blockyard_conformance::in_own_mounts;
 use blockyard_export_fuse::{Cache, Config, ErrorKind as Kind, Mount, Shown};
 use common::*;
 use rustix::fs::{FallocateFlags, SeekFrom as Whence, fallocate, seek};
@@ -26,6 +27,7 @@ fn pattern(len: usize) -> Vec<u8> {
 
 #[test]
 fn any_bytes_are_read_and_written_and_the_size_is_the_disks() {
+    in_own_mounts!();
     let disk = ram("ram0", 8 * MIB);
     let mut mounted = Mounted::file(&disk);
     let found = std::fs::metadata(mounted.path()).unwrap();
@@ -63,6 +65,7 @@ fn any_bytes_are_read_and_written_and_the_size_is_the_disks() {
 
 #[test]
 fn direct_io_and_durable_writes_go_to_the_disk() {
+    in_own_mounts!();
     /// `O_DIRECT`, `O_DSYNC`.
     const DIRECT: i32 = 0o40_000;
     const DSYNC: i32 = 0o10_000;
@@ -80,6 +83,7 @@ fn direct_io_and_durable_writes_go_to_the_disk() {
 
 #[test]
 fn holes_are_found_made_and_zeroed() {
+    in_own_mounts!();
     let disk = ram("ram0", 64 * MIB);
     let mounted = Mounted::file(&disk);
     let file = rw(&mounted);
@@ -116,6 +120,7 @@ fn holes_are_found_made_and_zeroed() {
 
 #[test]
 fn a_disk_that_cannot_be_written_is_a_file_that_cannot() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let shown = Shown::File(std::sync::Arc::new(disk.open(None, OpenMode::ReadOnly).unwrap()));
     let mounted = Mounted::with(shown, |config| Config { mode: 0o640, ..config });
@@ -138,6 +143,7 @@ fn a_disk_that_cannot_be_written_is_a_file_that_cannot() {
 
 #[test]
 fn a_new_size_is_seen() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let mounted = Mounted::file(&disk);
     let mut file = rw(&mounted);
@@ -156,6 +162,7 @@ fn a_new_size_is_seen() {
 
 #[test]
 fn the_page_cache_is_used_if_asked() {
+    in_own_mounts!();
     let disk = ram("ram0", 4 * MIB);
     let mounted =
         Mounted::with(Shown::File(open(&disk)), |config| Config { cache: Cache::Used, ..config });
@@ -177,6 +184,7 @@ fn the_page_cache_is_used_if_asked() {
 
 #[test]
 fn what_is_used_is_not_unmounted_and_others_may_unmount() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let mut mounted = Mounted::file(&disk);
     let file = rw(&mounted);
@@ -195,6 +203,7 @@ fn what_is_used_is_not_unmounted_and_others_may_unmount() {
 
 #[test]
 fn who_has_a_file_open_may_use_it_when_the_mount_is_dropped() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let mounted = Mounted::file(&disk);
     let path = mounted.path();
@@ -208,6 +217,7 @@ fn who_has_a_file_open_may_use_it_when_the_mount_is_dropped() {
 
 #[test]
 fn what_cannot_be_mounted_on_is_told() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let place = tempfile::tempdir().unwrap();
     let (_threads, handles) = blockyard_conformance::QueueThread::start_many(1);
@@ -248,6 +258,7 @@ fn on_disk(disk: &std::sync::Arc<blockyard_blkmq::Disk>) -> [u8; 5] {
 
 #[test]
 fn who_opens_with_o_trunc_takes_nothing_from_others() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let mounted = Mounted::file(&disk);
     let truncating = "m[4096:4101] = b'dirty'\n\
@@ -264,6 +275,7 @@ fn who_opens_with_o_trunc_takes_nothing_from_others() {
 
 #[test]
 fn what_was_written_by_a_map_is_on_the_disk_when_the_file_is_closed() {
+    in_own_mounts!();
     for cache in [Cache::Bypassed, Cache::Used] {
         let disk = ram("ram0", MIB);
         let mounted = Mounted::with(Shown::File(open(&disk)), |config| Config { cache, ..config });
@@ -284,6 +296,7 @@ fn what_was_written_by_a_map_is_on_the_disk_when_the_file_is_closed() {
 /// Who has unmounted it lazily has left a session that nobody can reach by a path, and that does not end by itself.
 #[test]
 fn a_server_that_stops_waits_for_nobody_for_ever() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let mut mounted = Mounted::file(&disk);
     let file = rw(&mounted);
@@ -297,6 +310,7 @@ fn a_server_that_stops_waits_for_nobody_for_ever() {
 
 #[test]
 fn nothing_is_shown_where_something_of_ours_is_shown_already() {
+    in_own_mounts!();
     let (one, two) = (ram("ram0", MIB), ram("ram1", 2 * MIB));
     let mut mounted = Mounted::file(&one);
     let config = Config::new(mounted.path(), mounted.dir().join("records"));
@@ -311,6 +325,7 @@ fn nothing_is_shown_where_something_of_ours_is_shown_already() {
 /// A mount moves along when a directory above it is renamed, and stays below what others mount upon it.
 #[test]
 fn a_mount_is_taken_away_where_it_is_and_not_what_covers_it() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let place = tempfile::tempdir().unwrap();
     let (before, after) = (place.path().join("before"), place.path().join("after"));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use blockyard_conformance::QueueThread;
+use blockyard_conformance::{LoopDevice, QueueThread, in_own_mounts};
 use blockyard_export_fuse::{Config, Left, Mount, Shown, clean_up, leftovers};
 use common::*;
 
@@ -19,19 +19,18 @@ const MIB: u64 = 1 << 20;
 /// A loop device on such a file is a disk like any other.
 #[test]
 fn ext4_on_a_loop_device_is_sound() {
+    in_own_mounts!();
     let disk = ram("ram0", 64 * MIB);
     let mut mounted = Mounted::file(&disk);
     let file = mounted.path();
     for direct in ["--direct-io=off", "--direct-io=on"] {
-        let attach = ["--find", "--show", direct, file.to_str().unwrap()];
-        let device = peer("losetup", &attach).trim().to_owned();
-        let detach = Cleanup::with(&["losetup", "-d", &device]);
-        peer("mkfs.ext4", &["-q", &device]);
+        let device = LoopDevice::attach(&[direct, file.to_str().unwrap()]);
+        peer("mkfs.ext4", &["-q", device.path()]);
         let root = mounted.dir().join("mnt");
         fs::create_dir_all(&root).unwrap();
         let root = root.to_str().unwrap();
         let unmount = Cleanup::with(&["umount", root]);
-        peer("mount", &[&device, root]);
+        peer("mount", &[device.path(), root]);
         let content: Vec<u8> = (0..3 * MIB).map(|at| (at * at / 7 % 251) as u8).collect();
         for name in ["a", "b", "c"] {
             fs::write(Path::new(root).join(name), &content).unwrap();
@@ -39,12 +38,12 @@ fn ext4_on_a_loop_device_is_sound() {
         fs::remove_file(Path::new(root).join("b")).unwrap();
         peer("fstrim", &[root]);
         unmount.now();
-        peer("fsck.ext4", &["-f", "-n", &device]);
+        peer("fsck.ext4", &["-f", "-n", device.path()]);
         let unmount = Cleanup::with(&["umount", root]);
-        peer("mount", &["-o", "ro", &device, root]);
+        peer("mount", &["-o", "ro", device.path(), root]);
         assert_eq!(fs::read(Path::new(root).join("c")).unwrap(), content);
         unmount.now();
-        detach.now();
+        drop(device);
         peer("fsck.ext4", &["-f", "-n", file.to_str().unwrap()]);
     }
     mounted.stop();
@@ -99,6 +98,7 @@ impl Drop for Server {
 
 #[test]
 fn what_a_killed_server_leaves_is_found_and_cleaned_up_and_nothing_else() {
+    in_own_mounts!();
     let place = tempfile::tempdir().unwrap();
     let (path, records) = (place.path().join("disk"), place.path().join("records"));
     fs::write(&path, "below").unwrap();
@@ -138,6 +138,7 @@ fn what_a_killed_server_leaves_is_found_and_cleaned_up_and_nothing_else() {
 /// Writers do not hang when their server dies, and what it acknowledged before is not lost by the next one.
 #[test]
 fn a_server_that_is_killed_under_load_hangs_nobody() {
+    in_own_mounts!();
     let place = tempfile::tempdir().unwrap();
     let (path, records) = (place.path().join("disk"), place.path().join("records"));
     fs::write(&path, "").unwrap();
@@ -180,6 +181,7 @@ fn a_server_that_is_killed_under_load_hangs_nobody() {
 /// A user without any right mounts by fusermount3, and unmounts by it.
 #[test]
 fn a_user_may_mount_too() {
+    in_own_mounts!();
     const NOBODY: u32 = 65534;
     let place = tempfile::tempdir().unwrap();
     std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -212,6 +214,7 @@ fn a_user_may_mount_too() {
 /// The kernel ends a session when it is told to: nothing stays mounted when its server stops.
 #[test]
 fn a_session_that_is_aborted_is_taken_away() {
+    in_own_mounts!();
     let disk = ram("ram0", MIB);
     let mut mounted = Mounted::file(&disk);
     let control = mounted.dir().join("control");
@@ -232,6 +235,7 @@ fn a_session_that_is_aborted_is_taken_away() {
 /// A record of a dead server says what was mounted there: what somebody else has mounted there since is his.
 #[test]
 fn mounts_of_others_are_left_alone() {
+    in_own_mounts!();
     let place = tempfile::tempdir().unwrap();
     let (path, records) = (place.path().join("disk"), place.path().join("records"));
     fs::write(&path, "").unwrap();
@@ -274,6 +278,7 @@ fn cleaner() {
 /// The mounts of another mount namespace are not to be judged by the copies of them that are in this one.
 #[test]
 fn what_is_mounted_in_another_namespace_is_left_to_those_in_it() {
+    in_own_mounts!();
     let place = tempfile::tempdir().unwrap();
     let (path, records) = (place.path().join("disk"), place.path().join("records"));
     fs::write(&path, "").unwrap();
@@ -309,6 +314,7 @@ fn what_is_mounted_in_another_namespace_is_left_to_those_in_it() {
 
 #[test]
 fn what_a_killed_server_leaves_is_found_where_it_is() {
+    in_own_mounts!();
     let place = tempfile::tempdir().unwrap();
     let (before, after) = (place.path().join("before"), place.path().join("after"));
     fs::create_dir(&before).unwrap();
@@ -330,5 +336,55 @@ fn what_a_killed_server_leaves_is_found_where_it_is() {
     let left = clean_up(&records).unwrap();
     assert_eq!((left.len(), &left[0].left, &left[0].path), (1, &Left::Cleaned, &moved));
     assert_eq!(fs::metadata(&moved).unwrap().len(), 0, "what was there before");
+    drop(unmount);
+}
+
+/// Where the next test is to hang.
+const HANG_AT: &str = "BLOCKYARD_TEST_HANG_AT";
+
+/// Not a test but one that is cut off, in a process of the next one.
+#[test]
+fn hanging() {
+    let Some(place) = std::env::var_os(HANG_AT).map(PathBuf::from) else { return };
+    in_own_mounts!();
+    let disk = ram("ram0", MIB);
+    let (_threads, handles) = QueueThread::start_many(THREADS);
+    let config = Config::new(place.join("disk"), place.join("records"));
+    let _mount = Mount::start(&config, Shown::File(open(&disk)), &handles).unwrap();
+    fs::write(place.join("next"), std::process::id().to_string()).unwrap();
+    fs::rename(place.join("next"), place.join("pid")).unwrap();
+    // Until whoever started it is gone, at the latest.
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
+/// The test is killed, and has no say in the end of its mounts.
+#[test]
+fn a_test_that_is_cut_off_leaves_no_mount() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("disk"), "below").unwrap();
+    let unmount = Cleanup::with(&["umount", place.path().join("disk").to_str().unwrap()]);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "hanging"]).env(HANG_AT, place.path());
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let pid = loop {
+        match fs::read_to_string(place.path().join("pid")) {
+            Ok(pid) => break pid,
+            Err(err) => assert!(Instant::now() < end, "it does not mount: {err}"),
+        }
+        assert_eq!(process.try_wait().unwrap(), None, "it has ended");
+        std::thread::yield_now();
+    };
+    process.kill().unwrap();
+    process.wait().unwrap();
+    // Nobody of ours has to reap it: the number may be another's later, and there is no such process in a namespace of ours then.
+    let namespace = PathBuf::from(format!("/proc/{pid}/ns/mnt"));
+    while fs::read_link(&namespace).is_ok() {
+        assert!(Instant::now() < end, "process {pid} of the test lives on");
+        std::thread::yield_now();
+    }
+    assert_eq!(fs::read_to_string(place.path().join("disk")).unwrap(), "below");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(place.path().to_str().unwrap()), "{mounts}");
     drop(unmount);
 }

@@ -25,7 +25,8 @@ const DEVICE: &str = "/dev/fuse";
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
 const CLONE: u32 = 0x8004_e500;
 
-/// One queue of a mounted file system: requests are read from it, and answered by it. It never waits.
+/// One queue of a mounted file system: requests are read from it, and answered by it. It never waits, unless it is told to
+/// ([`Channel::blocking`]).
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
@@ -60,6 +61,15 @@ impl Channel {
         // SAFETY: the command reads a number of 32 bits, which lives until the call returns.
         let done = unsafe { libc::ioctl(new.0.as_raw_fd(), CLONE as _, &raw const own) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(new) }
+    }
+
+    /// Reads wait for a request from now on. Of all who wait for one of a file system, it wakes one.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn blocking(self) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&self.0, false)?;
+        Ok(self)
     }
 
     /// Reads a request, whole, and says how many bytes it has.

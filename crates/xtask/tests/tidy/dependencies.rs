@@ -22,6 +22,7 @@ fn rule(folder: &str) -> Option<May> {
         "sys" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
         "blkmq" | "nbd" => see(&["error", "buf"]),
         "rados" => see(&["buf", "crush"]),
+        "fs" => see(&["buf", "sys", "fuse"]),
         // Images see the block layer in their driver only.
         "rbd" => see(&["buf", "sys", "rados"]),
         "blockyard" | "conformance" | "xtask" | "bench" => Some(May::SeeAll),

@@ -227,8 +227,10 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
                 }
                 _ => {}
             }
-            // One that goes without saying is said otherwise now.
-            write_implied(document, before, |it| !is_it(&it))?;
+            if plan.kind == &exports::nbd::KIND {
+                // One that goes without saying is said otherwise now.
+                write_implied(document, before, |it| !is_it(&it))?;
+            }
             tables(document, key(plan.kind))?.push(of_export(plan));
         }
         Edit::RemoveExport(kind, name) => {
@@ -238,7 +240,9 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
                 let what = "without any [[export]], every disk is exported over NBD";
                 return Err(Error::usage(what).help("edit the file, or omit --save"));
             }
-            write_implied(document, before, |_| true)?;
+            if *kind == &exports::nbd::KIND {
+                write_implied(document, before, |_| true)?;
+            }
             tables(document, key(kind))?.remove(at);
             if *kind == &exports::nbd::KIND && before.nbd.default_export.as_deref() == Some(name) {
                 no_default(document);
@@ -301,8 +305,11 @@ fn of_json(said: &Json) -> Item {
 
 fn of_export(plan: &ExportPlan) -> Table {
     let mut table = table();
-    table["disk"] = value(&plan.disk);
-    if plan.name != plan.disk {
+    let unnamed = if plan.kind.whole_yard { exports::WHOLE_YARD } else { &plan.disk };
+    if !plan.kind.whole_yard {
+        table["disk"] = value(&plan.disk);
+    }
+    if plan.name != unnamed {
         table["name"] = value(&plan.name);
     }
     for (name, said) in plan.settings.iter() {
@@ -320,7 +327,8 @@ fn of_export(plan: &ExportPlan) -> Table {
     table
 }
 
-/// Where no `[[export]]` stands, every disk has one: with the first that does, the others have to be said.
+/// Where no `[[export]]` stands, every disk has one: with the first that does, the others have to be said. Exports of other kinds
+/// leave that as it is.
 fn write_implied(
     document: &mut DocumentMut,
     before: &YardPlan,

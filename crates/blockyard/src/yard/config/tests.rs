@@ -27,7 +27,7 @@ fn the_documented_example_is_right() {
     let far = plan.disks[3].source.as_any().downcast_ref::<NbdSource>().unwrap();
     assert_eq!(far.config.connections, Some(2));
     let kinds: Vec<_> = plan.exports.iter().map(|export| export.kind.name).collect();
-    assert_eq!(kinds, ["nbd", "nbd", "nbd", "vhost-user-blk"]);
+    assert_eq!(kinds, ["nbd", "nbd", "nbd", "vhost-user-blk", "fuse", "mount"]);
     assert_eq!(plan.disks[1].source.file(), Some(Path::new("/yard/disk.img")));
     assert_eq!(plan.nbd.listen.len(), 2);
     assert!(plan.nbd.tls.as_ref().is_some_and(|(usage, _)| *usage == TlsUse::Allow));

@@ -10,6 +10,7 @@ use blockyard_export_nbd::{Address, ServerLimits, TlsFiles, TlsIdentity};
 use toml::Spanned;
 use toml::de::DeTable;
 
+use super::Needs;
 use super::mistakes::Mistake;
 use super::table::{At, Taker};
 use crate::disks::uri::kind_of_uri;
@@ -22,6 +23,7 @@ use crate::yard::plan::{MAX_THREADS, NbdPlan, TlsUse, YardPlan, name_disks};
 pub(super) fn check(
     root: &Spanned<DeTable<'_>>,
     base: &Path,
+    needs: Needs,
     found: &mut Vec<Mistake>,
 ) -> Option<YardPlan> {
     let mut top = Taker::new("the file", root.get_ref(), 0..0);
@@ -41,7 +43,8 @@ pub(super) fn check(
     if nbd.tls.is_none() {
         no_tls(&exports, found);
     }
-    let has_own = exports.iter().any(|export| export.value.kind != &exports::nbd::KIND);
+    let has_own = needs == Needs::Disks
+        || exports.iter().any(|export| export.value.kind != &exports::nbd::KIND);
     if nbd.listen.is_empty() && !nbd.systemd && !has_own && found.is_empty() {
         let remedy = "add:\n[nbd]\nlisten = [\"unix:yard.sock\", \"tcp:127.0.0.1:10809\"]";
         found.push(Mistake::new(0..0, "no listen address", remedy));
@@ -271,10 +274,10 @@ fn export(
     base: &Path,
     found: &mut Vec<Mistake>,
 ) -> Option<Export> {
-    let disk = table.text("disk", found);
+    let disk = if kind.whole_yard { None } else { table.text("disk", found) };
     let name = table.text("name", found);
     let at = first_line(&table.at());
-    let has_disk = table.any("disk").is_some();
+    let has_disk = !kind.whole_yard && table.any("disk").is_some();
     let (mut tls_at, mut socket_at) = (at.clone(), None);
     let before = found.len();
     let mut settings = Settings::default();
@@ -294,7 +297,11 @@ fn export(
         found.push(Mistake::new(at.clone(), "invalid path", problem));
     }
     table.finish(found);
-    let Some(disk) = disk else {
+    let disk = if kind.whole_yard {
+        At { value: String::new(), at: at.clone() }
+    } else if let Some(disk) = disk {
+        disk
+    } else {
         if !has_disk {
             let remedy = "add disk = \"...\"";
             let what = format!("the {} export has no disk", kind.name);
@@ -302,7 +309,7 @@ fn export(
         }
         return None;
     };
-    if !has_disk_named(disks, &disk, found) {
+    if !kind.whole_yard && !has_disk_named(disks, &disk, found) {
         return None;
     }
     // What is wrong by itself is said already.
@@ -312,7 +319,8 @@ fn export(
         found.push(Mistake::new(at, "invalid export", problem));
     }
     let name_at = name.as_ref().map_or(disk.at, |name| name.at.clone());
-    let name = name.map_or_else(|| disk.value.clone(), |name| name.value);
+    let unnamed = if kind.whole_yard { exports::WHOLE_YARD } else { &disk.value };
+    let name = name.map_or_else(|| unnamed.to_owned(), |name| name.value);
     let plan = ExportPlan { settings, ..ExportPlan::new(kind, disk.value, name) };
     Some(Export { plan, name_at, tls_at, socket_at })
 }

@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use blockyard_blkmq::{
-    Disk, DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet, TagSetConfig,
+    Bdev, BlockDeviceOps, Busy, Disk, DiskConfig, Driver, HctxHandle, MonotonicClock, NoOps, Op,
+    OpenMode, Request as BlkRequest, Sector, TagSet, TagSetConfig,
 };
 use blockyard_conformance::QueueThread;
 use blockyard_driver_ram::Ram;
@@ -21,6 +22,9 @@ use crate::tree::Owner;
 
 const DISK_BYTES: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
+const OWNER: Owner = Owner { uid: 0, gid: 0, mode: 0o600 };
+/// Requests with a disk.
+const DEPTH: usize = 4;
 const LIMITS: Limits = Limits { max_write: 16384, max_read: 16384, head: Limits::HEAD };
 const PROTOCOL: Protocol = Protocol { minor: 45, flags: InitFlags::SETXATTR_EXT, limits: LIMITS };
 
@@ -28,29 +32,42 @@ const PROTOCOL: Protocol = Protocol { minor: 45, flags: InitFlags::SETXATTR_EXT,
 struct Client {
     socket: OwnedFd,
     worker: Option<JoinHandle<()>>,
-    _thread: QueueThread,
+    /// The second queue, if there is one.
+    other: Option<JoinHandle<()>>,
+    session: Arc<Session>,
+    _threads: Vec<QueueThread>,
     unique: u64,
 }
 
 impl Client {
     fn new() -> Self {
-        let set = TagSet::new(Ram::new(), TagSetConfig::default()).unwrap();
-        let config = DiskConfig::new("ram0", Sector::from_bytes_floor(DISK_BYTES), Ram::limits());
-        let clock = Arc::new(MonotonicClock::new());
-        let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
-        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
-        let owner = Owner { uid: 0, gid: 0, mode: 0o600 };
-        let tree = Arc::new(Tree::single(bdev, owner));
-        let session = Arc::new(Session { tree, protocol: PROTOCOL, cache: Cache::Bypassed });
+        Self::of(Tree::single(ram_disk(), OWNER))
+    }
+
+    fn of(tree: Tree) -> Self {
+        Self::with(tree, 1)
+    }
+
+    /// With one queue, or two.
+    fn with(tree: Tree, queues: usize) -> Self {
+        let tree = Arc::new(tree);
+        let watchers = Watchers::new(queues);
+        let session =
+            Arc::new(Session { tree, protocol: PROTOCOL, cache: Cache::Bypassed, watchers });
         let (socket, far) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .unwrap();
         let channel = Arc::new(Channel::of(far).unwrap());
-        let thread = QueueThread::start();
-        let event = EventWatch::new(Arc::clone(&channel), &thread.handle).unwrap();
-        let worker = Worker::new(session, channel, 0, 4).unwrap();
-        let worker = Some(thread.handle.spawn(worker.run(event)));
-        Self { socket, worker, _thread: thread, unique: 0 }
+        let (threads, handles) = QueueThread::start_many(queues);
+        let start = |handle: &Handle| {
+            let event = EventWatch::new(Arc::clone(&channel), handle).unwrap();
+            let worker = Worker::new(Arc::clone(&session), Arc::clone(&channel), 0, DEPTH);
+            handle.spawn(worker.unwrap().run(event))
+        };
+        let mut workers: Vec<_> = handles.iter().map(start).collect();
+        let other = workers.drain(1..).next();
+        let worker = workers.pop();
+        Self { socket, worker, other, session, _threads: threads, unique: 0 }
     }
 
     fn send(&self, bytes: &[u8]) {
@@ -77,7 +94,16 @@ impl Client {
 
     /// What is answered to `operation`, by `with`.
     fn ask<R>(&mut self, operation: &Operation<'_>, with: impl FnOnce(Reply<'_>) -> R) -> R {
-        let bytes = self.request(ROOT_ID, operation);
+        self.ask_of(ROOT_ID, operation, with)
+    }
+
+    fn ask_of<R>(
+        &mut self,
+        node: u64,
+        operation: &Operation<'_>,
+        with: impl FnOnce(Reply<'_>) -> R,
+    ) -> R {
+        let bytes = self.request(node, operation);
         self.send(&bytes);
         let answer = self.receive();
         assert_eq!(Reply::header(&answer, 0).unwrap().unique, self.unique);
@@ -205,6 +231,191 @@ fn a_message_that_is_none_ends_the_session_and_nothing_else() {
     // Closes the client's end.
     client.socket = Client::new().socket;
     client.has_ended();
+}
+
+/// A disk that keeps all requests to itself until it is told to end them, in whatever order they came.
+#[derive(Default)]
+struct Stuck {
+    held: parking_lot::Mutex<Vec<BlkRequest<Self>>>,
+    bytes: parking_lot::Mutex<Vec<u8>>,
+    goes_on: std::sync::atomic::AtomicBool,
+}
+
+impl Stuck {
+    fn disk() -> (Arc<Self>, Arc<Bdev>) {
+        let driver = Arc::new(Self::default());
+        driver.bytes.lock().resize(DISK_BYTES as usize, 0);
+        let tags = TagSetConfig { depth: 64, ..TagSetConfig::default() };
+        let set = TagSet::new(Arc::clone(&driver), tags).unwrap();
+        let limits = blockyard_blkmq::Limits::default().validate().unwrap();
+        let config = DiskConfig::new("stuck", Sector::from_bytes_floor(DISK_BYTES), limits);
+        let clock = Arc::new(MonotonicClock::new());
+        let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
+        (driver, Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap()))
+    }
+
+    fn carry_out(&self, mut rq: BlkRequest<Self>) {
+        let mut at = rq.offset() as usize;
+        let mut bytes = self.bytes.lock();
+        match rq.op() {
+            Op::Write => {
+                for segment in rq.segments() {
+                    segment.copy_to(&mut bytes[at..at + segment.len()]);
+                    at += segment.len();
+                }
+            }
+            _ => rq.deliver(Segment::from_vec(bytes[at..at + rq.len() as usize].to_vec())),
+        }
+        drop(bytes);
+        rq.end(Status::Ok);
+    }
+
+    fn go_on(&self) {
+        self.goes_on.store(true, Ordering::Release);
+        let held = std::mem::take(&mut *self.held.lock());
+        held.into_iter().rev().for_each(|rq| self.carry_out(rq));
+    }
+}
+
+impl Driver for Stuck {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _: &(), _: HctxHandle<Self>) -> blockyard_blkmq::Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(&self, _: &mut (), rq: BlkRequest<Self>, _: bool) -> Result<(), Busy<Self>> {
+        if self.goes_on.load(Ordering::Acquire) {
+            self.carry_out(rq);
+        } else {
+            self.held.lock().push(rq);
+        }
+        Ok(())
+    }
+}
+
+impl BlockDeviceOps for Stuck {}
+
+fn ram_disk() -> Arc<Bdev> {
+    let set = TagSet::new(Ram::new(), TagSetConfig::default()).unwrap();
+    let config = DiskConfig::new("ram0", Sector::from_bytes_floor(DISK_BYTES), Ram::limits());
+    let clock = Arc::new(MonotonicClock::new());
+    let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
+    Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap())
+}
+
+/// Many times the requests that it may have, and another disk is served as if there were none; when it goes on, all of them are
+/// done, each with its own data.
+#[test]
+fn a_disk_that_is_stuck_keeps_no_other_from_being_served() {
+    const MANY: u64 = 100;
+    let (driver, bdev) = Stuck::disk();
+    let tree = Tree::directory(OWNER);
+    let stuck = tree.add("stuck", bdev).unwrap().id;
+    let sound = tree.add("sound", ram_disk()).unwrap().id;
+    let mut client = Client::of(tree);
+    let write = |number: u64| WriteIn { offset: number * 4096, ..WriteIn::default() };
+    let read = |number: u64| ReadIn { offset: number * 4096, size: 4096, ..ReadIn::default() };
+    let mut waiting = std::collections::BTreeMap::new();
+    for number in 0..MANY {
+        let data = [number as u8 + 1; 4096];
+        let operation = Operation::Write(write(number), payload(&data));
+        let bytes = client.request(stuck, &operation);
+        client.send(&bytes);
+        waiting.insert(client.unique, number);
+        let operation = Operation::Write(write(number), payload(&data[..512]));
+        client.ask_of(sound, &operation, |reply| assert_eq!(reply, Reply::Written(512)));
+        let back = Operation::Read(ReadIn { size: 512, ..read(number) });
+        client.ask_of(sound, &back, |reply| assert_eq!(reply, Reply::Data(payload(&data[..512]))));
+    }
+    assert_eq!(driver.held.lock().len(), DEPTH);
+    driver.go_on();
+    while !waiting.is_empty() {
+        let answer = client.receive();
+        let header = Reply::header(&answer, 0).unwrap();
+        assert_eq!(header.error, 0);
+        waiting.remove(&header.unique).expect("an answer to nothing that was asked");
+    }
+    for number in 0..MANY {
+        let data = [number as u8 + 1; 4096];
+        client.ask_of(stuck, &Operation::Read(read(number)), |reply| {
+            assert_eq!(reply, Reply::Data(payload(&data)));
+        });
+    }
+}
+
+/// With requests one after the other, only one of two queues is woken for them after a while; when that one is gone, the other
+/// serves them.
+#[test]
+fn a_queue_that_is_woken_for_nothing_rests_until_it_is_called() {
+    let mut client = Client::with(Tree::single(ram_disk(), OWNER), 2);
+    let until = |client: &mut Client, watching: usize| {
+        let end = std::time::Instant::now() + PATIENCE;
+        while client.session.watchers.watching() != watching {
+            assert!(std::time::Instant::now() < end, "{watching} never watch");
+            client.is_well();
+        }
+    };
+    until(&mut client, 1);
+    client.session.watchers.call();
+    until(&mut client, 2);
+    until(&mut client, 1);
+    // Whichever it is that watches: one task is ended in the middle, without a word.
+    client.worker.take().unwrap().abort();
+    for _ in 0..100 {
+        client.is_well();
+    }
+    assert_eq!(client.session.watchers.watching(), 1);
+    client.worker = client.other.take();
+    // Closes the client's end.
+    client.socket = Client::new().socket;
+    client.has_ended();
+}
+
+/// One finds out that it is over, and the one that rests hears of it.
+#[test]
+fn the_end_is_everybody_s() {
+    let mut client = Client::with(Tree::single(ram_disk(), OWNER), 2);
+    let end = std::time::Instant::now() + PATIENCE;
+    while client.session.watchers.watching() > 1 {
+        assert!(std::time::Instant::now() < end, "both watch");
+        client.is_well();
+    }
+    client.socket = Client::new().socket;
+    client.has_ended();
+    client.worker = client.other.take();
+    client.has_ended();
+}
+
+/// What a disk that is stuck is asked has a bound, and nothing is lost by that.
+#[test]
+fn what_is_put_by_has_a_bound() {
+    let node = 7;
+    let outbox = Arc::new(Outbox::default());
+    let mut slots = Slots::new(1, 4096, outbox).unwrap();
+    assert!(slots.vacant().is_some() && slots.has_room(node));
+    slots.take(node);
+    assert!(!slots.has_room(node) && slots.has_room(8));
+    let write = |len: usize| Parked {
+        unique: 2,
+        wanted: Wanted::Write(WriteIn::default(), len),
+        data: Some(Segment::from_vec(vec![0; len])),
+    };
+    slots.park(node, write(crate::slots::MAX_PARKED_BYTES - 1));
+    assert!(slots.vacant().is_some());
+    slots.park(node, write(1));
+    assert!(slots.vacant().is_none(), "no more is read");
+    let bio = slots.at(0).unwrap().bio.take().unwrap();
+    assert_eq!(slots.give_back(0, bio), Some(node));
+    assert!(slots.unpark(node).is_some() && slots.vacant().is_some());
+    for _ in 0..crate::slots::MAX_PARKED {
+        slots.park(node, Parked { unique: 2, wanted: Wanted::Flush, data: None });
+    }
+    assert!(slots.vacant().is_none());
+    slots.forget_parked();
+    assert!(slots.vacant().is_some() && slots.are_idle());
 }
 
 /// Requests cut, lengthened and with bytes changed: each is answered at most once, and the next one well.

@@ -1,0 +1,250 @@
+//! Disks as files: one at a path, or all of a yard in a directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use blockyard_export_fuse::{self as fuse, Cache, Config, Mount, Shown};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, FrontDisk, bdev};
+use crate::api::{make_runtime_dir, runtime_dir};
+use crate::disks::{OpenDisk, OptionSpec, Settings, ValueKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::yard::report;
+
+/// The kind of disks that are a file.
+pub static KIND: ExportKind = ExportKind {
+    name: "fuse",
+    table: "[[fuse]]",
+    summary: "a disk served as a file over FUSE",
+    options: &[
+        OptionSpec::new("path", ValueKind::Path, "none", "an existing file to mount on"),
+        PAGE_CACHE,
+        ALLOW_OTHER,
+        MODE,
+    ],
+    whole_yard: false,
+    local_kernel: true,
+    check: |set| check(set, "path = \"disk.raw\""),
+    bind: |plan| bind(plan, false),
+};
+
+/// The kind of directories in which all disks of the yard are files.
+pub static DIRECTORY: ExportKind = ExportKind {
+    name: "mount",
+    table: "[[mount]]",
+    summary: "all disks served as files of a directory over FUSE",
+    options: &[
+        OptionSpec::new("path", ValueKind::Path, "none", "an existing directory to mount on"),
+        PAGE_CACHE,
+        ALLOW_OTHER,
+        MODE,
+    ],
+    whole_yard: true,
+    local_kernel: true,
+    check: |set| check(set, "path = \"disks\""),
+    bind: |plan| bind(plan, true),
+};
+
+const PAGE_CACHE: OptionSpec = OptionSpec::new(
+    "page_cache",
+    ValueKind::Flag,
+    "0",
+    "cache reads in the kernel's page cache until the file is reopened",
+);
+const ALLOW_OTHER: OptionSpec = OptionSpec::new(
+    "allow_other",
+    ValueKind::Flag,
+    "0",
+    "let other users open the files, subject to mode",
+);
+const MODE: OptionSpec =
+    OptionSpec::new("mode", ValueKind::Mode, "600", "permissions of the files, in octal");
+
+/// Where the records of mounts are, below the directory of run-time files.
+const RECORDS: &str = "mounted";
+
+fn check(set: &Settings, example: &str) -> Result<(), String> {
+    match set.path("path") {
+        Some(_) => Ok(()),
+        None => Err(format!("no path to mount on; add {example}")),
+    }
+}
+
+fn bind(plan: &ExportPlan, is_directory: bool) -> Result<Bound> {
+    (plan.kind.check)(&plan.settings).map_err(Error::usage)?;
+    let config = config(&plan.settings)?;
+    config.place(is_directory).prepare().map_err(error)?;
+    Ok(Box::new(move |front| {
+        let pending = Pending {
+            config,
+            is_directory,
+            disks: front
+                .disks
+                .iter()
+                .map(|disk| (disk.name.clone(), Arc::clone(&disk.open)))
+                .collect(),
+            threads: front.threads.to_vec(),
+        };
+        // One that cannot be opened is told before anybody is served.
+        pending.shown(front.plan)?;
+        let (shown, pending) = (pending.disks.clone(), Some(pending));
+        let state = Mutex::new(State { pending, shown });
+        Ok(Arc::new(Files { plan: front.plan.clone(), state, mount: OnceLock::new() }))
+    }))
+}
+
+fn config(set: &Settings) -> Result<Config> {
+    let path = set.path("path").unwrap_or(Path::new(""));
+    let mut config = Config::new(path, records()?);
+    if set.flag("page_cache").unwrap_or(false) {
+        config.cache = Cache::Used;
+    }
+    config.allow_other = set.flag("allow_other").unwrap_or(false);
+    let mode = set.number("mode").and_then(|mode| u32::try_from(mode).ok());
+    config.mode = mode.unwrap_or(config.mode);
+    Ok(config)
+}
+
+/// The directory of the records of mounts; its parent is there.
+pub(crate) fn records() -> Result<PathBuf> {
+    let directory = runtime_dir()?;
+    make_runtime_dir(&directory).map_err(|err| {
+        Error::failed(format!("cannot make {}", directory.display())).caused_by(err)
+    })?;
+    Ok(directory.join(RECORDS))
+}
+
+/// Mounts that daemons which died have left behind.
+///
+/// # Errors
+/// Their records, or the list of mounts, cannot be read.
+pub fn leftovers() -> Result<Vec<fuse::Leftover>> {
+    fuse::leftovers(&runtime_dir()?.join(RECORDS)).map_err(error)
+}
+
+/// What is mounted when it starts.
+struct Pending {
+    config: Config,
+    is_directory: bool,
+    disks: Disks,
+    threads: Vec<Handle>,
+}
+
+/// Disks by their names.
+type Disks = Vec<(String, Arc<OpenDisk>)>;
+
+impl Pending {
+    fn shown(&self, plan: &ExportPlan) -> Result<Shown> {
+        let mut disks = Vec::with_capacity(self.disks.len());
+        for (name, open) in &self.disks {
+            disks.push((name.clone(), bdev(plan, open)?));
+        }
+        match (self.is_directory, disks.pop()) {
+            (false, Some((_, bdev))) => Ok(Shown::File(bdev)),
+            (false, None) => Err(Error::failed("there is no disk to show")),
+            (true, last) => Ok(Shown::Directory(disks.into_iter().chain(last).collect())),
+        }
+    }
+}
+
+struct State {
+    /// Until it starts, or ends before that.
+    pending: Option<Pending>,
+    shown: Disks,
+}
+
+/// A mounted file system.
+struct Files {
+    plan: ExportPlan,
+    state: Mutex<State>,
+    mount: OnceLock<Arc<Mount>>,
+}
+
+impl Export for Files {
+    fn start(&self) -> Result<()> {
+        // Held until it is mounted: which disks there are may change meanwhile.
+        let mut state = self.state.lock();
+        let Some(mut pending) = state.pending.take() else { return Ok(()) };
+        pending.disks.clone_from(&state.shown);
+        let shown = pending.shown(&self.plan)?;
+        let mount = Mount::start(&pending.config, shown, &pending.threads).map_err(error)?;
+        // It was there to be started, and is so once.
+        let _ = self.mount.set(Arc::new(mount));
+        Ok(())
+    }
+
+    fn end(&self, grace: Duration) -> Doing<'_> {
+        drop(self.state.lock().pending.take());
+        Box::pin(async move {
+            let Some(mount) = self.mount.get().map(Arc::clone) else { return };
+            let ended = tokio::task::spawn_blocking(move || mount.end(grace)).await;
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(err)) => tracing::error!(%err, "a mount has not ended well"),
+                Err(err) => tracing::error!(%err, "unmounting failed"),
+            }
+        })
+    }
+
+    fn deserted(&self) -> Option<Doing<'_>> {
+        Some(Box::pin(self.mount.get()?.over()))
+    }
+
+    fn is_over(&self) -> bool {
+        self.mount.get().is_some_and(|mount| mount.is_over())
+    }
+
+    fn show(&self, disks: &[FrontDisk]) {
+        let mut state = self.state.lock();
+        let mount = self.mount.get();
+        let is_there = |name: &str, open: &Arc<OpenDisk>| {
+            disks.iter().any(|disk| disk.name == name && Arc::ptr_eq(&disk.open, open))
+        };
+        state.shown.retain(|(name, open)| {
+            let stays = is_there(name, open);
+            if let Some(mount) = mount.filter(|_| !stays) {
+                mount.remove(name);
+            }
+            stays
+        });
+        for FrontDisk { name, open, .. } in disks {
+            if state.shown.iter().any(|(known, _)| known == name) {
+                continue;
+            }
+            let added = mount
+                .map_or(Ok(()), |mount| mount.add(name, bdev(&self.plan, open)?).map_err(error));
+            match added {
+                Ok(()) => state.shown.push((name.clone(), Arc::clone(open))),
+                Err(err) => {
+                    tracing::warn!(export = self.plan.label(), disk = name, %err, "cannot show the disk");
+                }
+            }
+        }
+    }
+
+    fn report(&self) -> report::Served {
+        let Some(mount) = self.mount.get() else { return report::Served::default() };
+        let found = mount.report();
+        report::Served {
+            address: Some(format!("{}:{}", self.plan.kind.name, found.path.display())),
+            clients: u64::from(!found.is_over),
+            queues: Some(found.queues as u64),
+            requests: found.requests,
+        }
+    }
+}
+
+pub(crate) fn error(err: fuse::Error) -> Error {
+    use fuse::ErrorKind as Kind;
+    let kind = match err.kind() {
+        Kind::Unavailable => ErrorKind::Unavailable,
+        Kind::Busy => ErrorKind::Busy,
+        Kind::NotPermitted => ErrorKind::NotPermitted,
+        Kind::Unsuitable => ErrorKind::Usage,
+        Kind::NotFound | Kind::Io => ErrorKind::Failed,
+    };
+    Error::new(kind, "cannot mount").caused_by(err)
+}

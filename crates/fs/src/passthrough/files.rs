@@ -1,0 +1,97 @@
+//! Data of open files.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use blockyard_fuse::Errno;
+use blockyard_fuse::wire::{CopyFileRangeIn, FallocateIn, FopenFlags, LseekIn, OpenIn, OpenOut};
+use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
+
+use super::{CachePolicy, Passthrough, errno, open_flags};
+use crate::filesystem::Outcome;
+
+impl Passthrough {
+    pub(super) fn open_file(&self, node: u64, args: &OpenIn) -> Outcome<OpenOut> {
+        let flags = open_flags(args.flags);
+        if (flags & OFlags::RWMODE) != OFlags::RDONLY || flags.contains(OFlags::TRUNC) {
+            self.may_change()?;
+        }
+        let inode = self.at(node)?;
+        if inode.kind == FileType::Directory {
+            return Err(Errno::EISDIR);
+        }
+        self.reopen(&inode, flags).map(|file| self.opened(file))
+    }
+
+    /// A file that is open for the client.
+    pub(super) fn opened(&self, file: OwnedFd) -> OpenOut {
+        let open_flags = match self.options.cache {
+            CachePolicy::Never => FopenFlags::DIRECT_IO,
+            CachePolicy::Auto => FopenFlags::empty(),
+            CachePolicy::Always => FopenFlags::KEEP_CACHE,
+        };
+        OpenOut { fh: self.files.insert(file), open_flags, ..OpenOut::default() }
+    }
+}
+
+/// As much as there is.
+pub(super) fn read(file: impl AsFd, offset: u64, into: &mut [u8]) -> Outcome<usize> {
+    let mut done = 0;
+    while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pread(&file, rest, offset.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(len) => done += len,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) if done > 0 => break,
+            Err(err) => return Err(errno(err)),
+        }
+    }
+    Ok(done)
+}
+
+/// As much as there is room for.
+pub(super) fn write(file: impl AsFd, offset: u64, data: &[u8]) -> Outcome<u32> {
+    let mut done = 0;
+    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pwrite(&file, rest, offset.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(len) => done += len,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) if done > 0 => break,
+            Err(err) => return Err(errno(err)),
+        }
+    }
+    Ok(u32::try_from(done).unwrap_or(u32::MAX))
+}
+
+pub(super) fn sync(file: impl AsFd, data_only: bool) -> Outcome {
+    if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }.map_err(errno)
+}
+
+pub(super) fn allocate(file: impl AsFd, args: &FallocateIn) -> Outcome {
+    let mode = FallocateFlags::from_bits(args.mode).ok_or(Errno::EOPNOTSUPP)?;
+    rustix::fs::fallocate(file, mode, args.offset, args.length).map_err(errno)
+}
+
+/// The position of the open file is nobody's: reads and writes say where.
+pub(super) fn seek(file: impl AsFd, args: &LseekIn) -> Outcome<u64> {
+    // SEEK_DATA, SEEK_HOLE; all others the kernel does by itself.
+    let to = match args.whence {
+        3 => SeekFrom::Data(args.offset),
+        4 => SeekFrom::Hole(args.offset),
+        _ => return Err(Errno::EINVAL),
+    };
+    rustix::fs::seek(file, to).map_err(errno)
+}
+
+pub(super) fn copy(from: impl AsFd, to: impl AsFd, args: &CopyFileRangeIn) -> Outcome<u64> {
+    /// What one call copies, so that its length fits an answer.
+    const MOST: u64 = 1 << 30;
+    if args.flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let (mut off_in, mut off_out) = (args.off_in, args.off_out);
+    let len = usize::try_from(args.len.min(MOST)).unwrap_or(usize::MAX);
+    rustix::fs::copy_file_range(from, Some(&mut off_in), to, Some(&mut off_out), len)
+        .map(|len| len as u64)
+        .map_err(errno)
+}
