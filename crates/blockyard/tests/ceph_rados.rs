@@ -28,13 +28,13 @@ fn objects_of_a_cluster() {
     let lab = Cluster::start(&Options::default()).unwrap();
     lab.create_pool("yard", 8).unwrap();
     let yard = Yard { lab };
+    images::images_go_to_and_fro(&yard.lab);
     files_come_and_go(&yard);
     names_are_bytes(&yard);
     lists_and_places(&yard);
     load(&yard);
     what_goes_wrong_says_why(&yard);
     a_clock_may_be_off_by_an_hour(&yard);
-    images::images_go_to_and_fro(&yard.lab);
 }
 
 /// Tickets last as long as they are said to, by whatever clock.

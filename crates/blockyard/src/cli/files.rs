@@ -12,7 +12,7 @@ pub enum ShareCache {
     /// Names and attributes for a second; data until the file is reopened or has changed.
     #[default]
     Auto,
-    /// Everything: nobody else changes the directory.
+    /// Everything: nothing else changes the directory.
     Always,
 }
 

@@ -28,7 +28,7 @@ impl Both<'_> {
     }
 
     fn theirs(&self, args: &[&str]) -> String {
-        let args = [&["--rbd_default_pool=yard"][..], args].concat();
+        let args = [&["--rbd_default_pool=images"][..], args].concat();
         self.lab.run(self.lab.tool("rbd").args(args)).unwrap()
     }
 
@@ -92,6 +92,7 @@ fn has_their_keys(what: &str, (ours, theirs): (Value, Value)) {
 }
 
 pub(crate) fn images_go_to_and_fro(lab: &Cluster) {
+    lab.create_pool("images", 8).unwrap();
     let both = Both { lab };
     both.history();
     let (ours, theirs) = (both.text("ours.v2"), both.text("theirs.v2"));
