@@ -26,7 +26,7 @@ impl Disk {
         self.set_size(capacity, 0)
     }
 
-    /// As [`Disk::set_capacity`], with [`DiskConfig::tail_padding`].
+    /// As [`Disk::set_capacity`], with [`DiskConfig::tail_padding`](crate::DiskConfig::tail_padding).
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] past the largest size, or for more padding than a block has; [`ErrorKind::Offline`] once

@@ -36,7 +36,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
-    use blockyard_export_nbd::{Config, Export, Server};
+    use blockyard_export_nbd::{Config, Export, Server, ServerLimits};
 
     use super::super::record::tests::record;
     use super::super::store::Store;
@@ -93,14 +93,17 @@ mod tests {
         let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
         let below = maker.open(&file.to_str().unwrap().parse().unwrap()).unwrap();
         let served = Arc::new(below.disk().open(None, OpenMode::ReadWrite).unwrap());
-        let config = Config { exports: vec![Export::new("x", served)], ..Config::default() };
+        // One that does not wait for a last flush, as one that is killed.
+        let limits = ServerLimits { flush_grace: Duration::ZERO, ..ServerLimits::default() };
+        let config =
+            Config { exports: vec![Export::new("x", served)], limits, ..Config::default() };
         let server = Server::new(config, threads.handles().to_vec()).unwrap();
         let listener = UnixListener::bind(&socket).unwrap();
         let accepting = {
             let server = Arc::clone(&server);
             std::thread::spawn(move || server.serve(listener.accept().unwrap().0.into()))
         };
-        let uri = format!("nbd+unix:///x?socket={}&connections=1", socket.display());
+        let uri = format!("nbd+unix:///x?socket={}&connections=1&flush_after=0", socket.display());
         let open = maker.open(&uri.parse().unwrap()).unwrap();
         accepting.join().unwrap();
         let failed = store.failed_flush_of(7);
