@@ -40,7 +40,7 @@ pub struct Objecter {
     pub(super) admission: Admission,
     /// Those that wait for their turn, by number.
     pub(super) waiting: BTreeMap<u64, Box<Operation>>,
-    /// They are being started.
+    /// They are being started, or are to be started when all that came before them has been looked at.
     starting: bool,
     pub(super) watches: BTreeMap<u64, Watch>,
     pub(super) events: VecDeque<Event>,
@@ -201,6 +201,15 @@ impl Objecter {
             }
         }
         self.starting = false;
+    }
+
+    /// Does what may end operations while others are still to be sent: those whose turn it is are started afterwards, as they
+    /// came after all of these.
+    pub(super) fn before_starting(&mut self, now: Instant, work: impl FnOnce(&mut Self)) {
+        let starting = std::mem::replace(&mut self.starting, true);
+        work(self);
+        self.starting = starting;
+        self.start_waiting(now);
     }
 
     /// Takes an operation of this side's own, which is bounded by the number of watches.

@@ -122,6 +122,12 @@ impl Objecter {
         self.routes.renew()?;
         self.map_usable = self.routes.map.epoch();
         self.events.push_back(Event::Map(self.routes.map.epoch()));
+        // One whose pool is gone ends, and makes room for one that is not to pass those behind it.
+        self.before_starting(now, |it| it.follow_map(now, again));
+        Ok(())
+    }
+
+    fn follow_map(&mut self, now: Instant, again: bool) {
         for (osd, addr) in self.session_addrs() {
             let map = &self.routes.map;
             let now_at = map.addrs(osd).and_then(|addrs| addrs.msgr2());
@@ -134,7 +140,6 @@ impl Objecter {
             self.route(now, tid, Sensitivity::Primary, again);
         }
         self.aim_watches(now, again);
-        Ok(())
     }
 
     /// Nothing is sent from now on until the map has this epoch, such as one in which another client is shut out: neither what

@@ -1,8 +1,9 @@
 //! Where requests go when one thing changes in the map.
 
+use crate::clients::MAX_OPS;
 use crate::maps::FSID;
 use crate::world::{ERASURE, World};
-use crate::{QUIET, calm, clients, for_few_seeds, pass, run};
+use crate::{QUIET, calm, check_writes, clients, for_few_seeds, pass, run};
 use blockyard_rados::encoding::{Fsid, ObjectLocator, PgId};
 use blockyard_rados::mon::OsdMaps;
 use blockyard_rados::objecter::{Config, Objecter};
@@ -71,6 +72,42 @@ fn nothing_is_sent_before_the_map_has_the_epoch_of_the_barrier() {
         assert!(before(&world) >= 2);
         assert_eq!(world.clients[0].counts["writes"], 2);
         assert!(world.clients[0].writes.iter().all(|it| it.2 == clients::Fate::Acknowledged));
+    });
+}
+
+/// A map in which a pool is gone ends its operations, whose place others take that waited for their turn. They come after
+/// those that only this map lets go.
+#[test]
+fn what_takes_the_place_of_an_operation_whose_pool_is_gone_passes_none_before_it() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, is_idle);
+        let full = |world: &mut World, pool| {
+            world.change_map(|model| model.pools.get_mut(&pool).unwrap().flags = 2);
+        };
+        full(&mut world, 1);
+        full(&mut world, ERASURE);
+        pass(&mut world, Duration::from_secs(5));
+        let mut submit = |pool, until: &dyn Fn(&World) -> bool| {
+            while !until(&world) {
+                world.submit_write(0, pool, "object1", None);
+                world.pump(0);
+                // One that tries all the same is refused.
+                pass(&mut world, Duration::from_secs(5));
+            }
+        };
+        let held = |world: &World| world.clients[0].machine.objecter().waiting().len();
+        submit(ERASURE, &|world| held(world) == 1);
+        submit(1, &|world| held(world) == MAX_OPS + 4);
+        world.change_map(|model| {
+            model.pools.remove(&ERASURE);
+            model.pools.get_mut(&1).unwrap().flags = 0;
+        });
+        run(&mut world, QUIET, is_idle);
+        assert_eq!(world.clients[0].counts["no pool"], 1);
+        check_writes(&world);
     });
 }
 
