@@ -258,6 +258,10 @@ impl<'a, D: Disk> Subject<'a, D> {
         let is_there = self.record.head.is_some();
         match mutation {
             Mutation::Zero { .. } | Mutation::Truncate { .. } if !is_there => return Ok(()),
+            // As OSDs do it (`PrimaryLogPG::do_osd_ops`): nothing is kept for snapshots where nothing changes.
+            Mutation::Zero { offset, .. } if self.size()?.is_none_or(|size| *offset >= size) => {
+                return Ok(());
+            }
             Mutation::WriteFull(data) => {
                 check_size(0, data.len() as u64)?;
                 let file = self.own_file(false)?;

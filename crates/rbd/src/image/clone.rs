@@ -91,7 +91,8 @@ impl<S: ObjectStore> Image<S> {
         if ops.is_empty() { Ok(()) } else { self.write_object(&object, ops).await }
     }
 
-    /// An object is there now in all snapshots, too.
+    /// An object is there now in all snapshots, too. What a map knows of one that was there before stays: it may say that
+    /// the object changed between two snapshots.
     async fn note_below_snapshots(&self, number: u64) -> Result<()> {
         if !self.header.features.contains(Features::OBJECT_MAP) {
             return Ok(());
@@ -102,7 +103,8 @@ impl<S: ObjectStore> Image<S> {
             }
             let is_clean = index > 0 && self.header.features.contains(Features::FAST_DIFF);
             let state = if is_clean { ObjectState::ExistsClean } else { ObjectState::Exists };
-            let updated = self.update_map(Some(snapshot.id), number, state).await;
+            let only = Some(ObjectState::Nonexistent);
+            let updated = self.update_map(Some(snapshot.id), number, state, only).await;
             self.kept(snapshot.id, may_be_gone(updated)).await?;
         }
         Ok(())
@@ -174,7 +176,7 @@ impl<S: ObjectStore> Image<S> {
         if !self.hides_parent(object) {
             return Ok(());
         }
-        self.set_state(object, ObjectState::Exists).await?;
+        self.set_copied(object).await?;
         self.copy_up(object, Vec::new()).await
     }
 

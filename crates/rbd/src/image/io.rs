@@ -155,6 +155,7 @@ impl<S: ObjectStore> Image<S> {
             Change::Zero if !hides_parent && to_end && extent.offset == 0 => {
                 return self.remove_object(extent.object).await;
             }
+            Change::Zero if self.is_zero(extent).await? => return Ok(()),
             Change::Zero if to_end => Op::truncate(extent.offset),
             Change::Zero => Op::zero(extent.offset, extent.length),
             Change::Write(data) => Op::write(extent.offset, data),
@@ -175,6 +176,29 @@ impl<S: ObjectStore> Image<S> {
             Err(error) if error.is_not_found() => self.copy_up(extent.object, vec![op]).await,
             done => done,
         }
+    }
+
+    /// Whether a range is known to be zeroes already, of an object that has not changed since the last snapshot as far as the
+    /// map tells. A store does not touch an object in which there is nothing to be made zero, so the map must not say that it
+    /// has changed. Of one that has changed it says so anyway.
+    async fn is_zero(&self, extent: &ObjectExtent) -> Result<bool> {
+        let may_be_there = match self.map_state(extent.object) {
+            None | Some(ObjectState::Exists) => return Ok(false),
+            // What is there has changed then, and a whole object needs no look at the parent.
+            _ if self.header.context.snaps.is_empty() => return Ok(false),
+            state => state != Some(ObjectState::Nonexistent),
+        };
+        if may_be_there && let Some(size) = self.object_size(extent.object).await? {
+            return Ok(size <= extent.offset);
+        }
+        let seen = self.read_parent(extent.image_offset, extent.length).await?;
+        Ok(seen.iter().all(|byte| *byte == 0))
+    }
+
+    /// Whether an object has nothing from the begin of a range on, or is not there.
+    pub(super) async fn ends_before(&self, extent: &ObjectExtent) -> Result<bool> {
+        let size = self.object_size(extent.object).await?;
+        Ok(size.is_none_or(|size| size <= extent.offset))
     }
 
     pub(super) async fn write_object(&self, object: &ObjectName, ops: Vec<Op>) -> Result<()> {

@@ -79,7 +79,7 @@ impl<S: ObjectStore> Image<S> {
         if self.map_state(object).is_none_or(|known| known == state) {
             return Ok(());
         }
-        let updated = self.update_map(None, object, state).await;
+        let updated = self.update_map(None, object, state, None).await;
         self.kept(NOSNAP, updated).await?;
         if let Some(map) = self.map.lock().as_mut() {
             map.set(object, state);
@@ -87,18 +87,42 @@ impl<S: ObjectStore> Image<S> {
         Ok(())
     }
 
-    /// Notes an object's state in the map of the image or a snapshot.
+    /// Notes that an object is there, below all snapshots, of which nothing was known. A write that goes on beside this may
+    /// note more, which stays.
+    pub(super) async fn set_copied(&self, object: u64) -> Result<()> {
+        let known = self.map_state(object);
+        let Some(known @ (ObjectState::Nonexistent | ObjectState::Pending)) = known else {
+            return Ok(());
+        };
+        let has_snapshots = !self.header.context.snaps.is_empty();
+        let is_clean = has_snapshots && self.header.features.contains(Features::FAST_DIFF);
+        let state = if is_clean { ObjectState::ExistsClean } else { ObjectState::Exists };
+        let updated = self.update_map(None, object, state, Some(known)).await;
+        self.kept(NOSNAP, updated).await?;
+        if let Some(map) = self.map.lock().as_mut()
+            && map.state(object) == Some(known)
+        {
+            map.set(object, state);
+        }
+        Ok(())
+    }
+
+    /// Notes an object's state in the map of the image or a snapshot; with `only`, if the state is that before.
     pub(super) async fn update_map(
         &self,
         snapshot: Option<u64>,
         object: u64,
         state: ObjectState,
+        only: Option<ObjectState>,
     ) -> Result<()> {
         let update = method("object_map_update", |w| {
             w.u64(object);
             w.u64(object + 1);
             w.u8(state as u8);
-            w.bool(false);
+            w.bool(only.is_some());
+            if let Some(only) = only {
+                w.u8(only as u8);
+            }
         });
         tell(&self.store, &names::object_map(&self.id, snapshot), vec![update]).await
     }

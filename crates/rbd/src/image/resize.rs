@@ -80,6 +80,9 @@ impl<S: ObjectStore> Image<S> {
             return self.change(extent, Change::Zero).await;
         }
         if self.map_state(extent.object) == Some(ObjectState::ExistsClean) {
+            if self.ends_before(extent).await? {
+                return Ok(());
+            }
             self.set_state(extent.object, ObjectState::Exists).await?;
         }
         let op = crate::store::Op::zero(extent.offset, extent.length);

@@ -56,7 +56,9 @@ pub(crate) fn diff(
 
 /// The object map is what objects are.
 pub(crate) fn check_map(lab: &Lab, image: &str) {
-    rbd(lab, &["object-map", "check", "--no-progress", image]);
+    let mut check = lab.tool("rbd");
+    let said = check.args(["-p", POOL, "object-map", "check", "--no-progress", image]).output();
+    let said = String::from_utf8_lossy(&said.unwrap().stderr).into_owned();
     let info = json(lab, &["info", image]);
-    assert_eq!(info["flags"].as_array().map(Vec::len), Some(0), "{info}");
+    assert_eq!(info["flags"].as_array().map(Vec::len), Some(0), "{info}: {said}");
 }

@@ -1,5 +1,6 @@
 //! Random operations on images and their clones, against a model in memory.
 
+use super::states::check_states;
 use super::{Store, open, run, store};
 use crate::format::{Features, Layout, ObjectState};
 use crate::image::{CreateOptions, Image, create};
@@ -176,6 +177,7 @@ impl Run {
                 self.same(&found, bytes, &format!("{} at {snapshot}", name(index)));
             }
             self.check_map(&image).await;
+            check_states(&self.store, &name(index), &self.log).await;
         }
     }
 

@@ -5,6 +5,7 @@ mod diffs;
 mod faults;
 mod fsx;
 mod images;
+mod states;
 mod upkeep;
 
 use crate::dir::DirStore;
