@@ -274,7 +274,7 @@ fn a_disk_that_somebody_holds_frozen_is_removed() {
         drop(disk);
         tell.send(()).unwrap();
     });
-    gone.recv_timeout(Duration::from_secs(10)).expect("it is removed");
+    gone.recv_timeout(Duration::from_secs(60)).expect("it is removed");
     removing.join().unwrap();
     rig.disk.unfreeze();
     assert_eq!(rig.script.counts.flushes.load(Ordering::SeqCst), 1);
