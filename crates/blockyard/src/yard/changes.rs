@@ -273,8 +273,31 @@ mod tests {
     use std::task::Poll;
     use std::time::Duration;
 
+    use parking_lot::Mutex;
+
     use super::*;
+    use crate::exports::{Doing, Export};
     use crate::yard::plan::NbdPlan;
+    use crate::yard::report::Served;
+
+    /// Notes how long it may take to end.
+    #[derive(Default)]
+    struct Ended(Mutex<Option<Duration>>);
+
+    impl Export for Ended {
+        fn start(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn end(&self, grace: Duration) -> Doing<'_> {
+            *self.0.lock() = Some(grace);
+            Box::pin(async {})
+        }
+
+        fn report(&self) -> Served {
+            Served { address: None, clients: 0, queues: None, requests: 0 }
+        }
+    }
 
     #[tokio::test]
     async fn an_end_waits_for_a_change_under_way_and_lets_no_other_begin() {
@@ -297,6 +320,18 @@ mod tests {
         drop(change);
         ending.await.unwrap().into_result().unwrap();
         assert!(yard.inside.read().disks.is_empty() && yard.layer.disks().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_change_that_does_not_end_takes_no_time_from_the_rest() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let plan = Arc::new(ExportPlan::new(&crate::exports::nbd::KIND, "a", "e"));
+        let ended = Arc::<Ended>::default();
+        let export: Arc<dyn Export> = Arc::<Ended>::clone(&ended);
+        yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
+        let _stuck = yard.turns.of([Subject::disk("a")]).await;
+        yard.end(Duration::from_secs(2)).await.into_result().unwrap();
+        assert!(ended.0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
     }
 
     #[tokio::test]

@@ -431,16 +431,18 @@ impl Yard {
         inside.exports.iter().filter(counts).map(|it| Arc::clone(&it.export)).collect()
     }
 
-    /// Ends all of it, within `grace` and [`LEAST`]; only disks of this machine take as long as they take.
+    /// Ends all of it, once changes under way are over, for which they have `grace`: within `grace` and [`LEAST`] from then on.
+    /// Only disks of this machine take as long as they take.
     pub(crate) async fn end(&self, grace: Duration) -> Losses {
-        let end = Instant::now() + grace;
-        let left = || end.saturating_duration_since(Instant::now());
         self.inside.write().is_closed = true;
         self.ending.send_replace(true);
         // What is being closed has its queue threads until it is.
         let _changing = tokio::time::timeout(grace, self.turns.over()).await;
         // As with those below, a server has its limit, and disks of this machine take as long as they take.
         drop(self.closing.write().await);
+        // What those took is not taken from servers and clients that have done nothing wrong.
+        let end = Instant::now() + grace;
+        let left = || end.saturating_duration_since(Instant::now());
         let mut losses = std::mem::take(&mut *self.lost.lock());
         let (disks, exports) = {
             let mut inside = self.inside.write();
