@@ -9,6 +9,7 @@ use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
 use super::{Inside, Opening, Yard, YardExport, show_disks};
+use crate::daemon::Losses;
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
@@ -119,10 +120,23 @@ impl Yard {
     /// There is none of that name, it has exports, or its last flush has failed: it is closed all the same then.
     pub async fn remove_disk(&self, name: &str, save: Option<&Edit<'_>>) -> Result<()> {
         let _turn = self.turns.of([Subject::disk(name)]).await;
-        self.changed(save, self.remove_disk_now(name)).await
+        // It is gone, whatever was lost with it: the file says so before that is told.
+        let mut losses = Losses::default();
+        let removed = async {
+            losses = self.remove_disk_now(name).await?;
+            Ok(())
+        };
+        let saved = self.changed(save, removed).await;
+        losses.into_result().inspect_err(|_| {
+            if let Err(err) = &saved {
+                tracing::error!(%err, "the removal of {name} was not saved");
+            }
+        })?;
+        saved
     }
 
-    async fn remove_disk_now(&self, name: &str) -> Result<()> {
+    /// Says what was lost with it.
+    async fn remove_disk_now(&self, name: &str) -> Result<Losses> {
         // Held before it is taken out: an end finds it in the yard, or waits for this.
         let _closing = self.closing.read().await;
         let disk = {
@@ -137,7 +151,7 @@ impl Yard {
             let at = inside.disks.iter().position(|disk| disk.name == name);
             at.map(|at| inside.disks.remove(at))
         };
-        let Some(disk) = disk else { return Ok(()) };
+        let Some(disk) = disk else { return Ok(Losses::default()) };
         self.take_from_exports().await;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
@@ -146,7 +160,7 @@ impl Yard {
             // Who has asked may hear nothing more of this daemon.
             self.lost.lock().extend(losses.clone());
         }
-        losses.into_result()
+        Ok(losses)
     }
 
     /// Those of the whole yard let go of what is not in it any more.
@@ -356,6 +370,27 @@ mod tests {
         removing.await.unwrap_err();
         let lost = ending.await.unwrap().into_result().unwrap_err();
         assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_whose_last_flush_fails_is_removed_from_the_file_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, uri) =
+            (dir.path().join("yard.toml"), format!("file:{}", dir.path().join("a").display()));
+        let text = format!(
+            "[[disk]]\nname = \"a\"\nuri = \"{uri}\"\n\n[[disk]]\nname = \"b\"\nuri = \"ram:1M\"\n\n\
+             [nbd]\nlisten = \"unix:s\"\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.keep_in(file.clone());
+        yard.add_disk(format!("{uri}?create=1M&name=a").parse().unwrap(), false, None).await.unwrap();
+        yard.disk("a").unwrap().disk().fail_flushes();
+        let lost = yard.remove_disk("a", Some(&Edit::RemoveDisk("a"))).await.unwrap_err();
+        assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
+        let saved = std::fs::read_to_string(&file).unwrap();
+        assert!(saved.contains("\"b\"") && !saved.contains("\"a\""), "{saved}");
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
     }
 
     #[tokio::test]
