@@ -8,7 +8,7 @@ use blockyard_blkmq::DiskFlags;
 use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
-use super::{Inside, Opening, Yard, YardExport, show_disks};
+use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks};
 use crate::daemon::Losses;
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
@@ -88,9 +88,16 @@ impl Yard {
                 Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
             );
         }
+        let Ok(place) = Arc::clone(&self.openings).try_acquire_owned() else {
+            let what = format!("{MAX_OPENINGS} disks are being opened already");
+            return Err(Error::new(ErrorKind::Busy, what)
+                .help("wait until their drivers have given up, or restart the daemon"));
+        };
         let (yard, opening) = (Arc::clone(self), Arc::<Opening>::default());
         let other_end = Arc::clone(&opening);
         let mut opened = tokio::task::spawn_blocking(move || {
+            // Who has given it up does not end the thread.
+            let _place = place;
             yard.open_disk_unless(&plan, DiskFlags::empty(), &other_end).map(drop)
         });
         let mut ending = self.ending.subscribe();
@@ -288,6 +295,7 @@ mod tests {
     use std::time::Duration;
 
     use parking_lot::Mutex;
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
     use crate::exports::{Doing, Export};
@@ -390,6 +398,33 @@ mod tests {
         assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
         let saved = std::fs::read_to_string(&file).unwrap();
         assert!(saved.contains("\"b\"") && !saved.contains("\"a\""), "{saved}");
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_opening_that_was_given_up_counts_until_its_thread_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("silent");
+        let silent = tokio::net::UnixListener::bind(&path).unwrap();
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let others = u32::try_from(MAX_OPENINGS - 1).unwrap();
+        let others = yard.openings.acquire_many(others).await.unwrap();
+        let stuck = format!("nbd+unix:///?socket={}&timeout=10m&name=a", path.display());
+        let mut peer = None;
+        let unwanted = async { peer = Some(silent.accept().await.unwrap().0) };
+        let adding = yard.add_disk_unless(stuck.parse().unwrap(), false, None, unwanted);
+        adding.await.unwrap_err();
+        let add = || yard.add_disk("ram:1M?name=b".parse().unwrap(), false, None);
+        assert_eq!(add().await.unwrap_err().kind(), ErrorKind::Busy);
+        // What is no NBD server is not waited for.
+        peer.unwrap().write_all(&[b'x'; 64]).await.unwrap();
+        let added = async {
+            while add().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), added).await.unwrap();
+        drop(others);
         yard.end(Duration::from_secs(60)).await.into_result().unwrap();
     }
 

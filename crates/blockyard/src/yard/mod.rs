@@ -19,6 +19,7 @@ use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, DiskListener, Event, M
 use blockyard_export_nbd::{Address, Listener, Server};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::daemon::Losses;
@@ -35,6 +36,8 @@ use turns::Turns;
 
 /// What a server has for the last flush when those before have used up the grace.
 const LEAST: Duration = Duration::from_secs(1);
+/// Disks that are being opened at a time, with those whose opening was given up and has not ended: each has a thread.
+const MAX_OPENINGS: usize = 256;
 
 /// Disks and exports by name, and what they live on. Whatever opens or closes is called from where it may wait, and never on a
 /// queue thread.
@@ -51,6 +54,8 @@ pub struct Yard {
     showing: Arc<Mutex<()>>,
     /// Who changes what.
     turns: Turns,
+    /// Room for threads that open a disk.
+    openings: Arc<Semaphore>,
     events: Arc<Events>,
     /// The file that says what there is, if there is one.
     file: OnceLock<PathBuf>,
@@ -173,6 +178,7 @@ impl Yard {
             inside: Arc::default(),
             showing: Arc::default(),
             turns: Turns::default(),
+            openings: Arc::new(Semaphore::new(MAX_OPENINGS)),
             events: Arc::default(),
             file: OnceLock::new(),
             saving: tokio::sync::Mutex::default(),
