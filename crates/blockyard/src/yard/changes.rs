@@ -8,7 +8,7 @@ use blockyard_blkmq::DiskFlags;
 use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
-use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks};
+use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks, shutting_down};
 use crate::daemon::Losses;
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
@@ -63,7 +63,7 @@ impl Yard {
         let mut unwanted = pin!(unwanted);
         let name = plan.options.name.clone().unwrap_or_default();
         let _turn = tokio::select! {
-            turn = self.turns.of([Subject::disk(&name)]) => turn,
+            turn = self.turns.of([Subject::disk(&name)]) => turn?,
             () = &mut unwanted => return Err(given_up()),
         };
         if only_new && self.inside.read().disk(&name).is_ok() {
@@ -112,7 +112,7 @@ impl Yard {
             // Its end needs nothing of what is not there yet.
             () = async { drop(ending.wait_for(|ending| *ending).await) } => {
                 if opening.ends() {
-                    return Err(Error::failed("the daemon is shutting down"));
+                    return Err(shutting_down());
                 }
                 opened.await
             }
@@ -126,7 +126,7 @@ impl Yard {
     /// # Errors
     /// There is none of that name, it has exports, or its last flush has failed: it is closed all the same then.
     pub async fn remove_disk(&self, name: &str, save: Option<&Edit<'_>>) -> Result<()> {
-        let _turn = self.turns.of([Subject::disk(name)]).await;
+        let _turn = self.turns.of([Subject::disk(name)]).await?;
         // It is gone, whatever was lost with it: the file says so before that is told.
         let mut losses = Losses::default();
         let removed = async {
@@ -189,7 +189,7 @@ impl Yard {
         save: Option<&Edit<'_>>,
     ) -> Result<Outcome> {
         let subjects = [Subject::disk(&plan.disk), Subject::export(plan.kind, &plan.name)];
-        let _turn = self.turns.of(subjects).await;
+        let _turn = self.turns.of(subjects).await?;
         self.changed(save, self.add_export_now(plan)).await
     }
 
@@ -247,7 +247,7 @@ impl Yard {
                 |inside: &Inside| inside.export(kind, name).map(|it| it.plan.disk.clone());
             let disk = disk_of(&self.inside.read()).unwrap_or_default();
             let subjects = [Subject::disk(&disk), Subject::export(kind, name)];
-            let _turn = self.turns.of(subjects).await;
+            let _turn = self.turns.of(subjects).await?;
             // While it was waited for, there may have come another of that name.
             if disk_of(&self.inside.read()).is_none_or(|now| now == disk) {
                 return self.changed(save, self.remove_export_now(kind, name)).await;
@@ -279,7 +279,7 @@ impl Yard {
         shrink: bool,
         save: Option<&Edit<'_>>,
     ) -> Result<()> {
-        let _turn = self.turns.of([Subject::disk(disk)]).await;
+        let _turn = self.turns.of([Subject::disk(disk)]).await?;
         let open = self.disk(disk)?;
         let set = async {
             let set = tokio::task::spawn_blocking(move || live::set(&open, &settings, shrink));
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(yard.add_disk(plan.clone(), false, None).await.unwrap(), Outcome::Made);
         assert_eq!(yard.add_disk(plan.clone(), false, None).await.unwrap(), Outcome::Same);
         // As a removal holds it that closes a disk.
-        let change = yard.turns.of([Subject::disk("a")]).await;
+        let change = yard.turns.of([Subject::disk("a")]).await.unwrap();
         let ending = Arc::clone(&yard);
         let ending = tokio::spawn(async move { ending.end(Duration::from_secs(60)).await });
         while !yard.inside.read().is_closed {
@@ -351,7 +351,7 @@ mod tests {
         let ended = Arc::<Ended>::default();
         let export: Arc<dyn Export> = Arc::<Ended>::clone(&ended);
         yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
-        let _stuck = yard.turns.of([Subject::disk("a")]).await;
+        let _stuck = yard.turns.of([Subject::disk("a")]).await.unwrap();
         yard.end(Duration::from_secs(2)).await.into_result().unwrap();
         assert!(ended.0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
     }
@@ -363,7 +363,7 @@ mod tests {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.add_disk(uri.parse().unwrap(), false, None).await.unwrap();
         yard.disk("a").unwrap().disk().fail_flushes();
-        let change = yard.turns.of([Subject::disk("a")]).await;
+        let change = yard.turns.of([Subject::disk("a")]).await.unwrap();
         let removing = Arc::clone(&yard);
         let mut removing = Box::pin(async move { removing.remove_disk("a", None).await });
         // Until it stands before the lock, where it is before the end.
@@ -471,7 +471,7 @@ mod tests {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();
         let size = |text| vec![crate::disks::setting("size", text).unwrap()];
-        let change = yard.turns.of([Subject::disk("a")]).await;
+        let change = yard.turns.of([Subject::disk("a")]).await.unwrap();
         let set = |text| yard.set("a", size(text), false, None);
         let (first, second) = (set("4M"), set("2M"));
         let ((), first, second) = tokio::join!(async { drop(change) }, first, second);

@@ -332,9 +332,9 @@ impl Yard {
         let why_not = {
             let mut inside = self.inside.write();
             if inside.is_closed {
-                Some("the daemon is shutting down")
+                Some(shutting_down())
             } else if !opening.ends() {
-                Some("cancelled")
+                Some(Error::failed("cancelled"))
             } else {
                 inside.disks.push(disk);
                 None
@@ -344,7 +344,7 @@ impl Yard {
             // Nothing was written to it.
             let _ = open.close_now(&self.layer, Duration::ZERO);
             open.layers().for_each(|layer| self.watched.remove(layer.disk()));
-            return Err(Error::failed(why_not));
+            return Err(why_not);
         }
         self.events.push(added);
         show_disks(&self.inside, &self.showing);
@@ -377,7 +377,7 @@ impl Yard {
         {
             let mut inside = self.inside.write();
             if inside.is_closed {
-                return Err(Error::failed("the daemon is shutting down"));
+                return Err(shutting_down());
             }
             inside.exports.push(opened);
         }
@@ -474,6 +474,10 @@ impl Yard {
         }
         losses
     }
+}
+
+fn shutting_down() -> Error {
+    Error::failed("the daemon is shutting down")
 }
 
 /// Has the exports of the whole yard show the disks that there are now, one call after the other: the last one knows of all.
