@@ -24,9 +24,9 @@ pub use directory::{make as make_runtime_dir, pass_runtime_dir, runtime_dir};
 pub use openapi::document;
 pub use problem::Problem;
 pub(crate) use routes::metrics_router;
-pub use server::Server;
 #[cfg(test)]
 pub(crate) use server::Accept;
+pub use server::Server;
 pub(crate) use server::serve_connections;
 
 /// The longest body of a request.

@@ -392,7 +392,9 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.keep_in(file.clone());
-        yard.add_disk(format!("{uri}?create=1M&name=a").parse().unwrap(), false, None).await.unwrap();
+        yard.add_disk(format!("{uri}?create=1M&name=a").parse().unwrap(), false, None)
+            .await
+            .unwrap();
         yard.disk("a").unwrap().disk().fail_flushes();
         let lost = yard.remove_disk("a", Some(&Edit::RemoveDisk("a"))).await.unwrap_err();
         assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
