@@ -184,7 +184,7 @@ fn those_who_listen_to_events_leave_room_for_those_who_ask() {
     let mut refused = 0;
     for _ in 0..LISTENERS {
         let mut stream = asked(&daemon, "GET /v1/events HTTP/1.1\r\nhost: b\r\n\r\n");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut head = [0; 12];
         stream.read_exact(&mut head).expect("no room for another connection");
         match &head[9..] {

@@ -361,7 +361,7 @@ fn limits_are_told_while_a_queue_drains() {
         }
         let (disk, tell) = (Arc::clone(&rig.disk), tell.clone());
         std::thread::spawn(move || tell.send((disk.limits(), disk.nr_requests())));
-        let answer = told.recv_timeout(Duration::from_secs(10));
+        let answer = told.recv_timeout(Duration::from_secs(60));
         rig.script.finish_all();
         changing.join().unwrap().unwrap();
         assert_eq!(answer.expect("an answer while it drains").1, 4);
@@ -473,7 +473,7 @@ fn a_resize_that_cannot_be_does_not_wait_for_what_is_out() {
             let refused = disk.resize_bytes(32 * 512).map_err(|err| err.kind());
             tell.send(refused).unwrap();
         });
-        let refused = told.recv_timeout(Duration::from_secs(10));
+        let refused = told.recv_timeout(Duration::from_secs(60));
         rig.script.finish_all();
         assert_eq!(refused, Ok(Err(ErrorKind::NotSupported)));
     });

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use blockyard_blkmq::reservation::{PrError, PrType};
@@ -15,7 +16,7 @@ use blockyard_conformance::HeldDisk;
 use parking_lot::Mutex;
 
 use crate::rig::{Ends, Rig, Watchdog};
-use crate::script::{Config, SECTOR};
+use crate::script::{Chances, Config, SECTOR};
 
 fn limits() -> Limits {
     Limits { features: Features::NOMERGES, ..Limits::default() }
@@ -274,10 +275,62 @@ fn a_disk_that_somebody_holds_frozen_is_removed() {
         drop(disk);
         tell.send(()).unwrap();
     });
-    gone.recv_timeout(Duration::from_secs(10)).expect("it is removed");
+    gone.recv_timeout(Duration::from_secs(60)).expect("it is removed");
     removing.join().unwrap();
     rig.disk.unfreeze();
     assert_eq!(rig.script.counts.flushes.load(Ordering::SeqCst), 1);
+    rig.tear_down();
+}
+
+/// What a thread returns, which ends as the driver goes on.
+fn stepping<T>(rig: &Rig, thread: ScopedJoinHandle<'_, T>) -> T {
+    while !thread.is_finished() {
+        rig.script.step();
+        std::thread::yield_now();
+    }
+    thread.join().unwrap()
+}
+
+#[test]
+fn a_disk_that_is_frozen_and_flushed_has_answered_nothing_that_is_not_durable() {
+    let limits = Limits { features: Features::WRITE_CACHE | Features::NOMERGES, ..limits() };
+    let rig = rig(set(1, 2), limits, 64);
+    let _watchdog = Watchdog::new("a flush", 60, String::new);
+    rig.submit(0, write(0));
+    assert_eq!((rig.script.out(), rig.ends.count()), (1, 0));
+    let flushes = || rig.script.counts.flushes.load(Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let freezing = scope.spawn(|| rig.disk.freeze_and_flush());
+        while !rig.disk.show().contains("frozen 1") {
+            std::thread::yield_now();
+        }
+        rig.submit(0, write(8));
+        let waits = !freezing.is_finished() && flushes() == 0;
+        assert_eq!((stepping(&rig, freezing), waits), (Status::Ok, true));
+    });
+    assert_eq!(flushes(), 1);
+    let ops: Vec<_> = asked(&rig, 0).into_iter().map(|(op, _)| op).collect();
+    assert_eq!(ops, [Op::Write, Op::Flush]);
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok], "the other one waits");
+    rig.disk.unfreeze();
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    assert_eq!(asked(&rig, 0).last(), Some(&(Op::Write, 8)));
+    rig.tear_down();
+}
+
+#[test]
+fn who_freezes_and_flushes_a_disk_is_told_that_the_flush_has_failed() {
+    let limits = Limits { features: Features::WRITE_CACHE, ..limits() };
+    let chances = Chances { error: 1000, ..Chances::default() };
+    let config = Config { limits: limits.validate().unwrap(), chances, ..Config::default() };
+    let rig = Rig::new(1, set(1, 2), config, 64);
+    let _watchdog = Watchdog::new("a flush", 60, String::new);
+    let status =
+        std::thread::scope(|scope| stepping(&rig, scope.spawn(|| rig.disk.freeze_and_flush())));
+    assert!(!status.is_ok(), "{status}");
+    rig.disk.unfreeze();
     rig.tear_down();
 }
 

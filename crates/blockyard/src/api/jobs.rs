@@ -142,6 +142,12 @@ impl Wanted {
         let subject = subject.to_owned();
         Self { kind, subject, source: None, cancel: None, amount: None, is_kept: false }
     }
+
+    /// Whether both are copies, and one writes to what the other reads or writes.
+    fn is_in_the_way_of(&self, other: &Self) -> bool {
+        let (Some(source), Some(others)) = (&self.source, &other.source) else { return false };
+        self.subject == other.subject || *source == other.subject || self.subject == *others
+    }
 }
 
 impl Known {
@@ -197,6 +203,15 @@ pub(super) struct Running {
     job: Arc<Known>,
 }
 
+/// Why a job was not begun.
+#[derive(Debug)]
+pub(super) enum NotBegun {
+    /// There are too many.
+    Full(Error),
+    /// Another one is in its way.
+    InUse(Error),
+}
+
 /// What has come of the wish to be rid of a job.
 pub(super) enum Gone {
     /// It will end soon.
@@ -215,14 +230,21 @@ impl Jobs {
     /// Begins one.
     ///
     /// # Errors
-    /// There are too many.
-    pub(super) fn begin(self: &Arc<Self>, wanted: Wanted) -> Result<Running, Error> {
+    /// There are too many. A copy that runs writes to a disk of this one, or reads what this one would write to.
+    pub(super) fn begin(self: &Arc<Self>, wanted: Wanted) -> Result<Running, NotBegun> {
         let job = {
             let mut known = self.known.lock();
             let running = known.jobs.iter().filter(|job| job.ended.lock().is_none()).count();
             if running >= MAX_RUNNING {
                 let what = format!("{running} jobs are running already");
-                return Err(Error::new(ErrorKind::Busy, what).help("see GET /v1/jobs"));
+                let err = Error::new(ErrorKind::Busy, what).help("see GET /v1/jobs");
+                return Err(NotBegun::Full(err));
+            }
+            let mut running = known.jobs.iter().filter(|job| job.ended.lock().is_none());
+            if let Some(other) = running.find(|job| wanted.is_in_the_way_of(&job.wanted)) {
+                let what = format!("a copy to {:?} is under way", other.wanted.subject);
+                let help = format!("wait for it, or cancel it: DELETE /v1/jobs/{}", other.id);
+                return Err(NotBegun::InUse(Error::new(ErrorKind::Busy, what).help(help)));
             }
             known.last += 1;
             let (began, since) = (SystemTime::now(), Instant::now());
@@ -351,11 +373,30 @@ mod tests {
         let running: Vec<_> =
             (0..MAX_RUNNING).map(|_| jobs.begin(kept(Kind::AddDisk)).unwrap()).collect();
         let refused = jobs.begin(kept(Kind::AddDisk)).err().unwrap();
-        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert!(matches!(refused, NotBegun::Full(err) if err.kind() == ErrorKind::Busy));
         running.into_iter().for_each(|job| job.done(None));
         jobs.begin(kept(Kind::AddDisk)).unwrap().done(None);
         let listed = jobs.list();
         assert_eq!((listed.len(), listed[0].id), (MAX_ENDED, 2), "the oldest is forgotten");
+    }
+
+    #[test]
+    fn no_two_copies_write_to_a_disk_or_one_to_what_the_other_reads() {
+        let jobs = Jobs::new(&Arc::default());
+        let copy = |source: &str, target| {
+            let source = Some(source.to_owned());
+            jobs.begin(Wanted { source, ..Wanted::new(Kind::Copy, target) })
+        };
+        let first = copy("a", "b").unwrap();
+        for (source, target) in [("a", "b"), ("c", "b"), ("b", "c"), ("c", "a"), ("b", "a")] {
+            let refused = copy(source, target).err().unwrap();
+            assert!(matches!(refused, NotBegun::InUse(err) if err.kind() == ErrorKind::Busy));
+        }
+        let beside = [copy("a", "c").unwrap(), copy("d", "e").unwrap()];
+        let check = jobs.begin(Wanted::new(Kind::Check, "b")).unwrap();
+        first.done(None);
+        copy("f", "b").unwrap().done(None);
+        beside.into_iter().chain([check]).for_each(|job| job.done(None));
     }
 
     #[tokio::test]

@@ -24,6 +24,8 @@ pub use directory::{make as make_runtime_dir, pass_runtime_dir, runtime_dir};
 pub use openapi::document;
 pub use problem::Problem;
 pub(crate) use routes::metrics_router;
+#[cfg(test)]
+pub(crate) use server::Accept;
 pub use server::Server;
 pub(crate) use server::serve_connections;
 
@@ -34,7 +36,7 @@ const BODY_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 3
 /// The longest answer that a client takes.
 const MAX_ANSWER: usize = 64 << 20;
 /// Connections at a time.
-const MAX_CONNECTIONS: usize = 128;
+pub(crate) const MAX_CONNECTIONS: usize = 128;
 /// Of those, the ones that may listen to events: the others are for those who ask.
 const MAX_LISTENERS: usize = 64;
 /// Daemons of the same number, in PID namespaces of their own, that can share a runtime directory.

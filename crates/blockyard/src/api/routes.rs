@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::jobs::{Cancel, Job, Jobs, Kind, Running, Wanted};
+use super::jobs::{Cancel, Job, Jobs, Kind, NotBegun, Running, Wanted};
 use super::problem::{Answer, Refusal};
 use super::request::{self, Query, WantedDisk};
 use super::{Attached, BODY_PATIENCE, MAX_LISTENERS, MAX_REQUEST, openapi};
@@ -132,8 +132,12 @@ impl Served {
     }
 
     pub(super) fn begin(&self, place: &str, wanted: Wanted) -> Answer<Running> {
-        let full = |err| Refusal::new(place, &err).with_status(StatusCode::SERVICE_UNAVAILABLE);
-        self.jobs.begin(wanted).map_err(full)
+        self.jobs.begin(wanted).map_err(|refused| match refused {
+            NotBegun::InUse(err) => Refusal::new(place, &err),
+            NotBegun::Full(err) => {
+                Refusal::new(place, &err).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            }
+        })
     }
 
     /// One that serves a disk of the kernel has that, and nothing else.

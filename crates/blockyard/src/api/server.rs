@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,7 +60,7 @@ impl Server {
 
     /// Answers for ever.
     pub async fn serve(self) {
-        serve_connections(self.listener, self.routes).await;
+        serve_connections(self.listener, self.routes, None).await;
     }
 }
 
@@ -93,8 +94,13 @@ impl Accept for TcpListener {
     }
 }
 
-/// Answers whoever comes, for ever.
-pub(crate) async fn serve_connections(listener: impl Accept, routes: Router) {
+/// Answers whoever comes, for ever. A connection has no more than the answer that is on its way after `limit`, and ends after as
+/// long again: who reads no answer does not keep it.
+pub(crate) async fn serve_connections(
+    listener: impl Accept,
+    routes: Router,
+    limit: Option<Duration>,
+) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Those that are being answered end with this.
     let mut connections = JoinSet::new();
@@ -105,7 +111,7 @@ pub(crate) async fn serve_connections(listener: impl Accept, routes: Router) {
             Ok(Some(stream)) => {
                 let routes = routes.clone();
                 connections.spawn(async move {
-                    answer(stream, routes).await;
+                    answer(stream, routes, limit).await;
                     drop(place);
                 });
             }
@@ -124,13 +130,31 @@ fn is_ours(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
 }
 
-async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, routes: Router) {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
-        .await;
-    if let Err(err) = served {
+async fn answer<S>(stream: S, routes: Router, limit: Option<Duration>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut served = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+    );
+    let ended = match limit {
+        None => served.await,
+        Some(limit) => match tokio::time::timeout(limit, served.as_mut()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                // Who asks regularly may be asking now: it is answered.
+                served.as_mut().graceful_shutdown();
+                tokio::time::timeout(limit, served).await.unwrap_or_else(|_| {
+                    tracing::debug!("a connection whose client reads no answer is closed");
+                    Ok(())
+                })
+            }
+        },
+    };
+    if let Err(err) = ended {
         tracing::debug!(error = %err, "a control connection ended");
     }
 }

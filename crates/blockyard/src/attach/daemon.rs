@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -22,7 +23,7 @@ use super::unflushed::{inherit_unflushed, note_unflushed};
 use super::{helper, launch, usage};
 use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::signals::Signals;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::text::term;
 use crate::tools::check::read_table;
 use crate::yard::follow::{Follow, State};
@@ -191,7 +192,7 @@ impl Attached {
     }
 
     async fn serve(mut self, signals: Signals, hang_ups: HangUps, background: bool) -> Result<u8> {
-        let (ask, asked) = mpsc::channel(1);
+        let (ask, mut asked) = mpsc::channel(1);
         // Before anybody can ask for a change.
         let mut follow = Follow::of(self.server.disk());
         let state = follow.now();
@@ -216,12 +217,14 @@ impl Attached {
             || if background { launch::let_go() } else { Ok(()) },
         );
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let end = self.until_the_end(signals, hang_ups, asked, follow, state).await;
+        let end = self.until_the_end(signals, hang_ups, &mut asked, follow, state).await;
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let (store, mark) = (self.store.clone(), self.record.mark);
         let ended = match end {
             End::Detached => {
+                // Who asks now has what it wants.
+                drop(asked);
                 let ended = crate::daemon::extending(self.end()).await;
                 // The last flush may have failed, too, and nobody goes on with the device.
                 store.forget_notes(mark);
@@ -229,7 +232,9 @@ impl Attached {
             }
             // Taking it down in order would wait for the kernel's requests. All of them are asked again.
             End::HandedOver => {
-                crate::daemon::extending(hand_over(self.server.disk(), self.server.grace)).await;
+                let handing = hand_over(self.server.disk(), self.server.grace);
+                let handing = crate::daemon::extending(handing);
+                while_refusing(handing, &mut asked, &self.record.path()).await;
                 std::mem::forget(self);
                 Ok(())
             }
@@ -244,7 +249,7 @@ impl Attached {
         &mut self,
         mut signals: Signals,
         mut hang_ups: HangUps,
-        mut asked: mpsc::Receiver<Reply>,
+        asked: &mut mpsc::Receiver<Reply>,
         mut follow: Follow,
         mut state: State,
     ) -> End {
@@ -347,6 +352,26 @@ fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Res
     }
 }
 
+/// Hands over: who wants the device to be detached meanwhile is told that it stays.
+async fn while_refusing(
+    handing: impl Future<Output = ()>,
+    asked: &mut mpsc::Receiver<Reply>,
+    path: &str,
+) {
+    let mut handing = pin!(handing);
+    loop {
+        tokio::select! {
+            () = &mut handing => return,
+            Some(answer) = asked.recv() => {
+                let what = format!("{path} was handed over to the next daemon");
+                let help = format!("run: blockyard recover {path}");
+                // Who asked may have left.
+                let _ = answer.send(Err(Error::new(ErrorKind::Busy, what).help(help)));
+            }
+        }
+    }
+}
+
 /// Waits until somebody else has taken the device away.
 async fn gone(attachment: &mut Option<Attachment>) {
     match attachment {
@@ -384,6 +409,20 @@ mod tests {
         };
         tell_ready(|| Err(Error::failed("no space left on device")), let_go);
         assert!(has_let_go);
+    }
+
+    #[tokio::test]
+    async fn who_asks_to_detach_what_is_handed_over_is_told_so() {
+        let (ask, mut asked) = mpsc::channel(1);
+        let asks = async {
+            let (tell, told) = tokio::sync::oneshot::channel::<Result<()>>();
+            ask.send(tell).await.unwrap();
+            let refused = told.await.unwrap().unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Busy);
+            assert!(refused.to_string().contains("/dev/nbd0 was handed over"), "{refused}");
+            assert_eq!(refused.remedy().unwrap(), "run: blockyard recover /dev/nbd0");
+        };
+        while_refusing(asks, &mut asked, "/dev/nbd0").await;
     }
 
     #[tokio::test]

@@ -8,7 +8,8 @@ use blockyard_blkmq::DiskFlags;
 use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
-use super::{Inside, Opening, Yard, YardExport, show_disks};
+use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks, shutting_down};
+use crate::daemon::Losses;
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
@@ -62,7 +63,7 @@ impl Yard {
         let mut unwanted = pin!(unwanted);
         let name = plan.options.name.clone().unwrap_or_default();
         let _turn = tokio::select! {
-            turn = self.turns.of([Subject::disk(&name)]) => turn,
+            turn = self.turns.of([Subject::disk(&name)]) => turn?,
             () = &mut unwanted => return Err(given_up()),
         };
         if only_new && self.inside.read().disk(&name).is_ok() {
@@ -87,9 +88,16 @@ impl Yard {
                 Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
             );
         }
+        let Ok(place) = Arc::clone(&self.openings).try_acquire_owned() else {
+            let what = format!("{MAX_OPENINGS} disks are being opened already");
+            return Err(Error::new(ErrorKind::Busy, what)
+                .help("wait until their drivers have given up, or restart the daemon"));
+        };
         let (yard, opening) = (Arc::clone(self), Arc::<Opening>::default());
         let other_end = Arc::clone(&opening);
         let mut opened = tokio::task::spawn_blocking(move || {
+            // Who has given it up does not end the thread.
+            let _place = place;
             yard.open_disk_unless(&plan, DiskFlags::empty(), &other_end).map(drop)
         });
         let mut ending = self.ending.subscribe();
@@ -104,7 +112,7 @@ impl Yard {
             // Its end needs nothing of what is not there yet.
             () = async { drop(ending.wait_for(|ending| *ending).await) } => {
                 if opening.ends() {
-                    return Err(Error::failed("the daemon is shutting down"));
+                    return Err(shutting_down());
                 }
                 opened.await
             }
@@ -118,11 +126,24 @@ impl Yard {
     /// # Errors
     /// There is none of that name, it has exports, or its last flush has failed: it is closed all the same then.
     pub async fn remove_disk(&self, name: &str, save: Option<&Edit<'_>>) -> Result<()> {
-        let _turn = self.turns.of([Subject::disk(name)]).await;
-        self.changed(save, self.remove_disk_now(name)).await
+        let _turn = self.turns.of([Subject::disk(name)]).await?;
+        // It is gone, whatever was lost with it: the file says so before that is told.
+        let mut losses = Losses::default();
+        let removed = async {
+            losses = self.remove_disk_now(name).await?;
+            Ok(())
+        };
+        let saved = self.changed(save, removed).await;
+        losses.into_result().inspect_err(|_| {
+            if let Err(err) = &saved {
+                tracing::error!(%err, "the removal of {name} was not saved");
+            }
+        })?;
+        saved
     }
 
-    async fn remove_disk_now(&self, name: &str) -> Result<()> {
+    /// Says what was lost with it.
+    async fn remove_disk_now(&self, name: &str) -> Result<Losses> {
         // Held before it is taken out: an end finds it in the yard, or waits for this.
         let _closing = self.closing.read().await;
         let disk = {
@@ -137,7 +158,7 @@ impl Yard {
             let at = inside.disks.iter().position(|disk| disk.name == name);
             at.map(|at| inside.disks.remove(at))
         };
-        let Some(disk) = disk else { return Ok(()) };
+        let Some(disk) = disk else { return Ok(Losses::default()) };
         self.take_from_exports().await;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
@@ -146,7 +167,7 @@ impl Yard {
             // Who has asked may hear nothing more of this daemon.
             self.lost.lock().extend(losses.clone());
         }
-        losses.into_result()
+        Ok(losses)
     }
 
     /// Those of the whole yard let go of what is not in it any more.
@@ -168,7 +189,7 @@ impl Yard {
         save: Option<&Edit<'_>>,
     ) -> Result<Outcome> {
         let subjects = [Subject::disk(&plan.disk), Subject::export(plan.kind, &plan.name)];
-        let _turn = self.turns.of(subjects).await;
+        let _turn = self.turns.of(subjects).await?;
         self.changed(save, self.add_export_now(plan)).await
     }
 
@@ -226,7 +247,7 @@ impl Yard {
                 |inside: &Inside| inside.export(kind, name).map(|it| it.plan.disk.clone());
             let disk = disk_of(&self.inside.read()).unwrap_or_default();
             let subjects = [Subject::disk(&disk), Subject::export(kind, name)];
-            let _turn = self.turns.of(subjects).await;
+            let _turn = self.turns.of(subjects).await?;
             // While it was waited for, there may have come another of that name.
             if disk_of(&self.inside.read()).is_none_or(|now| now == disk) {
                 return self.changed(save, self.remove_export_now(kind, name)).await;
@@ -258,7 +279,7 @@ impl Yard {
         shrink: bool,
         save: Option<&Edit<'_>>,
     ) -> Result<()> {
-        let _turn = self.turns.of([Subject::disk(disk)]).await;
+        let _turn = self.turns.of([Subject::disk(disk)]).await?;
         let open = self.disk(disk)?;
         let set = async {
             let set = tokio::task::spawn_blocking(move || live::set(&open, &settings, shrink));
@@ -273,8 +294,32 @@ mod tests {
     use std::task::Poll;
     use std::time::Duration;
 
+    use parking_lot::Mutex;
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+    use crate::exports::{Doing, Export};
     use crate::yard::plan::NbdPlan;
+    use crate::yard::report::Served;
+
+    /// Notes how long it may take to end.
+    #[derive(Default)]
+    struct Ended(Mutex<Option<Duration>>);
+
+    impl Export for Ended {
+        fn start(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn end(&self, grace: Duration) -> Doing<'_> {
+            *self.0.lock() = Some(grace);
+            Box::pin(async {})
+        }
+
+        fn report(&self) -> Served {
+            Served { address: None, clients: 0, queues: None, requests: 0 }
+        }
+    }
 
     #[tokio::test]
     async fn an_end_waits_for_a_change_under_way_and_lets_no_other_begin() {
@@ -283,7 +328,7 @@ mod tests {
         assert_eq!(yard.add_disk(plan.clone(), false, None).await.unwrap(), Outcome::Made);
         assert_eq!(yard.add_disk(plan.clone(), false, None).await.unwrap(), Outcome::Same);
         // As a removal holds it that closes a disk.
-        let change = yard.turns.of([Subject::disk("a")]).await;
+        let change = yard.turns.of([Subject::disk("a")]).await.unwrap();
         let ending = Arc::clone(&yard);
         let ending = tokio::spawn(async move { ending.end(Duration::from_secs(60)).await });
         while !yard.inside.read().is_closed {
@@ -300,13 +345,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_change_that_does_not_end_takes_no_time_from_the_rest() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let plan = Arc::new(ExportPlan::new(&crate::exports::nbd::KIND, "a", "e"));
+        let ended = Arc::<Ended>::default();
+        let export: Arc<dyn Export> = Arc::<Ended>::clone(&ended);
+        yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
+        let _stuck = yard.turns.of([Subject::disk("a")]).await.unwrap();
+        yard.end(Duration::from_secs(2)).await.into_result().unwrap();
+        assert!(ended.0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
+    }
+
+    #[tokio::test]
     async fn a_flush_that_fails_in_a_removal_as_the_daemon_ends_is_lost_by_the_daemon() {
         let dir = tempfile::tempdir().unwrap();
         let uri = format!("file:{}?create=1M&name=a", dir.path().join("a").display());
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.add_disk(uri.parse().unwrap(), false, None).await.unwrap();
         yard.disk("a").unwrap().disk().fail_flushes();
-        let change = yard.turns.of([Subject::disk("a")]).await;
+        let change = yard.turns.of([Subject::disk("a")]).await.unwrap();
         let removing = Arc::clone(&yard);
         let mut removing = Box::pin(async move { removing.remove_disk("a", None).await });
         // Until it stands before the lock, where it is before the end.
@@ -321,6 +378,56 @@ mod tests {
         removing.await.unwrap_err();
         let lost = ending.await.unwrap().into_result().unwrap_err();
         assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_whose_last_flush_fails_is_removed_from_the_file_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, uri) =
+            (dir.path().join("yard.toml"), format!("file:{}", dir.path().join("a").display()));
+        let text = format!(
+            "[[disk]]\nname = \"a\"\nuri = \"{uri}\"\n\n[[disk]]\nname = \"b\"\nuri = \"ram:1M\"\n\n\
+             [nbd]\nlisten = \"unix:s\"\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.keep_in(file.clone());
+        yard.add_disk(format!("{uri}?create=1M&name=a").parse().unwrap(), false, None)
+            .await
+            .unwrap();
+        yard.disk("a").unwrap().disk().fail_flushes();
+        let lost = yard.remove_disk("a", Some(&Edit::RemoveDisk("a"))).await.unwrap_err();
+        assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
+        let saved = std::fs::read_to_string(&file).unwrap();
+        assert!(saved.contains("\"b\"") && !saved.contains("\"a\""), "{saved}");
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_opening_that_was_given_up_counts_until_its_thread_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("silent");
+        let silent = tokio::net::UnixListener::bind(&path).unwrap();
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let others = u32::try_from(MAX_OPENINGS - 1).unwrap();
+        let others = yard.openings.acquire_many(others).await.unwrap();
+        let stuck = format!("nbd+unix:///?socket={}&timeout=10m&name=a", path.display());
+        let mut peer = None;
+        let unwanted = async { peer = Some(silent.accept().await.unwrap().0) };
+        let adding = yard.add_disk_unless(stuck.parse().unwrap(), false, None, unwanted);
+        adding.await.unwrap_err();
+        let add = || yard.add_disk("ram:1M?name=b".parse().unwrap(), false, None);
+        assert_eq!(add().await.unwrap_err().kind(), ErrorKind::Busy);
+        // What is no NBD server is not waited for.
+        peer.unwrap().write_all(&[b'x'; 64]).await.unwrap();
+        let added = async {
+            while add().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), added).await.unwrap();
+        drop(others);
+        yard.end(Duration::from_secs(60)).await.into_result().unwrap();
     }
 
     #[tokio::test]
@@ -366,7 +473,7 @@ mod tests {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();
         let size = |text| vec![crate::disks::setting("size", text).unwrap()];
-        let change = yard.turns.of([Subject::disk("a")]).await;
+        let change = yard.turns.of([Subject::disk("a")]).await.unwrap();
         let set = |text| yard.set("a", size(text), false, None);
         let (first, second) = (set("4M"), set("2M"));
         let ((), first, second) = tokio::join!(async { drop(change) }, first, second);

@@ -19,6 +19,7 @@ use blockyard_blkmq::{BlockLayer, Clock, Disk, DiskFlags, DiskListener, Event, M
 use blockyard_export_nbd::{Address, Listener, Server};
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::daemon::Losses;
@@ -35,6 +36,8 @@ use turns::Turns;
 
 /// What a server has for the last flush when those before have used up the grace.
 const LEAST: Duration = Duration::from_secs(1);
+/// Disks that are being opened at a time, with those whose opening was given up and has not ended: each has a thread.
+const MAX_OPENINGS: usize = 256;
 
 /// Disks and exports by name, and what they live on. Whatever opens or closes is called from where it may wait, and never on a
 /// queue thread.
@@ -51,6 +54,8 @@ pub struct Yard {
     showing: Arc<Mutex<()>>,
     /// Who changes what.
     turns: Turns,
+    /// Room for threads that open a disk.
+    openings: Arc<Semaphore>,
     events: Arc<Events>,
     /// The file that says what there is, if there is one.
     file: OnceLock<PathBuf>,
@@ -173,6 +178,7 @@ impl Yard {
             inside: Arc::default(),
             showing: Arc::default(),
             turns: Turns::default(),
+            openings: Arc::new(Semaphore::new(MAX_OPENINGS)),
             events: Arc::default(),
             file: OnceLock::new(),
             saving: tokio::sync::Mutex::default(),
@@ -326,9 +332,9 @@ impl Yard {
         let why_not = {
             let mut inside = self.inside.write();
             if inside.is_closed {
-                Some("the daemon is shutting down")
+                Some(shutting_down())
             } else if !opening.ends() {
-                Some("cancelled")
+                Some(Error::failed("cancelled"))
             } else {
                 inside.disks.push(disk);
                 None
@@ -338,7 +344,7 @@ impl Yard {
             // Nothing was written to it.
             let _ = open.close_now(&self.layer, Duration::ZERO);
             open.layers().for_each(|layer| self.watched.remove(layer.disk()));
-            return Err(Error::failed(why_not));
+            return Err(why_not);
         }
         self.events.push(added);
         show_disks(&self.inside, &self.showing);
@@ -371,7 +377,7 @@ impl Yard {
         {
             let mut inside = self.inside.write();
             if inside.is_closed {
-                return Err(Error::failed("the daemon is shutting down"));
+                return Err(shutting_down());
             }
             inside.exports.push(opened);
         }
@@ -431,16 +437,18 @@ impl Yard {
         inside.exports.iter().filter(counts).map(|it| Arc::clone(&it.export)).collect()
     }
 
-    /// Ends all of it, within `grace` and [`LEAST`]; only disks of this machine take as long as they take.
+    /// Ends all of it, once changes under way are over, for which they have `grace`: within `grace` and [`LEAST`] from then on.
+    /// Only disks of this machine take as long as they take.
     pub(crate) async fn end(&self, grace: Duration) -> Losses {
-        let end = Instant::now() + grace;
-        let left = || end.saturating_duration_since(Instant::now());
         self.inside.write().is_closed = true;
         self.ending.send_replace(true);
         // What is being closed has its queue threads until it is.
         let _changing = tokio::time::timeout(grace, self.turns.over()).await;
         // As with those below, a server has its limit, and disks of this machine take as long as they take.
         drop(self.closing.write().await);
+        // What those took is not taken from servers and clients that have done nothing wrong.
+        let end = Instant::now() + grace;
+        let left = || end.saturating_duration_since(Instant::now());
         let mut losses = std::mem::take(&mut *self.lost.lock());
         let (disks, exports) = {
             let mut inside = self.inside.write();
@@ -466,6 +474,10 @@ impl Yard {
         }
         losses
     }
+}
+
+fn shutting_down() -> Error {
+    Error::failed("the daemon is shutting down")
 }
 
 /// Has the exports of the whole yard show the disks that there are now, one call after the other: the last one knows of all.

@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedMutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::error::Result;
 use crate::exports::ExportKind;
 
 /// What is changed.
@@ -33,6 +35,8 @@ impl Subject {
 pub(super) struct Turns {
     /// Held by all who change something; by an end, alone.
     going_on: RwLock<()>,
+    /// An end has begun, and whoever asks from then on is refused.
+    is_over: AtomicBool,
     lines: Mutex<HashMap<Subject, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -44,9 +48,15 @@ pub(super) struct Turn<'a> {
 
 impl Turns {
     /// Waits for the turn of all subjects. Everybody stands in line for disks before exports: nobody waits in a circle.
-    pub(super) async fn of<const N: usize>(&self, mut subjects: [Subject; N]) -> Turn<'_> {
+    ///
+    /// # Errors
+    /// An end has begun.
+    pub(super) async fn of<const N: usize>(&self, mut subjects: [Subject; N]) -> Result<Turn<'_>> {
         subjects.sort_unstable();
-        let going_on = self.going_on.read().await;
+        // Only an end has it alone, or waits for that.
+        let going_on = self.going_on.try_read().ok();
+        let going_on = going_on.filter(|_| !self.is_over.load(Ordering::Acquire));
+        let going_on = going_on.ok_or_else(super::shutting_down)?;
         let mut had = Vec::with_capacity(N);
         for subject in subjects {
             let line = {
@@ -57,11 +67,12 @@ impl Turns {
             };
             had.push(line.lock_owned().await);
         }
-        Turn { _going_on: going_on, _lines: had }
+        Ok(Turn { _going_on: going_on, _lines: had })
     }
 
-    /// Waits until no change is under way; none begins while what this returns is there.
+    /// Waits until no change is under way; none begins from now on.
     pub(super) async fn over(&self) -> RwLockWriteGuard<'_, ()> {
+        self.is_over.store(true, Ordering::Release);
         self.going_on.write().await
     }
 }
@@ -83,32 +94,41 @@ mod tests {
         let turns = Turns::default();
         let (a, b) = (Subject::disk("a"), Subject::disk("b"));
         let of_a = Subject::Export("nbd", "a".into());
-        let first = turns.of([a.clone()]).await;
+        let first = turns.of([a.clone()]).await.unwrap();
         let mut second = pin!(turns.of([of_a.clone(), a.clone()]));
         let mut third = pin!(turns.of([a.clone()]));
         assert!(waits(&mut second).await && waits(&mut third).await);
-        drop(turns.of([b]).await);
-        drop(turns.of([of_a]).await);
+        drop(turns.of([b]).await.unwrap());
+        drop(turns.of([of_a]).await.unwrap());
         drop(first);
         assert!(waits(&mut third).await, "it came later");
-        drop(second.await);
-        drop(third.await);
-        drop(turns.of([Subject::disk("c")]).await);
+        drop(second.await.unwrap());
+        drop(third.await.unwrap());
+        drop(turns.of([Subject::disk("c")]).await.unwrap());
         assert_eq!(turns.lines.lock().len(), 1, "lines without anybody are forgotten");
     }
 
     #[tokio::test]
     async fn an_end_waits_for_all_changes_and_lets_no_other_begin() {
         let turns = Turns::default();
-        let change = turns.of([Subject::disk("a")]).await;
-        let mut over = pin!(turns.over());
-        assert!(waits(&mut over).await);
-        let mut later = pin!(turns.of([Subject::disk("b")]));
-        assert!(waits(&mut later).await);
-        drop(change);
-        let ended = over.await;
-        assert!(waits(&mut later).await);
-        drop(ended);
-        later.await;
+        let change = turns.of([Subject::disk("a")]).await.unwrap();
+        let mut in_line = pin!(turns.of([Subject::disk("a")]));
+        assert!(waits(&mut in_line).await);
+        let refused = async || {
+            let mut later = pin!(turns.of([Subject::disk("b")]));
+            let looked = std::future::poll_fn(|cx| Poll::Ready(later.as_mut().poll(cx)));
+            matches!(looked.await, Poll::Ready(Err(err)) if err.to_string().contains("shutting down"))
+        };
+        {
+            let mut over = pin!(turns.over());
+            assert!(waits(&mut over).await);
+            assert!(refused().await);
+            drop(change);
+            assert!(waits(&mut over).await, "one was in line before");
+            drop(in_line.await.unwrap());
+            let _ended = over.await;
+            assert!(refused().await);
+        }
+        assert!(refused().await, "an end that has not waited any longer is one, too");
     }
 }
