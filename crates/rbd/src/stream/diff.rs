@@ -18,6 +18,9 @@ const ZERO: u8 = b'z';
 const END: u8 = b'e';
 /// Not in the document (ceph: `src/include/rbd_types.h`, `RBD_SNAP_PROTECTION_STATUS`).
 const PROTECTED: u8 = b'p';
+/// What Ceph says that its data are long; it writes a byte, and reads one whatever is said (ceph:
+/// `src/tools/rbd/action/Export.cc`, `Import.cc`).
+const PROTECTED_LENGTH: u64 = 8;
 
 /// Of a diff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +94,7 @@ impl Version {
             }
             DiffRecord::Protected(_) if self == Self::V1 => {}
             DiffRecord::Protected(is_protected) => {
-                self.put_head(out, PROTECTED, 1);
+                self.put_head(out, PROTECTED, PROTECTED_LENGTH);
                 out.push(u8::from(*is_protected));
             }
             DiffRecord::Size(size) => {
@@ -185,7 +188,6 @@ impl<R: Read> DiffReader<R> {
                 if tag == FROM { DiffRecord::From(name) } else { DiffRecord::To(name) }
             }
             PROTECTED if length.is_some() => {
-                fits(1)?;
                 let [is_protected] = array(input)?;
                 DiffRecord::Protected(is_protected != 0)
             }
