@@ -238,9 +238,12 @@ fn permissions_are_the_callers() {
     fs::create_dir(dir.join("open")).unwrap();
     fs::set_permissions(dir.join("open"), fs::Permissions::from_mode(0o1777)).unwrap();
     let script = format!(
-        "set -e; cd {}; umask 027\n! cat secret 2>/dev/null\n! touch new 2>/dev/null\n\
+        "set -e; cd {}; umask 027\n\
+         refused() {{ if \"$@\" 2>/dev/null; then echo \"done: $*\" >&2; exit 1; fi; }}\n\
+         refused cat secret; refused touch new\n\
          echo his > open/his; mkdir open/dir; ln -s his open/link; mkfifo open/pipe\n\
-         ! rm open/root 2>/dev/null; ! chown 0 open/his 2>/dev/null; chmod 4755 open/his; echo more >> open/his\n",
+         refused rm -f open/root; refused chown 0 open/his\n\
+         chmod 4755 open/his; echo more >> open/his\n",
         mnt.display()
     );
     fs::write(dir.join("open/root"), "").unwrap();
