@@ -67,6 +67,7 @@ fn fails<T: std::fmt::Debug>(outcome: Outcome<T>, errnos: &[i32]) {
 }
 
 const EPERM: i32 = 1;
+const EIO: i32 = 5;
 const ENOTDIR: i32 = 20;
 const ELOOP: i32 = 40;
 
@@ -109,6 +110,39 @@ fn magic_links_lead_nowhere() {
     let fds = proc.lookup(own, name("fd")).unwrap().nodeid;
     let first = proc.lookup(fds, name("0")).unwrap().nodeid;
     fails(proc.open(first, &OpenIn::default()), &[EPERM, ELOOP]);
+}
+
+/// Readable memory of this process with none behind it, where nothing is ever mapped: the end of it.
+fn end_of_memory() -> u64 {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let range = |line: &str| {
+        let (start, rest) = line.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(rest.split(' ').next()?)?))
+    };
+    let mut ends = maps.lines().zip(maps.lines().skip(1).map(Some).chain([None]));
+    let end = ends.find_map(|(line, next)| {
+        let end = range(line)?.1;
+        let is_last = next.and_then(range).is_none_or(|(start, _)| start > end);
+        let is_above_all = line.ends_with("[stack]") || line.ends_with("[vdso]");
+        (is_last && is_above_all).then_some(end)
+    });
+    end.unwrap_or_else(|| panic!("no end of memory in\n{maps}"))
+}
+
+/// A short read is the end of the file for the kernel: what cannot be read is none.
+#[test]
+fn an_error_behind_data_is_no_end_of_the_file() {
+    let proc = Passthrough::new(Path::new("/proc"), Options::default()).unwrap();
+    let own = proc.lookup(ROOT_ID, name(&std::process::id().to_string())).unwrap().nodeid;
+    let memory = proc.lookup(own, name("mem")).unwrap().nodeid;
+    let fh = proc.open(memory, &OpenIn::default()).unwrap().fh;
+    let (end, mut bytes) = (end_of_memory(), vec![0; 8192]);
+    let read = |len: u64, into: &mut [u8]| {
+        proc.read(&ReadIn { fh, offset: end - len, ..ReadIn::default() }, into)
+    };
+    assert_eq!(read(4096, &mut bytes[..4096]), Ok(4096));
+    fails(read(4096, &mut bytes), &[EIO]);
 }
 
 /// A thread exchanges a directory and a link to the outside all the time.

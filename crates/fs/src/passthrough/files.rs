@@ -33,7 +33,7 @@ impl Passthrough {
     }
 }
 
-/// As much as there is.
+/// As much as there is. An error behind it is one: what is short is the end of the file for the kernel.
 pub(super) fn read(file: impl AsFd, offset: u64, into: &mut [u8]) -> Outcome<usize> {
     let mut done = 0;
     while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -41,7 +41,6 @@ pub(super) fn read(file: impl AsFd, offset: u64, into: &mut [u8]) -> Outcome<usi
             Ok(0) => break,
             Ok(len) => done += len,
             Err(rustix::io::Errno::INTR) => {}
-            Err(_) if done > 0 => break,
             Err(err) => return Err(errno(err)),
         }
     }
