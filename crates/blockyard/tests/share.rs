@@ -202,6 +202,27 @@ fn data_are_those_of_the_files() {
     }
 }
 
+/// What is written to memory is at its place in the file, also if the file was opened to append to it.
+#[test]
+fn mapped_files_are_written_to_their_place() {
+    in_own_mounts!();
+    let script = "import mmap, sys\n\
+        with open(sys.argv[1], 'a+b') as file, mmap.mmap(file.fileno(), 0) as map:\n \
+        map[4096:4100] = b'here'\n map.flush()\n file.write(b'end')\n";
+    for cache in ["never", "auto", "always"] {
+        let shared = Shared::new(&["--cache", cache]);
+        let mut content = noise(10_000, 6);
+        fs::write(shared.dir().join("file"), &content).unwrap();
+        peer("python3", &["-c", script, shared.mnt().join("file").to_str().unwrap()]);
+        content[4096..4100].copy_from_slice(b"here");
+        content.extend_from_slice(b"end");
+        let now = fs::read(shared.dir().join("file")).unwrap();
+        assert_eq!(now.len(), content.len(), "{cache}");
+        assert!(now == content, "{cache}");
+        shared.stop();
+    }
+}
+
 /// A tree, by the programs that people use, and by several at a time.
 #[test]
 fn programs_find_what_they_expect() {

@@ -69,6 +69,7 @@ fn fails<T: std::fmt::Debug>(outcome: Outcome<T>, errnos: &[i32]) {
 const EPERM: i32 = 1;
 const EIO: i32 = 5;
 const ENOTDIR: i32 = 20;
+const ENOSPC: i32 = 28;
 const ELOOP: i32 = 40;
 
 #[test]
@@ -143,6 +144,41 @@ fn an_error_behind_data_is_no_end_of_the_file() {
     };
     assert_eq!(read(4096, &mut bytes[..4096]), Ok(4096));
     fails(read(4096, &mut bytes), &[EIO]);
+}
+
+/// The kernel writes pages back by any descriptor that can write, to where they are.
+#[test]
+fn pages_are_written_back_to_their_place() {
+    const APPEND: u32 = 0o2002;
+    let place = Place::new();
+    let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+    let fh = place.fs.open(file, &OpenIn { flags: APPEND, ..OpenIn::default() }).unwrap().fh;
+    let page = WriteIn { fh, write_flags: WriteFlags::CACHE, ..WriteIn::default() };
+    assert_eq!(place.fs.write(&page, b"CONT"), Ok(4));
+    assert_eq!(place.fs.write(&WriteIn { fh, ..WriteIn::default() }, b"end"), Ok(3));
+    assert_eq!(place.fs.write(&WriteIn { offset: 4, ..page }, b"E"), Ok(1));
+    assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "CONTEntend");
+}
+
+/// The kernel does not look at how much of its pages is written.
+#[test]
+fn pages_are_written_back_whole_or_not() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    let tiny = place.shared().join("tiny");
+    fs::create_dir(&tiny).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+        .arg(&tiny)
+        .status();
+    assert!(mounted.unwrap().success());
+    fs::write(tiny.join("file"), "").unwrap();
+    let tiny = place.look_up(ROOT_ID, "tiny").unwrap().nodeid;
+    let file = place.look_up(tiny, "file").unwrap().nodeid;
+    let fh = place.fs.open(file, &OpenIn { flags: 1, ..OpenIn::default() }).unwrap().fh;
+    let (write, data) = (WriteIn { fh, ..WriteIn::default() }, vec![1; 128 << 10]);
+    assert_eq!(place.fs.write(&write, &data), Ok(64 << 10));
+    fails(place.fs.write(&WriteIn { write_flags: WriteFlags::CACHE, ..write }, &data), &[ENOSPC]);
 }
 
 /// A thread exchanges a directory and a link to the outside all the time.
