@@ -252,7 +252,13 @@ fn programs_find_what_they_expect() {
 #[test]
 fn permissions_are_the_callers() {
     in_own_mounts!();
-    let shared = Shared::new(&["--allow-other"]);
+    for cache in ["never", "auto", "always"] {
+        permissions_with(cache);
+    }
+}
+
+fn permissions_with(cache: &str) {
+    let shared = Shared::new(&["--allow-other", "--cache", cache]);
     let (dir, mnt) = (shared.dir(), shared.mnt());
     fs::write(dir.join("secret"), "secret").unwrap();
     fs::set_permissions(dir.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -264,17 +270,26 @@ fn permissions_are_the_callers() {
          refused cat secret; refused touch new\n\
          echo his > open/his; mkdir open/dir; ln -s his open/link; mkfifo open/pipe\n\
          refused rm -f open/root; refused chown 0 open/his\n\
-         chmod 4755 open/his; echo more >> open/his\n",
+         chmod 4755 open/his; echo more >> open/his; echo more >> open/root\n",
         mnt.display()
     );
-    fs::write(dir.join("open/root"), "").unwrap();
+    let root = dir.join("open/root");
+    fs::write(&root, "").unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o6777)).unwrap();
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &script];
     peer("setpriv", &user);
     for (name, mode) in [("his", 0o755), ("dir", 0o750), ("pipe", 0o640)] {
         let found = fs::symlink_metadata(dir.join("open").join(name)).unwrap();
-        assert_eq!((found.uid(), found.gid()), (65534, 65534), "{name}");
-        assert_eq!(found.mode() & 0o7777, mode, "{name}: a write takes set-user-ID away");
+        assert_eq!((found.uid(), found.gid()), (65534, 65534), "{cache} {name}");
+        let now = found.mode() & 0o7777;
+        assert_eq!(now, mode, "{cache} {name}: a write takes set-user-ID away");
     }
+    let now = fs::metadata(&root).unwrap().mode() & 0o7777;
+    assert_eq!(now, 0o777, "{cache}: a stranger's write takes set-user-ID away");
+    // Root's does not.
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o4777)).unwrap();
+    OpenOptions::new().append(true).open(mnt.join("open/root")).unwrap().write_all(b"x").unwrap();
+    assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o4777, "{cache}");
     assert_eq!(fs::symlink_metadata(dir.join("open/link")).unwrap().uid(), 65534);
     shared.stop();
 }

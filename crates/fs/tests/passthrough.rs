@@ -160,6 +160,25 @@ fn pages_are_written_back_to_their_place() {
     assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "CONTEntend");
 }
 
+#[test]
+fn what_a_user_writes_takes_set_user_id_away() {
+    let place = Place::new();
+    let path = place.shared().join("file");
+    let set = || fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let now = || fs::metadata(&path).unwrap().mode() & 0o7777;
+    let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+    let fh = place.fs.open(file, &OpenIn { flags: 1, ..OpenIn::default() }).unwrap().fh;
+    let roots = WriteIn { fh, ..WriteIn::default() };
+    let users = WriteIn { write_flags: WriteFlags::KILL_SUIDGID, ..roots };
+    for _ in 0..2 {
+        set();
+        assert_eq!(place.fs.write(&roots, b"root"), Ok(4));
+        assert_eq!(now(), 0o6777, "the thread is what it was");
+        assert_eq!(place.fs.write(&users, b"user"), Ok(4));
+        assert_eq!(now(), 0o777);
+    }
+}
+
 /// The kernel does not look at how much of its pages is written.
 #[test]
 fn pages_are_written_back_whole_or_not() {

@@ -1,11 +1,13 @@
 //! Data of open files.
 
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 
 use blockyard_fuse::Errno;
 use blockyard_fuse::wire::{CopyFileRangeIn, FallocateIn, FopenFlags, LseekIn, OpenIn, OpenOut};
 use blockyard_fuse::wire::{WriteFlags, WriteIn};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::{CachePolicy, Passthrough, errno, open_flags};
 use crate::filesystem::Outcome;
@@ -36,6 +38,8 @@ impl Passthrough {
     pub(super) fn write_file(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
         self.may_change()?;
         let file = self.files.find(args.fh)?;
+        let kills = args.write_flags.contains(WriteFlags::KILL_SUIDGID);
+        let _as_a_user = kills.then(AsUser::new).transpose()?;
         let done = if args.write_flags.contains(WriteFlags::CACHE) {
             self.write_back(&file, args.offset, data)?
         } else {
@@ -58,6 +62,30 @@ impl Passthrough {
             write_most(file, offset, pages)
         };
         outcome.map(|()| done)
+    }
+}
+
+/// As long as it lives, what the calling thread writes takes set-user-ID and set-group-ID away, as what a user writes does
+/// (`CAP_FSETID`, capabilities(7)). The kernel takes them away itself, but not where it keeps no pages.
+struct AsUser {
+    before: CapabilitySets,
+    /// It is of the thread that has made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl AsUser {
+    fn new() -> Outcome<Self> {
+        let before = capabilities(None).map_err(errno)?;
+        let effective = before.effective.difference(CapabilitySet::FSETID);
+        set_capabilities(None, CapabilitySets { effective, ..before }).map_err(errno)?;
+        Ok(Self { before, _thread: PhantomData })
+    }
+}
+
+impl Drop for AsUser {
+    fn drop(&mut self) {
+        // What a thread was permitted, it may always do again.
+        let _ = set_capabilities(None, self.before);
     }
 }
 
