@@ -40,6 +40,16 @@ impl Place {
         self.dir.path().join("shared")
     }
 
+    /// A small file system below the directory.
+    fn with_tmpfs(&self, name: &str) -> std::path::PathBuf {
+        let path = self.shared().join(name);
+        fs::create_dir(&path).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&path);
+        assert!(mount.status().unwrap().success());
+        path
+    }
+
     fn look_up(&self, parent: u64, name: &str) -> Outcome<EntryOut> {
         self.fs.lookup(parent, Name::new(name.as_bytes()).unwrap())
     }
@@ -184,13 +194,7 @@ fn what_a_user_writes_takes_set_user_id_away() {
 fn pages_are_written_back_whole_or_not() {
     blockyard_conformance::in_own_mounts!();
     let place = Place::new();
-    let tiny = place.shared().join("tiny");
-    fs::create_dir(&tiny).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-        .arg(&tiny)
-        .status();
-    assert!(mounted.unwrap().success());
+    let tiny = place.with_tmpfs("tiny");
     fs::write(tiny.join("file"), "").unwrap();
     let tiny = place.look_up(ROOT_ID, "tiny").unwrap().nodeid;
     let file = place.look_up(tiny, "file").unwrap().nodeid;
@@ -198,6 +202,32 @@ fn pages_are_written_back_whole_or_not() {
     let (write, data) = (WriteIn { fh, ..WriteIn::default() }, vec![1; 128 << 10]);
     assert_eq!(place.fs.write(&write, &data), Ok(64 << 10));
     fails(place.fs.write(&WriteIn { write_flags: WriteFlags::CACHE, ..write }, &data), &[ENOSPC]);
+}
+
+/// The client sees one device: programs take two files of the same number on it for one.
+#[test]
+fn files_of_several_file_systems_have_numbers_of_their_own() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    let mut numbers = std::collections::HashSet::new();
+    for tmpfs in ["first", "second"] {
+        fs::write(place.with_tmpfs(tmpfs).join("file"), "").unwrap();
+        let node = place.look_up(ROOT_ID, tmpfs).unwrap().nodeid;
+        let file = place.look_up(node, "file").unwrap();
+        let ino = file.attr.ino;
+        assert!(numbers.insert(ino), "{ino} is there twice");
+        assert_eq!(place.fs.getattr(file.nodeid, None).unwrap().attr.ino, ino);
+        assert_eq!(place.fs.statx(file.nodeid, &StatxIn::default()).unwrap().stat.ino, ino);
+        let fh = place.fs.opendir(node).unwrap().fh;
+        let mut bytes = Vec::new();
+        let args = ReadIn { fh, size: 4096, ..ReadIn::default() };
+        place.fs.readdir(node, &args, false, &mut Entries::new(&mut bytes, 4096)).unwrap();
+        let listed = parse(&bytes).map(|listed| listed.unwrap().entry);
+        let listed = listed.filter(|entry| entry.name.bytes() == b"file");
+        assert_eq!(listed.map(|entry| entry.ino).collect::<Vec<_>>(), [ino]);
+    }
+    let own = place.look_up(ROOT_ID, "file").unwrap().attr.ino;
+    assert_eq!(own, fs::metadata(place.shared().join("file")).unwrap().ino());
 }
 
 /// A thread exchanges a directory and a link to the outside all the time.
