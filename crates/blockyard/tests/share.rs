@@ -202,6 +202,27 @@ fn data_are_those_of_the_files() {
     }
 }
 
+/// What is written to memory is at its place in the file, also if the file was opened to append to it.
+#[test]
+fn mapped_files_are_written_to_their_place() {
+    in_own_mounts!();
+    let script = "import mmap, sys\n\
+        with open(sys.argv[1], 'a+b') as file, mmap.mmap(file.fileno(), 0) as map:\n \
+        map[4096:4100] = b'here'\n map.flush()\n file.write(b'end')\n";
+    for cache in ["never", "auto", "always"] {
+        let shared = Shared::new(&["--cache", cache]);
+        let mut content = noise(10_000, 6);
+        fs::write(shared.dir().join("file"), &content).unwrap();
+        peer("python3", &["-c", script, shared.mnt().join("file").to_str().unwrap()]);
+        content[4096..4100].copy_from_slice(b"here");
+        content.extend_from_slice(b"end");
+        let now = fs::read(shared.dir().join("file")).unwrap();
+        assert_eq!(now.len(), content.len(), "{cache}");
+        assert!(now == content, "{cache}");
+        shared.stop();
+    }
+}
+
 /// A tree, by the programs that people use, and by several at a time.
 #[test]
 fn programs_find_what_they_expect() {
@@ -231,26 +252,44 @@ fn programs_find_what_they_expect() {
 #[test]
 fn permissions_are_the_callers() {
     in_own_mounts!();
-    let shared = Shared::new(&["--allow-other"]);
+    for cache in ["never", "auto", "always"] {
+        permissions_with(cache);
+    }
+}
+
+fn permissions_with(cache: &str) {
+    let shared = Shared::new(&["--allow-other", "--cache", cache]);
     let (dir, mnt) = (shared.dir(), shared.mnt());
     fs::write(dir.join("secret"), "secret").unwrap();
     fs::set_permissions(dir.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
     fs::create_dir(dir.join("open")).unwrap();
     fs::set_permissions(dir.join("open"), fs::Permissions::from_mode(0o1777)).unwrap();
     let script = format!(
-        "set -e; cd {}; umask 027\n! cat secret 2>/dev/null\n! touch new 2>/dev/null\n\
+        "set -e; cd {}; umask 027\n\
+         refused() {{ if \"$@\" 2>/dev/null; then echo \"done: $*\" >&2; exit 1; fi; }}\n\
+         refused cat secret; refused touch new\n\
          echo his > open/his; mkdir open/dir; ln -s his open/link; mkfifo open/pipe\n\
-         ! rm open/root 2>/dev/null; ! chown 0 open/his 2>/dev/null; chmod 4755 open/his; echo more >> open/his\n",
+         refused rm -f open/root; refused chown 0 open/his\n\
+         chmod 4755 open/his; echo more >> open/his; echo more >> open/root\n",
         mnt.display()
     );
-    fs::write(dir.join("open/root"), "").unwrap();
+    let root = dir.join("open/root");
+    fs::write(&root, "").unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o6777)).unwrap();
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", &script];
     peer("setpriv", &user);
     for (name, mode) in [("his", 0o755), ("dir", 0o750), ("pipe", 0o640)] {
         let found = fs::symlink_metadata(dir.join("open").join(name)).unwrap();
-        assert_eq!((found.uid(), found.gid()), (65534, 65534), "{name}");
-        assert_eq!(found.mode() & 0o7777, mode, "{name}: a write takes set-user-ID away");
+        assert_eq!((found.uid(), found.gid()), (65534, 65534), "{cache} {name}");
+        let now = found.mode() & 0o7777;
+        assert_eq!(now, mode, "{cache} {name}: a write takes set-user-ID away");
     }
+    let now = fs::metadata(&root).unwrap().mode() & 0o7777;
+    assert_eq!(now, 0o777, "{cache}: a stranger's write takes set-user-ID away");
+    // Root's does not.
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o4777)).unwrap();
+    OpenOptions::new().append(true).open(mnt.join("open/root")).unwrap().write_all(b"x").unwrap();
+    assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o4777, "{cache}");
     assert_eq!(fs::symlink_metadata(dir.join("open/link")).unwrap().uid(), 65534);
     shared.stop();
 }

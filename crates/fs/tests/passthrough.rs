@@ -40,6 +40,16 @@ impl Place {
         self.dir.path().join("shared")
     }
 
+    /// A small file system below the directory.
+    fn with_tmpfs(&self, name: &str) -> std::path::PathBuf {
+        let path = self.shared().join(name);
+        fs::create_dir(&path).unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&path);
+        assert!(mount.status().unwrap().success());
+        path
+    }
+
     fn look_up(&self, parent: u64, name: &str) -> Outcome<EntryOut> {
         self.fs.lookup(parent, Name::new(name.as_bytes()).unwrap())
     }
@@ -67,7 +77,9 @@ fn fails<T: std::fmt::Debug>(outcome: Outcome<T>, errnos: &[i32]) {
 }
 
 const EPERM: i32 = 1;
+const EIO: i32 = 5;
 const ENOTDIR: i32 = 20;
+const ENOSPC: i32 = 28;
 const ELOOP: i32 = 40;
 
 #[test]
@@ -109,6 +121,113 @@ fn magic_links_lead_nowhere() {
     let fds = proc.lookup(own, name("fd")).unwrap().nodeid;
     let first = proc.lookup(fds, name("0")).unwrap().nodeid;
     fails(proc.open(first, &OpenIn::default()), &[EPERM, ELOOP]);
+}
+
+/// Readable memory of this process with none behind it, where nothing is ever mapped: the end of it.
+fn end_of_memory() -> u64 {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let range = |line: &str| {
+        let (start, rest) = line.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some((number(start)?, number(rest.split(' ').next()?)?))
+    };
+    let mut ends = maps.lines().zip(maps.lines().skip(1).map(Some).chain([None]));
+    let end = ends.find_map(|(line, next)| {
+        let end = range(line)?.1;
+        let is_last = next.and_then(range).is_none_or(|(start, _)| start > end);
+        let is_above_all = line.ends_with("[stack]") || line.ends_with("[vdso]");
+        (is_last && is_above_all).then_some(end)
+    });
+    end.unwrap_or_else(|| panic!("no end of memory in\n{maps}"))
+}
+
+/// A short read is the end of the file for the kernel: what cannot be read is none.
+#[test]
+fn an_error_behind_data_is_no_end_of_the_file() {
+    let proc = Passthrough::new(Path::new("/proc"), Options::default()).unwrap();
+    let own = proc.lookup(ROOT_ID, name(&std::process::id().to_string())).unwrap().nodeid;
+    let memory = proc.lookup(own, name("mem")).unwrap().nodeid;
+    let fh = proc.open(memory, &OpenIn::default()).unwrap().fh;
+    let (end, mut bytes) = (end_of_memory(), vec![0; 8192]);
+    let read = |len: u64, into: &mut [u8]| {
+        proc.read(&ReadIn { fh, offset: end - len, ..ReadIn::default() }, into)
+    };
+    assert_eq!(read(4096, &mut bytes[..4096]), Ok(4096));
+    fails(read(4096, &mut bytes), &[EIO]);
+}
+
+/// The kernel writes pages back by any descriptor that can write, to where they are.
+#[test]
+fn pages_are_written_back_to_their_place() {
+    const APPEND: u32 = 0o2002;
+    let place = Place::new();
+    let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+    let fh = place.fs.open(file, &OpenIn { flags: APPEND, ..OpenIn::default() }).unwrap().fh;
+    let page = WriteIn { fh, write_flags: WriteFlags::CACHE, ..WriteIn::default() };
+    assert_eq!(place.fs.write(&page, b"CONT"), Ok(4));
+    assert_eq!(place.fs.write(&WriteIn { fh, ..WriteIn::default() }, b"end"), Ok(3));
+    assert_eq!(place.fs.write(&WriteIn { offset: 4, ..page }, b"E"), Ok(1));
+    assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "CONTEntend");
+}
+
+#[test]
+fn what_a_user_writes_takes_set_user_id_away() {
+    let place = Place::new();
+    let path = place.shared().join("file");
+    let set = || fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    let now = || fs::metadata(&path).unwrap().mode() & 0o7777;
+    let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+    let fh = place.fs.open(file, &OpenIn { flags: 1, ..OpenIn::default() }).unwrap().fh;
+    let roots = WriteIn { fh, ..WriteIn::default() };
+    let users = WriteIn { write_flags: WriteFlags::KILL_SUIDGID, ..roots };
+    for _ in 0..2 {
+        set();
+        assert_eq!(place.fs.write(&roots, b"root"), Ok(4));
+        assert_eq!(now(), 0o6777, "the thread is what it was");
+        assert_eq!(place.fs.write(&users, b"user"), Ok(4));
+        assert_eq!(now(), 0o777);
+    }
+}
+
+/// The kernel does not look at how much of its pages is written.
+#[test]
+fn pages_are_written_back_whole_or_not() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    let tiny = place.with_tmpfs("tiny");
+    fs::write(tiny.join("file"), "").unwrap();
+    let tiny = place.look_up(ROOT_ID, "tiny").unwrap().nodeid;
+    let file = place.look_up(tiny, "file").unwrap().nodeid;
+    let fh = place.fs.open(file, &OpenIn { flags: 1, ..OpenIn::default() }).unwrap().fh;
+    let (write, data) = (WriteIn { fh, ..WriteIn::default() }, vec![1; 128 << 10]);
+    assert_eq!(place.fs.write(&write, &data), Ok(64 << 10));
+    fails(place.fs.write(&WriteIn { write_flags: WriteFlags::CACHE, ..write }, &data), &[ENOSPC]);
+}
+
+/// The client sees one device: programs take two files of the same number on it for one.
+#[test]
+fn files_of_several_file_systems_have_numbers_of_their_own() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    let mut numbers = std::collections::HashSet::new();
+    for tmpfs in ["first", "second"] {
+        fs::write(place.with_tmpfs(tmpfs).join("file"), "").unwrap();
+        let node = place.look_up(ROOT_ID, tmpfs).unwrap().nodeid;
+        let file = place.look_up(node, "file").unwrap();
+        let ino = file.attr.ino;
+        assert!(numbers.insert(ino), "{ino} is there twice");
+        assert_eq!(place.fs.getattr(file.nodeid, None).unwrap().attr.ino, ino);
+        assert_eq!(place.fs.statx(file.nodeid, &StatxIn::default()).unwrap().stat.ino, ino);
+        let fh = place.fs.opendir(node).unwrap().fh;
+        let mut bytes = Vec::new();
+        let args = ReadIn { fh, size: 4096, ..ReadIn::default() };
+        place.fs.readdir(node, &args, false, &mut Entries::new(&mut bytes, 4096)).unwrap();
+        let listed = parse(&bytes).map(|listed| listed.unwrap().entry);
+        let listed = listed.filter(|entry| entry.name.bytes() == b"file");
+        assert_eq!(listed.map(|entry| entry.ino).collect::<Vec<_>>(), [ino]);
+    }
+    let own = place.look_up(ROOT_ID, "file").unwrap().attr.ino;
+    assert_eq!(own, fs::metadata(place.shared().join("file")).unwrap().ino());
 }
 
 /// A thread exchanges a directory and a link to the outside all the time.
@@ -275,7 +394,12 @@ fn many_nodes_need_few_files() {
         fs::write(&path, number.to_string()).unwrap();
         nodes.push(place.look_up(ROOT_ID, &format!("n{number}")).unwrap().nodeid);
     }
-    assert!(fs::read_dir("/proc/self/fd").unwrap().count() < 400, "each node is an open file");
+    // Those of other tests, which run meanwhile, are elsewhere.
+    let shared = place.shared().canonicalize().unwrap();
+    let is_ours =
+        |found: &fs::DirEntry| fs::read_link(found.path()).is_ok_and(|to| to.starts_with(&shared));
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten().filter(is_ours).count();
+    assert!((1..100).contains(&open), "{open} nodes are open files");
     for (number, &node) in nodes.iter().enumerate() {
         assert_eq!(place.look_up(ROOT_ID, &format!("n{number}")).unwrap().nodeid, node);
         let open = place.open(node).unwrap();

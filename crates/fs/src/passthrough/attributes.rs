@@ -19,9 +19,9 @@ const fn rdev(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-pub(super) fn attr(found: &Statx) -> Attr {
+fn attr(found: &Statx, ino: u64) -> Attr {
     Attr {
-        ino: found.stx_ino,
+        ino,
         size: found.stx_size,
         blocks: found.stx_blocks,
         atime: found.stx_atime.tv_sec.cast_unsigned(),
@@ -56,11 +56,19 @@ fn set_time(to: Option<SetTime>) -> Timespec {
 }
 
 impl Passthrough {
+    fn ino(&self, found: &Statx) -> u64 {
+        self.devices.ino((found.stx_dev_major, found.stx_dev_minor), found.stx_ino)
+    }
+
+    pub(super) fn attr(&self, found: &Statx) -> Attr {
+        attr(found, self.ino(found))
+    }
+
     pub(super) fn attr_out(&self, found: &Statx) -> AttrOut {
         AttrOut {
             attr_valid: self.valid.as_secs(),
             attr_valid_nsec: self.valid.subsec_nanos(),
-            attr: attr(found),
+            attr: self.attr(found),
         }
     }
 
@@ -73,7 +81,7 @@ impl Passthrough {
             uid: found.stx_uid,
             gid: found.stx_gid,
             mode: found.stx_mode,
-            ino: found.stx_ino,
+            ino: self.ino(found),
             size: found.stx_size,
             blocks: found.stx_blocks,
             attributes_mask: 0,

@@ -1,10 +1,13 @@
 //! Data of open files.
 
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 
 use blockyard_fuse::Errno;
 use blockyard_fuse::wire::{CopyFileRangeIn, FallocateIn, FopenFlags, LseekIn, OpenIn, OpenOut};
+use blockyard_fuse::wire::{WriteFlags, WriteIn};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::{CachePolicy, Passthrough, errno, open_flags};
 use crate::filesystem::Outcome;
@@ -31,9 +34,62 @@ impl Passthrough {
         };
         OpenOut { fh: self.files.insert(file), open_flags, ..OpenOut::default() }
     }
+
+    pub(super) fn write_file(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
+        self.may_change()?;
+        let file = self.files.find(args.fh)?;
+        let kills = args.write_flags.contains(WriteFlags::KILL_SUIDGID);
+        let _as_a_user = kills.then(AsUser::new).transpose()?;
+        let done = if args.write_flags.contains(WriteFlags::CACHE) {
+            self.write_back(&file, args.offset, data)?
+        } else {
+            match write_most(&*file, args.offset, data) {
+                (0, outcome) => outcome.map(|()| 0)?,
+                (done, _) => done,
+            }
+        };
+        Ok(u32::try_from(done).unwrap_or(u32::MAX))
+    }
+
+    /// Pages of the kernel, all of them: how much of them is written it does not ask. It takes any descriptor that can write, and
+    /// one to append (`O_APPEND`) would write to the end (pwrite(2)).
+    fn write_back(&self, file: &OwnedFd, offset: u64, pages: &[u8]) -> Outcome<usize> {
+        let flags = rustix::fs::fcntl_getfl(file).map_err(errno)?;
+        let (done, outcome) = if flags.contains(OFlags::APPEND) {
+            let here = self.open_own(file, open_flags(flags.bits()).difference(OFlags::APPEND))?;
+            write_most(&here, offset, pages)
+        } else {
+            write_most(file, offset, pages)
+        };
+        outcome.map(|()| done)
+    }
 }
 
-/// As much as there is.
+/// As long as it lives, what the calling thread writes takes set-user-ID and set-group-ID away, as what a user writes does
+/// (`CAP_FSETID`, capabilities(7)). The kernel takes them away itself, but not where it keeps no pages.
+struct AsUser {
+    before: CapabilitySets,
+    /// It is of the thread that has made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl AsUser {
+    fn new() -> Outcome<Self> {
+        let before = capabilities(None).map_err(errno)?;
+        let effective = before.effective.difference(CapabilitySet::FSETID);
+        set_capabilities(None, CapabilitySets { effective, ..before }).map_err(errno)?;
+        Ok(Self { before, _thread: PhantomData })
+    }
+}
+
+impl Drop for AsUser {
+    fn drop(&mut self) {
+        // What a thread was permitted, it may always do again.
+        let _ = set_capabilities(None, self.before);
+    }
+}
+
+/// As much as there is. An error behind it is one: what is short is the end of the file for the kernel.
 pub(super) fn read(file: impl AsFd, offset: u64, into: &mut [u8]) -> Outcome<usize> {
     let mut done = 0;
     while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -41,26 +97,24 @@ pub(super) fn read(file: impl AsFd, offset: u64, into: &mut [u8]) -> Outcome<usi
             Ok(0) => break,
             Ok(len) => done += len,
             Err(rustix::io::Errno::INTR) => {}
-            Err(_) if done > 0 => break,
             Err(err) => return Err(errno(err)),
         }
     }
     Ok(done)
 }
 
-/// As much as there is room for.
-pub(super) fn write(file: impl AsFd, offset: u64, data: &[u8]) -> Outcome<u32> {
+/// As much as there is room for, and why not all of it.
+fn write_most(file: impl AsFd, offset: u64, data: &[u8]) -> (usize, Outcome) {
     let mut done = 0;
     while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
         match rustix::io::pwrite(&file, rest, offset.saturating_add(done as u64)) {
-            Ok(0) => break,
+            Ok(0) => return (done, Err(Errno::EIO)),
             Ok(len) => done += len,
             Err(rustix::io::Errno::INTR) => {}
-            Err(_) if done > 0 => break,
-            Err(err) => return Err(errno(err)),
+            Err(err) => return (done, Err(errno(err))),
         }
     }
-    Ok(u32::try_from(done).unwrap_or(u32::MAX))
+    (done, Ok(()))
 }
 
 pub(super) fn sync(file: impl AsFd, data_only: bool) -> Outcome {

@@ -38,6 +38,13 @@ pub(super) struct Inode {
     key: Key,
 }
 
+impl Inode {
+    /// Of the file system that it is on.
+    pub(super) fn device(&self) -> (u32, u32) {
+        self.key.device
+    }
+}
+
 struct Known {
     inode: Arc<Inode>,
     lookups: u64,

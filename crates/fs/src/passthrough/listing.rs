@@ -67,7 +67,8 @@ impl Passthrough {
             };
             let Ok(name) = Name::new(found.file_name().to_bytes()) else { continue };
             let kind = dirent_kind(found.file_type());
-            let entry = Dirent { ino: found.ino(), next: found.next_entry_cookie(), kind, name };
+            let ino = self.devices.ino(parent.device(), found.ino());
+            let entry = Dirent { ino, next: found.next_entry_cookie(), kind, name };
             if !entries.room_for(name) {
                 break;
             }

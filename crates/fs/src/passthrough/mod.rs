@@ -9,9 +9,11 @@
 //!
 //! So nothing leads out of the directory: a name has no slash in it and is not `..`, what it stands for is not followed, and
 //! what is renamed meanwhile is the same file still. A directory that somebody on the host moves elsewhere stays known to who
-//! knows it. File systems that are mounted below are part of it.
+//! knows it. File systems that are mounted below are part of it, with numbers of files
+//! that differ from its own.
 
 mod attributes;
+mod devices;
 mod files;
 mod inodes;
 mod listing;
@@ -34,6 +36,7 @@ use rustix::fs::{AtFlags, Dev, FileType, Mode, OFlags, ResolveFlags, StatVfs, St
 use rustix::path::DecInt;
 
 use crate::filesystem::{FileSystem, Outcome, Who};
+use devices::Devices;
 use inodes::{Handles, Inode, Inodes, Key, Place};
 
 /// How a name is looked up: it stays what it is and where it is, whoever changes links meanwhile.
@@ -117,6 +120,7 @@ pub struct Passthrough {
     root: Option<MountRoot>,
     /// `/proc/self/fd`.
     own_files: OwnedFd,
+    devices: Devices,
     inodes: Inodes,
     files: Handles<OwnedFd>,
     directories: Handles<Mutex<OwnedFd>>,
@@ -144,7 +148,8 @@ impl Passthrough {
         let inodes = Inodes::new(root, key, options.open_nodes);
         let (files, directories) = (Handles::default(), Handles::default());
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Ok(Self { options, valid, own, root: handles, own_files, inodes, files, directories })
+        let (root, devices) = (handles, Devices::new(device));
+        Ok(Self { options, valid, own, root, own_files, devices, inodes, files, directories })
     }
 
     fn may_change(&self) -> Outcome {
@@ -195,7 +200,7 @@ impl Passthrough {
             attr_valid: seconds,
             entry_valid_nsec: nanoseconds,
             attr_valid_nsec: nanoseconds,
-            attr: attributes::attr(&found),
+            attr: self.attr(&found),
         })
     }
 
@@ -337,8 +342,7 @@ impl FileSystem for Passthrough {
     }
 
     fn write(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
-        self.may_change()?;
-        files::write(&*self.files.find(args.fh)?, args.offset, data)
+        self.write_file(args, data)
     }
 
     fn release(&self, fh: u64) {
