@@ -171,6 +171,37 @@ fn one_flush_lets_all_go() {
     });
 }
 
+/// The farewell has a bound in bytes, and whoever may still flush one in time.
+#[test]
+fn what_is_refused_costs_nobody_the_flush_behind_it() {
+    let patient =
+        |config: &mut Config, _: &Arc<_>| config.limits.flush_grace = common::DEADLINE * 4;
+    let yard = Yard::with(ram(4 * MIB), patient);
+    let mut stream = yard.connect();
+    let other = Box::new(stream.try_clone().unwrap());
+    let mut client = Client::open(other, "", HeaderStyle::Extended).unwrap();
+    client.write(0, &[1; 512]);
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
+        eventually("the socket to go", || !yard.socket.exists());
+        let payload = vec![2; MIB as usize];
+        let writes = (0..4).map(|at| request(Command::Write, NONE, at * MIB, MIB));
+        let mut bytes: Vec<u8> =
+            writes.flat_map(|write| client.encode(write, &payload).1).collect();
+        let (flush, message) = client.encode(request(Command::Flush, NONE, 0, 0), &[]);
+        bytes.extend(message);
+        scope.spawn(move || stream.write_all(&bytes).unwrap());
+        for _ in 0..4 {
+            assert_eq!(client.next_reply().unwrap().1.error, Some(ErrorCode::ESHUTDOWN));
+        }
+        let (cookie, outcome) = client.next_reply().unwrap();
+        assert_eq!((cookie, outcome.error), (flush, None));
+        assert!(client.is_closed());
+        drop(client);
+        end.join().unwrap();
+    });
+}
+
 #[test]
 fn whoever_does_not_flush_is_let_go_in_the_end() {
     let hasty = |config: &mut Config, _: &Arc<_>| {

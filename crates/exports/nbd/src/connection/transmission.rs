@@ -311,7 +311,8 @@ impl<'a> Transmission<'a> {
                 Ok(None)
             }
             Received::Bytes(len) => {
-                if is_last {
+                // As long as a flush is waited for, time is the bound: it may stand behind much that is refused.
+                if is_last && !self.connection.awaits_flush() {
                     self.farewell = self.farewell.saturating_sub(len);
                 }
                 if self.farewell == 0 && self.gone.is_some() {
