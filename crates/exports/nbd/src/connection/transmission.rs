@@ -436,7 +436,8 @@ impl<'a> Transmission<'a> {
     fn collect(&mut self) -> bool {
         let mut ended = self.bios.take_ended();
         let any = !ended.is_empty();
-        if self.bios.unflushed.end(&ended) && self.connection.is_shutting_down() {
+        // Not whether this connection knows of the end already: the flush may have begun before it.
+        if self.bios.unflushed.end(&ended) && self.registration.stage() > Stage::Serving {
             // It was others' as well.
             self.registration.server.kick_all();
         }
