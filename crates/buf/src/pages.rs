@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
@@ -27,6 +27,11 @@ const LEAST_ROOM: usize = 256 << 10;
 /// Pipes of a process, two descriptors each: as many as requests of a client that reads far ahead, and never more than take a
 /// quarter of the descriptors that the process may have.
 const MAX_PIPES: usize = 256;
+/// Pages that all pipes of an unprivileged user may hold before the next ones stay small, by default (pipe(7),
+/// `fs.pipe-user-pages-soft`).
+const DEFAULT_USER_PAGES: usize = 16384;
+/// The part of them that a pool takes. The rest is for the user's other pipes and programs.
+const PART_OF_USER_PAGES: usize = 4;
 
 /// Takes pages of files, and keeps pipes for the next ones.
 #[derive(Clone, Debug)]
@@ -34,10 +39,19 @@ pub struct PagePool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    free: Mutex<Vec<Pipe>>,
+    stock: Mutex<Stock>,
     /// Pipes in use, and how many may be.
     in_use: AtomicUsize,
     most: usize,
+    /// Pages that all pipes may hold.
+    most_pages: usize,
+}
+
+#[derive(Debug, Default)]
+struct Stock {
+    free: Vec<Pipe>,
+    /// Pages that all pipes may hold now, in use or not.
+    pages: usize,
 }
 
 #[derive(Debug)]
@@ -60,10 +74,15 @@ pub struct Pages {
 }
 
 impl PagePool {
-    /// One of at most so many pipes.
+    /// One of at most so many pipes, and of a part of the pages that a user's pipes may hold.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self(Arc::new(Shared { free: Mutex::default(), in_use: AtomicUsize::new(0), most }))
+        Self::with_pages(most, user_pages() / PART_OF_USER_PAGES)
+    }
+
+    fn with_pages(most: usize, most_pages: usize) -> Self {
+        let in_use = AtomicUsize::new(0);
+        Self(Arc::new(Shared { stock: Mutex::default(), in_use, most, most_pages }))
     }
 
     /// The one that all files of this process have together: what it may hold is the process's.
@@ -115,16 +134,62 @@ impl Shared {
             self.in_use.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let pipe = self.with_room(room);
+        if pipe.is_none() {
+            self.in_use.fetch_sub(1, Ordering::Relaxed);
+        }
+        pipe
+    }
+
+    /// A pipe that was kept, or a new one. The pages are taken before the pipe holds them, so that there are never more.
+    fn with_room(&self, room: usize) -> Option<Pipe> {
+        let mut stock = self.stock();
+        let kept = stock.free.pop();
+        let has = kept.as_ref().map_or(0, |pipe| pipe.room);
+        if has >= room {
+            return kept;
+        }
+        let room = room.next_power_of_two().max(LEAST_ROOM);
+        let more = (room - has) / PAGE_SIZE;
+        while stock.pages + more > self.most_pages {
+            let Some(idle) = stock.free.pop() else {
+                stock.free.extend(kept);
+                return None;
+            };
+            stock.pages -= idle.pages();
+        }
+        stock.pages += more;
+        drop(stock);
         let pipe = kept.map_or_else(Pipe::new, Ok).and_then(|pipe| pipe.with_room(room));
         if pipe.is_err() {
-            self.in_use.fetch_sub(1, Ordering::Relaxed);
+            self.stock().pages -= room / PAGE_SIZE;
         }
         pipe.ok()
     }
 
-    fn keep(&self, pipe: Pipe) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(pipe);
+    fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a pipe back. One that still has pages in it is closed: they are somebody else's answer.
+    fn take_back(&self, pipe: Pipe, is_empty: bool) {
+        let mut stock = self.stock();
+        if is_empty {
+            stock.free.push(pipe);
+        } else {
+            stock.pages -= pipe.pages();
+        }
+    }
+}
+
+/// The pages that the pipes of a user may hold.
+fn user_pages() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/fs/pipe-user-pages-soft").ok();
+    match limit.and_then(|limit| limit.trim().parse().ok()) {
+        // There is no limit.
+        Some(0) => usize::MAX,
+        Some(pages) => pages,
+        None => DEFAULT_USER_PAGES,
     }
 }
 
@@ -134,12 +199,14 @@ impl Pipe {
         Ok(Self { source, sink, room: 0 })
     }
 
+    fn pages(&self) -> usize {
+        self.room / PAGE_SIZE
+    }
+
     /// Refused where the user has more pipes than `fs.pipe-user-pages-soft` lets grow.
     fn with_room(mut self, room: usize) -> rustix::io::Result<Self> {
-        if self.room < room {
-            let room = room.next_power_of_two().max(LEAST_ROOM);
-            self.room = fcntl_setpipe_size(&self.sink, room)?;
-        }
+        fcntl_setpipe_size(&self.sink, room)?;
+        self.room = room;
         Ok(self)
     }
 }
@@ -204,9 +271,8 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         let Some(pool) = self.pool.upgrade() else { return };
-        // One that still has pages in it is closed: they are somebody else's answer.
-        if let Some(pipe) = self.pipe.take().filter(|_| *self.left.get_mut() == 0) {
-            pool.keep(pipe);
+        if let Some(pipe) = self.pipe.take() {
+            pool.take_back(pipe, *self.left.get_mut() == 0);
         }
         pool.in_use.fetch_sub(1, Ordering::Relaxed);
     }
@@ -252,7 +318,7 @@ mod tests {
             assert!(got == bytes[offset..offset + len]);
             assert_eq!(pages.send(near.as_fd()).unwrap(), 0, "there is no more");
         }
-        assert_eq!(pool.0.free.lock().unwrap().len(), 1, "one pipe did for all");
+        assert_eq!(pool.0.stock().free.len(), 1, "one pipe did for all");
     }
 
     #[test]
@@ -276,9 +342,37 @@ mod tests {
         let all: Vec<_> = std::iter::from_fn(take).take(10).collect();
         assert_eq!(all.len(), 5);
         drop(all);
-        assert!(pool.0.free.lock().unwrap().is_empty(), "pipes with pages in them are closed");
+        assert!(pool.0.stock().free.is_empty(), "pipes with pages in them are closed");
         let later = pool.take(file.as_fd(), 4096, 4096).unwrap();
         assert!(later.into_bytes().unwrap() == bytes[4096..]);
+    }
+
+    /// The user's other programs want pipes, too.
+    #[test]
+    fn pipes_hold_no_more_pages_than_the_limit_in_use_or_not() {
+        let (file, bytes) = file(MAX_PAGES_BYTES);
+        let least = LEAST_ROOM / PAGE_SIZE;
+        let pool = PagePool::with_pages(8, 4 * least);
+        let take = |len| pool.take(file.as_fd(), 0, len);
+        let kept_and_counted = || {
+            let stock = pool.0.stock();
+            (stock.free.len(), stock.pages)
+        };
+        let all: Vec<_> = std::iter::from_fn(|| take(4096)).collect();
+        assert_eq!((all.len(), kept_and_counted()), (4, (0, 4 * least)));
+        assert!(all.into_iter().all(|pages| pages.into_bytes().unwrap() == bytes[..4096]));
+        assert_eq!(kept_and_counted(), (4, 4 * least), "they are kept");
+        let long = take(MAX_PAGES_BYTES).unwrap();
+        assert_eq!(kept_and_counted(), (0, 4 * least), "they made room");
+        assert!(take(1).is_none(), "all is in use");
+        drop(long);
+        assert_eq!(kept_and_counted(), (0, 0), "it was closed with pages in it");
+        let (short, other) = (take(1).unwrap(), take(1).unwrap());
+        short.into_bytes().unwrap();
+        assert!(take(MAX_PAGES_BYTES).is_none(), "one that cannot grow");
+        assert_eq!(kept_and_counted(), (1, 2 * least), "is kept as it is");
+        drop(other);
+        assert!(PagePool::new(1).take(file.as_fd(), 0, 1).is_some(), "by default there is room");
     }
 
     /// See the head of this file.

@@ -16,7 +16,7 @@ use blockyard_sys::net::Watch;
 use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
 use crate::socket::prepare;
-use crate::tls::{Session, TlsSetup};
+use crate::tls::{KeptSetup, Session, TlsSetup};
 use crate::wire::{BOTH_WAYS, Wire, connect};
 
 /// How long a server may take to say goodbye.
@@ -52,7 +52,9 @@ impl Dialer for Sockets {
 pub(crate) struct Target {
     dialer: Arc<dyn Dialer>,
     pub(crate) uri: Uri,
-    pub(crate) tls_files: TlsFiles,
+    tls_files: TlsFiles,
+    /// What was in these files, for all connections.
+    tls_setup: Arc<KeptSetup>,
     pub(crate) best_style: HeaderStyle,
     /// The time that all of it may take.
     pub(crate) limit: Duration,
@@ -73,7 +75,7 @@ impl Target {
         best_style: HeaderStyle,
         limit: Duration,
     ) -> Self {
-        Self { dialer, uri, tls_files, best_style, limit }
+        Self { dialer, uri, tls_files, tls_setup: Arc::default(), best_style, limit }
     }
 
     /// The same way to another export.
@@ -114,18 +116,12 @@ impl Target {
         Ok(Dialog { target: self, tls, wire, shake, input: Vec::new() })
     }
 
-    /// Reads the files of TLS, if the URI wants it: for each connection, as they are renewed while a disk is attached.
+    /// What the files of TLS say, if the URI wants it.
     async fn load_tls(&self) -> Result<Option<TlsSetup>, Error> {
         if !self.uri.tls {
             return Ok(None);
         }
-        let (uri, files) = (self.uri.clone(), self.tls_files.clone());
-        // Files may be slow, and the thread has others' requests.
-        let loading = tokio::task::spawn_blocking(move || TlsSetup::load(&uri, &files));
-        let loaded = loading.await.map_err(|err| {
-            Error::new(ErrorKind::Tls, "the files of TLS cannot be read now").caused_by(err)
-        })?;
-        loaded.map(Some)
+        self.tls_setup.load(&self.uri, &self.tls_files, self.limit).await.map(Some)
     }
 
     async fn negotiate(&self) -> Result<Opened, Error> {

@@ -5,6 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use blockyard_blkmq::Status;
 use blockyard_driver_nbd::{ErrorKind, NbdConfig};
@@ -189,5 +190,62 @@ fn a_connection_that_is_made_again_knows_the_files_as_they_are_then() {
     // Neither knows what was signed by the other authority.
     renew();
     let (_server, _) = serve(&place, &folder, &["--tls-verify-peer"]);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}
+
+/// A disk whose server wants certificates, which are in the folder.
+fn attached(place: &Place) -> (Folder, Server, common::Attached) {
+    let folder = Folder::new(place, "pki");
+    folder.key("ca", &["--key-type", "ecdsa"]);
+    folder.certificate("ca", "ca\ncert_signing_key", false);
+    for (name, template) in [("server", "tls_www_server"), ("client", "tls_www_client")] {
+        folder.key(name, &["--key-type", "ecdsa"]);
+        folder.certificate(name, &format!("signing_key\n{template}"), true);
+    }
+    let theirs = Folder::new(place, "theirs");
+    for name in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
+        theirs.copy(&folder.path(name), name);
+    }
+    let (server, socket) = serve(place, &theirs, &["--tls-verify-peer"]);
+    // A part of it is waited for the files.
+    let timeout = Duration::from_secs(8);
+    let disk = attach(NbdConfig { timeout, ..config(&socket, &folder, "") }, 1);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+    (folder, server, disk)
+}
+
+/// A server that is started anew, with what it had.
+fn again(place: &Place, mut server: Server) -> Server {
+    server.kill();
+    serve(place, &Folder(place.path("theirs")), &["--tls-verify-peer"]).0
+}
+
+/// They may be on the disk itself.
+#[test]
+fn a_connection_is_made_again_though_the_files_are_gone() {
+    let place = Place::new();
+    let (folder, server, disk) = attached(&place);
+    std::fs::remove_dir_all(&folder.0).unwrap();
+    let _server = again(&place, server);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn a_connection_is_made_again_though_the_files_are_half_renewed() {
+    let place = Place::new();
+    let (folder, server, disk) = attached(&place);
+    folder.key("client", &["--key-type", "ecdsa"]);
+    let _server = again(&place, server);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn a_connection_is_made_again_though_a_file_is_never_read_to_its_end() {
+    let place = Place::new();
+    let (folder, server, disk) = attached(&place);
+    let fifo = folder.path("client-cert.pem");
+    std::fs::remove_file(&fifo).unwrap();
+    run(Command::new("mkfifo").arg(&fifo));
+    let _server = again(&place, server);
     assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
 }

@@ -147,20 +147,32 @@ fn a_client_that_leaves_with_pages_due_leaves_nothing_for_the_next() {
     assert!(driver.paged.load(Ordering::SeqCst) > 0);
 }
 
-/// The order that a client can see is kept: a write that it sends when it has the whole reply is not in there.
+/// What the client has received nothing changes; each page that it has not is what it was, or what was written meanwhile.
 #[test]
 fn a_reply_that_was_received_never_shows_a_later_write() {
-    let (_, disk) = paged();
+    const PAGE: usize = 4096;
+    const LATE: usize = 4 * PAGE;
+    let (driver, disk) = paged();
     let yard = Yard::with(disk, |_, _| {});
-    let mut client = yard.client_of(HeaderStyle::Structured);
-    let mut expected = CONTENT[..LEN as usize].to_vec();
-    for round in 0..50 {
-        let got = client.read(0, LEN);
-        let next = vec![round; LEN as usize];
-        client.write(0, &next);
-        assert!(got == expected, "round {round}");
-        expected = next;
+    let (mut client, mut other) = (yard.client_of(HeaderStyle::Simple), yard.client());
+    let len = LEN as usize;
+    let mut expected = CONTENT[..len].to_vec();
+    for round in 1..=16 {
+        client.send(request(Command::Read, CommandFlags::empty(), 0, LEN), &[]);
+        let mut early = vec![0; 16 + len - LATE];
+        client.stream.read_exact(&mut early).unwrap();
+        let written = vec![round; len];
+        other.write(0, &written);
+        let mut late = vec![0; LATE];
+        client.stream.read_exact(&mut late).unwrap();
+        assert!(early[16..] == expected[..len - LATE], "round {round}");
+        for (page, old) in late.chunks(PAGE).zip(expected[len - LATE..].chunks(PAGE)) {
+            assert!(page == old || page == &written[..PAGE], "round {round}");
+        }
+        assert!(other.read(0, LEN) == written, "round {round}");
+        expected = written;
     }
+    assert!(driver.paged.load(Ordering::SeqCst) >= 32, "all were pages");
 }
 
 /// What is encrypted is looked at.

@@ -6,16 +6,16 @@ mod common;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Features, Limits, Op, OpenMode, Status};
+use blockyard_blkmq::{Busy, Driver, Features, HctxHandle, Limits, Op, OpenMode, Request, Status};
 use blockyard_export_nbd::{
     Address, Config, Error, ErrorKind, Export, HeaderStyle, Listener, Server, TlsMode, bind,
 };
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
-use common::{Client, MIB, Yard, eventually, held_disk, ram, request};
+use common::{Client, MIB, Yard, disk_of, eventually, held_disk, ram, request};
 
 const NONE: CommandFlags = CommandFlags::empty();
 
@@ -167,6 +167,92 @@ fn one_flush_lets_all_go() {
         one.command(Command::Flush, 0, 0).ok();
         assert!(one.is_closed() && two.is_closed());
         drop((one, two));
+        end.join().unwrap();
+    });
+}
+
+/// The farewell has a bound in bytes, and whoever may still flush one in time.
+#[test]
+fn what_is_refused_costs_nobody_the_flush_behind_it() {
+    let patient =
+        |config: &mut Config, _: &Arc<_>| config.limits.flush_grace = common::DEADLINE * 4;
+    let yard = Yard::with(ram(4 * MIB), patient);
+    let mut stream = yard.connect();
+    let other = Box::new(stream.try_clone().unwrap());
+    let mut client = Client::open(other, "", HeaderStyle::Extended).unwrap();
+    client.write(0, &[1; 512]);
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
+        eventually("the socket to go", || !yard.socket.exists());
+        let payload = vec![2; MIB as usize];
+        let writes = (0..4).map(|at| request(Command::Write, NONE, at * MIB, MIB));
+        let mut bytes: Vec<u8> =
+            writes.flat_map(|write| client.encode(write, &payload).1).collect();
+        let (flush, message) = client.encode(request(Command::Flush, NONE, 0, 0), &[]);
+        bytes.extend(message);
+        scope.spawn(move || stream.write_all(&bytes).unwrap());
+        for _ in 0..4 {
+            assert_eq!(client.next_reply().unwrap().1.error, Some(ErrorCode::ESHUTDOWN));
+        }
+        let (cookie, outcome) = client.next_reply().unwrap();
+        assert_eq!((cookie, outcome.error), (flush, None));
+        assert!(client.is_closed());
+        drop(client);
+        end.join().unwrap();
+    });
+}
+
+/// Ends what it gets at once, a flush when it is told to.
+struct Gate {
+    reached: mpsc::Sender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Driver for Gate {
+    type Disk = ();
+    type Hctx = ();
+    type Cmd = ();
+
+    fn init_hctx(&self, _disk: &(), _queue: HctxHandle<Self>) -> blockyard_blkmq::Result<()> {
+        Ok(())
+    }
+
+    fn queue_rq(&self, _hctx: &mut (), rq: Request<Self>, _last: bool) -> Result<(), Busy<Self>> {
+        if rq.op() == Op::Flush {
+            self.reached.send(()).unwrap();
+            self.go_on.lock().unwrap().recv_timeout(common::DEADLINE).unwrap();
+        }
+        rq.end(Status::Ok);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_flush_that_ends_while_the_end_begins_lets_others_go() {
+    let ((reached, is_reached), (go_on, may_go_on)) = (mpsc::channel(), mpsc::channel());
+    let gate = Arc::new(Gate { reached, go_on: Mutex::new(may_go_on) });
+    let limits = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    let patient =
+        |config: &mut Config, _: &Arc<_>| config.limits.flush_grace = common::DEADLINE * 4;
+    let yard = Yard::with(disk_of(gate, (), MIB, limits), patient);
+    // Each on a thread of its own: that of the first carries out the shutdown.
+    let [mut writer, mut other] = [(); 2].map(|()| yard.client());
+    let threads: Vec<_> = yard.server.clients().iter().map(|client| client.thread).collect();
+    assert_eq!(threads, [0, 1]);
+    writer.write(0, &[1; 512]);
+    let flush = other.send(request(Command::Flush, NONE, 0, 0), &[]);
+    is_reached.recv_timeout(common::DEADLINE).unwrap();
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
+        eventually("the socket to go", || !yard.socket.exists());
+        let refused = writer.command(Command::Read, 0, 512);
+        assert_eq!(refused.error, Some(ErrorCode::ESHUTDOWN));
+        // It ends within the turn that has begun before the end.
+        go_on.send(()).unwrap();
+        let (cookie, outcome) = other.next_reply().unwrap();
+        assert_eq!((cookie, outcome.error), (flush, None));
+        assert!(other.is_closed() && writer.is_closed());
+        drop((writer, other));
         end.join().unwrap();
     });
 }

@@ -1,5 +1,6 @@
 //! TLS: how the server is known, and a session over a socket that does not block.
 
+mod kept;
 #[cfg(feature = "psk")]
 mod psk;
 mod x509;
@@ -12,6 +13,8 @@ use crate::config::TlsFiles;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::Unsent;
 use crate::socket::Plain;
+
+pub(crate) use kept::KeptSetup;
 
 /// Bytes that are encrypted at a time.
 const RECORD_LEN: usize = 16 << 10;

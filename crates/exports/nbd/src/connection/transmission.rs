@@ -311,7 +311,8 @@ impl<'a> Transmission<'a> {
                 Ok(None)
             }
             Received::Bytes(len) => {
-                if is_last {
+                // As long as a flush is waited for, time is the bound: it may stand behind much that is refused.
+                if is_last && !self.connection.awaits_flush() {
                     self.farewell = self.farewell.saturating_sub(len);
                 }
                 if self.farewell == 0 && self.gone.is_some() {
@@ -435,7 +436,8 @@ impl<'a> Transmission<'a> {
     fn collect(&mut self) -> bool {
         let mut ended = self.bios.take_ended();
         let any = !ended.is_empty();
-        if self.bios.unflushed.end(&ended) && self.connection.is_shutting_down() {
+        // Not whether this connection knows of the end already: the flush may have begun before it.
+        if self.bios.unflushed.end(&ended) && self.registration.stage() > Stage::Serving {
             // It was others' as well.
             self.registration.server.kick_all();
         }
