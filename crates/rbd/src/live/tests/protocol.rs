@@ -201,6 +201,21 @@ fn a_lock_that_may_be_held_is_given_back() {
 }
 
 #[test]
+fn one_waits_for_the_lock_no_longer_than_it_may_also_behind_others() {
+    run(async {
+        let cluster = Cluster::new(7, 0);
+        let client = image(&cluster).await;
+        let options = Options { lock_limit: Duration::from_secs(5), ..Options::default() };
+        let live = LiveImage::open(&client, "a", options).await.unwrap();
+        let _first = live.shared.acquiring.lock().await;
+        let begin = tokio::time::Instant::now();
+        let error = live.write(0, vec![1; 10].into()).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::TIMEDOUT), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    });
+}
+
+#[test]
 fn what_the_dead_have_sent_is_not_done_after_their_lock_is_broken() {
     run(async {
         let cluster = Cluster::new(2, 0);
