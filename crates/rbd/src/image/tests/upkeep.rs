@@ -182,3 +182,31 @@ fn zeroes_are_given_back_and_data_stays() {
         assert_eq!(image.read(0, 4096).await.unwrap(), vec![0; 4096]);
     });
 }
+
+#[test]
+fn an_open_image_that_gets_features_which_are_not_known_is_not_used_any_more() {
+    run(async {
+        let store = store();
+        made(&store, "a").await;
+        let mut image = open(&store, "a").await;
+        image.create_snapshot("s").await.unwrap();
+        let mut snapshot = Image::open_snapshot(&store, "a", "s").await.unwrap();
+        let header = names::header(image.id());
+        let set = |features: Features| {
+            let value = features.bits().to_le_bytes().to_vec().into();
+            let keys = [("features".into(), value)].into();
+            Request::write(vec![Mutation::OmapSet(keys).into()])
+        };
+        let is_refused = |done: crate::error::Result<()>| {
+            matches!(done.unwrap_err().kind(), crate::error::ErrorKind::Features { .. })
+        };
+        store.operate(&header, set(Features::DEFAULT | Features::JOURNALING)).await.unwrap();
+        assert!(is_refused(image.refresh().await));
+        assert!(is_refused(image.own().await));
+        // It can be read as it was.
+        snapshot.refresh().await.unwrap();
+        let unknown = Features::from_bits_retain(1 << 60);
+        store.operate(&header, set(Features::DEFAULT | unknown)).await.unwrap();
+        assert!(is_refused(snapshot.refresh().await));
+    });
+}
