@@ -1,0 +1,51 @@
+//! Images that somebody has, that cannot be opened, or that something was begun with and not finished.
+
+use blockyard_rados::encoding::Writer;
+use blockyard_rbd::dir::DirStore;
+use blockyard_rbd::format::{TrashEntry, names};
+use blockyard_rbd::store::{ObjectName, Op, Request};
+
+use crate::Yard;
+use crate::common::noise;
+
+fn id(yard: &Yard, image: &str) -> String {
+    yard.json(&["info", image])["id"].as_str().unwrap().to_owned()
+}
+
+fn change(store: &DirStore, object: &ObjectName, op: Op) {
+    store.operate_blocking(object, &Request::write(vec![op])).unwrap();
+}
+
+#[test]
+fn a_purge_leaves_an_image_that_is_in_use_and_goes_on() {
+    let yard = Yard::new();
+    let (bytes, file) = (noise(1 << 20, 3), yard.path("file"));
+    std::fs::write(&file, &bytes).unwrap();
+    yard.image(&["import", file.to_str().unwrap(), "a"]);
+    yard.image(&["create", "b", "-s", "1"]);
+    yard.image(&["trash", "mv", "b"]);
+    // Somebody has begun to move it, and was killed.
+    let (store, id) = (DirStore::open(&yard.store(), false).unwrap(), id(&yard, "a"));
+    let state = TrashEntry::MOVING;
+    let mut input = Writer::new();
+    input.string(&id);
+    input.put(&TrashEntry { name: "a".into(), state, ..TrashEntry::default() });
+    let add = Op::exec("rbd", "trash_add", input.into_bytes());
+    change(&store, &names::TRASH.into(), add);
+    let owned = store.own_blocking(&id, "process 7").unwrap().ok().unwrap();
+    yard.try_image(&["trash", "purge"]).code(75).contains(&["in use by process 7"]);
+    yard.try_image(&["trash", "rm", &id]).code(75).contains(&["in use by process 7"]);
+    drop(owned);
+    assert_eq!(yard.image(&["trash", "ls"]), format!("{id} a\n"));
+    for command in [&["trash", "purge"][..], &["trash", "rm", &id], &["trash", "restore", &id]] {
+        yard.try_image(command).code(75).contains(&["moved to the trash in part; move it again"]);
+    }
+    assert!(yard.bytes("a") == bytes);
+    yard.image(&["trash", "mv", "a"]);
+    yard.image(&["trash", "restore", &id]);
+    assert!(yard.bytes("a") == bytes);
+    yard.image(&["trash", "mv", "a"]);
+    yard.image(&["trash", "purge"]);
+    assert_eq!(yard.image(&["trash", "ls"]), "");
+    assert!(yard.image(&["check"]).contains("0 images and 2 objects checked: 0 problems"));
+}
