@@ -49,3 +49,23 @@ fn a_purge_leaves_an_image_that_is_in_use_and_goes_on() {
     assert_eq!(yard.image(&["trash", "ls"]), "");
     assert!(yard.image(&["check"]).contains("0 images and 2 objects checked: 0 problems"));
 }
+
+#[test]
+fn an_image_that_cannot_be_opened_is_removed_when_nobody_has_it() {
+    let yard = Yard::new();
+    yard.image(&["create", "parent", "-s", "1"]);
+    yard.image(&["snap", "create", "parent@s"]);
+    yard.image(&["clone", "parent@s", "clone"]);
+    let (parent, clone) = (id(&yard, "parent"), id(&yard, "clone"));
+    let store = DirStore::open(&yard.store(), false).unwrap();
+    change(&store, &names::header(&parent), Op::remove());
+    yard.try_image(&["info", "clone"]).code(1);
+    let owned = store.own_blocking(&clone, "process 7").unwrap().ok().unwrap();
+    yard.try_image(&["rm", "clone"]).code(75).contains(&["in use by process 7"]);
+    let header = Request::read(vec![Op::assert_exists()]);
+    store.operate_blocking(&names::header(&clone), &header).unwrap();
+    drop(owned);
+    yard.image(&["rm", "clone"]);
+    yard.image(&["rm", "parent"]);
+    assert_eq!(yard.image(&["ls"]), "");
+}
