@@ -69,3 +69,26 @@ fn an_image_that_cannot_be_opened_is_removed_when_nobody_has_it() {
     yard.image(&["rm", "parent"]);
     assert_eq!(yard.image(&["ls"]), "");
 }
+
+#[test]
+fn what_is_not_repaired_is_a_problem_and_not_in_the_way_of_others() {
+    let yard = Yard::new();
+    for name in ["a", "b"] {
+        yard.image(&["create", name, "-s", "1"]);
+    }
+    let store = DirStore::open(&yard.store(), false).unwrap();
+    for name in ["a", "b"] {
+        let map = names::object_map(&id(&yard, name), None);
+        change(&store, &map, Op::write_full(b"garbage".to_vec()));
+    }
+    let owned = store.own_blocking(&id(&yard, "a"), "process 7").unwrap().ok().unwrap();
+    let said = yard.try_image(&["check", "--repair"]);
+    said.code(2);
+    for part in ["a is not repaired: the image a is in use by process 7", "3 problems, 1 repaired"]
+    {
+        assert!(said.out.contains(part), "{}", said.out);
+    }
+    drop(owned);
+    assert!(yard.image(&["check", "--repair"]).contains("1 problems, 1 repaired"));
+    assert!(yard.image(&["check"]).contains("0 problems, 0 repaired"));
+}

@@ -1,7 +1,7 @@
 //! Names, notes, the trash, namespaces, protection, maps that are made anew, zeroes that are given back.
 
 use super::{Store, open, run, store};
-use crate::format::{Features, ImageFlags, Layout, ObjectMap, names};
+use crate::format::{Features, ImageFlags, Layout, ObjectMap, ObjectState, names};
 use crate::image::{
     CreateOptions, Image, MapState, create, find, list, name_of, namespace, remove, rename, trash,
 };
@@ -180,6 +180,32 @@ fn zeroes_are_given_back_and_data_stays() {
         expected[65536..].copy_from_slice(b"data");
         assert_eq!(image.read(MIB, 65540).await.unwrap(), expected);
         assert_eq!(image.read(0, 4096).await.unwrap(), vec![0; 4096]);
+    });
+}
+
+#[test]
+fn a_map_is_right_that_gets_to_know_of_an_object_while_it_is_checked() {
+    run(async {
+        let store = store();
+        made(&store, "a").await;
+        let image = Image::open(&store, "a").await.unwrap();
+        let (map, mut known) = (names::object_map(image.id(), None), ObjectMap::new(10).unwrap());
+        known.set(3, ObjectState::Exists);
+        let note = Request::write(vec![Op::write_full(encoded(&known))]);
+        let data = image.data_object(3);
+        // Its owner notes an object, and makes it, after the map was read.
+        let writes = |object, _| {
+            if object == 3 {
+                store.operate_blocking(&map, &note).unwrap();
+                let write = Request::write(vec![Op::write_full("data".to_owned().into_bytes())]);
+                store.operate_blocking(&data, &write).unwrap();
+            }
+        };
+        assert_eq!(image.check_map(writes).await.unwrap(), MapState::Right);
+        // One that stays unknown is missed.
+        let empty = Request::write(vec![Op::write_full(encoded(&ObjectMap::new(10).unwrap()))]);
+        store.operate(&map, empty).await.unwrap();
+        assert_eq!(image.check_map(|_, _| {}).await.unwrap(), MapState::Misses(3));
     });
 }
 
