@@ -4,5 +4,5 @@ pub(crate) mod demo;
 mod open;
 mod spec;
 
-pub(crate) use open::{OwnedImage, Store, open_store, own, rbd_error, read, wait};
+pub(crate) use open::{OwnedImage, Store, lock, open_store, own, rbd_error, read, wait};
 pub(crate) use spec::ImageSpec;

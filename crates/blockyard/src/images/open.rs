@@ -118,14 +118,21 @@ pub(crate) async fn own(store: &Store, spec: &ImageSpec) -> Result<OwnedImage> {
         return Err(Error::usage(format!("{spec} is a snapshot, and read-only")));
     }
     let mut image = read(store, spec).await?;
-    let lock = take(store, spec, image.id()).await?;
+    let lock = lock(store, spec, image.id()).await?;
     let owned = image.own().await;
     owned.map_err(|err| rbd_error(format!("cannot write {spec}"), err))?;
     Ok(OwnedImage { image, lock })
 }
 
-/// Takes the lock of an image.
-async fn take(store: &Store, spec: &ImageSpec, id: &str) -> Result<Owned<Directory>> {
+/// Takes the lock of an image, which need not be one that can be opened.
+///
+/// # Errors
+/// Somebody else has it.
+pub(crate) async fn lock(
+    store: &Store,
+    what: &impl std::fmt::Display,
+    id: &str,
+) -> Result<Owned<Directory>> {
     let (store, id, me, begun) = (store.clone(), id.to_owned(), me(), Instant::now());
     let taken = tokio::task::spawn_blocking(move || {
         loop {
@@ -136,9 +143,9 @@ async fn take(store: &Store, spec: &ImageSpec, id: &str) -> Result<Owned<Directo
         }
     });
     let taken = taken.await.map_err(|err| Error::failed("a thread has died").caused_by(err))?;
-    taken.map_err(|err| rbd_error(format!("cannot lock {spec}"), err))?.map_err(|owner| {
+    taken.map_err(|err| rbd_error(format!("cannot lock {what}"), err))?.map_err(|owner| {
         let owner = if owner.is_empty() { "another process" } else { &owner };
-        let what = format!("the image {spec} is in use by {owner}");
+        let what = format!("the image {what} is in use by {owner}");
         Error::new(ErrorKind::Busy, what)
             .help("one at a time writes an image: end that, or read the image or a snapshot of it")
     })
@@ -165,7 +172,7 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
         EEXIST => Some("take another name, or remove the one that is there"),
         ENOTEMPTY => Some("it has snapshots; remove them with blockyard image snap purge"),
         EBUSY => {
-            Some("it is protected, or has clones: see `image children`, `image snap unprotect`")
+            Some("if it is protected or has clones, see `image children`, `image snap unprotect`")
         }
         EDQUOT => Some("the limit of snapshots is reached; see `image snap limit`"),
         _ => None,

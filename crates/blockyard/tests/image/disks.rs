@@ -72,9 +72,9 @@ fn an_image_that_is_not_there_is_made_by_copying() {
     yard.run(&["copy", &yard.uri("new"), &yard.uri("new")]).code(64);
 }
 
-/// What was flushed is there after a kill, and whoever comes next has the image at once.
+/// What was acknowledged is there after a kill, and whoever comes next has the image at once.
 #[test]
-fn what_was_flushed_survives_a_kill() {
+fn what_was_acknowledged_survives_a_kill() {
     let yard = Yard::new();
     yard.image(&["create", "a", "-s", "16"]);
     for round in 1..4_u64 {

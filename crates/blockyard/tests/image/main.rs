@@ -6,6 +6,7 @@ mod common;
 mod disks;
 mod images;
 mod streams;
+mod unfinished;
 
 use std::path::{Path, PathBuf};
 

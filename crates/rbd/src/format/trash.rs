@@ -25,6 +25,10 @@ impl TrashEntry {
     pub const NORMAL: u8 = 0;
     /// It is about to be (`TRASH_IMAGE_STATE_MOVING`).
     pub const MOVING: u8 = 1;
+    /// It is about to be gone for good (`TRASH_IMAGE_STATE_REMOVING`).
+    pub const REMOVING: u8 = 2;
+    /// It is about to have a name again (`TRASH_IMAGE_STATE_RESTORING`).
+    pub const RESTORING: u8 = 3;
 
     /// What `rbd` calls those who put images there, by number.
     #[must_use]

@@ -186,29 +186,39 @@ pub async fn list<S: ObjectStore>(store: &S) -> Result<Vec<(String, String)>> {
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
     let at = |error: Error| error.at(format_args!("image {name:?}"));
     let id = id_of(store, name).await?;
-    empty_by_id(store, &id).await.map_err(at)?;
+    if let Some(mut image) = removable(store, &id).await.map_err(at)? {
+        image.empty().await.map_err(at)?;
+    }
     remove_id(store, name, &id).await.map_err(at)
 }
 
-/// Removes an image that has no name.
-pub(super) async fn remove_by_id<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
-    empty_by_id(store, id).await?;
+/// Removes an image that has no name, and has been found [removable].
+pub(super) async fn remove_by_id<S: ObjectStore>(
+    store: &S,
+    id: &str,
+    image: Option<Image<S>>,
+) -> Result<()> {
+    if let Some(mut image) = image {
+        image.empty().await?;
+    }
     may_be_gone(tell(store, &names::object_map(id, None), vec![Op::remove()]).await)?;
     may_be_gone(tell(store, &names::header(id), vec![Op::remove()]).await)
 }
 
-/// Removes all objects of an image.
-async fn empty_by_id<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
+/// An image whose objects can be removed; `None` if it has no header any more.
+///
+/// # Errors
+/// ENOTEMPTY if it has snapshots; features that are not known here.
+pub(super) async fn removable<S: ObjectStore>(store: &S, id: &str) -> Result<Option<Image<S>>> {
     // The header alone says whether there is something to remove: a parent may be gone, and is not needed.
     match Header::read(store, id).await {
-        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) if error.is_not_found() => Ok(None),
         header => {
             let header = header?;
             if !header.snapshots.is_empty() {
                 return Err(Errno::NOTEMPTY.into());
             }
-            let image = Image::without_parent(store, id.to_owned(), header, NOSNAP).await;
-            image?.empty().await
+            Image::without_parent(store, id.to_owned(), header, NOSNAP).await.map(Some)
         }
     }
 }

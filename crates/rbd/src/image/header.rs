@@ -80,6 +80,16 @@ impl Header {
         self.parent.as_ref().and_then(|parent| parent.overlap).unwrap_or_default()
     }
 
+    /// Whether the image, or a snapshot of it, can be used by its features.
+    pub(super) fn check(&self, snap: u64) -> Result<()> {
+        let known = if snap == NOSNAP { super::WRITABLE } else { super::READABLE };
+        let unknown = self.features.difference(known);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        Err(crate::error::ErrorKind::Features { names: unknown.names().join(", ") }.into())
+    }
+
     /// Makes it that of a snapshot.
     pub(super) fn look_at(&mut self, id: u64) -> Result<()> {
         let snapshot = self.snapshots.iter().find(|snapshot| snapshot.id == id);

@@ -20,19 +20,29 @@ impl<S: ObjectStore> Image<S> {
         if !self.header.features.contains(Features::OBJECT_MAP) {
             return Err(Errno::INVAL.into());
         }
-        let Some(map) = self.stored_map(self.snap).await? else { return Ok(MapState::Invalid) };
         let objects = self.layout().objects(self.size());
-        if map.objects() < objects {
-            return Ok(MapState::Invalid);
-        }
+        let Some(mut map) = self.map_of(objects).await? else { return Ok(MapState::Invalid) };
+        let says_gone =
+            |map: &ObjectMap, object| map.state(object) == Some(ObjectState::Nonexistent);
         for object in 0..objects {
             progress(object, objects);
-            let says_gone = map.state(object) == Some(ObjectState::Nonexistent);
-            if says_gone && self.object_size(object).await?.is_some() {
+            if !says_gone(&map, object) || self.object_size(object).await?.is_none() {
+                continue;
+            }
+            // One who writes it notes an object before he makes it, and may have done both since the map was read; or it is
+            // removed at this moment, and noted as gone after that.
+            let Some(newer) = self.map_of(objects).await? else { return Ok(MapState::Invalid) };
+            map = newer;
+            if says_gone(&map, object) && self.object_size(object).await?.is_some() {
                 return Ok(MapState::Misses(object));
             }
         }
         Ok(MapState::Right)
+    }
+
+    /// The map as it is stored, if it is right and knows of so many objects.
+    async fn map_of(&self, objects: u64) -> Result<Option<ObjectMap>> {
+        Ok(self.stored_map(self.snap).await?.filter(|map| map.objects() >= objects))
     }
 
     /// Makes the maps of the image and of all its snapshots anew.

@@ -176,12 +176,7 @@ impl<S: ObjectStore> Image<S> {
     }
 
     async fn without_parent(store: &S, id: String, mut header: Header, snap: u64) -> Result<Self> {
-        let known = if snap == NOSNAP { WRITABLE } else { READABLE };
-        let unknown = header.features.difference(known);
-        if !unknown.is_empty() {
-            let names = unknown.names().join(", ");
-            return Err(crate::error::ErrorKind::Features { names }.into());
-        }
+        header.check(snap)?;
         if snap != NOSNAP {
             header.look_at(snap)?;
         }
@@ -267,9 +262,10 @@ impl<S: ObjectStore> Image<S> {
     /// refused with ESTALE then, until this was done.
     ///
     /// # Errors
-    /// The header cannot be read.
+    /// The header cannot be read; the image has got features that are not known here.
     pub async fn refresh(&mut self) -> Result<()> {
         let mut header = Header::read(&self.store, &self.id).await?;
+        header.check(self.snap)?;
         if self.snap != NOSNAP {
             header.look_at(self.snap)?;
         }

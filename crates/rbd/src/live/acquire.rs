@@ -20,8 +20,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 impl<S: ObjectStore> Shared<S> {
     /// Gets the image for this one alone, and the lock with it.
     pub(super) async fn acquire(&self) -> Result<RwLockWriteGuard<'_, Image<S>>> {
-        let _one = self.acquiring.lock().await;
         let end = Instant::now() + self.options.lock_limit;
+        let Ok(_one) = timeout_at(end, self.acquiring.lock()).await else {
+            return Err(Error::answer(Errno::TIMEDOUT).at("waiting for others who get the lock"));
+        };
         loop {
             self.check()?;
             let mut image = self.image.write().await;

@@ -139,7 +139,8 @@ impl<S: ObjectStore> Shared<S> {
             return Answer::Now(Bytes::new());
         }
         let mut state = self.state.lock();
-        if !state.is_taken {
+        // One that may be held, as an answer was lost, is given back like one that is.
+        if state.held.is_none() {
             return Answer::Now(Bytes::new());
         }
         state.jobs.release = true;

@@ -80,7 +80,7 @@ async fn check_image(
     }
     let names = image.snapshot_records().iter().map(|snapshot| Some(snapshot.name.clone()));
     let views: Vec<_> = names.chain([None]).collect();
-    let mut is_wrong = false;
+    let mut wrong = 0;
     for snapshot in views {
         let view = ImageSpec { snapshot, ..spec.clone() };
         let opened = read(store, &view).await?;
@@ -90,16 +90,25 @@ async fn check_image(
             MapState::Invalid => "is not valid".to_owned(),
             MapState::Misses(object) => format!("does not know of object {object}"),
         };
-        is_wrong = true;
+        wrong += 1;
         report.problems.push(format!("the object map of {view} {what}"));
-        report.repaired += usize::from(repair);
     }
-    if is_wrong && repair {
+    if wrong > 0 && repair {
         drop(image);
-        let mut owned = own(store, &spec).await?;
-        owned.rebuild_map(|_, _| {}).await.map_err(cannot("rebuild the object map of", &spec))?;
+        match rebuild(store, &spec).await {
+            Ok(()) => report.repaired += wrong,
+            Err(err) => {
+                let why = [vec![err.to_string()], err.told().0].concat().join(": ");
+                report.problems.push(format!("{spec} is not repaired: {why}"));
+            }
+        }
     }
     Ok(())
+}
+
+async fn rebuild(store: &Store, spec: &ImageSpec) -> Result<()> {
+    let mut owned = own(store, spec).await?;
+    owned.rebuild_map(|_, _| {}).await.map_err(cannot("rebuild the object maps of", spec))
 }
 
 /// Headers and data are of images that there are.

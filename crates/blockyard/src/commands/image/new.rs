@@ -1,14 +1,14 @@
 //! Images that come, change and go: create, rm, rename, resize.
 
 use blockyard_rbd::format::{Features, Layout};
-use blockyard_rbd::image::{CreateOptions, create as create_image, remove as remove_image};
+use blockyard_rbd::image::{CreateOptions, create as create_image, find, remove as remove_image};
 
 use super::cannot;
 use super::place::{Context, size_in_mib};
 use crate::cli::NewImageArgs;
 use crate::commands::size as size_of;
 use crate::error::{Error, Result};
-use crate::images::Store;
+use crate::images::{Store, lock};
 use crate::text::{size, suggest};
 
 /// Objects of 4 MiB, as `rbd` makes them.
@@ -90,18 +90,12 @@ pub(super) async fn remove(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let spec = &target.spec;
     let store = target.store(false)?;
-    // One that was removed in part may have no header any more, and has no owner then.
-    match target.own().await {
-        Ok(owned) => {
-            let id = owned.id().to_owned();
-            let removed = remove_image(&store, &spec.image).await;
-            removed.map_err(cannot("remove", spec))?;
-            store.forget_lock_blocking(&id);
-            Ok(())
-        }
-        Err(err) if err.kind() == crate::error::ErrorKind::Busy => Err(err),
-        Err(_) => remove_image(&store, &spec.image).await.map_err(cannot("remove", spec)),
-    }
+    let (id, _) = find(&store, &spec.image, None).await.map_err(cannot("remove", spec))?;
+    // One that cannot be opened, as it was removed in part or its parent is gone, may be in use all the same.
+    let _owned = lock(&store, spec, &id).await?;
+    remove_image(&store, &spec.image).await.map_err(cannot("remove", spec))?;
+    store.forget_lock_blocking(&id);
+    Ok(())
 }
 
 pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {

@@ -13,7 +13,7 @@ use super::table::time;
 use crate::cli::TrashCommand;
 use crate::disks::parse_duration;
 use crate::error::{Error, ErrorKind, Result};
-use crate::images::Store;
+use crate::images::{Store, lock};
 use crate::text::term;
 
 pub(super) async fn run(context: &Context<'_>, command: &TrashCommand) -> Result<()> {
@@ -22,6 +22,7 @@ pub(super) async fn run(context: &Context<'_>, command: &TrashCommand) -> Result
         TrashCommand::Ls { store, long } => list(context, store.as_deref(), *long).await,
         TrashCommand::Restore { id, image } => {
             let store = context.store(None, false)?;
+            let _owned = lock(&store, id, id).await?;
             let restored = trash::restore(&store, id, image.as_deref()).await;
             restored.map(drop).map_err(cannot("restore", id))
         }
@@ -48,13 +49,18 @@ async fn put(context: &Context<'_>, image: &str, expires_in: Option<&str>) -> Re
     let kept = expires_in.map(parse_duration).transpose();
     let kept = kept.map_err(|problem| Error::usage(format!("--expires-in: {problem}")))?;
     let until = (now().duration() + kept.unwrap_or_default()).into();
-    // Nobody writes it meanwhile.
-    let _owned = target.own().await?;
-    let moved = trash::put(&target.store(false)?, &target.spec.image, now(), until).await;
+    let store = target.store(false)?;
+    let id = trash::find(&store, &target.spec.image).await;
+    let id = id.map_err(cannot("find", &target.spec))?;
+    // Nobody writes it meanwhile. One that was moved in part may have no name to be opened by.
+    let _owned = lock(&store, &target.spec, &id).await?;
+    let moved = trash::put(&store, &target.spec.image, now(), until).await;
     moved.map(drop).map_err(cannot("move into the trash", &target.spec))
 }
 
 async fn remove(store: &Store, id: &str) -> Result<()> {
+    // One that was moved or restored in part may be in use.
+    let _owned = lock(store, &id, id).await?;
     trash::remove(store, id).await.map_err(cannot("remove", &id))?;
     store.forget_lock_blocking(id);
     Ok(())
@@ -63,10 +69,19 @@ async fn remove(store: &Store, id: &str) -> Result<()> {
 async fn purge(context: &Context<'_>, store: Option<&str>) -> Result<()> {
     let store = context.store(store, false)?;
     let entries = trash::list(&store).await.map_err(cannot("list", &"the trash"))?;
+    let (mut kind, mut failed) = (None, 0);
     for (id, _) in entries.iter().filter(|(_, entry)| entry.kept_until <= now()) {
-        remove(&store, id).await?;
+        // One that cannot be removed is not in the way of others.
+        if let Err(err) = remove(&store, id).await {
+            term::tell_error(&err);
+            kind.get_or_insert(err.kind());
+            failed += 1;
+        }
     }
-    Ok(())
+    match kind {
+        None => Ok(()),
+        Some(kind) => Err(Error::new(kind, format!("images that stay in the trash: {failed}"))),
+    }
 }
 
 #[derive(Serialize)]

@@ -3,9 +3,11 @@
 use super::{Store, open, run};
 use crate::dir::DirStore;
 use crate::dir::tests::simulated::Simulated;
-use crate::format::{Features, ImageFlags, Layout, ObjectState, names};
-use crate::image::{CreateOptions, Image, create, list, remove};
-use crate::store::{Mutation, ObjectStore, Op, Request};
+use crate::format::{Features, ImageFlags, Layout, ObjectState, TrashEntry, names};
+use crate::image::{CreateOptions, Image, create, list, remove, trash};
+use crate::store::{Mutation, NOSNAP, ObjectStore, Op, Request};
+use blockyard_rados::encoding::Utime;
+use rustix::io::Errno;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -278,5 +280,126 @@ fn what_is_cut_in_an_object_that_had_not_changed_has_changed() {
         assert_eq!(clone.map_state(0), Some(ObjectState::ExistsClean));
         clone.resize(OBJECT / 2).await.unwrap();
         assert_eq!(clone.map_state(0), Some(ObjectState::Exists));
+    });
+}
+
+/// An operation that is given up at some point, and has come to rest.
+async fn given_up<T>(store: &Store, operation: impl Future<Output = T>, times: usize) -> Option<T> {
+    let users = store.users();
+    let done = polled(operation, times).await;
+    while store.users() > users {
+        tokio::task::yield_now().await;
+    }
+    done
+}
+
+/// An image that has a name, of either kind, is not removed from the trash, and keeps its bytes.
+async fn check_not_removed(store: &Store, id: &str, when: &str) {
+    let opened = Image::open(store, "a").await;
+    let is_listed = list(store).await.unwrap().iter().any(|(name, _)| name == "a");
+    if opened.is_err() && !is_listed {
+        return;
+    }
+    assert!(trash::remove(store, id).await.is_err(), "{when}");
+    let image = Image::open_id(store, id.to_owned(), NOSNAP, 0).await.unwrap();
+    assert_eq!(image.read(0, SIZE).await.unwrap(), bytes(1), "{when}");
+}
+
+#[test]
+fn an_image_that_is_moved_to_the_trash_in_part_is_not_removed_and_can_be_moved_again() {
+    run(async {
+        for times in 0.. {
+            let (_, store, image) = image(Features::DEFAULT).await;
+            let (id, time) = (image.id().to_owned(), Utime::default());
+            let moved = given_up(&store, trash::put(&store, "a", time, time), times).await;
+            let when = format!("given up at {times}");
+            check_not_removed(&store, &id, &when).await;
+            if let Ok(entry) = trash::entry(&store, &id).await
+                && entry.state == TrashEntry::MOVING
+            {
+                let refused = trash::remove(&store, &id).await.unwrap_err();
+                assert_eq!(refused.errno(), Some(Errno::BUSY), "{when}");
+                assert!(trash::restore(&store, &id, None).await.is_err(), "{when}");
+            }
+            if trash::list(&store).await.unwrap().iter().all(|(_, entry)| entry.state != 0) {
+                assert_eq!(trash::put(&store, "a", time, time).await.unwrap(), id, "{when}");
+            }
+            assert_eq!(trash::restore(&store, &id, None).await.unwrap(), "a", "{when}");
+            check_not_removed(&store, &id, &when).await;
+            if moved.is_some() {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_image_that_is_restored_in_part_is_not_removed_and_can_be_restored_or_moved_again() {
+    run(async {
+        for times in 0.. {
+            let (_, store, image) = image(Features::DEFAULT).await;
+            let (id, time) = (image.id().to_owned(), Utime::default());
+            trash::put(&store, "a", time, time).await.unwrap();
+            let restored = given_up(&store, trash::restore(&store, &id, None), times).await;
+            let when = format!("given up at {times}");
+            check_not_removed(&store, &id, &when).await;
+            if Image::open(&store, "a").await.is_ok() && times % 2 == 0 {
+                trash::put(&store, "a", time, time).await.unwrap();
+            }
+            if trash::entry(&store, &id).await.is_ok() {
+                assert_eq!(trash::restore(&store, &id, None).await.unwrap(), "a", "{when}");
+            }
+            assert!(trash::list(&store).await.unwrap().is_empty(), "{when}");
+            check_not_removed(&store, &id, &when).await;
+            if restored.is_some() {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_image_that_is_removed_from_the_trash_in_part_is_removed_wholly_and_not_restored() {
+    run(async {
+        for times in 0.. {
+            let (_, store, image) = image(Features::DEFAULT).await;
+            let time = Utime::default();
+            let id = trash::put(&store, "a", time, time).await.unwrap();
+            drop(image);
+            let removed = given_up(&store, trash::remove(&store, &id), times).await;
+            let Ok(entry) = trash::entry(&store, &id).await else {
+                assert!(times > 0);
+                if removed.is_some() {
+                    return;
+                }
+                continue;
+            };
+            if entry.state == TrashEntry::REMOVING {
+                let refused = trash::restore(&store, &id, None).await.unwrap_err();
+                assert_eq!(refused.errno(), Some(Errno::BUSY), "given up at {times}");
+            }
+            trash::remove(&store, &id).await.unwrap();
+            let (left, _) = store.list(None, 100).await.unwrap();
+            assert_eq!(left, [names::DIRECTORY, names::TRASH], "given up at {times}");
+        }
+    });
+}
+
+#[test]
+fn an_image_that_cannot_be_removed_or_restored_stays_in_the_trash_as_it_is() {
+    run(async {
+        let (_, store, mut image) = image(Features::DEFAULT).await;
+        image.create_snapshot("s").await.unwrap();
+        let time = Utime::default();
+        let id = trash::put(&store, "a", time, time).await.unwrap();
+        let refused = trash::remove(&store, &id).await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::NOTEMPTY), "{refused}");
+        let options =
+            CreateOptions { size: SIZE, layout: image.layout(), features: Features::DEFAULT };
+        create(&store, "b", &options).await.unwrap();
+        let refused = trash::restore(&store, &id, Some("b")).await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::EXIST), "{refused}");
+        assert_eq!(trash::entry(&store, &id).await.unwrap().state, TrashEntry::NORMAL);
+        assert_eq!(trash::restore(&store, &id, None).await.unwrap(), "a");
     });
 }

@@ -1,7 +1,7 @@
 //! Names, notes, the trash, namespaces, protection, maps that are made anew, zeroes that are given back.
 
 use super::{Store, open, run, store};
-use crate::format::{Features, ImageFlags, Layout, ObjectMap, names};
+use crate::format::{Features, ImageFlags, Layout, ObjectMap, ObjectState, names};
 use crate::image::{
     CreateOptions, Image, MapState, create, find, list, name_of, namespace, remove, rename, trash,
 };
@@ -180,5 +180,59 @@ fn zeroes_are_given_back_and_data_stays() {
         expected[65536..].copy_from_slice(b"data");
         assert_eq!(image.read(MIB, 65540).await.unwrap(), expected);
         assert_eq!(image.read(0, 4096).await.unwrap(), vec![0; 4096]);
+    });
+}
+
+#[test]
+fn a_map_is_right_that_gets_to_know_of_an_object_while_it_is_checked() {
+    run(async {
+        let store = store();
+        made(&store, "a").await;
+        let image = Image::open(&store, "a").await.unwrap();
+        let (map, mut known) = (names::object_map(image.id(), None), ObjectMap::new(10).unwrap());
+        known.set(3, ObjectState::Exists);
+        let note = Request::write(vec![Op::write_full(encoded(&known))]);
+        let data = image.data_object(3);
+        // Its owner notes an object, and makes it, after the map was read.
+        let writes = |object, _| {
+            if object == 3 {
+                store.operate_blocking(&map, &note).unwrap();
+                let write = Request::write(vec![Op::write_full("data".to_owned().into_bytes())]);
+                store.operate_blocking(&data, &write).unwrap();
+            }
+        };
+        assert_eq!(image.check_map(writes).await.unwrap(), MapState::Right);
+        // One that stays unknown is missed.
+        let empty = Request::write(vec![Op::write_full(encoded(&ObjectMap::new(10).unwrap()))]);
+        store.operate(&map, empty).await.unwrap();
+        assert_eq!(image.check_map(|_, _| {}).await.unwrap(), MapState::Misses(3));
+    });
+}
+
+#[test]
+fn an_open_image_that_gets_features_which_are_not_known_is_not_used_any_more() {
+    run(async {
+        let store = store();
+        made(&store, "a").await;
+        let mut image = open(&store, "a").await;
+        image.create_snapshot("s").await.unwrap();
+        let mut snapshot = Image::open_snapshot(&store, "a", "s").await.unwrap();
+        let header = names::header(image.id());
+        let set = |features: Features| {
+            let value = features.bits().to_le_bytes().to_vec().into();
+            let keys = [("features".into(), value)].into();
+            Request::write(vec![Mutation::OmapSet(keys).into()])
+        };
+        let is_refused = |done: crate::error::Result<()>| {
+            matches!(done.unwrap_err().kind(), crate::error::ErrorKind::Features { .. })
+        };
+        store.operate(&header, set(Features::DEFAULT | Features::JOURNALING)).await.unwrap();
+        assert!(is_refused(image.refresh().await));
+        assert!(is_refused(image.own().await));
+        // It can be read as it was.
+        snapshot.refresh().await.unwrap();
+        let unknown = Features::from_bits_retain(1 << 60);
+        store.operate(&header, set(Features::DEFAULT | unknown)).await.unwrap();
+        assert!(is_refused(snapshot.refresh().await));
     });
 }

@@ -3,7 +3,7 @@
 use super::cluster::{Client, Cluster};
 use crate::format::{Features, Layout};
 use crate::image::{CreateOptions, Image, create};
-use crate::live::{LiveImage, Options};
+use crate::live::{LiveImage, Options, lock};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -178,6 +178,40 @@ fn a_lock_is_handed_over_and_whoever_waits_for_it_is_heard() {
         assert_eq!(two.owner(), None);
         two.close().await.unwrap();
         one.write(0, vec![1; 10].into()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_lock_that_may_be_held_is_given_back() {
+    run(async {
+        let cluster = Cluster::new(6, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let (holder, other) = (open(&one).await, open(&two).await);
+        // It was taken, and the answer was lost.
+        let cookie = lock::cookie(holder.shared.state.lock().watch.unwrap());
+        holder.shared.state.lock().held = Some(cookie.clone());
+        assert!(lock::take(&one, &holder.shared.header, &cookie).await.unwrap());
+        let begin = tokio::time::Instant::now();
+        other.write(0, vec![1; 10].into()).await.unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+        assert_eq!(holder.owner(), None);
+        assert_eq!(cluster.intruders(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn one_waits_for_the_lock_no_longer_than_it_may_also_behind_others() {
+    run(async {
+        let cluster = Cluster::new(7, 0);
+        let client = image(&cluster).await;
+        let options = Options { lock_limit: Duration::from_secs(5), ..Options::default() };
+        let live = LiveImage::open(&client, "a", options).await.unwrap();
+        let _first = live.shared.acquiring.lock().await;
+        let begin = tokio::time::Instant::now();
+        let error = live.write(0, vec![1; 10].into()).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::TIMEDOUT), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     });
 }
 
