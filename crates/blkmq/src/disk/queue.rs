@@ -18,7 +18,9 @@ impl Disk {
     /// Changes the scheduler, under load too. Blocks until what is out has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported) where the driver wants none.
+    /// [`ErrorKind::NotSupported`] where the driver wants none.
+    ///
+    /// [`ErrorKind::NotSupported`]: crate::ErrorKind::NotSupported
     pub fn set_scheduler(&self, kind: Kind) -> Result<()> {
         self.queue.set_scheduler(kind)
     }
@@ -26,8 +28,11 @@ impl Disk {
     /// Reads a tunable of its scheduler, having set it if `value` is given.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for an unknown name or a value out of range, [`ErrorKind::NotSupported`](crate::ErrorKind::NotSupported) without
+    /// [`ErrorKind::Invalid`] for an unknown name or a value out of range, [`ErrorKind::NotSupported`] without
     /// a scheduler.
+    ///
+    /// [`ErrorKind::Invalid`]: crate::ErrorKind::Invalid
+    /// [`ErrorKind::NotSupported`]: crate::ErrorKind::NotSupported
     pub fn tune_scheduler(&self, name: &str, value: Option<u64>) -> Result<u64> {
         self.queue.tune(name, value)
     }
@@ -41,7 +46,9 @@ impl Disk {
     /// Changes that number. Blocks until what is out has ended.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for none, or more than there are tags where no scheduler sorts.
+    /// [`ErrorKind::Invalid`] for none, or more than there are tags where no scheduler sorts.
+    ///
+    /// [`ErrorKind::Invalid`]: crate::ErrorKind::Invalid
     pub fn set_nr_requests(&self, count: usize) -> Result<()> {
         self.queue.set_requests(count)
     }
