@@ -142,7 +142,8 @@ fn a_server_that_is_started_anew_costs_an_idle_client_nothing() {
     let (socket, yard) = (place.path().join("up"), place.path().join("yard.toml"));
     let image = place.path().join("image");
     let text = format!(
-        "[[disk]]\nuri = \"file:{}?create=1M\"\nname = \"d\"\n[nbd]\nlisten = [\"unix:{}\"]\nflush_grace = \"60s\"\n",
+        "[[disk]]\nuri = \"file:{}?create=1M\"\nname = \"d\"\n[nbd]\nlisten = [\"unix:{}\"]\nflush_grace = \"60s\"\n\
+         [threads]\nshutdown_grace = \"120s\"\n",
         image.display(),
         socket.display()
     );

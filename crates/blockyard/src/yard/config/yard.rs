@@ -39,7 +39,11 @@ pub(super) fn check(
         let remedy = "add one:\n[[disk]]\nname = \"ram0\"\nuri = \"ram:1G\"";
         found.push(Mistake::new(0..0, "no disks configured", remedy));
     }
-    let (mut nbd, default_export) = nbd.unwrap_or_default();
+    let (mut nbd, default_export, flush_grace) = nbd.unwrap_or_default();
+    let grace = grace.unwrap_or(YardPlan::GRACE);
+    if let Some(at) = flush_grace.filter(|_| nbd.limits.flush_grace > grace / 2) {
+        found.push(too_long_for(grace, at));
+    }
     if nbd.tls.is_none() {
         no_tls(&exports, found);
     }
@@ -83,8 +87,15 @@ pub(super) fn check(
     plan.nbd = nbd;
     plan.metrics = metrics.unwrap_or_default();
     plan.threads = threads.unwrap_or(plan.threads);
-    plan.grace = grace.unwrap_or(plan.grace);
+    plan.grace = grace;
     Some(plan)
+}
+
+/// Clients get half of the grace at most, so that the disks have the rest.
+fn too_long_for(grace: Duration, flush_grace: Range<usize>) -> Mistake {
+    let what = format!("flush_grace is longer than half of shutdown_grace ({grace:?})");
+    let remedy = "shorten it, or write twice as long a shutdown_grace in [threads]";
+    Mistake::new(flush_grace, what, remedy)
 }
 
 /// A disk, and where it is in the file.
@@ -330,7 +341,7 @@ fn nbd(
     base: &Path,
     taken: &mut Taken,
     found: &mut Vec<Mistake>,
-) -> (NbdPlan, Option<At<String>>) {
+) -> (NbdPlan, Option<At<String>>, Option<Range<usize>>) {
     let mut plan = NbdPlan::default();
     for address in table.texts("listen", found) {
         if address.value == "systemd" {
@@ -360,8 +371,12 @@ fn nbd(
     let default_export = table.text("default_export", found);
     plan.tls = table.table("tls", "[nbd.tls]", found).and_then(|table| tls(table, base, found));
     plan.limits = limits(&mut table, found);
+    let flush_grace = duration(&mut table, "flush_grace", found);
+    if let Some(time) = &flush_grace {
+        plan.limits.flush_grace = time.value;
+    }
     table.finish(found);
-    (plan, default_export)
+    (plan, default_export, flush_grace.map(|time| time.at))
 }
 
 /// Addresses that something listens at already.
@@ -426,13 +441,12 @@ fn limits(table: &mut Taker<'_, '_>, found: &mut Vec<Mistake>) -> ServerLimits {
     for (key, limit) in [
         ("handshake_timeout", &mut limits.handshake_timeout),
         ("stall_timeout", &mut limits.stall_timeout),
-        ("flush_grace", &mut limits.flush_grace),
     ] {
         if let Some(time) = duration(table, key, found) {
-            *limit = time;
+            *limit = time.value;
         }
     }
-    limits.idle_timeout = duration(table, "idle_timeout", found);
+    limits.idle_timeout = duration(table, "idle_timeout", found).map(|time| time.value);
     limits
 }
 
@@ -440,10 +454,10 @@ fn duration(
     table: &mut Taker<'_, '_>,
     key: &'static str,
     found: &mut Vec<Mistake>,
-) -> Option<Duration> {
+) -> Option<At<Duration>> {
     let text = table.text(key, found)?;
     match parse_duration(&text.value) {
-        Ok(time) if !time.is_zero() => Some(time),
+        Ok(time) if !time.is_zero() => Some(At { value: time, at: text.at }),
         Ok(_) => {
             found.push(Mistake::new(
                 text.at,
@@ -536,5 +550,6 @@ fn threads_table(
     let count = table.number("count", (1, MAX_THREADS as u64), found);
     let grace = duration(&mut table, "shutdown_grace", found);
     table.finish(found);
-    (count.and_then(|count| usize::try_from(count.value).ok()), grace)
+    let count = count.and_then(|count| usize::try_from(count.value).ok());
+    (count, grace.map(|grace| grace.value))
 }
