@@ -77,6 +77,8 @@ fn users_of_the_file_get_in_and_nobody_else() {
     assert!(open.status.success() && said(&open).contains("run: chmod 600"), "{open:?}");
     let text = said(&open);
     let advice = text.split("run: ").nth(1).unwrap().lines().next().unwrap();
+    // The fields of the line stand behind it.
+    let advice = advice.split(" mode=").next().unwrap();
     assert!(Command::new("sh").args(["-c", advice]).status().unwrap().success(), "{advice}");
     let closed = serve(&other, "true");
     assert!(closed.status.success() && !said(&closed).contains("chmod"), "{closed:?}");
