@@ -148,7 +148,7 @@ fn json(both: &Both<'_>) {
     ] {
         has_their_keys(&args.join(" "), both.json(args));
     }
-    let (ours, theirs) = both.json(&["du", "a"]);
+    let (ours, theirs) = both.json(&["du"]);
     assert_eq!(ours["total_provisioned_size"], theirs["total_provisioned_size"]);
     both.ours(&["lock", "add", "a", "id"]);
     both.theirs(&["lock", "add", "a", "id"]);

@@ -89,7 +89,9 @@ fn cannot(what: &str, err: RadosError) -> Error {
         _ => ErrorKind::Failed,
     };
     let help = match (err.kind(), err.blame()) {
-        (RadosKind::Osd { errno: ENOENT }, _) => Some("list objects: blockyard rados ls"),
+        (RadosKind::Osd { errno: ENOENT }, _) => {
+            Some("no such object; list objects: blockyard rados ls")
+        }
         (RadosKind::NotPermitted { .. }, _) => Some("use another --id, --keyring or file"),
         (RadosKind::Unreachable { .. }, _) => Some("check --mon-host, or `mon host` in ceph.conf"),
         (_, Blame::Network) => Some("increase --timeout if the cluster is busy"),
