@@ -32,6 +32,9 @@ pub fn ran_in_own_mounts(function: &str) -> bool {
     let test = test.map_or(function, |(test, _)| test);
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new("setpriv");
+    // What it has mounted below this directory is gone when it has ended, and only then can the directory be removed.
+    let dir = tempfile::tempdir().unwrap();
+    command.env("TMPDIR", dir.path());
     // The signal comes when the thread ends that has started it, which waits for it here.
     command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private", "--"]);
     command.arg(program).args(["--exact", test, "--nocapture"]).env(INSIDE, "1");
@@ -44,5 +47,6 @@ pub fn ran_in_own_mounts(function: &str) -> bool {
     assert!(ran, "{test}, in mounts of its own: {}\n{said}\n{told}", output.status);
     // A seed, say.
     print!("{said}");
+    dir.close().unwrap_or_else(|err| panic!("{test} has left something behind: {err}"));
     true
 }
