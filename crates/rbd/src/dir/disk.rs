@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// A folder with files. Paths are relative to it.
@@ -15,12 +15,9 @@ pub trait Disk: Send + Sync + 'static {
     /// A lock that ends when it is dropped, or its process dies.
     type Lock: Send + Sync + 'static;
 
-    /// What tells the folder from all others of the machine; `None` if no other process can have it.
-    ///
-    /// # Errors
-    /// See [`create`](Self::create).
-    fn identity(&self) -> io::Result<Option<String>> {
-        Ok(None)
+    /// Whether another process can have the folder.
+    fn is_shared(&self) -> bool {
+        false
     }
 
     /// Makes a file, which must not be there. Its name is durable when its folder is synchronised.
@@ -178,9 +175,8 @@ impl Disk for Directory {
     type File = File;
     type Lock = File;
 
-    fn identity(&self) -> io::Result<Option<String>> {
-        let metadata = fs::metadata(&self.0)?;
-        Ok(Some(format!("{:x}:{:x}", metadata.dev(), metadata.ino())))
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn create(&self, path: &str) -> io::Result<File> {

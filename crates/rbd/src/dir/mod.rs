@@ -34,7 +34,7 @@ use crate::store::{
 };
 use blockyard_rados::encoding::Fsid;
 use bytes::Bytes;
-use peers::Peers;
+use peers::{Peer, Peers};
 use rustix::io::Errno;
 use std::path::Path;
 use std::sync::Arc;
@@ -86,9 +86,8 @@ impl<D: Disk> DirStore<D> {
     /// # Errors
     /// As [`open`](DirStore::open).
     pub fn on(disk: D) -> Result<Self> {
-        let folder = disk.identity().map_err(Error::io("opening the store"))?;
         let store = Arc::new(Store::open(disk)?);
-        let peers = folder.map(|folder| Peers::new(folder, store.session()));
+        let peers = store.name().map(|name| Peers::new(name.to_owned(), store.session()));
         Ok(Self { store, watches: Watches::default(), peers, namespace: Arc::from("") })
     }
 
@@ -160,7 +159,7 @@ impl<D: Disk> DirStore<D> {
     }
 
     /// The other processes that have the store open, or had it and were killed.
-    async fn others(&self) -> Result<Vec<u32>> {
+    async fn others(&self) -> Result<Vec<Peer>> {
         self.elsewhere(|store| store.store.others()).await
     }
 
@@ -168,8 +167,8 @@ impl<D: Disk> DirStore<D> {
     async fn watchers(&self, object: &ObjectName) -> Result<Vec<Watcher>> {
         let key = key(&self.namespace, object);
         let mut watchers = self.watches.of(&key, &self.store.caller());
-        if let Some(peers) = &self.peers {
-            watchers.extend(peers.watchers(self.others().await?, &key).await);
+        if self.peers.is_some() {
+            watchers.extend(Peers::watchers(self.others().await?, &key).await);
         }
         Ok(watchers)
     }

@@ -1,9 +1,11 @@
 //! Watches and notifications between the processes that have a store open.
 //!
-//! A process that watches something listens at a socket in the abstract namespace, which is named after the store's folder and
-//! the process' session: nothing of it is left when the process is killed, however that happens. Whoever tells something asks
-//! every other process, each of which tells its own watchers and answers for them. A process in another network namespace
-//! cannot be asked, nor one that was stopped: its watchers are not heard, and its lock keeps it from being taken for dead.
+//! A process that watches something listens at a socket in the abstract namespace: nothing of it is left when the process is
+//! killed, however that happens. Anybody on the machine may take a name there, so it is one that nobody guesses, and is in the file
+//! of the process' session, for those who may open the store; and both sides look whose process the other one is. Whoever tells
+//! something asks every other process, each of which tells its own watchers and answers for them. A process in another network
+//! namespace cannot be asked, nor one that was stopped: its watchers are not heard, and its lock keeps it from being taken for
+//! dead.
 
 use super::watch::Watches;
 use crate::class::Caller;
@@ -41,10 +43,19 @@ enum Question {
     Watchers { key: Vec<u8> },
 }
 
+/// Another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Peer {
+    /// Its number.
+    pub(super) session: u32,
+    /// What its socket is called.
+    pub(super) name: String,
+}
+
 /// The processes that have a store open.
 pub(super) struct Peers {
-    /// What all sockets of the store are called.
-    folder: String,
+    /// What this one's socket is called.
+    name: String,
     session: u32,
     /// Ends the thread that listens, by being dropped.
     listening: Mutex<Option<oneshot::Sender<()>>>,
@@ -127,13 +138,8 @@ async fn receive(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
 }
 
 impl Peers {
-    pub(super) fn new(folder: String, session: u32) -> Arc<Self> {
-        Arc::new(Self { folder, session, listening: Mutex::default() })
-    }
-
-    fn address(&self, session: u32) -> io::Result<SocketAddr> {
-        let name = format!("blockyard-object-store/{}/{session:08x}", self.folder);
-        SocketAddr::from_abstract_name(name)
+    pub(super) fn new(name: String, session: u32) -> Arc<Self> {
+        Arc::new(Self { name, session, listening: Mutex::default() })
     }
 
     /// Listens for others, from the first watch on.
@@ -143,7 +149,7 @@ impl Peers {
             return Ok(());
         }
         let failed = || Error::io("listening for other processes");
-        let listener = StdListener::bind_addr(&self.address(self.session).map_err(failed())?);
+        let listener = StdListener::bind_addr(&address(&self.name).map_err(failed())?);
         let listener = listener.map_err(failed())?;
         listener.set_nonblocking(true).map_err(failed())?;
         let (stop, stopped) = oneshot::channel();
@@ -165,37 +171,30 @@ impl Peers {
     }
 
     /// Asks another process; nothing if there is nobody who watches, or answers.
-    async fn ask(
-        &self,
-        session: u32,
-        question: &Question,
-        limit: Duration,
-    ) -> Option<NotifyAnswers> {
-        let address = self.address(session).ok()?;
+    async fn ask(peer: &Peer, question: &Question, limit: Duration) -> Option<NotifyAnswers> {
+        let address = address(&peer.name).ok()?;
         let asked = async {
             // It waits where many do, and the other process was stopped.
             let connect = move || StdStream::connect_addr(&address);
             let stream = tokio::task::spawn_blocking(connect).await??;
             stream.set_nonblocking(true)?;
             let mut stream = UnixStream::from_std(stream)?;
+            if !is_trusted(&stream)? {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
             send(&mut stream, &question.encode()).await?;
             receive(&mut stream).await
         };
         let answer = timeout(limit, asked).await.ok()?.ok()?;
-        parse(session, &answer).ok()
+        parse(peer.session, &answer).ok()
     }
 
-    async fn ask_all(
-        self: &Arc<Self>,
-        others: Vec<u32>,
-        question: Question,
-        limit: Duration,
-    ) -> NotifyAnswers {
+    async fn ask_all(others: Vec<Peer>, question: Question, limit: Duration) -> NotifyAnswers {
         let question = Arc::new(question);
         let mut asking = JoinSet::new();
-        for session in others {
-            let (peers, question) = (Arc::clone(self), Arc::clone(&question));
-            asking.spawn(async move { peers.ask(session, &question, limit).await });
+        for peer in others {
+            let question = Arc::clone(&question);
+            asking.spawn(async move { Self::ask(&peer, &question, limit).await });
         }
         let mut all = NotifyAnswers::default();
         while let Some(answers) = asking.join_next().await {
@@ -209,21 +208,21 @@ impl Peers {
 
     /// Tells the watchers of other processes.
     pub(super) async fn notify(
-        self: &Arc<Self>,
-        others: Vec<u32>,
+        &self,
+        others: Vec<Peer>,
         key: &[u8],
         payload: Bytes,
         limit: Duration,
     ) -> NotifyAnswers {
         let key = key.to_vec();
         let question = Question::Notify { key, notifier: self.session.into(), limit, payload };
-        self.ask_all(others, question, limit.saturating_add(PATIENCE)).await
+        Self::ask_all(others, question, limit.saturating_add(PATIENCE)).await
     }
 
     /// The watchers of other processes.
-    pub(super) async fn watchers(self: &Arc<Self>, others: Vec<u32>, key: &[u8]) -> Vec<Watcher> {
+    pub(super) async fn watchers(others: Vec<Peer>, key: &[u8]) -> Vec<Watcher> {
         let question = Question::Watchers { key: key.to_vec() };
-        let answers = self.ask_all(others, question, PATIENCE).await;
+        let answers = Self::ask_all(others, question, PATIENCE).await;
         let watcher = |(session, cookie): (u64, u64)| {
             let number = i64::try_from(session).unwrap_or_default();
             let nonce = u32::try_from(session).unwrap_or_default();
@@ -233,6 +232,16 @@ impl Peers {
         };
         answers.silent.into_iter().map(watcher).collect()
     }
+}
+
+fn address(name: &str) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("blockyard-object-store/{name}"))
+}
+
+/// Whether the other side is this user, or root: the socket has no permissions of its own.
+fn is_trusted(stream: &UnixStream) -> io::Result<bool> {
+    let peer = stream.peer_cred()?.uid();
+    Ok(peer == 0 || peer == rustix::process::geteuid().as_raw())
 }
 
 /// Answers other processes.
@@ -260,9 +269,7 @@ async fn serve(listener: StdListener, watches: Watches, caller: Caller) {
 
 async fn answer(mut stream: UnixStream, watches: &Watches, caller: &Caller) -> Result<()> {
     let io = || Error::io("answering another process");
-    // The socket has no permissions of its own: who may open the store is known by the user.
-    let peer = stream.peer_cred().map_err(io())?.uid();
-    if peer != 0 && peer != rustix::process::geteuid().as_raw() {
+    if !is_trusted(&stream).map_err(io())? {
         return Ok(());
     }
     let question = timeout(PATIENCE, receive(&mut stream)).await;

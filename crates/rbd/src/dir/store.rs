@@ -2,6 +2,7 @@
 
 use super::disk::{Disk, DiskFile};
 use super::files::Files;
+use super::peers::Peer;
 use super::record::Seen;
 use super::subject::{Leftovers, Subject, change, put, read, stored};
 use super::tables::{
@@ -47,6 +48,8 @@ pub(super) struct Store<D: Disk> {
     shards: Vec<Mutex<()>>,
     id: Fsid,
     session: u32,
+    /// What the process' socket is called, if others can have the folder.
+    name: Option<String>,
     /// Held as long as this process lives.
     _alive: D::Lock,
     /// Files that are gone, and still in the database's table.
@@ -70,6 +73,13 @@ fn shard(key: &[u8]) -> usize {
 
 fn alive(session: u64) -> String {
     format!("sessions/{session:08x}")
+}
+
+/// A name that nobody else guesses.
+fn socket_name() -> Result<String> {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)))
 }
 
 /// How the database is opened.
@@ -101,6 +111,10 @@ impl<D: Disk> Store<D> {
         let session = transaction.next_number("sessions")?;
         let alive = disk.try_lock(&alive(session)).map_err(disk_error)?;
         let alive = alive.ok_or_else(|| Error::damaged("the number of a process is taken"))?;
+        let name = if disk.is_shared() { Some(socket_name()?) } else { None };
+        if let Some(name) = &name {
+            disk.note(&alive, name).map_err(disk_error)?;
+        }
         transaction.put(SESSIONS, &number(session), &[])?;
         transaction.commit()?;
         let session =
@@ -112,6 +126,7 @@ impl<D: Disk> Store<D> {
             shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
             id,
             session,
+            name,
             _alive: alive,
             removed: Mutex::default(),
             #[cfg(test)]
@@ -132,18 +147,27 @@ impl<D: Disk> Store<D> {
         &self.files.disk
     }
 
+    /// What this process' socket is called; `None` if there can be no other process.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// This process' number.
     pub(super) const fn session(&self) -> u32 {
         self.session
     }
 
     /// The numbers of the other processes that have the store open, or had it and were killed.
-    pub(super) fn others(&self) -> Result<Vec<u32>> {
+    pub(super) fn others(&self) -> Result<Vec<Peer>> {
         let transaction = self.begin_read()?;
         let sessions = transaction.page(SESSIONS, &[], &[], u64::MAX)?;
         let sessions = sessions.values.keys().map(|key| leading_number(key));
         let sessions = sessions.filter_map(|session| u32::try_from(session).ok());
-        Ok(sessions.filter(|session| *session != self.session).collect())
+        let others = sessions.filter(|session| *session != self.session);
+        // The file of one that has died may be gone.
+        let name = |session| self.files.disk.note_of(&alive(u64::from(session))).ok();
+        let named = others.filter_map(|session| Some(Peer { session, name: name(session)? }));
+        Ok(named.filter(|peer| !peer.name.is_empty()).collect())
     }
 
     /// Whether the process with a number has the store open.

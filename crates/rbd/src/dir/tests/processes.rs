@@ -67,6 +67,36 @@ fn writers_of_one_object_take_turns() {
     assert_eq!(list.into_data()[0], 75);
 }
 
+/// Names of sockets can be taken by anybody: one that could be known before is not used.
+#[test]
+fn no_name_that_others_can_know_is_needed_to_watch() {
+    use crate::store::ObjectStore;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().unwrap();
+    let stores = [0, 1].map(|_| DirStore::open(directory.path(), true).unwrap());
+    let folder = std::fs::metadata(directory.path()).unwrap();
+    let _taken: Vec<_> = (0..4)
+        .map(|session| {
+            let (dev, ino) = (folder.dev(), folder.ino());
+            let name = format!("blockyard-object-store/{dev:x}:{ino:x}/{session:08x}");
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+            std::os::unix::net::UnixListener::bind_addr(&address).unwrap()
+        })
+        .collect();
+    write(&stores[0], "a", &[], 1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let object: ObjectName = "a".into();
+        let mut watches = Vec::new();
+        for store in &stores {
+            watches.push(store.watch(&object).await.unwrap());
+        }
+        let found = stores[0].watchers(&object).await.unwrap();
+        assert_eq!(found.len(), watches.len());
+    });
+}
+
 /// Runs as the process that is killed; does nothing in a usual run.
 #[test]
 fn victim() {
