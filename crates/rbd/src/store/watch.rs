@@ -21,6 +21,18 @@ pub trait StoreWatch: Send + 'static {
         notify_id: u64,
         payload: Bytes,
     ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Ends it, and waits until it is gone.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    fn close(self) -> impl Future<Output = Result<()>> + Send
+    where
+        Self: Sized,
+    {
+        drop(self);
+        std::future::ready(Ok(()))
+    }
 }
 
 /// What happened to a watched object.

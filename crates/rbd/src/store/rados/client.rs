@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use blockyard_rados::net::{Cluster, Config};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -22,13 +23,15 @@ static CLIENTS: Mutex<BTreeMap<Vec<String>, Slot>> = Mutex::new(BTreeMap::new())
 #[derive(Debug)]
 pub struct Client {
     cluster: Cluster,
+    /// The cluster has said that it keeps the client out.
+    is_fenced: AtomicBool,
     /// Tells the thread, by being dropped, that nobody has the client any more.
     _in_use: oneshot::Sender<()>,
 }
 
 impl Client {
     /// The client of a cluster as a user, by arguments as Ceph's programs take them, such as `--conf` and `--id`. It is one
-    /// for all who give the same arguments.
+    /// for all who give the same arguments, until the cluster keeps it out: whoever comes after that is somebody new.
     ///
     /// # Errors
     /// The configuration or the keyring cannot be used; no monitor lets the client in, in time.
@@ -43,7 +46,7 @@ impl Client {
             Arc::clone(clients.entry(arguments.to_vec()).or_default())
         };
         let mut place = slot.lock().await;
-        if let Some(client) = place.upgrade() {
+        if let Some(client) = place.upgrade().filter(|client| !client.is_fenced()) {
             return Ok(client);
         }
         let client = Arc::new(Self::connect(Config::from_arguments(arguments)?).await?);
@@ -70,7 +73,22 @@ impl Client {
         });
         started.map_err(Error::io("starting the client of a cluster"))?;
         let cluster = is_connected.await.map_err(|_| Error::damaged("the client has died"))??;
-        Ok(Self { cluster, _in_use: in_use })
+        Ok(Self { cluster, is_fenced: AtomicBool::new(false), _in_use: in_use })
+    }
+
+    /// Whether the cluster has said that it keeps the client out.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        let is_listed = || {
+            let own = self.cluster.address();
+            own.is_some_and(|own| self.cluster.map(|map| map.blocklisted(&own).is_some()))
+        };
+        self.is_fenced.load(Ordering::Acquire) || is_listed()
+    }
+
+    /// The cluster has said so.
+    pub(super) fn note_fenced(&self) {
+        self.is_fenced.store(true, Ordering::Release);
     }
 
     /// The cluster.

@@ -34,7 +34,7 @@ pub struct RadosStore {
     namespace: Arc<str>,
     reads: ReadPolicy,
     /// Keeps the client that it is of.
-    _client: Option<Arc<Client>>,
+    client: Option<Arc<Client>>,
 }
 
 impl RadosStore {
@@ -42,7 +42,7 @@ impl RadosStore {
     #[must_use]
     pub fn new(pool: Pool) -> Self {
         let (namespace, reads) = (Arc::from(""), ReadPolicy::default());
-        Self { pool: pool.with_namespace(""), namespace, reads, _client: None }
+        Self { pool: pool.with_namespace(""), namespace, reads, client: None }
     }
 
     /// A namespace of a pool, over a client that is shared.
@@ -51,7 +51,7 @@ impl RadosStore {
     /// There is no such pool, or no monitor answers in time.
     pub async fn open(client: &Arc<Client>, pool: &str, namespace: &str) -> Result<Self> {
         let store = Self::new(client.cluster().pool(pool).await?).with_namespace(namespace);
-        Ok(Self { _client: Some(Arc::clone(client)), ..store })
+        Ok(Self { client: Some(Arc::clone(client)), ..store })
     }
 
     fn with_namespace(self, namespace: &str) -> Self {
@@ -99,6 +99,16 @@ impl RadosStore {
         }
         request.flags |= flags;
         Ok(request)
+    }
+
+    /// Looks whether the cluster has said that the client is kept out (EBLOCKLISTED has the number of ESHUTDOWN).
+    fn note<T>(&self, done: Result<T>) -> Result<T> {
+        if let (Err(error), Some(client)) = (&done, &self.client)
+            && error.errno() == Some(Errno::SHUTDOWN)
+        {
+            client.note_fenced();
+        }
+        done
     }
 
     /// The pool with the flags of watches and notifications, which free a lock, also while the cluster is full.
@@ -155,7 +165,7 @@ impl ObjectStore for RadosStore {
 
     async fn operate(&self, object: &ObjectName, request: Request) -> Result<Vec<Answer>> {
         let request = self.request(object, request)?;
-        let reply = self.pool.submit(request).await.map_err(convert::error)?;
+        let reply = self.note(self.pool.submit(request).await.map_err(convert::error))?;
         reply.ops.into_iter().map(convert::answer).collect()
     }
 
@@ -194,7 +204,7 @@ impl ObjectStore for RadosStore {
     }
 
     async fn watch(&self, object: &ObjectName) -> Result<RadosWatch> {
-        Ok(RadosWatch(self.watching().watch(object, None).await?))
+        Ok(RadosWatch(self.note(self.watching().watch(object, None).await.map_err(Into::into))?))
     }
 
     async fn notify(
@@ -203,7 +213,7 @@ impl ObjectStore for RadosStore {
         payload: Bytes,
         limit: Duration,
     ) -> Result<NotifyAnswers> {
-        Ok(self.watching().notify(object, &payload, limit).await?)
+        self.note(self.watching().notify(object, &payload, limit).await.map_err(Into::into))
     }
 }
 
@@ -231,5 +241,9 @@ impl StoreWatch for RadosWatch {
         let told = Notification { watch, notify_id, notifier: 0, payload: Bytes::new() };
         self.0.acknowledge(&told, &payload);
         Ok(())
+    }
+
+    async fn close(self) -> Result<()> {
+        Ok(self.0.close().await?)
     }
 }
