@@ -258,6 +258,12 @@ impl<S: ObjectStore> Image<S> {
         Ok(())
     }
 
+    /// Whether a change of the header was not finished: [`refresh`](Self::refresh) is due before anything is written.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
     /// Reads the header again. An operation that changes it and fails, or is given up, may leave it unknown: writes are
     /// refused with ESTALE then, until this was done.
     ///

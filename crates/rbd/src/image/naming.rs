@@ -1,7 +1,7 @@
 //! Names of images.
 
 use super::header::Header;
-use super::{id_of, may_be_gone, method, tell};
+use super::{Image, id_of, may_be_gone, method, name_of, tell};
 use crate::error::{Error, Result};
 use crate::format::names;
 use crate::store::{ObjectStore, Op};
@@ -47,4 +47,18 @@ pub async fn rename<S: ObjectStore>(store: &S, from: &str, to: &str) -> Result<(
         return Err(error.at(format_args!("image {from:?}")));
     }
     may_be_gone(tell(store, &names::id(from), vec![Op::remove()]).await)
+}
+
+impl<S: ObjectStore> Image<S> {
+    /// Gives the image another name. One that it has already is no error: somebody may have been asked for it twice.
+    ///
+    /// # Errors
+    /// EEXIST if there is one of that name; ENOENT if the image is in the trash.
+    pub async fn rename(&self, to: &str) -> Result<()> {
+        match name_of(&self.store, &self.id).await? {
+            (_, true) => Err(Error::from(Errno::NOENT).at("the image is in the trash")),
+            (from, false) if from == to => Ok(()),
+            (from, false) => rename(&self.store, &from, to).await,
+        }
+    }
 }

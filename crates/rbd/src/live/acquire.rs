@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 /// An owner who has said that he gives the lock back, and does not, is asked again after this time (ceph: option
 /// `client_notify_timeout`).
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// How long the one who has given the lock to another waits for him to take it, before he takes it again himself.
+const COURTESY: Duration = Duration::from_secs(2);
 
 impl<S: ObjectStore> Shared<S> {
     /// Gets the image for this one alone, and the lock with it.
@@ -66,6 +68,11 @@ impl<S: ObjectStore> Shared<S> {
         loop {
             self.check()?;
             let mut heard = self.heard.subscribe();
+            let courtesy = self.state.lock().courtesy();
+            if let Some(courtesy) = courtesy {
+                self.until_heard(&mut heard, end, courtesy, None).await?;
+                continue;
+            }
             let Some(watch) = self.state.lock().watch else {
                 self.until_heard(&mut heard, end, RETRY, None).await?;
                 continue;
@@ -96,9 +103,8 @@ impl<S: ObjectStore> Shared<S> {
         heard: &mut Receiver<u64>,
         end: Instant,
     ) -> Result<()> {
-        let is_dead_self = self.options.dead_self.as_ref().is_some_and(|dead| {
-            dead.client.client == owner.client.client && dead.cookie == owner.cookie
-        });
+        let dead_self = self.options.dead_self.as_ref();
+        let is_dead_self = dead_self.is_some_and(|dead| dead.client.client == owner.client.client);
         let store = &self.store;
         if is_dead_self {
             return self.take_from(owner, end).await;
@@ -177,6 +183,20 @@ impl<S: ObjectStore> Shared<S> {
         in_time(end, owner)
     }
 
+    /// Gives the lock to somebody who has asked for it. One who is getting it at this moment has it for what he wanted it for; and
+    /// takes it again only when the other one has had it, who hears of it later than he could take it.
+    pub(super) async fn hand_over(&self) -> Result<()> {
+        let _nobody_takes_it = self.acquiring.lock().await;
+        {
+            let mut state = self.state.lock();
+            if state.held.is_none() {
+                return Ok(());
+            }
+            state.yields_until = Some(Instant::now() + COURTESY);
+        }
+        self.release().await
+    }
+
     /// Gives the lock back: what is under way ends first, and is durable.
     pub(super) async fn release(&self) -> Result<()> {
         let mut image = self.image.write().await;
@@ -218,6 +238,17 @@ impl<S: ObjectStore> Shared<S> {
 }
 
 impl State {
+    /// How long somebody else may still take the lock first.
+    fn courtesy(&mut self) -> Option<Duration> {
+        let until = self.yields_until?;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.yields_until = None;
+            return None;
+        }
+        Some(left)
+    }
+
     /// The lock is given back, or somebody else's.
     fn forget_lock(&mut self, cookie: &str) {
         if self.held.take_if(|held| held == cookie).is_some() {

@@ -129,6 +129,7 @@ impl super::State {
 impl<S: ObjectStore> Shared<S> {
     /// Does what there is to do, as long as the image is open.
     pub(super) async fn work(&self) {
+        let _ends = self.task();
         loop {
             let is_stale = self.is_stale.load(Ordering::Acquire) && self.check().is_ok();
             let job = self.state.lock().jobs.next(is_stale);
@@ -141,7 +142,7 @@ impl<S: ObjectStore> Shared<S> {
                     self.again_if_failed(self.rename_lock().await, |jobs| jobs.rename = true)
                 }
                 Some(Job::Release) => {
-                    self.again_if_failed(self.release().await, |jobs| jobs.release = true)
+                    self.again_if_failed(self.hand_over().await, |jobs| jobs.release = true)
                 }
                 Some(Job::Do(asked)) => {
                     self.do_for_another(asked).await;
@@ -152,6 +153,7 @@ impl<S: ObjectStore> Shared<S> {
                     // One that cannot be given back is taken by the next one: its watch is gone.
                     let _left_behind = self.release().await;
                     self.state.lock().jobs.over = true;
+                    self.fail(Errno::BADF);
                     self.answered.notify_one();
                     self.news.notify_one();
                     return;
@@ -206,6 +208,7 @@ impl<S: ObjectStore> Shared<S> {
 
     /// Tells what there is to tell, as long as the image is open.
     pub(super) async fn spread(&self) {
+        let _ends = self.task();
         loop {
             let (message, over) = {
                 let mut state = self.state.lock();

@@ -1,7 +1,7 @@
 //! The task that hears what watchers tell each other. It answers at once, and never waits for the image.
 
 use super::jobs::Asked;
-use super::{RETRY, Shared};
+use super::{NOTIFY_LIMIT, RETRY, Shared};
 use crate::format::notify::{Message, Response, is_request};
 use crate::store::{ObjectStore, StoreWatch, WatchEvent};
 use blockyard_rados::encoding::{Reader, encoded};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// What is done about a notification.
 enum Answer {
@@ -25,6 +25,7 @@ fn response(result: i32) -> Answer {
 
 /// Watches an image as long as it is open.
 pub(super) async fn listen<S: ObjectStore>(shared: Arc<Shared<S>>, first: S::Watch) {
+    let _ends = shared.task();
     let mut next = Some(first);
     while let Some(watch) = next.take() {
         shared.watching(watch.cookie());
@@ -73,6 +74,8 @@ impl<S: ObjectStore> Shared<S> {
                 continue;
             }
             if self.state.lock().is_over() {
+                // Whoever looks for watchers next does not find one that is gone.
+                let _gone_later = timeout(NOTIFY_LIMIT, watch.close()).await;
                 return true;
             }
             let event = tokio::select! {
@@ -104,7 +107,13 @@ impl<S: ObjectStore> Shared<S> {
         };
         let nothing = Answer::Now(Bytes::new());
         match message {
-            Ok(Message::AcquiredLock(_) | Message::ReleasedLock(_)) => self.bump(),
+            Ok(Message::AcquiredLock(client)) => {
+                if client != self.me() {
+                    self.state.lock().yields_until = None;
+                }
+                self.bump();
+            }
+            Ok(Message::ReleasedLock(_)) => self.bump(),
             Ok(Message::RequestLock { client, .. }) => return self.lock_requested(client),
             Ok(Message::HeaderUpdate) => self.missed(),
             Ok(Message::Progress { .. }) => self.bump(),

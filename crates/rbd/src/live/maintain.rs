@@ -4,8 +4,8 @@
 use super::lock;
 use super::{LiveImage, NOTIFY_LIMIT, Shared, has_lock};
 use crate::error::{Error, Result};
-use crate::format::SnapshotNamespace;
 use crate::format::notify::{Message, RequestId, Response, Work};
+use crate::format::{Protection, SnapshotNamespace};
 use crate::image::Image;
 use crate::store::ObjectStore;
 use blockyard_rados::encoding::Reader;
@@ -24,15 +24,17 @@ const HEAR_OF_END: Duration = Duration::from_secs(5);
 /// Whether work of others is done here.
 pub(super) const fn supports(work: &Work) -> bool {
     match work {
-        Work::Flatten | Work::Resize { .. } => true,
+        Work::Flatten
+        | Work::Resize { .. }
+        | Work::RenameSnapshot { .. }
+        | Work::ProtectSnapshot { .. }
+        | Work::UnprotectSnapshot { .. }
+        | Work::Rename { .. } => true,
         Work::CreateSnapshot { namespace, .. } | Work::RemoveSnapshot { namespace, .. } => {
             matches!(namespace, SnapshotNamespace::User)
         }
-        Work::RenameSnapshot { .. }
-        | Work::ProtectSnapshot { .. }
-        | Work::UnprotectSnapshot { .. }
-        | Work::RebuildObjectMap
-        | Work::Rename { .. } => false,
+        // It would have the image alone for as long as it takes.
+        Work::RebuildObjectMap => false,
     }
 }
 
@@ -45,19 +47,35 @@ async fn perform<S: ObjectStore>(image: &mut Image<S>, work: &Work) -> Result<()
         Work::Resize { .. } => Err(Errno::INVAL.into()),
         Work::CreateSnapshot { name, .. } => image.create_snapshot(name).await,
         Work::RemoveSnapshot { name, .. } => image.remove_snapshot(name).await,
+        Work::RenameSnapshot { id, name } => {
+            let old = name_of_snapshot(image, *id).ok_or(Errno::NOENT)?.to_owned();
+            image.rename_snapshot(&old, name).await
+        }
+        Work::ProtectSnapshot { name } => image.protect_snapshot(name).await,
+        Work::UnprotectSnapshot { name } => image.unprotect_snapshot(name).await,
+        Work::Rename { name } => image.rename(name).await,
         _ => Err(Errno::OPNOTSUPP.into()),
     }
+}
+
+fn name_of_snapshot<S: ObjectStore>(image: &Image<S>, id: u64) -> Option<&str> {
+    image.snapshots().find(|(known, ..)| *known == id).map(|(_, name, _)| name)
 }
 
 /// Whether an image is as the work would leave it.
 fn is_done<S: ObjectStore>(image: &Image<S>, work: &Work) -> bool {
     let has = |name: &str| image.snapshots().any(|(_, known, _)| known == name);
+    let protection = |name: &str| image.snapshot_record(name).ok().map(|known| known.protection);
     match work {
         Work::Flatten => image.overlap() == 0,
         Work::Resize { size, .. } => image.size() == *size,
         Work::CreateSnapshot { name, .. } => has(name),
         Work::RemoveSnapshot { name, .. } => !has(name),
-        _ => false,
+        Work::RenameSnapshot { id, name } => name_of_snapshot(image, *id) == Some(name),
+        Work::ProtectSnapshot { name } => protection(name) == Some(Protection::Protected as u8),
+        Work::UnprotectSnapshot { name } => protection(name) == Some(Protection::Unprotected as u8),
+        // The header does not know the image's name; the owner's map is nobody else's affair.
+        Work::Rename { .. } | Work::RebuildObjectMap => false,
     }
 }
 
@@ -86,6 +104,39 @@ impl<S: ObjectStore> LiveImage<S> {
     pub async fn remove_snapshot(&self, name: &str) -> Result<()> {
         let (name, namespace) = (name.to_owned(), SnapshotNamespace::User);
         self.shared.maintain(Work::RemoveSnapshot { name, namespace }).await
+    }
+
+    /// Gives a snapshot another name.
+    ///
+    /// # Errors
+    /// As [`Image::rename_snapshot`].
+    pub async fn rename_snapshot(&self, from: &str, to: &str) -> Result<()> {
+        let id = self.shared.current().await?.snapshot_record(from)?.id;
+        self.shared.maintain(Work::RenameSnapshot { id, name: to.to_owned() }).await
+    }
+
+    /// Keeps a snapshot from being removed.
+    ///
+    /// # Errors
+    /// As [`Image::protect_snapshot`].
+    pub async fn protect_snapshot(&self, name: &str) -> Result<()> {
+        self.shared.maintain(Work::ProtectSnapshot { name: name.to_owned() }).await
+    }
+
+    /// Lets a snapshot be removed again.
+    ///
+    /// # Errors
+    /// As [`Image::unprotect_snapshot`].
+    pub async fn unprotect_snapshot(&self, name: &str) -> Result<()> {
+        self.shared.maintain(Work::UnprotectSnapshot { name: name.to_owned() }).await
+    }
+
+    /// Gives the image another name.
+    ///
+    /// # Errors
+    /// As [`Image::rename`].
+    pub async fn rename(&self, name: &str) -> Result<()> {
+        self.shared.maintain(Work::Rename { name: name.to_owned() }).await
     }
 
     /// Copies all that is still seen of the parent, and leaves it.

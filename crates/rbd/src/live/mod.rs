@@ -14,12 +14,14 @@ mod acquire;
 mod jobs;
 mod listen;
 mod lock;
+mod locks;
 mod maintain;
 
 #[cfg(test)]
 mod tests;
 
 pub use lock::{Owner, owner, watchers};
+pub use locks::ObjectLocks;
 
 use crate::error::{Error, Result};
 use crate::format::notify::{ClientId, Message, RequestId};
@@ -34,17 +36,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, RwLock, RwLockReadGuard, watch};
+use tokio::sync::{Notify, OwnedRwLockWriteGuard, RwLock, RwLockReadGuard, watch};
+use tokio::time::{Instant, timeout};
 
 /// How long those who are told something have time to answer (ceph: `src/librbd/watcher/Notifier.cc`, `NOTIFY_TIMEOUT`).
 const NOTIFY_LIMIT: Duration = Duration::from_secs(5);
 /// After this time something that did not work is tried again (`ImageWatcher.cc`, `RETRY_DELAY_SECONDS`).
 const RETRY: Duration = Duration::from_secs(1);
+/// Those of an image: `listen.rs`, and two of `jobs.rs`.
+const TASKS: usize = 3;
+/// How long the end of an image waits for others to hear of it.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How an image is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Who had the image in a life before this one, which has ended: his lock is taken over at once.
+    /// Who had the image in a life before this one, which has ended: his lock is taken over at once, whatever it is called by now.
     pub dead_self: Option<Owner>,
     /// How long to wait for the lock.
     pub lock_limit: Duration,
@@ -79,9 +86,12 @@ struct Shared<S: ObjectStore> {
     options: Options,
     /// Whoever reads or writes reads this; whoever changes the header, or who owns the image, writes it, and has the image
     /// alone.
-    image: RwLock<Image<S>>,
+    image: Arc<RwLock<Image<S>>>,
+    locks: ObjectLocks,
     /// The header has changed: it is read again before anything else.
     is_stale: AtomicBool,
+    /// Nothing more can be done; the state says why.
+    has_failed: AtomicBool,
     /// Held by the one who gets the lock.
     acquiring: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -95,6 +105,17 @@ struct Shared<S: ObjectStore> {
     heard: watch::Sender<u64>,
     status: watch::Sender<Status>,
     requests: AtomicU64,
+    /// How many of the image's tasks go on.
+    tasks: watch::Sender<usize>,
+}
+
+/// A task of an image goes on as long as this lives.
+struct Task<'a>(&'a watch::Sender<usize>);
+
+impl Drop for Task<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// What is behind a lock that is held for a moment.
@@ -108,6 +129,8 @@ struct State {
     is_taken: bool,
     /// Nothing more can be done, for this reason.
     failed: Option<Errno>,
+    /// Somebody else was given the lock, and is to take it before this one does again; but not for ever.
+    yields_until: Option<Instant>,
     jobs: jobs::Jobs,
     /// The ends of requests that were made of the owner, by their numbers, of those that are waited for.
     completed: BTreeMap<u64, Option<i32>>,
@@ -128,8 +151,10 @@ impl<S: ObjectStore> LiveImage<S> {
             store: store.clone(),
             header,
             options,
-            image: RwLock::new(image),
+            image: Arc::new(RwLock::new(image)),
+            locks: ObjectLocks::default(),
             is_stale: AtomicBool::new(true),
+            has_failed: AtomicBool::new(false),
             acquiring: tokio::sync::Mutex::new(()),
             state: Mutex::default(),
             jobs: Notify::new(),
@@ -138,6 +163,7 @@ impl<S: ObjectStore> LiveImage<S> {
             heard: watch::Sender::new(0),
             status: watch::Sender::new(status),
             requests: AtomicU64::new(0),
+            tasks: watch::Sender::new(TASKS),
         });
         tokio::spawn(listen::listen(Arc::clone(&shared), watch));
         let (jobs, news) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -185,7 +211,7 @@ impl<S: ObjectStore> LiveImage<S> {
     /// As [`Image::write`]; ETIMEDOUT if somebody else has the lock and does not give it back in time; EROFS if he never does.
     pub async fn write(&self, offset: u64, data: Bytes) -> Result<()> {
         let image = self.shared.owned().await?;
-        self.shared.note(image.write(offset, data).await)
+        self.shared.note(self.shared.locks.write(&image, offset, data).await)
     }
 
     /// Makes a range zero, and gives its space back.
@@ -194,7 +220,7 @@ impl<S: ObjectStore> LiveImage<S> {
     /// As [`write`](Self::write).
     pub async fn zero(&self, offset: u64, length: u64) -> Result<()> {
         let image = self.shared.owned().await?;
-        self.shared.note(image.zero(offset, length).await)
+        self.shared.note(self.shared.locks.zero(&image, offset, length).await)
     }
 
     /// Makes what was written survive a power cut.
@@ -222,12 +248,55 @@ impl<S: ObjectStore> LiveImage<S> {
         self.shared.release().await
     }
 
-    /// Gives the lock back and ends the watch.
+    /// The image, which may be written, beside others who hold it, as long as this is held. What changes its objects takes their
+    /// [`locks`](Self::locks).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn owned(&self) -> Result<RwLockReadGuard<'_, Image<S>>> {
+        self.shared.owned().await
+    }
+
+    /// The locks of its objects.
+    #[must_use]
+    pub fn locks(&self) -> &ObjectLocks {
+        &self.shared.locks
+    }
+
+    /// The image for this one alone, which may be written: for what has no method here. Nobody else gets the lock meanwhile. If the
+    /// header was changed, others are to be [told](Self::tell_change) of it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn alone(&self) -> Result<OwnedRwLockWriteGuard<Image<S>>> {
+        loop {
+            drop(self.shared.acquire().await?);
+            let image = Arc::clone(&self.shared.image).write_owned().await;
+            // It may have been given back in between.
+            if image.is_owner() && self.shared.is_current(&image) {
+                return Ok(image);
+            }
+        }
+    }
+
+    /// Tells others, and those who look at the status, that the header has changed.
+    pub async fn tell_change(&self) {
+        self.shared.tell_status(&*self.shared.image.read().await);
+        let _whoever_misses_it_looks = self.shared.tell(&Message::HeaderUpdate).await;
+    }
+
+    /// Gives the lock back and ends the watch; the image is not used after that.
     ///
     /// # Errors
     /// As [`release`](Self::release).
-    pub async fn close(self) -> Result<()> {
-        self.shared.release().await
+    pub async fn close(&self) -> Result<()> {
+        let released = self.shared.release().await;
+        self.shared.state.lock().jobs.close();
+        self.shared.jobs.notify_one();
+        let mut tasks = self.shared.tasks.subscribe();
+        // What is not told in this time is found out by those whom it concerns.
+        let _ended = timeout(CLOSE_LIMIT, tasks.wait_for(|count| *count == 0)).await;
+        released
     }
 }
 
@@ -239,6 +308,11 @@ impl<S: ObjectStore> Drop for LiveImage<S> {
 }
 
 impl<S: ObjectStore> Shared<S> {
+    /// Held by each of the tasks.
+    fn task(&self) -> Task<'_> {
+        Task(&self.tasks)
+    }
+
     /// This one, as the others know it.
     fn me(&self) -> ClientId {
         let client = u64::try_from(self.store.caller().client.number).unwrap_or_default();
@@ -257,9 +331,17 @@ impl<S: ObjectStore> Shared<S> {
 
     /// Nothing more can be done, once the cluster has said so.
     fn check(&self) -> Result<()> {
+        if !self.has_failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
         match self.state.lock().failed {
             Some(errno) => {
-                Err(Error::answer(errno).at("the client is kept out, or the image is gone"))
+                let why = match errno {
+                    Errno::SHUTDOWN => "the cluster keeps this client out",
+                    Errno::BADF => "the image is closed",
+                    _ => "the image is gone",
+                };
+                Err(Error::answer(errno).at(why))
             }
             None => Ok(()),
         }
@@ -267,6 +349,7 @@ impl<S: ObjectStore> Shared<S> {
 
     fn fail(&self, errno: Errno) {
         self.state.lock().failed.get_or_insert(errno);
+        self.has_failed.store(true, Ordering::Release);
         self.status.send_if_modified(|status| {
             let is_fenced = errno == Errno::SHUTDOWN;
             let before = *status;
@@ -308,7 +391,7 @@ impl<S: ObjectStore> Shared<S> {
         loop {
             self.check()?;
             let image = self.image.read().await;
-            if !self.is_stale.load(Ordering::Acquire) {
+            if self.is_current(&image) {
                 return Ok(image);
             }
             drop(image);
@@ -326,6 +409,11 @@ impl<S: ObjectStore> Shared<S> {
         Ok(self.acquire().await?.downgrade())
     }
 
+    /// Whether the header is the newest that was heard of, and known: a change that has failed leaves it unknown.
+    fn is_current(&self, image: &Image<S>) -> bool {
+        !self.is_stale.load(Ordering::Acquire) && !image.is_stale()
+    }
+
     /// Reads the header again, if it has changed.
     async fn refresh(&self) -> Result<()> {
         let mut image = self.image.write().await;
@@ -334,7 +422,7 @@ impl<S: ObjectStore> Shared<S> {
 
     async fn refresh_held(&self, image: &mut Image<S>) -> Result<()> {
         // What comes from here on is seen by looking again.
-        if !self.is_stale.swap(false, Ordering::AcqRel) {
+        if !self.is_stale.swap(false, Ordering::AcqRel) && !image.is_stale() {
             return Ok(());
         }
         let read = self.note(image.refresh().await);

@@ -7,7 +7,8 @@ use blockyard_lab::ceph::Cluster as Lab;
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, Image, create};
 use blockyard_rbd::live::{LiveImage, Options};
-use blockyard_rbd::store::rados::RadosStore;
+use blockyard_rbd::store::ObjectStore;
+use blockyard_rbd::store::rados::{Client, RadosStore};
 use rustix::io::Errno;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -117,24 +118,28 @@ fn rbd_has_the_owner_do_things_and_so_do_we() {
         })
         .await;
         status.wait_for(|status| status.size == 32 * MIB).await.unwrap();
-        assert_eq!(live.owner(), Some(owner), "the lock was not given away");
         live.write(0, vec![2; 4096].into()).await.unwrap();
         let then = Image::open_snapshot(&store, "maintained", "a").await.unwrap();
         assert_eq!(then.read(0, 4096).await.unwrap(), [1; 4096]);
         elsewhere(&lab, |lab| {
             rbd(lab, &["snap", "rm", "--no-progress", "maintained@a"]);
-            // This is not done for others: rbd gets the lock.
             rbd(lab, &["snap", "create", "--no-progress", "maintained@b"]);
-            rbd(lab, &["snap", "protect", "maintained@b"]);
+            rbd(lab, &["snap", "rename", "maintained@b", "maintained@c"]);
+            rbd(lab, &["snap", "protect", "maintained@c"]);
+            rbd(lab, &["rename", "maintained", "renamed"]);
         })
         .await;
+        assert_eq!(live.owner(), Some(owner), "the lock was not given away");
         let names = |image: &Image<RadosStore>| {
             image.snapshots().map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(names(&live.image().await.unwrap()), ["b"]);
+        assert_eq!(names(&live.image().await.unwrap()), ["c"]);
+        // This is not done for others: rbd gets the lock.
+        elsewhere(&lab, |lab| rbd(lab, &["object-map", "rebuild", "--no-progress", "renamed"]))
+            .await;
         live.write(0, vec![3; 4096].into()).await.unwrap();
         live.close().await.unwrap();
-        elsewhere(&lab, |lab| check_map(lab, "maintained")).await;
+        elsewhere(&lab, |lab| check_map(lab, "renamed")).await;
     });
 }
 
@@ -179,5 +184,32 @@ fn a_dead_self_is_followed_at_once_and_can_write_no_more() {
         old.status().wait_for(|status| status.is_fenced).await.unwrap();
         assert_eq!(new.read(0, 4096).await.unwrap(), [2; 4096]);
         new.close().await.unwrap();
+    });
+}
+
+#[test]
+fn who_was_kept_out_comes_back_as_somebody_new() {
+    let lab = lab();
+    run(async {
+        let arguments = ["--conf".to_owned(), lab.conf().display().to_string()];
+        let first = Client::shared(&arguments).await.unwrap();
+        let again = Client::shared(&arguments).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        drop(again);
+        let old = RadosStore::open(&first, POOL, "").await.unwrap();
+        let live = image(&old, "fenced").await;
+        live.write(0, vec![1; 4096].into()).await.unwrap();
+        let other = store(&lab).await;
+        other.fence(&old.caller()).await.unwrap();
+        let error = live.write(0, vec![2; 4096].into()).await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::SHUTDOWN), "{error}");
+        // The one that is kept out is still there.
+        let new = Client::shared(&arguments).await.unwrap();
+        assert!(first.is_fenced() && !Arc::ptr_eq(&first, &new));
+        let store = RadosStore::open(&new, POOL, "").await.unwrap();
+        let live = open(&store, "fenced").await;
+        live.write(0, vec![3; 4096].into()).await.unwrap();
+        assert_eq!(live.read(0, 4096).await.unwrap(), [3; 4096]);
+        live.close().await.unwrap();
     });
 }

@@ -216,6 +216,98 @@ fn one_waits_for_the_lock_no_longer_than_it_may_also_behind_others() {
 }
 
 #[test]
+fn one_who_asks_for_the_lock_gets_it_from_one_who_always_writes() {
+    run(async {
+        let cluster = Cluster::new(8, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let (busy, other) = (open(&one).await, open(&two).await);
+        busy.write(0, vec![1; 10].into()).await.unwrap();
+        let always = async {
+            loop {
+                busy.write(0, vec![1; 10].into()).await.unwrap();
+            }
+        };
+        let begin = tokio::time::Instant::now();
+        let now_and_then = async {
+            for byte in 1..20 {
+                other.write(OBJECT, vec![byte; 10].into()).await.unwrap();
+            }
+        };
+        tokio::select! {
+            _ = always => unreachable!("it writes for ever"),
+            () = now_and_then => {}
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+        assert_eq!(cluster.intruders(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn all_get_the_lock_who_always_want_it() {
+    run(async {
+        let cluster = Cluster::new(9, 0);
+        image(&cluster).await;
+        let clients = [1, 2, 3].map(|number| Client::new(&cluster, number));
+        let writers = clients.iter().map(|client| async {
+            let live = open(client).await;
+            for byte in 1..10 {
+                live.write(0, vec![byte; 10].into()).await.unwrap();
+                cluster.pause(10).await;
+            }
+        });
+        let begin = tokio::time::Instant::now();
+        let [one, two, three] = writers.collect::<Vec<_>>().try_into().ok().unwrap();
+        tokio::join!(one, two, three);
+        assert!(begin.elapsed() < Duration::from_secs(120), "{:?}", begin.elapsed());
+        assert_eq!(cluster.intruders(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn after_a_change_that_was_given_up_the_image_is_written_again() {
+    for millis in 1..80 {
+        run(async {
+            let cluster = Cluster::new(10, 0);
+            let client = image(&cluster).await;
+            let live = open(&client).await;
+            live.acquire().await.unwrap();
+            let limit = Duration::from_millis(millis);
+            drop(tokio::time::timeout(limit, live.resize(2 * SIZE)).await);
+            live.write(0, vec![1; 10].into()).await.unwrap();
+            live.zero(0, 10).await.unwrap();
+            live.resize(SIZE).await.unwrap();
+            assert_eq!(live.image().await.unwrap().size(), SIZE);
+        });
+    }
+}
+
+#[test]
+fn what_zeroes_an_object_beside_writes_leaves_a_map_that_is_right() {
+    for seed in 0..20 {
+        run(async {
+            let cluster = Cluster::new(seed, 0);
+            let client = image(&cluster).await;
+            let live = open(&client).await;
+            let length = usize::try_from(OBJECT).unwrap();
+            live.write(0, vec![1; length].into()).await.unwrap();
+            let (before, zeroed, after) = tokio::join!(
+                live.write(0, vec![2; 512].into()),
+                live.zero(0, OBJECT),
+                live.write(1024, vec![3; 512].into())
+            );
+            before.and(zeroed).and(after).unwrap();
+            // Who believes the map reads what others do, who look.
+            let there = Image::open(&client, "a").await.unwrap();
+            assert!(
+                live.read(0, OBJECT).await.unwrap() == there.read(0, OBJECT).await.unwrap(),
+                "seed {seed}"
+            );
+        });
+    }
+}
+
+#[test]
 fn what_the_dead_have_sent_is_not_done_after_their_lock_is_broken() {
     run(async {
         let cluster = Cluster::new(2, 0);
@@ -277,7 +369,20 @@ fn the_owner_does_what_others_want_and_stays_it() {
         assert_eq!(then.read(0, 4096).await.unwrap(), [1; 4096]);
         let error = other.create_snapshot("s").await.unwrap_err();
         assert_eq!(error.errno(), Some(Errno::EXIST), "{error}");
-        other.remove_snapshot("s").await.unwrap();
+        other.protect_snapshot("s").await.unwrap();
+        let error = other.remove_snapshot("s").await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::BUSY), "{error}");
+        other.unprotect_snapshot("s").await.unwrap();
+        other.rename_snapshot("s", "r").await.unwrap();
+        let error = other.rename_snapshot("s", "r").await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NOENT), "{error}");
+        other.rename("b").await.unwrap();
+        assert_eq!(
+            crate::image::find(&two, "b", Some("r")).await.unwrap().0,
+            *other.image().await.unwrap().id()
+        );
+        other.rename("a").await.unwrap();
+        other.remove_snapshot("r").await.unwrap();
         assert_eq!(other.image().await.unwrap().snapshots().count(), 0);
         assert!(owner.status().borrow().is_owner);
         // Nobody has it: whoever wants something done gets it.
