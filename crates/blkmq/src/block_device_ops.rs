@@ -59,7 +59,8 @@ pub trait BlockDeviceOps: Send + Sync + 'static {
         Err(Error::new(ErrorKind::NotSupported, what))
     }
 
-    /// The disk gets the size in bytes that it was [prepared](Self::prepare_resize) for. Nothing is out, and everybody waits:
+    /// The disk gets the size in bytes that it was [prepared](Self::prepare_resize) for, or that the driver has
+    /// [found](Disk::follow_size). Nothing is out, and everybody waits:
     /// there is nothing left to do that takes long or may fail.
     fn resize(&self, _disk: &Disk, _to: u64) {}
 

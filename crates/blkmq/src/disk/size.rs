@@ -69,6 +69,23 @@ impl Disk {
         let (capacity, tail_padding) = self.limits().logical_block_size.padded(to);
         Size::new(&self.name, capacity, tail_padding, &self.limits())?;
         self.ops.prepare_resize(self, to)?;
+        self.take_size(to, capacity, tail_padding)
+    }
+
+    /// Takes a size in bytes that the driver has found the disk to have, as somebody else has made it larger or smaller. As with
+    /// [`Disk::resize_bytes`] nothing is out when it does, so that it blocks until what is has ended; but there is nothing to
+    /// prepare.
+    ///
+    /// # Errors
+    /// Those of [`Disk::set_size`].
+    pub fn follow_size(&self, bytes: u64) -> Result<()> {
+        let _resizing = self.resizing.lock();
+        let (capacity, tail_padding) = self.limits().logical_block_size.padded(bytes);
+        Size::new(&self.name, capacity, tail_padding, &self.limits())?;
+        self.take_size(bytes, capacity, tail_padding)
+    }
+
+    fn take_size(&self, to: u64, capacity: Sector, tail_padding: u32) -> Result<()> {
         // What is padding and what is the disk's changes for the block that was the last, while the driver and the block layer
         // would each have another end: a write of that block must be before all of it, or after.
         self.queue.freeze();

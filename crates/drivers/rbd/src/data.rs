@@ -18,18 +18,30 @@ const ASKED_AT_A_TIME: usize = 256;
 /// Serves a request to its end.
 pub(crate) async fn serve<S: ObjectStore>(shared: Arc<Shared<S>>, mut rq: Request<Rbd<S>>) {
     let op = rq.op();
-    let image = shared.image.read().await;
+    let opened = if op.is_write() { shared.image.owned().await } else { shared.image.read().await };
+    let image = match opened {
+        Ok(image) => image,
+        Err(error) => return rq.end(shared.status(&Err(error), op)),
+    };
     // Padding behind the last byte is nobody's.
-    let size = shared.size.load(Ordering::Acquire).min(image.size());
+    let size = shared.size.load(Ordering::Acquire);
     let start = rq.offset().min(size);
     let end = rq.offset().saturating_add(rq.len()).min(size);
+    let padded = size.checked_next_multiple_of(BLOCK).unwrap_or(size);
+    if end > image.size() || rq.offset().saturating_add(rq.len()) > padded {
+        // Somebody else has made it smaller, and the disk is to follow.
+        drop(image);
+        return rq.end(Status::OutOfRange);
+    }
     let done = match op {
         Op::Read => read(&image, start..end, &mut rq).await,
         Op::Write => {
             let data = payload(&rq, end - start);
-            write(&shared, &image, start..end, data).await
+            shared.image.locks().write(&image, start, data).await
         }
-        Op::Discard | Op::WriteZeroes => zero(&shared, &image, start..end).await,
+        Op::Discard | Op::WriteZeroes => {
+            shared.image.locks().zero(&image, start, end - start).await
+        }
         Op::Flush => image.flush().await,
         Op::BlockStatus => block_status(&image, start..end, &mut rq).await,
         Op::Prefetch => Ok(()),
@@ -76,34 +88,6 @@ fn payload<S: ObjectStore>(rq: &Request<Rbd<S>>, length: u64) -> Bytes {
         rest = later;
     }
     bytes.into()
-}
-
-async fn write<S: ObjectStore>(
-    shared: &Shared<S>,
-    image: &Image<S>,
-    range: std::ops::Range<u64>,
-    data: Bytes,
-) -> Result<()> {
-    let start = range.start;
-    for extent in image.layout().extents(range) {
-        let at = usize::try_from(extent.image_offset - start).unwrap_or_default();
-        let length = usize::try_from(extent.length).unwrap_or_default();
-        let _beside_others = shared.lock(extent.object).read().await;
-        image.write_extent(&extent, data.slice(at..at + length)).await?;
-    }
-    Ok(())
-}
-
-async fn zero<S: ObjectStore>(
-    shared: &Shared<S>,
-    image: &Image<S>,
-    range: std::ops::Range<u64>,
-) -> Result<()> {
-    for extent in image.layout().extents(range) {
-        let _alone = shared.lock(extent.object).write().await;
-        image.zero_extent(&extent).await?;
-    }
-    Ok(())
 }
 
 async fn block_status<S: ObjectStore>(

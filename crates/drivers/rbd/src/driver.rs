@@ -5,13 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blockyard_blkmq::{Busy, Driver, Error, HctxHandle, InFlight, Op, Request, Status, Timeout};
-use blockyard_rbd::image::Image;
 use blockyard_rbd::store::ObjectStore;
 use tokio::runtime::Handle;
-use tokio::sync::RwLock;
 
-/// Locks that all objects of a disk share: it is by chance that two have the same.
-const LOCKS: u64 = 64;
+use crate::opened::Opened;
 
 /// An image that is a disk's driver. Hardware queue `i` is served on queue thread `i`, modulo how many there are.
 pub struct Rbd<S: ObjectStore> {
@@ -23,11 +20,9 @@ pub struct Rbd<S: ObjectStore> {
 pub(crate) struct Shared<S: ObjectStore> {
     /// What it is called in messages.
     pub(crate) name: String,
-    pub(crate) image: RwLock<Image<S>>,
-    /// Bytes of the image that the disk shows.
+    pub(crate) image: Opened<S>,
+    /// Bytes of the image that the disk shows; they change while nothing is out.
     pub(crate) size: AtomicU64,
-    /// An object's lock: shared by those who write to it, and had alone by the one who may remove it.
-    locks: Vec<RwLock<()>>,
     /// A failure was logged: the next ones are details.
     has_failed: AtomicBool,
     /// Held as long as the image is used: what keeps others from writing it.
@@ -35,7 +30,7 @@ pub(crate) struct Shared<S: ObjectStore> {
 }
 
 impl<S: ObjectStore> Rbd<S> {
-    /// A driver of an image that was opened, and is [owned](Image::own) if it is to be written. `name` is for messages; `guard`
+    /// A driver of an image that was opened. One that is not [live](Opened::Live) is owned, if it is to be written. `name` is for messages; `guard`
     /// is dropped with the driver. `queue_threads` are the runtimes that requests are served on; each must be driven.
     ///
     /// # Panics
@@ -43,20 +38,59 @@ impl<S: ObjectStore> Rbd<S> {
     #[must_use]
     pub fn new(
         name: impl Into<String>,
-        image: Image<S>,
+        image: impl Into<Opened<S>>,
         guard: impl Any + Send + Sync,
         queue_threads: &[Handle],
     ) -> Arc<Self> {
         assert!(!queue_threads.is_empty(), "a disk needs a queue thread");
+        let image = image.into();
         let shared = Shared {
             name: name.into(),
             size: AtomicU64::new(image.size()),
-            image: RwLock::new(image),
-            locks: (0..LOCKS).map(|_| RwLock::new(())).collect(),
+            image,
             has_failed: AtomicBool::new(false),
             _guard: Box::new(guard),
         };
         Arc::new(Self { shared: Arc::new(shared), runtimes: queue_threads.to_vec() })
+    }
+
+    /// Makes what was written durable, and gives the lock of the image back. The disk is not used after that.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn close(&self) -> Result<(), blockyard_rbd::Error> {
+        self.shared.image.close().await
+    }
+
+    /// Calls `tell` with each size that others give the image from now on, until that says that nobody listens any more. It may wait
+    /// until nothing is out.
+    pub fn sizes<T>(&self, tell: T) -> impl Future<Output = ()> + Send + use<S, T>
+    where
+        T: FnMut(u64) -> bool + Send + 'static,
+    {
+        let (status, shown) =
+            (self.shared.image.status(), self.shared.size.load(Ordering::Acquire));
+        async move {
+            let Some(mut status) = status else { return };
+            let (mut told, mut tell) = (shown, tell);
+            loop {
+                let size = status.borrow_and_update().size;
+                if size != told {
+                    told = size;
+                    let telling = move || {
+                        let goes_on = tell(size);
+                        (tell, goes_on)
+                    };
+                    tell = match tokio::task::spawn_blocking(telling).await {
+                        Ok((tell, true)) => tell,
+                        _ => return,
+                    };
+                }
+                if status.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
     }
 
     /// The disk is smaller than the image, and has so many bytes of it. To be called before it is used.
@@ -66,12 +100,6 @@ impl<S: ObjectStore> Rbd<S> {
 }
 
 impl<S: ObjectStore> Shared<S> {
-    /// The lock of an object.
-    pub(crate) fn lock(&self, object: u64) -> &RwLock<()> {
-        // There are LOCKS of them.
-        &self.locks[usize::try_from(object % LOCKS).unwrap_or_default()]
-    }
-
     /// How an operation ended.
     pub(crate) fn status(&self, done: &Result<(), blockyard_rbd::Error>, op: Op) -> Status {
         let Err(error) = done else { return Status::Ok };

@@ -11,9 +11,13 @@
 //!
 //! # What goes on at once
 //!
+//! A disk that is written has its image open beside others (`blockyard_rbd::live`): it takes the image's lock with the first
+//! write, gives it to those who ask for it, and takes it again with the next one; what others change is seen. Snapshots, and
+//! images that are only looked at, have no lock. If somebody else makes the image smaller, what the disk still shows behind its new
+//! end fails, until the disk follows.
+//!
 //! The image is read-locked by requests, and write-locked by what changes its header: a resize. Writes to one object go on beside
-//! each other, as on any disk. Only zeroing may remove an object, and then the map of objects says that it is gone: it has the
-//! object alone, by one of some locks that all objects share.
+//! each other, as on any disk.
 //!
 //! # What is durable
 //!
@@ -24,7 +28,9 @@
 mod data;
 mod driver;
 mod limits;
+mod opened;
 mod resize;
 
 pub use driver::Rbd;
 pub use limits::limits;
+pub use opened::{Opened, Still};

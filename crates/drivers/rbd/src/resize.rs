@@ -32,11 +32,5 @@ fn grow<S: ObjectStore>(shared: &Shared<S>, to: u64) -> Result<()> {
     let failed = || Error::new(ErrorKind::Io, format!("{} cannot be made larger", shared.name));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|err| failed().caused_by(err))?;
-    runtime.block_on(async {
-        let mut image = shared.image.write().await;
-        if to <= image.size() {
-            return Ok(());
-        }
-        image.resize(to).await.map_err(|err| failed().caused_by(err))
-    })
+    runtime.block_on(shared.image.grow(to)).map_err(|err| failed().caused_by(err))
 }

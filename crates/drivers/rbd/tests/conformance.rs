@@ -21,6 +21,10 @@ blockyard_conformance::suite!(with_map, || subject(&Made::new(
     small(),
     Features::DEFAULT
 )));
+blockyard_conformance::suite!(live, || {
+    let (bdev, guard) = Made::new(4 * MIB, small(), Features::DEFAULT).open_live();
+    Subject::new(bdev, guard).with(IMAGES)
+});
 blockyard_conformance::suite!(without_map, || {
     subject(&Made::new(4 * MIB, small(), Features::LAYERING))
 });

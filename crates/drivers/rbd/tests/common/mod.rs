@@ -11,6 +11,8 @@ use blockyard_driver_rbd::{Rbd, limits};
 use blockyard_rbd::dir::DirStore;
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, Image, create};
+use blockyard_rbd::live::{LiveImage, Options};
+use blockyard_rbd::store::ObjectStore;
 use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
@@ -49,6 +51,10 @@ impl Made {
         Self { name: "clone", ..self }
     }
 
+    pub fn path(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     pub fn image(&self) -> Image<DirStore> {
         wait(async {
             let mut image = Image::open(&self.store, self.name).await.unwrap();
@@ -58,20 +64,41 @@ impl Made {
     }
 
     /// The disk, open, and what has to live as long.
-    pub fn open(&self) -> (Bdev, impl Any + Send + Sync) {
+    pub fn open(&self) -> (Bdev, impl Any + Send + Sync + use<>) {
         let (threads, handles) = QueueThread::start_many(2);
         let image = self.image();
-        let (size, limits) = (image.size(), limits(&image.layout(), false));
+        let shape = (image.size(), image.layout());
         let driver = Rbd::new("image", image, (), &handles);
-        let tags =
-            TagSetConfig { cpus: 2, hw_queues: [2, 0, 0], depth: 16, ..TagSetConfig::default() };
-        let set = TagSet::new(Arc::clone(&driver), tags).unwrap();
-        let (capacity, tail_padding) = limits.logical_block_size.padded(size);
-        let mut config = DiskConfig::new("rbd0", capacity, limits);
-        config.tail_padding = tail_padding;
-        let clock = Arc::new(MonotonicClock::new());
-        let disk = Disk::alloc(&set, (), config, driver, clock).unwrap();
-        let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
-        (bdev, (threads, Arc::clone(&self.directory)))
+        (disk(driver, shape), (threads, Arc::clone(&self.directory)))
     }
+
+    /// The same of an image that others may have open, too.
+    pub fn open_live(&self) -> (Bdev, impl Any + Send + Sync + use<>) {
+        let (bdev, guard) = open_live(&self.store, self.name);
+        (bdev, (guard, Arc::clone(&self.directory)))
+    }
+}
+
+/// An image of any store, which others may have open, too, as a disk.
+pub fn open_live<S: ObjectStore>(store: &S, name: &str) -> (Bdev, impl Any + Send + Sync + use<S>) {
+    let (threads, handles) = QueueThread::start_many(2);
+    let live = handles[0].block_on(LiveImage::open(store, name, Options::default())).unwrap();
+    let shape = {
+        let image = wait(live.image()).unwrap();
+        (image.size(), image.layout())
+    };
+    let driver = Rbd::new(name, live, (), &handles);
+    (disk(driver, shape), threads)
+}
+
+fn disk<S: ObjectStore>(driver: Arc<Rbd<S>>, (size, layout): (u64, Layout)) -> Bdev {
+    let limits = limits(&layout, false);
+    let tags = TagSetConfig { cpus: 2, hw_queues: [2, 0, 0], depth: 16, ..TagSetConfig::default() };
+    let set = TagSet::new(Arc::clone(&driver), tags).unwrap();
+    let (capacity, tail_padding) = limits.logical_block_size.padded(size);
+    let mut config = DiskConfig::new("rbd0", capacity, limits);
+    config.tail_padding = tail_padding;
+    let clock = Arc::new(MonotonicClock::new());
+    let disk = Disk::alloc(&set, (), config, driver, clock).unwrap();
+    disk.open(None, OpenMode::ReadWrite).unwrap()
 }
