@@ -195,8 +195,7 @@ impl<S: ObjectStore> Shared<S> {
         };
         let mut was_asked = false;
         if !is_own {
-            was_asked = true;
-            if let Some(result) = self.ask_owner(&work).await? {
+            if let Some(result) = self.ask_owner(&work, &mut was_asked).await? {
                 return result;
             }
         }
@@ -283,8 +282,8 @@ impl<S: ObjectStore> Shared<S> {
         done
     }
 
-    /// Has the owner of the lock do something: what came of it, or nothing if there is nobody who can.
-    async fn ask_owner(&self, work: &Work) -> Result<Option<Result<()>>> {
+    /// Has the owner of the lock do something: what came of it, or nothing if there is nobody who can; and whether somebody was asked.
+    async fn ask_owner(&self, work: &Work, was_asked: &mut bool) -> Result<Option<Result<()>>> {
         let request = self.next_request();
         self.state.lock().completed.insert(request.number, None);
         let awaited = Awaited { shared: self, request };
@@ -294,6 +293,7 @@ impl<S: ObjectStore> Shared<S> {
             if lock::owner(&self.store, &self.header).await?.is_none() {
                 return Ok(None);
             }
+            *was_asked = true;
             let answered = self.answer_of_owner(&message).await?;
             match answered {
                 None => return Ok(None),

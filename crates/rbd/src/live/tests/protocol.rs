@@ -389,6 +389,9 @@ fn the_owner_does_what_others_want_and_stays_it() {
         owner.close().await.unwrap();
         other.create_snapshot("t").await.unwrap();
         assert!(other.owner().is_some());
+        other.release().await.unwrap();
+        let error = other.create_snapshot("t").await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EXIST), "nobody else has made it: {error}");
         assert_eq!(cluster.intruders(), Vec::<String>::new());
     });
 }
