@@ -4,6 +4,8 @@
 mod common;
 #[path = "image/cluster.rs"]
 mod images;
+#[path = "image/served.rs"]
+mod served;
 
 use blockyard_lab::ceph::{Cluster, Options};
 use common::{Said, run, system};
@@ -28,6 +30,7 @@ fn objects_of_a_cluster() {
     let lab = Cluster::start(&Options::default()).unwrap();
     lab.create_pool("yard", 8).unwrap();
     let yard = Yard { lab };
+    served::images_are_served(&yard.lab);
     images::images_go_to_and_fro(&yard.lab);
     files_come_and_go(&yard);
     names_are_bytes(&yard);

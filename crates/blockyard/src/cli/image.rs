@@ -18,12 +18,28 @@ pub struct ImageArgs {
 /// Where images are.
 #[derive(Clone, Debug, Args)]
 pub struct ImagePlaceArgs {
-    /// The directory of the store, for images that are named without one: IMAGE, NAMESPACE/IMAGE, IMAGE@SNAPSHOT.
+    /// The store is in this directory, and images are IMAGE or NAMESPACE/IMAGE. Without, they are in a Ceph cluster: IMAGE,
+    /// POOL/IMAGE or POOL/NAMESPACE/IMAGE.
     #[arg(short, long, global = true, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// The namespace of images that are named without one.
     #[arg(short = 'N', long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
+    /// Pool of the cluster [default: rbd].
+    #[arg(short, long, global = true, value_name = "POOL", conflicts_with = "dir")]
+    pub pool: Option<String>,
+    /// Path of ceph.conf [default: CEPH_CONF, or the usual places].
+    #[arg(short, long, global = true, value_name = "FILE", conflicts_with = "dir")]
+    pub conf: Option<String>,
+    /// Ceph user: client.ID.
+    #[arg(long, global = true, value_name = "ID", conflicts_with = "dir")]
+    pub id: Option<String>,
+    /// Keyring file.
+    #[arg(short, long, global = true, value_name = "FILE", conflicts_with = "dir")]
+    pub keyring: Option<String>,
+    /// Monitor addresses.
+    #[arg(short, long, global = true, value_name = "ADDR", conflicts_with = "dir")]
+    pub mon_host: Option<String>,
     /// Print JSON, with the keys of rbd --format json.
     #[arg(long, global = true)]
     pub json: bool,
@@ -69,7 +85,7 @@ pub enum ImageCommand {
     /// List images.
     #[command(alias = "list")]
     Ls {
-        /// The store, as rbd+dir:DIR; or a namespace.
+        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
         /// With sizes, parents and snapshots.
         #[arg(short, long)]
@@ -239,7 +255,7 @@ pub enum ImageCommand {
     Bench(ImageBenchArgs),
     /// Look whether all is well with the images of a store: exit 0 if it is, 2 if not.
     Check {
-        /// The store, as rbd+dir:DIR; or a namespace.
+        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
         /// Rebuild object maps that are wrong.
         #[arg(long)]
@@ -404,7 +420,7 @@ pub enum TrashCommand {
     /// List what is in the trash.
     #[command(alias = "list")]
     Ls {
-        /// The store, as rbd+dir:DIR; or a namespace.
+        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
         /// With times.
         #[arg(short, long)]
@@ -413,7 +429,7 @@ pub enum TrashCommand {
     /// Take an image out of the trash.
     Restore {
         /// Its id, as `trash ls` shows it.
-        id: String,
+        image_id: String,
         /// New name [default: the old one].
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
@@ -422,14 +438,14 @@ pub enum TrashCommand {
     #[command(alias = "remove")]
     Rm {
         /// Its id, as `trash ls` shows it.
-        id: String,
+        image_id: String,
         /// Also one that is to be kept.
         #[arg(long)]
         force: bool,
     },
     /// Remove all images in the trash that need not be kept any longer.
     Purge {
-        /// The store, as rbd+dir:DIR; or a namespace.
+        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
     },
 }
@@ -445,7 +461,7 @@ pub enum NamespaceCommand {
     /// List namespaces.
     #[command(alias = "list")]
     Ls {
-        /// The store, as rbd+dir:DIR.
+        /// A POOL of a cluster, or rbd+dir:DIR.
         store: Option<String>,
     },
     /// Remove a namespace that has no images.

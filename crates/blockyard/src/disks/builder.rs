@@ -179,6 +179,10 @@ pub(crate) fn set_body(plan: &mut PlanBuilder, body: &str) -> Result<(), String>
         Body::Path => plan.path(uri::file_path(body)?),
         _ if body.is_empty() => Ok(()),
         Body::Size => plan.set("size", body),
+        Body::Text => {
+            plan.text(uri::decode(body)?);
+            Ok(())
+        }
         Body::Below => plan.set(BELOW, &uri::decode(body)?),
         Body::Own(_) => unreachable!("it is read by its kind"),
     }

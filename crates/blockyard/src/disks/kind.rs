@@ -76,6 +76,8 @@ pub enum Body {
     Size,
     /// The path of a file (RFC 8089).
     Path,
+    /// Words that the kind reads.
+    Text,
     /// The URI of the disk below, escaped where it has options of its own.
     Below,
     /// The URI is another's, and read by this.

@@ -6,6 +6,7 @@
 //! | `null:1T?latency=100us` | reads zeroes, forgets writes, each after a while |
 //! | `file:/p?direct=1&create=1G&lock=0&engine=uring` | a file or a block device |
 //! | `/p`, `./p` | the same with nothing special, the path taken as it is |
+//! | `rbd:pool/image@snap?id=admin` | the same in a Ceph cluster |
 //! | `rbd+dir:/yard/image@snap` | an RBD image, or a snapshot of one, in a store in a directory |
 //! | `nbd://host/export?connections=2` and its like | an export of an NBD server ([`blockyard_nbd::uri`], [`nbd`]) |
 //!
@@ -53,6 +54,7 @@ pub static KINDS: &[&DiskKind] = &[
     &file::KIND,
     &nbd::KIND,
     &rbd::KIND,
+    &rbd::IN_CLUSTER,
     #[cfg(test)]
     &toy::KIND,
 ];

@@ -1,30 +1,28 @@
-//! `rbd+dir:`: an image, or a snapshot of one, in a store in a directory.
+//! `rbd:` and `rbd+dir:`: an image, or a snapshot of one, in a cluster, or in a store in a directory.
+
+mod opening;
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use blockyard_blkmq::Disk;
-use blockyard_driver_rbd::{Rbd, limits};
-use blockyard_rbd::format::{Features, Layout};
-use blockyard_rbd::image::{CreateOptions, create, find};
+use blockyard_rbd::image::find;
+use blockyard_rbd::store::ObjectStore;
 
 use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh, Place, Said};
-use super::maker::{DiskMaker, Parts, shown_size};
-use super::options::{OptionSpec, ValueKind};
+use super::maker::DiskMaker;
+use super::options::{OptionSpec, Value, ValueKind};
 use super::plan::{DiskPlan, absolute};
 use crate::error::Result;
-use crate::images::{ImageSpec, open_store, own, rbd_error, read, wait};
-
-/// The order of images that are made by opening them: objects of 4 MiB, as `rbd` makes them.
-const ORDER: u8 = 22;
+use crate::images::{self, ImageSpec, Store, wait};
 
 /// The kind of disks that are images in a directory.
 pub static KIND: DiskKind = DiskKind {
-    name: "rbd",
+    name: "rbd-dir",
     schemes: &["rbd+dir"],
     body: Body::Path,
     usage: "rbd+dir:DIR/IMAGE[@SNAPSHOT]",
@@ -45,10 +43,57 @@ pub static KIND: DiskKind = DiskKind {
     source,
 };
 
+/// The kind of disks that are images in clusters.
+pub static IN_CLUSTER: DiskKind = DiskKind {
+    name: "rbd",
+    schemes: &["rbd"],
+    body: Body::Text,
+    usage: "rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]",
+    summary: "an RBD image, or a snapshot of one, in a Ceph cluster",
+    options: &[
+        OptionSpec::new("conf", ValueKind::Path, "CEPH_CONF, or the usual places", "ceph.conf"),
+        OptionSpec::new("id", ValueKind::Text, "admin", "user: client.ID"),
+        OptionSpec::new("keyring", ValueKind::Path, "that of ceph.conf", "keyring file"),
+        OptionSpec::new("mon_host", ValueKind::Text, "that of ceph.conf", "monitor addresses"),
+    ],
+    without: &[],
+    has_below: false,
+    stays_read_only: true,
+    is_volatile: false,
+    source: source_in_cluster,
+};
+
+fn source_in_cluster(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
+    let missing = || "the image is missing; write rbd:pool/image".to_owned();
+    let Some(Place::Text(text)) = said.place else { return Err(missing()) };
+    let (before, image) = text.rsplit_once('/').ok_or_else(missing)?;
+    let (pool, namespace) = before.split_once('/').unwrap_or((before, ""));
+    if pool.is_empty() || namespace.contains('/') {
+        return Err(missing());
+    }
+    let spec = ImageSpec::parse(namespace, image)?;
+    let mut arguments = Vec::new();
+    for key in ["conf", "id", "keyring", "mon_host"] {
+        let value = match said.settings.iter().find(|(name, _)| *name == key) {
+            Some((_, Value::Path(path))) => {
+                let path = absolute(said.folder, path)?.into_os_string().into_string();
+                Some(path.map_err(|path| format!("{} is not UTF-8", path.display()))?)
+            }
+            Some((_, Value::Text(text))) => Some(text.clone()),
+            _ => None,
+        };
+        if let Some(value) = value {
+            arguments.extend([format!("--{}", key.replace('_', "-")), value]);
+        }
+    }
+    let place = images::Place::Pool { pool: pool.to_owned(), arguments };
+    Ok(Box::new(RbdSource { place, spec, create: None, is_shared: false }))
+}
+
 /// An image, and how it is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct RbdSource {
-    directory: PathBuf,
+    place: images::Place,
     spec: ImageSpec,
     /// Make it, so large, if it is not there.
     create: Option<u64>,
@@ -67,36 +112,19 @@ fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
         return Err("create makes an empty image, which is to be written; leave it out".into());
     }
     let directory = absolute(said.folder, path.parent().unwrap_or(Path::new("")))?;
-    Ok(Box::new(RbdSource { directory, spec, create, is_shared: false }))
+    let place = images::Place::Directory(directory);
+    Ok(Box::new(RbdSource { place, spec, create, is_shared: false }))
 }
 
-/// The store's directory and the image, if the disk is one.
-pub(crate) fn image_of(plan: &DiskPlan) -> Option<(PathBuf, ImageSpec)> {
+/// The store and the image, if the disk is one.
+pub(crate) fn image_of(plan: &DiskPlan) -> Option<(images::Place, ImageSpec)> {
     let source = plan.source.as_any().downcast_ref::<RbdSource>()?;
-    Some((source.directory.clone(), source.spec.clone()))
+    Some((source.place.clone(), source.spec.clone()))
 }
 
 impl DiskSource for RbdSource {
     fn open(&self, plan: &DiskPlan, _: Option<&Arc<Disk>>, maker: &mut DiskMaker) -> Result<Fresh> {
-        let read_only = plan.options.read_only || self.spec.snapshot.is_some();
-        let store = open_store(&self.directory, &self.spec.namespace, self.create.is_some())?;
-        let (image, guard) = wait(async {
-            if let Some(size) = self.create {
-                self.make(&store, size).await?;
-            }
-            if read_only || self.is_shared {
-                return Ok((read(&store, &self.spec).await?, None));
-            }
-            let (image, lock) = own(&store, &self.spec).await?.into_parts();
-            Ok((image, Some(lock)))
-        })??;
-        let size = shown_size(plan, image.size())?;
-        let limits = limits(&image.layout(), read_only);
-        let driver = Rbd::new(self.spec.to_string(), image, guard, maker.threads());
-        driver.show(size);
-        let mut parts = Parts::new(plan, maker, driver, size, limits);
-        parts.read_only = read_only;
-        Ok(Fresh { disk: maker.alloc(plan, parts)?, remote: None })
+        opening::open(self, plan, maker)
     }
 
     fn identity(&self) -> io::Result<Option<DiskIdentity>> {
@@ -123,43 +151,49 @@ impl DiskSource for RbdSource {
 }
 
 impl RbdSource {
-    /// Makes the image, if it is not there.
-    async fn make(&self, store: &crate::images::Store, size: u64) -> Result<()> {
-        let cannot = |err| rbd_error(format!("cannot make {}", self.spec), err);
-        let layout = Layout::new(ORDER).map_err(cannot)?;
-        let options = CreateOptions { size, layout, features: Features::DEFAULT };
-        match create(store, &self.spec.image, &options).await {
-            Err(err) if err.errno().is_some_and(|errno| errno.raw_os_error() == EEXIST) => Ok(()),
-            made => made.map_err(cannot),
+    /// By the image's id, and the store's directory, or its cluster and pool: none of them changes with a name.
+    fn find(&self) -> io::Result<DiskIdentity> {
+        let spec = &self.spec;
+        let images::Place::Directory(directory) = &self.place else {
+            return self.find_in_cluster();
+        };
+        let absent = || DiskIdentity::of_path(&directory.join(&spec.image));
+        let found = match std::fs::metadata(directory) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                return DiskIdentity::of_path(directory);
+            }
+            found => found?,
+        };
+        let Ok(store) = self.place.open(&spec.namespace, false) else { return absent() };
+        match self.look_up(&store)? {
+            Some((id, snapshot)) => {
+                let place = (found.dev(), found.ino());
+                Ok(DiskIdentity::of_image(place, &spec.namespace, &id, snapshot))
+            }
+            None => absent(),
         }
     }
 
-    /// By the store's directory and the image's id: neither changes with a name.
-    fn find(&self) -> io::Result<DiskIdentity> {
-        let absent = || DiskIdentity::of_path(&self.directory.join(&self.spec.image));
-        let directory = match std::fs::metadata(&self.directory) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                return DiskIdentity::of_path(&self.directory);
-            }
-            directory => directory?,
-        };
-        let Ok(store) = open_store(&self.directory, &self.spec.namespace, false) else {
-            return absent();
-        };
+    fn find_in_cluster(&self) -> io::Result<DiskIdentity> {
+        let store = self.place.open(&self.spec.namespace, false).map_err(io::Error::other)?;
+        // One that is not there yet has no id; no id begins like that.
+        let absent = || (format!("?{}", self.spec.image), None);
+        let (id, snapshot) = self.look_up(&store)?.unwrap_or_else(absent);
+        let (cluster, namespace) = (store.cluster_id(), &self.spec.namespace);
+        Ok(DiskIdentity::of_cluster_image(cluster, store.pool(), namespace, &id, snapshot))
+    }
+
+    /// The ids of the image and the snapshot, if they are there.
+    fn look_up(&self, store: &Store) -> io::Result<Option<(String, Option<u64>)>> {
         let spec = &self.spec;
-        let found = wait(async { find(&store, &spec.image, spec.snapshot.as_deref()).await });
+        let found = wait(async { find(store, &spec.image, spec.snapshot.as_deref()).await });
         match found.map_err(io::Error::other)? {
-            Ok((id, snapshot)) => {
-                let place = (directory.dev(), directory.ino());
-                Ok(DiskIdentity::of_image(place, &spec.namespace, &id, snapshot))
-            }
-            Err(err) if err.is_not_found() => absent(),
+            Ok(found) => Ok(Some(found)),
+            Err(err) if err.is_not_found() => Ok(None),
             Err(err) => Err(io::Error::other(err)),
         }
     }
 }
-
-const EEXIST: i32 = 17;
 
 #[cfg(test)]
 mod tests {
@@ -176,9 +210,15 @@ mod tests {
     fn uris_name_stores_images_and_snapshots() {
         let plan_of = plan("rbd+dir:/yard/a%20b@s?namespace=ns");
         let source = plan_of.source.as_any().downcast_ref::<RbdSource>().unwrap();
-        assert_eq!(source.directory, Path::new("/yard"));
+        assert_eq!(source.place, images::Place::Directory("/yard".into()));
         assert_eq!(source.spec.to_string(), "ns/a b@s");
+        let plan_of = plan("rbd:p/n/a@s?id=me&mon_host=1.2.3.4");
+        let source = plan_of.source.as_any().downcast_ref::<RbdSource>().unwrap();
+        assert_eq!((source.place.pool(), source.spec.to_string()), ("p", "n/a@s".to_owned()));
         for (uri, part) in [
+            ("rbd:a", "is missing"),
+            ("rbd:", "is missing"),
+            ("rbd:p/n/m/a", "is missing"),
             ("rbd+dir:", "is missing"),
             ("rbd+dir:/", "is missing"),
             ("rbd+dir:/yard/a@", "not a snapshot name"),

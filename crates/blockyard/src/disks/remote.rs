@@ -35,6 +35,10 @@ pub trait RemoteDriver: Send + Sync {
     }
     /// Says goodbye once nothing is out any more.
     fn disconnect(&self) -> Goodbye<'_>;
+    /// Whether its driver has an end of its own, which changes only while nothing is out: whoever tells a size may wait for that.
+    fn changes_size_frozen(&self) -> bool {
+        false
+    }
     /// Tells each size in bytes that the server has for the disk from now on, until that says that nobody listens any more.
     fn follow_size(&self, _thread: &Handle, _tell: Box<dyn FnMut(u64) -> bool + Send>) {}
 }
@@ -77,7 +81,8 @@ impl Remote {
     /// Makes the disk as large as its server finds it to be, whenever that changes.
     pub(super) fn follow_size(&self, thread: &Handle) {
         let disk = Arc::downgrade(&self.disk);
-        self.driver.follow_size(thread, Box::new(move |size| grow(&disk, size)));
+        let frozen = self.driver.changes_size_frozen();
+        self.driver.follow_size(thread, Box::new(move |size| follow(&disk, size, frozen)));
     }
 
     /// Flushes, ends what is out and says goodbye. What of all that is not done within `limit` fails: a server that is gone
@@ -145,13 +150,21 @@ impl Remote {
 }
 
 /// Says whether the disk is still there. Its blocks may be larger than the export's.
-fn grow(disk: &Weak<Disk>, bytes: u64) -> bool {
+fn follow(disk: &Weak<Disk>, bytes: u64, frozen: bool) -> bool {
     let Some(disk) = disk.upgrade() else { return false };
-    let (capacity, tail_padding) = disk.limits().logical_block_size.padded(bytes);
-    if let Err(err) = disk.set_size(capacity, tail_padding) {
-        tracing::warn!(disk = disk.name(), error = %err, "cannot resize the disk to the size of its export");
+    let before = disk.size_bytes();
+    let followed = if frozen {
+        disk.follow_size(bytes)
+    } else {
+        let (capacity, tail_padding) = disk.limits().logical_block_size.padded(bytes);
+        disk.set_size(capacity, tail_padding)
+    };
+    if let Err(err) = followed {
+        tracing::warn!(disk = disk.name(), error = %err, "cannot give the disk the size that its server says");
         return false;
     }
-    tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "the disk has grown");
+    let what =
+        if disk.size_bytes() < before { "the disk has shrunk" } else { "the disk has grown" };
+    tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "{what}");
     true
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, create};
 
-use super::{ImageSpec, Store, open_store, own, rbd_error, read, wait};
+use super::{ImageSpec, Store, open_directory, own, rbd_error, read, wait};
 use crate::error::Result;
 
 /// The image.
@@ -23,7 +23,7 @@ const TEXT: &[u8] = b"This is what the image was when its snapshot was made.\n";
 /// # Errors
 /// The store cannot be written.
 pub(crate) fn make(directory: &Path, size: u64) -> Result<()> {
-    let store = open_store(directory, "", true)?;
+    let store = open_directory(directory, "", true)?;
     wait(make_in(&store, size))?
 }
 
@@ -46,5 +46,6 @@ async fn make_in(store: &Store, size: u64) -> Result<()> {
         image.write(0, TEXT.into()).await.map_err(cannot)?;
         image.create_snapshot(SNAPSHOT).await.map_err(cannot)?;
     }
-    image.clone_snapshot(SNAPSHOT, store, CLONE).await.map_err(cannot)
+    image.clone_snapshot(SNAPSHOT, store, CLONE).await.map_err(cannot)?;
+    image.close().await.map_err(cannot)
 }

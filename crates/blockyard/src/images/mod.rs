@@ -1,8 +1,16 @@
 //! RBD images for disks and commands: which store, which image, who has it.
 
+mod any;
 pub(crate) mod demo;
+mod holder;
 mod open;
+mod place;
 mod spec;
 
-pub(crate) use open::{OwnedImage, Store, lock, open_store, own, rbd_error, read, wait};
+pub(crate) use any::Store;
+pub(crate) use holder::{Holder, file_name as holder_name};
+pub(crate) use open::{
+    OwnedImage, change, lock, open_directory, own, owner, rbd_error, read, unused, wait, wait_on,
+};
+pub(crate) use place::Place;
 pub(crate) use spec::ImageSpec;

@@ -1,19 +1,24 @@
-//! Opening stores and images: to read, or to have an image for oneself.
+//! Opening stores and images: to read, to have something changed, or to have an image for oneself.
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use blockyard_rados::ErrorKind as RadosKind;
 use blockyard_rbd::dir::{DirStore, Directory, Owned};
+use blockyard_rbd::format::{Features, names};
 use blockyard_rbd::image::Image;
+use blockyard_rbd::live::{LiveImage, Options, owner as live_owner, watchers};
 use blockyard_rbd::store::ObjectStore;
 use blockyard_rbd::{Error as RbdError, ErrorKind as RbdKind};
+use tokio::runtime::Handle;
+use tokio::sync::OwnedRwLockWriteGuard;
 
-use super::ImageSpec;
+use super::{ImageSpec, Store};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long the lock of an image is waited for: that of a process that was killed may be gone in a while.
-const LOCK_LIMIT: Duration = Duration::from_millis(500);
+pub(super) const LOCK_LIMIT: Duration = Duration::from_millis(500);
 
 const ENOENT: i32 = 2;
 const EPERM: i32 = 1;
@@ -22,21 +27,26 @@ const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
 const EROFS: i32 = 30;
 const ENOTEMPTY: i32 = 39;
+const ESHUTDOWN: i32 = 108;
 const EDQUOT: i32 = 122;
-
-/// Where images are.
-pub(crate) type Store = DirStore;
 
 /// An image that nobody else writes meanwhile.
 pub(crate) struct OwnedImage {
-    image: Image<Store>,
-    lock: Owned<Directory>,
+    image: OwnedRwLockWriteGuard<Image<Store>>,
+    live: LiveImage<Store>,
+    _lock: Option<Owned<Directory>>,
 }
 
 impl OwnedImage {
-    /// The image, and what keeps others from it as long as it lives.
-    pub(crate) fn into_parts(self) -> (Image<Store>, Owned<Directory>) {
-        (self.image, self.lock)
+    /// Makes all durable, gives the image back, and lets others know that it may have changed.
+    ///
+    /// # Errors
+    /// What was written cannot be made durable.
+    pub(crate) async fn close(self) -> std::result::Result<(), RbdError> {
+        let Self { image, live, _lock } = self;
+        drop(image);
+        live.tell_change().await;
+        live.close().await
     }
 }
 
@@ -70,11 +80,26 @@ pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> Result<T>
     })
 }
 
+/// The same of what goes on later, in tasks: those are of a runtime, which is driven.
+///
+/// # Errors
+/// The system has no room for a thread.
+pub(crate) fn wait_on<T: Send>(
+    runtime: &Handle,
+    future: impl Future<Output = T> + Send,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || runtime.block_on(future));
+        let thread = thread.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
+        thread.join().map_err(|_| Error::failed("a thread has died"))
+    })
+}
+
 /// Opens the store in a directory; makes one, and the directory, if `make` and they are not there.
 ///
 /// # Errors
 /// It cannot be opened.
-pub(crate) fn open_store(directory: &Path, namespace: &str, make: bool) -> Result<Store> {
+pub(crate) fn open_directory(directory: &Path, namespace: &str, make: bool) -> Result<Store> {
     let place = directory.display();
     if make && !directory.exists() {
         std::fs::create_dir(directory).map_err(|err| {
@@ -89,6 +114,7 @@ pub(crate) fn open_store(directory: &Path, namespace: &str, make: bool) -> Resul
             false => error.help("`blockyard image create` and `image import` make one"),
         }
     })?;
+    let store = Store::Dir(store);
     if namespace.is_empty() {
         return Ok(store);
     }
@@ -109,22 +135,102 @@ pub(crate) async fn read(store: &Store, spec: &ImageSpec) -> Result<Image<Store>
     opened.map_err(|err| rbd_error(format!("cannot open {spec}"), err))
 }
 
-/// Opens an image, and has it as long as it is open.
+/// Opens an image, and has it alone as long as it is open. One that is somebody's disk is not taken from him.
 ///
 /// # Errors
 /// It cannot be opened; somebody else has it.
 pub(crate) async fn own(store: &Store, spec: &ImageSpec) -> Result<OwnedImage> {
-    if spec.snapshot.is_some() {
-        return Err(Error::usage(format!("{spec} is a snapshot, and read-only")));
+    let image = writable(store, spec).await?;
+    let _lock = unused(store, spec, image.id()).await?;
+    let cannot = |err| rbd_error(format!("cannot write {spec}"), err);
+    let live = LiveImage::open(store, &spec.image, Options::default()).await.map_err(cannot)?;
+    match live.alone().await {
+        Ok(image) => Ok(OwnedImage { image, live, _lock }),
+        Err(err) => {
+            // What went wrong before that is what is to be told.
+            let _closed = live.close().await;
+            Err(cannot(err))
+        }
     }
-    let mut image = read(store, spec).await?;
-    let lock = lock(store, spec, image.id()).await?;
-    let owned = image.own().await;
-    owned.map_err(|err| rbd_error(format!("cannot write {spec}"), err))?;
-    Ok(OwnedImage { image, lock })
 }
 
-/// Takes the lock of an image, which need not be one that can be opened.
+/// Has something changed in an image by whoever has its lock, as what changes it is asked of him; or does it, if nobody has.
+///
+/// # Errors
+/// It cannot be opened or changed; it has no lock, and somebody else has it.
+pub(crate) async fn change<T>(
+    store: &Store,
+    spec: &ImageSpec,
+    doing: &str,
+    work: impl AsyncFnOnce(&LiveImage<Store>) -> std::result::Result<T, RbdError>,
+) -> Result<T> {
+    let image = writable(store, spec).await?;
+    let cannot = |err| rbd_error(format!("cannot {doing}"), err);
+    // Of one without the feature nobody can be asked.
+    let _lock = match image.features().contains(Features::EXCLUSIVE_LOCK) {
+        true => None,
+        false => lock(store, spec, image.id()).await?,
+    };
+    let live = LiveImage::open(store, &spec.image, Options::default()).await.map_err(cannot)?;
+    let done = work(&live).await;
+    let closed = live.close().await;
+    done.and_then(|done| closed.map(|()| done)).map_err(cannot)
+}
+
+async fn writable(store: &Store, spec: &ImageSpec) -> Result<Image<Store>> {
+    match spec.snapshot {
+        Some(_) => Err(Error::usage(format!("{spec} is a snapshot, and read-only"))),
+        None => read(store, spec).await,
+    }
+}
+
+/// Sees to it that nobody has an image as a disk: in a directory it is locked, in a cluster nobody else may watch it.
+///
+/// # Errors
+/// Somebody has it.
+pub(crate) async fn unused(
+    store: &Store,
+    what: &impl std::fmt::Display,
+    id: &str,
+) -> Result<Option<Owned<Directory>>> {
+    let lock = lock(store, what, id).await?;
+    if lock.is_some() {
+        return Ok(lock);
+    }
+    let watchers = match watchers(store, &names::header(id)).await {
+        // What is left of one that was removed in part.
+        Err(err) if err.is_not_found() => return Ok(None),
+        watchers => watchers.map_err(|err| rbd_error(format!("cannot look at {what}"), err))?,
+    };
+    let me = store.caller().client;
+    let Some(watcher) = watchers.iter().find(|watcher| watcher.client != me) else {
+        return Ok(None);
+    };
+    let (client, place) = (watcher.client, watcher.addr);
+    let said = format!("the image {what} is in use by {client} at {place}");
+    Err(Error::new(ErrorKind::Busy, said).help(
+        "end that; a client that was killed counts for 30 seconds (`image status` shows all)",
+    ))
+}
+
+/// Who writes an image: in a directory the process that has it as a disk, in a cluster the owner of its lock.
+///
+/// # Errors
+/// That cannot be found out.
+pub(crate) async fn owner(store: &Store, id: &str) -> Result<Option<String>> {
+    let found = match store.directory() {
+        Some(directory) => directory.owner_blocking(id),
+        None => match live_owner(store, &names::header(id)).await {
+            // It is locked by hand: `lock ls` shows that.
+            Err(err) if err.errno().is_some_and(|errno| errno.raw_os_error() == EBUSY) => Ok(None),
+            found => found.map(|owner| owner.map(|owner| owner.to_string())),
+        },
+    };
+    found.map_err(|err| rbd_error(format!("cannot look at the lock of {id}"), err))
+}
+
+/// Takes the lock of an image of a store in a directory, which need not be one that can be opened. In a cluster there is none but
+/// the image's own.
 ///
 /// # Errors
 /// Somebody else has it.
@@ -132,8 +238,9 @@ pub(crate) async fn lock(
     store: &Store,
     what: &impl std::fmt::Display,
     id: &str,
-) -> Result<Owned<Directory>> {
-    let (store, id, me, begun) = (store.clone(), id.to_owned(), me(), Instant::now());
+) -> Result<Option<Owned<Directory>>> {
+    let Some(directory) = store.directory() else { return Ok(None) };
+    let (store, id, me, begun) = (directory.clone(), id.to_owned(), me(), Instant::now());
     let taken = tokio::task::spawn_blocking(move || {
         loop {
             match store.own_blocking(&id, &me) {
@@ -143,18 +250,30 @@ pub(crate) async fn lock(
         }
     });
     let taken = taken.await.map_err(|err| Error::failed("a thread has died").caused_by(err))?;
-    taken.map_err(|err| rbd_error(format!("cannot lock {what}"), err))?.map_err(|owner| {
-        let owner = if owner.is_empty() { "another process" } else { &owner };
-        let what = format!("the image {what} is in use by {owner}");
-        Error::new(ErrorKind::Busy, what)
-            .help("one at a time writes an image: end that, or read the image or a snapshot of it")
-    })
+    let taken = taken.map_err(|err| rbd_error(format!("cannot lock {what}"), err))?;
+    taken.map(Some).map_err(|owner| in_use(what, &owner))
+}
+
+/// Somebody else writes an image.
+pub(super) fn in_use(what: &impl std::fmt::Display, owner: &str) -> Error {
+    let owner = if owner.is_empty() { "another process" } else { owner };
+    Error::new(ErrorKind::Busy, format!("the image {what} is in use by {owner}"))
+        .help("one at a time writes an image: end that, or read the image or a snapshot of it")
 }
 
 /// This process, for those who find an image taken.
-fn me() -> String {
+pub(super) fn me() -> String {
     let command = std::env::args().nth(1).unwrap_or_default();
     format!("process {} (blockyard {command})", std::process::id())
+}
+
+/// Of which kind an error of a cluster is.
+fn of_cluster(err: &blockyard_rados::Error) -> ErrorKind {
+    match err.kind() {
+        RadosKind::BadParameter { .. } => ErrorKind::Usage,
+        RadosKind::NotPermitted { .. } | RadosKind::WrongKey { .. } => ErrorKind::NotPermitted,
+        _ => ErrorKind::Failed,
+    }
 }
 
 /// An error of a store or an image, with what to do.
@@ -164,6 +283,7 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
         (EBUSY, _) => ErrorKind::Busy,
         (EPERM | EACCES | EROFS, _) => ErrorKind::NotPermitted,
         (_, RbdKind::BadParameter(_)) => ErrorKind::Usage,
+        (_, RbdKind::Rados(rados)) => of_cluster(rados),
         (_, RbdKind::Features { .. }) => ErrorKind::Unavailable,
         _ => ErrorKind::Failed,
     };
@@ -171,9 +291,10 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
         ENOENT => Some("`blockyard image ls` and `image snap ls` show what there is"),
         EEXIST => Some("take another name, or remove the one that is there"),
         ENOTEMPTY => Some("it has snapshots; remove them with blockyard image snap purge"),
-        EBUSY => {
-            Some("if it is protected or has clones, see `image children`, `image snap unprotect`")
-        }
+        EBUSY => Some(
+            "see `image lock ls` if it is locked; `image children` and `image snap unprotect` if it is protected or has clones",
+        ),
+        ESHUTDOWN => Some("open it again: the cluster has taken this client for dead"),
         EDQUOT => Some("the limit of snapshots is reached; see `image snap limit`"),
         _ => None,
     };

@@ -128,6 +128,50 @@ pub(crate) fn images_go_to_and_fro(lab: &Cluster) {
         assert!(ours == theirs && ours == both.bytes(&view).0, "{view}");
     }
     json(&both);
+    in_the_cluster(&both);
+}
+
+/// Images of the cluster itself, by our command and as our disks, and by theirs.
+fn in_the_cluster(both: &Both<'_>) {
+    let conf = both.lab.conf().to_str().unwrap().to_owned();
+    let uri = |image: &str| format!("rbd:images/{image}?conf={conf}");
+    let image = |args: &[&str]| run(&[&["image", "-c", &conf, "-p", "images"], args].concat());
+    let file = both.text("disk");
+    std::fs::write(&file, noise(9 << 20, 5)).unwrap();
+    image(&["create", "e", "-s", "9"]).code(0);
+    image(&["info", "images/e"]).code(0).contains(&["size 9 MiB in 3 objects"]);
+    image(&["info", "nobody"]).code(1).contains(&["cannot open nobody"]);
+    run(&["copy", &file, &uri("e")]).code(0);
+    let theirs = |view: &str| {
+        let to = both.text("theirs");
+        both.theirs(&["export", view, &to]);
+        let bytes = std::fs::read(&to).unwrap();
+        std::fs::remove_file(to).unwrap();
+        bytes
+    };
+    assert!(theirs("e") == std::fs::read(&file).unwrap());
+    image(&["snap", "create", "e@s"]).code(0);
+    run(&["copy", "null:9M", &uri("e")]).code(0);
+    assert!(theirs("e@s") == std::fs::read(&file).unwrap());
+    run(&["compare", &file, &uri("e@s")]).code(0);
+    image(&["clone", "e@s", "f"]).code(0);
+    assert!(both.theirs(&["children", "e@s"]).contains("images/f"));
+    assert_eq!(image(&["children", "e@s"]).code(0).out, "images/f\n");
+    both.theirs(&["resize", "--size", "12", "f"]);
+    image(&["object-map", "check", "f"]).code(0);
+    both.theirs(&["object-map", "check", "e"]);
+    assert_eq!(run(&["info", &uri("f"), "--size"]).code(0).out.trim(), "12582912");
+    image(&["flatten", "f"]).code(0);
+    assert!(theirs("f")[..9 << 20] == std::fs::read(&file).unwrap());
+    image(&["rm", "f"]).code(0);
+    image(&["snap", "purge", "e"]).code(0);
+    image(&["rm", "e"]).code(0);
+    assert!(!both.theirs(&["ls"]).lines().any(|name| name == "e" || name == "f"));
+    // What they made we read, and a copy makes an image that is not there.
+    both.theirs(&["import", &file, "g"]);
+    run(&["compare", &file, &uri("g")]).code(0);
+    run(&["copy", &file, &uri("h")]).code(0);
+    assert!(theirs("h") == std::fs::read(&file).unwrap());
 }
 
 fn json(both: &Both<'_>) {

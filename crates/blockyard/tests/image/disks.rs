@@ -21,9 +21,10 @@ fn others_read_what_was_written_to_a_served_image() {
     assert!(std::fs::read(&back).unwrap() == bytes);
     // A second writer is told who the first one is; a reader is not in the way.
     let pid = daemon.pid().to_string();
-    yard.try_image(&["snap", "create", "a@s"]).code(75).contains(&["in use by process", &pid]);
+    yard.try_image(&["rm", "a"]).code(75).contains(&["in use by process", &pid]);
+    yard.try_image(&["trash", "mv", "a"]).code(75);
+    yard.try_image(&["sparsify", "a"]).code(75);
     yard.run(&["copy", text(&file), &yard.uri("a")]).code(75).contains(&[&pid]);
-    yard.try_image(&["rm", "a"]).code(75);
     assert!(yard.image(&["status", "a"]).contains(&pid));
     assert!(yard.image(&["ls", "-l"]).contains("excl"));
     yard.run(&["compare", text(&file), &yard.uri("a")]).code(0);
@@ -98,6 +99,76 @@ fn what_was_acknowledged_survives_a_kill() {
     yard.image(&["object-map", "check", "a"]);
     let said = yard.image(&["check"]);
     assert!(said.contains("0 problems"), "{said}");
+}
+
+/// The daemon that serves an image changes it for whoever wants that, and keeps its lock.
+#[test]
+fn an_image_is_changed_while_it_is_served() {
+    let yard = Yard::new();
+    yard.image(&["create", "a", "-s", "8", "--order", "20"]);
+    let daemon = Daemon::serve(&[yard.uri("a")]);
+    let uri = daemon.uri("a");
+    let write = |byte: char| {
+        let script = format!("h.pwrite(b'{byte}' * 4096, 4096)\nh.flush()");
+        peer("nbdsh", &["-u", &uri, "-c", &script]);
+    };
+    write('1');
+    let lock = yard.json(&["lock", "ls", "a"]);
+    assert_eq!(lock.as_array().unwrap().len(), 1, "{lock}");
+    yard.image(&["snap", "create", "a@one"]);
+    write('2');
+    yard.image(&["snap", "create", "a@two"]);
+    yard.image(&["snap", "rename", "a@two", "a@second"]);
+    yard.image(&["snap", "protect", "a@one"]);
+    yard.try_image(&["snap", "rm", "a@one"]).code(75);
+    write('3');
+    yard.image(&["resize", "a", "-s", "12"]);
+    let has_size = |bytes: u64| {
+        let begun = std::time::Instant::now();
+        while peer("nbdinfo", &["--size", &uri]).trim() != bytes.to_string() {
+            // It follows in its own time.
+            assert!(begun.elapsed().as_secs() < 60, "the disk does not get {bytes} bytes");
+        }
+    };
+    has_size(12 << 20);
+    yard.image(&["rename", "a", "b"]);
+    for (view, byte) in [("b@one", b'1'), ("b@second", b'2')] {
+        assert_eq!(yard.bytes(view)[4096..8192], [byte; 4096], "{view}");
+    }
+    let look = "assert h.pread(4096, 4096) == b'3' * 4096\nh.pwrite(b'4' * 512, 12582400)";
+    peer("nbdsh", &["-u", &uri, "-c", look]);
+    yard.image(&["resize", "b", "-s", "2", "--allow-shrink"]);
+    let beyond = "try:\n h.pwrite(b'5' * 512, 12582400)\n assert False\nexcept nbd.Error: pass";
+    peer("nbdsh", &["-u", &uri, "-c", beyond]);
+    has_size(2 << 20);
+    assert_eq!(yard.json(&["lock", "ls", "b"]), lock, "the lock was not given away");
+    daemon.stop();
+    assert_eq!(yard.json(&["lock", "ls", "b"]).as_array().unwrap().len(), 0);
+    yard.image(&["object-map", "check", "b"]);
+    yard.image(&["snap", "unprotect", "b@one"]);
+    yard.image(&["snap", "purge", "b"]);
+    assert!(yard.image(&["check"]).contains("0 problems"));
+}
+
+#[test]
+fn a_clone_is_flattened_while_it_is_served() {
+    let yard = Yard::new();
+    let bytes = noise(6 << 20, 11);
+    let file = yard.write("file", &bytes);
+    yard.image(&["import", text(&file), "a", "--order", "18"]);
+    yard.image(&["snap", "create", "a@s"]);
+    yard.image(&["clone", "a@s", "c"]);
+    let daemon = Daemon::serve(&[yard.uri("c")]);
+    peer("nbdsh", &["-u", &daemon.uri("c"), "-c", "h.pwrite(b'x' * 65536, 65536)"]);
+    yard.image(&["flatten", "c"]);
+    let back = yard.path("back");
+    peer("nbdcopy", &[&daemon.uri("c"), text(&back)]);
+    daemon.stop();
+    let mut expected = bytes;
+    expected[65536..131_072].fill(b'x');
+    assert!(std::fs::read(&back).unwrap() == expected);
+    assert!(yard.json(&["info", "c"]).get("parent").is_none());
+    yard.image(&["snap", "purge", "a"]);
 }
 
 #[test]

@@ -84,8 +84,11 @@ fn images_come_change_and_go() {
 #[test]
 fn without_a_store_it_is_said_what_to_write() {
     let yard = Yard::new();
-    yard.run(&["image", "ls"]).code(64).contains(&["no store is named", "--dir"]);
-    yard.run(&["image", "info", "rbd:pool/a"]).code(64).contains(&["rbd+dir:"]);
+    let lost = yard.run(&["image", "-c", "/nowhere", "ls"]);
+    assert_ne!(lost.code, 0);
+    lost.contains(&["--dir", "/nowhere"]);
+    yard.run(&["image", "info", "rbd:a"]).code(64).contains(&["write rbd:pool/image"]);
+    yard.run(&["image", "-d", "x", "-p", "y", "ls"]).code(64);
     yard.run(&["image", "mk"]).code(64);
 }
 
@@ -231,6 +234,11 @@ fn trash_namespaces_locks_and_maps() {
     yard.image(&["lock", "rm", "n/a", "mine", locks[0]["locker"].as_str().unwrap()]);
     yard.image(&["lock", "add", "n/a", "x", "--shared", "tag"]);
     assert!(yard.image(&["lock", "ls", "n/a"]).contains("Lock tag: tag"));
+    // Whoever has locked it by hand is not to be disturbed.
+    let refused = yard.try_image(&["object-map", "rebuild", "n/a"]);
+    refused.code(75).contains(&["has locked the image by hand", "image lock ls"]);
+    let locks = yard.json(&["lock", "ls", "n/a"]);
+    yard.image(&["lock", "rm", "n/a", "x", locks[0]["locker"].as_str().unwrap()]);
     yard.image(&["object-map", "check", "n/a"]);
     yard.image(&["object-map", "rebuild", "n/a"]);
     yard.image(&["create", "plain", "-s", "1", "--image-feature", "layering"]);

@@ -108,7 +108,9 @@ async fn check_image(
 
 async fn rebuild(store: &Store, spec: &ImageSpec) -> Result<()> {
     let mut owned = own(store, spec).await?;
-    owned.rebuild_map(|_, _| {}).await.map_err(cannot("rebuild the object maps of", spec))
+    let rebuilt = owned.rebuild_map(|_, _| {}).await;
+    let closed = owned.close().await;
+    rebuilt.and(closed).map_err(cannot("rebuild the object maps of", spec))
 }
 
 /// Headers and data are of images that there are.
@@ -140,8 +142,15 @@ async fn check_objects(store: &Store, ids: &BTreeSet<String>, report: &mut Repor
 
 /// The id of the image that an object is of.
 fn id_in(name: &str) -> Option<&str> {
-    let rest = ["rbd_header.", "rbd_data.", "rbd_object_map."]
-        .iter()
-        .find_map(|prefix| name.strip_prefix(prefix))?;
+    if let Some(data) = name.strip_prefix("rbd_data.") {
+        let mut parts = data.split('.');
+        return match (parts.next(), parts.next(), parts.next()) {
+            // Of an image of another pool, whose bytes are in this one.
+            (_, _, Some(_)) => None,
+            (id, ..) => id,
+        };
+    }
+    let prefixes = ["rbd_header.", "rbd_object_map."];
+    let rest = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix))?;
     Some(rest.split('.').next().unwrap_or(rest))
 }

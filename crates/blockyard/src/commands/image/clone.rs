@@ -8,26 +8,20 @@ use super::cannot;
 use super::new::check_namespace;
 use super::place::Context;
 use crate::error::{Error, Result};
-use crate::images::Store;
 use crate::text::term;
 
 pub(super) async fn clone(context: &Context<'_>, snapshot: &str, image: &str) -> Result<()> {
     let (parent, name) = context.snapshot(snapshot)?;
     let child = context.image(image)?;
-    if parent.directory != child.directory {
+    if !parent.is_beside(&child) {
         let what = "a clone is in the store of its parent";
         return Err(Error::usage(what).help("use blockyard image cp, which copies all of it"));
     }
-    let (store, opened) = parent.read().await?;
-    let into = in_namespace(&store, &child.spec.namespace).await?;
+    let (_store, opened) = parent.read().await?;
+    let into = child.store(false)?;
     check_namespace(&into, &child.spec.namespace).await?;
     let made = opened.clone_snapshot(&name, &into, &child.spec.image).await;
     made.map_err(cannot("clone", &snapshot))
-}
-
-async fn in_namespace(store: &Store, namespace: &str) -> Result<Store> {
-    let found = store.in_pool(store.pool(), namespace).await;
-    found.map_err(cannot("open the namespace", &namespace))
 }
 
 #[derive(Serialize)]
@@ -49,12 +43,13 @@ pub(super) async fn children(context: &Context<'_>, image: &str) -> Result<()> {
         let found =
             image.children(snapshot.id).await.map_err(cannot("list clones of", &target.spec))?;
         for child in found {
-            let inside = in_namespace(&store, &child.namespace).await?;
+            let inside = store.in_pool(child.pool, &child.namespace).await;
+            let inside = inside.map_err(cannot("open the pool of", &child.image))?;
             let name = name_of(&inside, &child.image).await;
             let (name, trash) = name.map_err(cannot("find the clone", &child.image))?;
             let pool_namespace = child.namespace;
             all.push(Child {
-                pool: String::new(),
+                pool: store.pool_name(child.pool),
                 pool_namespace,
                 image: name,
                 id: child.image,
@@ -65,20 +60,21 @@ pub(super) async fn children(context: &Context<'_>, image: &str) -> Result<()> {
     if context.json {
         return term::say_json(&all);
     }
-    for Child { pool_namespace, image, id, trash, .. } in all {
+    for Child { pool, pool_namespace, image, id, trash } in all {
         let namespace =
             if pool_namespace.is_empty() { String::new() } else { format!("{pool_namespace}/") };
         let trash = if trash { format!(" (trash {id})") } else { String::new() };
-        term::say(format_args!("{namespace}{image}{trash}"))?;
+        let pool = if pool.is_empty() { pool } else { format!("{pool}/") };
+        term::say(format_args!("{pool}{namespace}{image}{trash}"))?;
     }
     Ok(())
 }
 
 pub(super) async fn flatten(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
-    let mut owned = target.own().await?;
-    if owned.parent_record().is_none() {
+    let (_store, image) = target.read().await?;
+    if image.parent_record().is_none() {
         return Err(Error::usage(format!("{} is no clone", target.spec)));
     }
-    owned.flatten().await.map_err(cannot("flatten", &target.spec))
+    target.change(&format!("flatten {}", target.spec), async |live| live.flatten().await).await
 }

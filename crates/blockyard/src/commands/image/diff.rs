@@ -126,9 +126,11 @@ pub(super) async fn put(
 pub(super) async fn import(context: &Context<'_>, file: &Path, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let mut from = input(file)?;
-    let mut owned = target.own().await?;
-    let mut progress = context.progress("Importing image diff", owned.size());
-    apply(&mut owned, &target.spec, &mut from, &mut progress).await
+    let import = async |owned: &mut OwnedImage| {
+        let mut progress = context.progress("Importing image diff", owned.size());
+        apply(owned, &target.spec, &mut from, &mut progress).await
+    };
+    target.owned(import).await
 }
 
 /// Does to an image what a diff says, and makes the snapshot that it leads to.

@@ -7,6 +7,7 @@ use super::place::Context;
 use crate::cli::ObjectMapCommand;
 use crate::commands::{NO, size};
 use crate::error::{Error, Result};
+use crate::images::OwnedImage;
 use crate::text::{size as sizes, term};
 
 pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Result<u8> {
@@ -33,13 +34,13 @@ pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Re
         }
         ObjectMapCommand::Rebuild { image } => {
             let target = context.image(image)?;
-            let mut owned = target.own().await?;
-            let mut progress = context.progress("Object Map Rebuild", owned.size());
-            let bytes = owned.layout().object_bytes();
-            let rebuilt = owned.rebuild_map(|at, _| progress.set(at * bytes)).await;
-            rebuilt.map_err(no_map(&target.spec.to_string()))?;
-            owned.flush().await.map_err(cannot("flush", &target.spec))?;
-            Ok(0)
+            let rebuild = async |owned: &mut OwnedImage| {
+                let mut progress = context.progress("Object Map Rebuild", owned.size());
+                let bytes = owned.layout().object_bytes();
+                let rebuilt = owned.rebuild_map(|at, _| progress.set(at * bytes)).await;
+                rebuilt.map_err(no_map(&target.spec.to_string()))
+            };
+            target.owned(rebuild).await.map(|()| 0)
         }
     }
 }
@@ -58,17 +59,17 @@ const EINVAL: i32 = 22;
 pub(super) async fn sparsify(context: &Context<'_>, image: &str, least: &str) -> Result<()> {
     let target = context.image(image)?;
     let least = size("--sparse-size", least)?;
-    let mut owned = target.own().await?;
-    let object = owned.layout().object_bytes();
-    if least == 0 || !object.is_multiple_of(least) {
-        let object = sizes::human(object);
-        return Err(Error::usage(format!("--sparse-size: it divides an object of {object}")));
-    }
-    let mut progress = context.progress("Image sparsify", owned.size());
-    let freed = owned.sparsify(least, |at, _| progress.set(at)).await;
-    drop(progress);
-    let freed = freed.map_err(cannot("sparsify", &target.spec))?;
-    owned.flush().await.map_err(cannot("flush", &target.spec))?;
+    let sparsify = async |owned: &mut OwnedImage| {
+        let object = owned.layout().object_bytes();
+        if least == 0 || !object.is_multiple_of(least) {
+            let object = sizes::human(object);
+            return Err(Error::usage(format!("--sparse-size: it divides an object of {object}")));
+        }
+        let mut progress = context.progress("Image sparsify", owned.size());
+        let freed = owned.sparsify(least, |at, _| progress.set(at)).await;
+        freed.map_err(cannot("sparsify", &target.spec))
+    };
+    let freed = target.owned(sparsify).await?;
     term::tell(format_args!("{} were zeroes", sizes::human(freed)));
     Ok(())
 }

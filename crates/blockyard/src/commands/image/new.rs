@@ -1,14 +1,16 @@
 //! Images that come, change and go: create, rm, rename, resize.
 
 use blockyard_rbd::format::{Features, Layout};
-use blockyard_rbd::image::{CreateOptions, create as create_image, find, remove as remove_image};
+use blockyard_rbd::image::{
+    CreateOptions, Image, create as create_image, find, remove as remove_image,
+};
 
 use super::cannot;
 use super::place::{Context, size_in_mib};
 use crate::cli::NewImageArgs;
 use crate::commands::size as size_of;
 use crate::error::{Error, Result};
-use crate::images::{Store, lock};
+use crate::images::{Store, unused};
 use crate::text::{size, suggest};
 
 /// Objects of 4 MiB, as `rbd` makes them.
@@ -92,10 +94,17 @@ pub(super) async fn remove(context: &Context<'_>, image: &str) -> Result<()> {
     let store = target.store(false)?;
     let (id, _) = find(&store, &spec.image, None).await.map_err(cannot("remove", spec))?;
     // One that cannot be opened, as it was removed in part or its parent is gone, may be in use all the same.
-    let _owned = lock(&store, spec, &id).await?;
+    let _unused = unused(&store, spec, &id).await?;
     remove_image(&store, &spec.image).await.map_err(cannot("remove", spec))?;
-    store.forget_lock_blocking(&id);
+    forget_lock(&store, &id);
     Ok(())
+}
+
+/// Forgets the lock of an image that is gone, if it had one besides its own.
+pub(super) fn forget_lock(store: &Store, id: &str) {
+    if let Some(directory) = store.directory() {
+        directory.forget_lock_blocking(id);
+    }
 }
 
 pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
@@ -108,6 +117,12 @@ pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Resul
     if to.namespace != target.spec.namespace {
         let what = "an image stays in its namespace";
         return Err(Error::usage(what).help("copy it with blockyard image deep cp"));
+    }
+    // One that has no lock, or cannot be opened, has nobody who could be asked.
+    let has_lock = |image: Image<Store>| image.features().contains(Features::EXCLUSIVE_LOCK);
+    if target.read().await.is_ok_and(|(_, image)| has_lock(image)) {
+        let doing = format!("rename {}", target.spec);
+        return target.change(&doing, async |live| live.rename(&to.image).await).await;
     }
     let renamed =
         blockyard_rbd::image::rename(&target.store(false)?, &target.spec.image, &to.image).await;
@@ -122,8 +137,8 @@ pub(super) async fn resize(
 ) -> Result<()> {
     let target = context.image(image)?;
     let size = size_in_mib("--size", size)?;
-    let mut owned = target.own().await?;
-    let old = owned.size();
+    let (_store, image) = target.read().await?;
+    let old = image.size();
     if size < old && !allow_shrink {
         let what = format!(
             "{} has {}, and would lose what is behind {}",
@@ -133,5 +148,5 @@ pub(super) async fn resize(
         );
         return Err(Error::usage(what).help("add --allow-shrink if that is meant"));
     }
-    owned.resize(size).await.map_err(cannot("resize", &target.spec))
+    target.change(&format!("resize {}", target.spec), async |live| live.resize(size).await).await
 }

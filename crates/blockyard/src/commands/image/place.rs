@@ -2,24 +2,31 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use blockyard_rbd::Error as RbdError;
 use blockyard_rbd::image::Image;
+use blockyard_rbd::live::LiveImage;
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
+use super::cannot;
 use crate::cli::ImagePlaceArgs;
 use crate::disks::rbd::image_of;
 use crate::disks::uri::file_path;
 use crate::disks::{DiskPlan, absolute};
 use crate::error::{Error, Result};
-use crate::images::{ImageSpec, OwnedImage, Store, open_store, own, read};
+use crate::images::{ImageSpec, OwnedImage, Place, Store, change, own, read};
 use crate::text::size;
 use crate::tools::progress::Progress;
 
 /// What is escaped in the path of a URI.
 const PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#').add(b'&');
-/// How the URIs of images begin.
-const SCHEME: &str = "rbd+dir:";
+/// How the URIs of images in directories begin.
+const IN_DIRECTORY: &str = "rbd+dir:";
+/// How those of images in clusters begin.
+const IN_CLUSTER: &str = "rbd:";
+/// The pool that is taken if none is named (ceph: option `rbd_default_pool`).
+const USUAL_POOL: &str = "rbd";
 
 /// What all commands of `image` have in common.
 pub(super) struct Context<'a> {
@@ -31,7 +38,7 @@ pub(super) struct Context<'a> {
 /// An image, or a snapshot of one, in its store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    pub(super) directory: PathBuf,
+    place: Place,
     pub(super) spec: ImageSpec,
 }
 
@@ -40,40 +47,69 @@ impl<'a> Context<'a> {
         Self { args, json: args.json }
     }
 
-    fn directory(&self) -> Result<PathBuf> {
-        let directory = self.args.dir.as_deref().ok_or_else(|| {
-            let what = "no store is named";
-            Error::usage(what).help("write --dir DIR, or rbd+dir:DIR/IMAGE instead of IMAGE")
-        })?;
-        absolute(Path::new(""), directory).map_err(Error::usage)
+    /// The store of what is named without one; in a cluster, this pool of it, or the usual one.
+    fn place(&self, pool: Option<&str>) -> Result<Place> {
+        let args = self.args;
+        if let Some(directory) = &args.dir {
+            let directory = absolute(Path::new(""), directory).map_err(Error::usage)?;
+            return Ok(Place::Directory(directory));
+        }
+        let flags = [
+            ("--conf", &args.conf),
+            ("--id", &args.id),
+            ("--keyring", &args.keyring),
+            ("--mon-host", &args.mon_host),
+        ];
+        let words = flags.iter().filter_map(|(flag, value)| {
+            value.as_ref().map(|value| [(*flag).to_owned(), value.clone()])
+        });
+        let pool = pool.or(args.pool.as_deref()).unwrap_or(USUAL_POOL);
+        Ok(Place::Pool { pool: pool.to_owned(), arguments: words.flatten().collect() })
     }
 
     fn namespace(&self) -> &str {
         self.args.namespace.as_deref().unwrap_or_default()
     }
 
-    /// An image, or a snapshot: a URI, or a name in the store of `--dir`.
+    /// An image, or a snapshot: a URI, or a name in the store of `--dir`, or in a cluster.
     pub(super) fn target(&self, text: &str) -> Result<Target> {
-        if text.starts_with(SCHEME) {
+        if text.starts_with(IN_DIRECTORY) || text.starts_with(IN_CLUSTER) {
             let plan: DiskPlan = super::super::disk_uri(text)?;
-            let found = image_of(&plan).map(|(directory, spec)| Target { directory, spec });
+            let found = image_of(&plan).map(|(place, spec)| Target { place, spec });
             let mut target = found.ok_or_else(|| Error::usage(format!("{text} is no image")))?;
             if target.spec.namespace.is_empty() {
                 self.namespace().clone_into(&mut target.spec.namespace);
             }
+            // What leads to the cluster may be said by options of the command, too.
+            if let Place::Pool { pool, arguments } = &target.place
+                && arguments.is_empty()
+                && self.args.dir.is_none()
+            {
+                target.place = self.place(Some(pool))?;
+            }
             return Ok(target);
         }
-        if text.starts_with("rbd:") {
-            let what = format!("{text} is in a cluster, and images are in directories as yet");
-            return Err(Error::usage(what).help("write rbd+dir:DIR/IMAGE"));
-        }
-        let directory = self.directory()?;
-        let (namespace, image) = match text.rsplit_once('/') {
-            Some((namespace, image)) => (namespace, image),
-            None => (self.namespace(), text),
-        };
+        let (before, image) = text.rsplit_once('/').unwrap_or(("", text));
+        let (pool, namespace) = self.pool_and_namespace(before)?;
         let spec = ImageSpec::parse(namespace, image).map_err(Error::usage)?;
-        Ok(Target { directory, spec })
+        Ok(Target { place: self.place(pool)?, spec })
+    }
+
+    /// `NAMESPACE` of a directory, `POOL` or `POOL/NAMESPACE` of a cluster; and what the arguments say where that is silent.
+    fn pool_and_namespace<'t>(&'t self, text: &'t str) -> Result<(Option<&'t str>, &'t str)> {
+        let (pool, namespace) = match text.split_once('/') {
+            _ if text.is_empty() => (None, self.namespace()),
+            None if self.args.dir.is_some() => (None, text),
+            None => (Some(text), self.namespace()),
+            Some((pool, namespace)) => (Some(pool), namespace),
+        };
+        if namespace.contains('/') || pool.is_some() && self.args.dir.is_some() {
+            let what = format!("{text:?} names no store");
+            let help =
+                "write NAMESPACE/IMAGE with --dir, POOL/IMAGE or POOL/NAMESPACE/IMAGE in a cluster";
+            return Err(Error::usage(what).help(help));
+        }
+        Ok((pool, namespace))
     }
 
     /// An image, which is no snapshot.
@@ -95,18 +131,17 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Opens a store: a URI of its directory, or a namespace in that of `--dir`.
+    /// Opens a store: a URI without an image, a namespace in that of `--dir`, or a pool of a cluster.
     pub(super) fn store(&self, text: Option<&str>, make: bool) -> Result<Store> {
-        let (directory, namespace) = match text {
-            Some(uri) if uri.starts_with(SCHEME) => {
-                let path = file_path(uri.get(SCHEME.len()..).unwrap_or_default());
-                let path = path.map_err(Error::usage)?;
-                (absolute(Path::new(""), &path).map_err(Error::usage)?, self.namespace())
-            }
-            Some(namespace) => (self.directory()?, namespace),
-            None => (self.directory()?, self.namespace()),
-        };
-        open_store(&directory, namespace, make)
+        let text = text.unwrap_or_default();
+        if let Some(path) = text.strip_prefix(IN_DIRECTORY) {
+            let path = file_path(path).map_err(Error::usage)?;
+            let directory = absolute(Path::new(""), &path).map_err(Error::usage)?;
+            return Place::Directory(directory).open(self.namespace(), make);
+        }
+        let (pool, namespace) =
+            self.pool_and_namespace(text.strip_prefix(IN_CLUSTER).unwrap_or(text))?;
+        self.place(pool)?.open(namespace, make)
     }
 
     /// A bar for what takes long.
@@ -119,20 +154,46 @@ impl Target {
     /// Its URI.
     pub(super) fn uri(&self) -> String {
         let ImageSpec { namespace, image, snapshot } = &self.spec;
+        let escaped = |text: &[u8]| percent_encode(text, PATH).to_string();
         let snapshot = snapshot.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
-        let path = self.directory.join(format!("{image}{snapshot}"));
-        let escaped = percent_encode(path.as_os_str().as_bytes(), PATH);
-        let mut uri = format!("{SCHEME}{escaped}");
-        if !namespace.is_empty() {
-            let namespace = percent_encode(namespace.as_bytes(), PATH);
-            uri.push_str(&format!("?namespace={namespace}"));
+        let (base, mut options) = match &self.place {
+            Place::Directory(directory) => {
+                let path = directory.join(format!("{image}{snapshot}"));
+                let base = format!("{IN_DIRECTORY}{}", escaped(path.as_os_str().as_bytes()));
+                let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
+                let namespace =
+                    namespace.map(|name| format!("namespace={}", escaped(name.as_bytes())));
+                (base, Vec::from_iter(namespace))
+            }
+            Place::Pool { pool, .. } => {
+                let spec = escaped(self.spec.to_string().as_bytes());
+                (format!("{IN_CLUSTER}{}/{spec}", escaped(pool.as_bytes())), Vec::new())
+            }
+        };
+        if let Place::Pool { arguments, .. } = &self.place {
+            options.extend(arguments.chunks(2).filter_map(|pair| match pair {
+                [flag, value] => {
+                    let key = flag.trim_start_matches('-').replace('-', "_");
+                    Some(format!("{key}={}", escaped(value.as_bytes())))
+                }
+                _ => None,
+            }));
         }
-        uri
+        let mark = if options.is_empty() { "" } else { "?" };
+        format!("{base}{mark}{}", options.join("&"))
+    }
+
+    /// Whether another one is in the same directory, or in the same cluster.
+    pub(super) fn is_beside(&self, other: &Self) -> bool {
+        match (&self.place, &other.place) {
+            (Place::Pool { arguments: one, .. }, Place::Pool { arguments: two, .. }) => one == two,
+            (one, two) => one == two,
+        }
     }
 
     /// Opens its store.
     pub(super) fn store(&self, make: bool) -> Result<Store> {
-        open_store(&self.directory, &self.spec.namespace, make)
+        self.place.open(&self.spec.namespace, make)
     }
 
     /// Opens it to read it.
@@ -142,9 +203,24 @@ impl Target {
         Ok((store, image))
     }
 
-    /// Opens it, and has it for oneself.
-    pub(super) async fn own(&self) -> Result<OwnedImage> {
-        own(&self.store(false)?, &self.spec).await
+    /// Has it for oneself while something is done to it, and then gives it back.
+    pub(super) async fn owned<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut OwnedImage) -> Result<T>,
+    ) -> Result<T> {
+        let mut owned = own(&self.store(false)?, &self.spec).await?;
+        let done = work(&mut owned).await;
+        let closed = owned.close().await.map_err(cannot("close", &self.spec));
+        done.and_then(|done| closed.map(|()| done))
+    }
+
+    /// Has something changed in it, also while it is somebody's disk.
+    pub(super) async fn change<T>(
+        &self,
+        doing: &str,
+        work: impl AsyncFnOnce(&LiveImage<Store>) -> std::result::Result<T, RbdError>,
+    ) -> Result<T> {
+        change(&self.store(false)?, &self.spec, doing, work).await
     }
 }
 
@@ -166,11 +242,23 @@ pub(super) fn file_name(path: &Path) -> Result<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn args(dir: Option<&str>, namespace: Option<&str>) -> ImagePlaceArgs {
         let (dir, namespace) = (dir.map(PathBuf::from), namespace.map(str::to_owned));
-        ImagePlaceArgs { dir, namespace, json: false, no_progress: false }
+        ImagePlaceArgs {
+            dir,
+            namespace,
+            pool: None,
+            conf: None,
+            id: None,
+            keyring: None,
+            mon_host: None,
+            json: false,
+            no_progress: false,
+        }
     }
 
     #[test]
@@ -178,14 +266,15 @@ mod tests {
         let args = args(Some("/yard"), Some("ns"));
         let context = Context::new(&args);
         let target = |text| {
-            let Target { directory, spec } = context.target(text).unwrap();
+            let Target { place, spec } = context.target(text).unwrap();
+            let Place::Directory(directory) = place else { panic!("{place:?}") };
             (directory.display().to_string(), spec.to_string())
         };
         assert_eq!(target("a@s"), ("/yard".into(), "ns/a@s".into()));
         assert_eq!(target("other/a"), ("/yard".into(), "other/a".into()));
         assert_eq!(target("rbd+dir:/x/b"), ("/x".into(), "ns/b".into()));
         assert_eq!(target("rbd+dir:/x/b?namespace=m"), ("/x".into(), "m/b".into()));
-        for wrong in ["", "a@", "a/b/", "rbd:pool/a", "rbd+dir:"] {
+        for wrong in ["", "a@", "a/b/", "a/b/c", "rbd:", "rbd+dir:"] {
             assert!(context.target(wrong).is_err(), "{wrong}");
         }
         let odd = context.target("m/a b?@s%").unwrap();
@@ -194,10 +283,21 @@ mod tests {
     }
 
     #[test]
-    fn without_a_store_it_is_said_what_to_write() {
-        let args = args(None, None);
-        let error = Context::new(&args).target("a").unwrap_err();
-        assert!(error.remedy().unwrap().contains("--dir"));
+    fn without_a_directory_images_are_in_pools() {
+        let mut args = args(None, None);
+        args.conf = Some("/c".into());
+        let context = Context::new(&args);
+        let pool = |text: &str| {
+            let target = context.target(text).unwrap();
+            assert_eq!(context.target(&target.uri()).unwrap(), target, "{}", target.uri());
+            (target.place.pool().to_owned(), target.spec.to_string())
+        };
+        assert_eq!(pool("a"), ("rbd".into(), "a".into()));
+        assert_eq!(pool("p/a@s"), ("p".into(), "a@s".into()));
+        assert_eq!(pool("p/n/a"), ("p".into(), "n/a".into()));
+        assert_eq!(pool("rbd:p/n/a@s?conf=/c"), ("p".into(), "n/a@s".into()));
+        let (one, other) = (context.target("p/a").unwrap(), context.target("q/b").unwrap());
+        assert!(one.is_beside(&other));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::cannot;
 use super::place::{Context, Target};
 use super::table::{time, truth};
 use crate::error::Result;
-use crate::images::{ImageSpec, Store, read};
+use crate::images::{ImageSpec, Store, owner, read};
 use crate::text::{size, term};
 
 /// A parent, with the keys of `rbd`.
@@ -23,11 +23,10 @@ pub(super) struct ParentReport {
     overlap: u64,
 }
 
-impl From<ParentNames> for ParentReport {
-    fn from(names: ParentNames) -> Self {
+impl ParentReport {
+    fn new(store: &Store, names: ParentNames) -> Self {
         Self {
-            // A directory has one pool, which has no name.
-            pool: String::new(),
+            pool: store.pool_name(names.pool),
             pool_namespace: names.namespace,
             image: names.image,
             id: names.id,
@@ -45,7 +44,8 @@ impl ParentReport {
         } else {
             format!("{}/", self.pool_namespace)
         };
-        format!("{namespace}{}@{}", self.image, self.snapshot)
+        let pool = if self.pool.is_empty() { String::new() } else { format!("{}/", self.pool) };
+        format!("{pool}{namespace}{}@{}", self.image, self.snapshot)
     }
 }
 
@@ -114,7 +114,7 @@ async fn listed(store: &Store, name: String) -> Result<Vec<Listed>> {
         _ => Some("exclusive"),
     };
     let lock_type = match lock_type {
-        None if owner(store, image.id())?.is_some() => Some("exclusive"),
+        None if owner(store, image.id()).await?.is_some() => Some("exclusive"),
         known => known,
     };
     let mut all = vec![Listed {
@@ -123,7 +123,11 @@ async fn listed(store: &Store, name: String) -> Result<Vec<Listed>> {
         snapshot: None,
         snapshot_id: None,
         size: image.size(),
-        parent: image.parent_names().await.map_err(cannot("open", &spec))?.map(Into::into),
+        parent: image
+            .parent_names()
+            .await
+            .map_err(cannot("open", &spec))?
+            .map(|names| ParentReport::new(store, names)),
         format: 2,
         protected: None,
         lock_type,
@@ -138,18 +142,13 @@ async fn listed(store: &Store, name: String) -> Result<Vec<Listed>> {
             snapshot: view.snapshot,
             snapshot_id: Some(snapshot.id),
             size: snapshot.image_size,
-            parent: parent.map(Into::into),
+            parent: parent.map(|names| ParentReport::new(store, names)),
             format: 2,
             protected: Some(truth(snapshot.protection == Protection::Protected as u8)),
             lock_type: None,
         });
     }
     Ok(all)
-}
-
-/// Who writes an image now.
-fn owner(store: &Store, id: &str) -> Result<Option<String>> {
-    store.owner_blocking(id).map_err(cannot("look at the lock of", &id))
 }
 
 #[derive(Serialize)]
@@ -183,6 +182,7 @@ struct InfoReport {
 
 impl InfoReport {
     async fn of(
+        store: &Store,
         spec: &ImageSpec,
         image: &Image<Store>,
     ) -> std::result::Result<Self, blockyard_rbd::Error> {
@@ -209,7 +209,7 @@ impl InfoReport {
             access_timestamp: time(times.accessed),
             modify_timestamp: time(times.modified),
             protected,
-            parent: image.parent_names().await?.map(Into::into),
+            parent: image.parent_names().await?.map(|names| ParentReport::new(store, names)),
             stripe_unit: striped.map(|(unit, _)| unit),
             stripe_count: striped.map(|(_, count)| count),
             snapshot_limit: image.snapshot_limit().await?,
@@ -273,8 +273,8 @@ fn flags(flags: ImageFlags) -> Vec<String> {
 
 pub(super) async fn info(context: &Context<'_>, image: &str) -> Result<()> {
     let Target { spec, .. } = context.target(image)?;
-    let (_store, image) = context.target(image)?.read().await?;
-    let report = InfoReport::of(&spec, &image).await.map_err(cannot("describe", &spec))?;
+    let (store, image) = context.target(image)?.read().await?;
+    let report = InfoReport::of(&store, &spec, &image).await.map_err(cannot("describe", &spec))?;
     if context.json { term::say_json(&report) } else { term::say(report.text(&spec)) }
 }
 
@@ -301,7 +301,7 @@ pub(super) async fn status(context: &Context<'_>, image: &str) -> Result<()> {
         client: watcher.client.number,
         cookie: watcher.cookie,
     });
-    let owner = owner(&store, image.id())?;
+    let owner = owner(&store, image.id()).await?;
     let report = StatusReport { watchers: watchers.collect(), owner };
     if context.json {
         return term::say_json(&report);

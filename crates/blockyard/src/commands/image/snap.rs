@@ -1,6 +1,7 @@
 //! Snapshots.
 
 use blockyard_rbd::format::{Protection, Snapshot};
+use blockyard_rbd::live::LiveImage;
 use serde::Serialize;
 
 use super::cannot;
@@ -8,37 +9,39 @@ use super::place::Context;
 use super::table::{time, truth};
 use crate::cli::{LimitCommand, SnapCommand};
 use crate::error::{Error, Result};
+use crate::images::{OwnedImage, Store};
 use crate::text::{size, term};
 
 pub(super) async fn run(context: &Context<'_>, command: &SnapCommand) -> Result<()> {
     match command {
         SnapCommand::Create { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let made = target.own().await?.create_snapshot(&name).await;
-            made.map_err(cannot("make the snapshot", snapshot))
+            let doing = format!("make the snapshot {snapshot}");
+            target.change(&doing, async |live| live.create_snapshot(&name).await).await
         }
         SnapCommand::Ls { image } => list(context, image).await,
         SnapCommand::Rm { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let removed = target.own().await?.remove_snapshot(&name).await;
-            removed.map_err(cannot("remove the snapshot", snapshot))
+            let doing = format!("remove the snapshot {snapshot}");
+            target.change(&doing, async |live| live.remove_snapshot(&name).await).await
         }
         SnapCommand::Rename { from, to } => rename(context, from, to).await,
         SnapCommand::Rollback { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let mut owned = target.own().await?;
-            owned.rollback(&name).await.map_err(cannot("roll back to", snapshot))?;
-            owned.flush().await.map_err(cannot("flush", &target.spec))
+            let back = async |owned: &mut OwnedImage| {
+                owned.rollback(&name).await.map_err(cannot("roll back to", snapshot))
+            };
+            target.owned(back).await
         }
         SnapCommand::Protect { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let done = target.own().await?.protect_snapshot(&name).await;
-            done.map_err(cannot("protect", snapshot))
+            let doing = format!("protect {snapshot}");
+            target.change(&doing, async |live| live.protect_snapshot(&name).await).await
         }
         SnapCommand::Unprotect { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let done = target.own().await?.unprotect_snapshot(&name).await;
-            done.map_err(cannot("unprotect", snapshot))
+            let doing = format!("unprotect {snapshot}");
+            target.change(&doing, async |live| live.unprotect_snapshot(&name).await).await
         }
         SnapCommand::Purge { image } => purge(context, image).await,
         SnapCommand::Limit(LimitCommand::Set { image, limit }) => {
@@ -98,25 +101,31 @@ async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
         return Err(Error::usage("a snapshot stays with its image")
             .help(format!("write {}@{new}", target.spec)));
     }
-    let renamed = target.own().await?.rename_snapshot(&old, &new).await;
-    renamed.map_err(cannot("rename the snapshot", &from))
+    let doing = format!("rename the snapshot {from}");
+    target.change(&doing, async |live| live.rename_snapshot(&old, &new).await).await
 }
 
 async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
-    let mut owned = target.own().await?;
-    let (needed, free): (Vec<_>, Vec<_>) =
-        owned.snapshot_records().iter().cloned().partition(|snapshot| {
-            snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8
-        });
-    for snapshot in &free {
-        let removed = owned.remove_snapshot(&snapshot.name).await;
-        removed.map_err(cannot("remove the snapshot", &snapshot.name))?;
+    let (_store, image) = target.read().await?;
+    let is_needed = |snapshot: &&Snapshot| {
+        snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8
+    };
+    let (needed, free): (Vec<_>, Vec<_>) = image.snapshot_records().iter().partition(is_needed);
+    if !free.is_empty() {
+        let purge = async |live: &LiveImage<Store>| {
+            for snapshot in free {
+                let removed = live.remove_snapshot(&snapshot.name).await;
+                removed.map_err(|err| err.at(format_args!("snapshot {:?}", snapshot.name)))?;
+            }
+            Ok(())
+        };
+        target.change(&format!("remove the snapshots of {}", target.spec), purge).await?;
     }
     if needed.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name).collect();
+    let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name.as_str()).collect();
     let what = format!("these snapshots are protected or have clones: {}", names.join(", "));
     Err(Error::new(crate::error::ErrorKind::Busy, what)
         .help("see `image children`; flatten the clones, or unprotect the snapshots"))

@@ -164,11 +164,11 @@ pub(super) async fn import(
         Some(header) => import_all(context, &target, &mut owned, &header, &mut from).await,
         None => import_bytes(context, &target, &mut owned, is_standard(file), &mut from).await,
     };
+    let closed = owned.close().await.map_err(cannot("close", &target.spec));
     if done.is_err() {
-        drop(owned);
         take_back(&target).await;
     }
-    done
+    done.and(closed)
 }
 
 /// Bytes of a file; none of standard input, which grows the image.
@@ -219,6 +219,7 @@ async fn take_back(target: &Target) {
             let _protected = owned.unprotect_snapshot(&name).await;
             let _gone = owned.remove_snapshot(&name).await;
         }
+        let _closed = owned.close().await;
     }
     let _gone = blockyard_rbd::image::remove(&store, &target.spec.image).await;
 }
@@ -337,11 +338,11 @@ pub(super) async fn copy(context: &Context<'_>, from: &str, to: &str, deep: bool
         Ok(()) => copy_notes(&image, &owned, &target.spec).await,
         failed => failed,
     };
+    let closed = owned.close().await.map_err(cannot("close", &target.spec));
     if copied.is_err() {
-        drop(owned);
         take_back(&target).await;
     }
-    copied
+    copied.and(closed)
 }
 
 async fn copy_notes(image: &Image<Store>, owned: &OwnedImage, spec: &ImageSpec) -> Result<()> {

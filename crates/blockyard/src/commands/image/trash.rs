@@ -8,25 +8,26 @@ use blockyard_rbd::image::trash;
 use serde::Serialize;
 
 use super::cannot;
+use super::new::forget_lock;
 use super::place::Context;
 use super::table::time;
 use crate::cli::TrashCommand;
 use crate::disks::parse_duration;
 use crate::error::{Error, ErrorKind, Result};
-use crate::images::{Store, lock};
+use crate::images::{Store, unused};
 use crate::text::term;
 
 pub(super) async fn run(context: &Context<'_>, command: &TrashCommand) -> Result<()> {
     match command {
         TrashCommand::Mv { image, expires_in } => put(context, image, expires_in.as_deref()).await,
         TrashCommand::Ls { store, long } => list(context, store.as_deref(), *long).await,
-        TrashCommand::Restore { id, image } => {
+        TrashCommand::Restore { image_id: id, image } => {
             let store = context.store(None, false)?;
-            let _owned = lock(&store, id, id).await?;
+            let _unused = unused(&store, id, id).await?;
             let restored = trash::restore(&store, id, image.as_deref()).await;
             restored.map(drop).map_err(cannot("restore", id))
         }
-        TrashCommand::Rm { id, force } => {
+        TrashCommand::Rm { image_id: id, force } => {
             let store = context.store(None, false)?;
             let entry = trash::entry(&store, id).await.map_err(cannot("find in the trash", id))?;
             if entry.kept_until > now() && !force {
@@ -53,16 +54,16 @@ async fn put(context: &Context<'_>, image: &str, expires_in: Option<&str>) -> Re
     let id = trash::find(&store, &target.spec.image).await;
     let id = id.map_err(cannot("find", &target.spec))?;
     // Nobody writes it meanwhile. One that was moved in part may have no name to be opened by.
-    let _owned = lock(&store, &target.spec, &id).await?;
+    let _unused = unused(&store, &target.spec, &id).await?;
     let moved = trash::put(&store, &target.spec.image, now(), until).await;
     moved.map(drop).map_err(cannot("move into the trash", &target.spec))
 }
 
 async fn remove(store: &Store, id: &str) -> Result<()> {
     // One that was moved or restored in part may be in use.
-    let _owned = lock(store, &id, id).await?;
+    let _unused = unused(store, &id, id).await?;
     trash::remove(store, id).await.map_err(cannot("remove", &id))?;
-    store.forget_lock_blocking(id);
+    forget_lock(store, id);
     Ok(())
 }
 

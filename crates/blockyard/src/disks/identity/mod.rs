@@ -76,6 +76,16 @@ enum Kind {
         image: String,
         snapshot: Option<u64>,
     },
+    /// An image of a cluster, or a snapshot of one.
+    ClusterImage {
+        /// The cluster's identity.
+        cluster: String,
+        pool: i64,
+        namespace: String,
+        /// The image's id.
+        image: String,
+        snapshot: Option<u64>,
+    },
 }
 
 /// Where an NBD server listens.
@@ -121,6 +131,19 @@ impl DiskIdentity {
     ) -> Self {
         let (namespace, image) = (namespace.to_owned(), image.to_owned());
         Self(Kind::Image { device: number(device), inode, namespace, image, snapshot })
+    }
+
+    /// The identity of an image of a cluster, or of a snapshot of one.
+    #[must_use]
+    pub fn of_cluster_image(
+        cluster: String,
+        pool: i64,
+        namespace: &str,
+        image: &str,
+        snapshot: Option<u64>,
+    ) -> Self {
+        let (namespace, image) = (namespace.to_owned(), image.to_owned());
+        Self(Kind::ClusterImage { cluster, pool, namespace, image, snapshot })
     }
 
     /// The identity of a file or a block device, or of a file that is not there yet.
@@ -247,9 +270,11 @@ impl DiskIdentity {
         match &self.0 {
             Kind::File { device, inode, .. } => vec![layers::Layer::of_file(*device, *inode)],
             Kind::Device { number, .. } => layers::below(sysfs, *number),
-            Kind::Volatile | Kind::Absent { .. } | Kind::Export { .. } | Kind::Image { .. } => {
-                Vec::new()
-            }
+            Kind::Volatile
+            | Kind::Absent { .. }
+            | Kind::Export { .. }
+            | Kind::Image { .. }
+            | Kind::ClusterImage { .. } => Vec::new(),
         }
     }
 }

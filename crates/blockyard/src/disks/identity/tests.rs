@@ -257,6 +257,24 @@ fn kinds() -> impl Strategy<Value = Kind> {
         (number(), any::<Option<u64>>(), prop::option::of(".{1,8}|-"))
             .prop_map(|(number, sequence, serial)| Kind::Device { number, sequence, serial }),
         (server, bytes()).prop_map(|(server, name)| Kind::Export { server, name }),
+        (number(), any::<u64>(), ".{0,8}", ".{0,8}", any::<Option<u64>>()).prop_map(
+            |(device, inode, namespace, image, snapshot)| Kind::Image {
+                device,
+                inode,
+                namespace,
+                image,
+                snapshot
+            }
+        ),
+        (".{0,8}", any::<i64>(), ".{0,8}", ".{0,8}", any::<Option<u64>>()).prop_map(
+            |(cluster, pool, namespace, image, snapshot)| Kind::ClusterImage {
+                cluster,
+                pool,
+                namespace,
+                image,
+                snapshot
+            }
+        ),
     ]
 }
 

@@ -9,6 +9,7 @@
 //! | `device/8:16/23/naa.5000c500a1b2c3d4` | number, `diskseq` or `-`, what its maker says or `-` |
 //! | `nbd/tcp/far/10809/disk`, `nbd/unix/%2Fs/disk`, `nbd/vsock/2/10809/disk` | a server and an export |
 //! | `image/8:1/2/ns/10ab/4` | device and inode of a store's directory, namespace, id of the image, snapshot or `-` |
+//! | `rbd/FSID/2/ns/10ab/-` | identity of a cluster, number of the pool, namespace, id of the image, snapshot or `-` |
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -79,6 +80,12 @@ impl fmt::Display for DiskIdentity {
                 let (namespace, id) = (word(namespace.as_bytes()), word(image.as_bytes()));
                 let snapshot = known(snapshot.as_ref());
                 write!(f, "image/{major}:{minor}/{inode}/{namespace}/{id}/{snapshot}")
+            }
+            Kind::ClusterImage { cluster, pool, namespace, image, snapshot } => {
+                let cluster = word(cluster.as_bytes());
+                let (namespace, id) = (word(namespace.as_bytes()), word(image.as_bytes()));
+                let snapshot = known(snapshot.as_ref());
+                write!(f, "rbd/{cluster}/{pool}/{namespace}/{id}/{snapshot}")
             }
         }
     }
@@ -152,6 +159,13 @@ fn parse(words: &[&str]) -> Option<Kind> {
         ["image", device, inode, namespace, image, snapshot] => Kind::Image {
             device: number(device)?,
             inode: inode.parse().ok()?,
+            namespace: String::from_utf8(bytes(namespace)).ok()?,
+            image: String::from_utf8(bytes(image)).ok()?,
+            snapshot: maybe(snapshot)?,
+        },
+        ["rbd", cluster, pool, namespace, image, snapshot] => Kind::ClusterImage {
+            cluster: String::from_utf8(bytes(cluster)).ok()?,
+            pool: pool.parse().ok()?,
             namespace: String::from_utf8(bytes(namespace)).ok()?,
             image: String::from_utf8(bytes(image)).ok()?,
             snapshot: maybe(snapshot)?,
