@@ -23,6 +23,7 @@ mod nbd_client;
 mod nbd_light;
 mod process;
 mod rados;
+mod rbd;
 mod report;
 mod servers;
 mod vhost_user_blk;
@@ -114,6 +115,12 @@ const BENCHES: &[Bench] = &[
         about: "our RADOS client beside librados, on a Ceph cluster on loopback",
         programs: &[BLOCKYARD],
         cases: rados::cases,
+    },
+    Bench {
+        name: "rbd",
+        about: "disks in RBD images beside librbd, on a Ceph cluster on loopback",
+        programs: &[BLOCKYARD],
+        cases: rbd::cases,
     },
 ];
 
