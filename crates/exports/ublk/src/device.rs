@@ -140,9 +140,7 @@ impl Device {
         workers: Workers,
     ) -> Self {
         let id = info.dev_id;
-        let sized = Arc::clone(bdev);
-        let size = move || params::size(&sized);
-        let follow = Follow::new(id, bdev.disk(), size, &queue_threads[0]);
+        let follow = Follow::new(id, bdev, &queue_threads[0]);
         let Workers { tasks: workers, serving, file } = workers;
         let kept = Kept::new(id, info.server_mark, file);
         Self { kept, features: info.features(), control, workers, serving, follow: Some(follow) }
