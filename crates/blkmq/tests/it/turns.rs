@@ -167,7 +167,7 @@ fn a_queue_without_a_tag_and_one_without_a_budget_do_not_wake_each_other_for_eve
     let config = Config { limits: limits(), budget: Some(4), ..Config::default() };
     let set = TagSetConfig { flags: TagSetFlags::TAG_HCTX_SHARED, ..set(2, 8) };
     let rig = Rig::new(1, set, config, 128);
-    let _watchdog = Watchdog::new("a queue", 60, String::new);
+    let _watchdog = Watchdog::new("a queue", rig.ends.counter(), String::new);
     rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
     // All of the budget, and all tags that are this queue's share as soon as the other has something to do.
     (0..4).for_each(|sector| rig.submit(0, write(sector)));
@@ -295,7 +295,7 @@ fn stepping<T>(rig: &Rig, thread: ScopedJoinHandle<'_, T>) -> T {
 fn a_disk_that_is_frozen_and_flushed_has_answered_nothing_that_is_not_durable() {
     let limits = Limits { features: Features::WRITE_CACHE | Features::NOMERGES, ..limits() };
     let rig = rig(set(1, 2), limits, 64);
-    let _watchdog = Watchdog::new("a flush", 60, String::new);
+    let _watchdog = Watchdog::new("a flush", || 0, String::new);
     rig.submit(0, write(0));
     assert_eq!((rig.script.out(), rig.ends.count()), (1, 0));
     let flushes = || rig.script.counts.flushes.load(Ordering::SeqCst);
@@ -326,7 +326,7 @@ fn who_freezes_and_flushes_a_disk_is_told_that_the_flush_has_failed() {
     let chances = Chances { error: 1000, ..Chances::default() };
     let config = Config { limits: limits.validate().unwrap(), chances, ..Config::default() };
     let rig = Rig::new(1, set(1, 2), config, 64);
-    let _watchdog = Watchdog::new("a flush", 60, String::new);
+    let _watchdog = Watchdog::new("a flush", || 0, String::new);
     let status =
         std::thread::scope(|scope| stepping(&rig, scope.spawn(|| rig.disk.freeze_and_flush())));
     assert!(!status.is_ok(), "{status}");
