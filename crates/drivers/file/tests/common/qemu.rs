@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Place;
 
 /// It is ready before.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// qemu-nbd that has a file open, until it is dropped.
