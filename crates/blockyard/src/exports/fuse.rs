@@ -176,15 +176,16 @@ impl Export for Files {
         Ok(())
     }
 
-    fn end(&self, grace: Duration) -> Doing<'_> {
+    fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
         drop(self.state.lock().pending.take());
         Box::pin(async move {
-            let Some(mount) = self.mount.get().map(Arc::clone) else { return };
+            let Some(mount) = self.mount.get().map(Arc::clone) else { return Ok(()) };
+            let path = mount.path().display().to_string();
             let ended = tokio::task::spawn_blocking(move || mount.end(grace)).await;
+            let failed = || Error::failed(format!("{path} was not unmounted cleanly"));
             match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(err)) => tracing::error!(%err, "a mount has not ended well"),
-                Err(err) => tracing::error!(%err, "unmounting failed"),
+                Ok(ended) => ended.map_err(|err| failed().caused_by(err)),
+                Err(err) => Err(failed().caused_by(err)),
             }
         })
     }

@@ -89,6 +89,7 @@ until_true is_gone
 echo '{"version": 99}' >/run/blockyard/attached/nbd5.json
 blockyard list >/tmp/said 2>&1
 said "version is 99"
+! grep -q -e --force /tmp/said || die "it is advised to be removed: $(cat /tmp/said)"
 code 1 blockyard detach --force /dev/nbd5
 said "version is 99"
 blockyard detach --all --force
@@ -131,6 +132,28 @@ for VIA in "--via ublk" "--via nbd" "--via nbd-ioctl"; do
     works || die "it has not stayed"
     umount /mnt
     until_true no_daemon
+    detached
+done
+
+# So does one in the foreground, whose terminal goes.
+for VIA in "--via ublk" "--via nbd"; do
+    rm -f /tmp/device
+    blockyard attach --foreground /tmp/disk.img $VIA >/tmp/device 2>/tmp/told &
+    daemon=$!
+    until_true [ -s /tmp/device ]
+    D=$(cat /tmp/device)
+    N=${D#/dev/}
+    mkfs.ext4 -q -F "$D"
+    mount "$D" /mnt
+    kill -HUP $daemon
+    kill -TERM $daemon
+    echo hello >/mnt/file
+    sync
+    until_true grep -q "mounted at /mnt" /tmp/told
+    kill -HUP $daemon
+    works || die "it has not stayed: $(cat /tmp/told)"
+    umount /mnt
+    wait $daemon || die "it did not end well: $(cat /tmp/told)"
     detached
 done
 
