@@ -70,7 +70,7 @@ fn starters(args: &[&str]) {
                     false
                 }
             });
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         let mut winner = all.pop().expect("one of them serves");
         let lines = wait_for_line(&mut winner.0, "serving ");
@@ -138,7 +138,7 @@ fn a_signal_is_heard_while_a_server_does_not_answer() {
             Err(err) => assert_eq!(err.kind(), std::io::ErrorKind::WouldBlock),
         }
         assert!(child.0.try_wait().unwrap().is_none());
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     };
     let begun = Instant::now();
     signal(&child.0, Signal::TERM);
@@ -173,13 +173,13 @@ fn a_second_signal_is_heard_while_a_busy_disk_is_removed() {
     client.args(["-u", &daemon.uri(""), "-c", "h.pread(4096, 0)"]).stderr(Stdio::null());
     let client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
     while daemon.report()["disks"][0]["in_flight"] == 0 {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     daemon.signal(Signal::TERM);
     let begun = Instant::now();
     while !daemon.log().contains("grace period expired") {
         assert!(begun.elapsed() < LONG, "{}", daemon.log());
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     // Whoever asks now is not to keep the signal from being heard.
     let mut list = blockyard(&daemon.path("run"));
@@ -391,7 +391,7 @@ fn the_log_is_where_list_says_and_tells_who_came_when() {
     let socket = dir.path().join("s");
     while UnixStream::connect(&socket).is_err() {
         assert!(child.0.try_wait().unwrap().is_none());
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     peer("nbdinfo", &["--size", &unix("", &socket)]);
     assert_ne!(try_peer("nbdinfo", &["--size", &unix("evil%1B%5B2J%0Aname", &socket)]).code, 0);
@@ -406,7 +406,7 @@ fn the_log_is_where_list_says_and_tells_who_came_when() {
             break text;
         }
         assert!(begun.elapsed() < LONG, "{text}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     };
     for line in text.lines().filter(|line| !line.starts_with("serving ")) {
         // 2026-01-31T23:59:59.123456Z
@@ -451,7 +451,7 @@ fn a_frozen_server_to_which_nothing_was_written_keeps_nobody_from_ending() {
     client.args(["-u", &daemon.uri(""), "-c", "h.pread(4096, 0)"]).stderr(Stdio::null());
     let _client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
     while daemon.report()["disks"][0]["in_flight"] == 0 {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     let begun = Instant::now();
     daemon.signal(Signal::TERM);

@@ -59,7 +59,7 @@ fn ended(daemon: &Daemon, id: &Value) -> Value {
             return job;
         }
         assert!(begun.elapsed() < PATIENCE, "{job}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
 }
 

@@ -7,6 +7,10 @@ die() {
     cat /run/blockyard/attached/* || true
     dmesg | grep -E "$TROUBLE" | head -n 5
     dmesg | tail -n 12
+    # Who waits for what: programs, and threads of the kernel that end what a dead program had asked.
+    for task in /proc/[0-9]*; do
+        grep -qE '^State:.(D|Z)|^Name:.(iou-|kworker.*iou)' "$task/status" && head -n 3 "$task/status" && cat "$task/stack"
+    done || true
     echo "FAILED: $*"
     exit 1
 }

@@ -140,9 +140,7 @@ impl Device {
         workers: Workers,
     ) -> Self {
         let id = info.dev_id;
-        let sized = Arc::clone(bdev);
-        let size = move || params::size(&sized);
-        let follow = Follow::new(id, bdev.disk(), size, &queue_threads[0]);
+        let follow = Follow::new(id, bdev, &queue_threads[0]);
         let Workers { tasks: workers, serving, file } = workers;
         let kept = Kept::new(id, info.server_mark, file);
         Self { kept, features: info.features(), control, workers, serving, follow: Some(follow) }
@@ -224,13 +222,16 @@ fn at_rest(control: &mut Control, id: u32) -> io::Result<()> {
     let end = Instant::now() + REST;
     loop {
         let info = control.info(id)?;
-        // It is at rest before the dead server's descriptor is closed.
-        let closed = info.state() == State::Quiesced && ublk::Device::open(id).is_ok();
-        if closed {
-            return Ok(());
-        }
+        let busy = match info.state() {
+            // It is at rest before the dead server's descriptor is closed.
+            State::Quiesced => match ublk::Device::open(id) {
+                Ok(_) => return Ok(()),
+                Err(err) => format!("its last server's descriptor is not closed: {err}"),
+            },
+            state => format!("the kernel has not let go of its last server: it is {state:?}"),
+        };
         if Instant::now() > end {
-            return Err(io::ErrorKind::ResourceBusy.into());
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
         }
         std::thread::sleep(REST_POLL);
     }
