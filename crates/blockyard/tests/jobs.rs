@@ -238,7 +238,7 @@ fn changes_that_are_stuck_leave_room_for_those_who_ask_and_cancel() {
             break running;
         }
         assert!(begun.elapsed() < PATIENCE, "{running}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     };
     let body = json!({ "uri": "ram:1M" });
     let (status, _, problem) = ask(&daemon, "PUT", "/v1/disks/more", "", &body);

@@ -147,9 +147,9 @@ pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -
 fn warning(left: Left, may_be_lost: bool, device: &str) -> Option<String> {
     if may_be_lost {
         return Some(format!(
-            "{device} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it is \
-             attached again; check its data, then run: blockyard detach --force {device} (if restarts of the server lose nothing: \
-             trust_server=1 in the URI)"
+            "{device} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it \
+             is attached again; check its data, then run: blockyard detach --force {device} (if restarts of the server lose \
+             nothing: trust_server=1 in the URI)"
         ));
     }
     (left == Left::FlushedWrites).then(|| {
@@ -383,7 +383,7 @@ mod tests {
         let begun = std::time::Instant::now();
         while Left::read(&path) != Left::FlushedWrites {
             assert!(begun.elapsed() < PATIENCE, "no flush is out");
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         inherit_unflushed(&second, &path, &record(0, 7, &yard.uri(""))).unwrap();
         assert_eq!(Left::read(&path), Left::FlushedWrites, "a third one is told of it, too");

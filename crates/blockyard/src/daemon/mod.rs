@@ -188,8 +188,8 @@ pub(crate) fn enter_write_back_path() {
     }
 }
 
-/// The same for a daemon that runs: each of its queue threads has to say so for itself, as what a thread is in it inherits from the
-/// one that has started it. Threads that wait for a file or a server at this moment are not among them; they end when they have
+/// The same for a daemon that runs: each of its queue threads has to say so for itself, as a thread only inherits it from the one
+/// that has started it. Threads that wait for a file or a server at this moment are not among them; they end when they have
 /// nothing to do for some seconds.
 pub(crate) async fn enter_write_back_path_with(queue_threads: &[Handle]) {
     enter_write_back_path();

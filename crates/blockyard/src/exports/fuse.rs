@@ -180,12 +180,10 @@ impl Export for Files {
         drop(self.state.lock().pending.take());
         Box::pin(async move {
             let Some(mount) = self.mount.get().map(Arc::clone) else { return Ok(()) };
-            let path = mount.path().display().to_string();
-            let ended = tokio::task::spawn_blocking(move || mount.end(grace)).await;
-            let failed = || Error::failed(format!("{path} was not unmounted cleanly"));
-            match ended {
-                Ok(ended) => ended.map_err(|err| failed().caused_by(err)),
-                Err(err) => Err(failed().caused_by(err)),
+            let what = format!("{} was not unmounted cleanly", mount.path().display());
+            match tokio::task::spawn_blocking(move || mount.end(grace)).await {
+                Ok(ended) => ended.map_err(|err| Error::new(kind(&err), what).caused_by(err)),
+                Err(err) => Err(Error::failed(what).caused_by(err)),
             }
         })
     }
@@ -239,13 +237,16 @@ impl Export for Files {
 }
 
 pub(crate) fn error(err: fuse::Error) -> Error {
+    Error::new(kind(&err), "cannot mount").caused_by(err)
+}
+
+fn kind(err: &fuse::Error) -> ErrorKind {
     use fuse::ErrorKind as Kind;
-    let kind = match err.kind() {
+    match err.kind() {
         Kind::Unavailable => ErrorKind::Unavailable,
         Kind::Busy => ErrorKind::Busy,
         Kind::NotPermitted => ErrorKind::NotPermitted,
         Kind::Unsuitable => ErrorKind::Usage,
         Kind::NotFound | Kind::Io => ErrorKind::Failed,
-    };
-    Error::new(kind, "cannot mount").caused_by(err)
+    }
 }

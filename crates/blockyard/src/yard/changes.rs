@@ -262,7 +262,12 @@ impl Yard {
                     Ok(())
                 };
                 let saved = self.changed(save, removed).await;
-                return ended.and(saved);
+                ended.inspect_err(|_| {
+                    if let Err(err) = &saved {
+                        tracing::error!(%err, "the removal of {name} was not saved");
+                    }
+                })?;
+                return saved;
             }
         }
     }

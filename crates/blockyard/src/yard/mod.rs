@@ -430,9 +430,9 @@ impl Yard {
         inside.exports.iter().filter(counts).map(|it| Arc::clone(&it.export)).collect()
     }
 
-    /// Ends all of it, once changes under way are over, for which they have `grace`: within `grace` from then on, half of which is
-    /// for clients and the rest for servers of disks, each [`LEAST`] at least. Only disks of this machine take as long as they
-    /// take.
+    /// Ends all of it, once changes under way are over, for which they have `grace`: within `grace` from then on, half of which
+    /// is for clients and the rest for servers of disks, each [`LEAST`] at least. Only disks of this machine take as long as
+    /// they take.
     pub(crate) async fn end(&self, grace: Duration) -> Losses {
         self.inside.write().is_closed = true;
         self.ending.send_replace(true);

@@ -23,8 +23,8 @@ const MIN_SHIFT: u32 = 12;
 /// Names a time between two flushes.
 pub(crate) type Epoch = u64;
 
-/// Where it is known beyond this process whether anything is not flushed. It is told of a flush twice at most, and of writes once in
-/// an epoch by each connection, on its queue thread, and must not block.
+/// Where it is known beyond this process whether anything is not flushed. It is told of a flush twice at most, and of writes
+/// once in an epoch by each connection, on its queue thread, and must not block.
 pub trait Ledger: Send + Sync {
     /// A write of this epoch, or of an earlier one, is about to end, and is not flushed.
     fn written(&self, epoch: u64);

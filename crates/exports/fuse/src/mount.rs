@@ -248,8 +248,8 @@ impl Mount {
         self.finish(USERS_PATIENCE, || DISKS_PATIENCE)
     }
 
-    /// Ends it, whoever uses it, within `grace`: half of that is for those who use it, the rest for the disks. Nobody finds it any
-    /// more from the start, and nobody is served in the end, also where it cannot be unmounted. Must not be called on a queue
+    /// Ends it, whoever uses it, within `grace`: half of that is for those who use it, the rest for the disks. Nobody finds it
+    /// any more from the start, and nobody is served in the end, also where it cannot be unmounted. Must not be called on a queue
     /// thread.
     ///
     /// # Errors
