@@ -9,7 +9,7 @@ use blockyard_lab::ceph::Cluster;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::common::{Daemon, Guard, blockyard, nbdsh, noise, peer, run, system};
+use crate::common::{Daemon, Guard, Said, blockyard, nbdsh, noise, peer, run, system};
 
 const POOL: &str = "served";
 /// Seconds that anything may take that has to happen some time.
@@ -27,6 +27,7 @@ pub(crate) fn images_are_served(lab: &Cluster) {
     served.what_is_written_is_read();
     served.others_change_what_is_served();
     served.a_daemon_that_was_killed_is_followed_at_once();
+    served.who_was_kept_out_opens_it_as_somebody_new();
 }
 
 impl Served<'_> {
@@ -131,6 +132,29 @@ impl Served<'_> {
         assert_eq!(self.theirs(&["lock", "ls", "a"]), "", "the lock was given back");
         self.ours(&["snap", "purge", "a"]);
         self.ours(&["rm", "a"]);
+    }
+
+    fn who_was_kept_out_opens_it_as_somebody_new(&self) {
+        self.ours(&["create", "f", "-s", "8", "--order", "20"]);
+        let daemon = self.serve("f");
+        let write = "h.pwrite(b'f' * 4096, 0)\nh.flush()";
+        nbdsh(&daemon.uri("f"), write);
+        let status = self.theirs(&["status", "--format", "json", "f"]);
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let address = status["watchers"][0]["address"].as_str().unwrap();
+        let mut fence = self.lab.tool("ceph");
+        self.lab.run(fence.args(["osd", "blocklist", "add", address, "600"])).unwrap();
+        let fails = "try:\n h.pwrite(b'g' * 4096, 0)\n assert False\nexcept nbd.Error: pass";
+        nbdsh(&daemon.uri("f"), fails);
+        let tell =
+            |args: &[&str]| Said::of(&blockyard(self.run.path()).args(args).output().unwrap());
+        // Its last flush fails.
+        tell(&["remove", "f"]);
+        tell(&["add", &self.uri("f")]).code(0);
+        nbdsh(&daemon.uri("f"), write);
+        daemon.stop();
+        assert_eq!(self.exported("f")[..4096], [b'f'; 4096]);
+        self.ours(&["rm", "f"]);
     }
 
     fn a_daemon_that_was_killed_is_followed_at_once(&self) {

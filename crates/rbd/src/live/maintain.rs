@@ -194,10 +194,8 @@ impl<S: ObjectStore> Shared<S> {
             image.is_owner() || !has_lock(&image)
         };
         let mut was_asked = false;
-        if !is_own {
-            if let Some(result) = self.ask_owner(&work, &mut was_asked).await? {
-                return result;
-            }
+        if !is_own && let Some(result) = self.ask_owner(&work, &mut was_asked).await? {
+            return result;
         }
         let mut image = self.acquire().await?;
         // The owner may have done it before he died.

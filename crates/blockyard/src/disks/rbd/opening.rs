@@ -131,7 +131,14 @@ impl RemoteDriver for Remote {
                         holder.forget();
                     }
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "the lock of an image is not given back"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the lock of an image is not given back");
+                    // Who is kept out writes nothing any more: this process may open it again, as somebody new.
+                    let is_fenced = error.errno().is_some_and(|it| it.raw_os_error() == ESHUTDOWN);
+                    if let Some(holder) = self.holder.as_ref().filter(|_| is_fenced) {
+                        holder.forget();
+                    }
+                }
                 Err(_) => {
                     tracing::warn!("the lock of an image is not given back in {CLOSE_LIMIT:?}");
                 }
@@ -163,3 +170,5 @@ impl RbdSource {
 }
 
 const EEXIST: i32 = 17;
+/// Also EBLOCKLISTED.
+const ESHUTDOWN: i32 = 108;
