@@ -1,8 +1,8 @@
-//! Which process of this machine has an image of a cluster as a disk, and as whom the cluster knows it: in the directory `images` of the
-//! runtime directory, a file for each image, locked as long as the disk is open.
+//! Which process of this machine has an image of a cluster as a disk, and as whom the cluster knows it: in the directory
+//! `images` of the runtime directory, a file for each image, locked as long as the disk is open.
 //!
-//! A cluster takes a client for dead when it has not heard of it for 30 seconds. Whoever finds the file unlocked knows better: the one who
-//! is written down in it has died, and his lock of the image can be taken at once.
+//! A cluster takes a client for dead when it has not heard of it for 30 seconds. Whoever finds the file unlocked knows better:
+//! the one who is written down in it has died, and his lock of the image can be taken at once.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};

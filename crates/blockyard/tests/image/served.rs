@@ -162,9 +162,10 @@ impl Served<'_> {
         let daemon = self.serve("k");
         let before = self.theirs(&["lock", "ls", "k"]);
         // Each block once, as fast as it goes, and told when it is acknowledged.
-        let script = "import sys\ntry:\n for i in range(16384):\n  h.pwrite(bytes([i % 250 + 1]) * 4096, i * 4096)\n  print(i, flush=True)\nexcept nbd.Error: pass";
+        let write = "h.pwrite(bytes([i % 250 + 1]) * 4096, i * 4096)\n  print(i, flush=True)";
+        let script = format!("try:\n for i in range(16384):\n  {write}\nexcept nbd.Error: pass");
         let mut command = system("nbdsh");
-        command.args(["-u", &daemon.uri("k"), "-c", script]).stdin(Stdio::null());
+        command.args(["-u", &daemon.uri("k"), "-c", &script]).stdin(Stdio::null());
         let mut writer = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
         let lines = BufReader::new(writer.0.stdout.take().unwrap()).lines();
         let mut lines = lines.map(|line| line.unwrap().parse::<u64>().unwrap());

@@ -30,8 +30,9 @@ pub(crate) struct Shared<S: ObjectStore> {
 }
 
 impl<S: ObjectStore> Rbd<S> {
-    /// A driver of an image that was opened. One that is not [live](Opened::Live) is owned, if it is to be written. `name` is for messages; `guard`
-    /// is dropped with the driver. `queue_threads` are the runtimes that requests are served on; each must be driven.
+    /// A driver of an image that was opened. One that is not [live](Opened::Live) is owned, if it is to be written. `name` is for
+    /// messages; `guard` is dropped with the driver. `queue_threads` are the runtimes that requests are served on; each must be
+    /// driven.
     ///
     /// # Panics
     /// If there are no queue threads.
@@ -62,8 +63,8 @@ impl<S: ObjectStore> Rbd<S> {
         self.shared.image.close().await
     }
 
-    /// Calls `tell` with each size that others give the image from now on, until that says that nobody listens any more. It may wait
-    /// until nothing is out.
+    /// Calls `tell` with each size that others give the image from now on, until that says that nobody listens any more. It may
+    /// wait until nothing is out.
     pub fn sizes<T>(&self, tell: T) -> impl Future<Output = ()> + Send + use<S, T>
     where
         T: FnMut(u64) -> bool + Send + 'static,

@@ -13,8 +13,8 @@
 //!
 //! A disk that is written has its image open beside others (`blockyard_rbd::live`): it takes the image's lock with the first
 //! write, gives it to those who ask for it, and takes it again with the next one; what others change is seen. Snapshots, and
-//! images that are only looked at, have no lock. If somebody else makes the image smaller, what the disk still shows behind its new
-//! end fails, until the disk follows.
+//! images that are only looked at, have no lock. If somebody else makes the image smaller, what the disk still shows behind its
+//! new end fails, until the disk follows.
 //!
 //! The image is read-locked by requests, and write-locked by what changes its header: a resize. Writes to one object go on beside
 //! each other, as on any disk.

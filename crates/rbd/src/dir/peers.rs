@@ -1,11 +1,11 @@
 //! Watches and notifications between the processes that have a store open.
 //!
 //! A process that watches something listens at a socket in the abstract namespace: nothing of it is left when the process is
-//! killed, however that happens. Anybody on the machine may take a name there, so it is one that nobody guesses, and is in the file
-//! of the process' session, for those who may open the store; and both sides look whose process the other one is. Whoever tells
-//! something asks every other process, each of which tells its own watchers and answers for them. A process in another network
-//! namespace cannot be asked, nor one that was stopped: its watchers are not heard, and its lock keeps it from being taken for
-//! dead.
+//! killed, however that happens. Anybody on the machine may take a name there, so it is one that nobody guesses, and is in the
+//! file of the process' session, for those who may open the store; and both sides look whose process the other one is. Whoever
+//! tells something asks every other process, each of which tells its own watchers and answers for them. A process in another
+//! network namespace cannot be asked, nor one that was stopped: its watchers are not heard, and its lock keeps it from being
+//! taken for dead.
 
 use super::watch::Watches;
 use crate::class::Caller;

@@ -183,8 +183,8 @@ impl<S: ObjectStore> Shared<S> {
         in_time(end, owner)
     }
 
-    /// Gives the lock to somebody who has asked for it. One who is getting it at this moment has it for what he wanted it for; and
-    /// takes it again only when the other one has had it, who hears of it later than he could take it.
+    /// Gives the lock to somebody who has asked for it. One who is getting it at this moment has it for what he wanted it for,
+    /// and takes it again only when the other one has had it, who hears of it later than he could take it.
     pub(super) async fn hand_over(&self) -> Result<()> {
         let _nobody_takes_it = self.acquiring.lock().await;
         {

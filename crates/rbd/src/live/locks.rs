@@ -1,5 +1,6 @@
-//! Who changes an object at the same time. Zeroing one may remove it, after which the map of objects says that it is gone: a write in
-//! between would be hidden by the map. So writes go on beside each other, as on any disk, and what zeroes has the object alone.
+//! Who changes an object at the same time. Zeroing one may remove it, after which the map of objects says that it is gone: a
+//! write in between would be hidden by the map. So writes go on beside each other, as on any disk, and what zeroes has the
+//! object alone.
 
 use crate::error::Result;
 use crate::image::Image;

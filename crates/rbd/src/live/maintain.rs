@@ -280,7 +280,8 @@ impl<S: ObjectStore> Shared<S> {
         done
     }
 
-    /// Has the owner of the lock do something: what came of it, or nothing if there is nobody who can; and whether somebody was asked.
+    /// Has the owner of the lock do something: what came of it, or nothing if there is nobody who can; and whether somebody was
+    /// asked.
     async fn ask_owner(&self, work: &Work, was_asked: &mut bool) -> Result<Option<Result<()>>> {
         let request = self.next_request();
         self.state.lock().completed.insert(request.number, None);

@@ -51,7 +51,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// How an image is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Who had the image in a life before this one, which has ended: his lock is taken over at once, whatever it is called by now.
+    /// Who had the image in a life before this one, which has ended: his lock is taken over at once, whatever it is called by
+    /// now.
     pub dead_self: Option<Owner>,
     /// How long to wait for the lock.
     pub lock_limit: Duration,
@@ -263,8 +264,8 @@ impl<S: ObjectStore> LiveImage<S> {
         &self.shared.locks
     }
 
-    /// The image for this one alone, which may be written: for what has no method here. Nobody else gets the lock meanwhile. If the
-    /// header was changed, others are to be [told](Self::tell_change) of it.
+    /// The image for this one alone, which may be written: for what has no method here. Nobody else gets the lock meanwhile. If
+    /// the header was changed, others are to be [told](Self::tell_change) of it.
     ///
     /// # Errors
     /// As [`write`](Self::write).

@@ -103,12 +103,12 @@ async fn take(source: &RbdSource, store: &Store) -> Result<Taken> {
         (image.layout(), image.size())
     };
     if let Some(dead) = has_died {
-        tracing::info!(image = %spec, client = %dead.client.client, "its last user here has died, and is kept out of the cluster");
+        tracing::info!(image = %spec, client = %dead.client.client, "its last user here has died, and its lock was taken");
     }
     if let (Some(holder), Some(owner)) = (&holder, live.owner())
         && let Err(error) = holder.note(&owner)
     {
-        tracing::warn!(image = %spec, %error, "cannot write down who has the image: if this process is killed, the next one waits for 30 seconds");
+        tracing::warn!(image = %spec, %error, "cannot write down who has the image: after a kill, it is locked for 30 seconds");
     }
     Ok(Taken { live, shape, guard, holder })
 }
