@@ -146,7 +146,7 @@ fn write_back_through_our_own_daemons_comes_to_an_end_where_memory_is_short() {
     let daemon = common::Daemon::start(command, dir, 1);
     let port = daemon.uris[0].rsplit_once(':').unwrap().1.trim_end_matches('/').to_owned();
     let script = format!("PORT={port}\n{}", include_str!("vm/pressure.sh"));
-    run_in(Vm::new().memory_mib(MEMORY_MIB), "", &script);
+    run_in(Vm::new().memory_mib(MEMORY_MIB).module("fuse"), "", &script);
     daemon.stop();
 }
 
