@@ -84,10 +84,15 @@ pub(super) struct Carriers {
 
 impl Carriers {
     /// `sends_pages`: whether [pages](Flags::PAGES) can be sent to the client as they are.
-    pub(super) fn new(outbox: Arc<Outbox>, flushes: &Arc<Flushes>, sends_pages: bool) -> Self {
+    /// `flushes`: those of the export, where the client may flush.
+    pub(super) fn new(
+        outbox: Arc<Outbox>,
+        flushes: Option<Arc<Flushes>>,
+        sends_pages: bool,
+    ) -> Self {
         let read_flags = if sends_pages { Flags::PAGES } else { Flags::empty() };
         let (free, batch, ended) = (Vec::new(), Vec::new(), Vec::new());
-        let unflushed = Unflushed::new(Arc::clone(flushes));
+        let unflushed = Unflushed::new(flushes);
         Self { outbox, read_flags, free, batch, ended, at_disk: 0, unflushed }
     }
 
