@@ -300,7 +300,7 @@ impl<J: Job, S> Queue<J, S> {
         let due = self.flush_look.take_if(|at| now >= *at);
         let (Some(_), Some(after)) = (due, self.policy.flush_after) else { return false };
         let common = Arc::clone(&self.common);
-        let Some(conn) = self.live().filter(|conn| conn.is_dirty()) else { return false };
+        let Some(conn) = self.live().filter(|conn| conn.wants_flush()) else { return false };
         if common.has_flush_failed() || conn.own_flush == OwnFlush::Failed {
             return false;
         }
