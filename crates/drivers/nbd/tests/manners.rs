@@ -325,7 +325,7 @@ fn a_connection_made_for_the_old_server_is_not_used_after_a_move() {
     let old = Fake::start(&place.path("s"), move |number| {
         if number == 1 {
             tell.send(()).unwrap();
-            let _ = wait.recv();
+            let _ = wait.recv_timeout(PATIENCE);
         }
         USUAL
     });
@@ -354,7 +354,7 @@ fn growth_is_told_once_all_connections_know_of_it() {
         // The first is lost, and made again to the larger export; so is the second then, for that.
         if number == 3 {
             tell.send(()).unwrap();
-            let _ = wait.recv();
+            let _ = wait.recv_timeout(PATIENCE);
         }
         Manner { size: if number < 2 { SMALL } else { LARGE }, ..USUAL }
     });

@@ -51,7 +51,7 @@ impl Unflushed {
     /// Bios have ended. Says whether a flush has succeeded.
     pub(crate) fn end(&mut self, ended: &[Box<Bio>]) -> bool {
         let Some(flushes) = &self.flushes else { return false };
-        let (mut wrote, mut flushed) = (false, false);
+        let (mut wrote, mut changed, mut flushed) = (false, false, false);
         for bio in ended {
             if bio.op == Op::Flush {
                 let at = self.out.iter().position(|(token, _)| *token == bio.private);
@@ -61,12 +61,14 @@ impl Unflushed {
                     flushed = true;
                 }
             }
+            changed |= bio.op.is_write();
             wrote |= bio.op.is_write() && bio.status().is_ok() && !bio.flags.contains(Flags::FUA);
         }
         if wrote {
             self.written = Some(flushes.begun.load(Ordering::SeqCst));
         }
-        if wrote || flushed {
+        // The client flushes when nothing that changes anything is under way.
+        if changed || flushed {
             self.ended_at = None;
         }
         flushed
