@@ -214,7 +214,7 @@ fn a_target_started_anew_meanwhile_is_no_success() {
     let mut copy = place.start(&args);
     while !flushing.exists() {
         assert!(copy.0.try_wait().unwrap().is_none(), "it ended before it flushed");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     server.0.kill().unwrap();
     server.0.wait().unwrap();

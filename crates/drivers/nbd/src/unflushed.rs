@@ -231,6 +231,7 @@ mod tests {
             fn written(&self, epoch: u64) {
                 self.0.fetch_max(epoch, Ordering::SeqCst);
             }
+            fn flushing(&self, _epoch: u64) {}
             fn flushed(&self, epoch: u64) {
                 self.1.fetch_max(epoch, Ordering::SeqCst);
             }
