@@ -86,11 +86,6 @@ impl<J: Job> Link<J> {
         }
     }
 
-    /// When bytes came last, or were first waited for.
-    pub(crate) fn heard(&self) -> Duration {
-        self.heard
-    }
-
     /// Bytes of the disk that the server knows of on this connection.
     pub(crate) fn size(&self) -> u64 {
         self.dialect.size
@@ -262,6 +257,11 @@ impl<J: Job> Link<J> {
     pub(crate) fn awaits_flush(&mut self) -> bool {
         let mut requests = self.slots.entries().map(|(_, entry)| entry.expected.request());
         requests.any(|request| request.command == Command::Flush)
+    }
+
+    /// Whether a request is to be answered that changes something, or a flush.
+    pub(crate) fn awaits_change(&mut self) -> bool {
+        self.awaits_flush() || self.slots.entries().any(|(_, entry)| entry.changes.is_some())
     }
 
     /// Whether nothing of what was sent is still to be answered, as far as anybody cares.
