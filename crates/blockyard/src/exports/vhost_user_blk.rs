@@ -80,7 +80,8 @@ fn bind(plan: &ExportPlan) -> Result<Bound> {
         let queues = set.number("queues").and_then(|queues| u16::try_from(queues).ok());
         export.queues = queues.unwrap_or(export.queues);
         export.on_resume = front.disk()?.open.holder();
-        let prepared = Server::prepare(export, listener, front.threads.to_vec()).map_err(error)?;
+        let prepared =
+            vhost_user::prepare(export, listener, front.threads.to_vec()).map_err(error)?;
         Ok(Arc::new(BackEnd { prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }))
     }))
 }
