@@ -31,6 +31,10 @@ fn rule(folder: &str) -> Option<May> {
         "exports/vhost_user_blk" => {
             see(&["error", "buf", "sys", "blkmq", "vhost_user", "vhost_user_backend"])
         }
+        // Two protocols, one inside of the other, and no disk.
+        "exports/virtiofs" => {
+            see(&["buf", "sys", "fuse", "fs", "vhost_user", "vhost_user_backend"])
+        }
         _ => match folder.split_once('/')? {
             ("drivers" | "exports", protocol) => see(&["error", "buf", "sys", "blkmq", protocol]),
             _ => None,
