@@ -286,7 +286,7 @@ impl FrontEnd {
         let end = Instant::now() + PATIENCE;
         while self.used_index(queue) != index {
             assert!(Instant::now() < end, "used {} of {index}", self.used_index(queue));
-            std::thread::yield_now();
+            crate::pause();
         }
     }
 

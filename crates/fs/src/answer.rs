@@ -237,7 +237,8 @@ pub fn put(room: &[Segment], bytes: &[u8]) -> usize {
 enum Behind<'r> {
     /// The header has a segment of its own, as Linux has it.
     Apart(&'r [Segment]),
-    Cut(SmallVec<[Segment; 16]>),
+    /// It ends within one.
+    Cut(SmallVec<[Segment; 2]>),
 }
 
 impl<'r> Behind<'r> {

@@ -36,7 +36,7 @@ impl Passthrough {
         OpenOut { fh: self.files.insert(file), open_flags, ..OpenOut::default() }
     }
 
-    pub(super) fn write_file(&self, args: &WriteIn, data: impl Source) -> Outcome<u32> {
+    pub(super) fn write_file(&self, args: &WriteIn, data: &impl Source) -> Outcome<u32> {
         self.may_change()?;
         let file = self.files.find(args.fh)?;
         let kills = args.write_flags.contains(WriteFlags::KILL_SUIDGID);
@@ -54,7 +54,7 @@ impl Passthrough {
 
     /// Pages of the kernel, all of them: how much of them is written it does not ask. It takes any descriptor that can write, and
     /// one to append (`O_APPEND`) would write to the end (pwrite(2)).
-    fn write_back(&self, file: &OwnedFd, offset: u64, pages: impl Source) -> Outcome<usize> {
+    fn write_back(&self, file: &OwnedFd, offset: u64, pages: &impl Source) -> Outcome<usize> {
         let flags = rustix::fs::fcntl_getfl(file).map_err(errno)?;
         let (done, outcome) = if flags.contains(OFlags::APPEND) {
             let here = self.open_own(file, open_flags(flags.bits()).difference(OFlags::APPEND))?;

@@ -106,7 +106,7 @@ pub(super) fn read_all(file: impl AsFd, offset: u64, mut into: impl Sink) -> Out
 }
 
 /// As much as there is room for, and why not all of it.
-pub(super) fn write_most(file: impl AsFd, offset: u64, data: impl Source) -> (usize, Outcome) {
+pub(super) fn write_most(file: impl AsFd, offset: u64, data: &impl Source) -> (usize, Outcome) {
     let mut done = 0;
     while done < data.len() {
         match data.write_some(done, file.as_fd(), offset.saturating_add(done as u64)) {
@@ -139,7 +139,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let parts: Vec<_> = (0..=u8::MAX).cycle().take(3000).collect();
         let parts: Vec<_> = parts.iter().map(|byte| Segment::from_vec(vec![*byte])).collect();
-        assert_eq!(write_most(&file, 5, parts.as_slice()), (3000, Ok(())));
+        assert_eq!(write_most(&file, 5, &parts.as_slice()), (3000, Ok(())));
         let mut back = vec![0; 3000];
         assert_eq!(read_all(&file, 5, back.as_mut_slice()), Ok(3000));
         assert!(parts.iter().zip(&back).all(|(part, byte)| part.to_vec() == [*byte]));

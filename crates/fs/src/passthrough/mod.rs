@@ -344,7 +344,7 @@ impl FileSystem for Passthrough {
     }
 
     fn write(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
-        self.write_file(args, data)
+        self.write_file(args, &data)
     }
 
     fn read_segments(&self, args: &ReadIn, into: &[Segment]) -> Outcome<usize> {
@@ -352,7 +352,7 @@ impl FileSystem for Passthrough {
     }
 
     fn write_segments(&self, args: &WriteIn, data: &[Segment]) -> Outcome<u32> {
-        self.write_file(args, data)
+        self.write_file(args, &data)
     }
 
     fn release(&self, fh: u64) {
