@@ -14,8 +14,8 @@ use blockyard_sys::{Files, IoEngine, Pool as Threads, page_cache, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind};
-use crate::job::Context;
 use crate::limits::{Info, limits};
 use crate::open::open;
 use crate::queue::Queue;
@@ -70,6 +70,7 @@ impl File {
                 .max(align(|alignment| alignment.offset) as u64),
             file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
+            gives_ranges: !config.direct,
             pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };

@@ -102,8 +102,13 @@ impl Channel {
             return tls.send(Plain(fd), &mut link.messages());
         }
         while link.has_unsent() {
-            let mut gather = vecs.gather();
             let (outbox, slots) = link.outbox();
+            if let Some((range, skip)) = outbox.next_range() {
+                let sent = range.send(skip as u64, fd)?;
+                link.sent(sent);
+                continue;
+            }
+            let mut gather = vecs.gather();
             outbox.fill(slots, &mut gather);
             let sent = gather.send(fd)?;
             link.sent(sent);
