@@ -41,6 +41,7 @@ mod transfer;
 pub mod ublk;
 pub mod uring;
 pub mod write_back;
+mod writer;
 
 pub use event::{Event, EventWatch, PeerEvent, Timer, Waitable};
 pub use io_queue::{Files, IoEngine, IoQueue};
