@@ -413,7 +413,15 @@ impl Disk {
     /// has ended. Blocks as long as what is out takes.
     #[must_use]
     pub fn freeze_and_flush(self: &Arc<Self>) -> Status {
-        self.freeze();
+        self.start_freeze();
+        self.flush_frozen()
+    }
+
+    /// The second half of [`Disk::freeze_and_flush`], after [`Disk::start_freeze`]. It may be unfrozen meanwhile, by whoever does
+    /// not wait for this any longer.
+    #[must_use]
+    pub fn flush_frozen(self: &Arc<Self>) -> Status {
+        self.queue.wait_frozen();
         self.flush_inside()
     }
 

@@ -160,6 +160,9 @@ pub(crate) trait Queue: Send + Sync {
     fn limits(&self) -> Limits;
     fn set_limits(&self, limits: Limits) -> Result<()>;
     fn freeze(&self);
+    fn start_freeze(&self);
+    /// Waits until a freeze that was started is one.
+    fn wait_frozen(&self);
     fn unfreeze(&self);
     fn quiesce(&self);
     /// As [`Queue::quiesce`], not waiting for whoever is with the driver.
@@ -259,7 +262,7 @@ impl<D: Driver> RequestQueue<D> {
         self.set.maps.hctx(QueueType::of(bio.op, bio.flags), cpu)
     }
 
-    fn start_freeze(&self) {
+    fn begin_freeze(&self) {
         self.hctxs.iter().for_each(|hctx| hctx.freeze());
     }
 
@@ -289,7 +292,7 @@ impl<D: Driver> RequestQueue<D> {
         if self.life() != Life::Live {
             return Err(Error::new(ErrorKind::Offline, "the disk is being removed"));
         }
-        self.start_freeze();
+        self.begin_freeze();
         self.wait_drained();
         let result = f();
         self.end_freeze();
@@ -400,7 +403,15 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     fn freeze(&self) {
-        self.start_freeze();
+        self.begin_freeze();
+        self.wait_drained();
+    }
+
+    fn start_freeze(&self) {
+        self.begin_freeze();
+    }
+
+    fn wait_frozen(&self) {
         self.wait_drained();
     }
 
@@ -440,7 +451,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
             return false;
         }
         self.hctxs.iter().for_each(|hctx| hctx.die());
-        self.start_freeze();
+        self.shared.locks.close(&self.shared);
+        self.begin_freeze();
         self.wait_drained();
         self.shared.elevator.replace(None);
         self.life.store(2, Ordering::Release);
@@ -550,7 +562,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {
-        self.hctxs.iter().filter_map(|hctx| hctx.tick(now_ns)).min()
+        let again = self.shared.locks.take_on(&self.shared).then_some(now_ns);
+        self.hctxs.iter().filter_map(|hctx| hctx.tick(now_ns)).chain(again).min()
     }
 
     fn clock(&self) -> &Arc<dyn Clock> {

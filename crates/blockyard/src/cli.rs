@@ -4,6 +4,7 @@ mod files;
 mod image;
 pub mod logging;
 mod rados;
+mod uri_arg;
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ pub use image::{
     ObjectMapCommand, SnapCommand, TrashCommand,
 };
 pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
+use uri_arg::uri;
 
 use crate::attach::Via;
 use crate::disks::{self, help};
@@ -138,6 +140,8 @@ pub enum Command {
         claim: bool,
     },
     /// Run a vhost-user-blk back-end with the standard options of such programs, for libvirt and scripts.
+    ///
+    /// A virtual machine with such a disk cannot be migrated live: the back-end keeps no log of dirty memory (LOG_SHMFD).
     VhostUserBlk(VhostUserBlkArgs),
     /// List running Blockyard daemons, or the exports of an NBD server.
     ///
@@ -234,12 +238,12 @@ pub enum Tls {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// Disks; each becomes an export, the first is the default export.
-    #[arg(required = true, value_name = "URI")]
+    #[arg(required = true, value_name = "URI", value_parser = uri())]
     pub uris: Vec<String>,
     /// Listen address: unix:PATH, tcp:HOST:PORT, vsock:CID:PORT, or systemd for socket activation. Repeatable.
     #[arg(long, value_name = "ADDR")]
     pub nbd: Vec<String>,
-    /// Serve vhost-user-blk on this Unix socket. Repeatable: one per disk, in order.
+    /// Serve vhost-user-blk on this Unix socket, without live migration of the guest. Repeatable: one per disk, in order.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Vec<PathBuf>,
     /// Serve the disk as this existing file, until it is unmounted. Repeatable: one per disk, in order.
@@ -307,6 +311,7 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct AttachArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Kernel driver [default: ublk if available, else nbd].
     #[arg(long, value_enum)]
@@ -362,7 +367,7 @@ fn seconds(text: &str) -> Result<u64, String> {
 #[derive(Debug, Args)]
 pub struct DetachArgs {
     /// Devices, e.g. /dev/ublkb0, or the URIs of their disks.
-    #[arg(value_name = "DEVICE|URI", required_unless_present = "all")]
+    #[arg(value_name = "DEVICE|URI", required_unless_present = "all", value_parser = uri())]
     pub devices: Vec<String>,
     /// Detach all devices.
     #[arg(long, conflicts_with = "devices")]
@@ -433,7 +438,7 @@ impl From<ClientTlsArgs> for TlsFiles {
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// NBD server [default: the daemons of this machine].
-    #[arg(value_name = "NBD-URI")]
+    #[arg(value_name = "NBD-URI", value_parser = uri())]
     pub uri: Option<String>,
     /// Print JSON.
     #[arg(long)]
@@ -470,6 +475,7 @@ pub struct SetArgs {
 #[derive(Debug, Args)]
 pub struct AddArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Name of the disk and its exports [default: made from the URI].
     #[arg(long, value_name = "NAME")]
@@ -509,6 +515,7 @@ pub struct RemoveArgs {
 #[derive(Debug, Args)]
 pub struct InfoArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Print JSON.
     #[arg(long)]
@@ -550,6 +557,7 @@ pub enum Rw {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Access pattern. Write modes destroy the contents of the disk.
     #[arg(long, value_enum, default_value_t)]
@@ -593,8 +601,10 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 pub struct CopyArgs {
     /// Source disk.
+    #[arg(value_parser = uri())]
     pub source: String,
     /// Target disk, which is overwritten. A missing file is created.
+    #[arg(value_parser = uri())]
     pub target: String,
     /// Look for zeroes in data, too, and write them as holes.
     #[arg(long)]
@@ -617,8 +627,10 @@ pub struct CopyArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// First disk.
+    #[arg(value_parser = uri())]
     pub one: String,
     /// Second disk.
+    #[arg(value_parser = uri())]
     pub two: String,
     /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -635,6 +647,7 @@ pub struct CompareArgs {
 #[derive(Debug, Args)]
 pub struct MapArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Print only totals.
     #[arg(long)]
@@ -651,6 +664,7 @@ pub struct MapArgs {
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -667,6 +681,7 @@ pub struct CheckArgs {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// URI of the disk.
+    #[arg(value_parser = uri())]
     pub uri: String,
     /// Serve the disk to the command read-only.
     #[arg(long)]

@@ -153,7 +153,7 @@ fn the_document_describes_what_is_asked_and_answered() {
             .unwrap(),
     );
     while daemon.report()["nbd"]["clients"][0]["requests"] != 1 {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     let disk = "/v1/disks/{name}";
     let export = "/v1/exports/{kind}/{name}";
@@ -360,7 +360,7 @@ fn disks_come_and_go_while_others_are_used() {
             if now[0] > before[0] && now[1] > before[1] {
                 return now;
             }
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
     };
     let mut seen = go_on([0, 0], &mut loads);
@@ -385,7 +385,7 @@ fn disks_come_and_go_while_others_are_used() {
                 .unwrap(),
         );
         while daemon.report()["disks"][2]["ops"].as_u64().unwrap() < 20 {
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         daemon.run(&["set", "c", "size=8M"]).code(0);
         daemon.run(&["remove", "c"]).code(0);

@@ -479,3 +479,44 @@ fn a_comparison_that_cannot_be_told_is_no_difference() {
         Said::of(&command.output().unwrap()).code(2).contains(&["cannot write to standard output"]);
     }
 }
+
+/// Names of files are bytes, as they are given and as they are shown.
+#[test]
+fn a_disk_in_a_file_whose_name_is_not_text_is_given_by_that() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let dir = TempDir::new().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"./x\xff?ro=1");
+    std::fs::File::create(dir.path().join(name)).unwrap().set_len(1 << 20).unwrap();
+    let run = |args: &[&std::ffi::OsStr]| {
+        let mut command = blockyard(&dir.path().join("run"));
+        Said::of(&command.current_dir(dir.path()).args(args).output().unwrap())
+    };
+    run(&["info".as_ref(), name, "--size".as_ref()]).code(0).contains(&["1048576"]);
+    let copy = std::ffi::OsStr::from_bytes(b"copy\xfe");
+    run(&["copy".as_ref(), name, copy]).code(0);
+    assert_eq!(std::fs::metadata(dir.path().join(copy)).unwrap().len(), 1 << 20);
+    run(&["compare".as_ref(), name, copy]).code(0);
+    let missing = std::ffi::OsStr::from_bytes(b"/dev/s\xffda");
+    run(&["info".as_ref(), missing]).code(1).contains(&["lsblk -p"]);
+}
+
+/// No file is made there by following what is said.
+#[test]
+fn a_missing_device_is_not_advised_to_be_made() {
+    let said = run(&["info", "/dev/none-such"]);
+    said.code(1).contains(&["/dev/none-such does not exist", "lsblk -p"]);
+    assert!(!said.err.contains("truncate") && !said.err.contains("create="), "{}", said.err);
+}
+
+/// As those of other servers may be: one of them keeps nobody from the others.
+#[test]
+fn exports_whose_names_are_not_text_are_listed_escaped() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("s");
+    let names = r"list_exports=printf 'NAMES\nplain\nodd\377name\n'";
+    let _server =
+        common::nbdkit(&socket, &["eval", "get_size=echo 1048576", "pread=exit 1", names]);
+    let said = run(&["list", &common::unix("", &socket)]);
+    said.code(0).contains(&["\"plain\"", "xffname"]);
+}

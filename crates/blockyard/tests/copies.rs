@@ -145,7 +145,7 @@ fn kill_midway(place: &Place, mut copy: Guard) {
     let journal = place.path("journal");
     while !fs::read_to_string(&journal).is_ok_and(|text| text.contains("\ndone ")) {
         assert!(copy.0.try_wait().unwrap().is_none(), "it ended before anything was written down");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     copy.0.kill().unwrap();
     copy.0.wait().unwrap();
@@ -296,7 +296,7 @@ fn signals_are_heard_while_a_server_is_lost() {
             let mut child = place.start(&args);
             while !began.exists() {
                 assert!(child.0.try_wait().unwrap().is_none(), "{args:?} ended early");
-                std::thread::yield_now();
+                blockyard_conformance::pause();
             }
             server.0.kill().unwrap();
             server.0.wait().unwrap();
@@ -327,7 +327,7 @@ fn a_copy_whose_last_flush_has_not_ended_is_not_done() {
         place.start(&["copy", "./source", &format!("file:{file}"), "--resume", "journal"]);
     while !began.exists() {
         assert!(copy.0.try_wait().unwrap().is_none(), "it ended before it flushed");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     kill_process(Pid::from_child(&copy.0), Signal::INT).unwrap();
     let mut said = String::new();

@@ -70,7 +70,7 @@ fn starters(args: &[&str]) {
                     false
                 }
             });
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         let mut winner = all.pop().expect("one of them serves");
         let lines = wait_for_line(&mut winner.0, "serving ");
@@ -138,7 +138,7 @@ fn a_signal_is_heard_while_a_server_does_not_answer() {
             Err(err) => assert_eq!(err.kind(), std::io::ErrorKind::WouldBlock),
         }
         assert!(child.0.try_wait().unwrap().is_none());
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     };
     let begun = Instant::now();
     signal(&child.0, Signal::TERM);
@@ -173,13 +173,13 @@ fn a_second_signal_is_heard_while_a_busy_disk_is_removed() {
     client.args(["-u", &daemon.uri(""), "-c", "h.pread(4096, 0)"]).stderr(Stdio::null());
     let client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
     while daemon.report()["disks"][0]["in_flight"] == 0 {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     daemon.signal(Signal::TERM);
     let begun = Instant::now();
     while !daemon.log().contains("grace period expired") {
         assert!(begun.elapsed() < LONG, "{}", daemon.log());
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     // Whoever asks now is not to keep the signal from being heard.
     let mut list = blockyard(&daemon.path("run"));
@@ -221,6 +221,52 @@ fn a_last_flush_that_fails_is_a_failure() {
     let (status, log) = daemon.wait();
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("final flush failed: far (") && log.contains("may be lost"), "{log}");
+    // Of the other commands, too, whatever that has said which one runs.
+    let write = "h.pwrite(b'x' * 512, 0)";
+    let script = format!("nbdsh -u \"$uri\" -c \"{write}\"");
+    let mut command = blockyard(&dir.path().join("run"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("/usr/sbin:/usr/bin:/sbin:/bin:{path}"));
+    let said =
+        Said::of(&command.args(["run", &upstream, "--", "sh", "-c", &script]).output().unwrap());
+    said.code(1).contains(&["final flush failed: far (", "may be lost"]);
+    let yard = TempDir::new().unwrap();
+    let text = format!("[[disk]]\nuri = \"{upstream}\"\n[nbd]\nlisten = \"unix:s\"\n");
+    std::fs::write(yard.path().join("yard.toml"), text).unwrap();
+    let mut command = blockyard(&yard.path().join("run"));
+    command.arg("up");
+    let daemon = Daemon::start(command, yard, 1);
+    nbdsh(&daemon.uri(""), write);
+    daemon.signal(Signal::TERM);
+    let (status, log) = daemon.wait();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("final flush failed: far (") && log.contains("may be lost"), "{log}");
+}
+
+/// Its addresses were there before it was started, and a client is: it is served by a daemon that serves all, or by none.
+#[test]
+fn a_daemon_that_cannot_start_whole_has_served_nobody() {
+    let dir = TempDir::new().unwrap();
+    let passed = UnixListener::bind(dir.path().join("s")).unwrap();
+    let mut client = UnixStream::connect(dir.path().join("s")).unwrap();
+    let taken = UnixListener::bind(dir.path().join("vm.sock")).unwrap();
+    let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n[[vhost_user_blk]]\ndisk = \"a\"\n\
+                socket = \"vm.sock\"\n[nbd]\nlisten = \"systemd\"\n";
+    std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
+    let mut command = Command::new("bash");
+    command.args(["-c", "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" up"]);
+    command.arg(env!("CARGO_BIN_EXE_blockyard")).current_dir(dir.path());
+    command.env("BLOCKYARD_RUNTIME_DIR", dir.path().join("run"));
+    command.stdin(std::os::fd::OwnedFd::from(passed));
+    let said = Said::of(&command.output().unwrap());
+    said.code(75).contains(&["vm.sock", "in use"]);
+    // What it was started with is closed with this: nobody has the listening end any more.
+    drop((command, taken));
+    client.set_read_timeout(Some(LONG)).unwrap();
+    let mut greeting = Vec::new();
+    // A connection that nobody has taken is reset.
+    let _ = client.read_to_end(&mut greeting);
+    assert_eq!(greeting, b"", "it was served");
 }
 
 #[test]
@@ -345,7 +391,7 @@ fn the_log_is_where_list_says_and_tells_who_came_when() {
     let socket = dir.path().join("s");
     while UnixStream::connect(&socket).is_err() {
         assert!(child.0.try_wait().unwrap().is_none());
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     peer("nbdinfo", &["--size", &unix("", &socket)]);
     assert_ne!(try_peer("nbdinfo", &["--size", &unix("evil%1B%5B2J%0Aname", &socket)]).code, 0);
@@ -360,7 +406,7 @@ fn the_log_is_where_list_says_and_tells_who_came_when() {
             break text;
         }
         assert!(begun.elapsed() < LONG, "{text}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     };
     for line in text.lines().filter(|line| !line.starts_with("serving ")) {
         // 2026-01-31T23:59:59.123456Z
@@ -405,7 +451,7 @@ fn a_frozen_server_to_which_nothing_was_written_keeps_nobody_from_ending() {
     client.args(["-u", &daemon.uri(""), "-c", "h.pread(4096, 0)"]).stderr(Stdio::null());
     let _client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
     while daemon.report()["disks"][0]["in_flight"] == 0 {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     let begun = Instant::now();
     daemon.signal(Signal::TERM);

@@ -124,7 +124,7 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
 }
 
@@ -336,6 +336,79 @@ fn a_daemon_that_runs_mounts_and_saves_it() {
     assert!(!fs::read_to_string(place.path("yard.toml")).unwrap().contains("fuse"));
     server.stop();
     assert!(names(&directory).is_empty());
+}
+
+/// Whoever adds it says where it is served: there, and nowhere else, after a restart too.
+#[test]
+fn a_disk_that_was_saved_without_nbd_is_not_on_the_network_later() {
+    in_own_mounts!();
+    let place = Place::new();
+    let file = place.file("f");
+    let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n[nbd]\nlisten = \"unix:s\"\n";
+    fs::write(place.path("yard.toml"), yard).unwrap();
+    let exports = || {
+        let uri = format!("nbd+unix:///?socket={}", place.path("s").display());
+        let listed = peer("nbdinfo", &["--list", "--json", &uri]);
+        let listed: Value = serde_json::from_str(&listed).unwrap();
+        let exports = listed["exports"].as_array().unwrap();
+        exports.iter().map(|it| it["export-name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let server = place.start(&["up"]);
+    place.run(&["add", "ram:2M", "--name", "b", "--fuse", "f", "--no-nbd", "--save"]).code(0);
+    assert_eq!(exports(), ["a"]);
+    server.stop();
+    let server = place.start(&["up"]);
+    assert_eq!((exports(), fs::metadata(&file).unwrap().len()), (vec!["a".to_owned()], 2 * MIB));
+    place.run(&["add", "ram:3M", "--name", "c", "--save"]).code(0);
+    server.stop();
+    let server = place.start(&["up"]);
+    assert_eq!(exports(), ["a", "c"]);
+    server.stop();
+}
+
+/// What cannot be unmounted is not said to be gone, and nobody is served by it any more.
+#[test]
+fn an_export_that_cannot_be_unmounted_is_told_of_and_serves_nobody() {
+    in_own_mounts!();
+    let place = Place::new();
+    let (file, covering) = (place.file("f"), place.file("covering"));
+    let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n[[fuse]]\ndisk = \"a\"\npath = \"f\"\n\
+                [threads]\nshutdown_grace = \"1s\"\n[nbd]\nlisten = \"unix:s\"\n";
+    fs::write(place.path("yard.toml"), yard).unwrap();
+    let server = place.start(&["up"]);
+    let used = rw(&file);
+    used.write_all_at(b"before", 0).unwrap();
+    peer("mount", &["--bind", covering.to_str().unwrap(), file.to_str().unwrap()]);
+    let uncover = Cleanup::with(&["umount", file.to_str().unwrap()]);
+    // Then the disk stays, too.
+    place.run(&["remove", "a"]).code(75).contains(&["covered by another mount", "umount"]);
+    used.write_at(b"after", 0).unwrap_err();
+    uncover.now();
+    place.run(&["remove", "a"]).code(0);
+    drop(used);
+    server.stop();
+    peer("umount", &["-l", file.to_str().unwrap()]);
+    assert_eq!(fs::metadata(&file).unwrap().len(), 0);
+}
+
+/// The kernel writes back through it from then on, also to get memory: see `tests/vm/pressure.sh` for its threads.
+#[test]
+fn a_daemon_keeps_its_memory_once_it_mounts_something() {
+    in_own_mounts!();
+    let place = Place::new();
+    let _ = place.directory("d");
+    let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n[nbd]\nlisten = \"unix:s\"\n";
+    fs::write(place.path("yard.toml"), yard).unwrap();
+    let server = place.start(&["up"]);
+    let locked = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        locked.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    assert_eq!(locked(), 0);
+    place.run(&["mount", &server.pid(), "d"]).code(0);
+    assert!(locked() > 0);
+    server.stop();
 }
 
 #[test]

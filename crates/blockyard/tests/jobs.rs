@@ -59,7 +59,7 @@ fn ended(daemon: &Daemon, id: &Value) -> Value {
             return job;
         }
         assert!(begun.elapsed() < PATIENCE, "{job}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
 }
 
@@ -210,5 +210,41 @@ fn a_copy_that_is_given_up_ends_soon_and_nobody_copies_to_its_disks_meanwhile() 
     assert!(job["done"].as_u64().unwrap() < job["total"].as_u64().unwrap(), "{job}");
     let job = post(&daemon, &copy("c", "b"));
     assert_eq!(ended(&daemon, &job["id"])["state"], "done");
+    daemon.stop();
+}
+
+/// Each has a connection, for as long as its server says nothing.
+#[test]
+fn changes_that_are_stuck_leave_room_for_those_who_ask_and_cancel() {
+    const CONNECTIONS: usize = 128;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("silent");
+    let _silent = UnixListener::bind(&path).unwrap();
+    let daemon = Daemon::serve(&["ram:1M?name=a"]);
+    let body = json!({ "uri": format!("{}&timeout=10m", unix("", &path)) }).to_string();
+    let add = |index| {
+        let mut stream = connect(&daemon);
+        let head =
+            format!("PUT /v1/disks/stuck{index} HTTP/1.1\r\nhost: b\r\nconnection: close\r\n");
+        let length = body.len();
+        write!(stream, "{head}content-length: {length}\r\n\r\n{body}").unwrap();
+        stream
+    };
+    let _stuck: Vec<_> = (0..CONNECTIONS).map(add).collect();
+    let begun = Instant::now();
+    let running = loop {
+        let running = get(&daemon, "/v1/jobs");
+        if running.as_array().unwrap().len() == CONNECTIONS / 4 {
+            break running;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{running}");
+        blockyard_conformance::pause();
+    };
+    let body = json!({ "uri": "ram:1M" });
+    let (status, _, problem) = ask(&daemon, "PUT", "/v1/disks/more", "", &body);
+    assert_eq!(status, 503, "{problem}");
+    assert!(problem["remedy"].as_str().unwrap().contains("GET /v1/jobs"), "{problem}");
+    let place = format!("/v1/jobs/{}", running[0]["id"]);
+    assert_eq!(ask(&daemon, "DELETE", &place, "", &Value::Null).0, 202);
     daemon.stop();
 }

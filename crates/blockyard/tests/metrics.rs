@@ -24,7 +24,7 @@ fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(begun.elapsed() < LIMIT, "there is no {what}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
 }
 

@@ -93,3 +93,24 @@ fn directories_that_a_user_may_not_write_to() {
         .code(77)
         .contains(&["closed/run", "ermission denied"]);
 }
+
+/// They are not his, and he is told where they are to be seen.
+#[test]
+fn daemons_of_another_user() {
+    let place = Place::new();
+    let run = place.0.path().join("open/theirs");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_blockyard"));
+    daemon.args(["serve", "ram:1M", "--nbd", "unix:s", "--run"]);
+    // While that runs, the user looks.
+    let look = "setpriv --reuid 65534 --regid 65534 --clear-groups ./blockyard list >said 2>&1; echo $? >code";
+    daemon.arg(look).current_dir(place.0.path()).env("BLOCKYARD_RUNTIME_DIR", &run);
+    Said::of(&daemon.output().unwrap()).code(0);
+    let read = |name: &str| fs::read_to_string(place.0.path().join(name)).unwrap();
+    let said = read("said");
+    assert_eq!(read("code").trim(), "77", "{said}");
+    assert!(said.contains("theirs"), "{said}");
+    place
+        .run("open/own", &["list"])
+        .code(0)
+        .contains(&["no daemons of this user", "sudo blockyard list"]);
+}

@@ -295,7 +295,7 @@ fn list_shows_daemons_and_forgets_dead_ones() {
     daemon.signal(Signal::KILL);
     let runtime = TempDir::new().unwrap();
     while !stale.exists() || std::os::unix::net::UnixStream::connect(&stale).is_ok() {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     let left = runtime.path().join(format!("{pid}.sock"));
     std::fs::rename(&stale, &left).unwrap();
@@ -347,7 +347,7 @@ fn reading(latency: &str) -> (Daemon, Guard, std::os::unix::net::UnixDatagram) {
     client.args(["-u", &daemon.uri(""), "-c", script]);
     let client = Guard(client.spawn().expect("nbdsh is missing; run: cargo xtask setup"));
     while daemon.report()["disks"][0]["in_flight"] == 0 {
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     (daemon, client, notified)
 }

@@ -185,7 +185,7 @@ fn start_copy(place: &Place, args: &[&str]) -> Guard {
         || fs::read_to_string(place.path("journal")).is_ok_and(|text| text.contains("\ndone "));
     while !done() {
         assert!(child.0.try_wait().unwrap().is_none(), "it ended before anything was written down");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     child
 }
@@ -215,7 +215,7 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
             std::io::Read::read_to_string(&mut child.0.stderr.take().unwrap(), &mut said).unwrap();
             panic!("it ended ({status}) and said {said}");
         }
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     let pid = rustix::process::Pid::from_child(&child.0);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -455,7 +455,7 @@ fn the_command_gets_the_signals_and_has_its_disk_until_it_ends() {
             let mut child = Guard(command.stdin(Stdio::null()).spawn().unwrap());
             while !place.path("ready").exists() {
                 assert!(child.0.try_wait().unwrap().is_none());
-                std::thread::yield_now();
+                blockyard_conformance::pause();
             }
             let private: Vec<_> = fs::read_dir(&temporary).unwrap().flatten().collect();
             let mode = std::os::unix::fs::MetadataExt::mode(&private[0].metadata().unwrap());

@@ -106,4 +106,9 @@ fn mistakes_are_shown_and_nothing_starts() {
     common::run(&["up", "-f", "nowhere.toml"])
         .code(1)
         .contains(&["cannot read nowhere.toml", "-f"]);
+    common::run(&["mount", "nowhere.toml", "mnt"]).code(1).contains(&[
+        "cannot read nowhere.toml",
+        "help: name the yard.toml",
+        "process ID",
+    ]);
 }

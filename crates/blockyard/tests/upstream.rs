@@ -125,7 +125,7 @@ fn a_server_that_dies_is_not_noticed() {
         while daemon.report()["disks"][0]["ops"].as_u64().unwrap() < before + 500 * round
             && !load.is_finished()
         {
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         server.0.kill().unwrap();
         server.0.wait().unwrap();

@@ -169,7 +169,7 @@ fn slow_disk(socket: &Path) -> Guard {
     let mut guard = Guard(child);
     while UnixStream::connect(socket).is_err() {
         assert!(guard.0.try_wait().unwrap().is_none(), "nbdkit ended");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     guard
 }
@@ -191,7 +191,8 @@ fn back_end_dies(queues: u32) {
     let _nbdkit = slow_disk(&slow);
     let serve = || {
         Daemon::serve(&[
-            format!("nbd+unix:///?socket={}", slow.display()),
+            // Not the usual minute: what the daemon before had sent is done when its writes are, which take 20 ms.
+            format!("nbd+unix:///?socket={}&fence_timeout=1s", slow.display()),
             format!("--vhost-user-blk={}", socket.display()),
             format!("--threads={queues}"),
             "-v".into(),
@@ -206,7 +207,7 @@ fn back_end_dies(queues: u32) {
         // In the middle of it: so much more has been asked for since the last death.
         let served = || machine(&daemon)["requests"].as_u64().unwrap();
         while served() < 200 {
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         assert_eq!(machine(&daemon)["queues"], queues);
         daemon.signal(rustix::process::Signal::KILL);

@@ -11,6 +11,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 /// `linux/prctl.h`, Linux 5.6.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
+const PR_GET_IO_FLUSHER: libc::c_int = 58;
 
 /// The calling thread, and all that are started from it, get memory without waiting for writes.
 ///
@@ -21,6 +22,17 @@ pub fn set_io_flusher() -> io::Result<()> {
     // SAFETY: no memory is involved.
     let set = unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) };
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether that is so for the calling thread.
+///
+/// # Errors
+/// As those of [`set_io_flusher`].
+pub fn is_io_flusher() -> io::Result<bool> {
+    let unused: libc::c_ulong = 0;
+    // SAFETY: no memory is involved.
+    let is = unsafe { libc::prctl(PR_GET_IO_FLUSHER, unused, unused, unused, unused) };
+    if is < 0 { Err(io::Error::last_os_error()) } else { Ok(is == 1) }
 }
 
 /// Keeps all pages of the process in memory: those that it has, and others from their first use on.
@@ -36,4 +48,27 @@ pub fn lock_memory() -> io::Result<()> {
     // SAFETY: no memory is read or written, and nothing that is mapped changes.
     let locked = unsafe { libc::mlockall(flags) };
     if locked < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without the right to it, as in many containers, all say so.
+    #[test]
+    fn threads_inherit_it_and_those_that_were_there_before_do_not_have_it() {
+        let may = capabilities(None).unwrap().effective.contains(CapabilitySet::SYS_RESOURCE);
+        let now = || is_io_flusher().map_err(|err| err.raw_os_error());
+        let inherited = std::thread::spawn(move || {
+            assert_eq!(set_io_flusher().is_ok(), may);
+            (now(), std::thread::spawn(now).join().unwrap())
+        });
+        let inherited = inherited.join().unwrap();
+        if may {
+            assert_eq!((inherited, now()), ((Ok(true), Ok(true)), Ok(false)));
+        } else {
+            let refused = Err(Some(libc::EPERM));
+            assert_eq!((inherited, now()), ((refused, refused), refused));
+        }
+    }
 }

@@ -2,13 +2,20 @@
 //! left behind is found.
 
 use anyhow::{Context as _, Result};
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, wait,
+};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// How long a process may take to go that was left behind: one that ends just now is no fault.
 const GRACE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
+/// How long one may take to go that was killed.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,16 +55,24 @@ fn below(pid: u32) -> Vec<Process> {
     found
 }
 
-/// Kills all that `pid`, a child that was not waited for, has started; itself it leaves to its owner.
+/// Kills all that `pid`, a child that was not waited for, has started, and waits for their end; itself it leaves to its owner.
 pub(crate) fn kill_below(pid: u32) {
-    below(pid).iter().for_each(kill);
+    let killed: Vec<_> = below(pid).iter().filter_map(kill).collect();
+    let deadline = Instant::now() + DEATH;
+    for process in killed {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Readable means ended, pidfd_open(2). One that the kernel does not let go is not waited for.
+        let left = Timespec::try_from(left).ok();
+        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], left.as_ref());
+    }
 }
 
-fn kill(process: &Process) {
-    if let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) {
-        // It may have ended already.
-        let _ = kill_process(pid, Signal::KILL);
-    }
+/// Whose death it is, if it has not ended already.
+fn kill(process: &Process) -> Option<OwnedFd> {
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw)?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    pidfd_send_signal(&process, Signal::KILL).ok()?;
+    Some(process)
 }
 
 /// Holds those processes of jobs that would outlive them.

@@ -63,6 +63,12 @@ impl Disk {
         self.queue.freeze();
     }
 
+    /// Holds new I/O back, and does not wait for what is out (kernel: `blk_freeze_queue_start`). Balance it with
+    /// [`Disk::unfreeze`].
+    pub fn start_freeze(&self) {
+        self.queue.start_freeze();
+    }
+
     /// Lets I/O go on.
     pub fn unfreeze(&self) {
         self.queue.unfreeze();

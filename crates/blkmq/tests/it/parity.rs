@@ -1,8 +1,10 @@
 //! The table of what the block layer does as the kernel's does, row by row: a test is named after what it
 //! shows.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use blockyard_blkmq::badblocks::Check;
@@ -11,10 +13,10 @@ use blockyard_blkmq::major::{DevNum, EXT_MAJOR};
 use blockyard_blkmq::reservation::{PrError, PrType};
 use blockyard_blkmq::stats::Counters;
 use blockyard_blkmq::{
-    Bdev, Bio, BlockDeviceOps, BlockLayer, BlockSize, Chain, Disk, DiskConfig, DiskFlags,
-    DiskListener, Error, ErrorKind, Event, Extent, Features, Flags, Ioctl, IoctlReply, Life,
-    Limits, MAX_DEPTH, NoOps, Op, OpenMode, QueueType, Result, Sector, StatGroup, Status, TagSet,
-    TagSetConfig, Timeout, sched,
+    Bdev, Bio, BlockDeviceOps, BlockLayer, BlockSize, Chain, Changed, Changes, Disk, DiskConfig,
+    DiskFlags, DiskListener, Error, ErrorKind, Event, Extent, Features, Flags, Ioctl, IoctlReply,
+    Life, Limits, MAX_DEPTH, NoOps, Op, OpenMode, QueueType, Result, Sector, StatGroup, Status,
+    TagSet, TagSetConfig, Timeout, sched,
 };
 use blockyard_buf::Segment;
 use mbrman::{CHS, MBR, MBRPartitionEntry};
@@ -175,6 +177,54 @@ impl Listener {
         let weak: Arc<dyn DiskListener> = Arc::<Self>::clone(&listener);
         disk.subscribe(&weak);
         listener
+    }
+}
+
+#[test]
+fn changes_are_told_once_and_those_that_nobody_waited_for_together() {
+    let set = calm(1, TagSetConfig::default(), Limits::default());
+    let disk = disk_of(&set, 0, &[0; 512], config("changing", &[0; 512]), Arc::new(NoOps));
+    let mut changes = Changes::of(&disk);
+    let mut told = || {
+        let mut context = Context::from_waker(Waker::noop());
+        match pin!(changes.next()).poll(&mut context) {
+            Poll::Ready(changed) => changed,
+            Poll::Pending => Changed::empty(),
+        }
+    };
+    assert_eq!(told(), Changed::empty());
+    disk.set_read_only(true);
+    disk.set_capacity(Sector(2)).unwrap();
+    disk.set_capacity(Sector(1)).unwrap();
+    assert_eq!(told(), Changed::SIZE | Changed::READ_ONLY);
+    assert_eq!(told(), Changed::empty());
+    changes.repeat(Changed::SIZE);
+    let mut woken = pin!(changes.next());
+    let mut context = Context::from_waker(Waker::noop());
+    assert_eq!(woken.as_mut().poll(&mut context), Poll::Ready(Changed::SIZE));
+}
+
+#[test]
+fn who_waits_for_a_change_is_woken_by_it() {
+    let set = calm(1, TagSetConfig::default(), Limits::default());
+    let disk = disk_of(&set, 0, &[0; 512], config("waking", &[0; 512]), Arc::new(NoOps));
+    let mut changes = Changes::of(&disk);
+    let woken = Arc::new(AtomicBool::new(false));
+    let waker = Waker::from(Arc::new(Flag(Arc::clone(&woken))));
+    let mut next = pin!(changes.next());
+    let mut context = Context::from_waker(&waker);
+    assert_eq!(next.as_mut().poll(&mut context), Poll::Pending);
+    disk.set_read_only(true);
+    assert!(woken.load(Ordering::SeqCst));
+    assert_eq!(next.as_mut().poll(&mut context), Poll::Ready(Changed::READ_ONLY));
+}
+
+/// Says that it was woken.
+struct Flag(Arc<AtomicBool>);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -95,7 +95,15 @@ pub(super) async fn post_job(
                 let what = "source and target are the same disk";
                 return Err(Refusal::usage("body.target", what));
             }
-            refused_at("body.target", crate::tools::copy::refuse_same(&source.1, &target.1))?;
+            let plans = (Arc::clone(&source.1), Arc::clone(&target.1));
+            // It asks file systems, which may not answer.
+            let same = tokio::task::spawn_blocking(move || {
+                crate::tools::copy::refuse_same(&plans.0, &plans.1)
+            });
+            let same = same.await.unwrap_or_else(|err| {
+                Err(Error::failed("cannot compare the disks").caused_by(err))
+            });
+            refused_at("body.target", same)?;
             Box::new(move || {
                 let disks = [&source, &target].map(|(open, plan)| (open.disk(), &**plan));
                 json(&between(&session, disks, detect_zeroes, &cancel.interrupt)?)

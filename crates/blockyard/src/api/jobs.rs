@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use super::Problem;
+use super::{MAX_CONNECTIONS, Problem};
 use crate::error::{Error, ErrorKind};
 use crate::tools::interrupt::Interrupt;
 use crate::tools::session::Amount;
@@ -19,6 +19,10 @@ use crate::yard::events::{Event, Events};
 
 /// Jobs at a time.
 const MAX_RUNNING: usize = 128;
+/// Of those, the ones that somebody waits for: each has a connection, and others are for those who ask what is under way.
+const MAX_WAITED_FOR: usize = MAX_CONNECTIONS / 4;
+/// Those that read or write whole disks, each with buffers of many MiB for each queue thread.
+const MAX_AMOUNTS: usize = 4;
 /// Those that have ended and are still known.
 const MAX_ENDED: usize = 128;
 
@@ -197,6 +201,25 @@ struct Numbered {
     last: u64,
 }
 
+impl Numbered {
+    /// Says why there is no room for another job.
+    fn is_full_for(&self, wanted: &Wanted) -> Option<String> {
+        let is_running = |job: &&Arc<Known>| job.ended.lock().is_none();
+        let count = |counts: &dyn Fn(&Wanted) -> bool| {
+            self.jobs.iter().filter(is_running).filter(|job| counts(&job.wanted)).count()
+        };
+        let whole_disk = |job: &Wanted| job.amount.is_some();
+        let waited_for = |job: &Wanted| !job.is_kept;
+        if whole_disk(wanted) && count(&whole_disk) >= MAX_AMOUNTS {
+            return Some(format!("{MAX_AMOUNTS} copies and checks are running already"));
+        }
+        if waited_for(wanted) && count(&waited_for) >= MAX_WAITED_FOR {
+            return Some(format!("{MAX_WAITED_FOR} clients are waiting for changes already"));
+        }
+        (count(&|_| true) >= MAX_RUNNING).then(|| format!("{MAX_RUNNING} jobs are running already"))
+    }
+}
+
 /// A job that was begun. It fails if this is dropped.
 pub(super) struct Running {
     jobs: Arc<Jobs>,
@@ -234,9 +257,7 @@ impl Jobs {
     pub(super) fn begin(self: &Arc<Self>, wanted: Wanted) -> Result<Running, NotBegun> {
         let job = {
             let mut known = self.known.lock();
-            let running = known.jobs.iter().filter(|job| job.ended.lock().is_none()).count();
-            if running >= MAX_RUNNING {
-                let what = format!("{running} jobs are running already");
+            if let Some(what) = known.is_full_for(&wanted) {
                 let err = Error::new(ErrorKind::Busy, what).help("see GET /v1/jobs");
                 return Err(NotBegun::Full(err));
             }
@@ -378,6 +399,25 @@ mod tests {
         jobs.begin(kept(Kind::AddDisk)).unwrap().done(None);
         let listed = jobs.list();
         assert_eq!((listed.len(), listed[0].id), (MAX_ENDED, 2), "the oldest is forgotten");
+    }
+
+    /// What whole disks go through is memory, and who waits has a connection.
+    #[test]
+    fn jobs_that_cost_much_are_bounded_by_what_they_cost() {
+        let jobs = Jobs::new(&Arc::default());
+        let is_full = |wanted| matches!(jobs.begin(wanted), Err(NotBegun::Full(err)) if err.remedy() == Some("see GET /v1/jobs"));
+        let check = || Wanted { amount: Some(Arc::default()), ..kept(Kind::Check) };
+        let mut checks: Vec<_> = (0..MAX_AMOUNTS).map(|_| jobs.begin(check()).unwrap()).collect();
+        assert!(is_full(check()));
+        let waited_for = || Wanted::new(Kind::AddDisk, "a");
+        let waiting: Vec<_> =
+            (0..MAX_WAITED_FOR).map(|_| jobs.begin(waited_for()).unwrap()).collect();
+        assert!(is_full(waited_for()));
+        jobs.begin(kept(Kind::AddDisk)).unwrap().done(None);
+        checks.remove(0).done(None);
+        jobs.begin(check()).unwrap().done(None);
+        checks.into_iter().chain(waiting).for_each(|job| job.done(None));
+        assert!(!is_full(waited_for()));
     }
 
     #[test]

@@ -148,13 +148,11 @@ impl Served {
     }
 
     fn disk(&self, name: &str, place: &str) -> Answer<DiskReport> {
-        let disks = self.yard.report().disks;
-        disks.into_iter().find(|disk| disk.name == name).ok_or_else(|| no_disk(name, place))
+        self.yard.disk_report(name).ok_or_else(|| no_disk(name, place))
     }
 
     fn export(&self, kind: &str, name: &str, place: &str) -> Answer<ExportReport> {
-        let is_it = |export: &ExportReport| export.kind == kind && export.name == name;
-        self.yard.report().exports.into_iter().find(is_it).ok_or_else(|| {
+        self.yard.export_report(kind, name).ok_or_else(|| {
             let what = format!("no {kind} export named {name:?}");
             Refusal::not_found(
                 place,
@@ -264,13 +262,8 @@ pub(super) async fn put_disk(
     served
         .clone()
         .change(&headers, &place.clone(), wanted, async move {
-            let edit = Edit::AddDisk { plan: &plan, options: &options };
-            let adding = served.yard.add_disk_unless(
-                plan.clone(),
-                only_new,
-                save.then_some(&edit),
-                cancel.wanted(),
-            );
+            let edit = save.then(|| Edit::AddDisk { plan: plan.clone(), options });
+            let adding = served.yard.add_disk_unless(plan, only_new, edit, cancel.wanted());
             let added = adding.await;
             match refused_at(&place, added)? {
                 Outcome::Taken => Err(taken(&name, &place)),
@@ -297,11 +290,11 @@ pub(super) async fn patch_disk(
     served
         .clone()
         .change(&headers, &place.clone(), job, async move {
-            let said = wanted.iter().map(|wanted| (wanted.option.name, &wanted.said));
-            let edit = Edit::Set { disk: &name, settings: said.collect() };
+            let said = wanted.iter().map(|wanted| (wanted.option.name, wanted.said.clone()));
+            let edit = save.then(|| Edit::Set { disk: name.clone(), settings: said.collect() });
             let settings =
                 wanted.iter().map(|wanted| (wanted.option, wanted.value.clone())).collect();
-            let set = served.yard.set(&name, settings, shrink, save.then_some(&edit)).await;
+            let set = served.yard.set(&name, settings, shrink, edit).await;
             refused_at(&place, set)?;
             Ok(Json(served.disk(&name, &place)?).into_response())
         })
@@ -323,8 +316,8 @@ pub(super) async fn delete_disk(
     served
         .clone()
         .change(&headers, &place.clone(), job, async move {
-            let edit = Edit::RemoveDisk(&name);
-            refused_at(&place, served.yard.remove_disk(&name, save.then_some(&edit)).await)?;
+            let edit = save.then(|| Edit::RemoveDisk(name.clone()));
+            refused_at(&place, served.yard.remove_disk(&name, edit).await)?;
             Ok(StatusCode::NO_CONTENT.into_response())
         })
         .await
@@ -362,8 +355,8 @@ pub(super) async fn put_export(
     served
         .clone()
         .change(&headers, &place.clone(), job, async move {
-            let edit = Edit::AddExport(&plan);
-            let added = served.yard.add_export(plan.clone(), save.then_some(&edit)).await;
+            let edit = save.then(|| Edit::AddExport(plan.clone()));
+            let added = served.yard.add_export(plan, edit).await;
             let outcome = refused_at(&place, added)?;
             Ok(made(outcome, served.export(&kind, &name, &place)?))
         })
@@ -386,11 +379,8 @@ pub(super) async fn delete_export(
     served
         .clone()
         .change(&headers, &place.clone(), job, async move {
-            let edit = Edit::RemoveExport(kind, &name);
-            refused_at(
-                &place,
-                served.yard.remove_export(kind, &name, save.then_some(&edit)).await,
-            )?;
+            let edit = save.then(|| Edit::RemoveExport(kind, name.clone()));
+            refused_at(&place, served.yard.remove_export(kind, &name, edit).await)?;
             Ok(StatusCode::NO_CONTENT.into_response())
         })
         .await

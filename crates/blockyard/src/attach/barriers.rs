@@ -77,7 +77,10 @@ pub(super) fn until_all_has_ended(disk: &Disk) {
 
 #[cfg(test)]
 mod tests {
-    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
+    use blockyard_blkmq::{
+        Bio, BlockLayer, Clock, Limits, MonotonicClock, Op, OpenMode, Sector, Status, TagSetConfig,
+    };
+    use blockyard_conformance::{HeldDisk, pause};
 
     use super::*;
     use crate::disks::DiskMaker;
@@ -105,38 +108,47 @@ mod tests {
         assert_eq!(one_or_more(long, || Duration::ZERO), 1);
     }
 
-    /// A disk that takes its time, and a device whose connections the kernel gives up before it answers.
+    /// A device whose connections the kernel gives up before the disk answers.
     #[test]
     fn a_barrier_lets_nothing_in_before_what_came_earlier_has_ended() {
-        let threads = QueueThreads::start(1).unwrap();
-        let layer = Arc::new(BlockLayer::new());
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let plan = "null:1M?latency=200ms".parse().unwrap();
-        let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
-        let disk = Arc::clone(open.disk());
-        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let held = HeldDisk::new(TagSetConfig::default(), 1 << 20, Limits::default());
+        let disk = Arc::clone(&held.disk);
+        let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
         let (tell, told) = mpsc::channel();
         let write = |name: &'static str| {
-            let (bdev, tell) = (Arc::clone(&bdev), tell.clone());
+            let tell = tell.clone();
             let ended = move |bio: Box<Bio>| tell.send((name, bio.status())).unwrap();
-            let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
-            threads.handles()[0].spawn(async move { bdev.submit(0, bio) });
+            bdev.submit(0, Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended)));
         };
         write("first");
-        while disk.in_flight().is_empty() {
-            thread::yield_now();
-        }
+        held.wait_for(1);
         assert!(!is_due(&disk, Duration::from_secs(3600)), "it is young");
         assert!(is_due(&disk, Duration::ZERO));
-        until_all_has_ended(&disk);
-        assert!(!is_due(&disk, Duration::ZERO), "nothing is with the disk");
-        // It has ended by now, and nothing waits.
-        assert_eq!(told.try_recv().unwrap(), ("first", Status::Ok));
+        let (stood, stands) = mpsc::channel();
+        let barrier = {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                until_all_has_ended(&disk);
+                stood.send(()).unwrap();
+            })
+        };
+        let end = Instant::now() + PATIENCE;
+        while !disk.show().contains("frozen 1") {
+            assert!(Instant::now() < end, "no barrier has begun: {}", disk.show());
+            pause();
+        }
         write("again");
-        assert_eq!(told.recv().unwrap(), ("again", Status::Ok));
+        assert_eq!((held.held(), stands.try_recv().is_err()), (1, true));
+        assert_eq!(held.release(Status::Ok), 1);
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), ("first", Status::Ok));
+        stands.recv_timeout(PATIENCE).unwrap();
+        barrier.join().unwrap();
+        held.wait_for(1);
+        assert_eq!(held.release(Status::Ok), 1);
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), ("again", Status::Ok));
+        assert!(!is_due(&disk, Duration::ZERO), "nothing is with the disk");
         drop(bdev);
-        layer.del_disk(&disk);
-        threads.shutdown();
+        BlockLayer::new().del_disk(&disk);
     }
 
     /// While the first is out, whose thread stands still, and the barrier has begun.
@@ -169,7 +181,7 @@ mod tests {
         let end = Instant::now() + PATIENCE;
         while !disk.show().contains("frozen 1") {
             assert!(Instant::now() < end, "no barrier has begun: {}", disk.show());
-            thread::yield_now();
+            pause();
         }
         write("again", 1, None);
         assert_eq!(disk.in_flight().len(), 1, "{}", disk.show());

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use blockyard_blkmq::partition::Warning;
 use blockyard_blkmq::{Bdev, OpenMode};
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
 use super::kernel::{Attachment, Below, new_mark};
-use super::leaving::{hand_over, leave, tell_that_it_stays};
+use super::leaving::{HandingOver, RETRY, hand_over, leave, tell_that_it_stays};
 use super::log::Log;
 use super::opening::{EXPORT, Order, Server, check_size};
 use super::record::Record;
@@ -91,6 +92,48 @@ impl HangUps {
             log.reopen();
         }
         tracing::info!("SIGHUP ends nothing");
+    }
+}
+
+/// What a daemon hears while it serves, and what has come of that so far.
+struct Heard {
+    signals: Signals,
+    hang_ups: HangUps,
+    /// Who wants it to be detached.
+    asked: mpsc::Receiver<Reply>,
+    follow: Follow,
+    state: State,
+    /// It was told to end, and could not: its device is in use.
+    refused: mpsc::Receiver<()>,
+    refuse: mpsc::Sender<()>,
+    /// It was told to end.
+    leaving: bool,
+    handing_over: HandingOver,
+    /// Tells the kernel whether the disk is read-only.
+    telling: Option<JoinHandle<()>>,
+}
+
+impl Heard {
+    fn new(
+        signals: Signals,
+        hang_ups: HangUps,
+        asked: mpsc::Receiver<Reply>,
+        (follow, state): (Follow, State),
+    ) -> Self {
+        let (refuse, refused) = mpsc::channel(1);
+        let (leaving, handing_over, telling) = (false, HandingOver::default(), None);
+        Self {
+            signals,
+            hang_ups,
+            asked,
+            follow,
+            state,
+            refused,
+            refuse,
+            leaving,
+            handing_over,
+            telling,
+        }
     }
 }
 
@@ -192,7 +235,7 @@ impl Attached {
     }
 
     async fn serve(mut self, signals: Signals, hang_ups: HangUps, background: bool) -> Result<u8> {
-        let (ask, mut asked) = mpsc::channel(1);
+        let (ask, asked) = mpsc::channel(1);
         // Before anybody can ask for a change.
         let mut follow = Follow::of(self.server.disk());
         let state = follow.now();
@@ -217,14 +260,20 @@ impl Attached {
             || if background { launch::let_go() } else { Ok(()) },
         );
         crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let end = self.until_the_end(signals, hang_ups, &mut asked, follow, state).await;
+        let mut heard = Heard::new(signals, hang_ups, asked, (follow, state));
+        let end = loop {
+            let end = self.until_the_end(&mut heard).await;
+            if end == End::Detached || self.hand_over(&mut heard).await {
+                break end;
+            }
+        };
         crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
         housekeeper.abort();
         let (store, mark) = (self.store.clone(), self.record.mark);
         let ended = match end {
             End::Detached => {
                 // Who asks now has what it wants.
-                drop(asked);
+                drop(heard);
                 let ended = crate::daemon::extending(self.end()).await;
                 // The last flush may have failed, too, and nobody goes on with the device.
                 store.forget_notes(mark);
@@ -232,9 +281,6 @@ impl Attached {
             }
             // Taking it down in order would wait for the kernel's requests. All of them are asked again.
             End::HandedOver => {
-                let handing = hand_over(self.server.disk(), self.server.grace);
-                let handing = crate::daemon::extending(handing);
-                while_refusing(handing, &mut asked, &self.record.path()).await;
                 std::mem::forget(self);
                 Ok(())
             }
@@ -245,28 +291,32 @@ impl Attached {
         ended.map(|()| 0)
     }
 
-    async fn until_the_end(
-        &mut self,
-        mut signals: Signals,
-        mut hang_ups: HangUps,
-        asked: &mut mpsc::Receiver<Reply>,
-        mut follow: Follow,
-        mut state: State,
-    ) -> End {
-        let (tell, mut refused) = mpsc::channel(1);
-        let mut leaving = false;
-        let mut telling: Option<JoinHandle<()>> = None;
+    /// Leaves the device to the next daemon; says no if it stays.
+    async fn hand_over(&self, heard: &mut Heard) -> bool {
+        let path = self.record.path();
+        let handing = hand_over(&self.server.open, self.server.grace);
+        let handing = crate::daemon::extending(handing);
+        let left = while_refusing(handing, &mut heard.asked, &path).await;
+        if left {
+            term::tell(format_args!("it waits for: blockyard recover {path}"));
+        } else {
+            heard.handing_over.begin(self.server.disk(), self.server.grace, RETRY);
+        }
+        left
+    }
+
+    async fn until_the_end(&mut self, heard: &mut Heard) -> End {
         loop {
             tokio::select! {
-                () = signals.next() => {
-                    if !std::mem::replace(&mut leaving, true) {
-                        leave(self.record.path(), tell.clone());
+                () = heard.signals.next() => {
+                    if !std::mem::replace(&mut heard.leaving, true) {
+                        leave(self.record.path(), heard.refuse.clone());
                     } else if let Err(err) = usage::check_unused(&self.record.path(), self.record.pid) {
                         tell_that_it_stays(&err);
                     }
                 }
-                () = hang_ups.next() => {}
-                Some(answer) = asked.recv() => {
+                () = heard.hang_ups.next() => {}
+                Some(answer) = heard.asked.recv() => {
                     let result = self.detach().await;
                     let detached = result.is_ok();
                     // Who asked may have left.
@@ -283,33 +333,37 @@ impl Attached {
                     }
                     return End::Detached;
                 }
-                Some(()) = refused.recv() => {
+                Some(()) = heard.refused.recv() => {
                     let recoverable = self.attachment.as_ref().is_some_and(Attachment::is_recoverable);
                     if recoverable && self.record.wish.hand_over {
-                        term::tell(format_args!("it waits for: blockyard recover {}", self.record.path()));
-                        return End::HandedOver;
+                        heard.handing_over.begin(self.server.disk(), self.server.grace, Duration::ZERO);
+                    } else {
+                        term::tell("serving it until it is unused");
                     }
-                    term::tell("serving it until it is unused");
                 }
-                now = follow.changed() => {
-                    let before = std::mem::replace(&mut state, now);
+                () = heard.handing_over.is_due() => return End::HandedOver,
+                now = heard.follow.changed() => {
+                    let before = std::mem::replace(&mut heard.state, now);
                     self.record.note(before, now);
                     if let Err(err) = self.save().await {
                         tracing::warn!(%err, "cannot record its size and whether it is read-only");
                     }
-                    let read_only = now.read_only;
-                    if before.read_only == read_only {
-                        continue;
+                    if before.read_only != now.read_only {
+                        self.tell_read_only(heard, now.read_only);
                     }
-                    let (path, before) = (self.record.path(), telling.take());
-                    telling = Some(std::thread::spawn(move || {
-                        // One after the other. One that has panicked has said so.
-                        let _ = before.map(JoinHandle::join);
-                        helper::set_read_only(&path, read_only);
-                    }));
                 }
             }
         }
+    }
+
+    /// Has the kernel refuse writes, or take them again: one after the other.
+    fn tell_read_only(&self, heard: &mut Heard, read_only: bool) {
+        let (path, before) = (self.record.path(), heard.telling.take());
+        heard.telling = Some(std::thread::spawn(move || {
+            // One that has panicked has said so.
+            let _ = before.map(JoinHandle::join);
+            helper::set_read_only(&path, read_only);
+        }));
     }
 
     /// Takes the disk from the kernel. Whoever asks for it has seen to it that nobody uses it, and that all is
@@ -353,17 +407,17 @@ fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Res
 }
 
 /// Hands over: who wants the device to be detached meanwhile is told that it stays.
-async fn while_refusing(
-    handing: impl Future<Output = ()>,
+async fn while_refusing<T>(
+    handing: impl Future<Output = T>,
     asked: &mut mpsc::Receiver<Reply>,
     path: &str,
-) {
+) -> T {
     let mut handing = pin!(handing);
     loop {
         tokio::select! {
-            () = &mut handing => return,
+            handed = &mut handing => return handed,
             Some(answer) = asked.recv() => {
-                let what = format!("{path} was handed over to the next daemon");
+                let what = format!("{path} is being handed over to the next daemon");
                 let help = format!("run: blockyard recover {path}");
                 // Who asked may have left.
                 let _ = answer.send(Err(Error::new(ErrorKind::Busy, what).help(help)));
@@ -419,7 +473,7 @@ mod tests {
             ask.send(tell).await.unwrap();
             let refused = told.await.unwrap().unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Busy);
-            assert!(refused.to_string().contains("/dev/nbd0 was handed over"), "{refused}");
+            assert!(refused.to_string().contains("/dev/nbd0 is being handed over"), "{refused}");
             assert_eq!(refused.remedy().unwrap(), "run: blockyard recover /dev/nbd0");
         };
         while_refusing(asks, &mut asked, "/dev/nbd0").await;

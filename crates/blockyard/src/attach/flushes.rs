@@ -118,7 +118,7 @@ mod tests {
         let end = Instant::now() + PATIENCE;
         while !failed.is_noted() {
             assert!(Instant::now() < end, "nobody knows of it");
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
         drop(bdev);
         let _ = open.close_now(&layer, Duration::ZERO);

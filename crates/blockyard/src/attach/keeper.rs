@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Bdev, Disk};
+use blockyard_blkmq::{Bdev, Changed, Changes, Disk};
 use blockyard_export_kernel_nbd::{self as kernel, Driver, Links};
 use parking_lot::Mutex;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::barriers::until_all_has_ended;
 use super::nbd::{Source, borrow, said, warn_of_size};
@@ -146,8 +146,8 @@ impl<K: Kernel> Keeper<K> {
     }
 
     /// Does it until the device is not ours any more, of which it tells `gone`.
-    pub(super) async fn keep(mut self, size: watch::Receiver<u64>, gone: oneshot::Sender<()>) {
-        match self.keep_it(size).await {
+    pub(super) async fn keep(mut self, changes: Changes, gone: oneshot::Sender<()>) {
+        match self.keep_it(changes).await {
             // Nobody may want to know any more.
             Ok(()) => _ = gone.send(()),
             Err(err) => {
@@ -158,7 +158,7 @@ impl<K: Kernel> Keeper<K> {
         }
     }
 
-    async fn keep_it(&mut self, mut size: watch::Receiver<u64>) -> io::Result<()> {
+    async fn keep_it(&mut self, mut changes: Changes) -> io::Result<()> {
         let calm = Calm {
             source: self.source.clone(),
             connections: self.connections,
@@ -178,10 +178,10 @@ impl<K: Kernel> Keeper<K> {
                         is_heard = false;
                     }
                 },
-                Ok(()) = size.changed() => {
+                changed = changes.next() => if changed.contains(Changed::SIZE) {
                     // Its thread is there as long as this end is.
-                    let _ = sizes.send(*size.borrow_and_update());
-                }
+                    let _ = sizes.send(self.bdev.capacity().bytes());
+                },
                 () = self.missed() => {
                     if !self.kernel.is_ours() {
                         return Ok(());
@@ -328,7 +328,6 @@ mod tests {
         given: async_mpsc::UnboundedReceiver<usize>,
         resizing: async_mpsc::UnboundedReceiver<u64>,
         let_resize: mpsc::Sender<()>,
-        size: watch::Sender<u64>,
         gone: oneshot::Receiver<()>,
         server: Arc<Server>,
         layer: Arc<BlockLayer>,
@@ -368,9 +367,8 @@ mod tests {
             });
             let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
             let keeper = Keeper::new(Arc::clone(&kernel), INDEX, source, bdev, connections);
-            let (size, told) = watch::channel(0);
             let (tell, gone) = oneshot::channel();
-            tokio::spawn(keeper.keep(told, tell));
+            tokio::spawn(keeper.keep(Changes::of(disk), tell));
             Self {
                 kernel,
                 die,
@@ -378,13 +376,16 @@ mod tests {
                 given,
                 resizing,
                 let_resize,
-                size,
                 gone,
                 server,
                 layer,
                 open,
                 threads,
             }
+        }
+
+        fn resize(&self, bytes: u64) {
+            self.open.disk().resize(Sector::from_bytes_floor(bytes)).unwrap();
         }
 
         /// The kernel gives a connection up.
@@ -419,13 +420,13 @@ mod tests {
     #[tokio::test]
     async fn connections_are_replaced_while_the_kernel_is_told_of_a_size() {
         let mut kept = Kept::new(1);
-        kept.size.send(2 << 20).unwrap();
+        kept.resize(2 << 20);
         assert_eq!(next(&mut kept.resizing).await, 2 << 20);
         kept.lose_one();
         assert_eq!(next(&mut kept.given).await, 1);
         // Of several that come meanwhile the last one counts.
         for bytes in [3 << 20, 4 << 20] {
-            kept.size.send(bytes).unwrap();
+            kept.resize(bytes);
             kept.lose_one();
             assert_eq!(next(&mut kept.given).await, 1);
         }
@@ -444,7 +445,7 @@ mod tests {
         kept.kernel.refusals.store(2, Ordering::SeqCst);
         kept.lose_one();
         kept.server.fewer_than(2).await;
-        kept.size.send(2 << 20).unwrap();
+        kept.resize(2 << 20);
         for given in [0, 0] {
             assert_eq!(next(&mut kept.given).await, given);
             assert!(kept.resizing.try_recv().is_err());
@@ -545,7 +546,7 @@ mod tests {
         for _ in 0..2 {
             next(&mut kept.heard).await;
         }
-        kept.size.send(2 << 20).unwrap();
+        kept.resize(2 << 20);
         assert_eq!(next(&mut kept.resizing).await, 2 << 20);
         kept.let_resize.send(()).unwrap();
         assert!(kept.given.try_recv().is_err());

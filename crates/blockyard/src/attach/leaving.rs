@@ -1,19 +1,25 @@
 //! The end of a daemon that is told to end by a signal: as soon as nobody uses its device, or by leaving that to another.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Disk, Status};
+use blockyard_blkmq::{Bio, Disk, OpenMode, Status};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::{helper, usage};
+use crate::disks::OpenDisk;
 use crate::error::Error;
 use crate::text::term;
 
 /// How often a daemon that is to end looks whether its device is still in use, at first and in the end.
 const LOOK: Duration = Duration::from_secs(1);
 const LONGEST_LOOK: Duration = Duration::from_secs(60);
+/// When a device that could not be handed over is tried again.
+pub(super) const RETRY: Duration = Duration::from_secs(30);
+/// How often a disk is flushed while it is used, before it is frozen for a last time.
+const MOST_FLUSHES: usize = 8;
 
 /// Has the device detached, as a user would: now, or as soon as nobody uses it. What keeps it is told each time, and `refused`
 /// hears of it.
@@ -41,21 +47,85 @@ pub(super) fn leave(path: String, refused: mpsc::Sender<()>) {
     });
 }
 
-/// Another daemon goes on with a disk: what this one has answered is durable, and nothing is answered after that. A disk that
-/// does not answer within `limit` is left as it is: the next one has to know of that as of a death.
-pub(super) async fn hand_over(disk: &Arc<Disk>, limit: Duration) {
-    let disk = Arc::clone(disk);
+/// The way of a disk that is in use to the next daemon. First it is flushed while it is used, which takes as long as it takes;
+/// only then is nothing answered any more, for a short while.
+#[derive(Default)]
+pub(super) struct HandingOver {
+    flushing: Option<JoinHandle<()>>,
+}
+
+impl HandingOver {
+    /// Begins with the flush, after a while, unless it has begun. More time is asked for while it goes on.
+    pub(super) fn begin(&mut self, disk: &Arc<Disk>, limit: Duration, after: Duration) {
+        let disk = Arc::clone(disk);
+        self.flushing.get_or_insert_with(|| {
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                crate::daemon::extending(flush_while_used(&disk, limit)).await;
+            })
+        });
+    }
+
+    /// Waits until so little is left to be flushed that the disk may be frozen for that.
+    pub(super) async fn is_due(&mut self) {
+        match &mut self.flushing {
+            // One that has panicked has said so.
+            Some(flushing) => _ = flushing.await,
+            None => std::future::pending().await,
+        }
+        self.flushing = None;
+    }
+}
+
+/// Flushes it until that takes no more than half of `limit`, within which the last one has to be answered.
+async fn flush_while_used(disk: &Arc<Disk>, limit: Duration) {
+    for _ in 0..MOST_FLUSHES {
+        let begun = Instant::now();
+        // One that fails is told of by the last one.
+        if !flush(disk).await.is_ok() || begun.elapsed() <= limit / 2 {
+            return;
+        }
+    }
+}
+
+async fn flush(disk: &Arc<Disk>) -> Status {
+    let Ok(bdev) = disk.open(None, OpenMode::ReadOnly) else { return Status::Offline };
+    let (tell, mut told) = mpsc::channel(1);
+    let ended = move |bio: Box<Bio>| {
+        // There is room for the only one.
+        let _ = tell.try_send(bio.status());
+    };
+    bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
+    // A bio always ends.
+    told.recv().await.unwrap_or(Status::Io)
+}
+
+/// Another daemon goes on with a disk: what this one has answered is durable, and nothing is answered after that. Says no if the
+/// disk does not answer within `limit` and the next daemon would have to fail flushes for that: then this one serves on. Any
+/// other disk is left as it is.
+pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
+    let disk = open.disk();
     let (tell, told) = oneshot::channel();
+    disk.start_freeze();
+    let frozen = Arc::clone(disk);
     // A thread that nobody waits for: it ends with the process.
-    std::thread::spawn(move || tell.send(disk.freeze_and_flush()));
+    std::thread::spawn(move || tell.send(frozen.flush_frozen()));
     match tokio::time::timeout(limit, told).await {
         Ok(Ok(Status::Ok)) => {}
         Ok(Ok(status)) => term::tell(format_args!("cannot flush the disk: {status}")),
         Ok(Err(_)) => term::tell("cannot flush the disk"),
+        Err(_) if open.tracks_unflushed() => {
+            disk.unfreeze();
+            term::tell(format_args!(
+                "the disk has not answered a flush for {limit:?}; serving it, and trying again in {RETRY:?}"
+            ));
+            return false;
+        }
         Err(_) => term::tell(format_args!(
             "the disk has not answered for {limit:?}; leaving it unflushed"
         )),
     }
+    true
 }
 
 /// What the kernel has cached for the device is written before it can go: the service manager is asked for more time while that

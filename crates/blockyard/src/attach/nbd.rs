@@ -7,12 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_blkmq::{Bdev, Disk, DiskListener, Event as DiskEvent};
+use blockyard_blkmq::{Bdev, Changed, Changes};
 use blockyard_export_kernel_nbd::{self as kernel, Driver, IoctlDevice, Links, Setup, Sizer};
 use blockyard_export_nbd::Server;
 use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::wire::HeaderStyle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::barriers::Barriers;
@@ -40,7 +40,6 @@ pub(super) struct NbdDevice {
     /// The kernel shows that: older ones do not.
     is_marked: bool,
     is_recoverable: bool,
-    resized: Arc<Resized>,
     keeper: JoinHandle<()>,
     _barriers: Option<Barriers>,
     /// Told when somebody else has taken the device away.
@@ -185,7 +184,6 @@ fn timeout(wish: &Wish) -> Duration {
 /// A device of the kernel's NBD client that was set up by ioctls.
 pub(super) struct NbdIoctlDevice {
     device: IoctlDevice,
-    _resized: Arc<dyn DiskListener>,
     follower: JoinHandle<()>,
 }
 
@@ -197,9 +195,9 @@ impl NbdIoctlDevice {
         setup.timeout = NEVER;
         let device = IoctlDevice::connect(&setup, socket).map_err(nbd_error)?;
         scan(device.index());
-        let (resized, size) = Resized::subscribe(&below.bdev);
-        let follower = tokio::spawn(follow(device.sizer(), size));
-        Ok(Self { device, _resized: resized, follower })
+        let changes = Changes::of(below.bdev.disk());
+        let follower = tokio::spawn(follow(device.sizer(), changes, Arc::clone(&below.bdev)));
+        Ok(Self { device, follower })
     }
 
     pub(super) fn index(&self) -> u32 {
@@ -220,10 +218,12 @@ impl NbdIoctlDevice {
 }
 
 /// Tells the kernel of each new size.
-async fn follow(sizer: Sizer, mut size: watch::Receiver<u64>) {
-    while size.changed().await.is_ok() {
-        let bytes = *size.borrow_and_update();
-        let sizer = sizer.clone();
+async fn follow(sizer: Sizer, mut changes: Changes, bdev: Arc<Bdev>) {
+    loop {
+        if !changes.next().await.contains(Changed::SIZE) {
+            continue;
+        }
+        let (sizer, bytes) = (sizer.clone(), bdev.capacity().bytes());
         match tokio::task::spawn_blocking(move || sizer.resize(bytes)).await {
             Ok(Ok(())) => {}
             Ok(Err(err)) => warn_of_size(&err),
@@ -254,7 +254,8 @@ impl NbdDevice {
         let setup = setup(wish, mark, &negotiated, below.outlives_us)?;
         let index = driver.connect(&setup, &borrow(&sockets)).map_err(nbd_error)?;
         scan(index);
-        Ok(Self::running(driver, links, (index, mark), wish, below, Duration::ZERO))
+        let changes = Changes::of(below.bdev.disk());
+        Ok(Self::running(driver, links, (index, mark), wish, below, Duration::ZERO, changes))
     }
 
     /// Goes on with one whose connections have died with their server.
@@ -268,10 +269,10 @@ impl NbdDevice {
         below.make_read_only_again(record);
         driver.reconnect(index, &identifier(mark), &borrow(&sockets)).map_err(nbd_error)?;
         let held = below.fence.unwrap_or_default();
-        let device = Self::running(driver, links, (index, mark), wish, below, held);
+        let changes = Changes::of(below.bdev.disk());
         // It may have grown meanwhile. Not with the sockets: the kernel may wait for what it has asked, which needs them.
-        device.resized.0.send_replace(below.bdev.capacity().bytes());
-        Ok(device)
+        changes.repeat(Changed::SIZE);
+        Ok(Self::running(driver, links, (index, mark), wish, below, held, changes))
     }
 
     fn running(
@@ -281,8 +282,8 @@ impl NbdDevice {
         wish: &Wish,
         below: &Below<'_>,
         held: Duration,
+        changes: Changes,
     ) -> Self {
-        let (resized, size) = Resized::subscribe(&below.bdev);
         let identifier = identifier(mark);
         let kernel = keeper::Device::new(driver, links, (index, identifier.clone()));
         let is_marked = kernel.is_marked();
@@ -295,18 +296,9 @@ impl NbdDevice {
             None
         });
         let (tell, gone) = oneshot::channel();
-        let keeper = tokio::spawn(keeper.keep(size, tell));
+        let keeper = tokio::spawn(keeper.keep(changes, tell));
         let is_recoverable = below.outlives_us;
-        Self {
-            index,
-            identifier,
-            is_marked,
-            is_recoverable,
-            resized,
-            keeper,
-            _barriers: barriers,
-            gone,
-        }
+        Self { index, identifier, is_marked, is_recoverable, keeper, _barriers: barriers, gone }
     }
 
     /// Waits until somebody else has taken it away.
@@ -360,28 +352,6 @@ impl NbdDevice {
 impl Drop for NbdDevice {
     fn drop(&mut self) {
         self.keeper.abort();
-    }
-}
-
-/// Told of a new size.
-struct Resized(watch::Sender<u64>);
-
-impl Resized {
-    /// Listens as long as the first of these lives; the other has what is heard, in bytes.
-    fn subscribe(bdev: &Bdev) -> (Arc<Self>, watch::Receiver<u64>) {
-        let (tell, told) = watch::channel(bdev.capacity().bytes());
-        let listener = Arc::new(Self(tell));
-        let also: Arc<dyn DiskListener> = Arc::clone(&listener) as _;
-        bdev.disk().subscribe(&also);
-        (listener, told)
-    }
-}
-
-impl DiskListener for Resized {
-    fn event(&self, _disk: &Disk, event: DiskEvent) {
-        if let DiskEvent::Resized { to, .. } = event {
-            self.0.send_replace(to.bytes());
-        }
     }
 }
 
@@ -447,7 +417,6 @@ mod tests {
             identifier: identifier(7),
             is_marked: true,
             is_recoverable: true,
-            resized: Arc::new(Resized(watch::channel(0).0)),
             keeper: tokio::spawn(std::future::pending()),
             _barriers: None,
             gone: oneshot::channel().1,

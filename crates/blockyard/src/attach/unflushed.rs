@@ -1,8 +1,8 @@
 //! What a disk's server has answered and not flushed, for the daemon that goes on when this one has died.
 //!
-//! The driver tells once per flush, not once per write, and a byte in a file is written when that changes whether anything is
-//! not flushed: before the first such write is answered, and after the flush that covers the last. The page cache keeps the
-//! byte, whatever becomes of the process.
+//! The driver tells twice per flush, not once per write, and a byte in a file is written when that changes what is not
+//! flushed: before the first such write is answered, before a flush is sent, and after the flush that covers the last. The
+//! page cache keeps the byte, whatever becomes of the process.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,8 +18,24 @@ use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
 use crate::text::term;
 
-const CLEAN: u8 = b'0';
-const DIRTY: u8 = b'1';
+/// What is not flushed: a byte of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Left {
+    Nothing = b'0',
+    Writes = b'1',
+    /// There are, and a flush of them was sent whose answer has not come: the only one, maybe, that tells of an error.
+    FlushedWrites = b'2',
+}
+
+impl Left {
+    /// Where it is unknown, there may be something.
+    fn read(path: &Path) -> Self {
+        let text = std::fs::read(path).unwrap_or_default();
+        let is = |left: &Self| text == [*left as u8];
+        [Self::Nothing, Self::FlushedWrites].into_iter().find(is).unwrap_or(Self::Writes)
+    }
+}
 
 /// The byte, and why it is what it is.
 struct Unflushed {
@@ -28,32 +44,48 @@ struct Unflushed {
 }
 
 /// Epochs of the driver.
-#[derive(Default)]
 struct State {
     written: u64,
+    /// A flush was sent.
+    sent: u64,
     flushed: u64,
-    is_dirty: bool,
+    left: Left,
+}
+
+impl State {
+    /// What another daemon has left is from before the first epoch.
+    fn new(left: Left) -> Self {
+        let written = u64::from(left != Left::Nothing);
+        Self { written, sent: u64::from(left == Left::FlushedWrites), flushed: 0, left }
+    }
+
+    fn left(&self) -> Left {
+        match (self.written > self.flushed, self.sent > self.flushed) {
+            (false, _) => Left::Nothing,
+            (true, false) => Left::Writes,
+            (true, true) => Left::FlushedWrites,
+        }
+    }
 }
 
 impl Unflushed {
-    /// What another daemon has left not flushed is from before the first epoch.
-    fn new(path: &Path, is_dirty: bool) -> io::Result<Arc<Self>> {
+    fn new(path: &Path, left: Left) -> io::Result<Arc<Self>> {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(0o600).open(path)?;
-        file.write_all_at(&[if is_dirty { DIRTY } else { CLEAN }], 0)?;
-        let state = State { written: u64::from(is_dirty), flushed: 0, is_dirty };
-        Ok(Arc::new(Self { file, state: Mutex::new(state) }))
+        file.write_all_at(&[left as u8], 0)?;
+        Ok(Arc::new(Self { file, state: Mutex::new(State::new(left)) }))
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state.lock();
         change(&mut state);
-        let is_dirty = state.written > state.flushed;
-        if std::mem::replace(&mut state.is_dirty, is_dirty) != is_dirty
-            && let Err(err) = self.file.write_all_at(&[if is_dirty { DIRTY } else { CLEAN }], 0)
+        let left = state.left();
+        let before = std::mem::replace(&mut state.left, left);
+        if before != left
+            && let Err(err) = self.file.write_all_at(&[left as u8], 0)
         {
             // It is tried again at the next change.
-            state.is_dirty = !is_dirty;
+            state.left = before;
             tracing::error!(%err, "cannot record that writes are unflushed");
         }
     }
@@ -62,6 +94,10 @@ impl Unflushed {
 impl Ledger for Unflushed {
     fn written(&self, epoch: u64) {
         self.change(|state| state.written = state.written.max(epoch));
+    }
+
+    fn flushing(&self, epoch: u64) {
+        self.change(|state| state.sent = state.sent.max(epoch));
     }
 
     fn flushed(&self, epoch: u64) {
@@ -78,14 +114,14 @@ fn failed(path: &Path, err: io::Error) -> Error {
 /// # Errors
 /// That cannot be written down.
 pub(super) fn note_unflushed(open: &OpenDisk, path: &Path) -> Result<()> {
-    keep(open, path, false)
+    keep(open, path, Left::Nothing)
 }
 
-fn keep(open: &OpenDisk, path: &Path, is_dirty: bool) -> Result<()> {
+fn keep(open: &OpenDisk, path: &Path, left: Left) -> Result<()> {
     if !open.tracks_unflushed() {
         return Ok(());
     }
-    let ledger = Unflushed::new(path, is_dirty).map_err(|err| failed(path, err))?;
+    let ledger = Unflushed::new(path, left).map_err(|err| failed(path, err))?;
     open.keep_ledger(ledger);
     Ok(())
 }
@@ -96,21 +132,32 @@ fn keep(open: &OpenDisk, path: &Path, is_dirty: bool) -> Result<()> {
 /// # Errors
 /// That cannot be written down.
 pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -> Result<()> {
-    let is_dirty = open.tracks_unflushed() && is_dirty(path);
-    if is_dirty && open.inherit_unflushed() {
-        term::tell(format_args!(
-            "{0} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it is \
-             attached again; check its data, then run: blockyard detach --force {0} (if restarts of the server lose nothing: \
-             trust_server=1 in the URI)",
-            record.path()
-        ));
+    if !open.tracks_unflushed() {
+        return Ok(());
     }
-    keep(open, path, is_dirty)
+    let left = Left::read(path);
+    let may_be_lost = left != Left::Nothing && open.inherit_unflushed();
+    if let Some(what) = warning(left, may_be_lost, &record.path()) {
+        term::tell(what);
+    }
+    keep(open, path, left)
 }
 
-/// Where nobody can tell, there may be something.
-fn is_dirty(path: &Path) -> bool {
-    !std::fs::read(path).is_ok_and(|text| text == [CLEAN])
+/// What the user of a device is told of what its last daemon has left.
+fn warning(left: Left, may_be_lost: bool, device: &str) -> Option<String> {
+    if may_be_lost {
+        return Some(format!(
+            "{device} had unflushed writes when its daemon died, and the server may have lost them: all flushes fail until it \
+             is attached again; check its data, then run: blockyard detach --force {device} (if restarts of the server lose \
+             nothing: trust_server=1 in the URI)"
+        ));
+    }
+    (left == Left::FlushedWrites).then(|| {
+        format!(
+            "a flush of {device} was under way when its daemon died, and the next one succeeds even if it failed: check the \
+             storage of the server for I/O errors"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -118,10 +165,12 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::time::Duration;
 
-    use blockyard_blkmq::{Bio, BlockLayer, Clock, MonotonicClock, Op, OpenMode, Sector, Status};
+    use blockyard_blkmq::{
+        Bio, BlockLayer, Clock, Disk, MonotonicClock, Op, OpenMode, Sector, Status,
+    };
     use blockyard_export_nbd::{Config, Export, Server};
 
-    use super::super::leaving::hand_over;
+    use super::super::leaving::{HandingOver, hand_over};
     use super::super::record::tests::record;
     use super::*;
     use crate::disks::DiskMaker;
@@ -148,6 +197,8 @@ mod tests {
         maker: DiskMaker,
         server: Arc<Server>,
         accepting: Option<std::thread::JoinHandle<()>>,
+        /// What the server serves. While it is frozen, nothing is answered.
+        below: Arc<Disk>,
     }
 
     impl Yard {
@@ -170,12 +221,14 @@ mod tests {
                     accepted.serve(listener.accept().unwrap().0.into());
                 }
             });
-            Self { dir, threads, layer, maker, server, accepting: Some(accepting) }
+            let below = Arc::clone(below.disk());
+            Self { dir, threads, layer, maker, server, accepting: Some(accepting), below }
         }
 
         fn uri(&self, options: &str) -> String {
             let socket = self.dir.path().join("s");
-            format!("nbd+unix:///x?socket={}&connections=1{options}", socket.display())
+            let socket = socket.display();
+            format!("nbd+unix:///x?socket={socket}&connections=1&flush_after=0{options}")
         }
 
         fn open(&mut self, options: &str) -> OpenDisk {
@@ -215,9 +268,10 @@ mod tests {
             Before::HandsOver => {
                 let runtime =
                     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(hand_over(first.disk(), PATIENCE));
+                assert!(runtime.block_on(hand_over(&first, PATIENCE)));
             }
         }
+        let is_dirty = |path| Left::read(path) != Left::Nothing;
         let was_dirty = is_dirty(&path);
         let record = record(0, 7, &yard.uri(options));
         let second = yard.open(options);
@@ -255,6 +309,103 @@ mod tests {
     #[test]
     fn a_daemon_that_hands_over_has_flushed() {
         assert_eq!(after(Before::HandsOver, ""), (false, Status::Ok));
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// As one whose server has more to write back than it can in that time.
+    #[test]
+    fn a_disk_that_is_not_flushed_in_time_stays_and_is_served() {
+        let mut yard = Yard::new(1);
+        let path = yard.dir.path().join("7.unflushed");
+        let first = yard.open("");
+        note_unflushed(&first, &path).unwrap();
+        let write = || status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096));
+        assert_eq!(write(), Status::Ok);
+        yard.below.freeze();
+        let runtime = runtime();
+        assert!(!runtime.block_on(hand_over(&first, Duration::from_millis(10))));
+        assert_eq!(Left::read(&path), Left::FlushedWrites);
+        yard.below.unfreeze();
+        assert_eq!(write(), Status::Ok);
+        assert!(runtime.block_on(hand_over(&first, PATIENCE)));
+        assert_eq!(Left::read(&path), Left::Nothing);
+        first.disk().unfreeze();
+        let _ = first.close_now(&yard.layer, Duration::ZERO);
+        yard.end();
+    }
+
+    #[test]
+    fn a_disk_is_flushed_while_it_is_used_before_it_is_handed_over() {
+        let mut yard = Yard::new(1);
+        let path = yard.dir.path().join("7.unflushed");
+        let first = yard.open("");
+        note_unflushed(&first, &path).unwrap();
+        assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
+        yard.below.freeze();
+        runtime().block_on(async {
+            let mut handing_over = HandingOver::default();
+            handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            let sent = async {
+                while Left::read(&path) != Left::FlushedWrites {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                () = handing_over.is_due() => panic!("it is not flushed"),
+                () = sent => {}
+            }
+            assert!(!first.disk().show().contains("frozen 1"), "{}", first.disk().show());
+            yard.below.unfreeze();
+            tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
+        });
+        assert_eq!(Left::read(&path), Left::Nothing);
+        let _ = first.close_now(&yard.layer, Duration::ZERO);
+        yard.end();
+    }
+
+    /// The answer that the first daemon has not heard may have been an error, which its server tells of once.
+    #[test]
+    fn a_flush_that_was_out_when_a_daemon_died_is_told_of() {
+        let mut yard = Yard::new(2);
+        let path = yard.dir.path().join("7.unflushed");
+        let (first, second) = (yard.open("&trust_server=1"), yard.open("&trust_server=1"));
+        note_unflushed(&first, &path).unwrap();
+        let bdev = first.disk().open(None, OpenMode::ReadWrite).unwrap();
+        let write = bdev.submit_and_wait(0, Bio::new(Op::WriteZeroes, Sector(0), 4096));
+        assert_eq!((write.status(), Left::read(&path)), (Status::Ok, Left::Writes));
+        yard.below.freeze();
+        let (tell, told) = std::sync::mpsc::channel();
+        let ended = move |bio: Box<Bio>| tell.send(bio.status()).unwrap();
+        bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
+        let begun = std::time::Instant::now();
+        while Left::read(&path) != Left::FlushedWrites {
+            assert!(begun.elapsed() < PATIENCE, "no flush is out");
+            blockyard_conformance::pause();
+        }
+        inherit_unflushed(&second, &path, &record(0, 7, &yard.uri(""))).unwrap();
+        assert_eq!(Left::read(&path), Left::FlushedWrites, "a third one is told of it, too");
+        yard.below.unfreeze();
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Status::Ok);
+        assert_eq!(status(&second, Bio::flush()), Status::Ok, "it is trusted");
+        assert_eq!(Left::read(&path), Left::Nothing);
+        drop(bdev);
+        for open in [first, second] {
+            let _ = open.close_now(&yard.layer, Duration::ZERO);
+        }
+        yard.end();
+    }
+
+    #[test]
+    fn what_is_told_is_what_the_next_flush_does_not_tell() {
+        let said = |left, may_be_lost| warning(left, may_be_lost, "/dev/nbd0").unwrap_or_default();
+        assert_eq!(said(Left::Nothing, false) + &said(Left::Writes, false), "");
+        assert!(said(Left::FlushedWrites, false).contains("flush of /dev/nbd0 was under way"));
+        for left in [Left::Writes, Left::FlushedWrites] {
+            assert!(said(left, true).contains("all flushes fail"));
+        }
     }
 
     #[test]

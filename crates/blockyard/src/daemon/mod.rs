@@ -15,6 +15,7 @@ use blockyard_export_nbd::{Address, Listener};
 use blockyard_sys::limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
+use tokio::runtime::Handle;
 
 pub use activation::Passed;
 use command::Command;
@@ -183,6 +184,20 @@ pub(crate) fn enter_write_back_path() {
     for (what, result) in done {
         if let Err(err) = result {
             tracing::info!(%err, "cannot {what}: where memory is short, write-back may wait for itself");
+        }
+    }
+}
+
+/// The same for a daemon that runs: each of its queue threads has to say so for itself, as a thread only inherits it from the one
+/// that has started it. Threads that wait for a file or a server at this moment are not among them; they end when they have
+/// nothing to do for some seconds.
+pub(crate) async fn enter_write_back_path_with(queue_threads: &[Handle]) {
+    enter_write_back_path();
+    for thread in queue_threads {
+        let entered = thread.spawn(async { blockyard_sys::write_back::set_io_flusher() }).await;
+        // One that may not has said so for all.
+        if let Ok(Err(err)) = entered {
+            tracing::debug!(%err, "a queue thread cannot set the io flusher state");
         }
     }
 }

@@ -176,15 +176,14 @@ impl Export for Files {
         Ok(())
     }
 
-    fn end(&self, grace: Duration) -> Doing<'_> {
+    fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
         drop(self.state.lock().pending.take());
         Box::pin(async move {
-            let Some(mount) = self.mount.get().map(Arc::clone) else { return };
-            let ended = tokio::task::spawn_blocking(move || mount.end(grace)).await;
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(err)) => tracing::error!(%err, "a mount has not ended well"),
-                Err(err) => tracing::error!(%err, "unmounting failed"),
+            let Some(mount) = self.mount.get().map(Arc::clone) else { return Ok(()) };
+            let what = format!("{} was not unmounted cleanly", mount.path().display());
+            match tokio::task::spawn_blocking(move || mount.end(grace)).await {
+                Ok(ended) => ended.map_err(|err| Error::new(kind(&err), what).caused_by(err)),
+                Err(err) => Err(Error::failed(what).caused_by(err)),
             }
         })
     }
@@ -238,13 +237,16 @@ impl Export for Files {
 }
 
 pub(crate) fn error(err: fuse::Error) -> Error {
+    Error::new(kind(&err), "cannot mount").caused_by(err)
+}
+
+fn kind(err: &fuse::Error) -> ErrorKind {
     use fuse::ErrorKind as Kind;
-    let kind = match err.kind() {
+    match err.kind() {
         Kind::Unavailable => ErrorKind::Unavailable,
         Kind::Busy => ErrorKind::Busy,
         Kind::NotPermitted => ErrorKind::NotPermitted,
         Kind::Unsuitable => ErrorKind::Usage,
         Kind::NotFound | Kind::Io => ErrorKind::Failed,
-    };
-    Error::new(kind, "cannot mount").caused_by(err)
+    }
 }

@@ -210,7 +210,7 @@ fn bdev(plan: &ExportPlan, open: &OpenDisk) -> Result<Arc<Bdev>> {
 pub type Bound = Box<dyn FnOnce(&Front<'_>) -> Result<Arc<dyn Export>> + Send>;
 
 /// What an export does in its own time.
-pub type Doing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+pub type Doing<'a, T = ()> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// An open export. Nobody is served before [`Export::start`].
 pub trait Export: Send + Sync {
@@ -223,8 +223,12 @@ pub trait Export: Send + Sync {
     /// Takes no new requests, if that is for it alone to say. [`Export::end`] waits for those that were taken.
     fn stop(&self) {}
 
-    /// Ends it: requests that were taken are answered; what takes longer than `grace` is cut off.
-    fn end(&self, grace: Duration) -> Doing<'_>;
+    /// Ends it: requests that were taken are answered; what takes longer than `grace` is cut off. It is not served any more then,
+    /// whatever this says.
+    ///
+    /// # Errors
+    /// Something of it is left, or not durable.
+    fn end(&self, grace: Duration) -> Doing<'_, Result<()>>;
 
     /// The disk has changed: its size, its medium, or whether it may be written to. Called where that happens: it must not wait.
     /// No front-end of a yard hears of it otherwise.

@@ -35,8 +35,8 @@ impl Export for Toy {
         Ok(())
     }
 
-    fn end(&self, _grace: Duration) -> Doing<'_> {
-        Box::pin(std::future::ready(()))
+    fn end(&self, _grace: Duration) -> Doing<'_, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn follow(&self, now: State) {

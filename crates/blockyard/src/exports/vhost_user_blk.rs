@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockyard_export_vhost_user_blk::{self as vhost_user, Listener, MAX_QUEUES, Prepared, Server};
 use parking_lot::Mutex;
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan};
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, Front};
 use crate::disks::{OptionSpec, Settings, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::yard::follow::State;
@@ -72,17 +72,22 @@ fn bind(plan: &ExportPlan) -> Result<Bound> {
     };
     let listener = listener.map_err(error)?;
     Ok(Box::new(|front| {
-        let set = &front.plan.settings;
-        let mut export = vhost_user::Export::new(front.bdev()?);
-        if let Some(serial) = set.text("serial") {
-            serial.clone_into(&mut export.serial);
-        }
-        let queues = set.number("queues").and_then(|queues| u16::try_from(queues).ok());
-        export.queues = queues.unwrap_or(export.queues);
-        export.on_resume = front.disk()?.open.holder();
-        let prepared = Server::prepare(export, listener, front.threads.to_vec()).map_err(error)?;
+        let prepared =
+            Server::prepare(export(front)?, listener, front.threads.to_vec()).map_err(error)?;
         Ok(Arc::new(BackEnd { prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }))
     }))
+}
+
+fn export(front: &Front<'_>) -> Result<vhost_user::Export> {
+    let set = &front.plan.settings;
+    let mut export = vhost_user::Export::new(front.bdev()?);
+    if let Some(serial) = set.text("serial") {
+        serial.clone_into(&mut export.serial);
+    }
+    let queues = set.number("queues").and_then(|queues| u16::try_from(queues).ok());
+    export.queues = queues.unwrap_or(export.queues);
+    export.on_resume = front.disk()?.open.holder();
+    Ok(export)
 }
 
 /// A back-end. Of several all start, or none: what can fail has been done when it is prepared.
@@ -105,12 +110,13 @@ impl Export for BackEnd {
         }
     }
 
-    fn end(&self, grace: Duration) -> Doing<'_> {
+    fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
         drop(self.prepared.lock().take());
         Box::pin(async move {
             if let Some(server) = self.server.get() {
                 server.shutdown(grace).await;
             }
+            Ok(())
         })
     }
 
@@ -151,4 +157,62 @@ fn error(err: vhost_user::Error) -> Error {
         Kind::Io => ErrorKind::Failed,
     };
     Error::new(kind, "cannot serve vhost-user-blk").caused_by(err)
+}
+
+#[cfg(test)]
+mod tests {
+    use blockyard_blkmq::{Bio, DiskFlags, Op, OpenMode, Sector, Status};
+    use blockyard_export_nbd::Address;
+
+    use super::*;
+    use crate::exports::{FrontDisk, nbd};
+    use crate::yard::Yard;
+    use crate::yard::plan::NbdPlan;
+
+    /// What another back-end has sent to a server before it died may still be carried out: a guest that resumes writes nothing
+    /// before that is over (`docs/nbd-fencing.md`).
+    #[tokio::test]
+    async fn a_guest_that_resumes_has_its_writes_held_where_there_is_a_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let far = Yard::start(1, &NbdPlan::default()).unwrap();
+        far.open_disk(&"ram:1M?name=far".parse().unwrap(), DiskFlags::empty()).unwrap();
+        let listener = blockyard_export_nbd::bind(&Address::Unix(socket.clone()), None).unwrap();
+        far.serve(vec![listener]).unwrap();
+        far.add_export(ExportPlan::new(&nbd::KIND, "far", "far"), None).await.unwrap();
+        let near = Yard::start(1, &NbdPlan::default()).unwrap();
+        let uri =
+            format!("nbd+unix:///far?socket={}&fence_timeout=10m&name=near", socket.display());
+        for (uri, is_remote) in [(&*uri, true), ("ram:1M?name=here", false)] {
+            let disk: crate::disks::DiskPlan = uri.parse().unwrap();
+            near.add_disk(disk.clone(), false, None).await.unwrap();
+            let name = disk.options.name.clone().unwrap();
+            let open = near.disk(&name).unwrap();
+            let plan = ExportPlan::new(&KIND, &name, &name);
+            let disks = [FrontDisk { name, plan: Arc::new(disk), open: Arc::clone(&open) }];
+            let front =
+                Front { plan: &plan, disks: &disks, threads: near.threads(), nbd: near.nbd() };
+            let on_resume = export(&front).unwrap().on_resume;
+            assert_eq!(on_resume.is_some(), is_remote, "{uri}");
+            let Some(resume) = on_resume else { continue };
+            resume();
+            let bdev = Arc::new(open.disk().open(None, OpenMode::ReadWrite).unwrap());
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            for op in [Op::WriteZeroes, Op::Read] {
+                let tell = tell.clone();
+                let ended = move |bio: Box<Bio>| tell.send((op, bio.status())).unwrap();
+                bdev.submit(0, Bio::new(op, Sector(0), 4096).on_end(Arc::new(ended)));
+            }
+            let first = told.recv().await;
+            // The write is not waited for, whatever is wrong.
+            open.abandon();
+            let second = told.recv().await;
+            assert_eq!(first, Some((Op::Read, Status::Ok)), "the write was sent before it");
+            assert_eq!(second, Some((Op::WriteZeroes, Status::Io)));
+        }
+        for yard in [near, far] {
+            // Of what has failed, something is lost.
+            let _ = yard.end(Duration::ZERO).await;
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::config::save::Edit;
 use super::events::Event;
 use super::turns::Subject;
 use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks, shutting_down};
-use crate::daemon::Losses;
+use crate::daemon::{Losses, enter_write_back_path_with};
 use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
@@ -43,7 +43,7 @@ impl Yard {
         self: &Arc<Self>,
         plan: DiskPlan,
         only_new: bool,
-        save: Option<&Edit<'_>>,
+        save: Option<Edit>,
     ) -> Result<Outcome> {
         self.add_disk_unless(plan, only_new, save, std::future::pending()).await
     }
@@ -57,7 +57,7 @@ impl Yard {
         self: &Arc<Self>,
         plan: DiskPlan,
         only_new: bool,
-        save: Option<&Edit<'_>>,
+        save: Option<Edit>,
         unwanted: impl Future<Output = ()>,
     ) -> Result<Outcome> {
         let mut unwanted = pin!(unwanted);
@@ -125,7 +125,7 @@ impl Yard {
     ///
     /// # Errors
     /// There is none of that name, it has exports, or its last flush has failed: it is closed all the same then.
-    pub async fn remove_disk(&self, name: &str, save: Option<&Edit<'_>>) -> Result<()> {
+    pub async fn remove_disk(&self, name: &str, save: Option<Edit>) -> Result<()> {
         let _turn = self.turns.of([Subject::disk(name)]).await?;
         // It is gone, whatever was lost with it: the file says so before that is told.
         let mut losses = Losses::default();
@@ -186,7 +186,7 @@ impl Yard {
     pub async fn add_export(
         self: &Arc<Self>,
         plan: ExportPlan,
-        save: Option<&Edit<'_>>,
+        save: Option<Edit>,
     ) -> Result<Outcome> {
         let subjects = [Subject::disk(&plan.disk), Subject::export(plan.kind, &plan.name)];
         let _turn = self.turns.of(subjects).await?;
@@ -200,6 +200,9 @@ impl Yard {
         // A disk that is not there is told before a place is taken.
         if !plan.kind.whole_yard {
             self.disk(&plan.disk)?;
+        }
+        if plan.kind.local_kernel {
+            enter_write_back_path_with(&self.handles).await;
         }
         let yard = Arc::clone(self);
         let (kind, name, disk) = (plan.kind, plan.name.clone(), plan.disk.clone());
@@ -220,7 +223,9 @@ impl Yard {
         let before = self.inside.read().export(plan.kind, &plan.name).cloned();
         let Some(before) = before else { return Ok(false) };
         if before.export.is_over() {
-            before.export.end(self.grace()).await;
+            if let Err(err) = before.export.end(self.grace()).await {
+                tracing::warn!(export = plan.label(), %err, "the export before has not ended well");
+            }
             self.inside.write().take_export(plan.kind, &plan.name);
             return Ok(false);
         }
@@ -235,12 +240,12 @@ impl Yard {
     /// Ends an export: what its clients have asked for is answered, and nobody else is told.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is none of that name. Something of it is left, or not durable: it is gone all the same then.
     pub async fn remove_export(
         &self,
         kind: &ExportKind,
         name: &str,
-        save: Option<&Edit<'_>>,
+        save: Option<Edit>,
     ) -> Result<()> {
         loop {
             let disk_of =
@@ -250,22 +255,35 @@ impl Yard {
             let _turn = self.turns.of(subjects).await?;
             // While it was waited for, there may have come another of that name.
             if disk_of(&self.inside.read()).is_none_or(|now| now == disk) {
-                return self.changed(save, self.remove_export_now(kind, name)).await;
+                // It is gone, whatever is left of it: the file says so before that is told.
+                let mut ended = Ok(());
+                let removed = async {
+                    ended = self.remove_export_now(kind, name).await?;
+                    Ok(())
+                };
+                let saved = self.changed(save, removed).await;
+                ended.inspect_err(|_| {
+                    if let Err(err) = &saved {
+                        tracing::error!(%err, "the removal of {name} was not saved");
+                    }
+                })?;
+                return saved;
             }
         }
     }
 
-    async fn remove_export_now(&self, kind: &ExportKind, name: &str) -> Result<()> {
+    /// Says how it has ended.
+    async fn remove_export_now(&self, kind: &ExportKind, name: &str) -> Result<Result<()>> {
         let taken = self.inside.write().take_export(kind, name);
         let Some(YardExport { plan, export, .. }) = taken else {
             let what = format!("no export named {name:?} of kind {}", kind.name);
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
         export.stop();
-        export.end(self.grace()).await;
+        let ended = export.end(self.grace()).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });
-        Ok(())
+        Ok(ended)
     }
 
     /// Changes a disk while it is used. It may take a while, as files are made longer for certain.
@@ -277,7 +295,7 @@ impl Yard {
         disk: &str,
         settings: Vec<(&'static OptionSpec, Value)>,
         shrink: bool,
-        save: Option<&Edit<'_>>,
+        save: Option<Edit>,
     ) -> Result<()> {
         let _turn = self.turns.of([Subject::disk(disk)]).await?;
         let open = self.disk(disk)?;
@@ -296,24 +314,30 @@ mod tests {
 
     use parking_lot::Mutex;
     use tokio::io::AsyncWriteExt;
+    use tokio::sync::Barrier;
 
     use super::*;
     use crate::exports::{Doing, Export};
     use crate::yard::plan::NbdPlan;
     use crate::yard::report::Served;
 
-    /// Notes how long it may take to end.
-    #[derive(Default)]
-    struct Ended(Mutex<Option<Duration>>);
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Notes how long it may take to end, and ends together with all others that have its barrier.
+    struct Ended(Mutex<Option<Duration>>, Arc<Barrier>);
 
     impl Export for Ended {
         fn start(&self) -> Result<()> {
             Ok(())
         }
 
-        fn end(&self, grace: Duration) -> Doing<'_> {
+        fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
             *self.0.lock() = Some(grace);
-            Box::pin(async {})
+            Box::pin(async {
+                self.1.wait().await;
+                Ok(())
+            })
         }
 
         fn report(&self) -> Served {
@@ -344,16 +368,65 @@ mod tests {
         assert!(yard.inside.read().disks.is_empty() && yard.layer.disks().is_empty());
     }
 
+    /// So many exports, which end together or not at all.
+    fn put_exports(yard: &Yard, count: usize) -> Vec<Arc<Ended>> {
+        let together = Arc::new(Barrier::new(count));
+        let put = |index| {
+            let ended = Arc::new(Ended(Mutex::default(), Arc::clone(&together)));
+            let plan =
+                Arc::new(ExportPlan::new(&crate::exports::nbd::KIND, "a", format!("e{index}")));
+            let export: Arc<dyn Export> = Arc::<Ended>::clone(&ended);
+            yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
+            ended
+        };
+        (0..count).map(put).collect()
+    }
+
     #[tokio::test]
     async fn a_change_that_does_not_end_takes_no_time_from_the_rest() {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        let plan = Arc::new(ExportPlan::new(&crate::exports::nbd::KIND, "a", "e"));
-        let ended = Arc::<Ended>::default();
-        let export: Arc<dyn Export> = Arc::<Ended>::clone(&ended);
-        yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
+        let exports = put_exports(&yard, 1);
         let _stuck = yard.turns.of([Subject::disk("a")]).await.unwrap();
         yard.end(Duration::from_secs(2)).await.into_result().unwrap();
-        assert!(ended.0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
+        assert!(exports[0].0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
+    }
+
+    /// What one's clients take is not taken from another's, nor from the disks.
+    #[tokio::test]
+    async fn exports_end_together_in_half_of_the_time() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let exports = put_exports(&yard, 3);
+        let ending = tokio::time::timeout(PATIENCE, yard.end(Duration::from_secs(8)));
+        ending.await.expect("they end one after the other").into_result().unwrap();
+        for export in exports {
+            assert_eq!(*export.0.lock(), Some(Duration::from_secs(4)));
+        }
+    }
+
+    /// As one on a file server that is gone.
+    #[tokio::test]
+    async fn a_file_that_does_not_answer_keeps_only_its_own_change_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("yard.toml");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.keep_in(file.clone());
+        yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        // It answers when others have had their turn.
+        let answering = std::thread::spawn(move || {
+            let others = told.recv_timeout(PATIENCE);
+            drop(std::fs::OpenOptions::new().write(true).open(file).unwrap());
+            others
+        });
+        let removing = yard.remove_disk("a", Some(Edit::RemoveDisk("a".into())));
+        let (removed, ()) = tokio::join!(removing, async { tell.send(()).unwrap() });
+        answering.join().unwrap().expect("nobody else had a turn");
+        let refused = removed.unwrap_err().to_string();
+        assert!(refused.contains("yard.toml cannot express that"), "{refused}");
+        yard.disk("a").unwrap();
+        yard.end(PATIENCE).await.into_result().unwrap();
     }
 
     #[tokio::test]
@@ -396,7 +469,7 @@ mod tests {
             .await
             .unwrap();
         yard.disk("a").unwrap().disk().fail_flushes();
-        let lost = yard.remove_disk("a", Some(&Edit::RemoveDisk("a"))).await.unwrap_err();
+        let lost = yard.remove_disk("a", Some(Edit::RemoveDisk("a".into()))).await.unwrap_err();
         assert!(lost.to_string().contains("final flush failed: a"), "{lost}");
         let saved = std::fs::read_to_string(&file).unwrap();
         assert!(saved.contains("\"b\"") && !saved.contains("\"a\""), "{saved}");

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use blockyard_blkmq::{Disk, DiskListener, Event};
-use tokio::sync::watch;
+use blockyard_blkmq::{Changes, Disk};
 
 /// What can change of a disk while it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,50 +21,36 @@ impl State {
     }
 }
 
-/// Told what the disk becomes.
-struct Told(watch::Sender<State>);
-
-impl DiskListener for Told {
-    fn event(&self, disk: &Disk, event: Event) {
-        match event {
-            Event::ReadOnly(read_only) => self.0.send_modify(|state| state.read_only = read_only),
-            Event::Resized { .. } => self.0.send_modify(|state| state.size = disk.size_bytes()),
-            _ => {}
-        }
-    }
-}
-
-/// Listens as long as it lives.
+/// Follows a disk as long as it lives.
 pub struct Follow {
-    told: watch::Receiver<State>,
-    _listener: Arc<dyn DiskListener>,
+    disk: Arc<Disk>,
+    changes: Changes,
+    seen: State,
 }
 
 impl Follow {
     /// From now on.
     #[must_use]
-    pub fn of(disk: &Disk) -> Self {
-        let (tell, told) = watch::channel(State::of(disk));
-        let listener = Arc::new(Told(tell));
-        let also: Arc<dyn DiskListener> = Arc::clone(&listener) as _;
-        disk.subscribe(&also);
-        // What has come before it was told of.
-        listener.0.send_modify(|state| *state = State::of(disk));
-        Self { told, _listener: listener }
+    pub fn of(disk: &Arc<Disk>) -> Self {
+        let changes = Changes::of(disk);
+        Self { disk: Arc::clone(disk), changes, seen: State::of(disk) }
     }
 
     /// What it is now. Changes until now are known with that.
     pub fn now(&mut self) -> State {
-        *self.told.borrow_and_update()
+        self.seen = State::of(&self.disk);
+        self.seen
     }
 
     /// Waits until that changes; says what it is then.
     pub async fn changed(&mut self) -> State {
-        if self.told.changed().await.is_err() {
-            // Nobody is left who could change it.
-            std::future::pending::<()>().await;
+        loop {
+            self.changes.next().await;
+            let before = self.seen;
+            if self.now() != before {
+                return self.seen;
+            }
         }
-        self.now()
     }
 }
 

@@ -26,7 +26,7 @@ use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front, FrontDisk};
-use config::save::{Edit, Prepared};
+use config::save::Edit;
 use events::Events;
 use follow::State;
 use housekeeping::{Bell, Watched};
@@ -34,7 +34,7 @@ use plan::{NbdPlan, YardPlan};
 use queue_threads::{OnPark, QueueThreads};
 use turns::Turns;
 
-/// What a server has for the last flush when those before have used up the grace.
+/// What clients, and then the servers of disks, have at least, however short the grace is.
 const LEAST: Duration = Duration::from_secs(1);
 /// Disks that are being opened at a time, with those whose opening was given up and has not ended: each has a thread.
 const MAX_OPENINGS: usize = 256;
@@ -252,33 +252,26 @@ impl Yard {
         self.grace.get().copied().unwrap_or(YardPlan::GRACE)
     }
 
-    /// Makes a change, and has it in the file of the yard, too, if that is wanted. What the file cannot say is not changed.
+    /// Makes a change, and has it in the file of the yard, too, if that is wanted. What the file cannot say is not changed. The
+    /// file may be where nobody answers: that keeps only this change waiting.
     async fn changed<T>(
         &self,
-        save: Option<&Edit<'_>>,
+        save: Option<Edit>,
         change: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let Some(edit) = save else { return change.await };
-        let prepared = self.prepare(edit)?;
+        let file = self.file.get().cloned().ok_or_else(|| {
+            Error::usage("the daemon was not started from a yard.toml")
+                .help("omit --save, or start the daemon with: blockyard up -f yard.toml")
+        })?;
+        let prepared = elsewhere(move || config::save::prepare(&file, &Arc::new(edit))).await?;
         let done = change.await?;
         if let Some(prepared) = prepared {
             // It may have taken long. What others have saved meanwhile is in what is written.
             let _one_at_a_time = self.saving.lock().await;
-            prepared.write()?;
+            elsewhere(move || prepared.write()).await?;
         }
         Ok(done)
-    }
-
-    /// The file of the yard with that change.
-    ///
-    /// # Errors
-    /// There is no file, or it cannot say that.
-    fn prepare<'a>(&'a self, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
-        let file = self.file.get().ok_or_else(|| {
-            Error::usage("the daemon was not started from a yard.toml")
-                .help("omit --save, or start the daemon with: blockyard up -f yard.toml")
-        })?;
-        config::save::prepare(file, edit)
     }
 
     /// What happens in it.
@@ -437,8 +430,9 @@ impl Yard {
         inside.exports.iter().filter(counts).map(|it| Arc::clone(&it.export)).collect()
     }
 
-    /// Ends all of it, once changes under way are over, for which they have `grace`: within `grace` and [`LEAST`] from then on.
-    /// Only disks of this machine take as long as they take.
+    /// Ends all of it, once changes under way are over, for which they have `grace`: within `grace` from then on, half of which
+    /// is for clients and the rest for servers of disks, each [`LEAST`] at least. Only disks of this machine take as long as
+    /// they take.
     pub(crate) async fn end(&self, grace: Duration) -> Losses {
         self.inside.write().is_closed = true;
         self.ending.send_replace(true);
@@ -454,11 +448,18 @@ impl Yard {
             let mut inside = self.inside.write();
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
-        // They end together.
         exports.iter().for_each(|it| it.export.stop());
-        self.nbd.shutdown(left().max(LEAST)).await;
+        // They end together: nobody's clients take the time of another's, nor that of the disks.
+        let half = grace / 2;
+        let mut ending = JoinSet::new();
         for it in exports {
-            it.export.end(left()).await;
+            ending.spawn(async move { (it.plan.label(), it.export.end(half).await) });
+        }
+        let ((), ended) = tokio::join!(self.nbd.shutdown(half.max(LEAST)), ending.join_all());
+        for (export, ended) in ended {
+            if let Err(err) = ended {
+                tracing::error!(export, %err, "cannot end the export");
+            }
         }
         let limit = left().max(LEAST);
         let mut closing = JoinSet::new();
@@ -474,6 +475,14 @@ impl Yard {
         }
         losses
     }
+}
+
+/// Does what may wait, for a file that does not answer, say, where that keeps nobody from anything else.
+async fn elsewhere<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(job).await;
+    done.map_err(|err| Error::failed("internal error in the daemon").caused_by(err))?
 }
 
 fn shutting_down() -> Error {

@@ -156,40 +156,67 @@ impl Yard {
     /// What it tells of itself.
     #[must_use]
     pub fn report(&self) -> Daemon {
-        let uptime_seconds = self.started.elapsed().as_secs_f64();
         let (disks, exports, addresses) = {
             let inside = self.inside.read();
             (inside.disks.clone(), inside.exports.clone(), inside.addresses.clone())
         };
-        let of_disk = |disk: &YardDisk| {
-            let labels = exports.iter().filter(|export| export.plan.disk == disk.name);
-            let labels = labels.map(|export| export.plan.label()).collect();
-            disk_report(&disk.plan, disk.open.disk(), labels, uptime_seconds)
-        };
-        let disks: Vec<DiskReport> = disks.iter().map(of_disk).collect();
-        let is_read_only = |name: &str| disks.iter().any(|it| it.name == name && it.read_only);
-        let of_export = |YardExport { plan, export, only_reads }: &YardExport| ExportReport {
-            kind: plan.kind.name.into(),
-            name: plan.name.clone(),
-            disk: plan.disk.clone(),
-            read_only: *only_reads || is_read_only(&plan.disk),
-            served: export.report(),
-        };
-        let exports = exports.iter().map(of_export).collect();
         Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
-            uptime_seconds,
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
             log: log_file(),
             threads: self.handles.len(),
-            disks,
-            exports,
+            disks: disks.iter().map(|disk| self.of_disk(disk, &exports)).collect(),
+            exports: exports.iter().map(|export| of_export(export, &disks)).collect(),
             nbd: Nbd {
                 listen: addresses.iter().map(ToString::to_string).collect(),
                 clients: self.nbd.clients().into_iter().map(Client::from).collect(),
             },
             devices: Vec::new(),
         }
+    }
+
+    /// What it tells of a disk, if there is one of that name.
+    #[must_use]
+    pub fn disk_report(&self, name: &str) -> Option<DiskReport> {
+        let (disk, exports) = {
+            let inside = self.inside.read();
+            (inside.disk(name).ok()?.clone(), inside.exports.clone())
+        };
+        Some(self.of_disk(&disk, &exports))
+    }
+
+    /// What it tells of an export, if there is one of that name.
+    #[must_use]
+    pub fn export_report(&self, kind: &str, name: &str) -> Option<ExportReport> {
+        let (export, disks) = {
+            let inside = self.inside.read();
+            let is_it = |it: &&YardExport| it.plan.kind.name == kind && it.plan.name == name;
+            let export = inside.exports.iter().find(is_it)?.clone();
+            let disk = inside.disk(&export.plan.disk).ok().cloned();
+            (export, Vec::from_iter(disk))
+        };
+        Some(of_export(&export, &disks))
+    }
+
+    fn of_disk(&self, disk: &YardDisk, exports: &[YardExport]) -> DiskReport {
+        let labels = exports.iter().filter(|export| export.plan.disk == disk.name);
+        let labels = labels.map(|export| export.plan.label()).collect();
+        disk_report(&disk.plan, disk.open.disk(), labels, self.started.elapsed().as_secs_f64())
+    }
+}
+
+fn of_export(
+    YardExport { plan, export, only_reads }: &YardExport,
+    disks: &[YardDisk],
+) -> ExportReport {
+    let is_read_only = |it: &YardDisk| it.name == plan.disk && it.open.disk().is_read_only();
+    ExportReport {
+        kind: plan.kind.name.into(),
+        name: plan.name.clone(),
+        disk: plan.disk.clone(),
+        read_only: *only_reads || disks.iter().any(is_read_only),
+        served: export.report(),
     }
 }
 

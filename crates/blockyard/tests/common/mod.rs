@@ -289,7 +289,7 @@ pub(crate) fn nbdkit(socket: &Path, args: &[&str]) -> Guard {
     let mut guard = Guard(child.expect("nbdkit is missing; run: cargo xtask setup"));
     while std::os::unix::net::UnixStream::connect(socket).is_err() {
         assert!(guard.0.try_wait().unwrap().is_none(), "nbdkit ended");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     guard
 }
@@ -319,7 +319,7 @@ pub(crate) fn fuse_in(directory: &Path, uri: &str) -> (Cleanup, String) {
     // The process id is written once the mount is usable.
     while std::fs::read_to_string(&ready).unwrap_or_default().is_empty() {
         assert!(child.try_wait().unwrap().is_none(), "nbdfuse ended");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     std::fs::remove_file(&ready).unwrap();
     // It ends when it is unmounted, and is waited for then.

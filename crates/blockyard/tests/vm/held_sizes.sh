@@ -24,7 +24,12 @@ for size in 96M 128M; do
     wait $server || true
     truncate -s $size /tmp/disk.img
     serve
+    # Nothing is written before what the daemon before has sent can no more be carried out.
+    begun=$(cut -d. -f1 /proc/uptime)
     [ "$(blockyard recover "$D" 2>/tmp/said)" = "$D" ] || die "not recovered"
+    dd if=/dev/zero of="$D" bs=4k seek=4096 count=1 oflag=direct 2>/dev/null || die "not written"
+    held=$(($(cut -d. -f1 /proc/uptime) - begun))
+    [ $held -ge 8 ] || die "written $held s after a recovery"
     until_true grep -qx $((${size%M} * 2048)) "/sys/block/$N/size"
     [ ! -e /tmp/failed ] || die "a write failed"
 done

@@ -85,10 +85,36 @@ BLOCKYARD_RUNTIME_DIR=/run/other blockyard list | grep -q "blockyard recover $ot
 BLOCKYARD_RUNTIME_DIR=/run/other blockyard detach --force "$other"
 until_true is_gone
 
+# A daemon of another PID namespace is alive, whatever its number means here.
+rm -f /tmp/device /tmp/end
+unshare -p -f sh -c "blockyard attach /tmp/new.img --via nbd >/tmp/device && until [ -e /tmp/end ]; do sleep 0.1; done" &
+namespace=$!
+until_true [ -s /tmp/device ]
+D=$(cat /tmp/device)
+N=${D#/dev/}
+blockyard list >/tmp/said 2>&1
+! grep -q "left behind\|--force" /tmp/said || die "it is not left: $(cat /tmp/said)"
+code 75 blockyard recover "$D"
+said "is alive"
+code 75 blockyard attach /tmp/new.img
+said "already attached"
+attach ram:1M
+blockyard detach ram:1M
+D=$(cat /tmp/device)
+N=${D#/dev/}
+works || die "it is gone with others"
+# It dies with its namespace.
+touch /tmp/end
+wait $namespace || true
+until_true sh -c "blockyard list | grep -q '$D.*left behind'"
+[ "$(blockyard recover "$D")" = "$D" ] || die "not recovered"
+detach "$D"
+
 # A record of another version is told, and its device is left alone.
 echo '{"version": 99}' >/run/blockyard/attached/nbd5.json
 blockyard list >/tmp/said 2>&1
 said "version is 99"
+! grep -q -e --force /tmp/said || die "it is advised to be removed: $(cat /tmp/said)"
 code 1 blockyard detach --force /dev/nbd5
 said "version is 99"
 blockyard detach --all --force
@@ -131,6 +157,28 @@ for VIA in "--via ublk" "--via nbd" "--via nbd-ioctl"; do
     works || die "it has not stayed"
     umount /mnt
     until_true no_daemon
+    detached
+done
+
+# So does one in the foreground, whose terminal goes.
+for VIA in "--via ublk" "--via nbd"; do
+    rm -f /tmp/device
+    blockyard attach --foreground /tmp/disk.img $VIA >/tmp/device 2>/tmp/told &
+    daemon=$!
+    until_true [ -s /tmp/device ]
+    D=$(cat /tmp/device)
+    N=${D#/dev/}
+    mkfs.ext4 -q -F "$D"
+    mount "$D" /mnt
+    kill -HUP $daemon
+    kill -TERM $daemon
+    echo hello >/mnt/file
+    sync
+    until_true grep -q "mounted at /mnt" /tmp/told
+    kill -HUP $daemon
+    works || die "it has not stayed: $(cat /tmp/told)"
+    umount /mnt
+    wait $daemon || die "it did not end well: $(cat /tmp/told)"
     detached
 done
 

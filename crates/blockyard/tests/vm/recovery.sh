@@ -71,7 +71,8 @@ case "$VIA" in
     detach "$D"
 
     # One that is not trusted may have lost what its daemon had not flushed: no flush says otherwise, and the next daemon knows.
-    attach "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s"
+    # It flushes only when it is asked to.
+    attach "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s&flush_after=0"
     dd if=/dev/zero of="$D" bs=4k count=1 oflag=direct conv=fsync 2>/dev/null || die "not flushed"
     kill -9 "$(daemon_of "$N")"
     until_true sh -c "blockyard list | grep -q 'left behind'"
@@ -88,8 +89,8 @@ case "$VIA" in
     code 1 blockyard detach "$D"
     detach --force "$D"
 
-    # A daemon that leaves its device to the next one flushes first.
-    attach "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s" --hand-over
+    # A daemon that leaves its device to the next one flushes first, though it does not by itself.
+    attach "nbd+unix:///disk?socket=/tmp/server&fence_timeout=1s&flush_after=0" --hand-over
     sleep 1000 <"$D" &
     opener=$!
     until_true [ -e "/proc/$opener/fd/0" ]

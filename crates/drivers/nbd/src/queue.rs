@@ -140,7 +140,7 @@ impl<J: Job, S> Queue<J, S> {
         let Some(job) = self.common.hold(job, conn.id, now) else {
             return ask.op == Op::Flush && self.common.take_asks();
         };
-        let epoch = if ask.op == Op::Flush { self.common.end_epoch() } else { 0 };
+        let epoch = if ask.op == Op::Flush { self.common.begin_flush() } else { 0 };
         if let Err(refused) = conn.link.submit(job, &ask, <_>::default(), epoch, now) {
             ended.push(refused);
         }
@@ -172,7 +172,7 @@ impl<J: Job, S> Queue<J, S> {
                 ended.push((waits.job, Status::Io));
                 continue;
             }
-            let epoch = if ask.op == Op::Flush { common.end_epoch() } else { 0 };
+            let epoch = if ask.op == Op::Flush { common.begin_flush() } else { 0 };
             match conn.link.submit(waits.job, &ask, waits.past, epoch, now) {
                 Ok(()) => flushes |= ask.op == Op::Flush,
                 Err(refused) => ended.push(refused),

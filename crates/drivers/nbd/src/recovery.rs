@@ -463,8 +463,8 @@ impl<J: Job> Common<J> {
     }
 
     /// A flush is about to be sent: says which epoch it ends.
-    pub(crate) fn end_epoch(&self) -> Epoch {
-        self.unflushed.as_ref().map_or(0, |unflushed| unflushed.end_epoch())
+    pub(crate) fn begin_flush(&self) -> Epoch {
+        self.unflushed.as_ref().map_or(0, |unflushed| unflushed.begin_flush())
     }
 
     /// A flush that was sent on a connection at the end of an epoch has succeeded: what it covers is durable.

@@ -23,11 +23,14 @@ const MIN_SHIFT: u32 = 12;
 /// Names a time between two flushes.
 pub(crate) type Epoch = u64;
 
-/// Where it is known beyond this process whether anything is not flushed. It is told at most once in an epoch by each
-/// connection, on its queue thread, and must not block.
+/// Where it is known beyond this process whether anything is not flushed. It is told of a flush twice at most, and of writes
+/// once in an epoch by each connection, on its queue thread, and must not block.
 pub trait Ledger: Send + Sync {
     /// A write of this epoch, or of an earlier one, is about to end, and is not flushed.
     fn written(&self, epoch: u64);
+
+    /// A flush of what was written in this epoch, and before, is about to be sent.
+    fn flushing(&self, epoch: u64);
 
     /// All that was written in this epoch, and before, is durable.
     fn flushed(&self, epoch: u64);
@@ -67,6 +70,15 @@ impl Unflushed {
         if let Some(ledger) = self.ledger.get() {
             ledger.flushed(epoch);
         }
+    }
+
+    /// A flush is about to be sent: ends an epoch, and says which one that was.
+    pub(crate) fn begin_flush(&self) -> Epoch {
+        let epoch = self.end_epoch();
+        if let Some(ledger) = self.ledger.get() {
+            ledger.flushing(epoch);
+        }
+        epoch
     }
 
     /// Ends an epoch, and says which one that was. What was answered by now has its mark or an earlier one.

@@ -235,10 +235,11 @@ fn a_new_server_is_used_once_the_old_one_is_flushed() {
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
 }
 
-/// The epochs of what was written, and of what was flushed, as they are told.
+/// The epochs of what was written, of flushes that were sent, and of what was flushed, as they are told.
 #[derive(Default)]
 struct Told {
     written: Mutex<Vec<u64>>,
+    sent: Mutex<Vec<u64>>,
     flushed: Mutex<Vec<u64>>,
 }
 
@@ -254,7 +255,12 @@ impl Ledger for Told {
         self.written.lock().push(epoch);
     }
 
+    fn flushing(&self, epoch: u64) {
+        self.sent.lock().push(epoch);
+    }
+
     fn flushed(&self, epoch: u64) {
+        assert!(self.sent.lock().contains(&epoch), "{epoch} was not sent: {:?}", self.sent);
         self.flushed.lock().push(epoch);
     }
 }

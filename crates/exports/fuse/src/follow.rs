@@ -2,49 +2,25 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
-use blockyard_blkmq::{Disk, DiskListener, Event};
+use blockyard_blkmq::{Changed, Changes};
 use blockyard_fuse::wire::{InvalEntryFlags, NotifyInvalInode};
 use blockyard_fuse::{Name, Notification, ROOT_ID};
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::IoVecs;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::tree::{Node, Tree};
 
-/// Told of what happens to the disk of a file; the kernel is told from another thread, as that may wait.
-#[derive(Default)]
-struct Told {
-    changed: Notify,
-    /// What was read before is of another medium.
-    other_medium: AtomicBool,
-}
-
-impl DiskListener for Told {
-    fn event(&self, _disk: &Disk, event: Event) {
-        match event {
-            Event::MediaChanged => self.other_medium.store(true, Ordering::Release),
-            Event::Resized { .. } | Event::ReadOnly(_) | Event::Partitions => {}
-            Event::Added | Event::Removed => return,
-        }
-        self.changed.notify_one();
-    }
-}
-
-/// A file that follows its disk as long as this lives. What the kernel waits for on its behalf, no other file waits for.
-struct Following {
-    _listener: Arc<dyn DiskListener>,
-    teller: JoinHandle<()>,
-}
+/// A file that follows its disk as long as this lives: the kernel is told from other threads, as that may wait. What the kernel waits for on its behalf, no other file waits for.
+struct Following(JoinHandle<()>);
 
 impl Drop for Following {
     fn drop(&mut self) {
-        self.teller.abort();
+        self.0.abort();
     }
 }
 
@@ -67,12 +43,9 @@ impl Follow {
 
     /// Follows the disk of a file, too.
     pub(crate) fn add(&self, node: &Arc<Node>) {
-        let told = Arc::<Told>::default();
-        let listener: Arc<dyn DiskListener> = Arc::<Told>::clone(&told);
-        node.bdev.disk().subscribe(&listener);
-        let tell = tell_kernel(Weak::clone(&self.channel), Arc::downgrade(node), told);
-        let following = Following { _listener: listener, teller: self.runtime.spawn(tell) };
-        self.files.lock().insert(node.id, following);
+        let changes = Changes::of(node.bdev.disk());
+        let tell = tell_kernel(Weak::clone(&self.channel), Arc::downgrade(node), changes);
+        self.files.lock().insert(node.id, Following(self.runtime.spawn(tell)));
     }
 
     /// A disk was taken away: its name goes at once. May wait for the kernel.
@@ -87,14 +60,15 @@ impl Follow {
 }
 
 /// Tells of a file whenever it is another than it was; one thing at a time, as long as there is the file.
-async fn tell_kernel(channel: Weak<Channel>, node: Weak<Node>, told: Arc<Told>) {
+async fn tell_kernel(channel: Weak<Channel>, node: Weak<Node>, mut changes: Changes) {
+    // What has happened since the file was made is told first.
+    let mut changed = Changed::empty();
     loop {
         let (channel, node) = (Weak::clone(&channel), Weak::clone(&node));
-        let other_medium = told.other_medium.swap(false, Ordering::AcqRel);
+        let other_medium = changed.contains(Changed::MEDIUM);
         let tell = move || tell_change(&channel, &node, other_medium);
-        // What has happened since the file was made is told first.
         match tokio::task::spawn_blocking(tell).await {
-            Ok(true) => told.changed.notified().await,
+            Ok(true) => changed = changes.next().await,
             Ok(false) | Err(_) => return,
         }
     }

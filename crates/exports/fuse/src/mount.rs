@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockyard_blkmq::Bdev;
 use blockyard_sys::EventWatch;
@@ -245,30 +245,36 @@ impl Mount {
     /// their flushes, each time that it is called.
     pub fn stop(&self) -> Result<(), Error> {
         self.point.unmount(Unmount::IfUnused, || self.is_over())?;
-        self.finish(USERS_PATIENCE, DISKS_PATIENCE)
+        self.finish(USERS_PATIENCE, || DISKS_PATIENCE)
     }
 
-    /// Ends it, whoever uses it, within `grace` for those who do and as long for the disks: nobody finds it any more from the
-    /// start. Must not be called on a queue thread.
+    /// Ends it, whoever uses it, within `grace`: half of that is for those who use it, the rest for the disks. Nobody finds it
+    /// any more from the start, and nobody is served in the end, also where it cannot be unmounted. Must not be called on a queue
+    /// thread.
     ///
     /// # Errors
     /// As those of [`Mount::stop`]. It is not mounted any more, though, unless the error says that.
     pub fn end(&self, grace: Duration) -> Result<(), Error> {
-        match self.point.unmount(Unmount::IfUnused, || self.is_over()) {
+        let end = Instant::now() + grace;
+        let unmounted = match self.point.unmount(Unmount::IfUnused, || self.is_over()) {
             Err(err) if err.kind() == ErrorKind::Busy => {
                 tracing::warn!(path = %self.path().display(), "it is unmounted while it is used");
-                self.point.unmount(Unmount::Lazily, || self.is_over())?;
+                self.point.unmount(Unmount::Lazily, || self.is_over())
             }
-            done => done?,
-        }
-        self.finish(grace, grace.max(LEAST))
+            done => done,
+        };
+        let left = || end.saturating_duration_since(Instant::now());
+        // Who can still open it is not waited for.
+        let users = if unmounted.is_ok() { grace / 2 } else { Duration::ZERO };
+        let finished = self.finish(users, || left().max(LEAST));
+        unmounted.and(finished)
     }
 
     /// Waits until it is over: for those who use it, and for the disks then.
-    fn finish(&self, users: Duration, disks: Duration) -> Result<(), Error> {
+    fn finish(&self, users: Duration, disks: impl FnOnce() -> Duration) -> Result<(), Error> {
         if !self.ending.wait(users) {
             self.tree.close();
-            if !self.ending.wait(disks) {
+            if !self.ending.wait(disks()) {
                 let path = self.path().display();
                 let what = format!("{path}: requests are still in flight; try again");
                 return Err(Error::new(ErrorKind::Busy, what));

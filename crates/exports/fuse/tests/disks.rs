@@ -284,7 +284,7 @@ fn a_disk_that_cannot_be_flushed_keeps_no_other_from_it() {
     let error = loop {
         match mounted.try_stop() {
             // A process that another test starts has all files open for a moment.
-            Err(err) if err.kind() == ErrorKind::Busy => std::thread::yield_now(),
+            Err(err) if err.kind() == ErrorKind::Busy => blockyard_conformance::pause(),
             done => break done.unwrap_err(),
         }
     };

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use blockyard_blkmq::{OpenMode, Sector};
 use blockyard_conformance::in_own_mounts;
@@ -347,5 +348,28 @@ fn a_mount_is_taken_away_where_it_is_and_not_what_covers_it() {
     uncover.now();
     mounted.stop();
     assert_eq!(std::fs::metadata(moved).unwrap().len(), 0, "what was there before");
+    assert_eq!(mounted.records(), 0);
+}
+
+/// As a daemon does that was told to end it: it says what is left, and whoever has the file open gets errors.
+#[test]
+fn an_end_serves_nobody_any_more_also_where_it_cannot_be_unmounted() {
+    in_own_mounts!();
+    let disk = ram("ram0", MIB);
+    let mut mounted = Mounted::file(&disk);
+    let (path, covering) = (mounted.path(), mounted.dir().join("covering"));
+    let used = File::options().read(true).write(true).open(&path).unwrap();
+    used.write_all_at(b"before", 0).unwrap();
+    std::fs::write(&covering, "covering").unwrap();
+    peer("mount", &["--bind", covering.to_str().unwrap(), path.to_str().unwrap()]);
+    let uncover = Cleanup::with(&["umount", path.to_str().unwrap()]);
+    let error = mounted.mount.end(Duration::from_secs(1)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "{error}");
+    assert!(error.to_string().contains("covered by another mount"), "{error}");
+    assert!(mounted.mount.is_over());
+    used.write_at(b"after", 0).unwrap_err();
+    uncover.now();
+    mounted.stop();
+    assert_eq!(std::fs::metadata(path).unwrap().len(), 0, "what was there before");
     assert_eq!(mounted.records(), 0);
 }

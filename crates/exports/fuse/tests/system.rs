@@ -306,7 +306,7 @@ fn what_is_mounted_in_another_namespace_is_left_to_those_in_it() {
             }
             _ => panic!("{left:?}"),
         }
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     assert_eq!(fs::read_dir(&records).unwrap().count(), 0);
     drop(unmount);
@@ -373,7 +373,7 @@ fn a_test_that_is_cut_off_leaves_no_mount() {
             Err(err) => assert!(Instant::now() < end, "it does not mount: {err}"),
         }
         assert_eq!(process.try_wait().unwrap(), None, "it has ended");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     };
     process.kill().unwrap();
     process.wait().unwrap();
@@ -381,7 +381,7 @@ fn a_test_that_is_cut_off_leaves_no_mount() {
     let namespace = PathBuf::from(format!("/proc/{pid}/ns/mnt"));
     while fs::read_link(&namespace).is_ok() {
         assert!(Instant::now() < end, "process {pid} of the test lives on");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     assert_eq!(fs::read_to_string(place.path().join("disk")).unwrap(), "below");
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();

@@ -24,14 +24,6 @@ const WORDS: &[(&str, &str)] = &[
 const SLEEPS: &[&str] = &[concat!("thread::", "sleep"), concat!("time::", "sleep")];
 /// The files of tests that may sleep, each with the reason.
 const MAY_SLEEP: &[(&str, &str)] = &[
-    (
-        "crates/drivers/file/tests/common/qemu.rs",
-        "a bounded wait for a socket that QEMU listens at",
-    ),
-    (
-        "crates/exports/nbd/tests/common/mod.rs",
-        "`eventually`, a bounded wait for what nobody tells of",
-    ),
     ("crates/exports/nbd/tests/hostile.rs", "a client that sends a byte at a time"),
     ("crates/rbd/src/live/tests/cluster.rs", "the time of a simulation, of which none passes"),
 ];
@@ -131,7 +123,7 @@ fn tests_wait_for_what_they_need_and_not_for_time() {
     assert_none(
         &broken,
         "wait for the event itself (a channel, a reply, a child's exit, a socket that accepts); a bounded wait that can only \
-         poll goes into a helper, whose file is named with the reason in MAY_SLEEP of crates/xtask/tests/tidy/sources.rs",
+         polls calls `blockyard_conformance::pause`; MAY_SLEEP of crates/xtask/tests/tidy/sources.rs names the files that may, with reasons",
     );
 }
 

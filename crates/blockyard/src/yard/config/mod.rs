@@ -45,7 +45,10 @@ pub enum Needs {
 pub fn load_for(path: &Path, needs: Needs) -> Result<YardPlan, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|err| {
         let error = Error::failed(format!("cannot read {}", path.display())).caused_by(err);
-        ConfigError::Unreadable(error.help("name a file with -f"))
+        ConfigError::Unreadable(error.help(match needs {
+            Needs::Clients => "name a file with -f",
+            Needs::Disks => "name the yard.toml of the disks, or the process ID of a daemon",
+        }))
     })?;
     let base = path.parent().unwrap_or(Path::new(""));
     let mut plan = parse_for(needs, &path.display().to_string(), &text, base)?;

@@ -2,7 +2,9 @@
 //! are; what comes out is checked as any `yard.toml` before it takes the place of the one before.
 
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value as Json;
 use tempfile::NamedTempFile;
@@ -16,27 +18,27 @@ use crate::yard::plan::YardPlan;
 
 /// A change.
 #[derive(Debug)]
-pub enum Edit<'a> {
+pub enum Edit {
     /// There is another disk.
     AddDisk {
         /// The disk.
-        plan: &'a DiskPlan,
+        plan: DiskPlan,
         /// What was said of it besides its URI.
-        options: &'a [(String, Json)],
+        options: Vec<(String, Json)>,
     },
     /// A disk is gone.
-    RemoveDisk(&'a str),
+    RemoveDisk(String),
     /// A disk is otherwise now.
     Set {
         /// Its name.
-        disk: &'a str,
+        disk: String,
         /// What was set.
-        settings: Vec<(&'static str, &'a Json)>,
+        settings: Vec<(&'static str, Json)>,
     },
     /// There is another export.
-    AddExport(&'a ExportPlan),
+    AddExport(ExportPlan),
     /// An export is gone.
-    RemoveExport(&'static ExportKind, &'a str),
+    RemoveExport(&'static ExportKind, String),
 }
 
 /// How often the change is made to what somebody else has written meanwhile.
@@ -44,19 +46,19 @@ const MAX_TRIES: usize = 8;
 
 /// A file that says what was changed, to be put in the place of the one before.
 #[derive(Debug)]
-pub struct Prepared<'a> {
-    file: &'a Path,
-    edit: &'a Edit<'a>,
+pub struct Prepared {
+    file: PathBuf,
+    edit: Arc<Edit>,
     /// What it was made from.
     before: String,
     text: String,
 }
 
-/// Makes the text; none if the file says it already.
+/// Makes the text; none if the file says it already. Waits for the file: not for a thread that others need.
 ///
 /// # Errors
 /// The file cannot be read, or cannot say that.
-pub fn prepare<'a>(file: &'a Path, edit: &'a Edit<'a>) -> Result<Option<Prepared<'a>>> {
+pub fn prepare(file: &Path, edit: &Arc<Edit>) -> Result<Option<Prepared>> {
     let failed = |err: Error| {
         Error::new(err.kind(), format!("{} cannot express that", file.display())).caused_by(err)
     };
@@ -75,20 +77,20 @@ pub fn prepare<'a>(file: &'a Path, edit: &'a Edit<'a>) -> Result<Option<Prepared
     let before = text;
     let text = with_head(head(&before), document.to_string());
     let after = parsed(&text)?;
-    if let Edit::AddDisk { plan, .. } = edit {
+    if let Edit::AddDisk { plan, .. } = &**edit {
         check_same(plan, &after).map_err(failed)?;
     }
-    Ok(Some(Prepared { file, edit, before, text }))
+    Ok(Some(Prepared { file: file.to_owned(), edit: Arc::clone(edit), before, text }))
 }
 
-impl Prepared<'_> {
-    /// Puts it in its place, whole or not at all, with the permissions of the one before. What somebody else has written since
-    /// it was made stays: then the change is made to that.
+impl Prepared {
+    /// Puts it in its place, whole or not at all, with the owner and the permissions of the one before. What somebody else has
+    /// written since it was made stays: then the change is made to that. Waits for the file, too.
     ///
     /// # Errors
     /// The folder cannot be written to, or what is there now cannot say that.
     pub fn write(self) -> Result<()> {
-        let file = self.file;
+        let file = self.file.clone();
         let failed = |err: Error| {
             let what = format!("the change is in effect, but was not saved to {}", file.display());
             Error::new(err.kind(), what).caused_by(err)
@@ -99,7 +101,7 @@ impl Prepared<'_> {
             if put.map_err(failed)? {
                 return Ok(());
             }
-            match prepare(file, next.edit).map_err(failed)? {
+            match prepare(&file, &next.edit).map_err(failed)? {
                 Some(prepared) => next = prepared,
                 None => return Ok(()),
             }
@@ -114,7 +116,16 @@ impl Prepared<'_> {
         let folder = file.parent().unwrap_or(Path::new("/"));
         let mut new = NamedTempFile::new_in(folder)?;
         new.write_all(self.text.as_bytes())?;
-        new.as_file().set_permissions(std::fs::metadata(&file)?.permissions())?;
+        let (before, now) = (std::fs::metadata(&file)?, new.as_file().metadata()?);
+        if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
+            // Whoever it belongs to goes on with it. Only then the permissions: this takes some of them away.
+            fchown(new.as_file(), Some(before.uid()), Some(before.gid())).map_err(|err| {
+                let what =
+                    format!("cannot keep its owner {}:{}: {err}", before.uid(), before.gid());
+                io::Error::new(err.kind(), what)
+            })?;
+        }
+        new.as_file().set_permissions(before.permissions())?;
         new.as_file().sync_all()?;
         if std::fs::read(&file)? != self.before.as_bytes() {
             return Ok(false);
@@ -176,7 +187,7 @@ fn check_same(plan: &DiskPlan, after: &YardPlan) -> Result<()> {
 }
 
 /// Says whether anything was changed.
-fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Result<bool> {
+fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit) -> Result<bool> {
     match edit {
         Edit::AddDisk { plan, options } => {
             let name = plan.options.name.as_deref().unwrap_or_default();
@@ -189,8 +200,12 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
                 table["name"] = value(name);
             }
             table["uri"] = value(&plan.uri);
-            for (key, said) in *options {
+            for (key, said) in options {
                 table[key] = of_json(said);
+            }
+            if before.disk(name).is_none() {
+                // Whether the new one is exported is for others to say.
+                write_implied(document, before, |_| true)?;
             }
             let tables = tables(document, "disk")?;
             match place_of(before, name).and_then(|at| tables.get_mut(at)) {
@@ -220,7 +235,7 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
             let is_it = |it: &&ExportPlan| it.kind == plan.kind && it.name == plan.name;
             let is_implied = !document.contains_key(key(plan.kind));
             match before.exports.iter().find(is_it) {
-                Some(known) if known == *plan => return Ok(false),
+                Some(known) if known == plan => return Ok(false),
                 Some(_) if !is_implied => {
                     let what = format!("another export {:?} is in the file", plan.label());
                     return Err(Error::usage(what));
@@ -244,7 +259,7 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit<'_>) -> Resu
                 write_implied(document, before, |_| true)?;
             }
             tables(document, key(kind))?.remove(at);
-            if *kind == &exports::nbd::KIND && before.nbd.default_export.as_deref() == Some(name) {
+            if *kind == &exports::nbd::KIND && before.nbd.default_export.as_ref() == Some(name) {
                 no_default(document);
             }
         }
@@ -366,12 +381,12 @@ mod tests {
                         uri = \"ram:1M\"\nread-only = true # for now\n\n[[disk]]\nuri = \"file:b.img\"\n\n\
                         [nbd]\nlisten = \"unix:s\"\ndefault_export = \"b\" # most want it\n";
 
-    fn edited(edits: &[Edit<'_>]) -> Result<String> {
+    fn edited(edits: impl IntoIterator<Item = Edit>) -> Result<String> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("yard.toml");
         std::fs::write(&file, YARD).unwrap();
         for edit in edits {
-            if let Some(prepared) = prepare(&file, edit)? {
+            if let Some(prepared) = prepare(&file, &Arc::new(edit))? {
                 prepared.write()?;
             }
         }
@@ -389,58 +404,61 @@ mod tests {
     fn comments_stay_and_what_was_changed_is_there() {
         let (mut c, options) = (disk("ram:2M", "c"), [("depth".to_owned(), Json::from(7))]);
         c.options.depth = 7;
-        let (no, size) = (Json::from(false), Json::from("2M"));
-        let set = Edit::Set { disk: "a", settings: vec![("read_only", &no), ("size", &size)] };
+        let set = |settings| Edit::Set { disk: "a".into(), settings };
+        let (no, size) = (("read_only", Json::from(false)), ("size", Json::from("2M")));
         assert!(
-            edited(&[set]).unwrap_err().to_string().contains("cannot express that"),
+            edited([set(vec![no.clone(), size])])
+                .unwrap_err()
+                .to_string()
+                .contains("cannot express that"),
             "it is in the URI"
         );
-        let set = Edit::Set { disk: "a", settings: vec![("read_only", &no)] };
         let export = ExportPlan::new(&exports::nbd::KIND, "c", "c")
             .with("description", Value::Text("C".into()));
+        let add = || Edit::AddDisk { plan: c.clone(), options: options.to_vec() };
+        let remove = || Edit::RemoveDisk("b".into());
+        // Once more changes nothing.
         let edits = [
-            set,
-            Edit::AddDisk { plan: &c, options: &options },
-            Edit::AddExport(&export),
-            Edit::RemoveExport(&exports::nbd::KIND, "b"),
-            Edit::RemoveDisk("b"),
-            // Once more changes nothing.
-            Edit::RemoveDisk("b"),
-            Edit::AddDisk { plan: &c, options: &options },
+            set(vec![no]),
+            add(),
+            Edit::AddExport(export),
+            Edit::RemoveExport(&exports::nbd::KIND, "b".into()),
+            remove(),
+            remove(),
+            add(),
         ];
         let expected = "# Our yard.\n\n# Fast, and gone in the end.\n[[disk]]\nname = \"a\" # the first\n\
                         uri = \"ram:1M\"\nread-only = false # for now\n\n[[disk]]\nname = \"c\"\nuri = \"ram:2M\"\n\
                         depth = 7\n\n[nbd]\nlisten = \"unix:s\"\ndefault_export = \"\" # most want it\n\n\
                         [[export]]\ndisk = \"a\"\n\n[[export]]\n\
                         disk = \"c\"\ndescription = \"C\"\n";
-        assert_eq!(edited(&edits).unwrap(), expected);
+        assert_eq!(edited(edits).unwrap(), expected);
     }
 
     #[test]
     fn what_the_file_cannot_say_is_refused_before_anything_is_written() {
         let elsewhere = disk("./there.img", "there");
         for (edit, part) in [
-            (Edit::AddDisk { plan: &elsewhere, options: &[] }, "would be another disk"),
-            (Edit::Set { disk: "x", settings: Vec::new() }, "no disk \"x\" in the file"),
-            (Edit::RemoveDisk("a"), ""),
+            (Edit::AddDisk { plan: elsewhere, options: Vec::new() }, "would be another disk"),
+            (Edit::Set { disk: "x".into(), settings: Vec::new() }, "no disk \"x\" in the file"),
+            (Edit::RemoveDisk("a".into()), ""),
         ] {
-            let told =
-                edited(&[edit]).map_or_else(|err| err.told().0.join("; "), |_| String::new());
+            let told = edited([edit]).map_or_else(|err| err.told().0.join("; "), |_| String::new());
             assert!(told.contains(part), "{part}: {told}");
         }
         let last = [
-            Edit::RemoveExport(&exports::nbd::KIND, "a"),
-            Edit::RemoveExport(&exports::nbd::KIND, "b"),
+            Edit::RemoveExport(&exports::nbd::KIND, "a".into()),
+            Edit::RemoveExport(&exports::nbd::KIND, "b".into()),
         ];
-        assert!(edited(&last).unwrap_err().told().0[0].contains("every disk is exported"));
+        assert!(edited(last).unwrap_err().told().0[0].contains("every disk is exported"));
     }
 
     /// What a file is after an edit.
-    fn after(text: &str, edit: &Edit<'_>) -> String {
+    fn after(text: &str, edit: Edit) -> String {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("yard.toml");
         std::fs::write(&file, text).unwrap();
-        if let Some(prepared) = prepare(&file, edit).unwrap() {
+        if let Some(prepared) = prepare(&file, &Arc::new(edit)).unwrap() {
             prepared.write().unwrap();
         }
         std::fs::read_to_string(&file).unwrap()
@@ -449,21 +467,56 @@ mod tests {
     #[test]
     fn a_disk_that_is_otherwise_in_the_file_is_replaced_there() {
         let a = disk("ram:1M", "a");
-        let text = after(YARD, &Edit::AddDisk { plan: &a, options: &[] });
+        let text = after(YARD, Edit::AddDisk { plan: a, options: Vec::new() });
         let expected = YARD.replace("read-only = true # for now\n", "").replace(" # the first", "");
         assert_eq!(text, expected);
         // In other words it is the same one.
         let mut same = disk("ram:1M?read_only=1", "a");
         same.options.read_only = true;
-        assert_eq!(after(YARD, &Edit::AddDisk { plan: &same, options: &[] }), YARD);
+        assert_eq!(after(YARD, Edit::AddDisk { plan: same, options: Vec::new() }), YARD);
         let (mut b, said) = (disk("ram:4M", "b"), [("depth".to_owned(), Json::from(7))]);
         b.options.depth = 7;
-        let text = after(YARD, &Edit::AddDisk { plan: &b, options: &said });
+        let text = after(YARD, Edit::AddDisk { plan: b, options: said.to_vec() });
         let expected = YARD.replace(
             "[[disk]]\nuri = \"file:b.img\"",
             "[[disk]]\nname = \"b\"\nuri = \"ram:4M\"\ndepth = 7",
         );
         assert_eq!(text, expected);
+    }
+
+    /// Nobody has asked for it to be on the network.
+    #[test]
+    fn a_disk_that_is_new_in_a_file_is_no_export_by_itself() {
+        let exports = |text: &str, edit| {
+            let text = after(text, edit);
+            let plan = parse("yard.toml", &text, Path::new("/")).unwrap();
+            plan.exports.into_iter().map(|it| it.label()).collect::<Vec<_>>()
+        };
+        let (c, fuse) = (disk("ram:2M", "c"), "\n[[fuse]]\ndisk = \"a\"\npath = \"f\"\n");
+        let add = || Edit::AddDisk { plan: c.clone(), options: Vec::new() };
+        assert_eq!(exports(YARD, add()), ["a", "b"]);
+        assert_eq!(exports(&format!("{YARD}{fuse}"), add()), ["a", "b", "fuse:a"]);
+        let text = after(YARD, add());
+        let export = ExportPlan::new(&exports::nbd::KIND, "c", "c");
+        assert_eq!(exports(&text, Edit::AddExport(export)), ["a", "b", "c"]);
+    }
+
+    /// Somebody else's file is still his when root has written to it, with all its permissions.
+    #[test]
+    fn a_file_stays_its_owner_s() {
+        assert!(rustix::process::geteuid().is_root(), "run as root, as cargo xtask test does");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("yard.toml");
+        std::fs::write(&file, YARD).unwrap();
+        fchown(std::fs::File::open(&file).unwrap(), Some(1234), Some(5678)).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2750);
+        std::fs::set_permissions(&file, mode).unwrap();
+        let before = std::fs::metadata(&file).unwrap();
+        let edit = Arc::new(Edit::RemoveDisk("a".into()));
+        prepare(&file, &edit).unwrap().unwrap().write().unwrap();
+        let now = std::fs::metadata(&file).unwrap();
+        assert_ne!(now.ino(), before.ino());
+        assert_eq!((now.uid(), now.gid(), now.mode()), (1234, 5678, before.mode()));
     }
 
     #[test]
@@ -476,7 +529,7 @@ mod tests {
             ("# Ours.\n#\n# Do not touch.\n\n# A disk.\n", "# Ours.\n#\n# Do not touch.\n\n"),
             ("", ""),
         ] {
-            let text = after(&format!("{head}{named}"), &Edit::RemoveDisk("a"));
+            let text = after(&format!("{head}{named}"), Edit::RemoveDisk("a".into()));
             assert_eq!(text.trim_start_matches('\n'), format!("{kept}{rest}"), "{head:?}");
         }
     }
@@ -486,8 +539,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("yard.toml");
         std::fs::write(&file, YARD).unwrap();
-        let c = disk("ram:2M", "c");
-        let edit = Edit::AddDisk { plan: &c, options: &[] };
+        let plan = disk("ram:2M", "c");
+        let edit = Arc::new(Edit::AddDisk { plan, options: Vec::new() });
         let prepared = prepare(&file, &edit).unwrap().unwrap();
         let theirs = YARD.replace("# Our yard.", "# Our yard, and theirs.");
         std::fs::write(&file, &theirs).unwrap();
@@ -502,7 +555,8 @@ mod tests {
         let (file, link) = (dir.path().join("real.toml"), dir.path().join("yard.toml"));
         std::fs::write(&file, YARD).unwrap();
         std::os::unix::fs::symlink("real.toml", &link).unwrap();
-        prepare(&link, &Edit::RemoveDisk("a")).unwrap().unwrap().write().unwrap();
+        let edit = Arc::new(Edit::RemoveDisk("a".into()));
+        prepare(&link, &edit).unwrap().unwrap().write().unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert!(!std::fs::read_to_string(&file).unwrap().contains("ram:1M"));
     }
@@ -513,7 +567,7 @@ mod tests {
         for (text, gone, default) in
             [(YARD, "b", ""), (&implied, "a", ""), (YARD, "a", "b"), (&implied, "b", "a")]
         {
-            let text = after(text, &Edit::RemoveExport(&exports::nbd::KIND, gone));
+            let text = after(text, Edit::RemoveExport(&exports::nbd::KIND, gone.into()));
             let plan = parse("yard.toml", &text, Path::new("/")).unwrap();
             assert_eq!(plan.nbd.default_export.as_deref(), Some(default), "{text}");
         }

@@ -4,14 +4,12 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Place;
 
 /// It is ready before.
-const LIMIT: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(5);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// qemu-nbd that has a file open, until it is dropped.
 pub struct Qemu(Child);
@@ -30,7 +28,7 @@ impl Qemu {
             }
             assert!(qemu.0.try_wait().unwrap().is_none(), "qemu-nbd has ended");
             assert!(begun.elapsed() < LIMIT, "qemu-nbd does not listen");
-            thread::sleep(LOOK);
+            blockyard_conformance::pause();
         };
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.read_exact(&mut [0; 8]).unwrap();

@@ -105,7 +105,7 @@ impl<J: Job, S> Conn<J, S> {
 
     /// Puts a flush of our own in line.
     pub(super) fn flush(&mut self, common: &Common<J>, now: Duration) {
-        let cookie = self.link.flush(common.end_epoch(), now);
+        let cookie = self.link.flush(common.begin_flush(), now);
         self.own_flush = cookie.map_or(OwnFlush::Failed, OwnFlush::Out);
     }
 

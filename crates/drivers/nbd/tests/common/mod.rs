@@ -59,7 +59,7 @@ impl Server {
         let start = Instant::now();
         while frozen && !self.is_stopped() {
             assert!(start.elapsed() < PATIENCE, "{} does not stop", self.what);
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
     }
 
@@ -99,7 +99,7 @@ pub fn until_it_answers(mut server: Server, answers: impl Fn() -> bool) -> Serve
     while !answers() {
         assert!(!server.has_ended(), "{} has ended", server.what);
         assert!(start.elapsed() < PATIENCE, "{} does not answer", server.what);
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
     server
 }
@@ -109,7 +109,7 @@ pub fn until(what: &str, is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::yield_now();
+        blockyard_conformance::pause();
     }
 }
 

@@ -87,7 +87,7 @@ impl Mounted {
         loop {
             match self.try_stop() {
                 Err(err) if err.kind() == ErrorKind::Busy && Instant::now() < end => {
-                    std::thread::yield_now();
+                    blockyard_conformance::pause();
                 }
                 done => return done.unwrap(),
             }

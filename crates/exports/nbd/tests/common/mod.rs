@@ -132,7 +132,7 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let start = Instant::now();
     while !happened() {
         assert!(start.elapsed() < DEADLINE, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(1));
+        blockyard_conformance::pause();
     }
 }
 

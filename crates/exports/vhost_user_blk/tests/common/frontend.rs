@@ -289,7 +289,7 @@ impl FrontEnd {
         let end = Instant::now() + PATIENCE;
         while self.used_index(queue) != index {
             assert!(Instant::now() < end, "used {} of {index}", self.used_index(queue));
-            std::thread::yield_now();
+            blockyard_conformance::pause();
         }
     }
 
