@@ -11,6 +11,7 @@ use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
 use crate::ring::Turn as _;
 use crate::uring::{Ring, Unavailable};
+use crate::writer::Writer;
 
 /// What carries operations out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,11 @@ impl<T: Send + 'static> IoQueue<T> {
         let lane = Lane::new(files, pool.clone(), Arc::clone(&event));
         let (writes, depth) = (Vec::new(), depth as usize);
         Ok(Self { ring, lane, writes, depth, event, submitter: None })
+    }
+
+    /// From now on what that takes of writes is carried out by it, together with those of other queues of the same file.
+    pub fn write_by(&mut self, writer: Writer<T>) {
+        self.lane.set_writer(writer);
     }
 
     /// From now on the calling thread submits to the ring, and must not end before the queue does. What others push, and

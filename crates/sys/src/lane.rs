@@ -102,9 +102,21 @@ impl<T: Send + 'static> Lane<T> {
             // Direct I/O always waits for the device, whatever it was told.
             Now::Nothing
         };
-        let writer = if now == Now::Nothing { None } else { Writer::of(file) };
         let files = files.clone();
-        Self { files, pool, done, pushed: Vec::new(), out: 0, now, writer, writes: Vec::new() }
+        Self {
+            files,
+            pool,
+            done,
+            pushed: Vec::new(),
+            out: 0,
+            now,
+            writer: None,
+            writes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn set_writer(&mut self, writer: Writer<T>) {
+        self.writer = Some(writer);
     }
 
     /// Whether it is one of those that one thread does together.

@@ -50,3 +50,4 @@ pub use passed::passed_fd;
 pub use pool::Pool;
 pub use signaller::Signaller;
 pub use socket_file::{MAX_SOCKET_PATH, ShortPath, SocketFile, connect_unix};
+pub use writer::Writer;

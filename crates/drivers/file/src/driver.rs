@@ -10,7 +10,7 @@ use blockyard_blkmq::{
 };
 use blockyard_buf::PagePool;
 use blockyard_sys::lock::Lock;
-use blockyard_sys::{Files, IoEngine, Pool as Threads, page_cache, uring};
+use blockyard_sys::{Files, IoEngine, Pool as Threads, Writer, page_cache, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::limits::{Info, limits};
 use crate::open::open;
-use crate::queue::Queue;
+use crate::queue::{Owner, Queue};
 
 /// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
 pub struct File {
@@ -29,6 +29,7 @@ pub struct File {
     /// Whether threads will do where io_uring turns out not to.
     may_fall_back: bool,
     threads: Threads,
+    writer: Option<Writer<Owner>>,
     runtimes: Vec<Handle>,
     pub(crate) context: Arc<Context>,
 }
@@ -74,12 +75,14 @@ impl File {
             pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };
+        let writer = Writer::of(&opened.files);
         let file = Self {
             files: opened.files,
             _lock: opened.lock,
             engine,
             may_fall_back: config.engine == Engine::Auto,
             threads: Threads::new(config.threads),
+            writer,
             runtimes: queue_threads.to_vec(),
             context: Arc::new(context),
         };
@@ -107,7 +110,8 @@ impl File {
     ) -> Result<Queue, uring::Unavailable> {
         let runtime = &self.runtimes[handle.index() % self.runtimes.len()];
         let context = Arc::clone(&self.context);
-        Queue::new(handle, engine, &self.files, &self.threads, runtime, context)
+        let workers = (&self.threads, self.writer.clone());
+        Queue::new(handle, engine, &self.files, workers, runtime, context)
     }
 }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use blockyard_blkmq::{Busy, EndBatch, HctxHandle, Request, Status};
 use blockyard_buf::Pool as BufferPool;
-use blockyard_sys::{Completion, EventWatch, Files, IoEngine, IoQueue, Operation, Pool, uring};
+use blockyard_sys::{
+    Completion, EventWatch, Files, IoEngine, IoQueue, Operation, Pool, Writer, uring,
+};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -19,7 +21,7 @@ use crate::sync::{Batch, Syncs};
 pub(crate) const MAX_OUT: u32 = 1024;
 
 /// Whose an operation is.
-enum Owner {
+pub(crate) enum Owner {
     Job(Job),
     /// A sync: this queue's and others'.
     Syncs(Batch),
@@ -43,13 +45,16 @@ impl Queue {
         handle: HctxHandle<File>,
         engine: IoEngine,
         files: &Files,
-        threads: &Pool,
+        (threads, writer): (&Pool, Option<Writer<Owner>>),
         runtime: &Handle,
         shared: Arc<Context>,
     ) -> Result<Self, uring::Unavailable> {
         // One more for a sync, which may be for other queues' jobs only.
         let depth = handle.depth().clamp(1, MAX_OUT) + 1;
-        let operations = IoQueue::new(files, engine, threads, depth)?;
+        let mut operations = IoQueue::new(files, engine, threads, depth)?;
+        if let Some(writer) = writer {
+            operations.write_by(writer);
+        }
         let event = EventWatch::new(operations.event(), runtime)?;
         let context = QueueContext { shared, pool: BufferPool::default() };
         let reaper = runtime.spawn(reap(event, handle.clone()));

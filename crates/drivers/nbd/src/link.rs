@@ -219,6 +219,14 @@ impl<J: Job> Link<J> {
         (&self.outbox, &self.slots)
     }
 
+    /// The file of the range that is to be sent next has no more of it: the write fails once it is answered.
+    pub(crate) fn end_range(&mut self) {
+        let entry = self.outbox.end_range().and_then(|cookie| self.slots.get(cookie));
+        if let Some(held) = entry.and_then(|entry| entry.held.as_mut()) {
+            held.spoil();
+        }
+    }
+
     /// So many bytes were sent.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.outbox.advance(bytes);
@@ -369,7 +377,11 @@ impl<J: Job> Link<J> {
             }
         }
         let Entry { expected, held, changes, epoch, .. } = entry;
-        let result = expected.result();
+        let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
+        let result = expected.result().and_then(|()| match is_spoiled {
+            true => Err(ErrorCode::EIO),
+            false => Ok(()),
+        });
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
         let request = expected.request();

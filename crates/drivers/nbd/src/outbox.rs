@@ -68,6 +68,16 @@ impl Outbox {
         self.messages.is_empty()
     }
 
+    /// The file of the range that is to be sent next has no more of it: zeroes are sent instead, so that the stream stays whole.
+    /// Says whose range it was.
+    pub(crate) fn end_range(&mut self) -> Option<u64> {
+        let first = self.messages.front_mut()?;
+        first.range.take()?;
+        let sent = self.skip.saturating_sub(first.head.len());
+        self.rest = Some(Segment::from_vec(vec![0; first.payload_len - sent]));
+        Some(first.cookie)
+    }
+
     /// Gives up the messages of which nothing was sent.
     pub(crate) fn withdraw_all(&mut self) -> impl Iterator<Item = u64> + '_ {
         let begun = usize::from(self.skip > 0);
@@ -348,8 +358,12 @@ mod tests {
         outbox.advance(400);
         assert_eq!(outbox.take_back(99, &[]), Sent::Something, "the rest is still to be sent");
         assert_eq!(outbox.next_range().map(|(_, sent)| sent), Some(400));
+        assert_eq!(outbox.end_range(), Some(99), "its file was cut off");
+        assert!(outbox.next_range().is_none());
+        let mut rest = vec![1; 600 + head.len()];
+        assert_eq!(outbox.copy_to(&slots, &mut rest), rest.len());
+        assert!(rest[..600].iter().all(|byte| *byte == 0) && rest[600..] == *ask_head(100));
         outbox.advance(600);
-        assert!(outbox.next_range().is_none() && !outbox.is_empty());
         let mut gather = vecs.gather();
         outbox.fill(&slots, &mut gather);
         assert_eq!(gather.len(), head.len());
