@@ -81,7 +81,14 @@ impl<S: ObjectStore> Opened<S> {
         match self {
             Self::Live(live) => {
                 let size = live.image().await?.size();
-                if to > size { live.resize(to).await } else { Ok(()) }
+                if to <= size {
+                    return Ok(());
+                }
+                match live.resize(to, false).await {
+                    // Others have made it larger than that meanwhile.
+                    Err(_) if live.image().await?.size() > to => Ok(()),
+                    done => done,
+                }
             }
             Self::Still(still) => {
                 let mut image = still.image.write().await;

@@ -29,7 +29,7 @@ fn what_is_behind_the_new_end_fails() {
     let other = DirStore::open(made.path(), false).unwrap();
     wait(async {
         let live = LiveImage::open(&other, "image", Options::default()).await.unwrap();
-        live.resize(MIB + 4096).await.unwrap();
+        live.resize(MIB + 4096, true).await.unwrap();
         live.close().await.unwrap();
     });
     assert_eq!(write(2 * MIB, 4096), Status::OutOfRange);

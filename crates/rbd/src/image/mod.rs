@@ -85,7 +85,7 @@ async fn ask<S: ObjectStore>(
 }
 
 /// A method that writes, as an operation.
-fn method(method: &'static str, input: impl FnOnce(&mut Writer)) -> Op {
+pub(crate) fn method(method: &'static str, input: impl FnOnce(&mut Writer)) -> Op {
     let mut writer = Writer::new();
     input(&mut writer);
     Op::exec("rbd", method, writer.into_bytes())

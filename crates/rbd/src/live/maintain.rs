@@ -80,12 +80,13 @@ fn is_done<S: ObjectStore>(image: &Image<S>, work: &Work) -> bool {
 }
 
 impl<S: ObjectStore> LiveImage<S> {
-    /// Makes the image larger or smaller.
+    /// Makes the image larger, or smaller if that is allowed: others may have made it larger than it was seen to be.
     ///
     /// # Errors
-    /// As [`Image::resize`], and as [`write`](Self::write). So it is with the others.
-    pub async fn resize(&self, size: u64) -> Result<()> {
-        self.shared.maintain(Work::Resize { size, allow_shrink: true }).await
+    /// EINVAL if it is larger, and may not shrink. Those of [`Image::resize`], and of [`write`](Self::write); so it is with the
+    /// others.
+    pub async fn resize(&self, size: u64, allow_shrink: bool) -> Result<()> {
+        self.shared.maintain(Work::Resize { size, allow_shrink }).await
     }
 
     /// Makes a snapshot of what was written before.

@@ -156,7 +156,7 @@ fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
             tokio::task::yield_now().await;
         }
         live.create_snapshot("s").await.unwrap();
-        live.resize(2 * SIZE).await.unwrap();
+        live.resize(2 * SIZE, true).await.unwrap();
         assert_eq!(live.image().await.unwrap().size(), 2 * SIZE);
         drop(theirs);
         live.write(OURS, vec![9; 4096].into()).await.unwrap();

@@ -4,13 +4,14 @@ use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{
     CreateOptions, Image, create as create_image, find, remove as remove_image,
 };
+use blockyard_rbd::live::LiveImage;
 
 use super::cannot;
 use super::place::{Context, size_in_mib};
 use crate::cli::NewImageArgs;
 use crate::commands::size as size_of;
 use crate::error::{Error, Result};
-use crate::images::{Store, unused};
+use crate::images::{ImageSpec, Store, unused};
 use crate::text::{size, suggest};
 
 /// Objects of 4 MiB, as `rbd` makes them.
@@ -112,7 +113,7 @@ pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Resul
     let to = if to.contains('/') {
         context.image(to)?.spec
     } else {
-        crate::images::ImageSpec { image: to.into(), ..target.spec.clone() }
+        ImageSpec { image: to.into(), ..target.spec.clone() }
     };
     if to.namespace != target.spec.namespace {
         let what = "an image stays in its namespace";
@@ -140,13 +141,24 @@ pub(super) async fn resize(
     let (_store, image) = target.read().await?;
     let old = image.size();
     if size < old && !allow_shrink {
-        let what = format!(
-            "{} has {}, and would lose what is behind {}",
-            target.spec,
-            size::human(old),
-            size::human(size)
-        );
-        return Err(Error::usage(what).help("add --allow-shrink if that is meant"));
+        return Err(would_shrink(&target.spec, old, size));
     }
-    target.change(&format!("resize {}", target.spec), async |live| live.resize(size).await).await
+    let resize = async |live: &LiveImage<Store>| match live.resize(size, allow_shrink).await {
+        Ok(()) => Ok(None),
+        Err(err) => match live.image().await?.size() {
+            // Others have made it larger since it was looked at.
+            larger if larger > size && !allow_shrink => Ok(Some(larger)),
+            _ => Err(err),
+        },
+    };
+    match target.change(&format!("resize {}", target.spec), resize).await? {
+        None => Ok(()),
+        Some(larger) => Err(would_shrink(&target.spec, larger, size)),
+    }
+}
+
+fn would_shrink(spec: &ImageSpec, old: u64, new: u64) -> Error {
+    let (old, new) = (size::human(old), size::human(new));
+    Error::usage(format!("{spec} has {old}, and would lose what is behind {new}"))
+        .help("add --allow-shrink if that is meant")
 }

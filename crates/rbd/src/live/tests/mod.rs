@@ -1,5 +1,6 @@
 //! Locks and watches in a simulated cluster, under seeds.
 
+mod changes;
 mod cluster;
 mod processes;
 mod protocol;

@@ -52,7 +52,7 @@ fn processes_hand_an_image_over_and_hear_of_each_other() {
         assert_eq!(clients, [here.caller().client, there.caller().client]);
         // The one that has it does what the other one wants.
         let owner = two.owner();
-        one.resize(1 << 15).await.unwrap();
+        one.resize(1 << 15, true).await.unwrap();
         assert_eq!(two.owner(), owner);
         two.status().wait_for(|status| status.size == 1 << 15).await.unwrap();
         two.close().await.unwrap();

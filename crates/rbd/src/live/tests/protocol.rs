@@ -10,30 +10,33 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-const OBJECT: u64 = 4096;
+pub(super) const OBJECT: u64 = 4096;
 const BLOCK: u64 = 1024;
 const BLOCK_BYTES: usize = 1024;
-const SIZE: u64 = 8 * OBJECT;
+pub(super) const SIZE: u64 = 8 * OBJECT;
 const SEEDS: u64 = 24;
 const STEPS: u64 = 12;
 /// Of the runtime's own time: what takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-fn run<T>(test: impl Future<Output = T>) -> T {
+pub(super) fn run<T>(test: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async { tokio::time::timeout(LIMIT, test).await.expect("it hangs") })
 }
 
-async fn image(cluster: &Arc<Cluster>) -> Client {
+pub(super) async fn image(cluster: &Arc<Cluster>) -> Client {
     let client = Client::new(cluster, 100);
-    let layout = Layout::new(12).unwrap();
-    let options = CreateOptions { size: SIZE, layout, features: Features::DEFAULT };
-    create(&client, "a", &options).await.unwrap();
+    create_with(&client, Features::DEFAULT).await;
     client
 }
 
-async fn open(client: &Client) -> LiveImage<Client> {
+pub(super) async fn create_with(client: &Client, features: Features) {
+    let options = CreateOptions { size: SIZE, layout: Layout::new(12).unwrap(), features };
+    create(client, "a", &options).await.unwrap();
+}
+
+pub(super) async fn open(client: &Client) -> LiveImage<Client> {
     LiveImage::open(client, "a", Options::default()).await.unwrap()
 }
 
@@ -282,10 +285,10 @@ fn after_a_change_that_was_given_up_the_image_is_written_again() {
             let live = open(&client).await;
             live.acquire().await.unwrap();
             let limit = Duration::from_millis(millis);
-            drop(tokio::time::timeout(limit, live.resize(2 * SIZE)).await);
+            drop(tokio::time::timeout(limit, live.resize(2 * SIZE, true)).await);
             live.write(0, vec![1; 10].into()).await.unwrap();
             live.zero(0, 10).await.unwrap();
-            live.resize(SIZE).await.unwrap();
+            live.resize(SIZE, true).await.unwrap();
             assert_eq!(live.image().await.unwrap().size(), SIZE);
         });
     }
@@ -370,7 +373,7 @@ fn the_owner_does_what_others_want_and_stays_it() {
         owner.write(0, vec![1; 4096].into()).await.unwrap();
         let mut seen = owner.status();
         other.create_snapshot("s").await.unwrap();
-        other.resize(SIZE / 2).await.unwrap();
+        other.resize(SIZE / 2, true).await.unwrap();
         assert!(owner.status().borrow().is_owner && other.owner().is_none());
         seen.wait_for(|status| status.size == SIZE / 2).await.unwrap();
         assert_eq!(other.image().await.unwrap().size(), SIZE / 2);
