@@ -429,6 +429,9 @@ impl<S: ObjectStore> Shared<S> {
         let read = self.note(image.refresh().await);
         if read.is_err() {
             self.is_stale.store(true, Ordering::Release);
+        } else if image.is_owner() && has_lock(image) && self.state.lock().held.is_none() {
+            // It needed no lock, and was given the feature: another one may have the lock, and a map that this one does not keep.
+            image.disown();
         }
         self.tell_status(image);
         read

@@ -29,3 +29,32 @@ fn one_who_does_not_allow_it_does_not_shrink_what_another_has_made_larger() {
         assert_eq!(two.image().await.unwrap().size(), SIZE + OBJECT);
     });
 }
+
+#[test]
+fn an_image_that_is_given_a_lock_is_written_under_it_from_then_on() {
+    run(async {
+        let cluster = Cluster::new(21, 0);
+        let client = Client::new(&cluster, 100);
+        super::protocol::create_with(&client, Features::LAYERING).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let (writer, other) = (open(&one).await, open(&two).await);
+        writer.write(0, vec![1; 10].into()).await.unwrap();
+        assert_eq!(writer.owner(), None);
+        let header = writer.shared.header.clone();
+        let lock = Features::EXCLUSIVE_LOCK.bits();
+        let set = crate::image::method("set_features", |w| {
+            w.u64(lock);
+            w.u64(lock);
+        });
+        let request: Vec<Op> = vec![set];
+        two.operate(&header, Request::write(request)).await.unwrap();
+        let before = cluster.intruders().len();
+        other.tell_change().await;
+        writer.write(0, vec![2; 10].into()).await.unwrap();
+        assert!(writer.owner().is_some());
+        other.write(0, vec![3; 10].into()).await.unwrap();
+        assert_eq!(writer.owner(), None);
+        assert_eq!(cluster.intruders().len(), before);
+        assert_eq!(Image::open(&client, "a").await.unwrap().read(0, 10).await.unwrap(), [3; 10]);
+    });
+}
