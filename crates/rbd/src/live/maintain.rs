@@ -10,6 +10,7 @@ use crate::image::Image;
 use crate::store::ObjectStore;
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::RwLockReadGuard;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -190,17 +191,20 @@ fn checked(result: i32) -> Result<()> {
 
 impl<S: ObjectStore> Shared<S> {
     async fn maintain(&self, work: Work) -> Result<()> {
-        let is_own = {
+        // Looked at anew: what was so before says nothing of whether the work was done.
+        self.is_stale.store(true, Ordering::Release);
+        let (is_own, was_so) = {
             let image = self.current().await?;
-            image.is_owner() || !has_lock(&image)
+            (image.is_owner() || !has_lock(&image), is_done(&image, &work))
         };
         let mut was_asked = false;
-        if !is_own && let Some(result) = self.ask_owner(&work, &mut was_asked).await? {
+        if !is_own && let Some(result) = self.ask_owner(&work, was_so, &mut was_asked).await? {
             return result;
         }
         let mut image = self.acquire().await?;
         // The owner may have done it before he died.
-        if was_asked && is_done(&image, &work) && !matches!(work, Work::Resize { .. }) {
+        let can_tell = was_asked && !was_so && !matches!(work, Work::Resize { .. });
+        if can_tell && is_done(&image, &work) {
             return Ok(());
         }
         let done = if matches!(work, Work::Flatten) {
@@ -282,8 +286,13 @@ impl<S: ObjectStore> Shared<S> {
     }
 
     /// Has the owner of the lock do something: what came of it, or nothing if there is nobody who can; and whether somebody was
-    /// asked.
-    async fn ask_owner(&self, work: &Work, was_asked: &mut bool) -> Result<Option<Result<()>>> {
+    /// asked. `was_so` if the image was before as the work would leave it.
+    async fn ask_owner(
+        &self,
+        work: &Work,
+        was_so: bool,
+        was_asked: &mut bool,
+    ) -> Result<Option<Result<()>>> {
         let request = self.next_request();
         self.state.lock().completed.insert(request.number, None);
         let awaited = Awaited { shared: self, request };
@@ -302,7 +311,7 @@ impl<S: ObjectStore> Shared<S> {
                 Some(result) if result < 0 => return Ok(Some(checked(result))),
                 Some(_) => {}
             }
-            match self.end_of(&awaited, work).await? {
+            match self.end_of(&awaited, work, was_so).await? {
                 Some(result) if result == -Errno::RESTART.raw_os_error() => return Ok(None),
                 Some(result) => return Ok(Some(checked(result))),
                 None => {}
@@ -323,7 +332,12 @@ impl<S: ObjectStore> Shared<S> {
     }
 
     /// Waits for the end of a request: its result, or nothing if it is to be asked for again.
-    async fn end_of(&self, awaited: &Awaited<'_, S>, work: &Work) -> Result<Option<i32>> {
+    async fn end_of(
+        &self,
+        awaited: &Awaited<'_, S>,
+        work: &Work,
+        was_so: bool,
+    ) -> Result<Option<i32>> {
         let mut heard = self.heard.subscribe();
         let mut until = Instant::now() + ASK_AGAIN;
         let mut was_done = false;
@@ -331,7 +345,7 @@ impl<S: ObjectStore> Shared<S> {
             if let Some(result) = awaited.result() {
                 return Ok(Some(result));
             }
-            let is_done = is_done(&*self.current().await?, work);
+            let is_done = !was_so && is_done(&*self.current().await?, work);
             if is_done && !was_done {
                 was_done = true;
                 until = Instant::now() + HEAR_OF_END;

@@ -58,3 +58,43 @@ fn an_image_that_is_given_a_lock_is_written_under_it_from_then_on() {
         assert_eq!(Image::open(&client, "a").await.unwrap().read(0, 10).await.unwrap(), [3; 10]);
     });
 }
+
+#[test]
+fn what_was_so_before_is_no_sign_that_a_slow_owner_has_done_it() {
+    run(async {
+        let cluster = Cluster::new(22, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let (owner, other) = (open(&one).await, open(&two).await);
+        owner.write(0, vec![1; 10].into()).await.unwrap();
+        owner.create_snapshot("s").await.unwrap();
+        let slow = async {
+            let _alone = owner.alone().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        };
+        let create = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            (other.create_snapshot("s").await, other.remove_snapshot("t").await)
+        };
+        let ((), (created, removed)) = tokio::join!(slow, create);
+        assert_eq!(created.unwrap_err().errno(), Some(Errno::EXIST));
+        assert_eq!(removed.unwrap_err().errno(), Some(Errno::NOENT));
+    });
+}
+
+#[test]
+fn what_was_so_before_is_no_sign_that_a_dead_owner_has_done_it() {
+    run(async {
+        let cluster = Cluster::new(23, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let (owner, other) = (open(&one).await, open(&two).await);
+        owner.write(0, vec![1; 10].into()).await.unwrap();
+        owner.create_snapshot("s").await.unwrap();
+        cluster.kill(&one);
+        let error = other.create_snapshot("s").await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::EXIST), "{error}");
+        let error = other.remove_snapshot("t").await.unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NOENT), "{error}");
+    });
+}
