@@ -5,7 +5,7 @@ use super::{NOTIFY_LIMIT, RETRY, Shared, State, has_lock};
 use crate::error::{Error, Result};
 use crate::format::notify::{Message, Response};
 use crate::image::Image;
-use crate::store::ObjectStore;
+use crate::store::{NotifyAnswers, ObjectStore};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 /// An owner who has said that he gives the lock back, and does not, is asked again after this time (ceph: option
 /// `client_notify_timeout`).
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// So often, within the time of a retry, an owner is looked for who watches no more.
+const LOOKS: u32 = 5;
 /// How long the one who has given the lock to another waits for him to take it, before he takes it again himself.
 const COURTESY: Duration = Duration::from_secs(2);
 
@@ -109,16 +111,17 @@ impl<S: ObjectStore> Shared<S> {
         if is_dead_self {
             return self.take_from(owner, end).await;
         }
-        if !self.note(lock::is_alive(store, &self.header, owner).await)? {
-            // One who lives and has lost his watch has another one soon, and calls his lock after that.
-            self.wait(end, RETRY, Some(owner)).await?;
-            if !self.note(lock::is_alive(store, &self.header, owner).await)? {
+        if !self.is_watching(owner, end).await? {
+            return self.take_from(owner, end).await;
+        }
+        let answers = self.ask_for_lock().await?;
+        let retry = match response(&answers) {
+            // Whoever he is by now, he knows nothing of a lock that is called after a watch that is gone.
+            None if denies(&answers, owner)
+                && !self.note(lock::is_alive(store, &self.header, owner).await)? =>
+            {
                 return self.take_from(owner, end).await;
             }
-            return Ok(());
-        }
-        let answer = self.ask_for_lock().await?;
-        let retry = match answer {
             Some(0) => ASK_AGAIN,
             Some(result) if result == -Errno::ROFS.raw_os_error() => {
                 let error = Error::answer(Errno::ROFS);
@@ -127,6 +130,20 @@ impl<S: ObjectStore> Shared<S> {
             _ => RETRY,
         };
         self.until_heard(heard, end, retry, Some(owner)).await
+    }
+
+    /// Whether an owner watches the image: not always with the watch that his lock is called after. One who has lost that has
+    /// another one soon, and calls the lock after it when what is under way has ended.
+    async fn is_watching(&self, owner: &Owner, end: Instant) -> Result<bool> {
+        let client = owner.client.client;
+        for _ in 0..LOOKS {
+            let watchers = self.note(lock::watchers(&self.store, &self.header).await)?;
+            if watchers.iter().any(|watcher| watcher.client == client) {
+                return Ok(true);
+            }
+            self.wait(end, RETRY / LOOKS, Some(owner)).await?;
+        }
+        Ok(false)
     }
 
     /// Takes the lock from somebody who is dead: he is kept out first.
@@ -149,19 +166,18 @@ impl<S: ObjectStore> Shared<S> {
         self.note(lock::break_it(&self.store, &self.header, owner).await)
     }
 
-    /// Asks for the lock: what its owner says, if he does.
-    async fn ask_for_lock(&self) -> Result<Option<i32>> {
+    /// Asks for the lock: what those say who watch the image.
+    async fn ask_for_lock(&self) -> Result<NotifyAnswers> {
         let ask = Message::RequestLock { client: self.me(), force: false };
         let limit = 2 * NOTIFY_LIMIT;
         // The store waits for answers itself; one that does not come back is no reason to hang.
-        let answers = match timeout(limit, self.tell(&ask)).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(error)) if error.errno() == Some(Errno::TIMEDOUT) => return Ok(None),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Ok(None),
-        };
-        let read = |answer| Reader::new("reading an answer", answer).get::<Response>().ok();
-        Ok(lock::answers(&answers).find_map(|answer| read(answer)).map(|answer| answer.result))
+        match timeout(limit, self.tell(&ask)).await {
+            Ok(Err(error)) if error.errno() == Some(Errno::TIMEDOUT) => {
+                Ok(NotifyAnswers::default())
+            }
+            Ok(answers) => answers,
+            Err(_) => Ok(NotifyAnswers::default()),
+        }
     }
 
     /// Waits until something is heard, or for a while.
@@ -255,6 +271,19 @@ impl State {
             self.is_taken = false;
         }
     }
+}
+
+/// What the owner of the lock says, if he does.
+fn response(answers: &NotifyAnswers) -> Option<i32> {
+    let read = |answer| Reader::new("reading an answer", answer).get::<Response>().ok();
+    lock::answers(answers).find_map(|answer| read(answer)).map(|answer| answer.result)
+}
+
+/// Whether an owner's client has heard, and says nothing: it has no lock that it knows of.
+fn denies(answers: &NotifyAnswers, owner: &Owner) -> bool {
+    let Ok(number) = u64::try_from(owner.client.client.number) else { return false };
+    answers.answered.iter().any(|((client, _), _)| *client == number)
+        && answers.silent.iter().all(|(client, _)| *client != number)
 }
 
 fn in_time(end: Instant, owner: Option<&Owner>) -> Result<()> {

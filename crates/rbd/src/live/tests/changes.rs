@@ -98,3 +98,28 @@ fn what_was_so_before_is_no_sign_that_a_dead_owner_has_done_it() {
         assert_eq!(error.errno(), Some(Errno::NOENT), "{error}");
     });
 }
+
+#[test]
+fn one_who_has_lost_his_watch_and_cannot_name_his_lock_after_another_yet_is_asked() {
+    run(async {
+        let cluster = Cluster::new(24, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let (owner, other) = (open(&one).await, open(&two).await);
+        owner.write(0, vec![1; 10].into()).await.unwrap();
+        let slow = async {
+            // Something is under way: the lock is called after the watch that is gone.
+            let _under_way = owner.image().await.unwrap();
+            cluster.cut(one.number());
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        };
+        let write = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            other.write(0, vec![2; 10].into()).await.unwrap();
+        };
+        tokio::join!(slow, write);
+        assert!(!cluster.is_fenced(&one));
+        owner.write(0, vec![3; 10].into()).await.unwrap();
+        assert_eq!(cluster.intruders(), Vec::<String>::new());
+    });
+}

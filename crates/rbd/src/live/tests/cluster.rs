@@ -99,6 +99,11 @@ impl Cluster {
         self.world.lock().fenced.contains(&client.number())
     }
 
+    /// Whether a client was killed.
+    pub(super) fn is_dead(&self, client: &Client) -> bool {
+        self.world.lock().dead.contains(&client.number())
+    }
+
     /// A client does nothing any more; what it has sent is done all the same, and its watches are there for a while.
     pub(super) fn kill(self: &Arc<Self>, client: &Client) {
         let number = client.number();
@@ -111,7 +116,7 @@ impl Cluster {
     }
 
     /// Ends a watch, and tells its owner.
-    fn cut(&self, client: i64) {
+    pub(super) fn cut(&self, client: i64) {
         let mut world = self.world.lock();
         let of_client = |entry: &Entry| entry.client.client.number == client;
         let found = world.watches.iter().find(|(_, entry)| of_client(entry));
@@ -182,7 +187,7 @@ impl Client {
         Self { cluster: Arc::clone(cluster), caller: Caller { client, addr } }
     }
 
-    fn number(&self) -> i64 {
+    pub(super) fn number(&self) -> i64 {
         self.caller.client.number
     }
 
