@@ -187,6 +187,18 @@ fn a_dead_self_is_followed_at_once_and_can_write_no_more() {
     });
 }
 
+/// Writes until that fails.
+async fn kept_out(live: &LiveImage<RadosStore>) -> blockyard_rbd::Error {
+    let writes = async {
+        loop {
+            if let Err(error) = live.write(0, vec![2; 4096].into()).await {
+                return error;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), writes).await.expect("it is not kept out")
+}
+
 #[test]
 fn who_was_kept_out_comes_back_as_somebody_new() {
     let lab = lab();
@@ -201,7 +213,8 @@ fn who_was_kept_out_comes_back_as_somebody_new() {
         live.write(0, vec![1; 4096].into()).await.unwrap();
         let other = store(&lab).await;
         other.fence(&old.caller()).await.unwrap();
-        let error = live.write(0, vec![2; 4096].into()).await.unwrap_err();
+        // Those who store it hear of that a little later.
+        let error = kept_out(&live).await;
         assert_eq!(error.errno(), Some(Errno::SHUTDOWN), "{error}");
         // The one that is kept out is still there.
         let new = Client::shared(&arguments).await.unwrap();
