@@ -8,10 +8,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blockyard_rados::encoding::{EntityAddr, EntityName, EntityType};
+use blockyard_rbd::Error as RbdError;
 use blockyard_rbd::live::Owner;
 use blockyard_rbd::store::Caller;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
@@ -26,6 +28,12 @@ const FOLDER: &str = "images";
 const VERSION: u32 = 1;
 /// The largest file that is read.
 const MAX_BYTES: u64 = 4096;
+/// How long an image has time to be closed.
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// One that could not be closed is closed again after this time.
+const CLOSE_AGAIN: Duration = Duration::from_secs(1);
+/// Also EBLOCKLISTED.
+const ESHUTDOWN: i32 = 108;
 
 /// What is in the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -121,6 +129,31 @@ impl Holder {
         file.write_all(&text)
     }
 
+    /// Closes an image whose lock could not be given back in time, again and again, until it is: then this process may have it
+    /// anew. Whoever is kept out of the cluster meanwhile writes nothing any more, and may have it as somebody new.
+    pub(crate) async fn close_later<F>(self: Arc<Self>, close: impl Fn() -> F)
+    where
+        F: Future<Output = Result<(), RbdError>>,
+    {
+        self.close_every(CLOSE_AGAIN, CLOSE_LIMIT, close).await;
+    }
+
+    async fn close_every<F>(&self, pause: Duration, limit: Duration, close: impl Fn() -> F)
+    where
+        F: Future<Output = Result<(), RbdError>>,
+    {
+        loop {
+            tokio::time::sleep(pause).await;
+            match tokio::time::timeout(limit, close()).await {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) if is_kept_out(&error) => break,
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+        tracing::info!(file = %self.path.display(), "the lock of an image is given back after all");
+        self.forget();
+    }
+
     /// The lock of the image was given back: nobody needs to know any more who had it.
     pub(crate) fn forget(&self) {
         // What stays says of somebody that he has had the image, whose lock is not there.
@@ -145,6 +178,11 @@ impl Record {
         let client = Caller { client, addr: EntityAddr::default() };
         Owner { client, cookie: self.cookie }
     }
+}
+
+/// Whether the cluster keeps this client out.
+pub(crate) fn is_kept_out(error: &RbdError) -> bool {
+    error.errno().is_some_and(|errno| errno.raw_os_error() == ESHUTDOWN)
 }
 
 /// What is in the file, if it can be understood.
@@ -206,6 +244,35 @@ mod tests {
         drop(holder);
         assert_eq!(Holder::take_in(dir.path(), "a", &"a").unwrap_err().kind(), ErrorKind::Busy);
         assert!(Holder::take_in(dir.path(), "b", &"b").is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_given_back_late_can_be_had_again() {
+        use std::sync::atomic::AtomicUsize;
+        let dir = tempfile::tempdir().unwrap();
+        for last in [Ok(()), Err(ESHUTDOWN)] {
+            let (holder, _) = Holder::take_in(dir.path(), "a", &"a").unwrap();
+            holder.note(&owner(1)).unwrap();
+            let tries = AtomicUsize::new(0);
+            let close = || {
+                let now = tries.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    let failed =
+                        |errno| Err(RbdError::from(rustix::io::Errno::from_raw_os_error(errno)));
+                    match now {
+                        0 => std::future::pending().await,
+                        1 => failed(110),
+                        _ => last.or_else(failed),
+                    }
+                }
+            };
+            let moment = Duration::from_millis(1);
+            holder.close_every(moment, moment, close).await;
+            drop(holder);
+            assert_eq!(tries.into_inner(), 3);
+            // Nobody has died.
+            assert_eq!(Holder::take_in(dir.path(), "a", &"a").unwrap().1, None);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod place;
 mod spec;
 
 pub(crate) use any::Store;
-pub(crate) use holder::{Holder, file_name as holder_name};
+pub(crate) use holder::{CLOSE_LIMIT, Holder, file_name as holder_name, is_kept_out};
 pub(crate) use open::{
     OwnedImage, change, lock, open_directory, own, owner, rbd_error, read, unused, wait, wait_on,
 };

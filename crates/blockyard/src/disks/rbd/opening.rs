@@ -1,7 +1,6 @@
 //! From an image to a disk. One that is written is open beside others, who may want it now and then.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockyard_blkmq::Disk;
 use blockyard_driver_rbd::{Rbd, limits};
@@ -18,12 +17,12 @@ use crate::disks::maker::{DiskMaker, Parts, shown_size};
 use crate::disks::plan::DiskPlan;
 use crate::disks::remote::{Goodbye, RemoteDriver};
 use crate::error::{Error, Result};
-use crate::images::{Holder, Store, holder_name, lock, rbd_error, read, wait, wait_on};
+use crate::images::{
+    CLOSE_LIMIT, Holder, Store, holder_name, is_kept_out, lock, rbd_error, read, wait, wait_on,
+};
 
 /// The order of images that are made by opening them: objects of 4 MiB, as `rbd` makes them.
 const ORDER: u8 = 22;
-/// How long the lock of an image has time to be given back.
-const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn open(source: &RbdSource, plan: &DiskPlan, maker: &mut DiskMaker) -> Result<Fresh> {
     let spec = &source.spec;
@@ -45,7 +44,8 @@ pub(super) fn open(source: &RbdSource, plan: &DiskPlan, maker: &mut DiskMaker) -
     let thread = thread.clone();
     let Taken { live, shape, guard, holder } = wait_on(&thread, take(source, &store))??;
     let driver = Rbd::new(spec.to_string(), live, guard, maker.threads());
-    let remote = Arc::new(Remote { driver, holder });
+    let (holder, thread) = (holder.map(Arc::new), thread.clone());
+    let remote = Arc::new(Remote { driver, holder, thread: thread.clone() });
     match disk_of(&remote.driver, plan, maker, read_only, shape) {
         Ok(disk) => Ok(Fresh { disk, remote: Some(remote) }),
         Err(err) => {
@@ -116,7 +116,9 @@ async fn take(source: &RbdSource, store: &Store) -> Result<Taken> {
 /// A disk whose image others may want, and change.
 struct Remote {
     driver: Arc<Rbd<Store>>,
-    holder: Option<Holder>,
+    holder: Option<Arc<Holder>>,
+    /// What goes on later goes on here.
+    thread: Handle,
 }
 
 impl RemoteDriver for Remote {
@@ -125,24 +127,28 @@ impl RemoteDriver for Remote {
 
     fn disconnect(&self) -> Goodbye<'_> {
         Box::pin(async {
-            match tokio::time::timeout(CLOSE_LIMIT, self.driver.close()).await {
-                Ok(Ok(())) => {
-                    if let Some(holder) = &self.holder {
-                        holder.forget();
-                    }
-                }
+            let closed = tokio::time::timeout(CLOSE_LIMIT, self.driver.close()).await;
+            let is_over = match &closed {
+                Ok(Ok(())) => true,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the lock of an image is not given back");
                     // Who is kept out writes nothing any more: this process may open it again, as somebody new.
-                    let is_fenced = error.errno().is_some_and(|it| it.raw_os_error() == ESHUTDOWN);
-                    if let Some(holder) = self.holder.as_ref().filter(|_| is_fenced) {
-                        holder.forget();
-                    }
+                    is_kept_out(error)
                 }
                 Err(_) => {
                     tracing::warn!("the lock of an image is not given back in {CLOSE_LIMIT:?}");
+                    false
                 }
+            };
+            let Some(holder) = &self.holder else { return };
+            if is_over {
+                return holder.forget();
             }
+            let (driver, holder) = (Arc::clone(&self.driver), Arc::clone(holder));
+            self.thread.spawn(holder.close_later(move || {
+                let driver = Arc::clone(&driver);
+                async move { driver.close().await }
+            }));
         })
     }
 
@@ -170,5 +176,3 @@ impl RbdSource {
 }
 
 const EEXIST: i32 = 17;
-/// Also EBLOCKLISTED.
-const ESHUTDOWN: i32 = 108;
