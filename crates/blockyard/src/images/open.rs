@@ -168,13 +168,41 @@ pub(crate) async fn change<T>(
     let cannot = |err| rbd_error(format!("cannot {doing}"), err);
     // Of one without the feature nobody can be asked.
     let _lock = match image.features().contains(Features::EXCLUSIVE_LOCK) {
-        true => None,
+        true => {
+            can_be_asked(store, spec, image.id()).await?;
+            None
+        }
         false => lock(store, spec, image.id()).await?,
     };
     let live = LiveImage::open(store, &spec.image, Options::default()).await.map_err(cannot)?;
     let done = work(&live).await;
     let closed = live.close().await;
     done.and_then(|done| closed.map(|()| done)).map_err(cannot)
+}
+
+/// Sees to it that whoever has an image of a directory as a disk can be asked to change it: a process of another user, or of
+/// another runtime directory, hears nothing.
+///
+/// # Errors
+/// Somebody has it who does not watch it.
+async fn can_be_asked(store: &Store, spec: &ImageSpec, id: &str) -> Result<()> {
+    let Some(directory) = store.directory() else { return Ok(()) };
+    let begun = Instant::now();
+    loop {
+        let found = directory.owner_blocking(id);
+        let found = found.map_err(|err| rbd_error(format!("cannot look at the lock of {id}"), err));
+        let Some(owner) = found? else { return Ok(()) };
+        let watchers = watchers(store, &names::header(id)).await;
+        let watchers = watchers.map_err(|err| rbd_error(format!("cannot look at {spec}"), err))?;
+        if !watchers.is_empty() {
+            return Ok(());
+        }
+        // One who opens it at this moment watches it a moment later.
+        if begun.elapsed() >= LOCK_LIMIT {
+            return Err(in_use(spec, &owner));
+        }
+        tokio::time::sleep(LOCK_LIMIT / 20).await;
+    }
 }
 
 async fn writable(store: &Store, spec: &ImageSpec) -> Result<Image<Store>> {
@@ -302,5 +330,43 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
     match help {
         Some(help) => error.help(help),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockyard_rbd::format::Layout;
+    use blockyard_rbd::image::{CreateOptions, create};
+
+    #[test]
+    fn who_has_an_image_and_cannot_be_asked_is_named_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_directory(dir.path(), "", true).unwrap();
+        let spec = ImageSpec::parse("", "a").unwrap();
+        let snapshot = async |store: &Store, name: &str| {
+            change(store, &spec, "make it", async |live| live.create_snapshot(name).await).await
+        };
+        wait(async {
+            let layout = Layout::new(12).unwrap();
+            let options = CreateOptions { size: 1 << 16, layout, features: Features::DEFAULT };
+            create(&store, "a", &options).await.unwrap();
+            let id = read(&store, &spec).await.unwrap().id().to_owned();
+            let other = open_directory(dir.path(), "", false).unwrap();
+            let owned = lock(&other, &spec, &id).await.unwrap();
+            let error = snapshot(&store, "s").await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+            let process = format!("process {}", std::process::id());
+            assert!(error.to_string().contains(&process), "{error}");
+            // One who watches it is asked.
+            let live = LiveImage::open(&store, "a", Options::default()).await.unwrap();
+            live.acquire().await.unwrap();
+            snapshot(&store, "s").await.unwrap();
+            assert!(live.owner().is_some());
+            live.close().await.unwrap();
+            drop(owned);
+            snapshot(&store, "t").await.unwrap();
+        })
+        .unwrap();
     }
 }
