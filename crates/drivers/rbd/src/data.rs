@@ -1,5 +1,6 @@
 //! What is done for a request.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,63 +18,111 @@ const ASKED_AT_A_TIME: usize = 256;
 
 /// Serves a request to its end.
 pub(crate) async fn serve<S: ObjectStore>(shared: Arc<Shared<S>>, mut rq: Request<Rbd<S>>) {
-    let op = rq.op();
+    let cleared = shared.cleared.notified();
+    if shared.is_over.load(Ordering::Acquire) {
+        return rq.end(Status::Io);
+    }
+    // It has nothing of the request's: it goes on where the request ends early.
+    let mut work = Box::pin(work(Arc::clone(&shared), Asked::of(&rq, &shared)));
+    let answer = tokio::select! {
+        biased;
+        answer = &mut work => answer,
+        () = cleared => {
+            tokio::spawn(work);
+            return rq.end(Status::Io);
+        }
+    };
+    let Answer { status, mut data, extents } = answer;
+    data.drain(..).for_each(|segment| rq.deliver(segment));
+    extents.into_iter().for_each(|extent| rq.push_extent(extent));
+    rq.end(status);
+}
+
+/// What a request asks for.
+struct Asked {
+    op: Op,
+    /// Of the bytes that the disk shows.
+    range: Range<u64>,
+    /// Bytes with the padding behind the last one, which is nobody's.
+    length: u64,
+    /// It ends behind that.
+    is_outside: bool,
+    first_only: bool,
+    /// What is written.
+    data: Bytes,
+}
+
+impl Asked {
+    fn of<S: ObjectStore>(rq: &Request<Rbd<S>>, shared: &Shared<S>) -> Self {
+        let (op, length) = (rq.op(), rq.len());
+        let size = shared.size.load(Ordering::Acquire);
+        let end = rq.offset().saturating_add(length);
+        let range = rq.offset().min(size)..end.min(size);
+        let padded = size.checked_next_multiple_of(BLOCK).unwrap_or(size);
+        let data = match op {
+            Op::Write => payload(rq, range.end - range.start),
+            _ => Bytes::new(),
+        };
+        let first_only = rq.flags().contains(Flags::FIRST_EXTENT);
+        Self { op, range, length, is_outside: end > padded, first_only, data }
+    }
+}
+
+/// How a request ends.
+struct Answer {
+    status: Status,
+    /// What was read.
+    data: Segments,
+    extents: Vec<Extent>,
+}
+
+impl From<Status> for Answer {
+    fn from(status: Status) -> Self {
+        Self { status, data: Segments::new(), extents: Vec::new() }
+    }
+}
+
+/// Does what a request asks for.
+async fn work<S: ObjectStore>(shared: Arc<Shared<S>>, asked: Asked) -> Answer {
+    let op = asked.op;
     let opened = if op.is_write() { shared.image.owned().await } else { shared.image.read().await };
     let image = match opened {
         Ok(image) => image,
-        Err(error) => return rq.end(shared.status(&Err(error), op)),
+        Err(error) => return shared.status(&Err(error), op).into(),
     };
-    // Padding behind the last byte is nobody's.
-    let size = shared.size.load(Ordering::Acquire);
-    let start = rq.offset().min(size);
-    let end = rq.offset().saturating_add(rq.len()).min(size);
-    let padded = size.checked_next_multiple_of(BLOCK).unwrap_or(size);
-    if end > image.size() || rq.offset().saturating_add(rq.len()) > padded {
+    let range = asked.range.clone();
+    if range.end > image.size() || asked.is_outside {
         // Somebody else has made it smaller, and the disk is to follow.
-        drop(image);
-        return rq.end(Status::OutOfRange);
+        return Status::OutOfRange.into();
     }
+    let (start, length) = (range.start, range.end - range.start);
+    let mut answer = Answer::from(Status::Ok);
     let done = match op {
-        Op::Read => read(&image, start..end, &mut rq).await,
-        Op::Write => {
-            let data = payload(&rq, end - start);
-            shared.image.locks().write(&image, start, data).await
-        }
-        Op::Discard | Op::WriteZeroes => {
-            shared.image.locks().zero(&image, start, end - start).await
-        }
+        Op::Read => read(&image, &asked, &mut answer.data).await,
+        Op::Write => shared.image.locks().write(&image, start, asked.data).await,
+        Op::Discard | Op::WriteZeroes => shared.image.locks().zero(&image, start, length).await,
         Op::Flush => image.flush().await,
-        Op::BlockStatus => block_status(&image, start..end, &mut rq).await,
+        Op::BlockStatus => block_status(&image, &asked, &mut answer.extents).await,
         Op::Prefetch => Ok(()),
-        Op::SecureErase => return rq.end(Status::NotSupported),
+        Op::SecureErase => return Status::NotSupported.into(),
     };
-    drop(image);
-    rq.end(shared.status(&done, op));
+    answer.status = shared.status(&done, op);
+    answer
 }
 
-async fn read<S: ObjectStore>(
-    image: &Image<S>,
-    range: std::ops::Range<u64>,
-    rq: &mut Request<Rbd<S>>,
-) -> Result<()> {
-    let padding = rq.len() - (range.end - range.start);
-    for extent in image.layout().extents(range) {
+async fn read<S: ObjectStore>(image: &Image<S>, asked: &Asked, data: &mut Segments) -> Result<()> {
+    let padding = asked.length - (asked.range.end - asked.range.start);
+    for extent in image.layout().extents(asked.range.clone()) {
         let found = image.read_extent(&extent).await?;
         let missing = extent.length.saturating_sub(found.len() as u64);
         if !found.is_empty() {
             // Without a copy, as nobody else has these bytes.
-            rq.deliver(Segment::from_vec(found.into()));
+            data.push(Segment::from_vec(found.into()));
         }
-        deliver_zeroes(rq, missing);
+        Segment::zeroes(data, usize::try_from(missing).unwrap_or_default());
     }
-    deliver_zeroes(rq, padding);
+    Segment::zeroes(data, usize::try_from(padding).unwrap_or_default());
     Ok(())
-}
-
-fn deliver_zeroes<S: ObjectStore>(rq: &mut Request<Rbd<S>>, count: u64) {
-    let mut zeroes = Segments::new();
-    Segment::zeroes(&mut zeroes, usize::try_from(count).unwrap_or_default());
-    zeroes.drain(..).for_each(|segment| rq.deliver(segment));
 }
 
 /// The first bytes of a write, copied: others may change its memory while the store reads it, which may read it twice.
@@ -92,13 +141,13 @@ fn payload<S: ObjectStore>(rq: &Request<Rbd<S>>, length: u64) -> Bytes {
 
 async fn block_status<S: ObjectStore>(
     image: &Image<S>,
-    range: std::ops::Range<u64>,
-    rq: &mut Request<Rbd<S>>,
+    asked: &Asked,
+    extents: &mut Vec<Extent>,
 ) -> Result<()> {
-    let first_only = rq.flags().contains(Flags::FIRST_EXTENT);
-    let asked = if first_only { 1 } else { ASKED_AT_A_TIME };
-    let (length, wanted) = (range.end - range.start, rq.len());
-    let runs = if range.is_empty() { Vec::new() } else { image.allocation(range, asked).await? };
+    let objects = if asked.first_only { 1 } else { ASKED_AT_A_TIME };
+    let range = asked.range.clone();
+    let (length, wanted) = (range.end - range.start, asked.length);
+    let runs = if range.is_empty() { Vec::new() } else { image.allocation(range, objects).await? };
     // In whole blocks: one with any data in it is data.
     let (mut at, mut told) = (0, 0);
     for run in &runs {
@@ -109,12 +158,12 @@ async fn block_status<S: ObjectStore>(
         let end = if at == length { wanted } else { end };
         if end > told {
             let run = if run.is_data { Extent::data(end - told) } else { Extent::hole(end - told) };
-            rq.push_extent(run);
+            extents.push(run);
             told = end;
         }
     }
     if told == 0 {
-        rq.push_extent(Extent::data(wanted.min(BLOCK)));
+        extents.push(Extent::data(wanted.min(BLOCK)));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use blockyard_blkmq::{Busy, Driver, Error, HctxHandle, InFlight, Op, Request, Status, Timeout};
 use blockyard_rbd::store::ObjectStore;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use crate::opened::Opened;
 
@@ -23,6 +24,10 @@ pub(crate) struct Shared<S: ObjectStore> {
     pub(crate) image: Opened<S>,
     /// Bytes of the image that the disk shows; they change while nothing is out.
     pub(crate) size: AtomicU64,
+    /// Wakes all that is out: it fails.
+    pub(crate) cleared: Notify,
+    /// So does all that comes.
+    pub(crate) is_over: AtomicBool,
     /// A failure was logged: the next ones are details.
     has_failed: AtomicBool,
     /// Held as long as the image is used: what keeps others from writing it.
@@ -49,10 +54,23 @@ impl<S: ObjectStore> Rbd<S> {
             name: name.into(),
             size: AtomicU64::new(image.size()),
             image,
+            cleared: Notify::new(),
+            is_over: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             _guard: Box::new(guard),
         };
         Arc::new(Self { shared: Arc::new(shared), runtimes: queue_threads.to_vec() })
+    }
+
+    /// Fails all that is out. What the store was asked for it may do all the same, and the image is not closed before.
+    pub fn clear_queue(&self) {
+        self.shared.cleared.notify_waiters();
+    }
+
+    /// Fails all that is out, and all that comes: nobody waits for the store any more.
+    pub fn end(&self) {
+        self.shared.is_over.store(true, Ordering::Release);
+        self.clear_queue();
     }
 
     /// Makes what was written durable, and gives the lock of the image back. The disk is not used after that.
@@ -137,7 +155,8 @@ impl<S: ObjectStore> Driver for Rbd<S> {
         Ok(())
     }
 
-    /// A store is slow, not lost: it answers each operation once, or fails it in its own time.
+    /// A store is slow, not lost: it answers each operation once, or fails it in its own time. Who does not wait so long
+    /// [clears the queue](Rbd::clear_queue).
     fn timeout(&self, _runtime: &mut Handle, _rq: &InFlight) -> Timeout {
         Timeout::ResetTimer
     }

@@ -122,8 +122,9 @@ struct Remote {
 }
 
 impl RemoteDriver for Remote {
-    /// A store answers what it was asked, or fails it in its own time.
-    fn clear_queue(&self) {}
+    fn clear_queue(&self) {
+        self.driver.clear_queue();
+    }
 
     fn disconnect(&self) -> Goodbye<'_> {
         Box::pin(async {
@@ -140,6 +141,10 @@ impl RemoteDriver for Remote {
                     false
                 }
             };
+            if !matches!(closed, Ok(Ok(()))) {
+                // Nor is anything else waited for.
+                self.driver.end();
+            }
             let Some(holder) = &self.holder else { return };
             if is_over {
                 return holder.forget();

@@ -81,6 +81,12 @@ impl Made {
 
 /// An image of any store, which others may have open, too, as a disk.
 pub fn open_live<S: ObjectStore>(store: &S, name: &str) -> (Bdev, impl Any + Send + Sync + use<S>) {
+    let (bdev, _driver, threads) = live_driver(store, name);
+    (bdev, threads)
+}
+
+/// The same with its driver.
+pub fn live_driver<S: ObjectStore>(store: &S, name: &str) -> (Bdev, Arc<Rbd<S>>, Vec<QueueThread>) {
     let (threads, handles) = QueueThread::start_many(2);
     let live = handles[0].block_on(LiveImage::open(store, name, Options::default())).unwrap();
     let shape = {
@@ -88,7 +94,7 @@ pub fn open_live<S: ObjectStore>(store: &S, name: &str) -> (Bdev, impl Any + Sen
         (image.size(), image.layout())
     };
     let driver = Rbd::new(name, live, (), &handles);
-    (disk(driver, shape), threads)
+    (disk(Arc::clone(&driver), shape), driver, threads)
 }
 
 fn disk<S: ObjectStore>(driver: Arc<Rbd<S>>, (size, layout): (u64, Layout)) -> Bdev {
