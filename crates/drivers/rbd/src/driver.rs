@@ -82,18 +82,27 @@ impl<S: ObjectStore> Rbd<S> {
     }
 
     /// Calls `tell` with each size that others give the image from now on, until that says that nobody listens any more. It may
-    /// wait until nothing is out.
+    /// wait until nothing is out. A client that the cluster keeps out is logged.
     pub fn sizes<T>(&self, tell: T) -> impl Future<Output = ()> + Send + use<S, T>
     where
         T: FnMut(u64) -> bool + Send + 'static,
     {
         let (status, shown) =
             (self.shared.image.status(), self.shared.size.load(Ordering::Acquire));
+        let name = self.shared.name.clone();
         async move {
             let Some(mut status) = status else { return };
-            let (mut told, mut tell) = (shown, tell);
+            let (mut told, mut tell, mut was_fenced) = (shown, tell, false);
             loop {
-                let size = status.borrow_and_update().size;
+                let blockyard_rbd::live::Status { size, is_fenced, .. } =
+                    *status.borrow_and_update();
+                if is_fenced && !was_fenced {
+                    was_fenced = true;
+                    tracing::warn!(
+                        image = name,
+                        "the cluster keeps this client out, and all requests fail: remove the disk and add it again"
+                    );
+                }
                 if size != told {
                     told = size;
                     let telling = move || {
