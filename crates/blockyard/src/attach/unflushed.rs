@@ -311,6 +311,15 @@ mod tests {
         assert_eq!(after(Before::HandsOver, ""), (false, Status::Ok));
     }
 
+    #[track_caller]
+    fn becomes(path: &Path, left: Left) {
+        let begun = std::time::Instant::now();
+        while Left::read(path) != left {
+            assert!(begun.elapsed() < PATIENCE, "{:?}, not {left:?}", Left::read(path));
+            blockyard_conformance::pause();
+        }
+    }
+
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
@@ -327,7 +336,8 @@ mod tests {
         yard.below.freeze();
         let runtime = runtime();
         assert!(!runtime.block_on(hand_over(&first, Duration::from_millis(10))));
-        assert_eq!(Left::read(&path), Left::FlushedWrites);
+        // What was begun goes on.
+        becomes(&path, Left::FlushedWrites);
         yard.below.unfreeze();
         assert_eq!(write(), Status::Ok);
         assert!(runtime.block_on(hand_over(&first, PATIENCE)));
@@ -380,11 +390,7 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         let ended = move |bio: Box<Bio>| tell.send(bio.status()).unwrap();
         bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
-        let begun = std::time::Instant::now();
-        while Left::read(&path) != Left::FlushedWrites {
-            assert!(begun.elapsed() < PATIENCE, "no flush is out");
-            blockyard_conformance::pause();
-        }
+        becomes(&path, Left::FlushedWrites);
         inherit_unflushed(&second, &path, &record(0, 7, &yard.uri(""))).unwrap();
         assert_eq!(Left::read(&path), Left::FlushedWrites, "a third one is told of it, too");
         yard.below.unfreeze();
