@@ -223,7 +223,7 @@ impl Yard {
         let before = self.inside.read().export(plan.kind, &plan.name).cloned();
         let Some(before) = before else { return Ok(false) };
         if before.export.is_over() {
-            if let Err(err) = before.export.end(self.grace()).await {
+            if let Err(err) = before.export.end(self.grace() / 2, self.grace()).await {
                 tracing::warn!(export = plan.label(), %err, "the export before has not ended well");
             }
             self.inside.write().take_export(plan.kind, &plan.name);
@@ -280,7 +280,7 @@ impl Yard {
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
         export.stop();
-        let ended = export.end(self.grace()).await;
+        let ended = export.end(self.grace() / 2, self.grace()).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });
         Ok(ended)
@@ -324,16 +324,16 @@ mod tests {
     /// How long anything may take.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Notes how long it may take to end, and ends together with all others that have its barrier.
-    struct Ended(Mutex<Option<Duration>>, Arc<Barrier>);
+    /// Notes how long its clients have, and how long it may take to end, and ends together with all others that have its barrier.
+    struct Ended(Mutex<Option<(Duration, Duration)>>, Arc<Barrier>);
 
     impl Export for Ended {
         fn start(&self) -> Result<()> {
             Ok(())
         }
 
-        fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
-            *self.0.lock() = Some(grace);
+        fn end(&self, clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
+            *self.0.lock() = Some((clients, grace));
             Box::pin(async {
                 self.1.wait().await;
                 Ok(())
@@ -388,18 +388,25 @@ mod tests {
         let exports = put_exports(&yard, 1);
         let _stuck = yard.turns.of([Subject::disk("a")]).await.unwrap();
         yard.end(Duration::from_secs(2)).await.into_result().unwrap();
-        assert!(exports[0].0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
+        assert!(
+            exports[0].0.lock().is_some_and(|(clients, _)| !clients.is_zero()),
+            "no time was left"
+        );
     }
 
     /// What one's clients take is not taken from another's, nor from the disks.
     #[tokio::test]
     async fn exports_end_together_in_half_of_the_time() {
-        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        let exports = put_exports(&yard, 3);
-        let ending = tokio::time::timeout(PATIENCE, yard.end(Duration::from_secs(8)));
-        ending.await.expect("they end one after the other").into_result().unwrap();
-        for export in exports {
-            assert_eq!(*export.0.lock(), Some(Duration::from_secs(4)));
+        let seconds = Duration::from_secs;
+        // The last one gives less than it may be.
+        for (grace, half) in [(seconds(8), seconds(4)), (Duration::ZERO, seconds(1))] {
+            let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+            let exports = put_exports(&yard, 3);
+            let ending = tokio::time::timeout(PATIENCE, yard.end(grace));
+            ending.await.expect("they end one after the other").into_result().unwrap();
+            for export in exports {
+                assert_eq!(*export.0.lock(), Some((half, half)), "{grace:?}");
+            }
         }
     }
 

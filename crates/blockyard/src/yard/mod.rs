@@ -450,12 +450,12 @@ impl Yard {
         };
         exports.iter().for_each(|it| it.export.stop());
         // They end together: nobody's clients take the time of another's, nor that of the disks.
-        let half = grace / 2;
+        let half = (grace / 2).max(LEAST);
         let mut ending = JoinSet::new();
         for it in exports {
-            ending.spawn(async move { (it.plan.label(), it.export.end(half).await) });
+            ending.spawn(async move { (it.plan.label(), it.export.end(half, half).await) });
         }
-        let ((), ended) = tokio::join!(self.nbd.shutdown(half.max(LEAST)), ending.join_all());
+        let ((), ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
         for (export, ended) in ended {
             if let Err(err) = ended {
                 tracing::error!(export, %err, "cannot end the export");
