@@ -69,7 +69,13 @@ impl Yard {
         if only_new && self.inside.read().disk(&name).is_ok() {
             return Ok(Outcome::Taken);
         }
-        self.changed(save, self.add_disk_now(name, plan, unwanted)).await
+        let prepared = tokio::select! {
+            prepared = self.prepare(save) => prepared?,
+            () = &mut unwanted => return Err(given_up()),
+        };
+        let outcome = self.add_disk_now(name, plan, unwanted).await?;
+        self.save(prepared).await?;
+        Ok(outcome)
     }
 
     async fn add_disk_now(
@@ -410,13 +416,36 @@ mod tests {
         }
     }
 
-    /// As one on a file server that is gone.
-    #[tokio::test]
-    async fn a_file_that_does_not_answer_keeps_only_its_own_change_waiting() {
-        let dir = tempfile::tempdir().unwrap();
+    /// One that does not answer, as on a file server that is gone, until somebody writes to it.
+    fn silent_file(dir: &tempfile::TempDir) -> std::path::PathBuf {
         let file = dir.path().join("yard.toml");
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn a_change_is_given_up_while_its_file_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = silent_file(&dir);
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.keep_in(file.clone());
+        let plan: DiskPlan = "ram:1M?name=a".parse().unwrap();
+        let edit = Edit::AddDisk { plan: plan.clone(), options: Vec::new() };
+        let adding = yard.add_disk_unless(plan, false, Some(edit), tokio::task::yield_now());
+        let given_up = tokio::time::timeout(PATIENCE, adding).await;
+        // Whoever waits for it is through.
+        drop(std::fs::OpenOptions::new().write(true).open(file).unwrap());
+        let err = given_up.expect("it waits for the file").unwrap_err();
+        assert_eq!(err.to_string(), "cancelled before the disk was open");
+        assert!(yard.disk("a").is_err());
+        yard.end(PATIENCE).await.into_result().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_does_not_answer_keeps_only_its_own_change_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = silent_file(&dir);
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.keep_in(file.clone());
         yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();
