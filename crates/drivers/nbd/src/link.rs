@@ -17,7 +17,7 @@ use crate::job::{Ask, Job};
 use crate::outbox::{Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
 use crate::span::Span;
-use crate::unflushed::Epoch;
+use crate::unflushed::FlushOut;
 
 /// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used
 /// again.
@@ -52,8 +52,8 @@ pub(crate) struct Done<J> {
     pub(crate) changed: Option<Span>,
     /// What it changed outlives a loss of the server's cache.
     pub(crate) durable: bool,
-    /// Of a flush: the epoch that it ended.
-    pub(crate) epoch: Epoch,
+    /// What a flush covers.
+    pub(crate) flush: FlushOut,
 }
 
 impl<J> Done<J> {
@@ -102,7 +102,7 @@ impl<J: Job> Link<J> {
         job: J,
         ask: &Ask,
         past: Past,
-        epoch: Epoch,
+        flush: FlushOut,
         now: Duration,
     ) -> Result<(), Refused<J>> {
         let cookie = self.slots.next_cookie();
@@ -117,18 +117,18 @@ impl<J: Job> Link<J> {
         let held = Held::new(job, ask, past);
         self.outbox.push(cookie, head, total_len(held.payload()));
         let (held, changes) = (Some(held), ask.changes());
-        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
+        self.slots.insert(Entry { expected, held, changes, flush, since: now });
         Ok(())
     }
 
     /// Puts a flush in line that nobody has asked for. Says under which cookie it is answered.
-    pub(crate) fn flush(&mut self, epoch: Epoch, now: Duration) -> Option<u64> {
+    pub(crate) fn flush(&mut self, flush: FlushOut, now: Duration) -> Option<u64> {
         let cookie = self.slots.next_cookie();
         let (expected, head) = self.message(&Ask::FLUSH, cookie).ok()?;
         self.heard = if self.slots.is_empty() { now } else { self.heard };
         self.outbox.push(cookie, head, 0);
         let (held, changes) = (None, None);
-        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
+        self.slots.insert(Entry { expected, held, changes, flush, since: now });
         Some(cookie)
     }
 
@@ -358,7 +358,7 @@ impl<J: Job> Link<J> {
                 return;
             }
         }
-        let Entry { expected, held, changes, epoch, .. } = entry;
+        let Entry { expected, held, changes, flush, .. } = entry;
         let result = expected.result();
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
@@ -371,7 +371,7 @@ impl<J: Job> Link<J> {
             result,
             changed: changes,
             durable: request.flags.contains(CommandFlags::FUA),
-            epoch,
+            flush,
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);
