@@ -118,7 +118,8 @@ impl<D: Driver> fmt::Debug for Busy<D> {
 pub trait Budget {
     /// Takes a unit, if there is one. A driver without one left calls [`HctxHandle::run`] when there is.
     fn get(&self) -> bool;
-    /// Gives one back, unused: the driver itself gives those back that a request took along.
+    /// Gives one back, unused: the driver itself gives those back that a request took along. Whoever was refused meanwhile is
+    /// to be run, as with those; it is called with no lock held that this needs.
     fn put(&self);
 }
 

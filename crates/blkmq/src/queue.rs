@@ -451,6 +451,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
             return false;
         }
         self.hctxs.iter().for_each(|hctx| hctx.die());
+        self.shared.locks.close(&self.shared);
         self.begin_freeze();
         self.wait_drained();
         self.shared.elevator.replace(None);
@@ -561,7 +562,8 @@ impl<D: Driver> Queue for RequestQueue<D> {
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {
-        self.hctxs.iter().filter_map(|hctx| hctx.tick(now_ns)).min()
+        let again = self.shared.locks.take_on(&self.shared).then_some(now_ns);
+        self.hctxs.iter().filter_map(|hctx| hctx.tick(now_ns)).chain(again).min()
     }
 
     fn clock(&self) -> &Arc<dyn Clock> {

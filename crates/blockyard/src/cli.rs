@@ -140,6 +140,8 @@ pub enum Command {
         claim: bool,
     },
     /// Run a vhost-user-blk back-end with the standard options of such programs, for libvirt and scripts.
+    ///
+    /// A virtual machine with such a disk cannot be migrated live: the back-end keeps no log of dirty memory (LOG_SHMFD).
     VhostUserBlk(VhostUserBlkArgs),
     /// List running Blockyard daemons, or the exports of an NBD server.
     ///
@@ -241,7 +243,7 @@ pub struct ServeArgs {
     /// Listen address: unix:PATH, tcp:HOST:PORT, vsock:CID:PORT, or systemd for socket activation. Repeatable.
     #[arg(long, value_name = "ADDR")]
     pub nbd: Vec<String>,
-    /// Serve vhost-user-blk on this Unix socket. Repeatable: one per disk, in order.
+    /// Serve vhost-user-blk on this Unix socket, without live migration of the guest. Repeatable: one per disk, in order.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user_blk: Vec<PathBuf>,
     /// Serve the disk as this existing file, until it is unmounted. Repeatable: one per disk, in order.

@@ -3,9 +3,16 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_lab::vm::Vm;
+use blockyard::yard::queue_threads::QueueThreads;
+use blockyard_blkmq::{
+    BlockSize, Disk, DiskConfig, MonotonicClock, OpenMode, Sector, TagSet, TagSetConfig,
+};
+use blockyard_conformance::{Volatile, cases};
+use blockyard_export_nbd::{Address, Config, Export, Server, bind};
+use blockyard_lab::vm::{Guest, Vm};
 use blockyard_sys::ublk::Control;
 use tempfile::TempDir;
 
@@ -23,6 +30,10 @@ fn run(options: &str, script: &str) {
 }
 
 fn run_in(vm: Vm, options: &str, script: &str) {
+    succeed(boot(vm, options, script));
+}
+
+fn boot(vm: Vm, options: &str, script: &str) -> Guest {
     let mut vm = vm.module("ublk_drv").module("nbd").module("ext4").limit(LIMIT);
     vm = vm.program(&common::static_blockyard());
     for program in
@@ -30,8 +41,11 @@ fn run_in(vm: Vm, options: &str, script: &str) {
     {
         vm = vm.program(program);
     }
-    let script = format!("VIA='{options}'\n{SHARED}\n{script}");
-    let outcome = vm.script(&script).boot().unwrap().finish().unwrap();
+    vm.script(&format!("VIA='{options}'\n{SHARED}\n{script}")).boot().unwrap()
+}
+
+fn succeed(guest: Guest) {
+    let outcome = guest.finish().unwrap();
     assert_eq!(outcome.status, 0, "{}", outcome.console);
 }
 
@@ -134,6 +148,66 @@ fn write_back_through_our_own_daemons_comes_to_an_end_where_memory_is_short() {
     let script = format!("PORT={port}\n{}", include_str!("vm/pressure.sh"));
     run_in(Vm::new().memory_mib(MEMORY_MIB).module("fuse"), "", &script);
     daemon.stop();
+}
+
+/// The disk is at a server whose power fails: what it had not flushed is gone.
+#[test]
+fn what_was_flushed_survives_a_power_cut() {
+    const MIB: u64 = 1 << 20;
+    let (volatile, carrier) = Volatile::late(24 * MIB, cases::seed());
+    let set = TagSet::new(Arc::clone(&volatile), TagSetConfig::default()).unwrap();
+    let limits = Volatile::limits(BlockSize::B512, false);
+    let config = DiskConfig::new("x", Sector::from_bytes_floor(24 * MIB), limits);
+    let clock = Arc::new(MonotonicClock::new());
+    let disk = Disk::alloc(&set, (), config, Arc::<Volatile>::clone(&volatile), clock).unwrap();
+    let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+    let config = Config { exports: vec![Export::new("disk", bdev)], ..Config::default() };
+    let threads = QueueThreads::start(1).unwrap();
+    let server = Server::new(config, threads.handles().to_vec()).unwrap();
+    let listener = bind(&Address::Tcp { host: "127.0.0.1".into(), port: 0 }, None).unwrap();
+    let [Address::Tcp { port, .. }] = listener.addresses()[..] else { panic!("one address") };
+    server.listen(listener);
+
+    let script = format!("PORT={port}\n{}", include_str!("vm/durable.sh"));
+    let mut guest = boot(Vm::new().program("dd"), "", &script);
+    let holds = |part: u64, byte: u8| {
+        volatile.survivors(part * MIB, MIB).iter().all(|found| *found == byte)
+    };
+    for via in ["--via ublk", "--via nbd"] {
+        let mut told = |what: &str, look: &dyn Fn() -> bool| {
+            guest.expect(&format!("{what} {via}")).unwrap();
+            assert!(look(), "{what} {via}");
+            guest.answer("").unwrap();
+        };
+        told("flushed", &|| holds(0, 1));
+        told("durable", &|| holds(0, 1) && holds(1, 2));
+        told("written", &|| !holds(2, 3));
+        told("file", &|| {
+            file_of(&volatile.survivors(0, 24 * MIB)) == vec![4; usize::try_from(MIB).unwrap()]
+        });
+        told("detached", &|| true);
+    }
+    succeed(guest);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(server.shutdown(LIMIT));
+    threads.shutdown();
+    drop((disk, set, carrier));
+}
+
+/// What the file `file` holds, once what a power cut has left of its file system was put in order.
+fn file_of(image: &[u8]) -> Vec<u8> {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, image).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).arg(&path).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.output().unwrap()
+    };
+    let checked = run("e2fsck", &["-f", "-y"]);
+    // 1: errors were corrected, or the journal was replayed.
+    assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+    run("debugfs", &["-R", "cat /file"]).stdout
 }
 
 #[test]

@@ -67,26 +67,3 @@ fn stat(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<Stat> {
     };
     if result == 0 { Ok(stat) } else { Err(io::Error::last_os_error()) }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd;
-    use std::os::unix::fs::FileExt;
-
-    use super::*;
-
-    #[test]
-    fn what_was_written_is_there_and_what_never_was_is_not() {
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[1; 100_000], 0).unwrap();
-        if !is_known(file.as_fd()) {
-            assert!(!has(file.as_fd(), 0, 1), "nobody knows");
-            return;
-        }
-        assert!(has(file.as_fd(), 0, 100_000) && has(file.as_fd(), 4095, 2));
-        assert!(!has(file.as_fd(), 0, 200_000) && !has(file.as_fd(), 99_999, 2), "past its end");
-        assert!(!has(file.as_fd(), 0, 0) && !has(file.as_fd(), u64::MAX, 2));
-        file.set_len(1 << 20).unwrap();
-        assert!(!has(file.as_fd(), 0, 1 << 20), "a hole that nobody has read");
-    }
-}

@@ -17,6 +17,8 @@ use blockyard_sys::{
 
 const ENGINES: [IoEngine; 2] = [IoEngine::Uring, IoEngine::Threads];
 const PAGE: u64 = 4096;
+/// No wait takes longer.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn file(size: u64) -> Arc<OwnedFd> {
     let file = tempfile::tempfile().unwrap();
@@ -41,7 +43,7 @@ fn wait(queue: &mut IoQueue<u32>, count: usize) -> Vec<Completion<u32>> {
     let event = queue.event();
     while done.len() < count {
         let mut fds = [rustix::event::PollFd::new(&*event, rustix::event::PollFlags::IN)];
-        let timeout = rustix::event::Timespec::try_from(Duration::from_secs(20)).unwrap();
+        let timeout = rustix::event::Timespec::try_from(LIMIT).unwrap();
         assert_eq!(rustix::event::poll(&mut fds, Some(&timeout)).unwrap(), 1, "no signal came");
         rustix::io::read(&*event, &mut [0; 8]).unwrap();
         queue.turn(&mut done).unwrap();

@@ -30,8 +30,38 @@ const SOAKS: &[Soak] = &[
     },
     Soak {
         name: "file",
-        about: "the file driver against its model",
-        tests: &["-p", "blockyard-driver-file", "--test", "model"],
+        about: "the file driver against its model, and on a file system that loses what was not synced",
+        tests: &["-p", "blockyard-driver-file", "--test", "model", "--test", "durability"],
+        amount: &[],
+    },
+    Soak {
+        name: "durable",
+        about: "disks that forget what was not flushed, by themselves and behind an NBD server",
+        tests: &["-p", "blockyard-conformance", "--test", "durable"],
+        amount: &[],
+    },
+    Soak {
+        name: "vhost-user-blk",
+        about: "a guest's flushes and durable writes on a disk that forgets the rest",
+        tests: &["-p", "blockyard-export-vhost-user-blk", "--test", "durable"],
+        amount: &[],
+    },
+    Soak {
+        name: "fuse",
+        about: "what was synchronised to a disk that is a file, in power cuts",
+        tests: &[
+            "-p",
+            "blockyard-export-fuse",
+            "--test",
+            "disks",
+            "what_was_synchronised_survives_a_power_cut",
+        ],
+        amount: &[],
+    },
+    Soak {
+        name: "copy",
+        about: "a copy that is killed, and its target's server with it, at any time",
+        tests: &["-p", "blockyard", "--test", "copy_crashes"],
         amount: &[],
     },
     Soak {
@@ -91,9 +121,9 @@ const FUZZ_LIMIT: Duration = Duration::from_secs(60 * 60);
 pub fn run(options: &SoakOptions) -> Result<()> {
     if options.list {
         for soak in SOAKS {
-            println!("{:<10} {}", soak.name, soak.about);
+            println!("{:<15} {}", soak.name, soak.about);
         }
-        println!("{FUZZ:<10} every parser on random input");
+        println!("{FUZZ:<15} every parser on random input");
         return Ok(());
     }
     let chosen = |name: &str| options.names.is_empty() || options.names.iter().any(|it| it == name);

@@ -10,7 +10,8 @@
 //!
 //! Who gives a lock back does not take the next one on by himself: that one may end at once, and give its own back. It
 //! becomes ready, and whoever is at taking on what is ready takes it on as well, one after the other, on a stack that
-//! does not grow.
+//! does not grow. Others may make more ready for as long as he is at it: after some of them he leaves the rest to whoever
+//! ticks the disk, if there is somebody, as a driver does with what takes long.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -33,6 +34,8 @@ const MAX_EDGE_RANGES: usize = 64;
 /// Locks with which no write gets another one for a range that has none: it waits in the same queue. With it, the list has
 /// less than this and [`MAX_EDGE_RANGES`] together.
 const MAX_LOCKS: usize = 128;
+/// Holders that somebody takes on in one go, whose thread has other things to do: an edge counts twice.
+const MAX_TURNS: usize = 64;
 
 /// The locks of a disk.
 pub(crate) struct BlockLocks<D: Driver> {
@@ -58,6 +61,8 @@ struct Table<D: Driver> {
     ready: VecDeque<Turn<D>>,
     /// Somebody is at taking on what is ready.
     taking_on: bool,
+    /// The disk is being removed, and may not be ticked any more: nothing is left to that.
+    closing: bool,
 }
 
 struct Lock<D: Driver> {
@@ -119,6 +124,7 @@ impl<D: Driver> Default for BlockLocks<D> {
                 queue: VecDeque::new(),
                 ready: VecDeque::new(),
                 taking_on: false,
+                closing: false,
             }),
         }
     }
@@ -210,25 +216,39 @@ impl<D: Driver> BlockLocks<D> {
         }
     }
 
-    /// Takes on what is ready, unless somebody is at it, who then takes it on: another thread, or a caller of this one.
-    fn take_on(&self, shared: &QueueShared<D>) {
+    /// From now on whoever takes on what is ready goes on until nothing is.
+    pub(crate) fn close(&self, shared: &QueueShared<D>) {
+        self.table.lock().closing = true;
+        self.take_on(shared);
+    }
+
+    /// Takes on what is ready, unless somebody is at it, who then takes it on: another thread, or a caller of this one. Says
+    /// whether the rest is left to the next tick.
+    pub(crate) fn take_on(&self, shared: &QueueShared<D>) -> bool {
         if std::mem::replace(&mut self.table.lock().taking_on, true) {
-            return;
+            return false;
         }
-        loop {
+        for turn in 0.. {
+            let may_leave = turn >= MAX_TURNS && shared.has_alarm();
             let turn = {
                 let mut table = self.table.lock();
+                if may_leave && !table.closing && !table.ready.is_empty() {
+                    table.taking_on = false;
+                    break;
+                }
                 let turn = table.ready.pop_front();
                 table.taking_on = turn.is_some();
                 turn
             };
             match turn {
-                None => return,
+                None => return false,
                 Some(Turn::Watch(id, start, end)) => self.wait_for_writes(shared, id, start, end),
                 Some(Turn::Edge(id, edge)) => edge.go(id),
                 Some(Turn::Held(id, held)) => resume(id, held),
             }
         }
+        shared.ring_alarm();
+        true
     }
 
     /// Has a lock wait for the writes to its range that are out.

@@ -99,10 +99,10 @@ impl<D: Driver> Hctx<D> {
     /// where it is sorted. If the next is of another queue, that is run.
     fn take_scheduled(self: &Arc<Self>, list: &mut Requests<D>) {
         let now_ns = self.shared.clock.now_ns();
-        let mut unused = false;
+        let budget = self.shared.driver.budget();
+        let (mut unused, mut unused_budget) = (false, None);
         {
             let mut st = self.state.lock();
-            let budget = self.shared.driver.budget();
             while list.len() < BATCH && !unused {
                 // Before the tag: one that is given back wakes those who wait for it, and they may be the ones who ask
                 // this queue to go on.
@@ -117,13 +117,14 @@ impl<D: Driver> Hctx<D> {
                     list.push(rq);
                     continue;
                 }
-                if let Some(budget) = budget {
-                    budget.put();
-                }
+                unused_budget = budget;
                 let Some(tag) = tag else { break };
                 self.put_tag(&mut st, tag);
                 unused = true;
             }
+        }
+        if let Some(budget) = unused_budget {
+            budget.put();
         }
         if unused {
             self.tags.wake();
@@ -194,14 +195,11 @@ impl<D: Driver> Hctx<D> {
             if gathered {
                 driver.commit_rqs(part);
             }
+            let mut unused_budgets = 0;
             let mut st = self.state.lock();
             let back: Requests<D> = std::iter::once(rq).chain(rest.map(|(_, rq)| rq)).collect();
             for mut rq in back.into_iter().rev() {
-                if std::mem::take(&mut rq.budgeted)
-                    && let Some(budget) = budget
-                {
-                    budget.put();
-                }
+                unused_budgets += usize::from(std::mem::take(&mut rq.budgeted));
                 Self::stop(&mut st, &rq);
                 st.dispatch.push_front(rq);
             }
@@ -209,6 +207,9 @@ impl<D: Driver> Hctx<D> {
                 st.retry_at_ns = Some(self.shared.clock.now_ns().saturating_add(RESOURCE_DELAY_NS));
             }
             drop(st);
+            if let Some(budget) = budget {
+                (0..unused_budgets).for_each(|_| budget.put());
+            }
             if retry {
                 self.shared.ring_alarm();
             }

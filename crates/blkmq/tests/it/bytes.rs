@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak, mpsc};
 
 use blockyard_blkmq::{
-    Bio, BlockSize, DiskConfig, ErrorKind, Extent, Features, Flags, Limits, NoOps, Op, OpenMode,
-    Sector, Status, TagSetConfig, TagSetFlags, sched,
+    Bdev, Bio, BlockSize, DiskConfig, EndIo, ErrorKind, Extent, Features, Flags, Limits, NoOps, Op,
+    OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 use rand::rngs::StdRng;
@@ -372,7 +372,12 @@ fn however_many_are_in_line_for_blocks_they_fail_one_after_the_other() {
     for blow in [Blow::Shrunk, Blow::ReadOnly, Blow::Removed] {
         let rig = rig(1, 8);
         let (rig_in, done) = (&rig, &AtomicBool::new(false));
-        let _watchdog = Watchdog::new("a line for blocks", 60, move || format!("{blow:?}"));
+        let _watchdog =
+            Watchdog::new("a line for blocks", rig.ends.counter(), move || format!("{blow:?}"));
+        if matches!(blow, Blow::Removed) {
+            // Nobody ticks a disk that is being removed.
+            rig.disk.set_alarm(Arc::new(|| {}));
+        }
         std::thread::scope(|scope| {
             let work = move || {
                 rig_in.submit(0, write(3, vec![1; 5]));
@@ -421,6 +426,91 @@ fn many_edges_of_one_block_keep_none_of_another_waiting() {
     rig.tear_down();
 }
 
+/// The list of locks has a bound: edges of further blocks wait for a place in it, and so do writes behind them.
+#[test]
+fn edges_of_more_blocks_than_may_be_locked_at_a_time_all_have_their_turn() {
+    const BLOCKS: u64 = 200;
+    const AT_A_TIME: usize = 64;
+    let config = Config { limits: limits(), ..Config::default() };
+    let rig = Rig::new(1, queues(1, 256), config, BLOCKS);
+    (0..BLOCKS).for_each(|block| rig.submit(0, write(block * 512 + 3, vec![1])));
+    assert_eq!(asked(&rig), (0..AT_A_TIME as u64).map(|at| (Op::Read, at)).collect::<Vec<_>>());
+    rig.submit(0, aligned(5, 2, 1));
+    assert_eq!(asked(&rig), []);
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), vec![Status::Ok; BLOCKS as usize + 1]);
+    let bytes = rig.script.bytes(0);
+    let expected = |block: usize| if block == 5 { [2; 4] } else { [0, 0, 0, 1] };
+    for (block, bytes) in bytes.chunks(512).enumerate() {
+        assert!(bytes[..4] == expected(block), "block {block}");
+    }
+    rig.tear_down();
+}
+
+/// Submits the next unaligned write where one has ended.
+struct Again {
+    me: Weak<Self>,
+    bdev: Bdev,
+    count: usize,
+    ended: AtomicUsize,
+}
+
+impl Again {
+    fn submit(&self) {
+        let me = self.me.upgrade().unwrap();
+        self.bdev.submit(0, write(700, vec![1; 9]).on_end(me));
+    }
+
+    fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
+    }
+}
+
+impl EndIo for Again {
+    fn end_io(&self, bio: Box<Bio>) {
+        assert_eq!(bio.status(), Status::Ok);
+        if self.ended.fetch_add(1, Ordering::SeqCst) + 1 < self.count {
+            self.submit();
+        }
+    }
+}
+
+/// It may be a queue thread, which has others to see to.
+#[test]
+fn whoever_takes_on_what_is_ready_leaves_some_of_it_to_the_tick() {
+    const COUNT: usize = 1000;
+    for is_ticked in [false, true] {
+        let chances = Chances { inline: 1000, ..Chances::default() };
+        let config = Config { limits: limits(), chances, ..Config::default() };
+        let rig = Rig::new(1, queues(1, 8), config, 64);
+        let rung = Arc::<AtomicUsize>::default();
+        if is_ticked {
+            let ring = Arc::clone(&rung);
+            rig.disk.set_alarm(Arc::new(move || _ = ring.fetch_add(1, Ordering::SeqCst)));
+        }
+        let again = Arc::new_cyclic(|me| Again {
+            me: Weak::clone(me),
+            bdev: rig.disk.open(None, OpenMode::ReadWrite).unwrap(),
+            count: COUNT,
+            ended: AtomicUsize::default(),
+        });
+        again.submit();
+        if is_ticked {
+            assert!((1..COUNT).contains(&again.ended()), "{} at once", again.ended());
+        } else {
+            assert_eq!(again.ended(), COUNT, "nobody else would take them on");
+        }
+        while again.ended() < COUNT {
+            let before = (again.ended(), rung.swap(0, Ordering::SeqCst));
+            assert_ne!(before.1, 0, "whoever ticks the disk is told");
+            rig.disk.tick();
+            assert!(again.ended() > before.0, "{}", rig.disk.show());
+        }
+        drop(again);
+        rig.tear_down();
+    }
+}
+
 /// Each of them is compared with all locks that there are, and may be what later ones have to wait for.
 #[test]
 fn however_many_ranges_are_in_line_for_a_block_the_list_of_locks_stays_short() {
@@ -464,11 +554,14 @@ struct Sim {
     next: u64,
     cpus: usize,
     block: usize,
+    bytes: usize,
     lossy: bool,
 }
 
 /// Small, so that most operations meet in a block.
 const BYTES: usize = 24 * 512;
+/// Of one run in four: more blocks than may be locked at a time.
+const MANY_BYTES: usize = 256 * 512;
 
 impl Sim {
     fn new(seed: u64) -> Self {
@@ -512,20 +605,22 @@ impl Sim {
         let one_pool = set.flags.contains(TagSetFlags::TAG_HCTX_SHARED);
         println!("{set:?} {chances:?} block {} {:?}", block.bytes(), limits.features);
         let config = Config { limits, chances, one_pool, ..Config::default() };
-        let rig = Rig::new(rng.random(), set, config, (BYTES / SECTOR) as u64);
+        let bytes = if rng.random_bool(0.25) { MANY_BYTES } else { BYTES };
+        let rig = Rig::new(rng.random(), set, config, (bytes / SECTOR) as u64);
         if all_at_once || rng.random_bool(0.3) {
             rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
         }
         let block = block.bytes() as usize;
-        let (model, pending) = (vec![Some(0); BYTES], HashMap::new());
-        Self { rng, rig, model, pending, next: 1, cpus, block, lossy }
+        let (model, pending) = (vec![Some(0); bytes], HashMap::new());
+        Self { rng, rig, model, pending, next: 1, cpus, block, bytes, lossy }
     }
 
     fn submit(&mut self) {
         let whole_blocks = self.rng.random_bool(0.4);
-        let most = *[10, 700, 3000].choose(&mut self.rng).unwrap();
-        let mut start = self.rng.random_range(0..BYTES);
-        let mut end = (start + self.rng.random_range(1..=most)).min(BYTES);
+        let lengths = if self.bytes == BYTES { [10, 700, 3000] } else { [10, 10, 700] };
+        let most = *lengths.choose(&mut self.rng).unwrap();
+        let mut start = self.rng.random_range(0..self.bytes);
+        let mut end = (start + self.rng.random_range(1..=most)).min(self.bytes);
         if whole_blocks {
             start -= start % self.block;
             end = end.next_multiple_of(self.block);
@@ -620,6 +715,9 @@ impl Sim {
             }
             self.look();
         }
+        if self.bytes == MANY_BYTES {
+            (0..self.bytes / SECTOR).for_each(|_| self.submit());
+        }
         self.drain();
         self.compare(0, &self.rig.script.bytes(0));
     }
@@ -635,7 +733,7 @@ fn no_update_of_a_block_is_lost_whoever_writes_to_it_meanwhile() {
         // What fails is left as it is: taking it down would wait for what is stuck.
         let mut sim = ManuallyDrop::new(Sim::new(seed));
         let disk = Arc::downgrade(&sim.rig.disk);
-        let _watchdog = Watchdog::new("a simulation of bytes", 120, move || {
+        let _watchdog = Watchdog::new("a simulation of bytes", sim.rig.ends.counter(), move || {
             let shown = disk.upgrade().map_or_else(String::new, |disk| disk.show());
             format!("BLOCKYARD_SEED={seed}\n{shown}")
         });
@@ -651,8 +749,10 @@ const STRIPE: usize = 100;
 #[test]
 fn no_update_is_lost_between_threads() {
     let first = seed("no_update_is_lost_between_threads");
-    for run in 0..4 {
-        let seed = first.wrapping_add(run);
+    let runs = std::env::var("BLOCKYARD_RUNS")
+        .map_or(4, |runs| runs.parse().expect("BLOCKYARD_RUNS is a number"));
+    for seed in (0..runs).map(|run| first.wrapping_add(run)) {
+        println!("run BLOCKYARD_SEED={seed} BLOCKYARD_RUNS=1");
         let mut rng = StdRng::seed_from_u64(seed);
         let chances = Chances {
             inline: *[0, 500].choose(&mut rng).unwrap(),
@@ -664,7 +764,10 @@ fn no_update_is_lost_between_threads() {
         let set = queues(WRITERS, *[1, 2, 8].choose(&mut rng).unwrap());
         let rig = ManuallyDrop::new(Rig::new(seed, set, config, (BYTES / SECTOR) as u64));
         let disk = Arc::clone(&rig.disk);
-        let watchdog = Watchdog::new("writers of bytes", 120, move || {
+        let ended = Arc::<AtomicUsize>::default();
+        let counter = Arc::clone(&ended);
+        let counted = move || counter.load(Ordering::SeqCst);
+        let watchdog = Watchdog::new("writers of bytes", counted, move || {
             format!("BLOCKYARD_SEED={seed}\n{}", disk.show())
         });
         let done = AtomicBool::new(false);
@@ -672,8 +775,8 @@ fn no_update_is_lost_between_threads() {
             let writers: Vec<_> = (0..WRITERS)
                 .map(|writer| {
                     let rng = StdRng::seed_from_u64(seed ^ (writer as u64 + 1));
-                    let rig = &rig;
-                    scope.spawn(move || (writer, write_stripes(rig, writer, rng)))
+                    let (rig, ended) = (&rig, &ended);
+                    scope.spawn(move || (writer, write_stripes(rig, writer, rng, ended)))
                 })
                 .collect();
             let (rig, going) = (&rig, &done);
@@ -709,7 +812,7 @@ fn no_update_is_lost_between_threads() {
 }
 
 /// Writes to its own stripes for a while, several at a time; gives back what they hold.
-fn write_stripes(rig: &Rig, writer: usize, mut rng: StdRng) -> Vec<u8> {
+fn write_stripes(rig: &Rig, writer: usize, mut rng: StdRng, ended: &AtomicUsize) -> Vec<u8> {
     let bdev = rig.disk.open(None, OpenMode::ReadWrite).unwrap();
     let mut model = vec![0; BYTES];
     let mine: Vec<usize> = (writer..BYTES / STRIPE).step_by(WRITERS).collect();
@@ -730,6 +833,7 @@ fn write_stripes(rig: &Rig, writer: usize, mut rng: StdRng) -> Vec<u8> {
         bdev.submit_all(writer, &mut plug);
         for _ in &stripes {
             assert_eq!(told.recv().unwrap().status(), Status::Ok);
+            ended.fetch_add(1, Ordering::SeqCst);
         }
         let at = stripes[0] * STRIPE;
         let bio = bdev.submit_and_wait(writer, Bio::at_bytes(Op::Read, at as u64, STRIPE as u64));

@@ -206,7 +206,7 @@ fn tags_are_had_in_order_and_none_is_idle_while_somebody_waits() {
         // What fails is left as it is: taking it down would wait for what is stuck.
         let mut sim = ManuallyDrop::new(Sim::new(seed));
         let disk = Arc::downgrade(&sim.rig.disk);
-        let _watchdog = Watchdog::new("a simulation of tags", 120, move || {
+        let _watchdog = Watchdog::new("a simulation of tags", sim.rig.ends.counter(), move || {
             let shown = disk.upgrade().map_or_else(String::new, |disk| disk.show());
             format!("BLOCKYARD_SEED={seed}\n{shown}")
         });

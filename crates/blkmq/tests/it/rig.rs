@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -33,21 +33,31 @@ impl Clock for ManualClock {
 
 /// Collects bios that have ended.
 #[derive(Default)]
-pub struct Ends(Mutex<Vec<Box<Bio>>>);
+pub struct Ends {
+    bios: Mutex<Vec<Box<Bio>>>,
+    ever: AtomicUsize,
+}
 
 impl EndIo for Ends {
     fn end_io(&self, bio: Box<Bio>) {
-        self.0.lock().push(bio);
+        self.ever.fetch_add(1, Ordering::SeqCst);
+        self.bios.lock().push(bio);
     }
 }
 
 impl Ends {
     pub fn take(&self) -> Vec<Box<Bio>> {
-        std::mem::take(&mut *self.0.lock())
+        std::mem::take(&mut *self.bios.lock())
     }
 
     pub fn count(&self) -> usize {
-        self.0.lock().len()
+        self.bios.lock().len()
+    }
+
+    /// How many have ended so far, taken or not: for a [`Watchdog`].
+    pub fn counter(self: &Arc<Self>) -> impl Fn() -> usize + Send + 'static {
+        let ends = Arc::clone(self);
+        move || ends.ever.load(Ordering::SeqCst)
     }
 }
 
@@ -154,20 +164,31 @@ fn alloc(
     Disk::alloc(set, id, config, Arc::new(NoOps), clock)
 }
 
-/// Ends the test with what `state` says, if it is not dropped in time.
+/// Without a bio that ends for so long, nothing goes on any more: also on a machine that does much else.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Ends the test with what `state` says, if it is not dropped and no further bio has ended for a minute.
 pub struct Watchdog(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
 
 impl Watchdog {
-    pub fn new(what: &str, seconds: u64, state: impl Fn() -> String + Send + 'static) -> Self {
-        let (alive, ended) = mpsc::channel();
+    /// `ended` says how many have ended so far; one that does not know says the same each time.
+    pub fn new(
+        what: &str,
+        ended: impl Fn() -> usize + Send + 'static,
+        state: impl Fn() -> String + Send + 'static,
+    ) -> Self {
+        let (alive, dropped) = mpsc::channel();
         let what = what.to_owned();
         let watching = std::thread::spawn(move || {
-            if ended.recv_timeout(Duration::from_secs(seconds))
-                == Err(mpsc::RecvTimeoutError::Timeout)
-            {
-                // Not by `eprintln`, which is kept for the end of a test that this one does not see.
-                let _ = writeln!(std::io::stderr(), "{what} is stuck:\n{}", state());
-                std::process::abort();
+            let mut before = ended();
+            while dropped.recv_timeout(STUCK_AFTER) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let now = ended();
+                if now == before {
+                    // Not by `eprintln`, which is kept for the end of a test that this one does not see.
+                    let _ = writeln!(std::io::stderr(), "{what} is stuck:\n{}", state());
+                    std::process::abort();
+                }
+                before = now;
             }
         });
         Self(Some((alive, watching)))

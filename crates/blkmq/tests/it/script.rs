@@ -153,7 +153,7 @@ pub struct Script {
     pub config: Mutex<Config>,
     pub counts: Arc<Counts>,
     inner: Mutex<Inner>,
-    budget: Option<Units>,
+    units: Option<Units>,
     /// Nothing is busy, partial or late any more: what comes is done.
     calm: AtomicBool,
     one_pool: bool,
@@ -172,7 +172,7 @@ struct Units {
     refused: AtomicBool,
 }
 
-impl Budget for Units {
+impl Units {
     fn get(&self) -> bool {
         let got = self
             .left
@@ -185,8 +185,19 @@ impl Budget for Units {
         got || (self.left.load(Ordering::SeqCst) > 0 && self.get())
     }
 
-    fn put(&self) {
+    fn give(&self) {
         self.left.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Budget for Script {
+    fn get(&self) -> bool {
+        self.units.as_ref().is_none_or(Units::get)
+    }
+
+    fn put(&self) {
+        self.units.iter().for_each(Units::give);
+        self.gave_back();
     }
 }
 
@@ -201,7 +212,7 @@ impl Script {
             handles: HashMap::new(),
         };
         Arc::new(Self {
-            budget: config
+            units: config
                 .budget
                 .map(|left| Units { left: AtomicI64::new(left), refused: AtomicBool::new(false) }),
             one_pool: config.one_pool,
@@ -431,14 +442,12 @@ impl Script {
     fn forget(&self, taken: &Taken) {
         let pool = if self.one_pool { 0 } else { taken.hctx };
         assert!(self.inner.lock().tags.remove(&(pool, taken.rq.tag())), "its tag was out");
-        if let Some(budget) = &self.budget {
-            budget.put();
-        }
+        self.units.iter().for_each(Units::give);
     }
 
     /// After a request has gone: whoever found no budget is run.
     fn gave_back(&self) {
-        if self.budget.as_ref().is_some_and(|budget| budget.refused.swap(false, Ordering::SeqCst)) {
+        if self.units.as_ref().is_some_and(|units| units.refused.swap(false, Ordering::SeqCst)) {
             let handles: Vec<_> = self.inner.lock().handles.values().cloned().collect();
             handles.iter().for_each(HctxHandle::run);
         }
@@ -584,7 +593,7 @@ impl Driver for Script {
     }
 
     fn budget(&self) -> Option<&dyn Budget> {
-        self.budget.as_ref().map(|budget| budget as &dyn Budget)
+        self.units.as_ref().map(|_| self as &dyn Budget)
     }
 
     fn timeout(&self, _part: &mut Part, rq: &InFlight) -> Timeout {

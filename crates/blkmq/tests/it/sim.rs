@@ -450,7 +450,7 @@ fn simulate(seed: u64, steps: usize) {
     // What fails is left as it is: taking it down would wait for what is stuck.
     let mut sim = ManuallyDrop::new(Sim::new(seed));
     let disk = Arc::downgrade(&sim.rig.disk);
-    let _watchdog = Watchdog::new("a simulation", 120, move || {
+    let _watchdog = Watchdog::new("a simulation", sim.rig.ends.counter(), move || {
         format!(
             "BLOCKYARD_SEED={seed}\n{}",
             disk.upgrade().map_or_else(String::new, |disk| disk.show())

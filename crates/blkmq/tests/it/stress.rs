@@ -36,6 +36,7 @@ struct Submitter {
     stamps: [Option<u64>; LANES as usize],
     out: [Option<Option<u64>>; LANES as usize],
     next: u64,
+    ended: Arc<AtomicUsize>,
     may_go_offline: bool,
     /// The disk may be read-only or reserved by another meanwhile.
     may_be_refused: bool,
@@ -67,7 +68,8 @@ impl Submitter {
             } else if out > 0 {
                 let bio: Box<Bio> = told.recv().expect("a bio that was submitted ends");
                 out -= 1;
-                self.ended(&bio, &mut tally);
+                self.ended.fetch_add(1, Ordering::SeqCst);
+                self.take_back(&bio, &mut tally);
             }
         }
         assert!(told.try_recv().is_err(), "a bio ended twice");
@@ -114,7 +116,7 @@ impl Submitter {
         Some(bio.on_end(Arc::new(move |bio| tell.send(bio).unwrap())))
     }
 
-    fn ended(&mut self, bio: &Bio, tally: &mut Tally) {
+    fn take_back(&mut self, bio: &Bio, tally: &mut Tally) {
         let lane = bio.private as usize;
         let stamp = self.out[lane].take().expect("it was out");
         match bio.status() {
@@ -245,7 +247,10 @@ fn run(plan: &Plan) {
     disks.extend((1..plan.disks).map(|id| rig.another(id).unwrap()));
     let shown = disks.clone();
     let seed = plan.seed;
-    let watchdog = Watchdog::new(plan.name, 120, move || {
+    let ended = Arc::<AtomicUsize>::default();
+    let counter = Arc::clone(&ended);
+    let counted = move || counter.load(Ordering::SeqCst);
+    let watchdog = Watchdog::new(plan.name, counted, move || {
         let shown: Vec<String> = shown.iter().map(|disk| disk.show()).collect();
         format!("BLOCKYARD_SEED={seed}\n{}", shown.join("\n"))
     });
@@ -265,6 +270,7 @@ fn run(plan: &Plan) {
                     stamps: [Some(0); LANES as usize],
                     out: [None; LANES as usize],
                     next: 0,
+                    ended: Arc::clone(&ended),
                     may_go_offline: plan.remove,
                     may_be_refused: false,
                 };
@@ -388,8 +394,10 @@ fn refuse(disk: &Arc<Disk>, rng: &mut StdRng, done: &AtomicBool) {
 fn partitions_are_written_while_their_disk_is_reserved_read_only_and_late() {
     let name = "partitions_are_written_while_their_disk_is_reserved_read_only_and_late";
     let first = seed(name);
-    for seed in (0..3).map(|run| first.wrapping_add(run)) {
-        println!("run BLOCKYARD_SEED={seed}");
+    let runs = std::env::var("BLOCKYARD_RUNS")
+        .map_or(3, |runs| runs.parse().expect("BLOCKYARD_RUNS is a number"));
+    for seed in (0..runs).map(|run| first.wrapping_add(run)) {
+        println!("run BLOCKYARD_SEED={seed} BLOCKYARD_RUNS=1");
         let mut rng = StdRng::seed_from_u64(seed);
         let limits = Limits { max_hw_sectors: 8, ..Limits::default() }.validate().unwrap();
         let chances = Chances { inline: 300, requeue: 50, resource: 30, ..Chances::default() };
@@ -403,8 +411,12 @@ fn partitions_are_written_while_their_disk_is_reserved_read_only_and_late() {
         let clock = Arc::clone(&rig.clock);
         let disk = Disk::alloc(&rig.set, 7, config, Arc::new(NoOps), clock).unwrap();
         let (shown, seen) = (Arc::clone(&disk), seed);
-        let watchdog =
-            Watchdog::new(name, 120, move || format!("BLOCKYARD_SEED={seen}\n{}", shown.show()));
+        let ended = Arc::<AtomicUsize>::default();
+        let counter = Arc::clone(&ended);
+        let counted = move || counter.load(Ordering::SeqCst);
+        let watchdog = Watchdog::new(name, counted, move || {
+            format!("BLOCKYARD_SEED={seen}\n{}", shown.show())
+        });
         let (left, done) = (AtomicUsize::new(2), AtomicBool::new(false));
         let disks = [Arc::clone(&disk)];
         let tallies: Vec<Tally> = std::thread::scope(|scope| {
@@ -426,6 +438,7 @@ fn partitions_are_written_while_their_disk_is_reserved_read_only_and_late() {
                         stamps: [Some(0); LANES as usize],
                         out: [None; LANES as usize],
                         next: 0,
+                        ended: Arc::clone(&ended),
                         may_go_offline: false,
                         may_be_refused: true,
                     };

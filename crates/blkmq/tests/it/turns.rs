@@ -1,22 +1,23 @@
 //! Whose turn it is: pieces of large bios, tags, schedulers, reservations, and what is said of how things went.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
+use blockyard_blkmq::major::{DevNum, EXT_MAJOR};
 use blockyard_blkmq::reservation::{PrError, PrType};
 use blockyard_blkmq::{
-    Bio, Busy, Chain, Disk, DiskConfig, Driver, EndIo, ErrorKind, Features, Flags, HctxHandle,
-    IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox, Request, Result, Sector,
-    StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
+    Bio, BlockLayer, Busy, Chain, Disk, DiskConfig, Driver, EndIo, ErrorKind, Features, Flags,
+    HctxHandle, IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox, Request, Result,
+    Sector, StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::HeldDisk;
 use parking_lot::Mutex;
 
-use crate::rig::{Ends, Rig, Watchdog};
-use crate::script::{Chances, Config, SECTOR};
+use crate::rig::{Ends, Rig, Watchdog, calm, disk_of};
+use crate::script::{Chances, Config, DiskId, SECTOR, Script};
 
 fn limits() -> Limits {
     Limits { features: Features::NOMERGES, ..Limits::default() }
@@ -51,6 +52,15 @@ fn told(rig: &Rig, bio: Box<Bio>) -> Box<Bio> {
 fn asked(rig: &Rig, queue: usize) -> Vec<(Op, u64)> {
     let log = rig.script.log.lock();
     log.iter().filter(|entry| entry.0 == queue).map(|&(_, op, sector)| (op, sector)).collect()
+}
+
+/// A disk with three partitions, which nobody has looked for.
+fn parted(set: &Arc<TagSet<Script>>, id: DiskId, minors: u32) -> Arc<Disk> {
+    let image = crate::parity::mbr();
+    let sectors = Sector::from_bytes_floor(image.len() as u64);
+    let mut config = DiskConfig::new("parted", sectors, Limits::default());
+    (config.dev, config.minors) = (DevNum { major: 240, minor: 0 }, minors);
+    disk_of(set, id, &image, config, Arc::new(NoOps))
 }
 
 #[test]
@@ -163,11 +173,51 @@ fn what_has_no_budget_stays_with_the_scheduler() {
 }
 
 #[test]
+fn who_is_short_of_something_has_the_disk_ticked_soon() {
+    let chances = Chances { resource: 1000, ..Chances::default() };
+    let config = Config { limits: limits(), chances, ..Config::default() };
+    let rig = Rig::new(1, set(1, 4), config, 64);
+    let rung = Arc::<AtomicUsize>::default();
+    let ring = Arc::clone(&rung);
+    rig.disk.set_alarm(Arc::new(move || _ = ring.fetch_add(1, Ordering::SeqCst)));
+    rig.submit(0, read(0));
+    assert_eq!((rung.load(Ordering::SeqCst), rig.script.out()), (1, 0));
+    assert_eq!(rig.disk.tick(), Some(3_000_000), "not before");
+    rig.script.calm_down();
+    rig.clock.advance_ms(3);
+    rig.disk.tick();
+    assert_eq!(statuses(&rig), [Status::Ok]);
+    rig.tear_down();
+}
+
+#[test]
+fn who_waits_with_nothing_that_can_be_done_leaves_its_share_of_the_tags() {
+    let rig = rig(set(1, 4), limits(), 64);
+    let other = rig.another(1).unwrap();
+    let bdev = other.open(None, OpenMode::ReadWrite).unwrap();
+    (0..4).for_each(|sector| rig.submit(0, read(sector)));
+    bdev.submit(0, told(&rig, read(0)));
+    assert_eq!(rig.script.out(), 4);
+    other.set_capacity(Sector(0)).unwrap();
+    rig.script.finish_all();
+    let mut ends = statuses(&rig);
+    ends.sort_by_key(|status| status.errno());
+    assert_eq!(ends[..4], [Status::Ok; 4]);
+    assert_eq!(ends[4..], [Status::OutOfRange]);
+    (0..4).for_each(|sector| rig.submit(0, read(sector)));
+    assert_eq!(rig.script.out(), 4, "all tags, not a half of them");
+    rig.script.finish_all();
+    rig.layer.del_disk(&other);
+    drop((bdev, other));
+    rig.tear_down();
+}
+
+#[test]
 fn a_queue_without_a_tag_and_one_without_a_budget_do_not_wake_each_other_for_ever() {
     let config = Config { limits: limits(), budget: Some(4), ..Config::default() };
     let set = TagSetConfig { flags: TagSetFlags::TAG_HCTX_SHARED, ..set(2, 8) };
     let rig = Rig::new(1, set, config, 128);
-    let _watchdog = Watchdog::new("a queue", 60, String::new);
+    let _watchdog = Watchdog::new("a queue", rig.ends.counter(), String::new);
     rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
     // All of the budget, and all tags that are this queue's share as soon as the other has something to do.
     (0..4).for_each(|sector| rig.submit(0, write(sector)));
@@ -295,7 +345,7 @@ fn stepping<T>(rig: &Rig, thread: ScopedJoinHandle<'_, T>) -> T {
 fn a_disk_that_is_frozen_and_flushed_has_answered_nothing_that_is_not_durable() {
     let limits = Limits { features: Features::WRITE_CACHE | Features::NOMERGES, ..limits() };
     let rig = rig(set(1, 2), limits, 64);
-    let _watchdog = Watchdog::new("a flush", 60, String::new);
+    let _watchdog = Watchdog::new("a flush", || 0, String::new);
     rig.submit(0, write(0));
     assert_eq!((rig.script.out(), rig.ends.count()), (1, 0));
     let flushes = || rig.script.counts.flushes.load(Ordering::SeqCst);
@@ -326,7 +376,7 @@ fn who_freezes_and_flushes_a_disk_is_told_that_the_flush_has_failed() {
     let chances = Chances { error: 1000, ..Chances::default() };
     let config = Config { limits: limits.validate().unwrap(), chances, ..Config::default() };
     let rig = Rig::new(1, set(1, 2), config, 64);
-    let _watchdog = Watchdog::new("a flush", 60, String::new);
+    let _watchdog = Watchdog::new("a flush", || 0, String::new);
     let status =
         std::thread::scope(|scope| stepping(&rig, scope.spawn(|| rig.disk.freeze_and_flush())));
     assert!(!status.is_ok(), "{status}");
@@ -384,6 +434,120 @@ fn what_waits_is_let_in_by_the_reservation_that_there_is_then() {
 }
 
 #[test]
+fn a_reservation_does_not_keep_the_block_layer_from_the_partitions_of_a_disk() {
+    let layer = BlockLayer::new();
+    let set = calm(1, TagSetConfig::default(), Limits::default());
+    let disk = parted(&set, 0, 16);
+    layer.add_disk(&disk).unwrap();
+    let [holder, other] = [(); 2].map(|()| disk.open(None, OpenMode::ReadWrite).unwrap());
+    holder.reserve(|pr, me| pr.register(me, 0, 1, false)).unwrap();
+    holder.reserve(|pr, me| pr.reserve(me, 1, PrType::ExclusiveAccess)).unwrap();
+    assert_eq!(other.submit_and_wait(0, read(0)).status(), Status::ReservationConflict);
+    assert_eq!(layer.rescan_partitions(&disk).unwrap(), 3);
+    let part = disk.open(Some(1), OpenMode::ReadWrite).unwrap();
+    assert_eq!(part.submit_and_wait(0, read(0)).status(), Status::ReservationConflict);
+    layer.del_disk(&disk);
+}
+
+/// It would keep the others from all of it.
+#[test]
+fn a_partition_reserves_nothing() {
+    let layer = BlockLayer::new();
+    let set = calm(1, TagSetConfig::default(), Limits::default());
+    let disk = parted(&set, 0, 16);
+    layer.add_disk(&disk).unwrap();
+    let [one, two] = [1, 2].map(|number| disk.open(Some(number), OpenMode::ReadWrite).unwrap());
+    assert_eq!(one.reserve(|pr, me| pr.register(me, 0, 1, false)), Err(PrError::NotWhole));
+    let aborted = one.preempt_and_abort(1, 2, PrType::WriteExclusive);
+    assert_eq!(aborted, Err(PrError::NotWhole));
+    assert_eq!(two.submit_and_wait(0, write(0)).status(), Status::Ok);
+    let whole = disk.open(None, OpenMode::ReadWrite).unwrap();
+    assert_eq!(whole.reserve(|pr, _| Ok(pr.is_reserved())), Ok(false));
+    layer.del_disk(&disk);
+}
+
+#[test]
+fn what_is_merged_is_counted_for_its_partition_too() {
+    let rig = rig(set(1, 4), Limits::default(), 64);
+    let disk = parted(&rig.set, 7, 16);
+    std::thread::scope(|scope| {
+        stepping(&rig, scope.spawn(|| rig.layer.add_disk(&disk).unwrap()));
+    });
+    let bdev = disk.open(Some(2), OpenMode::ReadWrite).unwrap();
+    disk.quiesce();
+    [4, 5, 3, 20].into_iter().for_each(|sector| bdev.submit(0, told(&rig, write(sector))));
+    disk.unquiesce();
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 4]);
+    let merges = |part: u32| {
+        let parts = disk.partitions();
+        let part = parts.iter().find(|other| other.info().number == part).unwrap();
+        part.stats().0.counters(StatGroup::Write).merges
+    };
+    assert_eq!((merges(1), merges(2)), (0, 2));
+    drop(bdev);
+    rig.script.calm_down();
+    rig.layer.del_disk(&disk);
+    drop(disk);
+    rig.tear_down();
+}
+
+/// Of two at once, one may find the disk gone: partitions of it, and their numbers, are not left.
+#[test]
+fn partitions_that_are_looked_for_while_their_disk_is_removed_go_with_it() {
+    let layer = BlockLayer::new();
+    let set = calm(1, TagSetConfig::default(), Limits::default());
+    for round in 0..100 {
+        let disk = parted(&set, 0, 1);
+        layer.add_disk(&disk).unwrap();
+        let first = disk.partitions()[0].dev();
+        assert_eq!(first, DevNum { major: EXT_MAJOR, minor: 0 }, "round {round}: given back");
+        let together = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                together.wait();
+                match layer.rescan_partitions(&disk) {
+                    Ok(count) => assert_eq!(count, 3),
+                    Err(err) => assert!(
+                        [ErrorKind::Offline, ErrorKind::Io].contains(&err.kind()),
+                        "round {round}: {err}"
+                    ),
+                }
+            });
+            together.wait();
+            layer.del_disk(&disk);
+        });
+        assert!(disk.partitions().is_empty(), "round {round}");
+    }
+}
+
+/// What the disk says and what it does is the same, whoever was last.
+#[test]
+fn a_disk_that_two_make_read_only_and_writable_at_once_is_one_of_both() {
+    let rig = rig(set(2, 4), limits(), 64);
+    rig.script.calm_down();
+    for round in 0..200 {
+        let together = Barrier::new(2);
+        std::thread::scope(|scope| {
+            for read_only in [true, false] {
+                let (disk, together) = (&rig.disk, &together);
+                scope.spawn(move || {
+                    together.wait();
+                    disk.set_read_only(read_only);
+                });
+            }
+        });
+        let expected = if rig.disk.is_read_only() { Status::NotPermitted } else { Status::Ok };
+        for cpu in [0, 1] {
+            assert_eq!(rig.bdev.submit_and_wait(cpu, write(0)).status(), expected, "{round}");
+        }
+        assert_eq!(rig.bdev.is_read_only(), rig.disk.is_read_only());
+    }
+    rig.disk.set_read_only(false);
+    rig.tear_down();
+}
+
+#[test]
 fn a_reservation_does_not_keep_the_last_flush_from_a_disk() {
     let limits = Limits { features: Features::WRITE_CACHE, ..limits() };
     let rig = rig(set(1, 1), limits, 64);
@@ -398,10 +562,14 @@ fn a_reservation_does_not_keep_the_last_flush_from_a_disk() {
 
 #[test]
 fn questions_are_no_reads_in_the_statistics_and_every_queue_makes_a_disk_busy() {
-    let limits = Limits { features: Features::NOMERGES | Features::BLOCK_STATUS, ..limits() };
-    let rig = rig(set(2, 4), limits, 64);
-    rig.submit(0, Bio::new(Op::BlockStatus, Sector(0), 64 * 512));
+    let features = Features::NOMERGES | Features::BLOCK_STATUS | Features::PREFETCH;
+    let rig = rig(set(2, 4), Limits { features, ..limits() }, 64);
+    for op in [Op::BlockStatus, Op::Prefetch] {
+        rig.submit(0, Bio::new(op, Sector(0), 64 * 512));
+    }
     rig.script.finish_all();
+    assert_eq!(asked(&rig, 0), [(Op::BlockStatus, 0), (Op::Prefetch, 0)]);
+    assert_eq!(statuses(&rig), [Status::Ok; 2]);
     let (stats, before) = rig.disk.stats();
     let reads = *stats.counters(StatGroup::Read);
     assert_eq!((reads.ios, reads.sectors, stats.in_flight()), (0, 0, [0, 0]));
@@ -509,7 +677,7 @@ fn two_disks_do_not_have_one_device_number() {
     let numbered = |name: &str, id, minor| {
         rig.set.driver().add_image(id, 64);
         let mut config = DiskConfig::new(name, Sector(64), limits());
-        config.dev = blockyard_blkmq::major::DevNum { major: 240, minor };
+        config.dev = DevNum { major: 240, minor };
         config.minors = 16;
         let clock = Arc::new(MonotonicClock::new());
         Disk::alloc(&rig.set, id, config, Arc::new(NoOps), clock).unwrap()

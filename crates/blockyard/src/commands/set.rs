@@ -9,18 +9,21 @@ use crate::disks::{self, Value};
 use crate::error::{Error, Result};
 
 pub(super) fn run(args: &SetArgs) -> Result<()> {
-    let changes = args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?;
+    let mut changes = Map::new();
+    for (name, value) in
+        args.settings.iter().map(|text| change(text)).collect::<Result<Vec<_>>>()?
+    {
+        if changes.insert(name.to_owned(), value).is_some() {
+            return Err(Error::usage(format!("{name} is given twice")));
+        }
+    }
     let (daemon, disk) = found::disk(&args.disk)?;
     let mut query = Vec::new();
     query.extend(args.shrink.then_some("shrink=1"));
     query.extend(args.save.then_some("save=1"));
     let path = format!("/v1/disks/{}?{}", escaped(&disk.name), query.join("&"));
     let failed = |err| Error::failed(format!("cannot set {}", disk.name)).caused_by(err);
-    // One after the other: what comes next is compared with what the disk has become.
-    changes.into_iter().try_for_each(|(name, value)| {
-        let wanted = Map::from_iter([(name.to_owned(), value)]);
-        daemon.wish(&Ask::patch(&path, wanted.into())).map_err(failed)
-    })
+    daemon.wish(&Ask::patch(&path, changes.into())).map_err(failed)
 }
 
 /// A setting as it was typed.

@@ -117,3 +117,12 @@ progress() {
     before=$(cat "/sys/block/$N/stat" | awk '{ print $5 }')
     until_true sh -c "[ \$(awk '{ print \$5 }' /sys/block/$N/stat) -gt $((before + $1)) ]"
 }
+
+# same_partitions: the partitions that the kernel has found on the device, and their sizes, are those that we find on it.
+same_partitions() {
+    blockdev --rereadpt "$D" 2>/dev/null || true
+    awk -v disk="$N" '$4 ~ "^" disk "p" { print substr($4, length(disk) + 2) "=" $3 }' /proc/partitions | sort >/tmp/theirs
+    blockyard info --json "$D" | tr -d ' \n' | sed 's/{"number":/\n/g' |
+        sed -n 's/^\([0-9]*\),"start":[0-9]*,"size":\([0-9]*\),.*/\1 \2/p' | awk '{ print $1 "=" int($2 / 1024) }' | sort >/tmp/ours
+    [ -s /tmp/ours ] && cmp -s /tmp/theirs /tmp/ours
+}

@@ -95,7 +95,24 @@ umount /mnt
 mount "${D}p1" /mnt
 grep -q hello /mnt/greeting
 umount /mnt
+# What the kernel makes of a table is what we make of it: with logical partitions, and by GPT.
+for table in 'label: dos\n64,1000\n1064,3000,E\n1128,500\n1800,700\n' 'label: gpt\n64,512\n600,700\n'; do
+    printf "$table" | sfdisk -q --force "$D" >/dev/null 2>&1 || true
+    until_true same_partitions
+done
 detach "$D"
+
+# The end of a file within a sector is padded, and the file stays as long as it is.
+disk /tmp/odd.img 1050353
+attach /tmp/odd.img
+[ "$(cat "/sys/block/$N/size")" = 2052 ] || die "it has $(cat "/sys/block/$N/size") sectors"
+case $N in
+ublkb*) [ "$(cat "/sys/block/$N/queue/physical_block_size")" = 4096 ] || die "it does not say what it prefers" ;;
+esac
+echo "the last word" | dd of="$D" bs=512 seek=2051 conv=sync 2>/dev/null
+detach "$D"
+[ "$(wc -c </tmp/odd.img)" = 1050353 ] || die "it has $(wc -c </tmp/odd.img) bytes"
+dd if=/tmp/odd.img bs=512 skip=2051 2>/dev/null | grep -q "the last word" || die "its end is lost"
 
 # Who may not do that is told, and by whom it can be done.
 code 77 /bin/setpriv --reuid 65534 --regid 65534 --clear-groups blockyard attach ram:1M $VIA

@@ -583,11 +583,12 @@ impl Job {
         self.end(status)
     }
 
-    /// Bios of a merged request that were done before it failed end well.
+    /// Bios of a merged request that were done before it failed end well. What is to be durable is done when it is: not before
+    /// its sync, of which this may be the failure.
     pub(crate) fn end(self, status: Status) -> Next {
         let own_memory =
             self.step == Step::Transfer && (self.ours.is_none() || self.rq.op() == Op::Write);
-        if !status.is_ok() && own_memory && self.done > 0 {
+        if !status.is_ok() && own_memory && self.done > 0 && !self.is_durable() {
             if let Some(rest) = self.rq.update(Status::Ok, self.done - self.done % 512) {
                 rest.end(status);
             }

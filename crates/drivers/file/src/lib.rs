@@ -32,7 +32,7 @@
 //!
 //! A disk is made larger with [`Disk::resize`](blockyard_blkmq::Disk::resize): a regular file is extended if it is too short,
 //! while the disk is used. What others append to the file is not part of the disk before that. Nothing is out when the disk
-//! gets its new size.
+//! gets its new size. A file that others have truncated is not extended.
 //!
 //! A file that becomes shorter while it is a disk gives I/O errors past its new end, where its map says data, and one line in
 //! the log. A read finds it out, and so does a flush as soon as this kernel knows (a queue thread asks no server), which

@@ -9,6 +9,8 @@ use crate::config::FileConfig;
 use crate::error::Error;
 use crate::open::Opened;
 
+/// The most that memory is said to be aligned to, a page; offsets may be aligned to more.
+const MAX_DMA_ALIGNMENT: u32 = 4096;
 /// The longest transfer: 32 MiB, the largest buffer that a pool keeps.
 const MAX_SECTORS: u32 = (32 << 20) >> 9;
 
@@ -47,6 +49,9 @@ pub(crate) fn limits(config: &FileConfig, opened: &Opened) -> Result<Limits, Err
     }
     if let Some(alignment) = opened.alignment {
         limits.logical_block_size = limits.logical_block_size.max(block_size(alignment.offset));
+        // Of addresses and of lengths: see `is_aligned`. What is not so goes through memory of ours, which those who know of it
+        // can bound.
+        limits.dma_alignment = alignment.memory.max(alignment.offset).min(MAX_DMA_ALIGNMENT) - 1;
     } else {
         limits.features |= Features::PREFETCH;
     }

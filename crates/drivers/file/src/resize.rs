@@ -11,7 +11,7 @@ use crate::open::{open_again, size_now};
 
 impl BlockDeviceOps for File {
     /// A file that is too short is extended, with a hole, and that outlives a power cut. It is never cut: what is past
-    /// the end of a smaller disk stays in it.
+    /// the end of a smaller disk stays in it. One that others have truncated is not extended: what it has lost stays lost.
     fn prepare_resize(&self, disk: &Disk, to: u64) -> Result<()> {
         let path = self.context.health.path().display();
         let failed = |err: io::Error| {
@@ -20,6 +20,12 @@ impl BlockDeviceOps for File {
         };
         let size =
             size_now(self.files.data.as_fd(), self.context.is_block_device).map_err(failed)?;
+        // Made longer, a file that has lost its end would have zeroes there, and nothing would tell that they are not the disk's.
+        let is_cut =
+            !self.context.is_block_device && size < self.context.size.load(Ordering::Acquire);
+        if is_cut {
+            self.context.health.was_cut(size, false);
+        }
         if to <= size {
             return Ok(());
         }
@@ -27,6 +33,9 @@ impl BlockDeviceOps for File {
             let what = format!("{path} has {size} bytes, and {why}");
             Err(Error::new(kind, what))
         };
+        if is_cut {
+            return refused(ErrorKind::Io, "was truncated by another program; reopen the disk");
+        }
         if self.context.is_block_device {
             return refused(
                 ErrorKind::Invalid,

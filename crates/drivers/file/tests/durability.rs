@@ -7,14 +7,16 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
+use blockyard_blkmq::{Bio, Flags, Op, Sector, Status, TagSetConfig};
 use blockyard_buf::Segment;
 use blockyard_driver_file::{Engine, FileConfig};
 use common::faulty::{Call, Errno, Faulty};
-use common::{Loop, TestDisk, open};
+use common::{Loop, TestDisk, open, open_shown};
 use rand::{RngExt, SeedableRng};
 
 const MIB: usize = 1 << 20;
+/// No wait takes longer.
+const LIMIT: Duration = Duration::from_secs(60);
 const ENGINES: [Engine; 2] = [Engine::Uring, Engine::Threads];
 
 fn disk(path: &Path, engine: Engine) -> TestDisk {
@@ -115,6 +117,33 @@ fn a_sync_that_fails_is_final() {
             Status::Ok,
             "{engine:?}: what promises nothing goes on"
         );
+    }
+}
+
+/// Of a device past the page cache the end of what is shown goes through it, and is durable when it was synced.
+#[test]
+fn a_durable_write_whose_sync_fails_has_failed() {
+    type Make = fn() -> Box<Bio>;
+    const SHOWN: u64 = 8192 + 1212;
+    for engine in ENGINES {
+        let bios: [(_, Make); 4] = [
+            ("at the end", || write(8192, 1, 512, Flags::FUA)),
+            ("over the border", || write(4096, 1, 5120, Flags::FUA)),
+            ("in the last block", || write(9216, 1, 512, Flags::FUA)),
+            ("zeroes", || Bio::new(Op::WriteZeroes, Sector(16), 1536).with_flags(Flags::FUA)),
+        ];
+        for (name, bio) in bios {
+            let fs = Faulty::new(MIB);
+            let device = Loop::on(&fs.file(), "");
+            let config = FileConfig { engine, direct: true, ..FileConfig::new(&device.0) };
+            let disk = open_shown(&config, TagSetConfig::default(), SHOWN).unwrap();
+            assert_eq!(disk.submit(bio()).status(), Status::Ok, "{engine:?} {name}");
+            fs.fail(Call::Sync, Errno::EIO, 1);
+            assert_ne!(disk.submit(bio()).status(), Status::Ok, "{engine:?} {name}");
+            assert_eq!(disk.flush(), Status::Io, "{engine:?} {name}: it is final");
+            drop(disk);
+            drop(device);
+        }
     }
 }
 
@@ -224,7 +253,7 @@ fn a_flush_does_not_wait_for_the_size_of_a_file_on_the_network() {
         let flush = Bio::flush()
             .on_end(Arc::new(move |bio: Box<Bio>| tell.send(bio.status()).unwrap_or(())));
         disk.bdev.submit(0, flush);
-        let ended = told.recv_timeout(Duration::from_secs(10));
+        let ended = told.recv_timeout(LIMIT);
         drop(held);
         assert_eq!((ended, fs.seen(Call::Attr)), (Ok(Status::Ok), asked), "{engine:?}");
     }
@@ -244,7 +273,7 @@ fn a_disk_is_used_while_its_file_grows() {
             let read = Bio::new(Op::Read, Sector(0), 4096);
             let end = move |bio: Box<Bio>| tell.send(bio.status()).unwrap_or(());
             disk.bdev.submit(0, read.on_end(Arc::new(end)));
-            let ended = told.recv_timeout(Duration::from_secs(10));
+            let ended = told.recv_timeout(LIMIT);
             drop(held);
             resize.join().unwrap().unwrap();
             assert_eq!(ended, Ok(Status::Ok), "{engine:?}");

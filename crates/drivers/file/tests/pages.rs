@@ -66,12 +66,38 @@ fn made(place: &Place) -> FileConfig {
     config
 }
 
+/// What the driver goes by. A file system in memory tells nothing.
+#[test]
+fn what_was_written_is_in_the_page_cache_and_what_never_was_is_not() {
+    let place = Place::on_loop("ext4");
+    let path = place.path().join("file");
+    std::fs::write(&path, [1; 100_000]).unwrap();
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let has = |offset, len| page_cache::has(file.as_fd(), offset, len);
+    if !page_cache::is_known(file.as_fd()) {
+        assert!(!has(0, 1), "nobody knows");
+        return;
+    }
+    assert!(has(0, 100_000) && has(4095, 2));
+    assert!(!has(0, 200_000) && !has(99_999, 2), "past its end");
+    assert!(!has(0, 0) && !has(u64::MAX, 2));
+    file.set_len(1 << 20).unwrap();
+    assert!(!has(0, 1 << 20), "a hole that nobody has read");
+}
+
 #[test]
 fn long_reads_of_cached_bytes_bring_pages_and_all_reads_the_same_bytes() {
     for place in [Place::here(), Place::tmpfs("64m"), Place::on_loop("ext4")] {
         for config in ways(&place.path().join("disk")) {
             std::fs::write(&config.path, &*CONTENT).unwrap();
-            let Ok(disk) = open(&config) else { continue };
+            let disk = match open(&config) {
+                Ok(disk) => disk,
+                // A file system that takes no direct I/O.
+                Err(err) => {
+                    assert!(config.direct, "{} {config:?}: {err}", place.name);
+                    continue;
+                }
+            };
             let can = !config.direct && is_known(&config);
             let shapes = [
                 (0, LONG, can),

@@ -73,6 +73,23 @@ fn bytes_come_back_whatever_the_memory() {
     });
 }
 
+/// Memory that direct I/O does not take as it is goes through memory of ours: who lets others choose it is to know.
+#[test]
+fn the_memory_that_direct_io_takes_is_told() {
+    everywhere(|disk, config, name| {
+        let mask = disk.info.limits.dma_alignment;
+        assert_eq!(mask != 0, config.direct, "{name}: {mask}");
+    });
+    let place = Place::here();
+    for block in [512, 4096] {
+        let device = Loop::on(&place.file("backing", SIZE), &format!("-b {block}"));
+        for config in ways(&device.0) {
+            let mask = open(&config).unwrap().disk.limits().dma_alignment;
+            assert_eq!(mask, if config.direct { block - 1 } else { 0 }, "{config:?}");
+        }
+    }
+}
+
 #[test]
 fn discarded_and_zeroed_ranges_read_as_zeroes_and_keep_or_give_back_space() {
     everywhere(|disk, config, name| {

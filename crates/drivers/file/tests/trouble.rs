@@ -3,7 +3,7 @@
 
 mod common;
 
-use blockyard_blkmq::{Bio, Extent, Flags, Op, Sector, Status};
+use blockyard_blkmq::{Bio, ErrorKind, Extent, Flags, Op, Sector, Status};
 use blockyard_buf::{Segment, SharedMapping};
 use blockyard_driver_file::{Engine, FileConfig};
 use common::faulty::{Call, Errno, Faulty};
@@ -128,6 +128,34 @@ fn what_a_file_has_lost_is_lost_until_it_is_opened_anew() {
         assert_eq!(disk.flush(), Status::Io);
         disk.disk.resize(Sector(MIB / 4 / 512)).unwrap();
         assert_eq!((disk.flush(), disk.read(MIB / 4 - 4096, 4096)), (Status::Ok, vec![3; 4096]));
+        disk.disk.resize(Sector(MIB / 512)).unwrap();
+        assert_eq!((disk.flush(), disk.read(MIB / 2, 4096)), (Status::Ok, vec![0; 4096]));
+    }
+}
+
+/// A file that was truncated, and which nobody has read since, is found out before it is made longer.
+#[test]
+fn what_a_file_has_lost_does_not_come_back_as_zeroes_when_the_disk_grows() {
+    let place = Place::here();
+    for config in ways(&place.path().join("disk")) {
+        place.file("disk", MIB);
+        let disk = open(&config).unwrap();
+        assert_eq!(disk.write(0, vec![3; 1 << 20]), Status::Ok);
+        assert_eq!(disk.flush(), Status::Ok);
+        let file = std::fs::File::options().write(true).open(&config.path).unwrap();
+        file.set_len(MIB / 2).unwrap();
+        for to in [2 * MIB, MIB, MIB / 2 + 512] {
+            let refused = disk.disk.resize(Sector(to / 512)).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Io, "{config:?}");
+            assert!(refused.to_string().contains("was truncated by another program"), "{refused}");
+        }
+        assert_eq!((file.metadata().unwrap().len(), disk.disk.size_bytes()), (MIB / 2, MIB));
+        let read = |offset, len| disk.range(Op::Read, offset, len, Flags::empty()).status();
+        assert_eq!(read(MIB * 3 / 4, 4096), Status::Io, "{config:?}");
+        assert_eq!(disk.flush(), Status::Io, "{config:?}: what was durable is gone");
+        assert_eq!(disk.read(MIB / 2 - 4096, 4096), vec![3; 4096], "{config:?}: what is left");
+        // A disk that is made as small as what is left is a whole one, and can grow.
+        disk.disk.resize(Sector(MIB / 2 / 512)).unwrap();
         disk.disk.resize(Sector(MIB / 512)).unwrap();
         assert_eq!((disk.flush(), disk.read(MIB / 2, 4096)), (Status::Ok, vec![0; 4096]));
     }

@@ -119,8 +119,7 @@ impl Device {
             let what = format!("{} was made without recovery", ublk::disk_path(id));
             return Err(Error::new(ErrorKind::Unsuitable, what));
         }
-        at_rest(&mut control, id).map_err(failed)?;
-        control.start_recovery(id).map_err(failed)?;
+        start_recovery(&mut control, id).map_err(failed)?;
         let workers = serve(info, bdev, queue_threads)?;
         control.end_recovery(id, std::process::id()).map_err(failed)?;
         // It may have grown meanwhile.
@@ -217,21 +216,22 @@ fn features(control: &mut Control, recoverable: bool, bdev: &Bdev) -> Features {
     wanted & there
 }
 
-/// Waits until the kernel has seen that the server is gone, and has got back what was with it.
-fn at_rest(control: &mut Control, id: u32) -> io::Result<()> {
+/// Begins to take over from a server that is gone, once the kernel has got back what was with it and its descriptor is closed:
+/// before that it answers EBUSY (`ublk_ctrl_start_recovery`). Nobody opens the device to find out: to a newer kernel it is busy
+/// for a while after that descriptor was closed, too (`ublk_ch_release_work_fn`).
+fn start_recovery(control: &mut Control, id: u32) -> io::Result<()> {
     let end = Instant::now() + REST;
     loop {
-        let info = control.info(id)?;
-        let busy = match info.state() {
-            // It is at rest before the dead server's descriptor is closed.
-            State::Quiesced => match ublk::Device::open(id) {
-                Ok(_) => return Ok(()),
-                Err(err) => format!("its last server's descriptor is not closed: {err}"),
-            },
-            state => format!("the kernel has not let go of its last server: it is {state:?}"),
+        let busy = match control.start_recovery(id) {
+            Err(err) if err.kind() == io::ErrorKind::ResourceBusy => err,
+            done => return done,
         };
         if Instant::now() > end {
-            return Err(io::Error::new(io::ErrorKind::ResourceBusy, busy));
+            let what = match control.info(id)?.state() {
+                State::Quiesced => "its last server's descriptor is not closed".into(),
+                state => format!("the kernel has not let go of its last server: it is {state:?}"),
+            };
+            return Err(io::Error::new(busy.kind(), what));
         }
         std::thread::sleep(REST_POLL);
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use blkio::{Blkio, Completion, ReqFlags};
 
 /// How long a request may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Load {
     write: bool,

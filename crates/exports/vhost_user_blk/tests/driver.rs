@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use blockyard_blkmq::{Features, Limits, Sector};
 use blockyard_buf::{RegionSpec, SharedMapping, SharedWords};
+use blockyard_driver_file::FileConfig;
 use blockyard_driver_ram::Ram;
 use blockyard_export_vhost_user_blk::Export;
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, region_len};
@@ -18,7 +19,7 @@ use blockyard_vhost_user::wire::{
     ConfigSpan, HEADER_LEN, Inflight, Message, Reply, VringFd, VringState, config_change,
 };
 use common::frontend::*;
-use common::{DISK_BYTES, Served, ram};
+use common::{DISK_BYTES, Served, file, ram};
 use rustix::event::{EventfdFlags, eventfd};
 
 const READ: u32 = 0;
@@ -347,6 +348,41 @@ fn memory_comes_and_goes_under_a_queue_that_is_served() {
     assert_eq!(across(OUT, 0), 1);
     driver.done(&Message::SetMemTable(vec![region()]), &[driver.file.as_fd()]);
     assert_eq!(driver.request(READ, 0, 512), OK);
+}
+
+/// A file is read and written by pages at best, and may have any size: the guest sees whole sectors, and the file keeps its size.
+#[test]
+fn a_file_of_an_odd_size_says_what_it_prefers_and_keeps_its_size() {
+    const ODD: u64 = 1 << 20 | 1777;
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("disk");
+    std::fs::write(&path, vec![5; ODD as usize]).unwrap();
+    let (disk, threads) = file(&FileConfig::new(&path));
+    let served = Served::with(disk, |export| export);
+    let driver = FrontEnd::started(&served.socket(), ALL);
+    let space = config(&driver, 0, 60);
+    let last = ODD / 512;
+    assert_eq!(space[..8], (last + 1).to_le_bytes());
+    assert_eq!(space[20..25], [0, 2, 0, 0, 3], "sectors of 512 bytes, eight to a block");
+    let padded = |byte: u8| {
+        assert_eq!(driver.request(READ, last, 512), OK);
+        let (there, padding) = (ODD as usize % 512, 512 - ODD as usize % 512);
+        let expected = [vec![byte; there], vec![0; padding]].concat();
+        assert_eq!(driver.bytes(DATA, 512).to_vec(), expected);
+    };
+    padded(5);
+    driver.bytes(DATA, 1024).copy_from(&[6; 1024]);
+    assert_eq!(driver.request(OUT, last - 1, 1024), OK);
+    assert_eq!(driver.request(OUT, last, 1024), 1, "past the end");
+    padded(6);
+    assert_eq!(driver.request(FLUSH, 0, 0), OK);
+    let bytes = std::fs::read(&path).unwrap();
+    let changed = (last as usize - 1) * 512;
+    assert_eq!(bytes.len() as u64, ODD);
+    assert!(bytes[..changed].iter().all(|byte| *byte == 5));
+    assert!(bytes[changed..].iter().all(|byte| *byte == 6));
+    drop((driver, served));
+    drop(threads);
 }
 
 /// Buffers that the disk cannot take as they are go through memory that it can.

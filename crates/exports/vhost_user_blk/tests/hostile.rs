@@ -4,16 +4,18 @@
 mod common;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use blockyard_blkmq::Limits;
+use blockyard_blkmq::{Disk, Limits};
 use blockyard_buf::RegionSpec;
+use blockyard_driver_file::FileConfig;
 use blockyard_driver_ram::Ram;
 use blockyard_vhost_user::queue::F_INDIRECT_DESC;
 use blockyard_vhost_user::wire::{
     ConfigSpan, Inflight, Message, Reply, VringAddr, VringFd, VringState,
 };
 use common::frontend::*;
-use common::{DISK_BYTES, Served, ram};
+use common::{DISK_BYTES, Served, file, ram};
 use rustix::event::{EventfdFlags, eventfd};
 
 const READ: u32 = 0;
@@ -529,7 +531,22 @@ fn memory_without_a_ring_is_refused_whole() {
 #[test]
 fn what_a_guest_makes_us_allocate_has_a_bound() {
     let limits = Limits { dma_alignment: 511, ..Ram::limits() };
-    let served = Served::with(ram(limits), |export| export);
+    what_it_makes_us_allocate_has_a_bound(ram(limits));
+}
+
+/// The disk says what memory it can use: else it would get what it cannot, as long as the guest likes.
+#[test]
+fn what_a_guest_makes_us_allocate_for_a_file_past_the_page_cache_has_a_bound() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(2 * DISK_BYTES).unwrap();
+    let (disk, threads) = file(&FileConfig { direct: true, ..FileConfig::new(path) });
+    what_it_makes_us_allocate_has_a_bound(disk);
+    drop(threads);
+}
+
+fn what_it_makes_us_allocate_has_a_bound(disk: Arc<Disk>) {
+    let served = Served::with(disk, |export| export);
     let driver = FrontEnd::started(&served.socket(), ALL);
     // 14 times the same 2 MiB, at an odd address.
     let len = 2 << 20;

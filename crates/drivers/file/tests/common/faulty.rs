@@ -25,7 +25,7 @@ const FOR_LONG: Duration = Duration::from_secs(3600);
 /// Calls that may be held back at the same time.
 const THREADS: usize = 8;
 /// No wait takes longer.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the kernel asks of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

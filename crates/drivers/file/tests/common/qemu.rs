@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Place;
 
 /// It is ready before.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// qemu-nbd that has a file open, until it is dropped.
 pub struct Qemu(Child);

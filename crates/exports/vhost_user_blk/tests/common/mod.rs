@@ -6,12 +6,12 @@ pub(crate) mod frontend;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockyard_blkmq::{
     Disk, DiskConfig, Limits, MonotonicClock, NoOps, OpenMode, Sector, TagSet, TagSetConfig,
 };
 use blockyard_conformance::QueueThread;
+use blockyard_driver_file::{File, FileConfig};
 use blockyard_driver_ram::Ram;
 use blockyard_export_vhost_user_blk::{Export, Prepared, Server, bind};
 use tokio::runtime::Handle;
@@ -29,11 +29,24 @@ pub(crate) struct Served {
 }
 
 pub(crate) fn ram(limits: Limits) -> Arc<Disk> {
-    let tags =
-        TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], ..TagSetConfig::default() };
-    let set = TagSet::new(Ram::new(), tags).unwrap();
+    let set = TagSet::new(Ram::new(), tags()).unwrap();
     let config = DiskConfig::new("ram0", Sector::from_bytes_floor(DISK_BYTES), limits);
     Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap()
+}
+
+/// A disk in a file, and the threads that its completions come by.
+pub(crate) fn file(config: &FileConfig) -> (Arc<Disk>, Vec<QueueThread>) {
+    let (threads, handles) = QueueThread::start_many(THREADS);
+    let (file, info) = File::open(config, &handles).unwrap();
+    let set = TagSet::new(Arc::clone(&file), tags()).unwrap();
+    let mut config = DiskConfig::new("file0", info.capacity, info.limits);
+    config.tail_padding = u32::try_from(info.capacity.bytes() - info.size).unwrap();
+    let disk = Disk::alloc(&set, (), config, file, Arc::new(MonotonicClock::new())).unwrap();
+    (disk, threads)
+}
+
+pub(crate) fn tags() -> TagSetConfig {
+    TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], ..TagSetConfig::default() }
 }
 
 impl Served {
@@ -73,7 +86,7 @@ impl Served {
     pub(crate) fn shut_down(&mut self) {
         let Some(server) = self.server.take() else { return };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(server.shutdown(Duration::from_secs(30)));
+        runtime.block_on(server.shutdown(frontend::PATIENCE));
     }
 }
 
