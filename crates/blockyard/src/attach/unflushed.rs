@@ -220,13 +220,14 @@ mod tests {
     /// A server of a disk in a file, and daemons of it, of which only the last one is alive.
     struct Yard {
         dir: tempfile::TempDir,
-        threads: QueueThreads,
         layer: Arc<BlockLayer>,
         maker: DiskMaker,
         server: Arc<Server>,
         accepting: Option<std::thread::JoinHandle<()>>,
         /// What the server serves. While it is frozen, nothing is answered.
         below: Arc<Disk>,
+        /// The last to go, also when a test fails: disks that are dropped wait for what is out.
+        threads: QueueThreads,
     }
 
     impl Yard {
@@ -250,7 +251,7 @@ mod tests {
                 }
             });
             let below = Arc::clone(below.disk());
-            Self { dir, threads, layer, maker, server, accepting: Some(accepting), below }
+            Self { dir, layer, maker, server, accepting: Some(accepting), below, threads }
         }
 
         fn uri(&self, options: &str) -> String {
@@ -380,6 +381,22 @@ mod tests {
         }
     }
 
+    /// Nothing is answered as long as this lives.
+    struct Frozen(Arc<Disk>);
+
+    impl Frozen {
+        fn new(disk: &Arc<Disk>) -> Self {
+            disk.freeze();
+            Self(Arc::clone(disk))
+        }
+    }
+
+    impl Drop for Frozen {
+        fn drop(&mut self) {
+            self.0.unfreeze();
+        }
+    }
+
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
@@ -393,12 +410,16 @@ mod tests {
         note_unflushed(&first, &path).unwrap();
         let write = || status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096));
         assert_eq!(write(), Status::Ok);
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         let runtime = runtime();
-        assert!(!runtime.block_on(hand_over(&first, Duration::from_millis(10))));
+        let handed_over = runtime.block_on(hand_over(&first, Duration::from_millis(10)));
+        if handed_over {
+            first.disk().unfreeze();
+        }
+        assert!(!handed_over);
         // What was begun goes on.
         becomes(&path, Left::FlushedWrites);
-        yard.below.unfreeze();
+        drop(frozen);
         assert_eq!(write(), Status::Ok);
         assert!(runtime.block_on(hand_over(&first, PATIENCE)));
         assert_eq!(Left::read(&path), Left::Nothing);
@@ -414,12 +435,15 @@ mod tests {
         let first = yard.open("");
         note_unflushed(&first, &path).unwrap();
         assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         runtime().block_on(async {
             let mut handing_over = HandingOver::default();
             handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            let begun = std::time::Instant::now();
             let sent = async {
                 while Left::read(&path) != Left::FlushedWrites {
+                    assert!(begun.elapsed() < PATIENCE, "no flush is out");
+                    blockyard_conformance::pause();
                     tokio::task::yield_now().await;
                 }
             };
@@ -428,7 +452,7 @@ mod tests {
                 () = sent => {}
             }
             assert!(!first.disk().show().contains("frozen 1"), "{}", first.disk().show());
-            yard.below.unfreeze();
+            drop(frozen);
             tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
         });
         assert_eq!(Left::read(&path), Left::Nothing);
@@ -446,14 +470,17 @@ mod tests {
         let bdev = first.disk().open(None, OpenMode::ReadWrite).unwrap();
         let write = bdev.submit_and_wait(0, Bio::new(Op::WriteZeroes, Sector(0), 4096));
         assert_eq!((write.status(), Left::read(&path)), (Status::Ok, Left::Writes));
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         let (tell, told) = std::sync::mpsc::channel();
-        let ended = move |bio: Box<Bio>| tell.send(bio.status()).unwrap();
+        let ended = move |bio: Box<Bio>| {
+            // Nobody waits if the test has failed.
+            let _ = tell.send(bio.status());
+        };
         bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
         becomes(&path, Left::FlushedWrites);
         inherit_unflushed(&second, &path, &record(0, 7, &yard.uri(""))).unwrap();
         assert_eq!(Left::read(&path), Left::FlushedWrites, "a third one is told of it, too");
-        yard.below.unfreeze();
+        drop(frozen);
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Status::Ok);
         assert_eq!(status(&second, Bio::flush()), Status::Ok, "it is trusted");
         assert_eq!(Left::read(&path), Left::Nothing);

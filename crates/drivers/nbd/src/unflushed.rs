@@ -245,29 +245,32 @@ mod tests {
                 self.0.fetch_max(epoch, Ordering::SeqCst);
             }
             fn flushing(&self, _epoch: u64) {}
-            fn flushed(&self, epoch: u64) {
-                self.1.fetch_max(epoch, Ordering::SeqCst);
+            fn flush_ended(&self, epoch: u64, durable: bool) {
+                if durable {
+                    self.1.fetch_max(epoch, Ordering::SeqCst);
+                }
             }
         }
         let (unflushed, told) = (Unflushed::new(1 << 20), Arc::new(Told::default()));
         unflushed.keep_ledger(Arc::<Told>::clone(&told));
         let is_told_dirty = || told.0.load(Ordering::SeqCst) > told.1.load(Ordering::SeqCst);
         let marks = unflushed.marks();
-        let flush = |epoch| {
-            marks.flushed(epoch);
-            assert!(marks.are_durable_up_to(epoch));
-            unflushed.note_flushed(epoch);
+        let end = |mut flush: FlushOut| {
+            marks.flushed(flush.epoch);
+            assert!(marks.are_durable_up_to(flush.epoch));
+            flush.is_durable = true;
         };
-        let epoch = unflushed.end_epoch();
-        flush(epoch);
+        let flush = unflushed.begin_flush();
+        let epoch = flush.epoch;
+        end(flush);
         marks.mark_in(epoch, Span::new(0, 512));
         assert!(!marks.is_dirty() && is_told_dirty() && marks.wants_flush());
-        flush(unflushed.end_epoch());
+        end(unflushed.begin_flush());
         assert!(!is_told_dirty() && !marks.wants_flush());
         // The usual way.
         marks.mark(Span::new(0, 512));
         assert!(is_told_dirty() && marks.wants_flush());
-        flush(unflushed.end_epoch());
+        end(unflushed.begin_flush());
         assert!(!is_told_dirty() && !marks.wants_flush());
     }
 
