@@ -249,8 +249,8 @@ impl Mount {
     }
 
     /// Ends it, whoever uses it, within `grace`: `users` of that is for those who use it, the rest for the disks, a second at
-    /// least. Nobody finds it any more from the start, and nobody is served in the end, also where it cannot be unmounted. Must not be called on a queue
-    /// thread.
+    /// least. Nobody finds it any more from the start, and nobody is served in the end, also where it cannot be unmounted. Must
+    /// not be called on a queue thread.
     ///
     /// # Errors
     /// As those of [`Mount::stop`]. It is not mounted any more, though, unless the error says that.

@@ -110,8 +110,8 @@ impl Prepared {
         Err(failed(Error::new(ErrorKind::Busy, "the file keeps changing")))
     }
 
-    /// Gives the new file to the owner of the one before, as far as this process may: one who owns the folder may replace the file,
-    /// and need not be able to give away any (`CAP_CHOWN`, chown(2)). Says what it is to permit.
+    /// Gives the new file to the owner of the one before, as far as this process may: whoever owns the folder may replace the
+    /// file, and need not be able to give away any (`CAP_CHOWN`, chown(2)). Says what it is to permit.
     fn give_to_owner(&self, new: &File, before: &Metadata) -> io::Result<Permissions> {
         let refused = |result: io::Result<()>| match result {
             Err(err) if err.kind() == io::ErrorKind::PermissionDenied => Ok(true),
