@@ -432,10 +432,22 @@ mod tests {
         yard.keep_in(file.clone());
         let plan: DiskPlan = "ram:1M?name=a".parse().unwrap();
         let edit = Edit::AddDisk { plan: plan.clone(), options: Vec::new() };
-        let adding = yard.add_disk_unless(plan, false, Some(edit), tokio::task::yield_now());
+        // Opens it, if somebody reads it.
+        let answer = || {
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+            rustix::fs::open(&file, flags, rustix::fs::Mode::empty()).ok()
+        };
+        let mut answering = None;
+        let asked = async {
+            while answering.is_none() {
+                answering = answer();
+                tokio::task::yield_now().await;
+            }
+        };
+        let adding = yard.add_disk_unless(plan, false, Some(edit), asked);
         let given_up = tokio::time::timeout(PATIENCE, adding).await;
         // Whoever waits for it is through.
-        drop(std::fs::OpenOptions::new().write(true).open(file).unwrap());
+        drop(answering.or_else(answer));
         let err = given_up.expect("it waits for the file").unwrap_err();
         assert_eq!(err.to_string(), "cancelled before the disk was open");
         assert!(yard.disk("a").is_err());
