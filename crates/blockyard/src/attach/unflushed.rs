@@ -192,13 +192,14 @@ mod tests {
     /// A server of a disk in a file, and daemons of it, of which only the last one is alive.
     struct Yard {
         dir: tempfile::TempDir,
-        threads: QueueThreads,
         layer: Arc<BlockLayer>,
         maker: DiskMaker,
         server: Arc<Server>,
         accepting: Option<std::thread::JoinHandle<()>>,
         /// What the server serves. While it is frozen, nothing is answered.
         below: Arc<Disk>,
+        /// The last to go, also when a test fails: disks that are dropped wait for what is out.
+        threads: QueueThreads,
     }
 
     impl Yard {
@@ -222,7 +223,7 @@ mod tests {
                 }
             });
             let below = Arc::clone(below.disk());
-            Self { dir, threads, layer, maker, server, accepting: Some(accepting), below }
+            Self { dir, layer, maker, server, accepting: Some(accepting), below, threads }
         }
 
         fn uri(&self, options: &str) -> String {
@@ -311,6 +312,22 @@ mod tests {
         assert_eq!(after(Before::HandsOver, ""), (false, Status::Ok));
     }
 
+    /// Nothing is answered as long as this lives.
+    struct Frozen(Arc<Disk>);
+
+    impl Frozen {
+        fn new(disk: &Arc<Disk>) -> Self {
+            disk.freeze();
+            Self(Arc::clone(disk))
+        }
+    }
+
+    impl Drop for Frozen {
+        fn drop(&mut self) {
+            self.0.unfreeze();
+        }
+    }
+
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
@@ -324,11 +341,15 @@ mod tests {
         note_unflushed(&first, &path).unwrap();
         let write = || status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096));
         assert_eq!(write(), Status::Ok);
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         let runtime = runtime();
-        assert!(!runtime.block_on(hand_over(&first, Duration::from_millis(10))));
-        assert_eq!(Left::read(&path), Left::FlushedWrites);
-        yard.below.unfreeze();
+        let handed_over = runtime.block_on(hand_over(&first, Duration::from_millis(10)));
+        let left = Left::read(&path);
+        drop(frozen);
+        if handed_over {
+            first.disk().unfreeze();
+        }
+        assert_eq!((handed_over, left), (false, Left::FlushedWrites));
         assert_eq!(write(), Status::Ok);
         assert!(runtime.block_on(hand_over(&first, PATIENCE)));
         assert_eq!(Left::read(&path), Left::Nothing);
@@ -344,12 +365,15 @@ mod tests {
         let first = yard.open("");
         note_unflushed(&first, &path).unwrap();
         assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         runtime().block_on(async {
             let mut handing_over = HandingOver::default();
             handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            let begun = std::time::Instant::now();
             let sent = async {
                 while Left::read(&path) != Left::FlushedWrites {
+                    assert!(begun.elapsed() < PATIENCE, "no flush is out");
+                    blockyard_conformance::pause();
                     tokio::task::yield_now().await;
                 }
             };
@@ -358,7 +382,7 @@ mod tests {
                 () = sent => {}
             }
             assert!(!first.disk().show().contains("frozen 1"), "{}", first.disk().show());
-            yard.below.unfreeze();
+            drop(frozen);
             tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
         });
         assert_eq!(Left::read(&path), Left::Nothing);
@@ -376,9 +400,12 @@ mod tests {
         let bdev = first.disk().open(None, OpenMode::ReadWrite).unwrap();
         let write = bdev.submit_and_wait(0, Bio::new(Op::WriteZeroes, Sector(0), 4096));
         assert_eq!((write.status(), Left::read(&path)), (Status::Ok, Left::Writes));
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         let (tell, told) = std::sync::mpsc::channel();
-        let ended = move |bio: Box<Bio>| tell.send(bio.status()).unwrap();
+        let ended = move |bio: Box<Bio>| {
+            // Nobody waits if the test has failed.
+            let _ = tell.send(bio.status());
+        };
         bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
         let begun = std::time::Instant::now();
         while Left::read(&path) != Left::FlushedWrites {
@@ -387,7 +414,7 @@ mod tests {
         }
         inherit_unflushed(&second, &path, &record(0, 7, &yard.uri(""))).unwrap();
         assert_eq!(Left::read(&path), Left::FlushedWrites, "a third one is told of it, too");
-        yard.below.unfreeze();
+        drop(frozen);
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Status::Ok);
         assert_eq!(status(&second, Bio::flush()), Status::Ok, "it is trusted");
         assert_eq!(Left::read(&path), Left::Nothing);
