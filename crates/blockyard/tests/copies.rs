@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use blockyard_conformance::in_own_mounts;
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Guard, Said, blockyard, fuse_in, nbdkit, noise, peer, unix};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -112,6 +112,35 @@ fn slow(socket: &Path, source: &Path, len: usize) -> Guard {
 }
 
 /// Waits until the journal says that something is done; the copy ends in the middle then.
+/// Whatever way its data goes: within a file system, to another one, or through this program, for who wants to see it.
+#[test]
+fn a_file_is_copied_to_a_file_whatever_they_are_on() {
+    in_own_mounts!();
+    let place = Place::new();
+    let image = place.path("image");
+    fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    fs::create_dir(place.path("xfs")).unwrap();
+    peer("mkfs.xfs", &["-q", image.to_str().unwrap()]);
+    let device = LoopDevice::attach(&[image.to_str().unwrap()]);
+    peer("mount", &[device.path(), place.path("xfs").to_str().unwrap()]);
+    let bytes = noise(20 * MIB + 1000, 5);
+    for (source, targets) in [("a", ["b", "xfs/b"]), ("xfs/a", ["xfs/c", "c"])] {
+        place.write(source, &bytes);
+        for target in targets {
+            for options in [&[][..], &["--detect-zeroes"], &["--resume", "journal"]] {
+                place.write(target, &noise(20 * MIB + 1000, 6));
+                place.run(&[&["copy", source, target], options].concat()).code(0);
+                assert!(place.read(target) == bytes, "{source} to {target} with {options:?}");
+            }
+            let direct = format!("file:{target}?direct=1");
+            place.write(target, &noise(20 * MIB + 1000, 7));
+            place.run(&["copy", source, &direct]).code(0);
+            assert!(place.read(target) == bytes, "{source} to {direct}");
+        }
+    }
+    peer("umount", &[place.path("xfs").to_str().unwrap()]);
+}
+
 fn kill_midway(place: &Place, mut copy: Guard) {
     let journal = place.path("journal");
     while !fs::read_to_string(&journal).is_ok_and(|text| text.contains("\ndone ")) {

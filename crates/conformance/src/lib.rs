@@ -17,6 +17,7 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 pub mod cases;
+pub mod front_end;
 mod held;
 mod loop_device;
 mod own_mounts;
@@ -44,7 +45,7 @@ macro_rules! suite {
                 out_of_range unaligned read_only removed removed_under_load resized zero_length
                 largest_sizes overlapping_writes flushes block_status write_zeroes discard
                 secure_erase supplied_and_own_memory vectored many_queues nowait prefetch
-                random_operations any_bytes
+                random_operations any_bytes file_ranges
             );
         }
     };

@@ -34,6 +34,8 @@ pub(crate) struct Link<J> {
     payload_of: Option<(u64, bool)>,
     /// When bytes came last, or were first waited for.
     heard: Duration,
+    /// Without TLS: files can be sent.
+    is_plain: bool,
     /// The server said that it is going down.
     pub(crate) shutting_down: bool,
     /// The most bytes that the server answers for at a time, as far as it has said: of a read, and of a block status query.
@@ -78,6 +80,7 @@ impl<J: Job> Link<J> {
             slots: Slots::default(),
             outbox: Outbox::default(),
             inbox: Inbox::new(pool, direct),
+            is_plain: direct,
             payload_of: None,
             heard: Duration::ZERO,
             shutting_down: false,
@@ -100,6 +103,10 @@ impl<J: Job> Link<J> {
         epoch: Epoch,
         now: Duration,
     ) -> Result<(), Refused<J>> {
+        let range = job.range();
+        if range.is_some() && !self.is_plain {
+            return Err((job, Status::NotSupported));
+        }
         let cookie = self.slots.next_cookie();
         let first = Ask { len: ask.len.min(self.longest(ask.op)), ..*ask };
         let (expected, head) = match self.message(&first, cookie) {
@@ -110,7 +117,10 @@ impl<J: Job> Link<J> {
             self.heard = now;
         }
         let held = Held::new(job, ask, past);
-        self.outbox.push(cookie, head, total_len(held.payload()));
+        match range {
+            Some(range) => self.outbox.push_range(cookie, head, range),
+            None => self.outbox.push(cookie, head, total_len(held.payload())),
+        }
         let (held, changes) = (Some(held), ask.changes());
         self.slots.insert(Entry { expected, held, changes, epoch, since: now });
         Ok(())
@@ -202,6 +212,14 @@ impl<J: Job> Link<J> {
 
     pub(crate) fn outbox(&mut self) -> (&Outbox, &Slots<J>) {
         (&self.outbox, &self.slots)
+    }
+
+    /// The file of the range that is to be sent next has no more of it: the write fails once it is answered.
+    pub(crate) fn end_range(&mut self) {
+        let entry = self.outbox.end_range().and_then(|cookie| self.slots.get(cookie));
+        if let Some(held) = entry.and_then(|entry| entry.held.as_mut()) {
+            held.spoil();
+        }
     }
 
     /// So many bytes were sent.
@@ -359,7 +377,11 @@ impl<J: Job> Link<J> {
             }
         }
         let Entry { expected, held, changes, epoch, .. } = entry;
-        let result = expected.result();
+        let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
+        let result = expected.result().and(match is_spoiled {
+            true => Err(ErrorCode::EIO),
+            false => Ok(()),
+        });
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
         let request = expected.request();
