@@ -378,7 +378,7 @@ impl<J: Job> Link<J> {
         }
         let Entry { expected, held, changes, epoch, .. } = entry;
         let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
-        let result = expected.result().and_then(|()| match is_spoiled {
+        let result = expected.result().and(match is_spoiled {
             true => Err(ErrorCode::EIO),
             false => Ok(()),
         });

@@ -27,7 +27,7 @@ pub(super) fn run(args: &ShareArgs) -> Result<()> {
     let shared = directory(args).display();
     match server.path() {
         Some(path) => {
-            term::tell(format_args!("serving {shared} at vhost-user-fs:{}", path.display()))
+            term::tell(format_args!("serving {shared} at vhost-user-fs:{}", path.display()));
         }
         None => term::tell(format_args!("serving {shared} at an inherited socket")),
     }

@@ -114,7 +114,7 @@ impl Renewal {
 }
 
 fn stamps(identity: &TlsIdentity) -> Vec<Stamp> {
-    identity.paths().iter().map(|path| stamp(path)).collect()
+    identity.paths().iter().map(stamp).collect()
 }
 
 fn stamp(path: &PathBuf) -> Stamp {
