@@ -52,7 +52,7 @@ impl Unread<'_> {
             }
             let run = left.min(u32::try_from(most).unwrap_or(u32::MAX));
             // One past the end of all addresses is nowhere.
-            let addr = first.addr.checked_add(self.done.into()).unwrap_or(u64::MAX);
+            let addr = first.addr.saturating_add(self.done.into());
             self.done += run;
             return (run > 0).then(|| (addr, usize::try_from(run).unwrap_or(0)));
         }
