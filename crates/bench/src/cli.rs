@@ -24,6 +24,9 @@ pub struct BenchOptions {
     /// Also measure the peers that no target names (qemu-nbd)
     #[arg(long)]
     pub all_peers: bool,
+    /// The profile that our own programs are built in
+    #[arg(long, value_name = "NAME", default_value = "release")]
+    pub profile: String,
     /// Print one JSON object a case instead of tables
     #[arg(long)]
     pub json: bool,

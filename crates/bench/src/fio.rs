@@ -34,6 +34,12 @@ pub(super) fn fill(context: &Context, uri: &str, span: &str) -> Result<()> {
     capture(&mut nbd(context, uri, span, fill)).context("cannot fill the disk").map(drop)
 }
 
+/// Reads as many bytes once, so that they are wherever a server keeps what was read.
+pub(super) fn read_once(context: &Context, uri: &str, span: &str) -> Result<()> {
+    let read = Job { rw: "read", block: "256k", depth: 4 };
+    capture(&mut nbd(context, uri, span, read)).context("cannot read the disk").map(drop)
+}
+
 /// Loads the disk for the context's time.
 pub(super) fn load(context: &Context, uri: &str, job: Job) -> Result<Outcome> {
     understand(&capture(timed(&mut nbd(context, uri, SPAN, job), context))?)

@@ -20,6 +20,7 @@ mod idle;
 mod measure;
 mod nbd;
 mod nbd_client;
+mod nbd_file;
 mod nbd_light;
 mod process;
 mod rados;
@@ -43,7 +44,7 @@ struct Bench {
     name: &'static str,
     /// What it measures.
     about: &'static str,
-    /// What has to be built for release: packages and their programs.
+    /// What has to be built: packages and their programs.
     programs: &'static [(&'static str, &'static str)],
     /// Its cases.
     cases: fn(&Context) -> Vec<Case>,
@@ -62,6 +63,12 @@ const BENCHES: &[Bench] = &[
         cases: nbd::cases,
     },
     Bench {
+        name: "nbd-file",
+        about: "NBD servers on a cached file, loaded by fio and nbdcopy",
+        programs: &[BLOCKYARD],
+        cases: nbd_file::cases,
+    },
+    Bench {
         name: "nbd-light",
         about: "NBD servers on memory, loaded by `blockyard bench`, and the bare socket",
         programs: &[BLOCKYARD, CEILING],
@@ -75,7 +82,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "copy",
-        about: "copying between NBD servers, beside nbdcopy and qemu-img",
+        about: "copying disks, beside nbdcopy, qemu-img and cp",
         programs: &[BLOCKYARD],
         cases: copy::cases,
     },
@@ -124,6 +131,8 @@ pub(crate) struct Context {
     seconds: u64,
     /// Whether peers that no target names are measured.
     all_peers: bool,
+    /// The profile that our own programs are built in.
+    profile: String,
 }
 
 impl Context {
@@ -153,11 +162,35 @@ impl Context {
         Value::Object(versions.chain(ours).collect())
     }
 
-    /// Our own command, built for release, or the one that `BLOCKYARD_BIN` names.
+    /// Our own command, as it was built, or the one that `BLOCKYARD_BIN` names.
     fn blockyard(&self) -> Command {
-        let program = std::env::var_os("BLOCKYARD_BIN").map(PathBuf::from);
-        self.command(program.unwrap_or_else(|| paths::release_program(BLOCKYARD.1)))
+        self.command(named_program().unwrap_or_else(|| self.built(BLOCKYARD.1)))
     }
+
+    /// A program that was built, or an example.
+    fn built(&self, program: &str) -> PathBuf {
+        paths::target().join(&self.profile).join(program)
+    }
+
+    /// Builds a program, or an example; what cargo says goes to stderr, so that stdout holds results only.
+    fn build(&self, package: &str, program: &str) -> Result<()> {
+        if program == BLOCKYARD.1 && named_program().is_some() {
+            return Ok(());
+        }
+        let (kind, name) = program
+            .strip_prefix("examples/")
+            .map_or(("--bin", program), |name| ("--example", name));
+        let args = ["build", "--profile", &self.profile, "--quiet", "-p", package, kind, name];
+        if !cargo(args).status()?.success() {
+            bail!("{program} of {package} does not build");
+        }
+        Ok(())
+    }
+}
+
+/// The program that is measured instead of the one of this tree.
+fn named_program() -> Option<PathBuf> {
+    std::env::var_os("BLOCKYARD_BIN").map(PathBuf::from)
 }
 
 /// Runs the benchmarks that were asked for, prints what came out, and appends it to `target/bench/NAME.jsonl`.
@@ -178,11 +211,12 @@ pub fn run(options: &BenchOptions) -> Result<()> {
         tools: xtask::setup::ensure()?,
         seconds: options.seconds,
         all_peers: options.all_peers,
+        profile: options.profile.clone(),
     };
     let versions = context.versions();
     for bench in chosen {
         for (package, program) in bench.programs {
-            build(package, program)?;
+            context.build(package, program)?;
         }
         let cases = (bench.cases)(&context);
         let is_chosen = |case: &Case| {
@@ -215,17 +249,6 @@ fn choose(names: &[String]) -> Result<Vec<&'static Bench>> {
         .iter()
         .filter(|bench| names.is_empty() || names.iter().any(|name| name == bench.name))
         .collect())
-}
-
-/// Builds a program, or an example, for release; what cargo says goes to stderr, so that stdout holds results only.
-fn build(package: &str, program: &str) -> Result<()> {
-    let (kind, name) =
-        program.strip_prefix("examples/").map_or(("--bin", program), |name| ("--example", name));
-    let status = cargo(["build", "--release", "--quiet", "-p", package, kind, name]).status()?;
-    if !status.success() {
-        bail!("{program} of {package} does not build");
-    }
-    Ok(())
 }
 
 /// Measures every contender once a round, each round starting with another one.

@@ -21,7 +21,8 @@ pub(super) const P99: Metric = Metric("latency_p99_us");
 pub(super) const RESIDENT: Metric = Metric("resident_mib");
 /// The most resident memory that the server had.
 pub(super) const PEAK: Metric = Metric("resident_peak_mib");
-
+/// CPU time of what copies a disk, from its start to its end.
+pub(super) const COPIER_CPU: Metric = Metric("copier_cpu_s");
 /// Mebibytes of a disk that are through each second.
 pub(super) const RATE: Metric = Metric("mib_per_s");
 

@@ -7,7 +7,6 @@ use super::servers::{DISK, DISK_BYTES, Start, blockyard, nbdkit};
 use super::{CEILING, fio};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use xtask::paths;
 use xtask::run::capture;
 
 const NBDKIT: &str = "nbdkit";
@@ -78,7 +77,7 @@ fn measure(context: &Context, start: Start, load: Load) -> Result<Sample> {
 }
 
 fn measure_socket(context: &Context, load: Load, span_mib: u64) -> Result<Sample> {
-    let mut command = context.command(paths::release_program(CEILING.1));
+    let mut command = context.command(context.built(CEILING.1));
     command.args(
         [u64::from(load.block_bytes), load.depth.into(), context.seconds, span_mib]
             .map(|number| number.to_string()),

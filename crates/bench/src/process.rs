@@ -20,9 +20,28 @@ pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
+/// CPU time of the processes that this one has started and waited for, with those that they have waited for.
+pub(super) fn cpu_time_of_ended() -> Result<Duration> {
+    let pid = std::process::id();
+    let stat = read(pid, "stat")?;
+    let ticks =
+        cpu_ticks_of_ended(&stat).with_context(|| format!("cannot understand /proc/{pid}/stat"))?;
+    Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
+/// cutime + cstime, which follow on utime and stime.
+fn cpu_ticks_of_ended(stat: &str) -> Option<u64> {
+    two_words(stat, 13)
+}
+
 /// utime + stime: the 12th and 13th word after the name, which is in parentheses and may hold any character.
 fn cpu_ticks(stat: &str) -> Option<u64> {
-    let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    two_words(stat, 11)
+}
+
+/// The sum of two words after the name and so many others.
+fn two_words(stat: &str, skip: usize) -> Option<u64> {
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace().skip(skip);
     let user: u64 = words.next()?.parse().ok()?;
     let system: u64 = words.next()?.parse().ok()?;
     Some(user + system)
@@ -210,6 +229,7 @@ mod tests {
     fn a_name_with_parentheses_is_no_trouble() {
         let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 100 23 0 0 20 0 1 0 5 6 7";
         assert_eq!(cpu_ticks(stat), Some(123));
+        assert_eq!(cpu_ticks_of_ended(stat), Some(0));
         assert_eq!(cpu_ticks("7 (x) S 1"), None);
     }
 
@@ -227,7 +247,7 @@ mod tests {
         let memory = memory(own).unwrap();
         assert!(memory.peak_kib >= memory.resident_kib && memory.resident_kib > 0);
         assert!(activity(own).unwrap().on_cpu > Duration::ZERO);
-        assert!(cpu_time(own).is_ok());
+        assert!(cpu_time(own).is_ok() && cpu_time_of_ended().is_ok());
         assert!(cpu_time(u32::MAX).is_err());
     }
 

@@ -1,4 +1,4 @@
-//! NBD servers on memory, each behind a unix socket.
+//! NBD servers on memory and on files, each behind a unix socket.
 
 use super::Context;
 use anyhow::Result;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 use xtask::child::{Server, fresh_dir};
+use xtask::paths;
 
 /// The size of the disks that are loaded, as people write it.
 pub(super) const DISK: &str = "1G";
@@ -20,11 +21,24 @@ pub(super) struct Served {
     /// Where a client finds the disk.
     pub uri: String,
     _dir: TempDir,
+    /// Its disk, if that is a file of its own.
+    disk: Option<DiskFile>,
+}
+
+/// A file for a disk, in a directory of its own.
+struct DiskFile {
+    path: PathBuf,
+    _dir: TempDir,
 }
 
 impl Served {
     pub(super) fn pid(&self) -> u32 {
         self.server.pid()
+    }
+
+    /// The file that is its disk, if it has one of its own.
+    pub(super) fn image(&self) -> Option<&Path> {
+        self.disk.as_ref().map(|disk| disk.path.as_path())
     }
 }
 
@@ -64,6 +78,37 @@ pub(super) fn nbdkit_of(context: &Context, size: &str) -> Result<Served> {
     })
 }
 
+/// Our own server on a file.
+pub(super) fn blockyard_file(context: &Context) -> Result<Served> {
+    let image = disk_file()?;
+    let disk = format!("file:{}", image.path.display());
+    let served = start(fresh_dir()?, |socket| blockyard_command(context, &disk, socket))?;
+    Ok(Served { disk: Some(image), ..served })
+}
+
+/// nbdkit with its file plugin.
+pub(super) fn nbdkit_file(context: &Context) -> Result<Served> {
+    let image = disk_file()?;
+    let served = start(fresh_dir()?, |socket| {
+        let mut command = context.command("nbdkit");
+        command.args(["--foreground", "--exit-with-parent", "--unix"]).arg(socket);
+        command.arg("file").arg(&image.path);
+        command
+    })?;
+    Ok(Served { disk: Some(image), ..served })
+}
+
+/// A directory where cargo builds: that is seldom a file system in memory.
+pub(super) fn storage_dir() -> Result<TempDir> {
+    std::fs::create_dir_all(paths::target())?;
+    Ok(tempfile::Builder::new().prefix("disk-").tempdir_in(paths::target())?)
+}
+
+fn disk_file() -> Result<DiskFile> {
+    let dir = storage_dir()?;
+    Ok(DiskFile { path: image(&dir)?, _dir: dir })
+}
+
 /// qemu-nbd on a file in memory.
 pub(super) fn qemu_nbd(context: &Context) -> Result<Served> {
     let dir = memory_dir()?;
@@ -97,5 +142,5 @@ fn start(dir: TempDir, command: impl FnOnce(&Path) -> Command) -> Result<Served>
     let mut server = Server::start(&mut command(&socket), &dir.path().join("log"))?;
     server.wait_accepting(&socket)?;
     let uri = format!("nbd+unix:///?socket={}", socket.display());
-    Ok(Served { server, uri, _dir: dir })
+    Ok(Served { server, uri, _dir: dir, disk: None })
 }

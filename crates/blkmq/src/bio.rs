@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use blockyard_buf::{Pages, Segment, Segments, total_len};
+use blockyard_buf::{FileRange, Pages, Segment, Segments, total_len};
 
 use crate::op::{Flags, IoPrio, Op, Status, WriteHint};
 use crate::partition_device::Partition;
@@ -109,6 +109,8 @@ pub struct Bio {
     pub(crate) data: Segments,
     /// The answer to a read that takes [`Flags::PAGES`], if it is that.
     pub(crate) pages: Option<Pages>,
+    /// Of a write: what it writes in place of memory. Of a read that takes [`Flags::RANGE`]: its answer, if it is that.
+    pub(crate) range: Option<FileRange>,
     pub(crate) status: Status,
     pub(crate) end: End,
     pub(crate) part: Option<Arc<Partition>>,
@@ -150,6 +152,16 @@ impl Bio {
         bio
     }
 
+    /// A write of a range of a file, from byte `offset` of the disk on, to a disk with [`crate::Features::FILE_RANGES`]. It ends
+    /// with [`Status::NotSupported`], and nothing is written, if the disk has not that, or it would have to be cut.
+    #[must_use]
+    pub fn write_range(offset: u64, range: FileRange) -> Box<Self> {
+        let mut bio = Self::at_bytes(Op::Write, offset, range.len());
+        bio.flags |= Flags::NOMERGE;
+        bio.range = Some(range);
+        bio
+    }
+
     /// Makes all earlier writes durable.
     #[must_use]
     pub fn flush() -> Box<Self> {
@@ -167,6 +179,7 @@ impl Bio {
             iter,
             data,
             pages: None,
+            range: None,
             status: Status::Ok,
             end: End::Nobody,
             part: None,
@@ -186,6 +199,7 @@ impl Bio {
         self.iter = BvecIter { sector, size: len, index: 0, done: 0 };
         self.data.clear();
         self.pages = None;
+        self.range = None;
         self.status = Status::Ok;
         self.part = None;
         (self.skew, self.by_bytes, self.inside) = (0, false, false);
@@ -292,6 +306,11 @@ impl Bio {
         self.pages.take()
     }
 
+    /// Takes away what answers a read with [`Flags::RANGE`], if it is no memory: all of it.
+    pub fn take_range(&mut self) -> Option<FileRange> {
+        self.range.take()
+    }
+
     /// Whether it wants the driver's memory.
     #[must_use]
     pub fn wants_supply(&self) -> bool {
@@ -365,6 +384,7 @@ impl Bio {
     pub(crate) fn take_back_supply(&mut self) {
         self.pages = None;
         if self.wants_supply() {
+            self.range = None;
             let BvecIter { index, done, .. } = self.iter;
             self.data.truncate(index + usize::from(done > 0));
             if done > 0
@@ -382,7 +402,7 @@ impl Bio {
     #[must_use]
     pub fn clone_rest(&self) -> Box<Self> {
         let data = if self.wants_supply() { Segments::new() } else { self.segments().collect() };
-        let flags = self.flags - Flags::PAGES;
+        let flags = self.flags - (Flags::PAGES | Flags::RANGE);
         let mut clone =
             Self::build(self.op, flags, BvecIter { index: 0, done: 0, ..self.iter }, data);
         clone.prio = self.prio;

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 pub(crate) use edge::Edge;
 pub(crate) use locks::{BlockLocks, Held};
-pub(crate) use writes::WritesOut;
+pub(crate) use writes::{Waiters, WritesOut};
 
 use crate::bio::{Bio, Chain, EndIo, Extent};
 use crate::driver::Driver;
@@ -128,7 +128,7 @@ fn around(bio: Box<Bio>, block: u64) -> Box<Bio> {
 }
 
 fn inherit(child: &mut Bio, parent: &Bio) {
-    child.flags |= parent.flags - Flags::PAGES;
+    child.flags |= parent.flags - (Flags::PAGES | Flags::RANGE);
     child.prio = parent.prio;
     child.hint = parent.hint;
     child.part.clone_from(&parent.part);

@@ -57,6 +57,8 @@ bitflags::bitflags! {
         /// Nothing can be made durable: what is below has no flush, or does not tell of it. A flush fails, and so does a
         /// write that is to be durable when it ends, unless the driver has [`Features::FUA`].
         const NO_FLUSH = 1 << 10;
+        /// A write may have a range of a file in place of memory ([`crate::Bio::write_range`]), if it need not be cut.
+        const FILE_RANGES = 1 << 11;
     }
 }
 

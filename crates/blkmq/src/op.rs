@@ -105,6 +105,9 @@ bitflags::bitflags! {
         /// ([`crate::Bio::take_pages`]): its submitter can send them, and does not look at them. Whatever is made of
         /// such a read on its way, if it is cut or trimmed, asks for memory.
         const PAGES = 1 << 12;
+        /// What answers a read with [`Flags::SUPPLY`] may be the range of a file that it is in, of which nothing was read
+        /// ([`crate::Bio::take_range`]). As of [`Flags::PAGES`], what is cut or trimmed asks for memory.
+        const RANGE = 1 << 13;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
         /// It may have one of the tags that are kept for what must not wait behind ordinary I/O (kernel:

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-use blockyard_buf::{Pages, Segment, copy_segments};
+use blockyard_buf::{FileRange, Pages, Segment, copy_segments};
 
 use crate::bio::{Bio, Extent};
 use crate::driver::Driver;
@@ -320,6 +320,36 @@ impl<D: Driver> Request<D> {
         rq.op == Op::Read && rq.flags.contains(Flags::PAGES | Flags::SUPPLY)
     }
 
+    /// Whether the range of a file that it is in will do for its memory, all of it.
+    #[must_use]
+    pub fn takes_range(&self) -> bool {
+        let rq = self.rq();
+        let is_wanted = rq.op == Op::Read && rq.flags.contains(Flags::RANGE | Flags::SUPPLY);
+        is_wanted && rq.bios.len() == 1 && rq.delivered == 0
+    }
+
+    /// Answers a request that [takes a range](Request::takes_range).
+    ///
+    /// # Panics
+    /// If it does not, or the range has another length.
+    pub fn deliver_range(&mut self, range: FileRange) {
+        assert!(self.takes_range() && range.len() == self.len(), "a range that was not asked for");
+        let rq = self.rq_mut();
+        rq.delivered = rq.len;
+        if let Some(bio) = rq.bios.front_mut() {
+            bio.range = Some(range);
+        }
+    }
+
+    /// What is left of the range that a write has in place of memory, if it has one.
+    #[must_use]
+    pub fn file_range(&self) -> Option<FileRange> {
+        let rq = self.rq();
+        let bio = rq.bios.front().filter(|_| rq.op == Op::Write)?;
+        let range = bio.range.as_ref()?;
+        Some(range.after(range.len() - bio.len()))
+    }
+
     /// Bytes that are left of the shortest of its bios.
     #[must_use]
     pub fn least_bio_len(&self) -> u64 {
@@ -453,11 +483,21 @@ impl<D: Driver> Request<D> {
     /// Ends it: what is left of its bios ends with `status`. A read that was not supplied with all that it
     /// asked for ends with [`Status::Io`] instead of [`Status::Ok`]: nobody is given less than he believes.
     pub fn end(self, status: Status) {
-        let mut rq = self.into_inner();
-        let status = if status.is_ok() && rq.is_short() { Status::Io } else { status };
+        let (mut rq, status) = self.into_ended(status);
         if let Some(hctx) = rq.hctx.take() {
             hctx.ended(rq, status);
         }
+    }
+
+    /// What is left of it, and how it ends.
+    pub(crate) fn into_ended(self, status: Status) -> (Box<Rq<D>>, Status) {
+        let rq = self.into_inner();
+        let status = if status.is_ok() && rq.is_short() { Status::Io } else { status };
+        (rq, status)
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        self.rq().role
     }
 
     /// Gives it back to be issued again, before what waits. The driver may do so with a request that it took

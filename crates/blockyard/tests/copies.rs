@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use blockyard_conformance::in_own_mounts;
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Guard, Said, blockyard, fuse_in, nbdkit, noise, peer, unix};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -112,6 +112,35 @@ fn slow(socket: &Path, source: &Path, len: usize) -> Guard {
 }
 
 /// Waits until the journal says that something is done; the copy ends in the middle then.
+/// Whatever way its data goes: within a file system, to another one, or through this program, for who wants to see it.
+#[test]
+fn a_file_is_copied_to_a_file_whatever_they_are_on() {
+    in_own_mounts!();
+    let place = Place::new();
+    let image = place.path("image");
+    fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
+    fs::create_dir(place.path("xfs")).unwrap();
+    peer("mkfs.xfs", &["-q", image.to_str().unwrap()]);
+    let device = LoopDevice::attach(&[image.to_str().unwrap()]);
+    peer("mount", &[device.path(), place.path("xfs").to_str().unwrap()]);
+    let bytes = noise(20 * MIB + 1000, 5);
+    for (source, targets) in [("a", ["b", "xfs/b"]), ("xfs/a", ["xfs/c", "c"])] {
+        place.write(source, &bytes);
+        for target in targets {
+            for options in [&[][..], &["--detect-zeroes"], &["--resume", "journal"]] {
+                place.write(target, &noise(20 * MIB + 1000, 6));
+                place.run(&[&["copy", source, target], options].concat()).code(0);
+                assert!(place.read(target) == bytes, "{source} to {target} with {options:?}");
+            }
+            let direct = format!("file:{target}?direct=1");
+            place.write(target, &noise(20 * MIB + 1000, 7));
+            place.run(&["copy", source, &direct]).code(0);
+            assert!(place.read(target) == bytes, "{source} to {direct}");
+        }
+    }
+    peer("umount", &[place.path("xfs").to_str().unwrap()]);
+}
+
 fn kill_midway(place: &Place, mut copy: Guard) {
     let journal = place.path("journal");
     while !fs::read_to_string(&journal).is_ok_and(|text| text.contains("\ndone ")) {
@@ -188,6 +217,45 @@ fn what_a_failed_flush_did_not_cover_is_copied_again() {
     assert!(!journal.contains("\ndone "), "what may be lost is written down as done:\n{journal}");
     place.run(&args).code(0);
     assert!(place.read("kept") == bytes, "the copy differs, and was called done");
+}
+
+/// What it had acknowledged, and not made durable, is gone with it; the next one takes the rest, and flushes well.
+#[test]
+fn a_target_started_anew_meanwhile_is_no_success() {
+    let place = Place::new();
+    let len = 8 * MIB;
+    place.write("source", &noise(len, 9));
+    let (kept, flushing) = (place.path("kept"), place.path("flushing"));
+    let (file, sign) = (kept.display(), flushing.display());
+    let size = format!("get_size=echo {len}");
+    let write = format!("pwrite=dd of={file} seek=$4 oflag=seek_bytes conv=notrunc status=none");
+    let read =
+        format!("pread=dd if={file} skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none");
+    let can = ["can_write=exit 0", "can_flush=exit 0", "thread_model=echo parallel"];
+    let start = |flush: &str| {
+        fs::File::create(&kept).unwrap().set_len(len as u64).unwrap();
+        nbdkit(&place.path("t"), &[&["eval", &size, &write, &read, flush], &can[..]].concat())
+    };
+    let mut server =
+        start(&format!("flush=touch {sign}; while [ -e {sign} ]; do sleep 0.05; done"));
+    let target = format!("{}&connections=1", unix("", &place.path("t")));
+    let args = ["copy", "./source", &target, "--resume", "journal"];
+    let mut copy = place.start(&args);
+    while !flushing.exists() {
+        assert!(copy.0.try_wait().unwrap().is_none(), "it ended before it flushed");
+        blockyard_conformance::pause();
+    }
+    server.0.kill().unwrap();
+    server.0.wait().unwrap();
+    fs::remove_file(&flushing).unwrap();
+    let _server = start("flush=exit 0");
+    let mut said = String::new();
+    copy.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(copy.0.wait().unwrap().code(), Some(1), "{said}");
+    let journal = String::from_utf8(place.read("journal")).unwrap();
+    assert!(!journal.contains("\ndone "), "what is lost is written down as done:\n{journal}");
+    place.run(&args).code(0);
+    place.run(&["compare", "./source", &target]).code(0);
 }
 
 /// After a restart a server may show other bytes at the same address, under the same name, and as many of them.

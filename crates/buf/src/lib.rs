@@ -8,10 +8,11 @@
 //!
 //! The memory of a virtual machine is a [`GuestMemory`]: descriptors become segments of it, rings [`SharedWords`].
 //!
-//! What a file has in the page cache is handed on by reference as [`Pages`].
+//! What a file has in the page cache is handed on by reference as [`Pages`], and what it has wherever as a [`FileRange`].
 //!
 //! This crate is one of the two that may hold `unsafe` code.
 
+mod file_range;
 mod guest;
 mod mapping;
 mod pages;
@@ -20,6 +21,7 @@ mod segment;
 mod sigbus;
 mod words;
 
+pub use file_range::FileRange;
 pub use guest::{Access, GuestMemory, GuestView, RegionSpec, SharedMapping};
 pub use mapping::{Mapping, PAGE_SIZE};
 pub use pages::{MAX_PAGES_BYTES, PagePool, Pages};

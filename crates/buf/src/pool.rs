@@ -5,6 +5,8 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
 use crate::{PAGE_SIZE, Segment};
 
 /// How much a [`Pool`] keeps for later. What is in use is bounded by whoever asks for it.
@@ -22,6 +24,10 @@ impl Default for PoolLimits {
 
 /// Sizes are powers of two from a page on; a pool keeps those up to `PAGE_SIZE << (CLASSES - 1)`, 32 MiB.
 const CLASSES: usize = 14;
+
+/// Buffers of so many bytes come straight from the kernel, which has cleared their pages when they are touched: an allocator would
+/// clear them all once more.
+const MAPPED_FROM: usize = 128 << 10;
 
 /// Keeps free buffers by size.
 #[derive(Clone, Debug)]
@@ -107,8 +113,12 @@ impl Memory {
         let Ok(layout) = Layout::from_size_align(size, PAGE_SIZE) else {
             panic!("a buffer of {size} bytes")
         };
-        // SAFETY: the size is at least a page, not zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
+        let ptr = if size >= MAPPED_FROM {
+            map(size)
+        } else {
+            // SAFETY: the size is at least a page, not zero.
+            unsafe { alloc_zeroed(layout) }
+        };
         match NonNull::new(ptr) {
             Some(ptr) => Self { ptr, layout },
             None => std::alloc::handle_alloc_error(layout),
@@ -116,10 +126,24 @@ impl Memory {
     }
 }
 
+/// Zeroed pages; null if there are none.
+fn map(size: usize) -> *mut u8 {
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+    // SAFETY: a null hint with no MAP_FIXED cannot replace an existing mapping.
+    let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), size, access, flags) };
+    mapped.map_or(std::ptr::null_mut(), <*mut _>::cast)
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout, and owned by `self` alone.
-        unsafe { dealloc(self.ptr.as_ptr(), self.layout) };
+        let (ptr, size) = (self.ptr.as_ptr(), self.layout.size());
+        if size >= MAPPED_FROM {
+            // SAFETY: mapped in `zeroed` with this size, and owned by `self` alone. It cannot fail for a whole mapping.
+            let _ = unsafe { munmap(ptr.cast(), size) };
+        } else {
+            // SAFETY: allocated in `zeroed` with this layout, and owned by `self` alone.
+            unsafe { dealloc(ptr, self.layout) };
+        }
     }
 }
 
@@ -208,6 +232,19 @@ mod tests {
         let at = first.as_ptr();
         drop(first);
         assert_eq!(pool.get(8000).as_ptr(), at);
+    }
+
+    #[test]
+    fn large_buffers_are_zeroes_at_first_and_page_aligned() {
+        let pool = Pool::new(PoolLimits { kept_bytes: MAPPED_FROM });
+        for len in [MAPPED_FROM - 1, MAPPED_FROM, MAPPED_FROM + 1] {
+            let mut buffer = pool.get(len);
+            assert_eq!(buffer.as_ptr().addr() % PAGE_SIZE, 0);
+            assert!(buffer.len() >= len && buffer.iter().all(|byte| *byte == 0));
+            buffer.get_mut().unwrap().fill(1);
+            drop(buffer);
+            pool.trim();
+        }
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! The cases, each for a fresh disk.
 
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockyard_blkmq::{Bio, BlockLayer, Features, Flags, Op, SECTOR_SIZE, Sector, Status};
-use blockyard_buf::{Segment, Segments};
+use blockyard_buf::{FileRange, Segment, Segments};
 
 use crate::subject::{Subject, marked, write_bio};
 
@@ -532,6 +536,51 @@ pub fn any_bytes(subject: &Subject) {
     assert!(padding.iter().all(|byte| *byte == 0), "padding reads as zeroes");
     let past = Bio::at_bytes(Op::Read, end - 1, 2);
     assert_eq!(subject.bdev.submit_and_wait(0, past).status(), Status::OutOfRange);
+}
+
+/// A write of a range of a file writes its bytes, or is refused as a whole; a read that takes a range brings the same bytes.
+pub fn file_ranges(subject: &Subject) {
+    let (block, bytes) = (subject.block(), marked(0, 1 << 20, 7));
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    let file = Arc::new(OwnedFd::from(file));
+    let write = |at, offset, len| {
+        let bio = Bio::write_range(at, FileRange::new(&file, offset, len));
+        subject.bdev.submit_and_wait(0, bio).status()
+    };
+    let features = subject.limits().features;
+    for (at, offset, len) in [(0, 0, 1 << 20), (4 * block, 1000, 8 * block), (64 * block, 1, block)]
+    {
+        let place = usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap();
+        let before = subject.read(at, len);
+        match write(at, offset, len) {
+            Status::Ok => {
+                assert!(features.contains(Features::FILE_RANGES), "without being asked for it");
+                subject.holds(at, &bytes[place]);
+            }
+            // The file may be on another file system, or the limits too narrow.
+            Status::NotSupported => subject.holds(at, &before),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(write(1, 0, block), Status::NotSupported, "no whole blocks");
+    assert_eq!(write(subject.size(), 0, block), Status::OutOfRange);
+    let whole = subject.read(0, 1 << 20);
+    for len in [block, 1 << 20] {
+        let mut bio = subject.run(Op::Read, 0, len, Flags::RANGE);
+        assert_eq!(bio.status(), Status::Ok);
+        let found = match bio.take_range() {
+            Some(range) => {
+                assert!(range.len() == len && bio.data().is_empty());
+                let mut found = vec![0; usize::try_from(len).unwrap()];
+                let file = std::fs::File::from(range.file().try_clone().unwrap());
+                file.read_exact_at(&mut found, range.offset()).unwrap();
+                found
+            }
+            None => bio.data().iter().flat_map(Segment::to_vec).collect(),
+        };
+        assert!(found == whole[..found.len()] && found.len() as u64 == len);
+    }
 }
 
 /// Bytes at the end of a disk that operations on any bytes are on.

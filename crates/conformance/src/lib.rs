@@ -45,7 +45,7 @@ macro_rules! suite {
                 out_of_range unaligned read_only removed removed_under_load resized zero_length
                 largest_sizes overlapping_writes flushes block_status write_zeroes discard
                 secure_erase supplied_and_own_memory vectored many_queues nowait prefetch
-                random_operations any_bytes
+                random_operations any_bytes file_ranges
             );
         }
     };

@@ -11,6 +11,7 @@ use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
 use crate::ring::Turn as _;
 use crate::uring::{Ring, Unavailable};
+use crate::writer::Writer;
 
 /// What carries operations out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ impl Files {
 pub struct IoQueue<T> {
     ring: Option<Ring<T>>,
     lane: Lane<T>,
+    /// What was pushed, and goes to the ring if it stays alone, and else to the lane.
+    writes: Vec<(Operation, T)>,
     depth: usize,
     event: Arc<Event>,
     submitter: Option<ThreadId>,
@@ -80,7 +83,13 @@ impl<T: Send + 'static> IoQueue<T> {
             IoEngine::Threads => None,
         };
         let lane = Lane::new(files, pool.clone(), Arc::clone(&event));
-        Ok(Self { ring, lane, depth: depth as usize, event, submitter: None })
+        let (writes, depth) = (Vec::new(), depth as usize);
+        Ok(Self { ring, lane, writes, depth, event, submitter: None })
+    }
+
+    /// From now on what that takes of writes is carried out by it, together with those of other queues of the same file.
+    pub fn write_by(&mut self, writer: Writer<T>) {
+        self.lane.set_writer(writer);
     }
 
     /// From now on the calling thread submits to the ring, and must not end before the queue does. What others push, and
@@ -103,7 +112,7 @@ impl<T: Send + 'static> IoQueue<T> {
     /// Operations that have not come back.
     #[must_use]
     pub fn out(&self) -> usize {
-        self.lane.out() + self.ring.as_ref().map_or(0, Ring::out)
+        self.writes.len() + self.lane.out() + self.ring.as_ref().map_or(0, Ring::out)
     }
 
     /// Adds an operation, to be submitted by the next [`IoQueue::turn`].
@@ -114,7 +123,15 @@ impl<T: Send + 'static> IoQueue<T> {
     /// # Panics
     /// If it has more than [`Operation::MAX_SEGMENTS`], or reads into read-only memory.
     pub fn push(&mut self, operation: Operation, token: T) -> Result<(), (Operation, T)> {
+        if self.out() >= self.depth {
+            return Err((operation, token));
+        }
         match &mut self.ring {
+            Some(_) if Ring::<T>::takes(&operation) && self.lane.is_for_writer(&operation) => {
+                operation.assert_valid();
+                self.writes.push((operation, token));
+                Ok(())
+            }
             Some(ring)
                 if Ring::<T>::takes(&operation) && !self.lane.is_done_at_once(&operation) =>
             {
@@ -144,6 +161,9 @@ impl<T: Send + 'static> IoQueue<T> {
     /// # Errors
     /// The kernel could not take all of it now; it stays in the queue for the next turn.
     pub fn turn(&mut self, completions: &mut Vec<Completion<T>>) -> io::Result<()> {
+        if !self.writes.is_empty() {
+            self.sort_writes();
+        }
         if self.lane.out() > 0 {
             self.lane.turn(completions);
         }
@@ -156,5 +176,18 @@ impl<T: Send + 'static> IoQueue<T> {
         }
         ring.drain(completions);
         Ok(())
+    }
+
+    /// Writes that have come together are done by one thread. One alone is sooner done by the kernel's.
+    fn sort_writes(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && self.writes.len() == 1
+            && !self.lane.is_writing()
+            && let Some((operation, token)) = self.writes.pop()
+        {
+            // There is room for as many as are out in all.
+            self.writes.extend(ring.push(operation, token).err());
+        }
+        self.writes.drain(..).for_each(|(operation, token)| self.lane.push(operation, token));
     }
 }

@@ -13,6 +13,8 @@ use crate::io_queue::Files;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
 use crate::transfer;
+use crate::uring::LONG;
+use crate::writer::Writer;
 
 /// The most bytes that are moved at once, on the caller's thread.
 const MOST_AT_ONCE: usize = 256 << 10;
@@ -27,6 +29,9 @@ pub(crate) struct Lane<T> {
     pushed: Vec<(Operation, T)>,
     out: usize,
     now: Now,
+    /// Where writes are carried out, if that is not each by itself, and those that are to be.
+    writer: Option<Writer<T>>,
+    writes: Vec<(Operation, T)>,
 }
 
 /// What is done at once, on the caller's thread.
@@ -39,12 +44,22 @@ enum Now {
     Transfers,
 }
 
-struct Done<T> {
+/// What is done, for the queue to take.
+pub(crate) struct Done<T> {
     list: Mutex<Vec<Completion<T>>>,
     event: Arc<Event>,
 }
 
 impl<T> Done<T> {
+    pub(crate) fn new(event: Arc<Event>) -> Self {
+        Self { list: Mutex::default(), event }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> Vec<Completion<T>> {
+        mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn push(&self, completion: Completion<T>) {
         let first = {
             let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,12 +72,28 @@ impl<T> Done<T> {
             self.event.signal();
         }
     }
+
+    /// As `push`, for several, which are taken out of `completions`.
+    pub(crate) fn append(&self, completions: &mut Vec<Completion<T>>) {
+        if completions.is_empty() {
+            return;
+        }
+        let first = {
+            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = list.is_empty();
+            list.append(completions);
+            first
+        };
+        if first {
+            self.event.signal();
+        }
+    }
 }
 
 impl<T: Send + 'static> Lane<T> {
     pub(crate) fn new(files: &Files, pool: Pool, event: Arc<Event>) -> Self {
         let file = &files.data;
-        let done = Arc::new(Done { list: Mutex::default(), event });
+        let done = Arc::new(Done::new(event));
         let now = if is_in_memory(file.as_fd()) {
             Now::Transfers
         } else if fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)) {
@@ -71,7 +102,26 @@ impl<T: Send + 'static> Lane<T> {
             // Direct I/O always waits for the device, whatever it was told.
             Now::Nothing
         };
-        Self { files: files.clone(), pool, done, pushed: Vec::new(), out: 0, now }
+        let files = files.clone();
+        Self {
+            files,
+            pool,
+            done,
+            pushed: Vec::new(),
+            out: 0,
+            now,
+            writer: None,
+            writes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn set_writer(&mut self, writer: Writer<T>) {
+        self.writer = Some(writer);
+    }
+
+    /// Whether it is one of those that one thread does together.
+    pub(crate) fn is_for_writer(&self, operation: &Operation) -> bool {
+        self.writer.as_ref().is_some_and(|writer| writer.takes(operation))
     }
 
     /// Whether this takes no longer here than it takes to hand it to another: the kernel would have threads of its own do what
@@ -83,6 +133,22 @@ impl<T: Send + 'static> Lane<T> {
                 Operation::Sync => true,
                 _ => false,
             }
+    }
+
+    /// Whether that thread is at work.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writer.as_ref().is_some_and(Writer::is_running)
+    }
+
+    /// Whether it is done here, if not at once then as far as that goes, and long.
+    fn is_long(&self, operation: &Operation) -> bool {
+        match self.now {
+            Now::Nothing => false,
+            Now::CachedReads => {
+                matches!(operation, Operation::Read { .. }) && operation.len() >= LONG
+            }
+            Now::Transfers => self.is_done_at_once(operation) && operation.len() >= LONG,
+        }
     }
 
     pub(crate) fn push(&mut self, operation: Operation, token: T) {
@@ -98,10 +164,18 @@ impl<T: Send + 'static> Lane<T> {
     /// Sends what was pushed, and takes what is done.
     pub(crate) fn turn(&mut self, completions: &mut Vec<Completion<T>>) {
         let mut pushed = mem::take(&mut self.pushed);
+        // Of several that take longer to copy than to hand over, half are others', and the first, so that the rest is done here
+        // meanwhile.
+        let mut shared = pushed.iter().filter(|(operation, _)| self.is_long(operation)).count() / 2;
         for (mut operation, token) in pushed.drain(..) {
-            if self.is_done_at_once(&operation) {
+            if shared > 0 && self.is_long(&operation) {
+                shared -= 1;
+                self.send(operation, token);
+            } else if self.is_done_at_once(&operation) {
                 let result = operation.run(self.files.of(&operation).as_fd());
                 completions.push(Completion { operation, token, result });
+            } else if self.is_for_writer(&operation) {
+                self.writes.push((operation, token));
             } else if let Some(result) = self.try_now(&operation) {
                 completions.push(Completion { operation, token, result: Ok(result) });
             } else {
@@ -109,6 +183,10 @@ impl<T: Send + 'static> Lane<T> {
             }
         }
         self.pushed = pushed;
+        if let Some(writer) = self.writer.as_ref().filter(|_| !self.writes.is_empty()) {
+            self.out += self.writes.len();
+            writer.send(&mut self.writes, &self.files.data, &self.pool, &self.done);
+        }
         if self.out > 0 {
             let mut list = self.done.list.lock().unwrap_or_else(PoisonError::into_inner);
             self.out -= list.len();

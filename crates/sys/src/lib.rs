@@ -42,6 +42,7 @@ mod transfer;
 pub mod ublk;
 pub mod uring;
 pub mod write_back;
+mod writer;
 
 pub use event::{Event, EventWatch, PeerEvent, Timer, Waitable};
 pub use io_queue::{Files, IoEngine, IoQueue};
@@ -50,3 +51,4 @@ pub use passed::passed_fd;
 pub use pool::Pool;
 pub use signaller::Signaller;
 pub use socket_file::{MAX_SOCKET_PATH, ShortPath, SocketFile, connect_unix};
+pub use writer::Writer;

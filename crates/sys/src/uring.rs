@@ -19,6 +19,8 @@ use crate::transfer::{self, IoVec};
 /// The most operations that wait in user space for one system call to submit them; more are submitted in
 /// between.
 const BATCH: u32 = 256;
+/// Bytes whose copy takes longer than it takes to hand it to another thread.
+pub(crate) const LONG: usize = 128 << 10;
 /// What the queue needs; all of them are in Linux 5.6.
 const NEEDED: [(u8, &str); 6] = [
     (opcode::Read::CODE, "read"),
@@ -183,12 +185,22 @@ impl<T> Turn for Ring<T> {
 
     fn fill(&mut self) {
         let Self { ring, slots, vectors, pushed, .. } = self;
+        let mut shared = 0;
+        if pushed.len() > 1 {
+            let is_long = |&&slot: &&u32| is_long_read(slots[slot as usize].as_ref());
+            shared = pushed.iter().filter(is_long).count() / 2;
+        }
         let mut queue = ring.submission();
         while let Some(&index) = pushed.front() {
             let Some((operation, _)) = &slots[index as usize] else {
                 unreachable!("a slot is full from its push to its completion")
             };
-            let entry = entry(operation, &vectors[index as usize]).user_data(index.into());
+            let mut entry = entry(operation, &vectors[index as usize]).user_data(index.into());
+            if shared > 0 && is_long_read(slots[index as usize].as_ref()) {
+                // First, so that the others are done here meanwhile.
+                shared -= 1;
+                entry = entry.flags(squeue::Flags::ASYNC);
+            }
             // SAFETY: the memory that the entry points to is a segment's, or the slot's vector; the slot keeps
             // both in place until the completion with its number has come, and the ring is not dropped before
             // (see `Drop`). Reads were checked to be to writable memory. Both files are registered.
@@ -280,12 +292,20 @@ fn entry(operation: &Operation, vector: &[IoVec]) -> squeue::Entry {
                 .build()
         }
         Operation::By { .. }
+        | Operation::CopyRange { .. }
         | Operation::Discard { .. }
         | Operation::Map { .. }
         | Operation::WillNeed { .. } => {
             unreachable!("not an operation of the ring: see `takes`")
         }
     }
+}
+
+/// Whether it is a read that takes longer to copy than it takes to hand over. Of several, half are a thread's of the kernel.
+fn is_long_read<T>(slot: Option<&(Operation, T)>) -> bool {
+    slot.is_some_and(|(operation, _)| {
+        matches!(operation, Operation::Read { .. }) && operation.len() >= LONG
+    })
 }
 
 /// A segment is at most 2 GiB long.

@@ -22,12 +22,6 @@ pub fn tools() -> PathBuf {
     target().join("xtask")
 }
 
-/// A program of this workspace, built for release.
-#[must_use]
-pub fn release_program(name: &str) -> PathBuf {
-    target().join("release").join(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

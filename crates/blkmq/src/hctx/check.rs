@@ -83,6 +83,8 @@ impl<D: Driver> Hctx<D> {
             return Ok(Verdict::Done);
         }
         match bio.op {
+            // Its edges are changed in memory.
+            Op::Write if bio.range.is_some() => Err(Status::NotSupported),
             // Less than all of it would be left.
             Op::SecureErase => Err(Status::Invalid),
             // It waits for a read, and its parts might end differently.
@@ -120,11 +122,20 @@ fn can_do<D: Driver>(st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
         }
         Op::BlockStatus if !features.contains(Features::BLOCK_STATUS) => Ok(Verdict::Done),
         Op::Prefetch if !features.contains(Features::PREFETCH) => Ok(Verdict::Done),
+        Op::Write if bio.range.is_some() => can_write_range(st, bio),
         Op::Write if bio.data.is_empty() => Err(Status::Invalid),
         // Its memory is either its own or the driver's.
         Op::Read if bio.data.is_empty() != bio.wants_supply() => Err(Status::Invalid),
         _ => Ok(Verdict::Go),
     }
+}
+
+/// Whether the driver takes the range of a file that the bio writes, all of it at once.
+#[cold]
+fn can_write_range<D: Driver>(st: &State<D>, bio: &Bio) -> Result<Verdict, Status> {
+    let is_whole = st.limits.split_at(bio.op, bio.sector(), bio.len(), []).is_none();
+    let can = is_whole && st.limits.features.contains(Features::FILE_RANGES);
+    if can && bio.data.is_empty() { Ok(Verdict::Go) } else { Err(Status::NotSupported) }
 }
 
 /// The flags that mean something on the disk: where nothing is lost, nothing has to be flushed.

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use super::{Hctx, State, Todo};
+use crate::bytes::Waiters;
 use crate::driver::Driver;
 use crate::flush::Next;
 use crate::op::{Flags, Op, Status};
@@ -103,27 +106,61 @@ impl<D: Driver> Hctx<D> {
         }
         rq.hctx = None;
         let now_ns = self.shared.clock.now_ns();
-        let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
         if let Some(part) = part {
+            let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
             part.done(self.index, rq.op, rq.total_len, elapsed_ns, now_ns);
         }
         self.shared.busy.update(now_ns, || true);
         let mut st = self.state.lock();
+        let waiters = self.free(&mut st, rq, now_ns);
+        self.freed(st, waiters.as_slice());
+    }
+
+    /// The same of several, each with the status that it has.
+    pub(crate) fn finish_all(self: &Arc<Self>, list: &mut Vec<Box<Rq<D>>>) {
+        let now_ns = self.shared.clock.now_ns();
+        for rq in list.iter_mut() {
+            if let Some(part) = rq.bios.front().and_then(|bio| bio.part.as_ref()) {
+                let elapsed_ns = now_ns.saturating_sub(rq.start_ns);
+                part.done(self.index, rq.op, rq.total_len, elapsed_ns, now_ns);
+            }
+            while let Some(bio) = rq.bios.pop_front() {
+                bio.end(rq.status);
+            }
+            rq.hctx = None;
+        }
+        self.shared.busy.update(now_ns, || true);
+        let mut waiters = Waiters::new();
+        let mut st = self.state.lock();
+        for rq in list.drain(..) {
+            waiters.extend(self.free(&mut st, rq, now_ns));
+        }
+        self.freed(st, &waiters);
+    }
+
+    /// Counts a request whose bios have ended, and makes it and its tag free. Gives back who has waited for its end.
+    fn free(&self, st: &mut State<D>, mut rq: Box<Rq<D>>, now_ns: u64) -> Waiters {
         // A flush is counted when it is sent, once for all who wait for it.
         if rq.op != Op::Flush {
             st.stats.transfer(rq.op, rq.total_len);
-            st.stats.done(rq.op, elapsed_ns);
+            st.stats.done(rq.op, now_ns.saturating_sub(rq.start_ns));
         }
         if let Some(tag) = rq.tag.take() {
             st.slots[tag as usize].what = None;
-            self.put_tag(&mut st, tag);
+            self.put_tag(st, tag);
         }
         st.allocated -= 1;
-        let waiters = st.writes.as_mut().map(|writes| writes.end(rq.internal_tag));
+        let writes = st.writes.as_mut();
+        let waiters = writes.map_or_else(Waiters::new, |writes| writes.end(rq.internal_tag));
         if std::mem::take(&mut rq.scheduled) {
             self.shared.elevator.completed(&rq);
         }
         st.free.push(rq);
+        waiters
+    }
+
+    /// Requests and tags are free: whoever has waited for them goes on.
+    fn freed(self: &Arc<Self>, st: MutexGuard<'_, State<D>>, waiters: &[u64]) {
         let run = st.elevator
             || st.staged > 0
             || !st.dispatch.is_empty()
@@ -132,9 +169,7 @@ impl<D: Driver> Hctx<D> {
         let drained = st.allocated == 0 && st.frozen > 0;
         drop(st);
         self.tags.wake();
-        if let Some(waiters) = waiters {
-            self.shared.locks.write_ended(&self.shared, &waiters);
-        }
+        self.shared.locks.write_ended(&self.shared, waiters);
         if drained {
             self.shared.drained.notify(usize::MAX);
         }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use blockyard_blkmq::{
-    Budget, Busy, Driver, Error, ErrorKind, Extent, Features, Flags, HctxHandle, InFlight, Limits,
-    Op, QueueMaps, Request, Result, Status, Timeout,
+    Budget, Busy, Driver, EndBatch, Error, ErrorKind, Extent, Features, Flags, HctxHandle,
+    InFlight, Limits, Op, QueueMaps, Request, Result, Status, Timeout,
 };
 use blockyard_buf::Segment;
 use parking_lot::Mutex;
@@ -39,6 +39,8 @@ pub struct Chances {
     pub error: u32,
     /// Says that it is done, having done nothing.
     pub forgotten: u32,
+    /// Ends all that its disk has out with it.
+    pub together: u32,
 }
 
 /// How a scripted driver is made.
@@ -244,6 +246,11 @@ impl Script {
         self.timeouts_later.store(true, Ordering::SeqCst);
     }
 
+    /// Somebody found no budget, on another thread: whoever gives some back next runs the queues.
+    pub fn refuse_budget(&self) {
+        self.units.iter().for_each(|units| units.refused.store(true, Ordering::SeqCst));
+    }
+
     /// From now on it takes everything and ends it at once.
     pub fn calm_down(&self) {
         self.calm.store(true, Ordering::SeqCst);
@@ -315,6 +322,7 @@ impl Script {
             (chances.dropped, Fate::Drop),
             (chances.error, Fate::Fail),
             (chances.forgotten, Fate::Forget),
+            (chances.together, Fate::Together),
         ] {
             if roll < chance {
                 return fate;
@@ -388,6 +396,18 @@ impl Script {
                 taken.rq.complete(Status::Ok);
                 self.gave_back();
             }
+            Fate::Together => {
+                let mut batch = EndBatch::default();
+                for mut taken in self.neighbours(taken) {
+                    let len = taken.rq.len();
+                    let status = self.carry_out(&mut taken, len);
+                    self.forget(&taken);
+                    taken.rq.cmd_mut().begun = false;
+                    batch.add(taken.rq, status);
+                }
+                batch.end();
+                self.gave_back();
+            }
             Fate::Done | Fate::Partial => {
                 let len = taken.rq.len();
                 let status = self.carry_out(&mut taken, len);
@@ -397,6 +417,14 @@ impl Script {
                 self.gave_back();
             }
         }
+    }
+
+    /// A request, and all others that its disk has out.
+    fn neighbours(&self, taken: Taken) -> Vec<Taken> {
+        let is_near = |other: &mut Taken| other.disk == taken.disk;
+        let mut all: Vec<_> = self.inner.lock().out.extract_if(.., is_near).collect();
+        all.insert(0, taken);
+        all
     }
 
     /// Does the first `len` bytes of a request.
@@ -499,6 +527,7 @@ enum Fate {
     Drop,
     Fail,
     Forget,
+    Together,
 }
 
 impl Driver for Script {

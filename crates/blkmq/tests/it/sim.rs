@@ -111,6 +111,7 @@ impl Sim {
             requeue: some(&mut rng, 200),
             dropped: if lossy { some(&mut rng, 100) } else { 0 },
             forgotten: 0,
+            together: some(&mut rng, 500),
             error: if lossy { some(&mut rng, 100) } else { 0 },
         };
         let config = Config {

@@ -227,6 +227,7 @@ fn run(plan: &Plan) {
         device: busy(&mut rng),
         partial: busy(&mut rng),
         requeue: busy(&mut rng),
+        together: busy(&mut rng),
         ..Chances::default()
     };
     let config = Config {

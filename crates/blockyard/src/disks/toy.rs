@@ -66,7 +66,8 @@ impl DiskSource for Source {
             .open(None, mode)
             .map_err(|err| Error::failed("cannot open the disk below").caused_by(err))?;
         let mut limits = below.limits();
-        limits.features.remove(Features::OWN_MEMORY | Features::BLOCK_STATUS | Features::NOWAIT);
+        let own = Features::BLOCK_STATUS | Features::NOWAIT | Features::FILE_RANGES;
+        limits.features.remove(Features::OWN_MEMORY | own);
         limits.max_hw_discard_sectors = 0;
         limits.max_write_zeroes_sectors = 0;
         let driver = Arc::new(PassOn { below: bdev });

@@ -10,15 +10,15 @@ use blockyard_blkmq::{
 };
 use blockyard_buf::PagePool;
 use blockyard_sys::lock::Lock;
-use blockyard_sys::{Files, IoEngine, Pool as Threads, page_cache, uring};
+use blockyard_sys::{Files, IoEngine, Pool as Threads, Writer, page_cache, uring};
 use tokio::runtime::Handle;
 
 use crate::config::{Engine, FileConfig};
+use crate::context::Context;
 use crate::error::{Error, ErrorKind};
-use crate::job::Context;
 use crate::limits::{Info, limits};
 use crate::open::open;
-use crate::queue::Queue;
+use crate::queue::{Owner, Queue};
 
 /// A file that is a disk's driver. Hardware queue `i` completes on queue thread `i`, modulo how many there are.
 pub struct File {
@@ -29,6 +29,7 @@ pub struct File {
     /// Whether threads will do where io_uring turns out not to.
     may_fall_back: bool,
     threads: Threads,
+    writer: Option<Writer<Owner>>,
     runtimes: Vec<Handle>,
     pub(crate) context: Arc<Context>,
 }
@@ -70,15 +71,18 @@ impl File {
                 .max(align(|alignment| alignment.offset) as u64),
             file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
+            gives_ranges: !config.direct,
             pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };
+        let writer = Writer::of(&opened.files);
         let file = Self {
             files: opened.files,
             _lock: opened.lock,
             engine,
             may_fall_back: config.engine == Engine::Auto,
             threads: Threads::new(config.threads),
+            writer,
             runtimes: queue_threads.to_vec(),
             context: Arc::new(context),
         };
@@ -106,7 +110,8 @@ impl File {
     ) -> Result<Queue, uring::Unavailable> {
         let runtime = &self.runtimes[handle.index() % self.runtimes.len()];
         let context = Arc::clone(&self.context);
-        Queue::new(handle, engine, &self.files, &self.threads, runtime, context)
+        let workers = (&self.threads, self.writer.clone());
+        Queue::new(handle, engine, &self.files, workers, runtime, context)
     }
 }
 

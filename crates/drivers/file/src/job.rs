@@ -2,89 +2,25 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{Flags, Op, Request, SECTOR_SIZE, Status};
-use blockyard_buf::{PagePool, Pool, Segment, Segments, copy_segments};
+use blockyard_buf::{Segment, Segments, copy_segments};
 use blockyard_sys::Operation;
 use blockyard_sys::fallocate::{Allocate, is_not_supported};
-use rustix::fs::{AtFlags, StatxFlags, statx};
 
+use crate::context::QueueContext;
 use crate::driver::File;
 use crate::extents::{data_from, in_blocks};
-use crate::health::Health;
 use crate::memory::{after, is_aligned, part};
 use crate::paged;
 use crate::queue::is_to_be_tried_again;
-use crate::sync::Syncs;
 
 /// Runs in one answer to a block status query: what is past them has to be asked for again.
 const MAX_EXTENTS: usize = 1024;
 /// Zeroes that are written at once where the file knows no better way.
 const ZERO_CHUNK: u64 = 4 << 20;
-
-/// What all jobs of a file need to know of it.
-pub(crate) struct Context {
-    pub(crate) is_block_device: bool,
-    /// Bytes of what is zeroed and discarded at least: a block of a device, a byte of a file.
-    pub(crate) block: u64,
-    /// It, where its size is to be asked for.
-    pub(crate) file: Option<Arc<OwnedFd>>,
-    /// Bytes of the disk. What lies past them in its last block is padding: it reads as zeroes, and is never written. It changes
-    /// only while the disk has nothing out.
-    pub(crate) size: AtomicU64,
-    /// A file that is open for direct I/O once more through the page cache, for an end that is no whole block.
-    pub(crate) buffered: Option<Arc<OwnedFd>>,
-    /// What memory and offsets are aligned to for direct I/O; 1 without.
-    pub(crate) memory_align: usize,
-    pub(crate) offset_align: usize,
-    /// Bytes of a page of the page cache, and of a block.
-    pub(crate) page: u64,
-    pub(crate) pool: Pool,
-    /// Where reads may be answered with pages of the page cache: it is known what is in there, and all of the file goes
-    /// through it.
-    pub(crate) pages: Option<PagePool>,
-    pub(crate) health: Health,
-    pub(crate) syncs: Syncs,
-    /// Ways to make zeroes that the file was found not to know.
-    pub(crate) no_zero_range: AtomicBool,
-    pub(crate) no_punch_hole: AtomicBool,
-}
-
-impl Context {
-    /// A regular file of `size` bytes, through the page cache.
-    pub(crate) fn of(path: PathBuf, size: u64) -> Self {
-        Self {
-            is_block_device: false,
-            block: 1,
-            file: None,
-            size: AtomicU64::new(size),
-            buffered: None,
-            memory_align: 1,
-            offset_align: 1,
-            page: 1,
-            pool: Pool::default(),
-            pages: None,
-            health: Health::new(path),
-            syncs: Syncs::default(),
-            no_zero_range: AtomicBool::new(false),
-            no_punch_hole: AtomicBool::new(false),
-        }
-    }
-
-    /// Where the page cache's part of a disk of `size` bytes begins: the page in which an end is that direct I/O cannot
-    /// reach. All of it goes through the cache, and nothing else does: of what is written past the cache into a page that is
-    /// in it, one or the other is lost.
-    fn cached_from(&self, size: u64) -> u64 {
-        if self.buffered.is_none() || size.is_multiple_of(self.offset_align as u64) {
-            return u64::MAX;
-        }
-        size - size % self.page
-    }
-}
 
 /// A request, and how far it is.
 pub(crate) struct Job {
@@ -113,7 +49,7 @@ pub(crate) struct Job {
 /// What is being done for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// Bytes move, from or to the request's memory, ours, or zeroes.
+    /// Bytes move, from or to the request's memory, ours, or zeroes, or from another file.
     Transfer,
     /// A range becomes zeroes, its space kept.
     ZeroRange,
@@ -133,42 +69,15 @@ pub(crate) enum Next {
     Wait(Operation, Job),
     /// All of it is done; it ends well once that is durable.
     Sync(Job),
+    /// It is done, and ends like that.
+    End(Request<File>, Status),
     /// It has ended.
     Ended,
 }
 
-impl Context {
-    /// A read or write of those bytes stopped before it was through. Says whether it came to the end of what there is: storage
-    /// may take less than it is given for other reasons, and only the size tells.
-    fn was_cut(&self, range: Range<u64>) -> bool {
-        let end = if self.is_block_device { Some(range.start) } else { self.size_of_file() };
-        let Some(end) = end.filter(|end| *end < range.end) else { return false };
-        self.health.was_cut(end, self.is_block_device);
-        true
-    }
-
-    /// Whether the file is all there, as far as can be told: if it is not, what was written past its end is gone, however well it
-    /// was synced.
-    pub(crate) fn is_whole(&self) -> bool {
-        let promised = self.size.load(Ordering::Acquire);
-        if let Some(size) = self.size_of_file().filter(|size| *size < promised) {
-            self.health.was_cut(size, false);
-        }
-        self.health.cut_at() >= promised
-    }
-
-    /// Bytes in a regular file, as far as this kernel knows: to ask whoever has it, over a network perhaps, may take long, and a
-    /// queue thread waits for nothing.
-    fn size_of_file(&self) -> Option<u64> {
-        let file = self.file.as_ref().filter(|_| !self.is_block_device)?;
-        let as_known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        statx(file, "", as_known, StatxFlags::SIZE).ok().map(|stat| stat.stx_size)
-    }
-}
-
 impl Job {
     /// The first operation for a request, unless that ends at once.
-    pub(crate) fn start(rq: Request<File>, context: &Context) -> Next {
+    pub(crate) fn start(rq: Request<File>, context: &QueueContext) -> Next {
         let rq = match paged::answer(rq, context) {
             Ok(()) => return Next::Ended,
             Err(rq) => rq,
@@ -178,7 +87,7 @@ impl Job {
     }
 
     /// The first operation for the first `len` bytes of a request: all of it, or its first bio.
-    fn begin(rq: Request<File>, len: u64, context: &Context) -> Next {
+    fn begin(rq: Request<File>, len: u64, context: &QueueContext) -> Next {
         let (is_alone, asked) = (len < rq.len(), len);
         let size = context.size.load(Ordering::Acquire);
         let mut job = Self {
@@ -239,7 +148,7 @@ impl Job {
 
     /// What the file has lost fails, also where it was extended again: what is there now is a hole, or somebody else's.
     /// `false`: all of the request does, or it cannot be told apart.
-    fn stay_before_the_cut(&mut self, context: &Context) -> bool {
+    fn stay_before_the_cut(&mut self, context: &QueueContext) -> bool {
         let cut = context.health.cut_at();
         let offset = self.rq.offset();
         if offset + self.len <= cut
@@ -257,7 +166,7 @@ impl Job {
         operation: Operation,
         job: Self,
         result: io::Result<usize>,
-        context: &Context,
+        context: &QueueContext,
     ) -> Next {
         match result {
             Ok(moved) if job.step == Step::Transfer => job.moved(operation, moved, context),
@@ -271,7 +180,7 @@ impl Job {
     }
 
     /// Of its range, what a device can zero and discard: an end that is shown within a block is not its own.
-    fn whole_blocks(&self, context: &Context) -> Range<u64> {
+    fn whole_blocks(&self, context: &QueueContext) -> Range<u64> {
         let Range { start, end } = self.range();
         start..start + (end - start) / context.block * context.block
     }
@@ -294,7 +203,7 @@ impl Job {
     }
 
     /// A read or write, by the file's other description if need be.
-    fn transfer(&self, operation: Operation, context: &Context) -> Operation {
+    fn transfer(&self, operation: Operation, context: &QueueContext) -> Operation {
         match &context.buffered {
             Some(file) if self.is_buffered => {
                 Operation::By { file: Arc::clone(file), transfer: Box::new(operation) }
@@ -303,7 +212,7 @@ impl Job {
         }
     }
 
-    fn read(&mut self, padded_to: u64, context: &Context) -> Operation {
+    fn read(&mut self, padded_to: u64, context: &QueueContext) -> Operation {
         self.step = Step::Transfer;
         // Of bios that became one request, some may want memory of ours.
         let is_short = || {
@@ -320,8 +229,11 @@ impl Job {
         self.next(context)
     }
 
-    fn write(&mut self, context: &Context) -> Operation {
+    fn write(&mut self, context: &QueueContext) -> Operation {
         self.step = Step::Transfer;
+        if let Some(from) = self.rq.file_range() {
+            return Operation::CopyRange { offset: self.rq.offset(), from: from.first(self.len) };
+        }
         if self.needs_bounce(context) {
             let buffer = [self.buffer(context)];
             copy_segments(&buffer, &self.rq.segments().collect::<Segments>());
@@ -332,7 +244,7 @@ impl Job {
     }
 
     /// The read or write of what comes next.
-    fn next(&mut self, context: &Context) -> Operation {
+    fn next(&mut self, context: &QueueContext) -> Operation {
         let end = self.turn();
         let (offset, memory) = (self.rq.offset() + self.done, self.memory(self.done..end));
         let operation = if self.rq.op() == Op::Read {
@@ -356,13 +268,13 @@ impl Job {
         }
     }
 
-    fn buffer(&self, context: &Context) -> Segment {
+    fn buffer(&self, context: &QueueContext) -> Segment {
         let len = usize::try_from(self.rq.len()).unwrap_or(usize::MAX);
         context.pool.get(len).into_segment_mut(len)
     }
 
     /// Whether the kernel would refuse the request's own memory.
-    fn needs_bounce(&self, context: &Context) -> bool {
+    fn needs_bounce(&self, context: &QueueContext) -> bool {
         self.rq.segment_count() > Operation::MAX_SEGMENTS
             || (self.cached_from > 0
                 && (context.memory_align > 1 || context.offset_align > 1)
@@ -375,7 +287,7 @@ impl Job {
     /// The next way to make zeroes that the file may know. Keeping the space: zero range, or a hole that is
     /// allocated again. Not keeping it: a hole, or zero range. Writing zeroes is left when all else fails,
     /// unless that was ruled out.
-    fn zero(mut self, context: &Context) -> Next {
+    fn zero(mut self, context: &QueueContext) -> Next {
         let can_zero = !context.no_zero_range.load(Ordering::Relaxed);
         let can_punch = !context.no_punch_hole.load(Ordering::Relaxed);
         let keep = self.rq.flags().contains(Flags::NOUNMAP);
@@ -398,13 +310,13 @@ impl Job {
     }
 
     /// What is left of it becomes zeroes by being written.
-    fn write_zeroes(mut self, context: &Context) -> Next {
+    fn write_zeroes(mut self, context: &QueueContext) -> Next {
         self.step = Step::Transfer;
         Next::Do(self.zeroes(context), self)
     }
 
     /// Zeroes for the next part of what is left.
-    fn zeroes(&mut self, context: &Context) -> Operation {
+    fn zeroes(&mut self, context: &QueueContext) -> Operation {
         let mut memory = Segments::new();
         let chunk = (self.turn() - self.done).min(ZERO_CHUNK);
         Segment::zeroes(&mut memory, usize::try_from(chunk).unwrap_or(usize::MAX));
@@ -413,7 +325,7 @@ impl Job {
     }
 
     /// Some bytes have moved: all of them, or the rest is still to be moved.
-    fn moved(mut self, operation: Operation, moved: usize, context: &Context) -> Next {
+    fn moved(mut self, operation: Operation, moved: usize, context: &QueueContext) -> Next {
         // Direct I/O goes on from an aligned offset only.
         let align = if self.is_buffered { 1 } else { context.offset_align };
         let part = moved % align;
@@ -440,6 +352,10 @@ impl Job {
             operation => operation,
         };
         let (rest, durable) = match operation {
+            Operation::CopyRange { from, .. } => {
+                let from = from.after(moved as u64);
+                return Next::Do(Operation::CopyRange { offset, from }, self);
+            }
             Operation::Read { memory, .. } => (after(memory, moved), false),
             Operation::Write { memory, durable, .. } => (after(memory, moved), durable),
             other => unreachable!("{other:?} moves no bytes"),
@@ -455,7 +371,7 @@ impl Job {
     }
 
     /// All bytes that were to be moved have moved.
-    fn all_moved(mut self, context: &Context) -> Next {
+    fn all_moved(mut self, context: &QueueContext) -> Next {
         if self.is_cut {
             return self.end(Status::Io);
         }
@@ -479,7 +395,7 @@ impl Job {
     }
 
     /// The bios that are left of a request that is carried out one by one, the first of them next.
-    fn go_on(rest: Option<Request<File>>, context: &Context) -> Next {
+    fn go_on(rest: Option<Request<File>>, context: &QueueContext) -> Next {
         rest.map_or(Next::Ended, |rq| {
             let len = rq.cur_bytes();
             Self::begin(rq, len, context)
@@ -487,7 +403,7 @@ impl Job {
     }
 
     /// The kernel cannot use the memory of some bio (`EFAULT`). The others have nothing to do with it.
-    fn without_lost_memory(self, context: &Context) -> Next {
+    fn without_lost_memory(self, context: &QueueContext) -> Next {
         let done = self.done - self.done % SECTOR_SIZE;
         let Some(rq) = self.rq.update(Status::Ok, done) else { return Next::Ended };
         let first = rq.cur_bytes();
@@ -498,7 +414,7 @@ impl Job {
     }
 
     /// A step that moves no bytes was done.
-    fn stepped(mut self, operation: Operation, context: &Context) -> Next {
+    fn stepped(mut self, operation: Operation, context: &QueueContext) -> Next {
         match (self.step, operation) {
             (Step::PunchHole, Operation::Allocate { range, .. })
                 if self.rq.flags().contains(Flags::NOUNMAP) && !context.is_block_device =>
@@ -524,28 +440,28 @@ impl Job {
     }
 
     /// The whole blocks of it are zeroes; the rest of the last one is written.
-    fn zeroed(mut self, context: &Context) -> Next {
+    fn zeroed(mut self, context: &QueueContext) -> Next {
         let Range { start, end } = self.whole_blocks(context);
         self.done = end - start;
         if self.done < self.len { self.write_zeroes(context) } else { self.finish(context) }
     }
 
     /// All is done; what has no durable form of its own is made durable by a sync.
-    fn finish(self, context: &Context) -> Next {
+    fn finish(self, context: &QueueContext) -> Next {
         if self.rq.op().is_write() && self.is_durable() {
             return self.sync(context);
         }
         self.end(Status::Ok)
     }
 
-    fn sync(self, context: &Context) -> Next {
+    fn sync(self, context: &QueueContext) -> Next {
         if context.health.has_failed_flush() {
             return self.end(Status::Io);
         }
         Next::Sync(self)
     }
 
-    fn failed(self, operation: Operation, err: &io::Error, context: &Context) -> Next {
+    fn failed(self, operation: Operation, err: &io::Error, context: &QueueContext) -> Next {
         if is_to_be_tried_again(err) {
             return Next::Wait(operation, self);
         }
@@ -578,6 +494,9 @@ impl Job {
                 return self.end(Status::NotSupported);
             }
             Operation::WillNeed { .. } => return self.end(Status::Ok),
+            Operation::CopyRange { .. } if is_no_way_to_copy(err) => {
+                return self.end(Status::NotSupported);
+            }
             _ => {}
         }
         self.end(status)
@@ -589,13 +508,11 @@ impl Job {
         let own_memory =
             self.step == Step::Transfer && (self.ours.is_none() || self.rq.op() == Op::Write);
         if !status.is_ok() && own_memory && self.done > 0 && !self.is_durable() {
-            if let Some(rest) = self.rq.update(Status::Ok, self.done - self.done % 512) {
-                rest.end(status);
-            }
+            let rest = self.rq.update(Status::Ok, self.done - self.done % 512);
+            rest.map_or(Next::Ended, |rest| Next::End(rest, status))
         } else {
-            self.rq.end(status);
+            Next::End(self.rq, status)
         }
-        Next::Ended
     }
 }
 
@@ -603,6 +520,12 @@ impl Job {
 /// not know; the range is right.
 fn is_refused(err: &io::Error) -> bool {
     is_not_supported(err) || err.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
+}
+
+/// Whether bytes do not get from one of these files to the other within the kernel: they are on different file systems, or one
+/// is a device.
+fn is_no_way_to_copy(err: &io::Error) -> bool {
+    is_refused(err) || err.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error())
 }
 
 /// Whether the kernel could not use the memory of a read or write.
@@ -617,25 +540,4 @@ fn is_owners_fault(err: &io::Error) -> bool {
     [Errno::FAULT, Errno::INVAL]
         .iter()
         .any(|errno| err.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_page_with_an_odd_end_is_the_page_caches() {
-        let buffered = std::fs::File::open("/dev/null").unwrap().into();
-        let mut context = Context {
-            buffered: Some(Arc::new(buffered)),
-            offset_align: 512,
-            page: 4096,
-            ..Context::of("/disk".into(), 0)
-        };
-        assert_eq!(context.cached_from(8192 + 700), 8192);
-        assert_eq!(context.cached_from(8192 + 512), u64::MAX, "direct I/O reaches all of it");
-        assert_eq!(context.cached_from(100), 0);
-        context.buffered = None;
-        assert_eq!(context.cached_from(8192 + 700), u64::MAX);
-    }
 }

@@ -50,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod context;
 mod driver;
 mod error;
 mod extents;

@@ -78,6 +78,8 @@ fn file_limits(config: &FileConfig, opened: &Opened, limits: &mut Limits) -> Res
     }
     let can_punch = fallocate::can_punch_holes(file, opened.size)
         .map_err(|err| Error::io(format!("cannot inspect {}", config.path.display()), err))?;
+    // Past the page cache nothing is to get into it.
+    limits.features.set(Features::FILE_RANGES, !config.direct);
     if can_punch {
         let block = rustix::fs::fstatvfs(file).map_or(4096, |stat| stat.f_frsize);
         limits.discard_granularity = u32::try_from(block)

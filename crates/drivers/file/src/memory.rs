@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use blockyard_buf::{Segment, Segments};
 
-use crate::job::Context;
+use crate::context::Context;
 
 /// Whether direct I/O takes a segment: its address is a matter of the memory's alignment, its length of the file's
 /// (statx(2), `stx_dio_offset_align`; kernels before 6.18 refuse others).

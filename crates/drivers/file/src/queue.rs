@@ -4,20 +4,24 @@ use std::io;
 use std::mem;
 use std::sync::Arc;
 
-use blockyard_blkmq::{Busy, HctxHandle, Request, Status};
-use blockyard_sys::{Completion, EventWatch, Files, IoEngine, IoQueue, Operation, Pool, uring};
+use blockyard_blkmq::{Busy, EndBatch, HctxHandle, Request, Status};
+use blockyard_buf::Pool as BufferPool;
+use blockyard_sys::{
+    Completion, EventWatch, Files, IoEngine, IoQueue, Operation, Pool, Writer, uring,
+};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use crate::context::{Context, QueueContext};
 use crate::driver::File;
-use crate::job::{Context, Job, Next};
+use crate::job::{Job, Next};
 use crate::sync::{Batch, Syncs};
 
 /// The most operations that a hardware queue has out, whatever its depth. Beyond, the block layer keeps them.
 pub(crate) const MAX_OUT: u32 = 1024;
 
 /// Whose an operation is.
-enum Owner {
+pub(crate) enum Owner {
     Job(Job),
     /// A sync: this queue's and others'.
     Syncs(Batch),
@@ -26,9 +30,10 @@ enum Owner {
 /// A hardware queue of a disk in a file.
 pub struct Queue {
     operations: IoQueue<Owner>,
-    context: Arc<Context>,
+    context: QueueContext,
     handle: HctxHandle<File>,
     completed: Vec<Completion<Owner>>,
+    ended: EndBatch<File>,
     /// A request was handed back.
     refused: bool,
     reaper: JoinHandle<()>,
@@ -40,16 +45,28 @@ impl Queue {
         handle: HctxHandle<File>,
         engine: IoEngine,
         files: &Files,
-        threads: &Pool,
+        (threads, writer): (&Pool, Option<Writer<Owner>>),
         runtime: &Handle,
-        context: Arc<Context>,
+        shared: Arc<Context>,
     ) -> Result<Self, uring::Unavailable> {
         // One more for a sync, which may be for other queues' jobs only.
         let depth = handle.depth().clamp(1, MAX_OUT) + 1;
-        let operations = IoQueue::new(files, engine, threads, depth)?;
+        let mut operations = IoQueue::new(files, engine, threads, depth)?;
+        if let Some(writer) = writer {
+            operations.write_by(writer);
+        }
         let event = EventWatch::new(operations.event(), runtime)?;
+        let context = QueueContext { shared, pool: BufferPool::default() };
         let reaper = runtime.spawn(reap(event, handle.clone()));
-        Ok(Self { operations, context, handle, completed: Vec::new(), refused: false, reaper })
+        Ok(Self {
+            operations,
+            context,
+            handle,
+            completed: Vec::new(),
+            ended: EndBatch::default(),
+            refused: false,
+            reaper,
+        })
     }
 
     /// Takes a request; [`Queue::turn`] sends it.
@@ -58,8 +75,11 @@ impl Queue {
             self.refused = true;
             return Err(Busy::Device(rq));
         }
-        let next = Job::start(rq, &self.context);
-        self.go_on(next);
+        match Job::start(rq, &self.context) {
+            // Nothing of it is out, and there may be no turn for it.
+            Next::End(rq, status) => rq.end(status),
+            next => self.go_on(next),
+        }
         Ok(())
     }
 
@@ -78,6 +98,7 @@ impl Queue {
                 self.completed(completion);
             }
             self.completed = completed;
+            self.ended.end();
             if self.operations.out() == before {
                 break;
             }
@@ -127,7 +148,8 @@ impl Queue {
         let pushed = match next {
             Next::Do(operation, job) => self.operations.push(operation, Owner::Job(job)),
             Next::Wait(operation, job) => self.operations.push_blocking(operation, Owner::Job(job)),
-            Next::Sync(job) => return self.sync(Syncs::join(job, &self.context)),
+            Next::Sync(job) => return self.sync(Syncs::join(job, &self.context.shared)),
+            Next::End(rq, status) => return self.ended.add(rq, status),
             Next::Ended => return,
         };
         // A job has one operation out at a time, and `take` counts them: there is room. If not, dropping the

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockyard_blkmq::Status;
 
-use crate::job::{Context, Job};
+use crate::context::Context;
+use crate::job::{Job, Next};
 
 /// Which jobs wait for a sync. One sync is out at a time; whoever comes meanwhile waits for the next, as what is out may
 /// not cover what he wants to be durable.
@@ -59,7 +60,9 @@ impl Batch {
         loop {
             // A failure is known before anybody hears of it, and is everybody's who waits.
             for job in self.jobs.drain(..) {
-                job.end(status);
+                if let Next::End(rq, status) = job.end(status) {
+                    rq.end(status);
+                }
             }
             let mut state = context.syncs.lock();
             state.is_out = false;

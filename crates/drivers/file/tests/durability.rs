@@ -123,9 +123,10 @@ fn a_sync_that_fails_is_final() {
 /// Of a device past the page cache the end of what is shown goes through it, and is durable when it was synced.
 #[test]
 fn a_durable_write_whose_sync_fails_has_failed() {
+    type Make = fn() -> Box<Bio>;
     const SHOWN: u64 = 8192 + 1212;
     for engine in ENGINES {
-        let bios: [(&str, fn() -> Box<Bio>); 4] = [
+        let bios: [(_, Make); 4] = [
             ("at the end", || write(8192, 1, 512, Flags::FUA)),
             ("over the border", || write(4096, 1, 5120, Flags::FUA)),
             ("in the last block", || write(9216, 1, 512, Flags::FUA)),

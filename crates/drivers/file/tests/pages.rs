@@ -1,17 +1,23 @@
-//! Reads that are answered with pages of the page cache, and those that must not be.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+//! Reads that are answered with pages of the page cache, or with ranges of files, and those that must not be.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
 
 mod common;
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use blockyard_blkmq::{Bio, Flags, Op, Sector, StatGroup, Status, TagSetConfig};
+use blockyard_buf::FileRange;
 use blockyard_driver_file::FileConfig;
 use blockyard_sys::page_cache;
 use common::{Place, TestDisk, bytes, open, open_shown, open_with, ways};
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, fadvise, statvfs};
 
 const SIZE: usize = 8 << 20;
 const LONG: usize = 256 << 10;
@@ -221,4 +227,68 @@ fn reads_that_become_one_request_are_answered_each_for_itself() {
         let len = bio.len() as usize;
         assert!(answer(bio).0 == CONTENT[from..from + len]);
     }
+}
+
+/// From a disk in one file to a disk in another.
+fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64) -> Status {
+    let read = Bio::new(Op::Read, Sector(offset / 512), len).with_flags(Flags::RANGE);
+    let mut read = from.submit(read);
+    assert_eq!(read.status(), Status::Ok);
+    let range = read.take_range().expect("it goes through the page cache");
+    assert!(read.data().is_empty() && range.len() == len && range.is_there());
+    to.submit(Bio::write_range(offset, range)).status()
+}
+
+#[test]
+fn ranges_of_files_are_written_to_others_and_share_their_blocks_where_they_can() {
+    for place in Place::all() {
+        let source = made(&place);
+        let from = open(&FileConfig { read_only: true, ..source }).unwrap();
+        for config in ways(&place.file("target", SIZE as u64)) {
+            let Ok(to) = open(&config) else { continue };
+            if config.direct {
+                let range = FileRange::new(&Arc::new(tempfile::tempfile().unwrap().into()), 0, 512);
+                let refused = to.submit(Bio::write_range(0, range));
+                assert_eq!(refused.status(), Status::NotSupported, "past the page cache");
+                let asked = to.range(Op::Read, 0, LONG as u64, Flags::RANGE).take_range();
+                assert!(asked.is_none());
+                continue;
+            }
+            assert_eq!(to.write(0, vec![1; LONG]), Status::Ok);
+            assert_eq!(to.flush(), Status::Ok);
+            let free = || statvfs(place.path()).unwrap().f_bfree * 4096;
+            let before = free();
+            assert_eq!(copy(&from, &to, 0, SIZE as u64 / 2), Status::Ok, "{config:?}");
+            let half = SIZE as u64 / 2;
+            assert_eq!(copy(&from, &to, half, half), Status::Ok, "{config:?}");
+            assert_eq!(to.flush(), Status::Ok);
+            assert!(std::fs::read(&config.path).unwrap() == *CONTENT, "{config:?}");
+            let taken = before.saturating_sub(free());
+            assert!(place.name != "xfs" || taken < SIZE as u64 / 2, "{taken} bytes taken");
+        }
+    }
+}
+
+#[test]
+fn a_range_that_the_kernel_cannot_copy_is_refused_and_one_that_is_not_there_fails() {
+    let (one, other) = (Place::on_loop("ext4"), Place::on_loop("xfs"));
+    let from = open(&made(&one)).unwrap();
+    let to = open(&FileConfig::new(other.file("target", SIZE as u64))).unwrap();
+    assert_eq!(copy(&from, &to, 0, LONG as u64), Status::NotSupported, "another file system");
+    assert!(to.read(0, LONG as u64).iter().all(|byte| *byte == 0));
+    let short = one.file("short", 0);
+    std::fs::write(&short, &CONTENT[..LONG / 2]).unwrap();
+    let short = Arc::new(std::fs::File::open(short).unwrap().into());
+    let target = FileConfig::new(one.file("target", SIZE as u64));
+    let to = open(&target).unwrap();
+    let longer = FileRange::new(&short, 0, LONG as u64);
+    assert_eq!(to.submit(Bio::write_range(0, longer)).status(), Status::Io);
+    assert_eq!((to.flush(), to.write(0, vec![2; 512])), (Status::Ok, Status::Ok), "it is whole");
+    // What a disk has lost is not told of either.
+    let file = std::fs::File::options().write(true).open(one.path().join("disk")).unwrap();
+    file.set_len(LONG as u64).unwrap();
+    let lost = Bio::new(Op::Read, Sector(LONG as u64 / 512), 4096);
+    assert_eq!(from.submit(lost).status(), Status::Io);
+    let ranged = from.range(Op::Read, LONG as u64, LONG as u64, Flags::RANGE);
+    assert_eq!(ranged.status(), Status::Io);
 }

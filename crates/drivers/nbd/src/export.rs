@@ -144,6 +144,8 @@ fn limits(negotiated: &Negotiated, read_only: bool) -> Limits {
     let longest = |flag| if can(flag) { most } else { 0 };
     // Payloads are handed on as they were received.
     let mut features = Features::NOWAIT | Features::OWN_MEMORY;
+    // Which TLS has to see.
+    features.set(Features::FILE_RANGES, !negotiated.tls);
     features.set(Features::WRITE_CACHE, can(TransmissionFlags::SEND_FLUSH));
     // Where nothing is written there is nothing to make durable.
     features.set(Features::NO_FLUSH, !can(TransmissionFlags::SEND_FLUSH) && !read_only);
@@ -202,6 +204,7 @@ mod tests {
             | Features::ROTATIONAL
             | Features::NOWAIT
             | Features::OWN_MEMORY
+            | Features::FILE_RANGES
             | Features::BLOCK_STATUS
             | Features::PREFETCH;
         assert_eq!(limits.features, features);
@@ -215,7 +218,8 @@ mod tests {
         assert_eq!(limits.logical_block_size, BlockSize::B512);
         assert_eq!(limits.max_hw_sectors, (32 << 20) >> 9);
         assert_eq!((limits.max_discard_sectors, limits.max_write_zeroes_sectors), (0, 0));
-        assert_eq!(limits.features, Features::NOWAIT | Features::OWN_MEMORY | Features::NO_FLUSH);
+        let own = Features::NOWAIT | Features::OWN_MEMORY | Features::FILE_RANGES;
+        assert_eq!(limits.features, own | Features::NO_FLUSH);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blockyard_blkmq::{Request, Status};
+use blockyard_blkmq::{EndBatch, Request, Status};
 use blockyard_nbd::uri::Uri;
 use blockyard_sys::net::IoVecs;
 
@@ -23,6 +23,7 @@ use crate::socket::{Channel, abort};
 pub struct Hctx {
     pub(crate) queue: Queue<Within<Nbd>, Channel>,
     ended: Ended<Within<Nbd>>,
+    batch: EndBatch<Nbd>,
     vecs: IoVecs,
     index: usize,
     inner: Arc<Inner>,
@@ -51,8 +52,8 @@ pub(crate) struct Dry {
 impl Hctx {
     pub(crate) fn new(inner: Arc<Inner>, index: usize, depth: usize) -> Self {
         let queue = Queue::new(Arc::clone(&inner.common), inner.policy, depth);
-        let (ended, vecs) = (Vec::new(), IoVecs::new());
-        Self { queue, ended, vecs, index, inner }
+        let (ended, batch, vecs) = (Vec::new(), EndBatch::default(), IoVecs::new());
+        Self { queue, ended, batch, vecs, index, inner }
     }
 
     /// Puts a connection in use.
@@ -320,8 +321,9 @@ impl Hctx {
 
     fn end(&mut self) {
         for (rq, status) in self.ended.drain(..) {
-            rq.end(status);
+            rq.end(status, &mut self.batch);
         }
+        self.batch.end();
     }
 }
 

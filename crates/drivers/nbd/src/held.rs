@@ -49,6 +49,8 @@ pub(crate) struct Held<J> {
     past: Past,
     /// The data of a write, in order.
     payload: Segments,
+    /// Something else was sent in place of its data: it fails, whatever the server says.
+    spoiled: bool,
     /// Where the content of a read goes.
     place: Place,
     /// The answer to a block status query, until it is all there: one that is not is no answer.
@@ -58,7 +60,8 @@ pub(crate) struct Held<J> {
 impl<J: Job> Held<J> {
     pub(crate) fn new(job: J, ask: &Ask, past: Past) -> Self {
         let payload = if ask.op == Op::Write { job.memory() } else { Segments::new() };
-        Self { job, past, payload, place: Place::default(), extents: Vec::new() }
+        let (place, spoiled, extents) = (Place::default(), false, Vec::new());
+        Self { job, past, payload, spoiled, place, extents }
     }
 
     /// What is asked, in however many pieces.
@@ -70,6 +73,14 @@ impl<J: Job> Held<J> {
     pub(crate) fn forget(&mut self) {
         self.place = Place::default();
         self.extents.clear();
+    }
+
+    pub(crate) fn spoil(&mut self) {
+        self.spoiled = true;
+    }
+
+    pub(crate) fn is_spoiled(&self) -> bool {
+        self.spoiled
     }
 
     pub(crate) fn past(&self) -> Past {

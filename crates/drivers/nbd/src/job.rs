@@ -1,7 +1,7 @@
 //! What the connection machinery needs to know of a request: the block layer's, or a simulation's.
 
-use blockyard_blkmq::{Driver, Extent, Flags, Op, Request, Status};
-use blockyard_buf::{Segment, Segments, total_len};
+use blockyard_blkmq::{Driver, EndBatch, Extent, Flags, Op, Request, Status};
+use blockyard_buf::{FileRange, Segment, Segments, total_len};
 
 use crate::span::Span;
 
@@ -11,6 +11,10 @@ pub(crate) trait Job {
     /// The memory to write from or to read into, in order; less than the length of the request if some, or all,
     /// of it is the driver's to supply.
     fn memory(&self) -> Segments;
+    /// The range of a file that a write has in place of memory.
+    fn range(&self) -> Option<FileRange> {
+        None
+    }
     /// The next bytes of a read's answer, in order.
     fn deliver(&mut self, segment: Segment);
     /// The next part of the answer to a block status query.
@@ -65,14 +69,15 @@ impl<D: Driver> Within<D> {
         Ok(within)
     }
 
-    pub(crate) fn end(mut self, status: Status) {
+    /// It has ended; `batch` tells of it.
+    pub(crate) fn end(mut self, status: Status, batch: &mut EndBatch<D>) {
         if self.padding > 0 && status.is_ok() && self.rq.op() == Op::Read && self.rq.wants_supply()
         {
             let mut zeroes = Segments::new();
             Segment::zeroes(&mut zeroes, usize::try_from(self.padding).unwrap_or(usize::MAX));
             zeroes.into_iter().for_each(|segment| self.rq.deliver(segment));
         }
-        self.rq.end(status);
+        batch.add(self.rq, status);
     }
 }
 
@@ -91,6 +96,10 @@ impl<D: Driver> Job for Within<D> {
             return split(self.rq.segments(), self.rq.len() - self.padding).0;
         }
         self.rq.segments().collect()
+    }
+
+    fn range(&self) -> Option<FileRange> {
+        Some(self.rq.file_range()?.first(self.rq.len() - self.padding))
     }
 
     fn deliver(&mut self, segment: Segment) {

@@ -34,6 +34,8 @@ pub(crate) struct Link<J> {
     payload_of: Option<(u64, bool)>,
     /// When bytes came last, or were first waited for.
     heard: Duration,
+    /// Without TLS: files can be sent.
+    is_plain: bool,
     /// The server said that it is going down.
     pub(crate) shutting_down: bool,
     /// The most bytes that the server answers for at a time, as far as it has said: of a read, and of a block status query.
@@ -78,17 +80,13 @@ impl<J: Job> Link<J> {
             slots: Slots::default(),
             outbox: Outbox::default(),
             inbox: Inbox::new(pool, direct),
+            is_plain: direct,
             payload_of: None,
             heard: Duration::ZERO,
             shutting_down: false,
             longest_read: u64::MAX,
             longest_status: u64::MAX,
         }
-    }
-
-    /// When bytes came last, or were first waited for.
-    pub(crate) fn heard(&self) -> Duration {
-        self.heard
     }
 
     /// Bytes of the disk that the server knows of on this connection.
@@ -105,6 +103,10 @@ impl<J: Job> Link<J> {
         epoch: Epoch,
         now: Duration,
     ) -> Result<(), Refused<J>> {
+        let range = job.range();
+        if range.is_some() && !self.is_plain {
+            return Err((job, Status::NotSupported));
+        }
         let cookie = self.slots.next_cookie();
         let first = Ask { len: ask.len.min(self.longest(ask.op)), ..*ask };
         let (expected, head) = match self.message(&first, cookie) {
@@ -115,7 +117,10 @@ impl<J: Job> Link<J> {
             self.heard = now;
         }
         let held = Held::new(job, ask, past);
-        self.outbox.push(cookie, head, total_len(held.payload()));
+        match range {
+            Some(range) => self.outbox.push_range(cookie, head, range),
+            None => self.outbox.push(cookie, head, total_len(held.payload())),
+        }
         let (held, changes) = (Some(held), ask.changes());
         self.slots.insert(Entry { expected, held, changes, epoch, since: now });
         Ok(())
@@ -209,6 +214,14 @@ impl<J: Job> Link<J> {
         (&self.outbox, &self.slots)
     }
 
+    /// The file of the range that is to be sent next has no more of it: the write fails once it is answered.
+    pub(crate) fn end_range(&mut self) {
+        let entry = self.outbox.end_range().and_then(|cookie| self.slots.get(cookie));
+        if let Some(held) = entry.and_then(|entry| entry.held.as_mut()) {
+            held.spoil();
+        }
+    }
+
     /// So many bytes were sent.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.outbox.advance(bytes);
@@ -262,6 +275,11 @@ impl<J: Job> Link<J> {
     pub(crate) fn awaits_flush(&mut self) -> bool {
         let mut requests = self.slots.entries().map(|(_, entry)| entry.expected.request());
         requests.any(|request| request.command == Command::Flush)
+    }
+
+    /// Whether a request is to be answered that changes something, or a flush.
+    pub(crate) fn awaits_change(&mut self) -> bool {
+        self.awaits_flush() || self.slots.entries().any(|(_, entry)| entry.changes.is_some())
     }
 
     /// Whether nothing of what was sent is still to be answered, as far as anybody cares.
@@ -359,7 +377,11 @@ impl<J: Job> Link<J> {
             }
         }
         let Entry { expected, held, changes, epoch, .. } = entry;
-        let result = expected.result();
+        let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
+        let result = expected.result().and_then(|()| match is_spoiled {
+            true => Err(ErrorCode::EIO),
+            false => Ok(()),
+        });
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
         let request = expected.request();

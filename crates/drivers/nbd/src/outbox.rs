@@ -2,18 +2,20 @@
 
 use std::collections::VecDeque;
 
-use blockyard_buf::{Segment, total_len};
+use blockyard_buf::{FileRange, Segment, total_len};
 use blockyard_nbd::wire::RequestHead;
 use blockyard_sys::net::Gather;
 
 use crate::job::Job;
 use crate::slots::Slots;
 
-/// A request's message. Its payload stays with the request, in the slots, unless that was taken back.
+/// A request's message. Its payload stays with the request, in the slots, unless that was taken back, or it is a range of a file,
+/// which nobody lends.
 struct Message {
     cookie: u64,
     head: RequestHead,
     payload_len: usize,
+    range: Option<FileRange>,
 }
 
 impl Message {
@@ -46,11 +48,34 @@ pub(crate) enum Sent {
 impl Outbox {
     /// Puts a message in.
     pub(crate) fn push(&mut self, cookie: u64, head: RequestHead, payload_len: usize) {
-        self.messages.push_back(Message { cookie, head, payload_len });
+        self.messages.push_back(Message { cookie, head, payload_len, range: None });
+    }
+
+    /// Puts one in whose payload is a range of a file. Only a socket without TLS can send it.
+    pub(crate) fn push_range(&mut self, cookie: u64, head: RequestHead, range: FileRange) {
+        let payload_len = usize::try_from(range.len()).unwrap_or(usize::MAX);
+        self.messages.push_back(Message { cookie, head, payload_len, range: Some(range) });
+    }
+
+    /// The range of a file that is to be sent next, and how many bytes of it were sent.
+    pub(crate) fn next_range(&self) -> Option<(&FileRange, usize)> {
+        let first = self.messages.front()?;
+        let sent = self.skip.checked_sub(first.head.len())?;
+        first.range.as_ref().map(|range| (range, sent))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// The file of the range that is to be sent next has no more of it: zeroes are sent instead, so that the stream stays whole.
+    /// Says whose range it was.
+    pub(crate) fn end_range(&mut self) -> Option<u64> {
+        let first = self.messages.front_mut()?;
+        first.range.take()?;
+        let sent = self.skip.saturating_sub(first.head.len());
+        self.rest = Some(Segment::from_vec(vec![0; first.payload_len - sent]));
+        Some(first.cookie)
     }
 
     /// Gives up the messages of which nothing was sent.
@@ -83,6 +108,7 @@ impl Outbox {
         }
         if let Some(message) = self.messages.front()
             && message.payload_len > 0
+            && message.range.is_none()
             && self.rest.is_none()
         {
             let done = self.skip.saturating_sub(message.head.len());
@@ -93,7 +119,7 @@ impl Outbox {
         Sent::Something
     }
 
-    /// Adds as many parts to a message as it takes.
+    /// Adds as many parts to a message as it takes, up to a range of a file.
     pub(crate) fn fill<'a, J: Job>(&'a self, slots: &'a Slots<J>, gather: &mut Gather<'a>) {
         let mut skip = self.skip;
         for message in &self.messages {
@@ -102,6 +128,9 @@ impl Outbox {
             }
             if skip < message.head.len() {
                 gather.push(&message.head[skip..]);
+            }
+            if message.range.is_some() {
+                return gather.goes_on();
             }
             let (payload, mut skip_payload) = self.payload(message, skip, slots);
             for segment in payload {
@@ -122,6 +151,7 @@ impl Outbox {
     pub(crate) fn copy_to<J: Job>(&self, slots: &Slots<J>, out: &mut [u8]) -> usize {
         let (mut skip, mut at) = (self.skip, 0);
         for message in &self.messages {
+            debug_assert!(message.range.is_none(), "a file cannot be sent through TLS");
             if let Some(head) = message.head.get(skip..) {
                 let len = head.len().min(out.len() - at);
                 out[at..at + len].copy_from_slice(&head[..len]);
@@ -307,5 +337,42 @@ mod tests {
                 assert!(got == kept, "{taken} taken back after {sent} bytes");
             }
         }
+    }
+
+    #[test]
+    fn a_range_of_a_file_is_sent_behind_its_head_and_needs_nobody_that_has_it() {
+        let file = std::sync::Arc::new(tempfile::tempfile().unwrap().into());
+        let (mut slots, mut outbox) = (Slots::<Write>::default(), Outbox::default());
+        let (list, all) = writes(&mut slots, &mut outbox);
+        let head = ask_head(99);
+        outbox.push_range(99, head, FileRange::new(&file, 0, 1000));
+        outbox.push(100, ask_head(100), 0);
+        let mut vecs = blockyard_sys::net::IoVecs::new();
+        assert!(outbox.next_range().is_none());
+        let mut gather = vecs.gather();
+        outbox.fill(&slots, &mut gather);
+        let before = all.len() + head.len();
+        assert_eq!(gather.len(), before, "up to the range");
+        outbox.advance(before);
+        assert_eq!(outbox.next_range().map(|(range, sent)| (range.len(), sent)), Some((1000, 0)));
+        outbox.advance(400);
+        assert_eq!(outbox.take_back(99, &[]), Sent::Something, "the rest is still to be sent");
+        assert_eq!(outbox.next_range().map(|(_, sent)| sent), Some(400));
+        assert_eq!(outbox.end_range(), Some(99), "its file was cut off");
+        assert!(outbox.next_range().is_none());
+        let mut rest = vec![1; 600 + head.len()];
+        assert_eq!(outbox.copy_to(&slots, &mut rest), rest.len());
+        assert!(rest[..600].iter().all(|byte| *byte == 0) && rest[600..] == *ask_head(100));
+        outbox.advance(600);
+        let mut gather = vecs.gather();
+        outbox.fill(&slots, &mut gather);
+        assert_eq!(gather.len(), head.len());
+        assert_eq!(list.len(), 3);
+    }
+
+    fn ask_head(cookie: u64) -> RequestHead {
+        let flags = CommandFlags::empty();
+        let request = Request { command: Command::Write, flags, cookie, offset: 0, length: 1000 };
+        request.encode(HeaderStyle::Simple).unwrap()
     }
 }

@@ -102,8 +102,15 @@ impl Channel {
             return tls.send(Plain(fd), &mut link.messages());
         }
         while link.has_unsent() {
-            let mut gather = vecs.gather();
             let (outbox, slots) = link.outbox();
+            if let Some((range, skip)) = outbox.next_range() {
+                match range.send(skip as u64, fd) {
+                    Err(err) if is_files(&err) => link.end_range(),
+                    sent => link.sent(sent?),
+                }
+                continue;
+            }
+            let mut gather = vecs.gather();
             outbox.fill(slots, &mut gather);
             let sent = gather.send(fd)?;
             link.sent(sent);
@@ -132,6 +139,13 @@ impl Channel {
         }
         half_close(fd);
     }
+}
+
+/// Whether sendfile(2) has failed for the file, and not for the socket: it is shorter, or cannot be read.
+fn is_files(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let of_file = [Errno::IO, Errno::INVAL, Errno::STALE].map(|errno| Some(errno.raw_os_error()));
+    err.kind() == io::ErrorKind::UnexpectedEof || of_file.contains(&err.raw_os_error())
 }
 
 /// A socket as TLS wants it.

@@ -3,11 +3,14 @@
 
 mod common;
 
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Bio, Flags, Op, Sector, Status};
-use blockyard_buf::Segment;
+use blockyard_buf::{FileRange, Segment};
 use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
 use common::{Attached, PATIENCE, Place, attach, nbdkit, pattern, unix, until, write};
 
@@ -22,17 +25,28 @@ fn patient(config: NbdConfig) -> NbdConfig {
     }
 }
 
+/// A write of a version of a block: of every other one from memory, else from a file.
+fn write_version(at: u64, version: u64, file: &std::fs::File) -> Box<Bio> {
+    let bytes = pattern(at, version, 8192);
+    if at / 65536 % 2 == 0 {
+        return write(at, &bytes);
+    }
+    file.write_all_at(&bytes, at).unwrap();
+    let file = Arc::new(OwnedFd::from(file.try_clone().unwrap()));
+    Bio::write_range(at, FileRange::new(&file, at, 8192))
+}
+
 /// Writes versions of blocks and reads them back, each block by one thread, until told to stop; says how many.
 fn verify_under_load(disk: &Attached, threads: usize, stop: &AtomicBool, done: &AtomicU64) {
     std::thread::scope(|scope| {
         for thread in 0..threads {
             scope.spawn(move || {
-                let mut version = 0;
+                let (mut version, file) = (0, tempfile::tempfile().unwrap());
                 while !stop.load(Ordering::Relaxed) {
                     version += 1;
                     let offsets = [0, 1, 2, 3].map(|i| (thread as u64 * 4 + i) * 65536);
-                    let ends = offsets
-                        .map(|at| disk.submit(thread, write(at, &pattern(at, version, 8192))));
+                    let ends =
+                        offsets.map(|at| disk.submit(thread, write_version(at, version, &file)));
                     for end in ends {
                         assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
                     }
@@ -72,6 +86,24 @@ fn a_server_that_is_killed_and_started_again_loses_nothing() {
         until("the load goes on", || done.load(Ordering::Relaxed) > before + 100);
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// The server has to get all of what was begun: zeroes, and the write fails.
+#[test]
+fn a_write_of_a_file_that_became_shorter_fails_and_the_disk_goes_on() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let _server = nbdkit(&socket, &["memory", "16M"]);
+    let disk = attach(patient(unix(&socket)), 1);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&pattern(0, 1, 100_000), 0).unwrap();
+    let file = Arc::new(OwnedFd::from(file));
+    let whole = Bio::write_range(MIB, FileRange::new(&file, 0, 65536));
+    assert_eq!(disk.run(whole).status(), Status::Ok);
+    let longer = Bio::write_range(MIB, FileRange::new(&file, 0, MIB));
+    assert_eq!(disk.run(longer).status(), Status::Io);
+    assert_eq!(disk.read(MIB, 65536).unwrap(), pattern(0, 1, 65536));
+    assert_eq!(disk.read(2 * MIB - 4096, 4096).unwrap(), [0; 4096]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Copying a disk onto another.
 
 mod checkpoint;
+mod direct;
 mod verify;
 mod work;
 mod zeroes;
@@ -16,6 +17,7 @@ use serde::Serialize;
 pub(super) use zeroes::is_zero;
 
 use self::checkpoint::{Checkpoints, Flushed};
+use self::direct::Direct;
 use self::verify::verified;
 use self::work::{Done, Piece, Shared};
 use super::interrupt::Interrupt;
@@ -235,10 +237,15 @@ fn shared(
         let failed = |err| Error::failed(format!("cannot open {}", plan.uri)).caused_by(err);
         disk.open(None, mode).map_err(failed)
     };
+    let is_file = target.1.source.file().is_some();
+    let uris = (source.1.uri.clone(), target.1.uri.clone());
+    let [source, target] = [open(source, OpenMode::ReadOnly)?, open(target, OpenMode::ReadWrite)?];
     Ok(Arc::new(Shared {
-        source: open(source, OpenMode::ReadOnly)?,
-        target: open(target, OpenMode::ReadWrite)?,
-        uris: (source.1.uri.clone(), target.1.uri.clone()),
+        // The sums of a journal are those of the data.
+        direct: Direct::new(&target, is_file, detect_zeroes || writes_down),
+        source,
+        target,
+        uris,
         detect_zeroes,
         writes_down,
         done: Mutex::new(Done { ranges: earlier, ..Done::default() }),

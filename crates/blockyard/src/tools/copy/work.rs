@@ -4,6 +4,7 @@ use blockyard_blkmq::{Bdev, Bio, Op, Status};
 use blockyard_buf::{Segment, Segments, total_len};
 use parking_lot::Mutex;
 
+use super::direct::{Direct, Moved};
 use super::zeroes::by_zeroes;
 use crate::error::{Error, Result};
 use crate::tools::cut::{cut, parts, pieces};
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub(super) source: Bdev,
     pub(super) target: Bdev,
     pub(super) uris: (String, String),
+    pub(super) direct: Direct,
     pub(super) detect_zeroes: bool,
     /// There is a journal.
     pub(super) writes_down: bool,
@@ -103,15 +105,18 @@ impl Shared {
             self.zero(cpu, start, len).await?;
             zeroed = len;
         } else {
-            let read = read(&self.source, cpu, start, len).await;
-            let mut bio =
-                read.map_err(|status| io_error("read", &self.uris.0, start, len, status))?;
-            let data = bio.take_data();
-            sum = self.writes_down.then(|| sums::append(0, &data));
-            if self.detect_zeroes {
-                zeroed = self.write_without_zeroes(cpu, start, &data).await?;
-            } else {
-                self.write(cpu, start, data).await?;
+            let data = match self.move_directly(cpu, start, len).await {
+                Moved::Yes => None,
+                Moved::Read(data) => Some(data),
+                Moved::No => Some(self.read_source(cpu, start, len).await?),
+            };
+            if let Some(data) = data {
+                sum = self.writes_down.then(|| sums::append(0, &data));
+                if self.detect_zeroes {
+                    zeroed = self.write_without_zeroes(cpu, start, &data).await?;
+                } else {
+                    self.write(cpu, start, data).await?;
+                }
             }
         }
         let mut done = self.done.lock();
@@ -124,6 +129,12 @@ impl Shared {
         done.zeroed += zeroed;
         done.copied += len - zeroed;
         Ok(())
+    }
+
+    async fn read_source(&self, cpu: usize, start: u64, len: u64) -> Result<Segments> {
+        let read = read(&self.source, cpu, start, len).await;
+        let mut bio = read.map_err(|status| io_error("read", &self.uris.0, start, len, status))?;
+        Ok(bio.take_data())
     }
 
     pub(super) async fn read_target(&self, cpu: usize, start: u64, len: u64) -> Result<Segments> {
