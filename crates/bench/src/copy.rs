@@ -137,7 +137,7 @@ fn fill(path: &Path, holes_mib: u64) -> Result<()> {
     let file = File::create(path)?;
     file.set_len(DISK_MIB << 20)?;
     let data: Vec<u8> = (1..=251).cycle().take(1 << 20).collect();
-    for mib in (0..DISK_MIB).filter(|mib| mib / holes_mib % 2 == 0) {
+    for mib in (0..DISK_MIB).filter(|mib| (mib / holes_mib).is_multiple_of(2)) {
         file.write_all_at(&data, mib << 20)?;
     }
     Ok(file.sync_all()?)

@@ -15,7 +15,7 @@ use blockyard_driver_nbd::TlsFiles;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub use files::{MountArgs, ShareArgs, ShareCache};
+pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
     IoType, LimitCommand, LockCommand, MetaCommand, NamespaceCommand, NewImageArgs,
@@ -154,7 +154,7 @@ pub enum Command {
     /// daemon, that daemon mounts the directory, and the command returns; unmount it with umount(8). Disks appear and vanish as
     /// they are added and removed.
     Mount(MountArgs),
-    /// Mount a directory of this machine at another place by FUSE.
+    /// Share a directory with a virtual machine by virtiofs, or mount it at another place of this machine by FUSE.
     Share(ShareArgs),
     /// Resize a disk in use, or make it read-only.
     Set(SetArgs),

@@ -219,6 +219,45 @@ fn what_a_failed_flush_did_not_cover_is_copied_again() {
     assert!(place.read("kept") == bytes, "the copy differs, and was called done");
 }
 
+/// What it had acknowledged, and not made durable, is gone with it; the next one takes the rest, and flushes well.
+#[test]
+fn a_target_started_anew_meanwhile_is_no_success() {
+    let place = Place::new();
+    let len = 8 * MIB;
+    place.write("source", &noise(len, 9));
+    let (kept, flushing) = (place.path("kept"), place.path("flushing"));
+    let (file, sign) = (kept.display(), flushing.display());
+    let size = format!("get_size=echo {len}");
+    let write = format!("pwrite=dd of={file} seek=$4 oflag=seek_bytes conv=notrunc status=none");
+    let read =
+        format!("pread=dd if={file} skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none");
+    let can = ["can_write=exit 0", "can_flush=exit 0", "thread_model=echo parallel"];
+    let start = |flush: &str| {
+        fs::File::create(&kept).unwrap().set_len(len as u64).unwrap();
+        nbdkit(&place.path("t"), &[&["eval", &size, &write, &read, flush], &can[..]].concat())
+    };
+    let mut server =
+        start(&format!("flush=touch {sign}; while [ -e {sign} ]; do sleep 0.05; done"));
+    let target = format!("{}&connections=1", unix("", &place.path("t")));
+    let args = ["copy", "./source", &target, "--resume", "journal"];
+    let mut copy = place.start(&args);
+    while !flushing.exists() {
+        assert!(copy.0.try_wait().unwrap().is_none(), "it ended before it flushed");
+        blockyard_conformance::pause();
+    }
+    server.0.kill().unwrap();
+    server.0.wait().unwrap();
+    fs::remove_file(&flushing).unwrap();
+    let _server = start("flush=exit 0");
+    let mut said = String::new();
+    copy.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(copy.0.wait().unwrap().code(), Some(1), "{said}");
+    let journal = String::from_utf8(place.read("journal")).unwrap();
+    assert!(!journal.contains("\ndone "), "what is lost is written down as done:\n{journal}");
+    place.run(&args).code(0);
+    place.run(&["compare", "./source", &target]).code(0);
+}
+
 /// After a restart a server may show other bytes at the same address, under the same name, and as many of them.
 #[test]
 fn what_is_not_there_any_more_is_copied_again() {

@@ -6,11 +6,13 @@ mod common;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 
 use blockyard_conformance::in_own_mounts;
-use common::{Said, blockyard, noise, peer};
+use blockyard_vhost_user::wire::{HEADER_LEN, Header, Message, Reply};
+use common::{Guard, Said, blockyard, noise, peer, run};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -331,5 +333,76 @@ fn what_cannot_be_shared_is_told() {
         let mut command = blockyard(&place.path().join("run"));
         let output = command.current_dir(place.path()).args(args).output().unwrap();
         Said::of(&output).code(code).contains(&[part]);
+    }
+}
+
+/// Starts a shell's command, and waits until it serves.
+fn serving(place: &Path, script: &str, stdin: Stdio) -> (Guard, BufReader<ChildStderr>) {
+    let mut command = Command::new("bash");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_blockyard")]).current_dir(place);
+    command.env("BLOCKYARD_RUNTIME_DIR", place.join("run")).env_remove("NOTIFY_SOCKET");
+    let mut child = Guard(command.stdin(stdin).stderr(Stdio::piped()).spawn().unwrap());
+    let mut said = BufReader::new(child.0.stderr.take().unwrap());
+    let mut log = String::new();
+    while !log.contains("serving ") {
+        assert!(said.read_line(&mut log).unwrap() > 0, "it has ended: {:?}\n{log}", child.0.wait());
+    }
+    (child, said)
+}
+
+/// Asks a vhost-user back-end how many queues it has.
+fn queues(mut socket: &UnixStream) -> Reply {
+    socket.write_all(&Message::GetQueueNum.encode(false)).unwrap();
+    let mut header = [0; HEADER_LEN];
+    socket.read_exact(&mut header).unwrap();
+    let mut payload = vec![0; Header::parse(&header).unwrap().size as usize];
+    socket.read_exact(&mut payload).unwrap();
+    Reply::parse(&Message::GetQueueNum, &payload).unwrap()
+}
+
+/// Files are made without a umask, as guests have one of their own; the socket is not.
+#[test]
+fn a_socket_for_virtual_machines_is_as_the_umask_says() {
+    let place = TempDir::new().unwrap();
+    fs::create_dir(place.path().join("dir")).unwrap();
+    let script = "umask 077; exec \"$0\" share --shared-dir dir --socket-path s --thread-pool-size 2 \
+        --queues 3 --tag tree --cache never --readonly";
+    let (mut child, _said) = serving(place.path(), script, Stdio::null());
+    let socket = place.path().join("s");
+    assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o700);
+    for _ in 0..2 {
+        let front_end = UnixStream::connect(&socket).unwrap();
+        assert_eq!(queues(&front_end), Reply::Number(4), "one of high priority, and three");
+    }
+    kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+    assert!(child.0.wait().unwrap().success());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_passed_socket_is_served_until_its_front_end_leaves() {
+    let place = TempDir::new().unwrap();
+    fs::create_dir(place.path().join("dir")).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let stdin = Stdio::from(std::os::fd::OwnedFd::from(theirs));
+    let script = "exec 9<&0; exec \"$0\" share dir --fd 9 </dev/null";
+    let (mut child, _said) = serving(place.path(), script, stdin);
+    assert_eq!(queues(&ours), Reply::Number(2));
+    drop(ours);
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn one_place_is_named_and_options_are_of_that() {
+    for (args, part) in [
+        (&["share", "dir"][..], "--mount"),
+        (&["share", "dir", "--mount", "m", "--socket", "s"], "--socket"),
+        (&["share", "--socket", "s"], "DIR"),
+        (&["share", "dir", "--mount", "m", "--queues", "2"], "--queues"),
+        (&["share", "dir", "--socket", "s", "--allow-other"], "--allow-other"),
+        (&["share", "dir", "--socket", "s", "--queues", "256"], "255"),
+        (&["share", ".", "--socket", "s", "--tag", ""], "tag"),
+    ] {
+        run(args).code(64).contains(&[part]);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use blockyard::disks::DiskMaker;
 use blockyard::yard::queue_threads::QueueThreads;
 use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, OpenMode, Sector};
-use blockyard_export_vhost_user_blk::{Export, Server, bind};
+use blockyard_export_vhost_user_blk::{Export, bind, start};
 use blockyard_lab::vm::Vm;
 use common::{Daemon, Guard, system};
 use tempfile::TempDir;
@@ -115,7 +115,7 @@ fn a_guest_sees_its_disk_grow_and_shrink() {
     let disk = open.disk();
     let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
     let listener = bind(&socket, None).unwrap();
-    let server = Server::start(Export::new(bdev), listener, threads.handles().to_vec()).unwrap();
+    let server = start(Export::new(bdev), listener, threads.handles().to_vec()).unwrap();
     let mut guest = vm().vhost_user_blk(&socket, "num-queues=1").script(GROWTH).boot().unwrap();
     guest.expect("booted").unwrap();
     disk.set_capacity(Sector::from_bytes_floor(128 * MIB)).unwrap();

@@ -1,8 +1,10 @@
 //! From a request to its answer: bytes in, bytes out.
 
+use blockyard_buf::{Segment, total_len};
 use blockyard_fuse::dirent::Entries;
-use blockyard_fuse::wire::{GetattrFlags, OutHeader, Wire};
-use blockyard_fuse::{Errno, Name, Operation, Payload, Protocol, Reply, Request};
+use blockyard_fuse::wire::{GetattrFlags, OutHeader, ReadIn, Wire};
+use blockyard_fuse::{Errno, Name, Operation, Payload, Protocol, Rejected, Reply, Request};
+use smallvec::SmallVec;
 
 use crate::filesystem::{FileSystem, Outcome, Who};
 
@@ -12,7 +14,7 @@ const HEAD: usize = OutHeader::LEN;
 /// Answers requests one after the other, in memory of its own.
 pub struct Answers {
     protocol: Protocol,
-    /// A header, and the longest data of an answer behind it.
+    /// A header, and data of an answer behind it: as long as the longest so far.
     room: Vec<u8>,
     /// Answers of a fixed form, and lists.
     answer: Vec<u8>,
@@ -22,21 +24,89 @@ pub struct Answers {
 impl Answers {
     /// For a connection that agreed on `protocol`.
     #[must_use]
-    pub fn new(protocol: Protocol) -> Self {
-        let room = HEAD + protocol.limits.max_read.max(protocol.limits.max_write) as usize;
-        Self { protocol, room: vec![0; room], answer: Vec::new(), scratch: Vec::new() }
+    pub const fn new(protocol: Protocol) -> Self {
+        Self { protocol, room: Vec::new(), answer: Vec::new(), scratch: Vec::new() }
     }
 
     /// The answer to a message, whole; `None` if nobody waits for one.
     pub fn answer(&mut self, fs: &dyn FileSystem, message: &[u8]) -> Option<&[u8]> {
-        let request = match Request::parse(message, 0, &self.protocol) {
+        let protocol = self.protocol;
+        match Request::parse(message, 0, &protocol) {
+            Ok(request) => self.carry_out(fs, &request),
+            Err(rejected) => self.rejected(&rejected),
+        }
+    }
+
+    /// Answers a request whose data, if any, lie elsewhere, and so does the place for its answer: as a guest's requests do. Says how
+    /// many bytes the answer has, at most those of `room`; `None` if nobody waits for one.
+    ///
+    /// Data go from and to where they lie, and are not copied. Where there is no room for the answer, that is an error; where there
+    /// is none for that, nothing is written.
+    pub fn answer_in_place(
+        &mut self,
+        fs: &dyn FileSystem,
+        head: &[u8],
+        data: &[Segment],
+        room: &[Segment],
+    ) -> Option<usize> {
+        let protocol = self.protocol;
+        let mut request = match Request::parse(head, total_len(data), &protocol) {
             Ok(request) => request,
-            Err(rejected) => {
-                tracing::debug!(%rejected, "what is asked for is not understood");
-                let unique = rejected.header.filter(|_| rejected.wants_reply())?.unique;
-                return Some(self.reply(unique, Ok(Reply::Error(rejected.error.errno()))));
-            }
+            Err(rejected) => return self.rejected(&rejected).map(|bytes| put(room, bytes)),
         };
+        // What there is no room for need not be found.
+        if let Operation::Readdir(args) | Operation::Readdirplus(args) = &mut request.operation {
+            let most = total_len(room).saturating_sub(HEAD);
+            args.size = args.size.min(u32::try_from(most).unwrap_or(u32::MAX));
+        }
+        let unique = request.header.unique;
+        let answer = match &request.operation {
+            Operation::Read(args) => return Some(self.read_in_place(fs, unique, args, room)),
+            Operation::Write(args, payload) if payload.here.is_empty() => {
+                self.reply(unique, fs.write_segments(args, data).map(Reply::Written))
+            }
+            Operation::NotifyReply(..) => return None,
+            // A part of it here and a part elsewhere is nobody's way to ask.
+            _ if !data.is_empty() => self.reply(unique, Err(Errno::EIO)),
+            _ => self.carry_out(fs, &request)?,
+        };
+        let wanted = answer.len();
+        if wanted <= total_len(room) {
+            return Some(put(room, answer));
+        }
+        tracing::debug!(wanted, "a request has too little room for its answer");
+        Some(put(room, self.reply(unique, Err(Errno::EIO))))
+    }
+
+    fn read_in_place(
+        &mut self,
+        fs: &dyn FileSystem,
+        unique: u64,
+        args: &ReadIn,
+        room: &[Segment],
+    ) -> usize {
+        let size = usize::try_from(args.size).unwrap_or(usize::MAX);
+        let done = match Behind::head(room, size) {
+            Some(place) => fs.read_segments(args, place.segments()).map(|len| len.min(size)),
+            // What is short is the end of the file.
+            None => Err(Errno::EIO),
+        };
+        match done {
+            Ok(len) => {
+                head(unique, len, &mut self.scratch);
+                put(room, &self.scratch) + len
+            }
+            Err(errno) => put(room, self.reply(unique, Err(errno))),
+        }
+    }
+
+    fn rejected(&mut self, rejected: &Rejected) -> Option<&[u8]> {
+        tracing::debug!(%rejected, "what is asked for is not understood");
+        let unique = rejected.header.filter(|_| rejected.wants_reply())?.unique;
+        Some(self.reply(unique, Ok(Reply::Error(rejected.error.errno()))))
+    }
+
+    fn carry_out(&mut self, fs: &dyn FileSystem, request: &Request<'_>) -> Option<&[u8]> {
         let (unique, node) = (request.header.unique, request.header.nodeid);
         match &request.operation {
             Operation::Forget { nlookup } => {
@@ -84,13 +154,18 @@ impl Answers {
         size: u32,
         read: impl FnOnce(&mut [u8]) -> Outcome<usize>,
     ) -> &[u8] {
-        let end = self.room.len().min(HEAD + size as usize);
+        // What is asked for was cut to what the connection agreed on.
+        let end = HEAD + size as usize;
+        if self.room.len() < end {
+            self.room.resize(end, 0);
+        }
         let done = self.room.get_mut(HEAD..end).ok_or(Errno::EINVAL).and_then(read);
         match done {
             Ok(len) => {
                 let end = end.min(HEAD + len);
-                head(unique, end - HEAD, &mut self.room, &mut self.scratch);
-                self.room.get(..end).unwrap_or(&[])
+                head(unique, end - HEAD, &mut self.scratch);
+                let (message, head) = (self.room.get_mut(..end), &self.scratch);
+                message.map_or(&[], |message| headed(message, head))
             }
             Err(errno) => self.reply(unique, Err(errno)),
         }
@@ -118,20 +193,82 @@ impl Answers {
         match fill(&mut self.answer) {
             Ok(()) => {
                 let len = self.answer.len() - HEAD;
-                head(unique, len, &mut self.answer, &mut self.scratch);
-                &self.answer
+                head(unique, len, &mut self.scratch);
+                headed(&mut self.answer, &self.scratch)
             }
             Err(errno) => self.reply(unique, Err(errno)),
         }
     }
 }
 
-/// Writes the header of `len` bytes of data to where it is to be, by way of `scratch`.
-fn head(unique: u64, len: usize, message: &mut [u8], scratch: &mut Vec<u8>) {
-    scratch.clear();
-    Reply::Data(Payload { here: &[], elsewhere: len }).out_header(unique, 0).write(scratch);
-    if let (Some(place), Some(bytes)) = (message.get_mut(..HEAD), scratch.get(..HEAD)) {
-        place.copy_from_slice(bytes);
+/// The header of `len` bytes of data.
+fn head(unique: u64, len: usize, header: &mut Vec<u8>) {
+    header.clear();
+    Reply::Data(Payload { here: &[], elsewhere: len }).out_header(unique, 0).write(header);
+}
+
+/// A message with its header where that is to be.
+fn headed<'m>(message: &'m mut [u8], header: &[u8]) -> &'m [u8] {
+    if let (Some(place), Some(header)) = (message.get_mut(..HEAD), header.get(..HEAD)) {
+        place.copy_from_slice(header);
+    }
+    message
+}
+
+/// Writes bytes to where there is room for them, all of them or none; says how many.
+#[must_use]
+pub fn put(room: &[Segment], bytes: &[u8]) -> usize {
+    if bytes.len() > total_len(room) {
+        return 0;
+    }
+    let mut rest = bytes;
+    for segment in room {
+        let (now, later) = rest.split_at(rest.len().min(segment.len()));
+        segment.slice(0, now.len()).copy_from(now);
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    bytes.len()
+}
+
+/// The place for data behind that for a header.
+enum Behind<'r> {
+    /// The header has a segment of its own, as Linux has it.
+    Apart(&'r [Segment]),
+    /// It ends within one.
+    Cut(SmallVec<[Segment; 2]>),
+}
+
+impl<'r> Behind<'r> {
+    /// That of `size` bytes; `None` if there is less.
+    fn head(room: &'r [Segment], size: usize) -> Option<Self> {
+        if let Some((first, rest)) = room.split_first()
+            && first.len() == HEAD
+            && total_len(rest) == size
+        {
+            return Some(Self::Apart(rest));
+        }
+        let (mut skip, mut left) = (HEAD, size);
+        let mut parts = SmallVec::new();
+        for segment in room {
+            let skipped = skip.min(segment.len());
+            let len = (segment.len() - skipped).min(left);
+            skip -= skipped;
+            left -= len;
+            if len > 0 {
+                parts.push(segment.slice(skipped, len));
+            }
+        }
+        (skip == 0 && left == 0).then_some(Self::Cut(parts))
+    }
+
+    fn segments(&self) -> &[Segment] {
+        match self {
+            Self::Apart(segments) => segments,
+            Self::Cut(segments) => segments,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a file system answers.
 
+use blockyard_buf::{Segment, copy_segments, total_len};
 use blockyard_fuse::dirent::Entries;
 use blockyard_fuse::wire::*;
 use blockyard_fuse::{Errno, Name, SetAttr};
@@ -157,6 +158,24 @@ pub trait FileSystem: Send + Sync + 'static {
     fn write(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
         Err(Errno::ENOSYS)
     }
+    /// As [`FileSystem::read`], to memory that others may change.
+    ///
+    /// # Errors
+    /// Those of preadv(2).
+    fn read_segments(&self, args: &ReadIn, into: &[Segment]) -> Outcome<usize> {
+        let mut bytes = vec![0; total_len(into)];
+        let len = self.read(args, &mut bytes)?.min(bytes.len());
+        bytes.truncate(len);
+        Ok(copy_segments(into, &[Segment::from_vec(bytes)]))
+    }
+    /// As [`FileSystem::write`], from memory that others may change.
+    ///
+    /// # Errors
+    /// Those of pwritev(2).
+    fn write_segments(&self, args: &WriteIn, data: &[Segment]) -> Outcome<u32> {
+        let bytes: Vec<u8> = data.iter().flat_map(Segment::to_vec).collect();
+        self.write(args, &bytes)
+    }
     /// A file is closed by one who has it open.
     ///
     /// # Errors
@@ -252,6 +271,8 @@ pub trait FileSystem: Send + Sync + 'static {
     fn copy_file_range(&self, args: &CopyFileRangeIn) -> Outcome<u64> {
         Err(Errno::ENOSYS)
     }
+    /// The client is gone, or begins anew: nodes and open files are nobody's any more. What is asked meanwhile finds either.
+    fn reset(&self) {}
     /// Makes all of it durable.
     ///
     /// # Errors

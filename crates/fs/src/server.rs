@@ -4,21 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use blockyard_fuse::init::{Answer, ServerConfig};
 use blockyard_fuse::wire::InitFlags;
-use blockyard_fuse::{Errno, MIN_READ_BUFFER, Operation, Protocol, Reply, Request};
+use blockyard_fuse::{Errno, MIN_READ_BUFFER, Operation, Protocol, Request};
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::IoVecs;
 
 use crate::answer::Answers;
 use crate::filesystem::FileSystem;
+use crate::handshake::greet;
 
-/// Bytes of data in a request, at most: Linux takes no more.
-const MAX_WRITE: u32 = 1 << 20;
-/// How far the kernel may read ahead.
-const MAX_READAHEAD: u32 = 1 << 20;
-/// Requests at a time that nobody waits for.
-const BACKGROUND: u16 = 64;
 /// Which INITs are answered before the kernel is given up: one of a newer major version sends a second.
 const ATTEMPTS: usize = 3;
 /// `ENODEV`: it is not mounted any more. `ECONNABORTED`: somebody has ended it.
@@ -63,21 +57,6 @@ impl Server {
 
 /// Answers the kernel's INIT.
 fn begin(channel: &Channel, flags: InitFlags) -> io::Result<Protocol> {
-    let config = ServerConfig {
-        flags: InitFlags::ASYNC_READ
-            | InitFlags::BIG_WRITES
-            | InitFlags::ASYNC_DIO
-            | InitFlags::MAX_PAGES
-            | InitFlags::PARALLEL_DIROPS
-            | flags,
-        max_readahead: MAX_READAHEAD,
-        max_background: BACKGROUND,
-        congestion_threshold: BACKGROUND - BACKGROUND / 4,
-        max_write: MAX_WRITE,
-        map_alignment: 0,
-        max_stack_depth: 0,
-        request_timeout: 0,
-    };
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX);
     let mut request = vec![0; MIN_READ_BUFFER];
     let mut vecs = IoVecs::new();
@@ -87,16 +66,10 @@ fn begin(channel: &Channel, flags: InitFlags) -> io::Result<Protocol> {
         let Operation::Init(client) = parsed.operation else {
             return Err(io::Error::other("the kernel asks for something else than INIT first"));
         };
-        let answer = config.answer(&client, page);
-        let (reply, protocol) = match &answer {
-            Ok(Answer::Agreed(out, protocol)) => (Reply::Init(*out), Some(*protocol)),
-            Ok(Answer::Again(out)) => (Reply::Init(*out), None),
-            Err(err) => (Reply::Error(err.errno()), None),
-        };
         let mut bytes = Vec::new();
-        reply.encode(parsed.header.unique, &mut bytes);
+        let agreed = greet(flags, parsed.header.unique, &client, page, &mut bytes);
         write(channel, &mut vecs, &bytes)?;
-        answer.map_err(io::Error::other)?;
+        let protocol = agreed.map_err(io::Error::other)?;
         if let Some(protocol) = protocol {
             return Ok(protocol);
         }

@@ -42,6 +42,46 @@ impl<K: for<'a> From<&'a BadFile>> From<BadFile> for blockyard_error::Error<K> {
     }
 }
 
+/// The files that something was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsedFiles {
+    /// Whom to trust.
+    pub trusted: Option<PathBuf>,
+    /// What these have revoked.
+    pub revoked: Option<PathBuf>,
+    /// Our certificate and its key.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+impl UsedFiles {
+    /// Whether these may take the place of those that were used `before`: who is not trusted, or was revoked, is not let in
+    /// because a file is gone, nor does anybody go on without the certificate that it had. Other files may be used where the
+    /// old ones are still there, as somebody has put them where they are looked for first.
+    ///
+    /// # Errors
+    /// One that was used is gone.
+    pub fn may_follow(&self, before: &Self, exists: fn(&Path) -> bool) -> Result<(), BadFile> {
+        let gone = |path: &Path| Err(BadFile::new("it was used before, and is gone:", path));
+        if let Some(old) = before.trusted.as_deref().filter(|_| self.trusted != before.trusted) {
+            return if exists(old) { Ok(()) } else { gone(old) };
+        }
+        if let Some(old) = before.revoked.as_deref().filter(|_| self.revoked != before.revoked) {
+            return gone(old);
+        }
+        match &before.own {
+            Some((certificate, key)) if self.own != before.own => {
+                let missing = [certificate, key].into_iter().find(|path| !exists(path));
+                match missing {
+                    // Nobody was trusted that could have changed.
+                    None if self.trusted.is_none() => Ok(()),
+                    missing => gone(missing.unwrap_or(certificate)),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What does the arithmetic: it takes the keys that OpenSSL and GnuTLS make, whatever their size.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
@@ -107,6 +147,12 @@ pub fn roots(
     Ok(Arc::new(roots))
 }
 
+/// Where the revoked certificates of an authority are, if there are any.
+#[must_use]
+pub fn revocations_path(ca: &Path) -> PathBuf {
+    ca.with_file_name(REVOCATIONS)
+}
+
 /// The certificates that an authority has revoked, and their file: none if there is no such file beside its own.
 ///
 /// # Errors
@@ -115,7 +161,7 @@ pub fn revocations(
     ca: &Path,
     read: Reader,
 ) -> Result<Option<(PathBuf, Vec<CertificateRevocationListDer<'static>>)>, BadFile> {
-    let path = ca.with_file_name(REVOCATIONS);
+    let path = revocations_path(ca);
     let text = match read(&path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(err) => {
@@ -128,4 +174,47 @@ pub fn revocations(
     let lists = CertificateRevocationListDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let lists = lists.map_err(|err| bad().caused_by(err))?;
     if lists.is_empty() { Err(bad()) } else { Ok(Some((path, lists))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn used(folder: &str, revokes: bool, has_own: bool) -> UsedFiles {
+        let path = |name: &str| Path::new(folder).join(name);
+        UsedFiles {
+            trusted: Some(path("ca-cert.pem")),
+            revoked: revokes.then(|| path(REVOCATIONS)),
+            own: has_own.then(|| (path("client-cert.pem"), path("client-key.pem"))),
+        }
+    }
+
+    #[test]
+    fn what_was_used_is_not_given_up_because_it_is_gone() {
+        let (all, none) = (|_: &Path| true, |_: &Path| false);
+        let full = used("/a", true, true);
+        assert!(full.may_follow(&full, none).is_ok());
+        assert!(full.may_follow(&used("/a", false, false), none).is_ok(), "more is no less");
+        for (less, exists, named) in [
+            (used("/a", false, true), all as fn(&Path) -> bool, "/a/ca-crl.pem"),
+            (used("/a", true, false), none, "/a/client-cert.pem"),
+            (used("/a", true, false), all, "/a/client-cert.pem"),
+            (used("/b", true, true), none, "/a/ca-cert.pem"),
+        ] {
+            let err = less.may_follow(&full, exists).unwrap_err().to_string();
+            assert!(
+                err.contains("it was used before, and is gone") && err.contains(named),
+                "{err}"
+            );
+        }
+        assert!(used("/b", false, false).may_follow(&full, all).is_ok(), "others are found first");
+    }
+
+    #[test]
+    fn who_trusts_anybody_keeps_its_own_certificate() {
+        let before = UsedFiles { trusted: None, ..used("/a", false, true) };
+        assert!(UsedFiles::default().may_follow(&before, |_| false).is_err());
+        let other = UsedFiles { trusted: None, ..used("/b", false, true) };
+        assert!(other.may_follow(&before, |_| true).is_ok());
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! - Reading and writing files without waiting: an [`IoQueue`] takes [`Operation`]s and gives them back as
 //!   [`Completion`]s. Below it is an io_uring ([`uring`]) or, where the kernel refuses that, a bounded pool of
-//!   threads ([`Pool`]).
+//!   threads ([`Pool`]). By a thread that may wait: [`segments`].
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
 //!   [`direct`], [`lock`]; what of it is in memory: [`page_cache`].
 //! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
@@ -34,6 +34,7 @@ pub mod page_cache;
 mod passed;
 mod pool;
 mod ring;
+pub mod segments;
 mod signaller;
 mod socket_file;
 pub mod spin;

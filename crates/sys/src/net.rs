@@ -212,12 +212,13 @@ const FAULTS: u32 = 2;
 /// What is done about a call that has failed because the file of shared memory became shorter (`EFAULT`): what was there is
 /// nobody's memory from now on (see [`blockyard_buf::losses`]), and the call can be made again. The socket is as good as it
 /// was, and so is what others send by it.
-struct Faults(u32);
+#[derive(Default)]
+pub(crate) struct Faults(u32);
 
 impl Faults {
     /// Whether to make the call again.
     #[cold]
-    fn is_mended<'a>(
+    pub(crate) fn is_mended<'a>(
         &mut self,
         err: &io::Error,
         shared: impl Iterator<Item = &'a Segment> + Clone,

@@ -112,8 +112,8 @@ struct Group<T> {
 
 impl<T> Group<T> {
     fn add(&mut self, completion: Completion<T>, of: Arc<Done<T>>) {
-        let is_own = self.of.as_ref().is_some_and(|before| Arc::ptr_eq(before, &of));
-        if !is_own || self.bytes >= GROUP_BYTES || self.list.len() >= GROUP {
+        let is_same = self.of.as_ref().is_some_and(|before| Arc::ptr_eq(before, &of));
+        if !is_same || self.bytes >= GROUP_BYTES || self.list.len() >= GROUP {
             self.tell();
         }
         self.bytes += completion.operation.len();

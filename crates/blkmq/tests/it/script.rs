@@ -246,6 +246,11 @@ impl Script {
         self.timeouts_later.store(true, Ordering::SeqCst);
     }
 
+    /// Somebody found no budget, on another thread: whoever gives some back next runs the queues.
+    pub fn refuse_budget(&self) {
+        self.units.iter().for_each(|units| units.refused.store(true, Ordering::SeqCst));
+    }
+
     /// From now on it takes everything and ends it at once.
     pub fn calm_down(&self) {
         self.calm.store(true, Ordering::SeqCst);

@@ -230,6 +230,24 @@ fn a_queue_without_a_tag_and_one_without_a_budget_do_not_wake_each_other_for_eve
     rig.tear_down();
 }
 
+/// The queue that has a unit and no tag runs the other, which has a tag that it does not need, and wakes the first.
+#[test]
+fn whoever_gives_a_unit_of_the_budget_back_may_be_run_by_whom_that_wakes() {
+    let config = Config { limits: limits(), budget: Some(16), ..Config::default() };
+    let set = TagSetConfig { flags: TagSetFlags::TAG_HCTX_SHARED, ..set(2, 8) };
+    let rig = Rig::new(1, set, config, 128);
+    let _watchdog = Watchdog::new("a queue", rig.ends.counter(), String::new);
+    rig.disk.set_scheduler(sched::Kind::MqDeadline).unwrap();
+    rig.submit(0, read(0));
+    (8..12).for_each(|sector| rig.submit(1, read(sector)));
+    rig.script.refuse_budget();
+    rig.submit(1, read(24));
+    assert_eq!(rig.script.out(), 5, "four tags are its share");
+    rig.script.finish_all();
+    assert_eq!(statuses(&rig), [Status::Ok; 6]);
+    rig.tear_down();
+}
+
 #[test]
 fn a_lower_class_goes_on_by_another_queue_once_the_higher_is_through() {
     let rig = rig(set(2, 2), limits(), 128);

@@ -6,7 +6,7 @@
 //! | `nbd0.json` | the [`Record`] of a device, written whole or not at all | its daemon, or who recovers it |
 //! | `MARK.begun` | a device with that mark is being made, and is not on record yet | its maker |
 //! | `MARK.failed` | a flush of the device with that mark has failed | nobody: it is there or not |
-//! | `MARK.unflushed` | a byte: whether a server has unflushed writes to that device, and a flush is out | nobody: its daemon writes |
+//! | `MARK.unflushed` | a byte: whether a server has unflushed writes to it, and a flush is out | nobody: its daemon writes |
 //! | `*.log`, `*.old.log` | what a daemon in the background says ([`log`]) | all who write to it |
 //! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
 //!

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use blockyard_export_virtiofs::MAX_REQUEST_QUEUES;
 use clap::{Args, ValueEnum};
 
 /// What clients of a share may cache.
@@ -20,23 +21,57 @@ pub enum ShareCache {
 #[derive(Debug, Args)]
 pub struct ShareArgs {
     /// Directory to share.
-    #[arg(value_name = "DIR")]
-    pub directory: PathBuf,
-    /// Mount point: a directory outside of DIR.
-    #[arg(long, value_name = "PATH", required = true)]
-    pub mount: PathBuf,
-    /// Mount it read-only.
-    #[arg(long)]
+    #[arg(value_name = "DIR", required_unless_present = "shared_dir")]
+    pub directory: Option<PathBuf>,
+    /// Directory to share, as virtiofsd has it.
+    #[arg(long, value_name = "DIR", conflicts_with = "directory", hide_short_help = true)]
+    pub shared_dir: Option<PathBuf>,
+    /// Where.
+    #[command(flatten)]
+    pub place: SharePlace,
+    /// Share it read-only.
+    #[arg(long, visible_alias = "readonly")]
     pub read_only: bool,
     /// Caching policy.
     #[arg(long, value_enum, default_value_t)]
     pub cache: ShareCache,
-    /// Let other users access the files, subject to their permissions.
-    #[arg(long)]
+    /// Let other users access the files, subject to their permissions. In a virtual machine, they may in any case.
+    #[arg(long, conflicts_with_all = ["socket", "fd"])]
     pub allow_other: bool,
-    /// Requests carried out at a time [default: two per CPU, from 4 to 32].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Requests carried out at a time [default: two per CPU, from 4 to 32; with --socket: 4 per queue].
+    #[arg(
+        long,
+        visible_alias = "thread-pool-size",
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=256)
+    )]
     pub threads: Option<u16>,
+    /// Maximum number of request queues [default: 1].
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_REQUEST_QUEUES)),
+        conflicts_with = "mount"
+    )]
+    pub queues: Option<u16>,
+    /// Tag that guests mount it by, for front-ends that ask the back-end; QEMU has an option of its own.
+    #[arg(long, value_name = "TAG", conflicts_with = "mount")]
+    pub tag: Option<String>,
+}
+
+/// Where a directory is shared.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct SharePlace {
+    /// Mount point: a directory outside of DIR.
+    #[arg(long, value_name = "PATH")]
+    pub mount: Option<PathBuf>,
+    /// Unix socket that a virtual machine's vhost-user-fs device connects to.
+    #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Inherited socket, listening or connected.
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<u32>,
 }
 
 /// `mount`.

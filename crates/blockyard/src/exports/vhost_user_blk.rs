@@ -73,7 +73,7 @@ fn bind(plan: &ExportPlan) -> Result<Bound> {
     let listener = listener.map_err(error)?;
     Ok(Box::new(|front| {
         let prepared =
-            Server::prepare(export(front)?, listener, front.threads.to_vec()).map_err(error)?;
+            vhost_user::prepare(export(front)?, listener, front.threads.to_vec()).map_err(error)?;
         Ok(Arc::new(BackEnd { prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }))
     }))
 }

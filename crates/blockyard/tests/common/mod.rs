@@ -145,14 +145,26 @@ impl Daemon {
         Self::start(command, dir, 1)
     }
 
+    /// `blockyard share ARGS`.
+    pub(crate) fn share<S: AsRef<OsStr>>(args: &[S]) -> Self {
+        let dir = TempDir::new().unwrap();
+        let mut command = blockyard(&dir.path().join("run"));
+        command.arg("share").args(args);
+        Self::start_until(command, dir, |this| this.log().contains("serving "))
+    }
+
     /// Starts a command in `dir`, and waits until it serves at so many addresses.
-    pub(crate) fn start(mut command: Command, dir: TempDir, listeners: usize) -> Self {
+    pub(crate) fn start(command: Command, dir: TempDir, listeners: usize) -> Self {
+        Self::start_until(command, dir, |this| this.uris.len() >= listeners)
+    }
+
+    fn start_until(mut command: Command, dir: TempDir, is_up: impl Fn(&Self) -> bool) -> Self {
         command.current_dir(dir.path()).stderr(Stdio::piped()).stdin(Stdio::null());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(String::new()));
         let mut this = Self { child, dir, log, reader: None, uris: Vec::new() };
-        while this.uris.len() < listeners {
+        while !is_up(&this) {
             let mut line = String::new();
             if lines.read_line(&mut line).unwrap() == 0 {
                 let status = this.child.wait();

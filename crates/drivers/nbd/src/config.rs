@@ -12,7 +12,7 @@ use crate::queue::Policy;
 
 /// The most connections to one server.
 pub const MAX_CONNECTIONS: usize = 64;
-/// A connection that has been idle for so long is flushed.
+/// A connection that was not written on for so long is flushed.
 const DEFAULT_FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// Replies to other requests excuse a request for so many timeouts.
 const PATIENCE: u32 = 8;
@@ -38,9 +38,10 @@ pub struct NbdConfig {
     /// Connections, one hardware queue each: as many as queue threads unless told otherwise. More than one only
     /// where the server says that its flushes cover all (`CAN_MULTI_CONN`).
     pub connections: Option<usize>,
-    /// A connection on which nothing comes for so long, though something is waited for, is dead. Also the time
-    /// that a server has to answer a handshake.
+    /// A connection on which nothing comes for so long, though something is waited for, is dead.
     pub timeout: Duration,
+    /// The time that connecting may take, with the handshake and the files of TLS. `None`: as `timeout`.
+    pub connect_timeout: Option<Duration>,
     /// Requests wait so long for a connection before they fail.
     pub dead_conn_timeout: Duration,
     /// A server that neither answers nor closes a connection is taken to be through with it after so long:
@@ -49,8 +50,8 @@ pub struct NbdConfig {
     /// A restart of the server loses nothing that it has acknowledged: without that, a lost connection on which
     /// something was written and not flushed makes flushes fail until the disk is opened anew.
     pub trust_server: bool,
-    /// What was written is flushed when the connection has been idle for so long, so that a server that is started anew then
-    /// has nothing to lose. `None`: when somebody asks for it. A trusted server is not.
+    /// What was written is flushed when no write has been answered on the connection for so long, so that a server that is started
+    /// anew then has nothing to lose. `None`: when somebody asks for it. A trusted server is not.
     pub flush_after: Option<Duration>,
     /// When to try to connect again.
     pub backoff: Backoff,
@@ -69,6 +70,7 @@ impl NbdConfig {
             tls_files: TlsFiles::default(),
             connections: None,
             timeout: Duration::from_secs(30),
+            connect_timeout: None,
             dead_conn_timeout: Duration::from_secs(120),
             fence_timeout: Duration::from_secs(60),
             trust_server: false,
@@ -86,10 +88,15 @@ impl NbdConfig {
         if self.connections.is_some_and(|count| count == 0 || count > MAX_CONNECTIONS) {
             return bad("the number of connections must be from 1 to 64");
         }
-        if self.timeout.is_zero() || self.fence_timeout.is_zero() {
+        if self.timeout.is_zero() || self.connect_limit().is_zero() || self.fence_timeout.is_zero()
+        {
             return bad("the timeouts of an NBD disk must be greater than 0");
         }
         Ok(())
+    }
+
+    pub(crate) fn connect_limit(&self) -> Duration {
+        self.connect_timeout.unwrap_or(self.timeout)
     }
 
     pub(crate) fn policy(&self) -> Policy {

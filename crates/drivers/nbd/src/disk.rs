@@ -271,7 +271,8 @@ impl Nbd {
             return Err(Error::new(ErrorKind::Config, "an NBD disk needs a queue thread"));
         }
         let (uri, files) = (config.uri.clone(), config.tls_files.clone());
-        let target = Target::new(dialer, uri, files, config.best_style, config.timeout);
+        let limit = config.connect_limit();
+        let target = Target::new(dialer, uri, files, config.best_style, limit);
         let first = target.open().await?;
         let export = Export::new(&first.negotiated, config.read_only);
         let target = Arc::new(target);

@@ -89,11 +89,6 @@ impl<J: Job> Link<J> {
         }
     }
 
-    /// When bytes came last, or were first waited for.
-    pub(crate) fn heard(&self) -> Duration {
-        self.heard
-    }
-
     /// Bytes of the disk that the server knows of on this connection.
     pub(crate) fn size(&self) -> u64 {
         self.dialect.size
@@ -282,6 +277,11 @@ impl<J: Job> Link<J> {
         requests.any(|request| request.command == Command::Flush)
     }
 
+    /// Whether a request is to be answered that changes something, or a flush.
+    pub(crate) fn awaits_change(&mut self) -> bool {
+        self.awaits_flush() || self.slots.entries().any(|(_, entry)| entry.changes.is_some())
+    }
+
     /// Whether nothing of what was sent is still to be answered, as far as anybody cares.
     pub(crate) fn is_over(&mut self) -> bool {
         self.slots.entries().all(|(_, entry)| entry.held.is_none() && entry.changes.is_none())
@@ -378,7 +378,7 @@ impl<J: Job> Link<J> {
         }
         let Entry { expected, held, changes, epoch, .. } = entry;
         let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
-        let result = expected.result().and_then(|()| match is_spoiled {
+        let result = expected.result().and(match is_spoiled {
             true => Err(ErrorCode::EIO),
             false => Ok(()),
         });

@@ -81,6 +81,8 @@ pub(crate) struct Queue<J, S> {
     lost: Option<Parts>,
     /// When to look whether what was written is to be flushed. `None`: nothing was written since it was.
     flush_look: Option<Duration>,
+    /// When a write was answered last.
+    wrote_at: Duration,
     /// The most requests on one connection.
     depth: usize,
 }
@@ -88,8 +90,8 @@ pub(crate) struct Queue<J, S> {
 impl<J: Job, S> Queue<J, S> {
     pub(crate) fn new(common: Arc<Common<J>>, policy: Policy, depth: usize) -> Self {
         let (conns, done, released) = (Vec::new(), Vec::new(), false);
-        let (lost, flush_look) = (None, None);
-        Self { common, policy, conns, done, released, lost, flush_look, depth }
+        let (lost, flush_look, wrote_at) = (None, None, Duration::ZERO);
+        Self { common, policy, conns, done, released, lost, flush_look, wrote_at, depth }
     }
 
     /// Puts a new connection in use. There must be none.
@@ -232,6 +234,7 @@ impl<J: Job, S> Queue<J, S> {
             (marks, done.changed, done.result, done.durable)
         {
             marks.mark(span);
+            self.wrote_at = now;
             if live && self.flush_look.is_none() {
                 self.flush_look = self.policy.flush_after.map(|after| now.saturating_add(after));
                 // Who waits for the time is told of it.
@@ -294,43 +297,43 @@ impl<J: Job, S> Queue<J, S> {
         self.lost.take()
     }
 
-    /// Flushes what was written on the connection in use if nothing has come for a while, so that it costs nothing to lose a
-    /// connection that nobody uses. Says whether there is something to send.
+    /// Flushes what was written on the connection in use if no write has been answered for a while, so that it costs nothing to
+    /// lose a connection that nobody writes on; whatever is read meanwhile. Says whether there is something to send.
     pub(crate) fn flush_if_idle(&mut self, now: Duration) -> bool {
         let due = self.flush_look.take_if(|at| now >= *at);
         let (Some(_), Some(after)) = (due, self.policy.flush_after) else { return false };
+        let idle_at = self.wrote_at.saturating_add(after);
         let common = Arc::clone(&self.common);
-        let Some(conn) = self.live().filter(|conn| conn.is_dirty()) else { return false };
+        let Some(conn) = self.live().filter(|conn| conn.wants_flush()) else { return false };
         if common.has_flush_failed() || conn.own_flush == OwnFlush::Failed {
             return false;
         }
-        let idle_at = conn.link.heard().saturating_add(after);
-        let (is_quiet, is_over) = (conn.link.slots.is_empty(), now >= idle_at);
-        if is_quiet && is_over {
+        let flushes = now >= idle_at && !conn.link.awaits_change();
+        if flushes {
             conn.flush(&common, now);
         }
         // What is written until then sets no time of its own.
-        let next = if is_quiet && !is_over { idle_at } else { now.saturating_add(after) };
-        self.flush_look = Some(next);
-        is_quiet && is_over
+        self.flush_look = Some(if now < idle_at { idle_at } else { now.saturating_add(after) });
+        flushes
     }
 
-    /// Sees to a connection that is left: once all is answered it is flushed, and then there is nothing to wait for.
+    /// Sees to a connection that is left: it is flushed once it changes nothing any more, whatever else it still answers, as its
+    /// server may count it as flushed by another; and once all is answered, there is nothing to wait for.
     fn see_off(&mut self, id: LinkId, now: Duration) -> Todo {
         let common = Arc::clone(&self.common);
         let Some(conn) = self.conn(id).filter(|conn| conn.phase != Phase::Live) else {
             return Todo::Nothing;
         };
-        if !conn.link.is_over() {
-            return Todo::Send;
-        }
-        if !conn.is_dirty() || conn.phase != Phase::Answering {
-            return Todo::Close;
-        }
-        if conn.own_flush == OwnFlush::None {
+        let is_over = conn.link.is_over();
+        let leaves_dirty = conn.is_dirty() && conn.phase == Phase::Answering;
+        if leaves_dirty
+            && conn.own_flush == OwnFlush::None
+            && (is_over || !conn.link.awaits_change())
+        {
             conn.flush(&common, now);
         }
-        if matches!(conn.own_flush, OwnFlush::Out(_)) { Todo::Send } else { Todo::Close }
+        let awaits_flush = leaves_dirty && matches!(conn.own_flush, OwnFlush::Out(_));
+        if !is_over || awaits_flush { Todo::Send } else { Todo::Close }
     }
 
     /// A connection is lost. Whatever may be sent again at once waits for another.

@@ -58,12 +58,14 @@ impl Unflushed {
     }
 
     /// A connection has its first mark since a flush was sent. The epoch is read once that can be seen: a flush that does not
-    /// see it has ended another epoch than this.
+    /// see it has ended another epoch than this, which is the one that is told.
     #[cold]
-    fn note_written(&self) {
+    fn note_written(&self) -> Epoch {
+        let epoch = self.epoch.load(Ordering::SeqCst);
         if let Some(ledger) = self.ledger.get() {
-            ledger.written(self.epoch.load(Ordering::SeqCst));
+            ledger.written(epoch);
         }
+        epoch
     }
 
     pub(crate) fn note_flushed(&self, epoch: Epoch) {
@@ -89,8 +91,8 @@ impl Unflushed {
     /// Those of a new connection.
     pub(crate) fn marks(self: &Arc<Self>) -> Arc<Marks> {
         let parts = (0..PARTS).map(|_| AtomicU64::new(0)).collect();
-        let (latest, flushed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Marks { of: Arc::clone(self), parts, latest, flushed })
+        let [latest, flushed, told] = [(); 3].map(|()| AtomicU64::new(0));
+        Arc::new(Marks { of: Arc::clone(self), parts, latest, flushed, told })
     }
 }
 
@@ -103,13 +105,18 @@ pub(crate) struct Marks {
     latest: AtomicU64,
     /// What was written up to then is durable.
     flushed: AtomicU64,
+    /// The epoch that was told of it.
+    told: AtomicU64,
 }
 
 impl Marks {
     /// A write to the range was answered.
     pub(crate) fn mark(&self, span: Span) {
         // A flush that another thread sends just now is sent after the server has answered this write.
-        let epoch = self.of.epoch.load(Ordering::Acquire);
+        self.mark_in(self.of.epoch.load(Ordering::Acquire), span);
+    }
+
+    fn mark_in(&self, epoch: Epoch, span: Span) {
         let part = |at: u64| usize::try_from((at >> self.of.shift).min(PARTS - 1)).unwrap_or(0);
         let range = part(span.start)..=part(span.end.saturating_sub(1).max(span.start));
         for part in self.parts.get(range).unwrap_or_default() {
@@ -119,7 +126,7 @@ impl Marks {
         }
         if self.latest.load(Ordering::Relaxed) != epoch {
             self.latest.store(epoch, Ordering::SeqCst);
-            self.of.note_written();
+            self.told.store(self.of.note_written(), Ordering::Relaxed);
         }
     }
 
@@ -130,6 +137,12 @@ impl Marks {
 
     pub(crate) fn is_dirty(&self) -> bool {
         self.latest.load(Ordering::SeqCst) > self.flushed.load(Ordering::Acquire)
+    }
+
+    /// Whether a flush is good for something: another one that was sent just when a write was marked may have made that durable,
+    /// and have been told of first.
+    pub(crate) fn wants_flush(&self) -> bool {
+        self.is_dirty() || self.told.load(Ordering::Relaxed) > self.flushed.load(Ordering::Acquire)
     }
 
     /// Whether nothing of that epoch, or from before, is left that is not flushed.
@@ -207,6 +220,42 @@ mod tests {
         marks.mark(Span::new((5 << 20) - 1, 2));
         unflushed.end_epoch();
         assert_eq!(taken(&marks), "4194304-6291456");
+    }
+
+    /// Another queue flushes between the look at the epoch and the mark.
+    #[test]
+    fn what_was_told_after_it_was_flushed_is_flushed_again() {
+        #[derive(Default)]
+        struct Told(AtomicU64, AtomicU64);
+        impl Ledger for Told {
+            fn written(&self, epoch: u64) {
+                self.0.fetch_max(epoch, Ordering::SeqCst);
+            }
+            fn flushing(&self, _epoch: u64) {}
+            fn flushed(&self, epoch: u64) {
+                self.1.fetch_max(epoch, Ordering::SeqCst);
+            }
+        }
+        let (unflushed, told) = (Unflushed::new(1 << 20), Arc::new(Told::default()));
+        unflushed.keep_ledger(Arc::<Told>::clone(&told));
+        let is_told_dirty = || told.0.load(Ordering::SeqCst) > told.1.load(Ordering::SeqCst);
+        let marks = unflushed.marks();
+        let flush = |epoch| {
+            marks.flushed(epoch);
+            assert!(marks.are_durable_up_to(epoch));
+            unflushed.note_flushed(epoch);
+        };
+        let epoch = unflushed.end_epoch();
+        flush(epoch);
+        marks.mark_in(epoch, Span::new(0, 512));
+        assert!(!marks.is_dirty() && is_told_dirty() && marks.wants_flush());
+        flush(unflushed.end_epoch());
+        assert!(!is_told_dirty() && !marks.wants_flush());
+        // The usual way.
+        marks.mark(Span::new(0, 512));
+        assert!(is_told_dirty() && marks.wants_flush());
+        flush(unflushed.end_epoch());
+        assert!(!is_told_dirty() && !marks.wants_flush());
     }
 
     #[test]

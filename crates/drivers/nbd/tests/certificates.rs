@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use blockyard_blkmq::Status;
-use blockyard_driver_nbd::{ErrorKind, NbdConfig};
+use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
 use common::{Place, Server, attach, nbdkit};
 
 fn run(command: &mut Command) {
@@ -62,6 +62,17 @@ impl Folder {
         run(command.arg("--template").arg(&text).arg("--outfile").arg(&path));
         path
     }
+}
+
+/// What the authority of a folder has revoked is one certificate, as others of `ours` know.
+fn revoke(folder: &Folder, certificate: &Path, ours: &Folder) {
+    std::fs::write(folder.path("template"), "crl_number = 1\ncrl_next_update = 30\n").unwrap();
+    let mut command = Command::new("certtool");
+    command.arg("--generate-crl").arg("--load-ca-certificate").arg(folder.path("ca-cert.pem"));
+    command.arg("--load-ca-privkey").arg(folder.path("ca-key.pem"));
+    command.arg("--load-certificate").arg(certificate);
+    command.arg("--template").arg(folder.path("template"));
+    run(command.arg("--outfile").arg(ours.path("ca-crl.pem")));
 }
 
 fn serve(place: &Place, folder: &Folder, more: &[&str]) -> (Server, PathBuf) {
@@ -149,15 +160,7 @@ fn a_server_that_is_revoked_is_not_believed() {
     let (_server, socket) = serve(&place, &folder, &[]);
     let ours = Folder::new(&place, "ours");
     ours.copy(&ca, "ca-cert.pem");
-    let revoke = |name: &str| {
-        std::fs::write(folder.path("template"), "crl_number = 1\ncrl_next_update = 30\n").unwrap();
-        let mut command = Command::new("certtool");
-        command.arg("--generate-crl").arg("--load-ca-certificate").arg(&ca);
-        command.arg("--load-ca-privkey").arg(folder.path("ca-key.pem"));
-        command.arg("--load-certificate").arg(folder.path(&format!("{name}-cert.pem")));
-        command.arg("--template").arg(folder.path("template"));
-        run(command.arg("--outfile").arg(ours.path("ca-crl.pem")));
-    };
+    let revoke = |name: &str| revoke(&folder, &folder.path(&format!("{name}-cert.pem")), &ours);
     works(config(&socket, &ours, ""));
     revoke("other");
     works(config(&socket, &ours, ""));
@@ -248,4 +251,62 @@ fn a_connection_is_made_again_though_a_file_is_never_read_to_its_end() {
     run(Command::new("mkfifo").arg(&fifo));
     let _server = again(&place, server);
     assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}
+
+/// What is trusted, who we are, and who was revoked is not another matter because a file is gone.
+#[test]
+fn a_connection_is_made_again_though_our_certificate_is_gone() {
+    let place = Place::new();
+    let (folder, server, disk) = attached(&place);
+    for name in ["client-cert.pem", "client-key.pem"] {
+        std::fs::remove_file(folder.path(name)).unwrap();
+    }
+    let _server = again(&place, server);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn who_was_revoked_stays_so_though_the_list_is_gone() {
+    let place = Place::new();
+    let folder = Folder::new(&place, "pki");
+    folder.key("ca", &["--key-type", "ecdsa"]);
+    let ca = folder.certificate("ca", "ca\ncert_signing_key\ncrl_signing_key", false);
+    let (good, revoked) = (Folder::new(&place, "good"), Folder::new(&place, "revoked"));
+    for theirs in [&good, &revoked] {
+        folder.key("server", &["--key-type", "ecdsa"]);
+        folder.certificate("server", "signing_key\ntls_www_server", true);
+        for name in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
+            theirs.copy(&folder.path(name), name);
+        }
+    }
+    let ours = Folder::new(&place, "ours");
+    ours.copy(&ca, "ca-cert.pem");
+    revoke(&folder, &revoked.path("server-cert.pem"), &ours);
+    let (mut server, socket) = serve(&place, &good, &[]);
+    let config = NbdConfig {
+        dead_conn_timeout: Duration::from_secs(3),
+        backoff: Backoff { first: Duration::from_millis(10), most: Duration::from_millis(50) },
+        ..config(&socket, &ours, "")
+    };
+    let disk = attach(config, 1);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+    std::fs::remove_file(ours.path("ca-crl.pem")).unwrap();
+    server.kill();
+    let (mut server, _) = serve(&place, &revoked, &[]);
+    assert_eq!(disk.read(0, 512), Err(Status::Transport), "it was revoked");
+    server.kill();
+    let _server = serve(&place, &good, &[]);
+    assert_eq!(disk.read(0, 512).unwrap(), [0; 512]);
+}
+
+#[test]
+fn files_that_are_never_read_to_their_end_are_named() {
+    let place = Place::new();
+    let folder = Folder::new(&place, "pki");
+    run(Command::new("mkfifo").arg(folder.path("ca-cert.pem")));
+    let timeout = Duration::from_secs(1);
+    let config = NbdConfig { timeout, ..config(&place.path("s"), &folder, "") };
+    let error = common::try_attach(config, 1).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.chain().contains("the files of TLS for"), "{}", error.chain());
 }

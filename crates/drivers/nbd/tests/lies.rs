@@ -86,8 +86,13 @@ fn serve(mut stream: UnixStream, style: HeaderStyle, answer: Answer) -> std::io:
         flags: TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH,
         block_sizes: None,
     };
-    let exports =
-        [Export { id: 0, info, contexts: vec![], tls_only: false, block_sizes_required: false }];
+    let exports = [Export {
+        id: 0,
+        info,
+        contexts: vec!["base:allocation".into()],
+        tls_only: false,
+        block_sizes_required: false,
+    }];
     let mut shake = Handshake::new(Config { best_style: style, ..Config::default() });
     let (mut input, mut output) = (Vec::new(), Vec::new());
     loop {
@@ -232,8 +237,36 @@ fn what_is_no_nbd_server_is_refused_with_a_reason() {
     web.join().unwrap();
     assert!(err.chain().contains("magic number"), "{}", err.chain());
     let silent = UnixListener::bind(place.path("t")).unwrap();
-    let config = NbdConfig { timeout: Duration::from_millis(50), ..unix(&place.path("t")) };
+    let limit = Some(Duration::from_millis(50));
+    let config = NbdConfig { connect_timeout: limit, ..unix(&place.path("t")) };
     let err = common::try_attach(config, 1).err().unwrap();
     assert!(err.chain().contains("does not answer within 50ms"), "{}", err.chain());
     drop(silent);
+}
+
+/// Whatever it is asked for besides, it answers.
+#[test]
+fn who_lies_in_every_block_map_is_given_up() {
+    let lie: Answer = |style, rq| {
+        if rq.command == Command::BlockStatus {
+            // A reply to a read.
+            return ReplyEncoder::new(style).data(to(rq), rq.offset, 4096, true).to_vec();
+        }
+        truth(style, rq)
+    };
+    for style in [HeaderStyle::Structured, HeaderStyle::Extended] {
+        let place = Place::new();
+        let liar = Liar::start(&place.path("s"), style, vec![lie; 100]);
+        let config = NbdConfig {
+            timeout: PATIENCE,
+            dead_conn_timeout: PATIENCE,
+            backoff: Backoff { first: Duration::from_millis(1), most: Duration::from_millis(5) },
+            ..unix(&place.path("s"))
+        };
+        let disk = attach(config, 1);
+        let map = disk.run(Bio::new(Op::BlockStatus, Sector(0), 1 << 20));
+        assert_eq!(map.status(), Status::Transport);
+        assert_eq!(disk.read(4096, 4096).unwrap(), [7; 4096], "others go on");
+        drop((disk, liar));
+    }
 }

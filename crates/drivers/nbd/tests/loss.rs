@@ -28,7 +28,7 @@ fn patient(config: NbdConfig) -> NbdConfig {
 /// A write of a version of a block: of every other one from memory, else from a file.
 fn write_version(at: u64, version: u64, file: &std::fs::File) -> Box<Bio> {
     let bytes = pattern(at, version, 8192);
-    if at / 65536 % 2 == 0 {
+    if (at / 65536).is_multiple_of(2) {
         return write(at, &bytes);
     }
     file.write_all_at(&bytes, at).unwrap();

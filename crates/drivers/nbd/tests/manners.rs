@@ -316,3 +316,56 @@ fn a_server_that_is_left_and_falls_silent_is_asked_no_more() {
     assert_eq!(read.recv_timeout(PATIENCE / 2).unwrap().status(), Status::Ok);
     assert_eq!(old.left(), (0, Left::Disconnected));
 }
+
+#[test]
+fn a_connection_made_for_the_old_server_is_not_used_after_a_move() {
+    let (place, other) = (Place::new(), Place::new());
+    let (tell, told) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let old = Fake::start(&place.path("s"), move |number| {
+        if number == 1 {
+            tell.send(()).unwrap();
+            let _ = wait.recv_timeout(PATIENCE);
+        }
+        USUAL
+    });
+    let new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(patient(&place, 1), 1);
+    works_on(&disk, 0);
+    old.hang_up(0);
+    assert_eq!(old.left(), (0, Left::HungUp));
+    told.recv_timeout(PATIENCE).unwrap();
+    disk.block_on(disk.nbd.reconfigure(quick(&other, 1).uri)).unwrap();
+    drop(go_on);
+    works_on(&disk, 0);
+    assert_eq!(old.left(), (1, Left::Disconnected));
+    assert_eq!(old.asked(1), [Command::Disc]);
+    assert_eq!(new.asked(0), [Command::Read]);
+}
+
+#[test]
+fn growth_is_told_once_all_connections_know_of_it() {
+    const SMALL: u64 = USUAL.size;
+    const LARGE: u64 = 2 * SMALL;
+    let place = Place::new();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let server = Fake::start(&place.path("s"), move |number| {
+        // The first is lost, and made again to the larger export; so is the second then, for that.
+        if number == 3 {
+            tell.send(()).unwrap();
+            let _ = wait.recv_timeout(PATIENCE);
+        }
+        Manner { size: if number < 2 { SMALL } else { LARGE }, ..USUAL }
+    });
+    let disk = attach(patient(&place, 2), 2);
+    let size = || disk.nbd.watch().borrow().size;
+    until("both are up", || disk.nbd.connected() == 2);
+    assert_eq!(size(), SMALL);
+    server.hang_up(0);
+    told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(size(), SMALL, "one of them does not know");
+    drop(go_on);
+    until("both know", || size() == LARGE);
+    (0..2).for_each(|cpu| works_on(&disk, cpu));
+}

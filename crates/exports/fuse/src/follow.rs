@@ -15,7 +15,8 @@ use tokio::task::JoinHandle;
 
 use crate::tree::{Node, Tree};
 
-/// A file that follows its disk as long as this lives: the kernel is told from other threads, as that may wait. What the kernel waits for on its behalf, no other file waits for.
+/// A file that follows its disk as long as this lives: the kernel is told from other threads, as that may wait. What the kernel
+/// waits for on its behalf, no other file waits for.
 struct Following(JoinHandle<()>);
 
 impl Drop for Following {

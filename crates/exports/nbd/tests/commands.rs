@@ -167,6 +167,34 @@ fn extended_headers_concern_more_than_four_gib_at_once() {
     assert_eq!(client.read(size - 4096, 4096), vec![0; 4096]);
 }
 
+/// The longest that 32 bits say in whole blocks.
+#[test]
+fn compact_headers_concern_nearly_four_gib_at_once() {
+    const LONGEST: u64 = (1 << 32) - 4096;
+    let yard = Yard::new(1 << 33);
+    for style in STYLES {
+        let mut client = yard.client_of(style);
+        for command in [Command::Trim, Command::WriteZeroes, Command::Cache] {
+            for start in [0, 4096, (1 << 33) - LONGEST] {
+                let inside = [start, start + LONGEST - 4096];
+                let around = [start.checked_sub(4096), Some(start + LONGEST)];
+                let around = around.into_iter().flatten().filter(|at| *at < 1 << 33);
+                let around: Vec<u64> = around.collect();
+                for (at, seed) in inside.iter().chain(&around).zip(1..) {
+                    client.write(*at, &pattern(seed, 4096));
+                }
+                client.command(command, start, LONGEST).ok();
+                for (at, seed) in inside.iter().chain(&around).zip(1..) {
+                    let is_zero = command != Command::Cache && inside.contains(at);
+                    let left = if is_zero { vec![0; 4096] } else { pattern(seed, 4096) };
+                    assert!(client.read(*at, 4096) == left, "{style:?} {command:?} {start} {at}");
+                }
+            }
+        }
+        client.disconnect();
+    }
+}
+
 #[test]
 fn flush_cache_and_fua_succeed() {
     for style in STYLES {

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Features, Limits};
-use blockyard_export_nbd::{Config, Export, HeaderStyle, TlsMode};
+use blockyard_export_nbd::{Export, HeaderStyle, TlsMode};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, Request};
 use common::{Client, DEADLINE, MIB, STYLES, Yard, eventually, held_disk, pattern, ram, request};
 
@@ -60,10 +60,7 @@ fn write(request: &Request) -> Vec<u8> {
     request.encode(HeaderStyle::Simple).unwrap().to_vec()
 }
 
-fn short_timeouts(config: &mut Config) {
-    config.limits.handshake_timeout = Duration::from_millis(300);
-    config.limits.stall_timeout = Duration::from_millis(300);
-}
+const SHORT: Duration = Duration::from_millis(300);
 
 #[test]
 fn garbage_instead_of_a_handshake_is_hung_up_on() {
@@ -109,7 +106,7 @@ fn options_without_end_are_hung_up_on() {
 
 #[test]
 fn a_handshake_has_a_deadline_whatever_it_trickles() {
-    let yard = Yard::with(ram(MIB), |config, _| short_timeouts(config));
+    let yard = Yard::with(ram(MIB), |config, _| config.limits.handshake_timeout = SHORT);
     let silent = yard.connect();
     let truncated = {
         let mut stream = greeted(&yard);
@@ -126,7 +123,14 @@ fn a_handshake_has_a_deadline_whatever_it_trickles() {
     }
     assert!(start.elapsed() < DEADLINE);
     assert!(is_closed(silent) && is_closed(truncated) && is_closed(trickling));
-    Bystander::new(&yard).is_well();
+    // On a busy machine it may be late itself.
+    let open = || Client::open(Box::new(yard.connect()), "", HeaderStyle::Extended).ok();
+    let mut opened = None;
+    eventually("a client that is quick", || {
+        opened = open();
+        opened.is_some()
+    });
+    Bystander(opened.unwrap(), 0).is_well();
 }
 
 #[test]
@@ -174,14 +178,15 @@ fn a_payload_that_is_too_long_is_skipped_or_ends_the_connection() {
 
 #[test]
 fn a_payload_that_never_comes_holds_its_own_memory_and_not_for_ever() {
-    let yard = Yard::with(ram(64 * MIB), |config, _| short_timeouts(config));
+    let yard = Yard::with(ram(64 * MIB), |config, _| config.limits.stall_timeout = SHORT);
     let mut bystander = Bystander::new(&yard);
     let mut stuck: Vec<_> = (0..20).map(|_| yard.client_of(HeaderStyle::Simple)).collect();
     for (n, client) in stuck.iter_mut().enumerate() {
         let header = write(&request(Command::Write, NONE, 0, 32 << 20));
         client.stream.write_all(&header[..28 - n]).unwrap();
         if n == 0 {
-            client.stream.write_all(&[0; 100_000]).unwrap();
+            // On a busy machine that may be too late already.
+            let _ = client.stream.write_all(&[0; 100_000]);
         }
     }
     bystander.is_well();

@@ -22,6 +22,9 @@ use common::{Client, MIB, STYLES, Yard, disk_of, pattern, request};
 use rcgen::{CertificateParams, KeyPair};
 
 const LEN: u64 = 256 << 10;
+const PART: u64 = 64 << 10;
+/// Reads that can have pages at a time.
+const PIPES: usize = 64;
 
 /// Answers each read that takes pages with them, whatever its length.
 struct Paged {
@@ -76,7 +79,7 @@ fn paged() -> (Arc<Paged>, Arc<Disk>) {
     file.write_all(&CONTENT).unwrap();
     let counts = (AtomicU64::new(0), AtomicU64::new(0));
     let driver =
-        Arc::new(Paged { file, pool: PagePool::new(64), paged: counts.0, copied: counts.1 });
+        Arc::new(Paged { file, pool: PagePool::new(PIPES), paged: counts.0, copied: counts.1 });
     let limits = Limits { max_hw_sectors: 2048, ..Limits::default() };
     let disk = disk_of(Arc::clone(&driver), (), 4 * MIB, limits);
     (driver, disk)
@@ -143,8 +146,36 @@ fn a_client_that_leaves_with_pages_due_leaves_nothing_for_the_next() {
         drop(client);
     }
     let mut client = yard.client();
-    assert!(client.read(LEN, LEN) == CONTENT[LEN as usize..2 * LEN as usize]);
-    assert!(driver.paged.load(Ordering::SeqCst) > 0);
+    for at in 1..9 {
+        let before = driver.paged.load(Ordering::SeqCst);
+        assert!(client.read(at * PART, PART) == CONTENT[(at * PART) as usize..][..PART as usize]);
+        assert_eq!(driver.paged.load(Ordering::SeqCst), before + 1, "what they had is free again");
+    }
+}
+
+/// What pages occupy is few, and all clients'.
+#[test]
+fn a_client_that_takes_no_replies_leaves_pages_for_others() {
+    let (driver, disk) = paged();
+    let yard = Yard::with(disk, |_, _| {});
+    let mut deaf = yard.client();
+    let read = request(Command::Read, CommandFlags::empty(), 0, LEN);
+    let reads: Vec<u8> = (0..2 * PIPES).flat_map(|_| deaf.encode(read, &[]).1).collect();
+    deaf.stream.write_all(&reads).unwrap();
+    let paged = || driver.paged.load(Ordering::SeqCst);
+    let copied = || driver.copied.load(Ordering::SeqCst);
+    common::eventually("all of it", || paged() + copied() == 2 * PIPES as u64);
+    assert!(paged() > 0);
+    let mut other = yard.client();
+    for at in 1..9 {
+        let before = paged();
+        assert!(other.read(at * PART, PART) == CONTENT[(at * PART) as usize..][..PART as usize]);
+        assert_eq!(paged(), before + 1);
+    }
+    // What is copied, and what is not, is the same to the client.
+    for _ in 0..2 * PIPES {
+        assert!(deaf.next_reply().unwrap().1.ok().data == CONTENT[..LEN as usize]);
+    }
 }
 
 /// What the client has received nothing changes; each page that it has not is what it was, or what was written meanwhile.

@@ -191,3 +191,33 @@ fn files_that_will_not_do_are_named() {
     let other = dir.path().join("client.key");
     assert!(message(&|files| files.key = other.clone()).contains("does not belong"));
 }
+
+/// Certificates are renewed every few weeks, and a server runs for years.
+#[test]
+fn files_that_are_renewed_are_used_for_the_next_client() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let yard = Yard::with(ram(16 * MIB), |config, _| {
+        config.tls = TlsMode::Require(files(dir.path(), true).load().unwrap());
+    });
+    let before = client_config(dir.path(), true);
+    let mut old = tls_client(&yard, &before, "").unwrap();
+    works(&mut old);
+    // Half of it.
+    let own =
+        ["server.pem", "server.key"].map(|name| (name, fs::read(dir.path().join(name)).unwrap()));
+    certificates(dir.path());
+    fs::rename(dir.path().join("server.key"), dir.path().join("new.key")).unwrap();
+    works(&mut tls_client(&yard, &before, "").unwrap());
+    fs::write(dir.path().join("server.key"), &own[1].1).unwrap();
+    works(&mut tls_client(&yard, &before, "").unwrap());
+    // All.
+    fs::rename(dir.path().join("new.key"), dir.path().join("server.key")).unwrap();
+    let after = client_config(dir.path(), true);
+    works(&mut tls_client(&yard, &after, "").unwrap());
+    assert!(tls_client(&yard, &before, "").is_err(), "both trust others now");
+    works(&mut old);
+    fs::remove_dir_all(dir.path()).unwrap();
+    works(&mut tls_client(&yard, &after, "").unwrap());
+    fs::create_dir(dir.path()).unwrap();
+}

@@ -1,18 +1,23 @@
 //! The disk as the guest's driver sees it: features, configuration space, serial number (virtio 1.2, section 5.2).
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use blockyard_blkmq::{Bdev, Features, SECTOR_SIZE};
-use blockyard_sys::{Event, PeerEvent, Signaller};
+use blockyard_buf::SharedMapping;
+use blockyard_sys::{PeerEvent, Signaller};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
-use blockyard_vhost_user::wire::{F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
+use blockyard_vhost_user::wire::{ConfigSpan, F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
+use blockyard_vhost_user_backend::{self as vhost_user, Backend, not_writable};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::queue::QueueHandle;
+use crate::write_cache::{TAIL_LEN, Tail};
 
 /// Queues that a front-end may use, unless told otherwise.
 pub const DEFAULT_QUEUES: u16 = 64;
-/// The most queues: their number has 8 bits in the messages that bring their events.
-pub const MAX_QUEUES: u16 = 256;
 /// Bytes of a serial number (`VIRTIO_BLK_ID_BYTES`).
 pub(crate) const ID_LEN: usize = 20;
 /// Segments of data in one request: with header and status, what fits a queue of 128 descriptors.
@@ -47,7 +52,7 @@ pub struct Export {
     pub bdev: Arc<Bdev>,
     /// What the guest shows as the disk's serial number; the first 20 bytes count.
     pub serial: String,
-    /// Queues that a front-end may use, up to [`MAX_QUEUES`].
+    /// Queues that a front-end may use, up to [`MAX_QUEUES`](crate::MAX_QUEUES).
     pub queues: u16,
     /// Told before requests are begun anew that another back-end had begun, which has died: what is below the disk may still
     /// carry them out for that one, too.
@@ -65,92 +70,44 @@ impl Export {
     }
 }
 
-/// What a server's thread, its session and its queues share.
+/// The disk, with what its sessions and queues share.
 pub(crate) struct Device {
     pub(crate) export: Export,
-    /// Where it is served, for the log.
-    pub(crate) name: String,
-    /// Wakes the server's thread.
-    pub(crate) wake: Event,
-    /// The server is to end.
-    pub(crate) stop: AtomicBool,
-    /// The guest has to look at the configuration space again.
-    config_changed: AtomicBool,
-    /// The memory of a guest is not what it was: its session has to look.
-    memory_lost: AtomicBool,
+    pub(crate) backend: Arc<Backend>,
+    /// Runtimes of the queue threads.
+    threads: Vec<Handle>,
     /// The guest wants its writes to be cached until it flushes. A front-end that comes back, or resets the device, does not say
     /// it again, and its guest goes by what it said: this stays as it is for whoever comes, who is told (section 5.2.5).
     pub(crate) writeback: AtomicBool,
     /// Guests know what `writeback` is, or have said it.
-    pub(crate) writeback_is_known: AtomicBool,
-    /// A front-end is connected.
-    pub(crate) connected: AtomicBool,
-    /// Queues that are served.
-    pub(crate) queues: AtomicU64,
-    /// Requests so far.
-    pub(crate) requests: AtomicU64,
+    writeback_is_known: AtomicBool,
+    /// Where it is written down for another back-end.
+    tail: Mutex<Option<Tail>>,
     /// For each queue thread, the queue that had requests last.
     last_active: Box<[AtomicU32]>,
-    /// One for each queue thread, and one for the server's.
+    /// One for each queue thread.
     signallers: Box<[Arc<Signaller>]>,
-    pub(crate) late_signals: LateSignals,
-}
-
-/// Events that the kernel has refused to signal, for lack of memory: the session tries again.
-#[derive(Default)]
-pub(crate) struct LateSignals(Mutex<Vec<Arc<PeerEvent>>>);
-
-impl LateSignals {
-    /// Each event is there once: there are no more than queues have.
-    fn add(&self, event: &Arc<PeerEvent>) {
-        let mut list = self.0.lock();
-        if !list.iter().any(|known| Arc::ptr_eq(known, event)) {
-            list.push(Arc::clone(event));
-        }
-    }
-
-    pub(crate) fn any(&self) -> bool {
-        !self.0.lock().is_empty()
-    }
-
-    pub(crate) fn clear(&self) {
-        self.0.lock().clear();
-    }
-
-    /// Tries each again; those that `signal` refuses stay.
-    fn retry(&self, signal: impl Fn(&PeerEvent) -> bool) {
-        self.0.lock().retain(|event| !signal(event));
-    }
 }
 
 impl Device {
-    pub(crate) fn new(export: Export, name: String, threads: usize) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn new(
+        export: Export,
+        backend: Arc<Backend>,
+        threads: Vec<Handle>,
+    ) -> io::Result<Arc<Self>> {
+        let count = threads.len();
         Ok(Arc::new(Self {
             export,
-            name,
-            wake: Event::new()?,
-            stop: AtomicBool::new(false),
-            config_changed: AtomicBool::new(false),
-            memory_lost: AtomicBool::new(false),
+            backend,
+            threads,
             writeback: AtomicBool::new(true),
             writeback_is_known: AtomicBool::new(false),
-            connected: AtomicBool::new(false),
-            queues: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            last_active: std::iter::repeat_with(|| AtomicU32::new(u32::MAX))
-                .take(threads)
-                .collect(),
-            signallers: (0..threads)
-                .map(Some)
-                .chain([None])
-                .map(Signaller::of_thread)
-                .collect::<std::io::Result<_>>()?,
-            late_signals: LateSignals::default(),
+            tail: Mutex::new(None),
+            last_active: std::iter::repeat_with(|| AtomicU32::new(u32::MAX)).take(count).collect(),
+            signallers: (0..count)
+                .map(|cpu| Signaller::of_thread(Some(cpu)))
+                .collect::<io::Result<_>>()?,
         }))
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
     }
 
     /// `queue` of the queue thread `cpu` has requests. Says whether it had the ones before, too.
@@ -164,46 +121,16 @@ impl Device {
         before == queue
     }
 
-    /// The configuration space has changed: the session tells its front-end.
-    pub(crate) fn tell_config_changed(&self) {
-        self.config_changed.store(true, Ordering::SeqCst);
-        self.wake.signal();
-    }
-
-    /// Whether the configuration space has changed since it was last asked for by this.
-    pub(crate) fn take_config_changed(&self) -> bool {
-        self.config_changed.swap(false, Ordering::SeqCst)
-    }
-
     /// Signals a front-end or its guest, on the queue thread `cpu`.
+    #[inline]
     pub(crate) fn signal(&self, cpu: usize, event: &Arc<PeerEvent>) {
-        if !self.signallers[cpu].signal(event) {
-            self.late_signals.add(event);
-            self.wake.signal();
-        }
+        self.backend.signal(&self.signallers[cpu], event);
     }
 
-    /// Signals a front-end or its guest, on the server's thread.
-    pub(crate) fn signal_from_session(&self, event: &Arc<PeerEvent>) {
-        self.signal(self.signallers.len() - 1, event);
-    }
-
-    /// Tries again what was refused, on the server's thread.
-    pub(crate) fn signal_late(&self) {
-        if let Some(signaller) = self.signallers.last() {
-            self.late_signals.retry(|event| signaller.signal(event));
-        }
-    }
-
-    /// Has the session look whether the memory of its guest is lost.
-    pub(crate) fn tell_memory_lost(&self) {
-        self.memory_lost.store(true, Ordering::SeqCst);
-        self.wake.signal();
-    }
-
-    /// Whether somebody has told so since this was last asked.
-    pub(crate) fn take_memory_lost(&self) -> bool {
-        self.memory_lost.swap(false, Ordering::SeqCst)
+    fn set_writeback(&self, writeback: bool) {
+        self.writeback_is_known.store(true, Ordering::SeqCst);
+        self.writeback.store(writeback, Ordering::SeqCst);
+        self.tail.lock().iter().for_each(|tail| tail.set_writeback(writeback));
     }
 
     /// Whether a write can be made durable at all.
@@ -212,8 +139,26 @@ impl Device {
         !features.contains(Features::NO_FLUSH) || features.contains(Features::FUA)
     }
 
-    /// What it can do, as virtio and vhost-user have it.
-    pub(crate) fn features(&self) -> u64 {
+    /// The serial number, zeroes behind it.
+    pub(crate) fn id(&self) -> [u8; ID_LEN] {
+        let mut id = [0; ID_LEN];
+        id.iter_mut().zip(self.export.serial.bytes()).for_each(|(place, byte)| *place = byte);
+        id
+    }
+}
+
+impl vhost_user::Device for Device {
+    type Queue = QueueHandle;
+
+    fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    fn queues(&self) -> u16 {
+        self.export.queues
+    }
+
+    fn features(&self) -> u64 {
         let bdev = &self.export.bdev;
         let limits = bdev.limits();
         let mut features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | F_PROTOCOL_FEATURES;
@@ -237,12 +182,12 @@ impl Device {
         features
     }
 
-    pub(crate) fn protocol_features() -> ProtocolFeatures {
+    fn protocol_features(&self) -> ProtocolFeatures {
         ProtocolFeatures::all()
     }
 
-    /// The configuration space (`struct virtio_blk_config`, section 5.2.4), zeroes behind.
-    pub(crate) fn config(&self) -> [u8; MAX_CONFIG] {
+    /// `struct virtio_blk_config` (section 5.2.4).
+    fn config(&self) -> [u8; MAX_CONFIG] {
         let bdev = &self.export.bdev;
         let (limits, geometry) = (bdev.limits(), bdev.geometry());
         let block = limits.logical_block_size.bytes();
@@ -281,11 +226,68 @@ impl Device {
         space.0
     }
 
-    /// The serial number, zeroes behind it.
-    pub(crate) fn id(&self) -> [u8; ID_LEN] {
-        let mut id = [0; ID_LEN];
-        id.iter_mut().zip(self.export.serial.bytes()).for_each(|(place, byte)| *place = byte);
-        id
+    fn set_config(&self, span: &ConfigSpan, features: u64) -> Result<(), String> {
+        let at = WRITEBACK_AT.checked_sub(span.offset).and_then(|at| usize::try_from(at).ok());
+        let writeback = at.and_then(|at| span.bytes.get(at));
+        let writable = span.offset == WRITEBACK_AT && span.bytes.len() == 1;
+        match writeback {
+            // With live migration, all of it comes, and the rest is ours to say.
+            Some(writeback) if writable || span.flags == 1 => {
+                if features & feature::CONFIG_WCE == 0 && writable {
+                    return Err("the write cache was not offered for change".into());
+                }
+                self.set_writeback(*writeback != 0);
+                Ok(())
+            }
+            _ => Err(not_writable(span)),
+        }
+    }
+
+    fn make_queue(self: &Arc<Self>, index: u32) -> io::Result<QueueHandle> {
+        Ok(QueueHandle::spawn(Arc::clone(self), &self.threads, index))
+    }
+
+    fn inflight_tail_len(&self) -> usize {
+        TAIL_LEN
+    }
+
+    fn has_inflight(&self, mapping: &Arc<SharedMapping>, brought: Option<usize>) {
+        let (tail, said) = match brought {
+            Some(used) => {
+                let tail = Tail::find(mapping, used);
+                let said = tail.as_ref().map(Tail::writeback);
+                (tail, said)
+            }
+            None => {
+                let tail = Tail::make(mapping);
+                let writeback = self.writeback.load(Ordering::SeqCst);
+                tail.iter().for_each(|tail| tail.set_writeback(writeback));
+                (tail, None)
+            }
+        };
+        *self.tail.lock() = tail;
+        said.into_iter().for_each(|writeback| self.set_writeback(writeback));
+    }
+
+    /// A guest that goes on here may have chosen write-through, and then it does not flush; if nobody can know, every write is
+    /// made durable. It stays so until its front-end says otherwise.
+    fn queue_starts(&self, resumes: bool) {
+        if resumes && !self.writeback_is_known.swap(true, Ordering::SeqCst) {
+            self.writeback.store(false, Ordering::SeqCst);
+            tracing::info!(
+                socket = self.backend.name(),
+                "the guest resumed from another back-end and may not flush; every write is made durable"
+            );
+        }
+    }
+
+    fn queues_stop(&self) {
+        // Their guest began here, or it was found out above how it goes on.
+        self.writeback_is_known.store(true, Ordering::SeqCst);
+    }
+
+    fn front_end_left(&self) {
+        *self.tail.lock() = None;
     }
 }
 
@@ -302,44 +304,28 @@ impl Space {
 mod tests {
     use blockyard_blkmq::{Disk, DiskConfig, MonotonicClock, NoOps, OpenMode, Sector, TagSet};
     use blockyard_driver_ram::Ram;
-    use rustix::event::{EventfdFlags, eventfd};
+    use blockyard_vhost_user_backend::Listener;
 
     use super::*;
 
-    fn device(threads: usize) -> std::io::Result<Arc<Device>> {
+    fn device(threads: &[Handle]) -> std::io::Result<Arc<Device>> {
         let set = TagSet::new(Ram::new(), blockyard_blkmq::TagSetConfig::default()).unwrap();
         let config = DiskConfig::new("ram0", Sector(2048), Ram::limits());
         let clock = Arc::new(MonotonicClock::new());
         let disk = Disk::alloc(&set, (), config, Arc::new(NoOps), clock).unwrap();
         let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
-        Device::new(Export::new(bdev), "test".into(), threads)
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let backend = Backend::new(&Listener::from_fd(socket.into()).unwrap())?;
+        Device::new(Export::new(bdev), backend, threads.to_vec())
     }
 
     /// The system has 65536 in all (`fs.aio-max-nr`), unless it is told otherwise.
     #[test]
     fn many_disks_on_many_threads_take_few_of_the_systems_contexts() {
-        let devices: Vec<_> = (0..16).map(|_| device(64)).collect::<Result<_, _>>().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let threads = vec![runtime.handle().clone(); 64];
+        let devices: Vec<_> = (0..16).map(|_| device(&threads)).collect::<Result<_, _>>().unwrap();
         assert!(Arc::ptr_eq(&devices[0].signallers[7], &devices[15].signallers[7]));
         assert!(!Arc::ptr_eq(&devices[0].signallers[7], &devices[0].signallers[8]));
-    }
-
-    #[test]
-    fn a_signal_that_was_refused_is_not_lost() {
-        let event = || eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-        let theirs = [event(), event()];
-        let [first, second] = theirs
-            .each_ref()
-            .map(|fd| Arc::new(PeerEvent::from_fd(fd.try_clone().unwrap()).unwrap()));
-        let device = device(1).unwrap();
-        [&first, &second, &first].iter().for_each(|event| device.late_signals.add(event));
-        device.late_signals.retry(|_| false);
-        assert_eq!(device.late_signals.0.lock().len(), 2, "each once");
-        device.signal_late();
-        assert!(!device.late_signals.any());
-        for fd in &theirs {
-            let mut count = [0; 8];
-            rustix::io::read(fd, &mut count).unwrap();
-            assert_eq!(u64::from_ne_bytes(count), 1);
-        }
     }
 }

@@ -1,30 +1,58 @@
 //! A vhost-user-blk back-end: a block device as the disk of a virtual machine.
 //!
-//! A [`Server`] is made from an [`Export`], a [`Listener`] and the runtimes of the queue threads. It serves one front-end
-//! (QEMU, cloud-hypervisor, a user-space driver) at a time, and the next one when that has left.
+//! A [`Server`] is [prepared](prepare) from an [`Export`], a [`Listener`] and the runtimes of the queue threads. It serves one
+//! front-end (QEMU, cloud-hypervisor, a user-space driver) at a time, and the next one when that has left. What back-ends of
+//! all kinds have in common is in `blockyard_vhost_user_backend`.
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | `listener`, `server` | waits for front-ends; one thread, which does control only |
-//! | `channel`, `session` | the control socket: messages, and what they mean |
 //! | `device`, `write_cache` | features and configuration space of the disk |
 //! | `queue` | a virtqueue on its queue thread: chains become bios whose segments are the guest's own memory |
-//!
-//! A driver that breaks the rules of virtio has its queue stopped with one line in the log, and its front-end is told by the
-//! ring's error event. A front-end that breaks the protocol is hung up on.
 #![forbid(unsafe_code)]
 
-mod channel;
 mod device;
-mod error;
-mod listener;
 mod queue;
-mod server;
-mod session;
-mod vring;
 mod write_cache;
 
-pub use device::{DEFAULT_QUEUES, Export, MAX_QUEUES, OnResume};
-pub use error::{Error, ErrorKind};
-pub use listener::{Listener, bind};
-pub use server::{Prepared, Server, Status};
+use blockyard_vhost_user_backend::Backend;
+use device::Device;
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+pub use blockyard_vhost_user_backend::{
+    Error, ErrorKind, Listener, MAX_QUEUES, Prepared, Server, Status, bind,
+};
+pub use device::{DEFAULT_QUEUES, Export, OnResume};
+
+/// Prepares a server. Queue number i of the disk lives on `queue_threads[i % n]`; each of these is the runtime of a thread of its
+/// own, with I/O and time enabled, and its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is
+/// given for it.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for what cannot be, [`ErrorKind::Io`] if there is no room for a thread.
+pub fn prepare(
+    export: Export,
+    listener: Listener,
+    queue_threads: Vec<Handle>,
+) -> Result<Prepared, Error> {
+    let single = |handle: &Handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread;
+    if queue_threads.is_empty() || !queue_threads.iter().all(single) {
+        let what = "a vhost-user-blk back-end needs queue threads, each a current-thread runtime";
+        return Err(Error::new(ErrorKind::Config, what));
+    }
+    let failed = |err| Error::new(ErrorKind::Io, "cannot start serving").caused_by(err);
+    let backend = Backend::new(&listener).map_err(failed)?;
+    let device = Device::new(export, backend, queue_threads).map_err(failed)?;
+    Server::prepare(device, listener)
+}
+
+/// Prepares a server, and starts it at once.
+///
+/// # Errors
+/// As those of [`prepare`].
+pub fn start(
+    export: Export,
+    listener: Listener,
+    queue_threads: Vec<Handle>,
+) -> Result<Server, Error> {
+    prepare(export, listener, queue_threads).map(Prepared::start)
+}

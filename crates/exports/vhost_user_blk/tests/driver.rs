@@ -93,7 +93,7 @@ fn a_request_may_be_cut_anywhere() {
     driver.descriptor(0, 1, DATA + 7, 100, NEXT, 2);
     driver.descriptor(0, 2, DATA + 107, 528 - 107, NEXT, 3);
     driver.descriptor(0, 3, DATA - 8, 1, WRITE, 0);
-    assert_eq!(driver.finish(0), OK);
+    assert_eq!(driver.answer(0), OK);
     driver.header(DATA, READ, 3);
     let table = [
         descriptor(GUEST + DATA, 16, NEXT, 2),
@@ -338,7 +338,7 @@ fn memory_comes_and_goes_under_a_queue_that_is_served() {
         driver.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
         driver.descriptor(0, 1, GUEST + MEMORY - 512, 1024, NEXT | way, 2);
         driver.descriptor(0, 2, DATA - 8, 1, WRITE, 0);
-        driver.finish(0)
+        driver.answer(0)
     };
     driver.bytes(MEMORY - 512, 512).copy_from(&[4; 512]);
     assert_eq!(across(OUT, 0), OK);
@@ -399,7 +399,7 @@ fn a_disk_that_wants_aligned_memory_gets_it() {
             driver.descriptor(0, 1, DATA + offset, 1000, NEXT | way, 2);
             driver.descriptor(0, 2, DATA + offset + 1000, 24, NEXT | way, 3);
             driver.descriptor(0, 3, DATA - 8, 1, WRITE, 0);
-            driver.finish(0)
+            driver.answer(0)
         };
         driver.bytes(DATA + offset, 1024).copy_from(&bytes);
         assert_eq!(cut(OUT, 0), OK);

@@ -200,7 +200,7 @@ fn what_cannot_be_done_is_answered() {
             driver.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
             driver.descriptor(0, 1, addr, 512, NEXT | way, 2);
             driver.descriptor(0, 2, DATA - 8, 1, WRITE, 0);
-            assert_eq!(driver.finish(0), IO_ERR);
+            assert_eq!(driver.answer(0), IO_ERR);
         }
     }
     assert_eq!(driver.request(READ, 0, 4096), OK);
@@ -554,10 +554,10 @@ fn what_it_makes_us_allocate_has_a_bound(disk: Arc<Disk>) {
     driver.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
     (1..15).for_each(|index| driver.descriptor(0, index, DATA + 1, len, NEXT | WRITE, index + 1));
     driver.descriptor(0, 15, DATA - 8, 1, WRITE, 0);
-    assert_eq!(driver.finish(0), IO_ERR);
+    assert_eq!(driver.answer(0), IO_ERR);
     // What fits is carried out, also if all of it comes at once.
     driver.descriptor(0, 4, DATA + 1, len, NEXT | WRITE, 15);
-    assert_eq!(driver.finish(0), OK);
+    assert_eq!(driver.answer(0), OK);
     let before = driver.used_index(0);
     for head in [5_u16, 8, 11] {
         driver.descriptor(0, head, DATA - 32, 16, NEXT, head + 1);

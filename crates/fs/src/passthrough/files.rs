@@ -9,6 +9,7 @@ use blockyard_fuse::wire::{WriteFlags, WriteIn};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
+use super::memory::{Source, write_most};
 use super::{CachePolicy, Passthrough, errno, open_flags};
 use crate::filesystem::Outcome;
 
@@ -35,7 +36,7 @@ impl Passthrough {
         OpenOut { fh: self.files.insert(file), open_flags, ..OpenOut::default() }
     }
 
-    pub(super) fn write_file(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
+    pub(super) fn write_file(&self, args: &WriteIn, data: &impl Source) -> Outcome<u32> {
         self.may_change()?;
         let file = self.files.find(args.fh)?;
         let kills = args.write_flags.contains(WriteFlags::KILL_SUIDGID);
@@ -53,7 +54,7 @@ impl Passthrough {
 
     /// Pages of the kernel, all of them: how much of them is written it does not ask. It takes any descriptor that can write, and
     /// one to append (`O_APPEND`) would write to the end (pwrite(2)).
-    fn write_back(&self, file: &OwnedFd, offset: u64, pages: &[u8]) -> Outcome<usize> {
+    fn write_back(&self, file: &OwnedFd, offset: u64, pages: &impl Source) -> Outcome<usize> {
         let flags = rustix::fs::fcntl_getfl(file).map_err(errno)?;
         let (done, outcome) = if flags.contains(OFlags::APPEND) {
             let here = self.open_own(file, open_flags(flags.bits()).difference(OFlags::APPEND))?;
@@ -87,34 +88,6 @@ impl Drop for AsUser {
         // What a thread was permitted, it may always do again.
         let _ = set_capabilities(None, self.before);
     }
-}
-
-/// As much as there is. An error behind it is one: what is short is the end of the file for the kernel.
-pub(super) fn read(file: impl AsFd, offset: u64, into: &mut [u8]) -> Outcome<usize> {
-    let mut done = 0;
-    while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pread(&file, rest, offset.saturating_add(done as u64)) {
-            Ok(0) => break,
-            Ok(len) => done += len,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(err) => return Err(errno(err)),
-        }
-    }
-    Ok(done)
-}
-
-/// As much as there is room for, and why not all of it.
-fn write_most(file: impl AsFd, offset: u64, data: &[u8]) -> (usize, Outcome) {
-    let mut done = 0;
-    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::pwrite(&file, rest, offset.saturating_add(done as u64)) {
-            Ok(0) => return (done, Err(Errno::EIO)),
-            Ok(len) => done += len,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(err) => return (done, Err(errno(err))),
-        }
-    }
-    (done, Ok(()))
 }
 
 pub(super) fn sync(file: impl AsFd, data_only: bool) -> Outcome {

@@ -127,6 +127,21 @@ impl Inodes {
         drop(forgotten);
     }
 
+    /// Forgets all but the root.
+    pub(super) fn clear(&self) {
+        let mut table = self.0.lock();
+        let root = table.by_id.remove(&ROOT_ID);
+        let forgotten = std::mem::take(&mut table.by_id);
+        table.by_key.clear();
+        if let Some(known) = root {
+            table.by_key.insert(known.inode.key.clone(), ROOT_ID);
+            table.by_id.insert(ROOT_ID, known);
+        }
+        table.open = 1;
+        drop(table);
+        drop(forgotten);
+    }
+
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.0.lock().by_id.len()
@@ -157,6 +172,12 @@ impl<T> Handles<T> {
 
     pub(super) fn remove(&self, fh: u64) {
         let closed = self.0.lock().0.remove(&fh);
+        drop(closed);
+    }
+
+    /// Closes all of them.
+    pub(super) fn clear(&self) {
+        let closed = std::mem::take(&mut self.0.lock().0);
         drop(closed);
     }
 }

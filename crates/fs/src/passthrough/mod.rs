@@ -17,6 +17,7 @@ mod devices;
 mod files;
 mod inodes;
 mod listing;
+mod memory;
 mod names;
 mod xattrs;
 
@@ -27,6 +28,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockyard_buf::Segment;
 use blockyard_fuse::dirent::Entries;
 use blockyard_fuse::wire::*;
 use blockyard_fuse::{Errno, Name, ROOT_ID, SetAttr};
@@ -338,11 +340,19 @@ impl FileSystem for Passthrough {
     }
 
     fn read(&self, args: &ReadIn, into: &mut [u8]) -> Outcome<usize> {
-        files::read(&*self.files.find(args.fh)?, args.offset, into)
+        memory::read_all(&*self.files.find(args.fh)?, args.offset, into)
     }
 
     fn write(&self, args: &WriteIn, data: &[u8]) -> Outcome<u32> {
-        self.write_file(args, data)
+        self.write_file(args, &data)
+    }
+
+    fn read_segments(&self, args: &ReadIn, into: &[Segment]) -> Outcome<usize> {
+        memory::read_all(&*self.files.find(args.fh)?, args.offset, into)
+    }
+
+    fn write_segments(&self, args: &WriteIn, data: &[Segment]) -> Outcome<u32> {
+        self.write_file(args, &data)
     }
 
     fn release(&self, fh: u64) {
@@ -405,6 +415,12 @@ impl FileSystem for Passthrough {
         self.may_change()?;
         let (from, to) = (self.files.find(args.fh_in)?, self.files.find(args.fh_out)?);
         files::copy(&*from, &*to, args)
+    }
+
+    fn reset(&self) {
+        self.inodes.clear();
+        self.files.clear();
+        self.directories.clear();
     }
 
     fn syncfs(&self) -> Outcome {

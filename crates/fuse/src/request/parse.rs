@@ -30,6 +30,12 @@ struct Args<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// The header of a request whose first bytes these are, as it says itself; `None` if that is cut short.
+    #[must_use]
+    pub fn header(head: &[u8]) -> Option<InHeader> {
+        InHeader::read(&mut Reader::new(head))
+    }
+
     /// Parses a request whose first bytes are `head`, and of which `elsewhere` more bytes lie elsewhere: only the data
     /// of a WRITE or a NOTIFY_REPLY may.
     ///

@@ -157,6 +157,22 @@ impl Vm {
         ])
     }
 
+    /// A file system of a vhost-user-fs back end that listens at this socket, which the guest mounts by its tag: `mount -t virtiofs
+    /// TAG /mnt`. `options` are those of QEMU's device `vhost-user-fs-pci`, `num-request-queues=2` for one.
+    #[must_use]
+    pub fn vhost_user_fs(mut self, socket: &Path, tag: &str, options: &str) -> Self {
+        let id = format!("backend{}", self.backends);
+        self.backends += 1;
+        let comma = if options.is_empty() { "" } else { "," };
+        let path = socket.display();
+        self.args([
+            "-chardev".to_owned(),
+            format!("socket,id={id},path={path}"),
+            "-device".to_owned(),
+            format!("vhost-user-fs-pci,chardev={id},tag={tag}{comma}{options}"),
+        ])
+    }
+
     /// More arguments for QEMU. The guest's memory is shared, as devices in other processes need it.
     #[must_use]
     pub fn args<I: IntoIterator<Item: Into<OsString>>>(mut self, args: I) -> Self {

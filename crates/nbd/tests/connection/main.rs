@@ -234,6 +234,7 @@ fn a_server_that_ends_says_so_and_answers_what_it_has() {
     pair.connection.stash(&waiting[taken..]);
     assert!(pair.asked().is_none() && pair.connection.has_backlog());
     pair.connection.shut_down();
+    pair.connection.refuse_requests();
     assert!(pair.connection.may_receive());
     let mut stash = vec![0; 8192];
     let len = pair.connection.take_backlog(&mut stash);
@@ -257,6 +258,24 @@ fn a_server_that_ends_says_so_and_answers_what_it_has() {
     assert_eq!(pair.replies(), [reply(refused, 0x4000), reply(0, 0)].concat());
     assert!(pair.asked().is_none() && pair.connection.is_quiet());
     assert_eq!(pair.connection.ending(), Some(Ending::Shutdown));
+}
+
+#[test]
+fn a_server_that_ends_carries_out_what_it_does_not_refuse() {
+    let mut pair = Pair::new(&budget());
+    pair.send(&head(Command::Read, 0, 512));
+    let first = pair.asked().unwrap().token;
+    pair.connection.shut_down();
+    assert!(!pair.connection.is_quiet());
+    pair.send(&head(Command::Read, 512, 512));
+    let second = pair.asked().unwrap().token;
+    for token in [first, second] {
+        pair.end(Answer { token, data: vec![vec![1; 512]], ..Answer::default() });
+    }
+    assert_eq!(pair.replies().len(), 2 * (16 + 512));
+    assert_eq!(pair.connection.ending(), Some(Ending::Shutdown));
+    pair.connection.set_awaits_flush(true);
+    assert_eq!(pair.connection.ending(), None);
 }
 
 #[test]

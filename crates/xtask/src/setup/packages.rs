@@ -35,6 +35,7 @@ pub(super) const PACKAGES: &[Package] = &[
     package("nbd-client", &["nbd-client -V"], "a peer: the reference NBD client"),
     package("e2fsprogs", &["mkfs.ext4 -V", "e2fsck -V"], "a file system on a served disk"),
     package("xfsprogs", &["mkfs.xfs -V"], "a file system on a served disk"),
+    package("attr", &["setfattr --version"], "extended attributes in a guest"),
     package("fuse3", &["fusermount3 --version"], "mounts of nbdfuse"),
     package("mount", &["mount --version", "losetup --version"], "loop devices on a served disk"),
     package("fdisk", &["sfdisk --version"], "partition tables that we did not write ourselves"),

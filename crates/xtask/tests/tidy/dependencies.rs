@@ -23,11 +23,18 @@ fn rule(folder: &str) -> Option<May> {
         "blkmq" | "nbd" => see(&["error", "buf"]),
         "rados" => see(&["buf", "crush"]),
         "fs" => see(&["buf", "sys", "fuse"]),
+        "vhost_user_backend" => see(&["error", "buf", "sys", "vhost_user"]),
         // Images see the block layer in their driver only.
         "rbd" => see(&["buf", "sys", "rados"]),
         "blockyard" | "conformance" | "xtask" | "bench" => Some(May::SeeAll),
         // The protocol that is named after a device of it.
-        "exports/vhost_user_blk" => see(&["error", "buf", "sys", "blkmq", "vhost_user"]),
+        "exports/vhost_user_blk" => {
+            see(&["error", "buf", "sys", "blkmq", "vhost_user", "vhost_user_backend"])
+        }
+        // Two protocols, one inside of the other, and no disk.
+        "exports/virtiofs" => {
+            see(&["buf", "sys", "fuse", "fs", "vhost_user", "vhost_user_backend"])
+        }
         _ => match folder.split_once('/')? {
             ("drivers" | "exports", protocol) => see(&["error", "buf", "sys", "blkmq", protocol]),
             _ => None,

@@ -123,7 +123,8 @@ fn tests_wait_for_what_they_need_and_not_for_time() {
     assert_none(
         &broken,
         "wait for the event itself (a channel, a reply, a child's exit, a socket that accepts); a bounded wait that can only \
-         polls calls `blockyard_conformance::pause`; MAY_SLEEP of crates/xtask/tests/tidy/sources.rs names the files that may, with reasons",
+         polls calls `blockyard_conformance::pause`; MAY_SLEEP of \
+         crates/xtask/tests/tidy/sources.rs names the files that may, with reasons",
     );
 }
 

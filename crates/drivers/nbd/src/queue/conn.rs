@@ -103,6 +103,10 @@ impl<J: Job, S> Conn<J, S> {
         self.marks.as_ref().is_some_and(|marks| marks.is_dirty())
     }
 
+    pub(super) fn wants_flush(&self) -> bool {
+        self.marks.as_ref().is_some_and(|marks| marks.wants_flush())
+    }
+
     /// Puts a flush of our own in line.
     pub(super) fn flush(&mut self, common: &Common<J>, now: Duration) {
         let cookie = self.link.flush(common.begin_flush(), now);

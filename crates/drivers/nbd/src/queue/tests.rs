@@ -133,13 +133,25 @@ fn what_was_written_is_flushed_once_the_connection_is_idle() {
     answer(&mut rig, flush, ms(3600));
     assert!(!rig.queue.flush_if_idle(ms(4500)), "all is flushed");
     assert_eq!(rig.queue.deadline(), None);
+    // Whoever only reads on leaves nothing unflushed behind.
+    let mixed = ask(&mut rig, Op::Write, ms(5000));
+    answer(&mut rig, mixed, ms(5000));
+    let read = ask(&mut rig, Op::Read, ms(5900));
+    assert!(rig.queue.flush_if_idle(ms(6000)));
+    let flush = rig.sent(id)[0];
+    assert_eq!(flush.command, Command::Flush);
+    answer(&mut rig, flush, ms(6100));
+    let to = ReplyTo { cookie: read.cookie, offset: 0 };
+    let reply = [&ReplyEncoder::new(STYLE).data(to, 0, 512, true)[..], &[0; 512]].concat();
+    rig.hears(id, &reply, ms(6100));
+    assert!(!rig.queue.flush_if_idle(ms(7000)));
     let last = ask(&mut rig, Op::Write, ms(9000));
     answer(&mut rig, last, ms(9000));
     assert_eq!(rig.queue.deadline(), Some(ms(10_000)));
     // It costs nothing to lose the connection then, and something before.
     rig.queue.lose(id, Loss::Closed, ms(9500));
     assert!(rig.queue.common.has_flush_failed() && !rig.queue.flush_if_idle(ms(10_000)));
-    assert_eq!(rig.ended.len(), 4);
+    assert_eq!(rig.ended.len(), 6);
 }
 
 #[test]
@@ -185,4 +197,25 @@ fn a_goodbye_goes_behind_what_was_begun_or_not_at_all() {
         assert_eq!(Request::parse(STYLE, behind).unwrap().unwrap().command, Command::Disc);
         assert_eq!(behind.len(), STYLE.request_len());
     }
+}
+
+/// Whoever keeps the time was stopped meanwhile: what the kernel still sends of the old connection comes first.
+#[test]
+fn a_fence_looked_at_late_falls_half_its_time_after_the_abort() {
+    let ms = Duration::from_millis;
+    let mut rig = Rig::new();
+    let id = rig.attach();
+    rig.queue.submit(job(Op::Write), SEC, &mut rig.ended);
+    assert_eq!(rig.sent(id).len(), 1);
+    rig.queue.lose(id, Loss::Silent, SEC);
+    let expired = rig.queue.expire(60 * SEC, &mut rig.ended);
+    assert_eq!((expired.abort, expired.given_up), (vec![id], 0));
+    assert!(rig.queue.common.is_fenced());
+    assert_eq!(rig.queue.deadline(), Some(65 * SEC));
+    let expired = rig.queue.expire(ms(64_900), &mut rig.ended);
+    assert_eq!((expired.abort, expired.given_up), (vec![], 0));
+    assert!(rig.queue.common.is_fenced());
+    let expired = rig.queue.expire(65 * SEC, &mut rig.ended);
+    assert_eq!((expired.abort, expired.given_up), (vec![], 1));
+    assert!(!rig.queue.common.is_fenced());
 }

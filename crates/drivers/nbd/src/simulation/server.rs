@@ -29,6 +29,8 @@ pub(super) struct Storage {
     cached: [[Option<u64>; BLOCKS]; SERVERS],
     volatile: bool,
     incoherent: bool,
+    /// When the last flush came that has succeeded at each server.
+    flushed: [Duration; SERVERS],
     /// Writes that were carried out for connections that their client had given up.
     pub(super) late: u64,
     pub(super) problem: Option<String>,
@@ -37,7 +39,8 @@ pub(super) struct Storage {
 impl Storage {
     pub(super) fn new(volatile: bool, incoherent: bool) -> Self {
         let (durable, cached) = ([0; BLOCKS], [[None; BLOCKS]; SERVERS]);
-        Self { durable, cached, volatile, incoherent, late: 0, problem: None }
+        let flushed = [Duration::ZERO; SERVERS];
+        Self { durable, cached, volatile, incoherent, flushed, late: 0, problem: None }
     }
 
     /// A server's power fails, or its process is killed: says of which blocks anything is lost.
@@ -116,16 +119,17 @@ pub(super) struct Server {
 pub(super) enum End {
     /// It has not begun.
     None,
-    /// Nobody is let in any more, and nothing is begun but flushes.
+    /// Nobody is let in any more.
     Draining,
     /// It is started anew then.
     DownUntil(Duration),
 }
 
-/// A packet is on its way for so long at most where servers end in order.
-const LONGEST_WAY: Duration = Duration::from_secs(2);
-/// How long a server that ends waits for a flush of what a client has written, once nothing else is to be done for it.
+/// How long a server that ends serves a client that has not flushed what it has written.
 const FLUSH_GRACE: Duration = Duration::from_secs(3);
+/// The reply to a write and a flush may cross on their way: the client counts the write as not flushed then, and is given so long
+/// to flush again. So it is where it was refused something.
+const CROSSING: Duration = Duration::from_millis(1500);
 
 /// A server's side of a connection.
 pub(super) struct Session {
@@ -139,9 +143,12 @@ pub(super) struct Session {
     /// The client sends nothing more.
     ended: bool,
     pub(super) open: bool,
-    /// When something was written last that was not flushed.
+    /// When something was written last.
     wrote_at: Option<Duration>,
-    /// When the server began to end, or was asked for something after that.
+    /// When a write or a flush was answered last, and when anything was.
+    told_at: Duration,
+    worked_at: Duration,
+    /// When the server began to end.
     draining: Option<Duration>,
 }
 
@@ -161,8 +168,21 @@ impl Session {
         let config = Config { best_style: style, ..Config::default() };
         let shake = Some(Box::new(Handshake::new(config)));
         let (input, pending) = (Vec::new(), Vec::new());
-        let (ended, open, wrote_at, draining) = (false, true, None, None);
-        Self { wire, server, shake, style, input, pending, ended, open, wrote_at, draining }
+        let (told_at, worked_at) = (Duration::ZERO, Duration::ZERO);
+        Self {
+            wire,
+            server,
+            shake,
+            style,
+            input,
+            pending,
+            ended: false,
+            open: true,
+            wrote_at: None,
+            told_at,
+            worked_at,
+            draining: None,
+        }
     }
 
     /// The server ends in order.
@@ -170,11 +190,30 @@ impl Session {
         self.draining = Some(now);
     }
 
+    /// Whether something is not flushed, by whichever connection.
+    fn is_unflushed(&self, storage: &Storage) -> bool {
+        self.wrote_at.is_some_and(|at| at >= storage.flushed[self.server])
+    }
+
+    /// Whether the client may have something to flush.
+    fn may_flush(&self, storage: &Storage, now: Duration) -> bool {
+        let has_crossed = self.wrote_at.is_some() && now < self.told_at + CROSSING;
+        has_crossed || self.is_unflushed(storage)
+    }
+
+    /// Whether the client has had its time to flush.
+    fn is_late(&self, now: Duration) -> bool {
+        self.draining.is_some_and(|since| now >= since + FLUSH_GRACE)
+    }
+
     /// Whether the client is let go: nothing is to be done for it, and what it has written is flushed, or it had its time.
-    fn is_let_go(&self, now: Duration) -> bool {
-        let is_quiet = self.pending.is_empty() && self.input.is_empty();
-        let had_time = |since: Duration| now >= since + FLUSH_GRACE;
-        is_quiet && self.draining.is_some_and(|since| self.wrote_at.is_none() || had_time(since))
+    fn is_let_go(&self, storage: &Storage, now: Duration) -> bool {
+        let Some(since) = self.draining else { return false };
+        // Of a message that has come in part, the rest may never be taken.
+        let is_deaf = self.is_late(now) && !self.may_flush(storage, now);
+        let is_quiet = self.pending.is_empty() && (is_deaf || self.input.is_empty());
+        let had_time = now >= self.worked_at.max(since + FLUSH_GRACE) + CROSSING;
+        is_quiet && (had_time || !self.may_flush(storage, now))
     }
 
     /// The server closes it: what was not carried out will not be.
@@ -209,7 +248,10 @@ impl Session {
                 // Threads go on with what they have.
                 self.open = false;
             }
+            // What comes now may be asked for elsewhere.
+            let is_deaf = self.is_late(now) && !self.may_flush(storage, now);
             while self.open
+                && !is_deaf
                 && let Some(arrived) = self.wire.arrive(now)
             {
                 match arrived {
@@ -219,10 +261,10 @@ impl Session {
             }
             if self.open {
                 self.shake(server, now, dice);
-                self.take_requests(server, now, pace, dice);
+                self.take_requests(server, storage, now, pace, dice);
             }
             self.work(server, storage, now, pace, dice);
-            if self.open && self.is_let_go(now) {
+            if self.open && self.is_let_go(storage, now) {
                 self.close(now);
             }
             if self.open && self.ended && (server.hasty || self.pending.is_empty()) {
@@ -268,7 +310,14 @@ impl Session {
         self.wire.reply(now, &output, 1, dice);
     }
 
-    fn take_requests(&mut self, server: &Server, now: Duration, pace: Pace, dice: &mut Dice) {
+    fn take_requests(
+        &mut self,
+        server: &Server,
+        storage: &Storage,
+        now: Duration,
+        pace: Pace,
+        dice: &mut Dice,
+    ) {
         while self.shake.is_none()
             && let Ok(Some(request)) = Request::parse(self.style, &self.input)
         {
@@ -282,14 +331,13 @@ impl Session {
                 self.ended = true;
                 break;
             }
-            if let Some(since) = &mut self.draining {
-                *since = now;
-                if request.command != Command::Flush {
-                    let to = ReplyTo { cookie: request.cookie, offset: request.offset };
-                    let refusal = ReplyEncoder::new(self.style).error(to, ErrorCode::ESHUTDOWN);
-                    self.wire.reply(now, &refusal, pace.packet_ms, dice);
-                    continue;
-                }
+            self.worked_at = now;
+            let refuses = self.is_late(now) && self.may_flush(storage, now);
+            if refuses && request.command != Command::Flush {
+                let to = ReplyTo { cookie: request.cookie, offset: request.offset };
+                let refusal = ReplyEncoder::new(self.style).error(to, ErrorCode::ESHUTDOWN);
+                self.wire.reply(now, &refusal, pace.packet_ms, dice);
+                continue;
             }
             let payload = message[self.style.request_len()..].to_vec();
             if server.poison.is_some_and(|value| payload.starts_with(&value.to_le_bytes())) {
@@ -317,13 +365,20 @@ impl Session {
             }
             let (_, request, payload, came) = self.pending.swap_remove(at);
             storage.late += u64::from(!self.open && request.command == Command::Write);
-            self.wrote_at = match request.command {
-                // The answer to a write and a flush may cross on their way: the client has not flushed it then.
-                Command::Flush => self.wrote_at.filter(|at| came < *at + LONGEST_WAY),
-                Command::Write | Command::WriteZeroes | Command::Trim => Some(now),
-                _ => self.wrote_at,
-            };
-            self.draining = self.draining.map(|_| now);
+            self.worked_at = now;
+            match request.command {
+                Command::Flush => {
+                    storage.flushed[self.server] = storage.flushed[self.server].max(came);
+                    self.told_at = now;
+                }
+                Command::Write | Command::WriteZeroes | Command::Trim => {
+                    self.told_at = now;
+                    if !request.flags.contains(CommandFlags::FUA) {
+                        self.wrote_at = Some(now);
+                    }
+                }
+                _ => {}
+            }
             let reply = self.carry_out(server.fails, storage, &request, &payload, dice);
             self.wire.reply(now, &reply, pace.packet_ms, dice);
         }

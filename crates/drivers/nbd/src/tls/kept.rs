@@ -30,12 +30,12 @@ impl KeptSetup {
     /// The setup of the files as they are now, or, if they cannot be read or that takes long, as they were. All of the attempt
     /// may take `limit`.
     pub(crate) async fn load(&self, uri: &Uri, files: &TlsFiles, limit: Duration) -> Loaded {
-        // Without one, there is nothing better to do than to wait; the attempt has its own limit.
-        let limit = if self.last_good.lock().is_some() { limit / PART_OF_ATTEMPT } else { limit };
+        let part = limit / PART_OF_ATTEMPT;
+        // Without one, there is nothing better to do than to wait, and to say before the attempt is over what for.
+        let limit = if self.last_good.lock().is_some() { part } else { limit.saturating_sub(part) };
         let error = match tokio::time::timeout(limit, self.load_now(uri, files)).await {
             Ok(Ok(setup)) => {
-                *self.last_good.lock() = Some(setup.clone());
-                self.has_warned.store(false, Ordering::Relaxed);
+                self.keep(&setup);
                 return Ok(setup);
             }
             Ok(Err(err)) => err,
@@ -55,16 +55,29 @@ impl KeptSetup {
         Ok(setup)
     }
 
+    fn keep(&self, setup: &TlsSetup) {
+        *self.last_good.lock() = Some(setup.clone());
+        self.has_warned.store(false, Ordering::Relaxed);
+    }
+
     async fn load_now(&self, uri: &Uri, files: &TlsFiles) -> Loaded {
         let mut loading = self.loading.lock().await;
-        // One that nobody waited for tells what the files were then.
-        if loading.as_mut().is_some_and(|load| !matches!(load.try_recv(), Err(TryRecvError::Empty)))
-        {
-            *loading = None;
+        match loading.as_mut().map(oneshot::Receiver::try_recv) {
+            None | Some(Err(TryRecvError::Empty)) => {}
+            Some(ended) => {
+                // One that nobody waited for tells what the files were then, which is better than what they were before.
+                if let Ok(Ok(setup)) = ended {
+                    self.keep(&setup);
+                }
+                *loading = None;
+            }
         }
         let load = match &mut *loading {
             Some(load) => load,
-            none => none.insert(begin(uri.clone(), files.clone())?),
+            none => {
+                let before = self.last_good.lock().clone();
+                none.insert(begin(uri.clone(), files.clone(), before)?)
+            }
         };
         let loaded = load.await;
         *loading = None;
@@ -74,13 +87,17 @@ impl KeptSetup {
 
 /// Files may be slow, and the caller's thread has others' requests. This one is no task of the runtime, whose end would wait
 /// for it.
-fn begin(uri: Uri, files: TlsFiles) -> Result<oneshot::Receiver<Loaded>, Error> {
+fn begin(
+    uri: Uri,
+    files: TlsFiles,
+    before: Option<TlsSetup>,
+) -> Result<oneshot::Receiver<Loaded>, Error> {
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new()
         .name("nbd-tls-files".into())
         .spawn(move || {
             // Nobody waits any more if the disk was closed.
-            let _ = tell.send(TlsSetup::load(&uri, &files));
+            let _ = tell.send(TlsSetup::load(&uri, &files, before.as_ref()));
         })
         .map_err(|err| cannot().caused_by(err))?;
     Ok(told)

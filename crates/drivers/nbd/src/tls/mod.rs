@@ -30,8 +30,8 @@ pub(crate) enum TlsSetup {
 }
 
 impl TlsSetup {
-    /// Reads the files that are named, or those that the URI names.
-    pub(crate) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
+    /// Reads the files that are named, or those that the URI names. `before`: what was made of them the last time.
+    pub(crate) fn load(uri: &Uri, files: &TlsFiles, before: Option<&Self>) -> Result<Self, Error> {
         match (uri.tls_params.kind, &uri.tls_params.psk_file) {
             (Some(TlsKind::Anonymous), _) => {
                 let what = "TLS with no authentication is not supported: use certificates \
@@ -44,8 +44,17 @@ impl TlsSetup {
             }
             (Some(TlsKind::Psk) | None, Some(file)) => Self::load_keys(uri, file.as_ref()),
             (Some(TlsKind::X509), _) | (None, None) => {
-                x509::Setup::load(uri, files).map(Self::Certificates)
+                let before = before.and_then(Self::certificates);
+                x509::Setup::load(uri, files, before).map(Self::Certificates)
             }
+        }
+    }
+
+    fn certificates(&self) -> Option<&x509::Setup> {
+        match self {
+            Self::Certificates(setup) => Some(setup),
+            #[cfg(feature = "psk")]
+            Self::Keys(_) => None,
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockyard_nbd::certificates::{self, BadFile, Reader};
+use blockyard_nbd::certificates::{self, BadFile, Reader, UsedFiles};
 use blockyard_nbd::uri::{Transport, Uri};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
@@ -34,22 +34,36 @@ const READ: Reader = |path| std::fs::read(path);
 pub(crate) struct Setup {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    /// What it was made from.
+    used: UsedFiles,
 }
 
 impl Setup {
     /// Reads the files that are named, or those in the directory that the URI names: `ca-cert.pem`, and
     /// `client-cert.pem` with `client-key.pem` if they are there. Beside the authority's, `ca-crl.pem` names what it has revoked.
-    pub(super) fn load(uri: &Uri, files: &TlsFiles) -> Result<Self, Error> {
+    /// What was used before is not done without.
+    pub(super) fn load(uri: &Uri, files: &TlsFiles, before: Option<&Self>) -> Result<Self, Error> {
+        let setup = Self::load_from(uri, files, &usual_folders())?;
+        if let Some(before) = before {
+            setup.used.may_follow(&before.used, Path::exists)?;
+        }
+        Ok(setup)
+    }
+
+    fn load_from(uri: &Uri, files: &TlsFiles, usual: &[PathBuf]) -> Result<Self, Error> {
         let params = &uri.tls_params;
-        let found = find(uri, files, &usual_folders())?;
+        let found = find(uri, files, usual)?;
         let provider = certificates::provider();
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
+        let mut used = UsedFiles { own: found.certificate.clone(), ..UsedFiles::default() };
         let verifier: Arc<dyn ServerCertVerifier> = if params.verify_peer == Some(false) {
             Arc::new(AnyServer(Arc::clone(&provider)))
         } else {
-            Arc::new(KnownServer::load(&found.ca, Arc::clone(&provider))?)
+            let (known, revoked) = KnownServer::load(&found.ca, Arc::clone(&provider))?;
+            (used.trusted, used.revoked) = (Some(found.ca), revoked);
+            Arc::new(known)
         };
         let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let config = match &found.certificate {
@@ -62,7 +76,7 @@ impl Setup {
                     .map_err(|err| certificates::bad_pair(err, certificate))?
             }
         };
-        Ok(Self { config: Arc::new(config), name: server_name(uri)? })
+        Ok(Self { config: Arc::new(config), name: server_name(uri)?, used })
     }
 
     pub(super) fn session(&self) -> Result<Box<dyn Session>, Error> {
@@ -138,20 +152,22 @@ struct KnownServer {
 }
 
 impl KnownServer {
-    fn load(ca: &Path, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
+    /// Also says which list of revoked certificates there is.
+    fn load(ca: &Path, provider: Arc<CryptoProvider>) -> Result<(Self, Option<PathBuf>), Error> {
         let trusted = certificates::chain(ca, READ)?;
         let roots = certificates::roots(&trusted, ca)?;
         let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider);
-        let mut blamed = ca.to_owned();
+        let mut revoked = None;
         if let Some((path, lists)) = certificates::revocations(ca, READ)? {
             builder = builder.with_crls(lists).allow_unknown_revocation_status();
             builder = builder.enforce_revocation_expiration();
-            blamed = path;
+            revoked = Some(path);
         }
         let webpki = builder.build().map_err(|err| {
-            BadFile::new("cannot verify servers with the certificates in", &blamed).caused_by(err)
+            let blamed = revoked.as_deref().unwrap_or(ca);
+            BadFile::new("cannot verify servers with the certificates in", blamed).caused_by(err)
         })?;
-        Ok(Self { webpki, trusted })
+        Ok((Self { webpki, trusted }, revoked))
     }
 
     /// Whether the one reason against the certificate is that it is an authority's, which webpki tells after it has looked at its

@@ -135,8 +135,12 @@ impl Place {
 
 pub fn unix(socket: &Path) -> NbdConfig {
     let uri = format!("nbd+unix:///?socket={}", socket.display());
-    // Tests say what is flushed, and how long they take says nothing.
-    NbdConfig { flush_after: None, ..NbdConfig::new(uri.parse().unwrap()) }
+    // Tests say what is flushed, and how long they take says nothing; nor how long a busy machine takes to connect.
+    NbdConfig {
+        flush_after: None,
+        connect_timeout: Some(PATIENCE),
+        ..NbdConfig::new(uri.parse().unwrap())
+    }
 }
 
 /// A disk with its queue threads, and a clock that ticks.

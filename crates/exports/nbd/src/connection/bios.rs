@@ -14,6 +14,9 @@ use crate::status::error_code;
 
 /// More room for segments or extents than a bio keeps for its next use: what 256 KiB of scattered pages need.
 const KEPT_ENTRIES: usize = 64;
+/// Bytes that a client may have out of reads that are answered with pages of a file: what these occupy is few, and all clients',
+/// and one that takes no replies is not to have it all. What is beyond it is copied.
+const MAX_PAGES_OUT: u64 = 2 << 20;
 
 /// A bio, as the protocol sees it.
 #[derive(Debug)]
@@ -69,8 +72,12 @@ impl Memory for Room {
 /// The bios of a connection.
 pub(super) struct Carriers {
     outbox: Arc<Outbox>,
-    /// What reads are asked for: pages of a file, where these can be sent.
-    read_flags: Flags,
+    /// Whether [pages](Flags::PAGES) of a file can be sent as they are.
+    sends_pages: bool,
+    /// Bytes of reads that may be answered with such.
+    pages_out: u64,
+    /// Those of each request, by its token.
+    pages_of: Vec<u64>,
     /// Those that carry nothing.
     free: Bios,
     /// Those that wait to be submitted together.
@@ -84,11 +91,16 @@ pub(super) struct Carriers {
 
 impl Carriers {
     /// `sends_pages`: whether [pages](Flags::PAGES) can be sent to the client as they are.
-    pub(super) fn new(outbox: Arc<Outbox>, flushes: &Arc<Flushes>, sends_pages: bool) -> Self {
-        let read_flags = if sends_pages { Flags::PAGES } else { Flags::empty() };
+    /// `flushes`: those of the export, where the client may flush.
+    pub(super) fn new(
+        outbox: Arc<Outbox>,
+        flushes: Option<Arc<Flushes>>,
+        sends_pages: bool,
+    ) -> Self {
         let (free, batch, ended) = (Vec::new(), Vec::new(), Vec::new());
-        let unflushed = Unflushed::new(Arc::clone(flushes));
-        Self { outbox, read_flags, free, batch, ended, at_disk: 0, unflushed }
+        let (pages_out, pages_of, at_disk) = (0, Vec::new(), 0);
+        let unflushed = Unflushed::new(flushes);
+        Self { outbox, sends_pages, pages_out, pages_of, free, batch, ended, at_disk, unflushed }
     }
 
     /// A request joins the batch. A payload that was left where it was received is in `received`.
@@ -114,9 +126,23 @@ impl Carriers {
                 }
             }
         }
-        bio.flags |= if op == Op::Read { self.read_flags } else { flags };
+        bio.flags |= flags;
+        if op == Op::Read && self.takes_pages(request.token, request.length) {
+            bio.flags |= Flags::PAGES;
+        }
         self.unflushed.begin(&bio);
         self.batch.push(bio);
+    }
+
+    /// Whether a read may be answered with pages, which are counted then.
+    fn takes_pages(&mut self, token: usize, len: u64) -> bool {
+        let takes = self.sends_pages && self.pages_out.saturating_add(len) <= MAX_PAGES_OUT;
+        if takes {
+            self.pages_out += len;
+            self.pages_of.resize(self.pages_of.len().max(token + 1), 0);
+            self.pages_of[token] = len;
+        }
+        takes
     }
 
     /// How many wait to be submitted.
@@ -166,6 +192,11 @@ impl Carriers {
 
     /// It carries nothing any more.
     pub(super) fn give_back(&mut self, mut bio: Box<Bio>) {
+        if let Some(len) =
+            usize::try_from(bio.private).ok().and_then(|at| self.pages_of.get_mut(at))
+        {
+            self.pages_out -= std::mem::take(len);
+        }
         if bio.data().len() > KEPT_ENTRIES {
             drop(bio.take_data());
         }

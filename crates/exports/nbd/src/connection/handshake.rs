@@ -134,6 +134,7 @@ impl<'a> Opening<'a> {
         let Some(config) = self.registration.server.config.tls.sessions() else {
             unreachable!("the protocol was told that there is no TLS");
         };
+        config.renew().await;
         self.wire.start_tls(config)?;
         let workers = &self.registration.server.tls_workers;
         self.wire.shake_tls(workers).await.map_err(Close::Tls)?;

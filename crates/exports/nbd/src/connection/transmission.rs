@@ -6,6 +6,7 @@
 //! sends all replies there are in one message. Between turns the connection waits for input, for room in the socket,
 //! for the disk, for memory, or for the end of the server.
 
+mod drain;
 mod wait;
 
 use std::future::poll_fn;
@@ -17,7 +18,7 @@ use std::task::{Poll, Wake, Waker};
 use blockyard_blkmq::Bdev;
 use blockyard_buf::Buffer;
 use blockyard_nbd::server::{Connection, ConnectionLimits, Ending, Negotiated, Waits};
-use blockyard_nbd::wire::HeaderStyle;
+use blockyard_nbd::wire::{HeaderStyle, TransmissionFlags};
 use blockyard_sys::spin::{Arrival, SpinPolicy};
 use tokio::time::Instant;
 
@@ -31,10 +32,11 @@ use crate::catalogue::Offered;
 use crate::client::Client;
 use crate::server::{Registration, Stage};
 use crate::thread::{RECEIVE_LEN, Workspace};
+use drain::Drain;
 
 /// Turns after which others on the thread get theirs.
 const TURNS: u32 = 16;
-/// Bytes that are still received when the server ends, to be told so.
+/// Bytes that are still received when the server ends: more than had arrived.
 const FAREWELL: usize = 1 << 20;
 /// Bytes that are still received of a client that takes no replies any more: more than had arrived.
 const LAST_WORDS: usize = 64 << 20;
@@ -56,8 +58,7 @@ pub(super) struct Transmission<'a> {
     /// Why the client takes no replies any more: that of it is still seen to which had arrived, as there may be a goodbye
     /// behind it.
     gone: Option<Close>,
-    /// When the end of the server waits no longer for a flush of what the client has written.
-    flush_until: Option<Instant>,
+    drain: Drain,
     alarm: Alarm,
     /// The deadline of the current sleep, and what it was for.
     due: Option<(Waits, Option<Instant>)>,
@@ -100,7 +101,9 @@ impl<'a> Transmission<'a> {
         connection.stash(received);
         let outbox = Arc::clone(&registration.client.outbox);
         // What is encrypted has to be looked at.
-        let bios = Carriers::new(outbox, &offered.flushes, !wire.has_tls());
+        let flushes = negotiated.export.info.flags.contains(TransmissionFlags::SEND_FLUSH);
+        let flushes = flushes.then(|| Arc::clone(&offered.flushes));
+        let bios = Carriers::new(outbox, flushes, !wire.has_tls());
         Self {
             registration,
             wire,
@@ -112,7 +115,7 @@ impl<'a> Transmission<'a> {
             pinned: Vec::new(),
             farewell: FAREWELL,
             gone: None,
-            flush_until: None,
+            drain: Drain::default(),
             alarm: Alarm::default(),
             due: None,
             spin: SpinPolicy::default(),
@@ -229,23 +232,13 @@ impl<'a> Transmission<'a> {
         Ok(progress)
     }
 
-    /// The server ends. Whoever has written what nobody has flushed is given some time for that: it is not told of the end
-    /// unless it asks for something, and those who are idle flush by themselves.
-    fn drain(&mut self) {
-        self.connection.shut_down();
-        let grace = self.registration.client.flush_grace();
-        let now = Instant::now();
-        if !self.connection.is_quiet() {
-            // It counts from when there is nothing else to wait for.
-            self.flush_until = None;
-        }
-        let until = *self.flush_until.get_or_insert(now + grace);
-        let may_flush = self.bios.unflushed.is_any() && now < until;
-        self.connection.set_awaits_flush(may_flush && self.gone.is_none());
+    fn may_receive(&mut self) -> bool {
+        self.hears() && self.connection.may_receive()
     }
 
-    fn may_receive(&mut self) -> bool {
-        self.farewell > 0 && self.connection.may_receive()
+    /// Whether what the client sends is of any interest.
+    fn hears(&self) -> bool {
+        self.farewell > 0 || self.connection.awaits_flush()
     }
 
     /// Receives once, and does what can be done with it. Says whether anything came.
@@ -311,7 +304,7 @@ impl<'a> Transmission<'a> {
                 Ok(None)
             }
             Received::Bytes(len) => {
-                // As long as a flush is waited for, time is the bound: it may stand behind much that is refused.
+                // As long as a flush is waited for, time is the bound.
                 if is_last && !self.connection.awaits_flush() {
                     self.farewell = self.farewell.saturating_sub(len);
                 }

@@ -4,6 +4,7 @@
 mod psk;
 #[cfg(feature = "psk")]
 mod psk_file;
+mod renewal;
 mod x509;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use crate::error::Error;
+use renewal::{Renewal, Setup};
 
 pub use x509::TlsFiles;
 
@@ -31,14 +33,27 @@ pub enum TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// Reads and checks the files.
+    /// Reads and checks the files. They are read again when they have changed: for the next client.
     ///
     /// # Errors
     /// [`ErrorKind::Tls`](crate::ErrorKind::Tls), which names the file and the line;
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) for keys without the feature `psk`.
     pub fn load(&self) -> Result<TlsConfig, Error> {
+        Renewal::new(self.clone()).map(TlsConfig)
+    }
+
+    /// The files that there may be.
+    fn paths(&self) -> Vec<PathBuf> {
         match self {
-            Self::Certificate(files) => files.load(),
+            Self::Certificate(files) => files.paths(),
+            Self::Psk(file) => vec![file.clone()],
+        }
+    }
+
+    /// What the files say now.
+    fn setup(&self) -> Result<Setup, Error> {
+        match self {
+            Self::Certificate(files) => files.setup(),
             #[cfg(feature = "psk")]
             Self::Psk(file) => psk::load(file),
             #[cfg(not(feature = "psk"))]
@@ -53,11 +68,16 @@ impl TlsIdentity {
 
 /// What TLS sessions are made from: loaded and checked.
 #[derive(Clone)]
-pub struct TlsConfig(Arc<dyn Engine>);
+pub struct TlsConfig(Arc<Renewal>);
 
 impl TlsConfig {
+    /// Looks whether the files have changed.
+    pub(crate) async fn renew(&self) {
+        self.0.look().await;
+    }
+
     pub(crate) fn session(&self) -> io::Result<Box<dyn Session>> {
-        self.0.session()
+        self.0.engine().session()
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use blockyard_nbd::certificates::UsedFiles;
 use blockyard_nbd::psk::{Keys, Records, SUITES};
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
@@ -11,10 +12,12 @@ use openssl::ssl::{
     self, ErrorCode, Ssl, SslContext, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode,
     SslStream, SslVersion,
 };
+use parking_lot::Mutex;
 use socket2::Socket;
 
 use super::psk_file;
-use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig};
+use super::renewal::Setup;
+use super::{Engine, Moved, SEND_BUFFER, Session};
 use crate::error::{Error, ErrorKind};
 
 /// Of TLS 1.2, the best first: those with forward secrecy, as GnuTLS, too, has them; then those without. None with DHE: a
@@ -36,16 +39,26 @@ struct Peer {
     known: bool,
 }
 
-pub(super) fn load(path: &Path) -> Result<TlsConfig, Error> {
+pub(super) fn load(path: &Path) -> Result<Setup, Error> {
     let keys = psk_file::load(path)?;
     let psk = Psk::new(keys)
         .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
-    Ok(TlsConfig(Arc::new(psk)))
+    Ok(Setup { engine: Arc::new(psk), used: UsedFiles::default() })
+}
+
+/// Where sessions keep who they are with: one place for all, as it is never given back.
+fn peer_index() -> Result<Index<Ssl, Peer>, ErrorStack> {
+    static PEER: Mutex<Option<Index<Ssl, Peer>>> = Mutex::new(None);
+    let mut peer = PEER.lock();
+    match *peer {
+        Some(index) => Ok(index),
+        None => Ok(*peer.insert(Ssl::new_ex_index()?)),
+    }
 }
 
 impl Psk {
     fn new(keys: Keys) -> Result<Self, ErrorStack> {
-        let peer = Ssl::new_ex_index()?;
+        let peer = peer_index()?;
         let mut context = SslContext::builder(SslMethod::tls_server())?;
         context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
         context.set_ciphersuites(SUITES)?;

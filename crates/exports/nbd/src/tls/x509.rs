@@ -4,14 +4,15 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockyard_nbd::certificates::{self, BadFile, Reader};
+use blockyard_nbd::certificates::{self, BadFile, Reader, UsedFiles};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{ServerConfig, ServerConnection};
 use socket2::Socket;
 
-use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig};
+use super::renewal::Setup;
+use super::{Engine, Moved, SEND_BUFFER, Session, TlsConfig, TlsIdentity};
 use crate::error::{Error, ErrorKind};
 
 const READ: Reader = |path| std::fs::read(path);
@@ -29,46 +30,69 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// Reads and checks the files.
+    /// As [`TlsIdentity::load`].
     ///
     /// # Errors
     /// [`ErrorKind::Tls`], which names the file.
     pub fn load(&self) -> Result<TlsConfig, Error> {
+        TlsIdentity::Certificate(self.clone()).load()
+    }
+
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let mut paths = vec![self.certificate.clone(), self.key.clone()];
+        if let Some(ca) = &self.client_ca {
+            paths.extend([ca.clone(), certificates::revocations_path(ca)]);
+        }
+        paths
+    }
+
+    pub(super) fn setup(&self) -> Result<Setup, Error> {
         let provider = certificates::provider();
         let chain = certificates::chain(&self.certificate, READ)?;
         let key = certificates::private_key(&self.key, &provider, READ)?;
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|err| Error::new(ErrorKind::Tls, "cannot set up TLS").caused_by(err))?;
+        let mut revoked = None;
         let builder = match &self.client_ca {
             None => builder.with_no_client_auth(),
-            Some(path) => builder.with_client_cert_verifier(client_verifier(path, provider)?),
+            Some(path) => {
+                let (verifier, list) = client_verifier(path, provider)?;
+                revoked = list;
+                builder.with_client_cert_verifier(verifier)
+            }
         };
         let config = builder
             .with_single_cert(chain, key)
             .map_err(|err| certificates::bad_pair(err, &self.certificate))?;
-        Ok(TlsConfig(Arc::new(X509(Arc::new(config)))))
+        let used = UsedFiles {
+            trusted: self.client_ca.clone(),
+            revoked,
+            own: Some((self.certificate.clone(), self.key.clone())),
+        };
+        Ok(Setup { engine: Arc::new(X509(Arc::new(config))), used })
     }
 }
 
-/// Lets in whom an authority knows and has not revoked. A list that is out of date lets nobody in, as with GnuTLS.
+/// Lets in whom an authority knows and has not revoked. A list that is out of date lets nobody in, as with GnuTLS. Also says
+/// which list there is.
 fn client_verifier(
     ca: &Path,
     provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+) -> Result<(Arc<dyn ClientCertVerifier>, Option<PathBuf>), Error> {
     let roots = certificates::roots(&certificates::chain(ca, READ)?, ca)?;
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
-    let mut blamed = ca.to_owned();
+    let mut revoked = None;
     if let Some((path, lists)) = certificates::revocations(ca, READ)? {
         builder = builder.with_crls(lists).allow_unknown_revocation_status();
         builder = builder.enforce_revocation_expiration();
-        blamed = path;
+        revoked = Some(path);
     }
-    builder.build().map_err(|err| {
-        BadFile::new("cannot verify clients with the certificates in", &blamed)
-            .caused_by(err)
-            .into()
-    })
+    let verifier = builder.build().map_err(|err| {
+        let blamed = revoked.as_deref().unwrap_or(ca);
+        BadFile::new("cannot verify clients with the certificates in", blamed).caused_by(err)
+    })?;
+    Ok((verifier, revoked))
 }
 
 struct X509(Arc<ServerConfig>);

@@ -44,7 +44,7 @@ pub fn held_disk(bytes: u64, limits: Limits) -> HeldDisk {
     HeldDisk::new(tags(), bytes, limits)
 }
 
-fn tags() -> TagSetConfig {
+pub fn tags() -> TagSetConfig {
     TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], depth: 256, ..Default::default() }
 }
 

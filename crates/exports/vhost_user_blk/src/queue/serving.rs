@@ -7,15 +7,15 @@ use blockyard_blkmq::Flags;
 use blockyard_buf::{GuestView, SharedMapping, losses};
 use blockyard_sys::{EventWatch, PeerEvent};
 use blockyard_vhost_user::queue::{
-    Buffer, Chain, InflightRegion, QueueError, Resume, Ring, RingPlace,
+    Buffer, Chain, F_INDIRECT_DESC, InflightRegion, QueueError, Resume, Ring, RingPlace,
 };
 use thiserror::Error;
 use tokio::runtime::Handle;
 
 use super::io::Io;
 use super::request::{Answer, Broken, Kind, Ranges, Request};
-use super::{CommandError, RegionPart, Setup};
-use crate::device::Device;
+use super::{CommandError, Events, RegionPart, Setup};
+use crate::device::{Device, feature};
 
 /// The most chains that are taken before what they led to is looked at.
 pub(super) const BATCH: usize = 128;
@@ -66,7 +66,12 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    pub(super) fn new(setup: Setup, index: u32, runtime: &Handle) -> Result<Self, CommandError> {
+    pub(super) fn new(
+        setup: Setup,
+        index: u32,
+        runtime: &Handle,
+        has_durability: bool,
+    ) -> Result<Self, CommandError> {
         let failed = |err| CommandError::Queue(index, err);
         let mut ring = Ring::new(&setup.memory, &setup.place, setup.base).map_err(failed)?;
         let (mut region, mut resume) = (None, Resume::default());
@@ -81,23 +86,24 @@ impl Serving {
             ring.set_next_available(base);
         }
         resume.chains.reverse();
-        let kick =
-            EventWatch::new(setup.kick, runtime).map_err(|err| CommandError::Event(index, err))?;
+        let Events { kick, call, err, enabled } = setup.events;
+        let kick = EventWatch::new(kick, runtime).map_err(|err| CommandError::Event(index, err))?;
         Ok(Self {
             ring,
             place: setup.place,
             guest: GuestView::new(setup.memory),
             kick,
-            call: setup.call,
-            err: setup.err,
+            call,
+            err,
             region,
             region_mapping,
             losses: None,
             resume: resume.chains,
-            enabled: setup.enabled,
-            indirect: setup.indirect,
-            cached: setup.cached,
-            has_durability: setup.has_durability,
+            enabled,
+            indirect: setup.features & F_INDIRECT_DESC != 0,
+            // Without these, a driver has no way to flush a cache, so that there must be none (section 5.2.6.2).
+            cached: setup.features & (feature::FLUSH | feature::CONFIG_WCE) != 0,
+            has_durability,
             broken: false,
             memory_lost: false,
             given_back: 0,

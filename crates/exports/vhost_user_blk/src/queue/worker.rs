@@ -6,13 +6,13 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use blockyard_sys::EventWatch;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
-use blockyard_sys::{EventWatch, PeerEvent};
+use blockyard_vhost_user_backend::{Events, Setup};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -122,7 +122,7 @@ impl Worker {
                 return;
             }
             Command::Start(setup) => self.start(*setup),
-            Command::Update { kick, call, err, enabled } => self.update(kick, call, err, enabled),
+            Command::Update(events) => self.update(events),
             Command::Memory(memory) => match &mut self.serving {
                 Some(serving) => {
                     serving.set_memory(memory).map_err(|err| CommandError::Queue(self.index, err))
@@ -134,12 +134,13 @@ impl Worker {
         let _ = reply.send(done.map(|()| 0));
     }
 
-    fn start(&mut self, setup: super::Setup) -> Result<(), CommandError> {
-        let serving = Serving::new(setup, self.index, &self.runtime)?;
+    fn start(&mut self, setup: Setup) -> Result<(), CommandError> {
+        let has_durability = self.device.has_durability();
+        let serving = Serving::new(setup, self.index, &self.runtime, has_durability)?;
         self.io.prepare(serving.ring.size(), &self.device.export.bdev);
         if serving.has_resume() {
             tracing::info!(
-                socket = self.device.name,
+                socket = self.device.backend.name(),
                 queue = self.index,
                 "resubmitting requests of the in-flight region"
             );
@@ -151,20 +152,14 @@ impl Worker {
         Ok(())
     }
 
-    fn update(
-        &mut self,
-        kick: Arc<PeerEvent>,
-        call: Option<Arc<PeerEvent>>,
-        err: Option<Arc<PeerEvent>>,
-        enabled: bool,
-    ) -> Result<(), CommandError> {
+    fn update(&mut self, events: Events) -> Result<(), CommandError> {
         let Some(serving) = &mut self.serving else { return Ok(()) };
-        if !serving.kick.is_of(&kick) {
-            serving.kick = EventWatch::new(kick, &self.runtime)
+        if !serving.kick.is_of(&events.kick) {
+            serving.kick = EventWatch::new(events.kick, &self.runtime)
                 .map_err(|err| CommandError::Event(self.index, err))?;
         }
-        serving.set_events(call, err);
-        serving.enabled = enabled;
+        serving.set_events(events.call, events.err);
+        serving.enabled = events.enabled;
         Ok(())
     }
 
@@ -195,7 +190,7 @@ impl Worker {
         if taken == 0 {
             return 0;
         }
-        self.device.requests.fetch_add(taken as u64, Ordering::Relaxed);
+        self.device.backend.count_requests(taken);
         if !self.device.is_active(self.cpu, self.index) {
             self.spin.not_alone();
         }
@@ -239,7 +234,7 @@ impl Worker {
         }
         let LostWrites { count, sectors } = std::mem::take(&mut self.io.lost_writes);
         tracing::error!(
-            socket = self.device.name,
+            socket = self.device.backend.name(),
             queue = self.index,
             "{count} writes of the guest were in flight when their memory was lost, and failed: the disk may have zeroes \
              in sectors {} to {} that the guest did not write",
@@ -253,10 +248,10 @@ impl Worker {
         let Some(serving) = &mut self.serving else { return };
         // Rings and requests that cannot be may be what is left of lost memory.
         if matches!(fault, Fault::MemoryLost) || serving.has_lost_memory() {
-            self.device.tell_memory_lost();
+            self.device.backend.tell_memory_lost();
         } else if !serving.broken {
             tracing::warn!(
-                socket = self.device.name,
+                socket = self.device.backend.name(),
                 queue = self.index,
                 "guest driver violated virtio; queue stopped: {fault}"
             );

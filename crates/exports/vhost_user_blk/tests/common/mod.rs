@@ -13,7 +13,7 @@ use blockyard_blkmq::{
 use blockyard_conformance::QueueThread;
 use blockyard_driver_file::{File, FileConfig};
 use blockyard_driver_ram::Ram;
-use blockyard_export_vhost_user_blk::{Export, Prepared, Server, bind};
+use blockyard_export_vhost_user_blk::{Export, Prepared, Server, bind, prepare, start};
 use tokio::runtime::Handle;
 
 pub(crate) const THREADS: usize = 2;
@@ -60,7 +60,7 @@ impl Served {
         let bdev = Arc::new(disk.open(None, mode).unwrap());
         let (threads, handles) = QueueThread::start_many(THREADS);
         let listener = bind(&place.path().join("s"), None).unwrap();
-        let server = Server::start(change(Export::new(bdev)), listener, handles.clone()).unwrap();
+        let server = start(change(Export::new(bdev)), listener, handles.clone()).unwrap();
         Self { disk, server: Some(server), place, handles, _threads: threads }
     }
 
@@ -68,7 +68,7 @@ impl Served {
     pub(crate) fn prepared(&self, socket: &Path) -> Prepared {
         let bdev = Arc::new(self.disk.open(None, OpenMode::ReadWrite).unwrap());
         let listener = bind(socket, None).unwrap();
-        Server::prepare(Export::new(bdev), listener, self.handles.clone()).unwrap()
+        prepare(Export::new(bdev), listener, self.handles.clone()).unwrap()
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

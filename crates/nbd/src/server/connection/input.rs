@@ -296,7 +296,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
             });
         }
         // Whoever leaves wants what was written to be durable first, and takes a refusal for a loss.
-        if self.shutting_down && request.command != Command::Flush {
+        if self.refuses && request.command != Command::Flush {
             return Err(Rejection {
                 error: ErrorCode::ESHUTDOWN,
                 reason: "the server is shutting down",

@@ -167,6 +167,8 @@ pub struct Connection<W, M> {
     left: Option<Ending>,
     violation: Option<Error>,
     shutting_down: bool,
+    /// Nothing is begun any more but flushes.
+    refuses: bool,
     /// The end waits for a flush.
     awaits_flush: bool,
     /// The client takes no replies any more.
@@ -202,6 +204,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
             left: None,
             violation: None,
             shutting_down: false,
+            refuses: false,
             awaits_flush: false,
             is_deserted: false,
             patience: Patience::default(),
@@ -218,12 +221,18 @@ impl<W: Work, M: Memory> Connection<W, M> {
         self.pinned = bytes;
     }
 
-    /// From now on every request but a flush is answered with ESHUTDOWN; those at the disk are answered as they end.
+    /// The server ends, and the connection does as soon as it is quiet. What is asked for until then is carried out: an error
+    /// would be the client's last word, where one that only sees the connection end may ask for the same again by another.
     pub fn shut_down(&mut self) {
         if !self.shutting_down {
             self.patience.restart();
         }
         self.shutting_down = true;
+    }
+
+    /// From now on every request but a flush is answered with ESHUTDOWN; those at the disk are answered as they end.
+    pub fn refuse_requests(&mut self) {
+        self.refuses = true;
     }
 
     /// Whether [`shut_down`](Self::shut_down) was called.

@@ -68,7 +68,8 @@ impl World {
                 let mut open: Vec<_> = self.sessions.iter_mut().filter(up).collect();
                 let at = self.dice.below(open.len());
                 if let Some(session) = open.get_mut(at) {
-                    let pause = Duration::from_millis(self.dice.below(1500) as u64);
+                    // A server gives its clients longer.
+                    let pause = Duration::from_millis(self.dice.below(700) as u64);
                     session.wire.parted_until = now + pause;
                 }
             }

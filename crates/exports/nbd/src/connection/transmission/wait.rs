@@ -22,6 +22,9 @@ impl Transmission<'_> {
             self.registration.leave();
         }
         self.dry_since = self.connection.is_quiet().then(Instant::now);
+        if let Some(now) = self.dry_since {
+            self.bios.unflushed.note(now.into_std());
+        }
         self.due = None;
         let result = poll_fn(|cx| self.poll_wait(cx)).await;
         self.registration.client.outbox.awake();
@@ -35,13 +38,16 @@ impl Transmission<'_> {
         let ended = self.registration.client.outbox.sleep(cx);
         let stage = self.registration.stage();
         let is_told = self.connection.is_shutting_down();
-        let is_flushed = self.connection.awaits_flush() && !self.bios.unflushed.is_any();
-        if ended || is_flushed || stage == Stage::Cut || (stage == Stage::Draining && !is_told) {
+        if ended
+            || self.has_been_flushed()
+            || stage == Stage::Cut
+            || (stage == Stage::Draining && !is_told)
+        {
             return Poll::Ready(Ok(()));
         }
         let Some(waits) = self.connection.waits_for() else { return Poll::Ready(Ok(())) };
         if waits.input
-            && self.farewell > 0
+            && self.hears()
             && let Poll::Ready(ready) = self.wire.poll_readable(cx)
         {
             return Poll::Ready(ready.map_err(Close::from));
@@ -68,8 +74,7 @@ impl Transmission<'_> {
         let now = Instant::now();
         let expires = self.connection.deadline(now.into_std()).map(Instant::from_std);
         let look = (!waits.input).then(|| now + HANG_UP_INTERVAL);
-        let flush = self.flush_until.filter(|_| self.connection.awaits_flush());
-        let deadline = [expires, look, flush].into_iter().flatten().min();
+        let deadline = [expires, look, self.drain.look_at].into_iter().flatten().min();
         self.due = Some((waits, deadline));
         deadline
     }

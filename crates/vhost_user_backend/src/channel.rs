@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use thiserror::Error;
 
-use crate::device::Device;
+use crate::backend::Backend;
 
 /// After which time a signal that the kernel has refused is tried again.
 const SIGNAL_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
@@ -55,7 +55,7 @@ pub(crate) struct Incoming {
 /// The socket of a front-end.
 pub(crate) struct Channel<'a> {
     socket: UnixStream,
-    device: &'a Device,
+    backend: &'a Backend,
     partial: Partial,
 }
 
@@ -71,8 +71,8 @@ struct Partial {
 }
 
 impl<'a> Channel<'a> {
-    pub(crate) fn new(socket: UnixStream, device: &'a Device) -> Self {
-        Self { socket, device, partial: Partial::default() }
+    pub(crate) fn new(socket: UnixStream, backend: &'a Backend) -> Self {
+        Self { socket, backend, partial: Partial::default() }
     }
 
     /// Waits for the socket, or to be woken, or until signals are to be tried again. Says whether the socket is ready.
@@ -80,16 +80,18 @@ impl<'a> Channel<'a> {
     /// # Errors
     /// [`Close::Stopped`] once the server ends.
     pub(crate) fn wait(&self, what: PollFlags) -> Result<bool, Close> {
-        let mut fds =
-            [PollFd::new(&self.socket, what), PollFd::new(&self.device.wake, PollFlags::IN)];
-        let timeout = self.device.late_signals.any().then_some(&SIGNAL_AGAIN);
+        let mut fds = {
+            let wake = self.backend.wake();
+            [PollFd::new(&self.socket, what), PollFd::from_borrowed_fd(wake, PollFlags::IN)]
+        };
+        let timeout = self.backend.has_late_signals().then_some(&SIGNAL_AGAIN);
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(err) => return Err(Close::Io(err.into())),
         }
         // Why it was signalled, flags say; the session looks at them before it waits again.
-        self.device.wake.clear();
-        if self.device.is_stopping() {
+        self.backend.awoke();
+        if self.backend.is_stopping() {
             return Err(Close::Stopped);
         }
         Ok(!fds[0].revents().is_empty())

@@ -1,4 +1,4 @@
-//! `blockyard share`: a directory of this machine, mounted at another place of it.
+//! `share --mount`: a directory of this machine, mounted at another place of it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use blockyard_export_fuse::{self as fuse, MountPoint, Place, Unmount};
-use blockyard_fs::{CachePolicy, FileSystem, Options, Passthrough, Server};
-use rustix::fs::Mode;
+use blockyard_fs::Server;
 use sd_notify::NotifyState;
 
-use crate::cli::{ShareArgs, ShareCache};
+use super::{directory, failed, passed_through};
+use crate::cli::ShareArgs;
 use crate::daemon::signals::{Signals, ended_at_once};
 use crate::daemon::{block_on, enter_write_back_path, extending, notify, raise_file_limit};
 use crate::error::{Error, Result};
@@ -23,14 +23,14 @@ const THREADS: std::ops::RangeInclusive<usize> = 4..=32;
 /// How long those who use it have at its end.
 const GRACE: Duration = Duration::from_secs(10);
 
-pub(super) fn run(args: &ShareArgs) -> Result<()> {
+pub(super) fn run(args: &ShareArgs, mount: &Path) -> Result<()> {
     // Each file that the kernel knows is open here.
     let _ = raise_file_limit();
     // Before there are other threads: they inherit it.
     enter_write_back_path();
     let mut signals = Signals::with_a_last_word()?;
-    let share = Share::start(args)?;
-    let (directory, path) = (args.directory.display(), share.point.path().display());
+    let share = Share::start(args, mount)?;
+    let (directory, path) = (directory(args).display(), share.point.path().display());
     term::tell(format_args!("serving {directory} at {path}"));
     notify(&[NotifyState::Ready]);
     block_on(async move {
@@ -55,22 +55,12 @@ struct Share {
 }
 
 impl Share {
-    fn start(args: &ShareArgs) -> Result<Self> {
-        apart(&args.directory, &args.mount)?;
+    fn start(args: &ShareArgs, mount: &Path) -> Result<Self> {
+        apart(directory(args), mount)?;
         let records = records()?;
-        // What it is to take away, the kernel has taken from what programs ask for.
-        rustix::process::umask(Mode::empty());
-        let cache = match args.cache {
-            ShareCache::Never => CachePolicy::Never,
-            ShareCache::Auto => CachePolicy::Auto,
-            ShareCache::Always => CachePolicy::Always,
-        };
-        let options = Options { cache, read_only: args.read_only, ..Options::default() };
-        let directory = args.directory.display();
-        let failed = |err| Error::failed(format!("cannot share {directory}")).caused_by(err);
-        let passed = Passthrough::new(&args.directory, options).map_err(failed)?;
+        let passed = passed_through(args)?;
         let place = Place {
-            path: &args.mount,
+            path: mount,
             records: &records,
             is_directory: true,
             allow_other: args.allow_other,
@@ -80,10 +70,9 @@ impl Share {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let usual = (cpus * THREADS_PER_CPU).clamp(*THREADS.start(), *THREADS.end());
         let threads = args.threads.map_or(usual, usize::from);
-        let passed: Arc<dyn FileSystem> = Arc::new(passed);
         let server = Server::start(channel, &passed, threads).map_err(|err| {
             point.unmount_dead();
-            failed(err)
+            failed(args, err)
         })?;
         let (ended, over) = tokio::sync::watch::channel(());
         let is_over = Arc::new(AtomicBool::new(false));
@@ -94,7 +83,7 @@ impl Share {
             said.store(true, Ordering::Release);
             drop(ended);
         };
-        waiter.spawn(wait).map_err(failed)?;
+        waiter.spawn(wait).map_err(|err| failed(args, err))?;
         Ok(Self { point: Arc::new(point), is_over, over })
     }
 

@@ -11,10 +11,11 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
+use crate::MAX_QUEUES;
+use crate::backend::Backend;
 use crate::channel::Close;
-use crate::device::{Device, Export, MAX_QUEUES};
+use crate::device::Device;
 use crate::error::{Error, ErrorKind};
 use crate::listener::{Listener, Source};
 use crate::session::Session;
@@ -36,10 +37,9 @@ pub struct Status {
     pub requests: u64,
 }
 
-/// Serves a disk to one front-end at a time, until [`Server::shutdown`].
+/// Serves a device to one front-end at a time, until [`Server::shutdown`].
 pub struct Server {
-    device: Arc<Device>,
-    path: Option<std::path::PathBuf>,
+    backend: Arc<Backend>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Told when the thread has ended.
     ended: Arc<tokio::sync::Notify>,
@@ -62,79 +62,53 @@ impl Prepared {
 }
 
 impl Server {
-    /// Prepares one. Queue number i of the disk lives on `queue_threads[i % n]`; each of these is the runtime of a thread of its
-    /// own, with I/O and time enabled, and its place in the list is the number that [`blockyard_blkmq::Bdev::submit`] is
-    /// given for it.
+    /// Prepares one for a device whose [`Backend`] was made for that listener.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for what cannot be, [`ErrorKind::Io`] if there is no room for a thread.
-    pub fn prepare(
-        export: Export,
-        listener: Listener,
-        queue_threads: Vec<Handle>,
-    ) -> Result<Prepared, Error> {
-        let single = |handle: &Handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread;
-        if queue_threads.is_empty() || !queue_threads.iter().all(single) {
-            let what =
-                "a vhost-user-blk back-end needs queue threads, each a current-thread runtime";
+    pub fn prepare<D: Device>(device: Arc<D>, listener: Listener) -> Result<Prepared, Error> {
+        let queues = device.queues();
+        if queues == 0 || queues > MAX_QUEUES {
+            let what = format!("{queues} queues; use 1 to {MAX_QUEUES}");
             return Err(Error::new(ErrorKind::Config, what));
         }
-        if export.queues == 0 || export.queues > MAX_QUEUES {
-            let what = format!("{} queues; use 1 to {MAX_QUEUES}", export.queues);
-            return Err(Error::new(ErrorKind::Config, what));
-        }
-        let failed = |err| Error::new(ErrorKind::Io, "cannot start serving").caused_by(err);
-        let path = listener.path.clone();
-        let name = path.as_deref().map_or("fd".into(), |path| path.display().to_string());
-        let device = Device::new(export, name, queue_threads.len()).map_err(failed)?;
+        let backend = Arc::clone(device.backend());
         let ended = Arc::new(tokio::sync::Notify::new());
-        let (tell, shared) = (Arc::clone(&ended), Arc::clone(&device));
+        let tell = Arc::clone(&ended);
         let (go, told) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 if told.recv().is_ok() {
-                    serve(&shared, &queue_threads, listener);
+                    serve(&device, listener);
                 }
                 tell.notify_one();
             })
-            .map_err(failed)?;
-        let server = Self { device, path, thread: Mutex::new(Some(thread)), ended };
+            .map_err(|err| Error::new(ErrorKind::Io, "cannot start serving").caused_by(err))?;
+        let server = Self { backend, thread: Mutex::new(Some(thread)), ended };
         Ok(Prepared { server, go })
-    }
-
-    /// Prepares one, and starts it at once.
-    ///
-    /// # Errors
-    /// As those of [`Server::prepare`].
-    pub fn start(
-        export: Export,
-        listener: Listener,
-        queue_threads: Vec<Handle>,
-    ) -> Result<Self, Error> {
-        Self::prepare(export, listener, queue_threads).map(Prepared::start)
     }
 
     /// Where it listens, if that is a path.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.backend.path()
     }
 
     /// What it is doing.
     #[must_use]
     pub fn status(&self) -> Status {
         Status {
-            connected: self.device.connected.load(Ordering::Relaxed),
-            queues: self.device.queues.load(Ordering::Relaxed),
-            requests: self.device.requests.load(Ordering::Relaxed),
+            connected: self.backend.connected.load(Ordering::Relaxed),
+            queues: self.backend.queues.load(Ordering::Relaxed),
+            requests: self.backend.requests(),
         }
     }
 
-    /// The disk has another size, or another medium: a front-end that is connected is told. It does not wait.
+    /// The configuration space is another: a front-end that is connected is told. It does not wait.
     pub fn follow(&self) {
-        self.device.tell_config_changed();
+        self.backend.tell_config_changed();
     }
 
     /// Waits until there is nobody more to serve: the one front-end of a connected socket has left, or the server was shut
@@ -146,8 +120,7 @@ impl Server {
 
     /// Takes no request any more. [`Server::shutdown`] waits for those that were taken.
     pub fn stop(&self) {
-        self.device.stop.store(true, Ordering::SeqCst);
-        self.device.wake.signal();
+        self.backend.stop();
     }
 
     /// Ends it: no request is taken any more, those that were are finished, and the front-end is hung up on. What takes
@@ -156,7 +129,7 @@ impl Server {
         self.stop();
         if tokio::time::timeout(grace, self.ended()).await.is_err() {
             tracing::warn!(
-                socket = self.device.name,
+                socket = self.backend.name(),
                 ?grace,
                 "shutdown grace period expired; requests in flight were dropped"
             );
@@ -170,41 +143,42 @@ impl Server {
     }
 }
 
-fn serve(device: &Arc<Device>, threads: &[Handle], mut listener: Listener) {
+fn serve<D: Device>(device: &Arc<D>, mut listener: Listener) {
+    let backend = &**device.backend();
     loop {
-        let socket = match accept(device, &mut listener.source) {
+        let socket = match accept(backend, &mut listener.source) {
             Ok(Some(socket)) => socket,
             Ok(None) => return,
             Err(err) => {
-                tracing::error!(socket = device.name, error = %err, "no more front-ends are accepted");
+                tracing::error!(socket = backend.name(), error = %err, "no more front-ends are accepted");
                 return;
             }
         };
-        device.connected.store(true, Ordering::Relaxed);
-        tracing::info!(socket = device.name, "front-end connected");
-        let close = Session::new(device, threads, socket).run();
-        device.connected.store(false, Ordering::Relaxed);
+        backend.connected.store(true, Ordering::Relaxed);
+        tracing::info!(socket = backend.name(), "front-end connected");
+        let close = Session::new(device, socket).run();
+        backend.connected.store(false, Ordering::Relaxed);
         match close {
-            Close::Left | Close::Stopped => tracing::info!(socket = device.name, "{close}"),
-            Close::Io(_) => tracing::warn!(socket = device.name, "{close}"),
+            Close::Left | Close::Stopped => tracing::info!(socket = backend.name(), "{close}"),
+            Close::Io(_) => tracing::warn!(socket = backend.name(), "{close}"),
             Close::Wire(_) | Close::Refused(_) | Close::MemoryLost => {
-                tracing::warn!(socket = device.name, "front-end disconnected: {close}");
+                tracing::warn!(socket = backend.name(), "front-end disconnected: {close}");
             }
         }
     }
 }
 
 /// The next front-end; none once there can be none any more.
-fn accept(device: &Device, source: &mut Source) -> io::Result<Option<UnixStream>> {
+fn accept(backend: &Backend, source: &mut Source) -> io::Result<Option<UnixStream>> {
     let listener = match source {
         Source::Connected(socket) => {
-            return Ok(socket.take().filter(|_| !device.is_stopping()));
+            return Ok(socket.take().filter(|_| !backend.is_stopping()));
         }
         Source::Listening(listener) => listener,
     };
     listener.set_nonblocking(true)?;
     loop {
-        if device.is_stopping() {
+        if backend.is_stopping() {
             return Ok(None);
         }
         match listener.accept() {
@@ -212,10 +186,10 @@ fn accept(device: &Device, source: &mut Source) -> io::Result<Option<UnixStream>
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 let mut fds = [
                     PollFd::new(&*listener, PollFlags::IN),
-                    PollFd::new(&device.wake, PollFlags::IN),
+                    PollFd::from_borrowed_fd(backend.wake(), PollFlags::IN),
                 ];
                 poll_until(&mut fds, None)?;
-                device.wake.clear();
+                backend.awoke();
             }
             // Errors of a connection that was in the queue, not of the socket (accept(2), "Error handling").
             Err(err)
@@ -224,10 +198,10 @@ fn accept(device: &Device, source: &mut Source) -> io::Result<Option<UnixStream>
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                 ) => {}
             Err(err) => {
-                tracing::warn!(socket = device.name, error = %err, "cannot accept a front-end, retrying");
-                let mut fds = [PollFd::new(&device.wake, PollFlags::IN)];
+                tracing::warn!(socket = backend.name(), error = %err, "cannot accept a front-end, retrying");
+                let mut fds = [PollFd::from_borrowed_fd(backend.wake(), PollFlags::IN)];
                 poll_until(&mut fds, Some(&ACCEPT_PAUSE))?;
-                device.wake.clear();
+                backend.awoke();
             }
         }
     }

@@ -6,11 +6,10 @@ use blockyard_sys::PeerEvent;
 use blockyard_vhost_user::queue::RingPlace;
 use blockyard_vhost_user::wire::VringAddr;
 
-use crate::queue::QueueHandle;
+use crate::device::Events;
 
 /// What is known of a queue.
-#[derive(Default)]
-pub(crate) struct Vring {
+pub(crate) struct Vring<Q> {
     /// Descriptors; 0 before it is known.
     pub(crate) size: u16,
     /// Where it is.
@@ -28,10 +27,33 @@ pub(crate) struct Vring {
     /// It has started.
     pub(crate) running: bool,
     /// Who serves it.
-    pub(crate) queue: Option<QueueHandle>,
+    pub(crate) queue: Option<Q>,
 }
 
-impl Vring {
+impl<Q> Default for Vring<Q> {
+    fn default() -> Self {
+        Self {
+            size: 0,
+            addr: None,
+            base: 0,
+            kick: None,
+            call: None,
+            err: None,
+            enabled: false,
+            running: false,
+            queue: None,
+        }
+    }
+}
+
+impl<Q> Vring<Q> {
+    /// How driver and front-end are heard and told, once the driver is heard.
+    pub(crate) fn events(&self) -> Option<Events> {
+        let kick = self.kick.clone()?;
+        let (call, err) = (self.call.clone(), self.err.clone());
+        Some(Events { kick, call, err, enabled: self.enabled })
+    }
+
     /// Where it is, once that is known.
     pub(crate) fn place(&self, event_idx: bool) -> Option<RingPlace> {
         let addr = self.addr.filter(|_| self.size > 0)?;
