@@ -327,7 +327,8 @@ fn each_flush_is_told_until_it_is_answered_or_its_connection_is_lost() {
     server.hang_up(0);
     assert_eq!(flush.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
     let (mut sent, mut ended) = (told.sent.lock().clone(), told.ended.lock().clone());
-    (sent.sort_unstable(), ended.sort_unstable());
+    sent.sort_unstable();
+    ended.sort_unstable();
     assert!(sent.len() > 1 && sent == ended, "{sent:?}, {ended:?}");
 }
 
