@@ -178,8 +178,8 @@ impl<T: Send + 'static> IoQueue<T> {
         Ok(())
     }
 
-    /// Writes that have come together are done by one thread, and long ones: of several queues' the kernel's threads would spin for
-    /// the file's lock. A short one alone is sooner done by the kernel's.
+    /// Writes that have come together are done by one thread, and long ones: for those of several queues the kernel's threads
+    /// would spin for the file's lock. A short one alone is sooner done by the kernel's.
     fn sort_writes(&mut self) {
         if let Some(ring) = &mut self.ring
             && self.writes.len() == 1
