@@ -264,6 +264,7 @@ impl<D: Driver> RequestQueue<D> {
 
     fn begin_freeze(&self) {
         self.hctxs.iter().for_each(|hctx| hctx.freeze());
+        self.shared.locks.hurry(&self.shared);
     }
 
     /// Waits until no request is in use, and nothing is between two of its own. Blocks: not for a thread that
@@ -283,6 +284,7 @@ impl<D: Driver> RequestQueue<D> {
     }
 
     fn end_freeze(&self) {
+        self.shared.locks.calm();
         self.hctxs.iter().for_each(|hctx| hctx.unfreeze());
     }
 
@@ -451,7 +453,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
             return false;
         }
         self.hctxs.iter().for_each(|hctx| hctx.die());
-        self.shared.locks.close(&self.shared);
+        // For good: nobody ticks it any more.
         self.begin_freeze();
         self.wait_drained();
         self.shared.elevator.replace(None);

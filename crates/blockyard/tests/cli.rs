@@ -387,8 +387,8 @@ fn text_of_others_does_nothing_to_a_terminal() {
     let uri = common::unix("", &socket);
     let disk = dir.path().join("disk");
     std::fs::File::create(&disk).unwrap().set_len(8 << 20).unwrap();
-    let sfdisk =
-        format!("printf 'label: gpt\\nsize=4096, name=boot\\n' | sfdisk -q {}", disk.display());
+    let label = "label: gpt\\nsize=4096, name=\"bo\\033[31mot\"\\n";
+    let sfdisk = format!("printf '{label}' | sfdisk -q {}", disk.display());
     common::peer("sh", &["-c", &sfdisk]);
     let missing = "./\x1b[31mmissing\nfile";
     let odd = dir.path().join("odd\x1b[2J\n");
@@ -417,6 +417,7 @@ fn text_of_others_does_nothing_to_a_terminal() {
         }
     }
     run(&["info", &uri]).code(0).contains(&["red\\u{1b}[31m\\nnext\\u{9b}31m"]);
+    run(&["info", odd]).code(0).contains(&["bo\\u{1b}[31mot"]);
     run(&["info", missing]).code(1).contains(&["\\u{1b}[31mmissing\\nfile does not exist"]);
 }
 

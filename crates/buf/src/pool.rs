@@ -25,8 +25,8 @@ impl Default for PoolLimits {
 /// Sizes are powers of two from a page on; a pool keeps those up to `PAGE_SIZE << (CLASSES - 1)`, 32 MiB.
 const CLASSES: usize = 14;
 
-/// Buffers of so many bytes come straight from the kernel, which has cleared their pages when they are touched: an allocator would
-/// clear them all once more.
+/// Buffers of so many bytes come straight from the kernel, which has cleared their pages when they are touched: an allocator
+/// would clear them all once more.
 const MAPPED_FROM: usize = 128 << 10;
 
 /// Keeps free buffers by size.

@@ -37,11 +37,11 @@ impl Answers {
         }
     }
 
-    /// Answers a request whose data, if any, lie elsewhere, and so does the place for its answer: as a guest's requests do. Says how
-    /// many bytes the answer has, at most those of `room`; `None` if nobody waits for one.
+    /// Answers a request whose data, if any, lie elsewhere, and so does the place for its answer: as a guest's requests do. Says
+    /// how many bytes the answer has, at most those of `room`; `None` if nobody waits for one.
     ///
-    /// Data go from and to where they lie, and are not copied. Where there is no room for the answer, that is an error; where there
-    /// is none for that, nothing is written.
+    /// Data go from and to where they lie, and are not copied. Where there is no room for the answer, that is an error; where
+    /// there is none for that, nothing is written.
     pub fn answer_in_place(
         &mut self,
         fs: &dyn FileSystem,

@@ -10,7 +10,7 @@ use crate::lane::Lane;
 use crate::operation::{Completion, Operation};
 use crate::pool::Pool;
 use crate::ring::Turn as _;
-use crate::uring::{Ring, Unavailable};
+use crate::uring::{LONG, Ring, Unavailable};
 use crate::writer::Writer;
 
 /// What carries operations out.
@@ -178,10 +178,12 @@ impl<T: Send + 'static> IoQueue<T> {
         Ok(())
     }
 
-    /// Writes that have come together are done by one thread. One alone is sooner done by the kernel's.
+    /// Writes that have come together are done by one thread, and long ones: for those of several queues the kernel's threads
+    /// would spin for the file's lock. A short one alone is sooner done by the kernel's.
     fn sort_writes(&mut self) {
         if let Some(ring) = &mut self.ring
             && self.writes.len() == 1
+            && self.writes.iter().all(|(operation, _)| operation.len() < LONG)
             && !self.lane.is_writing()
             && let Some((operation, token)) = self.writes.pop()
         {

@@ -140,15 +140,14 @@ impl<T: Send + 'static> Lane<T> {
         self.writer.as_ref().is_some_and(Writer::is_running)
     }
 
-    /// Whether it is done here, if not at once then as far as that goes, and long.
+    /// Whether it is a read that is done here, as far as that goes, and long. Writes would wait for each other.
     fn is_long(&self, operation: &Operation) -> bool {
-        match self.now {
+        let is_here = match self.now {
             Now::Nothing => false,
-            Now::CachedReads => {
-                matches!(operation, Operation::Read { .. }) && operation.len() >= LONG
-            }
-            Now::Transfers => self.is_done_at_once(operation) && operation.len() >= LONG,
-        }
+            Now::CachedReads => true,
+            Now::Transfers => self.is_done_at_once(operation),
+        };
+        is_here && matches!(operation, Operation::Read { .. }) && operation.len() >= LONG
     }
 
     pub(crate) fn push(&mut self, operation: Operation, token: T) {

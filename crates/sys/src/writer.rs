@@ -1,5 +1,5 @@
-//! Writes through the page cache of a file system that does not take them without waiting, and copies from other files: one thread
-//! at a time carries out all that the queues of a file have.
+//! Writes through the page cache of a file system that does not take them without waiting, and copies from other files: one
+//! thread at a time carries out all that the queues of a file have.
 //!
 //! io_uring would hand each of them to a thread of the kernel's, and have these go one after the other (`REQ_F_HASH`): a wake-up
 //! and a switch for each. The file system lets one in at a time anyway.

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_buf::{Segment, Segments};
+use blockyard_buf::{FileRange, Segment, Segments};
 use blockyard_sys::fallocate::Allocate;
 use blockyard_sys::holes::{self, Run};
 use blockyard_sys::lock::{Lock, LockError, LockKind};
 use blockyard_sys::{
-    Completion, Files, IoEngine, IoQueue, Operation, Pool, block_device, fallocate, uring,
+    Completion, Files, IoEngine, IoQueue, Operation, Pool, Writer, block_device, fallocate, uring,
 };
 
 const ENGINES: [IoEngine; 2] = [IoEngine::Uring, IoEngine::Threads];
@@ -100,6 +100,45 @@ fn as_many_as_the_queue_holds_are_out_at_once_and_one_more_comes_back() {
         let mut tokens: Vec<u32> = wait(&mut queue, 300).iter().map(|done| done.token).collect();
         tokens.sort_unstable();
         assert_eq!(tokens, (0..300).collect::<Vec<_>>(), "{engine:?}");
+    }
+}
+
+/// Whoever does it: the caller, a thread of the kernel, one of ours, or the one that writes for all queues.
+#[test]
+fn long_operations_that_come_together_are_all_done_whoever_shares_them() {
+    const LEN: usize = 256 << 10;
+    for engine in ENGINES {
+        let file = file(8 * LEN as u64);
+        let mut queues = [queue(&file, engine, 16), queue(&file, engine, 16)];
+        if let Some(writer) = Writer::of(&Files::one(&file)) {
+            queues.iter_mut().for_each(|queue| queue.write_by(writer.clone()));
+        }
+        let offset = |at: u32| u64::from(at) * LEN as u64;
+        for (at, queue) in (0..8).zip([0, 1].into_iter().cycle()) {
+            let memory = bytes(u8::try_from(at + 1).unwrap(), LEN);
+            let write = Operation::Write { offset: offset(at), memory, durable: false };
+            queues[queue].push(write, at).unwrap();
+        }
+        for queue in &mut queues {
+            assert!(wait(queue, 4).iter().all(|done| done.result.as_ref().unwrap() == &LEN));
+        }
+        let [queue, _] = &mut queues;
+        for at in 0..8 {
+            let read = Operation::Read { offset: offset(at), memory: bytes(0, LEN) };
+            queue.push(read, at).unwrap();
+        }
+        let mut done = wait(queue, 8);
+        done.sort_unstable_by_key(|done| done.token);
+        for (at, done) in (1..).zip(done) {
+            assert_eq!(done.result.unwrap(), LEN);
+            assert!(done.operation.memory()[0].to_vec() == [at; LEN]);
+        }
+        let (from, to) = (FileRange::new(&file, 0, 3 * LEN as u64), self::file(4 * LEN as u64));
+        let mut target = self::queue(&to, engine, 16);
+        let copy = Operation::CopyRange { offset: LEN as u64, from };
+        assert_eq!(run(&mut target, copy).result.unwrap(), 3 * LEN);
+        let read = Operation::Read { offset: LEN as u64, memory: bytes(0, LEN) };
+        assert!(run(&mut target, read).operation.memory()[0].to_vec() == [1; LEN]);
     }
 }
 

@@ -11,7 +11,8 @@
 //! Who gives a lock back does not take the next one on by himself: that one may end at once, and give its own back. It
 //! becomes ready, and whoever is at taking on what is ready takes it on as well, one after the other, on a stack that
 //! does not grow. Others may make more ready for as long as he is at it: after some of them he leaves the rest to whoever
-//! ticks the disk, if there is somebody, as a driver does with what takes long.
+//! ticks the disk, if there is somebody, as a driver does with what takes long. Not while somebody waits for the disk to
+//! drain: that may be whoever ticks it, and no more comes in then.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -61,8 +62,8 @@ struct Table<D: Driver> {
     ready: VecDeque<Turn<D>>,
     /// Somebody is at taking on what is ready.
     taking_on: bool,
-    /// The disk is being removed, and may not be ticked any more: nothing is left to that.
-    closing: bool,
+    /// How many wait until nothing is under way, who may be those that tick the disk: nothing is left to that.
+    waited_for: usize,
 }
 
 struct Lock<D: Driver> {
@@ -124,7 +125,7 @@ impl<D: Driver> Default for BlockLocks<D> {
                 queue: VecDeque::new(),
                 ready: VecDeque::new(),
                 taking_on: false,
-                closing: false,
+                waited_for: 0,
             }),
         }
     }
@@ -216,10 +217,16 @@ impl<D: Driver> BlockLocks<D> {
         }
     }
 
-    /// From now on whoever takes on what is ready goes on until nothing is.
-    pub(crate) fn close(&self, shared: &QueueShared<D>) {
-        self.table.lock().closing = true;
+    /// Somebody is about to wait until nothing is under way: whoever takes on what is ready goes on until nothing is, until
+    /// [`BlockLocks::calm`].
+    pub(crate) fn hurry(&self, shared: &QueueShared<D>) {
+        self.table.lock().waited_for += 1;
         self.take_on(shared);
+    }
+
+    /// One less waits.
+    pub(crate) fn calm(&self) {
+        self.table.lock().waited_for -= 1;
     }
 
     /// Takes on what is ready, unless somebody is at it, who then takes it on: another thread, or a caller of this one. Says
@@ -232,7 +239,7 @@ impl<D: Driver> BlockLocks<D> {
             let may_leave = turn >= MAX_TURNS && shared.has_alarm();
             let turn = {
                 let mut table = self.table.lock();
-                if may_leave && !table.closing && !table.ready.is_empty() {
+                if may_leave && table.waited_for == 0 && !table.ready.is_empty() {
                     table.taking_on = false;
                     break;
                 }

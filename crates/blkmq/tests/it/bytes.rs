@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak, mpsc};
+use std::time::Duration;
 
 use blockyard_blkmq::{
-    Bdev, Bio, BlockSize, DiskConfig, EndIo, ErrorKind, Extent, Features, Flags, Limits, NoOps, Op,
-    OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
+    Bdev, Bio, BlockSize, Disk, DiskConfig, EndIo, ErrorKind, Extent, Features, Flags, Limits,
+    NoOps, Op, OpenMode, Sector, Status, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 use rand::rngs::StdRng;
@@ -509,6 +510,49 @@ fn whoever_takes_on_what_is_ready_leaves_some_of_it_to_the_tick() {
         drop(again);
         rig.tear_down();
     }
+}
+
+/// Whoever waits may be the one that ticks it.
+#[test]
+fn whoever_waits_for_a_disk_to_drain_needs_nobody_to_tick_it() {
+    const COUNT: usize = 1000;
+    let chances = Chances { inline: 1000, ..Chances::default() };
+    let config = Config { limits: limits(), chances, ..Config::default() };
+    // What fails is left as it is: taking it down would wait for what is stuck.
+    let rig = ManuallyDrop::new(Rig::new(1, queues(1, 8), config, 64));
+    rig.disk.set_alarm(Arc::new(|| {}));
+    let waits: [fn(&Disk); 3] = [
+        |disk| disk.freeze(),
+        |disk| {
+            disk.set_limits(disk.limits()).unwrap();
+            disk.freeze();
+        },
+        |disk| disk.start_freeze(),
+    ];
+    for (number, wait) in waits.into_iter().enumerate() {
+        let again = Arc::new_cyclic(|me| Again {
+            me: Weak::clone(me),
+            bdev: rig.disk.open(None, OpenMode::ReadWrite).unwrap(),
+            count: COUNT,
+            ended: AtomicUsize::default(),
+        });
+        again.submit();
+        assert!((1..COUNT).contains(&again.ended()), "{number}: {} at once", again.ended());
+        let (disk, (tell, told)) = (Arc::clone(&rig.disk), mpsc::channel());
+        let waiting = std::thread::spawn(move || {
+            wait(&disk);
+            tell.send(()).unwrap();
+        });
+        let waited = told.recv_timeout(Duration::from_secs(60));
+        assert!(waited.is_ok(), "{number}: it waits for a tick\n{}", rig.disk.show());
+        waiting.join().unwrap();
+        // What was not let in yet goes on with the next.
+        rig.disk.unfreeze();
+        while again.ended() < COUNT {
+            rig.disk.tick();
+        }
+    }
+    ManuallyDrop::into_inner(rig).tear_down();
 }
 
 /// Each of them is compared with all locks that there are, and may be what later ones have to wait for.

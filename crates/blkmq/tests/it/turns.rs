@@ -1,16 +1,18 @@
 //! Whose turn it is: pieces of large bios, tags, schedulers, reservations, and what is said of how things went.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
+use std::task::{Context, Poll, Waker};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use blockyard_blkmq::major::{DevNum, EXT_MAJOR};
 use blockyard_blkmq::reservation::{PrError, PrType};
 use blockyard_blkmq::{
-    Bio, BlockLayer, Busy, Chain, Disk, DiskConfig, Driver, EndIo, ErrorKind, Features, Flags,
-    HctxHandle, IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox, Request, Result,
-    Sector, StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
+    Bio, BlockLayer, Busy, Chain, Changed, Changes, Disk, DiskConfig, Driver, EndIo, ErrorKind,
+    Features, Flags, HctxHandle, IoPrio, Limits, MonotonicClock, NoOps, Op, OpenMode, Outbox,
+    Request, Result, Sector, StatGroup, Status, TagSet, TagSetConfig, TagSetFlags, sched,
 };
 use blockyard_buf::Segment;
 use blockyard_conformance::HeldDisk;
@@ -545,8 +547,22 @@ fn a_disk_that_two_make_read_only_and_writable_at_once_is_one_of_both() {
     let rig = rig(set(2, 4), limits(), 64);
     rig.script.calm_down();
     for round in 0..200 {
-        let together = Barrier::new(2);
+        // Somebody who knows what it was, and looks again whenever he is told that it has changed.
+        let (mut changes, mut known) = (Changes::of(&rig.disk), rig.disk.is_read_only());
+        let mut follow = || {
+            let mut context = Context::from_waker(Waker::noop());
+            while let Poll::Ready(changed) = pin!(changes.next()).poll(&mut context) {
+                assert_eq!(changed, Changed::READ_ONLY);
+                known = rig.disk.is_read_only();
+            }
+            known
+        };
+        let together = Barrier::new(3);
         std::thread::scope(|scope| {
+            scope.spawn(|| {
+                together.wait();
+                follow();
+            });
             for read_only in [true, false] {
                 let (disk, together) = (&rig.disk, &together);
                 scope.spawn(move || {
@@ -555,6 +571,7 @@ fn a_disk_that_two_make_read_only_and_writable_at_once_is_one_of_both() {
                 });
             }
         });
+        assert_eq!(follow(), rig.disk.is_read_only(), "{round}: nobody has told of the last one");
         let expected = if rig.disk.is_read_only() { Status::NotPermitted } else { Status::Ok };
         for cpu in [0, 1] {
             assert_eq!(rig.bdev.submit_and_wait(cpu, write(0)).status(), expected, "{round}");

@@ -80,6 +80,7 @@ pub(super) async fn post_job(
         served.yard.open_and_plan(name).map_err(|_| no_disk(name, &format!("body.{field}")))
     };
     let session = Session::on(served.yard.threads(), amount);
+    let mut refuse: Box<dyn FnOnce() -> Result<()> + Send> = Box::new(|| Ok(()));
     let work: Box<dyn FnOnce() -> Result<Value> + Send> = match wanted {
         WantedJob::Check { disk: name } => {
             let (open, plan) = disk(&name, "disk")?;
@@ -96,14 +97,7 @@ pub(super) async fn post_job(
                 return Err(Refusal::usage("body.target", what));
             }
             let plans = (Arc::clone(&source.1), Arc::clone(&target.1));
-            // It asks file systems, which may not answer.
-            let same = tokio::task::spawn_blocking(move || {
-                crate::tools::copy::refuse_same(&plans.0, &plans.1)
-            });
-            let same = same.await.unwrap_or_else(|err| {
-                Err(Error::failed("cannot compare the disks").caused_by(err))
-            });
-            refused_at("body.target", same)?;
+            refuse = Box::new(move || crate::tools::copy::refuse_same(&plans.0, &plans.1));
             Box::new(move || {
                 let disks = [&source, &target].map(|(open, plan)| (open.disk(), &**plan));
                 json(&between(&session, disks, detect_zeroes, &cancel.interrupt)?)
@@ -112,10 +106,22 @@ pub(super) async fn post_job(
     };
     let job = served.begin(&place, job)?;
     let told = job.told();
-    tokio::task::spawn_blocking(move || match work() {
-        Ok(result) => job.done(Some(result)),
-        Err(err) => job.failed(Problem::of(&err, place)),
+    // It asks file systems, which may not answer: that is a part of the job, and has its place.
+    let refused = tokio::task::spawn_blocking(move || {
+        if let Err(err) = refuse() {
+            job.refused(Problem::of(&err, "body.target"));
+            return Err(err);
+        }
+        tokio::task::spawn_blocking(move || match work() {
+            Ok(result) => job.done(Some(result)),
+            Err(err) => job.failed(Problem::of(&err, place)),
+        });
+        Ok(())
     });
+    let refused = refused
+        .await
+        .unwrap_or_else(|err| Err(Error::failed("cannot compare the disks").caused_by(err)));
+    refused_at("body.target", refused)?;
     Ok(accepted(told))
 }
 

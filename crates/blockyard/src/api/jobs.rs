@@ -345,6 +345,12 @@ impl Running {
         self.jobs.ended(&self.job, Ended::Done(result));
     }
 
+    /// Whoever has asked for it is told that it is not to be: nobody has to be told later.
+    pub(super) fn refused(self, problem: Problem) {
+        self.jobs.ended(&self.job, Ended::Failed(problem));
+        self.jobs.forget(&self.job);
+    }
+
     /// It is not done.
     pub(super) fn failed(self, problem: Problem) {
         self.jobs.ended(&self.job, Ended::Failed(problem));
@@ -380,12 +386,15 @@ mod tests {
         other.done(Some(7.into()));
         assert_eq!(states(), [(2, State::Done)]);
         assert_eq!(jobs.get(2).unwrap().result, Some(7.into()));
+        let refused = jobs.begin(kept(Kind::Copy)).unwrap();
+        refused.refused(Problem::of(&Error::failed("it is the same disk"), ""));
+        assert_eq!(states(), [(2, State::Done)], "whoever has asked for it knows");
         drop(jobs.begin(kept(Kind::RemoveDisk)).unwrap());
-        let lost = jobs.get(3).unwrap();
+        let lost = jobs.get(4).unwrap();
         assert_eq!(lost.state, State::Failed, "one that nobody has ended");
         assert!(lost.problem.unwrap().what.contains("internal error"));
-        assert!(matches!(jobs.dismiss(3), Some(Gone::Forgotten)));
-        assert!(jobs.get(3).is_none() && jobs.dismiss(3).is_none());
+        assert!(matches!(jobs.dismiss(4), Some(Gone::Forgotten)));
+        assert!(jobs.get(4).is_none() && jobs.dismiss(4).is_none());
     }
 
     #[test]

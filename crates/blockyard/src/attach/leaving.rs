@@ -55,13 +55,19 @@ pub(super) struct HandingOver {
 }
 
 impl HandingOver {
-    /// Begins with the flush, after a while, unless it has begun. More time is asked for while it goes on.
+    /// Begins with the flush, after a while, unless it has begun. More time is asked for until it is over.
     pub(super) fn begin(&mut self, disk: &Arc<Disk>, limit: Duration, after: Duration) {
         let disk = Arc::clone(disk);
         self.flushing.get_or_insert_with(|| {
             tokio::spawn(async move {
-                tokio::time::sleep(after).await;
-                crate::daemon::extending(flush_while_used(&disk, limit)).await;
+                crate::daemon::extending(async {
+                    tokio::time::sleep(after).await;
+                    term::tell(
+                        "flushing the disk, which is served meanwhile, before it is handed over",
+                    );
+                    flush_while_used(&disk, limit).await;
+                })
+                .await;
             })
         });
     }
@@ -146,32 +152,59 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::process::{Command, Stdio};
 
+    use blockyard_blkmq::DiskFlags;
+
     use super::*;
+    use crate::yard::Yard;
+    use crate::yard::plan::NbdPlan;
 
     /// How long anything may take.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// It runs once more by itself, as a service does.
     #[test]
     fn more_time_is_asked_for_while_what_is_to_go_is_flushed() {
-        const NAME: &str = "more_time_is_asked_for_while_what_is_to_go_is_flushed";
+        assert_more_time("more_time_is_asked_for_while_what_is_to_go_is_flushed", async {
+            let runtime = Handle::current();
+            let flushed = tokio::task::spawn_blocking(move || while_extending(&runtime, heard));
+            flushed.await.unwrap();
+        });
+    }
+
+    #[test]
+    fn more_time_is_asked_for_until_a_hand_over_is_tried_again() {
+        assert_more_time("more_time_is_asked_for_until_a_hand_over_is_tried_again", async {
+            let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+            let open = yard.open_disk(&"ram:1M".parse().unwrap(), DiskFlags::empty()).unwrap();
+            let mut handing_over = HandingOver::default();
+            handing_over.begin(open.disk(), PATIENCE, Duration::MAX);
+            tokio::select! {
+                () = handing_over.is_due() => panic!("it does not wait"),
+                done = tokio::task::spawn_blocking(heard) => done.unwrap(),
+            }
+            yard.end(PATIENCE).await.into_result().unwrap();
+        });
+    }
+
+    /// Until the manager has heard enough.
+    fn heard() {
+        io::copy(&mut io::stdin(), &mut io::sink()).unwrap();
+    }
+
+    /// Runs the test of that name once more by itself, as a service does that ends so.
+    fn assert_more_time(name: &str, end: impl Future<Output = ()>) {
         if std::env::var_os("NOTIFY_SOCKET").is_some() {
             let service = crate::daemon::block_on(async {
-                let runtime = Handle::current();
-                // Until the manager has heard enough.
-                let copy = || io::copy(&mut io::stdin(), &mut io::sink());
-                let copied = tokio::task::spawn_blocking(move || while_extending(&runtime, copy));
-                Ok(copied.await.unwrap())
+                end.await;
+                Ok(())
             });
-            service.unwrap().unwrap();
-            return;
+            return service.unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         manager.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut service = Command::new(std::env::current_exe().unwrap());
-        service.args([&format!("attach::leaving::tests::{NAME}"), "--exact"]);
+        service.args([&format!("attach::leaving::tests::{name}"), "--exact"]);
         service.env("NOTIFY_SOCKET", &path).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut service = service.spawn().unwrap();
         let mut message = [0; 64];

@@ -1,7 +1,7 @@
 //! What a disk's server has answered and not flushed, for the daemon that goes on when this one has died.
 //!
 //! The driver tells twice per flush, not once per write, and a byte in a file is written when that changes what is not
-//! flushed: before the first such write is answered, before a flush is sent, and after the flush that covers the last. The
+//! flushed: before the first such write is answered, before a flush is sent, and after the answer to the last. The
 //! page cache keeps the byte, whatever becomes of the process.
 
 use std::fs::{File, OpenOptions};
@@ -26,14 +26,30 @@ enum Left {
     Writes = b'1',
     /// There are, and a flush of them was sent whose answer has not come: the only one, maybe, that tells of an error.
     FlushedWrites = b'2',
+    /// A later flush has covered all of them, and that answer has not come yet.
+    Flush = b'3',
 }
 
+/// Stands for a flush that another daemon has sent: before the first epoch.
+const ANOTHER_S: u64 = 0;
+
 impl Left {
+    fn is_unflushed(self) -> bool {
+        matches!(self, Self::Writes | Self::FlushedWrites)
+    }
+
+    fn has_flush(self) -> bool {
+        matches!(self, Self::FlushedWrites | Self::Flush)
+    }
+
     /// Where it is unknown, there may be something.
     fn read(path: &Path) -> Self {
         let text = std::fs::read(path).unwrap_or_default();
         let is = |left: &Self| text == [*left as u8];
-        [Self::Nothing, Self::FlushedWrites].into_iter().find(is).unwrap_or(Self::Writes)
+        [Self::Nothing, Self::FlushedWrites, Self::Flush]
+            .into_iter()
+            .find(is)
+            .unwrap_or(Self::Writes)
     }
 }
 
@@ -46,8 +62,8 @@ struct Unflushed {
 /// Epochs of the driver.
 struct State {
     written: u64,
-    /// A flush was sent.
-    sent: u64,
+    /// Of flushes that were sent, as something was not flushed, and are not answered: as many as may be out at most.
+    out: Vec<u64>,
     flushed: u64,
     left: Left,
 }
@@ -55,13 +71,15 @@ struct State {
 impl State {
     /// What another daemon has left is from before the first epoch.
     fn new(left: Left) -> Self {
-        let written = u64::from(left != Left::Nothing);
-        Self { written, sent: u64::from(left == Left::FlushedWrites), flushed: 0, left }
+        let written = u64::from(left.is_unflushed());
+        let out = if left.has_flush() { vec![ANOTHER_S] } else { Vec::new() };
+        Self { written, out, flushed: 0, left }
     }
 
     fn left(&self) -> Left {
-        match (self.written > self.flushed, self.sent > self.flushed) {
-            (false, _) => Left::Nothing,
+        match (self.written > self.flushed, !self.out.is_empty()) {
+            (false, false) => Left::Nothing,
+            (false, true) => Left::Flush,
             (true, false) => Left::Writes,
             (true, true) => Left::FlushedWrites,
         }
@@ -97,11 +115,21 @@ impl Ledger for Unflushed {
     }
 
     fn flushing(&self, epoch: u64) {
-        self.change(|state| state.sent = state.sent.max(epoch));
+        self.change(|state| {
+            if state.written > state.flushed {
+                state.out.push(epoch);
+            }
+        });
     }
 
-    fn flushed(&self, epoch: u64) {
-        self.change(|state| state.flushed = state.flushed.max(epoch));
+    fn flush_ended(&self, epoch: u64, durable: bool) {
+        self.change(|state| {
+            // Another daemon's will not be answered; that there was one was told.
+            state.out.retain(|&out| out != epoch && !(durable && out == ANOTHER_S));
+            if durable {
+                state.flushed = state.flushed.max(epoch);
+            }
+        });
     }
 }
 
@@ -136,7 +164,7 @@ pub(super) fn inherit_unflushed(open: &OpenDisk, path: &Path, record: &Record) -
         return Ok(());
     }
     let left = Left::read(path);
-    let may_be_lost = left != Left::Nothing && open.inherit_unflushed();
+    let may_be_lost = left.is_unflushed() && open.inherit_unflushed();
     if let Some(what) = warning(left, may_be_lost, &record.path()) {
         term::tell(what);
     }
@@ -152,7 +180,7 @@ fn warning(left: Left, may_be_lost: bool, device: &str) -> Option<String> {
              nothing: trust_server=1 in the URI)"
         ));
     }
-    (left == Left::FlushedWrites).then(|| {
+    left.has_flush().then(|| {
         format!(
             "a flush of {device} was under way when its daemon died, and the next one succeeds even if it failed: check the \
              storage of the server for I/O errors"
@@ -192,13 +220,14 @@ mod tests {
     /// A server of a disk in a file, and daemons of it, of which only the last one is alive.
     struct Yard {
         dir: tempfile::TempDir,
-        threads: QueueThreads,
         layer: Arc<BlockLayer>,
         maker: DiskMaker,
         server: Arc<Server>,
         accepting: Option<std::thread::JoinHandle<()>>,
         /// What the server serves. While it is frozen, nothing is answered.
         below: Arc<Disk>,
+        /// The last to go, also when a test fails: disks that are dropped wait for what is out.
+        threads: QueueThreads,
     }
 
     impl Yard {
@@ -222,7 +251,7 @@ mod tests {
                 }
             });
             let below = Arc::clone(below.disk());
-            Self { dir, threads, layer, maker, server, accepting: Some(accepting), below }
+            Self { dir, layer, maker, server, accepting: Some(accepting), below, threads }
         }
 
         fn uri(&self, options: &str) -> String {
@@ -311,6 +340,63 @@ mod tests {
         assert_eq!(after(Before::HandsOver, ""), (false, Status::Ok));
     }
 
+    /// The only one that tells of an error may be any of those that are out.
+    #[test]
+    fn a_flush_is_out_until_its_own_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("7.unflushed");
+        let ledger = Unflushed::new(&path, Left::Nothing).unwrap();
+        let left = || Left::read(&path);
+        ledger.flushing(1);
+        assert_eq!(left(), Left::Nothing, "it has nothing to flush");
+        ledger.flush_ended(1, true);
+        ledger.written(2);
+        ledger.flushing(2);
+        ledger.flushing(3);
+        assert_eq!(left(), Left::FlushedWrites);
+        ledger.flush_ended(3, true);
+        assert_eq!(left(), Left::Flush, "the later one was answered first");
+        ledger.flush_ended(2, true);
+        assert_eq!(left(), Left::Nothing);
+        ledger.written(4);
+        ledger.flushing(4);
+        ledger.flush_ended(4, false);
+        assert_eq!(left(), Left::Writes, "an error that was told of");
+        // What another has left is over with the first flush that covers all.
+        for before in [Left::FlushedWrites, Left::Flush] {
+            let ledger = Unflushed::new(&path, before).unwrap();
+            ledger.flushing(1);
+            assert_eq!(left(), before);
+            ledger.flush_ended(1, true);
+            assert_eq!(left(), Left::Nothing);
+        }
+    }
+
+    #[track_caller]
+    fn becomes(path: &Path, left: Left) {
+        let begun = std::time::Instant::now();
+        while Left::read(path) != left {
+            assert!(begun.elapsed() < PATIENCE, "{:?}, not {left:?}", Left::read(path));
+            blockyard_conformance::pause();
+        }
+    }
+
+    /// Nothing is answered as long as this lives.
+    struct Frozen(Arc<Disk>);
+
+    impl Frozen {
+        fn new(disk: &Arc<Disk>) -> Self {
+            disk.freeze();
+            Self(Arc::clone(disk))
+        }
+    }
+
+    impl Drop for Frozen {
+        fn drop(&mut self) {
+            self.0.unfreeze();
+        }
+    }
+
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
@@ -324,11 +410,16 @@ mod tests {
         note_unflushed(&first, &path).unwrap();
         let write = || status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096));
         assert_eq!(write(), Status::Ok);
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         let runtime = runtime();
-        assert!(!runtime.block_on(hand_over(&first, Duration::from_millis(10))));
-        assert_eq!(Left::read(&path), Left::FlushedWrites);
-        yard.below.unfreeze();
+        let handed_over = runtime.block_on(hand_over(&first, Duration::from_millis(10)));
+        if handed_over {
+            first.disk().unfreeze();
+        }
+        assert!(!handed_over);
+        // What was begun goes on.
+        becomes(&path, Left::FlushedWrites);
+        drop(frozen);
         assert_eq!(write(), Status::Ok);
         assert!(runtime.block_on(hand_over(&first, PATIENCE)));
         assert_eq!(Left::read(&path), Left::Nothing);
@@ -344,12 +435,15 @@ mod tests {
         let first = yard.open("");
         note_unflushed(&first, &path).unwrap();
         assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         runtime().block_on(async {
             let mut handing_over = HandingOver::default();
             handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            let begun = std::time::Instant::now();
             let sent = async {
                 while Left::read(&path) != Left::FlushedWrites {
+                    assert!(begun.elapsed() < PATIENCE, "no flush is out");
+                    blockyard_conformance::pause();
                     tokio::task::yield_now().await;
                 }
             };
@@ -358,7 +452,7 @@ mod tests {
                 () = sent => {}
             }
             assert!(!first.disk().show().contains("frozen 1"), "{}", first.disk().show());
-            yard.below.unfreeze();
+            drop(frozen);
             tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
         });
         assert_eq!(Left::read(&path), Left::Nothing);
@@ -376,18 +470,17 @@ mod tests {
         let bdev = first.disk().open(None, OpenMode::ReadWrite).unwrap();
         let write = bdev.submit_and_wait(0, Bio::new(Op::WriteZeroes, Sector(0), 4096));
         assert_eq!((write.status(), Left::read(&path)), (Status::Ok, Left::Writes));
-        yard.below.freeze();
+        let frozen = Frozen::new(&yard.below);
         let (tell, told) = std::sync::mpsc::channel();
-        let ended = move |bio: Box<Bio>| tell.send(bio.status()).unwrap();
+        let ended = move |bio: Box<Bio>| {
+            // Nobody waits if the test has failed.
+            let _ = tell.send(bio.status());
+        };
         bdev.submit(0, Bio::flush().on_end(Arc::new(ended)));
-        let begun = std::time::Instant::now();
-        while Left::read(&path) != Left::FlushedWrites {
-            assert!(begun.elapsed() < PATIENCE, "no flush is out");
-            blockyard_conformance::pause();
-        }
+        becomes(&path, Left::FlushedWrites);
         inherit_unflushed(&second, &path, &record(0, 7, &yard.uri(""))).unwrap();
         assert_eq!(Left::read(&path), Left::FlushedWrites, "a third one is told of it, too");
-        yard.below.unfreeze();
+        drop(frozen);
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Status::Ok);
         assert_eq!(status(&second, Bio::flush()), Status::Ok, "it is trusted");
         assert_eq!(Left::read(&path), Left::Nothing);

@@ -1,6 +1,7 @@
 //! Disks whose bytes are at a server, which is to be told when they end.
 
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -109,7 +110,11 @@ impl Remote {
         // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
         let mut limits = self.disk.limits();
         limits.features.remove(Features::WRITE_CACHE);
-        if let Err(err) = self.disk.set_limits(limits) {
+        let disk = Arc::clone(&self.disk);
+        // It waits for what is out, and this may be the thread that ticks the disk.
+        let set = tokio::task::spawn_blocking(move || disk.set_limits(limits)).await;
+        if let Err(err) = set.map_err(io::Error::from).and_then(|set| set.map_err(io::Error::other))
+        {
             tracing::warn!(disk = self.disk.name(), error = %err, "cannot disable the write cache before removal");
         }
         flushed

@@ -176,12 +176,12 @@ impl Export for Files {
         Ok(())
     }
 
-    fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
+    fn end(&self, clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
         drop(self.state.lock().pending.take());
         Box::pin(async move {
             let Some(mount) = self.mount.get().map(Arc::clone) else { return Ok(()) };
             let what = format!("{} was not unmounted cleanly", mount.path().display());
-            match tokio::task::spawn_blocking(move || mount.end(grace)).await {
+            match tokio::task::spawn_blocking(move || mount.end(clients, grace)).await {
                 Ok(ended) => ended.map_err(|err| Error::new(kind(&err), what).caused_by(err)),
                 Err(err) => Err(Error::failed(what).caused_by(err)),
             }

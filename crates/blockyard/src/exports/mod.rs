@@ -223,12 +223,13 @@ pub trait Export: Send + Sync {
     /// Takes no new requests, if that is for it alone to say. [`Export::end`] waits for those that were taken.
     fn stop(&self) {}
 
-    /// Ends it: requests that were taken are answered; what takes longer than `grace` is cut off. It is not served any more then,
-    /// whatever this says.
+    /// Ends it: requests that were taken are answered; what takes longer than `grace` is cut off. Clients that may go on for a
+    /// while, as they have something to flush or a file open, have `clients` of that. It is not served any more then, whatever
+    /// this says.
     ///
     /// # Errors
     /// Something of it is left, or not durable.
-    fn end(&self, grace: Duration) -> Doing<'_, Result<()>>;
+    fn end(&self, clients: Duration, grace: Duration) -> Doing<'_, Result<()>>;
 
     /// The disk has changed: its size, its medium, or whether it may be written to. Called where that happens: it must not wait.
     /// No front-end of a yard hears of it otherwise.

@@ -73,7 +73,7 @@ impl Export for Offer {
         self.server.add_export(self.export.clone()).map_err(error)
     }
 
-    fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
+    fn end(&self, _clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
         Box::pin(async move {
             // It may not have started.
             self.server.remove_export(&self.export.name, grace).await;

@@ -35,7 +35,7 @@ impl Export for Toy {
         Ok(())
     }
 
-    fn end(&self, _grace: Duration) -> Doing<'_, Result<()>> {
+    fn end(&self, _clients: Duration, _grace: Duration) -> Doing<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -110,7 +110,7 @@ impl Export for BackEnd {
         }
     }
 
-    fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
+    fn end(&self, _clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
         drop(self.prepared.lock().take());
         Box::pin(async move {
             if let Some(server) = self.server.get() {

@@ -69,7 +69,13 @@ impl Yard {
         if only_new && self.inside.read().disk(&name).is_ok() {
             return Ok(Outcome::Taken);
         }
-        self.changed(save, self.add_disk_now(name, plan, unwanted)).await
+        let prepared = tokio::select! {
+            prepared = self.prepare(save) => prepared?,
+            () = &mut unwanted => return Err(given_up()),
+        };
+        let outcome = self.add_disk_now(name, plan, unwanted).await?;
+        self.save(prepared).await?;
+        Ok(outcome)
     }
 
     async fn add_disk_now(
@@ -223,7 +229,7 @@ impl Yard {
         let before = self.inside.read().export(plan.kind, &plan.name).cloned();
         let Some(before) = before else { return Ok(false) };
         if before.export.is_over() {
-            if let Err(err) = before.export.end(self.grace()).await {
+            if let Err(err) = before.export.end(self.grace() / 2, self.grace()).await {
                 tracing::warn!(export = plan.label(), %err, "the export before has not ended well");
             }
             self.inside.write().take_export(plan.kind, &plan.name);
@@ -280,7 +286,7 @@ impl Yard {
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
         export.stop();
-        let ended = export.end(self.grace()).await;
+        let ended = export.end(self.grace() / 2, self.grace()).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });
         Ok(ended)
@@ -324,16 +330,16 @@ mod tests {
     /// How long anything may take.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Notes how long it may take to end, and ends together with all others that have its barrier.
-    struct Ended(Mutex<Option<Duration>>, Arc<Barrier>);
+    /// Notes how long its clients have, and how long it may take to end, and ends together with all others that have its barrier.
+    struct Ended(Mutex<Option<(Duration, Duration)>>, Arc<Barrier>);
 
     impl Export for Ended {
         fn start(&self) -> Result<()> {
             Ok(())
         }
 
-        fn end(&self, grace: Duration) -> Doing<'_, Result<()>> {
-            *self.0.lock() = Some(grace);
+        fn end(&self, clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
+            *self.0.lock() = Some((clients, grace));
             Box::pin(async {
                 self.1.wait().await;
                 Ok(())
@@ -388,28 +394,70 @@ mod tests {
         let exports = put_exports(&yard, 1);
         let _stuck = yard.turns.of([Subject::disk("a")]).await.unwrap();
         yard.end(Duration::from_secs(2)).await.into_result().unwrap();
-        assert!(exports[0].0.lock().is_some_and(|grace| !grace.is_zero()), "no time was left");
+        assert!(
+            exports[0].0.lock().is_some_and(|(clients, _)| !clients.is_zero()),
+            "no time was left"
+        );
     }
 
     /// What one's clients take is not taken from another's, nor from the disks.
     #[tokio::test]
     async fn exports_end_together_in_half_of_the_time() {
-        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
-        let exports = put_exports(&yard, 3);
-        let ending = tokio::time::timeout(PATIENCE, yard.end(Duration::from_secs(8)));
-        ending.await.expect("they end one after the other").into_result().unwrap();
-        for export in exports {
-            assert_eq!(*export.0.lock(), Some(Duration::from_secs(4)));
+        let seconds = Duration::from_secs;
+        // The last one gives less than it may be.
+        for (grace, half) in [(seconds(8), seconds(4)), (Duration::ZERO, seconds(1))] {
+            let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+            let exports = put_exports(&yard, 3);
+            let ending = tokio::time::timeout(PATIENCE, yard.end(grace));
+            ending.await.expect("they end one after the other").into_result().unwrap();
+            for export in exports {
+                assert_eq!(*export.0.lock(), Some((half, half)), "{grace:?}");
+            }
         }
     }
 
-    /// As one on a file server that is gone.
-    #[tokio::test]
-    async fn a_file_that_does_not_answer_keeps_only_its_own_change_waiting() {
-        let dir = tempfile::tempdir().unwrap();
+    /// One that does not answer, as on a file server that is gone, until somebody writes to it.
+    fn silent_file(dir: &tempfile::TempDir) -> std::path::PathBuf {
         let file = dir.path().join("yard.toml");
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &file, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn a_change_is_given_up_while_its_file_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = silent_file(&dir);
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.keep_in(file.clone());
+        let plan: DiskPlan = "ram:1M?name=a".parse().unwrap();
+        let edit = Edit::AddDisk { plan: plan.clone(), options: Vec::new() };
+        // Opens it, if somebody reads it.
+        let answer = || {
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+            rustix::fs::open(&file, flags, rustix::fs::Mode::empty()).ok()
+        };
+        let mut answering = None;
+        let asked = async {
+            while answering.is_none() {
+                answering = answer();
+                tokio::task::yield_now().await;
+            }
+        };
+        let adding = yard.add_disk_unless(plan, false, Some(edit), asked);
+        let given_up = tokio::time::timeout(PATIENCE, adding).await;
+        // Whoever waits for it is through.
+        drop(answering.or_else(answer));
+        let err = given_up.expect("it waits for the file").unwrap_err();
+        assert_eq!(err.to_string(), "cancelled before the disk was open");
+        assert!(yard.disk("a").is_err());
+        yard.end(PATIENCE).await.into_result().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_does_not_answer_keeps_only_its_own_change_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = silent_file(&dir);
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         yard.keep_in(file.clone());
         yard.add_disk("ram:1M?name=a".parse().unwrap(), false, None).await.unwrap();

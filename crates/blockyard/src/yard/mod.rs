@@ -26,7 +26,7 @@ use crate::daemon::Losses;
 use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front, FrontDisk};
-use config::save::Edit;
+use config::save::{Edit, Prepared};
 use events::Events;
 use follow::State;
 use housekeeping::{Bell, Watched};
@@ -259,19 +259,27 @@ impl Yard {
         save: Option<Edit>,
         change: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let Some(edit) = save else { return change.await };
+        let prepared = self.prepare(save).await?;
+        let done = change.await?;
+        self.save(prepared).await?;
+        Ok(done)
+    }
+
+    /// The first half of [`Yard::changed`]: what is to be written once the change is made.
+    async fn prepare(&self, save: Option<Edit>) -> Result<Option<Prepared>> {
+        let Some(edit) = save else { return Ok(None) };
         let file = self.file.get().cloned().ok_or_else(|| {
             Error::usage("the daemon was not started from a yard.toml")
                 .help("omit --save, or start the daemon with: blockyard up -f yard.toml")
         })?;
-        let prepared = elsewhere(move || config::save::prepare(&file, &Arc::new(edit))).await?;
-        let done = change.await?;
-        if let Some(prepared) = prepared {
-            // It may have taken long. What others have saved meanwhile is in what is written.
-            let _one_at_a_time = self.saving.lock().await;
-            elsewhere(move || prepared.write()).await?;
-        }
-        Ok(done)
+        elsewhere(move || config::save::prepare(&file, &Arc::new(edit))).await
+    }
+
+    async fn save(&self, prepared: Option<Prepared>) -> Result<()> {
+        let Some(prepared) = prepared else { return Ok(()) };
+        // It may have taken long. What others have saved meanwhile is in what is written.
+        let _one_at_a_time = self.saving.lock().await;
+        elsewhere(move || prepared.write()).await
     }
 
     /// What happens in it.
@@ -450,12 +458,12 @@ impl Yard {
         };
         exports.iter().for_each(|it| it.export.stop());
         // They end together: nobody's clients take the time of another's, nor that of the disks.
-        let half = grace / 2;
+        let half = (grace / 2).max(LEAST);
         let mut ending = JoinSet::new();
         for it in exports {
-            ending.spawn(async move { (it.plan.label(), it.export.end(half).await) });
+            ending.spawn(async move { (it.plan.label(), it.export.end(half, half).await) });
         }
-        let ((), ended) = tokio::join!(self.nbd.shutdown(half.max(LEAST)), ending.join_all());
+        let ((), ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
         for (export, ended) in ended {
             if let Err(err) = ended {
                 tracing::error!(export, %err, "cannot end the export");

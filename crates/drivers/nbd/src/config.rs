@@ -50,8 +50,8 @@ pub struct NbdConfig {
     /// A restart of the server loses nothing that it has acknowledged: without that, a lost connection on which
     /// something was written and not flushed makes flushes fail until the disk is opened anew.
     pub trust_server: bool,
-    /// What was written is flushed when no write has been answered on the connection for so long, so that a server that is started
-    /// anew then has nothing to lose. `None`: when somebody asks for it. A trusted server is not.
+    /// What was written is flushed when no write has been answered on the connection for so long, so that a server that is
+    /// started anew then has nothing to lose. `None`: when somebody asks for it. A trusted server is not.
     pub flush_after: Option<Duration>,
     /// When to try to connect again.
     pub backoff: Backoff,

@@ -17,7 +17,7 @@ use crate::job::{Ask, Job};
 use crate::outbox::{Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
 use crate::span::Span;
-use crate::unflushed::Epoch;
+use crate::unflushed::FlushOut;
 
 /// The longest payload that is handed on as a part of the buffer it came in, which it keeps from being used
 /// again.
@@ -54,8 +54,8 @@ pub(crate) struct Done<J> {
     pub(crate) changed: Option<Span>,
     /// What it changed outlives a loss of the server's cache.
     pub(crate) durable: bool,
-    /// Of a flush: the epoch that it ended.
-    pub(crate) epoch: Epoch,
+    /// What a flush covers.
+    pub(crate) flush: FlushOut,
 }
 
 impl<J> Done<J> {
@@ -100,7 +100,7 @@ impl<J: Job> Link<J> {
         job: J,
         ask: &Ask,
         past: Past,
-        epoch: Epoch,
+        flush: FlushOut,
         now: Duration,
     ) -> Result<(), Refused<J>> {
         let range = job.range();
@@ -122,18 +122,18 @@ impl<J: Job> Link<J> {
             None => self.outbox.push(cookie, head, total_len(held.payload())),
         }
         let (held, changes) = (Some(held), ask.changes());
-        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
+        self.slots.insert(Entry { expected, held, changes, flush, since: now });
         Ok(())
     }
 
     /// Puts a flush in line that nobody has asked for. Says under which cookie it is answered.
-    pub(crate) fn flush(&mut self, epoch: Epoch, now: Duration) -> Option<u64> {
+    pub(crate) fn flush(&mut self, flush: FlushOut, now: Duration) -> Option<u64> {
         let cookie = self.slots.next_cookie();
         let (expected, head) = self.message(&Ask::FLUSH, cookie).ok()?;
         self.heard = if self.slots.is_empty() { now } else { self.heard };
         self.outbox.push(cookie, head, 0);
         let (held, changes) = (None, None);
-        self.slots.insert(Entry { expected, held, changes, epoch, since: now });
+        self.slots.insert(Entry { expected, held, changes, flush, since: now });
         Some(cookie)
     }
 
@@ -376,7 +376,7 @@ impl<J: Job> Link<J> {
                 return;
             }
         }
-        let Entry { expected, held, changes, epoch, .. } = entry;
+        let Entry { expected, held, changes, flush, .. } = entry;
         let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
         let result = expected.result().and(match is_spoiled {
             true => Err(ErrorCode::EIO),
@@ -393,7 +393,7 @@ impl<J: Job> Link<J> {
             result,
             changed: changes,
             durable: request.flags.contains(CommandFlags::FUA),
-            epoch,
+            flush,
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);

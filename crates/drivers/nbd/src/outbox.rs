@@ -288,7 +288,7 @@ mod tests {
                 expected: Expected::new(request),
                 held: Some(Held::new(Write(memory.clone()), &ASK, Past::default())),
                 changes: None,
-                epoch: 0,
+                flush: <_>::default(),
                 since: Duration::ZERO,
             });
             list.push((cookie, memory));

@@ -19,7 +19,7 @@ use crate::job::Job;
 use crate::link::{Done, Link};
 use crate::outbox::Sent;
 use crate::recovery::{Common, Made};
-use crate::unflushed::{Marks, Parts};
+use crate::unflushed::{FlushOut, Marks, Parts};
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -142,8 +142,9 @@ impl<J: Job, S> Queue<J, S> {
         let Some(job) = self.common.hold(job, conn.id, now) else {
             return ask.op == Op::Flush && self.common.take_asks();
         };
-        let epoch = if ask.op == Op::Flush { self.common.begin_flush() } else { 0 };
-        if let Err(refused) = conn.link.submit(job, &ask, <_>::default(), epoch, now) {
+        let is_flush = ask.op == Op::Flush;
+        let flush = if is_flush { self.common.begin_flush() } else { FlushOut::default() };
+        if let Err(refused) = conn.link.submit(job, &ask, <_>::default(), flush, now) {
             ended.push(refused);
         }
         false
@@ -174,9 +175,10 @@ impl<J: Job, S> Queue<J, S> {
                 ended.push((waits.job, Status::Io));
                 continue;
             }
-            let epoch = if ask.op == Op::Flush { common.begin_flush() } else { 0 };
-            match conn.link.submit(waits.job, &ask, waits.past, epoch, now) {
-                Ok(()) => flushes |= ask.op == Op::Flush,
+            let is_flush = ask.op == Op::Flush;
+            let flush = if is_flush { common.begin_flush() } else { FlushOut::default() };
+            match conn.link.submit(waits.job, &ask, waits.past, flush, now) {
+                Ok(()) => flushes |= is_flush,
                 Err(refused) => ended.push(refused),
             }
         }
@@ -225,7 +227,7 @@ impl<J: Job, S> Queue<J, S> {
         id: LinkId,
         marks: Option<&Marks>,
         live: bool,
-        done: Done<J>,
+        mut done: Done<J>,
         now: Duration,
         ended: &mut Ended<J>,
     ) {
@@ -247,7 +249,7 @@ impl<J: Job, S> Queue<J, S> {
             self.released = true;
         }
         if done.op == Op::Flush {
-            self.flush_ended(id, &done);
+            self.flush_ended(id, &mut done);
         }
         // The connection is not lost, and so it is no suspect; its patience is bounded all the same.
         let (refused, past) = (done.is_refused(), done.past);
@@ -268,9 +270,9 @@ impl<J: Job, S> Queue<J, S> {
     }
 
     /// A flush was answered, somebody's or one of our own.
-    fn flush_ended(&mut self, id: LinkId, done: &Done<J>) {
+    fn flush_ended(&mut self, id: LinkId, done: &mut Done<J>) {
         if done.result.is_ok() {
-            self.common.flushed(id, done.epoch);
+            self.common.flushed(id, &mut done.flush);
         }
         if let Some(conn) = self.conn(id)
             && conn.own_flush == OwnFlush::Out(done.cookie)

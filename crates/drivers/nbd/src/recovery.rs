@@ -13,7 +13,7 @@ use crate::fence::{Fence, LinkId};
 use crate::held::Past;
 use crate::job::Job;
 use crate::span::Span;
-use crate::unflushed::{Epoch, Marks, Parts, Unflushed};
+use crate::unflushed::{Epoch, FlushOut, Marks, Parts, Unflushed};
 
 /// Stands for the connections of another process, which served this disk before and has died. None of ours has this id.
 const INHERITED: LinkId = 0;
@@ -462,13 +462,14 @@ impl<J: Job> Common<J> {
         self.guarded.store(!recovery.fence.is_empty(), Ordering::Release);
     }
 
-    /// A flush is about to be sent: says which epoch it ends.
-    pub(crate) fn begin_flush(&self) -> Epoch {
-        self.unflushed.as_ref().map_or(0, |unflushed| unflushed.begin_flush())
+    /// A flush is about to be sent.
+    pub(crate) fn begin_flush(&self) -> FlushOut {
+        self.unflushed.as_ref().map(Unflushed::begin_flush).unwrap_or_default()
     }
 
     /// A flush that was sent on a connection at the end of an epoch has succeeded: what it covers is durable.
-    pub(crate) fn flushed(&self, on: LinkId, epoch: Epoch) {
+    pub(crate) fn flushed(&self, on: LinkId, flush: &mut FlushOut) {
+        let epoch = flush.epoch;
         let mut recovery = self.recovery.lock();
         let covers_others = recovery.covers_others;
         let Some(this) = recovery.of(on) else { return };
@@ -483,11 +484,7 @@ impl<J: Job> Common<J> {
             }
         }
         let mut marks = recovery.known.iter().filter_map(|known| known.marks.as_ref());
-        if let Some(unflushed) = &self.unflushed
-            && marks.all(|marks| marks.are_durable_up_to(epoch))
-        {
-            unflushed.note_flushed(epoch);
-        }
+        flush.is_durable = marks.all(|marks| marks.are_durable_up_to(epoch));
     }
 
     /// What is kept of what is not flushed; none if there is no cache.

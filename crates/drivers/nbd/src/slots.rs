@@ -9,7 +9,7 @@ use blockyard_buf::Segment;
 use crate::held::{Held, Past};
 use crate::job::Job;
 use crate::span::Span;
-use crate::unflushed::Epoch;
+use crate::unflushed::FlushOut;
 
 /// A request that is out.
 pub(crate) struct Entry<J> {
@@ -19,8 +19,8 @@ pub(crate) struct Entry<J> {
     pub(crate) held: Option<Held<J>>,
     /// What it changes.
     pub(crate) changes: Option<Span>,
-    /// Of a flush: the epoch that it ended.
-    pub(crate) epoch: Epoch,
+    /// What a flush covers.
+    pub(crate) flush: FlushOut,
     /// When it was put in line.
     pub(crate) since: Duration,
 }
@@ -154,7 +154,7 @@ mod tests {
             expected: Expected::new(request),
             held: None,
             changes: None,
-            epoch: 0,
+            flush: FlushOut::default(),
             since: Duration::ZERO,
         });
         cookie

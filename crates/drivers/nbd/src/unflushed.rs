@@ -23,7 +23,7 @@ const MIN_SHIFT: u32 = 12;
 /// Names a time between two flushes.
 pub(crate) type Epoch = u64;
 
-/// Where it is known beyond this process whether anything is not flushed. It is told of a flush twice at most, and of writes
+/// Where it is known beyond this process whether anything is not flushed. It is told of a flush twice, and of writes
 /// once in an epoch by each connection, on its queue thread, and must not block.
 pub trait Ledger: Send + Sync {
     /// A write of this epoch, or of an earlier one, is about to end, and is not flushed.
@@ -32,8 +32,27 @@ pub trait Ledger: Send + Sync {
     /// A flush of what was written in this epoch, and before, is about to be sent.
     fn flushing(&self, epoch: u64);
 
-    /// All that was written in this epoch, and before, is durable.
-    fn flushed(&self, epoch: u64);
+    /// That flush was answered, or will not be any more. If so, all that was written in this epoch, and before, is durable.
+    fn flush_ended(&self, epoch: u64, durable: bool);
+}
+
+/// A flush that is out: who keeps a ledger is told when it is not any more.
+#[derive(Default)]
+pub(crate) struct FlushOut {
+    /// None of other requests, and where there is no cache.
+    of: Option<Arc<Unflushed>>,
+    /// That it has ended.
+    pub(crate) epoch: Epoch,
+    /// All of that epoch is durable by it, and all from before.
+    pub(crate) is_durable: bool,
+}
+
+impl Drop for FlushOut {
+    fn drop(&mut self) {
+        if let Some(ledger) = self.of.as_ref().and_then(|of| of.ledger.get()) {
+            ledger.flush_ended(self.epoch, self.is_durable);
+        }
+    }
 }
 
 /// How a disk is divided, and its time.
@@ -68,19 +87,13 @@ impl Unflushed {
         epoch
     }
 
-    pub(crate) fn note_flushed(&self, epoch: Epoch) {
-        if let Some(ledger) = self.ledger.get() {
-            ledger.flushed(epoch);
-        }
-    }
-
-    /// A flush is about to be sent: ends an epoch, and says which one that was.
-    pub(crate) fn begin_flush(&self) -> Epoch {
+    /// A flush is about to be sent: ends an epoch.
+    pub(crate) fn begin_flush(self: &Arc<Self>) -> FlushOut {
         let epoch = self.end_epoch();
         if let Some(ledger) = self.ledger.get() {
             ledger.flushing(epoch);
         }
-        epoch
+        FlushOut { of: Some(Arc::clone(self)), epoch, is_durable: false }
     }
 
     /// Ends an epoch, and says which one that was. What was answered by now has its mark or an earlier one.
@@ -232,29 +245,32 @@ mod tests {
                 self.0.fetch_max(epoch, Ordering::SeqCst);
             }
             fn flushing(&self, _epoch: u64) {}
-            fn flushed(&self, epoch: u64) {
-                self.1.fetch_max(epoch, Ordering::SeqCst);
+            fn flush_ended(&self, epoch: u64, durable: bool) {
+                if durable {
+                    self.1.fetch_max(epoch, Ordering::SeqCst);
+                }
             }
         }
         let (unflushed, told) = (Unflushed::new(1 << 20), Arc::new(Told::default()));
         unflushed.keep_ledger(Arc::<Told>::clone(&told));
         let is_told_dirty = || told.0.load(Ordering::SeqCst) > told.1.load(Ordering::SeqCst);
         let marks = unflushed.marks();
-        let flush = |epoch| {
-            marks.flushed(epoch);
-            assert!(marks.are_durable_up_to(epoch));
-            unflushed.note_flushed(epoch);
+        let end = |mut flush: FlushOut| {
+            marks.flushed(flush.epoch);
+            assert!(marks.are_durable_up_to(flush.epoch));
+            flush.is_durable = true;
         };
-        let epoch = unflushed.end_epoch();
-        flush(epoch);
+        let flush = unflushed.begin_flush();
+        let epoch = flush.epoch;
+        end(flush);
         marks.mark_in(epoch, Span::new(0, 512));
         assert!(!marks.is_dirty() && is_told_dirty() && marks.wants_flush());
-        flush(unflushed.end_epoch());
+        end(unflushed.begin_flush());
         assert!(!is_told_dirty() && !marks.wants_flush());
         // The usual way.
         marks.mark(Span::new(0, 512));
         assert!(is_told_dirty() && marks.wants_flush());
-        flush(unflushed.end_epoch());
+        end(unflushed.begin_flush());
         assert!(!is_told_dirty() && !marks.wants_flush());
     }
 

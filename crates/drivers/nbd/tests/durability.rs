@@ -235,11 +235,12 @@ fn a_new_server_is_used_once_the_old_one_is_flushed() {
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
 }
 
-/// The epochs of what was written, of flushes that were sent, and of what was flushed, as they are told.
+/// The epochs of what was written, of flushes that were sent and that have ended, and of what was flushed, as they are told.
 #[derive(Default)]
 struct Told {
     written: Mutex<Vec<u64>>,
     sent: Mutex<Vec<u64>>,
+    ended: Mutex<Vec<u64>>,
     flushed: Mutex<Vec<u64>>,
 }
 
@@ -259,9 +260,12 @@ impl Ledger for Told {
         self.sent.lock().push(epoch);
     }
 
-    fn flushed(&self, epoch: u64) {
+    fn flush_ended(&self, epoch: u64, durable: bool) {
         assert!(self.sent.lock().contains(&epoch), "{epoch} was not sent: {:?}", self.sent);
-        self.flushed.lock().push(epoch);
+        self.ended.lock().push(epoch);
+        if durable {
+            self.flushed.lock().push(epoch);
+        }
     }
 }
 
@@ -306,6 +310,26 @@ fn what_is_not_flushed_is_told_also_while_connections_are_lost() {
     assert!(told.is_dirty());
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
     assert!(!told.is_dirty());
+}
+
+/// Any of them may be the one whose answer is an error.
+#[test]
+fn each_flush_is_told_until_it_is_answered_or_its_connection_is_lost() {
+    let place = Place::new();
+    let server = Fake::scripted(&place.path("s"), |_| USUAL, holds_flushes());
+    let disk = attach(NbdConfig { trust_server: true, ..config(&place, 1) }, 1);
+    let told = Arc::new(Told::default());
+    disk.nbd.keep_ledger(Arc::<Told>::clone(&told));
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    let flush = disk.submit(0, Bio::flush());
+    server.until_asked(Command::Flush, 1);
+    assert_eq!((told.sent.lock().len(), told.ended.lock().len()), (1, 0));
+    server.hang_up(0);
+    assert_eq!(flush.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    let (mut sent, mut ended) = (told.sent.lock().clone(), told.ended.lock().clone());
+    sent.sort_unstable();
+    ended.sort_unstable();
+    assert!(sent.len() > 1 && sent == ended, "{sent:?}, {ended:?}");
 }
 
 #[test]

@@ -248,13 +248,13 @@ impl Mount {
         self.finish(USERS_PATIENCE, || DISKS_PATIENCE)
     }
 
-    /// Ends it, whoever uses it, within `grace`: half of that is for those who use it, the rest for the disks. Nobody finds it
-    /// any more from the start, and nobody is served in the end, also where it cannot be unmounted. Must not be called on a queue
-    /// thread.
+    /// Ends it, whoever uses it, within `grace`: `users` of that is for those who use it, the rest for the disks, a second at
+    /// least. Nobody finds it any more from the start, and nobody is served in the end, also where it cannot be unmounted. Must
+    /// not be called on a queue thread.
     ///
     /// # Errors
     /// As those of [`Mount::stop`]. It is not mounted any more, though, unless the error says that.
-    pub fn end(&self, grace: Duration) -> Result<(), Error> {
+    pub fn end(&self, users: Duration, grace: Duration) -> Result<(), Error> {
         let end = Instant::now() + grace;
         let unmounted = match self.point.unmount(Unmount::IfUnused, || self.is_over()) {
             Err(err) if err.kind() == ErrorKind::Busy => {
@@ -265,7 +265,7 @@ impl Mount {
         };
         let left = || end.saturating_duration_since(Instant::now());
         // Who can still open it is not waited for.
-        let users = if unmounted.is_ok() { grace / 2 } else { Duration::ZERO };
+        let users = if unmounted.is_ok() { users.min(grace) } else { Duration::ZERO };
         let finished = self.finish(users, || left().max(LEAST));
         unmounted.and(finished)
     }

@@ -363,7 +363,7 @@ fn an_end_serves_nobody_any_more_also_where_it_cannot_be_unmounted() {
     std::fs::write(&covering, "covering").unwrap();
     peer("mount", &["--bind", covering.to_str().unwrap(), path.to_str().unwrap()]);
     let uncover = Cleanup::with(&["umount", path.to_str().unwrap()]);
-    let error = mounted.mount.end(Duration::from_secs(1)).unwrap_err();
+    let error = mounted.mount.end(Duration::from_secs(1), Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), Kind::Busy, "{error}");
     assert!(error.to_string().contains("covered by another mount"), "{error}");
     assert!(mounted.mount.is_over());

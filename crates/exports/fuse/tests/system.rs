@@ -364,7 +364,8 @@ fn a_test_that_is_cut_off_leaves_no_mount() {
     fs::write(place.path().join("disk"), "below").unwrap();
     let unmount = Cleanup::with(&["umount", place.path().join("disk").to_str().unwrap()]);
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "hanging"]).env(HANG_AT, place.path());
+    // It has no say in the end of its temporary files either.
+    command.args(["--exact", "hanging"]).env(HANG_AT, place.path()).env("TMPDIR", place.path());
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let end = Instant::now() + Duration::from_secs(60);
     let pid = loop {
@@ -387,4 +388,5 @@ fn a_test_that_is_cut_off_leaves_no_mount() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(place.path().to_str().unwrap()), "{mounts}");
     drop(unmount);
+    place.close().unwrap();
 }

@@ -226,7 +226,8 @@ impl Server {
     }
 
     /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections
-    /// are closed. What takes longer than `grace` is cut off.
+    /// are closed. What takes longer than `grace` is cut off. Clients that have something to flush have
+    /// [`flush_grace`](crate::ServerLimits::flush_grace) of that for it.
     pub async fn shutdown(&self, grace: Duration) {
         self.give_flush_grace(grace, |_| true);
         self.enter(Stage::Draining);
@@ -327,9 +328,9 @@ impl Server {
         Some(0)
     }
 
-    /// What those clients have to flush, they may flush in a part of the time that all of the end may take.
+    /// What those clients have to flush, they may flush until they are cut off, at the latest.
     fn give_flush_grace(&self, grace: Duration, which: impl Fn(&Client) -> bool) {
-        let grace = self.config.limits.flush_grace.min(grace / 2);
+        let grace = self.config.limits.flush_grace.min(grace);
         for client in self.clients.lock().iter().filter(|client| which(client)) {
             client.set_flush_grace(grace);
         }
@@ -411,5 +412,24 @@ impl Drop for Registration {
         drop(clients);
         // One who is about to wait sees the list without it, or is told.
         self.server.left.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is for the caller to keep time for what comes after it.
+    #[test]
+    fn all_of_the_time_of_an_end_is_for_flushes_up_to_what_they_may_take() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let server = Server::new(Config::default(), vec![runtime.handle().clone()]).unwrap();
+        let client = Arc::new(Client::new(1, String::new(), None, 0));
+        server.clients.lock().insert(&client);
+        let most = server.config.limits.flush_grace;
+        for (grace, expected) in [(most * 2, most), (most, most), (most / 2, most / 2)] {
+            server.give_flush_grace(grace, |_| true);
+            assert_eq!(client.flush_grace(), expected);
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! A virtqueue, and the threads that serve it.
 //!
-//! One of them at a time has the *turn*: it waits for the driver, and takes the next request. It passes the turn on before it does
-//! what may take long, or where more waits, and gets in line again behind it. So requests that take no time need no other thread,
-//! and one that does keeps nobody waiting.
+//! One of them at a time has the *turn*: it waits for the driver, and takes the next request. It passes the turn on before it
+//! does what may take long, or where more waits, and gets in line again behind it. So requests that take no time need no other
+//! thread, and one that does keeps nobody waiting.
 
 use std::io;
 use std::sync::Arc;

@@ -157,8 +157,8 @@ impl Vm {
         ])
     }
 
-    /// A file system of a vhost-user-fs back end that listens at this socket, which the guest mounts by its tag: `mount -t virtiofs
-    /// TAG /mnt`. `options` are those of QEMU's device `vhost-user-fs-pci`, `num-request-queues=2` for one.
+    /// A file system of a vhost-user-fs back end that listens at this socket, which the guest mounts by its tag: `mount -t
+    /// virtiofs TAG /mnt`. `options` are those of QEMU's device `vhost-user-fs-pci`, `num-request-queues=2` for one.
     #[must_use]
     pub fn vhost_user_fs(mut self, socket: &Path, tag: &str, options: &str) -> Self {
         let id = format!("backend{}", self.backends);

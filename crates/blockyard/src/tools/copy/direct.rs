@@ -1,9 +1,10 @@
 //! Data of a file that goes to the target without passing through this process: within the kernel to another file, whose file
 //! system may share the blocks, or from the page cache to a socket.
 //!
-//! The source answers a read with the range of its file, and the target writes that ([`Flags::RANGE`], [`Bio::write_range`]): both
-//! as requests of their disks, so that whatever holds of these holds of such a copy, a flush at its end and at each checkpoint
-//! among it. What does not go that way, or fails, is read and written as everything else, which says precisely what is wrong.
+//! The source answers a read with the range of its file, and the target writes that ([`Flags::RANGE`], [`Bio::write_range`]):
+//! both as requests of their disks, so that whatever holds of these holds of such a copy, a flush at its end and at each
+//! checkpoint among it. What does not go that way, or fails, is read and written as everything else, which says precisely what
+//! is wrong.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};

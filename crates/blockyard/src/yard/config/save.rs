@@ -1,8 +1,9 @@
 //! Writing a change of a running yard back to its `yard.toml`. Comments, order and whatever else is not changed stay as they
 //! are; what comes out is checked as any `yard.toml` before it takes the place of the one before.
 
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt, fchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,6 +110,26 @@ impl Prepared {
         Err(failed(Error::new(ErrorKind::Busy, "the file keeps changing")))
     }
 
+    /// Gives the new file to the owner of the one before, as far as this process may: whoever owns the folder may replace the
+    /// file, and need not be able to give away any (`CAP_CHOWN`, chown(2)). Says what it is to permit.
+    fn give_to_owner(&self, new: &File, before: &Metadata) -> io::Result<Permissions> {
+        let refused = |result: io::Result<()>| match result {
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => Ok(true),
+            done => done.map(|()| false),
+        };
+        let (uid, gid) = (before.uid(), before.gid());
+        if !refused(fchown(new, Some(uid), Some(gid)))? {
+            return Ok(before.permissions());
+        }
+        let file = self.file.display();
+        if !refused(fchown(new, None, Some(gid)))? {
+            tracing::warn!(%file, uid, "its owner is the user of the daemon now, which may not give it back");
+            return Ok(Permissions::from_mode(before.mode() & 0o777));
+        }
+        tracing::warn!(%file, uid, gid, "its owner and group are those of the daemon now, which may not give it back");
+        Ok(of_other_group(before.mode()))
+    }
+
     /// Says no if there is another file by now.
     fn put(&self) -> io::Result<bool> {
         // A link to it stays one.
@@ -117,23 +138,27 @@ impl Prepared {
         let mut new = NamedTempFile::new_in(folder)?;
         new.write_all(self.text.as_bytes())?;
         let (before, now) = (std::fs::metadata(&file)?, new.as_file().metadata()?);
-        if (before.uid(), before.gid()) != (now.uid(), now.gid()) {
+        let permissions = if (before.uid(), before.gid()) == (now.uid(), now.gid()) {
+            before.permissions()
+        } else {
             // Whoever it belongs to goes on with it. Only then the permissions: this takes some of them away.
-            fchown(new.as_file(), Some(before.uid()), Some(before.gid())).map_err(|err| {
-                let what =
-                    format!("cannot keep its owner {}:{}: {err}", before.uid(), before.gid());
-                io::Error::new(err.kind(), what)
-            })?;
-        }
-        new.as_file().set_permissions(before.permissions())?;
+            self.give_to_owner(new.as_file(), &before)?
+        };
+        new.as_file().set_permissions(permissions)?;
         new.as_file().sync_all()?;
         if std::fs::read(&file)? != self.before.as_bytes() {
             return Ok(false);
         }
         new.persist(&file)?;
-        std::fs::File::open(folder)?.sync_all()?;
+        File::open(folder)?.sync_all()?;
         Ok(true)
     }
+}
+
+/// What a file is to permit when it has got another group than it is meant to have: that group may do what all others may. No
+/// right goes with it that an owner or a group had by name (setuid, setgid).
+fn of_other_group(mode: u32) -> Permissions {
+    Permissions::from_mode(mode & 0o707 | (mode & 0o007) << 3)
 }
 
 /// What a file begins with that is of no table: comments, up to the blank line before those of its first table.
@@ -375,6 +400,8 @@ fn no_default(document: &mut DocumentMut) {
 
 #[cfg(test)]
 mod tests {
+    use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
     use super::*;
 
     const YARD: &str = "# Our yard.\n\n# Fast, and gone in the end.\n[[disk]]\nname = \"a\" # the first\n\
@@ -509,14 +536,44 @@ mod tests {
         let file = dir.path().join("yard.toml");
         std::fs::write(&file, YARD).unwrap();
         fchown(std::fs::File::open(&file).unwrap(), Some(1234), Some(5678)).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o2750);
-        std::fs::set_permissions(&file, mode).unwrap();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o2750)).unwrap();
         let before = std::fs::metadata(&file).unwrap();
         let edit = Arc::new(Edit::RemoveDisk("a".into()));
         prepare(&file, &edit).unwrap().unwrap().write().unwrap();
         let now = std::fs::metadata(&file).unwrap();
         assert_ne!(now.ino(), before.ino());
         assert_eq!((now.uid(), now.gid(), now.mode()), (1234, 5678, before.mode()));
+    }
+
+    /// One who may write the folder may replace the file.
+    #[test]
+    fn whoever_may_not_give_a_file_back_to_its_owner_saves_all_the_same() {
+        const OWNER: u32 = 1234;
+        const GROUP: u32 = 5678;
+        const DAEMON: u32 = 4321;
+        for (groups, gid, mode) in [(&[GROUP][..], GROUP, 0o664), (&[], DAEMON, 0o644)] {
+            let dir = tempfile::tempdir().unwrap();
+            std::os::unix::fs::chown(dir.path(), Some(DAEMON), Some(DAEMON)).unwrap();
+            let file = dir.path().join("yard.toml");
+            std::fs::write(&file, YARD).unwrap();
+            fchown(File::open(&file).unwrap(), Some(OWNER), Some(GROUP)).unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(0o664)).unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    // Only this thread is somebody else: setresuid(2).
+                    let groups: Vec<_> = groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+                    set_thread_groups(&groups).unwrap();
+                    let (uid, gid) = (Uid::from_raw(DAEMON), Gid::from_raw(DAEMON));
+                    set_thread_res_gid(gid, gid, gid).unwrap();
+                    set_thread_res_uid(uid, uid, uid).unwrap();
+                    let edit = Arc::new(Edit::RemoveDisk("a".into()));
+                    prepare(&file, &edit).unwrap().unwrap().write().unwrap();
+                });
+            });
+            let now = std::fs::metadata(&file).unwrap();
+            assert_eq!((now.uid(), now.gid(), now.mode() & 0o7777), (DAEMON, gid, mode));
+            assert!(!std::fs::read_to_string(&file).unwrap().contains("\"a\""));
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn link() -> Link<Asked> {
 
 fn submit(link: &mut Link<Asked>, job: Asked) {
     let ask = job.ask;
-    assert!(link.submit(job, &ask, Past::default(), 0, NOW).is_ok());
+    assert!(link.submit(job, &ask, Past::default(), <_>::default(), NOW).is_ok());
 }
 
 /// The request that is sent now.
