@@ -6,7 +6,6 @@ use crate::format::Features;
 use crate::image::Image;
 use crate::store::{ObjectStore, Op, Request};
 use rustix::io::Errno;
-use std::time::Duration;
 
 #[test]
 fn one_who_does_not_allow_it_does_not_shrink_what_another_has_made_larger() {
@@ -70,10 +69,10 @@ fn what_was_so_before_is_no_sign_that_a_slow_owner_has_done_it() {
         owner.create_snapshot("s").await.unwrap();
         let slow = async {
             let _alone = owner.alone().await.unwrap();
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            cluster.pass(20).await;
         };
         let create = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            cluster.pass(1).await;
             (other.create_snapshot("s").await, other.remove_snapshot("t").await)
         };
         let ((), (created, removed)) = tokio::join!(slow, create);
@@ -111,10 +110,10 @@ fn one_who_has_lost_his_watch_and_cannot_name_his_lock_after_another_yet_is_aske
             // Something is under way: the lock is called after the watch that is gone.
             let _under_way = owner.image().await.unwrap();
             cluster.cut(one.number());
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            cluster.pass(20).await;
         };
         let write = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            cluster.pass(1).await;
             other.write(0, vec![2; 10].into()).await.unwrap();
         };
         tokio::join!(slow, write);

@@ -80,6 +80,12 @@ impl Cluster {
         sleep(Duration::from_millis(millis)).await;
     }
 
+    /// Lets so many seconds pass.
+    #[allow(clippy::unused_self, reason = "it is the cluster's time")]
+    pub(super) async fn pass(&self, seconds: u64) {
+        sleep(Duration::from_secs(seconds)).await;
+    }
+
     fn strikes(&self) -> bool {
         self.random(0..100) < self.faults.into()
     }
