@@ -126,8 +126,8 @@ fn of_several_settings_all_are_made_or_none() {
         assert!(answer.contains(part), "{answer}");
         assert_eq!(daemon.report()["disks"][0]["read_only"], false, "{wanted}");
     }
-    daemon.run(&["set", "a", "read_only=1", "size=1M"]).code(1).contains(&["cannot shrink"]);
-    daemon.run(&["set", "a", "size=9M", "size=1M"]).code(2).contains(&["size is given twice"]);
+    daemon.run(&["set", "a", "read_only=1", "size=1M"]).code(64).contains(&["cannot shrink"]);
+    daemon.run(&["set", "a", "size=9M", "size=1M"]).code(64).contains(&["size is given twice"]);
     let disk = &daemon.report()["disks"][0];
     assert_eq!((&disk["read_only"], &disk["size"]), (&json!(false), &json!(8 << 20)));
     let wanted = json!({ "read_only": true, "size": "16M" });

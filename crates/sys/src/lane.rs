@@ -184,7 +184,7 @@ impl<T: Send + 'static> Lane<T> {
         self.pushed = pushed;
         if let Some(writer) = self.writer.as_ref().filter(|_| !self.writes.is_empty()) {
             self.out += self.writes.len();
-            writer.send(&mut self.writes, &self.files.data, &self.pool, &self.done);
+            writer.send(&mut self.writes, &self.files.data, &self.done);
         }
         if self.out > 0 {
             let mut list = self.done.list.lock().unwrap_or_else(PoisonError::into_inner);

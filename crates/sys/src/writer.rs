@@ -6,7 +6,8 @@
 
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 
@@ -18,23 +19,35 @@ use crate::pool::Pool;
 /// `EXT4_SUPER_MAGIC` of linux/magic.h, which is that of ext2 and ext3, too. ext4 refuses a buffered write that is not to
 /// wait (fs/ext4/file.c, `ext4_buffered_write_iter`).
 const EXT4_SUPER_MAGIC: libc::c_long = 0xef53;
-/// Bytes that are written, and operations that are done, before they are told of.
+/// Bytes that are written, operations that are done, and time that has passed, before they are told of.
 const GROUP_BYTES: usize = 128 << 10;
 const GROUP: usize = 16;
-/// How often a thread looks for more before it lets others have their turn: it is one of a pool, which may have fewer than there
-/// are queues.
-const ROUNDS: usize = 16;
+const GROUP_TIME: Duration = Duration::from_millis(1);
 
-/// What all queues of a file have to be written, and whether somebody does it.
+/// What all queues of a file have to be written, and have to be copied to it: a write does not wait behind a copy, which may wait
+/// for the storage of another file.
 pub struct Writer<T> {
-    list: Arc<Mutex<List<T>>>,
-    /// Plain writes are for it, too.
-    takes_writes: bool,
+    /// Plain writes, if they are for it.
+    writes: Option<Work<T>>,
+    copies: Work<T>,
 }
 
 impl<T> Clone for Writer<T> {
     fn clone(&self) -> Self {
-        Self { list: Arc::clone(&self.list), takes_writes: self.takes_writes }
+        Self { writes: self.writes.clone(), copies: self.copies.clone() }
+    }
+}
+
+/// A list, and the thread that carries it out while there is something on it: of its own, as what others have for theirs may take
+/// long.
+struct Work<T> {
+    list: Arc<Mutex<List<T>>>,
+    thread: Pool,
+}
+
+impl<T> Clone for Work<T> {
+    fn clone(&self) -> Self {
+        Self { list: Arc::clone(&self.list), thread: self.thread.clone() }
     }
 }
 
@@ -55,52 +68,72 @@ impl<T: Send + 'static> Writer<T> {
             fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
         let is_buffered = fcntl_getfl(file).is_ok_and(|flags| !flags.contains(OFlags::DIRECT));
         let is_ext4 = fstatfs(file).is_ok_and(|fs| fs.f_type == EXT4_SUPER_MAGIC);
-        let list = List { waiting: Vec::new(), is_running: false };
-        let list = Arc::new(Mutex::new(list));
-        (is_regular && is_buffered).then_some(Self { list, takes_writes: is_ext4 })
+        (is_regular && is_buffered).then(|| Self::new(is_ext4))
+    }
+
+    fn new(takes_writes: bool) -> Self {
+        Self { writes: takes_writes.then(Work::new), copies: Work::new() }
     }
 
     /// Whether the operation is one. A write that is to be durable waits for storage: others are not to wait behind it.
     pub(crate) fn takes(&self, operation: &Operation) -> bool {
         match operation {
-            Operation::Write { durable: false, .. } => self.takes_writes,
+            Operation::Write { durable: false, .. } => self.writes.is_some(),
             Operation::CopyRange { .. } => true,
             _ => false,
         }
     }
 
+    /// Whether writes are carried out just now.
     pub(crate) fn is_running(&self) -> bool {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).is_running
+        self.writes.as_ref().is_some_and(|work| work.lock().is_running)
     }
 
-    /// Has `writes` carried out, which is empty then.
+    /// Has `operations` carried out, which is empty then.
     pub(crate) fn send(
         &self,
-        writes: &mut Vec<(Operation, T)>,
+        operations: &mut Vec<(Operation, T)>,
         file: &Arc<OwnedFd>,
-        pool: &Pool,
         done: &Arc<Done<T>>,
     ) {
-        let is_running = {
-            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-            let waiting = writes.drain(..).map(|(what, token)| (what, token, Arc::clone(done)));
-            list.waiting.extend(waiting);
-            mem::replace(&mut list.is_running, true)
-        };
-        if !is_running {
-            start(pool, Arc::clone(&self.list), Arc::clone(file));
+        let is_copy = |(what, _): &mut (Operation, T)| matches!(what, Operation::CopyRange { .. });
+        self.copies.add(operations.extract_if(.., is_copy), file, done);
+        if let Some(writes) = &self.writes {
+            writes.add(operations.drain(..), file, done);
         }
     }
 }
 
-/// Has a thread carry out what waits, and what comes meanwhile.
-fn start<T: Send + 'static>(pool: &Pool, list: Arc<Mutex<List<T>>>, file: Arc<OwnedFd>) {
-    let again = pool.clone();
-    pool.execute(Box::new(move || {
-        if let Some(file) = carry_out(&list, file) {
-            start(&again, list, file);
+impl<T: Send + 'static> Work<T> {
+    fn new() -> Self {
+        let list = List { waiting: Vec::new(), is_running: false };
+        Self { list: Arc::new(Mutex::new(list)), thread: Pool::new(1) }
+    }
+
+    fn add(
+        &self,
+        operations: impl Iterator<Item = (Operation, T)>,
+        file: &Arc<OwnedFd>,
+        done: &Arc<Done<T>>,
+    ) {
+        let is_running = {
+            let mut list = self.lock();
+            list.waiting.extend(operations.map(|(what, token)| (what, token, Arc::clone(done))));
+            let is_running = list.is_running || list.waiting.is_empty();
+            list.is_running |= !list.waiting.is_empty();
+            is_running
+        };
+        if !is_running {
+            let (list, file) = (Arc::clone(&self.list), Arc::clone(file));
+            self.thread.execute(Box::new(move || carry_out(&list, file)));
         }
-    }));
+    }
+}
+
+impl<T> Work<T> {
+    fn lock(&self) -> MutexGuard<'_, List<T>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What is done for a queue, and not told yet.
@@ -108,14 +141,24 @@ struct Group<T> {
     list: Vec<Completion<T>>,
     of: Option<Arc<Done<T>>>,
     bytes: usize,
+    told: Instant,
 }
 
 impl<T> Group<T> {
-    fn add(&mut self, completion: Completion<T>, of: Arc<Done<T>>) {
-        let is_same = self.of.as_ref().is_some_and(|before| Arc::ptr_eq(before, &of));
-        if !is_same || self.bytes >= GROUP_BYTES || self.list.len() >= GROUP {
+    fn new() -> Self {
+        Self { list: Vec::with_capacity(GROUP), of: None, bytes: 0, told: Instant::now() }
+    }
+
+    /// Tells of what is done before something for that queue is begun, unless it can wait for that.
+    fn tell_before(&mut self, of: &Arc<Done<T>>) {
+        let is_same = self.of.as_ref().is_some_and(|before| Arc::ptr_eq(before, of));
+        let is_full = self.bytes >= GROUP_BYTES || self.list.len() >= GROUP;
+        if !is_same || is_full || self.told.elapsed() >= GROUP_TIME {
             self.tell();
         }
+    }
+
+    fn add(&mut self, completion: Completion<T>, of: Arc<Done<T>>) {
         self.bytes += completion.operation.len();
         self.list.push(completion);
         self.of = Some(of);
@@ -125,15 +168,14 @@ impl<T> Group<T> {
         if let Some(of) = &self.of {
             of.append(&mut self.list);
         }
-        self.bytes = 0;
+        (self.bytes, self.told) = (0, Instant::now());
     }
 }
 
-/// Carries out what waits, and what comes meanwhile. Gives the file back if there may be more to do than that.
-fn carry_out<T>(list: &Mutex<List<T>>, file: Arc<OwnedFd>) -> Option<Arc<OwnedFd>> {
-    let mut waiting = Vec::new();
-    let mut group = Group { list: Vec::with_capacity(GROUP), of: None, bytes: 0 };
-    for _ in 0..ROUNDS {
+/// Carries out what waits, and what comes meanwhile.
+fn carry_out<T>(list: &Mutex<List<T>>, file: Arc<OwnedFd>) {
+    let (mut waiting, mut group) = (Vec::new(), Group::new());
+    loop {
         {
             let mut list = list.lock().unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut waiting, &mut list.waiting);
@@ -143,17 +185,14 @@ fn carry_out<T>(list: &Mutex<List<T>>, file: Arc<OwnedFd>) -> Option<Arc<OwnedFd
             // Whoever hears of the end may close the file, and expect it to be closed then.
             drop(file);
             group.tell();
-            return None;
+            return;
         }
-        group.tell();
         for (mut operation, token, of) in waiting.drain(..) {
+            group.tell_before(&of);
             let result = operation.run(file.as_fd());
-            // The last of all is told of above.
             group.add(Completion { operation, token, result }, of);
         }
     }
-    group.tell();
-    Some(file)
 }
 
 #[cfg(test)]
@@ -183,7 +222,7 @@ mod tests {
             .collect();
         let list = Mutex::new(List { waiting, is_running: true });
         let kept = Arc::downgrade(&file);
-        assert!(carry_out(&list, file).is_none());
+        carry_out(&list, file);
         assert!(kept.upgrade().is_none() && !list.lock().unwrap().is_running);
         let completions = done.take();
         assert!(completions.iter().map(|done| done.token).eq(0..100));
@@ -194,30 +233,35 @@ mod tests {
         }
     }
 
-    /// A thread is not one queue's for ever.
+    /// A file that others serve, which takes its time.
     #[test]
-    fn others_have_their_turn_however_much_there_is_to_do() {
-        let file = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
-        let done = Arc::new(Done::new(Arc::new(Event::new().unwrap())));
-        let waiting = vec![(write(0, 1, 512), 0, Arc::clone(&done))];
-        let list = Arc::new(Mutex::new(List { waiting, is_running: true }));
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let (more, until) = (Arc::clone(&list), Arc::clone(&stop));
-        let feeder = std::thread::spawn(move || {
-            while !until.load(std::sync::atomic::Ordering::Relaxed) {
-                let mut list = more.lock().unwrap();
-                if list.waiting.is_empty() {
-                    list.waiting.push((write(0, 1, 512), 0, Arc::clone(&done)));
+    fn a_write_waits_for_no_copy_and_what_is_done_for_no_other_queue() {
+        let own = tempfile::tempfile().unwrap();
+        let file = Arc::new(OwnedFd::from(own));
+        let (stand, stands) = std::sync::mpsc::channel::<()>();
+        let writer = Writer::new(true);
+        // The thread of copies is kept by something else.
+        writer.copies.thread.execute(Box::new(move || _ = stands.recv()));
+        let queues = [(); 2].map(|()| Arc::new(Done::new(Arc::new(Event::new().unwrap()))));
+        let copy = Operation::CopyRange { offset: 0, from: FileRange::new(&file, 0, 512) };
+        let mut operations = vec![(copy, 0), (write(0, 1, 512), 1)];
+        writer.send(&mut operations, &file, &queues[0]);
+        writer.send(&mut vec![(write(0, 2, 512), 2)], &file, &queues[1]);
+        assert!(operations.is_empty());
+        let told = |queue: &Done<u8>| {
+            let begun = Instant::now();
+            loop {
+                let told: Vec<u8> = queue.take().iter().map(|done| done.token).collect();
+                if !told.is_empty() {
+                    return told;
                 }
+                assert!(begun.elapsed() < Duration::from_secs(60), "nothing is told");
+                std::thread::yield_now();
             }
-        });
-        let pool = Pool::new(1);
-        start(&pool, list, file);
-        let (tell, told) = std::sync::mpsc::channel();
-        pool.execute(Box::new(move || tell.send(()).unwrap()));
-        told.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        feeder.join().unwrap();
+        };
+        assert_eq!((told(&queues[0]), told(&queues[1])), (vec![1], vec![2]));
+        drop(stand);
+        assert_eq!(told(&queues[0]), [0]);
     }
 
     #[test]
@@ -249,12 +293,11 @@ mod tests {
 
     #[test]
     fn it_is_for_plain_writes_to_regular_files_of_that_kind_and_for_copies_to_all() {
-        let list = Arc::new(Mutex::new(List { waiting: Vec::new(), is_running: false }));
         let durable = Operation::Write { offset: 0, memory: Segments::new(), durable: true };
         let file = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
         let copy = Operation::CopyRange { offset: 0, from: FileRange::new(&file, 0, 1) };
         for takes_writes in [false, true] {
-            let writer = Writer::<()> { list: Arc::clone(&list), takes_writes };
+            let writer = Writer::<()>::new(takes_writes);
             assert!(!writer.takes(&durable) && !writer.takes(&Operation::Sync));
             assert_eq!(writer.takes(&write(0, 1, 1)), takes_writes);
             assert!(writer.takes(&copy));

@@ -51,6 +51,7 @@ fn what_the_old_server_answers_after_a_move_is_flushed_there() {
     old.release(0);
     assert_eq!(end.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
     assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    assert_eq!(old.left(), (0, Left::Disconnected));
     assert_eq!(old.asked(0), [Command::Write, Command::Flush, Command::Disc]);
 }
 
