@@ -89,9 +89,10 @@ async fn write_all(
         };
         match done {
             Ok(()) => model.lock().end(block, byte),
-            // What it was not told is done may be done.
+            // It is dead, or loses its watches again and again: what it was not told is done may be done.
             Err(error) if error.errno() == Some(Errno::SHUTDOWN) => {
-                assert!(cluster.is_dead(&client), "{index} lives, and is kept out: {error}");
+                assert!(cluster.is_dead(&client) || cluster.faults > 0, "{error}");
+                assert!(cluster.is_fenced(&client), "{error}");
                 return;
             }
             Err(error) => panic!("{error}"),
