@@ -292,7 +292,8 @@ impl World {
             }
             self.step(PEACEFUL).await?;
         }
-        self.check_end()?;
+        // A connection that is found dead at the end of that is fenced for as long as any other.
+        self.until_nothing_is_left().await?;
         self.outcome.late = self.storage.late;
         self.outcome.connections = self.sessions.len() as u64;
         Ok(())
@@ -319,14 +320,8 @@ impl World {
             self.step(FAULTY).await?;
         }
         self.survive_power_cuts().await?;
-        for _ in 0..PEACE {
-            if self.check_end().is_ok() {
-                break;
-            }
-            self.step(PEACEFUL).await?;
-        }
         self.outcome.connections = self.sessions.len() as u64;
-        self.check_end()
+        self.until_nothing_is_left().await
     }
 
     /// After a last flush, all servers lose what they have not made durable.
@@ -355,6 +350,16 @@ impl World {
         Err(format!("requests never ended: {:?}", self.out))
     }
 
+    async fn until_nothing_is_left(&mut self) -> Result<(), String> {
+        for _ in 0..PEACE {
+            if self.check_end().is_ok() {
+                return Ok(());
+            }
+            self.step(PEACEFUL).await?;
+        }
+        self.check_end()
+    }
+
     /// A server that hangs up on one request: says which requests have failed.
     async fn suffer_poison(&mut self) -> Result<(u64, Vec<u64>), String> {
         let mut poison = 0;
@@ -368,7 +373,7 @@ impl World {
             }
             self.step(PEACEFUL).await?;
         }
-        self.check_end()?;
+        self.until_nothing_is_left().await?;
         Ok((poison, std::mem::take(&mut self.failed)))
     }
 
