@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 /// How deep variables may stand in the values of other variables.
 const MAX_DEPTH: u32 = 10;
+/// How many bytes the variables of one value may become: without a bound, four of ten levels become a million.
+const MAX_EXPANDED: usize = 64 * 1024;
 /// The keyrings that are tried if none is named (ceph: option `keyring`).
 const KEYRINGS: &str = "/etc/ceph/$cluster.$name.keyring,/etc/ceph/$cluster.keyring,\
     /etc/ceph/keyring,/etc/ceph/keyring.bin";
@@ -106,12 +108,13 @@ impl Settings {
         sections.into_iter().find_map(|section| self.file.get(section, option))
     }
 
-    /// Replaces `$name` and `${name}`. What is no variable stays.
+    /// Replaces `$name` and `${name}`. What is no variable stays, as does what is too deep or too much.
     fn expand(&self, text: &str) -> String {
-        self.expand_to(text, MAX_DEPTH)
+        let mut left = MAX_EXPANDED;
+        self.expand_to(text, MAX_DEPTH, &mut left)
     }
 
-    fn expand_to(&self, text: &str, depth: u32) -> String {
+    fn expand_to(&self, text: &str, depth: u32, left: &mut usize) -> String {
         let mut parts = text.split('$');
         let mut expanded = parts.next().unwrap_or_default().to_owned();
         for part in parts {
@@ -122,7 +125,7 @@ impl Settings {
                     part.split_at(part.find(|c| !is_name(c)).unwrap_or(part.len()))
                 }
             };
-            match self.variable(name, depth) {
+            match self.variable(name, depth, left) {
                 Some(value) => expanded.extend([value.as_str(), rest]),
                 None => expanded.extend(["$", part]),
             }
@@ -130,8 +133,9 @@ impl Settings {
         expanded
     }
 
-    fn variable(&self, name: &str, depth: u32) -> Option<String> {
-        Some(match name {
+    /// `left`: bytes that may still be put in the place of variables.
+    fn variable(&self, name: &str, depth: u32, left: &mut usize) -> Option<String> {
+        let fixed = match name {
             "cluster" => self.cluster.clone(),
             "type" => self.identity.kind.name().to_owned(),
             "id" | "num" => self.identity.id.clone(),
@@ -141,9 +145,12 @@ impl Settings {
             "pid" => self.surroundings.pid.to_string(),
             other => {
                 let value = self.raw(other).filter(|_| depth > 0)?;
-                self.expand_to(value, depth - 1)
+                *left = left.checked_sub(name.len() + value.len())?;
+                return Some(self.expand_to(value, depth - 1, left));
             }
-        })
+        };
+        *left = left.checked_sub(name.len() + fixed.len())?;
+        Some(fixed)
     }
 }
 
@@ -176,6 +183,14 @@ mod tests {
         assert_eq!(settings.get("plain").unwrap(), "5$ and $nothing/x");
         assert_eq!(settings.get("where").unwrap(), "client/x@h1");
         assert!(settings.get("loop").unwrap().contains("$loop"), "an end is found");
+    }
+
+    #[test]
+    fn variables_that_multiply_have_an_end() {
+        let file = format!("[global]\na = {}\nb = {}\n", "$b".repeat(200), "$a".repeat(200));
+        let value = settings(&[], &file).get("a").unwrap();
+        assert!(value.len() <= MAX_EXPANDED + 400, "{}", value.len());
+        assert!(value.ends_with("$b"), "what is too much stays as it is");
     }
 
     #[test]
