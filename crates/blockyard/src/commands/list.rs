@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use blockyard_driver_nbd::TlsFiles;
-use blockyard_export_fuse::{Left, Leftover};
 
 use super::{disk_uri, one_with_tls};
 use crate::api::client::{ask_all, values_of_all};
@@ -37,10 +36,13 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
     let daemons = values_of_all("/v1/daemon")?;
     let daemons: Vec<Daemon> = daemons.into_iter().map(|(_, daemon)| daemon).collect();
     let survey = survey()?;
-    let mounts = exports::fuse::leftovers()?;
+    let mut mounts = Vec::new();
+    for kind in exports::KINDS {
+        mounts.extend((kind.leftovers)()?);
+    }
     if !args.json {
         show(&daemons, &survey, mounts.is_empty())?;
-        return mounts.iter().try_for_each(|mount| term::say(left_mounted(mount)));
+        return mounts.iter().try_for_each(|mount| term::say(&mount.told));
     }
     let mut all = serde_json::to_value(&daemons)
         .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
@@ -96,23 +98,6 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
          start one: blockyard serve ram:1G --nbd unix:/tmp/nbd.sock",
         directory.display()
     )
-}
-
-fn left_mounted(mount: &Leftover) -> String {
-    let (path, pid) = (mount.path.display(), mount.pid);
-    match &mount.left {
-        Left::Stuck(why) => {
-            format!("{path} was left mounted by daemon {pid}, which died: {why}")
-        }
-        Left::Nothing => {
-            format!(
-                "{path} was mounted by daemon {pid}, which died; its record goes with the next mount"
-            )
-        }
-        Left::Mounted | Left::Cleaned => format!(
-            "{path} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {path}"
-        ),
-    }
 }
 
 fn left_behind(left: &LeftBehind) -> String {

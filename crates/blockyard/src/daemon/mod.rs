@@ -101,6 +101,13 @@ impl Daemon {
         self.metrics.addresses()
     }
 
+    /// What is served at a place of its own, disk by disk, and where; of all disks where none is named.
+    #[must_use]
+    pub fn places(&self) -> Vec<(String, String)> {
+        let exports = self.yard.report().exports.into_iter();
+        exports.filter_map(|export| Some((export.disk, export.served.address?))).collect()
+    }
+
     /// Its disks and exports.
     #[must_use]
     pub fn plan(&self) -> &YardPlan {
@@ -257,7 +264,7 @@ pub(crate) fn raise_file_limit() -> Rlimit {
 }
 
 /// The disks and exports of a plan, in its order.
-fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
+pub(crate) fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
     let yard = Yard::start(plan.threads, &plan.nbd)?;
     yard.give_grace(plan.grace);
     for disk in &plan.disks {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockyard_export_vhost_user_blk::{self as vhost_user, Listener, MAX_QUEUES, Prepared, Server};
 use parking_lot::Mutex;
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan, Front};
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, Flag, Front};
 use crate::disks::{OptionSpec, Settings, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::yard::follow::State;
@@ -15,9 +15,6 @@ use crate::yard::report;
 
 /// The kind of disks of virtual machines.
 pub static KIND: ExportKind = ExportKind {
-    name: "vhost-user-blk",
-    table: "[[vhost_user_blk]]",
-    summary: "a disk of a virtual machine, on a Unix socket",
     options: &[
         OptionSpec::new("socket", ValueKind::Path, "none", "path of the socket"),
         OptionSpec::new("socket_mode", ValueKind::Mode, "by umask", "mode of the socket, in octal"),
@@ -44,10 +41,25 @@ pub static KIND: ExportKind = ExportKind {
             )
         },
     ],
-    whole_yard: false,
-    local_kernel: false,
+    flags: &[
+        Flag {
+            option: "socket",
+            value_name: "SOCKET",
+            help: "Serve vhost-user-blk on this Unix socket, without live migration of the guest.",
+        },
+        Flag {
+            option: "serial",
+            value_name: "TEXT",
+            help: "Serial number shown to the guest [default: name of the disk].",
+        },
+    ],
     check,
-    bind,
+    ..ExportKind::new(
+        "vhost-user-blk",
+        "[[vhost_user_blk]]",
+        "a disk of a virtual machine, on a Unix socket",
+        bind,
+    )
 };
 
 /// The option for a socket that was passed to this process.
