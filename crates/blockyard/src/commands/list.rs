@@ -162,7 +162,10 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             ]);
         }
     }
-    term::say(table.trim_fmt())?;
+    // Who shares a directory has no disk.
+    if table.row_count() > 0 {
+        term::say(table.trim_fmt())?;
+    }
     for daemon in daemons {
         if let Some(log) = &daemon.log {
             term::say(format_args!("{} logs to {log}", daemon.pid))?;
@@ -176,9 +179,8 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
         }
         for export in &daemon.exports {
             let Some(address) = &export.served.address else { continue };
-            let disk = if export.disk.is_empty() { "all disks" } else { &export.disk };
-            let (pid, used) = (daemon.pid, used(export));
-            term::say(format_args!("{pid} serves {disk} at {address} ({used})"))?;
+            let (pid, what, used) = (daemon.pid, export.subject(), used(export));
+            term::say(format_args!("{pid} serves {what} at {address} ({used})"))?;
         }
     }
     Ok(())
@@ -186,15 +188,17 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
 
 /// What becomes of an export.
 fn used(ExportReport { kind, served, .. }: &ExportReport) -> String {
-    let is_mounted = exports::kind(kind).is_ok_and(|kind| kind.local_kernel);
+    let is_mounted = exports::known(kind).is_some_and(|kind| kind.local_kernel);
     let (nobody, there) =
         if is_mounted { ("unmounted", "mounted") } else { ("not connected", "connected") };
     let queues = served.queues.map(|queues| format!(", {queues} queues")).unwrap_or_default();
-    let requests = served.requests;
+    // Who has no queues of its own counts none.
+    let requests = served.queues.map(|_| format!(", {} requests", served.requests));
+    let done = queues + &requests.unwrap_or_default();
     match served.clients {
         0 => nobody.into(),
-        1 => format!("{there}{queues}, {requests} requests"),
-        clients => format!("{clients} {there}{queues}, {requests} requests"),
+        1 => format!("{there}{done}"),
+        clients => format!("{clients} {there}{done}"),
     }
 }
 

@@ -52,9 +52,8 @@ pub(super) fn ready(daemon: &Daemon) {
     for address in daemon.metrics_addresses() {
         term::tell(format_args!("metrics at http://{address}/metrics"));
     }
-    for (disk, address) in daemon.places() {
-        let disk = if disk.is_empty() { "all disks" } else { &disk };
-        term::tell(format_args!("serving {disk} at {address}"));
+    for (what, address) in daemon.places() {
+        term::tell(format_args!("serving {what} at {address}"));
     }
 }
 

@@ -5,9 +5,11 @@
 
 pub mod fuse;
 pub mod nbd;
+pub mod share;
 #[cfg(test)]
 mod toy;
 pub mod vhost_user_blk;
+pub mod virtiofs;
 
 use std::fmt;
 use std::future::Future;
@@ -34,6 +36,9 @@ pub static KINDS: &[&ExportKind] = &[
     #[cfg(test)]
     &toy::KIND,
 ];
+
+/// The kinds that serve no disk: a daemon of its own has one such export, and nothing else, as a command asks for it.
+pub static ALONE: &[&ExportKind] = &[&share::KIND, &virtiofs::KIND];
 
 /// A kind of front-end. `yard.toml`, the control API and the flags of `serve` and `add` are made from this.
 pub struct ExportKind {
@@ -138,7 +143,18 @@ impl Eq for ExportKind {}
 pub static COMMON: [OptionSpec; 1] =
     [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; short: ro")];
 
-/// The kind of that name.
+/// The kind of that name, of those that daemons report.
+#[must_use]
+pub fn known(name: &str) -> Option<&'static ExportKind> {
+    KINDS.iter().chain(ALONE).copied().find(|kind| kind.name == name)
+}
+
+/// The place of one of [`ALONE`] is taken by its command.
+fn only_by_command(plan: &ExportPlan) -> Result<Bound> {
+    unreachable!("{} is no export of a yard", plan.kind.name)
+}
+
+/// The kind of that name, of those that a yard can have.
 ///
 /// # Errors
 /// There is none.

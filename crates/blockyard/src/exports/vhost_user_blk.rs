@@ -86,7 +86,7 @@ fn bind(plan: &ExportPlan) -> Result<Bound> {
     Ok(Box::new(|front| {
         let prepared =
             vhost_user::prepare(export(front)?, listener, front.threads.to_vec()).map_err(error)?;
-        Ok(Arc::new(BackEnd { prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }))
+        Ok(Arc::new(BackEnd::new(&KIND, prepared)))
     }))
 }
 
@@ -102,10 +102,17 @@ fn export(front: &Front<'_>) -> Result<vhost_user::Export> {
     Ok(export)
 }
 
-/// A back-end. Of several all start, or none: what can fail has been done when it is prepared.
-struct BackEnd {
+/// A back-end of any device. Of several all start, or none: what can fail has been done when it is prepared.
+pub(super) struct BackEnd {
+    kind: &'static ExportKind,
     prepared: Mutex<Option<Prepared>>,
     server: OnceLock<Server>,
+}
+
+impl BackEnd {
+    pub(super) fn new(kind: &'static ExportKind, prepared: Prepared) -> Self {
+        Self { kind, prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }
+    }
 }
 
 impl Export for BackEnd {
@@ -151,8 +158,10 @@ impl Export for BackEnd {
     fn report(&self) -> report::Served {
         let Some(server) = self.server.get() else { return report::Served::default() };
         let status = server.status();
+        let place = server.path().map(|path| path.display().to_string());
+        let place = place.unwrap_or_else(|| "inherited socket".into());
         report::Served {
-            address: server.path().map(|path| format!("{}:{}", KIND.name, path.display())),
+            address: Some(format!("{}:{place}", self.kind.name)),
             clients: status.connected.into(),
             queues: Some(status.queues),
             requests: status.requests,
