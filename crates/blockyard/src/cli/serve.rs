@@ -58,6 +58,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
+        hide = cfg!(not(feature = "psk")),
         conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
     )]
     pub tls_psk: Option<PathBuf>,

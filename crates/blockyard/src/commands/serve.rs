@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use blockyard_export_nbd::{Address, TlsFiles, TlsIdentity};
 use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 
+use super::add::utf8;
 use super::disk_uri;
 use crate::cli::{GivenFlag, ServeArgs, Tls};
 use crate::daemon::runner::Runner;
@@ -181,8 +182,8 @@ fn check_counts(args: &ServeArgs, disks: usize) -> Result<()> {
 fn said(kind: &ExportKind, option: &'static str, value: &OsStr) -> Result<Value> {
     match kind.option(option) {
         Some(spec) if spec.value != ValueKind::Path => {
-            let text = value.to_string_lossy();
-            let value = spec.value.parse(option, spec.default, &text);
+            let text = utf8(value.as_ref())?;
+            let value = spec.value.parse(option, spec.default, text);
             value.map_err(|problem| Error::usage(format!("--{option}: {problem}")))
         }
         _ => Ok(Value::Path(value.into())),

@@ -1,5 +1,5 @@
-//! `blockyard share`: a directory of this machine, at another place of it or in a virtual machine. Options are spelled as those of
-//! virtiofsd, too.
+//! `blockyard share`: a directory of this machine, at another place of it or in a virtual machine. Options are spelled as those
+//! of virtiofsd, too.
 
 use std::path::Path;
 

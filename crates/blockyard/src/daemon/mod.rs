@@ -191,8 +191,8 @@ impl Daemon {
     }
 }
 
-/// Serves a yard, whatever else there is to a daemon, which is `served`: its control socket is answered, and its disks are seen to.
-/// `ready` is called when that has begun, `until` says when it is over, and `end` ends it.
+/// Serves a yard, whatever else there is to a daemon, which is `served`: its control socket is answered, and its disks are
+/// seen to. `ready` is called when that has begun, `until` says when it is over, and `end` ends it.
 pub(crate) async fn serve<S, T, R>(
     yard: Arc<Yard>,
     control: api::Server,

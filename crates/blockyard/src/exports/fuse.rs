@@ -135,7 +135,7 @@ fn leftover(fuse::Leftover { path, pid, left }: fuse::Leftover) -> Leftover {
         Left::Stuck(why) => format!("{place} was left mounted by daemon {pid}, which died: {why}"),
         Left::Nothing => {
             format!(
-                "{place} was mounted by daemon {pid}, which died; its record goes with the next mount"
+                "{place} was mounted by daemon {pid}, which died; the next mount removes the record"
             )
         }
         Left::Mounted | Left::Cleaned => format!(

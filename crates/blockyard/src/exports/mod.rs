@@ -50,8 +50,8 @@ pub struct ExportKind {
     pub summary: &'static str,
     /// The options that only this kind has.
     pub options: &'static [OptionSpec],
-    /// Options that are flags of `serve` and `add`. The first one says where a disk is served, and is called as the kind; the others
-    /// say something about that. None: no flag asks for such an export.
+    /// Options that are flags of `serve` and `add`. The first one says where a disk is served, and is called as the kind; the
+    /// others say something about that. None: no flag asks for such an export.
     pub flags: &'static [Flag],
     /// It is of all disks of the yard, whichever there are, and not of one.
     pub whole_yard: bool,

@@ -47,7 +47,10 @@ impl Directory {
     }
 
     fn failed(&self, err: io::Error) -> Error {
-        Error::failed(format!("cannot share {}", self.path.display())).caused_by(err)
+        let what = format!("cannot share {}", self.path.display());
+        let is_missing = err.kind() == io::ErrorKind::NotFound;
+        let error = Error::failed(what).caused_by(err);
+        if is_missing { error.help("correct the path, or create the directory") } else { error }
     }
 }
 
@@ -77,8 +80,8 @@ fn apart(directory: &Path, mount: &Path) -> Result<()> {
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let (shared, place) = (real(directory), real(mount));
     if place.starts_with(&shared) {
-        let what = format!("{} is in {}", mount.display(), directory.display());
-        return Err(Error::usage(what).help("mount it somewhere else"));
+        let what = format!("mount point {} is inside {}", mount.display(), directory.display());
+        return Err(Error::usage(what).help("choose a mount point outside of the shared directory"));
     }
     Ok(())
 }
@@ -160,13 +163,13 @@ impl Export for Share {
             match self.unmount(mounted, Unmount::IfUnused).await? {
                 Err(err) if err.kind() == fuse::ErrorKind::Busy => {
                     let path = mounted.point.path().display();
-                    tracing::warn!(%path, "it is unmounted while it is used");
+                    tracing::warn!(%path, "mount in use; unmounting it lazily");
                     self.unmount(mounted, Unmount::Lazily).await?.map_err(error)?;
                 }
                 done => done.map_err(error)?,
             }
             if !was_over && tokio::time::timeout(clients, mounted.over()).await.is_err() {
-                tracing::warn!("it is still used: who does gets errors from now on");
+                tracing::warn!("mount still in use; its users get errors from now on");
             }
             Ok(())
         })
