@@ -69,9 +69,9 @@ impl<const REPEATED: bool> Args for ExportFlags<REPEATED> {
             let arg = Arg::new(name).long(name).value_name(flag.value_name);
             let arg = arg.value_parser(OsStringValueParser::new());
             let (arg, repeated) = if name == kind.name {
-                (arg, " Repeatable: one per disk, in order.".to_owned())
+                (arg, ". Repeatable: one per disk, in order".to_owned())
             } else {
-                (arg.requires(kind.name), format!(" Repeatable, like --{}.", kind.name))
+                (arg.requires(kind.name), format!(". Repeatable, like --{}", kind.name))
             };
             if REPEATED {
                 arg.action(ArgAction::Append).help(format!("{}{repeated}", flag.help))

@@ -25,7 +25,7 @@ pub static KIND: ExportKind = ExportKind {
     flags: &[Flag {
         option: "path",
         value_name: "FILE",
-        help: "Serve the disk as this existing file, until it is unmounted.",
+        help: "Serve the disk as this existing file, until it is unmounted",
     }],
     local_kernel: true,
     check: |set| check(set, "path = \"disk.raw\""),

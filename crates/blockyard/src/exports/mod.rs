@@ -72,7 +72,7 @@ pub struct Flag {
     pub option: &'static str,
     /// What stands for its value in the help.
     pub value_name: &'static str,
-    /// What it does.
+    /// What it does, without a full stop.
     pub help: &'static str,
 }
 

@@ -14,11 +14,7 @@ use crate::yard::report;
 
 pub(super) static KIND: ExportKind = ExportKind {
     options: &[OptionSpec::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "its looks")],
-    flags: &[Flag {
-        option: "colour",
-        value_name: "COLOUR",
-        help: "Show the disk in this colour.",
-    }],
+    flags: &[Flag { option: "colour", value_name: "COLOUR", help: "Show the disk in this colour" }],
     ..ExportKind::new("toy", "[[toy]]", "hears what becomes of a disk", |plan| {
         let colour = plan.settings.text("colour").unwrap_or("red").to_owned();
         Ok(Box::new(|front| {

@@ -45,12 +45,12 @@ pub static KIND: ExportKind = ExportKind {
         Flag {
             option: "socket",
             value_name: "SOCKET",
-            help: "Serve vhost-user-blk on this Unix socket, without live migration of the guest.",
+            help: "Serve vhost-user-blk on this Unix socket, without live migration of the guest",
         },
         Flag {
             option: "serial",
             value_name: "TEXT",
-            help: "Serial number shown to the guest [default: name of the disk].",
+            help: "Serial number shown to the guest [default: name of the disk]",
         },
     ],
     check,
