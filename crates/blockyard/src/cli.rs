@@ -1,13 +1,15 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod changes;
+mod export_flags;
 mod files;
 mod image;
 pub mod logging;
 mod rados;
+mod serve;
 mod uri_arg;
 
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -15,6 +17,8 @@ use blockyard_driver_nbd::TlsFiles;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use changes::{AddArgs, RemoveArgs, SetArgs};
+pub use export_flags::{ExportFlags, GivenFlag, WantedExport};
 pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
@@ -22,6 +26,7 @@ pub use image::{
     ObjectMapCommand, SnapCommand, TrashCommand,
 };
 pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
+pub use serve::{ServeArgs, Tls};
 use uri_arg::uri;
 
 use crate::attach::Via;
@@ -222,91 +227,6 @@ pub struct UpArgs {
     pub check: bool,
 }
 
-/// TLS policy for NBD clients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Tls {
-    /// No TLS.
-    #[default]
-    Off,
-    /// TLS for clients that ask for it.
-    Allow,
-    /// Refuse clients that do not use TLS.
-    Require,
-}
-
-/// `serve`.
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// Disks; each becomes an export, the first is the default export.
-    #[arg(required = true, value_name = "URI", value_parser = uri())]
-    pub uris: Vec<String>,
-    /// Listen address: unix:PATH, tcp:HOST:PORT, vsock:CID:PORT, or systemd for socket activation. Repeatable.
-    #[arg(long, value_name = "ADDR")]
-    pub nbd: Vec<String>,
-    /// Serve vhost-user-blk on this Unix socket, without live migration of the guest. Repeatable: one per disk, in order.
-    #[arg(long, value_name = "SOCKET")]
-    pub vhost_user_blk: Vec<PathBuf>,
-    /// Serve the disk as this existing file, until it is unmounted. Repeatable: one per disk, in order.
-    #[arg(long, value_name = "FILE")]
-    pub fuse: Vec<PathBuf>,
-    /// Serial number shown to the guest [default: name of the disk]. Repeatable, like --vhost-user-blk.
-    #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
-    pub serial: Vec<String>,
-    /// Export name [default: name of the disk]. Repeatable: one per disk, in order.
-    #[arg(long, value_name = "NAME")]
-    pub name: Vec<String>,
-    /// Export description, sent to clients that list exports. Repeatable, like --name.
-    #[arg(long, value_name = "TEXT")]
-    pub description: Vec<String>,
-    /// Serve all disks read-only.
-    #[arg(long)]
-    pub read_only: bool,
-    /// TLS policy for NBD clients.
-    #[arg(long, value_enum, default_value_t)]
-    pub tls: Tls,
-    /// Server certificate chain (PEM): the server's certificate first, then intermediates.
-    #[arg(long, value_name = "FILE")]
-    pub tls_certificate: Option<PathBuf>,
-    /// Private key of the server certificate (PEM).
-    #[arg(long, value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
-    /// Require client certificates signed by this CA (PEM).
-    #[arg(long, value_name = "FILE")]
-    pub tls_client_ca: Option<PathBuf>,
-    /// Pre-shared keys instead of certificates: lines of USER:KEY, as psktool(1) writes them. Needs a build with `psk`.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
-    )]
-    pub tls_psk: Option<PathBuf>,
-    /// Maximum number of clients; as many again may be in their handshake [default: 1024].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_clients: Option<u32>,
-    /// Maximum number of clients from one host: an address, a guest, a user of a Unix socket [default: three quarters of
-    /// --max-clients; no limit for users of this machine].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_clients_per_host: Option<u32>,
-    /// Maximum number of requests in flight per client [default: 128].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_in_flight: Option<u32>,
-    /// Memory for requests and replies of all NBD clients together [default: 256M].
-    #[arg(long, value_name = "SIZE")]
-    pub max_memory: Option<String>,
-    /// Serve Prometheus metrics over HTTP on this address, e.g. 127.0.0.1:9660. Repeatable.
-    #[arg(long, value_name = "ADDR")]
-    pub metrics: Vec<SocketAddr>,
-    /// Queue threads [default: one per CPU].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub threads: Option<u16>,
-    /// Mode of Unix sockets, in octal, e.g. 660.
-    #[arg(long, value_name = "MODE")]
-    pub socket_mode: Option<String>,
-    /// Run this shell command with $uri set, and exit with its status.
-    #[arg(long, value_name = "CMD")]
-    pub run: Option<OsString>,
-}
-
 /// `attach`.
 #[derive(Debug, Args)]
 pub struct AttachArgs {
@@ -452,63 +372,6 @@ pub struct ListArgs {
     /// TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
-}
-
-/// `set`.
-#[derive(Debug, Args)]
-pub struct SetArgs {
-    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
-    #[arg(value_name = "DISK")]
-    pub disk: String,
-    /// Settings, e.g. size=2G or read_only=1.
-    #[arg(required = true, value_name = "SETTING")]
-    pub settings: Vec<String>,
-    /// Allow shrinking. Data past the new end becomes unreachable.
-    #[arg(long)]
-    pub shrink: bool,
-    /// Save the change to the yard.toml of the daemon.
-    #[arg(long)]
-    pub save: bool,
-}
-
-/// `add`.
-#[derive(Debug, Args)]
-pub struct AddArgs {
-    /// URI of the disk.
-    #[arg(value_parser = uri())]
-    pub uri: String,
-    /// Name of the disk and its exports [default: made from the URI].
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// Process ID of the daemon, if several run.
-    #[arg(long, value_name = "PID")]
-    pub daemon: Option<u32>,
-    /// Serve the disk read-only.
-    #[arg(long)]
-    pub read_only: bool,
-    /// Serve vhost-user-blk on this Unix socket.
-    #[arg(long, value_name = "SOCKET")]
-    pub vhost_user_blk: Option<PathBuf>,
-    /// Serve the disk as this existing file.
-    #[arg(long, value_name = "FILE")]
-    pub fuse: Option<PathBuf>,
-    /// Do not serve the disk over NBD.
-    #[arg(long)]
-    pub no_nbd: bool,
-    /// Save the change to the yard.toml of the daemon.
-    #[arg(long)]
-    pub save: bool,
-}
-
-/// `remove`.
-#[derive(Debug, Args)]
-pub struct RemoveArgs {
-    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
-    #[arg(value_name = "DISK")]
-    pub disk: String,
-    /// Save the change to the yard.toml of the daemon.
-    #[arg(long)]
-    pub save: bool,
 }
 
 /// `info`.

@@ -43,7 +43,7 @@ impl Server {
         Self::bind_in(&directory::runtime_dir()?, std::process::id(), yard, attached)
     }
 
-    pub(super) fn bind_in(
+    pub(crate) fn bind_in(
         directory: &Path,
         pid: u32,
         yard: Arc<Yard>,

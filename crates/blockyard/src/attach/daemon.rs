@@ -253,41 +253,35 @@ impl Attached {
                 return Err(err);
             }
         };
-        let housekeeper = tokio::spawn(Arc::clone(&self.server.yard).keep());
-        let control = tokio::spawn(control.serve());
-        tell_ready(
-            || term::say(self.record.path()),
-            || if background { launch::let_go() } else { Ok(()) },
-        );
-        crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let mut heard = Heard::new(signals, hang_ups, asked, (follow, state));
-        let end = loop {
-            let end = self.until_the_end(&mut heard).await;
-            if end == End::Detached || self.hand_over(&mut heard).await {
+        let ready = |(this, _): &(Self, Heard)| {
+            let let_go = || if background { launch::let_go() } else { Ok(()) };
+            tell_ready(|| term::say(this.record.path()), let_go);
+        };
+        let until = async |(this, heard): &mut (Self, Heard)| loop {
+            let end = this.until_the_end(heard).await;
+            if end == End::Detached || this.hand_over(heard).await {
                 break end;
             }
         };
-        crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
-        housekeeper.abort();
-        let (store, mark) = (self.store.clone(), self.record.mark);
-        let ended = match end {
-            End::Detached => {
-                // Who asks now has what it wants.
-                drop(heard);
-                let ended = crate::daemon::extending(self.end()).await;
-                // The last flush may have failed, too, and nobody goes on with the device.
-                store.forget_notes(mark);
-                ended
-            }
-            // Taking it down in order would wait for the kernel's requests. All of them are asked again.
-            End::HandedOver => {
-                std::mem::forget(self);
-                Ok(())
-            }
-        };
-        control.abort();
-        // Cancelled: that removes its socket.
-        let _ = control.await;
+        let yard = Arc::clone(&self.server.yard);
+        let heard = Heard::new(signals, hang_ups, asked, (follow, state));
+        crate::daemon::serve(yard, control, (self, heard), ready, until, Self::ended).await
+    }
+
+    /// What comes behind its end, and the exit code.
+    async fn ended((this, heard): (Self, Heard), end: End) -> Result<u8> {
+        if end == End::HandedOver {
+            // Taking it down in order would wait for the kernel's requests. All of them are asked again. Who asks to detach it is
+            // not told that it is.
+            std::mem::forget((this, heard));
+            return Ok(0);
+        }
+        // Who asks now has what it wants.
+        drop(heard);
+        let (store, mark) = (this.store.clone(), this.record.mark);
+        let ended = this.server.yard.end(this.server.grace).await.into_result();
+        // The last flush may have failed, too, and nobody goes on with the device.
+        store.forget_notes(mark);
         ended.map(|()| 0)
     }
 
@@ -380,10 +374,6 @@ impl Attached {
             }
         }
         Ok(())
-    }
-
-    async fn end(self) -> Result<()> {
-        self.server.yard.end(self.server.grace).await.into_result()
     }
 }
 

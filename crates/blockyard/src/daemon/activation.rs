@@ -23,6 +23,12 @@ impl Passed {
         Self(ListenFd::from_env())
     }
 
+    /// Nothing, whatever was passed.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(ListenFd::empty())
+    }
+
     /// How many sockets there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -150,6 +150,18 @@ impl DiskSource for RbdSource {
     }
 }
 
+/// The identity of an image, or a snapshot of one, by its id and that of its store.
+fn identity(
+    kind: &str,
+    [store, part]: [String; 2],
+    namespace: &str,
+    image: String,
+    snapshot: Option<u64>,
+) -> DiskIdentity {
+    let snapshot = snapshot.map_or_else(|| "-".to_owned(), |snapshot| snapshot.to_string());
+    DiskIdentity::of_words(kind, [store, part, namespace.to_owned(), image, snapshot])
+}
+
 impl RbdSource {
     /// By the image's id, and the store's directory, or its cluster and pool: none of them changes with a name.
     fn find(&self) -> io::Result<DiskIdentity> {
@@ -167,8 +179,10 @@ impl RbdSource {
         let Ok(store) = self.place.open(&spec.namespace, false) else { return absent() };
         match self.look_up(&store)? {
             Some((id, snapshot)) => {
-                let place = (found.dev(), found.ino());
-                Ok(DiskIdentity::of_image(place, &spec.namespace, &id, snapshot))
+                let (major, minor) =
+                    (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+                let place = [format!("{major}:{minor}"), found.ino().to_string()];
+                Ok(identity("image", place, &spec.namespace, id, snapshot))
             }
             None => absent(),
         }
@@ -179,8 +193,8 @@ impl RbdSource {
         // One that is not there yet has no id; no id begins like that.
         let absent = || (format!("?{}", self.spec.image), None);
         let (id, snapshot) = self.look_up(&store)?.unwrap_or_else(absent);
-        let (cluster, namespace) = (store.cluster_id(), &self.spec.namespace);
-        Ok(DiskIdentity::of_cluster_image(cluster, store.pool(), namespace, &id, snapshot))
+        let place = [store.cluster_id(), store.pool().to_string()];
+        Ok(identity("rbd", place, &self.spec.namespace, id, snapshot))
     }
 
     /// The ids of the image and the snapshot, if they are there.

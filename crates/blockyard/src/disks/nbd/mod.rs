@@ -2,6 +2,7 @@
 //! with `tls-`); what we add are options in plain words, as those of every disk, and none of them begins that way.
 
 mod ask;
+mod identity;
 mod server;
 
 use std::io;
@@ -161,7 +162,7 @@ impl DiskSource for NbdSource {
     }
 
     fn identity(&self) -> io::Result<Option<DiskIdentity>> {
-        Ok(Some(DiskIdentity::of_export(&self.config.uri)))
+        Ok(Some(identity::of_export(&self.config.uri)))
     }
 
     fn stem(&self) -> Option<&str> {

@@ -1,6 +1,5 @@
 //! Connecting to NBD servers, and what to do when that fails.
 
-use std::error::Error as StdError;
 use std::io;
 use std::sync::{Arc, mpsc};
 
@@ -66,13 +65,13 @@ pub(super) fn explained(err: nbd::Error, uri: &Uri) -> Error {
 }
 
 fn wants_tls(err: &nbd::Error) -> bool {
-    let cause = err.source().and_then(|cause| cause.downcast_ref::<blockyard_nbd::Error>());
+    let cause = err.cause().and_then(|cause| cause.downcast_ref::<blockyard_nbd::Error>());
     let kind = cause.map(blockyard_nbd::Error::kind);
     matches!(kind, Some(blockyard_nbd::ErrorKind::Refused { reply: ReplyType::ERR_TLS_REQD, .. }))
 }
 
 fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
-    let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    let cause = err.cause().and_then(|cause| cause.downcast_ref::<io::Error>());
     match (cause.map(io::Error::kind), transport) {
         (Some(io::ErrorKind::NotFound), Transport::Unix { .. }) => {
             "no such socket; start the server, or correct the path"
