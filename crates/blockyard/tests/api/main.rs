@@ -1,6 +1,7 @@
 //! The control API, by curl and by the commands that use it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod bystanders;
 mod changes;
 #[path = "../common/mod.rs"]
 mod common;
