@@ -228,8 +228,8 @@ impl Attached {
                 via: record.via.name().into(),
                 uri: record.wish.uri.clone(),
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
+                mark: DeviceReport::told_mark(record.mark),
             },
-            mark: record.mark,
             detach,
         }
     }

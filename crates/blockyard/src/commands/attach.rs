@@ -20,6 +20,7 @@ use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::term;
+use crate::yard::report::DeviceReport;
 
 /// So long an nbd device waits for the next daemon, unless told otherwise.
 const DEAD_CONN_TIMEOUT_SECONDS: u64 = 300;
@@ -377,9 +378,9 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     // Before it is asked: it may be gone before its answer is read.
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let mark = DeviceReport::told_mark(record.mark);
     // It may end before its answer is through.
-    let question =
-        Ask::delete(format!("/v1/devices/{}?mark={}", escaped(&record.device), record.mark));
+    let question = Ask::delete(format!("/v1/devices/{}?mark={mark}", escaped(&record.device)));
     if let Ok(Some(answer)) = ask_one(record.pid, &question) {
         let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
         answer.accepted().map_err(failed)?;

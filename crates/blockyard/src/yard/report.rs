@@ -48,6 +48,17 @@ pub struct DeviceReport {
     pub uri: String,
     /// Whether it outlives its daemon.
     pub recoverable: bool,
+    /// What tells it from a later one of the same name, in hexadecimal digits: numbers in JSON end before it does.
+    #[serde(default)]
+    pub mark: String,
+}
+
+impl DeviceReport {
+    /// A mark, as it is told.
+    #[must_use]
+    pub fn told_mark(mark: u64) -> String {
+        format!("{mark:016x}")
+    }
 }
 
 /// An export.

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use blockyard_blkmq::{Changed, Changes};
+use blockyard_blkmq::{Changed, Changes, Disk};
 use blockyard_fuse::wire::{InvalEntryFlags, NotifyInvalInode};
 use blockyard_fuse::{Name, Notification, ROOT_ID};
 use blockyard_sys::fuse::Channel;
@@ -14,6 +15,9 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::tree::{Node, Tree};
+
+/// How often a disk that was taken away is looked at, as long as it has not answered all that it was asked.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A file that follows its disk as long as this lives: the kernel is told from other threads, as that may wait. What the kernel
 /// waits for on its behalf, no other file waits for.
@@ -49,15 +53,28 @@ impl Follow {
         self.files.lock().insert(node.id, Following(self.runtime.spawn(tell)));
     }
 
-    /// A disk was taken away: its name goes at once. May wait for the kernel.
+    /// A disk was taken away: its name goes at once, and what the kernel has kept of its data once nothing of it is read any
+    /// more. May wait for the kernel, not for the disk.
     pub(crate) fn removed(&self, node: &Node) {
         drop(self.files.lock().remove(&node.id));
         if let Ok(name) = Name::new(node.name.as_bytes()) {
             let flags = InvalEntryFlags::empty();
             tell(&self.channel, &Notification::InvalEntry { parent: ROOT_ID, name, flags });
         }
-        tell_changed(&self.channel, node.id);
+        let disk = Arc::downgrade(node.bdev.disk());
+        self.runtime.spawn(forget_data(Weak::clone(&self.channel), disk, node.id));
     }
+}
+
+/// Has the kernel forget data of a file that is gone. It waits for pages that are being read (`invalidate_inode_pages2_range`),
+/// where not even a signal is heard: a disk that does not answer would keep whoever tells it, and this process from its end,
+/// which the kernel waits for to give up those pages. So they are answered first. Nothing more is asked of the disk.
+async fn forget_data(channel: Weak<Channel>, disk: Weak<Disk>, ino: u64) {
+    while disk.upgrade().is_some_and(|disk| disk.stats().0.in_flight() != [0, 0]) {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    // Told from another thread. If that fails there is nothing more to do.
+    let _ = tokio::task::spawn_blocking(move || tell_changed(&channel, ino)).await;
 }
 
 /// Tells of a file whenever it is another than it was; one thing at a time, as long as there is the file.
