@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
 use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Daemon, Said, blockyard, run};
 use tempfile::TempDir;
@@ -419,6 +422,44 @@ fn text_of_others_does_nothing_to_a_terminal() {
     run(&["info", &uri]).code(0).contains(&["red\\u{1b}[31m\\nnext\\u{9b}31m"]);
     run(&["info", odd]).code(0).contains(&["bo\\u{1b}[31mot"]);
     run(&["info", missing]).code(1).contains(&["\\u{1b}[31mmissing\\nfile does not exist"]);
+}
+
+/// `proto.md`, "Newstyle negotiation": a server that refuses whatever it is asked, with words of its own.
+fn refuse(mut stream: UnixStream, words: &[u8]) -> std::io::Result<()> {
+    const REPLY_MAGIC: &[u8] = &[0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9];
+    const ERR_POLICY: &[u8] = &[0x80, 0, 0, 2];
+    stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    stream.read_exact(&mut [0; 4])?;
+    loop {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header)?;
+        let len = u32::from_be_bytes(header[12..].try_into().unwrap());
+        stream.read_exact(&mut vec![0; len as usize])?;
+        let said = u32::try_from(words.len()).unwrap().to_be_bytes();
+        stream.write_all(&[REPLY_MAGIC, &header[8..12], ERR_POLICY, &said, words].concat())?;
+    }
+}
+
+#[test]
+fn words_of_a_server_that_refuses_do_nothing_to_a_terminal() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    // It ends with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // Who has read enough of it leaves.
+            let _ = refuse(stream.unwrap(), b"\x1b[31mno\nerror: next\xc2\x9b2J");
+        }
+    });
+    let uri = common::unix("x", &socket);
+    for args in [&["info", &uri][..], &["list", &uri], &["-vvv", "copy", &uri, "./copy"]] {
+        let said = run(args);
+        assert_ne!(said.code, 0, "{args:?}");
+        let acts = |c: char| c.is_control() && c != '\n';
+        assert!(!said.err.contains(acts) && !said.err.contains("\nerror: next"), "{:?}", said.err);
+        said.contains(&["\\u{1b}[31mno\\nerror: next"]);
+    }
 }
 
 #[test]

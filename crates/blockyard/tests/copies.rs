@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -81,6 +81,11 @@ fn a_journal_overwrites_nothing_but_a_journal() {
     }
     copy("./a", "./c", "k").code(1).contains(&["k.new", "in the way"]);
     copy("./a", "./c", "k2").code(1).contains(&["is not the journal of a copy"]);
+    // No more of a file is read than a journal may have, however it begins.
+    let long = fs::File::create(place.path("long")).unwrap();
+    (&long).write_all(b"blockyard copy journal 3\n").unwrap();
+    long.set_len(17 << 20).unwrap();
+    copy("./a", "./c", "long").code(1).contains(&["file too large"]);
     for journal in ["/dev/zero", "pipe", "."] {
         copy("./a", "./c", journal).code(1).contains(&["not a regular file"]);
     }

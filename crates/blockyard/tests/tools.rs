@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use blockyard_conformance::LoopDevice;
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Cleanup, Guard, Said, blockyard, nbdkit, noise, peer, run, try_peer, unix};
 use tempfile::TempDir;
 
@@ -397,6 +397,26 @@ fn check_reads_everything_and_looks_at_the_partition_table() {
         .write_all_at(&sector, 446 + 16 + 8)
         .unwrap();
     place.run(&["check", "./dos"]).code(2).contains(&["partitions 1 and 2 overlap"]);
+}
+
+/// As one that was made on a disk with blocks of 4096 bytes and copied into a file.
+#[test]
+fn a_partition_table_for_other_blocks_is_told_and_what_to_do() {
+    in_own_mounts!();
+    let place = Place::new();
+    File::create(place.path("gpt")).unwrap().set_len(16 * MIB).unwrap();
+    let device = LoopDevice::attach(&["--sector-size", "4096", &place.text("gpt")]);
+    let sfdisk =
+        format!("printf 'label: gpt\\nsize=1024\\n' | sfdisk -q --force {}", device.path());
+    peer("sh", &["-c", &sfdisk]);
+    drop(device);
+    for json in [&[][..], &["--json"]] {
+        let said = place.run(&[&["check", "./gpt"], json].concat());
+        said.code(2).contains(&["blocks of 4096 bytes", "set block=4096"]);
+    }
+    place.run(&["check", "file:gpt?block=4096"]).code(0).contains(&["no errors"]);
+    let found = place.run(&["info", "file:gpt?block=4096", "--json"]).code(0).json();
+    assert_eq!(found["partitions"].as_array().unwrap().len(), 1, "{found}");
 }
 
 #[test]
