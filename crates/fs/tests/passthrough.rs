@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use blockyard_buf::Segment;
 use blockyard_fs::{Answers, FileSystem, Options, Outcome, Passthrough, Who};
 use blockyard_fuse::dirent::{Entries, Listed, parse, parse_plus};
 use blockyard_fuse::wire::*;
@@ -163,11 +164,52 @@ fn pages_are_written_back_to_their_place() {
     let place = Place::new();
     let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
     let fh = place.fs.open(file, &OpenIn { flags: APPEND, ..OpenIn::default() }).unwrap().fh;
-    let page = WriteIn { fh, write_flags: WriteFlags::CACHE, ..WriteIn::default() };
+    let at_start = WriteIn { fh, flags: 2, ..WriteIn::default() };
+    let page = WriteIn { write_flags: WriteFlags::CACHE, ..at_start };
     assert_eq!(place.fs.write(&page, b"CONT"), Ok(4));
-    assert_eq!(place.fs.write(&WriteIn { fh, ..WriteIn::default() }, b"end"), Ok(3));
-    assert_eq!(place.fs.write(&WriteIn { offset: 4, ..page }, b"E"), Ok(1));
+    assert_eq!(place.fs.write(&WriteIn { flags: APPEND, ..at_start }, b"end"), Ok(3));
+    assert_eq!(place.fs.write(&WriteIn { offset: 4, flags: APPEND, ..page }, b"E"), Ok(1));
     assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "CONTEntend");
+    // It does not append any more, and does again: each write says so (F_SETFL of fcntl(2)).
+    let part = [Segment::from_vec(b"NT".to_vec())];
+    assert_eq!(place.fs.write(&at_start, b"co"), Ok(2));
+    assert_eq!(place.fs.write_segments(&WriteIn { offset: 2, ..at_start }, &part), Ok(2));
+    assert_eq!(place.fs.write_segments(&WriteIn { flags: APPEND, ..at_start }, &part), Ok(2));
+    assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "coNTEntendNT");
+    fails(place.fs.write(&WriteIn { offset: u64::MAX, ..at_start }, b"nowhere"), &[22]);
+}
+
+/// Files that can be nothing but appended to (chattr(1)), and those that know of no ways to write (procfs).
+#[test]
+fn odd_files_are_written_to_as_far_as_they_can_be() {
+    const APPEND: u32 = 0o2001;
+    let place = Place::new();
+    let path = place.shared().join("file");
+    let chattr = |how: &str| {
+        std::process::Command::new("chattr").arg(how).arg(&path).status().unwrap().success()
+    };
+    // Not all file systems have that.
+    if chattr("+a") {
+        let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+        let opened = place.fs.open(file, &OpenIn { flags: APPEND, ..OpenIn::default() });
+        let refused = place.fs.open(file, &OpenIn { flags: 1, ..OpenIn::default() });
+        let write = |fh| place.fs.write(&WriteIn { fh, flags: APPEND, ..WriteIn::default() }, b"!");
+        let written = opened.and_then(|opened| write(opened.fh));
+        assert!(chattr("-a"));
+        assert_eq!(written, Ok(1));
+        fails(refused, &[EPERM]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "content!");
+    }
+    let proc = Passthrough::new(Path::new("/proc"), Options::default()).unwrap();
+    let own = proc.lookup(ROOT_ID, name(&std::process::id().to_string())).unwrap().nodeid;
+    let odd = proc.lookup(own, name("oom_score_adj")).unwrap().nodeid;
+    let fh = proc.open(odd, &OpenIn { flags: APPEND, ..OpenIn::default() }).unwrap().fh;
+    let args = WriteIn { fh, flags: APPEND, ..WriteIn::default() };
+    // What it is.
+    let value = fs::read("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(proc.write(&args, &value), Ok(u32::try_from(value.len()).unwrap()));
+    // It has no fsync(2).
+    fails(proc.write(&WriteIn { flags: 0o10_001, ..args }, &value), &[22]);
 }
 
 #[test]

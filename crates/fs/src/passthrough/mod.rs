@@ -242,13 +242,8 @@ fn errno(err: rustix::io::Errno) -> Errno {
 
 /// `O_*` of a client, less what is not his to say.
 fn open_flags(raw: u32) -> OFlags {
-    // Not O_DIRECT: his buffers are not aligned as that wants it here.
-    let his = OFlags::RWMODE
-        | OFlags::APPEND
-        | OFlags::TRUNC
-        | OFlags::SYNC
-        | OFlags::DSYNC
-        | OFlags::NOATIME;
+    // Not O_DIRECT: his buffers are not aligned as that wants it here. Not O_APPEND: each write says so.
+    let his = OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC | OFlags::NOATIME;
     OFlags::from_bits_retain(raw) & his | OFlags::NONBLOCK
 }
 
