@@ -381,6 +381,12 @@ fn what_is_made_is_who_has_asked_s_at_once() {
     let inside = place.fs.mkdir(other, made.nodeid, name("in"), &MkdirIn { mode: 0o755, umask: 0 });
     let inside = inside.unwrap().attr;
     assert_eq!((inside.uid, inside.gid, inside.mode), (7, 2345, 0o042_755));
+    // What that is not his has no set-group-ID bit, as he could do as it may.
+    let create_2755 = CreateIn { flags: 2, mode: 0o102_755, ..CreateIn::default() };
+    let (not_his, _) = place.fs.create(other, made.nodeid, name("x"), &create_2755).unwrap();
+    assert_eq!((not_his.attr.uid, not_his.attr.gid, not_his.attr.mode), (7, 2345, 0o100_755));
+    let (his, _) = place.fs.create(who, made.nodeid, name("y"), &create_2755).unwrap();
+    assert_eq!((his.attr.gid, his.attr.mode), (2345, 0o102_755));
     let link = place.fs.symlink(who, ROOT_ID, name("link"), b"file").unwrap();
     assert_eq!((link.attr.uid, link.attr.gid), (1234, 2345));
     let (none, open) = place.fs.tmpfile(who, ROOT_ID, &create).unwrap();
