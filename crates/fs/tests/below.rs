@@ -10,7 +10,10 @@ use blockyard_fuse::wire::*;
 use blockyard_fuse::{Errno, Name, ROOT_ID};
 use blockyard_sys::fuse::{MountOptions, Unmount, mount, unmount};
 use parking_lot::Mutex;
+use rustix::fs::Gid;
+use rustix::thread::{CapabilitySet, capabilities};
 
+const EDQUOT: Errno = Errno::from_raw(122);
 /// `O_WRONLY`, and how writes by it are made durable.
 const WRONLY: u32 = 1;
 const DSYNC: u32 = 0o10_000;
@@ -20,6 +23,7 @@ const SYNC: u32 = 0o4_010_000;
 #[derive(Default)]
 struct Below {
     asked: Mutex<Vec<&'static str>>,
+    rights: Mutex<Option<(CapabilitySet, Vec<Gid>)>>,
 }
 
 impl Below {
@@ -35,6 +39,8 @@ fn attr(node: u64) -> Attr {
 
 impl FileSystem for Below {
     fn lookup(&self, _parent: u64, name: Name<'_>) -> Outcome<EntryOut> {
+        let groups = rustix::process::getgroups().unwrap();
+        *self.rights.lock() = Some((capabilities(None).unwrap().effective, groups));
         match name.bytes() {
             b"file" => Ok(EntryOut { nodeid: 2, attr: attr(2), ..EntryOut::default() }),
             _ => Err(Errno::ENOENT),
@@ -59,6 +65,11 @@ impl FileSystem for Below {
             _ => "write with all",
         });
         Ok(u32::try_from(data.len()).unwrap())
+    }
+
+    fn flush(&self, _args: &FlushIn) -> Outcome {
+        self.note("flush");
+        Err(EDQUOT)
     }
 }
 
@@ -128,4 +139,18 @@ fn a_write_is_as_durable_as_it_is_to_be() {
         assert_eq!(std::mem::take(&mut *place.below.asked.lock()), [expected], "{flags:o}");
     }
     passed.release(fh);
+}
+
+/// Whoever has `CAP_SYS_RESOURCE` is bound by no quota (quotactl(2)), and may take the last blocks of a disk.
+#[test]
+fn who_serves_has_the_rights_that_it_takes_and_no_others() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    assert!(std::fs::metadata(place.target.join("file")).unwrap().is_file());
+    let (rights, groups) = place.below.rights.lock().take().unwrap();
+    assert_eq!(groups, [], "they would be those of whoever it makes files for");
+    assert!(!rights.contains(CapabilitySet::SYS_RESOURCE), "{rights:?}");
+    let own = capabilities(None).unwrap().effective;
+    let needed = CapabilitySet::DAC_OVERRIDE | CapabilitySet::SETUID | CapabilitySet::SETGID;
+    assert_eq!(rights & needed, own & needed, "{rights:?}");
 }

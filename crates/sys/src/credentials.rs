@@ -1,9 +1,37 @@
-//! Making files for somebody else (setfsuid(2), credentials(7)).
+//! Making files for somebody else, and no more rights for that than it takes (setfsuid(2), credentials(7), capabilities(7)).
 
 use std::io;
 use std::marker::PhantomData;
 
-use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+};
+
+/// What serving files for others takes. Not `CAP_SYS_RESOURCE`: who has that is bound by no quota.
+const SERVING: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SYS_ADMIN);
+
+/// From now on the calling thread, and each that it starts, uses only those of its rights that serving files takes. Who may
+/// access all files and act for others is of no further groups: they would count as those of whom it acts for.
+///
+/// # Errors
+/// What the system says.
+pub fn use_rights_to_files_only() -> io::Result<()> {
+    let before = capabilities(None)?;
+    let effective = before.effective.intersection(SERVING);
+    if effective.contains(CapabilitySet::DAC_OVERRIDE | CapabilitySet::SETGID) {
+        set_thread_groups(&[])?;
+    }
+    Ok(set_capabilities(None, CapabilitySets { effective, ..before })?)
+}
 
 /// As long as it lives, files that the calling thread makes belong to another user. What the thread may do stays what it is,
 /// but for what [`act_for`] says.

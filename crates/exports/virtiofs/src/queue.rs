@@ -10,6 +10,7 @@ use std::sync::mpsc::SyncSender;
 
 use blockyard_buf::GuestMemory;
 use blockyard_fuse::wire::Opcode;
+use blockyard_sys::credentials::use_rights_to_files_only;
 use blockyard_sys::{Event, Signaller};
 use blockyard_vhost_user::queue::Chain;
 use blockyard_vhost_user_backend::{Answer, CommandError, Events, Queue, Setup, Stopping};
@@ -279,6 +280,9 @@ fn may_take_long(opcode: u32) -> bool {
 
 /// A thread of a queue.
 fn serve(shared: &Shared) {
+    if let Err(err) = use_rights_to_files_only() {
+        tracing::warn!(%err, "what is served is not bound by quotas");
+    }
     let (mut chain, mut exchange, mut guest) =
         (Chain::default(), Exchange::default(), Guest::default());
     let mut events = Vec::with_capacity(WAITED_FOR);
