@@ -141,6 +141,22 @@ fn a_write_is_as_durable_as_it_is_to_be() {
     passed.release(fh);
 }
 
+/// Some file systems find out then that there is no room for what was written (NFS).
+#[test]
+fn who_closes_a_file_is_told_what_comes_of_it() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    let passed = place.passed();
+    let fh = open(&passed, WRONLY);
+    for _ in 0..2 {
+        assert_eq!(passed.flush(&FlushIn { fh, ..FlushIn::default() }), Err(EDQUOT));
+        assert_eq!(std::mem::take(&mut *place.below.asked.lock()), ["flush"]);
+    }
+    assert_eq!(passed.write(&WriteIn { fh, ..WriteIn::default() }, b"more"), Ok(4), "it is open");
+    passed.release(fh);
+    assert_eq!(passed.flush(&FlushIn { fh, ..FlushIn::default() }), Err(Errno::EBADF));
+}
+
 /// Whoever has `CAP_SYS_RESOURCE` is bound by no quota (quotactl(2)), and may take the last blocks of a disk.
 #[test]
 fn who_serves_has_the_rights_that_it_takes_and_no_others() {

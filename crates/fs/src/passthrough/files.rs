@@ -115,6 +115,13 @@ impl Drop for AsUser {
     }
 }
 
+/// What who closes a descriptor is told: one of ours that is closed with it.
+pub(super) fn flush(file: impl AsFd) -> Outcome {
+    let with_it = rustix::io::fcntl_dupfd_cloexec(file, 0).map_err(errno)?;
+    blockyard_sys::close(with_it)
+        .map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(Errno::EIO.raw())))
+}
+
 pub(super) fn sync(file: impl AsFd, data_only: bool) -> Outcome {
     if data_only { rustix::fs::fdatasync(file) } else { rustix::fs::fsync(file) }.map_err(errno)
 }

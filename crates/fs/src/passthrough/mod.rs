@@ -350,6 +350,10 @@ impl FileSystem for Passthrough {
         self.write_file(args, &data)
     }
 
+    fn flush(&self, args: &FlushIn) -> Outcome {
+        files::flush(&*self.files.find(args.fh)?)
+    }
+
     fn release(&self, fh: u64) {
         self.files.remove(fh);
     }
