@@ -19,6 +19,7 @@ mod inodes;
 mod listing;
 mod memory;
 mod names;
+mod sync;
 mod xattrs;
 
 use std::io;
@@ -31,7 +32,7 @@ use std::time::Duration;
 use blockyard_buf::Segment;
 use blockyard_fuse::dirent::Entries;
 use blockyard_fuse::wire::*;
-use blockyard_fuse::{Errno, Name, ROOT_ID, SetAttr};
+use blockyard_fuse::{Errno, Name, SetAttr};
 use blockyard_sys::file_handle::FileHandle;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dev, FileType, Mode, OFlags, ResolveFlags, StatVfs, Statx, StatxFlags};
@@ -423,9 +424,7 @@ impl FileSystem for Passthrough {
     }
 
     fn syncfs(&self) -> Outcome {
-        let root = self.at(ROOT_ID)?;
-        let root = self.reopen(&root, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        rustix::fs::syncfs(root).map_err(errno)
+        self.sync_all()
     }
 }
 
