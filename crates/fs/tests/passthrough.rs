@@ -10,7 +10,7 @@ use blockyard_buf::Segment;
 use blockyard_fs::{Answers, FileSystem, Options, Outcome, Passthrough, Who};
 use blockyard_fuse::dirent::{Entries, Listed, parse, parse_plus};
 use blockyard_fuse::wire::*;
-use blockyard_fuse::{Caller, Expected, Name, Operation, Protocol, ROOT_ID, Reply};
+use blockyard_fuse::{Caller, Expected, Name, Operation, Protocol, ROOT_ID, Reply, SetAttr};
 use tempfile::TempDir;
 
 const ROOT: Who = Who { uid: 0, gid: 0 };
@@ -398,6 +398,44 @@ fn what_is_made_is_who_has_asked_s_at_once() {
     fails(place.fs.create(other, ROOT_ID, name("new"), &create), &[ESTALE]);
     let exclusive = CreateIn { flags: 2 | 0o200, ..create };
     fails(place.fs.create(other, ROOT_ID, name("new"), &exclusive), &[17]);
+}
+
+/// Takes a lease of a file for each line, and gives it back when somebody wants to open that.
+const LEASE: &str = "
+import fcntl, os, signal, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+def give_back(*_):
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+signal.signal(signal.SIGIO, give_back)
+for line in sys.stdin:
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    print('taken', flush=True)
+";
+
+/// Who has not asked not to wait is not told to come again (`EAGAIN`).
+#[test]
+fn who_has_a_lease_is_waited_for() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+    let mut command = Command::new("python3");
+    command.args(["-c", LEASE]).arg(place.shared().join("file"));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ask, told) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut told = BufReader::new(told).lines();
+    let mut lease = || {
+        ask.write_all(b"\n").unwrap();
+        assert_eq!(told.next().unwrap().unwrap(), "taken");
+    };
+    lease();
+    let opened = place.fs.open(file, &OpenIn { flags: 2, ..OpenIn::default() }).unwrap();
+    place.fs.release(opened.fh);
+    lease();
+    let shorter = SetattrIn { valid: SetattrValid::SIZE, size: 3, ..SetattrIn::default() };
+    assert_eq!(place.fs.setattr(file, &SetAttr(shorter)).unwrap().attr.size, 3);
+    drop(ask);
+    assert!(child.wait().unwrap().success());
 }
 
 /// Somebody else moves a file of root's to the name that is being made, all the time.

@@ -207,7 +207,8 @@ impl Passthrough {
         })
     }
 
-    /// Opens what a node is, for good. What is no file and no directory is the client's to open.
+    /// Opens what a node is, for good. What is no file and no directory is the client's to open. It waits for who has a lease of it
+    /// (fcntl(2)): a client that has not asked not to wait would be surprised by `EAGAIN`.
     fn reopen(&self, inode: &At, flags: OFlags) -> Outcome<OwnedFd> {
         if !matches!(inode.kind, FileType::RegularFile | FileType::Directory) {
             return Err(Errno::EPERM);
@@ -245,7 +246,7 @@ fn errno(err: rustix::io::Errno) -> Errno {
 fn open_flags(raw: u32) -> OFlags {
     // Not O_DIRECT: his buffers are not aligned as that wants it here. Not O_APPEND: each write says so.
     let his = OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC | OFlags::NOATIME;
-    OFlags::from_bits_retain(raw) & his | OFlags::NONBLOCK
+    OFlags::from_bits_retain(raw) & his
 }
 
 impl FileSystem for Passthrough {
