@@ -400,6 +400,24 @@ fn what_is_made_is_who_has_asked_s_at_once() {
     fails(place.fs.create(other, ROOT_ID, name("new"), &exclusive), &[17]);
 }
 
+/// A server that may not act for others makes what its own user asks for, of whatever group.
+#[test]
+fn without_the_right_to_act_for_others_files_are_made_for_one_user() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+    let place = Place::new();
+    let own = fs::metadata(place.shared()).unwrap();
+    let before = capabilities(None).unwrap();
+    let effective = before.effective - CapabilitySet::SETUID - CapabilitySet::SETGID;
+    // Of this thread, which is the test's own.
+    set_capabilities(None, CapabilitySets { effective, ..before }).unwrap();
+    let who = Who { uid: own.uid(), gid: own.gid() + 1 };
+    let mkdir = MkdirIn { mode: 0o755, umask: 0 };
+    let made = place.fs.mkdir(who, ROOT_ID, name("own"), &mkdir).unwrap().attr;
+    assert_eq!((made.uid, made.gid), (own.uid(), own.gid()));
+    let other = Who { uid: own.uid() + 1, gid: own.gid() };
+    fails(place.fs.mkdir(other, ROOT_ID, name("other"), &mkdir), &[EPERM]);
+}
+
 /// Takes a lease of a file for each line, and gives it back when somebody wants to open that.
 const LEASE: &str = "
 import fcntl, os, signal, sys
