@@ -23,8 +23,10 @@ pub(crate) const REQUESTS: u32 = 1;
 pub(crate) const ROOM: u64 = DATA + (1 << 20);
 /// Bytes of an answer's header.
 pub(crate) const OUT: usize = OutHeader::LEN;
+pub(crate) const EPERM: i32 = 1;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const EBADF: i32 = 9;
+pub(crate) const ENOTDIR: i32 = 20;
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const ENOSYS: i32 = 38;
 pub(crate) const ESTALE: i32 = 116;
