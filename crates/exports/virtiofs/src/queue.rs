@@ -134,6 +134,14 @@ impl Queue for FsQueue {
         serving.set_memory(memory).map_err(|err| CommandError::Queue(self.0.index, err))
     }
 
+    fn abandon(&self) {
+        let mut state = self.0.state.lock();
+        (state.stop, state.in_flight) = (None, 0);
+        if let Some(serving) = state.serving.take() {
+            self.0.forget(&serving);
+        }
+    }
+
     fn begin_stop(&self) -> Stopping {
         let (reply, stopping) = Stopping::new(self.0.index);
         let mut state = self.0.state.lock();
@@ -206,9 +214,9 @@ impl Shared {
                 *in_flight += 1;
                 let keeps_turn = !more && !may_take_long(exchange.opcode());
                 if keeps_turn {
-                    turns.keep(&self.line)
+                    turns.keep(&self.line);
                 } else {
-                    turns.pass_on(&self.line)
+                    turns.pass_on(&self.line);
                 }
                 Found::Request(Taken { shared: self, head, keeps_turn, written: 0 })
             }

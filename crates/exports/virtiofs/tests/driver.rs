@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use blockyard_buf::{Segment, total_len};
 use blockyard_conformance::front_end::PATIENCE;
 use blockyard_fs::{FileSystem, Outcome};
 use blockyard_fuse::dirent::parse_plus;
@@ -19,6 +20,7 @@ use blockyard_vhost_user::wire::{ConfigSpan, Message, Reply, VringState};
 use common::*;
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, recv};
+use rustix::thread::{CapabilitySet, capabilities};
 
 #[test]
 fn a_guest_reads_and_writes_a_directory() {
@@ -182,6 +184,7 @@ struct Slow {
     /// Where nothing is to be read before the last of them is answered.
     silent: Mutex<Option<UnixStream>>,
     broke_silence: AtomicBool,
+    rights: Mutex<Option<CapabilitySet>>,
 }
 
 impl Slow {
@@ -189,8 +192,9 @@ impl Slow {
     fn new() -> (Arc<Self>, Receiver<()>, SyncSender<()>) {
         let (begun, has_begun) = sync_channel(1);
         let (tell, go_on) = sync_channel(1);
-        let (go_on, silent) = (Mutex::new(go_on), Mutex::default());
-        (Arc::new(Self { begun, go_on, silent, broke_silence: false.into() }), has_begun, tell)
+        let (go_on, silent, rights) = (Mutex::new(go_on), Mutex::default(), Mutex::default());
+        let broke_silence = false.into();
+        (Arc::new(Self { begun, go_on, silent, broke_silence, rights }), has_begun, tell)
     }
 
     fn hang(&self) -> Outcome {
@@ -206,6 +210,7 @@ impl Slow {
 
 impl FileSystem for Slow {
     fn lookup(&self, _parent: u64, name: Name<'_>) -> Outcome<EntryOut> {
+        *self.rights.lock() = Some(capabilities(None).unwrap().effective);
         if name.bytes() == b"slow" {
             self.hang()?;
         }
@@ -223,9 +228,27 @@ impl FileSystem for Slow {
         self.hang().unwrap();
     }
 
+    /// To the guest's own memory, in the end.
+    fn read_segments(&self, _args: &ReadIn, into: &[Segment]) -> Outcome<usize> {
+        self.hang()?;
+        into.iter().for_each(|part| part.copy_from(&vec![b'!'; part.len()]));
+        self.begun.send(()).unwrap();
+        Ok(total_len(into))
+    }
+
     fn fsync(&self, _fh: u64, _data_only: bool) -> Outcome {
         self.hang()
     }
+}
+
+#[test]
+fn who_serves_has_the_rights_to_files_only() {
+    let (fs, ..) = Slow::new();
+    let served = Served::of(Arc::clone(&fs) as Arc<dyn FileSystem>);
+    let mut guest = Driver::mounted(&served.socket());
+    assert_eq!(guest.look_up("none").unwrap_err(), Errno::ENOENT.raw());
+    let rights = fs.rights.lock().unwrap();
+    assert!(!rights.contains(CapabilitySet::SYS_RESOURCE), "{rights:?}");
 }
 
 /// A request on a queue beside what it has at chain 0: chain 8.
@@ -291,4 +314,37 @@ fn one_that_takes_long_is_waited_for_at_the_end() {
     assert_eq!(guest.front.reply(&stop), Reply::Base(VringState { index: 2, num: 2 }));
     assert!(!fs.broke_silence.load(Ordering::SeqCst), "it stops before all is done");
     assert_eq!((guest.front.used_index(2), guest.front.last_used(2)), (2, (0, OUT as u32)));
+}
+
+/// Who stops its queues can do nothing else meanwhile, and a machine monitor is to be ended without force.
+#[test]
+fn one_that_does_not_end_keeps_no_front_end_and_reaches_no_guest_any_more() {
+    let (fs, has_begun, tell) = Slow::new();
+    let served = Served::impatient(fs);
+    for asks_to_stop in [true, false] {
+        let mut guest = Driver::mounted(&served.socket());
+        let read = Operation::Read(ReadIn { size: 100, ..ReadIn::default() });
+        let (bytes, used) = (guest.encode(2, &read), guest.front.used_index(2));
+        guest.put(2, &bytes, &[], 100);
+        let room = guest.front.bytes(places(2).1, OUT + 100);
+        room.copy_from(&[0xaa; OUT + 100]);
+        guest.front.offer(2, 0);
+        guest.front.kick(2);
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        if asks_to_stop {
+            let stop = Message::GetVringBase(VringState { index: 2, num: 0 });
+            guest.front.tell(&stop, &[]);
+            assert!(guest.front.is_hung_up_on());
+        } else {
+            guest.front.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        // Another is served, also on that queue, while that one is still out.
+        let mut next = Driver::mounted(&served.socket());
+        look_up_beside(&mut next, 2);
+        tell.send(()).unwrap();
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        look_up_beside(&mut next, 2);
+        assert_eq!(room.to_vec(), [0xaa; OUT + 100]);
+        assert_eq!(guest.front.used_index(2), used, "nothing is given back");
+    }
 }

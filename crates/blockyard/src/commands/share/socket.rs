@@ -63,6 +63,7 @@ fn prepare(args: &ShareArgs) -> Result<Prepared> {
         tag: args.tag.clone(),
         queues: args.queues.unwrap_or(QUEUES),
         threads: args.threads.unwrap_or(THREADS),
+        stop_patience: virtiofs::STOP_PATIENCE,
     };
     virtiofs::prepare(export, listener).map_err(error)
 }
