@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use blockyard_buf::Segment;
 use blockyard_fs::{FileSystem, Options, Outcome, Passthrough, Server};
@@ -13,6 +15,8 @@ use parking_lot::Mutex;
 use rustix::fs::Gid;
 use rustix::thread::{CapabilitySet, capabilities};
 
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 const EDQUOT: Errno = Errno::from_raw(122);
 /// `O_WRONLY`, and how writes by it are made durable.
 const WRONLY: u32 = 1;
@@ -24,6 +28,8 @@ const SYNC: u32 = 0o4_010_000;
 struct Below {
     asked: Mutex<Vec<&'static str>>,
     rights: Mutex<Option<(CapabilitySet, Vec<Gid>)>>,
+    /// A FLUSH is answered once that is told.
+    go_on: Mutex<Option<Receiver<()>>>,
 }
 
 impl Below {
@@ -68,7 +74,10 @@ impl FileSystem for Below {
     }
 
     fn flush(&self, _args: &FlushIn) -> Outcome {
-        self.note("flush");
+        let told =
+            self.go_on.lock().as_ref().is_none_or(|told| told.recv_timeout(PATIENCE).is_ok());
+        self.note(if told { "flush" } else { "flush that nobody has waited for" });
+        self.go_on.lock().take();
         Err(EDQUOT)
     }
 }
@@ -155,6 +164,26 @@ fn who_closes_a_file_is_told_what_comes_of_it() {
     assert_eq!(passed.write(&WriteIn { fh, ..WriteIn::default() }, b"more"), Ok(4), "it is open");
     passed.release(fh);
     assert_eq!(passed.flush(&FlushIn { fh, ..FlushIn::default() }), Err(Errno::EBADF));
+}
+
+/// What was written may be on its way to a file server that does not answer.
+#[test]
+fn a_client_that_begins_does_not_wait_for_the_files_of_the_one_before() {
+    blockyard_conformance::in_own_mounts!();
+    let place = Place::new();
+    let passed = place.passed();
+    let fh = open(&passed, WRONLY);
+    let (tell, told) = sync_channel(1);
+    *place.below.go_on.lock() = Some(told);
+    passed.reset();
+    assert_eq!(passed.flush(&FlushIn { fh, ..FlushIn::default() }), Err(Errno::EBADF));
+    tell.send(()).unwrap();
+    // It is closed, too.
+    let below = Arc::clone(&place.below);
+    drop((passed, place));
+    let asked = std::mem::take(&mut *below.asked.lock());
+    // A process that was started meanwhile has closed it, too.
+    assert!(!asked.is_empty() && asked.iter().all(|what| *what == "flush"), "{asked:?}");
 }
 
 /// Whoever has `CAP_SYS_RESOURCE` is bound by no quota (quotactl(2)), and may take the last blocks of a disk.

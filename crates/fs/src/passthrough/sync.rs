@@ -16,8 +16,11 @@ use crate::filesystem::Outcome;
 impl Passthrough {
     /// Each is tried, whatever became of the one before; the first error counts.
     pub(super) fn sync_all(&self) -> Outcome {
-        let sync = |file_system| rustix::fs::syncfs(file_system).map_err(errno);
-        self.file_systems()?.into_iter().map(sync).fold(Ok(()), |first, then| first.and(then))
+        let mut outcome = Ok(());
+        for file_system in self.file_systems()? {
+            outcome = outcome.and(rustix::fs::syncfs(file_system).map_err(errno));
+        }
+        outcome
     }
 
     /// Each by something that is open on it, the directory's own first. They are looked for when they are asked for, as nobody
