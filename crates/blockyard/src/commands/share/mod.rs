@@ -37,8 +37,17 @@ fn passed_through(args: &ShareArgs) -> Result<Arc<dyn FileSystem>> {
     let options = Options { cache, read_only: args.read_only, ..Options::default() };
     match Passthrough::new(directory(args), options) {
         Ok(passed) => Ok(Arc::new(passed)),
-        Err(err) => Err(failed(args, err)),
+        Err(err) => Err(not_there(args, err)),
     }
+}
+
+fn not_there(args: &ShareArgs, err: io::Error) -> Error {
+    let remedy = match err.kind() {
+        io::ErrorKind::NotFound => "create it, or correct the path",
+        io::ErrorKind::NotADirectory => "share the directory that it is in",
+        _ => return failed(args, err),
+    };
+    failed(args, err).help(remedy)
 }
 
 fn failed(args: &ShareArgs, err: io::Error) -> Error {
