@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use blockyard_fuse::wire::InitFlags;
 use blockyard_fuse::{Errno, MIN_READ_BUFFER, Operation, Protocol, Request};
+use blockyard_sys::credentials::use_rights_to_files_only;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::IoVecs;
 
@@ -92,6 +93,9 @@ fn write(channel: &Channel, vecs: &mut IoVecs, bytes: &[u8]) -> io::Result<()> {
 
 /// Until the file system is not mounted any more.
 fn serve(channel: &Channel, fs: &dyn FileSystem, protocol: Protocol) {
+    if let Err(err) = use_rights_to_files_only() {
+        tracing::warn!(%err, "what is served is not bound by quotas");
+    }
     let mut answers = Answers::new(protocol);
     let mut room = vec![0; protocol.read_buffer_len().max(MIN_READ_BUFFER)];
     let mut vecs = IoVecs::new();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use blockyard_buf::{FileRange, Segments, total_len};
 use rustix::fs::{Advice, copy_file_range, fadvise, fdatasync};
+use rustix::io::ReadWriteFlags;
 
 use crate::fallocate::Allocate;
 use crate::holes::{self, Run};
@@ -116,7 +117,8 @@ impl Operation {
         match self {
             Self::Read { offset, memory } => transfer::read(file, *offset, memory, false),
             Self::Write { offset, memory, durable } => {
-                transfer::write(file, *offset, memory, *durable)
+                let how = if *durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+                transfer::write(file, *offset, memory, how)
             }
             Self::CopyRange { offset, from } => copy(file, *offset, from),
             Self::By { file, transfer } => transfer.run_once(file.as_fd()),

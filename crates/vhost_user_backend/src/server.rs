@@ -161,7 +161,7 @@ fn serve<D: Device>(device: &Arc<D>, mut listener: Listener) {
         match close {
             Close::Left | Close::Stopped => tracing::info!(socket = backend.name(), "{close}"),
             Close::Io(_) => tracing::warn!(socket = backend.name(), "{close}"),
-            Close::Wire(_) | Close::Refused(_) | Close::MemoryLost => {
+            Close::Wire(_) | Close::Refused(_) | Close::Hangs(_) | Close::MemoryLost => {
                 tracing::warn!(socket = backend.name(), "front-end disconnected: {close}");
             }
         }
