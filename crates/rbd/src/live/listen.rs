@@ -54,6 +54,7 @@ impl<S: ObjectStore> Shared<S> {
             state.watch = Some(watch);
             state.jobs.rename = state.held.is_some();
         }
+        self.renames.notify_one();
         self.missed();
     }
 

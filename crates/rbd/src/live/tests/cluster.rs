@@ -44,6 +44,8 @@ struct World {
     /// Who wrote data without having the lock.
     intruders: Vec<String>,
     applied: u64,
+    /// How long requests for data take.
+    slow: Duration,
 }
 
 struct Entry {
@@ -88,6 +90,17 @@ impl Cluster {
 
     fn strikes(&self) -> bool {
         self.random(0..100) < self.faults.into()
+    }
+
+    /// Requests for data take so many seconds from now on.
+    pub(super) fn slow_down(&self, seconds: u64) {
+        self.world.lock().slow = Duration::from_secs(seconds);
+    }
+
+    /// How long a request takes beside others.
+    fn slowness(&self, object: &ObjectName) -> Duration {
+        let is_data = object.to_string().starts_with("rbd_data.");
+        if is_data { self.world.lock().slow } else { Duration::ZERO }
     }
 
     /// Who wrote without having the lock.
@@ -248,6 +261,7 @@ impl ObjectStore for Client {
         // What is sent arrives, whatever becomes of the one who has sent it.
         tokio::spawn(async move {
             client.cluster.delay().await;
+            sleep(client.cluster.slowness(&object)).await;
             let result = client.cluster.apply(&client, &object, &request);
             client.cluster.delay().await;
             let _given_up = done.send(result);

@@ -2,5 +2,6 @@
 
 mod changes;
 mod cluster;
+mod names;
 mod processes;
 mod protocol;
