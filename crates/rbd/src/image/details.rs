@@ -1,6 +1,7 @@
 //! What an image says of itself, for those who look at it.
 
 use super::{Image, ask, tell};
+use crate::class::Caller;
 use crate::error::{Error, Result};
 use crate::format::lock::{BreakOp, GetInfoOp, LockInfo, LockOp, LockType, LockerId};
 use crate::format::{ChildSpec, ImageFlags, OpFeatures, Parent, Snapshot, names};
@@ -212,11 +213,18 @@ impl<S: ObjectStore> Image<S> {
         tell(&self.store, &self.header_object(), vec![op]).await
     }
 
-    /// Takes its lock from one who has it.
+    /// Takes its lock from one who has it. He is kept out first, as he may live: what he has sent, or sends, is not written
+    /// beside the next one (ceph: `src/librbd/internal.cc`, `break_lock`).
     ///
     /// # Errors
-    /// ENOENT if that one does not have it.
+    /// ENOENT if that one does not have it; EBUSY if he lives, and cannot be kept out; those of the store.
     pub async fn break_lock(&self, locker: &LockerId) -> Result<()> {
+        let lock = self.lock_info().await?;
+        let found = lock.lockers.get(locker).ok_or(Errno::NOENT)?;
+        if locker.client != self.store.caller().client {
+            let owner = Caller { client: locker.client, addr: found.addr };
+            self.store.fence(&owner).await?;
+        }
         let (locker, cookie) = (locker.client, locker.cookie.clone());
         let op = BreakOp { name: names::LOCK.into(), locker, cookie };
         let op = Op::exec("lock", "break_lock", encoded(&op));
