@@ -153,20 +153,22 @@ impl<S: ObjectStore> Image<S> {
         }))
     }
 
-    /// The clones of a snapshot that know of it (version 2).
+    /// The clones of a snapshot: those that its header knows (version 2), and those that their pools know (version 1).
     ///
     /// # Errors
     /// Those of the store.
     pub async fn children(&self, snapshot: u64) -> Result<Vec<ChildSpec>> {
         let header = self.header_object();
+        let mut children = self.old_children(snapshot).await?;
         match ask(&self.store, &header, "children_list", |w| w.u64(snapshot)).await {
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) if error.is_not_found() => {}
             listed => {
                 let listed = listed?;
                 let mut reader = Reader::new("reading the clones of a snapshot", &listed);
-                Ok(reader.vec(6, Reader::get)?)
+                children.extend(reader.vec(6, Reader::get)?);
             }
         }
+        Ok(children)
     }
 
     /// Who watches it.

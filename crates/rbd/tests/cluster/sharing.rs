@@ -2,7 +2,7 @@
 //! kept out.
 
 use crate::tools::{check_map, export, json, rbd};
-use crate::{POOL, client, lab, run, store};
+use crate::{DATA, POOL, client, lab, run, store};
 use blockyard_lab::ceph::Cluster as Lab;
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, Image, create};
@@ -176,6 +176,43 @@ fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
         live.remove_snapshot("s").await.unwrap();
         live.close().await.unwrap();
         elsewhere(&lab, |lab| check_map(lab, "benched")).await;
+    });
+}
+
+/// Only its own pool knows of a clone of version 1: a parent without protection could be removed, and the clone with it.
+#[test]
+fn a_snapshot_stays_protected_that_has_an_old_clone_in_another_pool() {
+    let lab = lab();
+    run(async {
+        let store = store(&lab).await;
+        let live = image(&store, "protected").await;
+        live.write(0, vec![1; 4096].into()).await.unwrap();
+        live.create_snapshot("s").await.unwrap();
+        live.protect_snapshot("s").await.unwrap();
+        let clone = format!("{DATA}/elsewhere");
+        let made = clone.clone();
+        elsewhere(&lab, move |lab| {
+            rbd(lab, &["clone", "--rbd-default-clone-format", "1", "protected@s", &made]);
+        })
+        .await;
+        let children = {
+            let image = live.image().await.unwrap();
+            image.children(image.snapshot_record("s").unwrap().id).await.unwrap()
+        };
+        let pool = store.cluster().pool(DATA).await.unwrap().id();
+        assert_eq!(children.iter().map(|child| child.pool).collect::<Vec<_>>(), [pool]);
+        let refused = live.unprotect_snapshot("s").await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::BUSY), "{refused}");
+        // Also for others, who ask the owner for it.
+        let refused = elsewhere(&lab, |lab| {
+            let mut unprotect = lab.tool("rbd");
+            unprotect.args(["-p", POOL, "snap", "unprotect", "protected@s"]).output().unwrap()
+        });
+        assert_eq!(refused.await.status.code(), Some(Errno::BUSY.raw_os_error()));
+        assert!(live.owner().is_some(), "the lock was not given away");
+        elsewhere(&lab, move |lab| rbd(lab, &["rm", "--no-progress", &clone])).await;
+        live.unprotect_snapshot("s").await.unwrap();
+        live.close().await.unwrap();
     });
 }
 

@@ -233,6 +233,10 @@ impl ObjectStore for Client {
         Ok(self.clone())
     }
 
+    async fn pools(&self) -> Result<Vec<i64>> {
+        self.cluster.objects.pools().await
+    }
+
     fn caller(&self) -> Caller {
         self.caller.clone()
     }
