@@ -73,13 +73,18 @@ impl<S: ObjectStore> Image<S> {
         self.header.flags
     }
 
-    /// All of its snapshots, the oldest first.
+    /// The snapshots that somebody has made, the oldest first.
+    pub fn user_snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        self.header.user_snapshots()
+    }
+
+    /// All of its snapshots, also those of mirrors and groups and in the trash, the oldest first.
     #[must_use]
     pub fn snapshot_records(&self) -> &[Snapshot] {
         &self.header.snapshots
     }
 
-    /// The snapshot of a name.
+    /// The snapshot that somebody has made under a name.
     ///
     /// # Errors
     /// ENOENT if there is none.

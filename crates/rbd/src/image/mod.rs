@@ -230,12 +230,10 @@ impl<S: ObjectStore> Image<S> {
         self.header.features
     }
 
-    /// Its snapshots: number, name and size, the oldest first.
+    /// The snapshots that somebody has made: number, name and size, the oldest first.
     pub fn snapshots(&self) -> impl Iterator<Item = (u64, &str, u64)> {
-        self.header
-            .snapshots
-            .iter()
-            .map(|snapshot| (snapshot.id, &*snapshot.name, snapshot.image_size))
+        let all = self.header.user_snapshots();
+        all.map(|snapshot| (snapshot.id, &*snapshot.name, snapshot.image_size))
     }
 
     /// Bytes that come from the parent where the image has none of its own.
