@@ -217,7 +217,7 @@ impl<S: ObjectStore> Image<S> {
             flags: 0,
         };
         let op = Op::exec("lock", "lock", encoded(&op));
-        tell(&self.store, &self.header_object(), vec![op]).await
+        tell(&self.store, &self.header_object(), vec![Op::assert_exists(), op]).await
     }
 
     /// Takes its lock from one who has it. He is kept out first, as he may live: what he has sent, or sends, is not written

@@ -46,8 +46,9 @@ fn call(method: &'static str, input: &impl Encode) -> Op {
     Op::exec("lock", method, encoded(input))
 }
 
+/// Does something to a header that is there: a lock that is taken would make one of an image that was removed.
 async fn tell<S: ObjectStore>(store: &S, header: &ObjectName, op: Op) -> Result<()> {
-    store.operate(header, Request::write(vec![op])).await.map(|_| ())
+    store.operate(header, Request::write(vec![Op::assert_exists(), op])).await.map(|_| ())
 }
 
 /// Takes the lock, if nobody else has it.

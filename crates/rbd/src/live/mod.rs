@@ -17,12 +17,14 @@ mod listen;
 mod lock;
 mod locks;
 mod maintain;
+mod removal;
 
 #[cfg(test)]
 mod tests;
 
 pub use lock::{Owner, owner, watchers};
 pub use locks::ObjectLocks;
+pub use removal::{remove, remove_from_trash};
 
 use crate::error::{Error, Result};
 use crate::format::notify::{ClientId, Message, RequestId};
@@ -150,6 +152,11 @@ impl<S: ObjectStore> LiveImage<S> {
     /// As [`Image::open`]; it cannot be watched.
     pub async fn open(store: &S, name: &str, options: Options) -> Result<Self> {
         let image = Image::open(store, name).await?;
+        Self::with(store, image, options).await
+    }
+
+    /// The same of an image that is open already.
+    async fn with(store: &S, image: Image<S>, options: Options) -> Result<Self> {
         let status = Status { size: image.size(), is_owner: image.is_owner(), is_fenced: false };
         let header = names::header(image.id());
         // Heard before it is read: nothing falls in between.

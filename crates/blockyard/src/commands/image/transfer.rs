@@ -220,7 +220,7 @@ async fn take_back(target: &Target) {
         }
         let _closed = owned.close().await;
     }
-    let _gone = blockyard_rbd::image::remove(&store, &target.spec.image).await;
+    let _gone = blockyard_rbd::live::remove(&store, &target.spec.image).await;
 }
 
 async fn import_bytes(

@@ -108,6 +108,12 @@ impl Cluster {
         self.world.lock().intruders.clone()
     }
 
+    /// The objects whose names have something in them.
+    pub(super) async fn objects_with(&self, text: &str) -> Vec<String> {
+        let (all, _) = self.objects.list(None, 1000).await.unwrap();
+        all.iter().map(ToString::to_string).filter(|name| name.contains(text)).collect()
+    }
+
     /// How many writes of data were done.
     pub(super) fn applied(&self) -> u64 {
         self.world.lock().applied

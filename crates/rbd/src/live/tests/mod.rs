@@ -5,3 +5,4 @@ mod cluster;
 mod names;
 mod processes;
 mod protocol;
+mod removal;
