@@ -18,6 +18,7 @@ mod lock;
 mod locks;
 mod maintain;
 mod removal;
+mod sweep;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Images that are removed: under their lock, so that nobody has them while their objects go.
 
-use super::{LiveImage, Options, has_lock};
+use super::{LiveImage, Options, has_lock, sweep};
 use crate::error::Result;
 use crate::image::{self, Image, trash};
 use crate::store::ObjectStore;
@@ -38,6 +38,7 @@ async fn remove_as<S: ObjectStore>(
     image: Image<S>,
     remove: impl AsyncFnOnce(&mut Image<S>) -> Result<()>,
 ) -> Result<()> {
+    let parent = sweep::parent_of(&image);
     let live = LiveImage::with(store, image, Options::default()).await?;
     let removed = match live.alone().await {
         Ok(mut image) => live.shared.note(remove(&mut image).await),
@@ -45,5 +46,8 @@ async fn remove_as<S: ObjectStore>(
     };
     // The lock went with the header.
     let _closed = live.close().await;
+    if removed.is_ok() {
+        sweep::sweep(store.clone(), parent).await;
+    }
     removed
 }

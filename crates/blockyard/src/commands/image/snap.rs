@@ -151,9 +151,7 @@ async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
 async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let (_store, image) = target.read().await?;
-    let is_needed = |snapshot: &&Snapshot| {
-        snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8
-    };
+    let is_needed = |snapshot: &&Snapshot| snapshot.protection != Protection::Unprotected as u8;
     let (needed, free): (Vec<_>, Vec<_>) = image.user_snapshots().partition(is_needed);
     if !free.is_empty() {
         let purge = async |live: &LiveImage<Store>| {
@@ -169,9 +167,9 @@ async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name.as_str()).collect();
-    let what = format!("these snapshots are protected or have clones: {}", names.join(", "));
+    let what = format!("these snapshots are protected: {}", names.join(", "));
     Err(Error::new(crate::error::ErrorKind::Busy, what)
-        .help("see `image children`; flatten the clones, or unprotect the snapshots"))
+        .help("`image snap unprotect` them, after their clones (`image children`) were flattened"))
 }
 
 async fn set_limit(context: &Context<'_>, image: &str, limit: Option<u64>) -> Result<()> {
