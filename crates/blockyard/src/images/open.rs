@@ -325,7 +325,9 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
             "see `image lock ls` if it is locked; `image children` and `image snap unprotect` if it is protected or has clones",
         ),
         ESHUTDOWN => Some("open it again: the cluster has taken this client for dead"),
-        EDQUOT => Some("the limit of snapshots is reached; see `image snap limit`"),
+        EDQUOT => {
+            Some("the limit of snapshots (`image snap limit`) or the quota of the pool is reached")
+        }
         _ => None,
     };
     let error = Error::new(kind, what).caused_by(err);
