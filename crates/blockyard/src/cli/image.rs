@@ -288,6 +288,9 @@ pub enum SnapCommand {
     Ls {
         /// The image.
         image: String,
+        /// Also those of mirrors and groups, and those that were removed while they had clones.
+        #[arg(short, long)]
+        all: bool,
     },
     /// Remove a snapshot.
     #[command(alias = "remove")]

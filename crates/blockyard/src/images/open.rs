@@ -318,12 +318,16 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
     let help = match errno {
         ENOENT => Some("`blockyard image ls` and `image snap ls` show what there is"),
         EEXIST => Some("take another name, or remove the one that is there"),
-        ENOTEMPTY => Some("it has snapshots; remove them with blockyard image snap purge"),
+        ENOTEMPTY => Some(
+            "it has snapshots, which `image snap ls --all` shows; `image snap purge` removes those that nothing needs",
+        ),
         EBUSY => Some(
             "see `image lock ls` if it is locked; `image children` and `image snap unprotect` if it is protected or has clones",
         ),
         ESHUTDOWN => Some("open it again: the cluster has taken this client for dead"),
-        EDQUOT => Some("the limit of snapshots is reached; see `image snap limit`"),
+        EDQUOT => {
+            Some("the limit of snapshots (`image snap limit`) or the quota of the pool is reached")
+        }
         _ => None,
     };
     let error = Error::new(kind, what).caused_by(err);

@@ -133,8 +133,22 @@ fn snapshots_and_clones() {
     yard.try_image(&["snap", "rollback", "a@two"]).code(1);
     yard.image(&["snap", "unprotect", "a@one"]);
     yard.try_image(&["snap", "unprotect", "a@one"]).code(1);
-    yard.try_image(&["snap", "purge", "a"]).code(75).contains(&["one", "flatten the clones"]);
+    // What is removed while it has clones goes with the last of them.
+    yard.image(&["snap", "create", "a@kept"]);
+    yard.image(&["snap", "protect", "a@kept"]);
+    yard.image(&["clone", "a@kept", "c"]);
+    yard.try_image(&["snap", "purge", "a"]).code(75).contains(&["protected: kept", "unprotect"]);
+    assert_eq!(yard.json(&["snap", "ls", "a"]).as_array().unwrap().len(), 1);
+    let all = yard.json(&["snap", "ls", "a", "--all"]);
+    let trashed = serde_json::json!({"type": "trash", "original_name": "one"});
+    assert_eq!((&all[0]["namespace"], &all[1]["namespace"]["type"]), (&trashed, &"user".into()));
+    assert!(yard.image(&["snap", "ls", "a", "--all"]).contains("trash (one)"));
+    assert_eq!(yard.bytes("b"), first);
+    yard.image(&["snap", "unprotect", "a@kept"]);
     yard.image(&["flatten", "b"]);
+    assert_eq!(yard.json(&["snap", "ls", "a", "--all"]).as_array().unwrap().len(), 1);
+    yard.image(&["rm", "c"]);
+    yard.image(&["snap", "rename", "a@kept", "a@one"]);
     yard.try_image(&["flatten", "b"]).code(64).contains(&["is no clone"]);
     assert_eq!(yard.image(&["children", "a"]), "");
     assert_eq!(yard.bytes("b"), first);

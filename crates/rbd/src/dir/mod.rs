@@ -199,6 +199,10 @@ impl<D: Disk> ObjectStore for DirStore<D> {
         self.store.caller()
     }
 
+    async fn pools(&self) -> Result<Vec<i64>> {
+        Ok(vec![POOL])
+    }
+
     async fn fence(&self, client: &Caller) -> Result<()> {
         let session = client.client.number;
         self.elsewhere(move |store| {

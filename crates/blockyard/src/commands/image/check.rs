@@ -78,7 +78,7 @@ async fn check_image(
     if !image.features().contains(Features::OBJECT_MAP) {
         return Ok(());
     }
-    let names = image.snapshot_records().iter().map(|snapshot| Some(snapshot.name.clone()));
+    let names = image.user_snapshots().map(|snapshot| Some(snapshot.name.clone()));
     let views: Vec<_> = names.chain([None]).collect();
     let mut wrong = 0;
     for snapshot in views {

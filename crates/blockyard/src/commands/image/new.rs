@@ -1,10 +1,8 @@
 //! Images that come, change and go: create, rm, rename, resize.
 
 use blockyard_rbd::format::{Features, Layout};
-use blockyard_rbd::image::{
-    CreateOptions, Image, create as create_image, find, remove as remove_image,
-};
-use blockyard_rbd::live::LiveImage;
+use blockyard_rbd::image::{CreateOptions, Image, create as create_image, find};
+use blockyard_rbd::live::{LiveImage, remove as remove_image};
 
 use super::cannot;
 use super::place::{Context, size_in_mib};

@@ -124,7 +124,7 @@ async fn export_all(
 fn views(image: &Image<Store>, spec: &ImageSpec) -> Vec<ImageSpec> {
     let at = |name: &str| ImageSpec { snapshot: Some(name.to_owned()), ..spec.clone() };
     let mut views = Vec::new();
-    for snapshot in image.snapshot_records() {
+    for snapshot in image.user_snapshots() {
         views.push(at(&snapshot.name));
         if spec.snapshot.as_ref() == Some(&snapshot.name) {
             return views;
@@ -213,15 +213,14 @@ async fn make(target: &Target, options: &CreateOptions) -> Result<OwnedImage> {
 async fn take_back(target: &Target) {
     let Ok(store) = target.store(false) else { return };
     if let Ok(mut owned) = own(&store, &target.spec).await {
-        let names: Vec<_> =
-            owned.snapshot_records().iter().map(|snapshot| snapshot.name.clone()).collect();
+        let names: Vec<_> = owned.user_snapshots().map(|snapshot| snapshot.name.clone()).collect();
         for name in names {
             let _protected = owned.unprotect_snapshot(&name).await;
             let _gone = owned.remove_snapshot(&name).await;
         }
         let _closed = owned.close().await;
     }
-    let _gone = blockyard_rbd::image::remove(&store, &target.spec.image).await;
+    let _gone = blockyard_rbd::live::remove(&store, &target.spec.image).await;
 }
 
 async fn import_bytes(

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use blockyard_rados::encoding::Utime;
 use blockyard_rbd::format::TrashEntry;
 use blockyard_rbd::image::trash;
+use blockyard_rbd::live::remove_from_trash;
 use serde::Serialize;
 
 use super::cannot;
@@ -62,7 +63,7 @@ async fn put(context: &Context<'_>, image: &str, expires_in: Option<&str>) -> Re
 async fn remove(store: &Store, id: &str) -> Result<()> {
     // One that was moved or restored in part may be in use.
     let _unused = unused(store, &id, id).await?;
-    trash::remove(store, id).await.map_err(cannot("remove", &id))?;
+    remove_from_trash(store, id).await.map_err(cannot("remove", &id))?;
     forget_lock(store, id);
     Ok(())
 }
