@@ -147,7 +147,7 @@ fn a_server_that_is_started_anew_costs_an_idle_client_nothing() {
     let image = place.path().join("image");
     let text = format!(
         "[[disk]]\nuri = \"file:{}?create=1M\"\nname = \"d\"\n[nbd]\nlisten = [\"unix:{}\"]\nflush_grace = \"60s\"\n\
-         [threads]\nshutdown_grace = \"120s\"\n",
+         [threads]\nshutdown_grace = \"125s\"\n",
         image.display(),
         socket.display()
     );

@@ -130,7 +130,7 @@ impl Remote {
 
     async fn flush(&self) -> Status {
         let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
-        if !can_flush || !self.has_been_written() {
+        if !can_flush || !has_been_written(&self.disk) {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {
@@ -146,12 +146,12 @@ impl Remote {
         // A bio always ends.
         told.recv().await.unwrap_or(Status::Io)
     }
+}
 
-    /// Whether anything has ever been written to it: if not, nothing can be lost.
-    fn has_been_written(&self) -> bool {
-        let (stats, _) = self.disk.stats();
-        [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
-    }
+/// Whether anything has ever been written to it: if not, nothing can be lost.
+pub(crate) fn has_been_written(disk: &Disk) -> bool {
+    let (stats, _) = disk.stats();
+    [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
 }
 
 /// Says whether the disk is still there. Its blocks may be larger than the export's.
