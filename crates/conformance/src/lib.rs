@@ -17,6 +17,7 @@
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
 pub mod cases;
+pub mod faulty;
 pub mod front_end;
 mod held;
 mod loop_device;
