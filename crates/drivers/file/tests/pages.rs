@@ -14,6 +14,7 @@ use std::sync::{Arc, LazyLock};
 
 use blockyard_blkmq::{Bio, Flags, Op, Sector, StatGroup, Status, TagSetConfig};
 use blockyard_buf::FileRange;
+use blockyard_conformance::faulty::{Call, Faulty};
 use blockyard_driver_file::FileConfig;
 use blockyard_sys::page_cache;
 use common::{Place, TestDisk, bytes, open, open_shown, open_with, ways};
@@ -267,6 +268,20 @@ fn ranges_of_files_are_written_to_others_and_share_their_blocks_where_they_can()
             assert!(place.name != "xfs" || taken < SIZE as u64 / 2, "{taken} bytes taken");
         }
     }
+}
+
+/// Those of a file on the network are asked of its server, which a queue thread must not wait for.
+#[test]
+fn whether_a_range_is_there_is_asked_of_no_server() {
+    let faulty = Faulty::on_the_network(LONG);
+    let file = Arc::new(std::fs::File::open(faulty.file()).unwrap().into());
+    let range = FileRange::new(&file, 0, LONG as u64);
+    let before = faulty.seen(Call::Attr);
+    for _ in 0..3 {
+        assert!(range.is_there());
+    }
+    assert_eq!(faulty.seen(Call::Attr), before);
+    assert!(!FileRange::new(&file, 1, LONG as u64).is_there());
 }
 
 #[test]
