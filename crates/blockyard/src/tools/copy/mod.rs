@@ -59,8 +59,10 @@ pub struct Copied {
     pub target: String,
     /// Bytes of the source.
     pub size: u64,
-    /// Bytes that were read and written.
+    /// Bytes that were copied.
     pub copied: u64,
+    /// Of these, bytes that the kernel has moved or shared: from file to file, or from a file to a server.
+    pub direct: u64,
     /// Bytes that were made zeroes without being read, or were found to be zeroes.
     pub zeroed: u64,
     /// Bytes that were zeroes on both sides already.
@@ -288,6 +290,7 @@ fn copied(shared: &Shared, size: u64, resumed: u64, begun: Instant) -> Copied {
         target: shared.uris.1.clone(),
         size,
         copied: done.copied,
+        direct: done.direct,
         zeroed: done.zeroed,
         skipped: done.skipped,
         resumed,
