@@ -1,5 +1,6 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod copy;
 mod files;
 mod image;
 pub mod logging;
@@ -15,6 +16,7 @@ use blockyard_driver_nbd::TlsFiles;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+pub use copy::{CopyArgs, Reflink};
 pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
@@ -589,32 +591,6 @@ pub struct BenchArgs {
     /// Seed of random offsets; the same seed makes the same requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// TLS.
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
-}
-
-/// `copy`.
-#[derive(Debug, Args)]
-pub struct CopyArgs {
-    /// Source disk.
-    #[arg(value_parser = uri())]
-    pub source: String,
-    /// Target disk, which is overwritten. A missing file is created.
-    #[arg(value_parser = uri())]
-    pub target: String,
-    /// Look for zeroes in data, too, and write them as holes.
-    #[arg(long)]
-    pub detect_zeroes: bool,
-    /// Record progress in FILE; resume from it if it exists.
-    #[arg(long, value_name = "FILE")]
-    pub resume: Option<PathBuf>,
-    /// Queue threads [default: one per CPU].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub threads: Option<u16>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

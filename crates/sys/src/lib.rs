@@ -15,10 +15,12 @@
 //! `SAFETY` line here names.
 
 pub mod block_device;
+mod copy_range;
 pub mod credentials;
 pub mod direct;
 mod event;
 pub mod fallocate;
+mod fiemap;
 pub mod file_handle;
 pub mod fuse;
 pub mod holes;

@@ -135,7 +135,7 @@ fn long_operations_that_come_together_are_all_done_whoever_shares_them() {
         }
         let (from, to) = (FileRange::new(&file, 0, 3 * LEN as u64), self::file(4 * LEN as u64));
         let mut target = self::queue(&to, engine, 16);
-        let copy = Operation::CopyRange { offset: LEN as u64, from };
+        let copy = Operation::CopyRange { offset: LEN as u64, from, may_share: true };
         assert_eq!(run(&mut target, copy).result.unwrap(), 3 * LEN);
         let read = Operation::Read { offset: LEN as u64, memory: bytes(0, LEN) };
         assert!(run(&mut target, read).operation.memory()[0].to_vec() == [1; LEN]);
