@@ -2,6 +2,7 @@
 
 mod changes;
 mod export_flags;
+mod copy;
 mod files;
 mod image;
 pub mod logging;
@@ -19,6 +20,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use changes::{AddArgs, RemoveArgs, SetArgs};
 pub use export_flags::{ExportFlags, GivenFlag, WantedExport};
+pub use copy::{CopyArgs, Reflink};
 pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
@@ -452,32 +454,6 @@ pub struct BenchArgs {
     /// Seed of random offsets; the same seed makes the same requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// TLS.
-    #[command(flatten)]
-    pub tls: ClientTlsArgs,
-}
-
-/// `copy`.
-#[derive(Debug, Args)]
-pub struct CopyArgs {
-    /// Source disk.
-    #[arg(value_parser = uri())]
-    pub source: String,
-    /// Target disk, which is overwritten. A missing file is created.
-    #[arg(value_parser = uri())]
-    pub target: String,
-    /// Look for zeroes in data, too, and write them as holes.
-    #[arg(long)]
-    pub detect_zeroes: bool,
-    /// Record progress in FILE; resume from it if it exists.
-    #[arg(long, value_name = "FILE")]
-    pub resume: Option<PathBuf>,
-    /// Queue threads [default: one per CPU].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub threads: Option<u16>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{disk_uri, interrupt, threads, with_tls};
-use crate::cli::CopyArgs;
+use crate::cli::{CopyArgs, Reflink};
 use crate::disks::absolute;
 use crate::error::{Error, Result};
 use crate::text::{size, term};
@@ -15,6 +15,7 @@ pub(super) fn run(args: CopyArgs) -> Result<()> {
         source,
         target,
         detect_zeroes: args.detect_zeroes,
+        shares_blocks: args.reflink == Reflink::Auto,
         threads: threads(args.threads),
         journal: args
             .resume

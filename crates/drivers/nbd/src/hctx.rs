@@ -96,7 +96,12 @@ impl Hctx {
             return;
         }
         let was_blocked = std::mem::take(&mut conn.blocked);
-        match channel.send(&mut self.vecs, &mut conn.link) {
+        let sent = channel.send(&mut self.vecs, &mut conn.link);
+        if conn.link.has_source_come(|| self.inner.now()) {
+            // From now on it has a deadline again.
+            self.inner.kick_all();
+        }
+        match sent {
             Ok(()) => {}
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 conn.blocked = true;
