@@ -16,7 +16,7 @@ pub(super) async fn run(context: &Context<'_>, command: &SnapCommand) -> Result<
     match command {
         SnapCommand::Create { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let doing = format!("make the snapshot {snapshot}");
+            let doing = format!("create the snapshot {snapshot}");
             target.change(&doing, async |live| live.create_snapshot(&name).await).await
         }
         SnapCommand::Ls { image } => list(context, image).await,
@@ -98,7 +98,7 @@ async fn list(context: &Context<'_>, image: &str) -> Result<()> {
 async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
     let ((target, old), (other, new)) = (context.snapshot(from)?, context.snapshot(to)?);
     if target != other {
-        return Err(Error::usage("a snapshot stays with its image")
+        return Err(Error::usage("cannot move a snapshot to another image")
             .help(format!("write {}@{new}", target.spec)));
     }
     let doing = format!("rename the snapshot {from}");
@@ -126,9 +126,9 @@ async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name.as_str()).collect();
-    let what = format!("these snapshots are protected or have clones: {}", names.join(", "));
+    let what = format!("protected or cloned snapshots not removed: {}", names.join(", "));
     Err(Error::new(crate::error::ErrorKind::Busy, what)
-        .help("see `image children`; flatten the clones, or unprotect the snapshots"))
+        .help("flatten the clones, or unprotect the snapshots; list clones: blockyard image children IMAGE"))
 }
 
 async fn set_limit(context: &Context<'_>, image: &str, limit: Option<u64>) -> Result<()> {
