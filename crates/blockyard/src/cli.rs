@@ -1,8 +1,10 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod about;
 mod files;
 mod image;
 pub mod logging;
+pub mod mistakes;
 mod rados;
 mod uri_arg;
 
@@ -15,6 +17,7 @@ use blockyard_driver_nbd::TlsFiles;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use about::{ENVIRONMENT, EXIT_CODES, LONG_VERSION, takes_uri};
 pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
@@ -30,31 +33,18 @@ use crate::disks::{self, help};
 /// The highest number of a device: minors have 20 bits.
 const MAX_NUMBER: i64 = (1 << 20) - 1;
 
-const EXIT_CODES: &str = "\
-Exit status: 0 success, 1 failure (compare: different), 2 no (info --is, --can; compare: unknown; check: errors), \
-64 usage error, 69 unavailable, 75 in use, 77 permission denied.";
-
-/// The commands that take the URIs of disks.
-const WITH_URIS: [&str; 12] = [
-    "serve",
-    "attach",
-    "vhost-user-blk",
-    "list",
-    "info",
-    "bench",
-    "copy",
-    "compare",
-    "map",
-    "check",
-    "run",
-    "add",
-];
-
 /// The command line, with what the kinds of disks say of themselves in its help.
 #[must_use]
 pub fn command() -> clap::Command {
-    let mut command = Cli::command().after_help(format!("{}\n{EXIT_CODES}", help::uris()));
-    for name in WITH_URIS {
+    let mut command = Cli::command()
+        .long_version(LONG_VERSION)
+        .after_help(format!("{}\n{EXIT_CODES}\n\n{ENVIRONMENT}", help::uris()));
+    let with_uris: Vec<_> = command
+        .get_subcommands()
+        .filter(|command| takes_uri(command))
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    for name in with_uris {
         command = command.mut_subcommand(name, |command| {
             command
                 .after_help("For disk URIs and their options, see --help.")
@@ -168,9 +158,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Read, write and list objects of a Ceph cluster.
     Rados(Box<RadosArgs>),
-    /// RBD images in a store: make, list, snapshot, clone, export, compare them, with the words of `rbd`.
+    /// Manage RBD images in a directory or a Ceph cluster, with the commands of rbd(8).
     ///
-    /// An image is named as rbd+dir:DIR/IMAGE, or with --dir DIR as IMAGE; a snapshot as IMAGE@SNAPSHOT.
+    /// An image of a directory is named rbd+dir:DIR/IMAGE, or IMAGE with --dir DIR; one of a cluster POOL/IMAGE; a snapshot
+    /// IMAGE@SNAPSHOT.
     Image(Box<ImageArgs>),
     /// Copy one disk to another. Holes are skipped, and stay holes where the target allows it.
     Copy(CopyArgs),
@@ -187,7 +178,7 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Print the man page, or write all man pages to a directory.
+    /// Show the man page, or write all man pages to a directory.
     Man {
         /// Directory for all man pages; created if its parent exists.
         directory: Option<PathBuf>,
@@ -214,9 +205,12 @@ impl Command {
 /// `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
-    /// Configuration file [default: ./yard.toml; without one, a demo in ./yard].
+    /// Configuration file [default: ./yard.toml, else a demo in ./yard].
     #[arg(short, long, value_name = "YARD.TOML")]
     pub file: Option<PathBuf>,
+    /// Configuration file, like --file.
+    #[arg(value_name = "YARD.TOML", conflicts_with = "file", hide = true)]
+    pub path: Option<PathBuf>,
     /// Validate the file and exit.
     #[arg(long)]
     pub check: bool,
@@ -277,6 +271,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "FILE",
+        hide = cfg!(not(feature = "psk")),
         conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
     )]
     pub tls_psk: Option<PathBuf>,
@@ -335,11 +330,16 @@ pub struct AttachArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: Option<u16>,
     /// nbd: time after which the kernel sends a request again on another connection, e.g. 30s or 1m [default: 30s].
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long = "kernel-timeout", alias = "timeout", value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// nbd: time that I/O waits for a new connection, e.g. for `recover` after the daemon died, before it fails. Together with
-    /// --timeout it must exceed the fence_timeout of the disk [default: 5m].
-    #[arg(long, alias = "dead-timeout", value_name = "TIME", value_parser = seconds)]
+    /// --kernel-timeout it must exceed the fence_timeout of the disk [default: 5m].
+    #[arg(
+        long = "kernel-dead-conn-timeout",
+        aliases = ["dead-timeout", "dead-conn-timeout"],
+        value_name = "TIME",
+        value_parser = seconds
+    )]
     pub dead_conn_timeout: Option<u64>,
     /// On SIGTERM while the device is in use, exit and leave it to the next `recover`, instead of waiting until it is unused.
     #[arg(long)]
@@ -404,7 +404,7 @@ pub struct VhostUserBlkArgs {
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<u32>,
     /// Disk: a file, a block device, or a disk URI.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|URI")]
     pub blk_file: Option<String>,
     /// Serve the disk read-only.
     #[arg(long)]
@@ -572,7 +572,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10240))]
     pub depth: u32,
     /// Queue threads, or connections to an NBD server.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(
+        long = "threads",
+        alias = "queues",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=256)
+    )]
     pub queues: u32,
     /// Duration, e.g. 10s [default: 3s, unless --count is given].
     #[arg(long, value_name = "TIME", conflicts_with = "count")]
@@ -601,10 +607,10 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 pub struct CopyArgs {
     /// Source disk.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "SOURCE-URI", value_parser = uri())]
     pub source: String,
     /// Target disk, which is overwritten. A missing file is created.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "TARGET-URI", value_parser = uri())]
     pub target: String,
     /// Look for zeroes in data, too, and write them as holes.
     #[arg(long)]
@@ -627,10 +633,10 @@ pub struct CopyArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// First disk.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "URI", value_parser = uri())]
     pub one: String,
     /// Second disk.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "URI", value_parser = uri())]
     pub two: String,
     /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -328,7 +328,7 @@ fn what_cannot_be_shared_is_told() {
         (["share", "file", "--mount", "mnt"], 1, "file"),
         (["share", "dir", "--mount", "none"], 1, "mkdir"),
         (["share", "dir", "--mount", "file"], 64, "not a directory"),
-        (["share", "dir", "--mount", "dir/in"], 64, "is in dir"),
+        (["share", "dir", "--mount", "dir/in"], 64, "is inside dir"),
     ] {
         let mut command = blockyard(&place.path().join("run"));
         let output = command.current_dir(place.path()).args(args).output().unwrap();

@@ -106,7 +106,7 @@ fn left_mounted(mount: &Leftover) -> String {
         }
         Left::Nothing => {
             format!(
-                "{path} was mounted by daemon {pid}, which died; its record goes with the next mount"
+                "{path} was mounted by daemon {pid}, which died; the next mount removes the record"
             )
         }
         Left::Mounted | Left::Cleaned => format!(
@@ -118,18 +118,16 @@ fn left_mounted(mount: &Leftover) -> String {
 fn left_behind(left: &LeftBehind) -> String {
     let LeftBehind { path, via, uri, fate, log, why, .. } = left;
     let (via, uri) = (via.name(), uri.as_deref().unwrap_or("never ready"));
-    let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
+    let log = log.as_ref().map(|log| format!("; log: {}", log.display())).unwrap_or_default();
     let remedy = match fate {
         Fate::Recoverable => format!("run: blockyard recover {path}"),
         Fate::Lost => format!(
-            "its contents were in the memory of the daemon; run: blockyard detach --force {path}"
+            "contents lost with the memory of the daemon; run: blockyard detach --force {path}"
         ),
         Fate::Unused => format!("not in use; run: blockyard detach {path}"),
         Fate::Unknown => {
             let why = why.as_deref().unwrap_or_default();
-            return format!(
-                "{path} ({via}, {uri}) has no daemon, and its state is unknown: {why}{log}"
-            );
+            return format!("{path} ({via}, {uri}) has no daemon, state unknown: {why}{log}");
         }
     };
     format!("{path} ({via}, {uri}) was left behind by a daemon that died; {remedy}{log}")

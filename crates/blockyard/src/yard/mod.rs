@@ -466,7 +466,7 @@ impl Yard {
         let ((), ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
         for (export, ended) in ended {
             if let Err(err) = ended {
-                tracing::error!(export, %err, "cannot end the export");
+                tracing::error!(export, error = %err, "cannot end the export");
             }
         }
         let limit = left().max(LEAST);

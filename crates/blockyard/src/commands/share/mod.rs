@@ -42,5 +42,8 @@ fn passed_through(args: &ShareArgs) -> Result<Arc<dyn FileSystem>> {
 }
 
 fn failed(args: &ShareArgs, err: io::Error) -> Error {
-    Error::failed(format!("cannot share {}", directory(args).display())).caused_by(err)
+    let what = format!("cannot share {}", directory(args).display());
+    let is_missing = err.kind() == io::ErrorKind::NotFound;
+    let error = Error::failed(what).caused_by(err);
+    if is_missing { error.help("correct the path, or create the directory") } else { error }
 }

@@ -99,13 +99,13 @@ impl Share {
         match self.unmount(Unmount::IfUnused).await? {
             Err(err) if err.kind() == fuse::ErrorKind::Busy => {
                 let path = self.point.path().display();
-                tracing::warn!(%path, "it is unmounted while it is used");
+                tracing::warn!(%path, "mount in use; unmounting it lazily");
                 self.unmount(Unmount::Lazily).await?.map_err(error)?;
             }
             done => done.map_err(error)?,
         }
         if !is_over && tokio::time::timeout(GRACE, self.over()).await.is_err() {
-            tracing::warn!("it is still used: who does gets errors from now on");
+            tracing::warn!("mount still in use; its users get errors from now on");
         }
         Ok(())
     }
@@ -124,8 +124,8 @@ fn apart(directory: &Path, mount: &Path) -> Result<()> {
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let (shared, place) = (real(directory), real(mount));
     if place.starts_with(&shared) {
-        let what = format!("{} is in {}", mount.display(), directory.display());
-        return Err(Error::usage(what).help("mount it somewhere else"));
+        let what = format!("mount point {} is inside {}", mount.display(), directory.display());
+        return Err(Error::usage(what).help("choose a mount point outside of the shared directory"));
     }
     Ok(())
 }

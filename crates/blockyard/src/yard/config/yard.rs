@@ -94,7 +94,7 @@ pub(super) fn check(
 /// Clients get half of the grace at most, so that the disks have the rest.
 fn too_long_for(grace: Duration, flush_grace: Range<usize>) -> Mistake {
     let what = format!("flush_grace is longer than half of shutdown_grace ({grace:?})");
-    let remedy = "shorten it, or write twice as long a shutdown_grace in [threads]";
+    let remedy = "shorten it, or set shutdown_grace in [threads] to at least twice as much";
     Mistake::new(flush_grace, what, remedy)
 }
 
@@ -359,7 +359,8 @@ fn nbd(
             Ok(parsed) => parsed,
             Err(err) => {
                 let err: blockyard_export_nbd::Error = err;
-                let remedy = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                let usual = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                let remedy = err.remedy().unwrap_or(usual).to_owned();
                 found.push(Mistake::new(address.at, err.to_string(), remedy));
                 continue;
             }
