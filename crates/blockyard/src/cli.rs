@@ -98,8 +98,7 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
-    /// Log more: -v info, -vv debug, -vvv trace. The environment variable BLOCKYARD_LOG sets levels by module, e.g.
-    /// BLOCKYARD_LOG=warn,blockyard_export_nbd=trace.
+    /// Increase log verbosity: -v info, -vv debug, -vvv trace. BLOCKYARD_LOG sets levels by module.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -148,7 +147,7 @@ pub enum Command {
     Share(ShareArgs),
     /// Resize a disk in use, or make it read-only.
     Set(SetArgs),
-    /// Add a disk to a running daemon, serve it over NBD, and print its name. Clients of other disks are not disturbed.
+    /// Add a disk to a running daemon, serve it over NBD, and print its name. Other clients are not disturbed.
     Add(AddArgs),
     /// Remove a disk from a running daemon, after answering the requests of its clients and flushing it.
     Remove(RemoveArgs),

@@ -72,7 +72,7 @@ fn files_come_and_go(yard: &Yard) {
     let said = yard.rados(&["stat", "big"]);
     said.code(1).contains(&["no such object", "\"big\"", "stat"]);
     said.contains(&["list objects: blockyard rados --pool POOL ls"]);
-    yard.rados(&["--pool", "yard", "ls"]).code(0);
+    yard.rados(&["ls"]).code(0);
     run(&["rados", "ls"]).code(64).contains(&["list pools: ceph osd pool ls"]);
     let pools = yard.lab.run(yard.lab.tool("ceph").args(["osd", "pool", "ls"])).unwrap();
     assert!(pools.contains("yard"), "{pools}");
