@@ -333,7 +333,7 @@ pub fn clear_unused() -> Result<()> {
                 "device removed: its daemon has died, and it is unused"
             ),
             Err(err) => {
-                tracing::warn!(device = left.path, error = %err, "cannot remove the device")
+                tracing::warn!(device = left.path, error = %err, "cannot remove the device");
             }
         }
     }
