@@ -275,12 +275,12 @@ fn a_copy_goes_on_with_its_own_disks_only() {
     place.write("other/target", &vec![0; bytes.len()]);
     let moved = [&args[..5], &["--resume", "../journal"]].concat();
     let _other = slow(&place.path("other/slow"), &place.path("source"), bytes.len());
-    place.run_in("other", &moved).code(1).contains(&["journal of another copy", "replaced"]);
+    place.run_in("other", &moved).code(1).contains(&["belongs to another copy", "replaced"]);
     // So does another file in the place of the target, even with the same bytes in it.
     fs::rename(place.path("target"), place.path("mine")).unwrap();
     fs::copy(place.path("mine"), place.path("target")).unwrap();
     let said = place.run(&args);
-    said.code(1).contains(&["./target is not the same target any more", "remove it"]);
+    said.code(1).contains(&["the target ./target was replaced", "remove the journal"]);
     // Other words for the same disks go on.
     fs::rename(place.path("mine"), place.path("other/mine")).unwrap();
     let source = format!("{}&connections=1", unix("", &place.path("slow")));

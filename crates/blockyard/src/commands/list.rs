@@ -103,18 +103,16 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
 fn left_behind(left: &LeftBehind) -> String {
     let LeftBehind { path, via, uri, fate, log, why, .. } = left;
     let (via, uri) = (via.name(), uri.as_deref().unwrap_or("never ready"));
-    let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
+    let log = log.as_ref().map(|log| format!("; log: {}", log.display())).unwrap_or_default();
     let remedy = match fate {
         Fate::Recoverable => format!("run: blockyard recover {path}"),
         Fate::Lost => format!(
-            "its contents were in the memory of the daemon; run: blockyard detach --force {path}"
+            "contents lost with the memory of the daemon; run: blockyard detach --force {path}"
         ),
         Fate::Unused => format!("not in use; run: blockyard detach {path}"),
         Fate::Unknown => {
             let why = why.as_deref().unwrap_or_default();
-            return format!(
-                "{path} ({via}, {uri}) has no daemon, and its state is unknown: {why}{log}"
-            );
+            return format!("{path} ({via}, {uri}) has no daemon, state unknown: {why}{log}");
         }
     };
     format!("{path} ({via}, {uri}) was left behind by a daemon that died; {remedy}{log}")

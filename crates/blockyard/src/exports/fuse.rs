@@ -164,7 +164,7 @@ impl Pending {
         }
         match (self.is_directory, disks.pop()) {
             (false, Some((_, bdev))) => Ok(Shown::File(bdev)),
-            (false, None) => Err(Error::failed("there is no disk to show")),
+            (false, None) => Err(Error::failed("no disk to mount")),
             (true, last) => Ok(Shown::Directory(disks.into_iter().chain(last).collect())),
         }
     }
@@ -250,7 +250,7 @@ impl Export for Files {
             match added {
                 Ok(()) => state.shown.push((name.clone(), Arc::clone(open))),
                 Err(err) => {
-                    tracing::warn!(export = self.plan.label(), disk = name, %err, "cannot show the disk");
+                    tracing::warn!(export = self.plan.label(), disk = name, error = %err, "cannot show the disk");
                 }
             }
         }

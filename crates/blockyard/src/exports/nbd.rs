@@ -25,7 +25,7 @@ pub static KIND: ExportKind = ExportKind {
         OptionSpec::new(
             "preferred_block_size",
             ValueKind::PowerOfTwo { least: 512, most: 32 << 20 },
-            "that of the disk",
+            "like the disk",
             "preferred block size, sent to clients",
         ),
         OptionSpec::new(

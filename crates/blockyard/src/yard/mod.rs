@@ -478,7 +478,7 @@ impl Yard {
             match ended {
                 // What a disk still has of clients is seen to with the disk.
                 Err(err) if err.kind() != ErrorKind::Busy => {
-                    tracing::error!(export, %err, "cannot end the export");
+                    tracing::error!(export, error = %err, "cannot end the export");
                 }
                 _ => {}
             }

@@ -175,7 +175,7 @@ impl<S: ObjectStore> Image<S> {
     pub(super) async fn open_id(store: &S, id: String, snap: u64, depth: usize) -> Result<Self> {
         if depth > MAX_DEPTH {
             return Err(Error::damaged(format!(
-                "it has more than {MAX_DEPTH} parents, or is its own; flatten one of them"
+                "more than {MAX_DEPTH} parents, or a loop of parents; flatten one of them"
             )));
         }
         let header = Header::read(store, &id).await?;

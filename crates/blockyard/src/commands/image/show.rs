@@ -295,7 +295,7 @@ struct StatusReport {
 pub(super) async fn status(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let (store, image) = target.read().await?;
-    let watchers = image.watchers().await.map_err(cannot("look at", &target.spec))?;
+    let watchers = image.watchers().await.map_err(cannot("list the clients of", &target.spec))?;
     let watchers = watchers.iter().map(|watcher| WatcherReport {
         address: watcher.addr.to_string(),
         client: watcher.client.number,

@@ -16,7 +16,7 @@ pub(super) async fn run(context: &Context<'_>, command: &SnapCommand) -> Result<
     match command {
         SnapCommand::Create { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let doing = format!("make the snapshot {snapshot}");
+            let doing = format!("create the snapshot {snapshot}");
             target.change(&doing, async |live| live.create_snapshot(&name).await).await
         }
         SnapCommand::Ls { image, all } => list(context, image, *all).await,
@@ -141,7 +141,7 @@ async fn list(context: &Context<'_>, image: &str, lists_all: bool) -> Result<()>
 async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
     let ((target, old), (other, new)) = (context.snapshot(from)?, context.snapshot(to)?);
     if target != other {
-        return Err(Error::usage("a snapshot stays with its image")
+        return Err(Error::usage("cannot move a snapshot to another image")
             .help(format!("write {}@{new}", target.spec)));
     }
     let doing = format!("rename the snapshot {from}");
@@ -167,9 +167,9 @@ async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name.as_str()).collect();
-    let what = format!("these snapshots are protected: {}", names.join(", "));
+    let what = format!("protected snapshots not removed: {}", names.join(", "));
     Err(Error::new(crate::error::ErrorKind::Busy, what)
-        .help("`image snap unprotect` them, after their clones (`image children`) were flattened"))
+        .help("flatten the clones, or unprotect the snapshots; list clones: blockyard image children IMAGE"))
 }
 
 async fn set_limit(context: &Context<'_>, image: &str, limit: Option<u64>) -> Result<()> {

@@ -181,7 +181,7 @@ count = "all"
         "yard.toml:20:15",
         "from 1 to 4294967295",
         "yard.toml:21:16",
-        "write a whole number and a unit",
+        "whole number with a unit",
         "yard.toml:24:8",
         "did you mean \"require\"?",
         "yard.toml:27:9",
