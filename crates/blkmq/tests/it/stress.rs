@@ -372,7 +372,7 @@ fn in_two(bdev: &Bdev, cpu: usize, parent: Box<Bio>) {
 }
 
 /// Somebody who makes the disk read-only, reserves it, and looks for what is out for too long.
-fn refuse(disk: &Arc<Disk>, rng: &mut StdRng, done: &AtomicBool) {
+fn refuse(disk: &Arc<Disk>, rng: &mut StdRng, ended: &AtomicUsize, done: &AtomicBool) {
     while !done.load(Ordering::SeqCst) {
         match rng.random_range(0..4) {
             0 => disk.set_read_only(rng.random_bool(0.3)),
@@ -386,7 +386,11 @@ fn refuse(disk: &Arc<Disk>, rng: &mut StdRng, done: &AtomicBool) {
                 // Closing it gives the reservation back.
             }
         }
-        (0..rng.random_range(0..50)).for_each(|_| std::thread::yield_now());
+        // However the threads run, some are asked for in between.
+        let until = ended.load(Ordering::SeqCst) + rng.random_range(0..50);
+        while ended.load(Ordering::SeqCst) < until && !done.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
     }
     disk.set_read_only(false);
 }
@@ -452,8 +456,8 @@ fn partitions_are_written_while_their_disk_is_reserved_read_only_and_late() {
                 })
                 .collect();
             let mut rng = StdRng::seed_from_u64(rng.random());
-            let (disk, done) = (&disk, &done);
-            scope.spawn(move || refuse(disk, &mut rng, done));
+            let (disk, ended, done) = (&disk, &ended, &done);
+            scope.spawn(move || refuse(disk, &mut rng, ended, done));
             submitters.into_iter().map(|submitter| submitter.join().unwrap()).collect()
         });
         println!("{tallies:?}");
