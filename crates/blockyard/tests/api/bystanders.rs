@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +33,9 @@ const BLOCK: usize = 4096;
 /// Blocks of a disk that a bystander uses.
 const SLOTS: u64 = 64;
 const MIB: u64 = 1 << 20;
+/// Requests that a client has out to a disk that is held up, too far apart to be one.
+const MANY: u64 = 100;
+const APART: u64 = 16 << 10;
 /// Where a disk that is held up is used: past all that was read when it was opened.
 const FAR: u64 = 4 * MIB;
 
@@ -361,11 +364,13 @@ impl Scene {
             Front::Nbd => {
                 let mut client = Nbd::connect(&self.daemon.path("s"), "hung");
                 Box::new(move || {
-                    // The second one is what there is to flush in the end.
+                    // More than the kernel has threads for.
+                    (0..MANY).for_each(|at| client.send(0, FAR + at * APART, BLOCK));
                     client.send(0, FAR, 256 << 10);
+                    // What there is to flush in the end.
                     client.send(1, FAR + MIB, BLOCK);
                     client.0.write_all(&[7; BLOCK]).unwrap();
-                    victim(move || drop(client.0.read_exact(&mut [0; 32 + (256 << 10)])))
+                    victim(move || drop(client.0.read_to_end(&mut Vec::new())))
                 })
             }
             Front::VhostUserBlk => {
@@ -491,4 +496,36 @@ fn who_uses_other_disks_goes_on_whatever_a_disk_waits_for() {
     }
     scene.end();
     share.stop();
+}
+
+/// The kernel waits for pages that are being read before it forgets them, and hears no signal then: a daemon that waited with it
+/// for a disk that does not answer could not be killed, as it is the one to answer.
+#[test]
+fn a_daemon_can_be_killed_while_a_disk_that_has_changed_is_read() {
+    in_own_mounts!();
+    let scene = Scene::start(cases::seed());
+    let far = scene.daemon.path("far");
+    let server = nbdkit(&far, &["memory", "8M"]);
+    let holding = Holding::new(server.0.id());
+    let uri = format!("{}&timeout=10m", unix("", &far));
+    scene.done("PUT", "/v1/disks/hung", &json!({ "uri": uri }));
+    let path = scene.daemon.path("all/hung");
+    let file = File::open(&path).unwrap();
+    holding.hold();
+    let victim = victim(move || drop(file.read_at(&mut [0; BLOCK], FAR)));
+    scene.wait_in_flight();
+    scene.done("PATCH", "/v1/disks/hung", &json!({ "read_only": true }));
+    wait_until("it is writable", || fs::metadata(&path).unwrap().mode() & 0o222 == 0);
+    scene.all_go_on("the change");
+    let Scene { bystanders, daemon } = scene;
+    for it in bystanders {
+        it.is_over.store(true, Ordering::Relaxed);
+        it.thread.join().unwrap();
+    }
+    daemon.signal(Signal::KILL);
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || tell.send(daemon.wait().0));
+    let status = told.recv_timeout(PATIENCE).expect("it cannot be killed");
+    assert!(!status.success());
+    victim.recv_timeout(PATIENCE).expect("it waits for a daemon that is dead");
 }
