@@ -150,7 +150,7 @@ fn what_is_to_be_looked_up_is_shown_as_advised() {
 /// The command about a file that nobody may read, and without the capability to read it all the same.
 fn without_privileges(dir: &Path, args: &[&str]) -> Said {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(args[1], std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(args[1], std::fs::Permissions::from_mode(0o000)).unwrap();
     let mut command = system("setpriv");
     command.arg("--bounding-set=-dac_override,-dac_read_search");
     command.arg(env!("CARGO_BIN_EXE_blockyard")).args(args);

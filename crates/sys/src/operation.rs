@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use blockyard_buf::{FileRange, Segments, total_len};
 use rustix::fs::{Advice, fadvise, fdatasync};
+use rustix::io::ReadWriteFlags;
 
 use crate::fallocate::Allocate;
 use crate::holes::{self, Run};

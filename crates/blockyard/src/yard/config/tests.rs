@@ -56,6 +56,7 @@ fn sample(option: &OptionSpec) -> (String, String) {
         ValueKind::Uri => text("ram:1M"),
         ValueKind::Path => text("/p"),
         ValueKind::Mode => text("600"),
+        ValueKind::Rate { .. } => text("1000:5000/10s"),
         ValueKind::Name | ValueKind::Text => text("a"),
     }
 }
