@@ -94,7 +94,7 @@ fn write(channel: &Channel, vecs: &mut IoVecs, bytes: &[u8]) -> io::Result<()> {
 /// Until the file system is not mounted any more.
 fn serve(channel: &Channel, fs: &dyn FileSystem, protocol: Protocol) {
     if let Err(err) = use_rights_to_files_only() {
-        tracing::warn!(%err, "what is served is not bound by quotas");
+        tracing::warn!(error = %err, "quotas are not enforced for clients");
     }
     let mut answers = Answers::new(protocol);
     let mut room = vec![0; protocol.read_buffer_len().max(MIN_READ_BUFFER)];

@@ -290,7 +290,7 @@ fn may_take_long(opcode: u32) -> bool {
 /// A thread of a queue.
 fn serve(shared: &Shared) {
     if let Err(err) = use_rights_to_files_only() {
-        tracing::warn!(%err, "what is served is not bound by quotas");
+        tracing::warn!(error = %err, "quotas are not enforced for clients");
     }
     let (mut chain, mut exchange, mut guest) =
         (Chain::default(), Exchange::default(), Guest::default());
