@@ -1,7 +1,8 @@
 //! How much may be done to disks per second: rates that one disk, or a group of them, keeps to (kernel: block/blk-throttle.c).
 //!
 //! A rate is a bucket that is one number: the time at which the next unit may be had (generic cell rate algorithm, ITU-T I.371).
-//! Taking units moves it on by what they cost, and says since when, or from when on, they may be used. So whoever takes is served in
+//! Taking units moves it on by what they cost, and says since when, or from when on, they may be used. So whoever takes is
+//! served in
 //! the order in which it came, over all disks of a group and all their queues, without a lock; and as a queue takes a slice of
 //! [`SLICE_NS`] at a time, what is large does not keep what is small from the next slice, and most requests take nothing at all.
 
@@ -19,8 +20,8 @@ use crate::units::SECTOR_SIZE;
 
 /// Nanoseconds' worth of a rate that a queue takes at a time.
 const SLICE_NS: u64 = 2_000_000;
-/// How late whoever waits may come for what was its own, and still have it: a timer that is late, and the time between two requests
-/// of one who has one out at a time. An idle disk saves as much, 1 % of five seconds.
+/// How late whoever waits may come for what was its own, and still have it: a timer that is late, and the time between two
+/// requests of one who has one out at a time. An idle disk saves as much, 1 % of five seconds.
 const SLACK_NS: u64 = 50_000_000;
 const SECOND_NS: u128 = 1_000_000_000;
 /// What a discard counts for, however long it is (kernel: `throtl_bio_data_size`).

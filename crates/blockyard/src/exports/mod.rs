@@ -151,7 +151,7 @@ pub fn known(name: &str) -> Option<&'static ExportKind> {
 
 /// The place of one of [`ALONE`] is taken by its command.
 fn only_by_command(plan: &ExportPlan) -> Result<Bound> {
-    unreachable!("{} is no export of a yard", plan.kind.name)
+    unreachable!("{} cannot be an export of a yard", plan.kind.name)
 }
 
 /// The kind of that name, of those that a yard can have.

@@ -166,7 +166,6 @@ fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
         while blockyard_rbd::live::owner(&store, &header).await.unwrap().is_none() {
             let ended = theirs.0.try_wait().unwrap();
             assert!(ended.is_none() && begun.elapsed() < OWNER_LIMIT, "nobody has it: {ended:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         live.create_snapshot("s").await.unwrap();
         live.resize(2 * SIZE, true).await.unwrap();
