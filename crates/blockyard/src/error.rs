@@ -22,6 +22,10 @@ pub enum ErrorKind {
     Busy,
     /// The user may not do that.
     NotPermitted,
+    /// A command to run does not exist.
+    NoCommand,
+    /// A command to run cannot be executed.
+    NotExecutable,
 }
 
 impl ErrorKind {
@@ -34,6 +38,9 @@ impl ErrorKind {
             Self::Unavailable => 69,
             Self::Busy => 75,
             Self::NotPermitted => 77,
+            // As shells have it.
+            Self::NotExecutable => 126,
+            Self::NoCommand => 127,
         }
     }
 }

@@ -324,8 +324,8 @@ fn what_cannot_be_shared_is_told() {
     }
     fs::write(place.path().join("file"), "").unwrap();
     for (args, code, part) in [
-        (["share", "none", "--mount", "mnt"], 1, "none"),
-        (["share", "file", "--mount", "mnt"], 1, "file"),
+        (["share", "none", "--mount", "mnt"], 1, "create it, or correct the path"),
+        (["share", "file", "--mount", "mnt"], 1, "share the directory"),
         (["share", "dir", "--mount", "none"], 1, "mkdir"),
         (["share", "dir", "--mount", "file"], 64, "not a directory"),
         (["share", "dir", "--mount", "dir/in"], 64, "is inside dir"),

@@ -91,7 +91,7 @@ impl HangUps {
         if let Some(log) = &self.log {
             log.reopen();
         }
-        tracing::info!("SIGHUP ends nothing");
+        tracing::info!("SIGHUP ignored");
     }
 }
 
@@ -228,8 +228,8 @@ impl Attached {
                 via: record.via.name().into(),
                 uri: record.wish.uri.clone(),
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
+                mark: DeviceReport::told_mark(record.mark),
             },
-            mark: record.mark,
             detach,
         }
     }
@@ -292,7 +292,9 @@ impl Attached {
         let handing = crate::daemon::extending(handing);
         let left = while_refusing(handing, &mut heard.asked, &path).await;
         if left {
-            term::tell(format_args!("it waits for: blockyard recover {path}"));
+            term::tell(format_args!(
+                "{path} is left without a daemon; its I/O waits until you run: blockyard recover {path}"
+            ));
         } else {
             heard.handing_over.begin(self.server.disk(), self.server.grace, RETRY);
         }
@@ -323,7 +325,7 @@ impl Attached {
                     let path = self.record.path();
                     term::tell(format_args!("{path} was removed by another process: its disk is flushed and closed"));
                     if let Err(err) = self.detach().await {
-                        tracing::warn!(%err, "cannot remove the rest of the device");
+                        tracing::warn!(error = %err, "cannot remove the remains of the device");
                     }
                     return End::Detached;
                 }
@@ -340,7 +342,7 @@ impl Attached {
                     let before = std::mem::replace(&mut heard.state, now);
                     self.record.note(before, now);
                     if let Err(err) = self.save().await {
-                        tracing::warn!(%err, "cannot record its size and whether it is read-only");
+                        tracing::warn!(error = %err, "cannot update the attach record");
                     }
                     if before.read_only != now.read_only {
                         self.tell_read_only(heard, now.read_only);
@@ -370,7 +372,7 @@ impl Attached {
             let (store, record) = (self.store.clone(), self.record.clone());
             if let Err(err) = blocking(move || store.forget(&record, &held)).await {
                 // The device is gone: whoever looks next takes it off.
-                tracing::warn!(%err, "cannot remove the attach record");
+                tracing::warn!(error = %err, "cannot remove the attach record");
             }
         }
         Ok(())
@@ -389,10 +391,10 @@ fn warn_of_partitions(bdev: &Bdev) {
 /// reason to leave that alone.
 fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Result<()>) {
     if let Err(err) = say() {
-        tracing::warn!(%err, "cannot report that the disk is attached");
+        tracing::warn!(error = %err, "cannot report that the disk is attached");
     }
     if let Err(err) = let_go() {
-        tracing::warn!(%err, "cannot detach from the starting process");
+        tracing::warn!(error = %err, "cannot detach from the starting process");
     }
 }
 

@@ -105,18 +105,16 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
 fn left_behind(left: &LeftBehind) -> String {
     let LeftBehind { path, via, uri, fate, log, why, .. } = left;
     let (via, uri) = (via.name(), uri.as_deref().unwrap_or("never ready"));
-    let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
+    let log = log.as_ref().map(|log| format!("; log: {}", log.display())).unwrap_or_default();
     let remedy = match fate {
         Fate::Recoverable => format!("run: blockyard recover {path}"),
         Fate::Lost => format!(
-            "its contents were in the memory of the daemon; run: blockyard detach --force {path}"
+            "contents lost with the memory of the daemon; run: blockyard detach --force {path}"
         ),
         Fate::Unused => format!("not in use; run: blockyard detach {path}"),
         Fate::Unknown => {
             let why = why.as_deref().unwrap_or_default();
-            return format!(
-                "{path} ({via}, {uri}) has no daemon, and its state is unknown: {why}{log}"
-            );
+            return format!("{path} ({via}, {uri}) has no daemon, state unknown: {why}{log}");
         }
     };
     format!("{path} ({via}, {uri}) was left behind by a daemon that died; {remedy}{log}")
@@ -171,6 +169,11 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
     for daemon in daemons {
         if let Some(log) = &daemon.log {
             term::say(format_args!("{} logs to {log}", daemon.pid))?;
+        }
+        for disk in daemon.disks.iter().filter(|disk| !disk.limits.is_empty()) {
+            let limits = disk.limits.iter().map(|(name, value)| format!("{name}={value}"));
+            let limits: Vec<_> = limits.collect();
+            term::say(format_args!("{} limits {}: {}", daemon.pid, disk.name, limits.join(" ")))?;
         }
         for address in &daemon.nbd.listen {
             term::say(format_args!("{} listens at {address}", daemon.pid))?;

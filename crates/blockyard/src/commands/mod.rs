@@ -12,6 +12,7 @@ mod image;
 mod info;
 mod interrupt;
 mod list;
+mod man;
 mod map;
 mod mount;
 mod rados;

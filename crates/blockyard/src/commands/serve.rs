@@ -218,9 +218,10 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
             nbd.systemd = true;
             continue;
         }
-        let address: Address = address
-            .parse()
-            .map_err(|err: blockyard_export_nbd::Error| Error::usage("bad --nbd").caused_by(err))?;
+        let address: Address = address.parse().map_err(|err: blockyard_export_nbd::Error| {
+            let error = Error::usage(format!("--nbd: {err}"));
+            error.help(err.remedy().unwrap_or("use unix:PATH, tcp:HOST:PORT or vsock:CID:PORT"))
+        })?;
         let another_each_time = matches!(address, Address::Tcp { port: 0, .. });
         let listen = Listen::from(address);
         if nbd.listen.contains(&listen) && !another_each_time {

@@ -43,7 +43,7 @@ impl Passed {
 
     pub(crate) fn listeners(mut self) -> Result<Vec<Listener>> {
         if self.is_empty() {
-            let help = "start it from a .socket unit, or try: systemd-socket-activate -l 10809 blockyard serve ...";
+            let help = "start the daemon from a socket unit (systemd.socket(5))";
             return Err(
                 Error::usage("no sockets passed by systemd (LISTEN_FDS is not set)").help(help)
             );

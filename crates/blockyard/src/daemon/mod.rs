@@ -218,10 +218,10 @@ pub(crate) async fn serve<S, T, R>(
 /// The kernel may write to our disk to get memory, and wait for us.
 pub(crate) fn enter_write_back_path() {
     use blockyard_sys::write_back::{lock_memory, set_io_flusher};
-    let done = [("set the io flusher state", set_io_flusher()), ("lock memory", lock_memory())];
+    let done = [("PR_SET_IO_FLUSHER", set_io_flusher()), ("mlockall", lock_memory())];
     for (what, result) in done {
         if let Err(err) = result {
-            tracing::info!(%err, "cannot {what}: where memory is short, write-back may wait for itself");
+            tracing::info!(call = what, error = %err, "system call failed; write-back may deadlock when memory is short");
         }
     }
 }
@@ -235,7 +235,7 @@ pub(crate) async fn enter_write_back_path_with(queue_threads: &[Handle]) {
         let entered = thread.spawn(async { blockyard_sys::write_back::set_io_flusher() }).await;
         // One that may not has said so for all.
         if let Ok(Err(err)) = entered {
-            tracing::debug!(%err, "a queue thread cannot set the io flusher state");
+            tracing::debug!(error = %err, "a queue thread cannot set the io flusher state");
         }
     }
 }

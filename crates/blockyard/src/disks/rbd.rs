@@ -28,12 +28,17 @@ pub static KIND: DiskKind = DiskKind {
     usage: "rbd+dir:DIR/IMAGE[@SNAPSHOT]",
     summary: "an RBD image, or a snapshot of one, in a store in a directory",
     options: &[
-        OptionSpec::new("namespace", ValueKind::Text, "the default one", "the image's namespace"),
+        OptionSpec::new(
+            "namespace",
+            ValueKind::Text,
+            "the default namespace",
+            "namespace of the image",
+        ),
         OptionSpec::new(
             "create",
             ValueKind::Size,
-            "it must exist",
-            "create it, and the store, with this size if it does not exist",
+            "none: the image must exist",
+            "create a missing image, and its store, with this size",
         ),
     ],
     without: &[],
@@ -51,10 +56,15 @@ pub static IN_CLUSTER: DiskKind = DiskKind {
     usage: "rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]",
     summary: "an RBD image, or a snapshot of one, in a Ceph cluster",
     options: &[
-        OptionSpec::new("conf", ValueKind::Path, "CEPH_CONF, or the usual places", "ceph.conf"),
-        OptionSpec::new("id", ValueKind::Text, "admin", "user: client.ID"),
-        OptionSpec::new("keyring", ValueKind::Path, "that of ceph.conf", "keyring file"),
-        OptionSpec::new("mon_host", ValueKind::Text, "that of ceph.conf", "monitor addresses"),
+        OptionSpec::new(
+            "conf",
+            ValueKind::Path,
+            "$CEPH_CONF, else as Ceph's tools",
+            "Ceph configuration file",
+        ),
+        OptionSpec::new("id", ValueKind::Text, "admin", "authenticate as client.ID"),
+        OptionSpec::new("keyring", ValueKind::Path, "from ceph.conf", "keyring file"),
+        OptionSpec::new("mon_host", ValueKind::Text, "from ceph.conf", "monitor addresses"),
     ],
     without: &[],
     has_below: false,
@@ -109,7 +119,7 @@ fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
     let spec = ImageSpec::parse(namespace, name)?;
     let create = said.settings.number("create");
     if create.is_some() && (said.options.read_only || spec.snapshot.is_some()) {
-        return Err("create makes an empty image, which is to be written; leave it out".into());
+        return Err("create cannot be combined with read_only or a snapshot; omit it".into());
     }
     let directory = absolute(said.folder, path.parent().unwrap_or(Path::new("")))?;
     let place = images::Place::Directory(directory);
@@ -235,8 +245,8 @@ mod tests {
             ("rbd:p/n/m/a", "is missing"),
             ("rbd+dir:", "is missing"),
             ("rbd+dir:/", "is missing"),
-            ("rbd+dir:/yard/a@", "not a snapshot name"),
-            ("rbd+dir:/yard/a@s?create=1G", "leave it out"),
+            ("rbd+dir:/yard/a@", "invalid snapshot name"),
+            ("rbd+dir:/yard/a@s?create=1G", "omit it"),
             ("rbd+dri:/yard/a", "rbd+dir"),
         ] {
             let error = uri.parse::<DiskPlan>().expect_err(uri).to_string();

@@ -141,7 +141,7 @@ impl Eq for ExportKind {}
 
 /// The options that every export has.
 pub static COMMON: [OptionSpec; 1] =
-    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; short: ro")];
+    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes (also: ro)")];
 
 /// The kind of that name, of those that daemons report.
 #[must_use]
@@ -253,7 +253,7 @@ impl Front<'_> {
     /// # Errors
     /// There is none.
     pub fn disk(&self) -> Result<&FrontDisk> {
-        self.disks.first().ok_or_else(|| Error::failed("there is no disk to export"))
+        self.disks.first().ok_or_else(|| Error::failed("no disk to export"))
     }
 
     /// The one disk, as the front-end may use it.

@@ -48,9 +48,12 @@ impl Directory {
 
     fn failed(&self, err: io::Error) -> Error {
         let what = format!("cannot share {}", self.path.display());
-        let is_missing = err.kind() == io::ErrorKind::NotFound;
-        let error = Error::failed(what).caused_by(err);
-        if is_missing { error.help("correct the path, or create the directory") } else { error }
+        let remedy = match err.kind() {
+            io::ErrorKind::NotFound => "create it, or correct the path",
+            io::ErrorKind::NotADirectory => "share the directory that it is in",
+            _ => return Error::failed(what).caused_by(err),
+        };
+        Error::failed(what).caused_by(err).help(remedy)
     }
 }
 

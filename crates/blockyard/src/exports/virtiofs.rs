@@ -52,6 +52,7 @@ pub fn bind(directory: &Directory, device: Device) -> Result<Bound> {
         tag: device.tag,
         queues: device.queues.unwrap_or(QUEUES),
         threads: device.threads.unwrap_or(THREADS),
+        stop_patience: virtiofs::STOP_PATIENCE,
     };
     let prepared = virtiofs::prepare(export, listener).map_err(error)?;
     Ok(Box::new(|_| Ok(Arc::new(BackEnd::new(&KIND, prepared)))))
