@@ -344,6 +344,7 @@ fn who_shares_is_listed_and_has_nothing_else() {
     let say = |args: &[&str]| Said::of(&blockyard(&run).args(args).output().unwrap());
     let (dir, mnt) = (shared.dir().display().to_string(), shared.mnt().display().to_string());
     say(&["list"]).code(0).contains(&[&format!("serves {dir} at fuse:{mnt} (mounted)")]);
+    assert_eq!(say(&["list", "--diskstats"]).code(0).out, "");
     say(&["add", "ram:1M"]).code(1).contains(&["no daemon of this user is running"]);
     let pid = shared.child.id().to_string();
     say(&["add", "ram:1M", "--daemon", &pid]).code(75).contains(&["serves only", &dir]);

@@ -61,7 +61,9 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
 fn list_text(path: &str) -> Result<()> {
     for (_, answer) in ask_all(path)? {
         let text = answer.accepted()?;
-        term::say(String::from_utf8_lossy(&text).trim_end_matches('\n'))?;
+        let lines = String::from_utf8_lossy(&text);
+        // Who shares a directory has no disk.
+        lines.lines().try_for_each(term::say)?;
     }
     Ok(())
 }
