@@ -97,6 +97,18 @@ fn directories_that_a_user_may_not_write_to() {
         .contains(&["closed/run", "ermission denied"]);
 }
 
+/// Others of a cluster's clients have what he would need.
+#[test]
+fn files_of_a_cluster_that_a_user_may_not_read() {
+    let place = Place::new();
+    let conf =
+        "[global]\nmon host = 127.0.0.1:1\nauth client required = cephx\nkeyring = secret.img\n";
+    fs::write(place.0.path().join("ceph.conf"), conf).unwrap();
+    let ls = |conf: &str| place.run("open/run", &["rados", "-c", conf, "-p", "yard", "ls"]);
+    ls("ceph.conf").code(77).contains(&["keyring is not readable by this user", "secret.img"]);
+    ls("secret.img").code(77).contains(&["configuration file is not readable", "secret.img"]);
+}
+
 /// They are not his, and he is told where they are to be seen.
 #[test]
 fn daemons_of_another_user() {

@@ -18,6 +18,7 @@
 
 pub mod blk_driver;
 pub mod cases;
+pub mod faulty;
 pub mod front_end;
 mod held;
 mod loop_device;

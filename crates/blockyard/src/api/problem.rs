@@ -37,7 +37,9 @@ impl Refusal {
     pub(super) fn new(place: impl Into<String>, err: &Error) -> Self {
         let status = match err.kind() {
             ErrorKind::Usage => StatusCode::BAD_REQUEST,
-            ErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::Failed | ErrorKind::NoCommand | ErrorKind::NotExecutable => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             ErrorKind::Unavailable => StatusCode::NOT_IMPLEMENTED,
             ErrorKind::Busy => StatusCode::CONFLICT,
             ErrorKind::NotPermitted => StatusCode::FORBIDDEN,

@@ -154,10 +154,11 @@ impl Served {
         })
     }
 
-    /// One that serves a disk of the kernel has that, and nothing else.
+    /// One that serves a disk of the kernel, or a directory, has that, and nothing else.
     pub(super) fn may_change(&self, place: &str) -> Answer<()> {
-        let Some(attached) = &self.attached else { return Ok(()) };
-        let what = format!("this daemon serves only {}", attached.device.path);
+        let device = self.attached.as_ref().map(|it| it.device.path.clone());
+        let Some(only) = device.or_else(|| self.yard.only()) else { return Ok(()) };
+        let what = format!("this daemon serves only {only}");
         Err(Refusal::new(place, &Error::new(ErrorKind::Busy, what)))
     }
 

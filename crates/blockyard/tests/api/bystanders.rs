@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LEAST: u64 = 20;
 const BLOCK: usize = 4096;
 /// Blocks of a disk that a bystander uses.
-const SLOTS: u64 = 64;
+const SLOTS: usize = 64;
 const MIB: u64 = 1 << 20;
 /// Requests that a client has out to a disk that is held up, too far apart to be one.
 const MANY: u64 = 100;
@@ -204,7 +204,7 @@ impl Bystander {
         let (count, end) = (Arc::clone(&done), Arc::clone(&is_over));
         let thread = std::thread::spawn(move || {
             let mut dice = Dice(seed);
-            let mut versions = [0; SLOTS as usize];
+            let mut versions = [0; SLOTS];
             for version in 1.. {
                 let [written, read] = [(); 2].map(|()| dice.below(versions.len()));
                 client.write((written * BLOCK) as u64, &content(written, version));

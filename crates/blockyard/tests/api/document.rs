@@ -65,7 +65,7 @@ pub(crate) fn check(
         };
         let fits = match pattern {
             "^[0-7]{1,3}$" => all(3, |digit| digit.is_digit(8)),
-            "^[0-9a-f]{16}$" => text.len() == 16 && all(16, |digit| digit.is_digit(16)),
+            "^[0-9a-f]{16}$" => text.len() == 16 && all(16, |digit| digit.is_ascii_hexdigit()),
             other => panic!("what is {other}?"),
         };
         if !fits {

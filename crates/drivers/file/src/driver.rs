@@ -132,13 +132,12 @@ fn engine(
         }
         Ok(()) => Ok(IoEngine::Uring),
         Err(why) if config.engine == Engine::Auto => {
-            tracing::info!(file = %config.path.display(), %why, "io_uring not used; using a thread pool");
+            tracing::info!(file = %config.path.display(), error = %why, "io_uring not used; using a thread pool");
             Ok(IoEngine::Threads)
         }
         Err(why) => {
-            let what =
-                format!("{}: engine=uring, but {why}; use engine=threads", config.path.display());
-            Err(Error::new(ErrorKind::NotSupported, what).caused_by(why))
+            let what = format!("{}: engine=uring is not available", config.path.display());
+            Err(Error::new(ErrorKind::NotSupported, what).help("use engine=threads").caused_by(why))
         }
     }
 }
@@ -151,7 +150,7 @@ impl Driver for File {
     fn init_hctx(&self, _disk: &(), handle: HctxHandle<Self>) -> Result<Queue, BlkError> {
         let made = match self.queue(handle.clone(), self.engine) {
             Err(why) if self.engine == IoEngine::Uring && self.may_fall_back => {
-                tracing::warn!(queue = handle.index(), %why, "io_uring not used for this queue; using a thread pool");
+                tracing::warn!(queue = handle.index(), error = %why, "io_uring not used for this queue; using a thread pool");
                 self.queue(handle, IoEngine::Threads)
             }
             made => made,
@@ -200,8 +199,8 @@ mod tests {
         assert_eq!(engine(&config(Engine::Threads), true, || Ok(())).unwrap(), IoEngine::Threads);
         let err = engine(&config(Engine::Uring), true, refuse).unwrap_err();
         assert_eq!(err.kind(), ErrorKind::NotSupported);
-        for said in ["/disk", "kernel.io_uring_disabled = 2", "engine=threads"] {
-            assert!(err.to_string().contains(said), "{err}");
-        }
+        assert!(err.chain().starts_with("/disk: "), "{}", err.chain());
+        assert!(err.chain().contains("kernel.io_uring_disabled = 2"), "{}", err.chain());
+        assert_eq!(err.remedy(), Some("use engine=threads"));
     }
 }

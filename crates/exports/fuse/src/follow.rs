@@ -136,7 +136,7 @@ fn tell(channel: &Weak<Channel>, notification: &Notification<'_>) {
     match channel.write(message) {
         // It has never heard of the file, or is not mounted any more.
         Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-        Err(err) => tracing::debug!(%err, "the kernel refused a notification"),
+        Err(err) => tracing::debug!(error = %err, "kernel refused a notification"),
         Ok(()) => {}
     }
 }
