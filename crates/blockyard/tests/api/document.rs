@@ -75,12 +75,12 @@ pub(crate) fn check(
     for (at, item) in value.as_array().into_iter().flatten().enumerate() {
         check(document, &schema["items"], item, &format!("{place}[{at}]"))?;
     }
-    let Some(properties) = schema["properties"].as_object() else { return Ok(()) };
     for (name, item) in value.as_object().into_iter().flatten() {
-        match properties.get(name) {
-            Some(schema) => check(document, schema, item, &format!("{place}.{name}"))?,
-            None if schema["additionalProperties"] == false => return wrong(name),
-            None => {}
+        let others = &schema["additionalProperties"];
+        match schema["properties"].get(name).unwrap_or(others) {
+            Value::Bool(false) => return wrong(name),
+            Value::Bool(true) | Value::Null => {}
+            schema => check(document, schema, item, &format!("{place}.{name}"))?,
         }
     }
     let needed = schema["required"].as_array().into_iter().flatten();
