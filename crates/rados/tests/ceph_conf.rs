@@ -1,5 +1,5 @@
 //! What `ceph.conf` says, beside ceph-conf(8).
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::process::Command;
 
