@@ -13,7 +13,11 @@ use tempfile::TempDir;
 #[test]
 fn usage_errors_exit_64_and_help_0() {
     run(&["--help"]).code(0).contains(&["serve", "nbd://HOST/EXPORT", "Exit status"]);
-    run(&["--version"]).code(0).contains(&["blockyard"]);
+    run(&["--version"]).code(0).contains(&["blockyard", "features:"]);
+    run(&["--help"]).code(0).contains(&["BLOCKYARD_RUNTIME_DIR", "NO_COLOR", "CEPH_CONF"]);
+    run(&["stop"]).code(64).contains(&["help: send SIGTERM", "blockyard list"]);
+    let said = run(&["serve", "ram:1M", "--port", "10809"]);
+    assert!(!said.code(64).contains(&["help: use --nbd tcp:"]).err.contains("as a value"));
     for args in [&["frobnicate"][..], &["serve"], &["bench", "ram:1G", "--rwmixread", "101"], &[]] {
         run(args).code(64);
     }
@@ -27,13 +31,20 @@ fn a_bad_uri_says_what_where_and_what_to_do() {
         ("rma:1G", &["did you mean \"ram\"?"]),
         ("1G", &["no scheme", "ram:1G"]),
         ("ram:1G?szie=4", &["did you mean \"size\"?"]),
-        ("nbd:///x", &["needs a host"]),
+        ("nbd:///x", &["host missing"]),
+        ("nbd:localhost:10809", &["did you mean nbd://localhost:10809?"]),
+        ("nbd:unix:/s:exportname=a", &["did you mean nbd+unix:///a?socket=/s?"]),
     ] {
         run(&["info", uri]).code(64).contains(parts);
         run(&["serve", uri, "--nbd", "unix:s"]).code(64).contains(parts);
         run(&["bench", uri]).code(64).contains(parts);
     }
     run(&["serve", "ram:1M", "--nbd", "s"]).code(64).contains(&["unix:/path", "tcp:host:port"]);
+    for (address, meant) in [("/tmp/s", "unix:/tmp/s"), ("10809", "tcp::10809")] {
+        run(&["serve", "ram:1M", "--nbd", address])
+            .code(64)
+            .contains(&[&format!("help: did you mean {meant}?")]);
+    }
     run(&["serve", "ram:1M"]).code(64).contains(&["--nbd unix:"]);
     run(&["serve", "ram:1M", "--nbd", "unix:s", "--nbd", "unix:s"])
         .code(64)
@@ -79,7 +90,7 @@ fn an_option_has_one_spelling_and_is_given_once() {
     up("uri = \"ram:\"\nsize = \"2M\"", "").code(0);
     let twice = "[[export]]\ndisk = \"ram0\"\nread_only = true\nro = false\n";
     up("uri = \"ram:1M\"", twice).code(64).contains(&["given twice"]);
-    for spelling in ["ro", "read_only", "read-only"] {
+    for spelling in ["ro", "read_only", "read-only", "readonly"] {
         run(&["info", &format!("ram:1M?{spelling}=1"), "--is", "read-only"]).code(0);
         run(&["info", &format!("ram:1M?{spelling}=0"), "--is", "read-only"]).code(2);
         run(&["info", &format!("ram:1M?ro&{spelling}=0")]).code(64).contains(&["given twice"]);
@@ -197,7 +208,9 @@ fn a_file_that_cannot_be_a_disk_says_why() {
         path.to_str().unwrap().to_owned()
     };
     let missing = dir.path().join("missing").to_str().unwrap().to_owned();
-    run(&["info", &missing])
+    let said = run(&["info", &format!("file:{missing}?create=1G")]);
+    assert!(!said.code(1).err.contains("help: run: "), "advises what was typed: {}", said.err);
+    run(&["run", &missing, "--", "true"])
         .code(1)
         .contains(&["truncate -s 1G", &format!("file:{missing}?create=1G")]);
     let said = run(&["info", "/dev/no-such-device"]);

@@ -204,7 +204,7 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
     let first = fs::read_to_string(place.path("journal")).unwrap();
     // Another copy does not take it.
     let other = place.run(&["copy", "./source", "./target", "--resume", "journal"]);
-    other.code(1).contains(&["journal of another copy"]);
+    other.code(1).contains(&["belongs to another copy"]);
     drop(server);
     let server = start();
     let mut child = start_copy(&place, &args);
@@ -435,8 +435,9 @@ fn run_gives_a_command_the_disk_and_takes_its_exit_code() {
         .code(0);
     place
         .run(&["run", "ram:1M", "--", "no-such-command"])
-        .code(1)
-        .contains(&["cannot run no-such-command"]);
+        .code(127)
+        .contains(&["cannot run no-such-command: no such command"]);
+    place.run(&["run", "ram:1M", "--", "./source"]).code(126).contains(&["cannot run ./source"]);
     place.run(&["run", "ram:1M"]).code(64);
     let socket = place.path("s");
     let _server = nbdkit(&socket, &["memory", "2M"]);

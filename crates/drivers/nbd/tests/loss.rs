@@ -106,6 +106,58 @@ fn a_write_of_a_file_that_became_shorter_fails_and_the_disk_goes_on() {
     assert_eq!(disk.read(2 * MIB - 4096, 4096).unwrap(), [0; 4096]);
 }
 
+/// As much as no socket takes at once, from a file that is not in the page cache any more when it is sent again.
+#[test]
+fn a_long_range_that_is_cut_off_midway_is_sent_again() {
+    const LEN: u64 = 4 * MIB;
+    let place = Place::new();
+    let (socket, file) = (place.path("s"), place.file("disk", 16 * MIB));
+    let file = format!("file={}", file.display());
+    let mut server = nbdkit(&socket, &["file", &file]);
+    let config = NbdConfig { timeout: PATIENCE, connections: Some(1), ..patient(unix(&socket)) };
+    let disk = attach(config, 1);
+    let mut options = std::fs::File::options();
+    let source = options.read(true).write(true).open(place.file("source", LEN)).unwrap();
+    let bytes = pattern(0, 1, usize::try_from(LEN).unwrap());
+    source.write_all_at(&bytes, 0).unwrap();
+    source.sync_all().unwrap();
+    let range = FileRange::new(&Arc::new(source.try_clone().unwrap().into()), 0, LEN);
+    for (at, is_cached) in [(MIB, true), (8 * MIB, false)] {
+        assert_eq!(disk.write(0, &[1; 512]), Status::Ok);
+        server.freeze(true);
+        let write = disk.submit(0, Bio::write_range(at, range.clone()));
+        until("it is with the driver", || disk.disk.in_flight().len() == 1);
+        assert!(write.try_recv().is_err(), "a socket does not take all of it");
+        if !is_cached {
+            rustix::fs::fadvise(&source, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+        server.kill();
+        server = nbdkit(&socket, &["file", &file]);
+        assert_eq!(write.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+        assert!(disk.read(at, LEN).unwrap() == bytes, "cached: {is_cached}");
+    }
+}
+
+/// Whatever its error is called: some are also a socket's.
+#[test]
+fn a_source_that_cannot_be_read_fails_its_write_and_no_connection_is_lost() {
+    let place = Place::new();
+    let socket = place.path("s");
+    let _server = nbdkit(&socket, &["memory", "16M"]);
+    let disk = attach(patient(unix(&socket)), 1);
+    assert_eq!(disk.write(0, &pattern(0, 1, 4096)), Status::Ok);
+    let source = place.file("source", MIB);
+    let file = Arc::new(OwnedFd::from(std::fs::File::options().write(true).open(source).unwrap()));
+    let unreadable = Bio::write_range(MIB, FileRange::new(&file, 0, MIB));
+    assert_eq!(disk.run(unreadable).status(), Status::Io);
+    assert_eq!(
+        disk.run(Bio::flush()).status(),
+        Status::Ok,
+        "the connection that it was on is there"
+    );
+    assert_eq!(disk.read(0, 4096).unwrap(), pattern(0, 1, 4096));
+}
+
 #[test]
 fn with_no_server_requests_wait_and_then_fail() {
     let place = Place::new();

@@ -168,7 +168,7 @@ impl fmt::Display for Unread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("no such file"),
-            Self::Directory => f.write_str("it is a directory"),
+            Self::Directory => f.write_str("is a directory"),
             Self::Denied => f.write_str("not permitted"),
             Self::Other(err) => write!(f, "{err}"),
         }

@@ -56,6 +56,7 @@ fn sample(option: &OptionSpec) -> (String, String) {
         ValueKind::Uri => text("ram:1M"),
         ValueKind::Path => text("/p"),
         ValueKind::Mode => text("600"),
+        ValueKind::Rate { .. } => text("1000:5000/10s"),
         ValueKind::Name | ValueKind::Text => text("a"),
     }
 }
@@ -181,7 +182,7 @@ count = "all"
         "yard.toml:20:15",
         "from 1 to 4294967295",
         "yard.toml:21:16",
-        "write a whole number and a unit",
+        "whole number with a unit",
         "yard.toml:24:8",
         "did you mean \"require\"?",
         "yard.toml:27:9",
@@ -245,7 +246,10 @@ fn what_would_fail_at_the_start_is_a_mistake() {
             "[nbd]\nlisten = \"unix:s\"\n[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"/yard/s\"",
             "yard.toml:7:10",
         ),
-        ("[nbd]\nlisten = \"unix:s\"\nflush_grace = \"6s\"", "half of shutdown_grace (10s)"),
+        (
+            "[nbd]\nlisten = \"unix:s\"\nflush_grace = \"6s\"",
+            "longer than 2.5s, which a shutdown_grace of 10s",
+        ),
         (
             "[nbd]\nlisten = \"unix:s\"\nflush_grace = \"3s\"\n[threads]\nshutdown_grace = \"5s\"",
             "yard.toml:5:15",
@@ -255,7 +259,7 @@ fn what_would_fail_at_the_start_is_a_mistake() {
         assert!(shown.contains(part) && shown.contains(": 1 error"), "{part:?} is not in\n{shown}");
     }
     plan(&yard("[nbd]\nlisten = [\"tcp:127.0.0.1:0\", \"tcp:127.0.0.1:0\"]"));
-    plan(&yard("[nbd]\nlisten = \"unix:s\"\nflush_grace = \"5s\""));
+    plan(&yard("[nbd]\nlisten = \"unix:s\"\nflush_grace = \"2500ms\""));
     // Who says nothing of flushes gets what fits.
     plan(&yard("[nbd]\nlisten = \"unix:s\"\n[threads]\nshutdown_grace = \"1s\""));
 }
