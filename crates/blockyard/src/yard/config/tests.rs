@@ -57,7 +57,6 @@ fn sample(option: &OptionSpec) -> (String, String) {
         ValueKind::Path => text("/p"),
         ValueKind::Mode => text("600"),
         ValueKind::Rate { .. } => text("1000:5000/10s"),
-        ValueKind::Rate { .. } => text("1000000"),
         ValueKind::Name | ValueKind::Text => text("a"),
     }
 }
