@@ -111,7 +111,7 @@ fn serve(channel: &Channel, fs: &dyn FileSystem, protocol: Protocol) {
             // Nobody waits for it any more.
             Err(err) if err.raw_os_error() == Some(Errno::ENOENT.raw()) => {}
             Err(err) if err.raw_os_error() == Some(Errno::EINVAL.raw()) => {
-                tracing::error!(%err, "the kernel refuses an answer");
+                tracing::error!(error = %err, "kernel rejected a reply");
             }
             Err(err) => return ended(&err),
         }
@@ -127,6 +127,6 @@ fn goes_on(err: &io::Error) -> bool {
 
 fn ended(err: &io::Error) {
     if !err.raw_os_error().is_some_and(|errno| UNMOUNTED.contains(&errno)) {
-        tracing::error!(%err, "the kernel's requests cannot be read; the file system ends");
+        tracing::error!(error = %err, "cannot read requests of the kernel; the file system ends");
     }
 }

@@ -16,10 +16,12 @@
 
 pub mod block_device;
 mod close;
+mod copy_range;
 pub mod credentials;
 pub mod direct;
 mod event;
 pub mod fallocate;
+mod fiemap;
 pub mod file_handle;
 pub mod fuse;
 pub mod holes;

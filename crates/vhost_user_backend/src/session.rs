@@ -109,7 +109,11 @@ impl<'a, D: Device> Session<'a, D> {
             Ok(Answer::Done) => return Ok(()),
             Err(Close::Refused(what)) if wants_ack && self.refusals < MAX_REFUSALS => {
                 self.refusals += 1;
-                tracing::warn!(socket = self.backend.name(), "invalid vhost-user request: {what}");
+                tracing::warn!(
+                    socket = self.backend.name(),
+                    error = what,
+                    "invalid vhost-user request"
+                );
                 (Reply::Number(1), None)
             }
             Err(close) => return Err(close),
@@ -431,7 +435,7 @@ impl<'a, D: Device> Session<'a, D> {
             Ok(sent) if sent == message.len() => {}
             _ => tracing::warn!(
                 socket = self.backend.name(),
-                "cannot notify the front-end of a change of the device"
+                "cannot notify the front-end of a configuration change"
             ),
         }
     }
@@ -453,6 +457,6 @@ fn bad_region(region: &RegionSpec, err: &std::io::Error) -> Close {
 /// The event that came with a message.
 fn event(fd: Option<OwnedFd>) -> Result<Option<Arc<PeerEvent>>, Close> {
     let event = fd.map(PeerEvent::from_fd).transpose();
-    let event = event.map_err(|err| Close::Refused(format!("an event that is none: {err}")))?;
+    let event = event.map_err(|err| Close::Refused(format!("not an eventfd: {err}")))?;
     Ok(event.map(Arc::new))
 }

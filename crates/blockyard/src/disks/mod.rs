@@ -28,6 +28,7 @@ mod plan;
 mod ram;
 pub mod rbd;
 mod remote;
+pub mod throttle;
 #[cfg(test)]
 mod toy;
 pub mod uri;
@@ -42,6 +43,7 @@ pub use options::{
     parse_duration,
 };
 pub use plan::{DiskPlan, absolute};
+pub(crate) use remote::has_been_written;
 pub use remote::{Goodbye, Remote, RemoteDriver};
 
 use crate::error::{Error, Result};

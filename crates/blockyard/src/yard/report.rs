@@ -1,12 +1,15 @@
 //! What a daemon tells of itself.
 
+use std::collections::BTreeMap;
+
 use blockyard_blkmq::stats::QueueStats;
 use blockyard_blkmq::{Disk, SECTOR_SIZE, StatGroup};
 use blockyard_export_nbd::{ClientInfo, HeaderStyle};
 use serde::{Deserialize, Serialize};
 
 use super::{Yard, YardDisk, YardExport};
-use crate::disks::DiskPlan;
+use crate::disks::{DiskPlan, throttle};
+use crate::exports;
 
 /// A daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,6 +48,17 @@ pub struct DeviceReport {
     pub uri: String,
     /// Whether it outlives its daemon.
     pub recoverable: bool,
+    /// What tells it from a later one of the same name, in hexadecimal digits: numbers in JSON end before it does.
+    #[serde(default)]
+    pub mark: String,
+}
+
+impl DeviceReport {
+    /// A mark, as it is told.
+    #[must_use]
+    pub fn told_mark(mark: u64) -> String {
+        format!("{mark:016x}")
+    }
 }
 
 /// An export.
@@ -61,6 +75,23 @@ pub struct ExportReport {
     /// What it is doing.
     #[serde(flatten)]
     pub served: Served,
+}
+
+impl ExportReport {
+    /// What it serves: a disk, all of them, or a directory, which is none.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        if self.is_alone() {
+            return &self.name;
+        }
+        if self.disk.is_empty() { "all disks" } else { &self.disk }
+    }
+
+    /// Whether its daemon serves nothing else.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        exports::ALONE.iter().any(|kind| kind.name == self.kind)
+    }
 }
 
 /// What an export is doing.
@@ -95,6 +126,9 @@ pub struct DiskReport {
     pub exports: Vec<String>,
     /// The names of its partitions.
     pub partitions: Vec<String>,
+    /// The limits that it keeps to, by their settings.
+    #[serde(default)]
+    pub limits: BTreeMap<String, String>,
     /// Requests with the driver.
     pub in_flight: usize,
     /// Requests of all kinds that have ended.
@@ -246,6 +280,7 @@ fn disk_report(
         read_only: disk.is_read_only(),
         exports,
         partitions: partitions.iter().map(|part| disk.partition_name(part.info().number)).collect(),
+        limits: throttle::shown(&throttle::of(disk)),
         in_flight: disk.in_flight().len(),
         ops,
         iops: per_second(ops, uptime_seconds),

@@ -252,7 +252,8 @@ impl Shared {
             tracing::warn!(
                 socket = backend.name(),
                 queue = self.index,
-                "guest driver violated virtio; queue stopped: {fault}"
+                error = %fault,
+                "guest driver violated virtio; queue stopped"
             );
         }
         serving.broken = true;

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{ConfigError, parse};
-use crate::disks::{DiskPlan, PlanBuilder, Value, ValueKind, canonical_key};
+use crate::disks::{DiskPlan, PlanBuilder, Value, ValueKind, canonical_key, throttle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::yard::plan::YardPlan;
@@ -123,10 +123,10 @@ impl Prepared {
         }
         let file = self.file.display();
         if !refused(fchown(new, None, Some(gid)))? {
-            tracing::warn!(%file, uid, "its owner is the user of the daemon now, which may not give it back");
+            tracing::warn!(%file, uid, "owner of the file changed to the user of the daemon, which cannot restore it");
             return Ok(Permissions::from_mode(before.mode() & 0o777));
         }
-        tracing::warn!(%file, uid, gid, "its owner and group are those of the daemon now, which may not give it back");
+        tracing::warn!(%file, uid, gid, "owner and group of the file changed to those of the daemon, which cannot restore them");
         Ok(of_other_group(before.mode()))
     }
 
@@ -360,6 +360,7 @@ fn of_export(plan: &ExportPlan) -> Table {
             Value::Number(mode) if is_mode => value(format!("{mode:o}")),
             Value::Number(number) => value(i64::try_from(*number).unwrap_or(i64::MAX)),
             Value::Time(time) => value(format!("{}ns", time.as_nanos())),
+            Value::Rate(rate) => value(throttle::show_rate(*rate)),
             Value::Text(text) => value(text),
             Value::Path(path) => value(path.to_string_lossy().into_owned()),
         };
