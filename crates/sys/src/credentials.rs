@@ -46,9 +46,8 @@ pub struct ActingFor {
 }
 
 /// Has the calling thread make files for that user and group. The kernel takes from who does so what root may do to files, which
-/// is given back here: whether the user may is asked by others. Nobody else asks whether he is of the group whose
-/// set-group-ID bit
-/// he wants, which may be that of the directory: so `CAP_FSETID` is given back for root only, as nobody else has it.
+/// is given back here: whether the user may is asked by others. Nobody else asks whether he is of the group whose set-group-ID
+/// bit he wants, which may be that of the directory: so `CAP_FSETID` is given back for root only, as nobody else has it.
 ///
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`] without `CAP_SETUID` and `CAP_SETGID`.

@@ -191,6 +191,26 @@ fn buffers() -> impl Strategy<Value = Vec<Buffer>> {
     prop::collection::vec(buffer, 0..6)
 }
 
+/// Requests that are whole, of which only the node and the file are still to be said.
+fn whole(which: usize, fh: u64) -> Vec<u8> {
+    let list = ReadIn { fh, size: 200, ..ReadIn::default() };
+    let operations = [
+        Operation::Lookup(Name::new(b"file").unwrap()),
+        Operation::Getattr(GetattrIn::default()),
+        Operation::Statx(StatxIn::default()),
+        Operation::Open(OpenIn::default()),
+        Operation::Read(list),
+        Operation::Readdirplus(list),
+        Operation::Statfs,
+        Operation::Listxattr { size: 100 },
+    ];
+    let mut bytes = Vec::new();
+    let protocol = Protocol { minor: 45, ..Protocol::NONE };
+    let operation = &operations[which % operations.len()];
+    operation.encode(&Caller::default(), &[], &protocol, &mut bytes);
+    bytes
+}
+
 /// Any operation but those that would keep the whole machine waiting.
 fn opcodes() -> impl Strategy<Value = u32> {
     (0_u32..55).prop_filter("it waits for all disks", |opcode| *opcode != Opcode::Syncfs as u32)
@@ -205,21 +225,24 @@ proptest! {
     /// Buffers anywhere, with any content: answered within their room wherever there is some, or refused.
     #[test]
     fn any_chain_is_answered_or_refused(
+        which in prop::option::of(any::<usize>()),
         mut content in prop::collection::vec(any::<u8>(), InHeader::LEN..240),
-        opcode in opcodes(),
+        mut opcode in opcodes(),
         (node, file) in (numbers(), numbers()),
         mut readable in buffers(),
         writable in buffers(),
     ) {
         let mut place = Place::new();
         let (found, fh) = place.open();
-        let fields = [
-            (4, opcode.into(), 4),
-            (8, 2, 8),
-            (16, node.of(found), 8),
-            // Where most operations that are about one have it.
-            (40, file.of(fh), 8),
-        ];
+        let mut fields = vec![(8, 2, 8), (16, node.of(found), 8)];
+        if let Some(which) = which {
+            content = whole(which, file.of(fh));
+            opcode = u32::from_le_bytes(content[4..8].try_into().unwrap());
+            readable.clear();
+        } else {
+            // Where most operations that are about one have their file.
+            fields.extend([(4, opcode.into(), 4), (40, file.of(fh), 8)]);
+        }
         for (at, value, len) in fields {
             if let Some(field) = content.get_mut(at..at + len) {
                 field.copy_from_slice(&value.to_le_bytes()[..len]);

@@ -66,8 +66,8 @@ impl Passthrough {
 }
 
 /// How data are written: each request says it, as a descriptor may be made another after it was opened (fcntl(2)), and one write
-/// be durable of many that are not (pwritev2(2), a mount with `sync`). Pages are written to where they are, by any
-/// descriptor that can write.
+/// be durable of many that are not (pwritev2(2), a mount with `sync`). Pages are written to where they are, by any descriptor
+/// that can write.
 fn how(args: &WriteIn) -> ReadWriteFlags {
     let mut how = ReadWriteFlags::empty();
     if args.write_flags.contains(WriteFlags::CACHE) {

@@ -207,8 +207,8 @@ impl Passthrough {
         })
     }
 
-    /// Opens what a node is, for good. What is no file and no directory is the client's to open. It waits for who has a
-    /// lease of it (fcntl(2)): a client that has not asked not to wait would be surprised by `EAGAIN`.
+    /// Opens what a node is, for good. What is no file and no directory is the client's to open. It waits for who has a lease
+    /// of it (fcntl(2)): a client that has not asked not to wait would be surprised by `EAGAIN`.
     fn reopen(&self, inode: &At, flags: OFlags) -> Outcome<OwnedFd> {
         if !matches!(inode.kind, FileType::RegularFile | FileType::Directory) {
             return Err(Errno::EPERM);
