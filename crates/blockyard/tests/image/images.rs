@@ -141,7 +141,7 @@ fn snapshots_and_clones() {
     yard.image(&["snap", "create", "a@kept"]);
     yard.image(&["snap", "protect", "a@kept"]);
     yard.image(&["clone", "a@kept", "c"]);
-    yard.try_image(&["snap", "purge", "a"]).code(75).contains(&["protected: kept", "unprotect"]);
+    yard.try_image(&["snap", "purge", "a"]).code(75).contains(&["not removed: kept", "unprotect"]);
     assert_eq!(yard.json(&["snap", "ls", "a"]).as_array().unwrap().len(), 1);
     let all = yard.json(&["snap", "ls", "a", "--all"]);
     let trashed = serde_json::json!({"type": "trash", "original_name": "one"});

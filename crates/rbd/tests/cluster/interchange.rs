@@ -5,6 +5,7 @@ use crate::{DATA, NAMESPACE, POOL, lab, run, store};
 use blockyard_lab::ceph::Cluster as Lab;
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, Image, create_with_data, list, remove};
+use blockyard_rbd::live::{LiveImage, Options};
 use blockyard_rbd::store::rados::{Client, RadosStore};
 use blockyard_rbd::store::{ObjectStore, Op, Request};
 use bytes::Bytes;
@@ -281,4 +282,62 @@ async fn clones_of_theirs(lab: &Lab, store: &RadosStore, bytes: &[u8], rng: &mut
     // Neither of them is a child any more.
     rbd(lab, &["snap", "unprotect", "theirs-default@s"]);
     rbd(lab, &["snap", "rm", "--no-progress", "theirs-default@s"]);
+}
+
+/// What each snapshot of an image is for.
+fn all_snapshots(lab: &Lab, image: &str) -> Vec<String> {
+    let listed = json(lab, &["snap", "ls", "--all", image]);
+    let kind = |snapshot: &serde_json::Value| snapshot["namespace"]["type"].to_string();
+    listed.as_array().unwrap().iter().map(kind).collect()
+}
+
+/// Whoever removes it, and whoever has the last clone.
+#[test]
+fn a_snapshot_that_has_clones_is_removed_with_the_last_of_them() {
+    let lab = lab();
+    let mut rng = StdRng::seed_from_u64(seed());
+    let mut bytes = vec![0; index(SIZE)];
+    rng.fill(&mut bytes[..]);
+    run(async {
+        let store = store(&lab).await;
+        import(&lab, &bytes, "base", &["--object-size", &format!("{OBJECT}B")]);
+        for is_ours in [false, true] {
+            rbd(&lab, &["snap", "create", "--no-progress", "base@s"]);
+            let theirs = format!("{POOL}/left");
+            rbd(&lab, &["clone", "--rbd-default-clone-format", "2", "base@s", &theirs]);
+            let base = Image::open(&store, "base").await.unwrap();
+            base.clone_snapshot("s", &store, "right").await.unwrap();
+            if is_ours {
+                rbd(&lab, &["snap", "rm", "--no-progress", "base@s"]);
+            } else {
+                let live = LiveImage::open(&store, "base", Options::default()).await.unwrap();
+                live.remove_snapshot("s").await.unwrap();
+                live.close().await.unwrap();
+            }
+            let flatten_ours = async || {
+                let live = LiveImage::open(&store, "right", Options::default()).await.unwrap();
+                live.flatten().await.unwrap();
+                live.close().await.unwrap();
+            };
+            let flatten_theirs = || rbd(&lab, &["flatten", "--no-progress", &theirs]);
+            if is_ours {
+                flatten_theirs();
+            } else {
+                flatten_ours().await;
+            }
+            assert_eq!(all_snapshots(&lab, "base"), ["\"trash\""]);
+            if is_ours {
+                flatten_ours().await;
+            } else {
+                flatten_theirs();
+            }
+            assert_eq!(all_snapshots(&lab, "base"), [""; 0]);
+            check_map(&lab, "base");
+            for name in ["left", "right"] {
+                assert!(export(&lab, name) == bytes, "{name}");
+                blockyard_rbd::live::remove(&store, name).await.unwrap();
+            }
+        }
+        rbd(&lab, &["rm", "--no-progress", "base"]);
+    });
 }

@@ -3,7 +3,7 @@
 
 use crate::tools::{check_map, export, json, rbd};
 use crate::{DATA, POOL, client, lab, run, store};
-use blockyard_lab::ceph::Cluster as Lab;
+use blockyard_lab::ceph::{Cluster as Lab, eventually};
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, Image, create};
 use blockyard_rbd::live::{LiveImage, Options};
@@ -12,7 +12,7 @@ use blockyard_rbd::store::rados::{Client, RadosStore};
 use rustix::io::Errno;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
@@ -20,8 +20,6 @@ const SIZE: u64 = 16 * MIB;
 const OURS: u64 = SIZE / 2;
 /// So many bytes of it a client of Ceph writes.
 const THEIRS: usize = 6 << 20;
-/// How long a client of Ceph may take to get a lock that is free.
-const OWNER_LIMIT: Duration = Duration::from_secs(60);
 
 async fn image(store: &RadosStore, name: &str) -> LiveImage<RadosStore> {
     let layout = Layout::new(20).unwrap();
@@ -160,13 +158,16 @@ fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
         let store = store(&lab).await;
         let live = image(&store, "benched").await;
         let mut theirs = bench(&lab, "benched", "8G");
-        // Until it has the lock.
-        let header = blockyard_rbd::format::names::header(live.image().await.unwrap().id());
-        let begun = Instant::now();
-        while blockyard_rbd::live::owner(&store, &header).await.unwrap().is_none() {
-            let ended = theirs.0.try_wait().unwrap();
-            assert!(ended.is_none() && begun.elapsed() < OWNER_LIMIT, "nobody has it: {ended:?}");
-        }
+        let theirs = elsewhere(&lab, move |lab| {
+            let has_lock = eventually("the lock of Ceph's client", || {
+                assert!(theirs.0.try_wait()?.is_none(), "it has ended");
+                let locks = json(lab, &["lock", "ls", "benched"]);
+                Ok((locks.as_array().map(Vec::len) > Some(0)).then_some(()))
+            });
+            has_lock.unwrap();
+            theirs
+        })
+        .await;
         live.create_snapshot("s").await.unwrap();
         live.resize(2 * SIZE, true).await.unwrap();
         assert_eq!(live.image().await.unwrap().size(), 2 * SIZE);
