@@ -414,7 +414,8 @@ mod tests {
                 let flushes = || self.0.stats().0.counters(StatGroup::Flush).ios;
                 let flushed = async {
                     while flushes() == 0 {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        blockyard_conformance::pause();
+                        tokio::task::yield_now().await;
                     }
                 };
                 tokio::time::timeout(PATIENCE, flushed).await.expect("it is not flushed");

@@ -4,8 +4,8 @@
 //! other is stuck, break the protocol, and want more memory than there is. A model says what each must be answered, and
 //! that who behaves and has a disk that answers is not kept waiting. One export comes and goes meanwhile: what its clients were
 //! told of is there, and nothing is written for one whose connection has ended. Nor is anything lost of what stands before a
-//! goodbye, whoever takes the answers. In some worlds the server ends in the midst of it: only clients that have asked for it hear
-//! of that.
+//! goodbye, whoever takes the answers. In some worlds the server ends in the midst of it: only clients that have asked for it
+//! hear of that.
 //!
 //! `BLOCKYARD_SEED` is the first seed, `BLOCKYARD_RUNS` how many there are.
 #![allow(unreachable_pub, reason = "its modules are its own")]
