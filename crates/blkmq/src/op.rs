@@ -108,6 +108,9 @@ bitflags::bitflags! {
         /// What answers a read with [`Flags::SUPPLY`] may be the range of a file that it is in, of which nothing was read
         /// ([`crate::Bio::take_range`]). As of [`Flags::PAGES`], what is cut or trimmed asks for memory.
         const RANGE = 1 << 13;
+        /// A write of a range of a file ([`crate::Bio::write_range`]) may share the blocks of that file, where the disk is a
+        /// file, too, and has no space of its own for them yet. Whoever overwrites either needs more space then.
+        const SHARE = 1 << 14;
         /// A block status query wants the first extent only.
         const FIRST_EXTENT = 1 << 10;
         /// It may have one of the tags that are kept for what must not wait behind ordinary I/O (kernel:

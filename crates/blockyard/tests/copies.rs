@@ -4,7 +4,8 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -81,6 +82,11 @@ fn a_journal_overwrites_nothing_but_a_journal() {
     }
     copy("./a", "./c", "k").code(1).contains(&["k.new", "in the way"]);
     copy("./a", "./c", "k2").code(1).contains(&["is not the journal of a copy"]);
+    // No more of a file is read than a journal may have, however it begins.
+    let long = fs::File::create(place.path("long")).unwrap();
+    (&long).write_all(b"blockyard copy journal 3\n").unwrap();
+    long.set_len(17 << 20).unwrap();
+    copy("./a", "./c", "long").code(1).contains(&["file too large"]);
     for journal in ["/dev/zero", "pipe", "."] {
         copy("./a", "./c", journal).code(1).contains(&["not a regular file"]);
     }
@@ -111,36 +117,136 @@ fn slow(socket: &Path, source: &Path, len: usize) -> Guard {
     nbdkit(socket, &["eval", "thread_model=echo parallel", &size, &read])
 }
 
-/// Waits until the journal says that something is done; the copy ends in the middle then.
-/// Whatever way its data goes: within a file system, to another one, or through this program, for who wants to see it.
-#[test]
-fn a_file_is_copied_to_a_file_whatever_they_are_on() {
-    in_own_mounts!();
-    let place = Place::new();
+/// A folder on XFS, which shares blocks, until the mounts of the test are gone.
+fn xfs(place: &Place) -> LoopDevice {
     let image = place.path("image");
     fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
     fs::create_dir(place.path("xfs")).unwrap();
     peer("mkfs.xfs", &["-q", image.to_str().unwrap()]);
     let device = LoopDevice::attach(&[image.to_str().unwrap()]);
     peer("mount", &[device.path(), place.path("xfs").to_str().unwrap()]);
+    device
+}
+
+/// Whatever way its data goes: within a file system, to another one, or through this program, for who wants to see it.
+#[test]
+fn a_file_is_copied_to_a_file_whatever_they_are_on() {
+    in_own_mounts!();
+    let place = Place::new();
+    let _device = xfs(&place);
+    // The last block is no whole one, and goes through this program.
     let bytes = noise(20 * MIB + 1000, 5);
     for (source, targets) in [("a", ["b", "xfs/b"]), ("xfs/a", ["xfs/c", "c"])] {
         place.write(source, &bytes);
         for target in targets {
-            for options in [&[][..], &["--detect-zeroes"], &["--resume", "journal"]] {
+            for (options, is_seen) in [
+                (&[][..], false),
+                (&["--reflink", "never"], false),
+                (&["--detect-zeroes"], true),
+                (&["--resume", "journal"], true),
+            ] {
                 place.write(target, &noise(20 * MIB + 1000, 6));
-                place.run(&[&["copy", source, target], options].concat()).code(0);
-                assert!(place.read(target) == bytes, "{source} to {target} with {options:?}");
+                let copy = [&["copy", source, target, "--json"], options].concat();
+                let copied = place.run(&copy).code(0).json();
+                assert!(place.read(target) == bytes, "{copy:?}");
+                let direct = if is_seen { 0 } else { 20 * MIB as u64 };
+                let range = direct..=direct + (MIB / 2) as u64;
+                assert!(range.contains(&copied["direct"].as_u64().unwrap()), "{copy:?}: {copied}");
             }
             let direct = format!("file:{target}?direct=1");
             place.write(target, &noise(20 * MIB + 1000, 7));
-            place.run(&["copy", source, &direct]).code(0);
+            let copied = place.run(&["copy", source, &direct, "--json"]).code(0).json();
             assert!(place.read(target) == bytes, "{source} to {direct}");
+            assert_eq!(copied["direct"], 0, "past the page cache");
         }
     }
     peer("umount", &[place.path("xfs").to_str().unwrap()]);
 }
 
+#[test]
+fn a_copy_shares_blocks_where_the_target_has_none_unless_told_not_to() {
+    in_own_mounts!();
+    let place = Place::new();
+    let _device = xfs(&place);
+    let bytes = noise(20 * MIB, 5);
+    place.write("xfs/a", &bytes);
+    let root = fs::File::open(place.path("xfs")).unwrap();
+    let free = || {
+        rustix::fs::syncfs(&root).unwrap();
+        rustix::fs::fstatvfs(&root).unwrap().f_bfree * 4096
+    };
+    place.write("xfs/written", &vec![0; 20 * MIB]);
+    for (target, options, least) in [
+        ("xfs/new", &[][..], 0),
+        ("xfs/own", &["--reflink", "never"], 20 * MIB as u64),
+        ("xfs/written", &[], 0),
+    ] {
+        let before = free();
+        place.run(&[&["copy", "xfs/a", target], options].concat()).code(0);
+        let taken = before.saturating_sub(free());
+        assert!((least..least + (5 * MIB) as u64).contains(&taken), "{target}: {taken} bytes");
+        assert!(place.read(target) == bytes, "{target}");
+    }
+    // Who has written all of it keeps that space when the source is removed: it is its own.
+    let before = free();
+    for name in ["xfs/a", "xfs/new"] {
+        fs::remove_file(place.path(name)).unwrap();
+    }
+    let begun = Instant::now();
+    // XFS frees in the background.
+    while free().saturating_sub(before) < 19 * MIB as u64 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing is freed: others have it, too");
+        blockyard_conformance::pause();
+    }
+    drop(root);
+    peer("umount", &[place.path("xfs").to_str().unwrap()]);
+}
+
+/// What goes within the kernel is tried again the long way, which says what is wrong and where.
+#[test]
+fn a_target_that_is_full_midway_or_a_source_that_shrinks_is_an_error_that_says_where() {
+    in_own_mounts!();
+    let place = Place::new();
+    let bytes = noise(8 * MIB, 5);
+    place.write("source", &bytes);
+    fs::create_dir(place.path("small")).unwrap();
+    let small = place.path("small");
+    peer("mount", &["-t", "tmpfs", "-o", "size=3m", "tmpfs", small.to_str().unwrap()]);
+    fs::File::create(small.join("target")).unwrap().set_len(bytes.len() as u64).unwrap();
+    let said = place.run(&["copy", "./source", "./small/target"]);
+    said.code(1).contains(&["cannot write", "./small/target", "no space left"]);
+    peer("umount", &[small.to_str().unwrap()]);
+    // Before the first write is done.
+    let server = place.path("t");
+    let write =
+        format!("pwrite=truncate -s 4M {}; cat > /dev/null", place.path("source").display());
+    let can = ["can_write=exit 0", "can_flush=exit 0", "pread=head -c $3 /dev/zero"];
+    let all = ["eval", "thread_model=echo parallel", "get_size=echo 8M", &write];
+    let _server = nbdkit(&server, &[&all, &can[..]].concat());
+    let target = format!("{}&connections=1", unix("", &server));
+    let said = place.run(&["copy", "./source", &target, "--threads", "1"]);
+    said.code(1).contains(&["cannot read", "./source"]);
+}
+
+/// From the page cache to the socket, as far as the kernel tells what is in there.
+#[test]
+fn a_cached_file_goes_to_a_server_from_the_page_cache() {
+    let place = Place::new();
+    let bytes = noise(20 * MIB, 5);
+    place.write("source", &bytes);
+    let _server = nbdkit(&place.path("t"), &["memory", "20M"]);
+    let target = unix("", &place.path("t"));
+    let copied = place.run(&["copy", "./source", &target, "--json"]).code(0).json();
+    place.run(&["compare", "./source", &target]).code(0);
+    let source = fs::File::open(place.path("source")).unwrap();
+    if blockyard_sys::page_cache::is_known(source.as_fd()) {
+        assert!(copied["direct"].as_u64().unwrap() > 0, "{copied}");
+    }
+    let copied = place.run(&["copy", "./source", &target, "--detect-zeroes", "--json"]);
+    assert_eq!(copied.code(0).json()["direct"], 0);
+}
+
+/// Waits until the journal says that something is done; the copy ends in the middle then.
 fn kill_midway(place: &Place, mut copy: Guard) {
     let journal = place.path("journal");
     while !fs::read_to_string(&journal).is_ok_and(|text| text.contains("\ndone ")) {
@@ -169,12 +275,12 @@ fn a_copy_goes_on_with_its_own_disks_only() {
     place.write("other/target", &vec![0; bytes.len()]);
     let moved = [&args[..5], &["--resume", "../journal"]].concat();
     let _other = slow(&place.path("other/slow"), &place.path("source"), bytes.len());
-    place.run_in("other", &moved).code(1).contains(&["journal of another copy", "replaced"]);
+    place.run_in("other", &moved).code(1).contains(&["belongs to another copy", "replaced"]);
     // So does another file in the place of the target, even with the same bytes in it.
     fs::rename(place.path("target"), place.path("mine")).unwrap();
     fs::copy(place.path("mine"), place.path("target")).unwrap();
     let said = place.run(&args);
-    said.code(1).contains(&["./target is not the same target any more", "remove it"]);
+    said.code(1).contains(&["the target ./target was replaced", "remove the journal"]);
     // Other words for the same disks go on.
     fs::rename(place.path("mine"), place.path("other/mine")).unwrap();
     let source = format!("{}&connections=1", unix("", &place.path("slow")));

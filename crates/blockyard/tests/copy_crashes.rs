@@ -132,6 +132,7 @@ fn copy(source: &Path, socket: &Path) {
         source: source.to_str().unwrap().parse().unwrap(),
         target: unix("", socket).parse().unwrap(),
         detect_zeroes: true,
+        shares_blocks: true,
         threads: 1,
         journal: Some(socket.with_file_name("journal")),
         // As often as can be.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{fstat, sendfile};
+use rustix::fs::{AtFlags, FileType, StatxFlags, sendfile, statx};
 use rustix::io::Errno;
 
 /// Bytes of a file.
@@ -63,13 +63,16 @@ impl FileRange {
         Self { len: self.len.min(bytes), ..self.clone() }
     }
 
-    /// Whether the file reaches so far now. Always, if it is no regular file.
+    /// Whether the file reaches so far now, as far as this machine knows: the server of a file on the network is not asked, nor
+    /// waited for. Always, if it is no regular file.
     #[must_use]
     pub fn is_there(&self) -> bool {
         let end = self.offset.saturating_add(self.len);
-        fstat(&self.file).is_ok_and(|stat| {
-            let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-            !is_file || u64::try_from(stat.st_size).is_ok_and(|size| size >= end)
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let wanted = StatxFlags::TYPE | StatxFlags::SIZE;
+        statx(&self.file, c"", flags, wanted).is_ok_and(|stat| {
+            let is_file = FileType::from_raw_mode(stat.stx_mode.into()).is_file();
+            !is_file || stat.stx_size >= end
         })
     }
 

@@ -16,7 +16,9 @@
 )]
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
+pub mod blk_driver;
 pub mod cases;
+pub mod faulty;
 pub mod front_end;
 mod held;
 mod loop_device;

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use blockyard_buf::Segment;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 
 use crate::event::Event;
@@ -18,6 +19,8 @@ use crate::writer::Writer;
 
 /// The most bytes that are moved at once, on the caller's thread.
 const MOST_AT_ONCE: usize = 256 << 10;
+/// Threads that copy from the page cache for a queue: a thread copies faster than its client takes.
+const MOST_COPIERS: usize = 4;
 /// `RAMFS_MAGIC` of linux/magic.h.
 const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
@@ -25,6 +28,8 @@ const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 pub(crate) struct Lane<T> {
     files: Files,
     pool: Pool,
+    /// Who copies what the page cache has, and waits for nothing.
+    copiers: Pool,
     done: Arc<Done<T>>,
     pushed: Vec<(Operation, T)>,
     out: usize,
@@ -106,6 +111,7 @@ impl<T: Send + 'static> Lane<T> {
         Self {
             files,
             pool,
+            copiers: Pool::new(MOST_COPIERS),
             done,
             pushed: Vec::new(),
             out: 0,
@@ -169,7 +175,7 @@ impl<T: Send + 'static> Lane<T> {
         for (mut operation, token) in pushed.drain(..) {
             if shared > 0 && self.is_long(&operation) {
                 shared -= 1;
-                self.send(operation, token);
+                self.share(operation, token);
             } else if self.is_done_at_once(&operation) {
                 let result = operation.run(self.files.of(&operation).as_fd());
                 completions.push(Completion { operation, token, result });
@@ -193,14 +199,33 @@ impl<T: Send + 'static> Lane<T> {
         }
     }
 
-    fn send(&mut self, mut operation: Operation, token: T) {
+    fn send(&mut self, operation: Operation, token: T) {
         self.out += 1;
-        let (file, done) = (Arc::clone(self.files.of(&operation)), Arc::clone(&self.done));
-        self.pool.execute(Box::new(move || {
-            let result = operation.run(file.as_fd());
-            // Whoever hears of the end may close the file, and expect it to be closed then.
-            drop(file);
-            done.push(Completion { operation, token, result });
+        let file = Arc::clone(self.files.of(&operation));
+        carry_out(&self.pool, (operation, token), file, Arc::clone(&self.done));
+    }
+
+    /// Has a read copied by a thread that does nothing else, so that it is behind no operation that waits for storage. What
+    /// turns out not to be cached is one of these.
+    fn share(&mut self, mut operation: Operation, token: T) {
+        self.out += 1;
+        let (file, done) = (Arc::clone(&self.files.data), Arc::clone(&self.done));
+        let (pool, is_in_memory) = (self.pool.clone(), self.now == Now::Transfers);
+        self.copiers.execute(Box::new(move || {
+            let copied = match &operation {
+                _ if is_in_memory => Some(operation.run(file.as_fd())),
+                Operation::Read { offset, memory } => {
+                    read_cached(file.as_fd(), *offset, memory).ok().flatten().map(Ok)
+                }
+                _ => None,
+            };
+            match copied {
+                Some(result) => {
+                    drop(file);
+                    done.push(Completion { operation, token, result });
+                }
+                None => carry_out(&pool, (operation, token), file, done),
+            }
         }));
     }
 
@@ -210,21 +235,44 @@ impl<T: Send + 'static> Lane<T> {
         if self.now != Now::CachedReads {
             return None;
         }
-        match transfer::read(self.files.data.as_fd(), *offset, memory, true) {
-            // None at all may be the end of the file, or not: let the thread find out.
-            Ok(0) => None,
-            Ok(moved) => Some(moved),
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => None,
-            Err(_) => {
-                self.now = Now::Nothing;
-                None
-            }
-        }
+        read_cached(self.files.data.as_fd(), *offset, memory).unwrap_or_else(|_| {
+            self.now = Now::Nothing;
+            None
+        })
+    }
+}
+
+/// Has an operation carried out by a thread that may wait.
+fn carry_out<T: Send + 'static>(
+    pool: &Pool,
+    (mut operation, token): (Operation, T),
+    file: Arc<OwnedFd>,
+    done: Arc<Done<T>>,
+) {
+    pool.execute(Box::new(move || {
+        let result = operation.run(file.as_fd());
+        // Whoever hears of the end may close the file, and expect it to be closed then.
+        drop(file);
+        done.push(Completion { operation, token, result });
+    }));
+}
+
+/// Reads what the page cache has of it: `None` if that is nothing.
+///
+/// # Errors
+/// The file is not read so.
+fn read_cached(file: BorrowedFd<'_>, offset: u64, memory: &[Segment]) -> io::Result<Option<usize>> {
+    match transfer::read(file, offset, memory, true) {
+        // None at all may be the end of the file, or not: let a thread that may wait find out.
+        Ok(0) => Ok(None),
+        Ok(moved) => Ok(Some(moved)),
+        Err(err) if err.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(err) => Err(err),
     }
 }
 
 /// Whether a file is in memory and nowhere else (tmpfs(5)), so that nothing it is asked waits for storage.
-fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
     // The nodes of devices are on such a file system, too.
     let is_regular = fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
     is_regular

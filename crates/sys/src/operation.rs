@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use blockyard_buf::{FileRange, Segments, total_len};
-use rustix::fs::{Advice, copy_file_range, fadvise, fdatasync};
+use rustix::fs::{Advice, fadvise, fdatasync};
+use rustix::io::ReadWriteFlags;
 
 use crate::fallocate::Allocate;
 use crate::holes::{self, Run};
-use crate::{block_device, fallocate, transfer};
+use crate::{block_device, copy_range, fallocate, transfer};
 
 /// An operation on a file. It owns the memory it concerns until it comes back in its [`Completion`].
 #[derive(Debug)]
@@ -33,13 +34,16 @@ pub enum Operation {
         /// It completes only when these bytes are durable (`RWF_DSYNC`).
         durable: bool,
     },
-    /// Bytes of another file to this one: copy_file_range(2), by which file systems share blocks where they can (XFS, btrfs),
-    /// and the kernel copies where they cannot. Fewer than asked for is a success, none the end of the other file.
+    /// Bytes of another file to this one, within the kernel: splice(2). Fewer than asked for is a success, none the end of
+    /// the other file.
     CopyRange {
         /// Where, in bytes.
         offset: u64,
         /// From where.
         from: FileRange,
+        /// Both files may have the same blocks from then on (copy_file_range(2), on XFS and btrfs) where this one has no space
+        /// of its own.
+        may_share: bool,
     },
     /// All that was written before is durable: fdatasync(2).
     Sync,
@@ -116,9 +120,12 @@ impl Operation {
         match self {
             Self::Read { offset, memory } => transfer::read(file, *offset, memory, false),
             Self::Write { offset, memory, durable } => {
-                transfer::write(file, *offset, memory, *durable)
+                let how = if *durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+                transfer::write(file, *offset, memory, how)
             }
-            Self::CopyRange { offset, from } => copy(file, *offset, from),
+            Self::CopyRange { offset, from, may_share } => {
+                copy_range::copy(file, *offset, from, *may_share)
+            }
             Self::By { file, transfer } => transfer.run_once(file.as_fd()),
             Self::Sync => Ok(fdatasync(file).map(|()| 0)?),
             Self::Allocate { mode, range } => fallocate::allocate(file, *mode, range).map(|()| 0),
@@ -145,21 +152,6 @@ impl Operation {
             assert!(memory.iter().all(|s| s.is_writable()), "read into a read-only segment");
         }
     }
-}
-
-/// Goes on until all is there, the other file ends, or something keeps it from going on: that is said by the next call.
-fn copy(file: BorrowedFd<'_>, offset: u64, from: &FileRange) -> io::Result<usize> {
-    let (mut at, mut to, mut copied) = (from.offset(), offset, 0);
-    let len = usize::try_from(from.len()).unwrap_or(usize::MAX);
-    while copied < len {
-        match copy_file_range(from.file(), Some(&mut at), file, Some(&mut to), len - copied) {
-            Ok(0) => break,
-            Ok(more) => copied += more,
-            Err(_) if copied > 0 => break,
-            Err(err) => return Err(err.into()),
-        }
-    }
-    Ok(copied)
 }
 
 /// An operation that has ended, with what was handed over with it.

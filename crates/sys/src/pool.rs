@@ -50,7 +50,7 @@ impl Pool {
 
     /// Has `job` done by one of the threads. If there is none and none can be started, it is done here, so that
     /// nothing is ever stuck.
-    pub(crate) fn execute(&self, job: Job) {
+    pub fn execute(&self, job: Job) {
         let shared = &self.0.0;
         let mut state = shared.lock();
         state.jobs.push_back(job);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use blockyard_buf::Segment;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
+use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::event::Event;
 use crate::io_queue::Files;
@@ -102,6 +103,8 @@ pub(crate) struct Ring<T> {
     pushed: VecDeque<u32>,
     files: Files,
     event: Arc<Event>,
+    /// Reads are copied from the page cache.
+    is_cached: bool,
 }
 
 impl<T> Ring<T> {
@@ -120,7 +123,18 @@ impl<T> Ring<T> {
             pushed: VecDeque::new(),
             files: files.clone(),
             event,
+            is_cached: fcntl_getfl(&files.data).is_ok_and(|flags| !flags.contains(OFlags::DIRECT)),
         })
+    }
+
+    /// How many of the long reads that come together are to be copied by threads of the kernel: half of them, so that the
+    /// others are copied here meanwhile. Past the page cache the device moves the bytes, and a thread would only wait for it.
+    fn shared(&self) -> usize {
+        if !self.is_cached || self.pushed.len() < 2 {
+            return 0;
+        }
+        let is_long = |&&slot: &&u32| is_long_read(self.slots[slot as usize].as_ref());
+        self.pushed.iter().filter(is_long).count() / 2
     }
 
     /// Whether the ring has this operation.
@@ -184,12 +198,8 @@ impl<T> Turn for Ring<T> {
     }
 
     fn fill(&mut self) {
+        let mut shared = self.shared();
         let Self { ring, slots, vectors, pushed, .. } = self;
-        let mut shared = 0;
-        if pushed.len() > 1 {
-            let is_long = |&&slot: &&u32| is_long_read(slots[slot as usize].as_ref());
-            shared = pushed.iter().filter(is_long).count() / 2;
-        }
         let mut queue = ring.submission();
         while let Some(&index) = pushed.front() {
             let Some((operation, _)) = &slots[index as usize] else {
@@ -301,7 +311,7 @@ fn entry(operation: &Operation, vector: &[IoVec]) -> squeue::Entry {
     }
 }
 
-/// Whether it is a read that takes longer to copy than it takes to hand over. Of several, half are a thread's of the kernel.
+/// Whether it is a read that takes longer to copy than it takes to hand over.
 fn is_long_read<T>(slot: Option<&(Operation, T)>) -> bool {
     slot.is_some_and(|(operation, _)| {
         matches!(operation, Operation::Read { .. }) && operation.len() >= LONG
@@ -311,4 +321,36 @@ fn is_long_read<T>(slot: Option<&(Operation, T)>) -> bool {
 /// A segment is at most 2 GiB long.
 fn length(segment: &Segment) -> u32 {
     u32::try_from(segment.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use blockyard_buf::Segments;
+    use rustix::fs::{Mode, open};
+
+    use super::*;
+
+    #[test]
+    fn half_of_the_long_reads_are_shared_unless_the_device_moves_them() {
+        if available().is_err() {
+            return;
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8 << 20).unwrap();
+        for (flags, expected) in [(OFlags::empty(), 2), (OFlags::DIRECT, 0)] {
+            // Not every file system takes direct I/O.
+            let Ok(file) = open(file.path(), OFlags::RDONLY | flags, Mode::empty()) else {
+                continue;
+            };
+            let event = Arc::new(Event::new().unwrap());
+            let mut ring = Ring::new(&Files::one(&Arc::new(file)), event, 8).unwrap();
+            assert_eq!(ring.shared(), 0);
+            for (number, len) in (0..5).zip([LONG, 4096, LONG, 2 * LONG, LONG]) {
+                let memory: Segments = [Segment::from_vec(vec![0; len])].into_iter().collect();
+                let read = Operation::Read { offset: number << 20, memory };
+                assert!(ring.push(read, number).is_ok());
+            }
+            assert_eq!(ring.shared(), expected, "{flags:?}");
+        }
+    }
 }

@@ -243,7 +243,8 @@ mod tests {
         // The thread of copies is kept by something else.
         writer.copies.thread.execute(Box::new(move || _ = stands.recv()));
         let queues = [(); 2].map(|()| Arc::new(Done::new(Arc::new(Event::new().unwrap()))));
-        let copy = Operation::CopyRange { offset: 0, from: FileRange::new(&file, 0, 512) };
+        let from = FileRange::new(&file, 0, 512);
+        let copy = Operation::CopyRange { offset: 0, from, may_share: false };
         let mut operations = vec![(copy, 0), (write(0, 1, 512), 1)];
         writer.send(&mut operations, &file, &queues[0]);
         writer.send(&mut vec![(write(0, 2, 512), 2)], &file, &queues[1]);
@@ -295,7 +296,8 @@ mod tests {
     fn it_is_for_plain_writes_to_regular_files_of_that_kind_and_for_copies_to_all() {
         let durable = Operation::Write { offset: 0, memory: Segments::new(), durable: true };
         let file = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
-        let copy = Operation::CopyRange { offset: 0, from: FileRange::new(&file, 0, 1) };
+        let from = FileRange::new(&file, 0, 1);
+        let copy = Operation::CopyRange { offset: 0, from, may_share: false };
         for takes_writes in [false, true] {
             let writer = Writer::<()>::new(takes_writes);
             assert!(!writer.takes(&durable) && !writer.takes(&Operation::Sync));

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,11 +136,34 @@ fn long_operations_that_come_together_are_all_done_whoever_shares_them() {
         }
         let (from, to) = (FileRange::new(&file, 0, 3 * LEN as u64), self::file(4 * LEN as u64));
         let mut target = self::queue(&to, engine, 16);
-        let copy = Operation::CopyRange { offset: LEN as u64, from };
+        let copy = Operation::CopyRange { offset: LEN as u64, from, may_share: true };
         assert_eq!(run(&mut target, copy).result.unwrap(), 3 * LEN);
         let read = Operation::Read { offset: LEN as u64, memory: bytes(0, LEN) };
         assert!(run(&mut target, read).operation.memory()[0].to_vec() == [1; LEN]);
     }
+}
+
+/// All threads that may wait do, as for storage that is slow.
+#[test]
+fn long_reads_of_cached_bytes_wait_for_no_thread_that_waits() {
+    const LEN: usize = 256 << 10;
+    let file = file(4 * LEN as u64);
+    let kept = std::fs::File::from(file.try_clone().unwrap());
+    kept.write_all_at(&[7; 4 * LEN], 0).unwrap();
+    let pool = Pool::new(1);
+    let (stand, stands) = std::sync::mpsc::channel::<()>();
+    pool.execute(Box::new(move || _ = stands.recv()));
+    let files = Files::one(&file);
+    let mut queue = IoQueue::new(&files, IoEngine::Threads, &pool, 4).unwrap();
+    for at in 0..4 {
+        let offset = u64::from(at) * LEN as u64;
+        queue.push(Operation::Read { offset, memory: bytes(0, LEN) }, at).unwrap();
+    }
+    for done in wait(&mut queue, 4) {
+        assert_eq!(done.result.unwrap(), LEN);
+        assert!(done.operation.memory()[0].to_vec() == [7; LEN]);
+    }
+    drop(stand);
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub(super) fn leave(path: String, refused: mpsc::Sender<()>) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
-                Err(err) => tracing::error!(%err, "cannot start `blockyard detach`"),
+                Err(err) => tracing::error!(error = %err, "cannot start `blockyard detach`"),
             }
             if refused.blocking_send(()).is_err() {
                 return;

@@ -104,7 +104,7 @@ impl Unflushed {
         {
             // It is tried again at the next change.
             state.left = before;
-            tracing::error!(%err, "cannot record that writes are unflushed");
+            tracing::error!(error = %err, "cannot record that writes are unflushed");
         }
     }
 }
@@ -182,7 +182,7 @@ fn warning(left: Left, may_be_lost: bool, device: &str) -> Option<String> {
     }
     left.has_flush().then(|| {
         format!(
-            "a flush of {device} was under way when its daemon died, and the next one succeeds even if it failed: check the \
+            "a flush of {device} was in flight when its daemon died; the next one succeeds even if that one failed: check the \
              storage of the server for I/O errors"
         )
     })
@@ -555,7 +555,7 @@ mod tests {
     fn what_is_told_is_what_the_next_flush_does_not_tell() {
         let said = |left, may_be_lost| warning(left, may_be_lost, "/dev/nbd0").unwrap_or_default();
         assert_eq!(said(Left::Nothing, false) + &said(Left::Writes, false), "");
-        assert!(said(Left::FlushedWrites, false).contains("flush of /dev/nbd0 was under way"));
+        assert!(said(Left::FlushedWrites, false).contains("flush of /dev/nbd0 was in flight"));
         for left in [Left::Writes, Left::FlushedWrites] {
             assert!(said(left, true).contains("all flushes fail"));
         }

@@ -98,7 +98,7 @@ impl Remote {
             Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
                 self.driver.clear_queue();
-                let why = format!("its server did not answer within {limit:?}");
+                let why = format!("the server did not answer within {limit:?}");
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
@@ -167,11 +167,14 @@ fn follow(disk: &Weak<Disk>, bytes: u64, frozen: bool) -> bool {
         disk.set_size(capacity, tail_padding)
     };
     if let Err(err) = followed {
-        tracing::warn!(disk = disk.name(), error = %err, "cannot give the disk the size that its server says");
+        tracing::warn!(disk = disk.name(), error = %err, "cannot follow the size of the export");
         return false;
     }
-    let what =
-        if disk.size_bytes() < before { "the disk has shrunk" } else { "the disk has grown" };
-    tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "{what}");
+    tracing::info!(
+        disk = disk.name(),
+        before,
+        bytes = disk.size_bytes(),
+        "size of the disk changed"
+    );
     true
 }

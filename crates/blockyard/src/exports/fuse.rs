@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockyard_export_fuse::{self as fuse, Cache, Config, Mount, Shown};
+use blockyard_export_fuse::{self as fuse, Cache, Config, Left, Mount, Shown};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan, FrontDisk, bdev};
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, Flag, FrontDisk, Leftover, bdev};
 use crate::api::{make_runtime_dir, runtime_dir};
 use crate::disks::{OpenDisk, OptionSpec, Settings, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
@@ -16,26 +16,28 @@ use crate::yard::report;
 
 /// The kind of disks that are a file.
 pub static KIND: ExportKind = ExportKind {
-    name: "fuse",
-    table: "[[fuse]]",
-    summary: "a disk served as a file over FUSE",
     options: &[
         OptionSpec::new("path", ValueKind::Path, "none", "an existing file to mount on"),
         PAGE_CACHE,
         ALLOW_OTHER,
         MODE,
     ],
-    whole_yard: false,
+    flags: &[Flag {
+        option: "path",
+        value_name: "FILE",
+        help: "Serve the disk as this existing file, until it is unmounted",
+    }],
     local_kernel: true,
     check: |set| check(set, "path = \"disk.raw\""),
-    bind: |plan| bind(plan, false),
+    // Of directories, too.
+    leftovers,
+    ..ExportKind::new("fuse", "[[fuse]]", "a disk served as a file over FUSE", |plan| {
+        bind(plan, false)
+    })
 };
 
 /// The kind of directories in which all disks of the yard are files.
 pub static DIRECTORY: ExportKind = ExportKind {
-    name: "mount",
-    table: "[[mount]]",
-    summary: "all disks served as files of a directory over FUSE",
     options: &[
         OptionSpec::new("path", ValueKind::Path, "none", "an existing directory to mount on"),
         PAGE_CACHE,
@@ -45,7 +47,12 @@ pub static DIRECTORY: ExportKind = ExportKind {
     whole_yard: true,
     local_kernel: true,
     check: |set| check(set, "path = \"disks\""),
-    bind: |plan| bind(plan, true),
+    ..ExportKind::new(
+        "mount",
+        "[[mount]]",
+        "all disks served as files of a directory over FUSE",
+        |plan| bind(plan, true),
+    )
 };
 
 const PAGE_CACHE: OptionSpec = OptionSpec::new(
@@ -117,12 +124,25 @@ pub(crate) fn records() -> Result<PathBuf> {
     Ok(directory.join(RECORDS))
 }
 
-/// Mounts that daemons which died have left behind.
-///
-/// # Errors
-/// Their records, or the list of mounts, cannot be read.
-pub fn leftovers() -> Result<Vec<fuse::Leftover>> {
-    fuse::leftovers(&runtime_dir()?.join(RECORDS)).map_err(error)
+fn leftovers() -> Result<Vec<Leftover>> {
+    let found = fuse::leftovers(&runtime_dir()?.join(RECORDS)).map_err(error)?;
+    Ok(found.into_iter().map(leftover).collect())
+}
+
+fn leftover(fuse::Leftover { path, pid, left }: fuse::Leftover) -> Leftover {
+    let place = path.display();
+    let told = match left {
+        Left::Stuck(why) => format!("{place} was left mounted by daemon {pid}, which died: {why}"),
+        Left::Nothing => {
+            format!(
+                "{place} was mounted by daemon {pid}, which died; the next mount removes the record"
+            )
+        }
+        Left::Mounted | Left::Cleaned => format!(
+            "{place} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {place}"
+        ),
+    };
+    Leftover { path, pid, told }
 }
 
 /// What is mounted when it starts.
@@ -144,7 +164,7 @@ impl Pending {
         }
         match (self.is_directory, disks.pop()) {
             (false, Some((_, bdev))) => Ok(Shown::File(bdev)),
-            (false, None) => Err(Error::failed("there is no disk to show")),
+            (false, None) => Err(Error::failed("no disk to mount")),
             (true, last) => Ok(Shown::Directory(disks.into_iter().chain(last).collect())),
         }
     }
@@ -230,7 +250,7 @@ impl Export for Files {
             match added {
                 Ok(()) => state.shown.push((name.clone(), Arc::clone(open))),
                 Err(err) => {
-                    tracing::warn!(export = self.plan.label(), disk = name, %err, "cannot show the disk");
+                    tracing::warn!(export = self.plan.label(), disk = name, error = %err, "cannot show the disk");
                 }
             }
         }

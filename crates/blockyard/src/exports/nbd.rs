@@ -14,9 +14,6 @@ use crate::yard::report;
 
 /// The kind of exports of the NBD server.
 pub static KIND: ExportKind = ExportKind {
-    name: "nbd",
-    table: "[[export]]",
-    summary: "an export of the NBD server",
     options: &[
         OptionSpec::new(
             "description",
@@ -28,7 +25,7 @@ pub static KIND: ExportKind = ExportKind {
         OptionSpec::new(
             "preferred_block_size",
             ValueKind::PowerOfTwo { least: 512, most: 32 << 20 },
-            "that of the disk",
+            "like the disk",
             "preferred block size, sent to clients",
         ),
         OptionSpec::new(
@@ -38,10 +35,7 @@ pub static KIND: ExportKind = ExportKind {
             "refuse requests that are not aligned to the block size of the disk",
         ),
     ],
-    whole_yard: false,
-    local_kernel: false,
-    check: |_| Ok(()),
-    bind,
+    ..ExportKind::new("nbd", "[[export]]", "an export of the NBD server", bind)
 };
 
 fn bind(_: &ExportPlan) -> Result<Bound> {

@@ -90,9 +90,8 @@ impl Yard {
                 return Ok(Outcome::Same);
             }
             let what = format!("a disk named {name:?} already exists: {}", before.uri);
-            return Err(
-                Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
-            );
+            return Err(Error::new(ErrorKind::Busy, what)
+                .help("remove that export first, or choose another name"));
         }
         let Ok(place) = Arc::clone(&self.openings).try_acquire_owned() else {
             let what = format!("{MAX_OPENINGS} disks are being opened already");
@@ -142,7 +141,7 @@ impl Yard {
         let saved = self.changed(save, removed).await;
         losses.into_result().inspect_err(|_| {
             if let Err(err) = &saved {
-                tracing::error!(%err, "the removal of {name} was not saved");
+                tracing::error!(%name, error = %err, "removal not saved to yard.toml");
             }
         })?;
         saved
@@ -181,7 +180,7 @@ impl Yard {
         let (inside, showing) = (Arc::clone(&self.inside), Arc::clone(&self.showing));
         let taken = tokio::task::spawn_blocking(move || show_disks(&inside, &showing));
         if let Err(err) = taken.await {
-            tracing::error!(%err, "an export has not let go of a disk");
+            tracing::error!(error = %err, "export did not release its disk");
         }
     }
 
@@ -230,7 +229,7 @@ impl Yard {
         let Some(before) = before else { return Ok(false) };
         if before.export.is_over() {
             if let Err(err) = before.export.end(self.grace() / 2, self.grace()).await {
-                tracing::warn!(export = plan.label(), %err, "the export before has not ended well");
+                tracing::warn!(export = plan.label(), error = %err, "replaced export did not stop cleanly");
             }
             self.inside.write().take_export(plan.kind, &plan.name);
             return Ok(false);
@@ -238,9 +237,13 @@ impl Yard {
         if *before.plan == *plan {
             return Ok(true);
         }
-        let of = if plan.kind.whole_yard { "all disks" } else { &before.plan.disk };
-        let what = format!("an export named {:?} already exists, of {of}", plan.label());
-        Err(Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name"))
+        let of = match &before.plan.disk {
+            _ if plan.kind.whole_yard => "all disks".to_owned(),
+            disk => format!("disk {disk:?}"),
+        };
+        let what = format!("export {:?} already exists and serves {of}", plan.label());
+        Err(Error::new(ErrorKind::Busy, what)
+            .help("remove that export first, or choose another name"))
     }
 
     /// Ends an export: what its clients have asked for is answered, and nobody else is told.
@@ -270,7 +273,7 @@ impl Yard {
                 let saved = self.changed(save, removed).await;
                 ended.inspect_err(|_| {
                     if let Err(err) = &saved {
-                        tracing::error!(%err, "the removal of {name} was not saved");
+                        tracing::error!(%name, error = %err, "removal not saved to yard.toml");
                     }
                 })?;
                 return saved;

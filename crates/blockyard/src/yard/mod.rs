@@ -238,6 +238,13 @@ impl Yard {
         inside.disk(name).map(|disk| (Arc::clone(&disk.open), Arc::clone(&disk.plan)))
     }
 
+    /// What it serves, if that is not disks: nothing else comes.
+    pub(crate) fn only(&self) -> Option<String> {
+        let inside = self.inside.read();
+        let is_alone = |it: &&YardExport| exports::ALONE.contains(&it.plan.kind);
+        inside.exports.iter().find(is_alone).map(|it| it.plan.name.clone())
+    }
+
     /// Changes can be saved to that file.
     pub fn keep_in(&self, file: PathBuf) {
         // It is one file from the beginning to the end.
@@ -471,7 +478,7 @@ impl Yard {
             match ended {
                 // What a disk still has of clients is seen to with the disk.
                 Err(err) if err.kind() != ErrorKind::Busy => {
-                    tracing::error!(export, %err, "cannot end the export");
+                    tracing::error!(export, error = %err, "cannot end the export");
                 }
                 _ => {}
             }

@@ -232,7 +232,9 @@ impl Job {
     fn write(&mut self, context: &QueueContext) -> Operation {
         self.step = Step::Transfer;
         if let Some(from) = self.rq.file_range() {
-            return Operation::CopyRange { offset: self.rq.offset(), from: from.first(self.len) };
+            let may_share = self.rq.flags().contains(Flags::SHARE);
+            let (offset, from) = (self.rq.offset(), from.first(self.len));
+            return Operation::CopyRange { offset, from, may_share };
         }
         if self.needs_bounce(context) {
             let buffer = [self.buffer(context)];
@@ -352,9 +354,9 @@ impl Job {
             operation => operation,
         };
         let (rest, durable) = match operation {
-            Operation::CopyRange { from, .. } => {
+            Operation::CopyRange { from, may_share, .. } => {
                 let from = from.after(moved as u64);
-                return Next::Do(Operation::CopyRange { offset, from }, self);
+                return Next::Do(Operation::CopyRange { offset, from, may_share }, self);
             }
             Operation::Read { memory, .. } => (after(memory, moved), false),
             Operation::Write { memory, durable, .. } => (after(memory, moved), durable),
@@ -494,7 +496,7 @@ impl Job {
                 return self.end(Status::NotSupported);
             }
             Operation::WillNeed { .. } => return self.end(Status::Ok),
-            Operation::CopyRange { .. } if is_no_way_to_copy(err) => {
+            Operation::CopyRange { .. } if is_refused(err) => {
                 return self.end(Status::NotSupported);
             }
             _ => {}
@@ -517,15 +519,9 @@ impl Job {
 }
 
 /// Whether a file will not make zeroes in a certain way. Some servers of FUSE files answer `EINVAL` to a mode that they do
-/// not know; the range is right.
+/// not know; the range is right. Or whether its file system gives or takes no pages by a pipe.
 fn is_refused(err: &io::Error) -> bool {
     is_not_supported(err) || err.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error())
-}
-
-/// Whether bytes do not get from one of these files to the other within the kernel: they are on different file systems, or one
-/// is a device.
-fn is_no_way_to_copy(err: &io::Error) -> bool {
-    is_refused(err) || err.raw_os_error() == Some(rustix::io::Errno::XDEV.raw_os_error())
 }
 
 /// Whether the kernel could not use the memory of a read or write.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use blockyard_blkmq::{Bio, Flags, Op, Sector, Status, TagSetConfig};
 use blockyard_buf::Segment;
+use blockyard_conformance::faulty::{Call, Errno, Faulty};
 use blockyard_driver_file::{Engine, FileConfig};
-use common::faulty::{Call, Errno, Faulty};
 use common::{Loop, TestDisk, open, open_shown};
 use rand::{RngExt, SeedableRng};
 

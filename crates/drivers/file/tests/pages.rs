@@ -14,10 +14,11 @@ use std::sync::{Arc, LazyLock};
 
 use blockyard_blkmq::{Bio, Flags, Op, Sector, StatGroup, Status, TagSetConfig};
 use blockyard_buf::FileRange;
+use blockyard_conformance::faulty::{Call, Errno, Faulty};
 use blockyard_driver_file::FileConfig;
 use blockyard_sys::page_cache;
 use common::{Place, TestDisk, bytes, open, open_shown, open_with, ways};
-use rustix::fs::{Advice, fadvise, statvfs};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs};
 
 const SIZE: usize = 8 << 20;
 const LONG: usize = 256 << 10;
@@ -230,62 +231,160 @@ fn reads_that_become_one_request_are_answered_each_for_itself() {
 }
 
 /// From a disk in one file to a disk in another.
-fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64) -> Status {
+fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64, flags: Flags) -> Status {
     let read = Bio::new(Op::Read, Sector(offset / 512), len).with_flags(Flags::RANGE);
     let mut read = from.submit(read);
     assert_eq!(read.status(), Status::Ok);
     let range = read.take_range().expect("it goes through the page cache");
     assert!(read.data().is_empty() && range.len() == len && range.is_there());
-    to.submit(Bio::write_range(offset, range)).status()
+    let mut write = Bio::write_range(offset, range);
+    write.flags |= flags;
+    to.submit(write).status()
+}
+
+/// All of it, and makes it durable.
+fn copy_all(from: &TestDisk, to: &TestDisk, flags: Flags) {
+    for half in [0, SIZE as u64 / 2] {
+        let copied = copy(from, to, half, SIZE as u64 / 2, flags);
+        assert_eq!(copied, Status::Ok, "{:?}", to.info);
+    }
+    assert_eq!(to.flush(), Status::Ok);
 }
 
 #[test]
-fn ranges_of_files_are_written_to_others_and_share_their_blocks_where_they_can() {
-    for place in Place::all() {
-        let source = made(&place);
+fn ranges_of_files_are_written_to_others_whatever_these_are_on() {
+    let places = Place::all();
+    for source in &places {
+        let source = made(source);
         let from = open(&FileConfig { read_only: true, ..source }).unwrap();
-        for config in ways(&place.file("target", SIZE as u64)) {
-            let Ok(to) = open(&config) else { continue };
-            if config.direct {
-                let range = FileRange::new(&Arc::new(tempfile::tempfile().unwrap().into()), 0, 512);
-                let refused = to.submit(Bio::write_range(0, range));
-                assert_eq!(refused.status(), Status::NotSupported, "past the page cache");
-                let asked = to.range(Op::Read, 0, LONG as u64, Flags::RANGE).take_range();
-                assert!(asked.is_none());
-                continue;
+        for place in &places {
+            for config in ways(&place.file("target", SIZE as u64)) {
+                let Ok(to) = open(&config) else { continue };
+                if config.direct {
+                    let file = Arc::new(tempfile::tempfile().unwrap().into());
+                    let refused = to.submit(Bio::write_range(0, FileRange::new(&file, 0, 512)));
+                    assert_eq!(refused.status(), Status::NotSupported, "past the page cache");
+                    let asked = to.range(Op::Read, 0, LONG as u64, Flags::RANGE).take_range();
+                    assert!(asked.is_none());
+                    continue;
+                }
+                assert_eq!(to.write(0, vec![1; LONG]), Status::Ok);
+                copy_all(&from, &to, Flags::SHARE);
+                assert!(std::fs::read(&config.path).unwrap() == *CONTENT, "{config:?}");
             }
-            assert_eq!(to.write(0, vec![1; LONG]), Status::Ok);
-            assert_eq!(to.flush(), Status::Ok);
-            let free = || statvfs(place.path()).unwrap().f_bfree * 4096;
-            let before = free();
-            assert_eq!(copy(&from, &to, 0, SIZE as u64 / 2), Status::Ok, "{config:?}");
-            let half = SIZE as u64 / 2;
-            assert_eq!(copy(&from, &to, half, half), Status::Ok, "{config:?}");
-            assert_eq!(to.flush(), Status::Ok);
-            assert!(std::fs::read(&config.path).unwrap() == *CONTENT, "{config:?}");
+        }
+    }
+}
+
+/// On a file system that can share blocks: where it may, and only where nobody has paid for them yet.
+#[test]
+fn blocks_are_shared_where_that_is_wanted_and_the_target_has_none() {
+    let place = Place::on_loop("xfs");
+    let source = made(&place);
+    let from = open(&FileConfig { read_only: true, ..source }).unwrap();
+    let half = SIZE as u64 / 2;
+    let free = || statvfs(place.path()).unwrap().f_bfree * 4096;
+    for (name, flags, reserved, least, most) in [
+        ("shared", Flags::SHARE, false, 0, half / 2),
+        ("own", Flags::empty(), false, 2 * half, 3 * half),
+        // The first half has its space, with the second one there is still to be some.
+        ("partly reserved", Flags::SHARE, true, 0, half / 2),
+    ] {
+        let target = FileConfig::new(place.file(name, SIZE as u64));
+        let to = open(&target).unwrap();
+        if reserved {
+            let file = std::fs::File::options().write(true).open(&target.path).unwrap();
+            fallocate(&file, FallocateFlags::empty(), 0, half).unwrap();
+        }
+        // Nothing is still to be allocated.
+        rustix::fs::syncfs(std::fs::File::open(place.path()).unwrap()).unwrap();
+        let before = free();
+        copy_all(&from, &to, flags);
+        assert!(std::fs::read(&target.path).unwrap() == *CONTENT, "{name}");
+        let taken = before.saturating_sub(free());
+        assert!((least..most).contains(&taken), "{name}: {taken} bytes taken");
+        if flags.contains(Flags::SHARE) {
+            // What is shared is no space of its own: the next copy shares again.
+            copy_all(&from, &to, flags);
             let taken = before.saturating_sub(free());
-            assert!(place.name != "xfs" || taken < SIZE as u64 / 2, "{taken} bytes taken");
+            assert!((least..most).contains(&taken), "{name}: {taken} bytes taken by two copies");
+        }
+    }
+}
+
+/// Takes all space that is left.
+fn fill(place: &Place) {
+    let file = std::fs::File::create(place.path().join("filler")).unwrap();
+    let mut len = 0;
+    for step in [16 << 20, 1 << 20, 64 << 10, 4096] {
+        while fallocate(&file, FallocateFlags::empty(), len, step).is_ok() {
+            len += step;
         }
     }
 }
 
 #[test]
-fn a_range_that_the_kernel_cannot_copy_is_refused_and_one_that_is_not_there_fails() {
-    let (one, other) = (Place::on_loop("ext4"), Place::on_loop("xfs"));
-    let from = open(&made(&one)).unwrap();
-    let to = open(&FileConfig::new(other.file("target", SIZE as u64))).unwrap();
-    assert_eq!(copy(&from, &to, 0, LONG as u64), Status::NotSupported, "another file system");
-    assert!(to.read(0, LONG as u64).iter().all(|byte| *byte == 0));
-    let short = one.file("short", 0);
+fn what_has_its_space_is_overwritten_after_a_copy_on_a_full_file_system() {
+    let place = Place::on_loop("xfs");
+    let config = made(&place);
+    let target = FileConfig::new(place.file("target", SIZE as u64));
+    let file = std::fs::File::options().write(true).open(&target.path).unwrap();
+    fallocate(&file, FallocateFlags::empty(), 0, SIZE as u64).unwrap();
+    drop(file);
+    let from = open(&FileConfig { read_only: true, ..config.clone() }).unwrap();
+    let to = open(&target).unwrap();
+    copy_all(&from, &to, Flags::SHARE);
+    assert!(std::fs::read(&target.path).unwrap() == *CONTENT);
+    drop((from, to));
+    fill(&place);
+    for config in [target, config] {
+        let disk = open(&config).unwrap();
+        for at in (0..SIZE as u64).step_by(1 << 20) {
+            assert_eq!(disk.write(at, vec![3; 1 << 20]), Status::Ok, "{config:?} at {at}");
+        }
+        assert_eq!(disk.flush(), Status::Ok, "{config:?}");
+    }
+}
+
+/// Those of a file on the network are asked of its server, which a queue thread must not wait for.
+#[test]
+fn whether_a_range_is_there_is_asked_of_no_server() {
+    let faulty = Faulty::on_the_network(LONG);
+    let file = Arc::new(std::fs::File::open(faulty.file()).unwrap().into());
+    let range = FileRange::new(&file, 0, LONG as u64);
+    let before = faulty.seen(Call::Attr);
+    for _ in 0..3 {
+        assert!(range.is_there());
+    }
+    assert_eq!(faulty.seen(Call::Attr), before);
+    assert!(!FileRange::new(&file, 1, LONG as u64).is_there());
+}
+
+#[test]
+fn a_range_that_is_not_there_or_has_no_room_fails_and_the_disk_goes_on() {
+    let place = Place::here();
+    let from = open(&made(&place)).unwrap();
+    let short = place.file("short", 0);
     std::fs::write(&short, &CONTENT[..LONG / 2]).unwrap();
     let short = Arc::new(std::fs::File::open(short).unwrap().into());
-    let target = FileConfig::new(one.file("target", SIZE as u64));
-    let to = open(&target).unwrap();
+    let to = open(&FileConfig::new(place.file("target", SIZE as u64))).unwrap();
     let longer = FileRange::new(&short, 0, LONG as u64);
     assert_eq!(to.submit(Bio::write_range(0, longer)).status(), Status::Io);
     assert_eq!((to.flush(), to.write(0, vec![2; 512])), (Status::Ok, Status::Ok), "it is whole");
+    let small = Place::tmpfs("1m");
+    let to = open(&FileConfig::new(small.file("target", SIZE as u64))).unwrap();
+    let copied = copy(&from, &to, 0, 2 << 20, Flags::empty());
+    assert_eq!(copied, Status::NoSpace, "half of it has room");
+    assert_eq!(to.write(0, vec![2; 512]), Status::Ok);
+    assert_eq!(to.read(0, 512), [2; 512]);
+    let faulty = Faulty::new(LONG);
+    faulty.fail(Call::Read, Errno::EIO, 1000);
+    let file = Arc::new(std::fs::File::open(faulty.file()).unwrap().into());
+    let to = open(&FileConfig::new(place.file("another", SIZE as u64))).unwrap();
+    let unreadable = to.submit(Bio::write_range(0, FileRange::new(&file, 0, LONG as u64)));
+    assert!(!unreadable.status().is_ok() && to.flush() == Status::Ok);
     // What a disk has lost is not told of either.
-    let file = std::fs::File::options().write(true).open(one.path().join("disk")).unwrap();
+    let file = std::fs::File::options().write(true).open(place.path().join("disk")).unwrap();
     file.set_len(LONG as u64).unwrap();
     let lost = Bio::new(Op::Read, Sector(LONG as u64 / 512), 4096);
     assert_eq!(from.submit(lost).status(), Status::Io);

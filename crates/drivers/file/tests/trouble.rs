@@ -5,8 +5,8 @@ mod common;
 
 use blockyard_blkmq::{Bio, ErrorKind, Extent, Flags, Op, Sector, Status};
 use blockyard_buf::{Segment, SharedMapping};
+use blockyard_conformance::faulty::{Call, Errno, Faulty};
 use blockyard_driver_file::{Engine, FileConfig};
-use common::faulty::{Call, Errno, Faulty};
 use common::{Loop, Place, TestDisk, open, ways};
 
 const MIB: u64 = 1 << 20;

@@ -51,6 +51,7 @@ mod server;
 mod simulation;
 mod slots;
 mod socket;
+mod sources;
 mod span;
 mod spin;
 mod task;

@@ -16,6 +16,7 @@ use crate::inbox::Inbox;
 use crate::job::{Ask, Job};
 use crate::outbox::{Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
+use crate::sources::Read;
 use crate::span::Span;
 use crate::unflushed::FlushOut;
 
@@ -36,11 +37,21 @@ pub(crate) struct Link<J> {
     heard: Duration,
     /// Without TLS: files can be sent.
     is_plain: bool,
+    /// The server waits for us: what it is to get is being read.
+    source: Source,
     /// The server said that it is going down.
     pub(crate) shutting_down: bool,
     /// The most bytes that the server answers for at a time, as far as it has said: of a read, and of a block status query.
     longest_read: u64,
     longest_status: u64,
+}
+
+/// Whether the file that a write is in is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Idle,
+    Awaited,
+    Came,
 }
 
 /// A request whose reply is complete.
@@ -81,6 +92,7 @@ impl<J: Job> Link<J> {
             outbox: Outbox::default(),
             inbox: Inbox::new(pool, direct),
             is_plain: direct,
+            source: Source::Idle,
             payload_of: None,
             heard: Duration::ZERO,
             shutting_down: false,
@@ -214,9 +226,31 @@ impl<J: Job> Link<J> {
         (&self.outbox, &self.slots)
     }
 
-    /// The file of the range that is to be sent next has no more of it: the write fails once it is answered.
-    pub(crate) fn end_range(&mut self) {
-        let entry = self.outbox.end_range().and_then(|cookie| self.slots.get(cookie));
+    /// Whether the range that is to be sent next is being read.
+    pub(crate) fn awaits_source(&mut self, awaits: bool) {
+        self.source = match self.source {
+            _ if awaits => Source::Awaited,
+            Source::Awaited => Source::Came,
+            source => source,
+        };
+    }
+
+    /// Whether one that was waited for has come since this was asked last: until now the server had nothing to answer.
+    pub(crate) fn has_source_come(&mut self, now: impl FnOnce() -> Duration) -> bool {
+        let has_come = self.source == Source::Came;
+        if has_come {
+            (self.source, self.heard) = (Source::Idle, now());
+        }
+        has_come
+    }
+
+    /// What is left of the range that is to be sent next was read. If that is not what the file has, the write fails once it is
+    /// answered.
+    pub(crate) fn source_was_read(&mut self, Read { bytes, error }: Read) {
+        let cookie = self.outbox.replace_range(bytes);
+        let Some(error) = error else { return };
+        tracing::debug!(%error, "a write failed: cannot read the file that its data are in");
+        let entry = cookie.and_then(|cookie| self.slots.get(cookie));
         if let Some(held) = entry.and_then(|entry| entry.held.as_mut()) {
             held.spoil();
         }
@@ -255,8 +289,11 @@ impl<J: Job> Link<J> {
 
     /// When the connection is dead if nothing comes: silent for `timeout`, or for `patience` without an answer to
     /// one request. A flush may take all of that, as it is as long as what it has to write. `None`: nothing is
-    /// waited for.
+    /// waited for, but perhaps by the server.
     pub(crate) fn dead_at(&mut self, timeout: Duration, patience: Duration) -> Option<Duration> {
+        if self.source == Source::Awaited {
+            return None;
+        }
         let (mut oldest, mut oldest_quick) = (None, None);
         let earlier = |one: Option<Duration>, since| Some(one.map_or(since, |one| one.min(since)));
         for (_, entry) in self.slots.entries() {

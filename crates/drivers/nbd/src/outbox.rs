@@ -57,24 +57,27 @@ impl Outbox {
         self.messages.push_back(Message { cookie, head, payload_len, range: Some(range) });
     }
 
-    /// The range of a file that is to be sent next, and how many bytes of it were sent.
-    pub(crate) fn next_range(&self) -> Option<(&FileRange, usize)> {
+    /// The range of a file that is to be sent next, without what was sent of it, and whose it is.
+    pub(crate) fn next_range(&self) -> Option<(u64, FileRange)> {
         let first = self.messages.front()?;
         let sent = self.skip.checked_sub(first.head.len())?;
-        first.range.as_ref().map(|range| (range, sent))
+        first.range.as_ref().map(|range| (first.cookie, range.after(sent as u64)))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
-    /// The file of the range that is to be sent next has no more of it: zeroes are sent instead, so that the stream stays whole.
-    /// Says whose range it was.
-    pub(crate) fn end_range(&mut self) -> Option<u64> {
+    /// In place of the range that is to be sent next these bytes are, as many as are left of it. Says whose range it was.
+    ///
+    /// # Panics
+    /// If there are more, or fewer.
+    pub(crate) fn replace_range(&mut self, bytes: Segment) -> Option<u64> {
         let first = self.messages.front_mut()?;
         first.range.take()?;
-        let sent = self.skip.saturating_sub(first.head.len());
-        self.rest = Some(Segment::from_vec(vec![0; first.payload_len - sent]));
+        let left = first.payload_len - self.skip.saturating_sub(first.head.len());
+        assert_eq!(bytes.len(), left, "the stream would break");
+        self.rest = Some(bytes);
         Some(first.cookie)
     }
 
@@ -354,11 +357,13 @@ mod tests {
         let before = all.len() + head.len();
         assert_eq!(gather.len(), before, "up to the range");
         outbox.advance(before);
-        assert_eq!(outbox.next_range().map(|(range, sent)| (range.len(), sent)), Some((1000, 0)));
+        let next = |outbox: &Outbox| outbox.next_range().map(|(_, range)| range.len());
+        assert_eq!(next(&outbox), Some(1000));
         outbox.advance(400);
         assert_eq!(outbox.take_back(99, &[]), Sent::Something, "the rest is still to be sent");
-        assert_eq!(outbox.next_range().map(|(_, sent)| sent), Some(400));
-        assert_eq!(outbox.end_range(), Some(99), "its file was cut off");
+        assert_eq!(next(&outbox), Some(600));
+        let zeroes = Segment::from_vec(vec![0; 600]);
+        assert_eq!(outbox.replace_range(zeroes), Some(99), "its file was cut off");
         assert!(outbox.next_range().is_none());
         let mut rest = vec![1; 600 + head.len()];
         assert_eq!(outbox.copy_to(&slots, &mut rest), rest.len());

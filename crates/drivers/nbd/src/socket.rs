@@ -15,6 +15,7 @@ use crate::commands;
 use crate::connect::Target;
 use crate::job::Job;
 use crate::link::Link;
+use crate::sources::{Sources, Step};
 use crate::tls::Session;
 
 /// What the kernel buffers for a socket, each way, if it lets us.
@@ -62,6 +63,8 @@ pub(crate) struct Socket {
 pub(crate) struct Channel {
     pub(crate) socket: Arc<Socket>,
     pub(crate) tls: Option<Box<dyn Session>>,
+    /// What it sends of files.
+    pub(crate) sources: Sources,
     /// The server at its other end, which may not be the disk's any more.
     pub(crate) target: Arc<Target>,
 }
@@ -103,10 +106,12 @@ impl Channel {
         }
         while link.has_unsent() {
             let (outbox, slots) = link.outbox();
-            if let Some((range, skip)) = outbox.next_range() {
-                match range.send(skip as u64, fd) {
-                    Err(err) if is_files(&err) => link.end_range(),
-                    sent => link.sent(sent?),
+            if let Some((cookie, range)) = outbox.next_range() {
+                let step = self.sources.send(cookie, &range, &self.socket);
+                link.awaits_source(self.sources.is_reading());
+                match step? {
+                    Step::Sent(bytes) => link.sent(bytes),
+                    Step::Read(read) => link.source_was_read(read),
                 }
                 continue;
             }
@@ -139,13 +144,6 @@ impl Channel {
         }
         half_close(fd);
     }
-}
-
-/// Whether sendfile(2) has failed for the file, and not for the socket: it is shorter, or cannot be read.
-fn is_files(err: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let of_file = [Errno::IO, Errno::INVAL, Errno::STALE].map(|errno| Some(errno.raw_os_error()));
-    err.kind() == io::ErrorKind::UnexpectedEof || of_file.contains(&err.raw_os_error())
 }
 
 /// A socket as TLS wants it.

@@ -22,6 +22,7 @@ use crate::fence::LinkId;
 use crate::hctx::{Dry, Turn};
 use crate::recovery::Made;
 use crate::socket::{Channel, Socket};
+use crate::sources::Sources;
 use crate::spin::{MAX_SPIN, Spin};
 use crate::wire::BOTH_WAYS;
 
@@ -212,7 +213,12 @@ impl Keeper {
         })?;
         let socket = Arc::new(Socket { fd, kick: Notify::new() });
         let target = Arc::clone(&self.target);
-        let channel = Channel { socket: Arc::clone(&socket), tls: opened.tls, target };
+        let channel = Channel {
+            socket: Arc::clone(&socket),
+            tls: opened.tls,
+            sources: Sources::default(),
+            target,
+        };
         let mut unused = Some(channel);
         // Whoever moves the disk, or ends it, says so, and then asks each queue to leave its connection: so that either
         // this sees that, or that sees this connection.

@@ -258,8 +258,7 @@ impl ServerLimits {
         }
         if self.max_memory < self.least_memory() {
             return invalid(
-                "the memory for all clients is too little for one request of the maximum payload: it is twice that \
-                 at least",
+                "the memory for all clients must be at least twice the maximum payload",
             );
         }
         if self.handshake_timeout.is_zero() || self.stall_timeout.is_zero() {

@@ -122,7 +122,7 @@ impl Server {
             let thread = &self.threads[listeners.len() % self.threads.len()];
             listeners.push(thread.handle.spawn(async move {
                 if let Err(err) = server.accept_all(socket).await {
-                    tracing::error!(error = %err, "no more connections are accepted");
+                    tracing::error!(error = %err, "stopped accepting connections");
                 }
                 drop(file);
             }));
@@ -168,7 +168,7 @@ impl Server {
             if let Some(times) = self.refused.occurred(Instant::now()) {
                 let peer = listener::peer_name(&socket);
                 let limit = self.config.limits.max_clients;
-                tracing::warn!(peer, limit, times, "connections refused: {why}");
+                tracing::warn!(peer, limit, times, error = %why, "connections refused");
             }
             return;
         }
@@ -352,8 +352,8 @@ impl Server {
                     export = name,
                     ?grace,
                     requests,
-                    "clients of an export were cut off: they took too long; connections whose requests the disk still \
-                     has end after these"
+                    "removal grace period expired; remaining clients of the export were disconnected, those with requests \
+                     in the disk as soon as these have ended"
                 );
             }
             return Some(requests);

@@ -1,10 +1,14 @@
-//! Data of a file that goes to the target without passing through this process: within the kernel to another file, whose file
-//! system may share the blocks, or from the page cache to a socket.
+//! Data of a file that goes to the target without passing through this process: within the kernel to another file, or from the
+//! page cache to a socket.
 //!
 //! The source answers a read with the range of its file, and the target writes that ([`Flags::RANGE`], [`Bio::write_range`]):
 //! both as requests of their disks, so that whatever holds of these holds of such a copy, a flush at its end and at each
 //! checkpoint among it. What does not go that way, or fails, is read and written as everything else, which says precisely what
 //! is wrong.
+//!
+//! XFS and btrfs can have the same blocks in both files, which takes no time and no space, until either is overwritten: that
+//! takes new blocks then, and fails on a full file system. A target that has its space (written or preallocated) keeps it, and
+//! so do both disks of a copy that a daemon makes while they are served. Else it is as with `cp`, whose user knows of that.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +25,8 @@ pub(super) struct Direct {
     works: AtomicBool,
     /// The target is a file.
     to_file: bool,
+    /// Which may share blocks with the source.
+    shares_blocks: bool,
 }
 
 /// What has become of a piece.
@@ -34,10 +40,14 @@ pub(super) enum Moved {
 }
 
 impl Direct {
-    /// To a target, which may be a file. `sees_data`: somebody wants to look at the data.
-    pub(super) fn new(target: &Bdev, is_file: bool, sees_data: bool) -> Self {
+    /// To a target, which may be a file, and share blocks. `sees_data`: somebody wants to look at the data.
+    pub(super) fn new(
+        target: &Bdev,
+        (is_file, shares_blocks): (bool, bool),
+        sees_data: bool,
+    ) -> Self {
         let can = target.limits().features.contains(Features::FILE_RANGES);
-        Self { works: AtomicBool::new(can && !sees_data), to_file: is_file }
+        Self { works: AtomicBool::new(can && !sees_data), to_file: is_file, shares_blocks }
     }
 
     fn works(&self) -> bool {
@@ -67,7 +77,8 @@ impl Shared {
             // Storage would be waited for by the socket's thread.
             return Moved::No;
         }
-        let write = Bio::write_range(start, range.clone());
+        let mut write = Bio::write_range(start, range.clone());
+        write.flags.set(Flags::SHARE, direct.shares_blocks);
         // A file system lets one write to a file at a time, and whoever else wants to spins: one queue does all.
         let cpu = if direct.to_file { 0 } else { cpu };
         let status = self.target.submit_async(cpu, write).await.status();

@@ -42,6 +42,8 @@ pub struct Copy {
     pub target: DiskPlan,
     /// Look for zeroes in the data, and write them as holes.
     pub detect_zeroes: bool,
+    /// The copy of a file may share blocks with it, where the target has no space of its own.
+    pub shares_blocks: bool,
     /// Queue threads.
     pub threads: usize,
     /// Where to write down what is done.
@@ -59,8 +61,10 @@ pub struct Copied {
     pub target: String,
     /// Bytes of the source.
     pub size: u64,
-    /// Bytes that were read and written.
+    /// Bytes that were copied.
     pub copied: u64,
+    /// Of these, bytes that the kernel has moved or shared: from file to file, or from a file to a server.
+    pub direct: u64,
     /// Bytes that were made zeroes without being read, or were found to be zeroes.
     pub zeroed: u64,
     /// Bytes that were zeroes on both sides already.
@@ -95,7 +99,12 @@ impl Copy {
         let target = session.open(&self.target, DiskFlags::NO_PART_SCAN)?;
         let disks = [(&source, &self.source), (&target, &self.target)];
         let block = check_fit(disks)?;
-        let shared = shared(disks, self.detect_zeroes, place.is_some(), earlier.ranges())?;
+        let ways = Ways {
+            detects_zeroes: self.detect_zeroes,
+            writes_down: place.is_some(),
+            shares_blocks: self.shares_blocks,
+        };
+        let shared = shared(disks, ways, earlier.ranges())?;
         let earlier = {
             let _heeding = interrupt.heed();
             verified(&session, &shared, (size, block), earlier, interrupt)?
@@ -153,8 +162,16 @@ impl Copy {
     }
 }
 
+/// How data is to be copied.
+#[derive(Clone, Copy)]
+struct Ways {
+    detects_zeroes: bool,
+    writes_down: bool,
+    shares_blocks: bool,
+}
+
 /// Copies between disks that are open, one called by its plan's URI as the other. Nothing is written down, so that what was
-/// interrupted is begun anew.
+/// interrupted is begun anew; and no blocks are shared, as both disks are in use, and keep the space that they have.
 ///
 /// # Errors
 /// Those of [`Copy::run`].
@@ -167,7 +184,8 @@ pub fn between(
     let begun = Instant::now();
     let size = source.0.size_bytes();
     let block = check_fit([source, target])?;
-    let shared = shared([source, target], detect_zeroes, false, Ranges::default())?;
+    let ways = Ways { detects_zeroes: detect_zeroes, writes_down: false, shares_blocks: false };
+    let shared = shared([source, target], ways, Ranges::default())?;
     let range = (size, block);
     move_all(session, &shared, range, &Ranges::default(), (None, CHECKPOINT), interrupt)?;
     Ok(copied(&shared, size, 0, begun))
@@ -229,8 +247,7 @@ fn check_fit([(source, from), (target, to)]: [(&Arc<Disk>, &DiskPlan); 2]) -> Re
 /// What the lanes have of both disks.
 fn shared(
     [source, target]: [(&Arc<Disk>, &DiskPlan); 2],
-    detect_zeroes: bool,
-    writes_down: bool,
+    Ways { detects_zeroes, writes_down, shares_blocks }: Ways,
     earlier: Ranges,
 ) -> Result<Arc<Shared>> {
     let open = |(disk, plan): (&Arc<Disk>, &DiskPlan), mode| {
@@ -242,11 +259,11 @@ fn shared(
     let [source, target] = [open(source, OpenMode::ReadOnly)?, open(target, OpenMode::ReadWrite)?];
     Ok(Arc::new(Shared {
         // The sums of a journal are those of the data.
-        direct: Direct::new(&target, is_file, detect_zeroes || writes_down),
+        direct: Direct::new(&target, (is_file, shares_blocks), detects_zeroes || writes_down),
         source,
         target,
         uris,
-        detect_zeroes,
+        detect_zeroes: detects_zeroes,
         writes_down,
         done: Mutex::new(Done { ranges: earlier, ..Done::default() }),
     }))
@@ -288,6 +305,7 @@ fn copied(shared: &Shared, size: u64, resumed: u64, begun: Instant) -> Copied {
         target: shared.uris.1.clone(),
         size,
         copied: done.copied,
+        direct: done.direct,
         zeroed: done.zeroed,
         skipped: done.skipped,
         resumed,

@@ -1,5 +1,7 @@
 //! The work of a copy: what the lanes do with a piece, and which pieces there are.
 
+use std::ops::Range;
+
 use blockyard_blkmq::{Bdev, Bio, Op, Status};
 use blockyard_buf::{Segment, Segments, total_len};
 use parking_lot::Mutex;
@@ -24,6 +26,17 @@ pub(super) struct Piece {
     zero: bool,
 }
 
+/// What this program knows of a piece that is on the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// It is zeroes.
+    Zeroes,
+    /// Its data, which have this sum if anybody wants to know.
+    Data(Option<u32>),
+    /// Nothing: its data have not come this way.
+    Nothing,
+}
+
 /// What is done.
 #[derive(Default)]
 pub(super) struct Done {
@@ -31,8 +44,29 @@ pub(super) struct Done {
     /// Which bytes those were, if anybody wants to know.
     pub(super) sums: Option<Sums>,
     pub(super) copied: u64,
+    /// Of these, bytes that did not come this way.
+    pub(super) direct: u64,
     pub(super) zeroed: u64,
     pub(super) skipped: u64,
+}
+
+impl Done {
+    /// A piece is on the target, of which `zeroed` bytes were written as zeroes. What nobody has seen is in no sum, and so in no
+    /// journal: it is copied again.
+    fn add(&mut self, range: Range<u64>, seen: Seen, zeroed: u64) {
+        let len = range.end - range.start;
+        self.zeroed += zeroed;
+        self.copied += len - zeroed;
+        match (&mut self.sums, seen) {
+            (Some(sums), Seen::Zeroes) => sums.insert_zeroes(range.clone()),
+            (Some(sums), Seen::Data(Some(sum))) => sums.insert(range.clone(), sum),
+            _ => {}
+        }
+        if seen == Seen::Nothing {
+            self.direct += len;
+        }
+        self.ranges.insert(range);
+    }
 }
 
 /// What the lanes share.
@@ -99,36 +133,33 @@ impl Shared {
 
     pub(super) async fn work(&self, cpu: usize, piece: Piece) -> Result<()> {
         let Piece { start, len, zero } = piece;
-        let mut zeroed = 0;
-        let mut sum = None;
-        if zero {
+        let (seen, zeroed) = if zero {
             self.zero(cpu, start, len).await?;
-            zeroed = len;
+            (Seen::Zeroes, len)
         } else {
-            let data = match self.move_directly(cpu, start, len).await {
-                Moved::Yes => None,
-                Moved::Read(data) => Some(data),
-                Moved::No => Some(self.read_source(cpu, start, len).await?),
-            };
-            if let Some(data) = data {
-                sum = self.writes_down.then(|| sums::append(0, &data));
-                if self.detect_zeroes {
-                    zeroed = self.write_without_zeroes(cpu, start, &data).await?;
-                } else {
-                    self.write(cpu, start, data).await?;
+            match self.move_directly(cpu, start, len).await {
+                Moved::Yes => (Seen::Nothing, 0),
+                Moved::Read(data) => self.write_seen(cpu, start, data).await?,
+                Moved::No => {
+                    let data = self.read_source(cpu, start, len).await?;
+                    self.write_seen(cpu, start, data).await?
                 }
             }
-        }
-        let mut done = self.done.lock();
-        done.ranges.insert(start..start + len);
-        match (&mut done.sums, sum) {
-            (Some(sums), Some(sum)) => sums.insert(start..start + len, sum),
-            (Some(sums), None) => sums.insert_zeroes(start..start + len),
-            (None, _) => {}
-        }
-        done.zeroed += zeroed;
-        done.copied += len - zeroed;
+        };
+        self.done.lock().add(start..start + len, seen, zeroed);
         Ok(())
+    }
+
+    /// Writes data. Says what was seen of it, and how many bytes were written as zeroes.
+    async fn write_seen(&self, cpu: usize, start: u64, data: Segments) -> Result<(Seen, u64)> {
+        let seen = Seen::Data(self.writes_down.then(|| sums::append(0, &data)));
+        let mut zeroed = 0;
+        if self.detect_zeroes {
+            zeroed = self.write_without_zeroes(cpu, start, &data).await?;
+        } else {
+            self.write(cpu, start, data).await?;
+        }
+        Ok((seen, zeroed))
     }
 
     async fn read_source(&self, cpu: usize, start: u64, len: u64) -> Result<Segments> {
@@ -174,5 +205,25 @@ impl Shared {
             at += len;
         }
         Ok(zeroed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_has_seen_is_done_and_is_in_no_journal() {
+        let sums = Some(Sums::new(8 << 20));
+        let mut done = Done { sums, ..Done::default() };
+        done.add(0..1 << 20, Seen::Nothing, 0);
+        done.add(2 << 20..3 << 20, Seen::Zeroes, 1 << 20);
+        done.add(4 << 20..5 << 20, Seen::Data(Some(5)), 4096);
+        let noted: Vec<_> = done.sums.iter().flat_map(Sums::iter).collect();
+        let zeroes = sums::of_zeroes(1 << 20);
+        assert_eq!(noted, [(2 << 20..3 << 20, zeroes), (4 << 20..5 << 20, 5)]);
+        assert_eq!(done.ranges.bytes(), 3 << 20);
+        let counted = (done.copied, done.direct, done.zeroed);
+        assert_eq!(counted, ((2 << 20) - 4096, 1 << 20, (1 << 20) + 4096));
     }
 }

@@ -366,7 +366,8 @@ fn nbd(
             Ok(parsed) => parsed,
             Err(err) => {
                 let err: blockyard_export_nbd::Error = err;
-                let remedy = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                let usual = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                let remedy = err.remedy().unwrap_or(usual).to_owned();
                 found.push(Mistake::new(address.at, err.to_string(), remedy));
                 continue;
             }

@@ -8,7 +8,6 @@
     reason = "tests"
 )]
 
-pub mod faulty;
 pub mod qemu;
 
 use std::os::fd::AsRawFd;

@@ -175,3 +175,19 @@ fn what_is_too_long_even_of_one_block_is_an_error() {
     let done = hears(&mut link, &error).pop().unwrap();
     assert_eq!((done.result, done.status()), (Err(ErrorCode::EOVERFLOW), Status::Invalid));
 }
+
+/// The server can answer only what it was sent.
+#[test]
+fn a_server_that_waits_for_what_a_file_has_is_not_silent() {
+    let second = Duration::from_secs(1);
+    let mut link = link();
+    submit(&mut link, asked(Op::Read, 512));
+    let dead_at = |link: &mut Link<Asked>| link.dead_at(second, 9 * second);
+    assert_eq!(dead_at(&mut link), Some(second));
+    link.awaits_source(true);
+    assert_eq!(dead_at(&mut link), None);
+    assert!(!link.has_source_come(|| unreachable!()));
+    link.awaits_source(false);
+    assert!(link.has_source_come(|| 5 * second) && !link.has_source_come(|| unreachable!()));
+    assert_eq!(dead_at(&mut link), Some(6 * second), "it is heard of from then on");
+}

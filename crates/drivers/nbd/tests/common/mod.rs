@@ -180,6 +180,15 @@ pub fn attach_with_a_late_thread(
     (attached.unwrap_or_else(|err| panic!("{}", err.chain())), go_on)
 }
 
+/// Two disks on one queue thread, which the first one keeps.
+pub fn attach_beside(configs: [NbdConfig; 2]) -> [Attached; 2] {
+    let (mut threads, handles) = QueueThread::start_many(1);
+    configs.map(|config| {
+        let attached = try_attach_to(config, std::mem::take(&mut threads), &handles);
+        attached.unwrap_or_else(|err| panic!("{}", err.chain()))
+    })
+}
+
 fn try_attach_to(
     config: NbdConfig,
     threads: Vec<QueueThread>,
@@ -187,7 +196,7 @@ fn try_attach_to(
 ) -> Result<Attached, blockyard_driver_nbd::Error> {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let (nbd, export) = runtime.block_on(Nbd::connect(config, handles))?;
-    let set = TagSet::new(Arc::clone(&nbd), nbd.tag_set_config(threads.len())).unwrap();
+    let set = TagSet::new(Arc::clone(&nbd), nbd.tag_set_config(handles.len())).unwrap();
     let mut disk = DiskConfig::new("nbd0", export.capacity, export.limits.clone());
     disk.read_only = export.read_only;
     let ops = Arc::clone(&nbd);

@@ -47,7 +47,7 @@ pub(crate) async fn run(registration: Registration, socket: Socket) {
         .await;
     if let Some(panic) = panicked {
         let what = message_of(&*panic);
-        tracing::error!(peer, what, "bug: a panic ended the connection; please report it");
+        tracing::error!(peer, panic = what, "bug: a panic ended the connection; please report it");
         // Nothing of it is used any more: a second panic has nothing new to say.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
     }

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -15,8 +17,6 @@ use fuser::{
 };
 
 pub use fuser::Errno;
-
-use super::Place;
 
 const FILE: INodeNo = INodeNo(2);
 const NAME: &str = "disk";
@@ -30,9 +30,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What the kernel asks of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Call {
+    /// Bytes, as many as the kernel reads ahead.
     Read,
+    /// Bytes that the kernel has had in its cache.
     Write,
+    /// fsync(2) or fdatasync(2).
     Sync,
+    /// fallocate(2).
     Allocate,
     /// The size and the like.
     Attr,
@@ -104,7 +108,8 @@ impl Server {
 /// The file system: it is in no folder, and goes with this.
 pub struct Faulty {
     server: Arc<Server>,
-    place: Place,
+    /// Its root, without which it is gone.
+    root: std::fs::File,
     _session: BackgroundSession,
 }
 
@@ -123,18 +128,21 @@ impl Faulty {
         let server = Arc::new(Server { attributes_for, ..Server::default() });
         server.lock().bytes = vec![0; size];
         server.lock().durable = vec![0; size];
-        let mut session = None;
-        let place = Place::mounted_by("faulty", |at: &Path| {
-            let mut config = Config::default();
-            config.n_threads = Some(THREADS);
-            let made = Session::new(Kernel(Arc::clone(&server)), at, &config).unwrap();
-            session = Some(made.spawn().unwrap());
-        });
-        Self { server, place, _session: session.unwrap() }
+        let mut config = Config::default();
+        config.n_threads = Some(THREADS);
+        let folder = tempfile::tempdir().unwrap();
+        let made = Session::new(Kernel(Arc::clone(&server)), folder.path(), &config).unwrap();
+        let session = made.spawn().unwrap();
+        let root = std::fs::File::open(folder.path());
+        let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status().unwrap();
+        assert!(unmounted.success());
+        Self { server, root: root.unwrap(), _session: session }
     }
 
+    /// Its file, for this process.
     pub fn file(&self) -> PathBuf {
-        self.place.path().join(NAME)
+        let root = format!("/proc/{}/fd/{}", std::process::id(), self.root.as_raw_fd());
+        PathBuf::from(root).join(NAME)
     }
 
     /// The next `count` calls of that kind fail.
