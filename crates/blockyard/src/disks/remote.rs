@@ -129,8 +129,7 @@ impl Remote {
     }
 
     async fn flush(&self) -> Status {
-        let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
-        if !can_flush || !has_been_written(&self.disk) {
+        if !has_to_be_flushed(&self.disk) {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {
@@ -148,10 +147,13 @@ impl Remote {
     }
 }
 
-/// Whether anything has ever been written to it: if not, nothing can be lost.
-pub(crate) fn has_been_written(disk: &Disk) -> bool {
+/// Whether a last flush is good for anything: nothing can be lost of a disk that was never written to, and one that cannot flush
+/// promises nothing.
+pub(crate) fn has_to_be_flushed(disk: &Disk) -> bool {
+    let can_flush = !disk.limits().features.contains(Features::NO_FLUSH);
     let (stats, _) = disk.stats();
-    [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
+    can_flush
+        && [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
 }
 
 /// Says whether the disk is still there. Its blocks may be larger than the export's.

@@ -417,6 +417,7 @@ mod tests {
                 let flushes = || self.0.stats().0.counters(StatGroup::Flush).ios;
                 let flushed = async {
                     while flushes() == 0 {
+                        blockyard_conformance::pause();
                         tokio::task::yield_now().await;
                     }
                 };

@@ -8,15 +8,15 @@ use tokio::sync::mpsc;
 
 use super::YardDisk;
 use crate::daemon::Losses;
-use crate::disks::has_been_written;
+use crate::disks::has_to_be_flushed;
 
 /// Flushes of disks, which nobody waits for.
 pub(super) struct FirstFlushes(Vec<(Arc<Disk>, mpsc::Receiver<Status>)>);
 
 impl FirstFlushes {
-    /// Of all disks that anything was written to.
+    /// Of all disks that may have anything to flush.
     pub(super) fn begin(disks: &[YardDisk]) -> Self {
-        let disks = disks.iter().map(|it| it.open.disk()).filter(|disk| has_been_written(disk));
+        let disks = disks.iter().map(|it| it.open.disk()).filter(|disk| has_to_be_flushed(disk));
         let begun = disks.filter_map(|disk| {
             let bdev = disk.open(None, OpenMode::ReadOnly).ok()?;
             let (tell, told) = mpsc::channel(1);

@@ -4,7 +4,8 @@
 //! other is stuck, break the protocol, and want more memory than there is. A model says what each must be answered, and
 //! that who behaves and has a disk that answers is not kept waiting. One export comes and goes meanwhile: what its clients were
 //! told of is there, and nothing is written for one whose connection has ended. Nor is anything lost of what stands before a
-//! goodbye, whoever takes the answers.
+//! goodbye, whoever takes the answers. In some worlds the server ends in the midst of it: only clients that have asked for it
+//! hear of that.
 //!
 //! `BLOCKYARD_SEED` is the first seed, `BLOCKYARD_RUNS` how many there are.
 #![allow(unreachable_pub, reason = "its modules are its own")]
@@ -23,6 +24,7 @@ mod rng;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ use client::{Client, On};
 use late::Late;
 use passing::Passing;
 use rng::Rng;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 const MIB: u64 = 1 << 20;
@@ -110,6 +113,11 @@ fn run(seed: u64) {
     });
 }
 
+fn shut_down(server: &Arc<Server>, grace: Duration) -> JoinHandle<()> {
+    let server = Arc::clone(server);
+    tokio::spawn(async move { server.shutdown(grace).await })
+}
+
 async fn simulate(seed: u64) {
     let mut rng = Rng::new(seed);
     let start = Instant::now();
@@ -136,11 +144,15 @@ async fn simulate(seed: u64) {
     config.limits.stall_timeout = client::STALL;
     config.limits.idle_timeout = rng.one_in(4).then_some(Duration::from_secs(7200));
     let server = Server::new(config, vec![tokio::runtime::Handle::current()]).unwrap();
+    // In the midst of it, or when all is over.
+    let ends_at = rng.one_in(3).then(|| start + Duration::from_secs(rng.below(1500)));
+    let grace = Duration::from_secs(1 + rng.below(900));
+    let (ends, mut ending) = (Arc::new(AtomicBool::new(false)), None);
     let mut passing = Passing::new(&server, &disks[3], Rng::new(rng.next()), start.into_std());
     let connect = |n: u64, on: On, passing: &Passing, rng: &mut Rng| {
         let (ours, theirs) = UnixStream::pair().unwrap();
         server.serve(theirs.into());
-        let leaves = if on == On::Passing { passing.leaves() } else { Arc::default() };
+        let leaves = if on == On::Passing { passing.leaves() } else { Arc::clone(&ends) };
         Client::new(ours, n * REGION, on, leaves, mib >= ROOMY, Rng::new(rng.next()))
     };
     let mut clients: Vec<Client> = (0..CLIENTS)
@@ -153,6 +165,12 @@ async fn simulate(seed: u64) {
     let mut unused: Vec<u64> =
         (0..).zip(&clients).filter(|(_, it)| it.on != On::Passing).map(|(n, _)| n).collect();
     let lates = [&late, &hung, &passes];
+    let content = |on: On, range: Range<u64>| match on {
+        On::Ram => content_of(&disks[0], range),
+        On::Late => late.content(range),
+        On::Hung => hung.content(range),
+        On::Passing => passes.content(range),
+    };
     let (mut quiet, mut last, mut turns) = (0, 0, 0);
     while clients.iter().any(|client| !client.is_done())
         || !passing.is_over()
@@ -169,6 +187,14 @@ async fn simulate(seed: u64) {
             server.clients(),
         );
         let mut moved = false;
+        if ending.is_none() && ends_at.is_some_and(|at| now >= at) {
+            ends.store(true, Ordering::Relaxed);
+            passing.end();
+            ending = Some(shut_down(&server, grace));
+            moved = true;
+        }
+        // What is out then may be carried out later.
+        let is_cut = ends_at.is_some_and(|at| now >= at + grace);
         for late in lates {
             moved |= late.work(now.into_std());
         }
@@ -180,7 +206,10 @@ async fn simulate(seed: u64) {
         }
         for at in rng.shuffled(clients.len()) {
             moved |= clients[at].step(now.into_std());
-            clients[at].note(|range| passes.content(range));
+            let on = clients[at].on;
+            if !is_cut {
+                clients[at].note(|range| content(on, range));
+            }
         }
         // Each runs one task of the server's.
         for _ in 0..TASKS {
@@ -193,6 +222,7 @@ async fn simulate(seed: u64) {
             quiet = 0;
             let wakes = clients.iter().filter_map(Client::wakes).chain(passing.wakes());
             let wakes = wakes.chain(lates.iter().filter_map(|late| late.wakes()));
+            let wakes = wakes.chain(ends_at.map(Instant::into_std));
             let next = wakes.filter(|&at| at > now.into_std()).min();
             let next = next.map_or(STEP, |at| at.saturating_duration_since(now.into_std()));
             tokio::time::advance(next.clamp(Duration::from_millis(1), STEP)).await;
@@ -200,18 +230,10 @@ async fn simulate(seed: u64) {
     }
     for client in &clients {
         client.verify(seed);
-        client.verify_content(seed, |range| match client.on {
-            On::Ram => content_of(&disks[0], range),
-            On::Late => late.content(range),
-            On::Hung => hung.content(range),
-            On::Passing => passes.content(range),
-        });
+        client.verify_content(seed, |range| content(client.on, range));
     }
     // What nobody waits for any more ends, and nothing is left of anybody.
-    let shutdown = tokio::spawn({
-        let server = Arc::clone(&server);
-        async move { server.shutdown(Duration::from_secs(60)).await }
-    });
+    let shutdown = ending.unwrap_or_else(|| shut_down(&server, Duration::from_secs(60)));
     drop(clients);
     while !shutdown.is_finished() {
         turns += 1;
@@ -223,6 +245,8 @@ async fn simulate(seed: u64) {
         tokio::time::advance(Duration::from_millis(100)).await;
     }
     shutdown.await.unwrap();
+    // What was cut off, disks have still.
+    while lates.iter().any(|late| late.work(Instant::now().into_std() + END)) {}
     assert_eq!(server.clients(), [], "seed {seed}");
     assert_eq!(server.memory_in_use(), 0, "seed {seed}");
 }

@@ -110,6 +110,8 @@ pub(super) struct Server {
     pub(super) end: End,
     /// Some of its requests fail.
     pub(super) fails: bool,
+    /// It has much to write back.
+    pub(super) slow_to_flush: bool,
     /// It hangs up on who writes this value.
     pub(super) poison: Option<u64>,
 }
@@ -126,7 +128,11 @@ pub(super) enum End {
 }
 
 /// How long a server that ends serves a client that has not flushed what it has written.
-const FLUSH_GRACE: Duration = Duration::from_secs(3);
+const FLUSH_GRACE: Duration = Duration::from_millis(2500);
+/// Then it cuts off whoever has no flush at the disk.
+const CUT: Duration = Duration::from_secs(5);
+/// How long a flush takes where there is much to write back: at least, and up to so much more.
+const SLOW_FLUSH_MS: (usize, usize) = (2000, 3000);
 /// The reply to a write and a flush may cross on their way: the client counts the write as not flushed then, and is given so long
 /// to flush again. So it is where it was refused something.
 const CROSSING: Duration = Duration::from_millis(1500);
@@ -150,6 +156,10 @@ pub(super) struct Session {
     worked_at: Duration,
     /// When the server began to end.
     draining: Option<Duration>,
+    /// The client has asked for something since.
+    has_asked: bool,
+    /// It was cut off while it may have had something to flush.
+    pub(super) cut_short: bool,
 }
 
 /// How quick things are.
@@ -182,6 +192,8 @@ impl Session {
             told_at,
             worked_at,
             draining: None,
+            has_asked: false,
+            cut_short: false,
         }
     }
 
@@ -212,8 +224,17 @@ impl Session {
         // Of a message that has come in part, the rest may never be taken.
         let is_deaf = self.is_late(now) && !self.may_flush(storage, now);
         let is_quiet = self.pending.is_empty() && (is_deaf || self.input.is_empty());
-        let had_time = now >= self.worked_at.max(since + FLUSH_GRACE) + CROSSING;
+        // Who has not heard of it will not flush because of it.
+        let more = if self.has_asked { CROSSING } else { Duration::ZERO };
+        let had_time = now >= self.worked_at.max(since + FLUSH_GRACE) + more
+            && (self.has_asked || now >= self.told_at + CROSSING);
         is_quiet && (had_time || !self.may_flush(storage, now))
+    }
+
+    /// Whether nobody waits for the client any more, but for the answer to its flush.
+    fn is_cut_off(&self, now: Duration) -> bool {
+        let flushes = |(_, request, ..): &(_, Request, _, _)| request.command == Command::Flush;
+        self.draining.is_some_and(|since| now >= since + CUT) && !self.pending.iter().any(flushes)
     }
 
     /// The server closes it: what was not carried out will not be.
@@ -267,6 +288,10 @@ impl Session {
             if self.open && self.is_let_go(storage, now) {
                 self.close(now);
             }
+            if self.open && self.is_cut_off(now) {
+                self.cut_short = self.may_flush(storage, now) || !self.pending.is_empty();
+                self.close(now);
+            }
             if self.open && self.ended && (server.hasty || self.pending.is_empty()) {
                 self.open = false;
                 self.wire.close(now);
@@ -300,6 +325,12 @@ impl Session {
             match shake.poll_event() {
                 Some(Event::Done(negotiated)) => {
                     self.style = negotiated.style;
+                    let hears = negotiated.hears_shutdown;
+                    assert_eq!(
+                        hears,
+                        self.style.has_chunks(),
+                        "it flushes when it hears of an end"
+                    );
                     self.shake = None;
                 }
                 Some(_) => return self.close(now),
@@ -332,6 +363,7 @@ impl Session {
                 break;
             }
             self.worked_at = now;
+            self.has_asked |= self.draining.is_some();
             let refuses = self.is_late(now) && self.may_flush(storage, now);
             if refuses && request.command != Command::Flush {
                 let to = ReplyTo { cookie: request.cookie, offset: request.offset };
@@ -344,7 +376,13 @@ impl Session {
                 return self.close(now);
             }
             let longest = if dice.one_in(12) { pace.slowest_ms } else { pace.usual_ms };
-            let at = now + Duration::from_millis(dice.below(longest) as u64);
+            let is_slow = server.slow_to_flush && pace.slowest_ms > pace.usual_ms;
+            let (least, longest) = if is_slow && request.command == Command::Flush {
+                SLOW_FLUSH_MS
+            } else {
+                (0, longest)
+            };
+            let at = now + Duration::from_millis((least + dice.below(longest)) as u64);
             self.pending.push((at, request, payload, now));
         }
     }

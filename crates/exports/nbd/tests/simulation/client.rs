@@ -92,7 +92,9 @@ pub struct Client {
     base: u64,
     bytes: Vec<u8>,
     pub on: On,
-    /// Its export is being taken away.
+    /// It has asked to be told of the end, and may be refused something then.
+    hears_shutdown: bool,
+    /// Its export is being taken away, or the server ends.
     leaves: Arc<AtomicBool>,
     /// What its region held when the server had ended its connection.
     left_behind: Option<Vec<u8>>,
@@ -120,7 +122,7 @@ pub struct Client {
     /// Since when it waits for the server and nothing else.
     waits_since: Option<Instant>,
     is_closed: bool,
-    /// By the server, which takes its export away.
+    /// By the server, which takes its export away, or ends.
     is_removed: bool,
     outcome: Result<(), String>,
 }
@@ -167,8 +169,10 @@ impl Client {
         };
         let export = on.export();
         let mut handshake = Handshake::new(Config { tls: TlsMode::Off, best_style: style });
+        let hears_shutdown = style.has_chunks() && rng.one_in(2);
         if style.has_chunks() {
-            handshake.set_contexts(export, &["base:allocation"]).unwrap();
+            let contexts = ["base:allocation", "x-blockyard:shutdown"];
+            handshake.set_contexts(export, &contexts[..1 + usize::from(hears_shutdown)]).unwrap();
         }
         handshake.go(export).unwrap();
         Self {
@@ -179,6 +183,7 @@ impl Client {
             base,
             bytes: vec![0; REGION as usize],
             on,
+            hears_shutdown,
             leaves,
             left_behind: None,
             is_roomy,
@@ -216,7 +221,7 @@ impl Client {
     /// Whether it has got what it must.
     pub fn verify(&self, seed: u64) {
         assert_eq!(self.outcome, Ok(()), "seed {seed}: {self:?} at {:#x}", self.base);
-        let all = self.left == 0 && self.asked.is_empty() || self.left_behind.is_some();
+        let all = self.left == 0 && self.asked.is_empty() || self.is_removed;
         assert!(self.fate != Fate::Good || all, "seed {seed}: {self:#?}");
     }
 
@@ -229,7 +234,7 @@ impl Client {
         let is_known = match self.fate {
             Fate::Good => true,
             // The end of its export may have been sooner.
-            Fate::Quits => self.on != On::Passing,
+            Fate::Quits => self.on != On::Passing && !self.leaves(),
             _ => false,
         };
         if !is_known {
@@ -245,7 +250,7 @@ impl Client {
         assert_eq!(wrong, None, "seed {seed}: {self:#?}");
     }
 
-    /// The server has ended its connection, as its export was taken away: what is there then stays.
+    /// The server has ended its connection in order, as its export was taken away: what is there then stays.
     pub fn note(&mut self, content: impl Fn(Range<u64>) -> Vec<u8>) {
         if self.is_removed && self.left_behind.is_none() {
             self.left_behind = Some(content(self.base..self.base + REGION));

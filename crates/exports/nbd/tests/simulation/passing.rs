@@ -41,6 +41,15 @@ impl Passing {
         Self { server, disk, state, leaves: Arc::default(), returns: RETURNS, rng }
     }
 
+    /// The server ends: it does not come back.
+    pub fn end(&mut self) {
+        self.leaves.store(true, Ordering::Relaxed);
+        self.returns = 0;
+        if let State::ThereUntil(_) = self.state {
+            self.state = State::Over;
+        }
+    }
+
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Over)
     }

@@ -182,7 +182,7 @@ impl Client {
     pub(super) fn check(&mut self, asked: &Asked) -> Result<(), String> {
         let got = asked.error.map_or(Ok(()), Err);
         let Asked { request, answer, .. } = asked;
-        if got == Err(ErrorCode::ESHUTDOWN) && self.leaves() {
+        if got == Err(ErrorCode::ESHUTDOWN) && self.leaves() && self.hears_shutdown {
             return Ok(());
         }
         if got != *answer {
