@@ -23,6 +23,7 @@ use crate::op::Status;
 use crate::partition_device::Partition;
 use crate::queue::{FailedFlush, Life, Queue, RequestQueue, Size};
 use crate::tag_set::TagSet;
+use crate::throttle::ThrottleGroup;
 use crate::units::Sector;
 
 bitflags::bitflags! {
@@ -132,6 +133,7 @@ pub struct Disk {
     bad_blocks: Mutex<BadBlocks>,
     openers: AtomicU32,
     resizing: Mutex<()>,
+    throttle: Mutex<Vec<Arc<ThrottleGroup>>>,
     next_registrant: AtomicU64,
 }
 
@@ -186,6 +188,7 @@ impl Disk {
             bad_blocks: Mutex::default(),
             openers: AtomicU32::new(0),
             resizing: Mutex::default(),
+            throttle: Mutex::default(),
             next_registrant: AtomicU64::new(1),
         }))
     }

@@ -31,6 +31,7 @@ use crate::units::{BlockSize, Sector};
 mod check;
 mod complete;
 mod dispatch;
+mod gate;
 mod handle;
 mod show;
 mod submit;
@@ -38,6 +39,7 @@ mod tagging;
 mod timer;
 mod waiting;
 
+use gate::Gate;
 pub use handle::HctxHandle;
 pub(crate) use waiting::Arrival;
 use waiting::Waiting;
@@ -81,6 +83,8 @@ pub(crate) struct State<D: Driver> {
     dispatch: VecDeque<Box<Rq<D>>>,
     /// Bios that found no free request or tag, or a frozen queue.
     waiting: Waiting,
+    /// Keeps bios back that the limits of the disk do not allow yet. `None`: there are none.
+    gate: Option<Box<Gate>>,
     /// The writes that are out, once there are locks which they may have to be kept from.
     pub(crate) writes: Option<Box<WritesOut>>,
     /// Whether it is in the queues for ordinary and for reserved tags.
@@ -120,6 +124,8 @@ struct Todo<D: Driver> {
     run: bool,
     /// Others may have tags now.
     wake: bool,
+    /// There is a tick to come that was not known before.
+    alarm: bool,
 }
 
 impl<D: Driver> Default for Todo<D> {
@@ -131,6 +137,7 @@ impl<D: Driver> Default for Todo<D> {
             unaligned: Vec::new(),
             run: false,
             wake: false,
+            alarm: false,
         }
     }
 }
@@ -169,6 +176,7 @@ impl<D: Driver> Hctx<D> {
             staged: 0,
             dispatch: VecDeque::new(),
             waiting: Waiting::default(),
+            gate: None,
             writes: None,
             waits_for_tag: [false; 2],
             later: VecDeque::new(),
@@ -323,7 +331,7 @@ impl<D: Driver> Hctx<D> {
             st.dying = true;
             let later = std::mem::take(&mut st.later);
             later.into_iter().rev().for_each(|rq| st.dispatch.push_front(rq));
-            let waiting = st.waiting.take_all();
+            let waiting = st.waiting.take_all().chain(st.take_kept());
             let _woken_below = self.leave_tags_if_idle(&mut st);
             waiting
         };

@@ -45,6 +45,7 @@ mod tag_set;
 mod tags;
 #[cfg(test)]
 mod testing;
+mod throttle;
 mod units;
 mod wait;
 
@@ -67,4 +68,5 @@ pub use queue::{FailedFlush, Life};
 pub use queue_map::{QueueMaps, QueueType};
 pub use request::Request;
 pub use tag_set::{MAX_DEPTH, TagSet, TagSetConfig, TagSetFlags};
+pub use throttle::{Burst, Rate, Throttle, ThrottleGroup};
 pub use units::{BlockSize, SECTOR_SHIFT, SECTOR_SIZE, Sector};

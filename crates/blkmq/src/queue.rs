@@ -19,6 +19,7 @@ use crate::reservation::{Fence, Registrant};
 use crate::sched::Kind;
 use crate::stats::{BusyClock, QueueStats};
 use crate::tag_set::{TagSet, TagSetFlags};
+use crate::throttle::ThrottleGroup;
 use crate::units::Sector;
 
 /// What all hardware queues of a disk share, and seldom change.
@@ -184,6 +185,9 @@ pub(crate) trait Queue: Send + Sync {
     fn in_flight(&self) -> Vec<(usize, InFlight)>;
     fn show(&self) -> String;
     fn set_timeout(&self, timeout_ns: u64);
+    fn set_throttle(&self, groups: &[Arc<ThrottleGroup>]);
+    /// One of its groups has other limits.
+    fn throttle_changed(&self);
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
 }
@@ -561,6 +565,14 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn set_timeout(&self, timeout_ns: u64) {
         self.shared.timeout_ns.store(timeout_ns, Ordering::Relaxed);
+    }
+
+    fn set_throttle(&self, groups: &[Arc<ThrottleGroup>]) {
+        self.hctxs.iter().for_each(|hctx| hctx.set_throttle(groups));
+    }
+
+    fn throttle_changed(&self) {
+        self.shared.ring_alarm();
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {

@@ -45,6 +45,8 @@ pub struct QueueStats {
     /// Reads and writes under way. One that starts on one queue and ends on another leaves two numbers that
     /// only as a sum make sense.
     in_flight: [i64; 2],
+    /// Of reads, and of what changes the disk.
+    throttled: [LatencyHistogram; 2],
 }
 
 impl QueueStats {
@@ -82,6 +84,17 @@ impl QueueStats {
         self.latency[group].record(nsecs);
     }
 
+    /// A bio was let in after the limits of its disk had kept it for `nsecs`.
+    pub fn throttled(&mut self, op: Op, nsecs: u64) {
+        self.throttled[usize::from(op.is_write())].record(nsecs);
+    }
+
+    /// How long the limits of the disk have kept those that they have kept: reads, and what changes the disk.
+    #[must_use]
+    pub const fn throttle_waits(&self) -> &[LatencyHistogram; 2] {
+        &self.throttled
+    }
+
     /// What was counted for a kind of operation.
     #[must_use]
     pub const fn counters(&self, group: StatGroup) -> &Counters {
@@ -111,6 +124,9 @@ impl QueueStats {
         for group in StatGroup::ALL.map(|group| group as usize) {
             self.groups[group].add(&other.groups[group]);
             self.latency[group].add(&other.latency[group]);
+        }
+        for (mine, other) in self.throttled.iter_mut().zip(&other.throttled) {
+            mine.add(other);
         }
         for (mine, other) in self.in_flight.iter_mut().zip(other.in_flight) {
             *mine += other;

@@ -7,6 +7,7 @@ use crate::driver::InFlight;
 use crate::error::Result;
 use crate::sched::Kind;
 use crate::stats::QueueStats;
+use crate::throttle::ThrottleGroup;
 
 impl Disk {
     /// The scheduler that orders its requests.
@@ -51,6 +52,24 @@ impl Disk {
     /// [`ErrorKind::Invalid`]: crate::ErrorKind::Invalid
     pub fn set_nr_requests(&self, count: usize) -> Result<()> {
         self.queue.set_requests(count)
+    }
+
+    /// Has it keep to the limits of these groups, and no others: its own, and those of whatever it belongs to. What waits for the
+    /// old ones keeps to the new ones. Whoever sets them ticks the disk ([`Disk::set_alarm`]).
+    pub fn set_throttle(&self, groups: Vec<Arc<ThrottleGroup>>) {
+        let mut kept_to = self.throttle.lock();
+        groups.iter().for_each(|group| group.join(&self.queue));
+        self.queue.set_throttle(&groups);
+        let old = std::mem::replace(&mut *kept_to, groups);
+        for group in old.iter().filter(|old| !kept_to.iter().any(|now| Arc::ptr_eq(old, now))) {
+            group.leave(&self.queue);
+        }
+    }
+
+    /// The groups whose limits it keeps to.
+    #[must_use]
+    pub fn throttle(&self) -> Vec<Arc<ThrottleGroup>> {
+        self.throttle.lock().clone()
     }
 
     /// How long a request may be out before its driver is asked about it.

@@ -302,5 +302,8 @@ impl<D: Driver> Hctx<D> {
         if todo.run {
             self.run();
         }
+        if todo.alarm {
+            self.shared.ring_alarm();
+        }
     }
 }

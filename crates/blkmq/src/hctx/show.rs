@@ -30,6 +30,9 @@ impl<D: Driver> fmt::Display for Hctx<D> {
         for arrival in st.waiting.iter() {
             writeln!(f, "  waits: {:?}", arrival.bio)?;
         }
+        for bio in st.kept() {
+            writeln!(f, "  is kept by limits: {bio:?}")?;
+        }
         for rq in st.dispatch.iter().chain(&st.later).chain(st.ctxs.iter().flatten()) {
             writeln!(f, "  {rq}{}", Shown(&*self.shared.driver, rq))?;
         }

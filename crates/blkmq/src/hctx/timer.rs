@@ -13,7 +13,7 @@ impl<D: Driver> Hctx<D> {
     pub(crate) fn tick(self: &Arc<Self>, now_ns: u64) -> Option<u64> {
         let mut expired: SmallVec<[InFlight; 8]> = SmallVec::new();
         let mut todo = Todo::default();
-        {
+        let opens_ns = {
             let mut st = self.state.lock();
             for (tag, slot) in (0..).zip(st.slots.iter()) {
                 if let Some((op, sector, len)) = slot.what.filter(|_| slot.deadline_ns <= now_ns) {
@@ -30,7 +30,8 @@ impl<D: Driver> Hctx<D> {
             let mut next = Vec::new();
             st.flush.kick(now_ns, &mut next);
             self.follow(&mut st, next, now_ns, &mut todo);
-        }
+            self.open_gate(&mut st, now_ns, &mut todo)
+        };
         for rq in expired {
             let Some(verdict) = self.with_driver(|part| self.shared.driver.timeout(part, &rq))
             else {
@@ -51,7 +52,7 @@ impl<D: Driver> Hctx<D> {
         let timers =
             st.slots.iter().filter(|slot| slot.what.is_some()).map(|slot| slot.deadline_ns);
         let timers = timers.filter(|&deadline_ns| deadline_ns != NEVER);
-        timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).min()
+        timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).chain(opens_ns).min()
     }
 
     /// What is out, for people.

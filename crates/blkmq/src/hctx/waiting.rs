@@ -129,6 +129,23 @@ impl<D: Driver> Hctx<D> {
         if st.dying {
             return todo.ended_bios.push((arrival.bio, Status::Offline));
         }
+        let passed = match &mut st.gate {
+            Some(gate) => gate.enter(arrival, now_ns, todo),
+            None => Some(arrival),
+        };
+        if let Some(arrival) = passed {
+            self.enter_paid(st, arrival, now_ns, todo);
+        }
+    }
+
+    /// The same of what the limits of the disk allow.
+    pub(super) fn enter_paid(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        arrival: Arrival,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) {
         let behind = (st.frozen > 0 || !st.waiting.is_empty()) && {
             let lane = st.lane_of(&arrival.bio);
             (st.frozen > 0 && lane != Lane::Inside) || st.waiting.is_behind(lane)

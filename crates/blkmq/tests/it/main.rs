@@ -18,4 +18,5 @@ mod rig;
 mod script;
 mod sim;
 mod stress;
+mod throttle;
 mod turns;

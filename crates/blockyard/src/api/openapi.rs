@@ -376,7 +376,8 @@ fn schemas() -> Value {
         "Disk": object(&[
             ("name", text.clone()), ("uri", text.clone()), ("driver", text.clone()), ("size", count.clone()),
             ("block_size", count.clone()), ("read_only", flag.clone()), ("exports", list(&text)),
-            ("partitions", list(&text)), ("in_flight", count.clone()), ("ops", count.clone()), ("iops", number),
+            ("partitions", list(&text)),
+            ("limits", json!({ "type": "object", "additionalProperties": { "type": "string" } })), ("in_flight", count.clone()), ("ops", count.clone()), ("iops", number),
             ("bytes_read", count.clone()), ("bytes_written", count.clone()),
             ("read_latency_ns", latency.clone()), ("write_latency_ns", latency),
         ]),
@@ -431,6 +432,9 @@ fn options(options: impl Iterator<Item = &'static OptionSpec>) -> Value {
             }
             ValueKind::Time { .. } => json!({ "type": "string", "examples": ["30s"] }),
             ValueKind::Choice(words) => json!({ "enum": words }),
+            ValueKind::Rate { .. } => {
+                json!({ "type": ["integer", "string"], "examples": ["1000", "1000:5000/10s", "none"] })
+            }
             ValueKind::Mode => json!({ "type": "string", "pattern": "^[0-7]{1,3}$" }),
             ValueKind::Name | ValueKind::Uri | ValueKind::Text | ValueKind::Path => {
                 json!({ "type": "string" })

@@ -182,6 +182,11 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
         if let Some(log) = &daemon.log {
             term::say(format_args!("{} logs to {log}", daemon.pid))?;
         }
+        for disk in daemon.disks.iter().filter(|disk| !disk.limits.is_empty()) {
+            let limits = disk.limits.iter().map(|(name, value)| format!("{name}={value}"));
+            let limits: Vec<_> = limits.collect();
+            term::say(format_args!("{} limits {}: {}", daemon.pid, disk.name, limits.join(" ")))?;
+        }
         for address in &daemon.nbd.listen {
             term::say(format_args!("{} listens at {address}", daemon.pid))?;
         }

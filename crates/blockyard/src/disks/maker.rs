@@ -1,12 +1,12 @@
 //! From a plan to a disk: what all kinds have in common.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockyard_blkmq::major::DevNum;
 use blockyard_blkmq::{
     BlockDeviceOps, BlockLayer, BlockSize, Clock, Disk, DiskConfig, DiskFlags, Driver, FailedFlush,
-    Features, Limits, QueueType, TagSet, TagSetConfig,
+    Features, Limits, QueueType, TagSet, TagSetConfig, Throttle, ThrottleGroup,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -15,6 +15,7 @@ use super::kind::Fresh;
 use super::open::OpenDisk;
 use super::plan::DiskPlan;
 use super::remote::Remote;
+use super::throttle;
 use crate::error::{Error, Result};
 
 /// Makes disks whose hardware queues belong to queue threads.
@@ -31,13 +32,15 @@ pub struct DiskMaker {
 /// The first device number of a disk, and how many it has.
 type DevNums = (DevNum, u32);
 
-/// Device numbers of all makers of a block layer.
+/// What all makers of a block layer share.
 #[derive(Default)]
 struct Numbers {
     /// The majors that were registered, by the kinds of disks.
     majors: Vec<(&'static str, u32)>,
     /// Those of disks that are being made.
     taken: Vec<DevNums>,
+    /// Disks that keep to limits together.
+    groups: Vec<(String, Weak<ThrottleGroup>)>,
 }
 
 /// What a driver makes a disk of.
@@ -169,6 +172,9 @@ impl DiskMaker {
         {
             remote.follow_size(thread);
         }
+        // Not before its partitions are read: who waits for that does not tick it yet.
+        let group = plan.options.throttle_group.as_deref().map(|name| self.throttle_group(name));
+        throttle::begin(&disk, *plan.options.throttle, group);
         Ok((disk, remote))
     }
 
@@ -202,6 +208,18 @@ impl DiskMaker {
             disk.set_scheduler(options.scheduler).map_err(refused)?;
         }
         Ok(disk)
+    }
+
+    /// The group of that name, as long as a disk belongs to it.
+    fn throttle_group(&self, name: &str) -> Arc<ThrottleGroup> {
+        let groups = &mut self.numbers.lock().groups;
+        groups.retain(|(_, group)| group.strong_count() > 0);
+        let known = groups.iter().find(|(known, _)| known == name);
+        known.and_then(|(_, group)| group.upgrade()).unwrap_or_else(|| {
+            let group = ThrottleGroup::new(Throttle::default());
+            groups.push((name.to_owned(), Arc::downgrade(&group)));
+            group
+        })
     }
 
     /// The first free numbers of a kind.

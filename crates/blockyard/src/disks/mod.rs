@@ -28,6 +28,7 @@ mod plan;
 mod ram;
 pub mod rbd;
 mod remote;
+pub mod throttle;
 #[cfg(test)]
 mod toy;
 pub mod uri;

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blockyard_blkmq::{BlockSize, MAX_DEPTH, sched};
+use blockyard_blkmq::{BlockSize, MAX_DEPTH, Rate, Throttle, sched};
 
 use super::live::{self, Live};
+use super::throttle;
 use crate::text::{size, suggest};
 
 /// The most hardware queues of a disk.
@@ -87,6 +88,11 @@ pub enum ValueKind {
     Path,
     /// The permissions of a file, in octal.
     Mode,
+    /// So much per second, or no limit.
+    Rate {
+        /// It is bytes.
+        bytes: bool,
+    },
     /// A power of two.
     PowerOfTwo {
         /// From this.
@@ -115,6 +121,7 @@ impl ValueKind {
             Self::Text => "TEXT".into(),
             Self::Path => "PATH".into(),
             Self::Mode => "MODE".into(),
+            Self::Rate { .. } => "RATE".into(),
             Self::PowerOfTwo { .. } => "BYTES".into(),
         }
     }
@@ -161,6 +168,7 @@ impl ValueKind {
                     format!("invalid mode {value:?}; use octal up to 777, e.g. 660")
                 })?)
             }
+            Self::Rate { bytes } => Value::Rate(throttle::parse_rate(value, *bytes)?),
             Self::PowerOfTwo { least, most } => match number(value, *least, *most)? {
                 number if number.is_power_of_two() => Value::Number(number),
                 _ => return Err(format!("{value:?} is not a power of two; use e.g. 4096")),
@@ -178,6 +186,8 @@ pub enum Value {
     Number(u64),
     /// A time.
     Time(Duration),
+    /// So much per second. `None`: no limit.
+    Rate(Option<Rate>),
     /// A text.
     Text(String),
     /// A path.
@@ -240,6 +250,15 @@ impl Settings {
         }
     }
 
+    /// A limit, if one was said.
+    #[must_use]
+    pub fn rate(&self, name: &str) -> Option<Rate> {
+        match self.get(name)? {
+            Value::Rate(rate) => *rate,
+            other => unreachable!("{name} is not a rate: {other:?}"),
+        }
+    }
+
     /// A path, if it was said.
     #[must_use]
     pub fn path(&self, name: &str) -> Option<&Path> {
@@ -284,7 +303,7 @@ impl Settings {
 }
 
 /// The options that every disk has, unless its kind says otherwise.
-pub static COMMON: [OptionSpec; 9] = [
+pub static COMMON: [OptionSpec; 17] = [
     OptionSpec {
         live: Some(live::SIZE),
         ..OptionSpec::new(
@@ -324,6 +343,14 @@ pub static COMMON: [OptionSpec; 9] = [
         "16",
         "device numbers, for the disk and its first partitions",
     ),
+    throttle::IOPS,
+    throttle::READ_IOPS,
+    throttle::WRITE_IOPS,
+    throttle::BPS,
+    throttle::READ_BPS,
+    throttle::WRITE_BPS,
+    throttle::IO_SIZE,
+    throttle::THROTTLE_GROUP,
     OptionSpec::new(BELOW, ValueKind::Uri, "none", "the disk below; required"),
 ];
 
@@ -346,6 +373,10 @@ pub struct DiskOptions {
     pub scheduler: sched::Kind,
     /// Its device numbers: itself and its first partitions.
     pub minors: u32,
+    /// What may be done to it per second.
+    pub throttle: Box<Throttle>,
+    /// Who shares that.
+    pub throttle_group: Option<String>,
 }
 
 impl Default for DiskOptions {
@@ -359,6 +390,8 @@ impl Default for DiskOptions {
             depth: 128,
             scheduler: sched::Kind::None,
             minors: 16,
+            throttle: Box::default(),
+            throttle_group: None,
         }
     }
 }
@@ -384,6 +417,8 @@ impl DiskOptions {
                 .and_then(|name| name.parse().ok())
                 .unwrap_or(usual.scheduler),
             minors: small("minors").unwrap_or(usual.minors),
+            throttle: Box::new(throttle::said(said)),
+            throttle_group: said.text(throttle::GROUP).map(str::to_owned),
         }
     }
 }

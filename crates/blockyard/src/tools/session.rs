@@ -1,7 +1,6 @@
 //! Disks for the length of a command: queue threads, disks on them, and a clock that ticks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,8 +14,10 @@ use crate::disks::{DiskMaker, DiskPlan, OpenDisk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::yard::queue_threads::QueueThreads;
 
-/// How often timeouts are looked at.
+/// How often timeouts are looked at, at least.
 const TICK: Duration = Duration::from_secs(1);
+/// The same, at most.
+const SHORTEST_TICK: Duration = Duration::from_millis(1);
 /// How long a server has to take the last flush.
 const LEAVE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -40,6 +41,45 @@ impl Amount {
     }
 }
 
+/// A thread that ticks disks when they want it.
+struct Ticker {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Ticker {
+    fn start(disks: &Arc<Mutex<Vec<Arc<Disk>>>>, clock: &Arc<dyn Clock>) -> Result<Self> {
+        let stop = Arc::<AtomicBool>::default();
+        let (disks, clock, stopped) = (Arc::clone(disks), Arc::clone(clock), Arc::clone(&stop));
+        let tick = move || {
+            while !stopped.load(Ordering::Acquire) {
+                let disks = disks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let next_ns = disks.iter().filter_map(|disk| disk.tick()).min();
+                let wait = next_ns.map_or(TICK, |at_ns| {
+                    Duration::from_nanos(at_ns.saturating_sub(clock.now_ns()))
+                });
+                std::thread::park_timeout(wait.clamp(SHORTEST_TICK, TICK));
+            }
+        };
+        let thread = std::thread::Builder::new().name("tick".into()).spawn(tick);
+        let thread = thread.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Has the disk call for a tick that is due sooner than it said.
+    fn see_to(&self, disk: &Disk) {
+        let thread = self.thread.thread().clone();
+        disk.set_alarm(Arc::new(move || thread.unpark()));
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        // A panic has been reported where it happened.
+        let _ = self.thread.join();
+    }
+}
+
 /// Open disks. Dropping it closes them; who has written to them calls [`Session::close`].
 pub struct Session {
     threads: Vec<Handle>,
@@ -51,7 +91,8 @@ pub struct Session {
     maker: DiskMaker,
     disks: Arc<Mutex<Vec<Arc<Disk>>>>,
     open: Vec<OpenDisk>,
-    ticker: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    clock: Arc<dyn Clock>,
+    ticker: Option<Ticker>,
 }
 
 impl Session {
@@ -60,22 +101,10 @@ impl Session {
     /// # Errors
     /// The system has no room for a thread.
     pub fn start(threads: usize) -> Result<Self> {
-        let disks: Arc<Mutex<Vec<Arc<Disk>>>> = Arc::default();
-        let (stop, stopped) = mpsc::channel();
-        let ticking = Arc::clone(&disks);
-        let ticker = std::thread::Builder::new().name("tick".into()).spawn(move || {
-            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
-                let disks = ticking.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                for disk in &disks {
-                    disk.tick();
-                }
-            }
-        });
-        let ticker = ticker.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
         let own = QueueThreads::start(threads)?;
         let handles = own.handles().to_vec();
         let mut session = Self::of(&handles, Some(own));
-        (session.disks, session.ticker) = (disks, Some((stop, ticker)));
+        session.ticker = Some(Ticker::start(&session.disks, &session.clock)?);
         Ok(session)
     }
 
@@ -91,7 +120,8 @@ impl Session {
         let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         Self {
-            maker: DiskMaker::new(&layer, threads, clock),
+            maker: DiskMaker::new(&layer, threads, Arc::clone(&clock)),
+            clock,
             threads: threads.to_vec(),
             _own: own,
             told: None,
@@ -121,7 +151,10 @@ impl Session {
         let plan = &self.named(plan);
         let open = self.maker.open_with(plan, flags)?;
         let disk = Arc::clone(open.disk());
-        let layers = open.layers().map(|layer| Arc::clone(layer.disk()));
+        let layers: Vec<_> = open.layers().map(|layer| Arc::clone(layer.disk())).collect();
+        if let Some(ticker) = &self.ticker {
+            layers.iter().for_each(|disk| ticker.see_to(disk));
+        }
         self.disks.lock().unwrap_or_else(PoisonError::into_inner).extend(layers);
         self.open.push(open);
         Ok(disk)
@@ -196,10 +229,8 @@ impl Drop for Session {
         if let Err(err) = self.end().into_result() {
             tracing::error!("{err}: writes since the last successful flush may be lost");
         }
-        if let Some((stop, ticker)) = self.ticker.take() {
-            drop(stop);
-            // A panic has been reported where it happened.
-            let _ = ticker.join();
+        if let Some(ticker) = self.ticker.take() {
+            ticker.end();
         }
     }
 }

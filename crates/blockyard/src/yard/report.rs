@@ -1,12 +1,14 @@
 //! What a daemon tells of itself.
 
+use std::collections::BTreeMap;
+
 use blockyard_blkmq::stats::QueueStats;
 use blockyard_blkmq::{Disk, SECTOR_SIZE, StatGroup};
 use blockyard_export_nbd::{ClientInfo, HeaderStyle};
 use serde::{Deserialize, Serialize};
 
 use super::{Yard, YardDisk, YardExport};
-use crate::disks::DiskPlan;
+use crate::disks::{DiskPlan, throttle};
 
 /// A daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -95,6 +97,9 @@ pub struct DiskReport {
     pub exports: Vec<String>,
     /// The names of its partitions.
     pub partitions: Vec<String>,
+    /// The limits that it keeps to, by their settings.
+    #[serde(default)]
+    pub limits: BTreeMap<String, String>,
     /// Requests with the driver.
     pub in_flight: usize,
     /// Requests of all kinds that have ended.
@@ -246,6 +251,7 @@ fn disk_report(
         read_only: disk.is_read_only(),
         exports,
         partitions: partitions.iter().map(|part| disk.partition_name(part.info().number)).collect(),
+        limits: throttle::shown(&throttle::of(disk)),
         in_flight: disk.in_flight().len(),
         ops,
         iops: per_second(ops, uptime_seconds),

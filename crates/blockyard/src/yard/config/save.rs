@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{ConfigError, parse};
-use crate::disks::{DiskPlan, PlanBuilder, Value, ValueKind, canonical_key};
+use crate::disks::{DiskPlan, PlanBuilder, Value, ValueKind, canonical_key, throttle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::yard::plan::YardPlan;
@@ -360,6 +360,7 @@ fn of_export(plan: &ExportPlan) -> Table {
             Value::Number(mode) if is_mode => value(format!("{mode:o}")),
             Value::Number(number) => value(i64::try_from(*number).unwrap_or(i64::MAX)),
             Value::Time(time) => value(format!("{}ns", time.as_nanos())),
+            Value::Rate(rate) => value(throttle::show_rate(*rate)),
             Value::Text(text) => value(text),
             Value::Path(path) => value(path.to_string_lossy().into_owned()),
         };

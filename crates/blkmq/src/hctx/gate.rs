@@ -1,0 +1,216 @@
+//! Before a hardware queue: bios that wait until the limits of their disk let them in.
+//!
+//! Reads wait for reads and writes for writes, in the order in which they came. What is let in is paid for, however long it waits
+//! for a tag then.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::waiting::Arrival;
+use super::{Hctx, State, Todo};
+use crate::bio::Bio;
+use crate::driver::Driver;
+use crate::op::{Flags, Status};
+use crate::throttle::{ThrottleGroup, Unit, Way};
+
+/// How often those are looked for of whom nobody wants to hear any more.
+const LOOK_NS: u64 = 100_000_000;
+
+/// What a line has bought of one rate of a group.
+#[derive(Clone, Copy, Default)]
+struct Purse {
+    has: u64,
+    /// On its way.
+    bought: u64,
+    from_ns: u64,
+}
+
+/// What a line has bought of one group.
+#[derive(Clone, Copy, Default)]
+struct Account {
+    epoch: u64,
+    /// By unit.
+    purses: [Purse; 2],
+}
+
+#[derive(Default)]
+struct Line {
+    /// With the time at which they came.
+    waiting: VecDeque<(Arrival, u64)>,
+    /// One for each group.
+    accounts: Vec<Account>,
+    /// When the first of those that wait may be let in, at the earliest.
+    due_ns: u64,
+}
+
+impl Line {
+    /// Pays for a bio, or says when to try again.
+    fn pay(
+        &mut self,
+        groups: &[Arc<ThrottleGroup>],
+        way: Way,
+        bio: &Bio,
+        now_ns: u64,
+    ) -> Result<(), u64> {
+        let mut due_ns = 0;
+        for (group, account) in groups.iter().zip(&mut self.accounts) {
+            let epoch = group.epoch();
+            if account.epoch != epoch {
+                *account = Account { epoch, ..Account::default() };
+            }
+            for unit in Unit::ALL {
+                let purse = &mut account.purses[unit as usize];
+                let cost = group.cost(unit, bio);
+                while purse.has < cost {
+                    if purse.bought == 0 {
+                        let Some((bought, from_ns)) = group.buy(unit, way, now_ns) else {
+                            // There is no such limit.
+                            purse.has = cost;
+                            break;
+                        };
+                        (purse.bought, purse.from_ns) = (bought, from_ns);
+                    }
+                    if purse.from_ns > now_ns {
+                        due_ns = due_ns.max(purse.from_ns);
+                        break;
+                    }
+                    purse.has = purse.has.saturating_add(std::mem::take(&mut purse.bought));
+                }
+            }
+        }
+        if due_ns > 0 {
+            return Err(due_ns);
+        }
+        for (group, account) in groups.iter().zip(&mut self.accounts) {
+            for unit in Unit::ALL {
+                account.purses[unit as usize].has -= group.cost(unit, bio);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends those of whom nobody wants to hear any more.
+    fn drop_abandoned<D: Driver>(&mut self, todo: &mut Todo<D>) {
+        for _ in 0..self.waiting.len() {
+            match self.waiting.pop_front() {
+                Some((arrival, _)) if arrival.bio.is_abandoned() => {
+                    todo.ended_bios.push((arrival.bio, Status::Offline));
+                }
+                kept => self.waiting.extend(kept),
+            }
+        }
+    }
+}
+
+/// The limits of a disk, as one of its hardware queues keeps to them.
+#[derive(Default)]
+pub(super) struct Gate {
+    groups: Vec<Arc<ThrottleGroup>>,
+    /// By way.
+    lines: [Line; Way::COUNT],
+}
+
+impl Gate {
+    fn new(groups: Vec<Arc<ThrottleGroup>>) -> Self {
+        let line = || Line { accounts: vec![Account::default(); groups.len()], ..Line::default() };
+        let lines = [line(), line()];
+        Self { groups, lines }
+    }
+
+    /// Gives back what may go on, and keeps what has to wait.
+    pub(super) fn enter<D: Driver>(
+        &mut self,
+        arrival: Arrival,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) -> Option<Arrival> {
+        let way = Way::of(arrival.bio.op).filter(|_| !arrival.bio.inside);
+        let Some(way) = way else { return Some(arrival) };
+        let line = &mut self.lines[way as usize];
+        let first = line.waiting.is_empty();
+        if first {
+            match line.pay(&self.groups, way, &arrival.bio, now_ns) {
+                Ok(()) => return Some(arrival),
+                Err(due_ns) => line.due_ns = due_ns,
+            }
+        }
+        if arrival.bio.flags.contains(Flags::NOWAIT) {
+            todo.ended_bios.push((arrival.bio, Status::Again));
+        } else {
+            line.waiting.push_back((arrival, now_ns));
+            todo.alarm |= first;
+        }
+        None
+    }
+
+    /// The next one of a line that may go on, with the time that it has waited.
+    fn next(&mut self, way: Way, now_ns: u64) -> Option<(Arrival, u64)> {
+        let line = &mut self.lines[way as usize];
+        let (arrival, since_ns) = line.waiting.pop_front()?;
+        if let Err(due_ns) = line.pay(&self.groups, way, &arrival.bio, now_ns) {
+            line.due_ns = due_ns;
+            line.waiting.push_front((arrival, since_ns));
+            return None;
+        }
+        Some((arrival, now_ns.saturating_sub(since_ns)))
+    }
+
+    fn due_ns(&self) -> Option<u64> {
+        let waiting = self.lines.iter().filter(|line| !line.waiting.is_empty());
+        waiting.map(|line| line.due_ns).min()
+    }
+}
+
+impl<D: Driver> State<D> {
+    /// Bios that the limits of the disk keep waiting.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Bio> {
+        let lines = self.gate.iter().flat_map(|gate| &gate.lines);
+        lines.flat_map(|line| &line.waiting).map(|(arrival, _)| &*arrival.bio)
+    }
+
+    /// All that wait at the gate, in the order in which they came each way.
+    pub(super) fn take_kept(&mut self) -> Vec<Arrival> {
+        let lines = self.gate.iter_mut().flat_map(|gate| &mut gate.lines);
+        lines.flat_map(|line| line.waiting.drain(..)).map(|(arrival, _)| arrival).collect()
+    }
+}
+
+impl<D: Driver> Hctx<D> {
+    /// Keeps to other limits from now on: what waits, too.
+    pub(crate) fn set_throttle(self: &Arc<Self>, groups: &[Arc<ThrottleGroup>]) {
+        let mut todo = Todo::default();
+        {
+            let now_ns = self.shared.clock.now_ns();
+            let mut st = self.lock();
+            let kept = st.take_kept();
+            st.gate = (!groups.is_empty()).then(|| Box::new(Gate::new(groups.to_vec())));
+            for arrival in kept {
+                self.enter(&mut st, arrival, now_ns, &mut todo);
+            }
+        }
+        self.settle(&mut todo);
+    }
+
+    /// Lets in what the limits allow by now. Says when to look again.
+    pub(super) fn open_gate(
+        self: &Arc<Self>,
+        st: &mut State<D>,
+        now_ns: u64,
+        todo: &mut Todo<D>,
+    ) -> Option<u64> {
+        // They have no part in what others may have.
+        st.gate
+            .iter_mut()
+            .for_each(|gate| gate.lines.iter_mut().for_each(|line| line.drop_abandoned(todo)));
+        for way in [Way::Read, Way::Write] {
+            while let Some((arrival, waited_ns)) =
+                st.gate.as_mut().and_then(|gate| gate.next(way, now_ns))
+            {
+                st.stats.throttled(arrival.bio.op, waited_ns);
+                self.enter_paid(st, arrival, now_ns, todo);
+            }
+        }
+        let gate = st.gate.as_ref()?;
+        gate.due_ns().map(|due_ns| due_ns.min(now_ns.saturating_add(LOOK_NS)))
+    }
+}

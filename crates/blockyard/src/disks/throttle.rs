@@ -1,0 +1,240 @@
+//! Limits of what is done to a disk per second: options that are settings as well.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::sync::Arc;
+
+use blockyard_blkmq::{Burst, Disk, Rate, Throttle, ThrottleGroup};
+
+use super::live::Live;
+use super::options::{OptionSpec, Settings, Value, ValueKind, parse_duration};
+use crate::error::Result;
+use crate::text::size;
+
+/// What is said where there is no limit.
+const NONE: &str = "none";
+/// The largest size that an operation counts by.
+const MAX_IO_SIZE: u64 = 1 << 30;
+/// The option that names the disks which keep to limits together.
+pub(super) const GROUP: &str = "throttle_group";
+
+/// How one of them is changed.
+type Change = fn(&Disk, &Value) -> Result<()>;
+
+const fn limit(name: &'static str, bytes: bool, help: &'static str, change: Change) -> OptionSpec {
+    OptionSpec {
+        live: Some(Live { check: |_, _, _| Ok(()), change }),
+        ..OptionSpec::new(name, ValueKind::Rate { bytes }, NONE, help)
+    }
+}
+
+pub(super) const IOPS: OptionSpec =
+    limit("iops", false, "operations per second; with a burst: RATE:PEAK/TIME", |disk, value| {
+        change(disk, |throttle| throttle.iops = rate(value))
+    });
+pub(super) const READ_IOPS: OptionSpec =
+    limit("read_iops", false, "reads per second", |disk, value| {
+        change(disk, |throttle| throttle.read_iops = rate(value))
+    });
+pub(super) const WRITE_IOPS: OptionSpec =
+    limit("write_iops", false, "writes per second", |disk, value| {
+        change(disk, |throttle| throttle.write_iops = rate(value))
+    });
+pub(super) const BPS: OptionSpec = limit("bps", true, "bytes per second", |disk, value| {
+    change(disk, |throttle| throttle.bps = rate(value))
+});
+pub(super) const READ_BPS: OptionSpec =
+    limit("read_bps", true, "bytes read per second", |disk, value| {
+        change(disk, |throttle| throttle.read_bps = rate(value))
+    });
+pub(super) const WRITE_BPS: OptionSpec =
+    limit("write_bps", true, "bytes written per second", |disk, value| {
+        change(disk, |throttle| throttle.write_bps = rate(value))
+    });
+pub(super) const IO_SIZE: OptionSpec = OptionSpec {
+    live: Some(Live {
+        check: |_, _, _| Ok(()),
+        change: |disk, value| change(disk, |throttle| throttle.io_size = io_size(value)),
+    }),
+    ..OptionSpec::new(
+        "io_size",
+        ValueKind::Number { least: 0, most: MAX_IO_SIZE },
+        "0",
+        "count one operation per N bytes; 0: one per request",
+    )
+};
+pub(super) const THROTTLE_GROUP: OptionSpec = OptionSpec::new(
+    GROUP,
+    ValueKind::Name,
+    "none",
+    "share the limits with the disks of the same group",
+);
+
+fn rate(value: &Value) -> Option<Rate> {
+    match value {
+        Value::Rate(rate) => *rate,
+        other => unreachable!("{other:?} is not a rate"),
+    }
+}
+
+fn io_size(value: &Value) -> Option<NonZeroU32> {
+    match value {
+        Value::Number(size) => u32::try_from(*size).ok().and_then(NonZeroU32::new),
+        other => unreachable!("{other:?} is not a number"),
+    }
+}
+
+/// What was said of limits.
+pub(super) fn said(said: &Settings) -> Throttle {
+    Throttle {
+        iops: said.rate("iops"),
+        read_iops: said.rate("read_iops"),
+        write_iops: said.rate("write_iops"),
+        bps: said.rate("bps"),
+        read_bps: said.rate("read_bps"),
+        write_bps: said.rate("write_bps"),
+        io_size: said
+            .number("io_size")
+            .and_then(|size| u32::try_from(size).ok())
+            .and_then(NonZeroU32::new),
+    }
+}
+
+/// The limits that a disk keeps to.
+#[must_use]
+pub fn of(disk: &Disk) -> Throttle {
+    disk.throttle().first().map(|group| group.throttle()).unwrap_or_default()
+}
+
+/// Changes them: also of the other disks of its group.
+fn change(disk: &Disk, change: impl FnOnce(&mut Throttle)) -> Result<()> {
+    let mut throttle = of(disk);
+    change(&mut throttle);
+    match disk.throttle().first() {
+        Some(group) => group.set(throttle),
+        None => disk.set_throttle(vec![ThrottleGroup::new(throttle)]),
+    }
+    Ok(())
+}
+
+/// Has a disk that was just made keep to limits: its own, or those of a group, which are what was said last.
+pub(super) fn begin(disk: &Disk, throttle: Throttle, group: Option<Arc<ThrottleGroup>>) {
+    match group {
+        Some(group) => {
+            if throttle != Throttle::default() {
+                group.set(throttle);
+            }
+            disk.set_throttle(vec![group]);
+        }
+        None if throttle.is_empty() => {}
+        None => disk.set_throttle(vec![ThrottleGroup::new(throttle)]),
+    }
+}
+
+/// Reads `1000`, `100M`, `1000:5000/10s` or `none`.
+pub(super) fn parse_rate(text: &str, bytes: bool) -> std::result::Result<Option<Rate>, String> {
+    if text == NONE {
+        return Ok(None);
+    }
+    let number = |text: &str| {
+        let number = if bytes { size::parse(text)? } else { operations(text)? };
+        NonZeroU64::new(number).ok_or_else(|| {
+            "a limit of 0 would never let anything through; write none to remove it".to_owned()
+        })
+    };
+    let Some((usual, burst)) = text.split_once(':') else {
+        return Ok(Some(Rate { per_second: number(text)?, burst: None }));
+    };
+    let Some((peak, length)) = burst.split_once('/') else {
+        return Err(format!("invalid burst {burst:?}; write PEAK/TIME, e.g. 1000:5000/10s"));
+    };
+    let (per_second, peak, length) = (number(usual)?, number(peak)?, parse_duration(length)?);
+    if peak <= per_second {
+        return Err(format!("a peak of {peak} is not above the rate of {per_second}"));
+    }
+    if length.is_zero() {
+        return Err("a burst must be longer than 0".into());
+    }
+    Ok(Some(Rate { per_second, burst: Some(Burst { per_second: peak, length }) }))
+}
+
+fn operations(text: &str) -> std::result::Result<u64, String> {
+    let (number, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(number) => (number, 1000),
+        None => (text, 1),
+    };
+    let number = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    number.ok_or_else(|| {
+        format!("invalid rate {text:?}; write operations per second, e.g. 500 or 20k, or none")
+    })
+}
+
+/// The limits that there are, by their settings.
+#[must_use]
+pub fn shown(throttle: &Throttle) -> BTreeMap<String, String> {
+    let rates = [
+        ("iops", throttle.iops),
+        ("read_iops", throttle.read_iops),
+        ("write_iops", throttle.write_iops),
+        ("bps", throttle.bps),
+        ("read_bps", throttle.read_bps),
+        ("write_bps", throttle.write_bps),
+    ];
+    let rates = rates.into_iter().filter(|(_, rate)| rate.is_some());
+    let rates = rates.map(|(name, rate)| (name.to_owned(), show_rate(rate)));
+    let io_size = throttle.io_size.map(|size| ("io_size".to_owned(), size.to_string()));
+    rates.chain(io_size).collect()
+}
+
+/// A rate as it is written.
+#[must_use]
+pub fn show_rate(rate: Option<Rate>) -> String {
+    match rate {
+        None => NONE.into(),
+        Some(Rate { per_second, burst: None }) => per_second.to_string(),
+        Some(Rate { per_second, burst: Some(burst) }) => {
+            format!("{per_second}:{}/{}ns", burst.per_second, burst.length.as_nanos())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn rates_are_read_as_they_are_written_and_as_they_are_shown() {
+        let of = |per_second: u64, burst: Option<(u64, u64)>| {
+            let burst = burst.map(|(peak, seconds)| Burst {
+                per_second: NonZeroU64::new(peak).unwrap(),
+                length: Duration::from_secs(seconds),
+            });
+            Some(Rate { per_second: NonZeroU64::new(per_second).unwrap(), burst })
+        };
+        for (text, bytes, want) in [
+            ("none", false, None),
+            ("500", false, of(500, None)),
+            ("20k", false, of(20_000, None)),
+            ("100M", true, of(100 << 20, None)),
+            ("1M:1G/10s", true, of(1 << 20, Some((1 << 30, 10)))),
+            ("18446744073709551615", false, of(u64::MAX, None)),
+        ] {
+            assert_eq!(parse_rate(text, bytes).unwrap(), want, "{text}");
+            assert_eq!(parse_rate(&show_rate(want), bytes).unwrap(), want);
+        }
+        for (text, why) in [
+            ("0", "write none to remove it"),
+            ("-1", "operations per second"),
+            ("18446744073709551616", "operations per second"),
+            ("1:5", "PEAK/TIME"),
+            ("5:5/1s", "not above"),
+            ("5:6/0s", "longer than 0"),
+        ] {
+            let problem = parse_rate(text, false).unwrap_err();
+            assert!(problem.contains(why), "{text}: {problem}");
+        }
+        assert!(parse_rate("9E", true).is_err());
+    }
+}
