@@ -89,6 +89,7 @@ fn negotiated(style: HeaderStyle) -> Negotiated {
         ),
         tls: false,
         block_sizes_agreed: true,
+        hears_shutdown: false,
         no_zeroes: true,
     }
 }

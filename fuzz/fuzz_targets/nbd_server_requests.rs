@@ -29,6 +29,7 @@ fn negotiated(style: HeaderStyle, read_only: bool) -> Negotiated {
         contexts: ids,
         tls: false,
         block_sizes_agreed: true,
+        hears_shutdown: false,
         no_zeroes: true,
     }
 }

@@ -58,7 +58,7 @@ impl BlockLayer {
             if disks.contains_key(disk.name()) {
                 return Err(Error::new(
                     ErrorKind::Exists,
-                    format!("there is a disk {} already", disk.name()),
+                    format!("a disk named {} already exists", disk.name()),
                 ));
             }
             if let Some(other) = disks.values().find(|other| same_device(other, disk)) {
@@ -172,7 +172,7 @@ impl BlockLayer {
             }
         }
         for warning in &table.warnings {
-            tracing::warn!(disk = disk.name(), %warning, "partition table");
+            tracing::warn!(disk = disk.name(), warning = %warning, "invalid partition table");
         }
         let parts: Vec<_> = table
             .partitions
@@ -214,7 +214,7 @@ impl BlockLayer {
     /// Looks for partitions where it does not matter if that fails.
     fn scan_new(&self, disk: &Arc<Disk>) {
         if let Err(err) = self.rescan_partitions(disk) {
-            tracing::warn!(disk = disk.name(), error = %err, "the partition table could not be read");
+            tracing::warn!(disk = disk.name(), error = %err, "cannot read the partition table");
         }
     }
 

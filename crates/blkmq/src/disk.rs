@@ -163,7 +163,7 @@ impl Disk {
                 disk = config.name,
                 asked = config.minors,
                 given = DISK_MAX_PARTS,
-                "more minors than a disk can have"
+                "minors reduced to the maximum of a disk"
             );
             config.minors = DISK_MAX_PARTS;
         }

@@ -68,6 +68,13 @@ pub trait Driver: Send + Sync + Sized + 'static {
         Timeout::ResetTimer
     }
 
+    /// Whether something may be lost because a flush has ended so, and is so for good, whatever the next one says. A driver that
+    /// knows better what is not flushed tells of that by itself ([`Disk::flush_failed`](crate::Disk::flush_failed)), and says
+    /// no where a flush was not carried out.
+    fn loses_by_flush(&self, status: Status) -> bool {
+        !status.is_ok()
+    }
+
     /// Looks for completions, for submitters that poll; says how many it found.
     fn poll(&self, _hctx: &mut Self::Hctx) -> usize {
         0

@@ -508,7 +508,7 @@ impl<D: Driver> Queue for RequestQueue<D> {
             }),
             None => Err(Error::new(
                 ErrorKind::NotSupported,
-                "there is no scheduler to tune; set one first: mq-deadline",
+                "no scheduler to tune; set one first: mq-deadline",
             )),
         }
     }

@@ -87,7 +87,7 @@ impl<D: Driver> TagSet<D> {
             tracing::warn!(
                 asked = config.depth,
                 given = MAX_DEPTH,
-                "queue depth reduced to the largest there is"
+                "queue depth reduced to the maximum"
             );
             config.depth = MAX_DEPTH;
         }

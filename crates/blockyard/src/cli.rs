@@ -1,14 +1,18 @@
 //! The command line: each flag once, with its help; man pages and completions are made from it.
 
+mod about;
+mod changes;
 mod copy;
+mod export_flags;
 mod files;
 mod image;
 pub mod logging;
+pub mod mistakes;
 mod rados;
+mod serve;
 mod uri_arg;
 
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -16,7 +20,10 @@ use blockyard_driver_nbd::TlsFiles;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use about::{ENVIRONMENT, EXIT_CODES, LONG_VERSION, takes_uri};
+pub use changes::{AddArgs, RemoveArgs, SetArgs};
 pub use copy::{CopyArgs, Reflink};
+pub use export_flags::{ExportFlags, GivenFlag, WantedExport};
 pub use files::{MountArgs, ShareArgs, ShareCache, SharePlace};
 pub use image::{
     DeepCommand, DiffArgs, ImageArgs, ImageBenchArgs, ImageCommand, ImagePlaceArgs, IoPattern,
@@ -24,6 +31,7 @@ pub use image::{
     ObjectMapCommand, SnapCommand, TrashCommand,
 };
 pub use rados::{PlaceArgs, RadosArgs, RadosBenchArgs, RadosCommand, RadosRw};
+pub use serve::{ServeArgs, Tls};
 use uri_arg::uri;
 
 use crate::attach::Via;
@@ -32,31 +40,18 @@ use crate::disks::{self, help};
 /// The highest number of a device: minors have 20 bits.
 const MAX_NUMBER: i64 = (1 << 20) - 1;
 
-const EXIT_CODES: &str = "\
-Exit status: 0 success, 1 failure (compare: different), 2 no (info --is, --can; compare: unknown; check: errors), \
-64 usage error, 69 unavailable, 75 in use, 77 permission denied.";
-
-/// The commands that take the URIs of disks.
-const WITH_URIS: [&str; 12] = [
-    "serve",
-    "attach",
-    "vhost-user-blk",
-    "list",
-    "info",
-    "bench",
-    "copy",
-    "compare",
-    "map",
-    "check",
-    "run",
-    "add",
-];
-
 /// The command line, with what the kinds of disks say of themselves in its help.
 #[must_use]
 pub fn command() -> clap::Command {
-    let mut command = Cli::command().after_help(format!("{}\n{EXIT_CODES}", help::uris()));
-    for name in WITH_URIS {
+    let mut command = Cli::command()
+        .long_version(LONG_VERSION)
+        .after_help(format!("{}\n{EXIT_CODES}\n\n{ENVIRONMENT}", help::uris()));
+    let with_uris: Vec<_> = command
+        .get_subcommands()
+        .filter(|command| takes_uri(command))
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    for name in with_uris {
         command = command.mut_subcommand(name, |command| {
             command
                 .after_help("For disk URIs and their options, see --help.")
@@ -110,8 +105,7 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
-    /// Log more: -v info, -vv debug, -vvv trace. The environment variable BLOCKYARD_LOG sets levels by module, e.g.
-    /// BLOCKYARD_LOG=warn,blockyard_export_nbd=trace.
+    /// Increase log verbosity: -v info, -vv debug, -vvv trace. BLOCKYARD_LOG sets levels by module.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
 }
@@ -160,7 +154,7 @@ pub enum Command {
     Share(ShareArgs),
     /// Resize a disk in use, or make it read-only.
     Set(SetArgs),
-    /// Add a disk to a running daemon, serve it over NBD, and print its name. Clients of other disks are not disturbed.
+    /// Add a disk to a running daemon, serve it over NBD, and print its name. Other clients are not disturbed.
     Add(AddArgs),
     /// Remove a disk from a running daemon, after answering the requests of its clients and flushing it.
     Remove(RemoveArgs),
@@ -170,9 +164,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Read, write and list objects of a Ceph cluster.
     Rados(Box<RadosArgs>),
-    /// RBD images in a store: make, list, snapshot, clone, export, compare them, with the words of `rbd`.
+    /// Manage RBD images in a directory or a Ceph cluster, with the commands of rbd(8).
     ///
-    /// An image is named as rbd+dir:DIR/IMAGE, or with --dir DIR as IMAGE; a snapshot as IMAGE@SNAPSHOT.
+    /// An image of a directory is named rbd+dir:DIR/IMAGE, or IMAGE with --dir DIR; one of a cluster POOL/IMAGE; a snapshot
+    /// IMAGE@SNAPSHOT.
     Image(Box<ImageArgs>),
     /// Copy one disk to another. Holes are skipped, and stay holes where the target allows it.
     Copy(CopyArgs),
@@ -189,7 +184,7 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Print the man page, or write all man pages to a directory.
+    /// Show the man page, or write all man pages to a directory.
     Man {
         /// Directory for all man pages; created if its parent exists.
         directory: Option<PathBuf>,
@@ -216,97 +211,15 @@ impl Command {
 /// `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
-    /// Configuration file [default: ./yard.toml; without one, a demo in ./yard].
+    /// Configuration file [default: ./yard.toml, else a demo in ./yard].
     #[arg(short, long, value_name = "YARD.TOML")]
     pub file: Option<PathBuf>,
+    /// Configuration file, like --file.
+    #[arg(value_name = "YARD.TOML", conflicts_with = "file", hide = true)]
+    pub path: Option<PathBuf>,
     /// Validate the file and exit.
     #[arg(long)]
     pub check: bool,
-}
-
-/// TLS policy for NBD clients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Tls {
-    /// No TLS.
-    #[default]
-    Off,
-    /// TLS for clients that ask for it.
-    Allow,
-    /// Refuse clients that do not use TLS.
-    Require,
-}
-
-/// `serve`.
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// Disks; each becomes an export, the first is the default export.
-    #[arg(required = true, value_name = "URI", value_parser = uri())]
-    pub uris: Vec<String>,
-    /// Listen address: unix:PATH, tcp:HOST:PORT, vsock:CID:PORT, or systemd for socket activation. Repeatable.
-    #[arg(long, value_name = "ADDR")]
-    pub nbd: Vec<String>,
-    /// Serve vhost-user-blk on this Unix socket, without live migration of the guest. Repeatable: one per disk, in order.
-    #[arg(long, value_name = "SOCKET")]
-    pub vhost_user_blk: Vec<PathBuf>,
-    /// Serve the disk as this existing file, until it is unmounted. Repeatable: one per disk, in order.
-    #[arg(long, value_name = "FILE")]
-    pub fuse: Vec<PathBuf>,
-    /// Serial number shown to the guest [default: name of the disk]. Repeatable, like --vhost-user-blk.
-    #[arg(long, value_name = "TEXT", requires = "vhost_user_blk")]
-    pub serial: Vec<String>,
-    /// Export name [default: name of the disk]. Repeatable: one per disk, in order.
-    #[arg(long, value_name = "NAME")]
-    pub name: Vec<String>,
-    /// Export description, sent to clients that list exports. Repeatable, like --name.
-    #[arg(long, value_name = "TEXT")]
-    pub description: Vec<String>,
-    /// Serve all disks read-only.
-    #[arg(long)]
-    pub read_only: bool,
-    /// TLS policy for NBD clients.
-    #[arg(long, value_enum, default_value_t)]
-    pub tls: Tls,
-    /// Server certificate chain (PEM): the server's certificate first, then intermediates.
-    #[arg(long, value_name = "FILE")]
-    pub tls_certificate: Option<PathBuf>,
-    /// Private key of the server certificate (PEM).
-    #[arg(long, value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
-    /// Require client certificates signed by this CA (PEM).
-    #[arg(long, value_name = "FILE")]
-    pub tls_client_ca: Option<PathBuf>,
-    /// Pre-shared keys instead of certificates: lines of USER:KEY, as psktool(1) writes them. Needs a build with `psk`.
-    #[arg(
-        long,
-        value_name = "FILE",
-        conflicts_with_all = ["tls_certificate", "tls_key", "tls_client_ca"]
-    )]
-    pub tls_psk: Option<PathBuf>,
-    /// Maximum number of clients; as many again may be in their handshake [default: 1024].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_clients: Option<u32>,
-    /// Maximum number of clients from one host: an address, a guest, a user of a Unix socket [default: three quarters of
-    /// --max-clients; no limit for users of this machine].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_clients_per_host: Option<u32>,
-    /// Maximum number of requests in flight per client [default: 128].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_in_flight: Option<u32>,
-    /// Memory for requests and replies of all NBD clients together [default: 256M].
-    #[arg(long, value_name = "SIZE")]
-    pub max_memory: Option<String>,
-    /// Serve Prometheus metrics over HTTP on this address, e.g. 127.0.0.1:9660. Repeatable.
-    #[arg(long, value_name = "ADDR")]
-    pub metrics: Vec<SocketAddr>,
-    /// Queue threads [default: one per CPU].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub threads: Option<u16>,
-    /// Mode of Unix sockets, in octal, e.g. 660.
-    #[arg(long, value_name = "MODE")]
-    pub socket_mode: Option<String>,
-    /// Run this shell command with $uri set, and exit with its status.
-    #[arg(long, value_name = "CMD")]
-    pub run: Option<OsString>,
 }
 
 /// `attach`.
@@ -337,11 +250,16 @@ pub struct AttachArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: Option<u16>,
     /// nbd: time after which the kernel sends a request again on another connection, e.g. 30s or 1m [default: 30s].
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long = "kernel-timeout", alias = "timeout", value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<u64>,
     /// nbd: time that I/O waits for a new connection, e.g. for `recover` after the daemon died, before it fails. Together with
-    /// --timeout it must exceed the fence_timeout of the disk [default: 5m].
-    #[arg(long, alias = "dead-timeout", value_name = "TIME", value_parser = seconds)]
+    /// --kernel-timeout it must exceed the fence_timeout of the disk [default: 5m].
+    #[arg(
+        long = "kernel-dead-conn-timeout",
+        aliases = ["dead-timeout", "dead-conn-timeout"],
+        value_name = "TIME",
+        value_parser = seconds
+    )]
     pub dead_conn_timeout: Option<u64>,
     /// On SIGTERM while the device is in use, exit and leave it to the next `recover`, instead of waiting until it is unused.
     #[arg(long)]
@@ -406,7 +324,7 @@ pub struct VhostUserBlkArgs {
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<u32>,
     /// Disk: a file, a block device, or a disk URI.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|URI")]
     pub blk_file: Option<String>,
     /// Serve the disk read-only.
     #[arg(long)]
@@ -454,63 +372,6 @@ pub struct ListArgs {
     /// TLS.
     #[command(flatten)]
     pub tls: ClientTlsArgs,
-}
-
-/// `set`.
-#[derive(Debug, Args)]
-pub struct SetArgs {
-    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
-    #[arg(value_name = "DISK")]
-    pub disk: String,
-    /// Settings, e.g. size=2G or read_only=1.
-    #[arg(required = true, value_name = "SETTING")]
-    pub settings: Vec<String>,
-    /// Allow shrinking. Data past the new end becomes unreachable.
-    #[arg(long)]
-    pub shrink: bool,
-    /// Save the change to the yard.toml of the daemon.
-    #[arg(long)]
-    pub save: bool,
-}
-
-/// `add`.
-#[derive(Debug, Args)]
-pub struct AddArgs {
-    /// URI of the disk.
-    #[arg(value_parser = uri())]
-    pub uri: String,
-    /// Name of the disk and its exports [default: made from the URI].
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// Process ID of the daemon, if several run.
-    #[arg(long, value_name = "PID")]
-    pub daemon: Option<u32>,
-    /// Serve the disk read-only.
-    #[arg(long)]
-    pub read_only: bool,
-    /// Serve vhost-user-blk on this Unix socket.
-    #[arg(long, value_name = "SOCKET")]
-    pub vhost_user_blk: Option<PathBuf>,
-    /// Serve the disk as this existing file.
-    #[arg(long, value_name = "FILE")]
-    pub fuse: Option<PathBuf>,
-    /// Do not serve the disk over NBD.
-    #[arg(long)]
-    pub no_nbd: bool,
-    /// Save the change to the yard.toml of the daemon.
-    #[arg(long)]
-    pub save: bool,
-}
-
-/// `remove`.
-#[derive(Debug, Args)]
-pub struct RemoveArgs {
-    /// Name of the disk, as `list` shows it; PID:NAME if several daemons have a disk of that name.
-    #[arg(value_name = "DISK")]
-    pub disk: String,
-    /// Save the change to the yard.toml of the daemon.
-    #[arg(long)]
-    pub save: bool,
 }
 
 /// `info`.
@@ -574,7 +435,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10240))]
     pub depth: u32,
     /// Queue threads, or connections to an NBD server.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(
+        long = "threads",
+        alias = "queues",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=256)
+    )]
     pub queues: u32,
     /// Duration, e.g. 10s [default: 3s, unless --count is given].
     #[arg(long, value_name = "TIME", conflicts_with = "count")]
@@ -603,10 +470,10 @@ pub struct BenchArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// First disk.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "URI", value_parser = uri())]
     pub one: String,
     /// Second disk.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "URI", value_parser = uri())]
     pub two: String,
     /// Queue threads [default: one per CPU].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
-use blockyard_error::Error as Shape;
+use blockyard_error::{Error as Shape, Remedy, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::text::term::plain;
@@ -22,6 +22,10 @@ pub enum ErrorKind {
     Busy,
     /// The user may not do that.
     NotPermitted,
+    /// A command to run does not exist.
+    NoCommand,
+    /// A command to run cannot be executed.
+    NotExecutable,
 }
 
 impl ErrorKind {
@@ -34,18 +38,16 @@ impl ErrorKind {
             Self::Unavailable => 69,
             Self::Busy => 75,
             Self::NotPermitted => 77,
+            // As shells have it.
+            Self::NotExecutable => 126,
+            Self::NoCommand => 127,
         }
     }
 }
 
 /// What was being done, what to do about it, and why it failed.
 #[derive(Debug)]
-pub struct Error {
-    kind: ErrorKind,
-    what: String,
-    help: Option<String>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
-}
+pub struct Error(Shape<ErrorKind>);
 
 /// The result of whatever can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -54,7 +56,7 @@ impl Error {
     /// An error with a sentence that says what, and where.
     #[must_use]
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), help: None, source: None }
+        Self(Shape::new(kind, what))
     }
 
     /// What the user wrote cannot be.
@@ -71,21 +73,18 @@ impl Error {
 
     /// With what to do about it.
     #[must_use]
-    pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
+    pub fn help(self, help: impl Into<String>) -> Self {
+        Self(self.0.help(help))
     }
 
     /// With what caused it. The kind of an error of the system, or of the layers below, is taken over where it
     /// says more.
     #[must_use]
-    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn caused_by(self, source: impl Into<Source>) -> Self {
         let source = source.into();
-        if self.kind == ErrorKind::Failed {
-            self.kind = kind_of(&*source);
-        }
-        self.source = Some(source);
-        self
+        let kind = self.kind();
+        let kind = if kind == ErrorKind::Failed { kind_of(&*source) } else { kind };
+        Self(self.0.with_kind(kind).caused_by(source))
     }
 
     /// The same, if anything is known to have caused it.
@@ -101,17 +100,19 @@ impl Error {
     #[must_use]
     pub fn told(&self) -> (Vec<String>, Vec<String>) {
         let mut said = self.to_string();
-        let mut causes = Vec::new();
-        let mut helps: Vec<String> = self.remedy().into_iter().map(str::to_owned).collect();
+        let (mut causes, mut helps) = (Vec::new(), Vec::new());
         let mut next = self.source();
         while let Some(cause) = next {
+            next = cause.source();
+            if let Some(remedy) = Remedy::of(cause) {
+                helps.push(remedy.to_owned());
+                continue;
+            }
             let text = cause.to_string();
             if !said.contains(&text) {
                 causes.push(text.clone());
             }
-            helps.extend(remedy_of(cause).map(str::to_owned));
             said = text;
-            next = cause.source();
         }
         (causes, helps)
     }
@@ -119,29 +120,14 @@ impl Error {
     /// The kind, to match on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind()
     }
 
     /// What to do about it.
     #[must_use]
     pub fn remedy(&self) -> Option<&str> {
-        self.help.as_deref()
+        self.0.remedy()
     }
-}
-
-/// What an error of this crate, or of those below it, says can be done.
-fn remedy_of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a str> {
-    fn of<'a, K: fmt::Debug + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a str> {
-        error.downcast_ref::<Shape<K>>().and_then(Shape::remedy)
-    }
-    let own = error.downcast_ref::<Error>().and_then(Error::remedy);
-    own.or_else(|| of::<blockyard_blkmq::ErrorKind>(error))
-        .or_else(|| of::<blockyard_driver_file::ErrorKind>(error))
-        .or_else(|| of::<blockyard_driver_nbd::ErrorKind>(error))
-        .or_else(|| of::<blockyard_export_kernel_nbd::ErrorKind>(error))
-        .or_else(|| of::<blockyard_export_nbd::ErrorKind>(error))
-        .or_else(|| of::<blockyard_export_ublk::ErrorKind>(error))
-        .or_else(|| of::<blockyard_export_vhost_user_blk::ErrorKind>(error))
 }
 
 /// What the first error of a chain that knows says.
@@ -149,7 +135,7 @@ fn kind_of(error: &(dyn StdError + 'static)) -> ErrorKind {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<Error>() {
-            return error.kind;
+            return error.kind();
         }
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             match error.kind() {
@@ -176,13 +162,13 @@ fn kind_of(error: &(dyn StdError + 'static)) -> ErrorKind {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+        self.0.source()
     }
 }
 
@@ -217,14 +203,16 @@ mod tests {
         );
     }
 
+    /// Of crates that this one has no list of.
     #[test]
     fn what_can_be_done_is_taken_from_the_layers_below() {
-        let kind = blockyard_export_nbd::ErrorKind::InUse;
-        let low = blockyard_export_nbd::Error::new(kind, "address in use").help("choose another");
+        #[derive(Debug)]
+        struct Kind;
+        let lowest = Shape::new(Kind, "no such device").help("modprobe it");
+        let low = Shape::new(3, "address in use").caused_by(lowest).help("choose another");
         let error = Error::failed("cannot serve NBD").caused_by(low);
-        assert_eq!(
-            error.told(),
-            (vec!["address in use".to_owned()], vec!["choose another".to_owned()])
-        );
+        let causes = ["address in use", "no such device"].map(str::to_owned).to_vec();
+        let helps = ["choose another", "modprobe it"].map(str::to_owned).to_vec();
+        assert_eq!(error.told(), (causes, helps));
     }
 }

@@ -13,9 +13,12 @@ fn main() -> ExitCode {
         Err(err) => {
             // Help and version are what was asked for.
             let asked = !err.use_stderr();
-            let _ = err.print();
-            let code = if asked { 0 } else { ErrorKind::Usage.exit_code() };
-            return ExitCode::from(code);
+            if asked {
+                let _ = err.print();
+                return ExitCode::SUCCESS;
+            }
+            term::tell_painted(cli::mistakes::text(err, term::colored()).trim_end());
+            return ExitCode::from(ErrorKind::Usage.exit_code());
         }
     };
     let result =

@@ -46,7 +46,11 @@ fn mistakes_are_told_before_anything_is_started() {
     run(&["attach", "ram:1M", "--number", "4294967295"]).code(64).contains(&["1048575"]);
     let fenced = ["attach", "nbd://localhost/x", "--via", "nbd", "--timeout", "3"];
     let fenced = [&fenced[..], &["--dead-conn-timeout", "57"]].concat();
-    run(&fenced).code(64).contains(&["fence_timeout", "--timeout", "--dead-conn-timeout"]);
+    run(&fenced).code(64).contains(&[
+        "fence_timeout",
+        "--kernel-timeout",
+        "--kernel-dead-conn-timeout",
+    ]);
 }
 
 #[test]
@@ -57,11 +61,11 @@ fn a_record_of_another_version_is_told_and_left_alone() {
     let record = records.join("nbd5.json");
     std::fs::write(&record, "{\"version\": 99}").unwrap();
     let run = |args: &[&str]| Said::of(&blockyard(dir.path()).args(args).output().unwrap());
-    run(&["list"]).code(0).contains(&["/dev/nbd5 is in use", "version is 99"]);
+    run(&["list"]).code(0).contains(&["/dev/nbd5 is in use", "version 99"]);
     let listed = run(&["list", "--json"]).code(0).json();
     assert_eq!(listed[0]["not_understood"]["device"], "/dev/nbd5");
-    run(&["detach", "/dev/nbd5", "--force"]).code(1).contains(&["version is 99"]);
-    run(&["recover", "/dev/nbd5"]).code(1).contains(&["version is 99"]);
+    run(&["detach", "/dev/nbd5", "--force"]).code(1).contains(&["version 99"]);
+    run(&["recover", "/dev/nbd5"]).code(1).contains(&["version 99"]);
     run(&["detach", "--all", "--force"]).code(0);
     run(&["recover"]).code(0).contains(&["nothing to recover"]);
     assert!(record.exists());

@@ -69,7 +69,13 @@ fn files_come_and_go(yard: &Yard) {
     yard.rados(&["stat", "big"]).code(0).contains(&["big", "4 B"]);
     assert_eq!(yard.rados(&["--json", "stat", "big"]).code(0).json()[0]["size"], 4);
     yard.rados(&["rm", "big"]).code(0);
-    yard.rados(&["stat", "big"]).code(1).contains(&["no such object", "\"big\"", "stat"]);
+    let said = yard.rados(&["stat", "big"]);
+    said.code(1).contains(&["no such object", "\"big\"", "stat"]);
+    said.contains(&["list objects: blockyard rados --pool POOL ls"]);
+    yard.rados(&["ls"]).code(0);
+    run(&["rados", "ls"]).code(64).contains(&["list pools: ceph osd pool ls"]);
+    let pools = yard.lab.run(yard.lab.tool("ceph").args(["osd", "pool", "ls"])).unwrap();
+    assert!(pools.contains("yard"), "{pools}");
 }
 
 /// Names are bytes: those that are no text are listed escaped, and taken as they are.

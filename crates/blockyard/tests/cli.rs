@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
 use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Daemon, Said, blockyard, run};
 use tempfile::TempDir;
@@ -10,7 +13,11 @@ use tempfile::TempDir;
 #[test]
 fn usage_errors_exit_64_and_help_0() {
     run(&["--help"]).code(0).contains(&["serve", "nbd://HOST/EXPORT", "Exit status"]);
-    run(&["--version"]).code(0).contains(&["blockyard"]);
+    run(&["--version"]).code(0).contains(&["blockyard", "features:"]);
+    run(&["--help"]).code(0).contains(&["BLOCKYARD_RUNTIME_DIR", "NO_COLOR", "CEPH_CONF"]);
+    run(&["stop"]).code(64).contains(&["help: send SIGTERM", "blockyard list"]);
+    let said = run(&["serve", "ram:1M", "--port", "10809"]);
+    assert!(!said.code(64).contains(&["help: use --nbd tcp:"]).err.contains("as a value"));
     for args in [&["frobnicate"][..], &["serve"], &["bench", "ram:1G", "--rwmixread", "101"], &[]] {
         run(args).code(64);
     }
@@ -24,13 +31,20 @@ fn a_bad_uri_says_what_where_and_what_to_do() {
         ("rma:1G", &["did you mean \"ram\"?"]),
         ("1G", &["no scheme", "ram:1G"]),
         ("ram:1G?szie=4", &["did you mean \"size\"?"]),
-        ("nbd:///x", &["needs a host"]),
+        ("nbd:///x", &["host missing"]),
+        ("nbd:localhost:10809", &["did you mean nbd://localhost:10809?"]),
+        ("nbd:unix:/s:exportname=a", &["did you mean nbd+unix:///a?socket=/s?"]),
     ] {
         run(&["info", uri]).code(64).contains(parts);
         run(&["serve", uri, "--nbd", "unix:s"]).code(64).contains(parts);
         run(&["bench", uri]).code(64).contains(parts);
     }
     run(&["serve", "ram:1M", "--nbd", "s"]).code(64).contains(&["unix:/path", "tcp:host:port"]);
+    for (address, meant) in [("/tmp/s", "unix:/tmp/s"), ("10809", "tcp::10809")] {
+        run(&["serve", "ram:1M", "--nbd", address])
+            .code(64)
+            .contains(&[&format!("help: did you mean {meant}?")]);
+    }
     run(&["serve", "ram:1M"]).code(64).contains(&["--nbd unix:"]);
     run(&["serve", "ram:1M", "--nbd", "unix:s", "--nbd", "unix:s"])
         .code(64)
@@ -76,7 +90,7 @@ fn an_option_has_one_spelling_and_is_given_once() {
     up("uri = \"ram:\"\nsize = \"2M\"", "").code(0);
     let twice = "[[export]]\ndisk = \"ram0\"\nread_only = true\nro = false\n";
     up("uri = \"ram:1M\"", twice).code(64).contains(&["given twice"]);
-    for spelling in ["ro", "read_only", "read-only"] {
+    for spelling in ["ro", "read_only", "read-only", "readonly"] {
         run(&["info", &format!("ram:1M?{spelling}=1"), "--is", "read-only"]).code(0);
         run(&["info", &format!("ram:1M?{spelling}=0"), "--is", "read-only"]).code(2);
         run(&["info", &format!("ram:1M?ro&{spelling}=0")]).code(64).contains(&["given twice"]);
@@ -194,7 +208,9 @@ fn a_file_that_cannot_be_a_disk_says_why() {
         path.to_str().unwrap().to_owned()
     };
     let missing = dir.path().join("missing").to_str().unwrap().to_owned();
-    run(&["info", &missing])
+    let said = run(&["info", &format!("file:{missing}?create=1G")]);
+    assert!(!said.code(1).err.contains("help: run: "), "advises what was typed: {}", said.err);
+    run(&["run", &missing, "--", "true"])
         .code(1)
         .contains(&["truncate -s 1G", &format!("file:{missing}?create=1G")]);
     let said = run(&["info", "/dev/no-such-device"]);
@@ -419,6 +435,44 @@ fn text_of_others_does_nothing_to_a_terminal() {
     run(&["info", &uri]).code(0).contains(&["red\\u{1b}[31m\\nnext\\u{9b}31m"]);
     run(&["info", odd]).code(0).contains(&["bo\\u{1b}[31mot"]);
     run(&["info", missing]).code(1).contains(&["\\u{1b}[31mmissing\\nfile does not exist"]);
+}
+
+/// `proto.md`, "Newstyle negotiation": a server that refuses whatever it is asked, with words of its own.
+fn refuse(mut stream: UnixStream, words: &[u8]) -> std::io::Result<()> {
+    const REPLY_MAGIC: &[u8] = &[0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9];
+    const ERR_POLICY: &[u8] = &[0x80, 0, 0, 2];
+    stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    stream.read_exact(&mut [0; 4])?;
+    loop {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header)?;
+        let len = u32::from_be_bytes(header[12..].try_into().unwrap());
+        stream.read_exact(&mut vec![0; len as usize])?;
+        let said = u32::try_from(words.len()).unwrap().to_be_bytes();
+        stream.write_all(&[REPLY_MAGIC, &header[8..12], ERR_POLICY, &said, words].concat())?;
+    }
+}
+
+#[test]
+fn words_of_a_server_that_refuses_do_nothing_to_a_terminal() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("s");
+    let listener = UnixListener::bind(&socket).unwrap();
+    // It ends with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // Who has read enough of it leaves.
+            let _ = refuse(stream.unwrap(), b"\x1b[31mno\nerror: next\xc2\x9b2J");
+        }
+    });
+    let uri = common::unix("x", &socket);
+    for args in [&["info", &uri][..], &["list", &uri], &["-vvv", "copy", &uri, "./copy"]] {
+        let said = run(args);
+        assert_ne!(said.code, 0, "{args:?}");
+        let acts = |c: char| c.is_control() && c != '\n';
+        assert!(!said.err.contains(acts) && !said.err.contains("\nerror: next"), "{:?}", said.err);
+        said.contains(&["\\u{1b}[31mno\\nerror: next"]);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -82,6 +82,11 @@ fn a_journal_overwrites_nothing_but_a_journal() {
     }
     copy("./a", "./c", "k").code(1).contains(&["k.new", "in the way"]);
     copy("./a", "./c", "k2").code(1).contains(&["is not the journal of a copy"]);
+    // No more of a file is read than a journal may have, however it begins.
+    let long = fs::File::create(place.path("long")).unwrap();
+    (&long).write_all(b"blockyard copy journal 3\n").unwrap();
+    long.set_len(17 << 20).unwrap();
+    copy("./a", "./c", "long").code(1).contains(&["file too large"]);
     for journal in ["/dev/zero", "pipe", "."] {
         copy("./a", "./c", journal).code(1).contains(&["not a regular file"]);
     }
@@ -270,12 +275,12 @@ fn a_copy_goes_on_with_its_own_disks_only() {
     place.write("other/target", &vec![0; bytes.len()]);
     let moved = [&args[..5], &["--resume", "../journal"]].concat();
     let _other = slow(&place.path("other/slow"), &place.path("source"), bytes.len());
-    place.run_in("other", &moved).code(1).contains(&["journal of another copy", "replaced"]);
+    place.run_in("other", &moved).code(1).contains(&["belongs to another copy", "replaced"]);
     // So does another file in the place of the target, even with the same bytes in it.
     fs::rename(place.path("target"), place.path("mine")).unwrap();
     fs::copy(place.path("mine"), place.path("target")).unwrap();
     let said = place.run(&args);
-    said.code(1).contains(&["./target is not the same target any more", "remove it"]);
+    said.code(1).contains(&["the target ./target was replaced", "remove the journal"]);
     // Other words for the same disks go on.
     fs::rename(place.path("mine"), place.path("other/mine")).unwrap();
     let source = format!("{}&connections=1", unix("", &place.path("slow")));

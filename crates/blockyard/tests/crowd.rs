@@ -10,6 +10,7 @@ use std::path::Path;
 use common::{Daemon, nbdsh};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+const MIB: u64 = 1 << 20;
 const CLIENTS: usize = 10_000;
 /// What each end needs besides the connections.
 const OTHER_FILES: u64 = 200;
@@ -23,6 +24,8 @@ const GREETING_LEN: usize = 18;
 const EXPORT_LEN: usize = 10;
 /// NBD_CMD_READ of 4 KiB at 0 with the cookie "crowded!".
 const READ: &[u8] = b"\x25\x60\x95\x13\0\0\0\0crowded!\0\0\0\0\0\0\0\0\0\0\x10\0";
+/// NBD_CMD_WRITE of 32 MiB at 0.
+const WRITE: &[u8] = b"\x25\x60\x95\x13\0\0\0\x01crowded!\0\0\0\0\0\0\0\0\x02\0\0\0";
 /// A simple reply to it.
 const REPLY: &[u8] = b"\x67\x44\x66\x98\0\0\0\0crowded!";
 
@@ -41,12 +44,12 @@ fn greeted(socket: &Path) -> Option<UnixStream> {
     stream.read_exact(&mut [0; GREETING_LEN]).ok().map(|()| stream)
 }
 
-fn connect(socket: &Path) -> UnixStream {
+fn connect(socket: &Path, size: u64) -> UnixStream {
     let mut stream = greeted(socket).expect("room for a client");
     let mut reply = [0; EXPORT_LEN];
     stream.write_all(HELLO).unwrap();
     stream.read_exact(&mut reply).unwrap();
-    assert_eq!(u64::from_be_bytes(reply[..8].try_into().unwrap()), 1 << 20);
+    assert_eq!(u64::from_be_bytes(reply[..8].try_into().unwrap()), size);
     stream
 }
 
@@ -59,8 +62,12 @@ fn read(stream: &mut UnixStream) {
 }
 
 fn resident_bytes(pid: u32) -> u64 {
+    memory(pid, "VmRSS")
+}
+
+fn memory(pid: u32, of: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(of)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
@@ -70,10 +77,10 @@ fn ten_thousand_clients_at_a_time_are_served_and_cost_little_each() {
     let most = (CLIENTS + 1).to_string();
     let daemon = Daemon::serve(&["ram:1M", "--max-clients", &most]);
     let socket = daemon.path("s");
-    let mut one = connect(&socket);
+    let mut one = connect(&socket, MIB);
     read(&mut one);
     let before = resident_bytes(daemon.pid());
-    let mut crowd: Vec<_> = (0..CLIENTS).map(|_| connect(&socket)).collect();
+    let mut crowd: Vec<_> = (0..CLIENTS).map(|_| connect(&socket, MIB)).collect();
     crowd.iter_mut().for_each(read);
     read(&mut one);
     let each = (resident_bytes(daemon.pid()) - before) / CLIENTS as u64;
@@ -87,5 +94,23 @@ fn ten_thousand_clients_at_a_time_are_served_and_cost_little_each() {
     assert!((0..CLIENTS).any(|_| greeted(&socket).is_some()));
     nbdsh(&daemon.uri(""), "assert h.pread(4096, 0) == bytes(4096)");
     read(&mut one);
+    daemon.stop();
+}
+
+/// Each has sent nearly all of a large write, and nothing can be done with that yet, but for pieces.
+#[test]
+fn as_much_memory_is_used_for_clients_as_is_said() {
+    const WRITERS: u64 = 6;
+    let daemon = Daemon::serve(&["null:64M", "--max-memory", "64M", "--threads", "1"]);
+    let before = resident_bytes(daemon.pid());
+    let payload = vec![1; 31 << 20];
+    let mut writers: Vec<_> = (0..WRITERS).map(|_| connect(&daemon.path("s"), 64 * MIB)).collect();
+    for writer in &mut writers {
+        writer.write_all(WRITE).unwrap();
+        writer.write_all(&payload).unwrap();
+    }
+    let most = memory(daemon.pid(), "VmHWM") - before;
+    assert!(most < 128 * MIB, "{} MiB, of {} that were sent", most / MIB, WRITERS * 31);
+    drop(writers);
     daemon.stop();
 }

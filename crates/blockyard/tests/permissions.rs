@@ -8,11 +8,14 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use common::Said;
+use common::{Daemon, Guard, Said};
 use tempfile::TempDir;
 
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Whoever owns nothing.
 const NOBODY: u32 = 65534;
 
@@ -94,6 +97,18 @@ fn directories_that_a_user_may_not_write_to() {
         .contains(&["closed/run", "ermission denied"]);
 }
 
+/// Others of a cluster's clients have what he would need.
+#[test]
+fn files_of_a_cluster_that_a_user_may_not_read() {
+    let place = Place::new();
+    let conf =
+        "[global]\nmon host = 127.0.0.1:1\nauth client required = cephx\nkeyring = secret.img\n";
+    fs::write(place.0.path().join("ceph.conf"), conf).unwrap();
+    let ls = |conf: &str| place.run("open/run", &["rados", "-c", conf, "-p", "yard", "ls"]);
+    ls("ceph.conf").code(77).contains(&["keyring is not readable by this user", "secret.img"]);
+    ls("secret.img").code(77).contains(&["configuration file is not readable", "secret.img"]);
+}
+
 /// They are not his, and he is told where they are to be seen.
 #[test]
 fn daemons_of_another_user() {
@@ -113,4 +128,67 @@ fn daemons_of_another_user() {
         .run("open/own", &["list"])
         .code(0)
         .contains(&["no daemons of this user", "sudo blockyard list"]);
+}
+
+/// The control socket is its user's: its mode keeps others out, and where somebody has opened it by mistake, who they are.
+#[test]
+fn a_control_socket_serves_its_user_and_root() {
+    let daemon = Daemon::serve(&["ram:1M?name=a"]);
+    let (directory, socket) =
+        (daemon.path("run"), daemon.path(&format!("run/{}.sock", daemon.pid())));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&socket)), (0o700, 0o600));
+    let ask = |user: u32| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--max-time", "60", "--unix-socket"]).arg(&socket);
+        curl.arg("http://blockyard/v1/disks").current_dir("/");
+        if rustix::process::geteuid().is_root() {
+            curl.uid(user).gid(user);
+        }
+        Said::of(&curl.output().unwrap())
+    };
+    if rustix::process::geteuid().is_root() {
+        assert_ne!(ask(NOBODY).code, 0, "the mode lets everybody in");
+        for path in [daemon.dir(), &directory] {
+            set_mode(path, 0o755);
+        }
+        set_mode(&socket, 0o666);
+        let refused = ask(NOBODY);
+        assert!(refused.code != 0 && refused.out.is_empty(), "{}", refused.out);
+        let end = Instant::now() + PATIENCE;
+        while !daemon.log().contains("control connection of another user refused") {
+            assert!(Instant::now() < end, "{}", daemon.log());
+            blockyard_conformance::pause();
+        }
+    }
+    ask(0).code(0).contains(&["\"name\":\"a\""]);
+    daemon.stop();
+}
+
+/// Root may ask the daemon of another.
+#[test]
+fn root_is_served_by_the_daemon_of_another() {
+    let place = Place::new();
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let socket = place.0.path().join("open/s");
+    let run = place.0.path().join("open/run");
+    let mut serve = Command::new(place.0.path().join("blockyard"));
+    serve.args(["serve", "ram:1M?name=theirs", "--nbd"]).arg(format!("unix:{}", socket.display()));
+    // It ends with what it waits for.
+    serve.args(["--run", "cat >/dev/null"]).env("BLOCKYARD_RUNTIME_DIR", &run);
+    serve.uid(NOBODY).gid(NOBODY).current_dir(place.0.path()).stdin(Stdio::piped());
+    let mut daemon = Guard(serve.spawn().unwrap());
+    let end = Instant::now() + PATIENCE;
+    while !socket.exists() {
+        assert!(Instant::now() < end && daemon.0.try_wait().unwrap().is_none());
+        blockyard_conformance::pause();
+    }
+    let mut list = Command::new(place.0.path().join("blockyard"));
+    list.args(["list", "--json"]).env("BLOCKYARD_RUNTIME_DIR", &run);
+    let listed = Said::of(&list.output().unwrap());
+    listed.code(0).contains(&["\"theirs\""]);
+    drop(daemon.0.stdin.take());
+    assert!(daemon.0.wait().unwrap().success());
 }

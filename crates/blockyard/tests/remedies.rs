@@ -40,7 +40,8 @@ fn a_missing_file_is_made_as_advised() {
     let dir = TempDir::new().unwrap();
     for (name, lead) in [("a.img", "run: "), ("b.img", "use the URI ")] {
         let path = dir.path().join(name).to_str().unwrap().to_owned();
-        let said = run(&["info", &path]);
+        run(&["info", &path]).code(1).contains(&["does not exist", "help: correct the path"]);
+        let said = run(&["run", &path, "--", "true"]);
         let advice = advised(said.code(1), "help: run: ");
         assert!(advice.starts_with("truncate -s 1G "), "{advice}");
         match lead {
@@ -114,4 +115,62 @@ fn a_daemon_is_started_as_advised() {
         &advised(said.code(64), "write ").replace(" for a RAM disk, or ./1G for a file", ""),
     ])
     .code(0);
+}
+
+/// What is looked up, and not done: the program shows what was asked for.
+#[test]
+fn what_is_to_be_looked_up_is_shown_as_advised() {
+    let daemon = Daemon::serve(&["file:disk.img?create=1M"]);
+    let (dir, path) = (daemon.dir(), daemon.path("disk.img").to_str().unwrap().to_owned());
+    let see = |said: &Said, lead: &str| follow(dir, advised(said, lead).trim_end_matches(')'));
+    let other = format!("unix:{}", daemon.path("other").display());
+    let said = daemon.run(&["serve", &path, "--nbd", &other]);
+    let pid = daemon.pid().to_string();
+    let shown = see(said.code(75), "see: ");
+    assert!(shown.out.contains(&pid) || shown.err.contains(&pid), "see: fuser: {}", shown.out);
+    let socket = format!("unix:{}", daemon.path("s").display());
+    let said = daemon.run(&["serve", "ram:1M", "--nbd", &socket]);
+    see(said.code(75), "see: ").contains(&[daemon.path("s").to_str().unwrap()]);
+    assert!(said.err.contains("see: ss -lpn"), "{}", said.err);
+    let said = daemon.run(&["serve", "ram:1M", "--nbd", "tcp:192.0.2.1:0"]);
+    see(&said, "see: ").contains(&["127.0.0.1"]);
+    assert!(said.err.contains("see: ip address"), "{}", said.err);
+    let said = daemon.run(&["info", "/dev/no-such-disk"]);
+    see(said.code(1), "list the devices: ");
+    let said = daemon.run(&["list", "ram:1M"]);
+    see(said.code(64), ", or: ").contains(&["1 MiB"]);
+    assert!(said.err.contains("or: blockyard info ram:1M"), "{}", said.err);
+    let locked = daemon.path("locked");
+    std::fs::write(&locked, [0; 512]).unwrap();
+    let said = without_privileges(dir, &["info", locked.to_str().unwrap()]);
+    see(said.code(77), "see: ").contains(&["----------"]);
+    assert!(said.err.contains("see: ls -l"), "{}", said.err);
+}
+
+/// The command about a file that nobody may read, and without the capability to read it all the same.
+fn without_privileges(dir: &Path, args: &[&str]) -> Said {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(args[1], std::fs::Permissions::from_mode(0o000)).unwrap();
+    let mut command = system("setpriv");
+    command.arg("--bounding-set=-dac_override,-dac_read_search");
+    command.arg(env!("CARGO_BIN_EXE_blockyard")).args(args);
+    Said::of(&command.env("BLOCKYARD_RUNTIME_DIR", dir.join("run")).output().unwrap())
+}
+
+#[test]
+fn a_place_to_mount_on_is_made_as_advised() {
+    let dir = TempDir::new().unwrap();
+    let yard = "[[disk]]\nname = \"a\"\nuri = \"ram:1M\"\n";
+    std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
+    let try_it = |args: &[&str]| {
+        let mut command = blockyard(&dir.path().join("run"));
+        Said::of(&command.current_dir(dir.path()).args(args).output().unwrap())
+    };
+    let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let said = try_it(&["mount", "yard.toml", &place("disks")]);
+    follow(dir.path(), &advised(said.code(1), "help: run: "));
+    assert!(dir.path().join("disks").is_dir());
+    let said = try_it(&["serve", "ram:1M", "--fuse", &place("file")]);
+    follow(dir.path(), &advised(said.code(1), "help: run: "));
+    assert!(dir.path().join("file").is_file());
 }

@@ -324,16 +324,30 @@ fn what_cannot_be_shared_is_told() {
     }
     fs::write(place.path().join("file"), "").unwrap();
     for (args, code, part) in [
-        (["share", "none", "--mount", "mnt"], 1, "none"),
-        (["share", "file", "--mount", "mnt"], 1, "file"),
+        (["share", "none", "--mount", "mnt"], 1, "create it, or correct the path"),
+        (["share", "file", "--mount", "mnt"], 1, "share the directory"),
         (["share", "dir", "--mount", "none"], 1, "mkdir"),
         (["share", "dir", "--mount", "file"], 64, "not a directory"),
-        (["share", "dir", "--mount", "dir/in"], 64, "is in dir"),
+        (["share", "dir", "--mount", "dir/in"], 64, "is inside dir"),
     ] {
         let mut command = blockyard(&place.path().join("run"));
         let output = command.current_dir(place.path()).args(args).output().unwrap();
         Said::of(&output).code(code).contains(&[part]);
     }
+}
+
+#[test]
+fn who_shares_is_listed_and_has_nothing_else() {
+    in_own_mounts!();
+    let shared = Shared::new(&["--read-only"]);
+    let run = shared.place.path().join("run");
+    let say = |args: &[&str]| Said::of(&blockyard(&run).args(args).output().unwrap());
+    let (dir, mnt) = (shared.dir().display().to_string(), shared.mnt().display().to_string());
+    say(&["list"]).code(0).contains(&[&format!("serves {dir} at fuse:{mnt} (mounted)")]);
+    say(&["add", "ram:1M"]).code(1).contains(&["no daemon of this user is running"]);
+    let pid = shared.child.id().to_string();
+    say(&["add", "ram:1M", "--daemon", &pid]).code(75).contains(&["serves only", &dir]);
+    shared.stop();
 }
 
 /// Starts a shell's command, and waits until it serves.
@@ -370,6 +384,8 @@ fn a_socket_for_virtual_machines_is_as_the_umask_says() {
     let (mut child, _said) = serving(place.path(), script, Stdio::null());
     let socket = place.path().join("s");
     assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o700);
+    let listed = Said::of(&blockyard(&place.path().join("run")).arg("list").output().unwrap());
+    listed.code(0).contains(&["dir at vhost-user-fs:", "s (not connected)"]);
     for _ in 0..2 {
         let front_end = UnixStream::connect(&socket).unwrap();
         assert_eq!(queues(&front_end), Reply::Number(4), "one of high priority, and three");

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use blockyard_conformance::LoopDevice;
+use blockyard_conformance::{LoopDevice, in_own_mounts};
 use common::{Cleanup, Guard, Said, blockyard, nbdkit, noise, peer, run, try_peer, unix};
 use tempfile::TempDir;
 
@@ -204,7 +204,7 @@ fn a_copy_that_was_killed_or_interrupted_goes_on() {
     let first = fs::read_to_string(place.path("journal")).unwrap();
     // Another copy does not take it.
     let other = place.run(&["copy", "./source", "./target", "--resume", "journal"]);
-    other.code(1).contains(&["journal of another copy"]);
+    other.code(1).contains(&["belongs to another copy"]);
     drop(server);
     let server = start();
     let mut child = start_copy(&place, &args);
@@ -399,6 +399,26 @@ fn check_reads_everything_and_looks_at_the_partition_table() {
     place.run(&["check", "./dos"]).code(2).contains(&["partitions 1 and 2 overlap"]);
 }
 
+/// As one that was made on a disk with blocks of 4096 bytes and copied into a file.
+#[test]
+fn a_partition_table_for_other_blocks_is_told_and_what_to_do() {
+    in_own_mounts!();
+    let place = Place::new();
+    File::create(place.path("gpt")).unwrap().set_len(16 * MIB).unwrap();
+    let device = LoopDevice::attach(&["--sector-size", "4096", &place.text("gpt")]);
+    let sfdisk =
+        format!("printf 'label: gpt\\nsize=1024\\n' | sfdisk -q --force {}", device.path());
+    peer("sh", &["-c", &sfdisk]);
+    drop(device);
+    for json in [&[][..], &["--json"]] {
+        let said = place.run(&[&["check", "./gpt"], json].concat());
+        said.code(2).contains(&["blocks of 4096 bytes", "set block=4096"]);
+    }
+    place.run(&["check", "file:gpt?block=4096"]).code(0).contains(&["no errors"]);
+    let found = place.run(&["info", "file:gpt?block=4096", "--json"]).code(0).json();
+    assert_eq!(found["partitions"].as_array().unwrap().len(), 1, "{found}");
+}
+
 #[test]
 fn run_gives_a_command_the_disk_and_takes_its_exit_code() {
     let place = Place::new();
@@ -415,8 +435,9 @@ fn run_gives_a_command_the_disk_and_takes_its_exit_code() {
         .code(0);
     place
         .run(&["run", "ram:1M", "--", "no-such-command"])
-        .code(1)
-        .contains(&["cannot run no-such-command"]);
+        .code(127)
+        .contains(&["cannot run no-such-command: no such command"]);
+    place.run(&["run", "ram:1M", "--", "./source"]).code(126).contains(&["cannot run ./source"]);
     place.run(&["run", "ram:1M"]).code(64);
     let socket = place.path("s");
     let _server = nbdkit(&socket, &["memory", "2M"]);

@@ -6,7 +6,7 @@ mod common;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use common::{Daemon, blockyard, peer};
+use common::{Daemon, Said, blockyard, peer};
 use tempfile::TempDir;
 
 #[test]
@@ -40,6 +40,29 @@ fn the_demo_is_served_and_says_what_to_do() {
         );
         peer("sh", &["-e", "-c", &line]);
     }
+    // The same demo again finds the first, and its configuration can be edited.
+    let mut again = blockyard(&daemon.path("run"));
+    let said = Said::of(&again.arg("up").current_dir(daemon.dir()).output().unwrap());
+    let running = format!("the demo in ./yard is already running (PID {})", daemon.pid());
+    said.code(75).contains(&[&running, "help: list daemons and disks: blockyard list"]);
+    let mut check = blockyard(&daemon.path("run"));
+    let args = ["up", "yard/yard.toml", "--check"];
+    let said = Said::of(&check.args(args).current_dir(daemon.dir()).output().unwrap());
+    said.code(0).contains(&["yard/yard.toml: OK (4 disks, 4 exports)"]);
+    assert!(text.contains("blockyard up -f yard/yard.toml"), "{text}");
+    daemon.stop();
+}
+
+#[test]
+fn an_edited_demo_is_served_as_it_is() {
+    let dir = TempDir::new().unwrap();
+    std::fs::create_dir(dir.path().join("yard")).unwrap();
+    let yard = "[[disk]]\nname = \"mine\"\nuri = \"ram:2M\"\n[nbd]\nlisten = \"unix:s\"\n";
+    std::fs::write(dir.path().join("yard/yard.toml"), yard).unwrap();
+    let mut command = blockyard(&dir.path().join("run"));
+    command.arg("up").stdout(Stdio::null());
+    let daemon = Daemon::start(command, dir, 1);
+    assert_eq!(peer("nbdinfo", &["--size", &daemon.uris[0]]).trim(), "2097152");
     daemon.stop();
 }
 

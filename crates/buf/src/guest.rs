@@ -286,6 +286,13 @@ impl GuestMemory {
         self.regions.iter().any(|region| region.mapping.is_lost())
     }
 
+    /// All of it is lost from now on, for those who still have segments of it: nothing that they do reaches the guest.
+    pub fn lose(&self) {
+        for Region { mapping, .. } in &self.regions {
+            mapping.segment(0, mapping.len()).lose();
+        }
+    }
+
     /// How many regions there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -16,6 +16,7 @@
 )]
 #![allow(clippy::vec_box, reason = "a bio stays in its box from one use to the next")]
 
+pub mod blk_driver;
 pub mod cases;
 pub mod faulty;
 pub mod front_end;

@@ -28,7 +28,8 @@
 //! ```
 //!
 //! Match on the kind, print the whole chain: an error shows what went wrong, and its causes are its sources. What to do about it
-//! is apart from that, so that the command can print it last.
+//! is apart from that, so that the command can print it last: it is a [`Remedy`] in the chain of sources, which is the same type
+//! whatever the kind, so that who walks a chain finds those of crates that it does not know.
 
 #![forbid(unsafe_code)]
 
@@ -44,15 +45,41 @@ pub type Source = Box<dyn StdError + Send + Sync>;
 pub struct Error<K> {
     kind: K,
     what: String,
-    remedy: Option<Box<str>>,
-    source: Option<Source>,
+    why: Remedy,
+}
+
+/// What can be done about the error whose source it is, and what caused that.
+#[derive(Debug, Default)]
+pub struct Remedy {
+    text: Option<Box<str>>,
+    cause: Option<Source>,
+}
+
+impl Remedy {
+    /// What can be done, if this is a remedy.
+    #[must_use]
+    pub fn of<'a>(source: &'a (dyn StdError + 'static)) -> Option<&'a str> {
+        source.downcast_ref::<Self>().and_then(|remedy| remedy.text.as_deref())
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "help: {}", self.text.as_deref().unwrap_or_default())
+    }
+}
+
+impl StdError for Remedy {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
 }
 
 impl<K> Error<K> {
     /// An error of a kind, with a sentence that says what, and where.
     #[must_use]
     pub fn new(kind: K, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), remedy: None, source: None }
+        Self { kind, what: what.into(), why: Remedy::default() }
     }
 
     /// What the system says, which decides the kind, with what was being done.
@@ -67,27 +94,27 @@ impl<K> Error<K> {
     /// With what caused it.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+        self.why.cause = Some(source.into());
         self
     }
 
     /// With what to do about it: one instruction, ready to be followed.
     #[must_use]
     pub fn help(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into().into());
+        self.why.text = Some(remedy.into().into());
         self
     }
 
     /// The same with a kind of another crate.
     #[must_use]
     pub fn with_kind<L>(self, kind: L) -> Error<L> {
-        Error { kind, what: self.what, remedy: self.remedy, source: self.source }
+        Error { kind, what: self.what, why: self.why }
     }
 
     /// What to do about it.
     #[must_use]
     pub fn remedy(&self) -> Option<&str> {
-        self.remedy.as_deref()
+        self.why.text.as_deref()
     }
 
     /// The whole chain in one line, for a log.
@@ -96,15 +123,19 @@ impl<K> Error<K> {
         let mut line = self.what.clone();
         let mut source = self.cause();
         while let Some(cause) = source {
-            line.push_str(": ");
-            line.push_str(&cause.to_string());
+            if Remedy::of(cause).is_none() {
+                line.push_str(": ");
+                line.push_str(&cause.to_string());
+            }
             source = cause.source();
         }
         line
     }
 
-    fn cause(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+    /// What caused it.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.why.source()
     }
 }
 
@@ -124,7 +155,7 @@ impl<K> fmt::Display for Error<K> {
 
 impl<K: fmt::Debug> StdError for Error<K> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.cause()
+        if self.why.text.is_some() { Some(&self.why) } else { self.cause() }
     }
 }
 
@@ -141,6 +172,10 @@ mod tests {
         assert_eq!((error.kind(), error.remedy()), ('e', Some("start it")));
         let other = error.with_kind(7);
         assert_eq!((other.kind(), other.remedy()), (7, Some("start it")));
-        assert_eq!(other.source().unwrap().to_string(), "connection refused");
+        assert_eq!(other.cause().unwrap().to_string(), "connection refused");
+        let above = Error::new(1, "cannot copy").caused_by(other);
+        assert_eq!(above.chain(), "cannot copy: cannot connect to localhost: connection refused");
+        let remedy = above.source().and_then(StdError::source).and_then(Remedy::of);
+        assert_eq!(remedy, Some("start it"));
     }
 }

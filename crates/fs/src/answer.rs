@@ -74,7 +74,7 @@ impl Answers {
         if wanted <= total_len(room) {
             return Some(put(room, answer));
         }
-        tracing::debug!(wanted, "a request has too little room for its answer");
+        tracing::debug!(wanted, "request has too little room for its reply");
         Some(put(room, self.reply(unique, Err(Errno::EIO))))
     }
 
@@ -101,7 +101,7 @@ impl Answers {
     }
 
     fn rejected(&mut self, rejected: &Rejected) -> Option<&[u8]> {
-        tracing::debug!(%rejected, "what is asked for is not understood");
+        tracing::debug!(%rejected, "unknown FUSE request rejected");
         let unique = rejected.header.filter(|_| rejected.wants_reply())?.unique;
         Some(self.reply(unique, Ok(Reply::Error(rejected.error.errno()))))
     }

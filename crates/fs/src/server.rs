@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use blockyard_fuse::wire::InitFlags;
 use blockyard_fuse::{Errno, MIN_READ_BUFFER, Operation, Protocol, Request};
+use blockyard_sys::credentials::use_rights_to_files_only;
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::IoVecs;
 
@@ -92,6 +93,9 @@ fn write(channel: &Channel, vecs: &mut IoVecs, bytes: &[u8]) -> io::Result<()> {
 
 /// Until the file system is not mounted any more.
 fn serve(channel: &Channel, fs: &dyn FileSystem, protocol: Protocol) {
+    if let Err(err) = use_rights_to_files_only() {
+        tracing::warn!(%err, "what is served is not bound by quotas");
+    }
     let mut answers = Answers::new(protocol);
     let mut room = vec![0; protocol.read_buffer_len().max(MIN_READ_BUFFER)];
     let mut vecs = IoVecs::new();
@@ -107,7 +111,7 @@ fn serve(channel: &Channel, fs: &dyn FileSystem, protocol: Protocol) {
             // Nobody waits for it any more.
             Err(err) if err.raw_os_error() == Some(Errno::ENOENT.raw()) => {}
             Err(err) if err.raw_os_error() == Some(Errno::EINVAL.raw()) => {
-                tracing::error!(%err, "the kernel refuses an answer");
+                tracing::error!(error = %err, "kernel rejected a reply");
             }
             Err(err) => return ended(&err),
         }
@@ -123,6 +127,6 @@ fn goes_on(err: &io::Error) -> bool {
 
 fn ended(err: &io::Error) {
     if !err.raw_os_error().is_some_and(|errno| UNMOUNTED.contains(&errno)) {
-        tracing::error!(%err, "the kernel's requests cannot be read; the file system ends");
+        tracing::error!(error = %err, "cannot read requests of the kernel; the file system ends");
     }
 }

@@ -6,10 +6,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use blockyard_buf::Segment;
 use blockyard_fs::{Answers, FileSystem, Options, Outcome, Passthrough, Who};
 use blockyard_fuse::dirent::{Entries, Listed, parse, parse_plus};
 use blockyard_fuse::wire::*;
-use blockyard_fuse::{Caller, Expected, Name, Operation, Protocol, ROOT_ID, Reply};
+use blockyard_fuse::{Caller, Expected, Name, Operation, Protocol, ROOT_ID, Reply, SetAttr};
 use tempfile::TempDir;
 
 const ROOT: Who = Who { uid: 0, gid: 0 };
@@ -163,11 +164,52 @@ fn pages_are_written_back_to_their_place() {
     let place = Place::new();
     let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
     let fh = place.fs.open(file, &OpenIn { flags: APPEND, ..OpenIn::default() }).unwrap().fh;
-    let page = WriteIn { fh, write_flags: WriteFlags::CACHE, ..WriteIn::default() };
+    let at_start = WriteIn { fh, flags: 2, ..WriteIn::default() };
+    let page = WriteIn { write_flags: WriteFlags::CACHE, ..at_start };
     assert_eq!(place.fs.write(&page, b"CONT"), Ok(4));
-    assert_eq!(place.fs.write(&WriteIn { fh, ..WriteIn::default() }, b"end"), Ok(3));
-    assert_eq!(place.fs.write(&WriteIn { offset: 4, ..page }, b"E"), Ok(1));
+    assert_eq!(place.fs.write(&WriteIn { flags: APPEND, ..at_start }, b"end"), Ok(3));
+    assert_eq!(place.fs.write(&WriteIn { offset: 4, flags: APPEND, ..page }, b"E"), Ok(1));
     assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "CONTEntend");
+    // It does not append any more, and does again: each write says so (F_SETFL of fcntl(2)).
+    let part = [Segment::from_vec(b"NT".to_vec())];
+    assert_eq!(place.fs.write(&at_start, b"co"), Ok(2));
+    assert_eq!(place.fs.write_segments(&WriteIn { offset: 2, ..at_start }, &part), Ok(2));
+    assert_eq!(place.fs.write_segments(&WriteIn { flags: APPEND, ..at_start }, &part), Ok(2));
+    assert_eq!(fs::read_to_string(place.shared().join("file")).unwrap(), "coNTEntendNT");
+    fails(place.fs.write(&WriteIn { offset: u64::MAX, ..at_start }, b"nowhere"), &[22]);
+}
+
+/// Files that can be nothing but appended to (chattr(1)), and those that know of no ways to write (procfs).
+#[test]
+fn odd_files_are_written_to_as_far_as_they_can_be() {
+    const APPEND: u32 = 0o2001;
+    let place = Place::new();
+    let path = place.shared().join("file");
+    let chattr = |how: &str| {
+        std::process::Command::new("chattr").arg(how).arg(&path).status().unwrap().success()
+    };
+    // Not all file systems have that.
+    if chattr("+a") {
+        let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+        let opened = place.fs.open(file, &OpenIn { flags: APPEND, ..OpenIn::default() });
+        let refused = place.fs.open(file, &OpenIn { flags: 1, ..OpenIn::default() });
+        let write = |fh| place.fs.write(&WriteIn { fh, flags: APPEND, ..WriteIn::default() }, b"!");
+        let written = opened.and_then(|opened| write(opened.fh));
+        assert!(chattr("-a"));
+        assert_eq!(written, Ok(1));
+        fails(refused, &[EPERM]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "content!");
+    }
+    let proc = Passthrough::new(Path::new("/proc"), Options::default()).unwrap();
+    let own = proc.lookup(ROOT_ID, name(&std::process::id().to_string())).unwrap().nodeid;
+    let odd = proc.lookup(own, name("oom_score_adj")).unwrap().nodeid;
+    let fh = proc.open(odd, &OpenIn { flags: APPEND, ..OpenIn::default() }).unwrap().fh;
+    let args = WriteIn { fh, flags: APPEND, ..WriteIn::default() };
+    // What it is.
+    let value = fs::read("/proc/self/oom_score_adj").unwrap();
+    assert_eq!(proc.write(&args, &value), Ok(u32::try_from(value.len()).unwrap()));
+    // It has no fsync(2).
+    fails(proc.write(&WriteIn { flags: 0o10_001, ..args }, &value), &[22]);
 }
 
 #[test]
@@ -339,6 +381,12 @@ fn what_is_made_is_who_has_asked_s_at_once() {
     let inside = place.fs.mkdir(other, made.nodeid, name("in"), &MkdirIn { mode: 0o755, umask: 0 });
     let inside = inside.unwrap().attr;
     assert_eq!((inside.uid, inside.gid, inside.mode), (7, 2345, 0o042_755));
+    // What that is not his has no set-group-ID bit, as he could do as it may.
+    let create_2755 = CreateIn { flags: 2, mode: 0o102_755, ..CreateIn::default() };
+    let (not_his, _) = place.fs.create(other, made.nodeid, name("x"), &create_2755).unwrap();
+    assert_eq!((not_his.attr.uid, not_his.attr.gid, not_his.attr.mode), (7, 2345, 0o100_755));
+    let (his, _) = place.fs.create(who, made.nodeid, name("y"), &create_2755).unwrap();
+    assert_eq!((his.attr.gid, his.attr.mode), (2345, 0o102_755));
     let link = place.fs.symlink(who, ROOT_ID, name("link"), b"file").unwrap();
     assert_eq!((link.attr.uid, link.attr.gid), (1234, 2345));
     let (none, open) = place.fs.tmpfile(who, ROOT_ID, &create).unwrap();
@@ -350,6 +398,62 @@ fn what_is_made_is_who_has_asked_s_at_once() {
     fails(place.fs.create(other, ROOT_ID, name("new"), &create), &[ESTALE]);
     let exclusive = CreateIn { flags: 2 | 0o200, ..create };
     fails(place.fs.create(other, ROOT_ID, name("new"), &exclusive), &[17]);
+}
+
+/// A server that may not act for others makes what its own user asks for, of whatever group.
+#[test]
+fn without_the_right_to_act_for_others_files_are_made_for_one_user() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+    let place = Place::new();
+    let own = fs::metadata(place.shared()).unwrap();
+    let before = capabilities(None).unwrap();
+    let effective = before.effective - CapabilitySet::SETUID - CapabilitySet::SETGID;
+    // Of this thread, which is the test's own.
+    set_capabilities(None, CapabilitySets { effective, ..before }).unwrap();
+    let who = Who { uid: own.uid(), gid: own.gid() + 1 };
+    let mkdir = MkdirIn { mode: 0o755, umask: 0 };
+    let made = place.fs.mkdir(who, ROOT_ID, name("own"), &mkdir).unwrap().attr;
+    assert_eq!((made.uid, made.gid), (own.uid(), own.gid()));
+    let other = Who { uid: own.uid() + 1, gid: own.gid() };
+    fails(place.fs.mkdir(other, ROOT_ID, name("other"), &mkdir), &[EPERM]);
+}
+
+/// Takes a lease of a file for each line, and gives it back when somebody wants to open that.
+const LEASE: &str = "
+import fcntl, os, signal, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+def give_back(*_):
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+signal.signal(signal.SIGIO, give_back)
+for line in sys.stdin:
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    print('taken', flush=True)
+";
+
+/// Who has not asked not to wait is not told to come again (`EAGAIN`).
+#[test]
+fn who_has_a_lease_is_waited_for() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+    let place = Place::new();
+    let file = place.look_up(ROOT_ID, "file").unwrap().nodeid;
+    let mut command = Command::new("python3");
+    command.args(["-c", LEASE]).arg(place.shared().join("file"));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut ask, told) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut told = BufReader::new(told).lines();
+    let mut lease = || {
+        ask.write_all(b"\n").unwrap();
+        assert_eq!(told.next().unwrap().unwrap(), "taken");
+    };
+    lease();
+    let opened = place.fs.open(file, &OpenIn { flags: 2, ..OpenIn::default() }).unwrap();
+    place.fs.release(opened.fh);
+    lease();
+    let shorter = SetattrIn { valid: SetattrValid::SIZE, size: 3, ..SetattrIn::default() };
+    assert_eq!(place.fs.setattr(file, &SetAttr(shorter)).unwrap().attr.size, 3);
+    drop(ask);
+    assert!(child.wait().unwrap().success());
 }
 
 /// Somebody else moves a file of root's to the name that is being made, all the time.

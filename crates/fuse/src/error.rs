@@ -131,13 +131,13 @@ impl From<Opcode> for Message {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// It ends before what belongs in it.
-    #[error("it ends within its {0}")]
+    #[error("truncated within its {0}")]
     Truncated(&'static str),
     /// It goes on behind its end.
     #[error("{0} bytes follow its end")]
     Trailing(usize),
     /// A length in it is not that of what it measures, or more than may be.
-    #[error("its {what} is {got} where {expected} is right")]
+    #[error("invalid {what} {got}, expected {expected}")]
     Length {
         /// Which length, with its unit.
         what: &'static str,
@@ -147,7 +147,7 @@ pub enum ErrorKind {
         expected: u64,
     },
     /// A name that no file can have.
-    #[error("its name {0}")]
+    #[error("invalid name: it {0}")]
     Name(&'static str),
     /// A value that the protocol does not allow.
     #[error("{rule} (got {got})")]

@@ -4,6 +4,7 @@
 //! wants of that. A client of a newer major version sends a second INIT when it is answered with ours.
 
 use crate::error::{Error, ErrorKind, Message, Result};
+use crate::reply::Reply;
 use crate::request::{DATA_AT, XATTR_SIZE_MAX};
 use crate::wire::{InHeader, InitFlags, Opcode, Reader, SetxattrIn, Wire};
 use crate::{MAJOR, MIN_READ_BUFFER, MINOR, MINOR_MIN};
@@ -279,6 +280,10 @@ pub enum Answer {
     Again(InitOut),
 }
 
+/// Bytes of data in a request to a server of files, at most: Linux takes no more.
+const MAX_WRITE: u32 = 1 << 20;
+/// How far its clients may read ahead.
+const MAX_READAHEAD: u32 = 1 << 20;
 /// The least that `max_write` can be: Linux takes less as so much.
 const MIN_MAX_WRITE: u32 = 4096;
 /// How deep file systems may stand on each other (`FILESYSTEM_MAX_STACK_DEPTH` of Linux).
@@ -293,6 +298,54 @@ const FORM: InitFlags = InitFlags::SETXATTR_EXT
 const DEFAULT_PAGES: u32 = 32;
 
 impl ServerConfig {
+    /// That of a server of files, which has these flags and so many requests in the background for itself to say.
+    #[must_use]
+    pub const fn of_files(flags: InitFlags, max_background: u16) -> Self {
+        Self {
+            flags: InitFlags::ASYNC_READ
+                .union(InitFlags::BIG_WRITES)
+                .union(InitFlags::ASYNC_DIO)
+                .union(InitFlags::MAX_PAGES)
+                // Not ATOMIC_O_TRUNC: by it the kernel throws away what programs have written by maps, and asks nobody.
+                .union(InitFlags::PARALLEL_DIROPS)
+                .union(flags),
+            max_readahead: MAX_READAHEAD,
+            max_background,
+            congestion_threshold: max_background - max_background / 4,
+            max_write: MAX_WRITE,
+            map_alignment: 0,
+            max_stack_depth: 0,
+            request_timeout: 0,
+        }
+    }
+
+    /// Answers the INIT `unique` of a client whose pages have `page` bytes: appends the answer, and says what both agree on, if
+    /// they do by now: a client of a newer major version sends another INIT.
+    ///
+    /// # Errors
+    /// As of [`ServerConfig::answer`]. The answer says so.
+    ///
+    /// # Panics
+    /// A page is of less than 4 KiB.
+    pub fn greet(
+        &self,
+        unique: u64,
+        client: &InitIn,
+        page: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Protocol>> {
+        let answer = self.answer(client, page);
+        let reply = match &answer {
+            Ok(Answer::Agreed(out, _) | Answer::Again(out)) => Reply::Init(*out),
+            Err(err) => Reply::Error(err.errno()),
+        };
+        reply.encode(unique, out);
+        match answer? {
+            Answer::Agreed(_, protocol) => Ok(Some(protocol)),
+            Answer::Again(_) => Ok(None),
+        }
+    }
+
     /// Whether a client can do what is wanted. Linux says nothing about what it leaves out.
     ///
     /// # Errors

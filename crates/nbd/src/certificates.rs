@@ -61,7 +61,7 @@ impl UsedFiles {
     /// # Errors
     /// One that was used is gone.
     pub fn may_follow(&self, before: &Self, exists: fn(&Path) -> bool) -> Result<(), BadFile> {
-        let gone = |path: &Path| Err(BadFile::new("it was used before, and is gone:", path));
+        let gone = |path: &Path| Err(BadFile::new("missing, though used before:", path));
         if let Some(old) = before.trusted.as_deref().filter(|_| self.trusted != before.trusted) {
             return if exists(old) { Ok(()) } else { gone(old) };
         }
@@ -165,7 +165,7 @@ pub fn revocations(
     let text = match read(&path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(err) => {
-            let problem = "it cannot be known who is revoked by";
+            let problem = "cannot read the revocation list";
             return Err(BadFile::new(problem, &path).caused_by(err));
         }
         Ok(text) => text,
@@ -202,10 +202,7 @@ mod tests {
             (used("/b", true, true), none, "/a/ca-cert.pem"),
         ] {
             let err = less.may_follow(&full, exists).unwrap_err().to_string();
-            assert!(
-                err.contains("it was used before, and is gone") && err.contains(named),
-                "{err}"
-            );
+            assert!(err.contains("missing, though used before") && err.contains(named), "{err}");
         }
         assert!(used("/b", false, false).may_follow(&full, all).is_ok(), "others are found first");
     }

@@ -147,13 +147,10 @@ struct Parts<'a> {
 impl<'a> Parts<'a> {
     fn split(uri: &'a str) -> Result<Self, Error> {
         if uri.contains(|c: char| c.is_ascii_control() || c == ' ') {
-            return Err(bad(
-                "a URI has no blanks and no control characters; escape them as %20",
-                uri,
-            ));
+            return Err(bad("blanks and control characters must be escaped, e.g. as %20", uri));
         }
         let Some((scheme, rest)) = uri.split_once(':') else {
-            return Err(bad("a URI begins with a scheme such as nbd://", uri));
+            return Err(bad("scheme missing; write nbd://HOST/EXPORT", uri));
         };
         let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
         if !fragment.is_empty() {
@@ -175,11 +172,11 @@ impl<'a> Parts<'a> {
     fn host_and_port(address: &'a str) -> Result<(&'a str, Option<&'a str>), Error> {
         let (host, after) = if let Some(rest) = address.strip_prefix('[') {
             let Some((host, after)) = rest.split_once(']') else {
-                return Err(bad("an IPv6 address ends with ]", address));
+                return Err(bad("the bracket of the IPv6 address is not closed", address));
             };
             (host, after)
         } else if address.matches(':').count() > 1 {
-            return Err(bad("an IPv6 address stands in brackets, as nbd://[::1]/", address));
+            return Err(bad("an IPv6 address must be in brackets, e.g. nbd://[::1]/", address));
         } else {
             address.split_at(address.find(':').unwrap_or(address.len()))
         };
@@ -188,7 +185,7 @@ impl<'a> Parts<'a> {
             Some("") => Ok((host, None)),
             Some(port) => Ok((host, Some(port))),
             None if after.is_empty() => Ok((host, None)),
-            None => Err(bad("a host is followed by :PORT or nothing", address)),
+            None => Err(bad("invalid text after the host; only :PORT may follow", address)),
         }
     }
 }
@@ -232,7 +229,7 @@ impl FromStr for Uri {
 
 fn tcp(parts: &Parts<'_>, uri: &str) -> Result<Transport, Error> {
     if parts.host.is_empty() {
-        return Err(bad("a URI for TCP needs a host, such as nbd://localhost/", uri));
+        return Err(bad("host missing; write nbd://HOST[:PORT]/EXPORT", uri));
     }
     let port = match parts.port {
         Some(port) => port.parse().map_err(|_| bad("a TCP port is a number up to 65535", port))?,
@@ -293,7 +290,7 @@ fn query(query: &str) -> Result<(Option<PathBuf>, TlsParams), Error> {
             // "Clients SHOULD prefix experimental query parameters using x-."
             _ if key.starts_with("x-") => false,
             _ => {
-                let problem = "unknown parameter; there are socket, tls-type, tls-hostname, tls-verify-peer, \
+                let problem = "unknown parameter; supported: socket, tls-type, tls-hostname, tls-verify-peer, \
                                tls-certificates and tls-psk-file";
                 return Err(bad(problem, parameter));
             }
@@ -476,15 +473,15 @@ mod tests {
     #[test]
     fn mistakes_say_what_to_write() {
         for (uri, part) in [
-            ("", "begins with a scheme"),
+            ("", "scheme missing"),
             ("http://x", "the scheme must be"),
-            ("nbd:///x", "needs a host"),
+            ("nbd:///x", "host missing"),
             ("nbd://h:70000/", "up to 65535"),
             ("nbd://h:-1/", "up to 65535"),
-            ("nbd://[::1/", "ends with ]"),
+            ("nbd://[::1/", "not closed"),
             ("nbd://::1", "in brackets"),
             ("nbd://fe80::1:10809/x", "in brackets"),
-            ("nbd://[::1]x/", "followed by :PORT"),
+            ("nbd://[::1]x/", "only :PORT"),
             ("nbd://h/?socket=/s", "only nbd+unix"),
             ("nbd+unix:///x", "needs ?socket=PATH"),
             ("nbd+unix:///x?socket=", "needs a path"),
@@ -499,7 +496,7 @@ mod tests {
             ("nbd://h/%ff", "not UTF-8"),
             ("nbd+unix:///?socket=/s&socket=/s", "twice"),
             ("nbd://h/%00", "NUL"),
-            ("nbd://h/a b", "no blanks"),
+            ("nbd://h/a b", "must be escaped"),
             ("nbd://h/a#b", "no fragment"),
         ] {
             let error = uri.parse::<Uri>().unwrap_err().to_string();

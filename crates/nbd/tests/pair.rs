@@ -188,6 +188,26 @@ fn a_refused_go_leaves_the_session_open() {
     assert_eq!(outcome.client.unwrap().export.name, "disk", "the canonical name");
 }
 
+/// Beside what it wants to know of blocks. Other servers find nothing of that name.
+#[test]
+fn a_client_that_wants_to_hear_of_the_end_says_so_and_selects_nothing_by_that() {
+    for (queries, hears) in [
+        (&[&["base:allocation", "x-blockyard:shutdown"][..]][..], true),
+        (&[&["base:allocation"]], false),
+        (&[&["base:allocation", "x-blockyard:shutdown"], &["base:allocation"]], false),
+    ] {
+        let mut client = client(TlsMode::Off, HeaderStyle::Structured);
+        for queries in queries {
+            client.set_contexts("disk", queries).unwrap();
+        }
+        client.go("disk").unwrap();
+        let outcome = converse(client, common::config(TlsPolicy::Off), 5);
+        assert_eq!(outcome.client.unwrap().contexts.len(), 1);
+        let server = outcome.server.unwrap();
+        assert_eq!((server.contexts.len(), server.hears_shutdown), (1, hears), "{queries:?}");
+    }
+}
+
 #[test]
 fn contexts_of_another_export_do_not_count() {
     let mut client = client(TlsMode::Off, HeaderStyle::Structured);

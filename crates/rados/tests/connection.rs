@@ -252,7 +252,7 @@ fn a_refusal_of_all_modes_says_so() {
     };
     let kind = refused_after(handshake()[..1].into(), frame(Tag::AUTH_BAD_METHOD, &refusal));
     let reason =
-        "it protects connections by mode 4, and only secure, crc is wanted (ms_mon_client_mode)";
+        "connection modes do not match: offered mode 4, wanted secure, crc (ms_mon_client_mode)";
     assert_eq!(kind, ErrorKind::Refused { reason: reason.to_owned(), errno: 95 });
 }
 

@@ -272,7 +272,7 @@ fn read_cached(file: BorrowedFd<'_>, offset: u64, memory: &[Segment]) -> io::Res
 }
 
 /// Whether a file is in memory and nowhere else (tmpfs(5)), so that nothing it is asked waits for storage.
-fn is_in_memory(file: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_in_memory(file: BorrowedFd<'_>) -> bool {
     // The nodes of devices are on such a file system, too.
     let is_regular = fstat(file).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
     is_regular

@@ -4,7 +4,7 @@
 //!   [`Completion`]s. Below it is an io_uring ([`uring`]) or, where the kernel refuses that, a bounded pool of
 //!   threads ([`Pool`]). By a thread that may wait: [`segments`].
 //! - What a file or block device can do and where its holes are: [`fallocate`], [`holes`], [`block_device`],
-//!   [`direct`], [`lock`]; what of it is in memory: [`page_cache`].
+//!   [`direct`], [`lock`]; what of it is in memory: [`page_cache`]; what comes of its end: [`close`].
 //! - Sockets: [`net`], and their files: [`SocketFile`]. How long to look before going to sleep: [`spin`].
 //! - Block devices of the kernel that a process serves: [`ublk`], [`nbd`] and, for the latter, [`netlink`]; what such a
 //!   process must not wait for: [`write_back`]. File systems that it serves: [`fuse`].
@@ -15,6 +15,7 @@
 //! `SAFETY` line here names.
 
 pub mod block_device;
+mod close;
 mod copy_range;
 pub mod credentials;
 pub mod direct;
@@ -46,6 +47,7 @@ pub mod uring;
 pub mod write_back;
 mod writer;
 
+pub use close::close;
 pub use event::{Event, EventWatch, PeerEvent, Timer, Waitable};
 pub use io_queue::{Files, IoEngine, IoQueue};
 pub use operation::{Completion, Operation};

@@ -58,7 +58,7 @@ impl fmt::Display for LockError {
                     None => write!(f, "another opener holds a lock on it, for {how}"),
                 }
             }
-            Self::Failed(err) => write!(f, "it cannot be locked: {err}"),
+            Self::Failed(err) => write!(f, "locking failed: {err}"),
         }
     }
 }

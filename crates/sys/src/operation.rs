@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use blockyard_buf::{FileRange, Segments, total_len};
 use rustix::fs::{Advice, fadvise, fdatasync};
+use rustix::io::ReadWriteFlags;
 
 use crate::fallocate::Allocate;
 use crate::holes::{self, Run};
@@ -119,7 +120,8 @@ impl Operation {
         match self {
             Self::Read { offset, memory } => transfer::read(file, *offset, memory, false),
             Self::Write { offset, memory, durable } => {
-                transfer::write(file, *offset, memory, *durable)
+                let how = if *durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+                transfer::write(file, *offset, memory, how)
             }
             Self::CopyRange { offset, from, may_share } => {
                 copy_range::copy(file, *offset, from, *may_share)

@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use crate::lane::is_in_memory;
+
 /// cachestat(2), the same number on all architectures; since Linux 6.5.
 const SYS_CACHESTAT: libc::c_long = 451;
 
@@ -34,6 +36,15 @@ const _: () = assert!(size_of::<Range>() == 16 && size_of::<Stat>() == 40);
 pub fn is_known(file: BorrowedFd<'_>) -> bool {
     stat(file, 0, 1).is_ok()
         && !matches!(read_byte(file, 0), Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS))
+}
+
+/// Whether the kernel can try to read the file without waiting. It cannot where a server is asked, as by FUSE and NFS: all that
+/// io_uring is asked of such a file is done by threads of the kernel, few for all files that one thread of ours submits
+/// for, and of writes one at a time for each of 64 parts of all files (io_uring/io-wq.c). One that does not answer has
+/// all of them, and others wait. What is in memory answers.
+#[must_use]
+pub fn can_try(file: BorrowedFd<'_>) -> bool {
+    is_in_memory(file) || read_byte(file, 0) != Err(Errno::OPNOTSUPP)
 }
 
 /// Whether `len` bytes from `offset` on, at least one, can be had without waiting for storage. A page that is being read counts

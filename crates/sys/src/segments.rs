@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use blockyard_buf::{Access, Segment};
+use rustix::io::ReadWriteFlags;
 
 use crate::net::{Faults, IOV_MAX};
 use crate::transfer;
@@ -28,15 +29,20 @@ pub fn read_at(file: BorrowedFd<'_>, offset: u64, into: &[Segment]) -> io::Resul
     }
 }
 
-/// Writes to `offset` of a file (pwritev2(2)); says how many bytes. Otherwise as [`read_at`], but nothing is written for memory
-/// that is lost.
+/// Writes to `offset` of a file (pwritev2(2)), in the way that the flags say; says how many bytes. Otherwise as [`read_at`], but
+/// nothing is written for memory that is lost.
 ///
 /// # Errors
 /// What pwritev2(2) says: `EFAULT` for memory that is lost.
-pub fn write_at(file: BorrowedFd<'_>, offset: u64, from: &[Segment]) -> io::Result<usize> {
+pub fn write_at(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    from: &[Segment],
+    how: ReadWriteFlags,
+) -> io::Result<usize> {
     let from = from.get(..IOV_MAX).unwrap_or(from);
     loop {
-        match transfer::write(file, offset, from, false) {
+        match transfer::write(file, offset, from, how) {
             Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
             Err(err) if err.raw_os_error() == Some(libc::EFAULT) => {
                 // It is found out which, for who asks later.
@@ -60,8 +66,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back_also_to_memory_that_is_lost() {
         let file = tempfile::tempfile().unwrap();
+        let write_at =
+            |at, parts: &[Segment]| write_at(file.as_fd(), at, parts, ReadWriteFlags::empty());
         let parts = [b"one ".to_vec(), Vec::new(), b"two".to_vec()].map(Segment::from_vec);
-        assert_eq!(write_at(file.as_fd(), 3, &parts).unwrap(), 7);
+        assert_eq!(write_at(3, &parts).unwrap(), 7);
         let back = [2, 5, 9].map(|len| Segment::from_vec(vec![0; len]));
         assert_eq!(read_at(file.as_fd(), 3, &back).unwrap(), 7);
         assert_eq!((back[0].to_vec(), back[1].to_vec()), (b"on".to_vec(), b"e two".to_vec()));
@@ -71,11 +79,11 @@ mod tests {
         let mapping = SharedMapping::new(guest.as_fd(), 0, 8192).unwrap();
         ftruncate(&guest, 4096).unwrap();
         let part = [mapping.segment(4096, 7)];
-        let refused = write_at(file.as_fd(), 0, &part).unwrap_err();
+        let refused = write_at(0, &part).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EFAULT));
         assert!(mapping.is_lost(), "who has lost it is told");
         assert_eq!(read_at(file.as_fd(), 3, &part).unwrap(), 7);
         let many = vec![Segment::from_vec(vec![7]); IOV_MAX + 1];
-        assert_eq!(write_at(file.as_fd(), 0, &many).unwrap(), IOV_MAX);
+        assert_eq!(write_at(0, &many).unwrap(), IOV_MAX);
     }
 }

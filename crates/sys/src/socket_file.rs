@@ -316,7 +316,7 @@ impl<'a> Temporary<'a> {
             match self.place.look()? {
                 Found::Stale => {}
                 Found::NoSocket => {
-                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is not a socket"));
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, "not a socket"));
                 }
                 Found::Alive => return Err(io::ErrorKind::AddrInUse.into()),
                 // It has just gone.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use blockyard_buf::Segment;
+use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
 /// One element of a vector. Its pointer is only ever used by the kernel.
@@ -54,11 +55,11 @@ pub(crate) fn write(
     file: BorrowedFd<'_>,
     offset: u64,
     memory: &[Segment],
-    durable: bool,
+    flags: ReadWriteFlags,
 ) -> io::Result<usize> {
     let vector: Vector = memory.iter().map(IoVec::of).collect();
     let (count, offset) = (arguments(&vector)?, position(offset)?);
-    let flags = if durable { libc::RWF_DSYNC } else { 0 };
+    let flags = flags.bits().cast_signed();
     // SAFETY: every element of the vector is a segment's memory, which the kernel only reads, and `memory`
     // keeps it mapped during the call.
     let moved = unsafe { libc::pwritev2(file.as_raw_fd(), pointer(&vector), count, offset, flags) };

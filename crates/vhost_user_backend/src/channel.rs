@@ -15,6 +15,7 @@ use rustix::net::{
 use thiserror::Error;
 
 use crate::backend::Backend;
+use crate::device::CommandError;
 
 /// After which time a signal that the kernel has refused is tried again.
 const SIGNAL_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
@@ -37,6 +38,9 @@ pub(crate) enum Close {
     /// A message that cannot be now, or not with what was set up before.
     #[error("{0}")]
     Refused(String),
+    /// What it had asked for does not end.
+    #[error("{0}")]
+    Hangs(CommandError),
     /// Memory that it shares with us became shorter, and was needed.
     #[error(
         "the file of its memory became shorter, and what was there is gone; memory that is sealed (QEMU: \

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
 use blockyard_buf::{GuestMemory, Segment, SharedMapping};
 use blockyard_sys::PeerEvent;
@@ -52,6 +53,11 @@ pub trait Device: Send + Sync + 'static {
     fn queue_starts(&self, resumes: bool) {
         let _ = resumes;
     }
+    /// How long what a queue has in flight may take when it is to stop. Then the front-end is hung up on, and its memory is out
+    /// of reach of what is still in flight. `None`: as long as it takes.
+    fn stop_patience(&self) -> Option<Duration> {
+        None
+    }
     /// Queues that were served are about to be stopped, all of them.
     fn queues_stop(&self) {}
     /// The front-end has left. None of its requests is carried out any more.
@@ -84,6 +90,9 @@ pub trait Queue {
     fn set_memory(&self, memory: Arc<GuestMemory>) -> Result<(), CommandError>;
     /// Takes nothing more from the ring. What is in flight ends first.
     fn begin_stop(&self) -> Stopping;
+    /// What is in flight does not end: nothing of it is given back any more, nor waited for. Only of a device that has
+    /// [`Device::stop_patience`].
+    fn abandon(&self) {}
 }
 
 /// Why a queue did not do what it was told.
@@ -98,6 +107,9 @@ pub enum CommandError {
     /// Its thread has ended.
     #[error("queue {0}: its thread has exited")]
     Gone(u32),
+    /// What it has in flight does not end.
+    #[error("queue {0}: requests in flight did not finish within {1:?}")]
+    Hangs(u32, Duration),
 }
 
 /// All that a queue needs to start.
@@ -160,5 +172,18 @@ impl Stopping {
     /// What it says; [`CommandError::Gone`] if it says nothing.
     pub fn wait(self) -> Answer {
         self.reply.recv().unwrap_or(Err(CommandError::Gone(self.index)))
+    }
+
+    /// Waits until it is, or patience, if there is a limit to it, is at its end.
+    ///
+    /// # Errors
+    /// As of [`Stopping::wait`]; [`CommandError::Hangs`] if it is not in time.
+    pub(crate) fn wait_for(self, patience: Option<Duration>) -> Answer {
+        let Some(patience) = patience else { return self.wait() };
+        match self.reply.recv_timeout(patience) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => Err(CommandError::Hangs(self.index, patience)),
+            Err(RecvTimeoutError::Disconnected) => Err(CommandError::Gone(self.index)),
+        }
     }
 }

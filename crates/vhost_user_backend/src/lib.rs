@@ -20,6 +20,7 @@ mod backend;
 mod channel;
 mod device;
 mod error;
+mod fault;
 mod inflight;
 mod listener;
 mod server;
@@ -31,6 +32,7 @@ pub use device::{
     Answer, CommandError, Device, Events, Queue, RegionPart, Setup, Stopping, not_writable,
 };
 pub use error::{Error, ErrorKind};
+pub use fault::Fault;
 pub use listener::{Listener, bind};
 pub use server::{Prepared, Server, Status};
 

@@ -71,24 +71,30 @@ impl Listener {
 /// [`ErrorKind::InUse`] if somebody listens there, or it is no socket; [`ErrorKind::NotPermitted`], [`ErrorKind::Io`].
 pub fn bind(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
     let failed = |err: io::Error| {
-        let (kind, remedy) = match err.kind() {
+        let (kind, problem, remedy) = match err.kind() {
             io::ErrorKind::AlreadyExists => (
                 ErrorKind::InUse,
-                "it exists and is not a socket; choose another path, or remove it",
+                "the file exists and is not a socket",
+                "choose another path, or remove the file",
             ),
             io::ErrorKind::AddrInUse => (
                 ErrorKind::InUse,
-                "address in use; choose another, or stop the process that listens there",
+                "address in use",
+                "choose another path, or stop the process that listens there (see: ss -lpn)",
             ),
             io::ErrorKind::PermissionDenied => {
-                (ErrorKind::NotPermitted, "permission denied; its directory must be writable")
+                (ErrorKind::NotPermitted, "permission denied", "choose a writable directory")
             }
             io::ErrorKind::NotFound => {
-                (ErrorKind::Config, "its directory does not exist; create it")
+                (ErrorKind::Config, "the directory does not exist", "create the directory")
             }
-            _ => (ErrorKind::Io, "the system refused"),
+            _ => {
+                let what = format!("cannot listen on {}", path.display());
+                return Error::new(ErrorKind::Io, what).caused_by(err);
+            }
         };
-        Error::new(kind, format!("cannot listen on {}: {remedy}", path.display())).caused_by(err)
+        let what = format!("cannot listen on {}: {problem}", path.display());
+        Error::new(kind, what).help(remedy).caused_by(err)
     };
     let (socket, file) = SocketFile::bind(path, mode, BACKLOG).map_err(failed)?;
     Ok(Listener {

@@ -150,7 +150,7 @@ fn serve<D: Device>(device: &Arc<D>, mut listener: Listener) {
             Ok(Some(socket)) => socket,
             Ok(None) => return,
             Err(err) => {
-                tracing::error!(socket = backend.name(), error = %err, "no more front-ends are accepted");
+                tracing::error!(socket = backend.name(), error = %err, "stopped accepting front-ends");
                 return;
             }
         };
@@ -159,10 +159,15 @@ fn serve<D: Device>(device: &Arc<D>, mut listener: Listener) {
         let close = Session::new(device, socket).run();
         backend.connected.store(false, Ordering::Relaxed);
         match close {
-            Close::Left | Close::Stopped => tracing::info!(socket = backend.name(), "{close}"),
-            Close::Io(_) => tracing::warn!(socket = backend.name(), "{close}"),
-            Close::Wire(_) | Close::Refused(_) | Close::MemoryLost => {
-                tracing::warn!(socket = backend.name(), "front-end disconnected: {close}");
+            Close::Left | Close::Stopped => {
+                tracing::info!(socket = backend.name(), reason = %close, "front-end disconnected");
+            }
+            Close::Io(_)
+            | Close::Wire(_)
+            | Close::Refused(_)
+            | Close::Hangs(_)
+            | Close::MemoryLost => {
+                tracing::warn!(socket = backend.name(), reason = %close, "front-end disconnected");
             }
         }
     }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use blockyard_buf::{GuestMemory, RegionSpec};
 use blockyard_sys::PeerEvent;
@@ -16,7 +17,7 @@ use rustix::event::PollFlags;
 
 use crate::backend::Backend;
 use crate::channel::{Channel, Close, Incoming, send_some};
-use crate::device::{Device, Queue, RegionPart, Setup};
+use crate::device::{CommandError, Device, Queue, RegionPart, Setup};
 use crate::inflight::InflightFile;
 use crate::vring::Vring;
 
@@ -108,7 +109,11 @@ impl<'a, D: Device> Session<'a, D> {
             Ok(Answer::Done) => return Ok(()),
             Err(Close::Refused(what)) if wants_ack && self.refusals < MAX_REFUSALS => {
                 self.refusals += 1;
-                tracing::warn!(socket = self.backend.name(), "invalid vhost-user request: {what}");
+                tracing::warn!(
+                    socket = self.backend.name(),
+                    error = what,
+                    "invalid vhost-user request"
+                );
                 (Reply::Number(1), None)
             }
             Err(close) => return Err(close),
@@ -327,14 +332,31 @@ impl<'a, D: Device> Session<'a, D> {
         let vring = self.vring(index)?;
         // The next start has to bring these anew ("stop ring upon receiving VHOST_USER_GET_VRING_BASE").
         (vring.kick, vring.call) = (None, None);
-        if let (Some(queue), true) = (&vring.queue, vring.running) {
-            vring.base = queue.begin_stop().wait().map_err(refused)?;
-            vring.running = false;
-            let base = vring.base;
-            self.backend.queues.fetch_sub(1, Ordering::Relaxed);
-            return Ok(base);
+        let Some(stopping) = vring.queue.as_ref().filter(|_| vring.running).map(Queue::begin_stop)
+        else {
+            return Ok(vring.base);
+        };
+        match stopping.wait_for(self.device.stop_patience()) {
+            Ok(base) => {
+                let vring = self.vring(index)?;
+                (vring.base, vring.running) = (base, false);
+                self.backend.queues.fetch_sub(1, Ordering::Relaxed);
+                Ok(base)
+            }
+            // All are stopped next, and then it is not waited for again.
+            Err(hangs @ CommandError::Hangs(..)) => {
+                self.abandon();
+                Err(Close::Hangs(hangs))
+            }
+            Err(err) => Err(refused(err)),
         }
-        Ok(vring.base)
+    }
+
+    /// Some of what is in flight does not end. It has nothing to do with the guest any more, which may do with its memory what it
+    /// likes.
+    fn abandon(&self) {
+        self.memory.lose();
+        self.vrings.iter().filter_map(|vring| vring.queue.as_ref()).for_each(Queue::abandon);
     }
 
     fn stop_all(&mut self) {
@@ -349,10 +371,15 @@ impl<'a, D: Device> Session<'a, D> {
                 vring.queue.as_ref().map(Queue::begin_stop)
             })
             .collect();
+        let end = self.device.stop_patience().map(|patience| Instant::now() + patience);
         for stopped in stopping {
             self.backend.queues.fetch_sub(1, Ordering::Relaxed);
+            let patience = end.map(|end| end.saturating_duration_since(Instant::now()));
             // A queue whose thread has ended is stopped.
-            let _ = stopped.wait();
+            if let Err(hangs @ CommandError::Hangs(..)) = stopped.wait_for(patience) {
+                tracing::warn!(socket = self.backend.name(), "{hangs}");
+                self.abandon();
+            }
         }
     }
 
@@ -408,7 +435,7 @@ impl<'a, D: Device> Session<'a, D> {
             Ok(sent) if sent == message.len() => {}
             _ => tracing::warn!(
                 socket = self.backend.name(),
-                "cannot notify the front-end of a change of the device"
+                "cannot notify the front-end of a configuration change"
             ),
         }
     }
@@ -430,6 +457,6 @@ fn bad_region(region: &RegionSpec, err: &std::io::Error) -> Close {
 /// The event that came with a message.
 fn event(fd: Option<OwnedFd>) -> Result<Option<Arc<PeerEvent>>, Close> {
     let event = fd.map(PeerEvent::from_fd).transpose();
-    let event = event.map_err(|err| Close::Refused(format!("an event that is none: {err}")))?;
+    let event = event.map_err(|err| Close::Refused(format!("not an eventfd: {err}")))?;
     Ok(event.map(Arc::new))
 }

@@ -59,6 +59,12 @@ const SOAKS: &[Soak] = &[
         amount: &[],
     },
     Soak {
+        name: "changes",
+        about: "disks that do not answer, added, changed and removed beside verified loads",
+        tests: &["-p", "blockyard", "--test", "api", "bystanders"],
+        amount: &[("BLOCKYARD_RUNS", "20")],
+    },
+    Soak {
         name: "copy",
         about: "a copy that is killed, and its target's server with it, at any time",
         tests: &["-p", "blockyard", "--test", "copy_crashes"],

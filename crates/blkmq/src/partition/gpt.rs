@@ -39,7 +39,7 @@ pub enum GptFault {
     #[error("wrong checksum of the header")]
     HeaderCrc,
     /// The header says that it is elsewhere.
-    #[error("it says that it is at block {0}")]
+    #[error("header names block {0} as its own")]
     MyLba(u64),
     /// The usable blocks are not on the disk, or none.
     #[error("usable blocks {first} to {last} are not on the disk")]

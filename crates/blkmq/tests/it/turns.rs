@@ -194,20 +194,20 @@ fn who_is_short_of_something_has_the_disk_ticked_soon() {
 
 #[test]
 fn who_waits_with_nothing_that_can_be_done_leaves_its_share_of_the_tags() {
-    let rig = rig(set(1, 4), limits(), 64);
+    let rig = rig(set(1, 16), limits(), 64);
     let other = rig.another(1).unwrap();
     let bdev = other.open(None, OpenMode::ReadWrite).unwrap();
-    (0..4).for_each(|sector| rig.submit(0, read(sector)));
+    (0..16).for_each(|sector| rig.submit(0, read(sector)));
     bdev.submit(0, told(&rig, read(0)));
-    assert_eq!(rig.script.out(), 4);
+    assert_eq!(rig.script.out(), 16);
     other.set_capacity(Sector(0)).unwrap();
     rig.script.finish_all();
     let mut ends = statuses(&rig);
     ends.sort_by_key(|status| status.errno());
-    assert_eq!(ends[..4], [Status::Ok; 4]);
-    assert_eq!(ends[4..], [Status::OutOfRange]);
-    (0..4).for_each(|sector| rig.submit(0, read(sector)));
-    assert_eq!(rig.script.out(), 4, "all tags, not a half of them");
+    assert_eq!(ends[..16], [Status::Ok; 16]);
+    assert_eq!(ends[16..], [Status::OutOfRange]);
+    (0..16).for_each(|sector| rig.submit(0, read(sector)));
+    assert_eq!(rig.script.out(), 16, "all tags, not a half of them");
     rig.script.finish_all();
     rig.layer.del_disk(&other);
     drop((bdev, other));

@@ -132,16 +132,16 @@ pub fn ask_all(path: &str) -> Result<Vec<(PathBuf, Answer)>> {
             Ok(stream) => match ask(stream, &Ask::get(path), Some(PATIENCE)) {
                 Ok(answer) if answer.status.is_success() => answers.push((socket, answer)),
                 Ok(answer) => {
-                    tracing::warn!(pid, status = %answer.status, "a daemon does not answer");
+                    tracing::warn!(pid, status = %answer.status, "no answer from a daemon");
                 }
-                Err(err) => tracing::warn!(pid, error = %err, "a daemon does not answer"),
+                Err(err) => tracing::warn!(pid, error = %err, "no answer from a daemon"),
             },
             Err(err) if err.kind() == io::ErrorKind::ConnectionRefused => {
                 // It may stay: it is in nobody's way.
                 let _ = SocketFile::remove_stale(&socket);
             }
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            Err(err) => tracing::warn!(pid, error = %err, "a daemon cannot be reached"),
+            Err(err) => tracing::warn!(pid, error = %err, "cannot connect to a daemon"),
         }
     }
     Ok(answers)

@@ -73,7 +73,7 @@ fn check(directory: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(directory) {
         Ok(found) if private(&found) => Ok(()),
         Ok(_) => {
-            let what = "it must belong to this user, with mode 0700";
+            let what = "the directory must belong to this user, with mode 0700";
             Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
         }
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),

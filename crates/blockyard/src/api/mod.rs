@@ -50,8 +50,6 @@ pub type Reply = oneshot::Sender<Result<()>>;
 pub struct Attached {
     /// What is told of it.
     pub device: DeviceReport,
-    /// What tells it from a later one of the same name.
-    pub mark: u64,
     /// Takes it from the kernel, and ends the daemon.
     pub detach: mpsc::Sender<Reply>,
 }

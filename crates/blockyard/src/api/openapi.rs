@@ -9,6 +9,7 @@ use super::routes::{self, Served};
 use crate::disks::{self, OptionSpec, ValueKind};
 use crate::exports;
 use crate::metrics;
+use crate::text::suggest;
 
 /// Something that can be asked for.
 pub(super) struct Operation {
@@ -96,14 +97,14 @@ pub(super) static OPERATIONS: &[Operation] = &[
         summary: "200 while the daemon serves, 503 once it is shutting down",
         query: &[],
         body: None,
-        answers: &[(200, Told::Text)],
+        answers: &[(200, Told::Text), (503, Told::Text)],
         route: || get(routes::readyz),
     },
     Operation {
         method: "get",
         path: "/v1/events",
         summary: "Server-sent events; Last-Event-ID resumes after an event",
-        query: &[],
+        query: &["Last-Event-ID"],
         body: None,
         answers: &[(200, Told::Events)],
         route: || get(routes::events),
@@ -236,6 +237,9 @@ pub(super) static OPERATIONS: &[Operation] = &[
     },
 ];
 
+/// What of the parameters of operations are headers.
+const HEADERS: &[&str] = &["If-None-Match", "Last-Event-ID", "Prefer"];
+
 /// The document.
 #[must_use]
 pub fn document() -> Value {
@@ -267,20 +271,70 @@ fn in_json(schema: &Value) -> Value {
 }
 
 impl Operation {
+    /// The parameters that its query may have.
+    pub(super) fn parameters(&self) -> Vec<&'static str> {
+        self.query.iter().copied().filter(|name| !HEADERS.contains(name)).collect()
+    }
+
+    /// Whether it is sent anything.
+    pub(super) fn has_body(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// The statuses of what is refused, with what they mean here.
+    fn refusals(&self) -> Vec<(u16, &'static str)> {
+        let (is_change, has_path) = (self.method != "get", self.path.contains('{'));
+        let is_only_new = self.query.contains(&"If-None-Match");
+        let listens = self.answers.iter().any(|(_, told)| matches!(told, Told::Events));
+        let all = [
+            (400, "A parameter, a field or a value is not valid.", true),
+            (403, "The daemon's user may not do that.", is_change),
+            (404, "There is no such thing.", has_path || self.has_body()),
+            (408, "The body did not arrive in time.", self.has_body()),
+            (409, "Something is in use, or already exists and differs.", is_change),
+            (412, "A disk of that name already exists.", is_only_new),
+            (413, "The body is too long.", self.has_body()),
+            (500, "It failed.", is_change),
+            (501, "The kernel or this build lacks what is needed.", is_change),
+            (503, "Too many jobs or clients.", is_change || listens),
+        ];
+        all.into_iter()
+            .filter_map(|(status, what, can_be)| can_be.then_some((status, what)))
+            .collect()
+    }
+
     /// Whether anybody may ask for it who reaches an address for metrics.
     pub(super) fn is_open(&self) -> bool {
         !self.path.starts_with("/v1/")
     }
 
+    fn headers_of_job(&self) -> Value {
+        let mut headers = json!({ "Location": {
+            "description": "path of the job", "schema": { "type": "string" },
+        } });
+        if self.query.contains(&"Prefer") {
+            headers["Preference-Applied"] = json!({ "schema": { "const": "respond-async" } });
+        }
+        headers
+    }
+
     fn described(&self) -> Value {
         let names =
             self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let kinds: Vec<_> = exports::KINDS.iter().map(|kind| kind.name).collect();
         let in_path = names.map(|name| {
-            json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } })
+            let schema = match name {
+                "kind" => json!({ "enum": kinds }),
+                "id" => json!({ "type": "integer", "minimum": 0 }),
+                _ => json!({ "type": "string" }),
+            };
+            json!({ "name": name, "in": "path", "required": true, "schema": schema })
         });
         let in_query = self.query.iter().map(|name| match *name {
-            "mark" => json!({ "name": name, "in": "query", "required": true, "schema": { "type": "integer" },
+            "mark" => json!({ "name": name, "in": "query", "required": true, "schema": mark_schema(),
                               "description": "distinguishes the device from a later one of the same name" }),
+            "Last-Event-ID" => json!({ "name": name, "in": "header", "schema": { "type": "string" },
+                                       "description": "the id of an event, to resume after" }),
             "shrink" => json!({ "name": name, "in": "query", "schema": { "type": "boolean" },
                                 "description": "allow shrinking" }),
             "If-None-Match" => json!({ "name": name, "in": "header", "schema": { "const": "*" },
@@ -311,18 +365,26 @@ impl Operation {
             };
             let what = match status {
                 201 => "Created.",
-                202 => "Accepted.",
-                204 => "Done.",
-                _ => "Done.",
+                202 => "Accepted: the job that does it.",
+                204 => "Done; the answer is empty.",
+                503 => "The daemon is shutting down.",
+                _ => "OK.",
             };
             let mut answer = json!({ "description": what });
             if let Some(content) = content {
                 answer["content"] = content;
             }
+            if *status == 202 {
+                answer["headers"] = self.headers_of_job();
+            }
             answers.insert(status.to_string(), answer);
         }
-        let problem = in_json(&reference("Problem"));
-        answers.insert("default".into(), json!({ "description": "Refused.", "content": problem }));
+        let refused =
+            |what| json!({ "description": what, "content": in_json(&reference("Problem")) });
+        for (status, what) in self.refusals() {
+            answers.entry(status.to_string()).or_insert_with(|| refused(what));
+        }
+        answers.insert("default".into(), refused("Refused."));
         let mut operation = json!({
             "summary": self.summary,
             "parameters": in_path.chain(in_query).collect::<Vec<_>>(),
@@ -344,6 +406,10 @@ fn object(properties: &[(&str, Value)]) -> Value {
     json!({
         "type": "object", "properties": properties, "required": names, "additionalProperties": false,
     })
+}
+
+fn mark_schema() -> Value {
+    json!({ "type": "string", "pattern": "^[0-9a-f]{16}$", "examples": ["427952440badcafe"] })
 }
 
 fn list(schema: &Value) -> Value {
@@ -395,6 +461,7 @@ fn schemas() -> Value {
         ]),
         "Device": object(&[
             ("path", text.clone()), ("via", text.clone()), ("uri", text.clone()), ("recoverable", flag.clone()),
+            ("mark", mark_schema()),
         ]),
         "Event": { "oneOf": [
             event("disk_added", std::slice::from_ref(&disk)),
@@ -415,7 +482,7 @@ fn schemas() -> Value {
             object(&[("kind", json!({ "const": "check" })), ("disk", text.clone())]),
             new_copy(),
         ] },
-        "Settings": options(disks::settings()),
+        "Settings": settings(),
         "NewExport": new_export(),
     })
 }
@@ -447,14 +514,22 @@ fn options(options: impl Iterator<Item = &'static OptionSpec>) -> Value {
     json!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
+fn settings() -> Value {
+    let mut schema = options(disks::settings());
+    schema["minProperties"] = 1.into();
+    schema
+}
+
 const FOLDER: &str = "base of relative paths [default: working directory of the daemon]";
 
 fn new_disk() -> Value {
     let of_kinds = disks::KINDS.iter().flat_map(|kind| kind.all_options());
     let mut schema = options(of_kinds.filter(|option| option.name != "name"));
     let usages: Vec<_> = disks::KINDS.iter().map(|kind| kind.usage).collect();
-    schema["properties"]["uri"] =
-        json!({ "type": "string", "description": "the disk", "examples": usages });
+    schema["properties"]["uri"] = json!({
+        "type": "string", "description": format!("the disk: {}", suggest::list(&usages)),
+        "examples": ["ram:1G", "file:/srv/disk.img"],
+    });
     schema["properties"]["folder"] = json!({ "type": "string", "description": FOLDER });
     schema["required"] = json!(["uri"]);
     schema

@@ -1,7 +1,9 @@
 //! What a request says, checked: nothing that is not understood is left out.
 
+use std::fmt;
 use std::path::PathBuf;
 
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value as Json};
 
 use super::problem::{Answer, Refusal};
@@ -17,13 +19,57 @@ fn field(name: &str) -> String {
     format!("body.{name}")
 }
 
+/// The members of an object in the order in which they come, also if there are two of a name, which RFC 8259 leaves open and
+/// a map would forget.
+struct Members(Vec<(String, Json)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        from.deserialize_map(Object)
+    }
+}
+
+fn given_twice(place: String, name: &str) -> Refusal {
+    let err = Error::usage(format!("{name:?} is given twice"));
+    Refusal::new(place, &err.help("remove one"))
+}
+
 /// The body as an object.
 pub(super) fn object(body: &[u8]) -> Answer<Map<String, Json>> {
-    match serde_json::from_slice(body) {
-        Ok(Json::Object(object)) => Ok(object),
-        Ok(_) => Err(Refusal::usage("body", "the body is not a JSON object")),
-        Err(err) => Err(Refusal::usage("body", format!("invalid JSON: {err}"))),
+    let Members(members) = serde_json::from_slice(body).map_err(|err| {
+        let what = if err.is_data() {
+            "the body is not a JSON object".into()
+        } else {
+            format!("invalid JSON: {err}")
+        };
+        Refusal::usage("body", what)
+    })?;
+    let mut object = Map::new();
+    for (name, value) in members {
+        if object.contains_key(&name) {
+            return Err(given_twice(field(&name), &name));
+        }
+        object.insert(name, value);
     }
+    Ok(object)
 }
 
 /// A value as an option in a URI has it.
@@ -112,7 +158,7 @@ pub(super) fn export(
         let value = option.value.parse(option.name, option.default, &text_of(&key, &value)?);
         let value = value.map_err(|problem| Refusal::usage(field(&key), problem))?;
         if given.contains(&option.name) {
-            return Err(Refusal::usage(field(&key), format!("{key:?} is given twice")));
+            return Err(given_twice(field(&key), option.name));
         }
         given.push(option.name);
         plan = plan.with(option.name, value);
@@ -171,12 +217,17 @@ pub(super) fn settings(object: Map<String, Json>) -> Answer<Vec<Wanted>> {
     if object.is_empty() {
         return Err(Refusal::usage("body", "no settings given"));
     }
-    let wanted = |(key, said): (String, Json)| {
+    let mut all: Vec<Wanted> = Vec::with_capacity(object.len());
+    for (key, said) in object {
         let (option, value) = setting(&key, &text_of(&key, &said)?)
             .map_err(|err: Error| Refusal::new(field(&key), &err))?;
-        Ok(Wanted { option, value, said })
-    };
-    object.into_iter().map(wanted).collect()
+        // By its short name, say.
+        if all.iter().any(|other| other.option.name == option.name) {
+            return Err(given_twice(field(&key), option.name));
+        }
+        all.push(Wanted { option, value, said });
+    }
+    Ok(all)
 }
 
 /// What a query says of `known` parameters.
@@ -189,13 +240,21 @@ impl Query {
             let (key, value) = text.split_once('=').unwrap_or((text, "1"));
             let place = || format!("query.{key}");
             if !known.contains(&key) {
-                let what = format!("unknown parameter {key:?}; {}", suggest::hint(key, known));
-                return Err(Refusal::usage(place(), what));
+                let err = Error::usage(format!("unknown parameter {key:?}"));
+                return Err(Refusal::new(place(), &err.help(suggest::hint(key, known))));
             }
             let value = uri::decode(value).map_err(|problem| Refusal::usage(place(), problem))?;
             Ok((key.to_owned(), value))
         };
-        parameters.map(parse).collect::<Answer<_>>().map(Self)
+        let mut all: Vec<(String, String)> = Vec::new();
+        for parameter in parameters.map(parse) {
+            let (key, value) = parameter?;
+            if all.iter().any(|(other, _)| *other == key) {
+                return Err(given_twice(format!("query.{key}"), &key));
+            }
+            all.push((key, value));
+        }
+        Ok(Self(all))
     }
 
     pub(super) fn text(&self, key: &str) -> Option<&str> {
@@ -219,6 +278,25 @@ mod tests {
     use super::*;
     use crate::exports;
     use crate::yard::config;
+
+    #[test]
+    fn what_is_said_twice_is_refused() {
+        let place = |refused: Refusal| refused.problem().r#where.clone();
+        let refused = object(br#"{"depth": 7, "uri": "ram:1M", "depth": 8}"#).unwrap_err();
+        assert_eq!(place(refused), "body.depth");
+        let twice = br#"{"ro": true, "read_only": false}"#;
+        let refused = settings(object(twice).unwrap()).err().unwrap();
+        assert_eq!(refused.problem().what, r#""read_only" is given twice"#);
+        let whole = br#"{"uri": "ram:1M", "ro": true, "read_only": true}"#;
+        assert!(disk("a", object(whole).unwrap()).is_err());
+        assert_eq!(
+            place(Query::parse(Some("save=1&save=0"), &["save"]).err().unwrap()),
+            "query.save"
+        );
+        for wrong in [&b"[]"[..], b"7", b"", b"{", b"{} {}"] {
+            assert_eq!(place(object(wrong).unwrap_err()), "body");
+        }
+    }
 
     /// As a client that makes sure of its export finds a daemon that was started anew.
     #[test]

@@ -3,15 +3,18 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
 use axum::{Json, Router};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::jobs::{Cancel, Job, Jobs, Kind, NotBegun, Running, Wanted};
+use super::openapi::Operation;
 use super::problem::{Answer, Refusal};
 use super::request::{self, Query, WantedDisk};
 use super::{Attached, BODY_PATIENCE, MAX_LISTENERS, MAX_REQUEST, openapi};
@@ -55,7 +58,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
     let mut router = Router::new();
     for operation in openapi::OPERATIONS {
-        router = router.route(operation.path, (operation.route)());
+        router = router.route(operation.path, routed(operation));
     }
     let (jobs, listeners) = (Jobs::new(yard.events()), Arc::new(Semaphore::new(MAX_LISTENERS)));
     router
@@ -72,10 +75,21 @@ pub(super) fn router(yard: Arc<Yard>, attached: Option<Attached>) -> Router {
 pub(crate) fn metrics_router(yard: Arc<Yard>) -> Router {
     let mut router = Router::new();
     for operation in openapi::OPERATIONS.iter().filter(|it| it.is_open()) {
-        router = router.route(operation.path, (operation.route)());
+        router = router.route(operation.path, routed(operation));
     }
     let (jobs, listeners) = (Jobs::new(yard.events()), Arc::new(Semaphore::new(0)));
     router.with_state(Served { yard, attached: None, listeners, jobs })
+}
+
+/// An operation, which is not begun if something is asked for that its description does not have.
+fn routed(operation: &'static Operation) -> MethodRouter<Served> {
+    (operation.route)().route_layer(middleware::from_fn(async |request: Request, next: Next| {
+        Query::parse(request.uri().query(), &operation.parameters())?;
+        if !operation.has_body() && !request.body().is_end_stream() {
+            return Err(Refusal::usage("body", "this operation takes no body"));
+        }
+        Ok(next.run(request).await)
+    }))
 }
 
 fn nothing_there(path: &str) -> Refusal {
@@ -140,10 +154,11 @@ impl Served {
         })
     }
 
-    /// One that serves a disk of the kernel has that, and nothing else.
+    /// One that serves a disk of the kernel, or a directory, has that, and nothing else.
     pub(super) fn may_change(&self, place: &str) -> Answer<()> {
-        let Some(attached) = &self.attached else { return Ok(()) };
-        let what = format!("this daemon serves only {}", attached.device.path);
+        let device = self.attached.as_ref().map(|it| it.device.path.clone());
+        let Some(only) = device.or_else(|| self.yard.only()) else { return Ok(()) };
+        let what = format!("this daemon serves only {only}");
         Err(Refusal::new(place, &Error::new(ErrorKind::Busy, what)))
     }
 
@@ -395,9 +410,9 @@ pub(super) async fn delete_device(
 ) -> Answer<StatusCode> {
     let place = uri.path().to_owned();
     let query = Query::parse(query.as_deref(), &["mark"])?;
-    let mark = query.text("mark").and_then(|text| text.parse().ok());
+    let mark = query.text("mark").unwrap_or_default();
     let is_it = |attached: &Attached| {
-        crate::attach::device_name(&attached.device.path) == name && Some(attached.mark) == mark
+        crate::attach::device_name(&attached.device.path) == name && attached.device.mark == mark
     };
     let Some(attached) = served.attached.filter(is_it) else {
         return Err(Refusal::not_found(
@@ -446,6 +461,9 @@ pub(super) async fn events(
             Some((told, (Ok(read), room)))
         }
     });
+    // Whoever waits for the first bytes of an answer need not wait for an event.
+    let begun = futures_util::stream::iter([Ok(sse::Event::default().comment(""))]);
+    let stream = futures_util::StreamExt::chain(begun, stream);
     let answer = Sse::new(stream).keep_alive(KeepAlive::default());
     Ok(([(header::CACHE_CONTROL, "no-store")], answer).into_response())
 }

@@ -43,7 +43,7 @@ impl Server {
         Self::bind_in(&directory::runtime_dir()?, std::process::id(), yard, attached)
     }
 
-    pub(super) fn bind_in(
+    pub(crate) fn bind_in(
         directory: &Path,
         pid: u32,
         yard: Arc<Yard>,
@@ -148,14 +148,14 @@ where
                 // Who asks regularly may be asking now: it is answered.
                 served.as_mut().graceful_shutdown();
                 tokio::time::timeout(limit, served).await.unwrap_or_else(|_| {
-                    tracing::debug!("a connection whose client reads no answer is closed");
+                    tracing::debug!("connection closed: the client does not read its answer");
                     Ok(())
                 })
             }
         },
     };
     if let Err(err) = ended {
-        tracing::debug!(error = %err, "a control connection ended");
+        tracing::debug!(error = %err, "control connection closed");
     }
 }
 

@@ -39,8 +39,9 @@ async fn of_daemons_with_the_same_number_the_one_that_is_meant_is_asked_to_detac
             via: "nbd".into(),
             uri: "ram:1M".into(),
             recoverable: false,
+            mark: DeviceReport::told_mark(mark),
         };
-        let attached = Attached { device, mark, detach: ask };
+        let attached = Attached { device, detach: ask };
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         let server = Server::bind_in(dir.path(), 7, yard, Some(attached)).unwrap();
         tokio::spawn(server.serve());
@@ -49,6 +50,7 @@ async fn of_daemons_with_the_same_number_the_one_that_is_meant_is_asked_to_detac
     let (first, second) = (start("nbd0", 1), start("nbd1", 2));
     assert!(dir.path().join("7.sock").exists() && dir.path().join("7-1.sock").exists());
     let detach = async |device: &str, mark: u64| {
+        let mark = DeviceReport::told_mark(mark);
         let question = Ask::delete(format!("/v1/devices/{device}?mark={mark}"));
         let path = dir.path().to_owned();
         let ask = move || client::ask_one_in(&path, 7, &question);

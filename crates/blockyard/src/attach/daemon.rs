@@ -91,7 +91,7 @@ impl HangUps {
         if let Some(log) = &self.log {
             log.reopen();
         }
-        tracing::info!("SIGHUP ends nothing");
+        tracing::info!("SIGHUP ignored");
     }
 }
 
@@ -228,8 +228,8 @@ impl Attached {
                 via: record.via.name().into(),
                 uri: record.wish.uri.clone(),
                 recoverable: self.attachment.as_ref().is_some_and(Attachment::is_recoverable),
+                mark: DeviceReport::told_mark(record.mark),
             },
-            mark: record.mark,
             detach,
         }
     }
@@ -253,41 +253,35 @@ impl Attached {
                 return Err(err);
             }
         };
-        let housekeeper = tokio::spawn(Arc::clone(&self.server.yard).keep());
-        let control = tokio::spawn(control.serve());
-        tell_ready(
-            || term::say(self.record.path()),
-            || if background { launch::let_go() } else { Ok(()) },
-        );
-        crate::daemon::notify(&[sd_notify::NotifyState::Ready]);
-        let mut heard = Heard::new(signals, hang_ups, asked, (follow, state));
-        let end = loop {
-            let end = self.until_the_end(&mut heard).await;
-            if end == End::Detached || self.hand_over(&mut heard).await {
+        let ready = |(this, _): &(Self, Heard)| {
+            let let_go = || if background { launch::let_go() } else { Ok(()) };
+            tell_ready(|| term::say(this.record.path()), let_go);
+        };
+        let until = async |(this, heard): &mut (Self, Heard)| loop {
+            let end = this.until_the_end(heard).await;
+            if end == End::Detached || this.hand_over(heard).await {
                 break end;
             }
         };
-        crate::daemon::notify(&[sd_notify::NotifyState::Stopping]);
-        housekeeper.abort();
-        let (store, mark) = (self.store.clone(), self.record.mark);
-        let ended = match end {
-            End::Detached => {
-                // Who asks now has what it wants.
-                drop(heard);
-                let ended = crate::daemon::extending(self.end()).await;
-                // The last flush may have failed, too, and nobody goes on with the device.
-                store.forget_notes(mark);
-                ended
-            }
-            // Taking it down in order would wait for the kernel's requests. All of them are asked again.
-            End::HandedOver => {
-                std::mem::forget(self);
-                Ok(())
-            }
-        };
-        control.abort();
-        // Cancelled: that removes its socket.
-        let _ = control.await;
+        let yard = Arc::clone(&self.server.yard);
+        let heard = Heard::new(signals, hang_ups, asked, (follow, state));
+        crate::daemon::serve(yard, control, (self, heard), ready, until, Self::ended).await
+    }
+
+    /// What comes behind its end, and the exit code.
+    async fn ended((this, heard): (Self, Heard), end: End) -> Result<u8> {
+        if end == End::HandedOver {
+            // Taking it down in order would wait for the kernel's requests. All of them are asked again. Who asks to detach it is
+            // not told that it is.
+            std::mem::forget((this, heard));
+            return Ok(0);
+        }
+        // Who asks now has what it wants.
+        drop(heard);
+        let (store, mark) = (this.store.clone(), this.record.mark);
+        let ended = this.server.yard.end(this.server.grace).await.into_result();
+        // The last flush may have failed, too, and nobody goes on with the device.
+        store.forget_notes(mark);
         ended.map(|()| 0)
     }
 
@@ -298,7 +292,9 @@ impl Attached {
         let handing = crate::daemon::extending(handing);
         let left = while_refusing(handing, &mut heard.asked, &path).await;
         if left {
-            term::tell(format_args!("it waits for: blockyard recover {path}"));
+            term::tell(format_args!(
+                "{path} is left without a daemon; its I/O waits until you run: blockyard recover {path}"
+            ));
         } else {
             heard.handing_over.begin(self.server.disk(), self.server.grace, RETRY);
         }
@@ -329,7 +325,7 @@ impl Attached {
                     let path = self.record.path();
                     term::tell(format_args!("{path} was removed by another process: its disk is flushed and closed"));
                     if let Err(err) = self.detach().await {
-                        tracing::warn!(%err, "cannot remove the rest of the device");
+                        tracing::warn!(error = %err, "cannot remove the remains of the device");
                     }
                     return End::Detached;
                 }
@@ -346,7 +342,7 @@ impl Attached {
                     let before = std::mem::replace(&mut heard.state, now);
                     self.record.note(before, now);
                     if let Err(err) = self.save().await {
-                        tracing::warn!(%err, "cannot record its size and whether it is read-only");
+                        tracing::warn!(error = %err, "cannot update the attach record");
                     }
                     if before.read_only != now.read_only {
                         self.tell_read_only(heard, now.read_only);
@@ -376,14 +372,10 @@ impl Attached {
             let (store, record) = (self.store.clone(), self.record.clone());
             if let Err(err) = blocking(move || store.forget(&record, &held)).await {
                 // The device is gone: whoever looks next takes it off.
-                tracing::warn!(%err, "cannot remove the attach record");
+                tracing::warn!(error = %err, "cannot remove the attach record");
             }
         }
         Ok(())
-    }
-
-    async fn end(self) -> Result<()> {
-        self.server.yard.end(self.server.grace).await.into_result()
     }
 }
 
@@ -399,10 +391,10 @@ fn warn_of_partitions(bdev: &Bdev) {
 /// reason to leave that alone.
 fn tell_ready(say: impl FnOnce() -> Result<()>, let_go: impl FnOnce() -> io::Result<()>) {
     if let Err(err) = say() {
-        tracing::warn!(%err, "cannot report that the disk is attached");
+        tracing::warn!(error = %err, "cannot report that the disk is attached");
     }
     if let Err(err) = let_go() {
-        tracing::warn!(%err, "cannot detach from the starting process");
+        tracing::warn!(error = %err, "cannot detach from the starting process");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::text::term;
 pub(super) fn note_failed_flushes(disk: &Disk, failed: FailedFlush) {
     disk.on_failed_flush(Box::new(move || {
         if let Err(err) = failed.note() {
-            tracing::error!(%err, "cannot record that a flush has failed");
+            tracing::error!(error = %err, "cannot record that a flush has failed");
         }
     }));
 }
@@ -21,8 +21,8 @@ pub(super) fn inherit_failed_flushes(disk: &Disk, failed: FailedFlush, record: &
     if failed.is_noted() {
         disk.fail_flushes();
         term::tell(format_args!(
-            "a flush of {0} has failed before, and all flushes fail until it is attached again: recent writes may be \
-             lost; check what is on it, then run: blockyard detach --force {0}",
+            "an earlier flush of {0} failed: recent writes may be lost, and all flushes fail until it is attached \
+             again; check its data, then run: blockyard detach --force {0}",
             record.path()
         ));
     }

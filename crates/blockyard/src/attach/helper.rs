@@ -67,7 +67,7 @@ fn claimed(status: ExitStatus) -> io::Result<bool> {
     match status.code() {
         Some(0) => Ok(true),
         Some(BUSY) => Ok(false),
-        _ => Err(io::Error::other(format!("its helper ended with {status}"))),
+        _ => Err(io::Error::other(format!("helper process failed: {status}"))),
     }
 }
 
@@ -83,8 +83,8 @@ pub(super) fn set_read_only(device: &str, read_only: bool) {
     match look_at(device, Some(read_only)) {
         Ok(status) if status.success() => tracing::info!(device, read_only, "kernel updated"),
         // It has said why.
-        Ok(_) => tracing::warn!(device, read_only, "the kernel kept the old setting"),
-        Err(err) => tracing::warn!(device, read_only, %err, "cannot update the kernel"),
+        Ok(_) => tracing::warn!(device, read_only, "kernel kept the old setting"),
+        Err(err) => tracing::warn!(device, read_only, error = %err, "cannot update the kernel"),
     }
 }
 

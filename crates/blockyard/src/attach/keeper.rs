@@ -151,7 +151,11 @@ impl<K: Kernel> Keeper<K> {
             // Nobody may want to know any more.
             Ok(()) => _ = gone.send(()),
             Err(err) => {
-                tracing::error!(device = kernel::path(self.index), %err, "its dead connections are not replaced");
+                tracing::error!(
+                    device = kernel::path(self.index),
+                    error = %err,
+                    "cannot watch for dead connections; they are not replaced"
+                );
                 // It is not gone.
                 std::future::pending::<()>().await;
             }
@@ -174,7 +178,7 @@ impl<K: Kernel> Keeper<K> {
                 dead = self.kernel.dead(), if is_heard => match dead {
                     Ok(index) => self.is_told |= index.is_none_or(|index| index == self.index),
                     Err(err) => {
-                        tracing::error!(%err, "lost the netlink events; dead connections are not replaced any more");
+                        tracing::error!(error = %err, "netlink events lost; dead connections are no longer replaced");
                         is_heard = false;
                     }
                 },
@@ -220,12 +224,12 @@ impl<K: Kernel> Keeper<K> {
         let device = kernel::path(self.index);
         match replaced.await.unwrap_or_else(|err| Err(err.to_string())) {
             Ok(()) => {
-                tracing::warn!(device, gone, "dead connections were replaced");
+                tracing::warn!(device, gone, "dead connections replaced");
                 self.replacing.store(false, Ordering::SeqCst);
                 self.is_told = false;
             }
             Err(err) => {
-                tracing::warn!(device, err, "the kernel refused new connections");
+                tracing::warn!(device, error = err, "kernel refused new connections");
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -78,7 +78,7 @@ impl Attachment {
         let what = "no kernel driver is loaded: neither ublk nor NBD";
         Err(Error::new(ErrorKind::Unavailable, what).help(
             "run: modprobe ublk_drv (Linux 6.0 or newer), or: modprobe nbd; \
-             where neither is built, serve it to programs: blockyard serve",
+             without these drivers, serve the disk over NBD: blockyard serve",
         ))
     }
 

@@ -33,7 +33,7 @@ pub(super) fn leave(path: String, refused: mpsc::Sender<()>) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
-                Err(err) => tracing::error!(%err, "cannot start `blockyard detach`"),
+                Err(err) => tracing::error!(error = %err, "cannot start `blockyard detach`"),
             }
             if refused.blocking_send(()).is_err() {
                 return;
@@ -107,8 +107,8 @@ async fn flush(disk: &Arc<Disk>) -> Status {
 }
 
 /// Another daemon goes on with a disk: what this one has answered is durable, and nothing is answered after that. Says no if the
-/// disk does not answer within `limit` and the next daemon would have to fail flushes for that: then this one serves on. Any
-/// other disk is left as it is.
+/// disk does not answer within `limit`, or its server is away, and the next daemon would have to fail flushes for that: then this
+/// one serves on. Any other disk is left as it is.
 pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
     let disk = open.disk();
     let (tell, told) = oneshot::channel();
@@ -118,6 +118,13 @@ pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
     std::thread::spawn(move || tell.send(frozen.flush_frozen()));
     match tokio::time::timeout(limit, told).await {
         Ok(Ok(Status::Ok)) => {}
+        Ok(Ok(Status::Transport)) if open.tracks_unflushed() => {
+            disk.unfreeze();
+            term::tell(format_args!(
+                "the server of the disk is away, and the disk is not flushed; serving it, and trying again in {RETRY:?}"
+            ));
+            return false;
+        }
         Ok(Ok(status)) => term::tell(format_args!("cannot flush the disk: {status}")),
         Ok(Err(_)) => term::tell("cannot flush the disk"),
         Err(_) if open.tracks_unflushed() => {

@@ -128,7 +128,7 @@ pub fn survey() -> Result<Survey> {
             if mark == Some(record.mark) { Ok(()) } else { store.forget(record, &held) }
         });
         if let Err(err) = forgotten {
-            tracing::warn!(device = record.path(), %err, "cannot remove the attach record");
+            tracing::warn!(device = record.path(), error = %err, "cannot remove the attach record");
         }
     }
     sorted.ended.iter().for_each(|mark| store.end(*mark));
@@ -330,9 +330,11 @@ pub fn clear_unused() -> Result<()> {
         match remove(left) {
             Ok(()) => tracing::warn!(
                 device = left.path,
-                "removed, because its daemon has died and it is unused"
+                "device removed: its daemon has died, and it is unused"
             ),
-            Err(err) => tracing::warn!(device = left.path, %err, "cannot remove the device"),
+            Err(err) => {
+                tracing::warn!(device = left.path, error = %err, "cannot remove the device");
+            }
         }
     }
     Store::open()?.sweep()

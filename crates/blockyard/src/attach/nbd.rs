@@ -68,8 +68,9 @@ impl Source {
             .map_err(|err| Error::failed("cannot create a pair of sockets").caused_by(err))?;
         self.server.serve(ours.into());
         let negotiated = shake_hands(&theirs, &self.export);
-        let negotiated = negotiated
-            .map_err(|err| Error::failed("our own server does not answer").caused_by(err))?;
+        let negotiated = negotiated.map_err(|err| {
+            Error::failed("the internal NBD server does not answer").caused_by(err)
+        })?;
         Ok((theirs.into(), negotiated))
     }
 
@@ -98,7 +99,9 @@ fn shake_hands(mut stream: &UnixStream, export: &str) -> io::Result<Negotiated> 
                 stream.set_read_timeout(None)?;
                 return Ok(*negotiated);
             }
-            Some(other) => return Err(io::Error::other(format!("it answered {other:?}"))),
+            Some(other) => {
+                return Err(io::Error::other(format!("unexpected handshake event {other:?}")));
+            }
             None => {}
         }
         let mut output = Vec::new();
@@ -168,12 +171,12 @@ pub(crate) fn check_times(wish: &Wish, fence: Option<Duration>) -> Result<()> {
     let fails = |fence: &Duration| !wish.read_only && timeout + dead <= *fence;
     let Some(fence) = fence.filter(fails) else { return Ok(()) };
     let what = format!(
-        "{} may keep writes back for {fence:?} (fence_timeout), and --timeout and --dead-conn-timeout let them fail after \
-         {timeout:?} and {dead:?}",
+        "{} may hold writes back for {fence:?} (fence_timeout), and --kernel-timeout and --kernel-dead-conn-timeout \
+         make them fail after {timeout:?} and {dead:?}",
         wish.uri
     );
     Err(Error::usage(what)
-        .help("increase --dead-conn-timeout, or decrease fence_timeout= in the URI"))
+        .help("increase --kernel-dead-conn-timeout, or decrease fence_timeout= in the URI"))
 }
 
 /// How long the kernel waits for an answer.
@@ -233,14 +236,14 @@ async fn follow(sizer: Sizer, mut changes: Changes, bdev: Arc<Bdev>) {
 }
 
 pub(super) fn warn_of_size(err: &kernel::Error) {
-    tracing::warn!(err = said(err), "cannot tell the kernel the new size");
+    tracing::warn!(error = said(err), "cannot tell the kernel the new size");
 }
 
 /// The kernel looks for partitions when its disk is opened next. That is for another process to do: until they
 /// are read, one that opens it cannot end, and if it were us, nobody could take over from us.
 fn scan(index: u32) {
     if let Err(err) = helper::look_at(&kernel::path(index), None) {
-        tracing::warn!(%err, "partition scan failed; the kernel scans at the next open");
+        tracing::warn!(error = %err, "partition scan failed; the kernel scans at the next open");
     }
 }
 
@@ -292,7 +295,7 @@ impl NbdDevice {
         let keeper = keeper.holding_for(held);
         let barriers = Barriers::start(&below.bdev, wish.connections.into(), timeout(wish));
         let barriers = barriers.unwrap_or_else(|err| {
-            tracing::warn!(%err, "cannot start a thread; repeated requests of the kernel may be reordered");
+            tracing::warn!(error = %err, "cannot start a thread; repeated requests of the kernel may be reordered");
             None
         });
         let (tell, gone) = oneshot::channel();
@@ -397,7 +400,9 @@ mod tests {
         for (timeout, dead) in [(Some(3), 57), (Some(1), 1), (None, 30)] {
             let err = check_times(&wish(timeout, dead), seconds(60)).unwrap_err();
             let said = err.to_string();
-            for word in ["nbd://host/x", "fence_timeout", "--timeout", "--dead-conn-timeout"] {
+            for word in
+                ["nbd://host/x", "fence_timeout", "--kernel-timeout", "--kernel-dead-conn-timeout"]
+            {
                 assert!(said.contains(word), "{said}");
             }
             check_times(&wish(timeout, dead), None).unwrap();

@@ -100,14 +100,15 @@ impl Server {
 fn to_recover(record: &Record) -> Result<DiskPlan> {
     let (path, uri) = (record.path(), &record.wish.uri);
     if record.identity.is_volatile() {
-        let what =
-            format!("the contents of {uri} were in the memory of the daemon, which has died");
+        let what = format!(
+            "the contents of {uri} are lost: they were in the memory of the daemon, which has died"
+        );
         return Err(Error::failed(format!("cannot recover {path}"))
             .caused_by(Error::failed(what).help(format!("run: blockyard detach --force {path}"))));
     }
     // Paths that are not absolute start where they did. If that is no more, absolute ones are found all the same.
     if let Err(err) = std::env::set_current_dir(&record.directory) {
-        tracing::warn!(directory = %record.directory.display(), %err, "cannot go there");
+        tracing::warn!(directory = %record.directory.display(), error = %err, "cannot change to the directory");
     }
     let mut plan = crate::commands::disk_uri(uri)?;
     plan.never_make();

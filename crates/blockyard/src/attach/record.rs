@@ -96,16 +96,16 @@ impl Record {
         match value.get("version").and_then(Value::as_u64) {
             Some(version) if version == u64::from(VERSION) => {}
             Some(version) => {
-                let what = format!("its version is {version}, this program supports {VERSION}");
+                let what = format!("record version {version} is not supported, only {VERSION}");
                 return Err(io::Error::other(what));
             }
-            None => return Err(io::Error::other("it has no version")),
+            None => return Err(io::Error::other("record without a version")),
         }
         let record: Self = serde_json::from_value(value)?;
         if record.device != device
             || record.device != format!("{}{}", record.via.stem(), record.number)
         {
-            return Err(io::Error::other("it belongs to another device than its name says"));
+            return Err(io::Error::other("the record does not belong to its file name"));
         }
         Ok(record)
     }
@@ -129,10 +129,10 @@ pub(super) mod tests {
         assert_eq!(Record::parse("nbd3", text.as_bytes()).unwrap(), record);
         let failed =
             |device, text: &str| Record::parse(device, text.as_bytes()).unwrap_err().to_string();
-        assert!(failed("nbd4", &text).contains("another device"));
+        assert!(failed("nbd4", &text).contains("does not belong to its file name"));
         let newer = text.replace(&format!("\"version\":{VERSION}"), "\"version\":99");
-        assert!(failed("nbd3", &newer).contains("version is 99"), "{newer}");
-        assert!(failed("nbd3", "{}").contains("no version"));
+        assert!(failed("nbd3", &newer).contains("version 99"), "{newer}");
+        assert!(failed("nbd3", "{}").contains("without a version"));
         assert!(!failed("nbd3", "{\"version\":").is_empty());
     }
 

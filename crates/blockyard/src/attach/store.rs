@@ -513,7 +513,7 @@ mod tests {
         assert_eq!(contents.records.len(), 1);
         let [unreadable] = &contents.unreadable[..] else { panic!("{contents:?}") };
         assert_eq!((&*unreadable.device, &unreadable.path), ("nbd5", &path));
-        assert!(unreadable.why.contains("version is 3"), "{unreadable:?}");
+        assert!(unreadable.why.contains("version 3"), "{unreadable:?}");
         assert_eq!(names(&store), ["nbd0.json", "nbd5.json", "of-a-newer-one.log"]);
     }
 

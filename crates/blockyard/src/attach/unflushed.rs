@@ -104,7 +104,7 @@ impl Unflushed {
         {
             // It is tried again at the next change.
             state.left = before;
-            tracing::error!(%err, "cannot record that writes are unflushed");
+            tracing::error!(error = %err, "cannot record that writes are unflushed");
         }
     }
 }
@@ -182,7 +182,7 @@ fn warning(left: Left, may_be_lost: bool, device: &str) -> Option<String> {
     }
     left.has_flush().then(|| {
         format!(
-            "a flush of {device} was under way when its daemon died, and the next one succeeds even if it failed: check the \
+            "a flush of {device} was in flight when its daemon died; the next one succeeds even if that one failed: check the \
              storage of the server for I/O errors"
         )
     })
@@ -191,15 +191,18 @@ fn warning(left: Left, may_be_lost: bool, device: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::thread::JoinHandle;
     use std::time::Duration;
 
     use blockyard_blkmq::{
         Bio, BlockLayer, Clock, Disk, MonotonicClock, Op, OpenMode, Sector, Status,
     };
-    use blockyard_export_nbd::{Config, Export, Server};
+    use blockyard_export_nbd::{Config, Export, Server, ServerLimits};
 
+    use super::super::flushes::note_failed_flushes;
     use super::super::leaving::{HandingOver, hand_over};
     use super::super::record::tests::record;
+    use super::super::store::Store;
     use super::*;
     use crate::disks::DiskMaker;
     use crate::yard::queue_threads::QueueThreads;
@@ -223,7 +226,7 @@ mod tests {
         layer: Arc<BlockLayer>,
         maker: DiskMaker,
         server: Arc<Server>,
-        accepting: Option<std::thread::JoinHandle<()>>,
+        accepting: Option<JoinHandle<()>>,
         /// What the server serves. While it is frozen, nothing is answered.
         below: Arc<Disk>,
         /// The last to go, also when a test fails: disks that are dropped wait for what is out.
@@ -240,18 +243,22 @@ mod tests {
             let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
             let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
             let below = maker.open(&file.to_str().unwrap().parse().unwrap()).unwrap();
-            let served = Arc::new(below.disk().open(None, OpenMode::ReadWrite).unwrap());
-            let config = Config { exports: vec![Export::new("x", served)], ..Config::default() };
-            let server = Server::new(config, threads.handles().to_vec()).unwrap();
-            let listener = UnixListener::bind(dir.path().join("s")).unwrap();
-            let accepted = Arc::clone(&server);
-            let accepting = std::thread::spawn(move || {
-                for _ in 0..connections {
-                    accepted.serve(listener.accept().unwrap().0.into());
-                }
-            });
             let below = Arc::clone(below.disk());
+            let (server, accepting) = serve(&below, &threads, &dir.path().join("s"), connections);
             Self { dir, layer, maker, server, accepting: Some(accepting), below, threads }
+        }
+
+        /// Nobody is there any more. No flush is waited for, as by one that is killed.
+        fn end_server(&mut self) {
+            self.accepting.take().unwrap().join().unwrap();
+            runtime().block_on(self.server.shutdown(PATIENCE));
+            std::fs::remove_file(self.dir.path().join("s")).unwrap();
+        }
+
+        fn start_server(&mut self, connections: usize) {
+            let socket = self.dir.path().join("s");
+            let (server, accepting) = serve(&self.below, &self.threads, &socket, connections);
+            (self.server, self.accepting) = (server, Some(accepting));
         }
 
         fn uri(&self, options: &str) -> String {
@@ -268,13 +275,32 @@ mod tests {
 
         fn end(mut self) {
             self.accepting.take().unwrap().join().unwrap();
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(self.server.shutdown(PATIENCE));
+            runtime().block_on(self.server.shutdown(PATIENCE));
             drop(self.server);
             self.layer.disks().iter().for_each(|disk| _ = self.layer.del_disk(disk));
             self.threads.shutdown();
         }
+    }
+
+    fn serve(
+        below: &Arc<Disk>,
+        threads: &QueueThreads,
+        socket: &Path,
+        connections: usize,
+    ) -> (Arc<Server>, JoinHandle<()>) {
+        let served = Arc::new(below.open(None, OpenMode::ReadWrite).unwrap());
+        let limits = ServerLimits { flush_grace: Duration::ZERO, ..ServerLimits::default() };
+        let config =
+            Config { exports: vec![Export::new("x", served)], limits, ..Config::default() };
+        let server = Server::new(config, threads.handles().to_vec()).unwrap();
+        let listener = UnixListener::bind(socket).unwrap();
+        let accepted = Arc::clone(&server);
+        let accepting = std::thread::spawn(move || {
+            for _ in 0..connections {
+                accepted.serve(listener.accept().unwrap().0.into());
+            }
+        });
+        (server, accepting)
     }
 
     fn status(open: &OpenDisk, bio: Box<Bio>) -> Status {
@@ -428,6 +454,40 @@ mod tests {
         yard.end();
     }
 
+    /// What was not carried out has lost nothing: the next daemon knows from the byte that it is still to be done.
+    #[test]
+    fn a_hand_over_while_the_server_is_away_is_tried_again_and_fails_no_flush_of_the_next_daemon() {
+        let mut yard = Yard::new(1);
+        std::fs::create_dir(yard.dir.path().join("attached")).unwrap();
+        let (path, failed) =
+            (yard.dir.path().join("7.unflushed"), Store::at(yard.dir.path()).failed_flush_of(7));
+        let first = yard.open("&trust_server=1&dead_conn_timeout=200ms");
+        note_unflushed(&first, &path).unwrap();
+        note_failed_flushes(first.disk(), failed.clone());
+        assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
+        yard.end_server();
+        let handed_over = runtime().block_on(async {
+            let mut handing_over = HandingOver::default();
+            handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
+            hand_over(&first, PATIENCE).await
+        });
+        if handed_over {
+            first.disk().unfreeze();
+        }
+        assert!(!handed_over && !failed.is_noted());
+        assert!(Left::read(&path).is_unflushed());
+        yard.start_server(1);
+        let begun = std::time::Instant::now();
+        while !runtime().block_on(hand_over(&first, PATIENCE)) {
+            assert!(begun.elapsed() < PATIENCE, "it stays");
+        }
+        assert_eq!((Left::read(&path), failed.is_noted()), (Left::Nothing, false));
+        first.disk().unfreeze();
+        let _ = first.close_now(&yard.layer, Duration::ZERO);
+        yard.end();
+    }
+
     #[test]
     fn a_disk_is_flushed_while_it_is_used_before_it_is_handed_over() {
         let mut yard = Yard::new(1);
@@ -495,7 +555,7 @@ mod tests {
     fn what_is_told_is_what_the_next_flush_does_not_tell() {
         let said = |left, may_be_lost| warning(left, may_be_lost, "/dev/nbd0").unwrap_or_default();
         assert_eq!(said(Left::Nothing, false) + &said(Left::Writes, false), "");
-        assert!(said(Left::FlushedWrites, false).contains("flush of /dev/nbd0 was under way"));
+        assert!(said(Left::FlushedWrites, false).contains("flush of /dev/nbd0 was in flight"));
         for left in [Left::Writes, Left::FlushedWrites] {
             assert!(said(left, true).contains("all flushes fail"));
         }

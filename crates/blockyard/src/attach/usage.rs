@@ -36,10 +36,10 @@ pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
             Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
                 Err(check_unused(path, daemon)
                     .err()
-                    .unwrap_or_else(|| busy(path, "another process has it open exclusively")))
+                    .unwrap_or_else(|| busy(path, "opened exclusively by another process")))
             }
             Err(err) => {
-                return Err(Error::failed(format!("{path} cannot be opened")).caused_by(err));
+                return Err(Error::failed(format!("cannot open {path}")).caused_by(err));
             }
         };
         match claimed {
@@ -56,13 +56,13 @@ pub(crate) fn claim(path: &str, daemon: u32) -> Result<File> {
 pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
     let parts = parts(path, Path::new(SYSFS));
     let mounted = || mount_of(&parts, Path::new(PROC));
-    let pooled = || pool(&parts, Path::new(SYSFS)).map(|id| format!("it belongs to btrfs {id}"));
+    let pooled = || pool(&parts, Path::new(SYSFS)).map(|id| format!("part of the btrfs {id}"));
     let swap = || {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        swap(&swaps, &parts).map(|part| format!("it is swap space; run: swapoff {part}"))
+        swap(&swaps, &parts).map(|part| format!("used as swap space; run: swapoff {part}"))
     };
-    let held = || holder(&parts).map(|name| format!("it belongs to {name}"));
-    let looped = || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("it backs {name}"));
+    let held = || holder(&parts).map(|name| format!("part of {name}"));
+    let looped = || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("backing {name}"));
     let users = mounted().or_else(pooled).or_else(swap).or_else(held).or_else(looped);
     match users.or_else(|| opener(&parts, daemon)) {
         Some(who) => Err(busy(path, &who)),
@@ -85,7 +85,7 @@ pub(crate) fn check_unclaimed(path: &str, daemon: u32) -> Result<()> {
     };
     match claimed() {
         Ok(Some(false)) => {
-            Err(busy(path, "a file system, or another user in the kernel, has it open exclusively"))
+            Err(busy(path, "opened exclusively by a file system or another user in the kernel"))
         }
         Ok(Some(true) | None) => Ok(()),
         Err(err) => {
@@ -104,14 +104,20 @@ pub(crate) fn try_claim(path: &Path) -> Result<()> {
     options.read(true).custom_flags((OFlags::EXCL | OFlags::CLOEXEC).bits().cast_signed());
     options.open(path).map(drop).map_err(|err| match err.kind() {
         io::ErrorKind::ResourceBusy => {
-            busy(&path.display().to_string(), "another process has it open exclusively")
+            busy(&path.display().to_string(), "opened exclusively by another process")
         }
         _ => Error::failed(format!("cannot open {}", path.display())).caused_by(err),
     })
 }
 
+/// With what to do, if that is behind a semicolon.
 fn busy(path: &str, who: &str) -> Error {
-    Error::new(ErrorKind::Busy, format!("{path} is in use: {who}"))
+    let (who, remedy) = who.split_once("; ").map_or((who, None), |(who, run)| (who, Some(run)));
+    let error = Error::new(ErrorKind::Busy, format!("{path} is in use: {who}"));
+    match remedy {
+        Some(remedy) => error.help(remedy),
+        None => error,
+    }
 }
 
 /// A disk, or a partition of it.
@@ -154,7 +160,7 @@ fn mount_of(parts: &[Part], proc: &Path) -> Option<String> {
     };
     let own = proc.join("self");
     if let Some(point) = point(&own) {
-        return Some(format!("it is mounted at {point}; run: umount {point}"));
+        return Some(format!("mounted at {point}; run: umount {point}"));
     }
     let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
     let mut seen: HashSet<_> = namespace(&own).into_iter().collect();
@@ -166,7 +172,7 @@ fn mount_of(parts: &[Part], proc: &Path) -> Option<String> {
             && let Some(point) = point(&process.path())
         {
             return Some(format!(
-                "it is mounted at {point} in the namespace of process {pid}; run: nsenter -t {pid} -m umount {point}"
+                "mounted at {point} in the namespace of process {pid}; run: nsenter -t {pid} -m umount {point}"
             ));
         }
     }

@@ -21,10 +21,10 @@ pub enum Reflink {
 #[derive(Debug, Args)]
 pub struct CopyArgs {
     /// Source disk.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "SOURCE-URI", value_parser = uri())]
     pub source: String,
     /// Target disk, which is overwritten. A missing file is created.
-    #[arg(value_parser = uri())]
+    #[arg(value_name = "TARGET-URI", value_parser = uri())]
     pub target: String,
     /// Look for zeroes in data, too, and write them as holes.
     #[arg(long)]

@@ -23,13 +23,13 @@ pub struct ShareArgs {
     /// Directory to share.
     #[arg(value_name = "DIR", required_unless_present = "shared_dir")]
     pub directory: Option<PathBuf>,
-    /// Directory to share, as virtiofsd has it.
+    /// Directory to share, like an option of virtiofsd.
     #[arg(long, value_name = "DIR", conflicts_with = "directory", hide_short_help = true)]
     pub shared_dir: Option<PathBuf>,
     /// Where.
     #[command(flatten)]
     pub place: SharePlace,
-    /// Share it read-only.
+    /// Share the directory read-only.
     #[arg(long, visible_alias = "readonly")]
     pub read_only: bool,
     /// Caching policy.

@@ -18,20 +18,20 @@ pub struct ImageArgs {
 /// Where images are.
 #[derive(Clone, Debug, Args)]
 pub struct ImagePlaceArgs {
-    /// The store is in this directory, and images are IMAGE or NAMESPACE/IMAGE. Without, they are in a Ceph cluster: IMAGE,
-    /// POOL/IMAGE or POOL/NAMESPACE/IMAGE.
+    /// Store directory, for IMAGE or NAMESPACE/IMAGE [default: none; images are in a Ceph cluster, as IMAGE, POOL/IMAGE or
+    /// POOL/NAMESPACE/IMAGE].
     #[arg(short, long, global = true, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// The namespace of images that are named without one.
+    /// Namespace for images named without one.
     #[arg(short = 'N', long, global = true, value_name = "NAME")]
     pub namespace: Option<String>,
     /// Pool of the cluster [default: rbd].
     #[arg(short, long, global = true, value_name = "POOL", conflicts_with = "dir")]
     pub pool: Option<String>,
-    /// Path of ceph.conf [default: CEPH_CONF, or the usual places].
+    /// Ceph configuration file [default: $CEPH_CONF, /etc/ceph/ceph.conf, ~/.ceph/config, ./ceph.conf].
     #[arg(short, long, global = true, value_name = "FILE", conflicts_with = "dir")]
     pub conf: Option<String>,
-    /// Ceph user: client.ID.
+    /// Authenticate as client.ID [default: admin].
     #[arg(long, global = true, value_name = "ID", conflicts_with = "dir")]
     pub id: Option<String>,
     /// Keyring file.
@@ -40,10 +40,10 @@ pub struct ImagePlaceArgs {
     /// Monitor addresses.
     #[arg(short, long, global = true, value_name = "ADDR", conflicts_with = "dir")]
     pub mon_host: Option<String>,
-    /// Print JSON, with the keys of rbd --format json.
+    /// Print JSON with the keys of `rbd --format json`.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Show no progress.
+    /// Hide progress.
     #[arg(long, global = true)]
     pub no_progress: bool,
 }
@@ -51,19 +51,19 @@ pub struct ImagePlaceArgs {
 /// What a new image is to be.
 #[derive(Clone, Debug, Args)]
 pub struct NewImageArgs {
-    /// Size of its objects, as a power of two: 12 to 25 [default: 22, which is 4 MiB].
+    /// Object size as a power of two, 12 to 25 [default: 22 (4 MiB)].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(12..=25), conflicts_with = "object_size")]
     pub order: Option<u8>,
-    /// The size of its objects, as 4M.
+    /// Object size, e.g. 4M.
     #[arg(long, value_name = "SIZE")]
     pub object_size: Option<String>,
     /// Features, separated by commas or repeated [default: layering, exclusive-lock, object-map, fast-diff, deep-flatten].
     #[arg(long, value_name = "FEATURE", value_delimiter = ',')]
     pub image_feature: Vec<String>,
-    /// Stripes: bytes of a unit, as 64K.
+    /// Stripe unit, e.g. 64K.
     #[arg(long, value_name = "SIZE", requires = "stripe_count")]
     pub stripe_unit: Option<String>,
-    /// Stripes: over so many objects.
+    /// Stripe count: objects that a stripe spans.
     #[arg(long, value_name = "N", requires = "stripe_unit")]
     pub stripe_count: Option<u64>,
 }
@@ -71,193 +71,193 @@ pub struct NewImageArgs {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
-    /// Make an empty image, and a store for it if the directory has none.
+    /// Create an empty image. The store in --dir is created if needed.
     Create {
-        /// The image.
+        /// Image.
         image: String,
         /// Size in MiB, or with a unit, e.g. 10G.
         #[arg(short, long, value_name = "SIZE")]
         size: String,
-        /// What it is to be.
+        /// Properties of the new image.
         #[command(flatten)]
         new: NewImageArgs,
     },
     /// List images.
     #[command(alias = "list")]
     Ls {
-        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
+        /// Namespace of --dir, POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
-        /// With sizes, parents and snapshots.
+        /// Show sizes, parents and snapshots, too.
         #[arg(short, long)]
         long: bool,
     },
-    /// Show what an image or a snapshot is.
+    /// Show size, features and parent of an image or a snapshot.
     Info {
-        /// The image or snapshot.
+        /// Image or snapshot.
         image: String,
     },
-    /// Show who uses an image.
+    /// Show the clients that use an image.
     Status {
-        /// The image.
+        /// Image.
         image: String,
     },
     /// Remove an image that has no snapshots.
     #[command(alias = "remove")]
     Rm {
-        /// The image.
+        /// Image.
         image: String,
     },
-    /// Give an image another name.
+    /// Rename an image.
     #[command(alias = "mv")]
     Rename {
-        /// The image.
+        /// Image.
         from: String,
-        /// Its new name.
+        /// New name.
         to: String,
     },
-    /// Make an image larger or smaller.
+    /// Resize an image.
     Resize {
-        /// The image.
+        /// Image.
         image: String,
         /// New size in MiB, or with a unit, e.g. 10G.
         #[arg(short, long, value_name = "SIZE")]
         size: String,
-        /// Also make it smaller: what is behind the new end is lost.
+        /// Allow shrinking. Data past the new end is lost.
         #[arg(long)]
         allow_shrink: bool,
     },
-    /// Snapshots.
+    /// Manage snapshots.
     #[command(subcommand)]
     Snap(SnapCommand),
-    /// Make an image that begins with what a snapshot has, and copies from it what it changes.
+    /// Create a copy-on-write clone of a snapshot.
     Clone {
-        /// The snapshot: IMAGE@SNAPSHOT.
+        /// Snapshot to clone: IMAGE@SNAPSHOT.
         snapshot: String,
-        /// The new image.
+        /// New image.
         image: String,
     },
-    /// List the clones of an image, or of a snapshot.
+    /// List the clones of an image or a snapshot.
     Children {
-        /// The image or snapshot.
+        /// Image or snapshot.
         image: String,
     },
-    /// Copy into a clone what it has from its parent, and make it independent of that.
+    /// Copy the parent's data into a clone, and detach the clone from its parent.
     Flatten {
-        /// The clone.
+        /// Clone.
         image: String,
     },
     /// Write an image or a snapshot to a file.
     Export {
-        /// The image or snapshot.
+        /// Image or snapshot.
         image: String,
-        /// The file, which is made; - for standard output. Without, it is called as the image.
+        /// Target file, which must not exist; - for standard output [default: name of the image].
         file: Option<PathBuf>,
-        /// 1: the bytes; 2: with snapshots and metadata.
+        /// Export format. 1: raw data; 2: with snapshots and metadata.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
         export_format: u8,
     },
-    /// Make an image from a file.
+    /// Create an image from a file.
     Import {
-        /// The file; - for standard input.
+        /// Source file; - for standard input.
         file: PathBuf,
-        /// The new image; without, it is called as the file.
+        /// Name of the new image [default: name of the file].
         image: Option<String>,
-        /// 1: the bytes; 2: with snapshots and metadata.
+        /// Export format. 1: raw data; 2: with snapshots and metadata.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
         export_format: u8,
-        /// What it is to be.
+        /// Properties of the new image.
         #[command(flatten)]
         new: NewImageArgs,
     },
-    /// Write what changed since a snapshot, or all that there is, to a file.
+    /// Write the changes since a snapshot, or all data, to a file.
     ExportDiff {
-        /// The image or snapshot.
+        /// Image or snapshot.
         image: String,
-        /// The file, which is made; - for standard output.
+        /// Target file, which must not exist; - for standard output.
         file: PathBuf,
         /// Where to start.
         #[command(flatten)]
         diff: DiffArgs,
     },
-    /// Do to an image what a diff says, then make the snapshot that it leads to.
+    /// Apply a diff to an image, and create its end snapshot.
     ImportDiff {
-        /// The file; - for standard input.
+        /// Diff file; - for standard input.
         file: PathBuf,
-        /// The image.
+        /// Image.
         image: String,
     },
-    /// Make one diff from two that follow each other.
+    /// Merge two consecutive diffs.
     MergeDiff {
-        /// The first diff; - for standard input.
+        /// First diff; - for standard input.
         first: PathBuf,
-        /// The second.
+        /// Second diff.
         second: PathBuf,
-        /// The merged one, which is made; - for standard output.
+        /// Target file, which must not exist; - for standard output.
         file: PathBuf,
     },
-    /// List what changed since a snapshot, or all that there is.
+    /// List the ranges that changed since a snapshot, or all data.
     Diff {
-        /// The image or snapshot.
+        /// Image or snapshot.
         image: String,
         /// Where to start.
         #[command(flatten)]
         diff: DiffArgs,
     },
-    /// Show how much images and snapshots use.
+    /// Show provisioned and used space of images and snapshots.
     #[command(alias = "disk-usage")]
     Du {
-        /// An image or snapshot; without, all of the store.
+        /// Image or snapshot [default: all of the store].
         image: Option<String>,
-        /// Count what is written of objects, not whole objects: slow.
+        /// Count allocated bytes instead of whole objects (slow).
         #[arg(long)]
         exact: bool,
     },
-    /// Copy an image or a snapshot, without its snapshots.
+    /// Copy the data of an image or a snapshot to a new image.
     #[command(alias = "copy")]
     Cp {
-        /// The image or snapshot.
+        /// Image or snapshot.
         from: String,
-        /// The new image.
+        /// New image.
         to: String,
     },
     /// Copy an image with its snapshots.
     #[command(subcommand)]
     Deep(DeepCommand),
-    /// Locks that are taken by hand.
+    /// Manage advisory locks.
     #[command(subcommand)]
     Lock(LockCommand),
-    /// The map of an image's objects.
+    /// Check or rebuild object maps.
     #[command(subcommand)]
     ObjectMap(ObjectMapCommand),
-    /// Give back the space of what is zeroes.
+    /// Reclaim zeroed extents.
     Sparsify {
-        /// The image.
+        /// Image.
         image: String,
-        /// Look for zeroes of this size, which divides an object.
+        /// Extent size; must divide the object size.
         #[arg(long, value_name = "SIZE", default_value = "4K")]
         sparse_size: String,
     },
-    /// Images that are removed, and can be had back.
+    /// Manage the trash.
     #[command(subcommand)]
     Trash(TrashCommand),
-    /// Namespaces: images of the same name in each.
+    /// Manage namespaces.
     #[command(subcommand)]
     Namespace(NamespaceCommand),
-    /// Notes about an image.
+    /// Manage image metadata.
     #[command(subcommand, alias = "image-meta")]
     Meta(MetaCommand),
-    /// Show what others tell each other about an image, until interrupted.
+    /// Print the notifications of an image's header object until interrupted.
     Watch {
-        /// The image.
+        /// Image.
         image: String,
     },
-    /// Put load on an image and measure it.
+    /// Benchmark an image. Writes destroy its contents.
     Bench(ImageBenchArgs),
-    /// Look whether all is well with the images of a store: exit 0 if it is, 2 if not.
+    /// Check all images of a store. Exit status: 0 no errors, 2 errors found.
     Check {
-        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
+        /// Namespace of --dir, POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
-        /// Rebuild object maps that are wrong.
+        /// Rebuild incorrect object maps.
         #[arg(long)]
         repair: bool,
     },
@@ -266,10 +266,10 @@ pub enum ImageCommand {
 /// Where a diff starts.
 #[derive(Clone, Debug, Args)]
 pub struct DiffArgs {
-    /// The snapshot from which it starts; without, all that there is.
+    /// Start snapshot [default: none, for all data].
     #[arg(long, value_name = "SNAPSHOT")]
     pub from_snap: Option<String>,
-    /// Whole objects, in which something has changed: faster.
+    /// Compare whole objects (faster).
     #[arg(long)]
     pub whole_object: bool,
 }
@@ -277,53 +277,56 @@ pub struct DiffArgs {
 /// `image snap`.
 #[derive(Debug, Subcommand)]
 pub enum SnapCommand {
-    /// Make a snapshot.
+    /// Create a snapshot.
     #[command(alias = "add")]
     Create {
-        /// IMAGE@SNAPSHOT.
+        /// Snapshot: IMAGE@SNAPSHOT.
         snapshot: String,
     },
     /// List the snapshots of an image.
     #[command(alias = "list")]
     Ls {
-        /// The image.
+        /// Image.
         image: String,
+        /// Also those of mirrors and groups, and those that were removed while they had clones.
+        #[arg(short, long)]
+        all: bool,
     },
     /// Remove a snapshot.
     #[command(alias = "remove")]
     Rm {
-        /// IMAGE@SNAPSHOT.
+        /// Snapshot: IMAGE@SNAPSHOT.
         snapshot: String,
     },
-    /// Give a snapshot another name.
+    /// Rename a snapshot.
     Rename {
-        /// IMAGE@SNAPSHOT.
+        /// Snapshot: IMAGE@SNAPSHOT.
         from: String,
-        /// IMAGE@SNAPSHOT.
+        /// New name: IMAGE@SNAPSHOT.
         to: String,
     },
-    /// Make the image what it was in a snapshot.
+    /// Roll an image back to a snapshot. Data written since is lost.
     #[command(alias = "revert")]
     Rollback {
-        /// IMAGE@SNAPSHOT.
+        /// Snapshot: IMAGE@SNAPSHOT.
         snapshot: String,
     },
-    /// Keep a snapshot from being removed.
+    /// Protect a snapshot from removal.
     Protect {
-        /// IMAGE@SNAPSHOT.
+        /// Snapshot: IMAGE@SNAPSHOT.
         snapshot: String,
     },
-    /// Let a snapshot be removed again.
+    /// Allow a protected snapshot to be removed again.
     Unprotect {
-        /// IMAGE@SNAPSHOT.
+        /// Snapshot: IMAGE@SNAPSHOT.
         snapshot: String,
     },
-    /// Remove all snapshots that are neither protected nor cloned.
+    /// Remove all unprotected snapshots of an image that have no clones.
     Purge {
-        /// The image.
+        /// Image.
         image: String,
     },
-    /// How many snapshots an image may have.
+    /// Limit the number of snapshots.
     #[command(subcommand)]
     Limit(LimitCommand),
 }
@@ -331,17 +334,17 @@ pub enum SnapCommand {
 /// `image snap limit`.
 #[derive(Debug, Subcommand)]
 pub enum LimitCommand {
-    /// Set it.
+    /// Set the limit.
     Set {
-        /// The image.
+        /// Image.
         image: String,
-        /// So many.
+        /// Maximum number of snapshots.
         #[arg(long, value_name = "N")]
         limit: u64,
     },
-    /// As many as one likes.
+    /// Remove the limit.
     Clear {
-        /// The image.
+        /// Image.
         image: String,
     },
 }
@@ -349,12 +352,12 @@ pub enum LimitCommand {
 /// `image deep`.
 #[derive(Debug, Subcommand)]
 pub enum DeepCommand {
-    /// Copy an image with its snapshots. A clone's copy is none.
+    /// Copy an image with its snapshots. The copy of a clone is independent of the parent.
     #[command(alias = "copy")]
     Cp {
-        /// The image.
+        /// Image.
         from: String,
-        /// The new image.
+        /// New image.
         to: String,
     },
 }
@@ -362,30 +365,30 @@ pub enum DeepCommand {
 /// `image lock`.
 #[derive(Debug, Subcommand)]
 pub enum LockCommand {
-    /// List who has the lock.
+    /// List lock holders.
     #[command(alias = "list")]
     Ls {
-        /// The image.
+        /// Image.
         image: String,
     },
-    /// Take the lock.
+    /// Acquire a lock.
     Add {
-        /// The image.
+        /// Image.
         image: String,
-        /// What to call it.
+        /// Lock ID.
         lock_id: String,
-        /// Share it with all who give the same tag.
+        /// Acquire a shared lock; all holders give the same tag.
         #[arg(long, value_name = "TAG")]
         shared: Option<String>,
     },
     /// Break the lock of a client.
     #[command(alias = "remove")]
     Rm {
-        /// The image.
+        /// Image.
         image: String,
-        /// What it is called.
+        /// Lock ID.
         lock_id: String,
-        /// Who has it, as client.4711.
+        /// Holder, e.g. client.4711.
         locker: String,
     },
 }
@@ -393,14 +396,14 @@ pub enum LockCommand {
 /// `image object-map`.
 #[derive(Debug, Subcommand)]
 pub enum ObjectMapCommand {
-    /// Look whether the map knows all objects that there are: exit 0 if it does, 2 if not.
+    /// Compare the object map with the objects. Exit status: 0 correct, 2 incorrect.
     Check {
-        /// The image or snapshot.
+        /// Image or snapshot.
         image: String,
     },
-    /// Rebuild it, and those of the snapshots.
+    /// Rebuild the object maps of an image and its snapshots.
     Rebuild {
-        /// The image.
+        /// Image.
         image: String,
     },
 }
@@ -408,44 +411,44 @@ pub enum ObjectMapCommand {
 /// `image trash`.
 #[derive(Debug, Subcommand)]
 pub enum TrashCommand {
-    /// Move an image into the trash.
+    /// Move an image to the trash.
     #[command(alias = "move")]
     Mv {
-        /// The image.
+        /// Image.
         image: String,
-        /// Keep it at least this long, e.g. 10m [default: 0].
+        /// Retention: keep the image at least this long, e.g. 10m [default: 0].
         #[arg(long, value_name = "TIME")]
         expires_in: Option<String>,
     },
-    /// List what is in the trash.
+    /// List the images in the trash.
     #[command(alias = "list")]
     Ls {
-        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
+        /// Namespace of --dir, POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
-        /// With times.
+        /// Show times, too.
         #[arg(short, long)]
         long: bool,
     },
-    /// Take an image out of the trash.
+    /// Restore an image from the trash.
     Restore {
-        /// Its id, as `trash ls` shows it.
+        /// Image ID, as `trash ls` shows it.
         image_id: String,
-        /// New name [default: the old one].
+        /// New name [default: the old name].
         #[arg(long, value_name = "NAME")]
         image: Option<String>,
     },
-    /// Remove an image in the trash for good.
+    /// Delete an image in the trash permanently.
     #[command(alias = "remove")]
     Rm {
-        /// Its id, as `trash ls` shows it.
+        /// Image ID, as `trash ls` shows it.
         image_id: String,
-        /// Also one that is to be kept.
+        /// Remove an image whose retention has not expired.
         #[arg(long)]
         force: bool,
     },
-    /// Remove all images in the trash that need not be kept any longer.
+    /// Delete all images in the trash whose retention has expired.
     Purge {
-        /// A namespace of --dir, a POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
+        /// Namespace of --dir, POOL or POOL/NAMESPACE of a cluster, or rbd+dir:DIR.
         store: Option<String>,
     },
 }
@@ -453,21 +456,21 @@ pub enum TrashCommand {
 /// `image namespace`.
 #[derive(Debug, Subcommand)]
 pub enum NamespaceCommand {
-    /// Make a namespace, and a store for it if the directory has none.
+    /// Create a namespace. The store in --dir is created if needed.
     Create {
-        /// Its name.
+        /// Name of the namespace.
         name: String,
     },
     /// List namespaces.
     #[command(alias = "list")]
     Ls {
-        /// A POOL of a cluster, or rbd+dir:DIR.
+        /// POOL of a cluster, or rbd+dir:DIR.
         store: Option<String>,
     },
     /// Remove a namespace that has no images.
     #[command(alias = "remove")]
     Rm {
-        /// Its name.
+        /// Name of the namespace.
         name: String,
     },
 }
@@ -475,34 +478,34 @@ pub enum NamespaceCommand {
 /// `image meta`.
 #[derive(Debug, Subcommand)]
 pub enum MetaCommand {
-    /// List all notes.
+    /// List all keys and values.
     #[command(alias = "list")]
     Ls {
-        /// The image.
+        /// Image.
         image: String,
     },
-    /// Show a note.
+    /// Print the value of a key.
     Get {
-        /// The image.
+        /// Image.
         image: String,
-        /// Its key.
+        /// Key.
         key: String,
     },
-    /// Note something down.
+    /// Set a key.
     Set {
-        /// The image.
+        /// Image.
         image: String,
-        /// The key.
+        /// Key.
         key: String,
-        /// What.
+        /// Value.
         value: String,
     },
-    /// Remove a note.
+    /// Remove a key.
     #[command(alias = "remove")]
     Rm {
-        /// The image.
+        /// Image.
         image: String,
-        /// Its key.
+        /// Key.
         key: String,
     },
 }
@@ -510,11 +513,11 @@ pub enum MetaCommand {
 /// What `image bench` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IoType {
-    /// Read.
+    /// Reads.
     Read,
-    /// Write, which destroys the contents.
+    /// Writes, which destroy the contents.
     Write,
-    /// Both.
+    /// Reads and writes.
     #[value(alias = "rw")]
     Readwrite,
 }
@@ -522,34 +525,34 @@ pub enum IoType {
 /// Where `image bench` does it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum IoPattern {
-    /// One block after the other.
+    /// Sequential offsets.
     #[default]
     Seq,
-    /// Anywhere.
+    /// Random offsets.
     Rand,
 }
 
 /// `image bench`.
 #[derive(Debug, Args)]
 pub struct ImageBenchArgs {
-    /// The image.
+    /// Image.
     pub image: String,
-    /// What to do.
+    /// Direction.
     #[arg(long, value_enum)]
     pub io_type: IoType,
-    /// Bytes of one request.
+    /// Size of a request.
     #[arg(long, value_name = "SIZE", default_value = "4K")]
     pub io_size: String,
-    /// Requests at a time.
+    /// Requests in flight.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10240))]
     pub io_threads: u32,
-    /// Bytes in all.
+    /// Total amount of data.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     pub io_total: String,
-    /// Where.
+    /// Access pattern.
     #[arg(long, value_enum, default_value_t)]
     pub io_pattern: IoPattern,
-    /// The percentage of reads in readwrite.
+    /// Percentage of reads in readwrite.
     #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub rw_mix_read: u8,
 }

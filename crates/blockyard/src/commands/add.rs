@@ -92,7 +92,7 @@ fn disk(args: &AddArgs, folder: &Path) -> Map<String, Value> {
     disk
 }
 
-fn exports_of(
+pub(crate) fn exports_of(
     args: &AddArgs,
     name: &str,
     folder: &Path,
@@ -102,14 +102,12 @@ fn exports_of(
     if !args.no_nbd {
         wanted.push((exports::nbd::KIND.name, body(folder, &common)));
     }
-    for (kind, option, path) in [
-        (&exports::vhost_user_blk::KIND, "socket", &args.vhost_user_blk),
-        (&exports::fuse::KIND, "path", &args.fuse),
-    ] {
-        let Some(path) = path else { continue };
+    for asked in args.exports.exports() {
         let mut export = body(folder, &common);
-        export.insert(option.into(), utf8(path)?.into());
-        wanted.push((kind.name, export));
+        for (option, value) in asked.said {
+            export.insert(option.into(), utf8(value.as_ref())?.into());
+        }
+        wanted.push((asked.kind.name, export));
     }
     Ok(wanted)
 }

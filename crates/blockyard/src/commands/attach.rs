@@ -20,6 +20,7 @@ use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::term;
+use crate::yard::report::DeviceReport;
 
 /// So long an nbd device waits for the next daemon, unless told otherwise.
 const DEAD_CONN_TIMEOUT_SECONDS: u64 = 300;
@@ -105,7 +106,7 @@ fn attached_before(
                 let what = format!(
                     "{uri} was attached as {path} by a daemon that has died, and its state is unknown"
                 );
-                return Err(Error::failed(what).help("blockyard list says why"));
+                return Err(Error::failed(what).help("see why: blockyard list"));
             }
             _ => {}
         }
@@ -136,8 +137,11 @@ fn agree(args: &AttachArgs, orphan: &Record) -> Result<()> {
         ("--threads", differs(args.threads.map(u64::from), wish.threads.map(u64::from))),
         ("--depth", differs(args.depth.map(u64::from), Some(wish.depth.into()))),
         ("--connections", differs(args.connections.map(u64::from), Some(wish.connections.into()))),
-        ("--timeout", differs(args.timeout, wish.timeout_seconds)),
-        ("--dead-conn-timeout", differs(args.dead_conn_timeout, Some(wish.dead_timeout_seconds))),
+        ("--kernel-timeout", differs(args.timeout, wish.timeout_seconds)),
+        (
+            "--kernel-dead-conn-timeout",
+            differs(args.dead_conn_timeout, Some(wish.dead_timeout_seconds)),
+        ),
         ("--hand-over", args.hand_over && !wish.hand_over),
     ];
     let option = options.iter().find(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned());
@@ -148,8 +152,7 @@ fn agree(args: &AttachArgs, orphan: &Record) -> Result<()> {
         args.uri
     );
     Err(Error::failed(what).help(format!(
-        "run: blockyard recover {path}, which keeps its settings; to change them, detach it after that, and \
-         attach it again; only detach --force loses what was not written yet"
+        "run: blockyard recover {path}; to change its settings, then detach and attach it"
     )))
 }
 
@@ -251,7 +254,7 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
             Error::new(ErrorKind::Busy, format!("the daemon {} of {path} is alive", record.pid))
         } else {
             let what = format!(
-                "the contents of {} were in the memory of the daemon of {path}, which has died",
+                "the contents of {} are lost: they were in the memory of the daemon of {path}, which has died",
                 record.wish.uri
             );
             Error::failed(what).help(format!("run: blockyard detach --force {path}"))
@@ -259,7 +262,7 @@ fn find_orphan<'a>(orphans: &'a [Record], device: &str) -> Result<&'a Record> {
     }
     check_readable(name, &contents.unreadable)?;
     Err(Error::failed(format!("no attach record for {device}"))
-        .help("blockyard list shows what can be recovered"))
+        .help("list attached devices: blockyard list"))
 }
 
 /// Nothing is done to what the kernel does not tell of.
@@ -274,7 +277,7 @@ fn check_readable(name: &str, unreadable: &[Unreadable]) -> Result<()> {
         return Ok(());
     };
     let what = format!("the record {} is unreadable: {}", found.path.display(), found.why);
-    Err(Error::failed(what).help("use the version of blockyard that attached it"))
+    Err(Error::failed(what).help("use the version of Blockyard that attached the device"))
 }
 
 pub(super) fn detach(args: &DetachArgs) -> Result<()> {
@@ -321,7 +324,7 @@ fn device_of(device: &str, records: &[Record], survey: &Survey) -> Result<String
     if survey.elsewhere.iter().any(|path| attach::device_name(path) == name) {
         let what = format!("{device} has no attach record here, but may be in use");
         return Err(Error::failed(what)
-            .help("use the runtime directory (BLOCKYARD_RUNTIME_DIR) or the container that it was attached in"));
+            .help("use the runtime directory (BLOCKYARD_RUNTIME_DIR), or the container, that the device was attached in"));
     }
     let with_disk = having(device, records);
     match with_disk[..] {
@@ -334,7 +337,7 @@ fn device_of(device: &str, records: &[Record], survey: &Survey) -> Result<String
         _ => {
             let paths: Vec<_> = with_disk.iter().map(|record| record.path()).collect();
             let what = format!("{device} is attached more than once: {}", paths.join(", "));
-            Err(Error::usage(what).help("name the device"))
+            Err(Error::usage(what).help("name a device instead of the disk"))
         }
     }
 }
@@ -360,9 +363,9 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
         let what = format!("the daemon of {path} has died");
         return Err(Error::failed(what).help(match left.fate {
             Fate::Recoverable => format!(
-                "run: blockyard recover {path}, then detach it; or add --force, and lose unwritten data"
+                "run: blockyard recover {path}; or detach it with --force, which loses unwritten data"
             ),
-            _ => "add --force; its contents are lost".into(),
+            _ => "add --force; the contents of the disk are lost".into(),
         }));
     }
     let Some(record) = records.iter().find(|record| record.path() == path) else {
@@ -377,9 +380,9 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     // Before it is asked: it may be gone before its answer is read.
     let daemon = i32::try_from(record.pid).ok().and_then(Pid::from_raw);
     let daemon = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let mark = DeviceReport::told_mark(record.mark);
     // It may end before its answer is through.
-    let question =
-        Ask::delete(format!("/v1/devices/{}?mark={}", escaped(&record.device), record.mark));
+    let question = Ask::delete(format!("/v1/devices/{}?mark={mark}", escaped(&record.device)));
     if let Ok(Some(answer)) = ask_one(record.pid, &question) {
         let failed = |err: Error| Error::failed(format!("cannot detach {path}")).caused_by(err);
         answer.accepted().map_err(failed)?;
@@ -398,7 +401,7 @@ fn detach_one(path: &str, records: &[Record], left: &[LeftBehind], force: bool) 
     let contents = Store::open()?.read()?;
     if contents.records.iter().any(|stored| stored.record.mark == record.mark) {
         return Err(Error::failed(format!("{path} is still attached, but its daemon has died"))
-            .help(format!("blockyard recover {path}")));
+            .help(format!("run: blockyard recover {path}")));
     }
     Ok(())
 }
@@ -466,8 +469,8 @@ mod tests {
             &["--threads", "2"],
             &["--depth", "64"],
             &["--connections", "2"],
-            &["--timeout", "3"],
-            &["--dead-conn-timeout", "1m"],
+            &["--kernel-timeout", "3"],
+            &["--kernel-dead-conn-timeout", "1m"],
             &["--hand-over"],
         ];
         for options in others {

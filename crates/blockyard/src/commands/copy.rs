@@ -29,17 +29,28 @@ pub(super) fn run(args: CopyArgs) -> Result<()> {
     if args.json { term::say_json(&copied) } else { show(&copied) }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a rate for people"
+)]
 fn show(copied: &Copied) -> Result<()> {
     let resumed = match copied.resumed {
         0 => String::new(),
         bytes => format!(", {} by earlier runs", size::human(bytes)),
     };
+    // Of what was moved: holes cost nothing.
+    let rate = match copied.copied as f64 / copied.seconds {
+        rate if copied.copied > 0 && rate.is_finite() => {
+            format!(" ({}/s)", size::human(rate as u64))
+        }
+        _ => String::new(),
+    };
     term::say(format_args!(
-        "{} in {:.2} s ({}/s): {} copied, {} zeroed, {} already zero{resumed}",
+        "{} in {:.2} s: {} copied{rate}, {} zeroed, {} already zero{resumed}",
         size::human(copied.size),
         copied.seconds,
-        size::human(copied.bytes_per_second as u64),
         size::human(copied.copied),
         size::human(copied.zeroed),
         size::human(copied.skipped),

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use super::man;
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::text::term;
@@ -14,12 +15,7 @@ pub(super) fn completions(shell: clap_complete::Shell) -> Result<()> {
 }
 
 pub(super) fn man(directory: Option<&Path>) -> Result<()> {
-    let Some(directory) = directory else {
-        let mut page = Vec::new();
-        let rendered = clap_mangen::Man::new(cli::command()).render(&mut page);
-        rendered.map_err(|err| Error::failed("cannot create the man page").caused_by(err))?;
-        return term::say(String::from_utf8_lossy(&page).trim_end());
-    };
+    let Some(directory) = directory else { return man::show() };
     let failed = |err: io::Error| {
         Error::failed(format!("cannot write man pages to {}", directory.display())).caused_by(err)
     };
@@ -30,5 +26,5 @@ pub(super) fn man(directory: Option<&Path>) -> Result<()> {
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(failed(err)),
         _ => {}
     }
-    clap_mangen::generate_to(cli::command(), directory).map_err(failed)
+    man::write_all(directory).map_err(failed)
 }

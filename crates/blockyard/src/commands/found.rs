@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::api::client::{Answer, Ask, ask_at, values_of_all};
 use crate::error::{Error, Result};
-use crate::yard::report::{Daemon, DiskReport};
+use crate::yard::report::{Daemon, DiskReport, ExportReport};
 
 /// A daemon that answers.
 pub(super) struct Found {
@@ -53,8 +53,10 @@ pub(super) fn yard(pid: Option<u32>) -> Result<Found> {
     let mut found = all()?;
     match pid {
         Some(pid) => found.retain(|it| it.daemon.pid == pid),
-        // Who serves a disk of the kernel has that, and nothing else.
-        None => found.retain(|it| it.daemon.devices.is_empty()),
+        // Who serves a disk of the kernel, or a directory, has that, and nothing else.
+        None => found.retain(|Found { daemon, .. }| {
+            daemon.devices.is_empty() && !daemon.exports.iter().any(ExportReport::is_alone)
+        }),
     }
     let pids: Vec<_> = found.iter().map(|it| it.daemon.pid.to_string()).collect();
     match (found.pop(), pid) {

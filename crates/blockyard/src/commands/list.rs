@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use blockyard_driver_nbd::TlsFiles;
-use blockyard_export_fuse::{Left, Leftover};
 
 use super::{disk_uri, one_with_tls};
 use crate::api::client::{ask_all, values_of_all};
@@ -37,10 +36,13 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
     let daemons = values_of_all("/v1/daemon")?;
     let daemons: Vec<Daemon> = daemons.into_iter().map(|(_, daemon)| daemon).collect();
     let survey = survey()?;
-    let mounts = exports::fuse::leftovers()?;
+    let mut mounts = Vec::new();
+    for kind in exports::KINDS {
+        mounts.extend((kind.leftovers)()?);
+    }
     if !args.json {
         show(&daemons, &survey, mounts.is_empty())?;
-        return mounts.iter().try_for_each(|mount| term::say(left_mounted(mount)));
+        return mounts.iter().try_for_each(|mount| term::say(&mount.told));
     }
     let mut all = serde_json::to_value(&daemons)
         .map_err(|err| Error::failed("cannot write JSON").caused_by(err))?;
@@ -98,38 +100,19 @@ fn nothing_runs(directory: &Path, root: bool) -> String {
     )
 }
 
-fn left_mounted(mount: &Leftover) -> String {
-    let (path, pid) = (mount.path.display(), mount.pid);
-    match &mount.left {
-        Left::Stuck(why) => {
-            format!("{path} was left mounted by daemon {pid}, which died: {why}")
-        }
-        Left::Nothing => {
-            format!(
-                "{path} was mounted by daemon {pid}, which died; its record goes with the next mount"
-            )
-        }
-        Left::Mounted | Left::Cleaned => format!(
-            "{path} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {path}"
-        ),
-    }
-}
-
 fn left_behind(left: &LeftBehind) -> String {
     let LeftBehind { path, via, uri, fate, log, why, .. } = left;
     let (via, uri) = (via.name(), uri.as_deref().unwrap_or("never ready"));
-    let log = log.as_ref().map(|log| format!("; its log: {}", log.display())).unwrap_or_default();
+    let log = log.as_ref().map(|log| format!("; log: {}", log.display())).unwrap_or_default();
     let remedy = match fate {
         Fate::Recoverable => format!("run: blockyard recover {path}"),
         Fate::Lost => format!(
-            "its contents were in the memory of the daemon; run: blockyard detach --force {path}"
+            "contents lost with the memory of the daemon; run: blockyard detach --force {path}"
         ),
         Fate::Unused => format!("not in use; run: blockyard detach {path}"),
         Fate::Unknown => {
             let why = why.as_deref().unwrap_or_default();
-            return format!(
-                "{path} ({via}, {uri}) has no daemon, and its state is unknown: {why}{log}"
-            );
+            return format!("{path} ({via}, {uri}) has no daemon, state unknown: {why}{log}");
         }
     };
     format!("{path} ({via}, {uri}) was left behind by a daemon that died; {remedy}{log}")
@@ -177,7 +160,10 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
             ]);
         }
     }
-    term::say(table.trim_fmt())?;
+    // Who shares a directory has no disk.
+    if table.row_count() > 0 {
+        term::say(table.trim_fmt())?;
+    }
     for daemon in daemons {
         if let Some(log) = &daemon.log {
             term::say(format_args!("{} logs to {log}", daemon.pid))?;
@@ -196,9 +182,8 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
         }
         for export in &daemon.exports {
             let Some(address) = &export.served.address else { continue };
-            let disk = if export.disk.is_empty() { "all disks" } else { &export.disk };
-            let (pid, used) = (daemon.pid, used(export));
-            term::say(format_args!("{pid} serves {disk} at {address} ({used})"))?;
+            let (pid, what, used) = (daemon.pid, export.subject(), used(export));
+            term::say(format_args!("{pid} serves {what} at {address} ({used})"))?;
         }
     }
     Ok(())
@@ -206,15 +191,17 @@ fn show_daemons(daemons: &[Daemon]) -> Result<()> {
 
 /// What becomes of an export.
 fn used(ExportReport { kind, served, .. }: &ExportReport) -> String {
-    let is_mounted = exports::kind(kind).is_ok_and(|kind| kind.local_kernel);
+    let is_mounted = exports::known(kind).is_some_and(|kind| kind.local_kernel);
     let (nobody, there) =
         if is_mounted { ("unmounted", "mounted") } else { ("not connected", "connected") };
     let queues = served.queues.map(|queues| format!(", {queues} queues")).unwrap_or_default();
-    let requests = served.requests;
+    // Who has no queues of its own counts none.
+    let requests = served.queues.map(|_| format!(", {} requests", served.requests));
+    let done = queues + &requests.unwrap_or_default();
     match served.clients {
         0 => nobody.into(),
-        1 => format!("{there}{queues}, {requests} requests"),
-        clients => format!("{clients} {there}{queues}, {requests} requests"),
+        1 => format!("{there}{done}"),
+        clients => format!("{clients} {there}{done}"),
     }
 }
 

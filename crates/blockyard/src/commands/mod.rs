@@ -1,6 +1,6 @@
 //! The commands: from the command line to a plan, from the plan to what is done.
 
-mod add;
+pub(crate) mod add;
 mod attach;
 mod bench;
 mod check;
@@ -12,11 +12,12 @@ mod image;
 mod info;
 mod interrupt;
 mod list;
+mod man;
 mod map;
 mod mount;
 mod rados;
 mod run;
-mod serve;
+pub(crate) mod serve;
 mod set;
 mod share;
 mod up;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use blockyard_export_nbd::{Address, TlsFiles, TlsIdentity};
 use blockyard_nbd::uri::{TlsParams, Transport, Uri};
 
+use super::add::utf8;
 use super::disk_uri;
-use crate::cli::{ServeArgs, Tls};
+use crate::cli::{GivenFlag, ServeArgs, Tls};
 use crate::daemon::runner::Runner;
 use crate::daemon::{Daemon, Passed};
-use crate::disks::Value;
+use crate::disks::{Value, ValueKind};
 use crate::error::{Error, Result};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::text::term;
@@ -32,12 +33,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<u8> {
 
 /// `--run` without an address listens where nobody else does.
 fn private_runner(command: &OsStr, args: &ServeArgs) -> Result<Runner> {
-    Runner::shell(command, args.nbd.is_empty() && !has_other(args))
-}
-
-/// Whether disks are served by something else than NBD.
-fn has_other(args: &ServeArgs) -> bool {
-    !args.vhost_user_blk.is_empty() || !args.fuse.is_empty()
+    Runner::shell(command, args.nbd.is_empty() && args.exports.given().is_empty())
 }
 
 /// One line for each listener.
@@ -57,13 +53,8 @@ pub(super) fn ready(daemon: &Daemon) {
     for address in daemon.metrics_addresses() {
         term::tell(format_args!("metrics at http://{address}/metrics"));
     }
-    for export in &daemon.plan().exports {
-        let set = &export.settings;
-        if let Some(path) = set.socket().or_else(|| set.path("path")) {
-            let disk = if export.kind.whole_yard { "all disks" } else { &export.disk };
-            let kind = export.kind.name;
-            term::tell(format_args!("serving {disk} at {kind}:{}", path.display()));
-        }
+    for (what, address) in daemon.places() {
+        term::tell(format_args!("serving {what} at {address}"));
     }
 }
 
@@ -125,33 +116,17 @@ fn add_tls(uri: &mut Uri, identity: &TlsIdentity) {
     }
 }
 
-fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Result<YardPlan> {
+pub(crate) fn plan(
+    args: &ServeArgs,
+    sockets_passed: bool,
+    runner: Option<&Runner>,
+) -> Result<YardPlan> {
     let mut disks = args.uris.iter().map(|uri| disk_uri(uri)).collect::<Result<Vec<_>>>()?;
     for disk in &mut disks {
         disk.options.read_only |= args.read_only;
     }
     let mut plan = YardPlan::new(disks)?;
-    for (flag, given) in [
-        ("--name", args.name.len()),
-        ("--description", args.description.len()),
-        ("--vhost-user-blk", args.vhost_user_blk.len()),
-        ("--fuse", args.fuse.len()),
-        ("--serial", args.serial.len()),
-    ] {
-        if given > plan.disks.len() {
-            let what = format!(
-                "{flag} is given {given} times, but the number of disks is {}",
-                plan.disks.len()
-            );
-            return Err(Error::usage(what));
-        }
-    }
-    let (serials, machines) = (args.serial.len(), args.vhost_user_blk.len());
-    if serials > machines {
-        let what =
-            format!("--serial is given {serials} times, but --vhost-user-blk {machines} times");
-        return Err(Error::usage(what).help("give one --serial per --vhost-user-blk"));
-    }
+    check_counts(args, plan.disks.len())?;
     for index in 0..plan.disks.len() {
         let name = args.name.get(index).cloned().unwrap_or_else(|| plan.disk_name(index).into());
         let mut export = ExportPlan::new(&exports::nbd::KIND, plan.disk_name(index), name)
@@ -166,30 +141,53 @@ fn plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> Resu
         refuse_options_of_nbd(args)?;
     }
     plan.nbd.default_export = plan.exports.first().map(|export| export.name.clone());
-    for (index, path) in args.vhost_user_blk.iter().enumerate() {
-        let disk = plan.disk_name(index);
-        let mut export = ExportPlan::new(&exports::vhost_user_blk::KIND, disk, disk)
-            .with("socket", Value::Path(path.clone()))
-            .with("read_only", Value::Flag(args.read_only));
-        if let Some(mode) = plan.nbd.socket_mode {
+    for wanted in args.exports.exports() {
+        let disk = plan.disk_name(wanted.disk);
+        let mut export =
+            ExportPlan::new(wanted.kind, disk, disk).with("read_only", Value::Flag(args.read_only));
+        if let (Some(mode), Some(_)) = (plan.nbd.socket_mode, wanted.kind.option("socket_mode")) {
             export = export.with("socket_mode", Value::Number(mode.into()));
         }
-        if let Some(serial) = args.serial.get(index) {
-            export = export.with("serial", Value::Text(serial.clone()));
+        for (option, value) in wanted.said {
+            export = export.with(option, said(wanted.kind, option, value)?);
         }
         plan.exports.push(export);
-    }
-    for (index, path) in args.fuse.iter().enumerate() {
-        let disk = plan.disk_name(index);
-        plan.exports.push(
-            ExportPlan::new(&exports::fuse::KIND, disk, disk)
-                .with("path", Value::Path(path.clone()))
-                .with("read_only", Value::Flag(args.read_only)),
-        );
     }
     plan.metrics.clone_from(&args.metrics);
     plan.threads = args.threads.map_or(plan.threads, usize::from);
     Ok(plan)
+}
+
+/// Nothing is said of more than there is.
+fn check_counts(args: &ServeArgs, disks: usize) -> Result<()> {
+    let given = args.exports.given();
+    let of_exports = given.iter().map(|flag| (flag.name, flag.values.len()));
+    let of_nbd = [("name", args.name.len()), ("description", args.description.len())];
+    if let Some((flag, times)) = of_nbd.into_iter().chain(of_exports).find(|(_, it)| *it > disks) {
+        let what = format!("--{flag} is given {times} times, but the number of disks is {disks}");
+        return Err(Error::usage(what));
+    }
+    for GivenFlag { kind, name, values, .. } in given {
+        let (times, of) = (values.len(), kind.name);
+        let exports = args.exports.exports().filter(|export| export.kind == *kind).count();
+        if times > exports {
+            let what = format!("--{name} is given {times} times, but --{of} {exports} times");
+            return Err(Error::usage(what).help(format!("give one --{name} per --{of}")));
+        }
+    }
+    Ok(())
+}
+
+/// What a flag says of an export.
+fn said(kind: &ExportKind, option: &'static str, value: &OsStr) -> Result<Value> {
+    match kind.option(option) {
+        Some(spec) if spec.value != ValueKind::Path => {
+            let text = utf8(value.as_ref())?;
+            let value = spec.value.parse(option, spec.default, text);
+            value.map_err(|problem| Error::usage(format!("--{option}: {problem}")))
+        }
+        _ => Ok(Value::Path(value.into())),
+    }
 }
 
 /// What would have no effect where nothing is served over NBD.
@@ -220,9 +218,10 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
             nbd.systemd = true;
             continue;
         }
-        let address: Address = address
-            .parse()
-            .map_err(|err: blockyard_export_nbd::Error| Error::usage("bad --nbd").caused_by(err))?;
+        let address: Address = address.parse().map_err(|err: blockyard_export_nbd::Error| {
+            let error = Error::usage(format!("--nbd: {err}"));
+            error.help(err.remedy().unwrap_or("use unix:PATH, tcp:HOST:PORT or vsock:CID:PORT"))
+        })?;
         let another_each_time = matches!(address, Address::Tcp { port: 0, .. });
         let listen = Listen::from(address);
         if nbd.listen.contains(&listen) && !another_each_time {
@@ -231,10 +230,14 @@ fn nbd_plan(args: &ServeArgs, sockets_passed: bool, runner: Option<&Runner>) -> 
         nbd.listen.push(listen);
     }
     nbd.listen.extend(runner.and_then(Runner::listen));
-    if nbd.listen.is_empty() && !nbd.systemd && !has_other(args) {
+    if nbd.listen.is_empty() && !nbd.systemd && args.exports.given().is_empty() {
         if !sockets_passed {
-            return Err(Error::usage("no listen address")
-                .help("add --nbd unix:/path/to.sock, --nbd tcp:127.0.0.1:10809, --vhost-user-blk /path/to.sock, or --fuse FILE"));
+            let others = exports::KINDS.iter().filter_map(|kind| Some((kind, kind.flags.first()?)));
+            let others = others.map(|(kind, flag)| format!("--{} {}", kind.name, flag.value_name));
+            let others = others.collect::<Vec<_>>().join(" or ");
+            return Err(Error::usage("no listen address").help(format!(
+                "add --nbd unix:/path/to.sock, --nbd tcp:127.0.0.1:10809, {others}"
+            )));
         }
         nbd.systemd = true;
     }

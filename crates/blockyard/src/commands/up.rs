@@ -5,15 +5,15 @@ use std::path::Path;
 use blockyard_export_nbd::{Address, DEFAULT_PORT};
 
 use super::serve::{ready, uri_for};
+use crate::api::client::values_of_all;
 use crate::cli::UpArgs;
 use crate::daemon::{self, Daemon, Passed};
-use crate::disks::{DiskPlan, PlanBuilder, Value, file, rbd};
-use crate::error::{Error, Result};
-use crate::exports::{self, ExportPlan};
+use crate::error::{Error, ErrorKind, Result};
 use crate::images::demo;
 use crate::text::term;
 use crate::yard::config::{self, ConfigError, Needs};
-use crate::yard::plan::{Listen, YardPlan};
+use crate::yard::plan::YardPlan;
+use crate::yard::report;
 
 /// The file that is taken if none is named.
 const FILE: &str = "yard.toml";
@@ -23,11 +23,16 @@ const DEMO: &str = "yard";
 const DEMO_STORE: &str = "images";
 /// Bytes of each disk of the demo, as URIs have it.
 const DEMO_SIZE: &str = "1G";
+/// The socket of the demo.
+const DEMO_SOCKET: &str = "nbd.sock";
+/// The configuration of the demo.
+const DEMO_YARD: &str = include_str!("demo.toml");
 
 pub(super) fn run(args: &UpArgs) -> Result<()> {
     let passed = Passed::take();
     let usual = Path::new(FILE);
-    let file = args.file.as_deref().or_else(|| usual.exists().then_some(usual));
+    let named = args.file.as_deref().or(args.path.as_deref());
+    let file = named.or_else(|| usual.exists().then_some(usual));
     let Some(file) = file else { return demo(args.check, passed) };
     let plan = load(file, Needs::Clients)?;
     if args.check {
@@ -55,67 +60,60 @@ pub(super) fn load(file: &Path, needs: Needs) -> Result<YardPlan> {
 fn demo(check: bool, passed: Passed) -> Result<()> {
     let folder = std::path::absolute(DEMO)
         .map_err(|err| Error::failed("cannot determine the working directory").caused_by(err))?;
-    let plan = demo_plan(&folder)?;
     if check {
         return term::say("no yard.toml here; blockyard up would start a demo");
     }
     std::fs::create_dir_all(DEMO).map_err(|err| {
         Error::failed("cannot create the directory ./yard of the demo").caused_by(err)
     })?;
-    demo::make(&folder.join(DEMO_STORE), super::size("the demo", DEMO_SIZE)?)?;
-    Daemon::start(plan, passed)?.run(|daemon| {
+    let file = folder.join(FILE);
+    let is_own = configure(&file)?;
+    let mut plan = load(&file, Needs::Clients)?;
+    for listen in &mut plan.nbd.listen {
+        listen.or_another_port = matches!(listen.address, Address::Tcp { port: DEFAULT_PORT, .. });
+    }
+    if is_own {
+        demo::make(&folder.join(DEMO_STORE), super::size("the demo", DEMO_SIZE)?)?;
+    }
+    Daemon::start(plan, passed).map_err(|err| already_running(err, &folder))?.run(|daemon| {
         ready(daemon);
-        // A reader of the text who has left does not end the demo.
-        let _ = term::say(what_next(daemon));
+        if is_own {
+            // A reader of the text who has left does not end the demo.
+            let _ = term::say(what_next(daemon));
+        }
     })
 }
 
-/// A RAM disk, a file, an image and a clone of its snapshot, on a socket and a port.
-fn demo_plan(directory: &Path) -> Result<YardPlan> {
-    let mut ram = PlanBuilder::of_uri(&format!("ram:{DEMO_SIZE}"))
-        .map_err(|err| Error::usage(err.to_string()))?;
-    set(&mut ram, &[("name", "ram")])?;
-    let path = directory.join("disk.img");
-    let mut file = PlanBuilder::new(&file::KIND);
-    file.path(&path).map_err(Error::usage)?;
-    let create: &[_] = if path.exists() { &[] } else { &[("create", DEMO_SIZE)] };
-    set(&mut file, create)?;
-    set(&mut file, &[("name", "disk")])?;
-    let uri = format!("file:{}", path.display());
-    let mut disks = vec![finish(ram, &format!("ram:{DEMO_SIZE}"))?, finish(file, &uri)?];
-    for image in [demo::IMAGE, demo::CLONE] {
-        let path = directory.join(DEMO_STORE).join(image);
-        let mut builder = PlanBuilder::new(&rbd::KIND);
-        builder.path(&path).map_err(Error::usage)?;
-        set(&mut builder, &[("name", image)])?;
-        disks.push(finish(builder, &format!("rbd+dir:{}", path.display()))?);
+/// The configuration of the demo is in its directory, to be edited; whether it is still as it was written.
+fn configure(file: &Path) -> Result<bool> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text == DEMO_YARD),
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::write(file, DEMO_YARD).map_err(|err| {
+                Error::failed(format!("cannot write {}", file.display())).caused_by(err)
+            })?;
+            Ok(true)
+        }
+        Err(err) => Err(Error::failed(format!("cannot read {}", file.display())).caused_by(err)),
     }
-    let mut plan = YardPlan::new(disks)?;
-    let described = [
-        "In memory; lost when the daemon exits",
-        "In ./yard/disk.img; kept",
-        "RBD image in ./yard/images, with a snapshot",
-        "Clone of that snapshot",
-    ];
-    for (index, description) in described.into_iter().enumerate() {
-        let name = plan.disk_name(index);
-        let export = ExportPlan::new(&exports::nbd::KIND, name, name);
-        plan.exports.push(export.with("description", Value::Text(description.into())));
-    }
-    plan.nbd.default_export = Some("ram".into());
-    let socket = directory.join("nbd.sock");
-    let tcp = Address::Tcp { host: "127.0.0.1".into(), port: DEFAULT_PORT };
-    plan.nbd.listen =
-        vec![Address::Unix(socket).into(), Listen { address: tcp, or_another_port: true }];
-    Ok(plan)
 }
 
-fn set(builder: &mut PlanBuilder, options: &[(&str, &str)]) -> Result<()> {
-    options.iter().try_for_each(|(key, value)| builder.set(key, value).map_err(Error::usage))
-}
-
-fn finish(builder: PlanBuilder, uri: &str) -> Result<DiskPlan> {
-    builder.finish(uri, Path::new("")).map_err(Error::usage)
+/// If it is the demo itself that has its sockets, that is said.
+fn already_running(err: Error, folder: &Path) -> Error {
+    if err.kind() != ErrorKind::Busy {
+        return err;
+    }
+    let socket = Address::Unix(folder.join(DEMO_SOCKET)).to_string();
+    let daemons = values_of_all::<report::Daemon>("/v1/daemon").unwrap_or_default();
+    let running = daemons.iter().find(|(_, daemon)| daemon.nbd.listen.contains(&socket));
+    match running {
+        Some((_, daemon)) => Error::new(
+            ErrorKind::Busy,
+            format!("the demo in ./{DEMO} is already running (PID {})", daemon.pid),
+        )
+        .help("list daemons and disks: blockyard list"),
+        None => err,
+    }
 }
 
 /// What to do next, ready to paste.
@@ -132,7 +130,8 @@ fn what_next(daemon: &Daemon) -> String {
     let over_tcp = uri_for(daemon, &tcp, "ram");
     format!(
         "
-Two disks are served: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C stops the daemon. In another terminal:
+The disks of ./yard/yard.toml are served: \"ram\" in memory, \"disk\" in ./yard/disk.img, an RBD image and a clone of its
+snapshot in ./yard/images. Ctrl-C stops the daemon. In another terminal:
 
   # list, inspect and benchmark
   blockyard list
@@ -145,9 +144,11 @@ Two disks are served: \"ram\" in memory, \"disk\" in ./yard/disk.img. Ctrl-C sto
   nbdcopy '{ram}' '{disk}'
   nbdcopy '{disk}' /tmp/disk.img
   qemu-img convert -n -f raw -O raw /tmp/disk.img '{disk}'
-  # the images, and whether the clone is still what its snapshot is
+  # list the images, and compare the clone with its snapshot
   blockyard image --dir yard/{DEMO_STORE} ls --long
   blockyard compare '{clone}' '{snapshot}'
+
+To change the disks, stop the daemon, edit ./yard/yard.toml, and run: blockyard up -f yard/yard.toml
 "
     )
 }

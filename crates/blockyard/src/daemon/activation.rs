@@ -23,6 +23,12 @@ impl Passed {
         Self(ListenFd::from_env())
     }
 
+    /// Nothing, whatever was passed.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(ListenFd::empty())
+    }
+
     /// How many sockets there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -37,7 +43,7 @@ impl Passed {
 
     pub(crate) fn listeners(mut self) -> Result<Vec<Listener>> {
         if self.is_empty() {
-            let help = "start it from a .socket unit, or try: systemd-socket-activate -l 10809 blockyard serve ...";
+            let help = "start the daemon from a socket unit (systemd.socket(5))";
             return Err(
                 Error::usage("no sockets passed by systemd (LISTEN_FDS is not set)").help(help)
             );

@@ -10,7 +10,7 @@ use rustix::process::{
 use tokio::io::Interest;
 
 use super::signals::Signals;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// The exit code of a command that was killed, as shells have it: 128 and the signal.
 const KILLED: i32 = 128;
@@ -44,7 +44,16 @@ impl Command {
         let program = command.get_program().to_string_lossy().into_owned();
         let failed =
             |err: std::io::Error| Error::failed(format!("cannot run {program}")).caused_by(err);
-        let child = command.spawn().map_err(failed)?;
+        let child = command.spawn().map_err(|err| match err.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::new(ErrorKind::NoCommand, format!("cannot run {program}: no such command"))
+                    .help("correct the command, or give its path")
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                Error::new(ErrorKind::NotExecutable, format!("cannot run {program}")).caused_by(err)
+            }
+            _ => failed(err),
+        })?;
         let watched = pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK)
             .map_err(std::io::Error::from)
             .and_then(|pidfd| Watch::new(pidfd, Interest::READABLE));

@@ -56,6 +56,11 @@ impl Losses {
         }
     }
 
+    /// Whether the loss of a disk is noted.
+    pub(crate) fn names(&self, disk: &Disk) -> bool {
+        self.0.iter().any(|lost| lost.disk == disk.name())
+    }
+
     /// A failure that names all of them; success if there are none.
     pub(crate) fn into_result(self) -> Result<()> {
         if self.0.is_empty() {

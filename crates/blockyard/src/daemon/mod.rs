@@ -16,6 +16,7 @@ use blockyard_sys::limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 pub use activation::Passed;
 use command::Command;
@@ -56,6 +57,17 @@ impl Daemon {
     /// # Errors
     /// What keeps it from starting, with what to do.
     pub fn start(plan: YardPlan, passed: Passed) -> Result<Self> {
+        Self::start_with(plan, passed, |plan| {
+            plan.exports.iter().map(|export| (export.kind.bind)(export)).collect()
+        })
+    }
+
+    /// The same with exports whose places `bind` takes.
+    pub(crate) fn start_with(
+        plan: YardPlan,
+        passed: Passed,
+        bind: impl FnOnce(&YardPlan) -> Result<Vec<Bound>>,
+    ) -> Result<Self> {
         let file_limit = raise_file_limit();
         if plan.exports.iter().any(|export| export.kind.local_kernel) {
             // Before there are other threads: they inherit it.
@@ -66,8 +78,7 @@ impl Daemon {
         let mut notices = Vec::new();
         let listeners = exports::nbd::listeners(&plan.nbd, passed, &mut notices)?;
         let metrics = Listeners::bind(&plan.metrics)?;
-        let bound = plan.exports.iter().map(|export| (export.kind.bind)(export));
-        let bound = bound.collect::<Result<Vec<_>>>()?;
+        let bound = bind(&plan)?;
         let wanted = plan.clone();
         let yard = block_on(async {
             // A server that does not answer, say, keeps nobody from ending this.
@@ -99,6 +110,13 @@ impl Daemon {
     #[must_use]
     pub fn metrics_addresses(&self) -> Vec<SocketAddr> {
         self.metrics.addresses()
+    }
+
+    /// What is served at a place of its own, and where.
+    #[must_use]
+    pub fn places(&self) -> Vec<(String, String)> {
+        let exports = self.yard.report().exports.into_iter();
+        exports.filter_map(|it| Some((it.subject().to_owned(), it.served.address?))).collect()
     }
 
     /// Its disks and exports.
@@ -141,21 +159,17 @@ impl Daemon {
     ) -> Result<T> {
         let control = api::Server::bind(Arc::clone(&self.yard), None)?;
         self.yard.serve(std::mem::take(&mut self.listeners))?;
-        let housekeeper = tokio::spawn(Arc::clone(&self.yard).keep());
-        let control = tokio::spawn(control.serve());
-        ready(&self);
-        let metrics = std::mem::take(&mut self.metrics).serve(Arc::clone(&self.yard));
-        let metrics = tokio::spawn(metrics);
-        notify(&[NotifyState::Ready]);
-        let given = until(&self.yard, &mut self.signals).await;
-        notify(&[NotifyState::Stopping]);
-        let stopped = extending(self.stop()).await;
-        housekeeper.abort();
-        metrics.abort();
-        control.abort();
-        // Cancelled: that removes its socket.
-        let _ = control.await;
-        stopped.map(|()| given)
+        let until = async |this: &mut Self| {
+            let metrics = std::mem::take(&mut this.metrics).serve(Arc::clone(&this.yard));
+            let metrics = tokio::spawn(metrics);
+            (until(&this.yard, &mut this.signals).await, metrics)
+        };
+        let end = async |this: Self, (given, metrics): (T, JoinHandle<()>)| {
+            let stopped = this.stop().await;
+            metrics.abort();
+            stopped.map(|()| given)
+        };
+        serve(Arc::clone(&self.yard), control, self, ready, until, end).await
     }
 
     /// Ends it in order, or at once if there is a second signal.
@@ -177,13 +191,37 @@ impl Daemon {
     }
 }
 
+/// Serves a yard, whatever else there is to a daemon, which is `served`: its control socket is answered, and its disks are
+/// seen to. `ready` is called when that has begun, `until` says when it is over, and `end` ends it.
+pub(crate) async fn serve<S, T, R>(
+    yard: Arc<Yard>,
+    control: api::Server,
+    mut served: S,
+    ready: impl FnOnce(&S),
+    until: impl AsyncFnOnce(&mut S) -> T,
+    end: impl AsyncFnOnce(S, T) -> R,
+) -> R {
+    let housekeeper = tokio::spawn(yard.keep());
+    let control = tokio::spawn(control.serve());
+    ready(&served);
+    notify(&[NotifyState::Ready]);
+    let given = until(&mut served).await;
+    notify(&[NotifyState::Stopping]);
+    let ended = extending(end(served, given)).await;
+    housekeeper.abort();
+    control.abort();
+    // Cancelled: that removes its socket.
+    let _ = control.await;
+    ended
+}
+
 /// The kernel may write to our disk to get memory, and wait for us.
 pub(crate) fn enter_write_back_path() {
     use blockyard_sys::write_back::{lock_memory, set_io_flusher};
-    let done = [("set the io flusher state", set_io_flusher()), ("lock memory", lock_memory())];
+    let done = [("PR_SET_IO_FLUSHER", set_io_flusher()), ("mlockall", lock_memory())];
     for (what, result) in done {
         if let Err(err) = result {
-            tracing::info!(%err, "cannot {what}: where memory is short, write-back may wait for itself");
+            tracing::info!(call = what, error = %err, "system call failed; write-back may deadlock when memory is short");
         }
     }
 }
@@ -197,7 +235,7 @@ pub(crate) async fn enter_write_back_path_with(queue_threads: &[Handle]) {
         let entered = thread.spawn(async { blockyard_sys::write_back::set_io_flusher() }).await;
         // One that may not has said so for all.
         if let Ok(Err(err)) = entered {
-            tracing::debug!(%err, "a queue thread cannot set the io flusher state");
+            tracing::debug!(error = %err, "a queue thread cannot set the io flusher state");
         }
     }
 }
@@ -257,7 +295,7 @@ pub(crate) fn raise_file_limit() -> Rlimit {
 }
 
 /// The disks and exports of a plan, in its order.
-fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
+pub(crate) fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
     let yard = Yard::start(plan.threads, &plan.nbd)?;
     yard.give_grace(plan.grace);
     for disk in &plan.disks {

@@ -140,7 +140,7 @@ impl Caught {
                 }
                 _ = self.terminate.recv() => return Signal::TERM,
                 _ = self.hang_up.recv() => {
-                    tracing::info!("SIGHUP received: nothing to reload");
+                    tracing::info!("SIGHUP ignored: nothing to reload");
                     self.hung_up.notify_one();
                 }
             }

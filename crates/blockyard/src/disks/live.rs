@@ -34,7 +34,7 @@ pub fn set(open: &OpenDisk, settings: &[(&'static OptionSpec, Value)], shrink: b
 }
 
 fn check_size(open: &OpenDisk, size: &Value, shrink: bool) -> Result<()> {
-    let Value::Number(bytes) = *size else { unreachable!("a size is a number: {size:?}") };
+    let Value::Number(bytes) = *size else { unreachable!("invalid size: {size:?}") };
     let disk = open.disk();
     let before = disk.size_bytes();
     if bytes < before && !shrink {
@@ -51,13 +51,13 @@ fn check_size(open: &OpenDisk, size: &Value, shrink: bool) -> Result<()> {
 fn check_read_only(open: &OpenDisk, read_only: &Value, _: bool) -> Result<()> {
     if *read_only == Value::Flag(false) && open.only_reads() {
         let what = format!("{} was opened read-only", open.disk().name());
-        return Err(Error::usage(what).help("remove it, and add it without read_only"));
+        return Err(Error::usage(what).help("remove the disk, and add it without read_only"));
     }
     Ok(())
 }
 
 fn resize(disk: &Disk, size: &Value) -> Result<()> {
-    let Value::Number(bytes) = *size else { unreachable!("a size is a number: {size:?}") };
+    let Value::Number(bytes) = *size else { unreachable!("invalid size: {size:?}") };
     let failed = |err| Error::failed("cannot change the disk").caused_by(err);
     disk.resize_bytes(bytes).map_err(|err| match err.kind() {
         ErrorKind::Invalid => not_whole(disk, bytes).unwrap_or_else(|| failed(err)),
@@ -66,7 +66,7 @@ fn resize(disk: &Disk, size: &Value) -> Result<()> {
 }
 
 fn set_read_only(disk: &Disk, read_only: &Value) -> Result<()> {
-    let Value::Flag(read_only) = *read_only else { unreachable!("no flag: {read_only:?}") };
+    let Value::Flag(read_only) = *read_only else { unreachable!("invalid flag: {read_only:?}") };
     disk.set_read_only(read_only);
     Ok(())
 }

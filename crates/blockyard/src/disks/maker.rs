@@ -296,7 +296,7 @@ fn with_block(plan: &DiskPlan, mut limits: Limits) -> Result<Limits> {
 pub(super) fn shown_size(plan: &DiskPlan, actual: u64) -> Result<u64> {
     let wanted = plan.options.size.unwrap_or(actual);
     if wanted > actual {
-        let what = format!("it has {actual} bytes, less than size={wanted}");
+        let what = format!("the disk has {actual} bytes, less than size={wanted}");
         let help = match plan.source.file() {
             Some(path) if path.is_file() => {
                 let path = path.display();

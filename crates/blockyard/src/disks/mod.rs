@@ -43,6 +43,7 @@ pub use options::{
     parse_duration,
 };
 pub use plan::{DiskPlan, absolute};
+pub(crate) use remote::has_been_written;
 pub use remote::{Goodbye, Remote, RemoteDriver};
 
 use crate::error::{Error, Result};

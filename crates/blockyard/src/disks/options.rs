@@ -315,7 +315,7 @@ pub static COMMON: [OptionSpec; 17] = [
     },
     OptionSpec {
         live: Some(live::READ_ONLY),
-        ..OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; short: ro")
+        ..OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes (also: ro)")
     },
     OptionSpec::new("name", ValueKind::Name, "made from the URI", "name of the disk"),
     OptionSpec::new("block", ValueKind::BlockSize, "512", "logical block size"),
@@ -423,12 +423,12 @@ impl DiskOptions {
     }
 }
 
-/// The one spelling of a key, in URIs, in `yard.toml` and of settings: `ro` is short for `read_only`, and who writes `-` for `_`,
-/// as flags have it, is understood.
+/// The one spelling of a key, in URIs, in `yard.toml` and of settings: `ro` and `readonly` are
+/// `read_only`, and `-` stands for `_`, as in flags.
 #[must_use]
 pub fn canonical_key(key: &str) -> Cow<'_, str> {
     match key {
-        "ro" => Cow::Borrowed("read_only"),
+        "ro" | "readonly" => Cow::Borrowed("read_only"),
         _ if key.contains('-') => Cow::Owned(key.replace('-', "_")),
         _ => Cow::Borrowed(key),
     }
@@ -457,7 +457,7 @@ fn disk_name(value: &str) -> Result<String, String> {
     Ok(value.into())
 }
 
-/// `100us`, `3s`, `2m`: a whole number and a unit.
+/// `100us`, `3s`, `2m`: a whole number and a unit; a bare number is seconds.
 ///
 /// # Errors
 /// A sentence for people.
@@ -466,16 +466,15 @@ pub fn parse_duration(value: &str) -> Result<Duration, String> {
     let (number, unit) = value.split_at(digits);
     let bad = || {
         format!(
-            "invalid duration {value:?}; write a whole number and a unit (ns, us, ms, s, m), e.g. 100us"
+            "invalid duration {value:?}; write seconds, or a whole number with a unit (ns, us, ms, s, m), e.g. 100us"
         )
     };
     let nanoseconds = match unit {
         "ns" => 1,
         "us" | "µs" => 1_000,
         "ms" => 1_000_000,
-        "s" => 1_000_000_000,
+        "s" | "" => 1_000_000_000,
         "m" => 60_000_000_000,
-        "" if number == "0" => 0,
         _ => return Err(bad()),
     };
     let number: u64 = number.parse().map_err(|_| bad())?;

@@ -28,12 +28,17 @@ pub static KIND: DiskKind = DiskKind {
     usage: "rbd+dir:DIR/IMAGE[@SNAPSHOT]",
     summary: "an RBD image, or a snapshot of one, in a store in a directory",
     options: &[
-        OptionSpec::new("namespace", ValueKind::Text, "the default one", "the image's namespace"),
+        OptionSpec::new(
+            "namespace",
+            ValueKind::Text,
+            "the default namespace",
+            "namespace of the image",
+        ),
         OptionSpec::new(
             "create",
             ValueKind::Size,
-            "it must exist",
-            "create it, and the store, with this size if it does not exist",
+            "none: the image must exist",
+            "create a missing image, and its store, with this size",
         ),
     ],
     without: &[],
@@ -51,10 +56,15 @@ pub static IN_CLUSTER: DiskKind = DiskKind {
     usage: "rbd:POOL[/NAMESPACE]/IMAGE[@SNAPSHOT]",
     summary: "an RBD image, or a snapshot of one, in a Ceph cluster",
     options: &[
-        OptionSpec::new("conf", ValueKind::Path, "CEPH_CONF, or the usual places", "ceph.conf"),
-        OptionSpec::new("id", ValueKind::Text, "admin", "user: client.ID"),
-        OptionSpec::new("keyring", ValueKind::Path, "that of ceph.conf", "keyring file"),
-        OptionSpec::new("mon_host", ValueKind::Text, "that of ceph.conf", "monitor addresses"),
+        OptionSpec::new(
+            "conf",
+            ValueKind::Path,
+            "$CEPH_CONF, else as Ceph's tools",
+            "Ceph configuration file",
+        ),
+        OptionSpec::new("id", ValueKind::Text, "admin", "authenticate as client.ID"),
+        OptionSpec::new("keyring", ValueKind::Path, "from ceph.conf", "keyring file"),
+        OptionSpec::new("mon_host", ValueKind::Text, "from ceph.conf", "monitor addresses"),
     ],
     without: &[],
     has_below: false,
@@ -109,7 +119,7 @@ fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
     let spec = ImageSpec::parse(namespace, name)?;
     let create = said.settings.number("create");
     if create.is_some() && (said.options.read_only || spec.snapshot.is_some()) {
-        return Err("create makes an empty image, which is to be written; leave it out".into());
+        return Err("create cannot be combined with read_only or a snapshot; omit it".into());
     }
     let directory = absolute(said.folder, path.parent().unwrap_or(Path::new("")))?;
     let place = images::Place::Directory(directory);
@@ -150,6 +160,18 @@ impl DiskSource for RbdSource {
     }
 }
 
+/// The identity of an image, or a snapshot of one, by its id and that of its store.
+fn identity(
+    kind: &str,
+    [store, part]: [String; 2],
+    namespace: &str,
+    image: String,
+    snapshot: Option<u64>,
+) -> DiskIdentity {
+    let snapshot = snapshot.map_or_else(|| "-".to_owned(), |snapshot| snapshot.to_string());
+    DiskIdentity::of_words(kind, [store, part, namespace.to_owned(), image, snapshot])
+}
+
 impl RbdSource {
     /// By the image's id, and the store's directory, or its cluster and pool: none of them changes with a name.
     fn find(&self) -> io::Result<DiskIdentity> {
@@ -167,8 +189,10 @@ impl RbdSource {
         let Ok(store) = self.place.open(&spec.namespace, false) else { return absent() };
         match self.look_up(&store)? {
             Some((id, snapshot)) => {
-                let place = (found.dev(), found.ino());
-                Ok(DiskIdentity::of_image(place, &spec.namespace, &id, snapshot))
+                let (major, minor) =
+                    (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+                let place = [format!("{major}:{minor}"), found.ino().to_string()];
+                Ok(identity("image", place, &spec.namespace, id, snapshot))
             }
             None => absent(),
         }
@@ -179,8 +203,8 @@ impl RbdSource {
         // One that is not there yet has no id; no id begins like that.
         let absent = || (format!("?{}", self.spec.image), None);
         let (id, snapshot) = self.look_up(&store)?.unwrap_or_else(absent);
-        let (cluster, namespace) = (store.cluster_id(), &self.spec.namespace);
-        Ok(DiskIdentity::of_cluster_image(cluster, store.pool(), namespace, &id, snapshot))
+        let place = [store.cluster_id(), store.pool().to_string()];
+        Ok(identity("rbd", place, &self.spec.namespace, id, snapshot))
     }
 
     /// The ids of the image and the snapshot, if they are there.
@@ -221,8 +245,8 @@ mod tests {
             ("rbd:p/n/m/a", "is missing"),
             ("rbd+dir:", "is missing"),
             ("rbd+dir:/", "is missing"),
-            ("rbd+dir:/yard/a@", "not a snapshot name"),
-            ("rbd+dir:/yard/a@s?create=1G", "leave it out"),
+            ("rbd+dir:/yard/a@", "invalid snapshot name"),
+            ("rbd+dir:/yard/a@s?create=1G", "omit it"),
             ("rbd+dri:/yard/a", "rbd+dir"),
         ] {
             let error = uri.parse::<DiskPlan>().expect_err(uri).to_string();

@@ -98,7 +98,7 @@ impl Remote {
             Ok(status) => Err(FlushFailed::new(self.disk.name(), &status)),
             Err(_) => {
                 self.driver.clear_queue();
-                let why = format!("its server did not answer within {limit:?}");
+                let why = format!("the server did not answer within {limit:?}");
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
@@ -130,7 +130,7 @@ impl Remote {
 
     async fn flush(&self) -> Status {
         let can_flush = !self.disk.limits().features.contains(Features::NO_FLUSH);
-        if !can_flush || !self.has_been_written() {
+        if !can_flush || !has_been_written(&self.disk) {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {
@@ -146,12 +146,12 @@ impl Remote {
         // A bio always ends.
         told.recv().await.unwrap_or(Status::Io)
     }
+}
 
-    /// Whether anything has ever been written to it: if not, nothing can be lost.
-    fn has_been_written(&self) -> bool {
-        let (stats, _) = self.disk.stats();
-        [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
-    }
+/// Whether anything has ever been written to it: if not, nothing can be lost.
+pub(crate) fn has_been_written(disk: &Disk) -> bool {
+    let (stats, _) = disk.stats();
+    [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
 }
 
 /// Says whether the disk is still there. Its blocks may be larger than the export's.
@@ -165,11 +165,14 @@ fn follow(disk: &Weak<Disk>, bytes: u64, frozen: bool) -> bool {
         disk.set_size(capacity, tail_padding)
     };
     if let Err(err) = followed {
-        tracing::warn!(disk = disk.name(), error = %err, "cannot give the disk the size that its server says");
+        tracing::warn!(disk = disk.name(), error = %err, "cannot follow the size of the export");
         return false;
     }
-    let what =
-        if disk.size_bytes() < before { "the disk has shrunk" } else { "the disk has grown" };
-    tracing::info!(disk = disk.name(), bytes = disk.size_bytes(), "{what}");
+    tracing::info!(
+        disk = disk.name(),
+        before,
+        bytes = disk.size_bytes(),
+        "size of the disk changed"
+    );
     true
 }

@@ -1,6 +1,7 @@
 //! A kind of disk that only tests have: one file and a line in [`super::KINDS`] are all that it takes. It lies on another disk,
 //! and passes on what it is asked.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use blockyard_blkmq::{
 };
 use parking_lot::Mutex;
 
+use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh};
 use super::live::Live;
 use super::maker::{DiskMaker, Parts};
@@ -25,6 +27,12 @@ pub(super) static KIND: DiskKind = DiskKind {
     summary: "passes on what it is asked to the disk below",
     options: &[
         OptionSpec::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "how it looks"),
+        OptionSpec::new(
+            "id",
+            ValueKind::Text,
+            "that of the disk below",
+            "what it is told apart by",
+        ),
         OptionSpec {
             live: Some(Live { check: |_, _, _| Ok(()), change: set_patience }),
             ..OptionSpec::new(
@@ -39,7 +47,10 @@ pub(super) static KIND: DiskKind = DiskKind {
     has_below: true,
     stays_read_only: true,
     is_volatile: false,
-    source: |said| Ok(Box::new(Source { is_blue: said.settings.text("colour") == Some("blue") })),
+    source: |said| {
+        let is_blue = said.settings.text("colour") == Some("blue");
+        Ok(Box::new(Source { is_blue, id: said.settings.text("id").map(str::to_owned) }))
+    },
 };
 
 fn set_patience(disk: &Disk, value: &Value) -> Result<()> {
@@ -51,6 +62,7 @@ fn set_patience(disk: &Disk, value: &Value) -> Result<()> {
 #[derive(Clone, Debug)]
 pub(super) struct Source {
     pub(super) is_blue: bool,
+    id: Option<String>,
 }
 
 impl DiskSource for Source {
@@ -73,6 +85,10 @@ impl DiskSource for Source {
         let driver = Arc::new(PassOn { below: bdev });
         let parts = Parts::new(plan, maker, driver, below.size_bytes(), limits);
         Ok(Fresh { disk: maker.alloc(plan, parts)?, remote: None })
+    }
+
+    fn identity(&self) -> io::Result<Option<DiskIdentity>> {
+        Ok(self.id.as_ref().map(|id| DiskIdentity::of_words("toy", [id.as_str()])))
     }
 }
 
@@ -117,7 +133,6 @@ mod tests {
     use blockyard_buf::{Segment, Segments};
 
     use super::*;
-    use crate::disks::identity::DiskIdentity;
     use crate::disks::{DiskPlan, help, settings};
     use crate::error::ErrorKind;
 
@@ -187,6 +202,19 @@ mod tests {
         assert_eq!(first.size_bytes(), 4096);
         drop(first);
         session.close().unwrap();
+    }
+
+    /// Compared, and written to a record and read back, with nothing that knows of the kind.
+    #[test]
+    fn one_file_says_what_tells_its_disks_apart() {
+        let of = |uri: &str| DiskIdentity::of(&plan(uri)).unwrap();
+        let (one, two) = (of("toy:ram:1M?id=a/1"), of("toy:null:1M?id=b"));
+        assert!(one.same_disk(&of("toy:null:2M?id=a/1")) && !one.same_disk(&two));
+        assert!(!one.overlaps(&two) && !one.is_volatile() && one.is_still(&one));
+        let record = one.to_string();
+        assert_eq!(record, "toy/a%2F1");
+        assert!(one.same_disk(&record.parse().unwrap()));
+        assert!(of("toy:ram:1M").is_volatile());
     }
 
     #[test]

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockyard_export_fuse::{self as fuse, Cache, Config, Mount, Shown};
+use blockyard_export_fuse::{self as fuse, Cache, Config, Left, Mount, Shown};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan, FrontDisk, bdev};
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, Flag, FrontDisk, Leftover, bdev};
 use crate::api::{make_runtime_dir, runtime_dir};
 use crate::disks::{OpenDisk, OptionSpec, Settings, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
@@ -16,26 +16,28 @@ use crate::yard::report;
 
 /// The kind of disks that are a file.
 pub static KIND: ExportKind = ExportKind {
-    name: "fuse",
-    table: "[[fuse]]",
-    summary: "a disk served as a file over FUSE",
     options: &[
         OptionSpec::new("path", ValueKind::Path, "none", "an existing file to mount on"),
         PAGE_CACHE,
         ALLOW_OTHER,
         MODE,
     ],
-    whole_yard: false,
+    flags: &[Flag {
+        option: "path",
+        value_name: "FILE",
+        help: "Serve the disk as this existing file, until it is unmounted",
+    }],
     local_kernel: true,
     check: |set| check(set, "path = \"disk.raw\""),
-    bind: |plan| bind(plan, false),
+    // Of directories, too.
+    leftovers,
+    ..ExportKind::new("fuse", "[[fuse]]", "a disk served as a file over FUSE", |plan| {
+        bind(plan, false)
+    })
 };
 
 /// The kind of directories in which all disks of the yard are files.
 pub static DIRECTORY: ExportKind = ExportKind {
-    name: "mount",
-    table: "[[mount]]",
-    summary: "all disks served as files of a directory over FUSE",
     options: &[
         OptionSpec::new("path", ValueKind::Path, "none", "an existing directory to mount on"),
         PAGE_CACHE,
@@ -45,7 +47,12 @@ pub static DIRECTORY: ExportKind = ExportKind {
     whole_yard: true,
     local_kernel: true,
     check: |set| check(set, "path = \"disks\""),
-    bind: |plan| bind(plan, true),
+    ..ExportKind::new(
+        "mount",
+        "[[mount]]",
+        "all disks served as files of a directory over FUSE",
+        |plan| bind(plan, true),
+    )
 };
 
 const PAGE_CACHE: OptionSpec = OptionSpec::new(
@@ -91,7 +98,7 @@ fn bind(plan: &ExportPlan, is_directory: bool) -> Result<Bound> {
         // One that cannot be opened is told before anybody is served.
         pending.shown(front.plan)?;
         let (shown, pending) = (pending.disks.clone(), Some(pending));
-        let state = Mutex::new(State { pending, shown });
+        let state = Arc::new(Mutex::new(State { pending, shown }));
         Ok(Arc::new(Files { plan: front.plan.clone(), state, mount: OnceLock::new() }))
     }))
 }
@@ -117,12 +124,25 @@ pub(crate) fn records() -> Result<PathBuf> {
     Ok(directory.join(RECORDS))
 }
 
-/// Mounts that daemons which died have left behind.
-///
-/// # Errors
-/// Their records, or the list of mounts, cannot be read.
-pub fn leftovers() -> Result<Vec<fuse::Leftover>> {
-    fuse::leftovers(&runtime_dir()?.join(RECORDS)).map_err(error)
+fn leftovers() -> Result<Vec<Leftover>> {
+    let found = fuse::leftovers(&runtime_dir()?.join(RECORDS)).map_err(error)?;
+    Ok(found.into_iter().map(leftover).collect())
+}
+
+fn leftover(fuse::Leftover { path, pid, left }: fuse::Leftover) -> Leftover {
+    let place = path.display();
+    let told = match left {
+        Left::Stuck(why) => format!("{place} was left mounted by daemon {pid}, which died: {why}"),
+        Left::Nothing => {
+            format!(
+                "{place} was mounted by daemon {pid}, which died; the next mount removes the record"
+            )
+        }
+        Left::Mounted | Left::Cleaned => format!(
+            "{place} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {place}"
+        ),
+    };
+    Leftover { path, pid, told }
 }
 
 /// What is mounted when it starts.
@@ -144,7 +164,7 @@ impl Pending {
         }
         match (self.is_directory, disks.pop()) {
             (false, Some((_, bdev))) => Ok(Shown::File(bdev)),
-            (false, None) => Err(Error::failed("there is no disk to show")),
+            (false, None) => Err(Error::failed("no disk to mount")),
             (true, last) => Ok(Shown::Directory(disks.into_iter().chain(last).collect())),
         }
     }
@@ -159,7 +179,8 @@ struct State {
 /// A mounted file system.
 struct Files {
     plan: ExportPlan,
-    state: Mutex<State>,
+    /// Locked for as long as mounting takes.
+    state: Arc<Mutex<State>>,
     mount: OnceLock<Arc<Mount>>,
 }
 
@@ -177,8 +198,19 @@ impl Export for Files {
     }
 
     fn end(&self, clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
-        drop(self.state.lock().pending.take());
+        let (state, path) = (Arc::clone(&self.state), self.plan.settings.path("path"));
+        let path = path.unwrap_or(Path::new("")).display();
+        let forget = move || {
+            let state = state.try_lock_for(grace);
+            state.map(|mut state| drop(state.pending.take())).is_some()
+        };
         Box::pin(async move {
+            let is_mounting = || Error::failed(format!("{path} is still being mounted"));
+            match tokio::task::spawn_blocking(forget).await {
+                Ok(true) => {}
+                Ok(false) => return Err(is_mounting()),
+                Err(err) => return Err(is_mounting().caused_by(err)),
+            }
             let Some(mount) = self.mount.get().map(Arc::clone) else { return Ok(()) };
             let what = format!("{} was not unmounted cleanly", mount.path().display());
             match tokio::task::spawn_blocking(move || mount.end(clients, grace)).await {
@@ -218,7 +250,7 @@ impl Export for Files {
             match added {
                 Ok(()) => state.shown.push((name.clone(), Arc::clone(open))),
                 Err(err) => {
-                    tracing::warn!(export = self.plan.label(), disk = name, %err, "cannot show the disk");
+                    tracing::warn!(export = self.plan.label(), disk = name, error = %err, "cannot show the disk");
                 }
             }
         }
@@ -248,5 +280,36 @@ fn kind(err: &fuse::Error) -> ErrorKind {
         Kind::NotPermitted => ErrorKind::NotPermitted,
         Kind::Unsuitable => ErrorKind::Usage,
         Kind::NotFound | Kind::Io => ErrorKind::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The thread that ends it serves the control API, signals and all other ends as well.
+    #[tokio::test]
+    async fn an_end_waits_for_a_mount_that_is_still_starting_elsewhere_and_not_for_ever() {
+        let state = State { pending: None, shown: Vec::new() };
+        let plan = ExportPlan::new(&KIND, "a", "e");
+        let files =
+            Arc::new(Files { plan, state: Arc::new(Mutex::new(state)), mount: OnceLock::new() });
+        let (holds, is_held) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let starting = Arc::clone(&files);
+        let starting = std::thread::spawn(move || {
+            let _state = starting.state.lock();
+            holds.send(()).unwrap();
+            may_go_on.recv_timeout(PATIENCE)
+        });
+        is_held.recv_timeout(PATIENCE).unwrap();
+        let refused = files.end(Duration::ZERO, Duration::ZERO).await.unwrap_err();
+        assert!(refused.to_string().contains("still being mounted"), "{refused}");
+        go_on.send(()).unwrap();
+        starting.join().unwrap().expect("the end has waited for it");
+        files.end(Duration::ZERO, Duration::ZERO).await.unwrap();
     }
 }

@@ -5,13 +5,15 @@
 
 pub mod fuse;
 pub mod nbd;
+pub mod share;
 #[cfg(test)]
 mod toy;
 pub mod vhost_user_blk;
+pub mod virtiofs;
 
 use std::fmt;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +37,10 @@ pub static KINDS: &[&ExportKind] = &[
     &toy::KIND,
 ];
 
-/// A kind of front-end. `yard.toml` and the control API are made from this.
+/// The kinds that serve no disk: a daemon of its own has one such export, and nothing else, as a command asks for it.
+pub static ALONE: &[&ExportKind] = &[&share::KIND, &virtiofs::KIND];
+
+/// A kind of front-end. `yard.toml`, the control API and the flags of `serve` and `add` are made from this.
 pub struct ExportKind {
     /// Its name.
     pub name: &'static str,
@@ -45,6 +50,9 @@ pub struct ExportKind {
     pub summary: &'static str,
     /// The options that only this kind has.
     pub options: &'static [OptionSpec],
+    /// Options that are flags of `serve` and `add`. The first one says where a disk is served, and is called as the kind; the
+    /// others say something about that. None: no flag asks for such an export.
+    pub flags: &'static [Flag],
     /// It is of all disks of the yard, whichever there are, and not of one.
     pub whole_yard: bool,
     /// The kernel of this machine reads and writes by it, also to get memory back.
@@ -53,9 +61,59 @@ pub struct ExportKind {
     pub check: fn(&Settings) -> Result<(), String>,
     /// Takes the place of an export, where nobody is served yet.
     pub bind: fn(&ExportPlan) -> Result<Bound>,
+    /// What daemons that died have left mounted.
+    pub leftovers: fn() -> Result<Vec<Leftover>>,
+}
+
+/// An option of a kind of front-end as a flag.
+#[derive(Debug)]
+pub struct Flag {
+    /// The option.
+    pub option: &'static str,
+    /// What stands for its value in the help.
+    pub value_name: &'static str,
+    /// What it does, without a full stop.
+    pub help: &'static str,
+}
+
+/// What a daemon that died has left mounted.
+#[derive(Debug)]
+pub struct Leftover {
+    /// Where.
+    pub path: PathBuf,
+    /// The process that was the daemon.
+    pub pid: u32,
+    /// What has become of it, and what to do.
+    pub told: String,
 }
 
 impl ExportKind {
+    /// A kind of which there is nothing to be said but its name, its table, what it is and how it begins.
+    const fn new(
+        name: &'static str,
+        table: &'static str,
+        summary: &'static str,
+        bind: fn(&ExportPlan) -> Result<Bound>,
+    ) -> Self {
+        Self {
+            name,
+            table,
+            summary,
+            options: &[],
+            flags: &[],
+            whole_yard: false,
+            local_kernel: false,
+            check: |_| Ok(()),
+            bind,
+            leftovers: || Ok(Vec::new()),
+        }
+    }
+
+    /// An option of an export of this kind.
+    pub(crate) fn option(&self, name: &str) -> Option<&'static OptionSpec> {
+        self.all_options().find(|option| option.name == name)
+    }
+
     /// The options of an export of this kind: those of all, then its own.
     fn all_options(&self) -> impl Iterator<Item = &'static OptionSpec> {
         COMMON.iter().chain(self.options)
@@ -83,9 +141,20 @@ impl Eq for ExportKind {}
 
 /// The options that every export has.
 pub static COMMON: [OptionSpec; 1] =
-    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes; short: ro")];
+    [OptionSpec::new("read_only", ValueKind::Flag, "0", "refuse writes (also: ro)")];
 
-/// The kind of that name.
+/// The kind of that name, of those that daemons report.
+#[must_use]
+pub fn known(name: &str) -> Option<&'static ExportKind> {
+    KINDS.iter().chain(ALONE).copied().find(|kind| kind.name == name)
+}
+
+/// The place of one of [`ALONE`] is taken by its command.
+fn only_by_command(plan: &ExportPlan) -> Result<Bound> {
+    unreachable!("{} is no export of a yard", plan.kind.name)
+}
+
+/// The kind of that name, of those that a yard can have.
 ///
 /// # Errors
 /// There is none.
@@ -128,8 +197,7 @@ impl ExportPlan {
     /// With an option of its kind, once.
     #[must_use]
     pub fn with(mut self, option: &'static str, value: Value) -> Self {
-        let known = self.kind.all_options().find(|known| known.name == option);
-        match known {
+        match self.kind.option(option) {
             None => unreachable!("{} has no option {option}", self.kind.name),
             // What goes without saying makes no other export.
             Some(known) if known.is_default(&value) => {}
@@ -185,7 +253,7 @@ impl Front<'_> {
     /// # Errors
     /// There is none.
     pub fn disk(&self) -> Result<&FrontDisk> {
-        self.disks.first().ok_or_else(|| Error::failed("there is no disk to export"))
+        self.disks.first().ok_or_else(|| Error::failed("no disk to export"))
     }
 
     /// The one disk, as the front-end may use it.

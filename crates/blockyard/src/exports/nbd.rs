@@ -14,9 +14,6 @@ use crate::yard::report;
 
 /// The kind of exports of the NBD server.
 pub static KIND: ExportKind = ExportKind {
-    name: "nbd",
-    table: "[[export]]",
-    summary: "an export of the NBD server",
     options: &[
         OptionSpec::new(
             "description",
@@ -28,7 +25,7 @@ pub static KIND: ExportKind = ExportKind {
         OptionSpec::new(
             "preferred_block_size",
             ValueKind::PowerOfTwo { least: 512, most: 32 << 20 },
-            "that of the disk",
+            "like the disk",
             "preferred block size, sent to clients",
         ),
         OptionSpec::new(
@@ -38,10 +35,7 @@ pub static KIND: ExportKind = ExportKind {
             "refuse requests that are not aligned to the block size of the disk",
         ),
     ],
-    whole_yard: false,
-    local_kernel: false,
-    check: |_| Ok(()),
-    bind,
+    ..ExportKind::new("nbd", "[[export]]", "an export of the NBD server", bind)
 };
 
 fn bind(_: &ExportPlan) -> Result<Bound> {
@@ -76,8 +70,10 @@ impl Export for Offer {
     fn end(&self, _clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
         Box::pin(async move {
             // It may not have started.
-            self.server.remove_export(&self.export.name, grace).await;
-            Ok(())
+            match self.server.remove_export(&self.export.name, grace).await {
+                None | Some(0) => Ok(()),
+                Some(left) => Err(still_in_flight(left)),
+            }
         })
     }
 
@@ -90,6 +86,15 @@ impl Export for Offer {
         let requests = users.iter().map(|client| client.requests).sum();
         report::Served { address: None, clients: users.len() as u64, queues: None, requests }
     }
+}
+
+/// Nobody is served any more, but the disk is not free yet.
+fn still_in_flight(requests: usize) -> Error {
+    let are =
+        if requests == 1 { "request of its clients is" } else { "requests of its clients are" };
+    let what = format!("the export is removed, but {requests} {are} still in flight at the disk");
+    Error::new(ErrorKind::Busy, what)
+        .help("their connections end when the disk has done with them; it is not free before")
 }
 
 /// A server with nothing on offer.
@@ -160,4 +165,57 @@ pub(crate) fn error(err: nbd::Error) -> Error {
         Kind::Tls | Kind::Io => ErrorKind::Failed,
     };
     Error::new(kind, "cannot serve NBD").caused_by(err)
+}
+
+#[cfg(test)]
+mod tests {
+    use blockyard_blkmq::{
+        Bio, BlockLayer, Clock, Limits, MonotonicClock, Op, OpenMode, Sector, Status, TagSetConfig,
+    };
+    use blockyard_buf::Segment;
+    use blockyard_conformance::HeldDisk;
+
+    use super::*;
+    use crate::disks::DiskMaker;
+    use crate::yard::queue_threads::QueueThreads;
+
+    /// How long anything may take.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Whoever has removed it may think that its disk is free.
+    #[test]
+    fn an_end_that_leaves_requests_at_the_disk_says_so() {
+        let tags = TagSetConfig { cpus: 1, hw_queues: [1, 0, 0], ..TagSetConfig::default() };
+        let held = HeldDisk::keeping(|op| op == Op::Write, tags, 1 << 20, Limits::default());
+        let threads = QueueThreads::start(1).unwrap();
+        let server = Server::new(nbd::Config::default(), threads.handles().to_vec()).unwrap();
+        let bdev = Arc::new(held.disk.open(None, OpenMode::ReadWrite).unwrap());
+        let offer = Offer { export: nbd::Export::new("x", bdev), server: Arc::clone(&server) };
+        offer.start().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        server.listen(nbd::bind(&Address::Unix(socket.clone()), None).unwrap());
+        let (layer, clock) = (Arc::new(BlockLayer::new()), Arc::new(MonotonicClock::new()));
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock as Arc<dyn Clock>);
+        let uri = format!("nbd+unix:///x?socket={}&connections=1", socket.display());
+        let open = maker.open(&uri.parse().unwrap()).unwrap();
+        let client = open.disk().open(None, OpenMode::ReadWrite).unwrap();
+        let mut write = Bio::new(Op::Write, Sector(0), 0);
+        write.add_segment(Segment::from_vec(vec![1; 512]));
+        client.submit(0, write);
+        held.wait_for(1);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let end = || runtime.block_on(offer.end(Duration::ZERO, Duration::from_millis(10)));
+        let ended = end();
+        held.release(Status::Ok);
+        drop(client);
+        open.abandon();
+        let _ = open.close_now(&layer, Duration::ZERO);
+        let refused = ended.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert!(refused.to_string().contains("1 request"), "{refused}");
+        end().unwrap();
+        runtime.block_on(server.shutdown(PATIENCE));
+        threads.shutdown();
+    }
 }

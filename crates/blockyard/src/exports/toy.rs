@@ -1,31 +1,30 @@
-//! A kind of front-end that only tests have: one file and a line in [`super::KINDS`] are all that it takes. It has one client,
-//! which counts what it hears of the disk.
+//! A kind of front-end that only tests have: one file and a line in [`super::KINDS`] are all that it takes for `yard.toml`, the
+//! control API, and the flags of `serve` and `add`. It has one client, which counts what it hears of the disk.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::{Doing, Export, ExportKind};
+use super::{Doing, Export, ExportKind, Flag};
 use crate::disks::{OptionSpec, ValueKind};
 use crate::error::Result;
 use crate::yard::follow::State;
 use crate::yard::report;
 
 pub(super) static KIND: ExportKind = ExportKind {
-    name: "toy",
-    table: "[[toy]]",
-    summary: "hears what becomes of a disk",
     options: &[OptionSpec::new("colour", ValueKind::Choice(&["red", "blue"]), "red", "its looks")],
-    whole_yard: false,
-    local_kernel: false,
-    check: |_| Ok(()),
-    bind: |_| {
-        Ok(Box::new(|front| Ok(Arc::new(Toy { _bdev: front.bdev()?, heard: Mutex::default() }))))
-    },
+    flags: &[Flag { option: "colour", value_name: "COLOUR", help: "Show the disk in this colour" }],
+    ..ExportKind::new("toy", "[[toy]]", "hears what becomes of a disk", |plan| {
+        let colour = plan.settings.text("colour").unwrap_or("red").to_owned();
+        Ok(Box::new(|front| {
+            Ok(Arc::new(Toy { colour, _bdev: front.bdev()?, heard: Mutex::default() }))
+        }))
+    })
 };
 
 struct Toy {
+    colour: String,
     _bdev: Arc<blockyard_blkmq::Bdev>,
     heard: Mutex<Vec<State>>,
 }
@@ -45,16 +44,29 @@ impl Export for Toy {
 
     fn report(&self) -> report::Served {
         let requests = self.heard.lock().len() as u64;
-        report::Served { address: Some("toy".into()), clients: 1, queues: None, requests }
+        let address = Some(format!("toy:{}", self.colour));
+        report::Served { address, clients: 1, queues: None, requests }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use blockyard_blkmq::DiskFlags;
+    use std::sync::Arc;
+    use std::time::Duration;
 
+    use blockyard_blkmq::DiskFlags;
+    use clap::Parser;
+
+    use crate::api::client::{Ask, ask_at};
+    use crate::cli::{Cli, Command};
+    use crate::commands::{add, serve};
     use crate::yard::Yard;
     use crate::yard::config;
+
+    fn parse(line: &str) -> Result<Command, String> {
+        let cli = Cli::try_parse_from(line.split(' ')).map_err(|err| err.to_string())?;
+        Ok(cli.command)
+    }
 
     /// From yard.toml to the report, and nothing but that file knows of it.
     #[tokio::test]
@@ -76,6 +88,47 @@ mod tests {
         assert_eq!(export.served.requests, 2, "a size, and that it is read-only");
         assert_eq!(report.disks[0].exports, ["toy:a"]);
         drop(open);
-        yard.end(std::time::Duration::from_secs(5)).await.into_result().unwrap();
+        yard.end(Duration::from_secs(5)).await.into_result().unwrap();
+    }
+
+    /// From the flag of `serve` to the report, and from that of `add` to the API of the daemon.
+    #[tokio::test]
+    async fn one_file_makes_a_front_end_that_commands_know() {
+        let Ok(Command::Serve(args)) = parse("blockyard serve ram:1M?name=a --toy blue") else {
+            panic!("a line as any other")
+        };
+        let plan = serve::plan(&args, false, None).unwrap();
+        let bound = plan.exports.iter().map(|export| (export.kind.bind)(export));
+        let bound = bound.collect::<super::Result<Vec<_>>>().unwrap();
+        let yard = crate::daemon::open(plan, bound).unwrap();
+        yard.serve(Vec::new()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let server = crate::api::Server::bind_in(dir.path(), 7, Arc::clone(&yard), None).unwrap();
+        tokio::spawn(server.serve());
+        let Ok(Command::Add(args)) = parse("blockyard add ram:1M --no-nbd --toy red") else {
+            panic!("a line as any other")
+        };
+        let mut asked = add::exports_of(&args, "a", dir.path()).unwrap();
+        let (kind, body) = asked.pop().unwrap();
+        let (path, socket) = (format!("/v1/exports/{kind}/x"), dir.path().join("7.sock"));
+        let put = move || ask_at(&socket, &Ask::put(path, body.into()));
+        let put = tokio::task::spawn_blocking(put).await.unwrap().unwrap().unwrap();
+        assert!(put.is_made());
+        let exports = yard.report().exports;
+        let shown =
+            exports.iter().filter_map(|it| Some((&*it.name, it.served.address.as_deref()?)));
+        assert_eq!(shown.collect::<Vec<_>>(), [("a", "toy:blue"), ("x", "toy:red")]);
+        assert_eq!(yard.report().disks[0].exports, ["a", "toy:a", "toy:x"]);
+        yard.end(Duration::from_secs(5)).await.into_result().unwrap();
+        for (line, part) in [
+            ("blockyard serve ram:1M --toy green", "supported: red and blue"),
+            ("blockyard serve ram:1M --toy red --toy red", "the number of disks is 1"),
+        ] {
+            let Ok(Command::Serve(args)) = parse(line) else { panic!("{line}") };
+            let err = serve::plan(&args, false, None).unwrap_err().to_string();
+            assert!(err.contains(part), "{line}: {err}");
+        }
+        let help = parse("blockyard serve --help").unwrap_err();
+        assert!(help.contains("--toy <COLOUR>"), "{help}");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use blockyard_export_vhost_user_blk::{self as vhost_user, Listener, MAX_QUEUES, Prepared, Server};
 use parking_lot::Mutex;
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan, Front};
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, Flag, Front};
 use crate::disks::{OptionSpec, Settings, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::yard::follow::State;
@@ -15,9 +15,6 @@ use crate::yard::report;
 
 /// The kind of disks of virtual machines.
 pub static KIND: ExportKind = ExportKind {
-    name: "vhost-user-blk",
-    table: "[[vhost_user_blk]]",
-    summary: "a disk of a virtual machine, on a Unix socket",
     options: &[
         OptionSpec::new("socket", ValueKind::Path, "none", "path of the socket"),
         OptionSpec::new("socket_mode", ValueKind::Mode, "by umask", "mode of the socket, in octal"),
@@ -44,10 +41,25 @@ pub static KIND: ExportKind = ExportKind {
             )
         },
     ],
-    whole_yard: false,
-    local_kernel: false,
+    flags: &[
+        Flag {
+            option: "socket",
+            value_name: "SOCKET",
+            help: "Serve vhost-user-blk on this Unix socket, without live migration of the guest",
+        },
+        Flag {
+            option: "serial",
+            value_name: "TEXT",
+            help: "Serial number shown to the guest [default: name of the disk]",
+        },
+    ],
     check,
-    bind,
+    ..ExportKind::new(
+        "vhost-user-blk",
+        "[[vhost_user_blk]]",
+        "a disk of a virtual machine, on a Unix socket",
+        bind,
+    )
 };
 
 /// The option for a socket that was passed to this process.
@@ -74,7 +86,7 @@ fn bind(plan: &ExportPlan) -> Result<Bound> {
     Ok(Box::new(|front| {
         let prepared =
             vhost_user::prepare(export(front)?, listener, front.threads.to_vec()).map_err(error)?;
-        Ok(Arc::new(BackEnd { prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }))
+        Ok(Arc::new(BackEnd::new(&KIND, prepared)))
     }))
 }
 
@@ -90,10 +102,17 @@ fn export(front: &Front<'_>) -> Result<vhost_user::Export> {
     Ok(export)
 }
 
-/// A back-end. Of several all start, or none: what can fail has been done when it is prepared.
-struct BackEnd {
+/// A back-end of any device. Of several all start, or none: what can fail has been done when it is prepared.
+pub(super) struct BackEnd {
+    kind: &'static ExportKind,
     prepared: Mutex<Option<Prepared>>,
     server: OnceLock<Server>,
+}
+
+impl BackEnd {
+    pub(super) fn new(kind: &'static ExportKind, prepared: Prepared) -> Self {
+        Self { kind, prepared: Mutex::new(Some(prepared)), server: OnceLock::new() }
+    }
 }
 
 impl Export for BackEnd {
@@ -139,8 +158,10 @@ impl Export for BackEnd {
     fn report(&self) -> report::Served {
         let Some(server) = self.server.get() else { return report::Served::default() };
         let status = server.status();
+        let place = server.path().map(|path| path.display().to_string());
+        let place = place.unwrap_or_else(|| "inherited socket".into());
         report::Served {
-            address: server.path().map(|path| format!("{}:{}", KIND.name, path.display())),
+            address: Some(format!("{}:{place}", self.kind.name)),
             clients: status.connected.into(),
             queues: Some(status.queues),
             requests: status.requests,

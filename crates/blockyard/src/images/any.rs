@@ -84,6 +84,10 @@ impl ObjectStore for Store {
         })
     }
 
+    async fn pools(&self) -> Result<Vec<i64>> {
+        either!(self, store => store.pools().await)
+    }
+
     fn caller(&self) -> Caller {
         either!(self, store => store.caller())
     }

@@ -32,7 +32,7 @@ fn spec(image: &str) -> ImageSpec {
 }
 
 async fn make_in(store: &Store, size: u64) -> Result<()> {
-    let cannot = |err| rbd_error("cannot make the images of the demo", err);
+    let cannot = |err| rbd_error("cannot create the images of the demo", err);
     if read(store, &spec(CLONE)).await.is_ok() {
         return Ok(());
     }

@@ -150,7 +150,7 @@ impl Holder {
                 Ok(Err(_)) | Err(_) => {}
             }
         }
-        tracing::info!(file = %self.path.display(), "the lock of an image is given back after all");
+        tracing::info!(file = %self.path.display(), "lock of an image released late");
         self.forget();
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use blockyard_rados::ErrorKind as RadosKind;
 use blockyard_rbd::dir::{DirStore, Directory, Owned};
 use blockyard_rbd::format::{Features, names};
-use blockyard_rbd::image::Image;
+use blockyard_rbd::image::{Image, find};
 use blockyard_rbd::live::{LiveImage, Options, owner as live_owner, watchers};
 use blockyard_rbd::store::ObjectStore;
 use blockyard_rbd::{Error as RbdError, ErrorKind as RbdKind};
@@ -76,7 +76,7 @@ pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> Result<T>
             Ok(runtime.block_on(future))
         });
         let done = thread.map_err(no_room)?.join();
-        done.map_err(|_| Error::failed("a thread has died"))?.map_err(no_room)
+        done.map_err(|_| Error::failed("a thread has panicked"))?.map_err(no_room)
     })
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn wait_on<T: Send>(
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, || runtime.block_on(future));
         let thread = thread.map_err(|err| Error::failed("cannot start a thread").caused_by(err))?;
-        thread.join().map_err(|_| Error::failed("a thread has died"))
+        thread.join().map_err(|_| Error::failed("a thread has panicked"))
     })
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn open_directory(directory: &Path, namespace: &str, make: bool) -> R
     let place = directory.display();
     if make && !directory.exists() {
         std::fs::create_dir(directory).map_err(|err| {
-            Error::failed(format!("cannot make the directory {place}")).caused_by(err)
+            Error::failed(format!("cannot create the directory {place}")).caused_by(err)
         })?;
     }
     let store = DirStore::open(directory, make);
@@ -111,7 +111,9 @@ pub(crate) fn open_directory(directory: &Path, namespace: &str, make: bool) -> R
         let error = Error::failed(format!("cannot open the store in {place}")).caused_by(err);
         match make {
             true => error,
-            false => error.help("`blockyard image create` and `image import` make one"),
+            false => error.help(format!(
+                "create a store: blockyard image create --dir {place} --size 10G NAME"
+            )),
         }
     })?;
     let store = Store::Dir(store);
@@ -132,7 +134,24 @@ pub(crate) async fn read(store: &Store, spec: &ImageSpec) -> Result<Image<Store>
         Some(snapshot) => Image::open_snapshot(store, &spec.image, snapshot).await,
         None => Image::open(store, &spec.image).await,
     };
-    opened.map_err(|err| rbd_error(format!("cannot open {spec}"), err))
+    let err = match opened {
+        Ok(image) => return Ok(image),
+        Err(err) => err,
+    };
+    if !err.is_not_found() {
+        return Err(rbd_error(format!("cannot open {spec}"), err));
+    }
+    let image = ImageSpec { snapshot: None, ..spec.clone() };
+    match (find(store, &spec.image, None).await, &spec.snapshot) {
+        (Err(missing), _) if missing.is_not_found() => {
+            Err(Error::failed(format!("no image named {image}")).help(list_images(store)))
+        }
+        (Ok(_), Some(snapshot)) => {
+            Err(Error::failed(format!("image {image} has no snapshot named {snapshot}"))
+                .help(format!("list snapshots: blockyard image snap ls {image}")))
+        }
+        _ => Err(rbd_error(format!("cannot open {spec}"), err)),
+    }
 }
 
 /// Opens an image, and has it alone as long as it is open. One that is somebody's disk is not taken from him.
@@ -190,10 +209,11 @@ async fn can_be_asked(store: &Store, spec: &ImageSpec, id: &str) -> Result<()> {
     let begun = Instant::now();
     loop {
         let found = directory.owner_blocking(id);
-        let found = found.map_err(|err| rbd_error(format!("cannot look at the lock of {id}"), err));
+        let found = found.map_err(|err| rbd_error(format!("cannot read the lock of {id}"), err));
         let Some(owner) = found? else { return Ok(()) };
         let watchers = watchers(store, &names::header(id)).await;
-        let watchers = watchers.map_err(|err| rbd_error(format!("cannot look at {spec}"), err))?;
+        let watchers =
+            watchers.map_err(|err| rbd_error(format!("cannot list the clients of {spec}"), err))?;
         if !watchers.is_empty() {
             return Ok(());
         }
@@ -228,17 +248,19 @@ pub(crate) async fn unused(
     let watchers = match watchers(store, &names::header(id)).await {
         // What is left of one that was removed in part.
         Err(err) if err.is_not_found() => return Ok(None),
-        watchers => watchers.map_err(|err| rbd_error(format!("cannot look at {what}"), err))?,
+        watchers => {
+            watchers.map_err(|err| rbd_error(format!("cannot list the clients of {what}"), err))?
+        }
     };
     let me = store.caller().client;
     let Some(watcher) = watchers.iter().find(|watcher| watcher.client != me) else {
         return Ok(None);
     };
     let (client, place) = (watcher.client, watcher.addr);
-    let said = format!("the image {what} is in use by {client} at {place}");
-    Err(Error::new(ErrorKind::Busy, said).help(
-        "end that; a client that was killed counts for 30 seconds (`image status` shows all)",
-    ))
+    let said = format!("image {what} is in use by {client} at {place}");
+    Err(Error::new(ErrorKind::Busy, said).help(format!(
+        "stop that client; one that was killed is listed for 30 seconds: blockyard image status {what}"
+    )))
 }
 
 /// Who writes an image: in a directory the process that has it as a disk, in a cluster the owner of its lock.
@@ -254,7 +276,7 @@ pub(crate) async fn owner(store: &Store, id: &str) -> Result<Option<String>> {
             found => found.map(|owner| owner.map(|owner| owner.to_string())),
         },
     };
-    found.map_err(|err| rbd_error(format!("cannot look at the lock of {id}"), err))
+    found.map_err(|err| rbd_error(format!("cannot read the lock of {id}"), err))
 }
 
 /// Takes the lock of an image of a store in a directory, which need not be one that can be opened. In a cluster there is none but
@@ -277,7 +299,7 @@ pub(crate) async fn lock(
             }
         }
     });
-    let taken = taken.await.map_err(|err| Error::failed("a thread has died").caused_by(err))?;
+    let taken = taken.await.map_err(|err| Error::failed("a thread has panicked").caused_by(err))?;
     let taken = taken.map_err(|err| rbd_error(format!("cannot lock {what}"), err))?;
     taken.map(Some).map_err(|owner| in_use(what, &owner))
 }
@@ -285,8 +307,8 @@ pub(crate) async fn lock(
 /// Somebody else writes an image.
 pub(super) fn in_use(what: &impl std::fmt::Display, owner: &str) -> Error {
     let owner = if owner.is_empty() { "another process" } else { owner };
-    Error::new(ErrorKind::Busy, format!("the image {what} is in use by {owner}"))
-        .help("one at a time writes an image: end that, or read the image or a snapshot of it")
+    Error::new(ErrorKind::Busy, format!("image {what} is in use by {owner}"))
+        .help("stop that process, or open the image or a snapshot of it read-only")
 }
 
 /// This process, for those who find an image taken.
@@ -304,6 +326,14 @@ fn of_cluster(err: &blockyard_rados::Error) -> ErrorKind {
     }
 }
 
+/// How to see what images there are.
+fn list_images(store: &Store) -> &'static str {
+    match store.directory() {
+        Some(_) => "list images: blockyard image ls --dir DIR",
+        None => "list images: blockyard image ls POOL",
+    }
+}
+
 /// An error of a store or an image, with what to do.
 pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
     let errno = err.errno().map_or(0, |errno| errno.raw_os_error());
@@ -316,14 +346,17 @@ pub(crate) fn rbd_error(what: impl Into<String>, err: RbdError) -> Error {
         _ => ErrorKind::Failed,
     };
     let help = match errno {
-        ENOENT => Some("`blockyard image ls` and `image snap ls` show what there is"),
-        EEXIST => Some("take another name, or remove the one that is there"),
-        ENOTEMPTY => Some("it has snapshots; remove them with blockyard image snap purge"),
+        ENOENT => Some("list images: blockyard image ls"),
+        EEXIST => Some("choose another name, or remove the existing one"),
+        ENOTEMPTY => Some("remove its snapshots: blockyard image snap purge IMAGE"),
         EBUSY => Some(
-            "see `image lock ls` if it is locked; `image children` and `image snap unprotect` if it is protected or has clones",
+            "list locks: blockyard image lock ls IMAGE; or clones: blockyard image children IMAGE; or allow removal: \
+             blockyard image snap unprotect IMAGE@SNAPSHOT",
         ),
-        ESHUTDOWN => Some("open it again: the cluster has taken this client for dead"),
-        EDQUOT => Some("the limit of snapshots is reached; see `image snap limit`"),
+        ESHUTDOWN => Some("open the image again; the cluster has blocklisted this client"),
+        EDQUOT => Some(
+            "raise the quota of the pool, or the limit of snapshots: blockyard image snap limit set --limit N IMAGE",
+        ),
         _ => None,
     };
     let error = Error::new(kind, what).caused_by(err);

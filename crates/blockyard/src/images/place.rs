@@ -36,7 +36,7 @@ impl Place {
                 })?;
                 let cannot = |err| {
                     rbd_error(format!("cannot open the pool {pool}"), err)
-                        .help("see conf, id, keyring and mon_host; images in a directory are rbd+dir:DIR/IMAGE, or --dir DIR")
+                        .help("check conf, id, keyring and mon_host; for images in a directory use --dir DIR")
                 };
                 opened.map(|store| Store::Rados(Box::new(store))).map_err(cannot)
             }

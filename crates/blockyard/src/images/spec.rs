@@ -22,12 +22,12 @@ impl ImageSpec {
             None => (text, None),
         };
         if image.is_empty() || image.contains('/') {
-            return Err(format!("{text:?} names no image; write IMAGE or IMAGE@SNAPSHOT"));
+            return Err(format!("invalid image {text:?}; write IMAGE or IMAGE@SNAPSHOT"));
         }
         if let Some(snapshot) = snapshot
             && (snapshot.is_empty() || snapshot.contains(['/', '@']))
         {
-            return Err(format!("{snapshot:?} is not a snapshot name; it has neither / nor @"));
+            return Err(format!("invalid snapshot name {snapshot:?}; / and @ are not allowed"));
         }
         let snapshot = snapshot.map(str::to_owned);
         Ok(Self { namespace: namespace.into(), image: image.into(), snapshot })

@@ -72,7 +72,7 @@ pub fn tell(line: impl Display) {
 }
 
 /// The same with colours, which are ours: nothing else in it acts on a terminal.
-pub(crate) fn tell_painted(line: impl Display) {
+pub fn tell_painted(line: impl Display) {
     // There is nobody to be told that nobody can be told.
     let _ = writeln!(io::stderr().lock(), "{line}");
     has_told();

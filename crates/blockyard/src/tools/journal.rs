@@ -84,7 +84,7 @@ impl Place {
         remove_left_over(&new)?;
         let bad = |what: &str| {
             Error::failed(format!("{} {what}", path.display()))
-                .help("name another file, or remove it to copy from the start")
+                .help("name another file, or remove the journal to copy from the start")
         };
         let unreadable = |err| bad("cannot be read as the journal of a copy").caused_by(err);
         let Some((file, text)) = read(path).map_err(unreadable)? else {
@@ -109,8 +109,9 @@ impl Place {
     pub fn done(&self, job: &Job) -> Result<Sums> {
         let Some(recorded) = &self.recorded else { return Ok(Sums::new(job.size)) };
         let bad = |what: String| {
-            let what = format!("{} is the journal of another copy: {what}", self.path.display());
-            Err(Error::failed(what).help("name another file, or remove it to copy from the start"))
+            let what = format!("{} belongs to another copy: {what}", self.path.display());
+            Err(Error::failed(what)
+                .help("name another file, or remove the journal to copy from the start"))
         };
         let was = &recorded.job;
         let same = |now: &DiskIdentity, then: &DiskIdentity| {
@@ -118,13 +119,13 @@ impl Place {
         };
         let other = |what: &str, now: &(String, DiskIdentity), then: &(String, DiskIdentity)| {
             if now.0 == then.0 {
-                format!("{} is not the same {what} any more; it was replaced", now.0)
+                format!("the {what} {} was replaced", now.0)
             } else {
-                format!("its {what} is {}, not {}", then.0, now.0)
+                format!("the {what} is {}, not {}", then.0, now.0)
             }
         };
         if was.size != job.size {
-            return bad(format!("its source has {} bytes, not {}", was.size, job.size));
+            return bad(format!("the source has {} bytes, not {}", was.size, job.size));
         }
         if !same(&job.source.1, &was.source.1) {
             return bad(other("source", &job.source, &was.source));
@@ -174,7 +175,9 @@ impl Journal {
             match &self.file {
                 None => rename_to_nothing(new, &self.path)?,
                 Some(_) if self.is_ours() => fs::rename(new, &self.path)?,
-                Some(_) => return Err(io::Error::other("it was replaced by another file")),
+                Some(_) => {
+                    return Err(io::Error::other("the journal was replaced by another file"));
+                }
             }
             let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
@@ -417,7 +420,7 @@ mod tests {
         type Change = fn(&mut Job);
         let others: [(Change, &str); 4] = [
             (|job| job.size = 1001, "1000 bytes, not 1001"),
-            (|job| job.source.1 = "nbd/tcp/h/10809/y".parse().unwrap(), "not the same source"),
+            (|job| job.source.1 = "nbd/tcp/h/10809/y".parse().unwrap(), "was replaced"),
             (|job| job.target.1 = "file/8:1/7/6".parse().unwrap(), "was replaced"),
             (|job| job.target.1 = "absent/8:1/2/b".parse().unwrap(), "does not exist"),
         ];

@@ -227,7 +227,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Err(err) = self.end().into_result() {
-            tracing::error!("{err}: writes since the last successful flush may be lost");
+            tracing::error!(error = %err, "writes since the last successful flush may be lost");
         }
         if let Some(ticker) = self.ticker.take() {
             ticker.end();

@@ -90,9 +90,8 @@ impl Yard {
                 return Ok(Outcome::Same);
             }
             let what = format!("a disk named {name:?} already exists: {}", before.uri);
-            return Err(
-                Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name")
-            );
+            return Err(Error::new(ErrorKind::Busy, what)
+                .help("remove that export first, or choose another name"));
         }
         let Ok(place) = Arc::clone(&self.openings).try_acquire_owned() else {
             let what = format!("{MAX_OPENINGS} disks are being opened already");
@@ -142,7 +141,7 @@ impl Yard {
         let saved = self.changed(save, removed).await;
         losses.into_result().inspect_err(|_| {
             if let Err(err) = &saved {
-                tracing::error!(%err, "the removal of {name} was not saved");
+                tracing::error!(%name, error = %err, "removal not saved to yard.toml");
             }
         })?;
         saved
@@ -181,7 +180,7 @@ impl Yard {
         let (inside, showing) = (Arc::clone(&self.inside), Arc::clone(&self.showing));
         let taken = tokio::task::spawn_blocking(move || show_disks(&inside, &showing));
         if let Err(err) = taken.await {
-            tracing::error!(%err, "an export has not let go of a disk");
+            tracing::error!(error = %err, "export did not release its disk");
         }
     }
 
@@ -230,7 +229,7 @@ impl Yard {
         let Some(before) = before else { return Ok(false) };
         if before.export.is_over() {
             if let Err(err) = before.export.end(self.grace() / 2, self.grace()).await {
-                tracing::warn!(export = plan.label(), %err, "the export before has not ended well");
+                tracing::warn!(export = plan.label(), error = %err, "replaced export did not stop cleanly");
             }
             self.inside.write().take_export(plan.kind, &plan.name);
             return Ok(false);
@@ -238,9 +237,13 @@ impl Yard {
         if *before.plan == *plan {
             return Ok(true);
         }
-        let of = if plan.kind.whole_yard { "all disks" } else { &before.plan.disk };
-        let what = format!("an export named {:?} already exists, of {of}", plan.label());
-        Err(Error::new(ErrorKind::Busy, what).help("remove it first, or choose another name"))
+        let of = match &before.plan.disk {
+            _ if plan.kind.whole_yard => "all disks".to_owned(),
+            disk => format!("disk {disk:?}"),
+        };
+        let what = format!("export {:?} already exists and serves {of}", plan.label());
+        Err(Error::new(ErrorKind::Busy, what)
+            .help("remove that export first, or choose another name"))
     }
 
     /// Ends an export: what its clients have asked for is answered, and nobody else is told.
@@ -270,7 +273,7 @@ impl Yard {
                 let saved = self.changed(save, removed).await;
                 ended.inspect_err(|_| {
                     if let Err(err) = &saved {
-                        tracing::error!(%err, "the removal of {name} was not saved");
+                        tracing::error!(%name, error = %err, "removal not saved to yard.toml");
                     }
                 })?;
                 return saved;
@@ -318,12 +321,14 @@ mod tests {
     use std::task::Poll;
     use std::time::Duration;
 
+    use blockyard_blkmq::{Bio, Op, OpenMode, Sector, StatGroup};
     use parking_lot::Mutex;
     use tokio::io::AsyncWriteExt;
     use tokio::sync::Barrier;
 
     use super::*;
     use crate::exports::{Doing, Export};
+    use crate::yard::LEAST;
     use crate::yard::plan::NbdPlan;
     use crate::yard::report::Served;
 
@@ -393,11 +398,58 @@ mod tests {
         let yard = Yard::start(1, &NbdPlan::default()).unwrap();
         let exports = put_exports(&yard, 1);
         let _stuck = yard.turns.of([Subject::disk("a")]).await.unwrap();
-        yard.end(Duration::from_secs(2)).await.into_result().unwrap();
-        assert!(
-            exports[0].0.lock().is_some_and(|(clients, _)| !clients.is_zero()),
-            "no time was left"
-        );
+        // More than the least, which they have in any case.
+        let grace = LEAST * 2 + Duration::from_millis(100);
+        yard.end(grace).await.into_result().unwrap();
+        assert_eq!(*exports[0].0.lock(), Some((grace / 2, grace / 2)));
+    }
+
+    /// Waits until its disk has flushed, as a client does whose last flush takes as long as its server may.
+    struct UntilFlushed(Arc<blockyard_blkmq::Disk>);
+
+    impl Export for UntilFlushed {
+        fn start(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn end(&self, _clients: Duration, _grace: Duration) -> Doing<'_, Result<()>> {
+            Box::pin(async {
+                let flushes = || self.0.stats().0.counters(StatGroup::Flush).ios;
+                let flushed = async {
+                    while flushes() == 0 {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::time::timeout(PATIENCE, flushed).await.expect("it is not flushed");
+                Ok(())
+            })
+        }
+
+        fn report(&self) -> Served {
+            Served::default()
+        }
+    }
+
+    /// A disk that has much to write back begins when its clients are asked to leave, not when they have left.
+    #[tokio::test]
+    async fn disks_are_flushed_while_clients_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let uri = format!("file:{}?create=1M&name=a", dir.path().join("a").display());
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        yard.add_disk(uri.parse().unwrap(), false, None).await.unwrap();
+        let disk = Arc::clone(yard.disk("a").unwrap().disk());
+        let bdev = disk.open(None, OpenMode::ReadWrite).unwrap();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let tell = Mutex::new(Some(tell));
+        let ended = move |bio: Box<Bio>| _ = tell.lock().take().unwrap().send(bio.status());
+        let write = Bio::new(Op::WriteZeroes, Sector(0), 4096).on_end(Arc::new(ended));
+        bdev.submit(0, write);
+        assert!(told.await.unwrap().is_ok());
+        drop(bdev);
+        let plan = Arc::new(ExportPlan::new(&crate::exports::nbd::KIND, "a", "e"));
+        let export: Arc<dyn Export> = Arc::new(UntilFlushed(disk));
+        yard.inside.write().exports.push(YardExport { plan, export, only_reads: false });
+        yard.end(PATIENCE).await.into_result().unwrap();
     }
 
     /// What one's clients take is not taken from another's, nor from the disks.
@@ -558,7 +610,7 @@ mod tests {
         let from = yard.events().now();
         let plan = ExportPlan::new(&crate::exports::nbd::KIND, "a", "e");
         // The server has one of that name, so that ours cannot be started.
-        let bdev = yard.disk("a").unwrap().disk().open(None, blockyard_blkmq::OpenMode::ReadOnly);
+        let bdev = yard.disk("a").unwrap().disk().open(None, OpenMode::ReadOnly);
         let other = blockyard_export_nbd::Export::new("e", Arc::new(bdev.unwrap()));
         yard.nbd().add_export(other).unwrap();
         yard.add_export(plan.clone(), None).await.unwrap_err();

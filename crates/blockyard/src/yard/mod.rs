@@ -3,6 +3,7 @@
 pub mod changes;
 pub mod config;
 pub mod events;
+mod first_flush;
 pub mod follow;
 pub mod housekeeping;
 pub mod plan;
@@ -28,6 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, Bound, Export, ExportKind, ExportPlan, Front, FrontDisk};
 use config::save::{Edit, Prepared};
 use events::Events;
+use first_flush::FirstFlushes;
 use follow::State;
 use housekeeping::{Bell, Watched};
 use plan::{NbdPlan, YardPlan};
@@ -234,6 +236,13 @@ impl Yard {
     pub(crate) fn open_and_plan(&self, name: &str) -> Result<(Arc<OpenDisk>, Arc<DiskPlan>)> {
         let inside = self.inside.read();
         inside.disk(name).map(|disk| (Arc::clone(&disk.open), Arc::clone(&disk.plan)))
+    }
+
+    /// What it serves, if that is not disks: nothing else comes.
+    pub(crate) fn only(&self) -> Option<String> {
+        let inside = self.inside.read();
+        let is_alone = |it: &&YardExport| exports::ALONE.contains(&it.plan.kind);
+        inside.exports.iter().find(is_alone).map(|it| it.plan.name.clone())
     }
 
     /// Changes can be saved to that file.
@@ -457,6 +466,7 @@ impl Yard {
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         exports.iter().for_each(|it| it.export.stop());
+        let flushing = FirstFlushes::begin(&disks);
         // They end together: nobody's clients take the time of another's, nor that of the disks.
         let half = (grace / 2).max(LEAST);
         let mut ending = JoinSet::new();
@@ -465,8 +475,12 @@ impl Yard {
         }
         let ((), ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
         for (export, ended) in ended {
-            if let Err(err) = ended {
-                tracing::error!(export, %err, "cannot end the export");
+            match ended {
+                // What a disk still has of clients is seen to with the disk.
+                Err(err) if err.kind() != ErrorKind::Busy => {
+                    tracing::error!(export, error = %err, "cannot end the export");
+                }
+                _ => {}
             }
         }
         let limit = left().max(LEAST);
@@ -476,6 +490,9 @@ impl Yard {
             closing.spawn(async move { disk.open.close(&layer, limit).await });
         }
         closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
+        flushing.note(&mut losses);
+        // All that their disks had of them is answered.
+        self.nbd.finish(LEAST).await;
         let threads = self.threads.lock().take();
         let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));
         if let Err(err) = ended.await {

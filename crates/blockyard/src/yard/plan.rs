@@ -91,7 +91,11 @@ impl YardPlan {
             return Err(Error::usage("no disk given").help("name one, e.g. ram:1G"));
         }
         name_disks(&mut disks)?;
-        Ok(Self {
+        Ok(Self::of(disks))
+    }
+
+    fn of(disks: Vec<DiskPlan>) -> Self {
+        Self {
             disks,
             exports: Vec::new(),
             nbd: NbdPlan::default(),
@@ -99,7 +103,15 @@ impl YardPlan {
             threads: QueueThreads::default_count(),
             grace: Self::GRACE,
             file: None,
-        })
+        }
+    }
+
+    /// An export that serves no disk, and nothing else.
+    #[must_use]
+    pub fn alone(export: ExportPlan) -> Self {
+        // No servers of disks need their half of the time.
+        let grace = 2 * Self::GRACE;
+        Self { exports: vec![export], threads: 1, grace, ..Self::of(Vec::new()) }
     }
 
     /// The disk of that name.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Yard, YardDisk, YardExport};
 use crate::disks::{DiskPlan, throttle};
+use crate::exports;
 
 /// A daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,6 +48,17 @@ pub struct DeviceReport {
     pub uri: String,
     /// Whether it outlives its daemon.
     pub recoverable: bool,
+    /// What tells it from a later one of the same name, in hexadecimal digits: numbers in JSON end before it does.
+    #[serde(default)]
+    pub mark: String,
+}
+
+impl DeviceReport {
+    /// A mark, as it is told.
+    #[must_use]
+    pub fn told_mark(mark: u64) -> String {
+        format!("{mark:016x}")
+    }
 }
 
 /// An export.
@@ -63,6 +75,23 @@ pub struct ExportReport {
     /// What it is doing.
     #[serde(flatten)]
     pub served: Served,
+}
+
+impl ExportReport {
+    /// What it serves: a disk, all of them, or a directory, which is none.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        if self.is_alone() {
+            return &self.name;
+        }
+        if self.disk.is_empty() { "all disks" } else { &self.disk }
+    }
+
+    /// Whether its daemon serves nothing else.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        exports::ALONE.iter().any(|kind| kind.name == self.kind)
+    }
 }
 
 /// What an export is doing.

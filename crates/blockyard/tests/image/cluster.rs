@@ -140,7 +140,7 @@ fn in_the_cluster(both: &Both<'_>) {
     std::fs::write(&file, noise(9 << 20, 5)).unwrap();
     image(&["create", "e", "-s", "9"]).code(0);
     image(&["info", "images/e"]).code(0).contains(&["size 9 MiB in 3 objects"]);
-    image(&["info", "nobody"]).code(1).contains(&["cannot open nobody"]);
+    image(&["info", "nobody"]).code(1).contains(&["no image named nobody"]);
     run(&["copy", &file, &uri("e")]).code(0);
     let theirs = |view: &str| {
         let to = both.text("theirs");

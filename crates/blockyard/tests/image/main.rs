@@ -1,6 +1,7 @@
 //! `blockyard image`, and disks in images of a store in a directory.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod advice;
 #[path = "../common/mod.rs"]
 mod common;
 mod disks;

@@ -47,7 +47,7 @@ fn an_image_goes_through_a_file_with_all_its_snapshots() {
     yard.image(&["meta", "set", "a", "k", "v"]);
     let file = yard.path("file");
     yard.image(&["export", "a", text(&file), "--export-format", "2"]);
-    yard.try_image(&["export", "a", text(&file)]).code(1).contains(&["remove it"]);
+    yard.try_image(&["export", "a", text(&file)]).code(1).contains(&["remove the file"]);
     assert!(std::fs::read(&file).unwrap().starts_with(b"rbd image v2\n"));
     yard.image(&["import", text(&file), "b", "--export-format", "2"]);
     for (view, bytes) in [("b@one", &one), ("b@two", &two), ("b", &now)] {
@@ -67,7 +67,7 @@ fn an_image_goes_through_a_file_with_all_its_snapshots() {
     let other = yard.write("other", b"no image");
     yard.try_image(&["import", text(&other), "c", "--export-format", "2"])
         .code(1)
-        .contains(&["this is no exported image"]);
+        .contains(&["the stream is not an exported image"]);
     assert_eq!(yard.image(&["ls"]), "a\nb\n");
     assert!(yard.image(&["check"]).contains("0 problems"));
 }
@@ -99,7 +99,7 @@ fn diffs_lead_from_one_image_to_the_next() {
     yard.image(&["create", "b", "-s", "1"]);
     yard.try_image(&["import-diff", text(&second), "b"])
         .code(1)
-        .contains(&["starts from the snapshot one"]);
+        .contains(&["starts from snapshot one"]);
     for diff in [&first, &second, &third] {
         yard.image(&["import-diff", text(diff), "b"]);
     }

@@ -84,8 +84,7 @@ fn what_is_not_repaired_is_a_problem_and_not_in_the_way_of_others() {
     let owned = store.own_blocking(&id(&yard, "a"), "process 7").unwrap().ok().unwrap();
     let said = yard.try_image(&["check", "--repair"]);
     said.code(2);
-    for part in ["a is not repaired: the image a is in use by process 7", "3 problems, 1 repaired"]
-    {
+    for part in ["a is not repaired: image a is in use by process 7", "3 problems, 1 repaired"] {
         assert!(said.out.contains(part), "{}", said.out);
     }
     drop(owned);

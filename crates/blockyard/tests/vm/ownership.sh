@@ -113,10 +113,10 @@ detach "$D"
 # A record of another version is told, and its device is left alone.
 echo '{"version": 99}' >/run/blockyard/attached/nbd5.json
 blockyard list >/tmp/said 2>&1
-said "version is 99"
+said "version 99"
 ! grep -q -e --force /tmp/said || die "it is advised to be removed: $(cat /tmp/said)"
 code 1 blockyard detach --force /dev/nbd5
-said "version is 99"
+said "version 99"
 blockyard detach --all --force
 attach ram:1M
 blockyard detach --all

@@ -42,7 +42,7 @@ impl FileConfig {
 /// What carries the I/O out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// io_uring if the kernel allows it, else threads.
+    /// io_uring if the kernel allows it and can try to read the file without waiting for a server, else threads.
     #[default]
     Auto,
     /// io_uring, or an error that says why not.

@@ -46,7 +46,8 @@ impl File {
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let opened = open(config)?;
-        let engine = engine(config, uring::available)?;
+        let can_try = opened.is_block_device || page_cache::can_try(opened.files.data.as_fd());
+        let engine = engine(config, can_try, uring::available)?;
         let limits = limits(config, &opened)?;
         let block = if opened.is_block_device { limits.logical_block_size.bytes() } else { 1 };
         let info = Info {
@@ -117,21 +118,26 @@ impl File {
 
 fn engine(
     config: &FileConfig,
+    can_try: bool,
     available: impl FnOnce() -> Result<(), uring::Unavailable>,
 ) -> Result<IoEngine, Error> {
     if config.engine == Engine::Threads {
         return Ok(IoEngine::Threads);
     }
     match available() {
+        Ok(()) if config.engine == Engine::Auto && !can_try => {
+            let file = config.path.display();
+            tracing::info!(%file, "its file system may not answer; using a thread pool of its own");
+            Ok(IoEngine::Threads)
+        }
         Ok(()) => Ok(IoEngine::Uring),
         Err(why) if config.engine == Engine::Auto => {
-            tracing::info!(file = %config.path.display(), %why, "io_uring not used; using a thread pool");
+            tracing::info!(file = %config.path.display(), error = %why, "io_uring not used; using a thread pool");
             Ok(IoEngine::Threads)
         }
         Err(why) => {
-            let what =
-                format!("{}: engine=uring, but {why}; use engine=threads", config.path.display());
-            Err(Error::new(ErrorKind::NotSupported, what).caused_by(why))
+            let what = format!("{}: engine=uring is not available", config.path.display());
+            Err(Error::new(ErrorKind::NotSupported, what).help("use engine=threads").caused_by(why))
         }
     }
 }
@@ -144,7 +150,7 @@ impl Driver for File {
     fn init_hctx(&self, _disk: &(), handle: HctxHandle<Self>) -> Result<Queue, BlkError> {
         let made = match self.queue(handle.clone(), self.engine) {
             Err(why) if self.engine == IoEngine::Uring && self.may_fall_back => {
-                tracing::warn!(queue = handle.index(), %why, "io_uring not used for this queue; using a thread pool");
+                tracing::warn!(queue = handle.index(), error = %why, "io_uring not used for this queue; using a thread pool");
                 self.queue(handle, IoEngine::Threads)
             }
             made => made,
@@ -185,13 +191,16 @@ mod tests {
     fn where_the_kernel_refuses_io_uring_threads_do_unless_it_was_asked_for() {
         let refuse = || Err(uring::Unavailable::Sysctl("2".into()));
         let config = |engine| FileConfig { engine, ..FileConfig::new("/disk") };
-        assert_eq!(engine(&config(Engine::Auto), refuse).unwrap(), IoEngine::Threads);
-        assert_eq!(engine(&config(Engine::Auto), || Ok(())).unwrap(), IoEngine::Uring);
-        assert_eq!(engine(&config(Engine::Threads), || Ok(())).unwrap(), IoEngine::Threads);
-        let err = engine(&config(Engine::Uring), refuse).unwrap_err();
+        assert_eq!(engine(&config(Engine::Auto), true, refuse).unwrap(), IoEngine::Threads);
+        assert_eq!(engine(&config(Engine::Auto), true, || Ok(())).unwrap(), IoEngine::Uring);
+        // Where it would have others wait for a server, it is not used unless it was asked for.
+        assert_eq!(engine(&config(Engine::Auto), false, || Ok(())).unwrap(), IoEngine::Threads);
+        assert_eq!(engine(&config(Engine::Uring), false, || Ok(())).unwrap(), IoEngine::Uring);
+        assert_eq!(engine(&config(Engine::Threads), true, || Ok(())).unwrap(), IoEngine::Threads);
+        let err = engine(&config(Engine::Uring), true, refuse).unwrap_err();
         assert_eq!(err.kind(), ErrorKind::NotSupported);
-        for said in ["/disk", "kernel.io_uring_disabled = 2", "engine=threads"] {
-            assert!(err.to_string().contains(said), "{err}");
-        }
+        assert!(err.chain().starts_with("/disk: "), "{}", err.chain());
+        assert!(err.chain().contains("kernel.io_uring_disabled = 2"), "{}", err.chain());
+        assert_eq!(err.remedy(), Some("use engine=threads"));
     }
 }

@@ -46,7 +46,7 @@ impl Health {
             let file = self.path.display();
             tracing::error!(
                 %file,
-                %err,
+                error = %err,
                 "flush failed; writes since the last successful flush may be lost; \
                  flushes fail until the disk is reopened"
             );
@@ -95,7 +95,7 @@ impl Health {
 
     pub(crate) fn kernel_refused(&self, err: &std::io::Error) {
         if !self.refused.swap(true, Ordering::AcqRel) {
-            tracing::warn!(file = %self.path.display(), %err, "io_uring submission failed, retrying");
+            tracing::warn!(file = %self.path.display(), error = %err, "io_uring submission failed, retrying");
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! [`File::open`] checks the file and says what a disk in it can do; the [`File`] is then the driver of a tag
 //! set. Each hardware queue has an io_uring of its own, or a share of a pool of threads where the kernel
-//! refuses io_uring; completions come on the queue's thread. A file in memory (tmpfs) is read and written right where it
-//! is asked for: nothing there waits for storage, and the kernel's io_uring would hand it to a thread each time.
+//! refuses io_uring, or has to ask a server for the file, which may not answer; completions come on the queue's
+//! thread. A file in memory (tmpfs) is read and written right where it is asked for: nothing there waits for storage,
+//! and the kernel's io_uring would hand it to a thread each time.
 //!
 //! # What is durable
 //!

@@ -103,11 +103,9 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
         && !config.read_only
         && block_device::is_read_only(file.as_fd()).unwrap_or(false)
     {
-        let what = format!(
-            "{} is a read-only device; open it read-only, or run: blockdev --setrw {0}",
-            path.display()
-        );
-        return Err(Error::new(ErrorKind::NotPermitted, what));
+        let shown = path.display();
+        let error = Error::new(ErrorKind::NotPermitted, format!("{shown} is a read-only device"));
+        return Err(error.help(format!("open it read-only, or run: blockdev --setrw {shown}")));
     }
     if config.direct && !config.read_only {
         empty_the_cache(path, &file)?;
@@ -181,6 +179,8 @@ fn create(config: &FileConfig) -> Result<Made, Error> {
         let shown = path.display();
         let remedy = if path.starts_with("/dev") {
             "list the devices: lsblk -p".to_owned()
+        } else if config.read_only {
+            "correct the path".to_owned()
         } else {
             format!("run: truncate -s 1G {shown}; or use the URI file:{shown}?create=1G")
         };
@@ -246,28 +246,25 @@ fn patiently(mut open: impl FnMut() -> io::Result<fs::File>) -> io::Result<fs::F
 
 fn refused(config: &FileConfig, err: io::Error) -> Error {
     let path = config.path.display();
-    let what = match err.kind() {
+    let (what, remedy) = match err.kind() {
         io::ErrorKind::PermissionDenied if config.read_only => {
-            format!("{path} is not readable by this user; see: ls -l {path}")
+            ("is not readable by this user", format!("see: ls -l {path}"))
         }
         io::ErrorKind::PermissionDenied => {
-            format!("{path} is not writable by this user; open it read-only, or see: ls -l {path}")
+            ("is not writable by this user", format!("open it read-only, or see: ls -l {path}"))
         }
         io::ErrorKind::ReadOnlyFilesystem => {
-            format!("{path} is on a read-only file system; open it read-only")
+            ("is on a read-only file system", "open it read-only: read_only=1".to_owned())
         }
-        io::ErrorKind::ResourceBusy => {
-            format!("{path} is in use, perhaps mounted; see: lsblk {path}")
-        }
-        _ => format!("cannot open {path}"),
+        io::ErrorKind::ResourceBusy => ("is in use, perhaps mounted", format!("see: lsblk {path}")),
+        _ => return Error::io(format!("cannot open {path}"), err),
     };
-    Error::io(what, err)
+    Error::io(format!("{path} {what}"), err).help(remedy)
 }
 
 fn no_direct(path: &Path) -> Error {
-    let what =
-        format!("the file system of {} does not support direct I/O; omit direct=1", path.display());
-    Error::new(ErrorKind::NotSupported, what)
+    let what = format!("the file system of {} does not support direct I/O", path.display());
+    Error::new(ErrorKind::NotSupported, what).help("omit direct=1")
 }
 
 fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
@@ -276,14 +273,14 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
     Lock::take(file, kind).map_err(|err| match err {
         LockError::Held { kind: LockKind::Exclusive, qemu: true, .. } if config.read_only => {
             let what = format!("{path} is in use by QEMU, which writes to it; reads may be torn");
-            let remedy =
-                format!("stop it (see: fuser -v {path}), or add lock=0 to read all the same");
+            let remedy = format!("stop QEMU (see: fuser -v {path}), or add lock=0 to read anyway");
             Error::new(ErrorKind::Locked, what).help(remedy).caused_by(err)
         }
         LockError::Held { kind: LockKind::Shared, qemu, .. } => {
             let who = if qemu { "QEMU, as a reader" } else { "a reader" };
-            let remedy =
-                format!("open it read-only, too, or stop the other (see: fuser -v {path})");
+            let remedy = format!(
+                "open the file read-only, or stop the other process (see: fuser -v {path})"
+            );
             Error::new(ErrorKind::Locked, format!("{path} is in use by {who}"))
                 .help(remedy)
                 .caused_by(err)
@@ -291,7 +288,7 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
         LockError::Held { qemu, .. } => {
             let who = if qemu { "QEMU, as a writer" } else { "a writer" };
             let what = format!("{path} is in use by {who}; a second writer would corrupt it");
-            let remedy = format!("stop the other (see: fuser -v {path})");
+            let remedy = format!("stop the other process (see: fuser -v {path})");
             Error::new(ErrorKind::Locked, what).help(remedy).caused_by(err)
         }
         LockError::Failed(_) => {

@@ -91,7 +91,7 @@ fn two_writers_or_a_writer_and_a_reader() {
     refused(&writer, ErrorKind::Locked, &["by a writer"]);
     drop(first);
     let readers = [open(&reader).unwrap(), open(&reader).unwrap()];
-    refused(&writer, ErrorKind::Locked, &["by a reader", "read-only, too"]);
+    refused(&writer, ErrorKind::Locked, &["by a reader", "read-only, or stop"]);
     drop(readers);
     drop(open(&writer).unwrap());
 }
@@ -124,7 +124,7 @@ fn what_qemu_writes_is_not_read_and_what_it_reads_is_not_written() {
     drop(open(&FileConfig { lock: false, ..reader.clone() }).unwrap());
     drop(qemu);
     let qemu = Qemu::on(&place, &writer.path, &["--read-only"]);
-    refused(&writer, ErrorKind::Locked, &["by QEMU, as a reader", "read-only, too"]);
+    refused(&writer, ErrorKind::Locked, &["by QEMU, as a reader", "read-only, or stop"]);
     let first = open(&reader).unwrap();
     drop(qemu);
     let path = writer.path.display();

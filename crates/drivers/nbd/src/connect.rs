@@ -10,7 +10,7 @@ use std::time::Duration;
 use blockyard_nbd::ErrorKind as NbdErrorKind;
 use blockyard_nbd::client::{Config, Event, Handshake, Negotiated, TlsMode};
 use blockyard_nbd::uri::{Transport, Uri};
-use blockyard_nbd::wire::{BASE_ALLOCATION, HeaderStyle, Opt};
+use blockyard_nbd::wire::{BASE_ALLOCATION, HEARS_SHUTDOWN, HeaderStyle, Opt};
 use blockyard_sys::net::Watch;
 
 use crate::config::TlsFiles;
@@ -18,6 +18,9 @@ use crate::error::{Error, ErrorKind};
 use crate::socket::prepare;
 use crate::tls::{KeptSetup, Session, TlsSetup};
 use crate::wire::{BOTH_WAYS, Wire, connect};
+
+/// What is asked for beside the export: what is allocated, and to be told when the server ends.
+const CONTEXTS: &[&str] = &[BASE_ALLOCATION, HEARS_SHUTDOWN];
 
 /// How long a server may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -134,7 +137,7 @@ impl Target {
 
     async fn go(&self, dialog: &mut Dialog<'_>) -> Result<Negotiated, Error> {
         if self.best_style.has_chunks() {
-            dialog.ask(|shake| shake.set_contexts(&self.uri.export, &[BASE_ALLOCATION]))?;
+            dialog.ask(|shake| shake.set_contexts(&self.uri.export, CONTEXTS))?;
         }
         dialog.ask(|shake| shake.go(&self.uri.export))?;
         loop {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{
-    BlockDeviceOps, Busy, Driver, HctxHandle, InFlight, Request, Result, TagSetConfig, Timeout,
+    BlockDeviceOps, Busy, Driver, HctxHandle, InFlight, Request, Result, Status, TagSetConfig,
+    Timeout,
 };
 
 use crate::disk::Inner;
@@ -43,7 +44,7 @@ impl Driver for Nbd {
     }
 
     fn exit_hctx(&self, _disk: &(), mut hctx: Hctx) {
-        hctx.disconnect(blockyard_blkmq::Status::Offline);
+        hctx.disconnect(Status::Offline);
         // Its tasks find it gone.
         self.inner.queues[hctx.index()].gone.store(true, Ordering::Release);
         self.inner.kick_all();
@@ -70,6 +71,12 @@ impl Driver for Nbd {
         hctx.lose_dead();
         // It moves to another connection, or fails after dead_conn_timeout: that has its own timers.
         Timeout::ResetTimer
+    }
+
+    /// One that was given up while no server answered is still to be done, and what is lost meanwhile is
+    /// [told](crate::disk::NbdDisk::on_failed_flush).
+    fn loses_by_flush(&self, status: Status) -> bool {
+        !matches!(status, Status::Ok | Status::Transport)
     }
 
     fn poll(&self, hctx: &mut Hctx) -> usize {

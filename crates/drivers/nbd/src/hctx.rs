@@ -171,7 +171,7 @@ impl Hctx {
             Some(err) if err.kind() == io::ErrorKind::InvalidData => Loss::Lied,
             Some(_) => Loss::Broken,
         };
-        let reason = err.map_or_else(|| "the server closed it".to_owned(), |err| err.to_string());
+        let reason = err.map_or_else(|| "closed by the server".to_owned(), |err| err.to_string());
         self.lose(id, loss, &reason);
         if loss == Loss::Lied {
             // Nothing can be read from a broken TLS session.
@@ -222,10 +222,9 @@ impl Hctx {
         if let Some(parts) = self.queue.take_lost() {
             let (server, queue) = (server.unwrap_or_else(|| self.inner.uri()), self.index);
             let help = if self.inner.common.is_trusting() {
-                "trust_server=1 is believed of restarts of the server in use, not of one that was left, nor where \
-                 a flush was not answered"
+                "trust_server=1 covers restarts of the server in use only, and no unanswered flush"
             } else {
-                "trust_server=1 if a restart of this server loses nothing"
+                "set trust_server=1 if a restart of this server loses nothing"
             };
             tracing::error!(
                 %server,

@@ -67,7 +67,7 @@ fn nbdkit_lets_in_who_has_the_key() {
     let stranger = refused(config(&socket, "carol", &keys));
     assert!(stranger.contains("no user \"carol\""), "{stranger}");
     let nowhere = refused(config(&socket, "alice", Path::new("/nowhere/keys.psk")));
-    assert!(nowhere.contains("/nowhere/keys.psk: cannot read it"), "{nowhere}");
+    assert!(nowhere.contains("/nowhere/keys.psk: cannot read the file"), "{nowhere}");
     fs::write(&others, "alice:00\nbob 00\n").unwrap();
     let malformed = refused(config(&socket, "alice", &others));
     assert!(malformed.contains("line 2: no colon"), "{malformed}");

@@ -100,7 +100,7 @@ impl<S: ObjectStore> Rbd<S> {
                     was_fenced = true;
                     tracing::warn!(
                         image = name,
-                        "the cluster keeps this client out, and all requests fail: remove the disk and add it again"
+                        "client blocklisted by the cluster; all requests fail until the disk is removed and added again"
                     );
                 }
                 if size != told {
@@ -132,9 +132,9 @@ impl<S: ObjectStore> Shared<S> {
     pub(crate) fn status(&self, done: &Result<(), blockyard_rbd::Error>, op: Op) -> Status {
         let Err(error) = done else { return Status::Ok };
         if self.has_failed.swap(true, Ordering::AcqRel) {
-            tracing::debug!(image = self.name, ?op, %error, "an operation has failed");
+            tracing::debug!(image = self.name, ?op, %error, "operation failed");
         } else {
-            tracing::warn!(image = self.name, ?op, %error, "an operation has failed; the next ones are told with -vv");
+            tracing::warn!(image = self.name, ?op, %error, "operation failed (further ones at -vv)");
         }
         match error.errno().map(|errno| errno.raw_os_error()) {
             // An object that is not there is no disk that is gone.

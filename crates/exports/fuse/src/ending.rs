@@ -52,7 +52,9 @@ impl Ending {
                 let _ = queue.await;
             }
             let failed = flush(&tree).await;
-            failed.iter().for_each(|failed| tracing::error!("{failed}"));
+            for error in &failed {
+                tracing::error!(%error, "writes to a disk may be lost");
+            }
             living.state.0.lock().flushed = Some(failed);
         });
         Self { state, alive }

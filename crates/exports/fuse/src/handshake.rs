@@ -3,16 +3,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use blockyard_fuse::init::{Answer, ServerConfig};
+use blockyard_fuse::init::ServerConfig;
 use blockyard_fuse::wire::InitFlags;
-use blockyard_fuse::{MIN_READ_BUFFER, Operation, Protocol, Reply, Request};
+use blockyard_fuse::{MIN_READ_BUFFER, Operation, Protocol, Request};
 use blockyard_sys::fuse::Channel;
 use blockyard_sys::net::IoVecs;
 
-/// Bytes of data in a request, at most: Linux takes no more.
-const MAX_WRITE: u32 = 1 << 20;
-/// How far the kernel may read ahead.
-const MAX_READAHEAD: u32 = 1 << 20;
 /// How long the kernel may take to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Which INITs are answered before the kernel is given up: one of a newer major version sends a second.
@@ -22,29 +18,9 @@ const ATTEMPTS: usize = 3;
 /// that does not end its own would keep all others back; what is too much is told disk by disk, where they are read.
 const BACKGROUND: u16 = u16::MAX;
 
-/// What is wanted.
-fn config() -> ServerConfig {
-    ServerConfig {
-        flags: InitFlags::ASYNC_READ
-            | InitFlags::BIG_WRITES
-            | InitFlags::ASYNC_DIO
-            | InitFlags::MAX_PAGES
-            // Not ATOMIC_O_TRUNC: by it the kernel throws away what programs have written by maps, and asks nobody.
-            | InitFlags::PARALLEL_DIROPS
-            | InitFlags::DIRECT_IO_ALLOW_MMAP,
-        max_readahead: MAX_READAHEAD,
-        max_background: BACKGROUND,
-        congestion_threshold: BACKGROUND - BACKGROUND / 4,
-        max_write: MAX_WRITE,
-        map_alignment: 0,
-        max_stack_depth: 0,
-        request_timeout: 0,
-    }
-}
-
 /// Answers the kernel's INIT.
 pub(crate) fn handshake(channel: &Channel) -> io::Result<Protocol> {
-    let config = config();
+    let config = ServerConfig::of_files(InitFlags::DIRECT_IO_ALLOW_MMAP, BACKGROUND);
     let page = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX);
     let mut request = vec![0; MIN_READ_BUFFER];
     let mut vecs = IoVecs::new();
@@ -56,19 +32,12 @@ pub(crate) fn handshake(channel: &Channel) -> io::Result<Protocol> {
         let Operation::Init(client) = parsed.operation else {
             return Err(io::Error::other("the kernel asks for something else than INIT first"));
         };
-        let answer = config.answer(&client, page);
-        let (reply, protocol) = match &answer {
-            Ok(Answer::Agreed(out, protocol)) => (Reply::Init(*out), Some(*protocol)),
-            Ok(Answer::Again(out)) => (Reply::Init(*out), None),
-            Err(err) => (Reply::Error(err.errno()), None),
-        };
         let mut bytes = Vec::new();
-        reply.encode(parsed.header.unique, &mut bytes);
+        let agreed = config.greet(parsed.header.unique, &client, page, &mut bytes);
         let mut message = vecs.gather();
         message.push(&bytes);
         channel.write(message)?;
-        answer.map_err(io::Error::other)?;
-        if let Some(protocol) = protocol {
+        if let Some(protocol) = agreed.map_err(io::Error::other)? {
             return Ok(protocol);
         }
     }

@@ -258,7 +258,7 @@ impl Mount {
         let end = Instant::now() + grace;
         let unmounted = match self.point.unmount(Unmount::IfUnused, || self.is_over()) {
             Err(err) if err.kind() == ErrorKind::Busy => {
-                tracing::warn!(path = %self.path().display(), "it is unmounted while it is used");
+                tracing::warn!(path = %self.path().display(), "mount in use; unmounting it lazily");
                 self.point.unmount(Unmount::Lazily, || self.is_over())
             }
             done => done,
@@ -287,7 +287,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Err(err) = self.point.unmount(Unmount::Lazily, || self.is_over()) {
-            tracing::warn!(path = %self.path().display(), %err, "cannot unmount; the mount is left behind");
+            tracing::warn!(path = %self.path().display(), error = %err, "cannot unmount; the mount is left behind");
         }
     }
 }

@@ -85,7 +85,7 @@ impl MountPoint {
         match record.unmount(fuse::unmount_dead) {
             Ok(_) => record.remove(),
             Err(err) => {
-                tracing::warn!(path = %self.path.display(), %err, "cannot unmount; the mount is left behind");
+                tracing::warn!(path = %self.path.display(), error = %err, "cannot unmount; the mount is left behind");
             }
         }
     }
@@ -106,9 +106,7 @@ impl MountPoint {
                 // Who has ended the session may have left the mount.
                 Err(_) if is_over() => fuse::unmount_dead(path),
                 Err(err) if err.kind() == io::ErrorKind::ResourceBusy => {
-                    let path = path.display();
-                    let what = format!("it is in use; close its files, or run: umount -l {path}");
-                    Err(io::Error::new(err.kind(), what))
+                    Err(io::Error::new(err.kind(), "files are open in it"))
                 }
                 done => done,
             }
@@ -116,9 +114,15 @@ impl MountPoint {
         if let Err(err) = unmounted {
             let path = self.path.display();
             if err.kind() == io::ErrorKind::ResourceBusy {
-                return Err(Error::new(ErrorKind::Busy, format!("{path}: {err}")));
+                let what = format!("cannot unmount {path}: {err}");
+                let is_covered = what.ends_with(record::COVERED);
+                return Err(Error::new(ErrorKind::Busy, what).help(if is_covered {
+                    format!("unmount the other one first: umount {path}")
+                } else {
+                    format!("close its files, or run: umount -l {path}")
+                }));
             }
-            return Err(Error::io(format!("{path} cannot be unmounted"), err));
+            return Err(Error::io(format!("cannot unmount {path}"), err));
         }
         if let Some(record) = held.take() {
             record.remove();
@@ -133,9 +137,9 @@ fn clean_up(records: &Path) -> Result<(), Error> {
         let (path, pid) = (leftover.path.display(), leftover.pid);
         match leftover.left {
             record::Left::Stuck(why) => {
-                tracing::warn!(%path, pid, why, "what a dead server has left cannot be unmounted");
+                tracing::warn!(%path, pid, error = why, "mount of a dead daemon not cleaned up");
             }
-            _ => tracing::info!(%path, pid, "what a dead server has left is gone"),
+            _ => tracing::info!(%path, pid, "mount of a dead daemon cleaned up"),
         }
     }
     Ok(())
@@ -149,9 +153,11 @@ fn target(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
         if err.raw_os_error() == Some(DEAD) {
             return record::not_ours(path);
         }
-        let what = if is_directory { "mkdir" } else { "touch" };
+        let make = if is_directory { "mkdir" } else { "touch" };
         let shown = path.display();
-        Error::io(format!("cannot mount on {shown}; if it is not there, run: {what} {shown}"), err)
+        let is_missing = err.kind() == io::ErrorKind::NotFound;
+        let error = Error::io(format!("cannot mount on {shown}"), err);
+        if is_missing { error.help(format!("run: {make} {shown}")) } else { error }
     };
     let path = std::fs::canonicalize(path).map_err(failed)?;
     let found = std::fs::metadata(&path).map_err(failed)?;
@@ -173,22 +179,22 @@ fn cannot_mount(path: &Path, err: io::Error) -> Error {
     let shown = path.display();
     match err.kind() {
         _ if err.raw_os_error() == Some(UNKNOWN) => {
-            let what =
-                format!("cannot mount on {shown}: the kernel has no FUSE; run: modprobe fuse");
-            Error::new(ErrorKind::Unavailable, what).caused_by(err)
+            let what = format!("cannot mount on {shown}: the kernel has no FUSE");
+            Error::new(ErrorKind::Unavailable, what).help("run: modprobe fuse").caused_by(err)
         }
         io::ErrorKind::NotFound => {
-            let what = format!(
-                "cannot mount on {shown}: /dev/fuse or fusermount3 is missing; run: modprobe fuse, or install fuse3"
-            );
-            Error::new(ErrorKind::Unavailable, what).caused_by(err)
+            let what = format!("cannot mount on {shown}: /dev/fuse or fusermount3 is missing");
+            Error::new(ErrorKind::Unavailable, what)
+                .help("install fuse3; as root, run: modprobe fuse")
+                .caused_by(err)
         }
         io::ErrorKind::PermissionDenied => {
-            let what = format!(
-                "cannot mount on {shown}: use a file or directory of your own; for other users, set \
-                 user_allow_other in /etc/fuse.conf"
-            );
-            Error::new(ErrorKind::NotPermitted, what).caused_by(err)
+            Error::new(ErrorKind::NotPermitted, format!("cannot mount on {shown}"))
+                .help(
+                    "use a file or directory of your own; --allow-other needs user_allow_other in \
+                     /etc/fuse.conf",
+                )
+                .caused_by(err)
         }
         _ => Error::io(format!("cannot mount on {shown}"), err),
     }

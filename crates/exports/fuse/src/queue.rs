@@ -212,7 +212,7 @@ impl Worker {
                 Some(event)
             }
             Err(err) => {
-                tracing::warn!(%err, "the device cannot be watched: another queue does");
+                tracing::warn!(error = %err, "cannot watch the FUSE device on this queue; other queues serve it");
                 None
             }
         }
@@ -312,7 +312,7 @@ impl Worker {
         /// `ENODEV`: it is not mounted any more. `ECONNABORTED`: somebody has ended it.
         const UNMOUNTED: [i32; 2] = [19, 103];
         if !err.raw_os_error().is_some_and(|errno| UNMOUNTED.contains(&errno)) {
-            tracing::error!(%err, "the kernel's requests cannot be read; the file system ends");
+            tracing::error!(error = %err, "cannot read requests of the kernel; the file system ends");
         }
         self.over = true;
     }
@@ -340,7 +340,7 @@ impl Worker {
         let request = match Request::parse(bytes, len - here, &self.session.protocol) {
             Ok(request) => request,
             Err(rejected) => {
-                tracing::debug!(%rejected, "the kernel asks for what is not understood");
+                tracing::debug!(%rejected, "unknown FUSE request rejected");
                 if rejected.wants_reply() {
                     self.reply(header.unique, &Reply::Error(rejected.error.errno()));
                 }
@@ -514,7 +514,7 @@ impl Worker {
             // Nobody waits for it any more.
             Some(errno) if errno == Errno::ENOENT.raw() => {}
             Some(errno) if errno == Errno::EINVAL.raw() => {
-                tracing::error!(%err, "the kernel refuses an answer");
+                tracing::error!(error = %err, "kernel rejected a reply");
             }
             _ => self.end(&err),
         }

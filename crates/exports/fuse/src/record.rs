@@ -33,6 +33,8 @@ const MAX_BYTES: u64 = 64 << 10;
 /// What mounts say they are.
 pub(crate) const SUBTYPE: &str = "blockyard";
 const KIND: &str = "fuse.blockyard";
+/// How the error of a mount ends that another one is upon.
+pub(crate) const COVERED: &str = "is covered by another mount";
 const EXTENSION: &str = "json";
 /// Mounts with one mark that are taken away in one go: copies of it are mounted by others (`mount --bind`).
 const MAX_COPIES: usize = 64;
@@ -95,10 +97,7 @@ impl Held {
                 return Ok(last);
             };
             if fuse::reached(&mounts, &mount.target).is_none_or(|other| other.id != mount.id) {
-                let what = format!(
-                    "{0} is covered by another mount; unmount that first: umount {0}",
-                    mount.target.display()
-                );
+                let what = format!("{} {COVERED}", mount.target.display());
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, what));
             }
             if let Err(err) = unmount(&mount.target) {
@@ -109,7 +108,7 @@ impl Held {
             }
             last = Some(mount.target.clone());
         }
-        Err(io::Error::other("it is mounted at more and more places"))
+        Err(io::Error::other("new copies of the mount keep appearing"))
     }
 
     /// The mount is gone.
@@ -126,7 +125,7 @@ pub(crate) fn source(mark: &str) -> String {
 
 /// Puts a mount on record that is about to be made at `target`.
 pub(crate) fn begin(directory: &Path, mark: &str, target: &Path) -> Result<Held, Error> {
-    let failed = |err| Error::io(format!("{} cannot be written to", directory.display()), err);
+    let failed = |err| Error::io(format!("cannot write to {}", directory.display()), err);
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let record = Record {
         version: VERSION,
@@ -137,7 +136,7 @@ pub(crate) fn begin(directory: &Path, mark: &str, target: &Path) -> Result<Held,
     };
     let text = serde_json::to_vec(&record).map_err(|err| {
         let what =
-            format!("{} cannot be put on record: use a path that is UTF-8", target.display());
+            format!("cannot record the mount at {}: the path is not UTF-8", target.display());
         Error::io(what, err.into())
     })?;
     let next = directory.join(format!(".{mark}.next"));
@@ -162,7 +161,7 @@ pub(crate) fn begin(directory: &Path, mark: &str, target: &Path) -> Result<Held,
 
 /// Records in `directory` whose servers are dead, locked by this process now; none if there is no directory.
 fn find(directory: &Path) -> Result<Vec<Held>, Error> {
-    let failed = |err| Error::io(format!("{} cannot be read", directory.display()), err);
+    let failed = |err| Error::io(format!("cannot read {}", directory.display()), err);
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -178,7 +177,7 @@ fn find(directory: &Path) -> Result<Vec<Held>, Error> {
             Ok(Some(dead)) => found.push(dead),
             Ok(None) => {}
             Err(err) => {
-                tracing::warn!(path = %path.display(), %err, "this record of a mount is left alone");
+                tracing::warn!(path = %path.display(), error = %err, "mount record ignored");
             }
         }
     }
@@ -204,11 +203,11 @@ fn dead(path: PathBuf) -> io::Result<Option<Held>> {
     };
     let record: Record = serde_json::from_slice(&text)?;
     if record.version != VERSION {
-        let what = format!("its version is {}, this program supports {VERSION}", record.version);
+        let what = format!("record version {} is not supported, only {VERSION}", record.version);
         return Err(io::Error::other(what));
     }
     if path.file_stem().is_none_or(|stem| stem != record.mark.as_str()) {
-        return Err(io::Error::other("it belongs to another mount than its name says"));
+        return Err(io::Error::other("the record does not belong to its file name"));
     }
     Ok(Some(Held { record, path, _lock: lock }))
 }
@@ -238,7 +237,8 @@ fn elsewhere(record: &Record) -> io::Result<Option<String>> {
         let is_there = namespace(pid).is_ok_and(|namespace| namespace == other);
         if is_there {
             return Ok(Some(format!(
-                "it was mounted in the mount namespace {other}; clean up in that one: nsenter -t PID -m"
+                "mounted in the mount namespace of process {pid}; run: nsenter -t {pid} -m umount -l {}",
+                record.path.display()
             )));
         }
     }
@@ -270,7 +270,7 @@ fn leftover(record: &Record, path: Option<PathBuf>, left: Left) -> Leftover {
 }
 
 fn no_mounts(err: io::Error) -> Error {
-    Error::io("the list of mounts cannot be read", err)
+    Error::io("cannot read the list of mounts", err)
 }
 
 /// Takes away what killed servers have left behind, by the records in `directory`, and says what that was. Mounts of others,
@@ -304,8 +304,8 @@ pub(crate) fn refuse_ours(path: &Path) -> Result<(), Error> {
     match fuse::reached(&mounts, path) {
         Some(mount) if mount.kind == KIND && mount.target == path => {
             let shown = path.display();
-            let what = format!("{shown} already shows disks; stop its server, or use another path");
-            Err(Error::new(ErrorKind::Busy, what))
+            Err(Error::new(ErrorKind::Busy, format!("{shown} is already a mount of Blockyard"))
+                .help("stop the daemon that serves it, or use another path"))
         }
         _ => Ok(()),
     }
@@ -313,10 +313,7 @@ pub(crate) fn refuse_ours(path: &Path) -> Result<(), Error> {
 
 /// The error of somebody else's dead mount at `path`.
 pub(crate) fn not_ours(path: &Path) -> Error {
-    let what = format!(
-        "{} is what is left of a file system whose server is dead, and not one of ours; run: umount -l {}",
-        path.display(),
-        path.display()
-    );
-    Error::new(ErrorKind::Unsuitable, what)
+    let shown = path.display();
+    let what = format!("{shown} is the mount of a dead FUSE server of another program");
+    Error::new(ErrorKind::Unsuitable, what).help(format!("run: umount -l {shown}"))
 }

@@ -110,7 +110,7 @@ impl Slots {
             && self.all.len() < MAX_SLOTS.max(self.depth)
             && let Err(err) = self.grow()
         {
-            tracing::debug!(%err, "no memory for another request: it waits");
+            tracing::debug!(error = %err, "out of memory; a request waits");
         }
         self.free.last().copied()
     }

@@ -42,7 +42,7 @@ impl Node {
         if !can_flush(&bdev) {
             tracing::warn!(
                 name,
-                "the disk has no flush: what programs synchronise may be lost in a power cut"
+                "disk does not support flush; synchronised data may be lost on power failure"
             );
         }
         let supplies = bdev.limits().features.contains(Features::OWN_MEMORY);
@@ -166,7 +166,8 @@ impl Tree {
             return Err(Error::new(ErrorKind::Unsuitable, what));
         }
         if current.named(name.as_bytes()).is_some() {
-            let what = format!("there is a disk {name:?} already; choose another name");
+            let what =
+                format!("a disk named {name:?} is already mounted here; choose another name");
             return Err(Error::new(ErrorKind::Busy, what));
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);

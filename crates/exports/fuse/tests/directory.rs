@@ -9,7 +9,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use blockyard_conformance::in_own_mounts;
+use blockyard_blkmq::{Limits, Status};
+use blockyard_conformance::{HeldDisk, in_own_mounts};
+use blockyard_export_fuse::{Cache, Config, Shown};
 use common::*;
 
 const MIB: u64 = 1 << 20;
@@ -76,4 +78,42 @@ fn a_long_list_is_read_in_pieces() {
     let disks: Vec<_> = names.iter().map(|name| (name.as_str(), &disk)).collect();
     let mounted = Mounted::directory(&disks);
     assert_eq!(listed(&mounted), names);
+}
+
+/// The kernel waits for pages that are being read before it forgets them: whoever takes the disk away does not.
+#[test]
+fn a_disk_is_taken_away_though_it_does_not_answer() {
+    in_own_mounts!();
+    let (held, other) = (HeldDisk::new(tags(), MIB, Limits::default()), ram("ram0", MIB));
+    let named = [("held", &held.disk), ("other", &other)];
+    let named = named.map(|(name, disk)| (name.to_owned(), open(disk)));
+    let shown = Shown::Directory(named.into());
+    let mut mounted = Mounted::with(shown, |config| Config { cache: Cache::Used, ..config });
+    let file = File::open(mounted.path().join("held")).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| file.read_at(&mut [0; 4096], 0));
+        held.wait_for(1);
+        scope.spawn(|| {
+            assert!(mounted.mount.remove("held"));
+            tell.send(()).unwrap();
+        });
+        let removed = told.recv_timeout(Duration::from_secs(60));
+        assert_eq!(listed(&mounted), ["other".to_owned()].into());
+        while !read.is_finished() {
+            held.release(Status::Ok);
+            blockyard_conformance::pause();
+        }
+        removed.expect("it waits for the disk");
+        // What was asked before is answered; where the kernel has forgotten it by then, it asks again, and hears that it is gone.
+        drop(read.join().unwrap());
+    });
+    // What was kept goes, too.
+    let end = Instant::now() + Duration::from_secs(60);
+    while file.read_at(&mut [0; 4096], 0).is_ok() {
+        assert!(Instant::now() < end, "it is still read");
+        blockyard_conformance::pause();
+    }
+    drop(file);
+    mounted.stop();
 }

@@ -100,12 +100,12 @@ impl Driver {
                 return Err(failed(err));
             }
             _ => {
-                let what = if device::any() {
-                    "the NBD driver of this kernel has no netlink interface"
+                return Err(if device::any() {
+                    let what = "the NBD driver of this kernel has no netlink interface";
+                    Error::new(ErrorKind::Unavailable, what)
                 } else {
-                    "this kernel has no NBD driver loaded; run: modprobe nbd"
-                };
-                return Err(Error::new(ErrorKind::Unavailable, what));
+                    not_loaded()
+                });
             }
         };
         (driver.family, driver.group) = (family, group);
@@ -148,7 +148,7 @@ impl Driver {
         index
             .map_err(failed)?
             .or(setup.index)
-            .ok_or_else(|| failed(io::Error::other("it named no device")))
+            .ok_or_else(|| failed(io::Error::other("the kernel named no device")))
     }
 
     /// Ends a device: what is asked of it fails. What it had asked and got no answer to does, too.
@@ -272,6 +272,12 @@ fn with_sockets(request: Request, sockets: &[BorrowedFd<'_>]) -> Request {
         request = request.open(attribute::SOCK_ITEM).u32(attribute::SOCK_FD, number).close();
     }
     request.close()
+}
+
+/// There is no driver at all.
+pub(crate) fn not_loaded() -> Error {
+    Error::new(ErrorKind::Unavailable, "this kernel has no NBD driver loaded")
+        .help("run: modprobe nbd")
 }
 
 fn failed(index: u32, what: &str, err: io::Error) -> Error {

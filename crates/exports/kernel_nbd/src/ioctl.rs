@@ -11,7 +11,7 @@ use blockyard_sys::nbd;
 use tokio::sync::oneshot;
 
 use crate::device;
-use crate::driver::Setup;
+use crate::driver::{Setup, not_loaded};
 use crate::error::{Error, ErrorKind};
 
 /// How long the kernel may take to begin.
@@ -118,12 +118,11 @@ impl IoctlDevice {
         let index = match setup.index {
             Some(index) => index,
             None if !device::any() => {
-                let what = "this kernel has no NBD driver loaded; run: modprobe nbd";
-                return Err(Error::new(ErrorKind::Unavailable, what));
+                return Err(not_loaded());
             }
             None => device::first_free().ok_or_else(|| {
-                let what = "all devices of the NBD driver are in use; load it with more: modprobe nbd nbds_max=N";
-                Error::new(ErrorKind::Busy, what)
+                Error::new(ErrorKind::Busy, "all devices of the NBD driver are in use")
+                    .help("detach one, or load the driver with more: modprobe nbd nbds_max=N")
             })?,
         };
         let path = device::path(index);
@@ -206,7 +205,7 @@ impl IoctlDevice {
     fn join(&mut self) -> io::Result<()> {
         match self.runner.take().map(JoinHandle::join) {
             Some(Ok(ended)) => ended,
-            Some(Err(_)) => Err(io::Error::other("its thread panicked")),
+            Some(Err(_)) => Err(io::Error::other("the thread of the device panicked")),
             None => Ok(()),
         }
     }

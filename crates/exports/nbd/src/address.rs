@@ -40,12 +40,28 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         parse(text).map_err(|problem| {
-            let forms = "unix:/path, tcp:host:port (tcp::10809, tcp:[::1]:10809) or vsock:cid:port";
-            Error::new(
-                ErrorKind::Address,
-                format!("invalid address {text:?}: {problem}; use {forms}"),
-            )
+            let error = Error::new(ErrorKind::Address, format!("invalid address {text:?}: {problem}"));
+            error.help(match meant(text) {
+                Some(meant) => format!("did you mean {meant}?"),
+                None => "use unix:/path, tcp:host:port (e.g. tcp::10809, tcp:[::1]:10809) or vsock:cid:port".into(),
+            })
         })
+    }
+}
+
+/// What was meant by an address that does not say of what type it is: a path, a port, or a host and a port.
+fn meant(text: &str) -> Option<String> {
+    let is_port = |text: &str| text.parse::<u16>().is_ok();
+    if is_port(text) {
+        return Some(format!("tcp::{text}"));
+    }
+    match text.rsplit_once(':') {
+        Some(("tcp", port)) if is_port(port) => Some(format!("tcp::{port}")),
+        Some((host, port)) if is_port(port) && !host.contains([':', '/']) => {
+            Some(format!("tcp:{text}"))
+        }
+        _ if text.starts_with(['/', '.']) => Some(format!("unix:{text}")),
+        _ => None,
     }
 }
 
@@ -129,6 +145,25 @@ mod tests {
     }
 
     #[test]
+    fn an_address_without_a_type_is_understood_but_not_used() {
+        for (text, meant) in [
+            ("10809", "tcp::10809"),
+            ("tcp:10809", "tcp::10809"),
+            ("localhost:10809", "tcp:localhost:10809"),
+            ("/tmp/s", "unix:/tmp/s"),
+            ("./s", "unix:./s"),
+        ] {
+            let error = text.parse::<Address>().unwrap_err();
+            assert_eq!(error.remedy(), Some(format!("did you mean {meant}?").as_str()));
+            meant.parse::<Address>().unwrap();
+        }
+        for text in ["", "s", "udp:x:1", "tcp:::1:10809"] {
+            let error = text.parse::<Address>().unwrap_err();
+            assert!(error.remedy().unwrap().contains("tcp:host:port"), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_with_the_forms_that_would_do() {
         for (text, problem) in [
             ("", "no address type"),
@@ -151,7 +186,8 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Address);
             let message = error.to_string();
-            assert!(message.contains(problem) && message.contains("tcp:host:port"), "{message}");
+            assert!(message.contains(problem), "{message}");
+            assert!(error.remedy().is_some(), "{message}");
         }
     }
 }

@@ -74,6 +74,8 @@ pub(crate) struct Client {
     stage: AtomicU8,
     /// Milliseconds that it has at its end to flush what it has written.
     flush_grace: AtomicU64,
+    /// All others are cut off, and the disk has a flush of its.
+    awaits_last_flush: AtomicBool,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
@@ -94,6 +96,7 @@ impl Client {
             session: Mutex::default(),
             stage: AtomicU8::new(Stage::Serving as u8),
             flush_grace: AtomicU64::new(0),
+            awaits_last_flush: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
@@ -143,8 +146,22 @@ impl Client {
     }
 
     pub(crate) fn enter(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::SeqCst);
+        self.stage.fetch_max(stage as u8, Ordering::SeqCst);
         self.outbox.kick();
+    }
+
+    /// Whether nobody waits for anything but the answer to its flush.
+    pub(crate) fn awaits_last_flush(&self) -> bool {
+        self.awaits_last_flush.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_awaits_last_flush(&self) {
+        self.awaits_last_flush.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has been served, has all that it has asked for, and only has to hang up.
+    pub(crate) fn has_all(&self) -> bool {
+        self.phase() == Phase::Gone && self.in_flight.load(Ordering::Relaxed) == 0
     }
 
     /// How long it has at its end to flush what it has written. To be set before its end begins.

@@ -7,7 +7,9 @@ use blockyard_blkmq::Bdev;
 use blockyard_buf::Segment;
 use blockyard_nbd::wire::HeaderStyle;
 
+use crate::connection::LINGER;
 use crate::error::{Error, ErrorKind};
+use crate::flushes::CROSSING;
 use crate::listener::PeerHost;
 use crate::tls::TlsConfig;
 
@@ -29,8 +31,16 @@ pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// [less time](blockyard_nbd::server::PRESSED_TIMEOUT), and peers that are gone are TCP's to find out.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How long a client that has written what nobody has flushed is given to flush it when the server ends: more than
-/// such clients of ours wait that are idle.
-pub const DEFAULT_FLUSH_GRACE: Duration = Duration::from_secs(3);
+/// such clients of ours wait that are idle, and all that a daemon has for it by default.
+pub const DEFAULT_FLUSH_GRACE: Duration = Duration::from_millis(2500);
+
+/// How much of the time for clients at an end may be for their flushes: who has not flushed by then has to hear of the end, may
+/// flush yet, and hangs up. Where there is not as much, it is half.
+#[must_use]
+pub fn longest_flush_grace(grace: Duration) -> Duration {
+    grace.saturating_sub(CROSSING + LINGER).max(grace / 2)
+}
+
 /// The part of the clients that is kept for other hosts than one: one in so many.
 const KEPT_FOR_OTHERS: usize = 4;
 
@@ -112,7 +122,7 @@ pub struct ServerLimits {
     pub stall_timeout: Duration,
     /// How long a client may ask for nothing; by default for ever, as clients that have a disk attached do.
     pub idle_timeout: Option<Duration>,
-    /// [`DEFAULT_FLUSH_GRACE`]
+    /// [`DEFAULT_FLUSH_GRACE`], or the [longest](longest_flush_grace) that an end has time for.
     pub flush_grace: Duration,
     /// The best message headers that clients are offered.
     pub best_style: HeaderStyle,
@@ -248,8 +258,7 @@ impl ServerLimits {
         }
         if self.max_memory < self.least_memory() {
             return invalid(
-                "the memory for all clients is too little for one request of the maximum payload: it is twice that \
-                 at least",
+                "the memory for all clients must be at least twice the maximum payload",
             );
         }
         if self.handshake_timeout.is_zero() || self.stall_timeout.is_zero() {

@@ -85,6 +85,11 @@ impl Unflushed {
         written.is_some_and(|(written, flushes)| flushes.durable.load(Ordering::SeqCst) <= written)
     }
 
+    /// Whether the disk has a flush.
+    pub(crate) fn is_flush_out(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     /// Until when the client may flush once more what is durable. `None`: it has written nothing.
     pub(crate) fn may_have_crossed_until(&self) -> Option<Instant> {
         self.written.and(self.ended_at).map(|at| at + CROSSING)

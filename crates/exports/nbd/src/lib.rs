@@ -33,7 +33,7 @@ pub use client::{ClientInfo, SessionInfo};
 pub use config::{
     Config, DEFAULT_FLUSH_GRACE, DEFAULT_HANDSHAKE_TIMEOUT, DEFAULT_IN_FLIGHT_PER_CLIENT,
     DEFAULT_MAX_CLIENTS, DEFAULT_MAX_MEMORY, DEFAULT_MAX_PAYLOAD, DEFAULT_MEMORY_PER_CLIENT,
-    DEFAULT_STALL_TIMEOUT, Export, ServerLimits, TlsMode,
+    DEFAULT_STALL_TIMEOUT, Export, ServerLimits, TlsMode, longest_flush_grace,
 };
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};

@@ -47,22 +47,20 @@ impl Listener {
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
         let socket = Socket::from(fd);
         let unusable = |what: &str| {
-            let remedy = "pass a listening stream socket: Unix, TCP or vsock";
-            Error::new(ErrorKind::Config, format!("a file descriptor {what}; {remedy}"))
+            Error::new(ErrorKind::Config, format!("the inherited file descriptor is {what}"))
+                .help("pass a listening stream socket: Unix, TCP or vsock")
         };
-        let address = socket
-            .local_addr()
-            .map_err(|err| unusable("that was passed is not a socket").caused_by(err))?;
+        let address = socket.local_addr().map_err(|err| unusable("not a socket").caused_by(err))?;
         if !(address.is_unix()
             || address.is_ipv4()
             || address.is_ipv6()
             || address.as_vsock_address().is_some())
         {
-            return Err(unusable("that was passed is a socket of another family"));
+            return Err(unusable("a socket of another family"));
         }
         let stream = socket.r#type().is_ok_and(|kind| kind == Type::STREAM);
         if !stream || !socket.is_listener().unwrap_or(false) {
-            return Err(unusable("that was passed is a socket that does not listen"));
+            return Err(unusable("a socket that does not listen"));
         }
         Ok(Self { sockets: vec![socket], file: None })
     }
@@ -113,22 +111,33 @@ pub fn bind(address: &Address, mode: Option<u32>) -> Result<Listener, Error> {
 }
 
 fn failed(address: &Address, err: io::Error) -> Error {
-    let (kind, remedy) = match err.kind() {
+    let (kind, problem, remedy) = match err.kind() {
         io::ErrorKind::AddrInUse => (
             ErrorKind::InUse,
-            "address in use; choose another, or stop the process that listens there (ss -lpn)",
+            "address in use",
+            "choose another address, or stop the process that listens there (see: ss -lpn)",
         ),
         io::ErrorKind::PermissionDenied => (
             ErrorKind::NotPermitted,
-            "permission denied; ports below 1024 need privileges, a Unix socket a writable directory",
+            "permission denied",
+            match address {
+                Address::Unix(_) => "choose a writable directory",
+                _ => "choose a port from 1024, or run as root",
+            },
         ),
-        io::ErrorKind::AddrNotAvailable => {
-            (ErrorKind::Address, "not an address of this machine (see: ip address)")
+        io::ErrorKind::AddrNotAvailable => (
+            ErrorKind::Address,
+            "not an address of this machine",
+            "choose an address of this machine (see: ip address)",
+        ),
+        io::ErrorKind::NotFound => {
+            (ErrorKind::Address, "the directory does not exist", "create the directory")
         }
-        io::ErrorKind::NotFound => (ErrorKind::Address, "its directory does not exist; create it"),
-        _ => (ErrorKind::Io, "the system refused"),
+        _ => {
+            return Error::new(ErrorKind::Io, format!("cannot listen on {address}")).caused_by(err);
+        }
     };
-    Error::new(kind, format!("cannot listen on {address}: {remedy}")).caused_by(err)
+    Error::new(kind, format!("cannot listen on {address}: {problem}")).help(remedy).caused_by(err)
 }
 
 fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
@@ -137,10 +146,10 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> Result<Listener, Error> {
             return failed(&Address::Unix(path.into()), err);
         }
         let what = format!(
-            "cannot listen on unix:{0}: {0} exists and is not a socket; choose another path, or remove it",
+            "cannot listen on unix:{}: the file exists and is not a socket",
             path.display()
         );
-        Error::new(ErrorKind::InUse, what)
+        Error::new(ErrorKind::InUse, what).help("choose another path, or remove the file")
     })?;
     let (socket, file) = bound;
     Ok(Listener { sockets: vec![socket.into()], file: Some(file) })
@@ -339,7 +348,7 @@ mod tests {
         let taken = first.addresses().remove(0);
         let error = bind(&taken, None).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse);
-        assert!(error.to_string().contains("choose another"), "{error}");
+        assert!(error.remedy().is_some_and(|it| it.contains("choose another")), "{error}");
         let error = bind(&"tcp:no-such-host.invalid:0".parse().unwrap(), None).unwrap_err();
         assert!(error.to_string().contains("unknown host"), "{error}");
     }

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::catalogue::Catalogue;
 use crate::client::{Client, ClientInfo, Phase};
 use crate::clients::{Clients, Group};
-use crate::config::{Config, Export};
+use crate::config::{Config, Export, longest_flush_grace};
 use crate::connection::{self, Close};
 use crate::error::{Error, ErrorKind};
 use crate::listener::{self, Listener, PeerHost};
@@ -60,8 +60,10 @@ pub(crate) enum Stage {
     Serving,
     /// No new requests; those that were taken are answered.
     Draining,
-    /// Nothing is waited for any more.
+    /// Nothing is waited for any more but the answer to a flush that the disk has.
     Cut,
+    /// Nothing is waited for any more.
+    Over,
 }
 
 impl Stage {
@@ -69,7 +71,8 @@ impl Stage {
         match number {
             0 => Self::Serving,
             1 => Self::Draining,
-            _ => Self::Cut,
+            2 => Self::Cut,
+            _ => Self::Over,
         }
     }
 }
@@ -119,7 +122,7 @@ impl Server {
             let thread = &self.threads[listeners.len() % self.threads.len()];
             listeners.push(thread.handle.spawn(async move {
                 if let Err(err) = server.accept_all(socket).await {
-                    tracing::error!(error = %err, "no more connections are accepted");
+                    tracing::error!(error = %err, "stopped accepting connections");
                 }
                 drop(file);
             }));
@@ -165,7 +168,7 @@ impl Server {
             if let Some(times) = self.refused.occurred(Instant::now()) {
                 let peer = listener::peer_name(&socket);
                 let limit = self.config.limits.max_clients;
-                tracing::warn!(peer, limit, times, "connections refused: {why}");
+                tracing::warn!(peer, limit, times, error = %why, "connections refused");
             }
             return;
         }
@@ -227,7 +230,9 @@ impl Server {
 
     /// Ends it: nothing is accepted any more, requests that have arrived are finished and answered, connections
     /// are closed. What takes longer than `grace` is cut off. Clients that have something to flush have
-    /// [`flush_grace`](crate::ServerLimits::flush_grace) of that for it.
+    /// [`flush_grace`](crate::ServerLimits::flush_grace) of that for it. Where a disk has a flush of theirs by then, they are
+    /// left until that is answered, or [`finish`](Self::finish) gives them up: what their disk is to keep has nothing to do
+    /// with how long it takes.
     pub async fn shutdown(&self, grace: Duration) {
         self.give_flush_grace(grace, |_| true);
         self.enter(Stage::Draining);
@@ -238,20 +243,39 @@ impl Server {
             let _ = listener.await;
         }
         if tokio::time::timeout(grace, self.all_left()).await.is_err() {
-            let left = self.clients.lock().len();
-            tracing::warn!(
-                clients = left,
-                ?grace,
-                "shutdown grace period expired; remaining clients were disconnected"
-            );
+            // Who only has to hang up has all that it asked for.
+            let late = self.clients.lock().iter().filter(|client| !client.has_all()).count();
             self.enter(Stage::Cut);
             // A queue thread that has ended does not answer.
+            let cut = self.have_left(|client| !client.awaits_last_flush());
+            let _ = tokio::time::timeout(CUT_GRACE, cut).await;
+            let flushing =
+                self.clients.lock().iter().filter(|client| client.awaits_last_flush()).count();
+            if flushing > 0 {
+                tracing::info!(clients = flushing, "waiting for disks that flush for clients");
+            }
+            if late > flushing {
+                let clients = late - flushing;
+                tracing::warn!(
+                    clients,
+                    ?grace,
+                    "shutdown grace period expired; remaining clients were disconnected"
+                );
+            }
+        }
+    }
+
+    /// Waits for what [`shutdown`](Self::shutdown) has left: for the answers of flushes, for so long at most.
+    pub async fn finish(&self, limit: Duration) {
+        if tokio::time::timeout(limit, self.all_left()).await.is_err() {
+            self.enter(Stage::Over);
             let _ = tokio::time::timeout(CUT_GRACE, self.all_left()).await;
         }
     }
 
     fn enter(&self, stage: Stage) {
-        self.stage.store(stage as u8, Ordering::SeqCst);
+        // It never goes back.
+        self.stage.fetch_max(stage as u8, Ordering::SeqCst);
         self.kick_all();
     }
 
@@ -270,6 +294,11 @@ impl Server {
     /// Waits until fewer clients than that are connected.
     pub async fn fewer_than(&self, count: usize) {
         self.until(|clients| clients.len() < count).await;
+    }
+
+    /// Has those look again who wait until clients have left.
+    pub(crate) fn tell_left(&self) {
+        self.left.notify_waiters();
     }
 
     /// Waits until none of those clients is left.
@@ -314,15 +343,19 @@ impl Server {
         if tokio::time::timeout(grace, self.have_left(uses)).await.is_err() {
             self.retire(Stage::Cut, uses);
             // A queue thread that has ended does not answer, nor does a disk that hangs.
-            let _ = tokio::time::timeout(CUT_GRACE, self.have_left(uses)).await;
+            let cut = self.have_left(|client| uses(client) && !client.awaits_last_flush());
+            let _ = tokio::time::timeout(CUT_GRACE, cut).await;
             let requests = self.outstanding(uses);
-            tracing::warn!(
-                export = name,
-                ?grace,
-                requests,
-                "clients of an export were cut off: they took too long; connections whose requests the disk still \
-                 has end after these"
-            );
+            // The end of all tells of all.
+            if self.stage() == Stage::Serving {
+                tracing::warn!(
+                    export = name,
+                    ?grace,
+                    requests,
+                    "removal grace period expired; remaining clients of the export were disconnected, those with requests \
+                     in the disk as soon as these have ended"
+                );
+            }
             return Some(requests);
         }
         Some(0)
@@ -330,7 +363,7 @@ impl Server {
 
     /// What those clients have to flush, they may flush until they are cut off, at the latest.
     fn give_flush_grace(&self, grace: Duration, which: impl Fn(&Client) -> bool) {
-        let grace = self.config.limits.flush_grace.min(grace);
+        let grace = self.config.limits.flush_grace.min(longest_flush_grace(grace));
         for client in self.clients.lock().iter().filter(|client| which(client)) {
             client.set_flush_grace(grace);
         }
@@ -411,25 +444,35 @@ impl Drop for Registration {
         clients.remove(&self.client);
         drop(clients);
         // One who is about to wait sees the list without it, or is told.
-        self.server.left.notify_waiters();
+        self.server.tell_left();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flushes::CROSSING;
 
-    /// It is for the caller to keep time for what comes after it.
+    /// Who has not flushed by then is refused, may flush yet, and takes a while to hang up.
     #[test]
-    fn all_of_the_time_of_an_end_is_for_flushes_up_to_what_they_may_take() {
+    fn flushes_leave_time_in_which_clients_hear_of_the_end() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let server = Server::new(Config::default(), vec![runtime.handle().clone()]).unwrap();
         let client = Arc::new(Client::new(1, String::new(), None, 0));
         server.clients.lock().insert(&client);
         let most = server.config.limits.flush_grace;
-        for (grace, expected) in [(most * 2, most), (most, most), (most / 2, most / 2)] {
+        let second = Duration::from_secs(1);
+        for (grace, expected) in [
+            (60 * second, most),
+            (5 * second, most),
+            (4 * second, 2 * second),
+            (second * 11 / 2, most),
+            (second, second / 2),
+            (Duration::ZERO, Duration::ZERO),
+        ] {
             server.give_flush_grace(grace, |_| true);
-            assert_eq!(client.flush_grace(), expected);
+            assert_eq!(client.flush_grace(), expected, "{grace:?}");
         }
+        assert_eq!(longest_flush_grace(10 * second), CROSSING * 5);
     }
 }

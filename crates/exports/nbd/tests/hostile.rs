@@ -5,15 +5,17 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Features, Limits};
 use blockyard_export_nbd::{Export, HeaderStyle, TlsMode};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, Request};
 use common::{Client, DEADLINE, MIB, STYLES, Yard, eventually, held_disk, pattern, ram, request};
+use parking_lot::Mutex;
 
 const NONE: CommandFlags = CommandFlags::empty();
 const GREETING: usize = 18;
@@ -344,23 +346,44 @@ fn there_are_no_more_clients_than_the_limit_and_those_go_on() {
     yard.client().disconnect();
 }
 
+/// What was logged by any thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
-fn a_panic_in_a_connection_costs_that_connection() {
+fn a_panic_in_a_connection_costs_that_connection_and_is_told_once() {
+    let log = Log::default();
+    let to = log.clone();
+    tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone()).init();
+    let told = || String::from_utf8_lossy(&log.0.lock()).matches("bug: a panic").count();
     let yard = Yard::with(ram(MIB), |config, _| {
-        let bad = common::disk_of(std::sync::Arc::new(common::Panics), (), MIB, Limits::default());
+        let bad = common::disk_of(Arc::new(common::Panics), (), MIB, Limits::default());
         let bdev = bad.open(None, blockyard_blkmq::OpenMode::ReadWrite).unwrap();
-        config.exports.push(Export::new("bad", std::sync::Arc::new(bdev)));
+        config.exports.push(Export::new("bad", Arc::new(bdev)));
         config.default_export = Some("disk".into());
     });
     let mut bystanders: Vec<_> = (0..2).map(|_| Bystander::new(&yard)).collect();
-    for _ in 0..4 {
+    for round in 1..=4 {
         let mut client =
             Client::open(Box::new(yard.connect()), "bad", HeaderStyle::Extended).unwrap();
         client.send(request(Command::Read, NONE, 0, 512), &[]);
         assert!(client.is_closed());
+        eventually("the log", || told() >= round);
         bystanders.iter_mut().for_each(Bystander::is_well);
     }
     eventually("leaving", || yard.server.clients().len() == 2);
+    assert_eq!(told(), 4, "each once, by what it said");
+    assert!(String::from_utf8_lossy(&log.0.lock()).contains("as a test wants it"));
 }
 
 #[test]

@@ -195,11 +195,22 @@ fn psk_client(
     key: [u8; 32],
     version: SslVersion,
 ) -> io::Result<Client> {
+    psk_client_of(yard, user, key, version, "PSK")
+}
+
+/// One that speaks these ciphers of TLS 1.2.
+fn psk_client_of(
+    yard: &Yard,
+    user: &'static str,
+    key: [u8; 32],
+    version: SslVersion,
+    ciphers: &str,
+) -> io::Result<Client> {
     let (stream, mut handshake) = started(yard);
     let mut context = SslContext::builder(SslMethod::tls_client())?;
     context.set_min_proto_version(Some(version))?;
     context.set_max_proto_version(Some(version))?;
-    context.set_cipher_list("PSK")?;
+    context.set_cipher_list(ciphers)?;
     context.set_psk_client_callback(move |_, _, identity, room| {
         identity[..user.len()].copy_from_slice(user.as_bytes());
         identity[user.len()] = 0;
@@ -262,6 +273,20 @@ fn wrong_keys_and_strangers_in_both_versions() {
         good.write(4096, &data);
         assert!(good.read(4096, data.len() as u64) == data);
         psk_client(&yard, "alice", KEY, version).unwrap().disconnect();
+    }
+}
+
+/// It would have the server raise large numbers to large powers before it has shown that it knows a key.
+#[test]
+fn who_speaks_nothing_but_dhe_is_refused() {
+    let dir = known_key();
+    let yard = yard(&dir);
+    let client = |ciphers| psk_client_of(&yard, "alice", KEY, SslVersion::TLS1_2, ciphers);
+    let dhe = "DHE-PSK-CHACHA20-POLY1305:DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256";
+    let refused = client(dhe).err().unwrap().to_string();
+    assert!(refused.contains("handshake failure"), "{refused}");
+    for ciphers in ["ECDHE-PSK-CHACHA20-POLY1305", "PSK-AES256-GCM-SHA384"] {
+        client(ciphers).unwrap().disconnect();
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,7 +70,7 @@ fn a_shutdown_under_load_loses_no_acknowledged_write() {
     let bdev = disk.open(None, OpenMode::ReadOnly).unwrap();
     for (writer, offsets) in acknowledged {
         assert!(offsets.len() > 100);
-        for offset in offsets {
+        for offset in offsets.into_iter().collect::<BTreeSet<_>>() {
             let sector = blockyard_blkmq::Sector::from_bytes_floor(offset);
             let bio = blockyard_blkmq::Bio::new(blockyard_blkmq::Op::Read, sector, 4096);
             let bio = bdev.submit_and_wait(0, bio);
@@ -181,8 +182,7 @@ fn who_has_not_flushed_in_time_is_refused_the_rest_and_may_flush_yet() {
     });
     let yard = Yard::with(held.disk.clone(), hasty);
     let mut stream = yard.connect();
-    let other = Box::new(stream.try_clone().unwrap());
-    let mut client = Client::open(other, "", HeaderStyle::Extended).unwrap();
+    let mut client = Client::open_hearing(Box::new(stream.try_clone().unwrap())).unwrap();
     client.write(0, &[1; 512]);
     // As long as something is out, nobody is let go.
     let slow = client.send(request(Command::WriteZeroes, NONE, 0, 512), &[]);
@@ -219,7 +219,7 @@ fn who_has_just_flushed_may_flush_again() {
     let patient =
         |config: &mut Config, _: &Arc<_>| config.limits.flush_grace = common::DEADLINE * 4;
     let yard = Yard::with(ram(MIB), patient);
-    let [mut writer, mut reader] = [(); 2].map(|()| yard.client());
+    let (mut writer, mut reader) = (yard.hearing_client(), yard.client());
     let start = Instant::now();
     writer.write(0, &[1; 512]);
     writer.command(Command::Flush, 0, 0).ok();
@@ -228,7 +228,7 @@ fn who_has_just_flushed_may_flush_again() {
         let end = scope.spawn(|| yard.shutdown(common::DEADLINE * 4));
         assert!(reader.is_closed());
         assert!(writer.is_closed());
-        // The driver for disks at NBD servers flushes within a second.
+        // The driver for disks at NBD servers flushes within a second. Nobody else flushes by himself.
         assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
         drop((reader, writer));
         end.join().unwrap();

@@ -126,7 +126,7 @@ impl Device {
         if info.features().contains(Features::UPDATE_SIZE)
             && let Err(err) = control.update_size(id, params::size(bdev))
         {
-            tracing::warn!(id, %err, "cannot tell the kernel the new size");
+            tracing::warn!(id, error = %err, "cannot tell the kernel the new size");
         }
         Ok(Self::running(control, info, bdev, queue_threads, workers))
     }
@@ -228,8 +228,8 @@ fn start_recovery(control: &mut Control, id: u32) -> io::Result<()> {
         };
         if Instant::now() > end {
             let what = match control.info(id)?.state() {
-                State::Quiesced => "its last server's descriptor is not closed".into(),
-                state => format!("the kernel has not let go of its last server: it is {state:?}"),
+                State::Quiesced => "the descriptor of the last daemon is still open".into(),
+                state => format!("the kernel has not released the last daemon: state {state:?}"),
             };
             return Err(io::Error::new(busy.kind(), what));
         }

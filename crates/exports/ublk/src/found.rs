@@ -82,12 +82,13 @@ fn no_control(err: OpenError, exists: bool) -> Error {
     match err {
         OpenError::Driver(err) => match err.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::Unsupported if !exists => {
-                let what = "this kernel has no ublk driver loaded; run: modprobe ublk_drv (Linux 6.0 or newer)";
-                Error::new(ErrorKind::Unavailable, what).caused_by(err)
+                Error::new(ErrorKind::Unavailable, "this kernel has no ublk driver loaded")
+                    .help("run: modprobe ublk_drv (Linux 6.0 or newer)")
+                    .caused_by(err)
             }
             io::ErrorKind::PermissionDenied => {
-                let what = format!("{CONTROL_PATH} is not accessible to this user; run as root");
-                Error::new(ErrorKind::NotPermitted, what).caused_by(err)
+                let what = format!("{CONTROL_PATH} is not accessible to this user");
+                Error::new(ErrorKind::NotPermitted, what).help("run as root").caused_by(err)
             }
             _ => Error::io(format!("cannot use {CONTROL_PATH}"), err),
         },

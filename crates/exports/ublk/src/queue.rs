@@ -105,7 +105,7 @@ impl Worker {
                 Err(err) => {
                     // Memory for the kernel's own part is short. What was pushed stays.
                     if !std::mem::replace(&mut self.is_stuck, true) {
-                        tracing::warn!(disk = self.bdev.name(), %err, "ublk commit failed, retrying");
+                        tracing::warn!(disk = self.bdev.name(), error = %err, "ublk commit failed, retrying");
                     }
                     tokio::time::sleep(RETRY).await;
                 }
@@ -130,7 +130,7 @@ impl Worker {
                 && !std::mem::replace(&mut self.refused, true)
             {
                 let err = io::Error::from_raw_os_error(errno);
-                tracing::error!(disk = self.bdev.name(), %err, "ublk commit failed");
+                tracing::error!(disk = self.bdev.name(), error = %err, "ublk commit failed");
             }
         }
         let came = !self.requests.is_empty();

@@ -36,7 +36,7 @@ async fn follow(id: u32, mut changes: Changes, bdev: Arc<Bdev>) {
         match tokio::task::spawn_blocking(update).await {
             Ok(Err(err)) => tracing::warn!(
                 id,
-                %err,
+                error = %err,
                 "the kernel cannot resize a running device (Linux 6.16 can); \
                  detach it and attach it again"
             ),

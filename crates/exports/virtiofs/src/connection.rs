@@ -56,7 +56,7 @@ impl Connection {
                 });
                 self.agree(agreed);
             }
-            Err(err) => tracing::warn!(%err, "the guest's INIT is refused"),
+            Err(err) => tracing::warn!(error = %err, "INIT of the guest refused"),
         }
         Ok(())
     }

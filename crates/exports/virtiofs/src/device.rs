@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_fs::FileSystem;
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
@@ -20,6 +21,9 @@ pub const MAX_REQUEST_QUEUES: u16 = MAX_QUEUES - OTHER_QUEUES;
 /// Where the number of request queues is in the configuration space.
 const QUEUES_AT: usize = MAX_TAG_BYTES;
 
+/// Longer than a disk takes to write what it has back; after as long, Linux says that a task hangs.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(120);
+
 /// A file system on offer.
 #[derive(Clone)]
 pub struct Export {
@@ -31,6 +35,8 @@ pub struct Export {
     pub queues: u16,
     /// Requests of each that are carried out at a time.
     pub threads: u16,
+    /// How long a front-end that stops queues waits for requests that hang: so long it may do nothing else.
+    pub stop_patience: Duration,
 }
 
 impl Export {
@@ -107,6 +113,10 @@ impl vhost_user::Device for Device {
         FsQueue::spawn(Arc::clone(self), index, threads)
     }
 
+    fn stop_patience(&self) -> Option<Duration> {
+        Some(self.export.stop_patience)
+    }
+
     fn front_end_left(&self) {
         self.connection.reset();
     }
@@ -121,7 +131,8 @@ mod tests {
 
     fn export(tag: Option<&str>, queues: u16) -> Export {
         let fs = Passthrough::new(std::path::Path::new("/"), Options::default()).unwrap();
-        Export { fs: Arc::new(fs), tag: tag.map(str::to_owned), queues, threads: 1 }
+        let tag = tag.map(str::to_owned);
+        Export { fs: Arc::new(fs), tag, queues, threads: 1, stop_patience: STOP_PATIENCE }
     }
 
     #[test]

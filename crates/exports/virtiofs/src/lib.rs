@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `device` | features and configuration space (virtio 1.3, section 5.11) |
 //! | `queue`, `serving` | a virtqueue, and the threads that take requests from it in turn |
+//! | `turn` | whose turn that is |
 //! | `exchange` | a descriptor chain as a request, and a place for its answer, in the guest's own memory |
 //! | `connection` | what was agreed upon with the guest, from its INIT to the next |
 //!
@@ -19,6 +20,7 @@ mod device;
 mod exchange;
 mod queue;
 mod serving;
+mod turn;
 
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ pub use blockyard_vhost_user_backend::{
     Backend, Error, ErrorKind, Listener, Prepared, Server, Status, bind,
 };
 pub use connection::{Connection, Guest};
-pub use device::{Export, MAX_REQUEST_QUEUES, MAX_TAG_BYTES};
+pub use device::{Export, MAX_REQUEST_QUEUES, MAX_TAG_BYTES, STOP_PATIENCE};
 pub use exchange::{Broken, Exchange};
 
 /// Prepares a server.

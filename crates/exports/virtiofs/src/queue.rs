@@ -1,8 +1,8 @@
 //! A virtqueue, and the threads that serve it.
 //!
-//! One of them at a time has the *turn*: it waits for the driver, and takes the next request. It passes the turn on before it
-//! does what may take long, or where more waits, and gets in line again behind it. So requests that take no time need no other
-//! thread, and one that does keeps nobody waiting.
+//! One of them at a time has the [turn](crate::turn): it waits for the driver, and takes the next request. It passes the turn on
+//! before it does what may take long, or where more waits, and gets in line again behind it. So requests that take no time need
+//! no other thread, and one that does keeps nobody waiting; nor does one that should take no time and hangs, for long.
 
 use std::io;
 use std::sync::Arc;
@@ -10,10 +10,11 @@ use std::sync::mpsc::SyncSender;
 
 use blockyard_buf::GuestMemory;
 use blockyard_fuse::wire::Opcode;
+use blockyard_sys::credentials::use_rights_to_files_only;
 use blockyard_sys::{Event, Signaller};
 use blockyard_vhost_user::queue::Chain;
 use blockyard_vhost_user_backend::{Answer, CommandError, Events, Queue, Setup, Stopping};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use std::os::fd::OwnedFd;
@@ -22,6 +23,7 @@ use crate::connection::Guest;
 use crate::device::Device;
 use crate::exchange::Exchange;
 use crate::serving::{Fault, Next, Serving};
+use crate::turn::{Turn, Turns};
 
 /// Bytes of stack of a thread. Nothing on it recurses.
 const STACK_BYTES: usize = 512 << 10;
@@ -35,8 +37,9 @@ pub(crate) struct FsQueue(Arc<Shared>);
 struct Shared {
     device: Arc<Device>,
     index: u32,
-    turn: Mutex<()>,
     state: Mutex<State>,
+    /// Threads that wait for their turn.
+    line: Condvar,
     /// Tells of the driver's event and of `wake`, each time that they happen: neither is read.
     poll: OwnedFd,
     wake: Event,
@@ -52,6 +55,7 @@ struct State {
     stop: Option<SyncSender<Answer>>,
     /// The threads are to end.
     ending: bool,
+    turns: Turns,
 }
 
 impl State {
@@ -72,8 +76,8 @@ impl FsQueue {
         let shared = Arc::new(Shared {
             device,
             index,
-            turn: Mutex::new(()),
             state: Mutex::default(),
+            line: Condvar::new(),
             poll,
             wake,
             signaller: Signaller::new()?,
@@ -130,6 +134,14 @@ impl Queue for FsQueue {
         serving.set_memory(memory).map_err(|err| CommandError::Queue(self.0.index, err))
     }
 
+    fn abandon(&self) {
+        let mut state = self.0.state.lock();
+        (state.stop, state.in_flight) = (None, 0);
+        if let Some(serving) = state.serving.take() {
+            self.0.forget(&serving);
+        }
+    }
+
     fn begin_stop(&self) -> Stopping {
         let (reply, stopping) = Stopping::new(self.0.index);
         let mut state = self.0.state.lock();
@@ -146,6 +158,8 @@ enum Found<'s> {
     /// Something came just now.
     Again,
     Request(Taken<'s>),
+    /// That it is another's turn.
+    TakenOver,
     /// It is over.
     End,
 }
@@ -154,8 +168,8 @@ enum Found<'s> {
 struct Taken<'s> {
     shared: &'s Shared,
     head: u16,
-    /// More waits behind it.
-    more: bool,
+    /// The turn is kept over it.
+    keeps_turn: bool,
     written: usize,
 }
 
@@ -178,18 +192,33 @@ impl Shared {
         }
     }
 
-    fn find(&self, chain: &mut Chain, exchange: &mut Exchange) -> Found<'_> {
+    /// Waits until it is the calling thread's turn.
+    fn turn(&self) -> Turn {
+        Turns::wait(&self.line, &mut self.state.lock(), |state| &mut state.turns)
+    }
+
+    fn find(&self, turn: Turn, chain: &mut Chain, exchange: &mut Exchange) -> Found<'_> {
         let mut state = self.state.lock();
+        if !state.turns.resume(turn) {
+            return Found::TakenOver;
+        }
         if state.ending {
+            state.turns.pass_on(&self.line);
             return Found::End;
         }
-        let State { serving, in_flight, stop, .. } = &mut *state;
+        let State { serving, in_flight, stop, turns, .. } = &mut *state;
         let active = serving.as_mut().filter(|serving| stop.is_none() && serving.is_active());
         let Some(serving) = active else { return Found::Nothing };
         match serving.take(chain, exchange) {
             Ok(Next::Request { head, more }) => {
                 *in_flight += 1;
-                Found::Request(Taken { shared: self, head, more, written: 0 })
+                let keeps_turn = !more && !may_take_long(exchange.opcode());
+                if keeps_turn {
+                    turns.keep(&self.line);
+                } else {
+                    turns.pass_on(&self.line);
+                }
+                Found::Request(Taken { shared: self, head, keeps_turn, written: 0 })
             }
             Ok(Next::Again) => Found::Again,
             Ok(Next::Nothing) => Found::Nothing,
@@ -223,7 +252,8 @@ impl Shared {
             tracing::warn!(
                 socket = backend.name(),
                 queue = self.index,
-                "guest driver violated virtio; queue stopped: {fault}"
+                error = %fault,
+                "guest driver violated virtio; queue stopped"
             );
         }
         serving.broken = true;
@@ -259,13 +289,16 @@ fn may_take_long(opcode: u32) -> bool {
 
 /// A thread of a queue.
 fn serve(shared: &Shared) {
+    if let Err(err) = use_rights_to_files_only() {
+        tracing::warn!(%err, "what is served is not bound by quotas");
+    }
     let (mut chain, mut exchange, mut guest) =
         (Chain::default(), Exchange::default(), Guest::default());
     let mut events = Vec::with_capacity(WAITED_FOR);
-    let mut turn: Option<MutexGuard<'_, ()>> = None;
+    let mut turn = None;
     loop {
-        let mine = turn.take().unwrap_or_else(|| shared.turn.lock());
-        let mut taken = match shared.find(&mut chain, &mut exchange) {
+        let mine = turn.take().unwrap_or_else(|| shared.turn());
+        let mut taken = match shared.find(mine, &mut chain, &mut exchange) {
             Found::Nothing => {
                 exchange.clear();
                 shared.wait(&mut events);
@@ -276,11 +309,11 @@ fn serve(shared: &Shared) {
                 turn = Some(mine);
                 continue;
             }
+            Found::TakenOver => continue,
             Found::End => return,
             Found::Request(taken) => taken,
         };
-        let passes_on = taken.more || may_take_long(exchange.opcode());
-        turn = (!passes_on).then_some(mine);
+        turn = taken.keeps_turn.then_some(mine);
         shared.device.backend.count_requests(1);
         taken.written = guest.answer(&shared.device.connection, &exchange);
         // The driver may do with its memory what it likes once it is given back.

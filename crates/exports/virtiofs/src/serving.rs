@@ -6,19 +6,16 @@ use blockyard_buf::{GuestMemory, GuestView, losses};
 use blockyard_sys::PeerEvent;
 use blockyard_vhost_user::queue::{Chain, F_INDIRECT_DESC, QueueError, Ring, RingPlace};
 use blockyard_vhost_user_backend::{Events, Setup};
-use thiserror::Error;
 
 use crate::exchange::{Broken, Exchange};
 
 /// What a driver did that its queue does not survive.
-#[derive(Debug, Error)]
-pub(crate) enum Fault {
-    #[error("{0}")]
-    Queue(#[from] QueueError),
-    #[error("{0}")]
-    Request(#[from] Broken),
-    #[error("guest memory is gone")]
-    MemoryLost,
+pub(crate) type Fault = blockyard_vhost_user_backend::Fault<Broken>;
+
+impl From<Broken> for Fault {
+    fn from(broken: Broken) -> Self {
+        Self::Request(broken)
+    }
 }
 
 /// What is found in a ring.

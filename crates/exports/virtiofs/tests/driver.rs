@@ -5,10 +5,12 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
 
+use blockyard_buf::{Segment, total_len};
 use blockyard_conformance::front_end::PATIENCE;
 use blockyard_fs::{FileSystem, Outcome};
 use blockyard_fuse::dirent::parse_plus;
@@ -17,6 +19,8 @@ use blockyard_fuse::{Errno, Name, Operation, ROOT_ID};
 use blockyard_vhost_user::wire::{ConfigSpan, Message, Reply, VringState};
 use common::*;
 use parking_lot::Mutex;
+use rustix::net::{RecvFlags, recv};
+use rustix::thread::{CapabilitySet, capabilities};
 
 #[test]
 fn a_guest_reads_and_writes_a_directory() {
@@ -173,58 +177,174 @@ fn the_configuration_space_has_the_tag() {
     assert_eq!(guest.front.ask(&Message::GetQueueNum), Reply::Number(3));
 }
 
-/// A file system in which an FSYNC takes until it is told to go on.
+/// A file system in which some take until they are told to go on: what is asked of the file, and the name `slow`.
 struct Slow {
     begun: SyncSender<()>,
     go_on: Mutex<Receiver<()>>,
+    /// Where nothing is to be read before the last of them is answered.
+    silent: Mutex<Option<UnixStream>>,
+    broke_silence: AtomicBool,
+    rights: Mutex<Option<CapabilitySet>>,
+}
+
+impl Slow {
+    /// With what tells that one has begun, and what lets it go on.
+    fn new() -> (Arc<Self>, Receiver<()>, SyncSender<()>) {
+        let (begun, has_begun) = sync_channel(1);
+        let (tell, go_on) = sync_channel(1);
+        let (go_on, silent, rights) = (Mutex::new(go_on), Mutex::default(), Mutex::default());
+        let broke_silence = false.into();
+        (Arc::new(Self { begun, go_on, silent, broke_silence, rights }), has_begun, tell)
+    }
+
+    fn hang(&self) -> Outcome {
+        self.begun.send(()).unwrap();
+        let told = self.go_on.lock().recv_timeout(PATIENCE).map_err(|_| Errno::EIO);
+        if let Some(socket) = &*self.silent.lock() {
+            let found = recv(socket, &mut [0_u8][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+            self.broke_silence.store(found.is_ok(), Ordering::SeqCst);
+        }
+        told
+    }
 }
 
 impl FileSystem for Slow {
-    fn lookup(&self, _parent: u64, _name: Name<'_>) -> Outcome<EntryOut> {
+    fn lookup(&self, _parent: u64, name: Name<'_>) -> Outcome<EntryOut> {
+        *self.rights.lock() = Some(capabilities(None).unwrap().effective);
+        if name.bytes() == b"slow" {
+            self.hang()?;
+        }
         Err(Errno::ENOENT)
     }
 
     fn forget(&self, _node: u64, _lookups: u64) {}
 
     fn getattr(&self, _node: u64, _fh: Option<u64>) -> Outcome<AttrOut> {
+        self.hang()?;
         Err(Errno::EIO)
     }
 
-    fn fsync(&self, _fh: u64, _data_only: bool) -> Outcome {
+    fn release(&self, _fh: u64) {
+        self.hang().unwrap();
+    }
+
+    /// To the guest's own memory, in the end.
+    fn read_segments(&self, _args: &ReadIn, into: &[Segment]) -> Outcome<usize> {
+        self.hang()?;
+        into.iter().for_each(|part| part.copy_from(&vec![b'!'; part.len()]));
         self.begun.send(()).unwrap();
-        self.go_on.lock().recv_timeout(PATIENCE).map_err(|_| Errno::EIO)
+        Ok(total_len(into))
+    }
+
+    fn fsync(&self, _fh: u64, _data_only: bool) -> Outcome {
+        self.hang()
     }
 }
 
 #[test]
-fn one_that_takes_long_keeps_nobody_waiting_and_is_waited_for_at_the_end() {
-    let (begun, has_begun) = sync_channel(1);
-    let (tell, go_on) = sync_channel(1);
-    let served = Served::of(Arc::new(Slow { begun, go_on: Mutex::new(go_on) }));
+fn who_serves_has_the_rights_to_files_only() {
+    let (fs, ..) = Slow::new();
+    let served = Served::of(Arc::clone(&fs) as Arc<dyn FileSystem>);
+    let mut guest = Driver::mounted(&served.socket());
+    assert_eq!(guest.look_up("none").unwrap_err(), Errno::ENOENT.raw());
+    let rights = fs.rights.lock().unwrap();
+    assert!(!rights.contains(CapabilitySet::SYS_RESOURCE), "{rights:?}");
+}
+
+/// A request on a queue beside what it has at chain 0: chain 8.
+fn look_up_beside(guest: &mut Driver, queue: u32) {
+    use blockyard_conformance::front_end::{NEXT, WRITE};
+    let lookup = guest.encode(ROOT_ID, &Operation::Lookup(Name::new(b"none").unwrap()));
+    let (at, to) = (places(queue).0 + 0x1_0000, places(queue).1 + 0x1_0000);
+    guest.front.bytes(at, lookup.len()).copy_from(&lookup);
+    guest.front.descriptor(queue, 8, at, lookup.len() as u32, NEXT, 9);
+    guest.front.descriptor(queue, 9, to, 200, WRITE, 0);
+    guest.front.finish(queue, 8);
+    assert_eq!(guest.front.last_used(queue).0, 8);
+}
+
+/// Also of those that should take no time: what is looked up may be on a file server that has gone.
+#[test]
+fn one_that_hangs_keeps_nobody_waiting() {
+    let (fs, has_begun, tell) = Slow::new();
+    let served = Served::of(fs);
+    let mut guest = Driver::mounted(&served.socket());
+    for operation in [
+        Operation::Lookup(Name::new(b"slow").unwrap()),
+        Operation::Getattr(GetattrIn::default()),
+        Operation::Release(ReleaseIn::default()),
+        Operation::Fsync(FsyncIn::default()),
+    ] {
+        let used = guest.front.used_index(2);
+        let bytes = guest.encode(2, &operation);
+        guest.put(2, &bytes, &[], 200);
+        guest.front.offer(2, 0);
+        guest.front.kick(2);
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        // On another queue, and on the same one.
+        assert_eq!(guest.look_up("none").unwrap_err(), Errno::ENOENT.raw());
+        for _ in 0..3 {
+            look_up_beside(&mut guest, 2);
+        }
+        tell.send(()).unwrap();
+        guest.front.wait_used(2, used.wrapping_add(4));
+        assert_eq!(guest.front.last_used(2).0, 0, "{operation:?}");
+    }
+}
+
+#[test]
+fn one_that_takes_long_is_waited_for_at_the_end() {
+    let (fs, has_begun, tell) = Slow::new();
+    let served = Served::of(Arc::clone(&fs) as Arc<dyn FileSystem>);
     let mut guest = Driver::mounted(&served.socket());
     let fsync = guest.encode(2, &Operation::Fsync(FsyncIn::default()));
     guest.put(2, &fsync, &[], 0);
     guest.front.offer(2, 0);
     guest.front.kick(2);
     has_begun.recv_timeout(PATIENCE).unwrap();
-    // On another queue, and on the same one: chain 8 of it.
-    assert_eq!(guest.look_up("none").unwrap_err(), Errno::ENOENT.raw());
-    let lookup = guest.encode(ROOT_ID, &Operation::Lookup(Name::new(b"none").unwrap()));
-    let (at, to) = (places(2).0 + 0x1_0000, places(2).1 + 0x1_0000);
-    guest.front.bytes(at, lookup.len()).copy_from(&lookup);
-    use blockyard_conformance::front_end::{NEXT, WRITE};
-    guest.front.descriptor(2, 8, at, lookup.len() as u32, NEXT, 9);
-    guest.front.descriptor(2, 9, to, 200, WRITE, 0);
-    guest.front.finish(2, 8);
-    assert_eq!(guest.front.last_used(2).0, 8);
-    // A queue that is to stop waits for it.
+    look_up_beside(&mut guest, 2);
+    *fs.silent.lock() = Some(guest.front.socket.try_clone().unwrap());
     let stop = Message::GetVringBase(VringState { index: 2, num: 0 });
     guest.front.tell(&stop, &[]);
-    guest.front.socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
-    use std::io::Read;
-    assert!((&guest.front.socket).read(&mut [0]).is_err(), "it is not answered yet");
-    guest.front.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    // An answer that comes too early has all that time to come.
+    for _ in 0..100 {
+        assert_eq!(guest.look_up("none").unwrap_err(), Errno::ENOENT.raw());
+    }
     tell.send(()).unwrap();
     assert_eq!(guest.front.reply(&stop), Reply::Base(VringState { index: 2, num: 2 }));
+    assert!(!fs.broke_silence.load(Ordering::SeqCst), "it stops before all is done");
     assert_eq!((guest.front.used_index(2), guest.front.last_used(2)), (2, (0, OUT as u32)));
+}
+
+/// Who stops its queues can do nothing else meanwhile, and a machine monitor is to be ended without force.
+#[test]
+fn one_that_does_not_end_keeps_no_front_end_and_reaches_no_guest_any_more() {
+    let (fs, has_begun, tell) = Slow::new();
+    let served = Served::impatient(fs);
+    for asks_to_stop in [true, false] {
+        let mut guest = Driver::mounted(&served.socket());
+        let read = Operation::Read(ReadIn { size: 100, ..ReadIn::default() });
+        let (bytes, used) = (guest.encode(2, &read), guest.front.used_index(2));
+        guest.put(2, &bytes, &[], 100);
+        let room = guest.front.bytes(places(2).1, OUT + 100);
+        room.copy_from(&[0xaa; OUT + 100]);
+        guest.front.offer(2, 0);
+        guest.front.kick(2);
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        if asks_to_stop {
+            let stop = Message::GetVringBase(VringState { index: 2, num: 0 });
+            guest.front.tell(&stop, &[]);
+            assert!(guest.front.is_hung_up_on());
+        } else {
+            guest.front.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        }
+        // Another is served, also on that queue, while that one is still out.
+        let mut next = Driver::mounted(&served.socket());
+        look_up_beside(&mut next, 2);
+        tell.send(()).unwrap();
+        has_begun.recv_timeout(PATIENCE).unwrap();
+        look_up_beside(&mut next, 2);
+        assert_eq!(room.to_vec(), [0xaa; OUT + 100]);
+        assert_eq!(guest.front.used_index(2), used, "nothing is given back");
+    }
 }

@@ -4,8 +4,10 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use blockyard_conformance::front_end::{GUEST, INDIRECT, MEMORY, NEXT, WRITE, descriptor};
+use blockyard_fuse::dirent::parse_plus;
 use blockyard_fuse::wire::*;
 use blockyard_fuse::{Name, Operation, ROOT_ID};
 use blockyard_vhost_user::wire::{Inflight, Message, Reply, VringState};
@@ -183,6 +185,24 @@ fn names_and_lookups_of_a_guest_lead_nowhere() {
         guest.front.finish(REQUESTS, 0);
         assert_eq!(guest.answer(REQUESTS)[4..8], (-EINVAL).to_le_bytes(), "{name}");
     }
+    // A link to the outside is what it is, also in a list, and leads nowhere.
+    symlink("..", served.dir().join("out")).unwrap();
+    let is_link = |attr: &Attr| attr.mode & 0o170_000 == 0o120_000;
+    let out = guest.look_up("out").unwrap();
+    assert!(is_link(&out.attr), "{:o}", out.attr.mode);
+    let secret = Operation::Lookup(Name::new(b"secret").unwrap());
+    assert_eq!(guest.call(out.nodeid, &secret).unwrap_err(), ENOTDIR);
+    assert_eq!(guest.open(out.nodeid, 0).unwrap_err(), EPERM);
+    let opened = guest.call(ROOT_ID, &Operation::Opendir(OpenIn::default())).unwrap();
+    let Answer::Open(OpenOut { fh, .. }) = opened else { panic!("{opened:?}") };
+    let list = Operation::Readdirplus(ReadIn { fh, size: 4096, ..ReadIn::default() });
+    let answer = guest.call(ROOT_ID, &list).unwrap();
+    let Answer::Data(data) = answer else { panic!("{answer:?}") };
+    let listed = parse_plus(&data).map(Result::unwrap);
+    let listed: Vec<_> = listed.filter(|listed| listed.entry.name.bytes() == b"out").collect();
+    assert_eq!(listed.len(), 1);
+    let found = listed[0].found.unwrap();
+    assert!(found.nodeid == out.nodeid && is_link(&found.attr), "{:o}", found.attr.mode);
     // Far more than it was given.
     for lookups in [1, u64::MAX] {
         let forget = guest.encode(ROOT_ID, &Operation::Forget { nlookup: lookups });

@@ -114,10 +114,7 @@ impl Passthrough {
         if let Some(size) = set.size() {
             match set.fh() {
                 Some(fh) => rustix::fs::ftruncate(&*self.files.find(fh)?, size),
-                None => rustix::fs::ftruncate(
-                    &self.reopen(&inode, OFlags::WRONLY | OFlags::NONBLOCK)?,
-                    size,
-                ),
+                None => rustix::fs::ftruncate(&self.reopen(&inode, OFlags::WRONLY)?, size),
             }
             .map_err(errno)?;
         }

@@ -7,11 +7,16 @@ use blockyard_fuse::Errno;
 use blockyard_fuse::wire::{CopyFileRangeIn, FallocateIn, FopenFlags, LseekIn, OpenIn, OpenOut};
 use blockyard_fuse::wire::{WriteFlags, WriteIn};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use super::memory::{Source, write_most};
+use super::memory::{Source, Target, write_most};
 use super::{CachePolicy, Passthrough, errno, open_flags};
 use crate::filesystem::Outcome;
+
+/// The bits of `O_SYNC`: that of `O_DSYNC`, and one for all else that there is to a file.
+const O_DSYNC: u32 = 0o10_000;
+const O_SYNC_TOO: u32 = 0o4_000_000;
 
 impl Passthrough {
     pub(super) fn open_file(&self, node: u64, args: &OpenIn) -> Outcome<OpenOut> {
@@ -23,7 +28,13 @@ impl Passthrough {
         if inode.kind == FileType::Directory {
             return Err(Errno::EISDIR);
         }
-        self.reopen(&inode, flags).map(|file| self.opened(file))
+        let appends = OFlags::from_bits_retain(args.flags).contains(OFlags::APPEND);
+        let file = match self.reopen(&inode, flags) {
+            // Some files can be nothing but appended to (chattr(1)).
+            Err(Errno::EPERM) if appends => self.reopen(&inode, flags | OFlags::APPEND),
+            opened => opened,
+        };
+        file.map(|file| self.opened(file))
     }
 
     /// A file that is open for the client.
@@ -41,29 +52,43 @@ impl Passthrough {
         let file = self.files.find(args.fh)?;
         let kills = args.write_flags.contains(WriteFlags::KILL_SUIDGID);
         let _as_a_user = kills.then(AsUser::new).transpose()?;
-        let done = if args.write_flags.contains(WriteFlags::CACHE) {
-            self.write_back(&file, args.offset, data)?
-        } else {
-            match write_most(&*file, args.offset, data) {
-                (0, outcome) => outcome.map(|()| 0)?,
-                (done, _) => done,
-            }
+        let to = Target { file: file.as_fd(), offset: args.offset, how: how(args) };
+        let done = match write_most(to, data) {
+            // The file knows of no ways to write (procfs).
+            (0, Err(Errno::EOPNOTSUPP)) if !to.how.is_empty() => write_plainly(to, data)?,
+            // All pages, or none: how much of them is written the kernel does not ask.
+            (_, Err(errno)) if args.write_flags.contains(WriteFlags::CACHE) => return Err(errno),
+            (0, outcome) => outcome.map(|()| 0)?,
+            (done, _) => done,
         };
         Ok(u32::try_from(done).unwrap_or(u32::MAX))
     }
+}
 
-    /// Pages of the kernel, all of them: how much of them is written it does not ask. It takes any descriptor that can write, and
-    /// one to append (`O_APPEND`) would write to the end (pwrite(2)).
-    fn write_back(&self, file: &OwnedFd, offset: u64, pages: &impl Source) -> Outcome<usize> {
-        let flags = rustix::fs::fcntl_getfl(file).map_err(errno)?;
-        let (done, outcome) = if flags.contains(OFlags::APPEND) {
-            let here = self.open_own(file, open_flags(flags.bits()).difference(OFlags::APPEND))?;
-            write_most(&here, offset, pages)
-        } else {
-            write_most(file, offset, pages)
-        };
-        outcome.map(|()| done)
+/// How data are written: each request says it, as a descriptor may be made another after it was opened (fcntl(2)), and one write
+/// be durable of many that are not (pwritev2(2), a mount with `sync`). Pages are written to where they are, by any descriptor that
+/// can write.
+fn how(args: &WriteIn) -> ReadWriteFlags {
+    let mut how = ReadWriteFlags::empty();
+    if args.write_flags.contains(WriteFlags::CACHE) {
+        return how;
     }
+    how.set(ReadWriteFlags::APPEND, args.flags & OFlags::APPEND.bits() != 0);
+    how.set(ReadWriteFlags::DSYNC, args.flags & O_DSYNC != 0);
+    how.set(ReadWriteFlags::SYNC, args.flags & O_SYNC_TOO != 0);
+    how
+}
+
+/// As far as it can be done by hand: there is no end of such a file to append to.
+fn write_plainly(to: Target<'_>, data: &impl Source) -> Outcome<usize> {
+    let (done, outcome) = write_most(Target { how: ReadWriteFlags::empty(), ..to }, data);
+    if done == 0 {
+        outcome?;
+    }
+    if to.how.intersects(ReadWriteFlags::DSYNC | ReadWriteFlags::SYNC) {
+        sync(to.file, !to.how.contains(ReadWriteFlags::SYNC))?;
+    }
+    Ok(done)
 }
 
 /// As long as it lives, what the calling thread writes takes set-user-ID and set-group-ID away, as what a user writes does
@@ -88,6 +113,13 @@ impl Drop for AsUser {
         // What a thread was permitted, it may always do again.
         let _ = set_capabilities(None, self.before);
     }
+}
+
+/// What who closes a descriptor is told: one of ours that is closed with it.
+pub(super) fn flush(file: impl AsFd) -> Outcome {
+    let with_it = rustix::io::fcntl_dupfd_cloexec(file, 0).map_err(errno)?;
+    blockyard_sys::close(with_it)
+        .map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(Errno::EIO.raw())))
 }
 
 pub(super) fn sync(file: impl AsFd, data_only: bool) -> Outcome {

@@ -175,10 +175,9 @@ impl<T> Handles<T> {
         drop(closed);
     }
 
-    /// Closes all of them.
-    pub(super) fn clear(&self) {
-        let closed = std::mem::take(&mut self.0.lock().0);
-        drop(closed);
+    /// Nobody finds any of them from now on. They are closed by who drops them.
+    pub(super) fn take_all(&self) -> Vec<Arc<T>> {
+        std::mem::take(&mut self.0.lock().0).into_values().collect()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Where data come from and go to: bytes of ours, or segments of memory that others may change.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use blockyard_buf::{Segment, total_len};
 use blockyard_fuse::Errno;
 use blockyard_sys::segments;
+use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
 use super::errno;
@@ -17,8 +19,16 @@ type Rest = SmallVec<[Segment; 16]>;
 pub(super) trait Source {
     /// Bytes.
     fn len(&self) -> usize;
-    /// Writes some of what stands behind the first `done` bytes to `offset` of a file.
-    fn write_some(&self, done: usize, file: BorrowedFd<'_>, offset: u64) -> Outcome<usize>;
+    /// Writes some of what stands behind the first `done` bytes to a place.
+    fn write_some(&self, done: usize, to: &Target<'_>) -> Outcome<usize>;
+}
+
+/// Where data are written, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'f> {
+    pub(super) file: BorrowedFd<'f>,
+    pub(super) offset: u64,
+    pub(super) how: ReadWriteFlags,
 }
 
 /// A place to read to.
@@ -34,9 +44,14 @@ impl Source for &[u8] {
         <[u8]>::len(self)
     }
 
-    fn write_some(&self, done: usize, file: BorrowedFd<'_>, offset: u64) -> Outcome<usize> {
-        let rest = self.get(done..).unwrap_or(&[]);
-        rustix::io::retry_on_intr(|| rustix::io::pwrite(file, rest, offset)).map_err(errno)
+    fn write_some(&self, done: usize, to: &Target<'_>) -> Outcome<usize> {
+        // That would be where the descriptor is (pwritev2(2)).
+        if to.offset == u64::MAX {
+            return Err(Errno::EINVAL);
+        }
+        let rest = [IoSlice::new(self.get(done..).unwrap_or(&[]))];
+        let write = || rustix::io::pwritev2(to.file, &rest, to.offset, to.how);
+        rustix::io::retry_on_intr(write).map_err(errno)
     }
 }
 
@@ -56,8 +71,8 @@ impl Source for &[Segment] {
         total_len(self)
     }
 
-    fn write_some(&self, done: usize, file: BorrowedFd<'_>, offset: u64) -> Outcome<usize> {
-        by_segments(self, done, |segments| segments::write_at(file, offset, segments))
+    fn write_some(&self, done: usize, to: &Target<'_>) -> Outcome<usize> {
+        by_segments(self, done, |segments| segments::write_at(to.file, to.offset, segments, to.how))
     }
 }
 
@@ -106,10 +121,11 @@ pub(super) fn read_all(file: impl AsFd, offset: u64, mut into: impl Sink) -> Out
 }
 
 /// As much as there is room for, and why not all of it.
-pub(super) fn write_most(file: impl AsFd, offset: u64, data: &impl Source) -> (usize, Outcome) {
+pub(super) fn write_most(to: Target<'_>, data: &impl Source) -> (usize, Outcome) {
     let mut done = 0;
     while done < data.len() {
-        match data.write_some(done, file.as_fd(), offset.saturating_add(done as u64)) {
+        let rest = Target { offset: to.offset.saturating_add(done as u64), ..to };
+        match data.write_some(done, &rest) {
             Ok(0) => return (done, Err(Errno::EIO)),
             Ok(len) => done += len,
             Err(errno) => return (done, Err(errno)),
@@ -139,7 +155,8 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let parts: Vec<_> = (0..=u8::MAX).cycle().take(3000).collect();
         let parts: Vec<_> = parts.iter().map(|byte| Segment::from_vec(vec![*byte])).collect();
-        assert_eq!(write_most(&file, 5, &parts.as_slice()), (3000, Ok(())));
+        let to = Target { file: file.as_fd(), offset: 5, how: ReadWriteFlags::empty() };
+        assert_eq!(write_most(to, &parts.as_slice()), (3000, Ok(())));
         let mut back = vec![0; 3000];
         assert_eq!(read_all(&file, 5, back.as_mut_slice()), Ok(3000));
         assert!(parts.iter().zip(&back).all(|(part, byte)| part.to_vec() == [*byte]));

@@ -19,6 +19,7 @@ mod inodes;
 mod listing;
 mod memory;
 mod names;
+mod sync;
 mod xattrs;
 
 use std::io;
@@ -31,7 +32,7 @@ use std::time::Duration;
 use blockyard_buf::Segment;
 use blockyard_fuse::dirent::Entries;
 use blockyard_fuse::wire::*;
-use blockyard_fuse::{Errno, Name, ROOT_ID, SetAttr};
+use blockyard_fuse::{Errno, Name, SetAttr};
 use blockyard_sys::file_handle::FileHandle;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dev, FileType, Mode, OFlags, ResolveFlags, StatVfs, Statx, StatxFlags};
@@ -206,7 +207,8 @@ impl Passthrough {
         })
     }
 
-    /// Opens what a node is, for good. What is no file and no directory is the client's to open.
+    /// Opens what a node is, for good. What is no file and no directory is the client's to open. It waits for who has a lease of it
+    /// (fcntl(2)): a client that has not asked not to wait would be surprised by `EAGAIN`.
     fn reopen(&self, inode: &At, flags: OFlags) -> Outcome<OwnedFd> {
         if !matches!(inode.kind, FileType::RegularFile | FileType::Directory) {
             return Err(Errno::EPERM);
@@ -242,14 +244,9 @@ fn errno(err: rustix::io::Errno) -> Errno {
 
 /// `O_*` of a client, less what is not his to say.
 fn open_flags(raw: u32) -> OFlags {
-    // Not O_DIRECT: his buffers are not aligned as that wants it here.
-    let his = OFlags::RWMODE
-        | OFlags::APPEND
-        | OFlags::TRUNC
-        | OFlags::SYNC
-        | OFlags::DSYNC
-        | OFlags::NOATIME;
-    OFlags::from_bits_retain(raw) & his | OFlags::NONBLOCK
+    // Not O_DIRECT: his buffers are not aligned as that wants it here. Not O_APPEND: each write says so.
+    let his = OFlags::RWMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC | OFlags::NOATIME;
+    OFlags::from_bits_retain(raw) & his
 }
 
 impl FileSystem for Passthrough {
@@ -355,6 +352,10 @@ impl FileSystem for Passthrough {
         self.write_file(args, &data)
     }
 
+    fn flush(&self, args: &FlushIn) -> Outcome {
+        files::flush(&*self.files.find(args.fh)?)
+    }
+
     fn release(&self, fh: u64) {
         self.files.remove(fh);
     }
@@ -419,14 +420,17 @@ impl FileSystem for Passthrough {
 
     fn reset(&self) {
         self.inodes.clear();
-        self.files.clear();
-        self.directories.clear();
+        drop(self.directories.take_all());
+        let files = self.files.take_all();
+        if !files.is_empty() {
+            // What was written to one may be on its way to a file server that does not answer, and the next client is here. Where
+            // there is no thread, they are closed at once.
+            let _ = std::thread::Builder::new().name("fs-close".into()).spawn(|| drop(files));
+        }
     }
 
     fn syncfs(&self) -> Outcome {
-        let root = self.at(ROOT_ID)?;
-        let root = self.reopen(&root, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        rustix::fs::syncfs(root).map_err(errno)
+        self.sync_all()
     }
 }
 

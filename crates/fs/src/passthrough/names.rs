@@ -43,7 +43,11 @@ impl Passthrough {
         }
         let is_own = (who.uid, who.gid) == self.own;
         let acting = (!is_own).then(|| act_for(who.uid, who.gid)).transpose();
-        let _acting = acting.map_err(|_| Errno::EPERM)?;
+        let _acting = match acting {
+            // Without the right to, this process makes nothing for others; what it makes for its own user is of its own group.
+            Err(_) if who.uid != self.own.0 => return Err(Errno::EPERM),
+            acting => acting.ok(),
+        };
         make().map_err(errno)
     }
 

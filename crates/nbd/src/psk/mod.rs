@@ -57,12 +57,12 @@ pub fn parse(text: &[u8]) -> Result<Keys, Mistake> {
         let (user, key) = entry(line).map_err(|problem| wrong(Some(number), problem))?;
         let name = String::from_utf8_lossy(&user).into_owned();
         if keys.insert(user, key).is_some() {
-            let problem = format!("user {name:?} has a key in a line above already");
+            let problem = format!("duplicate key of user {name:?}");
             return Err(wrong(Some(number), &problem));
         }
     }
     if keys.is_empty() {
-        return Err(wrong(None, "it is empty; create a key: psktool -u USER -p FILE"));
+        return Err(wrong(None, "empty; create a key: psktool -u USER -p FILE"));
     }
     Ok(keys)
 }
@@ -120,7 +120,7 @@ mod tests {
             (":00", 1, "a user is of 1"),
             ("#zz:00", 1, "behind #"),
             ("# a comment", 1, "no colon"),
-            ("a:00\nb:11\na:22", 3, "\"a\" has a key in a line above"),
+            ("a:00\nb:11\na:22", 3, "duplicate key of user \"a\""),
             (&long, 1, "a user is of"),
             (&longer, 1, "a key is of"),
         ] {
@@ -128,6 +128,6 @@ mod tests {
             assert_eq!(mistake.line, Some(at), "{text}: {mistake}");
             assert!(mistake.to_string().contains(problem), "{text}: {mistake}");
         }
-        assert!(parse(b"\n\n").unwrap_err().to_string().contains("it is empty"));
+        assert!(parse(b"\n\n").unwrap_err().to_string().contains("empty; create a key"));
     }
 }

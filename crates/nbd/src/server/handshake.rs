@@ -5,8 +5,9 @@ use super::options::{Answer, ContextRequest, InfoRequest, Replies, export_name};
 use crate::error::{Error, ErrorKind};
 use crate::export::MetaContext;
 use crate::wire::{
-    CLIENT_FLAGS_LEN, ClientFlags, EXPORT_NAME_ZEROES, HandshakeFlags, HeaderStyle, INIT_PASSWD,
-    InfoType, OPTION_HEADER_LEN, OPTION_MAGIC, Opt, Reader, ReplyType, TransmissionFlags,
+    CLIENT_FLAGS_LEN, ClientFlags, EXPORT_NAME_ZEROES, HEARS_SHUTDOWN, HandshakeFlags, HeaderStyle,
+    INIT_PASSWD, InfoType, OPTION_HEADER_LEN, OPTION_MAGIC, Opt, Reader, ReplyType,
+    TransmissionFlags,
 };
 
 /// Most bytes of option data that are stored. Longer options are skipped and refused.
@@ -73,6 +74,8 @@ pub struct Negotiated {
     pub tls: bool,
     /// Whether the client asked for the block sizes, and so promised to keep to them.
     pub block_sizes_agreed: bool,
+    /// Whether the client wants to be told of the end of the server ([`HEARS_SHUTDOWN`]).
+    pub hears_shutdown: bool,
     /// Whether the client wants no zeroes behind the reply to `NBD_OPT_EXPORT_NAME`.
     pub no_zeroes: bool,
 }
@@ -103,10 +106,11 @@ struct Session {
     style: HeaderStyle,
     /// Canonical name of an export, and its chosen contexts.
     contexts: Option<(String, Vec<MetaContext>)>,
+    hears_shutdown: bool,
 }
 
 impl Session {
-    const NEW: Self = Self { style: HeaderStyle::Simple, contexts: None };
+    const NEW: Self = Self { style: HeaderStyle::Simple, contexts: None, hears_shutdown: false };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -426,6 +430,7 @@ impl Handshake {
     ) -> Result<(), Answer> {
         // It "replaces all previously-set metadata contexts (including when this command fails)".
         self.session.contexts = None;
+        self.session.hears_shutdown = false;
         let request = ContextRequest::parse(data)?;
         if !self.session.style.has_chunks() {
             let message = "metadata contexts need structured replies or extended headers first";
@@ -443,6 +448,8 @@ impl Handshake {
         }
         replies.ack();
         self.session.contexts = Some((info.name, chosen));
+        // It selects nothing.
+        self.session.hears_shutdown = request.queries.contains(&HEARS_SHUTDOWN);
         Ok(())
     }
 
@@ -555,7 +562,17 @@ impl Handshake {
             flags -= TransmissionFlags::SEND_FAST_ZERO;
         }
         let no_zeroes = self.client_flags.contains(ClientFlags::NO_ZEROES);
-        Negotiated { export, flags, style, contexts, tls: self.tls, block_sizes_agreed, no_zeroes }
+        let (tls, hears_shutdown) = (self.tls, self.session.hears_shutdown);
+        Negotiated {
+            export,
+            flags,
+            style,
+            contexts,
+            tls,
+            block_sizes_agreed,
+            hears_shutdown,
+            no_zeroes,
+        }
     }
 
     fn finish(&mut self, negotiated: Negotiated) {

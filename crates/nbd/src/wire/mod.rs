@@ -18,5 +18,6 @@ pub(crate) use reader::Reader;
 pub use request::{Request, RequestHead};
 pub use transmission::{
     AllocationFlags, BASE_ALLOCATION, ChunkFlags, ChunkType, Command, CommandFlags, ErrorCode,
-    HeaderStyle, MAX_STATUS_DESCRIPTORS, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC, TransmissionFlags,
+    HEARS_SHUTDOWN, HeaderStyle, MAX_STATUS_DESCRIPTORS, SIMPLE_REPLY_LEN, SIMPLE_REPLY_MAGIC,
+    TransmissionFlags,
 };

@@ -12,6 +12,10 @@ pub const SIMPLE_REPLY_LEN: usize = 16;
 pub const MAX_STATUS_DESCRIPTORS: usize = 1 << 20;
 /// The one metadata context that the specification defines.
 pub const BASE_ALLOCATION: &str = "base:allocation";
+/// A query beside those for contexts (`doc/proto.md`, "`NBD_OPT_SET_META_CONTEXT`": a namespace `x-*:` is for local
+/// experiments), which selects nothing, and which other servers ignore: its client counts what it has not flushed as lost when
+/// the connection ends, and takes ESHUTDOWN for the word to flush and leave. The protocol has no other.
+pub const HEARS_SHUTDOWN: &str = "x-blockyard:shutdown";
 
 const STRUCTURED_REPLY_LEN: usize = 20;
 const EXTENDED_REPLY_LEN: usize = 32;

@@ -81,6 +81,7 @@ pub fn negotiated(style: HeaderStyle, minimum: u32) -> Negotiated {
         contexts: vec![MetaContext { id: 0, name: "base:allocation".into() }],
         tls: false,
         block_sizes_agreed: true,
+        hears_shutdown: false,
         no_zeroes: true,
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn check_modes(
     };
     let (theirs, ours) = (names(&refused.modes), names(wanted));
     let reason =
-        format!("it protects connections by {theirs}, and only {ours} is wanted ({option})");
+        format!("connection modes do not match: offered {theirs}, wanted {ours} ({option})");
     Err(refusal(doing, &reason, if refused.result == 0 { EOPNOTSUPP } else { refused.result }))
 }
 

@@ -106,7 +106,7 @@ impl Authenticator for ServiceAuth {
             .open::<AuthorizeReply>(Usage::AuthorizeReply, cipher)?
             .ok_or_else(|| self.wrong_key("the service's answer"))?;
         if reply.nonce_plus_one != self.nonce.wrapping_add(1) {
-            let kind = ErrorKind::Impostor("it repeats an answer to another client");
+            let kind = ErrorKind::Impostor("replayed answer to another client");
             return Err(Error::new(DOING, kind));
         }
         Ok(Secrets {

@@ -76,6 +76,8 @@ pub struct Pool {
     pub flags: PoolFlags,
     /// Most bytes and objects in it; 0 for no limit.
     pub quota: (u64, u64),
+    /// The pool that this one is a cache of, if not negative.
+    pub tier_of: i64,
     /// The pool to read from and to write to instead of this one, if not negative (cache tiers).
     pub tiers: (i64, i64),
     /// The name of the erasure code.
@@ -171,8 +173,9 @@ impl Decode for Pool {
         let min_size = r.u8()?;
         let quota = (r.u64()?, r.u64()?);
         r.vec(8, Reader::u64)?;
-        // What this is a tier of, and how it caches.
-        r.raw(8 + 1)?;
+        let tier_of = r.i64()?;
+        // How it caches.
+        r.u8()?;
         let tiers = (r.i64()?, r.i64()?);
         strings(r)?;
         // Hit sets: kind, period, count.
@@ -215,6 +218,7 @@ impl Decode for Pool {
             snaps,
             flags,
             quota,
+            tier_of,
             tiers,
             erasure_code_profile,
             stripe_width,

@@ -461,7 +461,7 @@ impl<A: Authenticator> Connection<A> {
             None => signature == [0; SIGNATURE_LEN],
         };
         if !right {
-            let kind = ErrorKind::Impostor("its signature of the handshake is wrong");
+            let kind = ErrorKind::Impostor("wrong signature of the handshake");
             return Err(Error::new("authenticating", kind));
         }
         self.auth.proved();

@@ -168,7 +168,7 @@ impl fmt::Display for Unread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent => f.write_str("no such file"),
-            Self::Directory => f.write_str("it is a directory"),
+            Self::Directory => f.write_str("is a directory"),
             Self::Denied => f.write_str("not permitted"),
             Self::Other(err) => write!(f, "{err}"),
         }
@@ -367,6 +367,29 @@ mod tests {
         assert_eq!(limits("0", "0").unwrap(), (usize::MAX, u64::MAX), "no limit");
         for bad in ["", "x", "-1", "99999999999999999999", "99999999T"] {
             assert!(limits("1", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    /// Nobody waits for ever who has said for how long.
+    #[test]
+    fn time_outs_are_those_of_the_configuration() {
+        let times = |text: &str| {
+            let words = ["--mon-host", "127.0.0.1", "--auth-client-required", "none"];
+            let settings =
+                Settings::new(&Arguments::parse(words).unwrap(), Surroundings::default());
+            let file = ConfFile::parse(&format!("[global]\n{text}")).unwrap();
+            let config = Config::from_settings(&settings.with_file(file));
+            config.map(|config| [config.op_timeout, config.monitor_timeout, config.connect_timeout])
+        };
+        let seconds = |seconds| Some(Duration::from_secs_f64(seconds));
+        let all =
+            "rados osd op timeout = 7\nrados_mon_op_timeout = 2.5\nclient mount timeout = 30s";
+        assert_eq!(times(all).unwrap(), [seconds(7.0), seconds(2.5), seconds(30.0)]);
+        let zeroes = "rados osd op timeout = 0\nrados mon op timeout = 0\nclient mount timeout = 0";
+        assert_eq!(times(zeroes).unwrap(), [None; 3], "no limit");
+        assert_eq!(times("rados osd op timeout = 1").unwrap(), [seconds(1.0), None, None]);
+        for bad in ["soon", "-1", "inf"] {
+            assert!(times(&format!("rados mon op timeout = {bad}")).is_err(), "{bad}");
         }
     }
 

@@ -442,7 +442,7 @@ impl State {
             return;
         }
         if is_new && !self.connected {
-            tracing::warn!(monitor = %addr, "{}; retrying", error.kind());
+            tracing::warn!(monitor = %addr, error = %error.kind(), "no connection to a monitor, retrying");
         }
         self.monitor_trouble.insert(addr, error);
     }
@@ -451,14 +451,14 @@ impl State {
     fn lost_osd(&mut self, osd: i32, error: &Error) {
         let few = self.refusing_osds.len() < MAX_TROUBLES;
         if error.is_about_tickets() && few && self.refusing_osds.insert(osd) {
-            tracing::warn!(osd, "{error}; retrying");
+            tracing::warn!(osd, %error, "OSD refused this client, retrying");
         }
     }
 
     /// It is said again when something else is wrong with it.
     fn map_unusable(&mut self, error: Error) {
         if self.map_trouble.as_ref() != Some(&error) {
-            tracing::warn!("cannot use the map of the cluster: {error}; requesting another one");
+            tracing::warn!(%error, "invalid cluster map; requesting another one");
             self.map_trouble = Some(error);
         }
     }

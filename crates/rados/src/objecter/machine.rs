@@ -264,18 +264,15 @@ impl Objecter {
             self.unassign(now, tid);
             self.assign(now, tid, target);
         }
-        if moved || again || verdict == Verdict::Send || self.is_unsent(tid) {
+        let Some(op) = self.ops.get_mut(&tid) else { return };
+        if moved || again || verdict == Verdict::Send || op.is_unsent() {
             // An OSD that stays the primary has forgotten the watch that it says it has set, also if this one has to wait.
-            if let Some(op) = self.ops.get_mut(&tid).filter(|op| op.purpose.connects().is_some()) {
+            if op.purpose.connects().is_some() {
                 op.sent = None;
             }
+            op.is_due = true;
             self.send(tid);
         }
-    }
-
-    /// Whether an operation has not been sent, or has to be sent again when that is possible.
-    fn is_unsent(&self, tid: u64) -> bool {
-        self.ops.get(&tid).is_some_and(|op| op.sent.is_none())
     }
 
     fn assign(&mut self, now: Instant, tid: u64, osd: Option<i32>) {
@@ -298,8 +295,8 @@ impl Objecter {
         }
     }
 
-    /// Sends an operation, if nothing is in the way; what is will have it sent.
-    pub(super) fn send(&mut self, tid: u64) {
+    /// Sends an operation that is [unsent](Operation::is_unsent), if nothing is in the way; what is will have it sent.
+    fn send(&mut self, tid: u64) {
         if self.routes.is_barred() {
             return;
         }
@@ -331,7 +328,7 @@ impl Objecter {
         let message = op.request.message(tid, target, op.attempts, self.config.supported);
         if open.send(message).is_ok() {
             op.attempts = op.attempts.saturating_add(1);
-            op.sent = Some(connection);
+            (op.sent, op.is_due) = (Some(connection), false);
             self.mark(osd);
         }
     }
@@ -348,12 +345,25 @@ impl Objecter {
         self.send(tid);
     }
 
-    /// Sends all operations of a session that `chosen` names, in their order.
-    pub(super) fn send_all(&mut self, osd: i32, chosen: impl Fn(&Operation) -> bool) {
+    /// The operations of a session that `chosen` names, in their order.
+    fn all_of(&self, osd: i32, chosen: impl Fn(&Operation) -> bool) -> Vec<u64> {
         let theirs = |op: &Operation| op.osd == Some(osd) && chosen(op);
-        let all = self.ops.iter();
-        let tids: Vec<_> = all.filter(|(_, op)| theirs(op)).map(|(&tid, _)| tid).collect();
-        for tid in tids {
+        self.ops.iter().filter(|(_, op)| theirs(op)).map(|(&tid, _)| tid).collect()
+    }
+
+    /// Sends what a session has not sent.
+    pub(super) fn send_unsent(&mut self, osd: i32) {
+        for tid in self.all_of(osd, Operation::is_unsent) {
+            self.send(tid);
+        }
+    }
+
+    /// Sends operations of a session again that its OSD has dropped.
+    pub(super) fn send_dropped(&mut self, osd: i32, dropped: impl Fn(&Operation) -> bool) {
+        for tid in self.all_of(osd, dropped) {
+            if let Some(op) = self.ops.get_mut(&tid) {
+                op.is_due = true;
+            }
             self.send(tid);
         }
     }

@@ -68,6 +68,8 @@ pub(super) struct Operation {
     pub osd: Option<i32>,
     /// On which stream it was sent last; none if that broke.
     pub sent: Option<ConnectionId>,
+    /// It is to be sent again, as soon as nothing is in the way: an answer to what was sent before still counts.
+    pub is_due: bool,
     /// How often it was sent.
     pub attempts: u32,
     /// A replica could not answer: only the primary may.
@@ -93,12 +95,18 @@ impl Operation {
             hold: Hold::default(),
             osd: None,
             sent: None,
+            is_due: false,
             attempts: 0,
             primary_only: false,
             redirected_from: None,
             pool_seen: false,
             pool_missing_until: None,
         }
+    }
+
+    /// Whether it has not been sent, or has to be sent again when that is possible.
+    pub(super) const fn is_unsent(&self) -> bool {
+        self.sent.is_none() || self.is_due
     }
 
     /// The request as the caller gave it.

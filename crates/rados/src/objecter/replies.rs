@@ -154,7 +154,7 @@ impl Objecter {
             }
             BackoffOp::Unblock => {
                 if let Some(ended) = session.unblock(backoff.id) {
-                    self.send_all(osd, |op| {
+                    self.send_dropped(osd, |op| {
                         op.aim.pg == ended.pg && ended.contains(&op.position())
                     });
                 }

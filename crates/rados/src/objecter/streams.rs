@@ -214,7 +214,7 @@ impl Objecter {
                 earlier(&mut self.wake, deadline.max(now));
             }
         }
-        self.send_all(osd, |_| true);
+        self.send_unsent(osd);
     }
 
     /// Whether there may be bytes to be sent.
@@ -266,7 +266,7 @@ impl Objecter {
         let waits = |session: &&mut Session| session.backlog && !session.held;
         if let Some(session) = self.sessions.get_mut(&osd).filter(waits) {
             session.backlog = false;
-            self.send_all(osd, |op| op.sent.is_none());
+            self.send_unsent(osd);
         }
     }
 }

@@ -22,6 +22,10 @@ pub(crate) struct Chaos {
     /// Between two troubles.
     pub(crate) pause_micros: u64,
     pub(crate) deletes_a_pool: bool,
+    /// How many streams to OSDs are slow ones.
+    pub(crate) slow_one_in: u64,
+    /// How many writes are large ones; none, if it does not say.
+    pub(crate) large_one_in: Option<u64>,
 }
 
 /// Something that happens later.

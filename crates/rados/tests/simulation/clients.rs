@@ -20,9 +20,14 @@ use std::time::{Duration, Instant};
 
 /// Most operations in flight.
 pub(crate) const MAX_OPS: usize = 24;
+/// Most of their bytes.
+const MAX_BYTES: u64 = 4 << 20;
 /// Most that wait for their turn.
 const MAX_WAITING: usize = 8;
 pub(crate) const OBJECTS: u64 = 6;
+/// What writes have at most, but for a few large ones, and what these have.
+const USUAL_WRITE: usize = 6000;
+pub(crate) const MAX_WRITE: usize = 600 << 10;
 /// A pool that never was.
 const NO_POOL: i64 = 77;
 
@@ -83,7 +88,7 @@ impl ClientSim {
             mon: mon::Config { monitors, seed: 0, nonce, supported: features::SUPPORTED },
             objecter: objecter::Config {
                 max_ops: MAX_OPS,
-                max_bytes: 1 << 20,
+                max_bytes: MAX_BYTES,
                 max_waiting: MAX_WAITING,
                 seed: rng.next(),
                 ..objecter::Config::default()
@@ -318,14 +323,14 @@ impl World {
     ) -> bool {
         let now = self.instant();
         let sim = &mut self.clients[client];
-        let before = sim.machine.objecter().in_flight().0;
+        let (ops, bytes) = sim.machine.objecter().in_flight();
         match sim.machine.objecter_mut().submit(now, request, deadline) {
             Ok(tid) => {
                 assert!(sim.pending.insert(tid, pending).is_none());
                 true
             }
             Err(_) => {
-                assert_eq!(before, MAX_OPS);
+                assert!(ops == MAX_OPS || bytes > MAX_BYTES - MAX_WRITE as u64, "{ops} {bytes}");
                 sim.count("busy");
                 false
             }
@@ -339,11 +344,25 @@ impl World {
         object: &str,
         deadline: Option<Instant>,
     ) {
+        let large = self.chaos.large_one_in.is_some_and(|many| self.rng.one_in(many));
+        let len = if large { MAX_WRITE / 2 } else { 8 + self.rng.index(USUAL_WRITE) };
+        self.submit_write_of(client, pool, object, len, deadline);
+    }
+
+    /// A write of so many bytes.
+    pub(crate) fn submit_write_of(
+        &mut self,
+        client: usize,
+        pool: i64,
+        object: &str,
+        len: usize,
+        deadline: Option<Instant>,
+    ) {
         let id = self.rng.next() | 1;
         let locator = ObjectLocator::new(pool, "");
         let name = Self::stored_name(&locator, object);
         let mut data = id.to_le_bytes().to_vec();
-        data.resize(8 + self.rng.index(6000), 7);
+        data.resize(len, 7);
         let mut request = OsdRequest::new(locator, object, vec![Op::write(0, Bytes::from(data))]);
         let tries = self.rng.one_in(8);
         request.flags.set(OpFlags::FULL_TRY, tries);
@@ -467,5 +486,7 @@ pub(crate) fn chaos(seed: u64) -> Chaos {
         kept_changes: [2, 5, 1000][rng.index(3)],
         pause_micros: [50 * MILLI, 200 * MILLI, 1000 * MILLI][rng.index(3)],
         deletes_a_pool: rng.one_in(2),
+        slow_one_in: [3, 1000][rng.index(2)],
+        large_one_in: rng.one_in(4).then_some(20),
     }
 }

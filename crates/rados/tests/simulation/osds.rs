@@ -115,7 +115,8 @@ impl World {
         }) {
             return true;
         }
-        if !self.chaos.active || !self.rng.one_in(self.chaos.backoff_one_in) {
+        let by_chance = self.chaos.active && self.rng.one_in(self.chaos.backoff_one_in);
+        if !std::mem::take(&mut self.backs_off_next) && !by_chance {
             return false;
         }
         let (begin, end) = if self.rng.one_in(2) {

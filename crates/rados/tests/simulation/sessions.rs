@@ -1,6 +1,6 @@
 //! Sessions with OSDs that are slow, or away for a while.
 
-use crate::clients::{Fate, Pending};
+use crate::clients::{Fate, MAX_WRITE, Pending};
 use crate::world::{OSDS, World};
 use crate::{QUIET, calm, for_few_seeds, pass, run};
 use blockyard_rados::encoding::ObjectLocator;
@@ -73,6 +73,59 @@ fn what_is_given_up_before_a_slow_osd_takes_it_is_never_sent() {
         let counts = &world.clients[0].counts;
         assert_eq!((counts["writes"], counts["timed out"]), (8, 5), "of all");
         assert_eq!(world.requests.len(), 3);
+    });
+}
+
+/// What has to be sent again while an OSD takes nothing more is sent again as soon as it does.
+#[test]
+fn a_group_is_split_while_its_osd_takes_no_more() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        for conn in world.conns.values_mut() {
+            conn.rate = Some(50_000);
+        }
+        for _ in 0..3 {
+            world.submit_write_of(0, 1, "object1", MAX_WRITE, None);
+        }
+        world.pump(0);
+        pass(&mut world, Duration::from_secs(1));
+        world.change_map(|model| model.pools.get_mut(&1).unwrap().pg_num = 16);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        let counts = &world.clients[0].counts;
+        assert_eq!((counts["writes"], counts.get("sessions lost")), (4, None));
+    });
+}
+
+/// It is the same with what the OSD held back, and dropped.
+#[test]
+fn a_backoff_ends_while_its_osd_takes_no_more() {
+    for_few_seeds(|seed| {
+        let mut world = calm(seed);
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        world.backs_off_next = true;
+        world.submit_write(0, 1, "object1", None);
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.osds.iter().any(|osd| !osd.backoffs.is_empty()));
+        run(&mut world, QUIET, |world| {
+            let mut held = world.osds.iter().flat_map(|osd| &osd.backoffs);
+            held.all(|held| held.acknowledged)
+        });
+        for conn in world.conns.values_mut() {
+            conn.rate = Some(50_000);
+        }
+        // Some of them are the same OSD's.
+        for object in 2..22 {
+            world.submit_write_of(0, 1, &format!("object{object}"), 100 << 10, None);
+        }
+        world.pump(0);
+        run(&mut world, QUIET, |world| world.clients[0].pending.is_empty());
+        let counts = &world.clients[0].counts;
+        assert_eq!((counts["writes"], counts.get("sessions lost")), (22, None));
     });
 }
 

@@ -25,8 +25,10 @@ pub(crate) const ERASURE: i64 = 3;
 const UP: usize = 0;
 const DOWN: usize = 1;
 pub(crate) const MILLI: u64 = 1000;
-/// Most bytes that a slow daemon takes at a time.
+/// Most bytes that a slow daemon takes at a time, unless it takes more in a tenth of a second.
 const MAX_SLOW_PIECE: usize = 500;
+/// How many bytes a second slow OSDs take.
+const SLOW: [u32; 3] = [20_000, 200_000, 2_000_000];
 
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -140,6 +142,8 @@ pub(crate) struct World {
     pub(crate) osds_refuse: Option<i32>,
     /// OSDs refuse whole requests, with this error number, and say nothing of their operations.
     pub(crate) refuses_requests: Option<i32>,
+    /// The OSD that gets the next request holds it back.
+    pub(crate) backs_off_next: bool,
     /// No answer of an OSD can be read.
     pub(crate) spoils_replies: bool,
     pub(crate) model: MapModel,
@@ -208,6 +212,7 @@ impl World {
             spoils_maps: false,
             osds_refuse: None,
             refuses_requests: None,
+            backs_off_next: false,
             spoils_replies: false,
             placer: Placer::new(&map).unwrap(),
             map,
@@ -343,6 +348,9 @@ impl World {
             server.refuses = self.osds_refuse;
         }
         let (to_server, to_client, wanted) = (self.now, self.now, None);
+        let slow = kind == EntityType::OSD && self.chaos.active;
+        let slow = slow && self.rng.one_in(self.chaos.slow_one_in);
+        let rate = slow.then(|| SLOW[self.rng.index(SLOW.len())]);
         let new = Conn {
             client,
             id,
@@ -351,7 +359,7 @@ impl World {
             pieces: Default::default(),
             to_server,
             to_client,
-            rate: None,
+            rate,
             wanted,
         };
         self.conns.insert(conn, new);
@@ -375,7 +383,8 @@ impl World {
             let whole = bytes.len() < 2 || !self.rng.one_in(4);
             let len = if whole { bytes.len() } else { 1 + self.rng.index(bytes.len() - 1) };
             let slow = self.conns.get(&conn).and_then(|it| it.rate).filter(|_| up);
-            let len = if slow.is_some() { len.min(MAX_SLOW_PIECE) } else { len };
+            let most = |rate: u32| MAX_SLOW_PIECE.max(rate as usize / 10);
+            let len = slow.map_or(len, |rate| len.min(most(rate)));
             let (piece, rest) = bytes.split_at(len);
             bytes = rest;
             let cut = self.chaos.active && self.rng.one_in(self.chaos.reset_one_in);
@@ -455,7 +464,8 @@ impl World {
                 self.pump(client);
             }
         }
-        let connection = self.conns.get_mut(&conn).unwrap();
+        // What is sent may break it.
+        let Some(connection) = self.conns.get_mut(&conn) else { return };
         let messages = connection.server.receive(&bytes);
         for message in messages {
             match peer {

@@ -74,7 +74,7 @@ impl DirStore {
         let at = |error: Error| error.at(format_args!("object store {}", path.display()));
         let is_there = path.join(store::DATABASE).try_exists();
         if !create && !is_there.map_err(Error::io("opening the store")).map_err(at)? {
-            return Err(at(Error::bad("no object store here; create one, or correct the path")));
+            return Err(at(Error::bad("no object store here")));
         }
         Self::on(Directory::new(path)).map_err(at)
     }
@@ -197,6 +197,10 @@ impl<D: Disk> ObjectStore for DirStore<D> {
 
     fn caller(&self) -> Caller {
         self.store.caller()
+    }
+
+    async fn pools(&self) -> Result<Vec<i64>> {
+        Ok(vec![POOL])
     }
 
     async fn fence(&self, client: &Caller) -> Result<()> {

@@ -119,6 +119,14 @@ pub struct Snapshot {
     pub parent_overlap: Option<u64>,
 }
 
+impl Snapshot {
+    /// Whether it was removed, and clones still need it.
+    #[must_use]
+    pub const fn is_in_trash(&self) -> bool {
+        matches!(self.namespace, SnapshotNamespace::Trash { .. })
+    }
+}
+
 impl Default for Snapshot {
     fn default() -> Self {
         Self {

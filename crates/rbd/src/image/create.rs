@@ -179,7 +179,7 @@ pub async fn list<S: ObjectStore>(store: &S) -> Result<Vec<(String, String)>> {
     }
 }
 
-/// Removes an image.
+/// Removes an image, which nobody has, or gets meanwhile.
 ///
 /// # Errors
 /// ENOTEMPTY if it has snapshots. One that is removed in part can be removed again.
@@ -187,20 +187,14 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
     let at = |error: Error| error.at(format_args!("image {name:?}"));
     let id = id_of(store, name).await?;
     if let Some(mut image) = removable(store, &id).await.map_err(at)? {
+        image.own().await.map_err(at)?;
         image.empty().await.map_err(at)?;
     }
     remove_id(store, name, &id).await.map_err(at)
 }
 
-/// Removes an image that has no name, and has been found [removable].
-pub(super) async fn remove_by_id<S: ObjectStore>(
-    store: &S,
-    id: &str,
-    image: Option<Image<S>>,
-) -> Result<()> {
-    if let Some(mut image) = image {
-        image.empty().await?;
-    }
+/// Removes what is left of an image that has no name, and is empty.
+pub(super) async fn remove_unnamed<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
     may_be_gone(tell(store, &names::object_map(id, None), vec![Op::remove()]).await)?;
     may_be_gone(tell(store, &names::header(id), vec![Op::remove()]).await)
 }
@@ -215,12 +209,14 @@ pub(super) async fn removable<S: ObjectStore>(store: &S, id: &str) -> Result<Opt
         Err(error) if error.is_not_found() => Ok(None),
         header => {
             let header = header?;
-            if !header.snapshots.is_empty() {
-                return Err(Errno::NOTEMPTY.into());
-            }
+            check_removable(&header)?;
             Image::without_parent(store, id.to_owned(), header, NOSNAP).await.map(Some)
         }
     }
+}
+
+fn check_removable(header: &Header) -> Result<()> {
+    if header.snapshots.is_empty() { Ok(()) } else { Err(Errno::NOTEMPTY.into()) }
 }
 
 pub(super) async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -> Result<()> {
@@ -235,9 +231,30 @@ pub(super) async fn remove_id<S: ObjectStore>(store: &S, name: &str, id: &str) -
 }
 
 impl<S: ObjectStore> Image<S> {
+    /// Removes the image, which is owned, and has this name.
+    ///
+    /// # Errors
+    /// As [`remove`]; EROFS if it is not owned; ENOENT if the name is another one's.
+    pub async fn remove(&mut self, name: &str) -> Result<()> {
+        let at = |error: Error| error.at(format_args!("image {name:?}"));
+        self.begin_removal().await.map_err(at)?;
+        if id_of(&self.store, name).await? != self.id {
+            return Err(at(Errno::NOENT.into()));
+        }
+        self.empty().await.map_err(at)?;
+        self.disown();
+        remove_id(&self.store, name, &self.id).await.map_err(at)
+    }
+
+    /// Looks whether the image can be removed.
+    pub(super) async fn begin_removal(&mut self) -> Result<()> {
+        self.begin().await?;
+        self.refresh().await?;
+        check_removable(&self.header)
+    }
+
     /// Removes all objects. The header keeps its size, so that one that is removed in part can be removed again.
-    async fn empty(&mut self) -> Result<()> {
-        self.own().await?;
+    pub(super) async fn empty(&mut self) -> Result<()> {
         self.cut(0, self.objects_up_to(self.size())).await?;
         self.leave_parent().await
     }

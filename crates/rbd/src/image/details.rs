@@ -1,6 +1,7 @@
 //! What an image says of itself, for those who look at it.
 
 use super::{Image, ask, tell};
+use crate::class::Caller;
 use crate::error::{Error, Result};
 use crate::format::lock::{BreakOp, GetInfoOp, LockInfo, LockOp, LockType, LockerId};
 use crate::format::{ChildSpec, ImageFlags, OpFeatures, Parent, Snapshot, names};
@@ -72,13 +73,18 @@ impl<S: ObjectStore> Image<S> {
         self.header.flags
     }
 
-    /// All of its snapshots, the oldest first.
+    /// The snapshots that somebody has made, the oldest first.
+    pub fn user_snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        self.header.user_snapshots()
+    }
+
+    /// All of its snapshots, also those of mirrors and groups and in the trash, the oldest first.
     #[must_use]
     pub fn snapshot_records(&self) -> &[Snapshot] {
         &self.header.snapshots
     }
 
-    /// The snapshot of a name.
+    /// The snapshot that somebody has made under a name.
     ///
     /// # Errors
     /// ENOENT if there is none.
@@ -152,20 +158,22 @@ impl<S: ObjectStore> Image<S> {
         }))
     }
 
-    /// The clones of a snapshot that know of it (version 2).
+    /// The clones of a snapshot: those that its header knows (version 2), and those that their pools know (version 1).
     ///
     /// # Errors
     /// Those of the store.
     pub async fn children(&self, snapshot: u64) -> Result<Vec<ChildSpec>> {
         let header = self.header_object();
+        let mut children = self.old_children(snapshot).await?;
         match ask(&self.store, &header, "children_list", |w| w.u64(snapshot)).await {
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) if error.is_not_found() => {}
             listed => {
                 let listed = listed?;
                 let mut reader = Reader::new("reading the clones of a snapshot", &listed);
-                Ok(reader.vec(6, Reader::get)?)
+                children.extend(reader.vec(6, Reader::get)?);
             }
         }
+        Ok(children)
     }
 
     /// Who watches it.
@@ -209,14 +217,21 @@ impl<S: ObjectStore> Image<S> {
             flags: 0,
         };
         let op = Op::exec("lock", "lock", encoded(&op));
-        tell(&self.store, &self.header_object(), vec![op]).await
+        tell(&self.store, &self.header_object(), vec![Op::assert_exists(), op]).await
     }
 
-    /// Takes its lock from one who has it.
+    /// Takes its lock from one who has it. He is kept out first, as he may live: what he has sent, or sends, is not written
+    /// beside the next one (ceph: `src/librbd/internal.cc`, `break_lock`).
     ///
     /// # Errors
-    /// ENOENT if that one does not have it.
+    /// ENOENT if that one does not have it; EBUSY if he lives, and cannot be kept out; those of the store.
     pub async fn break_lock(&self, locker: &LockerId) -> Result<()> {
+        let lock = self.lock_info().await?;
+        let found = lock.lockers.get(locker).ok_or(Errno::NOENT)?;
+        if locker.client != self.store.caller().client {
+            let owner = Caller { client: locker.client, addr: found.addr };
+            self.store.fence(&owner).await?;
+        }
         let (locker, cookie) = (locker.client, locker.cookie.clone());
         let op = BreakOp { name: names::LOCK.into(), locker, cookie };
         let op = Op::exec("lock", "break_lock", encoded(&op));

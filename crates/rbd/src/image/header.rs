@@ -2,7 +2,7 @@
 
 use super::ask;
 use crate::error::{Error, Result};
-use crate::format::{Features, ImageFlags, Layout, Parent, Snapshot, names};
+use crate::format::{Features, ImageFlags, Layout, Parent, Snapshot, SnapshotNamespace, names};
 use crate::store::{Answer, NOSNAP, ObjectStore, Query, Request, SnapContext};
 use blockyard_rados::encoding::Reader;
 use bytes::Bytes;
@@ -72,8 +72,15 @@ impl Header {
         })
     }
 
+    /// The snapshots that somebody has made. Others are those of mirrors and groups, which break without them, and what is in
+    /// the trash, which clones still need.
+    pub(super) fn user_snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.iter().filter(|snapshot| snapshot.namespace == SnapshotNamespace::User)
+    }
+
+    /// The snapshot that somebody has made under a name.
     pub(super) fn snapshot(&self, name: &str) -> Option<&Snapshot> {
-        self.snapshots.iter().find(|snapshot| snapshot.name == name)
+        self.user_snapshots().find(|snapshot| snapshot.name == name)
     }
 
     pub(super) fn overlap(&self) -> u64 {

@@ -138,6 +138,12 @@ impl<S: ObjectStore> Image<S> {
             w.u8(ObjectState::Nonexistent as u8);
         });
         let resized = tell(&self.store, &names::object_map(&self.id, None), vec![resize]).await;
+        if let Err(error) = &resized
+            && error.errno().is_some_and(|errno| [Errno::NOSPC, Errno::DQUOT].contains(&errno))
+        {
+            // The pool is full: then the image does not grow, and its map is right as it is.
+            return resized;
+        }
         self.kept(NOSNAP, resized).await?;
         self.map.lock().as_mut().map_or(Ok(()), |map| map.resize(objects, ObjectState::Nonexistent))
     }

@@ -121,6 +121,15 @@ impl<S: ObjectStore> Image<S> {
         image.map_err(|error| error.at(format_args!("image {name:?}")))
     }
 
+    /// Opens an image by its id, as one that has no name, to read it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn by_id(store: &S, id: &str) -> Result<Self> {
+        let image = Self::open_id(store, id.to_owned(), NOSNAP, 0).await;
+        image.map_err(|error| error.at(format_args!("image {id:?}")))
+    }
+
     /// Has the image from now on: it can be written, and its map of objects is used and kept. Others may read it. The caller
     /// sees to it that nobody else has it.
     ///
@@ -166,7 +175,7 @@ impl<S: ObjectStore> Image<S> {
     pub(super) async fn open_id(store: &S, id: String, snap: u64, depth: usize) -> Result<Self> {
         if depth > MAX_DEPTH {
             return Err(Error::damaged(format!(
-                "it has more than {MAX_DEPTH} parents, or is its own; flatten one of them"
+                "more than {MAX_DEPTH} parents, or a loop of parents; flatten one of them"
             )));
         }
         let header = Header::read(store, &id).await?;
@@ -230,12 +239,10 @@ impl<S: ObjectStore> Image<S> {
         self.header.features
     }
 
-    /// Its snapshots: number, name and size, the oldest first.
+    /// The snapshots that somebody has made: number, name and size, the oldest first.
     pub fn snapshots(&self) -> impl Iterator<Item = (u64, &str, u64)> {
-        self.header
-            .snapshots
-            .iter()
-            .map(|snapshot| (snapshot.id, &*snapshot.name, snapshot.image_size))
+        let all = self.header.user_snapshots();
+        all.map(|snapshot| (snapshot.id, &*snapshot.name, snapshot.image_size))
     }
 
     /// Bytes that come from the parent where the image has none of its own.

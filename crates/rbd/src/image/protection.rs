@@ -1,8 +1,8 @@
 //! More about snapshots: names, protection, how many there may be.
 
 use super::{Image, ask, method, tell};
-use crate::error::Result;
-use crate::format::{Protection, names};
+use crate::error::{Error, Result};
+use crate::format::{ChildSpec, Protection, names};
 use crate::store::{ObjectStore, Op};
 use blockyard_rados::encoding::Reader;
 use rustix::io::Errno;
@@ -39,8 +39,8 @@ impl<S: ObjectStore> Image<S> {
     /// Lets a snapshot be removed again.
     ///
     /// # Errors
-    /// ENOENT if there is none of that name; EINVAL if it is not protected; EBUSY if it has clones of version 1 in this pool and
-    /// namespace.
+    /// ENOENT if there is none of that name; EINVAL if it is not protected; EBUSY if it has clones of version 1, in whichever
+    /// pool; those of the store, if it does not say that of each pool.
     pub async fn unprotect_snapshot(&mut self, name: &str) -> Result<()> {
         self.begin().await?;
         let snapshot = self.snapshot_record(name)?;
@@ -49,28 +49,45 @@ impl<S: ObjectStore> Image<S> {
         }
         let id = snapshot.id;
         self.change_header(set_protection(id, Protection::Unprotecting)).await?;
-        if self.has_old_clones(id).await? {
+        let refused = match self.old_children(id).await {
+            Ok(children) if children.is_empty() => None,
+            Ok(_) => Some(Errno::BUSY.into()),
+            Err(error) => Some(error),
+        };
+        if let Some(refused) = refused {
             self.change_header(set_protection(id, Protection::Protected)).await?;
-            return Err(Errno::BUSY.into());
+            return Err(refused);
         }
         self.change_header(set_protection(id, Protection::Unprotected)).await
     }
 
-    /// Whether there are clones of version 1.
-    async fn has_old_clones(&self, snapshot: u64) -> Result<bool> {
-        let object = names::CHILDREN.into();
-        let listed = ask(&self.store, &object, "get_children", |w| {
-            w.i64(self.store.pool());
-            w.string(&self.id);
-            w.u64(snapshot);
-        });
-        match listed.await {
-            Err(error) if error.is_not_found() => Ok(false),
-            listed => {
-                let listed = listed?;
-                Ok(Reader::new("reading the clones of a snapshot", &listed).count(4)? > 0)
+    /// The clones of version 1 of a snapshot. Each pool knows its own, of parents in the same namespace as they are in (ceph:
+    /// `src/librbd/operation/SnapshotUnprotectRequest.cc`).
+    pub(super) async fn old_children(&self, snapshot: u64) -> Result<Vec<ChildSpec>> {
+        let (mut children, object) = (Vec::new(), names::CHILDREN.into());
+        let namespace = self.store.namespace();
+        for pool in self.store.pools().await? {
+            let place = |error: Error| error.at(format_args!("looking for clones in pool {pool}"));
+            let store = match self.store.in_pool(pool, namespace).await {
+                // It was deleted meanwhile.
+                Err(error) if error.is_not_found() => continue,
+                store => store.map_err(place)?,
+            };
+            let listed = ask(&store, &object, "get_children", |w| {
+                w.i64(self.store.pool());
+                w.string(&self.id);
+                w.u64(snapshot);
+            });
+            let listed = match listed.await {
+                Err(error) if error.is_not_found() => continue,
+                listed => listed.map_err(place)?,
+            };
+            let mut reader = Reader::new("reading the clones of a snapshot", &listed);
+            for image in reader.vec(4, Reader::string)? {
+                children.push(ChildSpec { pool, namespace: namespace.to_owned(), image });
             }
         }
+        Ok(children)
     }
 
     /// Sets how many snapshots it may have; `None` for as many as one likes.

@@ -7,8 +7,8 @@ use crate::format::{Features, MAX_OBJECTS, ObjectState};
 use crate::store::ObjectStore;
 
 impl<S: ObjectStore> Image<S> {
-    /// Makes the image larger or smaller. What is cut off is gone, except in snapshots. A shrink that failed is finished by
-    /// any other resize, also by one to the same size if there is a map of objects.
+    /// Makes the image larger or smaller. What is cut off is gone, except in snapshots. After a shrink that failed the image is
+    /// as large as before, and some of what was to go may be gone; or it is smaller, and nothing is behind its end.
     ///
     /// # Errors
     /// EROFS if it is not owned; more objects than a map can have; those of the store.
@@ -24,12 +24,14 @@ impl<S: ObjectStore> Image<S> {
         let set_size = method("set_size", |w| w.u64(size));
         if size < old {
             self.take_for_snapshots(size).await?;
-            // The size first: of the parent less is seen then, and objects can go.
-            self.change_header(set_size).await?;
+            // The size last: whoever makes the image larger again by that alone finds nothing behind its end (ceph:
+            // `src/librbd/operation/ResizeRequest.cc`).
+            self.see_less_of_parent(size);
             self.cut(size, self.objects_up_to(old)).await?;
+            self.change_header(set_size).await?;
             self.resize_map(size).await
         } else {
-            // What a shrink has left that did not come to its end is no part of the image any more.
+            // What a shrink has left that did not come to its end, as older versions did it, is no part of the image any more.
             self.cut(old, self.objects_up_to(size)).await?;
             self.resize_map(size).await?;
             self.change_header(set_size).await
@@ -55,6 +57,15 @@ impl<S: ObjectStore> Image<S> {
             self.take_from_parent(object).await?;
         }
         Ok(())
+    }
+
+    /// From now on no more of the parent is seen than up to a size, until the header is read again: so that objects behind it
+    /// can go.
+    fn see_less_of_parent(&mut self, size: u64) {
+        self.is_stale = true;
+        if let Some(overlap) = self.header.parent.as_mut().and_then(|it| it.overlap.as_mut()) {
+            *overlap = size.min(*overlap);
+        }
     }
 
     /// Takes away what lies behind a size, of so many objects.

@@ -2,7 +2,7 @@
 
 use super::{Image, method};
 use crate::error::Result;
-use crate::format::{Protection, SnapshotNamespace};
+use crate::format::{Protection, Snapshot, SnapshotNamespace};
 use crate::store::{Mutation, ObjectStore};
 use rustix::io::Errno;
 
@@ -44,19 +44,44 @@ impl<S: ObjectStore> Image<S> {
         self.header.snapshots.iter().any(|snapshot| snapshot.id == id)
     }
 
-    /// Removes a snapshot.
+    /// Removes a snapshot. One that clones (version 2) need has no name any more, and goes when the last of them does (ceph:
+    /// `src/librbd/operation/SnapshotRemoveRequest.cc`, `trash_snap`).
     ///
     /// # Errors
-    /// ENOENT if there is none; EBUSY if it is protected or has clones; those of the store.
+    /// ENOENT if there is none; EBUSY if it is protected; those of the store.
     pub async fn remove_snapshot(&mut self, name: &str) -> Result<()> {
         self.begin().await?;
         // Clones may have come since.
         self.refresh().await?;
         let snapshot = self.header.snapshot(name).ok_or(Errno::NOENT)?;
-        if snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8 {
+        let (id, children) = (snapshot.id, snapshot.child_count);
+        if snapshot.protection != Protection::Unprotected as u8 {
+            return Err(Errno::BUSY.into());
+        }
+        if children > 0 {
+            return self.change_header(method("snapshot_trash_add", |w| w.u64(id))).await;
+        }
+        self.remove_snapshot_id(id).await
+    }
+
+    /// Removes a snapshot from the trash, by the name that it has there.
+    ///
+    /// # Errors
+    /// ENOENT if there is none; EBUSY if it has clones; those of the store.
+    pub async fn remove_trashed_snapshot(&mut self, name: &str) -> Result<()> {
+        self.begin().await?;
+        self.refresh().await?;
+        let trashed = |it: &&Snapshot| it.is_in_trash() && it.name == name;
+        let snapshot = self.header.snapshots.iter().find(trashed).ok_or(Errno::NOENT)?;
+        if snapshot.child_count > 0 {
             return Err(Errno::BUSY.into());
         }
         let id = snapshot.id;
+        self.remove_snapshot_id(id).await
+    }
+
+    /// Removes a snapshot that nobody needs.
+    async fn remove_snapshot_id(&mut self, id: u64) -> Result<()> {
         self.map_without_snapshot(id).await?;
         let remove = method("snapshot_remove", |w| w.u64(id));
         let parent = self.header.parent.clone();

@@ -4,7 +4,7 @@
 //! entry says which way the image goes; only the same way is gone on with, so that an image that has a name, or is about
 //! to, is never removed (ceph: `src/librbd/api/Trash.cc`).
 
-use super::{ask, create, id_of, may_be_gone, method, name_of, tell};
+use super::{Image, ask, create, id_of, may_be_gone, method, name_of, tell};
 use crate::error::{Error, Result};
 use crate::format::{TrashEntry, names};
 use crate::store::{ObjectStore, Op};
@@ -181,22 +181,49 @@ async fn forget<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
     may_be_gone(tell(store, &names::TRASH.into(), vec![remove]).await)
 }
 
-/// Removes an image in the trash for good.
-///
-/// # Errors
-/// ENOENT if it is not there; ENOTEMPTY if it has snapshots; EBUSY if it was moved or restored in part, or has a name.
-pub async fn remove<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
+/// The name of an image that can be removed from the trash.
+async fn check_removable<S: ObjectStore>(store: &S, id: &str) -> Result<String> {
     let entry = entry_to(store, id, &[TrashEntry::REMOVING]).await?;
-    let place = |error: Error| error.at(format_args!("image {:?}", entry.name));
     let (name, is_in_trash) = name_of(store, id).await?;
     if !is_in_trash {
         // Older versions restored images without saying so.
         let place = format_args!("image {name:?} was restored in part; restore it again");
         return Err(Error::answer(Errno::BUSY).at(place));
     }
+    Ok(entry.name)
+}
+
+/// Removes an image in the trash for good, which nobody has, or gets meanwhile.
+///
+/// # Errors
+/// ENOENT if it is not there; ENOTEMPTY if it has snapshots; EBUSY if it was moved or restored in part, or has a name.
+pub async fn remove<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
+    let name = check_removable(store, id).await?;
+    let place = |error: Error| error.at(format_args!("image {name:?}"));
     // One that cannot be removed can still be restored.
     let image = create::removable(store, id).await.map_err(place)?;
     set_state(store, id, TrashEntry::REMOVING, TrashEntry::NORMAL).await?;
-    create::remove_by_id(store, id, image).await.map_err(place)?;
+    if let Some(mut image) = image {
+        image.own().await.map_err(place)?;
+        image.empty().await.map_err(place)?;
+    }
+    create::remove_unnamed(store, id).await.map_err(place)?;
     forget(store, id).await
+}
+
+impl<S: ObjectStore> Image<S> {
+    /// Removes the image, which is owned, and in the trash, for good.
+    ///
+    /// # Errors
+    /// As [`remove`]; EROFS if it is not owned.
+    pub async fn remove_from_trash(&mut self) -> Result<()> {
+        let name = check_removable(&self.store, &self.id).await?;
+        let place = |error: Error| error.at(format_args!("image {name:?}"));
+        self.begin_removal().await.map_err(place)?;
+        set_state(&self.store, &self.id, TrashEntry::REMOVING, TrashEntry::NORMAL).await?;
+        self.empty().await.map_err(place)?;
+        self.disown();
+        create::remove_unnamed(&self.store, &self.id).await.map_err(place)?;
+        forget(&self.store, &self.id).await
+    }
 }

@@ -80,22 +80,32 @@ impl<S: ObjectStore> Shared<S> {
                 continue;
             };
             let cookie = lock::cookie(watch);
-            // Noted first: if its answer is lost, it is given back all the same.
-            let before = self.state.lock().held.replace(cookie.clone());
-            if let Some(before) = before.filter(|before| *before != cookie) {
-                // Of an earlier watch, which was not given back for certain.
-                self.note(lock::give_back(&self.store, &self.header, &before).await)?;
-            }
-            if self.note(lock::take(&self.store, &self.header, &cookie).await)? {
-                let mut state = self.state.lock();
-                state.is_taken = state.held.as_ref() == Some(&cookie);
+            if self.take_as(&cookie).await? {
                 return Ok(cookie);
             }
-            self.state.lock().forget_lock(&cookie);
             if let Some(owner) = self.note(lock::owner(&self.store, &self.header).await)? {
                 self.deal_with(&owner, &mut heard, end).await?;
             }
         }
+    }
+
+    /// Takes the lock, if nobody else has it.
+    async fn take_as(&self, cookie: &str) -> Result<bool> {
+        let _nobody_renames_it = self.naming.lock().await;
+        // Noted first: if its answer is lost, it is given back all the same.
+        let before = self.state.lock().held.replace(cookie.to_owned());
+        if let Some(before) = before.filter(|before| before != cookie) {
+            // Of an earlier watch, which was not given back for certain.
+            self.note(lock::give_back(&self.store, &self.header, &before).await)?;
+        }
+        let is_taken = self.note(lock::take(&self.store, &self.header, cookie).await)?;
+        let mut state = self.state.lock();
+        if is_taken {
+            state.is_taken = true;
+        } else {
+            state.forget_lock(cookie);
+        }
+        Ok(is_taken)
     }
 
     /// Somebody else has the lock: waits until he has given it back, if he lives, else takes it from him.
@@ -216,40 +226,61 @@ impl<S: ObjectStore> Shared<S> {
     /// Gives the lock back: what is under way ends first, and is durable.
     pub(super) async fn release(&self) -> Result<()> {
         let mut image = self.image.write().await;
-        let Some(cookie) = self.state.lock().held.clone() else { return Ok(()) };
+        if self.state.lock().held.is_none() {
+            return Ok(());
+        }
         if image.is_owner() {
             self.note(image.flush().await)?;
             image.disown();
             self.tell_status(&image);
         }
-        self.note(lock::give_back(&self.store, &self.header, &cookie).await)?;
-        self.state.lock().forget_lock(&cookie);
+        {
+            let _nobody_renames_it = self.naming.lock().await;
+            let Some(cookie) = self.state.lock().held.clone() else { return Ok(()) };
+            self.note(lock::give_back(&self.store, &self.header, &cookie).await)?;
+            self.state.lock().forget_lock(&cookie);
+        }
         drop(image);
         self.announce(Message::ReleasedLock(self.me()));
         Ok(())
     }
 
-    /// The lock is called after a watch that is gone: calls it after the new one. If it was taken from this one, the image is
-    /// not owned any more.
+    /// Calls the lock after the watch that is there, whatever is under way: whose lock is called after one that is gone is
+    /// taken for dead by Ceph's clients. If the lock is somebody else's, the image is not owned any more.
     pub(super) async fn rename_lock(&self) -> Result<()> {
+        if self.keeps_lock(false).await? {
+            return Ok(());
+        }
+        // What is under way cannot be taken back.
         let mut image = self.image.write().await;
+        if !self.keeps_lock(true).await? {
+            image.disown();
+            self.tell_status(&image);
+        }
+        Ok(())
+    }
+
+    /// Whether the lock, if this one holds it, is its own, and is called after the watch that is there; one that is not is
+    /// forgotten, if `forgets`.
+    async fn keeps_lock(&self, forgets: bool) -> Result<bool> {
+        let _nobody_else_does = self.naming.lock().await;
         let (held, watch) = {
             let state = self.state.lock();
             (state.held.clone(), state.watch)
         };
-        let (Some(held), Some(watch)) = (held, watch) else { return Ok(()) };
+        let (Some(held), Some(watch)) = (held, watch) else { return Ok(true) };
         let cookie = lock::cookie(watch);
-        if held == cookie {
-            return Ok(());
+        let is_own = match held == cookie {
+            true => self.note(lock::is_own(&self.store, &self.header, &cookie).await)?,
+            false => self.note(lock::rename(&self.store, &self.header, &held, &cookie).await)?,
+        };
+        let mut state = self.state.lock();
+        match is_own {
+            true => state.held = Some(cookie),
+            false if forgets => state.forget_lock(&held),
+            false => {}
         }
-        if self.note(lock::rename(&self.store, &self.header, &held, &cookie).await)? {
-            self.state.lock().held = Some(cookie);
-            return Ok(());
-        }
-        self.state.lock().forget_lock(&held);
-        image.disown();
-        self.tell_status(&image);
-        Ok(())
+        Ok(is_own)
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Asked {
 pub(super) struct Jobs {
     /// Somebody wants the lock.
     pub(super) release: bool,
-    /// The lock has to be called after another watch.
+    /// The lock may have to be called after another watch, or be somebody else's.
     pub(super) rename: bool,
     requests: VecDeque<Asked>,
     /// What became of requests; `None` of those that wait.
@@ -47,7 +47,6 @@ pub(super) struct Jobs {
 }
 
 enum Job {
-    Rename,
     Do(Asked),
     Release,
     Refresh,
@@ -103,9 +102,6 @@ impl Jobs {
         if self.over {
             return None;
         }
-        if std::mem::take(&mut self.rename) {
-            return Some(Job::Rename);
-        }
         if let Some(asked) = self.requests.pop_front() {
             return Some(Job::Do(asked));
         }
@@ -138,9 +134,6 @@ impl<S: ObjectStore> Shared<S> {
                     self.jobs.notified().await;
                     continue;
                 }
-                Some(Job::Rename) => {
-                    self.again_if_failed(self.rename_lock().await, |jobs| jobs.rename = true)
-                }
                 Some(Job::Release) => {
                     self.again_if_failed(self.hand_over().await, |jobs| jobs.release = true)
                 }
@@ -155,11 +148,33 @@ impl<S: ObjectStore> Shared<S> {
                     self.state.lock().jobs.over = true;
                     self.fail(Errno::BADF);
                     self.answered.notify_one();
+                    self.renames.notify_one();
                     self.news.notify_one();
                     return;
                 }
             };
             if done.is_err() {
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Sees to it that the lock is called after the watch that is there, as long as the image is open.
+    pub(super) async fn keep_name(&self) {
+        let _ends = self.task();
+        loop {
+            let (is_due, over) = {
+                let mut state = self.state.lock();
+                (std::mem::take(&mut state.jobs.rename), state.is_over())
+            };
+            if over {
+                return;
+            }
+            if !is_due {
+                self.renames.notified().await;
+                continue;
+            }
+            if self.again_if_failed(self.rename_lock().await, |jobs| jobs.rename = true).is_err() {
                 sleep(RETRY).await;
             }
         }

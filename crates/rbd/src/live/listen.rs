@@ -54,6 +54,7 @@ impl<S: ObjectStore> Shared<S> {
             state.watch = Some(watch);
             state.jobs.rename = state.held.is_some();
         }
+        self.renames.notify_one();
         self.missed();
     }
 
@@ -109,7 +110,7 @@ impl<S: ObjectStore> Shared<S> {
         match message {
             Ok(Message::AcquiredLock(client)) => {
                 if client != self.me() {
-                    self.state.lock().yields_until = None;
+                    self.acquired_by_another();
                 }
                 self.bump();
             }
@@ -137,6 +138,17 @@ impl<S: ObjectStore> Shared<S> {
             Ok(Message::Other { .. }) | Err(_) => {}
         }
         nothing
+    }
+
+    /// Somebody else has the lock: if that was this one's, it was broken by hand.
+    fn acquired_by_another(&self) {
+        let mut state = self.state.lock();
+        state.yields_until = None;
+        if state.is_taken {
+            state.jobs.rename = true;
+            drop(state);
+            self.renames.notify_one();
+        }
     }
 
     fn is_holding(&self) -> bool {

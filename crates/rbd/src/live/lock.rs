@@ -46,8 +46,9 @@ fn call(method: &'static str, input: &impl Encode) -> Op {
     Op::exec("lock", method, encoded(input))
 }
 
+/// Does something to a header that is there: a lock that is taken would make one of an image that was removed.
 async fn tell<S: ObjectStore>(store: &S, header: &ObjectName, op: Op) -> Result<()> {
-    store.operate(header, Request::write(vec![op])).await.map(|_| ())
+    store.operate(header, Request::write(vec![Op::assert_exists(), op])).await.map(|_| ())
 }
 
 /// Takes the lock, if nobody else has it.
@@ -147,12 +148,25 @@ pub(super) async fn rename<S: ObjectStore>(
         Ok(()) => Ok(true),
         Err(error) if [Some(Errno::BUSY), Some(Errno::NOENT)].contains(&error.errno()) => {
             // An answer was lost: it has its new name already.
-            Ok(owner(store, header).await?.is_some_and(|owner| {
-                owner.client.client == store.caller().client && owner.cookie == to
-            }))
+            is_own(store, header, to).await
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether the lock is this client's, and is called so.
+pub(super) async fn is_own<S: ObjectStore>(
+    store: &S,
+    header: &ObjectName,
+    cookie: &str,
+) -> Result<bool> {
+    let owner = match owner(store, header).await {
+        // Somebody has it by hand.
+        Err(error) if error.errno() == Some(Errno::BUSY) => return Ok(false),
+        owner => owner?,
+    };
+    let me = store.caller().client;
+    Ok(owner.is_some_and(|owner| owner.client.client == me && owner.cookie == cookie))
 }
 
 /// Who watches an image.

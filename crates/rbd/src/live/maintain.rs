@@ -1,8 +1,8 @@
 //! What is done to an image as a whole. The owner of its lock does it, for whoever wants it; if nobody has the lock, or its
 //! owner cannot, whoever wants it gets the lock.
 
-use super::lock;
 use super::{LiveImage, NOTIFY_LIMIT, Shared, has_lock};
+use super::{lock, sweep};
 use crate::error::{Error, Result};
 use crate::format::notify::{Message, RequestId, Response, Work};
 use crate::format::{Protection, SnapshotNamespace};
@@ -31,8 +31,9 @@ pub(super) const fn supports(work: &Work) -> bool {
         | Work::ProtectSnapshot { .. }
         | Work::UnprotectSnapshot { .. }
         | Work::Rename { .. } => true,
-        Work::CreateSnapshot { namespace, .. } | Work::RemoveSnapshot { namespace, .. } => {
-            matches!(namespace, SnapshotNamespace::User)
+        Work::CreateSnapshot { namespace, .. } => matches!(namespace, SnapshotNamespace::User),
+        Work::RemoveSnapshot { namespace, .. } => {
+            matches!(namespace, SnapshotNamespace::User | SnapshotNamespace::Trash { .. })
         }
         // It would have the image alone for as long as it takes.
         Work::RebuildObjectMap => false,
@@ -47,6 +48,9 @@ async fn perform<S: ObjectStore>(image: &mut Image<S>, work: &Work) -> Result<()
         }
         Work::Resize { .. } => Err(Errno::INVAL.into()),
         Work::CreateSnapshot { name, .. } => image.create_snapshot(name).await,
+        Work::RemoveSnapshot { name, namespace: SnapshotNamespace::Trash { .. } } => {
+            image.remove_trashed_snapshot(name).await
+        }
         Work::RemoveSnapshot { name, .. } => image.remove_snapshot(name).await,
         Work::RenameSnapshot { id, name } => {
             let old = name_of_snapshot(image, *id).ok_or(Errno::NOENT)?.to_owned();
@@ -71,7 +75,10 @@ fn is_done<S: ObjectStore>(image: &Image<S>, work: &Work) -> bool {
         Work::Flatten => image.overlap() == 0,
         Work::Resize { size, .. } => image.size() == *size,
         Work::CreateSnapshot { name, .. } => has(name),
-        Work::RemoveSnapshot { name, .. } => !has(name),
+        Work::RemoveSnapshot { name, namespace } => !image
+            .snapshot_records()
+            .iter()
+            .any(|known| known.namespace == *namespace && known.name == *name),
         Work::RenameSnapshot { id, name } => name_of_snapshot(image, *id) == Some(name),
         Work::ProtectSnapshot { name } => protection(name) == Some(Protection::Protected as u8),
         Work::UnprotectSnapshot { name } => protection(name) == Some(Protection::Unprotected as u8),
@@ -190,12 +197,13 @@ fn checked(result: i32) -> Result<()> {
 }
 
 impl<S: ObjectStore> Shared<S> {
-    async fn maintain(&self, work: Work) -> Result<()> {
+    pub(super) async fn maintain(&self, work: Work) -> Result<()> {
         // Looked at anew: what was so before says nothing of whether the work was done.
         self.is_stale.store(true, Ordering::Release);
-        let (is_own, was_so) = {
+        let (is_own, was_so, parent) = {
             let image = self.current().await?;
-            (image.is_owner() || !has_lock(&image), is_done(&image, &work))
+            let is_own = image.is_owner() || !has_lock(&image);
+            (is_own, is_done(&image, &work), sweep::parent_of(&image))
         };
         let mut was_asked = false;
         if !is_own && let Some(result) = self.ask_owner(&work, was_so, &mut was_asked).await? {
@@ -217,11 +225,24 @@ impl<S: ObjectStore> Shared<S> {
             done
         };
         let _whoever_misses_it_looks = self.tell(&Message::HeaderUpdate).await;
+        if done.is_ok() {
+            self.sweep(parent).await;
+        }
         done
     }
 
     /// Does what another one has asked for, as long as this one is the owner, and nobody wants the lock.
     pub(super) async fn do_for(&self, request: Option<RequestId>, work: &Work) -> Result<()> {
+        let parent = sweep::parent_of(&*self.image.read().await);
+        let done = self.do_as_owner(request, work).await;
+        if done.is_ok() && sweep::parent_of(&*self.image.read().await) != parent {
+            // Nobody waits for that.
+            tokio::spawn(sweep::sweep(self.store.clone(), parent));
+        }
+        done
+    }
+
+    async fn do_as_owner(&self, request: Option<RequestId>, work: &Work) -> Result<()> {
         if matches!(work, Work::Flatten) {
             return self.flatten(Some(request)).await;
         }

@@ -7,8 +7,9 @@
 //! The words and the order of steps are librbd's (ceph: `src/librbd/ImageWatcher.cc`, `src/librbd/managed_lock`), so that an
 //! image is shared with Ceph's own clients.
 //!
-//! Three tasks of the opener's runtime belong to an image: one hears and answers at once (`listen.rs`), one does what that
-//! brings, as it may have to wait for I/O to end, and one tells others (`jobs.rs`).
+//! Four tasks of the opener's runtime belong to an image: one hears and answers at once (`listen.rs`), one does what that
+//! brings, as it may have to wait for I/O to end, one sees to the name of the lock, which waits for nothing, and one tells
+//! others (`jobs.rs`).
 
 mod acquire;
 mod jobs;
@@ -16,12 +17,15 @@ mod listen;
 mod lock;
 mod locks;
 mod maintain;
+mod removal;
+mod sweep;
 
 #[cfg(test)]
 mod tests;
 
 pub use lock::{Owner, owner, watchers};
 pub use locks::ObjectLocks;
+pub use removal::{remove, remove_from_trash};
 
 use crate::error::{Error, Result};
 use crate::format::notify::{ClientId, Message, RequestId};
@@ -43,8 +47,8 @@ use tokio::time::{Instant, timeout};
 const NOTIFY_LIMIT: Duration = Duration::from_secs(5);
 /// After this time something that did not work is tried again (`ImageWatcher.cc`, `RETRY_DELAY_SECONDS`).
 const RETRY: Duration = Duration::from_secs(1);
-/// Those of an image: `listen.rs`, and two of `jobs.rs`.
-const TASKS: usize = 3;
+/// Those of an image: `listen.rs`, and three of `jobs.rs`.
+const TASKS: usize = 4;
 /// How long the end of an image waits for others to hear of it.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -95,9 +99,14 @@ struct Shared<S: ObjectStore> {
     has_failed: AtomicBool,
     /// Held by the one who gets the lock.
     acquiring: tokio::sync::Mutex<()>,
+    /// Held by the one who changes whether the lock is held, or what it is called. He waits for the store, and for nobody who
+    /// has the image.
+    naming: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     /// Wakes the task that does things.
     jobs: Notify,
+    /// Wakes the one that sees to the name of the lock.
+    renames: Notify,
     /// Wakes the one that listens: something is to be answered.
     answered: Notify,
     /// Wakes the one that tells others.
@@ -144,6 +153,11 @@ impl<S: ObjectStore> LiveImage<S> {
     /// As [`Image::open`]; it cannot be watched.
     pub async fn open(store: &S, name: &str, options: Options) -> Result<Self> {
         let image = Image::open(store, name).await?;
+        Self::with(store, image, options).await
+    }
+
+    /// The same of an image that is open already.
+    async fn with(store: &S, image: Image<S>, options: Options) -> Result<Self> {
         let status = Status { size: image.size(), is_owner: image.is_owner(), is_fenced: false };
         let header = names::header(image.id());
         // Heard before it is read: nothing falls in between.
@@ -157,8 +171,10 @@ impl<S: ObjectStore> LiveImage<S> {
             is_stale: AtomicBool::new(true),
             has_failed: AtomicBool::new(false),
             acquiring: tokio::sync::Mutex::new(()),
+            naming: tokio::sync::Mutex::new(()),
             state: Mutex::default(),
             jobs: Notify::new(),
+            renames: Notify::new(),
             answered: Notify::new(),
             news: Notify::new(),
             heard: watch::Sender::new(0),
@@ -167,8 +183,9 @@ impl<S: ObjectStore> LiveImage<S> {
             tasks: watch::Sender::new(TASKS),
         });
         tokio::spawn(listen::listen(Arc::clone(&shared), watch));
-        let (jobs, news) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (jobs, names, news) = (Arc::clone(&shared), Arc::clone(&shared), Arc::clone(&shared));
         tokio::spawn(async move { jobs.work().await });
+        tokio::spawn(async move { names.keep_name().await });
         tokio::spawn(async move { news.spread().await });
         let live = Self { shared };
         drop(live.shared.current().await?);

@@ -49,6 +49,12 @@ pub trait ObjectStore: Clone + Send + Sync + 'static {
     /// There is no such pool: ENOENT.
     fn in_pool(&self, pool: i64, namespace: &str) -> impl Future<Output = Result<Self>> + Send;
 
+    /// All pools of the store that images may be in.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn pools(&self) -> impl Future<Output = Result<Vec<i64>>> + Send;
+
     /// Who uses the store, as its locks and watches name it.
     fn caller(&self) -> Caller;
 

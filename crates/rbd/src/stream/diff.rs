@@ -133,7 +133,7 @@ impl<R: Read> DiffReader<R> {
         let version = match &array(&mut input)? {
             BANNER_V1 => Version::V1,
             BANNER_V2 => Version::V2,
-            _ => return Err(Error::damaged("this is no diff of an image")),
+            _ => return Err(Error::damaged("not a diff of an image")),
         };
         Ok(Self { input, version, rest: None, has_ended: false })
     }

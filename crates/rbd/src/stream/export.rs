@@ -77,7 +77,7 @@ impl ExportHeader {
                 STRIPE_UNIT => &mut header.stripe_unit,
                 STRIPE_COUNT => &mut header.stripe_count,
                 METADATA => {
-                    let what = "what the stream says of the image is too long, or does not fit";
+                    let what = "invalid length of a field of the header";
                     left = left.checked_sub(length).ok_or_else(|| Error::damaged(what))?;
                     let key = text(input, length.saturating_sub(8))?;
                     let value = text(input, length.saturating_sub(8 + key.len() as u64))?;

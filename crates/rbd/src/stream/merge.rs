@@ -91,7 +91,7 @@ impl<R: Read> Side<R> {
                 continue;
             }
             if part.offset < self.at {
-                return Err(Error::damaged("its records are not in the order of the image"));
+                return Err(Error::damaged("the records are not in order"));
             }
             self.at = part.end();
             break Some(part);

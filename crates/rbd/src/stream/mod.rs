@@ -57,7 +57,11 @@ fn skip(input: &mut impl Read, count: u64) -> Result<()> {
 fn banner(input: &mut impl Read, expected: &[u8], what: &str) -> Result<()> {
     let mut found = Vec::new();
     input.take(expected.len() as u64).read_to_end(&mut found).map_err(cut)?;
-    if found == expected { Ok(()) } else { Err(Error::damaged(format!("this is no {what}"))) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::damaged(format!("the stream is not an {what}")))
+    }
 }
 
 fn ended() -> Error {

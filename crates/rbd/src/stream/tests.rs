@@ -95,7 +95,7 @@ fn what_is_cut_or_lies_is_refused() {
         }
     }
     for (bytes, part) in [
-        (&b"rbd diff v3\ne"[..], "no diff"),
+        (&b"rbd diff v3\ne"[..], "not a diff"),
         (b"rbd diff v1\n?e", "a record 0x3f"),
         (b"rbd diff v1\nf\xff\xff\xff\xffx", "it can have 4096"),
         (b"rbd diff v2\ns\x09\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0e", "has 9 bytes, not 8"),

@@ -1,6 +1,7 @@
 //! Images of a real cluster: ours with Ceph's tools, and theirs with us.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod full;
 mod interchange;
 mod sharing;
 mod tools;

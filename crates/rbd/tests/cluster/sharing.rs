@@ -2,7 +2,7 @@
 //! kept out.
 
 use crate::tools::{check_map, export, json, rbd};
-use crate::{POOL, client, lab, run, store};
+use crate::{DATA, POOL, client, lab, run, store};
 use blockyard_lab::ceph::Cluster as Lab;
 use blockyard_rbd::format::{Features, Layout};
 use blockyard_rbd::image::{CreateOptions, Image, create};
@@ -12,12 +12,16 @@ use blockyard_rbd::store::rados::{Client, RadosStore};
 use rustix::io::Errno;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
 /// Ours is the second half of an image, theirs the first.
 const OURS: u64 = SIZE / 2;
+/// So many bytes of it a client of Ceph writes.
+const THEIRS: usize = 6 << 20;
+/// How long a client of Ceph may take to get a lock that is free.
+const OWNER_LIMIT: Duration = Duration::from_secs(60);
 
 async fn image(store: &RadosStore, name: &str) -> LiveImage<RadosStore> {
     let layout = Layout::new(20).unwrap();
@@ -64,7 +68,10 @@ fn the_lock_goes_to_and_fro_under_load() {
         let store = store(&lab).await;
         let live = image(&store, "shared").await;
         live.write(OURS, vec![1; 4096].into()).await.unwrap();
-        let mut theirs = bench(&lab, "shared", "6M");
+        // Where a request of theirs is lost, or a part of it, other bytes are seen.
+        let before = (0..THEIRS).map(|at| u8::try_from(at % 251).unwrap()).collect::<Vec<_>>();
+        live.write(0, before.into()).await.unwrap();
+        let mut theirs = bench(&lab, "shared", &THEIRS.to_string());
         let mut byte = 1_u8;
         let has_ended = loop {
             // It has the lock now, or will have it: we have it again with the next write.
@@ -89,7 +96,10 @@ fn the_lock_goes_to_and_fro_under_load() {
         let ours = usize::try_from(OURS).unwrap();
         assert_eq!(bytes[ours..ours + 4096], [1; 4096]);
         assert_eq!(bytes[ours + 4096..ours + 12288], [byte; 8192]);
-        assert!(bytes[..6 << 20].iter().any(|byte| *byte != 0), "theirs is there, too");
+        // It writes the same byte everywhere, by chance one of all.
+        let kept = bytes[..THEIRS].iter().position(|byte| *byte != bytes[0]);
+        assert_eq!(kept, None, "theirs is not there");
+        assert!(bytes[THEIRS..ours].iter().all(|byte| *byte == 0), "nobody has written that");
     });
 }
 
@@ -149,11 +159,14 @@ fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
     run(async {
         let store = store(&lab).await;
         let live = image(&store, "benched").await;
-        let theirs = bench(&lab, "benched", "8G");
+        let mut theirs = bench(&lab, "benched", "8G");
         // Until it has the lock.
         let header = blockyard_rbd::format::names::header(live.image().await.unwrap().id());
+        let begun = Instant::now();
         while blockyard_rbd::live::owner(&store, &header).await.unwrap().is_none() {
-            tokio::task::yield_now().await;
+            let ended = theirs.0.try_wait().unwrap();
+            assert!(ended.is_none() && begun.elapsed() < OWNER_LIMIT, "nobody has it: {ended:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         live.create_snapshot("s").await.unwrap();
         live.resize(2 * SIZE, true).await.unwrap();
@@ -163,6 +176,43 @@ fn what_a_client_of_ceph_owns_it_does_for_us_and_when_it_is_killed_we_get_it() {
         live.remove_snapshot("s").await.unwrap();
         live.close().await.unwrap();
         elsewhere(&lab, |lab| check_map(lab, "benched")).await;
+    });
+}
+
+/// Only its own pool knows of a clone of version 1: a parent without protection could be removed, and the clone with it.
+#[test]
+fn a_snapshot_stays_protected_that_has_an_old_clone_in_another_pool() {
+    let lab = lab();
+    run(async {
+        let store = store(&lab).await;
+        let live = image(&store, "protected").await;
+        live.write(0, vec![1; 4096].into()).await.unwrap();
+        live.create_snapshot("s").await.unwrap();
+        live.protect_snapshot("s").await.unwrap();
+        let clone = format!("{DATA}/elsewhere");
+        let made = clone.clone();
+        elsewhere(&lab, move |lab| {
+            rbd(lab, &["clone", "--rbd-default-clone-format", "1", "protected@s", &made]);
+        })
+        .await;
+        let children = {
+            let image = live.image().await.unwrap();
+            image.children(image.snapshot_record("s").unwrap().id).await.unwrap()
+        };
+        let pool = store.cluster().pool(DATA).await.unwrap().id();
+        assert_eq!(children.iter().map(|child| child.pool).collect::<Vec<_>>(), [pool]);
+        let refused = live.unprotect_snapshot("s").await.unwrap_err();
+        assert_eq!(refused.errno(), Some(Errno::BUSY), "{refused}");
+        // Also for others, who ask the owner for it.
+        let refused = elsewhere(&lab, |lab| {
+            let mut unprotect = lab.tool("rbd");
+            unprotect.args(["-p", POOL, "snap", "unprotect", "protected@s"]).output().unwrap()
+        });
+        assert_eq!(refused.await.status.code(), Some(Errno::BUSY.raw_os_error()));
+        assert!(live.owner().is_some(), "the lock was not given away");
+        elsewhere(&lab, move |lab| rbd(lab, &["rm", "--no-progress", &clone])).await;
+        live.unprotect_snapshot("s").await.unwrap();
+        live.close().await.unwrap();
     });
 }
 

@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::sync::Barrier;
+use std::sync::{Barrier, mpsc};
 
 use super::*;
 
@@ -25,6 +25,38 @@ fn a_socket_listens_when_it_appears_and_its_file_goes_with_it() {
     connect_unix(&path, LIMIT).unwrap();
     drop((file, socket));
     assert!(names(dir.path()).is_empty());
+}
+
+/// Who is told of it by its file, as by a directory that is watched, is let in.
+#[test]
+fn a_socket_that_is_found_listens() {
+    const ROUNDS: usize = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    std::thread::scope(|scope| {
+        let (tell, told) = mpsc::channel();
+        let (look, looks) = mpsc::channel();
+        let path = &path;
+        scope.spawn(move || {
+            for () in looks {
+                let found = loop {
+                    match connect_unix(path, LIMIT) {
+                        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                            std::hint::spin_loop();
+                        }
+                        found => break found.map(drop),
+                    }
+                };
+                tell.send(found).unwrap();
+            }
+        });
+        for _ in 0..ROUNDS {
+            look.send(()).unwrap();
+            let bound = SocketFile::bind(path, None, BACKLOG).unwrap();
+            told.recv_timeout(LIMIT).unwrap().unwrap();
+            drop(bound);
+        }
+    });
 }
 
 #[test]

@@ -72,9 +72,9 @@ impl InflightRegion {
     ) -> Result<(Self, Resume), QueueError> {
         let wrong = QueueError::Inflight;
         if region.len() < region_len(size) {
-            return Err(wrong("it is too small"));
+            return Err(wrong("too small"));
         }
-        let words = SharedWords::new(region).ok_or(wrong("it is not aligned"))?;
+        let words = SharedWords::new(region).ok_or(wrong("not aligned"))?;
         let mut region = Self { words, size, counter: 0, batch: Vec::with_capacity(size.into()) };
         let resume = match region.header(VERSION) {
             0 => {
@@ -84,8 +84,8 @@ impl InflightRegion {
                 Resume::default()
             }
             VERSION_1 if region.header(DESC_NUM) == size => region.recover(used_index),
-            VERSION_1 => return Err(wrong("it is for a queue of another size")),
-            _ => return Err(wrong("its version is not known")),
+            VERSION_1 => return Err(wrong("made for another queue size")),
+            _ => return Err(wrong("unknown version")),
         };
         Ok((region, resume))
     }

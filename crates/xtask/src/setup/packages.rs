@@ -78,7 +78,13 @@ pub(super) const PACKAGES: &[Package] = &[
     ),
     package("faketime", &["faketime -f +1h true"], "a client whose clock is off by an hour"),
     package("uuid-runtime", &["uuidgen --version"], "names of clusters and OSDs"),
-    package("util-linux", &["setpriv --version"], "daemons of a cluster end with their test"),
+    package("iproute2", &["ss -V", "ip -V"], "remedies that messages print are run"),
+    package("psmisc", &["fuser --version"], "remedies that messages print are run"),
+    package(
+        "util-linux",
+        &["setpriv --version", "lsblk --version"],
+        "daemons of a cluster end with their test",
+    ),
     package("g++", &["g++ --version"], "builds the fuzzing engine"),
     package("valgrind", &["valgrind --version"], "counts instructions and heap for profiles"),
 ];

@@ -5,40 +5,64 @@ use cargo_metadata::DependencyKind;
 use std::fs;
 use std::path::Path;
 
-/// Which crates of the workspace one crate may depend on, outside of its tests.
-#[derive(Debug, PartialEq, Eq)]
-enum May {
-    See(Vec<String>),
-    SeeAll,
+/// What the map says of the crates in a folder.
+struct Row {
+    folder: String,
+    package: String,
+    /// The crates of the workspace that they depend on, outside of their tests; none is told: all.
+    sees: Option<Vec<String>>,
 }
 
-/// The rule for the crate in a folder of `crates/`; `None` for a folder that no rule knows.
-fn rule(folder: &str) -> Option<May> {
-    let see = |folders: &[&str]| {
-        Some(May::See(folders.iter().map(|&folder| folder.to_owned()).collect()))
-    };
-    match folder {
-        "error" | "buf" | "lab" => see(&[]),
-        "sys" | "fuse" | "crush" | "vhost_user" => see(&["buf"]),
-        "blkmq" | "nbd" => see(&["error", "buf"]),
-        "rados" => see(&["buf", "crush"]),
-        "fs" => see(&["buf", "sys", "fuse"]),
-        "vhost_user_backend" => see(&["error", "buf", "sys", "vhost_user"]),
-        // Images see the block layer in their driver only.
-        "rbd" => see(&["buf", "sys", "rados"]),
-        "blockyard" | "conformance" | "xtask" | "bench" => Some(May::SeeAll),
-        // The protocol that is named after a device of it.
-        "exports/vhost_user_blk" => {
-            see(&["error", "buf", "sys", "blkmq", "vhost_user", "vhost_user_backend"])
+/// The map in ARCHITECTURE.md.
+fn rows() -> Vec<Row> {
+    let text = crate::read("ARCHITECTURE.md");
+    text.lines().filter_map(row).collect()
+}
+
+fn row(line: &str) -> Option<Row> {
+    let cells: Vec<&str> =
+        line.strip_prefix("| `crates/")?.trim_end_matches(" |").split(" | ").collect();
+    let [folder, package, _, sees] = *cells else { panic!("four columns: {line}") };
+    let mut seen: Vec<String> = sees.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    seen.extend(sees.contains("its protocol").then(|| PROTOCOL.to_owned()));
+    Some(Row {
+        folder: folder.trim_end_matches('`').to_owned(),
+        package: package.trim_matches('`').to_owned(),
+        sees: (sees != "everything").then_some(seen),
+    })
+}
+
+/// Stands for the protocol that is called as the crate.
+const PROTOCOL: &str = "*";
+
+impl Row {
+    /// Several crates of a kind; not all of them need all that they may see.
+    fn is_of_many(&self) -> bool {
+        self.folder.ends_with("/*")
+    }
+
+    fn covers(&self, folder: &str) -> bool {
+        match self.folder.strip_suffix('*') {
+            Some(kind) => folder.starts_with(kind),
+            None => self.folder == folder,
         }
-        // Two protocols, one inside of the other, and no disk.
-        "exports/virtiofs" => {
-            see(&["buf", "sys", "fuse", "fs", "vhost_user", "vhost_user_backend"])
+    }
+
+    /// What is not as it says, of a crate with those dependencies.
+    fn broken(&self, folder: &str, mut depends: Vec<String>) -> Option<String> {
+        let name = folder.rsplit('/').next()?;
+        let mut sees = self.sees.clone()?;
+        sees.iter_mut().filter(|it| *it == PROTOCOL).for_each(|it| name.clone_into(it));
+        if self.is_of_many() {
+            depends.retain(|seen| !sees.contains(seen));
+            return (!depends.is_empty())
+                .then(|| format!("crates/{folder} depends on {depends:?}"));
         }
-        _ => match folder.split_once('/')? {
-            ("drivers" | "exports", protocol) => see(&["error", "buf", "sys", "blkmq", protocol]),
-            _ => None,
-        },
+        depends.sort();
+        depends.dedup();
+        sees.sort();
+        (depends != sees)
+            .then(|| format!("crates/{folder} depends on {depends:?}, not on {sees:?}"))
     }
 }
 
@@ -72,34 +96,36 @@ const OUTSIDE_WORLD: &[&str] = &[
 ];
 
 #[test]
-fn crates_depend_only_on_what_lies_below_them() {
-    let metadata = workspace();
+fn crates_depend_only_on_what_the_map_says() {
+    let (metadata, rows) = (workspace(), rows());
     let folder_of = |path: &Path| relative(path).trim_start_matches("crates/").to_owned();
     let mut broken = Vec::new();
+    let mut known = vec![false; rows.len()];
     for package in &metadata.packages {
         let folder = folder_of(package.manifest_path.parent().unwrap().as_std_path());
-        let Some(may) = rule(&folder) else {
-            broken.push(format!("crates/{folder} has no rule"));
+        // One of its own comes before that of its kind.
+        let covering = rows.iter().enumerate().filter(|(_, row)| row.covers(&folder));
+        let Some((index, row)) = covering.min_by_key(|(_, row)| row.is_of_many()) else {
+            broken.push(format!("crates/{folder} is not there"));
             continue;
         };
-        let May::See(allowed) = may else { continue };
-        let dependencies = package
+        known[index] = true;
+        if !row.is_of_many() && row.package != package.name.as_str() {
+            broken.push(format!("crates/{folder} is called {}", package.name));
+        }
+        let depends = package
             .dependencies
             .iter()
-            .filter(|dependency| dependency.kind != DependencyKind::Development);
-        for seen in dependencies.filter_map(|dependency| dependency.path.as_ref()) {
-            let seen = folder_of(seen.as_std_path());
-            if !allowed.contains(&seen) {
-                broken.push(format!(
-                    "crates/{folder} depends on crates/{seen}; it may see only {allowed:?}"
-                ));
-            }
-        }
+            .filter(|dependency| dependency.kind != DependencyKind::Development)
+            .filter_map(|dependency| dependency.path.as_ref())
+            .map(|path| folder_of(path.as_std_path()));
+        broken.extend(row.broken(&folder, depends.collect()));
     }
+    let of_nothing = rows.iter().zip(known).filter(|(_, known)| !known);
+    broken.extend(of_nothing.map(|(row, _)| format!("there is no crates/{}", row.folder)));
     assert_none(
         &broken,
-        "put what both need into a crate below both, or join them in crates/blockyard; \
-         a new crate gets its rule in crates/xtask/tests/tidy/dependencies.rs (ARCHITECTURE.md says which)",
+        "the map in ARCHITECTURE.md says otherwise: put what both need into a crate below both, or join them in crates/blockyard",
     );
 }
 
@@ -124,11 +150,18 @@ fn protocols_do_no_input_or_output() {
     );
 }
 
+/// Whatever the map says.
 #[test]
 fn drivers_and_exports_see_their_own_protocol_and_not_each_other() {
-    let May::See(allowed) = rule("exports/nbd").unwrap() else { panic!("an export sees all") };
-    assert!(allowed.contains(&"nbd".to_owned()));
-    assert!(!allowed.iter().any(|folder| folder.contains('/')));
-    assert_eq!(rule("buf"), Some(May::See(Vec::new())));
-    assert_eq!(rule("somewhere/else"), None);
+    let rows = rows();
+    assert!(rows.iter().any(|row| row.folder == "exports/*") && rows.len() > 15);
+    for row in rows.iter().filter(|row| row.folder.contains('/')) {
+        let sees = row.sees.as_ref().expect("what it sees");
+        assert!(!sees.iter().any(|folder| folder.contains('/')), "{}: {sees:?}", row.folder);
+    }
+    let row = row("| `crates/drivers/*` | `p` | w | `buf`, its protocol |").unwrap();
+    let broken =
+        |seen: &[&str]| row.broken("drivers/nbd", seen.iter().map(|it| (*it).into()).collect());
+    assert_eq!(broken(&["nbd"]), None);
+    assert!(broken(&["buf", "rbd"]).is_some_and(|it| it.contains("[\"rbd\"]")));
 }

@@ -5,6 +5,7 @@ mod dependencies;
 mod documents;
 mod licences;
 mod manifests;
+mod remedies;
 mod sources;
 mod words;
 

@@ -166,3 +166,21 @@ fn test_modules_are_told_from_code() {
     assert_eq!(numbers(code), [1, 7, 8, 9]);
     assert_eq!(numbers(tests), [2, 3, 4, 5, 6]);
 }
+
+/// Whatever a command asks a daemon, it asks by the control API: there is one that connects to control sockets.
+#[test]
+fn only_the_client_of_the_api_connects_to_daemons() {
+    const CLIENT: &str = "crates/blockyard/src/api/client.rs";
+    const WAYS: &[&str] = &["connect_unix", "UnixStream::connect"];
+    let connects = |file: &Path| {
+        let text = fs::read_to_string(file).unwrap();
+        code_lines(&text).iter().any(|(_, line)| WAYS.iter().any(|way| line.contains(way)))
+    };
+    let files = rust_files("crates/blockyard/src");
+    let found: Vec<_> = files
+        .iter()
+        .filter(|file| !is_test_file(file) && connects(file))
+        .map(|file| relative(file))
+        .collect();
+    assert_eq!(found, [CLIENT], "ask daemons by the API: blockyard::api::client");
+}

@@ -20,56 +20,32 @@ const PHRASES: &[(&str, &str)] = &[
     (", say$", "e.g., in front of the example"),
     ("write 660, say", "e.g. 660"),
     ("followed with a finger", "the path of ..."),
-    ("is no number", "not a number; invalid number"),
-    ("is no size", "invalid size"),
-    ("is no time", "invalid duration"),
-    ("is no address", "invalid address"),
-    ("is no name", "invalid name"),
-    ("is no multiple", "is not a multiple"),
-    ("is no power", "is not a power"),
-    ("is no disk", "is not a disk"),
-    ("is no regular", "is not a regular"),
-    ("is no directory", "is not a directory"),
-    ("is no socket", "is not a socket"),
-    ("is no toml", "TOML syntax error"),
+    ("is no", "is not a ...; invalid ...: reason"),
+    ("who does so", "a client that does"),
+    ("so many", "up to N"),
     ("^where should", "say what is missing"),
     ("^how large", "size missing"),
     ("^which disk", "say what is missing"),
 ];
-/// Ends of help texts that leave open what is meant.
-const HELP_ENDS: &[&str] = &[" without.", " there."];
-/// Help that names no action and no thing.
-const HELP_THAT_SAYS_NOTHING: &[&str] = &["JSON.", "All."];
-/// The longest help of an option or a command, in characters.
-const HELP_CHARACTERS: usize = 440;
 /// Where messages come from: not the crates of tests.
 const NO_MESSAGES: &[&str] =
     &["crates/conformance/", "crates/lab/", "crates/xtask/", "crates/bench/"];
 /// Documents for users, and for those who work on it.
-const DOCUMENTS: &[&str] = &["README.md", "CONTRIBUTING.md", "docs/yard.toml"];
-
-/// The commands that messages advise to run, each with a test that runs it and the words by which it does.
-const REMEDIES: &[(&str, &str, &str)] = &[
-    ("blockyard detach", "crates/blockyard/tests/vm/ownership.sh", "blockyard detach --force"),
-    ("blockyard image", "crates/blockyard/tests/image/images.rs", "\"snap\", \"purge\""),
-    ("blockyard list", "crates/blockyard/tests/remedies.rs", "list the exports: "),
-    ("blockyard recover", "crates/blockyard/tests/vm/recovery.sh", "blockyard recover"),
-    ("blockyard serve", "crates/blockyard/tests/remedies.rs", "start one: "),
-    ("blockdev --setrw", "crates/blockyard/tests/remedies.rs", "or run: "),
-    ("chmod 600", "crates/blockyard/tests/psk.rs", "chmod 600"),
-    // The kernel of a machine of tests may have no modules: this only sees that they are named.
-    ("modprobe", "crates/blockyard/tests/attach.rs", "modprobe ublk_drv"),
-    ("nsenter -t", "crates/blockyard/tests/vm/ownership.sh", "in the namespace of process"),
-    ("swapoff", "crates/blockyard/src/attach/usage.rs", "swapoff"),
-    ("truncate -s", "crates/blockyard/tests/remedies.rs", "help: run: "),
-    ("umount", "crates/blockyard/tests/vm/lifecycle.sh", "umount /mnt"),
+const DOCUMENTS: &[&str] =
+    &["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/yard.toml"];
+/// Keys of fields of the log that have another name: one for each idea.
+const LOG_KEYS: &[(&str, &str)] = &[
+    ("%err", "error = %err"),
+    ("?err", "error = %err"),
+    ("err", "error = err"),
+    ("%why", "error = %why"),
+    ("why", "error = why"),
+    ("what", "a name for what it is"),
+    ("%warning", "warning = %warning"),
 ];
-/// What stands before a command that a message advises.
-const LEADS: &[&str] =
-    &["run: ", "start one: ", "the exports: ", "and disks: ", "disks and exports: "];
 
 /// The string literals of code outside of tests, with the numbers of their lines.
-fn literals(text: &str) -> Vec<(usize, String)> {
+pub(crate) fn literals(text: &str) -> Vec<(usize, String)> {
     let code: Vec<_> = crate::sources::code_lines(text).into_iter().collect();
     let mut found = Vec::new();
     // A literal may continue on the next line; the indentation behind `\` is not part of it.
@@ -113,20 +89,37 @@ fn has_phrase(text: &str, phrase: &str) -> bool {
     let is_word = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
     text.match_indices(&lower).any(|(at, found)| {
         let (before, after) = (&text[..at], &text[at + found.len()..]);
-        // "there is no number" is English.
-        let there = lower.starts_with("is no ") && before.ends_with("there ");
-        !is_word(before.chars().next_back()) && !is_word(after.chars().next()) && !there
+        // "there is no number" is English, and so is "is no longer".
+        let is_english = lower == "is no"
+            && (before.ends_with("there ")
+                || [" longer", " more", " less", " different"]
+                    .iter()
+                    .any(|it| after.starts_with(it)));
+        !is_word(before.chars().next_back()) && !is_word(after.chars().next()) && !is_english
+    })
+}
+
+/// Whether an example is said to be like the thing: "as 30s".
+fn has_example_with_as(text: &str) -> bool {
+    text.match_indices(", as ").any(|(at, lead)| {
+        let word = text[at + lead.len()..].split(' ').next().unwrap_or_default();
+        let digits = word.bytes().take_while(u8::is_ascii_digit).count();
+        (1..word.len()).contains(&digits)
     })
 }
 
 fn wrong_phrases(place: &str, text: &str) -> Vec<String> {
-    let wrong = PHRASES.iter().filter(|(phrase, _)| has_phrase(text, phrase));
+    let mut wrong: Vec<_> = PHRASES.iter().filter(|(phrase, _)| has_phrase(text, phrase)).collect();
+    if has_example_with_as(text) {
+        wrong.push(&("as 4M", "e.g. 4M"));
+    }
     wrong
+        .iter()
         .map(|(phrase, better)| format!("{place}: {phrase:?} in {text:?}; write: {better}"))
         .collect()
 }
 
-fn message_files() -> Vec<std::path::PathBuf> {
+pub(crate) fn message_files() -> Vec<std::path::PathBuf> {
     let is_message = |file: &Path| {
         let name = relative(file);
         let in_tests =
@@ -151,31 +144,38 @@ fn messages_are_in_the_terms_of_the_field() {
     assert_none(&broken, "see each line; CONTRIBUTING.md says how messages are written");
 }
 
-#[test]
-fn help_names_what_it_is_about() {
-    let mut broken = Vec::new();
-    for file in &rust_files("crates/blockyard/src") {
-        let text = fs::read_to_string(file).unwrap();
-        if !text.contains("#[arg(") {
+/// The fields of each line of the log in a text, with the numbers of their lines: what stands in front of `=`, or alone.
+fn log_fields(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let code: Vec<_> = crate::sources::code_lines(text).into_iter().collect();
+    for (index, (number, line)) in code.iter().enumerate() {
+        let Some((_, rest)) = line.split_once("tracing::") else { continue };
+        let Some((level, rest)) = rest.split_once("!(") else { continue };
+        if !["error", "warn", "info", "debug", "trace"].contains(&level) {
             continue;
         }
-        let mut help = String::new();
-        for (index, line) in text.lines().enumerate() {
-            if let Some(more) = line.trim_start().strip_prefix("///") {
-                help.push_str(more);
-                continue;
-            }
-            let said = std::mem::take(&mut help);
-            let place = format!("{}:{index}", relative(file));
-            broken.extend(wrong_phrases(&place, said.trim()));
-            let is_open = HELP_ENDS.iter().any(|end| said.to_lowercase().ends_with(end));
-            let says_nothing = HELP_THAT_SAYS_NOTHING.contains(&said.trim());
-            if is_open || says_nothing || said.chars().count() > HELP_CHARACTERS {
-                broken.push(format!("{place}: {said}"));
-            }
+        let more = code[index + 1..].iter().map(|(_, line)| *line);
+        let all: String = std::iter::once(rest).chain(more.take(12)).collect::<Vec<_>>().join(" ");
+        let fields = all.split('"').next().unwrap_or_default();
+        let keys = fields.split(", ").map(|field| field.split(" = ").next().unwrap_or(field));
+        let keys = keys.map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
+        found.extend(keys.map(|key| (*number, key)));
+    }
+    found
+}
+
+#[test]
+fn an_idea_has_one_key_in_the_log() {
+    let mut broken = Vec::new();
+    for file in message_files() {
+        for (number, key) in log_fields(&fs::read_to_string(&file).unwrap()) {
+            let wrong = LOG_KEYS.iter().find(|(wrong, _)| *wrong == key);
+            broken.extend(
+                wrong.map(|(_, better)| format!("{}:{number}: {key}: {better}", relative(&file))),
+            );
         }
     }
-    assert_none(&broken, "a verb or a noun phrase, defaults in brackets: [default: one per CPU]");
+    assert_none(&broken, "write the field as it says");
 }
 
 #[test]
@@ -193,39 +193,21 @@ fn documents_are_in_the_terms_of_the_field() {
 }
 
 #[test]
-fn what_messages_advise_is_run_by_a_test() {
-    let mut broken = Vec::new();
-    for file in message_files() {
-        for (number, text) in literals(&fs::read_to_string(&file).unwrap()) {
-            for advice in LEADS.iter().flat_map(|lead| text.split(lead).skip(1)) {
-                let is_known = REMEDIES.iter().any(|(command, ..)| advice.starts_with(command));
-                if !is_known && !advice.starts_with("cargo ") && !advice.starts_with('{') {
-                    broken.push(format!("{}:{number}: {advice}", relative(&file)));
-                }
-            }
-        }
-    }
-    for (command, test, words) in REMEDIES {
-        if !read(test).contains(words) {
-            broken.push(format!("{test} does not run {command}: {words:?} is not there"));
-        }
-    }
-    assert_none(
-        &broken,
-        "let a test run it, and name both in REMEDIES of crates/xtask/tests/tidy/words.rs",
-    );
-}
-
-#[test]
 fn texts_are_found_in_code() {
     let code = "let a = \"one \\\n    two\"; // \"no\"\nlet c = '\"'; let b = \"\\\"three\\\"\";\n\
         #[cfg(test)]\nmod tests {\n    \"no\"\n}\n";
     let found: Vec<_> = literals(code).into_iter().map(|(_, text)| text).collect();
     assert_eq!(found, ["one two", "\\\"three\\\""]);
     assert!(
-        has_phrase("it is no number", "is no number")
-            && !has_phrase("there is no number", "is no number")
+        has_phrase("it is no number", "is no")
+            && !has_phrase("there is no number", "is no")
+            && !has_phrase("it is no longer", "is no")
     );
+    assert!(has_example_with_as("a size, as 4M") && !has_example_with_as("the same, as 4 of 5"));
+    let log =
+        "tracing::warn!(%err, pid, \"text\");\ntracing::info!(\n  error = %err,\n  \"a, b\"\n);\n";
+    let keys: Vec<_> = log_fields(log).into_iter().map(|(_, key)| key).collect();
+    assert_eq!(keys, ["%err", "pid", "error"]);
     assert!(has_phrase("opened anew", "anew") && !has_phrase("renewal", "anew"));
     assert!(has_phrase("how large?", "^how large") && has_phrase("write 4, say", ", say$"));
 }

@@ -9,7 +9,7 @@ pub(super) fn run(context: &Context<'_>, args: &ImageBenchArgs) -> Result<u8> {
     let target = context.target(&args.image)?;
     let (total, each) = (size("--io-total", &args.io_total)?, size("--io-size", &args.io_size)?);
     let count = total.checked_div(each).filter(|count| *count > 0);
-    let count = count.ok_or_else(|| Error::usage("--io-total is at least one --io-size"))?;
+    let count = count.ok_or_else(|| Error::usage("--io-total must be at least --io-size"))?;
     let rw = match (args.io_type, args.io_pattern) {
         (IoType::Read, IoPattern::Seq) => Rw::Read,
         (IoType::Read, IoPattern::Rand) => Rw::Randread,

@@ -67,18 +67,18 @@ async fn check_image(
         Ok(image) => image,
         Err(err) => {
             let why = err.told().0.join(": ");
-            report.problems.push(format!("{spec} cannot be opened: {why}"));
+            report.problems.push(format!("cannot open {spec}: {why}"));
             return Ok(());
         }
     };
     if image.id() != id {
         let found = image.id();
-        report.problems.push(format!("{spec} has the id {found}, and the directory says {id}"));
+        report.problems.push(format!("{spec} has ID {found}, but the directory says {id}"));
     }
     if !image.features().contains(Features::OBJECT_MAP) {
         return Ok(());
     }
-    let names = image.snapshot_records().iter().map(|snapshot| Some(snapshot.name.clone()));
+    let names = image.user_snapshots().map(|snapshot| Some(snapshot.name.clone()));
     let views: Vec<_> = names.chain([None]).collect();
     let mut wrong = 0;
     for snapshot in views {
@@ -87,8 +87,8 @@ async fn check_image(
         let state = opened.check_map(|_, _| {}).await.map_err(cannot("check", &view))?;
         let what = match state {
             MapState::Right => continue,
-            MapState::Invalid => "is not valid".to_owned(),
-            MapState::Misses(object) => format!("does not know of object {object}"),
+            MapState::Invalid => "is flagged invalid".to_owned(),
+            MapState::Misses(object) => format!("lacks object {object}"),
         };
         wrong += 1;
         report.problems.push(format!("the object map of {view} {what}"));
@@ -133,9 +133,7 @@ async fn check_objects(store: &Store, ids: &BTreeSet<String>, report: &mut Repor
     }
     report.problems.extend(unknown.into_iter().map(|id| {
         let header = names::header(&id);
-        format!(
-            "objects of {id} are there, and no image has that id (its header would be {header})"
-        )
+        format!("objects of {id}, but no image with that ID (missing header {header})")
     }));
     Ok(())
 }

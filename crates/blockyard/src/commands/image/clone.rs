@@ -14,8 +14,9 @@ pub(super) async fn clone(context: &Context<'_>, snapshot: &str, image: &str) ->
     let (parent, name) = context.snapshot(snapshot)?;
     let child = context.image(image)?;
     if !parent.is_beside(&child) {
-        let what = "a clone is in the store of its parent";
-        return Err(Error::usage(what).help("use blockyard image cp, which copies all of it"));
+        let what = "cannot clone into another store";
+        return Err(Error::usage(what)
+            .help(format!("copy the whole image: blockyard image cp {snapshot} {image}")));
     }
     let (_store, opened) = parent.read().await?;
     let into = child.store(false)?;
@@ -74,7 +75,7 @@ pub(super) async fn flatten(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let (_store, image) = target.read().await?;
     if image.parent_record().is_none() {
-        return Err(Error::usage(format!("{} is no clone", target.spec)));
+        return Err(Error::usage(format!("{} is not a clone", target.spec)));
     }
     target.change(&format!("flatten {}", target.spec), async |live| live.flatten().await).await
 }

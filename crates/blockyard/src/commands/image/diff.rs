@@ -147,17 +147,18 @@ pub(super) async fn apply(
         match reader.next_record().map_err(stream)? {
             DiffRecord::From(name) => {
                 if owned.snapshot_record(&name).is_err() {
-                    let what = format!(
-                        "the diff starts from the snapshot {name}, which {spec} does not have"
-                    );
-                    return Err(Error::failed(what).help("import the diffs that come before it"));
+                    let what =
+                        format!("the diff starts from snapshot {name}, which {spec} does not have");
+                    return Err(Error::failed(what).help("import the preceding diffs first"));
                 }
             }
             DiffRecord::To(name) => {
                 if owned.snapshot_record(&name).is_ok() {
                     let what =
-                        format!("the diff leads to the snapshot {name}, which {spec} has already");
-                    return Err(Error::failed(what).help("it may have been imported before"));
+                        format!("the end snapshot {name} of the diff already exists in {spec}");
+                    return Err(Error::failed(what).help(format!(
+                        "it may have been imported already; list snapshots: blockyard image snap ls {spec}"
+                    )));
                 }
                 to = Some(name);
             }
@@ -182,7 +183,7 @@ pub(super) async fn apply(
         }
     }
     if let Some(name) = to {
-        owned.create_snapshot(&name).await.map_err(cannot("make a snapshot of", spec))?;
+        owned.create_snapshot(&name).await.map_err(cannot("create a snapshot of", spec))?;
         if is_protected {
             owned.protect_snapshot(&name).await.map_err(cannot("protect a snapshot of", spec))?;
         }

@@ -43,10 +43,10 @@ impl Output {
         } else {
             let made = OpenOptions::new().write(true).create_new(true).open(path);
             To::File(made.map_err(|err| {
-                let error = Error::failed(format!("cannot make {}", path.display()));
+                let error = Error::failed(format!("cannot create {}", path.display()));
                 let is_there = err.kind() == io::ErrorKind::AlreadyExists;
                 let error = error.caused_by(err);
-                if is_there { error.help("remove it, or name another file") } else { error }
+                if is_there { error.help("remove the file, or name another one") } else { error }
             })?)
         };
         Ok(Self { to, path: path.to_owned(), is_done: false })

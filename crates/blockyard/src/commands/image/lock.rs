@@ -23,7 +23,7 @@ pub(super) async fn run(context: &Context<'_>, command: &LockCommand) -> Result<
             let target = context.image(image)?;
             let (_store, image) = target.read().await?;
             let locker = LockerId { client: client(locker)?, cookie: lock_id.clone() };
-            image.break_lock(&locker).await.map_err(cannot("take the lock of", &target.spec))
+            image.break_lock(&locker).await.map_err(cannot("break the lock of", &target.spec))
         }
     }
 }
@@ -32,8 +32,8 @@ pub(super) async fn run(context: &Context<'_>, command: &LockCommand) -> Result<
 fn client(text: &str) -> Result<EntityName> {
     let number = text.strip_prefix("client.").and_then(|number| number.parse().ok());
     let number = number.ok_or_else(|| {
-        Error::usage(format!("{text:?} is not a client"))
-            .help("write it as `lock ls` shows it: client.4711")
+        Error::usage(format!("invalid client {text:?}"))
+            .help("write e.g. client.4711; list lock holders: blockyard image lock ls IMAGE")
     })?;
     Ok(EntityName { kind: EntityType::CLIENT, number })
 }
@@ -49,7 +49,7 @@ async fn list(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let (_store, image) = target.read().await?;
     let LockInfo { lockers, kind, tag } =
-        image.lock_info().await.map_err(cannot("look at the lock of", &target.spec))?;
+        image.lock_info().await.map_err(cannot("read the lock of", &target.spec))?;
     let all: Vec<Listed> = lockers
         .iter()
         .map(|(id, info)| Listed {

@@ -24,10 +24,10 @@ pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Re
             match state {
                 MapState::Right => return Ok(0),
                 MapState::Invalid => term::tell(format_args!(
-                    "the object map of {spec} is not valid; rebuild it with blockyard image object-map rebuild"
+                    "the object map of {spec} is flagged invalid; rebuild it: blockyard image object-map rebuild {spec}"
                 )),
                 MapState::Misses(object) => term::tell(format_args!(
-                    "the object map of {spec} lacks object {object}; rebuild it with blockyard image object-map rebuild"
+                    "the object map of {spec} lacks object {object}; rebuild it: blockyard image object-map rebuild {spec}"
                 )),
             }
             Ok(NO)
@@ -50,7 +50,11 @@ fn no_map(spec: &str) -> impl FnOnce(blockyard_rbd::Error) -> Error + '_ {
     move |err| {
         let has_none = err.errno().is_some_and(|errno| errno.raw_os_error() == EINVAL);
         let error = cannot("use the object map of", &spec)(err);
-        if has_none { error.help("the image has no feature object-map") } else { error }
+        if has_none {
+            error.help("only images with the feature object-map have one")
+        } else {
+            error
+        }
     }
 }
 
@@ -63,13 +67,15 @@ pub(super) async fn sparsify(context: &Context<'_>, image: &str, least: &str) ->
         let object = owned.layout().object_bytes();
         if least == 0 || !object.is_multiple_of(least) {
             let object = sizes::human(object);
-            return Err(Error::usage(format!("--sparse-size: it divides an object of {object}")));
+            return Err(Error::usage(format!(
+                "--sparse-size must divide the object size, {object}"
+            )));
         }
         let mut progress = context.progress("Image sparsify", owned.size());
         let freed = owned.sparsify(least, |at, _| progress.set(at)).await;
         freed.map_err(cannot("sparsify", &target.spec))
     };
     let freed = target.owned(sparsify).await?;
-    term::tell(format_args!("{} were zeroes", sizes::human(freed)));
+    term::tell(format_args!("{} of zeroes reclaimed", sizes::human(freed)));
     Ok(())
 }

@@ -18,18 +18,18 @@ pub(super) async fn run(context: &Context<'_>, command: &MetaCommand) -> Result<
     match command {
         MetaCommand::Ls { .. } => {
             let notes =
-                image.metadata().await.map_err(cannot("read the notes of", &target.spec))?;
+                image.metadata().await.map_err(cannot("read the metadata of", &target.spec))?;
             list(context, notes)
         }
         MetaCommand::Get { key, .. } => {
-            let value = image.metadata_value(key).await.map_err(cannot("find the note", key))?;
+            let value = image.metadata_value(key).await.map_err(cannot("find the key", key))?;
             if context.json { term::say_json(&value) } else { term::say(value) }
         }
         MetaCommand::Set { key, value, .. } => {
-            image.set_metadata(key, value).await.map_err(cannot("set the note", key))
+            image.set_metadata(key, value).await.map_err(cannot("set the key", key))
         }
         MetaCommand::Rm { key, .. } => {
-            image.remove_metadata(key).await.map_err(cannot("remove the note", key))
+            image.remove_metadata(key).await.map_err(cannot("remove the key", key))
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) async fn run(context: &Context<'_>, command: &NamespaceCommand) -> Re
     match command {
         NamespaceCommand::Create { name } => {
             let pool = pool(context.store(None, true)?).await?;
-            namespace::create(&pool, name).await.map_err(cannot("make the namespace", name))
+            namespace::create(&pool, name).await.map_err(cannot("create the namespace", name))
         }
         NamespaceCommand::Ls { store } => {
             let pool = pool(context.store(store.as_deref(), false)?).await?;
@@ -42,7 +42,8 @@ pub(super) async fn run(context: &Context<'_>, command: &NamespaceCommand) -> Re
             let pool = pool(context.store(None, false)?).await?;
             let removed = namespace::remove(&pool, name).await;
             removed.map_err(|err| {
-                cannot("remove the namespace", name)(err).help("it has to be there, and empty")
+                cannot("remove the namespace", name)(err)
+                    .help("the namespace must exist and be empty; list them: blockyard image namespace ls")
             })
         }
     }

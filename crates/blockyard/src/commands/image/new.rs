@@ -1,10 +1,8 @@
 //! Images that come, change and go: create, rm, rename, resize.
 
 use blockyard_rbd::format::{Features, Layout};
-use blockyard_rbd::image::{
-    CreateOptions, Image, create as create_image, find, remove as remove_image,
-};
-use blockyard_rbd::live::LiveImage;
+use blockyard_rbd::image::{CreateOptions, Image, create as create_image, find};
+use blockyard_rbd::live::{LiveImage, remove as remove_image};
 
 use super::cannot;
 use super::place::{Context, size_in_mib};
@@ -54,7 +52,7 @@ fn features(names: &[String]) -> Result<Features> {
             let known = Features::KNOWN.names();
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
             let hint = suggest::hint(name, &known);
-            Error::usage(format!("--image-feature: there is no feature {name:?}; {hint}"))
+            Error::usage(format!("--image-feature: unknown feature {name:?}; {hint}"))
         })?;
     }
     Ok(features)
@@ -71,7 +69,7 @@ pub(super) async fn create(
     let store = target.store(true)?;
     check_namespace(&store, &target.spec.namespace).await?;
     let made = create_image(&store, &target.spec.image, &options).await;
-    made.map_err(cannot("make", &target.spec))
+    made.map_err(cannot("create", &target.spec))
 }
 
 /// A namespace has to be made before there are images in it.
@@ -85,8 +83,8 @@ pub(super) async fn check_namespace(store: &Store, namespace: &str) -> Result<()
     if known.map_err(cannot("list", &"namespaces"))?.iter().any(|known| known == namespace) {
         return Ok(());
     }
-    Err(Error::failed(format!("there is no namespace {namespace}"))
-        .help(format!("create it with blockyard image namespace create {namespace}")))
+    Err(Error::failed(format!("no namespace named {namespace}"))
+        .help(format!("create it: blockyard image namespace create {namespace}")))
 }
 
 pub(super) async fn remove(context: &Context<'_>, image: &str) -> Result<()> {
@@ -116,8 +114,11 @@ pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Resul
         ImageSpec { image: to.into(), ..target.spec.clone() }
     };
     if to.namespace != target.spec.namespace {
-        let what = "an image stays in its namespace";
-        return Err(Error::usage(what).help("copy it with blockyard image deep cp"));
+        let what = "cannot rename across namespaces";
+        let (from, to) = (&target.spec, &to);
+        return Err(
+            Error::usage(what).help(format!("copy the image: blockyard image deep cp {from} {to}"))
+        );
     }
     // One that has no lock, or cannot be opened, has nobody who could be asked.
     let has_lock = |image: Image<Store>| image.features().contains(Features::EXCLUSIVE_LOCK);
@@ -159,6 +160,6 @@ pub(super) async fn resize(
 
 fn would_shrink(spec: &ImageSpec, old: u64, new: u64) -> Error {
     let (old, new) = (size::human(old), size::human(new));
-    Error::usage(format!("{spec} has {old}, and would lose what is behind {new}"))
-        .help("add --allow-shrink if that is meant")
+    Error::usage(format!("cannot shrink {spec} from {old} to {new} without --allow-shrink"))
+        .help("data past the new end is lost; add --allow-shrink to accept that")
 }

@@ -76,7 +76,7 @@ impl<'a> Context<'a> {
         if text.starts_with(IN_DIRECTORY) || text.starts_with(IN_CLUSTER) {
             let plan: DiskPlan = super::super::disk_uri(text)?;
             let found = image_of(&plan).map(|(place, spec)| Target { place, spec });
-            let mut target = found.ok_or_else(|| Error::usage(format!("{text} is no image")))?;
+            let mut target = found.ok_or_else(|| Error::usage(format!("invalid image {text}")))?;
             if target.spec.namespace.is_empty() {
                 self.namespace().clone_into(&mut target.spec.namespace);
             }
@@ -104,7 +104,7 @@ impl<'a> Context<'a> {
             Some((pool, namespace)) => (Some(pool), namespace),
         };
         if namespace.contains('/') || pool.is_some() && self.args.dir.is_some() {
-            let what = format!("{text:?} names no store");
+            let what = format!("invalid store {text:?}");
             let help =
                 "write NAMESPACE/IMAGE with --dir, POOL/IMAGE or POOL/NAMESPACE/IMAGE in a cluster";
             return Err(Error::usage(what).help(help));
@@ -116,7 +116,10 @@ impl<'a> Context<'a> {
     pub(super) fn image(&self, text: &str) -> Result<Target> {
         let target = self.target(text)?;
         match &target.spec.snapshot {
-            Some(_) => Err(Error::usage(format!("{text} is a snapshot; name the image alone"))),
+            Some(_) => {
+                Err(Error::usage(format!("{text} is a snapshot, not an image"))
+                    .help("omit @SNAPSHOT"))
+            }
             None => Ok(target),
         }
     }
@@ -126,7 +129,7 @@ impl<'a> Context<'a> {
         let mut target = self.target(text)?;
         match target.spec.snapshot.take() {
             Some(snapshot) => Ok((target, snapshot)),
-            None => Err(Error::usage(format!("{text} names no snapshot"))
+            None => Err(Error::usage(format!("snapshot missing in {text}"))
                 .help(format!("write {text}@SNAPSHOT"))),
         }
     }
@@ -230,13 +233,16 @@ pub(super) fn size_in_mib(flag: &str, text: &str) -> Result<u64> {
         Ok(mib) => mib.checked_mul(1 << 20).filter(|bytes| *bytes <= size::MAX),
         Err(_) => return super::super::size(flag, text),
     };
-    bytes.ok_or_else(|| Error::usage(format!("{flag}: {text} MiB is more than an image can have")))
+    bytes.ok_or_else(|| {
+        Error::usage(format!("{flag}: {text} MiB is more than the maximum size of an image"))
+    })
 }
 
 /// The name of an image for a file, and the other way round.
 pub(super) fn file_name(path: &Path) -> Result<&str> {
     path.file_name().and_then(OsStr::to_str).ok_or_else(|| {
-        Error::usage(format!("{} is not an image name; name the image", path.display()))
+        Error::usage(format!("{} is not a valid image name", path.display()))
+            .help("give the name of the image, too")
     })
 }
 

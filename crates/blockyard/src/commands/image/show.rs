@@ -132,7 +132,7 @@ async fn listed(store: &Store, name: String) -> Result<Vec<Listed>> {
         protected: None,
         lock_type,
     }];
-    for snapshot in image.snapshot_records() {
+    for snapshot in image.user_snapshots() {
         let view = ImageSpec { snapshot: Some(snapshot.name.clone()), ..spec.clone() };
         let opened = read(store, &view).await?;
         let parent = opened.parent_names().await.map_err(cannot("open", &view))?;
@@ -199,7 +199,7 @@ impl InfoReport {
             objects: layout.objects(image.size()),
             order: layout.order(),
             object_size: layout.object_bytes(),
-            snapshot_count: image.snapshot_records().len(),
+            snapshot_count: image.user_snapshots().count(),
             block_name_prefix: image.prefix().to_owned(),
             format: 2,
             features: image.features().names(),
@@ -295,7 +295,7 @@ struct StatusReport {
 pub(super) async fn status(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let (store, image) = target.read().await?;
-    let watchers = image.watchers().await.map_err(cannot("look at", &target.spec))?;
+    let watchers = image.watchers().await.map_err(cannot("list the clients of", &target.spec))?;
     let watchers = watchers.iter().map(|watcher| WatcherReport {
         address: watcher.addr.to_string(),
         client: watcher.client.number,

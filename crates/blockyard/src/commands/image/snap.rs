@@ -1,6 +1,6 @@
 //! Snapshots.
 
-use blockyard_rbd::format::{Protection, Snapshot};
+use blockyard_rbd::format::{Protection, Snapshot, SnapshotNamespace};
 use blockyard_rbd::live::LiveImage;
 use serde::Serialize;
 
@@ -16,10 +16,10 @@ pub(super) async fn run(context: &Context<'_>, command: &SnapCommand) -> Result<
     match command {
         SnapCommand::Create { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
-            let doing = format!("make the snapshot {snapshot}");
+            let doing = format!("create the snapshot {snapshot}");
             target.change(&doing, async |live| live.create_snapshot(&name).await).await
         }
-        SnapCommand::Ls { image } => list(context, image).await,
+        SnapCommand::Ls { image, all } => list(context, image, *all).await,
         SnapCommand::Rm { snapshot } => {
             let (target, name) = context.snapshot(snapshot)?;
             let doing = format!("remove the snapshot {snapshot}");
@@ -58,39 +58,82 @@ struct Listed {
     size: u64,
     protected: &'static str,
     timestamp: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<Namespace>,
 }
 
-impl From<&Snapshot> for Listed {
-    fn from(snapshot: &Snapshot) -> Self {
+/// What a snapshot is for.
+#[derive(Serialize)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_name: Option<String>,
+}
+
+impl From<&SnapshotNamespace> for Namespace {
+    fn from(namespace: &SnapshotNamespace) -> Self {
+        let (kind, original_name) = match namespace {
+            SnapshotNamespace::User => ("user", None),
+            SnapshotNamespace::Trash { name, .. } => ("trash", Some(name.clone())),
+            SnapshotNamespace::Other { kind: 1, .. } => ("group", None),
+            SnapshotNamespace::Other { kind: 3, .. } => ("mirror", None),
+            SnapshotNamespace::Other { .. } => ("unknown", None),
+        };
+        Self { kind, original_name }
+    }
+}
+
+impl std::fmt::Display for Namespace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.original_name {
+            Some(name) => write!(f, "{} ({name})", self.kind),
+            None => f.write_str(self.kind),
+        }
+    }
+}
+
+impl Listed {
+    fn new(snapshot: &Snapshot, is_of_all: bool) -> Self {
         Self {
             id: snapshot.id,
             name: snapshot.name.clone(),
             size: snapshot.image_size,
             protected: truth(snapshot.protection == Protection::Protected as u8),
             timestamp: time(snapshot.timestamp),
+            namespace: is_of_all.then(|| (&snapshot.namespace).into()),
         }
     }
 }
 
-async fn list(context: &Context<'_>, image: &str) -> Result<()> {
+async fn list(context: &Context<'_>, image: &str, lists_all: bool) -> Result<()> {
     let (_store, image) = context.image(image)?.read().await?;
-    let all: Vec<Listed> = image.snapshot_records().iter().map(Listed::from).collect();
+    let is_listed =
+        |snapshot: &&Snapshot| lists_all || snapshot.namespace == SnapshotNamespace::User;
+    let listed = image.snapshot_records().iter().filter(is_listed);
+    let all: Vec<Listed> = listed.map(|snapshot| Listed::new(snapshot, lists_all)).collect();
     if context.json {
         return term::say_json(&all);
     }
     if all.is_empty() {
         return Ok(());
     }
-    let mut table = term::table(&["SNAPID", "NAME", "SIZE", "PROTECTED", "TIMESTAMP"]);
+    let mut heads = vec!["SNAPID", "NAME", "SIZE", "PROTECTED", "TIMESTAMP"];
+    if lists_all {
+        heads.push("NAMESPACE");
+    }
+    let mut table = term::table(&heads);
     for snapshot in all {
         let protected = if snapshot.protected == "true" { "yes" } else { "" };
-        table.add_row([
+        let mut row = vec![
             snapshot.id.to_string(),
             snapshot.name,
             size::human(snapshot.size),
             protected.to_owned(),
             snapshot.timestamp,
-        ]);
+        ];
+        row.extend(snapshot.namespace.map(|namespace| namespace.to_string()));
+        table.add_row(row);
     }
     term::say(table.trim_fmt())
 }
@@ -98,7 +141,7 @@ async fn list(context: &Context<'_>, image: &str) -> Result<()> {
 async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
     let ((target, old), (other, new)) = (context.snapshot(from)?, context.snapshot(to)?);
     if target != other {
-        return Err(Error::usage("a snapshot stays with its image")
+        return Err(Error::usage("cannot move a snapshot to another image")
             .help(format!("write {}@{new}", target.spec)));
     }
     let doing = format!("rename the snapshot {from}");
@@ -108,10 +151,8 @@ async fn rename(context: &Context<'_>, from: &str, to: &str) -> Result<()> {
 async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
     let target = context.image(image)?;
     let (_store, image) = target.read().await?;
-    let is_needed = |snapshot: &&Snapshot| {
-        snapshot.child_count > 0 || snapshot.protection != Protection::Unprotected as u8
-    };
-    let (needed, free): (Vec<_>, Vec<_>) = image.snapshot_records().iter().partition(is_needed);
+    let is_needed = |snapshot: &&Snapshot| snapshot.protection != Protection::Unprotected as u8;
+    let (needed, free): (Vec<_>, Vec<_>) = image.user_snapshots().partition(is_needed);
     if !free.is_empty() {
         let purge = async |live: &LiveImage<Store>| {
             for snapshot in free {
@@ -126,9 +167,9 @@ async fn purge(context: &Context<'_>, image: &str) -> Result<()> {
         return Ok(());
     }
     let names: Vec<_> = needed.into_iter().map(|snapshot| snapshot.name.as_str()).collect();
-    let what = format!("these snapshots are protected or have clones: {}", names.join(", "));
+    let what = format!("protected snapshots not removed: {}", names.join(", "));
     Err(Error::new(crate::error::ErrorKind::Busy, what)
-        .help("see `image children`; flatten the clones, or unprotect the snapshots"))
+        .help("flatten the clones, or unprotect the snapshots; list clones: blockyard image children IMAGE"))
 }
 
 async fn set_limit(context: &Context<'_>, image: &str, limit: Option<u64>) -> Result<()> {

@@ -99,7 +99,7 @@ async fn export_all(
         features: Some(image.features().difference(Features::INTERNAL).bits()),
         stripe_unit: Some(unit),
         stripe_count: Some(count),
-        metadata: image.metadata().await.map_err(cannot("read the notes of", spec))?,
+        metadata: image.metadata().await.map_err(cannot("read the metadata of", spec))?,
     };
     let mut bytes = Vec::new();
     header.put(&mut bytes);
@@ -124,7 +124,7 @@ async fn export_all(
 fn views(image: &Image<Store>, spec: &ImageSpec) -> Vec<ImageSpec> {
     let at = |name: &str| ImageSpec { snapshot: Some(name.to_owned()), ..spec.clone() };
     let mut views = Vec::new();
-    for snapshot in image.snapshot_records() {
+    for snapshot in image.user_snapshots() {
         views.push(at(&snapshot.name));
         if spec.snapshot.as_ref() == Some(&snapshot.name) {
             return views;
@@ -177,7 +177,7 @@ fn bytes_of(file: &Path) -> Result<u64> {
         return Ok(0);
     }
     let cannot = |err: std::io::Error| {
-        Error::failed(format!("cannot look at {}", file.display())).caused_by(err)
+        Error::failed(format!("cannot read the size of {}", file.display())).caused_by(err)
     };
     // That of a block device is where it ends.
     let mut opened = std::fs::File::open(file).map_err(cannot)?;
@@ -186,7 +186,7 @@ fn bytes_of(file: &Path) -> Result<u64> {
 
 /// What a stream says that the image is, unless the command line says otherwise. Features that are not made here are left out.
 fn of_header(header: &ExportHeader, new: &NewImageArgs) -> Result<CreateOptions> {
-    let bad = |err: blockyard_rbd::Error| rbd_error("the file has an image that cannot be", err);
+    let bad = |err: blockyard_rbd::Error| rbd_error("invalid image in the file", err);
     let usual = usual_layout()?;
     let order = header.order.and_then(|order| u8::try_from(order).ok()).unwrap_or(usual.order());
     let usual = match (header.stripe_unit, header.stripe_count) {
@@ -205,7 +205,7 @@ async fn make(target: &Target, options: &CreateOptions) -> Result<OwnedImage> {
     let store = target.store(true)?;
     check_namespace(&store, &target.spec.namespace).await?;
     let made = create(&store, &target.spec.image, options).await;
-    made.map_err(cannot("make", &target.spec))?;
+    made.map_err(cannot("create", &target.spec))?;
     own(&store, &target.spec).await
 }
 
@@ -213,15 +213,14 @@ async fn make(target: &Target, options: &CreateOptions) -> Result<OwnedImage> {
 async fn take_back(target: &Target) {
     let Ok(store) = target.store(false) else { return };
     if let Ok(mut owned) = own(&store, &target.spec).await {
-        let names: Vec<_> =
-            owned.snapshot_records().iter().map(|snapshot| snapshot.name.clone()).collect();
+        let names: Vec<_> = owned.user_snapshots().map(|snapshot| snapshot.name.clone()).collect();
         for name in names {
             let _protected = owned.unprotect_snapshot(&name).await;
             let _gone = owned.remove_snapshot(&name).await;
         }
         let _closed = owned.close().await;
     }
-    let _gone = blockyard_rbd::image::remove(&store, &target.spec.image).await;
+    let _gone = blockyard_rbd::live::remove(&store, &target.spec.image).await;
 }
 
 async fn import_bytes(
@@ -244,7 +243,7 @@ async fn import_bytes(
         let end = at + length as u64;
         if end > owned.size() {
             if !grows {
-                return Err(Error::failed("the file has become longer while it was read"));
+                return Err(Error::failed("the file grew while it was read"));
             }
             // By more each time, so that it is not often.
             let larger = owned.size().saturating_mul(2).max(end).max(1 << 30);
@@ -316,7 +315,7 @@ async fn import_all(
     let count = diff_count(from).map_err(|err| rbd_error("cannot import the file", err))?;
     for (key, value) in &header.metadata {
         let noted = owned.set_metadata(key, value).await;
-        noted.map_err(cannot("note something about", &target.spec))?;
+        noted.map_err(cannot("set the metadata of", &target.spec))?;
     }
     for _ in 0..count {
         let mut progress: Progress = context.progress("Importing image", owned.size());
@@ -346,8 +345,8 @@ pub(super) async fn copy(context: &Context<'_>, from: &str, to: &str, deep: bool
 }
 
 async fn copy_notes(image: &Image<Store>, owned: &OwnedImage, spec: &ImageSpec) -> Result<()> {
-    for (key, value) in image.metadata().await.map_err(cannot("read the notes of", spec))? {
-        owned.set_metadata(&key, &value).await.map_err(cannot("note something about", spec))?;
+    for (key, value) in image.metadata().await.map_err(cannot("read the metadata of", spec))? {
+        owned.set_metadata(&key, &value).await.map_err(cannot("set the metadata of", spec))?;
     }
     owned.flush().await.map_err(cannot("flush", spec))
 }
@@ -386,7 +385,7 @@ async fn copy_views(
         if let Some(snapshot) = opened.opened_snapshot().filter(|_| deep) {
             before = Some(snapshot.id);
             let made = owned.create_snapshot(&snapshot.name).await;
-            made.map_err(cannot("make a snapshot of", spec))?;
+            made.map_err(cannot("create a snapshot of", spec))?;
         }
     }
     Ok(())

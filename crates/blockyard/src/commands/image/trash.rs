@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use blockyard_rados::encoding::Utime;
 use blockyard_rbd::format::TrashEntry;
 use blockyard_rbd::image::trash;
+use blockyard_rbd::live::remove_from_trash;
 use serde::Serialize;
 
 use super::cannot;
@@ -32,8 +33,9 @@ pub(super) async fn run(context: &Context<'_>, command: &TrashCommand) -> Result
             let entry = trash::entry(&store, id).await.map_err(cannot("find in the trash", id))?;
             if entry.kept_until > now() && !force {
                 let until = time(entry.kept_until);
-                let what = format!("the image is to be kept until {until}");
-                return Err(Error::new(ErrorKind::NotPermitted, what).help("add --force"));
+                let what = format!("the retention of image {id} expires at {until} only");
+                return Err(Error::new(ErrorKind::NotPermitted, what)
+                    .help("wait until then, or add --force"));
             }
             remove(&store, id).await
         }
@@ -56,13 +58,13 @@ async fn put(context: &Context<'_>, image: &str, expires_in: Option<&str>) -> Re
     // Nobody writes it meanwhile. One that was moved in part may have no name to be opened by.
     let _unused = unused(&store, &target.spec, &id).await?;
     let moved = trash::put(&store, &target.spec.image, now(), until).await;
-    moved.map(drop).map_err(cannot("move into the trash", &target.spec))
+    moved.map(drop).map_err(cannot("move to the trash", &target.spec))
 }
 
 async fn remove(store: &Store, id: &str) -> Result<()> {
     // One that was moved or restored in part may be in use.
     let _unused = unused(store, &id, id).await?;
-    trash::remove(store, id).await.map_err(cannot("remove", &id))?;
+    remove_from_trash(store, id).await.map_err(cannot("remove", &id))?;
     forget_lock(store, id);
     Ok(())
 }
@@ -81,7 +83,7 @@ async fn purge(context: &Context<'_>, store: Option<&str>) -> Result<()> {
     }
     match kind {
         None => Ok(()),
-        Some(kind) => Err(Error::new(kind, format!("images that stay in the trash: {failed}"))),
+        Some(kind) => Err(Error::new(kind, format!("not removed from the trash: {failed}"))),
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn run(context: &Context<'_>, image: Option<&str>, exact: bool)
 async fn rows_of(store: &Store, spec: &ImageSpec, exact: bool) -> Result<Vec<Row>> {
     let image = read(store, spec).await?;
     let (mut rows, mut before) = (Vec::new(), None);
-    for snapshot in image.snapshot_records() {
+    for snapshot in image.user_snapshots() {
         let view = ImageSpec { snapshot: Some(snapshot.name.clone()), ..spec.clone() };
         if spec.snapshot.is_none() || spec.snapshot == view.snapshot {
             let opened = read(store, &view).await?;

@@ -16,7 +16,7 @@ pub(super) async fn run(context: &Context<'_>, image: &str) -> Result<()> {
     let mut watch = watch.map_err(cannot("watch", &target.spec))?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
         .map_err(|err| Error::failed("cannot catch signals").caused_by(err))?;
-    term::tell(format_args!("watching {}; Ctrl-C ends it", target.spec));
+    term::tell(format_args!("watching {}; Ctrl-C stops", target.spec));
     loop {
         let event = tokio::select! {
             event = watch.next() => event,

@@ -90,14 +90,16 @@ fn cannot(what: &str, err: RadosError) -> Error {
     };
     let help = match (err.kind(), err.blame()) {
         (RadosKind::Osd { errno: ENOENT }, _) => {
-            Some("no such object; list objects: blockyard rados ls")
+            Some("list objects: blockyard rados --pool POOL ls")
         }
-        (RadosKind::NotPermitted { .. }, _) => Some("use another --id, --keyring or file"),
+        (RadosKind::NotPermitted { .. }, _) => Some("check --id and --keyring"),
         (RadosKind::Unreachable { .. }, _) => Some("check --mon-host, or `mon host` in ceph.conf"),
         (_, Blame::Network) => Some("increase --timeout if the cluster is busy"),
         _ => None,
     };
-    let error = Error::new(kind, format!("cannot {what}")).caused_by(err);
+    let is_missing = matches!(err.kind(), RadosKind::Osd { errno: ENOENT });
+    let problem = if is_missing { ": no such object" } else { "" };
+    let error = Error::new(kind, format!("cannot {what}{problem}")).caused_by(err);
     match help {
         Some(help) => error.help(help),
         None => error,

@@ -15,12 +15,10 @@ use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
-use blockyard_nbd::uri::{Transport, Uri};
 use serde::{Deserialize, Serialize};
 
 use crate::disks::DiskPlan;
@@ -64,36 +62,8 @@ enum Kind {
         /// What its maker gave it, with the partition, where it is known.
         serial: Option<String>,
     },
-    /// An export of an NBD server.
-    Export { server: Server, name: Vec<u8> },
-    /// An image of a store in a directory, or a snapshot of one.
-    Image {
-        /// Of the directory's file system.
-        device: Number,
-        inode: u64,
-        namespace: String,
-        /// The image's id.
-        image: String,
-        snapshot: Option<u64>,
-    },
-    /// An image of a cluster, or a snapshot of one.
-    ClusterImage {
-        /// The cluster's identity.
-        cluster: String,
-        pool: i64,
-        namespace: String,
-        /// The image's id.
-        image: String,
-        snapshot: Option<u64>,
-    },
-}
-
-/// Where an NBD server listens.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Server {
-    Tcp { host: String, port: u16 },
-    Unix { socket: PathBuf },
-    Vsock { cid: u32, port: u32 },
+    /// What a kind of disk tells its disks apart by: an export of a server, an image of a store.
+    Named { kind: String, words: Vec<Vec<u8>> },
 }
 
 impl DiskIdentity {
@@ -115,35 +85,12 @@ impl DiskIdentity {
         }
     }
 
-    /// The identity of an export of an NBD server.
+    /// The identity of a disk of a kind, by words that only it has among those of its kind, wherever it is asked for. `kind` is a
+    /// word of small letters that no other kind takes.
     #[must_use]
-    pub fn of_export(uri: &Uri) -> Self {
-        Self(of_export(uri))
-    }
-
-    /// The identity of an image, or a snapshot of one, by its id: of a store in a directory, by the directory's device and inode.
-    #[must_use]
-    pub fn of_image(
-        (device, inode): (u64, u64),
-        namespace: &str,
-        image: &str,
-        snapshot: Option<u64>,
-    ) -> Self {
-        let (namespace, image) = (namespace.to_owned(), image.to_owned());
-        Self(Kind::Image { device: number(device), inode, namespace, image, snapshot })
-    }
-
-    /// The identity of an image of a cluster, or of a snapshot of one.
-    #[must_use]
-    pub fn of_cluster_image(
-        cluster: String,
-        pool: i64,
-        namespace: &str,
-        image: &str,
-        snapshot: Option<u64>,
-    ) -> Self {
-        let (namespace, image) = (namespace.to_owned(), image.to_owned());
-        Self(Kind::ClusterImage { cluster, pool, namespace, image, snapshot })
+    pub fn of_words<W: Into<Vec<u8>>>(kind: &str, words: impl IntoIterator<Item = W>) -> Self {
+        let words = words.into_iter().map(Into::into).collect();
+        Self(Kind::Named { kind: kind.to_owned(), words })
     }
 
     /// The identity of a file or a block device, or of a file that is not there yet.
@@ -258,10 +205,11 @@ impl DiskIdentity {
         if self.same_disk(other) {
             return true;
         }
-        if let (Kind::Export { server: one, name: a }, Kind::Export { server: two, name: b }) =
+        if let (Kind::Named { kind: one, words: a }, Kind::Named { kind: two, words: b }) =
             (&self.0, &other.0)
         {
-            return a == b && one.may_be(two);
+            let may_be = |(a, b): (&Vec<u8>, &Vec<u8>)| a == b || is_here(a) && is_here(b);
+            return one == two && a.len() == b.len() && a.iter().zip(b).all(may_be);
         }
         layers::overlap(&self.layers(sysfs), &other.layers(sysfs))
     }
@@ -270,11 +218,7 @@ impl DiskIdentity {
         match &self.0 {
             Kind::File { device, inode, .. } => vec![layers::Layer::of_file(*device, *inode)],
             Kind::Device { number, .. } => layers::below(sysfs, *number),
-            Kind::Volatile
-            | Kind::Absent { .. }
-            | Kind::Export { .. }
-            | Kind::Image { .. }
-            | Kind::ClusterImage { .. } => Vec::new(),
+            Kind::Volatile | Kind::Absent { .. } | Kind::Named { .. } => Vec::new(),
         }
     }
 }
@@ -296,48 +240,9 @@ fn absent(path: &Path) -> io::Result<Kind> {
     Ok(Kind::Absent { device: number(folder.dev()), inode: folder.ino(), name: name.into() })
 }
 
-fn of_export(uri: &Uri) -> Kind {
-    let server = match &uri.transport {
-        Transport::Tcp { host, port } => Server::Tcp { host: canonical_host(host), port: *port },
-        Transport::Unix { socket } => Server::Unix { socket: canonical_socket(socket) },
-        Transport::Vsock { cid, port } => Server::Vsock { cid: *cid, port: *port },
-    };
-    Kind::Export { server, name: uri.export.clone().into() }
-}
-
-/// Names of hosts are the same in any case, and with a dot at their end; an address is written in one way.
-fn canonical_host(host: &str) -> String {
-    match host.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().to_string(),
-        Err(_) => host.trim_end_matches('.').to_ascii_lowercase(),
-    }
-}
-
-/// Without links and dots, as far as it is there; that of an abstract socket begins with a zero byte.
-fn canonical_socket(path: &Path) -> PathBuf {
-    if path.as_os_str().as_bytes().first() == Some(&0) {
-        return path.to_owned();
-    }
-    let of_folder = || Some(fs::canonicalize(path.parent()?).ok()?.join(path.file_name()?));
-    fs::canonicalize(path).ok().or_else(of_folder).unwrap_or_else(|| path.to_owned())
-}
-
-impl Server {
-    /// Whether both may lead to the same server: this machine has several names for itself.
-    fn may_be(&self, other: &Self) -> bool {
-        let is_here = |host: &str| {
-            host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
-        };
-        match (self, other) {
-            (Self::Tcp { host: one, port }, Self::Tcp { host: two, port: other }) => {
-                port == other && (one == two || is_here(one) && is_here(two))
-            }
-            _ => self == other,
-        }
-    }
-}
-
-/// The bytes of a path or a name, from bytes.
-fn os_string(bytes: Vec<u8>) -> OsString {
-    OsString::from_vec(bytes)
+/// Names that this machine has for itself: servers at two of them are perhaps one.
+fn is_here(word: &[u8]) -> bool {
+    word == b"localhost"
+        || str::from_utf8(word)
+            .is_ok_and(|host| host.parse().is_ok_and(|address: IpAddr| address.is_loopback()))
 }

@@ -1,4 +1,6 @@
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 
@@ -94,6 +96,7 @@ fn an_export_is_known_by_its_server_and_its_name() {
     ] {
         assert!(!of(one).same_disk(&of(two)) && !of(one).overlaps(&of(two)), "{one} {two}");
     }
+    assert_eq!(of("nbd://far:1/a/b").to_string(), "nbd/tcp/far/1/a%2Fb");
     // Two names of this machine: perhaps two servers, perhaps one.
     let (one, two) = (of("nbd://localhost/x"), of("nbd://[::1]/x"));
     assert!(!one.same_disk(&two) && one.overlaps(&two));
@@ -239,11 +242,6 @@ fn a_device_is_known_by_what_its_maker_says() {
 fn kinds() -> impl Strategy<Value = Kind> {
     let number = any::<(u32, u32)>;
     let bytes = || prop::collection::vec(any::<u8>(), 0..12);
-    let server = prop_oneof![
-        (".{0,8}", any::<u16>()).prop_map(|(host, port)| Server::Tcp { host, port }),
-        bytes().prop_map(|path| Server::Unix { socket: os_string(path).into() }),
-        any::<(u32, u32)>().prop_map(|(cid, port)| Server::Vsock { cid, port }),
-    ];
     prop_oneof![
         Just(Kind::Volatile),
         (number(), any::<u64>(), any::<Option<i128>>(), prop::option::of(".{0,8}")).prop_map(
@@ -252,29 +250,15 @@ fn kinds() -> impl Strategy<Value = Kind> {
         (number(), any::<u64>(), bytes()).prop_map(|(device, inode, name)| Kind::Absent {
             device,
             inode,
-            name: os_string(name)
+            name: OsString::from_vec(name)
         }),
         (number(), any::<Option<u64>>(), prop::option::of(".{1,8}|-"))
             .prop_map(|(number, sequence, serial)| Kind::Device { number, sequence, serial }),
-        (server, bytes()).prop_map(|(server, name)| Kind::Export { server, name }),
-        (number(), any::<u64>(), ".{0,8}", ".{0,8}", any::<Option<u64>>()).prop_map(
-            |(device, inode, namespace, image, snapshot)| Kind::Image {
-                device,
-                inode,
-                namespace,
-                image,
-                snapshot
-            }
-        ),
-        (".{0,8}", any::<i64>(), ".{0,8}", ".{0,8}", any::<Option<u64>>()).prop_map(
-            |(cluster, pool, namespace, image, snapshot)| Kind::ClusterImage {
-                cluster,
-                pool,
-                namespace,
-                image,
-                snapshot
-            }
-        ),
+        ("[a-z]{1,8}", prop::collection::vec(bytes(), 1..6))
+            .prop_filter("words of their own", |(kind, _)| {
+                !["volatile", "file", "absent", "device"].contains(&kind.as_str())
+            })
+            .prop_map(|(kind, words)| Kind::Named { kind, words }),
     ]
 }
 

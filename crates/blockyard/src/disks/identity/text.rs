@@ -7,20 +7,24 @@
 //! | `file/0:45/131/-/nfs4%3Afar%3A%2Fvolume` | the same, and which file system it is where its device does not tell |
 //! | `absent/8:1/2/disk.img` | device and inode of the folder, name |
 //! | `device/8:16/23/naa.5000c500a1b2c3d4` | number, `diskseq` or `-`, what its maker says or `-` |
+//! | `KIND/WORD/...` | what the kind of disk says |
 //! | `nbd/tcp/far/10809/disk`, `nbd/unix/%2Fs/disk`, `nbd/vsock/2/10809/disk` | a server and an export |
 //! | `image/8:1/2/ns/10ab/4` | device and inode of a store's directory, namespace, id of the image, snapshot or `-` |
 //! | `rbd/FSID/2/ns/10ab/-` | identity of a cluster, number of the pool, namespace, id of the image, snapshot or `-` |
 
+use std::ffi::OsString;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-use super::{DiskIdentity, Kind, Number, Server, os_string};
+use super::{DiskIdentity, Kind, Number};
 
 /// What is escaped.
 const WORD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
+/// The same in what kinds of disks say: device numbers have a colon.
+const OTHER_WORD: &AsciiSet = &WORD.remove(b':');
 /// What is not known.
 const UNKNOWN: &str = "-";
 
@@ -64,28 +68,9 @@ impl fmt::Display for DiskIdentity {
                     None => f.write_str(UNKNOWN),
                 }
             }
-            Kind::Export { server, name } => {
-                match server {
-                    Server::Tcp { host, port } => {
-                        write!(f, "nbd/tcp/{}/{port}", word(host.as_bytes()))?;
-                    }
-                    Server::Unix { socket } => {
-                        write!(f, "nbd/unix/{}", word(socket.as_os_str().as_bytes()))?;
-                    }
-                    Server::Vsock { cid, port } => write!(f, "nbd/vsock/{cid}/{port}")?,
-                }
-                write!(f, "/{}", word(name))
-            }
-            Kind::Image { device: (major, minor), inode, namespace, image, snapshot } => {
-                let (namespace, id) = (word(namespace.as_bytes()), word(image.as_bytes()));
-                let snapshot = known(snapshot.as_ref());
-                write!(f, "image/{major}:{minor}/{inode}/{namespace}/{id}/{snapshot}")
-            }
-            Kind::ClusterImage { cluster, pool, namespace, image, snapshot } => {
-                let cluster = word(cluster.as_bytes());
-                let (namespace, id) = (word(namespace.as_bytes()), word(image.as_bytes()));
-                let snapshot = known(snapshot.as_ref());
-                write!(f, "rbd/{cluster}/{pool}/{namespace}/{id}/{snapshot}")
+            Kind::Named { kind, words } => {
+                f.write_str(kind)?;
+                words.iter().try_for_each(|it| write!(f, "/{}", percent_encode(it, OTHER_WORD)))
             }
         }
     }
@@ -136,7 +121,7 @@ fn parse(words: &[&str]) -> Option<Kind> {
         ["absent", device, inode, name] => Kind::Absent {
             device: number(device)?,
             inode: inode.parse().ok()?,
-            name: os_string(bytes(name)),
+            name: OsString::from_vec(bytes(name)),
         },
         ["device", device, sequence, serial] => Kind::Device {
             number: number(device)?,
@@ -146,36 +131,16 @@ fn parse(words: &[&str]) -> Option<Kind> {
                 serial => Some(String::from_utf8(bytes(serial)).ok()?),
             },
         },
-        ["nbd", "tcp", host, port, name] => {
-            let host = String::from_utf8(bytes(host)).ok()?;
-            export(Server::Tcp { host, port: port.parse().ok()? }, name)
+        ["volatile" | "file" | "absent" | "device", ..] => return None,
+        [kind, ref words @ ..] if is_kind(kind) && !words.is_empty() => {
+            Kind::Named { kind: kind.into(), words: words.iter().map(|word| bytes(word)).collect() }
         }
-        ["nbd", "unix", socket, name] => {
-            export(Server::Unix { socket: os_string(bytes(socket)).into() }, name)
-        }
-        ["nbd", "vsock", cid, port, name] => {
-            export(Server::Vsock { cid: cid.parse().ok()?, port: port.parse().ok()? }, name)
-        }
-        ["image", device, inode, namespace, image, snapshot] => Kind::Image {
-            device: number(device)?,
-            inode: inode.parse().ok()?,
-            namespace: String::from_utf8(bytes(namespace)).ok()?,
-            image: String::from_utf8(bytes(image)).ok()?,
-            snapshot: maybe(snapshot)?,
-        },
-        ["rbd", cluster, pool, namespace, image, snapshot] => Kind::ClusterImage {
-            cluster: String::from_utf8(bytes(cluster)).ok()?,
-            pool: pool.parse().ok()?,
-            namespace: String::from_utf8(bytes(namespace)).ok()?,
-            image: String::from_utf8(bytes(image)).ok()?,
-            snapshot: maybe(snapshot)?,
-        },
         _ => return None,
     })
 }
 
-fn export(server: Server, name: &str) -> Kind {
-    Kind::Export { server, name: bytes(name) }
+fn is_kind(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|it| it.is_ascii_lowercase())
 }
 
 fn bytes(word: &str) -> Vec<u8> {

@@ -2,6 +2,7 @@
 //! with `tls-`); what we add are options in plain words, as those of every disk, and none of them begins that way.
 
 mod ask;
+mod identity;
 mod server;
 
 use std::io;
@@ -50,19 +51,19 @@ pub(super) static KIND: DiskKind = DiskKind {
             "timeout",
             SOME_TIME,
             "30s",
-            "time without an answer after which a connection is replaced",
+            "time without a reply after which a connection is replaced",
         ),
         OptionSpec::new(
             "dead_conn_timeout",
             ValueKind::Time { zero: true, most: NO_LIMIT },
             "120s",
-            "time after which requests fail that wait for a new connection",
+            "time that requests wait for a new connection before they fail",
         ),
         OptionSpec::new(
             "fence_timeout",
             SOME_TIME,
             "60s",
-            "how long a server may still execute requests of a lost connection",
+            "maximum time that a server still executes requests of a lost connection",
         ),
         OptionSpec::new(
             "trust_server",
@@ -74,7 +75,7 @@ pub(super) static KIND: DiskKind = DiskKind {
             "flush_after",
             ValueKind::Time { zero: true, most: NO_LIMIT },
             "1s",
-            "flush what was written once no request has been answered this long; 0: only when asked to",
+            "idle time after which unflushed writes are flushed; 0: never",
         ),
     ],
     // Its hardware queues are its connections.
@@ -95,7 +96,7 @@ pub struct NbdSource {
 fn source(said: &Said<'_>) -> Result<Box<dyn DiskSource>, String> {
     let missing = "the server is missing; write nbd://host/export";
     let Some(Place::Text(uri)) = said.place else { return Err(missing.into()) };
-    let uri = uri.parse().map_err(|err| problem(&err))?;
+    let uri = uri.parse().map_err(|err| problem(&err, uri))?;
     let usual = NbdConfig::new(absolute_paths(uri, said.folder)?);
     let set = said.settings;
     let connections = set.number("connections").and_then(|count| usize::try_from(count).ok());
@@ -141,8 +142,9 @@ impl DiskSource for NbdSource {
         if wanted > connections {
             tracing::warn!(
                 server = %self.config.uri,
-                "connections={wanted} asks for more than there are queue threads, which have one each: {connections} \
-                 made; for all of them, use --threads {wanted} (threads.count in yard.toml)"
+                wanted,
+                connections,
+                "fewer connections than wanted: each needs a queue thread; raise --threads (threads.count in yard.toml)"
             );
         }
         let config = NbdConfig {
@@ -161,7 +163,7 @@ impl DiskSource for NbdSource {
     }
 
     fn identity(&self) -> io::Result<Option<DiskIdentity>> {
-        Ok(Some(DiskIdentity::of_export(&self.config.uri)))
+        Ok(Some(identity::of_export(&self.config.uri)))
     }
 
     fn stem(&self) -> Option<&str> {
@@ -248,7 +250,13 @@ fn parse(plan: &mut PlanBuilder, text: &str) -> Result<(), UriError> {
     let theirs: Vec<_> = query.split('&').filter(|parameter| own(parameter)).collect();
     let mark = if theirs.is_empty() { "" } else { "?" };
     let canonical = format!("{base}{mark}{}", theirs.join("&"));
-    let uri: Uri = canonical.parse().map_err(|err| UriError::of_all(text, problem(&err)))?;
+    let uri: Uri = canonical.parse().map_err(|err| {
+        let problem = match of_qemu(text) {
+            Some(meant) => format!("host missing; did you mean {meant}?"),
+            None => problem(&err, &canonical),
+        };
+        UriError::of_all(text, problem)
+    })?;
     if !uri.tls && uri.tls_params != TlsParams::default() {
         let (scheme, _) = base.split_once("//").unwrap_or((base, ""));
         let scheme = scheme.trim_end_matches(':');
@@ -280,8 +288,23 @@ fn parse(plan: &mut PlanBuilder, text: &str) -> Result<(), UriError> {
     Ok(())
 }
 
-fn problem(error: &blockyard_nbd::Error) -> String {
+/// The URI for one in the form of older versions of QEMU: `nbd:HOST:PORT[:exportname=NAME]` or `nbd:unix:PATH[:exportname=NAME]`.
+fn of_qemu(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("nbd:").filter(|rest| !rest.starts_with('/'))?;
+    let (address, export) = rest.split_once(":exportname=").unwrap_or((rest, ""));
+    if let Some(socket) = address.strip_prefix("unix:") {
+        return Some(format!("nbd+unix:///{export}?socket={socket}"));
+    }
+    let slash = if export.is_empty() { "" } else { "/" };
+    (!address.is_empty()).then(|| format!("nbd://{address}{slash}{export}"))
+}
+
+/// What is wrong with a URI, which stands in the message once.
+fn problem(error: &blockyard_nbd::Error, uri: &str) -> String {
     match error.kind() {
+        blockyard_nbd::ErrorKind::BadParameter { problem, text } if text == uri => {
+            (*problem).to_owned()
+        }
         blockyard_nbd::ErrorKind::BadParameter { problem, text } => format!("{problem}: {text:?}"),
         other => other.to_string(),
     }

@@ -1,6 +1,5 @@
 //! Connecting to NBD servers, and what to do when that fails.
 
-use std::error::Error as StdError;
 use std::io;
 use std::sync::{Arc, mpsc};
 
@@ -37,7 +36,7 @@ pub(super) fn explained(err: nbd::Error, uri: &Uri) -> Error {
         _ => ErrorKind::Failed,
     };
     let help = match err.kind() {
-        NbdErrorKind::Connect => Some(unreachable_help(&err, &uri.transport).to_owned()),
+        NbdErrorKind::Connect => Some(unreachable_help(&err, &uri.transport)),
         NbdErrorKind::Timeout => {
             Some("check that it is a running NBD server; timeout= sets how long to wait".into())
         }
@@ -66,14 +65,19 @@ pub(super) fn explained(err: nbd::Error, uri: &Uri) -> Error {
 }
 
 fn wants_tls(err: &nbd::Error) -> bool {
-    let cause = err.source().and_then(|cause| cause.downcast_ref::<blockyard_nbd::Error>());
+    let cause = err.cause().and_then(|cause| cause.downcast_ref::<blockyard_nbd::Error>());
     let kind = cause.map(blockyard_nbd::Error::kind);
     matches!(kind, Some(blockyard_nbd::ErrorKind::Refused { reply: ReplyType::ERR_TLS_REQD, .. }))
 }
 
-fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
-    let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-    match (cause.map(io::Error::kind), transport) {
+fn unreachable_help(err: &nbd::Error, transport: &Transport) -> String {
+    let cause = err.cause().and_then(|cause| cause.downcast_ref::<io::Error>());
+    let help = match (cause.map(io::Error::kind), transport) {
+        (Some(io::ErrorKind::ConnectionRefused), Transport::Tcp { host, port }) => {
+            return format!(
+                "no server is listening on {host}:{port}; start it, or correct the port"
+            );
+        }
         (Some(io::ErrorKind::NotFound), Transport::Unix { .. }) => {
             "no such socket; start the server, or correct the path"
         }
@@ -91,7 +95,8 @@ fn unreachable_help(err: &nbd::Error, transport: &Transport) -> &'static str {
         (_, Transport::Unix { .. }) => "check the permissions of the socket (ls -l)",
         (_, Transport::Tcp { .. }) => "check host name, port and firewall",
         (_, Transport::Vsock { .. }) => {
-            "the module vhost_vsock (host), vmw_vsock_virtio_transport (guest) or vsock_loopback is needed"
+            "load the module vhost_vsock (host), vmw_vsock_virtio_transport (guest) or vsock_loopback"
         }
-    }
+    };
+    help.to_owned()
 }

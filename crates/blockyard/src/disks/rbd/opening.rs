@@ -103,12 +103,12 @@ async fn take(source: &RbdSource, store: &Store) -> Result<Taken> {
         (image.layout(), image.size())
     };
     if let Some(dead) = has_died {
-        tracing::info!(image = %spec, client = %dead.client.client, "its last user here has died, and its lock was taken");
+        tracing::info!(image = %spec, client = %dead.client.client, "lock of a dead process on this host broken");
     }
     if let (Some(holder), Some(owner)) = (&holder, live.owner())
         && let Err(error) = holder.note(&owner)
     {
-        tracing::warn!(image = %spec, %error, "cannot write down who has the image: after a kill, it is locked for 30 seconds");
+        tracing::warn!(image = %spec, %error, "cannot record the owner; after a kill the image stays locked for 30 s");
     }
     Ok(Taken { live, shape, guard, holder })
 }
@@ -132,12 +132,12 @@ impl RemoteDriver for Remote {
             let is_over = match &closed {
                 Ok(Ok(())) => true,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "the lock of an image is not given back");
+                    tracing::warn!(%error, "cannot release the lock of an image");
                     // Who is kept out writes nothing any more: this process may open it again, as somebody new.
                     is_kept_out(error)
                 }
                 Err(_) => {
-                    tracing::warn!("the lock of an image is not given back in {CLOSE_LIMIT:?}");
+                    tracing::warn!(limit = ?CLOSE_LIMIT, "cannot release the lock of an image in time");
                     false
                 }
             };
@@ -170,7 +170,7 @@ impl RbdSource {
     /// Makes the image, if that is wanted and it is not there.
     async fn make(&self, store: &Store) -> Result<()> {
         let Some(size) = self.create else { return Ok(()) };
-        let cannot = |err| rbd_error(format!("cannot make {}", self.spec), err);
+        let cannot = |err| rbd_error(format!("cannot create {}", self.spec), err);
         let layout = Layout::new(ORDER).map_err(cannot)?;
         let options = CreateOptions { size, layout, features: Features::DEFAULT };
         match create(store, &self.spec.image, &options).await {

@@ -27,7 +27,7 @@ impl Mistake {
 
     pub(super) fn of_syntax(err: &toml::de::Error) -> Self {
         let what = format!("TOML syntax error: {}", err.message());
-        Self::new(err.span().unwrap_or(0..0), what, "see https://toml.io for how it is written")
+        Self::new(err.span().unwrap_or(0..0), what, "see https://toml.io for the syntax")
     }
 }
 

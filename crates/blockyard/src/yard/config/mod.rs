@@ -46,7 +46,7 @@ pub fn load_for(path: &Path, needs: Needs) -> Result<YardPlan, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|err| {
         let error = Error::failed(format!("cannot read {}", path.display())).caused_by(err);
         ConfigError::Unreadable(error.help(match needs {
-            Needs::Clients => "name a file with -f",
+            Needs::Clients => "name a configuration file: blockyard up -f FILE",
             Needs::Disks => "name the yard.toml of the disks, or the process ID of a daemon",
         }))
     })?;

@@ -123,10 +123,10 @@ impl Prepared {
         }
         let file = self.file.display();
         if !refused(fchown(new, None, Some(gid)))? {
-            tracing::warn!(%file, uid, "its owner is the user of the daemon now, which may not give it back");
+            tracing::warn!(%file, uid, "owner of the file changed to the user of the daemon, which cannot restore it");
             return Ok(Permissions::from_mode(before.mode() & 0o777));
         }
-        tracing::warn!(%file, uid, gid, "its owner and group are those of the daemon now, which may not give it back");
+        tracing::warn!(%file, uid, gid, "owner and group of the file changed to those of the daemon, which cannot restore them");
         Ok(of_other_group(before.mode()))
     }
 

@@ -68,7 +68,7 @@ impl<'a, 'i> Taker<'a, 'i> {
         key: &'static str,
         found: &mut Vec<Mistake>,
     ) -> Option<At<String>> {
-        let what = format!("a text: {key} = \"...\"");
+        let what = format!("a string: {key} = \"...\"");
         self.typed(key, &what, found, |value| value.as_str().map(str::to_owned))
     }
 
@@ -155,7 +155,7 @@ impl<'a, 'i> Taker<'a, 'i> {
                         article(item.get_ref().type_str()),
                         item.get_ref().type_str()
                     ),
-                    format!("write texts: {key} = [\"...\"]"),
+                    format!("write strings: {key} = [\"...\"]"),
                 )),
             }
         }

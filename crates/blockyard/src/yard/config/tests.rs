@@ -1,5 +1,6 @@
 use super::*;
 use crate::disks::nbd::NbdSource;
+use crate::disks::{Body, DiskKind, KINDS, OptionSpec, ValueKind};
 use crate::yard::plan::TlsUse;
 use blockyard_export_nbd::TlsIdentity;
 
@@ -39,6 +40,79 @@ fn little_is_enough() {
     let plan = plan(&format!("[[disk]]\nuri = \"ram:1M\"\n{NBD}"));
     assert_eq!((plan.disk_name(0), plan.exports[0].name.as_str()), ("ram0", "ram0"));
     assert_eq!(plan.nbd.default_export.as_deref(), Some("ram0"));
+}
+
+/// What an option can be, for URIs; and as TOML has it.
+fn sample(option: &OptionSpec) -> (String, String) {
+    let text = |text: &str| (text.to_owned(), format!("{text:?}"));
+    match option.value {
+        ValueKind::Flag => ("1".into(), "true".into()),
+        ValueKind::Size | ValueKind::BlockSize => text("4096"),
+        ValueKind::Number { least, .. } | ValueKind::PowerOfTwo { least, .. } => {
+            (least.to_string(), least.to_string())
+        }
+        ValueKind::Time { .. } => text("3s"),
+        ValueKind::Choice(words) => text(words[0]),
+        ValueKind::Uri => text("ram:1M"),
+        ValueKind::Path => text("/p"),
+        ValueKind::Mode => text("600"),
+        ValueKind::Rate { .. } => text("1000:5000/10s"),
+        ValueKind::Name | ValueKind::Text => text("a"),
+    }
+}
+
+/// A URI of a kind that says nothing of the option.
+fn uri_without(kind: &DiskKind, option: &OptionSpec) -> String {
+    let body = match kind.body {
+        Body::Size if option.name != "size" => "1M",
+        Body::Below if option.name != "below" => "ram%3A1M",
+        Body::Size | Body::Below => "",
+        Body::Path => "/folder/image",
+        Body::Text => "pool/image",
+        Body::Own(_) => "//host/export",
+    };
+    format!("{}:{body}", kind.schemes[0])
+}
+
+/// In a URI, beside it, and once in each, by every spelling that there is.
+#[test]
+fn every_option_of_every_kind_is_said_once() {
+    for (kind, option) in KINDS.iter().flat_map(|kind| kind.all_options().map(move |of| (kind, of)))
+    {
+        let (uri, (value, toml)) = (uri_without(kind, option), sample(option));
+        let disk = |uri: &str, more: &str| format!("[[disk]]\nuri = {uri:?}\n{more}\n{NBD}");
+        let shown = |text: &str| match parse("yard.toml", text, Path::new("/yard")) {
+            Err(ConfigError::Mistakes(mistakes)) => mistakes.render(false),
+            _ => String::new(),
+        };
+        let dashed = option.name.replace('_', "-");
+        let mut spellings = vec![option.name.to_owned(), dashed.clone()];
+        spellings.extend((option.name == "read_only").then(|| "ro".to_owned()));
+        for key in &spellings {
+            let beside = format!("{key} = {toml}");
+            for text in [disk(&format!("{uri}?{key}={value}"), ""), disk(&uri, &beside)] {
+                let told = shown(&text);
+                assert!(
+                    ["given twice", "no key", "no option"].iter().all(|no| !told.contains(no)),
+                    "{text}{told}"
+                );
+            }
+            let own = matches!(kind.body, Body::Own(_)).then(|| format!("x-{dashed}"));
+            for other in spellings.iter().chain(&own) {
+                for text in [
+                    disk(&format!("{uri}?{key}={value}&{other}={value}"), ""),
+                    disk(&format!("{uri}?{other}={value}"), &beside),
+                ] {
+                    let told = shown(&text);
+                    assert!(told.contains("given twice"), "{text}{told}");
+                }
+            }
+            for other in spellings.iter().filter(|other| *other != key) {
+                let told = shown(&disk(&uri, &format!("{beside}\n{other} = {toml}")));
+                assert!(told.contains("given twice"), "{key} and {other}: {told}");
+            }
+        }
+    }
 }
 
 /// That kind is one file and a line in a list; nothing here knows of it.
@@ -108,7 +182,7 @@ count = "all"
         "yard.toml:20:15",
         "from 1 to 4294967295",
         "yard.toml:21:16",
-        "write a whole number and a unit",
+        "whole number with a unit",
         "yard.toml:24:8",
         "did you mean \"require\"?",
         "yard.toml:27:9",
@@ -172,7 +246,10 @@ fn what_would_fail_at_the_start_is_a_mistake() {
             "[nbd]\nlisten = \"unix:s\"\n[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"/yard/s\"",
             "yard.toml:7:10",
         ),
-        ("[nbd]\nlisten = \"unix:s\"\nflush_grace = \"6s\"", "half of shutdown_grace (10s)"),
+        (
+            "[nbd]\nlisten = \"unix:s\"\nflush_grace = \"6s\"",
+            "longer than 2.5s, which a shutdown_grace of 10s",
+        ),
         (
             "[nbd]\nlisten = \"unix:s\"\nflush_grace = \"3s\"\n[threads]\nshutdown_grace = \"5s\"",
             "yard.toml:5:15",
@@ -182,7 +259,7 @@ fn what_would_fail_at_the_start_is_a_mistake() {
         assert!(shown.contains(part) && shown.contains(": 1 error"), "{part:?} is not in\n{shown}");
     }
     plan(&yard("[nbd]\nlisten = [\"tcp:127.0.0.1:0\", \"tcp:127.0.0.1:0\"]"));
-    plan(&yard("[nbd]\nlisten = \"unix:s\"\nflush_grace = \"5s\""));
+    plan(&yard("[nbd]\nlisten = \"unix:s\"\nflush_grace = \"2500ms\""));
     // Who says nothing of flushes gets what fits.
     plan(&yard("[nbd]\nlisten = \"unix:s\"\n[threads]\nshutdown_grace = \"1s\""));
 }

@@ -41,7 +41,7 @@ pub(super) fn check(
     }
     let (mut nbd, default_export, flush_grace) = nbd.unwrap_or_default();
     let grace = grace.unwrap_or(YardPlan::GRACE);
-    if let Some(at) = flush_grace.filter(|_| nbd.limits.flush_grace > grace / 2) {
+    if let Some(at) = flush_grace.filter(|_| nbd.limits.flush_grace > longest_flush_grace(grace)) {
         found.push(too_long_for(grace, at));
     }
     if nbd.tls.is_none() {
@@ -91,10 +91,17 @@ pub(super) fn check(
     Some(plan)
 }
 
-/// Clients get half of the grace at most, so that the disks have the rest.
+/// Clients get half of the grace at most, so that the disks have the rest, and have to hear of the end within that.
+fn longest_flush_grace(grace: Duration) -> Duration {
+    blockyard_export_nbd::longest_flush_grace(grace / 2)
+}
+
 fn too_long_for(grace: Duration, flush_grace: Range<usize>) -> Mistake {
-    let what = format!("flush_grace is longer than half of shutdown_grace ({grace:?})");
-    let remedy = "shorten it, or write twice as long a shutdown_grace in [threads]";
+    let most = longest_flush_grace(grace);
+    let what = format!(
+        "flush_grace is longer than {most:?}, which a shutdown_grace of {grace:?} leaves for it"
+    );
+    let remedy = "shorten it, or write a longer shutdown_grace in [threads]: twice as long and 5s are enough";
     Mistake::new(flush_grace, what, remedy)
 }
 
@@ -359,7 +366,8 @@ fn nbd(
             Ok(parsed) => parsed,
             Err(err) => {
                 let err: blockyard_export_nbd::Error = err;
-                let remedy = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                let usual = "write unix:PATH, tcp:HOST:PORT, vsock:CID:PORT or systemd";
+                let remedy = err.remedy().unwrap_or(usual).to_owned();
                 found.push(Mistake::new(address.at, err.to_string(), remedy));
                 continue;
             }

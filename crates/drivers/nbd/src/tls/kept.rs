@@ -49,7 +49,7 @@ impl KeptSetup {
             tracing::warn!(
                 server = %uri,
                 error = error.chain(),
-                "the files of TLS cannot be read; going on with what they were"
+                "TLS files unreadable; using the previous ones"
             );
         }
         Ok(setup)

@@ -38,7 +38,7 @@ impl Setup {
             let what = "TLS with pre-shared keys needs a user: nbds://USER@...";
             Error::new(ErrorKind::Config, what)
         })?;
-        let text = read(file).map_err(|err| bad("cannot read it".into()).caused_by(err))?;
+        let text = read(file).map_err(|err| bad("cannot read the file".into()).caused_by(err))?;
         let mut keys = psk::parse(&text).map_err(|wrong| bad(wrong.to_string()))?;
         let key = keys.remove(user.as_bytes()).ok_or_else(|| {
             bad(format!("no user {user:?}; create a key: psktool -u USER -p FILE"))

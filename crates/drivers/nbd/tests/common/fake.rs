@@ -150,10 +150,18 @@ impl Fake {
         }
     }
 
-    /// Closes a connection.
+    /// Answers what is held on any connection.
+    pub fn release_all(&self) {
+        let numbers: Vec<_> = self.shared.seen.lock().streams.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.release(number));
+    }
+
+    /// Closes a connection, unless it is closed.
     pub fn hang_up(&self, number: usize) {
-        let seen = self.shared.seen.lock();
-        seen.streams[&number].0.shutdown(Shutdown::Both).unwrap();
+        if let Some((stream, _)) = self.shared.seen.lock().streams.get(&number) {
+            // The client may have been quicker.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 }
 

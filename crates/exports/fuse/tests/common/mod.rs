@@ -20,15 +20,17 @@ use blockyard_export_fuse::{Config, Error, ErrorKind, Mount, Shown};
 pub(crate) const THREADS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(30);
 
+pub(crate) fn tags() -> TagSetConfig {
+    TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], ..TagSetConfig::default() }
+}
+
 /// A RAM disk of so many bytes.
 pub(crate) fn ram(name: &str, bytes: u64) -> Arc<Disk> {
     ram_with(name, bytes, Ram::limits())
 }
 
 pub(crate) fn ram_with(name: &str, bytes: u64, limits: Limits) -> Arc<Disk> {
-    let tags =
-        TagSetConfig { cpus: THREADS, hw_queues: [THREADS, 0, 0], ..TagSetConfig::default() };
-    let set = TagSet::new(Ram::new(), tags).unwrap();
+    let set = TagSet::new(Ram::new(), tags()).unwrap();
     let config = DiskConfig::new(name, Sector::from_bytes_floor(bytes), limits);
     Disk::alloc(&set, (), config, Arc::new(NoOps), Arc::new(MonotonicClock::new())).unwrap()
 }

@@ -40,7 +40,7 @@ pub(crate) enum Close {
     #[error("max_clients reached")]
     Full,
     /// Its host has as many clients as it may have.
-    #[error("its host has {0} clients, the limit (max_clients_per_host)")]
+    #[error("max_clients_per_host reached ({0})")]
     HostFull(usize),
     /// The disk has not done with as many clients as there may be, which have all left.
     #[error("too many disconnected clients still have requests in flight")]
@@ -93,8 +93,7 @@ fn what_expired(expired: &Expired) -> String {
             format!("{what}, and made no progress for {limit:?} (stall_timeout)")
         }
         Expired::Pressed(what, limit) => format!(
-            "{what}, and nothing of that moved for {limit:?} while others waited for its memory; raise the limit for all \
-             clients if it is right (max_memory)"
+            "{what}, and made no progress for {limit:?} while others waited for its memory (max_memory)"
         ),
         Expired::Idle(limit) => format!("idle for {limit:?}"),
     }

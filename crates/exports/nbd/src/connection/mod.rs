@@ -30,7 +30,7 @@ use wire::Wire;
 type Bios = Vec<Box<Bio>>;
 
 /// How long a client that is told goodbye, or will be whatever it asks for, is given to hang up itself.
-const LINGER: Duration = Duration::from_secs(1);
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes that such a client may send meanwhile.
 const LINGER_BYTES: usize = 64 << 20;
@@ -47,7 +47,7 @@ pub(crate) async fn run(registration: Registration, socket: Socket) {
         .await;
     if let Some(panic) = panicked {
         let what = message_of(&*panic);
-        tracing::error!(peer, what, "bug: a panic ended the connection; please report it");
+        tracing::error!(peer, panic = what, "bug: a panic ended the connection; please report it");
         // Nothing of it is used any more: a second panic has nothing new to say.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(connection)));
     }
@@ -63,10 +63,11 @@ async fn run_to_its_end(registration: Registration, socket: Socket) {
     close.log(&registration.client.peer);
     let Some(mut wire) = wire else { return };
     wire.finish();
-    if !close.peer_has_left() && registration.stage() < Stage::Cut {
+    let last = if registration.client.awaits_last_flush() { Stage::Over } else { Stage::Cut };
+    if !close.peer_has_left() && registration.stage() < last {
         let mut left = LINGER_BYTES;
         let discard = poll_fn(|cx| wire.poll_discard(cx, &mut left));
-        let cut = stopped(&registration, Stage::Cut);
+        let cut = stopped(&registration, last);
         tokio::select! {
             () = discard => {}
             () = cut => {}

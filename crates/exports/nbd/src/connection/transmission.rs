@@ -49,6 +49,8 @@ pub(super) struct Transmission<'a> {
     block: u32,
     /// Bytes of a request's header.
     header: usize,
+    /// The client wants to be told of the end, as it counts what it has not flushed as lost.
+    hears_shutdown: bool,
     connection: Connection<Carrier, Room>,
     bios: Carriers,
     /// Receive buffers that writes are still using.
@@ -110,6 +112,7 @@ impl<'a> Transmission<'a> {
             block: negotiated.export.block_sizes().minimum(),
             bdev,
             header: negotiated.style.request_len(),
+            hears_shutdown: negotiated.hears_shutdown,
             connection,
             bios,
             pinned: Vec::new(),
@@ -145,7 +148,7 @@ impl<'a> Transmission<'a> {
             let registration = self.registration;
             let client = &registration.client;
             client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
-            let is_cut = || registration.server.stage() == Stage::Cut;
+            let is_cut = || registration.server.stage() >= Stage::Cut;
             if self.bios.at_disk() == 0 || is_cut() {
                 return;
             }
@@ -207,10 +210,12 @@ impl<'a> Transmission<'a> {
     /// Does what can be done now; says whether that was anything.
     fn turn(&mut self) -> Result<bool, Close> {
         let registration = self.registration;
-        match registration.stage() {
+        self.drain.stage = registration.stage();
+        match self.drain.stage {
             Stage::Serving => {}
             Stage::Draining => self.drain(),
-            Stage::Cut => return Err(Close::Shutdown),
+            Stage::Cut if self.awaits_last_flush() => self.drain_last_flush(),
+            Stage::Cut | Stage::Over => return Err(Close::Shutdown),
         }
         let ws = &mut *registration.thread().workspace.lock();
         let progress = self.answer(ws)?;

@@ -334,6 +334,7 @@ impl Wire {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::sync::mpsc;
     use std::time::Duration;
 
@@ -377,6 +378,30 @@ mod tests {
         }
 
         fn close(&mut self, _socket: &Socket) {}
+    }
+
+    /// What a client has sent is there before anybody looks: others have their turns, and it has no end of them.
+    #[tokio::test]
+    async fn what_is_thrown_away_is_bounded_for_a_turn_and_in_all() {
+        const TURN: usize = DISCARD_TURNS * SCRATCH;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut wire = Wire::new(listener.accept().unwrap().0.into()).unwrap();
+        let sending = std::thread::spawn(move || peer.write_all(&vec![0; 4 * TURN]).map(|()| peer));
+        let mut left = 3 * TURN;
+        let mut seen = vec![left];
+        while *seen.last().unwrap() > TURN {
+            let turn = poll_fn(|cx| Poll::Ready(wire.poll_discard(cx, &mut left))).await;
+            assert!(turn.is_pending());
+            assert!(seen.last().unwrap() - left <= TURN, "{left} after {seen:?}");
+            seen.push(left);
+            tokio::task::yield_now().await;
+        }
+        let mut rest = SCRATCH;
+        let discard = poll_fn(|cx| wire.poll_discard(cx, &mut rest));
+        tokio::time::timeout(Duration::from_secs(60), discard).await.unwrap();
+        drop(wire);
+        drop(sending.join().unwrap());
     }
 
     #[tokio::test]

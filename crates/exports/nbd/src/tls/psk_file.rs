@@ -20,13 +20,15 @@ pub(super) fn load(path: &Path) -> Result<Keys, Error> {
             format!("invalid file of pre-shared keys {}: {problem}", path.display()),
         )
     };
-    let (text, mode) = read(path).map_err(|err| bad("cannot read it".into()).caused_by(err))?;
+    let (text, mode) =
+        read(path).map_err(|err| bad("cannot read the file".into()).caused_by(err))?;
     if mode & OTHERS != 0 {
         let mode = format!("{:o}", mode & 0o777);
         let path = path.display();
         tracing::warn!(
+            %path,
             mode,
-            "the file of pre-shared keys {path} is accessible to other users; run: chmod 600 {path}"
+            "file of pre-shared keys is accessible to other users; run: chmod 600 {path}"
         );
     }
     psk::parse(&text).map_err(|mistake| bad(mistake.to_string()))

@@ -100,12 +100,12 @@ impl Renewal {
             Ok(setup) => {
                 *self.current.lock() = Current { setup, stamps };
                 self.has_warned.store(false, Ordering::Relaxed);
-                tracing::info!("the files of TLS have changed; new connections use them");
+                tracing::info!("TLS files reloaded; new connections use them");
             }
             Err(err) if !self.has_warned.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(
                     error = err.chain(),
-                    "the files of TLS have changed and cannot be used; going on with what they were"
+                    "changed TLS files cannot be used; using the previous ones"
                 );
             }
             Err(_) => {}

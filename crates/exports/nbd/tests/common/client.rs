@@ -79,15 +79,32 @@ impl Client {
         Self::go(stream, handshake, export, style)
     }
 
+    /// One of the default export that wants to be told of the end, as the driver for disks at NBD servers does.
+    pub fn open_hearing(stream: Box<dyn Stream>) -> io::Result<Self> {
+        let style = HeaderStyle::Extended;
+        let handshake = Handshake::new(Config { tls: TlsMode::Off, best_style: style });
+        Self::go_with(stream, handshake, "", &["base:allocation", "x-blockyard:shutdown"])
+    }
+
     /// From a handshake that may have begun.
     pub fn go(
-        mut stream: Box<dyn Stream>,
-        mut handshake: Handshake,
+        stream: Box<dyn Stream>,
+        handshake: Handshake,
         export: &str,
         style: HeaderStyle,
     ) -> io::Result<Self> {
-        if style.has_chunks() {
-            handshake.set_contexts(export, &["base:allocation"]).map_err(io::Error::other)?;
+        let contexts = if style.has_chunks() { &["base:allocation"][..] } else { &[] };
+        Self::go_with(stream, handshake, export, contexts)
+    }
+
+    fn go_with(
+        mut stream: Box<dyn Stream>,
+        mut handshake: Handshake,
+        export: &str,
+        contexts: &[&str],
+    ) -> io::Result<Self> {
+        if !contexts.is_empty() {
+            handshake.set_contexts(export, contexts).map_err(io::Error::other)?;
         }
         handshake.go(export).map_err(io::Error::other)?;
         let mut input = Vec::new();

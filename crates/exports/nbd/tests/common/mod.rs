@@ -95,6 +95,16 @@ impl Yard {
         self.client_of(blockyard_export_nbd::HeaderStyle::Extended)
     }
 
+    /// One that wants to be told of the end.
+    pub fn hearing_client(&self) -> Client {
+        Client::open_hearing(Box::new(self.connect())).unwrap()
+    }
+
+    /// Waits until nobody is connected.
+    pub fn until_all_left(&self) {
+        eventually("the last one's end", || self.server.clients().is_empty());
+    }
+
     pub fn client_of(&self, style: blockyard_export_nbd::HeaderStyle) -> Client {
         Client::open(Box::new(self.connect()), "", style).unwrap()
     }

@@ -9,7 +9,6 @@ use blockyard_sys::{EventWatch, PeerEvent};
 use blockyard_vhost_user::queue::{
     Buffer, Chain, F_INDIRECT_DESC, InflightRegion, QueueError, Resume, Ring, RingPlace,
 };
-use thiserror::Error;
 use tokio::runtime::Handle;
 
 use super::io::Io;
@@ -26,14 +25,12 @@ pub(super) const SMALL_BATCH: usize = 8;
 const SIGNAL_AFTER: usize = 16;
 
 /// What a driver did that its queue does not survive.
-#[derive(Debug, Error)]
-pub(super) enum Fault {
-    #[error("{0}")]
-    Queue(#[from] QueueError),
-    #[error("{0}")]
-    Request(#[from] Broken),
-    #[error("guest memory is gone")]
-    MemoryLost,
+pub(super) type Fault = blockyard_vhost_user_backend::Fault<Broken>;
+
+impl From<Broken> for Fault {
+    fn from(broken: Broken) -> Self {
+        Self::Request(broken)
+    }
 }
 
 pub(super) struct Serving {

@@ -236,10 +236,10 @@ impl Worker {
         tracing::error!(
             socket = self.device.backend.name(),
             queue = self.index,
-            "{count} writes of the guest were in flight when their memory was lost, and failed: the disk may have zeroes \
-             in sectors {} to {} that the guest did not write",
-            sectors.start,
-            sectors.end.saturating_sub(1)
+            writes = count,
+            first_sector = sectors.start,
+            last_sector = sectors.end.saturating_sub(1),
+            "guest memory lost; its writes in flight failed, and may have left zeroes in these sectors"
         );
     }
 
@@ -253,7 +253,8 @@ impl Worker {
             tracing::warn!(
                 socket = self.device.backend.name(),
                 queue = self.index,
-                "guest driver violated virtio; queue stopped: {fault}"
+                error = %fault,
+                "guest driver violated virtio; queue stopped"
             );
         }
         serving.break_down(&self.device, self.cpu);

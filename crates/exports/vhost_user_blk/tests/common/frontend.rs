@@ -1,50 +1,19 @@
 //! The driver of a disk: requests of virtio-blk by a front-end that may break every rule.
 
+#[allow(unused_imports, reason = "each test uses a part of it")]
+pub(crate) use blockyard_conformance::blk_driver::BlkDriver;
 pub(crate) use blockyard_conformance::front_end::*;
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 use blockyard_vhost_user::wire::{Message, Reply};
 
 pub(crate) const ALL: u64 = F_EVENT_IDX | F_INDIRECT_DESC | 1 << 9 | 1 << 11 | 1 << 13 | 1 << 14;
 
-/// What a driver of virtio-blk does.
-pub(crate) trait BlkDriver {
-    /// Writes the header of a request at `addr`.
-    fn header(&self, addr: u64, kind: u32, sector: u64);
-    /// A read or write of `len` bytes at `DATA`, as chain 0, 1, 2 of queue 0: the usual one.
-    fn request(&self, kind: u32, sector: u64, len: u32) -> u8;
-    /// Offers chain `head` of queue 0, and waits for its end: the byte of its status, which is at `DATA - 8`.
-    fn answer(&self, head: u16) -> u8;
-    /// It is still there: a message is answered.
+/// It is still there: a message is answered.
+pub(crate) trait IsServed {
     fn is_served(&self) -> bool;
 }
 
-impl BlkDriver for FrontEnd {
-    fn header(&self, addr: u64, kind: u32, sector: u64) {
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&kind.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
-        self.bytes(addr, 16).copy_from(&header);
-    }
-
-    fn request(&self, kind: u32, sector: u64, len: u32) -> u8 {
-        self.header(DATA - 32, kind, sector);
-        self.bytes(DATA - 8, 1).copy_from(&[0xff]);
-        let way = if kind == 0 || kind == 8 { WRITE } else { 0 };
-        self.descriptor(0, 0, DATA - 32, 16, NEXT, 1);
-        if len > 0 {
-            self.descriptor(0, 1, DATA, len, NEXT | way, 2);
-        } else {
-            self.descriptor(0, 0, DATA - 32, 16, NEXT, 2);
-        }
-        self.descriptor(0, 2, DATA - 8, 1, WRITE, 0);
-        self.answer(0)
-    }
-
-    fn answer(&self, head: u16) -> u8 {
-        self.finish(0, head);
-        self.bytes(DATA - 8, 1).to_vec()[0]
-    }
-
+impl IsServed for FrontEnd {
     fn is_served(&self) -> bool {
         self.ask(&Message::GetQueueNum) == Reply::Number(64)
     }

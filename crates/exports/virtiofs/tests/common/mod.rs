@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_conformance::front_end::{DATA, FrontEnd, NEXT, WRITE};
+use blockyard_conformance::front_end::{DATA, FrontEnd, NEXT, PATIENCE, WRITE};
 use blockyard_export_virtiofs::{Export, Server, bind, prepare};
 use blockyard_fs::{FileSystem, Options, Passthrough};
 use blockyard_fuse::init::{self, InitIn};
@@ -23,8 +23,10 @@ pub(crate) const REQUESTS: u32 = 1;
 pub(crate) const ROOM: u64 = DATA + (1 << 20);
 /// Bytes of an answer's header.
 pub(crate) const OUT: usize = OutHeader::LEN;
+pub(crate) const EPERM: i32 = 1;
 pub(crate) const EIO: i32 = 5;
 pub(crate) const EBADF: i32 = 9;
+pub(crate) const ENOTDIR: i32 = 20;
 pub(crate) const EINVAL: i32 = 22;
 pub(crate) const ENOSYS: i32 = 38;
 pub(crate) const ESTALE: i32 = 116;
@@ -40,16 +42,22 @@ impl Served {
         let place = tempfile::tempdir().unwrap();
         std::fs::create_dir(place.path().join("dir")).unwrap();
         let fs = Passthrough::new(&place.path().join("dir"), Options::default()).unwrap();
-        Self::with(place, Arc::new(fs))
+        Self::with(place, Arc::new(fs), PATIENCE)
     }
 
     pub(crate) fn of(fs: Arc<dyn FileSystem>) -> Self {
-        Self::with(tempfile::tempdir().unwrap(), fs)
+        Self::with(tempfile::tempdir().unwrap(), fs, PATIENCE)
     }
 
-    fn with(place: TempDir, fs: Arc<dyn FileSystem>) -> Self {
+    /// It does not wait long for what hangs.
+    pub(crate) fn impatient(fs: Arc<dyn FileSystem>) -> Self {
+        Self::with(tempfile::tempdir().unwrap(), fs, Duration::from_millis(50))
+    }
+
+    fn with(place: TempDir, fs: Arc<dyn FileSystem>, stop_patience: Duration) -> Self {
         let listener = bind(&place.path().join("s"), None).unwrap();
-        let export = Export { fs, tag: Some("tree".into()), queues: 2, threads: 3 };
+        let tag = Some("tree".into());
+        let export = Export { fs, tag, queues: 2, threads: 3, stop_patience };
         let server = prepare(export, listener).unwrap().start();
         Self { place, server: Some(server) }
     }

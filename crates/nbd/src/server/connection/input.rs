@@ -268,6 +268,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
         // Whatever comes of it, it may add to these.
         let may_answer = self.out.heads_len() <= MAX_UNSENT_HEADS;
         if may_answer && let Err(rejection) = self.check(request) {
+            self.has_refused |= rejection.error == ErrorCode::ESHUTDOWN;
             return self.reject(request, rejection);
         }
         if !may_answer || !(has_room || self.has_room_for(request)) {

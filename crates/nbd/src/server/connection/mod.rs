@@ -169,6 +169,8 @@ pub struct Connection<W, M> {
     shutting_down: bool,
     /// Nothing is begun any more but flushes.
     refuses: bool,
+    /// The client was told so.
+    has_refused: bool,
     /// The end waits for a flush.
     awaits_flush: bool,
     /// The client takes no replies any more.
@@ -205,6 +207,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
             violation: None,
             shutting_down: false,
             refuses: false,
+            has_refused: false,
             awaits_flush: false,
             is_deserted: false,
             patience: Patience::default(),
@@ -233,6 +236,12 @@ impl<W: Work, M: Memory> Connection<W, M> {
     /// From now on every request but a flush is answered with ESHUTDOWN; those at the disk are answered as they end.
     pub fn refuse_requests(&mut self) {
         self.refuses = true;
+    }
+
+    /// Whether a request was answered so: the client knows of the end.
+    #[must_use]
+    pub fn has_refused(&self) -> bool {
+        self.has_refused
     }
 
     /// Whether [`shut_down`](Self::shut_down) was called.

@@ -4,7 +4,7 @@ use super::{Store, open, run};
 use crate::dir::DirStore;
 use crate::dir::tests::simulated::Simulated;
 use crate::format::{Features, ImageFlags, Layout, ObjectState, TrashEntry, names};
-use crate::image::{CreateOptions, Image, create, list, remove, trash};
+use crate::image::{CreateOptions, Image, create, list, method, remove, trash};
 use crate::store::{Mutation, NOSNAP, ObjectStore, Op, Request};
 use blockyard_rados::encoding::Utime;
 use rustix::io::Errno;
@@ -154,6 +154,52 @@ fn what_a_shrink_that_failed_has_left_does_not_come_back() {
                     }
                     let found = image.read(0, SIZE).await.unwrap();
                     assert_eq!(found, expected, "{features:?}, change {changes}");
+                }
+                if !has_failed {
+                    cut.unwrap();
+                    break;
+                }
+            }
+        }
+    });
+}
+
+/// Ceph's clients make an image larger by its size alone: they leave nothing behind its end, and look for nothing there.
+#[test]
+fn nothing_is_behind_the_end_of_an_image_whose_shrink_has_failed() {
+    let small = OBJECT + OBJECT / 2;
+    run(async {
+        for (features, is_clone) in
+            [(Features::LAYERING, false), (Features::DEFAULT, false), (Features::DEFAULT, true)]
+        {
+            for changes in 0.. {
+                let (disk, store, mut parent) = image(features).await;
+                if is_clone {
+                    parent.create_snapshot("s").await.unwrap();
+                    parent.clone_snapshot("s", &store, "c").await.unwrap();
+                }
+                let name = if is_clone { "c" } else { "a" };
+                let mut image = open(&store, name).await;
+                image.write(2 * OBJECT, "written".into()).await.unwrap();
+                disk.fail_after(changes);
+                let cut = image.resize(small).await;
+                let has_failed = disk.has_failed();
+                let when = format!("{features:?}, clone {is_clone}, change {changes}");
+                let there = Image::open(&store, name).await.unwrap();
+                if there.size() == small {
+                    let grow = method("set_size", |w| w.u64(SIZE));
+                    let grow = Request::write(vec![grow]);
+                    store.operate(&names::header(image.id()), grow).await.unwrap();
+                    let mut expected = bytes(1).to_vec();
+                    expected[index(small)..].fill(0);
+                    let there = Image::open(&store, name).await.unwrap();
+                    assert!(there.read(0, SIZE).await.unwrap() == expected, "{when}");
+                } else {
+                    // It is as large as before, and so it can be cut again.
+                    assert_eq!(there.size(), SIZE, "{when}");
+                    let expected = bytes(1).slice(..index(small));
+                    assert!(there.read(0, small).await.unwrap() == expected, "{when}");
+                    open(&store, name).await.resize(small).await.unwrap();
                 }
                 if !has_failed {
                     cut.unwrap();

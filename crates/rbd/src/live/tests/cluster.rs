@@ -44,6 +44,8 @@ struct World {
     /// Who wrote data without having the lock.
     intruders: Vec<String>,
     applied: u64,
+    /// How long requests for data take.
+    slow: Duration,
 }
 
 struct Entry {
@@ -90,9 +92,26 @@ impl Cluster {
         self.random(0..100) < self.faults.into()
     }
 
+    /// Requests for data take so many seconds from now on.
+    pub(super) fn slow_down(&self, seconds: u64) {
+        self.world.lock().slow = Duration::from_secs(seconds);
+    }
+
+    /// How long a request takes beside others.
+    fn slowness(&self, object: &ObjectName) -> Duration {
+        let is_data = object.to_string().starts_with("rbd_data.");
+        if is_data { self.world.lock().slow } else { Duration::ZERO }
+    }
+
     /// Who wrote without having the lock.
     pub(super) fn intruders(&self) -> Vec<String> {
         self.world.lock().intruders.clone()
+    }
+
+    /// The objects whose names have something in them.
+    pub(super) async fn objects_with(&self, text: &str) -> Vec<String> {
+        let (all, _) = self.objects.list(None, 1000).await.unwrap();
+        all.iter().map(ToString::to_string).filter(|name| name.contains(text)).collect()
     }
 
     /// How many writes of data were done.
@@ -220,6 +239,10 @@ impl ObjectStore for Client {
         Ok(self.clone())
     }
 
+    async fn pools(&self) -> Result<Vec<i64>> {
+        self.cluster.objects.pools().await
+    }
+
     fn caller(&self) -> Caller {
         self.caller.clone()
     }
@@ -248,6 +271,7 @@ impl ObjectStore for Client {
         // What is sent arrives, whatever becomes of the one who has sent it.
         tokio::spawn(async move {
             client.cluster.delay().await;
+            sleep(client.cluster.slowness(&object)).await;
             let result = client.cluster.apply(&client, &object, &request);
             client.cluster.delay().await;
             let _given_up = done.send(result);

@@ -2,5 +2,7 @@
 
 mod changes;
 mod cluster;
+mod names;
 mod processes;
 mod protocol;
+mod removal;

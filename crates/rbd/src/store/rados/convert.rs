@@ -69,6 +69,27 @@ fn watchers(data: &[u8]) -> Result<Vec<Watcher>> {
     Ok(osd::watchers(data)?)
 }
 
+/// Methods of images that free space, or only note what was done: whoever removes an image or a snapshot, or makes an image
+/// smaller, needs them.
+const FREEING_METHODS: &[&str] = &[
+    "child_detach",
+    "dir_remove_image",
+    "object_map_resize",
+    "object_map_snap_remove",
+    "object_map_update",
+    "op_features_set",
+    "parent_detach",
+    "remove_child",
+    "set_flags",
+    "set_protection_status",
+    "set_size",
+    "snapshot_remove",
+    "snapshot_trash_add",
+    "trash_add",
+    "trash_remove",
+    "trash_state_set",
+];
+
 /// What frees space, and what locks and unlocks, goes on while the cluster is full: it fails where it would need more (ceph:
 /// `librbd/io/ObjectRequest.cc`, `librbd/ImageCtx.cc`, `set_pool_full_try`).
 pub(super) fn flags(ops: &[Op]) -> OpFlags {
@@ -85,7 +106,11 @@ pub(super) fn flags(ops: &[Op]) -> OpFlags {
                     | Mutation::RemoveXattr(_)
             )
         }
-        Op::Exec { class, .. } => *class == "lock",
+        Op::Exec { class, method, .. } => match *class {
+            "lock" => true,
+            "rbd" => FREEING_METHODS.contains(method),
+            _ => false,
+        },
     };
     if ops.iter().all(frees) { OpFlags::FULL_TRY } else { OpFlags::empty() }
 }
@@ -112,7 +137,12 @@ mod tests {
         assert!(full_try(&[Op::assert_exists(), Op::zero(0, 5)]));
         assert!(full_try(&[Op::exec("lock", "unlock", Bytes::new())]));
         assert!(!full_try(&[Op::write(0, Bytes::from_static(b"x"))]));
-        assert!(!full_try(&[Op::remove(), Op::exec("rbd", "set_size", Bytes::new())]));
+        assert!(!full_try(&[Op::remove(), Op::exec("rbd", "snapshot_add", Bytes::new())]));
+        assert!(!full_try(&[Op::exec("rbd", "copyup", Bytes::new())]));
+        // All that it takes to remove a clone with its map, or to make it smaller.
+        for method in FREEING_METHODS {
+            assert!(full_try(&[Op::exec("rbd", method, Bytes::new())]), "{method}");
+        }
     }
 
     #[test]

@@ -142,6 +142,16 @@ impl ObjectStore for RadosStore {
         Ok(Self { pool: other, ..self.clone() }.with_namespace(namespace))
     }
 
+    async fn pools(&self) -> Result<Vec<i64>> {
+        let cluster = self.cluster();
+        cluster.newest_map().await?;
+        // What goes to a cache goes to its pool.
+        Ok(cluster.map(|map| {
+            let no_caches = map.pools().iter().filter(|(_, pool)| pool.tier_of < 0);
+            no_caches.map(|(&id, _)| id).collect()
+        }))
+    }
+
     fn caller(&self) -> Caller {
         let cluster = self.cluster();
         let number = i64::try_from(cluster.global_id()).unwrap_or_default();

@@ -1,26 +1,42 @@
 //! The end of a connection whose server ends, or whose export is taken away.
 //!
-//! A client that has written and not flushed is served on until it has, as most count what it has written as lost when the
-//! connection ends before. It is told nothing meanwhile: an error would be its user's, where one that only sees the connection
-//! end may ask for the same again by another. Only who has not flushed in time is refused what it asks for, so that it hears of
-//! the end, and has a moment to flush.
+//! A client that has written and not flushed is served on until it has. It is told nothing meanwhile: an error would be its
+//! user's, where one that only sees the connection end may ask for the same again by another. So most clients do; they are let
+//! go as soon as nothing of theirs is under way or to be flushed, and in the end whatever is to be flushed, which is done for
+//! them. Who counts that as lost when the connection ends has [said so](blockyard_nbd::wire::HEARS_SHUTDOWN): only such a
+//! client is refused what it asks for when it has not flushed in time, so that it hears of the end, and has a moment to flush.
+
+use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
 
 use super::Transmission;
 use crate::flushes::CROSSING;
+use crate::server::Stage;
 
 /// How far the end of a connection has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Drain {
+    /// That of the server, or of the client, when it was looked at last.
+    pub(super) stage: Stage,
     /// Until when the client is served whatever it asks for. Activity does not move it: who is always busy would never end.
     served_until: Option<Instant>,
+    /// Requests of the client so far when its end began.
+    asked_before: u64,
     /// When a client that was refused is let go, once there is nothing else to wait for.
     let_go_at: Option<Instant>,
     /// Something was not flushed when this was looked at last.
     is_unflushed: bool,
     /// When to look again.
     pub(super) look_at: Option<Instant>,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        let (served_until, let_go_at, look_at) = (None, None, None);
+        let (stage, asked_before, is_unflushed) = (Stage::Serving, 0, false);
+        Self { stage, served_until, asked_before, let_go_at, is_unflushed, look_at }
+    }
 }
 
 impl Transmission<'_> {
@@ -31,12 +47,19 @@ impl Transmission<'_> {
         self.bios.unflushed.note(now.into_std());
         let may_flush = self.gone.is_none() && !grace.is_zero();
         let is_unflushed = may_flush && self.bios.unflushed.is_any();
-        let crossed = self.bios.unflushed.may_have_crossed_until().filter(|_| may_flush);
-        let crossed = crossed.map(Instant::from_std).filter(|until| now < *until);
+        // Others do not flush by themselves.
+        let crossed = self.bios.unflushed.may_have_crossed_until();
+        let crossed = crossed.filter(|_| may_flush && self.hears_shutdown).map(Instant::from_std);
+        let crossed = crossed.filter(|until| now < *until);
+        let asked = self.registration.client.requests.load(Ordering::Relaxed);
+        if self.drain.served_until.is_none() {
+            self.drain.asked_before = asked;
+        }
         let served_until = *self.drain.served_until.get_or_insert(now + grace);
+        let has_asked = asked > self.drain.asked_before || self.connection.has_refused();
         let limit = if now < served_until {
             served_until
-        } else if is_unflushed || crossed.is_some() {
+        } else if self.hears_shutdown && (is_unflushed && has_asked || crossed.is_some()) {
             self.refuse(now)
         } else {
             if !grace.is_zero() {
@@ -64,5 +87,28 @@ impl Transmission<'_> {
     /// Whether the flush that the end waits for has come, by whatever connection.
     pub(super) fn has_been_flushed(&self) -> bool {
         self.drain.is_unflushed && !self.bios.unflushed.is_any()
+    }
+
+    /// Whether the disk has a flush of the client's, or its answer is on its way: then the client waits for that, and the disk
+    /// is waited for in any case. Whoever cuts the others off knows of it then.
+    pub(super) fn awaits_last_flush(&self) -> bool {
+        let client = &self.registration.client;
+        let is_last = client.awaits_last_flush();
+        let awaits = self.gone.is_none()
+            && (self.bios.unflushed.is_flush_out() || is_last && self.connection.wants_transmit());
+        if awaits && !is_last {
+            client.set_awaits_last_flush();
+            self.registration.server.tell_left();
+        }
+        awaits
+    }
+
+    /// All others are cut off: nothing more is heard of the client, and it goes when it has its answer.
+    pub(super) fn drain_last_flush(&mut self) {
+        self.connection.shut_down();
+        self.farewell = 0;
+        self.drain.look_at = None;
+        self.drain.is_unflushed = false;
+        self.connection.set_awaits_flush(false);
     }
 }

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::Transmission;
 use crate::connection::close::Close;
-use crate::server::Stage;
 
 /// How often a client that is not received from is looked at, whether it is gone.
 const HANG_UP_INTERVAL: Duration = Duration::from_secs(2);
@@ -37,12 +36,7 @@ impl Transmission<'_> {
         // before waking.
         let ended = self.registration.client.outbox.sleep(cx);
         let stage = self.registration.stage();
-        let is_told = self.connection.is_shutting_down();
-        if ended
-            || self.has_been_flushed()
-            || stage == Stage::Cut
-            || (stage == Stage::Draining && !is_told)
-        {
+        if ended || self.has_been_flushed() || stage > self.drain.stage {
             return Poll::Ready(Ok(()));
         }
         let Some(waits) = self.connection.waits_for() else { return Poll::Ready(Ok(())) };

@@ -1,46 +1,22 @@
-//! The control API, by curl and by the commands that use it.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+//! The document that describes the API, held against the daemon and its answers.
 
-mod common;
+use std::process::Stdio;
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
-
-use common::{Daemon, Guard, blockyard, nbdsh, peer, system, unix};
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+use crate::common::{Daemon, Guard, system};
+use crate::{ask, curl};
 
 /// The document that users find.
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api-v1.json");
 
-fn socket(daemon: &Daemon) -> PathBuf {
-    daemon.path(&format!("run/{}.sock", daemon.pid()))
-}
-
-/// The status and the body of an answer.
-fn curl(daemon: &Daemon, method: &str, path: &str, body: Option<&Value>) -> (u16, String) {
-    let socket = socket(daemon).display().to_string();
-    let url = format!("http://blockyard{path}");
-    let mut args =
-        vec!["-sS", "--unix-socket", &socket, "-X", method, "-w", "\n%{http_code}", &url];
-    let text = body.map(Value::to_string);
-    if let Some(text) = &text {
-        args.extend(["-d", text]);
-    }
-    let said = peer("curl", &args);
-    let (body, status) = said.rsplit_once('\n').unwrap();
-    (status.parse().unwrap(), body.to_owned())
-}
-
-fn ask(daemon: &Daemon, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
-    let (status, text) = curl(daemon, method, path, body);
-    let value = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
-    (status, value)
-}
-
 /// Holds a value against a schema of the document, as far as that uses JSON Schema.
-fn check(document: &Value, schema: &Value, value: &Value, place: &str) -> Result<(), String> {
+pub(crate) fn check(
+    document: &Value,
+    schema: &Value,
+    value: &Value,
+    place: &str,
+) -> Result<(), String> {
     if let Some(reference) = schema["$ref"].as_str() {
         let schema = document.pointer(reference.trim_start_matches('#')).unwrap();
         return check(document, schema, value, place);
@@ -78,6 +54,24 @@ fn check(document: &Value, schema: &Value, value: &Value, place: &str) -> Result
     if !fits {
         return wrong("type");
     }
+    let least = schema["minimum"].as_f64().unwrap_or(f64::NEG_INFINITY);
+    let most = schema["maximum"].as_f64().unwrap_or(f64::INFINITY);
+    if value.as_f64().is_some_and(|number| !(least..=most).contains(&number)) {
+        return wrong("number");
+    }
+    if let (Some(pattern), Some(text)) = (schema["pattern"].as_str(), value.as_str()) {
+        let all = |most: usize, is: fn(&char) -> bool| {
+            text.len() <= most && !text.is_empty() && text.chars().all(|digit| is(&digit))
+        };
+        let fits = match pattern {
+            "^[0-7]{1,3}$" => all(3, |digit| digit.is_digit(8)),
+            "^[0-9a-f]{16}$" => text.len() == 16 && all(16, |digit| digit.is_ascii_hexdigit()),
+            other => panic!("what is {other}?"),
+        };
+        if !fits {
+            return wrong("text");
+        }
+    }
     for (at, item) in value.as_array().into_iter().flatten().enumerate() {
         check(document, &schema["items"], item, &format!("{place}[{at}]"))?;
     }
@@ -109,7 +103,7 @@ fn described(
     let operation = &document["paths"][template][method.to_lowercase()];
     assert!(operation.is_object(), "{method} {template} is not described");
     let answers = &operation["responses"];
-    let answer = answers.get(status.to_string()).unwrap_or(&answers["default"]);
+    let answer = &answers[status.to_string()];
     assert!(answer.is_object(), "{method} {path}: {status} is not described: {text}");
     let place = format!("{method} {path}");
     if status < 300
@@ -158,7 +152,12 @@ fn the_document_describes_what_is_asked_and_answered() {
     let disk = "/v1/disks/{name}";
     let export = "/v1/exports/{kind}/{name}";
     let small = json!({ "uri": "ram:1M", "depth": 7, "read_only": false });
+    let nowhere = json!({ "disk": "a", "socket": "/not/there/s" });
     let seen = [
+        (("GET", "/v1/disks?foo=1", "/v1/disks"), None, 400),
+        (("GET", "/livez?foo", "/livez"), None, 400),
+        (("GET", "/metrics?clients=1&clients=1", "/metrics"), None, 400),
+        (("GET", "/v1/disks", "/v1/disks"), Some(json!({})), 400),
         (("GET", "/v1/daemon", "/v1/daemon"), None, 200),
         (("GET", "/v1/diskstats", "/v1/diskstats"), None, 200),
         (("GET", "/metrics", "/metrics"), None, 200),
@@ -180,6 +179,9 @@ fn the_document_describes_what_is_asked_and_answered() {
         (("PATCH", "/v1/disks/b", disk), Some(json!({ "size": 512 })), 400),
         (("PATCH", "/v1/disks/b?shrink=1", disk), Some(json!({ "size": 1 << 20 })), 200),
         (("PATCH", "/v1/disks/b", disk), Some(json!({ "depth": 1 })), 400),
+        (("PATCH", "/v1/disks/b", disk), Some(json!({ "size": "x" })), 400),
+        (("PATCH", "/v1/disks/b", disk), Some(json!({ "ro": true, "read_only": true })), 400),
+        (("PUT", "/v1/exports/vhost-user-blk/z", export), Some(nowhere), 400),
         (("PATCH", "/v1/disks/c", disk), Some(json!({ "read_only": true })), 404),
         (("PATCH", "/v1/disks/b?save=1", disk), Some(json!({ "read_only": true })), 400),
         (
@@ -200,6 +202,12 @@ fn the_document_describes_what_is_asked_and_answered() {
         (("GET", "/v1/exports", "/v1/exports"), None, 200),
         (("GET", "/v1/exports/nbd/x%2Fy", export), None, 200),
         (("DELETE", "/v1/disks/b", disk), None, 409),
+        (("DELETE", "/v1/disks/b", disk), Some(json!({ "force": true })), 400),
+        (
+            ("POST", "/v1/jobs?save=1", "/v1/jobs"),
+            Some(json!({ "kind": "check", "disk": "a" })),
+            400,
+        ),
         (("POST", "/v1/jobs", "/v1/jobs"), Some(json!({ "kind": "check", "disk": "a" })), 202),
         (
             ("POST", "/v1/jobs", "/v1/jobs"),
@@ -228,8 +236,9 @@ fn the_document_describes_what_is_asked_and_answered() {
         (("DELETE", "/v1/exports/nbd/x%2Fy", export), None, 404),
         (("DELETE", "/v1/disks/b", disk), None, 204),
         (("DELETE", "/v1/disks/b", disk), None, 404),
-        (("DELETE", "/v1/devices/nbd0?mark=1", "/v1/devices/{name}"), None, 404),
+        (("DELETE", "/v1/devices/nbd0?mark=0123456789abcdef", "/v1/devices/{name}"), None, 404),
     ];
+    // Events have a test of their own.
     let mut used: Vec<(String, String)> =
         vec![("/v1/openapi.json".into(), "get".into()), ("/v1/events".into(), "get".into())];
     let mut last = String::new();
@@ -242,7 +251,11 @@ fn the_document_describes_what_is_asked_and_answered() {
         }
         assert_eq!(got, status, "{operation:?} {answer}");
         if status >= 400 {
-            assert!(!answer["what"].as_str().unwrap().is_empty(), "{answer}");
+            let what = answer["what"].as_str().unwrap();
+            assert!(!what.is_empty() && !what.contains("; "), "{answer}");
+        }
+        if status == 400 && WITH_REMEDY.iter().any(|part| answer.to_string().contains(part)) {
+            assert!(answer["remedy"].is_string(), "{answer}");
         }
         used.push((operation.2.into(), operation.0.to_lowercase()));
     }
@@ -260,195 +273,87 @@ fn the_document_describes_what_is_asked_and_answered() {
     }
 }
 
-/// The next event: its id, and what it says.
-fn event(lines: &mut BufReader<ChildStdout>) -> (String, Value) {
-    let (mut id, mut data) = (String::new(), Value::Null);
-    loop {
-        let mut line = String::new();
-        assert!(lines.read_line(&mut line).unwrap() > 0, "the stream has ended");
-        match line.trim_end().split_once(": ") {
-            Some(("id", text)) => id = text.into(),
-            Some(("data", text)) => data = serde_json::from_str(text).unwrap(),
-            _ if data != Value::Null => return (id, data),
-            _ => {}
+/// What is answered with a remedy, by what is in the answer.
+const WITH_REMEDY: &[&str] = &[
+    "dephth",
+    "chekc",
+    "foo",
+    "svae",
+    "cannot shrink",
+    "invalid size",
+    "given twice",
+    "/not/there",
+    "no socket",
+    "block size",
+];
+
+/// A value that fits a schema, as somebody makes it who knows nothing else.
+fn example(document: &Value, schema: &Value) -> Value {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return example(document, document.pointer(reference.trim_start_matches('#')).unwrap());
+    }
+    let first = |key: &str| schema[key].as_array().map(|all| all[0].clone());
+    if let Some(any) = first("anyOf").or_else(|| first("oneOf")) {
+        return example(document, &any);
+    }
+    let said = schema.get("const").cloned();
+    if let Some(value) = said.or_else(|| first("enum")).or_else(|| first("examples")) {
+        return value;
+    }
+    match schema["type"].as_str().unwrap() {
+        "string" => "a".into(),
+        "integer" => schema["minimum"].as_u64().unwrap_or(0).into(),
+        "boolean" => false.into(),
+        "object" => {
+            let needed = schema["required"].as_array().into_iter().flatten();
+            let needed = needed.map(|name| name.as_str().unwrap().to_owned());
+            let properties = schema["properties"].as_object().unwrap();
+            let least = usize::try_from(schema["minProperties"].as_u64().unwrap_or(0)).unwrap();
+            let more = properties.keys().take(least).cloned();
+            let member = |name: String| {
+                let value = example(document, &properties[&name]);
+                (name, value)
+            };
+            Value::Object(needed.chain(more).map(member).collect())
         }
+        other => panic!("{other}"),
     }
 }
 
-fn watch(daemon: &Daemon, last: Option<&str>) -> (Guard, BufReader<ChildStdout>) {
-    let mut command = system("curl");
-    command.args(["-sSN", "-i", "--max-time", "60", "--unix-socket"]).arg(socket(daemon));
-    if let Some(last) = last {
-        command.args(["-H", &format!("Last-Event-ID: {last}")]);
-    }
-    command.arg("http://blockyard/v1/events").stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = Guard(command.spawn().unwrap());
-    let mut lines = BufReader::new(child.0.stdout.take().unwrap());
-    // Past the head, events are heard.
-    let mut line = String::new();
-    while lines.read_line(&mut line).unwrap() > 2 {
-        line.clear();
-    }
-    (child, lines)
-}
-
+/// Whoever has the document, and nothing else, is understood: curl can do all that the command does.
 #[test]
-fn events_go_on_where_they_were_left() {
+fn a_request_that_is_made_from_the_document_is_understood() {
     let daemon = Daemon::serve(&["ram:8M?name=a"]);
-    let (curl, mut lines) = watch(&daemon, None);
-    daemon.run(&["set", "a", "read_only=1"]).code(0);
-    let changed =
-        json!({ "event": "disk_changed", "disk": "a", "size": 8 << 20, "read_only": true });
-    let (id, data) = event(&mut lines);
-    assert_eq!(data, changed);
-    drop((curl, lines));
-    // Nobody listens meanwhile.
-    daemon.run(&["add", "ram:1M", "--name", "b"]).code(0);
-    daemon.run(&["remove", "b"]).code(0);
-    let (_curl, mut lines) = watch(&daemon, Some(&id));
-    let happened: Vec<_> = (0..4).map(|_| event(&mut lines).1["event"].clone()).collect();
-    assert_eq!(happened, ["disk_added", "export_added", "export_removed", "disk_removed"]);
-    let (_curl, mut lines) = watch(&daemon, Some("1-5"));
-    assert_eq!(event(&mut lines).1, json!({ "event": "missed" }));
-}
-
-fn fio(uri: &str, dir: &Path, name: &str) -> Command {
-    let mut fio = system("timeout");
-    fio.args([
-        "--kill-after=5",
-        "120",
-        "fio",
-        "--ioengine=nbd",
-        "--rw=randwrite",
-        "--bs=4k",
-        "--iodepth=16",
-    ]);
-    fio.args([
-        "--size=16M",
-        "--verify=crc32c",
-        "--verify_backlog=64",
-        "--verify_fatal=1",
-        "--loops=1000",
-    ]);
-    fio.args(["--verify_state_save=0", "--time_based", "--runtime=100"]);
-    fio.arg(format!("--uri={uri}")).arg(format!("--name={name}"));
-    fio.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    fio
-}
-
-/// Others, who verify what they read, go on all the time and see no error.
-#[test]
-fn disks_come_and_go_while_others_are_used() {
-    let daemon = Daemon::serve(&["ram:16M?name=a", "file:b.img?create=16M&name=b"]);
-    let mut loads: Vec<_> = ["a", "b"]
-        .map(|name| Guard(fio(&daemon.uri(name), daemon.dir(), name).spawn().unwrap()))
-        .into();
-    let ops = || {
-        let disks = daemon.report()["disks"].as_array().unwrap().clone();
-        let of = |name: &str| {
-            disks.iter().find(|disk| disk["name"] == name).unwrap()["ops"].as_u64().unwrap()
-        };
-        [of("a"), of("b")]
-    };
-    // Both go on past `before`.
-    let go_on = |before: [u64; 2], loads: &mut Vec<Guard>| {
-        loop {
-            for load in loads.iter_mut() {
-                assert!(load.0.try_wait().unwrap().is_none(), "a load has ended");
+    let document = ask(&daemon, "GET", "/v1/openapi.json", None).1;
+    let mut done = 0;
+    for (template, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            if operation["responses"]["200"]["content"].get("text/event-stream").is_some() {
+                // It has no end.
+                continue;
             }
-            let now = ops();
-            if now[0] > before[0] && now[1] > before[1] {
-                return now;
+            let (mut path, mut query) = (template.clone(), Vec::new());
+            for parameter in operation["parameters"].as_array().unwrap() {
+                let value = example(&document, &parameter["schema"]);
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let name = parameter["name"].as_str().unwrap();
+                match parameter["in"].as_str().unwrap() {
+                    "path" => path = path.replace(&format!("{{{name}}}"), &value),
+                    "query" => query.push(format!("{name}={value}")),
+                    // Those change only how it is asked for.
+                    other => assert_eq!(other, "header"),
+                }
             }
-            blockyard_conformance::pause();
+            let path = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
+            let body = operation
+                .get("requestBody")
+                .map(|body| example(&document, &body["content"]["application/json"]["schema"]));
+            let method = method.to_uppercase();
+            let asked = (method.as_str(), path.as_str(), template.as_str());
+            let (status, answer) = described(&daemon, &document, asked, body.as_ref());
+            assert!(status != 400 && status < 500, "{method} {path} {body:?}: {status} {answer}");
+            done += u32::from(status < 300);
         }
-    };
-    let mut seen = go_on([0, 0], &mut loads);
-    for round in 0..6 {
-        let uri = if round % 2 == 0 {
-            "ram:4M".into()
-        } else {
-            format!("file:{}?create=4M", daemon.path("c.img").display())
-        };
-        daemon.run(&["add", &uri, "--name", "c"]).code(0);
-        // It is used, and its client is in the middle of it when it goes.
-        nbdsh(
-            &daemon.uri("c"),
-            "h.pwrite(b'x' * 4096, 0)\nassert h.pread(4096, 0) == b'x' * 4096\n",
-        );
-        let mut client = Guard(
-            system("nbdsh")
-                .args(["-u", &daemon.uri("c"), "-c", "while True: h.pread(65536, 0)"])
-                .stdin(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
-        while daemon.report()["disks"][2]["ops"].as_u64().unwrap() < 20 {
-            blockyard_conformance::pause();
-        }
-        daemon.run(&["set", "c", "size=8M"]).code(0);
-        daemon.run(&["remove", "c"]).code(0);
-        assert!(!client.0.wait().unwrap().success(), "its disk is gone");
-        seen = go_on(seen, &mut loads);
     }
-    assert_eq!(daemon.report()["disks"].as_array().unwrap().len(), 2);
-    for mut load in loads {
-        let pid = rustix::process::Pid::from_child(&load.0);
-        // timeout(1) passes it on; fio verifies what it has, and ends well.
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-        let output = {
-            let mut out = String::new();
-            std::io::Read::read_to_string(&mut load.0.stdout.take().unwrap(), &mut out).unwrap();
-            out
-        };
-        load.0.wait().unwrap();
-        assert!(output.contains("err= 0") && !output.contains("verify: bad"), "{output}");
-    }
-    daemon.stop();
-}
-
-#[test]
-fn what_is_saved_is_there_at_the_next_start() {
-    let dir = TempDir::new().unwrap();
-    let yard =
-        "# Ours.\n[[disk]]\nname = \"a\"\nuri = \"ram:8M\" # small\n\n[nbd]\nlisten = \"unix:s\"\n";
-    std::fs::write(dir.path().join("yard.toml"), yard).unwrap();
-    let mut command = blockyard(&dir.path().join("run"));
-    command.args(["up", "-f", "yard.toml"]);
-    let daemon = Daemon::start(command, dir, 1);
-    let file = daemon.path("c.img").display().to_string();
-    std::fs::File::create(&file).unwrap().set_len(4 << 20).unwrap();
-    let add = daemon.run(&["add", &format!("file:{file}"), "--save"]);
-    assert_eq!(add.code(0).out, "c\n");
-    daemon.run(&["set", "c", "read_only=1", "--save"]).code(0);
-    daemon.run(&["add", "ram:1M", "--name", "gone", "--save"]).code(0);
-    daemon.run(&["remove", "gone", "--save"]).code(0);
-    daemon.run(&["add", "ram:1M", "--name", "not-kept"]).code(0);
-    // One that it has not been told of cannot be saved.
-    daemon
-        .run(&["set", "not-kept", "read_only=1", "--save"])
-        .code(1)
-        .contains(&["no disk \"not-kept\" in the file"]);
-    let text = std::fs::read_to_string(daemon.path("yard.toml")).unwrap();
-    let expected = format!(
-        "# Ours.\n[[disk]]\nname = \"a\"\nuri = \"ram:8M\" # small\n\n[[disk]]\nname = \"c\"\n\
-         uri = \"file:{file}\"\nread_only = true\n\n[nbd]\nlisten = \"unix:s\"\n\n"
-    );
-    assert!(
-        text.starts_with("# Ours.\n[[disk]]\nname = \"a\"\nuri = \"ram:8M\" # small\n"),
-        "{text}"
-    );
-    for part in expected.split("\n\n") {
-        assert!(text.contains(part.trim()), "{part:?} is not in\n{text}");
-    }
-    assert!(!text.contains("gone") && !text.contains("not-kept"), "{text}");
-    peer("nbdinfo", &["--is", "read-only", &unix("c", &daemon.path("s"))]);
-    let mut check = blockyard(&daemon.path("run"));
-    let checked = check.args(["up", "--check"]).current_dir(daemon.dir()).output().unwrap();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
-    // A daemon with no file says so, and changes nothing.
-    let other = Daemon::serve(&["ram:1M"]);
-    other.run(&["add", "ram:1M", "--save"]).code(64).contains(&["blockyard up -f"]);
-    assert_eq!(other.report()["disks"].as_array().unwrap().len(), 1);
+    assert!(done > 10, "{done} of them were done");
 }

@@ -1,7 +1,4 @@
 //! Changes of a daemon that runs: what is refused, what is told, and several at a time.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -9,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{Daemon, blockyard, nbdkit, unix};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::{Value, json};
+
+use crate::common::{Daemon, Guard, blockyard, nbdkit, unix};
 
 /// How long an answer may take: more than anything here waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,8 +24,14 @@ fn asked(daemon: &Daemon, request: &str) -> UnixStream {
 }
 
 /// The status of an answer, and its body.
-fn ask(daemon: &Daemon, method: &str, path: &str, headers: &str, body: &Value) -> (u16, String) {
-    let body = body.to_string();
+pub(crate) fn ask(
+    daemon: &Daemon,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &Value,
+) -> (u16, String) {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
     let length = body.len();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: b\r\nconnection: close\r\n{headers}\
@@ -160,7 +164,7 @@ fn a_daemon_that_cannot_be_reached_keeps_nobody_from_the_others() {
     let _waits = UnixStream::connect(&full).unwrap();
     std::os::unix::fs::symlink("2.sock", daemon.path("run/2.sock")).unwrap();
     let mut list = blockyard(&daemon.path("run"));
-    let mut list = common::Guard(
+    let mut list = Guard(
         list.args(["list", "--json"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -246,8 +250,7 @@ fn a_disk_that_does_not_open_keeps_nobody_from_others() {
         .map(|at| {
             let mut add = blockyard(&daemon.path("run"));
             add.args(["add", "--save", &silent.uri(&format!("stuck{at}"))]).stdin(Stdio::null());
-            let add =
-                common::Guard(add.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+            let add = Guard(add.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
             // It is being opened now.
             (add, silent.0.accept().unwrap())
         })

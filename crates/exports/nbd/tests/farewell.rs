@@ -1,0 +1,250 @@
+//! The end, as clients see it that have something to flush, or do not know of each other's flushes, and how long it takes.
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use blockyard_blkmq::{Features, Limits, Op, OpenMode, Status};
+use blockyard_export_nbd::{Config, Export, HeaderStyle, Server};
+use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
+use common::{Client, DEADLINE, HeldDisk, MIB, Yard, ram, request, tags};
+
+const NONE: CommandFlags = CommandFlags::empty();
+
+/// A disk that keeps its flushes.
+fn slow_to_flush() -> HeldDisk {
+    let limits = Limits { features: Features::WRITE_CACHE, ..Limits::default() };
+    HeldDisk::keeping(|op| op == Op::Flush, tags(), MIB, limits)
+}
+
+/// What it has is written back in any case, and who counts it as lost has lost nothing.
+#[test]
+fn a_flush_at_a_slow_disk_is_answered_though_the_time_is_over() {
+    let held = slow_to_flush();
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    let [mut client, mut other] = [(); 2].map(|()| yard.client());
+    client.write(0, &[1; 512]);
+    other.write(512, &[1; 512]);
+    let flush = client.send(request(Command::Flush, NONE, 0, 0), &[]);
+    held.wait_for(1);
+    yard.shutdown(Duration::from_millis(50));
+    assert!(other.is_closed(), "who asks for nothing is not waited for");
+    held.release(Status::Ok);
+    let (cookie, outcome) = client.next_reply().unwrap();
+    assert_eq!((cookie, outcome.error), (flush, None));
+    assert!(client.is_closed());
+    drop((client, other));
+    yard.until_all_left();
+}
+
+#[test]
+fn a_flush_that_a_disk_never_answers_is_given_up_when_nobody_waits_for_the_disk() {
+    let held = slow_to_flush();
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    let mut client = yard.hearing_client();
+    client.write(0, &[1; 512]);
+    client.send(request(Command::Flush, NONE, 0, 0), &[]);
+    held.wait_for(1);
+    yard.shutdown(Duration::from_millis(50));
+    assert_eq!(yard.server.clients().len(), 1);
+    let server = Arc::clone(&yard.server);
+    yard.block_on(async move { server.finish(Duration::from_millis(50)).await });
+    assert!(client.is_closed(), "without an answer");
+    assert_eq!(yard.server.clients(), []);
+    held.release(Status::Ok);
+}
+
+/// An I/O error of the guest, where it would have asked the next server for the same.
+#[test]
+fn whoever_flushes_all_that_it_writes_is_let_go_without_a_word() {
+    let hasty = |config: &mut Config, _: &Arc<_>| {
+        config.limits.flush_grace = Duration::from_millis(20);
+    };
+    let yard = Yard::with(ram(MIB), hasty);
+    let mut client = yard.client();
+    client.write(0, &[1; 512]);
+    client.command(Command::Flush, 0, 0).ok();
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.shutdown(DEADLINE));
+        let error = until_the_end(|| {
+            for (command, len) in [(Command::Write, 512), (Command::Flush, 0)] {
+                let payload = vec![1; if command == Command::Write { 512 } else { 0 }];
+                let (_, bytes) = client.encode(request(command, NONE, 0, len), &payload);
+                client.stream.write_all(&bytes).ok()?;
+                if let Some(error) = client.next_reply().ok()?.1.error {
+                    return Some(Some(error));
+                }
+            }
+            Some(None)
+        });
+        assert_eq!(error, None);
+        drop(client);
+        end.join().unwrap();
+    });
+}
+
+/// Until it fails, or is hung up on.
+fn until_the_end(mut asks: impl FnMut() -> Option<Option<ErrorCode>>) -> Option<ErrorCode> {
+    let start = Instant::now();
+    loop {
+        assert!(start.elapsed() < DEADLINE, "it is served for ever");
+        match asks() {
+            Some(None) => {}
+            Some(error) => return error,
+            None => return None,
+        }
+    }
+}
+
+/// A server in virtual time, which moves only as the test says.
+struct Paused {
+    server: Arc<Server>,
+}
+
+impl Paused {
+    /// Runs `test` with a server that gives its clients `flush_grace`.
+    fn run<T: Future<Output = ()>>(flush_grace: Duration, test: impl FnOnce(Self) -> T) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .event_interval(1)
+            .build()
+            .unwrap();
+        let disk = ram(MIB);
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let mut config = Config { exports: vec![Export::new("disk", bdev)], ..Config::default() };
+        config.limits.flush_grace = flush_grace;
+        let server = Server::new(config, vec![runtime.handle().clone()]).unwrap();
+        runtime.block_on(async {
+            // As long as something blocks, the clock does not move by itself.
+            let (still, stop) = std::sync::mpsc::channel::<()>();
+            let blocker = tokio::task::spawn_blocking(move || _ = stop.recv());
+            test(Self { server }).await;
+            drop(still);
+            blocker.await.unwrap();
+        });
+    }
+
+    /// A thread that does as the client which it is given.
+    fn client<T: Send + 'static>(
+        &self,
+        hears: bool,
+        does: impl FnOnce(Client) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(DEADLINE)).unwrap();
+        self.server.serve(theirs.into());
+        std::thread::spawn(move || {
+            let stream = Box::new(ours);
+            let client = if hears {
+                Client::open_hearing(stream)
+            } else {
+                Client::open(stream, "", HeaderStyle::Extended)
+            };
+            does(client.unwrap())
+        })
+    }
+
+    fn requests(&self) -> u64 {
+        self.server.clients().iter().map(|client| client.requests).sum()
+    }
+
+    /// Begins the end. Says how long it took, in virtual time.
+    fn shut_down(&self, grace: Duration) -> tokio::task::JoinHandle<Duration> {
+        let server = Arc::clone(&self.server);
+        tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
+            server.shutdown(grace).await;
+            begun.elapsed()
+        })
+    }
+
+    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !holds() {
+            assert!(start.elapsed() < DEADLINE, "{what}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// What a client may tell another thread.
+type Told = std::sync::mpsc::Sender<()>;
+
+/// Where all of the time is for flushes, too.
+#[test]
+fn who_is_busy_hears_of_the_end_before_it_is_cut_off() {
+    for seconds in [1, 5, 8] {
+        let grace = Duration::from_secs(seconds);
+        Paused::run(grace, |paused| async move {
+            // Several at a time, so that nobody spins for the next one.
+            let busy = paused.client(true, |mut client| {
+                until_the_end(|| {
+                    let writes = [(); 4].map(|()| {
+                        client.encode(request(Command::Write, NONE, 0, 512), &[1; 512]).1
+                    });
+                    client.stream.write_all(&writes.concat()).ok()?;
+                    for _ in 0..4 {
+                        if let Some(error) = client.next_reply().ok()?.1.error {
+                            return Some(Some(error));
+                        }
+                    }
+                    Some(None)
+                })
+            });
+            Paused::until("no load", || paused.requests() > 8).await;
+            let end = paused.shut_down(grace);
+            while !busy.is_finished() {
+                let before = paused.requests();
+                let moved = || busy.is_finished() || paused.requests() > before + 4;
+                Paused::until("it is not served", moved).await;
+                tokio::time::advance(Duration::from_millis(50)).await;
+            }
+            assert_eq!(busy.join().unwrap(), Some(ErrorCode::ESHUTDOWN), "{grace:?}");
+            while !end.is_finished() {
+                tokio::time::advance(Duration::from_millis(50)).await;
+            }
+        });
+    }
+}
+
+/// The default of the daemon is half of ten seconds.
+#[test]
+fn who_neither_flushes_nor_hangs_up_is_let_go_in_time() {
+    // Who has been told of it has a while more.
+    for (hears, asks, seconds) in
+        [(false, false, 5), (false, true, 5), (true, false, 5), (true, true, 6)]
+    {
+        let grace = Duration::from_secs(seconds);
+        let limits = Config::default().limits;
+        Paused::run(limits.flush_grace, |paused| async move {
+            let (tell, go_on): (Told, _) = std::sync::mpsc::channel();
+            let (told, is_told) = std::sync::mpsc::channel();
+            let silent = paused.client(hears, move |mut client| {
+                client.write(0, &[1; 512]);
+                if asks {
+                    go_on.recv_timeout(DEADLINE).unwrap();
+                    client.read(0, 512);
+                }
+                told.send(client).unwrap();
+            });
+            Paused::until("it writes", || paused.requests() > 0).await;
+            let end = paused.shut_down(grace);
+            tokio::task::yield_now().await;
+            let _ = tell.send(());
+            Paused::until("it asks", || silent.is_finished()).await;
+            silent.join().unwrap();
+            // It is there as long as this.
+            let _client: Client = is_told.recv().unwrap();
+            while !end.is_finished() {
+                tokio::time::advance(Duration::from_millis(50)).await;
+            }
+            let took = end.await.unwrap();
+            assert!(took < grace, "hears {hears}, asks {asks}: {took:?}");
+        });
+    }
+}

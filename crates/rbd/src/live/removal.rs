@@ -1,0 +1,53 @@
+//! Images that are removed: under their lock, so that nobody has them while their objects go.
+
+use super::{LiveImage, Options, has_lock, sweep};
+use crate::error::Result;
+use crate::image::{self, Image, trash};
+use crate::store::ObjectStore;
+
+/// Removes an image. One that has no lock, or cannot be opened, as it was removed in part or its parent is gone, is to be
+/// nobody's: the caller sees to that.
+///
+/// # Errors
+/// As [`image::remove`]; those of [`LiveImage::write`], if somebody has its lock.
+pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
+    match lockable(Image::open(store, name).await) {
+        Some(image) => remove_as(store, image, async |image| image.remove(name).await).await,
+        None => image::remove(store, name).await,
+    }
+}
+
+/// Removes an image in the trash for good, as [`remove`] does.
+///
+/// # Errors
+/// As [`trash::remove`]; those of [`LiveImage::write`], if somebody has its lock.
+pub async fn remove_from_trash<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
+    match lockable(Image::by_id(store, id).await) {
+        Some(image) => remove_as(store, image, async |image| image.remove_from_trash().await).await,
+        None => trash::remove(store, id).await,
+    }
+}
+
+/// An image that is removed under its lock.
+fn lockable<S: ObjectStore>(opened: Result<Image<S>>) -> Option<Image<S>> {
+    opened.ok().filter(has_lock)
+}
+
+async fn remove_as<S: ObjectStore>(
+    store: &S,
+    image: Image<S>,
+    remove: impl AsyncFnOnce(&mut Image<S>) -> Result<()>,
+) -> Result<()> {
+    let parent = sweep::parent_of(&image);
+    let live = LiveImage::with(store, image, Options::default()).await?;
+    let removed = match live.alone().await {
+        Ok(mut image) => live.shared.note(remove(&mut image).await),
+        Err(error) => Err(error),
+    };
+    // The lock went with the header.
+    let _closed = live.close().await;
+    if removed.is_ok() {
+        sweep::sweep(store.clone(), parent).await;
+    }
+    removed
+}

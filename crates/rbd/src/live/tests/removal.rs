@@ -1,0 +1,143 @@
+//! Images that are removed while others want them, and what the end of a clone leaves at its parent.
+
+use super::cluster::{Client, Cluster};
+use super::protocol::{SIZE, image, open, run};
+use crate::image::{Image, trash};
+use crate::live::{LiveImage, Options, remove, remove_from_trash};
+use blockyard_rados::encoding::Utime;
+
+/// What is written to an image whose objects are going stays for ever.
+#[test]
+fn nobody_gets_an_image_that_is_being_removed() {
+    for is_in_trash in [false, true] {
+        run(async {
+            let cluster = Cluster::new(30, 0);
+            image(&cluster).await;
+            let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+            let live = open(&one).await;
+            live.write(0, vec![1; usize::try_from(SIZE).unwrap()].into()).await.unwrap();
+            live.close().await.unwrap();
+            let other = open(&two).await;
+            let id = other.image().await.unwrap().id().to_owned();
+            if is_in_trash {
+                trash::put(&one, "a", Utime::default(), Utime::default()).await.unwrap();
+            }
+            cluster.slow_down(10);
+            let removed = async {
+                match is_in_trash {
+                    false => remove(&one, "a").await,
+                    true => remove_from_trash(&one, &id).await,
+                }
+            };
+            let wanted = async {
+                cluster.pass(30).await;
+                other.write(0, vec![2; 10].into()).await
+            };
+            let (removed, wanted) = tokio::join!(removed, wanted);
+            removed.unwrap();
+            assert!(wanted.is_err());
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+            let left = cluster.objects_with(&id).await;
+            assert!(left.is_empty(), "{left:?}");
+        });
+    }
+}
+
+#[test]
+fn an_image_is_removed_whose_owner_has_died_and_he_is_kept_out() {
+    run(async {
+        let cluster = Cluster::new(31, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        open(&one).await.write(0, vec![1; 10].into()).await.unwrap();
+        cluster.kill(&one);
+        remove(&two, "a").await.unwrap();
+        assert!(cluster.is_fenced(&one));
+        assert!(Image::open(&two, "a").await.is_err_and(|error| error.is_not_found()));
+    });
+}
+
+/// The snapshots of an image, by what they are for.
+async fn kinds(client: &Client, name: &str) -> Vec<u32> {
+    let image = Image::open(client, name).await.unwrap();
+    image.snapshot_records().iter().map(|snapshot| snapshot.namespace.kind()).collect()
+}
+
+/// ceph: `SNAPSHOT_NAMESPACE_TYPE_TRASH`.
+const TRASH: u32 = 2;
+
+/// The parent's snapshot goes into the trash at once, and out of it with the last clone; whoever has the parent does that.
+#[test]
+fn a_snapshot_that_is_removed_before_its_clones_goes_with_the_last_of_them() {
+    for has_owner in [false, true] {
+        run(async {
+            let cluster = Cluster::new(32, 0);
+            let first = image(&cluster).await;
+            let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+            let parent = open(&one).await;
+            parent.write(0, vec![7; 10].into()).await.unwrap();
+            parent.create_snapshot("s").await.unwrap();
+            for name in ["c", "d", "e", "f"] {
+                parent.image().await.unwrap().clone_snapshot("s", &first, name).await.unwrap();
+            }
+            parent.remove_snapshot("s").await.unwrap();
+            assert_eq!(kinds(&one, "a").await, [TRASH]);
+            assert_eq!(parent.image().await.unwrap().snapshots().count(), 0);
+            parent.create_snapshot("s").await.unwrap();
+            parent.remove_snapshot("s").await.unwrap();
+            if !has_owner {
+                parent.close().await.unwrap();
+            }
+            // Flattened, by itself and by its owner for another; removed, also from the trash.
+            let own = LiveImage::open(&two, "c", Options::default()).await.unwrap();
+            assert_eq!(own.read(0, 10).await.unwrap(), [7; 10]);
+            own.acquire().await.unwrap();
+            own.flatten().await.unwrap();
+            assert_eq!(own.read(0, 10).await.unwrap(), [7; 10]);
+            let trashed = trash::put(&two, "d", Utime::default(), Utime::default());
+            remove_from_trash(&two, &trashed.await.unwrap()).await.unwrap();
+            remove(&two, "e").await.unwrap();
+            assert_eq!(kinds(&one, "a").await, [TRASH], "f needs it");
+            let owner = LiveImage::open(&two, "f", Options::default()).await.unwrap();
+            owner.acquire().await.unwrap();
+            let other = LiveImage::open(&first, "f", Options::default()).await.unwrap();
+            other.flatten().await.unwrap();
+            cluster.pass(60).await;
+            assert!(kinds(&one, "a").await.is_empty(), "{has_owner}");
+            assert_eq!(other.read(0, 10).await.unwrap(), [7; 10]);
+            if has_owner {
+                assert!(parent.owner().is_some(), "it was not given away");
+                parent.close().await.unwrap();
+            }
+            remove(&two, "a").await.unwrap();
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+        });
+    }
+}
+
+/// A clone of a clone: the last one takes all that is in the trash with it.
+#[test]
+fn the_end_of_a_clone_goes_up_the_chain() {
+    run(async {
+        let cluster = Cluster::new(33, 0);
+        let client = image(&cluster).await;
+        let a = open(&client).await;
+        a.write(0, vec![7; 10].into()).await.unwrap();
+        a.create_snapshot("s").await.unwrap();
+        a.image().await.unwrap().clone_snapshot("s", &client, "b").await.unwrap();
+        let b = LiveImage::open(&client, "b", Options::default()).await.unwrap();
+        b.create_snapshot("s").await.unwrap();
+        b.image().await.unwrap().clone_snapshot("s", &client, "c").await.unwrap();
+        for (live, name) in [(&a, "a"), (&b, "b")] {
+            live.remove_snapshot("s").await.unwrap();
+            assert_eq!(kinds(&client, name).await, [TRASH]);
+        }
+        b.close().await.unwrap();
+        remove(&client, "c").await.unwrap();
+        assert!(kinds(&client, "b").await.is_empty());
+        remove(&client, "b").await.unwrap();
+        assert!(kinds(&client, "a").await.is_empty());
+        a.close().await.unwrap();
+        remove(&client, "a").await.unwrap();
+    });
+}
