@@ -11,7 +11,7 @@ use blockyard_blkmq::{Bio, Status};
 use blockyard_buf::FileRange;
 use blockyard_conformance::faulty::{Call, Errno, Faulty};
 use blockyard_driver_nbd::NbdConfig;
-use common::{Attached, PATIENCE, Place, attach, attach_beside, nbdkit, pattern, unix};
+use common::{Attached, PATIENCE, Place, attach, attach_beside, nbdkit, pattern, unix, until};
 
 const LEN: usize = 1 << 20;
 
@@ -39,16 +39,20 @@ fn a_file_that_is_slow_keeps_no_queue_thread_and_costs_no_connection() {
     let other = NbdConfig { dead_conn_timeout: 3 * short, ..other };
     let [disk, other] = attach_beside([first, other]);
     assert_eq!(disk.write(0, &pattern(0, 1, 4096)), Status::Ok);
-    let held = faulty.hold(Call::Read);
-    let write = disk.submit(0, write_of(&faulty));
-    faulty.wait_for(Call::Read, 1);
-    // By the same thread.
-    assert_eq!(other.write(0, &[1; 512]), Status::Ok);
-    other_server.kill();
-    assert_eq!(other.read(0, 512), Err(Status::Transport), "the time-outs have passed");
-    assert!(write.try_recv().is_err(), "its data cannot be read yet");
-    drop(held);
-    assert_eq!(write.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    std::thread::scope(|scope| {
+        let held = faulty.hold(Call::Read);
+        let submit = scope.spawn(|| disk.submit(0, write_of(&faulty)));
+        faulty.wait_for(Call::Read, 1);
+        until("it is submitted", || submit.is_finished());
+        let write = submit.join().unwrap();
+        // By the same queue thread.
+        assert_eq!(other.write(0, &[1; 512]), Status::Ok);
+        other_server.kill();
+        assert_eq!(other.read(0, 512), Err(Status::Transport), "the time-outs have passed");
+        assert!(write.try_recv().is_err(), "its data cannot be read yet");
+        drop(held);
+        assert_eq!(write.recv_timeout(PATIENCE).unwrap().status(), Status::Ok);
+    });
     assert_eq!(flush(&disk), Status::Ok, "no connection was lost");
     assert!(disk.read(0, LEN as u64).unwrap() == vec![0; LEN]);
 }
