@@ -118,6 +118,22 @@ fn shut_down(server: &Arc<Server>, grace: Duration) -> JoinHandle<()> {
     tokio::spawn(async move { server.shutdown(grace).await })
 }
 
+/// Lets a run that has failed end: whoever takes its disks down waits for their requests.
+struct EndsAll([Arc<Late>; 3]);
+
+impl Drop for EndsAll {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            while self
+                .0
+                .iter()
+                .fold(false, |any, late| late.work(Instant::now().into_std() + END) | any)
+            {
+            }
+        }
+    }
+}
+
 async fn simulate(seed: u64) {
     let mut rng = Rng::new(seed);
     let start = Instant::now();
@@ -161,6 +177,7 @@ async fn simulate(seed: u64) {
             connect(n, on, &passing, &mut rng)
         })
         .collect();
+    let _ends_all = EndsAll([Arc::clone(&late), Arc::clone(&hung), Arc::clone(&passes)]);
     // Regions that nobody has of the disk whose export comes and goes.
     let mut unused: Vec<u64> =
         (0..).zip(&clients).filter(|(_, it)| it.on != On::Passing).map(|(n, _)| n).collect();
