@@ -120,6 +120,8 @@ pub struct Bio {
     pub(crate) by_bytes: bool,
     /// It is a step of something that was let in before: neither a freeze nor a lock on blocks holds it back.
     pub(crate) inside: bool,
+    /// The limits of its disk have let it in: what is made of it then is not kept by them again.
+    pub(crate) paid: bool,
 }
 
 impl Bio {
@@ -186,6 +188,7 @@ impl Bio {
             skew: 0,
             by_bytes: false,
             inside: false,
+            paid: false,
         })
     }
 
@@ -203,6 +206,7 @@ impl Bio {
         self.status = Status::Ok;
         self.part = None;
         (self.skew, self.by_bytes, self.inside) = (0, false, false);
+        self.paid = false;
     }
 
     /// As [`Bio::reset`], to an operation on bytes as [`Bio::at_bytes`] makes it.
@@ -409,6 +413,7 @@ impl Bio {
         clone.hint = self.hint;
         clone.part.clone_from(&self.part);
         (clone.skew, clone.by_bytes, clone.inside) = (self.skew, self.by_bytes, self.inside);
+        clone.paid = self.paid;
         clone
     }
 
@@ -466,6 +471,7 @@ impl Bio {
         if self.status.is_ok() {
             self.status = status;
         }
+        self.paid = false;
         // The owner stays set, so that a bio which is used again need not be told twice.
         match &self.end {
             End::Nobody => {}

@@ -188,6 +188,8 @@ pub(crate) trait Queue: Send + Sync {
     fn set_throttle(&self, groups: &[Arc<ThrottleGroup>]);
     /// One of its groups has other limits.
     fn throttle_changed(&self);
+    fn let_in(&self);
+    fn kept_for_ns(&self) -> Option<u64>;
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
 }
@@ -573,6 +575,15 @@ impl<D: Driver> Queue for RequestQueue<D> {
 
     fn throttle_changed(&self) {
         self.shared.ring_alarm();
+    }
+
+    fn let_in(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.let_in());
+    }
+
+    fn kept_for_ns(&self) -> Option<u64> {
+        let now_ns = self.shared.clock.now_ns();
+        self.hctxs.iter().filter_map(|hctx| hctx.kept_for_ns(now_ns)).max()
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use crate::bio::Bio;
 use crate::op::{Op, StatGroup};
@@ -261,13 +262,21 @@ impl ThrottleGroup {
         buckets.filter_map(|bucket| Some((bucket, bucket.rate()?)))
     }
 
+    /// Takes what was used without having been taken: others wait for it.
+    pub(crate) fn owe(&self, unit: Unit, way: Way, amount: u64, now_ns: u64) {
+        for (bucket, rate) in self.buckets(unit, way) {
+            bucket.take(amount, rate, now_ns);
+        }
+    }
+
     /// Takes a slice, and says how much that is, and from when on it may be used. `None`: there is no limit.
     pub(crate) fn buy(&self, unit: Unit, way: Way, now_ns: u64) -> Option<(u64, u64)> {
-        let slowest = self.buckets(unit, way).map(|(_, rate)| rate).min()?;
+        // Each rate is read once: it may change meanwhile.
+        let buckets: SmallVec<[(&Bucket, u64); 4]> = self.buckets(unit, way).collect();
+        let slowest = buckets.iter().map(|&(_, rate)| rate).min()?;
         let slice = u128::from(slowest) * u128::from(SLICE_NS) / SECOND_NS;
         let amount = u64::try_from(slice).unwrap_or(u64::MAX).max(1);
-        let starts =
-            self.buckets(unit, way).map(|(bucket, rate)| bucket.take(amount, rate, now_ns));
+        let starts = buckets.iter().map(|(bucket, rate)| bucket.take(amount, *rate, now_ns));
         Some((amount, starts.max().unwrap_or(now_ns)))
     }
 }

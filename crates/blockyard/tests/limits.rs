@@ -71,10 +71,10 @@ fn disks_of_a_group_share_their_limits() {
     assert_eq!(limits(&daemon, "b"), json!({ "iops": "400" }));
     let start = Instant::now();
     std::thread::scope(|scope| {
-        let both = ["a", "b"].map(|name| scope.spawn(|| iops(&daemon, name, 200)));
+        let both = ["a", "b"].map(|name| scope.spawn(|| iops(&daemon, name, 400)));
         both.into_iter().for_each(|load| _ = load.join().unwrap());
     });
-    let together = 400.0 / start.elapsed().as_secs_f64();
+    let together = 800.0 / start.elapsed().as_secs_f64();
     assert!(together < 440.0, "{together}");
     daemon.run(&["set", "b", "iops=500"]).code(0);
     assert_eq!(limits(&daemon, "a"), json!({ "iops": "500" }));

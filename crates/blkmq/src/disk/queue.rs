@@ -1,6 +1,7 @@
 //! The queue of a disk, for those who tune it, hold it, or look at it (kernel: `/sys/block/DISK/queue`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Disk;
 use crate::driver::InFlight;
@@ -70,6 +71,24 @@ impl Disk {
     #[must_use]
     pub fn throttle(&self) -> Vec<Arc<ThrottleGroup>> {
         self.throttle.lock().clone()
+    }
+
+    /// Lets in all that its limits keep, where it cannot wait for them; what comes later waits for as much.
+    pub fn let_in(&self) {
+        self.queue.let_in();
+    }
+
+    /// For how long its limits keep the one that waits longest for them. `None`: nobody waits.
+    #[must_use]
+    pub fn kept_for(&self) -> Option<Duration> {
+        self.queue.kept_for_ns().map(Duration::from_nanos)
+    }
+
+    /// For how long the oldest of what it was asked is out: with the driver, or kept by its limits.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Duration> {
+        let out = self.queue.in_flight().into_iter().map(|(_, request)| request.age_ns).max();
+        out.max(self.queue.kept_for_ns()).map(Duration::from_nanos)
     }
 
     /// How long a request may be out before its driver is asked about it.

@@ -6,6 +6,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::waiting::Arrival;
 use super::{Hctx, State, Todo};
 use crate::bio::Bio;
@@ -53,14 +55,18 @@ impl Line {
         now_ns: u64,
     ) -> Result<(), u64> {
         let mut due_ns = 0;
+        let mut costs: SmallVec<[[u64; 2]; 2]> = SmallVec::new();
         for (group, account) in groups.iter().zip(&mut self.accounts) {
             let epoch = group.epoch();
             if account.epoch != epoch {
                 *account = Account { epoch, ..Account::default() };
             }
+            // Once: what a request counts for may change meanwhile.
+            let cost = Unit::ALL.map(|unit| group.cost(unit, bio));
+            costs.push(cost);
             for unit in Unit::ALL {
                 let purse = &mut account.purses[unit as usize];
-                let cost = group.cost(unit, bio);
+                let cost = cost[unit as usize];
                 while purse.has < cost {
                     if purse.bought == 0 {
                         let Some((bought, from_ns)) = group.buy(unit, way, now_ns) else {
@@ -81,9 +87,9 @@ impl Line {
         if due_ns > 0 {
             return Err(due_ns);
         }
-        for (group, account) in groups.iter().zip(&mut self.accounts) {
+        for (account, cost) in self.accounts.iter_mut().zip(costs) {
             for unit in Unit::ALL {
-                account.purses[unit as usize].has -= group.cost(unit, bio);
+                account.purses[unit as usize].has -= cost[unit as usize];
             }
         }
         Ok(())
@@ -108,13 +114,15 @@ pub(super) struct Gate {
     groups: Vec<Arc<ThrottleGroup>>,
     /// By way.
     lines: [Line; Way::COUNT],
+    /// When those were looked for last of whom nobody wants to hear any more.
+    looked_ns: u64,
 }
 
 impl Gate {
     fn new(groups: Vec<Arc<ThrottleGroup>>) -> Self {
         let line = || Line { accounts: vec![Account::default(); groups.len()], ..Line::default() };
         let lines = [line(), line()];
-        Self { groups, lines }
+        Self { groups, lines, looked_ns: 0 }
     }
 
     /// Gives back what may go on, and keeps what has to wait.
@@ -124,7 +132,7 @@ impl Gate {
         now_ns: u64,
         todo: &mut Todo<D>,
     ) -> Option<Arrival> {
-        let way = Way::of(arrival.bio.op).filter(|_| !arrival.bio.inside);
+        let way = Way::of(arrival.bio.op).filter(|_| !arrival.bio.inside && !arrival.bio.paid);
         let Some(way) = way else { return Some(arrival) };
         let line = &mut self.lines[way as usize];
         let first = line.waiting.is_empty();
@@ -155,6 +163,23 @@ impl Gate {
         Some((arrival, now_ns.saturating_sub(since_ns)))
     }
 
+    /// Pays for a bio that does not wait: with what was bought, for whenever that is, and the rest at once.
+    fn owe(&mut self, bio: &Bio, now_ns: u64) {
+        let Some(way) = Way::of(bio.op) else { return };
+        let accounts = &mut self.lines[way as usize].accounts;
+        for (group, account) in self.groups.iter().zip(accounts) {
+            for unit in Unit::ALL {
+                let purse = &mut account.purses[unit as usize];
+                let mut left = group.cost(unit, bio);
+                for has in [&mut purse.has, &mut purse.bought] {
+                    let spent = left.min(*has);
+                    (*has, left) = (*has - spent, left - spent);
+                }
+                group.owe(unit, way, left, now_ns);
+            }
+        }
+    }
+
     fn due_ns(&self) -> Option<u64> {
         let waiting = self.lines.iter().filter(|line| !line.waiting.is_empty());
         waiting.map(|line| line.due_ns).min()
@@ -176,6 +201,31 @@ impl<D: Driver> State<D> {
 }
 
 impl<D: Driver> Hctx<D> {
+    /// Lets in all that is kept. What comes later waits for as much.
+    pub(crate) fn let_in(self: &Arc<Self>) {
+        let mut todo = Todo::default();
+        {
+            let now_ns = self.shared.clock.now_ns();
+            let mut st = self.lock();
+            for arrival in st.take_kept() {
+                if let Some(gate) = &mut st.gate {
+                    gate.owe(&arrival.bio, now_ns);
+                }
+                self.enter_paid(&mut st, arrival.paid(), now_ns, &mut todo);
+            }
+        }
+        self.settle(&mut todo);
+    }
+
+    /// For how long the one that is kept longest has been.
+    pub(crate) fn kept_for_ns(&self, now_ns: u64) -> Option<u64> {
+        let st = self.lock();
+        let lines = st.gate.iter().flat_map(|gate| &gate.lines);
+        let first =
+            lines.filter_map(|line| line.waiting.front()).map(|(_, since_ns)| *since_ns).min();
+        first.map(|since_ns| now_ns.saturating_sub(since_ns))
+    }
+
     /// Keeps to other limits from now on: what waits, too.
     pub(crate) fn set_throttle(self: &Arc<Self>, groups: &[Arc<ThrottleGroup>]) {
         let mut todo = Todo::default();
@@ -199,15 +249,18 @@ impl<D: Driver> Hctx<D> {
         todo: &mut Todo<D>,
     ) -> Option<u64> {
         // They have no part in what others may have.
-        st.gate
-            .iter_mut()
-            .for_each(|gate| gate.lines.iter_mut().for_each(|line| line.drop_abandoned(todo)));
+        if let Some(gate) =
+            st.gate.as_mut().filter(|gate| now_ns.saturating_sub(gate.looked_ns) >= LOOK_NS)
+        {
+            gate.looked_ns = now_ns;
+            gate.lines.iter_mut().for_each(|line| line.drop_abandoned(todo));
+        }
         for way in [Way::Read, Way::Write] {
             while let Some((arrival, waited_ns)) =
                 st.gate.as_mut().and_then(|gate| gate.next(way, now_ns))
             {
                 st.stats.throttled(arrival.bio.op, waited_ns);
-                self.enter_paid(st, arrival, now_ns, todo);
+                self.enter_paid(st, arrival.paid(), now_ns, todo);
             }
         }
         let gate = st.gate.as_ref()?;

@@ -16,6 +16,14 @@ pub(crate) struct Arrival {
     pub(crate) bio: Box<Bio>,
 }
 
+impl Arrival {
+    /// The limits of the disk have let it in.
+    pub(super) fn paid(mut self) -> Self {
+        self.bio.paid = true;
+        self
+    }
+}
+
 /// What a bio stands in line for. Within a lane they are let in in the order in which they came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
@@ -130,7 +138,7 @@ impl<D: Driver> Hctx<D> {
             return todo.ended_bios.push((arrival.bio, Status::Offline));
         }
         let passed = match &mut st.gate {
-            Some(gate) => gate.enter(arrival, now_ns, todo),
+            Some(gate) => gate.enter(arrival, now_ns, todo).map(Arrival::paid),
             None => Some(arrival),
         };
         if let Some(arrival) = passed {

@@ -250,6 +250,8 @@ fn who_is_not_wanted_any_more_leaves_and_a_disk_that_goes_takes_all_along() {
     rig.submit(0, bio(Op::Write, 512));
     outbox.close();
     assert!(rig.disk.tick().unwrap() <= 100_000_000, "they are looked for soon");
+    rig.clock.advance_ms(100);
+    rig.disk.tick();
     assert_eq!(Arc::strong_count(&outbox), 1);
     assert_eq!(rig.ends.count(), 0);
     rig.layer.del_disk(&rig.disk);
@@ -266,5 +268,81 @@ fn a_request_counts_for_its_size_where_that_is_said() {
     run(&rig, &[&rig.disk], &mut loads, 2000, 1);
     assert_near(loads[0].done, 125, 20);
     rig.disk.set_throttle(Vec::new());
+    rig.tear_down();
+}
+
+#[test]
+fn what_is_on_bytes_is_counted_once() {
+    let rig = rig(1);
+    limit(&rig.disk, Throttle { iops: rate(1000), ..Throttle::default() });
+    let (ends, mut done, mut out) = (Arc::<Ends>::default(), 0, 0);
+    for _ in 0..2000 {
+        while out < 8 {
+            out += 1;
+            rig.bdev.submit(0, Bio::at_bytes(Op::Read, 1, 100).on_end(Arc::<Ends>::clone(&ends)));
+        }
+        let ended = ends.take().len();
+        (out, done) = (out - ended, done + ended as u64);
+        rig.clock.advance_ms(1);
+        rig.disk.tick();
+    }
+    assert_near(done, 2000, 30);
+    rig.disk.set_throttle(Vec::new());
+    rig.tear_down();
+}
+
+#[test]
+fn what_cannot_wait_is_let_in_and_others_pay_for_it() {
+    let rig = rig(2);
+    limit(&rig.disk, Throttle { iops: rate(10), ..Throttle::default() });
+    for cpu in [0, 1] {
+        (0..10).for_each(|at| rig.submit(cpu, Bio::new(Op::Read, Sector(at * 8), 512)));
+    }
+    rig.clock.advance_ms(20);
+    assert_eq!(rig.disk.kept_for(), Some(Duration::from_millis(20)));
+    assert_eq!(rig.disk.oldest(), rig.disk.kept_for());
+    rig.disk.let_in();
+    assert_eq!((rig.ends.take().len(), rig.disk.kept_for()), (20, None));
+    // As much as two seconds bring was had at once, of which two had their time.
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 512));
+    for _ in 0..1700 {
+        rig.clock.advance_ms(1);
+        rig.disk.tick();
+    }
+    assert_eq!(rig.ends.count(), 0);
+    for _ in 0..400 {
+        rig.clock.advance_ms(1);
+        rig.disk.tick();
+    }
+    assert_eq!(rig.ends.count(), 1);
+    rig.tear_down();
+}
+
+#[test]
+fn a_change_while_others_pay_leaves_the_group_as_it_was_told() {
+    let rig = rig(1);
+    let group = limit(&rig.disk, Throttle::default());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for at in 0..20_000_u32 {
+                let bps = rate(if at % 2 == 0 { 1 << 40 } else { 1 });
+                let io_size = std::num::NonZeroU32::new(512 * (at % 3));
+                group.set(Throttle { bps, iops: rate(1 << 40), io_size, ..Throttle::default() });
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        while !done.load(Ordering::SeqCst) {
+            rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
+            rig.disk.let_in();
+        }
+    });
+    group.set(Throttle { bps: rate(1 << 40), ..Throttle::default() });
+    rig.disk.tick();
+    let before = rig.ends.count();
+    rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
+    rig.clock.advance_ms(1000);
+    rig.disk.tick();
+    assert!(rig.ends.count() > before, "{}", rig.disk.show());
     rig.tear_down();
 }

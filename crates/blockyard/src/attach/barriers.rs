@@ -20,22 +20,27 @@ pub(super) struct Barriers {
 }
 
 impl Barriers {
-    /// For a device whose connections the kernel gives up after `timeout`; a single one has no other to ask on.
+    /// For a device whose connections the kernel gives up after `timeout`. Of a single one, only what the limits of the disk keep is
+    /// let in before that.
     pub(super) fn start(
         bdev: &Arc<Bdev>,
         connections: usize,
         timeout: Duration,
-    ) -> io::Result<Option<Self>> {
-        if connections < 2 {
-            return Ok(None);
-        }
+    ) -> io::Result<Self> {
+        let several = connections > 1;
         let bdev = Arc::clone(bdev);
         let (stop, stopped) = mpsc::channel();
         thread::Builder::new().name("nbd-barriers".into()).spawn(move || {
             let interval = interval(timeout);
             // One that comes late puts off the next: several at once would only keep requests out.
             while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if is_due(bdev.disk(), timeout) {
+                let disk = bdev.disk();
+                if !several {
+                    // No other is asked, but the kernel gives up the only one on which it waits for too long.
+                    if disk.kept_for().is_some_and(|kept| kept >= timeout / 2) {
+                        disk.let_in();
+                    }
+                } else if is_due(disk, timeout) {
                     one_or_more(interval, || {
                         let begun = Instant::now();
                         until_all_has_ended(bdev.disk());
@@ -44,7 +49,7 @@ impl Barriers {
                 }
             }
         })?;
-        Ok(Some(Self { _stop: stop }))
+        Ok(Self { _stop: stop })
     }
 }
 
@@ -55,7 +60,7 @@ fn interval(timeout: Duration) -> Duration {
 /// Whether something is with the disk that the kernel may ask again before the next but one barrier.
 fn is_due(disk: &Disk, timeout: Duration) -> bool {
     let half = timeout / 2;
-    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= half)
+    disk.oldest().is_some_and(|oldest| oldest >= half)
 }
 
 /// What had to wait for a barrier that took long may have been asked again while it did: both are let in together then, and
@@ -71,14 +76,19 @@ fn one_or_more(long: Duration, mut barrier: impl FnMut() -> Duration) -> usize {
 /// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had
 /// asked is still with the disk.
 pub(super) fn until_all_has_ended(disk: &Disk) {
+    // What its limits keep would end after something newer.
+    disk.let_in();
     disk.freeze();
     disk.unfreeze();
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use blockyard_blkmq::{
-        Bio, BlockLayer, Clock, Limits, MonotonicClock, Op, OpenMode, Sector, Status, TagSetConfig,
+        Bio, BlockLayer, Clock, EndIo, Limits, MonotonicClock, Op, OpenMode, Sector, Status,
+        TagSetConfig,
     };
     use blockyard_conformance::{HeldDisk, pause};
 
@@ -177,7 +187,7 @@ mod tests {
             submitted.recv_timeout(PATIENCE).unwrap();
         };
         write("first", 0, Some(stands));
-        let barriers = Barriers::start(&bdev, 2, Duration::from_millis(4)).unwrap().unwrap();
+        let barriers = Barriers::start(&bdev, 2, Duration::from_millis(4)).unwrap();
         let end = Instant::now() + PATIENCE;
         while !disk.show().contains("frozen 1") {
             assert!(Instant::now() < end, "no barrier has begun: {}", disk.show());
@@ -194,18 +204,60 @@ mod tests {
         threads.shutdown();
     }
 
-    #[test]
-    fn a_single_connection_needs_none() {
+    /// A disk of that plan, opened.
+    fn limited(plan: &str) -> (QueueThreads, Arc<BlockLayer>, Arc<Bdev>) {
         let threads = QueueThreads::start(1).unwrap();
         let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let plan = "null:1M".parse().unwrap();
+        let plan = plan.parse().unwrap();
         let open = DiskMaker::new(&layer, threads.handles(), clock).open(&plan).unwrap();
-        let disk = Arc::clone(open.disk());
-        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
-        let start = |count| Barriers::start(&bdev, count, Duration::from_secs(30)).unwrap();
-        assert!(start(1).is_none() && start(2).is_some());
-        layer.del_disk(&disk);
+        let bdev = Arc::new(open.disk().open(None, OpenMode::ReadWrite).unwrap());
+        (threads, layer, bdev)
+    }
+
+    #[derive(Default)]
+    struct Ended(AtomicUsize);
+
+    impl EndIo for Ended {
+        fn end_io(&self, bio: Box<Bio>) {
+            assert_eq!(bio.status(), Status::Ok);
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn write_two(bdev: &Bdev) -> Arc<Ended> {
+        let ended = Arc::<Ended>::default();
+        for sector in [0, 8] {
+            let zeroes = Bio::new(Op::WriteZeroes, Sector(sector), 4096);
+            bdev.submit(0, zeroes.on_end(Arc::<Ended>::clone(&ended)));
+        }
+        ended
+    }
+
+    #[test]
+    fn what_limits_keep_is_out_and_ends_before_anything_newer_is_let_in() {
+        let (threads, layer, bdev) = limited("null:1M?write_bps=1");
+        let ended = write_two(&bdev);
+        assert!(is_due(bdev.disk(), Duration::ZERO), "{}", bdev.disk().show());
+        until_all_has_ended(bdev.disk());
+        assert_eq!(ended.0.load(Ordering::SeqCst), 2);
+        assert!(bdev.disk().oldest().is_none());
+        layer.del_disk(bdev.disk());
+        threads.shutdown();
+    }
+
+    #[test]
+    fn of_a_single_connection_what_limits_keep_is_let_in_in_time() {
+        let (threads, layer, bdev) = limited("null:1M?write_bps=1");
+        let ended = write_two(&bdev);
+        let _barriers = Barriers::start(&bdev, 1, Duration::from_millis(20)).unwrap();
+        let begun = Instant::now();
+        while bdev.disk().oldest().is_some() {
+            assert!(begun.elapsed() < PATIENCE, "{}", bdev.disk().show());
+            pause();
+        }
+        assert_eq!(ended.0.load(Ordering::SeqCst), 2);
+        layer.del_disk(bdev.disk());
         threads.shutdown();
     }
 }

@@ -52,8 +52,11 @@ pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
         let signals = Signals::new()?;
         let hang_up = signal(SignalKind::hangup())
             .map_err(|err| Error::failed("cannot catch signals").caused_by(err))?;
+        // The kernel reads from it before it is there for others.
+        let housekeeper = tokio::spawn(Arc::clone(&server.yard).keep());
         let attached = blocking(move || Attached::attach(server, order, log)).await?;
-        attached.serve(signals, HangUps { signal: hang_up, log: own_log }, background).await
+        let hang_ups = HangUps { signal: hang_up, log: own_log };
+        attached.serve(housekeeper, signals, hang_ups, background).await
     })
 }
 
@@ -234,7 +237,13 @@ impl Attached {
         }
     }
 
-    async fn serve(mut self, signals: Signals, hang_ups: HangUps, background: bool) -> Result<u8> {
+    async fn serve(
+        mut self,
+        housekeeper: tokio::task::JoinHandle<()>,
+        signals: Signals,
+        hang_ups: HangUps,
+        background: bool,
+    ) -> Result<u8> {
         let (ask, asked) = mpsc::channel(1);
         // Before anybody can ask for a change.
         let mut follow = Follow::of(self.server.disk());
@@ -263,9 +272,8 @@ impl Attached {
                 break end;
             }
         };
-        let yard = Arc::clone(&self.server.yard);
         let heard = Heard::new(signals, hang_ups, asked, (follow, state));
-        crate::daemon::serve(yard, control, (self, heard), ready, until, Self::ended).await
+        crate::daemon::serve(housekeeper, control, (self, heard), ready, until, Self::ended).await
     }
 
     /// What comes behind its end, and the exit code.

@@ -124,8 +124,12 @@ impl Calm {
     }
 }
 
+/// What the limits of the disk keep so long is let in: it ends, and others of its kind have a moment to come.
 fn is_any_out_for(disk: &Disk, long: Duration) -> bool {
-    disk.in_flight().iter().any(|(_, request)| Duration::from_nanos(request.age_ns) >= long)
+    if disk.kept_for().is_some_and(|kept| kept >= long) {
+        disk.let_in();
+    }
+    disk.oldest().is_some_and(|oldest| oldest >= long)
 }
 
 impl<K: Kernel> Keeper<K> {

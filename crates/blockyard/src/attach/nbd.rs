@@ -294,10 +294,10 @@ impl NbdDevice {
         let keeper = Keeper::new(Arc::new(kernel), index, source, bdev, wish.connections.into());
         let keeper = keeper.holding_for(held);
         let barriers = Barriers::start(&below.bdev, wish.connections.into(), timeout(wish));
-        let barriers = barriers.unwrap_or_else(|err| {
+        let barriers = barriers.inspect_err(|err| {
             tracing::warn!(error = %err, "cannot start a thread; repeated requests of the kernel may be reordered");
-            None
         });
+        let barriers = barriers.ok();
         let (tell, gone) = oneshot::channel();
         let keeper = tokio::spawn(keeper.keep(changes, tell));
         let is_recoverable = below.outlives_us;

@@ -169,7 +169,8 @@ impl Daemon {
             metrics.abort();
             stopped.map(|()| given)
         };
-        serve(Arc::clone(&self.yard), control, self, ready, until, end).await
+        let housekeeper = tokio::spawn(Arc::clone(&self.yard).keep());
+        serve(housekeeper, control, self, ready, until, end).await
     }
 
     /// Ends it in order, or at once if there is a second signal.
@@ -192,16 +193,15 @@ impl Daemon {
 }
 
 /// Serves a yard, whatever else there is to a daemon, which is `served`: its control socket is answered, and its disks are
-/// seen to. `ready` is called when that has begun, `until` says when it is over, and `end` ends it.
+/// seen to, by a task that [`Yard::keep`] is in already. `ready` is called when that has begun, `until` says when it is over, and `end` ends it.
 pub(crate) async fn serve<S, T, R>(
-    yard: Arc<Yard>,
+    housekeeper: JoinHandle<()>,
     control: api::Server,
     mut served: S,
     ready: impl FnOnce(&S),
     until: impl AsyncFnOnce(&mut S) -> T,
     end: impl AsyncFnOnce(S, T) -> R,
 ) -> R {
-    let housekeeper = tokio::spawn(yard.keep());
     let control = tokio::spawn(control.serve());
     ready(&served);
     notify(&[NotifyState::Ready]);

@@ -122,12 +122,25 @@ pub(super) fn begin(disk: &Disk, throttle: Throttle, group: Option<Arc<ThrottleG
     match group {
         Some(group) => {
             if throttle != Throttle::default() {
-                group.set(throttle);
+                group.set(over(throttle, group.throttle()));
             }
             disk.set_throttle(vec![group]);
         }
-        None if throttle.is_empty() => {}
+        None if throttle == Throttle::default() => {}
         None => disk.set_throttle(vec![ThrottleGroup::new(throttle)]),
+    }
+}
+
+/// What was said, and the rest as it was.
+fn over(said: Throttle, before: Throttle) -> Throttle {
+    Throttle {
+        iops: said.iops.or(before.iops),
+        read_iops: said.read_iops.or(before.read_iops),
+        write_iops: said.write_iops.or(before.write_iops),
+        bps: said.bps.or(before.bps),
+        read_bps: said.read_bps.or(before.read_bps),
+        write_bps: said.write_bps.or(before.write_bps),
+        io_size: said.io_size.or(before.io_size),
     }
 }
 

@@ -288,6 +288,10 @@ impl Yard {
             let what = format!("no export named {name:?} of kind {}", kind.name);
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
+        if let Ok(disk) = self.disk(&plan.disk) {
+            // Its clients wait for that.
+            disk.disk().let_in();
+        }
         export.stop();
         let ended = export.end(self.grace() / 2, self.grace()).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());

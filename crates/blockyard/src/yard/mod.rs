@@ -465,6 +465,8 @@ impl Yard {
             let mut inside = self.inside.write();
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
+        // What they have asked for is answered, whatever their limits.
+        disks.iter().for_each(|disk| disk.open.disk().set_throttle(Vec::new()));
         exports.iter().for_each(|it| it.export.stop());
         let flushing = FirstFlushes::begin(&disks);
         // They end together: nobody's clients take the time of another's, nor that of the disks.

@@ -81,10 +81,10 @@ enum Before {
 async fn forget_data(channel: Weak<Channel>, disk: Weak<Disk>, ino: u64, before: Before) {
     let asked = Instant::now();
     let is_answered = |disk: &Disk| match before {
-        Before::All => disk.stats().0.in_flight() == [0, 0],
+        Before::All => disk.stats().0.in_flight() == [0, 0] && disk.kept_for().is_none(),
         Before::AskedUntilNow => {
-            let since = asked.elapsed().as_nanos();
-            disk.in_flight().iter().all(|(_, request)| u128::from(request.age_ns) < since)
+            let since = asked.elapsed();
+            disk.oldest().is_none_or(|oldest| oldest < since)
         }
     };
     while disk.upgrade().is_some_and(|disk| !is_answered(&disk)) {

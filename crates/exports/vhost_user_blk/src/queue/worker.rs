@@ -118,6 +118,8 @@ impl Worker {
     fn obey(&mut self, Envelope { command, reply }: Envelope) {
         let done = match command {
             Command::Stop => {
+                // Its front-end waits for that, with all that it is.
+                self.device.export.bdev.disk().let_in();
                 self.stop = Some(reply);
                 return;
             }
