@@ -185,10 +185,18 @@ fn root_is_served_by_the_daemon_of_another() {
         assert!(Instant::now() < end && daemon.0.try_wait().unwrap().is_none());
         blockyard_conformance::pause();
     }
-    let mut list = Command::new(place.0.path().join("blockyard"));
-    list.args(["list", "--json"]).env("BLOCKYARD_RUNTIME_DIR", &run);
-    let listed = Said::of(&list.output().unwrap());
-    listed.code(0).contains(&["\"theirs\""]);
+    // Its control socket may come a moment later.
+    loop {
+        let mut list = Command::new(place.0.path().join("blockyard"));
+        list.args(["list", "--json"]).env("BLOCKYARD_RUNTIME_DIR", &run);
+        let listed = Said::of(&list.output().unwrap()).code(0).json();
+        let disks = listed.as_array().unwrap().iter().flat_map(|it| it["disks"].as_array());
+        if disks.flatten().any(|disk| disk["name"] == "theirs") {
+            break;
+        }
+        assert!(Instant::now() < end && daemon.0.try_wait().unwrap().is_none(), "{listed}");
+        blockyard_conformance::pause();
+    }
     drop(daemon.0.stdin.take());
     assert!(daemon.0.wait().unwrap().success());
 }

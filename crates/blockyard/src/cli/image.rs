@@ -288,7 +288,7 @@ pub enum SnapCommand {
     Ls {
         /// Image.
         image: String,
-        /// Also those of mirrors and groups, and those that were removed while they had clones.
+        /// Include snapshots of mirrors and groups, and removed ones that had clones.
         #[arg(short, long)]
         all: bool,
     },

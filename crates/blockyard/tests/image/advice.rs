@@ -60,7 +60,7 @@ fn what_is_advised_about_images_helps() {
     let purge = advised(said.code(1), &[("IMAGE", "a")]);
     assert_eq!(purge, ["snap", "purge", "a"]);
     let said = yard.try_image(&purge);
-    said.code(75).contains(&["protected or cloned snapshots not removed: s"]);
+    said.code(75).contains(&["protected snapshots not removed: s"]);
     assert_eq!(yard.image(&advised(&said, &[("IMAGE", "a")])), "c\n");
     yard.image(&["flatten", "c"]);
     yard.image(&["snap", "unprotect", "a@s"]);

@@ -74,7 +74,7 @@ impl Driver for Nbd {
     }
 
     /// One that was given up while no server answered is still to be done, and what is lost meanwhile is
-    /// [told](crate::disk::NbdDisk::on_failed_flush).
+    /// [told](crate::Nbd::on_failed_flush).
     fn loses_by_flush(&self, status: Status) -> bool {
         !matches!(status, Status::Ok | Status::Transport)
     }

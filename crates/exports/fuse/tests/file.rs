@@ -229,7 +229,7 @@ fn what_cannot_be_mounted_on_is_told() {
     };
     let error = start(&place.path().join("nothing"), Shown::File(open(&disk)));
     assert_eq!(error.kind(), Kind::NotFound);
-    assert!(error.to_string().contains("touch"), "{error}");
+    assert!(error.remedy().is_some_and(|remedy| remedy.contains("touch")), "{error:?}");
     let error = start(place.path(), Shown::File(open(&disk)));
     assert_eq!(error.kind(), Kind::Unsuitable);
     let bad = Shown::Directory(vec![("a/b".into(), open(&disk))]);

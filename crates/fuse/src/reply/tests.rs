@@ -124,7 +124,7 @@ fn more_than_was_asked_for_is_refused() {
     let mut bytes = Vec::new();
     Reply::Data(Payload { here: b"12345", elsewhere: 0 }).encode(2, &mut bytes);
     let error = Reply::parse(read, &bytes, 0).unwrap_err();
-    assert_eq!(error.to_string(), "reply to Read: its data in bytes is 5 where 4 is right");
+    assert_eq!(error.to_string(), "reply to Read: invalid data in bytes 5, expected 4");
     let payload = Payload { here: b"", elsewhere: 4 };
     let mut bytes = Vec::new();
     Reply::Data(payload).encode(2, &mut bytes);
