@@ -355,8 +355,14 @@ impl<'a, D: Device> Session<'a, D> {
     /// Some of what is in flight does not end. It has nothing to do with the guest any more, which may do with its memory what it
     /// likes.
     fn abandon(&self) {
-        self.memory.lose();
+        // First, so that nothing is taken from what is no ring any more.
         self.vrings.iter().filter_map(|vring| vring.queue.as_ref()).for_each(Queue::abandon);
+        if !self.memory.lose() {
+            tracing::error!(
+                socket = self.backend.name(),
+                "memory cannot be taken away from requests in flight, which may still write to it"
+            );
+        }
     }
 
     fn stop_all(&mut self) {
