@@ -117,7 +117,7 @@ impl SharedMapping {
     }
 
     /// Its file became shorter, which somebody noticed by touching what was gone: that, and what is behind it, is memory of
-    /// nobody's now.
+    /// nobody's now. Or [it was taken away](GuestMemory::lose).
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.watched.is_lost()
@@ -286,11 +286,12 @@ impl GuestMemory {
         self.regions.iter().any(|region| region.mapping.is_lost())
     }
 
-    /// All of it is lost from now on, for those who still have segments of it: nothing that they do reaches the guest.
-    pub fn lose(&self) {
-        for Region { mapping, .. } in &self.regions {
-            mapping.segment(0, mapping.len()).lose();
-        }
+    /// All of it is lost from now on, for those who still have segments of it: nothing that they do reaches the guest, and nothing
+    /// that they write comes from there: the kernel cannot read it (`EFAULT`), and what a copy of ours reads is to be looked at
+    /// by [`Segment::is_lost`] behind it. Says whether all of it could be taken away.
+    #[must_use]
+    pub fn lose(&self) -> bool {
+        self.regions.iter().fold(true, |all, region| region.mapping.watched.take_away() && all)
     }
 
     /// How many regions there are.

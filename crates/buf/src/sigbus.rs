@@ -6,6 +6,11 @@
 //! mapping: what was interrupted goes on, with zeroes, and what is before that page is still the file's, for whoever is just
 //! writing it to a disk. The mapping is marked as lost, which its owner is to look for before anything that was made from it is
 //! shown to anybody; a write may have put the zeroes on its disk, which [`Segment::is_lost`](crate::Segment::is_lost) tells.
+//!
+//! Memory that is taken away from those who still have segments of it, while its file is as long as ever, must not become zeroes:
+//! a write that waits in the kernel would go on with them, and put them over what it was to write. In its place comes a file
+//! without any bytes. The kernel cannot read from that, nor write to it (`EFAULT`); our own copies get the signal, and a page of
+//! nobody's each time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -36,6 +41,8 @@ static LOSSES: AtomicU64 = AtomicU64::new(0);
 /// Memory that is mapped from it is none of the process's data, so that neither its limit (`RLIMIT_DATA`) nor strict
 /// accounting (`vm.overcommit_memory` = 2) refuses as much of it as a guest has. `None` where there is no such file.
 static SPARE: OnceLock<Option<OwnedFd>> = OnceLock::new();
+/// A file in memory that has no bytes, for what is taken away.
+static EMPTY: OnceLock<Option<OwnedFd>> = OnceLock::new();
 /// What was done about the signal before.
 static PREVIOUS: OnceLock<io::Result<libc::sigaction>> = OnceLock::new();
 
@@ -62,6 +69,8 @@ pub(crate) struct Entry {
     offset: AtomicU64,
     /// The first address that is no longer of the file; [`usize::MAX`] if all are.
     lost_from: AtomicUsize,
+    /// All of it was taken away: but for pages that copies of ours have touched, it is of [`EMPTY`].
+    taken_away: AtomicBool,
     next: AtomicPtr<Entry>,
 }
 
@@ -78,6 +87,7 @@ impl Entry {
         install()?;
         let entry = Self::take();
         entry.lost_from.store(usize::MAX, Ordering::SeqCst);
+        entry.taken_away.store(false, Ordering::SeqCst);
         entry.page.store(page, Ordering::SeqCst);
         entry.file.store(file.as_raw_fd(), Ordering::SeqCst);
         entry.offset.store(offset, Ordering::SeqCst);
@@ -104,6 +114,18 @@ impl Entry {
         self.lost_from.load(Ordering::Acquire) != usize::MAX
     }
 
+    /// Takes the mapping away from all who have segments of it: what they read from it and write to it from now on fails, or is
+    /// nobody's. To be called while the mapping is there. Says whether it could be done.
+    pub(crate) fn take_away(&self) -> bool {
+        let Some(Some(empty)) = EMPTY.get() else { return false };
+        let [base, len] = [&self.base, &self.len].map(|n| n.load(Ordering::SeqCst));
+        // First: who sees the new memory sees this, too.
+        self.taken_away.store(true, Ordering::SeqCst);
+        self.lost_from.fetch_min(base, Ordering::SeqCst);
+        LOSSES.fetch_add(1, Ordering::SeqCst);
+        put_in_place(base, len, Some((empty, 0)))
+    }
+
     fn take() -> &'static Self {
         let free = all().find(|entry| !entry.taken.swap(true, Ordering::Acquire));
         free.unwrap_or_else(|| {
@@ -116,6 +138,7 @@ impl Entry {
                 file: AtomicI32::new(-1),
                 offset: AtomicU64::new(0),
                 lost_from: AtomicUsize::new(usize::MAX),
+                taken_away: AtomicBool::new(false),
                 next: AtomicPtr::default(),
             }));
             let address = std::ptr::from_ref(entry).cast_mut();
@@ -167,6 +190,7 @@ fn all() -> impl Iterator<Item = &'static Entry> {
 
 fn install() -> io::Result<()> {
     SPARE.get_or_init(spare);
+    EMPTY.get_or_init(|| memfd_create("blockyard-no-memory", MemfdFlags::CLOEXEC).ok());
     let done = PREVIOUS.get_or_init(|| set_action(Some(&ours())));
     match done {
         Ok(_) => Ok(()),
@@ -213,7 +237,7 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
     // SAFETY: the kernel passes a `siginfo_t` to a handler that was installed with `SA_SIGINFO`.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
     let replaced = match code {
-        BUS_ADRERR => replace(address, Extent::ToTheEnd),
+        BUS_ADRERR => replace(address, Extent::Fault),
         // What is behind a broken page is as good as it was. One that nobody touches stays (`BUS_MCEERR_AO`): nobody keeps its
         // mapping either, and whatever is at the address when this comes would be replaced.
         BUS_MCEERR_AR => replace(address, Extent::OnePage),
@@ -230,6 +254,8 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
 enum Extent {
     OnePage,
     ToTheEnd,
+    /// All behind it, too, unless the mapping was taken away: the next page may be what a write waits to read.
+    Fault,
 }
 
 /// What [`Segment::probe`] does for a segment of a shared mapping.
@@ -300,24 +326,45 @@ fn is_not_there(segment: &Segment, access: Access) -> bool {
 /// be done. Several threads may do it at once: what one has written there meanwhile is nobody's.
 fn replace(address: usize, extent: Extent) -> bool {
     let Some((entry, (base, len))) = Entry::find(address) else { return false };
-    let page = entry.page.load(Ordering::SeqCst).max(1);
+    let was_taken_away = entry.taken_away.load(Ordering::SeqCst);
+    // What was taken away is of ordinary pages, and is not given to the kernel again.
+    let page = match (was_taken_away, extent) {
+        (true, Extent::ToTheEnd) => return false,
+        (true, _) => crate::PAGE_SIZE,
+        (false, _) => entry.page.load(Ordering::SeqCst).max(1),
+    };
     let start = address - (address - base) % page;
-    let len = if extent == Extent::OnePage { page } else { base + len - start };
+    let is_one_page = was_taken_away || extent == Extent::OnePage;
+    let len = if is_one_page { page } else { base + len - start };
     // First: who sees the new memory sees this, too.
     entry.lost_from.fetch_min(start, Ordering::SeqCst);
     LOSSES.fetch_add(1, Ordering::SeqCst);
+    let spare = SPARE.get().and_then(Option::as_ref);
+    let is_replaced = put_in_place(start, len, spare.map(|spare| (spare, start as u64)));
+    if !was_taken_away && entry.taken_away.load(Ordering::SeqCst) {
+        // It was in between, and this may have come last.
+        return put_in_place(
+            start,
+            len,
+            EMPTY.get().and_then(Option::as_ref).map(|file| (file, 0)),
+        );
+    }
+    is_replaced
+}
+
+/// Maps memory of a file, from an offset on, or of none, over a range of a mapping of a `SharedMapping`, which whoever calls keeps
+/// alive as it uses it. Says whether it could be done.
+fn put_in_place(start: usize, len: usize, file: Option<(&OwnedFd, u64)>) -> bool {
     let place = std::ptr::with_exposed_provenance_mut(start);
     let access = ProtFlags::READ | ProtFlags::WRITE;
     let flags = MapFlags::FIXED | MapFlags::NORESERVE;
-    // SAFETY: the range is the end of a mapping of a `SharedMapping`, or a page of it, which the interrupted thread keeps alive
-    // as it touches it, and whose memory nobody borrows as a reference: its contents may change at any time. The new memory is
-    // as long, and as writable.
+    // SAFETY: the range is of a mapping of a `SharedMapping` that is alive, and whose memory nobody borrows as a reference: its
+    // contents may change at any time. The new memory is as long, and as writable: what the file does not have, a signal is
+    // about, which the handler answers.
     let replaced = unsafe {
-        match SPARE.get() {
-            Some(Some(spare)) => {
-                mmap(place, len, access, flags | MapFlags::SHARED, spare, start as u64)
-            }
-            _ => mmap_anonymous(place, len, access, flags | MapFlags::PRIVATE),
+        match file {
+            Some((file, at)) => mmap(place, len, access, flags | MapFlags::SHARED, file, at),
+            None => mmap_anonymous(place, len, access, flags | MapFlags::PRIVATE),
         }
     };
     if replaced.is_ok() {

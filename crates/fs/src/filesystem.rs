@@ -8,6 +8,9 @@ use blockyard_fuse::{Errno, Name, SetAttr};
 /// What comes of an operation.
 pub type Outcome<T = ()> = Result<T, Errno>;
 
+/// `EFAULT`: memory that is no more.
+const EFAULT: Errno = Errno::from_raw(14);
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Who {
@@ -171,9 +174,13 @@ pub trait FileSystem: Send + Sync + 'static {
     /// As [`FileSystem::write`], from memory that others may change.
     ///
     /// # Errors
-    /// Those of pwritev(2).
+    /// Those of pwritev(2): `EFAULT` for memory that is lost.
     fn write_segments(&self, args: &WriteIn, data: &[Segment]) -> Outcome<u32> {
         let bytes: Vec<u8> = data.iter().flat_map(Segment::to_vec).collect();
+        // Zeroes may have taken the place of some of it.
+        if data.iter().any(Segment::is_lost) {
+            return Err(EFAULT);
+        }
         self.write(args, &bytes)
     }
     /// A file is closed by one who has it open.

@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use blockyard_buf::{GuestMemory, RegionSpec};
@@ -46,6 +46,8 @@ pub(crate) struct Session<'a, D: Device> {
     features: u64,
     protocol: ProtocolFeatures,
     memory: Arc<GuestMemory>,
+    /// What the memory was before, as long as something in flight is in it.
+    earlier: Vec<Weak<GuestMemory>>,
     vrings: Vec<Vring<D::Queue>>,
     inflight: Option<InflightFile>,
     /// Where messages of the back-end go.
@@ -64,6 +66,7 @@ impl<'a, D: Device> Session<'a, D> {
             features: 0,
             protocol: ProtocolFeatures::empty(),
             memory: Arc::default(),
+            earlier: Vec::new(),
             vrings: std::iter::repeat_with(Vring::default).take(queues).collect(),
             inflight: None,
             to_front_end: None,
@@ -79,7 +82,9 @@ impl<'a, D: Device> Session<'a, D> {
                 break close;
             }
         };
-        self.stop_all();
+        if let Some(hangs) = self.stop_all() {
+            tracing::warn!(socket = self.backend.name(), "{hangs}");
+        }
         self.device.front_end_left();
         close
     }
@@ -182,7 +187,10 @@ impl<'a, D: Device> Session<'a, D> {
             Message::GetInflightFd(shape) => return self.make_inflight(shape),
             Message::SetInflightFd(shape) => self.set_inflight(shape, fds.next())?,
             Message::ResetDevice => {
-                self.stop_all();
+                // What is done is out of the way of a driver that begins anew, in the same memory.
+                if let Some(hangs) = self.stop_all() {
+                    return Err(Close::Hangs(hangs));
+                }
                 self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
                 self.features = 0;
             }
@@ -259,11 +267,21 @@ impl<'a, D: Device> Session<'a, D> {
         if let Some((done, err)) = tell(&queues, &memory) {
             // They were in the old memory, and are.
             let _ = tell(&queues[..done], &self.memory);
+            // Something may have been taken from it meanwhile.
+            self.put_aside(memory);
             return Err(refused(err));
         }
-        // The old memory goes here, not on a queue thread: to unmap much of it takes long.
-        self.memory = memory;
+        let old = std::mem::replace(&mut self.memory, memory);
+        self.put_aside(old);
         Ok(())
+    }
+
+    /// Memory that nothing is taken from any more: it goes with the last of what is in flight in it.
+    fn put_aside(&mut self, memory: Arc<GuestMemory>) {
+        self.earlier.push(Arc::downgrade(&memory));
+        // Here, if it can, not on a queue thread: to unmap much of it takes long.
+        drop(memory);
+        self.earlier.retain(|memory| memory.strong_count() > 0);
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring<D::Queue>, Close> {
@@ -355,11 +373,20 @@ impl<'a, D: Device> Session<'a, D> {
     /// Some of what is in flight does not end. It has nothing to do with the guest any more, which may do with its memory what it
     /// likes.
     fn abandon(&self) {
-        self.memory.lose();
+        // First, so that nothing is taken from what is no ring any more.
         self.vrings.iter().filter_map(|vring| vring.queue.as_ref()).for_each(Queue::abandon);
+        let earlier = self.earlier.iter().filter_map(Weak::upgrade);
+        let all = earlier.chain([Arc::clone(&self.memory)]);
+        if !all.fold(true, |all, memory| memory.lose() && all) {
+            tracing::error!(
+                socket = self.backend.name(),
+                "memory cannot be taken away from requests in flight, which may still write to it"
+            );
+        }
     }
 
-    fn stop_all(&mut self) {
+    /// Stops all queues. What hangs is abandoned, and said.
+    fn stop_all(&mut self) -> Option<CommandError> {
         if self.vrings.iter().any(|vring| vring.running) {
             self.device.queues_stop();
         }
@@ -372,15 +399,17 @@ impl<'a, D: Device> Session<'a, D> {
             })
             .collect();
         let end = self.device.stop_patience().map(|patience| Instant::now() + patience);
+        let mut hanging = None;
         for stopped in stopping {
             self.backend.queues.fetch_sub(1, Ordering::Relaxed);
             let patience = end.map(|end| end.saturating_duration_since(Instant::now()));
             // A queue whose thread has ended is stopped.
             if let Err(hangs @ CommandError::Hangs(..)) = stopped.wait_for(patience) {
-                tracing::warn!(socket = self.backend.name(), "{hangs}");
                 self.abandon();
+                hanging.get_or_insert(hangs);
             }
         }
+        hanging
     }
 
     fn config(&self, mut span: ConfigSpan) -> ConfigSpan {

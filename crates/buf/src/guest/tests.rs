@@ -1,4 +1,4 @@
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -181,6 +181,58 @@ fn memory_is_lost_when_somebody_says_so() {
     assert_eq!(part.to_vec(), [0; 4]);
     let own = Segment::from_vec(vec![1; 4]);
     assert!(!own.is_shared() && !own.lose() && !own.probe(Access::Write));
+}
+
+/// The kernel moves nothing of it, as often as it is asked, and what is put there is seen by nobody; whatever is around that stays
+/// out of reach.
+#[test]
+fn memory_that_is_taken_away_is_not_zeroes() {
+    let (view, file) = guest();
+    let written = tempfile::tempfile().unwrap();
+    let at = |offset: u64, len| view.memory().user_range(0x7000_0000 + offset, len).unwrap();
+    let written_from = |part: &Segment| {
+        let iov = libc::iovec { iov_base: part.as_ptr().cast(), iov_len: part.len() };
+        // SAFETY: it is the memory of a segment, which the kernel only reads.
+        let done = unsafe { libc::pwritev(written.as_raw_fd(), &raw const iov, 1, 0) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error().raw_os_error())
+    };
+    let part = at(4096, 4096);
+    part.copy_from(&[7; 4096]);
+    assert_eq!(written_from(&part), Ok(4096));
+    assert!(view.memory().lose() && view.memory().is_lost() && part.is_lost());
+    for touches in [false, true] {
+        if touches {
+            // A copy of ours to the page before.
+            view.write(0, b"put").unwrap();
+        }
+        assert_eq!(written_from(&part), Err(Some(libc::EFAULT)));
+        assert!(!part.probe(Access::Read) && !part.probe(Access::Write) && !part.lose());
+        assert_eq!(written_from(&part), Err(Some(libc::EFAULT)));
+    }
+    let mut found = [0; 3];
+    rustix::io::pread(&file, &mut found, 40 * KIB).unwrap();
+    assert_eq!(found, [0; 3], "nothing reaches the guest");
+    // Again, and when its file becomes shorter.
+    assert!(view.memory().lose());
+    ftruncate(&file, 0).unwrap();
+    assert_eq!(part.to_vec(), [0; 4096]);
+    drop((view, part));
+    let (next, _file) = guest();
+    next.write(0, b"next").unwrap();
+    assert!(!next.memory().is_lost());
+}
+
+#[test]
+fn memory_of_any_size_is_taken_away() {
+    let file = file(16 << 30);
+    let mut memory = GuestMemory::default();
+    memory.add(spec(0, 16 << 30, 0), file.as_fd()).unwrap();
+    let last = memory.user_range(0x7000_0000 + (16 << 30) - 4, 4).unwrap();
+    assert!(memory.lose() && memory.is_lost() && last.is_lost());
+    last.copy_from(b"none");
+    let mut found = [0; 4];
+    rustix::io::pread(&file, &mut found, (16 << 30) - 4).unwrap();
+    assert_eq!(found, [0; 4]);
 }
 
 #[test]

@@ -5,20 +5,27 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
 
 use blockyard_buf::{Segment, total_len};
-use blockyard_conformance::front_end::PATIENCE;
+use blockyard_conformance::front_end::{PATIENCE, region};
+use blockyard_conformance::pause;
 use blockyard_fs::{FileSystem, Outcome};
 use blockyard_fuse::dirent::parse_plus;
 use blockyard_fuse::wire::*;
-use blockyard_fuse::{Errno, Name, Operation, ROOT_ID};
+use blockyard_fuse::{Errno, Name, Operation, Payload, ROOT_ID};
+use blockyard_sys::segments;
 use blockyard_vhost_user::wire::{ConfigSpan, Message, Reply, VringState};
 use common::*;
 use parking_lot::Mutex;
+use rustix::io::ReadWriteFlags;
 use rustix::net::{RecvFlags, recv};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -185,6 +192,8 @@ struct Slow {
     silent: Mutex<Option<UnixStream>>,
     broke_silence: AtomicBool,
     rights: Mutex<Option<CapabilitySet>>,
+    /// Where what is written goes.
+    file: File,
 }
 
 impl Slow {
@@ -193,8 +202,8 @@ impl Slow {
         let (begun, has_begun) = sync_channel(1);
         let (tell, go_on) = sync_channel(1);
         let (go_on, silent, rights) = (Mutex::new(go_on), Mutex::default(), Mutex::default());
-        let broke_silence = false.into();
-        (Arc::new(Self { begun, go_on, silent, broke_silence, rights }), has_begun, tell)
+        let (broke_silence, file) = (false.into(), tempfile::tempfile().unwrap());
+        (Arc::new(Self { begun, go_on, silent, broke_silence, rights, file }), has_begun, tell)
     }
 
     fn hang(&self) -> Outcome {
@@ -234,6 +243,16 @@ impl FileSystem for Slow {
         into.iter().for_each(|part| part.copy_from(&vec![b'!'; part.len()]));
         self.begun.send(()).unwrap();
         Ok(total_len(into))
+    }
+
+    /// From the guest's own memory, in the end, and once more for what was not.
+    fn write_segments(&self, args: &WriteIn, data: &[Segment]) -> Outcome<u32> {
+        self.hang()?;
+        let write =
+            || segments::write_at(self.file.as_fd(), args.offset, data, ReadWriteFlags::empty());
+        let written = write().or_else(|_| write());
+        self.begun.send(()).unwrap();
+        written.map(|len| len as u32).map_err(|_| Errno::EIO)
     }
 
     fn fsync(&self, _fh: u64, _data_only: bool) -> Outcome {
@@ -321,8 +340,13 @@ fn one_that_takes_long_is_waited_for_at_the_end() {
 #[test]
 fn one_that_does_not_end_keeps_no_front_end_and_reaches_no_guest_any_more() {
     let (fs, has_begun, tell) = Slow::new();
-    let served = Served::impatient(fs);
-    for asks_to_stop in [true, false] {
+    let served = Served::impatient(Arc::clone(&fs) as Arc<dyn FileSystem>);
+    let stop = Message::GetVringBase(VringState { index: 2, num: 0 });
+    let mut gone = Vec::new();
+    for (asks, has_other_memory) in [Some(stop), Some(Message::ResetDevice), None]
+        .iter()
+        .flat_map(|asks| [(asks, false), (asks, true)])
+    {
         let mut guest = Driver::mounted(&served.socket());
         let read = Operation::Read(ReadIn { size: 100, ..ReadIn::default() });
         let (bytes, used) = (guest.encode(2, &read), guest.front.used_index(2));
@@ -332,12 +356,17 @@ fn one_that_does_not_end_keeps_no_front_end_and_reaches_no_guest_any_more() {
         guest.front.offer(2, 0);
         guest.front.kick(2);
         has_begun.recv_timeout(PATIENCE).unwrap();
-        if asks_to_stop {
-            let stop = Message::GetVringBase(VringState { index: 2, num: 0 });
-            guest.front.tell(&stop, &[]);
-            assert!(guest.front.is_hung_up_on());
-        } else {
-            guest.front.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        if has_other_memory {
+            // The same, by another mapping: what is in flight is in the one before.
+            let table = Message::SetMemTable(vec![region()]);
+            guest.front.done(&table, &[guest.front.file.as_fd()]);
+        }
+        match asks {
+            Some(message) => {
+                guest.front.tell(message, &[]);
+                assert!(guest.front.is_hung_up_on(), "{message:?}");
+            }
+            None => guest.front.socket.shutdown(std::net::Shutdown::Both).unwrap(),
         }
         // Another is served, also on that queue, while that one is still out.
         let mut next = Driver::mounted(&served.socket());
@@ -345,7 +374,40 @@ fn one_that_does_not_end_keeps_no_front_end_and_reaches_no_guest_any_more() {
         tell.send(()).unwrap();
         has_begun.recv_timeout(PATIENCE).unwrap();
         look_up_beside(&mut next, 2);
-        assert_eq!(room.to_vec(), [0xaa; OUT + 100]);
-        assert_eq!(guest.front.used_index(2), used, "nothing is given back");
+        gone.push((guest, room, used, format!("{asks:?} {has_other_memory}")));
     }
+    drop(served);
+    // Each thread has it until it has ended: what hung has given back what it gives back.
+    let end = Instant::now() + PATIENCE;
+    while Arc::strong_count(&fs) > 1 {
+        assert!(Instant::now() < end, "a thread has not ended");
+        pause();
+    }
+    for (guest, room, used, how) in gone {
+        assert!(room.to_vec() == [0xaa; OUT + 100], "{how}: it reached the guest");
+        assert_eq!(guest.front.used_index(2), used, "{how}: nothing is given back");
+    }
+}
+
+/// What was on its way when its guest left is written as it is, or not at all.
+#[test]
+fn a_write_that_does_not_end_leaves_no_zeroes() {
+    let (fs, has_begun, tell) = Slow::new();
+    fs.file.write_all_at(&[0xaa; 8192], 0).unwrap();
+    let served = Served::impatient(Arc::clone(&fs) as Arc<dyn FileSystem>);
+    let mut guest = Driver::mounted(&served.socket());
+    let args = WriteIn { size: 8192, ..WriteIn::default() };
+    let write = Operation::Write(args, Payload { here: &[], elsewhere: 8192 });
+    let bytes = guest.encode(2, &write);
+    guest.put(2, &bytes, &[0x55; 8192], WriteOut::LEN as u32);
+    guest.front.offer(2, 0);
+    guest.front.kick(2);
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    guest.front.tell(&Message::GetVringBase(VringState { index: 2, num: 0 }), &[]);
+    assert!(guest.front.is_hung_up_on());
+    tell.send(()).unwrap();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    let mut found = [0; 8192];
+    fs.file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == [0xaa; 8192], "{:x?}", &found[..16]);
 }

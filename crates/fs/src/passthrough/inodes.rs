@@ -127,8 +127,9 @@ impl Inodes {
         drop(forgotten);
     }
 
-    /// Forgets all but the root.
-    pub(super) fn clear(&self) {
+    /// Forgets all but the root. They are closed by who drops them.
+    #[must_use]
+    pub(super) fn clear(&self) -> Vec<Arc<Inode>> {
         let mut table = self.0.lock();
         let root = table.by_id.remove(&ROOT_ID);
         let forgotten = std::mem::take(&mut table.by_id);
@@ -139,7 +140,7 @@ impl Inodes {
         }
         table.open = 1;
         drop(table);
-        drop(forgotten);
+        forgotten.into_values().map(|known| known.inode).collect()
     }
 
     #[cfg(test)]
@@ -207,5 +208,19 @@ mod tests {
         assert_eq!(inodes.count(), 2);
         // A number is never given to another.
         assert_ne!(inodes.look_up(place(), key(7), FileType::RegularFile).id, first);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_closed_by_who_drops_it() {
+        let key = |ino| Key { device: (1, 2), ino, handle: None };
+        let inodes = Inodes::new(place(), key(1), 9);
+        let ids = [7, 8].map(|ino| inodes.look_up(place(), key(ino), FileType::RegularFile).id);
+        let forgotten = inodes.clear();
+        let mut found: Vec<_> = forgotten.iter().map(|inode| inode.id).collect();
+        found.sort_unstable();
+        assert_eq!(found, ids);
+        let is_open = |inode: &Arc<Inode>| matches!(&inode.place, Place::Open(fd) if rustix::fs::fstat(fd).is_ok());
+        assert!(forgotten.iter().all(is_open));
+        assert!(ids.iter().all(|id| inodes.find(*id).is_err()) && inodes.find(ROOT_ID).is_ok());
     }
 }

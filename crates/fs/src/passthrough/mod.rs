@@ -419,13 +419,13 @@ impl FileSystem for Passthrough {
     }
 
     fn reset(&self) {
-        self.inodes.clear();
-        drop(self.directories.take_all());
-        let files = self.files.take_all();
-        if !files.is_empty() {
-            // What was written to one may be on its way to a file server that does not answer, and the next client is here. Where
-            // there is no thread, they are closed at once.
-            let _ = std::thread::Builder::new().name("fs-close".into()).spawn(|| drop(files));
+        let nodes = self.inodes.clear();
+        let (directories, files) = (self.directories.take_all(), self.files.take_all());
+        if !(nodes.is_empty() && directories.is_empty() && files.is_empty()) {
+            // To close one may be to ask a file server that does not answer, also for one that was only looked up (a file of NFS
+            // that was removed meanwhile), and the next client is here. Where there is no thread, they are closed at once.
+            let close = move || drop((nodes, directories, files));
+            let _ = std::thread::Builder::new().name("fs-close".into()).spawn(close);
         }
     }
 

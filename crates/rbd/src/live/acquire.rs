@@ -100,12 +100,18 @@ impl<S: ObjectStore> Shared<S> {
         }
         let is_taken = self.note(lock::take(&self.store, &self.header, cookie).await)?;
         let mut state = self.state.lock();
-        if is_taken {
-            state.is_taken = true;
-        } else {
+        if !is_taken {
             state.forget_lock(cookie);
+            return Ok(false);
         }
-        Ok(is_taken)
+        state.is_taken = true;
+        // A watch that came before the name was noted did not find it.
+        if state.watch.is_some_and(|watch| lock::cookie(watch) != cookie) {
+            state.jobs.rename = true;
+            drop(state);
+            self.renames.notify_one();
+        }
+        Ok(true)
     }
 
     /// Somebody else has the lock: waits until he has given it back, if he lives, else takes it from him.

@@ -46,6 +46,8 @@ struct World {
     applied: u64,
     /// How long requests for data take.
     slow: Duration,
+    /// An object of which the next request fails.
+    broken: Option<String>,
 }
 
 struct Entry {
@@ -95,6 +97,11 @@ impl Cluster {
     /// Requests for data take so many seconds from now on.
     pub(super) fn slow_down(&self, seconds: u64) {
         self.world.lock().slow = Duration::from_secs(seconds);
+    }
+
+    /// The next request for an object fails.
+    pub(super) fn fail_once(&self, object: &ObjectName) {
+        self.world.lock().broken = Some(object.to_string());
     }
 
     /// How long a request takes beside others.
@@ -160,6 +167,10 @@ impl Cluster {
     ) -> Result<Vec<Answer>> {
         if self.world.lock().fenced.contains(&client.number()) {
             return Err(shutdown());
+        }
+        let broken = self.world.lock().broken.take_if(|broken| *broken == object.to_string());
+        if broken.is_some() {
+            return Err(Errno::IO.into());
         }
         if let [Op::Query(Query::Watchers)] = request.ops() {
             return Ok(vec![Answer::Watchers(self.watchers(object))]);

@@ -46,6 +46,33 @@ fn a_lock_is_called_after_a_new_watch_at_once_also_while_a_write_takes_long() {
     }
 }
 
+/// The watch is another one between the choice of a name and the taking.
+#[test]
+fn a_lock_that_is_taken_by_the_name_of_a_watch_that_is_gone_gets_another() {
+    run(async {
+        let cluster = Cluster::new(23, 0);
+        image(&cluster).await;
+        let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+        let live = open(&one).await;
+        let header = names::header(live.image().await.unwrap().id());
+        let naming = live.shared.naming.lock().await;
+        let cut = async {
+            cluster.pass(3).await;
+            cluster.cut(one.number());
+            cluster.pass(5).await;
+            drop(naming);
+        };
+        let (acquired, ()) = tokio::join!(live.acquire(), cut);
+        acquired.unwrap();
+        cluster.pass(5).await;
+        let owner = lock::owner(&two, &header).await.unwrap().unwrap();
+        assert!(lock::is_alive(&two, &header, &owner).await.unwrap(), "{owner:?}");
+        live.write(0, vec![1; 10].into()).await.unwrap();
+        live.close().await.unwrap();
+        assert_eq!(lock::owner(&two, &header).await.unwrap(), None);
+    });
+}
+
 #[test]
 fn whose_lock_is_broken_by_hand_is_kept_out() {
     run(async {

@@ -2,9 +2,11 @@
 
 use super::cluster::{Client, Cluster};
 use super::protocol::{SIZE, image, open, run};
+use crate::format::names::header;
 use crate::image::{Image, trash};
 use crate::live::{LiveImage, Options, remove, remove_from_trash};
 use blockyard_rados::encoding::Utime;
+use rustix::io::Errno;
 
 /// What is written to an image whose objects are going stays for ever.
 #[test]
@@ -55,6 +57,39 @@ fn an_image_is_removed_whose_owner_has_died_and_he_is_kept_out() {
         assert!(cluster.is_fenced(&one));
         assert!(Image::open(&two, "a").await.is_err_and(|error| error.is_not_found()));
     });
+}
+
+/// He has the lock of a clone, and is not to lose it to one who could not read its parent just then.
+#[test]
+fn an_image_that_cannot_be_opened_is_not_removed_from_its_owner() {
+    for is_in_trash in [false, true] {
+        run(async {
+            let cluster = Cluster::new(34, 0);
+            let first = image(&cluster).await;
+            let (one, two) = (Client::new(&cluster, 1), Client::new(&cluster, 2));
+            let parent = open(&first).await;
+            parent.create_snapshot("s").await.unwrap();
+            let parent_id = parent.image().await.unwrap().id().to_owned();
+            parent.image().await.unwrap().clone_snapshot("s", &first, "c").await.unwrap();
+            let owner = LiveImage::open(&one, "c", Options::default()).await.unwrap();
+            owner.write(0, vec![1; 10].into()).await.unwrap();
+            let id = owner.image().await.unwrap().id().to_owned();
+            if is_in_trash {
+                trash::put(&two, "c", Utime::default(), Utime::default()).await.unwrap();
+            }
+            // For the moment, he has no watch either.
+            cluster.cut(one.number());
+            cluster.fail_once(&header(&parent_id));
+            let removed = match is_in_trash {
+                false => remove(&two, "c").await,
+                true => remove_from_trash(&two, &id).await,
+            };
+            assert_eq!(removed.unwrap_err().errno(), Some(Errno::IO));
+            owner.write(0, vec![2; 10].into()).await.unwrap();
+            assert_eq!(owner.read(0, 10).await.unwrap(), [2; 10]);
+            assert_eq!(cluster.intruders(), Vec::<String>::new());
+        });
+    }
 }
 
 /// The snapshots of an image, by what they are for.
