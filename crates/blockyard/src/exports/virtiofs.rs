@@ -52,7 +52,8 @@ pub fn bind(directory: &Directory, device: Device) -> Result<Bound> {
         tag: device.tag,
         queues: device.queues.unwrap_or(QUEUES),
         threads: device.threads.unwrap_or(THREADS),
-        stop_patience: virtiofs::STOP_PATIENCE,
+        // As virtiofsd: nothing of a request that hangs may reach the memory of a guest that was reset meanwhile.
+        stop_patience: None,
     };
     let prepared = virtiofs::prepare(export, listener).map_err(error)?;
     Ok(Box::new(|_| Ok(Arc::new(BackEnd::new(&KIND, prepared)))))

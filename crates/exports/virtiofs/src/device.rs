@@ -21,9 +21,6 @@ pub const MAX_REQUEST_QUEUES: u16 = MAX_QUEUES - OTHER_QUEUES;
 /// Where the number of request queues is in the configuration space.
 const QUEUES_AT: usize = MAX_TAG_BYTES;
 
-/// Longer than a disk takes to write what it has back; after as long, Linux says that a task hangs.
-pub const STOP_PATIENCE: Duration = Duration::from_secs(120);
-
 /// A file system on offer.
 #[derive(Clone)]
 pub struct Export {
@@ -35,8 +32,10 @@ pub struct Export {
     pub queues: u16,
     /// Requests of each that are carried out at a time.
     pub threads: u16,
-    /// How long a front-end that stops queues waits for requests that hang: so long it may do nothing else.
-    pub stop_patience: Duration,
+    /// How long a front-end that stops queues waits for requests that hang: so long it may do nothing else. `None`: as long as they
+    /// take. Memory that the kernel has pinned for direct I/O (a directory on FUSE, 9P or SMB) cannot be taken from it: there, a
+    /// request that is given up may still read or write the memory of a guest that was reset.
+    pub stop_patience: Option<Duration>,
 }
 
 impl Export {
@@ -114,7 +113,7 @@ impl vhost_user::Device for Device {
     }
 
     fn stop_patience(&self) -> Option<Duration> {
-        Some(self.export.stop_patience)
+        self.export.stop_patience
     }
 
     fn front_end_left(&self) {
@@ -132,7 +131,7 @@ mod tests {
     fn export(tag: Option<&str>, queues: u16) -> Export {
         let fs = Passthrough::new(std::path::Path::new("/"), Options::default()).unwrap();
         let tag = tag.map(str::to_owned);
-        Export { fs: Arc::new(fs), tag, queues, threads: 1, stop_patience: STOP_PATIENCE }
+        Export { fs: Arc::new(fs), tag, queues, threads: 1, stop_patience: None }
     }
 
     #[test]

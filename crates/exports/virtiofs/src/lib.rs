@@ -28,7 +28,7 @@ pub use blockyard_vhost_user_backend::{
     Backend, Error, ErrorKind, Listener, Prepared, Server, Status, bind,
 };
 pub use connection::{Connection, Guest};
-pub use device::{Export, MAX_REQUEST_QUEUES, MAX_TAG_BYTES, STOP_PATIENCE};
+pub use device::{Export, MAX_REQUEST_QUEUES, MAX_TAG_BYTES};
 pub use exchange::{Broken, Exchange};
 
 /// Prepares a server.

@@ -42,19 +42,19 @@ impl Served {
         let place = tempfile::tempdir().unwrap();
         std::fs::create_dir(place.path().join("dir")).unwrap();
         let fs = Passthrough::new(&place.path().join("dir"), Options::default()).unwrap();
-        Self::with(place, Arc::new(fs), PATIENCE)
+        Self::with(place, Arc::new(fs), None)
     }
 
     pub(crate) fn of(fs: Arc<dyn FileSystem>) -> Self {
-        Self::with(tempfile::tempdir().unwrap(), fs, PATIENCE)
+        Self::with(tempfile::tempdir().unwrap(), fs, None)
     }
 
     /// It does not wait long for what hangs.
     pub(crate) fn impatient(fs: Arc<dyn FileSystem>) -> Self {
-        Self::with(tempfile::tempdir().unwrap(), fs, Duration::from_millis(50))
+        Self::with(tempfile::tempdir().unwrap(), fs, Some(Duration::from_millis(50)))
     }
 
-    fn with(place: TempDir, fs: Arc<dyn FileSystem>, stop_patience: Duration) -> Self {
+    fn with(place: TempDir, fs: Arc<dyn FileSystem>, stop_patience: Option<Duration>) -> Self {
         let listener = bind(&place.path().join("s"), None).unwrap();
         let tag = Some("tree".into());
         let export = Export { fs, tag, queues: 2, threads: 3, stop_patience };
