@@ -291,7 +291,8 @@ impl GuestMemory {
     /// by [`Segment::is_lost`] behind it. Says whether all of it could be taken away.
     #[must_use]
     pub fn lose(&self) -> bool {
-        self.regions.iter().fold(true, |all, region| region.mapping.watched.take_away() && all)
+        let kept = self.regions.iter().filter(|region| !region.mapping.watched.take_away());
+        kept.count() == 0
     }
 
     /// How many regions there are.

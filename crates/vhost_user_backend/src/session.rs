@@ -376,8 +376,8 @@ impl<'a, D: Device> Session<'a, D> {
         // First, so that nothing is taken from what is no ring any more.
         self.vrings.iter().filter_map(|vring| vring.queue.as_ref()).for_each(Queue::abandon);
         let earlier = self.earlier.iter().filter_map(Weak::upgrade);
-        let all = earlier.chain([Arc::clone(&self.memory)]);
-        if !all.fold(true, |all, memory| memory.lose() && all) {
+        let kept = earlier.chain([Arc::clone(&self.memory)]).filter(|memory| !memory.lose());
+        if kept.count() > 0 {
             tracing::error!(
                 socket = self.backend.name(),
                 "memory cannot be taken away from requests in flight, which may still write to it"
