@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockyard_conformance::front_end::{DATA, FrontEnd, NEXT, PATIENCE, WRITE};
+use blockyard_conformance::front_end::{DATA, FrontEnd, NEXT, WRITE};
 use blockyard_export_virtiofs::{Export, Server, bind, prepare};
 use blockyard_fs::{FileSystem, Options, Passthrough};
 use blockyard_fuse::init::{self, InitIn};
