@@ -286,9 +286,9 @@ impl GuestMemory {
         self.regions.iter().any(|region| region.mapping.is_lost())
     }
 
-    /// All of it is lost from now on, for those who still have segments of it: nothing that they do reaches the guest, and nothing
-    /// that they write comes from there: the kernel cannot read it (`EFAULT`), and what a copy of ours reads is to be looked at
-    /// by [`Segment::is_lost`] behind it. Says whether all of it could be taken away.
+    /// All of it is lost from now on, for those who still have segments of it. Nothing that they do reaches the guest, and the
+    /// kernel writes nothing that comes from there (`EFAULT`). Whoever copies from it asks [`Segment::is_lost`] afterwards. Says
+    /// whether all of it could be taken away.
     #[must_use]
     pub fn lose(&self) -> bool {
         let kept = self.regions.iter().filter(|region| !region.mapping.watched.take_away());

@@ -352,8 +352,8 @@ fn replace(address: usize, extent: Extent) -> bool {
     is_replaced
 }
 
-/// Maps memory of a file, from an offset on, or of none, over a range of a mapping of a `SharedMapping`, which whoever calls keeps
-/// alive as it uses it. Says whether it could be done.
+/// Maps memory of a file, from an offset on, or of none, over a range of a mapping of a `SharedMapping`, which whoever calls
+/// keeps alive. Says whether it could be done.
 fn put_in_place(start: usize, len: usize, file: Option<(&OwnedFd, u64)>) -> bool {
     let place = std::ptr::with_exposed_provenance_mut(start);
     let access = ProtFlags::READ | ProtFlags::WRITE;

@@ -183,8 +183,8 @@ fn memory_is_lost_when_somebody_says_so() {
     assert!(!own.is_shared() && !own.lose() && !own.probe(Access::Write));
 }
 
-/// The kernel moves nothing of it, as often as it is asked, and what is put there is seen by nobody; whatever is around that stays
-/// out of reach.
+/// The kernel moves nothing of it, as often as it is asked, and what is put there is seen by nobody; whatever is around that
+/// stays out of reach.
 #[test]
 fn memory_that_is_taken_away_is_not_zeroes() {
     let (view, file) = guest();

@@ -28,8 +28,8 @@ pub async fn remove_from_trash<S: ObjectStore>(store: &S, id: &str) -> Result<()
     }
 }
 
-/// An image that is removed under its lock; `None` if it has none, or is not whole. One that cannot be opened now may be whole, and
-/// somebody's.
+/// An image that is removed under its lock; `None` if it has none, or is not whole. One that cannot be opened now may be whole,
+/// and somebody's.
 fn lockable<S: ObjectStore>(opened: Result<Image<S>>) -> Result<Option<Image<S>>> {
     match opened {
         Ok(image) => Ok(Some(image).filter(has_lock)),
