@@ -20,8 +20,8 @@ pub(super) struct Barriers {
 }
 
 impl Barriers {
-    /// For a device whose connections the kernel gives up after `timeout`. Of a single one, only what the limits of the disk keep is
-    /// let in before that.
+    /// For a device whose connections the kernel gives up after `timeout`. Of a single one, only what the limits of the disk
+    /// keep is let in before that.
     pub(super) fn start(
         bdev: &Arc<Bdev>,
         connections: usize,

@@ -193,7 +193,8 @@ impl Daemon {
 }
 
 /// Serves a yard, whatever else there is to a daemon, which is `served`: its control socket is answered, and its disks are
-/// seen to, by a task that [`Yard::keep`] is in already. `ready` is called when that has begun, `until` says when it is over, and `end` ends it.
+/// seen to, by a task that is in [`Yard::keep`] already. `ready` is called when that has begun, `until` says when it is over,
+/// and `end` ends it.
 pub(crate) async fn serve<S, T, R>(
     housekeeper: JoinHandle<()>,
     control: api::Server,

@@ -32,9 +32,9 @@ pub struct Export {
     pub queues: u16,
     /// Requests of each that are carried out at a time.
     pub threads: u16,
-    /// How long a front-end that stops queues waits for requests that hang: so long it may do nothing else. `None`: as long as they
-    /// take. Memory that the kernel has pinned for direct I/O (a directory on FUSE, 9P or SMB) cannot be taken from it: there, a
-    /// request that is given up may still read or write the memory of a guest that was reset.
+    /// How long a front-end that stops queues waits for requests that hang: so long it may do nothing else. `None`: as long
+    /// as they take. Memory that the kernel has pinned for direct I/O (a directory on FUSE, 9P or SMB) cannot be taken from
+    /// it: there, a request that is given up may still read or write the memory of a guest that was reset.
     pub stop_patience: Option<Duration>,
 }
 
