@@ -152,8 +152,13 @@ impl Remote {
 pub(crate) fn has_to_be_flushed(disk: &Disk) -> bool {
     let can_flush = !disk.limits().features.contains(Features::NO_FLUSH);
     let (stats, _) = disk.stats();
+    let [_, writes_out] = stats.in_flight();
+    // One is answered a moment before it is counted, and is under way until then.
     can_flush
-        && [StatGroup::Write, StatGroup::Discard].iter().any(|&group| stats.counters(group).ios > 0)
+        && (writes_out > 0
+            || [StatGroup::Write, StatGroup::Discard]
+                .iter()
+                .any(|&group| stats.counters(group).ios > 0))
 }
 
 /// Says whether the disk is still there. Its blocks may be larger than the export's.
