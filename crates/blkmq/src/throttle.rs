@@ -2,9 +2,9 @@
 //!
 //! A rate is a bucket that is one number: the time at which the next unit may be had (generic cell rate algorithm, ITU-T I.371).
 //! Taking units moves it on by what they cost, and says since when, or from when on, they may be used. So whoever takes is
-//! served in
-//! the order in which it came, over all disks of a group and all their queues, without a lock; and as a queue takes a slice of
-//! [`SLICE_NS`] at a time, what is large does not keep what is small from the next slice, and most requests take nothing at all.
+//! served in the order in which it came, over all disks of a group and all their queues, without a lock; and as a queue takes
+//! a slice of [`SLICE_NS`] at a time, what is large does not keep what is small from the next slice, and most requests take
+//! nothing at all.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -66,12 +66,6 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Whether it limits nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.rates().iter().flatten().all(Option::is_none)
-    }
-
     /// By unit, and by who is counted.
     fn rates(&self) -> [[Option<Rate>; 3]; 2] {
         [[self.iops, self.read_iops, self.write_iops], [self.bps, self.read_bps, self.write_bps]]
