@@ -122,6 +122,8 @@ pub struct Bio {
     pub(crate) inside: bool,
     /// The limits of its disk have let it in: what is made of it then is not kept by them again.
     pub(crate) paid: bool,
+    /// When its disk was asked for it, or for what it is a part of. 0: it was not yet.
+    pub(crate) came_ns: u64,
 }
 
 impl Bio {
@@ -189,6 +191,7 @@ impl Bio {
             by_bytes: false,
             inside: false,
             paid: false,
+            came_ns: 0,
         })
     }
 
@@ -206,7 +209,7 @@ impl Bio {
         self.status = Status::Ok;
         self.part = None;
         (self.skew, self.by_bytes, self.inside) = (0, false, false);
-        self.paid = false;
+        (self.paid, self.came_ns) = (false, 0);
     }
 
     /// As [`Bio::reset`], to an operation on bytes as [`Bio::at_bytes`] makes it.
@@ -413,7 +416,7 @@ impl Bio {
         clone.hint = self.hint;
         clone.part.clone_from(&self.part);
         (clone.skew, clone.by_bytes, clone.inside) = (self.skew, self.by_bytes, self.inside);
-        clone.paid = self.paid;
+        (clone.paid, clone.came_ns) = (self.paid, self.came_ns);
         clone
     }
 
@@ -471,7 +474,7 @@ impl Bio {
         if self.status.is_ok() {
             self.status = status;
         }
-        self.paid = false;
+        (self.paid, self.came_ns) = (false, 0);
         // The owner stays set, so that a bio which is used again need not be told twice.
         match &self.end {
             End::Nobody => {}

@@ -131,7 +131,7 @@ fn inherit(child: &mut Bio, parent: &Bio) {
     child.flags |= parent.flags - (Flags::PAGES | Flags::RANGE);
     child.prio = parent.prio;
     child.hint = parent.hint;
-    child.paid = parent.paid;
+    (child.paid, child.came_ns) = (parent.paid, parent.came_ns);
     child.part.clone_from(&parent.part);
 }
 

@@ -71,6 +71,8 @@ pub(crate) struct State<D: Driver> {
     flush_rq: Option<Box<Rq<D>>>,
     /// Requests in use, wherever they are.
     pub(crate) allocated: usize,
+    /// When the disk was asked for the oldest bio of each of them, by its internal tag. 0: it is not in use.
+    came_ns: Vec<u64>,
     tags_held: u32,
     /// Whether it is counted among those who share the tags and hold some.
     tags_active: bool,
@@ -169,6 +171,7 @@ impl<D: Driver> Hctx<D> {
             free: Vec::new(),
             flush_rq: None,
             allocated: 0,
+            came_ns: Vec::new(),
             tags_held: 0,
             tags_active: false,
             ctxs: (0..ctxs).map(|_| VecDeque::new()).collect(),
@@ -239,6 +242,7 @@ impl<D: Driver> Hctx<D> {
             st.free.sort_unstable_by_key(|rq| rq.internal_tag);
             let extra = st.free.split_off(count.min(have));
             st.free.append(&mut made);
+            st.came_ns.resize(count, 0);
             extra
         };
         self.unmake(extra);

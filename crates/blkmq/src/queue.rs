@@ -190,6 +190,8 @@ pub(crate) trait Queue: Send + Sync {
     fn throttle_changed(&self);
     fn let_in(&self);
     fn kept_for_ns(&self) -> Option<u64>;
+    /// How long ago the oldest of what has not ended was asked.
+    fn oldest_age_ns(&self) -> Option<u64>;
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
 }
@@ -584,6 +586,13 @@ impl<D: Driver> Queue for RequestQueue<D> {
     fn kept_for_ns(&self) -> Option<u64> {
         let now_ns = self.shared.clock.now_ns();
         self.hctxs.iter().filter_map(|hctx| hctx.kept_for_ns(now_ns)).max()
+    }
+
+    fn oldest_age_ns(&self) -> Option<u64> {
+        // In this order: what locks keep back has come from the queues, and keeps its place until it has ended.
+        let queued = self.hctxs.iter().filter_map(|hctx| hctx.oldest_ns()).min();
+        let oldest_ns = queued.into_iter().chain(self.shared.locks.oldest_ns()).min()?;
+        Some(self.shared.clock.now_ns().saturating_sub(oldest_ns))
     }
 
     fn tick(&self, now_ns: u64) -> Option<u64> {

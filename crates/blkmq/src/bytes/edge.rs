@@ -40,6 +40,11 @@ impl<D: Driver> Edge<D> {
         hctx.shared.locks.lock_block(&hctx.shared, edge);
     }
 
+    /// When the disk was asked for it.
+    pub(super) fn came_ns(&self) -> u64 {
+        self.piece.came_ns
+    }
+
     pub(super) fn range(&self) -> (Sector, Sector) {
         let sector = Sector::from_bytes_floor;
         (sector(self.start), sector(self.start + self.block))
@@ -53,7 +58,7 @@ impl<D: Driver> Edge<D> {
         read.prio = self.piece.prio;
         read.flags |=
             Flags::NOMERGE | self.piece.flags & (Flags::SYNC | Flags::META | Flags::RESERVED);
-        read.inside = true;
+        (read.inside, read.came_ns) = (true, self.piece.came_ns);
         read.set_end(Arc::new(Step(Mutex::new(Some(self)))));
         hctx.submit(ctx, from, std::iter::once(read));
     }
@@ -102,7 +107,7 @@ impl<D: Driver> EndIo for Step<D> {
         bio.prio = edge.piece.prio;
         bio.hint = edge.piece.hint;
         bio.part.clone_from(&edge.piece.part);
-        bio.inside = true;
+        (bio.inside, bio.came_ns) = (true, edge.piece.came_ns);
         *self.0.lock() = Some(edge);
         hctx.submit(ctx, from, std::iter::once(bio));
     }

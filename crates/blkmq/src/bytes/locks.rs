@@ -76,6 +76,8 @@ struct Lock<D: Driver> {
     pending: usize,
     /// Who waits for it; taken away when it is had.
     holder: Option<Holder<D>>,
+    /// When the disk was asked for what that one does.
+    came_ns: u64,
     /// Who wants the same range next, with nobody between who overlaps it.
     behind: VecDeque<Holder<D>>,
     is_edge: bool,
@@ -93,6 +95,13 @@ impl<D: Driver> Holder<D> {
         match self {
             Self::Edge(edge) => edge.range(),
             Self::Held(held) => (held.arrival.bio.sector(), held.arrival.bio.end_sector()),
+        }
+    }
+
+    fn came_ns(&self) -> u64 {
+        match self {
+            Self::Edge(edge) => edge.came_ns(),
+            Self::Held(held) => held.arrival.bio.came_ns,
         }
     }
 }
@@ -182,6 +191,17 @@ impl<D: Driver> BlockLocks<D> {
     /// Whether one of the blocks in a range is locked.
     pub(crate) fn is_locked(&self, start: Sector, end: Sector) -> bool {
         self.table.lock().locks.iter().any(|lock| lock.overlaps(start, end))
+    }
+
+    /// When the disk was asked for the oldest of what has locks, or waits for them.
+    pub(crate) fn oldest_ns(&self) -> Option<u64> {
+        if self.is_idle() {
+            return None;
+        }
+        let table = self.table.lock();
+        let had = table.locks.iter().map(|lock| lock.came_ns);
+        let behind = table.locks.iter().flat_map(|lock| &lock.behind);
+        had.chain(behind.chain(&table.queue).map(Holder::came_ns)).min()
     }
 
     /// Gives a lock back.
@@ -318,6 +338,7 @@ impl<D: Driver> Table<D> {
             first,
             // The one is whoever looks for writes that are out.
             pending: 1,
+            came_ns: holder.came_ns(),
             holder: Some(holder),
             behind: VecDeque::new(),
             is_edge,
@@ -384,7 +405,7 @@ impl<D: Driver> Table<D> {
         let (start, end, was_edge) = (lock.start, lock.end, lock.is_edge);
         lock.edges -= usize::from(was_edge);
         if let Some(next) = lock.behind.pop_front() {
-            lock.is_edge = matches!(next, Holder::Edge(_));
+            (lock.is_edge, lock.came_ns) = (matches!(next, Holder::Edge(_)), next.came_ns());
             (lock.id, lock.pending, lock.holder) = (new_id, 1, Some(next));
             self.ready.push_back(lock.turn());
         } else {

@@ -84,11 +84,11 @@ impl Disk {
         self.queue.kept_for_ns().map(Duration::from_nanos)
     }
 
-    /// For how long the oldest of what it was asked is out: with the driver, or kept by its limits.
+    /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a tag, a lock
+    /// or the driver, and however it is cut.
     #[must_use]
     pub fn oldest(&self) -> Option<Duration> {
-        let out = self.queue.in_flight().into_iter().map(|(_, request)| request.age_ns).max();
-        out.max(self.queue.kept_for_ns()).map(Duration::from_nanos)
+        self.queue.oldest_age_ns().map(Duration::from_nanos)
     }
 
     /// How long a request may be out before its driver is asked about it.

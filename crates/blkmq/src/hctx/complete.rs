@@ -151,6 +151,7 @@ impl<D: Driver> Hctx<D> {
             self.put_tag(st, tag);
         }
         st.allocated -= 1;
+        st.came_ns[rq.internal_tag as usize] = 0;
         let writes = st.writes.as_mut();
         let waiters = writes.map_or_else(Waiters::new, |writes| writes.end(rq.internal_tag));
         if std::mem::take(&mut rq.scheduled) {

@@ -37,8 +37,7 @@ struct Account {
 
 #[derive(Default)]
 struct Line {
-    /// With the time at which they came.
-    waiting: VecDeque<(Arrival, u64)>,
+    waiting: VecDeque<Arrival>,
     /// One for each group.
     accounts: Vec<Account>,
     /// When the first of those that wait may be let in, at the earliest.
@@ -99,7 +98,7 @@ impl Line {
     fn drop_abandoned<D: Driver>(&mut self, todo: &mut Todo<D>) {
         for _ in 0..self.waiting.len() {
             match self.waiting.pop_front() {
-                Some((arrival, _)) if arrival.bio.is_abandoned() => {
+                Some(arrival) if arrival.bio.is_abandoned() => {
                     todo.ended_bios.push((arrival.bio, Status::Offline));
                 }
                 kept => self.waiting.extend(kept),
@@ -145,22 +144,22 @@ impl Gate {
         if arrival.bio.flags.contains(Flags::NOWAIT) {
             todo.ended_bios.push((arrival.bio, Status::Again));
         } else {
-            line.waiting.push_back((arrival, now_ns));
+            line.waiting.push_back(arrival);
             todo.alarm |= first;
         }
         None
     }
 
-    /// The next one of a line that may go on, with the time that it has waited.
-    fn next(&mut self, way: Way, now_ns: u64) -> Option<(Arrival, u64)> {
+    /// The next one of a line that may go on.
+    fn next(&mut self, way: Way, now_ns: u64) -> Option<Arrival> {
         let line = &mut self.lines[way as usize];
-        let (arrival, since_ns) = line.waiting.pop_front()?;
+        let arrival = line.waiting.pop_front()?;
         if let Err(due_ns) = line.pay(&self.groups, way, &arrival.bio, now_ns) {
             line.due_ns = due_ns;
-            line.waiting.push_front((arrival, since_ns));
+            line.waiting.push_front(arrival);
             return None;
         }
-        Some((arrival, now_ns.saturating_sub(since_ns)))
+        Some(arrival)
     }
 
     /// Pays for a bio that does not wait: with what was bought, for whenever that is, and the rest at once.
@@ -180,6 +179,12 @@ impl Gate {
         }
     }
 
+    /// When the first of those came that wait.
+    pub(super) fn oldest_ns(&self) -> Option<u64> {
+        let first = self.lines.iter().filter_map(|line| line.waiting.front());
+        first.map(|arrival| arrival.bio.came_ns).min()
+    }
+
     fn due_ns(&self) -> Option<u64> {
         let waiting = self.lines.iter().filter(|line| !line.waiting.is_empty());
         waiting.map(|line| line.due_ns).min()
@@ -190,13 +195,13 @@ impl<D: Driver> State<D> {
     /// Bios that the limits of the disk keep waiting.
     pub(super) fn kept(&self) -> impl Iterator<Item = &Bio> {
         let lines = self.gate.iter().flat_map(|gate| &gate.lines);
-        lines.flat_map(|line| &line.waiting).map(|(arrival, _)| &*arrival.bio)
+        lines.flat_map(|line| &line.waiting).map(|arrival| &*arrival.bio)
     }
 
     /// All that wait at the gate, in the order in which they came each way.
     pub(super) fn take_kept(&mut self) -> Vec<Arrival> {
         let lines = self.gate.iter_mut().flat_map(|gate| &mut gate.lines);
-        lines.flat_map(|line| line.waiting.drain(..)).map(|(arrival, _)| arrival).collect()
+        lines.flat_map(|line| line.waiting.drain(..)).collect()
     }
 }
 
@@ -219,11 +224,8 @@ impl<D: Driver> Hctx<D> {
 
     /// For how long the one that is kept longest has been.
     pub(crate) fn kept_for_ns(&self, now_ns: u64) -> Option<u64> {
-        let st = self.lock();
-        let lines = st.gate.iter().flat_map(|gate| &gate.lines);
-        let first =
-            lines.filter_map(|line| line.waiting.front()).map(|(_, since_ns)| *since_ns).min();
-        first.map(|since_ns| now_ns.saturating_sub(since_ns))
+        let since_ns = self.lock().gate.as_ref()?.oldest_ns()?;
+        Some(now_ns.saturating_sub(since_ns))
     }
 
     /// Keeps to other limits from now on: what waits, too.
@@ -256,9 +258,8 @@ impl<D: Driver> Hctx<D> {
             gate.lines.iter_mut().for_each(|line| line.drop_abandoned(todo));
         }
         for way in [Way::Read, Way::Write] {
-            while let Some((arrival, waited_ns)) =
-                st.gate.as_mut().and_then(|gate| gate.next(way, now_ns))
-            {
+            while let Some(arrival) = st.gate.as_mut().and_then(|gate| gate.next(way, now_ns)) {
+                let waited_ns = now_ns.saturating_sub(arrival.bio.came_ns);
                 st.stats.throttled(arrival.bio.op, waited_ns);
                 self.enter_paid(st, arrival.paid(), now_ns, todo);
             }

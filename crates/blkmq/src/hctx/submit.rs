@@ -34,7 +34,10 @@ impl<D: Driver> Hctx<D> {
         let mut todo = Todo::default();
         {
             let mut st = self.lock();
-            for bio in bios {
+            for mut bio in bios {
+                if bio.came_ns == 0 {
+                    bio.came_ns = now_ns.max(1);
+                }
                 self.enter(&mut st, Arrival { ctx, from, bio }, now_ns, &mut todo);
             }
         }
@@ -165,6 +168,7 @@ impl<D: Driver> Hctx<D> {
         todo: &mut Todo<D>,
     ) {
         let Some(mut rq) = st.free.pop() else { unreachable!("looked at by the caller") };
+        st.came_ns[rq.internal_tag as usize] = bio.came_ns;
         let flags = flags_of(&bio, st.limits.features);
         rq.begin_bio(bio, flags, now_ns);
         rq.hctx = Some(Arc::clone(self));
@@ -218,18 +222,23 @@ impl<D: Driver> Hctx<D> {
         let (op, part) = (bio.op, bio.part.clone());
         let candidate =
             Candidate { op, start: bio.sector(), end: bio.end_sector(), prio: bio.prio };
-        let State { limits, ctxs, elevator, stats, writes, .. } = st;
+        let State { limits, ctxs, elevator, stats, writes, came_ns, .. } = st;
+        let bio_came_ns = bio.came_ns;
         let mut bio = Some(bio);
         let mut grown = false;
         let mut tried = |rq: &mut Box<Rq<D>>| {
             bio = bio.take().and_then(|bio| merge::attempt(rq, bio, flags, limits));
-            if bio.is_none()
-                && let Some(writes) = writes
-            {
-                debug_assert!(rq.hctx.as_ref().is_some_and(|hctx| hctx.index == self.index));
+            if bio.is_some() {
+                return false;
+            }
+            debug_assert!(rq.hctx.as_ref().is_some_and(|hctx| hctx.index == self.index));
+            // What has waited may be older than what it joins.
+            let came_ns = &mut came_ns[rq.internal_tag as usize];
+            *came_ns = bio_came_ns.min(*came_ns);
+            if let Some(writes) = writes {
                 writes.grow(rq.internal_tag, rq.sector, rq.end_sector());
             }
-            bio.is_none()
+            true
         };
         let merged = if todo.issue.last_mut().is_some_and(&mut tried) {
             grown = true;

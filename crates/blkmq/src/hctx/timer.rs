@@ -55,6 +55,15 @@ impl<D: Driver> Hctx<D> {
         timers.chain(st.retry_at_ns).chain(st.flush.deadline_ns()).chain(opens_ns).min()
     }
 
+    /// When the disk was asked for the oldest of what is here: in a request, wherever that is, or waiting for one.
+    pub(crate) fn oldest_ns(&self) -> Option<u64> {
+        let st = self.state.lock();
+        let begun = st.came_ns.iter().copied().filter(|&came_ns| came_ns > 0);
+        let waiting = st.waiting.iter().map(|arrival| arrival.bio.came_ns);
+        let kept = st.gate.as_ref().and_then(|gate| gate.oldest_ns());
+        begun.chain(waiting).chain(kept).min()
+    }
+
     /// What is out, for people.
     pub(crate) fn in_flight(&self, now_ns: u64) -> Vec<InFlight> {
         let st = self.state.lock();

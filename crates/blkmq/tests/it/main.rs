@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod age;
 mod bytes;
 mod model;
 mod order;

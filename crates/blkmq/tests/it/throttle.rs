@@ -295,6 +295,7 @@ fn what_is_on_bytes_is_counted_once() {
 fn what_cannot_wait_is_let_in_and_others_pay_for_it() {
     let rig = rig(2);
     limit(&rig.disk, Throttle { iops: rate(10), ..Throttle::default() });
+    rig.clock.advance_ms(1);
     for cpu in [0, 1] {
         (0..10).for_each(|at| rig.submit(cpu, Bio::new(Op::Read, Sector(at * 8), 512)));
     }
