@@ -210,6 +210,10 @@ impl<D: Driver> Hctx<D> {
         todo: &mut Todo<D>,
     ) -> bool {
         let Some(arrival) = st.waiting.pop_front(lane) else { return false };
+        if arrival.bio.is_abandoned() {
+            todo.ended_bios.push((arrival.bio, Status::Offline));
+            return true;
+        }
         match self.admit(st, arrival, now_ns, todo) {
             None => true,
             Some(rest) if lane != Lane::Inside && rest.bio.is_piece() => {

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::{
-    Bio, BlockSize, Clock, Features, Flags, Limits, Op, Rate, Sector, TagSetConfig, Throttle,
-    ThrottleGroup, sched,
+    Bio, BlockSize, Clock, Features, Flags, Limits, Op, Outbox, Rate, Sector, TagSetConfig,
+    Throttle, ThrottleGroup, sched,
 };
 use blockyard_buf::Segment;
 use rand::rngs::StdRng;
@@ -138,6 +139,25 @@ fn what_has_steps_and_what_waits_for_them_is_as_old_as_the_whole() {
     rig.script.finish_all();
     assert_eq!(rig.disk.oldest(), None);
     rig.tear_down();
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_begun() {
+    for len in [512, 64 * 512] {
+        let rig = rig(1, Limits { max_hw_sectors: 8, ..nomerges() });
+        rig.submit(0, read(0));
+        let outbox = Arc::new(Outbox::default());
+        let zeroes = Bio::new(Op::WriteZeroes, Sector(8), len);
+        rig.bdev.submit(0, zeroes.on_end(Arc::<Outbox>::clone(&outbox)));
+        rig.submit(0, read(1));
+        outbox.close();
+        rig.script.finish_all();
+        let asked: Vec<_> = rig.script.log.lock().iter().map(|&(_, op, at)| (op, at)).collect();
+        assert_eq!(asked, [(Op::Read, 0), (Op::Read, 1)]);
+        assert_eq!(Arc::strong_count(&outbox), 1, "it has ended");
+        assert_eq!((rig.ends.count(), rig.disk.oldest()), (2, None));
+        rig.tear_down();
+    }
 }
 
 /// A disk that is asked for all kinds of things, and when it was.
