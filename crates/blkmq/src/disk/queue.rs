@@ -8,7 +8,7 @@ use crate::driver::InFlight;
 use crate::error::Result;
 use crate::sched::Kind;
 use crate::stats::QueueStats;
-use crate::throttle::ThrottleGroup;
+use crate::throttle::{Throttle, ThrottleGroup};
 
 impl Disk {
     /// The scheduler that orders its requests.
@@ -67,13 +67,26 @@ impl Disk {
         }
     }
 
+    /// Changes its limits, at one moment: those of the first of its groups, which it gets if it has none. What waits keeps to the
+    /// new ones.
+    pub fn update_throttle(&self, change: impl FnOnce(&mut Throttle)) {
+        match self.throttle().first() {
+            Some(group) => group.update(change),
+            None => {
+                let mut throttle = Throttle::default();
+                change(&mut throttle);
+                self.set_throttle(vec![ThrottleGroup::new(throttle)]);
+            }
+        }
+    }
+
     /// The groups whose limits it keeps to.
     #[must_use]
     pub fn throttle(&self) -> Vec<Arc<ThrottleGroup>> {
         self.throttle.lock().clone()
     }
 
-    /// Lets in all that its limits keep, where it cannot wait for them; what comes later waits for as much.
+    /// Lets in all that its limits keep, where it cannot wait for them; what comes later to it waits for as much, up to a second.
     pub fn let_in(&self) {
         self.queue.let_in();
     }

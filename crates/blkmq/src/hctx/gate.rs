@@ -13,10 +13,13 @@ use super::{Hctx, State, Todo};
 use crate::bio::Bio;
 use crate::driver::Driver;
 use crate::op::{Flags, Status};
-use crate::throttle::{ThrottleGroup, Unit, Way};
+use crate::throttle::{Rates, ThrottleGroup, Unit, Way};
 
 /// How often those are looked for of whom nobody wants to hear any more.
 const LOOK_NS: u64 = 100_000_000;
+/// For how long others wait, at most, for what was let in before its time. Otherwise who is let in again and again would keep
+/// those behind it for as long as it likes.
+const MAX_DEBT_NS: u64 = 1_000_000_000;
 
 /// What a line has bought of one rate of a group.
 #[derive(Clone, Copy, Default)]
@@ -28,11 +31,67 @@ struct Purse {
 }
 
 /// What a line has bought of one group.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Account {
     epoch: u64,
+    rates: Arc<Rates>,
     /// By unit.
     purses: [Purse; 2],
+    /// Until then it waits for what was let in before its time. That is its own: the others of the group have their turns as
+    /// before.
+    owes_until_ns: u64,
+}
+
+impl Account {
+    /// Keeps up with the group. What was bought of a limit that is no more is not used, nor waited for.
+    fn update(&mut self, group: &ThrottleGroup, way: Way) {
+        let epoch = group.epoch();
+        if self.epoch == epoch {
+            return;
+        }
+        let rates = group.rates();
+        for unit in Unit::ALL {
+            if !rates.is_as(&self.rates, unit, way) {
+                self.purses[unit as usize] = Purse::default();
+                self.owes_until_ns = 0;
+            }
+        }
+        (self.epoch, self.rates) = (epoch, rates);
+    }
+
+    /// Has so much at hand, or says when to try again.
+    fn gather(&mut self, unit: Unit, way: Way, cost: u64, now_ns: u64) -> Result<(), u64> {
+        let purse = &mut self.purses[unit as usize];
+        while purse.has < cost {
+            if purse.bought == 0 {
+                let need = cost - purse.has;
+                let Some((bought, from_ns)) = self.rates.buy(unit, way, need, now_ns) else {
+                    // There is no such limit.
+                    purse.has = cost;
+                    break;
+                };
+                (purse.bought, purse.from_ns) = (bought, from_ns);
+            }
+            if purse.from_ns > now_ns {
+                return Err(purse.from_ns);
+            }
+            purse.has = purse.has.saturating_add(std::mem::take(&mut purse.bought));
+        }
+        Ok(())
+    }
+
+    /// Pays with what was bought, for whenever that is; the rest is owed.
+    fn owe(&mut self, unit: Unit, way: Way, cost: u64, now_ns: u64) {
+        let purse = &mut self.purses[unit as usize];
+        let mut left = cost;
+        for has in [&mut purse.has, &mut purse.bought] {
+            let spent = left.min(*has);
+            (*has, left) = (*has - spent, left - spent);
+        }
+        let until_ns = self.owes_until_ns.max(now_ns);
+        let until_ns = until_ns.saturating_add(self.rates.takes_ns(unit, way, left));
+        self.owes_until_ns = until_ns.min(now_ns.saturating_add(MAX_DEBT_NS));
+    }
 }
 
 #[derive(Default)]
@@ -56,30 +115,16 @@ impl Line {
         let mut due_ns = 0;
         let mut costs: SmallVec<[[u64; 2]; 2]> = SmallVec::new();
         for (group, account) in groups.iter().zip(&mut self.accounts) {
-            let epoch = group.epoch();
-            if account.epoch != epoch {
-                *account = Account { epoch, ..Account::default() };
-            }
-            // Once: what a request counts for may change meanwhile.
-            let cost = Unit::ALL.map(|unit| group.cost(unit, bio));
+            account.update(group, way);
+            let cost = Unit::ALL.map(|unit| account.rates.cost(unit, bio));
             costs.push(cost);
+            if account.owes_until_ns > now_ns {
+                due_ns = due_ns.max(account.owes_until_ns);
+                continue;
+            }
             for unit in Unit::ALL {
-                let purse = &mut account.purses[unit as usize];
-                let cost = cost[unit as usize];
-                while purse.has < cost {
-                    if purse.bought == 0 {
-                        let Some((bought, from_ns)) = group.buy(unit, way, now_ns) else {
-                            // There is no such limit.
-                            purse.has = cost;
-                            break;
-                        };
-                        (purse.bought, purse.from_ns) = (bought, from_ns);
-                    }
-                    if purse.from_ns > now_ns {
-                        due_ns = due_ns.max(purse.from_ns);
-                        break;
-                    }
-                    purse.has = purse.has.saturating_add(std::mem::take(&mut purse.bought));
+                if let Err(at_ns) = account.gather(unit, way, cost[unit as usize], now_ns) {
+                    due_ns = due_ns.max(at_ns);
                 }
             }
         }
@@ -162,19 +207,14 @@ impl Gate {
         Some(arrival)
     }
 
-    /// Pays for a bio that does not wait: with what was bought, for whenever that is, and the rest at once.
+    /// Pays for a bio that does not wait.
     fn owe(&mut self, bio: &Bio, now_ns: u64) {
         let Some(way) = Way::of(bio.op) else { return };
         let accounts = &mut self.lines[way as usize].accounts;
         for (group, account) in self.groups.iter().zip(accounts) {
+            account.update(group, way);
             for unit in Unit::ALL {
-                let purse = &mut account.purses[unit as usize];
-                let mut left = group.cost(unit, bio);
-                for has in [&mut purse.has, &mut purse.bought] {
-                    let spent = left.min(*has);
-                    (*has, left) = (*has - spent, left - spent);
-                }
-                group.owe(unit, way, left, now_ns);
+                account.owe(unit, way, account.rates.cost(unit, bio), now_ns);
             }
         }
     }
@@ -206,7 +246,7 @@ impl<D: Driver> State<D> {
 }
 
 impl<D: Driver> Hctx<D> {
-    /// Lets in all that is kept. What comes later waits for as much.
+    /// Lets in all that is kept. What comes later by this queue waits for as much, up to a second.
     pub(crate) fn let_in(self: &Arc<Self>) {
         let mut todo = Todo::default();
         {

@@ -292,58 +292,146 @@ fn what_is_on_bytes_is_counted_once() {
 }
 
 #[test]
-fn what_cannot_wait_is_let_in_and_others_pay_for_it() {
+fn what_cannot_wait_is_let_in_and_what_comes_by_its_queue_waits_up_to_a_second() {
     let rig = rig(2);
     limit(&rig.disk, Throttle { iops: rate(10), ..Throttle::default() });
-    rig.clock.advance_ms(1);
-    for cpu in [0, 1] {
-        (0..10).for_each(|at| rig.submit(cpu, Bio::new(Op::Read, Sector(at * 8), 512)));
-    }
+    let read = |cpu, count| {
+        (0..count).for_each(|at| rig.submit(cpu, Bio::new(Op::Read, Sector(at * 8), 512)));
+    };
+    let go_on = |ms| {
+        for _ in 0..ms {
+            rig.clock.advance_ms(1);
+            rig.disk.tick();
+        }
+        rig.ends.take().len()
+    };
+    rig.clock.advance_ms(1000);
+    read(0, 30);
     rig.clock.advance_ms(20);
     assert_eq!(rig.disk.kept_for(), Some(Duration::from_millis(20)));
     assert_eq!(rig.disk.oldest(), rig.disk.kept_for());
     rig.disk.let_in();
-    assert_eq!((rig.ends.take().len(), rig.disk.kept_for()), (20, None));
-    // As much as two seconds bring was had at once, of which two had their time.
-    rig.submit(0, Bio::new(Op::Read, Sector(0), 512));
-    for _ in 0..1700 {
-        rig.clock.advance_ms(1);
-        rig.disk.tick();
+    assert_eq!((rig.ends.take().len(), rig.disk.kept_for()), (30, None));
+    // What three seconds bring was had at once.
+    read(1, 1);
+    assert_eq!(go_on(200), 1, "the other queue has nothing to do with it");
+    read(0, 1);
+    assert_eq!(go_on(750), 0);
+    assert_eq!(go_on(250), 1);
+    // What nobody waits for goes by as well.
+    read(0, 30);
+    rig.disk.let_in();
+    rig.clock.advance_ms(1100);
+    rig.ends.take();
+    read(0, 1);
+    assert_eq!(rig.ends.take().len(), 1);
+    rig.tear_down();
+}
+
+#[test]
+fn what_is_let_in_keeps_no_other_disk() {
+    let rig = rig(1);
+    let other = rig.another(1).unwrap();
+    let bdev = other.open(None, OpenMode::ReadWrite).unwrap();
+    let group = ThrottleGroup::new(Throttle { bps: rate(8 * MIB), ..Throttle::default() });
+    rig.disk.set_throttle(vec![Arc::clone(&group)]);
+    other.set_throttle(vec![group]);
+    for _ in 0..20 {
+        (0..4).for_each(|_| rig.submit(0, Bio::new(Op::Read, Sector(0), 4 * MIB)));
+        rig.disk.let_in();
+        assert_eq!(rig.ends.take().len(), 4);
     }
-    assert_eq!(rig.ends.count(), 0);
-    for _ in 0..400 {
+    let has_its_part = || {
+        let mut loads = [Load::new(&bdev, 0, Op::Read, 4096, 64)];
+        run(&rig, &[&rig.disk, &other], &mut loads, 1000, 1);
+        let done = loads[0].done;
+        assert!(done * 4096 * 3 > 8 * MIB, "{done} reads");
+    };
+    (0..4).for_each(|_| rig.submit(0, Bio::new(Op::Read, Sector(0), 4 * MIB)));
+    has_its_part();
+    rig.layer.del_disk(&rig.disk);
+    has_its_part();
+    rig.layer.add_disk(&other).unwrap();
+    rig.layer.del_disk(&other);
+    drop((bdev, other));
+    rig.tear_down();
+}
+
+#[test]
+fn a_change_of_one_limit_gives_no_more_of_another() {
+    let rig = rig(1);
+    let reads = Throttle { read_iops: rate(10), ..Throttle::default() };
+    let group = limit(&rig.disk, reads);
+    rig.clock.advance_ms(1000);
+    (0..3).for_each(|at| rig.submit(0, Bio::new(Op::Read, Sector(at * 8), 512)));
+    let mut ended = Vec::new();
+    for ms in 1..=200 {
         rig.clock.advance_ms(1);
+        // Without end, too, none would ever be let in if each change kept them anew.
+        let write_bps = rate(MIB + ms);
+        group.set(Throttle { write_bps, ..reads });
         rig.disk.tick();
+        ended.resize(rig.ends.count(), ms);
     }
-    assert_eq!(rig.ends.count(), 1);
+    assert_eq!(ended.len(), 3);
+    assert!(ended[1] >= 49 && ended[2].abs_diff(150) <= 10, "{ended:?}");
     rig.tear_down();
 }
 
 #[test]
 fn a_change_while_others_pay_leaves_the_group_as_it_was_told() {
-    let rig = rig(1);
+    let rig = rig(2);
     let group = limit(&rig.disk, Throttle::default());
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let pay = |cpu| {
+            while !done.load(Ordering::SeqCst) {
+                rig.submit(cpu, Bio::new(Op::Read, Sector(0), 4096));
+                rig.disk.let_in();
+                rig.ends.take();
+            }
+        };
         scope.spawn(|| {
-            for at in 0..20_000_u32 {
+            // The last is a fast one.
+            for at in 0..=5_000_u32 {
                 let bps = rate(if at % 2 == 0 { 1 << 40 } else { 1 });
                 let io_size = std::num::NonZeroU32::new(512 * (at % 3));
                 group.set(Throttle { bps, iops: rate(1 << 40), io_size, ..Throttle::default() });
             }
             done.store(true, Ordering::SeqCst);
         });
-        while !done.load(Ordering::SeqCst) {
-            rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
-            rig.disk.let_in();
-        }
+        scope.spawn(move || pay(1));
+        pay(0);
     });
-    group.set(Throttle { bps: rate(1 << 40), ..Throttle::default() });
     rig.disk.tick();
-    let before = rig.ends.count();
-    rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
-    rig.clock.advance_ms(1000);
-    rig.disk.tick();
-    assert!(rig.ends.count() > before, "{}", rig.disk.show());
+    for cpu in [0, 1] {
+        let before = rig.ends.count();
+        rig.submit(cpu, Bio::new(Op::Read, Sector(0), 4096));
+        rig.clock.advance_ms(1000);
+        rig.disk.tick();
+        assert!(rig.ends.count() > before, "{}", rig.disk.show());
+    }
     rig.tear_down();
+}
+
+#[test]
+fn what_reads_and_writes_share_is_kept_also_by_ticks_that_are_late() {
+    for (iops, bps, late_ms) in
+        [(Some(500), None, 1), (None, Some(4 * MIB), 1), (Some(500), None, 40)]
+    {
+        let rig = rig(2);
+        let of = |limit: Option<u64>| limit.and_then(rate);
+        limit(&rig.disk, Throttle { iops: of(iops), bps: of(bps), ..Throttle::default() });
+        let mut loads = [(0, Op::Read), (0, Op::Write), (1, Op::Read), (1, Op::Write)]
+            .map(|(queue, op)| Load::new(&rig.bdev, queue, op, 4096, 32));
+        run(&rig, &[&rig.disk], &mut loads, 5000, late_ms);
+        let done: Vec<u64> = loads.iter().map(|load| load.done).collect();
+        let want = 5 * iops.unwrap_or_else(|| bps.unwrap_or_default() / 4096);
+        assert_near(done.iter().sum(), want, 30);
+        // Who is first when a tick comes late has what has become ready by then.
+        let has_part = |&one: &u64| late_ms > 1 || one * 8 > want;
+        assert!(done.iter().all(has_part), "each has a part: {done:?}");
+        rig.disk.set_throttle(Vec::new());
+        rig.tear_down();
+    }
 }
