@@ -14,6 +14,9 @@ use blockyard_blkmq::{Bdev, Disk};
 /// So often in the time after which the kernel gives a connection up, all that the disk was asked has ended.
 const BARRIERS: u32 = 4;
 
+/// How long a disk is left alone that has begun nothing of what it was asked: nothing is sent to it for now.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// Sees to it as long as it lives.
 pub(super) struct Barriers {
     _stop: mpsc::Sender<()>,
@@ -76,10 +79,22 @@ fn one_or_more(long: Duration, mut barrier: impl FnMut() -> Duration) -> usize {
 /// Waits for all that the disk was asked so far, and lets nothing in meanwhile. A connection may be gone while what it had
 /// asked is still with the disk.
 pub(super) fn until_all_has_ended(disk: &Disk) {
-    // What its limits keep would end after something newer.
-    disk.let_in();
-    disk.freeze();
-    disk.unfreeze();
+    let begun = Instant::now();
+    loop {
+        // What its limits keep would end after something newer.
+        disk.let_in();
+        disk.freeze();
+        disk.unfreeze();
+        // What has waited for a tag, as there are more requests than these, is out only now. First the time, so that nothing
+        // is taken to have come later than it has.
+        let since = begun.elapsed();
+        if disk.oldest().is_none_or(|oldest| oldest < since) {
+            return;
+        }
+        if disk.in_flight().is_empty() {
+            thread::sleep(PAUSE);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -225,19 +240,55 @@ mod tests {
         }
     }
 
-    fn write_two(bdev: &Bdev) -> Arc<Ended> {
+    fn write(bdev: &Bdev, count: u64) -> Arc<Ended> {
         let ended = Arc::<Ended>::default();
-        for sector in [0, 8] {
-            let zeroes = Bio::new(Op::WriteZeroes, Sector(sector), 4096);
+        for at in 0..count {
+            let zeroes = Bio::new(Op::WriteZeroes, Sector(8 * at), 4096);
             bdev.submit(0, zeroes.on_end(Arc::<Ended>::clone(&ended)));
         }
         ended
     }
 
+    /// More than the disk takes at a time, let in or not.
+    #[test]
+    fn what_waits_for_a_tag_has_ended_as_well() {
+        const COUNT: u64 = 100;
+        for limits in ["", "&write_bps=1"] {
+            let (threads, layer, bdev) = limited(&format!("null:1M?latency=2ms{limits}"));
+            bdev.disk().set_nr_requests(8).unwrap();
+            let ended = write(&bdev, COUNT);
+            until_all_has_ended(bdev.disk());
+            assert_eq!(ended.0.load(Ordering::SeqCst) as u64, COUNT, "{}", bdev.disk().show());
+            layer.del_disk(bdev.disk());
+            threads.shutdown();
+        }
+    }
+
+    /// Nothing is begun before it has connections again.
+    #[test]
+    fn a_barrier_waits_for_a_disk_that_nothing_is_sent_to() {
+        let (threads, layer, bdev) = limited("null:1M?latency=1ms");
+        let disk = bdev.disk();
+        disk.set_nr_requests(1).unwrap();
+        disk.quiesce();
+        disk.start_freeze();
+        let ended = write(&bdev, 3);
+        disk.unfreeze();
+        let barrier = {
+            let disk = Arc::clone(disk);
+            thread::spawn(move || until_all_has_ended(&disk))
+        };
+        disk.unquiesce();
+        barrier.join().unwrap();
+        assert_eq!(ended.0.load(Ordering::SeqCst), 3);
+        layer.del_disk(disk);
+        threads.shutdown();
+    }
+
     #[test]
     fn what_limits_keep_is_out_and_ends_before_anything_newer_is_let_in() {
         let (threads, layer, bdev) = limited("null:1M?write_bps=1");
-        let ended = write_two(&bdev);
+        let ended = write(&bdev, 2);
         assert!(is_due(bdev.disk(), Duration::ZERO), "{}", bdev.disk().show());
         until_all_has_ended(bdev.disk());
         assert_eq!(ended.0.load(Ordering::SeqCst), 2);
@@ -249,7 +300,7 @@ mod tests {
     #[test]
     fn of_a_single_connection_what_limits_keep_is_let_in_in_time() {
         let (threads, layer, bdev) = limited("null:1M?write_bps=1");
-        let ended = write_two(&bdev);
+        let ended = write(&bdev, 2);
         let _barriers = Barriers::start(&bdev, 1, Duration::from_millis(20)).unwrap();
         let begun = Instant::now();
         while bdev.disk().oldest().is_some() {
