@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use blockyard_blkmq::{Burst, Disk, Rate, Throttle, ThrottleGroup};
 
-use super::live::Live;
+use super::live::{Change, Live};
 use super::options::{OptionSpec, Settings, Value, ValueKind, parse_duration};
-use crate::error::Result;
 use crate::text::size;
 
 /// What is said where there is no limit.
@@ -18,43 +17,36 @@ const MAX_IO_SIZE: u64 = 1 << 30;
 /// The option that names the disks which keep to limits together.
 pub(super) const GROUP: &str = "throttle_group";
 
-/// How one of them is changed.
-type Change = fn(&Disk, &Value) -> Result<()>;
-
-const fn limit(name: &'static str, bytes: bool, help: &'static str, change: Change) -> OptionSpec {
+const fn limit(
+    name: &'static str,
+    bytes: bool,
+    help: &'static str,
+    change: fn(&mut Throttle, &Value),
+) -> OptionSpec {
     OptionSpec {
-        live: Some(Live { check: |_, _, _| Ok(()), change }),
+        live: Some(Live { check: |_, _, _| Ok(()), change: Change::Limit(change) }),
         ..OptionSpec::new(name, ValueKind::Rate { bytes }, NONE, help)
     }
 }
 
 pub(super) const IOPS: OptionSpec =
-    limit("iops", false, "operations per second; with a burst: RATE:PEAK/TIME", |disk, value| {
-        change(disk, |throttle| throttle.iops = rate(value))
+    limit("iops", false, "operations per second; with a burst: RATE:PEAK/TIME", |to, value| {
+        to.iops = rate(value);
     });
 pub(super) const READ_IOPS: OptionSpec =
-    limit("read_iops", false, "reads per second", |disk, value| {
-        change(disk, |throttle| throttle.read_iops = rate(value))
-    });
+    limit("read_iops", false, "reads per second", |to, value| to.read_iops = rate(value));
 pub(super) const WRITE_IOPS: OptionSpec =
-    limit("write_iops", false, "writes per second", |disk, value| {
-        change(disk, |throttle| throttle.write_iops = rate(value))
-    });
-pub(super) const BPS: OptionSpec = limit("bps", true, "bytes per second", |disk, value| {
-    change(disk, |throttle| throttle.bps = rate(value))
-});
+    limit("write_iops", false, "writes per second", |to, value| to.write_iops = rate(value));
+pub(super) const BPS: OptionSpec =
+    limit("bps", true, "bytes per second", |to, value| to.bps = rate(value));
 pub(super) const READ_BPS: OptionSpec =
-    limit("read_bps", true, "bytes read per second", |disk, value| {
-        change(disk, |throttle| throttle.read_bps = rate(value))
-    });
+    limit("read_bps", true, "bytes read per second", |to, value| to.read_bps = rate(value));
 pub(super) const WRITE_BPS: OptionSpec =
-    limit("write_bps", true, "bytes written per second", |disk, value| {
-        change(disk, |throttle| throttle.write_bps = rate(value))
-    });
+    limit("write_bps", true, "bytes written per second", |to, value| to.write_bps = rate(value));
 pub(super) const IO_SIZE: OptionSpec = OptionSpec {
     live: Some(Live {
         check: |_, _, _| Ok(()),
-        change: |disk, value| change(disk, |throttle| throttle.io_size = io_size(value)),
+        change: Change::Limit(|to, value| to.io_size = io_size(value)),
     }),
     ..OptionSpec::new(
         "io_size",
@@ -106,23 +98,12 @@ pub fn of(disk: &Disk) -> Throttle {
     disk.throttle().first().map(|group| group.throttle()).unwrap_or_default()
 }
 
-/// Changes them: also of the other disks of its group.
-fn change(disk: &Disk, change: impl FnOnce(&mut Throttle)) -> Result<()> {
-    let mut throttle = of(disk);
-    change(&mut throttle);
-    match disk.throttle().first() {
-        Some(group) => group.set(throttle),
-        None => disk.set_throttle(vec![ThrottleGroup::new(throttle)]),
-    }
-    Ok(())
-}
-
 /// Has a disk that was just made keep to limits: its own, or those of a group, which are what was said last.
 pub(super) fn begin(disk: &Disk, throttle: Throttle, group: Option<Arc<ThrottleGroup>>) {
     match group {
         Some(group) => {
             if throttle != Throttle::default() {
-                group.set(over(throttle, group.throttle()));
+                group.update(|now| *now = over(throttle, *now));
             }
             disk.set_throttle(vec![group]);
         }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::identity::DiskIdentity;
 use super::kind::{Body, DiskKind, DiskSource, Fresh};
-use super::live::Live;
+use super::live::{Change, Live};
 use super::maker::{DiskMaker, Parts};
 use super::options::{NO_LIMIT, OptionSpec, Value, ValueKind};
 use super::plan::DiskPlan;
@@ -34,7 +34,7 @@ pub(super) static KIND: DiskKind = DiskKind {
             "what it is told apart by",
         ),
         OptionSpec {
-            live: Some(Live { check: |_, _, _| Ok(()), change: set_patience }),
+            live: Some(Live { check: |_, _, _| Ok(()), change: Change::Disk(set_patience) }),
             ..OptionSpec::new(
                 "patience",
                 ValueKind::Time { zero: false, most: NO_LIMIT },
