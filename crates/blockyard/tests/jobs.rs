@@ -186,6 +186,28 @@ fn a_disk_that_does_not_open_is_listed_and_given_up() {
     daemon.stop();
 }
 
+/// What they keep would take days.
+#[test]
+fn a_job_that_is_given_up_does_not_wait_for_the_limits_of_its_disks() {
+    let daemon = Daemon::serve(&["ram:1M?name=a", "ram:1M?name=b&bps=1"]);
+    nbdsh(&daemon.uri("a"), "h.pwrite(b'x' * 65536, 0)\n");
+    let copy = json!({ "kind": "copy", "source": "a", "target": "b" });
+    for (wanted, read) in [(copy, 65536), (json!({ "kind": "check", "disk": "b" }), 0)] {
+        let job = post(&daemon, &wanted);
+        let begun = Instant::now();
+        while get(&daemon, "/v1/disks/a")["bytes_read"].as_u64().unwrap() < read {
+            assert!(begun.elapsed() < PATIENCE, "nothing is copied");
+            blockyard_conformance::pause();
+        }
+        let place = format!("/v1/jobs/{}", job["id"]);
+        assert_eq!(ask(&daemon, "DELETE", &place, "", &Value::Null).0, 202);
+        // All that it had to do may have been under way.
+        let job = ended(&daemon, &job["id"]);
+        assert_ne!(job["state"], "failed", "{job}");
+    }
+    daemon.stop();
+}
+
 #[test]
 fn a_copy_that_is_given_up_ends_soon_and_nobody_copies_to_its_disks_meanwhile() {
     let dir = tempfile::tempdir().unwrap();

@@ -92,7 +92,6 @@ pub fn check_disk(
     let bdev = open(disk, OpenMode::ReadOnly)?;
     let size = bdev.size_bytes();
     let block = u64::from(bdev.limits().logical_block_size.bytes());
-    let partition_table = partition_table(&bdev);
     let shared = Arc::new(Shared { bdev, uri: uri.clone(), block, found: Mutex::default() });
     let lanes = Arc::clone(&shared);
     let work: Arc<Work<(u64, u64)>> = Arc::new(move |lane, piece| {
@@ -105,9 +104,15 @@ pub fn check_disk(
         progress.set(found.read + found.zero);
         Ok(())
     };
-    let plan_pieces = |to: &Pieces<(u64, u64)>| shared.plan(size, to);
+    let mut found_in_table = Vec::new();
+    let plan_pieces = |to: &Pieces<(u64, u64)>| {
+        // Here, where an end that is wanted is heard.
+        found_in_table = partition_table(&shared.bdev);
+        shared.plan(size, to)
+    };
     let _heeding = interrupt.heed();
-    if let Ended::Early(cause) = lanes::run(session, interrupt, &work, plan_pieces, look)? {
+    let on = (session, &[disk][..]);
+    if let Ended::Early(cause) = lanes::run(on, interrupt, &work, plan_pieces, look)? {
         return Err(Error::failed("interrupted; the check is incomplete").perhaps_caused_by(cause));
     }
     let found = shared.found.lock();
@@ -120,7 +125,7 @@ pub fn check_disk(
         read: found.read,
         zero: found.zero,
         unreadable: unreadable.collect(),
-        partition_table,
+        partition_table: found_in_table,
     })
 }
 

@@ -80,7 +80,9 @@ pub fn compare(plans: [DiskPlan; 2], threads: usize, interrupt: &Interrupt) -> R
     };
     let plan = |pieces: &Pieces<Piece>| shared.plan(common, block, pieces);
     let _heeding = interrupt.heed();
-    if let Ended::Early(cause) = lanes::run(&session, interrupt, &work, plan, look)? {
+    let disks = shared.disks.each_ref().map(|disk| disk.disk());
+    let on = (&session, &disks[..]);
+    if let Ended::Early(cause) = lanes::run(on, interrupt, &work, plan, look)? {
         return Err(
             Error::failed("interrupted; the comparison is incomplete").perhaps_caused_by(cause)
         );

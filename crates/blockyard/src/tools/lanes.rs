@@ -6,6 +6,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc as sync};
 use std::time::{Duration, Instant};
 
+use blockyard_blkmq::Disk;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
@@ -103,11 +104,11 @@ impl<P> Pieces<P> {
     }
 }
 
-/// Runs a planner and lanes until all pieces are done, something fails, or an end is wanted. `look` is called every
+/// Runs a planner and lanes on disks until all pieces are done, something fails, or an end is wanted. `look` is called every
 /// now and then, and must not wait. What has begun is finished, but within [`GRACE`] if an end is wanted: then the disks of
-/// the session give up.
+/// the session give up, and limits keep nothing of it.
 pub(super) fn run<P: Send + 'static>(
-    session: &Session,
+    (session, disks): (&Session, &[&Arc<Disk>]),
     interrupt: &Interrupt,
     work: &Arc<Work<P>>,
     plan: impl FnOnce(&Pieces<P>) -> Result<()> + Send,
@@ -152,6 +153,7 @@ pub(super) fn run<P: Send + 'static>(
                 if wanted.get_or_insert_with(Instant::now).elapsed() >= GRACE {
                     state.given_up.store(true, Ordering::Release);
                     session.abandon();
+                    disks.iter().for_each(|disk| disk.let_in());
                 }
             }
         }
@@ -173,6 +175,8 @@ pub(super) fn run<P: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use blockyard_blkmq::{Bio, DiskFlags, Op, OpenMode, Sector};
+
     use super::*;
 
     fn run_with(work: &Arc<Work<u64>>, interrupt: &Interrupt, count: u64) -> Result<Ended> {
@@ -181,7 +185,7 @@ mod tests {
             let _ = (0..count).all(|piece| pieces.put(piece));
             Ok(())
         };
-        run(&session, interrupt, work, plan, || Ok(()))
+        run((&session, &[]), interrupt, work, plan, || Ok(()))
     }
 
     #[test]
@@ -212,6 +216,33 @@ mod tests {
         });
         // It would never be through.
         assert!(matches!(run_with(&work, &interrupt, u64::MAX).unwrap(), Ended::Early(None)));
+    }
+
+    #[test]
+    fn an_end_that_is_wanted_does_not_wait_for_the_limits_of_a_disk() {
+        let mut session = Session::start(2).unwrap();
+        let plan = "null:1M?write_bps=1".parse().unwrap();
+        let disk = session.open(&plan, DiskFlags::NO_PART_SCAN).unwrap();
+        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
+        let interrupt = Arc::new(Interrupt::default());
+        let raise = Arc::clone(&interrupt);
+        let work: Arc<Work<u64>> = Arc::new(move |lane, _| {
+            let zeroes = Bio::new(Op::WriteZeroes, Sector(0), 4096);
+            let written = bdev.submit_async(lane.cpu, zeroes);
+            raise.raise();
+            Box::pin(async move {
+                assert!(written.await.status().is_ok());
+                Ok(())
+            })
+        });
+        let plan = |pieces: &Pieces<u64>| {
+            let _ = (0..1000).all(|piece| pieces.put(piece));
+            Ok(())
+        };
+        // All of it would take a month.
+        let ended = run((&session, &[&disk]), &interrupt, &work, plan, || Ok(()));
+        assert!(matches!(ended.unwrap(), Ended::Early(None)));
+        assert!(disk.kept_for().is_none());
     }
 
     #[test]

@@ -334,7 +334,7 @@ fn move_bytes(
         checkpoints.look()
     };
     let plan = |pieces: &Pieces<Piece>| shared.plan((size, block), earlier, pieces);
-    lanes::run(session, interrupt, &work, plan, look)
+    lanes::run((session, &shared.disks()), interrupt, &work, plan, look)
 }
 
 /// All was written, and nobody has heard what came of the last flush.

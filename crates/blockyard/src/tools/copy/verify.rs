@@ -77,7 +77,7 @@ pub(super) fn verified(
         }
         Ok(())
     };
-    let ended = lanes::run(session, interrupt, &work, plan, look)?;
+    let ended = lanes::run((session, &shared.disks()), interrupt, &work, plan, look)?;
     let sums = kept.lock().0.clone();
     Ok(matches!(ended, Ended::Whole).then_some(sums))
 }

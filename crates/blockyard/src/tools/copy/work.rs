@@ -1,8 +1,9 @@
 //! The work of a copy: what the lanes do with a piece, and which pieces there are.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use blockyard_blkmq::{Bdev, Bio, Op, Status};
+use blockyard_blkmq::{Bdev, Bio, Disk, Op, Status};
 use blockyard_buf::{Segment, Segments, total_len};
 use parking_lot::Mutex;
 
@@ -86,6 +87,10 @@ pub(super) fn unknown_map(status: Status) -> Error {
 }
 
 impl Shared {
+    pub(super) fn disks(&self) -> [&Arc<Disk>; 2] {
+        [self.source.disk(), self.target.disk()]
+    }
+
     /// Hands out what is to be done: not what was done earlier, and not zeroes where there are zeroes.
     pub(super) fn plan(
         &self,
