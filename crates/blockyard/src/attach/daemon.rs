@@ -24,6 +24,7 @@ use super::unflushed::{inherit_unflushed, note_unflushed};
 use super::{helper, launch, usage};
 use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::signals::Signals;
+use crate::disks::throttle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::term;
 use crate::tools::check::read_table;
@@ -374,7 +375,10 @@ impl Attached {
     /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
         let runtime = self.server.yard.threads()[0].clone();
-        take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
+        let disks = [Arc::clone(&self.server.open)];
+        let taken = take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime));
+        // The kernel, and whoever looks for partitions, gives it up once it has been answered.
+        throttle::let_in_until(&disks, taken).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
             let (store, record) = (self.store.clone(), self.record.clone());

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::{Burst, Disk, Rate, Throttle, ThrottleGroup};
 
 use super::live::{Change, Live};
+use super::open::OpenDisk;
 use super::options::{OptionSpec, Settings, Value, ValueKind, parse_duration};
 use crate::text::size;
 
@@ -16,6 +19,9 @@ const NONE: &str = "none";
 const MAX_IO_SIZE: u64 = 1 << 30;
 /// The option that names the disks which keep to limits together.
 pub(super) const GROUP: &str = "throttle_group";
+
+/// How often what limits keep is let in while somebody waits for an end.
+const LET_IN: Duration = Duration::from_millis(100);
 
 const fn limit(
     name: &'static str,
@@ -112,6 +118,18 @@ pub(super) fn begin(disk: &Disk, throttle: Throttle, group: Option<Arc<ThrottleG
     }
 }
 
+/// Waits for what ends only once the disks have answered: meanwhile their limits keep nothing, also of what is asked now.
+pub async fn let_in_until<T>(disks: &[Arc<OpenDisk>], ended: impl Future<Output = T>) -> T {
+    let mut ended = pin!(ended);
+    loop {
+        disks.iter().for_each(|open| open.disk().let_in());
+        tokio::select! {
+            ended = &mut ended => return ended,
+            () = tokio::time::sleep(LET_IN) => {}
+        }
+    }
+}
+
 /// What was said, and the rest as it was.
 fn over(said: Throttle, before: Throttle) -> Throttle {
     Throttle {
@@ -194,8 +212,6 @@ pub fn show_rate(rate: Option<Rate>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -1,9 +1,11 @@
 //! A kind of front-end that only tests have: one file and a line in [`super::KINDS`] are all that it takes for `yard.toml`, the
-//! control API, and the flags of `serve` and `add`. It has one client, which counts what it hears of the disk.
+//! control API, and the flags of `serve` and `add`. It has one client, which counts what it hears of the disk, and reads of it
+//! twice before it leaves.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockyard_blkmq::{Bdev, Bio, Op, Sector};
 use parking_lot::Mutex;
 
 use super::{Doing, Export, ExportKind, Flag};
@@ -18,14 +20,14 @@ pub(super) static KIND: ExportKind = ExportKind {
     ..ExportKind::new("toy", "[[toy]]", "hears what becomes of a disk", |plan| {
         let colour = plan.settings.text("colour").unwrap_or("red").to_owned();
         Ok(Box::new(|front| {
-            Ok(Arc::new(Toy { colour, _bdev: front.bdev()?, heard: Mutex::default() }))
+            Ok(Arc::new(Toy { colour, bdev: front.bdev()?, heard: Mutex::default() }))
         }))
     })
 };
 
 struct Toy {
     colour: String,
-    _bdev: Arc<blockyard_blkmq::Bdev>,
+    bdev: Arc<Bdev>,
     heard: Mutex<Vec<State>>,
 }
 
@@ -35,7 +37,13 @@ impl Export for Toy {
     }
 
     fn end(&self, _clients: Duration, _grace: Duration) -> Doing<'_, Result<()>> {
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(async {
+            for _ in 0..2 {
+                let read = self.bdev.submit_async(0, Bio::new(Op::Read, Sector(0), 4096)).await;
+                assert!(read.status().is_ok(), "{read:?}");
+            }
+            Ok(())
+        })
     }
 
     fn follow(&self, now: State) {
@@ -60,8 +68,9 @@ mod tests {
     use crate::api::client::{Ask, ask_at};
     use crate::cli::{Cli, Command};
     use crate::commands::{add, serve};
-    use crate::yard::Yard;
-    use crate::yard::config;
+    use crate::exports::ExportPlan;
+    use crate::yard::plan::NbdPlan;
+    use crate::yard::{Yard, config};
 
     fn parse(line: &str) -> Result<Command, String> {
         let cli = Cli::try_parse_from(line.split(' ')).map_err(|err| err.to_string())?;
@@ -88,6 +97,19 @@ mod tests {
         assert_eq!(export.served.requests, 2, "a size, and that it is read-only");
         assert_eq!(report.disks[0].exports, ["toy:a"]);
         drop(open);
+        yard.end(Duration::from_secs(5)).await.into_result().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_export_that_is_removed_does_not_wait_for_the_limits_of_its_disk() {
+        let yard = Yard::start(1, &NbdPlan::default()).unwrap();
+        let plan = "null:1M?name=a&read_bps=1".parse().unwrap();
+        yard.add_disk(plan, false, None).await.unwrap();
+        let toy = ExportPlan::new(&super::KIND, "a", "e");
+        yard.add_export(toy, None).await.unwrap();
+        let removed = yard.remove_export(&super::KIND, "e", None);
+        let removed = tokio::time::timeout(Duration::from_secs(60), removed).await;
+        removed.expect("it waits for more than an hour").unwrap();
         yard.end(Duration::from_secs(5)).await.into_result().unwrap();
     }
 

@@ -10,7 +10,7 @@ use super::events::Event;
 use super::turns::Subject;
 use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks, shutting_down};
 use crate::daemon::{Losses, enter_write_back_path_with};
-use crate::disks::{DiskPlan, OptionSpec, Value, live};
+use crate::disks::{DiskPlan, OptionSpec, Value, live, throttle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{ExportKind, ExportPlan};
 
@@ -288,12 +288,15 @@ impl Yard {
             let what = format!("no export named {name:?} of kind {}", kind.name);
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
-        if let Ok(disk) = self.disk(&plan.disk) {
-            // Its clients wait for that.
-            disk.disk().let_in();
-        }
         export.stop();
-        let ended = export.end(self.grace() / 2, self.grace()).await;
+        // Its clients leave once they have been answered.
+        let disks: Vec<_> = if plan.kind.whole_yard {
+            self.open_disks().into_iter().map(|(_, open)| open).collect()
+        } else {
+            self.disk(&plan.disk).into_iter().collect()
+        };
+        let ending = export.end(self.grace() / 2, self.grace());
+        let ended = throttle::let_in_until(&disks, ending).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });
         Ok(ended)
