@@ -4,10 +4,13 @@
 mod common;
 
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Daemon, blockyard};
 use serde_json::{Value, json};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Operations per second of so many reads. A limit is the most that there may be; the least is a matter of the machine.
 fn iops(daemon: &Daemon, export: &str, count: u32) -> f64 {
@@ -40,7 +43,10 @@ fn a_limit_is_kept_and_changed_under_load_and_taken_away() {
         let clients = report["nbd"]["clients"].as_array().unwrap().clone();
         clients.iter().any(|client| client["in_flight"].as_u64().unwrap() > 0)
     };
+    let end = Instant::now() + PATIENCE;
     while !asks(&daemon.report()) {
+        assert!(waits.try_wait().unwrap().is_none(), "it has ended");
+        assert!(Instant::now() < end, "it asks for nothing");
         blockyard_conformance::pause();
     }
     assert_eq!(

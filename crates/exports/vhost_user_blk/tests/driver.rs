@@ -4,13 +4,16 @@
 mod common;
 
 use std::io::Read;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
-use blockyard_blkmq::{Features, Limits, Sector};
+use blockyard_blkmq::{Features, Limits, Rate, Sector, Throttle, ThrottleGroup};
 use blockyard_buf::{RegionSpec, SharedMapping, SharedWords};
+use blockyard_conformance::pause;
 use blockyard_driver_file::FileConfig;
 use blockyard_driver_ram::Ram;
 use blockyard_export_vhost_user_blk::Export;
@@ -143,6 +146,28 @@ fn a_queue_that_is_stopped_goes_on_where_it_was() {
     driver.wait_used(0, 2);
     driver.done(&Message::ResetDevice, &[]);
     assert_eq!(served.server().status().queues, 0);
+}
+
+/// As one that resets its device, or a virtual machine that is saved: it waits for what its disk keeps for a day.
+#[test]
+fn a_queue_that_is_stopped_does_not_wait_for_limits() {
+    let disk = ram(Ram::limits());
+    let slow = NonZeroU64::new(1).map(|per_second| Rate { per_second, burst: None });
+    let limits = Throttle { write_bps: slow, ..Throttle::default() };
+    disk.set_throttle(vec![ThrottleGroup::new(limits)]);
+    let served = Served::with(Arc::clone(&disk), |export| export);
+    let driver = FrontEnd::started(&served.socket(), ALL);
+    driver.chain(OUT, 0, 4096);
+    driver.offer(0, 0);
+    driver.kick(0);
+    let end = Instant::now() + PATIENCE;
+    while disk.kept_for().is_none() {
+        assert!(Instant::now() < end, "{}", disk.show());
+        pause();
+    }
+    let stopped = driver.ask(&Message::GetVringBase(VringState { index: 0, num: 0 }));
+    assert_eq!(stopped, Reply::Base(VringState { index: 0, num: 1 }));
+    assert_eq!((driver.used_index(0), driver.bytes(DATA - 8, 1).to_vec()[0]), (1, OK));
 }
 
 #[test]
