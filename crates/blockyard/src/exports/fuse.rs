@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use super::{Bound, Doing, Export, ExportKind, ExportPlan, Flag, FrontDisk, Leftover, bdev};
 use crate::api::{make_runtime_dir, runtime_dir};
 use crate::disks::{OpenDisk, OptionSpec, Settings, ValueKind};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, quoted};
 use crate::yard::report;
 
 /// The kind of disks that are a file.
@@ -139,7 +139,8 @@ fn leftover(fuse::Leftover { path, pid, left }: fuse::Leftover) -> Leftover {
             )
         }
         Left::Mounted | Left::Cleaned => format!(
-            "{place} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {place}"
+            "{place} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {}",
+            quoted(&path)
         ),
     };
     Leftover { path, pid, told }
