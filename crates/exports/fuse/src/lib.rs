@@ -35,6 +35,7 @@ mod follow;
 mod handshake;
 mod mount;
 mod names;
+mod outstanding;
 mod point;
 mod queue;
 mod record;

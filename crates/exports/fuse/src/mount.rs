@@ -156,9 +156,9 @@ impl Mount {
             mode: config.mode & 0o777,
         };
         let (tree, is_directory) = match shown {
-            Shown::File(bdev) => (Tree::single(bdev, owner), false),
+            Shown::File(bdev) => (Tree::single(bdev, owner, queue_threads.len()), false),
             Shown::Directory(disks) => {
-                let tree = Tree::directory(owner);
+                let tree = Tree::directory(owner, queue_threads.len());
                 disks.into_iter().try_for_each(|(name, bdev)| tree.add(&name, bdev).map(drop))?;
                 (tree, true)
             }
