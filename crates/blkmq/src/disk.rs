@@ -3,6 +3,8 @@
 mod queue;
 mod size;
 
+pub use queue::WaitLimit;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -136,6 +138,8 @@ pub struct Disk {
     throttle: Mutex<Vec<Arc<ThrottleGroup>>>,
     next_registrant: AtomicU64,
 }
+    /// Nanoseconds, one for each [`WaitLimit`].
+    wait_limits: Arc<Mutex<Vec<u64>>>,
 
 impl Disk {
     /// A disk of `set`'s driver; nobody sees it before it is added (kernel: `blk_mq_alloc_disk`).
@@ -191,6 +195,7 @@ impl Disk {
             throttle: Mutex::default(),
             next_registrant: AtomicU64::new(1),
         }))
+            wait_limits: Arc::default(),
     }
 
     /// Its name.

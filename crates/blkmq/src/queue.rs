@@ -188,7 +188,9 @@ pub(crate) trait Queue: Send + Sync {
     fn set_throttle(&self, groups: &[Arc<ThrottleGroup>]);
     /// One of its groups has other limits.
     fn throttle_changed(&self);
-    fn let_in(&self);
+    fn set_longest_wait(&self, longest_ns: u64);
+    /// Lets in what may not wait any longer.
+    fn admit_due(&self);
     fn kept_for_ns(&self) -> Option<u64>;
     fn tick(&self, now_ns: u64) -> Option<u64>;
     fn clock(&self) -> &Arc<dyn Clock>;
@@ -577,8 +579,14 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.shared.ring_alarm();
     }
 
-    fn let_in(&self) {
-        self.hctxs.iter().for_each(|hctx| hctx.let_in());
+    fn set_longest_wait(&self, longest_ns: u64) {
+        self.hctxs.iter().for_each(|hctx| hctx.set_longest_wait(longest_ns));
+    }
+
+    fn admit_due(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.admit_due());
+        // What may wait for a while has another time now.
+        self.shared.ring_alarm();
     }
 
     fn kept_for_ns(&self) -> Option<u64> {

@@ -116,13 +116,15 @@ pub(super) struct Gate {
     lines: [Line; Way::COUNT],
     /// When those were looked for last of whom nobody wants to hear any more.
     looked_ns: u64,
+    /// For how long a bio waits at most.
+    longest_ns: u64,
 }
 
 impl Gate {
-    fn new(groups: Vec<Arc<ThrottleGroup>>) -> Self {
+    fn new(groups: Vec<Arc<ThrottleGroup>>, longest_ns: u64) -> Self {
         let line = || Line { accounts: vec![Account::default(); groups.len()], ..Line::default() };
         let lines = [line(), line()];
-        Self { groups, lines, looked_ns: 0 }
+        Self { groups, lines, looked_ns: 0, longest_ns }
     }
 
     /// Gives back what may go on, and keeps what has to wait.
@@ -134,6 +136,10 @@ impl Gate {
     ) -> Option<Arrival> {
         let way = Way::of(arrival.bio.op).filter(|_| !arrival.bio.inside && !arrival.bio.paid);
         let Some(way) = way else { return Some(arrival) };
+        if self.longest_ns == 0 {
+            self.owe(&arrival.bio, now_ns);
+            return Some(arrival);
+        }
         let line = &mut self.lines[way as usize];
         let first = line.waiting.is_empty();
         if first {
@@ -155,12 +161,17 @@ impl Gate {
     fn next(&mut self, way: Way, now_ns: u64) -> Option<(Arrival, u64)> {
         let line = &mut self.lines[way as usize];
         let (arrival, since_ns) = line.waiting.pop_front()?;
+        let waited_ns = now_ns.saturating_sub(since_ns);
+        if waited_ns >= self.longest_ns {
+            self.owe(&arrival.bio, now_ns);
+            return Some((arrival, waited_ns));
+        }
         if let Err(due_ns) = line.pay(&self.groups, way, &arrival.bio, now_ns) {
             line.due_ns = due_ns;
             line.waiting.push_front((arrival, since_ns));
             return None;
         }
-        Some((arrival, now_ns.saturating_sub(since_ns)))
+        Some((arrival, waited_ns))
     }
 
     /// Pays for a bio that does not wait: with what was bought, for whenever that is, and the rest at once.
@@ -181,8 +192,11 @@ impl Gate {
     }
 
     fn due_ns(&self) -> Option<u64> {
-        let waiting = self.lines.iter().filter(|line| !line.waiting.is_empty());
-        waiting.map(|line| line.due_ns).min()
+        let due = |line: &Line| {
+            let (_, since_ns) = line.waiting.front()?;
+            Some(line.due_ns.min(since_ns.saturating_add(self.longest_ns)))
+        };
+        self.lines.iter().filter_map(due).min()
     }
 }
 
@@ -201,18 +215,22 @@ impl<D: Driver> State<D> {
 }
 
 impl<D: Driver> Hctx<D> {
-    /// Lets in all that is kept. What comes later waits for as much.
-    pub(crate) fn let_in(self: &Arc<Self>) {
+    /// Nothing is kept for longer than that from now on. What has been is let in when the gate is opened.
+    pub(crate) fn set_longest_wait(&self, longest_ns: u64) {
+        let mut st = self.lock();
+        st.longest_wait_ns = longest_ns;
+        if let Some(gate) = &mut st.gate {
+            gate.longest_ns = longest_ns;
+        }
+    }
+
+    /// Lets in what may go on by now.
+    pub(crate) fn admit_due(self: &Arc<Self>) {
         let mut todo = Todo::default();
         {
             let now_ns = self.shared.clock.now_ns();
-            let mut st = self.lock();
-            for arrival in st.take_kept() {
-                if let Some(gate) = &mut st.gate {
-                    gate.owe(&arrival.bio, now_ns);
-                }
-                self.enter_paid(&mut st, arrival.paid(), now_ns, &mut todo);
-            }
+            // The next tick finds out when to look again.
+            let _due_ns = self.open_gate(&mut self.lock(), now_ns, &mut todo);
         }
         self.settle(&mut todo);
     }
@@ -233,7 +251,9 @@ impl<D: Driver> Hctx<D> {
             let now_ns = self.shared.clock.now_ns();
             let mut st = self.lock();
             let kept = st.take_kept();
-            st.gate = (!groups.is_empty()).then(|| Box::new(Gate::new(groups.to_vec())));
+            let longest_ns = st.longest_wait_ns;
+            st.gate =
+                (!groups.is_empty()).then(|| Box::new(Gate::new(groups.to_vec(), longest_ns)));
             for arrival in kept {
                 self.enter(&mut st, arrival, now_ns, &mut todo);
             }

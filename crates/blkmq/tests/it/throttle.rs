@@ -299,10 +299,10 @@ fn what_cannot_wait_is_let_in_and_others_pay_for_it() {
         (0..10).for_each(|at| rig.submit(cpu, Bio::new(Op::Read, Sector(at * 8), 512)));
     }
     rig.clock.advance_ms(20);
-    assert_eq!(rig.disk.kept_for(), Some(Duration::from_millis(20)));
-    assert_eq!(rig.disk.oldest(), rig.disk.kept_for());
-    rig.disk.let_in();
-    assert_eq!((rig.ends.take().len(), rig.disk.kept_for()), (20, None));
+    assert_eq!(rig.disk.oldest(), Some(Duration::from_millis(20)));
+    let no_waits = rig.disk.limit_waits(Duration::ZERO);
+    assert_eq!((rig.ends.take().len(), rig.disk.oldest()), (20, None));
+    drop(no_waits);
     // As much as two seconds bring was had at once, of which two had their time.
     rig.submit(0, Bio::new(Op::Read, Sector(0), 512));
     for _ in 0..1700 {
@@ -315,6 +315,43 @@ fn what_cannot_wait_is_let_in_and_others_pay_for_it() {
         rig.disk.tick();
     }
     assert_eq!(rig.ends.count(), 1);
+    rig.tear_down();
+}
+
+/// Also what comes later, with the limits that there are by then, as long as there is somebody who cannot wait for longer.
+#[test]
+fn nothing_waits_for_longer_than_who_waits_for_it_can() {
+    let rig = rig(2);
+    let limits = || Throttle { iops: rate(1), ..Throttle::default() };
+    let group = limit(&rig.disk, limits());
+    let read = |cpu| rig.submit(cpu, Bio::new(Op::Read, Sector(0), 512));
+    let pass = |ms| {
+        rig.clock.advance_ms(ms);
+        rig.disk.tick();
+        rig.ends.take().len()
+    };
+    let long = rig.disk.limit_waits(Duration::from_secs(60));
+    let short = rig.disk.limit_waits(Duration::from_millis(30));
+    (0..10).for_each(|at| read(at % 2));
+    let at_once = rig.ends.take().len();
+    assert_eq!(pass(29), 0);
+    (0..10).for_each(|at| read(at % 2));
+    assert_eq!((pass(1), pass(28), pass(1)), (10 - at_once, 0, 10));
+    // Other limits, and none before.
+    rig.disk.set_throttle(Vec::new());
+    limit(&rig.disk, limits());
+    group.set(limits());
+    (0..10).for_each(|at| read(at % 2));
+    let at_once = rig.ends.take().len();
+    let no_waits = rig.disk.limit_waits(Duration::ZERO);
+    assert_eq!(rig.ends.take().len(), 10 - at_once, "without a tick");
+    (0..10).for_each(|at| read(at % 2));
+    assert_eq!(rig.ends.take().len(), 10, "whatever they owe");
+    drop((short, no_waits));
+    read(0);
+    assert_eq!((rig.ends.take().len(), pass(10_000)), (0, 0));
+    drop(long);
+    assert_eq!(pass(50_000), 1, "what was let in is paid for");
     rig.tear_down();
 }
 
@@ -334,7 +371,7 @@ fn a_change_while_others_pay_leaves_the_group_as_it_was_told() {
         });
         while !done.load(Ordering::SeqCst) {
             rig.submit(0, Bio::new(Op::Read, Sector(0), 4096));
-            rig.disk.let_in();
+            drop(rig.disk.limit_waits(Duration::ZERO));
         }
     });
     group.set(Throttle { bps: rate(1 << 40), ..Throttle::default() });

@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use blockyard_blkmq::{Bdev, Disk};
+use blockyard_blkmq::{Bdev, Disk, WaitLimit};
 
 /// So often in the time after which the kernel gives a connection up, all that the disk was asked has ended.
 const BARRIERS: u32 = 4;
@@ -17,6 +17,7 @@ const BARRIERS: u32 = 4;
 /// Sees to it as long as it lives.
 pub(super) struct Barriers {
     _stop: mpsc::Sender<()>,
+    _longest_wait: Option<WaitLimit>,
 }
 
 impl Barriers {
@@ -27,20 +28,18 @@ impl Barriers {
         connections: usize,
         timeout: Duration,
     ) -> io::Result<Self> {
-        let several = connections > 1;
-        let bdev = Arc::clone(bdev);
         let (stop, stopped) = mpsc::channel();
+        if connections <= 1 {
+            // No other is asked, but the kernel gives up the only one on which it waits for too long.
+            let longest_wait = Some(bdev.disk().limit_waits(timeout / 2));
+            return Ok(Self { _stop: stop, _longest_wait: longest_wait });
+        }
+        let bdev = Arc::clone(bdev);
         thread::Builder::new().name("nbd-barriers".into()).spawn(move || {
             let interval = interval(timeout);
             // One that comes late puts off the next: several at once would only keep requests out.
             while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let disk = bdev.disk();
-                if !several {
-                    // No other is asked, but the kernel gives up the only one on which it waits for too long.
-                    if disk.kept_for().is_some_and(|kept| kept >= timeout / 2) {
-                        disk.let_in();
-                    }
-                } else if is_due(disk, timeout) {
+                if is_due(bdev.disk(), timeout) {
                     one_or_more(interval, || {
                         let begun = Instant::now();
                         until_all_has_ended(bdev.disk());
@@ -49,7 +48,7 @@ impl Barriers {
                 }
             }
         })?;
-        Ok(Self { _stop: stop })
+        Ok(Self { _stop: stop, _longest_wait: None })
     }
 }
 
@@ -77,7 +76,7 @@ fn one_or_more(long: Duration, mut barrier: impl FnMut() -> Duration) -> usize {
 /// asked is still with the disk.
 pub(super) fn until_all_has_ended(disk: &Disk) {
     // What its limits keep would end after something newer.
-    disk.let_in();
+    let _no_waits = disk.limit_waits(Duration::ZERO);
     disk.freeze();
     disk.unfreeze();
 }
@@ -255,6 +254,8 @@ mod tests {
         while bdev.disk().oldest().is_some() {
             assert!(begun.elapsed() < PATIENCE, "{}", bdev.disk().show());
             pause();
+            // As the daemon does.
+            bdev.disk().tick();
         }
         assert_eq!(ended.0.load(Ordering::SeqCst), 2);
         layer.del_disk(bdev.disk());

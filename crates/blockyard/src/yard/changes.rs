@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::DiskFlags;
 
@@ -288,10 +289,9 @@ impl Yard {
             let what = format!("no export named {name:?} of kind {}", kind.name);
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
-        if let Ok(disk) = self.disk(&plan.disk) {
-            // Its clients wait for that.
-            disk.disk().let_in();
-        }
+        // Its clients wait for what they have asked for.
+        let disk = self.disk(&plan.disk).ok();
+        let _no_waits = disk.map(|disk| disk.disk().limit_waits(Duration::ZERO));
         export.stop();
         let ended = export.end(self.grace() / 2, self.grace()).await;
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
@@ -323,7 +323,6 @@ impl Yard {
 #[cfg(test)]
 mod tests {
     use std::task::Poll;
-    use std::time::Duration;
 
     use blockyard_blkmq::{Bio, Op, OpenMode, Sector, StatGroup};
     use parking_lot::Mutex;

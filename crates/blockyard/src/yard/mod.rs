@@ -466,7 +466,8 @@ impl Yard {
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         // What they have asked for is answered, whatever their limits.
-        disks.iter().for_each(|disk| disk.open.disk().set_throttle(Vec::new()));
+        let no_waits: Vec<_> =
+            disks.iter().map(|disk| disk.open.disk().limit_waits(Duration::ZERO)).collect();
         exports.iter().for_each(|it| it.export.stop());
         let flushing = FirstFlushes::begin(&disks);
         // They end together: nobody's clients take the time of another's, nor that of the disks.
@@ -495,6 +496,7 @@ impl Yard {
         flushing.note(&mut losses);
         // All that their disks had of them is answered.
         self.nbd.finish(LEAST).await;
+        drop(no_waits);
         let threads = self.threads.lock().take();
         let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));
         if let Err(err) = ended.await {
