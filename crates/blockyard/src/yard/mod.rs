@@ -483,12 +483,10 @@ impl Yard {
         }
         let (_, ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
         for (export, ended) in ended {
-            match ended {
-                // What a disk still has of clients is seen to with the disk.
-                Err(err) if err.kind() != ErrorKind::Busy => {
-                    tracing::error!(export, error = %err, "cannot end the export");
-                }
-                _ => {}
+            // What a disk still has of clients is seen to with the disk.
+            if let Err(err) = ended {
+                tracing::error!(export, error = %err, "cannot end the export");
+                losses.note_export(&export, &err);
             }
         }
         let limit = left().max(LEAST);
@@ -498,10 +496,10 @@ impl Yard {
             closing.spawn(async move { disk.open.close(&layer, limit).await });
         }
         closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
+        drop(no_waits);
         flushing.note(&mut losses);
         // All that their disks had of them is answered.
         self.nbd.finish(LEAST).await;
-        drop(no_waits);
         let threads = self.threads.lock().take();
         let ended = tokio::task::spawn_blocking(move || threads.map(QueueThreads::shutdown));
         if let Err(err) = ended.await {

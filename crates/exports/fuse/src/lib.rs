@@ -46,6 +46,6 @@ mod watchers;
 
 pub use blockyard_sys::fuse::Unmount;
 pub use error::{Error, ErrorKind};
-pub use mount::{Cache, Config, DEFAULT_DEPTH, Mount, Report, ReportedFile, Shown};
+pub use mount::{Cache, Config, DEFAULT_DEPTH, InFlight, Mount, Report, ReportedFile, Shown};
 pub use point::{MountPoint, Place};
 pub use record::{Left, Leftover, clean_up, leftovers};

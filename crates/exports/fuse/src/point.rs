@@ -79,6 +79,12 @@ impl MountPoint {
         &self.path
     }
 
+    /// Whether it could not be unmounted, or nobody has tried.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        self.record.lock().is_some()
+    }
+
     /// Unmounts it as what a killed server has left: nobody has its device any more.
     pub fn unmount_dead(&self) {
         let mut held = self.record.lock();
