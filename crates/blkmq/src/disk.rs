@@ -99,6 +99,8 @@ pub enum Event {
     },
     /// It became read-only, or ceased to be.
     ReadOnly(bool),
+    /// Its limits were changed. Others of its group hear nothing of that.
+    Throttled,
     /// There is another medium in it, or none.
     MediaChanged,
     /// Its partitions were read anew.
@@ -136,10 +138,10 @@ pub struct Disk {
     openers: AtomicU32,
     resizing: Mutex<()>,
     throttle: Mutex<Vec<Arc<ThrottleGroup>>>,
-    next_registrant: AtomicU64,
-}
     /// Nanoseconds, one for each [`WaitLimit`].
     wait_limits: Arc<Mutex<Vec<u64>>>,
+    next_registrant: AtomicU64,
+}
 
 impl Disk {
     /// A disk of `set`'s driver; nobody sees it before it is added (kernel: `blk_mq_alloc_disk`).
@@ -193,9 +195,9 @@ impl Disk {
             openers: AtomicU32::new(0),
             resizing: Mutex::default(),
             throttle: Mutex::default(),
+            wait_limits: Arc::default(),
             next_registrant: AtomicU64::new(1),
         }))
-            wait_limits: Arc::default(),
     }
 
     /// Its name.

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::queue::Queue;
 use crate::sched::Kind;
 use crate::stats::QueueStats;
-use crate::throttle::ThrottleGroup;
+use crate::throttle::{Throttle, ThrottleGroup};
 
 impl Disk {
     /// The scheduler that orders its requests.
@@ -68,6 +68,15 @@ impl Disk {
         for group in old.iter().filter(|old| !kept_to.iter().any(|now| Arc::ptr_eq(old, now))) {
             group.leave(&self.queue);
         }
+    }
+
+    /// Changes its limits, those of the first of its groups, which it gets if it has none. What waits keeps to the new ones.
+    pub fn change_throttle(&self, throttle: Throttle) {
+        match self.throttle().first() {
+            Some(group) => group.set(throttle),
+            None => self.set_throttle(vec![ThrottleGroup::new(throttle)]),
+        }
+        self.notify(Event::Throttled);
     }
 
     /// The groups whose limits it keeps to.
