@@ -20,6 +20,8 @@ bitflags! {
         const MEDIUM = 1 << 2;
         /// Its partitions.
         const PARTITIONS = 1 << 3;
+        /// Its limits.
+        const THROTTLE = 1 << 4;
     }
 }
 
@@ -43,6 +45,7 @@ impl DiskListener for Heard {
             Event::ReadOnly(_) => Changed::READ_ONLY,
             Event::MediaChanged => Changed::MEDIUM,
             Event::Partitions => Changed::PARTITIONS,
+            Event::Throttled => Changed::THROTTLE,
             Event::Added | Event::Removed => return,
         });
     }

@@ -3,6 +3,8 @@
 mod queue;
 mod size;
 
+pub use queue::WaitLimit;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -97,6 +99,8 @@ pub enum Event {
     },
     /// It became read-only, or ceased to be.
     ReadOnly(bool),
+    /// Its limits were changed. Others of its group hear nothing of that.
+    Throttled,
     /// There is another medium in it, or none.
     MediaChanged,
     /// Its partitions were read anew.
@@ -134,6 +138,8 @@ pub struct Disk {
     openers: AtomicU32,
     resizing: Mutex<()>,
     throttle: Mutex<Vec<Arc<ThrottleGroup>>>,
+    /// Nanoseconds, one for each [`WaitLimit`].
+    wait_limits: Arc<Mutex<Vec<u64>>>,
     next_registrant: AtomicU64,
 }
 
@@ -189,6 +195,7 @@ impl Disk {
             openers: AtomicU32::new(0),
             resizing: Mutex::default(),
             throttle: Mutex::default(),
+            wait_limits: Arc::default(),
             next_registrant: AtomicU64::new(1),
         }))
     }

@@ -87,6 +87,8 @@ pub(crate) struct State<D: Driver> {
     waiting: Waiting,
     /// Keeps bios back that the limits of the disk do not allow yet. `None`: there are none.
     gate: Option<Box<Gate>>,
+    /// For how long at most, also if there is one later.
+    longest_wait_ns: u64,
     /// The writes that are out, once there are locks which they may have to be kept from.
     pub(crate) writes: Option<Box<WritesOut>>,
     /// Whether it is in the queues for ordinary and for reserved tags.
@@ -180,6 +182,7 @@ impl<D: Driver> Hctx<D> {
             dispatch: VecDeque::new(),
             waiting: Waiting::default(),
             gate: None,
+            longest_wait_ns: NEVER,
             writes: None,
             waits_for_tag: [false; 2],
             later: VecDeque::new(),

@@ -55,7 +55,7 @@ pub use block_device_ops::{BlockDeviceOps, NoOps};
 pub use block_layer::BlockLayer;
 pub use changes::{Changed, Changes};
 pub use clock::{Clock, MonotonicClock};
-pub use disk::{Disk, DiskConfig, DiskFlags, DiskListener, Event};
+pub use disk::{Disk, DiskConfig, DiskFlags, DiskListener, Event, WaitLimit};
 pub use driver::{Budget, Busy, Driver, InFlight, Timeout};
 pub use end_batch::EndBatch;
 pub use error::{Error, ErrorKind, Result};

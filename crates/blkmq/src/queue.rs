@@ -188,8 +188,9 @@ pub(crate) trait Queue: Send + Sync {
     fn set_throttle(&self, groups: &[Arc<ThrottleGroup>]);
     /// One of its groups has other limits.
     fn throttle_changed(&self);
-    fn let_in(&self);
-    fn kept_for_ns(&self) -> Option<u64>;
+    fn set_longest_wait(&self, longest_ns: u64);
+    /// Lets in what may not wait any longer.
+    fn admit_due(&self);
     /// How long ago the oldest of what has not ended was asked.
     fn oldest_age_ns(&self) -> Option<u64>;
     fn tick(&self, now_ns: u64) -> Option<u64>;
@@ -579,13 +580,14 @@ impl<D: Driver> Queue for RequestQueue<D> {
         self.shared.ring_alarm();
     }
 
-    fn let_in(&self) {
-        self.hctxs.iter().for_each(|hctx| hctx.let_in());
+    fn set_longest_wait(&self, longest_ns: u64) {
+        self.hctxs.iter().for_each(|hctx| hctx.set_longest_wait(longest_ns));
     }
 
-    fn kept_for_ns(&self) -> Option<u64> {
-        let now_ns = self.shared.clock.now_ns();
-        self.hctxs.iter().filter_map(|hctx| hctx.kept_for_ns(now_ns)).max()
+    fn admit_due(&self) {
+        self.hctxs.iter().for_each(|hctx| hctx.admit_due());
+        // What may wait for a while has another time now.
+        self.shared.ring_alarm();
     }
 
     fn oldest_age_ns(&self) -> Option<u64> {

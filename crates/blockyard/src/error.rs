@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+pub use blockyard_error::quoted;
 use blockyard_error::{Error as Shape, Remedy, Source};
 use serde::{Deserialize, Serialize};
 

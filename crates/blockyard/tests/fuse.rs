@@ -391,6 +391,25 @@ fn an_export_that_cannot_be_unmounted_is_told_of_and_serves_nobody() {
     assert_eq!(fs::metadata(&file).unwrap().len(), 0);
 }
 
+/// Nor when the daemon ends.
+#[test]
+fn an_end_that_leaves_a_mount_is_a_failure_that_names_it() {
+    in_own_mounts!();
+    let place = Place::new();
+    let (file, covering) = (place.file("it's f"), place.file("covering"));
+    let shown = file.to_str().unwrap();
+    let server = place.start(&["serve", "ram:1M", "--fuse", shown]);
+    peer("mount", &["--bind", covering.to_str().unwrap(), shown]);
+    server.signal(Signal::TERM);
+    let (status, log) = server.ended();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains(&format!("{shown} is still mounted")), "{log}");
+    assert!(log.contains(&format!("umount \"{shown}\"")), "{log}");
+    peer("umount", &[shown]);
+    peer("umount", &["-l", shown]);
+    assert_eq!(fs::metadata(&file).unwrap().len(), 0);
+}
+
 /// The kernel writes back through it from then on, also to get memory: see `tests/vm/pressure.sh` for its threads.
 #[test]
 fn a_daemon_keeps_its_memory_once_it_mounts_something() {

@@ -100,6 +100,23 @@ fn rw(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
 }
 
+/// Another mount covers it, that is not ours to take away.
+#[test]
+fn an_end_that_leaves_a_mount_is_a_failure_that_names_it() {
+    in_own_mounts!();
+    let mut shared = Shared::new(&[]);
+    let mnt = shared.mnt();
+    peer("mount", &["-t", "tmpfs", "tmpfs", mnt.to_str().unwrap()]);
+    shared.signal(Signal::TERM);
+    let mut log = String::new();
+    shared.said.read_to_string(&mut log).unwrap();
+    assert_eq!(shared.child.wait().unwrap().code(), Some(1), "{log}");
+    assert!(log.contains(&format!("{} is still mounted", mnt.display())), "{log}");
+    peer("umount", &[&mnt]);
+    peer("umount", &["-l".as_ref(), mnt.as_path()]);
+    assert_eq!(fs::read_dir(mnt).unwrap().count(), 0);
+}
+
 #[test]
 fn files_and_directories_are_those_of_the_directory() {
     in_own_mounts!();

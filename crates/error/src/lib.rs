@@ -33,12 +33,22 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 
 /// What caused an error.
 pub type Source = Box<dyn StdError + Send + Sync>;
+
+/// A word of a command that a remedy advises, a path say, as a shell takes it: quoted if it has to be.
+#[must_use]
+pub fn quoted(word: impl AsRef<OsStr>) -> String {
+    let word = word.as_ref().to_string_lossy();
+    // It fails for a NUL, which no path and no argument can have.
+    shlex::try_quote(&word).map_or_else(|_| word.to_string(), Cow::into_owned)
+}
 
 /// What was being done and what went wrong, its kind to match on, what to do about it, and why.
 #[derive(Debug)]
@@ -162,6 +172,19 @@ impl<K: fmt::Debug> StdError for Error<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As who pastes the command does.
+    #[test]
+    fn a_shell_takes_a_quoted_word_as_it_is() {
+        for word in
+            ["/srv/disk.img", "it's a disk.img", "a;b", "$HOME `id`", "\"q\"", "*?", "", "é ~"]
+        {
+            let command = format!("printf '[%s]' {}", quoted(word));
+            let shell = std::process::Command::new("sh").args(["-c", &command]).output();
+            assert_eq!(String::from_utf8_lossy(&shell.unwrap().stdout), format!("[{word}]"));
+        }
+        assert_eq!(quoted("/srv/disk.img"), "/srv/disk.img");
+    }
 
     #[test]
     fn an_error_shows_what_and_keeps_the_rest_apart() {

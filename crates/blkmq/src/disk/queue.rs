@@ -1,11 +1,14 @@
 //! The queue of a disk, for those who tune it, hold it, or look at it (kernel: `/sys/block/DISK/queue`).
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::Disk;
+use parking_lot::Mutex;
+
+use super::{Disk, Event};
 use crate::driver::InFlight;
 use crate::error::Result;
+use crate::queue::Queue;
 use crate::sched::Kind;
 use crate::stats::QueueStats;
 use crate::throttle::{Throttle, ThrottleGroup};
@@ -78,6 +81,7 @@ impl Disk {
                 self.set_throttle(vec![ThrottleGroup::new(throttle)]);
             }
         }
+        self.notify(Event::Throttled);
     }
 
     /// The groups whose limits it keeps to.
@@ -86,15 +90,16 @@ impl Disk {
         self.throttle.lock().clone()
     }
 
-    /// Lets in all that its limits keep, where it cannot wait for them; what comes later to it waits for as much, up to a second.
-    pub fn let_in(&self) {
-        self.queue.let_in();
-    }
-
-    /// For how long its limits keep the one that waits longest for them. `None`: nobody waits.
-    #[must_use]
-    pub fn kept_for(&self) -> Option<Duration> {
-        self.queue.kept_for_ns().map(Duration::from_nanos)
+    /// Its limits keep nothing for longer than `longest`, as long as what this returns lives: where somebody waits for the end of
+    /// what they keep, and cannot. What is let in before its time is paid for by what comes later to it, for up
+    /// to a second.
+    pub fn limit_waits(&self, longest: Duration) -> WaitLimit {
+        let queue = Arc::downgrade(&self.queue);
+        let longest_ns = u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX);
+        let limit = WaitLimit { queue, limits: Arc::clone(&self.wait_limits), longest_ns };
+        limit.change(&*self.queue, |limits| limits.push(longest_ns));
+        self.queue.admit_due();
+        limit
     }
 
     /// How long ago it was asked for the oldest of what it has not answered: whatever that waits for, its limits, a tag, a lock
@@ -171,5 +176,33 @@ impl Disk {
     /// sets it ticks the disk, on a thread that may take its time: drivers leave the rest of long work to it.
     pub fn set_alarm(&self, alarm: Arc<dyn Fn() + Send + Sync>) {
         self.queue.set_alarm(alarm);
+    }
+}
+
+/// As long as it lives, the limits of a disk keep nothing for longer than it was [made](Disk::limit_waits) with.
+#[must_use]
+pub struct WaitLimit {
+    queue: Weak<dyn Queue>,
+    limits: Arc<Mutex<Vec<u64>>>,
+    longest_ns: u64,
+}
+
+impl WaitLimit {
+    /// Changes which there are: the shortest holds.
+    fn change(&self, queue: &dyn Queue, change: impl FnOnce(&mut Vec<u64>)) {
+        let mut limits = self.limits.lock();
+        change(&mut limits);
+        queue.set_longest_wait(limits.iter().copied().min().unwrap_or(u64::MAX));
+    }
+}
+
+impl Drop for WaitLimit {
+    fn drop(&mut self) {
+        let Some(queue) = self.queue.upgrade() else { return };
+        self.change(&*queue, |limits| {
+            if let Some(at) = limits.iter().position(|&limit| limit == self.longest_ns) {
+                limits.swap_remove(at);
+            }
+        });
     }
 }

@@ -160,13 +160,15 @@ pub(super) struct Gate {
     lines: [Line; Way::COUNT],
     /// When those were looked for last of whom nobody wants to hear any more.
     looked_ns: u64,
+    /// For how long a bio waits at most.
+    longest_ns: u64,
 }
 
 impl Gate {
-    fn new(groups: Vec<Arc<ThrottleGroup>>) -> Self {
+    fn new(groups: Vec<Arc<ThrottleGroup>>, longest_ns: u64) -> Self {
         let line = || Line { accounts: vec![Account::default(); groups.len()], ..Line::default() };
         let lines = [line(), line()];
-        Self { groups, lines, looked_ns: 0 }
+        Self { groups, lines, looked_ns: 0, longest_ns }
     }
 
     /// Gives back what may go on, and keeps what has to wait.
@@ -178,6 +180,10 @@ impl Gate {
     ) -> Option<Arrival> {
         let way = Way::of(arrival.bio.op).filter(|_| !arrival.bio.inside && !arrival.bio.paid);
         let Some(way) = way else { return Some(arrival) };
+        if self.longest_ns == 0 {
+            self.owe(&arrival.bio, now_ns);
+            return Some(arrival);
+        }
         let line = &mut self.lines[way as usize];
         let first = line.waiting.is_empty();
         if first {
@@ -199,6 +205,10 @@ impl Gate {
     fn next(&mut self, way: Way, now_ns: u64) -> Option<Arrival> {
         let line = &mut self.lines[way as usize];
         let arrival = line.waiting.pop_front()?;
+        if now_ns.saturating_sub(arrival.bio.came_ns) >= self.longest_ns {
+            self.owe(&arrival.bio, now_ns);
+            return Some(arrival);
+        }
         if let Err(due_ns) = line.pay(&self.groups, way, &arrival.bio, now_ns) {
             line.due_ns = due_ns;
             line.waiting.push_front(arrival);
@@ -226,8 +236,11 @@ impl Gate {
     }
 
     fn due_ns(&self) -> Option<u64> {
-        let waiting = self.lines.iter().filter(|line| !line.waiting.is_empty());
-        waiting.map(|line| line.due_ns).min()
+        let due = |line: &Line| {
+            let came_ns = line.waiting.front()?.bio.came_ns;
+            Some(line.due_ns.min(came_ns.saturating_add(self.longest_ns)))
+        };
+        self.lines.iter().filter_map(due).min()
     }
 }
 
@@ -246,26 +259,24 @@ impl<D: Driver> State<D> {
 }
 
 impl<D: Driver> Hctx<D> {
-    /// Lets in all that is kept. What comes later by this queue waits for as much, up to a second.
-    pub(crate) fn let_in(self: &Arc<Self>) {
+    /// Nothing is kept for longer than that from now on. What has been is let in when the gate is opened.
+    pub(crate) fn set_longest_wait(&self, longest_ns: u64) {
+        let mut st = self.lock();
+        st.longest_wait_ns = longest_ns;
+        if let Some(gate) = &mut st.gate {
+            gate.longest_ns = longest_ns;
+        }
+    }
+
+    /// Lets in what may go on by now.
+    pub(crate) fn admit_due(self: &Arc<Self>) {
         let mut todo = Todo::default();
         {
             let now_ns = self.shared.clock.now_ns();
-            let mut st = self.lock();
-            for arrival in st.take_kept() {
-                if let Some(gate) = &mut st.gate {
-                    gate.owe(&arrival.bio, now_ns);
-                }
-                self.enter_paid(&mut st, arrival.paid(), now_ns, &mut todo);
-            }
+            // The next tick finds out when to look again.
+            let _due_ns = self.open_gate(&mut self.lock(), now_ns, &mut todo);
         }
         self.settle(&mut todo);
-    }
-
-    /// For how long the one that is kept longest has been.
-    pub(crate) fn kept_for_ns(&self, now_ns: u64) -> Option<u64> {
-        let since_ns = self.lock().gate.as_ref()?.oldest_ns()?;
-        Some(now_ns.saturating_sub(since_ns))
     }
 
     /// Keeps to other limits from now on: what waits, too.
@@ -275,7 +286,9 @@ impl<D: Driver> Hctx<D> {
             let now_ns = self.shared.clock.now_ns();
             let mut st = self.lock();
             let kept = st.take_kept();
-            st.gate = (!groups.is_empty()).then(|| Box::new(Gate::new(groups.to_vec())));
+            let longest_ns = st.longest_wait_ns;
+            st.gate =
+                (!groups.is_empty()).then(|| Box::new(Gate::new(groups.to_vec(), longest_ns)));
             for arrival in kept {
                 self.enter(&mut st, arrival, now_ns, &mut todo);
             }

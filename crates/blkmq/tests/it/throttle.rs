@@ -308,10 +308,10 @@ fn what_cannot_wait_is_let_in_and_what_comes_by_its_queue_waits_up_to_a_second()
     rig.clock.advance_ms(1000);
     read(0, 30);
     rig.clock.advance_ms(20);
-    assert_eq!(rig.disk.kept_for(), Some(Duration::from_millis(20)));
-    assert_eq!(rig.disk.oldest(), rig.disk.kept_for());
-    rig.disk.let_in();
-    assert_eq!((rig.ends.take().len(), rig.disk.kept_for()), (30, None));
+    assert_eq!(rig.disk.oldest(), Some(Duration::from_millis(20)));
+    let let_in = || drop(rig.disk.limit_waits(Duration::ZERO));
+    let_in();
+    assert_eq!((rig.ends.take().len(), rig.disk.oldest()), (30, None));
     // What three seconds bring was had at once.
     read(1, 1);
     assert_eq!(go_on(200), 1, "the other queue has nothing to do with it");
@@ -320,7 +320,7 @@ fn what_cannot_wait_is_let_in_and_what_comes_by_its_queue_waits_up_to_a_second()
     assert_eq!(go_on(250), 1);
     // What nobody waits for goes by as well.
     read(0, 30);
-    rig.disk.let_in();
+    let_in();
     rig.clock.advance_ms(1100);
     rig.ends.take();
     read(0, 1);
@@ -338,7 +338,7 @@ fn what_is_let_in_keeps_no_other_disk() {
     other.set_throttle(vec![group]);
     for _ in 0..20 {
         (0..4).for_each(|_| rig.submit(0, Bio::new(Op::Read, Sector(0), 4 * MIB)));
-        rig.disk.let_in();
+        drop(rig.disk.limit_waits(Duration::ZERO));
         assert_eq!(rig.ends.take().len(), 4);
     }
     let has_its_part = || {
@@ -378,6 +378,44 @@ fn a_change_of_one_limit_gives_no_more_of_another() {
     rig.tear_down();
 }
 
+/// Also what comes later, with the limits that there are by then, as long as there is somebody who cannot wait for longer.
+#[test]
+fn nothing_waits_for_longer_than_who_waits_for_it_can() {
+    let rig = rig(2);
+    let limits = || Throttle { iops: rate(1), ..Throttle::default() };
+    let group = limit(&rig.disk, limits());
+    let read = |cpu| rig.submit(cpu, Bio::new(Op::Read, Sector(0), 512));
+    let pass = |ms| {
+        rig.clock.advance_ms(ms);
+        rig.disk.tick();
+        rig.ends.take().len()
+    };
+    rig.clock.advance_ms(1000);
+    let long = rig.disk.limit_waits(Duration::from_secs(60));
+    let short = rig.disk.limit_waits(Duration::from_millis(30));
+    (0..10).for_each(|at| read(at % 2));
+    let at_once = rig.ends.take().len();
+    assert_eq!(pass(29), 0);
+    (0..10).for_each(|at| read(at % 2));
+    assert_eq!((pass(1), pass(28), pass(1)), (10 - at_once, 0, 10));
+    // Other limits, and none before.
+    rig.disk.set_throttle(Vec::new());
+    limit(&rig.disk, limits());
+    group.set(limits());
+    (0..10).for_each(|at| read(at % 2));
+    let at_once = rig.ends.take().len();
+    let no_waits = rig.disk.limit_waits(Duration::ZERO);
+    assert_eq!(rig.ends.take().len(), 10 - at_once, "without a tick");
+    (0..10).for_each(|at| read(at % 2));
+    assert_eq!(rig.ends.take().len(), 10, "whatever they owe");
+    drop((short, no_waits));
+    read(0);
+    assert_eq!((rig.ends.take().len(), pass(900)), (0, 0), "what was let in is paid for");
+    drop(long);
+    assert_eq!(pass(50_000), 1);
+    rig.tear_down();
+}
+
 #[test]
 fn a_change_while_others_pay_leaves_the_group_as_it_was_told() {
     let rig = rig(2);
@@ -387,7 +425,7 @@ fn a_change_while_others_pay_leaves_the_group_as_it_was_told() {
         let pay = |cpu| {
             while !done.load(Ordering::SeqCst) {
                 rig.submit(cpu, Bio::new(Op::Read, Sector(0), 4096));
-                rig.disk.let_in();
+                drop(rig.disk.limit_waits(Duration::ZERO));
                 rig.ends.take();
             }
         };

@@ -108,6 +108,14 @@ impl Answer {
         }
     }
 
+    /// The same as a value; none where there is nothing to say.
+    ///
+    /// # Errors
+    /// As those of [`Answer::value`].
+    pub fn value_if_any<T: DeserializeOwned>(self) -> Result<Option<T>> {
+        if self.status == StatusCode::NO_CONTENT { Ok(None) } else { self.value().map(Some) }
+    }
+
     /// The same as a value.
     ///
     /// # Errors

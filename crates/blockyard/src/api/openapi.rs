@@ -184,10 +184,15 @@ pub(super) static OPERATIONS: &[Operation] = &[
     Operation {
         method: "delete",
         path: "/v1/exports/{kind}/{name}",
-        summary: "End an export, after answering the requests of its clients",
+        summary: "End an export, after answering the requests of its clients; 200 if the disk did not end all of them in \
+                  time: how many are left, also when asked again",
         query: &["save", "Prefer"],
         body: None,
-        answers: &[(202, Told::One("Job")), (204, Told::Nothing)],
+        answers: &[
+            (200, Told::One("RemovedExport")),
+            (202, Told::One("Job")),
+            (204, Told::Nothing),
+        ],
         route: || delete(routes::delete_export),
     },
     Operation {
@@ -454,6 +459,7 @@ fn schemas() -> Value {
             ("address", some_text.clone()), ("clients", count.clone()), ("queues", some_count),
             ("requests", count.clone()),
         ]),
+        "RemovedExport": object(&[("in_flight", count.clone())]),
         "Nbd": object(&[("listen", list(&text)), ("clients", list(&reference("Client")))]),
         "Client": object(&[
             ("id", count.clone()), ("peer", text.clone()), ("export", some_text.clone()), ("style", some_text.clone()),

@@ -24,7 +24,7 @@ use crate::metrics;
 use crate::yard::Yard;
 use crate::yard::changes::Outcome;
 use crate::yard::config::save::Edit;
-use crate::yard::report::{DiskReport, ExportReport};
+use crate::yard::report::{DiskReport, ExportReport, RemovedReport};
 
 /// What all answers are about.
 #[derive(Clone)]
@@ -130,7 +130,10 @@ impl Served {
         let task = tokio::spawn(async move {
             let answer = work.await;
             match &answer {
-                Ok(_) => job.done(None),
+                Ok(answer) => {
+                    let result = answer.extensions().get::<JobResult>();
+                    job.done(result.map(|result| result.0.clone()));
+                }
                 Err(refusal) => job.failed(refusal.problem().clone()),
             }
             answer
@@ -199,6 +202,17 @@ fn taken(name: &str, place: &str) -> Refusal {
     let what = format!("a disk named {name:?} already exists");
     let err = Error::new(ErrorKind::Busy, what).help("choose another name");
     Refusal::new(place, &err).with_status(StatusCode::PRECONDITION_FAILED)
+}
+
+/// What an answer says that a job that nobody waits for says, too.
+#[derive(Clone)]
+struct JobResult(serde_json::Value);
+
+fn with_result(report: &impl serde::Serialize) -> Response {
+    let mut answer = Json(report).into_response();
+    let result = serde_json::to_value(report).ok();
+    result.map(|result| answer.extensions_mut().insert(JobResult(result)));
+    answer
 }
 
 fn made(outcome: Outcome, report: impl serde::Serialize) -> Response {
@@ -388,15 +402,20 @@ pub(super) async fn delete_export(
     let place = uri.path().to_owned();
     served.may_change(&place)?;
     let save = Query::parse(query.as_deref(), &["save"])?.flag("save")?;
-    served.export(&kind, &name, &place)?;
+    if !served.yard.has_removed(&kind, &name) {
+        served.export(&kind, &name, &place)?;
+    }
     let kind = exports::kind(&kind).map_err(|err| Refusal::not_found(&place, &err))?;
     let job = Wanted::new(Kind::RemoveExport, &name);
     served
         .clone()
         .change(&headers, &place.clone(), job, async move {
             let edit = save.then(|| Edit::RemoveExport(kind, name.clone()));
-            refused_at(&place, served.yard.remove_export(kind, &name, edit).await)?;
-            Ok(StatusCode::NO_CONTENT.into_response())
+            let removed = served.yard.remove_export(kind, &name, edit).await;
+            Ok(match refused_at(&place, removed)? {
+                0 => StatusCode::NO_CONTENT.into_response(),
+                in_flight => with_result(&RemovedReport { in_flight }),
+            })
         })
         .await
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-use blockyard_blkmq::{Bdev, Disk};
+use blockyard_blkmq::{Bdev, Disk, WaitLimit};
 
 /// So often in the time after which the kernel gives a connection up, all that the disk was asked has ended.
 const BARRIERS: u32 = 4;
@@ -20,6 +20,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Sees to it as long as it lives.
 pub(super) struct Barriers {
     _stop: mpsc::Sender<()>,
+    _longest_wait: Option<WaitLimit>,
 }
 
 impl Barriers {
@@ -30,20 +31,18 @@ impl Barriers {
         connections: usize,
         timeout: Duration,
     ) -> io::Result<Self> {
-        let several = connections > 1;
-        let bdev = Arc::clone(bdev);
         let (stop, stopped) = mpsc::channel();
+        if connections <= 1 {
+            // No other is asked, but the kernel gives up the only one on which it waits for too long.
+            let longest_wait = Some(bdev.disk().limit_waits(timeout / 2));
+            return Ok(Self { _stop: stop, _longest_wait: longest_wait });
+        }
+        let bdev = Arc::clone(bdev);
         thread::Builder::new().name("nbd-barriers".into()).spawn(move || {
             let interval = interval(timeout);
             // One that comes late puts off the next: several at once would only keep requests out.
             while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let disk = bdev.disk();
-                if !several {
-                    // No other is asked, but the kernel gives up the only one on which it waits for too long.
-                    if disk.kept_for().is_some_and(|kept| kept >= timeout / 2) {
-                        disk.let_in();
-                    }
-                } else if is_due(disk, timeout) {
+                if is_due(bdev.disk(), timeout) {
                     one_or_more(interval, || {
                         let begun = Instant::now();
                         until_all_has_ended(bdev.disk());
@@ -52,7 +51,7 @@ impl Barriers {
                 }
             }
         })?;
-        Ok(Self { _stop: stop })
+        Ok(Self { _stop: stop, _longest_wait: None })
     }
 }
 
@@ -80,9 +79,9 @@ fn one_or_more(long: Duration, mut barrier: impl FnMut() -> Duration) -> usize {
 /// asked is still with the disk.
 pub(super) fn until_all_has_ended(disk: &Disk) {
     let begun = Instant::now();
+    // What its limits keep would end after something newer.
+    let _no_waits = disk.limit_waits(Duration::ZERO);
     loop {
-        // What its limits keep would end after something newer.
-        disk.let_in();
         disk.freeze();
         disk.unfreeze();
         // What has waited for a tag, as there are more requests than these, is out only now. First the time, so that nothing
@@ -306,6 +305,8 @@ mod tests {
         while bdev.disk().oldest().is_some() {
             assert!(begun.elapsed() < PATIENCE, "{}", bdev.disk().show());
             pause();
+            // As the daemon does.
+            bdev.disk().tick();
         }
         assert_eq!(ended.0.load(Ordering::SeqCst), 2);
         layer.del_disk(bdev.disk());

@@ -23,8 +23,8 @@ use super::store::{Begun, Store, forget_log_of};
 use super::unflushed::{inherit_unflushed, note_unflushed};
 use super::{helper, launch, usage};
 use crate::api::{self, Attached as Device, Reply};
+use crate::daemon::MoreTime;
 use crate::daemon::signals::Signals;
-use crate::disks::throttle;
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::term;
 use crate::tools::check::read_table;
@@ -110,8 +110,8 @@ struct Heard {
     /// It was told to end, and could not: its device is in use.
     refused: mpsc::Receiver<()>,
     refuse: mpsc::Sender<()>,
-    /// It was told to end.
-    leaving: bool,
+    /// Once it was told to end: how long the service manager is asked to wait for that.
+    leaving: Option<MoreTime>,
     handing_over: HandingOver,
     /// Tells the kernel whether the disk is read-only.
     telling: Option<JoinHandle<()>>,
@@ -125,7 +125,7 @@ impl Heard {
         (follow, state): (Follow, State),
     ) -> Self {
         let (refuse, refused) = mpsc::channel(1);
-        let (leaving, handing_over, telling) = (false, HandingOver::default(), None);
+        let (leaving, handing_over, telling) = (None, HandingOver::default(), None);
         Self {
             signals,
             hang_ups,
@@ -297,15 +297,15 @@ impl Attached {
     /// Leaves the device to the next daemon; says no if it stays.
     async fn hand_over(&self, heard: &mut Heard) -> bool {
         let path = self.record.path();
-        let handing = hand_over(&self.server.open, self.server.grace);
-        let handing = crate::daemon::extending(handing);
+        let more_time = *heard.leaving.get_or_insert_with(MoreTime::from_now);
+        let handing = more_time.during(hand_over(&self.server.open, &path, self.server.grace));
         let left = while_refusing(handing, &mut heard.asked, &path).await;
         if left {
             term::tell(format_args!(
                 "{path} is left without a daemon; its I/O waits until you run: blockyard recover {path}"
             ));
         } else {
-            heard.handing_over.begin(self.server.disk(), self.server.grace, RETRY);
+            heard.handing_over.begin(self.server.disk(), more_time, self.server.grace, RETRY);
         }
         left
     }
@@ -314,8 +314,9 @@ impl Attached {
         loop {
             tokio::select! {
                 () = heard.signals.next() => {
-                    if !std::mem::replace(&mut heard.leaving, true) {
-                        leave(self.record.path(), heard.refuse.clone());
+                    if heard.leaving.is_none() {
+                        let more_time = *heard.leaving.insert(MoreTime::from_now());
+                        leave(self.record.path(), more_time, heard.refuse.clone());
                     } else if let Err(err) = usage::check_unused(&self.record.path(), self.record.pid) {
                         tell_that_it_stays(&err);
                     }
@@ -341,7 +342,9 @@ impl Attached {
                 Some(()) = heard.refused.recv() => {
                     let recoverable = self.attachment.as_ref().is_some_and(Attachment::is_recoverable);
                     if recoverable && self.record.wish.hand_over {
-                        heard.handing_over.begin(self.server.disk(), self.server.grace, Duration::ZERO);
+                        let more_time = *heard.leaving.get_or_insert_with(MoreTime::from_now);
+                        let (disk, grace) = (self.server.disk(), self.server.grace);
+                        heard.handing_over.begin(disk, more_time, grace, Duration::ZERO);
                     } else {
                         term::tell("serving it until it is unused");
                     }
@@ -375,10 +378,9 @@ impl Attached {
     /// flushed: for us to do that would be to wait for ourselves.
     async fn detach(&mut self) -> Result<()> {
         let runtime = self.server.yard.threads()[0].clone();
-        let disks = [Arc::clone(&self.server.open)];
-        let taken = take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime));
         // The kernel, and whoever looks for partitions, gives it up once it has been answered.
-        throttle::let_in_until(&disks, taken).await?;
+        let _no_waits = self.server.disk().limit_waits(Duration::ZERO);
+        take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
             let (store, record) = (self.store.clone(), self.record.clone());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Bdev, Changed, Changes, Disk};
+use blockyard_blkmq::{Bdev, Changed, Changes, Disk, WaitLimit};
 use blockyard_export_kernel_nbd::{self as kernel, Driver, Links};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -113,22 +113,29 @@ struct Calm {
     /// Writes are held back until then, also those that have just come.
     holds_until: Instant,
     replacing: Arc<AtomicBool>,
+    /// While it is waited for.
+    waits: Mutex<Option<WaitLimit>>,
 }
 
 impl Calm {
     fn is_now(&self) -> bool {
-        !self.replacing.load(Ordering::SeqCst)
+        let disk = self.bdev.disk();
+        let is_calm = !self.replacing.load(Ordering::SeqCst)
             && self.source.server.clients().len() >= self.connections
             && Instant::now() >= self.holds_until
-            && !is_any_out_for(self.bdev.disk(), LONG)
+            && !is_any_out_for(disk, LONG);
+        // What the limits of the disk keep so long is let in: it ends, and others of its kind have a moment to come.
+        let mut waits = self.waits.lock();
+        if is_calm {
+            *waits = None;
+        } else {
+            waits.get_or_insert_with(|| disk.limit_waits(LONG));
+        }
+        is_calm
     }
 }
 
-/// What the limits of the disk keep so long is let in: it ends, and others of its kind have a moment to come.
 fn is_any_out_for(disk: &Disk, long: Duration) -> bool {
-    if disk.kept_for().is_some_and(|kept| kept >= long) {
-        disk.let_in();
-    }
     disk.oldest().is_some_and(|oldest| oldest >= long)
 }
 
@@ -173,6 +180,7 @@ impl<K: Kernel> Keeper<K> {
             bdev: Arc::clone(&self.bdev),
             holds_until: self.holds_until,
             replacing: Arc::clone(&self.replacing),
+            waits: Mutex::default(),
         };
         let sizes = tell_sizes(Arc::clone(&self.kernel), move || calm.is_now())?;
         let mut is_heard = true;

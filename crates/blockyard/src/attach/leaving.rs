@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{helper, usage};
+use crate::daemon::MoreTime;
 use crate::disks::OpenDisk;
 use crate::error::Error;
 use crate::text::term;
@@ -23,13 +24,13 @@ const MOST_FLUSHES: usize = 8;
 
 /// Has the device detached, as a user would: now, or as soon as nobody uses it. What keeps it is told each time, and `refused`
 /// hears of it.
-pub(super) fn leave(path: String, refused: mpsc::Sender<()>) {
+pub(super) fn leave(path: String, more_time: MoreTime, refused: mpsc::Sender<()>) {
     let own = std::process::id();
     let runtime = Handle::current();
     std::thread::spawn(move || {
         let mut pause = LOOK;
         loop {
-            match while_extending(&runtime, || helper::detach(&path)) {
+            match while_extending(&runtime, more_time, || helper::detach(&path)) {
                 Ok(status) if status.success() => return,
                 // It has said why not.
                 Ok(_) => {}
@@ -56,20 +57,20 @@ pub(super) struct HandingOver {
 
 impl HandingOver {
     /// Begins with the flush, after a while, unless it has begun. More time is asked for until it is over.
-    pub(super) fn begin(&mut self, disk: &Arc<Disk>, limit: Duration, after: Duration) {
+    pub(super) fn begin(
+        &mut self,
+        disk: &Arc<Disk>,
+        more_time: MoreTime,
+        limit: Duration,
+        after: Duration,
+    ) {
         let disk = Arc::clone(disk);
-        self.flushing.get_or_insert_with(|| {
-            tokio::spawn(async move {
-                crate::daemon::extending(async {
-                    tokio::time::sleep(after).await;
-                    term::tell(
-                        "flushing the disk, which is served meanwhile, before it is handed over",
-                    );
-                    flush_while_used(&disk, limit).await;
-                })
-                .await;
-            })
-        });
+        let flushing = async move {
+            tokio::time::sleep(after).await;
+            term::tell("flushing the disk, which is served meanwhile, before it is handed over");
+            flush_while_used(&disk, limit).await;
+        };
+        self.flushing.get_or_insert_with(|| tokio::spawn(more_time.during(flushing)));
     }
 
     /// Waits until so little is left to be flushed that the disk may be frozen for that.
@@ -109,7 +110,7 @@ async fn flush(disk: &Arc<Disk>) -> Status {
 /// Another daemon goes on with a disk: what this one has answered is durable, and nothing is answered after that. Says no if the
 /// disk does not answer within `limit`, or its server is away, and the next daemon would have to fail flushes for that: then this
 /// one serves on. Any other disk is left as it is.
-pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
+pub(super) async fn hand_over(open: &OpenDisk, path: &str, limit: Duration) -> bool {
     let disk = open.disk();
     let (tell, told) = oneshot::channel();
     disk.start_freeze();
@@ -120,8 +121,9 @@ pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
         Ok(Ok(Status::Ok)) => {}
         Ok(Ok(Status::Transport)) if open.tracks_unflushed() => {
             disk.unfreeze();
-            term::tell(format_args!(
-                "the server of the disk is away, and the disk is not flushed; serving it, and trying again in {RETRY:?}"
+            term::tell(not_yet(
+                "the server of the disk is away, and the disk is not flushed",
+                path,
             ));
             return false;
         }
@@ -129,9 +131,7 @@ pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
         Ok(Err(_)) => term::tell("cannot flush the disk"),
         Err(_) if open.tracks_unflushed() => {
             disk.unfreeze();
-            term::tell(format_args!(
-                "the disk has not answered a flush for {limit:?}; serving it, and trying again in {RETRY:?}"
-            ));
+            term::tell(not_yet(&format!("the disk has not answered a flush for {limit:?}"), path));
             return false;
         }
         Err(_) => term::tell(format_args!(
@@ -141,11 +141,19 @@ pub(super) async fn hand_over(open: &OpenDisk, limit: Duration) -> bool {
     true
 }
 
+/// Why it is not handed over yet, and what to do: also where the service manager kills the daemon before its server is back.
+fn not_yet(why: &str, path: &str) -> String {
+    format!(
+        "{why}; serving it, and trying again in {RETRY:?}. Start its server, and raise TimeoutStopSec= of the unit if that takes \
+         longer. If the daemon is killed before, I/O waits until you run: blockyard recover {path}"
+    )
+}
+
 /// What the kernel has cached for the device is written before it can go: the service manager is asked for more time while that
 /// goes on. It is not told that we stop (`STOPPING=1`): a device that is in use stays, and systemd kills who has said so.
-fn while_extending<T>(runtime: &Handle, job: impl FnOnce() -> T) -> T {
+fn while_extending<T>(runtime: &Handle, more_time: MoreTime, job: impl FnOnce() -> T) -> T {
     let (_done, is_done) = oneshot::channel::<()>();
-    runtime.spawn(crate::daemon::extending(is_done));
+    runtime.spawn(more_time.during(is_done));
     job()
 }
 
@@ -172,7 +180,9 @@ mod tests {
     fn more_time_is_asked_for_while_what_is_to_go_is_flushed() {
         assert_more_time("more_time_is_asked_for_while_what_is_to_go_is_flushed", async {
             let runtime = Handle::current();
-            let flushed = tokio::task::spawn_blocking(move || while_extending(&runtime, heard));
+            let more_time = MoreTime::from_now();
+            let job = move || while_extending(&runtime, more_time, heard);
+            let flushed = tokio::task::spawn_blocking(job);
             flushed.await.unwrap();
         });
     }
@@ -183,13 +193,22 @@ mod tests {
             let yard = Yard::start(1, &NbdPlan::default()).unwrap();
             let open = yard.open_disk(&"ram:1M".parse().unwrap(), DiskFlags::empty()).unwrap();
             let mut handing_over = HandingOver::default();
-            handing_over.begin(open.disk(), PATIENCE, Duration::MAX);
+            handing_over.begin(open.disk(), MoreTime::from_now(), PATIENCE, Duration::MAX);
             tokio::select! {
                 () = handing_over.is_due() => panic!("it does not wait"),
                 done = tokio::task::spawn_blocking(heard) => done.unwrap(),
             }
             yard.end(PATIENCE).await.into_result().unwrap();
         });
+    }
+
+    #[test]
+    fn who_hears_that_a_device_stays_hears_what_to_do() {
+        let told = not_yet("the server of the disk is away", "/dev/nbd0");
+        for part in ["is away; serving it", "trying again in 30s", "Start its server"] {
+            assert!(told.contains(part), "{told}");
+        }
+        assert!(told.ends_with("run: blockyard recover /dev/nbd0"), "{told}");
     }
 
     /// Until the manager has heard enough.

@@ -9,7 +9,7 @@ use super::Wish;
 use super::record::Record;
 use super::store::{Held, Store};
 use crate::disks::identity::DiskIdentity;
-use crate::disks::{DiskPlan, OpenDisk, Value};
+use crate::disks::{DiskPlan, OpenDisk, Value, throttle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, ExportPlan};
 use crate::yard::Yard;
@@ -117,6 +117,9 @@ fn to_recover(record: &Record) -> Result<DiskPlan> {
     if plan.options.size.is_some() || (is_file && record.resized) {
         plan.options.size = Some(record.size);
     }
+    if let Some(limits) = &record.limits {
+        *plan.options.throttle = throttle::of_shown(limits)?;
+    }
     check_identity(record, &DiskIdentity::of(&plan)?)?;
     Ok(plan)
 }
@@ -170,7 +173,7 @@ fn patiently<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock};
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock, Throttle};
 
     use super::super::record::tests::record;
     use super::*;
@@ -183,7 +186,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4 << 20).unwrap();
         let path = file.path().display();
-        let state = |size| State { read_only: false, size };
+        let throttle = Throttle::default();
+        let state = |size| State { read_only: false, size, throttle };
         let recovered = |record: &Record| to_recover(record).unwrap().options.size;
 
         let mut part = record(0, 7, &format!("file:{path}?size=1M"));
@@ -195,9 +199,32 @@ mod tests {
         let mut whole = record(0, 7, &path.to_string());
         whole.size = 4 << 20;
         assert_eq!(recovered(&whole), None, "it may have grown meanwhile");
-        whole.note(state(4 << 20), State { read_only: true, size: 3 << 20 });
+        whole.note(state(4 << 20), State { read_only: true, ..state(3 << 20) });
         assert_eq!(recovered(&whole), Some(3 << 20));
         assert!(whole.read_only);
+    }
+
+    #[test]
+    fn what_is_recovered_has_the_limits_that_were_set_while_it_ran() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let uri = format!("file:{}?iops=500&bps=1M", file.path().display());
+        let said = *uri.parse::<DiskPlan>().unwrap().options.throttle;
+        let state = |throttle| State { read_only: false, size: 0, throttle };
+        let recovered = |record: &Record| *to_recover(record).unwrap().options.throttle;
+        let mut record = record(0, 7, &uri);
+        assert_eq!(recovered(&record), said);
+        let iops = throttle::parse_rate("20k:30k/10s", false).unwrap();
+        let set = Throttle { iops, bps: None, ..said };
+        record.note(state(said), state(set));
+        let text = serde_json::to_string(&record).unwrap();
+        let read = Record::parse("nbd0", text.as_bytes()).unwrap();
+        assert_eq!(recovered(&read), set);
+        record.note(state(set), state(Throttle::default()));
+        assert_eq!(recovered(&record), Throttle::default(), "none is a limit, too");
+        // Those before this one say nothing of limits.
+        let old = text.replace(",\"limits\":", ",\"not_limits\":");
+        assert_ne!(old, text);
+        assert_eq!(recovered(&Record::parse("nbd0", old.as_bytes()).unwrap()), said);
     }
 
     /// Its last block is padded, and there is nothing behind it in the file.

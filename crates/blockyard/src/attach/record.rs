@@ -1,5 +1,6 @@
 //! What is on record of a disk that is attached: enough to go on with it when its daemon has died.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use serde_json::Value;
 
 use super::{Via, Wish};
 use crate::disks::identity::DiskIdentity;
+use crate::disks::throttle;
 use crate::yard::follow::State;
 
 /// The form of the files.
@@ -40,6 +42,9 @@ pub struct Record {
     pub resized: bool,
     /// It was made read-only since.
     pub read_only: bool,
+    /// The limits that it has since they were changed, by their settings.
+    #[serde(default)]
+    pub limits: Option<BTreeMap<String, String>>,
     /// Where the output of a daemon in the background goes.
     pub log: Option<PathBuf>,
 }
@@ -62,6 +67,7 @@ impl Record {
             size: 0,
             resized: false,
             read_only: false,
+            limits: None,
             log: None,
         }
     }
@@ -72,6 +78,9 @@ impl Record {
         self.size = now.size;
         if before.read_only != now.read_only {
             self.read_only = now.read_only;
+        }
+        if before.throttle != now.throttle {
+            self.limits = Some(throttle::shown(&now.throttle));
         }
     }
 

@@ -204,9 +204,11 @@ mod tests {
     use super::super::record::tests::record;
     use super::super::store::Store;
     use super::*;
+    use crate::daemon::MoreTime;
     use crate::disks::DiskMaker;
     use crate::yard::queue_threads::QueueThreads;
 
+    const DEVICE: &str = "/dev/nbd7";
     /// How long anything may take.
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -323,7 +325,7 @@ mod tests {
             Before::HandsOver => {
                 let runtime =
                     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                assert!(runtime.block_on(hand_over(&first, PATIENCE)));
+                assert!(runtime.block_on(hand_over(&first, DEVICE, PATIENCE)));
             }
         }
         let is_dirty = |path| Left::read(path) != Left::Nothing;
@@ -438,7 +440,7 @@ mod tests {
         assert_eq!(write(), Status::Ok);
         let frozen = Frozen::new(&yard.below);
         let runtime = runtime();
-        let handed_over = runtime.block_on(hand_over(&first, Duration::from_millis(10)));
+        let handed_over = runtime.block_on(hand_over(&first, DEVICE, Duration::from_millis(10)));
         if handed_over {
             first.disk().unfreeze();
         }
@@ -447,7 +449,7 @@ mod tests {
         becomes(&path, Left::FlushedWrites);
         drop(frozen);
         assert_eq!(write(), Status::Ok);
-        assert!(runtime.block_on(hand_over(&first, PATIENCE)));
+        assert!(runtime.block_on(hand_over(&first, DEVICE, PATIENCE)));
         assert_eq!(Left::read(&path), Left::Nothing);
         first.disk().unfreeze();
         let _ = first.close_now(&yard.layer, Duration::ZERO);
@@ -468,9 +470,9 @@ mod tests {
         yard.end_server();
         let handed_over = runtime().block_on(async {
             let mut handing_over = HandingOver::default();
-            handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            handing_over.begin(first.disk(), MoreTime::from_now(), PATIENCE, Duration::ZERO);
             tokio::time::timeout(PATIENCE, handing_over.is_due()).await.unwrap();
-            hand_over(&first, PATIENCE).await
+            hand_over(&first, DEVICE, PATIENCE).await
         });
         if handed_over {
             first.disk().unfreeze();
@@ -479,7 +481,7 @@ mod tests {
         assert!(Left::read(&path).is_unflushed());
         yard.start_server(1);
         let begun = std::time::Instant::now();
-        while !runtime().block_on(hand_over(&first, PATIENCE)) {
+        while !runtime().block_on(hand_over(&first, DEVICE, PATIENCE)) {
             assert!(begun.elapsed() < PATIENCE, "it stays");
         }
         assert_eq!((Left::read(&path), failed.is_noted()), (Left::Nothing, false));
@@ -498,7 +500,7 @@ mod tests {
         let frozen = Frozen::new(&yard.below);
         runtime().block_on(async {
             let mut handing_over = HandingOver::default();
-            handing_over.begin(first.disk(), PATIENCE, Duration::ZERO);
+            handing_over.begin(first.disk(), MoreTime::from_now(), PATIENCE, Duration::ZERO);
             let begun = std::time::Instant::now();
             let sent = async {
                 while Left::read(&path) != Left::FlushedWrites {

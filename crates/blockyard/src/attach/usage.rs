@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 
 use super::helper;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, quoted};
 
 /// Where the kernel tells of its devices.
 const SYSFS: &str = "/sys";
@@ -59,7 +59,8 @@ pub(crate) fn check_unused(path: &str, daemon: u32) -> Result<()> {
     let pooled = || pool(&parts, Path::new(SYSFS)).map(|id| format!("part of the btrfs {id}"));
     let swap = || {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        swap(&swaps, &parts).map(|part| format!("used as swap space; run: swapoff {part}"))
+        swap(&swaps, &parts)
+            .map(|part| format!("used as swap space; run: swapoff {}", quoted(part)))
     };
     let held = || holder(&parts).map(|name| format!("part of {name}"));
     let looped = || loop_device(&parts, Path::new(SYSFS)).map(|name| format!("backing {name}"));
@@ -160,7 +161,7 @@ fn mount_of(parts: &[Part], proc: &Path) -> Option<String> {
     };
     let own = proc.join("self");
     if let Some(point) = point(&own) {
-        return Some(format!("mounted at {point}; run: umount {point}"));
+        return Some(format!("mounted at {point}; run: umount {}", quoted(&point)));
     }
     let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
     let mut seen: HashSet<_> = namespace(&own).into_iter().collect();
@@ -172,7 +173,8 @@ fn mount_of(parts: &[Part], proc: &Path) -> Option<String> {
             && let Some(point) = point(&process.path())
         {
             return Some(format!(
-                "mounted at {point} in the namespace of process {pid}; run: nsenter -t {pid} -m umount {point}"
+                "mounted at {point} in the namespace of process {pid}; run: nsenter -t {pid} -m umount {}",
+                quoted(&point)
             ));
         }
     }

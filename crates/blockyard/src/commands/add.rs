@@ -12,6 +12,7 @@ use crate::disks::DiskPlan;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports;
 use crate::text::term;
+use crate::yard::report::RemovedReport;
 
 /// Names that are tried for a disk that was given none.
 const MAX_NAMES: usize = 1024;
@@ -129,7 +130,14 @@ pub(super) fn remove(args: &RemoveArgs) -> Result<()> {
     let failed = |err| Error::failed(format!("cannot remove {}", disk.name)).caused_by(err);
     for export in daemon.daemon.exports.iter().filter(|export| export.disk == disk.name) {
         let path = format!("/v1/exports/{}/{}{query}", export.kind, escaped(&export.name));
-        daemon.wish(&Ask::delete(path)).map_err(failed)?;
+        let answer = daemon.ask(&Ask::delete(path)).map_err(failed)?;
+        if let Some(RemovedReport { in_flight }) = answer.value_if_any().map_err(failed)? {
+            let requests = if in_flight == 1 { "request" } else { "requests" };
+            term::tell(format_args!(
+                "removed export {}; {in_flight} {requests} of its clients still in flight at the disk",
+                export.name
+            ));
+        }
     }
     daemon.wish(&Ask::delete(format!("/v1/disks/{}{query}", escaped(&disk.name)))).map_err(failed)
 }

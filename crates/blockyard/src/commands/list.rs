@@ -10,7 +10,7 @@ use crate::api::runtime_dir;
 use crate::attach::{Fate, LeftBehind, Survey, UnreadableRecord, survey};
 use crate::cli::ListArgs;
 use crate::disks::describe::Offers;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::exports;
 use crate::text::{size, term};
 use crate::yard::report::{Daemon, DeviceReport, ExportReport, Latency};
@@ -20,7 +20,8 @@ pub(super) fn run(args: ListArgs) -> Result<()> {
         return match one_with_tls(disk_uri(uri)?, args.tls)?.source.offers() {
             Some(offers) => show_offers(&offers?, args.json),
             None => Err(Error::usage(format!("{uri} is a disk, not a server")).help(format!(
-                "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {uri}"
+                "write nbd://host or nbd+unix:///?socket=/path, or: blockyard info {}",
+                quoted(uri)
             ))),
         };
     }

@@ -17,6 +17,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 pub use activation::Passed;
 use command::Command;
@@ -208,7 +209,7 @@ pub(crate) async fn serve<S, T, R>(
     notify(&[NotifyState::Ready]);
     let given = until(&mut served).await;
     notify(&[NotifyState::Stopping]);
-    let ended = extending(end(served, given)).await;
+    let ended = MoreTime::from_now().during(end(served, given)).await;
     housekeeper.abort();
     control.abort();
     // Cancelled: that removes its socket.
@@ -261,18 +262,36 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> 
 }
 
 /// An end that takes long, as disks may to be flushed, is no hang: the service manager is asked for more time as it goes on
-/// (`TimeoutStopSec=`, sd_notify(3)), though not for ever.
-pub(crate) async fn extending<T>(end: impl Future<Output = T>) -> T {
-    let mut end = std::pin::pin!(end);
-    let mut ticks = tokio::time::interval(EXTENSION / 3);
-    let last = tokio::time::Instant::now() + LONGEST_END;
-    let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
-    loop {
-        tokio::select! {
-            ended = &mut end => return ended,
-            now = ticks.tick() => {
-                if now < last {
-                    notify(&[NotifyState::ExtendTimeoutUsec(extension)]);
+/// (`TimeoutStopSec=`, sd_notify(3)), though not for ever. All that an end is made of has one of these together, however often a
+/// part of it is tried again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MoreTime {
+    /// When it is asked for last.
+    last: Instant,
+}
+
+impl MoreTime {
+    /// For an end that begins now.
+    pub(crate) fn from_now() -> Self {
+        Self { last: Instant::now() + LONGEST_END }
+    }
+
+    /// Asks for it until `end` has ended.
+    pub(crate) async fn during<T>(self, end: impl Future<Output = T>) -> T {
+        let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
+        self.ask_during(end, || notify(&[NotifyState::ExtendTimeoutUsec(extension)])).await
+    }
+
+    async fn ask_during<T>(self, end: impl Future<Output = T>, mut ask: impl FnMut()) -> T {
+        let mut end = std::pin::pin!(end);
+        let mut ticks = tokio::time::interval(EXTENSION / 3);
+        loop {
+            tokio::select! {
+                ended = &mut end => return ended,
+                now = ticks.tick() => {
+                    if now < self.last {
+                        ask();
+                    }
                 }
             }
         }
@@ -309,4 +328,28 @@ pub(crate) fn open(plan: YardPlan, bound: Vec<Bound>) -> Result<Arc<Yard>> {
         yard.keep_in(file);
     }
     Ok(yard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part that is tried again every so often, for hours.
+    #[tokio::test(start_paused = true)]
+    async fn more_time_is_asked_for_until_the_same_moment_however_often_a_part_is_tried() {
+        let (begun, part) = (Instant::now(), EXTENSION);
+        let more_time = MoreTime::from_now();
+        let (mut first, mut last) = (None, begun);
+        while begun.elapsed() < 10 * LONGEST_END {
+            let ask = || {
+                last = Instant::now();
+                first.get_or_insert(last);
+            };
+            let pending = std::future::pending::<()>();
+            let _too_long = more_time.ask_during(tokio::time::timeout(part, pending), ask).await;
+        }
+        assert_eq!(first, Some(begun), "it is asked for at once");
+        let asked_for = last - begun;
+        assert!(asked_for <= LONGEST_END && asked_for + EXTENSION >= LONGEST_END, "{asked_for:?}");
+    }
 }

@@ -137,7 +137,7 @@ mod tests {
         let none = (&throttle::WRITE_BPS, Value::Rate(rate("none")));
         let other = (&throttle::BPS, Value::Rate(rate("2")));
         set(&open, &[none, other], false).unwrap();
-        assert!(disk.kept_for().is_some(), "{}", disk.show());
+        assert!(disk.oldest().is_some(), "{}", disk.show());
         assert_eq!(ended.load(Ordering::SeqCst), 0);
         let now = throttle::of(disk);
         assert_eq!((now.write_bps, now.bps), (None, rate("2")));

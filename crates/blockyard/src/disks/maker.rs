@@ -16,7 +16,7 @@ use super::open::OpenDisk;
 use super::plan::DiskPlan;
 use super::remote::Remote;
 use super::throttle;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// Makes disks whose hardware queues belong to queue threads.
 pub struct DiskMaker {
@@ -299,8 +299,7 @@ pub(super) fn shown_size(plan: &DiskPlan, actual: u64) -> Result<u64> {
         let what = format!("the disk has {actual} bytes, less than size={wanted}");
         let help = match plan.source.file() {
             Some(path) if path.is_file() => {
-                let path = path.display();
-                format!("run: truncate -s {wanted} {path}; or omit size=")
+                format!("run: truncate -s {wanted} {}; or omit size=", quoted(path))
             }
             _ => "omit size=".into(),
         };

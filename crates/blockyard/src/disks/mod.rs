@@ -40,7 +40,7 @@ pub use maker::{Abilities, DiskMaker, Parts, abilities, ability_names};
 pub use open::OpenDisk;
 pub use options::{
     COMMON, DiskOptions, NO_LIMIT, OptionSpec, Settings, Value, ValueKind, canonical_key,
-    parse_duration,
+    parse_duration, show_duration,
 };
 pub use plan::{DiskPlan, absolute};
 pub(crate) use remote::has_to_be_flushed;

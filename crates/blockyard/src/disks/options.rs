@@ -457,6 +457,23 @@ fn disk_name(value: &str) -> Result<String, String> {
     Ok(value.into())
 }
 
+/// Units of durations, in nanoseconds.
+const TIME_UNITS: [(&str, u64); 5] =
+    [("m", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000), ("ns", 1)];
+
+/// A duration as it is typed: a whole number of the largest unit that can say it.
+#[must_use]
+pub fn show_duration(time: Duration) -> String {
+    let nanoseconds = time.as_nanos();
+    let says = |(_, unit): &&(&str, u64)| nanoseconds.is_multiple_of(u128::from(*unit));
+    match TIME_UNITS.iter().find(says) {
+        Some((name, unit)) if nanoseconds > 0 => {
+            format!("{}{name}", nanoseconds / u128::from(*unit))
+        }
+        _ => "0s".to_owned(),
+    }
+}
+
 /// `100us`, `3s`, `2m`: a whole number and a unit; a bare number is seconds.
 ///
 /// # Errors
@@ -469,14 +486,16 @@ pub fn parse_duration(value: &str) -> Result<Duration, String> {
             "invalid duration {value:?}; write seconds, or a whole number with a unit (ns, us, ms, s, m), e.g. 100us"
         )
     };
-    let nanoseconds = match unit {
-        "ns" => 1,
-        "us" | "µs" => 1_000,
-        "ms" => 1_000_000,
-        "s" | "" => 1_000_000_000,
-        "m" => 60_000_000_000,
-        _ => return Err(bad()),
+    let name = match unit {
+        "" => "s",
+        "µs" => "us",
+        unit => unit,
     };
+    let nanoseconds = TIME_UNITS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, unit)| *unit)
+        .ok_or_else(bad)?;
     let number: u64 = number.parse().map_err(|_| bad())?;
     number.checked_mul(nanoseconds).map(Duration::from_nanos).ok_or_else(bad)
 }

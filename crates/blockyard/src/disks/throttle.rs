@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockyard_blkmq::{Burst, Disk, Rate, Throttle, ThrottleGroup};
 
 use super::live::{Change, Live};
-use super::open::OpenDisk;
-use super::options::{OptionSpec, Settings, Value, ValueKind, parse_duration};
+use super::options::{OptionSpec, Settings, Value, ValueKind, parse_duration, show_duration};
+use super::{DiskPlan, setting};
+use crate::error::Result;
 use crate::text::size;
 
 /// What is said where there is no limit.
@@ -19,9 +18,6 @@ const NONE: &str = "none";
 const MAX_IO_SIZE: u64 = 1 << 30;
 /// The option that names the disks which keep to limits together.
 pub(super) const GROUP: &str = "throttle_group";
-
-/// How often what limits keep is let in while somebody waits for an end.
-const LET_IN: Duration = Duration::from_millis(100);
 
 const fn limit(
     name: &'static str,
@@ -104,6 +100,44 @@ pub fn of(disk: &Disk) -> Throttle {
     disk.throttle().first().map(|group| group.throttle()).unwrap_or_default()
 }
 
+/// The limits that [`shown`] has shown.
+///
+/// # Errors
+/// There are others in it, as those of another version.
+pub(crate) fn of_shown(limits: &BTreeMap<String, String>) -> Result<Throttle> {
+    let mut said = Settings::default();
+    for (name, value) in limits {
+        let (option, value) = setting(name, value)?;
+        said.set(option.name, value);
+    }
+    Ok(self::said(&said))
+}
+
+/// Of two disks of a group that say different limits: which is the second one, and what is wrong.
+pub(crate) fn conflict(disks: &[DiskPlan]) -> Option<(usize, String)> {
+    // Who has said a limit of a group first.
+    let mut said: BTreeMap<(&str, String), (&DiskPlan, String)> = BTreeMap::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let Some(group) = disk.options.throttle_group.as_deref() else { continue };
+        for (limit, value) in shown(&disk.options.throttle) {
+            let (first, before) =
+                said.entry((group, limit.clone())).or_insert_with(|| (disk, value.clone()));
+            if *before != value {
+                let [one, two] =
+                    [*first, disk].map(|it| it.options.name.as_deref().unwrap_or_default());
+                let what = format!(
+                    "disks {one:?} and {two:?} of group {group:?} say different {limit}: {before} and {value}"
+                );
+                return Some((index, what));
+            }
+        }
+    }
+    None
+}
+
+/// What to do about a [`conflict`].
+pub(crate) const CONFLICT_REMEDY: &str = "say the limits of a group on one of its disks only";
+
 /// Has a disk that was just made keep to limits: its own, or those of a group, which are what was said last.
 pub(super) fn begin(disk: &Disk, throttle: Throttle, group: Option<Arc<ThrottleGroup>>) {
     match group {
@@ -115,18 +149,6 @@ pub(super) fn begin(disk: &Disk, throttle: Throttle, group: Option<Arc<ThrottleG
         }
         None if throttle == Throttle::default() => {}
         None => disk.set_throttle(vec![ThrottleGroup::new(throttle)]),
-    }
-}
-
-/// Waits for what ends only once the disks have answered: meanwhile their limits keep nothing, also of what is asked now.
-pub async fn let_in_until<T>(disks: &[Arc<OpenDisk>], ended: impl Future<Output = T>) -> T {
-    let mut ended = pin!(ended);
-    loop {
-        disks.iter().for_each(|open| open.disk().let_in());
-        tokio::select! {
-            ended = &mut ended => return ended,
-            () = tokio::time::sleep(LET_IN) => {}
-        }
     }
 }
 
@@ -144,7 +166,7 @@ fn over(said: Throttle, before: Throttle) -> Throttle {
 }
 
 /// Reads `1000`, `100M`, `1000:5000/10s` or `none`.
-pub(super) fn parse_rate(text: &str, bytes: bool) -> std::result::Result<Option<Rate>, String> {
+pub(crate) fn parse_rate(text: &str, bytes: bool) -> std::result::Result<Option<Rate>, String> {
     if text == NONE {
         return Ok(None);
     }
@@ -205,13 +227,15 @@ pub fn show_rate(rate: Option<Rate>) -> String {
         None => NONE.into(),
         Some(Rate { per_second, burst: None }) => per_second.to_string(),
         Some(Rate { per_second, burst: Some(burst) }) => {
-            format!("{per_second}:{}/{}ns", burst.per_second, burst.length.as_nanos())
+            format!("{per_second}:{}/{}", burst.per_second, show_duration(burst.length))
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -229,10 +253,13 @@ mod tests {
             ("20k", false, of(20_000, None)),
             ("100M", true, of(100 << 20, None)),
             ("1M:1G/10s", true, of(1 << 20, Some((1 << 30, 10)))),
+            ("500:5000/2m", false, of(500, Some((5000, 120)))),
             ("18446744073709551615", false, of(u64::MAX, None)),
         ] {
             assert_eq!(parse_rate(text, bytes).unwrap(), want, "{text}");
             assert_eq!(parse_rate(&show_rate(want), bytes).unwrap(), want);
+            let is_short = !text.contains(char::is_uppercase) && text != "20k";
+            assert!(!is_short || show_rate(want) == text, "{text}: {}", show_rate(want));
         }
         for (text, why) in [
             ("0", "write none to remove it"),
@@ -246,5 +273,43 @@ mod tests {
             assert!(problem.contains(why), "{text}: {problem}");
         }
         assert!(parse_rate("9E", true).is_err());
+    }
+
+    #[test]
+    fn limits_are_what_was_shown_of_them() {
+        let said = "ram:1M?iops=500:5000/1500ms&read_bps=1M&io_size=4096";
+        let throttle = *said.parse::<DiskPlan>().unwrap().options.throttle;
+        let limits = shown(&throttle);
+        assert_eq!(limits["iops"], "500:5000/1500ms");
+        assert_eq!(of_shown(&limits).unwrap(), throttle);
+        assert_eq!(of_shown(&BTreeMap::new()).unwrap(), Throttle::default());
+        let other = BTreeMap::from([("latency".to_owned(), "1s".to_owned())]);
+        of_shown(&other).unwrap_err();
+    }
+
+    #[test]
+    fn disks_of_a_group_say_the_same_limits_or_none() {
+        let conflict_of = |uris: &[&str]| {
+            let mut disks: Vec<DiskPlan> = uris.iter().map(|uri| uri.parse().unwrap()).collect();
+            crate::yard::plan::name_disks(&mut disks).unwrap();
+            conflict(&disks)
+        };
+        let a = "ram:1M?name=a&throttle_group=g&iops=500:5000/10s";
+        for fine in [
+            "ram:1M?throttle_group=g",
+            "ram:1M?throttle_group=g&iops=500:5000/10000ms",
+            "ram:1M?throttle_group=g&bps=1M",
+            "ram:1M?throttle_group=h&iops=1",
+            "ram:1M?iops=1",
+        ] {
+            assert_eq!(conflict_of(&[a, fine]), None, "{fine}");
+        }
+        let other = "ram:1M?name=b&throttle_group=g&bps=1M&iops=600";
+        let (index, what) = conflict_of(&[a, "ram:1M?iops=1", other]).unwrap();
+        assert_eq!(index, 2);
+        assert_eq!(
+            what,
+            "disks \"a\" and \"b\" of group \"g\" say different iops: 500:5000/10s and 600"
+        );
     }
 }

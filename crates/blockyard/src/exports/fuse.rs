@@ -8,10 +8,12 @@ use blockyard_export_fuse::{self as fuse, Cache, Config, Left, Mount, Shown};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan, Flag, FrontDisk, Leftover, bdev};
+use super::{
+    Bound, Doing, Export, ExportKind, ExportPlan, Flag, FrontDisk, InFlight, Leftover, bdev,
+};
 use crate::api::{make_runtime_dir, runtime_dir};
 use crate::disks::{OpenDisk, OptionSpec, Settings, ValueKind};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, quoted};
 use crate::yard::report;
 
 /// The kind of disks that are a file.
@@ -139,7 +141,8 @@ fn leftover(fuse::Leftover { path, pid, left }: fuse::Leftover) -> Leftover {
             )
         }
         Left::Mounted | Left::Cleaned => format!(
-            "{place} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {place}"
+            "{place} was left mounted by daemon {pid}, which died; the next mount cleans it up, or run: umount -l {}",
+            quoted(&path)
         ),
     };
     Leftover { path, pid, told }
@@ -212,12 +215,22 @@ impl Export for Files {
                 Err(err) => return Err(is_mounting().caused_by(err)),
             }
             let Some(mount) = self.mount.get().map(Arc::clone) else { return Ok(()) };
-            let what = format!("{} was not unmounted cleanly", mount.path().display());
-            match tokio::task::spawn_blocking(move || mount.end(clients, grace)).await {
-                Ok(ended) => ended.map_err(|err| Error::new(kind(&err), what).caused_by(err)),
-                Err(err) => Err(Error::failed(what).caused_by(err)),
+            let ending = Arc::clone(&mount);
+            match tokio::task::spawn_blocking(move || ending.end(clients, grace)).await {
+                Ok(Err(err)) if err.kind() == fuse::ErrorKind::InFlight => Ok(()),
+                Ok(Err(err)) => Err(not_unmounted(mount.path(), mount.is_mounted(), err)),
+                Ok(Ok(())) => Ok(()),
+                Err(err) => {
+                    let what = format!("{} was not unmounted cleanly", mount.path().display());
+                    Err(Error::failed(what).caused_by(err))
+                }
             }
         })
+    }
+
+    fn in_flight(&self) -> Option<InFlight> {
+        let requests = self.mount.get()?.in_flight();
+        Some(Box::new(move || usize::try_from(requests.count()).unwrap_or(usize::MAX)))
     }
 
     fn deserted(&self) -> Option<Doing<'_>> {
@@ -268,6 +281,22 @@ impl Export for Files {
     }
 }
 
+/// What is wrong with the end of a mount, and what to do if it is there still.
+pub(crate) fn not_unmounted(path: &Path, is_mounted: bool, err: fuse::Error) -> Error {
+    let shown = path.display();
+    if !is_mounted {
+        return Error::new(kind(&err), format!("{shown} was not unmounted cleanly")).caused_by(err);
+    }
+    let still = Error::new(kind(&err), format!("{shown} is still mounted"));
+    // One that says what is in the way says what to do, too.
+    let still = if err.remedy().is_some() {
+        still
+    } else {
+        still.help(format!("run: umount -l {}", quoted(path)))
+    };
+    still.caused_by(err)
+}
+
 pub(crate) fn error(err: fuse::Error) -> Error {
     Error::new(kind(&err), "cannot mount").caused_by(err)
 }
@@ -276,7 +305,7 @@ fn kind(err: &fuse::Error) -> ErrorKind {
     use fuse::ErrorKind as Kind;
     match err.kind() {
         Kind::Unavailable => ErrorKind::Unavailable,
-        Kind::Busy => ErrorKind::Busy,
+        Kind::Busy | Kind::InFlight => ErrorKind::Busy,
         Kind::NotPermitted => ErrorKind::NotPermitted,
         Kind::Unsuitable => ErrorKind::Usage,
         Kind::NotFound | Kind::Io => ErrorKind::Failed,

@@ -277,6 +277,9 @@ fn bdev(plan: &ExportPlan, open: &OpenDisk) -> Result<Arc<Bdev>> {
 /// An export that has its place: it is opened when its disk is.
 pub type Bound = Box<dyn FnOnce(&Front<'_>) -> Result<Arc<dyn Export>> + Send>;
 
+/// Says how many requests of the clients of an export that has ended its disk has not ended yet.
+pub type InFlight = Box<dyn Fn() -> usize + Send + Sync>;
+
 /// What an export does in its own time.
 pub type Doing<'a, T = ()> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -298,6 +301,11 @@ pub trait Export: Send + Sync {
     /// # Errors
     /// Something of it is left, or not durable.
     fn end(&self, clients: Duration, grace: Duration) -> Doing<'_, Result<()>>;
+
+    /// What its disk still has of its clients once it has ended, where it can end before that.
+    fn in_flight(&self) -> Option<InFlight> {
+        None
+    }
 
     /// The disk has changed: its size, its medium, or whether it may be written to. Called where that happens: it must not wait.
     /// No front-end of a yard hears of it otherwise.

@@ -1,11 +1,11 @@
 //! Exports of the NBD server of a yard, and what that is made from.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use blockyard_export_nbd::{self as nbd, Address, Listener, Server, TlsMode};
+use blockyard_export_nbd::{self as nbd, Address, Listener, RemovedExport, Server, TlsMode};
 
-use super::{Bound, Doing, Export, ExportKind, ExportPlan};
+use super::{Bound, Doing, Export, ExportKind, ExportPlan, InFlight};
 use crate::daemon::Passed;
 use crate::disks::{OptionSpec, ValueKind};
 use crate::error::{Error, ErrorKind, Result};
@@ -52,7 +52,8 @@ fn bind(_: &ExportPlan) -> Result<Bound> {
             set.flag("whole_blocks").unwrap_or(front.disk()?.plan.options.block.is_some());
         let block = export.bdev.limits().logical_block_size.bytes();
         export.minimum_block_size = enforced.then_some(block);
-        Ok(Arc::new(Offer { export, server: Arc::clone(front.nbd) }))
+        let (server, removed) = (Arc::clone(front.nbd), OnceLock::new());
+        Ok(Arc::new(Offer { export, server, removed }))
     }))
 }
 
@@ -60,6 +61,8 @@ fn bind(_: &ExportPlan) -> Result<Bound> {
 struct Offer {
     export: nbd::Export,
     server: Arc<Server>,
+    /// Once it has ended.
+    removed: OnceLock<RemovedExport>,
 }
 
 impl Export for Offer {
@@ -70,11 +73,16 @@ impl Export for Offer {
     fn end(&self, _clients: Duration, grace: Duration) -> Doing<'_, Result<()>> {
         Box::pin(async move {
             // It may not have started.
-            match self.server.remove_export(&self.export.name, grace).await {
-                None | Some(0) => Ok(()),
-                Some(left) => Err(still_in_flight(left)),
+            if let Some(removed) = self.server.remove_export(&self.export.name, grace).await {
+                let _only_once = self.removed.set(removed);
             }
+            Ok(())
         })
+    }
+
+    fn in_flight(&self) -> Option<InFlight> {
+        let (server, removed) = (Arc::clone(&self.server), *self.removed.get()?);
+        Some(Box::new(move || server.in_flight_of(removed)))
     }
 
     fn report(&self) -> report::Served {
@@ -86,15 +94,6 @@ impl Export for Offer {
         let requests = users.iter().map(|client| client.requests).sum();
         report::Served { address: None, clients: users.len() as u64, queues: None, requests }
     }
-}
-
-/// Nobody is served any more, but the disk is not free yet.
-fn still_in_flight(requests: usize) -> Error {
-    let are =
-        if requests == 1 { "request of its clients is" } else { "requests of its clients are" };
-    let what = format!("the export is removed, but {requests} {are} still in flight at the disk");
-    Error::new(ErrorKind::Busy, what)
-        .help("their connections end when the disk has done with them; it is not free before")
 }
 
 /// A server with nothing on offer.
@@ -190,7 +189,8 @@ mod tests {
         let threads = QueueThreads::start(1).unwrap();
         let server = Server::new(nbd::Config::default(), threads.handles().to_vec()).unwrap();
         let bdev = Arc::new(held.disk.open(None, OpenMode::ReadWrite).unwrap());
-        let offer = Offer { export: nbd::Export::new("x", bdev), server: Arc::clone(&server) };
+        let (export, removed) = (nbd::Export::new("x", bdev), OnceLock::new());
+        let offer = Offer { export, server: Arc::clone(&server), removed };
         offer.start().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
@@ -205,17 +205,18 @@ mod tests {
         client.submit(0, write);
         held.wait_for(1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let end = || runtime.block_on(offer.end(Duration::ZERO, Duration::from_millis(10)));
-        let ended = end();
+        assert!(offer.in_flight().is_none(), "it has not ended");
+        let ended = runtime.block_on(offer.end(Duration::ZERO, Duration::from_millis(10)));
+        let in_flight = offer.in_flight().unwrap();
+        let before = in_flight();
         held.release(Status::Ok);
         drop(client);
         open.abandon();
         let _ = open.close_now(&layer, Duration::ZERO);
-        let refused = ended.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Busy);
-        assert!(refused.to_string().contains("1 request"), "{refused}");
-        end().unwrap();
+        ended.unwrap();
+        assert_eq!(before, 1);
         runtime.block_on(server.shutdown(PATIENCE));
+        assert_eq!(in_flight(), 0);
         threads.shutdown();
     }
 }

@@ -11,7 +11,7 @@ use blockyard_export_fuse::{self as fuse, MountPoint, Place, Unmount};
 use blockyard_fs::{FileSystem, Options, Passthrough, Server};
 use rustix::fs::Mode;
 
-use super::fuse::{error, records};
+use super::fuse::{error, not_unmounted, records};
 use super::{Bound, Doing, Export, ExportKind, only_by_command};
 use crate::error::{Error, Result};
 use crate::yard::report;
@@ -162,15 +162,14 @@ impl Export for Share {
     fn end(&self, clients: Duration, _grace: Duration) -> Doing<'_, Result<()>> {
         Box::pin(async move {
             let Some(mounted) = self.mount.get() else { return Ok(()) };
-            let was_over = self.is_over();
-            match self.unmount(mounted, Unmount::IfUnused).await? {
-                Err(err) if err.kind() == fuse::ErrorKind::Busy => {
-                    let path = mounted.point.path().display();
-                    tracing::warn!(%path, "mount in use; unmounting it lazily");
-                    self.unmount(mounted, Unmount::Lazily).await?.map_err(error)?;
-                }
-                done => done.map_err(error)?,
+            let (was_over, point) = (self.is_over(), &mounted.point);
+            let mut unmounted = self.unmount(mounted, Unmount::IfUnused).await?;
+            if matches!(&unmounted, Err(err) if err.kind() == fuse::ErrorKind::Busy) {
+                let path = point.path().display();
+                tracing::warn!(%path, "mount in use; unmounting it lazily");
+                unmounted = self.unmount(mounted, Unmount::Lazily).await?;
             }
+            unmounted.map_err(|err| not_unmounted(point.path(), point.is_mounted(), err))?;
             if !was_over && tokio::time::timeout(clients, mounted.over()).await.is_err() {
                 tracing::warn!("mount still in use; its users get errors from now on");
             }

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::{ImageSpec, Store};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, quoted};
 
 /// How long the lock of an image is waited for: that of a process that was killed may be gone in a while.
 pub(super) const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -112,7 +112,8 @@ pub(crate) fn open_directory(directory: &Path, namespace: &str, make: bool) -> R
         match make {
             true => error,
             false => error.help(format!(
-                "create a store: blockyard image create --dir {place} --size 10G NAME"
+                "create a store: blockyard image create --dir {} --size 10G NAME",
+                quoted(directory)
             )),
         }
     })?;
@@ -146,10 +147,10 @@ pub(crate) async fn read(store: &Store, spec: &ImageSpec) -> Result<Image<Store>
         (Err(missing), _) if missing.is_not_found() => {
             Err(Error::failed(format!("no image named {image}")).help(list_images(store)))
         }
-        (Ok(_), Some(snapshot)) => {
-            Err(Error::failed(format!("image {image} has no snapshot named {snapshot}"))
-                .help(format!("list snapshots: blockyard image snap ls {image}")))
-        }
+        (Ok(_), Some(snapshot)) => Err(Error::failed(format!(
+            "image {image} has no snapshot named {snapshot}"
+        ))
+        .help(format!("list snapshots: blockyard image snap ls {}", quoted(image.to_string())))),
         _ => Err(rbd_error(format!("cannot open {spec}"), err)),
     }
 }
@@ -259,7 +260,8 @@ pub(crate) async fn unused(
     let (client, place) = (watcher.client, watcher.addr);
     let said = format!("image {what} is in use by {client} at {place}");
     Err(Error::new(ErrorKind::Busy, said).help(format!(
-        "stop that client; one that was killed is listed for 30 seconds: blockyard image status {what}"
+        "stop that client; one that was killed is listed for 30 seconds: blockyard image status {}",
+        quoted(what.to_string())
     )))
 }
 

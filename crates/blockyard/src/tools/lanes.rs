@@ -144,6 +144,7 @@ pub(super) fn run<P: Send + 'static>(
             plan(&pieces)
         });
         let mut wanted: Option<Instant> = None;
+        let mut no_waits = Vec::new();
         while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             if let Err(err) = look() {
                 state.fail(err);
@@ -153,7 +154,9 @@ pub(super) fn run<P: Send + 'static>(
                 if wanted.get_or_insert_with(Instant::now).elapsed() >= GRACE {
                     state.given_up.store(true, Ordering::Release);
                     session.abandon();
-                    disks.iter().for_each(|disk| disk.let_in());
+                    if no_waits.is_empty() {
+                        no_waits.extend(disks.iter().map(|disk| disk.limit_waits(Duration::ZERO)));
+                    }
                 }
             }
         }
@@ -242,7 +245,7 @@ mod tests {
         // All of it would take a month.
         let ended = run((&session, &[&disk]), &interrupt, &work, plan, || Ok(()));
         assert!(matches!(ended.unwrap(), Ended::Early(None)));
-        assert!(disk.kept_for().is_none());
+        assert!(disk.oldest().is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockyard_blkmq::DiskFlags;
 
@@ -10,9 +11,9 @@ use super::events::Event;
 use super::turns::Subject;
 use super::{Inside, MAX_OPENINGS, Opening, Yard, YardExport, show_disks, shutting_down};
 use crate::daemon::{Losses, enter_write_back_path_with};
-use crate::disks::{DiskPlan, OptionSpec, Value, live, throttle};
+use crate::disks::{DiskPlan, OptionSpec, Value, live};
 use crate::error::{Error, ErrorKind, Result};
-use crate::exports::{ExportKind, ExportPlan};
+use crate::exports::{self, ExportKind, ExportPlan};
 
 /// What has come of a wish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +165,7 @@ impl Yard {
             at.map(|at| inside.disks.remove(at))
         };
         let Some(disk) = disk else { return Ok(Losses::default()) };
+        self.removed.forget(|it| it.disk == name);
         self.take_from_exports().await;
         let losses = disk.open.close(&self.layer, self.grace()).await;
         disk.open.layers().for_each(|layer| self.watched.remove(layer.disk()));
@@ -211,6 +213,7 @@ impl Yard {
         }
         let yard = Arc::clone(self);
         let (kind, name, disk) = (plan.kind, plan.name.clone(), plan.disk.clone());
+        let again = name.clone();
         let added = Event::ExportAdded { kind: kind.name.into(), name: name.clone(), disk };
         let opened = tokio::task::spawn_blocking(move || {
             let bound = (kind.bind)(&plan)?;
@@ -219,6 +222,7 @@ impl Yard {
             })
         });
         opened.await.map_err(|err| Error::failed("cannot open the export").caused_by(err))??;
+        self.removed.forget(|it| it.is(kind, &again));
         self.events.push(added);
         Ok(Outcome::Made)
     }
@@ -246,7 +250,8 @@ impl Yard {
             .help("remove that export first, or choose another name"))
     }
 
-    /// Ends an export: what its clients have asked for is answered, and nobody else is told.
+    /// Ends an export: what its clients have asked for is answered, and nobody else is told. Says how many of their requests the
+    /// disk has not ended yet; so it does when it is asked again.
     ///
     /// # Errors
     /// There is none of that name. Something of it is left, or not durable: it is gone all the same then.
@@ -255,7 +260,7 @@ impl Yard {
         kind: &ExportKind,
         name: &str,
         save: Option<Edit>,
-    ) -> Result<()> {
+    ) -> Result<usize> {
         loop {
             let disk_of =
                 |inside: &Inside| inside.export(kind, name).map(|it| it.plan.disk.clone());
@@ -265,41 +270,51 @@ impl Yard {
             // While it was waited for, there may have come another of that name.
             if disk_of(&self.inside.read()).is_none_or(|now| now == disk) {
                 // It is gone, whatever is left of it: the file says so before that is told.
-                let mut ended = Ok(());
+                let mut ended = Ok(0);
                 let removed = async {
                     ended = self.remove_export_now(kind, name).await?;
                     Ok(())
                 };
                 let saved = self.changed(save, removed).await;
-                ended.inspect_err(|_| {
+                let in_flight = ended.inspect_err(|_| {
                     if let Err(err) = &saved {
                         tracing::error!(%name, error = %err, "removal not saved to yard.toml");
                     }
                 })?;
-                return saved;
+                return saved.map(|()| in_flight);
             }
         }
     }
 
     /// Says how it has ended.
-    async fn remove_export_now(&self, kind: &ExportKind, name: &str) -> Result<Result<()>> {
+    async fn remove_export_now(&self, kind: &ExportKind, name: &str) -> Result<Result<usize>> {
         let taken = self.inside.write().take_export(kind, name);
         let Some(YardExport { plan, export, .. }) = taken else {
+            if let Some(in_flight) = self.removed.in_flight(kind, name) {
+                return Ok(Ok(in_flight));
+            }
             let what = format!("no export named {name:?} of kind {}", kind.name);
             return Err(Error::failed(what).help("list disks and exports: blockyard list"));
         };
-        export.stop();
         // Its clients leave once they have been answered.
         let disks: Vec<_> = if plan.kind.whole_yard {
             self.open_disks().into_iter().map(|(_, open)| open).collect()
         } else {
             self.disk(&plan.disk).into_iter().collect()
         };
-        let ending = export.end(self.grace() / 2, self.grace());
-        let ended = throttle::let_in_until(&disks, ending).await;
+        let no_waits = disks.iter().map(|open| open.disk().limit_waits(Duration::ZERO));
+        let _no_waits: Vec<_> = no_waits.collect();
+        export.stop();
+        let ended = export.end(self.grace() / 2, self.grace()).await;
+        let in_flight = self.removed.note(&plan, &*export);
         let (kind, name) = (plan.kind.name.into(), plan.name.clone());
         self.events.push(Event::ExportRemoved { kind, name });
-        Ok(ended)
+        Ok(ended.map(|()| in_flight))
+    }
+
+    /// Whether there was an export of that name, and its disk may not have done with its clients.
+    pub(crate) fn has_removed(&self, kind: &str, name: &str) -> bool {
+        exports::known(kind).is_some_and(|kind| self.removed.in_flight(kind, name).is_some())
     }
 
     /// Changes a disk while it is used. It may take a while, as files are made longer for certain.
@@ -326,7 +341,6 @@ impl Yard {
 #[cfg(test)]
 mod tests {
     use std::task::Poll;
-    use std::time::Duration;
 
     use blockyard_blkmq::{Bio, Op, OpenMode, Sector, StatGroup};
     use parking_lot::Mutex;

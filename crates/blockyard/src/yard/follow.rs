@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use blockyard_blkmq::{Changes, Disk};
+use blockyard_blkmq::{Changes, Disk, Throttle};
+
+use crate::disks::throttle;
 
 /// What can change of a disk while it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,13 +13,16 @@ pub struct State {
     pub read_only: bool,
     /// Bytes, without what its last block is padded with.
     pub size: u64,
+    /// The limits that it keeps to.
+    pub throttle: Throttle,
 }
 
 impl State {
     /// What it is now.
     #[must_use]
     pub fn of(disk: &Disk) -> Self {
-        Self { read_only: disk.is_read_only(), size: disk.size_bytes() }
+        let (read_only, size) = (disk.is_read_only(), disk.size_bytes());
+        Self { read_only, size, throttle: throttle::of(disk) }
     }
 }
 
@@ -63,7 +68,7 @@ mod tests {
     use crate::yard::queue_threads::QueueThreads;
 
     #[tokio::test]
-    async fn a_size_and_read_only_are_followed_while_it_runs() {
+    async fn what_is_set_of_a_disk_is_followed_while_it_runs() {
         let threads = QueueThreads::start(1).unwrap();
         let layer = Arc::new(BlockLayer::new());
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
@@ -71,15 +76,22 @@ mod tests {
         let open = maker.open(&"null:1M".parse().unwrap()).unwrap();
         let disk = Arc::clone(open.disk());
         let mut follow = Follow::of(&disk);
-        let mut state = State { read_only: false, size: 1 << 20 };
+        let throttle = Throttle::default();
+        let mut state = State { read_only: false, size: 1 << 20, throttle };
         assert_eq!(follow.now(), state);
         disk.resize(Sector::from_bytes_floor(3 << 20)).unwrap();
         state.size = 3 << 20;
         assert_eq!(follow.changed().await, state);
         disk.set_read_only(true);
         disk.resize(Sector::from_bytes_floor(2 << 20)).unwrap();
-        let state = State { read_only: true, size: 2 << 20 };
+        let mut state = State { read_only: true, size: 2 << 20, throttle };
         assert_eq!(follow.changed().await, state);
+        for limit in ["500", "600"] {
+            let set = [crate::disks::setting("iops", limit).unwrap()];
+            crate::disks::live::set(&open, &set, false).unwrap();
+            state.throttle.iops = throttle::parse_rate(limit, false).unwrap();
+            assert_eq!(follow.changed().await, state);
+        }
         layer.del_disk(&disk);
         threads.shutdown();
     }

@@ -8,6 +8,7 @@ pub mod follow;
 pub mod housekeeping;
 pub mod plan;
 pub mod queue_threads;
+mod removed;
 pub mod report;
 mod turns;
 
@@ -34,6 +35,7 @@ use follow::State;
 use housekeeping::{Bell, Watched};
 use plan::{NbdPlan, YardPlan};
 use queue_threads::{OnPark, QueueThreads};
+use removed::Removed;
 use turns::Turns;
 
 /// What clients, and then the servers of disks, have at least, however short the grace is.
@@ -63,6 +65,8 @@ pub struct Yard {
     file: OnceLock<PathBuf>,
     /// Held by whoever writes to it.
     saving: tokio::sync::Mutex<()>,
+    /// Exports that were removed before their disks had done with their clients.
+    removed: Removed,
     /// Held by all who close a disk that was removed; by an end, alone.
     closing: tokio::sync::RwLock<()>,
     /// What was lost with disks that were removed since the end began.
@@ -184,6 +188,7 @@ impl Yard {
             events: Arc::default(),
             file: OnceLock::new(),
             saving: tokio::sync::Mutex::default(),
+            removed: Removed::default(),
             closing: tokio::sync::RwLock::default(),
             lost: Mutex::default(),
             ending: tokio::sync::watch::Sender::new(false),
@@ -466,7 +471,8 @@ impl Yard {
             (std::mem::take(&mut inside.disks), std::mem::take(&mut inside.exports))
         };
         // What they have asked for is answered, whatever their limits.
-        disks.iter().for_each(|disk| disk.open.disk().set_throttle(Vec::new()));
+        let no_waits: Vec<_> =
+            disks.iter().map(|disk| disk.open.disk().limit_waits(Duration::ZERO)).collect();
         exports.iter().for_each(|it| it.export.stop());
         let flushing = FirstFlushes::begin(&disks);
         // They end together: nobody's clients take the time of another's, nor that of the disks.
@@ -475,14 +481,12 @@ impl Yard {
         for it in exports {
             ending.spawn(async move { (it.plan.label(), it.export.end(half, half).await) });
         }
-        let ((), ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
+        let (_, ended) = tokio::join!(self.nbd.shutdown(half), ending.join_all());
         for (export, ended) in ended {
-            match ended {
-                // What a disk still has of clients is seen to with the disk.
-                Err(err) if err.kind() != ErrorKind::Busy => {
-                    tracing::error!(export, error = %err, "cannot end the export");
-                }
-                _ => {}
+            // What a disk still has of clients is seen to with the disk.
+            if let Err(err) = ended {
+                tracing::error!(export, error = %err, "cannot end the export");
+                losses.note_export(&export, &err);
             }
         }
         let limit = left().max(LEAST);
@@ -492,6 +496,7 @@ impl Yard {
             closing.spawn(async move { disk.open.close(&layer, limit).await });
         }
         closing.join_all().await.into_iter().for_each(|lost| losses.extend(lost));
+        drop(no_waits);
         flushing.note(&mut losses);
         // All that their disks had of them is answered.
         self.nbd.finish(LEAST).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blockyard_export_nbd::{Address, ServerLimits, TlsIdentity};
 
-use crate::disks::DiskPlan;
+use crate::disks::{DiskPlan, throttle};
 use crate::error::{Error, Result};
 use crate::exports::ExportPlan;
 use crate::yard::queue_threads::QueueThreads;
@@ -85,12 +85,15 @@ impl YardPlan {
     /// Those disks, nothing on offer yet.
     ///
     /// # Errors
-    /// Two disks have the same name, or there are none.
+    /// Two disks have the same name, or say different limits of their group, or there are none.
     pub fn new(mut disks: Vec<DiskPlan>) -> Result<Self> {
         if disks.is_empty() {
             return Err(Error::usage("no disk given").help("name one, e.g. ram:1G"));
         }
         name_disks(&mut disks)?;
+        if let Some((_, what)) = throttle::conflict(&disks) {
+            return Err(Error::usage(what).help(throttle::CONFLICT_REMEDY));
+        }
         Ok(Self::of(disks))
     }
 
@@ -168,6 +171,9 @@ mod tests {
         assert_eq!(names, ["ram0", "ram2", "ram1", "disk", "disk0"]);
         let twice = YardPlan::new(disks(&["ram:1M?name=a", "null:1M?name=a"])).unwrap_err();
         assert!(twice.to_string().contains("two disks are named \"a\""));
+        let limits = disks(&["ram:1M?throttle_group=g&iops=1", "ram:1M?throttle_group=g&iops=2"]);
+        let two = YardPlan::new(limits).unwrap_err();
+        assert!(two.to_string().contains("say different iops"), "{two}");
         assert!(YardPlan::new(Vec::new()).is_err());
     }
 }

@@ -94,6 +94,13 @@ impl ExportReport {
     }
 }
 
+/// What is left of an export that was removed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct RemovedReport {
+    /// Requests of its clients that the disk has not ended yet.
+    pub in_flight: usize,
+}
+
 /// What an export is doing.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Served {

@@ -85,7 +85,7 @@ page_cache = true
 "#;
 
 #[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "{what}");
@@ -123,10 +123,10 @@ impl Client for File {
 }
 
 /// By NBD, as plainly as it can be spoken.
-struct Nbd(UnixStream);
+pub(crate) struct Nbd(UnixStream);
 
 impl Nbd {
-    fn connect(socket: &Path, export: &str) -> Self {
+    pub(crate) fn connect(socket: &Path, export: &str) -> Self {
         let mut stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.read_exact(&mut [0; 18]).unwrap();
@@ -140,7 +140,7 @@ impl Nbd {
     }
 
     /// Sends a request, whose reply may be a while in coming.
-    fn send(&mut self, command: u16, at: u64, len: usize) {
+    pub(crate) fn send(&mut self, command: u16, at: u64, len: usize) {
         let len = u32::try_from(len).unwrap();
         let head = [&0x2560_9513_u32.to_be_bytes()[..], &0_u16.to_be_bytes()];
         let what = [&command.to_be_bytes()[..], &7_u64.to_be_bytes(), &at.to_be_bytes()];
@@ -222,15 +222,15 @@ impl Bystander {
 }
 
 /// A server of disks that can be stopped.
-struct Holding(Pid);
+pub(crate) struct Holding(Pid);
 
 impl Holding {
-    fn new(pid: u32) -> Self {
+    pub(crate) fn new(pid: u32) -> Self {
         Self(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap())
     }
 
     /// From now on it answers nothing.
-    fn hold(&self) {
+    pub(crate) fn hold(&self) {
         kill_process(self.0, Signal::STOP).unwrap();
         let tasks = format!("/proc/{}/task", self.0.as_raw_nonzero());
         let is_stopped = |task: fs::DirEntry| {
@@ -243,7 +243,7 @@ impl Holding {
         });
     }
 
-    fn release(&self) {
+    pub(crate) fn release(&self) {
         kill_process(self.0, Signal::CONT).unwrap();
     }
 }

@@ -6,6 +6,7 @@ mod changes;
 #[path = "../common/mod.rs"]
 mod common;
 mod document;
+mod removal;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

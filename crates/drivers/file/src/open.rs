@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_buf::Pool;
+use blockyard_error::quoted;
 use blockyard_sys::block_device;
 use blockyard_sys::direct::{self, Alignment, Direct};
 use blockyard_sys::lock::{Lock, LockError, LockKind};
@@ -105,7 +106,9 @@ pub(crate) fn open(config: &FileConfig) -> Result<Opened, Error> {
     {
         let shown = path.display();
         let error = Error::new(ErrorKind::NotPermitted, format!("{shown} is a read-only device"));
-        return Err(error.help(format!("open it read-only, or run: blockdev --setrw {shown}")));
+        return Err(
+            error.help(format!("open it read-only, or run: blockdev --setrw {}", quoted(path)))
+        );
     }
     if config.direct && !config.read_only {
         empty_the_cache(path, &file)?;
@@ -182,7 +185,8 @@ fn create(config: &FileConfig) -> Result<Made, Error> {
         } else if config.read_only {
             "correct the path".to_owned()
         } else {
-            format!("run: truncate -s 1G {shown}; or use the URI file:{shown}?create=1G")
+            let uri = quoted(format!("file:{shown}?create=1G"));
+            format!("run: truncate -s 1G {}; or use the URI {uri}", quoted(path))
         };
         let error = Error::new(ErrorKind::NotFound, format!("{shown} does not exist"));
         return Err(error.help(remedy));
@@ -245,18 +249,18 @@ fn patiently(mut open: impl FnMut() -> io::Result<fs::File>) -> io::Result<fs::F
 }
 
 fn refused(config: &FileConfig, err: io::Error) -> Error {
-    let path = config.path.display();
+    let (path, word) = (config.path.display(), quoted(&config.path));
     let (what, remedy) = match err.kind() {
         io::ErrorKind::PermissionDenied if config.read_only => {
-            ("is not readable by this user", format!("see: ls -l {path}"))
+            ("is not readable by this user", format!("see: ls -l {word}"))
         }
         io::ErrorKind::PermissionDenied => {
-            ("is not writable by this user", format!("open it read-only, or see: ls -l {path}"))
+            ("is not writable by this user", format!("open it read-only, or see: ls -l {word}"))
         }
         io::ErrorKind::ReadOnlyFilesystem => {
             ("is on a read-only file system", "open it read-only: read_only=1".to_owned())
         }
-        io::ErrorKind::ResourceBusy => ("is in use, perhaps mounted", format!("see: lsblk {path}")),
+        io::ErrorKind::ResourceBusy => ("is in use, perhaps mounted", format!("see: lsblk {word}")),
         _ => return Error::io(format!("cannot open {path}"), err),
     };
     Error::io(format!("{path} {what}"), err).help(remedy)
@@ -268,18 +272,18 @@ fn no_direct(path: &Path) -> Error {
 }
 
 fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
-    let path = config.path.display();
+    let (path, word) = (config.path.display(), quoted(&config.path));
     let kind = if config.read_only { LockKind::Shared } else { LockKind::Exclusive };
     Lock::take(file, kind).map_err(|err| match err {
         LockError::Held { kind: LockKind::Exclusive, qemu: true, .. } if config.read_only => {
             let what = format!("{path} is in use by QEMU, which writes to it; reads may be torn");
-            let remedy = format!("stop QEMU (see: fuser -v {path}), or add lock=0 to read anyway");
+            let remedy = format!("stop QEMU (see: fuser -v {word}), or add lock=0 to read anyway");
             Error::new(ErrorKind::Locked, what).help(remedy).caused_by(err)
         }
         LockError::Held { kind: LockKind::Shared, qemu, .. } => {
             let who = if qemu { "QEMU, as a reader" } else { "a reader" };
             let remedy = format!(
-                "open the file read-only, or stop the other process (see: fuser -v {path})"
+                "open the file read-only, or stop the other process (see: fuser -v {word})"
             );
             Error::new(ErrorKind::Locked, format!("{path} is in use by {who}"))
                 .help(remedy)
@@ -288,7 +292,7 @@ fn take_lock(config: &FileConfig, file: &Arc<OwnedFd>) -> Result<Lock, Error> {
         LockError::Held { qemu, .. } => {
             let who = if qemu { "QEMU, as a writer" } else { "a writer" };
             let what = format!("{path} is in use by {who}; a second writer would corrupt it");
-            let remedy = format!("stop the other process (see: fuser -v {path})");
+            let remedy = format!("stop the other process (see: fuser -v {word})");
             Error::new(ErrorKind::Locked, what).help(remedy).caused_by(err)
         }
         LockError::Failed(_) => {

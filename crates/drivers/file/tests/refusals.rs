@@ -24,6 +24,10 @@ fn files_that_are_not_there_or_no_files() {
     let place = Place::here();
     let missing = FileConfig::new(place.path().join("missing"));
     refused(&missing, ErrorKind::NotFound, &["does not exist", "truncate -s 1G"]);
+    // Ready to be pasted into a shell.
+    let odd = place.path().join("it's a disk.img");
+    let paste = format!("truncate -s 1G \"{}\";", odd.display());
+    refused(&FileConfig::new(&odd), ErrorKind::NotFound, &[&paste]);
     refused(&FileConfig::new(place.path()), ErrorKind::NotAFile, &["a directory"]);
     refused(&FileConfig::new("/dev/zero"), ErrorKind::NotAFile, &["a character device"]);
     let pipe = place.path().join("pipe");

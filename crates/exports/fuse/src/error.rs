@@ -9,6 +9,8 @@ pub enum ErrorKind {
     Unavailable,
     /// It is used.
     Busy,
+    /// A disk has not ended what it was asked.
+    InFlight,
     /// This user may not do that.
     NotPermitted,
     /// There is nothing of that name.

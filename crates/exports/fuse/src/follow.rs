@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use blockyard_blkmq::{Changed, Changes, Disk};
+use blockyard_blkmq::{Changed, Changes};
 use blockyard_fuse::wire::{InvalEntryFlags, NotifyInvalInode};
 use blockyard_fuse::{Name, Notification, ROOT_ID};
 use blockyard_sys::fuse::Channel;
@@ -14,9 +14,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use crate::outstanding::Outstanding;
 use crate::tree::{Node, Tree};
 
-/// How often a disk is looked at that has not answered all that is waited for.
+/// How often a file is looked at of which not all is answered that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A file that follows its disk as long as this lives. What is waited for on its behalf, no other file waits for.
@@ -60,65 +61,82 @@ impl Follow {
             let flags = InvalEntryFlags::empty();
             tell(&self.channel, &Notification::InvalEntry { parent: ROOT_ID, name, flags });
         }
-        let disk = Arc::downgrade(node.bdev.disk());
-        let channel = Weak::clone(&self.channel);
-        self.runtime.spawn(forget_data(channel, disk, node.id, Before::All));
+        let (channel, outstanding) = (Weak::clone(&self.channel), Arc::clone(&node.outstanding));
+        self.runtime.spawn(forget_data(channel, outstanding, node.id, Before::All));
     }
 }
 
-/// What of a disk is to be answered before the kernel is told to forget data of it.
+/// What of a file is to be answered before the kernel is told to forget data of it.
 #[derive(Clone, Copy)]
 enum Before {
     /// All: nothing more is asked of it.
     All,
-    /// What was asked until now: there may always be something.
-    AskedUntilNow,
+    /// What has come until now: there may always be something.
+    CameUntilNow,
 }
 
 /// Has the kernel forget data of a file. It waits for pages that are being read (`invalidate_inode_pages2_range`), where not even
 /// a signal is heard: a disk that does not answer would keep whoever tells it, and this process from its end, which the
 /// kernel waits for to give up those pages. So they are answered first.
-async fn forget_data(channel: Weak<Channel>, disk: Weak<Disk>, ino: u64, before: Before) {
-    let asked = Instant::now();
-    let is_answered = |disk: &Disk| match before {
-        Before::All => disk.stats().0.in_flight() == [0, 0] && disk.kept_for().is_none(),
-        Before::AskedUntilNow => {
-            let since = asked.elapsed();
-            disk.oldest().is_none_or(|oldest| oldest < since)
-        }
+async fn forget_data(
+    channel: Weak<Channel>,
+    outstanding: Arc<Outstanding>,
+    ino: u64,
+    before: Before,
+) {
+    let epoch = outstanding.next_epoch();
+    let is_answered = || match before {
+        Before::All => outstanding.is_idle(),
+        Before::CameUntilNow => outstanding.is_answered(epoch),
     };
-    while disk.upgrade().is_some_and(|disk| !is_answered(&disk)) {
+    // Without a queue there is nobody to be told, nor to answer.
+    while channel.strong_count() > 0 && !is_answered() {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    // From another thread. If that fails there is nothing more to do.
-    let _ = tokio::task::spawn_blocking(move || tell_changed(&channel, ino, 0)).await;
+    tell_elsewhere(channel, ino, 0).await;
+}
+
+/// From another thread: the kernel may wait for a file of which it gives up pages, whatever it is told of that, and a queue
+/// that waited with it could not answer what those wait for.
+async fn tell_elsewhere(channel: Weak<Channel>, ino: u64, off: i64) {
+    // If that fails there is nothing more to do.
+    let _ = tokio::task::spawn_blocking(move || tell_changed(&channel, ino, off)).await;
 }
 
 /// Tells of a file whenever it is another than it was, as long as there is the file.
 async fn tell_kernel(channel: Weak<Channel>, node: Weak<Node>, mut changes: Changes) {
     // What has happened since the file was made is told first.
     let mut changed = Changed::empty();
-    let mut forgetting = None;
+    // Data are to be forgotten, and have begun to be: what has come before one change is answered before the next is seen to.
+    let (mut to_forget, mut forgetting) = (false, None);
     loop {
         let Some(now) = node.upgrade() else { return };
-        if now.has_changed() || changed.contains(Changed::MEDIUM) {
-            let (disk, ino) = (Arc::downgrade(now.bdev.disk()), now.id);
-            tell_changed(&channel, ino, ATTRIBUTES);
-            let channel = Weak::clone(&channel);
-            forgetting = Some(Box::pin(forget_data(channel, disk, ino, Before::AskedUntilNow)));
-        }
+        let (ino, outstanding) = (now.id, Arc::clone(&now.outstanding));
+        let has_changed = now.has_changed() || changed.contains(Changed::MEDIUM);
         drop(now);
-        changed = loop {
-            let Some(under_way) = &mut forgetting else { break changes.next().await };
-            tokio::select! {
-                () = under_way => forgetting = None,
-                changed = changes.next() => break changed,
-            }
+        if has_changed {
+            tell_elsewhere(Weak::clone(&channel), ino, ATTRIBUTES).await;
+            to_forget = true;
+        }
+        if to_forget && forgetting.is_none() {
+            let channel = Weak::clone(&channel);
+            let forget = forget_data(channel, outstanding, ino, Before::CameUntilNow);
+            (to_forget, forgetting) = (false, Some(Box::pin(forget)));
+        }
+        changed = match &mut forgetting {
+            None => changes.next().await,
+            Some(under_way) => tokio::select! {
+                () = under_way => {
+                    forgetting = None;
+                    Changed::empty()
+                }
+                changed = changes.next() => changed,
+            },
         };
     }
 }
 
-/// Instead of an offset: of the file only its attributes are not right any more. That waits for nothing.
+/// Instead of an offset: of the file only its attributes are not right any more. No page is waited for then.
 const ATTRIBUTES: i64 = -1;
 
 /// What was kept of a file is not right any more: its attributes, and, from `off` on, data in the page cache.
@@ -140,3 +158,6 @@ fn tell(channel: &Weak<Channel>, notification: &Notification<'_>) {
         Ok(()) => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

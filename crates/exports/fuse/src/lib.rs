@@ -35,6 +35,7 @@ mod follow;
 mod handshake;
 mod mount;
 mod names;
+mod outstanding;
 mod point;
 mod queue;
 mod record;
@@ -45,6 +46,6 @@ mod watchers;
 
 pub use blockyard_sys::fuse::Unmount;
 pub use error::{Error, ErrorKind};
-pub use mount::{Cache, Config, DEFAULT_DEPTH, Mount, Report, ReportedFile, Shown};
+pub use mount::{Cache, Config, DEFAULT_DEPTH, InFlight, Mount, Report, ReportedFile, Shown};
 pub use point::{MountPoint, Place};
 pub use record::{Left, Leftover, clean_up, leftovers};

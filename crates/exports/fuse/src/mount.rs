@@ -14,6 +14,7 @@ use crate::ending::Ending;
 use crate::error::{Error, ErrorKind};
 use crate::follow::Follow;
 use crate::handshake::handshake;
+use crate::outstanding::Outstanding;
 use crate::point::{MountPoint, Place};
 use crate::queue::{Requests, Session, Worker};
 use crate::tree::{Owner, Tree};
@@ -122,6 +123,17 @@ pub struct ReportedFile {
     pub read_only: bool,
 }
 
+/// The requests of a mount that are not answered.
+pub struct InFlight(Vec<Arc<Outstanding>>);
+
+impl InFlight {
+    /// How many there are now.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|of_file| of_file.count()).sum()
+    }
+}
+
 /// A mounted file system that is served. Dropping it unmounts it: who has its files open may still use them.
 pub struct Mount {
     point: MountPoint,
@@ -156,9 +168,9 @@ impl Mount {
             mode: config.mode & 0o777,
         };
         let (tree, is_directory) = match shown {
-            Shown::File(bdev) => (Tree::single(bdev, owner), false),
+            Shown::File(bdev) => (Tree::single(bdev, owner, queue_threads.len()), false),
             Shown::Directory(disks) => {
-                let tree = Tree::directory(owner);
+                let tree = Tree::directory(owner, queue_threads.len());
                 disks.into_iter().try_for_each(|(name, bdev)| tree.add(&name, bdev).map(drop))?;
                 (tree, true)
             }
@@ -209,6 +221,19 @@ impl Mount {
         self.ending.is_over()
     }
 
+    /// Whether it could not be unmounted, or nobody has tried.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        self.point.is_mounted()
+    }
+
+    /// The requests that its disks have not ended, as long as anybody wants to know. It keeps no disk open.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        let nodes = self.tree.nodes();
+        InFlight(nodes.files.values().map(|node| Arc::clone(&node.outstanding)).collect())
+    }
+
     /// Waits until it is over.
     pub async fn over(&self) {
         self.ending.over().await;
@@ -241,8 +266,8 @@ impl Mount {
     /// them. It can be tried again where it fails. Must not be called on a queue thread.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody has a file of it open, or a disk has not ended what it was asked; what disks say to
-    /// their flushes, each time that it is called.
+    /// [`ErrorKind::Busy`] if somebody has a file of it open, [`ErrorKind::InFlight`] if a disk has not ended what it was asked;
+    /// what disks say to their flushes, each time that it is called.
     pub fn stop(&self) -> Result<(), Error> {
         self.point.unmount(Unmount::IfUnused, || self.is_over())?;
         self.finish(USERS_PATIENCE, || DISKS_PATIENCE)
@@ -277,7 +302,7 @@ impl Mount {
             if !self.ending.wait(disks()) {
                 let path = self.path().display();
                 let what = format!("{path}: requests are still in flight; try again");
-                return Err(Error::new(ErrorKind::Busy, what));
+                return Err(Error::new(ErrorKind::InFlight, what));
             }
         }
         self.ending.result()

@@ -5,6 +5,7 @@ use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use blockyard_error::quoted;
 use blockyard_sys::fuse::{self, Channel, MountOptions, Unmount};
 use parking_lot::Mutex;
 
@@ -78,6 +79,12 @@ impl MountPoint {
         &self.path
     }
 
+    /// Whether it could not be unmounted, or nobody has tried.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        self.record.lock().is_some()
+    }
+
     /// Unmounts it as what a killed server has left: nobody has its device any more.
     pub fn unmount_dead(&self) {
         let mut held = self.record.lock();
@@ -112,14 +119,14 @@ impl MountPoint {
             }
         });
         if let Err(err) = unmounted {
-            let path = self.path.display();
+            let (path, word) = (self.path.display(), quoted(&self.path));
             if err.kind() == io::ErrorKind::ResourceBusy {
                 let what = format!("cannot unmount {path}: {err}");
                 let is_covered = what.ends_with(record::COVERED);
                 return Err(Error::new(ErrorKind::Busy, what).help(if is_covered {
-                    format!("unmount the other one first: umount {path}")
+                    format!("unmount the other one first: umount {word}")
                 } else {
-                    format!("close its files, or run: umount -l {path}")
+                    format!("close its files, or run: umount -l {word}")
                 }));
             }
             return Err(Error::io(format!("cannot unmount {path}"), err));
@@ -157,7 +164,7 @@ fn target(path: &Path, is_directory: bool) -> Result<PathBuf, Error> {
         let shown = path.display();
         let is_missing = err.kind() == io::ErrorKind::NotFound;
         let error = Error::io(format!("cannot mount on {shown}"), err);
-        if is_missing { error.help(format!("run: {make} {shown}")) } else { error }
+        if is_missing { error.help(format!("run: {make} {}", quoted(path))) } else { error }
     };
     let path = std::fs::canonicalize(path).map_err(failed)?;
     let found = std::fs::metadata(&path).map_err(failed)?;

@@ -17,7 +17,7 @@ use blockyard_sys::net::{IOV_MAX, IoVecs};
 use blockyard_sys::spin::{Arrival, SpinPolicy};
 use tokio::runtime::Handle;
 
-use crate::bios::{Asked, Wanted, ask_status};
+use crate::bios::{Asked, AtOnce, Wanted, ask_status};
 use crate::mount::Cache;
 use crate::names::{Names, stale};
 use crate::seek::{Seek, Step};
@@ -97,7 +97,7 @@ impl Worker {
         let outbox = Arc::new(Outbox::default());
         let nodes = session.tree.nodes();
         Ok(Self {
-            slots: Slots::new(depth, room, Arc::clone(&outbox))?,
+            slots: Slots::new(cpu, depth, room, Arc::clone(&outbox))?,
             head: vec![0; head as usize],
             vecs: IoVecs::new(),
             answer: Vec::with_capacity(MIN_READ_BUFFER),
@@ -371,35 +371,44 @@ impl Worker {
         let Some(wanted) = Wanted::of(operation) else {
             return self.reply(unique, &Reply::Error(Errno::ENOSYS));
         };
-        if self.slots.has_room(node) || !self.nodes.files.contains_key(&node) {
-            return self.ask(slot, node, &Parked { unique, wanted, data: None });
+        let Some(found) = self.nodes.files.get(&node) else {
+            return self.reply(unique, &Reply::Error(stale()));
+        };
+        let (epoch, has_room) = self.slots.enter(node, &found.outstanding);
+        if has_room {
+            return self.ask(slot, node, &Parked { unique, wanted, data: None, epoch });
         }
         let Some(room) = self.slots.at(slot) else { return };
         let len = wanted.data_len();
         let data = (len > 0).then(|| Segment::from_vec(room.memory.slice(0, len).to_vec()));
-        self.slots.park(node, Parked { unique, wanted, data });
+        self.slots.park(node, Parked { unique, wanted, data, epoch });
     }
 
     /// Asks the disk by the vacant slot.
     fn ask(&mut self, slot: usize, node: u64, request: &Parked) {
-        let Parked { unique, wanted, data } = request;
-        let Some(found) = self.nodes.files.get(&node) else {
-            return self.reply(*unique, &Reply::Error(stale()));
-        };
+        if let Err(at_once) = self.try_ask(slot, node, request) {
+            self.reply(request.unique, &at_once.reply());
+            self.slots.leave(node, request.epoch);
+        }
+    }
+
+    /// The answer, if the disk need not be asked, or is not there any more.
+    fn try_ask(&mut self, slot: usize, node: u64, request: &Parked) -> Result<(), AtOnce> {
+        let Parked { unique, wanted, data, epoch } = request;
+        let found = self.nodes.files.get(&node).ok_or(AtOnce::Failed(stale()))?;
+        let room = self.slots.at(slot).ok_or(AtOnce::Failed(Errno::EIO))?;
         // It came back with the answer before, or has never been out.
-        let Some(room) = self.slots.at(slot) else { return };
-        let Some(mut bio) = room.bio.take() else {
-            return self.reply(*unique, &Reply::Error(Errno::EIO));
-        };
+        let mut bio = room.bio.take().ok_or(AtOnce::Failed(Errno::EIO))?;
         match wanted.ask(&mut bio, found, data.as_ref().unwrap_or(&room.memory)) {
             Ok(asked) => {
                 (room.unique, room.asked) = (*unique, asked);
-                self.slots.take(node);
+                self.slots.take(node, *epoch);
                 self.add(bio, node);
+                Ok(())
             }
             Err(at_once) => {
                 room.bio = Some(bio);
-                self.reply(*unique, &at_once.reply());
+                Err(at_once)
             }
         }
     }
@@ -537,4 +546,4 @@ impl Drop for Worker {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

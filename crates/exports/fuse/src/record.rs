@@ -20,6 +20,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use blockyard_error::quoted;
 use blockyard_sys::fuse;
 use blockyard_sys::lock::{Lock, LockError, LockKind};
 use serde::{Deserialize, Serialize};
@@ -238,7 +239,7 @@ fn elsewhere(record: &Record) -> io::Result<Option<String>> {
         if is_there {
             return Ok(Some(format!(
                 "mounted in the mount namespace of process {pid}; run: nsenter -t {pid} -m umount -l {}",
-                record.path.display()
+                quoted(&record.path)
             )));
         }
     }
@@ -315,5 +316,5 @@ pub(crate) fn refuse_ours(path: &Path) -> Result<(), Error> {
 pub(crate) fn not_ours(path: &Path) -> Error {
     let shown = path.display();
     let what = format!("{shown} is the mount of a dead FUSE server of another program");
-    Error::new(ErrorKind::Unsuitable, what).help(format!("run: umount -l {shown}"))
+    Error::new(ErrorKind::Unsuitable, what).help(format!("run: umount -l {}", quoted(path)))
 }

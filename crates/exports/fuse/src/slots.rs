@@ -11,6 +11,7 @@ use blockyard_blkmq::{Bio, Outbox};
 use blockyard_buf::{Mapping, Segment};
 
 use crate::bios::{Asked, Wanted};
+use crate::outstanding::{Epoch, Outstanding};
 
 /// Requests of all disks that a queue puts by, at most. Then it reads no more until one has ended.
 pub(crate) const MAX_PARKED: usize = 16 << 10;
@@ -24,6 +25,7 @@ const MAX_SLOTS: usize = 1024;
 pub(crate) struct Slot {
     pub(crate) unique: u64,
     node: u64,
+    epoch: Option<Epoch>,
     pub(crate) asked: Asked,
     /// Data of a request are read into this, and those of an answer where they are the disk's to fill in.
     pub(crate) memory: Segment,
@@ -37,6 +39,8 @@ pub(crate) struct Parked {
     pub(crate) wanted: Wanted,
     /// The data of a write.
     pub(crate) data: Option<Segment>,
+    /// When it came.
+    pub(crate) epoch: Epoch,
 }
 
 impl Parked {
@@ -46,14 +50,16 @@ impl Parked {
 }
 
 /// What a disk has of it.
-#[derive(Default)]
 struct Share {
+    outstanding: Arc<Outstanding>,
     out: usize,
     parked: VecDeque<Parked>,
 }
 
 /// Those of a queue.
 pub(crate) struct Slots {
+    /// The number of the queue.
+    queue: usize,
     /// The share of a disk.
     depth: usize,
     /// Bytes of each.
@@ -70,9 +76,15 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// `depth` for each disk, with `room` bytes each, whose bios end into `outbox`.
-    pub(crate) fn new(depth: usize, room: usize, outbox: Arc<Outbox>) -> io::Result<Self> {
+    /// Those of a queue: `depth` for each disk, with `room` bytes each, whose bios end into `outbox`.
+    pub(crate) fn new(
+        queue: usize,
+        depth: usize,
+        room: usize,
+        outbox: Arc<Outbox>,
+    ) -> io::Result<Self> {
         let mut slots = Self {
+            queue,
             depth,
             room,
             outbox,
@@ -95,7 +107,8 @@ impl Slots {
         let mut bio = Bio::flush().on_end(Arc::<Outbox>::clone(&self.outbox));
         bio.private = number as u64;
         let memory = Mapping::new(self.room)?.segment(0, self.room);
-        self.all.push(Slot { unique: 0, node: 0, asked: Asked::Nothing, memory, bio: Some(bio) });
+        let (epoch, asked) = (None, Asked::Nothing);
+        self.all.push(Slot { unique: 0, node: 0, epoch, asked, memory, bio: Some(bio) });
         self.free.push(number);
         Ok(())
     }
@@ -119,25 +132,39 @@ impl Slots {
         self.all.get_mut(slot)
     }
 
-    /// Whether the disk of `node` may have one more.
-    pub(crate) fn has_room(&self, node: u64) -> bool {
-        self.shares.get(&node).is_none_or(|share| share.out < self.depth)
+    /// A request for the disk of `node` has come: when, and whether the disk may have one more.
+    pub(crate) fn enter(&mut self, node: u64, outstanding: &Arc<Outstanding>) -> (Epoch, bool) {
+        let share = self.shares.entry(node).or_insert_with(|| {
+            let outstanding = Arc::clone(outstanding);
+            Share { outstanding, out: 0, parked: VecDeque::new() }
+        });
+        (share.outstanding.enter(self.queue), share.out < self.depth)
     }
 
-    /// The vacant one goes to the disk of `node`.
-    pub(crate) fn take(&mut self, node: u64) {
-        if let Some(slot) = self.free.pop().and_then(|slot| self.all.get_mut(slot)) {
-            slot.node = node;
+    /// One that has come is answered.
+    pub(crate) fn leave(&self, node: u64, epoch: Epoch) {
+        if let Some(share) = self.shares.get(&node) {
+            share.outstanding.leave(self.queue, epoch);
         }
-        self.shares.entry(node).or_default().out += 1;
+    }
+
+    /// The vacant one goes to the disk of `node`, for a request that has come.
+    pub(crate) fn take(&mut self, node: u64, epoch: Epoch) {
+        if let Some(slot) = self.free.pop().and_then(|slot| self.all.get_mut(slot)) {
+            (slot.node, slot.epoch) = (node, Some(epoch));
+        }
+        if let Some(share) = self.shares.get_mut(&node) {
+            share.out += 1;
+        }
         self.out += 1;
     }
 
-    /// The request waits until the disk of `node` has room.
+    /// The request, which has come, waits until the disk of `node` has room.
     pub(crate) fn park(&mut self, node: u64, parked: Parked) {
+        let Some(share) = self.shares.get_mut(&node) else { return };
         self.parked += 1;
         self.parked_bytes += parked.bytes();
-        self.shares.entry(node).or_default().parked.push_back(parked);
+        share.parked.push_back(parked);
     }
 
     /// The next request that waits for the disk of `node`, if that has room now.
@@ -149,15 +176,16 @@ impl Slots {
         Some(parked)
     }
 
-    /// The slot is vacant again, and the next one to be used; says whose it was.
+    /// The slot is vacant again, as its request is answered, and the next one to be used; says whose it was.
     pub(crate) fn give_back(&mut self, slot: usize, bio: Box<Bio>) -> Option<u64> {
         let room = self.all.get_mut(slot)?;
         room.bio = Some(bio);
-        let node = room.node;
+        let (node, epoch) = (room.node, room.epoch.take());
         self.free.push(slot);
         self.out -= 1;
         if let Some(share) = self.shares.get_mut(&node) {
             share.out -= 1;
+            epoch.into_iter().for_each(|epoch| share.outstanding.leave(self.queue, epoch));
         }
         Some(node)
     }
@@ -170,7 +198,11 @@ impl Slots {
 
     /// Nobody waits for what is put by any more.
     pub(crate) fn forget_parked(&mut self) {
-        self.shares.values_mut().for_each(|share| share.parked.clear());
+        for share in self.shares.values_mut() {
+            for parked in share.parked.drain(..) {
+                share.outstanding.leave(self.queue, parked.epoch);
+            }
+        }
         (self.parked, self.parked_bytes) = (0, 0);
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::bios::can_flush;
 use crate::error::{Error, ErrorKind};
+use crate::outstanding::Outstanding;
 
 /// The longest name of a file, as of most file systems.
 pub(crate) const NAME_MAX: usize = 255;
@@ -33,12 +34,14 @@ pub(crate) struct Node {
     pub(crate) bdev: Arc<Bdev>,
     /// It answers reads with memory of its own.
     pub(crate) supplies: bool,
+    /// What the kernel waits for.
+    pub(crate) outstanding: Arc<Outstanding>,
     /// The size, and whether it is read-only, as the kernel was told last, or has asked itself since the file was made.
     told: Mutex<(u64, bool)>,
 }
 
 impl Node {
-    fn new(id: u64, name: String, bdev: Arc<Bdev>) -> Arc<Self> {
+    fn new(id: u64, name: String, bdev: Arc<Bdev>, queues: usize) -> Arc<Self> {
         if !can_flush(&bdev) {
             tracing::warn!(
                 name,
@@ -47,7 +50,8 @@ impl Node {
         }
         let supplies = bdev.limits().features.contains(Features::OWN_MEMORY);
         let told = Mutex::new((bdev.size_bytes(), bdev.is_read_only()));
-        Arc::new(Self { id, name, bdev, supplies, told })
+        let outstanding = Arc::new(Outstanding::new(queues));
+        Arc::new(Self { id, name, bdev, supplies, outstanding, told })
     }
 
     /// Whether it is another file than it was at the last call.
@@ -88,24 +92,27 @@ pub(crate) struct Tree {
     /// Nobody is to be served any more.
     closed: AtomicBool,
     next: AtomicU64,
+    /// Of whoever serves them.
+    queues: usize,
     owner: Owner,
     born: Duration,
 }
 
 impl Tree {
-    /// One disk, which is the root.
-    pub(crate) fn single(bdev: Arc<Bdev>, owner: Owner) -> Self {
-        let node = Node::new(ROOT_ID, bdev.name(), bdev);
-        Self::new(Nodes { is_directory: false, files: [(ROOT_ID, node)].into() }, owner)
+    /// One disk, which is the root, served by so many queues.
+    pub(crate) fn single(bdev: Arc<Bdev>, owner: Owner, queues: usize) -> Self {
+        let node = Node::new(ROOT_ID, bdev.name(), bdev, queues);
+        Self::new(Nodes { is_directory: false, files: [(ROOT_ID, node)].into() }, owner, queues)
     }
 
-    /// A directory, empty at first.
-    pub(crate) fn directory(owner: Owner) -> Self {
-        Self::new(Nodes { is_directory: true, files: BTreeMap::new() }, owner)
+    /// A directory, empty at first, served by so many queues.
+    pub(crate) fn directory(owner: Owner, queues: usize) -> Self {
+        Self::new(Nodes { is_directory: true, files: BTreeMap::new() }, owner, queues)
     }
 
-    fn new(nodes: Nodes, owner: Owner) -> Self {
+    fn new(nodes: Nodes, owner: Owner, queues: usize) -> Self {
         Self {
+            queues,
             nodes: Mutex::new(Arc::new(nodes)),
             generation: AtomicU64::new(1),
             changed: watch::channel(()).0,
@@ -171,7 +178,7 @@ impl Tree {
             return Err(Error::new(ErrorKind::Busy, what));
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let node = Node::new(id, name.to_owned(), bdev);
+        let node = Node::new(id, name.to_owned(), bdev, self.queues);
         let mut nodes = Nodes::clone(&current);
         nodes.files.insert(id, Arc::clone(&node));
         *current = Arc::new(nodes);

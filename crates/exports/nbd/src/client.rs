@@ -76,6 +76,8 @@ pub(crate) struct Client {
     flush_grace: AtomicU64,
     /// All others are cut off, and the disk has a flush of its.
     awaits_last_flush: AtomicBool,
+    /// It has not got all that it has asked for, as its time was over.
+    cut_off: AtomicBool,
     pub(crate) in_flight: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
@@ -97,6 +99,7 @@ impl Client {
             stage: AtomicU8::new(Stage::Serving as u8),
             flush_grace: AtomicU64::new(0),
             awaits_last_flush: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
@@ -157,6 +160,14 @@ impl Client {
 
     pub(crate) fn set_awaits_last_flush(&self) {
         self.awaits_last_flush.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn was_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_cut_off(&self) {
+        self.cut_off.store(true, Ordering::SeqCst);
     }
 
     /// Whether it has been served, has all that it has asked for, and only has to hang up.

@@ -41,6 +41,10 @@ impl Clients {
         self.all.values()
     }
 
+    pub(crate) fn has(&self, client: &Client) -> bool {
+        self.all.contains_key(&client.id)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }

@@ -37,5 +37,5 @@ pub use config::{
 };
 pub use error::{Error, ErrorKind};
 pub use listener::{Listener, bind};
-pub use server::Server;
+pub use server::{RemovedExport, Server};
 pub use tls::{TlsConfig, TlsFiles, TlsIdentity};

@@ -232,8 +232,8 @@ impl Server {
     /// are closed. What takes longer than `grace` is cut off. Clients that have something to flush have
     /// [`flush_grace`](crate::ServerLimits::flush_grace) of that for it. Where a disk has a flush of theirs by then, they are
     /// left until that is answered, or [`finish`](Self::finish) gives them up: what their disk is to keep has nothing to do
-    /// with how long it takes.
-    pub async fn shutdown(&self, grace: Duration) {
+    /// with how long it takes. Says how many were cut off.
+    pub async fn shutdown(&self, grace: Duration) -> usize {
         self.give_flush_grace(grace, |_| true);
         self.enter(Stage::Draining);
         let listeners = std::mem::take(&mut *self.listeners.lock());
@@ -242,27 +242,42 @@ impl Server {
             // Cancelled, as was asked.
             let _ = listener.await;
         }
-        if tokio::time::timeout(grace, self.all_left()).await.is_err() {
-            // Who only has to hang up has all that it asked for.
-            let late = self.clients.lock().iter().filter(|client| !client.has_all()).count();
-            self.enter(Stage::Cut);
-            // A queue thread that has ended does not answer.
-            let cut = self.have_left(|client| !client.awaits_last_flush());
-            let _ = tokio::time::timeout(CUT_GRACE, cut).await;
-            let flushing =
-                self.clients.lock().iter().filter(|client| client.awaits_last_flush()).count();
-            if flushing > 0 {
-                tracing::info!(clients = flushing, "waiting for disks that flush for clients");
-            }
-            if late > flushing {
-                let clients = late - flushing;
-                tracing::warn!(
-                    clients,
-                    ?grace,
-                    "shutdown grace period expired; remaining clients were disconnected"
-                );
-            }
+        if tokio::time::timeout(grace, self.all_left()).await.is_ok() {
+            return 0;
         }
+        let late = self.late(|_| true);
+        self.enter(Stage::Cut);
+        // A queue thread that has ended does not answer.
+        let cut = self.have_left(|client| !client.awaits_last_flush());
+        let _ = tokio::time::timeout(CUT_GRACE, cut).await;
+        let flushing =
+            self.clients.lock().iter().filter(|client| client.awaits_last_flush()).count();
+        if flushing > 0 {
+            tracing::info!(clients = flushing, "waiting for disks that flush for clients");
+        }
+        let clients = self.cut_off(&late);
+        if clients > 0 {
+            tracing::warn!(
+                clients,
+                ?grace,
+                "shutdown grace period expired; remaining clients were disconnected"
+            );
+        }
+        clients
+    }
+
+    /// Those clients that have not got all that they have asked for. Who only has to hang up has.
+    fn late(&self, which: impl Fn(&Client) -> bool) -> Vec<Arc<Client>> {
+        let clients = self.clients.lock();
+        clients.iter().filter(|client| which(client) && !client.has_all()).cloned().collect()
+    }
+
+    /// How many of those who were late were cut off, or still have to be. Others have left by themselves meanwhile, or with the
+    /// answer to their last flush.
+    fn cut_off(&self, late: &[Arc<Client>]) -> usize {
+        let clients = self.clients.lock();
+        let is_left = |client: &Arc<Client>| !client.awaits_last_flush() && clients.has(client);
+        late.iter().filter(|client| client.was_cut_off() || is_left(client)).count()
     }
 
     /// Waits for what [`shutdown`](Self::shutdown) has left: for the answers of flushes, for so long at most.
@@ -333,32 +348,39 @@ impl Server {
 
     /// Takes an export from the offer. Its clients are asked to leave as in [`Server::shutdown`], nobody else's; what takes
     /// longer than `grace` is cut off: it gets no answer any more, but its connection ends only when the disk has done with
-    /// its requests. Says how many of these are still out, or `None` if there is no export of that name.
-    pub async fn remove_export(&self, name: &str, grace: Duration) -> Option<usize> {
+    /// its requests. `None` if there is no export of that name.
+    pub async fn remove_export(&self, name: &str, grace: Duration) -> Option<RemovedExport> {
         // Who has found it before that looks again when it has said what it uses.
         let number = self.catalogue.remove(name)?;
         let uses = |client: &Client| client.export() == Some(number);
         self.give_flush_grace(grace, uses);
         self.retire(Stage::Draining, uses);
         if tokio::time::timeout(grace, self.have_left(uses)).await.is_err() {
+            let late = self.late(uses);
             self.retire(Stage::Cut, uses);
             // A queue thread that has ended does not answer, nor does a disk that hangs.
             let cut = self.have_left(|client| uses(client) && !client.awaits_last_flush());
             let _ = tokio::time::timeout(CUT_GRACE, cut).await;
-            let requests = self.outstanding(uses);
+            let (clients, requests) = (self.cut_off(&late), self.in_flight(uses));
             // The end of all tells of all.
-            if self.stage() == Stage::Serving {
+            if self.stage() == Stage::Serving && clients > 0 {
                 tracing::warn!(
                     export = name,
+                    clients,
                     ?grace,
                     requests,
                     "removal grace period expired; remaining clients of the export were disconnected, those with requests \
                      in the disk as soon as these have ended"
                 );
             }
-            return Some(requests);
         }
-        Some(0)
+        Some(RemovedExport { number })
+    }
+
+    /// Requests of the clients of an export that was removed which the disk has not ended yet.
+    #[must_use]
+    pub fn in_flight_of(&self, removed: RemovedExport) -> usize {
+        self.in_flight(|client| client.export() == Some(removed.number))
     }
 
     /// What those clients have to flush, they may flush until they are cut off, at the latest.
@@ -370,7 +392,7 @@ impl Server {
     }
 
     /// Requests of those clients that have not ended.
-    fn outstanding(&self, which: impl Fn(&Client) -> bool) -> usize {
+    fn in_flight(&self, which: impl Fn(&Client) -> bool) -> usize {
         let clients = self.clients.lock();
         let users = clients.iter().filter(|client| which(client));
         users.map(|client| client.in_flight.load(Ordering::Relaxed)).sum()
@@ -382,6 +404,12 @@ impl Server {
             client.enter(stage);
         }
     }
+}
+
+/// An export that was removed, told from any other of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemovedExport {
+    number: u64,
 }
 
 /// Errors of a connection that was in the queue, not of the socket (`accept(2)`, "Error handling").

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use blockyard_blkmq::{Features, Limits, Op, OpenMode, Status};
 use blockyard_export_nbd::{Config, Export, HeaderStyle, Server};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
-use common::{Client, DEADLINE, HeldDisk, MIB, Yard, ram, request, tags};
+use common::{Client, DEADLINE, HeldDisk, MIB, Yard, eventually, ram, request, tags};
 
 const NONE: CommandFlags = CommandFlags::empty();
+/// A grace that is over soon.
+const SHORT: Duration = Duration::from_millis(50);
 
 /// A disk that keeps its flushes.
 fn slow_to_flush() -> HeldDisk {
@@ -31,7 +33,7 @@ fn a_flush_at_a_slow_disk_is_answered_though_the_time_is_over() {
     other.write(512, &[1; 512]);
     let flush = client.send(request(Command::Flush, NONE, 0, 0), &[]);
     held.wait_for(1);
-    yard.shutdown(Duration::from_millis(50));
+    yard.shutdown(SHORT);
     assert!(other.is_closed(), "who asks for nothing is not waited for");
     held.release(Status::Ok);
     let (cookie, outcome) = client.next_reply().unwrap();
@@ -49,13 +51,50 @@ fn a_flush_that_a_disk_never_answers_is_given_up_when_nobody_waits_for_the_disk(
     client.write(0, &[1; 512]);
     client.send(request(Command::Flush, NONE, 0, 0), &[]);
     held.wait_for(1);
-    yard.shutdown(Duration::from_millis(50));
+    yard.shutdown(SHORT);
     assert_eq!(yard.server.clients().len(), 1);
     let server = Arc::clone(&yard.server);
-    yard.block_on(async move { server.finish(Duration::from_millis(50)).await });
+    yard.block_on(async move { server.finish(SHORT).await });
     assert!(client.is_closed(), "without an answer");
-    assert_eq!(yard.server.clients(), []);
+    yard.until_all_left();
     held.release(Status::Ok);
+}
+
+/// Also while another is waited for, whose queue thread does not answer.
+#[test]
+fn who_leaves_with_the_answer_to_its_flush_was_not_cut_off() {
+    let held = slow_to_flush();
+    let yard = Yard::with(held.disk.clone(), |_, _| {});
+    // One on each thread, and one that is hung up on when the time is over.
+    let [mut client, mut other] = [(); 2].map(|()| yard.client());
+    client.write(0, &[1; 512]);
+    other.write(512, &[1; 512]);
+    let mut silent = yard.connect();
+    let flush = client.send(request(Command::Flush, NONE, 0, 0), &[]);
+    held.wait_for(1);
+    let (go_on, stands) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    yard.threads[1].handle.spawn(async move {
+        tell.send(()).unwrap();
+        stands.recv()
+    });
+    told.recv_timeout(DEADLINE).unwrap();
+    let server = Arc::clone(&yard.server);
+    let cut_off = std::thread::scope(|scope| {
+        let end = scope.spawn(|| yard.block_on(async move { server.shutdown(SHORT).await }));
+        std::io::copy(&mut silent, &mut std::io::sink()).unwrap();
+        held.release(Status::Ok);
+        let (cookie, outcome) = client.next_reply().unwrap();
+        assert_eq!((cookie, outcome.error), (flush, None));
+        assert!(client.is_closed());
+        drop(client);
+        eventually("its end", || yard.server.clients().len() == 1);
+        drop(go_on);
+        end.join().unwrap()
+    });
+    assert_eq!(cut_off, 1, "the other");
+    drop(other);
+    yard.until_all_left();
 }
 
 /// An I/O error of the guest, where it would have asked the next server for the same.

@@ -359,9 +359,10 @@ fn exports_come_and_go_while_others_are_used() {
         std::thread::scope(|scope| {
             let server = Arc::clone(&yard.server);
             let removed = scope.spawn(|| {
-                yard.block_on(
-                    async move { server.remove_export("more", Duration::from_secs(25)).await },
-                )
+                yard.block_on(async move {
+                    let removed = server.remove_export("more", Duration::from_secs(25)).await;
+                    removed.map(|removed| server.in_flight_of(removed))
+                })
             });
             eventually("its end", || open().is_err());
             assert_eq!(other.read(0, 512), [3; 512]);
@@ -396,11 +397,20 @@ fn a_connection_that_is_cut_off_ends_after_its_writes() {
     eventually("the write", || held.held() == 1);
     let server = Arc::clone(&yard.server);
     let removal = async move { server.remove_export("more", Duration::from_millis(10)).await };
-    let out = yard.block_on(removal);
+    let removed = yard.block_on(removal).unwrap();
     stream.set_nonblocking(true).unwrap();
     let end = (&stream).read(&mut [0]).map_err(|err| err.kind());
     assert_eq!(end, Err(std::io::ErrorKind::WouldBlock), "it is open");
-    assert_eq!(out, Some(1), "the write");
+    assert_eq!(yard.server.in_flight_of(removed), 1, "the write");
+    // One of that name that comes later is another.
+    let bdev = held.disk.open(None, OpenMode::ReadWrite).unwrap();
+    yard.server.add_export(Export::new("more", Arc::new(bdev))).unwrap();
+    assert_eq!(yard.server.in_flight_of(removed), 1);
+    let server = Arc::clone(&yard.server);
+    let again =
+        yard.block_on(async move { server.remove_export("more", common::DEADLINE).await }).unwrap();
+    assert_ne!(again, removed);
+    assert_eq!(yard.server.in_flight_of(again), 0);
     // Nor is it forgotten.
     assert_eq!(yard.server.clients().iter().map(|client| client.in_flight).max(), Some(1));
     other.write(0, &[3; 512]);
@@ -408,6 +418,7 @@ fn a_connection_that_is_cut_off_ends_after_its_writes() {
     held.release(Status::Ok);
     assert!(client.is_closed(), "without an answer");
     eventually("its end", || held.disk.openers() == 0);
+    assert_eq!(yard.server.in_flight_of(removed), 0);
     assert_eq!(other.read(0, 512), [3; 512]);
 }
 

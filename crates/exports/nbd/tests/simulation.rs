@@ -115,7 +115,7 @@ fn run(seed: u64) {
 
 fn shut_down(server: &Arc<Server>, grace: Duration) -> JoinHandle<()> {
     let server = Arc::clone(server);
-    tokio::spawn(async move { server.shutdown(grace).await })
+    tokio::spawn(async move { _ = server.shutdown(grace).await })
 }
 
 /// Lets a run that has failed end: whoever takes its disks down waits for their requests.

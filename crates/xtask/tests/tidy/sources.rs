@@ -24,6 +24,7 @@ const WORDS: &[(&str, &str)] = &[
 const SLEEPS: &[&str] = &[concat!("thread::", "sleep"), concat!("time::", "sleep")];
 /// The files of tests that may sleep, each with the reason.
 const MAY_SLEEP: &[(&str, &str)] = &[
+    ("crates/exports/fuse/src/follow/tests.rs", "virtual time, of which none passes"),
     ("crates/exports/nbd/tests/hostile.rs", "a client that sends a byte at a time"),
     ("crates/rbd/src/live/tests/cluster.rs", "the time of a simulation, of which none passes"),
 ];

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::cannot;
 use super::new::check_namespace;
 use super::place::Context;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::text::term;
 
 pub(super) async fn clone(context: &Context<'_>, snapshot: &str, image: &str) -> Result<()> {
@@ -15,8 +15,11 @@ pub(super) async fn clone(context: &Context<'_>, snapshot: &str, image: &str) ->
     let child = context.image(image)?;
     if !parent.is_beside(&child) {
         let what = "cannot clone into another store";
-        return Err(Error::usage(what)
-            .help(format!("copy the whole image: blockyard image cp {snapshot} {image}")));
+        return Err(Error::usage(what).help(format!(
+            "copy the whole image: blockyard image cp {} {}",
+            quoted(snapshot),
+            quoted(image)
+        )));
     }
     let (_store, opened) = parent.read().await?;
     let into = child.store(false)?;

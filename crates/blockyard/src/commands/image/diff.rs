@@ -12,7 +12,7 @@ use super::files::{Output, input};
 use super::place::Context;
 use super::table::truth;
 use crate::cli::DiffArgs;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::images::{ImageSpec, OwnedImage, Store, rbd_error};
 use crate::text::term;
 use crate::tools::progress::Progress;
@@ -157,7 +157,8 @@ pub(super) async fn apply(
                     let what =
                         format!("the end snapshot {name} of the diff already exists in {spec}");
                     return Err(Error::failed(what).help(format!(
-                        "it may have been imported already; list snapshots: blockyard image snap ls {spec}"
+                        "it may have been imported already; list snapshots: blockyard image snap ls {}",
+                        quoted(spec.to_string())
                     )));
                 }
                 to = Some(name);

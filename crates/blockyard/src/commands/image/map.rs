@@ -6,7 +6,7 @@ use super::cannot;
 use super::place::Context;
 use crate::cli::ObjectMapCommand;
 use crate::commands::{NO, size};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::images::OwnedImage;
 use crate::text::{size as sizes, term};
 
@@ -20,14 +20,14 @@ pub(super) async fn run(context: &Context<'_>, command: &ObjectMapCommand) -> Re
             let state = image.check_map(|at, _| progress.set(at * bytes)).await;
             drop(progress);
             let state = state.map_err(no_map(&target.spec.to_string()))?;
-            let spec = target.spec;
+            let (spec, word) = (&target.spec, quoted(target.spec.to_string()));
             match state {
                 MapState::Right => return Ok(0),
                 MapState::Invalid => term::tell(format_args!(
-                    "the object map of {spec} is flagged invalid; rebuild it: blockyard image object-map rebuild {spec}"
+                    "the object map of {spec} is flagged invalid; rebuild it: blockyard image object-map rebuild {word}"
                 )),
                 MapState::Misses(object) => term::tell(format_args!(
-                    "the object map of {spec} lacks object {object}; rebuild it: blockyard image object-map rebuild {spec}"
+                    "the object map of {spec} lacks object {object}; rebuild it: blockyard image object-map rebuild {word}"
                 )),
             }
             Ok(NO)

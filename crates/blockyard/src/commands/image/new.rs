@@ -8,7 +8,7 @@ use super::cannot;
 use super::place::{Context, size_in_mib};
 use crate::cli::NewImageArgs;
 use crate::commands::size as size_of;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::images::{ImageSpec, Store, unused};
 use crate::text::{size, suggest};
 
@@ -84,7 +84,7 @@ pub(super) async fn check_namespace(store: &Store, namespace: &str) -> Result<()
         return Ok(());
     }
     Err(Error::failed(format!("no namespace named {namespace}"))
-        .help(format!("create it: blockyard image namespace create {namespace}")))
+        .help(format!("create it: blockyard image namespace create {}", quoted(namespace))))
 }
 
 pub(super) async fn remove(context: &Context<'_>, image: &str) -> Result<()> {
@@ -115,7 +115,7 @@ pub(super) async fn rename(context: &Context<'_>, from: &str, to: &str) -> Resul
     };
     if to.namespace != target.spec.namespace {
         let what = "cannot rename across namespaces";
-        let (from, to) = (&target.spec, &to);
+        let [from, to] = [&target.spec, &to].map(|spec| quoted(spec.to_string()));
         return Err(
             Error::usage(what).help(format!("copy the image: blockyard image deep cp {from} {to}"))
         );

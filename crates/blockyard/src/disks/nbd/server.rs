@@ -8,7 +8,7 @@ use blockyard_nbd::uri::{Transport, Uri};
 use blockyard_nbd::wire::ReplyType;
 use tokio::runtime::Handle;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, quoted};
 
 /// Connects on the queue threads. Never called on one of them: it waits.
 pub(super) fn connect(config: NbdConfig, threads: &[Handle]) -> Result<(Arc<Nbd>, Export)> {
@@ -42,11 +42,11 @@ pub(super) fn explained(err: nbd::Error, uri: &Uri) -> Error {
         }
         NbdErrorKind::Refused if wants_tls(&err) => {
             let secure = Uri { tls: true, ..uri.clone() };
-            Some(format!("the server requires TLS: use '{secure}'"))
+            Some(format!("the server requires TLS: use {}", quoted(secure.to_string())))
         }
         NbdErrorKind::Refused => {
             let list = Uri { export: String::new(), ..uri.clone() };
-            Some(format!("list the exports: blockyard list '{list}'"))
+            Some(format!("list the exports: blockyard list {}", quoted(list.to_string())))
         }
         NbdErrorKind::Tls if uri.tls_params.psk_file.is_some() => Some(
             "the user before @ in the URI must have the same key on the server".into(),

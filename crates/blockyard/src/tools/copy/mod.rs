@@ -27,7 +27,7 @@ use super::ranges::Ranges;
 use super::sums::Sums;
 use crate::disks::DiskPlan;
 use crate::disks::identity::DiskIdentity;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::tools::session::Session;
 
 /// How often what is done is made durable and written down, unless told otherwise.
@@ -230,7 +230,7 @@ fn check_fit([(source, from), (target, to)]: [(&Arc<Disk>, &DiskPlan); 2]) -> Re
         let help = match file {
             Some(path) => format!(
                 "run: truncate -s {size} {}; or copy a part, with size={room} in the URI of the source",
-                path.display()
+                quoted(path)
             ),
             None => {
                 format!(

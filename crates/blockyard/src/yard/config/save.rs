@@ -12,7 +12,9 @@ use tempfile::NamedTempFile;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{ConfigError, parse};
-use crate::disks::{DiskPlan, PlanBuilder, Value, ValueKind, canonical_key, throttle};
+use crate::disks::{
+    DiskPlan, PlanBuilder, Value, ValueKind, canonical_key, show_duration, throttle,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::yard::plan::YardPlan;
@@ -250,10 +252,12 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit) -> Result<b
         Edit::Set { disk, settings } => {
             let at = place_of(before, disk)
                 .ok_or_else(|| Error::failed(format!("no disk {disk:?} in the file")))?;
-            let table = tables(document, "disk")?.get_mut(at);
-            let table = table.ok_or_else(not_as_tables)?;
+            let tables = tables(document, "disk")?;
             for (name, said) in settings {
-                set(table, name, of_json(said));
+                for at in said_at(before, at, name) {
+                    let table = tables.get_mut(at).ok_or_else(not_as_tables)?;
+                    set(table, name, of_json(said));
+                }
             }
         }
         Edit::AddExport(plan) => {
@@ -295,6 +299,19 @@ fn apply(document: &mut DocumentMut, before: &YardPlan, edit: &Edit) -> Result<b
 /// Where a disk is among the tables.
 fn place_of(plan: &YardPlan, name: &str) -> Option<usize> {
     plan.disks.iter().position(|disk| disk.options.name.as_deref() == Some(name))
+}
+
+/// Where a setting of a disk is said, or is to be: the limits of a group by each of its disks that say them.
+fn said_at(plan: &YardPlan, disk: usize, setting: &str) -> Vec<usize> {
+    let group = plan.disks.get(disk).and_then(|it| it.options.throttle_group.as_ref());
+    let says = |it: &DiskPlan| {
+        group.is_some()
+            && it.options.throttle_group.as_ref() == group
+            && throttle::shown(&it.options.throttle).contains_key(setting)
+    };
+    let all = plan.disks.iter().enumerate().filter(|(_, it)| says(it));
+    let all: Vec<_> = all.map(|(at, _)| at).collect();
+    if all.is_empty() { vec![disk] } else { all }
 }
 
 fn key(kind: &ExportKind) -> &'static str {
@@ -359,7 +376,7 @@ fn of_export(plan: &ExportPlan) -> Table {
             Value::Flag(flag) => value(*flag),
             Value::Number(mode) if is_mode => value(format!("{mode:o}")),
             Value::Number(number) => value(i64::try_from(*number).unwrap_or(i64::MAX)),
-            Value::Time(time) => value(format!("{}ns", time.as_nanos())),
+            Value::Time(time) => value(show_duration(*time)),
             Value::Rate(rate) => value(throttle::show_rate(*rate)),
             Value::Text(text) => value(text),
             Value::Path(path) => value(path.to_string_lossy().into_owned()),
@@ -410,9 +427,13 @@ mod tests {
                         [nbd]\nlisten = \"unix:s\"\ndefault_export = \"b\" # most want it\n";
 
     fn edited(edits: impl IntoIterator<Item = Edit>) -> Result<String> {
+        edited_in(YARD, edits)
+    }
+
+    fn edited_in(yard: &str, edits: impl IntoIterator<Item = Edit>) -> Result<String> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("yard.toml");
-        std::fs::write(&file, YARD).unwrap();
+        std::fs::write(&file, yard).unwrap();
         for edit in edits {
             if let Some(prepared) = prepare(&file, &Arc::new(edit))? {
                 prepared.write()?;
@@ -426,6 +447,31 @@ mod tests {
         let mut plan: DiskPlan = uri.parse().unwrap();
         plan.options.name = Some(name.into());
         plan
+    }
+
+    /// Whichever of its disks was named; the others would say the old ones, or nobody them.
+    #[test]
+    fn limits_of_a_group_are_saved_where_they_are_said() {
+        let disk = |name: &str, rest: &str| {
+            format!("[[disk]]\nname = \"{name}\"\nuri = \"ram:1M\"\n{rest}\n")
+        };
+        let (group, iops) = ("throttle_group = \"g\"\n", "iops = 1\n");
+        let (both, nbd) = (format!("{group}{iops}"), "[nbd]\nlisten = \"unix:s\"\n");
+        let yard =
+            [disk("a", &both), disk("b", &both), disk("c", group), disk("d", iops), nbd.into()];
+        let set = |name: &str, key, said: Json| {
+            let edit = Edit::Set { disk: name.into(), settings: vec![(key, said)] };
+            edited_in(&yard.concat(), [edit]).unwrap()
+        };
+        let five = yard.concat().replacen("iops = 1", "iops = 5", 2);
+        for name in ["a", "b", "c"] {
+            assert_eq!(set(name, "iops", 5.into()), five, "{name}");
+        }
+        assert_eq!(set("d", "iops", 5.into()).matches("iops = 1").count(), 2, "it is in no group");
+        let with_bps = set("c", "bps", "1M".into());
+        assert_eq!(with_bps.replace(&format!("{group}bps = \"1M\"\n"), group), yard.concat());
+        let with_depth = set("a", "io_size", 4096.into());
+        assert_eq!(with_depth.matches("io_size").count(), 1);
     }
 
     #[test]

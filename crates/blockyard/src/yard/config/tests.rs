@@ -241,6 +241,16 @@ fn what_would_fail_at_the_start_is_a_mistake() {
         ("[[export]]\ndisk = \"ram0\"\ntls_only = true\n[nbd]\nlisten = \"unix:s\"", "TLS is off"),
         ("[nbd]\nlisten = [\"unix:s\", \"tcp::1\", \"unix:./s\"]", "yard.toml:4:31"),
         ("[nbd]\nlisten = [\"tcp::1\", \"tcp::1\"]", "duplicate listen address tcp::1"),
+        (
+            "throttle_group = \"g\"\niops = 1\n[[disk]]\nuri = \"ram:1M\"\nthrottle_group = \"g\"\niops = 2\n\
+             [nbd]\nlisten = \"unix:s\"",
+            "disks \"ram0\" and \"ram1\" of group \"g\" say different iops: 1 and 2",
+        ),
+        (
+            "throttle_group = \"g\"\niops = 1\n[[disk]]\nuri = \"ram:1M\"\nthrottle_group = \"g\"\niops = 2\n\
+             [nbd]\nlisten = \"unix:s\"",
+            "yard.toml:5:1",
+        ),
         ("[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"s\"\nfd = 3", "no key \"fd\""),
         (
             "[nbd]\nlisten = \"unix:s\"\n[[vhost_user_blk]]\ndisk = \"ram0\"\nsocket = \"/yard/s\"",

@@ -14,7 +14,9 @@ use super::Needs;
 use super::mistakes::Mistake;
 use super::table::{At, Taker};
 use crate::disks::uri::kind_of_uri;
-use crate::disks::{DiskPlan, PlanBuilder, Settings, absolute, canonical_key, parse_duration};
+use crate::disks::{
+    DiskPlan, PlanBuilder, Settings, absolute, canonical_key, parse_duration, throttle,
+};
 use crate::exports::{self, ExportKind, ExportPlan};
 use crate::text::suggest;
 use crate::yard::plan::{MAX_THREADS, NbdPlan, TlsUse, YardPlan, name_disks};
@@ -114,6 +116,7 @@ struct Disk {
 
 fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<Disk> {
     let mut plans: Vec<DiskPlan> = Vec::new();
+    let mut places = Vec::new();
     let mut wrong: Vec<Disk> = Vec::new();
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     for mut table in top.tables("disk", "[[disk]]", found) {
@@ -134,7 +137,10 @@ fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<
             continue;
         };
         match disk(&table, &uri, name.as_ref(), base, found) {
-            Some(plan) => plans.push(plan),
+            Some(plan) => {
+                plans.push(plan);
+                places.push(first_line(&table.at()));
+            }
             None => wrong.extend(name.map(|name| Disk { plan: None, name: name.value })),
         }
     }
@@ -143,6 +149,10 @@ fn disks(top: &mut Taker<'_, '_>, base: &Path, found: &mut Vec<Mistake>) -> Vec<
         && found.is_empty()
     {
         found.push(Mistake::new(0..0, err.to_string(), err.remedy().unwrap_or_default()));
+    }
+    if let Some((index, what)) = throttle::conflict(&plans) {
+        let place = places.get(index).cloned().unwrap_or_default();
+        found.push(Mistake::new(place, what, throttle::CONFLICT_REMEDY));
     }
     let named = plans
         .into_iter()

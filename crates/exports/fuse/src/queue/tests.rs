@@ -18,15 +18,17 @@ use rustix::net::{recv, send, socketpair};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::outstanding::Outstanding;
 use crate::tree::Owner;
 
 const DISK_BYTES: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
-const OWNER: Owner = Owner { uid: 0, gid: 0, mode: 0o600 };
+pub(crate) const OWNER: Owner = Owner { uid: 0, gid: 0, mode: 0o600 };
 /// Requests with a disk.
 const DEPTH: usize = 4;
 const LIMITS: Limits = Limits { max_write: 16384, max_read: 16384, head: Limits::HEAD };
-const PROTOCOL: Protocol = Protocol { minor: 45, flags: InitFlags::SETXATTR_EXT, limits: LIMITS };
+pub(crate) const PROTOCOL: Protocol =
+    Protocol { minor: 45, flags: InitFlags::SETXATTR_EXT, limits: LIMITS };
 
 /// The client's end, and the queue.
 struct Client {
@@ -41,7 +43,7 @@ struct Client {
 
 impl Client {
     fn new() -> Self {
-        Self::of(Tree::single(ram_disk(), OWNER))
+        Self::of(Tree::single(ram_disk(), OWNER, 1))
     }
 
     fn of(tree: Tree) -> Self {
@@ -59,12 +61,12 @@ impl Client {
                 .unwrap();
         let channel = Arc::new(Channel::of(far).unwrap());
         let (threads, handles) = QueueThread::start_many(queues);
-        let start = |handle: &Handle| {
+        let start = |(queue, handle): (usize, &Handle)| {
             let event = EventWatch::new(Arc::clone(&channel), handle).unwrap();
-            let worker = Worker::new(Arc::clone(&session), Arc::clone(&channel), 0, DEPTH);
+            let worker = Worker::new(Arc::clone(&session), Arc::clone(&channel), queue, DEPTH);
             handle.spawn(worker.unwrap().run(event))
         };
-        let mut workers: Vec<_> = handles.iter().map(start).collect();
+        let mut workers: Vec<_> = handles.iter().enumerate().map(start).collect();
         let other = workers.drain(1..).next();
         let worker = workers.pop();
         Self { socket, worker, other, session, _threads: threads, unique: 0 }
@@ -235,17 +237,18 @@ fn a_message_that_is_none_ends_the_session_and_nothing_else() {
 
 /// A disk that keeps all requests to itself until it is told to end them, in whatever order they came.
 #[derive(Default)]
-struct Stuck {
+pub(crate) struct Stuck {
     held: parking_lot::Mutex<Vec<BlkRequest<Self>>>,
     bytes: parking_lot::Mutex<Vec<u8>>,
     goes_on: std::sync::atomic::AtomicBool,
 }
 
 impl Stuck {
-    fn disk() -> (Arc<Self>, Arc<Bdev>) {
+    /// One that takes so many requests at a time.
+    pub(crate) fn disk(depth: u32) -> (Arc<Self>, Arc<Bdev>) {
         let driver = Arc::new(Self::default());
         driver.bytes.lock().resize(DISK_BYTES as usize, 0);
-        let tags = TagSetConfig { depth: 64, ..TagSetConfig::default() };
+        let tags = TagSetConfig { depth, ..TagSetConfig::default() };
         let set = TagSet::new(Arc::clone(&driver), tags).unwrap();
         let limits = blockyard_blkmq::Limits::default().validate().unwrap();
         let config = DiskConfig::new("stuck", Sector::from_bytes_floor(DISK_BYTES), limits);
@@ -270,7 +273,18 @@ impl Stuck {
         rq.end(Status::Ok);
     }
 
-    fn go_on(&self) {
+    /// How many it has.
+    pub(crate) fn held(&self) -> usize {
+        self.held.lock().len()
+    }
+
+    /// Ends the one that came first.
+    pub(crate) fn release_first(&self) {
+        let first = self.held.lock().remove(0);
+        self.carry_out(first);
+    }
+
+    pub(crate) fn go_on(&self) {
         self.goes_on.store(true, Ordering::Release);
         let held = std::mem::take(&mut *self.held.lock());
         held.into_iter().rev().for_each(|rq| self.carry_out(rq));
@@ -311,8 +325,8 @@ fn ram_disk() -> Arc<Bdev> {
 #[test]
 fn a_disk_that_is_stuck_keeps_no_other_from_being_served() {
     const MANY: u64 = 100;
-    let (driver, bdev) = Stuck::disk();
-    let tree = Tree::directory(OWNER);
+    let (driver, bdev) = Stuck::disk(64);
+    let tree = Tree::directory(OWNER, 1);
     let stuck = tree.add("stuck", bdev).unwrap().id;
     let sound = tree.add("sound", ram_disk()).unwrap().id;
     let mut client = Client::of(tree);
@@ -330,7 +344,7 @@ fn a_disk_that_is_stuck_keeps_no_other_from_being_served() {
         let back = Operation::Read(ReadIn { size: 512, ..read(number) });
         client.ask_of(sound, &back, |reply| assert_eq!(reply, Reply::Data(payload(&data[..512]))));
     }
-    assert_eq!(driver.held.lock().len(), DEPTH);
+    assert_eq!(driver.held(), DEPTH);
     driver.go_on();
     while !waiting.is_empty() {
         let answer = client.receive();
@@ -350,7 +364,7 @@ fn a_disk_that_is_stuck_keeps_no_other_from_being_served() {
 /// serves them.
 #[test]
 fn a_queue_that_is_woken_for_nothing_rests_until_it_is_called() {
-    let mut client = Client::with(Tree::single(ram_disk(), OWNER), 2);
+    let mut client = Client::with(Tree::single(ram_disk(), OWNER, 2), 2);
     let until = |client: &mut Client, watching: usize| {
         let end = std::time::Instant::now() + PATIENCE;
         while client.session.watchers.watching() != watching {
@@ -377,7 +391,7 @@ fn a_queue_that_is_woken_for_nothing_rests_until_it_is_called() {
 /// One finds out that it is over, and the one that rests hears of it.
 #[test]
 fn the_end_is_everybody_s() {
-    let mut client = Client::with(Tree::single(ram_disk(), OWNER), 2);
+    let mut client = Client::with(Tree::single(ram_disk(), OWNER, 2), 2);
     let end = std::time::Instant::now() + PATIENCE;
     while client.session.watchers.watching() > 1 {
         assert!(std::time::Instant::now() < end, "both watch");
@@ -394,28 +408,47 @@ fn the_end_is_everybody_s() {
 fn what_is_put_by_has_a_bound() {
     let node = 7;
     let outbox = Arc::new(Outbox::default());
-    let mut slots = Slots::new(1, 4096, outbox).unwrap();
-    assert!(slots.vacant().is_some() && slots.has_room(node));
-    slots.take(node);
-    assert!(!slots.has_room(node) && slots.has_room(8));
-    let write = |len: usize| Parked {
+    let mut slots = Slots::new(0, 1, 4096, outbox).unwrap();
+    let outstanding = Arc::new(Outstanding::new(1));
+    let other = Arc::new(Outstanding::new(1));
+    let (epoch, has_room) = slots.enter(node, &outstanding);
+    assert!(slots.vacant().is_some() && has_room);
+    slots.take(node, epoch);
+    assert!(slots.enter(8, &other).1);
+    slots.leave(8, epoch);
+    assert!(other.is_idle() && !outstanding.is_idle());
+    let enter = |slots: &mut Slots| {
+        let (epoch, has_room) = slots.enter(node, &outstanding);
+        assert!(!has_room);
+        epoch
+    };
+    let write = |epoch, len: usize| Parked {
         unique: 2,
         wanted: Wanted::Write(WriteIn::default(), len),
         data: Some(Segment::from_vec(vec![0; len])),
+        epoch,
     };
-    slots.park(node, write(crate::slots::MAX_PARKED_BYTES - 1));
+    let epoch = enter(&mut slots);
+    slots.park(node, write(epoch, crate::slots::MAX_PARKED_BYTES - 1));
     assert!(slots.vacant().is_some());
-    slots.park(node, write(1));
+    let epoch = enter(&mut slots);
+    slots.park(node, write(epoch, 1));
     assert!(slots.vacant().is_none(), "no more is read");
     let bio = slots.at(0).unwrap().bio.take().unwrap();
     assert_eq!(slots.give_back(0, bio), Some(node));
-    assert!(slots.unpark(node).is_some() && slots.vacant().is_some());
+    let unparked = slots.unpark(node).unwrap();
+    slots.take(node, unparked.epoch);
+    assert!(slots.vacant().is_some());
     for _ in 0..crate::slots::MAX_PARKED {
-        slots.park(node, Parked { unique: 2, wanted: Wanted::Flush, data: None });
+        let epoch = enter(&mut slots);
+        slots.park(node, Parked { unique: 2, wanted: Wanted::Flush, data: None, epoch });
     }
     assert!(slots.vacant().is_none());
     slots.forget_parked();
-    assert!(slots.vacant().is_some() && slots.are_idle());
+    assert!(slots.vacant().is_some() && !slots.are_idle() && !outstanding.is_idle());
+    let bio = slots.at(0).unwrap().bio.take().unwrap();
+    assert_eq!(slots.give_back(0, bio), Some(node));
+    assert!(slots.are_idle() && outstanding.is_idle());
 }
 
 /// Requests cut, lengthened and with bytes changed: each is answered at most once, and the next one well.

@@ -215,7 +215,12 @@ impl<'a> Transmission<'a> {
             Stage::Serving => {}
             Stage::Draining => self.drain(),
             Stage::Cut if self.awaits_last_flush() => self.drain_last_flush(),
-            Stage::Cut | Stage::Over => return Err(Close::Shutdown),
+            Stage::Cut | Stage::Over => {
+                if !self.has_last_answer() {
+                    registration.client.set_cut_off();
+                }
+                return Err(Close::Shutdown);
+            }
         }
         let ws = &mut *registration.thread().workspace.lock();
         let progress = self.answer(ws)?;

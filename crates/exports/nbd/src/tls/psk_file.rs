@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use blockyard_error::quoted;
 use blockyard_nbd::psk::{self, Keys, MAX_FILE};
 
 use crate::error::{Error, ErrorKind};
@@ -24,11 +25,11 @@ pub(super) fn load(path: &Path) -> Result<Keys, Error> {
         read(path).map_err(|err| bad("cannot read the file".into()).caused_by(err))?;
     if mode & OTHERS != 0 {
         let mode = format!("{:o}", mode & 0o777);
-        let path = path.display();
         tracing::warn!(
-            %path,
+            path = %path.display(),
             mode,
-            "file of pre-shared keys is accessible to other users; run: chmod 600 {path}"
+            "file of pre-shared keys is accessible to other users; run: chmod 600 {}",
+            quoted(path)
         );
     }
     psk::parse(&text).map_err(|mistake| bad(mistake.to_string()))

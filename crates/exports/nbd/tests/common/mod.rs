@@ -35,7 +35,7 @@ pub struct Yard {
     pub server: Arc<Server>,
     pub disk: Arc<Disk>,
     pub socket: PathBuf,
-    threads: Vec<QueueThread>,
+    pub threads: Vec<QueueThread>,
     _dir: tempfile::TempDir,
 }
 

@@ -73,8 +73,10 @@ impl Passing {
                 self.leaves.store(true, Ordering::Relaxed);
                 let server = Arc::clone(&self.server);
                 let grace = Duration::from_secs(self.rng.below(900));
-                let removal =
-                    async move { server.remove_export(On::Passing.export(), grace).await };
+                let removal = async move {
+                    let removed = server.remove_export(On::Passing.export(), grace).await;
+                    removed.map(|removed| server.in_flight_of(removed))
+                };
                 self.state = State::Going(tokio::spawn(removal));
             }
             State::Going(removal) if removal.is_finished() => {

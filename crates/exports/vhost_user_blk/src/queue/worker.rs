@@ -8,8 +8,9 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use blockyard_blkmq::WaitLimit;
 use blockyard_sys::EventWatch;
 use blockyard_sys::spin::{Arrival, SpinPolicy};
 use blockyard_vhost_user_backend::{Events, Setup};
@@ -39,7 +40,7 @@ pub(super) struct Worker {
     abandoned: bool,
     serving: Option<Serving>,
     /// Nothing is taken any more; who asked for it waits until nothing is in flight.
-    stop: Option<SyncSender<Answer>>,
+    stop: Option<(SyncSender<Answer>, WaitLimit)>,
     io: Io,
     spin: SpinPolicy,
     /// Since when it has been waiting for the driver and nothing else.
@@ -119,8 +120,8 @@ impl Worker {
         let done = match command {
             Command::Stop => {
                 // Its front-end waits for that, with all that it is.
-                self.device.export.bdev.disk().let_in();
-                self.stop = Some(reply);
+                let no_waits = self.device.export.bdev.disk().limit_waits(Duration::ZERO);
+                self.stop = Some((reply, no_waits));
                 return;
             }
             Command::Start(setup) => self.start(*setup),
@@ -267,7 +268,7 @@ impl Worker {
         if self.io.outstanding > 0 {
             return;
         }
-        if let Some(reply) = self.stop.take() {
+        if let Some((reply, _no_waits)) = self.stop.take() {
             let base = self.serving.take().map_or(0, |serving| serving.ring.next_available());
             // As in `obey`.
             let _ = reply.send(Ok(base));

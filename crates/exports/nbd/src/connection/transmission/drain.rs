@@ -103,6 +103,13 @@ impl Transmission<'_> {
         awaits
     }
 
+    /// Whether the answer to its last flush was waited for, and it has it.
+    pub(super) fn has_last_answer(&self) -> bool {
+        self.registration.client.awaits_last_flush()
+            && !self.bios.unflushed.is_flush_out()
+            && !self.connection.wants_transmit()
+    }
+
     /// All others are cut off: nothing more is heard of the client, and it goes when it has its answer.
     pub(super) fn drain_last_flush(&mut self) {
         self.connection.shut_down();

@@ -1,0 +1,114 @@
+//! Exports that are gone, while their disks still have requests of their clients: who removes one again hears how many.
+
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
+use crate::exports::{Export, ExportKind, ExportPlan, InFlight};
+
+/// Those that are known. Who removes more, and asks again for the first, hears that there is no such export.
+const MAX_REMOVED: usize = 128;
+
+/// An export that was removed.
+pub(super) struct RemovedExport {
+    kind: &'static ExportKind,
+    name: String,
+    pub(super) disk: String,
+    in_flight: InFlight,
+}
+
+impl RemovedExport {
+    pub(super) fn is(&self, kind: &ExportKind, name: &str) -> bool {
+        self.kind == kind && self.name == name
+    }
+}
+
+/// In the order in which they were removed.
+#[derive(Default)]
+pub(super) struct Removed(Mutex<VecDeque<RemovedExport>>);
+
+impl Removed {
+    /// One that has ended. Says how many requests of its clients the disk still has, and keeps that in mind if there are any.
+    pub(super) fn note(&self, plan: &ExportPlan, export: &dyn Export) -> usize {
+        let Some(in_flight) = export.in_flight() else { return 0 };
+        let count = in_flight();
+        if count > 0 {
+            let (kind, name, disk) = (plan.kind, plan.name.clone(), plan.disk.clone());
+            let mut removed = self.0.lock();
+            removed.retain(|it| !it.is(kind, &name));
+            if removed.len() == MAX_REMOVED {
+                removed.pop_front();
+            }
+            removed.push_back(RemovedExport { kind, name, disk, in_flight });
+        }
+        count
+    }
+
+    /// How many requests of its clients its disk still has; none if there was no such export, or it left nothing.
+    pub(super) fn in_flight(&self, kind: &ExportKind, name: &str) -> Option<usize> {
+        let removed = self.0.lock();
+        removed.iter().find(|it| it.is(kind, name)).map(|it| (it.in_flight)())
+    }
+
+    /// There are others of that name now, or their disk is gone.
+    pub(super) fn forget(&self, which: impl Fn(&RemovedExport) -> bool) {
+        self.0.lock().retain(|it| !which(it));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::error::Result;
+    use crate::exports::{Doing, nbd, vhost_user_blk};
+    use crate::yard::report::Served;
+
+    /// So many requests are at its disk.
+    struct Left(Arc<AtomicUsize>);
+
+    impl Export for Left {
+        fn start(&self) -> Result<()> {
+            Ok(())
+        }
+
+        fn end(&self, _clients: Duration, _grace: Duration) -> Doing<'_, Result<()>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn in_flight(&self) -> Option<InFlight> {
+            let left = Arc::clone(&self.0);
+            Some(Box::new(move || left.load(Ordering::Relaxed)))
+        }
+
+        fn report(&self) -> Served {
+            Served::default()
+        }
+    }
+
+    #[test]
+    fn what_a_removed_export_has_left_is_told_until_there_is_another_of_its_name() {
+        let removed = Removed::default();
+        let count = Arc::new(AtomicUsize::new(0));
+        let plan = |name: &str| ExportPlan::new(&nbd::KIND, "disk", name);
+        let note = |name: &str| removed.note(&plan(name), &Left(Arc::clone(&count)));
+        assert_eq!((note("a"), removed.in_flight(&nbd::KIND, "a")), (0, None), "it left nothing");
+        count.store(2, Ordering::Relaxed);
+        assert_eq!((note("a"), removed.in_flight(&nbd::KIND, "a")), (2, Some(2)));
+        assert_eq!(removed.in_flight(&vhost_user_blk::KIND, "a"), None);
+        count.store(0, Ordering::Relaxed);
+        assert_eq!(removed.in_flight(&nbd::KIND, "a"), Some(0), "it is done");
+        removed.forget(|it| it.is(&nbd::KIND, "a"));
+        assert_eq!(removed.in_flight(&nbd::KIND, "a"), None);
+        // Their number has a bound.
+        count.store(1, Ordering::Relaxed);
+        (0..=MAX_REMOVED).for_each(|number| _ = note(&number.to_string()));
+        assert_eq!(removed.in_flight(&nbd::KIND, "0"), None);
+        assert_eq!(removed.in_flight(&nbd::KIND, &MAX_REMOVED.to_string()), Some(1));
+        removed.forget(|it| it.disk == "disk");
+        assert!(removed.0.lock().is_empty());
+    }
+}
