@@ -67,6 +67,8 @@ pub(crate) struct Done<J> {
     pub(crate) durable: bool,
     /// What a flush covers.
     pub(crate) flush: FlushOut,
+    /// What the server has got is not what it was to get: the request fails, whatever the server says.
+    pub(crate) spoiled: bool,
 }
 
 impl<J> Done<J> {
@@ -76,7 +78,8 @@ impl<J> Done<J> {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.result.map_or_else(commands::status, |()| Status::Ok)
+        let is_ours = self.spoiled.then_some(Status::Io);
+        self.result.map_or_else(commands::status, |()| is_ours.unwrap_or(Status::Ok))
     }
 }
 
@@ -414,11 +417,8 @@ impl<J: Job> Link<J> {
             }
         }
         let Entry { expected, held, changes, flush, .. } = entry;
-        let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
-        let result = expected.result().and(match is_spoiled {
-            true => Err(ErrorCode::EIO),
-            false => Ok(()),
-        });
+        let spoiled = held.as_ref().is_some_and(Held::is_spoiled);
+        let result = expected.result();
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
         let request = expected.request();
@@ -431,6 +431,7 @@ impl<J: Job> Link<J> {
             changed: changes,
             durable: request.flags.contains(CommandFlags::FUA),
             flush,
+            spoiled,
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);
