@@ -72,7 +72,7 @@ impl File {
                 .max(align(|alignment| alignment.offset) as u64),
             file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
-            gives_ranges: !config.direct,
+            gives_ranges: !config.direct && can_try,
             pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };

@@ -15,7 +15,7 @@ use std::sync::{Arc, LazyLock};
 use blockyard_blkmq::{Bio, Flags, Op, Sector, StatGroup, Status, TagSetConfig};
 use blockyard_buf::FileRange;
 use blockyard_conformance::faulty::{Call, Errno, Faulty};
-use blockyard_driver_file::FileConfig;
+use blockyard_driver_file::{Engine, FileConfig};
 use blockyard_sys::page_cache;
 use common::{Place, TestDisk, bytes, open, open_shown, open_with, ways};
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs};
@@ -232,6 +232,18 @@ fn reads_that_become_one_request_are_answered_each_for_itself() {
 
 /// From a disk in one file to a disk in another.
 fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64, flags: Flags) -> Status {
+/// Who has the range of a file waits for its server.
+#[test]
+fn a_file_whose_server_may_not_answer_gives_no_range() {
+    let faulty = Faulty::new(LONG);
+    for engine in [Engine::Auto, Engine::Uring] {
+        let disk = open(&FileConfig { engine, ..FileConfig::new(faulty.file()) }).unwrap();
+        let mut read = disk.range(Op::Read, 0, LONG as u64, Flags::RANGE);
+        assert_eq!(read.status(), Status::Ok);
+        assert!(read.take_range().is_none() && bytes(&read) == vec![0; LONG], "{engine:?}");
+    }
+}
+
     let read = Bio::new(Op::Read, Sector(offset / 512), len).with_flags(Flags::RANGE);
     let mut read = from.submit(read);
     assert_eq!(read.status(), Status::Ok);
