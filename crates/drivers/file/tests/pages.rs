@@ -22,6 +22,8 @@ use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs};
 
 const SIZE: usize = 8 << 20;
 const LONG: usize = 256 << 10;
+/// More calls than anybody makes.
+const EVER: usize = 1_000_000;
 /// Reads of what is to be in the page cache, before it counts as never there.
 const TRIES: usize = 10;
 
@@ -230,8 +232,6 @@ fn reads_that_become_one_request_are_answered_each_for_itself() {
     }
 }
 
-/// From a disk in one file to a disk in another.
-fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64, flags: Flags) -> Status {
 /// Who has the range of a file waits for its server.
 #[test]
 fn a_file_whose_server_may_not_answer_gives_no_range() {
@@ -244,6 +244,8 @@ fn a_file_whose_server_may_not_answer_gives_no_range() {
     }
 }
 
+/// From a disk in one file to a disk in another.
+fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64, flags: Flags) -> Status {
     let read = Bio::new(Op::Read, Sector(offset / 512), len).with_flags(Flags::RANGE);
     let mut read = from.submit(read);
     assert_eq!(read.status(), Status::Ok);
@@ -390,11 +392,14 @@ fn a_range_that_is_not_there_or_has_no_room_fails_and_the_disk_goes_on() {
     assert_eq!(to.write(0, vec![2; 512]), Status::Ok);
     assert_eq!(to.read(0, 512), [2; 512]);
     let faulty = Faulty::new(LONG);
-    faulty.fail(Call::Read, Errno::EIO, 1000);
     let file = Arc::new(std::fs::File::open(faulty.file()).unwrap().into());
     let to = open(&FileConfig::new(place.file("another", SIZE as u64))).unwrap();
-    let unreadable = to.submit(Bio::write_range(0, FileRange::new(&file, 0, LONG as u64)));
-    assert!(!unreadable.status().is_ok() && to.flush() == Status::Ok);
+    for errno in [Errno::EIO, Errno::EAGAIN, Errno::EINTR] {
+        faulty.fail(Call::Read, errno, EVER);
+        let unreadable = to.submit(Bio::write_range(0, FileRange::new(&file, 0, LONG as u64)));
+        assert_eq!((unreadable.status(), to.flush()), (Status::Io, Status::Ok), "{errno:?}");
+        faulty.succeed(Call::Read);
+    }
     // What a disk has lost is not told of either.
     let file = std::fs::File::options().write(true).open(place.path().join("disk")).unwrap();
     file.set_len(LONG as u64).unwrap();

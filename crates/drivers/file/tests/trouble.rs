@@ -10,6 +10,8 @@ use blockyard_driver_file::{Engine, FileConfig};
 use common::{Loop, Place, TestDisk, open, ways};
 
 const MIB: u64 = 1 << 20;
+/// More calls than anybody makes.
+const EVER: usize = 1_000_000;
 
 fn fua(disk: &TestDisk, offset: u64) -> Status {
     let data = std::iter::once(Segment::from_vec(vec![8; 4096])).collect();
@@ -205,6 +207,27 @@ fn memory_that_is_gone_fails_its_owner_alone() {
                     }
                 }
                 assert_eq!(disk.write(gone * 8192, vec![3; 8192]), Status::Ok);
+            }
+        }
+    }
+}
+
+/// The server of a file may say so each time: to try it again for ever would take a processor.
+#[test]
+fn errors_that_call_for_another_try_are_errors_after_one() {
+    for engine in [Engine::Uring, Engine::Threads] {
+        for errno in [Errno::EAGAIN, Errno::EINTR] {
+            let fs = Faulty::new(MIB as usize);
+            let disk = open(&FileConfig { engine, ..FileConfig::new(fs.file()) }).unwrap();
+            fs.fail(Call::Read, errno, EVER);
+            let read = disk.range(Op::Read, 0, 4096, Flags::empty());
+            assert_eq!(read.status(), Status::Io, "{engine:?} {errno:?}");
+            fs.succeed(Call::Read);
+            assert_eq!(disk.read(0, 4096), vec![0; 4096], "{engine:?} {errno:?}");
+            assert_eq!(disk.flush(), Status::Ok, "{engine:?} {errno:?}");
+            fs.fail(Call::Sync, errno, 1);
+            for _ in 0..3 {
+                assert_eq!(disk.flush(), Status::Io, "{engine:?} {errno:?}: it is told once");
             }
         }
     }

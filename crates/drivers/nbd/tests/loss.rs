@@ -131,7 +131,10 @@ fn a_long_range_that_is_cut_off_midway_is_sent_again() {
         assert!(write.try_recv().is_err(), "a socket does not take all of it");
         if !is_cached {
             rustix::fs::fadvise(&source, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            assert!(!page_cache::has(source.as_fd(), 0, LEN), "what the socket has not taken is gone");
+            assert!(
+                !page_cache::has(source.as_fd(), 0, LEN),
+                "what the socket has not taken is gone"
+            );
         }
         server.kill();
         server = nbdkit(&socket, &["file", &file]);

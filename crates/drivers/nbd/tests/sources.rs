@@ -16,6 +16,8 @@ use common::fake::{Fake, USUAL};
 use common::{Attached, PATIENCE, Place, attach, attach_beside, nbdkit, pattern, unix, until};
 
 const LEN: usize = 1 << 20;
+/// More calls than anybody makes.
+const EVER: usize = 1_000_000;
 
 fn write_of(faulty: &Faulty) -> Box<Bio> {
     let file = std::fs::File::open(faulty.file()).unwrap();
@@ -68,9 +70,10 @@ fn an_error_of_the_file_is_the_writes_own() {
     let socket = place.path("s");
     let _server = nbdkit(&socket, &["memory", "16M"]);
     let disk = attach(unix(&socket), 1);
-    for errno in [Errno::EIO, Errno::ENOMEM, Errno::ENOTCONN, Errno::EPIPE, Errno::EAGAIN] {
+    use Errno as E;
+    for errno in [E::EIO, E::ENOMEM, E::ENOTCONN, E::EPIPE, E::EAGAIN, E::EINTR] {
         assert_eq!(disk.write(0, &pattern(0, 1, 4096)), Status::Ok);
-        faulty.fail(Call::Read, errno, 1000);
+        faulty.fail(Call::Read, errno, EVER);
         assert_eq!(disk.run(write_of(&faulty)).status(), Status::Io, "{errno:?}");
         assert_eq!(flush(&disk), Status::Ok, "{errno:?}: no connection was lost");
         faulty.succeed(Call::Read);
