@@ -23,7 +23,7 @@ const NAME: &str = "disk";
 /// Nobody but the kernel changes attributes, unless they are to be asked for each time.
 const FOR_LONG: Duration = Duration::from_secs(3600);
 /// Calls that may be held back at the same time.
-const THREADS: usize = 8;
+const THREADS: usize = 24;
 /// No wait takes longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -211,6 +211,7 @@ fn range(state: &State, offset: u64, len: usize) -> std::ops::Range<usize> {
 impl Filesystem for Kernel {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).unwrap();
+        config.set_max_background(THREADS as u16).unwrap();
         Ok(())
     }
 

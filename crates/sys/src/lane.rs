@@ -30,6 +30,8 @@ pub(crate) struct Lane<T> {
     pool: Pool,
     /// Who copies what the page cache has, and waits for nothing.
     copiers: Pool,
+    /// Who syncs: behind no operations that wait.
+    syncer: Pool,
     done: Arc<Done<T>>,
     pushed: Vec<(Operation, T)>,
     out: usize,
@@ -131,6 +133,7 @@ impl<T: Send + 'static> Lane<T> {
             files,
             pool,
             copiers: Pool::new(MOST_COPIERS),
+            syncer: Pool::new(1),
             done,
             pushed: Vec::new(),
             out: 0,
@@ -219,7 +222,9 @@ impl<T: Send + 'static> Lane<T> {
     fn send(&mut self, operation: Operation, token: T) {
         self.out += 1;
         let file = Arc::clone(self.files.of(&operation));
-        carry_out(&self.pool, (operation, token), file, Arc::clone(&self.done));
+        let is_sync = matches!(operation, Operation::Sync);
+        let pool = if is_sync { &self.syncer } else { &self.pool };
+        carry_out(pool, (operation, token), file, Arc::clone(&self.done));
     }
 
     /// Has a read copied by a thread that does nothing else, so that it is behind no operation that waits for storage. What

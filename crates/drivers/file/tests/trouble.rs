@@ -233,6 +233,26 @@ fn errors_that_call_for_another_try_are_errors_after_one() {
     }
 }
 
+/// One that does not answer has one thread for each that is asked of it.
+#[test]
+fn many_are_asked_of_a_server_at_a_time() {
+    const MANY: usize = 16;
+    /// Further apart than the kernel reads ahead.
+    const APART: u64 = MIB;
+    let fs = Faulty::new(MANY * APART as usize);
+    let disk = open(&FileConfig::new(fs.file())).unwrap();
+    let held = fs.hold(Call::Read);
+    let before = fs.seen(Call::Read);
+    let reads = (0..MANY as u64).map(|at| Bio::new(Op::Read, Sector(at * APART / 512), 4096));
+    let reads: Vec<_> = reads.map(|read| disk.bdev.submit_async(0, read)).collect();
+    fs.wait_for(Call::Read, before + MANY);
+    drop(held);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for read in reads {
+        assert_eq!(runtime.block_on(read).status(), Status::Ok);
+    }
+}
+
 /// Storage that takes less of a write than a block, and has no room for the rest, has lost nothing.
 #[test]
 fn a_write_that_stops_within_a_block_fails_alone() {
