@@ -12,10 +12,10 @@
 //! so do both disks of a copy that a daemon makes while they are served. Else it is as with `cp`, whose user knows of that.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use blockyard_blkmq::{Bdev, Bio, Features, Flags, Op, Status};
-use blockyard_buf::Segments;
+use blockyard_buf::{FileRange, Segments};
 use blockyard_sys::page_cache;
 use tokio::sync::Semaphore;
 
@@ -24,6 +24,9 @@ use super::work::Shared;
 /// Pieces that are on their way to a file at a time. One thread writes them, one after the other: a few are enough to keep it busy,
 /// and leave the tags of the queue to others.
 const MOST_TO_FILE: usize = 4;
+/// Pieces after one that was not in the page cache, of which it is not asked whether they are. The question is a read of the source,
+/// which its limits count, and so is the read that comes then.
+const NOT_ASKED: u32 = 16;
 
 /// Whether data goes that way, and how.
 pub(super) struct Direct {
@@ -35,6 +38,8 @@ pub(super) struct Direct {
     shares_blocks: bool,
     /// Who may write to a file now.
     turns: Semaphore,
+    /// Pieces that are to be read without a question.
+    not_asked: AtomicU32,
 }
 
 /// What has become of a piece.
@@ -60,11 +65,27 @@ impl Direct {
             to_file: is_file,
             shares_blocks,
             turns: Semaphore::new(MOST_TO_FILE),
+            not_asked: AtomicU32::new(0),
         }
     }
 
     fn works(&self) -> bool {
         self.works.load(Ordering::Relaxed)
+    }
+
+    /// Whether a piece that may be in the page cache is worth the question.
+    fn asks(&self) -> bool {
+        let left = |left: u32| left.checked_sub(1);
+        self.not_asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_err()
+    }
+
+    /// It was not there. Where that is never told, nobody asks again.
+    fn is_not_cached(&self, range: &FileRange) -> Moved {
+        if !page_cache::is_known(range.file().as_fd()) {
+            return self.does_not();
+        }
+        self.not_asked.store(NOT_ASKED, Ordering::Relaxed);
+        Moved::No
     }
 
     fn does_not(&self) -> Moved {
@@ -77,7 +98,7 @@ impl Shared {
     /// Copies a piece that way, if it goes.
     pub(super) async fn move_directly(&self, cpu: usize, start: u64, len: u64) -> Moved {
         let direct = &self.direct;
-        if !direct.works() {
+        if !direct.works() || !direct.to_file && !direct.asks() {
             return Moved::No;
         }
         let read = Bio::at_bytes(Op::Read, start, len).with_flags(Flags::RANGE | Flags::NOMERGE);
@@ -88,7 +109,7 @@ impl Shared {
         let Some(range) = read.take_range() else { return Moved::Read(read.take_data()) };
         if !direct.to_file && !page_cache::has(range.file().as_fd(), range.offset(), range.len()) {
             // Storage would be waited for by the socket's thread.
-            return Moved::No;
+            return direct.is_not_cached(&range);
         }
         let mut write = Bio::write_range(start, range.clone());
         write.flags.set(Flags::SHARE, direct.shares_blocks);
@@ -121,10 +142,12 @@ mod tests {
 
     use blockyard_blkmq::{
         BlockDeviceOps, Busy, Disk, DiskConfig, DiskFlags, Driver, Error, HctxHandle, Limits,
-        MonotonicClock, OpenMode, Request, Sector, TagSet, TagSetConfig,
+        MonotonicClock, OpenMode, Request, Sector, StatGroup, TagSet, TagSetConfig,
     };
     use parking_lot::Mutex;
+    use rustix::fs::{Advice, fadvise};
 
+    use super::super::work::Piece;
     use super::*;
     use crate::disks::DiskPlan;
     use crate::tools::session::Session;
@@ -200,6 +223,27 @@ mod tests {
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    /// Its bytes are counted by its limits.
+    #[test]
+    fn a_source_that_is_not_cached_is_read_little_more_than_once() {
+        let source = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(source.path(), vec![7; LEN as usize]).unwrap();
+        source.as_file().sync_all().unwrap();
+        let rig = Rig::new(source.path(), false, false);
+        runtime().block_on(async {
+            for at in 0..PIECES {
+                // Whatever was read ahead.
+                fadvise(&source, 0, None, Advice::DontNeed).unwrap();
+                let (start, len, zero) = (at * PIECE, PIECE, false);
+                rig.shared.work(0, Piece { start, len, zero }).await.unwrap();
+            }
+        });
+        assert_eq!(rig.shared.done.lock().copied, LEN);
+        let read = rig.source.stats().0.counters(StatGroup::Read).sectors * 512;
+        let questions = LEN / u64::from(NOT_ASKED);
+        assert!((LEN..=LEN + questions).contains(&read), "{read} bytes of {LEN} were read");
     }
 
     #[test]
