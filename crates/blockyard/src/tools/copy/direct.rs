@@ -4,8 +4,12 @@
 //! The source answers a read with the range of its file, and the target writes that ([`Flags::RANGE`], [`Bio::write_range`]):
 //! both as requests of their disks, so that whatever holds of these holds of such a copy, a flush at its end and at each
 //! checkpoint among it. What does not go that way, or fails, is read and written as everything else, which says precisely what
-//! is wrong. A file whose server may not answer (NFS, FUSE) gives no ranges: who waits for it is a request of the source, and the
-//! target has none that cannot end.
+//! is wrong.
+//!
+//! Whoever writes a range waits for its storage, in a request of the target. A file whose server may not answer (NFS, FUSE) gives no
+//! ranges, and of a source that others use along with the target, as a daemon copies it, only what is in the page cache goes that
+//! way: its storage may hang, and what waits for it then is a request of its own. The target's clients, its flushes and its changes
+//! wait for nothing but the target.
 //!
 //! XFS and btrfs can have the same blocks in both files, which takes no time and no space, until either is overwritten: that
 //! takes new blocks then, and fails on a full file system. A target that has its space (written or preallocated) keeps it, and
@@ -28,6 +32,18 @@ const MOST_TO_FILE: usize = 4;
 /// which its limits count, and so is the read that comes then.
 const NOT_ASKED: u32 = 16;
 
+/// Whose the disks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disks {
+    /// This copy's alone. A file may share blocks with its source.
+    Own {
+        /// It does, where it has none.
+        shares_blocks: bool,
+    },
+    /// Others use them. They keep the space that they have, and neither waits for the other.
+    InUse,
+}
+
 /// Whether data goes that way, and how.
 pub(super) struct Direct {
     /// It does, as far as is known.
@@ -36,6 +52,8 @@ pub(super) struct Direct {
     to_file: bool,
     /// Which may share blocks with the source.
     shares_blocks: bool,
+    /// Only what is in the page cache goes that way.
+    only_cached: bool,
     /// Who may write to a file now.
     turns: Semaphore,
     /// Pieces that are to be read without a question.
@@ -53,17 +71,15 @@ pub(super) enum Moved {
 }
 
 impl Direct {
-    /// To a target, which may be a file, and share blocks. `sees_data`: somebody wants to look at the data.
-    pub(super) fn new(
-        target: &Bdev,
-        (is_file, shares_blocks): (bool, bool),
-        sees_data: bool,
-    ) -> Self {
+    /// To a target, which may be a file. `sees_data`: somebody wants to look at the data.
+    pub(super) fn new(target: &Bdev, is_file: bool, disks: Disks, sees_data: bool) -> Self {
         let can = target.limits().features.contains(Features::FILE_RANGES);
         Self {
             works: AtomicBool::new(can && !sees_data),
             to_file: is_file,
-            shares_blocks,
+            shares_blocks: disks == Disks::Own { shares_blocks: true },
+            // A socket's thread waits for no storage.
+            only_cached: !is_file || disks == Disks::InUse,
             turns: Semaphore::new(MOST_TO_FILE),
             not_asked: AtomicU32::new(0),
         }
@@ -98,7 +114,7 @@ impl Shared {
     /// Copies a piece that way, if it goes.
     pub(super) async fn move_directly(&self, cpu: usize, start: u64, len: u64) -> Moved {
         let direct = &self.direct;
-        if !direct.works() || !direct.to_file && !direct.asks() {
+        if !direct.works() || direct.only_cached && !direct.asks() {
             return Moved::No;
         }
         let read = Bio::at_bytes(Op::Read, start, len).with_flags(Flags::RANGE | Flags::NOMERGE);
@@ -107,8 +123,8 @@ impl Shared {
             return Moved::No;
         }
         let Some(range) = read.take_range() else { return Moved::Read(read.take_data()) };
-        if !direct.to_file && !page_cache::has(range.file().as_fd(), range.offset(), range.len()) {
-            // Storage would be waited for by the socket's thread.
+        let is_there = || page_cache::has(range.file().as_fd(), range.offset(), range.len());
+        if direct.only_cached && !is_there() {
             return direct.is_not_cached(&range);
         }
         let mut write = Bio::write_range(start, range.clone());
@@ -163,6 +179,8 @@ mod tests {
     struct Target {
         keeps: bool,
         kept: Mutex<Vec<Request<Self>>>,
+        /// Writes of ranges.
+        ranges: AtomicU32,
     }
 
     impl BlockDeviceOps for Target {}
@@ -177,6 +195,9 @@ mod tests {
         }
 
         fn queue_rq(&self, _: &mut (), rq: Request<Self>, _: bool) -> Result<(), Busy<Self>> {
+            if rq.file_range().is_some() {
+                self.ranges.fetch_add(1, Ordering::Relaxed);
+            }
             if self.keeps {
                 self.kept.lock().push(rq);
             } else {
@@ -195,7 +216,7 @@ mod tests {
     }
 
     impl Rig {
-        fn new(source: &Path, keeps: bool, to_file: bool) -> Self {
+        fn new(source: &Path, keeps: bool, to_file: bool, disks: Disks) -> Self {
             let plan: DiskPlan = format!("file:{}?ro", source.display()).parse().unwrap();
             let mut session = Session::start(1).unwrap();
             let source = session.open(&plan, DiskFlags::NO_PART_SCAN).unwrap();
@@ -210,7 +231,7 @@ mod tests {
             let to = disk.open(None, OpenMode::ReadWrite).unwrap();
             let shared = Shared {
                 source: source.open(None, OpenMode::ReadOnly).unwrap(),
-                direct: Direct::new(&to, (to_file, false), false),
+                direct: Direct::new(&to, to_file, disks, false),
                 target: to,
                 uris: ("source".into(), "target".into()),
                 detect_zeroes: false,
@@ -225,13 +246,17 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
     }
 
-    /// Its bytes are counted by its limits.
-    #[test]
-    fn a_source_that_is_not_cached_is_read_little_more_than_once() {
+    fn source() -> tempfile::NamedTempFile {
         let source = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(source.path(), vec![7; LEN as usize]).unwrap();
         source.as_file().sync_all().unwrap();
-        let rig = Rig::new(source.path(), false, false);
+        source
+    }
+
+    /// Copies a source that is dropped from the page cache before each piece.
+    fn copy_uncached(to_file: bool, disks: Disks) -> Rig {
+        let source = source();
+        let rig = Rig::new(source.path(), false, to_file, disks);
         runtime().block_on(async {
             for at in 0..PIECES {
                 // Whatever was read ahead.
@@ -241,6 +266,26 @@ mod tests {
             }
         });
         assert_eq!(rig.shared.done.lock().copied, LEN);
+        rig
+    }
+
+    /// Storage that is slow, or hangs, is waited for by a request of the source.
+    #[test]
+    fn a_target_that_others_use_waits_for_no_storage_of_its_source() {
+        let ranges = |disks| {
+            let rig = copy_uncached(true, disks);
+            u64::from(rig.target.ranges.load(Ordering::Relaxed))
+        };
+        assert_eq!(ranges(Disks::Own { shares_blocks: false }), PIECES);
+        // What the kernel is reading ahead just then may have come.
+        let in_use = ranges(Disks::InUse);
+        assert!(in_use < PIECES / 2, "{in_use} of {PIECES} pieces");
+    }
+
+    /// Its bytes are counted by its limits.
+    #[test]
+    fn a_source_that_is_not_cached_is_read_little_more_than_once() {
+        let rig = copy_uncached(false, Disks::InUse);
         let read = rig.source.stats().0.counters(StatGroup::Read).sectors * 512;
         let questions = LEN / u64::from(NOT_ASKED);
         assert!((LEN..=LEN + questions).contains(&read), "{read} bytes of {LEN} were read");
@@ -248,9 +293,8 @@ mod tests {
 
     #[test]
     fn a_file_is_written_to_by_a_few_at_a_time() {
-        let source = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(source.path(), vec![7; LEN as usize]).unwrap();
-        let rig = Rig::new(source.path(), true, true);
+        let source = source();
+        let rig = Rig::new(source.path(), true, true, Disks::Own { shares_blocks: false });
         runtime().block_on(async {
             let pieces = (0..PIECES).map(|at| {
                 let shared = Arc::clone(&rig.shared);
