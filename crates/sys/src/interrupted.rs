@@ -2,8 +2,8 @@
 
 use std::io;
 
-/// So often a call is made that is interrupted each time. No signals come so fast: who says so is the server of a file (FUSE), which
-/// may never say anything else.
+/// So often a call is made that is interrupted each time. No signals come so fast: who says so is the server of a file (FUSE),
+/// which may never say anything else.
 const MOST_CALLS: usize = 100;
 
 /// Makes a call until it is not interrupted.

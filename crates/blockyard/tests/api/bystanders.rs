@@ -518,7 +518,7 @@ fn a_copy_whose_source_does_not_answer_keeps_nobody_from_its_target() {
     in_own_mounts!();
     let seed = cases::seed();
     let mut scene = Scene::start(seed);
-    let faulty = Faulty::new(MIB as usize);
+    let faulty = Faulty::new(usize::try_from(MIB).unwrap());
     let uri = format!("file:{}", faulty.file().display());
     scene.done("PUT", "/v1/disks/hung", &json!({ "uri": uri }));
     let target = json!({ "uri": "file:target.img", "create": "2M" });

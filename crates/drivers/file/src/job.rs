@@ -177,7 +177,7 @@ impl Job {
             Err(err) if is_to_be_tried_again(&err) && !has_waited => {
                 Next::Wait(operation, Self { waits: true, ..job })
             }
-            Err(err) => job.failed(operation, &err, context),
+            Err(err) => job.failed(&operation, &err, context),
         }
     }
 
@@ -469,7 +469,7 @@ impl Job {
         Next::Sync(self)
     }
 
-    fn failed(self, operation: Operation, err: &io::Error, context: &QueueContext) -> Next {
+    fn failed(self, operation: &Operation, err: &io::Error, context: &QueueContext) -> Next {
         let status = status(err);
         let is_own_memory = self.step == Step::Transfer && self.ours.is_none();
         match self.step {

@@ -6,10 +6,10 @@
 //! checkpoint among it. What does not go that way, or fails, is read and written as everything else, which says precisely what
 //! is wrong.
 //!
-//! Whoever writes a range waits for its storage, in a request of the target. A file whose server may not answer (NFS, FUSE) gives no
-//! ranges, and of a source that others use along with the target, as a daemon copies it, only what is in the page cache goes that
-//! way: its storage may hang, and what waits for it then is a request of its own. The target's clients, its flushes and its changes
-//! wait for nothing but the target.
+//! Whoever writes a range waits for its storage, in a request of the target. A file whose server may not answer (NFS, FUSE) gives
+//! no ranges, and of a source that others use along with the target, as a daemon copies it, only what is in the page cache goes
+//! that way: its storage may hang, and what waits for it then is a request of its own. The target's clients, its flushes and its
+//! changes wait for nothing but the target.
 //!
 //! XFS and btrfs can have the same blocks in both files, which takes no time and no space, until either is overwritten: that
 //! takes new blocks then, and fails on a full file system. A target that has its space (written or preallocated) keeps it, and
@@ -25,11 +25,11 @@ use tokio::sync::Semaphore;
 
 use super::work::Shared;
 
-/// Pieces that are on their way to a file at a time. One thread writes them, one after the other: a few are enough to keep it busy,
-/// and leave the tags of the queue to others.
+/// Pieces that are on their way to a file at a time. One thread writes them, one after the other: a few are enough to keep it
+/// busy, and leave the tags of the queue to others.
 const MOST_TO_FILE: usize = 4;
-/// Pieces after one that was not in the page cache, of which it is not asked whether they are. The question is a read of the source,
-/// which its limits count, and so is the read that comes then.
+/// Pieces after one that was not in the page cache, of which it is not asked whether they are. The question is a read of the
+/// source, which its limits count, and so is the read that comes then.
 const NOT_ASKED: u32 = 16;
 
 /// Whose the disks are.
@@ -248,7 +248,7 @@ mod tests {
 
     fn source() -> tempfile::NamedTempFile {
         let source = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(source.path(), vec![7; LEN as usize]).unwrap();
+        std::fs::write(source.path(), vec![7; usize::try_from(LEN).unwrap()]).unwrap();
         source.as_file().sync_all().unwrap();
         source
     }
