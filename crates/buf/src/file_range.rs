@@ -9,7 +9,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, StatxFlags, sendfile, statx};
-use rustix::io::Errno;
 
 /// Bytes of a file.
 #[derive(Clone, Debug)]
@@ -82,7 +81,7 @@ impl FileRange {
     ///
     /// # Errors
     /// What sendfile(2) says: [`io::ErrorKind::WouldBlock`] if nothing could be sent now; [`io::ErrorKind::UnexpectedEof`] if
-    /// the file has no more.
+    /// the file has no more; [`io::ErrorKind::Interrupted`] also if the server of the file says so, perhaps each time.
     pub fn send(&self, skip: u64, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let rest = self.after(skip);
         let (mut at, mut sent) = (rest.offset, 0);
@@ -92,7 +91,6 @@ impl FileRange {
                 Ok(0) if sent > 0 => break,
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(more) => sent += more,
-                Err(Errno::INTR) => {}
                 Err(_) if sent > 0 => break,
                 Err(err) => return Err(err.into()),
             }

@@ -118,7 +118,6 @@ impl PagePool {
             match splice(file, Some(&mut at), sink, None, len - taken, SpliceFlags::NONBLOCK) {
                 Ok(0) => return None,
                 Ok(more) => taken += more,
-                Err(Errno::INTR) => continue,
                 Err(_) => return None,
             }
             pages.left.store(taken, Ordering::Relaxed);

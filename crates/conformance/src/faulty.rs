@@ -23,7 +23,7 @@ const NAME: &str = "disk";
 /// Nobody but the kernel changes attributes, unless they are to be asked for each time.
 const FOR_LONG: Duration = Duration::from_secs(3600);
 /// Calls that may be held back at the same time.
-const THREADS: usize = 8;
+const THREADS: u16 = 24;
 /// No wait takes longer.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -129,7 +129,7 @@ impl Faulty {
         server.lock().bytes = vec![0; size];
         server.lock().durable = vec![0; size];
         let mut config = Config::default();
-        config.n_threads = Some(THREADS);
+        config.n_threads = Some(THREADS.into());
         let folder = tempfile::tempdir().unwrap();
         let made = Session::new(Kernel(Arc::clone(&server)), folder.path(), &config).unwrap();
         let session = made.spawn().unwrap();
@@ -211,6 +211,7 @@ fn range(state: &State, offset: u64, len: usize) -> std::ops::Range<usize> {
 impl Filesystem for Kernel {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).unwrap();
+        config.set_max_background(THREADS).unwrap();
         Ok(())
     }
 

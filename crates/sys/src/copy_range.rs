@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use crate::fiemap;
+use crate::interrupted::uninterrupted;
 
 /// Bytes of pages that the pipe holds, if the kernel lets it: what one may be by default (`fs.pipe-max-size`).
 const PIPE_BYTES: usize = 1 << 20;
@@ -40,11 +41,11 @@ fn share(file: BorrowedFd<'_>, offset: u64, from: &FileRange) -> Option<usize> {
     let (mut at, mut to, mut copied) = (from.offset(), offset, 0);
     let len = usize::try_from(from.len()).unwrap_or(usize::MAX);
     while copied < len {
-        match copy_file_range(from.file(), Some(&mut at), file, Some(&mut to), len - copied) {
-            Ok(0) => break,
+        let most = len - copied;
+        let copy = || Ok(copy_file_range(from.file(), Some(&mut at), file, Some(&mut to), most)?);
+        match uninterrupted(copy) {
+            Ok(0) | Err(_) => break,
             Ok(more) => copied += more,
-            Err(Errno::INTR) => {}
-            Err(_) => break,
         }
     }
     (copied > 0).then_some(copied)
@@ -58,19 +59,19 @@ fn by_pipe(file: BorrowedFd<'_>, offset: u64, from: &FileRange) -> io::Result<us
     let len = usize::try_from(from.len()).unwrap_or(usize::MAX);
     while copied < len {
         let most = (len - copied).min(PIPE_BYTES);
-        let mut held =
-            match splice(from.file(), Some(&mut at), &sink, None, most, SpliceFlags::empty()) {
-                Ok(0) => break,
-                Ok(held) => held,
-                Err(Errno::INTR) => continue,
-                Err(err) => return ended(copied, err),
-            };
+        let none = SpliceFlags::empty();
+        let read = || Ok(splice(from.file(), Some(&mut at), &sink, None, most, none)?);
+        let mut held = match uninterrupted(read) {
+            Ok(0) => break,
+            Ok(held) => held,
+            Err(err) => return ended(copied, err),
+        };
         while held > 0 {
-            match splice(&source, None, file, Some(&mut to), held, SpliceFlags::MOVE) {
+            let write = || Ok(splice(&source, None, file, Some(&mut to), held, SpliceFlags::MOVE)?);
+            match uninterrupted(write) {
                 // It has taken none, and says nothing.
-                Ok(0) => return ended(copied, Errno::IO),
+                Ok(0) => return ended(copied, Errno::IO.into()),
                 Ok(more) => (held, copied) = (held - more, copied + more),
-                Err(Errno::INTR) => {}
                 // What is left in the pipe goes with it.
                 Err(err) => return ended(copied, err),
             }
@@ -79,8 +80,8 @@ fn by_pipe(file: BorrowedFd<'_>, offset: u64, from: &FileRange) -> io::Result<us
     Ok(copied)
 }
 
-fn ended(copied: usize, err: Errno) -> io::Result<usize> {
-    if copied > 0 { Ok(copied) } else { Err(err.into()) }
+fn ended(copied: usize, err: io::Error) -> io::Result<usize> {
+    if copied > 0 { Ok(copied) } else { Err(err) }
 }
 
 #[cfg(test)]

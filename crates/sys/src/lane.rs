@@ -4,7 +4,7 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockyard_buf::Segment;
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
@@ -30,6 +30,8 @@ pub(crate) struct Lane<T> {
     pool: Pool,
     /// Who copies what the page cache has, and waits for nothing.
     copiers: Pool,
+    /// Who syncs: behind no operations that wait.
+    syncer: Pool,
     done: Arc<Done<T>>,
     pushed: Vec<(Operation, T)>,
     out: usize,
@@ -51,45 +53,64 @@ enum Now {
 
 /// What is done, for the queue to take.
 pub(crate) struct Done<T> {
-    list: Mutex<Vec<Completion<T>>>,
+    state: Mutex<Gathered<T>>,
     event: Arc<Event>,
+}
+
+struct Gathered<T> {
+    list: Vec<Completion<T>>,
+    /// The queue is told that there is something. Whoever takes it takes all, so that once is enough.
+    told: bool,
 }
 
 impl<T> Done<T> {
     pub(crate) fn new(event: Arc<Event>) -> Self {
-        Self { list: Mutex::default(), event }
+        Self { state: Mutex::new(Gathered { list: Vec::new(), told: false }), event }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gathered<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(test)]
     pub(crate) fn take(&self) -> Vec<Completion<T>> {
-        mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut taken = Vec::new();
+        self.take_to(&mut taken);
+        taken
+    }
+
+    /// Appends all that is there; says how much that was.
+    fn take_to(&self, completions: &mut Vec<Completion<T>>) -> usize {
+        let mut state = self.lock();
+        state.told = false;
+        let count = state.list.len();
+        completions.append(&mut state.list);
+        count
     }
 
     fn push(&self, completion: Completion<T>) {
-        let first = {
-            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-            list.push(completion);
-            list.len() == 1
+        let tells = {
+            let mut state = self.lock();
+            state.list.push(completion);
+            !mem::replace(&mut state.told, true)
         };
-        // Whoever drains the list takes all of it, so that one signal is enough for what gathered since the
-        // last time.
-        if first {
+        if tells {
             self.event.signal();
         }
     }
 
-    /// As `push`, for several, which are taken out of `completions`.
-    pub(crate) fn append(&self, completions: &mut Vec<Completion<T>>) {
-        if completions.is_empty() {
-            return;
-        }
-        let first = {
-            let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-            let first = list.is_empty();
-            list.append(completions);
-            first
+    /// It is there for the queue if that happens to look. It is told of it by [`Done::tell`].
+    pub(crate) fn put(&self, completion: Completion<T>) {
+        self.lock().list.push(completion);
+    }
+
+    /// Tells the queue that something is there, unless it knows, or has it.
+    pub(crate) fn tell(&self) {
+        let tells = {
+            let mut state = self.lock();
+            !state.list.is_empty() && !mem::replace(&mut state.told, true)
         };
-        if first {
+        if tells {
             self.event.signal();
         }
     }
@@ -112,6 +133,7 @@ impl<T: Send + 'static> Lane<T> {
             files,
             pool,
             copiers: Pool::new(MOST_COPIERS),
+            syncer: Pool::new(1),
             done,
             pushed: Vec::new(),
             out: 0,
@@ -193,16 +215,16 @@ impl<T: Send + 'static> Lane<T> {
             writer.send(&mut self.writes, &self.files.data, &self.done);
         }
         if self.out > 0 {
-            let mut list = self.done.list.lock().unwrap_or_else(PoisonError::into_inner);
-            self.out -= list.len();
-            completions.append(&mut list);
+            self.out -= self.done.take_to(completions);
         }
     }
 
     fn send(&mut self, operation: Operation, token: T) {
         self.out += 1;
         let file = Arc::clone(self.files.of(&operation));
-        carry_out(&self.pool, (operation, token), file, Arc::clone(&self.done));
+        let is_sync = matches!(operation, Operation::Sync);
+        let pool = if is_sync { &self.syncer } else { &self.pool };
+        carry_out(pool, (operation, token), file, Arc::clone(&self.done));
     }
 
     /// Has a read copied by a thread that does nothing else, so that it is behind no operation that waits for storage. What

@@ -25,6 +25,7 @@ mod fiemap;
 pub mod file_handle;
 pub mod fuse;
 pub mod holes;
+mod interrupted;
 mod io_queue;
 mod lane;
 pub mod limits;
@@ -49,6 +50,7 @@ mod writer;
 
 pub use close::close;
 pub use event::{Event, EventWatch, PeerEvent, Timer, Waitable};
+pub use interrupted::uninterrupted;
 pub use io_queue::{Files, IoEngine, IoQueue};
 pub use operation::{Completion, Operation};
 pub use passed::passed_fd;

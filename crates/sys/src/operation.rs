@@ -12,6 +12,7 @@ use rustix::io::ReadWriteFlags;
 
 use crate::fallocate::Allocate;
 use crate::holes::{self, Run};
+use crate::interrupted::uninterrupted;
 use crate::{block_device, copy_range, fallocate, transfer};
 
 /// An operation on a file. It owns the memory it concerns until it comes back in its [`Completion`].
@@ -103,17 +104,15 @@ impl Operation {
     }
 
     /// Does it at once, on the caller's thread, which may take as long as the storage takes. Says how many
-    /// bytes were moved.
+    /// bytes were moved. What is interrupted is tried again, but for a sync, which says once of what was not written.
     ///
     /// # Errors
-    /// What the system call says; never `EINTR`.
+    /// What the system call says; of `EINTR` see [`uninterrupted`].
     pub fn run(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {
-        loop {
-            match self.run_once(file) {
-                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
+        if matches!(self, Self::Sync) {
+            return self.run_once(file);
         }
+        uninterrupted(|| self.run_once(file))
     }
 
     fn run_once(&mut self, file: BorrowedFd<'_>) -> io::Result<usize> {

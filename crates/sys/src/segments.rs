@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use blockyard_buf::{Access, Segment};
 use rustix::io::ReadWriteFlags;
 
+use crate::interrupted::uninterrupted;
 use crate::net::{Faults, IOV_MAX};
 use crate::transfer;
 
@@ -21,8 +22,7 @@ pub fn read_at(file: BorrowedFd<'_>, offset: u64, into: &[Segment]) -> io::Resul
     let into = into.get(..IOV_MAX).unwrap_or(into);
     let mut faults = Faults::default();
     loop {
-        match transfer::read(file, offset, into, false) {
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+        match uninterrupted(|| transfer::read(file, offset, into, false)) {
             Err(err) if faults.is_mended(&err, into.iter(), Access::Write) => {}
             done => return done,
         }
@@ -41,17 +41,12 @@ pub fn write_at(
     how: ReadWriteFlags,
 ) -> io::Result<usize> {
     let from = from.get(..IOV_MAX).unwrap_or(from);
-    loop {
-        match transfer::write(file, offset, from, how) {
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) if err.raw_os_error() == Some(libc::EFAULT) => {
-                // It is found out which, for who asks later.
-                from.iter().for_each(|segment| _ = segment.probe(Access::Read));
-                return Err(err);
-            }
-            done => return done,
-        }
+    let written = uninterrupted(|| transfer::write(file, offset, from, how));
+    if written.as_ref().is_err_and(|err| err.raw_os_error() == Some(libc::EFAULT)) {
+        // It is found out which, for who asks later.
+        from.iter().for_each(|segment| _ = segment.probe(Access::Read));
     }
+    written
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! io_uring would hand each of them to a thread of the kernel's, and have these go one after the other (`REQ_F_HASH`): a wake-up
 //! and a switch for each. The file system lets one in at a time anyway.
 
+use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use crate::pool::Pool;
 /// `EXT4_SUPER_MAGIC` of linux/magic.h, which is that of ext2 and ext3, too. ext4 refuses a buffered write that is not to
 /// wait (fs/ext4/file.c, `ext4_buffered_write_iter`).
 const EXT4_SUPER_MAGIC: libc::c_long = 0xef53;
-/// Bytes that are written, operations that are done, and time that has passed, before they are told of.
+/// Bytes that are written, operations that are done, and time that has passed, before a queue is woken for them.
 const GROUP_BYTES: usize = 128 << 10;
 const GROUP: usize = 16;
 const GROUP_TIME: Duration = Duration::from_millis(1);
@@ -136,44 +137,65 @@ impl<T> Work<T> {
     }
 }
 
-/// What is done for a queue, and not told yet.
+/// What is done for a queue that was not woken for it.
 struct Group<T> {
-    list: Vec<Completion<T>>,
+    /// What was done last: the queue has it before something else is begun.
+    last: Option<Completion<T>>,
     of: Option<Arc<Done<T>>>,
     bytes: usize,
+    count: usize,
     told: Instant,
 }
 
 impl<T> Group<T> {
     fn new() -> Self {
-        Self { list: Vec::with_capacity(GROUP), of: None, bytes: 0, told: Instant::now() }
+        Self { last: None, of: None, bytes: 0, count: 0, told: Instant::now() }
     }
 
-    /// Tells of what is done before something for that queue is begun, unless it can wait for that.
-    fn tell_before(&mut self, of: &Arc<Done<T>>) {
-        let is_same = self.of.as_ref().is_some_and(|before| Arc::ptr_eq(before, of));
-        let is_full = self.bytes >= GROUP_BYTES || self.list.len() >= GROUP;
-        if !is_same || is_full || self.told.elapsed() >= GROUP_TIME {
-            self.tell();
+    /// Hands over what is done before something for that queue is begun, however long that takes, and wakes its queue, unless
+    /// that can wait.
+    fn give_before(&mut self, next: &Arc<Done<T>>) {
+        let is_copy =
+            matches!(self.last, Some(Completion { operation: Operation::CopyRange { .. }, .. }));
+        let is_same = self.of.as_ref().is_some_and(|before| Arc::ptr_eq(before, next));
+        let is_full = self.bytes >= GROUP_BYTES || self.count >= GROUP;
+        if is_copy || !is_same || is_full || self.told.elapsed() >= GROUP_TIME {
+            return self.tell();
         }
+        self.give();
     }
 
     fn add(&mut self, completion: Completion<T>, of: Arc<Done<T>>) {
         self.bytes += completion.operation.len();
-        self.list.push(completion);
-        self.of = Some(of);
+        self.count += 1;
+        (self.last, self.of) = (Some(completion), Some(of));
+    }
+
+    fn give(&mut self) {
+        if let (Some(of), Some(last)) = (&self.of, self.last.take()) {
+            of.put(last);
+        }
     }
 
     fn tell(&mut self) {
+        self.give();
         if let Some(of) = &self.of {
-            of.append(&mut self.list);
+            of.tell();
         }
-        (self.bytes, self.told) = (0, Instant::now());
+        (self.bytes, self.count, self.told) = (0, 0, Instant::now());
     }
 }
 
 /// Carries out what waits, and what comes meanwhile.
 fn carry_out<T>(list: &Mutex<List<T>>, file: Arc<OwnedFd>) {
+    carry_out_by(list, file, |operation, file| operation.run(file.as_fd()));
+}
+
+fn carry_out_by<T>(
+    list: &Mutex<List<T>>,
+    file: Arc<OwnedFd>,
+    mut run: impl FnMut(&mut Operation, &OwnedFd) -> io::Result<usize>,
+) {
     let (mut waiting, mut group) = (Vec::new(), Group::new());
     loop {
         {
@@ -188,8 +210,8 @@ fn carry_out<T>(list: &Mutex<List<T>>, file: Arc<OwnedFd>) {
             return;
         }
         for (mut operation, token, of) in waiting.drain(..) {
-            group.tell_before(&of);
-            let result = operation.run(file.as_fd());
+            group.give_before(&of);
+            let result = run(&mut operation, &file);
             group.add(Completion { operation, token, result }, of);
         }
     }
@@ -243,9 +265,7 @@ mod tests {
         // The thread of copies is kept by something else.
         writer.copies.thread.execute(Box::new(move || _ = stands.recv()));
         let queues = [(); 2].map(|()| Arc::new(Done::new(Arc::new(Event::new().unwrap()))));
-        let from = FileRange::new(&file, 0, 512);
-        let copy = Operation::CopyRange { offset: 0, from, may_share: false };
-        let mut operations = vec![(copy, 0), (write(0, 1, 512), 1)];
+        let mut operations = vec![(copy(&file), 0), (write(0, 1, 512), 1)];
         writer.send(&mut operations, &file, &queues[0]);
         writer.send(&mut vec![(write(0, 2, 512), 2)], &file, &queues[1]);
         assert!(operations.is_empty());
@@ -263,6 +283,34 @@ mod tests {
         assert_eq!((told(&queues[0]), told(&queues[1])), (vec![1], vec![2]));
         drop(stand);
         assert_eq!(told(&queues[0]), [0]);
+    }
+
+    fn copy(file: &Arc<OwnedFd>) -> Operation {
+        let from = FileRange::new(file, 0, 512);
+        Operation::CopyRange { offset: 0, from, may_share: false }
+    }
+
+    /// Whatever it waits for: storage that is slow, or room in memory.
+    #[test]
+    fn what_is_done_is_there_while_the_next_one_waits() {
+        let file = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
+        let event = Arc::new(Event::new().unwrap());
+        let done = Arc::new(Done::new(Arc::clone(&event)));
+        let is_told = || rustix::io::read(&*event, &mut [0; 8]).is_ok();
+        let operations = [write(0, 1, 512), write(512, 2, 512), copy(&file), copy(&file)];
+        let waiting = (0..).zip(operations).map(|(at, what)| (what, at, Arc::clone(&done)));
+        let list = Mutex::new(List { waiting: waiting.collect(), is_running: true });
+        let (mut taken, mut at) = (Vec::new(), 0);
+        carry_out_by(&list, file, |operation, file| {
+            let tokens = done.take().into_iter().map(|done| done.token);
+            taken.extend(tokens);
+            assert!(taken.iter().copied().eq(0..at), "{taken:?} before {at}");
+            // Whoever copies is not held up for what comes next.
+            assert!(is_told() || at != 3);
+            at += 1;
+            operation.run(file.as_fd())
+        });
+        assert!(is_told() && done.take().len() == 1);
     }
 
     #[test]
@@ -296,8 +344,7 @@ mod tests {
     fn it_is_for_plain_writes_to_regular_files_of_that_kind_and_for_copies_to_all() {
         let durable = Operation::Write { offset: 0, memory: Segments::new(), durable: true };
         let file = Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
-        let from = FileRange::new(&file, 0, 1);
-        let copy = Operation::CopyRange { offset: 0, from, may_share: false };
+        let copy = copy(&file);
         for takes_writes in [false, true] {
             let writer = Writer::<()>::new(takes_writes);
             assert!(!writer.takes(&durable) && !writer.takes(&Operation::Sync));

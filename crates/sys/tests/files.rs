@@ -167,6 +167,17 @@ fn long_reads_of_cached_bytes_wait_for_no_thread_that_waits() {
 }
 
 #[test]
+fn a_sync_waits_for_no_thread_that_waits() {
+    let pool = Pool::new(1);
+    let (stand, stands) = std::sync::mpsc::channel::<()>();
+    pool.execute(Box::new(move || _ = stands.recv()));
+    let files = Files::one(&file(PAGE));
+    let mut queue = IoQueue::new(&files, IoEngine::Threads, &pool, 4).unwrap();
+    run(&mut queue, Operation::Sync).result.unwrap();
+    drop(stand);
+}
+
+#[test]
 fn dropping_a_queue_with_operations_out_is_safe() {
     for engine in ENGINES {
         let file = file(64 * PAGE);

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use blockyard_conformance::blk_driver::BlkDriver;
+use blockyard_conformance::faulty::{Call, Faulty};
 use blockyard_conformance::front_end::{DATA, FrontEnd};
 use blockyard_conformance::{cases, in_own_mounts};
 use rustix::process::{Pid, Signal, kill_process};
@@ -169,6 +170,19 @@ impl Client for Nbd {
         let mut bytes = vec![0; len];
         self.0.read_exact(&mut bytes).unwrap();
         bytes
+    }
+}
+
+/// One who uses what is behind an offset.
+struct Behind<C>(u64, C);
+
+impl<C: Client> Client for Behind<C> {
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        self.1.write(self.0 + at, bytes);
+    }
+
+    fn read(&mut self, at: u64, len: usize) -> Vec<u8> {
+        self.1.read(self.0 + at, len)
     }
 }
 
@@ -496,6 +510,37 @@ fn who_uses_other_disks_goes_on_whatever_a_disk_waits_for() {
     }
     scene.end();
     share.stop();
+}
+
+/// It waits for its source, and nobody waits for it: its target is used and changed.
+#[test]
+fn a_copy_whose_source_does_not_answer_keeps_nobody_from_its_target() {
+    in_own_mounts!();
+    let seed = cases::seed();
+    let mut scene = Scene::start(seed);
+    let faulty = Faulty::new(usize::try_from(MIB).unwrap());
+    let uri = format!("file:{}", faulty.file().display());
+    scene.done("PUT", "/v1/disks/hung", &json!({ "uri": uri }));
+    let target = json!({ "uri": "file:target.img", "create": "2M" });
+    scene.done("PUT", "/v1/disks/target", &target);
+    scene.done("PUT", "/v1/exports/nbd/target", &json!({ "disk": "target" }));
+    let client = Behind(MIB, Nbd::connect(&scene.daemon.path("s"), "target"));
+    scene.bystanders.push(Bystander::start("the target by NBD", seed + 4, client));
+    let held = faulty.hold(Call::Read);
+    let seen = faulty.seen(Call::Read);
+    let copy = json!({ "kind": "copy", "source": "hung", "target": "target" });
+    let (status, job) = scene.ask("POST", "/v1/jobs", &copy);
+    assert_eq!(status, 202, "{job}");
+    faulty.wait_for(Call::Read, seen + 1);
+    scene.done("PATCH", "/v1/disks/target", &json!({ "size": "4M" }));
+    scene.all_go_on("a copy");
+    drop(held);
+    let place = format!("/v1/jobs/{}", job["id"]);
+    wait_until("the copy does not end", || {
+        scene.ask("GET", &place, &Value::Null).1["state"] != "running"
+    });
+    assert_eq!(scene.ask("GET", &place, &Value::Null).1["state"], "done");
+    scene.end();
 }
 
 /// The kernel waits for pages that are being read before it forgets them, and hears no signal then: a daemon that waited with it

@@ -19,11 +19,16 @@ pub struct FileConfig {
     /// Take an advisory lock: a writer excludes all others who lock, QEMU among them; readers exclude writers
     /// only.
     pub lock: bool,
-    /// The most threads for what blocks; all I/O of the thread engine does.
+    /// The most threads for what blocks; all I/O of the thread engine does. There are more for a file whose server may not
+    /// answer: [`FileConfig::THREADS_OF_SERVERS`] at least.
     pub threads: usize,
 }
 
 impl FileConfig {
+    /// Threads for a file that the kernel cannot try to read without waiting, as it asks a server (NFS, FUSE): each waits for one
+    /// answer, and so many are asked for at a time.
+    pub const THREADS_OF_SERVERS: usize = 64;
+
     /// The file at `path`, buffered, for reading and writing, locked.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {

@@ -29,7 +29,8 @@ pub(crate) struct Context {
     pub(crate) offset_align: usize,
     /// Bytes of a page of the page cache, and of a block.
     pub(crate) page: u64,
-    /// All of it goes through the page cache, by `file`: reads may be answered with ranges of that.
+    /// All of it goes through the page cache, by `file`: reads may be answered with ranges of that. Not where a server is asked
+    /// for it, which may not answer: whoever has the range would wait for it, within a request of another disk.
     pub(crate) gives_ranges: bool,
     /// Where reads may be answered with pages of the page cache: it is known what is in there, and all of the file goes
     /// through it.

@@ -72,7 +72,7 @@ impl File {
                 .max(align(|alignment| alignment.offset) as u64),
             file: Some(Arc::clone(&opened.files.data)),
             buffered: opened.buffered,
-            gives_ranges: !config.direct,
+            gives_ranges: !config.direct && can_try,
             pages: has_pages.then(PagePool::of_process),
             ..Context::of(config.path.clone(), opened.size)
         };
@@ -82,7 +82,7 @@ impl File {
             _lock: opened.lock,
             engine,
             may_fall_back: config.engine == Engine::Auto,
-            threads: Threads::new(config.threads),
+            threads: Threads::new(threads(config, can_try)),
             writer,
             runtimes: queue_threads.to_vec(),
             context: Arc::new(context),
@@ -116,6 +116,10 @@ impl File {
     }
 }
 
+fn threads(config: &FileConfig, can_try: bool) -> usize {
+    if can_try { config.threads } else { config.threads.max(FileConfig::THREADS_OF_SERVERS) }
+}
+
 fn engine(
     config: &FileConfig,
     can_try: bool,
@@ -127,7 +131,7 @@ fn engine(
     match available() {
         Ok(()) if config.engine == Engine::Auto && !can_try => {
             let file = config.path.display();
-            tracing::info!(%file, "its file system may not answer; using a thread pool of its own");
+            tracing::info!(%file, "cannot be read without waiting; io_uring not used, using a thread pool of its own");
             Ok(IoEngine::Threads)
         }
         Ok(()) => Ok(IoEngine::Uring),

@@ -15,7 +15,6 @@ use crate::driver::File;
 use crate::extents::{data_from, in_blocks};
 use crate::memory::{after, is_aligned, part};
 use crate::paged;
-use crate::queue::is_to_be_tried_again;
 
 /// Runs in one answer to a block status query: what is past them has to be asked for again.
 const MAX_EXTENTS: usize = 1024;
@@ -40,6 +39,8 @@ pub(crate) struct Job {
     is_alone: bool,
     /// Less than a block of what comes next has moved: it is tried once more.
     was_short: bool,
+    /// What is under way has been tried already, and is carried out by a thread that may wait.
+    waits: bool,
     /// Bytes that are done.
     done: u64,
     /// Memory of ours that is read into, or written from, if it is not the request's own.
@@ -99,6 +100,7 @@ impl Job {
             is_cut: false,
             is_alone,
             was_short: false,
+            waits: false,
             done: 0,
             ours: None,
             rq,
@@ -164,14 +166,18 @@ impl Job {
     /// An operation has ended.
     pub(crate) fn completed(
         operation: Operation,
-        job: Self,
+        mut job: Self,
         result: io::Result<usize>,
         context: &QueueContext,
     ) -> Next {
+        let has_waited = std::mem::take(&mut job.waits);
         match result {
             Ok(moved) if job.step == Step::Transfer => job.moved(operation, moved, context),
             Ok(_) => job.stepped(operation, context),
-            Err(err) => job.failed(operation, &err, context),
+            Err(err) if is_to_be_tried_again(&err) && !has_waited => {
+                Next::Wait(operation, Self { waits: true, ..job })
+            }
+            Err(err) => job.failed(&operation, &err, context),
         }
     }
 
@@ -463,11 +469,8 @@ impl Job {
         Next::Sync(self)
     }
 
-    fn failed(self, operation: Operation, err: &io::Error, context: &QueueContext) -> Next {
-        if is_to_be_tried_again(err) {
-            return Next::Wait(operation, self);
-        }
-        let status = err.raw_os_error().map_or(Status::Io, Status::from_errno);
+    fn failed(self, operation: &Operation, err: &io::Error, context: &QueueContext) -> Next {
+        let status = status(err);
         let is_own_memory = self.step == Step::Transfer && self.ours.is_none();
         match self.step {
             Step::Transfer if is_own_memory && is_fault(err) && self.rq.op() != Op::WriteZeroes => {
@@ -516,6 +519,19 @@ impl Job {
             Next::End(self.rq, status)
         }
     }
+}
+
+/// How a request ends of which the kernel says that. A thread has waited for it: that it would have to wait is no answer.
+pub(crate) fn status(err: &io::Error) -> Status {
+    match err.raw_os_error().map_or(Status::Io, Status::from_errno) {
+        Status::Again => Status::Io,
+        status => status,
+    }
+}
+
+/// The kernel would have had to wait, or was interrupted. The server of a file (FUSE) may say so as well, each time.
+fn is_to_be_tried_again(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Whether a file will not make zeroes in a certain way. Some servers of FUSE files answer `EINVAL` to a mode that they do

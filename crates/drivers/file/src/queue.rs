@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::context::{Context, QueueContext};
 use crate::driver::File;
-use crate::job::{Job, Next};
+use crate::job::{self, Job, Next};
 use crate::sync::{Batch, Syncs};
 
 /// The most operations that a hardware queue has out, whatever its depth. Beyond, the block layer keeps them.
@@ -124,14 +124,10 @@ impl Queue {
         let next = match result {
             Ok(_) if self.context.is_whole() => batch.ended(Status::Ok),
             Ok(_) => batch.ended(Status::Io),
-            Err(err) if is_to_be_tried_again(&err) => {
-                let pushed = self.operations.push_blocking(Operation::Sync, Owner::Syncs(batch));
-                debug_assert!(pushed.is_ok(), "its room was just freed");
-                return;
-            }
+            // Whatever it is called: `EAGAIN`, say, may be what became of a write, and is told once.
             Err(err) => {
                 self.context.health.flush_failed(&err);
-                batch.ended(err.raw_os_error().map_or(Status::Io, Status::from_errno))
+                batch.ended(job::status(&err))
             }
         };
         self.sync(next);
@@ -179,9 +175,4 @@ async fn reap(event: EventWatch, handle: HctxHandle<File>) {
         queue.turn();
     };
     while event.happened().await.is_ok() && handle.with(turn).is_some() {}
-}
-
-/// The kernel would have had to wait, or was interrupted.
-pub(crate) fn is_to_be_tried_again(err: &io::Error) -> bool {
-    matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }

@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::{BlockDeviceOps, Disk, Error, ErrorKind, Result};
+use blockyard_sys::uninterrupted;
+use rustix::fs::fsync;
 
 use crate::driver::File;
 use crate::open::{open_again, size_now};
@@ -47,9 +49,9 @@ impl BlockDeviceOps for File {
         }
         // A description of its own, so that it takes no error from the flushes; and what it hears is theirs too. Without one,
         // nothing is changed yet.
-        let own = open_again(&self.files.data).map(std::fs::File::from).map_err(failed)?;
+        let own = open_again(&self.files.data).map_err(failed)?;
         rustix::fs::ftruncate(&self.files.data, to).map_err(|err| failed(err.into()))?;
-        own.sync_all().map_err(|err| {
+        uninterrupted(|| Ok(fsync(&own)?)).map_err(|err| {
             self.context.health.flush_failed(&err);
             failed(err)
         })

@@ -15,13 +15,15 @@ use std::sync::{Arc, LazyLock};
 use blockyard_blkmq::{Bio, Flags, Op, Sector, StatGroup, Status, TagSetConfig};
 use blockyard_buf::FileRange;
 use blockyard_conformance::faulty::{Call, Errno, Faulty};
-use blockyard_driver_file::FileConfig;
+use blockyard_driver_file::{Engine, FileConfig};
 use blockyard_sys::page_cache;
 use common::{Place, TestDisk, bytes, open, open_shown, open_with, ways};
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, statvfs};
 
 const SIZE: usize = 8 << 20;
 const LONG: usize = 256 << 10;
+/// More calls than anybody makes.
+const EVER: usize = 1_000_000;
 /// Reads of what is to be in the page cache, before it counts as never there.
 const TRIES: usize = 10;
 
@@ -230,6 +232,18 @@ fn reads_that_become_one_request_are_answered_each_for_itself() {
     }
 }
 
+/// Who has the range of a file waits for its server.
+#[test]
+fn a_file_whose_server_may_not_answer_gives_no_range() {
+    let faulty = Faulty::new(LONG);
+    for engine in [Engine::Auto, Engine::Uring] {
+        let disk = open(&FileConfig { engine, ..FileConfig::new(faulty.file()) }).unwrap();
+        let mut read = disk.range(Op::Read, 0, LONG as u64, Flags::RANGE);
+        assert_eq!(read.status(), Status::Ok);
+        assert!(read.take_range().is_none() && bytes(&read) == vec![0; LONG], "{engine:?}");
+    }
+}
+
 /// From a disk in one file to a disk in another.
 fn copy(from: &TestDisk, to: &TestDisk, offset: u64, len: u64, flags: Flags) -> Status {
     let read = Bio::new(Op::Read, Sector(offset / 512), len).with_flags(Flags::RANGE);
@@ -378,11 +392,14 @@ fn a_range_that_is_not_there_or_has_no_room_fails_and_the_disk_goes_on() {
     assert_eq!(to.write(0, vec![2; 512]), Status::Ok);
     assert_eq!(to.read(0, 512), [2; 512]);
     let faulty = Faulty::new(LONG);
-    faulty.fail(Call::Read, Errno::EIO, 1000);
     let file = Arc::new(std::fs::File::open(faulty.file()).unwrap().into());
     let to = open(&FileConfig::new(place.file("another", SIZE as u64))).unwrap();
-    let unreadable = to.submit(Bio::write_range(0, FileRange::new(&file, 0, LONG as u64)));
-    assert!(!unreadable.status().is_ok() && to.flush() == Status::Ok);
+    for errno in [Errno::EIO, Errno::EAGAIN, Errno::EINTR] {
+        faulty.fail(Call::Read, errno, EVER);
+        let unreadable = to.submit(Bio::write_range(0, FileRange::new(&file, 0, LONG as u64)));
+        assert_eq!((unreadable.status(), to.flush()), (Status::Io, Status::Ok), "{errno:?}");
+        faulty.succeed(Call::Read);
+    }
     // What a disk has lost is not told of either.
     let file = std::fs::File::options().write(true).open(place.path().join("disk")).unwrap();
     file.set_len(LONG as u64).unwrap();

@@ -10,6 +10,8 @@ use blockyard_driver_file::{Engine, FileConfig};
 use common::{Loop, Place, TestDisk, open, ways};
 
 const MIB: u64 = 1 << 20;
+/// More calls than anybody makes.
+const EVER: usize = 1_000_000;
 
 fn fua(disk: &TestDisk, offset: u64) -> Status {
     let data = std::iter::once(Segment::from_vec(vec![8; 4096])).collect();
@@ -207,6 +209,47 @@ fn memory_that_is_gone_fails_its_owner_alone() {
                 assert_eq!(disk.write(gone * 8192, vec![3; 8192]), Status::Ok);
             }
         }
+    }
+}
+
+/// The server of a file may say so each time: to try it again for ever would take a processor.
+#[test]
+fn errors_that_call_for_another_try_are_errors_after_one() {
+    for engine in [Engine::Uring, Engine::Threads] {
+        for errno in [Errno::EAGAIN, Errno::EINTR] {
+            let fs = Faulty::new(MIB as usize);
+            let disk = open(&FileConfig { engine, ..FileConfig::new(fs.file()) }).unwrap();
+            fs.fail(Call::Read, errno, EVER);
+            let read = disk.range(Op::Read, 0, 4096, Flags::empty());
+            assert_eq!(read.status(), Status::Io, "{engine:?} {errno:?}");
+            fs.succeed(Call::Read);
+            assert_eq!(disk.read(0, 4096), vec![0; 4096], "{engine:?} {errno:?}");
+            assert_eq!(disk.flush(), Status::Ok, "{engine:?} {errno:?}");
+            fs.fail(Call::Sync, errno, 1);
+            for _ in 0..3 {
+                assert_eq!(disk.flush(), Status::Io, "{engine:?} {errno:?}: it is told once");
+            }
+        }
+    }
+}
+
+/// One that does not answer has one thread for each that is asked of it.
+#[test]
+fn many_are_asked_of_a_server_at_a_time() {
+    const MANY: usize = 16;
+    /// Further apart than the kernel reads ahead.
+    const APART: u64 = MIB;
+    let fs = Faulty::new(MANY * APART as usize);
+    let disk = open(&FileConfig::new(fs.file())).unwrap();
+    let held = fs.hold(Call::Read);
+    let before = fs.seen(Call::Read);
+    let reads = (0..MANY as u64).map(|at| Bio::new(Op::Read, Sector(at * APART / 512), 4096));
+    let reads: Vec<_> = reads.map(|read| disk.bdev.submit_async(0, read)).collect();
+    fs.wait_for(Call::Read, before + MANY);
+    drop(held);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for read in reads {
+        assert_eq!(runtime.block_on(read).status(), Status::Ok);
     }
 }
 

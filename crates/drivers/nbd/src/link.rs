@@ -37,7 +37,7 @@ pub(crate) struct Link<J> {
     heard: Duration,
     /// Without TLS: files can be sent.
     is_plain: bool,
-    /// The server waits for us: what it is to get is being read.
+    /// Whether the server waits for us: what it is to get is being read.
     source: Source,
     /// The server said that it is going down.
     pub(crate) shutting_down: bool,
@@ -46,12 +46,12 @@ pub(crate) struct Link<J> {
     longest_status: u64,
 }
 
-/// Whether the file that a write is in is waited for.
+/// Whether the file that a write is in is waited for, and since when, once that was noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Idle,
-    Awaited,
-    Came,
+    Awaited(Option<Duration>),
+    Came(Option<Duration>),
 }
 
 /// A request whose reply is complete.
@@ -67,6 +67,8 @@ pub(crate) struct Done<J> {
     pub(crate) durable: bool,
     /// What a flush covers.
     pub(crate) flush: FlushOut,
+    /// What the server has got is not what it was to get: the request fails, whatever the server says.
+    pub(crate) spoiled: bool,
 }
 
 impl<J> Done<J> {
@@ -76,7 +78,8 @@ impl<J> Done<J> {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.result.map_or_else(commands::status, |()| Status::Ok)
+        let is_ours = self.spoiled.then_some(Status::Io);
+        self.result.map_or_else(commands::status, |()| is_ours.unwrap_or(Status::Ok))
     }
 }
 
@@ -229,19 +232,30 @@ impl<J: Job> Link<J> {
     /// Whether the range that is to be sent next is being read.
     pub(crate) fn awaits_source(&mut self, awaits: bool) {
         self.source = match self.source {
-            _ if awaits => Source::Awaited,
-            Source::Awaited => Source::Came,
+            Source::Idle if awaits => Source::Awaited(None),
+            Source::Came(since) if awaits => Source::Awaited(since),
+            Source::Awaited(since) if !awaits => Source::Came(since),
             source => source,
         };
     }
 
-    /// Whether one that was waited for has come since this was asked last: until now the server had nothing to answer.
+    /// Whether one that was waited for has come since this was asked last. The server could not answer meanwhile, and that time
+    /// is no request's.
     pub(crate) fn has_source_come(&mut self, now: impl FnOnce() -> Duration) -> bool {
-        let has_come = self.source == Source::Came;
-        if has_come {
-            (self.source, self.heard) = (Source::Idle, now());
+        match self.source {
+            Source::Awaited(None) => self.source = Source::Awaited(Some(now())),
+            Source::Came(since) => {
+                let now = now();
+                (self.source, self.heard) = (Source::Idle, now);
+                let begun = since.unwrap_or(now);
+                for (_, entry) in self.slots.entries() {
+                    entry.since += now.saturating_sub(begun.max(entry.since));
+                }
+                return true;
+            }
+            Source::Idle | Source::Awaited(Some(_)) => {}
         }
-        has_come
+        false
     }
 
     /// What is left of the range that is to be sent next was read. If that is not what the file has, the write fails once it is
@@ -291,7 +305,7 @@ impl<J: Job> Link<J> {
     /// one request. A flush may take all of that, as it is as long as what it has to write. `None`: nothing is
     /// waited for, but perhaps by the server.
     pub(crate) fn dead_at(&mut self, timeout: Duration, patience: Duration) -> Option<Duration> {
-        if self.source == Source::Awaited {
+        if matches!(self.source, Source::Awaited(_)) {
             return None;
         }
         let (mut oldest, mut oldest_quick) = (None, None);
@@ -414,11 +428,8 @@ impl<J: Job> Link<J> {
             }
         }
         let Entry { expected, held, changes, flush, .. } = entry;
-        let is_spoiled = held.as_ref().is_some_and(Held::is_spoiled);
-        let result = expected.result().and(match is_spoiled {
-            true => Err(ErrorCode::EIO),
-            false => Ok(()),
-        });
+        let spoiled = held.as_ref().is_some_and(Held::is_spoiled);
+        let result = expected.result();
         let past = held.as_ref().map(Held::past).unwrap_or_default();
         let job = held.map(|held| if result.is_ok() { held.deliver() } else { held.into_job() });
         let request = expected.request();
@@ -431,6 +442,7 @@ impl<J: Job> Link<J> {
             changed: changes,
             durable: request.flags.contains(CommandFlags::FUA),
             flush,
+            spoiled,
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);

@@ -10,9 +10,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use blockyard_buf::{FileRange, Segment};
-use blockyard_sys::{Pool, page_cache};
+use blockyard_sys::{Pool, page_cache, uninterrupted};
 use parking_lot::Mutex;
-use rustix::io::{Errno, pread};
+use rustix::io::pread;
 
 use crate::socket::Socket;
 
@@ -114,11 +114,11 @@ fn read(range: &FileRange) -> Read {
     let mut bytes = vec![0; usize::try_from(range.len()).unwrap_or(usize::MAX)];
     let (mut done, mut error) = (0, None);
     while done < bytes.len() && error.is_none() {
-        match pread(range.file(), &mut bytes[done..], range.offset() + done as u64) {
+        let at = range.offset() + done as u64;
+        match uninterrupted(|| Ok(pread(range.file(), &mut bytes[done..], at)?)) {
             Ok(0) => error = Some(io::ErrorKind::UnexpectedEof.into()),
             Ok(more) => done += more,
-            Err(Errno::INTR) => {}
-            Err(err) => error = Some(err.into()),
+            Err(err) => error = Some(err),
         }
     }
     Read { bytes: Segment::from_vec(bytes), error }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use blockyard_blkmq::{Bio, Extent, Flags, Op, Sector, Status};
 use blockyard_buf::{FileRange, Segment};
 use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
+use blockyard_sys::page_cache;
 use common::{Attached, PATIENCE, Place, attach, nbdkit, pattern, unix, until, write};
 
 const MIB: u64 = 1 << 20;
@@ -130,6 +131,10 @@ fn a_long_range_that_is_cut_off_midway_is_sent_again() {
         assert!(write.try_recv().is_err(), "a socket does not take all of it");
         if !is_cached {
             rustix::fs::fadvise(&source, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            assert!(
+                !page_cache::has(source.as_fd(), 0, LEN),
+                "what the socket has not taken is gone"
+            );
         }
         server.kill();
         server = nbdkit(&socket, &["file", &file]);

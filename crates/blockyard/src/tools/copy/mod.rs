@@ -17,7 +17,7 @@ use serde::Serialize;
 pub(super) use zeroes::is_zero;
 
 use self::checkpoint::{Checkpoints, Flushed};
-use self::direct::Direct;
+use self::direct::{Direct, Disks};
 use self::verify::verified;
 use self::work::{Done, Piece, Shared};
 use super::interrupt::Interrupt;
@@ -102,7 +102,7 @@ impl Copy {
         let ways = Ways {
             detects_zeroes: self.detect_zeroes,
             writes_down: place.is_some(),
-            shares_blocks: self.shares_blocks,
+            disks: Disks::Own { shares_blocks: self.shares_blocks },
         };
         let shared = shared(disks, ways, earlier.ranges())?;
         let earlier = {
@@ -167,7 +167,7 @@ impl Copy {
 struct Ways {
     detects_zeroes: bool,
     writes_down: bool,
-    shares_blocks: bool,
+    disks: Disks,
 }
 
 /// Copies between disks that are open, one called by its plan's URI as the other. Nothing is written down, so that what was
@@ -184,7 +184,7 @@ pub fn between(
     let begun = Instant::now();
     let size = source.0.size_bytes();
     let block = check_fit([source, target])?;
-    let ways = Ways { detects_zeroes: detect_zeroes, writes_down: false, shares_blocks: false };
+    let ways = Ways { detects_zeroes: detect_zeroes, writes_down: false, disks: Disks::InUse };
     let shared = shared([source, target], ways, Ranges::default())?;
     let range = (size, block);
     move_all(session, &shared, range, &Ranges::default(), (None, CHECKPOINT), interrupt)?;
@@ -247,7 +247,7 @@ fn check_fit([(source, from), (target, to)]: [(&Arc<Disk>, &DiskPlan); 2]) -> Re
 /// What the lanes have of both disks.
 fn shared(
     [source, target]: [(&Arc<Disk>, &DiskPlan); 2],
-    Ways { detects_zeroes, writes_down, shares_blocks }: Ways,
+    Ways { detects_zeroes, writes_down, disks }: Ways,
     earlier: Ranges,
 ) -> Result<Arc<Shared>> {
     let open = |(disk, plan): (&Arc<Disk>, &DiskPlan), mode| {
@@ -259,7 +259,7 @@ fn shared(
     let [source, target] = [open(source, OpenMode::ReadOnly)?, open(target, OpenMode::ReadWrite)?];
     Ok(Arc::new(Shared {
         // The sums of a journal are those of the data.
-        direct: Direct::new(&target, (is_file, shares_blocks), detects_zeroes || writes_down),
+        direct: Direct::new(&target, is_file, disks, detects_zeroes || writes_down),
         source,
         target,
         uris,

@@ -22,9 +22,9 @@ const ZERO_PIECE: u64 = 128 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Piece {
-    start: u64,
-    len: u64,
-    zero: bool,
+    pub(super) start: u64,
+    pub(super) len: u64,
+    pub(super) zero: bool,
 }
 
 /// What this program knows of a piece that is on the target.

@@ -186,8 +186,37 @@ fn a_server_that_waits_for_what_a_file_has_is_not_silent() {
     assert_eq!(dead_at(&mut link), Some(second));
     link.awaits_source(true);
     assert_eq!(dead_at(&mut link), None);
-    assert!(!link.has_source_come(|| unreachable!()));
+    assert!(!link.has_source_come(|| second / 2) && !link.has_source_come(|| unreachable!()));
     link.awaits_source(false);
-    assert!(link.has_source_come(|| 5 * second) && !link.has_source_come(|| unreachable!()));
-    assert_eq!(dead_at(&mut link), Some(6 * second), "it is heard of from then on");
+    assert!(link.has_source_come(|| 20 * second) && !link.has_source_come(|| unreachable!()));
+    assert_eq!(dead_at(&mut link), Some(21 * second), "it is heard of from then on");
+}
+
+/// Of what a request may take, however often others are answered, only the time counts in which the server had what it asks.
+#[test]
+fn the_time_in_which_a_source_was_waited_for_is_no_requests() {
+    let second = Duration::from_secs(1);
+    let mut link = link();
+    submit(&mut link, asked(Op::Read, 512));
+    let dead_at = |link: &mut Link<Asked>| link.dead_at(100 * second, 9 * second);
+    assert_eq!(dead_at(&mut link), Some(9 * second));
+    let awaited = |link: &mut Link<Asked>, from: u32, to: u32| {
+        link.awaits_source(true);
+        assert!(!link.has_source_come(|| from * second));
+        // The next one is waited for at once.
+        link.awaits_source(false);
+        link.awaits_source(true);
+        assert!(!link.has_source_come(|| unreachable!()));
+        link.awaits_source(false);
+        assert!(link.has_source_come(|| to * second));
+    };
+    awaited(&mut link, 3, 20);
+    assert_eq!(dead_at(&mut link), Some(26 * second), "three of nine seconds have passed");
+    awaited(&mut link, 24, 30);
+    assert_eq!(dead_at(&mut link), Some(32 * second), "and four more");
+    // One that was read between two looks.
+    link.awaits_source(true);
+    link.awaits_source(false);
+    assert!(link.has_source_come(|| 31 * second));
+    assert_eq!(dead_at(&mut link), Some(32 * second));
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockyard_blkmq::{Extent, Flags, Op};
-use blockyard_buf::{Pool, Segment, Segments};
+use blockyard_buf::{FileRange, Pool, Segment, Segments};
 use blockyard_nbd::server::{ReplyEncoder, ReplyTo};
 use blockyard_nbd::wire::{Command, HeaderStyle, Request, TransmissionFlags};
 
@@ -12,6 +12,7 @@ use super::*;
 use crate::commands::Dialect;
 use crate::job::Ask;
 use crate::outbox::Unsent;
+use crate::sources::Read;
 use crate::unflushed::Unflushed;
 
 const STYLE: HeaderStyle = HeaderStyle::Structured;
@@ -24,21 +25,25 @@ const POLICY: Policy = Policy {
     flush_after: None,
 };
 
-struct Stub(Ask);
+struct Stub(Ask, Option<FileRange>);
 
 impl Job for Stub {
     fn ask(&self) -> Ask {
         self.0
     }
     fn memory(&self) -> Segments {
-        [Segment::from_vec(vec![1; usize::try_from(self.0.len).unwrap()])].into_iter().collect()
+        let memory = || Segment::from_vec(vec![1; usize::try_from(self.0.len).unwrap()]);
+        self.1.is_none().then(memory).into_iter().collect()
+    }
+    fn range(&self) -> Option<FileRange> {
+        self.1.clone()
     }
     fn deliver(&mut self, _segment: Segment) {}
     fn extent(&mut self, _extent: Extent) {}
 }
 
 fn job(op: Op) -> Stub {
-    Stub(Ask { op, flags: Flags::empty(), offset: 0, len: 512 })
+    Stub(Ask { op, flags: Flags::empty(), offset: 0, len: 512 }, None)
 }
 
 struct Rig {
@@ -56,9 +61,13 @@ impl Rig {
     }
 
     fn attach(&mut self) -> LinkId {
+        self.attach_link(false)
+    }
+
+    fn attach_link(&mut self, plain: bool) -> LinkId {
         let flags = TransmissionFlags::all();
         let dialect = Dialect { style: STYLE, flags, allocation: None, size: 1 << 20, block: 512 };
-        self.queue.attach(Link::new(dialect, Pool::default(), false), (), Made::AtTheStart)
+        self.queue.attach(Link::new(dialect, Pool::default(), plain), (), Made::AtTheStart)
     }
 
     /// The requests that are sent on a connection now.
@@ -100,6 +109,38 @@ fn what_another_process_left_behind_is_no_waiting_on_any_connection() {
     assert_eq!(rig.queue.deadline(), Some(12 * SEC));
     assert_eq!(rig.queue.expire(12 * SEC, &mut rig.ended).failed, 1);
     assert_eq!(rig.ended.len(), 1);
+}
+
+/// What the file of a write has, nobody knows. The server has lost nothing.
+#[test]
+fn a_source_that_cannot_be_read_is_its_writes_own_trouble() {
+    for (flags, refused) in [(Flags::FUA, false), (Flags::empty(), false), (Flags::FUA, true)] {
+        let common = Common::new(Some(Unflushed::new(1 << 20)), false);
+        let mut rig = Rig::with(common, POLICY);
+        let id = rig.attach_link(true);
+        let file = Arc::new(tempfile::tempfile().unwrap().into());
+        let ask = Ask { flags, ..job(Op::Write).0 };
+        let write = Stub(ask, Some(FileRange::new(&file, 0, 512)));
+        rig.queue.submit(write, SEC, &mut rig.ended);
+        let bytes = Segment::from_vec(vec![0; 512]);
+        let error = Some(std::io::ErrorKind::UnexpectedEof.into());
+        let link = &mut rig.queue.conn(id).unwrap().link;
+        let (cookie, _) = link.slots.entries().next().unwrap();
+        link.sent(STYLE.request_len());
+        link.source_was_read(Read { bytes, error });
+        link.sent(512);
+        let to = ReplyTo { cookie, offset: 0 };
+        let encoder = ReplyEncoder::new(STYLE);
+        let reply = if refused { encoder.error(to, ErrorCode::EIO) } else { encoder.ok(to) };
+        rig.hears(id, &reply, SEC);
+        let statuses: Vec<_> = rig.ended.iter().map(|(_, status)| *status).collect();
+        assert_eq!(statuses, [Status::Io], "{flags:?}");
+        // A server that fails to make something durable may have lost more than that.
+        assert_eq!(rig.queue.common.has_flush_failed(), refused, "{flags:?}");
+        // What it has got in place of the data is written, and may be lost.
+        let is_dirty = rig.queue.conn(id).unwrap().is_dirty();
+        assert_eq!(is_dirty, flags.is_empty(), "{flags:?}");
+    }
 }
 
 #[test]

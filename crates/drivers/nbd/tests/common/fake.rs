@@ -61,6 +61,7 @@ pub enum Left {
 /// What has come to a server.
 #[derive(Default)]
 struct Seen {
+    connections: usize,
     requests: Vec<(usize, Command)>,
     held: Vec<(usize, Request)>,
     streams: HashMap<usize, (UnixStream, HeaderStyle)>,
@@ -105,6 +106,7 @@ impl Fake {
                 }
                 let (manner, tell) = (manner(number), tell.clone());
                 let (shared, script) = (Arc::clone(&seen), Arc::clone(&script));
+                shared.seen.lock().connections += 1;
                 std::thread::spawn(move || {
                     let then = |request: &Request| script(&manner, number, request);
                     let left = serve(stream.unwrap(), number, manner, &shared, &then);
@@ -120,6 +122,11 @@ impl Fake {
     /// The next connection that was left.
     pub fn left(&self) -> (usize, Left) {
         self.left.recv_timeout(super::PATIENCE).expect("no connection was left")
+    }
+
+    /// How many connections there have been.
+    pub fn connections(&self) -> usize {
+        self.shared.seen.lock().connections
     }
 
     /// What was asked on a connection, in order.
