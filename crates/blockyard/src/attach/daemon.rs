@@ -21,6 +21,7 @@ use super::opening::{EXPORT, Order, Server, check_size};
 use super::record::Record;
 use super::store::{Begun, Store, forget_log_of};
 use super::unflushed::{inherit_unflushed, note_unflushed};
+use super::wanted::Wanted;
 use super::{helper, launch, usage};
 use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::signals::Signals;
@@ -175,7 +176,8 @@ impl Attached {
             Order::Attach(wish) => {
                 warn_of_partitions(&below.bdev);
                 let mark = new_mark();
-                let begun = store.begin(mark)?;
+                let wanted = Wanted::new(wish, &identity);
+                let begun = store.begin(mark, &wanted).map_err(|err| failed(&wish.uri, err))?;
                 note_failed_flushes(server.disk(), store.failed_flush_of(mark));
                 note_unflushed(&server.open, &store.unflushed_of(mark))?;
                 let attachment = Attachment::attach(wish, mark, &below).map_err(|err| {
