@@ -7,6 +7,7 @@ mod barriers;
 mod daemon;
 mod flushes;
 mod helper;
+mod interrupted;
 mod keeper;
 mod kernel;
 mod launch;
