@@ -367,8 +367,8 @@ impl Attached {
                 () = heard.signals.next() => {
                     if !std::mem::replace(&mut heard.leaving, true) {
                         leave(self.record.path(), heard.refuse.clone());
-                    } else if let Err(err) = usage::check_unused(&self.record.path(), self.record.pid) {
-                        tell_that_it_stays(&err);
+                    } else {
+                        self.tell_who_uses_it();
                     }
                 }
                 () = heard.hang_ups.next() => {}
@@ -410,6 +410,16 @@ impl Attached {
                 }
             }
         }
+    }
+
+    /// Tells why the device stays, if anybody uses it. All processes are looked at for that: who serves the disk does not wait.
+    fn tell_who_uses_it(&self) {
+        let (path, pid) = (self.record.path(), self.record.pid);
+        tokio::task::spawn_blocking(move || {
+            if let Err(err) = usage::check_unused(&path, pid) {
+                tell_that_it_stays(&err);
+            }
+        });
     }
 
     /// Has the kernel refuse writes, or take them again: one after the other.
