@@ -36,6 +36,10 @@ pub trait RemoteDriver: Send + Sync {
     }
     /// Says goodbye once nothing is out any more.
     fn disconnect(&self) -> Goodbye<'_>;
+    /// As [`RemoteDriver::disconnect`], once its server has had its time. It is soon over, whatever the server does.
+    fn give_up(&self) -> Goodbye<'_> {
+        self.disconnect()
+    }
     /// Whether its driver has an end of its own, which changes only while nothing is out: whoever tells a size may wait for that.
     fn changes_size_frozen(&self) -> bool {
         false
@@ -102,10 +106,10 @@ impl Remote {
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
-        if timeout_at(end, self.driver.disconnect()).await.is_err() {
-            // It waits for what is out, as long as a request may take; with that gone it is through.
+        let abandoned = self.abandoned.load(Ordering::Acquire);
+        if abandoned || timeout_at(end, self.driver.disconnect()).await.is_err() {
             self.driver.clear_queue();
-            self.driver.disconnect().await;
+            self.driver.give_up().await;
         }
         // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
         let mut limits = self.disk.limits();
@@ -182,4 +186,68 @@ fn follow(disk: &Weak<Disk>, bytes: u64, frozen: bool) -> bool {
         "size of the disk changed"
     );
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock};
+    use blockyard_export_nbd::{Config, Export, Server, ServerLimits};
+
+    use super::*;
+    use crate::disks::DiskMaker;
+    use crate::yard::queue_threads::QueueThreads;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Its host is off, say: connecting takes as long as it may.
+    fn ends_while_nobody_answers(abandoned: bool, limit: Duration) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+        let below = maker.open(&"ram:1M".parse().unwrap()).unwrap();
+        let served = Arc::new(below.disk().open(None, OpenMode::ReadWrite).unwrap());
+        let limits = ServerLimits { flush_grace: Duration::ZERO, ..ServerLimits::default() };
+        let config =
+            Config { exports: vec![Export::new("x", served)], limits, ..Config::default() };
+        let server = Server::new(config, threads.handles().to_vec()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (first, (tell, told)) = (Arc::clone(&server), mpsc::channel());
+        let accepting = std::thread::spawn(move || {
+            first.serve(listener.accept().unwrap().0.into());
+            tell.send(listener.accept().unwrap()).unwrap();
+        });
+        let uri = format!("nbd+unix:///x?socket={}&connections=1&timeout=10m", socket.display());
+        let disk = maker.open(&uri.parse().unwrap()).unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(server.shutdown(PATIENCE));
+        let silent = told.recv_timeout(PATIENCE).expect("it connects again");
+        if abandoned {
+            disk.abandon();
+        }
+        let (tell, told) = mpsc::channel();
+        let closed_in = Arc::clone(&layer);
+        std::thread::spawn(move || tell.send(disk.close_now(&closed_in, limit).into_result()));
+        told.recv_timeout(PATIENCE).expect("it does not end").unwrap();
+        drop((silent, server));
+        accepting.join().unwrap();
+        layer.disks().iter().for_each(|disk| _ = layer.del_disk(disk));
+        threads.shutdown();
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_keeps_nobody_from_ending() {
+        ends_while_nobody_answers(false, Duration::from_millis(100));
+    }
+
+    /// There is nothing to wait for within its time, either.
+    #[test]
+    fn a_server_that_was_given_up_has_no_time_to_answer() {
+        ends_while_nobody_answers(true, Duration::from_secs(600));
+    }
 }

@@ -449,11 +449,7 @@ impl Nbd {
         if tokio::time::timeout(self.inner.policy.timeout, drain).await.is_err() {
             tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected; failing requests in flight");
         }
-        for handle in self.inner.handles() {
-            handle.with(|hctx| hctx.disconnect(Status::Offline));
-        }
-        self.leave_unused().await;
-        self.inner.kick_all();
+        self.leave().await;
         let made = async {
             loop {
                 let drained = self.inner.drained.notified();
@@ -466,6 +462,23 @@ impl Nbd {
         if tokio::time::timeout(self.inner.policy.timeout, made).await.is_err() {
             tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while connecting");
         }
+    }
+
+    /// As [`Nbd::disconnect`], of a server that nobody waits for any more: what is out fails. A connection that is being made is
+    /// left once it is, by its queue.
+    pub async fn give_up(&self) {
+        self.inner.common.close();
+        self.clear_queue();
+        self.leave().await;
+    }
+
+    /// Leaves all connections, with what is out on them.
+    async fn leave(&self) {
+        for handle in self.inner.handles() {
+            handle.with(|hctx| hctx.disconnect(Status::Offline));
+        }
+        self.leave_unused().await;
+        self.inner.kick_all();
     }
 
     /// Fails all that is left, whether it waits or is out, as the kernel's `NBD_CLEAR_QUE`.

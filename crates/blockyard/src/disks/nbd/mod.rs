@@ -222,6 +222,10 @@ impl RemoteDriver for Nbd {
         Box::pin(self.disconnect())
     }
 
+    fn give_up(&self) -> Goodbye<'_> {
+        Box::pin(self.give_up())
+    }
+
     fn follow_size(&self, thread: &Handle, mut tell: Box<dyn FnMut(u64) -> bool + Send>) {
         let mut export = self.watch();
         thread.spawn(async move {
