@@ -361,6 +361,26 @@ mod tests {
         assert_eq!(after(Before::Writes, "&trust_server=1"), (true, Status::Ok));
     }
 
+    /// Somebody else removed the device, and nobody had written to it since, nor flushed it.
+    #[test]
+    fn what_a_dead_daemon_has_not_flushed_is_flushed_when_the_next_one_ends() {
+        for (options, is_lost) in [("&trust_server=1", false), ("", true)] {
+            let mut yard = Yard::new(2);
+            let path = yard.dir.path().join("7.unflushed");
+            let first = yard.open(options);
+            note_unflushed(&first, &path).unwrap();
+            assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
+            let record = record(0, 7, &yard.uri(options));
+            let second = yard.open(options);
+            inherit_unflushed(&second, &path, &record).unwrap();
+            let ended = second.close_now(&yard.layer, PATIENCE).into_result();
+            assert_eq!(ended.is_err(), is_lost, "{options}");
+            assert_eq!(Left::read(&path) != Left::Nothing, is_lost, "{options}");
+            let _ = first.close_now(&yard.layer, Duration::ZERO);
+            yard.end();
+        }
+    }
+
     #[test]
     fn a_daemon_that_hands_over_has_flushed() {
         assert_eq!(after(Before::HandsOver, ""), (false, Status::Ok));

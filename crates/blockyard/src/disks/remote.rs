@@ -54,11 +54,14 @@ pub struct Remote {
     driver: Arc<dyn RemoteDriver>,
     /// Nobody waits for the server any more.
     abandoned: AtomicBool,
+    /// Its server has something of another process that was not flushed.
+    has_inherited: AtomicBool,
 }
 
 impl Remote {
     pub(super) fn new(disk: Arc<Disk>, driver: Arc<dyn RemoteDriver>) -> Self {
-        Self { disk, driver, abandoned: AtomicBool::new(false) }
+        let [abandoned, has_inherited] = [(); 2].map(|()| AtomicBool::new(false));
+        Self { disk, driver, abandoned, has_inherited }
     }
 
     /// Fails all that waits for the server, or is out, and with that the last flush. What is asked for after
@@ -71,6 +74,18 @@ impl Remote {
     /// What another process has sent before it died may still be carried out: nothing is written until that is over.
     pub(crate) fn hold_writes(&self) {
         self.driver.hold_writes();
+    }
+
+    /// Another process has died whose writes the server has not flushed: a last flush is for them, too. Says whether they may be
+    /// lost.
+    pub(super) fn inherit_unflushed(&self) -> bool {
+        self.has_inherited.store(true, Ordering::Release);
+        self.driver.inherit_unflushed()
+    }
+
+    /// Whether a last flush is good for anything.
+    pub(super) fn has_to_be_flushed(&self) -> bool {
+        self.has_inherited.load(Ordering::Acquire) || has_to_be_flushed(&self.disk)
     }
 
     pub(super) fn driver(&self) -> &dyn RemoteDriver {
@@ -133,7 +148,7 @@ impl Remote {
     }
 
     async fn flush(&self) -> Status {
-        if !has_to_be_flushed(&self.disk) {
+        if !self.has_to_be_flushed() {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {
@@ -153,7 +168,7 @@ impl Remote {
 
 /// Whether a last flush is good for anything: nothing can be lost of a disk that was never written to, and one that cannot flush
 /// promises nothing.
-pub(crate) fn has_to_be_flushed(disk: &Disk) -> bool {
+pub(super) fn has_to_be_flushed(disk: &Disk) -> bool {
     let can_flush = !disk.limits().features.contains(Features::NO_FLUSH);
     let (stats, _) = disk.stats();
     let [_, writes_out] = stats.in_flight();
