@@ -415,7 +415,9 @@ impl Nbd {
     #[must_use]
     pub fn inherit_unflushed(&self) -> bool {
         let common = &self.inner.common;
-        if !common.is_trusting() {
+        if common.is_trusting() {
+            common.keep();
+        } else {
             common.fail_flushes();
         }
         common.has_flush_failed()
