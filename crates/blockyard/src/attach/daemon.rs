@@ -18,7 +18,7 @@ use super::interrupted::{unless_told, while_abandoning};
 use super::kernel::{Attachment, Below, new_mark};
 use super::leaving::{HandingOver, RETRY, hand_over, leave, tell_that_it_stays};
 use super::log::Log;
-use super::opening::{EXPORT, Order, Server, check_size};
+use super::opening::{EXPORT, Order, Server, check_size, note_handed_over};
 use super::record::Record;
 use super::store::{Begun, Store, forget_log_of};
 use super::unflushed::{inherit_unflushed, note_unflushed};
@@ -352,6 +352,7 @@ impl Attached {
         let handing = crate::daemon::extending(handing);
         let left = while_refusing(handing, &mut heard.asked, &path).await;
         if left {
+            note_handed_over(&self.server.open, &self.store, &self.record);
             term::tell(format_args!(
                 "{path} is left without a daemon; its I/O waits until you run: blockyard recover {path}"
             ));

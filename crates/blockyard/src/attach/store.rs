@@ -7,6 +7,7 @@
 //! | `MARK.begun` | the disk ([`Wanted`]) that a device with that mark is being made of, which is not on record yet | its maker |
 //! | `MARK.failed` | a flush of the device with that mark has failed | nobody: it is there or not |
 //! | `MARK.unflushed` | a byte: whether a server has unflushed writes to it, and a flush is out | nobody: its daemon writes |
+//! | `MARK.handed` | who has left the device with that mark, and nothing that may come late | nobody: who goes on removes it |
 //! | `*.log`, `*.old.log` | what a daemon in the background says ([`log`]) | all who write to it |
 //! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
 //!
@@ -41,6 +42,7 @@ const RECORD: &str = "json";
 const BEGUN: &str = "begun";
 const FAILED: &str = "failed";
 const UNFLUSHED: &str = "unflushed";
+const HANDED: &str = "handed";
 const LOG: &str = "log";
 
 /// The directory.
@@ -303,6 +305,30 @@ impl Store {
         self.failed_flush_of(mark).forget();
         // There is none for most.
         let _ = fs::remove_file(self.unflushed_of(mark));
+        let _ = fs::remove_file(self.handed(mark));
+    }
+
+    fn handed(&self, mark: u64) -> PathBuf {
+        self.path(&format!("{mark:016x}"), HANDED)
+    }
+
+    /// Notes that the daemon of a device leaves it, and that nothing it has sent is still to be carried out.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub(super) fn note_handed_over(&self, record: &Record) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).write(true).mode(0o600);
+        let mut file = options.open(self.handed(record.mark))?;
+        write!(file, "{}", record.pid)
+    }
+
+    /// Whether the daemon that is on record has noted that. For whoever goes on with the device, once.
+    pub(super) fn take_handed_over(&self, record: &Record) -> bool {
+        let path = self.handed(record.mark);
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        // One that stays would be believed again.
+        fs::remove_file(&path).is_ok() && found == record.pid.to_string()
     }
 
     /// Where a daemon keeps whether something that was written to the device with that mark is not flushed.
@@ -404,7 +430,7 @@ impl Store {
                 })
             };
             let is_left_log = || is(LOG) && !named(&path) && !is_written_to();
-            if (is(FAILED) || is(UNFLUSHED)) && is_nobodys(&path) || is_left_log() {
+            if (is(FAILED) || is(UNFLUSHED) || is(HANDED)) && is_nobodys(&path) || is_left_log() {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -595,6 +621,25 @@ mod tests {
         // As a death between both leaves it.
         failed.note().unwrap();
         store.sweep().unwrap();
+        assert!(names(&store).is_empty(), "{:?}", names(&store));
+    }
+
+    #[test]
+    fn that_a_daemon_has_handed_over_is_believed_once_and_of_no_other() {
+        let (_dir, store) = store();
+        let record = record(0, 7, "ram:1M");
+        let held = store.save(&record).unwrap();
+        assert!(!store.take_handed_over(&record));
+        store.note_handed_over(&record).unwrap();
+        store.sweep().unwrap();
+        assert!(store.take_handed_over(&record) && !store.take_handed_over(&record));
+        // A daemon that does not look at it has served the device since.
+        store.note_handed_over(&record).unwrap();
+        let mut next = record.clone();
+        next.pid += 1;
+        assert!(!store.take_handed_over(&next) && !store.take_handed_over(&record));
+        store.note_handed_over(&record).unwrap();
+        store.forget(&record, &held).unwrap();
         assert!(names(&store).is_empty(), "{:?}", names(&store));
     }
 

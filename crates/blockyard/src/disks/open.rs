@@ -62,6 +62,11 @@ impl OpenDisk {
         self.remotes().for_each(Remote::hold_writes);
     }
 
+    /// Whether a server may still carry out something, now that nothing more is submitted.
+    pub(crate) fn may_change_late(&self) -> bool {
+        self.remotes().any(|remote| remote.driver().may_change_late())
+    }
+
     /// Whether a server may have something of it that was written and not flushed.
     pub(crate) fn tracks_unflushed(&self) -> bool {
         self.tracking().is_some()

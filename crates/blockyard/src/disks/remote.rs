@@ -23,6 +23,10 @@ pub trait RemoteDriver: Send + Sync {
     fn clear_queue(&self);
     /// Nothing is written until what others have sent before can no more be carried out.
     fn hold_writes(&self) {}
+    /// Whether its server may still carry out something, now that nothing more is submitted.
+    fn may_change_late(&self) -> bool {
+        true
+    }
     /// Whether its server may have something that was written and not flushed.
     fn tracks_unflushed(&self) -> bool {
         false

@@ -432,6 +432,18 @@ impl Nbd {
         inner.kick_all();
     }
 
+    /// Requests that are out on any connection, or wait for one.
+    fn in_flight(&self) -> usize {
+        let out = |handle: &HctxHandle<Self>| handle.with(|hctx| hctx.queue.in_flight());
+        self.inner.handles().filter_map(out).sum::<usize>() + self.inner.common.waiting()
+    }
+
+    /// Whether the server may have something to carry out, on whatever connection. Asked for while nothing can be submitted.
+    #[must_use]
+    pub fn may_change_late(&self) -> bool {
+        self.in_flight() > 0 || self.inner.common.is_fenced()
+    }
+
     /// Ends the disk: new requests fail, what is out is finished, within the timeout, and the server is told
     /// goodbye.
     pub async fn disconnect(&self) {
@@ -440,9 +452,7 @@ impl Nbd {
         let drain = async {
             loop {
                 let drained = self.inner.drained.notified();
-                let out = |handle: &HctxHandle<Self>| handle.with(|hctx| hctx.queue.in_flight());
-                let out: usize = self.inner.handles().filter_map(out).sum();
-                if out + self.inner.common.waiting() == 0 {
+                if self.in_flight() == 0 {
                     return;
                 }
                 drained.await;

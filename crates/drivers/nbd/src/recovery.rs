@@ -492,7 +492,7 @@ impl<J: Job> Common<J> {
         recovery.known.iter().any(|known| recovery.keeps_from_moving(known))
     }
 
-    #[cfg(test)]
+    /// Whether any range is.
     pub(crate) fn is_fenced(&self) -> bool {
         self.guarded.load(Ordering::Acquire)
     }

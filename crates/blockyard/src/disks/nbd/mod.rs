@@ -206,6 +206,10 @@ impl RemoteDriver for Nbd {
         self.hold_writes();
     }
 
+    fn may_change_late(&self) -> bool {
+        self.may_change_late()
+    }
+
     fn tracks_unflushed(&self) -> bool {
         self.tracks_unflushed()
     }
