@@ -82,7 +82,9 @@ impl Error {
         Self { doing, kind }
     }
 
-    pub(crate) const fn violation(doing: &'static str, rule: &'static str, got: u64) -> Self {
+    /// The peer broke a rule, as whoever drives the protocol has found.
+    #[must_use]
+    pub const fn violation(doing: &'static str, rule: &'static str, got: u64) -> Self {
         Self::new(doing, ErrorKind::Violation { rule, got })
     }
 

@@ -9,18 +9,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use blockyard_blkmq::partition::Warning;
-use blockyard_blkmq::{Bdev, OpenMode};
+use blockyard_blkmq::{Disk, OpenMode};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::flushes::{inherit_failed_flushes, note_failed_flushes};
+use super::interrupted::{unless_told, while_abandoning};
 use super::kernel::{Attachment, Below, new_mark};
 use super::leaving::{HandingOver, RETRY, hand_over, leave, tell_that_it_stays};
 use super::log::Log;
-use super::opening::{EXPORT, Order, Server, check_size};
+use super::opening::{EXPORT, Order, Server, check_size, note_handed_over};
 use super::record::Record;
 use super::store::{Begun, Store, forget_log_of};
 use super::unflushed::{inherit_unflushed, note_unflushed};
+use super::wanted::Wanted;
 use super::{helper, launch, usage};
 use crate::api::{self, Attached as Device, Reply};
 use crate::daemon::MoreTime;
@@ -48,14 +50,34 @@ pub fn run(order: Order, log: Option<PathBuf>) -> Result<u8> {
     // Before there are other threads: they inherit it.
     crate::daemon::enter_write_back_path();
     crate::daemon::block_on(async move {
-        let (server, order) = blocking(move || Ok((Server::open(&order)?, order))).await?;
+        let is_new = matches!(order, Order::Attach(_));
+        let opening = async {
+            let (server, order) = blocking(move || Ok((Server::open(&order)?, order))).await?;
+            // Whoever reads from it needs that.
+            let housekeeper = tokio::spawn(Arc::clone(&server.yard).keep());
+            if is_new {
+                let disk = Arc::clone(server.disk());
+                let looked = blocking(move || {
+                    warn_of_partitions(&disk);
+                    Ok(())
+                });
+                looked.await?;
+            }
+            Ok::<_, Error>((server, order, housekeeper))
+        };
+        let (server, order, housekeeper) = tokio::select! {
+            biased;
+            // Nobody waits for the device, and the same command may have been given again. What is recovered waits for us itself.
+            () = launch::starter_gone(), if background && is_new => {
+                return Err(Error::failed("stopped before the disk was attached: the starting process has exited"));
+            }
+            opened = opening => opened?,
+        };
         // From here on there is a device that an end by a signal would leave behind.
-        let signals = Signals::new()?;
+        let mut signals = Signals::new()?;
         let hang_up = signal(SignalKind::hangup())
             .map_err(|err| Error::failed("cannot catch signals").caused_by(err))?;
-        // The kernel reads from it before it is there for others.
-        let housekeeper = tokio::spawn(Arc::clone(&server.yard).keep());
-        let attached = blocking(move || Attached::attach(server, order, log)).await?;
+        let attached = Attached::attach_unless_told(server, order, log, &mut signals).await?;
         let hang_ups = HangUps { signal: hang_up, log: own_log };
         attached.serve(housekeeper, signals, hang_ups, background).await
     })
@@ -151,6 +173,36 @@ enum End {
 }
 
 impl Attached {
+    /// Gives a disk to the kernel, unless a signal stops that. What is asked again of a device that is recovered must not fail: a
+    /// signal is heard once that is served.
+    async fn attach_unless_told(
+        server: Server,
+        order: Order,
+        log: Option<PathBuf>,
+        signals: &mut Signals,
+    ) -> Result<Self> {
+        let (open, is_new) = (Arc::clone(&server.open), matches!(order, Order::Attach(_)));
+        let attaching = blocking(move || Self::attach(server, order, log));
+        if !is_new {
+            return attaching.await;
+        }
+        let (attached, told) = unless_told(attaching, signals.next(), || open.abandon()).await;
+        if !told {
+            return attached;
+        }
+        if let Ok(mut attached) = attached {
+            match while_abandoning(attached.detach(), || open.abandon()).await {
+                Ok(()) => attached.store.forget_notes(attached.record.mark),
+                Err(err) => {
+                    tracing::warn!(error = %err, "cannot remove the remains of the device");
+                    // The note that it was begun stays, for whoever looks for what was left behind.
+                    std::mem::forget(attached);
+                }
+            }
+        }
+        Err(Error::failed("stopped by a signal before the disk was attached"))
+    }
+
     /// Gives a disk to the kernel.
     fn attach(server: Server, order: Order, log: Option<PathBuf>) -> Result<Self> {
         let store = Store::open()?;
@@ -174,9 +226,9 @@ impl Attached {
         let identity = server.identity.clone();
         let (attachment, mut record, begun) = match &order {
             Order::Attach(wish) => {
-                warn_of_partitions(&below.bdev);
                 let mark = new_mark();
-                let begun = store.begin(mark)?;
+                let wanted = Wanted::new(wish, &identity);
+                let begun = store.begin(mark, &wanted).map_err(|err| failed(&wish.uri, err))?;
                 note_failed_flushes(server.disk(), store.failed_flush_of(mark));
                 note_unflushed(&server.open, &store.unflushed_of(mark))?;
                 let attachment = Attachment::attach(wish, mark, &below).map_err(|err| {
@@ -301,6 +353,7 @@ impl Attached {
         let handing = more_time.during(hand_over(&self.server.open, &path, self.server.grace));
         let left = while_refusing(handing, &mut heard.asked, &path).await;
         if left {
+            note_handed_over(&self.server.open, &self.store, &self.record);
             term::tell(format_args!(
                 "{path} is left without a daemon; its I/O waits until you run: blockyard recover {path}"
             ));
@@ -317,8 +370,8 @@ impl Attached {
                     if heard.leaving.is_none() {
                         let more_time = *heard.leaving.insert(MoreTime::from_now());
                         leave(self.record.path(), more_time, heard.refuse.clone());
-                    } else if let Err(err) = usage::check_unused(&self.record.path(), self.record.pid) {
-                        tell_that_it_stays(&err);
+                    } else {
+                        self.tell_who_uses_it();
                     }
                 }
                 () = heard.hang_ups.next() => {}
@@ -364,6 +417,16 @@ impl Attached {
         }
     }
 
+    /// Tells why the device stays, if anybody uses it. All processes are looked at for that: who serves the disk does not wait.
+    fn tell_who_uses_it(&self) {
+        let (path, pid) = (self.record.path(), self.record.pid);
+        tokio::task::spawn_blocking(move || {
+            if let Err(err) = usage::check_unused(&path, pid) {
+                tell_that_it_stays(&err);
+            }
+        });
+    }
+
     /// Has the kernel refuse writes, or take them again: one after the other.
     fn tell_read_only(&self, heard: &mut Heard, read_only: bool) {
         let (path, before) = (self.record.path(), heard.telling.take());
@@ -379,7 +442,7 @@ impl Attached {
     async fn detach(&mut self) -> Result<()> {
         let runtime = self.server.yard.threads()[0].clone();
         // The kernel, and whoever looks for partitions, gives it up once it has been answered.
-        let _no_waits = self.server.disk().limit_waits(Duration::ZERO);
+        let _no_waits = self.server.open.disk().limit_waits(Duration::ZERO);
         take_away(&mut self.attachment, move |attachment| attachment.remove(&runtime)).await?;
         self.begun = None;
         if let Some(held) = self.server.held.take() {
@@ -394,8 +457,9 @@ impl Attached {
 }
 
 /// The kernel looks for partitions itself, and does not say why it finds none.
-fn warn_of_partitions(bdev: &Bdev) {
-    let warnings = read_table(bdev).map(|table| table.warnings).unwrap_or_default();
+fn warn_of_partitions(disk: &Arc<Disk>) {
+    let Ok(bdev) = disk.open(None, OpenMode::ReadOnly) else { return };
+    let warnings = read_table(&bdev).map(|table| table.warnings).unwrap_or_default();
     for warning in warnings.iter().filter(|it| matches!(it, Warning::OtherBlockSize { .. })) {
         term::tell(warning);
     }

@@ -3,8 +3,12 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+
+use blockyard_sys::net::Watch;
+use tokio::io::Interest;
 
 use super::helper;
 use super::store::{Store, forget_log};
@@ -88,6 +92,23 @@ pub(super) fn leave_the_starter() {
     let _ = rustix::process::setsid();
 }
 
+/// Waits until whoever has started a daemon in the background, and waits for its device, is gone: nobody reads its output any
+/// more.
+pub(super) async fn starter_gone() {
+    gone(&io::stdout()).await;
+}
+
+async fn gone(output: &impl AsFd) {
+    let watch = output.as_fd().try_clone_to_owned();
+    // What is no pipe has no reader to lose.
+    if let Ok(watch) = watch.and_then(|fd| Watch::new(fd, Interest::ERROR))
+        && watch.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
 /// What a daemon in the background does once it is ready: nothing holds its starter's output, nor a directory.
 pub(super) fn let_go() -> io::Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -105,6 +126,26 @@ mod tests {
         let mut command = std::process::Command::new("sh");
         command.args(["-c", script]).stdout(Stdio::piped()).stderr(out);
         Launched { child: command.spawn().unwrap(), log: log.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn that_nobody_reads_is_heard_of_by_who_writes_to_a_pipe() {
+        let (reader, writer) = io::pipe().unwrap();
+        let patience = std::time::Duration::from_secs(60);
+        let mut nobody = std::pin::pin!(gone(&writer));
+        tokio::select! {
+            biased;
+            () = &mut nobody => panic!("somebody reads"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(reader);
+        tokio::time::timeout(patience, nobody).await.unwrap();
+        let file = tempfile::tempfile().unwrap();
+        tokio::select! {
+            biased;
+            () = gone(&file) => panic!("a file is written to for whoever comes"),
+            () = tokio::task::yield_now() => {}
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod barriers;
 mod daemon;
 mod flushes;
 mod helper;
+mod interrupted;
 mod keeper;
 mod kernel;
 mod launch;
@@ -19,6 +20,7 @@ pub mod record;
 pub(crate) mod store;
 mod unflushed;
 pub(crate) mod usage;
+mod wanted;
 
 pub use daemon::run;
 pub use launch::{Launched, launch};
@@ -31,6 +33,7 @@ pub use opening::{Order, check_identity};
 
 use serde::{Deserialize, Serialize};
 
+use crate::disks::DiskPlan;
 use crate::error::{Error, Result};
 
 /// Requests that the kernel may have in each queue of a ublk device, unless told otherwise.
@@ -91,6 +94,14 @@ pub struct Wish {
     pub dead_timeout_seconds: u64,
     /// Its daemon may leave a device that is in use to the next one.
     pub hand_over: bool,
+}
+
+impl Wish {
+    /// Whether the disk is never written to, as was asked for in either place.
+    fn only_reads(&self) -> bool {
+        let in_uri = || self.uri.parse::<DiskPlan>().is_ok_and(|plan| plan.options.read_only);
+        self.read_only || in_uri()
+    }
 }
 
 /// The name of a kernel's disk: `/dev/nbd0` and `nbd0` are the same.

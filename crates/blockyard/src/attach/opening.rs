@@ -79,7 +79,7 @@ impl Server {
         let identity = DiskIdentity::of(&plan.disks[0])?;
         if let Order::Recover(record) = order {
             check_identity(record, &identity)?;
-            open.hold_writes();
+            hold_writes(&open, &Store::open()?, record);
         }
         // The kernel knows blocks only.
         let export = ExportPlan::new(&exports::nbd::KIND, plan.disk_name(0), EXPORT)
@@ -93,6 +93,22 @@ impl Server {
 
     pub(super) fn disk(&self) -> &Arc<Disk> {
         self.open.disk()
+    }
+}
+
+/// What the daemon before has sent may still be carried out, unless it has left the device with nothing to be.
+pub(super) fn hold_writes(open: &OpenDisk, store: &Store, record: &Record) {
+    if !store.take_handed_over(record) {
+        open.hold_writes();
+    }
+}
+
+/// The other side of that. The disk is frozen by now.
+pub(super) fn note_handed_over(open: &OpenDisk, store: &Store, record: &Record) {
+    if !open.may_change_late()
+        && let Err(err) = store.note_handed_over(record)
+    {
+        tracing::warn!(error = %err, "cannot record the hand-over; the next daemon holds writes back");
     }
 }
 

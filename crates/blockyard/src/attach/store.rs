@@ -4,9 +4,10 @@
 //! | name | what | locked by |
 //! | --- | --- | --- |
 //! | `nbd0.json` | the [`Record`] of a device, written whole or not at all | its daemon, or who recovers it |
-//! | `MARK.begun` | a device with that mark is being made, and is not on record yet | its maker |
+//! | `MARK.begun` | the disk ([`Wanted`]) that a device with that mark is being made of, which is not on record yet | its maker |
 //! | `MARK.failed` | a flush of the device with that mark has failed | nobody: it is there or not |
 //! | `MARK.unflushed` | a byte: whether a server has unflushed writes to it, and a flush is out | nobody: its daemon writes |
+//! | `MARK.handed` | who has left the device with that mark, and nothing that may come late | nobody: who goes on removes it |
 //! | `*.log`, `*.old.log` | what a daemon in the background says ([`log`]) | all who write to it |
 //! | `.lock`, `.next` | taken for each change; a record that is being written | whoever changes something |
 //!
@@ -26,6 +27,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::log;
 use super::record::Record;
+use super::wanted::Wanted;
 use crate::api::{make_runtime_dir, runtime_dir};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -40,6 +42,7 @@ const RECORD: &str = "json";
 const BEGUN: &str = "begun";
 const FAILED: &str = "failed";
 const UNFLUSHED: &str = "unflushed";
+const HANDED: &str = "handed";
 const LOG: &str = "log";
 
 /// The directory.
@@ -302,6 +305,30 @@ impl Store {
         self.failed_flush_of(mark).forget();
         // There is none for most.
         let _ = fs::remove_file(self.unflushed_of(mark));
+        let _ = fs::remove_file(self.handed(mark));
+    }
+
+    fn handed(&self, mark: u64) -> PathBuf {
+        self.path(&format!("{mark:016x}"), HANDED)
+    }
+
+    /// Notes that the daemon of a device leaves it, and that nothing it has sent is still to be carried out.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub(super) fn note_handed_over(&self, record: &Record) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).write(true).mode(0o600);
+        let mut file = options.open(self.handed(record.mark))?;
+        write!(file, "{}", record.pid)
+    }
+
+    /// Whether the daemon that is on record has noted that. For whoever goes on with the device, once.
+    pub(super) fn take_handed_over(&self, record: &Record) -> bool {
+        let path = self.handed(record.mark);
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        // One that stays would be believed again.
+        fs::remove_file(&path).is_ok() && found == record.pid.to_string()
     }
 
     /// Where a daemon keeps whether something that was written to the device with that mark is not flushed.
@@ -309,23 +336,42 @@ impl Store {
         self.path(&format!("{mark:016x}"), UNFLUSHED)
     }
 
-    /// Notes that a device with that mark is about to be made.
+    /// Notes that a device with that mark is about to be made. Whoever has noted the same disk, or serves it, was first: from
+    /// then on two would write to it.
     ///
     /// # Errors
-    /// The directory cannot be written to.
-    pub(crate) fn begin(&self, mark: u64) -> Result<Begun> {
+    /// [`ErrorKind::Busy`] if somebody was first; the directory cannot be written to.
+    pub(crate) fn begin(&self, mark: u64, wanted: &Wanted) -> Result<Begun> {
         let _changing = self.change()?;
-        let path = self.path(&format!("{mark:016x}"), BEGUN);
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(true).read(true).write(true).mode(0o600);
-        let (_, lock) = options.open(&path).and_then(hold).map_err(|err| self.failed(err))?;
+        let contents = self.list().map_err(|err| self.failed(err))?;
+        for stored in contents.records.iter().filter(|stored| stored.is_served) {
+            wanted.check_served(&stored.record)?;
+        }
+        for begun in contents.begun.iter().filter(|begun| begun.is_served) {
+            // One that cannot be read any more is over.
+            let text = fs::read(self.begun(begun.mark)).unwrap_or_default();
+            Wanted::parse(&text).map_or(Ok(()), |other| wanted.check_begun(&other))?;
+        }
+        let path = self.begun(mark);
+        let write = || -> io::Result<Lock> {
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(true).read(true).write(true).mode(0o600);
+            let mut file = options.open(&path)?;
+            file.write_all(&wanted.text()?)?;
+            hold(file).map(|(_, lock)| lock)
+        };
+        let lock = write().map_err(|err| self.failed(err))?;
         Ok(Begun { path, _lock: lock })
+    }
+
+    fn begun(&self, mark: u64) -> PathBuf {
+        self.path(&format!("{mark:016x}"), BEGUN)
     }
 
     /// Takes note that there is no device with that mark, whose maker has died.
     pub(crate) fn end(&self, mark: u64) {
         let Ok(_changing) = self.change() else { return };
-        let path = self.path(&format!("{mark:016x}"), BEGUN);
+        let path = self.begun(mark);
         if File::open(&path).is_ok_and(|file| lock::is_held(file.as_fd()).is_ok_and(|held| !held)) {
             // Somebody may have been faster.
             let _ = fs::remove_file(&path);
@@ -384,7 +430,7 @@ impl Store {
                 })
             };
             let is_left_log = || is(LOG) && !named(&path) && !is_written_to();
-            if (is(FAILED) || is(UNFLUSHED)) && is_nobodys(&path) || is_left_log() {
+            if (is(FAILED) || is(UNFLUSHED) || is(HANDED)) && is_nobodys(&path) || is_left_log() {
                 let _ = fs::remove_file(&path);
             }
         }
@@ -448,6 +494,7 @@ fn content(device: &str, file: &File) -> io::Result<Record> {
 #[cfg(test)]
 mod tests {
     use super::super::record::tests::record;
+    use super::super::wanted::tests::wanted;
     use super::*;
 
     fn store() -> (tempfile::TempDir, Store) {
@@ -517,6 +564,31 @@ mod tests {
         assert_eq!(names(&store), ["nbd0.json", "nbd5.json", "of-a-newer-one.log"]);
     }
 
+    /// Both have looked at what is on record before either was.
+    #[test]
+    fn of_two_that_attach_a_disk_at_a_time_one_does() {
+        let (_dir, store) = store();
+        let disk = wanted("nbd://host/x");
+        let first = store.begin(1, &disk).unwrap();
+        let refused = store.begin(2, &disk).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert!(refused.to_string().contains("is being attached by"), "{refused}");
+        drop(store.begin(2, &wanted("nbd://host/y")).unwrap());
+        let served = store.save(&record(0, 1, "nbd://host/x")).unwrap();
+        drop(first);
+        let refused = store.begin(2, &disk).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert!(refused.to_string().contains("already attached as /dev/nbd0"), "{refused}");
+        drop(served);
+        // What a daemon that has died has left is for the look before this.
+        drop(store.begin(2, &disk).unwrap());
+        assert_eq!(names(&store), ["nbd0.json"]);
+        // As a death at this, and an older version, leave it.
+        fs::write(store.begun(3), disk.text().unwrap()).unwrap();
+        fs::write(store.begun(4), "").unwrap();
+        drop(store.begin(2, &disk).unwrap());
+    }
+
     #[test]
     fn both_logs_of_a_device_go_with_its_record() {
         let (_dir, store) = store();
@@ -552,11 +624,30 @@ mod tests {
         assert!(names(&store).is_empty(), "{:?}", names(&store));
     }
 
+    #[test]
+    fn that_a_daemon_has_handed_over_is_believed_once_and_of_no_other() {
+        let (_dir, store) = store();
+        let record = record(0, 7, "ram:1M");
+        let held = store.save(&record).unwrap();
+        assert!(!store.take_handed_over(&record));
+        store.note_handed_over(&record).unwrap();
+        store.sweep().unwrap();
+        assert!(store.take_handed_over(&record) && !store.take_handed_over(&record));
+        // A daemon that does not look at it has served the device since.
+        store.note_handed_over(&record).unwrap();
+        let mut next = record.clone();
+        next.pid += 1;
+        assert!(!store.take_handed_over(&next) && !store.take_handed_over(&record));
+        store.note_handed_over(&record).unwrap();
+        store.forget(&record, &held).unwrap();
+        assert!(names(&store).is_empty(), "{:?}", names(&store));
+    }
+
     /// A daemon may be killed at any point.
     #[test]
     fn what_is_left_of_an_owner_that_died_is_swept() {
         let (_dir, store) = store();
-        let begun = store.begin(0x42).unwrap();
+        let begun = store.begin(0x42, &wanted("ram:1M")).unwrap();
         let (log, writer) = store.new_log().unwrap();
         let (other, _) = store.new_log().unwrap();
         assert_ne!(log, other);

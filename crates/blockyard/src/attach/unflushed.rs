@@ -201,6 +201,7 @@ mod tests {
 
     use super::super::flushes::note_failed_flushes;
     use super::super::leaving::{HandingOver, hand_over};
+    use super::super::opening::{hold_writes, note_handed_over};
     use super::super::record::tests::record;
     use super::super::store::Store;
     use super::*;
@@ -363,9 +364,76 @@ mod tests {
         assert_eq!(after(Before::Writes, "&trust_server=1"), (true, Status::Ok));
     }
 
+    /// Somebody else removed the device, and nobody had written to it since, nor flushed it.
+    #[test]
+    fn what_a_dead_daemon_has_not_flushed_is_flushed_when_the_next_one_ends() {
+        for (options, is_lost) in [("&trust_server=1", false), ("", true)] {
+            let mut yard = Yard::new(2);
+            let path = yard.dir.path().join("7.unflushed");
+            let first = yard.open(options);
+            note_unflushed(&first, &path).unwrap();
+            assert_eq!(status(&first, Bio::new(Op::WriteZeroes, Sector(0), 4096)), Status::Ok);
+            let record = record(0, 7, &yard.uri(options));
+            let second = yard.open(options);
+            inherit_unflushed(&second, &path, &record).unwrap();
+            let ended = second.close_now(&yard.layer, PATIENCE).into_result();
+            assert_eq!(ended.is_err(), is_lost, "{options}");
+            assert_eq!(Left::read(&path) != Left::Nothing, is_lost, "{options}");
+            let _ = first.close_now(&yard.layer, Duration::ZERO);
+            yard.end();
+        }
+    }
+
     #[test]
     fn a_daemon_that_hands_over_has_flushed() {
         assert_eq!(after(Before::HandsOver, ""), (false, Status::Ok));
+    }
+
+    /// An upgrade stops nobody for as long as a server may be silent, if nothing is out. But what is out may come late.
+    #[test]
+    fn writes_go_on_at_once_behind_a_daemon_that_has_handed_over() {
+        for is_out in [false, true] {
+            let mut yard = Yard::new(2);
+            let store = Store::at(yard.dir.path());
+            let record = record(0, 7, &yard.uri(""));
+            drop(store.save(&record).unwrap());
+            let [first, second] = [(); 2].map(|()| yard.open("&fence_timeout=10m"));
+            let write = |open: &OpenDisk| {
+                let (tell, told) = std::sync::mpsc::channel();
+                let bdev = open.disk().open(None, OpenMode::ReadWrite).unwrap();
+                let bio = Bio::new(Op::WriteZeroes, Sector(0), 4096);
+                let ended = move |bio: Box<Bio>| _ = tell.send(bio.status());
+                bdev.submit(0, bio.on_end(Arc::new(ended)));
+                (bdev, told)
+            };
+            let done = write(&first);
+            assert_eq!(done.1.recv_timeout(PATIENCE), Ok(Status::Ok));
+            let frozen = is_out.then(|| Frozen::new(&yard.below));
+            let late = is_out.then(|| write(&first));
+            let begun = std::time::Instant::now();
+            while is_out && !first.may_change_late() {
+                assert!(begun.elapsed() < PATIENCE, "the write is not out");
+                blockyard_conformance::pause();
+            }
+            note_handed_over(&first, &store, &record);
+            drop(frozen);
+            hold_writes(&second, &store, &record);
+            let next = write(&second);
+            if let Some(late) = late {
+                assert_eq!(late.1.recv_timeout(PATIENCE), Ok(Status::Ok));
+                // What is not held back is done before that, or nearly always.
+                assert_eq!(status(&second, Bio::new(Op::Read, Sector(0), 4096)), Status::Ok);
+                assert!(next.1.try_recv().is_err(), "it is held back for ten minutes");
+                second.abandon();
+            }
+            let expected = if is_out { Status::Io } else { Status::Ok };
+            assert_eq!(next.1.recv_timeout(PATIENCE), Ok(expected));
+            drop((done, next));
+            for open in [first, second] {
+                let _ = open.close_now(&yard.layer, Duration::ZERO);
+            }
+            yard.end();
+        }
     }
 
     /// The only one that tells of an error may be any of those that are out.

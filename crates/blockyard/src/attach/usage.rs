@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, StatxFlags, statx};
 
 use super::helper;
 use crate::error::{Error, ErrorKind, Result, quoted};
@@ -133,8 +133,8 @@ struct Part {
 }
 
 impl Part {
-    fn is_of(&self, device: u64) -> bool {
-        self.number == format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device))
+    fn is_of(&self, major: u32, minor: u32) -> bool {
+        self.number == format!("{major}:{minor}")
     }
 }
 
@@ -225,11 +225,8 @@ fn opener(parts: &[Part], daemon: u32) -> Option<String> {
         // A process that has ended, or is another's.
         let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
         for file in files.flatten() {
-            let Ok(found) = fs::metadata(file.path()) else { continue };
-            if !found.file_type().is_block_device() {
-                continue;
-            }
-            if let Some(part) = parts.iter().find(|part| part.is_of(found.rdev())) {
+            let Some((major, minor)) = block_device(&file.path()) else { continue };
+            if let Some(part) = parts.iter().find(|part| part.is_of(major, minor)) {
                 let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
                 let (command, path) = (command.trim_end(), &part.path);
                 return Some(format!("process {pid} ({command}) has {path} open"));
@@ -237,6 +234,14 @@ fn opener(parts: &[Part], daemon: u32) -> Option<String> {
         }
     }
     None
+}
+
+/// The number of a block device, as this machine knows it: the server of a file on the network, which may be away, is not asked.
+fn block_device(path: &Path) -> Option<(u32, u32)> {
+    let found = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    FileType::from_raw_mode(found.stx_mode.into())
+        .is_block_device()
+        .then_some((found.stx_rdev_major, found.stx_rdev_minor))
 }
 
 /// Where the disk, or a partition of it, is mounted (proc_pid_mountinfo(5)): by its number, or, where a file system has one
@@ -290,6 +295,12 @@ pub(crate) fn is_in_sysfs(entry: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command, Stdio};
+    use std::sync::mpsc;
+
+    use blockyard_conformance::faulty::{Call, Faulty};
+    use blockyard_conformance::in_own_mounts;
+
     use super::*;
 
     /// A disk with two partitions, of which one is part of a RAID, and its neighbour of nearly the same name.
@@ -320,7 +331,7 @@ mod tests {
             names,
             [("/dev/nbd1", "43:32"), ("/dev/nbd1p1", "43:33"), ("/dev/nbd1p2", "259:0")]
         );
-        assert!(parts[2].is_of(rustix::fs::makedev(259, 0)));
+        assert!(parts[2].is_of(259, 0));
         assert_eq!(holder(&parts), None);
         fs::create_dir_all(sysfs.path().join("block/nbd1/nbd1p2/holders/md0")).unwrap();
         assert_eq!(holder(&parts).unwrap(), "md0");
@@ -379,6 +390,34 @@ mod tests {
         assert!(has_disk_in(sysfs.path(), "/dev/nbd1").unwrap(), "there is no such file in /dev");
         assert!(!has_disk_in(sysfs.path(), "/dev/null").unwrap(), "there is such a file in /dev");
         has_disk_in(&sysfs.path().join("elsewhere"), "/dev/nbd1").unwrap_err();
+    }
+
+    /// Killed when the test ends, however it does.
+    struct Guard(Child);
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            // It may have ended.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn who_has_a_disk_open_is_found_while_the_server_of_another_file_hangs() {
+        in_own_mounts!();
+        let fs = Faulty::on_the_network(4096);
+        let file = File::open(fs.file()).unwrap();
+        let mut other = Command::new("cat");
+        let _other = Guard(other.stdin(Stdio::piped()).stdout(file).spawn().unwrap());
+        let held = fs.hold(Call::Attr);
+        let parts = parts("/dev/nbd1", sysfs().path());
+        let (tell, told) = mpsc::channel();
+        let looking = std::thread::spawn(move || tell.send(opener(&parts, 0)));
+        let found = told.recv_timeout(Duration::from_secs(60));
+        drop(held);
+        looking.join().unwrap().unwrap();
+        assert_eq!(found, Ok(None));
     }
 
     #[test]

@@ -43,7 +43,6 @@ pub use options::{
     parse_duration, show_duration,
 };
 pub use plan::{DiskPlan, absolute};
-pub(crate) use remote::has_to_be_flushed;
 pub use remote::{Goodbye, Remote, RemoteDriver};
 
 use crate::error::{Error, Result};

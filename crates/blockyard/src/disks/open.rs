@@ -8,7 +8,7 @@ use blockyard_blkmq::{BlockLayer, Disk};
 use blockyard_driver_nbd::Ledger;
 
 use super::kind::DiskKind;
-use super::remote::{Remote, RemoteDriver};
+use super::remote::{Remote, has_to_be_flushed};
 use crate::daemon::Losses;
 
 /// An open disk. It has to be closed: a disk in the block layer lives as long as that.
@@ -62,6 +62,11 @@ impl OpenDisk {
         self.remotes().for_each(Remote::hold_writes);
     }
 
+    /// Whether a server may still carry out something, now that nothing more is submitted.
+    pub(crate) fn may_change_late(&self) -> bool {
+        self.remotes().any(|remote| remote.driver().may_change_late())
+    }
+
     /// Whether a server may have something of it that was written and not flushed.
     pub(crate) fn tracks_unflushed(&self) -> bool {
         self.tracking().is_some()
@@ -69,19 +74,25 @@ impl OpenDisk {
 
     /// Has that kept where it outlives this process.
     pub(crate) fn keep_ledger(&self, ledger: Arc<dyn Ledger>) {
-        if let Some(driver) = self.tracking() {
-            driver.keep_ledger(ledger);
+        if let Some(remote) = self.tracking() {
+            remote.driver().keep_ledger(ledger);
         }
     }
 
     /// Another process has died that had written to it and not flushed all of that. Says whether it may be lost: all flushes fail
     /// then.
     pub(crate) fn inherit_unflushed(&self) -> bool {
-        self.tracking().is_some_and(|driver| driver.inherit_unflushed())
+        self.tracking().is_some_and(Remote::inherit_unflushed)
     }
 
-    fn tracking(&self) -> Option<&dyn RemoteDriver> {
-        self.remotes().map(Remote::driver).find(|driver| driver.tracks_unflushed())
+    fn tracking(&self) -> Option<&Remote> {
+        self.remotes().find(|remote| remote.driver().tracks_unflushed())
+    }
+
+    /// Whether a last flush is good for anything.
+    pub(crate) fn has_to_be_flushed(&self) -> bool {
+        let itself = || has_to_be_flushed(&self.disk);
+        self.remote.as_ref().map_or_else(itself, Remote::has_to_be_flushed)
     }
 
     /// What does that, for whoever learns later that there was another process; none if there is no need.

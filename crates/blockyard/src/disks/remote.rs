@@ -23,6 +23,10 @@ pub trait RemoteDriver: Send + Sync {
     fn clear_queue(&self);
     /// Nothing is written until what others have sent before can no more be carried out.
     fn hold_writes(&self) {}
+    /// Whether its server may still carry out something, now that nothing more is submitted.
+    fn may_change_late(&self) -> bool {
+        true
+    }
     /// Whether its server may have something that was written and not flushed.
     fn tracks_unflushed(&self) -> bool {
         false
@@ -36,6 +40,10 @@ pub trait RemoteDriver: Send + Sync {
     }
     /// Says goodbye once nothing is out any more.
     fn disconnect(&self) -> Goodbye<'_>;
+    /// As [`RemoteDriver::disconnect`], once its server has had its time. It is soon over, whatever the server does.
+    fn give_up(&self) -> Goodbye<'_> {
+        self.disconnect()
+    }
     /// Whether its driver has an end of its own, which changes only while nothing is out: whoever tells a size may wait for that.
     fn changes_size_frozen(&self) -> bool {
         false
@@ -50,11 +58,14 @@ pub struct Remote {
     driver: Arc<dyn RemoteDriver>,
     /// Nobody waits for the server any more.
     abandoned: AtomicBool,
+    /// Its server has something of another process that was not flushed.
+    has_inherited: AtomicBool,
 }
 
 impl Remote {
     pub(super) fn new(disk: Arc<Disk>, driver: Arc<dyn RemoteDriver>) -> Self {
-        Self { disk, driver, abandoned: AtomicBool::new(false) }
+        let [abandoned, has_inherited] = [(); 2].map(|()| AtomicBool::new(false));
+        Self { disk, driver, abandoned, has_inherited }
     }
 
     /// Fails all that waits for the server, or is out, and with that the last flush. What is asked for after
@@ -67,6 +78,18 @@ impl Remote {
     /// What another process has sent before it died may still be carried out: nothing is written until that is over.
     pub(crate) fn hold_writes(&self) {
         self.driver.hold_writes();
+    }
+
+    /// Another process has died whose writes the server has not flushed: a last flush is for them, too. Says whether they may be
+    /// lost.
+    pub(super) fn inherit_unflushed(&self) -> bool {
+        self.has_inherited.store(true, Ordering::Release);
+        self.driver.inherit_unflushed()
+    }
+
+    /// Whether a last flush is good for anything.
+    pub(super) fn has_to_be_flushed(&self) -> bool {
+        self.has_inherited.load(Ordering::Acquire) || has_to_be_flushed(&self.disk)
     }
 
     pub(super) fn driver(&self) -> &dyn RemoteDriver {
@@ -102,10 +125,10 @@ impl Remote {
                 Err(FlushFailed::new(self.disk.name(), &why))
             }
         };
-        if timeout_at(end, self.driver.disconnect()).await.is_err() {
-            // It waits for what is out, as long as a request may take; with that gone it is through.
+        let abandoned = self.abandoned.load(Ordering::Acquire);
+        if abandoned || timeout_at(end, self.driver.disconnect()).await.is_err() {
             self.driver.clear_queue();
-            self.driver.disconnect().await;
+            self.driver.give_up().await;
         }
         // What was to be flushed is flushed, or nobody takes it any more: removing the disk need not try.
         let mut limits = self.disk.limits();
@@ -129,7 +152,7 @@ impl Remote {
     }
 
     async fn flush(&self) -> Status {
-        if !has_to_be_flushed(&self.disk) {
+        if !self.has_to_be_flushed() {
             return Status::Ok;
         }
         if self.abandoned.load(Ordering::Acquire) {
@@ -149,7 +172,7 @@ impl Remote {
 
 /// Whether a last flush is good for anything: nothing can be lost of a disk that was never written to, and one that cannot flush
 /// promises nothing.
-pub(crate) fn has_to_be_flushed(disk: &Disk) -> bool {
+pub(super) fn has_to_be_flushed(disk: &Disk) -> bool {
     let can_flush = !disk.limits().features.contains(Features::NO_FLUSH);
     let (stats, _) = disk.stats();
     let [_, writes_out] = stats.in_flight();
@@ -182,4 +205,68 @@ fn follow(disk: &Weak<Disk>, bytes: u64, frozen: bool) -> bool {
         "size of the disk changed"
     );
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::sync::mpsc;
+
+    use blockyard_blkmq::{BlockLayer, Clock, MonotonicClock};
+    use blockyard_export_nbd::{Config, Export, Server, ServerLimits};
+
+    use super::*;
+    use crate::disks::DiskMaker;
+    use crate::yard::queue_threads::QueueThreads;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Its host is off, say: connecting takes as long as it may.
+    fn ends_while_nobody_answers(abandoned: bool, limit: Duration) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let threads = QueueThreads::start(1).unwrap();
+        let layer = Arc::new(BlockLayer::new());
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let mut maker = DiskMaker::new(&layer, threads.handles(), clock);
+        let below = maker.open(&"ram:1M".parse().unwrap()).unwrap();
+        let served = Arc::new(below.disk().open(None, OpenMode::ReadWrite).unwrap());
+        let limits = ServerLimits { flush_grace: Duration::ZERO, ..ServerLimits::default() };
+        let config =
+            Config { exports: vec![Export::new("x", served)], limits, ..Config::default() };
+        let server = Server::new(config, threads.handles().to_vec()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (first, (tell, told)) = (Arc::clone(&server), mpsc::channel());
+        let accepting = std::thread::spawn(move || {
+            first.serve(listener.accept().unwrap().0.into());
+            tell.send(listener.accept().unwrap()).unwrap();
+        });
+        let uri = format!("nbd+unix:///x?socket={}&connections=1&timeout=10m", socket.display());
+        let disk = maker.open(&uri.parse().unwrap()).unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(server.shutdown(PATIENCE));
+        let silent = told.recv_timeout(PATIENCE).expect("it connects again");
+        if abandoned {
+            disk.abandon();
+        }
+        let (tell, told) = mpsc::channel();
+        let closed_in = Arc::clone(&layer);
+        std::thread::spawn(move || tell.send(disk.close_now(&closed_in, limit).into_result()));
+        told.recv_timeout(PATIENCE).expect("it does not end").unwrap();
+        drop((silent, server));
+        accepting.join().unwrap();
+        layer.disks().iter().for_each(|disk| _ = layer.del_disk(disk));
+        threads.shutdown();
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_keeps_nobody_from_ending() {
+        ends_while_nobody_answers(false, Duration::from_millis(100));
+    }
+
+    /// There is nothing to wait for within its time, either.
+    #[test]
+    fn a_server_that_was_given_up_has_no_time_to_answer() {
+        ends_while_nobody_answers(true, Duration::from_secs(600));
+    }
 }

@@ -8,7 +8,6 @@ use tokio::sync::mpsc;
 
 use super::YardDisk;
 use crate::daemon::Losses;
-use crate::disks::has_to_be_flushed;
 
 /// Flushes of disks, which nobody waits for.
 pub(super) struct FirstFlushes(Vec<(Arc<Disk>, mpsc::Receiver<Status>)>);
@@ -16,8 +15,8 @@ pub(super) struct FirstFlushes(Vec<(Arc<Disk>, mpsc::Receiver<Status>)>);
 impl FirstFlushes {
     /// Of all disks that may have anything to flush.
     pub(super) fn begin(disks: &[YardDisk]) -> Self {
-        let disks = disks.iter().map(|it| it.open.disk()).filter(|disk| has_to_be_flushed(disk));
-        let begun = disks.filter_map(|disk| {
+        let disks = disks.iter().filter(|it| it.open.has_to_be_flushed());
+        let begun = disks.map(|it| it.open.disk()).filter_map(|disk| {
             let bdev = disk.open(None, OpenMode::ReadOnly).ok()?;
             let (tell, told) = mpsc::channel(1);
             let ended = move |bio: Box<Bio>| {

@@ -415,7 +415,9 @@ impl Nbd {
     #[must_use]
     pub fn inherit_unflushed(&self) -> bool {
         let common = &self.inner.common;
-        if !common.is_trusting() {
+        if common.is_trusting() {
+            common.keep();
+        } else {
             common.fail_flushes();
         }
         common.has_flush_failed()
@@ -430,6 +432,18 @@ impl Nbd {
         inner.kick_all();
     }
 
+    /// Requests that are out on any connection, or wait for one.
+    fn in_flight(&self) -> usize {
+        let out = |handle: &HctxHandle<Self>| handle.with(|hctx| hctx.queue.in_flight());
+        self.inner.handles().filter_map(out).sum::<usize>() + self.inner.common.waiting()
+    }
+
+    /// Whether the server may have something to carry out, on whatever connection. Asked for while nothing can be submitted.
+    #[must_use]
+    pub fn may_change_late(&self) -> bool {
+        self.in_flight() > 0 || self.inner.common.is_fenced()
+    }
+
     /// Ends the disk: new requests fail, what is out is finished, within the timeout, and the server is told
     /// goodbye.
     pub async fn disconnect(&self) {
@@ -438,9 +452,7 @@ impl Nbd {
         let drain = async {
             loop {
                 let drained = self.inner.drained.notified();
-                let out = |handle: &HctxHandle<Self>| handle.with(|hctx| hctx.queue.in_flight());
-                let out: usize = self.inner.handles().filter_map(out).sum();
-                if out + self.inner.common.waiting() == 0 {
+                if self.in_flight() == 0 {
                     return;
                 }
                 drained.await;
@@ -449,11 +461,7 @@ impl Nbd {
         if tokio::time::timeout(self.inner.policy.timeout, drain).await.is_err() {
             tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected; failing requests in flight");
         }
-        for handle in self.inner.handles() {
-            handle.with(|hctx| hctx.disconnect(Status::Offline));
-        }
-        self.leave_unused().await;
-        self.inner.kick_all();
+        self.leave().await;
         let made = async {
             loop {
                 let drained = self.inner.drained.notified();
@@ -466,6 +474,23 @@ impl Nbd {
         if tokio::time::timeout(self.inner.policy.timeout, made).await.is_err() {
             tracing::warn!(server = %self.inner.uri(), "NBD disk disconnected while connecting");
         }
+    }
+
+    /// As [`Nbd::disconnect`], of a server that nobody waits for any more: what is out fails. A connection that is being made is
+    /// left once it is, by its queue.
+    pub async fn give_up(&self) {
+        self.inner.common.close();
+        self.clear_queue();
+        self.leave().await;
+    }
+
+    /// Leaves all connections, with what is out on them.
+    async fn leave(&self) {
+        for handle in self.inner.handles() {
+            handle.with(|hctx| hctx.disconnect(Status::Offline));
+        }
+        self.leave_unused().await;
+        self.inner.kick_all();
     }
 
     /// Fails all that is left, whether it waits or is out, as the kernel's `NBD_CLEAR_QUE`.

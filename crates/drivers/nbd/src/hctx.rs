@@ -56,11 +56,17 @@ impl Hctx {
         Self { queue, ended, batch, vecs, index, inner }
     }
 
-    /// Puts a connection in use.
-    pub(crate) fn attach(&mut self, dialect: Dialect, channel: Channel, made: Made) -> LinkId {
+    /// Puts a connection in use, to the server that the disk had after so many moves.
+    pub(crate) fn attach(
+        &mut self,
+        dialect: Dialect,
+        channel: Channel,
+        made: Made,
+        moves: u64,
+    ) -> LinkId {
         let pool = self.inner.pool(self.index).clone();
         let link = Link::new(dialect, pool, channel.tls.is_none());
-        let id = self.queue.attach(link, channel, made);
+        let id = self.queue.attach(link, channel, made, moves);
         self.adopt();
         self.inner.kick_all();
         id

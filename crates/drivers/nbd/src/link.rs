@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockyard_blkmq::{Op, Status};
 use blockyard_buf::{Pool, Segment, Segments, total_len};
 use blockyard_nbd::Error;
-use blockyard_nbd::client::{Chunk, Expected, Parsed, ReplyParser};
+use blockyard_nbd::client::{Chunk, Expected, InFlight, Parsed, ReplyParser};
 use blockyard_nbd::wire::{AllocationFlags, Command, CommandFlags, ErrorCode, RequestHead};
 
 use crate::commands::{self, Dialect};
@@ -14,7 +14,7 @@ use crate::extents::Extents;
 use crate::held::{Held, Past};
 use crate::inbox::Inbox;
 use crate::job::{Ask, Job};
-use crate::outbox::{Messages, Outbox, Sent};
+use crate::outbox::{Heard, Messages, Outbox, Sent};
 use crate::slots::{Entry, Slots};
 use crate::sources::Read;
 use crate::span::Span;
@@ -355,7 +355,7 @@ impl<J: Job> Link<J> {
             }
             if let Some((cookie, last)) = self.payload_of.take() {
                 if last {
-                    self.finish(cookie, done);
+                    self.finish(cookie, done)?;
                 }
                 continue;
             }
@@ -368,7 +368,7 @@ impl<J: Job> Link<J> {
                     self.start_payload(cookie, offset, length);
                     self.payload_of = Some((cookie, last));
                 }
-                None if last => self.finish(cookie, done),
+                None if last => self.finish(cookie, done)?,
                 None => {}
             }
         }
@@ -377,7 +377,8 @@ impl<J: Job> Link<J> {
     /// Takes a chunk off, and what it says: the request, whether nothing follows, and the data that does.
     #[expect(clippy::type_complexity, reason = "taken apart at once by the only caller")]
     fn read_head(&mut self) -> Result<Option<(u64, bool, Option<(u64, u64)>)>, Error> {
-        let (reply, consumed) = match self.parser.parse(self.inbox.bytes(), &mut self.slots)? {
+        let mut out = Answerable { slots: &mut self.slots, outbox: &self.outbox };
+        let (reply, consumed) = match self.parser.parse(self.inbox.bytes(), &mut out)? {
             Parsed::NeedMore(len) => {
                 self.inbox.need(len);
                 return Ok(None);
@@ -417,14 +418,17 @@ impl<J: Job> Link<J> {
         self.inbox.expect(length);
     }
 
-    fn finish(&mut self, cookie: u64, done: &mut Vec<Done<J>>) {
-        let Some(mut entry) = self.slots.remove(cookie) else { return };
+    fn finish(&mut self, cookie: u64, done: &mut Vec<Done<J>>) -> Result<(), Error> {
+        if self.outbox.heard(cookie) != Heard::All {
+            self.answered_early(cookie)?;
+        }
+        let Some(mut entry) = self.slots.remove(cookie) else { return Ok(()) };
         if let Some(next) = self.next_piece(&mut entry) {
             let cookie = self.slots.next_cookie();
             if let Ok((expected, head)) = self.message(&next, cookie) {
                 self.outbox.push(cookie, head, 0);
                 self.slots.insert(Entry { expected, ..entry });
-                return;
+                return Ok(());
             }
         }
         let Entry { expected, held, changes, flush, .. } = entry;
@@ -446,6 +450,33 @@ impl<J: Job> Link<J> {
         };
         self.shutting_down |= done_one.is_refused();
         done.push(done_one);
+        Ok(())
+    }
+
+    /// A write was answered before all of it was sent. A server may refuse one that early. The rest is still owed to it, or it
+    /// would take what follows for that; but its memory is about to be given back.
+    #[cold]
+    fn answered_early(&mut self, cookie: u64) -> Result<(), Error> {
+        let result = self.slots.get(cookie).map(|entry| entry.expected.result());
+        if result.is_none_or(|result| result.is_ok()) {
+            let rule = "a write succeeds only once all of it has arrived";
+            return Err(Error::violation("reading a reply", rule, cookie));
+        }
+        self.outbox.take_back(cookie, self.slots.payload(cookie));
+        Ok(())
+    }
+}
+
+/// The requests that a server can answer: it has heard what they ask.
+struct Answerable<'a, J> {
+    slots: &'a mut Slots<J>,
+    outbox: &'a Outbox,
+}
+
+impl<J> InFlight for Answerable<'_, J> {
+    fn expected(&mut self, cookie: u64) -> Option<&mut Expected> {
+        let is_heard = self.outbox.heard(cookie) != Heard::Nothing;
+        if is_heard { self.slots.expected(cookie) } else { None }
     }
 }
 

@@ -45,6 +45,17 @@ pub(crate) enum Sent {
     Something,
 }
 
+/// What a server may have heard of a request by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Not what is asked.
+    Nothing,
+    /// What is asked, but not all of the payload.
+    Head,
+    /// All of it.
+    All,
+}
+
 impl Outbox {
     /// Puts a message in.
     pub(crate) fn push(&mut self, cookie: u64, head: RequestHead, payload_len: usize) {
@@ -85,6 +96,17 @@ impl Outbox {
     pub(crate) fn withdraw_all(&mut self) -> impl Iterator<Item = u64> + '_ {
         let begun = usize::from(self.skip > 0);
         self.messages.drain(begun..).map(|message| message.cookie)
+    }
+
+    /// How much of a request that was put in has gone out.
+    pub(crate) fn heard(&self, cookie: u64) -> Heard {
+        match self.messages.iter().position(|message| message.cookie == cookie) {
+            None => Heard::All,
+            Some(0) if self.messages.front().is_some_and(|it| self.skip >= it.head.len()) => {
+                Heard::Head
+            }
+            Some(_) => Heard::Nothing,
+        }
     }
 
     /// Sends nothing more.

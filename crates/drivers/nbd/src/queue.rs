@@ -94,10 +94,10 @@ impl<J: Job, S> Queue<J, S> {
         Self { common, policy, conns, done, released, lost, flush_look, wrote_at, depth }
     }
 
-    /// Puts a new connection in use. There must be none.
-    pub(crate) fn attach(&mut self, link: Link<J>, io: S, made: Made) -> LinkId {
+    /// Puts a new connection in use, to the server that the disk had after so many moves. There must be none.
+    pub(crate) fn attach(&mut self, link: Link<J>, io: S, made: Made, moves: u64) -> LinkId {
         assert!(self.live().is_none(), "two connections in use by one queue");
-        let (id, marks) = self.common.attach(made);
+        let (id, marks) = self.common.attach(made, moves);
         let conn = Conn {
             id,
             link,

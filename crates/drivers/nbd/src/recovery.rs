@@ -71,6 +71,9 @@ pub(crate) struct Recovery<J> {
     /// The server says that a flush covers what was answered on its other connections.
     covers_others: bool,
     moves: u64,
+    /// The server of now has something of connections that are over, which is not flushed, and not lost as it is trusted: the
+    /// next connection to it is to flush that.
+    kept: bool,
     /// Connections were asked for a flush that have not been told.
     asks: bool,
     /// Bounded by the tags of the disk.
@@ -123,6 +126,16 @@ impl<J: Job> Recovery<J> {
     fn may_be_flushed_elsewhere(&self, link: LinkId) -> bool {
         let known = self.known.iter().find(|known| known.id == link);
         known.is_some_and(|known| known.moves == self.moves && !known.doubtful)
+    }
+
+    /// What is not flushed of a connection that is over is for another one to flush.
+    fn keep(&mut self) {
+        let moves = self.moves;
+        let mut others = self.known.iter().filter(|known| known.live && known.moves == moves);
+        match others.find_map(|known| known.marks.as_ref()) {
+            Some(marks) => marks.inherit(),
+            None => self.kept = true,
+        }
     }
 
     fn keeps_from_moving(&self, known: &Known) -> bool {
@@ -188,6 +201,7 @@ impl<J> Common<J> {
             known: Vec::new(),
             covers_others: true,
             moves: 0,
+            kept: false,
             asks: false,
             waiting: VecDeque::new(),
             next_link: INHERITED,
@@ -207,16 +221,23 @@ impl<J> Common<J> {
 }
 
 impl<J: Job> Common<J> {
-    /// A connection is put in use. Says its name, and where it is marked what was written on it.
-    pub(crate) fn attach(&self, made: Made) -> (LinkId, Option<Arc<Marks>>) {
+    /// A connection is put in use, to the server that the disk had after so many moves. Says its name, and where it is marked
+    /// what was written on it.
+    pub(crate) fn attach(&self, made: Made, moves: u64) -> (LinkId, Option<Arc<Marks>>) {
         let mut recovery = self.recovery.lock();
         recovery.next_link += 1;
         let (id, marks) = (recovery.next_link, self.unflushed.as_ref().map(Unflushed::marks));
         let now = self.unflushed.as_ref().map_or(0, |unflushed| unflushed.end_epoch() + 1);
         let connected = if made == Made::AtTheStart { 0 } else { now };
+        if let Some(marks) = &marks
+            && recovery.moves == moves
+            && std::mem::take(&mut recovery.kept)
+        {
+            marks.inherit();
+        }
         let known = Known {
             id,
-            moves: recovery.moves,
+            moves,
             connected,
             alive: now,
             marks: marks.clone(),
@@ -252,9 +273,29 @@ impl<J: Job> Common<J> {
         self.recovery.lock().of(link).is_some_and(|known| known.leaves)
     }
 
+    /// How often the disk has moved. Whoever is to attach a connection asks before it looks whether that is still wanted: one
+    /// that the disk has left in between is not taken for one to the next server.
+    pub(crate) fn moves(&self) -> u64 {
+        self.recovery.lock().moves
+    }
+
     /// The disk moves to another server.
     pub(crate) fn moved(&self) {
-        self.recovery.lock().moves += 1;
+        let mut recovery = self.recovery.lock();
+        recovery.moves += 1;
+        let is_lost = std::mem::take(&mut recovery.kept);
+        drop(recovery);
+        if is_lost {
+            // No connection to the server that has it is ever made again.
+            self.fail_flushes();
+        }
+    }
+
+    /// The server has something that was not flushed, of which no connection knows, and is trusted to keep it.
+    pub(crate) fn keep(&self) {
+        if self.unflushed.is_some() {
+            self.recovery.lock().keep();
+        }
     }
 
     /// The server says no more that its flushes cover several connections.
@@ -451,7 +492,7 @@ impl<J: Job> Common<J> {
         recovery.known.iter().any(|known| recovery.keeps_from_moving(known))
     }
 
-    #[cfg(test)]
+    /// Whether any range is.
     pub(crate) fn is_fenced(&self) -> bool {
         self.guarded.load(Ordering::Acquire)
     }
@@ -498,7 +539,12 @@ impl<J: Job> Common<J> {
         if !marks.is_dirty() {
             return None;
         }
-        let is_kept = self.trusting && self.recovery.lock().may_be_flushed_elsewhere(link);
+        let mut recovery = self.recovery.lock();
+        let is_kept = self.trusting && recovery.may_be_flushed_elsewhere(link);
+        if is_kept {
+            recovery.keep();
+        }
+        drop(recovery);
         if !is_kept {
             self.fail_flushes();
         }

@@ -99,7 +99,6 @@ fn servers_that_end_in_order_and_moves_between_caches_cost_nothing() {
     assert!(total.ends > runs && total.moves > runs && total.flushed > runs, "{total:?}");
     // Whoever is slow to leave is cut off, which is rare, and hears of its loss.
     assert!(total.failed == 0 || total.cut_short > 0, "{total:?}");
-    assert!(total.cut_short <= total.ends, "{total:?}");
 }
 
 #[test]

@@ -118,6 +118,10 @@ impl Channel {
             let mut gather = vecs.gather();
             outbox.fill(slots, &mut gather);
             let sent = gather.send(fd)?;
+            if sent == 0 {
+                // Or a message whose payload is gone would keep this thread for ever.
+                return Err(io::ErrorKind::WriteZero.into());
+            }
             link.sent(sent);
         }
         Ok(())

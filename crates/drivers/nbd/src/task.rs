@@ -223,8 +223,9 @@ impl Keeper {
         // Whoever moves the disk, or ends it, says so, and then asks each queue to leave its connection: so that either
         // this sees that, or that sees this connection.
         let attached = self.handle.with(|hctx| {
+            let moves = self.inner.common.moves();
             let channel = unused.take_if(|_| self.is_wanted())?;
-            Some(hctx.attach(dialect, channel, made))
+            Some(hctx.attach(dialect, channel, made, moves))
         });
         if let Some(channel) = unused {
             channel.leave(dialect.style);

@@ -104,8 +104,8 @@ impl Unflushed {
     /// Those of a new connection.
     pub(crate) fn marks(self: &Arc<Self>) -> Arc<Marks> {
         let parts = (0..PARTS).map(|_| AtomicU64::new(0)).collect();
-        let [latest, flushed, told] = [(); 3].map(|()| AtomicU64::new(0));
-        Arc::new(Marks { of: Arc::clone(self), parts, latest, flushed, told })
+        let [latest, inherited, flushed, told] = [(); 4].map(|()| AtomicU64::new(0));
+        Arc::new(Marks { of: Arc::clone(self), parts, latest, inherited, flushed, told })
     }
 }
 
@@ -116,6 +116,8 @@ pub(crate) struct Marks {
     parts: Box<[AtomicU64]>,
     /// When any was.
     latest: AtomicU64,
+    /// When it was given what another had left, anywhere on the disk: by any thread.
+    inherited: AtomicU64,
     /// What was written up to then is durable.
     flushed: AtomicU64,
     /// The epoch that was told of it.
@@ -143,13 +145,20 @@ impl Marks {
         }
     }
 
+    /// The server has something of another connection, which this one is to flush.
+    pub(crate) fn inherit(&self) {
+        // A flush that is out was sent to the same server, but perhaps before it had all of that.
+        self.inherited.fetch_max(self.of.epoch.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
     /// What was answered in this epoch, or before, is durable.
     pub(crate) fn flushed(&self, epoch: Epoch) {
         self.flushed.fetch_max(epoch, Ordering::AcqRel);
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.latest.load(Ordering::SeqCst) > self.flushed.load(Ordering::Acquire)
+        let latest = self.latest.load(Ordering::SeqCst).max(self.inherited.load(Ordering::SeqCst));
+        latest > self.flushed.load(Ordering::Acquire)
     }
 
     /// Whether a flush is good for something: another one that was sent just when a write was marked may have made that durable,
@@ -166,7 +175,9 @@ impl Marks {
     /// Takes the marks of a connection that is over.
     pub(crate) fn take(&self) -> Option<Parts> {
         let flushed = self.flushed.fetch_max(self.of.end_epoch(), Ordering::AcqRel);
-        let mut parts = Parts { shift: self.of.shift, words: [0; WORDS] };
+        let all = self.inherited.load(Ordering::SeqCst) > flushed;
+        let words = if all { [u64::MAX; WORDS] } else { [0; WORDS] };
+        let mut parts = Parts { shift: self.of.shift, words };
         for (word, marks) in parts.words.iter_mut().zip(self.parts.chunks(64)) {
             for (bit, mark) in marks.iter().enumerate() {
                 *word |= u64::from(mark.load(Ordering::Relaxed) > flushed) << bit;
@@ -272,6 +283,21 @@ mod tests {
         assert!(is_told_dirty() && marks.wants_flush());
         end(unflushed.begin_flush());
         assert!(!is_told_dirty() && !marks.wants_flush());
+    }
+
+    #[test]
+    fn what_another_connection_has_left_is_flushed_by_a_later_flush() {
+        let unflushed = Unflushed::new(1024 << MIN_SHIFT);
+        let marks = unflushed.marks();
+        let before = unflushed.end_epoch();
+        marks.inherit();
+        marks.flushed(before);
+        assert!(marks.is_dirty() && marks.wants_flush() && !marks.are_durable_up_to(before + 1));
+        marks.flushed(unflushed.end_epoch());
+        assert!(!marks.is_dirty());
+        assert_eq!(taken(&marks), "");
+        marks.inherit();
+        assert_eq!(taken(&marks), format!("0-{}", 1024 << MIN_SHIFT));
     }
 
     #[test]

@@ -70,6 +70,24 @@ fn a_server_that_is_left_is_flushed_even_if_its_restarts_are_trusted() {
     assert_eq!(old.asked(0), [Command::Write, Command::Flush, Command::Disc]);
 }
 
+/// Another connection shows that the server is there, and its cache with it.
+#[test]
+fn a_server_that_is_left_is_flushed_for_connections_that_are_over_as_well() {
+    let (place, other) = (Place::new(), Place::new());
+    let old = Fake::start(&place.path("s"), |_| USUAL);
+    let _new = Fake::start(&other.path("s"), |_| USUAL);
+    let disk = attach(NbdConfig { trust_server: true, ..config(&place, 1) }, 1);
+    assert_eq!(disk.write(0, &[1; 4096]), Status::Ok);
+    old.hang_up(0);
+    assert_eq!(old.left().0, 0);
+    assert_eq!(disk.read(0, 512).unwrap(), [7; 512]);
+    disk.block_on(disk.nbd.reconfigure(config(&other, 1).uri)).unwrap();
+    assert_eq!(disk.run(Bio::flush()).status(), Status::Ok);
+    let (last, left) = old.left();
+    assert_eq!(left, Left::Disconnected);
+    assert_eq!(old.asked(last), [Command::Read, Command::Flush, Command::Disc]);
+}
+
 #[test]
 fn a_flush_by_a_new_connection_says_nothing_of_one_whose_server_may_be_gone() {
     let place = Place::new();

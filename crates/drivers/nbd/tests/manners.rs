@@ -12,7 +12,8 @@ use blockyard_driver_nbd::{Backoff, ErrorKind, NbdConfig};
 use blockyard_nbd::wire::{Command, ErrorCode, HeaderStyle, TransmissionFlags};
 use common::fake::{Fake, Left, Manner, Then, USUAL};
 use common::{
-    Attached, PATIENCE, Place, attach, attach_with_a_late_thread, try_attach, unix, until, write,
+    Attached, PATIENCE, Place, attach, attach_beside, attach_with_a_late_thread, try_attach, unix,
+    until, write,
 };
 
 fn quick(place: &Place, connections: usize) -> NbdConfig {
@@ -373,4 +374,32 @@ fn growth_is_told_once_all_connections_know_of_it() {
     drop(go_on);
     until("both know", || size() == LARGE);
     (0..2).for_each(|cpu| works_on(&disk, cpu));
+}
+
+/// The rest of it is sent when there is room, from memory of its own, and the connection is as good as it was.
+#[test]
+fn a_server_that_refuses_a_write_early_keeps_no_other_disk_waiting() {
+    let place = Place::new();
+    let large = Manner { size: 64 << 20, ..USUAL };
+    let server = Fake::scripted(
+        &place.path("s"),
+        move |_| large,
+        |manner, _, request| match request.command {
+            Command::Write => Then::FailsEarly(ErrorCode::ENOSPC),
+            _ => manner.then,
+        },
+    );
+    let _beside = Fake::start(&place.path("t"), |_| USUAL);
+    let config = |name| NbdConfig { timeout: PATIENCE, ..unix(&place.path(name)) };
+    let [disk, beside] = attach_beside([config("s"), config("t")]);
+    // One request, of more than sockets have room for.
+    let mut limits = disk.disk.limits();
+    limits.max_user_sectors = Some(limits.max_hw_sectors);
+    disk.disk.set_limits(limits).unwrap();
+    assert_eq!(disk.write(0, &vec![1; 16 << 20]), Status::NoSpace);
+    assert_eq!(beside.read(0, 512).unwrap(), [7; 512]);
+    server.take_on();
+    assert_eq!(disk.read(0, 512).unwrap(), [7; 512]);
+    assert_eq!(server.asked(0).last(), Some(&Command::Read), "by the same connection");
+    drop((disk, beside));
 }

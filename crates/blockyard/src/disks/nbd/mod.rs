@@ -206,6 +206,10 @@ impl RemoteDriver for Nbd {
         self.hold_writes();
     }
 
+    fn may_change_late(&self) -> bool {
+        self.may_change_late()
+    }
+
     fn tracks_unflushed(&self) -> bool {
         self.tracks_unflushed()
     }
@@ -220,6 +224,10 @@ impl RemoteDriver for Nbd {
 
     fn disconnect(&self) -> Goodbye<'_> {
         Box::pin(self.disconnect())
+    }
+
+    fn give_up(&self) -> Goodbye<'_> {
+        Box::pin(self.give_up())
     }
 
     fn follow_size(&self, thread: &Handle, mut tell: Box<dyn FnMut(u64) -> bool + Send>) {

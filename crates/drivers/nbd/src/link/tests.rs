@@ -64,11 +64,14 @@ fn sent(link: &mut Link<Asked>) -> Request {
 }
 
 fn hears(link: &mut Link<Asked>, bytes: &[u8]) -> Vec<Done<Asked>> {
+    try_hear(link, bytes).unwrap()
+}
+
+fn try_hear(link: &mut Link<Asked>, bytes: &[u8]) -> Result<Vec<Done<Asked>>, Error> {
     let mut done = Vec::new();
     link.room().1[..bytes.len()].copy_from_slice(bytes);
     link.came(bytes.len(), NOW);
-    link.read(&mut done).unwrap();
-    done
+    link.read(&mut done).map(|()| done)
 }
 
 fn to(request: &Request) -> ReplyTo {
@@ -174,6 +177,73 @@ fn what_is_too_long_even_of_one_block_is_an_error() {
     let error = ReplyEncoder::new(STYLE).error(to(&request), ErrorCode::EOVERFLOW);
     let done = hears(&mut link, &error).pop().unwrap();
     assert_eq!((done.result, done.status()), (Err(ErrorCode::EOVERFLOW), Status::Invalid));
+}
+
+/// The memory of two writes, and all that is sent of them.
+fn two_writes(link: &mut Link<Asked>) -> ([Segment; 2], Vec<u8>) {
+    let memory = [1, 2].map(|byte| Segment::from_vec(vec![byte; 1024]));
+    for memory in &memory {
+        submit(link, Asked { memory: Some(memory.clone()), ..asked(Op::Write, 1024) });
+    }
+    let mut stream = vec![0; 2 * (STYLE.request_len() + 1024)];
+    assert_eq!(link.messages().copy_to(&mut stream), stream.len());
+    (memory, stream)
+}
+
+fn heads(stream: &[u8]) -> [Request; 2] {
+    let second = STYLE.request_len() + 1024;
+    [stream, &stream[second..]].map(|head| Request::parse(STYLE, head).unwrap().unwrap())
+}
+
+/// The memory is somebody else's then, and may hold anything.
+#[test]
+fn a_server_that_refuses_a_write_early_gets_the_rest_of_it() {
+    let head = STYLE.request_len();
+    for sent in [head, head + 1, head + 100, head + 1023] {
+        for error in [ErrorCode::ENOSPC, ErrorCode::ESHUTDOWN] {
+            let mut link = link();
+            let (memory, stream) = two_writes(&mut link);
+            let [first, second] = heads(&stream);
+            link.messages().advance(sent);
+            let refusal = ReplyEncoder::new(STYLE).error(to(&first), error);
+            let done = hears(&mut link, &refusal).pop().unwrap();
+            assert_eq!((done.cookie, done.result), (first.cookie, Err(error)));
+            assert!(done.job.is_some());
+            memory[0].fill_zero();
+            let mut rest = vec![0; stream.len()];
+            let len = link.messages().copy_to(&mut rest);
+            assert!(rest[..len] == stream[sent..], "after {sent} bytes");
+            link.messages().advance(len);
+            assert!(!link.has_unsent());
+            let done = hears(&mut link, &ReplyEncoder::new(STYLE).ok(to(&second))).pop().unwrap();
+            assert_eq!((done.cookie, done.result), (second.cookie, Ok(())));
+            assert!(link.slots.is_empty());
+        }
+    }
+}
+
+/// It cannot know of them, or not have what it says that it has written. They are sent to an honest one.
+#[test]
+fn an_answer_to_what_was_not_sent_is_a_lie() {
+    let (encoder, head) = (ReplyEncoder::new(STYLE), STYLE.request_len());
+    let error = |request: &Request| encoder.error(to(request), ErrorCode::EIO).to_vec();
+    let lies = |sent: usize, answer: &dyn Fn(&[Request; 2]) -> Vec<u8>| {
+        let mut link = link();
+        let (_, stream) = two_writes(&mut link);
+        let requests = heads(&stream);
+        link.messages().advance(sent);
+        let lied = try_hear(&mut link, &answer(&requests)).is_err();
+        assert_eq!(link.slots.len(), 2, "nothing has ended");
+        let kept = requests.map(|request| link.take_back(request.cookie).is_some());
+        assert_eq!(kept, [true; 2]);
+        lied
+    };
+    assert!(lies(0, &|[first, _]| error(first)));
+    assert!(lies(head - 1, &|[first, _]| error(first)));
+    assert!(lies(head + 100, &|[_, second]| error(second)));
+    assert!(lies(head + 100, &|[first, _]| encoder.ok(to(first)).to_vec()));
+    assert!(lies(head + 1023, &|[first, _]| encoder.ok(to(first)).to_vec()));
+    assert!(lies(2 * head + 1023, &|[_, second]| error(second)));
 }
 
 /// The server can answer only what it was sent.

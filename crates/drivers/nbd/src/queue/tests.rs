@@ -13,6 +13,7 @@ use crate::commands::Dialect;
 use crate::job::Ask;
 use crate::outbox::Unsent;
 use crate::sources::Read;
+use crate::span::Span;
 use crate::unflushed::Unflushed;
 
 const STYLE: HeaderStyle = HeaderStyle::Structured;
@@ -67,7 +68,8 @@ impl Rig {
     fn attach_link(&mut self, plain: bool) -> LinkId {
         let flags = TransmissionFlags::all();
         let dialect = Dialect { style: STYLE, flags, allocation: None, size: 1 << 20, block: 512 };
-        self.queue.attach(Link::new(dialect, Pool::default(), plain), (), Made::AtTheStart)
+        let moves = self.queue.common.moves();
+        self.queue.attach(Link::new(dialect, Pool::default(), plain), (), Made::AtTheStart, moves)
     }
 
     /// The requests that are sent on a connection now.
@@ -259,4 +261,56 @@ fn a_fence_looked_at_late_falls_half_its_time_after_the_abort() {
     let expired = rig.queue.expire(65 * SEC, &mut rig.ended);
     assert_eq!((expired.abort, expired.given_up), (vec![], 1));
     assert!(!rig.queue.common.is_fenced());
+}
+
+fn with_a_cache(trusting: bool) -> Rig {
+    Rig::with(Common::new(Some(Unflushed::new(1 << 20)), trusting), POLICY)
+}
+
+/// One thread looks whether a connection is still wanted, another one moves the disk, and then the first one attaches it.
+#[test]
+fn a_connection_that_was_wanted_before_a_move_keeps_the_disk_from_moving() {
+    let common = with_a_cache(false).queue.common;
+    let moves = common.moves();
+    common.moved();
+    let (_, marks) = common.attach(Made::Later, moves);
+    assert!(!common.has_to_move(), "it has nothing yet");
+    marks.unwrap().mark(Span::new(0, 512));
+    assert!(common.has_to_move());
+}
+
+/// The next server is not to be used before that.
+#[test]
+fn what_a_trusted_server_has_of_a_lost_connection_is_flushed_before_the_disk_moves() {
+    let written = |common: &Common<Stub>| {
+        let (id, marks) = common.attach(Made::AtTheStart, common.moves());
+        marks.as_ref().unwrap().mark(Span::new(0, 512));
+        (id, marks.unwrap())
+    };
+    let lost = |common: &Common<Stub>, (id, marks): (LinkId, Arc<Marks>)| {
+        common.retire(id);
+        assert_eq!(common.default_on(id, &marks), None);
+        common.settle(id);
+    };
+    // It is made again, or another one is there all the time.
+    for is_there in [false, true] {
+        let common = with_a_cache(true).queue.common;
+        let first = written(&common);
+        let other = is_there.then(|| common.attach(Made::AtTheStart, common.moves()));
+        lost(&common, first);
+        let other = other.unwrap_or_else(|| common.attach(Made::Later, common.moves()));
+        let (id, marks) = (other.0, other.1.unwrap());
+        common.moved();
+        assert!(common.has_to_move(), "{is_there}");
+        let mut flush = common.begin_flush();
+        common.flushed(id, &mut flush);
+        assert!(!common.has_to_move() && !marks.is_dirty() && !common.has_flush_failed());
+        drop(flush);
+    }
+    // No connection to it is made any more.
+    let common = with_a_cache(true).queue.common;
+    lost(&common, written(&common));
+    assert!(!common.has_flush_failed());
+    common.moved();
+    assert!(common.has_flush_failed());
 }

@@ -16,6 +16,9 @@ pub(super) const BLOCKS: usize = 12;
 /// A value with this bit is what the owner of memory put there after he had it back.
 pub(super) const REUSED: u64 = 1 << 62;
 
+/// One in so many writes that come in parts is refused before all of it is there, where requests fail.
+const EARLY: usize = 20;
+
 /// How many servers there are.
 pub(super) const SERVERS: usize = 2;
 
@@ -160,6 +163,8 @@ pub(super) struct Session {
     has_asked: bool,
     /// It was cut off while it may have had something to flush.
     pub(super) cut_short: bool,
+    /// Whether the write that is coming was refused, once that is decided.
+    refused_early: Option<bool>,
 }
 
 /// How quick things are.
@@ -194,6 +199,7 @@ impl Session {
             draining: None,
             has_asked: false,
             cut_short: false,
+            refused_early: None,
         }
     }
 
@@ -355,9 +361,13 @@ impl Session {
             let payload = usize::try_from(request.payload_len(self.style)).unwrap();
             let len = self.style.request_len() + payload;
             if self.input.len() < len {
+                self.may_refuse_early(server.fails, &request, now, pace, dice);
                 break;
             }
             let message: Vec<u8> = self.input.drain(..len).collect();
+            if self.refused_early.take() == Some(true) {
+                continue;
+            }
             if request.command == Command::Disc {
                 self.ended = true;
                 break;
@@ -384,6 +394,28 @@ impl Session {
             };
             let at = now + Duration::from_millis((least + dice.below(longest)) as u64);
             self.pending.push((at, request, payload, now));
+        }
+    }
+
+    /// A server may refuse a write before it has all of it, and takes the rest all the same.
+    fn may_refuse_early(
+        &mut self,
+        fails: bool,
+        request: &Request,
+        now: Duration,
+        pace: Pace,
+        dice: &mut Dice,
+    ) {
+        let syncs = request.flags.contains(CommandFlags::FUA);
+        if self.refused_early.is_some() || !fails || syncs {
+            return;
+        }
+        let refuses = dice.one_in(EARLY);
+        self.refused_early = Some(refuses);
+        if refuses {
+            let to = ReplyTo { cookie: request.cookie, offset: request.offset };
+            let refusal = ReplyEncoder::new(self.style).error(to, ErrorCode::EIO);
+            self.wire.reply(now, &refusal, pace.packet_ms, dice);
         }
     }
 

@@ -36,6 +36,8 @@ pub enum Then {
     Holds,
     /// Refuses.
     Fails(ErrorCode),
+    /// Refuses as soon as it knows what is asked, and takes nothing more until the test says so: [`Fake::take_on`].
+    FailsEarly(ErrorCode),
 }
 
 pub const USUAL: Manner = Manner {
@@ -63,6 +65,7 @@ pub enum Left {
 struct Seen {
     connections: usize,
     requests: Vec<(usize, Command)>,
+    takes_on: bool,
     held: Vec<(usize, Request)>,
     streams: HashMap<usize, (UnixStream, HeaderStyle)>,
 }
@@ -163,6 +166,12 @@ impl Fake {
         numbers.into_iter().for_each(|number| self.release(number));
     }
 
+    /// From now on all that comes is taken.
+    pub fn take_on(&self) {
+        self.shared.seen.lock().takes_on = true;
+        self.shared.changed.notify_all();
+    }
+
     /// Closes a connection, unless it is closed.
     pub fn hang_up(&self, number: usize) {
         if let Some((stream, _)) = self.shared.seen.lock().streams.get(&number) {
@@ -217,24 +226,37 @@ fn serve(
         }
     };
     shared.seen.lock().streams.insert(number, (stream.try_clone()?, style));
+    // What becomes of a request whose payload is still to come.
+    let mut begun = None;
     loop {
         while let Some(request) = Request::parse(style, &input).map_err(std::io::Error::other)? {
+            let to = ReplyTo { cookie: request.cookie, offset: request.offset };
+            let fate = match begun {
+                Some(fate) => fate,
+                None => then(&request),
+            };
+            if let (None, Then::FailsEarly(error)) = (begun.replace(fate), fate) {
+                stream.write_all(&ReplyEncoder::new(style).error(to, error))?;
+                let mut seen = shared.seen.lock();
+                let waits = |seen: &mut Seen| !seen.takes_on;
+                shared.changed.wait_while_for(&mut seen, waits, super::PATIENCE);
+            }
             let len = style.request_len() + usize::try_from(request.payload_len(style)).unwrap();
             if input.len() < len {
                 break;
             }
+            begun = None;
             input.drain(..len);
             let mut seen = shared.seen.lock();
             seen.requests.push((number, request.command));
             shared.changed.notify_all();
-            match then(&request) {
+            match fate {
                 _ if request.command == Command::Disc => return Ok(Left::Disconnected),
                 Then::Answers => stream.write_all(&reply(style, &request))?,
                 Then::HangsUp => return Ok(Left::ByUs),
-                Then::IsSilent => {}
+                Then::IsSilent | Then::FailsEarly(_) => {}
                 Then::Holds => seen.held.push((number, request)),
                 Then::Fails(error) => {
-                    let to = ReplyTo { cookie: request.cookie, offset: request.offset };
                     stream.write_all(&ReplyEncoder::new(style).error(to, error))?;
                 }
             }

@@ -22,7 +22,8 @@ impl World {
         if self.trouble == Trouble::Order {
             return self.fault_in_order(server);
         }
-        // Whose restarts are trusted have none: all that was flushed is there, however often the disk moved.
+        // Whose restarts are trusted have none: all that was flushed is there, however often the disk moved, and whatever
+        // connection has ended.
         match self.dice.below(12) {
             0 if !self.trusting => self.restart(server),
             1..4 => self.move_to(server),
@@ -34,7 +35,7 @@ impl World {
                 let at = self.dice.below(open.len());
                 if let Some(session) = open.into_iter().nth(at) {
                     match self.dice.below(4) {
-                        0 if !self.trusting => session.close(now),
+                        0 => session.close(now),
                         _ => {
                             session.wire.parted_until =
                                 now + Duration::from_millis(self.dice.below(1500) as u64);
