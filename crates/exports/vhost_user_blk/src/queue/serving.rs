@@ -1,7 +1,6 @@
 //! A ring that has started: chains are taken from it and become requests, and are given back answered.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::Flags;
 use blockyard_buf::{GuestView, SharedMapping, losses};
@@ -215,7 +214,7 @@ impl Serving {
 
     /// What makes a write durable at once, where the guest cannot or does not want to flush (section 5.2.6.2).
     fn durable(&self, device: &Device) -> Flags {
-        let is_cached = self.cached && device.writeback.load(Ordering::Relaxed);
+        let is_cached = self.cached && device.write_cache.is_writeback();
         if is_cached || !self.has_durability { Flags::empty() } else { Flags::FUA }
     }
 
