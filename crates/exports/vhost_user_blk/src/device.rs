@@ -12,7 +12,7 @@ use blockyard_vhost_user::wire::{ConfigSpan, F_PROTOCOL_FEATURES, MAX_CONFIG, Pr
 use blockyard_vhost_user_backend::{self as vhost_user, Backend, QueueStart, not_writable};
 use tokio::runtime::Handle;
 
-use crate::queue::QueueHandle;
+use crate::queue::{BounceMemory, QueueHandle};
 use crate::write_cache::{TAIL_LEN, WriteCache};
 
 /// Queues that a front-end may use, unless told otherwise.
@@ -76,6 +76,7 @@ pub(crate) struct Device {
     /// Runtimes of the queue threads.
     threads: Vec<Handle>,
     pub(crate) write_cache: WriteCache,
+    pub(crate) bounce_memory: Arc<BounceMemory>,
     /// For each queue thread, the queue that had requests last.
     last_active: Box<[AtomicU32]>,
     /// One for each queue thread.
@@ -94,6 +95,7 @@ impl Device {
             backend,
             threads,
             write_cache: WriteCache::new(),
+            bounce_memory: Arc::new(BounceMemory::new()),
             last_active: std::iter::repeat_with(|| AtomicU32::new(u32::MAX)).take(count).collect(),
             signallers: (0..count)
                 .map(|cpu| Signaller::of_thread(Some(cpu)))

@@ -10,7 +10,7 @@ use blockyard_vhost_user::queue::{
 };
 use tokio::runtime::Handle;
 
-use super::io::Io;
+use super::io::{Io, NotBegun};
 use super::request::{Answer, Broken, Kind, Ranges, Request};
 use super::{CommandError, Events, RegionPart, Setup};
 use crate::device::{Device, feature};
@@ -159,7 +159,8 @@ impl Serving {
             if io.is_full() {
                 return Ok(taken);
             }
-            let head = match self.resume.pop() {
+            let resumed = self.resume.pop();
+            let head = match resumed {
                 Some(head) => head,
                 None => {
                     let Some(head) = self.ring.pop()? else { return Ok(taken) };
@@ -172,13 +173,30 @@ impl Serving {
                     head
                 }
             };
-            self.begin(head, io, device)?;
+            if !self.begin(head, io, device)? {
+                self.put_back(head, resumed.is_some());
+                return Ok(taken);
+            }
         }
         Ok(limit)
     }
 
+    /// A chain that cannot begin now is as if it had not been taken: who stops the queue meanwhile finds it where it was.
+    #[cold]
+    fn put_back(&mut self, head: u16, was_resumed: bool) {
+        if was_resumed {
+            self.resume.push(head);
+            return;
+        }
+        if let Some(region) = &mut self.region {
+            region.put_back(head);
+        }
+        self.ring.put_back();
+    }
+
+    /// Begins a request. Says whether it could.
     #[inline]
-    fn begin(&mut self, head: u16, io: &mut Io, device: &Device) -> Result<(), Fault> {
+    fn begin(&mut self, head: u16, io: &mut Io, device: &Device) -> Result<bool, Fault> {
         self.chain.read(&self.ring, &self.guest, self.indirect, head)?;
         let request = Request::take(&mut self.chain, &self.guest)?;
         let status_addr = request.status_addr;
@@ -196,19 +214,23 @@ impl Serving {
                 io.flush(head, status_addr);
                 Ok(())
             }
-            Kind::Id => return self.answer_id(head, status_addr, device),
+            Kind::Id => return self.answer_id(head, status_addr, device).map(|()| true),
             Kind::Ranges(op) => {
                 let data = self.chain.readable.get(request.first..).unwrap_or_default();
-                Ranges::read(op, data, &self.guest).map(|ranges| {
+                let ranges = Ranges::read(op, data, &self.guest).map(|ranges| {
                     let flags = self.durable(device);
                     io.ranges(head, op, ranges.as_slice(), flags, status_addr);
-                })
+                });
+                ranges.map_err(NotBegun::from)
             }
-            Kind::Unknown => Err(Answer::Unsupported),
+            Kind::Unknown => Err(Answer::Unsupported.into()),
         };
         match answer {
-            Ok(()) => Ok(()),
-            Err(answer) => self.give_back(head, status_addr, answer, 0),
+            Ok(()) => Ok(true),
+            Err(NotBegun::Answered(answer)) => {
+                self.give_back(head, status_addr, answer, 0).map(|()| true)
+            }
+            Err(NotBegun::NoMemory) => Ok(false),
         }
     }
 
