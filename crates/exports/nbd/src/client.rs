@@ -76,7 +76,10 @@ pub(crate) struct Client {
     flush_grace: AtomicU64,
     /// All others are cut off, and the disk has a flush of its.
     awaits_last_flush: AtomicBool,
+    /// Requests whose replies are not sent.
     pub(crate) in_flight: AtomicUsize,
+    /// Those of them that the disk has.
+    pub(crate) at_disk: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -98,6 +101,7 @@ impl Client {
             flush_grace: AtomicU64::new(0),
             awaits_last_flush: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            at_disk: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
