@@ -363,6 +363,7 @@ impl<'a> Transmission<'a> {
         if let Some(buffer) = ws.exchange() {
             self.pinned.push(buffer);
         }
+        self.unpin();
         Ok(())
     }
 
