@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use blockyard_buf::{RegionSpec, Segment, SharedMapping, SharedWords};
 use blockyard_vhost_user::queue::F_VERSION_1;
 use blockyard_vhost_user::wire::{
-    F_PROTOCOL_FEATURES, HEADER_LEN, Header, Inflight, Message, ProtocolFeatures, Reply, VringAddr,
-    VringFd, VringState,
+    ConfigSpan, F_PROTOCOL_FEATURES, HEADER_LEN, Header, Inflight, Message, ProtocolFeatures,
+    Reply, VringAddr, VringFd, VringState,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -83,10 +83,12 @@ impl FrontEnd {
         Self { socket, file, memory, kicks: Vec::new(), calls: Vec::new(), errs: Vec::new() }
     }
 
-    /// Features and memory are agreed upon.
+    /// A new one, as QEMU is when it starts: features and memory are agreed upon, and it has read the configuration space, which
+    /// one that comes back does not.
     pub fn negotiated(socket: &Path, features: u64) -> Self {
         let mut this = Self::raw(socket);
         this.negotiate(features);
+        this.ask(&Message::GetConfig(ConfigSpan { offset: 0, flags: 0, bytes: vec![0; 60] }));
         this
     }
 

@@ -49,19 +49,30 @@ pub trait Device: Send + Sync + 'static {
     fn has_inflight(&self, mapping: &Arc<SharedMapping>, brought: Option<usize>) {
         let _ = (mapping, brought);
     }
-    /// A queue is about to start; its guest `resumes`, or begins here.
-    fn queue_starts(&self, resumes: bool) {
-        let _ = resumes;
+    /// A queue is about to start.
+    fn queue_starts(&self, start: QueueStart) {
+        let _ = start;
     }
     /// How long what a queue has in flight may take when it is to stop. Then the front-end is hung up on, and its memory is out
     /// of reach of what is still in flight. `None`: as long as it takes.
     fn stop_patience(&self) -> Option<Duration> {
         None
     }
-    /// Queues that were served are about to be stopped, all of them.
-    fn queues_stop(&self) {}
     /// The front-end has left. None of its requests is carried out any more.
     fn front_end_left(&self) {}
+}
+
+/// Where a queue goes on, and who has served it before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueStart {
+    /// At the beginning of its ring: nobody.
+    New,
+    /// Where the same session has stopped it, which has brought no in-flight region since.
+    Again,
+    /// As its part of the in-flight region says: a back-end that had this region, this one or another.
+    Recovered,
+    /// In the middle of its ring: a back-end of which nothing is known.
+    Elsewhere,
 }
 
 /// What is said of a part of the configuration space that is not a driver's to write.

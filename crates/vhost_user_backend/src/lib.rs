@@ -29,7 +29,8 @@ mod vring;
 
 pub use backend::Backend;
 pub use device::{
-    Answer, CommandError, Device, Events, Queue, RegionPart, Setup, Stopping, not_writable,
+    Answer, CommandError, Device, Events, Queue, QueueStart, RegionPart, Setup, Stopping,
+    not_writable,
 };
 pub use error::{Error, ErrorKind};
 pub use fault::Fault;

@@ -17,7 +17,7 @@ use rustix::event::PollFlags;
 
 use crate::backend::Backend;
 use crate::channel::{Channel, Close, Incoming, send_some};
-use crate::device::{CommandError, Device, Queue, RegionPart, Setup};
+use crate::device::{CommandError, Device, Queue, QueueStart, RegionPart, Setup};
 use crate::inflight::InflightFile;
 use crate::vring::Vring;
 
@@ -315,8 +315,7 @@ impl<'a, D: Device> Session<'a, D> {
 
     fn start_vring(&mut self, index: u32) -> Result<(), Close> {
         let region = self.inflight_of(index)?;
-        let resumes = region.as_ref().is_some_and(|region| is_in_use(&region.part));
-        self.device.queue_starts(resumes || self.vring(index)?.base != 0);
+        self.device.queue_starts(how_it_starts(self.vring(index)?, region.as_ref()));
         let (memory, features) = (Arc::clone(&self.memory), self.features);
         let device = self.device;
         let vring = self.vring(index)?;
@@ -330,7 +329,7 @@ impl<'a, D: Device> Session<'a, D> {
         };
         let setup = Setup { memory, place, base: vring.base, events, features, region };
         queue.start(setup).map_err(refused)?;
-        vring.running = true;
+        (vring.running, vring.was_served) = (true, true);
         self.backend.queues.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -387,9 +386,6 @@ impl<'a, D: Device> Session<'a, D> {
 
     /// Stops all queues. What hangs is abandoned, and said.
     fn stop_all(&mut self) -> Option<CommandError> {
-        if self.vrings.iter().any(|vring| vring.running) {
-            self.device.queues_stop();
-        }
         // All at a time, so that they end together.
         let running = self.vrings.iter_mut().filter(|vring| vring.running);
         let stopping: Vec<_> = running
@@ -433,9 +429,8 @@ impl<'a, D: Device> Session<'a, D> {
         self.keeps_inflight()?;
         let tail = self.device.inflight_tail_len();
         let (inflight, file) = InflightFile::make(asked, self.vrings.len(), tail)?;
-        self.device.has_inflight(&inflight.mapping, None);
         let shape = inflight.shape();
-        self.inflight = Some(inflight);
+        self.has_inflight(inflight, None);
         Ok(Answer::Reply(Reply::Inflight(shape), Some(file)))
     }
 
@@ -443,9 +438,16 @@ impl<'a, D: Device> Session<'a, D> {
         self.keeps_inflight()?;
         let file = fd.ok_or_else(|| Close::Refused("an in-flight region without a file".into()))?;
         let inflight = InflightFile::brought(shape, &file)?;
-        self.device.has_inflight(&inflight.mapping, Some(inflight.used()));
-        self.inflight = Some(inflight);
+        let used = inflight.used();
+        self.has_inflight(inflight, Some(used));
         Ok(())
+    }
+
+    /// Queues that start now go by that region, whatever they did before: a guest may have been put back to an earlier state.
+    fn has_inflight(&mut self, inflight: InflightFile, brought: Option<usize>) {
+        self.device.has_inflight(&inflight.mapping, brought);
+        self.inflight = Some(inflight);
+        self.vrings.iter_mut().for_each(|vring| vring.was_served = false);
     }
 
     /// The in-flight region of one queue.
@@ -467,6 +469,18 @@ impl<'a, D: Device> Session<'a, D> {
                 "cannot notify the front-end of a configuration change"
             ),
         }
+    }
+}
+
+fn how_it_starts<Q>(vring: &Vring<Q>, region: Option<&RegionPart>) -> QueueStart {
+    if vring.was_served {
+        QueueStart::Again
+    } else if region.is_some_and(|region| is_in_use(&region.part)) {
+        QueueStart::Recovered
+    } else if vring.base == 0 {
+        QueueStart::New
+    } else {
+        QueueStart::Elsewhere
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Vring<Q> {
     pub(crate) enabled: bool,
     /// It has started.
     pub(crate) running: bool,
+    /// It has started in this session, with the in-flight region that there is, if there is one.
+    pub(crate) was_served: bool,
     /// Who serves it.
     pub(crate) queue: Option<Q>,
 }
@@ -41,6 +43,7 @@ impl<Q> Default for Vring<Q> {
             err: None,
             enabled: false,
             running: false,
+            was_served: false,
             queue: None,
         }
     }

@@ -78,7 +78,10 @@ pub(crate) struct Client {
     awaits_last_flush: AtomicBool,
     /// It has not got all that it has asked for, as its time was over.
     cut_off: AtomicBool,
+    /// Requests whose replies are not sent.
     pub(crate) in_flight: AtomicUsize,
+    /// Those of them that the disk has.
+    pub(crate) at_disk: AtomicUsize,
     pub(crate) requests: AtomicU64,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -101,6 +104,7 @@ impl Client {
             awaits_last_flush: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            at_disk: AtomicUsize::new(0),
             requests: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),

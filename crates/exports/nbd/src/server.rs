@@ -391,11 +391,11 @@ impl Server {
         }
     }
 
-    /// Requests of those clients that have not ended.
+    /// Requests of those clients that their disk has.
     fn in_flight(&self, which: impl Fn(&Client) -> bool) -> usize {
         let clients = self.clients.lock();
         let users = clients.iter().filter(|client| which(client));
-        users.map(|client| client.in_flight.load(Ordering::Relaxed)).sum()
+        users.map(|client| client.at_disk.load(Ordering::Relaxed)).sum()
     }
 
     /// The end of those clients has come that far.

@@ -3,19 +3,19 @@
 
 mod common;
 
-use std::os::unix::net::UnixStream;
+use std::io::Read;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blockyard_blkmq::{Features, Limits, Op, OpenMode, Status};
-use blockyard_export_nbd::{Config, Export, HeaderStyle, Server};
+use blockyard_blkmq::{Features, Limits, Op, Status};
+use blockyard_export_nbd::{Config, HeaderStyle};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode};
-use common::{Client, DEADLINE, HeldDisk, MIB, Yard, eventually, ram, request, tags};
+use common::{Client, DEADLINE, HeldDisk, MIB, Paused, Yard, eventually, ram, request, tags};
 
 const NONE: CommandFlags = CommandFlags::empty();
 /// A grace that is over soon.
 const SHORT: Duration = Duration::from_millis(50);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A disk that keeps its flushes.
 fn slow_to_flush() -> HeldDisk {
@@ -139,76 +139,8 @@ fn until_the_end(mut asks: impl FnMut() -> Option<Option<ErrorCode>>) -> Option<
     }
 }
 
-/// A server in virtual time, which moves only as the test says.
-struct Paused {
-    server: Arc<Server>,
-}
-
-impl Paused {
-    /// Runs `test` with a server that gives its clients `flush_grace`.
-    fn run<T: Future<Output = ()>>(flush_grace: Duration, test: impl FnOnce(Self) -> T) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .event_interval(1)
-            .build()
-            .unwrap();
-        let disk = ram(MIB);
-        let bdev = Arc::new(disk.open(None, OpenMode::ReadWrite).unwrap());
-        let mut config = Config { exports: vec![Export::new("disk", bdev)], ..Config::default() };
-        config.limits.flush_grace = flush_grace;
-        let server = Server::new(config, vec![runtime.handle().clone()]).unwrap();
-        runtime.block_on(async {
-            // As long as something blocks, the clock does not move by itself.
-            let (still, stop) = std::sync::mpsc::channel::<()>();
-            let blocker = tokio::task::spawn_blocking(move || _ = stop.recv());
-            test(Self { server }).await;
-            drop(still);
-            blocker.await.unwrap();
-        });
-    }
-
-    /// A thread that does as the client which it is given.
-    fn client<T: Send + 'static>(
-        &self,
-        hears: bool,
-        does: impl FnOnce(Client) -> T + Send + 'static,
-    ) -> JoinHandle<T> {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(DEADLINE)).unwrap();
-        self.server.serve(theirs.into());
-        std::thread::spawn(move || {
-            let stream = Box::new(ours);
-            let client = if hears {
-                Client::open_hearing(stream)
-            } else {
-                Client::open(stream, "", HeaderStyle::Extended)
-            };
-            does(client.unwrap())
-        })
-    }
-
-    fn requests(&self) -> u64 {
-        self.server.clients().iter().map(|client| client.requests).sum()
-    }
-
-    /// Begins the end. Says how long it took, in virtual time.
-    fn shut_down(&self, grace: Duration) -> tokio::task::JoinHandle<Duration> {
-        let server = Arc::clone(&self.server);
-        tokio::spawn(async move {
-            let begun = tokio::time::Instant::now();
-            server.shutdown(grace).await;
-            begun.elapsed()
-        })
-    }
-
-    async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !holds() {
-            assert!(start.elapsed() < DEADLINE, "{what}");
-            tokio::task::yield_now().await;
-        }
-    }
+fn flush_grace(grace: Duration) -> impl FnOnce(&mut Config) {
+    move |config| config.limits.flush_grace = grace
 }
 
 /// What a client may tell another thread.
@@ -219,7 +151,7 @@ type Told = std::sync::mpsc::Sender<()>;
 fn who_is_busy_hears_of_the_end_before_it_is_cut_off() {
     for seconds in [1, 5, 8] {
         let grace = Duration::from_secs(seconds);
-        Paused::run(grace, |paused| async move {
+        Paused::run(&ram(MIB), flush_grace(grace), |paused| async move {
             // Several at a time, so that nobody spins for the next one.
             let busy = paused.client(true, |mut client| {
                 until_the_end(|| {
@@ -260,7 +192,7 @@ fn who_neither_flushes_nor_hangs_up_is_let_go_in_time() {
     {
         let grace = Duration::from_secs(seconds);
         let limits = Config::default().limits;
-        Paused::run(limits.flush_grace, |paused| async move {
+        Paused::run(&ram(MIB), flush_grace(limits.flush_grace), |paused| async move {
             let (tell, go_on): (Told, _) = std::sync::mpsc::channel();
             let (told, is_told) = std::sync::mpsc::channel();
             let silent = paused.client(hears, move |mut client| {
@@ -286,4 +218,107 @@ fn who_neither_flushes_nor_hangs_up_is_let_go_in_time() {
             assert!(took < grace, "hears {hears}, asks {asks}: {took:?}");
         });
     }
+}
+
+/// Reads of which the socket has no room for the replies, and a flush.
+fn ask_for_much_and_flush(client: &mut Client) {
+    let read = request(Command::Read, NONE, 0, MIB);
+    let flush = request(Command::Flush, NONE, 0, 0);
+    let bytes = [read, read, flush].map(|request| client.encode(request, &[]).1).concat();
+    client.stream.write_all(&bytes).unwrap();
+}
+
+/// A machine that is suspended, say.
+#[test]
+fn who_takes_nothing_of_the_answer_to_its_flush_keeps_nobody_from_the_disk() {
+    let held = slow_to_flush();
+    let config = |config: &mut Config| config.limits.stall_timeout = 900 * SECOND;
+    let disk = Arc::clone(&held.disk);
+    Paused::run(&disk, config, |paused| async move {
+        let stream = Box::new(paused.connect());
+        let (told, is_told) = std::sync::mpsc::channel();
+        let asks = std::thread::spawn(move || {
+            let mut client = Client::open(stream, "", HeaderStyle::Extended).unwrap();
+            ask_for_much_and_flush(&mut client);
+            told.send(client).unwrap();
+        });
+        let in_flight =
+            || -> usize { paused.server.clients().iter().map(|client| client.in_flight).sum() };
+        Paused::until("the flush", || held.held() == 1 && in_flight() == 3).await;
+        asks.join().unwrap();
+        // It is there as long as this.
+        let _client: Client = is_told.recv().unwrap();
+        let server = Arc::clone(&paused.server);
+        let grace = Duration::from_millis(50);
+        let removal = tokio::spawn(async move { server.remove_export("disk", grace).await });
+        while !removal.is_finished() {
+            tokio::time::advance(grace).await;
+        }
+        let removed = removal.await.unwrap().unwrap();
+        assert_eq!(paused.server.in_flight_of(removed), 1, "the disk has the flush");
+        assert_eq!(held.disk.openers(), 1);
+        held.release(Status::Ok);
+        let released = tokio::time::Instant::now();
+        while held.disk.openers() > 0 && released.elapsed() < 60 * SECOND {
+            tokio::time::advance(grace).await;
+        }
+        assert!(released.elapsed() < 3 * SECOND, "{:?}", released.elapsed());
+    });
+}
+
+/// A slow network is no reason to lose the answer.
+#[test]
+fn who_takes_the_answer_to_its_flush_slowly_gets_all_of_it() {
+    const STEP: usize = 256 << 10;
+    let replies = 2 * (16 + (1 << 20)) + 16;
+    let held = slow_to_flush();
+    let disk = Arc::clone(&held.disk);
+    Paused::run(
+        &disk,
+        |_| {},
+        |paused| async move {
+            let stream = Box::new(paused.connect());
+            let (tell, go_on): (Told, _) = std::sync::mpsc::channel();
+            let (told, is_told) = std::sync::mpsc::channel();
+            let takes = std::thread::spawn(move || {
+                let mut client = Client::open(stream, "", HeaderStyle::Simple).unwrap();
+                ask_for_much_and_flush(&mut client);
+                let mut took = Vec::new();
+                while go_on.recv_timeout(DEADLINE).is_ok() {
+                    let len = Read::take(&mut *client.stream, STEP as u64)
+                        .read_to_end(&mut took)
+                        .unwrap();
+                    told.send(len).unwrap();
+                    if len < STEP {
+                        break;
+                    }
+                }
+                took
+            });
+            Paused::until("the flush", || held.held() == 1).await;
+            let end = paused.shut_down(Duration::ZERO);
+            while !end.is_finished() {
+                tokio::time::advance(Duration::from_millis(50)).await;
+            }
+            held.release(Status::Ok);
+            loop {
+                tell.send(()).unwrap();
+                let mut len = None;
+                Paused::until("it takes some", || {
+                    len = is_told.try_recv().ok();
+                    len.is_some()
+                })
+                .await;
+                if len != Some(STEP) {
+                    break;
+                }
+                for _ in 0..12 {
+                    tokio::time::advance(Duration::from_millis(50)).await;
+                }
+            }
+            let took = takes.join().unwrap();
+            assert_eq!(took.len(), replies);
+            assert_eq!(took[replies - 12..replies - 8], [0; 4], "the flush is done");
+        },
+    );
 }

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockyard_blkmq::{Features, Limits};
-use blockyard_export_nbd::{Export, HeaderStyle, TlsMode};
+use blockyard_export_nbd::{Config, Export, HeaderStyle, TlsMode};
 use blockyard_nbd::wire::{Command, CommandFlags, ErrorCode, Request};
-use common::{Client, DEADLINE, MIB, STYLES, Yard, eventually, held_disk, pattern, ram, request};
+use common::{
+    Client, DEADLINE, MIB, Paused, STYLES, Yard, eventually, held_disk, pattern, ram, request,
+};
 use parking_lot::Mutex;
 
 const NONE: CommandFlags = CommandFlags::empty();
@@ -112,7 +114,8 @@ fn a_handshake_has_a_deadline_whatever_it_trickles() {
     let silent = yard.connect();
     let truncated = {
         let mut stream = greeted(&yard);
-        stream.write_all(&[0, 0, 0]).unwrap();
+        // On a busy machine that may be too late already.
+        let _ = stream.write_all(&[0, 0, 0]);
         stream
     };
     let mut trickling = greeted(&yard);
@@ -222,11 +225,10 @@ fn a_client_that_leaves_in_the_middle_of_anything_is_forgotten() {
 }
 
 #[test]
-fn replies_that_are_never_read_hold_no_more_than_the_limit_and_not_for_ever() {
+fn replies_that_are_never_read_hold_no_more_than_the_limit() {
     let yard = Yard::with(ram(64 * MIB), |config, _| {
         config.limits.memory_per_client = 4 << 20;
         config.limits.max_payload = 4 << 20;
-        config.limits.stall_timeout = Duration::from_millis(500);
     });
     let mut bystander = Bystander::new(&yard);
     bystander.0.write(0, &pattern(9, 4 << 20));
@@ -234,9 +236,7 @@ fn replies_that_are_never_read_hold_no_more_than_the_limit_and_not_for_ever() {
         let stream = yard.connect();
         let control = stream.try_clone().unwrap();
         let mut client = Client::open(Box::new(stream), "", style).unwrap();
-        let (_, read) = client.encode(request(Command::Read, NONE, 0, MIB), &[]);
-        let (_, bad) = client.encode(request(Command::Unknown(77), NONE, 0, MIB), &[]);
-        let flood = [read, bad].concat().repeat(10_000);
+        let flood = flood(&mut client);
         let sender = std::thread::spawn(move || client.stream.write_all(&flood));
         eventually("the flood to be held back", || {
             let most = yard.server.clients().iter().map(|info| info.in_flight).max();
@@ -245,11 +245,39 @@ fn replies_that_are_never_read_hold_no_more_than_the_limit_and_not_for_ever() {
         let most = yard.server.clients().iter().map(|info| info.in_flight).max().unwrap();
         assert!(most <= 4, "{most} reads of 1 MiB in 4 MiB");
         bystander.is_well();
-        // The server hangs up: the rest of the flood finds nobody.
+        control.shutdown(Shutdown::Both).unwrap();
         assert!(sender.join().unwrap().is_err());
-        drop(control);
         eventually("the stuck client to be gone", || yard.server.clients().len() == 1);
     }
+}
+
+/// Reads of 1 MiB and requests that are refused, many of both.
+fn flood(client: &mut Client) -> Vec<u8> {
+    let (_, read) = client.encode(request(Command::Read, NONE, 0, MIB), &[]);
+    let (_, bad) = client.encode(request(Command::Unknown(77), NONE, 0, MIB), &[]);
+    [read, bad].concat().repeat(10_000)
+}
+
+#[test]
+fn replies_that_are_never_read_are_not_kept_for_ever() {
+    const STALL: Duration = Duration::from_secs(60);
+    let config = |config: &mut Config| config.limits.stall_timeout = STALL;
+    Paused::run(&ram(MIB), config, |paused| async move {
+        let sender = paused.client(false, |mut client| {
+            let flood = flood(&mut client);
+            // What the server does not take finds nobody in the end.
+            let _ = client.stream.write_all(&flood);
+        });
+        // The first of them has filled the socket.
+        Paused::until("the flood", || paused.requests() > 2).await;
+        let begun = tokio::time::Instant::now();
+        while !paused.server.clients().is_empty() && begun.elapsed() < 2 * STALL {
+            tokio::time::advance(STALL / 20).await;
+        }
+        let took = begun.elapsed();
+        assert!(took >= STALL && took < STALL + STALL / 4, "{took:?}");
+        sender.join().unwrap();
+    });
 }
 
 #[test]

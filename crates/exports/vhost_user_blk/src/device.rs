@@ -2,19 +2,18 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use blockyard_blkmq::{Bdev, Features, SECTOR_SIZE};
 use blockyard_buf::SharedMapping;
 use blockyard_sys::{PeerEvent, Signaller};
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use blockyard_vhost_user::wire::{ConfigSpan, F_PROTOCOL_FEATURES, MAX_CONFIG, ProtocolFeatures};
-use blockyard_vhost_user_backend::{self as vhost_user, Backend, not_writable};
-use parking_lot::Mutex;
+use blockyard_vhost_user_backend::{self as vhost_user, Backend, QueueStart, not_writable};
 use tokio::runtime::Handle;
 
-use crate::queue::QueueHandle;
-use crate::write_cache::{TAIL_LEN, Tail};
+use crate::queue::{BounceMemory, QueueHandle};
+use crate::write_cache::{TAIL_LEN, WriteCache};
 
 /// Queues that a front-end may use, unless told otherwise.
 pub const DEFAULT_QUEUES: u16 = 64;
@@ -76,13 +75,8 @@ pub(crate) struct Device {
     pub(crate) backend: Arc<Backend>,
     /// Runtimes of the queue threads.
     threads: Vec<Handle>,
-    /// The guest wants its writes to be cached until it flushes. A front-end that comes back, or resets the device, does not say
-    /// it again, and its guest goes by what it said: this stays as it is for whoever comes, who is told (section 5.2.5).
-    pub(crate) writeback: AtomicBool,
-    /// Guests know what `writeback` is, or have said it.
-    writeback_is_known: AtomicBool,
-    /// Where it is written down for another back-end.
-    tail: Mutex<Option<Tail>>,
+    pub(crate) write_cache: WriteCache,
+    pub(crate) bounce_memory: Arc<BounceMemory>,
     /// For each queue thread, the queue that had requests last.
     last_active: Box<[AtomicU32]>,
     /// One for each queue thread.
@@ -100,9 +94,8 @@ impl Device {
             export,
             backend,
             threads,
-            writeback: AtomicBool::new(true),
-            writeback_is_known: AtomicBool::new(false),
-            tail: Mutex::new(None),
+            write_cache: WriteCache::new(),
+            bounce_memory: Arc::new(BounceMemory::new()),
             last_active: std::iter::repeat_with(|| AtomicU32::new(u32::MAX)).take(count).collect(),
             signallers: (0..count)
                 .map(|cpu| Signaller::of_thread(Some(cpu)))
@@ -125,12 +118,6 @@ impl Device {
     #[inline]
     pub(crate) fn signal(&self, cpu: usize, event: &Arc<PeerEvent>) {
         self.backend.signal(&self.signallers[cpu], event);
-    }
-
-    fn set_writeback(&self, writeback: bool) {
-        self.writeback_is_known.store(true, Ordering::SeqCst);
-        self.writeback.store(writeback, Ordering::SeqCst);
-        self.tail.lock().iter().for_each(|tail| tail.set_writeback(writeback));
     }
 
     /// Whether a write can be made durable at all.
@@ -202,7 +189,7 @@ impl vhost_user::Device for Device {
         space.put(25, [u8::try_from(limits.alignment_offset / block).unwrap_or(0)]);
         space.put(26, u16::try_from(limits.io_min / block).unwrap_or(u16::MAX).to_le_bytes());
         space.put(28, (limits.io_opt / block).to_le_bytes());
-        space.put(32, [self.writeback.load(Ordering::Relaxed).into()]);
+        space.put(32, [self.write_cache.tell().into()]);
         space.put(34, self.export.queues.to_le_bytes());
         if bdev.is_read_only() {
             return space.0;
@@ -236,7 +223,7 @@ impl vhost_user::Device for Device {
                 if features & feature::CONFIG_WCE == 0 && writable {
                     return Err("the write cache was not offered for change".into());
                 }
-                self.set_writeback(*writeback != 0);
+                self.write_cache.choose(*writeback != 0);
                 Ok(())
             }
             _ => Err(not_writable(span)),
@@ -252,28 +239,14 @@ impl vhost_user::Device for Device {
     }
 
     fn has_inflight(&self, mapping: &Arc<SharedMapping>, brought: Option<usize>) {
-        let (tail, said) = match brought {
-            Some(used) => {
-                let tail = Tail::find(mapping, used);
-                let said = tail.as_ref().map(Tail::writeback);
-                (tail, said)
-            }
-            None => {
-                let tail = Tail::make(mapping);
-                let writeback = self.writeback.load(Ordering::SeqCst);
-                tail.iter().for_each(|tail| tail.set_writeback(writeback));
-                (tail, None)
-            }
-        };
-        *self.tail.lock() = tail;
-        said.into_iter().for_each(|writeback| self.set_writeback(writeback));
+        match brought {
+            Some(used) => self.write_cache.brought(mapping, used),
+            None => self.write_cache.made(mapping),
+        }
     }
 
-    /// A guest that goes on here may have chosen write-through, and then it does not flush; if nobody can know, every write is
-    /// made durable. It stays so until its front-end says otherwise.
-    fn queue_starts(&self, resumes: bool) {
-        if resumes && !self.writeback_is_known.swap(true, Ordering::SeqCst) {
-            self.writeback.store(false, Ordering::SeqCst);
+    fn queue_starts(&self, start: QueueStart) {
+        if self.write_cache.queue_starts(start) {
             tracing::info!(
                 socket = self.backend.name(),
                 "the guest resumed from another back-end and may not flush; every write is made durable"
@@ -281,13 +254,8 @@ impl vhost_user::Device for Device {
         }
     }
 
-    fn queues_stop(&self) {
-        // Their guest began here, or it was found out above how it goes on.
-        self.writeback_is_known.store(true, Ordering::SeqCst);
-    }
-
     fn front_end_left(&self) {
-        *self.tail.lock() = None;
+        self.write_cache.front_end_left();
     }
 }
 

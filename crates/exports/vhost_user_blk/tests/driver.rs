@@ -5,7 +5,7 @@ mod common;
 
 use std::io::Read;
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,7 +19,7 @@ use blockyard_driver_ram::Ram;
 use blockyard_export_vhost_user_blk::Export;
 use blockyard_vhost_user::queue::{F_EVENT_IDX, F_INDIRECT_DESC, region_len};
 use blockyard_vhost_user::wire::{
-    ConfigSpan, HEADER_LEN, Inflight, Message, Reply, VringFd, VringState, config_change,
+    ConfigSpan, HEADER_LEN, Message, Reply, VringFd, VringState, config_change,
 };
 use common::frontend::*;
 use common::{DISK_BYTES, Served, file, ram};
@@ -161,7 +161,7 @@ fn a_queue_that_is_stopped_does_not_wait_for_limits() {
     driver.offer(0, 0);
     driver.kick(0);
     let end = Instant::now() + PATIENCE;
-    while disk.oldest().is_none() {
+    while disk.kept_for().is_none() {
         assert!(Instant::now() < end, "{}", disk.show());
         pause();
     }
@@ -211,71 +211,6 @@ fn a_disk_that_makes_nothing_durable_offers_no_flush_and_takes_writes() {
         let driver = FrontEnd::started(&served.socket(), ALL & !(1 << 9) & !(1 << 11));
         assert_eq!(driver.request(OUT, 0, 512), OK, "{more:?}");
     }
-}
-
-/// QEMU does not say again what its guest has chosen.
-#[test]
-fn write_through_is_not_forgotten() {
-    let limits =
-        Limits { features: Ram::limits().features | Features::WRITE_CACHE, ..Ram::limits() };
-    let disk = ram(limits);
-    let served = Served::with(Arc::clone(&disk), |export| export);
-    let is_durable = |driver: &FrontEnd| {
-        let count = || disk.stats().0.counters(blockyard_blkmq::StatGroup::Flush).ios;
-        let before = count();
-        assert_eq!(driver.request(OUT, 0, 512), OK);
-        count() > before
-    };
-    let writes =
-        |cached: u8| Message::SetConfig(ConfigSpan { offset: 32, flags: 0, bytes: vec![cached] });
-    let again = |driver: FrontEnd, served: &Served| {
-        let file = driver.file.try_clone().unwrap();
-        drop(driver);
-        let mut driver = FrontEnd::with_memory(&served.socket(), file);
-        driver.negotiate(ALL);
-        driver
-    };
-    let mut driver = FrontEnd::negotiated(&served.socket(), ALL);
-    let (region, shape) = inflight_of(&driver);
-    driver.done(&Message::SetInflightFd(shape), &[region.as_fd()]);
-    driver.start_queue(0, 0);
-    assert!(!is_durable(&driver));
-    driver.done(&writes(0), &[]);
-    assert!(is_durable(&driver));
-    // To the same back-end, without the region; and after a reset, of which the guest's configuration space knows nothing.
-    let mut driver = again(driver, &served);
-    driver.start_queue(0, 2);
-    assert!(is_durable(&driver));
-    assert_eq!(config(&driver, 32, 1), [0]);
-    driver.done(&Message::ResetDevice, &[]);
-    assert_eq!(config(&driver, 32, 1), [0]);
-    // To another back-end, as after ours was killed: the region knows.
-    let next = Served::with(Arc::clone(&disk), |export| export);
-    let mut driver = again(driver, &next);
-    driver.done(&Message::SetInflightFd(shape), &[region.as_fd()]);
-    driver.start_queue(0, 3);
-    assert!(is_durable(&driver));
-    driver.done(&writes(1), &[]);
-    assert!(!is_durable(&driver));
-    let next = Served::with(Arc::clone(&disk), |export| export);
-    let mut driver = again(driver, &next);
-    driver.done(&Message::SetInflightFd(shape), &[region.as_fd()]);
-    driver.start_queue(0, 5);
-    assert!(!is_durable(&driver));
-    // To another, without the region: nobody knows, until the guest says.
-    let next = Served::with(Arc::clone(&disk), |export| export);
-    let mut driver = again(driver, &next);
-    driver.start_queue(0, 6);
-    assert!(is_durable(&driver));
-    driver.done(&writes(1), &[]);
-    assert!(!is_durable(&driver));
-    // A region that another kind of back-end has made and used says that the guest goes on, and no more.
-    let next = Served::with(disk.clone(), |export| export);
-    let mut driver = again(driver, &next);
-    let plain = Inflight { mmap_size: region_len(SIZE) as u64, ..shape };
-    driver.done(&Message::SetInflightFd(plain), &[region.as_fd()]);
-    driver.start_queue(0, 0);
-    assert!(is_durable(&driver));
 }
 
 /// What the disk tells the server meanwhile is not kept up by half a message.
@@ -434,12 +369,6 @@ fn a_disk_that_wants_aligned_memory_gets_it() {
     }
 }
 
-fn inflight_of(driver: &FrontEnd) -> (OwnedFd, Inflight) {
-    let asked = Inflight { num_queues: 1, queue_size: SIZE, ..Inflight::default() };
-    driver.tell(&Message::GetInflightFd(asked), &[]);
-    driver.receive_fd(&Message::GetInflightFd(asked))
-}
-
 /// What a back-end that was killed had begun is begun anew by the next, in order; what it had given back is not.
 #[test]
 fn requests_that_were_open_are_replayed() {
@@ -456,7 +385,7 @@ fn requests_that_were_open_are_replayed() {
         Export { on_resume: Some(Arc::new(on_resume)), ..export }
     });
     let driver = FrontEnd::negotiated(&served.socket(), ALL);
-    let (region, shape) = inflight_of(&driver);
+    let (region, shape) = inflight_of(&driver, 1);
     assert!(shape.mmap_size >= region_len(SIZE) as u64);
     // The state that a back-end which was killed leaves behind: chains 0, 4 and 8 write to the same sector and were taken, 8
     // before 0 before 4; 4 was given back, but not all of that was written down.

@@ -19,7 +19,7 @@ fn with_a_reply(budget: &Budget, len: u64) -> Pair {
 }
 
 /// Fills a budget with requests that stay at the disk.
-fn hogs(budget: &Budget) -> Vec<Pair> {
+pub(super) fn hogs(budget: &Budget) -> Vec<Pair> {
     let mut hogs: Vec<_> = (0..8).map(|_| Pair::new(budget)).collect();
     for hog in &mut hogs {
         hog.send(&head(Command::Read, 0, 32 << 20));

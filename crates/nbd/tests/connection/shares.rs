@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use blockyard_nbd::server::ConnectionLimits;
+use blockyard_nbd::server::{ConnectionLimits, Data};
 use blockyard_nbd::wire::{Command, HeaderStyle};
 
-use super::pair::{Answer, Budget, MIB, Pair, head};
+use super::clocks::hogs;
+use super::pair::{Answer, Budget, MIB, Pair, budget, head, reply};
 
 /// A client that always has so many READs of one length under way.
 struct Greedy {
@@ -83,4 +84,44 @@ fn what_changes_many_bytes_counts_for_them() {
         (0..16).for_each(|_| assert_eq!(pair.send(&head(command, 0, 1 << 20)), 28));
         assert_eq!(std::iter::from_fn(|| pair.asked()).count(), 16);
     }
+}
+
+/// What a write keeps of a receive buffer is not given to others in the moment before the owner has counted it.
+#[test]
+fn a_payload_that_is_left_where_it_was_received_counts_at_once() {
+    const WINDOW: usize = 256 << 10;
+    let budget = budget();
+    let mut pair = Pair::new(&budget);
+    pair.send(&head(Command::Read, 0, 1 << 20).repeat(2));
+    let [first, second] = [(); 2].map(|()| pair.asked().unwrap().token);
+    let read = |token| Answer { token, data: vec![vec![7; MIB]], ..Answer::default() };
+    pair.end(read(first));
+    pair.take_replies();
+    let leased = budget.taken();
+    let _hogs = hogs(&budget);
+    let of_hogs = budget.taken() - leased;
+    // A packet in which a small write is, when the reply to the read goes.
+    pair.end(read(second));
+    let write = [head(Command::Write, 512, 512), vec![1; 512]].concat();
+    assert_eq!(pair.send(&write), write.len());
+    let asked = pair.asked().unwrap();
+    assert!(matches!(asked.data, Data::Here(_)), "{:?}", asked.data);
+    pair.take_replies();
+    assert!(budget.taken() >= of_hogs + WINDOW - budget.own(), "the buffer is given to others");
+    // Another one of the same packet takes no other buffer.
+    assert_eq!(pair.send(&write), write.len());
+    let other = pair.asked().unwrap();
+    assert!(matches!(other.data, Data::Here(_)), "{:?}", other.data);
+    pair.connection.set_pinned(WINDOW);
+    for token in [asked.token, other.token] {
+        pair.end(Answer { token, ..Answer::default() });
+        assert_eq!(pair.replies(), reply(0, 512));
+        assert!(budget.taken() >= of_hogs + WINDOW - budget.own());
+    }
+    pair.connection.set_pinned(0);
+    pair.send(&head(Command::Read, 0, 512));
+    let token = pair.asked().unwrap().token;
+    pair.end(Answer { token, data: vec![vec![7; 512]], ..Answer::default() });
+    pair.take_replies();
+    assert_eq!(budget.taken(), of_hogs);
 }

@@ -121,6 +121,11 @@ impl InflightRegion {
         self.set_inflight(head, true);
     }
 
+    /// A chain was taken, but not begun, and is to be taken again.
+    pub fn put_back(&mut self, head: u16) {
+        self.set_inflight(head, false);
+    }
+
     /// A chain is about to be shown to the driver as used.
     #[inline]
     pub fn used(&mut self, head: u16) {

@@ -158,6 +158,11 @@ impl Ring {
         Ok(Some(head))
     }
 
+    /// The chain that was taken last is taken again next.
+    pub fn put_back(&mut self) {
+        self.next_available = self.next_available.wrapping_sub(1);
+    }
+
     /// Looks how many chains the driver has made available.
     ///
     /// # Errors

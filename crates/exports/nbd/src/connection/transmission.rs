@@ -148,6 +148,7 @@ impl<'a> Transmission<'a> {
             let registration = self.registration;
             let client = &registration.client;
             client.in_flight.store(self.connection.outstanding(), Ordering::Relaxed);
+            client.at_disk.store(self.bios.at_disk(), Ordering::Relaxed);
             let is_cut = || registration.server.stage() >= Stage::Cut;
             if self.bios.at_disk() == 0 || is_cut() {
                 return;
@@ -210,8 +211,9 @@ impl<'a> Transmission<'a> {
     /// Does what can be done now; says whether that was anything.
     fn turn(&mut self) -> Result<bool, Close> {
         let registration = self.registration;
-        self.drain.stage = registration.stage();
-        match self.drain.stage {
+        let stage = registration.stage();
+        self.drain.stage = stage;
+        match stage {
             Stage::Serving => {}
             Stage::Draining => self.drain(),
             Stage::Cut if self.awaits_last_flush() => self.drain_last_flush(),
@@ -366,6 +368,7 @@ impl<'a> Transmission<'a> {
         if let Some(buffer) = ws.exchange() {
             self.pinned.push(buffer);
         }
+        self.unpin();
         Ok(())
     }
 
@@ -431,7 +434,9 @@ impl<'a> Transmission<'a> {
             }
         }
         let in_flight = self.connection.outstanding();
-        self.registration.client.in_flight.store(in_flight, Ordering::Relaxed);
+        let client = &self.registration.client;
+        client.in_flight.store(in_flight, Ordering::Relaxed);
+        client.at_disk.store(self.bios.at_disk(), Ordering::Relaxed);
         Ok(progress)
     }
 

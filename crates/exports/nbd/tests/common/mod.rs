@@ -5,6 +5,7 @@
 
 mod client;
 mod panics;
+mod paused;
 pub mod tls;
 
 use std::os::unix::net::UnixStream;
@@ -24,6 +25,7 @@ use blockyard_export_nbd::{Address, Config, Export, Server, bind};
 pub use blockyard_conformance::HeldDisk;
 pub use client::{Client, STYLES, negotiate, request};
 pub use panics::Panics;
+pub use paused::Paused;
 
 /// How long anything may take before the test fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

@@ -3,25 +3,19 @@
 use std::sync::Arc;
 
 use blockyard_blkmq::{Bdev, Bio, EndIo, Flags, Op, Outbox, SECTOR_SIZE, Sector, Status};
-use blockyard_buf::{
-    Access, GuestView, Pool, PoolLimits, Segment, Segments, copy_segments, losses, total_len,
-};
+use blockyard_buf::{Access, GuestView, Segment, Segments, copy_segments, losses, total_len};
 use blockyard_vhost_user::queue::Buffer;
 
 use super::Bios;
+use super::bounce::{BounceMemory, MAX_BOUNCE};
 use super::request::{Answer, Range};
 use super::slot::{Bounce, Slot};
 use crate::device::SEG_MAX;
 
 /// More room for segments than a bio keeps for its next use.
 const KEPT_SEGMENTS: usize = 64;
-/// The longest read or write whose data goes through memory of ours. Guests ask for a tenth of it, and align what they ask for.
-const MAX_BOUNCE: usize = 16 << 20;
-/// Bytes of such memory in use with which a queue takes no further request: a guest names how much is needed, by descriptors of
-/// memory that may be the same again and again.
+/// Bytes of ours that data goes through with which a queue takes no further request: the others are to have some, too.
 const BOUNCED_BYTES: usize = 4 << 20;
-/// Bytes of free memory that a queue keeps for data that cannot stay where it is.
-const KEPT_BYTES: usize = 1 << 20;
 
 /// Bytes of memory that are brought in when a disk has failed with them, as others wait meanwhile, and the guest may never have
 /// touched them. A file that became shorter is found without that, wherever its end is; a page behind these that is broken, or
@@ -85,18 +79,34 @@ pub(super) struct Io {
     ended: Bios,
     /// Requests that the disk has.
     pub(super) outstanding: usize,
-    /// Bytes of ours that data goes through.
+    memory: Arc<BounceMemory>,
+    /// Bytes of that.
     bounced: usize,
+    /// There may be too little of it for a further request.
+    is_pressed: bool,
     /// Bits that the address and the length of a segment must not have.
     dma_alignment: usize,
     /// Mappings that were lost before the requests that are begun now.
     losses: u64,
     pub(super) lost_writes: LostWrites,
-    pool: Pool,
+}
+
+/// Why a read or a write was not begun.
+pub(super) enum NotBegun {
+    /// It is to be answered at once.
+    Answered(Answer),
+    /// The memory is out that its data has to go through. It can begin when some of that was given back.
+    NoMemory,
+}
+
+impl From<Answer> for NotBegun {
+    fn from(answer: Answer) -> Self {
+        Self::Answered(answer)
+    }
 }
 
 impl Io {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(memory: Arc<BounceMemory>) -> Self {
         Self {
             ends: Arc::default(),
             slots: Vec::new(),
@@ -104,11 +114,12 @@ impl Io {
             batch: Vec::new(),
             ended: Vec::new(),
             outstanding: 0,
+            memory,
             bounced: 0,
+            is_pressed: false,
             dma_alignment: 0,
             losses: 0,
             lost_writes: LostWrites::default(),
-            pool: Pool::new(PoolLimits { kept_bytes: KEPT_BYTES }),
         }
     }
 
@@ -126,10 +137,16 @@ impl Io {
         self.losses = losses();
     }
 
-    /// No further request is taken before one ends.
+    /// No further request is taken before one ends, of this queue or of another.
     #[inline]
-    pub(super) fn is_full(&self) -> bool {
-        self.bounced > BOUNCED_BYTES
+    pub(super) fn is_full(&mut self) -> bool {
+        self.is_pressed && self.is_still_pressed()
+    }
+
+    #[cold]
+    fn is_still_pressed(&mut self) -> bool {
+        self.is_pressed = self.bounced > BOUNCED_BYTES || self.memory.is_waiting(&self.ends);
+        self.is_pressed
     }
 
     /// The place of the request with that first descriptor, which the ring has checked.
@@ -158,7 +175,7 @@ impl Io {
     /// A read or a write, into or from the guest's own memory.
     ///
     /// # Errors
-    /// What it is to be answered with at once.
+    /// [`NotBegun`].
     #[inline]
     pub(super) fn transfer(
         &mut self,
@@ -168,9 +185,9 @@ impl Io {
         data: &[Buffer],
         guest: &GuestView,
         status_addr: u64,
-    ) -> Result<(), Answer> {
+    ) -> Result<(), NotBegun> {
         if data.len() > SEG_MAX as usize {
-            return Err(Answer::IoErr);
+            return Err(Answer::IoErr.into());
         }
         let (op, access, flags) = match write {
             Some(flags) => (Op::Write, Access::Read, flags),
@@ -187,53 +204,67 @@ impl Io {
             });
             if there.is_none() {
                 self.recycle(bio);
-                return Err(Answer::IoErr);
+                return Err(Answer::IoErr.into());
             }
         }
         let len = u32::try_from(bio.len()).ok();
         let Some(len) = len.filter(|len| !misaligned || *len as usize <= MAX_BOUNCE) else {
             self.recycle(bio);
-            return Err(Answer::IoErr);
+            return Err(Answer::IoErr.into());
         };
         let bounced = if misaligned {
             match self.bounce(&mut bio) {
-                Some(bounce) => Some(bounce),
-                None => {
+                Ok(bounced) => Some(bounced),
+                Err(err) => {
                     self.recycle(bio);
-                    return Err(Answer::IoErr);
+                    return Err(err);
                 }
             }
         } else {
             None
         };
         self.join(head, 1, status_addr, if write.is_some() { 0 } else { len });
-        if let Some(bounce) = bounced {
+        if let Some((bounce, charge)) = bounced {
             let slot = self.slot(head);
-            slot.bounced = bounce.ours.len();
+            slot.bounced = charge;
             slot.bounce = write.is_none().then(|| Box::new(bounce));
         }
         self.batch.push(bio);
         Ok(())
     }
 
-    /// Has the data go through memory that the disk can use. `None`: some of it is gone.
+    /// Has the data go through memory that the disk can use. Says what that counts for, too.
     #[cold]
-    fn bounce(&mut self, bio: &mut Bio) -> Option<Bounce> {
+    fn bounce(&mut self, bio: &mut Bio) -> Result<(Bounce, usize), NotBegun> {
         let theirs: Segments = bio.take_data();
         let len = total_len(&theirs);
-        let ours = self.pool.get(len).into_segment_mut(len);
+        let Some((ours, charge)) = self.memory.take(len, &self.ends) else {
+            self.is_pressed = true;
+            return Err(NotBegun::NoMemory);
+        };
+        let ours = ours.into_segment_mut(len);
         let (op, sector, flags) = (bio.op, bio.sector(), bio.flags);
         if op == Op::Write {
             copy_segments(std::slice::from_ref(&ours), &theirs);
             if losses() != self.losses && theirs.iter().any(Segment::is_lost) {
-                return None;
+                drop(ours);
+                self.memory.give_back(charge);
+                return Err(Answer::IoErr.into());
             }
         }
-        self.bounced += len;
+        self.bounced += charge;
+        self.is_pressed |= self.bounced > BOUNCED_BYTES;
         bio.reset(op, sector, 0);
         bio.flags = flags;
         bio.add_segment(Segment::clone(&ours));
-        Some(Bounce { ours, theirs })
+        Ok((Bounce { ours, theirs }, charge))
+    }
+
+    /// The memory that data has gone through is not needed any more.
+    #[cold]
+    fn unbounce(&mut self, charge: usize) {
+        self.bounced -= charge;
+        self.memory.give_back(charge);
     }
 
     pub(super) fn flush(&mut self, head: u16, status_addr: u64) {
@@ -275,12 +306,17 @@ impl Io {
         for bio in std::mem::take(&mut self.batch) {
             if let Ok(head) = u16::try_from(bio.private & 0xffff) {
                 let slot = &mut self.slots[usize::from(head)];
-                self.bounced -= std::mem::take(&mut slot.bounced);
+                let charge = std::mem::take(&mut slot.bounced);
                 slot.bounce = None;
                 slot.pending -= 1;
                 self.outstanding -= usize::from(slot.pending == 0);
+                self.recycle(bio);
+                if charge > 0 {
+                    self.unbounce(charge);
+                }
+            } else {
+                self.recycle(bio);
             }
-            self.recycle(bio);
         }
     }
 
@@ -313,10 +349,12 @@ impl Io {
                 self.lost_writes.add(bio.sector().0, bio.len() / SECTOR_SIZE);
             }
         }
-        if let Some(bounce) = slot.bounce.take() {
+        if let Some(bounce) = slot.bounce.take()
+            && slot.status == Status::Ok
+        {
             copy_segments(&bounce.theirs, std::slice::from_ref(&bounce.ours));
         }
-        self.bounced -= std::mem::take(&mut slot.bounced);
+        let charge = std::mem::take(&mut slot.bounced);
         slot.pending -= 1;
         let last = slot.pending == 0;
         if last {
@@ -324,6 +362,9 @@ impl Io {
             self.outstanding -= 1;
         }
         self.recycle(bio);
+        if charge > 0 {
+            self.unbounce(charge);
+        }
         last.then_some(head)
     }
 
@@ -354,5 +395,8 @@ fn probe(bio: &Bio) {
 impl Drop for Io {
     fn drop(&mut self) {
         self.ends.0.close();
+        if self.bounced > 0 {
+            self.unbounce(self.bounced);
+        }
     }
 }

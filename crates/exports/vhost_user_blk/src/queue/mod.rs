@@ -1,5 +1,6 @@
 //! A virtqueue and the task on its queue thread that serves it; the session tells it what to do, and waits until that is done.
 
+mod bounce;
 mod io;
 mod request;
 mod serving;
@@ -18,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::device::Device;
+pub(crate) use bounce::BounceMemory;
 use worker::Worker;
 
 /// Bios on their way through a queue: the block layer takes and gives boxes.

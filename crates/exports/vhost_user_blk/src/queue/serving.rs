@@ -1,7 +1,6 @@
 //! A ring that has started: chains are taken from it and become requests, and are given back answered.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use blockyard_blkmq::Flags;
 use blockyard_buf::{GuestView, SharedMapping, losses};
@@ -11,7 +10,7 @@ use blockyard_vhost_user::queue::{
 };
 use tokio::runtime::Handle;
 
-use super::io::Io;
+use super::io::{Io, NotBegun};
 use super::request::{Answer, Broken, Kind, Ranges, Request};
 use super::{CommandError, Events, RegionPart, Setup};
 use crate::device::{Device, feature};
@@ -160,7 +159,8 @@ impl Serving {
             if io.is_full() {
                 return Ok(taken);
             }
-            let head = match self.resume.pop() {
+            let resumed = self.resume.pop();
+            let head = match resumed {
                 Some(head) => head,
                 None => {
                     let Some(head) = self.ring.pop()? else { return Ok(taken) };
@@ -173,13 +173,30 @@ impl Serving {
                     head
                 }
             };
-            self.begin(head, io, device)?;
+            if !self.begin(head, io, device)? {
+                self.put_back(head, resumed.is_some());
+                return Ok(taken);
+            }
         }
         Ok(limit)
     }
 
+    /// A chain that cannot begin now is as if it had not been taken: who stops the queue meanwhile finds it where it was.
+    #[cold]
+    fn put_back(&mut self, head: u16, was_resumed: bool) {
+        if was_resumed {
+            self.resume.push(head);
+            return;
+        }
+        if let Some(region) = &mut self.region {
+            region.put_back(head);
+        }
+        self.ring.put_back();
+    }
+
+    /// Begins a request. Says whether it could.
     #[inline]
-    fn begin(&mut self, head: u16, io: &mut Io, device: &Device) -> Result<(), Fault> {
+    fn begin(&mut self, head: u16, io: &mut Io, device: &Device) -> Result<bool, Fault> {
         self.chain.read(&self.ring, &self.guest, self.indirect, head)?;
         let request = Request::take(&mut self.chain, &self.guest)?;
         let status_addr = request.status_addr;
@@ -197,25 +214,29 @@ impl Serving {
                 io.flush(head, status_addr);
                 Ok(())
             }
-            Kind::Id => return self.answer_id(head, status_addr, device),
+            Kind::Id => return self.answer_id(head, status_addr, device).map(|()| true),
             Kind::Ranges(op) => {
                 let data = self.chain.readable.get(request.first..).unwrap_or_default();
-                Ranges::read(op, data, &self.guest).map(|ranges| {
+                let ranges = Ranges::read(op, data, &self.guest).map(|ranges| {
                     let flags = self.durable(device);
                     io.ranges(head, op, ranges.as_slice(), flags, status_addr);
-                })
+                });
+                ranges.map_err(NotBegun::from)
             }
-            Kind::Unknown => Err(Answer::Unsupported),
+            Kind::Unknown => Err(Answer::Unsupported.into()),
         };
         match answer {
-            Ok(()) => Ok(()),
-            Err(answer) => self.give_back(head, status_addr, answer, 0),
+            Ok(()) => Ok(true),
+            Err(NotBegun::Answered(answer)) => {
+                self.give_back(head, status_addr, answer, 0).map(|()| true)
+            }
+            Err(NotBegun::NoMemory) => Ok(false),
         }
     }
 
     /// What makes a write durable at once, where the guest cannot or does not want to flush (section 5.2.6.2).
     fn durable(&self, device: &Device) -> Flags {
-        let is_cached = self.cached && device.writeback.load(Ordering::Relaxed);
+        let is_cached = self.cached && device.write_cache.is_writeback();
         if is_cached || !self.has_durability { Flags::empty() } else { Flags::FUA }
     }
 

@@ -18,7 +18,7 @@ pub(super) struct Slot {
     pub(super) read_len: u32,
     /// How it went so far.
     pub(super) status: Status,
-    /// Bytes of ours that its data goes through.
+    /// What the memory of ours counts for that its data goes through.
     pub(super) bounced: usize,
     /// A read's data on its way to memory of the guest's that the disk cannot use.
     pub(super) bounce: Option<Box<Bounce>>,

@@ -42,6 +42,8 @@ pub(super) struct Worker {
     /// Nothing is taken any more; who asked for it waits until nothing is in flight.
     stop: Option<(SyncSender<Answer>, WaitLimit)>,
     io: Io,
+    /// It was full when the driver was to be asked for more.
+    is_full: bool,
     spin: SpinPolicy,
     /// Since when it has been waiting for the driver and nothing else.
     dry_since: Option<Instant>,
@@ -55,6 +57,7 @@ impl Worker {
         runtime: Handle,
         commands: mpsc::Receiver<Envelope>,
     ) -> Self {
+        let io = Io::new(Arc::clone(&device.bounce_memory));
         Self {
             device,
             cpu,
@@ -64,7 +67,8 @@ impl Worker {
             abandoned: false,
             serving: None,
             stop: None,
-            io: Io::new(),
+            io,
+            is_full: false,
             spin: SpinPolicy::default(),
             dry_since: None,
         }
@@ -277,7 +281,7 @@ impl Worker {
 
     /// Looks for the next request for some microseconds, where that has been worth while. Says whether one came.
     fn look(&mut self) -> bool {
-        let budget = self.spin.budget().filter(|_| self.io.outstanding == 0);
+        let budget = self.spin.budget().filter(|_| self.io.outstanding == 0 && !self.io.is_full());
         let Some(budget) = budget else { return false };
         let Some(serving) = self.active() else { return false };
         let start = Instant::now();
@@ -304,7 +308,8 @@ impl Worker {
 
     /// Asks the driver to tell when there is more; says whether there is none yet.
     fn may_sleep(&mut self) -> bool {
-        if self.io.is_full() {
+        self.is_full = self.io.is_full();
+        if self.is_full {
             return true;
         }
         let Some(serving) = self.active() else { return true };
@@ -325,7 +330,8 @@ impl Worker {
     }
 
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.io.ends.0.sleep(cx) {
+        // After `sleep`: memory is given back before anybody is kicked.
+        if self.io.ends.0.sleep(cx) || self.is_full && !self.io.is_full() {
             return Poll::Ready(());
         }
         if !self.abandoned

@@ -311,10 +311,11 @@ impl<W: Work, M: Memory> Connection<W, M> {
         let whole = usize::try_from(request.length).unwrap_or(usize::MAX);
         if let Some(data) = bytes[*at..].get(..whole)
             && data.as_ptr().addr() & self.limits.alignment == 0
-            && self.lease.covers(self.held_now() + self.limits.window)
+            && self.lease.covers(self.held_with_buffer())
         {
             let here = *at..*at + whole;
             *at = here.end;
+            self.is_left_here = true;
             self.push(request, request.length, 0, Data::Here(here));
             return;
         }
@@ -525,7 +526,12 @@ impl<W: Work, M: Memory> Connection<W, M> {
 
     /// Bytes of memory that it holds in any way.
     pub(super) fn held_now(&self) -> usize {
-        self.held + self.pinned
+        if self.is_left_here { self.held_with_buffer() } else { self.held + self.pinned }
+    }
+
+    /// As many, if one more receive buffer is kept.
+    fn held_with_buffer(&self) -> usize {
+        self.held + self.pinned + self.limits.window
     }
 
     /// Bytes of memory that it keeps from others.

@@ -159,6 +159,8 @@ pub struct Connection<W, M> {
     held: usize,
     /// Bytes of receive buffers that writes keep from others.
     pinned: usize,
+    /// A payload was left where it was received, and its buffer is not counted there yet.
+    is_left_here: bool,
     /// Requests that the disk has.
     at_disk: usize,
     /// Bytes that these change or prefetch without holding memory.
@@ -201,6 +203,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
             lease,
             held: 0,
             pinned: 0,
+            is_left_here: false,
             at_disk: 0,
             working: 0,
             left: None,
@@ -219,9 +222,11 @@ impl<W: Work, M: Memory> Connection<W, M> {
         self.rules.size = size;
     }
 
-    /// Writes keep this many bytes of receive buffers from others.
+    /// Writes keep this many bytes of receive buffers from others. Until this is called, the buffer of a
+    /// [payload that was left there](Data::Here) counts as one that is kept.
     pub fn set_pinned(&mut self, bytes: usize) {
         self.pinned = bytes;
+        self.is_left_here = false;
     }
 
     /// The server ends, and the connection does as soon as it is quiet. What is asked for until then is carried out: an error
@@ -344,7 +349,7 @@ impl<W: Work, M: Memory> Connection<W, M> {
         while self.poll_free().is_some() {}
         self.held -= self.slots.give_up_answers();
         self.lease.leave_queue();
-        self.lease.shrink_to(self.held + self.pinned);
+        self.lease.shrink_to(self.held_now());
     }
 
     /// One piece less of a write will end.

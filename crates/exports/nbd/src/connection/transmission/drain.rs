@@ -7,12 +7,17 @@
 //! client is refused what it asks for when it has not flushed in time, so that it hears of the end, and has a moment to flush.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Transmission;
+use crate::connection::LINGER;
 use crate::flushes::CROSSING;
 use crate::server::Stage;
+
+/// How long the answer to a last flush may take on its way, however little of it a client takes at a time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How far the end of a connection has come.
 #[derive(Debug)]
@@ -29,13 +34,38 @@ pub(super) struct Drain {
     is_unflushed: bool,
     /// When to look again.
     pub(super) look_at: Option<Instant>,
+    /// The answer to its last flush is on its way.
+    answer: Option<LastAnswer>,
+}
+
+/// What the client has taken since its disk has done with its last flush.
+#[derive(Debug)]
+struct LastAnswer {
+    /// Until when it is waited for, whatever it takes.
+    limit: Instant,
+    /// Bytes that were sent, and until when it is waited for if there will be no more.
+    sent: u64,
+    until: Instant,
+}
+
+impl LastAnswer {
+    fn new(now: Instant, sent: u64) -> Self {
+        Self { limit: now + ANSWER_LIMIT, sent, until: now + LINGER }
+    }
+
+    /// So many bytes were sent.
+    fn note(&mut self, now: Instant, sent: u64) {
+        if sent != self.sent {
+            (self.sent, self.until) = (sent, (now + LINGER).min(self.limit));
+        }
+    }
 }
 
 impl Default for Drain {
     fn default() -> Self {
-        let (served_until, let_go_at, look_at) = (None, None, None);
+        let (served_until, let_go_at, look_at, answer) = (None, None, None, None);
         let (stage, asked_before, is_unflushed) = (Stage::Serving, 0, false);
-        Self { stage, served_until, asked_before, let_go_at, is_unflushed, look_at }
+        Self { stage, served_until, asked_before, let_go_at, is_unflushed, look_at, answer }
     }
 }
 
@@ -90,17 +120,31 @@ impl Transmission<'_> {
     }
 
     /// Whether the disk has a flush of the client's, or its answer is on its way: then the client waits for that, and the disk
-    /// is waited for in any case. Whoever cuts the others off knows of it then.
-    pub(super) fn awaits_last_flush(&self) -> bool {
-        let client = &self.registration.client;
-        let is_last = client.awaits_last_flush();
-        let awaits = self.gone.is_none()
-            && (self.bios.unflushed.is_flush_out() || is_last && self.connection.wants_transmit());
+    /// is waited for in any case. Whoever cuts the others off knows of it then. A client that takes nothing of the answer keeps
+    /// nobody from the disk.
+    pub(super) fn awaits_last_flush(&mut self) -> bool {
+        let is_last = self.registration.client.awaits_last_flush();
+        let is_at_disk = self.bios.unflushed.is_flush_out();
+        if is_at_disk {
+            self.drain.answer = None;
+        }
+        let awaits = self.gone.is_none() && (is_at_disk || is_last && self.takes_last_answer());
         if awaits && !is_last {
-            client.set_awaits_last_flush();
+            self.registration.client.set_awaits_last_flush();
             self.registration.server.tell_left();
         }
         awaits
+    }
+
+    /// Whether there is an answer for the client, and time for it.
+    fn takes_last_answer(&mut self) -> bool {
+        if !self.connection.wants_transmit() {
+            return false;
+        }
+        let (now, sent) = (Instant::now(), self.wire.bytes_sent());
+        let answer = self.drain.answer.get_or_insert_with(|| LastAnswer::new(now, sent));
+        answer.note(now, sent);
+        now < answer.until
     }
 
     /// Whether the answer to its last flush was waited for, and it has it.
@@ -114,7 +158,7 @@ impl Transmission<'_> {
     pub(super) fn drain_last_flush(&mut self) {
         self.connection.shut_down();
         self.farewell = 0;
-        self.drain.look_at = None;
+        self.drain.look_at = self.drain.answer.as_ref().map(|answer| answer.until);
         self.drain.is_unflushed = false;
         self.connection.set_awaits_flush(false);
     }
