@@ -1,17 +1,23 @@
 //! Images that are removed: under their lock, so that nobody has them while their objects go.
 
-use super::{LiveImage, Options, has_lock, sweep};
-use crate::error::{ErrorKind, Result};
+use super::{LiveImage, Options, sweep};
+use crate::error::{Error, Result};
 use crate::image::{self, Image, trash};
 use crate::store::ObjectStore;
 
-/// Removes an image. One that has no lock, or is not whole, as it was removed in part or its parent is gone, is to be nobody's:
-/// the caller sees to that.
+/// Removes an image under its lock. One that has none is to be nobody's: the caller sees to that.
 ///
 /// # Errors
 /// As [`image::remove`]; those of [`LiveImage::write`], if somebody has its lock; why it cannot be opened.
 pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
-    match lockable(Image::open(store, name).await)? {
+    let opened = match Image::open(store, name).await {
+        Err(error) if is_for_good(&error) => {
+            let (id, _) = image::find(store, name, None).await?;
+            Image::without_its_parent(store, &id).await
+        }
+        opened => opened.map(Some),
+    };
+    match opened? {
         Some(image) => remove_as(store, image, async |image| image.remove(name).await).await,
         None => image::remove(store, name).await,
     }
@@ -22,22 +28,20 @@ pub async fn remove<S: ObjectStore>(store: &S, name: &str) -> Result<()> {
 /// # Errors
 /// As [`trash::remove`]; those of [`LiveImage::write`], if somebody has its lock; why it cannot be opened.
 pub async fn remove_from_trash<S: ObjectStore>(store: &S, id: &str) -> Result<()> {
-    match lockable(Image::by_id(store, id).await)? {
+    let opened = match Image::by_id(store, id).await {
+        Err(error) if is_for_good(&error) => Image::without_its_parent(store, id).await,
+        opened => opened.map(Some),
+    };
+    match opened? {
         Some(image) => remove_as(store, image, async |image| image.remove_from_trash().await).await,
         None => trash::remove(store, id).await,
     }
 }
 
-/// An image that is removed under its lock; `None` if it has none, or is not whole. One that cannot be opened now may be whole,
-/// and somebody's.
-fn lockable<S: ObjectStore>(opened: Result<Image<S>>) -> Result<Option<Image<S>>> {
-    match opened {
-        Ok(image) => Ok(Some(image).filter(has_lock)),
-        Err(error) if error.is_not_found() || matches!(error.kind(), ErrorKind::Damaged(_)) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
+/// Whether an image that cannot be opened is not whole, and will not be: a parent of it is gone or damaged. It may be somebody's
+/// all the same. One that cannot be opened now is not removed.
+fn is_for_good(error: &Error) -> bool {
+    error.is_not_found() || error.is_damage()
 }
 
 async fn remove_as<S: ObjectStore>(
