@@ -390,6 +390,9 @@ pub enum LockCommand {
         lock_id: String,
         /// Holder, e.g. client.4711.
         locker: String,
+        /// Also if the holder is alive: it is blocklisted, with everything else that it has open.
+        #[arg(long)]
+        force: bool,
     },
 }
 
