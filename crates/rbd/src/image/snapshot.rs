@@ -151,7 +151,7 @@ impl<S: ObjectStore> Image<S> {
     /// removed again (ceph: `SnapshotRemoveRequest.cc`). Each of the steps may have been done before.
     async fn remove_unneeded(&self, header: &Header, id: u64) -> Result<()> {
         // First, as it may have to wait for monitors.
-        self.data.remove_snapshot(id).await?;
+        may_be_gone(self.data.remove_snapshot(id).await)?;
         let others_need_it = header.snapshots.iter().any(|it| it.id != id && it.has_parent());
         if let Some(parent) = header.parent.as_ref().filter(|parent| parent.overlap.is_none())
             && !others_need_it

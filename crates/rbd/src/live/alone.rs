@@ -20,8 +20,10 @@ const MAX_MOMENT: Duration = Duration::from_secs(6);
 /// How long the task that does things waits for one of them: others wait for it, too.
 pub(super) const ALONE_LIMIT: Duration = Duration::from_secs(30);
 
+const WAITING: &str = "waiting for requests to end";
+
 impl<S: ObjectStore> Shared<S> {
-    /// The image alone, in time.
+    /// The image alone, in time: ETIMEDOUT if it cannot be had.
     pub(super) async fn alone_until(
         &self,
         end: Option<Instant>,
@@ -29,9 +31,14 @@ impl<S: ObjectStore> Shared<S> {
         self.in_moments(end, || self.image.write()).await
     }
 
-    /// The same for what is done for others.
+    /// The same for what is done for others, who hear EBUSY: one who hears that time is up asks again (ceph:
+    /// `src/librbd/ImageWatcher.cc`).
     pub(super) async fn alone_for_a_job(&self) -> Result<RwLockWriteGuard<'_, Image<S>>> {
-        self.alone_until(Some(Instant::now() + ALONE_LIMIT)).await
+        let had = self.alone_until(Some(Instant::now() + ALONE_LIMIT)).await;
+        had.map_err(|error| match error.errno() {
+            Some(Errno::TIMEDOUT) => Error::answer(Errno::BUSY).at(WAITING),
+            _ => error,
+        })
     }
 
     /// The same if it can be had in a moment.
@@ -52,7 +59,7 @@ impl<S: ObjectStore> Shared<S> {
             }
             self.check()?;
             if end.is_some_and(|end| Instant::now() >= end) {
-                return Err(Error::answer(Errno::BUSY).at("waiting for requests to end"));
+                return Err(Error::answer(Errno::TIMEDOUT).at(WAITING));
             }
             sleep(moment).await;
             moment = (2 * moment).min(MAX_MOMENT);
