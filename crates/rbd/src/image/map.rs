@@ -163,7 +163,8 @@ impl<S: ObjectStore> Image<S> {
         self.reload_map().await
     }
 
-    /// Takes the map of a snapshot away; what had changed in it has changed for the next one. This goes on beside reads and writes.
+    /// Takes the map of a snapshot away; what had changed in it has changed for the next one. This goes on beside reads and
+    /// writes.
     pub(super) async fn map_without_snapshot(&self, header: &Header, snapshot: u64) -> Result<()> {
         if !header.features.contains(Features::OBJECT_MAP) {
             return Ok(());

@@ -78,11 +78,10 @@ fn the_lock_goes_to_and_fro_under_load() {
             // It has the lock now, or will have it: we have it again with the next write.
             let mut status = live.status();
             let gone = status.wait_for(|status| !status.is_owner);
-            let has_gone = tokio::time::timeout(Duration::from_millis(50), gone).await.is_ok();
-            drop(status);
-            if has_gone {
-                // For so long they have it at least, or they would need hundreds of turns.
-                tokio::time::sleep(TURN).await;
+            if tokio::time::timeout(Duration::from_millis(50), gone).await.is_ok() {
+                // Nobody has us take it back in this time: without, they would need hundreds of turns.
+                let back = status.wait_for(|status| status.is_owner);
+                drop(tokio::time::timeout(TURN, back).await);
             }
             byte = byte % 250 + 1;
             live.write(OURS + 4096, vec![byte; 8192].into()).await.unwrap();

@@ -69,8 +69,8 @@ fn watchers(data: &[u8]) -> Result<Vec<Watcher>> {
     Ok(osd::watchers(data)?)
 }
 
-/// Only data waits while the cluster is full. What frees space, and what changes headers, maps and locks, goes on, and fails where
-/// it would need more: whoever waits for that may be in the way of what frees some (ceph: `librbd/io/ObjectRequest.cc`,
+/// Only data waits while the cluster is full. What frees space, and what changes headers, maps and locks, goes on, and fails
+/// where it would need more: whoever waits for that may be in the way of what frees some (ceph: `librbd/io/ObjectRequest.cc`,
 /// `librbd/ImageCtx.cc`, `set_pool_full_try`).
 pub(super) fn flags(ops: &[Op]) -> OpFlags {
     let goes_on = |op: &Op| match op {
