@@ -390,7 +390,7 @@ pub enum LockCommand {
         lock_id: String,
         /// Holder, e.g. client.4711.
         locker: String,
-        /// Also if the holder is alive: it is blocklisted, with everything else that it has open.
+        /// Break the lock of a client that is alive; all images that it has open fail.
         #[arg(long)]
         force: bool,
     },
